@@ -1,0 +1,1 @@
+"""The configuration: its declaration (``schema``) and its file (``document``)."""

@@ -1,0 +1,256 @@
+"""Every option, declared once: its type, range, default, unit and help.
+
+The form of the app, ``--set section.key=value``, the messages of the validation and the reference page all read these
+declarations. An option that the engine does not honor is not declared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic.fields import FieldInfo
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Paths = Text | list[Text]
+
+
+def _option(default: Any, help: str, *, unit: str = "", basic: bool = False, **constraints: Any) -> Any:  # noqa: A002
+    """Declare one option; ``basic`` ones are shown in the app's short form."""
+    return Field(default, description=help, json_schema_extra={"unit": unit, "basic": basic}, **constraints)
+
+
+class Section(BaseModel):
+    """A section of the configuration file; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, strict=False, frozen=True)
+
+
+class ModelSection(Section):
+    """The base model."""
+
+    base: Text = _option(
+        "smollm2-135m-instruct",
+        "Model to tune: a directory, a GGUF file or the name of a prepared model.",
+        basic=True,
+    )
+
+
+class DataSection(Section):
+    """What is learned, and what is held out."""
+
+    train: Paths = _option(..., "Training rows: a file, or a list of files.", basic=True)
+    eval: Paths | None = _option(
+        None, "Rows kept out of training, to measure on: a file, or a list of files.", basic=True
+    )
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text"] = _option(
+        "auto", "How a row is read; auto decides from the columns and says why."
+    )
+    overlong: Literal["drop", "truncate", "refuse"] = _option(
+        "drop", "What happens to rows longer than train.max_length; the count is always reported."
+    )
+
+
+class TemplateSection(Section):
+    """How a conversation becomes text."""
+
+    file: Text | None = _option(None, "A Jinja chat template that replaces the model's own.")
+
+
+class MethodSection(Section):
+    """Which parameters are trained."""
+
+    name: Literal["qlora", "lora"] = _option(
+        "qlora", "qlora: 4-bit base, trains adapters; lora: 16-bit base, trains adapters.", basic=True
+    )
+    rank: int = _option(16, "Rank of the adapters: more is more capacity and more memory.", ge=1, le=1024, basic=True)
+    alpha: float = _option(32.0, "Scale of the adapters: the update is multiplied by alpha / rank.", gt=0, le=8192)
+    dropout: float = _option(0.0, "Share of adapter inputs dropped in training.", ge=0, lt=1)
+    target_modules: Literal["all-linear"] | list[Text] = _option(
+        "all-linear", "Layers that get adapters: all-linear, or a list of module names."
+    )
+    dora: bool = _option(False, "Weight-decomposed adapters (DoRA): slower, sometimes better at low rank.")
+    rslora: bool = _option(False, "Scale by alpha / sqrt(rank) (rsLoRA): steadier at high rank.")
+
+
+class TrainSection(Section):
+    """The optimization."""
+
+    epochs: float = _option(1.0, "Passes over the training rows.", gt=0, le=1000, basic=True)
+    max_steps: int | None = _option(None, "Stop after so many optimizer steps, whatever epochs says.", ge=1, basic=True)
+    batch_size: int = _option(8, "Rows in one optimizer step.", unit="rows", ge=1, le=65536, basic=True)
+    micro_batch_size: int | None = _option(
+        None, "Rows at once on the device; absent: chosen, and cut smaller when memory runs out.", unit="rows", ge=1
+    )
+    max_length: int = _option(2048, "Longest row.", unit="tokens", ge=8, le=1_048_576, basic=True)
+    learning_rate: float = _option(2e-4, "Peak learning rate.", gt=0, le=1, basic=True)
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = _option(
+        "adamw", "adamw: torch; adamw_8bit and paged_adamw_8bit: bitsandbytes, with less memory."
+    )
+    scheduler: Literal["cosine", "linear", "constant"] = _option("cosine", "How the learning rate falls after warm-up.")
+    warmup: float = _option(0.05, "Warm-up: a share of all steps below 1, a number of steps from 1.", ge=0, le=100_000)
+    weight_decay: float = _option(0.0, "Decoupled weight decay.", ge=0, le=1)
+    max_grad_norm: float = _option(1.0, "Gradients are clipped to this norm; 0 leaves them.", ge=0)
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = _option(
+        "auto", "Arithmetic of forward and backward; auto takes what the device does well."
+    )
+    seed: int = _option(42, "Seed of data order, initialization and dropout.", ge=0, le=2**31 - 1)
+
+
+class MemorySection(Section):
+    """How memory is saved."""
+
+    gradient_checkpointing: Literal["auto", "on", "off"] = _option(
+        "auto", "Recompute activations in backward to save memory; auto: when the rehearsal needs it."
+    )
+
+
+class EvalSection(Section):
+    """Measuring on held-out rows."""
+
+    every_steps: int | None = _option(
+        None, "Evaluate every so many steps; absent: at the end only.", unit="steps", ge=1, basic=True
+    )
+    baseline: bool = _option(False, "Measure the untouched model too, before the first step.")
+    exact_match: bool = _option(
+        False, "Let the model answer the held-out prompts and count the answers that match; slower than the loss alone."
+    )
+    max_rows: int = _option(200, "Rows of data.eval measured each time.", unit="rows", ge=1)
+
+
+class CheckpointSection(Section):
+    """Saving, so that a run can go on after anything."""
+
+    every_steps: int | None = _option(
+        None, "Save every so many steps; absent: ten times in a run, and at the end.", unit="steps", ge=1, basic=True
+    )
+    keep: int = _option(3, "Newest checkpoints kept.", ge=1, le=1000)
+
+
+class HardwareSection(Section):
+    """Where it runs."""
+
+    device: Literal["auto", "cuda", "cpu"] = _option("auto", "Device; auto takes the first GPU, else the CPU.")
+
+
+class ChatSection(Section):
+    """Talking to the model."""
+
+    system: str = _option("", "System prompt; empty: none beyond what the template adds.")
+    max_new_tokens: int = _option(256, "Longest answer.", unit="tokens", ge=1, le=32768)
+    temperature: float = _option(0.0, "Randomness of the answer; 0 always takes the likeliest token.", ge=0, le=5)
+    top_p: float = _option(1.0, "Share of probability that is sampled from.", gt=0, le=1)
+
+
+class Config(Section):
+    """A whole configuration; everything but ``data.train`` has a default."""
+
+    model: ModelSection = ModelSection()
+    data: DataSection
+    template: TemplateSection = TemplateSection()
+    method: MethodSection = MethodSection()
+    train: TrainSection = TrainSection()
+    memory: MemorySection = MemorySection()
+    eval: EvalSection = EvalSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    hardware: HardwareSection = HardwareSection()
+    chat: ChatSection = ChatSection()
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option as its declaration says it."""
+
+    section: str
+    key: str
+    type: Literal["text", "paths", "integer", "number", "boolean", "choice", "list"]
+    help: str
+    unit: str
+    basic: bool
+    required: bool
+    optional: bool
+    """Whether it may be absent."""
+    default: Any
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+
+    @property
+    def name(self) -> str:
+        """``section.key``."""
+        return f"{self.section}.{self.key}"
+
+
+def sections() -> dict[str, type[Section]]:
+    """Section name to its declaration, in the order of the file."""
+    found: dict[str, type[Section]] = {}
+    for name, field in Config.model_fields.items():
+        found[name] = cast(type[Section], field.annotation)
+    return found
+
+
+def _kind(annotation: Any) -> tuple[Any, bool, tuple[str, ...], bool]:
+    """Unfold an annotation into (scalar type, may be None, choices, may be a list)."""
+    optional, choices, many, scalar = False, (), False, None
+    arms = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    for arm in arms:
+        if arm is type(None):
+            optional = True
+        elif get_origin(arm) is Literal:
+            choices = get_args(arm)
+        elif get_origin(arm) is list:
+            many = True
+        else:
+            scalar = get_args(arm)[0] if get_origin(arm) is Annotated else arm
+    return scalar, optional, choices, many
+
+
+def _describe(section: str, key: str, field: FieldInfo) -> Option:
+    scalar, optional, choices, many = _kind(field.annotation)
+    kind: Any = "text"
+    if many:
+        kind = "list" if choices else "paths"
+    elif choices:
+        kind = "choice"
+    elif scalar is bool:
+        kind = "boolean"
+    elif scalar is int:
+        kind = "integer"
+    elif scalar is float:
+        kind = "number"
+    bounds: dict[str, float] = {}
+    for constraint in field.metadata:
+        for name, side in (("ge", "minimum"), ("gt", "minimum"), ("le", "maximum"), ("lt", "maximum")):
+            value = getattr(constraint, name, None)
+            if isinstance(value, (int, float)):
+                bounds[side] = value
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    return Option(
+        section=section,
+        key=key,
+        type=kind,
+        help=field.description or "",
+        unit=str(extra.get("unit", "")),
+        basic=bool(extra.get("basic", False)),
+        required=field.is_required(),
+        optional=optional,
+        default=None if field.is_required() else field.default,
+        choices=choices,
+        minimum=bounds.get("minimum"),
+        maximum=bounds.get("maximum"),
+    )
+
+
+def options() -> Iterator[Option]:
+    """All options in the order of the file."""
+    for section, declaration in sections().items():
+        for key, field in declaration.model_fields.items():
+            yield _describe(section, key, field)
+
+
+def find_option(name: str) -> Option | None:
+    """The option called ``section.key``, or None."""
+    return next((option for option in options() if option.name == name), None)

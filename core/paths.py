@@ -1,0 +1,60 @@
+"""Where things live: the home directory of localtune and what is in it (design: one directory, private to the user)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from core.errors import UserError
+
+DIRECTORY_MODE = 0o700
+FILE_MODE = 0o600
+
+
+def home() -> Path:
+    """``$LOCALTUNE_HOME``, else ``$XDG_DATA_HOME/localtune``, else ``~/.local/share/localtune``; not created."""
+    if explicit := os.environ.get("LOCALTUNE_HOME"):
+        return Path(explicit).expanduser().absolute()
+    if data_home := os.environ.get("XDG_DATA_HOME"):
+        return Path(data_home).expanduser().absolute() / "localtune"
+    return Path("~/.local/share/localtune").expanduser()
+
+
+def models_dir() -> Path:
+    """Models made ready for offline use, a directory each."""
+    return home() / "models"
+
+
+def runs_dir() -> Path:
+    """Runs, a directory each."""
+    return home() / "runs"
+
+
+def config_dir() -> Path:
+    """``$XDG_CONFIG_HOME/localtune``, else ``~/.config/localtune``: the user's keymap and themes; not created."""
+    base = os.environ.get("XDG_CONFIG_HOME")
+    return (Path(base).expanduser() if base else Path("~/.config").expanduser()) / "localtune"
+
+
+def make_private_dir(path: Path) -> Path:
+    """Create a directory and its parents, the new ones readable by the user alone.
+
+    Raises:
+        UserError: If it cannot be created or is not writable.
+    """
+    try:
+        missing = [directory for directory in [path, *path.parents] if not directory.exists()]
+        for directory in reversed(missing):
+            directory.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+        writable = path.is_dir() and os.access(path, os.W_OK | os.X_OK)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be created: {error.strerror}.",
+            "Set LOCALTUNE_HOME to a directory that you can write to.",
+        ) from error
+    if not writable:
+        raise UserError(
+            f"{path} is not a directory that can be written to.",
+            "Set LOCALTUNE_HOME to a directory that you can write to, or mend its permissions.",
+        )
+    return path

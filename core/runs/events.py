@@ -1,0 +1,280 @@
+"""What a run tells: typed events, one JSON object a line in ``events.jsonl``.
+
+Every event carries ``t`` (Unix seconds) and ``type``. Numbers that are not finite are written as the strings ``"NaN"``,
+``"Infinity"`` and ``"-Infinity"``, since JSON has no such numbers and a loss of NaN must never read as 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeAlias
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Base of all events."""
+
+    type: ClassVar[str] = ""
+    t: float = field(default_factory=time.time)
+
+
+PhaseName = Literal["importing", "loading_model", "preparing_data", "rehearsing", "training", "evaluating", "saving"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseEvent(Event):
+    """A phase has begun or got further; ``done`` of ``total`` where it can be counted."""
+
+    type: ClassVar[str] = "phase"
+    name: str
+    detail: str = ""
+    done: int | None = None
+    total: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataEvent(Event):
+    """What became of the rows: ``rows == used + sum(dropped.values())``; lengths in tokens."""
+
+    type: ClassVar[str] = "data"
+    rows: int
+    used: int
+    dropped: dict[str, int]
+    tokens: int
+    supervised_tokens: int
+    longest: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryEvent(Event):
+    """Memory of the device, in bytes."""
+
+    type: ClassVar[str] = "memory"
+    device: str
+    predicted_bytes: dict[str, int] | None = None
+    rehearsed_bytes: int | None = None
+    peak_bytes: int | None = None
+    limit_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepEvent(Event):
+    """One optimizer step. ``tokens`` leaves padding out; ``seconds`` leaves pauses out."""
+
+    type: ClassVar[str] = "step"
+    step: int
+    epoch: float
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens: int
+    supervised_tokens: int
+    seconds: float
+    tokens_per_second: float
+    paused_seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalEvent(Event):
+    """A measurement on held-out rows."""
+
+    type: ClassVar[str] = "eval"
+    step: int
+    loss: float
+    perplexity: float
+    seconds: float
+    exact_match: float | None = None
+    valid_json: float | None = None
+    rows: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleEvent(Event):
+    """An answer of the model; ``source`` is ``base`` or ``step-N``."""
+
+    type: ClassVar[str] = "sample"
+    step: int
+    prompt: str
+    text: str
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardwareEvent(Event):
+    """Devices as dictionaries of :class:`core.hardware.snapshot.Device`; what one does not report is null."""
+
+    type: ClassVar[str] = "hardware"
+    devices: list[dict[str, Any]]
+    energy_wh: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointEvent(Event):
+    """A checkpoint is complete and durable; ``path`` is relative to the run directory."""
+
+    type: ClassVar[str] = "checkpoint"
+    step: int
+    path: str
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class GovernorEvent(Event):
+    """Training was held back for heat or power."""
+
+    type: ClassVar[str] = "governor"
+    action: str
+    cause: str
+    value: float | None = None
+    limit: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoticeEvent(Event):
+    """Something the user should know; ``level`` is ``info``, ``warning`` or ``error``."""
+
+    type: ClassVar[str] = "notice"
+    level: str
+    code: str
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlEvent(Event):
+    """A command was carried out (or refused); ``sender`` (in the file: ``from``) is ``socket``, ``SIGTERM``, …"""
+
+    type: ClassVar[str] = "control"
+    command: str
+    sender: str
+    result: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedEvent(Event):
+    """The run reached its last step; ``adapter`` is relative to the run directory."""
+
+    type: ClassVar[str] = "finished"
+    reason: str
+    step: int
+    best: int | None = None
+    adapter: str | None = None
+    hint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoppedEvent(FinishedEvent):
+    """The run was stopped on request, before its last step."""
+
+    type: ClassVar[str] = "stopped"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailedEvent(FinishedEvent):
+    """The run could not go on; ``reason`` is the sentence for the user."""
+
+    type: ClassVar[str] = "failed"
+
+
+_TYPES: dict[str, type[Event]] = {
+    kind.type: kind
+    for kind in (
+        PhaseEvent,
+        DataEvent,
+        MemoryEvent,
+        StepEvent,
+        EvalEvent,
+        SampleEvent,
+        HardwareEvent,
+        CheckpointEvent,
+        GovernorEvent,
+        NoticeEvent,
+        ControlEvent,
+        FinishedEvent,
+        StoppedEvent,
+        FailedEvent,
+    )
+}
+_FILE_NAMES = {"sender": "from"}
+_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+JSONValue: TypeAlias = Any
+
+
+class MalformedEventError(ValueError):
+    """A line that is no event."""
+
+
+def _finite(value: JSONValue) -> JSONValue:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+def encode_event(event: Event) -> str:
+    """One line of ``events.jsonl``, newline included."""
+    fields = {_FILE_NAMES.get(key, key): _finite(value) for key, value in dataclasses.asdict(event).items()}
+    return json.dumps({"t": fields.pop("t"), "type": event.type, **fields}, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+_WANTED: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "str": (str,),
+    "dict": (dict,),
+    "list": (list,),
+}
+
+
+def _convert(annotation: str, value: JSONValue) -> JSONValue:
+    arms = [arm.strip() for arm in annotation.split("|")]
+    if value is None and "None" in arms:
+        return None
+    for arm in arms:
+        base = arm.partition("[")[0]
+        if base == "float" and isinstance(value, str) and value in _NOT_FINITE:
+            return _NOT_FINITE[value]
+        wanted = _WANTED.get(base, ())
+        if isinstance(value, wanted) and not isinstance(value, bool):
+            return float(value) if isinstance(value, int) and base == "float" else value
+    raise MalformedEventError(f"{value!r} is not {annotation}")
+
+
+def decode_event(line: str | bytes) -> Event | None:
+    """Read one line.
+
+    Args:
+        line: A line of ``events.jsonl``.
+
+    Returns:
+        The event, or None for a type that this version does not know. Unknown fields are ignored.
+
+    Raises:
+        MalformedEventError: If it is not JSON, has no type, lacks a field or has one of the wrong type.
+    """
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise MalformedEventError("not JSON") from error
+    if not isinstance(data, dict) or not isinstance(data.get("type"), str):
+        raise MalformedEventError("no type")
+    kind = _TYPES.get(data["type"])
+    if kind is None:
+        return None
+    values: dict[str, JSONValue] = {}
+    for item in dataclasses.fields(kind):
+        name = _FILE_NAMES.get(item.name, item.name)
+        if name in data:
+            values[item.name] = _convert(str(item.type), data[name])
+        elif (item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING) or item.name == "t":
+            raise MalformedEventError(f"{kind.type} lacks {name}")
+    return kind(**values)

@@ -1,0 +1,75 @@
+"""The line protocol of the control socket and of the chat engine: one JSON object a line, both ways.
+
+A request is ``{"id", "command", "args"}``; its answer ``{"id", "ok", …}``, before which a ``generate`` may send any
+number of ``{"id", "token"}``. An answer that is not ok carries ``error`` (a sentence) and ``hint``.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+from dataclasses import dataclass, field
+from typing import Any
+
+COMMANDS = ("ping", "pause", "resume", "stop", "checkpoint", "generate", "set")
+#: The longest line accepted from a peer.
+LINE_LIMIT = 4 << 20
+
+
+class ProtocolError(ValueError):
+    """A line that is no request or answer."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One command to carry out."""
+
+    id: str
+    command: str
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+def encode_message(message: dict[str, Any]) -> bytes:
+    """One line, newline included."""
+    return json.dumps(message, ensure_ascii=True, allow_nan=False).encode("ascii") + b"\n"
+
+
+def encode_request(request: Request) -> bytes:
+    """A request as a line."""
+    return encode_message({"id": request.id, "command": request.command, "args": request.args})
+
+
+def decode_message(line: bytes) -> dict[str, Any]:
+    """A line as an object.
+
+    Raises:
+        ProtocolError: If it is not one.
+    """
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError("the line is not JSON") from error
+    if not isinstance(message, dict):
+        raise ProtocolError("the line is not a JSON object")
+    return message
+
+
+def decode_request(line: bytes) -> Request:
+    """A line as a request.
+
+    Raises:
+        ProtocolError: If it is not one.
+    """
+    message = decode_message(line)
+    identity, command, args = message.get("id"), message.get("command"), message.get("args", {})
+    if not isinstance(identity, (str, int)) or not isinstance(command, str) or not isinstance(args, dict):
+        raise ProtocolError("a request needs an id, a command and args that are an object")
+    return Request(str(identity), command, args)
+
+
+def peer_uid(connection: socket.socket) -> int:
+    """The user id of the process at the other end of a Unix socket (``SO_PEERCRED``)."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, uid, _ = struct.unpack("3i", raw)
+    return int(uid)

@@ -1,0 +1,79 @@
+"""Follow ``events.jsonl`` while another process writes it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from core.runs.events import Event, MalformedEventError, decode_event
+
+#: Bytes read at a time, so that a long history does not hold up the reader's event loop.
+CHUNK_BYTES = 1 << 20
+#: A line longer than this is no event.
+LINE_LIMIT = 8 << 20
+
+
+class EventTail:
+    """An incremental reader: whole lines only, unknown types ignored, lines that are no events counted.
+
+    Args:
+        path: The file; it need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.skipped = 0
+        """Lines that could not be read as events."""
+        self._offset = 0
+        self._inode: int | None = None
+        self._rest = b""
+        self._overlong = False
+
+    def poll(self, limit: int = CHUNK_BYTES) -> list[Event]:
+        """The events that are new since the last call, from at most ``limit`` bytes; empty when there are none.
+
+        A file that has been replaced or has become shorter is read again from its start.
+        """
+        try:
+            with self.path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                if status.st_ino != self._inode or status.st_size < self._offset:
+                    self._inode, self._offset, self._rest, self._overlong = status.st_ino, 0, b"", False
+                file.seek(self._offset)
+                data = file.read(limit)
+        except OSError:
+            return []
+        self._offset += len(data)
+        lines = (self._rest + data).split(b"\n")
+        self._rest = lines.pop()
+        if self._overlong and lines:
+            # The end of a line whose beginning was given up.
+            lines.pop(0)
+            self._overlong = False
+        if len(self._rest) > LINE_LIMIT or self._overlong:
+            self.skipped += not self._overlong
+            self._rest, self._overlong = b"", True
+        return self._decode(lines)
+
+    def read_all(self) -> list[Event]:
+        """Everything there is up to the present end of the file."""
+        found: list[Event] = []
+        while True:
+            before = self._offset
+            found += self.poll()
+            if self._offset == before:
+                return found
+
+    def _decode(self, lines: list[bytes]) -> list[Event]:
+        found: list[Event] = []
+        for line in lines:
+            if not line.strip():
+                continue
+            try:
+                event = decode_event(line)
+            except MalformedEventError:
+                self.skipped += 1
+                continue
+            if event is not None:
+                found.append(event)
+        return found

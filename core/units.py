@@ -1,0 +1,64 @@
+"""Numbers as people read them, in widths that do not jump."""
+
+from __future__ import annotations
+
+import math
+
+_BYTE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+
+
+def format_bytes(count: float | None) -> str:
+    """Bytes in decimal units with three significant digits: ``39.0 MB``; ``–`` where unknown."""
+    if count is None:
+        return "–"
+    value = float(count)
+    for unit in _BYTE_UNITS:
+        if abs(value) < 1000 or unit == _BYTE_UNITS[-1]:
+            if unit == "B":
+                return f"{value:.0f} B"
+            return f"{value:.1f} {unit}" if abs(value) < 100 else f"{value:.0f} {unit}"
+        value /= 1000
+    raise AssertionError("unreachable")
+
+
+def format_duration(seconds: float | None) -> str:
+    """Seconds as ``8.2s``, ``1m 12s``, ``3h 04m`` or ``2d 05h``; ``–`` where unknown."""
+    if seconds is None or not math.isfinite(seconds) or seconds < 0:
+        return "–"
+    if seconds < 10:
+        return f"{seconds:.1f}s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    minutes, whole = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes}m {whole:02d}s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours}h {minutes:02d}m"
+    days, hours = divmod(hours, 24)
+    return f"{days}d {hours:02d}h"
+
+
+def format_number(value: float | None, digits: int = 3) -> str:
+    """A measured number with a fixed count of significant digits (``0.412``, ``8.1e-4``); ``–`` where unknown."""
+    if value is None:
+        return "–"
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    if value == 0:
+        return "0"
+    exponent = math.floor(math.log10(abs(value)))
+    if exponent < -3 or exponent >= 6:
+        mantissa, power = f"{value:.{digits - 2}e}".split("e")
+        return f"{mantissa}e{int(power)}"
+    return f"{value:.{max(digits - 1 - exponent, 0)}f}"
+
+
+def format_rate(tokens_per_second: float | None) -> str:
+    """Tokens a second: ``318 tok/s``; ``–`` where unknown."""
+    if tokens_per_second is None or not math.isfinite(tokens_per_second):
+        return "–"
+    return f"{tokens_per_second:,.0f} tok/s".replace(",", " ")
