@@ -13,10 +13,11 @@ def format_bytes(count: float | None) -> str:
         return "–"
     value = float(count)
     for unit in _BYTE_UNITS:
-        if abs(value) < 1000 or unit == _BYTE_UNITS[-1]:
+        # Compared as it would be rounded, so that 999.9 kB becomes 1.0 MB and not 1000 kB.
+        if abs(value) < 999.5 or unit == _BYTE_UNITS[-1]:
             if unit == "B":
                 return f"{value:.0f} B"
-            return f"{value:.1f} {unit}" if abs(value) < 100 else f"{value:.0f} {unit}"
+            return f"{value:.1f} {unit}" if abs(value) < 99.95 else f"{value:.0f} {unit}"
         value /= 1000
     raise AssertionError("unreachable")
 
@@ -25,7 +26,7 @@ def format_duration(seconds: float | None) -> str:
     """Seconds as ``8.2s``, ``1m 12s``, ``3h 04m`` or ``2d 05h``; ``–`` where unknown."""
     if seconds is None or not math.isfinite(seconds) or seconds < 0:
         return "–"
-    if seconds < 10:
+    if seconds < 9.95:
         return f"{seconds:.1f}s"
     whole = round(seconds)
     if whole < 60:
@@ -50,7 +51,8 @@ def format_number(value: float | None, digits: int = 3) -> str:
         return "∞" if value > 0 else "-∞"
     if value == 0:
         return "0"
-    exponent = math.floor(math.log10(abs(value)))
+    # Of the rounded number: 0.9996 is shown as 1.00.
+    exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])
     if exponent < -3 or exponent >= 6:
         mantissa, power = f"{value:.{digits - 2}e}".split("e")
         return f"{mantissa}e{int(power)}"

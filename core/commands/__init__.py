@@ -1,1 +1,29 @@
-"""."""
+"""The commands of ``localtune-tui``, one module each: ``add_arguments(parser)`` and ``run(args) -> int``.
+
+A command module imports nothing heavy at its top: what it needs, its ``run`` imports.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+#: Name of each command, in the order of the help, to its module and its one-line description.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("demo", "train the starter model on the sample tickets, and ask it before and after"),
+    "train": ("train", "train as a configuration file says"),
+    "runs": ("runs", "list all runs"),
+    "watch": ("watch", "follow a run; Ctrl-C leaves it running"),
+    "pause": ("control", "hold a run after its present step"),
+    "resume": ("control", "let a paused run go on"),
+    "checkpoint": ("control", "make a run save a checkpoint now"),
+    "stop": ("control", "stop a run after a checkpoint"),
+    "continue": ("continue_", "go on with an ended run from its last checkpoint"),
+    "chat": ("chat", "talk to a run's model, or to any model"),
+    "doctor": ("doctor", "what this machine can do, and what would go wrong on it"),
+}
+
+
+def load_command(name: str) -> ModuleType:
+    """The module that carries out a command of :data:`COMMANDS`."""
+    return importlib.import_module(f"core.commands.{COMMANDS[name][0]}")

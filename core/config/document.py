@@ -12,7 +12,7 @@ from typing import Any
 import tomlkit
 import tomlkit.exceptions
 from pydantic import ValidationError
-from tomlkit.items import Item
+from tomlkit.items import Item, Table
 
 from core.atomic import write_atomic
 from core.config.schema import Config, Option, find_option, options, sections
@@ -95,20 +95,24 @@ class ConfigDocument:
         return value.unwrap() if isinstance(value, Item) else value
 
     def set(self, name: str, value: Any) -> None:
-        """Write ``section.key``; None removes it, so that the default holds again.
+        """Write ``section.key``; None removes it, and its section when nothing is left in it: the default holds again.
 
         Raises:
-            UserError: If no such option exists.
+            UserError: If no such option exists, or the file uses the section's name for something else.
         """
         if find_option(name) is None:
             raise unknown_option(name)
         section, _, key = name.partition(".")
+        table = self._toml.get(section)
+        if table is not None and not isinstance(table, MutableMapping):
+            raise UserError(f"{section} must be a section with keys, not {table!r}.", f"Write [{section}].")
         if value is None:
-            table = self._toml.get(section)
-            if isinstance(table, MutableMapping) and key in table:
+            if table is not None and key in table:
                 del table[key]
+                if isinstance(table, Table) and not table.as_string().strip():
+                    del self._toml[section]
             return
-        if section not in self._toml:
+        if table is None:
             self._toml[section] = tomlkit.table()
         self._toml[section][key] = value
 
@@ -162,8 +166,10 @@ class ConfigDocument:
                 current = stripped.strip("[] \t").partition("#")[0].strip("] \t")
                 if not key and current == section:
                     return number
-            elif key and current == section and stripped.partition("=")[0].strip().strip("\"'") == key:
-                return number
+            elif key:
+                written = stripped.partition("=")[0].replace(" ", "").replace('"', "").replace("'", "")
+                if written == (key if current == section else name) and current in (section, ""):
+                    return number
         return None
 
     def _resolve_paths(self, config: Config) -> Config:

@@ -6,6 +6,7 @@ declarations. An option that the engine does not honor is not declared.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import UnionType
@@ -244,13 +245,21 @@ def _describe(section: str, key: str, field: FieldInfo) -> Option:
     )
 
 
+@functools.cache
+def _by_name() -> dict[str, Option]:
+    described = (
+        _describe(section, key, field)
+        for section, declaration in sections().items()
+        for key, field in declaration.model_fields.items()
+    )
+    return {option.name: option for option in described}
+
+
 def options() -> Iterator[Option]:
     """All options in the order of the file."""
-    for section, declaration in sections().items():
-        for key, field in declaration.model_fields.items():
-            yield _describe(section, key, field)
+    yield from _by_name().values()
 
 
 def find_option(name: str) -> Option | None:
     """The option called ``section.key``, or None."""
-    return next((option for option in options() if option.name == name), None)
+    return _by_name().get(name)

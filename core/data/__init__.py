@@ -1,1 +1,1 @@
-"""."""
+"""Datasets: opened safely, paged by row, recognized, and turned into conversations."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -27,16 +29,52 @@ class Device:
     fan: float | None = None
     clock: float | None = None
     throttle_reasons: list[str] = field(default_factory=list)
+    """What holds the clock back, in words: ``power cap``, ``thermal slowdown``."""
+    problem: str = ""
+    """Why the device cannot be read, as one sentence; empty while it can."""
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in a ``hardware`` event."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Device:
-        """Back from an event; unknown keys are ignored.
+    def from_dict(cls, data: object) -> Device:
+        """Back from an event; unknown keys are ignored, and a value of the wrong type reads as not reported.
 
         Raises:
-            TypeError: If a required key is missing.
+            TypeError: If it is no object, or has no index, kind or name.
         """
-        return cls(**{key: value for key, value in data.items() if key in cls.__dataclass_fields__})
+        if not isinstance(data, Mapping):
+            raise TypeError(f"{data!r} is no device")
+        index, kind, name = data.get("index"), data.get("kind"), data.get("name")
+        if not isinstance(index, int) or not isinstance(kind, str) or not isinstance(name, str):
+            raise TypeError("a device needs an index, a kind and a name")
+        reasons, problem = data.get("throttle_reasons"), data.get("problem")
+        return cls(
+            index=index,
+            kind=kind,
+            name=name,
+            throttle_reasons=[item for item in reasons if isinstance(item, str)] if isinstance(reasons, list) else [],
+            problem=problem if isinstance(problem, str) else "",
+            memory_used=_bytes(data.get("memory_used")),
+            memory_total=_bytes(data.get("memory_total")),
+            temperature_c=_number(data.get("temperature_c")),
+            temperature_limit_c=_number(data.get("temperature_limit_c")),
+            utilization=_number(data.get("utilization")),
+            power_w=_number(data.get("power_w")),
+            power_limit_w=_number(data.get("power_limit_w")),
+            fan=_number(data.get("fan")),
+            clock=_number(data.get("clock")),
+        )
+
+
+def _number(value: object) -> float | None:
+    try:
+        number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _bytes(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -210,43 +211,87 @@ class MalformedEventError(ValueError):
     """A line that is no event."""
 
 
-def _finite(value: JSONValue) -> JSONValue:
+def as_json(value: JSONValue) -> JSONValue:
+    """A value with the numbers that JSON lacks as the strings that stand for them."""
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: as_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [as_json(item) for item in value]
     return value
 
 
 def encode_event(event: Event) -> str:
-    """One line of ``events.jsonl``, newline included."""
-    fields = {_FILE_NAMES.get(key, key): _finite(value) for key, value in dataclasses.asdict(event).items()}
-    return json.dumps({"t": fields.pop("t"), "type": event.type, **fields}, ensure_ascii=False, allow_nan=False) + "\n"
+    """One line of ``events.jsonl``, newline included; it can always be encoded as UTF-8."""
+    fields = {_FILE_NAMES.get(key, key): as_json(value) for key, value in dataclasses.asdict(event).items()}
+    ordered = {"t": fields.pop("t"), "type": event.type, **fields}
+    line = json.dumps(ordered, ensure_ascii=False, allow_nan=False)
+    try:
+        line.encode("utf-8")
+    except UnicodeEncodeError:
+        # A lone surrogate (from an escape in somebody's data) exists in JSON only as an escape.
+        line = json.dumps(ordered, ensure_ascii=True, allow_nan=False)
+    return line + "\n"
 
 
-_WANTED: dict[str, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (int, float),
-    "str": (str,),
-    "dict": (dict,),
-    "list": (list,),
+def _to_float(value: JSONValue) -> float:
+    if isinstance(value, str):
+        return _NOT_FINITE[value]
+    return float(value)
+
+
+def _to_counts(value: JSONValue) -> dict[str, int]:
+    if not all(type(count) is int for count in value.values()):
+        raise TypeError("not counts")
+    return dict(value)
+
+
+def _to_objects(value: JSONValue) -> list[dict[str, Any]]:
+    if not all(isinstance(item, dict) for item in value):
+        raise TypeError("not objects")
+    return list(value)
+
+
+def _same(value: JSONValue) -> JSONValue:
+    return value
+
+
+#: What a field's annotation accepts from JSON, and how it is read.
+_READERS: dict[str, tuple[frozenset[type], Callable[[JSONValue], JSONValue]]] = {
+    "int": (frozenset({int}), _same),
+    "float": (frozenset({int, float, str}), _to_float),
+    "str": (frozenset({str}), _same),
+    "dict[str, int]": (frozenset({dict}), _to_counts),
+    "list[dict[str, Any]]": (frozenset({list}), _to_objects),
 }
 
 
-def _convert(annotation: str, value: JSONValue) -> JSONValue:
-    arms = [arm.strip() for arm in annotation.split("|")]
-    if value is None and "None" in arms:
-        return None
-    for arm in arms:
-        base = arm.partition("[")[0]
-        if base == "float" and isinstance(value, str) and value in _NOT_FINITE:
-            return _NOT_FINITE[value]
-        wanted = _WANTED.get(base, ())
-        if isinstance(value, wanted) and not isinstance(value, bool):
-            return float(value) if isinstance(value, int) and base == "float" else value
-    raise MalformedEventError(f"{value!r} is not {annotation}")
+@dataclass(frozen=True)
+class _Field:
+    """How one field of an event is read."""
+
+    name: str
+    key: str
+    required: bool
+    optional: bool
+    accepted: frozenset[type]
+    read: Callable[[JSONValue], JSONValue]
+
+
+def _describe_field(item: dataclasses.Field[Any]) -> _Field:
+    annotation = str(item.type)
+    optional = annotation.endswith(" | None")
+    accepted, read = _READERS[annotation.removesuffix(" | None")]
+    has_default = item.default is not dataclasses.MISSING or item.default_factory is not dataclasses.MISSING
+    # The time has a default for those who make events, not for those who read them.
+    required = not has_default or item.name == "t"
+    return _Field(item.name, _FILE_NAMES.get(item.name, item.name), required, optional, accepted, read)
+
+
+_FIELDS: dict[type[Event], list[_Field]] = {
+    kind: [_describe_field(item) for item in dataclasses.fields(kind)] for kind in _TYPES.values()
+}
 
 
 def decode_event(line: str | bytes) -> Event | None:
@@ -271,10 +316,20 @@ def decode_event(line: str | bytes) -> Event | None:
     if kind is None:
         return None
     values: dict[str, JSONValue] = {}
-    for item in dataclasses.fields(kind):
-        name = _FILE_NAMES.get(item.name, item.name)
-        if name in data:
-            values[item.name] = _convert(str(item.type), data[name])
-        elif (item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING) or item.name == "t":
-            raise MalformedEventError(f"{kind.type} lacks {name}")
+    for item in _FIELDS[kind]:
+        if item.key in data:
+            values[item.name] = _read_field(item, data[item.key])
+        elif item.required:
+            raise MalformedEventError(f"{kind.type} lacks {item.key}")
     return kind(**values)
+
+
+def _read_field(item: _Field, value: JSONValue) -> JSONValue:
+    if value is None and item.optional:
+        return None
+    try:
+        if type(value) not in item.accepted:
+            raise TypeError("wrong type")
+        return item.read(value)
+    except (TypeError, KeyError, OverflowError) as error:
+        raise MalformedEventError(f"{item.key} cannot be {str(value)[:80]!r}") from error

@@ -55,12 +55,24 @@ class RunState:
         """What the file says; None when it is missing or unreadable."""
         try:
             data: Any = json.loads(path.read_bytes())
-            known = {item.name for item in dataclasses.fields(cls)}
-            values = {key: value for key, value in data.items() if key in known}
-            state = cls(**values)
-        except (OSError, ValueError, TypeError, AttributeError):
+        except (OSError, ValueError, RecursionError):
             return None
-        return state if isinstance(state.state, str) else None
+        if not isinstance(data, dict):
+            return None
+        values = {item.name: data[item.name] for item in dataclasses.fields(cls) if item.name in data}
+        sound = "state" in values and all(_is_sound(name, value) for name, value in values.items())
+        return cls(**values) if sound else None
+
+
+def _is_sound(name: str, value: Any) -> bool:
+    """Whether a value of ``state.json`` is of the type that its name promises."""
+    if value is None:
+        return name in ("pid", "pid_started", "socket")
+    if name == "updated":
+        return type(value) in (int, float) and abs(value) < 1e15
+    if name in ("pid", "step", "total_steps"):
+        return type(value) is int and 0 <= value < 2**63
+    return isinstance(value, str)
 
 
 def infer_state(recorded: RunState, *, now: float | None = None) -> RunState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -70,7 +71,9 @@ class Run:
         if len(os.fsencode(inside)) <= SOCKET_PATH_LIMIT:
             return inside
         runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/localtune-{os.getuid()}")  # noqa: S108
-        return runtime / f"localtune-{self.id[:40]}.sock"
+        # Of the whole path: ids may be equal in two homes, and equal in all that a short name could keep of them.
+        digest = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]
+        return runtime / f"localtune-{digest}.sock"
 
     def state(self) -> RunState:
         """The state as it is now, ``lost`` and ``stalled`` inferred; ``lost`` as well when nothing can be read."""

@@ -69,6 +69,9 @@ class EventTail:
         for line in lines:
             if not line.strip():
                 continue
+            if len(line) > LINE_LIMIT:
+                self.skipped += 1
+                continue
             try:
                 event = decode_event(line)
             except MalformedEventError:

@@ -1,0 +1,67 @@
+# Everything is installed into .venv; models and runs are kept in localtune's home ($LOCALTUNE_HOME).
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+# More arguments for pip, for example a package index of your own.
+PIP_ARGS ?=
+# Set it to run the demo without the app even on a terminal.
+HEADLESS ?=
+# Where the tests keep the starter model.
+export LOCALTUNE_TEST_CACHE ?= $(CURDIR)/.pytest_cache/localtune
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install $(PIP_ARGS)
+# Empty files that are as old as what has been installed.
+APP := $(VENV)/.installed-app
+TESTS := $(VENV)/.installed-tests
+
+.PHONY: help demo test format clean
+
+help: ## Show this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
+
+demo: $(APP) ## Train the starter model on sample tickets and talk to it; HEADLESS=1: without the app
+	@echo "Preparing the starter model"
+	@$(BIN)/python -m core.worker.starter >/dev/null
+	@if [ -t 0 ] && [ -t 1 ] && [ "$(HEADLESS:0=)" = "" ]; then \
+	  exec $(BIN)/localtune-tui --demo; else exec $(BIN)/localtune-tui demo; fi
+
+test: $(TESTS) ## Check style, types and layers, and run all tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@echo "Preparing the starter model for the tests"
+	@LOCALTUNE_HOME="$$LOCALTUNE_TEST_CACHE" $(BIN)/python -m core.worker.starter >/dev/null
+	$(BIN)/python -m pytest
+
+format: $(TESTS) ## Put the code into its standard form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove .venv and everything that was built here; models and runs stay
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found. Install Python 3.10 or newer, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "$$($(PYTHON) --version) is too old: Python 3.10 or newer is needed. Name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) lacks venv or ensurepip. On Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1; }
+	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv --clear $(VENV)
+
+$(APP): pyproject.toml | $(BIN)/python
+	@echo "Installing into $(VENV); the first time this fetches PyTorch"
+	@$(PIP) -e .
+	@touch $@
+
+$(TESTS): pyproject.toml | $(BIN)/python
+	@echo "Installing into $(VENV), with what the tests need; the first time this fetches PyTorch"
+	@$(PIP) -e '.[test]'
+	@touch $(APP) $@

@@ -1,0 +1,314 @@
+"""The app's side of the chat engine: a child process that holds a model, asked over its standard input and output."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from core import paths
+from core.chat.request import ChatRequest
+from core.errors import UserError
+from core.runs.launcher import worker_environment
+from core.runs.protocol import ProtocolError, Request, decode_message, encode_request
+from core.text import one_line
+
+#: What is being done, how much of it is done, and of how much.
+Progress = Callable[[str, "int | None", "int | None"], None]
+
+#: Seconds without any sign of a load before it counts as hung; weights of 30 GB come from a slow disk in less.
+LOAD_SECONDS = 1800.0
+#: Seconds without a token before an answer counts as hung; a long prompt is read before the first one.
+TOKEN_SECONDS = 600.0
+#: Seconds that an engine has to end by itself.
+CLOSE_SECONDS = 2.0
+#: Engine logs kept.
+LOGS_KEPT = 5
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model to load."""
+
+    base: str
+    """A directory, a GGUF file, or the name of a model."""
+    adapter: str | None = None
+    """A directory in PEFT's format."""
+    method: str = "lora"
+    """``qlora`` loads the base in 4 bit."""
+    precision: str = "auto"
+    device: str = "auto"
+    template: str | None = None
+    """A Jinja chat template that replaces the model's own."""
+    source_name: str = "adapter"
+    """What answers of the adapter are called."""
+
+
+class ChatEngine:
+    """One engine process. Methods block and belong in a thread; ``cancel`` and ``close`` may be called from any other.
+
+    Args:
+        command: What is run instead of the engine, for tests.
+    """
+
+    def __init__(self, command: list[str] | None = None) -> None:
+        self._command = command or [sys.executable, "-u", "-m", "core.worker.chat_engine"]
+        self._ids = map(str, itertools.count(1))
+        self._guard = threading.Lock()
+        self._pending: dict[str, queue.Queue[dict[str, Any] | None]] = {}
+        self._generating: str | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._closed = False
+        self.log_path: Path | None = None
+        """Where the engine's own output goes, once it has been started."""
+
+    @property
+    def pid(self) -> int | None:
+        """The engine's process, once it has been started."""
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Start the process; does nothing if it has been.
+
+        Raises:
+            UserError: If the home cannot be written or the process cannot be started.
+        """
+        with self._guard:
+            if self._closed:
+                raise UserError("The chat has been closed.")
+            if self._process is not None:
+                return
+            home = paths.make_private_dir(paths.home())
+            self.log_path = _new_log(paths.make_private_dir(home / "logs"))
+            try:
+                with self.log_path.open("wb") as log:
+                    self._process = subprocess.Popen(
+                        self._command,
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        stderr=log,
+                        # Python looks for modules where it starts, and nobody puts a foreign 'core' into our home.
+                        cwd=home,
+                        env=worker_environment(),
+                        # Ctrl+C and a hang-up of the terminal are the app's business; the engine ends with its input.
+                        start_new_session=True,
+                    )
+            except OSError as error:
+                raise UserError(f"The chat engine cannot be started: {error}.", "Make room, or try again.") from error
+        threading.Thread(target=self._read, args=(self._process.stdout,), name="chat-engine", daemon=True).start()
+
+    def load(self, spec: ModelSpec, progress: Progress) -> dict[str, Any]:
+        """Load a model in place of the one before.
+
+        Args:
+            spec: The model.
+            progress: Told what goes on.
+
+        Returns:
+            ``device``, ``dtype`` and ``seconds``.
+
+        Raises:
+            UserError: If it cannot be loaded, or the engine ends.
+        """
+        self.start()
+        for message in self._exchange(self._request("load", asdict(spec)), LOAD_SECONDS):
+            if "progress" in message:
+                progress(one_line(str(message["progress"])), _count(message.get("done")), _count(message.get("total")))
+            else:
+                return message
+        raise AssertionError("unreachable: an exchange ends with an answer or an error")
+
+    def generate(self, request: ChatRequest) -> Generator[dict[str, Any], None, None]:
+        """Answer a conversation.
+
+        Yields:
+            ``{"token": text}`` for each piece, then the answer. The text is as the model wrote it. Closing the
+            generator before its end cancels the answer.
+
+        Raises:
+            UserError: If the model cannot answer, or the engine ends.
+        """
+        asked = self._request("generate", request.to_args())
+        with self._guard:
+            self._generating = asked.id
+        finished = False
+        try:
+            for message in self._exchange(asked, TOKEN_SECONDS):
+                finished = "token" not in message
+                yield message
+        finally:
+            if not finished:
+                self._cancel(asked.id)
+            with self._guard:
+                if self._generating == asked.id:
+                    self._generating = None
+
+    def cancel(self) -> None:
+        """End the answer that is being written, within about one token; it then says ``cancelled``."""
+        with self._guard:
+            target = self._generating
+        if target is not None:
+            self._cancel(target)
+
+    def _cancel(self, target: str) -> None:
+        with contextlib.suppress(UserError):  # an engine that has gone writes nothing any more
+            self._write(self._request("cancel", {"id": target}))
+
+    def ping(self, timeout: float = 5.0) -> bool:
+        """Whether the engine answers."""
+        try:
+            next(self._exchange(self._request("ping", {}), timeout))
+        except UserError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """End the process; waiting calls end with an error. The engine takes no more commands."""
+        with self._guard:
+            self._closed = True
+            process = self._process
+        if process is None:
+            return
+        if process.stdin is not None:
+            with contextlib.suppress(OSError):  # it may have ended already
+                process.stdin.close()
+        try:
+            process.wait(CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        self._release()
+
+    def __enter__(self) -> ChatEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _request(self, command: str, args: dict[str, Any]) -> Request:
+        return Request(next(self._ids), command, args)
+
+    def _exchange(self, request: Request, timeout: float) -> Iterator[dict[str, Any]]:
+        """Send a request and yield what comes back, the answer last."""
+        messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        with self._guard:
+            self._pending[request.id] = messages
+        try:
+            self._write(request)
+            while True:
+                message = self._next(messages, timeout)
+                if "ok" not in message:
+                    yield message
+                elif message["ok"] is True:
+                    yield {key: value for key, value in message.items() if key not in ("id", "ok")}
+                    return
+                else:
+                    raise UserError(
+                        one_line(str(message.get("error") or "The chat engine refused.")),
+                        one_line(str(message.get("hint") or "")),
+                    )
+        finally:
+            with self._guard:
+                self._pending.pop(request.id, None)
+
+    def _next(self, messages: queue.Queue[dict[str, Any] | None], timeout: float) -> dict[str, Any]:
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                message = messages.get(timeout=max(0.0, min(1.0, deadline - time.monotonic())))
+            except queue.Empty:
+                if time.monotonic() >= deadline:
+                    raise UserError(
+                        f"The chat engine has not answered for {timeout:.0f} seconds.", f"Its log is {self.log_path}."
+                    ) from None
+                if self._is_over():
+                    raise self._death() from None
+                continue
+            if message is None:
+                raise self._death()
+            return message
+
+    def _write(self, request: Request) -> None:
+        process = self._process
+        if process is None or process.stdin is None:
+            raise UserError("The chat engine has not been started.")
+        try:
+            with self._guard:
+                process.stdin.write(encode_request(request))
+                process.stdin.flush()
+        except (OSError, ValueError) as error:  # a closed pipe is the one or the other
+            raise self._death() from error
+
+    def _read(self, lines: IO[bytes]) -> None:
+        """On a thread of its own: hand each line to whom it answers."""
+        with lines:
+            for line in lines:
+                try:
+                    message = decode_message(line)
+                except ProtocolError:
+                    continue  # only the engine writes here; half a line is what a killed one leaves
+                with self._guard:
+                    waiting = self._pending.get(str(message.get("id")))
+                if waiting is not None:
+                    waiting.put(message)
+        self._release()
+
+    def _release(self) -> None:
+        """Wake whoever still waits."""
+        with self._guard:
+            waiting = list(self._pending.values())
+        for messages in waiting:
+            messages.put(None)
+
+    def _is_over(self) -> bool:
+        return self._process is None or self._process.poll() is not None
+
+    def _death(self) -> UserError:
+        """What to say of an engine that has ended."""
+        if self._closed:
+            return UserError("The chat has been closed.")
+        code = None
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # its output closes a moment before it ends
+                code = self._process.wait(CLOSE_SECONDS)
+        reason = f"was killed by signal {-code}" if code is not None and code < 0 else "ended unexpectedly"
+        last = _last_line(self.log_path)
+        hint = "The machine may be out of memory." if code == -9 else "Open the model again."
+        said = f": {last}" if last else ""
+        return UserError(f"The chat engine {reason}{said}.", f"{hint} Its log is {self.log_path}.")
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _new_log(directory: Path) -> Path:
+    """A log for a new engine; the oldest ones are removed."""
+    logs = sorted(directory.glob("chat-*.log"), key=lambda path: path.name)
+    for path in logs[: max(0, len(logs) - LOGS_KEPT + 1)]:
+        path.unlink(missing_ok=True)
+    path = directory / f"chat-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{time.monotonic_ns() % 10**9:09d}.log"
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, paths.FILE_MODE))
+    return path
+
+
+def _last_line(log: Path | None) -> str:
+    if log is None:
+        return ""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 4096))
+            lines = file.read().decode("utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    said = [line.strip() for line in lines if line.strip()]
+    return one_line(said[-1], 300).rstrip(".") if said else ""

@@ -1,0 +1,310 @@
+"""Talking to a model, wherever it is: in the worker that trains it, or in an engine of our own."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from core import paths
+from core.chat.engine import ChatEngine, ModelSpec, Progress
+from core.chat.request import ChatRequest, GenerationSettings, Source
+from core.config.schema import Config, ModelSection
+from core.errors import UserError
+from core.runs.client import ControlClient
+from core.runs.launcher import complete_checkpoints
+from core.runs.store import Run, find_run
+from core.text import one_line, sanitize
+
+__all__ = ["Answer", "ChatSession", "GenerationSettings", "Token", "open_session"]
+
+
+@dataclass(frozen=True)
+class Token:
+    """A piece of an answer in the making, safe to show."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer, safe to show."""
+
+    text: str
+    tokens: int
+    first_token_seconds: float
+    tokens_per_second: float
+    source: str
+    """``base``, ``adapter``, or ``step-N`` for a model in training and for a checkpoint."""
+    finish: Literal["stop", "length", "cancelled"] = "stop"
+
+
+class ChatSession(Protocol):
+    """Somebody to talk to.
+
+    Methods block and belong in a thread; ``cancel`` and ``close`` may be called from any other.
+    """
+
+    @property
+    def description(self) -> str:
+        """Who it is, in a few words."""
+
+    @property
+    def has_tuned(self) -> bool:
+        """Whether there is an adapter, and so a choice between ``tuned`` and ``base``."""
+
+    def prepare(self, progress: Progress) -> None:
+        """Make it ready to answer, so that the first answer does not wait for the loading of the model.
+
+        Raises:
+            UserError: If it cannot be loaded or reached.
+        """
+
+    def generate(
+        self, messages: Sequence[dict[str, str]], source: Source, settings: GenerationSettings
+    ) -> Iterator[Token | Answer]:
+        """Ask: any number of tokens, then the answer. Closing the iterator before its end cancels the answer.
+
+        Raises:
+            UserError: If it cannot answer.
+        """
+
+    def cancel(self) -> None:
+        """End the answer that is being written; it then ends as ``cancelled``."""
+
+    def close(self) -> None:
+        """Let go of it. The session takes no more questions."""
+
+
+class LiveSession:
+    """The model in training, asked between two steps of its worker.
+
+    Args:
+        run: The run.
+    """
+
+    has_tuned = True
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._client = ControlClient(run)
+        self._cancelled = threading.Event()
+        self._closed = False
+
+    @property
+    def description(self) -> str:
+        """The run and its step."""
+        return f"{self._run.id}, in training"
+
+    def prepare(self, progress: Progress) -> None:
+        """See that the worker answers."""
+        progress("reaching the worker", None, None)
+        self._client.request("ping")
+
+    def generate(
+        self, messages: Sequence[dict[str, str]], source: Source, settings: GenerationSettings
+    ) -> Iterator[Token | Answer]:
+        """Ask the worker."""
+        request = ChatRequest(list(messages), source, settings)
+        pieces: list[str] = []
+        self._cancelled.clear()
+        try:
+            for message in self._client.generate(request.to_args()):
+                if "token" in message:
+                    pieces.append(sanitize(message["token"]))
+                    yield Token(pieces[-1])
+                else:
+                    yield _answer(message)
+        except UserError:
+            if not self._cancelled.is_set():
+                raise
+            # A cancelled answer is one whose connection was closed, so what it had become is known here only.
+            yield Answer("".join(pieces), len(pieces), 0.0, 0.0, source, "cancelled")
+
+    def cancel(self) -> None:
+        """Close the connection, which the worker notices at the next token."""
+        self._cancelled.set()
+        client = self._client
+        if not self._closed:
+            self._client = ControlClient(self._run)
+        client.close()
+
+    def close(self) -> None:
+        """Cancel what is being written."""
+        self._closed = True
+        self.cancel()
+
+
+class EngineSession:
+    """A model in an engine of our own; it is loaded at the first need.
+
+    Args:
+        spec: The model.
+        description: Who it is.
+        engine: The process that holds it.
+    """
+
+    def __init__(self, spec: ModelSpec, description: str, engine: ChatEngine | None = None) -> None:
+        self.spec = spec
+        self._description = description
+        self._engine = engine or ChatEngine()
+        self._loading = threading.Lock()
+        self._loaded = False
+
+    @property
+    def description(self) -> str:
+        """The run or the model."""
+        return self._description
+
+    @property
+    def has_tuned(self) -> bool:
+        """Whether an adapter is loaded with the base."""
+        return self.spec.adapter is not None
+
+    def prepare(self, progress: Progress) -> None:
+        """Start the engine and load the model; at once when that has been done."""
+        with self._loading:
+            if not self._loaded:
+                self._engine.load(self.spec, progress)
+                self._loaded = True
+
+    def generate(
+        self, messages: Sequence[dict[str, str]], source: Source, settings: GenerationSettings
+    ) -> Iterator[Token | Answer]:
+        """Ask the engine."""
+        request = ChatRequest(list(messages), source, settings)
+        self.prepare(lambda _detail, _done, _total: None)
+        with contextlib.closing(self._engine.generate(request)) as incoming:
+            for message in incoming:
+                if "token" in message:
+                    yield Token(sanitize(str(message["token"])))
+                else:
+                    yield _answer(message)
+
+    def cancel(self) -> None:
+        """Tell the engine."""
+        self._engine.cancel()
+
+    def close(self) -> None:
+        """End the engine."""
+        self._engine.close()
+
+
+def open_session(target: Run | Path | str) -> ChatSession:
+    """Somebody to talk to: nothing is loaded or connected yet.
+
+    Args:
+        target: A run (live: its worker; ended: its base with its adapter), the directory of one, a directory or file of
+            a model, the name of a model, or what :func:`core.runs.store.find_run` understands.
+
+    Raises:
+        UserError: If there is no such run or model, or the run has nothing to talk to.
+    """
+    if isinstance(target, str) and not _names_model(target):
+        target = find_run(target)
+    elif isinstance(target, Path) and (target / "run.toml").is_file():
+        target = Run(target.absolute())
+    if not isinstance(target, Run):
+        return _base_session(target)
+    state = target.state()
+    if not state.is_over:
+        return LiveSession(target)
+    return _ended_session(target)
+
+
+def _names_model(name: str) -> bool:
+    path = Path(name).expanduser()
+    if path.exists():
+        return not (path / "run.toml").is_file()
+    return name == ModelSection().base or "/" in name or (paths.models_dir() / name / "config.json").is_file()
+
+
+def _base_session(target: Path | str) -> ChatSession:
+    path = Path(target).expanduser()
+    # The engine works elsewhere, so a relative path would mean another file there.
+    base = str(path.absolute()) if path.exists() or isinstance(target, Path) else str(target)
+    return EngineSession(ModelSpec(base=base), one_line(path.name or str(target), 80))
+
+
+def _ended_session(run: Run) -> ChatSession:
+    config = run.config()
+    adapter, source_name = _find_adapter(run)
+    spec = ModelSpec(
+        base=config.model.base,
+        adapter=str(adapter),
+        method=config.method.name,
+        precision=config.train.precision,
+        device=config.hardware.device,
+        template=_find_template(run, config),
+        source_name=source_name,
+    )
+    return EngineSession(spec, run.id if source_name == "adapter" else f"{run.id}, {source_name}")
+
+
+def _find_template(run: Run, config: Config) -> str | None:
+    """The template of the training: as it was saved with the adapter, else the file of the configuration."""
+    saved = run.adapter_path / "chat_template.jinja"
+    return str(saved) if saved.is_file() else config.template.file
+
+
+def _find_adapter(run: Run) -> tuple[Path, str]:
+    """The final adapter, or that of the newest whole checkpoint, and what its answers are called.
+
+    Raises:
+        UserError: If the run has neither.
+    """
+    if _is_adapter(run.adapter_path):
+        return run.adapter_path, "adapter"
+    for checkpoint in reversed(complete_checkpoints(run)):
+        if _is_adapter(checkpoint / "adapter") and _matches_manifest(checkpoint):
+            return checkpoint / "adapter", f"step-{int(checkpoint.name.removeprefix('step-'))}"
+    raise UserError(
+        f"Run {run.id} is {run.state().state} and has neither an adapter nor a whole checkpoint.",
+        f"Let it go on with 'localtune-tui continue {run.id}', or talk to its base model.",
+    )
+
+
+def _is_adapter(directory: Path) -> bool:
+    return all((directory / name).is_file() for name in ("adapter_config.json", "adapter_model.safetensors"))
+
+
+def _matches_manifest(checkpoint: Path) -> bool:
+    """Whether the adapter's files are those that the manifest describes, by size and SHA-256."""
+    try:
+        files: dict[str, Any] = json.loads((checkpoint / "manifest.json").read_bytes())["files"]
+        expected = {name: facts for name, facts in files.items() if name.startswith("adapter/")}
+        return bool(expected) and all(_is_file(checkpoint / name, facts) for name, facts in expected.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _is_file(path: Path, facts: dict[str, Any]) -> bool:
+    if path.stat().st_size != facts["bytes"]:
+        return False
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest() == str(facts["sha256"])
+
+
+def _answer(message: dict[str, Any]) -> Answer:
+    """An answer as it came from another process."""
+    finish = message.get("finish", "stop")
+    return Answer(
+        text=sanitize(str(message.get("text", ""))),
+        tokens=int(_number(message.get("tokens"))),
+        first_token_seconds=_number(message.get("first_token_seconds")),
+        tokens_per_second=_number(message.get("tokens_per_second")),
+        source=one_line(str(message.get("source", "")), 80),
+        finish=finish if finish in ("stop", "length", "cancelled") else "stop",
+    )
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else 0.0

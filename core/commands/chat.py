@@ -1,0 +1,263 @@
+"""``chat RUN|MODEL``: one answer, or a conversation in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.commands.common import CLEAR_LINE, EXIT_USAGE, PROGRAM, add_json_flag, emit, note, say
+from core.errors import UserError
+
+if TYPE_CHECKING:
+    from core.chat.request import GenerationSettings, Source
+    from core.chat.session import Answer, ChatSession
+    from core.config.schema import ChatSection
+    from core.runs.store import Run
+
+_HELP = (
+    "/base and /tuned choose who answers, /clear forgets the conversation, /quit leaves; Ctrl-C cuts an answer short"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "target",
+        metavar="RUN|MODEL",
+        help="a run (its id, a part of it, its directory, or 'latest'), or a model's name or directory",
+    )
+    parser.add_argument("--prompt", metavar="TEXT", help="ask this and leave; '-' reads it from standard input")
+    parser.add_argument("--base", action="store_true", help="let the base model answer, without what was learned")
+    parser.add_argument("--system", metavar="TEXT", help="system prompt (default: chat.system of the run)")
+    parser.add_argument("--max-new-tokens", metavar="N", type=int, help="longest answer, in tokens")
+    parser.add_argument("--temperature", metavar="T", type=float, help="randomness; 0 takes the likeliest token")
+    add_json_flag(parser, "print the answer to --prompt as one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer ``--prompt`` (or what is piped in), or hold a conversation."""
+    prompt = _read_prompt(args)
+    if prompt is None and args.json:
+        note(f"{PROGRAM} chat: error: --json needs --prompt.")
+        return EXIT_USAGE
+    from core.chat.session import open_session
+
+    target = find_target(args.target)
+    defaults = _defaults(target)
+    settings = _settings(args, defaults)
+    system = defaults.system if args.system is None else args.system
+    session = open_session(target)
+    try:
+        _prepare(session)
+        conversation = Conversation(session, settings, system, "base" if args.base else "tuned")
+        if prompt is None:
+            return conversation.hold()
+        answer = conversation.ask(prompt, quiet=args.json)
+        if args.json:
+            emit(_fields(answer))
+        return 0
+    finally:
+        session.close()
+
+
+def find_target(name: str) -> Run | Path | str:
+    """What a user means by ``RUN|MODEL``: a run, the path of a model, or a model's name.
+
+    Raises:
+        UserError: If the name is a part of several runs' ids.
+    """
+    from core import paths
+    from core.runs.store import find_run, list_runs
+
+    path = Path(name).expanduser()
+    if (path / "run.toml").is_file():
+        return find_run(os.fspath(path.absolute()))
+    if os.sep in name and path.exists():
+        return path
+    runs = [known.id for known in list_runs()]
+    # A model that is here goes before a run that has the word somewhere in its id, but not before the whole id.
+    if name == "latest" or name in runs:
+        return find_run(name)
+    if (paths.models_dir() / name).is_dir():
+        return name
+    if any(name in known for known in runs):
+        return find_run(name)
+    return path if path.exists() else name
+
+
+class Conversation:
+    """A conversation with one session.
+
+    Args:
+        session: Where the model is.
+        settings: How answers are written.
+        system: The system prompt; empty for none.
+        source: Who answers.
+    """
+
+    def __init__(self, session: ChatSession, settings: GenerationSettings, system: str, source: Source) -> None:
+        from core.chat.transcript import Transcript
+
+        self._session = session
+        self._settings = settings
+        self._source: Source = source if session.has_tuned else "base"
+        self._transcript = Transcript(system)
+
+    def ask(self, prompt: str, *, quiet: bool = False) -> Answer:
+        """Put a question and print the answer as it comes.
+
+        Args:
+            prompt: The question; it and its answer join the conversation.
+            quiet: Print nothing.
+
+        Raises:
+            UserError: If the model cannot answer; the question is then forgotten.
+            KeyboardInterrupt: On Ctrl-C; the answer is cut short and forgotten with its question.
+        """
+        from core.chat.session import Answer
+
+        self._transcript.ask(prompt)
+        answer: Answer | None = None
+        try:
+            for piece in self._session.generate(self._transcript.messages, self._source, self._settings):
+                if isinstance(piece, Answer):
+                    answer = piece
+                elif not quiet:
+                    sys.stdout.write(piece.text)
+                    sys.stdout.flush()
+            if answer is None:
+                raise UserError("The model gave no answer.", "Ask again.")
+        except BaseException:
+            self._session.cancel()
+            self._transcript.drop_last()
+            raise
+        self._transcript.answer(answer.text, answer.source)
+        if not quiet:
+            say("")
+            note(_statistics(answer))
+        return answer
+
+    def hold(self) -> int:
+        """Ask and answer until the user leaves."""
+        with contextlib.suppress(ImportError):  # some Pythons are built without it, and input() works all the same
+            import readline  # noqa: F401 - gives input() line editing and history
+
+        from core.text import one_line
+
+        note(one_line(self._session.description))
+        note(_HELP)
+        while True:
+            try:
+                line = input("\n> ").strip()
+            except EOFError:
+                note("")
+                return 0
+            except KeyboardInterrupt:
+                note("\n/quit leaves")
+                continue
+            if line in ("/quit", "/exit", "/q"):
+                return 0
+            if line.startswith("/"):
+                self._obey(line)
+            elif line:
+                self._answer(line)
+
+    def _answer(self, line: str) -> None:
+        from core.commands.common import report_error
+
+        try:
+            self.ask(line)
+        except KeyboardInterrupt:
+            note("\n(cut short)")
+        except UserError as error:
+            report_error(error)
+
+    def _obey(self, line: str) -> None:
+        if line == "/base":
+            self._source = "base"
+            note("The base model answers.")
+        elif line == "/tuned" and self._session.has_tuned:
+            self._source = "tuned"
+            note("The tuned model answers.")
+        elif line == "/tuned":
+            note("Nothing was learned here; there is only the base model.")
+        elif line == "/clear":
+            self._transcript.clear()
+            note("The conversation is forgotten.")
+        else:
+            note(_HELP)
+
+
+def _prepare(session: ChatSession) -> None:
+    """Load the model, and say on a terminal what is being waited for."""
+    from core.text import one_line
+
+    live = sys.stderr.isatty()
+
+    def show(detail: str, done: int | None, total: int | None) -> None:
+        if live:
+            share = f" {done / total:.0%}" if done is not None and total else ""
+            sys.stderr.write(f"{CLEAR_LINE}{one_line(detail, 60)}{share}")
+            sys.stderr.flush()
+
+    try:
+        session.prepare(show)
+    finally:
+        if live:
+            sys.stderr.write(CLEAR_LINE)
+            sys.stderr.flush()
+
+
+def _read_prompt(args: argparse.Namespace) -> str | None:
+    """The prompt of the command line or of a pipe; None when there is a person to ask.
+
+    Raises:
+        UserError: If there is nothing in it.
+    """
+    prompt: str | None = args.prompt
+    if prompt == "-" or (prompt is None and not args.json and not sys.stdin.isatty()):
+        prompt = sys.stdin.read()
+    if prompt is not None and not prompt.strip():
+        raise UserError("The prompt is empty.", "Write it after --prompt, or pipe it in.")
+    return prompt
+
+
+def _defaults(target: Run | Path | str) -> ChatSection:
+    from core.config.schema import ChatSection
+    from core.runs.store import Run
+
+    return target.config().chat if isinstance(target, Run) else ChatSection()
+
+
+def _settings(args: argparse.Namespace, defaults: ChatSection) -> GenerationSettings:
+    from core.chat.request import GenerationSettings
+
+    return GenerationSettings(
+        max_new_tokens=defaults.max_new_tokens if args.max_new_tokens is None else args.max_new_tokens,
+        temperature=defaults.temperature if args.temperature is None else args.temperature,
+        top_p=defaults.top_p,
+    )
+
+
+def _fields(answer: Answer) -> dict[str, Any]:
+    return {
+        "answer": answer.text,
+        "source": answer.source,
+        "tokens": answer.tokens,
+        "tokens_per_second": answer.tokens_per_second,
+        "first_token_seconds": answer.first_token_seconds,
+        "finish": answer.finish,
+    }
+
+
+def _statistics(answer: Answer) -> str:
+    from core.units import format_duration
+
+    return (
+        f"{answer.source} · {answer.tokens} tokens · first {format_duration(answer.first_token_seconds)} · "
+        f"{answer.tokens_per_second:.0f} tok/s"
+    )

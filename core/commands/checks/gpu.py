@@ -1,0 +1,122 @@
+"""The GPUs, their driver, and who holds their memory."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from pathlib import Path
+
+import psutil
+
+from core.commands.checks.finding import Finding
+from core.hardware.nvml import GpuProcess, Nvml, NvmlUnavailableError
+from core.hardware.snapshot import Device
+from core.text import one_line
+from core.units import format_bytes
+
+#: Seconds that the driver may take to answer everything.
+DRIVER_SECONDS = 15.0
+#: Share of a card's memory below which what is free is worth a warning.
+_ENOUGH_FREE = 0.85
+
+
+def check_gpu(timeout: float = DRIVER_SECONDS) -> list[Finding]:
+    """The driver and the cards; a driver that hangs is a finding too."""
+    answers: queue.Queue[list[Finding]] = queue.Queue()
+
+    def ask() -> None:
+        answers.put(_ask_driver())
+
+    # Of its own, and a daemon: a call into a wedged driver never returns and cannot be interrupted.
+    threading.Thread(target=ask, name="driver", daemon=True).start()
+    try:
+        return answers.get(timeout=timeout)
+    except queue.Empty:
+        what = f"The NVIDIA driver has not answered for {timeout:g} s."
+        return [Finding("gpu", "fail", what, "Look for 'Xid' in 'sudo dmesg', and reboot.")]
+
+
+def _ask_driver() -> list[Finding]:
+    try:
+        nvml = Nvml()
+    except NvmlUnavailableError as error:
+        card = _pci_card()
+        if error.absent and not card:
+            return [Finding("gpu", "warn", "There is no NVIDIA driver here.", error.hint)]
+        return [Finding("gpu", "fail", error.reason, error.hint)]
+    try:
+        devices = nvml.devices()
+        versions = f"driver {nvml.driver_version or 'unknown'}, CUDA up to {nvml.cuda_version or 'unknown'}"
+        if not devices:
+            return [Finding("gpu", "fail", f"The NVIDIA driver sees no GPU ({versions}).", "Try 'nvidia-smi'.")]
+        found = [Finding("driver", "ok", versions)]
+        for device in devices:
+            found += describe_device(device, nvml.compute_capability(device.index), nvml.processes(device.index))
+        return found
+    finally:
+        nvml.close()
+
+
+def describe_device(device: Device, capability: tuple[int, int] | None, processes: list[GpuProcess]) -> list[Finding]:
+    """What is to be said of one card."""
+    name = f"gpu {device.index}"
+    if device.problem:
+        return [Finding(name, "fail", f"{device.name}: {device.problem}.", "Reboot before you train on it.")]
+    parts = [device.name]
+    if capability:
+        parts.append(f"compute {capability[0]}.{capability[1]}")
+    if device.power_limit_w is not None:
+        parts.append(f"limit {device.power_limit_w:.0f} W")
+    if device.temperature_c is not None:
+        limit = f" (slows down at {device.temperature_limit_c:.0f})" if device.temperature_limit_c else ""
+        parts.append(f"{device.temperature_c:.0f} °C{limit}")
+    found = [Finding(name, "ok", ", ".join(parts))]
+    hot = [reason for reason in device.throttle_reasons if "slowdown" in reason or reason == "power brake"]
+    if hot:
+        hint = "Check its fans, dust and power cables: it trains slower than it could."
+        found.append(Finding(f"{name} clock", "warn", f"held back right now by {', '.join(hot)}", hint))
+    if device.memory_used is not None and device.memory_total:
+        found.append(
+            _memory(f"{name} memory", device.memory_total - device.memory_used, device.memory_total, processes)
+        )
+    return found
+
+
+def _memory(name: str, free: int, total: int, processes: list[GpuProcess]) -> Finding:
+    what = f"{format_bytes(free)} of {format_bytes(total)} free"
+    if free >= _ENOUGH_FREE * total:
+        return Finding(name, "ok", what)
+    holders = [describe_process(item) for item in processes]
+    if not holders:
+        hint = "No process admits to it: one that has died badly may still hold it; a reboot frees it."
+        return Finding(name, "warn", what, hint)
+    return Finding(name, "warn", f"{what}; held by {'; '.join(holders)}", "End what you do not need before you train.")
+
+
+def describe_process(item: GpuProcess) -> str:
+    """``pid 4312 (ollama of anna, 5.1 GB)``."""
+    try:
+        process = psutil.Process(item.pid)
+        who = f"{one_line(process.name(), 40)} of {one_line(process.username(), 40)}"
+    except psutil.Error:
+        who = "a process that is gone or in another container"
+    size = f", {format_bytes(item.memory)}" if item.memory else ""
+    return f"pid {item.pid} ({who}{size})"
+
+
+def _pci_card(root: Path = Path("/sys/bus/pci/devices")) -> bool:
+    """Whether an NVIDIA display device sits on the bus, driver or not."""
+    try:
+        devices = list(root.iterdir())
+    except OSError:
+        return False
+    return any(
+        _text(device / "vendor") == "0x10de" and _text(device / "class").startswith("0x03") for device in devices
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return ""

@@ -1,0 +1,170 @@
+"""Python, the libraries, and what torch can do with this machine."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import core
+from core.commands.checks.finding import Finding
+from core.runs.launcher import worker_environment
+from core.text import one_line
+from core.units import format_bytes
+
+DISTRIBUTION = "localtune-tui"
+_OLDEST_PYTHON = (3, 10)
+#: Seconds that importing torch and its family may take; a cold disk is slow.
+PROBE_SECONDS = 180.0
+_REQUIREMENT = re.compile(r"^\s*([A-Za-z0-9._-]+)(?:\[[^\]]*\])?\s*(>=|==)\s*([0-9][0-9.]*)")
+
+
+def check_python() -> Finding:
+    """The interpreter."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info[:2] < _OLDEST_PYTHON:
+        return Finding("python", "fail", f"Python {version} is too old.", "Install Python 3.10 or newer.")
+    return Finding("python", "ok", f"Python {version} at {sys.executable}")
+
+
+def check_libraries() -> Finding:
+    """Installed versions against the oldest ones that the project allows."""
+    requirements = _requirements()
+    if not requirements:
+        return Finding("libraries", "warn", "The project's requirements cannot be found.", _reinstall())
+    problems = []
+    for name, sign, wanted in requirements:
+        try:
+            found = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            problems.append(f"{name} is missing")
+            continue
+        if not _satisfies(found, sign, wanted):
+            problems.append(f"{name} is {found}, needed is {sign}{wanted}")
+    if problems:
+        return Finding("libraries", "fail", f"{'; '.join(problems)}.", _reinstall())
+    return Finding("libraries", "ok", f"all {len(requirements)} are present and new enough")
+
+
+def check_torch(timeout: float = PROBE_SECONDS) -> list[Finding]:
+    """Imports torch and its family in a process of their own, and tries a 4-bit quantization."""
+    command = [sys.executable, "-m", "core.worker.probe"]
+    try:
+        done = subprocess.run(
+            command,
+            env=worker_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        what = f"Importing torch did not end within {timeout:g} s."
+        return [Finding("torch", "fail", what, "Look at the load of the machine and of its disk, and try again.")]
+    except OSError as error:
+        return [Finding("torch", "fail", f"No process can be started: {error.strerror}.", "Free memory or processes.")]
+    facts = _last_object(done.stdout)
+    if facts is None:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        reason = one_line(lines[-1], 300) if lines else "it printed nothing"
+        return [Finding("torch", "fail", f"Importing torch ended with code {done.returncode}: {reason}", _reinstall())]
+    return list(describe_probe(facts))
+
+
+def describe_probe(facts: dict[str, Any]) -> list[Finding]:
+    """The findings that a probe's facts amount to."""
+    errors = {str(key): one_line(str(value), 300) for key, value in dict(facts.get("errors") or {}).items()}
+    found = [
+        Finding(library, "fail", f"{library} cannot be used: {reason}", _reinstall())
+        for library, reason in errors.items()
+    ]
+    if "torch" in errors:
+        return found
+    return [_torch(facts), *([_quantization(facts)] if "bitsandbytes" not in errors else []), *found]
+
+
+def _torch(facts: dict[str, Any]) -> Finding:
+    build = "CUDA " + str(facts["cuda_build"]) if facts.get("cuda_build") else "no CUDA"
+    if facts.get("hip_build"):
+        build = f"ROCm {facts['hip_build']}"
+    what = f"torch {facts.get('torch')} ({build})"
+    devices = facts.get("devices") or []
+    if not devices:
+        vector = facts.get("cpu_capability")
+        return Finding(
+            "torch",
+            "warn",
+            f"{what} sees no GPU; training runs on the CPU, {facts.get('threads')} threads"
+            + (f", {vector}" if vector else ""),
+            "Small models train well there; for 7B and more, use a machine with a 24 GB card.",
+        )
+    names = ", ".join(f"{item['name']} ({item['capability']}, {format_bytes(item['memory'])})" for item in devices)
+    slow = [item["name"] for item in devices if not item["bf16"]]
+    if slow:
+        hint = "It works; fp16 is used there instead, with loss scaling."
+        return Finding("torch", "warn", f"{what} uses {names}; {', '.join(slow)} has no bfloat16", hint)
+    return Finding("torch", "ok", f"{what} uses {names}, bfloat16")
+
+
+def _quantization(facts: dict[str, Any]) -> Finding:
+    what = f"bitsandbytes {facts.get('bitsandbytes')} quantizes to 4 bits on {facts.get('nf4_device')}"
+    error = facts.get("nf4_error")
+    if not isinstance(error, (int, float)) or not error < 0.2:
+        return Finding("quantization", "fail", f"{what}, but the values come back wrong.", _reinstall())
+    return Finding("quantization", "ok", what)
+
+
+def _requirements() -> list[tuple[str, str, str]]:
+    try:
+        lines = metadata.requires(DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:
+        lines = _checkout_requirements()
+    parsed = [_REQUIREMENT.match(line) for line in lines if "extra ==" not in line]
+    return [(match[1], match[2], match[3].rstrip(".")) for match in parsed if match]
+
+
+def _checkout_requirements() -> list[str]:
+    """From the project file, when the app is run from a checkout that is not installed."""
+    import tomli
+
+    path = Path(core.__file__).resolve().parent.parent / "pyproject.toml"
+    try:
+        project = tomli.loads(path.read_text(encoding="utf-8"))["project"]
+        return [str(line) for line in project["dependencies"]]
+    except (OSError, KeyError, tomli.TOMLDecodeError):
+        return []
+
+
+def _satisfies(found: str, sign: str, wanted: str) -> bool:
+    have, need = _release(found), _release(wanted)
+    length = max(len(have), len(need))
+    have, need = have + (0,) * (length - len(have)), need + (0,) * (length - len(need))
+    return have == need if sign == "==" else have >= need
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """The numbers of a version before any suffix: ``2.10.0+cu130`` is (2, 10, 0)."""
+    match = re.match(r"\d+(?:\.\d+)*", version)
+    return tuple(int(part) for part in match[0].split(".")) if match else ()
+
+
+def _last_object(text: str) -> dict[str, Any] | None:
+    """The last line that is a JSON object: a library may print before it."""
+    for line in reversed(text.splitlines()):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            return value
+    return None
+
+
+def _reinstall() -> str:
+    return f"Install again: 'pipx reinstall {DISTRIBUTION}', 'uv tool upgrade {DISTRIBUTION}', or 'make demo'."

@@ -1,0 +1,212 @@
+"""Memory, disk, sockets, sessions and the terminal."""
+
+from __future__ import annotations
+
+import configparser
+import locale
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from core import paths
+from core.commands.checks.finding import Finding
+from core.hardware.cpu import cpu_name, memory
+from core.runs.store import Run
+from core.units import format_bytes
+
+_GB = 10**9
+#: A starter model and a run of it, and a 7B model with its checkpoints.
+_DISK_NEEDED, _DISK_COMFORT = 2 * _GB, 30 * _GB
+_MEMORY_NEEDED, _MEMORY_COMFORT = 3 * _GB, 12 * _GB
+_SMALLEST_SCREEN = (60, 20)
+_LOGIND_PLACES = ("/usr/lib", "/usr/local/lib", "/etc", "/run")
+
+
+def check_memory() -> Finding:
+    """The machine's (or container's) memory."""
+    used, total = memory()
+    free = total - used
+    what = f"{format_bytes(free)} of {format_bytes(total)} free, {os.cpu_count()} × {cpu_name()}"
+    if free < _MEMORY_NEEDED:
+        return Finding("memory", "fail", what, "Even the starter model needs 3 GB: end what you do not need.")
+    if free < _MEMORY_COMFORT:
+        return Finding(
+            "memory", "warn", what, "Enough for small models; loading a 7B model passes through about 12 GB."
+        )
+    return Finding("memory", "ok", what)
+
+
+def check_home() -> Finding:
+    """Whether the home can be written, and how much room there is."""
+    home = paths.home()
+    place = _existing(home)
+    try:
+        with tempfile.NamedTemporaryFile(dir=place, prefix=".localtune-"):
+            pass
+        free = shutil.disk_usage(place).free
+    except OSError as error:
+        what = f"{home} cannot be written: {error.strerror} ({place})."
+        return Finding("home", "fail", what, "Set LOCALTUNE_HOME to a directory that you can write to.")
+    what = f"{home}, {format_bytes(free)} free"
+    if free < _DISK_NEEDED:
+        return Finding("home", "fail", what, "Make room, or set LOCALTUNE_HOME to a larger disk.")
+    if free < _DISK_COMFORT:
+        return Finding("home", "warn", what, "Enough for small models; a 7B model with its runs wants 30 GB.")
+    if home.is_dir() and home.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        return Finding("home", "warn", f"{what}, but others may look into it", f"chmod 700 {home}")
+    return Finding("home", "ok", what)
+
+
+def check_socket() -> Finding:
+    """Whether a run could listen on its control socket: one is made where it would be, and connected to."""
+    intended = Run(paths.runs_dir() / ("20260101-000000-" + "x" * 16)).socket_path
+    inside = paths.runs_dir() in intended.parents
+    place = _existing(intended.parent)
+    hint = "Put LOCALTUNE_HOME on a local disk with a short path, or set XDG_RUNTIME_DIR."
+    try:
+        if place.stat().st_uid != os.getuid() and not inside:
+            return Finding("control", "fail", f"{place} belongs to another user.", "Set XDG_RUNTIME_DIR.")
+        with tempfile.TemporaryDirectory(dir=place, prefix=".lt-") as directory:
+            _connect_once(f"{directory}/s")
+    except OSError as error:
+        return Finding("control", "fail", f"No Unix socket can be made in {place}: {error}.", hint)
+    why = "" if inside else " (the home's path is too long for a socket)"
+    return Finding("control", "ok", f"sockets work in {place}{why}")
+
+
+def _connect_once(path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
+        listener.bind(path)
+        listener.listen(1)
+        client.settimeout(5)
+        client.connect(path)
+
+
+def check_logout(root: Path = Path("/")) -> Finding:
+    """Whether the system would end a run when its user logs out."""
+    name = "logout"
+    if not (root / "run/systemd/system").is_dir():
+        return Finding(name, "ok", "no systemd here; runs outlive the session")
+    kills = kill_user_processes(root)
+    if not kills or os.getuid() == 0:
+        return Finding(name, "ok", "runs outlive the session (KillUserProcesses is off)")
+    scope = _read(root / "proc/self/cgroup")
+    if "session-" not in scope and "user@" in scope and _lingers(root):
+        return Finding(name, "ok", "this shell runs under the user manager, which lingers; runs outlive the session")
+    return Finding(
+        name,
+        "warn",
+        "logind ends everything of a session at logout (KillUserProcesses=yes), runs too",
+        "Run 'loginctl enable-linger' once, then start with 'systemd-run --user --scope localtune-tui'.",
+    )
+
+
+def kill_user_processes(root: Path = Path("/")) -> bool:
+    """What logind says, else what its configuration files say; systemd's own default, yes, where they are silent."""
+    if root == Path("/"):
+        answer = _output(
+            [
+                *("busctl", "get-property", "org.freedesktop.login1", "/org/freedesktop/login1"),
+                *("org.freedesktop.login1.Manager", "KillUserProcesses"),
+            ]
+        )
+        if answer.startswith("b "):
+            return answer == "b true"
+    value = "yes"
+    for path in _logind_files(root):
+        parser = configparser.ConfigParser(interpolation=None, strict=False, allow_no_value=True)
+        try:
+            parser.read_string(_read(path))
+        except configparser.Error:
+            continue  # logind skips what it cannot read, too
+        value = parser.get("Login", "KillUserProcesses", fallback=value) or value
+    return value.strip().lower() in ("yes", "true", "on", "1", "y", "t")
+
+
+def _logind_files(root: Path) -> Iterable[Path]:
+    """The main file, then the drop-ins in the order of their names, as systemd reads them."""
+    main = [root / place.lstrip("/") / "systemd/logind.conf" for place in _LOGIND_PLACES]
+    yield from (path for path in main if path.is_file())
+    drop_ins: dict[str, Path] = {}
+    for place in _LOGIND_PLACES:
+        for path in (root / place.lstrip("/") / "systemd/logind.conf.d").glob("*.conf"):
+            drop_ins[path.name] = path
+    yield from (drop_ins[name] for name in sorted(drop_ins))
+
+
+def _lingers(root: Path) -> bool:
+    import pwd
+
+    try:
+        name = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return False
+    return (root / "var/lib/systemd/linger" / name).exists()
+
+
+def check_terminal(environment: Mapping[str, str] = os.environ) -> list[Finding]:
+    """What the terminal can show."""
+    found = [_check_locale(), _check_colors(environment)]
+    if sys.stdout.isatty():
+        columns, lines = shutil.get_terminal_size()
+        wide, high = _SMALLEST_SCREEN
+        if columns < wide or lines < high:
+            what = f"{columns}×{lines} is too small for the app."
+            found.append(Finding("screen", "warn", what, f"Make the window at least {wide}×{high}."))
+        else:
+            found.append(Finding("screen", "ok", f"{columns}×{lines}"))
+    return found
+
+
+def _check_locale() -> Finding:
+    encoding = locale.getpreferredencoding(False)
+    name = os.environ.get("LC_ALL") or os.environ.get("LC_CTYPE") or os.environ.get("LANG") or "unset"
+    if encoding.lower().replace("-", "") != "utf8":
+        hint = "Set LANG to a UTF-8 locale, for example 'export LANG=C.UTF-8'."
+        return Finding("locale", "warn", f"{name}: the encoding is {encoding}; charts need UTF-8", hint)
+    return Finding("locale", "ok", f"UTF-8 ({name})")
+
+
+def _check_colors(environment: Mapping[str, str]) -> Finding:
+    term, colors = environment.get("TERM", ""), environment.get("COLORTERM", "")
+    inside = "tmux" if environment.get("TMUX") else "screen" if environment.get("STY") else ""
+    what = f"TERM={term or 'unset'}" + (f" inside {inside}" if inside else "")
+    if term in ("", "dumb", "unknown"):
+        hint = "Commands work; for the app, log in from a real terminal ('ssh -t')."
+        return Finding("terminal", "warn", f"{what}: no full-screen app can run here", hint)
+    if environment.get("NO_COLOR"):
+        return Finding("terminal", "ok", f"{what}, colors off (NO_COLOR)")
+    if colors.lower() in ("truecolor", "24bit"):
+        return Finding("terminal", "ok", f"{what}, 16 million colors")
+    if "256" in term or "direct" in term or term in ("xterm-kitty", "alacritty", "wezterm", "foot"):
+        return Finding("terminal", "ok", f"{what}, 256 colors; themes look better with COLORTERM=truecolor")
+    hint = "export COLORTERM=truecolor if your terminal has it"
+    if inside == "tmux":
+        hint = "In ~/.tmux.conf: set -g default-terminal tmux-256color"
+    return Finding("terminal", "warn", f"{what}: few colors", hint)
+
+
+def _existing(path: Path) -> Path:
+    """The directory itself, or the nearest of its parents that exists."""
+    return next(place for place in [path, *path.parents] if place.exists())
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _output(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,0 +1,28 @@
+"""``continue RUN``: an ended run goes on from its last checkpoint, and is followed to its end."""
+
+from __future__ import annotations
+
+import argparse
+
+from core.commands.common import add_json_flag, add_run_argument
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    add_run_argument(parser)
+    parser.add_argument("--detach", action="store_true", help="print the run's id and return while it trains")
+    add_json_flag(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Go on; the exit code is that of the run: 0 finished, 3 stopped, 4 failed."""
+    from core.commands.train import follow_to_end, report_detached
+    from core.runs.launcher import continue_run
+    from core.runs.store import find_run
+
+    target = find_run(args.run)
+    continue_run(target)
+    if args.detach:
+        report_detached(target, as_json=args.json)
+        return 0
+    return follow_to_end(target, as_json=args.json, skip_past=True)

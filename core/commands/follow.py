@@ -1,0 +1,146 @@
+"""Follow a run to its end: read its events as they come, show them, and do the right thing on Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Protocol
+
+from core.commands.common import EXIT_INTERRUPTED, PROGRAM, note
+from core.errors import UserError
+from core.runs import launcher
+from core.runs.client import ControlClient
+from core.runs.events import Event, MemoryEvent
+from core.runs.history import LogLine, RunHistory
+from core.runs.state import RunState
+from core.runs.store import Run
+from core.runs.tail import EventTail
+
+POLL_SECONDS = 0.2
+#: Seconds that the last events may come after the end state.
+GRACE_SECONDS = 2.0
+
+
+class View(Protocol):
+    """Shows a run to the user while it is followed."""
+
+    def event(self, event: Event, log: list[LogLine], followed: Followed) -> None:
+        """Show an event, which ``followed`` has taken in already, and the lines that it has added to the log."""
+
+    def tick(self, followed: Followed) -> None:
+        """Show the state; called several times a second, after the new events."""
+
+    def message(self, text: str) -> None:
+        """Show a line of the command itself; may be called from another thread."""
+
+    def close(self) -> None:
+        """Leave the terminal as it was found."""
+
+
+@dataclass
+class Followed:
+    """A run as far as it has been read."""
+
+    run: Run
+    state: RunState
+    history: RunHistory = field(default_factory=RunHistory)
+    peak_rss_bytes: int | None = None
+    """Most memory that the worker process has held at once."""
+
+    def apply(self, event: Event) -> list[LogLine]:
+        """Take in one event, and give the lines that it adds to the log."""
+        before = self.history.log_count
+        self.history.apply(event)
+        if isinstance(event, MemoryEvent) and event.device == "cpu" and event.peak_bytes is not None:
+            self.peak_rss_bytes = event.peak_bytes
+        return self.history.log_since(before)
+
+
+class _Interrupts:
+    """Counts Ctrl-C instead of raising, so that it never cuts a read or a line in two."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._previous: Any = None
+
+    def __enter__(self) -> _Interrupts:
+        self._previous = signal.signal(signal.SIGINT, self._count)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._previous)
+
+    def _count(self, _signal: int, _frame: FrameType | None) -> None:
+        self.count += 1
+
+
+def follow(run: Run, view: View, *, stop_on_interrupt: bool, skip_past: bool = False) -> Followed | None:
+    """Follow a run until it is over.
+
+    Args:
+        run: The run.
+        view: Where it is shown.
+        skip_past: Whether what has happened already is taken in, but not shown.
+        stop_on_interrupt: Whether the first Ctrl-C asks the run to stop after a checkpoint, and only the second
+            leaves; otherwise the first one leaves.
+
+    Returns:
+        The run at its end; None when the user left it running.
+    """
+    followed = Followed(run, run.state())
+    tail = EventTail(run.events_path)
+    over_since: float | None = None
+    handled = 0
+    if skip_past:
+        for event in tail.read_all():
+            followed.apply(event)
+    try:
+        with _Interrupts() as interrupts:
+            while True:
+                launcher.reap()
+                # The state first: what was written before the end is then read before it is believed.
+                followed.state = run.state()
+                for event in tail.read_all():
+                    view.event(event, followed.apply(event), followed)
+                view.tick(followed)
+                if followed.state.is_over:
+                    over_since = over_since or time.monotonic()
+                    complete = followed.history.end is not None or followed.state.state == "lost"
+                    if complete or time.monotonic() - over_since > GRACE_SECONDS:
+                        return followed
+                if interrupts.count > handled:
+                    handled += 1
+                    if handled > 1 or not stop_on_interrupt:
+                        return None
+                    view.message("Stopping after a checkpoint. Ctrl-C again leaves the run to do that by itself.")
+                    _request_stop(run, view.message)
+                time.sleep(POLL_SECONDS)
+    finally:
+        view.close()
+
+
+def _request_stop(run: Run, report: Callable[[str], None]) -> None:
+    """Ask a run to stop, from a thread: a worker in the middle of a step answers late."""
+
+    def ask() -> None:
+        try:
+            with ControlClient(run) as client:
+                client.request("stop")
+        except UserError:
+            # It listens only once it has started; the signal means the same.
+            try:
+                launcher.terminate(run)
+            except UserError as error:
+                report(str(error))
+
+    threading.Thread(target=ask, daemon=True).start()
+
+
+def leave(run: Run) -> int:
+    """Say how to come back to a run that goes on, and give the exit code."""
+    note(f"{run.id} goes on. Come back with: {PROGRAM} watch {run.id}   (or {PROGRAM} --run {run.id})")
+    return EXIT_INTERRUPTED

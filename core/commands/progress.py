@@ -1,0 +1,124 @@
+"""The progress of a run on standard error: one live line on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+
+from core.commands.common import CLEAR_LINE
+from core.commands.follow import Followed
+from core.runs import sentences
+from core.runs.events import Event, StepEvent
+from core.runs.history import LogLine, Phase
+from core.text import one_line
+from core.units import format_duration, format_number, format_rate
+
+#: Seconds between two plain lines where standard error is no terminal.
+PLAIN_SECONDS = 5.0
+_DEFAULT_COLUMNS = 80
+
+
+def step_words(event: StepEvent, total_steps: int) -> str:
+    """An optimizer step: ``step 34/120  loss 0.412  lr 8.1e-4  grad 0.61  318 tok/s``."""
+    step = f"{event.step}/{total_steps}" if total_steps else f"{event.step}"
+    return (
+        f"step {step}  loss {format_number(event.loss)}  lr {format_number(event.lr)}  "
+        f"grad {format_number(event.grad_norm)}  {format_rate(event.tokens_per_second)}"
+    )
+
+
+def log_words(line: LogLine) -> str:
+    """A line of the log, its level in front unless it is information."""
+    return line.text if line.level == "info" else f"{line.level}: {line.text}"
+
+
+class Progress:
+    """Shows a followed run to the person who waits for it; a :class:`~core.commands.follow.View`."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        # Another thread may have a message while the line is drawn.
+        self._lock = threading.Lock()
+        self._line = ""
+        self._printed = time.monotonic()
+        self._stalled = False
+
+    def event(self, event: Event, log: list[LogLine], followed: Followed) -> None:  # noqa: ARG002
+        """Print what the event adds to the log."""
+        for line in log:
+            self.message(log_words(line))
+
+    def tick(self, followed: Followed) -> None:
+        """Bring the live line up to date."""
+        state = followed.state
+        if (state.state == "stalled") != self._stalled:
+            self._stalled = not self._stalled
+            self.message(f"warning: {state.reason}" if self._stalled else "it shows signs of life again")
+        if state.is_over:
+            return
+        if self._live:
+            self._draw(_present(followed))
+        elif time.monotonic() - self._printed >= PLAIN_SECONDS:
+            text = _present(followed)
+            self._printed = time.monotonic()
+            if text != self._line:
+                self.message(text)
+                self._line = text
+
+    def message(self, text: str) -> None:
+        """Print a line above the live one."""
+        with self._lock:
+            self._write((CLEAR_LINE if self._live and self._line else "") + one_line(text) + "\n")
+            self._line = ""
+            self._printed = time.monotonic()
+
+    def close(self) -> None:
+        """Take the live line away."""
+        with self._lock:
+            if self._live and self._line:
+                self._write(CLEAR_LINE)
+            self._line = ""
+
+    def _draw(self, text: str) -> None:
+        if text == self._line:
+            return
+        try:
+            # A terminal that nobody has sized says 0.
+            width = os.get_terminal_size(sys.stderr.fileno()).columns or _DEFAULT_COLUMNS
+        except OSError:
+            width = _DEFAULT_COLUMNS
+        with self._lock:
+            # The last column is left free: filling it makes some terminals wrap.
+            self._write(CLEAR_LINE + text[: max(width - 1, 1)])
+            self._line = text
+
+    @staticmethod
+    def _write(text: str) -> None:
+        sys.stdout.flush()
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+def _present(followed: Followed) -> str:
+    """What the run does right now, on one line."""
+    state, history = followed.state, followed.history
+    last, phase = history.last_step, history.phase
+    if state.state == "paused":
+        return f"paused at step {state.step} of {state.total_steps}"
+    if last is not None and (phase is None or phase.name == "training"):
+        left = history.eta_seconds(state.total_steps)
+        return f"{step_words(last, state.total_steps)}  ETA {format_duration(left)}"
+    if phase is None:
+        return state.state
+    return _phase_words(phase, history.phase_elapsed(time.time()))
+
+
+def _phase_words(phase: Phase, elapsed: float) -> str:
+    words = sentences.phase_name(phase.name)
+    if phase.detail:
+        words += f": {phase.detail}"
+    if phase.total:
+        words += f" {phase.done or 0}/{phase.total}"
+    return f"{words}  {format_duration(elapsed)}"

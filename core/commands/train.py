@@ -1,0 +1,97 @@
+"""``train CONFIG``: check, start a detached run, and follow it to its end."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.commands.common import PROGRAM, add_json_flag, emit, note, say
+
+if TYPE_CHECKING:
+    from core.config.schema import Config
+    from core.runs.store import Run
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("config", metavar="CONFIG", help="configuration file (TOML)")
+    parser.add_argument(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        action="append",
+        default=[],
+        help="override an option of the file; may be repeated",
+    )
+    parser.add_argument("--name", help="what the run is about; ends its id (default: the file's name)")
+    parser.add_argument("--detach", action="store_true", help="print the run's id and return while it trains")
+    add_json_flag(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; the exit code is that of the run: 0 finished, 3 stopped, 4 failed."""
+    from core.config.document import load_config
+
+    path = Path(args.config)
+    config = load_config(path, args.set)
+    check_data(config)
+    started = start(config, args.name or path.stem)
+    if args.detach:
+        report_detached(started, as_json=args.json)
+        return 0
+    return follow_to_end(started, as_json=args.json)
+
+
+def check_data(config: Config) -> None:
+    """Open every data file and recognize its format, so that a bad one is refused before anything is started.
+
+    Raises:
+        UserError: For the first file that cannot be used.
+    """
+    from core.data.formats import SAMPLE, choose
+    from core.data.reader import open_rows
+
+    for value in (config.data.train, config.data.eval):
+        for name in [value] if isinstance(value, str) else value or []:
+            with open_rows(Path(name)) as file:
+                choose(file.rows(0, SAMPLE), config.data.format, source=name)
+
+
+def start(config: Config, name: str) -> Run:
+    """Start a run in a process of its own.
+
+    Raises:
+        UserError: If the run directory cannot be written or the process cannot be started.
+    """
+    from core.runs.launcher import start_run
+
+    return start_run(config, name)
+
+
+def report_detached(started: Run, *, as_json: bool) -> None:
+    """Print the id of a run that goes on by itself, and how to come back to it."""
+    if as_json:
+        emit({"run": started.id})
+        return
+    say(started.id)
+    note(f"Follow it with: {PROGRAM} watch {started.id}   (or {PROGRAM} --run {started.id})")
+
+
+def follow_to_end(started: Run, *, as_json: bool, skip_past: bool = False) -> int:
+    """Show the progress of a run until it is over, then its summary.
+
+    Args:
+        started: The run.
+        as_json: Whether the summary is printed as JSON.
+        skip_past: Whether only what is still to come is shown.
+
+    Returns:
+        The exit code of the run, or 130 when the user left it.
+    """
+    from core.commands.follow import follow, leave
+    from core.commands.progress import Progress
+    from core.commands.summary import report
+
+    note(f"run {started.id}")
+    followed = follow(started, Progress(), stop_on_interrupt=True, skip_past=skip_past)
+    return leave(started) if followed is None else report(followed, as_json=as_json)

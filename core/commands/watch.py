@@ -1,0 +1,101 @@
+"""``watch RUN``: a run's events as they come, as a readable log or as JSON lines."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from core.commands.common import add_json_flag, add_run_argument, describe_state, exit_code, note, say
+
+if TYPE_CHECKING:
+    from core.commands.follow import Followed, View
+    from core.runs.events import Event
+    from core.runs.history import LogLine
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    add_run_argument(parser)
+    add_json_flag(parser, "print each event as a line of JSON, as in the run's events.jsonl")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show the whole history, then what comes, until the run is over; Ctrl-C leaves it running.
+
+    Returns:
+        The exit code of the run, or 130 when the user left it.
+    """
+    from core.commands.follow import follow, leave
+    from core.commands.summary import summarize, summary_lines
+    from core.runs.store import find_run
+
+    target = find_run(args.run)
+    view: View = JsonLines() if args.json else Log()
+    followed = follow(target, view, stop_on_interrupt=False)
+    if followed is None:
+        return leave(target)
+    if not args.json:
+        for line in summary_lines(followed, summarize(followed)):
+            say(line)
+    return exit_code(followed.state.state)
+
+
+class JsonLines:
+    """Prints each event as JSON; a :class:`~core.commands.follow.View`."""
+
+    def event(self, event: Event, log: list[LogLine], followed: Followed) -> None:  # noqa: ARG002
+        """Print the event."""
+        from core.runs.events import encode_event
+
+        sys.stdout.write(encode_event(event))
+
+    def tick(self, followed: Followed) -> None:  # noqa: ARG002
+        """Pass on what has been printed."""
+        sys.stdout.flush()
+
+    def message(self, text: str) -> None:
+        """Print a line of the command itself, apart from the events."""
+        note(text)
+
+    def close(self) -> None:
+        """Nothing is left open."""
+
+
+class Log:
+    """Prints a line an event with its time; a :class:`~core.commands.follow.View`."""
+
+    def __init__(self) -> None:
+        self._state = ""
+
+    def event(self, event: Event, log: list[LogLine], followed: Followed) -> None:
+        """Print what the event says."""
+        from core.commands.progress import log_words, step_words
+        from core.runs.events import SampleEvent, StepEvent
+        from core.runs.sentences import clock
+        from core.text import one_line
+
+        for line in log:
+            say(f"{line.clock} {log_words(line)}")
+        if isinstance(event, StepEvent):
+            say(f"{clock(event.t)} {step_words(event, followed.state.total_steps)}")
+        elif isinstance(event, SampleEvent):
+            question, answer = one_line(event.prompt.strip(), 80), one_line(event.text.strip(), 200)
+            say(f'{clock(event.t)} {one_line(event.source, 40)} to "{question}": {answer}')
+
+    def tick(self, followed: Followed) -> None:
+        """Print a state that no event tells of."""
+        from core.runs.sentences import clock
+
+        state = followed.state
+        if state.state != self._state and state.state in ("paused", "stalled", "lost"):
+            say(f"{clock(time.time())} {describe_state(state)}")
+        self._state = state.state
+
+    def message(self, text: str) -> None:
+        """Print a line of the command itself."""
+        note(text)
+
+    def close(self) -> None:
+        """Nothing is left open."""

@@ -1,0 +1,228 @@
+"""Where rows begin and end in a file, found chunk by chunk without parsing them.
+
+A scanner is fed consecutive chunks and appends what it finds to a :class:`Spans`. It tells how many bytes of the chunk
+it is done with; the rest, a few bytes at most, comes again at the head of the next chunk.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from typing import Protocol
+
+_SPACE = b" \t\r\n\x0b\x0c"
+
+
+class Spans:
+    """Byte ranges and first lines of the rows, 20 bytes each."""
+
+    def __init__(self) -> None:
+        self.starts = array("Q")
+        self.ends = array("Q")
+        self.lines = array("I")
+
+    def __len__(self) -> int:
+        # The last array appended to: a reader in another thread never sees half an entry.
+        return len(self.lines)
+
+    def add(self, start: int, end: int, line: int) -> None:
+        """One row: bytes ``start`` to ``end``, on ``line`` counted from 1."""
+        self.starts.append(start)
+        self.ends.append(end)
+        self.lines.append(line)
+
+
+class Scanner(Protocol):
+    """Finds rows in consecutive chunks."""
+
+    def feed(self, data: bytes, base: int, final: bool) -> int:
+        """Look through a chunk that begins at file offset ``base``; ``final`` when nothing comes after it.
+
+        Returns:
+            How many of its bytes need not come again.
+        """
+        ...
+
+
+class LineScanner:
+    """Rows of JSON Lines: lines that are not blank."""
+
+    def __init__(self, spans: Spans) -> None:
+        self._spans = spans
+        self._line = 1
+        self._open: int | None = None
+
+    def feed(self, data: bytes, base: int, final: bool) -> int:
+        """See :class:`Scanner`."""
+        position, size, line, add = 0, len(data), self._line, self._spans.add
+        find = data.find
+        while position < size:
+            if self._open is None and data[position] in _SPACE:
+                line += data[position] == 10
+                position += 1
+                continue
+            end = find(b"\n", position)
+            start = base + position if self._open is None else self._open
+            if end < 0:
+                self._open = start
+                break
+            add(start, base + end, line)
+            self._open = None
+            line += 1
+            position = end + 1
+        if final and self._open is not None:
+            add(self._open, base + size, line)
+            self._open = None
+        self._line = line
+        return size
+
+
+class CsvScanner:
+    """Records of a CSV, the header included: a newline ends one unless it stands between quotes.
+
+    A quote opens only where a cell begins, and a doubled one inside is a character, as in :mod:`csv`.
+
+    Args:
+        spans: What to append to.
+        delimiter: Between cells, one byte.
+    """
+
+    def __init__(self, spans: Spans, delimiter: str) -> None:
+        self._spans = spans
+        self._delimiter = delimiter.encode()
+        self._turn = re.compile(b'\n|(?<=[%b])"' % re.escape(self._delimiter))
+        self._line = 1
+        self._first_line = 1
+        self._start: int | None = None
+        self._cell_begins = False
+        self._quoted = False
+
+    def feed(self, data: bytes, base: int, final: bool) -> int:
+        """See :class:`Scanner`."""
+        position, size = 0, len(data)
+        # A quote may be half of a doubled one, a carriage return may stand before its newline: what follows decides.
+        limit = size if final else size - (data[-1:] in (b'"', b"\r"))
+        while position < limit:
+            if self._start is None:
+                self._start, self._first_line, self._cell_begins = base + position, self._line, True
+            if self._cell_begins and data[position : position + 1] == b'"':
+                self._quoted, self._cell_begins = True, False
+                position += 1
+                continue
+            position = (
+                self._inside(data, position, limit) if self._quoted else self._outside(data, position, limit, base)
+            )
+        if final and self._start is not None:
+            self._end(data, base, size)
+        # A doubled quote may have been taken whole, its second half beyond the limit.
+        return max(position, limit)
+
+    def _inside(self, data: bytes, position: int, limit: int) -> int:
+        quote = data.find(b'"', position, limit)
+        end = limit if quote < 0 else quote
+        self._line += data.count(b"\n", position, end)
+        if quote < 0:
+            return limit
+        if data[quote + 1 : quote + 2] == b'"':
+            return quote + 2
+        self._quoted = False
+        return quote + 1
+
+    def _outside(self, data: bytes, position: int, limit: int, base: int) -> int:
+        turn = self._turn.search(data, position, limit)
+        self._cell_begins = turn is None and data[limit - 1 : limit] == self._delimiter
+        if turn is None:
+            return limit
+        if turn.group() == b'"':
+            self._quoted = True
+        else:
+            self._line += 1
+            self._end(data, base, turn.start())
+        return turn.end()
+
+    def _end(self, data: bytes, base: int, end: int) -> None:
+        start = self._start if self._start is not None else base + end
+        if start < base or data[start - base : end] not in (b"", b"\r"):
+            self._spans.add(start, base + end, self._first_line)
+        self._start, self._quoted = None, False
+
+
+class ArrayScanner:
+    """Elements of a JSON array: what stands between its brackets and commas, nested ones left whole."""
+
+    _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(")?|[\[\]{},]', re.DOTALL)
+    _STRING_REST = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*(")?', re.DOTALL)
+
+    def __init__(self, spans: Spans) -> None:
+        self._spans = spans
+        self._depth = 0
+        self._line = 1
+        self._in_string = False
+        self._start: int | None = None
+        self._first_line = 1
+        self._closed = False
+
+    def feed(self, data: bytes, base: int, final: bool) -> int:
+        """See :class:`Scanner`."""
+        position, size = 0, len(data)
+        while position < size:
+            match = self._STRING_REST.match(data, position) if self._in_string else self._TOKEN.search(data, position)
+            if match is None:
+                self._pass_over(data, base, position, size)
+                break
+            self._pass_over(data, base, position, match.start())
+            position = match.end()
+            if not self._in_string and match.group()[:1] != b'"':
+                self._bracket(match.group(), data, base, match.start())
+                continue
+            self._pass_over(data, base, match.start(), position)
+            self._in_string = match.group(1) is None
+            if self._in_string and position < size:
+                # A backslash ends the chunk: what it escapes comes with the next one.
+                if not final:
+                    return position
+                break
+        if final and self._start is not None:
+            self._end(base + size)
+        elif final and not self._closed:
+            # An empty row stands for the missing end, so that it is reported.
+            self._spans.add(base + size, base + size, self._line)
+        return size
+
+    def _bracket(self, mark: bytes, data: bytes, base: int, position: int) -> None:
+        if mark == b"," and self._depth == 1:
+            self._end(base + position)
+            return
+        if mark in b"[{":
+            if self._depth or self._closed:
+                self._pass_over(data, base, position, position + 1)
+            self._depth += 1
+        elif mark in b"]}":
+            self._depth -= 1
+            if self._depth == 0 and not self._closed:
+                self._end(base + position)
+                self._closed = True
+            else:
+                self._depth = max(self._depth, 0)
+                self._pass_over(data, base, position, position + 1)
+        else:
+            self._pass_over(data, base, position, position + 1)
+
+    def _pass_over(self, data: bytes, base: int, position: int, end: int) -> None:
+        """Count lines, and let an element begin at the first byte that is no space."""
+        if position >= end:
+            return
+        if self._start is None:
+            piece = data[position:end]
+            skipped = len(piece) - len(piece.lstrip(_SPACE))
+            self._line += data.count(b"\n", position, position + skipped)
+            position += skipped
+            if position == end:
+                return
+            self._start, self._first_line = base + position, self._line
+        self._line += data.count(b"\n", position, end)
+
+    def _end(self, end: int) -> None:
+        if self._start is not None:
+            self._spans.add(self._start, end, self._first_line)
+        self._start = None

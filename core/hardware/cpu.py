@@ -1,0 +1,132 @@
+"""The CPU and the memory beside it: the device that is trained on where there is no GPU."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from core.hardware.snapshot import Device
+from core.text import one_line
+
+#: Sensor chips that measure the processor itself, best first.
+_CHIPS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "cpu-thermal", "soc_thermal", "acpitz")
+#: Labels of the sensor that stands for the whole processor.
+_WHOLE = ("Package id 0", "Tctl", "Tdie")
+_LIMIT_RANGE_C = (50.0, 125.0)
+#: Processor seconds (over all cores) below which a share of busy ticks means nothing.
+_SHORTEST_SPAN = 0.2
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+class Cpu:
+    """Reads the CPU; utilization is the share since the last reading, so the first one has none."""
+
+    def __init__(self) -> None:
+        self._name = cpu_name()
+        self._before: tuple[float, float] | None = None
+        self._percent: float | None = None
+
+    def device(self) -> Device:
+        """The CPU as it is now; its memory is that of the machine, or of the container it is confined to."""
+        used, total = memory()
+        temperature, limit = _temperature()
+        return Device(
+            index=0,
+            kind="cpu",
+            name=self._name,
+            temperature_c=temperature,
+            temperature_limit_c=limit,
+            memory_used=used,
+            memory_total=total,
+            utilization=self._utilization(),
+            clock=_clock(),
+        )
+
+    def _utilization(self) -> float | None:
+        times = psutil.cpu_times()
+        # Guest time is contained in user time already.
+        total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+        busy = total - times.idle - getattr(times, "iowait", 0.0)
+        if self._before is None:
+            self._before = (busy, total)
+        elif total - self._before[1] >= _SHORTEST_SPAN:
+            share = (busy - self._before[0]) / (total - self._before[1])
+            self._before, self._percent = (busy, total), min(max(100.0 * share, 0.0), 100.0)
+        return self._percent
+
+
+def cpu_name() -> str:
+    """The model name of the processor, or its architecture where none is given."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        key, colon, value = line.partition(":")
+        if colon and value.strip():
+            found.setdefault(key.strip().lower(), value.strip())
+    name = found.get("model name") or found.get("hardware") or found.get("model") or platform.machine()
+    return one_line(" ".join(name.split()), 80)
+
+
+def memory(cgroup: Path = _CGROUP) -> tuple[int, int]:
+    """Memory in use and in total, in bytes; a container's limit counts where it is the lower one."""
+    machine = psutil.virtual_memory()
+    used, total = int(machine.total - machine.available), int(machine.total)
+    limit, current = _integer(cgroup / "memory.max"), _integer(cgroup / "memory.current")
+    if limit is not None and current is not None and limit < total:
+        # Cached file pages are given back before anything is killed.
+        return max(current - _inactive_file(cgroup), 0), limit
+    return used, total
+
+
+def process_rss(pid: int) -> int | None:
+    """Resident memory of a process in bytes; None when it is gone."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return None
+
+
+def _integer(path: Path) -> int | None:
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None  # no such control group, or "max"
+
+
+def _inactive_file(cgroup: Path) -> int:
+    try:
+        text = (cgroup / "memory.stat").read_text(encoding="ascii")
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("inactive_file ")), 0)
+
+
+def _temperature() -> tuple[float | None, float | None]:
+    """(temperature, limit) in °C, None where the machine has no such sensor."""
+    try:
+        chips: dict[str, list[Any]] = psutil.sensors_temperatures()
+    except (OSError, AttributeError, ValueError):
+        return None, None
+    for chip in _CHIPS:
+        readings = [item for item in chips.get(chip, []) if item.current and item.current > 0]
+        if readings:
+            whole = [item for item in readings if item.label in _WHOLE]
+            hottest = max(whole or readings, key=lambda item: item.current)
+            low, high = _LIMIT_RANGE_C
+            limit = next((value for value in (hottest.high, hottest.critical) if value and low <= value <= high), None)
+            return float(hottest.current), limit
+    return None, None
+
+
+def _clock() -> float | None:
+    try:
+        frequency = psutil.cpu_freq()
+    except (OSError, NotImplementedError, ValueError):
+        return None
+    return float(frequency.current) if frequency is not None and frequency.current else None

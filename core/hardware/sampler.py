@@ -1,0 +1,173 @@
+"""Devices sampled in the background, so that a driver that hangs never holds up whoever looks at the meters."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+
+import psutil
+
+from core.hardware.cpu import Cpu
+from core.hardware.nvml import Nvml, NvmlUnavailableError
+from core.hardware.snapshot import Device
+
+#: Seconds that :func:`snapshot` waits for a fresh reading before it takes the last one.
+SNAPSHOT_SECONDS = 0.5
+#: Longest time between two readings over which power is taken as constant, in seconds.
+_LONGEST_GAP = 30.0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """All devices at one moment (``time.monotonic``), and the joules that each GPU has counted so far."""
+
+    moment: float
+    devices: list[Device]
+    joules: dict[int, float]
+
+
+class DeviceReader:
+    """Reads the GPUs, else the CPU. May hang: it belongs in a background thread.
+
+    ``reason`` says why there are no GPUs.
+    """
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self._cpu = Cpu()
+        self._nvml: Nvml | None = None
+        try:
+            self._nvml = Nvml()
+        except NvmlUnavailableError as error:
+            self.reason = error.reason
+
+    def read(self) -> Reading:
+        """One reading."""
+        moment = time.monotonic()
+        devices = self._nvml.devices() if self._nvml else []
+        joules: dict[int, float] = {}
+        for device in devices:
+            if self._nvml and (counted := self._nvml.energy_joules(device.index)) is not None:
+                joules[device.index] = counted
+        return Reading(moment, devices or [self._cpu.device()], joules)
+
+
+class EnergyMeter:
+    """Energy over a series of readings: by the cards' counters, or by their power where they do not count."""
+
+    def __init__(self) -> None:
+        self._before: Reading | None = None
+        self._joules: float | None = None
+
+    @property
+    def watt_hours(self) -> float | None:
+        """Energy so far; None while no device has reported any."""
+        return None if self._joules is None else self._joules / 3600
+
+    def add(self, reading: Reading) -> None:
+        """Take one more reading in."""
+        before, self._before = self._before, reading
+        for device in reading.devices:
+            if device.index in reading.joules or device.power_w is not None:
+                used = 0.0 if before is None else _joules_between(before, reading, device)
+                self._joules = (self._joules or 0.0) + used
+
+
+def _joules_between(before: Reading, after: Reading, device: Device) -> float:
+    if device.index in before.joules and device.index in after.joules:
+        # A counter starts again when the driver is loaded again.
+        return max(after.joules[device.index] - before.joules[device.index], 0.0)
+    earlier = next((item.power_w for item in before.devices if item.index == device.index), None)
+    seconds = after.moment - before.moment
+    if earlier is None or device.power_w is None or not 0 < seconds <= _LONGEST_GAP:
+        return 0.0
+    return seconds * (earlier + device.power_w) / 2
+
+
+class Sampler:
+    """Samples the devices in a daemon thread of its own until closed.
+
+    Args:
+        interval: Seconds between two readings.
+    """
+
+    def __init__(self, interval: float = 1.0) -> None:
+        self.interval = interval
+        self._reading: Reading | None = None
+        self._meter = EnergyMeter()
+        self._reason = ""
+        self._wanted = threading.Event()
+        self._closed = threading.Event()
+        self._fresh = threading.Condition()
+        threading.Thread(target=self._run, name="hardware", daemon=True).start()
+
+    @property
+    def energy_wh(self) -> float | None:
+        """Energy used since the sampler was made, in Wh over all devices; None when none reports any."""
+        return self._meter.watt_hours
+
+    @property
+    def reason(self) -> str:
+        """Why there are no GPUs; empty when there are, or when it is not known yet."""
+        return self._reason
+
+    def latest(self) -> list[Device]:
+        """The devices as last read; empty before the first reading. Never waits."""
+        reading = self._reading
+        return list(reading.devices) if reading else []
+
+    def age(self) -> float | None:
+        """Seconds since the last reading, None before the first; far beyond the interval, the driver hangs."""
+        reading = self._reading
+        return time.monotonic() - reading.moment if reading else None
+
+    def refresh(self, timeout: float) -> list[Device]:
+        """Ask for a reading now, and wait at most ``timeout`` seconds for it; the last one when that is not enough."""
+        asked = time.monotonic()
+        self._wanted.set()
+        with self._fresh:
+            self._fresh.wait_for(lambda: self._reading is not None and self._reading.moment >= asked, timeout)
+        return self.latest()
+
+    def close(self) -> None:
+        """Let the thread end; it is not waited for, since it may hang in the driver."""
+        self._closed.set()
+        self._wanted.set()
+
+    def _run(self) -> None:
+        reader = DeviceReader()
+        self._reason = reader.reason
+        while not self._closed.is_set():
+            self._wanted.clear()
+            try:
+                reading = reader.read()
+            except (OSError, ValueError, RuntimeError, psutil.Error) as error:
+                # A sensor that fails now may answer next time; meanwhile the last reading grows old, which age() shows.
+                self._reason = f"The devices cannot be read: {error}."
+            else:
+                self._meter.add(reading)
+                with self._fresh:
+                    self._reading = reading
+                    self._fresh.notify_all()
+            self._wanted.wait(self.interval)
+
+
+_shared: Sampler | None = None
+_shared_guard = threading.Lock()
+#: A sampler that is only read on demand has no rhythm of its own.
+_ON_DEMAND = 3600.0
+
+
+def snapshot(timeout: float = SNAPSHOT_SECONDS) -> list[Device]:
+    """GPUs where there are any, else the CPU, as they are now.
+
+    Never raises, and waits at most ``timeout`` seconds: with a driver that hangs, the last reading is returned (empty
+    when there has been none).
+    """
+    global _shared
+    with _shared_guard:
+        if _shared is None:
+            _shared = Sampler(_ON_DEMAND)
+        sampler = _shared
+    return sampler.refresh(timeout)

@@ -1,0 +1,224 @@
+"""Commands to a live run, over the control socket of its worker."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+from core.errors import UserError
+from core.runs import protocol
+from core.runs.state import RunState
+from core.runs.store import Run
+from core.text import one_line
+
+#: Seconds for the connection itself; the worker's listener never waits for a training step.
+CONNECT_SECONDS = 5.0
+#: Seconds for an answer: a command is carried out between two steps, and a step may be long.
+ANSWER_SECONDS = 60.0
+_CHUNK_BYTES = 64 << 10
+
+
+class ControlClient:
+    """Talks to one run. Every command has a connection of its own, so a late answer never meets the wrong question.
+
+    Methods block and belong in a thread; ``close`` may be called from any other.
+
+    Args:
+        run: The run.
+        timeout: Seconds to wait for an answer, or between two tokens.
+    """
+
+    def __init__(self, run: Run, *, timeout: float = ANSWER_SECONDS) -> None:
+        self.run = run
+        self.timeout = timeout
+        self._open: set[socket.socket] = set()
+        self._guard = threading.Lock()
+        self._closed = False
+
+    def request(self, command: str, **args: Any) -> dict[str, Any]:
+        """Have one command carried out.
+
+        Args:
+            command: One of :data:`core.runs.protocol.COMMANDS`.
+            **args: Its arguments.
+
+        Returns:
+            The answer, without ``id`` and ``ok``.
+
+        Raises:
+            UserError: If the run is not live, refuses, does not answer in time or answers nonsense.
+        """
+        for message in self._exchange(command, args):
+            if "ok" in message:
+                return self._accept(message)
+        raise AssertionError("unreachable: an exchange ends with an answer or an error")
+
+    def generate(self, args: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Let the model of the run write an answer.
+
+        Args:
+            args: ``messages``, ``source`` and the settings of the generation.
+
+        Yields:
+            ``{"token": text}`` for each piece, then the answer. The text is as the model wrote it: sanitize it
+            to show it. Closing the iterator (or the client) before its end cancels the generation.
+
+        Raises:
+            UserError: As :meth:`request`.
+        """
+        for message in self._exchange("generate", args):
+            if "ok" in message:
+                yield self._accept(message)
+                return
+            if isinstance(message.get("token"), str):
+                yield {"token": message["token"]}
+
+    def close(self) -> None:
+        """Give up whatever is under way; waiting calls end with an error. The client takes no more commands."""
+        with self._guard:
+            self._closed = True
+            connections = list(self._open)
+        for connection in connections:
+            # The peer may have closed first; then there is nothing to shut down.
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def __enter__(self) -> ControlClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _exchange(self, command: str, args: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Send one request and yield what comes back under its id, the answer last."""
+        request = protocol.Request(uuid.uuid4().hex, command, args)
+        connection = self._connect()
+        try:
+            try:
+                connection.settimeout(self.timeout)
+                connection.sendall(protocol.encode_request(request))
+            except OSError as error:
+                raise self._broken(command, error) from error
+            for message in self._messages(connection, command, streamed=command == "generate"):
+                # A worker that could not read the request's id answers under none.
+                if message.get("id") in (request.id, None):
+                    yield message
+                    if "ok" in message:
+                        return
+        finally:
+            with self._guard:
+                self._open.discard(connection)
+            connection.close()
+
+    def _connect(self) -> socket.socket:
+        if self._closed:
+            raise self._was_closed()
+        recorded = RunState.read(self.run.state_path)
+        path = (recorded.socket if recorded else None) or str(self.run.socket_path)
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            connection.settimeout(CONNECT_SECONDS)
+            connection.connect(path)
+            owner = protocol.peer_uid(connection)
+            if owner != os.getuid():
+                raise UserError(
+                    f"The control socket of run {self.run.id} is served by another user (uid {owner}).",
+                    "Do not use it; remove it and look who made it.",
+                )
+            with self._guard:
+                if self._closed:
+                    raise self._was_closed()
+                self._open.add(connection)
+        except OSError as error:
+            connection.close()
+            raise self._unreachable(error) from error
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _messages(self, connection: socket.socket, command: str, *, streamed: bool) -> Iterator[dict[str, Any]]:
+        pending = bytearray()
+        deadline = time.monotonic() + self.timeout
+        while True:
+            try:
+                connection.settimeout(max(deadline - time.monotonic(), 0.001))
+                data = connection.recv(_CHUNK_BYTES)
+            except OSError as error:
+                raise self._broken(command, error) from error
+            if not data:
+                raise self._broken(command, None)
+            searched = len(pending)
+            pending += data
+            while (end := pending.find(b"\n", searched)) >= 0:
+                line = bytes(pending[:end])
+                del pending[: end + 1]
+                searched = 0
+                try:
+                    yield protocol.decode_message(line)
+                except protocol.ProtocolError as error:
+                    raise self._garbage() from error
+                if streamed:
+                    deadline = time.monotonic() + self.timeout
+            if len(pending) > protocol.LINE_LIMIT:
+                raise self._garbage()
+
+    def _accept(self, message: dict[str, Any]) -> dict[str, Any]:
+        if message["ok"] is True:
+            return {key: value for key, value in message.items() if key not in ("id", "ok")}
+        sentence, hint = message.get("error"), message.get("hint")
+        raise UserError(
+            one_line(sentence) if isinstance(sentence, str) and sentence else f"Run {self.run.id} refused.",
+            one_line(hint) if isinstance(hint, str) else "",
+        )
+
+    def _unreachable(self, error: OSError) -> UserError:
+        if isinstance(error, PermissionError):
+            return UserError(
+                f"The control socket of run {self.run.id} belongs to another user.", "Use the account that started it."
+            )
+        state = self.run.state()
+        if state.is_over:
+            return UserError(
+                f"Run {self.run.id} is {state.state}; only a live run takes commands.",
+                f"'localtune-tui continue {self.run.id}' lets it go on."
+                if state.state != "finished"
+                else f"'localtune-tui chat {self.run.id}' talks to its result.",
+            )
+        if state.state in ("queued", "starting"):
+            return UserError(f"Run {self.run.id} is still starting and takes no commands yet.", "Try again shortly.")
+        detail = "no sign of life" if isinstance(error, TimeoutError) else error.strerror or str(error)
+        return UserError(
+            f"Run {self.run.id} is {state.state}, but its control socket cannot be reached ({detail}).",
+            f"'localtune-tui stop {self.run.id}' ends it by signal; its log is {self.run.log_path}.",
+        )
+
+    def _broken(self, command: str, error: OSError | None) -> UserError:
+        if self._closed:
+            return self._was_closed()
+        if isinstance(error, TimeoutError):
+            return UserError(
+                f"Run {self.run.id} did not answer {command} within {self.timeout:g} s.",
+                "It takes commands between steps: wait for the step to end, or look into its log.",
+            )
+        state = self.run.state()
+        ending = f"; it is {state.state} now" if state.is_over else ""
+        return UserError(
+            f"Run {self.run.id} ended the connection before it answered {command}{ending}.",
+            f"Its log is {self.run.log_path}.",
+        )
+
+    def _was_closed(self) -> UserError:
+        return UserError(f"The connection to run {self.run.id} was closed.")
+
+    def _garbage(self) -> UserError:
+        return UserError(
+            f"What answers on the control socket of run {self.run.id} does not speak its protocol.",
+            "If localtune-tui was updated while the run was on, stop the run and continue it.",
+        )

@@ -1,0 +1,399 @@
+"""The events of a run, folded into what is to be known of it now."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from core.hardware.snapshot import Device
+from core.runs import sentences
+from core.runs.events import (
+    CheckpointEvent,
+    ControlEvent,
+    DataEvent,
+    EvalEvent,
+    Event,
+    FailedEvent,
+    FinishedEvent,
+    GovernorEvent,
+    HardwareEvent,
+    MalformedEventError,
+    MemoryEvent,
+    NoticeEvent,
+    PhaseEvent,
+    SampleEvent,
+    StepEvent,
+    StoppedEvent,
+    decode_event,
+)
+from core.runs.series import Series
+from core.runs.store import Run
+from core.runs.tail import EventTail
+
+#: Newest log lines and samples kept.
+LOG_LINES = 5000
+SAMPLES = 500
+#: Steps whose pace an estimate of the rest rests on.
+RECENT_STEPS = 50
+_LONGEST_SECONDS = 3e9
+_TAIL_BYTES = 64 << 10
+_TAIL_LIMIT = 16 << 20
+#: Phases that come again and again within one start.
+_RECURRING = frozenset({"training", "evaluating", "saving"})
+
+
+@dataclass
+class Phase:
+    """One phase of the newest start of the run; coming back to it adds to its seconds."""
+
+    name: str
+    detail: str = ""
+    done: int | None = None
+    total: int | None = None
+    seconds: float = 0.0
+    """Seconds spent in it so far, up to the last event."""
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One line for the log: Unix seconds, ``info``, ``warning`` or ``error``, and a sentence safe to show."""
+
+    time: float
+    level: str
+    text: str
+
+    @property
+    def clock(self) -> str:
+        """Local time of day, ``14:37:02``."""
+        return sentences.clock(self.time)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Something to point out on the chart: ``warning``, ``error``, ``governor`` or ``resumed``, at a step."""
+
+    step: int
+    kind: str
+    text: str
+
+
+@dataclass
+class _Totals:
+    """Sums up to and including each step, so that steps which are replayed can be taken back."""
+
+    tokens: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    paused: list[float] = field(default_factory=list)
+
+    def append(self, event: StepEvent) -> None:
+        self.tokens.append((self.tokens[-1] if self.tokens else 0) + event.tokens)
+        self.seconds.append((self.seconds[-1] if self.seconds else 0.0) + _sound(event.seconds))
+        self.paused.append((self.paused[-1] if self.paused else 0.0) + _sound(event.paused_seconds))
+
+    def truncate(self, keep: int) -> None:
+        del self.tokens[keep:], self.seconds[keep:], self.paused[keep:]
+
+
+class RunHistory:
+    """The present view of a run; feed it every event in order."""
+
+    def __init__(self) -> None:
+        self.phases: dict[str, Phase] = {}
+        """Phases of the newest start, in the order in which they were first entered."""
+        self.phase: Phase | None = None
+        """The phase under way; None before the first and after the end."""
+        self.phase_seconds: dict[str, float] = {}
+        """Seconds per phase over all starts of the run."""
+        self.data: DataEvent | None = None
+        self.memory: dict[str, MemoryEvent] = {}
+        """What is known of each device's memory, gathered from all reports."""
+        self.last_step: StepEvent | None = None
+        self.loss = Series()
+        self.grad_norm = Series()
+        self.learning_rate = Series()
+        self.throughput = Series()
+        """Tokens a second of each step."""
+        self.eval_loss = Series()
+        self.exact_match = Series()
+        self.evals: list[EvalEvent] = []
+        self.samples: deque[SampleEvent] = deque(maxlen=SAMPLES)
+        self.checkpoints: list[CheckpointEvent] = []
+        self.notices: list[NoticeEvent] = []
+        self.governor: GovernorEvent | None = None
+        """What the governor did last."""
+        self.devices: list[Device] = []
+        self.energy_wh: float | None = None
+        self.marks: list[Mark] = []
+        self.log: deque[LogLine] = deque(maxlen=LOG_LINES)
+        self.log_count = 0
+        """Log lines ever written; what is beyond ``log`` has been dropped from its front."""
+        self.end: FinishedEvent | None = None
+        """How the run ended (also a StoppedEvent or FailedEvent); None while it has not, or has been continued."""
+        self.starts = 0
+        """How many times a worker has begun on the run."""
+        self.skipped = 0
+        """Lines of the file that were no events, as far as the reader counted them."""
+        self.updated: float | None = None
+        """Time of the last event, in Unix seconds."""
+        self._totals = _Totals()
+        self._overhead_seconds = 0.0
+        self._first_step_of_start: int | None = None
+        self._handlers: dict[type[Event], Callable[[Any], None]] = {
+            PhaseEvent: self._apply_phase,
+            DataEvent: self._apply_data,
+            MemoryEvent: self._apply_memory,
+            StepEvent: self._apply_step,
+            EvalEvent: self._apply_eval,
+            SampleEvent: self._apply_sample,
+            HardwareEvent: self._apply_hardware,
+            CheckpointEvent: self._apply_checkpoint,
+            GovernorEvent: self._apply_governor,
+            NoticeEvent: self._apply_notice,
+            ControlEvent: self._apply_control,
+            FinishedEvent: self._apply_end,
+            StoppedEvent: self._apply_end,
+            FailedEvent: self._apply_end,
+        }
+
+    @property
+    def step(self) -> int:
+        """The last optimizer step done; 0 before the first."""
+        return self.last_step.step if self.last_step else 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on, padding and replayed steps left out."""
+        return self._totals.tokens[-1] if self._totals.tokens else 0
+
+    @property
+    def step_seconds(self) -> float:
+        """Seconds spent in optimizer steps, pauses and replayed steps left out."""
+        return self._totals.seconds[-1] if self._totals.seconds else 0.0
+
+    @property
+    def paused_seconds(self) -> float:
+        """Seconds for which training was paused."""
+        return self._totals.paused[-1] if self._totals.paused else 0.0
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Tokens without padding over the seconds of all steps; None before the first."""
+        return self.tokens / self.step_seconds if self.step_seconds > 0 else None
+
+    def eta_seconds(self, total_steps: int) -> float | None:
+        """Seconds until the last step at the recent pace, with the share that evaluating and saving have taken.
+
+        Returns:
+            None when nothing can be said yet, 0 at the end.
+        """
+        if self.end is not None:
+            return 0.0 if not isinstance(self.end, (StoppedEvent, FailedEvent)) else None
+        if self.last_step is None or total_steps < 1:
+            return None
+        remaining = max(total_steps - self.last_step.step, 0)
+        seconds = self._totals.seconds
+        recent = min(RECENT_STEPS, len(seconds))
+        spent = seconds[-1] - (seconds[-recent - 1] if len(seconds) > recent else 0.0)
+        first = self._first_step_of_start
+        done = self.last_step.step - first + 1 if first is not None else len(seconds)
+        return remaining * (spent / recent + self._overhead_seconds / max(done, 1))
+
+    def phase_elapsed(self, now: float) -> float:
+        """Seconds in the phase under way, at the Unix time ``now``; 0 when there is none."""
+        if self.phase is None or self.updated is None:
+            return 0.0
+        return self.phase.seconds + max(now - self.updated, 0.0)
+
+    def log_since(self, count: int) -> list[LogLine]:
+        """The lines written after the first ``count`` ever (see ``log_count``), as far as they are kept."""
+        fresh = min(self.log_count - count, len(self.log))
+        return list(islice(self.log, len(self.log) - fresh, None)) if fresh > 0 else []
+
+    def apply(self, event: Event) -> None:
+        """Take one event in."""
+        starting = isinstance(event, PhaseEvent) and self._is_new_start(event)
+        if self.phase is not None and self.updated is not None and not starting:
+            # The time between a killed worker and its successor belongs to no phase.
+            passed = _sound(event.t - self.updated)
+            self.phase.seconds += passed
+            self.phase_seconds[self.phase.name] = self.phase_seconds.get(self.phase.name, 0.0) + passed
+        if starting:
+            self._begin_start(event.t)
+        self.updated = event.t
+        if handler := self._handlers.get(type(event)):
+            handler(event)
+
+    def _is_new_start(self, event: PhaseEvent) -> bool:
+        """Whether a worker has begun: the first phase comes again, or the first event after an end is a phase."""
+        if self.phase is None:
+            return not self.phases or self.end is not None
+        return event.name not in _RECURRING and event.name == next(iter(self.phases)) and event.name != self.phase.name
+
+    def _begin_start(self, moment: float) -> None:
+        self.starts += 1
+        self.phases, self.phase, self.end = {}, None, None
+        self._overhead_seconds, self._first_step_of_start = 0.0, None
+        if self.starts > 1:
+            self._write(moment, "info", f"continued after step {self.step}" if self.step else "started again")
+
+    def _apply_phase(self, event: PhaseEvent) -> None:
+        known = self.phases.get(event.name)
+        if self.phase is None or self.phase is not known:
+            if known is None and (line := sentences.phase(event)):
+                self._write(event.t, "info", line)
+            self.phase = self.phases.setdefault(event.name, Phase(event.name))
+            self.phase_seconds.setdefault(event.name, 0.0)
+        self.phase.detail, self.phase.done, self.phase.total = sentences.safe(event.detail), event.done, event.total
+
+    def _apply_data(self, event: DataEvent) -> None:
+        self.data = event
+        self._write(event.t, "info", sentences.data(event))
+
+    def _apply_memory(self, event: MemoryEvent) -> None:
+        if (before := self.memory.get(event.device)) is not None:
+            event = dataclasses.replace(
+                before, **{key: value for key, value in vars(event).items() if value is not None}
+            )
+        self.memory[event.device] = event
+
+    def _apply_step(self, event: StepEvent) -> None:
+        if self.last_step is not None and event.step <= self.last_step.step:
+            self._rewind(event.step)
+        was_finite = self.last_step is None or math.isfinite(self.last_step.loss)
+        self.last_step = event
+        if self._first_step_of_start is None:
+            self._first_step_of_start = event.step
+            if self.starts > 1:
+                self.marks.append(Mark(event.step, "resumed", "continued here"))
+        self.loss.append(event.step, event.loss)
+        self.grad_norm.append(event.step, event.grad_norm)
+        self.learning_rate.append(event.step, event.lr)
+        self.throughput.append(event.step, event.tokens_per_second)
+        self._totals.append(event)
+        if was_finite and not math.isfinite(event.loss):
+            self._write(event.t, "error", f"the loss is not a finite number at step {event.step}")
+
+    def _rewind(self, step: int) -> None:
+        """Forget what steps from ``step`` on have reported: they are being done again."""
+        self._totals.truncate(bisect_left(self.loss.steps, step))
+        for series in (
+            self.loss,
+            self.grad_norm,
+            self.learning_rate,
+            self.throughput,
+            self.eval_loss,
+            self.exact_match,
+        ):
+            series.truncate(step)
+        self.evals = [item for item in self.evals if item.step < step]
+        self.checkpoints = [item for item in self.checkpoints if item.step < step]
+        self.marks = [item for item in self.marks if item.step < step]
+
+    def _apply_eval(self, event: EvalEvent) -> None:
+        self.evals = [*(item for item in self.evals if item.step < event.step), event]
+        self.eval_loss.append(event.step, event.loss)
+        if event.exact_match is not None:
+            self.exact_match.append(event.step, event.exact_match)
+        self._overhead_seconds += _sound(event.seconds)
+        self._write(event.t, "info", sentences.evaluation(event))
+
+    def _apply_sample(self, event: SampleEvent) -> None:
+        self.samples.append(event)
+
+    def _apply_hardware(self, event: HardwareEvent) -> None:
+        self.devices = [device for item in event.devices if (device := _device(item)) is not None]
+        if event.energy_wh is not None:
+            self.energy_wh = event.energy_wh
+
+    def _apply_checkpoint(self, event: CheckpointEvent) -> None:
+        self.checkpoints = [*(item for item in self.checkpoints if item.step < event.step), event]
+        self._overhead_seconds += _sound(event.seconds)
+        self._write(event.t, "info", sentences.checkpoint(event))
+
+    def _apply_governor(self, event: GovernorEvent) -> None:
+        self.governor = event
+        line = sentences.governor(event)
+        self.marks.append(Mark(self.step, "governor", line))
+        self._write(event.t, "warning" if event.action != "resume" else "info", line)
+
+    def _apply_notice(self, event: NoticeEvent) -> None:
+        self.notices.append(event)
+        line = sentences.notice(event)
+        if event.level in ("warning", "error"):
+            self.marks.append(Mark(self.step, event.level, line))
+        self._write(event.t, event.level if event.level in ("warning", "error") else "info", line)
+
+    def _apply_control(self, event: ControlEvent) -> None:
+        self._write(event.t, "info", sentences.control(event))
+
+    def _apply_end(self, event: FinishedEvent) -> None:
+        self.end, self.phase = event, None
+        level = {"failed": "error", "stopped": "warning"}.get(event.type, "info")
+        self._write(event.t, level, sentences.end(event))
+
+    def _write(self, moment: float, level: str, text: str) -> None:
+        self.log.append(LogLine(moment, level, text))
+        self.log_count += 1
+
+
+def _sound(seconds: float) -> float:
+    """A duration as it can only be: not negative (a clock may have been set back), and no more than a life is long."""
+    return seconds if 0 < seconds < _LONGEST_SECONDS else 0.0
+
+
+def _device(item: dict[str, Any]) -> Device | None:
+    try:
+        return Device.from_dict(item)
+    except TypeError:
+        # Written by another version; a meter less is better than no view of the run.
+        return None
+
+
+def read_history(run: Run) -> RunHistory:
+    """The history of a run as its file tells it now; empty when there is no file yet."""
+    history, tail = RunHistory(), EventTail(run.events_path)
+    for event in tail.read_all():
+        history.apply(event)
+    history.skipped = tail.skipped
+    return history
+
+
+def last_step(run: Run) -> StepEvent | None:
+    """The last step that a run has reported, found from the end of its file; None when there is none.
+
+    At most the last 16 MB are searched.
+    """
+    try:
+        with run.events_path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            length = _TAIL_BYTES
+            while True:
+                start = max(size - length, 0)
+                file.seek(start)
+                lines = file.read(size - start).split(b"\n")
+                # The last piece has no newline yet; the first is the end of a longer line unless the file starts here.
+                for line in reversed(lines[1 if start else 0 : -1]):
+                    if (step := _as_step(line)) is not None:
+                        return step
+                if start == 0 or length >= _TAIL_LIMIT:
+                    return None
+                length *= 8
+    except OSError:
+        return None
+
+
+def _as_step(line: bytes) -> StepEvent | None:
+    if b'"step"' not in line:
+        return None
+    try:
+        event = decode_event(line)
+    except MalformedEventError:
+        return None
+    return event if isinstance(event, StepEvent) else None

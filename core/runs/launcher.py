@@ -1,0 +1,353 @@
+"""Workers started, continued and ended: detached processes that outlive whoever started them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import core
+from core import paths
+from core.config.schema import Config
+from core.errors import UserError
+from core.runs.lock import LOCK_VARIABLE, try_lock
+from core.runs.process import hostname, is_same_process
+from core.runs.state import RunState
+from core.runs.store import Run, create_run
+from core.text import one_line
+
+#: Variables that hold secrets: the worker works offline and needs none of them.
+_SECRET = re.compile(r"(^|_)(TOKEN|API_?KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS|ACCESS_KEY(_ID)?|PRIVATE_KEY)$", re.I)
+_NOT_PASSED = frozenset({"SSH_AUTH_SOCK", "SSH_AGENT_PID"})
+_LOG_HEADER = "== worker started "
+_LOG_TAIL_BYTES = 64 << 10
+#: Seconds that a worker may take to exit after it has written its end.
+_EXIT_SECONDS = 10.0
+
+_children: dict[Path, subprocess.Popen[bytes]] = {}
+_children_guard = threading.Lock()
+
+
+def start_run(config: Config, name: str) -> Run:
+    """Make a run directory and start its worker.
+
+    Args:
+        config: The checked configuration, paths absolute.
+        name: What the run is about; its slug ends the run id.
+
+    Raises:
+        UserError: If the home cannot be written or no process can be started.
+    """
+    run = create_run(config, name)
+    launch(run)
+    return run
+
+
+def launch(run: Run, *, resume: bool = False) -> int:
+    """Start the worker of a run, detached: own session, no terminal, output to ``worker.log``.
+
+    Args:
+        run: A queued run.
+        resume: Whether the worker goes on from the last checkpoint.
+
+    Returns:
+        The worker's pid.
+
+    Raises:
+        UserError: If the run has a worker already or none can be started; the run then reads ``failed``.
+    """
+    lock = _lock_or_refuse(run)
+    try:
+        return _spawn(run, resume=resume, lock=lock)
+    finally:
+        os.close(lock)
+
+
+def continue_run(run: Run) -> None:
+    """Let an ended run (stopped, failed or lost) go on from its last checkpoint.
+
+    Raises:
+        UserError: If the run is live or finished, or has no checkpoint; nothing is changed then.
+    """
+    lock = _lock_or_refuse(run)
+    try:
+        state = run.state()
+        if state.state == "finished":
+            raise UserError(
+                f"Run {run.id} is finished; there is nothing to continue.",
+                f"Train further with 'localtune-tui train {run.config_path}' and more epochs.",
+            )
+        if not state.is_over:
+            where = f" on {state.host}" if state.host and state.host != hostname() else ""
+            raise UserError(
+                f"Run {run.id} is {state.state}{where}; only an ended run can be continued.",
+                f"Stop it first with 'localtune-tui stop {run.id}'.",
+            )
+        if not complete_checkpoints(run):
+            raise UserError(
+                f"Run {run.id} has no complete checkpoint to go on from.",
+                f"Start it afresh with 'localtune-tui train {run.config_path}'.",
+            )
+        queued = dataclasses.replace(
+            state,
+            state="queued",
+            reason="",
+            pid=None,
+            pid_started=None,
+            host=hostname(),
+            updated=time.time(),
+            socket=None,
+        )
+        _write_state(run, queued)
+        _spawn(run, resume=True, lock=lock)
+    finally:
+        os.close(lock)
+
+
+def complete_checkpoints(run: Run) -> list[Path]:
+    """Checkpoint directories that have their manifest, oldest first; the worker checks whether its hashes hold."""
+    found = [
+        (int(match[1]), path)
+        for path in (run.checkpoints_path.iterdir() if run.checkpoints_path.is_dir() else ())
+        if (match := re.fullmatch(r"step-(\d{1,18})", path.name)) and (path / "manifest.json").is_file()
+    ]
+    return [path for _, path in sorted(found)]
+
+
+def wait_until(run: Run, predicate: Callable[[RunState], bool], timeout: float, *, interval: float = 0.05) -> RunState:
+    """Wait for a run to get somewhere.
+
+    Args:
+        run: The run.
+        predicate: What is waited for, asked with the inferred state.
+        timeout: Seconds to wait at most.
+        interval: Seconds between two looks.
+
+    Returns:
+        The first state that satisfies the predicate.
+
+    Raises:
+        UserError: If the run ends otherwise (the message says why) or the time is up.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        reap()
+        state = run.state()
+        if predicate(state):
+            return state
+        if state.is_over:
+            reason = failure_reason(run).rstrip(".")
+            raise UserError(f"Run {run.id} is {state.state}: {reason}.", f"The whole log is {run.log_path}.")
+        if time.monotonic() >= deadline:
+            raise UserError(f"Run {run.id} is still {state.state} after {timeout:g} s.", f"Its log is {run.log_path}.")
+        time.sleep(interval)
+
+
+def reap() -> None:
+    """Collect the workers of this process that have ended, so that none stays a zombie.
+
+    One that ended before it wrote any state is recorded as failed, with the end of its log as the reason.
+    """
+    with _children_guard:
+        ended = [(path, child) for path, child in _children.items() if child.poll() is not None]
+        for path, _ in ended:
+            del _children[path]
+    for path, child in ended:
+        run = Run(path)
+        recorded = RunState.read(run.state_path)
+        if recorded is not None and recorded.state == "queued" and recorded.pid is None:
+            _record_failure(run, recorded, f"{_describe_exit(child.returncode)}{_because(run)}")
+
+
+def failure_reason(run: Run) -> str:
+    """Why a run is not training any more, in one line: its recorded reason, else the end of its log."""
+    state = run.state()
+    if state.state == "lost":
+        return f"{state.reason or 'its process is gone'}{_because(run)}"
+    if state.reason:
+        return one_line(state.reason)
+    lines = log_tail(run, 3)
+    return one_line(" / ".join(lines)) if lines else f"it is {state.state}, and its log is empty"
+
+
+def log_tail(run: Run, lines: int = 20) -> list[str]:
+    """The last lines that the newest worker of a run printed, made safe to show; blank ones left out."""
+    try:
+        with run.log_path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - _LOG_TAIL_BYTES, 0))
+            text = file.read(_LOG_TAIL_BYTES).decode("utf-8", errors="replace")
+    except OSError:
+        return []
+    newest = text.rpartition(_LOG_HEADER)
+    if newest[1]:
+        text = newest[2].partition("\n")[2]
+    # A progress bar redraws its line with carriage returns; only its last state counts.
+    kept = [line.rstrip().rpartition("\r")[2].rstrip() for line in text.split("\n")]
+    return [one_line(line, 500) for line in kept if line][-lines:]
+
+
+def terminate(run: Run, *, force: bool = False) -> bool:
+    """End a worker by signal, for when its socket does not answer: SIGTERM lets it save a checkpoint first.
+
+    The signal goes to the recorded process only, told by its start time as well as its pid.
+
+    Args:
+        run: The run.
+        force: Send SIGKILL, which saves nothing.
+
+    Returns:
+        False when there is no such process any more.
+
+    Raises:
+        UserError: If the worker runs on another machine or belongs to another user.
+    """
+    state = RunState.read(run.state_path)
+    if state is None or state.pid is None:
+        return False
+    if state.host and state.host != hostname():
+        raise UserError(f"Run {run.id} runs on {state.host}, not on this machine.", f"Stop it on {state.host}.")
+    number = signal.SIGKILL if force else signal.SIGTERM
+    try:
+        # A pidfd keeps meaning the same process between the check and the signal.
+        handle = os.pidfd_open(state.pid)
+    except ProcessLookupError:
+        return False
+    except OSError as error:
+        raise UserError(f"Process {state.pid} cannot be signaled: {error.strerror}.", "End it by hand.") from error
+    try:
+        if not is_same_process(state.pid, state.pid_started):
+            return False
+        signal.pidfd_send_signal(handle, number)
+    except ProcessLookupError:
+        return False
+    except PermissionError as error:
+        raise UserError(f"Process {state.pid} belongs to another user.", "Stop it as that user.") from error
+    finally:
+        os.close(handle)
+    return True
+
+
+def _lock_or_refuse(run: Run) -> int:
+    lock = try_lock(run)
+    deadline = time.monotonic() + _EXIT_SECONDS
+    while lock is None and run.state().is_over and time.monotonic() < deadline:
+        # Its worker has written its end and is about to exit.
+        time.sleep(0.05)
+        lock = try_lock(run)
+    if lock is None:
+        raise UserError(f"Run {run.id} already has a worker.", f"Watch it with 'localtune-tui watch {run.id}'.")
+    return lock
+
+
+def _spawn(run: Run, *, resume: bool, lock: int) -> int:
+    try:
+        with _open_log(run, resume) as log:
+            child = subprocess.Popen(
+                worker_command(run, resume=resume),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=run.path,
+                env=worker_environment() | {LOCK_VARIABLE: str(lock)},
+                start_new_session=True,
+                close_fds=True,
+                pass_fds=(lock,),
+                umask=0o077,
+            )
+    except OSError as error:
+        reason = f"its process could not be started: {error.strerror}"
+        recorded = RunState.read(run.state_path) or RunState(state="queued")
+        _record_failure(run, recorded, reason)
+        raise UserError(f"Run {run.id}: {reason}.", "'localtune-tui doctor' looks for the cause.") from error
+    with _children_guard:
+        _children[run.path] = child
+    return child.pid
+
+
+@contextmanager
+def _open_log(run: Run, resume: bool) -> Iterator[int]:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(run.log_path, flags, paths.FILE_MODE)
+    try:
+        moment = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+        os.write(descriptor, f"{_LOG_HEADER}{moment}{' to resume' if resume else ''}\n".encode())
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def worker_command(run: Run, *, resume: bool = False) -> list[str]:
+    """The command line of a worker."""
+    return [sys.executable, "-m", "core.worker", str(run.path), *(["--resume"] if resume else [])]
+
+
+def worker_environment() -> dict[str, str]:
+    """The environment of a worker: this one without secrets, and with ``core`` importable."""
+    environment = {
+        name: value for name, value in os.environ.items() if not _SECRET.search(name) and name not in _NOT_PASSED
+    }
+    environment.update(PYTHONUNBUFFERED="1", PYTHONFAULTHANDLER="1", PYTHONSAFEPATH="1")
+    root = Path(core.__file__).resolve().parent.parent
+    if not _finds_core(root, environment.get("PYTHONPATH", "")):
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), environment.get("PYTHONPATH", "")]))
+    return environment
+
+
+@functools.cache
+def _finds_core(root: Path, python_path: str) -> bool:
+    """Whether a fresh interpreter that starts elsewhere imports this very ``core`` by itself."""
+    program = "import importlib.util as u; s = u.find_spec('core'); print(s.origin if s else '')"
+    environment = {**os.environ, "PYTHONPATH": python_path, "PYTHONSAFEPATH": "1"}
+    try:
+        answer = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=os.sep,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        ).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return bool(answer) and Path(answer).resolve().parent.parent == root
+
+
+def _write_state(run: Run, state: RunState) -> None:
+    try:
+        state.write(run.state_path)
+    except OSError as error:
+        raise UserError(
+            f"{run.state_path} cannot be written: {error.strerror}.", "Make room or mend its permissions."
+        ) from error
+
+
+def _record_failure(run: Run, recorded: RunState, reason: str) -> None:
+    _write_state(run, dataclasses.replace(recorded, state="failed", reason=reason, updated=time.time()))
+
+
+def _describe_exit(code: int) -> str:
+    if code >= 0:
+        return f"its process ended with code {code} before it began"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"its process was killed by {name} before it began"
+
+
+def _because(run: Run) -> str:
+    lines = log_tail(run, 1)
+    return f" ({lines[0]})" if lines else ""

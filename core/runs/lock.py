@@ -1,0 +1,83 @@
+"""One worker a run: a lock on ``worker.lock`` that lives exactly as long as the worker does.
+
+The launcher takes the lock, and the worker inherits the open descriptor, so there is no moment between the two at which
+a second launcher could get in. The kernel lets go of it when the worker ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+
+from core import paths
+from core.errors import UserError
+from core.runs.store import Run
+
+#: Names the inherited descriptor in the worker's environment.
+LOCK_VARIABLE = "LOCALTUNE_WORKER_LOCK"
+_NO_LOCKS_HERE = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
+
+
+def try_lock(run: Run) -> int | None:
+    """Take the run's lock.
+
+    Returns:
+        The descriptor that holds it (close it to let go), or None when another process has it. On a file system without
+        locks the descriptor is returned all the same.
+
+    Raises:
+        UserError: If the lock file cannot be made.
+    """
+    path = run.path / "worker.lock"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, paths.FILE_MODE)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.", "Make room or mend its permissions.") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS_HERE:
+            os.close(descriptor)
+            raise UserError(f"{path} cannot be locked: {error.strerror}.", "Look at the file system.") from error
+    return descriptor
+
+
+def is_locked(run: Run) -> bool:
+    """Whether a worker (or a launcher about to start one) holds the run's lock."""
+    if not (run.path / "worker.lock").exists():
+        return False
+    descriptor = try_lock(run)
+    if descriptor is None:
+        return True
+    os.close(descriptor)
+    return False
+
+
+def hold_worker_lock(run: Run) -> int:
+    """Called by the worker before anything else: adopt the inherited lock, or take it when started by hand.
+
+    Returns:
+        The descriptor, to be kept open for the life of the process; the worker's own children do not get it.
+
+    Raises:
+        UserError: If another worker has the run.
+    """
+    inherited = os.environ.pop(LOCK_VARIABLE, "")
+    if inherited.isascii() and inherited.isdigit() and _is_lock_of(run, int(inherited)):
+        os.set_inheritable(int(inherited), False)
+        return int(inherited)
+    descriptor = try_lock(run)
+    if descriptor is None:
+        raise UserError(f"Run {run.id} already has a worker.", f"Watch it with 'localtune-tui watch {run.id}'.")
+    return descriptor
+
+
+def _is_lock_of(run: Run, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(run.path / "worker.lock"))
+    except (OSError, OverflowError):
+        return False

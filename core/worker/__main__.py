@@ -1,0 +1,100 @@
+"""The training process: ``python -m core.worker RUN [--resume]``.
+
+It is started detached, owns its run directory alone, and leaves with 0 when finished, 3 when stopped, 4 when failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from core.errors import UserError
+from core.runs.events import ControlEvent, FailedEvent, FinishedEvent, StoppedEvent
+from core.runs.lock import hold_worker_lock
+from core.runs.state import EXIT_CODES
+from core.runs.store import Run
+from core.worker import environment
+from core.worker.control import Controls, ControlServer, StopRequested, install_signals
+from core.worker.recorder import Recorder
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Do a run from its directory; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="core.worker", description="Carries out one run.")
+    parser.add_argument("run", type=Path, help="the run directory")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest valid checkpoint")
+    args = parser.parse_args(argv)
+    environment.prepare()
+    os.umask(0o077)
+    run = Run(args.run.absolute())
+    try:
+        lock = hold_worker_lock(run)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_CODES["failed"]
+    controls = Controls()
+    install_signals(controls)
+    recorder = Recorder(run, resume=args.resume)
+    try:
+        return _work(run, recorder, controls, resume=args.resume)
+    finally:
+        os.close(lock)
+
+
+def _work(run: Run, recorder: Recorder, controls: Controls, *, resume: bool) -> int:
+    server: ControlServer | None = None
+    try:
+        server = ControlServer(run.socket_path, controls, lambda: _status(recorder))
+        recorder.phase("importing")
+        from core.worker.train import FinetuneRecipe
+
+        recipe = FinetuneRecipe(run, run.config(), recorder, controls)
+        outcome = recipe.train(resume=resume)
+        state, reason = "finished", "all steps done"
+        final: FinishedEvent = FinishedEvent(
+            reason=reason,
+            step=outcome.step,
+            best=outcome.best_step,
+            adapter=outcome.adapter,
+            hint=f"Talk to it: localtune-tui chat {run.id}",
+        )
+    except StopRequested as request:
+        step = recorder.state.step
+        state, reason = "stopped", f"stopped by {request.sender} after step {step}"
+        recorder.event(ControlEvent(command="stop", sender=request.sender, result="ok"))
+        hint = f"Go on with it: localtune-tui continue {run.id}" if step else "It had not begun; start it again."
+        final = StoppedEvent(reason=reason, step=step, adapter=_newest_adapter(run), hint=hint)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        state, reason = "failed", error.message
+        final = FailedEvent(reason=reason, step=recorder.state.step, adapter=_newest_adapter(run), hint=error.hint)
+    except BaseException as error:
+        traceback.print_exc()
+        state = "failed"
+        first = (str(error).splitlines() or [""])[0]
+        reason = f"An error that should not happen: {type(error).__name__}: {first}"
+        hint = f"The whole of it is in {run.log_path}; please report it."
+        final = FailedEvent(reason=reason, step=recorder.state.step, adapter=_newest_adapter(run), hint=hint)
+    controls.close()
+    if server is not None:
+        server.close()
+    recorder.close(state, reason, final)
+    return EXIT_CODES[state]
+
+
+def _status(recorder: Recorder) -> dict[str, object]:
+    state = recorder.state
+    return {"state": state.state, "step": state.step, "total_steps": state.total_steps, "pid": state.pid}
+
+
+def _newest_adapter(run: Run) -> str | None:
+    """The newest checkpoint's adapter, relative to the run directory."""
+    found = sorted(run.checkpoints_path.glob("step-*/adapter/adapter_model.safetensors"))
+    return str(found[-1].parent.relative_to(run.path)) if found else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

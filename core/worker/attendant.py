@@ -1,0 +1,208 @@
+"""The control point between two optimizer steps: commands carried out, pauses waited through."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from core.config.document import describe_type, parse_value
+from core.config.schema import Config, find_option
+from core.errors import UserError
+from core.runs.events import ControlEvent
+from core.worker.control import Command
+from core.worker.generate import GenerationSettings, answering_as, generate
+
+if TYPE_CHECKING:
+    from core.worker.train import FinetuneRecipe
+
+#: Options that may be changed while a run is on.
+CHANGEABLE = ("train.learning_rate", "eval.every_steps", "checkpoint.every_steps")
+#: Checkpoints in a run when checkpoint.every_steps says nothing.
+DEFAULT_CHECKPOINTS = 10
+
+
+class Attendant:
+    """Carries out, in the training thread, what the control socket asks of a recipe.
+
+    Args:
+        recipe: The recipe, its optimization prepared.
+    """
+
+    def __init__(self, recipe: FinetuneRecipe) -> None:
+        self._recipe = recipe
+        self.paused = False
+        self.overrides: dict[str, Any] = {}
+        """Options changed while running, ``section.key`` to value; checkpoints carry them."""
+        self._commands: dict[str, Callable[[Command], str]] = {
+            "pause": self._pause,
+            "resume": self._resume,
+            "checkpoint": self._checkpoint,
+            "stop": self._stop,
+            "generate": self._generate,
+            "set": self._set,
+        }
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak learning rate in force."""
+        return float(self.overrides.get("train.learning_rate", self._recipe.config.train.learning_rate))
+
+    @property
+    def eval_every(self) -> int | None:
+        """Steps between evaluations in force; None for none before the end."""
+        value: int | None = self.overrides.get("eval.every_steps", self._recipe.config.eval.every_steps)
+        return value
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Steps between checkpoints in force."""
+        every = self.overrides.get("checkpoint.every_steps", self._recipe.config.checkpoint.every_steps)
+        return int(every or math.ceil(self._recipe.total_steps / DEFAULT_CHECKPOINTS))
+
+    def apply(self, overrides: dict[str, Any]) -> None:
+        """Take over what was changed before the run was resumed."""
+        self.overrides = {name: value for name, value in overrides.items() if name in CHANGEABLE}
+
+    def attend(self) -> None:
+        """Carry out what waits; while paused, wait for more.
+
+        Raises:
+            StopRequested: If a stop was asked for.
+        """
+        controls = self._recipe.controls
+        for command in controls.waiting():
+            self._carry_out(command)
+        if self.paused:
+            self._wait()
+        controls.check_stop()
+
+    def pause(self) -> None:
+        """Pause at the next control point."""
+        self.paused = True
+
+    def _wait(self) -> None:
+        recipe = self._recipe
+        recipe.recorder.update(state="paused")
+        began = time.monotonic()
+        while self.paused and recipe.controls.stop_sender is None:
+            command = recipe.controls.wait(1.0)
+            if command is not None:
+                self._carry_out(command)
+        recipe.paused_seconds += time.monotonic() - began
+        if recipe.controls.stop_sender is None:
+            recipe.recorder.update(state="training")
+
+    def _carry_out(self, command: Command) -> None:
+        name = command.request.command
+        try:
+            result = self._commands[name](command)
+        except UserError as error:
+            command.refuse(error.message, error.hint)
+            result = f"refused: {error.message}"
+        self._recipe.recorder.event(ControlEvent(command=name, sender="socket", result=result))
+
+    def _pause(self, command: Command) -> str:
+        self.paused = True
+        command.answer(state="paused", step=self._recipe.step)
+        return "ok"
+
+    def _resume(self, command: Command) -> str:
+        self.paused = False
+        command.answer(state="training", step=self._recipe.step)
+        return "ok"
+
+    def _checkpoint(self, command: Command) -> str:
+        recipe = self._recipe
+        if recipe.step == 0:
+            raise UserError("No step is done yet, so there is nothing to save.", "Try again after the first step.")
+        recipe.save_checkpoint()
+        if recipe.last_checkpoint != recipe.step:
+            raise UserError("The checkpoint was not written.", "Make room on the disk, then resume.")
+        command.answer(step=recipe.step)
+        return "ok"
+
+    def _stop(self, command: Command) -> str:
+        command.answer(state="stopping", step=self._recipe.step)
+        return "ok"
+
+    def _generate(self, command: Command) -> str:
+        recipe = self._recipe
+        source = command.request.args.get("source", "tuned")
+        if source not in ("tuned", "base"):
+            raise UserError(f"There is no source {source!r}.", "It is tuned or base.")
+        settings, messages = read_generate_args(command.request.args, recipe.config)
+        with recipe.accelerator.autocast(), answering_as(recipe.loaded.model, source):
+            generation = generate(
+                recipe.loaded.model,
+                recipe.loaded.tokenizer,
+                messages,
+                settings,
+                command.token,
+                lambda: command.cancelled.is_set() or recipe.controls.stop_sender is not None,
+                template=recipe.template,
+            )
+        answered_by = "base" if source == "base" else f"step-{recipe.step}"
+        command.answer(
+            text=generation.text,
+            tokens=generation.tokens,
+            first_token_seconds=generation.first_token_seconds,
+            tokens_per_second=generation.tokens_per_second,
+            finish=generation.finish,
+            source=answered_by,
+        )
+        return f"{answered_by}: {generation.tokens} tokens, {generation.finish}"
+
+    def _set(self, command: Command) -> str:
+        if not command.request.args:
+            raise UserError("Nothing was named to set.", f"These can be: {', '.join(CHANGEABLE)}.")
+        changes: dict[str, Any] = {}
+        for name, value in command.request.args.items():
+            option = find_option(name)
+            if option is None or name not in CHANGEABLE:
+                raise UserError(f"{name} cannot be changed while a run is on.", f"These can: {', '.join(CHANGEABLE)}.")
+            changes[name] = parse_value(option, value) if isinstance(value, str) else value
+        dumped = self._recipe.config.model_dump()
+        for name, value in changes.items():
+            section, _, key = name.partition(".")
+            dumped[section][key] = value
+        try:
+            Config.model_validate(dumped)
+        except ValidationError as error:
+            name = ".".join(str(part) for part in error.errors()[0]["loc"][:2])
+            option = find_option(name)
+            wanted = describe_type(option) if option else "valid"
+            raise UserError(f"{name} must be {wanted}, not {changes.get(name)!r}.", "") from error
+        self.overrides |= changes
+        command.answer(step=self._recipe.step, **{name.replace(".", "_"): value for name, value in changes.items()})
+        return ", ".join(f"{name} = {value}" for name, value in changes.items())
+
+
+def read_generate_args(args: dict[str, Any], config: Config) -> tuple[GenerationSettings, list[dict[str, str]]]:
+    """The settings and messages of a ``generate`` request; what it leaves out, the configuration says.
+
+    Raises:
+        UserError: If they make no sense.
+    """
+    messages = args.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise UserError("There is nothing to answer.", "Send at least one message.")
+    cleaned: list[dict[str, str]] = []
+    for message in messages:
+        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise UserError("A message needs a role and a content, both texts.", "")
+        cleaned.append({"role": role, "content": content})
+    chat = config.chat
+    try:
+        settings = GenerationSettings(
+            max_new_tokens=int(args.get("max_new_tokens") or chat.max_new_tokens),
+            temperature=float(chat.temperature if args.get("temperature") is None else args["temperature"]),
+            top_p=float(chat.top_p if args.get("top_p") is None else args["top_p"]),
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError("max_new_tokens, temperature and top_p must be numbers.", "") from error
+    return settings, cleaned

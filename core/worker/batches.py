@@ -1,0 +1,145 @@
+"""Which rows make up which optimizer step, and how a step's rows are cut into what the device sees at once.
+
+The order depends on the seed and the step's number alone, so that a resumed run meets the rows that an uninterrupted
+one would have met.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from core.worker.template import TokenizedRow
+
+#: Steps whose rows are sorted by length together: enough for little padding, few enough to keep the order random.
+BUCKET_STEPS = 16
+#: Row lengths are padded to a multiple of this, so that the shapes are few.
+LENGTH_MULTIPLE = 8
+
+
+@dataclass(frozen=True)
+class DataOrder:
+    """The rows of every optimizer step, epoch after epoch.
+
+    Args:
+        lengths: Tokens of each row.
+        batch_size: Rows in a step; the last step of an epoch has what is left.
+        seed: Seed of the shuffling.
+    """
+
+    lengths: Sequence[int]
+    batch_size: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one pass over the rows."""
+        return math.ceil(len(self.lengths) / self.batch_size)
+
+    def epoch(self, number: int) -> list[list[int]]:
+        """The windows of one epoch, counted from 0: lists of row indices, rows of like length together."""
+        random = np.random.default_rng((self.seed, number))
+        shuffled = random.permutation(len(self.lengths))
+        windows: list[list[int]] = []
+        bucket_rows = self.batch_size * BUCKET_STEPS
+        for start in range(0, len(shuffled), bucket_rows):
+            bucket = sorted(shuffled[start : start + bucket_rows].tolist(), key=lambda row: (self.lengths[row], row))
+            cut = [bucket[at : at + self.batch_size] for at in range(0, len(bucket), self.batch_size)]
+            windows += [cut[place] for place in random.permutation(len(cut))]
+        return windows
+
+    def window(self, step: int) -> list[int]:
+        """The rows of optimizer step ``step``, counted from 0."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        cached: tuple[int, list[list[int]]] | None = self.__dict__.get("_cached")
+        if cached is None or cached[0] != epoch:
+            cached = (epoch, self.epoch(epoch))
+            self.__dict__["_cached"] = cached
+        return cached[1][place]
+
+
+def padded_length(length: int) -> int:
+    """A row's length on the device."""
+    return math.ceil(length / LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+
+
+def split_window(
+    window: Sequence[int], lengths: Sequence[int], token_budget: int, max_rows: int | None = None
+) -> list[list[int]]:
+    """Cut a step's rows into micro-batches.
+
+    Args:
+        window: Row indices.
+        lengths: Tokens of each row of the data.
+        token_budget: The most tokens of a micro-batch, padding included; a single longer row is one all the same.
+        max_rows: The most rows of a micro-batch.
+
+    Returns:
+        Lists of row indices, longest rows first, so that what does not fit shows at once.
+    """
+    ordered = sorted(window, key=lambda row: (-lengths[row], row))
+    cut: list[list[int]] = []
+    for row in ordered:
+        if cut:
+            width = padded_length(lengths[cut[-1][0]])
+            fits = (len(cut[-1]) + 1) * width <= token_budget
+            if fits and (max_rows is None or len(cut[-1]) < max_rows):
+                cut[-1].append(row)
+                continue
+        cut.append([row])
+    return cut
+
+
+def largest_micro_batch(
+    lengths: Sequence[int], batch_size: int, token_budget: int, max_rows: int | None = None
+) -> list[int]:
+    """The micro-batch with most tokens, padding included, that the data can produce: what the rehearsal runs."""
+    longest = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    best: list[int] = longest[:1]
+    best_tokens = padded_length(lengths[best[0]])
+    # A shorter longest row may leave room for so many rows that the whole is larger; length by length is enough.
+    seen: set[int] = set()
+    for start, row in enumerate(longest):
+        width = padded_length(lengths[row])
+        if width in seen:
+            continue
+        seen.add(width)
+        rows = min(batch_size, max_rows or batch_size, max(1, token_budget // width), len(longest) - start)
+        if rows * width > best_tokens:
+            best, best_tokens = longest[start : start + rows], rows * width
+    return best
+
+
+def collate(rows: Sequence[TokenizedRow], pad_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad rows on the right into one batch.
+
+    Returns:
+        ``input_ids`` ``(rows, length)`` int64 and ``supervised`` ``(rows, length)`` bool, on the device.
+    """
+    width = padded_length(max(len(row) for row in rows))
+    input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)
+    supervised = np.zeros((len(rows), width), dtype=np.bool_)
+    for place, row in enumerate(rows):
+        input_ids[place, : len(row)] = row.input_ids
+        supervised[place, : len(row)] = row.supervised
+    return torch.from_numpy(input_ids).to(device), torch.from_numpy(supervised).to(device)
+
+
+def supervised_count(row: TokenizedRow) -> int:
+    """Tokens of a row that enter the loss: the supervised ones, but for a first token, which nothing predicts."""
+    return int(row.supervised[1:].sum())
+
+
+def fingerprint(rows: Sequence[TokenizedRow]) -> str:
+    """SHA-256 over all tokens and masks in order: whether a resumed run sees the data it began with."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(len(row).to_bytes(8, "little"))
+        digest.update(row.input_ids.astype("<i4").tobytes())
+        digest.update(row.supervised.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,292 @@
+"""Checkpoints that are whole or do not exist.
+
+A checkpoint is written into a hidden directory, every file fsynced, ``manifest.json`` with sizes and SHA-256 last; then
+the directory is renamed and its parent fsynced. What has no valid manifest is no checkpoint.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save
+
+from core.atomic import fsync_dir, fsync_file
+from core.errors import UserError
+from core.paths import DIRECTORY_MODE, FILE_MODE
+from core.units import format_bytes
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+#: Free bytes that must be left after a checkpoint.
+DISK_RESERVE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint directory that has a manifest."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return int(self.manifest["step"])
+
+    @property
+    def adapter_path(self) -> Path:
+        """The adapter in PEFT's format."""
+        return self.path / "adapter"
+
+
+def checkpoint_name(step: int) -> str:
+    """``step-00000120``."""
+    return f"step-{step:08d}"
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def save_adapter(model: Any, directory: Path) -> None:
+    """Write a ``PeftModel``'s adapter in PEFT's format: ``adapter_model.safetensors`` and ``adapter_config.json``.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    directory.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    (directory / "adapter_model.safetensors").write_bytes(
+        save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, metadata={"format": "pt"})
+    )
+    config = copy.copy(model.peft_config["default"])
+    config.inference_mode = True
+    config.save_pretrained(str(directory))
+
+
+def save_checkpoint(
+    checkpoints: Path,
+    *,
+    model: Any,
+    optimizer: Any,
+    step: int,
+    facts: dict[str, Any],
+) -> Checkpoint:
+    """Write a checkpoint; on failure nothing of it remains.
+
+    Args:
+        checkpoints: The run's directory of checkpoints.
+        model: The ``PeftModel``.
+        optimizer: The optimizer, whose state is saved with torch's safe format.
+        step: Optimizer steps done.
+        facts: What must be equal at resume (configuration and data hashes) and what is restored besides (schedule,
+            token counts); JSON.
+
+    Raises:
+        OSError: If it cannot be written, for want of room above all.
+    """
+    checkpoints.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+    final = checkpoints / checkpoint_name(step)
+
+    def fill(directory: Path) -> None:
+        save_adapter(model, directory / "adapter")
+        save_tensors(optimizer.state_dict(), directory / "optimizer.pt")
+        save_tensors(rng_state(), directory / "rng.pt")
+        files = {
+            str(path.relative_to(directory)): {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+            for path in sorted(directory.rglob("*"))
+            if path.is_file()
+        }
+        manifest.update({"version": FORMAT_VERSION, "step": step, **facts, "files": files})
+        (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+    manifest: dict[str, Any] = {}
+    write_directory(final, fill)
+    return Checkpoint(final, manifest)
+
+
+def write_directory(final: Path, fill: Callable[[Path], None]) -> None:
+    """Make a directory that is whole or not there: filled under a hidden name, fsynced, renamed, the parent fsynced.
+
+    Args:
+        final: Where it goes; what is there already is replaced.
+        fill: Writes its files.
+
+    Raises:
+        OSError: If it cannot be written; nothing of it remains then.
+    """
+    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(mode=DIRECTORY_MODE)
+        fill(temporary)
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                path.chmod(FILE_MODE)
+                fsync_file(path)
+            else:
+                fsync_dir(path)
+        fsync_dir(temporary)
+        if final.exists():
+            former = final.with_name(f".{final.name}.{os.getpid()}.old.tmp")
+            os.replace(final, former)
+            os.replace(temporary, final)
+            shutil.rmtree(former, ignore_errors=True)
+        else:
+            os.replace(temporary, final)
+        fsync_dir(final.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def save_tensors(state: Any, path: Path) -> None:
+    """``torch.save`` through a Python file, so that a full disk is an OSError."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    path.write_bytes(buffer.getbuffer())
+
+
+def size_estimate(model: Any) -> int:
+    """Bytes that a checkpoint of this model will take: fp32 adapter and two moments."""
+    return sum(int(parameter.numel()) for parameter in model.parameters() if parameter.requires_grad) * 12
+
+
+def check_room(directory: Path, needed: int) -> None:
+    """Refuse when a checkpoint would not fit.
+
+    Raises:
+        UserError: If less than ``needed`` bytes and a reserve are free.
+    """
+    free = shutil.disk_usage(directory).free
+    needed += DISK_RESERVE_BYTES
+    if free < needed:
+        raise UserError(
+            f"{directory} has {format_bytes(free)} free, and a checkpoint needs {format_bytes(needed)}.",
+            "Make room, lower checkpoint.keep, or set LOCALTUNE_HOME to a larger disk.",
+        )
+
+
+def list_checkpoints(checkpoints: Path) -> list[Path]:
+    """Directories that claim to be checkpoints, newest first."""
+    if not checkpoints.is_dir():
+        return []
+    return sorted((path for path in checkpoints.iterdir() if path.name.startswith("step-")), reverse=True)
+
+
+def verify_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint's manifest and check every file against it.
+
+    Raises:
+        UserError: If the manifest is missing or unreadable, or a file is missing, of another size or of other content.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        files = dict(manifest["files"])
+        int(manifest["step"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path.name} has no valid manifest.", "An earlier checkpoint is used instead.") from error
+    if manifest.get("version") != FORMAT_VERSION:
+        raise UserError(f"{path.name} was written by another version.", "Use the version that wrote it.")
+    for name, facts in files.items():
+        file = path / name
+        if not file.is_file():
+            raise UserError(f"{path.name} lacks {name}.", "An earlier checkpoint is used instead.")
+        if file.stat().st_size != facts["bytes"] or hash_file(file) != facts["sha256"]:
+            raise UserError(f"{path.name}: {name} is damaged.", "An earlier checkpoint is used instead.")
+    return Checkpoint(path, manifest)
+
+
+def newest_valid(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint, and a sentence for each newer one that is damaged."""
+    damaged: list[str] = []
+    for path in list_checkpoints(checkpoints):
+        try:
+            return verify_checkpoint(path), damaged
+        except UserError as error:
+            damaged.append(error.message)
+    return None, damaged
+
+
+def restore(checkpoint: Checkpoint, *, model: Any, optimizer: Any) -> None:
+    """Put adapter, optimizer and random state back, bit for bit.
+
+    Raises:
+        UserError: If the adapter does not fit the model.
+    """
+    state = load_file(checkpoint.adapter_path / "adapter_model.safetensors")
+    result = set_peft_model_state_dict(model, state)
+    missing = [name for name in result.missing_keys if ".lora_" in name]
+    if missing or result.unexpected_keys:
+        raise UserError(
+            f"{checkpoint.path.name} does not fit this model: {(missing or result.unexpected_keys)[0]}.",
+            "The base model has changed since; put the former one back.",
+        )
+    optimizer.load_state_dict(torch.load(checkpoint.path / "optimizer.pt", map_location="cpu", weights_only=True))
+    restore_rng(torch.load(checkpoint.path / "rng.pt", map_location="cpu", weights_only=True))
+
+
+def rotate(checkpoints: Path, keep: int) -> list[Path]:
+    """Delete all but the newest ``keep`` checkpoints, and what interrupted writes have left.
+
+    Returns:
+        What was deleted.
+    """
+    gone = list_checkpoints(checkpoints)[keep:]
+    gone += [path for path in checkpoints.iterdir() if path.name.startswith(".step-")]
+    for path in gone:
+        # Renamed first, so that a deletion that is cut short leaves nothing that looks like a checkpoint.
+        hidden = path if path.name.startswith(".") else path.with_name(f".{path.name}.tmp")
+        if hidden != path:
+            os.replace(path, hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+    return gone
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of every random generator that training draws from; tensors and plain values only."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    version, internal, gauss_next = random.getstate()
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "numpy": [
+            str(kind),
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(gauss),
+        ],
+        "python": [version, list(internal), gauss_next],
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def restore_rng(state: dict[str, Any]) -> None:
+    """Put :func:`rng_state` back."""
+    torch.set_rng_state(state["torch"])
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])

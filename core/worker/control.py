@@ -1,0 +1,230 @@
+"""Commands from outside, by socket or signal: queued here, carried out by the training thread at its control points."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from core.errors import UserError
+from core.paths import DIRECTORY_MODE
+from core.runs.protocol import (
+    COMMANDS,
+    LINE_LIMIT,
+    ProtocolError,
+    Request,
+    decode_request,
+    encode_message,
+    peer_uid,
+)
+
+
+class StopRequested(Exception):  # noqa: N818 - it is a request, not an error
+    """Raised at a point where the run can stop; ``sender`` asked for it."""
+
+    def __init__(self, sender: str) -> None:
+        super().__init__(sender)
+        self.sender = sender
+
+
+@dataclass
+class Command:
+    """A request that waits for the training thread."""
+
+    request: Request
+    send: Callable[[dict[str, Any]], None]
+    """Sends one line to the asker; quietly does nothing when it has gone."""
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    """Set when the asker has closed the connection."""
+
+    def answer(self, **fields: Any) -> None:
+        """Answer with success."""
+        self.send({"id": self.request.id, "ok": True, **fields})
+
+    def refuse(self, error: str, hint: str = "") -> None:
+        """Answer with a sentence that says why not."""
+        self.send({"id": self.request.id, "ok": False, "error": error, "hint": hint})
+
+    def token(self, text: str) -> None:
+        """Send a piece of an answer that is being generated."""
+        self.send({"id": self.request.id, "token": text})
+
+
+class Controls:
+    """The queue between those who ask and the training thread.
+
+    Only the training thread carries out commands, so that none of them meets half a step.
+    """
+
+    def __init__(self) -> None:
+        self._queue: queue.Queue[Command] = queue.Queue()
+        self._stop_sender: str | None = None
+        self._closed = False
+
+    @property
+    def stop_sender(self) -> str | None:
+        """Who asked for the stop, or None."""
+        return self._stop_sender
+
+    def put(self, command: Command) -> None:
+        """Queue a command from another thread; a stop is seen at once, wherever the run is."""
+        if self._closed:
+            command.refuse("The run has ended.")
+            return
+        if command.request.command == "stop":
+            self.request_stop("socket")
+        self._queue.put(command)
+
+    def request_stop(self, sender: str) -> None:
+        """Ask for a stop; safe in a signal handler."""
+        self._stop_sender = self._stop_sender or sender
+
+    def check_stop(self) -> None:
+        """Raise if a stop was asked for: called in the phases that have nothing to save.
+
+        Raises:
+            StopRequested: If so.
+        """
+        if self._stop_sender is not None:
+            raise StopRequested(self._stop_sender)
+
+    def waiting(self) -> Iterator[Command]:
+        """The commands that wait now, in order."""
+        while True:
+            try:
+                yield self._queue.get_nowait()
+            except queue.Empty:
+                return
+
+    def wait(self, seconds: float) -> Command | None:
+        """The next command, or None after ``seconds`` without one (or at once when a signal has asked for a stop)."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            with contextlib.suppress(queue.Empty):
+                return self._queue.get(timeout=min(left, 0.2))
+            if self._stop_sender is not None:
+                return None
+        return None
+
+    def close(self) -> None:
+        """Refuse what still waits and all that comes."""
+        self._closed = True
+        for command in self.waiting():
+            if command.request.command == "stop":
+                command.answer(state="over")
+            else:
+                command.refuse("The run has ended.")
+
+
+def install_signals(controls: Controls) -> None:
+    """SIGTERM and SIGINT stop after a checkpoint; SIGHUP means nothing (the terminal may go)."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        controls.request_stop(signal.Signals(number).name)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+class ControlServer:
+    """Listens on a Unix socket for this user alone, and queues what it hears.
+
+    Args:
+        path: Where to listen; a socket left by an earlier worker is replaced.
+        controls: Where commands go.
+        status: Fields that answer a ``ping``.
+
+    Raises:
+        UserError: If the socket cannot be made.
+    """
+
+    def __init__(self, path: Path, controls: Controls, status: Callable[[], dict[str, Any]]) -> None:
+        self._path = path
+        self._controls = controls
+        self._status = status
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            path.parent.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+            owner = path.parent.stat().st_uid
+            if owner != os.getuid():
+                raise PermissionError(f"{path.parent} belongs to another user")
+            path.unlink(missing_ok=True)
+            mask = os.umask(0o177)
+            try:
+                self._listener.bind(str(path))
+            finally:
+                os.umask(mask)
+            self._listener.listen(8)
+        except OSError as error:
+            self._listener.close()
+            raise UserError(
+                f"The control socket {path} cannot be made: {error}.",
+                "Put LOCALTUNE_HOME on a local file system, or set XDG_RUNTIME_DIR.",
+            ) from error
+        threading.Thread(target=self._accept, name="control", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop listening and remove the socket."""
+        self._path.unlink(missing_ok=True)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return  # closed
+            if peer_uid(connection) != os.getuid():
+                connection.close()
+                continue
+            threading.Thread(target=self._serve, args=(connection,), name="control-peer", daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        lock = threading.Lock()
+        running: list[Command] = []
+
+        def send(message: dict[str, Any]) -> None:
+            # A peer that has gone, or does not read, must not hold up training.
+            with lock, contextlib.suppress(OSError):
+                connection.sendall(encode_message(message))
+
+        connection.settimeout(None)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 5, 0))
+        with connection, connection.makefile("rb") as lines:
+            try:
+                while line := lines.readline(LINE_LIMIT + 1):
+                    if len(line) > LINE_LIMIT:
+                        send({"id": None, "ok": False, "error": "The line is too long.", "hint": ""})
+                        break
+                    self._hear(line, send, running)
+            except OSError as error:
+                print(f"control connection: {error}", file=sys.stderr)
+            for command in running:
+                command.cancelled.set()
+
+    def _hear(self, line: bytes, send: Callable[[dict[str, Any]], None], running: list[Command]) -> None:
+        try:
+            request = decode_request(line)
+        except ProtocolError as error:
+            send({"id": None, "ok": False, "error": f"Not understood: {error}.", "hint": ""})
+            return
+        command = Command(request, send)
+        if request.command == "ping":
+            command.answer(**self._status())
+        elif request.command in COMMANDS:
+            running.append(command)
+            self._controls.put(command)
+        else:
+            command.refuse(f"There is no command {request.command}.", f"Commands are {', '.join(COMMANDS)}.")

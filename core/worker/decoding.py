@@ -1,0 +1,221 @@
+"""The pieces of decoding: forward passes that extend keys and values, the choice of a token, text out of tokens."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from core.chat.request import GenerationSettings
+from core.errors import UserError
+
+#: Tokens of a prompt read at once: between two pieces the answer can be cancelled.
+PREFILL_TOKENS = 512
+#: Fewer shared tokens than this are not worth a pass of their own.
+SHORTEST_SHARED_PREFIX = 16
+
+
+class KeyValues:
+    """The keys and values of a growing sequence (or a batch of them), and the forward passes that extend them.
+
+    Args:
+        network: A transformers causal language model.
+    """
+
+    def __init__(self, network: Any) -> None:
+        self.device = network.get_input_embeddings().weight.device
+        self.cache = DynamicCache(config=network.config)
+        self._network = network
+        known = inspect.signature(network.forward).parameters
+        self._cache_name = "cache" if "cache" in known else "past_key_values"
+        self._limits_head = "logits_to_keep" in known
+
+    def extend(self, input_ids: torch.Tensor, **arguments: Any) -> torch.Tensor:
+        """Read more tokens.
+
+        Args:
+            input_ids: ``(rows, tokens)``, on any device.
+            **arguments: More of the model's own.
+
+        Returns:
+            The logits after the last token, ``(rows, vocabulary)``.
+        """
+        if self._limits_head:
+            # An index, not a count: the count makes the model slice its hidden states, and for a frozen head torch then
+            # copies the whole head for every row of a batch.
+            arguments["logits_to_keep"] = torch.tensor([input_ids.shape[1] - 1])
+        arguments[self._cache_name] = self.cache
+        logits: torch.Tensor = self._network(input_ids=input_ids.to(self.device), use_cache=True, **arguments).logits
+        return logits[:, -1]
+
+    def read(self, tokens: Sequence[int], cancelled: Callable[[], bool]) -> torch.Tensor | None:
+        """Read a prompt piece by piece: the logits after it, ``(1, vocabulary)``, or None when cancelled or empty."""
+        logits: torch.Tensor | None = None
+        for begin in range(0, len(tokens), PREFILL_TOKENS):
+            if cancelled():
+                return None
+            logits = self.extend(torch.tensor([list(tokens[begin : begin + PREFILL_TOKENS])]))
+        return logits
+
+
+class BatchDecoder:
+    """Several conversations decoded together, padded on the left, always with the likeliest token.
+
+    Args:
+        network: A transformers causal language model.
+        prompts: Their tokens.
+        pad_id: Any token.
+        stop_ids: Tokens that end an answer.
+    """
+
+    def __init__(self, network: Any, prompts: Sequence[Sequence[int]], pad_id: int, stop_ids: frozenset[int]) -> None:
+        self.answers: list[list[int]] = [[] for _ in prompts]
+        """Tokens so far, without the one that ended the answer."""
+        self.finished = 0
+        """Answers that have ended."""
+        self._stop_ids = stop_ids
+        self._state = KeyValues(network)
+        #: Which prompt each row of the batch is; -1 for one that has ended.
+        self._rows = list(range(len(prompts)))
+        shared = self._read_shared(prompts)
+        width = max(map(len, prompts)) - shared
+        ids = torch.full((len(prompts), width), pad_id)
+        mask = torch.ones((len(prompts), shared + width), dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            padding = width - (len(prompt) - shared)
+            ids[row, padding:] = torch.tensor(prompt[shared:])
+            mask[row, shared : shared + padding] = 0
+        self._input = ids.to(self._state.device)
+        self._mask = mask.to(self._state.device)
+        self._positions = (self._mask.cumsum(-1) - 1).clamp(min=0)[:, shared:]
+
+    def _read_shared(self, prompts: Sequence[Sequence[int]]) -> int:
+        """Read what all prompts begin with once; at least a token of each prompt is left.
+
+        Returns:
+            The number of tokens read.
+        """
+        shared = common_prefix([prompt[:-1] for prompt in prompts])
+        if len(prompts) < 2 or shared < SHORTEST_SHARED_PREFIX:
+            return 0
+        self._state.read(prompts[0][:shared], lambda: False)
+        self._state.cache.batch_repeat_interleave(len(prompts))
+        return shared
+
+    def step(self) -> None:
+        """Give every unfinished row one more token."""
+        logits = self._state.extend(self._input, attention_mask=self._mask, position_ids=self._positions)
+        chosen = logits.argmax(-1)
+        kept: list[int] = []
+        for place, token in enumerate(chosen.tolist()):
+            row = self._rows[place]
+            if row < 0:
+                continue
+            if token in self._stop_ids:
+                self.finished += 1
+                self._rows[place] = -1
+            else:
+                self.answers[row].append(token)
+                kept.append(place)
+        self._input = chosen[:, None]
+        self._positions = self._positions[:, -1:] + 1
+        self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=1)
+        if kept and len(kept) <= 0.75 * len(self._rows):
+            self._keep(kept)
+
+    def _keep(self, places: list[int]) -> None:
+        """Let finished rows leave."""
+        index = torch.tensor(places, device=self._state.device)
+        self._state.cache.batch_select_indices(index)
+        self._input, self._positions, self._mask = self._input[index], self._positions[index], self._mask[index]
+        self._rows = [self._rows[place] for place in places]
+
+
+def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
+    """The number of tokens that all sequences begin with."""
+    if not sequences:
+        return 0
+    # What the least and the greatest share, all between them share.
+    low, high = min(map(list, sequences)), max(map(list, sequences))
+    return next((place for place, (a, b) in enumerate(zip(low, high)) if a != b), min(len(low), len(high)))  # noqa: B905
+
+
+class Sampler:
+    """Chooses tokens; its random numbers are its own, so that those of training stay as they are."""
+
+    def __init__(self, settings: GenerationSettings) -> None:
+        self._settings = settings
+        self._generator = torch.Generator()
+        self._generator.seed()
+
+    def choose(self, logits: torch.Tensor) -> int:
+        """The next token.
+
+        Raises:
+            UserError: If the logits are no numbers.
+        """
+        best = int(logits.argmax())
+        if not bool(torch.isfinite(logits[best])):
+            raise UserError(
+                "The model computes values that are no numbers (NaN or infinite).",
+                "Its weights are damaged, or the training has diverged: go back to an earlier checkpoint.",
+            )
+        if self._settings.temperature == 0:
+            return best
+        probabilities = torch.softmax(logits.float().cpu() / self._settings.temperature, dim=-1)
+        ordered, order = probabilities.sort(descending=True)
+        # A token counts while the ones before it have not filled the share.
+        outside = ordered.cumsum(-1) - ordered >= self._settings.top_p
+        ordered = ordered.masked_fill(outside, 0.0)
+        return int(order[torch.multinomial(ordered, 1, generator=self._generator)])
+
+
+class TextStream:
+    """Text out of tokens as they come, never half a character.
+
+    Tokens are decoded together with those before them, as some tokenizers write spaces by what precedes.
+
+    Args:
+        tokenizer: Decodes.
+    """
+
+    #: A character has at most four bytes, so more tokens than this that end in U+FFFD mean it.
+    _PENDING_LIMIT = 8
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokens: list[int] = []
+        self._tokenizer = tokenizer
+        self._pieces: list[str] = []
+        self._context = 0
+        self._read = 0
+
+    @property
+    def text(self) -> str:
+        """What has been given out so far."""
+        return "".join(self._pieces)
+
+    def push(self, token: int) -> str:
+        """Add a token and return the text that is complete with it."""
+        self.tokens.append(token)
+        return self._advance(final=False)
+
+    def flush(self) -> str:
+        """The rest, an incomplete character as U+FFFD."""
+        return self._advance(final=True)
+
+    def _advance(self, *, final: bool) -> str:
+        before = self._decode(self.tokens[self._context : self._read])
+        now = self._decode(self.tokens[self._context :])
+        pending = len(self.tokens) - self._read
+        if len(now) <= len(before) or (now.endswith("\ufffd") and not final and pending < self._PENDING_LIMIT):
+            return ""
+        piece = now[len(before) :]
+        self._context, self._read = self._read, len(self.tokens)
+        self._pieces.append(piece)
+        return piece
+
+    def _decode(self, tokens: list[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -1,0 +1,50 @@
+"""What must be in the environment before torch and its family are imported."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+#: Offline and silent: no hub look-ups, no telemetry, no tracker that phones home.
+_PRIVATE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "WANDB_MODE": "offline",
+}
+_DEFAULTS = {
+    # The rows are tokenized before any fork could be a problem, and the library's warning about it is noise.
+    "TOKENIZERS_PARALLELISM": "false",
+    # Growing segments keep fragmentation from ending a run that fits; read at the first CUDA call under either name.
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+    # Deterministic matrix products on CUDA need this before the first one.
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+#: Where other processes keep the cores busy, OpenMP's spinning makes every small matrix product wait for a scheduler
+#: tick; on a quiet machine sleeping instead costs 10 to 20 %.
+_OVERSUBSCRIBED = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
+#: Load per core, over the last minute, from which the machine counts as oversubscribed.
+OVERSUBSCRIBED_LOAD = 0.75
+
+
+def prepare() -> None:
+    """Set the variables; the private ones always, the others where the user has not."""
+    os.environ.update(_PRIVATE)
+    defaults = _DEFAULTS | (_OVERSUBSCRIBED if is_oversubscribed() else {})
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    # With the package "kernels", importing bitsandbytes fetches native code from a hub. Here it counts as not installed,
+    # and bitsandbytes' advice to install it is not passed on.
+    sys.modules["kernels"] = None  # type: ignore[assignment]
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def is_oversubscribed() -> bool:
+    """Whether other processes keep this machine's cores busy already."""
+    return os.getloadavg()[0] / (os.cpu_count() or 1) >= OVERSUBSCRIBED_LOAD

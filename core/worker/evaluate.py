@@ -1,0 +1,149 @@
+"""Measuring on held-out rows: the loss, and where asked, the model's own answers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from core.runs.events import EvalEvent, SampleEvent
+from core.worker.batches import collate, split_window, supervised_count
+from core.worker.dataset import Dataset
+from core.worker.generate import generate_batch
+from core.worker.loss import SupervisedLoss
+from core.worker.model import LoadedModel, evaluation_mode
+
+#: Answers shown as samples at each evaluation.
+SAMPLES = 3
+#: Room for an answer beyond the longest expected one.
+ANSWER_MARGIN_TOKENS = 16
+
+
+def parse_json(text: str) -> Any:
+    """The JSON value that a text is, or None when it is none (a literal null counts as none)."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def answers_match(expected: str, answer: str) -> bool:
+    """Whether an answer is the expected one: as JSON values where both are JSON, as stripped text otherwise."""
+    wanted = parse_json(expected)
+    if wanted is not None:
+        return bool(parse_json(answer) == wanted)
+    return expected.strip() == answer.strip()
+
+
+class Evaluator:
+    """Measures a model on the same held-out rows each time.
+
+    Args:
+        loaded: The model; it is put back into training mode after each measurement.
+        loss: Sums the loss of a batch.
+        dataset: The held-out rows.
+        token_budget: The most tokens at once, padding included.
+        autocast: Makes the context of the forward passes.
+        max_new_tokens: The longest answer; 0 to measure the loss only.
+        template: A chat template instead of the tokenizer's own.
+        check: Called often; may raise to give up.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        loss: SupervisedLoss,
+        dataset: Dataset,
+        *,
+        token_budget: int,
+        autocast: Callable[[], contextlib.AbstractContextManager[Any]],
+        max_new_tokens: int,
+        template: str | None,
+        check: Callable[[], None],
+    ) -> None:
+        self._loaded = loaded
+        self._loss = loss
+        self._dataset = dataset
+        self._token_budget = token_budget
+        self._autocast = autocast
+        self._template = template
+        self._check = check
+        self._asked = [example for example in dataset.examples if example.messages] if max_new_tokens else []
+        longest = max((supervised_count(row) for row in dataset.rows), default=0)
+        self._max_new_tokens = min(max_new_tokens, longest + ANSWER_MARGIN_TOKENS)
+
+    def measure(self, step: int, progress: Callable[[int, int], None]) -> tuple[EvalEvent, list[SampleEvent]]:
+        """Measure the model as it is after ``step`` optimizer steps; ``progress`` is told rows done, of how many."""
+        began = time.monotonic()
+        with evaluation_mode(self._loaded.model):
+            loss = self._mean_loss(progress)
+            answers = self._answers(progress)
+        exact = valid = None
+        if answers:
+            expected = [example.answer for example in self._asked]
+            exact = sum(map(answers_match, expected, answers)) / len(answers)
+            if all(parse_json(text) is not None for text in expected):
+                valid = sum(parse_json(text) is not None for text in answers) / len(answers)
+        event = EvalEvent(
+            step=step,
+            loss=loss,
+            perplexity=math.exp(min(loss, 700.0)),
+            seconds=time.monotonic() - began,
+            exact_match=exact,
+            valid_json=valid,
+            rows=len(self._dataset.rows),
+        )
+        source = f"step-{step}" if step else "base"
+        samples = [
+            SampleEvent(
+                step=step,
+                prompt=example.messages[-2].content if len(example.messages) > 1 else "",
+                text=text,
+                source=source,
+            )
+            for example, text in list(zip(self._asked, answers, strict=True))[:SAMPLES]
+        ]
+        return event, samples
+
+    @torch.no_grad()
+    def _mean_loss(self, progress: Callable[[int, int], None]) -> float:
+        rows = self._dataset.rows
+        total, tokens, done = 0.0, 0, 0
+        pad_id = self._loaded.tokenizer.pad_token_id or 0
+        for batch in split_window(range(len(rows)), self._dataset.lengths, self._token_budget):
+            self._check()
+            chosen = [rows[index] for index in batch]
+            input_ids, supervised = collate(chosen, pad_id, self._loaded.device)
+            with self._autocast():
+                total += float(self._loss(input_ids, supervised))
+            tokens += sum(map(supervised_count, chosen))
+            done += len(chosen)
+            progress(done, len(rows))
+        return total / tokens
+
+    def _answers(self, progress: Callable[[int, int], None]) -> list[str]:
+        if not self._asked:
+            return []
+
+        def report(done: int, total: int) -> None:
+            self._check()
+            progress(done, total)
+
+        conversations = [
+            [{"role": message.role, "content": message.content} for message in example.prompt]
+            for example in self._asked
+        ]
+        with self._autocast():
+            return generate_batch(
+                self._loaded.model,
+                self._loaded.tokenizer,
+                conversations,
+                self._max_new_tokens,
+                report,
+                template=self._template,
+            )

@@ -1,0 +1,170 @@
+"""The gradients of one optimizer step, whatever micro-batches it takes to get them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils.memory import should_reduce_batch_size
+
+from core.errors import UserError
+from core.worker.batches import collate, largest_micro_batch, padded_length, split_window, supervised_count
+from core.worker.checkpoint import restore_rng, rng_state
+from core.worker.loss import SupervisedLoss
+from core.worker.model import LoadedModel, set_gradient_checkpointing
+from core.worker.template import TokenizedRow
+
+#: Tokens of a micro-batch, padding included, to begin with. On a CPU more does not make it faster.
+TOKEN_BUDGETS = {"cpu": 2048, "cuda": 8192}
+
+
+@dataclass(frozen=True)
+class WindowResult:
+    """What one window's pass gave; its gradients are in the parameters."""
+
+    loss: float
+    """Mean over the supervised tokens of the whole window."""
+    tokens: int
+    supervised_tokens: int
+
+
+class WindowGradients:
+    """Forward and backward over an optimizer step's rows, cut into micro-batches by a token budget.
+
+    The loss is summed over the window and divided by its supervised tokens, so the result does not depend on the cut.
+    When memory runs out anywhere in a window, its gradients are dropped, the random state is put back, the budget is
+    halved and the window is run again: never a smaller step, never a changed order.
+
+    Args:
+        loaded: The model, adapters attached.
+        loss: Sums the loss of a batch.
+        rows: All training rows.
+        accelerator: Carries autocast and backward.
+        max_rows: The most rows of a micro-batch; None for no limit but the budget.
+        notice: Told what was cut, and why: ``notice(code, message, hint)``.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        loss: SupervisedLoss,
+        rows: Sequence[TokenizedRow],
+        *,
+        accelerator: Accelerator,
+        max_rows: int | None,
+        notice: Callable[[str, str, str], None],
+    ) -> None:
+        self._loaded = loaded
+        self._loss = loss
+        self._rows = rows
+        self._lengths = [len(row) for row in rows]
+        self._accelerator = accelerator
+        self._max_rows = max_rows
+        self._notice = notice
+        self._pad_id = loaded.tokenizer.pad_token_id or 0
+        self.token_budget = TOKEN_BUDGETS.get(loaded.device.type, TOKEN_BUDGETS["cuda"])
+        self.checkpointing = False
+
+    def set_checkpointing(self, enabled: bool) -> None:
+        """Recompute activations in backward, or keep them."""
+        set_gradient_checkpointing(self._loaded.model, enabled)
+        self.checkpointing = enabled
+
+    def run(self, window: Sequence[int], *, where: str) -> WindowResult:
+        """Compute a window's gradients, cutting finer until it fits.
+
+        Args:
+            window: Row indices.
+            where: For messages: ``step 12`` or ``the rehearsal``.
+
+        Raises:
+            UserError: If a single row does not fit, even with activations recomputed.
+        """
+        before = rng_state()
+        while True:
+            batches = split_window(window, self._lengths, self.token_budget, self._max_rows)
+            result = self._attempt(batches)
+            if result is not None:
+                return result
+            self._drop_gradients()
+            restore_rng(before)
+            self._cut(batches, where)
+
+    def rehearse(self, batch_size: int) -> tuple[int, int]:
+        """Forward and backward on the largest micro-batch that the data can produce; gradients and random state are
+        left as before.
+
+        Returns:
+            Rows and padded length of the micro-batch that fits.
+
+        Raises:
+            UserError: As :meth:`run`.
+        """
+        before = rng_state()
+        while True:
+            batch = largest_micro_batch(self._lengths, batch_size, self.token_budget, self._max_rows)
+            budget = self.token_budget
+            self.run(batch, where="the rehearsal")
+            self._drop_gradients()
+            restore_rng(before)
+            if self.token_budget == budget:
+                return len(batch), max(self._lengths[row] for row in batch)
+
+    def _attempt(self, batches: list[list[int]]) -> WindowResult | None:
+        """One pass; None when memory ran out. The error is left behind here, so that it holds no tensors alive."""
+        try:
+            return self._pass(batches)
+        except Exception as error:
+            if not (isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)):
+                raise
+            print(f"out of memory: {error}", file=sys.stderr, flush=True)
+        return None
+
+    def _pass(self, batches: list[list[int]]) -> WindowResult:
+        supervised_tokens = sum(supervised_count(self._rows[row]) for batch in batches for row in batch)
+        total = torch.zeros((), dtype=torch.float32, device=self._loaded.device)
+        for batch in batches:
+            input_ids, supervised = collate([self._rows[row] for row in batch], self._pad_id, self._loaded.device)
+            with self._accelerator.autocast():
+                loss = self._loss(input_ids, supervised)
+            self._accelerator.backward(loss / supervised_tokens)
+            total += loss.detach()
+        tokens = sum(self._lengths[row] for batch in batches for row in batch)
+        return WindowResult(float(total) / supervised_tokens, tokens, supervised_tokens)
+
+    def _padded_tokens(self, batch: Sequence[int]) -> int:
+        return len(batch) * padded_length(max(self._lengths[row] for row in batch))
+
+    def _drop_gradients(self) -> None:
+        for parameter in self._loaded.model.parameters():
+            parameter.grad = None
+        if self._loaded.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _cut(self, batches: list[list[int]], where: str) -> None:
+        largest = max(batches, key=self._padded_tokens)
+        if max(len(batch) for batch in batches) > 1:
+            self.token_budget = max(1, min(self.token_budget, self._padded_tokens(largest)) // 2)
+            rows = max(len(b) for b in split_window(largest, self._lengths, self.token_budget, self._max_rows))
+            message = f"Memory ran out at {where}: micro-batches of {len(largest)} rows are cut to {rows}."
+            self._notice("memory_cut", message, "The optimizer step keeps its rows; nothing is lost.")
+        elif not self.checkpointing:
+            self.set_checkpointing(True)
+            message = f"Memory ran out at {where} with one row: activations are recomputed from now on."
+            self._notice("memory_checkpointing", message, "This takes about a quarter more time.")
+        else:
+            length = self._lengths[largest[0]]
+            raise UserError(
+                f"Memory ran out at {where} with a single row of {length} tokens and activations recomputed.",
+                f"Set train.max_length below {length}, lower method.rank, or choose a smaller base model.",
+            )
+
+
+def make_accelerator(loaded: LoadedModel) -> Accelerator:
+    """Accelerate for one process: autocast in the model's dtype, and a gradient scaler where fp16 needs one."""
+    names: dict[Any, Any] = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "no"}
+    return Accelerator(cpu=loaded.device.type == "cpu", mixed_precision=names[loaded.dtype])

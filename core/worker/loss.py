@@ -1,0 +1,143 @@
+"""The loss on supervised positions only, so that full-vocabulary logits of a batch never exist."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's name for it
+from peft import PeftModel
+
+#: Supervised positions whose logits exist at one time.
+CHUNK_POSITIONS = 1024
+
+
+def chunked_cross_entropy(
+    head: Any, hidden: torch.Tensor, targets: torch.Tensor, chunk: int = CHUNK_POSITIONS
+) -> torch.Tensor:
+    """Summed cross-entropy of a head's logits, chunk by chunk.
+
+    The gradient with respect to ``hidden`` is taken while each chunk's logits exist, so backward needs no logits. A
+    head with trainable parameters goes through activation checkpointing instead, so that these get their gradients too.
+
+    Args:
+        head: Maps hidden states to logits, ``(n, hidden) -> (n, vocabulary)``.
+        hidden: Hidden states of the supervised positions, ``(n, hidden)``.
+        targets: Their next tokens, ``(n,)``, int64.
+        chunk: Positions at a time.
+
+    Returns:
+        A scalar in fp32.
+    """
+    if hidden.requires_grad and _is_frozen(head):
+        summed: torch.Tensor = _ChunkedCrossEntropy.apply(hidden, targets, head, chunk)  # type: ignore[no-untyped-call]
+        return summed
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for start in range(0, len(targets), chunk):
+        part, wanted = hidden[start : start + chunk], targets[start : start + chunk]
+        if hidden.requires_grad:
+            total = total + torch.utils.checkpoint.checkpoint(_cross_entropy, head, part, wanted, use_reentrant=False)
+        else:
+            total = total + _cross_entropy(head, part, wanted)
+    return total
+
+
+def _cross_entropy(head: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(head(hidden).float(), targets, reduction="sum")
+
+
+def _is_frozen(head: Any) -> bool:
+    return not any(parameter.requires_grad for parameter in head.parameters())
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: Any, chunk: int) -> torch.Tensor:
+        gradient = torch.empty_like(hidden)
+        total = hidden.new_zeros((), dtype=torch.float32)
+        for start in range(0, len(targets), chunk):
+            with torch.enable_grad():
+                part = hidden[start : start + chunk].detach().requires_grad_()
+                loss = _cross_entropy(head, part, targets[start : start + chunk])
+            (gradient[start : start + chunk],) = torch.autograd.grad(loss, part)
+            total += loss.detach()
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * outputs[0].to(gradient.dtype), None, None, None
+
+
+class Head(torch.nn.Module):
+    """A causal language model's way from hidden states to logits, with the scalings that some families put on top.
+
+    Gemma caps logits (``final_logit_softcapping``), Cohere multiplies (``logit_scale``), Granite divides
+    (``logits_scaling``), each as its config names it.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        # Kept in a list so that the head's parameters are not registered a second time.
+        self._linear = [model.get_output_embeddings()]
+        config = model.config.get_text_config()
+        self._softcap = getattr(config, "final_logit_softcapping", None)
+        self._scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
+            getattr(config, "logits_scaling", None) or 1.0
+        )
+
+    def parameters(self, recurse: bool = True) -> Any:
+        """The parameters of the output embeddings."""
+        return self._linear[0].parameters(recurse)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits, ``(n, vocabulary)``."""
+        logits: torch.Tensor = self._linear[0](hidden)
+        if self._scale != 1.0:
+            logits = logits * self._scale
+        if self._softcap:
+            logits = torch.tanh(logits / self._softcap) * self._softcap
+        return logits
+
+
+class SupervisedLoss:
+    """Runs a causal language model up to its hidden states, and its head on the supervised positions alone.
+
+    Args:
+        model: A causal language model or a ``PeftModel`` around one.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._causal = model.get_base_model() if isinstance(model, PeftModel) else model
+        self._decoder = self._causal.get_decoder()
+        self._head = Head(self._causal)
+
+    def __call__(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
+        """Summed loss of a padded batch.
+
+        Rows are padded on the right. Causal attention never looks to the right, so real tokens do not see padding and
+        no mask is needed; what padding itself computes is not used.
+
+        Args:
+            input_ids: ``(rows, length)``, int64.
+            supervised: ``(rows, length)``, bool: which tokens are to be learned. A row's first token cannot be.
+
+        Returns:
+            A scalar in fp32: the sum over supervised tokens of their negative log-likelihood.
+        """
+        hidden = self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state
+        learned = supervised[:, 1:]
+        return chunked_cross_entropy(self._head, hidden[:, :-1][learned], input_ids[:, 1:][learned])
+
+    @torch.no_grad()
+    def verify(self, input_ids: torch.Tensor) -> float:
+        """The largest difference between our logits and the model's own on one short row; families that put something
+        between hidden states and logits that this module does not know show here.
+
+        Args:
+            input_ids: ``(1, length)``, int64.
+        """
+        ours = self._head(self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state)
+        theirs = self._causal(input_ids=input_ids, use_cache=False).logits
+        return float((ours.float() - theirs.float()).abs().max())

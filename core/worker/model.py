@@ -1,0 +1,233 @@
+"""The base model and its adapters, loaded so that training them is right.
+
+Measured traps handled here, each with its test: ``BitsAndBytesConfig`` defaults to FP4 without double quantization; on
+CPUs with AVX512-BF16 bitsandbytes repacks 4-bit weights at the first evaluation and then loses gradients without an
+error; ``prepare_model_for_kbit_training`` casts embeddings to fp32 (it is not called; what it is needed for is done in
+:func:`attach_adapters`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from core.config.schema import MethodSection
+from core.errors import UserError
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass
+class LoadedModel:
+    """A model on its device.
+
+    ``model`` is a ``transformers`` causal language model, or a ``PeftModel`` around one; ``dtype`` that of its
+    16- or 32-bit weights and of its arithmetic.
+    """
+
+    model: Any
+    tokenizer: Any
+    device: torch.device
+    dtype: torch.dtype
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device for ``auto``, ``cuda`` or ``cpu``.
+
+    Raises:
+        UserError: If CUDA was asked for and there is none.
+    """
+    if wanted == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    if wanted == "cuda":
+        reason = "this torch is a CPU build" if torch.version.cuda is None else "no usable GPU or driver was found"
+        raise UserError(f"hardware.device is cuda, but {reason}.", "Run 'localtune-tui doctor', or set it to auto.")
+    return torch.device("cpu")
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The arithmetic for ``auto``, ``bf16``, ``fp16`` or ``fp32``: what the device does well.
+
+    ``auto`` takes bf16 where it is native (NVIDIA from compute capability 8.0, CPUs with AVX512-BF16 or AMX), else fp16
+    on a GPU and fp32 on a CPU.
+
+    Raises:
+        UserError: If the device cannot do what was asked.
+    """
+    if device.type == "cuda":
+        native_bf16 = torch.cuda.get_device_capability(device)[0] >= 8
+        if precision == "bf16" and not native_bf16:
+            name = torch.cuda.get_device_name(device)
+            raise UserError(f"train.precision is bf16, which {name} does not have.", "Set it to auto or fp16.")
+        return DTYPES[precision] if precision != "auto" else (torch.bfloat16 if native_bf16 else torch.float16)
+    if precision == "fp16":
+        raise UserError("train.precision is fp16, which trains badly on a CPU.", "Set it to auto, bf16 or fp32.")
+    if precision != "auto":
+        return DTYPES[precision]
+    return torch.bfloat16 if _cpu_has_bf16() else torch.float32
+
+
+def _cpu_has_bf16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def load_model(
+    base: Path,
+    *,
+    method: str,
+    precision: str,
+    device: str,
+    adapter: Path | None = None,
+    for_training: bool = False,
+) -> LoadedModel:
+    """Load a base model from a directory, with an adapter where one is given.
+
+    Args:
+        base: A directory in the transformers format, weights as safetensors.
+        method: ``qlora`` loads the linear layers as NF4 with double quantization; ``lora`` in 16 or 32 bit.
+        precision: ``auto``, ``bf16``, ``fp16`` or ``fp32``.
+        device: ``auto``, ``cuda`` or ``cpu``.
+        adapter: A directory in PEFT's format to put on top.
+        for_training: Whether the adapter's weights are to be trained.
+
+    Raises:
+        UserError: If it cannot be loaded.
+    """
+    target = choose_device(device)
+    dtype = choose_dtype(precision, target)
+    quantization = None
+    if method == "qlora":
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            base,
+            dtype=dtype,
+            device_map={"": target},
+            quantization_config=quantization,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise UserError(
+                f"{base.name} does not fit on {target}: {str(error).splitlines()[0]}",
+                "Close what else holds its memory, or choose a smaller model or method.name = qlora.",
+            ) from error
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"The model in {base} cannot be loaded: {first}", "Check that the directory is whole."
+        ) from error
+    keep_gradients(model)
+    model.requires_grad_(False)
+    if adapter is not None:
+        model = _load_adapter(model, adapter, trainable=for_training)
+    return LoadedModel(model, tokenizer, target, dtype)
+
+
+def keep_gradients(model: Any) -> None:
+    """Forbid bitsandbytes' inference-only CPU kernel on every 4-bit layer.
+
+    On CPUs with AVX512-BF16 a forward pass in evaluation mode repacks the weights for a kernel that has no backward;
+    training passes after it then yield wrong gradients, with a warning at most.
+    """
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def attach_adapters(model: Any, method: MethodSection, *, seed: int) -> Any:
+    """Put fresh fp32 LoRA adapters on a frozen base.
+
+    Norms, embeddings and head keep the dtype they were loaded in.
+
+    Args:
+        model: The base model, frozen.
+        method: Rank, scale, dropout, target modules and variant.
+        seed: Seed of the adapters' initialization.
+
+    Returns:
+        A ``PeftModel`` in training mode.
+
+    Raises:
+        UserError: If no module matches ``method.target_modules``.
+    """
+    config = LoraConfig(
+        r=method.rank,
+        lora_alpha=method.alpha if method.alpha != int(method.alpha) else int(method.alpha),
+        lora_dropout=method.dropout,
+        target_modules=method.target_modules,
+        use_dora=method.dora,
+        use_rslora=method.rslora,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(seed)
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        names = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module)})
+        raise UserError(
+            f"method.target_modules matches no layer of this model: {method.target_modules}.",
+            f"Its linear layers are {', '.join(names)}; or use all-linear.",
+        ) from error
+    adapted.train()
+    return adapted
+
+
+def _is_linear(module: Any) -> bool:
+    return isinstance(module, torch.nn.Linear)
+
+
+def _load_adapter(model: Any, adapter: Path, *, trainable: bool) -> Any:
+    try:
+        return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable, local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"The adapter in {adapter} does not fit this model: {first}", "Choose the base it was trained on."
+        ) from error
+
+
+def trainable_parameters(model: Any) -> list[torch.nn.Parameter]:
+    """The parameters that the optimizer updates, in the model's order."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def set_gradient_checkpointing(model: Any, enabled: bool) -> None:
+    """Recompute activations in backward, or keep them."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if enabled:
+        base.activation_checkpointing_enable({"use_reentrant": False})
+    else:
+        base.activation_checkpointing_disable()
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: Any) -> Any:
+    """Evaluation mode inside, the former mode after."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield model
+    finally:
+        model.train(was_training)

@@ -1,0 +1,28 @@
+"""Optimizers by the names the configuration has for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+
+from core.config.schema import TrainSection
+
+
+def make_optimizer(parameters: list[torch.nn.Parameter], train: TrainSection) -> Any:
+    """The optimizer of ``train.optimizer`` over the given parameters (AdamW: Loshchilov and Hutter, 2019).
+
+    The bitsandbytes ones keep 8-bit states in blocks; the paged one moves them to host memory under pressure on CUDA.
+    """
+    options: dict[str, Any] = {"lr": train.learning_rate, "weight_decay": train.weight_decay}
+    if train.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, fused=True, **options)
+    if train.optimizer == "adamw_8bit":
+        return bnb.optim.AdamW8bit(parameters, **options)
+    return bnb.optim.PagedAdamW8bit(parameters, **options)
+
+
+def gradient_norm(parameters: list[torch.nn.Parameter]) -> torch.Tensor:
+    """The 2-norm over all gradients, a scalar."""
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

@@ -1,0 +1,29 @@
+"""The learning rate as a pure function of the step, as the schedules of transformers define it."""
+
+from __future__ import annotations
+
+import math
+
+
+def warmup_steps(warmup: float, total_steps: int) -> int:
+    """``train.warmup`` in steps: a share of all steps below 1 (rounded up), a number of steps from 1."""
+    return math.ceil(warmup * total_steps) if warmup < 1 else int(warmup)
+
+
+def lr_factor(scheduler: str, step: int, warmup: int, total_steps: int) -> float:
+    """The share of the peak learning rate that optimizer step ``step`` (from 0) uses.
+
+    Args:
+        scheduler: ``cosine``, ``linear`` or ``constant``.
+        step: The step.
+        warmup: Steps of linear warm-up from 0.
+        total_steps: Steps of the whole run.
+    """
+    if step < warmup:
+        return step / max(1, warmup)
+    if scheduler == "constant":
+        return 1.0
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    if scheduler == "linear":
+        return max(0.0, 1.0 - progress)
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))

@@ -1,0 +1,428 @@
+"""The training recipe: everything a run does, from top to bottom.
+
+One optimizer step: plan the window, for each micro-batch forward to hidden states, loss on supervised positions,
+backward; then clip, optimizer, events, control point.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core.config.schema import Config
+from core.errors import UserError
+from core.runs.events import CheckpointEvent, EvalEvent, StepEvent
+from core.runs.store import Run
+from core.worker import checkpoint as checkpoints
+from core.worker.attendant import Attendant
+from core.worker.batches import DataOrder, fingerprint
+from core.worker.control import Controls, StopRequested
+from core.worker.dataset import Dataset, load_dataset
+from core.worker.evaluate import Evaluator
+from core.worker.gradients import WindowGradients, make_accelerator
+from core.worker.loss import SupervisedLoss
+from core.worker.model import attach_adapters, load_model, trainable_parameters
+from core.worker.optim import gradient_norm, make_optimizer
+from core.worker.recorder import Recorder
+from core.worker.schedule import lr_factor, warmup_steps
+from core.worker.starter import resolve_base
+from core.worker.template import Encoder, read_template, stop_token_ids
+
+#: Steps without a finite gradient after which a run gives up.
+NONFINITE_LIMIT = 5
+#: The greatest difference between our logits and the model's own that rounding explains.
+LOGIT_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 1.0, torch.float16: 0.25}
+#: Sections of the configuration that a resumed run must share with its beginning.
+FIXED_SECTIONS = ("model", "data", "template", "method", "train")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run that was not stopped ended."""
+
+    step: int
+    best_step: int | None
+    adapter: str
+    """Relative to the run directory."""
+
+
+class FinetuneRecipe:
+    """Fine-tunes a model with LoRA adapters (arXiv 2106.09685), on a 4-bit base with QLoRA (arXiv 2305.14314).
+
+    Args:
+        run: The run directory.
+        config: The configuration, paths absolute.
+        recorder: Where events and state go.
+        controls: What is asked from outside.
+    """
+
+    def __init__(self, run: Run, config: Config, recorder: Recorder, controls: Controls) -> None:
+        self.run = run
+        self.config = config
+        self.recorder = recorder
+        self.controls = controls
+        self.step = 0
+        self.total_steps = 0
+        self.paused_seconds = 0.0
+        self.best: EvalEvent | None = None
+        self.last_checkpoint: int | None = None
+        self.last_eval: int | None = None
+        self._nonfinite = 0
+
+    def train(self, *, resume: bool) -> Outcome:
+        """Do the run.
+
+        Args:
+            resume: Go on from the newest valid checkpoint.
+
+        Raises:
+            StopRequested: If it was stopped; a checkpoint has then been written, if a step was done.
+            UserError: If it cannot go on.
+        """
+        self._load_model()
+        self._prepare_data()
+        self._prepare_optimization()
+        if resume:
+            self._restore()
+        self._rehearse()
+        try:
+            self._loop()
+        except StopRequested:
+            self._stop()
+            raise
+        return self._finish()
+
+    # Preparation.
+
+    def _load_model(self) -> None:
+        self.controls.check_stop()
+        config = self.config
+        self.recorder.phase("loading_model", config.model.base)
+        base = resolve_base(config.model.base, self._report("loading_model"))
+        self.loaded = load_model(
+            base,
+            method=config.method.name,
+            precision=config.train.precision,
+            device=config.hardware.device,
+            for_training=True,
+        )
+        self.loaded.model = attach_adapters(self.loaded.model, config.method, seed=config.train.seed)
+        self.loss = SupervisedLoss(self.loaded.model)
+        self.accelerator = make_accelerator(self.loaded)
+        self.template = read_template(config.template.file)
+
+    def _prepare_data(self) -> None:
+        self.controls.check_stop()
+        config = self.config
+        self.recorder.phase("preparing_data")
+        stop_ids = stop_token_ids(self.loaded.model.get_base_model(), self.loaded.tokenizer)
+        encoder = Encoder(self.loaded.tokenizer, stop_ids, self.template)
+
+        def progress(rows: int) -> None:
+            self.controls.check_stop()
+            self.recorder.phase("preparing_data", done=rows)
+
+        self.dataset = load_dataset(config.data.train, config, encoder, progress=progress)
+        self.recorder.event(self.dataset.event())
+        self._tell_dropped(self.dataset)
+        self.held_out: Dataset | None = None
+        if config.data.eval is not None:
+            self.held_out = load_dataset(
+                config.data.eval, config, encoder, limit=config.eval.max_rows, progress=progress
+            )
+        self.data_fingerprint = fingerprint(self.dataset.rows)
+
+    def _tell_dropped(self, dataset: Dataset) -> None:
+        for code, count in dataset.dropped.most_common():
+            hint = (
+                "Raise train.max_length or set data.overlong." if code == "overlong" else "Mend or remove these rows."
+            )
+            example = dataset.first_dropped[code]
+            self.recorder.notice("warning", f"dropped_{code}", f"{count} rows are not used. {example}", hint)
+
+    def _prepare_optimization(self) -> None:
+        train = self.config.train
+        self.order = DataOrder(self.dataset.lengths, train.batch_size, train.seed)
+        by_epochs = math.ceil(train.epochs * self.order.steps_per_epoch)
+        self.total_steps = train.max_steps or by_epochs
+        self.warmup = warmup_steps(train.warmup, self.total_steps)
+        self.parameters = trainable_parameters(self.loaded.model)
+        self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(self.parameters, train))
+        self.windows = WindowGradients(
+            self.loaded,
+            self.loss,
+            self.dataset.rows,
+            accelerator=self.accelerator,
+            max_rows=train.micro_batch_size,
+            notice=lambda code, message, hint: self.recorder.notice("warning", code, message, hint),
+        )
+        wanted = self.config.memory.gradient_checkpointing
+        self.windows.set_checkpointing(wanted == "on" or (wanted == "auto" and self.loaded.device.type == "cuda"))
+        self.attendant = Attendant(self)
+        self.evaluator = None
+        if self.held_out is not None:
+            self.evaluator = Evaluator(
+                self.loaded,
+                self.loss,
+                self.held_out,
+                token_budget=self.windows.token_budget,
+                autocast=self.accelerator.autocast,
+                max_new_tokens=self.config.chat.max_new_tokens if self.config.eval.exact_match else 0,
+                template=self.template,
+                check=self.controls.check_stop,
+            )
+        self.recorder.update(total_steps=self.total_steps)
+
+    def _rehearse(self) -> None:
+        self.controls.check_stop()
+        self.recorder.phase("rehearsing", "the largest micro-batch")
+        self._verify_head()
+        if self.loaded.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.loaded.device)
+        rows, length = self.windows.rehearse(self.config.train.batch_size)
+        self.recorder.phase("rehearsing", f"largest micro-batch {rows}×{length}", done=1, total=1)
+        self._record_memory(rehearsed=True)
+        checkpoints.check_room(self.run.path, checkpoints.size_estimate(self.loaded.model))
+
+    def _verify_head(self) -> None:
+        ids = torch.as_tensor(self.dataset.rows[0].input_ids[:16], dtype=torch.int64, device=self.loaded.device)
+        with self.accelerator.autocast():
+            difference = self.loss.verify(ids[None])
+        if not difference <= LOGIT_TOLERANCE[self.loaded.dtype]:
+            raise UserError(
+                f"The output head of {self.config.model.base} works in a way that is not known here "
+                f"(logits differ by {difference:.3g}).",
+                "Report the model's architecture; training it would go wrong silently.",
+            )
+
+    # The loop.
+
+    def _loop(self) -> None:
+        self.recorder.update(state="training", step=self.step)
+        if self.step == 0 and self.config.eval.baseline:
+            self._evaluate()
+        self.recorder.phase("training", done=self.step, total=self.total_steps)
+        self.attendant.attend()
+        while self.step < self.total_steps:
+            self._optimizer_step()
+            if self._due(self.attendant.eval_every) and self.step < self.total_steps:
+                self._evaluate()
+                self.recorder.phase("training", done=self.step, total=self.total_steps)
+            if self._due(self.attendant.checkpoint_every):
+                self.save_checkpoint()
+            self.attendant.attend()
+
+    def _optimizer_step(self) -> None:
+        began = time.monotonic()
+        lr = self.attendant.learning_rate * lr_factor(
+            self.config.train.scheduler, self.step, self.warmup, self.total_steps
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        result = self.windows.run(self.order.window(self.step), where=f"step {self.step + 1}")
+        norm = self._clip()
+        if math.isfinite(norm):
+            self.optimizer.step()
+            self._nonfinite = 0
+        else:
+            self._skip_update(result.loss, norm)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        seconds = time.monotonic() - began
+        self.recorder.event(
+            StepEvent(
+                step=self.step,
+                epoch=self.step / self.order.steps_per_epoch,
+                loss=result.loss,
+                lr=lr,
+                grad_norm=norm,
+                tokens=result.tokens,
+                supervised_tokens=result.supervised_tokens,
+                seconds=seconds,
+                tokens_per_second=result.tokens / seconds,
+                paused_seconds=self.paused_seconds,
+            )
+        )
+        self.paused_seconds = 0.0
+        self.recorder.update(step=self.step)
+
+    def _clip(self) -> float:
+        limit = self.config.train.max_grad_norm
+        if limit > 0:
+            return float(self.accelerator.clip_grad_norm_(self.parameters, limit))
+        return float(gradient_norm(self.parameters))
+
+    def _skip_update(self, loss: float, norm: float) -> None:
+        self._nonfinite += 1
+        where = f"step {self.step + 1}"
+        message = f"The gradient of {where} is not finite (loss {loss:g}, norm {norm:g}); the update is skipped."
+        self.recorder.notice("warning", "nonfinite", message)
+        if self._nonfinite >= NONFINITE_LIMIT:
+            raise UserError(
+                f"The gradients have not been finite for {NONFINITE_LIMIT} steps, up to {where}.",
+                "Lower train.learning_rate, or set train.precision to bf16 or fp32.",
+            )
+
+    def _due(self, every: int | None) -> bool:
+        return every is not None and self.step % every == 0
+
+    # What the loop calls now and then.
+
+    def _evaluate(self) -> None:
+        if self.evaluator is None or self.last_eval == self.step:
+            return
+        report = self._report("evaluating")
+        self.recorder.phase("evaluating", total=len(self.held_out.rows) if self.held_out else None)
+        try:
+            event, samples = self.evaluator.measure(self.step, lambda done, total: report("", done, total))
+        except StopRequested:
+            return  # the control point that follows acts on it
+        self.last_eval = self.step
+        if self.step and (self.best is None or event.loss < self.best.loss):
+            self.best = event
+        self.recorder.event(event)
+        for sample in samples:
+            self.recorder.event(sample)
+        self._record_memory()
+
+    def save_checkpoint(self) -> None:
+        """Write a checkpoint of the present step, unless there is one; old ones are rotated out afterwards.
+
+        A full disk does not end the run: it is paused, to be resumed when there is room.
+        """
+        if self.last_checkpoint == self.step or self.step == 0:
+            return
+        began = time.monotonic()
+        try:
+            checkpoints.check_room(self.run.path, checkpoints.size_estimate(self.loaded.model))
+            written = checkpoints.save_checkpoint(
+                self.run.checkpoints_path,
+                model=self.loaded.model,
+                optimizer=self.optimizer,
+                step=self.step,
+                facts=self._facts(),
+            )
+        except (OSError, UserError) as error:
+            reason = error.message if isinstance(error, UserError) else str(error)
+            self.recorder.notice(
+                "error",
+                "checkpoint_failed",
+                f"The checkpoint of step {self.step} was not written: {reason}",
+                "Make room, then resume; earlier checkpoints are untouched.",
+            )
+            self.attendant.pause()
+            return
+        self.last_checkpoint = self.step
+        checkpoints.rotate(self.run.checkpoints_path, self.config.checkpoint.keep)
+        size = sum(facts["bytes"] for facts in written.manifest["files"].values())
+        path = str(written.path.relative_to(self.run.path))
+        self.recorder.event(CheckpointEvent(step=self.step, path=path, bytes=size, seconds=time.monotonic() - began))
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "config_sha256": config_hash(self.config),
+            "data_sha256": self.data_fingerprint,
+            "total_steps": self.total_steps,
+            "token_budget": self.windows.token_budget,
+            "gradient_checkpointing": self.windows.checkpointing,
+            "overrides": self.attendant.overrides,
+            "best": {"step": self.best.step, "loss": self.best.loss} if self.best else None,
+        }
+
+    def _restore(self) -> None:
+        found, damaged = checkpoints.newest_valid(self.run.checkpoints_path)
+        for sentence in damaged:
+            self.recorder.notice("warning", "checkpoint_damaged", sentence, "An older checkpoint is used.")
+        if found is None:
+            raise UserError(f"Run {self.run.id} has no valid checkpoint to go on from.", "Start it again.")
+        if found.manifest["config_sha256"] != config_hash(self.config):
+            raise UserError(
+                f"{self.run.config_path} has changed since {found.path.name}.", "Put it back, or start a new run."
+            )
+        if found.manifest["data_sha256"] != self.data_fingerprint:
+            raise UserError(
+                f"The training data has changed since {found.path.name}.", "Put it back, or start a new run."
+            )
+        checkpoints.restore(found, model=self.loaded.model, optimizer=self.optimizer)
+        self.step = self.last_checkpoint = found.step
+        self.windows.token_budget = int(found.manifest["token_budget"])
+        self.windows.set_checkpointing(bool(found.manifest["gradient_checkpointing"]))
+        self.attendant.apply(found.manifest["overrides"])
+        self.recorder.update(step=self.step)
+        self.recorder.notice("info", "resumed", f"Going on from {found.path.name}.")
+
+    def _stop(self) -> None:
+        self.recorder.update(state="stopping")
+        self.recorder.phase("saving", "checkpoint")
+        self.save_checkpoint()
+
+    def _finish(self) -> Outcome:
+        self.recorder.phase("saving", "checkpoint")
+        self.save_checkpoint()
+        if self.attendant.paused:
+            self.attendant.attend()
+        self._evaluate()
+        self.recorder.phase("saving", "adapter")
+        self._save_final_adapter()
+        self._record_memory()
+        return Outcome(self.step, self.best.step if self.best else None, self.run.adapter_path.name)
+
+    def _save_final_adapter(self) -> None:
+        def fill(directory: Path) -> None:
+            checkpoints.save_adapter(self.loaded.model, directory)
+            self.loaded.tokenizer.save_pretrained(directory)
+            if self.template is not None:
+                (directory / "chat_template.jinja").write_text(self.template, encoding="utf-8")
+
+        try:
+            checkpoints.write_directory(self.run.adapter_path, fill)
+        except OSError as error:
+            raise UserError(
+                f"The adapter cannot be written to {self.run.adapter_path}: {error}.",
+                f"The newest checkpoint holds it; make room and 'localtune-tui continue {self.run.id}'.",
+            ) from error
+
+    # Telling.
+
+    def _report(self, phase: str) -> Any:
+        """A progress function for long parts of a phase; raises when a stop was asked for before training."""
+        last = 0.0
+
+        def report(detail: str, done: int | None, total: int | None) -> None:
+            nonlocal last
+            if self.total_steps == 0:
+                self.controls.check_stop()
+            now = time.monotonic()
+            if now - last >= 0.5 or (done is not None and done == total):
+                last = now
+                self.recorder.phase(phase, detail, done, total)
+
+        return report
+
+    def _record_memory(self, *, rehearsed: bool = False) -> None:
+        device = self.loaded.device
+        if device.type != "cuda":
+            self.recorder.memory("cpu")
+            return
+        peak = torch.cuda.max_memory_allocated(device)
+        free, total = torch.cuda.mem_get_info(device)
+        self.recorder.memory(
+            str(device),
+            rehearsed_bytes=peak if rehearsed else None,
+            peak_bytes=peak,
+            limit_bytes=min(total, free + torch.cuda.memory_reserved(device)),
+        )
+
+
+def config_hash(config: Config) -> str:
+    """SHA-256 over the sections that decide what is trained and how."""
+    dumped = config.model_dump(mode="json")
+    fixed = {section: dumped[section] for section in FIXED_SECTIONS}
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode("utf-8")).hexdigest()

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.chat.request import ChatRequest, GenerationSettings
+from core.errors import UserError
+
+ASK = [{"role": "user", "content": "Hello"}]
+
+
+def test_a_request_survives_the_way() -> None:
+    request = ChatRequest(ASK, "base", GenerationSettings(17, 0.5, 0.9))
+    assert ChatRequest.from_args(request.to_args()) == request
+
+
+def test_what_is_left_out_has_its_default() -> None:
+    assert ChatRequest.from_args({"messages": ASK}) == ChatRequest(ASK)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ({"messages": []}, "at least one message"),
+        ({"messages": "Hello"}, "at least one message"),
+        ({"messages": ["Hello"]}, "role"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, "role"),
+        ({"messages": [{"role": "user", "content": 3}]}, "role"),
+        ({"messages": [{"role": "user", "content": "\ud83d"}]}, "half a character"),
+        ({"messages": [*ASK, {"role": "assistant", "content": "Hi"}]}, "last message"),
+        ({"messages": ASK, "source": "other"}, "tuned or base"),
+        ({"messages": ASK, "max_new_tokens": 0}, "max_new_tokens"),
+        ({"messages": ASK, "max_new_tokens": 1.5}, "max_new_tokens"),
+        ({"messages": ASK, "max_new_tokens": True}, "max_new_tokens"),
+        ({"messages": ASK, "temperature": -0.1}, "temperature"),
+        ({"messages": ASK, "temperature": float("nan")}, "temperature"),
+        ({"messages": ASK, "top_p": 0}, "top_p"),
+        ({"messages": ASK, "top_p": "1"}, "top_p"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(args: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        ChatRequest.from_args(args)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional=dict.fromkeys(("messages", "source", "max_new_tokens", "temperature", "top_p", "other"), json_values),
+    )
+)
+def test_arguments_are_read_or_refused_never_anything_else(args: dict[str, Any]) -> None:
+    try:
+        request = ChatRequest.from_args(args)
+    except UserError:
+        return
+    assert request.messages[-1]["role"] == "user"

@@ -1,0 +1,132 @@
+"""Runs without a model: the commands are real, the training process is ``scripted_worker``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.runs.store import Run, list_runs
+from tui.__main__ import main
+
+ROOT = Path(__file__).parents[3]
+WORKER = Path(__file__).parent / "scripted_worker.py"
+DEADLINE = 30.0
+PYTHON = sys.executable
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    """Wait until something is so, and fail when it does not become so."""
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {DEADLINE:g} s in vain for {what}")
+        time.sleep(0.02)
+
+
+@dataclass
+class Result:
+    """What a command line did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """Standard output as one line of JSON."""
+        assert self.out.count("\n") == 1, self.out
+
+        def refuse(word: str) -> None:
+            raise AssertionError(f"{word} is not JSON")
+
+        return json.loads(self.out, parse_constant=refuse)
+
+
+@dataclass
+class CommandLine:
+    """Runs command lines, and sets how their training process behaves."""
+
+    home: Path
+    monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str]
+    python: Path
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def script(self, **behavior: Any) -> None:
+        """Set the behavior of the training processes to come."""
+        self.monkeypatch.setenv("SCRIPT", json.dumps(behavior))
+
+    def __call__(self, *words: str) -> Result:
+        """Run a command line in this process."""
+        self.capsys.readouterr()
+        try:
+            code = main(list(words))
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = self.capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    def spawn(self, *words: str, **options: Any) -> subprocess.Popen[bytes]:
+        """Start a command line in a process of its own."""
+        program = f"import sys; sys.executable = {str(self.python)!r}; from tui.__main__ import main; sys.exit(main())"
+        process = subprocess.Popen([PYTHON, "-c", program, *words], cwd=ROOT, **options)
+        self.processes.append(process)
+        return process
+
+    def config(self, **lines: str) -> Path:
+        """A configuration with a data file beside it."""
+        (self.home / "data.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 3)
+        path = self.home / "small.toml"
+        path.write_text(
+            '[data]\ntrain = "data.jsonl"\n' + "\n".join(f"{key} = {value}" for key, value in lines.items())
+        )
+        return path
+
+    def start(self, **behavior: Any) -> Run:
+        """Start a run and wait until it trains."""
+        self.script(**behavior)
+        result = self("train", str(self.config()), "--detach", "--json")
+        assert result.code == 0, result.err
+        run = next(run for run in list_runs() if run.id == result.json["run"])
+        wait_for(lambda: run.state().state not in ("queued", "starting"), "the run to train")
+        return run
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[CommandLine]:
+    """Command lines with a home of their own; what they start is ended with the test."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("LOCALTUNE_HOME", str(home))
+    # A Python that runs the scripted worker where the launcher asks for the real one.
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/sh\n"
+        'if [ "$1 $2" = "-m core.worker" ]; then\n'
+        f'  shift 2; PYTHONPATH="{ROOT}" exec "{sys.executable}" "{WORKER}" "$@"\n'
+        "fi\n"
+        f'exec "{sys.executable}" "$@"\n'
+    )
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    line = CommandLine(home, monkeypatch, capsys, python)
+    yield line
+    for process in line.processes:
+        process.kill()
+        process.wait()
+    for run in list_runs():
+        state = run.state()
+        if state.pid is not None and not state.is_over:
+            with contextlib.suppress(ProcessLookupError):  # it may end by itself at this moment
+                os.kill(state.pid, signal.SIGKILL)

@@ -1,0 +1,149 @@
+"""``chat``: whom it talks to, and what it makes of a prompt."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from core.commands.chat import find_target
+from core.errors import UserError
+from core.runs.store import Run, find_run
+
+from .conftest import CommandLine
+
+
+def _make_run(cli: CommandLine, name: str) -> Run:
+    cli.script(steps=1)
+    assert cli("train", str(cli.config()), "--name", name).code == 0
+    return find_run("latest")
+
+
+def test_a_run_is_found_by_id_part_path_and_latest(cli: CommandLine) -> None:
+    run = _make_run(cli, "tickets")
+    for name in (run.id, "tickets", str(run.path), "latest"):
+        assert find_target(name) == run
+
+
+def test_a_model_is_a_path_or_a_name(cli: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _make_run(cli, "tickets")
+    model = tmp_path / "models" / "mine"
+    model.mkdir(parents=True)
+    assert find_target(str(model)) == model
+    monkeypatch.chdir(model.parent)
+    assert find_target("mine") == Path("mine")
+    assert find_target("smollm2-135m-instruct") == "smollm2-135m-instruct"
+
+
+def test_a_prepared_model_goes_before_a_part_of_an_id(cli: CommandLine) -> None:
+    run = _make_run(cli, "qwen-tickets")
+    assert find_target("qwen") == run
+    (cli.home / "models" / "qwen").mkdir(parents=True)
+    assert find_target("qwen") == "qwen"
+    assert find_target(run.id) == run
+
+
+def test_a_part_of_two_ids_is_refused(cli: CommandLine) -> None:
+    _make_run(cli, "one-tickets")
+    _make_run(cli, "two-tickets")
+    with pytest.raises(UserError, match="2 runs"):
+        find_target("tickets")
+
+
+def test_json_needs_a_prompt(cli: CommandLine) -> None:
+    result = cli("chat", "latest", "--json")
+    assert (result.code, result.out) == (2, "")
+    assert "--prompt" in result.err
+
+
+def test_an_empty_prompt_is_refused(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("  \n"))
+    result = cli("chat", "latest")
+    assert (result.code, result.err.count("\n")) == (1, 1)
+    assert "prompt is empty" in result.err
+
+
+def test_one_answer_of_the_model_in_training(cli: CommandLine) -> None:
+    run = cli.start(steps=10_000, pace=0.02)
+    result = cli("chat", run.id, "--prompt", "hello", "--json")
+    assert result.code == 0, result.err
+    answer = result.json
+    assert answer["answer"] == "1 user hello a \ufffd]52;c;x\ufffd word"
+    assert answer["source"].startswith("step-")
+    assert (answer["tokens_per_second"], answer["first_token_seconds"]) == (20.0, 0.25)
+
+
+def test_base_system_and_a_piped_prompt(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = cli.start(steps=10_000, pace=0.02)
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello"))
+    result = cli("chat", run.id, "--base", "--system", "Be brief.")
+    assert result.code == 0, result.err
+    assert result.out.startswith("2 system hello a ")
+    assert "\x1b" not in result.out
+    assert result.err.startswith("base · 7 tokens")
+
+
+def test_a_run_without_anything_to_talk_to(cli: CommandLine) -> None:
+    run = _make_run(cli, "tickets")
+    result = cli("chat", run.id, "--prompt", "hello", "--json")
+    assert (result.code, result.out, result.err.count("\n")) == (1, "", 1)
+    assert "adapter" in result.err
+
+
+class _Terminal:
+    """A command line in a pty, typed into and read from."""
+
+    def __init__(self, cli: CommandLine, *words: str) -> None:
+        self._controller, terminal = pty.openpty()
+        self.process = cli.spawn(*words, stdin=terminal, stdout=terminal, stderr=subprocess.STDOUT)
+        os.close(terminal)
+        self.seen = ""
+
+    def type(self, line: str) -> None:
+        os.write(self._controller, line.encode() + b"\n")
+
+    def read_until(self, reached: Callable[[str], bool]) -> None:
+        """Read on until the text after the last mark satisfies a condition, and mark its end."""
+        text = ""
+        while not reached(text):
+            text += os.read(self._controller, 4096).decode(errors="replace")
+        self.seen += text
+
+    def close(self) -> None:
+        os.close(self._controller)
+
+
+def test_a_conversation(cli: CommandLine) -> None:
+    run = cli.start(steps=10_000, pace=0.02)
+    terminal = _Terminal(cli, "chat", run.id)
+    terminal.read_until(lambda text: text.endswith("> "))
+    for line, said in [
+        ("hi", "1 user hi"),
+        ("again", "3 user again"),
+        ("/base", "The base model answers."),
+        ("who", "base · 7 tokens"),
+        ("/clear", "forgotten"),
+        ("new", "1 user new"),
+        ("/tuned", "The tuned model answers."),
+        ("/help", "/quit leaves"),
+    ]:
+        terminal.type(line)
+        terminal.read_until(lambda text, said=said: said in text and text.endswith("> "))  # type: ignore[misc]
+    terminal.type("slow")
+    terminal.read_until(lambda text: "and on" in text)
+    terminal.process.send_signal(signal.SIGINT)
+    terminal.read_until(lambda text: "(cut short)" in text and text.endswith("> "))
+    terminal.type("after")
+    # The answer that was cut short is no part of the conversation.
+    terminal.read_until(lambda text: "3 user after" in text and text.endswith("> "))
+    terminal.type("/quit")
+    assert terminal.process.wait(timeout=30) == 0
+    terminal.close()
+    assert "\x1b]52" not in terminal.seen
+    assert "Traceback" not in terminal.seen

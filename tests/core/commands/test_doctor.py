@@ -1,0 +1,331 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.commands import doctor
+from core.commands.checks import gpu, software, system
+from core.commands.checks.finding import Finding
+from core.hardware.nvml import GpuProcess
+from core.hardware.snapshot import Device
+from tests.core.hardware.conftest import Ask, ask_driver, fake_driver
+
+__all__ = ["ask_driver", "fake_driver"]
+
+ROOT = Path(__file__).parents[3]
+HEALTHY: dict[str, Any] = {
+    "errors": {},
+    "torch": "2.13.0",
+    "cuda_build": "13.0",
+    "hip_build": None,
+    "devices": [{"name": "RTX 4090", "capability": "8.9", "memory": 25_000_000_000, "bf16": True}],
+    "threads": 8,
+    "cpu_capability": "AVX512",
+    "bitsandbytes": "0.50.2",
+    "nf4_error": 0.05,
+    "nf4_device": "cuda",
+}
+
+
+def examine(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "tui", "doctor", *words],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_the_report_is_one_object_with_everything_in_it(tmp_path: Path) -> None:
+    done = examine("--json", LOCALTUNE_HOME=str(tmp_path))
+    report = json.loads(done.stdout)
+    names = {finding["name"] for finding in report["findings"]}
+    assert {"python", "libraries", "memory", "home", "control", "logout", "locale", "terminal", "torch"} <= names
+    assert any(name.startswith("gpu") for name in names)
+    for finding in report["findings"]:
+        assert set(finding) == {"name", "status", "what", "hint"}
+        assert finding["what"]
+        assert finding["hint"] or finding["status"] == "ok"
+    failed = any(finding["status"] == "fail" for finding in report["findings"])
+    assert report["ok"] is not failed
+    assert done.returncode == (1 if failed else 0)
+    by_name = {finding["name"]: finding for finding in report["findings"]}
+    assert by_name["python"]["status"] == by_name["libraries"]["status"] == "ok"
+    # torch was really imported, and has really quantized something.
+    assert by_name["quantization"]["status"] == "ok"
+
+
+def test_a_home_that_cannot_be_written_fails_and_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = examine("--quick", LOCALTUNE_HOME=str(tmp_path / "file"))
+    assert done.returncode == 1
+    assert "FAIL  home" in done.stdout
+    assert "Set LOCALTUNE_HOME" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_doctor_leaves_nothing_behind(tmp_path: Path) -> None:
+    examine("--quick", LOCALTUNE_HOME=str(tmp_path / "new"))
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_report_is_aligned_and_fits() -> None:
+    findings = [
+        Finding("memory", "ok", "24 GB free"),
+        Finding("a longer name", "warn", "word " * 40, "do " * 40),
+        Finding("gpu", "fail", "broken", "Reboot."),
+    ]
+    lines = doctor.render(findings, 80)
+    assert lines[0] == "ok    memory         24 GB free"
+    assert lines[-2:] == ["FAIL  gpu            broken", " " * 21 + "-> Reboot."]
+    assert all(len(line) <= 80 for line in lines)
+    assert {line[:21] for line in lines} == {
+        "ok    memory         ",
+        "warn  a longer name  ",
+        "FAIL  gpu            ",
+        " " * 21,
+    }
+    assert doctor.render([], 80) == []
+
+
+def statuses(findings: list[Finding]) -> dict[str, str]:
+    return {finding.name: finding.status for finding in findings}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, {"torch": "ok", "quantization": "ok"}),
+        ({"devices": [], "cuda_build": None}, {"torch": "warn", "quantization": "ok"}),
+        (
+            {"devices": [{"name": "V100", "capability": "7.0", "memory": 1, "bf16": False}]},
+            {"torch": "warn", "quantization": "ok"},
+        ),
+        ({"nf4_error": 1.5}, {"torch": "ok", "quantization": "fail"}),
+        ({"nf4_error": None}, {"torch": "ok", "quantization": "fail"}),
+        ({"errors": {"bitsandbytes": "OSError: no libcudart\x1b"}}, {"torch": "ok", "bitsandbytes": "fail"}),
+        ({"errors": {"torch": "ImportError: x"}}, {"torch": "fail"}),
+    ],
+)
+def test_what_a_probe_amounts_to(change: dict[str, Any], expected: dict[str, str]) -> None:
+    findings = software.describe_probe({**HEALTHY, **change})
+    assert statuses(findings) == expected
+    assert not any("\x1b" in finding.what for finding in findings)
+
+
+def test_a_probe_that_dies_is_reported_with_its_last_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake = tmp_path / "python"
+    for script, words in (
+        ("echo noise; echo 'Illegal instruction' >&2; exit 132", "code 132: Illegal instruction"),
+        ("exit 1", "it printed nothing"),
+        ("sleep 60", "did not end within 0.3 s"),
+    ):
+        fake.write_text(f"#!/bin/sh\n{script}\n")
+        fake.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(fake))
+        (finding,) = software.check_torch(timeout=0.3 if "sleep" in script else 20.0)
+        assert finding.status == "fail"
+        assert words in finding.what
+
+
+def test_versions_are_compared_as_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"torch": "2.10.0+cu130", "peft": "0.9", "textual": "8.2.8"}
+
+    def version(name: str) -> str:
+        try:
+            return versions[name]
+        except KeyError:
+            raise metadata.PackageNotFoundError(name) from None
+
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr(
+        metadata,
+        "requires",
+        lambda _: ["torch>=2.9", "peft>=0.21", "textual==8.2.8", "gguf>=0.17", 'ruff>=9; extra == "test"'],
+    )
+    finding = software.check_libraries()
+    assert finding.status == "fail"
+    assert finding.what == "peft is 0.9, needed is >=0.21; gguf is missing."
+    versions.update(peft="0.21.1", gguf="1.0rc1")
+    assert software.check_libraries().what == "all 4 are present and new enough"
+
+
+def test_the_floors_of_a_checkout_come_from_its_project_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> list[str]:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "requires", missing)
+    names = {name for name, _, _ in software._requirements()}
+    assert {"torch", "textual", "tomlkit", "bitsandbytes"} <= names
+    assert "pytest" not in names
+
+
+GPU_PROGRAM = (
+    "import json\nfrom core.commands.checks.gpu import check_gpu\n"
+    "print(json.dumps([finding.to_dict() for finding in check_gpu(TIMEOUT)]))\n"
+)
+
+
+def test_cards_are_described_with_who_holds_their_memory(ask_driver: Ask) -> None:
+    found = {item["name"]: item for item in ask_driver(GPU_PROGRAM.replace("TIMEOUT", "20"))}
+    assert found["driver"]["what"] == "driver 580.95.05, CUDA up to 13.0"
+    assert found["gpu 0"]["what"] == "NVIDIA GeForce RTX 4090, compute 8.9, limit 450 W, 71 °C (slows down at 89)"
+    assert found["gpu 0 clock"]["status"] == "warn"
+    assert "thermal slowdown" in found["gpu 0 clock"]["what"]
+    memory = found["gpu 0 memory"]
+    assert memory["status"] == "warn"
+    assert memory["what"].startswith("18.5 GB of 24.0 GB free; held by pid 4194300 (a process that is gone")
+    assert "python" in memory["what"]
+    assert "No process admits" in found["gpu 1 memory"]["hint"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "seconds", "words"),
+    [
+        ("lost", "20", "fallen off the bus"),
+        ("mismatch", "20", "different versions"),
+        ("none", "20", "sees no GPU"),
+        ("hang", "0.3", "has not answered for 0.3 s"),
+    ],
+)
+def test_broken_drivers_fail_with_advice(ask_driver: Ask, mode: str, seconds: str, words: str) -> None:
+    found = ask_driver(GPU_PROGRAM.replace("TIMEOUT", seconds), mode)
+    failed = [item for item in found if item["status"] == "fail"]
+    assert [words in item["what"] for item in failed] == [True]
+    assert failed[0]["hint"]
+
+
+def test_a_free_card_is_well() -> None:
+    device = Device(index=0, kind="cuda", name="RTX", memory_used=10**9, memory_total=24 * 10**9)
+    assert statuses(gpu.describe_device(device, None, [])) == {"gpu 0": "ok", "gpu 0 memory": "ok"}
+    assert str(os.getpid()) in gpu.describe_process(GpuProcess(os.getpid(), None))
+
+
+def test_a_card_without_a_driver_is_seen_on_the_bus(tmp_path: Path) -> None:
+    assert not gpu._pci_card(tmp_path / "missing")
+    for name, vendor, kind in (("a", "0x8086", "0x030000"), ("b", "0x10de", "0x040300")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "vendor").write_text(vendor + "\n")
+        (tmp_path / name / "class").write_text(kind + "\n")
+    assert not gpu._pci_card(tmp_path)
+    (tmp_path / "b" / "class").write_text("0x030200\n")
+    assert gpu._pci_card(tmp_path)
+
+
+def logind(root: Path, **files: str) -> Path:
+    (root / "run/systemd/system").mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        path = root / name.replace("__", "/").replace("_conf", ".conf")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("files", "kills"),
+    [
+        ({}, True),
+        ({"etc__systemd__logind_conf": "[Login]\n#KillUserProcesses=yes\nKillUserProcesses=no\n"}, False),
+        (
+            {
+                "etc__systemd__logind_conf": "[Login]\nKillUserProcesses=no\n",
+                "usr__lib__systemd__logind.conf.d__50_conf": "[Login]\nKillUserProcesses=yes\n",
+            },
+            True,
+        ),
+        (
+            {
+                "usr__lib__systemd__logind.conf.d__50_conf": "[Login]\nKillUserProcesses=yes\n",
+                "etc__systemd__logind.conf.d__50_conf": "[Login]\nKillUserProcesses=no\n",
+            },
+            False,
+        ),
+        ({"etc__systemd__logind_conf": "not a file of sections"}, True),
+    ],
+)
+def test_logind_is_read_as_systemd_reads_it(tmp_path: Path, files: dict[str, str], kills: bool) -> None:
+    assert system.kill_user_processes(logind(tmp_path, **files)) is kills
+
+
+def test_a_logout_that_ends_runs_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
+    assert system.check_logout(tmp_path).status == "ok"
+    root = logind(tmp_path)
+    finding = system.check_logout(root)
+    assert finding.status == "warn"
+    assert "enable-linger" in finding.hint
+    logind(root, etc__systemd__logind_conf="[Login]\nKillUserProcesses=no\n")
+    assert system.check_logout(root).status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("environment", "status", "words"),
+    [
+        ({"TERM": "xterm-256color", "COLORTERM": "truecolor"}, "ok", "16 million"),
+        ({"TERM": "tmux-256color", "TMUX": "/tmp/x"}, "ok", "inside tmux"),
+        ({"TERM": "screen", "TMUX": "/tmp/x"}, "warn", "few colors"),
+        ({"TERM": "dumb"}, "warn", "no full-screen app"),
+        ({}, "warn", "TERM=unset"),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, "ok", "colors off"),
+    ],
+)
+def test_terminals(environment: dict[str, str], status: str, words: str) -> None:
+    finding = system.check_terminal(environment)[1]
+    assert (finding.name, finding.status) == ("terminal", status)
+    assert words in finding.what
+
+
+def test_a_locale_without_utf_8_is_a_warning() -> None:
+    done = examine("--quick", "--json", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    found = {item["name"]: item for item in json.loads(done.stdout)["findings"]}
+    assert found["locale"]["status"] == "warn"
+    assert "LANG" in found["locale"]["hint"]
+
+
+def test_sockets_are_tried_where_they_would_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="lt-") as directory:
+        monkeypatch.setenv("LOCALTUNE_HOME", directory)
+        finding = system.check_socket()
+        assert (finding.status, directory in finding.what) == ("ok", True)
+        monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path / ("deep" * 20)))
+        monkeypatch.setenv("XDG_RUNTIME_DIR", directory)
+        finding = system.check_socket()
+        assert finding.status == "ok"
+        assert "too long" in finding.what
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / ("deep" * 20)))
+        (tmp_path / ("deep" * 20)).mkdir()
+        assert system.check_socket().status == "fail"
+        assert os.listdir(directory) == []
+
+
+@pytest.mark.parametrize(("free", "status"), [(10**9, "fail"), (8 * 10**9, "warn"), (20 * 10**9, "ok")])
+def test_memory(monkeypatch: pytest.MonkeyPatch, free: int, status: str) -> None:
+    monkeypatch.setattr(system, "memory", lambda: (10**9, 10**9 + free))
+    assert system.check_memory().status == status
+
+
+@pytest.mark.parametrize(("free", "status"), [(10**9, "fail"), (8 * 10**9, "warn"), (90 * 10**9, "ok")])
+def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: int, status: str) -> None:
+    tmp_path.chmod(0o700)
+    monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type(usage)(usage.total, usage.used, free))
+    assert system.check_home().status == status
+    tmp_path.chmod(0o755)
+    if status == "ok":
+        assert system.check_home().hint == f"chmod 700 {tmp_path}"

@@ -1,0 +1,185 @@
+"""``runs``, ``watch``, ``pause``, ``resume``, ``checkpoint`` and ``stop`` with a scripted training process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from core.runs.events import decode_event
+from core.runs.store import find_run
+
+from .conftest import CommandLine, wait_for
+
+
+def test_no_runs_yet(cli: CommandLine) -> None:
+    assert cli("runs", "--json").json == []
+    result = cli("runs")
+    assert (result.code, result.out) == (0, "")
+    assert "no runs yet" in result.err
+
+
+def test_runs_lists_what_each_came_to(cli: CommandLine) -> None:
+    cli.script(steps=2, end="failed")
+    cli("train", str(cli.config()), "--name", "first")
+    cli.script(steps=4)
+    cli("train", str(cli.config()), "--name", "second")
+    rows = {row["id"].rpartition("-")[2]: row for row in cli("runs", "--json").json}
+    assert (rows["second"]["state"], rows["second"]["step"], rows["second"]["total_steps"]) == ("finished", 4, 4)
+    assert rows["second"]["loss"] == pytest.approx(0.25)
+    assert (rows["first"]["state"], rows["first"]["loss"]) == ("failed", "NaN")
+    assert rows["second"]["model"] == "smollm2-135m-instruct"
+    assert rows["first"]["started"] <= rows["first"]["updated"]
+    table = cli("runs").out.splitlines()
+    assert len(table) == 3
+    assert "4/4" in table[1] + table[2]
+    assert "NaN" in table[1] + table[2]
+
+
+def test_a_damaged_run_is_listed(cli: CommandLine) -> None:
+    cli.script(steps=1)
+    cli("train", str(cli.config()))
+    run = find_run("latest")
+    run.config_path.write_text("= nonsense")
+    run.state_path.write_text("{")
+    (row,) = cli("runs", "--json").json
+    assert (row["state"], row["model"], row["step"]) == ("lost", None, 1)
+
+
+def test_watch_prints_events_as_json_lines(cli: CommandLine) -> None:
+    cli.script(steps=3)
+    cli("train", str(cli.config()))
+    result = cli("watch", "latest", "--json")
+    assert result.code == 0
+    events = [decode_event(line) for line in result.out.splitlines()]
+    assert [event.type for event in events if event and event.type in ("step", "finished")] == ["step"] * 3 + [
+        "finished"
+    ]
+    assert '"loss": "NaN"' in result.out
+
+
+def test_watch_prints_a_log_that_is_safe(cli: CommandLine) -> None:
+    cli.script(steps=3, demo=True)
+    cli("train", str(cli.config()))
+    result = cli("watch", "latest")
+    assert "step 2/3  loss NaN" in result.out
+    assert 'base to "ticket 0": base says 0' in result.out
+    assert "\x1b" not in result.out
+    lines = result.out.splitlines()
+    steps = [number for number, line in enumerate(lines) if " step " in line]
+    warning = next(number for number, line in enumerate(lines) if "warning:" in line)
+    assert steps[0] < warning < steps[1]
+
+
+def test_watch_gives_the_code_of_the_run(cli: CommandLine) -> None:
+    cli.script(steps=1, end="failed")
+    cli("train", str(cli.config()))
+    assert cli("watch", "latest", "--json").code == 4
+
+
+def test_ctrl_c_in_watch_only_detaches(cli: CommandLine) -> None:
+    run = cli.start(steps=10_000, pace=0.02)
+    process = cli.spawn("watch", run.id, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert f"watch {run.id}".encode() in err
+    step = run.state().step
+    wait_for(lambda: run.state().step > step, "the run to go on")
+
+
+def test_nobody_reads_any_more(cli: CommandLine) -> None:
+    run = cli.start(steps=10_000, pace=0.01)
+    process = cli.spawn("watch", run.id, "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=30) == 141
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+
+
+def test_pause_resume_checkpoint_stop(cli: CommandLine) -> None:
+    run = cli.start(steps=10_000, pace=0.02)
+    paused = cli("pause", run.id, "--json").json
+    assert (paused["run"], paused["state"]) == (run.id, "paused")
+    assert cli("checkpoint", run.id, "--json").json["checkpoint"].startswith("checkpoints/step-")
+    assert cli("resume", run.id, "--json").json["state"] == "training"
+    wait_for(lambda: run.state().step > paused["step"], "the run to go on")
+    stopped = cli("stop", run.id)
+    assert stopped.code == 0
+    assert "stopped" in stopped.out
+    assert f"continue {run.id}" in stopped.out
+    assert run.state().state == "stopped"
+
+
+def test_stop_signals_a_worker_that_does_not_listen(cli: CommandLine) -> None:
+    run = cli.start(steps=10_000, pace=0.02, deaf=True)
+    result = cli("stop", run.id, "--json")
+    assert (result.code, result.json["state"]) == (0, "stopped")
+    assert "signal" in result.err
+
+
+def test_commands_to_an_ended_run_are_refused(cli: CommandLine) -> None:
+    cli.script(steps=1)
+    cli("train", str(cli.config()))
+    for command in ("pause", "resume", "checkpoint", "stop"):
+        result = cli(command, "latest", "--json")
+        assert (result.code, result.out, result.err.count("\n")) == (1, "", 1)
+        assert "is finished" in result.err
+
+
+def test_unknown_run(cli: CommandLine) -> None:
+    cli.start(steps=10_000, pace=0.05)
+    result = cli("watch", "nothing-like-it")
+    assert (result.code, result.err) == (
+        1,
+        "localtune-tui: There is no run called nothing-like-it. 'localtune-tui runs' lists them.\n",
+    )
+
+
+def test_a_pause_that_takes_too_long_says_so(cli: CommandLine) -> None:
+    run = cli.start(steps=5, pace=60)
+    result = cli("pause", run.id, "--timeout", "0.3")
+    assert result.code == 1
+    assert "0.3 s" in result.err
+
+
+def test_demo_reports_before_and_after(cli: CommandLine) -> None:
+    cli.script(steps=3, demo=True)
+    result = cli("demo", "--json")
+    assert result.code == 0
+    found = result.json
+    assert found["run"] == find_run("latest").id
+    assert found["before"] == {"exact_match": 0.0, "valid_json": 0.0, "n": 60}
+    assert found["after"] == {"exact_match": 0.9, "valid_json": 0.9, "n": 60}
+    assert {"importing", "training", "evaluating"} <= found["phases"].keys()
+    assert all(seconds >= 0 for seconds in found["phases"].values())
+    assert found["tokens_per_second"] == pytest.approx(200)
+    assert found["peak_rss_bytes"] > 0
+    assert Path(found["adapter"]).parent.name == found["run"]
+
+
+def test_demo_shows_three_questions_to_a_reader(cli: CommandLine) -> None:
+    cli.script(steps=3, demo=True)
+    out = cli("demo").out
+    assert out.count("ticket    ticket ") == 3
+    assert "before  base says 0" in out
+    assert "after   step-3 says 0" in out
+    assert "90%" in out
+
+
+def test_demo_joins_the_sample_run_that_is_on(cli: CommandLine) -> None:
+    cli.script(steps=60, pace=0.05, demo=True)
+    first = cli.spawn("demo", "--json", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    wait_for(lambda: len(list(Path(os.environ["LOCALTUNE_HOME"]).glob("runs/*/state.json"))) == 1, "the first run")
+    result = cli("demo", "--json")
+    out, _ = first.communicate(timeout=30)
+    assert result.json["run"] == json.loads(out)["run"]
+    assert "joining" in result.err

@@ -1,0 +1,196 @@
+"""``train`` and ``continue`` with a scripted training process."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from core.runs.store import find_run, list_runs
+
+from .conftest import CommandLine, wait_for
+
+
+def test_train_follows_to_the_end_and_sums_up(cli: CommandLine) -> None:
+    cli.script(steps=5)
+    result = cli("train", str(cli.config()), "--json", "--name", "My Run")
+    assert result.code == 0
+    summary = result.json
+    run = find_run("latest")
+    assert summary["run"] == run.id
+    assert run.id.endswith("-my-run")
+    assert (summary["state"], summary["step"], summary["total_steps"]) == ("finished", 5, 5)
+    assert summary["loss"] == pytest.approx(0.2)
+    assert summary["tokens_per_second"] == pytest.approx(200)
+    assert summary["peak_rss_bytes"] > 1_000_000
+    assert summary["adapter"] == str(run.path / "adapter")
+    assert "reason" not in summary
+
+
+def test_progress_is_plain_and_safe_where_there_is_no_terminal(cli: CommandLine) -> None:
+    cli.script(steps=3)
+    result = cli("train", str(cli.config()))
+    assert "2 of 3 rows used" in result.err
+    assert "warning: a �]52;c;x� word" in result.err
+    assert "\x1b" not in result.err + result.out
+    assert f"chat {find_run('latest').id}" in result.out
+
+
+def test_a_failed_run_gives_its_reason_and_code_4(cli: CommandLine) -> None:
+    cli.script(steps=2, end="failed")
+    result = cli("train", str(cli.config()), "--json")
+    assert result.code == 4
+    summary = result.json
+    assert (summary["state"], summary["reason"], summary["hint"]) == ("failed", "The disk is full.", "Make room.")
+    assert summary["loss"] == "NaN"
+    assert summary["adapter"] is None
+
+
+def test_a_run_that_vanishes_is_lost(cli: CommandLine) -> None:
+    cli.script(steps=2, end="vanish")
+    result = cli("train", str(cli.config()), "--json")
+    assert (result.code, result.json["state"]) == (4, "lost")
+    assert "is gone" in result.json["reason"]
+    assert "no checkpoint" in result.json["hint"]
+
+
+def test_detach_prints_the_id_and_returns(cli: CommandLine) -> None:
+    cli.script(steps=1000, pace=0.05)
+    result = cli("train", str(cli.config()), "--detach")
+    assert result.code == 0
+    run = find_run(result.out.strip())
+    assert f"watch {run.id}" in result.err
+    wait_for(lambda: run.state().state == "training", "training")
+
+
+def test_overrides_reach_the_run(cli: CommandLine) -> None:
+    cli.script(steps=1)
+    assert cli("train", str(cli.config()), "--set", "method.rank=4", "--set", "train.seed=7").code == 0
+    config = find_run("latest").config()
+    assert (config.method.rank, config.train.seed) == (4, 7)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "is no file|There is no|does not exist|no such"),
+        ("", "empty"),
+        ('{"promt": "a", "complettion": "b"}\n', "columns are promt"),
+        ("not json\n", "."),
+    ],
+)
+def test_bad_data_is_refused_before_anything_starts(cli: CommandLine, content: str | None, said: str) -> None:
+    config = cli.config()
+    data = cli.home / "data.jsonl"
+    if content is None:
+        data.unlink()
+    else:
+        data.write_text(content)
+    result = cli("train", str(config))
+    assert result.code == 1
+    assert result.out == ""
+    assert result.err.startswith("localtune-tui: ")
+    assert result.err.count("\n") == 1
+    assert re.search(said, result.err), result.err
+    assert list_runs() == []
+
+
+def test_a_bad_configuration_names_line_and_key(cli: CommandLine) -> None:
+    result = cli("train", str(cli.config(epochss="3")))
+    assert result.code == 1
+    assert "line 3" in result.err
+    assert "epochss" in result.err
+
+
+def test_a_missing_configuration(cli: CommandLine) -> None:
+    result = cli("train", str(cli.home / "none.toml"))
+    assert (result.code, result.err.count("\n")) == (1, 1)
+    assert "There is no configuration file" in result.err
+
+
+def test_unwritable_home(cli: CommandLine, tmp_path: Path) -> None:
+    config = cli.config()
+    file = tmp_path / "file"
+    file.write_text("")
+    cli.monkeypatch.setenv("LOCALTUNE_HOME", str(file / "home"))
+    result = cli("train", str(config))
+    assert result.code == 1
+    assert "LOCALTUNE_HOME" in result.err
+
+
+def test_continue_goes_on_from_the_checkpoint(cli: CommandLine) -> None:
+    run = cli.start(steps=200, pace=0.05)
+    wait_for(lambda: run.state().step >= 2, "two steps")
+    assert cli("stop", run.id).code == 0
+    cli.script(steps=run.state().step + 3)
+    result = cli("continue", "latest", "--json")
+    assert result.code == 0
+    assert (result.json["run"], result.json["state"]) == (run.id, "finished")
+    assert "stopped at step" not in result.err
+    assert len(list_runs()) == 1
+    again = cli("continue", run.id)
+    assert again.code == 1
+    assert "finished" in again.err
+
+
+def _interrupt(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGINT)
+
+
+def test_ctrl_c_stops_after_a_checkpoint(cli: CommandLine) -> None:
+    cli.script(steps=10_000, pace=0.02)
+    process = cli.spawn("train", str(cli.config()), "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_for(lambda: bool(list_runs()) and list_runs()[0].state().step > 0, "the first step")
+    _interrupt(process)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 3, err
+    run = list_runs()[0]
+    assert run.state().state == "stopped"
+    assert run.id in out.decode()
+    assert b"Stopping after a checkpoint" in err
+    assert b"Traceback" not in err
+
+
+def test_second_ctrl_c_leaves_the_run(cli: CommandLine) -> None:
+    # A step far longer than the test: the stop is taken, but not yet carried out.
+    cli.script(steps=10, pace=60)
+    process = cli.spawn("train", str(cli.config()), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    wait_for(lambda: bool(list_runs()) and list_runs()[0].state().state == "training", "training")
+    _interrupt(process)
+    seen = b""
+    while b"Ctrl-C again" not in seen:
+        seen += process.stderr.read1()  # type: ignore[attr-defined]
+    _interrupt(process)
+    _, err = process.communicate(timeout=30)
+    run = list_runs()[0]
+    assert process.returncode == 130
+    assert f"watch {run.id}".encode() in err
+    assert not run.state().is_over
+
+
+def test_the_live_line_is_taken_away_on_a_terminal(cli: CommandLine) -> None:
+    cli.script(steps=40, pace=0.05)
+    config = cli.config()
+    controller, terminal = pty.openpty()
+    process = cli.spawn("train", str(config), "--json", stdout=subprocess.PIPE, stderr=terminal)
+    os.close(terminal)
+    seen = b""
+    while True:
+        try:
+            piece = os.read(controller, 4096)
+        except OSError:  # the terminal is closed with its last user
+            break
+        seen += piece
+    os.close(controller)
+    assert process.wait(timeout=30) == 0
+    assert b"\r\x1b[Kstep " in seen
+    assert b"ETA" in seen
+    assert seen.endswith((b"\r\x1b[K", b"\n"))
+    assert b"]52;" in seen
+    assert b"\x1b]52" not in seen

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.config.document import ConfigDocument, describe_type, dump_config, load_config, parse_value
+from core.config.schema import Config, Option, find_option, options
+from core.errors import UserError
+
+AUTHORED = """\
+# My tickets
+[data] # rows
+train = "rows.jsonl"  # the good ones
+
+[train]
+# gentle
+learning_rate = 1e-4
+epochs = 2 # twice
+"""
+MINIMAL = '[data]\ntrain = "rows.jsonl"\n'
+EVERY = list(options())
+
+
+def value_of(option: Option) -> st.SearchStrategy[Any]:
+    """Valid values of an option, as TOML has them."""
+    text = st.text(st.characters(categories=("L", "M", "N", "P", "S", "Zs")), min_size=1, max_size=20).filter(str.strip)
+    if option.type == "choice":
+        return st.sampled_from(option.choices)
+    if option.type == "boolean":
+        return st.booleans()
+    low = option.minimum if option.minimum is not None else -1000
+    high = min(option.maximum if option.maximum is not None else 1e6, 1e6)
+    if option.type == "integer":
+        return st.integers(int(low), int(high))
+    if option.type == "number":
+        return st.floats(low, high, exclude_min=True, exclude_max=True)
+    if option.type in ("paths", "list"):
+        return st.lists(text, min_size=1, max_size=3) | text.filter(lambda _: option.type == "paths")
+    return text
+
+
+CHANGES = st.lists(st.sampled_from(EVERY).flatmap(lambda o: st.tuples(st.just(o.name), value_of(o))), max_size=5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(CHANGES)
+def test_comments_and_everything_else_survive_an_edit(changes: list[tuple[str, Any]]) -> None:
+    document = ConfigDocument(AUTHORED)
+    for name, value in changes:
+        document.set(name, value)
+    text = document.dumps()
+    for comment in ("# My tickets", "# rows", "# the good ones", "# gentle", "# twice"):
+        assert comment in text
+    again = ConfigDocument(text)
+    assert again.dumps() == text
+    assert {name: again.get(name) for name, _ in changes} == {name: dict(changes)[name] for name, _ in changes}
+    untouched = {"data.train": "rows.jsonl", "train.learning_rate": 1e-4, "train.epochs": 2}
+    for name in untouched.keys() - dict(changes).keys():
+        assert again.get(name) == untouched[name]
+    assert again.problems() == {}
+
+
+@settings(max_examples=40, deadline=None)
+@given(CHANGES)
+def test_a_configuration_written_out_reads_as_itself(changes: list[tuple[str, Any]]) -> None:
+    document = ConfigDocument(MINIMAL, Path("/somewhere/run.toml"))
+    for name, value in changes:
+        document.set(name, value)
+    config = document.validate()
+    assert ConfigDocument(dump_config(config), Path("/elsewhere/run.toml")).validate() == config
+
+
+@given(st.text(max_size=200) | st.text("[]={}\"'#.,\n abc123-_\\", max_size=60))
+def test_any_text_is_a_configuration_or_one_sentence(text: str) -> None:
+    try:
+        document = ConfigDocument(text)
+        document.validate()
+    except UserError:
+        return
+    assert document.problems() == {}
+
+
+@given(st.sampled_from(EVERY), st.text(max_size=30))
+def test_any_typed_value_is_taken_or_one_sentence(option: Option, raw: str) -> None:
+    document = ConfigDocument(MINIMAL)
+    try:
+        document.apply([f"{option.name}={raw}"])
+        document.validate()
+    except UserError:
+        return
+    assert find_option(option.name) is option
+
+
+def test_removing_a_key_brings_back_its_default() -> None:
+    document = ConfigDocument(AUTHORED)
+    document.set("train.epochs", None)
+    document.set("method.rank", None)
+    assert document.get("train.epochs") is None
+    assert document.validate().train.epochs == 1.0
+    assert "# gentle" in document.dumps()
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ('[data]\ntrain = "x"\n[train]\nlearnin_rate = 1\n', 4, "no option train.learnin_rate"),
+        ('[data]\ntrain = "x"\n\n[method]\nrank = 0\n', 5, "method.rank must be a whole number from 1 to 1024, not 0"),
+        ('[data]\ntrain = "x"\n[metod]\nrank = 1\n', 3, "no section [metod]"),
+        ('[data]\ntrain = "x"\nformat = "xml"\n', 3, "data.format must be one of auto, messages"),
+        ('[data]\ntrain = "x"\n[train]\nseed = "a"\n', 4, "train.seed must be a whole number"),
+    ],
+)
+def test_a_problem_names_file_line_and_key(tmp_path: Path, text: str, line: int, words: str) -> None:
+    path = tmp_path / "my.toml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_config(path)
+    assert caught.value.message.startswith(f"{path}, line {line}: ")
+    assert words in caught.value.message
+    assert caught.value.hint
+
+
+def test_the_nearest_known_key_is_named() -> None:
+    with pytest.raises(UserError, match=re.escape("Did you mean train.learning_rate?")):
+        ConfigDocument(MINIMAL).apply(["train.lerning_rate=1"])
+    with pytest.raises(UserError, match=re.escape("Did you mean [method]?")):
+        ConfigDocument('[data]\ntrain="x"\n[metod]\n').validate()
+
+
+def test_what_is_no_toml_names_line_and_column(tmp_path: Path) -> None:
+    path = tmp_path / "my.toml"
+    path.write_text("[data]\ntrain = \n")
+    with pytest.raises(UserError, match=r"my\.toml is not valid TOML: line 2, column"):
+        load_config(path)
+
+
+def test_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "latin.toml").write_bytes(b"# \xe4\n")
+    for name, words in (("missing", "no configuration file"), (".", "is a directory"), ("latin.toml", "not UTF-8")):
+        with pytest.raises(UserError, match=words):
+            load_config(tmp_path / name)
+
+
+def test_missing_data_is_said() -> None:
+    with pytest.raises(UserError, match=re.escape("data.train is missing")):
+        ConfigDocument("").validate()
+    assert list(ConfigDocument("[data]\n").problems()) == ["data.train"]
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    path = tmp_path / "my.toml"
+    path.write_text(
+        '[data]\ntrain = ["a.jsonl", "/b.jsonl"]\neval = "../e.jsonl"\n'
+        '[model]\nbase = "model"\n[template]\nfile = "t"\n'
+    )
+    config = load_config(path)
+    assert config.data.train == [str(tmp_path / "a.jsonl"), "/b.jsonl"]
+    assert config.data.eval == str(tmp_path.parent / "e.jsonl")
+    assert config.model.base == str(tmp_path / "model")
+    assert config.template.file == str(tmp_path / "t")
+    path.write_text('[data]\ntrain = "a"\n[model]\nbase = "org/name"\n')
+    assert load_config(path).model.base == "org/name"
+
+
+def test_saving_is_whole_or_not_at_all(tmp_path: Path) -> None:
+    document = ConfigDocument(AUTHORED)
+    with pytest.raises(UserError, match="no file yet"):
+        document.save()
+    document.save(tmp_path / "my.toml")
+    assert (tmp_path / "my.toml").read_text() == AUTHORED
+    assert ConfigDocument.load(tmp_path / "my.toml").dumps() == AUTHORED
+    with pytest.raises(UserError, match="cannot be written"):
+        document.save(tmp_path / "missing" / "my.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "value"),
+    [
+        ("train.epochs", "2.5", 2.5),
+        ("train.max_steps", "1_000", 1000),
+        ("train.max_steps", "", None),
+        ("method.dora", "yes", True),
+        ("data.train", "a.jsonl, b.jsonl", ["a.jsonl", "b.jsonl"]),
+        ("data.train", '["a, b.jsonl"]', ["a, b.jsonl"]),
+        ("data.train", "a.jsonl", "a.jsonl"),
+        ("method.target_modules", "all-linear", "all-linear"),
+        ("method.target_modules", "q_proj", ["q_proj"]),
+        ("method.name", "lora", "lora"),
+    ],
+)
+def test_values_typed_by_a_person(name: str, raw: str, value: object) -> None:
+    option = find_option(name)
+    assert option is not None
+    assert parse_value(option, raw) == value
+
+
+@pytest.mark.parametrize("assignment", ["train.epochs", "epochs=1", "train.epochs=many", "method.dora=maybe"])
+def test_assignments_that_make_no_sense_are_refused(assignment: str) -> None:
+    with pytest.raises(UserError):
+        ConfigDocument(MINIMAL).apply([assignment])
+
+
+def test_every_option_is_described() -> None:
+    names = [option.name for option in EVERY]
+    assert len(set(names)) == len(names)
+    for option in EVERY:
+        assert option.help.endswith(".")
+        assert describe_type(option)
+        assert option.choices or option.type not in ("choice", "list")
+    assert {"model.base", "data.train", "train.max_steps"} <= set(names)
+    rank, train = find_option("method.rank"), find_option("data.train")
+    assert rank is not None
+    assert (rank.type, rank.minimum, rank.maximum, rank.default, rank.basic) == ("integer", 1, 1024, 16, True)
+    assert train is not None
+    assert train.required
+    assert find_option("train") is None
+
+
+def test_a_configuration_cannot_be_changed_by_accident() -> None:
+    config = Config.model_validate({"data": {"train": "x"}})
+    with pytest.raises(ValueError, match="frozen"):
+        config.data.train = "y"  # type: ignore[misc]

@@ -1,0 +1,161 @@
+/* A libnvidia-ml.so.1 with two cards, so that the real Python bindings can be tested without one.
+ *
+ * FAKE_NVML: "" (all is well), "mismatch" (error 18), "unloaded" (9), "none" (no cards), "lost" (the second card has fallen
+ * off the bus), "hang" (a reading never returns), "old" (no event reasons, no v2 memory, no temperature structure).
+ * Card 0 is like Ada: its slowdown is a distance. Card 1 reports little, like a virtual one.
+ */
+#include <stdlib.h>
+#include <string.h>
+#include <stdio.h>
+#include <unistd.h>
+
+enum { OK = 0, UNSUPPORTED = 3, SMALL = 7, NOT_LOADED = 9, ARGUMENT = 2, FUNCTION = 13, LOST = 15, MISMATCH = 18 };
+
+typedef struct { int index; } card;
+static card cards[2] = {{0}, {1}};
+static unsigned long long energy = 1000000;
+
+static int mode(const char *name)
+{
+    const char *value = getenv("FAKE_NVML");
+    return value && !strcmp(value, name);
+}
+
+static int gone(card *device) { return mode("lost") && device->index == 1; }
+
+#define NEED(device) do { if (gone(device)) return LOST; } while (0)
+#define ONLY_FIRST(device) do { NEED(device); if (device->index) return UNSUPPORTED; } while (0)
+
+int nvmlInitWithFlags(unsigned flags)
+{
+    (void)flags;
+    return mode("mismatch") ? MISMATCH : mode("unloaded") ? NOT_LOADED : OK;
+}
+int nvmlShutdown(void) { return OK; }
+const char *nvmlErrorString(int code) { (void)code; return "a fake error"; }
+int nvmlSystemGetDriverVersion(char *text, unsigned length) { snprintf(text, length, "580.95.05"); return OK; }
+int nvmlSystemGetCudaDriverVersion(int *version) { *version = 13000; return OK; }
+int nvmlDeviceGetCount_v2(unsigned *count) { *count = mode("none") ? 0 : 2; return OK; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned index, card **device)
+{
+    if (index > 1) return ARGUMENT;
+    if (gone(&cards[index])) return LOST;
+    *device = &cards[index];
+    return OK;
+}
+int nvmlDeviceGetName(card *device, char *text, unsigned length)
+{
+    NEED(device);
+    snprintf(text, length, device->index ? "GRID \033[31mV100" : "NVIDIA GeForce RTX 4090");
+    return OK;
+}
+typedef struct { unsigned long long total, free, used; } memory1;
+typedef struct { unsigned version; unsigned long long total, reserved, free, used; } memory2;
+int nvmlDeviceGetMemoryInfo(card *device, memory1 *memory)
+{
+    NEED(device);
+    if (mode("hang")) for (;;) pause();
+    memory->total = 24000000000ULL; memory->used = 6000000000ULL; memory->free = 18000000000ULL;
+    return OK;
+}
+int nvmlDeviceGetMemoryInfo_v2(card *device, memory2 *memory)
+{
+    NEED(device);
+    if (mode("old")) return FUNCTION;
+    if (memory->version != 0x02000028) return ARGUMENT;
+    memory->total = 24000000000ULL; memory->reserved = 500000000ULL;
+    memory->used = 5500000000ULL; memory->free = 18000000000ULL;
+    return OK;
+}
+typedef struct { unsigned version, sensor; int temperature; } temperature1;
+int nvmlDeviceGetTemperatureV(card *device, temperature1 *value)
+{
+    NEED(device);
+    if (mode("old")) return FUNCTION;
+    value->temperature = device->index ? 41 : 71;
+    return OK;
+}
+int nvmlDeviceGetTemperature(card *device, unsigned sensor, unsigned *value)
+{
+    (void)sensor;
+    NEED(device);
+    *value = device->index ? 40 : 70;
+    return OK;
+}
+int nvmlDeviceGetTemperatureThreshold(card *device, unsigned kind, unsigned *value)
+{
+    NEED(device);
+    /* The placeholder that a card reports which has distances; card 1 has real degrees. */
+    *value = device->index ? (kind == 1 ? 95 : 98) : 0;
+    return OK;
+}
+typedef struct { unsigned version; int margin; } margin1;
+int nvmlDeviceGetMarginTemperature(card *device, margin1 *value) { ONLY_FIRST(device); value->margin = 16; return OK; }
+typedef struct {
+    unsigned field, scope; long long timestamp, latency; unsigned type; int status;
+    union { double d; int si; unsigned ui; unsigned long ul; unsigned long long ull; long long sll; unsigned short us; } value;
+} field;
+int nvmlDeviceGetFieldValues(card *device, int count, field *values)
+{
+    NEED(device);
+    for (int i = 0; i < count; i++) {
+        values[i].status = device->index || values[i].field != 194 ? UNSUPPORTED : OK;
+        values[i].type = 5; /* signed int */
+        values[i].value.si = -2;
+    }
+    return OK;
+}
+typedef struct { unsigned gpu, memory; } utilization;
+int nvmlDeviceGetUtilizationRates(card *device, utilization *value) { ONLY_FIRST(device); value->gpu = 98; return OK; }
+int nvmlDeviceGetPowerUsage(card *device, unsigned *value) { ONLY_FIRST(device); *value = 312400; return OK; }
+int nvmlDeviceGetEnforcedPowerLimit(card *device, unsigned *value) { ONLY_FIRST(device); *value = 450000; return OK; }
+int nvmlDeviceGetTotalEnergyConsumption(card *device, unsigned long long *value)
+{
+    ONLY_FIRST(device);
+    *value = energy;
+    energy += 3600000; /* one Wh a reading */
+    return OK;
+}
+int nvmlDeviceGetFanSpeed(card *device, unsigned *value) { ONLY_FIRST(device); *value = 54; return OK; }
+int nvmlDeviceGetClockInfo(card *device, unsigned kind, unsigned *value)
+{
+    ONLY_FIRST(device);
+    *value = kind == 1 ? 2520 : 0;
+    return OK;
+}
+int nvmlDeviceGetCurrentClocksEventReasons(card *device, unsigned long long *value)
+{
+    NEED(device);
+    if (mode("old")) return FUNCTION;
+    *value = device->index ? 0x1 : 0x4 | 0x20 | 0x1;
+    return OK;
+}
+int nvmlDeviceGetCurrentClocksThrottleReasons(card *device, unsigned long long *value)
+{
+    NEED(device);
+    *value = 0x40;
+    return OK;
+}
+int nvmlDeviceGetCudaComputeCapability(card *device, int *major, int *minor)
+{
+    NEED(device);
+    *major = device->index ? 7 : 8; *minor = device->index ? 0 : 9;
+    return OK;
+}
+typedef struct { unsigned pid; unsigned long long memory; unsigned instance, compute; } process;
+int nvmlDeviceGetComputeRunningProcesses_v3(card *device, unsigned *count, process *found)
+{
+    ONLY_FIRST(device);
+    if (!found || *count < 2) { *count = 2; return SMALL; }
+    *count = 2;
+    found[0].pid = getpid(); found[0].memory = 1000000000ULL;
+    found[1].pid = 4194300; found[1].memory = 4500000000ULL;
+    return OK;
+}
+int nvmlDeviceGetGraphicsRunningProcesses_v3(card *device, unsigned *count, process *found)
+{
+    (void)found;
+    NEED(device);
+    *count = 0;
+    return OK;
+}

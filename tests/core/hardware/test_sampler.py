@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import math
+import time
+
+import pytest
+
+from core.hardware import sampler as module
+from core.hardware.sampler import EnergyMeter, Reading, Sampler, snapshot
+from core.hardware.snapshot import Device
+from tests.core.hardware.conftest import Ask
+from tests.core.runs.helpers import wait_for
+
+
+def gpu(power: float | None, index: int = 0) -> Device:
+    return Device(index=index, kind="cuda", name="GPU", power_w=power)
+
+
+def test_energy_is_counted_by_the_card_where_it_counts() -> None:
+    meter = EnergyMeter()
+    meter.add(Reading(0.0, [gpu(100)], {0: 5000.0}))
+    assert meter.watt_hours == 0
+    meter.add(Reading(1.0, [gpu(100)], {0: 5000.0 + 7200}))
+    assert meter.watt_hours == pytest.approx(2)
+    # The driver was loaded again.
+    meter.add(Reading(2.0, [gpu(100)], {0: 10.0}))
+    meter.add(Reading(3.0, [gpu(100)], {0: 3610.0}))
+    assert meter.watt_hours == pytest.approx(3)
+
+
+def test_energy_is_integrated_from_power_where_it_does_not() -> None:
+    meter = EnergyMeter()
+    for moment, first, second in ((0.0, 100, 0), (10.0, 300, 0), (20.0, 300, 360)):
+        meter.add(Reading(moment, [gpu(first), gpu(second, 1)], {}))
+    assert meter.watt_hours == pytest.approx((2000 + 3000 + 1800) / 3600)
+    # A gap of an hour is unknown, not an hour at full power.
+    meter.add(Reading(3620.0, [gpu(300), gpu(360, 1)], {}))
+    assert meter.watt_hours == pytest.approx(6800 / 3600)
+
+
+def test_energy_is_unknown_where_nothing_reports_it() -> None:
+    meter = EnergyMeter()
+    for moment in (0.0, 1.0):
+        meter.add(Reading(moment, [gpu(None)], {}))
+    assert meter.watt_hours is None
+
+
+def test_a_sampler_goes_on_by_itself_until_closed() -> None:
+    sampler = Sampler(0.01)
+    assert sampler.latest() == [] or sampler.age() is not None
+    wait_for(lambda: sampler.latest())
+    device = sampler.latest()[0]
+    assert device.memory_total
+    first = sampler._reading
+    wait_for(lambda: sampler._reading is not first)
+    age = sampler.age()
+    assert age is not None
+    assert age < 20
+    sampler.close()
+    # The reading under way may still come in.
+    time.sleep(0)
+    assert sampler.latest()
+
+
+def test_a_refresh_is_newer_than_its_call() -> None:
+    sampler = Sampler(1000.0)
+    for _ in range(5):
+        asked = time.monotonic()
+        assert sampler.refresh(20.0)
+        reading = sampler._reading
+        assert reading is not None
+        assert reading.moment >= asked
+    sampler.close()
+
+
+def test_a_sensor_that_fails_leaves_the_last_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = Sampler(0.01)
+    wait_for(lambda: sampler.latest())
+
+    def fail(_: object) -> Reading:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(module.DeviceReader, "read", fail)
+    wait_for(lambda: "Input/output error" in sampler.reason)
+    assert sampler.latest()
+    monkeypatch.undo()
+    before = sampler._reading
+    wait_for(lambda: sampler._reading is not before)
+    sampler.close()
+
+
+def test_a_snapshot_has_a_device_and_returns_soon() -> None:
+    started = time.monotonic()
+    devices = snapshot(timeout=20.0)
+    assert devices
+    assert time.monotonic() - started < 20
+    for device in devices:
+        assert device.memory_total
+        assert device.memory_used is not None
+        assert 0 < device.memory_used <= device.memory_total
+
+
+def test_a_driver_that_hangs_holds_nobody_up(ask_driver: Ask) -> None:
+    program = (
+        "import json, time\nfrom core.hardware.sampler import Sampler, snapshot\n"
+        "started = time.monotonic()\nfound = [snapshot(0.2), snapshot(0.2)]\nsampler = Sampler(0.01)\n"
+        "found.append(sampler.latest())\nsampler.close()\n"
+        "print(json.dumps([found, time.monotonic() - started, sampler.age()]))\n"
+    )
+    found, seconds, age = ask_driver(program, "hang")
+    assert found == [[], [], []]
+    assert seconds < 5
+    assert age is None
+
+
+def test_gpus_come_before_the_cpu_and_their_energy_is_counted(ask_driver: Ask) -> None:
+    program = (
+        "import json\nfrom core.hardware.sampler import Sampler\nsampler = Sampler(1000.0)\n"
+        "kinds = [device.kind for device in sampler.refresh(20.0)]\n"
+        "first = sampler.energy_wh\nsampler.refresh(20.0)\n"
+        "print(json.dumps([kinds, sampler.energy_wh - first, sampler.reason]))\n"
+    )
+    assert ask_driver(program) == [["cuda", "cuda"], 1.0, ""]
+    kinds = ask_driver(program.replace("sampler.energy_wh - first", "sampler.energy_wh"), "mismatch")
+    assert kinds[0] == ["cpu"]
+    assert kinds[1] is None
+    assert "different versions" in kinds[2]
+
+
+def test_a_device_survives_its_event_and_damage() -> None:
+    device = Device(index=1, kind="cuda", name="RTX", power_w=5.5, throttle_reasons=["power cap"], problem="hot")
+    assert Device.from_dict(device.to_dict()) == device
+    damaged = {**device.to_dict(), "power_w": math.nan, "throttle_reasons": [1, "x"], "memory_used": -1, "problem": 1}
+    assert Device.from_dict(damaged) == Device(index=1, kind="cuda", name="RTX", throttle_reasons=["x"])
+    broken: object
+    for broken in ({}, {**device.to_dict(), "name": 5}, {**device.to_dict(), "index": "0"}, [], None):
+        with pytest.raises(TypeError):
+            Device.from_dict(broken)

@@ -1,0 +1,76 @@
+"""A worker without torch, for tests of the processes around it: ``fake_worker.py RUN [--resume]``.
+
+``FAKE_WORKER`` says how it behaves: ``train`` until SIGTERM, ``report`` its surroundings and finish, ``crash`` before
+it writes anything, ``fail`` properly, ``deaf`` (trains and ignores SIGTERM).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from core.errors import UserError
+from core.runs.lock import hold_worker_lock
+from core.runs.process import hostname, own_identity
+from core.runs.state import RunState
+from core.runs.store import Run
+
+
+def main() -> int:
+    run, mode = Run(Path(sys.argv[1])), os.environ["FAKE_WORKER"]
+    if mode == "crash":
+        sys.stderr.write("loading\n")
+        raise ValueError("no such weights\x1b[31m")
+    try:
+        hold_worker_lock(run)
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 5
+    with (run.path / "starts").open("a") as file:
+        file.write(f"{os.getpid()} {' '.join(sys.argv[2:])}\n")
+    if mode == "report":
+        (run.path / "report.json").write_text(json.dumps(surroundings()))
+    pid, identity = own_identity()
+    state = RunState(
+        state="training", pid=pid, pid_started=identity, host=hostname(), step=3, total_steps=9, updated=time.time()
+    )
+    if mode in ("report", "fail"):
+        end = {"report": "finished", "fail": "failed"}[mode]
+        RunState(**{**vars(state), "state": end, "reason": "the disk is full" if mode == "fail" else ""}).write(
+            run.state_path
+        )
+        return 0
+    stopped = []
+    signal.signal(signal.SIGTERM, lambda *_: stopped.append(True) if mode == "train" else None)
+    state.write(run.state_path)
+    while not stopped:
+        time.sleep(0.01)
+    RunState(**{**vars(state), "state": "stopped", "reason": "asked by SIGTERM"}).write(run.state_path)
+    return 3
+
+
+def surroundings() -> dict[str, object]:
+    """What the process sees of its environment."""
+    descriptors = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            descriptors[name] = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue  # the descriptor of the listing itself
+    old_mask = os.umask(0o077)
+    return {
+        "cwd": os.getcwd(),
+        "session": os.getsid(0),
+        "pid": os.getpid(),
+        "environment": dict(os.environ),
+        "descriptors": descriptors,
+        "umask": old_mask,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

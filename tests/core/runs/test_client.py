@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from core.errors import UserError
+from core.runs import protocol
+from core.runs.client import ControlClient
+from core.runs.process import hostname, own_identity
+from core.runs.state import RunState
+from core.runs.store import Run
+from tests.core.runs.helpers import wait_for
+
+Handler = Callable[[socket.socket, dict[str, Any]], None]
+
+
+class Server:
+    """A control socket whose answers a test decides; it reads one request of each connection."""
+
+    def __init__(self, run: Run, handler: Handler) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.ended = threading.Event()
+        self._handler = handler
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(run.socket_path))
+        self._listener.listen()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            with connection, connection.makefile("rb") as lines:
+                if line := lines.readline():
+                    self.requests.append(json.loads(line))
+                    self._handler(connection, self.requests[-1])
+            self.ended.set()
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+@pytest.fixture
+def live(run: Run) -> Run:
+    """A run that trains, in this very process."""
+    pid, identity = own_identity()
+    RunState(state="training", pid=pid, pid_started=identity, host=hostname(), updated=time.time()).write(
+        run.state_path
+    )
+    return run
+
+
+@pytest.fixture
+def serve(live: Run) -> Iterator[Callable[[Handler], Server]]:
+    servers: list[Server] = []
+
+    def start(handler: Handler) -> Server:
+        servers.append(Server(live, handler))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def say(connection: socket.socket, **message: Any) -> None:
+    connection.sendall(protocol.encode_message(message))
+
+
+def say_nothing(connection: socket.socket, _: dict[str, Any]) -> None:
+    """Wait until the client has gone."""
+    connection.settimeout(20)
+    assert connection.recv(1) == b""
+
+
+def message_of(action: Callable[[], object]) -> str:
+    with pytest.raises(UserError) as caught:
+        action()
+    return str(caught.value)
+
+
+def test_a_request_gets_its_own_answer(live: Run, serve: Callable[[Handler], Server]) -> None:
+    def handler(connection: socket.socket, request: dict[str, Any]) -> None:
+        say(connection, id="somebody else", ok=True, step=1)
+        # In two pieces, the cut within a line.
+        line = protocol.encode_message({"id": request["id"], "ok": True, "step": 7, "state": "paused"})
+        connection.sendall(line[:9])
+        connection.sendall(line[9:])
+
+    server = serve(handler)
+    client = ControlClient(live)
+    assert client.request("pause", reason="heat") == {"step": 7, "state": "paused"}
+    assert server.requests[0]["command"] == "pause"
+    assert server.requests[0]["args"] == {"reason": "heat"}
+    assert client.request("pause")["step"] == 7
+    assert server.requests[0]["id"] != server.requests[1]["id"]
+
+
+def test_a_refusal_is_the_workers_sentence_made_safe(live: Run, serve: Callable[[Handler], Server]) -> None:
+    serve(lambda c, r: say(c, id=r["id"], ok=False, error="It is\x1b[2J not paused.", hint="Pause\nit."))
+    with pytest.raises(UserError) as caught:
+        ControlClient(live).request("resume")
+    assert caught.value.message == "It is\ufffd[2J not paused."
+    assert caught.value.hint == "Pause⏎it."
+
+
+def test_a_refusal_without_a_reason_still_has_a_sentence(live: Run, serve: Callable[[Handler], Server]) -> None:
+    serve(lambda c, _: say(c, id=None, ok=False, error=5))
+    assert "refused" in message_of(lambda: ControlClient(live).request("resume"))
+
+
+def test_generation_streams_and_ends_with_the_answer(live: Run, serve: Callable[[Handler], Server]) -> None:
+    def handler(connection: socket.socket, request: dict[str, Any]) -> None:
+        for token in ("Hel", "lo\x1b"):
+            say(connection, id=request["id"], token=token)
+        say(connection, id=request["id"], ok=True, text="Hello\x1b", tokens=2)
+
+    server = serve(handler)
+    parts = list(ControlClient(live).generate({"messages": [], "source": "base"}))
+    assert parts == [{"token": "Hel"}, {"token": "lo\x1b"}, {"text": "Hello\x1b", "tokens": 2}]
+    assert server.requests[0]["args"] == {"messages": [], "source": "base"}
+
+
+@pytest.mark.parametrize("by", ["iterator", "client"])
+def test_closing_cancels_a_generation(live: Run, serve: Callable[[Handler], Server], by: str) -> None:
+    def handler(connection: socket.socket, request: dict[str, Any]) -> None:
+        say(connection, id=request["id"], token="a")
+        say_nothing(connection, request)
+
+    server = serve(handler)
+    client = ControlClient(live)
+    stream = client.generate({})
+    assert next(stream) == {"token": "a"}
+    if by == "iterator":
+        stream.close()  # type: ignore[attr-defined]
+    else:
+        client.close()
+        assert "was closed" in message_of(lambda: next(stream))
+        assert "was closed" in message_of(lambda: client.request("ping"))
+    assert server.ended.wait(20)
+
+
+def test_closing_from_another_thread_ends_a_waiting_call(live: Run, serve: Callable[[Handler], Server]) -> None:
+    server = serve(say_nothing)
+    outcomes: list[str] = []
+    client = ControlClient(live)
+    thread = threading.Thread(target=lambda: outcomes.append(message_of(lambda: client.request("checkpoint"))))
+    thread.start()
+    wait_for(lambda: server.requests)
+    client.close()
+    thread.join(20)
+    assert "was closed" in outcomes[0]
+
+
+def test_silence_ends_with_a_sentence(live: Run, serve: Callable[[Handler], Server]) -> None:
+    serve(say_nothing)
+    assert "did not answer pause within 0.1 s" in message_of(lambda: ControlClient(live, timeout=0.1).request("pause"))
+
+
+def test_a_trickle_does_not_extend_the_time_of_a_request(live: Run, serve: Callable[[Handler], Server]) -> None:
+    def handler(connection: socket.socket, _: dict[str, Any]) -> None:
+        connection.settimeout(0.02)
+        while True:
+            try:
+                connection.sendall(b'{"id": "other"}\n')
+                if connection.recv(1) == b"":
+                    return
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+
+    serve(handler)
+    assert "within 0.3 s" in message_of(lambda: ControlClient(live, timeout=0.3).request("pause"))
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"not json\n", b"[1]\n", b"\xff\xfe\n", b"x" * 70_000], ids=["text", "list", "bytes", "endless"]
+)
+def test_garbage_is_named(
+    live: Run, serve: Callable[[Handler], Server], garbage: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "LINE_LIMIT", 65_536)
+    serve(lambda connection, _: connection.sendall(garbage))
+    assert "does not speak its protocol" in message_of(lambda: ControlClient(live).request("ping"))
+
+
+def test_a_connection_that_ends_early_is_told(live: Run, serve: Callable[[Handler], Server]) -> None:
+    serve(lambda connection, _: connection.sendall(b'{"id": "x", "ok"'))
+    assert "ended the connection before it answered stop" in message_of(lambda: ControlClient(live).request("stop"))
+
+
+def test_a_socket_of_another_user_is_not_talked_to(
+    live: Run, serve: Callable[[Handler], Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(lambda connection, request: say(connection, id=request["id"], ok=True))
+    monkeypatch.setattr(protocol, "peer_uid", lambda _: os.getuid() + 1)
+    assert f"uid {os.getuid() + 1}" in message_of(lambda: ControlClient(live).request("ping"))
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ("finished", "is finished; only a live run takes commands"),
+        ("stopped", "continue"),
+        ("queued", "still starting"),
+        ("training", "cannot be reached"),
+    ],
+)
+def test_no_socket_is_told_by_what_the_run_is(live: Run, state: str, words: str) -> None:
+    recorded = RunState.read(live.state_path)
+    assert recorded is not None
+    RunState(**{**vars(recorded), "state": state}).write(live.state_path)
+    assert words in message_of(lambda: ControlClient(live).request("ping"))
+
+
+def test_a_dead_socket_file_is_told(live: Run) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(live.socket_path))
+    assert "cannot be reached (Connection refused)" in message_of(lambda: ControlClient(live).request("ping"))
+
+
+def test_the_state_file_says_where_the_socket_is(live: Run, serve: Callable[[Handler], Server]) -> None:
+    serve(lambda connection, request: say(connection, id=request["id"], ok=True, where="moved"))
+    moved = live.path / "elsewhere.sock"
+    live.socket_path.rename(moved)
+    recorded = RunState.read(live.state_path)
+    assert recorded is not None
+    RunState(**{**vars(recorded), "socket": str(moved)}).write(live.state_path)
+    assert ControlClient(live).request("ping") == {"where": "moved"}

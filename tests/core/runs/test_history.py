@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.hardware.snapshot import Device
+from core.runs import events
+from core.runs.events import Event, StepEvent, encode_event
+from core.runs.history import RunHistory, last_step, read_history
+from core.runs.sentences import clock
+from core.runs.store import Run
+from tests.core.runs.event_strategies import EVENTS
+
+
+def step(number: int, *, t: float = 0.0, loss: float = 1.0, seconds: float = 2.0, paused: float = 0.0) -> StepEvent:
+    return StepEvent(
+        t=t or 100.0 + number,
+        step=number,
+        epoch=number / 10,
+        loss=loss,
+        lr=1e-4,
+        grad_norm=0.5,
+        tokens=100,
+        supervised_tokens=40,
+        seconds=seconds,
+        tokens_per_second=50.0,
+        paused_seconds=paused,
+    )
+
+
+def phase(name: str, t: float, detail: str = "", done: int | None = None) -> Event:
+    return events.PhaseEvent(t=t, name=name, detail=detail, done=done)
+
+
+def fold(*items: Event) -> RunHistory:
+    history = RunHistory()
+    for item in items:
+        history.apply(item)
+    return history
+
+
+def lines(history: RunHistory) -> list[str]:
+    return [line.text for line in history.log]
+
+
+def test_phases_add_up_their_seconds() -> None:
+    history = fold(
+        phase("importing", 10),
+        phase("loading_model", 13.1, "SmolLM2"),
+        phase("loading_model", 14, "SmolLM2", done=1),
+        phase("training", 16),
+        step(1, t=18),
+        phase("evaluating", 20),
+        phase("training", 21),
+        step(2, t=24),
+    )
+    assert list(history.phases) == ["importing", "loading_model", "training", "evaluating"]
+    assert history.phases["importing"].seconds == pytest.approx(3.1)
+    assert history.phases["loading_model"].seconds == pytest.approx(2.9)
+    assert history.phases["loading_model"].done == 1
+    assert history.phases["training"].seconds == pytest.approx(7)
+    assert history.phase_seconds["evaluating"] == pytest.approx(1)
+    assert history.phase is history.phases["training"]
+    assert history.phase_elapsed(now=26) == pytest.approx(9)
+    assert lines(history) == ["importing", "loading the model: SmolLM2", "training"]
+
+
+def test_the_log_says_what_a_person_would() -> None:
+    history = fold(
+        events.DataEvent(rows=412, used=410, dropped={"overlong": 2}, tokens=1000, supervised_tokens=330, longest=212),
+        events.CheckpointEvent(step=30, path="checkpoints/step-00000030", bytes=39_000_000, seconds=1.23),
+        events.EvalEvent(step=30, loss=0.455, perplexity=1.6, seconds=4, exact_match=0.83, rows=60),
+        events.GovernorEvent(action="pause", cause="temperature", value=86, limit=83),
+        events.NoticeEvent(level="warning", code="x", message="A row is odd.", hint="Look at it."),
+        events.ControlEvent(command="pause", sender="socket", result="ok"),
+        events.FailedEvent(reason="no space", step=31, hint="Make room."),
+    )
+    assert lines(history) == [
+        "410 of 412 rows used (dropped: 2 too long), longest 212 tokens, 33% supervised",
+        "checkpoint step-30 (1.2 s, 39 MB)",
+        "eval loss 0.455, exact match 0.83 (60 rows)",
+        "governor: pause, temperature 86.0 (limit 83.0)",
+        "A row is odd. Look at it.",
+        "pause by socket: ok",
+        "failed at step 31: no space Make room.",
+    ]
+    assert [line.level for line in history.log] == ["info", "info", "info", "warning", "warning", "info", "error"]
+
+
+def test_the_whole_run_counts_for_its_speed_and_pauses() -> None:
+    history = fold(step(1, seconds=2), step(2, seconds=3, paused=7), step(3, seconds=5))
+    assert history.tokens == 300
+    assert history.tokens_per_second == pytest.approx(30)
+    assert history.paused_seconds == 7
+    assert history.step == 3
+    assert RunHistory().tokens_per_second is None
+
+
+def test_a_resumed_run_replaces_the_steps_it_does_again() -> None:
+    history = fold(
+        phase("importing", 1),
+        phase("training", 2),
+        *(step(number, loss=number) for number in range(1, 6)),
+        events.EvalEvent(t=105, step=4, loss=0.4, perplexity=1, seconds=1, exact_match=0.5),
+        step(6, loss=6),
+        events.CheckpointEvent(t=107, step=5, path="x", bytes=1, seconds=1),
+    )
+    assert history.starts == 1
+    for item in (phase("importing", 5000), phase("training", 5001), step(3, t=5002, loss=30)):
+        history.apply(item)
+    assert history.starts == 2
+    assert history.loss.steps == [1, 2, 3]
+    assert history.loss.values == [1, 2, 30]
+    assert history.grad_norm.steps == [1, 2, 3]
+    assert history.tokens == 300
+    assert (history.evals, history.eval_loss.steps, history.exact_match.steps, history.checkpoints) == ([], [], [], [])
+    assert [(mark.step, mark.kind) for mark in history.marks] == [(3, "resumed")]
+    assert "continued after step 6" in lines(history)
+    # The hour between the two workers is nobody's.
+    assert sum(history.phase_seconds.values()) < 200
+
+
+def test_an_end_is_undone_by_going_on() -> None:
+    history = fold(phase("importing", 1), step(1), events.StoppedEvent(t=103, reason="stopped by SIGTERM", step=1))
+    assert [type(history.end), history.phase] == [events.StoppedEvent, None]
+    assert history.eta_seconds(10) is None
+    history.apply(phase("importing", 200))
+    assert history.end is None
+    assert history.starts == 2
+    assert list(history.phases) == ["importing"]
+
+
+def test_the_rest_is_estimated_by_the_recent_pace_and_what_interrupts_it() -> None:
+    assert RunHistory().eta_seconds(100) is None
+    slow_then_fast = [step(number, seconds=100) for number in range(1, 11)] + [
+        step(number, seconds=2) for number in range(11, 61)
+    ]
+    history = fold(*slow_then_fast)
+    assert history.eta_seconds(70) == pytest.approx(20)
+    history.apply(events.EvalEvent(step=60, loss=1, perplexity=2, seconds=60))
+    assert history.eta_seconds(70) == pytest.approx(20 + 10)
+    assert history.eta_seconds(60) == 0
+    assert history.eta_seconds(0) is None
+    history.apply(events.FinishedEvent(reason="", step=60))
+    assert history.eta_seconds(70) == 0
+
+
+def test_memory_gathers_by_device() -> None:
+    history = fold(
+        events.MemoryEvent(device="cuda:0", predicted_bytes={"weights": 5}),
+        events.MemoryEvent(device="cpu", peak_bytes=3),
+        events.MemoryEvent(device="cuda:0", peak_bytes=7),
+    )
+    assert history.memory["cuda:0"].predicted_bytes == {"weights": 5}
+    assert history.memory["cuda:0"].peak_bytes == 7
+    assert history.memory["cpu"].peak_bytes == 3
+
+
+def test_devices_of_another_version_are_left_out() -> None:
+    good = Device(index=0, kind="cuda", name="RTX", temperature_c=70.0).to_dict()
+    odd = {**good, "temperature_c": "hot", "memory_used": 1.5, "fan": math.inf, "from_the_future": 1}
+    history = fold(events.HardwareEvent(devices=[good, {"index": 1}, odd], energy_wh=1.5))
+    assert [device.temperature_c for device in history.devices] == [70.0, None]
+    assert history.devices[1] == Device(index=0, kind="cuda", name="RTX")
+    assert history.energy_wh == 1.5
+    history.apply(events.HardwareEvent(devices=[]))
+    assert history.energy_wh == 1.5
+
+
+def test_a_loss_that_is_no_number_is_an_error_once() -> None:
+    history = fold(step(1), step(2, loss=math.nan), step(3, loss=math.nan))
+    assert lines(history) == ["the loss is not a finite number at step 2"]
+    assert history.loss.gaps == [2, 3]
+
+
+def test_new_lines_can_be_asked_for() -> None:
+    history = RunHistory()
+    seen = 0
+    for number in range(6000):
+        history.apply(events.NoticeEvent(level="info", code="x", message=str(number)))
+        if number in (3, 10):
+            assert [line.text for line in history.log_since(seen)] == [str(n) for n in range(seen, number + 1)]
+            seen = history.log_count
+    assert history.log_since(history.log_count) == []
+    assert len(history.log_since(0)) == len(history.log) == 5000
+
+
+@settings(max_examples=60)
+@given(st.lists(EVENTS, max_size=30))
+def test_no_event_breaks_the_view_and_every_line_is_safe(items: list[Event]) -> None:
+    history = fold(*items)
+    history.eta_seconds(100)
+    history.phase_elapsed(1e9)
+    for line in history.log:
+        assert isinstance(line.clock, str)
+        assert "\n" not in line.text
+        assert not [c for c in line.text if ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 or "\u202a" <= c <= "\u202e"]
+    assert all(math.isfinite(phase.seconds) and phase.seconds >= 0 for phase in history.phases.values())
+    assert history.loss.steps == sorted(set(history.loss.steps))
+
+
+def test_a_history_is_read_from_its_file(run: Run) -> None:
+    assert read_history(run).step == 0
+    assert last_step(run) is None
+    written = [phase("importing", 1), step(1), step(2)]
+    run.events_path.write_text("garbage\n" + "".join(map(encode_event, written)) + encode_event(step(3))[:-5])
+    history = read_history(run)
+    assert history.step == 2
+    assert history.skipped == 1
+    assert last_step(run) == step(2)
+
+
+def test_the_last_step_is_found_behind_a_lot_of_other_things(run: Run) -> None:
+    other = events.SampleEvent(step=9, prompt='the word "step"', text="x" * 1000, source="base")
+    run.events_path.write_text(encode_event(step(5)) + encode_event(other) * 900 + '{"type": "step", "broken')
+    assert last_step(run) == step(5)
+    run.events_path.write_text(encode_event(step(4)))
+    assert last_step(run) == step(4)
+    with run.events_path.open("a") as file:
+        file.write("\n" + json.dumps({"t": 1, "type": "step"}) + "\n")
+    assert last_step(run) == step(4)
+
+
+def test_a_time_that_is_none_is_shown_as_dashes() -> None:
+    assert clock(math.nan) == clock(1e30) == "--:--:--"
+    assert len(clock(0.0)) == 8
+    assert fold(dataclasses.replace(step(1), t=math.nan), step(2)).updated == 102.0

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import json
+import os
+import socket
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.runs import protocol
+from core.runs.protocol import ProtocolError, Request
+from tests.core.runs.event_strategies import JSON
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.text(), st.text(), st.dictionaries(st.text(), PLAIN, max_size=3))
+def test_what_is_sent_arrives(identity: str, command: str, args: dict[str, object]) -> None:
+    request = Request(identity, command, args)
+    line = protocol.encode_request(request)
+    assert line.count(b"\n") == 1
+    assert line.endswith(b"\n")
+    assert protocol.decode_request(line) == request
+
+
+@given(st.binary(max_size=100))
+def test_bytes_are_a_message_or_an_error(line: bytes) -> None:
+    for decode in (protocol.decode_message, protocol.decode_request):
+        try:
+            decode(line)
+        except ProtocolError:
+            continue
+
+
+@given(st.dictionaries(st.sampled_from(["id", "command", "args"]), JSON))
+def test_an_object_of_any_shape_is_a_request_or_an_error(message: dict[str, object]) -> None:
+    try:
+        request = protocol.decode_request(json.dumps(message).encode())
+    except ProtocolError:
+        return
+    assert isinstance(request.id, str)
+    assert isinstance(request.args, dict)
+
+
+@pytest.mark.parametrize(
+    "line", [b"[]", b"1", b"{}", b'{"id": 1}', b'{"id": 1, "command": "x", "args": []}', b"[" * 10**5]
+)
+def test_what_is_no_request_is_refused(line: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        protocol.decode_request(line)
+
+
+def test_a_number_serves_as_an_id_and_args_may_be_absent() -> None:
+    assert protocol.decode_request(b'{"id": 7, "command": "ping"}') == Request("7", "ping", {})
+
+
+def test_the_peer_is_known_by_the_kernel() -> None:
+    left, right = socket.socketpair()
+    with left, right:
+        assert protocol.peer_uid(left) == os.getuid()

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.runs import state as state_module
+from core.runs.process import hostname, is_same_process, own_identity, start_identity
+from core.runs.state import ACTIVE_STATES, END_STATES, RunState, infer_state
+from tests.core.runs.event_strategies import JSON
+
+
+def live(**changes: object) -> RunState:
+    """A state that this very process could have written just now."""
+    pid, identity = own_identity()
+    state = RunState(state="training", pid=pid, pid_started=identity, host=hostname(), updated=time.time())
+    return dataclasses.replace(state, **changes)  # type: ignore[arg-type]
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    state = live(step=3, total_steps=9, reason="ä", socket="/run/x.sock")
+    state.write(tmp_path / "state.json")
+    assert RunState.read(tmp_path / "state.json") == state
+    assert (tmp_path / "state.json").stat().st_mode & 0o777 == 0o600
+    assert os.listdir(tmp_path) == ["state.json"]
+
+
+@given(
+    st.dictionaries(st.sampled_from([item.name for item in dataclasses.fields(RunState)]), JSON, min_size=1)
+    | JSON.filter(lambda value: not isinstance(value, dict))
+)
+def test_a_damaged_state_is_unreadable_or_sound(value: object) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "state.json")
+        path.write_text(json.dumps(value))
+        state = RunState.read(path)
+    if state is not None:
+        inferred = infer_state(state)
+        assert isinstance(inferred.state, str)
+        assert isinstance(inferred.is_over, bool)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000, b'{"state": 5}', b"{}"])
+def test_an_unreadable_state_is_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "state.json").write_bytes(content)
+    assert RunState.read(tmp_path / "state.json") is None
+    assert RunState.read(tmp_path / "missing") is None
+
+
+def test_unknown_keys_are_ignored(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text('{"state": "training", "from_the_future": 1}')
+    assert RunState.read(tmp_path / "state.json") == RunState(state="training")
+
+
+@pytest.mark.parametrize("state", sorted(ACTIVE_STATES))
+def test_a_live_process_keeps_its_state(state: str) -> None:
+    assert infer_state(live(state=state)).state == state
+
+
+@pytest.mark.parametrize("state", sorted(END_STATES))
+def test_an_end_is_an_end_whatever_became_of_the_process(state: str) -> None:
+    ended = live(state=state, pid=2**22 + 1, updated=0.0)
+    assert infer_state(ended) == ended
+    assert ended.is_over
+
+
+def test_a_process_that_is_gone_means_lost() -> None:
+    with subprocess.Popen(["sleep", "60"]) as child:
+        state = live(pid=child.pid, pid_started=start_identity(child.pid))
+        assert infer_state(state).state == "training"
+        child.kill()
+        # Not yet waited for: it is a zombie, which trains nothing.
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert infer_state(state).state == "lost"
+    inferred = infer_state(state)
+    assert inferred.state == "lost"
+    assert inferred.is_over
+    assert str(child.pid) in inferred.reason
+
+
+def test_a_reused_pid_means_lost() -> None:
+    assert infer_state(live(pid_started="another-boot/123")).state == "lost"
+    assert infer_state(live(pid_started=None)).state == "lost"
+
+
+def test_an_old_heartbeat_means_stalled_and_is_not_over() -> None:
+    inferred = infer_state(live(updated=time.time() - state_module.STALE_SECONDS - 5))
+    assert inferred.state == "stalled"
+    assert not inferred.is_over
+    assert infer_state(live(), now=math.inf).state == "stalled"
+
+
+def test_on_another_machine_only_the_heartbeat_tells() -> None:
+    assert infer_state(live(host="elsewhere", pid=2**22 + 1)).state == "training"
+    assert infer_state(live(host="elsewhere", updated=time.time() - 1000)).state == "stalled"
+
+
+def test_a_queued_run_that_nobody_starts_is_lost_after_a_while() -> None:
+    queued = RunState(state="queued", host=hostname(), updated=1000.0)
+    assert infer_state(queued, now=1001.0).state == "queued"
+    assert infer_state(queued, now=1000.0 + state_module.QUEUED_SECONDS).state == "lost"
+    assert infer_state(dataclasses.replace(queued, state="training"), now=1001.0).state == "lost"
+
+
+def test_the_identity_of_a_process_tells_it_from_all_others() -> None:
+    pid, identity = own_identity()
+    assert pid == os.getpid()
+    assert identity
+    assert is_same_process(pid, identity)
+    assert not is_same_process(pid, identity + "1")
+    assert not is_same_process(None, identity)
+    assert start_identity(2**22 + 1) is None
+    with subprocess.Popen(["sleep", "60"]) as child:
+        assert start_identity(child.pid) not in (None, identity)
+        child.kill()
+
+
+def test_a_command_name_with_parentheses_is_read_right(tmp_path: Path) -> None:
+    program = tmp_path / "a) R (b"
+    program.write_text("#!/bin/sh\nread line\n")
+    program.chmod(0o755)
+    with subprocess.Popen([program], stdin=subprocess.PIPE) as child:
+        identity = start_identity(child.pid)
+        stat = Path(f"/proc/{child.pid}/stat").read_text()
+        child.kill()
+    assert identity is not None
+    assert identity.endswith("/" + stat.rpartition(")")[2].split()[19])

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from core.atomic import write_atomic
+from core.config.schema import Config
+from core.errors import UserError
+from core.runs import store
+from core.runs.store import Run, create_run, find_run, list_runs, make_slug
+from tests.core.runs.helpers import config_for
+
+
+def test_a_new_run_is_private_queued_and_carries_its_configuration(home: Path) -> None:
+    config = config_for(home)
+    run = create_run(config, "Support Tickets, v2")
+    assert re.fullmatch(r"\d{8}-\d{6}-support-tickets-v2", run.id)
+    assert run.path.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in run.path.iterdir()} == {0o600}
+    assert run.config() == config
+    state = run.state()
+    assert state.state == "queued"
+    assert abs(state.updated - time.time()) < 60
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [
+        ("a/b../c", "a-b-c"),
+        ("", "run"),
+        ("日本", "run"),
+        ("x" * 99, "x" * 32),
+        ("-a-", "a"),
+        ("a" * 31 + "-b", "a" * 31),
+    ],
+)
+def test_slugs_are_plain(name: str, slug: str) -> None:
+    assert make_slug(name) == slug
+
+
+def test_two_runs_of_one_second_get_different_places(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = "x" * 40
+    runs = [create_run(config_for(home), long) for _ in range(3)]
+    assert len({run.id for run in runs}) == 3
+    # Where the home is deep, the socket lies elsewhere under a short name: that must differ as well.
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1")
+    deep = [Run(Path("/" + "d" * 90) / run.id) for run in runs] + [Run(Path("/" + "e" * 90) / run.id) for run in runs]
+    assert len({run.socket_path for run in deep}) == 6
+    assert all(run.socket_path.parent == Path("/run/user/1") for run in deep)
+    assert all(len(os.fsencode(run.socket_path)) <= store.SOCKET_PATH_LIMIT for run in deep)
+    assert runs[0].socket_path == runs[0].path / "control.sock"
+
+
+def test_runs_are_listed_newest_first_and_strangers_left_out(home: Path) -> None:
+    assert list_runs() == []
+    for name in ("20250101-000000-b", "20260101-000000-a", "20240101-000000-c"):
+        directory = home / "runs" / name
+        directory.mkdir(parents=True)
+        (directory / "run.toml").touch()
+    (home / "runs" / "half").mkdir()
+    (home / "runs" / "file").touch()
+    assert [run.id[:4] for run in list_runs()] == ["2026", "2025", "2024"]
+
+
+def test_a_run_is_found_by_what_a_user_types(home: Path) -> None:
+    with pytest.raises(UserError, match="no runs yet"):
+        find_run("latest")
+    for name in ("20250101-000000-tickets", "20260101-000000-tickets", "20260102-000000-mails"):
+        directory = home / "runs" / name
+        directory.mkdir(parents=True)
+        (directory / "run.toml").touch()
+    assert find_run("latest").id == "20260102-000000-mails"
+    assert find_run("mails").id == "20260102-000000-mails"
+    assert find_run("2025").id == "20250101-000000-tickets"
+    assert find_run("20260101-000000-tickets").id == "20260101-000000-tickets"
+    assert find_run(str(home / "runs" / "20250101-000000-tickets")).id == "20250101-000000-tickets"
+    with pytest.raises(UserError, match="could mean 2 runs"):
+        find_run("tickets")
+    with pytest.raises(UserError, match="no run called nothing"):
+        find_run("nothing")
+
+
+def test_a_run_without_a_readable_state_is_lost(run: Run) -> None:
+    run.state_path.write_text("{")
+    assert run.state().state == "lost"
+    run.state_path.unlink()
+    assert "missing or unreadable" in run.state().reason
+
+
+def test_a_home_that_cannot_be_used_is_one_sentence(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "file").touch()
+    monkeypatch.setenv("LOCALTUNE_HOME", str(home / "file"))
+    with pytest.raises(UserError) as caught:
+        create_run(config_for(home), "x")
+    assert str(home / "file") in caught.value.message
+    assert "LOCALTUNE_HOME" in caught.value.hint
+
+
+def test_a_full_disk_leaves_no_half_run(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_space(path: Path, data: str | bytes, *, mode: int = 0o600, durable: bool = True) -> None:
+        if path.name == "state.json":
+            raise OSError(28, "No space left on device")
+        write_atomic(path, data, mode=mode, durable=durable)
+
+    monkeypatch.setattr("core.runs.state.write_atomic", no_space)
+    with pytest.raises(UserError, match="No space left on device"):
+        create_run(config_for(home), "x")
+    assert list((home / "runs").iterdir()) == []
+
+
+def test_an_invalid_configuration_names_its_file(run: Run) -> None:
+    run.config_path.write_text("[data]\n")
+    with pytest.raises(UserError) as caught:
+        run.config()
+    assert str(run.config_path) in caught.value.message
+    assert isinstance(run, Run)
+    run.config_path.write_text('[data]\ntrain = "x"\n')
+    assert isinstance(run.config(), Config)

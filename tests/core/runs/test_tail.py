@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.runs import tail as tail_module
+from core.runs.events import Event, NoticeEvent, encode_event
+from core.runs.tail import EventTail
+from tests.core.runs.event_strategies import EVENTS
+
+GARBAGE = st.sampled_from([b"not json", b'{"t": 1}', b"\xff\xfe", b'{"t": 1, "type": "step"}', b'{"t": 1', b"[]"])
+UNKNOWN = b'{"t": 1, "type": "from-the-future"}'
+
+
+def notice(message: str) -> Event:
+    return NoticeEvent(t=1.0, level="info", code="x", message=message)
+
+
+@given(
+    st.lists(EVENTS | GARBAGE | st.sampled_from([UNKNOWN, b"", b"  "]), max_size=8),
+    st.lists(st.integers(1, 400), min_size=1, max_size=6),
+    st.sampled_from([b"", b'{"t": 1, "type": "no', b"garbage"]),
+)
+def test_any_cuts_read_as_the_whole(pieces: list[Event | bytes], cuts: list[int], unfinished: bytes) -> None:
+    whole = b"".join(p + b"\n" if isinstance(p, bytes) else encode_event(p).encode() for p in pieces) + unfinished
+    found: list[Event] = []
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "events.jsonl")
+        tail = EventTail(path)
+        assert tail.poll() == []
+        with path.open("wb", buffering=0) as file:
+            position = 0
+            while position < len(whole):
+                length = cuts[position % len(cuts)]
+                file.write(whole[position : position + length])
+                position += length
+                found += tail.poll()
+        found += tail.read_all()
+    events = [piece for piece in pieces if not isinstance(piece, bytes)]
+    assert repr(found) == repr(events)
+    assert tail.skipped == sum(isinstance(p, bytes) and bool(p.strip()) and p != UNKNOWN for p in pieces)
+
+
+def test_small_reads_see_everything(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text("".join(encode_event(notice(str(number))) for number in range(50)))
+    tail, found = EventTail(path), list[Event]()
+    while batch := tail.poll(limit=200):
+        found += batch
+    assert [event.message for event in found if isinstance(event, NoticeEvent)] == [str(n) for n in range(50)]
+
+
+def test_a_line_appears_only_with_its_newline(tmp_path: Path) -> None:
+    path, line = tmp_path / "events.jsonl", encode_event(notice("whole")).encode()
+    tail = EventTail(path)
+    path.write_bytes(line[:-1])
+    assert tail.poll() == []
+    path.write_bytes(line)
+    assert tail.poll() == [notice("whole")]
+    assert tail.skipped == 0
+
+
+def test_a_replaced_and_a_shortened_file_are_read_from_their_start(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    tail = EventTail(path)
+    path.write_text(encode_event(notice("one")) + encode_event(notice("two")))
+    assert len(tail.read_all()) == 2
+    other = tmp_path / "other"
+    other.write_text(encode_event(notice("three")) + encode_event(notice("four")) + encode_event(notice("five")))
+    other.rename(path)
+    assert [event.message for event in tail.read_all() if isinstance(event, NoticeEvent)] == ["three", "four", "five"]
+    path.write_text(encode_event(notice("six")))
+    assert [event.message for event in tail.read_all() if isinstance(event, NoticeEvent)] == ["six"]
+
+
+@pytest.mark.parametrize("cut", [1, 37, 10_000])
+def test_a_line_without_end_costs_one_line_and_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int
+) -> None:
+    monkeypatch.setattr(tail_module, "LINE_LIMIT", 500)
+    path = tmp_path / "events.jsonl"
+    whole = encode_event(notice("before")).encode() + b"x" * 1203 + b"\n" + encode_event(notice("after")).encode()
+    tail, found = EventTail(path), list[Event]()
+    with path.open("wb", buffering=0) as file:
+        for position in range(0, len(whole), cut):
+            file.write(whole[position : position + cut])
+            found += tail.poll()
+            assert len(tail._rest) <= 500
+    assert [event.message for event in found if isinstance(event, NoticeEvent)] == ["before", "after"]
+    assert tail.skipped == 1

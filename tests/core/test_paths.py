@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from core import paths
+from core.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOCALTUNE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/home/me")
+
+
+def test_the_home_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert paths.home() == Path("/home/me/.local/share/localtune")
+    monkeypatch.setenv("XDG_DATA_HOME", "/data")
+    assert paths.home() == Path("/data/localtune")
+    monkeypatch.setenv("LOCALTUNE_HOME", "~/tuning")
+    assert paths.home() == Path("/home/me/tuning")
+    assert paths.runs_dir() == Path("/home/me/tuning/runs")
+    assert paths.models_dir() == Path("/home/me/tuning/models")
+
+
+def test_a_relative_home_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LOCALTUNE_HOME", "here")
+    assert paths.home() == tmp_path / "here"
+
+
+def test_the_configuration_directory_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert paths.config_dir() == Path("/home/me/.config/localtune")
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/etc/me")
+    assert paths.config_dir() == Path("/etc/me/localtune")
+
+
+def test_new_directories_are_private_and_old_ones_left_alone(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    mask = os.umask(0)
+    try:
+        made = paths.make_private_dir(tmp_path / "a" / "b")
+    finally:
+        os.umask(mask)
+    assert made == tmp_path / "a" / "b"
+    assert {path.stat().st_mode & 0o777 for path in (made, made.parent)} == {0o700}
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
+    assert paths.make_private_dir(made) == made
+
+
+def test_a_place_that_cannot_be_used_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("x" * 300)):
+        with pytest.raises(UserError) as caught:
+            paths.make_private_dir(place)
+        assert str(place) in caught.value.message
+        assert "LOCALTUNE_HOME" in caught.value.hint
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
+def test_a_directory_without_the_right_to_write_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="cannot be"):
+        paths.make_private_dir(tmp_path / "new")
+    with pytest.raises(UserError, match="not a directory that can be written to"):
+        paths.make_private_dir(tmp_path)

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.units import format_bytes, format_duration, format_number, format_rate
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (None, "–"),
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (39_000_000, "39.0 MB"),
+        (99_960_000, "100 MB"),
+        (999_999, "1.0 MB"),
+        (24_000_000_000, "24.0 GB"),
+        (5 * 10**17, "500 PB"),
+        (5 * 10**18, "5000 PB"),
+        (-1500, "-1.5 kB"),
+    ],
+)
+def test_bytes(count: int | None, text: str) -> None:
+    assert format_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "–"),
+        (math.nan, "–"),
+        (math.inf, "–"),
+        (-1, "–"),
+        (0, "0.0s"),
+        (8.24, "8.2s"),
+        (9.97, "10s"),
+        (59.7, "1m 00s"),
+        (72, "1m 12s"),
+        (3599.6, "1h 00m"),
+        (11_040, "3h 04m"),
+        (190_800, "2d 05h"),
+    ],
+)
+def test_durations(seconds: float | None, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (math.nan, "NaN"),
+        (math.inf, "∞"),
+        (-math.inf, "-∞"),
+        (0.0, "0"),
+        (0.412, "0.412"),
+        (0.9996, "1.00"),
+        (9.996, "10.0"),
+        (2.4, "2.40"),
+        (83.0, "83.0"),
+        (1234.5, "1234"),
+        (999_999.7, "1.0e6"),
+        (8.1e-4, "8.1e-4"),
+        (-8.1e-4, "-8.1e-4"),
+        (0.001, "0.00100"),
+        (1e9, "1.0e9"),
+        (5e-324, "4.9e-324"),
+    ],
+)
+def test_numbers(value: float | None, text: str) -> None:
+    assert format_number(value) == text
+
+
+@given(st.floats(min_value=-1e300, max_value=1e300), st.integers(2, 6))
+def test_a_number_reads_as_what_it_was(value: float, digits: int) -> None:
+    text = format_number(value, digits)
+    assert math.isclose(float(text), value, rel_tol=0.5 * 10 ** (2 - digits) + 1e-9, abs_tol=1e-320)
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"), [(None, "–"), (math.nan, "–"), (317.8, "318 tok/s"), (12_345.6, "12 346 tok/s")]
+)
+def test_rates(rate: float | None, text: str) -> None:
+    assert format_rate(rate) == text

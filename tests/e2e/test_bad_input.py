@@ -1,0 +1,130 @@
+"""What a worker is given wrongly: a sentence each, exit code 4, nothing half-written."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.runs import launcher
+from core.runs.events import NoticeEvent
+from core.runs.store import Run
+
+from .workers import Workers, exit_code, failure, only, steps
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something wrong, and what must be said about it."""
+
+    spoil: Callable[[Workers], dict[str, dict[str, Any]]]
+    """Makes what is wrong, and names it in the configuration."""
+    reason: str
+    hint: str
+
+
+def _spoiled_model(change: Callable[[Path], None]) -> Callable[[Workers], dict[str, dict[str, Any]]]:
+    def spoil(workers: Workers) -> dict[str, dict[str, Any]]:
+        number = len(list(workers.directory.glob("model-*")))
+        model = workers.directory / f"model-{number}"
+        shutil.copytree(workers.model, model)
+        change(model)
+        return {"model": {"base": str(model)}}
+
+    return spoil
+
+
+def _truncate_weights(model: Path) -> None:
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def _file(name: str, text: str) -> Callable[[Workers], dict[str, dict[str, Any]]]:
+    def spoil(workers: Workers) -> dict[str, dict[str, Any]]:
+        path = workers.directory / name
+        path.write_text(text)
+        return {"data": {"train": str(path)}}
+
+    return spoil
+
+
+def _template(text: str | None) -> Callable[[Workers], dict[str, dict[str, Any]]]:
+    def spoil(workers: Workers) -> dict[str, dict[str, Any]]:
+        path = workers.directory / f"template-{len(text or '')}.jinja"
+        if text is not None:
+            path.write_text(text)
+        return {"template": {"file": str(path)}}
+
+    return spoil
+
+
+def _options(**sections: dict[str, Any]) -> Callable[[Workers], dict[str, dict[str, Any]]]:
+    return lambda workers: sections
+
+
+CASES = {
+    "no such model": Case(
+        _options(model={"base": "nobody/nothing-7b"}), "nobody/nothing-7b was not found", "model.base"
+    ),
+    "a directory that is no model": Case(
+        lambda workers: {"model": {"base": str(workers.home)}}, "no config.json", "config.json"
+    ),
+    "weights cut short": Case(_spoiled_model(_truncate_weights), "model.safetensors", "again"),
+    "no such data": Case(_options(data={"train": "/nowhere/rows.jsonl"}), "/nowhere/rows.jsonl", ""),
+    "empty data": Case(_file("empty.jsonl", ""), "empty.jsonl", ""),
+    "unknown columns": Case(_file("odd.jsonl", '{"a": 1}\n{"a": 2}\n'), "odd.jsonl", ""),
+    "all rows too long": Case(_options(train={"max_length": 8}), "No row of", "data.format"),
+    "a row too long where that is refused": Case(
+        _options(train={"max_length": 150}, data={"overlong": "refuse"}), "train.jsonl, line", "train.max_length"
+    ),
+    "no such layers": Case(
+        _options(method={"target_modules": ["no_such_layer"]}), "matches no layer", "down_proj, gate_proj, k_proj"
+    ),
+    "a template that is not there": Case(_template(None), "cannot be read", "path"),
+    "a template with a mistake": Case(_template("{% for message in %}"), "No row of", ""),
+    "fp16 on a CPU": Case(_options(train={"precision": "fp16"}), "train.precision is fp16", "bf16"),
+    "cuda without cuda": Case(_options(hardware={"device": "cuda"}), "hardware.device is cuda", "auto"),
+}
+
+
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Any:
+    """A run for each case, all over; a few at a time."""
+    workers = Workers(tmp_path_factory.mktemp("bad"), tiny_model_dir)
+    workers.home.mkdir()
+    configs = {name: workers.config(**case.spoil(workers)) for name, case in CASES.items()}
+
+    def work(name: str) -> Run:
+        run = launcher.start_run(configs[name], name)
+        workers.runs.append(run)
+        exit_code(run)
+        return run
+
+    with workers.environment(), ThreadPoolExecutor(3) as pool:
+        runs = dict(zip(CASES, pool.map(work, CASES), strict=True))
+    yield runs
+    workers.close()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input_is_answered_with_a_sentence(failed: dict[str, Run], name: str) -> None:
+    import torch
+
+    if name == "cuda without cuda" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    run, case = failed[name], CASES[name]
+    end = failure(run)
+    assert case.reason in end.reason
+    assert case.hint in end.hint
+    assert end.hint
+    assert (end.step, end.adapter) == (0, None)
+    assert steps(run) == []
+    assert only(NoticeEvent, run) == []
+    assert not run.adapter_path.exists()
+    assert not run.checkpoints_path.exists()
+    assert not run.socket_path.exists()

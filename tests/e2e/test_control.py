@@ -1,0 +1,195 @@
+"""Commands to a live worker over its real socket."""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+from typing import Any
+
+import pytest
+
+from core.errors import UserError
+from core.runs.client import ControlClient
+from core.runs.events import CheckpointEvent, ControlEvent
+from core.runs.protocol import LINE_LIMIT
+from core.runs.store import Run
+from core.worker.checkpoint import newest_valid
+
+from .workers import (
+    STEPS,
+    Workers,
+    adapter_bytes,
+    ending,
+    exit_code,
+    finish,
+    log,
+    notice_codes,
+    only,
+    steps,
+    wait_until_state,
+    wait_until_step,
+)
+
+QUESTION = [{"role": "user", "content": "ticket login printer"}]
+#: Lines that no well-behaved peer sends, and whether the connection goes on after them.
+GARBAGE = (
+    b"\xff\xfe\x00 not text\n",
+    b"[1, 2]\n",
+    b"{}\n",
+    b'{"id": {}, "command": "ping"}\n',
+    b'{"id": "a", "command": "dance"}\n',
+    b'{"id": "a", "command": "set", "args": []}\n',
+    b"[" * 100_000 + b"\n",
+)
+#: Chat requests that make no sense; a run must outlive them.
+NONSENSE: tuple[dict[str, Any], ...] = (
+    {},
+    {"messages": []},
+    {"messages": "hello"},
+    {"messages": [{"role": "user"}]},
+    {"messages": [{"role": "user", "content": "half a character: \ud800"}]},
+    {"messages": QUESTION, "source": "nobody"},
+    {"messages": QUESTION, "source": []},
+    {"messages": QUESTION, "max_new_tokens": 0},
+    {"messages": QUESTION, "max_new_tokens": math.inf},
+    {"messages": QUESTION, "max_new_tokens": "many"},
+    {"messages": QUESTION, "temperature": math.nan},
+    {"messages": QUESTION, "temperature": "hot"},
+    {"messages": QUESTION, "top_p": 0},
+    {"messages": [{"role": "user", "content": "word " * 2000}]},
+)
+
+
+def ask(run: Run, **args: Any) -> tuple[list[str], dict[str, Any]]:
+    """Have something generated: the pieces, and the answer."""
+    *pieces, answer = ControlClient(run).generate({"messages": QUESTION, "max_new_tokens": 12, **args})
+    return [piece["token"] for piece in pieces], answer
+
+
+def raw_exchange(run: Run, line: bytes) -> dict[str, Any]:
+    """Send a line as it is and read one back."""
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.settimeout(30)
+        peer.connect(str(run.socket_path))
+        peer.sendall(line)
+        answer = json.loads(peer.makefile("rb").readline())
+    assert isinstance(answer, dict)
+    return answer
+
+
+def pause_at_start(run: Run) -> None:
+    """Have a run wait before its first step."""
+    wait_until_state(run, "starting")
+    answer = ControlClient(run).request("ping")
+    assert (answer["state"], answer["step"]) == ("starting", 0)
+    assert ControlClient(run).request("pause") == {"state": "paused", "step": 0}
+    wait_until_state(run, "paused")
+
+
+def disturb_with_garbage(run: Run) -> None:
+    for line in GARBAGE:
+        answer = raw_exchange(run, line)
+        assert answer["ok"] is False
+        assert answer["error"].endswith(".")
+    assert raw_exchange(run, b"x" * (LINE_LIMIT + 1))["error"] == "The line is too long."
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(str(run.socket_path))
+        peer.sendall(b'{"id": "half a li')
+    for args in NONSENSE:
+        line = json.dumps({"id": "a", "command": "generate", "args": args}).encode() + b"\n"
+        answer = raw_exchange(run, line)
+        assert answer["ok"] is False, args
+        assert "should not happen" not in answer["error"], args
+    assert ControlClient(run).request("ping")["state"] == "paused"
+
+
+def test_nothing_that_is_asked_of_a_run_changes_its_result(workers: Workers, reference: Run) -> None:
+    run = workers.start("disturbed")
+    pause_at_start(run)
+    disturb_with_garbage(run)
+    pieces, answer = ask(run, source="base", temperature=0.9)
+    assert answer["source"] == "base"
+    assert "".join(pieces) == answer["text"] != ""
+    assert 0 < answer["tokens"] <= 12
+    assert answer["first_token_seconds"] > 0
+    assert ask(run)[1]["source"] == "step-0"
+
+    abandoned = ControlClient(run).generate({"messages": QUESTION, "max_new_tokens": 400, "temperature": 1.0})
+    next(abandoned)
+    abandoned.close()  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="no step is done"):
+        ControlClient(run).request("checkpoint")
+    assert ControlClient(run).request("resume") == {"state": "training", "step": 0}
+
+    wait_until_step(run, 3)
+    tuned = ask(run, temperature=0.7, top_p=0.9)[1]["source"]
+    assert ask(run, source="base")[1]["source"] == "base"
+    assert 3 <= int(tuned.removeprefix("step-")) < STEPS
+    saved = ControlClient(run).request("checkpoint")["step"]
+    stopped_at = ControlClient(run).request("pause")["step"]
+    ask(run, max_new_tokens=100)
+    assert wait_until_state(run, "paused").step == stopped_at
+    assert ControlClient(run).request("ping")["step"] == stopped_at
+    assert [event.step for event in steps(run)][-1] == stopped_at
+    ControlClient(run).request("resume")
+    finish(run)
+
+    told = steps(run)
+    assert [event.step for event in told if event.paused_seconds > 0] == [1, stopped_at + 1]
+    assert saved in [event.step for event in only(CheckpointEvent, run)]
+    results = [event.result for event in only(ControlEvent, run) if event.command == "generate"]
+    assert any("cancelled" in result for result in results)
+    assert [event.loss for event in told] == [event.loss for event in steps(reference)]
+    assert adapter_bytes(run) == adapter_bytes(reference)
+    assert "Traceback" not in log(run)
+
+
+def test_the_learning_rate_can_be_set_and_the_change_outlives_a_stop(workers: Workers, reference: Run) -> None:
+    run = workers.start("set")
+    pause_at_start(run)
+    client = ControlClient(run)
+    for args in (
+        {},
+        {"train.learning_rate": -1},
+        {"train.learning_rate": 2},
+        {"train.learning_rate": "fast"},
+        {"train.learning_rate": "nan"},
+        {"train.learning_rate": None},
+        {"train.learning_rate": [1e-3]},
+        {"train.batch_size": 8},
+        {"no.such": 1},
+        {"eval.every_steps": 0},
+        {"train.learning_rate": 1e-3, "checkpoint.every_steps": -1},
+    ):
+        with pytest.raises(UserError):
+            client.request("set", **args)
+    client.request("set", **{"train.learning_rate": 1e-3, "checkpoint.every_steps": 1000})
+    client.request("set", **{"train.learning_rate": "2e-3"})
+    client.request("resume")
+    wait_until_step(run, 6)
+    answer = client.generate({"messages": QUESTION, "max_new_tokens": 400})
+    next(answer)
+    assert client.request("stop")["state"] == "stopping"
+    *_, last = answer
+    assert last["finish"] == "cancelled"
+    assert exit_code(run) == 3
+
+    end = ending(run)
+    assert (end.type, end.reason) == ("stopped", f"stopped by socket after step {end.step}")
+    assert f"localtune-tui continue {run.id}" in end.hint
+    assert [event.step for event in only(CheckpointEvent, run)] == [end.step]
+    assert [event.command for event in only(ControlEvent, run)].count("stop") == 1
+    assert run.state().state == "stopped"
+    found, damaged = newest_valid(run.checkpoints_path)
+    assert found is not None
+    assert (found.step, damaged) == (end.step, [])
+    assert end.adapter == str(found.adapter_path.relative_to(run.path))
+    with pytest.raises(UserError, match="is stopped; only a live run takes commands"):
+        client.request("ping")
+
+    workers.resume(run)
+    finish(run)
+    rates = [event.lr for event in steps(run)]
+    assert rates == pytest.approx([event.lr * 2e-3 / 5e-3 for event in steps(reference)])
+    assert "resumed" in notice_codes(run)

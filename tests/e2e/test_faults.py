@@ -1,0 +1,156 @@
+"""A disk that is full: refused before training, survived in the middle of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from core.runs.client import ControlClient
+from core.runs.events import CheckpointEvent, NoticeEvent
+from core.runs.history import read_history
+from core.runs.store import Run
+from core.worker.checkpoint import verify_checkpoint
+from tests.waiting import wait_for
+
+from .workers import (
+    PATIENCE,
+    STEPS,
+    Workers,
+    adapter_bytes,
+    exit_code,
+    failure,
+    finish,
+    log,
+    notice_codes,
+    only,
+    steps,
+    wait_until_state,
+    wait_until_step,
+)
+
+PAGE = 4096
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, tiny_model_dir: Path) -> Iterator[Callable[[str], Workers]]:
+    """Makes workers whose home is a disk of a given size."""
+    made: list[Workers] = []
+
+    def make(size: str) -> Workers:
+        mount = tmp_path / "disk"
+        mount.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", str(mount)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("not run: a small disk can be mounted by root only, and not everywhere")
+        workers = Workers(tmp_path, tiny_model_dir)
+        workers.home = mount / "home"
+        made.append(workers)
+        return workers
+
+    yield make
+    for workers in made:
+        workers.close()
+        subprocess.run(["umount", "-l", str(workers.home.parent)], check=True)
+
+
+def fill(workers: Workers, leave: int) -> Path:
+    """Fill the disk, but for so many bytes."""
+    filler = workers.home.parent / "filler"
+    with filler.open("ab") as file:
+        free = shutil.disk_usage(filler).free
+        if free > leave:
+            os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), free - leave)
+    return filler
+
+
+def ping(run: Run) -> dict[str, object]:
+    return ControlClient(run).request("ping")
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_refused_before_training(
+    small_disk: Callable[[str], Workers],
+) -> None:
+    run = small_disk("48m").start("narrow")
+    end = failure(run)
+    assert " free, and a checkpoint needs " in end.reason
+    assert "LOCALTUNE_HOME" in end.hint
+    assert steps(run) == []
+
+
+def test_a_disk_that_fills_up_pauses_training_and_costs_nothing(
+    small_disk: Callable[[str], Workers], reference: Run
+) -> None:
+    workers = small_disk("96m")
+    run = workers.start("filling")
+    wait_until_step(run, 6)
+    client = ControlClient(run)
+    client.request("pause")
+    written = [event.step for event in only(CheckpointEvent, run)]
+    filler = fill(workers, leave=1 << 20)
+    client.request("resume")
+    stopped_at = wait_until_state(run, "paused").step
+    assert stopped_at == written[-1] + 5
+    (notice,) = [event for event in only(NoticeEvent, run) if event.code == "checkpoint_failed"]
+    assert notice.level == "error"
+    assert f"step {stopped_at} was not written" in notice.message
+    assert "resume" in notice.hint
+    kept = [run.path / event.path for event in only(CheckpointEvent, run)][-3:]
+    assert [verify_checkpoint(path).step for path in kept] == written[-3:]
+    assert sorted(path.name for path in run.checkpoints_path.iterdir()) == [path.name for path in kept]
+
+    # Now not even the record can be written, and training goes on up to the next checkpoint all the same.
+    fill(workers, leave=0)
+    with contextlib.suppress(OSError), (run.path / "events.jsonl").open("ab") as file:
+        file.truncate()  # nothing; only the file's own last page may have room
+    client.request("resume")
+    wait_for(
+        lambda: ping(run) | {"pid": 0} == {"state": "paused", "step": stopped_at + 5, "total_steps": STEPS, "pid": 0},
+        PATIENCE,
+        "the next checkpoint to fail",
+    )
+    filler.unlink()
+    client.request("resume")
+    finish(run)
+    assert adapter_bytes(run) == adapter_bytes(reference)
+    history = read_history(run)
+    assert history.skipped <= 1
+    assert [event.step for event in steps(run)][-(STEPS - stopped_at - 5) :] == list(range(stopped_at + 6, STEPS + 1))
+    assert history.end is not None
+    assert "cannot be written" in log(run)
+
+
+def test_an_adapter_that_cannot_be_written_ends_in_a_sentence_and_can_be_continued(
+    small_disk: Callable[[str], Workers],
+) -> None:
+    workers = small_disk("96m")
+    run = workers.start("late", train={"max_steps": 12}, checkpoint={"every_steps": 3})
+    wait_until_step(run, 3)
+    client = ControlClient(run)
+    client.request("pause")
+    filler = fill(workers, leave=8 * PAGE)
+
+    def over() -> bool:
+        if run.state().is_over:
+            return True
+        if ping(run)["state"] == "paused":
+            client.request("resume")
+        return False
+
+    wait_for(over, PATIENCE, "the run to reach its end", interval=0.05)
+    end = failure(run)
+    assert end.reason.startswith("The adapter cannot be written")
+    assert "No space left" in end.reason
+    assert f"continue {run.id}" in end.hint
+    assert "checkpoint_failed" in notice_codes(run)
+    assert not run.adapter_path.exists()
+    filler.unlink()
+    workers.resume(run)
+    finish(run)
+    assert adapter_bytes(run)
+    assert exit_code(run) == 0

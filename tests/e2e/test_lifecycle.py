@@ -1,0 +1,171 @@
+"""What an undisturbed run writes, from its first event to its adapter."""
+
+from __future__ import annotations
+
+import json
+import math
+import stat
+import time
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+
+from core.config.document import load_config
+from core.runs.events import (
+    CheckpointEvent,
+    DataEvent,
+    EvalEvent,
+    FinishedEvent,
+    HardwareEvent,
+    MemoryEvent,
+    PhaseEvent,
+    SampleEvent,
+    StepEvent,
+)
+from core.runs.history import read_history
+from core.runs.process import hostname
+from core.runs.state import RunState
+from core.runs.store import Run
+from tests.waiting import wait_for
+
+from .workers import RECIPE, STEPS, Workers, ending, events, exit_code, log, only, steps, wait_until_state
+
+
+def test_the_phases_come_in_order(reference: Run) -> None:
+    told = [event.name for event in only(PhaseEvent, reference)]
+    evaluating = ["training", "evaluating"] * ((STEPS - 1) // 10)
+    expected = ["importing", "loading_model", "preparing_data", "rehearsing", *evaluating, "training", "saving"]
+    assert [name for name, _ in groupby(told)] == [*expected, "evaluating", "saving"]
+
+
+def test_every_step_is_told_once_with_sound_numbers(reference: Run) -> None:
+    told = steps(reference)
+    assert [event.step for event in told] == list(range(1, STEPS + 1))
+    for event in told:
+        assert math.isfinite(event.loss)
+        assert 0 < event.supervised_tokens < event.tokens
+        assert event.seconds > 0
+        assert event.tokens_per_second == pytest.approx(event.tokens / event.seconds)
+        assert event.paused_seconds == 0
+        assert event.epoch == pytest.approx(event.step / 10)
+        assert event.grad_norm > 0
+    assert sum(event.loss for event in told[-5:]) < 0.9 * sum(event.loss for event in told[:5])
+    # Warm-up from zero over a twentieth of the steps, then a cosine down to nearly zero.
+    rates = [event.lr for event in told]
+    assert rates[0] == 0
+    assert max(rates) == pytest.approx(RECIPE["train"]["learning_rate"])
+    assert rates[3:] == sorted(rates[3:], reverse=True)
+    assert rates[-1] < 0.01 * max(rates)
+
+
+def test_data_evaluations_samples_and_memory_are_told(reference: Run) -> None:
+    (data,) = only(DataEvent, reference)
+    assert (data.rows, data.used, data.dropped) == (40, 40, {})
+    assert 0 < data.supervised_tokens < data.tokens
+    assert data.tokens / 40 < data.longest <= 256
+    measured = only(EvalEvent, reference)
+    assert [event.step for event in measured] == [10, 20, 30, 40, STEPS]
+    for event in measured:
+        assert event.perplexity == pytest.approx(math.exp(event.loss))
+        assert event.rows == 5
+        assert event.exact_match is not None
+        assert event.valid_json is not None
+    samples = only(SampleEvent, reference)
+    assert [sample.source for sample in samples[:3]] == ["step-10"] * 3
+    assert all(sample.prompt.startswith("ticket ") for sample in samples)
+    assert only(MemoryEvent, reference)[-1].peak_bytes > 50_000_000  # type: ignore[operator]
+    assert any(event.devices for event in only(HardwareEvent, reference))
+
+
+def test_checkpoints_come_when_due_and_old_ones_go(reference: Run) -> None:
+    written = only(CheckpointEvent, reference)
+    assert [event.step for event in written] == [*range(5, STEPS, 5), STEPS]
+    kept = sorted(path.name for path in reference.checkpoints_path.iterdir())
+    assert kept == ["step-00000040", "step-00000045", f"step-{STEPS:08d}"]
+    newest = reference.path / written[-1].path
+    assert newest.name == kept[-1]
+    files = [path for path in newest.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    assert written[-1].bytes == sum(path.stat().st_size for path in files)
+
+
+def test_the_end_is_told_last_and_written_to_the_state(reference: Run) -> None:
+    told = events(reference)
+    assert type(told[-1]) is FinishedEvent
+    assert [event.t for event in told] == sorted(event.t for event in told)
+    end = ending(reference)
+    best = min(only(EvalEvent, reference), key=lambda event: event.loss)
+    assert (end.step, end.best, end.adapter) == (STEPS, best.step, "adapter")
+    raw = json.loads(reference.state_path.read_text())
+    assert sorted(raw) == sorted(
+        ["state", "reason", "pid", "pid_started", "host", "step", "total_steps", "updated", "socket"]
+    )
+    assert (raw["state"], raw["step"], raw["total_steps"], raw["socket"]) == ("finished", STEPS, STEPS, None)
+    assert raw["host"] == hostname()
+    assert not reference.socket_path.exists()
+    history = read_history(reference)
+    assert history.step == STEPS
+    assert history.skipped == 0
+    assert history.tokens == sum(event.tokens for event in only(StepEvent, reference))
+    assert "Traceback" not in log(reference)
+
+
+def test_the_configuration_is_written_with_every_value(reference: Run) -> None:
+    config = load_config(reference.config_path)
+    assert config == reference.config()
+    assert config.method.dropout == 0.1
+    assert "max_grad_norm = 1.0" in reference.config_path.read_text()
+
+
+def test_the_adapter_is_one_that_peft_loads_with_tokenizer_and_template_beside_it(
+    reference: Run, tiny_model_dir: Path
+) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    model = PeftModel.from_pretrained(base, str(reference.adapter_path))
+    tuned = [weights for name, weights in model.named_parameters() if "lora_B" in name]
+    assert len(tuned) == 14
+    assert all(torch.any(weights != 0) for weights in tuned)
+    tokenizer = AutoTokenizer.from_pretrained(reference.adapter_path)
+    original = AutoTokenizer.from_pretrained(tiny_model_dir)
+    assert tokenizer.get_vocab() == original.get_vocab()
+    turns = [{"role": "user", "content": "hello"}]
+    shown = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert shown == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_everything_is_private_to_the_user(reference: Run) -> None:
+    found = [reference.path, *reference.path.rglob("*")]
+    assert len(found) > 20
+    for path in found:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        assert mode == (0o700 if path.is_dir() else 0o600), f"{path} has mode {mode:o}"
+
+
+def test_a_heart_beats_at_least_every_five_seconds_also_while_paused(workers: Workers) -> None:
+    from core.runs.client import ControlClient
+
+    run = workers.start("heart")
+    wait_until_state(run, "starting")
+    ControlClient(run).request("pause")
+    recorded = wait_until_state(run, "paused")
+    oldest, beats = 0.0, {recorded.updated}
+
+    def look() -> bool:
+        nonlocal oldest
+        state = RunState.read(run.state_path)
+        assert state is not None
+        oldest = max(oldest, time.time() - state.updated)
+        beats.add(state.updated)
+        return len(beats) == 4
+
+    wait_for(look, 20, "three heartbeats")
+    assert oldest <= 5
+    assert (recorded.step, recorded.total_steps, recorded.pid) == (0, STEPS, run.state().pid)
+    assert recorded.socket == str(run.socket_path)
+    assert stat.S_IMODE(run.socket_path.stat().st_mode) == 0o600
+    ControlClient(run).request("stop")
+    assert exit_code(run) == 3

@@ -1,0 +1,177 @@
+"""Killed at any moment, a run goes on to the very result that it would have had."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+
+from core.errors import UserError
+from core.runs.events import CheckpointEvent, EvalEvent, NoticeEvent, StepEvent
+from core.runs.history import read_history
+from core.runs.store import Run
+from core.worker.checkpoint import newest_valid
+from tests.waiting import wait_for
+
+from .workers import (
+    PATIENCE,
+    STEPS,
+    Workers,
+    adapter_bytes,
+    ending,
+    exit_code,
+    failure,
+    finish,
+    kill,
+    log,
+    notice_codes,
+    only,
+    pid_of,
+    signal_worker,
+    steps,
+    wait_until_state,
+    wait_until_step,
+)
+
+
+def assert_same_result(run: Run, reference: Run) -> None:
+    """The run ended as the undisturbed one did: weights to the last bit, and the same history."""
+    assert adapter_bytes(run) == adapter_bytes(reference)
+    history, expected = read_history(run), read_history(reference)
+    assert list(history.loss.steps) == list(range(1, STEPS + 1))
+    assert list(history.loss.values) == list(expected.loss.values)
+    assert [(event.step, event.loss, event.exact_match) for event in history.evals] == [
+        (event.step, event.loss, event.exact_match) for event in expected.evals
+    ]
+    assert ending(run).best == ending(reference).best
+    leftovers = [path for path in run.path.rglob(".*") if path.name.endswith(".tmp")]
+    assert not leftovers
+
+
+def kill_while_a_checkpoint_is_written(run: Run) -> None:
+    """Stop the worker the moment a half-written checkpoint is there, make sure that it still is, and kill."""
+    pid = pid_of(run)
+
+    def half_written() -> bool:
+        assert os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None, log(run)
+        return any(name.startswith(".step-") for name in os.listdir(run.checkpoints_path))
+
+    def stands_still() -> bool:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+    while True:
+        wait_for(half_written, PATIENCE, "a half-written checkpoint", interval=0)
+        os.kill(pid, signal.SIGSTOP)
+        wait_for(stands_still, 10, "the worker to stand still")
+        if half_written():
+            kill(run)
+            return
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_a_run_killed_again_and_again_ends_bit_equal(workers: Workers, reference: Run) -> None:
+    run = workers.start("killed")
+    moment = random.SystemRandom().randint(6, 20)
+    print(f"killed from step {moment} on")  # noqa: T201 - shown when the test fails
+    wait_until_step(run, moment)
+    kill(run)
+    state = run.state()
+    assert state.state == "lost"
+    assert str(state.pid) in state.reason
+    assert state.step >= moment
+
+    workers.resume(run)
+    kill_while_a_checkpoint_is_written(run)
+    assert run.state().state == "lost"
+    found, damaged = newest_valid(run.checkpoints_path)
+    assert found is not None
+    assert damaged == []
+
+    workers.resume(run)
+    wait_until_state(run, "training")
+    known = len(only(CheckpointEvent, run))
+    wait_for(lambda: len(only(CheckpointEvent, run)) > known, PATIENCE, "a checkpoint", interval=0.001)
+    kill(run)
+
+    workers.resume(run)
+    finish(run)
+    assert_same_result(run, reference)
+    assert notice_codes(run).count("resumed") == 3
+    done = [event.step for event in steps(run)]
+    assert len(done) > STEPS, "steps after the last checkpoint were done twice"
+    assert sorted(set(done)) == list(range(1, STEPS + 1))
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> tuple[Workers, Run]:
+    """A run that was stopped after some checkpoints, to be copied and damaged."""
+    found = Workers(tmp_path_factory.mktemp("stopped"), tiny_model_dir)
+    run = found.start("stopped")
+    wait_until_step(run, 17)
+    signal_worker(run, signal.SIGTERM)
+    assert exit_code(run) == 3
+    return found, run
+
+
+def newest_first(run: Run) -> list[Path]:
+    return sorted(run.checkpoints_path.iterdir(), reverse=True)
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(stopped: tuple[Workers, Run], reference: Run) -> None:
+    workers, original = stopped
+    run = workers.copy(original, "damaged")
+    newest, second, _ = newest_first(run)
+    os.truncate(newest / "optimizer.pt", (newest / "optimizer.pt").stat().st_size - 1)
+    raw = bytearray((second / "adapter" / "adapter_model.safetensors").read_bytes())
+    raw[-1] ^= 1
+    (second / "adapter" / "adapter_model.safetensors").write_bytes(raw)
+    workers.resume(run)
+    finish(run)
+    told = [event for event in only(NoticeEvent, run) if event.code == "checkpoint_damaged"]
+    assert [event.message for event in told] == [
+        f"{newest.name}: optimizer.pt is damaged.",
+        f"{second.name}: adapter/adapter_model.safetensors is damaged.",
+    ]
+    assert {event.level for event in told} == {"warning"}
+    assert_same_result(run, reference)
+
+
+def test_what_cannot_be_resumed_exactly_is_refused(stopped: tuple[Workers, Run]) -> None:
+    workers, original = stopped
+    damaged, reconfigured, other_data = (workers.copy(original, name) for name in ("all", "config", "data"))
+    before = len(steps(original))
+    for path in newest_first(damaged):
+        manifest = json.loads((path / "manifest.json").read_text())
+        manifest["step"] += 1
+        (path / "manifest.json").write_text(json.dumps(manifest))
+    text = reconfigured.config_path.read_text()
+    reconfigured.config_path.write_text(text.replace("learning_rate = 0.005", "learning_rate = 0.006"))
+    assert reconfigured.config_path.read_text() != text
+    for run in (damaged, reconfigured):
+        workers.resume(run)
+    assert failure(damaged).reason == f"Run {damaged.id} has no valid checkpoint to go on from."
+    assert notice_codes(damaged) == ["checkpoint_damaged"] * 3
+    assert failure(reconfigured).reason.startswith(f"{reconfigured.config_path} has changed since step-")
+    kept = workers.train_data.read_text()
+    workers.train_data.write_text(kept.replace("billing", "shipping", 1))
+    try:
+        workers.resume(other_data)
+        last = failure(other_data)
+    finally:
+        workers.train_data.write_text(kept)
+    assert last.reason.startswith("The training data has changed since step-")
+    assert "new run" in last.hint
+    for run in (damaged, reconfigured, other_data):
+        assert len(steps(run)) == before
+        assert len(newest_first(run)) == 3
+
+
+def test_a_finished_run_cannot_be_continued(workers: Workers, reference: Run) -> None:
+    with pytest.raises(UserError, match="finished"):
+        workers.resume(reference)
+    assert isinstance(steps(reference)[-1], StepEvent)
+    assert only(EvalEvent, reference)

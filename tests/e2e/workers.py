@@ -1,0 +1,233 @@
+"""Real workers on a tiny model: started, watched, killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from core.config.schema import Config
+from core.runs import launcher
+from core.runs.events import Event, FailedEvent, FinishedEvent, NoticeEvent, StepEvent
+from core.runs.state import RunState
+from core.runs.store import Run
+from core.runs.tail import EventTail
+from tests.waiting import wait_for
+
+E = TypeVar("E", bound=Event)
+
+#: Seconds for a worker to get anywhere: it takes a few by itself, and many where the machine is busy.
+PATIENCE = 120.0
+STEPS = 48
+#: What every run does unless a test says otherwise: dropout is on, evaluations with answers come in between.
+RECIPE: dict[str, dict[str, Any]] = {
+    "method": {"name": "qlora", "rank": 4, "alpha": 8, "dropout": 0.1},
+    "train": {"max_steps": STEPS, "batch_size": 4, "max_length": 256, "learning_rate": 5e-3, "seed": 7},
+    "eval": {"every_steps": 10, "exact_match": True},
+    "checkpoint": {"every_steps": 5, "keep": 3},
+    "hardware": {"device": "cpu"},
+    "chat": {"max_new_tokens": 8},
+}
+_AREAS = ("billing", "login", "printer", "network", "refund")
+
+
+def write_rows(path: Path, count: int, seed: int = 1) -> Path:
+    """Write conversations of different lengths, the same ones for the same arguments."""
+    dice = random.Random(seed)
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(count):
+            words = " ".join(dice.choice(_AREAS) for _ in range(dice.randint(1, 12)))
+            answer = json.dumps({"area": dice.choice(_AREAS), "ref": number})
+            turns = [{"role": "user", "content": f"ticket {words}"}, {"role": "assistant", "content": answer}]
+            file.write(json.dumps({"messages": turns}) + "\n")
+    return path
+
+
+@dataclass
+class Workers:
+    """Starts workers in a home of their own.
+
+    Args:
+        directory: Holds the home and the data.
+        model: The base model.
+    """
+
+    directory: Path
+    model: Path
+    runs: list[Run] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.train_data = write_rows(self.directory / "train.jsonl", 40, seed=1)
+        self.eval_data = write_rows(self.directory / "eval.jsonl", 5, seed=2)
+        self.home = self.directory / "home"
+
+    def config(self, **sections: dict[str, Any]) -> Config:
+        """The recipe with some options changed."""
+        values: dict[str, dict[str, Any]] = {name: dict(section) for name, section in RECIPE.items()}
+        values["model"] = {"base": str(self.model)}
+        values["data"] = {"train": str(self.train_data), "eval": str(self.eval_data)}
+        for name, section in sections.items():
+            values[name] = values.get(name, {}) | section
+        return Config.model_validate(values)
+
+    @contextlib.contextmanager
+    def environment(self, **variables: str) -> Any:
+        """The environment that workers are started in."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {"LOCALTUNE_HOME": str(self.home), "OMP_NUM_THREADS": "1", **variables}.items():
+                patch.setenv(name, value)
+            yield
+
+    def start(self, name: str = "tiny", variables: dict[str, str] | None = None, **sections: dict[str, Any]) -> Run:
+        """Start a run of the recipe with some options changed."""
+        config = self.config(**sections)
+        with self.environment(**(variables or {})):
+            run = launcher.start_run(config, name)
+        self.runs.append(run)
+        return run
+
+    def resume(self, run: Run) -> None:
+        """Let an ended run go on."""
+        with self.environment():
+            launcher.continue_run(run)
+
+    def copy(self, run: Run, name: str) -> Run:
+        """An ended run once more, to be damaged."""
+        twin = Run(run.path.with_name(f"{run.id}-{name}"))
+        shutil.copytree(run.path, twin.path)
+        self.runs.append(twin)
+        return twin
+
+    def close(self) -> None:
+        """Kill what is still there."""
+        for run in self.runs:
+            state = RunState.read(run.state_path)
+            if state is not None and state.pid is not None and not run.state().is_over:
+                with contextlib.suppress(ProcessLookupError):  # it may end by itself at this moment
+                    os.kill(state.pid, signal.SIGKILL)
+                exit_code(run)
+
+
+def pid_of(run: Run) -> int:
+    """The pid of a run's worker, once it has written it."""
+
+    def written() -> int | None:
+        state = RunState.read(run.state_path)
+        return state.pid if state else None
+
+    pid = wait_for(written, PATIENCE, f"the worker of {run.id} to begin")
+    assert pid is not None
+    return pid
+
+
+def exit_code(run: Run) -> int:
+    """Wait for the newest worker of a run to end; its exit code, negative for the signal that killed it."""
+    pid = pid_of(run)
+    flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    ended = wait_for(lambda: os.waitid(os.P_PID, pid, flags), PATIENCE, f"the worker of {run.id} to end")
+    assert ended is not None
+    launcher.reap()
+    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+
+
+def signal_worker(run: Run, number: signal.Signals) -> None:
+    """Send the worker of a run a signal."""
+    os.kill(pid_of(run), number)
+
+
+def kill(run: Run) -> None:
+    """``kill -9`` the worker of a run and wait until it is gone."""
+    signal_worker(run, signal.SIGKILL)
+    assert exit_code(run) == -signal.SIGKILL
+
+
+def wait_until_step(run: Run, step: int) -> None:
+    """Wait until a step of a run is done."""
+
+    def reached() -> bool:
+        state = run.state()
+        assert not state.is_over or state.step >= step, (state, log(run))
+        return state.step >= step and state.state != "starting"
+
+    wait_for(reached, PATIENCE, f"step {step} of {run.id}", interval=0.002)
+
+
+def wait_until_state(run: Run, *states: str) -> RunState:
+    """Wait until a run is in one of some states."""
+
+    def reached() -> RunState | None:
+        state = run.state()
+        assert not state.is_over or state.state in states, (state, log(run))
+        return state if state.state in states else None
+
+    state = wait_for(reached, PATIENCE, f"{run.id} to be {' or '.join(states)}")
+    assert state is not None
+    return state
+
+
+def log(run: Run) -> str:
+    """What the workers of a run have printed."""
+    return run.log_path.read_text(encoding="utf-8", errors="replace") if run.log_path.exists() else ""
+
+
+def events(run: Run) -> list[Event]:
+    """Everything that a run has told."""
+    return EventTail(run.events_path).read_all()
+
+
+def only(kind: type[E], source: Run | Iterable[Event]) -> list[E]:
+    """The events of one type."""
+    found = events(source) if isinstance(source, Run) else source
+    return [event for event in found if type(event) is kind]
+
+
+def steps(run: Run) -> list[StepEvent]:
+    """The steps of a run."""
+    return only(StepEvent, run)
+
+
+def notice_codes(run: Run) -> list[str]:
+    """What a run has given notice of."""
+    return [notice.code for notice in only(NoticeEvent, run)]
+
+
+def ending(run: Run) -> FinishedEvent:
+    """The last event of a run."""
+    last = events(run)[-1]
+    assert isinstance(last, FinishedEvent), (last, log(run))
+    return last
+
+
+def failure(run: Run) -> FailedEvent:
+    """How a run failed: it left with 4, and the record of it is a sentence, not a traceback."""
+    assert exit_code(run) == 4, log(run)
+    state, last = run.state(), ending(run)
+    assert state.state == "failed"
+    assert isinstance(last, FailedEvent)
+    assert state.reason == last.reason
+    assert "Traceback" not in run.events_path.read_text()
+    assert "should not happen" not in last.reason, log(run)
+    assert "\n" not in last.reason
+    assert last.reason.endswith((".", ")"))
+    return last
+
+
+def adapter_bytes(run: Run) -> bytes:
+    """The weights of the final adapter."""
+    return (run.adapter_path / "adapter_model.safetensors").read_bytes()
+
+
+def finish(run: Run) -> None:
+    """Wait for a run to finish."""
+    code = exit_code(run)
+    assert code == 0, (run.state(), log(run))
+    assert run.state().state == "finished"

@@ -1,0 +1,197 @@
+"""The command line as a whole: what it loads, how it refuses, what it exits with."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from core import __version__
+from core.commands import COMMANDS, common, load_command
+from core.errors import UserError
+from tui.__main__ import main
+
+ROOT = Path(__file__).parents[1]
+HEAVY = {
+    "accelerate",
+    "bitsandbytes",
+    "datasets",
+    "numpy",
+    "peft",
+    "pydantic",
+    "rich",
+    "safetensors",
+    "textual",
+    "tomlkit",
+    "torch",
+    "transformers",
+}
+
+
+def _run(*words: str, home: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = dict(os.environ) | ({"LOCALTUNE_HOME": str(home)} if home else {})
+    return subprocess.run(
+        [sys.executable, "-m", "tui", *words],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def _loaded(*words: str) -> set[str]:
+    """The packages that a command line has loaded when it is through."""
+    program = (
+        "import sys\n"
+        "from tui.__main__ import main\n"
+        "try:\n    main(sys.argv[1:])\n"
+        "except SystemExit:\n    pass\n"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return set(result.stderr.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--help"], *([name, "--help"] for name in COMMANDS), []])
+def test_help_and_version_load_nothing_heavy(words: list[str]) -> None:
+    loaded = _loaded(*words)
+    assert "argparse" in loaded
+    assert not loaded & HEAVY
+
+
+@pytest.mark.parametrize("words", [["runs"], ["watch", "latest"], ["stop", "latest"]])
+def test_commands_load_no_training_stack(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path))
+    assert not _loaded(*words) & {
+        "torch",
+        "transformers",
+        "peft",
+        "bitsandbytes",
+        "datasets",
+        "numpy",
+        "textual",
+        "rich",
+    }
+
+
+def test_version() -> None:
+    result = _run("--version")
+    assert (result.returncode, result.stdout) == (0, f"localtune-tui {__version__}\n")
+
+
+def test_help_lists_every_command() -> None:
+    result = _run("--help")
+    assert result.returncode == 0
+    for name in COMMANDS:
+        assert f"\n  {name} " in result.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_takes_json_and_is_explained(name: str) -> None:
+    result = _run(name, "--help")
+    assert result.returncode == 0
+    assert "--json" in result.stdout
+    assert callable(load_command(name).run)
+
+
+def test_the_app_needs_a_terminal() -> None:
+    result = _run()
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.count("\n") == 1
+    assert "needs a terminal" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["wach"], "Did you mean 'localtune-tui watch'?"),
+        (["none.toml"], "neither a command nor a configuration file"),
+        (["train"], "CONFIG"),
+        (["watch", "--jsn", "x"], "--jsn"),
+        (["--run"], "--run"),
+    ],
+)
+def test_wrong_usage_exits_with_2(words: list[str], said: str) -> None:
+    result = _run(*words)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_error_is_one_line_and_exits_with_1(tmp_path: Path) -> None:
+    result = _run("watch", "latest", home=tmp_path)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("localtune-tui: There are no runs yet. ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_errors_are_safe_for_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> int:
+        raise UserError("bad \x1b]52;c;x\x07 name", "two\nlines")
+
+    assert common.invoke(fail) == 1
+    err = capsys.readouterr().err
+    assert "\x1b" not in err
+    assert err.count("\n") == 1
+
+
+def test_a_mistake_of_ours_shows_no_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> int:
+        raise RuntimeError("unexpected")
+
+    monkeypatch.delenv("LOCALTUNE_DEBUG", raising=False)
+    assert common.invoke(fail) == 1
+    err = capsys.readouterr().err
+    assert "RuntimeError: unexpected" in err
+    assert "Traceback" not in err
+    monkeypatch.setenv("LOCALTUNE_DEBUG", "1")
+    common.invoke(fail)
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_ctrl_c_exits_with_130() -> None:
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    assert common.invoke(interrupted) == 130
+
+
+def test_json_never_has_a_bare_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    common.emit({"loss": float("nan"), "high": [float("inf")], "text": "é"})
+    assert capsys.readouterr().out == '{"loss": "NaN", "high": ["Infinity"], "text": "é"}\n'
+
+
+def test_the_app_opens_what_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[tuple[object, ...]] = []
+
+    class Recorded:
+        def __init__(self, config_path: Path | None = None, run: str | None = None, demo: bool = False) -> None:
+            opened.append((config_path, run, demo))
+
+        def run(self) -> None:
+            return None
+
+    monkeypatch.setattr("tui.app.LocaltuneApp", Recorded)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    config = tmp_path / "a.toml"
+    config.write_text("")
+    assert [main(words) for words in ([], [str(config)], ["--run", "latest"], ["--demo"])] == [0, 0, 0, 0]
+    assert opened == [(None, None, False), (config, None, False), (None, "latest", False), (None, None, True)]

@@ -1,0 +1,65 @@
+"""What a fresh interpreter has loaded after importing a part: the training stack never, and only light things before the
+first paint."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import core
+import tui
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "datasets", "accelerate", "numpy", "safetensors", "gguf", "trl"}
+INTERFACE = {"textual", "rich", "tui", "themes"}
+
+
+def loaded_by(program: str) -> set[str]:
+    """Top-level names in ``sys.modules`` after a program, in a fresh interpreter."""
+    ended = subprocess.run(
+        [sys.executable, "-c", f"{program}\nimport sys\nprint('\\n'.join(sys.modules))"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return set(ended.stdout.split())
+
+
+def modules_of(package: object) -> list[str]:
+    """All modules of a package."""
+    paths, name = package.__path__, package.__name__  # type: ignore[attr-defined]
+    return sorted(module.name for module in pkgutil.walk_packages(paths, f"{name}."))
+
+
+def test_all_of_core_but_the_worker_is_light_and_knows_no_interface() -> None:
+    names = [name for name in modules_of(core) if not name.startswith("core.worker") and "__main__" not in name]
+    loaded = loaded_by(f"import {', '.join(names)}")
+    assert not HEAVY & loaded
+    assert not INTERFACE & loaded
+    assert not {name for name in loaded if name.startswith("core.worker")}
+
+
+def test_all_of_the_interface_is_light() -> None:
+    names = [name for name in modules_of(tui) if "__main__" not in name]
+    loaded = loaded_by(f"import {', '.join(names)}, themes.loader")
+    assert not HEAVY & loaded
+    assert not {name for name in loaded if name.startswith("core.worker")}
+
+
+@pytest.mark.parametrize("name", ["pydantic", "tomlkit", "pynvml", "psutil", "tui.panes.data", "tui.panes.config"])
+def test_nothing_slow_is_imported_before_the_first_paint(name: str) -> None:
+    assert name not in loaded_by("from tui.app import LocaltuneApp; LocaltuneApp()")
+    assert name not in loaded_by("import tui.__main__")
+
+
+def test_the_arguments_need_no_textual() -> None:
+    assert not {"textual", "rich", "pydantic"} & loaded_by("import tui.__main__")

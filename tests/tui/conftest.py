@@ -1,0 +1,33 @@
+"""Every test of the app has a home of its own, and devices that do not change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from core.hardware.snapshot import Device
+
+CPU = Device(
+    index=0,
+    kind="cpu",
+    name="CPU",
+    utilization=3.0,
+    memory_used=4_000_000_000,
+    memory_total=32_000_000_000,
+)
+
+
+@pytest.fixture
+def home(private_home: Path) -> Path:
+    """The home of localtune, there and empty."""
+    private_home.mkdir(parents=True, exist_ok=True)
+    return private_home
+
+
+@pytest.fixture(autouse=True)
+def _plain_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU at rest, and nothing in the environment that changes how the app looks."""
+    monkeypatch.setattr("core.hardware.sampler.snapshot", lambda: [CPU])
+    for name in ("NO_COLOR", "TEXTUAL_THEME", "TEXTUAL_ANIMATIONS", "TEXTUAL_COLOR_SYSTEM"):
+        monkeypatch.delenv(name, raising=False)

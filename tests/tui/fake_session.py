@@ -1,0 +1,80 @@
+"""A chat session that says what a test wants, token by token."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from core.chat.engine import Progress
+from core.chat.request import GenerationSettings, Source
+from core.chat.session import Answer, ChatSession, Token
+from core.errors import UserError
+from core.runs.store import Run
+
+
+class FakeSession:
+    """Answers each question with the words of its script; a gate, where there is one, lets out one token at a time.
+
+    Args:
+        script: Words of the answers of each source.
+        step: Which step the tuned model claims to be; None for a trained adapter.
+    """
+
+    has_tuned = True
+    description = "a fake"
+
+    def __init__(self, script: dict[Source, list[str]], *, step: int | None = None) -> None:
+        self.script = script
+        self.step = step
+        self.asked: list[tuple[Source, list[dict[str, str]], GenerationSettings]] = []
+        self.gate: threading.Semaphore | None = None
+        self.load_gate: threading.Event | None = None
+        self.error: UserError | None = None
+        self.prepared = 0
+        self.closed = False
+        self.cancelled = threading.Event()
+
+    def prepare(self, progress: Progress) -> None:
+        self.prepared += 1
+        progress("loading the weights", 1, 4)
+        if self.load_gate is not None and not self.load_gate.wait(10):
+            raise AssertionError("the test never opened the gate")
+
+    def generate(
+        self, messages: Sequence[dict[str, str]], source: Source, settings: GenerationSettings
+    ) -> Iterator[Token | Answer]:
+        self.asked.append((source, list(messages), settings))
+        self.cancelled.clear()
+        if self.error is not None:
+            raise self.error
+        said: list[str] = []
+        for word in self.script[source]:
+            if self.gate is not None:
+                while not self.gate.acquire(timeout=0.01):
+                    if self.cancelled.is_set():
+                        break
+            if self.cancelled.is_set():
+                break
+            said.append(word)
+            yield Token(word)
+        name = "base" if source == "base" else "adapter" if self.step is None else f"step-{self.step}"
+        finish = "cancelled" if self.cancelled.is_set() else "stop"
+        yield Answer("".join(said), len(said), 0.16, 21.4, name, finish)  # type: ignore[arg-type]
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+    def close(self) -> None:
+        self.closed = True
+        self.cancelled.set()
+
+
+def factory(*sessions: FakeSession) -> Callable[[Run | Path | str], ChatSession]:
+    """Gives out these sessions, one after the other, and the last one again and again."""
+    waiting = list(sessions)
+
+    def open_session(_: Run | Path | str) -> ChatSession:
+        return waiting.pop(0) if len(waiting) > 1 else waiting[0]
+
+    return open_session

@@ -1,0 +1,91 @@
+"""One pane in a small app, with the themes, the keys and the frame of the real one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from textual import events
+from textual.app import App, ComposeResult
+from textual.containers import Container
+from textual.pilot import Pilot
+from textual.widget import Widget
+
+import tui.app
+from themes.loader import DEFAULT, load_builtin, variable_defaults
+from tui.keys import KeyTable
+
+#: Text that takes over a careless terminal: an escape sequence, OSC 52, C1, NUL, DEL, bidi, an unbalanced markup tag.
+HOSTILE = "a\x1b[31mb\x1b]52;c;aGk=\x07c\x9b2Jd\x00e\x7ff\u202eg\u2066h[/]i[bold]j\u0085k"
+#: What of it must never reach a terminal.
+FORBIDDEN = set("\x1b\x07\x9b\x00\x7f\u202e\u2066\x85")
+
+
+class Frame(Container):
+    """Stands for the slot of the main screen."""
+
+
+class PaneApp(App[None]):
+    """Shows one pane, and keeps what it posts."""
+
+    CSS_PATH: ClassVar[str] = str(Path(tui.app.__file__).parent / "app.tcss")
+    CSS = "Frame { height: 1fr; } Frame > * { border: round $border; }"
+
+    def __init__(self, pane: Widget) -> None:
+        super().__init__()
+        self.pane = pane
+        self.keys = KeyTable()
+        self.copied: list[str] = []
+        for theme in load_builtin():
+            self.register_theme(theme)
+        self.theme = DEFAULT
+
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        return variable_defaults(self.current_theme.dark)
+
+    def compose(self) -> ComposeResult:
+        with Frame():
+            yield self.pane
+
+    def on_mount(self) -> None:
+        preferred = self.pane.query(".-first-focus").first()
+        preferred.focus()
+
+    def copy_to_clipboard(self, text: str) -> None:
+        self.copied.append(text)
+
+
+def screen_lines(app: App[Any]) -> list[str]:
+    """What the terminal shows, a line each."""
+    strips = app.screen._compositor.render_strips()
+    return ["".join(segment.text for segment in strip) for strip in strips]
+
+
+def screen_text(app: App[Any]) -> str:
+    """What the terminal shows."""
+    return "\n".join(screen_lines(app))
+
+
+async def paste(pilot: Pilot[Any], text: str) -> None:
+    """Paste a text where the focus is, as a terminal with bracketed paste does."""
+    await pilot.pause()
+    focused = pilot.app.focused
+    assert focused is not None
+    focused.post_message(events.Paste(text))
+    await pilot.pause()
+
+
+async def wait_for(pilot: Pilot[Any], condition: Callable[[], object], seconds: float = 10.0) -> None:
+    """Let the app run until something holds.
+
+    Raises:
+        AssertionError: If it does not hold in time; the screen is in the message.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not in time; the screen:\n{screen_text(pilot.app)}"
+        await asyncio.sleep(0.01)
+        await pilot.pause()

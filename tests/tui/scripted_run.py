@@ -1,0 +1,216 @@
+"""A run directory written by hand, event by event, for tests and measurements of the app: real files, no worker.
+
+Also a program: ``python -m tests.tui.scripted_run HOME`` writes a run that trains for a while.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import random
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from core.hardware.snapshot import Device
+from core.runs import events
+from core.runs.process import hostname, own_identity
+from core.runs.state import RunState
+from core.runs.store import Run
+
+CONFIG = """\
+[model]
+base = "SmolLM2-135M-Instruct"
+[data]
+train = "/data/tickets_train.jsonl"
+[method]
+name = "qlora"
+rank = 16
+"""
+GPU = Device(
+    index=0,
+    kind="cuda",
+    name="NVIDIA GeForce RTX 4090",
+    temperature_c=71.0,
+    temperature_limit_c=83.0,
+    memory_used=18_200_000_000,
+    memory_total=24_000_000_000,
+    utilization=98.0,
+    power_w=312.0,
+    power_limit_w=450.0,
+    fan=54.0,
+    clock=2520.0,
+)
+
+
+class ScriptedRun:
+    """Writes a run as its worker would; this process stands in for the worker.
+
+    Args:
+        home: The home of localtune.
+        identity: The run's id.
+        total: Steps of the run.
+        start: Unix time of its first event; events then follow each other on a clock of their own. None: the real time.
+    """
+
+    def __init__(
+        self, home: Path, identity: str = "20261124-143600-tickets", *, total: int = 120, start: float | None = None
+    ) -> None:
+        self.run = Run(home / "runs" / identity)
+        self.run.path.mkdir(parents=True)
+        self.run.config_path.write_text(CONFIG, encoding="utf-8")
+        self.total = total
+        self.now = start
+        self._random = random.Random(7)
+        pid, started = own_identity()
+        self.state = RunState(
+            state="queued", pid=pid, pid_started=started, host=hostname(), total_steps=total, updated=time.time()
+        )
+        self.write_state()
+
+    def pass_time(self, seconds: float) -> float:
+        """Let the run's own clock go on; its present."""
+        if self.now is None:
+            return time.time()
+        self.now += seconds
+        return self.now
+
+    def write_state(self, **changes: Any) -> None:
+        """Replace the state, with the heartbeat of now."""
+        self.state = replace(self.state, **{"updated": time.time(), **changes})
+        self.state.write(self.run.state_path)
+
+    def write(self, *new: events.Event) -> None:
+        """Append events."""
+        with self.run.events_path.open("a", encoding="utf-8") as file:
+            for event in new:
+                file.write(events.encode_event(event))
+
+    def phase(self, name: str, seconds: float = 1.0, **fields: Any) -> None:
+        """Enter a phase."""
+        self.write(events.PhaseEvent(t=self.pass_time(seconds), name=name, **fields))
+
+    def begin(self) -> None:
+        """All phases up to the first step."""
+        self.write_state(state="starting")
+        for name, seconds in (("importing", 0.0), ("loading_model", 3.1), ("preparing_data", 2.2)):
+            self.phase(name, seconds)
+        self.write(
+            events.DataEvent(
+                t=self.pass_time(0.4), rows=412, used=412, dropped={}, tokens=39552, supervised_tokens=9888, longest=212
+            )
+        )
+        self.phase("rehearsing", 0.6, detail="longest batch 8×212")
+        self.phase("training", 1.5)
+        self.write_state(state="training")
+
+    def loss_at(self, step: int) -> float:
+        """A curve as training has it: steep, then flat, and noisy."""
+        return (
+            2.0 * math.exp(-step / (self.total / 8)) + 0.38 + self._random.gauss(0, 0.05) * math.exp(-step / self.total)
+        )
+
+    def steps(self, first: int, last: int, *, seconds: float = 1.1, **fields: Any) -> None:
+        """Optimizer steps, ``last`` included."""
+        for step in range(first, last + 1):
+            values: dict[str, Any] = {
+                "loss": self.loss_at(step),
+                "lr": 1e-3 * (0.5 + 0.5 * math.cos(math.pi * step / self.total)),
+                "grad_norm": 0.5 + abs(self._random.gauss(0, 0.1)),
+                **fields,
+            }
+            self.write(
+                events.StepEvent(
+                    t=self.pass_time(seconds),
+                    step=step,
+                    epoch=step / 52,
+                    tokens=350,
+                    supervised_tokens=88,
+                    seconds=seconds,
+                    tokens_per_second=350 / seconds,
+                    **values,
+                )
+            )
+        self.write_state(step=last)
+
+    def evaluate(self, step: int, loss: float, exact_match: float | None = None) -> None:
+        """A measurement."""
+        self.write(
+            events.EvalEvent(
+                t=self.pass_time(2.0),
+                step=step,
+                loss=loss,
+                perplexity=math.exp(loss),
+                seconds=2.0,
+                exact_match=exact_match,
+                rows=60,
+            )
+        )
+
+    def checkpoint(self, step: int) -> None:
+        """A checkpoint, told and (as an empty directory with a manifest) there."""
+        name = f"checkpoints/step-{step:08d}"
+        (self.run.path / name).mkdir(parents=True, exist_ok=True)
+        (self.run.path / name / "manifest.json").write_text("{}", encoding="utf-8")
+        self.write(events.CheckpointEvent(t=self.pass_time(1.2), step=step, path=name, bytes=39_000_000, seconds=1.2))
+
+    def hardware(self, *devices: Device, energy_wh: float | None = 1.9) -> None:
+        """A sample of the devices."""
+        shown = devices or (GPU,)
+        self.write(
+            events.HardwareEvent(
+                t=self.pass_time(0.0), devices=[device.to_dict() for device in shown], energy_wh=energy_wh
+            )
+        )
+
+    def train_to(self, step: int) -> None:
+        """Everything up to a step, with an evaluation, a checkpoint and a notice where one would expect them."""
+        self.begin()
+        for first in range(1, step + 1, 30):
+            last = min(first + 29, step)
+            self.steps(first, last)
+            if last % 30 == 0:
+                self.checkpoint(last)
+                self.evaluate(last, 0.41 + 1.4 * math.exp(-last / 20), 0.83)
+        self.hardware()
+
+    def end(self, state: str, reason: str = "", hint: str = "") -> None:
+        """The end, as the worker writes it."""
+        kind = {"finished": events.FinishedEvent, "stopped": events.StoppedEvent, "failed": events.FailedEvent}[state]
+        self.write(kind(t=self.pass_time(0.5), reason=reason, step=self.state.step, adapter="adapter", hint=hint))
+        self.write_state(state=state, reason=reason)
+
+
+def main() -> None:
+    """Write a run in real time."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("home", type=Path)
+    parser.add_argument("--total", type=int, default=600)
+    parser.add_argument("--before", type=int, default=0, help="steps that are there at once")
+    parser.add_argument("--seconds", type=float, default=0.5, help="seconds a step")
+    parser.add_argument("--id", default="")
+    arguments = parser.parse_args()
+    script = ScriptedRun(
+        arguments.home, arguments.id or f"{time.strftime('%Y%m%d-%H%M%S')}-tickets", total=arguments.total
+    )
+    script.begin()
+    if arguments.before:
+        script.steps(1, arguments.before)
+    watched = os.getppid()
+    for step in range(arguments.before + 1, arguments.total + 1):
+        if os.getppid() != watched:
+            return
+        time.sleep(arguments.seconds)
+        script.steps(step, step, seconds=arguments.seconds)
+        if step % 30 == 0:
+            script.checkpoint(step)
+            script.evaluate(step, script.loss_at(step) + 0.03, 0.8)
+        temperature = 70 + 4 * math.sin(step / 9)
+        script.hardware(replace(GPU, temperature_c=round(temperature), power_w=300 + 20 * math.sin(step / 5)))
+    script.end("finished")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""The app in a real pseudo-terminal: started, typed at, resized, hung up, and what it draws read as a screen."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pty
+import select
+import signal
+import struct
+import sys
+import termios
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pyte
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Terminal:
+    """A child in a pseudo-terminal of its own; bytes are kept as they came.
+
+    Args:
+        command: What is run.
+        size: Columns and rows.
+        environment: Variables on top of a small fixed set.
+    """
+
+    def __init__(
+        self, command: Sequence[str], size: tuple[int, int] = (80, 24), environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.size = size
+        self.output = b""
+        self.status: int | None = None
+        self._screen = pyte.Screen(*size)
+        self._stream = pyte.ByteStream(self._screen)
+        variables = {
+            "PATH": os.environ.get("PATH", ""),
+            "HOME": os.environ.get("HOME", "/"),
+            "LANG": "C.UTF-8",
+            "TERM": "xterm-256color",
+            "PYTHONPATH": str(ROOT),
+            **(environment or {}),
+        }
+        self.started = time.monotonic()
+        self.pid, self.descriptor = pty.fork()
+        if self.pid == 0:
+            try:
+                fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", size[1], size[0], 0, 0))
+                os.execvpe(command[0], list(command), variables)  # noqa: S606
+            finally:
+                os._exit(127)
+
+    @classmethod
+    def app(
+        cls, *arguments: str, size: tuple[int, int] = (80, 24), environment: Mapping[str, str] | None = None
+    ) -> Terminal:
+        """localtune-tui itself."""
+        return cls([sys.executable, "-m", "tui", *arguments], size, environment)
+
+    def pump(self, seconds: float = 0.05) -> bytes:
+        """Read what comes within so many seconds; empty when nothing does, or when the child has gone."""
+        ready, _, _ = select.select([self.descriptor], [], [], seconds)
+        if not ready:
+            return b""
+        try:
+            data = os.read(self.descriptor, 1 << 16)
+        except OSError:
+            return b""
+        self.output += data
+        self._stream.feed(data)
+        return data
+
+    def wait_for(self, condition: Callable[[], object], seconds: float = 20.0) -> None:
+        """Read until something holds.
+
+        Raises:
+            AssertionError: If it does not in time; the screen is in the message.
+        """
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"not in time; the screen:\n{self.text}"
+            self.pump()
+
+    def wait_for_text(self, text: str, seconds: float = 20.0) -> None:
+        """Read until a text is on the screen."""
+        self.wait_for(lambda: text in self.text, seconds)
+
+    @property
+    def text(self) -> str:
+        """The screen."""
+        return "\n".join(self._screen.display)
+
+    def press(self, keys: str) -> None:
+        """Type."""
+        os.write(self.descriptor, keys.encode())
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the child."""
+        os.kill(self.pid, number)
+
+    def hang_up(self) -> None:
+        """Close the terminal, as a broken connection does."""
+        os.close(self.descriptor)
+        self.descriptor = -1
+
+    def has_ended(self) -> bool:
+        """Whether the child has gone; its exit status is then in ``status``."""
+        if self.status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.status = os.waitstatus_to_exitcode(status)
+        return self.status is not None
+
+    def wait_for_end(self, seconds: float = 20.0) -> int:
+        """Read until the child has gone.
+
+        Raises:
+            AssertionError: If it does not go in time.
+        """
+        deadline = time.monotonic() + seconds
+        while not self.has_ended():
+            assert time.monotonic() < deadline, f"still there; the screen:\n{self.text}"
+            if self.descriptor >= 0:
+                self.pump()
+            else:
+                time.sleep(0.02)
+        while self.descriptor >= 0 and self.pump():
+            pass
+        assert self.status is not None
+        return self.status
+
+    def close(self) -> None:
+        """End the child in any case."""
+        with contextlib.suppress(ProcessLookupError):
+            if not self.has_ended():
+                self.signal(signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,442 @@
+"""The whole app under Pilot: sizes, keys, attaching, control, and how it is left."""
+
+from __future__ import annotations
+
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.message import Message
+from textual.pilot import Pilot
+from textual.widgets import Input
+
+from core.errors import UserError
+from core.runs.store import Run
+from tests.tui.harness import screen_text, wait_for
+from tests.tui.scripted_run import ScriptedRun
+from tui.app import LocaltuneApp
+from tui.messages import ActionFailed, DatasetChosen, RunAdvanced, RunAttached, StartRequested
+from tui.panes import TILED
+from tui.screens.choice import ChoiceDialog
+from tui.screens.dialogs import QuitDialog
+from tui.screens.help import HelpScreen
+from tui.widgets.line_chart import LineChart
+from tui.widgets.too_small import TooSmall
+
+
+async def ready(pilot: Pilot[Any]) -> LocaltuneApp:
+    """Wait until all panes are there and the configuration is loaded."""
+    app = pilot.app
+    assert isinstance(app, LocaltuneApp)
+    await wait_for(pilot, lambda: app.state.document is not None)
+    return app
+
+
+def shown(app: LocaltuneApp) -> set[str]:
+    """The panes on the screen."""
+    return {slot.spec.id for slot in app.main.query("PaneSlot").results() if slot.display}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 34), (60, 20)])
+async def test_a_small_terminal_shows_one_pane_and_numbers_switch(size: tuple[int, int]) -> None:
+    async with LocaltuneApp().run_test(size=size) as pilot:
+        app = await ready(pilot)
+        assert shown(app) == {"train"}
+        for key, name in (("1", "data"), ("2", "config"), ("5", "runs"), ("3", "train")):
+            await pilot.press(key)
+            assert shown(app) == {name}
+            assert app.focused is not None
+            assert app.main.slot(name).has_focus_within
+
+
+@pytest.mark.parametrize("size", [(160, 45), (200, 50)])
+async def test_a_large_terminal_tiles_four_panes_and_a_number_zooms(size: tuple[int, int]) -> None:
+    async with LocaltuneApp().run_test(size=size) as pilot:
+        app = await ready(pilot)
+        assert shown(app) == set(TILED)
+        await pilot.press("2")
+        assert shown(app) == {"config"}
+        await pilot.press("0")
+        assert shown(app) == set(TILED)
+        await pilot.press("3", "3")
+        assert shown(app) == set(TILED)
+        await pilot.press("5")
+        assert shown(app) == {"runs"}
+        await pilot.press("0")
+        assert (shown(app), app.main.current) == (set(TILED), "train")
+
+
+async def test_the_layout_follows_the_terminal_live() -> None:
+    async with LocaltuneApp().run_test(size=(200, 50)) as pilot:
+        app = await ready(pilot)
+        await pilot.resize_terminal(80, 24)
+        await wait_for(pilot, lambda: shown(app) == {"train"})
+        await pilot.resize_terminal(50, 15)
+        await wait_for(pilot, lambda: app.main.query_one(TooSmall).display)
+        assert "50×15 is too small" in screen_text(app)
+        assert "at least 60×20" in screen_text(app)
+        await pilot.resize_terminal(160, 45)
+        await wait_for(pilot, lambda: shown(app) == set(TILED))
+        assert not app.main.query_one(TooSmall).display
+
+
+async def test_number_keys_are_text_in_a_text_input() -> None:
+    async with LocaltuneApp().run_test(size=(80, 24)) as pilot:
+        app = await ready(pilot)
+        await pilot.press("5", "slash")
+        await wait_for(pilot, lambda: isinstance(app.focused, Input))
+        await pilot.press("1", "q")
+        assert isinstance(app.focused, Input)
+        assert app.focused.value == "1q"
+        assert shown(app) == {"runs"}
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: not isinstance(app.focused, Input))
+
+
+async def test_the_app_attaches_to_the_live_run_and_says_so_once(home: Path) -> None:
+    ScriptedRun(home, "20261124-100000-over").end("finished")
+    script = ScriptedRun(home)
+    script.train_to(64)
+    async with LocaltuneApp().run_test(size=(120, 34), notifications=True) as pilot:
+        app = await ready(pilot)
+        await wait_for(pilot, lambda: app.state.view is not None)
+        assert app.state.view is not None
+        assert app.state.view.run.id == script.run.id
+        await wait_for(pilot, lambda: "Attached to" in screen_text(app))
+        assert [note.message for note in app._notifications] == [f"Attached to {script.run.id}, which is training."]
+        text = screen_text(app)
+        for expected in ("64/120", "eval 0.480 @60", "18.2/24.0 GB", "71 °C", "318 tok/s"):
+            assert expected in text
+
+
+async def test_a_run_is_followed_step_by_step(home: Path) -> None:
+    script = ScriptedRun(home)
+    script.train_to(30)
+    order: list[type[Message]] = []
+
+    def record(message: Message) -> None:
+        if isinstance(message, (RunAttached, RunAdvanced)):
+            order.append(type(message))
+
+    async with LocaltuneApp().run_test(size=(120, 34), message_hook=record) as pilot:
+        app = await ready(pilot)
+        await wait_for(pilot, lambda: app.state.view is not None)
+        script.steps(31, 40)
+        await wait_for(pilot, lambda: "40/120" in screen_text(app))
+        assert app.state.view is not None
+        assert app.state.view.history.step == 40
+        script.end("failed", "CUDA out of memory at step 41.", "Make train.max_length smaller.")
+        await wait_for(pilot, lambda: "failed at step 40" in screen_text(app))
+        text = screen_text(app)
+        assert "CUDA out of memory at step 41." in text
+        assert "Make train.max_length smaller." in text
+        assert "C continue from the last checkpoint" in text
+    assert order[0] is RunAttached
+    assert set(order[1:]) == {RunAdvanced}
+
+
+async def test_a_worker_that_dies_reads_lost(home: Path) -> None:
+    script = ScriptedRun(home)
+    script.train_to(30)
+    async with LocaltuneApp().run_test(size=(120, 34)) as pilot:
+        app = await ready(pilot)
+        await wait_for(pilot, lambda: app.state.view is not None)
+        script.write_state(pid_started="another boot/1")
+        await wait_for(pilot, lambda: "lost at step 30" in screen_text(app))
+        assert "is gone and wrote no end" in screen_text(app)
+
+
+async def test_starting_shows_phases_with_seconds(home: Path) -> None:
+    script = ScriptedRun(home, start=1000.0)
+    script.write_state(state="starting")
+    script.phase("importing", 0)
+    script.phase("loading_model", 3.1)
+    script.phase("rehearsing", 2.2, detail="8×212", done=1, total=4)
+    app = LocaltuneApp()
+    app.clock = lambda: 1007.3
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_for(pilot, lambda: "▸ rehearsing" in screen_text(app))
+        lines = [line.strip("│ ") for line in screen_text(app).splitlines()]
+        assert next(line for line in lines if line.startswith("✓ importing")).endswith("3.1s")
+        assert next(line for line in lines if line.startswith("✓ loading the model")).endswith("2.2s")
+        assert any("1/4" in line and "8×212" in line for line in lines if line.startswith("▸"))
+        assert not app.query_one(LineChart).display
+
+
+async def test_idle_quit_never_asks() -> None:
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await ready(pilot)
+        await pilot.press("q")
+    assert app.return_value is None
+
+
+async def test_quitting_beside_a_live_run_asks_and_can_leave_it(home: Path) -> None:
+    script = ScriptedRun(home)
+    script.train_to(30)
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_for(pilot, lambda: app.state.view is not None)
+        await pilot.press("q")
+        await wait_for(pilot, lambda: isinstance(app.screen, QuitDialog))
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: not isinstance(app.screen, QuitDialog))
+        assert app.is_running
+        await pilot.press("ctrl+q")
+        await wait_for(pilot, lambda: isinstance(app.screen, QuitDialog))
+        await pilot.press("l")
+    assert app.return_value is not None
+    assert f"localtune-tui watch {script.run.id}" in app.return_value
+    assert script.run.state().state == "training"
+
+
+async def test_quitting_with_stop_sends_stop_and_leaves(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = ScriptedRun(home)
+    script.train_to(30)
+    sent: list[str] = []
+    monkeypatch.setattr("core.runs.client.ControlClient.request", lambda self, command: sent.append(command) or {})
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_for(pilot, lambda: app.state.view is not None)
+        await pilot.press("q")
+        await wait_for(pilot, lambda: isinstance(app.screen, QuitDialog))
+        await pilot.press("s")
+        await wait_for(pilot, lambda: app.return_value is not None)
+    assert sent == ["stop"]
+    assert "stops after a checkpoint" in (app.return_value or "")
+    assert f"localtune-tui continue {script.run.id}" in (app.return_value or "")
+
+
+async def test_a_stop_that_fails_keeps_the_app_open(home: Path) -> None:
+    ScriptedRun(home).train_to(30)
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_for(pilot, lambda: app.state.view is not None)
+        await pilot.press("q")
+        await wait_for(pilot, lambda: isinstance(app.screen, QuitDialog))
+        await pilot.press("s")
+        await wait_for(pilot, lambda: "Stop failed" in screen_text(app))
+        assert "cannot be reached" in screen_text(app)
+        assert app.is_running
+
+
+async def test_an_ended_run_is_named_with_its_outputs(home: Path) -> None:
+    script = ScriptedRun(home)
+    script.train_to(120)
+    script.end("finished")
+    app = LocaltuneApp(run="latest")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_for(pilot, lambda: "finished at step 120" in screen_text(app))
+        await pilot.press("q")
+    assert app.return_value == f"Run {script.run.id} is finished: {script.run.adapter_path}"
+
+
+async def test_control_keys_reach_the_worker(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = ScriptedRun(home)
+    script.train_to(30)
+    sent: list[str] = []
+    monkeypatch.setattr("core.runs.client.ControlClient.request", lambda self, command: sent.append(command) or {})
+    app = LocaltuneApp()
+    async with app.run_test(size=(120, 34), notifications=True) as pilot:
+        await wait_for(pilot, lambda: app.state.view is not None)
+        await pilot.press("p")
+        await wait_for(pilot, lambda: sent == ["pause"])
+        script.write_state(state="paused")
+        await wait_for(pilot, lambda: "paused at step 30" in screen_text(app))
+        await pilot.press("p")
+        await wait_for(pilot, lambda: sent == ["pause", "resume"])
+        await pilot.press("c")
+        await wait_for(pilot, lambda: sent[2:] == ["checkpoint"])
+        await pilot.press("s")
+        await wait_for(pilot, lambda: isinstance(app.screen, ChoiceDialog))
+        await pilot.press("n")
+        assert len(sent) == 3
+        await pilot.press("s")
+        await wait_for(pilot, lambda: isinstance(app.screen, ChoiceDialog))
+        await pilot.press("y")
+        await wait_for(pilot, lambda: sent[3:] == ["stop"])
+
+
+async def test_control_keys_do_nothing_in_another_pane(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ScriptedRun(home).train_to(30)
+    sent: list[str] = []
+    monkeypatch.setattr("core.runs.client.ControlClient.request", lambda self, command: sent.append(command) or {})
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_for(pilot, lambda: app.state.view is not None and app.state.document is not None)
+        await pilot.press("5")
+        await wait_for(pilot, lambda: "● training" in screen_text(app))
+        await pilot.press("p", "c", "s")
+        await pilot.pause()
+        assert sent == []
+        assert not isinstance(app.screen, ChoiceDialog)
+
+
+async def test_a_control_that_fails_is_a_dialog_and_the_app_goes_on(home: Path) -> None:
+    ScriptedRun(home).train_to(30)
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_for(pilot, lambda: app.state.view is not None)
+        await pilot.press("p")
+        await wait_for(pilot, lambda: "Pause failed" in screen_text(app))
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: not isinstance(app.screen, ChoiceDialog))
+
+
+async def test_starting_without_data_says_what_is_missing() -> None:
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await ready(pilot)
+        await pilot.press("r")
+        await wait_for(pilot, lambda: "data.train is missing." in screen_text(app))
+        assert app.main.current == "data"
+
+
+async def test_starting_validates_and_launches(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"text": "a"}\n', encoding="utf-8")
+    started: list[str] = []
+
+    def start_run(config: Any, name: str) -> Run:
+        started.append(f"{name} {config.data.train}")
+        script = ScriptedRun(home)
+        script.write_state(state="starting")
+        return script.run
+
+    monkeypatch.setattr("core.runs.launcher.start_run", start_run)
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await ready(pilot)
+        app.post_message(DatasetChosen(data))
+        await wait_for(pilot, lambda: app.state.is_dirty)
+        app.post_message(StartRequested())
+        await wait_for(pilot, lambda: app.state.view is not None)
+        assert started == [f"rows {data}"]
+        assert app.main.current == "train"
+        app.post_message(StartRequested())
+        await pilot.pause()
+        assert len(started) == 1
+
+
+async def test_a_run_is_opened_from_the_list(home: Path) -> None:
+    first = ScriptedRun(home, "20261123-090000-first")
+    first.train_to(30)
+    first.end("stopped", "asked to stop")
+    second = ScriptedRun(home, "20261124-090000-second")
+    second.train_to(10)
+    second.end("failed", "the loss is NaN")
+    app = LocaltuneApp()
+    async with app.run_test(size=(120, 34)) as pilot:
+        await ready(pilot)
+        await pilot.press("5")
+        await wait_for(pilot, lambda: "✗ failed" in screen_text(app))
+        assert "5 Runs · 2" in screen_text(app)
+        await pilot.press("slash", *"first")
+        await wait_for(pilot, lambda: "second" not in screen_text(app))
+        await pilot.press("enter", "enter")
+        await wait_for(pilot, lambda: app.state.view is not None and app.state.view.run == first.run)
+        await wait_for(pilot, lambda: "stopped at step 30" in screen_text(app))
+        assert app.main.current == "train"
+
+
+async def test_no_match_reads_differently_from_no_runs(home: Path) -> None:
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await ready(pilot)
+        await pilot.press("5")
+        await wait_for(pilot, lambda: "No runs yet." in screen_text(app))
+        ScriptedRun(home).end("finished")
+        await wait_for(pilot, lambda: "✓ finished" in screen_text(app))
+        await pilot.press("slash", *"zzz")
+        await wait_for(pilot, lambda: "None of the 1 runs matches." in screen_text(app))
+
+
+async def test_help_explains_the_pane_and_scrolls() -> None:
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await ready(pilot)
+        await pilot.press("question_mark")
+        await wait_for(pilot, lambda: isinstance(app.screen, HelpScreen))
+        assert "Pause the run between two steps" in screen_text(app)
+        await pilot.press("G")
+        await wait_for(pilot, lambda: "keymap.toml" in screen_text(app))
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: not isinstance(app.screen, HelpScreen))
+
+
+async def test_the_palette_reaches_actions_of_other_panes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ScriptedRun(home).train_to(30)
+    sent: list[str] = []
+    monkeypatch.setattr("core.runs.client.ControlClient.request", lambda self, command: sent.append(command) or {})
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await ready(pilot)
+        await wait_for(pilot, lambda: app.state.view is not None)
+        await pilot.press("5", "ctrl+p")
+        await pilot.pause()
+        await pilot.press(*"save a checkpoint now")
+        await wait_for(pilot, lambda: "Save a checkpoint now" in screen_text(app))
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: sent == ["checkpoint"])
+        assert app.main.current == "train"
+
+
+async def test_a_broken_setting_is_one_notice(private_home: Path) -> None:
+    config = private_home.parent / "config" / "localtune"
+    (config / "themes").mkdir(parents=True)
+    (config / "keymap.toml").write_text('[train]\npuase = "x"\n[app]\nhelp = "h"\n', encoding="utf-8")
+    (config / "settings.toml").write_text('glyphs = "fancy"\ntheme = "nowhere"\n', encoding="utf-8")
+    (config / "themes" / "bad.toml").write_text('name = "bad"\n[colors]\nprimary = "bluish"\n', encoding="utf-8")
+    app = LocaltuneApp()
+    async with app.run_test(size=(120, 34), notifications=True) as pilot:
+        await ready(pilot)
+        notes = [note.message for note in app._notifications]
+        assert len(notes) == 1
+        for part in ("puase", "glyphs", "bluish", "nowhere"):
+            assert part in notes[0]
+        assert app.theme == "localtune-dark"
+        await pilot.press("h")
+        await wait_for(pilot, lambda: isinstance(app.screen, HelpScreen))
+
+
+async def test_a_theme_is_previewed_and_taken_back(private_home: Path) -> None:
+    app = LocaltuneApp()
+    async with app.run_test(size=(120, 34)) as pilot:
+        await ready(pilot)
+        await pilot.press("f2")
+        await wait_for(pilot, lambda: len(app.screen_stack) == 2)
+        await pilot.press("down")
+        await wait_for(pilot, lambda: app.theme == "localtune-light")
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: app.theme == "localtune-dark")
+        await pilot.press("f2")
+        await wait_for(pilot, lambda: len(app.screen_stack) == 2)
+        await pilot.press("down", "enter")
+        settings = private_home.parent / "config" / "localtune" / "settings.toml"
+        await wait_for(pilot, settings.exists)
+        assert 'theme = "localtune-light"' in settings.read_text(encoding="utf-8")
+    assert LocaltuneApp().theme == "localtune-light"
+
+
+async def test_a_run_that_does_not_exist_is_a_dialog() -> None:
+    app = LocaltuneApp(run="nothing")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_for(pilot, lambda: "There are no runs yet." in screen_text(app))
+
+
+async def test_a_configuration_that_cannot_be_read_is_a_dialog(tmp_path: Path) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_text("[model\n", encoding="utf-8")
+    app = LocaltuneApp(path)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_for(pilot, lambda: "is not valid TOML" in screen_text(app))
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: app.state.document is not None)
+
+
+def test_errors_without_a_hint_are_shown_too() -> None:
+    message = ActionFailed("Title", UserError("What is wrong."))
+    assert (message.title, message.error.hint) == ("Title", "")
+
+

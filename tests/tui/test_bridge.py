@@ -1,0 +1,96 @@
+"""The threads between core and the app, with real files and no app."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.tui.scripted_run import ScriptedRun
+from tests.waiting import wait_for
+from tui import bridge
+from tui.catalog import RunCatalog, read_model
+from tui.messages import DevicesSampled, RunAdvanced, RunAttached, RunsListed
+
+
+@pytest.fixture
+def posted(home: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What a follower posts."""
+    monkeypatch.setattr(bridge, "LIVE_SECONDS", 0.02)
+    monkeypatch.setattr(bridge, "OVER_SECONDS", 0.02)
+    return []
+
+
+def follow(script: ScriptedRun, posted: list[object]) -> tuple[threading.Thread, threading.Event]:
+    """Follow a run in a thread."""
+    stop = threading.Event()
+    thread = threading.Thread(target=bridge.follow_run, args=(script.run, posted.append, stop))
+    thread.start()
+    wait_for(lambda: posted, 10, "the run to be attached")
+    return thread, stop
+
+
+def test_the_history_comes_whole_and_then_what_is_new(home: Path, posted: list[object]) -> None:
+    script = ScriptedRun(home)
+    script.train_to(30)
+    thread, stop = follow(script, posted)
+    attached = posted[0]
+    assert isinstance(attached, RunAttached)
+    assert attached.history.step == 30
+    script.steps(31, 33)
+    wait_for(lambda: sum(len(m.events) for m in posted[1:] if isinstance(m, RunAdvanced)) == 3, 10, "three steps")
+    script.end("finished")
+    wait_for(
+        lambda: isinstance(posted[-1], RunAdvanced) and posted[-1].state.state == "finished", 10, "the end of the run"
+    )
+    stop.set()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_a_heartbeat_alone_is_no_news(home: Path, posted: list[object]) -> None:
+    script = ScriptedRun(home)
+    script.train_to(3)
+    thread, stop = follow(script, posted)
+    script.write_state()
+    script.write_state(state="paused")
+    wait_for(lambda: len(posted) > 1, 10, "the pause")
+    stop.set()
+    thread.join(5)
+    assert [type(message) for message in posted] == [RunAttached, RunAdvanced]
+
+
+def test_only_the_newest_sample_and_list_matter() -> None:
+    assert DevicesSampled([]).can_replace(DevicesSampled([]))
+    assert not DevicesSampled([]).can_replace(RunsListed([]))
+    assert RunsListed([]).can_replace(RunsListed([]))
+
+
+def test_the_catalog_reads_each_run_once_until_it_changes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = ScriptedRun(home, "20261123-090000-first")
+    first.train_to(12)
+    first.end("stopped", "asked")
+    second = ScriptedRun(home, "20261124-090000-second")
+    second.train_to(5)
+    reads: list[str] = []
+    monkeypatch.setattr("tui.catalog.read_model", lambda run: reads.append(run.id) or "m")
+    catalog = RunCatalog()
+    rows = catalog.rows()
+    assert [(row.run.id[-6:], row.state, row.step, row.total_steps) for row in rows] == [
+        ("second", "training", 5, 120),
+        ("-first", "stopped", 12, 120),
+    ]
+    assert rows[0].loss is not None
+    second.steps(6, 6)
+    assert catalog.rows()[0].step == 6
+    assert len(reads) == 2
+
+
+def test_model_names_are_short_and_safe(home: Path) -> None:
+    script = ScriptedRun(home)
+    assert read_model(script.run) == "SmolLM2-135M-Instruct · qlora r16"
+    script.run.config_path.write_text('[model]\nbase = "/m/x\\u001b[31m.gguf"\n', encoding="utf-8")
+    assert "\x1b" not in read_model(script.run)
+    script.run.config_path.write_text("[model", encoding="utf-8")
+    assert read_model(script.run) == ""

@@ -1,0 +1,190 @@
+"""Text that would take over a terminal, through every widget of the shell: nothing of it may be in what is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from textual.app import App, ComposeResult
+from textual.content import Content
+from textual.widget import Widget
+
+from core.errors import UserError
+from core.hardware.snapshot import Device
+from core.runs import events
+from core.runs.history import RunHistory
+from core.runs.state import RunState
+from core.runs.store import Run
+from tests.tui.harness import FORBIDDEN, HOSTILE, screen_text, wait_for
+from tests.tui.scripted_run import ScriptedRun
+from themes.loader import variable_defaults
+from tui.keys import KeyTable
+from tui.screens.dialogs import QuitDialog, error_dialog, stop_dialog
+from tui.screens.help import HelpScreen
+from tui.state import AppState, RunRow, RunView
+from tui.widgets import run_lines
+from tui.widgets.device_panel import DevicePanel
+from tui.widgets.empty_state import EmptyState
+from tui.widgets.line_chart import ChartData, LineChart
+from tui.widgets.log_view import LogView
+from tui.widgets.plot_geometry import BRAILLE
+from tui.widgets.run_list import RunList
+from tui.widgets.status_bar import StatusBar
+from tui.widgets.text_block import TextBlock
+
+EVIL = HOSTILE + "[@click=app.quit]x[/] [/nope]"
+
+
+class Stage(App[None]):
+    """Shows one widget."""
+
+    def __init__(self, widget: Widget) -> None:
+        super().__init__()
+        self.widget = widget
+
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        return variable_defaults(True)
+
+    def compose(self) -> ComposeResult:
+        yield self.widget
+
+
+@pytest.fixture
+def view(home: Any) -> RunView:
+    """A run whose every text is hostile."""
+    run = Run(home / "runs" / f"20261124-143600-{EVIL.replace('/', '')}".replace("\x00", ""))
+    history = RunHistory()
+    for event in _events():
+        history.apply(event)
+    return RunView(run, RunState(state="failed", reason=EVIL, step=3, total_steps=9), history, model="m")
+
+
+def _events() -> Iterator[events.Event]:
+    yield events.PhaseEvent(t=0.0, name=EVIL, detail=EVIL, done=1, total=2)
+    yield events.NoticeEvent(t=1.0, level="warning", code="x", message=EVIL, hint=EVIL)
+    for step in range(1, 4):
+        yield events.StepEvent(
+            t=float(step),
+            step=step,
+            epoch=0.0,
+            loss=1.0 / step,
+            lr=1e-3,
+            grad_norm=1.0,
+            tokens=10,
+            supervised_tokens=5,
+            seconds=1.0,
+            tokens_per_second=10.0,
+        )
+    yield events.GovernorEvent(t=5.0, action=EVIL, cause=EVIL)
+    yield events.PhaseEvent(t=6.0, name="rehearsing", detail=EVIL)
+    yield events.FailedEvent(t=9.0, reason=EVIL, step=3, hint=EVIL)
+
+
+def _chart(view: RunView) -> Widget:
+    chart = LineChart()
+    marks = [(mark.step, mark.text) for mark in view.history.marks] + [(2, EVIL)]
+    chart.data = ChartData(view.history.loss, view.history.eval_loss, marks, 9)
+    return chart
+
+
+def _devices(_: RunView) -> Widget:
+    return DevicePanel()
+
+
+def _log(view: RunView) -> Widget:
+    log = LogView()
+    log._lines.extend(view.history.log)
+    return log
+
+
+def _runs(view: RunView) -> Widget:
+    rows = [RunRow(view.run, "failed", "", 3, 9, 0.5, 0.0, 1.0)]
+    run_list = RunList(lambda: 0.0)
+    run_list._rows = rows
+    return run_list
+
+
+def _status(view: RunView) -> Widget:
+    status = StatusBar()
+    status.show(AppState(view=view, host=EVIL), loss=True)
+    return status
+
+
+def _lines(make: Callable[[RunView], Content]) -> Callable[[RunView], Widget]:
+    return lambda view: TextBlock(make(view))
+
+
+WIDGETS: dict[str, Callable[[RunView], Widget]] = {
+    "chart": _chart,
+    "devices": _devices,
+    "log": _log,
+    "runs": _runs,
+    "status": _status,
+    "banner": _lines(lambda view: run_lines.banner(view, KeyTable())),
+    "phases": _lines(lambda view: run_lines.phases(view, 9.0, 100, BRAILLE)),
+    "progress": _lines(lambda view: run_lines.progress(view, 100, BRAILLE, 9.0)),
+    "numbers": _lines(lambda view: run_lines.numbers(view, 100)),
+    "empty": lambda _: EmptyState("Nothing [/] here.", [("[/]", "[@click=app.quit]x")]),
+}
+
+
+@pytest.mark.parametrize("name", WIDGETS)
+async def test_a_widget_draws_nothing_hostile(name: str, view: RunView) -> None:
+    app = Stage(WIDGETS[name](view))
+    async with app.run_test(size=(120, 20)) as pilot:
+        if isinstance(app.widget, DevicePanel):
+            app.widget.show_devices(
+                [Device(index=0, kind="cuda", name=EVIL, temperature_c=90.0, throttle_reasons=[EVIL])]
+            )
+        await pilot.pause()
+        text = screen_text(app)
+        assert text.strip()
+        assert not FORBIDDEN & set(text)
+        assert _clickable(app) == []
+
+
+@pytest.mark.parametrize("kind", ["quit", "stop", "error", "help"])
+async def test_a_dialog_draws_nothing_hostile(kind: str, view: RunView) -> None:
+    screens = {
+        "quit": lambda: QuitDialog(view),
+        "stop": lambda: stop_dialog(view),
+        "error": lambda: error_dialog(EVIL, UserError(EVIL, EVIL)),
+        "help": lambda: HelpScreen(EVIL[-6:], "About", KeyTable(), "train"),
+    }
+    app = Stage(TextBlock(Content("under it")))
+    async with app.run_test(size=(120, 30)) as pilot:
+        await app.push_screen(screens[kind]())
+        await pilot.pause()
+        text = screen_text(app)
+        assert text.strip()
+        assert not FORBIDDEN & set(text)
+        assert _clickable(app) == []
+
+
+async def test_the_whole_app_shows_a_hostile_run(home: Any) -> None:
+    from tui.app import LocaltuneApp
+
+    script = ScriptedRun(home)
+    script.train_to(5)
+    script.write(*_events())
+    script.write_state(state="failed", reason=EVIL)
+    app = LocaltuneApp(run="latest")
+    async with app.run_test(size=(200, 50), notifications=True) as pilot:
+        await wait_for(pilot, lambda: "failed at step" in screen_text(app))
+        assert not FORBIDDEN & set(screen_text(app))
+        app.notify(EVIL, markup=False)
+        app.warn("title", EVIL)
+        await pilot.pause()
+        assert app.is_running
+
+
+def _clickable(app: App[Any]) -> list[str]:
+    """Actions that a click on the screen would run."""
+    strips = app.screen._compositor.render_strips()
+    return [
+        str(segment.style.meta["@click"])
+        for strip in strips
+        for segment in strip
+        if segment.style is not None and "@click" in segment.style.meta
+    ]

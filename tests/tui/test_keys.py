@@ -1,0 +1,93 @@
+"""The table of keys, and what a user's keymap file can do to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tui.keys import KEYS, SCOPES, KeyTable, bindings, conflicts, display_key, is_key, load_keymap
+
+#: Keys that tmux, screen or a terminal keeps for itself, or delivers as another key.
+UNSAFE = {"ctrl+a", "ctrl+b", "ctrl+h", "ctrl+i", "ctrl+j", "ctrl+m", "ctrl+space", "ctrl+tab", "ctrl+z", "shift+enter"}
+
+
+def test_ids_are_unique_and_belong_to_a_scope() -> None:
+    assert len({key.id for key in KEYS}) == len(KEYS)
+    assert {key.scope for key in KEYS} <= set(SCOPES)
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: key.id)
+def test_every_action_has_a_key_that_arrives(key: object) -> None:
+    assert any(
+        part not in UNSAFE and not part.startswith(("alt+", "shift+")) for part in key.keys.split(",")  # type: ignore[attr-defined]
+    )
+
+
+def test_no_key_means_two_things_in_one_place() -> None:
+    seen: dict[tuple[str, str], str] = {}
+    for key in KEYS:
+        for part in key.keys.split(","):
+            assert (key.scope, part) not in seen, f"{part}: {key.id} and {seen[key.scope, part]}"
+            seen[key.scope, part] = key.id
+
+
+def test_bindings_carry_their_ids() -> None:
+    assert {binding.id for binding in bindings("train")} == {key.id for key in KEYS if key.scope == "train"}
+
+
+@pytest.mark.parametrize(
+    ("key", "shown"), [("ctrl+p", "^p"), ("question_mark", "?"), ("escape", "esc"), ("f1", "f1"), ("slash", "/")]
+)
+def test_keys_are_written_as_people_write_them(key: str, shown: str) -> None:
+    assert display_key(key) == shown
+
+
+@pytest.mark.parametrize(("name", "known"), [("space", True), ("f5", True), ("ctrl+t", True), ("x", True), ("spce", False)])
+def test_a_key_that_no_terminal_sends_is_told(name: str, known: bool) -> None:
+    assert is_key(name) is known
+
+
+def test_a_keymap_rebinds(tmp_path: Path) -> None:
+    path = tmp_path / "keymap.toml"
+    path.write_text('[train]\npause = "space"\nstop = ["x", "f9"]\n', encoding="utf-8")
+    found = load_keymap(path)
+    assert found.problems == []
+    table = KeyTable(found.overrides)
+    assert table["train.pause"].keys == "space"
+    assert table["train.stop"].keys == "x,f9"
+    assert table.hints(["train.pause", "train.checkpoint"]) == "space pause  c checkpoint"
+
+
+def test_what_is_wrong_in_a_keymap_is_left_out_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "keymap.toml"
+    path.write_text('[train]\npuase = "x"\nstop = 3\npause = "nokey"\n[app]\nhelp = "h"\n', encoding="utf-8")
+    found = load_keymap(path)
+    assert set(found.overrides) == {"app.help"}
+    assert len(found.problems) == 3
+    assert "train.puase" in " ".join(found.problems)
+
+
+@pytest.mark.parametrize("text", ["[train", "\x00", '[train]\npause = "c"\n'])
+def test_an_unusable_keymap_changes_nothing(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "keymap.toml"
+    path.write_text(text, encoding="utf-8")
+    found = load_keymap(path)
+    assert found.overrides == {}
+    assert len(found.problems) == 1
+
+
+def test_a_pane_key_over_a_key_of_the_app_is_a_conflict() -> None:
+    assert conflicts({"train.pause": "q"}) == [("app.quit", "train.pause", "q")]
+    assert conflicts({"train.pause": "slash"}) == []
+
+
+def test_a_character_and_its_name_are_the_same_key(tmp_path: Path) -> None:
+    path = tmp_path / "keymap.toml"
+    path.write_text('[train]\npause = "?"\n', encoding="utf-8")
+    assert load_keymap(path).overrides == {}
+
+
+def test_no_file_is_no_problem(tmp_path: Path) -> None:
+    found = load_keymap(tmp_path / "none.toml")
+    assert (found.overrides, found.problems) == ({}, [])

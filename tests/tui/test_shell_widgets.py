@@ -1,0 +1,248 @@
+"""Meters, lines, header, log and list, each by itself."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from textual.app import App, ComposeResult
+from textual.content import Content
+from textual.widget import Widget
+
+from core.hardware.snapshot import Device
+from core.runs.history import LogLine, read_history
+from core.runs.state import RunState
+from core.runs.store import Run
+from tests.tui.harness import screen_lines, screen_text, wait_for
+from tests.tui.scripted_run import GPU, ScriptedRun
+from themes.loader import variable_defaults
+from tui.keys import KeyTable
+from tui.settings import load_settings, resolve_glyphs, save_theme
+from tui.state import AppState, RunRow, RunView
+from tui.widgets import meter, run_lines
+from tui.widgets.device_panel import device_lines
+from tui.widgets.log_view import LogView
+from tui.widgets.plot_geometry import ASCII, BRAILLE
+from tui.widgets.run_list import RunList
+from tui.widgets.status_bar import Segment, fit, header_segments, short_device_name
+
+
+class Stage(App[None]):
+    """Shows one widget."""
+
+    def __init__(self, widget: Widget) -> None:
+        super().__init__()
+        self.widget = widget
+
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        return variable_defaults(True)
+
+    def compose(self) -> ComposeResult:
+        yield self.widget
+
+
+def view_of(script: ScriptedRun) -> RunView:
+    """A run as its files tell it."""
+    return RunView(script.run, script.run.state(), read_history(script.run), "SmolLM2 · qlora r16")
+
+
+@pytest.mark.parametrize(
+    ("temperature", "limit", "word"),
+    [(71, 83, "ok"), (78, 83, "near limit"), (83, 83, "at limit"), (80, 127, "near limit"), (80, None, "near limit")],
+)
+def test_temperature_words(temperature: float, limit: float | None, word: str) -> None:
+    assert meter.temperature_word(replace(GPU, temperature_c=temperature, temperature_limit_c=limit)) == word
+
+
+@pytest.mark.parametrize(("share", "word"), [(0.5, "ok"), (0.8, "near limit"), (0.95, "at limit")])
+def test_memory_words(share: float, word: str) -> None:
+    assert meter.memory_word(replace(GPU, memory_used=int(share * 100), memory_total=100)) == word
+
+
+def test_what_is_not_reported_has_no_word() -> None:
+    bare = Device(index=0, kind="cuda", name="x")
+    assert (meter.temperature_word(bare), meter.memory_word(bare)) == ("", "")
+
+
+@pytest.mark.parametrize(("fraction", "full"), [(-1.0, 0), (0.0, 0), (0.5, 5), (1.0, 10), (7.0, 10)])
+def test_bars_stay_in_their_width(fraction: float, full: int) -> None:
+    filled, empty = meter.bar(fraction, 10, ASCII)
+    assert (filled, len(filled + empty)) == ("#" * full, 10)
+
+
+@pytest.mark.parametrize("width", [60, 78, 106])
+def test_a_device_fits_and_missing_values_are_dashes(width: int) -> None:
+    bare = Device(index=0, kind="cuda", name="x", temperature_c=60.0)
+    for device in (GPU, bare):
+        for line in device_lines(device, width, BRAILLE):
+            assert line.cell_length <= width, line.plain
+    assert "VRAM –" in device_lines(bare, width, BRAILLE)[0].plain
+    assert "0 %" not in device_lines(bare, 106, BRAILLE)[1].plain
+
+
+def test_a_wide_device_has_everything_with_units() -> None:
+    text = "\n".join(line.plain for line in device_lines(GPU, 110, BRAILLE))
+    for part in ("71 °C", "ok, limit 83", "18.2/24.0 GB", "312 W / 450 W", "98 %", "54 %", "2 520 MHz", "nothing"):
+        assert part in text
+
+
+@pytest.mark.parametrize("state", ["finished", "stopped", "failed"])
+def test_an_end_is_told_with_its_reason_and_the_next_key(home: Path, state: str) -> None:
+    script = ScriptedRun(home)
+    script.train_to(30)
+    script.end(state, "why it ended", "what to do")
+    text = run_lines.banner(view_of(script), KeyTable()).plain
+    assert f"{state} at step 30" in text
+    assert "4 talk to it" in text
+    if state != "finished":
+        assert "why it ended. what to do." in text
+        assert "C continue from the last checkpoint" in text
+
+
+def test_without_a_checkpoint_there_is_nothing_to_continue(home: Path) -> None:
+    script = ScriptedRun(home)
+    script.begin()
+    script.end("failed", "no")
+    text = run_lines.banner(view_of(script), KeyTable()).plain
+    assert "C continue" not in text
+    assert "r start again" in text
+
+
+def test_a_nan_loss_is_shown_as_such(home: Path) -> None:
+    script = ScriptedRun(home)
+    script.begin()
+    script.steps(1, 3)
+    script.steps(4, 4, loss=math.nan)
+    assert run_lines.numbers(view_of(script), 100).plain.startswith("loss NaN")
+
+
+@pytest.mark.parametrize("width", [20, 58, 78, 200])
+def test_numbers_and_progress_fit(home: Path, width: int) -> None:
+    script = ScriptedRun(home, start=0.0)
+    script.train_to(64)
+    view = view_of(script)
+    assert run_lines.numbers(view, width).cell_length <= width
+    if width > 40:
+        assert run_lines.progress(view, width, BRAILLE, 100.0).cell_length <= width
+
+
+def test_trend() -> None:
+    from core.runs.series import Series
+
+    down, flat = Series(0.0), Series(0.0)
+    for step in range(50):
+        down.append(step, 5.0 - step / 20)
+        flat.append(step, 1.0)
+    assert (run_lines.trend(down), run_lines.trend(flat), run_lines.trend(Series())) == ("↓", "→", "")
+
+
+def test_the_header_drops_what_matters_least() -> None:
+    segments = [
+        Segment(Content("important"), 0),
+        Segment(Content("long form"), 1, Content("short")),
+        Segment(Content("least"), 2, right=True),
+    ]
+    assert fit(segments, 40).plain == "important  long form" + " " * 15 + "least"
+    assert fit(segments, 24).plain.split() == ["important", "short", "least"]
+    assert fit(segments, 17).plain.split() == ["important", "short"]
+    assert fit(segments, 10).plain.strip() == "important"
+
+
+@pytest.mark.parametrize("width", [78, 118, 198])
+def test_the_header_keeps_state_and_heat_at_every_size(home: Path, width: int) -> None:
+    script = ScriptedRun(home)
+    script.train_to(64)
+    state = AppState(view=view_of(script), host="ws1")
+    line = fit(header_segments(state, loss=width < 160), width)
+    assert line.cell_length <= width
+    for part in ("64/120", "ETA", "71 °C ok", "18.2/24 GB", "ws1"):
+        assert part in line.plain
+
+
+def test_device_names_are_short() -> None:
+    assert short_device_name("NVIDIA GeForce RTX 4090") == "RTX 4090"
+
+
+async def test_the_log_follows_its_end_until_it_is_scrolled() -> None:
+    log = LogView()
+    app = Stage(log)
+    async with app.run_test(size=(40, 6)) as pilot:
+        log.append(LogLine(float(i), "info", f"line {i}") for i in range(50))
+        await wait_for(pilot, lambda: "line 49" in screen_text(app))
+        log.focus()
+        await pilot.press("up", "up")
+        await wait_for(pilot, lambda: "line 49" not in screen_text(app))
+        log.append([LogLine(0.0, "error", "line 50 " + "x" * 80)])
+        await pilot.pause()
+        assert "line 50" not in screen_text(app)
+        log.follow()
+        await wait_for(pilot, lambda: "✗ line 50" in screen_text(app))
+        assert screen_lines(app)[-1].rstrip().rstrip("▁▂▃▄▅▆▇█ ").endswith("…")
+
+
+def rows(count: int) -> list[RunRow]:
+    """Some runs."""
+    return [
+        RunRow(Run(Path(f"/runs/20261124-{100000 + i}-run{i}")), "finished", "m", i, count, 0.5, 0.0, 60.0)
+        for i in range(count)
+    ]
+
+
+async def test_the_list_keeps_its_cursor_on_its_run() -> None:
+    run_list = RunList(lambda: 0.0)
+    app = Stage(run_list)
+    async with app.run_test(size=(120, 10)) as pilot:
+        run_list.show(rows(40))
+        run_list.move(30)
+        await wait_for(pilot, lambda: "▸" in screen_text(app))
+        chosen = run_list.selected
+        assert chosen is not None
+        run_list.show(rows(40)[5:])
+        assert run_list.selected == chosen
+        await wait_for(pilot, lambda: any("▸" in line and "run30" in line for line in screen_lines(app)))
+        run_list.move(-100)
+        await wait_for(pilot, lambda: any("▸" in line and "run5 " in line for line in screen_lines(app)))
+
+
+async def test_ten_thousand_runs_are_no_burden() -> None:
+    run_list = RunList(lambda: 0.0)
+    app = Stage(run_list)
+    async with app.run_test(size=(80, 24)) as pilot:
+        run_list.show(rows(10_000))
+        run_list.move(10_000)
+        await wait_for(pilot, lambda: "run9999" in screen_text(app))
+        assert all(len(line) == 80 for line in screen_lines(app))
+
+
+def test_settings_with_mistakes_keep_their_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text('theme = 3\nglyphs = "ascii"\nanimations = "yes"\nfont = "x"\n', encoding="utf-8")
+    settings, problems = load_settings(path)
+    assert (settings.theme, settings.glyphs, settings.animations) == ("", "ascii", False)
+    assert len(problems) == 3
+    assert load_settings(tmp_path / "none.toml")[1] == []
+
+
+def test_a_theme_is_remembered_beside_comments(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "settings.toml"
+    save_theme(path, "one")
+    path.write_text("# mine\n" + path.read_text(encoding="utf-8"), encoding="utf-8")
+    save_theme(path, "two")
+    assert path.read_text(encoding="utf-8") == '# mine\ntheme = "two"\n'
+
+
+@pytest.mark.parametrize(("encoding", "glyphs"), [("UTF-8", "braille"), ("ANSI_X3.4-1968", "ascii")])
+def test_glyphs_follow_the_locale(monkeypatch: pytest.MonkeyPatch, encoding: str, glyphs: str) -> None:
+    monkeypatch.setattr("locale.getpreferredencoding", lambda _: encoding)
+    assert resolve_glyphs("auto") == glyphs
+    assert resolve_glyphs("block") == "block"
+
+
+def test_a_run_that_is_queued_has_no_numbers_yet(home: Path) -> None:
+    script = ScriptedRun(home)
+    view = view_of(script)
+    assert run_lines.numbers(view, 80).plain == ""
+    assert "the worker is starting" in run_lines.phases(view, 0.0, 80, BRAILLE).plain
+    assert run_lines.banner(RunView(view.run, RunState(state="lost"), view.history), KeyTable()).plain.startswith("? lost")

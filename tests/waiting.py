@@ -1,0 +1,31 @@
+"""Waiting on conditions: tests never sleep and hope."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import pytest
+
+T = TypeVar("T")
+
+
+def wait_for(condition: Callable[[], T], timeout: float, describe: str, interval: float = 0.01) -> T:
+    """Wait until a condition holds, and fail when it does not in time.
+
+    Args:
+        condition: Asked again and again; it holds when it returns something true.
+        timeout: Seconds.
+        describe: What is waited for, for the message of a failure.
+        interval: Seconds between two looks.
+
+    Returns:
+        What the condition returned.
+    """
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {timeout:g} s in vain for {describe}")
+        time.sleep(interval)
+    return value

@@ -1,0 +1,104 @@
+"""The command line of ``localtune-tui``: the app, or one of the commands of ``core.commands``.
+
+Nothing heavy is imported here: ``--help`` and ``--version`` answer at once, and a command loads only what it needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from core import __version__
+from core.commands import COMMANDS, load_command
+from core.commands.common import EXIT_USAGE, invoke, note, say
+
+PROGRAM = "localtune-tui"
+
+
+def _app_parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    listing = "\n".join(f"  {name:<{width}}  {description}" for name, (_, description) in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        usage=f"{PROGRAM} [CONFIG] [--run RUN | --demo]\n       {PROGRAM} COMMAND …",
+        description="Fine-tune language models on one GPU, from a terminal. Without a command the app opens.",
+        epilog=f"commands:\n{listing}\n\n'{PROGRAM} COMMAND --help' explains one. All take --json.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help="configuration file (TOML) to open the app with")
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--run", metavar="RUN", help="run to open the app with: its id, a part of it, or 'latest'")
+    which.add_argument("--demo", action="store_true", help="open the app with the sample run started")
+    return parser
+
+
+def _command_parser(name: str) -> argparse.ArgumentParser:
+    module = load_command(name)
+    parser = argparse.ArgumentParser(
+        prog=f"{PROGRAM} {name}",
+        description=f"{COMMANDS[name][1][0].upper()}{COMMANDS[name][1][1:]}.",
+        allow_abbrev=False,
+    )
+    module.add_arguments(parser)
+    parser.set_defaults(command=name, run_command=module.run)
+    return parser
+
+
+def _open_app(args: argparse.Namespace) -> int:
+    """Open the app, and print the line that it leaves behind."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()) or os.environ.get("TERM") == "dumb":
+        note(f"{PROGRAM}: the app needs a terminal; '{PROGRAM} --help' lists the commands that do not.")
+        return EXIT_USAGE
+    from tui.app import LocaltuneApp
+
+    config = Path(args.config) if args.config else None
+    line = LocaltuneApp(config, run=args.run, demo=args.demo).run()
+    if line:
+        say(line)
+    return 0
+
+
+def _refuse_config(parser: argparse.ArgumentParser, name: str) -> None:
+    """End with a usage error for a first word that is neither a command nor a file."""
+    if Path(name).is_file():
+        return
+    meant = difflib.get_close_matches(name, COMMANDS, n=1)
+    hint = f" Did you mean '{PROGRAM} {meant[0]}'?" if meant else f" '{PROGRAM} --help' lists the commands."
+    parser.error(f"{name} is neither a command nor a configuration file.{hint}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Carry out a command line.
+
+    Args:
+        argv: The arguments without the program's name; those of this process by default.
+
+    Returns:
+        The exit code: 0 done, 1 an error that the user can mend, 2 wrong usage; a run that was followed to its end
+        gives 3 when it was stopped and 4 when it failed; 130 after Ctrl-C.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in COMMANDS:
+        # Loading a command is guarded too: Ctrl-C during its imports must not print a traceback.
+        return invoke(lambda: _run_command(words))
+    parser = _app_parser()
+    args = parser.parse_args(words)
+    if args.config:
+        _refuse_config(parser, args.config)
+    return invoke(lambda: _open_app(args))
+
+
+def _run_command(words: list[str]) -> int:
+    args = _command_parser(words[0]).parse_args(words[1:])
+    code: int = args.run_command(args)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,230 @@
+"""The app: it holds the state, answers the messages of the panes and decides how to leave."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, ClassVar
+
+from textual import on
+from textual.app import InvalidThemeError
+from textual.binding import BindingType
+from textual.command import Provider
+from textual.widget import Widget
+
+from core.errors import UserError
+from core.paths import config_dir
+from core.text import one_line
+from themes.loader import DEFAULT, load_builtin, load_user, variable_defaults
+from tui import messages
+from tui.keys import Key, KeyTable, bindings, load_keymap
+from tui.panes import pane_spec
+from tui.run_desk import RunDesk
+from tui.screens.main import MainScreen
+from tui.settings import load_settings, resolve_glyphs, save_theme
+from tui.widgets.plot_geometry import GLYPH_SETS
+
+
+def _key_commands() -> type[Provider]:
+    """What the palette offers, imported when it is opened."""
+    from tui.palette import KeyCommands
+
+    return KeyCommands
+
+
+class LocaltuneApp(RunDesk):
+    """localtune-tui.
+
+    Args:
+        config_path: A configuration to open.
+        run: A run to open: an id, a part of one, a path or ``latest``.
+        demo: Whether to start the sample run at once.
+    """
+
+    TITLE = "localtune-tui"
+    CSS_PATH = "app.tcss"
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("app")]
+    COMMANDS: ClassVar[set[Callable[[], type[Provider]]]] = {_key_commands}  # type: ignore[assignment]
+
+    def __init__(self, config_path: Path | None = None, run: str | None = None, demo: bool = False) -> None:
+        super().__init__()
+        self._config_path, self._run_name, self._demo = config_path, run, demo
+        self._settings, self._complaints = load_settings(config_dir() / "settings.toml")
+        self._complaints = [f"settings.toml: {problem}" for problem in self._complaints]
+        self.glyphs = GLYPH_SETS[resolve_glyphs(self._settings.glyphs)]
+        keymap = load_keymap(config_dir() / "keymap.toml")
+        self._complaints += [f"keymap.toml: {problem}" for problem in keymap.problems]
+        self.keys = KeyTable(keymap.overrides)
+        self.set_keymap(keymap.overrides)
+        if not self._settings.animations:
+            self.animation_level = "none"
+        self._load_themes()
+
+    def _load_themes(self) -> None:
+        """Register our themes and the user's, and take the chosen one."""
+        for theme in load_builtin():
+            self.register_theme(theme)
+        loaded = load_user(config_dir() / "themes")
+        for theme in loaded.themes:
+            self.register_theme(theme)
+        self._complaints += [f"theme {failure}" for failure in loaded.failures]
+        wanted = os.environ.get("TEXTUAL_THEME") or self._settings.theme or DEFAULT
+        try:
+            self.theme = wanted
+        except InvalidThemeError:
+            self._complaints.append(f"there is no theme {one_line(wanted, 40)}")
+            self.theme = DEFAULT
+
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        """The app's own colors, for themes that do not set them."""
+        return variable_defaults(self.current_theme.dark)
+
+    def get_default_screen(self) -> MainScreen:
+        """The panes."""
+        return MainScreen()
+
+    # Start and end.
+
+    def on_mount(self) -> None:
+        """Take signals as a wish to leave, so that the terminal is given back as it was."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            # Only the main thread can take signals; elsewhere (in tests) there are none to take.
+            with suppress(RuntimeError, ValueError):
+                loop.add_signal_handler(number, self.leave)
+        self.theme_changed_signal.subscribe(self, self._theme_changed)
+
+    async def on_unmount(self) -> None:
+        """End the threads."""
+        self.bridge.close()
+
+    @on(messages.FirstPaint)
+    async def _first_paint(self) -> None:
+        """What is slow to import, now that there is something to look at."""
+        self.show_header()
+        self.bridge.sample_devices()
+        if self._demo:
+            self.bridge.start_sample()
+        elif self._run_name is not None:
+            self.bridge.open_run(self._run_name)
+        else:
+            self.bridge.find_live_run()
+        await self.main.load_panes()
+        self.bridge.load_config(self._config_path)
+        if self._complaints:
+            text = "\n".join(self._complaints)
+            self.notify(text, title="Left out of your settings", severity="warning", timeout=12, markup=False)
+
+    def _theme_changed(self, theme: object) -> None:
+        self.show_header()
+
+    @on(messages.PaneRequested)
+    def _pane_requested(self, message: messages.PaneRequested) -> None:
+        self.main.show_pane(message.pane)
+
+    # The configuration.
+
+    @on(messages.ConfigLoaded)
+    def _config_loaded(self, message: messages.ConfigLoaded) -> None:
+        document = message.document
+        self.state.document, self.state.saved_text = document, document.dumps()
+        if (pane := self.pane("config")) is not None:
+            pane.load(document)
+        self._show_data(document)
+        self.show_header()
+
+    @on(messages.ConfigEdited)
+    def _config_edited(self, message: messages.ConfigEdited) -> None:
+        before = self.state.document.get("data.train") if self.state.document is not None else None
+        self.state.document = message.document
+        if message.document.get("data.train") != before:
+            self._show_data(message.document)
+        self.show_header()
+
+    @on(messages.ConfigSaved)
+    def _config_saved(self, message: messages.ConfigSaved) -> None:
+        self.state.document, self.state.saved_text = message.document, message.document.dumps()
+        self.show_header()
+
+    def _show_data(self, document: Any) -> None:
+        """Let the data pane show what the configuration trains on."""
+        train = document.get("data.train")
+        first = train[0] if isinstance(train, list) and train else train
+        if isinstance(first, str) and first and (pane := self.pane("data")) is not None:
+            base = document.path.parent if document.path is not None else Path.cwd()
+            pane.show(base / Path(first).expanduser())
+
+    @on(messages.DatasetChosen)
+    def _dataset_chosen(self, message: messages.DatasetChosen) -> None:
+        document = self.state.document
+        if document is None:
+            return
+        document.set(f"data.{message.use}", str(message.path))
+        if (pane := self.pane("config")) is not None:
+            pane.load(document)
+        verb = "trained on" if message.use == "train" else "held out of training"
+        self.notify(f"{one_line(message.path.name, 60)} will be {verb}.", timeout=4, markup=False)
+        self.show_header()
+
+    # Keys.
+
+    @on(messages.PaneShown)
+    def _pane_shown(self, message: messages.PaneShown) -> None:
+        if message.pane == "runs":
+            self.bridge.list_runs(message.shown)
+        self.show_header()
+
+    def action_show_pane(self, name: str) -> None:
+        """Show a pane."""
+        self.main.press_number(name)
+
+    def action_tile(self) -> None:
+        """Put the panes side by side."""
+        self.main.tile()
+
+    def action_help(self) -> None:
+        """Explain the pane that has the keys."""
+        from tui.screens.help import HelpScreen
+
+        if len(self.screen_stack) > 1:
+            return
+        spec = pane_spec(self.main.current)
+        pane = self.pane(spec.id)
+        about = str(getattr(pane, "HELP", "") or "")
+        self.push_screen(HelpScreen(spec.title, about, self.keys, spec.id))
+
+    def can_run(self, key: Key) -> bool:
+        """Whether what a key does makes sense now; the palette leaves out what does not."""
+        if key.scope == "app":
+            return True
+        pane = self.pane(key.scope)
+        return isinstance(pane, Widget) and pane.check_action(key.action.partition("(")[0], ()) is not False
+
+    async def run_key(self, key: Key) -> None:
+        """Do what a key does, in the pane it belongs to."""
+        if key.scope == "app":
+            await self.run_action(key.action)
+            return
+        self.main.show_pane(key.scope, zoom=self.main.zoomed)
+        if isinstance(pane := self.pane(key.scope), Widget):
+            await pane.run_action(key.action)
+
+    def search_themes(self) -> None:
+        """Choose a theme, seeing each one while it is highlighted."""
+        from tui.screens.theme_picker import ThemePicker
+
+        def chosen(name: str | None) -> None:
+            if name:
+                self._remember_theme(name)
+
+        self.push_screen(ThemePicker(sorted(self.available_themes), self.theme), chosen)
+
+    def _remember_theme(self, name: str) -> None:
+        try:
+            save_theme(config_dir() / "settings.toml", name)
+        except (OSError, UserError) as error:
+            self.warn("The theme is not remembered", str(error))

@@ -1,0 +1,260 @@
+"""Between core and the widgets: threads that read run directories, sample devices and talk to workers, and only post messages.
+
+Nothing here touches a widget. What a thread finds out becomes a message to the app, at most twice a second.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from textual.app import App
+
+from core.errors import UserError
+from tui.messages import (
+    ActionFailed,
+    ConfigLoaded,
+    ControlAnswered,
+    DevicesSampled,
+    RunAdvanced,
+    RunAttached,
+    RunsListed,
+    RunStarted,
+)
+
+if TYPE_CHECKING:
+    from core.config.schema import Config
+    from core.runs.client import ControlClient
+    from core.runs.state import RunState
+    from core.runs.store import Run
+
+#: Seconds between two looks at a live run, and at one that is over (it may be continued from elsewhere).
+LIVE_SECONDS, OVER_SECONDS = 0.5, 2.0
+#: Seconds between two looks at the devices, and at the list of runs.
+SAMPLE_SECONDS, LIST_SECONDS = 2.0, 2.0
+
+
+class Bridge:
+    """Starts the threads, and ends them with the app.
+
+    Args:
+        app: Where messages go.
+    """
+
+    def __init__(self, app: App[str]) -> None:
+        self._app = app
+        self._closing = threading.Event()
+        self._following = threading.Event()
+        self._listing = threading.Event()
+        self._clients: set[ControlClient] = set()
+        self._guard = threading.Lock()
+        self.sampling = True
+        """Whether devices are looked at; a live worker reports them itself."""
+
+    def close(self) -> None:
+        """End all threads soon; nothing that is under way is waited for."""
+        self._closing.set()
+        self._following.set()
+        self._listing.set()
+        with self._guard:
+            clients = list(self._clients)
+        for client in clients:
+            client.close()
+
+    def _run(self, work: Callable[[], None], group: str) -> None:
+        self._app.run_worker(work, thread=True, group=group, description=group)
+
+    def _try(self, title: str, work: Callable[[], None], group: str) -> None:
+        """Run something that the user asked for; what is wrong with it comes back as a message."""
+
+        def attempt() -> None:
+            try:
+                work()
+            except UserError as error:
+                self._post(ActionFailed(title, error))
+
+        self._run(attempt, group)
+
+    def _post(self, message: object) -> None:
+        from textual.message import Message
+
+        if not self._closing.is_set() and isinstance(message, Message):
+            self._app.post_message(message)
+
+    def load_config(self, path: Path | None) -> None:
+        """Read a configuration, or begin a new one."""
+
+        def work() -> None:
+            from core.config.document import ConfigDocument
+
+            try:
+                self._post(ConfigLoaded(ConfigDocument.load(path) if path is not None else ConfigDocument()))
+            except UserError:
+                # The app is of use without that file; what is wrong with it is told all the same.
+                self._post(ConfigLoaded(ConfigDocument()))
+                raise
+
+        self._try("The configuration cannot be opened", work, "load")
+
+    def open_run(self, name: str) -> None:
+        """Find a run by what the user calls it, and follow it."""
+
+        def work() -> None:
+            from core.runs.store import find_run
+
+            run = find_run(name)
+            self._app.call_from_thread(self.follow, run)
+
+        self._try("The run cannot be opened", work, "open")
+
+    def find_live_run(self, otherwise: Callable[[], None] | None = None) -> None:
+        """Follow the newest run that is on, if there is one."""
+
+        def work() -> None:
+            from core.runs.store import list_runs
+
+            live = next((run for run in list_runs() if not run.state().is_over), None)
+            if live is not None:
+                self._app.call_from_thread(partial(self.follow, live, found=True))
+            elif otherwise is not None:
+                self._app.call_from_thread(otherwise)
+
+        self._run(work, "find")
+
+    def follow(self, run: Run, *, found: bool = False) -> None:
+        """Read a run from its beginning and follow it from then on, instead of the one followed so far."""
+        self._following.set()
+        self._following = stop = threading.Event()
+        if self._closing.is_set():
+            stop.set()
+        self._run(partial(follow_run, run, self._post, stop, found=found), "follow")
+
+    def sample_devices(self) -> None:
+        """Look at the devices every few seconds, while ``sampling`` says so."""
+
+        def work() -> None:
+            from core.hardware.sampler import snapshot
+
+            while not self._closing.is_set():
+                if self.sampling:
+                    self._post(DevicesSampled(snapshot()))
+                self._closing.wait(SAMPLE_SECONDS)
+
+        self._run(work, "sample")
+
+    def list_runs(self, on: bool) -> None:
+        """List the runs every few seconds, or stop doing so."""
+        self._listing.set()
+        if not on or self._closing.is_set():
+            return
+        self._listing = stop = threading.Event()
+
+        def work() -> None:
+            from tui.catalog import RunCatalog
+
+            catalog = RunCatalog()
+            while not stop.is_set():
+                self._post(RunsListed(catalog.rows()))
+                stop.wait(LIST_SECONDS)
+
+        self._run(work, "list")
+
+    def start(self, config: Config, name: str) -> None:
+        """Start a run of a checked configuration."""
+
+        def work() -> None:
+            from core.runs.launcher import start_run
+
+            self._post(RunStarted(start_run(config, name)))
+
+        self._try("The run could not be started", work, "start")
+
+    def start_sample(self) -> None:
+        """Start a run of the sample data."""
+
+        def work() -> None:
+            import sample_data
+            from core.config.document import ConfigDocument
+            from core.runs.launcher import start_run
+
+            config = ConfigDocument.load(sample_data.path("tickets.toml")).validate()
+            self._post(RunStarted(start_run(config, "tickets")))
+
+        self._try("The sample could not be started", work, "start")
+
+    def continue_run(self, run: Run) -> None:
+        """Let an ended run go on."""
+
+        def work() -> None:
+            from core.runs.launcher import continue_run
+
+            continue_run(run)
+            self._post(RunStarted(run))
+
+        self._try("The run could not be continued", work, "start")
+
+    def control(self, run: Run, command: str) -> None:
+        """Send a command to the worker of a run."""
+
+        def work() -> None:
+            from core.runs.client import ControlClient
+
+            client = ControlClient(run)
+            with self._guard:
+                self._clients.add(client)
+            try:
+                if not self._closing.is_set():
+                    client.request(command)
+                    self._post(ControlAnswered(run, command))
+            finally:
+                with self._guard:
+                    self._clients.discard(client)
+                client.close()
+
+        self._try(f"{command.capitalize()} failed", work, "control")
+
+
+def follow_run(run: Run, post: Callable[[object], None], stop: threading.Event, *, found: bool = False) -> None:
+    """Read a run and post what it says, until ``stop`` is set.
+
+    The first message is a :class:`RunAttached` with the whole history, which from then on belongs to the receiver;
+    after that come a :class:`RunAdvanced` whenever there is something new.
+
+    Args:
+        run: The run.
+        post: Takes the messages, in any thread.
+        stop: Ends it.
+        found: Whether the app came upon the run by itself.
+    """
+    from core.runs.history import RunHistory
+    from core.runs.launcher import reap
+    from core.runs.tail import EventTail
+
+    tail, history = EventTail(run.events_path), RunHistory()
+    shown = run.state()
+    for event in tail.read_all():
+        history.apply(event)
+        if stop.is_set():
+            return
+    history.skipped = tail.skipped
+    post(RunAttached(run, shown, history, found))
+    while not stop.wait(OVER_SECONDS if shown.is_over else LIVE_SECONDS):
+        reap()
+        state = run.state()
+        events = tail.read_all()
+        if events or _looks_different(shown, state):
+            post(RunAdvanced(run, state, events))
+        shown = state
+
+
+def _looks_different(before: RunState, after: RunState) -> bool:
+    """Whether anything but the heartbeat has changed."""
+    return (before.state, before.reason, before.step, before.total_steps) != (
+        after.state,
+        after.reason,
+        after.step,
+        after.total_steps,
+    )

@@ -1,0 +1,108 @@
+"""A conversation with one or two models at once, without any widget."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Literal
+
+from core.chat.request import Source
+from core.units import format_rate
+
+ReplyState = Literal["waiting", "streaming", "done", "stopped", "failed"]
+
+
+@dataclass(eq=False)
+class Reply:
+    """What one model answers to one question."""
+
+    source: Source
+    text: str = ""
+    """As the model wrote it; it is sanitized when it is shown."""
+    state: ReplyState = "waiting"
+    speaker: str = ""
+    """Which weights answered: ``step 34``, ``tuned`` or ``base``."""
+    stats: str = ""
+    error: str = ""
+    hint: str = ""
+    pending: deque[str] = field(default_factory=deque)
+    """Pieces that have come from the thread of the model and are not in ``text`` yet."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether more of it may come."""
+        return self.state in ("waiting", "streaming")
+
+    @property
+    def label(self) -> str:
+        """Who speaks."""
+        return self.speaker or self.source
+
+    def take_pending(self) -> bool:
+        """Move what has come into ``text``; whether there was anything."""
+        pieces = []
+        while self.pending:
+            pieces.append(self.pending.popleft())
+        self.text += "".join(pieces)
+        if pieces and self.state == "waiting":
+            self.state = "streaming"
+        return bool(pieces)
+
+
+@dataclass(eq=False)
+class Exchange:
+    """A question and its answers."""
+
+    question: str
+    replies: list[Reply]
+
+    def answer_of(self, source: Source) -> str:
+        """What this source said, else what the other one did; empty when nobody said anything."""
+        ordered = sorted(self.replies, key=lambda reply: reply.source != source)
+        return next((reply.text for reply in ordered if reply.text and reply.state != "failed"), "")
+
+
+class Dialogue:
+    """The exchanges so far; each source is told its own answers, and the other's where it gave none."""
+
+    def __init__(self) -> None:
+        self.exchanges: list[Exchange] = []
+
+    def ask(self, question: str, sources: tuple[Source, ...]) -> Exchange:
+        """Add a question that these sources are to answer."""
+        exchange = Exchange(question, [Reply(source) for source in sources])
+        self.exchanges.append(exchange)
+        return exchange
+
+    def messages(self, source: Source, system: str = "") -> list[dict[str, str]]:
+        """What a source is given to answer the last question: earlier questions nobody answered are left out."""
+        messages = [{"role": "system", "content": system}] if system else []
+        for exchange in self.exchanges[:-1]:
+            if answer := exchange.answer_of(source):
+                messages.append({"role": "user", "content": exchange.question})
+                messages.append({"role": "assistant", "content": answer})
+        return [*messages, {"role": "user", "content": self.exchanges[-1].question}]
+
+    def last_answer(self) -> Reply | None:
+        """The newest reply with a text; of two to the same question, the tuned model's."""
+        replies = (reply for exchange in reversed(self.exchanges) for reply in exchange.replies)
+        return next((reply for reply in replies if reply.text), None)
+
+
+def speaker_name(source: str) -> str:
+    """``step-34`` as ``step 34``, ``adapter`` as ``tuned``."""
+    if source.startswith("step-"):
+        return f"step {source[5:]}"
+    return "tuned" if source == "adapter" else source
+
+
+def format_stats(tokens: int, first_token_seconds: float, tokens_per_second: float, finish: str = "stop") -> str:
+    """``23 tokens · first 0.16 s · 21 tok/s``, and why it ends where it does unless the model ended it itself."""
+    parts = [f"{tokens} token{'' if tokens == 1 else 's'}"]
+    if tokens:
+        parts.append(f"first {first_token_seconds:.2f} s")
+    if tokens > 1:
+        parts.append(format_rate(tokens_per_second))
+    if finish == "length":
+        parts.append("cut at the longest answer allowed")
+    return " · ".join(parts)

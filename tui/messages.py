@@ -1,0 +1,165 @@
+"""Messages that cross widgets: what has happened or is wanted, posted up to the app."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from textual.message import Message
+
+if TYPE_CHECKING:
+    from core.config.document import ConfigDocument
+    from core.errors import UserError
+    from core.hardware.snapshot import Device
+    from core.runs.events import Event
+    from core.runs.history import RunHistory
+    from core.runs.state import RunState
+    from core.runs.store import Run
+    from tui.state import RunRow
+
+
+@dataclass
+class DatasetChosen(Message):
+    """The user has picked a file of rows to train on, or to hold out of training."""
+
+    path: Path
+    use: Literal["train", "eval"] = "train"
+
+
+@dataclass
+class ConfigEdited(Message):
+    """The configuration in the app has changed; the document may be invalid."""
+
+    document: ConfigDocument
+
+
+@dataclass
+class ConfigLoaded(Message):
+    """A configuration has been read from its file, or a new one begun."""
+
+    document: ConfigDocument
+
+
+@dataclass
+class ConfigSaved(Message):
+    """The configuration in the app is now what its file says."""
+
+    document: ConfigDocument
+
+
+@dataclass
+class StartRequested(Message):
+    """A run of the present configuration is wanted."""
+
+
+@dataclass
+class SampleRequested(Message):
+    """A run of the sample data on the starter model is wanted."""
+
+
+@dataclass
+class OpenRunRequested(Message):
+    """A run is to be shown, and followed if it is live."""
+
+    run: Run
+
+
+@dataclass
+class ContinueRequested(Message):
+    """An ended run is to go on from its last checkpoint; without one, the run that is shown."""
+
+    run: Run | None = None
+
+
+@dataclass
+class ControlRequested(Message):
+    """A command for the worker of the run that is shown: pause, resume, checkpoint or stop."""
+
+    command: str
+
+
+@dataclass
+class ControlAnswered(Message):
+    """A worker has carried out a command."""
+
+    run: Run
+    command: str
+
+
+@dataclass
+class PaneRequested(Message):
+    """Another pane is to be shown: data, config, train, chat or runs."""
+
+    pane: str
+
+
+@dataclass
+class PaneShown(Message):
+    """A pane has come into view, or left it."""
+
+    pane: str
+    shown: bool
+
+
+@dataclass
+class RunStarted(Message):
+    """A worker has been started on a run, new or continued."""
+
+    run: Run
+
+
+@dataclass
+class RunAttached(Message):
+    """A run has been read from its beginning and is being followed."""
+
+    run: Run
+    state: RunState
+    history: RunHistory
+    found: bool = False
+    """Whether the app came upon it by itself, rather than being asked for it."""
+
+
+@dataclass
+class RunAdvanced(Message):
+    """What is new in the run that is followed since the last message; a run read anew is a :class:`RunAttached`."""
+
+    run: Run
+    state: RunState
+    events: Sequence[Event]
+
+
+@dataclass
+class DevicesSampled(Message):
+    """The devices as this process sees them, while no worker reports them."""
+
+    devices: Sequence[Device]
+
+    def can_replace(self, message: Message) -> bool:
+        """Only the newest sample matters."""
+        return isinstance(message, DevicesSampled)
+
+
+@dataclass
+class RunsListed(Message):
+    """The runs on this machine, newest first."""
+
+    rows: Sequence[RunRow]
+
+    def can_replace(self, message: Message) -> bool:
+        """Only the newest list matters."""
+        return isinstance(message, RunsListed)
+
+
+@dataclass
+class ActionFailed(Message):
+    """Something the user asked for could not be done."""
+
+    title: str
+    error: UserError
+
+
+@dataclass
+class FirstPaint(Message):
+    """The first screen is on the terminal; what is slow to import may come now."""

@@ -1,0 +1,474 @@
+"""The chat pane: talk to the model in training, to the tuned model afterwards, and to the base beside it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from textual import events, on, work
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.message import Message
+from textual.timer import Timer
+from textual.widgets import Static
+
+from core.errors import UserError
+from core.text import one_line, sanitize
+from tui.dialogue import Dialogue, Exchange, Reply, format_stats, speaker_name
+from tui.keys import bindings, display_key
+from tui.panes.base import Pane
+from tui.panes.talker import Talker
+from tui.widgets.chat_message import ExchangeView, ReplyMessage
+from tui.widgets.prompt_input import PromptInput
+from tui.widgets.start_here import StartHere
+
+if TYPE_CHECKING:
+    from core.chat.request import Source
+    from core.chat.session import Answer
+    from tui.panes.talker import SessionFactory, Target
+
+#: Columns from which two answers stand side by side.
+WIDE = 90
+# Ten times a second is as live as reading goes, and leaves the link and the keys alone.
+_FLUSH_SECONDS = 0.1
+
+
+@dataclass
+class _Loading(Message):
+    """What goes on before the first token."""
+
+    detail: str
+    done: int | None
+    total: int | None
+
+    def can_replace(self, message: Message) -> bool:
+        return isinstance(message, _Loading)
+
+
+@dataclass
+class _Speaking(Message):
+    """The model has been loaded or reached, and begins to answer."""
+
+    reply: Reply
+
+
+@dataclass
+class _Answered(Message):
+    reply: Reply
+    answer: Answer | None
+
+
+@dataclass
+class _Failed(Message):
+    reply: Reply
+    error: UserError
+
+
+@dataclass
+class _TurnEnded(Message):
+    exchange: Exchange
+
+
+class Transcript(VerticalScroll, can_focus=True, inherit_bindings=False):
+    """The exchanges; keys are bound by the pane it is in."""
+
+    DEFAULT_CSS = "Transcript { height: 1fr; background: transparent; scrollbar-size-vertical: 1; }"
+
+
+class ChatPane(Pane):
+    """Ask, read, compare.
+
+    Args:
+        open_session: Makes a session on a target; the real one where None.
+    """
+
+    DEFAULT_CSS = """
+    ChatPane {
+        & > #chat-status { height: auto; max-height: 2; color: $muted; }
+        & > #chat-prompt { dock: bottom; }
+    }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("chat")]
+
+    def __init__(self, open_session: SessionFactory | None = None, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self.dialogue = Dialogue()
+        self.sources: tuple[Source, ...] = ("tuned",)
+        """Who answers the next question."""
+        self.target: Target | None = None
+        self.is_live = False
+        """Whether the target is a run that is on."""
+        self._step: int | None = None
+        self._current: Exchange | None = None
+        self._talker = Talker(open_session)
+        self._flush: Timer | None = None
+
+    def compose(self) -> ComposeResult:
+        """The empty state or the transcript, a line for what goes on, the prompt."""
+        yield StartHere("", id="chat-empty")
+        yield Transcript(id="chat-transcript")
+        yield Static(id="chat-status", markup=False)
+        yield PromptInput(id="chat-prompt")
+
+    def on_mount(self) -> None:
+        """Say what can be talked to."""
+        self._flush = self.set_interval(_FLUSH_SECONDS, self._flush_pending, pause=True)
+        self._show_target()
+
+    def on_unmount(self) -> None:
+        """The model goes with the pane."""
+        self._talker.release()
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Put two answers side by side where there is room for them."""
+        for view in self.query(ExchangeView):
+            view.set_class(event.size.width >= WIDE, "-wide")
+
+    # What is talked to.
+
+    def set_target(self, run: Target | None, live: bool = False) -> None:
+        """Talk to something else: a run, live or ended, or a model's name or directory.
+
+        The session on what was there before is closed, which frees its memory; the first question opens a new one.
+        """
+        if run == self.target and live == self.is_live:
+            return
+        same_run = run == self.target
+        self._stop_answer()
+        self.target, self.is_live = run, live
+        if not same_run:
+            self._step = None
+            self._begin_anew()
+        self._talker.set_target(run)
+        if self.is_mounted:
+            self._close_retired()
+        if not self._has_adapter:
+            self.sources = ("base",)
+        elif not same_run:
+            self.sources = ("tuned",)
+        if self.is_mounted:
+            self._show_target()
+
+    def note_step(self, step: int) -> None:
+        """Tell which step the live run is at, for the title."""
+        if step != self._step and self.is_live:
+            self._step = step
+            self._refresh_title()
+
+    async def release(self) -> None:
+        """Close the session and wait for it, so that its memory is free; for the app to call before it starts a run."""
+        self._stop_answer()
+        await self._release().wait()
+
+    @work(thread=True, group="chat-release")
+    def _close_retired(self) -> None:
+        self._talker.close_retired()
+
+    @work(thread=True, group="chat-release")
+    def _release(self) -> None:
+        self._talker.release()
+
+    @property
+    def _has_adapter(self) -> bool:
+        return not isinstance(self.target, (str, Path))
+
+    @property
+    def prompt(self) -> PromptInput:
+        """Where questions are written."""
+        return self.query_one("#chat-prompt", PromptInput)
+
+    @property
+    def transcript(self) -> Transcript:
+        """What has been said."""
+        return self.query_one("#chat-transcript", Transcript)
+
+    def _begin_anew(self) -> None:
+        self.dialogue = Dialogue()
+        if self.is_mounted:
+            self.transcript.remove_children()
+
+    def _show_target(self) -> None:
+        empty = self.query_one("#chat-empty", StartHere)
+        if self.target is None:
+            empty.explain(
+                "Nothing to talk to yet.",
+                [
+                    (
+                        self.keys["app.start"].display,
+                        "Start a run; its model answers here while it trains",
+                    ),
+                    (self.keys["app.runs"].display, "Open a run that has ended, and talk to what it made"),
+                ],
+            )
+        else:
+            empty.explain(self._invitation(), self._invitation_keys())
+        self._refresh()
+        self.prefer_focus(empty if self.target is None else self.prompt)
+
+    def _invitation(self) -> str:
+        if self.is_live:
+            return "Ask the model that is being trained; it answers between two steps, and says which step that was."
+        if not self._has_adapter:
+            return "Ask the model; it is loaded when the first question comes."
+        return "Ask the tuned model; it is loaded with its base when the first question comes."
+
+    def _invitation_keys(self) -> list[tuple[str, str]]:
+        toggles = [(self._key_while_writing(name), self.keys[name].help) for name in ("chat.source", "chat.both")]
+        return [
+            ("enter", "Send what is written below"),
+            *(toggles if self._has_adapter else []),
+            ("esc", "Leave the prompt"),
+        ]
+
+    def _refresh(self) -> None:
+        """Title, hints, and which of the parts are shown."""
+        has_target = self.target is not None
+        blank = not self.dialogue.exchanges
+        self.query_one("#chat-empty").display = blank
+        self.transcript.display = not blank
+        self.prompt.display = has_target
+        self.prompt.placeholder = f"ask {self._mode}  ·  enter sends  ·  esc leaves the prompt"
+        self._refresh_hints()
+        self._refresh_title()
+
+    def on_descendant_focus(self) -> None:
+        """Keys that are letters only work outside the prompt, so the hints follow the focus."""
+        self._refresh_hints()
+
+    def _refresh_hints(self) -> None:
+        if self.target is None:
+            self.set_hints(["app.start", "app.runs"])
+            return
+        toggles = ["chat.source", "chat.both"] if self._has_adapter else []
+        if not self.prompt.has_focus:
+            self.set_hints(["chat.write", *toggles])
+            return
+        keys = [f"{self._key_while_writing(name)} {self.keys[name].description}" for name in toggles]
+        stop = "stop" if self.is_answering else "leave"
+        self.border_subtitle = Content("  ".join(["enter send", *keys, f"{self.keys['chat.cancel'].display} {stop}"]))
+
+    def _key_while_writing(self, identity: str) -> str:
+        """A key of an action that is no letter; its first key where all are."""
+        keys = self.keys[identity].keys.split(",")
+        pressable = (key for key in keys if key.startswith("ctrl+") or (key[0] == "f" and key[1:].isdecimal()))
+        return display_key(next(pressable, keys[0]))
+
+    @property
+    def _mode(self) -> str:
+        return " and ".join(self.sources)
+
+    def _refresh_title(self) -> None:
+        if self.target is None:
+            self.set_title("4 Chat")
+        elif self.is_live:
+            step = f", step {self._step}" if self._step is not None else ""
+            self.set_title("4 Chat", f"model in training{step}", self._mode)
+        else:
+            name = self.target.id if not isinstance(self.target, (str, Path)) else Path(self.target).name
+            self.set_title("4 Chat", name, self._mode)
+
+    def _say(self, text: str, style: str = "") -> None:
+        line = self.query_one("#chat-status", Static)
+        line.display = bool(text)
+        line.update(Content.styled(one_line(text), style))
+
+    # Asking.
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether an answer is under way."""
+        return self._current is not None
+
+    @on(PromptInput.Submitted)
+    def _submitted(self, message: PromptInput.Submitted) -> None:
+        message.stop()
+        if self.target is None:
+            return
+        if self.is_answering:
+            self._say(f"The model is still answering; {self.keys['chat.cancel'].display} stops it.", "$near")
+            return
+        question = message.text.strip()
+        self.prompt.remember(question)
+        self.prompt.clear()
+        self._ask(question)
+
+    def _ask(self, question: str) -> None:
+        exchange = self.dialogue.ask(question, self.sources)
+        self._current = exchange
+        self._refresh()
+        self.transcript.mount(ExchangeView(exchange, wide=self.size.width >= WIDE))
+        self.transcript.anchor()
+        waiting = "waiting for the end of a step …" if self.is_live else "loading the model …"
+        self._say("" if self._talker.is_loaded else f"{waiting} {self.keys['chat.cancel'].display} cancels")
+        if self._flush is not None:
+            self._flush.resume()
+        self._talk(exchange, self._talker.epoch)
+
+    @work(thread=True, group="chat-talk")
+    def _talk(self, exchange: Exchange, epoch: int) -> None:
+        """Ask one source after the other; on the first error the rest is left out."""
+        from core.chat.session import Answer
+
+        reply = exchange.replies[0]
+        try:
+            system, settings = self._talker.settings()
+            for reply in exchange.replies:
+                answer: Answer | None = None
+                messages = self.dialogue.messages(reply.source, system)
+                for item in self._talker.answer(messages, reply.source, settings, epoch, self._report_loading):
+                    if isinstance(item, Answer):
+                        answer = item
+                    else:
+                        if not reply.pending and not reply.text:
+                            self.post_message(_Speaking(reply))
+                        reply.pending.append(item.text)
+                self.post_message(_Answered(reply, answer))
+        except UserError as error:
+            self.post_message(_Failed(reply, error))
+        self.post_message(_TurnEnded(exchange))
+
+    def _report_loading(self, detail: str, done: int | None, total: int | None) -> None:
+        self.post_message(_Loading(detail, done, total))
+
+    @on(_Loading)
+    def _loading(self, message: _Loading) -> None:
+        if self.is_answering:
+            share = f" {message.done / message.total:.0%}" if message.done is not None and message.total else ""
+            self._say(f"{message.detail}{share} … {self.keys['chat.cancel'].display} cancels")
+
+    @on(_Speaking)
+    def _speaking(self) -> None:
+        self._say("")
+
+    def _flush_pending(self) -> None:
+        exchange = self._current
+        if exchange is None:
+            return
+        for reply in exchange.replies:
+            if reply.is_open and reply.take_pending():
+                self._show_reply(reply)
+
+    @on(_Answered)
+    def _answered(self, message: _Answered) -> None:
+        reply, answer = message.reply, message.answer
+        was_open = reply.is_open
+        reply.take_pending()
+        if was_open:
+            reply.state = "done" if answer is not None else "stopped"
+        if answer is not None:
+            if was_open:
+                reply.text = answer.text
+            reply.speaker = speaker_name(answer.source)
+            reply.stats = format_stats(
+                answer.tokens, answer.first_token_seconds, answer.tokens_per_second, answer.finish
+            )
+            if answer.source.startswith("step-") and answer.source[5:].isdecimal():
+                self.note_step(int(answer.source[5:]))
+        self._show_reply(reply)
+
+    @on(_Failed)
+    def _failed(self, message: _Failed) -> None:
+        reply = message.reply
+        if reply.is_open:
+            reply.take_pending()
+            reply.state, reply.error, reply.hint = "failed", message.error.message, message.error.hint
+        self._show_reply(reply)
+
+    @on(_TurnEnded)
+    def _turn_ended(self, message: _TurnEnded) -> None:
+        if message.exchange is self._current:
+            self._finish_turn()
+
+    def _finish_turn(self) -> None:
+        exchange, self._current = self._current, None
+        if self._flush is not None:
+            self._flush.pause()
+        self._say("")
+        self._refresh_hints()
+        for reply in exchange.replies if exchange is not None else []:
+            if reply.is_open:
+                reply.take_pending()
+                reply.state = "stopped"
+                self._show_reply(reply)
+
+    def _show_reply(self, reply: Reply) -> None:
+        for widget in self.query(ReplyMessage):
+            if widget.reply is reply:
+                widget.refresh_reply()
+
+    def _stop_answer(self) -> None:
+        """End the answer under way; its stats may still come."""
+        if self.is_answering:
+            self._talker.cancel()
+            self._finish_turn()
+
+    # Keys.
+
+    def action_write(self) -> None:
+        """Give the keys to the prompt."""
+        if self.target is not None:
+            self.prompt.focus()
+
+    def action_cancel(self) -> None:
+        """Stop the answer; without one, leave the prompt."""
+        if self.is_answering:
+            self._stop_answer()
+        elif self.prompt.has_focus:
+            (self.transcript if self.transcript.display else self.query_one("#chat-empty")).focus()
+        self._say("")
+
+    def action_toggle_source(self) -> None:
+        """Ask the base instead of the tuned model, or back."""
+        self._set_sources(("tuned",) if self.sources == ("base",) else ("base",))
+
+    def action_toggle_both(self) -> None:
+        """Ask both, or the tuned one alone."""
+        self._set_sources(("tuned",) if len(self.sources) > 1 else ("tuned", "base"))
+
+    def _set_sources(self, sources: tuple[Source, ...]) -> None:
+        if self.target is None:
+            return
+        if not self._has_adapter:
+            self._say("This model has no adapter: it is the base.", "$near")
+            return
+        self.sources = sources
+        self._say("")
+        self._refresh()
+
+    def action_clear(self) -> None:
+        """Begin a new conversation with the same model."""
+        self._stop_answer()
+        self._begin_anew()
+        self._say("")
+        self._refresh()
+
+    @on(PromptInput.CopyWanted)
+    def action_copy(self) -> None:
+        """Copy the last answer to the terminal's clipboard."""
+        reply = self.dialogue.last_answer()
+        if reply is None:
+            self._say("There is no answer to copy yet.", "$near")
+            return
+        text = sanitize(reply.text).strip()
+        self.app.copy_to_clipboard(text)
+        tmux = "; tmux passes it on with set-clipboard on" if os.environ.get("TMUX") else ""
+        self._say(f"✓ answer of {reply.label} ({len(text)} characters) sent to your terminal's clipboard{tmux}")
+
+    def action_move(self, rows: int) -> None:
+        """Scroll by lines."""
+        self.transcript.scroll_relative(y=rows, animate=False)
+
+    def action_move_page(self, direction: int) -> None:
+        """Scroll by pages."""
+        self.transcript.scroll_relative(y=direction * max(1, self.transcript.size.height - 1), animate=False)
+
+    def action_move_end(self, direction: int) -> None:
+        """To the beginning or the end."""
+        if direction < 0:
+            self.transcript.scroll_home(animate=False)
+        else:
+            self.transcript.scroll_end(animate=False)

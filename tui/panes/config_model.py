@@ -1,0 +1,171 @@
+"""The configuration being edited: what it says, what is wrong with it, and whether its file is still as it was."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.config.document import ConfigDocument, parse_value
+from core.config.schema import Option, options
+from core.errors import UserError
+from core.text import one_line
+from tui.widgets.option_field import format_value
+
+#: Options whose values are paths of data files.
+DATA_PATHS = ("data.train", "data.eval")
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What tells whether a file is still the one that was read."""
+
+    modified_ns: int
+    digest: str
+
+    @classmethod
+    def of(cls, path: Path) -> Fingerprint | None:
+        """Of a file as it is now; None when it cannot be read."""
+        try:
+            modified = path.stat().st_mtime_ns
+            return cls(modified, hashlib.sha256(path.read_bytes()).hexdigest())
+        except OSError:
+            return None
+
+
+class ConfigModel:
+    """A document, the text its file had, and the checks that a form needs.
+
+    Args:
+        document: The document; its path, where it has one, is the file that ``save`` replaces.
+    """
+
+    def __init__(self, document: ConfigDocument) -> None:
+        self.document = document
+        self.options: tuple[Option, ...] = tuple(options())
+        self.saved_text = ""
+        self.disk: Fingerprint | None = None
+        self.note_saved()
+        if self.disk is None:
+            self.saved_text = ""
+
+    @property
+    def base(self) -> Path:
+        """What relative paths in it are relative to."""
+        return self.document.path.parent if self.document.path is not None else Path.cwd()
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether it says anything that its file does not."""
+        return self.document.dumps() != self.saved_text
+
+    def note_saved(self) -> None:
+        """Remember the file as it is now."""
+        path = self.document.path
+        self.disk = Fingerprint.of(path) if path is not None else None
+        try:
+            self.saved_text = path.read_text(encoding="utf-8-sig") if path is not None else ""
+        except (OSError, UnicodeDecodeError):
+            self.saved_text = ""
+
+    @property
+    def has_changed_on_disk(self) -> bool:
+        """Whether somebody else has written the file since; a file that is gone can be written again."""
+        if self.document.path is None:
+            return False
+        now = Fingerprint.of(self.document.path)
+        return now is not None and (self.disk is None or now.digest != self.disk.digest)
+
+    def set_text(self, option: Option, text: str) -> None:
+        """Set an option to what was typed; nothing typed means the default.
+
+        What is no value of the option's type is kept as it is, and is a problem from then on.
+
+        Raises:
+            UserError: If the option's section is not one in this file.
+        """
+        if not text.strip():
+            value: Any = None
+        else:
+            try:
+                value = parse_value(option, text)
+            except UserError:
+                value = text
+        self.document.set(option.name, value)
+
+    def changed_count(self) -> int:
+        """Options whose value differs from their default."""
+        optional = (option for option in self.options if not option.required)
+        values = ((self.document.get(option.name), option.default) for option in optional)
+        return sum(value is not None and value != default for value, default in values)
+
+    def problems(self) -> dict[str, str]:
+        """Every problem, ``section.key`` (or ``section``) to one sentence; a data file that is not there is one."""
+        found = self.document.problems()
+        for name in DATA_PATHS:
+            if name not in found and (sentence := self._missing_file(self.document.get(name))):
+                found[name] = sentence
+        order = {option.name: position for position, option in enumerate(self.options)}
+        return dict(sorted(found.items(), key=lambda item: order.get(item[0], -1)))
+
+    def _missing_file(self, value: Any) -> str:
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, str):
+                path = self.resolve(item)
+                if not path.exists():
+                    return f"There is no file at {path}."
+                if path.is_dir():
+                    return f"{path} is a directory; name the data file in it."
+        return ""
+
+    def resolve(self, text: str) -> Path:
+        """A path in it, made absolute."""
+        return Path(os.path.normpath(self.base / Path(text).expanduser()))
+
+    def effective(self, name: str) -> Any:
+        """The value that holds: the file's, else the default."""
+        value = self.document.get(name)
+        if value is not None:
+            return value
+        return next((option.default for option in self.options if option.name == name), None)
+
+    def train_paths(self) -> list[Path]:
+        """The training files that exist."""
+        value = self.document.get("data.train")
+        texts = value if isinstance(value, list) else [value]
+        paths = [self.resolve(text) for text in texts if isinstance(text, str) and text.strip()]
+        return [path for path in paths if path.is_file()]
+
+    def summary(self, rows: Mapping[Path, int]) -> str:
+        """Model, method, data, rows, batch and steps on one line.
+
+        Args:
+            rows: Rows of the training files, as far as they have been counted.
+        """
+        model = Path(str(self.effective("model.base"))).name or str(self.effective("model.base"))
+        method = f"{self.effective('method.name')} rank {format_value(self.effective('method.rank'))}"
+        files = self.train_paths()
+        batch = self.effective("train.batch_size")
+        parts = [model, method]
+        if not files:
+            return one_line(" · ".join([*parts, "no training data", f"batch {format_value(batch)}"]))
+        parts.append(files[0].name if len(files) == 1 else f"{len(files)} files")
+        if all(path in rows for path in files):
+            count = sum(rows[path] for path in files)
+            parts += [f"{count:,} rows".replace(",", " "), f"batch {format_value(batch)}", self._steps(count, batch)]
+        else:
+            parts.append(f"batch {format_value(batch)}")
+        return one_line(" · ".join(part for part in parts if part))
+
+    def _steps(self, rows: int, batch: Any) -> str:
+        epochs, limit = self.effective("train.epochs"), self.effective("train.max_steps")
+        if not isinstance(batch, int) or batch < 1 or not isinstance(epochs, (int, float)):
+            return ""
+        steps = math.ceil(rows / batch) * epochs
+        if isinstance(limit, int):
+            steps = min(steps, limit)
+        return f"about {math.ceil(steps):,} steps".replace(",", " ")

@@ -1,0 +1,525 @@
+"""The data pane: any dataset file, its rows as a list and one of them as a conversation."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from textual import events, on, work
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Container, Vertical
+from textual.content import Content
+from textual.message import Message
+from textual.widgets import DirectoryTree, Static
+from textual.worker import get_current_worker
+
+from core.errors import UserError
+from core.text import one_line
+from tui.keys import bindings
+from tui.messages import DatasetChosen
+from tui.panes.base import Pane
+from tui.panes.dataset_view import DatasetView, Match
+from tui.widgets.ask_bar import AskBar
+from tui.widgets.conversation import Conversation
+from tui.widgets.data_tree import DATA_SUFFIXES, DataTree
+from tui.widgets.row_list import RowList
+from tui.widgets.start_here import StartHere
+
+#: Columns from which the row is shown beside the list instead of below it.
+BESIDE_WIDTH = 120
+# Seconds between two messages of a background scan: often enough to look alive, seldom enough to cost nothing.
+_REPORT_SECONDS = 0.25
+
+
+@dataclass
+class _Opened(Message):
+    view: DatasetView
+
+
+@dataclass
+class _OpenFailed(Message):
+    path: Path
+    error: UserError
+
+
+@dataclass
+class _Scanned(Message):
+    """A background scan has come further; ``fraction`` is of the file's bytes while it is being indexed."""
+
+    view: DatasetView
+    fraction: float = 1.0
+
+    def can_replace(self, message: Message) -> bool:
+        return isinstance(message, _Scanned) and message.view is self.view
+
+
+@dataclass
+class _ScanFailed(Message):
+    view: DatasetView
+    error: UserError
+
+
+@dataclass
+class _SearchProgress(Message):
+    view: DatasetView
+    seen: int
+
+    def can_replace(self, message: Message) -> bool:
+        return isinstance(message, _SearchProgress)
+
+
+@dataclass
+class _SearchEnded(Message):
+    search: int
+    view: DatasetView
+    match: Match | None
+    cancelled: bool
+
+
+class DataPane(Pane):
+    """Pick a file, page through its rows, find one, and use the file for training or evaluation."""
+
+    DEFAULT_CSS = """
+    DataPane {
+        & > #data-status { height: auto; max-height: 2; color: $muted; }
+        & > #data-body { height: 1fr; layout: vertical; }
+        & #data-rows { height: 3fr; min-height: 4; }
+        & #data-row { height: 2fr; min-height: 3; border-top: solid $border; border-title-color: $muted; }
+        & #data-row:focus-within { border-top: solid $border-focus; border-title-color: $foreground; }
+        &.-beside > #data-body { layout: horizontal; }
+        &.-beside #data-rows { width: 3fr; height: 1fr; }
+        &.-beside #data-row { width: 2fr; height: 1fr; border-top: none; border-left: solid $border; padding-left: 1; }
+        &.-beside #data-row:focus-within { border-left: solid $border-focus; }
+    }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("data")]
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self.view: DatasetView | None = None
+        """The file that is shown."""
+        self._opening: Path | None = None
+        self._term = ""
+        self._status = ""
+        self._status_row = 0
+        self._indexed = 1.0
+        self._search_number = 0
+
+    def compose(self) -> ComposeResult:
+        """Status, list and row; the tree and the empty state take their place when needed."""
+        yield Static(id="data-status", markup=False)
+        yield StartHere("", id="data-empty")
+        with Container(id="data-body"):
+            yield RowList(id="data-rows")
+            with Vertical(id="data-row"):
+                yield Conversation(id="data-conversation")
+        yield Container(id="data-browser")
+        yield AskBar(id="data-ask")
+
+    def on_mount(self) -> None:
+        """Say what to do first."""
+        self._show_empty()
+
+    def on_unmount(self) -> None:
+        """Give the file back; that ends the scans too."""
+        if self.view is not None:
+            self.view.close()
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Put the row beside the list where there is room for it."""
+        self.set_class(event.size.width >= BESIDE_WIDTH, "-beside")
+
+    # Opening.
+
+    def show(self, path: Path) -> None:
+        """Open a file and show its rows; what is wrong with it is said in the pane."""
+        self._opening = path
+        self._set_status(f"opening {path.name} …")
+        self._open(path)
+
+    @work(thread=True, exclusive=True, group="data-open")
+    def _open(self, path: Path) -> None:
+        try:
+            view = DatasetView(path)
+        except UserError as error:
+            self.post_message(_OpenFailed(path, error))
+            return
+        self.post_message(_Opened(view))
+
+    @on(_Opened)
+    def _opened(self, message: _Opened) -> None:
+        view = message.view
+        if view.path != self._opening:
+            view.close()
+            return
+        self._opening = None
+        if self.view is not None:
+            self.view.close()
+        self.view, self._term, self._indexed = view, "", 1.0
+        self._set_status("")
+        self.rows.show(view.cells, view.columns, view.count)
+        self._show_only("data-body")
+        self.conversation.highlight("")
+        self.prefer_focus(self.rows)
+        self._refresh_title()
+        self._show_row(0)
+        self._scan(view)
+
+    @on(_OpenFailed)
+    def _open_failed(self, message: _OpenFailed) -> None:
+        if message.path != self._opening:
+            return
+        self._opening = None
+        if self.view is not None:
+            self._set_status(f"✗ {message.error}")
+        else:
+            self._set_status("")
+            self._show_empty(message.error)
+
+    @work(thread=True, exclusive=True, group="data-scan")
+    def _scan(self, view: DatasetView) -> None:
+        """Index the file, then look at every row; the view's being closed ends both."""
+        worker = get_current_worker()
+        reported = 0.0
+
+        def report(fraction: float) -> None:
+            nonlocal reported
+            now = time.monotonic()
+            if now - reported >= _REPORT_SECONDS:
+                reported = now
+                self.post_message(_Scanned(view, fraction))
+
+        try:
+            view.file.index(lambda done, total: report(done / max(total, 1)))
+            self.post_message(_Scanned(view))
+            view.check(lambda: worker.is_cancelled, lambda _: report(1.0))
+        except UserError as error:
+            if not view.is_closed:
+                self.post_message(_ScanFailed(view, error))
+            return
+        self.post_message(_Scanned(view))
+
+    @on(_Scanned)
+    def _scanned(self, message: _Scanned) -> None:
+        if message.view is not self.view:
+            return
+        self._indexed = message.fraction
+        self.rows.count = message.view.count
+        self._refresh_title()
+        self._refresh_status()
+
+    @on(_ScanFailed)
+    def _scan_failed(self, message: _ScanFailed) -> None:
+        if message.view is self.view:
+            message.view.failure = message.error
+            self._refresh_status()
+
+    # What is shown.
+
+    @property
+    def rows(self) -> RowList:
+        """The list."""
+        return self.query_one("#data-rows", RowList)
+
+    @property
+    def conversation(self) -> Conversation:
+        """The row under the cursor."""
+        return self.query_one("#data-conversation", Conversation)
+
+    @property
+    def ask_bar(self) -> AskBar:
+        """Where paths, texts and row numbers are typed."""
+        return self.query_one("#data-ask", AskBar)
+
+    def _show_only(self, shown: str) -> None:
+        for name in ("data-empty", "data-body", "data-browser"):
+            self.query_one(f"#{name}").display = name == shown
+        self.query_one("#data-status").display = shown != "data-empty" or bool(self._status)
+
+    def _show_empty(self, error: UserError | None = None) -> None:
+        empty = self.query_one("#data-empty", StartHere)
+        keys = [(self.keys[name].display, self.keys[name].help) for name in ("data.open", "data.browse", "data.sample")]
+        empty.explain("No data yet." if error is None else "No data is open.", keys, error)
+        self._show_only("data-empty")
+        self.prefer_focus(empty)
+        self.set_title("1 Data")
+        self.set_hints(["data.open", "data.browse", "data.sample"])
+
+    def _refresh_title(self) -> None:
+        view = self.view
+        if view is None:
+            return
+        known = _count(view.count, "row") if self._indexed >= 1 else f"{_spaced(view.count)}+ rows"
+        self.set_title("1 Data", view.path.name, view.format_name, known)
+        self.set_hints(["data.open", "data.search", "data.train", "data.eval"])
+        self._refresh_status()
+
+    def _refresh_status(self) -> None:
+        view = self.view
+        if view is None or self._status:
+            return
+        line = self.query_one("#data-status", Static)
+        problem = view.failure or view.unknown
+        if problem is not None:
+            reload = f"  {self.keys['data.reload'].display} opens it again." if view.failure else ""
+            line.update(Content.styled(one_line(f"✗ {problem}{reload}"), "$limit"))
+            return
+        count = len(view.problems)
+        if self._indexed < 1:
+            checked = f"indexing {self._indexed:.0%}"
+        elif view.checked < view.count:
+            checked = f"checking {view.checked / view.count:.0%}"
+        else:
+            checked = "no problems" if not count else ""
+        found = f"{_count(count, 'problem')} ({self.keys['data.problem'].display} shows them)" if count else ""
+        reason = view.detection.reason if view.detection is not None else ""
+        parts = [(part, style) for part, style in ((found, "$near"), (checked, ""), (reason, "")) if part]
+        line.update(Content(" · ").join(Content.styled(one_line(part), style) for part, style in parts))
+
+    def _set_status(self, text: str) -> None:
+        """Say something in place of the summary; empty shows the summary again."""
+        self._status, self._status_row = one_line(text), self.rows.cursor
+        line = self.query_one("#data-status", Static)
+        line.display = bool(text) or self.view is not None
+        if text:
+            line.update(Content.styled(self._status, "$limit" if text.startswith("✗") else "$foreground"))
+        else:
+            line.update("")
+            self._refresh_status()
+
+    @on(RowList.Moved)
+    def _moved(self, message: RowList.Moved) -> None:
+        message.stop()
+        if self._status and message.index != self._status_row and not self._is_searching:
+            self._set_status("")
+        self._show_row(message.index)
+
+    def _show_row(self, index: int) -> None:
+        view = self.view
+        if view is None or index >= view.count:
+            return
+        self.conversation.show(view.turns(index))
+        line = view.line_of(index)
+        place = f"row {_spaced(index + 1)}" + (f" · line {_spaced(line)}" if line and line != index + 1 else "")
+        self.query_one("#data-row").border_title = Content(f" {place} ")
+        if view.failure is not None:
+            self._refresh_status()
+
+    # Keys.
+
+    def action_move(self, rows: int) -> None:
+        """Move the cursor, or scroll the row where it has the keys."""
+        self._mover.move(rows)
+
+    def action_move_page(self, direction: int) -> None:
+        """A page up or down."""
+        self._mover.move_page(direction)
+
+    def action_move_end(self, direction: int) -> None:
+        """To the first or the last row."""
+        self._mover.move(direction * 10**12)
+
+    @property
+    def _mover(self) -> RowList | Conversation:
+        return self.conversation if self.conversation.has_focus else self.rows
+
+    def action_read_row(self) -> None:
+        """Give the keys to the row under the cursor."""
+        if self.view is not None:
+            self.conversation.focus()
+
+    @on(RowList.Opened)
+    def _row_opened(self, message: RowList.Opened) -> None:
+        message.stop()
+        self.action_read_row()
+
+    def action_back(self) -> None:
+        """Stop a search; else give the keys back to the list."""
+        if self._is_searching:
+            self.workers.cancel_group(self, "data-search")
+        elif self.conversation.has_focus:
+            self.rows.focus()
+        elif self._term:
+            self._term = ""
+            self._mark("")
+            self._set_status("")
+
+    def action_ask_path(self) -> None:
+        """Ask for a path."""
+        start = f"{self.view.path.parent}/" if self.view is not None else ""
+        self.ask_bar.ask_path("open", "open", start, suffixes=DATA_SUFFIXES)
+
+    def action_reload(self) -> None:
+        """Open the file again."""
+        if self.view is not None:
+            self.show(self.view.path)
+
+    def action_open_sample(self) -> None:
+        """Open the sample tickets."""
+        self.show(Path(str(files("sample_data").joinpath("tickets_train.jsonl"))))
+
+    def action_use(self, use: Literal["train", "eval"]) -> None:
+        """Ask the app to put this file into the configuration."""
+        if self.view is None:
+            self._set_status("Open a file first.")
+            return
+        self.post_message(DatasetChosen(self.view.path.absolute(), use))
+
+    def action_next_problem(self) -> None:
+        """Go to the next row that training cannot use."""
+        view = self.view
+        if view is None:
+            return
+        found = view.next_problem(self.rows.cursor)
+        if found is None:
+            done = view.checked >= view.count
+            self._set_status("No problems." if done else f"No problems in the first {_spaced(view.checked)} rows.")
+        else:
+            self.rows.cursor = found
+
+    # The tree.
+
+    async def action_browse(self) -> None:
+        """Show the directories around the file, or the working directory."""
+        browser = self.query_one("#data-browser")
+        await browser.remove_children()
+        tree = DataTree(self.view.path.parent if self.view is not None else Path.cwd())
+        await browser.mount(tree)
+        self._show_only("data-browser")
+        self._set_status("enter opens · backspace goes up · esc goes back")
+        tree.focus()
+
+    @on(DirectoryTree.FileSelected)
+    async def _picked(self, message: DirectoryTree.FileSelected) -> None:
+        message.stop()
+        await self._leave_tree()
+        self.show(message.path)
+
+    @on(DataTree.Left)
+    async def _tree_left(self, message: DataTree.Left) -> None:
+        message.stop()
+        await self._leave_tree()
+
+    async def _leave_tree(self) -> None:
+        self._set_status("")
+        self._show_only("data-body" if self.view is not None else "data-empty")
+        target = self.rows if self.view is not None else self.query_one("#data-empty")
+        target.focus()
+        await self.query_one("#data-browser").remove_children()
+
+    # Asking: a path, a text to find, a row number.
+
+    def action_search(self) -> None:
+        """Ask for a text to find."""
+        if self.view is not None:
+            self.ask_bar.ask("search", "find", self._term, "a text in any column")
+
+    def action_ask_row(self) -> None:
+        """Ask for a row number."""
+        if self.view is not None:
+            self.ask_bar.ask("row", "row", "", f"1 to {_spaced(self.view.count)}")
+
+    @on(AskBar.Submitted)
+    def _answered(self, message: AskBar.Submitted) -> None:
+        message.stop()
+        if message.purpose == "open" and message.path is not None:
+            self.show(message.path)
+        elif message.purpose == "row":
+            self._go_to(message.value)
+        elif message.purpose == "search":
+            self._term = message.value
+            self._mark(message.value)
+            if message.value:
+                self._find(1, include_cursor=True)
+
+    @on(AskBar.Changed)
+    @on(AskBar.Cancelled)
+    def _asking(self, message: Message) -> None:
+        message.stop()
+
+    def _go_to(self, text: str) -> None:
+        digits = text.replace(" ", "").replace(",", "").replace("_", "")
+        if not digits:
+            return
+        if not digits.isdecimal() or self.view is None or not 1 <= int(digits) <= self.view.count:
+            last = _spaced(self.view.count) if self.view is not None else "0"
+            self._set_status(f"✗ There is no row {text}; rows go from 1 to {last}.")
+            return
+        self.rows.cursor = int(digits) - 1
+
+    # Searching.
+
+    @property
+    def _is_searching(self) -> bool:
+        return any(worker.group == "data-search" and worker.is_running for worker in self.workers)
+
+    def action_search_again(self, step: int) -> None:
+        """The next row with the text, or the one before."""
+        if not self._term:
+            self.action_search()
+        elif self.view is not None:
+            self._find(step)
+
+    def _mark(self, term: str) -> None:
+        self.rows.highlight(term)
+        self.conversation.highlight(term)
+
+    def _find(self, step: int, *, include_cursor: bool = False) -> None:
+        if self.view is None:
+            return
+        self._set_status(f"searching for {self._term} … esc stops")
+        start = self.rows.cursor - 1 if include_cursor else self.rows.cursor
+        self._search_number += 1
+        self._search(self._search_number, self.view, self._term, start, step)
+
+    @work(thread=True, exclusive=True, group="data-search")
+    def _search(self, number: int, view: DatasetView, term: str, start: int, step: int) -> None:
+        worker = get_current_worker()
+        reported = time.monotonic()
+
+        def progress(seen: int) -> None:
+            nonlocal reported
+            if time.monotonic() - reported >= _REPORT_SECONDS:
+                reported = time.monotonic()
+                self.post_message(_SearchProgress(view, seen))
+
+        try:
+            match = view.search(term, start, step, lambda: worker.is_cancelled, progress)
+        except UserError as error:
+            if not view.is_closed:
+                self.post_message(_ScanFailed(view, error))
+            match = None
+        self.post_message(_SearchEnded(number, view, match, worker.is_cancelled))
+
+    @on(_SearchProgress)
+    def _search_progress(self, message: _SearchProgress) -> None:
+        if message.view is self.view and self._is_searching:
+            total = _spaced(message.view.count)
+            self._set_status(f"searching for {self._term}: {_spaced(message.seen)} of {total} rows · esc stops")
+
+    @on(_SearchEnded)
+    def _search_ended(self, message: _SearchEnded) -> None:
+        if message.view is not self.view or message.search != self._search_number:
+            return
+        if message.match is None:
+            term = one_line(self._term, 60)
+            self._set_status("Search stopped." if message.cancelled else f"No row has “{term}” in it.")
+            return
+        self.rows.cursor = message.match.index
+        self._set_status(
+            f"{self._term}: row {_spaced(message.match.index + 1)}"
+            + (", from the other end" if message.match.wrapped else "")
+            + f" · {self.keys['data.next'].display} next  {self.keys['data.previous'].display} previous"
+        )
+
+
+def _spaced(number: int) -> str:
+    return f"{number:,}".replace(",", " ")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{_spaced(number)} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,160 @@
+"""The thread side of the chat: opens a session when the first question comes, and lets go of it when told to."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from core.errors import UserError
+
+if TYPE_CHECKING:
+    from core.chat.engine import Progress
+    from core.chat.request import GenerationSettings, Source
+    from core.chat.session import Answer, ChatSession, Token
+    from core.runs.store import Run
+
+    Target: TypeAlias = Run | Path | str
+    SessionFactory: TypeAlias = Callable[[Target], ChatSession]
+
+
+class Talker:
+    """One target, and the session on it once there is one. ``answer`` belongs in a thread, the rest is for any.
+
+    Args:
+        open_session: Makes a session; the real one where None.
+    """
+
+    def __init__(self, open_session: SessionFactory | None = None) -> None:
+        self._factory = open_session
+        self._session: ChatSession | None = None
+        self._retired: list[ChatSession] = []
+        self._target: Target | None = None
+        self._talking = threading.Lock()
+        self._guard = threading.Lock()
+        self._epoch = 0  # rises with every cancel and every change of target: what began before it must end
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether a session is open."""
+        return self._session is not None
+
+    def set_target(self, target: Target | None) -> None:
+        """Talk to something else from now on; the session on what was there before waits for :meth:`close_retired`."""
+        with self._guard:
+            self._target = target
+            self._epoch += 1
+            if self._session is not None:
+                self._retired.append(self._session)
+                self._session = None
+
+    def close_retired(self) -> None:
+        """Close sessions on earlier targets, so that their memory is free; blocks until it is."""
+        while True:
+            with self._guard:
+                if not self._retired:
+                    return
+                session = self._retired.pop()
+            session.close()
+
+    def cancel(self) -> None:
+        """End the answer that is under way."""
+        with self._guard:
+            self._epoch += 1
+            session = self._session
+        if session is not None:
+            session.cancel()
+
+    def release(self) -> None:
+        """Close every session; blocks until their memory is free. The next question opens another."""
+        with self._guard:
+            self._epoch += 1
+            if self._session is not None:
+                self._retired.append(self._session)
+                self._session = None
+        self.close_retired()
+
+    @property
+    def epoch(self) -> int:
+        """Take it when a question is asked, and give it to :meth:`answer`."""
+        return self._epoch
+
+    def settings(self) -> tuple[str, GenerationSettings]:
+        """System prompt and settings as the run was configured; the defaults where that cannot be read."""
+        from core.chat.request import GenerationSettings
+        from core.runs.store import Run
+
+        if isinstance(self._target, Run):
+            try:
+                chat = self._target.config().chat
+                return chat.system, GenerationSettings(chat.max_new_tokens, chat.temperature, chat.top_p)
+            except UserError:
+                # The run talks all the same; what its configuration says about chat is a convenience.
+                return "", GenerationSettings()
+        return "", GenerationSettings()
+
+    def answer(
+        self,
+        messages: list[dict[str, str]],
+        source: Source,
+        settings: GenerationSettings,
+        epoch: int,
+        progress: Progress,
+    ) -> Iterator[Token | Answer]:
+        """What the model says, piece by piece; after a cancel only the end of it, if it had begun. Blocks.
+
+        Args:
+            messages: The conversation.
+            source: Who is to answer.
+            settings: How.
+            epoch: :attr:`epoch` when the question was asked.
+            progress: Told what goes on while the model is loaded or reached.
+
+        Raises:
+            UserError: If the model cannot be loaded or reached, or refuses.
+        """
+        with self._talking:
+            session = self._open(epoch)
+            if session is None:
+                return
+            try:
+                session.prepare(progress)
+                if self._epoch == epoch:
+                    yield from session.generate(messages, source, settings)
+            except UserError:
+                # It may be gone for good: the next question gets a new one.
+                self._drop(session)
+                raise
+
+    def _open(self, epoch: int) -> ChatSession | None:
+        """The session, opened if need be; None when the question has been cancelled."""
+        self.close_retired()
+        with self._guard:
+            target, session = self._target, self._session
+            if self._epoch != epoch:
+                return None
+        if session is not None:
+            return session
+        if target is None:
+            raise UserError("There is no model to talk to yet.", "Start a run, or open one that has ended.")
+        session = self._make(target)
+        with self._guard:
+            if self._epoch == epoch:
+                self._session = session
+                return session
+        session.close()
+        return None
+
+    def _drop(self, session: ChatSession) -> None:
+        with self._guard:
+            if self._session is session:
+                self._session = None
+        session.close()
+
+    def _make(self, target: Target) -> ChatSession:
+        if self._factory is not None:
+            return self._factory(target)
+        from core.chat.session import open_session
+
+        return open_session(target)

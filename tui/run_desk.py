@@ -1,0 +1,270 @@
+"""The part of the app that has to do with runs: they are started, followed, controlled and left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from textual import on
+from textual.app import App
+from textual.css.query import NoMatches
+
+from core.errors import UserError
+from core.text import one_line
+from tui import messages
+from tui.bridge import Bridge
+from tui.screens.main import MainScreen
+from tui.state import AppState, RunView
+from tui.widgets.run_list import RunList
+from tui.widgets.status_bar import StatusBar
+
+if TYPE_CHECKING:
+    from core.runs.store import Run
+
+
+class RunDesk(App[str]):
+    """Holds the state; the handlers here are the only place where the run in it changes."""
+
+    def __init__(self) -> None:
+        self.state = AppState()
+        super().__init__()
+        self.clock: Callable[[], float] = time.time
+        """The present, in Unix seconds."""
+        self.bridge = Bridge(self)
+        self._leave_line: str | None = None
+
+    @property
+    def main(self) -> MainScreen:
+        """The screen with the panes, whatever lies over it."""
+        return next(screen for screen in self.screen_stack if isinstance(screen, MainScreen))
+
+    def pane(self, name: str) -> Any:
+        """A pane, by its id; None until it has been loaded."""
+        return self.main.slot(name).pane
+
+    # Leaving.
+
+    def leave(self) -> None:
+        """Leave at once, whatever is on the screen; a run is not affected."""
+        self.exit(self.leave_line())
+
+    def leave_line(self) -> str | None:
+        """The one line to print after the app: how to come back to a live run, or where an ended one's outputs are."""
+        if self._leave_line is not None:
+            return self._leave_line
+        view = self.state.view
+        if view is None:
+            return None
+        run, state = view.run, view.state.state
+        if view.is_live:
+            return f"Run {run.id} goes on ({state}). Come back with: localtune-tui watch {run.id}"
+        outputs = run.adapter_path if state == "finished" else run.path
+        return f"Run {run.id} is {state}: {outputs}"
+
+    async def action_quit(self) -> None:
+        """Leave; while a run is on, ask what is to become of it."""
+        from tui.screens.dialogs import QuitDialog
+
+        view = self.state.live_run
+        # Asked again while the question is on the screen, the least drastic answer is meant.
+        if view is None or isinstance(self.screen, QuitDialog):
+            self.leave()
+        else:
+            self.push_screen(QuitDialog(view), self._quit_answered)
+
+    def _quit_answered(self, answer: str | None) -> None:
+        from tui.screens.dialogs import LEAVE, STOP
+
+        if answer == LEAVE:
+            self.leave()
+        elif answer == STOP and (view := self.state.live_run) is not None:
+            self._leave_line = (
+                f"Run {view.run.id} stops after a checkpoint. Continue it with: localtune-tui continue {view.run.id}"
+            )
+            self.bridge.control(view.run, "stop")
+
+    # What the panes ask for.
+
+    @on(messages.StartRequested)
+    def action_start(self) -> None:
+        """Check the configuration and start a run of it."""
+        document = self.state.document
+        if document is None or self._refuse_second_run():
+            return
+        problems = document.problems()
+        if problems:
+            name, sentence = next(iter(problems.items()))
+            more = f" ({len(problems) - 1} more.)" if len(problems) > 1 else ""
+            self.warn("The configuration is not ready", f"{sentence}{more}")
+            if name == "data.train" and document.get(name) is None:
+                self.main.show_pane("data")
+            elif (pane := self.pane("config")) is not None:
+                self.main.show_pane("config")
+                pane.go_to_problem(name)
+            return
+        try:
+            config = document.validate()
+        except UserError as error:
+            self.fail("The configuration is not ready", error)
+            return
+        train = config.data.train
+        name = (
+            document.path.stem
+            if document.path is not None
+            else Path(train if isinstance(train, str) else train[0]).stem
+        )
+        self.main.show_pane("train")
+        self.bridge.start(config, name)
+
+    @on(messages.SampleRequested)
+    def _start_sample(self) -> None:
+        if not self._refuse_second_run():
+            self.main.show_pane("train")
+            self.bridge.start_sample()
+
+    @on(messages.ContinueRequested)
+    def _continue(self, message: messages.ContinueRequested) -> None:
+        run = message.run or (self.state.view.run if self.state.view is not None else None)
+        if run is not None and not self._refuse_second_run():
+            self.bridge.continue_run(run)
+
+    def _refuse_second_run(self) -> bool:
+        """Say so when a run is on: two do not fit on one device."""
+        view = self.state.live_run
+        if view is not None:
+            self.warn("A run is on", f"{view.run.id} is {view.state.state}. Stop it before another one starts.")
+        return view is not None
+
+    @on(messages.RunStarted)
+    def _run_started(self, message: messages.RunStarted) -> None:
+        self._open(message.run)
+
+    @on(messages.OpenRunRequested)
+    def _open_run(self, message: messages.OpenRunRequested) -> None:
+        self._open(message.run)
+
+    @on(RunList.Chosen)
+    def _run_chosen(self, message: RunList.Chosen) -> None:
+        self._open(message.row.run)
+
+    def _open(self, run: Run) -> None:
+        self.main.show_pane("train")
+        self.bridge.follow(run)
+
+    @on(messages.ControlRequested)
+    def _control(self, message: messages.ControlRequested) -> None:
+        from tui.screens.dialogs import YES, stop_dialog
+
+        view = self.state.live_run
+        if view is None:
+            self.warn("No run is on", "There is nothing to control.")
+        elif message.command == "stop":
+
+            def answered(answer: str | None) -> None:
+                if answer == YES:
+                    self.bridge.control(view.run, "stop")
+
+            self.push_screen(stop_dialog(view), answered)
+        else:
+            self.bridge.control(view.run, message.command)
+
+    @on(messages.ControlAnswered)
+    def _control_answered(self, message: messages.ControlAnswered) -> None:
+        if message.command == "stop" and self._leave_line is not None:
+            self.leave()
+            return
+        done = {"pause": "Pausing", "resume": "Going on", "checkpoint": "Checkpoint", "stop": "Stopping"}
+        details = {
+            "pause": "after this step",
+            "resume": "",
+            "checkpoint": "is saved after this step",
+            "stop": "after a checkpoint",
+        }
+        text = f"{done.get(message.command, message.command)} {details.get(message.command, '')}".strip()
+        self.notify(text, timeout=3, markup=False)
+
+    @on(messages.ActionFailed)
+    def _action_failed(self, message: messages.ActionFailed) -> None:
+        self._leave_line = None
+        self.fail(message.title, message.error)
+
+    def fail(self, title: str, error: UserError) -> None:
+        """A dialog for something that the user asked for and that did not work."""
+        from tui.screens.dialogs import error_dialog
+
+        self.push_screen(error_dialog(title, error))
+
+    def warn(self, title: str, text: str) -> None:
+        """A notice that needs no answer."""
+        self.notify(one_line(text, 400), title=one_line(title, 60), severity="warning", timeout=6, markup=False)
+
+    # The run that is shown.
+
+    @on(messages.RunAttached)
+    def _run_attached(self, message: messages.RunAttached) -> None:
+        from tui.catalog import read_model
+
+        before = self.state.view
+        view = RunView(message.run, message.state, message.history, read_model(message.run))
+        self.state.view = view
+        if message.found:
+            self.notify(f"Attached to {view.run.id}, which is {view.state.state}.", timeout=5, markup=False)
+        if before is None or before.run != view.run or before.is_live != view.is_live:
+            self._set_chat_target(view)
+        self._show_run()
+
+    @on(messages.RunAdvanced)
+    def _run_advanced(self, message: messages.RunAdvanced) -> None:
+        view = self.state.view
+        if view is None or view.run != message.run:
+            return
+        was_live = view.is_live
+        for event in message.events:
+            view.history.apply(event)
+        view.state = message.state
+        if was_live != view.is_live:
+            self._set_chat_target(view)
+            if not view.is_live:
+                self._announce_end(view)
+        self._show_run()
+
+    def _announce_end(self, view: RunView) -> None:
+        """A run has ended while it was watched: say so where its pane is not on the screen."""
+        if not self.main.slot("train").display:
+            severity = "information" if view.state.state in ("finished", "stopped") else "error"
+            self.notify(
+                one_line(f"{view.run.id} is {view.state.state}. {view.state.reason}", 300),
+                severity=cast(Any, severity),
+                timeout=10,
+                markup=False,
+            )
+
+    def _set_chat_target(self, view: RunView) -> None:
+        if (pane := self.pane("chat")) is not None:
+            pane.set_target(view.run, view.is_live)
+
+    def _show_run(self) -> None:
+        view = self.state.view
+        self.bridge.sampling = view is None or not view.is_live or not view.history.devices
+        if (pane := self.pane("train")) is not None:
+            pane.show(view)
+        self.show_header()
+
+    @on(messages.DevicesSampled)
+    def _devices_sampled(self, message: messages.DevicesSampled) -> None:
+        self.state.devices = message.devices
+        self.show_header()
+
+    @on(messages.RunsListed)
+    def _runs_listed(self, message: messages.RunsListed) -> None:
+        if (pane := self.pane("runs")) is not None:
+            pane.show(message.rows)
+
+    def show_header(self) -> None:
+        """Bring the header up to date."""
+        with suppress(NoMatches):  # The first messages may come before the header does.
+            main = self.main
+            main.query_one(StatusBar).show(self.state, loss=not main.slot("train").display)

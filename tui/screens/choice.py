@@ -1,0 +1,76 @@
+"""A question over the app, answered with one key."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from textual import events
+from textual.app import ComposeResult
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.screen import ModalScreen
+
+from core.text import one_line, sanitize
+from tui.keys import display_key
+from tui.widgets.text_block import TextBlock
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One answer: the key, what the dialog then returns, and what that means."""
+
+    key: str
+    value: str
+    label: str
+    detail: str = ""
+
+
+class ChoiceDialog(ModalScreen[str]):
+    """Asks; returns the value of the choice, or an empty text for ``esc``.
+
+    Args:
+        title: What this is about.
+        text: The question, or what has happened; external text is made safe.
+        choices: The answers; the first one is also what ``enter`` means.
+        alarm: Whether something has gone wrong.
+    """
+
+    DEFAULT_CSS = """
+    ChoiceDialog { align: center middle; background: $background 60%; }
+    ChoiceDialog > VerticalScroll {
+        width: 72; max-width: 96%; height: auto; max-height: 90%; padding: 1 2;
+        border: round $border-focus; border-title-style: bold; background: $surface; scrollbar-size-vertical: 1;
+    }
+    ChoiceDialog.-alarm > VerticalScroll { border: round $limit; border-title-color: $limit; }
+    ChoiceDialog #choices { margin-top: 1; }
+    """
+
+    def __init__(self, title: str, text: Content | str, choices: Sequence[Choice], *, alarm: bool = False) -> None:
+        super().__init__(classes="-alarm" if alarm else "")
+        self._title = one_line(title, 60)
+        self._text = text if isinstance(text, Content) else Content(sanitize(text))
+        self.choices = tuple(choices)
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll() as box:
+            box.border_title = Content(self._title)
+            yield TextBlock(self._text, id="text")
+            width = max((len(display_key(choice.key)) for choice in self.choices), default=0)
+            lines = []
+            for choice in self.choices:
+                label = Content.assemble((display_key(choice.key).ljust(width), "$primary bold"), f"  {choice.label}")
+                if choice.detail:
+                    label = Content.assemble(label, (f"  {choice.detail}", "$muted"))
+                lines.append(label)
+            yield TextBlock(Content("\n").join(lines), id="choices")
+
+    def on_key(self, event: events.Key) -> None:
+        """The key of a choice, ``enter`` for the first, ``esc`` for none."""
+        chosen = next((choice for choice in self.choices if event.key == choice.key), None)
+        if chosen is None and event.key == "enter":
+            chosen = self.choices[0]
+        if chosen is not None or event.key == "escape":
+            event.stop()
+            event.prevent_default()
+            self.dismiss(chosen.value if chosen is not None else "")

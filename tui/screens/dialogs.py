@@ -1,0 +1,61 @@
+"""The questions that the app asks, each with its words."""
+
+from __future__ import annotations
+
+from textual.content import Content
+
+from core.errors import UserError
+from core.text import one_line, sanitize
+from tui.screens.choice import Choice, ChoiceDialog
+from tui.state import RunView
+
+LEAVE, STOP = "leave", "stop"
+YES = "yes"
+
+
+class QuitDialog(ChoiceDialog):
+    """Asks what is to become of the run that is on.
+
+    Args:
+        view: That run.
+    """
+
+    def __init__(self, view: RunView) -> None:
+        super().__init__(
+            "Leave",
+            _run_sentence(view),
+            [
+                Choice("l", LEAVE, "leave it running"),
+                Choice("s", STOP, "stop it after a checkpoint", "it can be continued"),
+                Choice("escape", "", "stay"),
+            ],
+        )
+
+
+def _run_sentence(view: RunView) -> Content:
+    step, total = max(view.history.step, view.state.step), view.state.total_steps
+    where = f", step {step} of {total}" if total else ""
+    return Content.assemble(
+        (one_line(view.run.id, 60), "bold"),
+        f" is {view.state.state}{where}.\n"
+        "It does not need the app: it goes on when you leave, and 'localtune-tui' shows it again.",
+    )
+
+
+def stop_dialog(view: RunView) -> ChoiceDialog:
+    """Whether the run is really to stop."""
+    step, total = max(view.history.step, view.state.step), view.state.total_steps
+    where = f" at step {step} of {total}" if total else ""
+    return ChoiceDialog(
+        "Stop the run",
+        f"{view.run.id} stops after a checkpoint{where}. It can be continued from there, exactly.",
+        [Choice("y", YES, "stop it"), Choice("n", "", "let it go on")],
+    )
+
+
+def error_dialog(title: str, error: UserError) -> ChoiceDialog:
+    """What went wrong with something the user asked for, and what to do."""
+    text = Content(sanitize(error.message))
+    if error.hint:
+        text = Content.assemble(text, "\n\n", (sanitize(error.hint), "$muted"))
+    return ChoiceDialog(title, text, [Choice("enter", "", "close")], alarm=True)

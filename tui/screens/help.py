@@ -1,0 +1,89 @@
+"""Help for the pane that has the keys: what it shows, its keys, and those of the whole app. It scrolls."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.screen import ModalScreen
+
+from core.paths import config_dir
+from core.text import one_line
+from tui.keys import Key, KeyTable, display_key
+from tui.widgets.text_block import TextBlock
+
+NOTES = (
+    "Hold shift to select text with the mouse.",
+    "In tmux, copying to your clipboard needs 'set -g set-clipboard on'.",
+)
+
+
+class HelpScreen(ModalScreen[None]):
+    """Built from the keys table, with the user's own keys in it.
+
+    Args:
+        title: The pane's name.
+        about: What the pane shows.
+        keys: The keys as they are now.
+        scope: The pane's scope.
+    """
+
+    DEFAULT_CSS = """
+    HelpScreen { align: center middle; background: $background 60%; }
+    HelpScreen > VerticalScroll {
+        width: 84; max-width: 96%; height: auto; max-height: 94%; padding: 1 2;
+        border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted;
+        background: $surface; scrollbar-size-vertical: 1;
+    }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q,question_mark,f1,enter", "dismiss(None)", "close", show=False),
+        Binding("j", "scroll('down')", show=False),
+        Binding("k", "scroll('up')", show=False),
+        Binding("g", "scroll('home')", show=False),
+        Binding("G", "scroll('end')", show=False),
+    ]
+
+    def __init__(self, title: str, about: str, keys: KeyTable, scope: str) -> None:
+        super().__init__()
+        self._title, self._about, self._keys, self._scope = title, about, keys, scope
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll() as box:
+            box.border_title = Content(f"Help · {self._title}")
+            box.border_subtitle = Content("j k scroll  esc close")
+            yield TextBlock(help_content(self._title, self._about, self._keys, self._scope))
+
+    def action_scroll(self, where: str) -> None:
+        """Scroll by a line, or to an end."""
+        box = self.query_one(VerticalScroll)
+        {
+            "down": box.scroll_down,
+            "up": box.scroll_up,
+            "home": box.scroll_home,
+            "end": box.scroll_end,
+        }[where](animate=False)
+
+
+def help_content(title: str, about: str, keys: KeyTable, scope: str) -> Content:
+    """All of the help, as text."""
+    parts: list[Content] = [Content(about)] if about else []
+    own = keys.scope(scope)
+    if own:
+        parts += [Content(""), Content.styled(title, "$primary bold"), *key_lines(own)]
+    parts += [Content(""), Content.styled("Everywhere", "$primary bold"), *key_lines(keys.scope("app"))]
+    parts += [Content(""), Content.styled("Good to know", "$primary bold"), *(Content(note) for note in NOTES)]
+    parts.append(Content(f"Your own keys: {one_line(str(config_dir() / 'keymap.toml'), 200)}"))
+    return Content("\n").join(parts[1:] if not about else parts)
+
+
+def key_lines(keys: list[Key]) -> list[Content]:
+    """A line a key: how it is written, and what it does."""
+    shown = [(" ".join(display_key(part.strip()) for part in key.keys.split(",")), key) for key in keys]
+    width = max(len(text) for text, _ in shown)
+    return [
+        Content.assemble((f"  {text.ljust(width)}", "bold"), f"   {key.help or key.description}") for text, key in shown
+    ]

@@ -1,0 +1,82 @@
+"""What a user has chosen about the app itself, in ``settings.toml`` beside the keymap."""
+
+from __future__ import annotations
+
+import locale
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli
+
+from core.text import one_line
+
+GLYPH_SETS = ("auto", "braille", "block", "ascii")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The choices; each has a default that suits a terminal over SSH."""
+
+    theme: str = ""
+    """A theme's name; empty for the default."""
+    glyphs: str = "auto"
+    """What charts and bars are drawn with; ``auto`` is braille in a UTF-8 locale and ASCII otherwise."""
+    animations: bool = False
+    """Whether scrolling and toasts move smoothly, which costs bytes."""
+
+
+def load_settings(path: Path) -> tuple[Settings, list[str]]:
+    """Read the file; what is wrong in it is left at its default and reported, a missing file is all defaults."""
+    try:
+        data = tomli.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Settings(), []
+    except (OSError, ValueError) as error:
+        return Settings(), [f"it cannot be read: {one_line(str(error), 120)}"]
+    return _check(data)
+
+
+def _check(data: Mapping[str, object]) -> tuple[Settings, list[str]]:
+    problems = [f"there is no setting {one_line(key, 40)}" for key in data if key not in Settings.__dataclass_fields__]
+    theme, glyphs, animations = data.get("theme", ""), data.get("glyphs", "auto"), data.get("animations", False)
+    if not isinstance(theme, str):
+        problems.append("theme must be a name")
+        theme = ""
+    if not isinstance(glyphs, str) or glyphs not in GLYPH_SETS:
+        problems.append(f"glyphs must be one of {', '.join(GLYPH_SETS)}")
+        glyphs = "auto"
+    if not isinstance(animations, bool):
+        problems.append("animations must be true or false")
+        animations = False
+    return Settings(theme, glyphs, animations), problems
+
+
+def save_theme(path: Path, name: str) -> None:
+    """Remember a theme, leaving the rest of the file and its comments alone.
+
+    Raises:
+        UserError: If the directory cannot be made.
+        OSError: If the file cannot be written.
+    """
+    import tomlkit
+
+    from core.atomic import write_atomic
+    from core.paths import make_private_dir
+
+    make_private_dir(path.parent)
+    try:
+        document = tomlkit.parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        # A file that cannot be read as TOML was reported at start; the choice replaces it.
+        document = tomlkit.document()
+    document["theme"] = name
+    write_atomic(path, tomlkit.dumps(document))
+
+
+def resolve_glyphs(setting: str) -> str:
+    """``auto`` as the locale allows it: braille where text is UTF-8, else ASCII."""
+    if setting != "auto":
+        return setting
+    encoding = locale.getpreferredencoding(False).replace("-", "").lower()
+    return "braille" if encoding == "utf8" else "ascii"

@@ -1,0 +1,103 @@
+"""What the app knows at one moment: the configuration being edited, the run being shown and the devices.
+
+Handlers on the app change it; workers only post messages, and widgets only read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from core.runs.process import hostname
+
+if TYPE_CHECKING:
+    from core.config.document import ConfigDocument
+    from core.hardware.snapshot import Device
+    from core.runs.history import RunHistory
+    from core.runs.state import RunState
+    from core.runs.store import Run
+
+#: A state as a glyph, so that it does not hang on color alone.
+STATE_GLYPHS = {
+    "queued": "◌",
+    "starting": "◌",
+    "training": "●",
+    "paused": "‖",
+    "stopping": "◍",
+    "finished": "✓",
+    "stopped": "■",
+    "failed": "✗",
+    "lost": "?",
+    "stalled": "!",
+}
+
+#: A state as a theme variable.
+STATE_COLORS = {
+    "training": "ok",
+    "finished": "ok",
+    "paused": "near",
+    "stopping": "near",
+    "stalled": "near",
+    "failed": "limit",
+    "lost": "limit",
+}
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One run in the list of runs."""
+
+    run: Run
+    state: str
+    model: str
+    step: int
+    total_steps: int
+    loss: float | None
+    started: float
+    """Unix seconds."""
+    seconds: float | None
+    """From start to end, or until now while it lives."""
+
+
+@dataclass
+class RunView:
+    """The run that is shown."""
+
+    run: Run
+    state: RunState
+    history: RunHistory
+    model: str = ""
+    """Base model and method, as the header shows them."""
+
+    @property
+    def is_live(self) -> bool:
+        """Whether its worker may still do something."""
+        return not self.state.is_over
+
+
+@dataclass
+class AppState:
+    """Everything that more than one widget shows."""
+
+    document: ConfigDocument | None = None
+    saved_text: str = ""
+    view: RunView | None = None
+    devices: Sequence[Device] = ()
+    host: str = field(default_factory=hostname)
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether the configuration has changes that are not in its file."""
+        return self.document is not None and self.document.dumps() != self.saved_text
+
+    @property
+    def file_name(self) -> str:
+        """The configuration's file name; empty while it has none."""
+        path = self.document.path if self.document is not None else None
+        return path.name if path is not None else ""
+
+    @property
+    def live_run(self) -> RunView | None:
+        """The run that is shown, if it is on."""
+        return self.view if self.view is not None and self.view.is_live else None

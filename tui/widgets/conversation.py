@@ -1,0 +1,138 @@
+"""A conversation to read: who speaks in a gutter, what is said wrapped beside it, drawn line by line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from rich.segment import Segment
+from rich.style import Style
+from textual.content import Content
+from textual.geometry import Size
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+from core.text import sanitize
+from tui.widgets.strips import fit, mark_matches
+
+#: Characters of one turn that are shown; more than anyone reads, and still quick to wrap.
+SHOWN_CHARACTERS = 100_000
+
+_GUTTER = 11
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one speaker says; the text may be anything, it is sanitized before it is drawn."""
+
+    role: str
+    """``system``, ``user``, ``assistant``, or another label; ``problem`` is drawn as an error."""
+    text: str
+
+
+class Conversation(ScrollView, can_focus=True, inherit_bindings=False):
+    """Turns one below the other; keys are bound by the pane it is in."""
+
+    DEFAULT_CSS = """
+    Conversation {
+        height: 1fr;
+        background: transparent;
+        scrollbar-size-vertical: 1;
+        overflow-x: hidden;
+        & > .conversation--system { color: $role-system; text-style: bold; }
+        & > .conversation--user { color: $role-user; text-style: bold; }
+        & > .conversation--assistant { color: $role-tuned; text-style: bold; }
+        & > .conversation--other { color: $muted; }
+        & > .conversation--problem { color: $limit; }
+        & > .conversation--match { color: $near; text-style: underline; }
+    }
+    """
+
+    COMPONENT_CLASSES: ClassVar[set[str]] = {
+        "conversation--system",
+        "conversation--user",
+        "conversation--assistant",
+        "conversation--other",
+        "conversation--problem",
+        "conversation--match",
+    }
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self._turns: tuple[Turn, ...] = ()
+        self._lines: list[tuple[str, str]] = []  # (role where a turn begins or "problem", text)
+        self._wrapped_for = 0
+        self.term = ""
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """What is shown."""
+        return self._turns
+
+    def show(self, turns: Sequence[Turn]) -> None:
+        """Show a conversation from its beginning."""
+        self._turns = tuple(turns)
+        self._wrapped_for = 0
+        self._wrap()
+        self.scroll_to(y=0, animate=False, immediate=True)
+        self.refresh()
+
+    def highlight(self, term: str) -> None:
+        """Mark a text wherever it occurs, whatever its case; nothing where empty."""
+        self.term = term.lower()
+        self.refresh()
+
+    def on_resize(self) -> None:
+        """Wrap for the new width."""
+        self._wrap()
+
+    def move(self, rows: int) -> None:
+        """Scroll by so many lines."""
+        self.scroll_to(y=self.scroll_y + rows, animate=False, immediate=True)
+
+    def move_page(self, direction: int) -> None:
+        """Scroll by a screenful."""
+        self.move(direction * max(1, self.size.height - 1))
+
+    def _wrap(self) -> None:
+        width = self.scrollable_content_region.width
+        if width == self._wrapped_for or width < 1:
+            return
+        self._wrapped_for = width
+        self._lines = []
+        for turn in self._turns:
+            kept = sanitize(turn.text[:SHOWN_CHARACTERS]).expandtabs(4)
+            lines = [line.plain.rstrip("\n") for line in Content(kept).wrap(max(width - _GUTTER, 8))] or [""]
+            if len(turn.text) > SHOWN_CHARACTERS:
+                lines.append(f"… {len(turn.text) - SHOWN_CHARACTERS:,} more characters".replace(",", " "))
+            marker = "problem" if turn.role == "problem" else ""
+            self._lines.append((turn.role, lines[0]))
+            self._lines.extend((marker, line) for line in lines[1:])
+        self.virtual_size = Size(width, len(self._lines))
+
+    def render_line(self, y: int) -> Strip:
+        """One wrapped line, with the speaker before the first of a turn."""
+        width = self.scrollable_content_region.width
+        index = round(self.scroll_y) + y
+        if index >= len(self._lines) or width < 1:
+            return Strip.blank(width, self.rich_style)
+        role, text = self._lines[index]
+        style = self.rich_style
+        if role == "problem":
+            problem = style + self.get_component_rich_style("conversation--problem", partial=True)
+            first = index == 0 or self._lines[index - 1][0] != "problem"
+            return self._draw("✗ problem" if first else "", problem, text, problem, width)
+        return self._draw(role, style + self._role_style(role), text, style, width)
+
+    def _draw(self, label: str, label_style: Style, text: str, style: Style, width: int) -> Strip:
+        gutter = Segment(fit(label, _GUTTER - 1) + " ", label_style)
+        return Strip([gutter, *self._marked(text, style)]).adjust_cell_length(width, style)
+
+    def _role_style(self, role: str) -> Style:
+        known = role if role in ("system", "user", "assistant") else "other"
+        return self.get_component_rich_style(f"conversation--{known}", partial=True)
+
+    def _marked(self, text: str, style: Style) -> list[Segment]:
+        match = style + self.get_component_rich_style("conversation--match", partial=True)
+        return mark_matches(text, self.term, style, match)

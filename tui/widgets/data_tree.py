@@ -1,0 +1,91 @@
+"""The directories and data files below a directory, to pick a file from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar
+
+from rich.text import Text
+from textual.binding import Binding, BindingType
+from textual.message import Message
+from textual.widgets import DirectoryTree
+
+from core.text import one_line
+
+#: Endings of the files that can be opened as data.
+DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+
+
+class DataTree(DirectoryTree):
+    """A :class:`textual.widgets.DirectoryTree` of data files; names are sanitized, hidden entries are left out."""
+
+    ICON_NODE_EXPANDED = "▾ "
+    ICON_NODE = "▸ "
+    ICON_FILE = "  "
+
+    DEFAULT_CSS = """
+    DataTree {
+        height: 1fr;
+        background: transparent;
+        padding: 0 1;
+        scrollbar-size-vertical: 1;
+        scrollbar-size-horizontal: 0;
+    }
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("j", "cursor_down", "down", show=False),
+        Binding("k", "cursor_up", "up", show=False),
+        Binding("l,right", "expand", "open directory", show=False),
+        Binding("h,left", "collapse", "close directory", show=False),
+        Binding("backspace", "up", "parent directory", show=False),
+        Binding("escape", "leave", "back", show=False),
+    ]
+
+    class Left(Message):
+        """The user does not want to pick a file after all."""
+
+    def process_label(self, label: object) -> Text:
+        """File names come from outside: shown on one line, and harmless."""
+        return Text(one_line(str(label)))
+
+    def filter_paths(self, paths: Iterable[Path]) -> Iterable[Path]:
+        """Directories and data files."""
+        for path in paths:
+            if not path.name.startswith(".") and (path.suffix.lower() in DATA_SUFFIXES or _is_dir(path)):
+                yield path
+
+    def action_expand(self) -> None:
+        """Open the directory under the cursor."""
+        if self.cursor_node is not None and self.cursor_node.allow_expand:
+            self.cursor_node.expand()
+
+    def action_collapse(self) -> None:
+        """Close the directory under the cursor, or go to the one it is in."""
+        node = self.cursor_node
+        if node is None:
+            return
+        if node.allow_expand and node.is_expanded and node is not self.root:
+            node.collapse()
+        elif node.parent is not None:
+            self.move_cursor(node.parent)
+        else:
+            self.action_up()
+
+    def action_up(self) -> None:
+        """Show the directory above."""
+        parent = Path(os.path.abspath(self.path)).parent
+        self.path = parent
+
+    def action_leave(self) -> None:
+        """Report ``esc``."""
+        self.post_message(self.Left())
+
+
+def _is_dir(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False

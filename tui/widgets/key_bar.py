@@ -1,0 +1,56 @@
+"""The last line: where the number keys lead, and the keys that matter most where the focus is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from rich.cells import cell_len
+from textual.content import Content
+from textual.style import Style
+from textual.widget import Widget
+
+if TYPE_CHECKING:
+    from tui.app import LocaltuneApp
+    from tui.keys import Key
+    from tui.screens.main import MainScreen
+
+
+class KeyBar(Widget):
+    """One line, built from the keys table; what does not fit is left out, the app's own keys last."""
+
+    DEFAULT_CSS = """
+    KeyBar { dock: bottom; height: 1; width: 100%; background: $panel; color: $muted; }
+    """
+    COMPONENT_CLASSES = {"key-bar--key", "key-bar--current"}  # noqa: RUF012 - Textual declares it mutable
+    DEFAULT_CSS += """
+    KeyBar > .key-bar--key { color: $foreground; text-style: bold; }
+    KeyBar > .key-bar--current { color: $primary; text-style: bold; }
+    """
+
+    def render(self) -> Content:
+        """The panes by number, then the keys of the app."""
+        app, screen = cast("LocaltuneApp", self.app), cast("MainScreen", self.screen)
+        key_style = Style.from_styles(self.get_component_styles("key-bar--key"))
+        current_style = Style.from_styles(self.get_component_styles("key-bar--current"))
+        parts: list[Content] = []
+        for key in app.keys.scope("app"):
+            name = key.id.partition(".")[2]
+            if key.action.startswith("app.show_pane"):
+                active = name == screen.current
+                style = current_style if active else key_style
+                parts.append(self._entry(key, style, style if active else None))
+            elif name == "tile" and screen.can_tile and not screen.is_tiled:
+                parts.append(self._entry(key, key_style))
+        width = self.size.width - 1
+        used = sum(cell_len(part.plain) + 2 for part in parts)
+        for key in app.keys.scope("app"):
+            if key.footer:
+                entry = self._entry(key, key_style)
+                used += cell_len(entry.plain) + 2
+                if used <= width:
+                    parts.append(entry)
+        return Content(" ") + Content("  ").join(parts)
+
+    def _entry(self, key: Key, style: Style, text_style: Style | None = None) -> Content:
+        click = Style.from_meta({"@click": key.action})
+        return Content.assemble((key.display, style + click), " ", (key.description, (text_style or Style()) + click))

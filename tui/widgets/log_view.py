@@ -1,0 +1,102 @@
+"""The end of a run's log, with times; it follows the end until it is scrolled away from it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, ClassVar
+
+from rich.cells import set_cell_size
+from rich.segment import Segment
+from rich.style import Style
+from textual.geometry import Size
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+if TYPE_CHECKING:
+    from core.runs.history import LogLine
+
+#: Newest lines kept.
+LINES = 2000
+
+
+class LogView(ScrollView, can_focus=True):
+    """A line an event: time of day, a sign for warnings and errors, a sentence. Longer lines are cut at the edge."""
+
+    DEFAULT_CSS = """
+    LogView { height: 1fr; overflow-x: hidden; scrollbar-size-vertical: 1; background: $background; }
+    LogView:focus { background: $background; }
+    LogView > .log-view--time { color: $muted; }
+    LogView > .log-view--warning { color: $near; }
+    LogView > .log-view--error { color: $limit; }
+    """
+    COMPONENT_CLASSES: ClassVar[set[str]] = {"log-view--time", "log-view--warning", "log-view--error"}
+    #: Signs that stand before a line, so that its level does not hang on color.
+    SIGNS: ClassVar[dict[str, str]] = {"warning": "! ", "error": "✗ "}
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self._lines: deque[LogLine] = deque(maxlen=LINES)
+        self.following = True
+        """Whether the end stays in view."""
+
+    def clear(self) -> None:
+        """Forget all lines and follow the end again."""
+        self._lines.clear()
+        self.following = True
+        self._resized()
+
+    def append(self, lines: Iterable[LogLine]) -> None:
+        """Add lines at the end."""
+        fresh = list(lines)
+        if fresh:
+            self._lines.extend(fresh)
+            self._resized()
+
+    def follow(self) -> None:
+        """Go to the end and stay there."""
+        self.following = True
+        self.scroll_end(animate=False)
+
+    @property
+    def line_count(self) -> int:
+        """Lines kept."""
+        return len(self._lines)
+
+    def _resized(self) -> None:
+        self.virtual_size = Size(self.size.width, len(self._lines))
+        self.refresh()
+        if self.following:
+            self.scroll_end(animate=False, immediate=True)
+
+    def on_resize(self) -> None:
+        """Keep the end in view."""
+        if self.following:
+            self.scroll_end(animate=False, immediate=True)
+
+    def watch_scroll_y(self, old: float, new: float) -> None:
+        """Scrolling away from the end stops following it; coming back starts it again."""
+        super().watch_scroll_y(old, new)
+        if new < old:
+            self.following = False
+        elif new >= self.max_scroll_y:
+            self.following = True
+
+    def render_line(self, y: int) -> Strip:
+        """One line of the log."""
+        index = y + self.scroll_offset.y
+        width = self.size.width
+        if index >= len(self._lines):
+            return Strip.blank(width, self.rich_style)
+        line = self._lines[index]
+        style = self.rich_style
+        if line.level in self.SIGNS:
+            style = self.get_component_rich_style(f"log-view--{line.level}")
+        time_style: Style = self.get_component_rich_style("log-view--time")
+        text = self.SIGNS.get(line.level, "") + line.text
+        strip = Strip([Segment(line.clock, time_style), Segment(" ", self.rich_style), Segment(text, style)])
+        if strip.cell_length > width:
+            room = max(width - len(line.clock) - 2, 0)
+            cut = Segment(set_cell_size(text, room) + "…", style)
+            strip = Strip([Segment(line.clock, time_style), Segment(" ", self.rich_style), cut])
+        return strip.adjust_cell_length(width, self.rich_style)

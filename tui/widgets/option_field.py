@@ -1,0 +1,259 @@
+"""One option of the configuration on one line: mark, key, value and help, and below it what is wrong with the value."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from textual import events, on
+from textual.content import Content
+from textual.geometry import Size
+from textual.message import Message
+from textual.reactive import reactive
+from textual.widget import Widget
+
+from core.text import one_line
+from tui.widgets.path_input import PathInput
+from tui.widgets.safe_input import SafeInput
+from tui.widgets.strips import fit
+
+if TYPE_CHECKING:
+    from core.config.schema import Option
+
+_MARK_WIDTH = 3
+_KEY_WIDTH = 23
+
+
+def format_value(value: Any) -> str:
+    """A value as it is typed into the form."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+    if isinstance(value, list):
+        parts = [str(item) for item in value]
+        return ", ".join(parts) if all("," not in part for part in parts) else json.dumps(parts, ensure_ascii=False)
+    return str(value)
+
+
+class OptionField(Widget):
+    """Shows an option; edits it in place with an input when asked to.
+
+    Args:
+        option: The declaration.
+        base: What a relative path is relative to.
+        suffixes: Endings of the files that completion offers, where the value is a path; None where it is none.
+    """
+
+    DEFAULT_CSS = """
+    OptionField {
+        width: 1fr;
+        height: auto;
+        layout: horizontal;
+        &.-cursor { background: $selected-background; }
+        & > SafeInput { width: 24; height: 1; background: $panel; }
+    }
+    """
+
+    value: reactive[Any] = reactive(None)
+    """What the file says; None where it says nothing and the default holds."""
+    problem = reactive("", layout=True)
+    """One sentence, or nothing."""
+    is_cursor = reactive(False, toggle_class="-cursor")
+    """Whether the cursor of the form is on it."""
+    lights_up = reactive(False)
+    """Whether the form has the keys; without them the cursor is only hinted at."""
+
+    @dataclass
+    class Typed(Message):
+        """The text in the input has changed."""
+
+        field: OptionField
+        text: str
+
+    @dataclass
+    class Committed(Message):
+        """The input has been left with its text."""
+
+        field: OptionField
+        refocus: bool
+
+    @dataclass
+    class Abandoned(Message):
+        """The input has been left with ``esc``; the value is to be what it was."""
+
+        field: OptionField
+        before: Any
+
+    @dataclass
+    class Clicked(Message):
+        """The mouse has been on it."""
+
+        field: OptionField
+
+    def __init__(self, option: Option, *, base: Path, suffixes: Sequence[str] | None = None) -> None:
+        super().__init__()
+        self.option = option
+        self.base = base
+        self.suffixes = suffixes
+        self.unset_text = ""
+        self._before: Any = None
+        self._text = ""
+
+    @property
+    def is_editing(self) -> bool:
+        """Whether its input is open."""
+        return bool(self._nodes)
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the value differs from the default; what must be given anyway differs from nothing."""
+        return not self.option.required and self.value is not None and self.value != self.option.default
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The values that can be stepped through; none where the value is typed."""
+        if self.option.type == "boolean":
+            return ("false", "true")
+        return self.option.choices if self.option.type == "choice" else ()
+
+    def next_choice(self, step: int) -> str | None:
+        """The choice so many steps on, from the other end again; None where the value is typed."""
+        if not self.choices:
+            return None
+        present = format_value(self.option.default if self.value is None else self.value)
+        index = self.choices.index(present) if present in self.choices else -1
+        return self.choices[(index + step) % len(self.choices)]
+
+    def edit(self) -> None:
+        """Open the input."""
+        if self.is_editing:
+            return
+        self._before = self.value
+        self._text = text = format_value(self.value if self.value is not None else self.option.default)
+        entry: SafeInput
+        if self.suffixes is not None:
+            entry = PathInput(text, base=self.base, suffixes=self.suffixes)
+        else:
+            entry = SafeInput(text)
+        entry.styles.margin = (0, 0, 0, _MARK_WIDTH + self._key_width)
+        entry.styles.width = (
+            max(self.size.width - _MARK_WIDTH - self._key_width, 8) if self._is_long else self._value_width
+        )
+        self.mount(entry)
+        entry.focus()
+
+    def close(self) -> None:
+        """Close the input."""
+        self.remove_children()
+        self.refresh(layout=True)
+
+    def commit(self, *, refocus: bool) -> None:
+        """Close the input and say so, if it is open."""
+        if self.is_editing:
+            self.close()
+            self.post_message(self.Committed(self, refocus))
+
+    # Drawing.
+
+    @property
+    def _is_long(self) -> bool:
+        return self.suffixes is not None or self.option.type in ("text", "paths", "list")
+
+    @property
+    def _key_width(self) -> int:
+        return _KEY_WIDTH if self.size.width >= 56 else 18
+
+    @property
+    def _value_width(self) -> int:
+        rest = self.size.width - _MARK_WIDTH - self._key_width
+        return max(min(rest, 24 if self.size.width < 110 else 36), 1)
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:  # noqa: ARG002 - Textual calls it
+        """One line, and as many as the problem takes."""
+        return 1 + len(self._problem_lines(width))
+
+    def _problem_lines(self, width: int) -> list[str]:
+        if not self.problem:
+            return []
+        text = Content(one_line(f"✗ {self.problem}"))
+        return [line.plain for line in text.wrap(max(width - _MARK_WIDTH - 2, 8))]
+
+    def render(self) -> Content:
+        """The line, and below it the problem."""
+        width = self.size.width
+        mark, mark_style = (
+            ("✗", "$limit bold") if self.problem else ("•", "$accent bold") if self.is_changed else (" ", "")
+        )
+        pointer = "▸" if self.is_cursor else " "
+        rest = width - _MARK_WIDTH - self._key_width - self._value_width - 1
+        parts: list[tuple[str, str]] = [
+            (pointer, "$primary bold" if self.lights_up else "$muted"),
+            (f"{mark} ", mark_style),
+            (fit(self.option.key, self._key_width), "bold" if self.is_cursor and self.lights_up else ""),
+            (self._value_text(), self._value_style),
+            (" " + fit(self.option.help, rest) if rest > 8 else "", "$muted"),
+        ]
+        lines = [Content.assemble(*parts)]
+        indent = " " * (_MARK_WIDTH + 2)
+        lines += [Content.styled(indent + line, "$limit") for line in self._problem_lines(width)]
+        return Content("\n").join(lines)
+
+    @property
+    def _value_style(self) -> str:
+        if self.problem:
+            return "$limit"
+        return "bold $foreground" if self.is_changed else "$muted" if self.value is None else "$foreground"
+
+    def _value_text(self) -> str:
+        width = self._value_width
+        value = self.option.default if self.value is None else self.value
+        text = one_line(format_value(value)) or self.unset_text or "–"
+        if self.choices:
+            text += " ▾" if self.option.type == "choice" else ""
+        elif self.option.unit and value is not None and len(text) + len(self.option.unit) + 1 <= width:
+            text += f" {self.option.unit}"
+        elif len(text) > width and self.suffixes is not None:
+            # The end of a path tells more than its beginning.
+            text = "…" + text[-(width - 1) :]
+        return fit(text, width)
+
+    def watch_value(self) -> None:
+        """The mark and the text follow."""
+        self.refresh()
+
+    # Events.
+
+    def on_click(self, event: events.Click) -> None:
+        """Tell the form."""
+        event.stop()
+        self.post_message(self.Clicked(self))
+
+    @on(SafeInput.Changed)
+    def _typed(self, message: SafeInput.Changed) -> None:
+        message.stop()
+        # The input also announces the text it was opened with.
+        if message.input.is_attached and self.is_editing and message.value != self._text:
+            self._text = message.value
+            self.post_message(self.Typed(self, message.value))
+
+    @on(SafeInput.Submitted)
+    def _submitted(self, message: SafeInput.Submitted) -> None:
+        message.stop()
+        self.commit(refocus=True)
+
+    @on(SafeInput.Cancelled)
+    def _cancelled(self, message: SafeInput.Cancelled) -> None:
+        message.stop()
+        self.close()
+        self.post_message(self.Abandoned(self, self._before))
+
+    def on_descendant_blur(self) -> None:
+        """Leaving the input by the mouse or by tab keeps its text."""
+        self.commit(refocus=False)

@@ -1,0 +1,259 @@
+"""The geometry of a line chart in a terminal: scales, ticks, and dots packed into characters. No widget in here.
+
+Positions are in dots, several of which share a character cell; row 0 is at the top.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from core.runs.series import Bucket
+
+
+@dataclass(frozen=True)
+class GlyphSet:
+    """Characters to draw with. A cell's character is looked up by the bits of its dots, row by row, left to right."""
+
+    name: str
+    columns: int
+    """Dots side by side in a cell."""
+    rows: int
+    """Dots over one another in a cell."""
+    line: str
+    """Characters of a line, one for each pattern of dots."""
+    points: str
+    """Characters of loose points, likewise."""
+    eval_mark: str
+    event_mark: str
+    vertical: str
+    horizontal: str
+    corner: str
+    tick_left: str
+    """A tick on the vertical axis."""
+    tick_down: str
+    """A tick on the horizontal axis."""
+    bar_full: str
+    bar_empty: str
+
+
+def _braille() -> str:
+    """Braille patterns in the order of our bits: row by row, left to right."""
+    bits = (0x01, 0x08, 0x02, 0x10, 0x04, 0x20, 0x40, 0x80)
+    return "".join(
+        chr(0x2800 + sum(bit for index, bit in enumerate(bits) if pattern >> index & 1)) for pattern in range(256)
+    )
+
+
+BRAILLE = GlyphSet("braille", 2, 4, _braille(), _braille(), "◆", "▼", "│", "─", "└", "┤", "┬", "━", "─")
+_QUADRANTS = " ▘▝▀▖▌▞▛▗▚▐▜▄▙▟█"
+BLOCK = GlyphSet("block", 2, 2, _QUADRANTS, _QUADRANTS, "◆", "▼", "│", "─", "└", "┤", "┬", "━", "─")
+ASCII = GlyphSet("ascii", 1, 2, " ***", " '.:", "o", "v", "|", "-", "+", "+", "+", "#", ".")
+
+GLYPH_SETS = {glyphs.name: glyphs for glyphs in (BRAILLE, BLOCK, ASCII)}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """An axis from ``low`` to ``high``, linear or logarithmic; ``low < high``, and both positive on a log axis."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def fraction(self, value: float) -> float | None:
+        """Where a value lies, 0 at the low end and 1 at the high one; None where it has no place on the axis."""
+        if not math.isfinite(value) or (self.log and value <= 0):
+            return None
+        if self.log:
+            return (math.log(value) - math.log(self.low)) / (math.log(self.high) - math.log(self.low))
+        return (value - self.low) / (self.high - self.low)
+
+    def dot(self, value: float, dots: int) -> int | None:
+        """The nearest of so many dots, counted from the low end, ends included; None where it has no place."""
+        fraction = self.fraction(value)
+        return None if fraction is None else min(max(round(fraction * (dots - 1)), 0), dots - 1)
+
+
+def value_scale(values: Iterable[float], log: bool = False) -> Scale:
+    """An axis that holds all finite values (on a log axis: all positive ones) with a little air.
+
+    Args:
+        values: What is shown; values that are not finite do not count.
+        log: Whether a logarithmic axis is wanted; it becomes linear when no value is positive.
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    positive = [value for value in finite if value > 0]
+    if log and positive:
+        low, high = min(positive), max(positive)
+        factor = max((high / low) ** 0.04, 1.02)
+        return Scale(low / factor, high * factor, log=True)
+    if not finite:
+        return Scale(0.0, 1.0)
+    low, high = min(finite), max(finite)
+    air = (high - low) * 0.04 or max(abs(high) * 0.05, 1e-9)
+    # A loss of 0 is the floor; an axis that reaches below it only looks wrong.
+    return Scale(max(low - air, 0.0) if low >= 0 else low - air, high + air)
+
+
+def nice_ceiling(value: float) -> float:
+    """The smallest of 1, 2, 3, 4, 5, 6, 8 times a power of ten that is not below ``value`` (positive)."""
+    power = 10.0 ** math.floor(math.log10(value))
+    for factor in (1, 2, 3, 4, 5, 6, 8, 10):
+        if factor * power >= value * (1 - 1e-12):
+            return factor * power
+    return 10 * power
+
+
+def step_window(first: float, last: float, total: int) -> Scale:
+    """The steps an axis shows: up to the total, but never so far ahead that what has happened is a sliver.
+
+    The end moves in a few jumps only, so that the picture is mostly drawn on rather than redrawn.
+    """
+    start = min(first, 1.0) if first > 0 else first
+    seen = max(last - start, 1.0)
+    end = start + max(nice_ceiling(seen * 1.25), 10.0)
+    if total > start:
+        end = min(end, float(total)) if last <= total else end
+    return Scale(start, max(end, last, start + 1.0))
+
+
+def nice_ticks(low: float, high: float, most: int) -> list[float]:
+    """At most so many round values (1, 2 or 5 times a power of ten apart) in a range."""
+    if most < 1 or not high > low:
+        return []
+    raw = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(raw))
+    for factor in (1, 2, 5, 10, 20, 50):
+        step = factor * power
+        first = math.ceil(low / step - 1e-9)
+        count = math.floor(high / step + 1e-9) - first + 1
+        if count <= most:
+            return [(first + index) * step for index in range(count)]
+    return []
+
+
+def log_ticks(low: float, high: float, most: int) -> list[float]:
+    """At most so many values for a log axis: powers of ten, with 2 and 5 between them where the range is short."""
+    if most < 1 or not 0 < low < high:
+        return []
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    for factors in ((1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
+        ticks = [factor * 10.0**power for power in range(first, last + 1) for factor in factors]
+        inside = [tick for tick in ticks if low <= tick <= high]
+        if 1 < len(inside) <= most:
+            return inside
+    powers = [10.0**power for power in range(first, last + 1) if low <= 10.0**power <= high]
+    if len(powers) >= 2:
+        return powers[:: math.ceil(len(powers) / most)]
+    return nice_ticks(low, high, most)
+
+
+def ticks(scale: Scale, most: int) -> list[float]:
+    """Round values along a scale, at most so many."""
+    return log_ticks(scale.low, scale.high, most) if scale.log else nice_ticks(scale.low, scale.high, most)
+
+
+def tick_labels(values: Sequence[float]) -> list[str]:
+    """The values with as many digits as tell them apart, all alike: ``0.0 0.5 1.0``; large ones as ``2k``."""
+    if not values:
+        return []
+    if any(value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e6) for value in values):
+        return [_scientific(value) for value in values]
+    if all(value == int(value) for value in values):
+        return [_thousands(int(value)) for value in values]
+    for digits in range(1, 7):
+        if all(abs(round(value, digits) - value) <= 1e-9 * max(abs(value), 1e-3) for value in values):
+            return [f"{value:.{digits}f}" for value in values]
+    return [f"{value:.3g}" for value in values]
+
+
+def _scientific(value: float) -> str:
+    if value == 0:
+        return "0"
+    mantissa, power = f"{value:.1e}".split("e")
+    return f"{mantissa.removesuffix('.0')}e{int(power)}"
+
+
+def _thousands(value: int) -> str:
+    return f"{value // 1000}k" if value >= 10_000 and value % 1000 == 0 else str(value)
+
+
+@dataclass
+class DotGrid:
+    """Dots in cells; ``bits[row][column]`` is the pattern of a cell.
+
+    Args:
+        width: Cells across.
+        height: Cells down.
+        glyphs: What dots are drawn with.
+    """
+
+    width: int
+    height: int
+    glyphs: GlyphSet
+    bits: list[list[int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.bits = [[0] * self.width for _ in range(self.height)]
+
+    @property
+    def columns(self) -> int:
+        """Dots across."""
+        return self.width * self.glyphs.columns
+
+    @property
+    def rows(self) -> int:
+        """Dots down."""
+        return self.height * self.glyphs.rows
+
+    def set(self, x: int, y: int) -> None:
+        """Set a dot; ``y`` counts from the bottom, and what lies outside is left out."""
+        if 0 <= x < self.columns and 0 <= y < self.rows:
+            column, across = divmod(x, self.glyphs.columns)
+            row, down = divmod(self.rows - 1 - y, self.glyphs.rows)
+            self.bits[row][column] |= 1 << (down * self.glyphs.columns + across)
+
+    def span(self, x: int, low: int, high: int) -> None:
+        """Set all dots of a column from ``low`` to ``high``."""
+        for y in range(min(low, high), max(low, high) + 1):
+            self.set(x, y)
+
+    def line(self, x0: int, y0: int, x1: int, y1: int) -> None:
+        """Set the dots of a straight line from left to right (``x0 <= x1``), without holes."""
+        run = x1 - x0
+        if run == 0:
+            self.span(x0, y0, y1)
+            return
+        previous = y0
+        for x in range(x0, x1 + 1):
+            y = round(y0 + (y1 - y0) * (x - x0) / run)
+            # The steep part belongs to the new column, from beside the old height on.
+            start = y if abs(y - previous) <= 1 else previous + (1 if y > previous else -1)
+            self.span(x, start, y)
+            previous = y
+
+
+def draw_line(grid: DotGrid, buckets: Sequence[Bucket], scale: Scale) -> None:
+    """Draw buckets as a line that is broken where they are not joined."""
+    previous: tuple[int, int] | None = None
+    for item in buckets:
+        first, last = scale.dot(item.first, grid.rows), scale.dot(item.last, grid.rows)
+        low, high = scale.dot(item.low, grid.rows), scale.dot(item.high, grid.rows)
+        if first is None or last is None or low is None or high is None:
+            previous = None
+            continue
+        if previous is not None and item.joined:
+            grid.line(*previous, item.x, first)
+        grid.span(item.x, low, high)
+        previous = (item.x, last)
+
+
+def draw_points(grid: DotGrid, buckets: Sequence[Bucket], scale: Scale) -> None:
+    """Draw the extremes of each bucket as loose dots."""
+    for item in buckets:
+        for value in (item.low, item.high):
+            y = scale.dot(value, grid.rows)
+            if y is not None:
+                grid.set(item.x, y)

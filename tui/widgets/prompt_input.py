@@ -1,0 +1,94 @@
+"""Where a prompt is written: enter sends it, pasted lines stay lines, up and down recall earlier ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.message import Message
+from textual.widgets import TextArea
+
+from core.text import sanitize
+
+#: Prompts that are remembered.
+HISTORY_LIMIT = 200
+
+
+class PromptInput(TextArea):
+    """A :class:`textual.widgets.TextArea` that grows to a few lines and sends with enter."""
+
+    DEFAULT_CSS = """
+    PromptInput {
+        height: auto;
+        max-height: 6;
+        border: none;
+        border-left: outer $border;
+        padding: 0 1;
+        background: $surface;
+        scrollbar-size-vertical: 1;
+        &:focus { border: none; border-left: outer $border-focus; background: $panel; }
+        & .text-area--cursor-line { background: transparent; }
+        & .text-area--placeholder { color: $muted; }
+    }
+    """
+
+    # The parent takes ctrl+y for redo; here it copies the answer, and ctrl+z undoes as before.
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+y", "copy_answer", "copy", show=False)]
+
+    @dataclass
+    class Submitted(Message):
+        """Enter has been pressed on a text that is not blank."""
+
+        text: str
+
+    class CopyWanted(Message):
+        """The last answer is to be copied."""
+
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
+        super().__init__("", id=id, classes=classes, soft_wrap=True, tab_behavior="focus", show_line_numbers=False)
+        self.cursor_blink = False
+        self.highlight_cursor_line = False
+        self._history: list[str] = []
+        self._position = 0
+        self._unsent = ""
+
+    def remember(self, text: str) -> None:
+        """Add to what up recalls."""
+        if not self._history or self._history[-1] != text:
+            self._history = [*self._history, text][-HISTORY_LIMIT:]
+        self._position = len(self._history)
+        self._unsent = ""
+
+    async def _on_key(self, event: events.Key) -> None:
+        handled = True
+        if event.key == "enter":
+            if self.text.strip():
+                self.post_message(self.Submitted(self.text))
+        elif event.key == "up" and self.cursor_at_first_line and self._position > 0:
+            self._recall(-1)
+        elif event.key == "down" and self.cursor_at_last_line and self._position < len(self._history):
+            self._recall(1)
+        else:
+            handled = False
+        if handled:
+            event.stop()
+            event.prevent_default()
+
+    def _recall(self, step: int) -> None:
+        if self._position == len(self._history):
+            self._unsent = self.text
+        self._position += step
+        at_end = self._position == len(self._history)
+        self.load_text(self._unsent if at_end else self._history[self._position])
+        self.move_cursor(self.document.end)
+
+    async def _on_paste(self, event: events.Paste) -> None:
+        event.stop()
+        event.prevent_default()
+        self.insert(sanitize(event.text).rstrip("\n"))
+
+    def action_copy_answer(self) -> None:
+        """Ask the pane to copy."""
+        self.post_message(self.CopyWanted())

@@ -1,0 +1,216 @@
+"""A list of rows of any length, drawn line by line: only what is on the screen is ever read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from rich.segment import Segment
+from rich.style import Style
+from textual import events
+from textual.geometry import Size
+from textual.message import Message
+from textual.reactive import reactive
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+from tui.widgets.strips import fit, mark_matches
+
+
+@dataclass(frozen=True)
+class RowCells:
+    """One row as the list shows it; texts are sanitized and hold no newline."""
+
+    cells: tuple[str, ...]
+    problem: str = ""
+    """Why the row cannot be read; shown in place of the cells."""
+
+
+RowSource = Callable[[int, int], Sequence[RowCells]]
+"""``source(start, count)``: the cells of a window of rows, in constant time whatever ``start`` is."""
+
+
+class RowList(ScrollView, can_focus=True, inherit_bindings=False):
+    """A virtual list with a cursor and a fixed header; keys are bound by the pane it is in."""
+
+    DEFAULT_CSS = """
+    RowList {
+        height: 1fr;
+        background: transparent;
+        scrollbar-size-vertical: 1;
+        overflow-x: hidden;
+        & > .row-list--header { color: $muted; text-style: bold; }
+        & > .row-list--number { color: $muted; }
+        & > .row-list--cursor { background: $selected-background; }
+        & > .row-list--problem { color: $limit; }
+        & > .row-list--match { color: $near; text-style: underline; }
+        &:focus > .row-list--cursor { text-style: bold; }
+    }
+    """
+
+    COMPONENT_CLASSES: ClassVar[set[str]] = {
+        "row-list--header",
+        "row-list--number",
+        "row-list--cursor",
+        "row-list--problem",
+        "row-list--match",
+    }
+
+    cursor = reactive(0, always_update=True)
+    """The row under the cursor, counted from 0."""
+    count = reactive(0)
+    """How many rows there are, so far."""
+
+    @dataclass
+    class Moved(Message):
+        """The cursor is on another row, or that row has changed."""
+
+        index: int
+
+    @dataclass
+    class Opened(Message):
+        """A row has been double-clicked."""
+
+        index: int
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self.columns: tuple[str, ...] = ()
+        self.term = ""
+        self._source: RowSource | None = None
+        self._window: tuple[int, Sequence[RowCells]] = (0, ())
+
+    def show(self, source: RowSource | None, columns: Sequence[str], count: int = 0) -> None:
+        """Show other rows, the cursor on the first.
+
+        Args:
+            source: Where the cells come from; None shows nothing.
+            columns: Headings of the cells, without the row number.
+            count: Rows known so far; set ``count`` as more become known.
+        """
+        self._source, self.columns, self.term = source, tuple(columns), ""
+        self._window = (0, ())
+        self.set_reactive(RowList.count, count)
+        self.virtual_size = Size(self.size.width, count + 1)
+        self.scroll_to(y=0, animate=False, immediate=True)
+        self.cursor = 0
+
+    def highlight(self, term: str) -> None:
+        """Mark a text wherever it is on the screen, whatever its case; nothing where empty."""
+        self.term = term.lower()
+        self.refresh()
+
+    def invalidate(self) -> None:
+        """Read the visible rows again."""
+        self._window = (0, ())
+        self.refresh()
+
+    def move(self, rows: int) -> None:
+        """Move the cursor by so many rows."""
+        self.cursor += rows
+
+    def move_page(self, direction: int) -> None:
+        """Move the cursor by a screenful."""
+        self.cursor += direction * max(1, self.size.height - 2)
+
+    def validate_cursor(self, cursor: int) -> int:
+        """Stay within the rows."""
+        return max(0, min(cursor, self.count - 1))
+
+    def watch_cursor(self, cursor: int) -> None:
+        """Keep the cursor in view and tell the pane."""
+        self._scroll_to_cursor()
+        self.refresh()
+        if self.count:
+            self.post_message(self.Moved(cursor))
+
+    def watch_count(self, before: int, count: int) -> None:
+        """Grow or shrink the scrollable area; rows that were short before are read again."""
+        self.virtual_size = Size(self.size.width, count + 1)
+        if before - self._window[0] < self.size.height:
+            self.invalidate()
+        if before == 0 and count:
+            self.cursor = 0
+
+    def on_resize(self) -> None:
+        """Keep the cursor in view in the new size."""
+        self.virtual_size = Size(self.size.width, self.count + 1)
+        # How far it can be scrolled is known only after the new layout.
+        self.call_after_refresh(self._scroll_to_cursor)
+
+    def _scroll_to_cursor(self) -> None:
+        body = self.size.height - 1
+        if body < 1:
+            return
+        top = round(self.scroll_y)
+        if self.cursor < top:
+            self.scroll_to(y=self.cursor, animate=False, immediate=True)
+        elif self.cursor >= top + body:
+            self.scroll_to(y=self.cursor - body + 1, animate=False, immediate=True)
+
+    def _row(self, index: int, top: int) -> RowCells | None:
+        """The cells of a row, read a screenful at a time."""
+        start, rows = self._window
+        if not start <= index < start + len(rows):
+            if self._source is None:
+                return None
+            count = min(max(self.size.height, 1), self.count - top)
+            rows = self._source(top, count)
+            start = top
+            self._window = (start, rows)
+        return rows[index - start] if 0 <= index - start < len(rows) else None
+
+    def render_line(self, y: int) -> Strip:
+        """The header, or one row."""
+        width = self.scrollable_content_region.width
+        if width < 1:
+            return Strip.blank(0)
+        if y == 0:
+            return self._draw(("#", *self.columns), width, self.get_component_rich_style("row-list--header"), "  ")
+        top = round(self.scroll_y)
+        index = top + y - 1
+        if index >= self.count:
+            return Strip.blank(width, self.rich_style)
+        row = self._row(index, top)
+        if row is None:
+            return Strip.blank(width, self.rich_style)
+        at_cursor = index == self.cursor
+        base = self.get_component_rich_style("row-list--cursor") if at_cursor else self.rich_style
+        mark = "▸ " if at_cursor else "  "
+        if row.problem:
+            problem = self.get_component_rich_style("row-list--problem", partial=True)
+            return self._draw((f"{index + 1}", f"✗ {row.problem}"), width, base + problem, mark)
+        return self._draw((f"{index + 1}", *row.cells), width, base, mark)
+
+    def _widths(self, width: int, cells: int) -> list[int]:
+        """Cell widths: the number as wide as the last one, the last column two fifths of the rest."""
+        number = max(3, len(str(self.count)))
+        rest = width - number - 2 - 2 * (cells - 1)
+        if cells == 2 or rest < 24:
+            return [number, max(rest, 0)]
+        share = rest * 3 // 5 if cells == 3 else rest // (cells - 1)
+        middle = [share] * (cells - 2)
+        return [number, *middle, rest - sum(middle)]
+
+    def _draw(self, cells: Sequence[str], width: int, style: Style, mark: str) -> Strip:
+        widths = self._widths(width, len(cells))
+        number = cells[0].rjust(widths[0])
+        muted = self.get_component_rich_style("row-list--number", partial=True)
+        segments = [Segment(mark, style), Segment(number, style + muted)]
+        for text, size in zip(cells[1:], widths[1:], strict=False):
+            segments.append(Segment("  ", style))
+            segments.extend(self._marked(fit(text, size), style))
+        return Strip(segments).adjust_cell_length(width, style)
+
+    def _marked(self, text: str, style: Style) -> list[Segment]:
+        match = style + self.get_component_rich_style("row-list--match", partial=True)
+        return mark_matches(text, self.term, style, match)
+
+    def on_click(self, event: events.Click) -> None:
+        """Put the cursor on the clicked row; open it at the second click."""
+        index = round(self.scroll_y) + event.y - 1
+        if event.y >= 1 and index < self.count:
+            self.cursor = index
+            if event.chain == 2:
+                self.post_message(self.Opened(index))

@@ -1,0 +1,219 @@
+"""A list of runs on the line API: a row each, columns left out from the least needed one where there is no room."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, ClassVar
+
+from rich.cells import cell_len, set_cell_size
+from rich.segment import Segment
+from rich.style import Style
+from textual import events
+from textual.geometry import Region, Size
+from textual.message import Message
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+from core.text import one_line
+from core.units import format_duration, format_number
+from tui.state import STATE_COLORS, STATE_GLYPHS
+
+if TYPE_CHECKING:
+    from tui.state import RunRow
+
+_HEADER_ROWS = 1
+
+
+@dataclass(frozen=True)
+class _Column:
+    title: str
+    width: int
+    cell: Callable[[RunRow, float], str]
+    right: bool = False
+    priority: int = 0
+    """Columns with high numbers are left out first."""
+
+
+def _state(row: RunRow, _now: float) -> str:
+    return f"{STATE_GLYPHS.get(row.state, '?')} {row.state}"
+
+
+def _identity(row: RunRow, _now: float) -> str:
+    return one_line(row.run.id, 64)
+
+
+def _model(row: RunRow, _now: float) -> str:
+    return row.model
+
+
+def _steps(row: RunRow, _now: float) -> str:
+    return f"{row.step}/{row.total_steps}" if row.total_steps else str(row.step or "–")
+
+
+def _loss(row: RunRow, _now: float) -> str:
+    return format_number(row.loss)
+
+
+def _when(row: RunRow, now: float) -> str:
+    """``today 14:36``, else the date."""
+    moment, present = datetime.fromtimestamp(row.started), datetime.fromtimestamp(now)
+    return moment.strftime("today %H:%M" if moment.date() == present.date() else "%d %b %H:%M")
+
+
+def _took(row: RunRow, _now: float) -> str:
+    return format_duration(row.seconds)
+
+
+_COLUMNS = (
+    _Column("state", 10, _state),
+    _Column("run", 28, _identity),
+    _Column("model", 34, _model, priority=4),
+    _Column("step", 11, _steps, right=True),
+    _Column("loss", 7, _loss, right=True, priority=1),
+    _Column("started", 12, _when, priority=3),
+    _Column("took", 8, _took, right=True, priority=2),
+)
+
+
+class RunList(ScrollView, can_focus=True):
+    """Rows with a cursor.
+
+    Args:
+        clock: The present, in Unix seconds.
+    """
+
+    DEFAULT_CSS = """
+    RunList { height: 1fr; overflow-x: hidden; scrollbar-size-vertical: 1; background: $background; }
+    RunList > .run-list--header { color: $muted; }
+    RunList > .run-list--cursor { background: $selected-background; text-style: bold; }
+    RunList > .run-list--ok { color: $ok; }
+    RunList > .run-list--near { color: $near; }
+    RunList > .run-list--limit { color: $limit; }
+    """
+    COMPONENT_CLASSES: ClassVar[set[str]] = {
+        "run-list--header",
+        "run-list--cursor",
+        "run-list--ok",
+        "run-list--near",
+        "run-list--limit",
+    }
+
+    @dataclass
+    class Chosen(Message):
+        """A row was clicked."""
+
+        row: RunRow
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__()
+        self._clock = clock
+        self._rows: Sequence[RunRow] = ()
+        self._cursor = 0
+
+    @property
+    def row_count(self) -> int:
+        """Rows in the list."""
+        return len(self._rows)
+
+    @property
+    def page_rows(self) -> int:
+        """Rows in view."""
+        return self.size.height - _HEADER_ROWS
+
+    @property
+    def selected(self) -> RunRow | None:
+        """The row under the cursor."""
+        return self._rows[self._cursor] if self._cursor < len(self._rows) else None
+
+    def show(self, rows: Sequence[RunRow]) -> None:
+        """Show other rows; the cursor stays on its run where that is still there. Only changed rows are repainted."""
+        before, chosen = self._rows, self.selected
+        self._rows = rows
+        if chosen is not None:
+            same = next((i for i, row in enumerate(rows) if row.run.id == chosen.run.id), None)
+            self._cursor = same if same is not None else min(self._cursor, max(len(rows) - 1, 0))
+        if [row.run.id for row in before] != [row.run.id for row in rows]:
+            self.virtual_size = Size(self.size.width, len(rows) + _HEADER_ROWS)
+            self.refresh()
+            return
+        for index, (old, new) in enumerate(zip(before, rows, strict=True)):
+            if old != new:
+                self._refresh_row(index)
+
+    def move(self, by: int) -> None:
+        """Move the cursor, as far as there are rows."""
+        if not self._rows:
+            return
+        before = self._cursor
+        self._cursor = min(max(self._cursor + by, 0), len(self._rows) - 1)
+        self._refresh_row(before)
+        self._refresh_row(self._cursor)
+        self._keep_in_view()
+
+    def _keep_in_view(self) -> None:
+        top = self.scroll_offset.y
+        if self._cursor < top:
+            self.scroll_to(y=self._cursor, animate=False)
+        elif self._cursor >= top + self.page_rows:
+            self.scroll_to(y=self._cursor - self.page_rows + 1, animate=False)
+
+    def _refresh_row(self, index: int) -> None:
+        y = index - self.scroll_offset.y + _HEADER_ROWS
+        if _HEADER_ROWS <= y < self.size.height:
+            self.refresh(Region(0, y, self.size.width, 1))
+
+    def on_click(self, event: events.Click) -> None:
+        """A click moves the cursor, a double click opens."""
+        index = event.y - _HEADER_ROWS + self.scroll_offset.y
+        if event.y >= _HEADER_ROWS and 0 <= index < len(self._rows):
+            self.move(index - self._cursor)
+            if event.chain == 2:
+                self.post_message(self.Chosen(self._rows[index]))
+
+    def on_resize(self) -> None:
+        """Keep the cursor in view."""
+        self.virtual_size = Size(self.size.width, len(self._rows) + _HEADER_ROWS)
+        self._keep_in_view()
+
+    def _columns(self) -> list[tuple[_Column, int]]:
+        """The columns that fit, with their widths; what is left over goes to the run's id."""
+        columns = list(_COLUMNS)
+        room = self.size.width - 1
+        while len(columns) > 1 and sum(column.width + 2 for column in columns) > room:
+            least = max(columns, key=lambda column: column.priority)
+            if least.priority == 0:
+                break
+            columns.remove(least)
+        spare = room - sum(column.width + 2 for column in columns)
+        return [(column, column.width + (min(spare, 24) if column.title == "run" else 0)) for column in columns]
+
+    def render_line(self, y: int) -> Strip:
+        """The header, or a row."""
+        width = self.size.width
+        if y < _HEADER_ROWS:
+            style = self.get_component_rich_style("run-list--header")
+            cells = [_fit(column.title, size, column.right) for column, size in self._columns()]
+            return Strip([Segment("  " + "  ".join(cells), style)]).adjust_cell_length(width, self.rich_style)
+        index = y - _HEADER_ROWS + self.scroll_offset.y
+        if index >= len(self._rows):
+            return Strip.blank(width, self.rich_style)
+        row, now = self._rows[index], self._clock()
+        at_cursor = index == self._cursor
+        base: Style = self.get_component_rich_style("run-list--cursor") if at_cursor else self.rich_style
+        segments = [Segment("▸ " if at_cursor else "  ", base)]
+        for column, size in self._columns():
+            style = base
+            if column.title == "state" and row.state in STATE_COLORS:
+                color = self.get_component_rich_style(f"run-list--{STATE_COLORS[row.state]}").color
+                style = base + Style(color=color)
+            segments.append(Segment(_fit(column.cell(row, now), size, column.right), style))
+            segments.append(Segment("  ", base))
+        return Strip(segments).adjust_cell_length(width, base)
+
+
+def _fit(text: str, width: int, right: bool) -> str:
+    if cell_len(text) > width:
+        return set_cell_size(text, width - 1) + "…"
+    return " " * (width - cell_len(text)) + text if right else set_cell_size(text, width)

@@ -1,0 +1,68 @@
+"""A one-line input that holds no character a terminal would act on."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.message import Message
+from textual.widgets import Input
+
+from core.text import one_line
+
+
+class SafeInput(Input):
+    """A compact :class:`textual.widgets.Input` that sanitizes what is pasted or set, and reports ``esc``."""
+
+    DEFAULT_CSS = """
+    SafeInput {
+        height: 1;
+        border: none;
+        padding: 0;
+        background: $surface;
+        &:focus { background: $panel; border: none; }
+    }
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "cancel", "cancel", show=False)]
+
+    class Cancelled(Message):
+        """The user gave up typing."""
+
+        def __init__(self, control: SafeInput) -> None:
+            super().__init__()
+            self._control = control
+
+        @property
+        def control(self) -> SafeInput:
+            """The input left."""
+            return self._control
+
+    def __init__(
+        self,
+        value: str = "",
+        *,
+        placeholder: str = "",
+        id: str | None = None,  # noqa: A002
+        classes: str | None = None,
+    ) -> None:
+        super().__init__(
+            one_line(value), placeholder=placeholder, id=id, classes=classes, compact=True, select_on_focus=False
+        )
+        self.cursor_blink = False
+
+    def validate_value(self, value: str) -> str:
+        """Nothing but harmless characters on one line, wherever they come from."""
+        return one_line(value)
+
+    def _on_paste(self, event: events.Paste) -> None:
+        text = one_line(event.text.strip("\r\n"))
+        if text:
+            self.replace(text, *self.selection) if not self.selection.is_empty else self.insert_text_at_cursor(text)
+        event.stop()
+        event.prevent_default()
+
+    def action_cancel(self) -> None:
+        """Report ``esc``."""
+        self.post_message(self.Cancelled(self))

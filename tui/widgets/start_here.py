@@ -1,0 +1,36 @@
+"""The empty state of a pane that can mend it itself: it takes the keys, and says what went wrong before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from textual.content import Content
+
+from core.errors import UserError
+from core.text import one_line
+from tui.widgets.empty_state import EmptyState, empty_content
+
+
+class StartHere(EmptyState, can_focus=True):
+    """An :class:`EmptyState` that takes the focus while there is nothing else in the pane that could."""
+
+    def explain(self, message: str, keys: Sequence[tuple[str, str]], error: UserError | None = None) -> None:
+        """Show other words.
+
+        Args:
+            message: What is missing.
+            keys: Keys as they are written, each with what it does.
+            error: What went wrong before, said first.
+        """
+        content = empty_content(message, keys)
+        if error is not None:
+            content = Content("\n\n").join([error_content(error), content])
+        self.show(content)
+
+
+def error_content(error: UserError) -> Content:
+    """An error as its sentence and, below it, what to do."""
+    sentence = Content.styled(f"✗ {one_line(error.message)}", "$limit bold")
+    if not error.hint:
+        return sentence
+    return Content("\n").join([sentence, Content.styled(f"  {one_line(error.hint)}", "$muted")])

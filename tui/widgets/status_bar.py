@@ -1,0 +1,148 @@
+"""The first line: what is being worked on and how it is going, shortened by priority where the terminal is narrow."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from textual.content import Content
+from textual.widget import Widget
+
+from core.hardware.snapshot import Device
+from core.text import one_line
+from core.units import format_duration, format_number
+from tui.state import STATE_GLYPHS, AppState
+from tui.widgets.meter import WORD_COLORS, memory_word, temperature_word
+from tui.widgets.run_lines import state_style
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One thing the line says. Where room is short, high priorities go first: to the short form, then altogether."""
+
+    content: Content
+    priority: int
+    """0 stays longest."""
+    short: Content | None = None
+    right: bool = False
+    """Whether it stands at the right end."""
+
+
+_PROGRAM = Segment(Content.styled("localtune-tui", "$primary bold"), 5)
+
+
+def fit(segments: Sequence[Segment], width: int, gap: int = 2) -> Content:
+    """The line in so many columns: what matters least is shortened first, then left out."""
+    kept = list(segments)
+    for shorten in (True, False):
+        for victim in sorted(segments, key=lambda segment: -segment.priority):
+            if _length(kept, gap) <= width:
+                break
+            index = next((i for i, item in enumerate(kept) if item.priority == victim.priority), None)
+            if index is None:
+                continue
+            short = kept[index].short
+            if shorten and short is not None:
+                kept[index] = dataclasses.replace(kept[index], content=short, short=None)
+            elif not shorten:
+                del kept[index]
+    left = Content(" " * gap).join(item.content for item in kept if not item.right)
+    right = Content(" " * gap).join(item.content for item in kept if item.right)
+    space = max(width - left.cell_length - right.cell_length, gap if right.plain else 0)
+    return Content.assemble(left, " " * space, right)
+
+
+def _length(segments: Sequence[Segment], gap: int) -> int:
+    return sum(item.content.cell_length for item in segments) + gap * max(len(segments) - 1, 0)
+
+
+def header_segments(state: AppState, *, loss: bool) -> list[Segment]:
+    """What the header says of the app's state; ``loss`` where no pane shows it."""
+    segments = [_PROGRAM]
+    if state.file_name:
+        edited = Content.styled(" •edited", "$near") if state.is_dirty else Content("")
+        segments.append(Segment(Content(one_line(state.file_name, 40)) + edited, 8))
+    view = state.view
+    if view is not None:
+        if view.model:
+            segments.append(Segment(Content.styled(view.model, "$muted"), 9))
+        name, total = view.state.state, view.state.total_steps
+        step = max(view.history.step, view.state.step)
+        count = f" {step}/{total}" if total else ""
+        glyph, style = STATE_GLYPHS.get(name, "?"), state_style(name)
+        full = Content.styled(f"{glyph} {name}", style) + Content(count)
+        brief = Content.styled(glyph, style) + Content(count) if total and name == "training" else None
+        segments.append(Segment(full, 0, brief))
+        eta = view.history.eta_seconds(total) if name == "training" else None
+        if eta is not None:
+            segments.append(Segment(Content.assemble(("ETA ", "$muted"), format_duration(eta)), 1))
+        if loss and view.history.last_step is not None:
+            value = format_number(view.history.last_step.loss)
+            segments.append(Segment(Content.assemble(("loss ", "$muted"), value), 2))
+    devices = view.history.devices if view is not None and view.is_live and view.history.devices else state.devices
+    segments += _device_segments(devices)
+    segments.append(Segment(Content.styled(one_line(state.host, 30), "$muted"), 6, right=True))
+    return segments
+
+
+def _device_segments(devices: Sequence[Device]) -> list[Segment]:
+    """The first device: a GPU where there is one."""
+    device = next((item for item in devices if item.kind != "cpu"), devices[0] if devices else None)
+    if device is None:
+        return []
+    found: list[Segment] = []
+    name = "CPU" if device.kind == "cpu" else short_device_name(device.name)
+    word = temperature_word(device)
+    if word:
+        brief = Content.assemble(f"{device.temperature_c:.0f} °C ", (word, f"${WORD_COLORS[word]}"))
+        found.append(Segment(Content.assemble((f"{name} ", "$muted"), brief), 3, brief, right=True))
+    elif device.utilization is not None:
+        found.append(Segment(Content.assemble((f"{name} ", "$muted"), f"{device.utilization:3.0f} %"), 7, right=True))
+    if device.memory_used is not None and device.memory_total:
+        text = f"{device.memory_used / 1e9:.1f}/{device.memory_total / 1e9:.0f} GB"
+        pressed = memory_word(device)
+        memory = Content.assemble(text, (f" {pressed}", f"${WORD_COLORS[pressed]}") if pressed != "ok" else "")
+        label = "RAM " if device.kind == "cpu" else ""
+        found.append(Segment(Content.assemble((label, "$muted"), memory), 4, memory, right=True))
+    return found
+
+
+def short_device_name(name: str) -> str:
+    """A card's name without its maker: ``RTX 4090``."""
+    text = one_line(name, 60)
+    for maker in ("NVIDIA ", "GeForce ", "AMD ", "Radeon ", "Tesla "):
+        text = text.replace(maker, "")
+    return text.strip()[:24]
+
+
+class StatusBar(Widget):
+    """The line itself; repainted only when it says something else."""
+
+    DEFAULT_CSS = """
+    StatusBar { dock: top; height: 1; width: 100%; padding: 0 1; background: $panel; color: $foreground; }
+    """
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self._segments: Sequence[Segment] = [_PROGRAM]
+        self._line = _PROGRAM.content
+
+    def show(self, state: AppState, *, loss: bool) -> None:
+        """Say how things stand."""
+        self._segments = header_segments(state, loss=loss)
+        self._fit()
+
+    def on_resize(self) -> None:
+        """Fit the line to the new width."""
+        self._fit()
+
+    def _fit(self) -> None:
+        line = fit(self._segments, self.content_size.width)
+        if not line.is_same(self._line):
+            self._line = line
+            self.refresh()
+
+    def render(self) -> Content:
+        """The line."""
+        return self._line

@@ -1,0 +1,35 @@
+"""A few lines of text that are repainted only when they change."""
+
+from __future__ import annotations
+
+from textual.content import Content
+from textual.widget import Widget
+
+
+class TextBlock(Widget):
+    """Shows a :class:`Content`; never markup. It is hidden while there is nothing to show."""
+
+    DEFAULT_CSS = "TextBlock { width: 100%; height: auto; }"
+
+    def __init__(self, content: Content | None = None, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id, classes=classes)
+        self._content = content or Content("")
+        self.display = bool(self._content.plain)
+
+    @property
+    def content(self) -> Content:
+        """What is shown."""
+        return self._content
+
+    def show(self, content: Content) -> None:
+        """Show something else; the layout is done again only if the number of lines may differ."""
+        if content.is_same(self._content):
+            return
+        before, self._content = self._content, content
+        self.display = bool(content.plain)
+        wraps = max(len(line) for line in (before.plain + "\n" + content.plain).split("\n")) >= max(self.size.width, 1)
+        self.refresh(layout=wraps or before.plain.count("\n") != content.plain.count("\n") or not before.plain)
+
+    def render(self) -> Content:
+        """The text."""
+        return self._content

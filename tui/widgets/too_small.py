@@ -1,0 +1,37 @@
+"""The notice that stands where the terminal is too small for anything else."""
+
+from __future__ import annotations
+
+from textual.content import Content
+from textual.widget import Widget
+
+
+class TooSmall(Widget):
+    """Covers the screen and says what would be enough.
+
+    Args:
+        smallest: Columns and rows that are enough.
+    """
+
+    DEFAULT_CSS = """
+    TooSmall {
+        layer: notice; dock: top; width: 100%; height: 100%; display: none;
+        background: $background; color: $foreground; content-align: center middle; text-align: center;
+    }
+    """
+
+    def __init__(self, smallest: tuple[int, int]) -> None:
+        super().__init__()
+        self._smallest = smallest
+
+    def render(self) -> Content:
+        """What is there and what is needed; the run does not mind."""
+        width, height = self.app.size
+        return Content(
+            f"{width}×{height} is too small.\nMake the terminal at least {self._smallest[0]}×{self._smallest[1]}.\n"
+            "A run that is on goes on."
+        )
+
+    def on_resize(self) -> None:
+        """Say the new size."""
+        self.refresh()
