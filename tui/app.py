@@ -114,6 +114,8 @@ class LocaltuneApp(RunDesk):
         else:
             self.bridge.find_live_run()
         await self.main.load_panes()
+        if self.state.view is not None:
+            self._set_chat_target(self.state.view)
         self.bridge.load_config(self._config_path)
         if self._complaints:
             text = "\n".join(self._complaints)

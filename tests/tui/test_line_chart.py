@@ -81,7 +81,7 @@ async def test_other_glyphs_draw_the_same_curve(glyphs: GlyphSet) -> None:
 async def test_nan_is_a_gap_and_never_a_bound() -> None:
     values = [1.0] * 20 + [math.nan] * 20 + [1.0] * 20
     lines = await draw(ChartData(series(values), total_steps=60), size=(65, 12))
-    row = next(line for line in lines[1:] if line.count("⠉") + line.count("⠒") + line.count("⠤") + line.count("⣀") > 20)
+    row = max(lines[1:-2], key=lambda line: sum("⠀" < character <= "⣿" for character in line))
     assert row[30:40].strip("⠀ ") == ""
     assert row[10:20].strip("⠀ ") != ""
 
@@ -110,7 +110,7 @@ async def test_the_log_axis_is_named_and_has_powers() -> None:
         chart.log_axis = True
         await wait_for(pilot, lambda: "log axis" in screen_lines(app)[0])
         text = "\n".join(screen_lines(app))
-        for label in ("0.1┤", "1.0┤", "10.0┤"):
+        for label in ("0.1┤", " 1┤", "10┤"):
             assert label in text
 
 
@@ -122,15 +122,15 @@ async def test_any_size_is_drawn(size: tuple[int, int]) -> None:
 
 async def test_only_what_changed_is_painted_again(monkeypatch: pytest.MonkeyPatch) -> None:
     chart = LineChart()
-    chart.data = ChartData(falling(60), total_steps=120)
+    chart.data = ChartData(falling(50), total_steps=120)
     app = ChartApp(chart)
     async with app.run_test(size=(100, 24)) as pilot:
         await pilot.pause()
         painted: list[Region] = []
         monkeypatch.setattr(chart, "refresh", lambda *regions, **_: painted.extend(regions))
-        chart.show(ChartData(falling(60), total_steps=120))
+        chart.show(ChartData(falling(50), total_steps=120))
         assert painted == []
-        chart.show(ChartData(falling(61), total_steps=120))
+        chart.show(ChartData(falling(51), total_steps=120))
         assert 0 < sum(region.area for region in painted) <= 12
 
 

@@ -56,7 +56,7 @@ class LogView(ScrollView, can_focus=True):
     def follow(self) -> None:
         """Go to the end and stay there."""
         self.following = True
-        self.scroll_end(animate=False)
+        self.scroll_end(animate=False, force=True)
 
     @property
     def line_count(self) -> int:
@@ -67,12 +67,12 @@ class LogView(ScrollView, can_focus=True):
         self.virtual_size = Size(self.size.width, len(self._lines))
         self.refresh()
         if self.following:
-            self.scroll_end(animate=False, immediate=True)
+            self.scroll_end(animate=False, immediate=True, force=True)
 
     def on_resize(self) -> None:
         """Keep the end in view."""
         if self.following:
-            self.scroll_end(animate=False, immediate=True)
+            self.scroll_end(animate=False, immediate=True, force=True)
 
     def watch_scroll_y(self, old: float, new: float) -> None:
         """Scrolling away from the end stops following it; coming back starts it again."""
@@ -85,7 +85,7 @@ class LogView(ScrollView, can_focus=True):
     def render_line(self, y: int) -> Strip:
         """One line of the log."""
         index = y + self.scroll_offset.y
-        width = self.size.width
+        width = self.scrollable_content_region.width
         if index >= len(self._lines):
             return Strip.blank(width, self.rich_style)
         line = self._lines[index]

@@ -92,9 +92,12 @@ def value_scale(values: Iterable[float], log: bool = False) -> Scale:
     if not finite:
         return Scale(0.0, 1.0)
     low, high = min(finite), max(finite)
-    air = (high - low) * 0.04 or max(abs(high) * 0.05, 1e-9)
+    air = (high - low) * 0.02 or max(abs(high) * 0.05, 1e-9)
+    # Bounds on a coarse grid: a value a little beyond the others then leaves the rest of the picture where it is.
+    grid = nice_ceiling((high - low + 2 * air) / 25)
+    bottom, top = math.floor((low - air) / grid) * grid, math.ceil((high + air) / grid) * grid
     # A loss of 0 is the floor; an axis that reaches below it only looks wrong.
-    return Scale(max(low - air, 0.0) if low >= 0 else low - air, high + air)
+    return Scale(max(bottom, 0.0) if low >= 0 else bottom, top)
 
 
 def nice_ceiling(value: float) -> float:
@@ -161,6 +164,8 @@ def tick_labels(values: Sequence[float]) -> list[str]:
         return []
     if any(value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e6) for value in values):
         return [_scientific(value) for value in values]
+    if min(values) > 0 and max(values) / min(values) >= 100 and any(value < 1 for value in values):
+        return [f"{value:g}" for value in values]
     if all(value == int(value) for value in values):
         return [_thousands(int(value)) for value in values]
     for digits in range(1, 7):

@@ -155,9 +155,9 @@ class RunList(ScrollView, can_focus=True):
     def _keep_in_view(self) -> None:
         top = self.scroll_offset.y
         if self._cursor < top:
-            self.scroll_to(y=self._cursor, animate=False)
+            self.scroll_to(y=self._cursor, animate=False, force=True)
         elif self._cursor >= top + self.page_rows:
-            self.scroll_to(y=self._cursor - self.page_rows + 1, animate=False)
+            self.scroll_to(y=self._cursor - self.page_rows + 1, animate=False, force=True)
 
     def _refresh_row(self, index: int) -> None:
         y = index - self.scroll_offset.y + _HEADER_ROWS
@@ -180,7 +180,7 @@ class RunList(ScrollView, can_focus=True):
     def _columns(self) -> list[tuple[_Column, int]]:
         """The columns that fit, with their widths; what is left over goes to the run's id."""
         columns = list(_COLUMNS)
-        room = self.size.width - 1
+        room = self.scrollable_content_region.width - 1
         while len(columns) > 1 and sum(column.width + 2 for column in columns) > room:
             least = max(columns, key=lambda column: column.priority)
             if least.priority == 0:
@@ -191,7 +191,7 @@ class RunList(ScrollView, can_focus=True):
 
     def render_line(self, y: int) -> Strip:
         """The header, or a row."""
-        width = self.size.width
+        width = self.scrollable_content_region.width
         if y < _HEADER_ROWS:
             style = self.get_component_rich_style("run-list--header")
             cells = [_fit(column.title, size, column.right) for column, size in self._columns()]

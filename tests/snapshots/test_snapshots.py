@@ -1,0 +1,139 @@
+"""A few pictures of the app at fixed sizes, with everything that moves held still."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import Input, TextArea
+
+from tests.tui.conftest import CPU
+from tests.tui.harness import screen_text, wait_for
+from tests.tui.scripted_run import ScriptedRun
+from tui.app import LocaltuneApp
+
+SIZES = {"80x24": (80, 24), "200x50": (200, 50)}
+#: Keys that leave only the Train pane on the screen.
+ZOOM = {"80x24": (), "200x50": ("3",)}
+#: 24 November 2026, 14:36 UTC.
+MOMENT = 1795530960.0
+Compare = Callable[..., bool]
+
+
+@pytest.fixture(autouse=True)
+def _still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One host, one time zone, devices at rest, no blinking cursor."""
+    monkeypatch.setattr("core.hardware.sampler.snapshot", lambda: [CPU])
+    monkeypatch.setattr("tui.state.hostname", lambda: "ws1")
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    for name in ("NO_COLOR", "TEXTUAL_THEME"):
+        monkeypatch.delenv(name, raising=False)
+    for widget in (Input, TextArea):
+        monkeypatch.setattr(widget, "_on_mount", _without_blinking(widget._on_mount))
+
+
+def _without_blinking(mount: Callable[..., Any]) -> Callable[..., Any]:
+    def still(self: Any, event: Any) -> Any:
+        result = mount(self, event)
+        self.cursor_blink = False
+        return result
+
+    return still
+
+
+@pytest.fixture
+def app(private_home: Path) -> LocaltuneApp:
+    """The app at a fixed time, before the first run."""
+    private_home.mkdir(parents=True)
+    app = LocaltuneApp()
+    app.clock = lambda: MOMENT + 110
+    app.state.host = "ws1"
+    return app
+
+
+def script_run(home: Path) -> ScriptedRun:
+    """The run of the pictures: 64 of 120 steps, on a clock of its own."""
+    return ScriptedRun(home, start=MOMENT)
+
+
+def until(text: str, *keys: str) -> Callable[[Pilot[Any]], Awaitable[None]]:
+    """Wait until the app is all there, type, and wait until a text is on the screen; notices are put away."""
+
+    async def run(pilot: Pilot[Any]) -> None:
+        shell: Any = pilot.app
+        await wait_for(pilot, lambda: shell.state.document is not None)
+        if keys:
+            await pilot.press(*keys)
+        await wait_for(pilot, lambda: text in screen_text(pilot.app))
+        shell.clear_notifications()
+        await wait_for(pilot, lambda: not shell.screen.query("Toast"))
+
+    return run
+
+
+@pytest.mark.parametrize("theme", ["localtune-dark", "localtune-light"])
+@pytest.mark.parametrize("size", SIZES)
+def test_train(snap_compare: Compare, app: LocaltuneApp, private_home: Path, size: str, theme: str) -> None:
+    script_run(private_home).train_to(64)
+    app.theme = theme
+    assert snap_compare(app, terminal_size=SIZES[size], run_before=until("64/120", *ZOOM[size]))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_empty(snap_compare: Compare, app: LocaltuneApp, size: str) -> None:
+    assert snap_compare(app, terminal_size=SIZES[size], run_before=until("No run yet.", *ZOOM[size]))
+
+
+def test_no_runs(snap_compare: Compare, app: LocaltuneApp) -> None:
+    assert snap_compare(app, run_before=until("No runs yet.", "5"))
+
+
+def test_runs(snap_compare: Compare, app: LocaltuneApp, private_home: Path) -> None:
+    for number, state in enumerate(("finished", "stopped", "failed")):
+        script = ScriptedRun(private_home, f"2026112{number}-090000-tickets-{state}", start=MOMENT)
+        script.train_to(40 * (number + 1))
+        script.end(state, "as asked")
+        script.write_state(updated=MOMENT - 86400.0 * (3 - number))
+    assert snap_compare(app, terminal_size=(120, 34), run_before=until("✗ failed", "5"))
+
+
+def test_starting(snap_compare: Compare, app: LocaltuneApp, private_home: Path) -> None:
+    script = script_run(private_home)
+    script.write_state(state="starting")
+    script.phase("importing", 0)
+    script.phase("loading_model", 3.1)
+    script.phase("rehearsing", 2.2, detail="8×212", done=1, total=3)
+    app.clock = lambda: MOMENT + 7.5
+    assert snap_compare(app, run_before=until("▸ rehearsing"))
+
+
+def test_failed(snap_compare: Compare, app: LocaltuneApp, private_home: Path) -> None:
+    script = script_run(private_home)
+    script.train_to(64)
+    script.end("failed", "The device ran out of memory at step 65.", "Set train.max_length to 1024 or less.")
+    app._run_name = "latest"
+    assert snap_compare(app, run_before=until("failed at step 64"))
+
+
+def test_help(snap_compare: Compare, app: LocaltuneApp) -> None:
+    assert snap_compare(app, run_before=until("Help · Train", "question_mark"))
+
+
+def test_quit(snap_compare: Compare, app: LocaltuneApp, private_home: Path) -> None:
+    script_run(private_home).train_to(64)
+
+    async def run(pilot: Pilot[Any]) -> None:
+        await until("64/120")(pilot)
+        await pilot.press("q")
+        await wait_for(pilot, lambda: "leave it running" in screen_text(pilot.app))
+
+    assert snap_compare(app, run_before=run)
+
+
+def test_too_small(snap_compare: Compare, app: LocaltuneApp) -> None:
+    assert snap_compare(app, terminal_size=(50, 15), run_before=until("too small"))
