@@ -1,5 +1,4 @@
-"""What a fresh interpreter has loaded after importing a part: the training stack never, and only light things before the
-first paint."""
+"""What a fresh interpreter has loaded: never the training stack, and only what is light before the first paint."""
 
 from __future__ import annotations
 
@@ -15,7 +14,18 @@ import core
 import tui
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "datasets", "accelerate", "numpy", "safetensors", "gguf", "trl"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "datasets",
+    "accelerate",
+    "numpy",
+    "safetensors",
+    "gguf",
+    "trl",
+}
 INTERFACE = {"textual", "rich", "tui", "themes"}
 
 

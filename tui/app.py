@@ -121,7 +121,7 @@ class LocaltuneApp(RunDesk):
             text = "\n".join(self._complaints)
             self.notify(text, title="Left out of your settings", severity="warning", timeout=12, markup=False)
 
-    def _theme_changed(self, theme: object) -> None:
+    def _theme_changed(self, _: object) -> None:
         self.show_header()
 
     @on(messages.PaneRequested)
@@ -141,9 +141,8 @@ class LocaltuneApp(RunDesk):
 
     @on(messages.ConfigEdited)
     def _config_edited(self, message: messages.ConfigEdited) -> None:
-        before = self.state.document.get("data.train") if self.state.document is not None else None
         self.state.document = message.document
-        if message.document.get("data.train") != before:
+        if message.option in ("", "data.train"):
             self._show_data(message.document)
         self.show_header()
 

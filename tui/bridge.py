@@ -1,6 +1,7 @@
-"""Between core and the widgets: threads that read run directories, sample devices and talk to workers, and only post messages.
+"""Between core and the widgets: threads that read run directories, sample devices and talk to workers.
 
-Nothing here touches a widget. What a thread finds out becomes a message to the app, at most twice a second.
+They only post messages, and touch no widget: what a thread finds out becomes a message to the app, at most twice a
+second.
 """
 
 from __future__ import annotations

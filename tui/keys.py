@@ -1,7 +1,8 @@
 """Every key of the app, in one table that feeds bindings, footer, help, palette and the user's keymap file.
 
 A pane takes its rows with ``BINDINGS = bindings("train")`` and shows the most needed ones with ``hints("train", ...)``.
-The user's ``keymap.toml`` has a section a scope and a line a key: ``[train]`` and ``pause = "space"`` rebind ``train.pause``.
+The user's ``keymap.toml`` has a section a scope and a line a key: ``pause = "space"`` under ``[train]`` rebinds
+``train.pause``.
 """
 
 from __future__ import annotations

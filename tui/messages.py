@@ -33,6 +33,8 @@ class ConfigEdited(Message):
     """The configuration in the app has changed; the document may be invalid."""
 
     document: ConfigDocument
+    option: str = ""
+    """The option changed, ``section.key``; empty where it may be any."""
 
 
 @dataclass

@@ -94,7 +94,8 @@ class RunDesk(App[str]):
         document = self.state.document
         if document is None or self._refuse_second_run():
             return
-        problems = document.problems()
+        form = self.pane("config")
+        problems = form.check() if form is not None else document.problems()
         if problems:
             name, sentence = next(iter(problems.items()))
             more = f" ({len(problems) - 1} more.)" if len(problems) > 1 else ""

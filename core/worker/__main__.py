@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import traceback
 from pathlib import Path
 
 from core.errors import UserError
@@ -18,6 +17,7 @@ from core.runs.state import EXIT_CODES
 from core.runs.store import Run
 from core.worker import environment
 from core.worker.control import Controls, ControlServer, StopRequested, install_signals
+from core.worker.log import log, log_exception
 from core.worker.recorder import Recorder
 
 
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         lock = hold_worker_lock(run)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        log(f"error: {error}")
         return EXIT_CODES["failed"]
     controls = Controls()
     install_signals(controls)
@@ -68,11 +68,11 @@ def _work(run: Run, recorder: Recorder, controls: Controls, *, resume: bool) -> 
         hint = f"Go on with it: localtune-tui continue {run.id}" if step else "It had not begun; start it again."
         final = StoppedEvent(reason=reason, step=step, adapter=_newest_adapter(run), hint=hint)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        log(f"error: {error}")
         state, reason = "failed", error.message
         final = FailedEvent(reason=reason, step=recorder.state.step, adapter=_newest_adapter(run), hint=error.hint)
     except BaseException as error:
-        traceback.print_exc()
+        log_exception()
         state = "failed"
         first = (str(error).splitlines() or [""])[0]
         reason = f"An error that should not happen: {type(error).__name__}: {first}"

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from core.chat.request import ChatRequest
 from core.config.document import describe_type, parse_value
 from core.config.schema import Config, find_option
 from core.errors import UserError
 from core.runs.events import ControlEvent
 from core.worker.control import Command
-from core.worker.generate import GenerationSettings, answering_as, generate
+from core.worker.generate import answering_as, generate
+from core.worker.log import log_exception
 
 if TYPE_CHECKING:
     from core.worker.train import FinetuneRecipe
@@ -103,7 +105,8 @@ class Attendant:
         except UserError as error:
             command.refuse(error.message, error.hint)
             result = f"refused: {error.message}"
-        self._recipe.recorder.event(ControlEvent(command=name, sender="socket", result=result))
+        if name != "stop":  # that one is told at the end, whoever asked for it
+            self._recipe.recorder.event(ControlEvent(command=name, sender="socket", result=result))
 
     def _pause(self, command: Command) -> str:
         self.paused = True
@@ -131,21 +134,25 @@ class Attendant:
 
     def _generate(self, command: Command) -> str:
         recipe = self._recipe
-        source = command.request.args.get("source", "tuned")
-        if source not in ("tuned", "base"):
-            raise UserError(f"There is no source {source!r}.", "It is tuned or base.")
-        settings, messages = read_generate_args(command.request.args, recipe.config)
-        with recipe.accelerator.autocast(), answering_as(recipe.loaded.model, source):
-            generation = generate(
-                recipe.loaded.model,
-                recipe.loaded.tokenizer,
-                messages,
-                settings,
-                command.token,
-                lambda: command.cancelled.is_set() or recipe.controls.stop_sender is not None,
-                template=recipe.template,
-            )
-        answered_by = "base" if source == "base" else f"step-{recipe.step}"
+        asked = read_generate_args(command.request.args, recipe.config)
+        try:
+            with recipe.accelerator.autocast(), answering_as(recipe.loaded.model, asked.source):
+                generation = generate(
+                    recipe.loaded.model,
+                    recipe.loaded.tokenizer,
+                    asked.messages,
+                    asked.settings,
+                    command.token,
+                    lambda: command.cancelled.is_set() or recipe.controls.stop_sender is not None,
+                    template=recipe.template,
+                )
+        except UserError:
+            raise
+        except Exception as error:  # a chat is a guest here: whatever goes wrong with it, the training goes on
+            log_exception()
+            reason = f"An error that should not happen: {type(error).__name__}: {error}"
+            raise UserError(reason, f"The whole of it is in {recipe.run.log_path}; please report it.") from error
+        answered_by = "base" if asked.source == "base" else f"step-{recipe.step}"
         command.answer(
             text=generation.text,
             tokens=generation.tokens,
@@ -181,28 +188,12 @@ class Attendant:
         return ", ".join(f"{name} = {value}" for name, value in changes.items())
 
 
-def read_generate_args(args: dict[str, Any], config: Config) -> tuple[GenerationSettings, list[dict[str, str]]]:
-    """The settings and messages of a ``generate`` request; what it leaves out, the configuration says.
+def read_generate_args(args: dict[str, Any], config: Config) -> ChatRequest:
+    """A ``generate`` request; what it leaves out, the configuration says.
 
     Raises:
-        UserError: If they make no sense.
+        UserError: If it makes no sense.
     """
-    messages = args.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise UserError("There is nothing to answer.", "Send at least one message.")
-    cleaned: list[dict[str, str]] = []
-    for message in messages:
-        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise UserError("A message needs a role and a content, both texts.", "")
-        cleaned.append({"role": role, "content": content})
     chat = config.chat
-    try:
-        settings = GenerationSettings(
-            max_new_tokens=int(args.get("max_new_tokens") or chat.max_new_tokens),
-            temperature=float(chat.temperature if args.get("temperature") is None else args["temperature"]),
-            top_p=float(chat.top_p if args.get("top_p") is None else args["top_p"]),
-        )
-    except (TypeError, ValueError) as error:
-        raise UserError("max_new_tokens, temperature and top_p must be numbers.", "") from error
-    return settings, cleaned
+    defaults = {"max_new_tokens": chat.max_new_tokens, "temperature": chat.temperature, "top_p": chat.top_p}
+    return ChatRequest.from_args(defaults | {name: value for name, value in args.items() if value is not None})

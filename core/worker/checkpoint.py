@@ -7,6 +7,7 @@ the directory is renamed and its parent fsynced. What has no valid manifest is n
 from __future__ import annotations
 
 import copy
+import glob
 import hashlib
 import io
 import json
@@ -66,6 +67,12 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def hash_manifest(manifest: dict[str, Any]) -> str:
+    """SHA-256 of what a manifest says, its own hash left out; in hexadecimal."""
+    said = {name: value for name, value in manifest.items() if name != "manifest_sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode("utf-8")).hexdigest()
+
+
 def save_adapter(model: Any, directory: Path) -> None:
     """Write a ``PeftModel``'s adapter in PEFT's format: ``adapter_model.safetensors`` and ``adapter_config.json``.
 
@@ -116,6 +123,7 @@ def save_checkpoint(
             if path.is_file()
         }
         manifest.update({"version": FORMAT_VERSION, "step": step, **facts, "files": files})
+        manifest["manifest_sha256"] = hash_manifest(manifest)
         (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
     manifest: dict[str, Any] = {}
@@ -133,8 +141,9 @@ def write_directory(final: Path, fill: Callable[[Path], None]) -> None:
     Raises:
         OSError: If it cannot be written; nothing of it remains then.
     """
+    for leftover in final.parent.glob(f".{glob.escape(final.name)}.*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
     temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(mode=DIRECTORY_MODE)
         fill(temporary)
@@ -200,13 +209,14 @@ def verify_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
-        files = dict(manifest["files"])
-        int(manifest["step"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        sound = manifest["manifest_sha256"] == hash_manifest(manifest)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path.name} has no valid manifest.", "An earlier checkpoint is used instead.") from error
+    if not sound:
+        raise UserError(f"{path.name}: {MANIFEST} is damaged.", "An earlier checkpoint is used instead.")
     if manifest.get("version") != FORMAT_VERSION:
         raise UserError(f"{path.name} was written by another version.", "Use the version that wrote it.")
-    for name, facts in files.items():
+    for name, facts in manifest["files"].items():
         file = path / name
         if not file.is_file():
             raise UserError(f"{path.name} lacks {name}.", "An earlier checkpoint is used instead.")
@@ -233,7 +243,13 @@ def restore(checkpoint: Checkpoint, *, model: Any, optimizer: Any) -> None:
         UserError: If the adapter does not fit the model.
     """
     state = load_file(checkpoint.adapter_path / "adapter_model.safetensors")
-    result = set_peft_model_state_dict(model, state)
+    try:
+        result = set_peft_model_state_dict(model, state)
+    except RuntimeError as error:  # a weight of another shape
+        raise UserError(
+            f"{checkpoint.path.name} does not fit this model.",
+            "The base model has changed since; put the former one back.",
+        ) from error
     missing = [name for name in result.missing_keys if ".lora_" in name]
     if missing or result.unexpected_keys:
         raise UserError(
@@ -244,13 +260,21 @@ def restore(checkpoint: Checkpoint, *, model: Any, optimizer: Any) -> None:
     restore_rng(torch.load(checkpoint.path / "rng.pt", map_location="cpu", weights_only=True))
 
 
-def rotate(checkpoints: Path, keep: int) -> list[Path]:
-    """Delete all but the newest ``keep`` checkpoints, and what interrupted writes have left.
+def rotate(checkpoints: Path, keep: int, *, newest: Path) -> list[Path]:
+    """Delete old checkpoints and what interrupted writes have left.
+
+    Args:
+        checkpoints: The run's directory of checkpoints.
+        keep: How many are kept.
+        newest: The one just written. Those with higher numbers were found damaged when the run was resumed before
+            them; they do not count.
 
     Returns:
         What was deleted.
     """
-    gone = list_checkpoints(checkpoints)[keep:]
+    found = list_checkpoints(checkpoints)
+    past = [path for path in found if path.name <= newest.name]
+    gone = [path for path in found if path not in past] + past[keep:]
     gone += [path for path in checkpoints.iterdir() if path.name.startswith(".step-")]
     for path in gone:
         # Renamed first, so that a deletion that is cut short leaves nothing that looks like a checkpoint.

@@ -8,7 +8,6 @@ import queue
 import signal
 import socket
 import struct
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +27,12 @@ from core.runs.protocol import (
     encode_message,
     peer_uid,
 )
+from core.worker.log import log
+
+#: Seconds that a peer may take to read what it has asked for.
+SEND_SECONDS = 5
+#: Seconds between two tries to accept a connection when the system has no room for one.
+ACCEPT_SECONDS = 0.5
 
 
 class StopRequested(Exception):  # noqa: N818 - it is a request, not an error
@@ -154,6 +159,7 @@ class ControlServer:
         self._path = path
         self._controls = controls
         self._status = status
+        self._closed = threading.Event()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             path.parent.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
@@ -177,6 +183,7 @@ class ControlServer:
 
     def close(self) -> None:
         """Stop listening and remove the socket."""
+        self._closed.set()
         self._path.unlink(missing_ok=True)
         self._listener.close()
 
@@ -184,8 +191,11 @@ class ControlServer:
         while True:
             try:
                 connection, _ = self._listener.accept()
-            except OSError:
-                return  # closed
+            except OSError as error:
+                if self._closed.wait(ACCEPT_SECONDS):
+                    return
+                log(f"control socket: {error}")
+                continue
             if peer_uid(connection) != os.getuid():
                 connection.close()
                 continue
@@ -196,12 +206,16 @@ class ControlServer:
         running: list[Command] = []
 
         def send(message: dict[str, Any]) -> None:
-            # A peer that has gone, or does not read, must not hold up training.
-            with lock, contextlib.suppress(OSError):
-                connection.sendall(encode_message(message))
+            with lock:
+                try:
+                    connection.sendall(encode_message(message))
+                except OSError:
+                    # A peer that has gone, or does not read, holds up training once at most.
+                    with contextlib.suppress(OSError):  # it may be closed already
+                        connection.shutdown(socket.SHUT_RDWR)
 
         connection.settimeout(None)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 5, 0))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_SECONDS, 0))
         with connection, connection.makefile("rb") as lines:
             try:
                 while line := lines.readline(LINE_LIMIT + 1):
@@ -210,7 +224,7 @@ class ControlServer:
                         break
                     self._hear(line, send, running)
             except OSError as error:
-                print(f"control connection: {error}", file=sys.stderr)
+                log(f"control connection: {error}")
             for command in running:
                 command.cancelled.set()
 

@@ -39,8 +39,8 @@ def prepare() -> None:
     defaults = _DEFAULTS | (_OVERSUBSCRIBED if is_oversubscribed() else {})
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    # With the package "kernels", importing bitsandbytes fetches native code from a hub. Here it counts as not installed,
-    # and bitsandbytes' advice to install it is not passed on.
+    # With the package "kernels", importing bitsandbytes fetches native code from a hub. Here it counts as not
+    # installed, and bitsandbytes' advice to install it is not passed on.
     sys.modules["kernels"] = None  # type: ignore[assignment]
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 

@@ -36,8 +36,19 @@ def answers_match(expected: str, answer: str) -> bool:
     """Whether an answer is the expected one: as JSON values where both are JSON, as stripped text otherwise."""
     wanted = parse_json(expected)
     if wanted is not None:
-        return bool(parse_json(answer) == wanted)
+        return same_json(wanted, parse_json(answer))
     return expected.strip() == answer.strip()
+
+
+def same_json(first: Any, second: Any) -> bool:
+    """Whether two JSON values are equal; other than for Python's ``==``, a boolean is no number."""
+    if isinstance(first, bool) or isinstance(second, bool):
+        return first is second
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(same_json(first[key], second[key]) for key in first)
+    if isinstance(first, list) and isinstance(second, list):
+        return len(first) == len(second) and all(map(same_json, first, second))
+    return bool(first == second)
 
 
 class Evaluator:

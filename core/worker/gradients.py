@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from core.errors import UserError
 from core.worker.batches import collate, largest_micro_batch, padded_length, split_window, supervised_count
 from core.worker.checkpoint import restore_rng, rng_state
+from core.worker.log import log
 from core.worker.loss import SupervisedLoss
 from core.worker.model import LoadedModel, set_gradient_checkpointing
 from core.worker.template import TokenizedRow
@@ -121,7 +121,7 @@ class WindowGradients:
         except Exception as error:
             if not (isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)):
                 raise
-            print(f"out of memory: {error}", file=sys.stderr, flush=True)
+            log(f"out of memory: {error}")
         return None
 
     def _pass(self, batches: list[list[int]]) -> WindowResult:

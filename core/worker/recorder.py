@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import resource
-import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,12 @@ from core.runs.events import Event, HardwareEvent, MemoryEvent, NoticeEvent, Pha
 from core.runs.process import hostname, own_identity
 from core.runs.state import END_STATES, RunState
 from core.runs.store import Run
+from core.worker.log import log
 
 #: Seconds between heartbeats (the contract allows five) and between hardware samples.
 HEARTBEAT_SECONDS = 2.0
+#: Seconds between two reports of how far a phase is.
+REPORT_SECONDS = 0.5
 
 
 class Recorder:
@@ -43,7 +46,8 @@ class Recorder:
         if resume and (before := RunState.read(run.state_path)) is not None:
             self._state = dataclasses.replace(self._state, step=before.step, total_steps=before.total_steps)
         self._lock = threading.RLock()
-        self._failing = False
+        self._failing: set[str] = set()
+        self._torn = False
         self._closed = threading.Event()
         self._file = os.open(run.events_path, os.O_RDWR | os.O_APPEND | os.O_CREAT, FILE_MODE)
         self._mend_last_line()
@@ -61,12 +65,16 @@ class Recorder:
         """Append one event."""
         data = encode_event(event).encode("utf-8", errors="replace")
         with self._lock:
+            if self._torn:
+                # The disk filled up within an earlier line; this one must not be glued to its half.
+                data = b"\n" + data
             try:
                 written = os.write(self._file, data)
                 if written < len(data):
-                    # The disk filled up within the line; the next event must not be glued to its half.
+                    self._torn = True
                     raise OSError("only a part of the event could be written")
-                self._failing = False
+                self._torn = False
+                self._failing.discard("events.jsonl")
             except OSError as error:
                 self._complain("events.jsonl", error)
 
@@ -74,10 +82,27 @@ class Recorder:
         """Say which phase it is, or how far."""
         self.event(PhaseEvent(name=name, detail=detail, done=done, total=total))
 
+    def reporter(
+        self, name: str, check: Callable[[], None] = lambda: None
+    ) -> Callable[[str, int | None, int | None], None]:
+        """A function that tells how far a phase is, twice a second at most; it calls ``check`` each time, which may
+        raise to give up."""
+        last = 0.0
+
+        def report(detail: str, done: int | None, total: int | None) -> None:
+            nonlocal last
+            check()
+            now = time.monotonic()
+            if now - last >= REPORT_SECONDS or (done is not None and done == total):
+                last = now
+                self.phase(name, detail, done, total)
+
+        return report
+
     def notice(self, level: str, code: str, message: str, hint: str = "") -> None:
         """Tell the user something, in the run's record and in the log."""
         self.event(NoticeEvent(level=level, code=code, message=message, hint=hint))
-        print(f"{level}: {message} {hint}".rstrip(), file=sys.stderr, flush=True)
+        log(f"{level}: {message} {hint}".rstrip())
 
     def memory(self, device: str, **values: Any) -> None:
         """Record the device's memory, and the peak of this process's resident memory."""
@@ -92,6 +117,7 @@ class Recorder:
             self._state = dataclasses.replace(self._state, **changes, updated=time.time())
             try:
                 self._state.write(self.run.state_path)
+                self._failing.discard("state.json")
             except OSError as error:
                 self._complain("state.json", error)
 
@@ -127,14 +153,9 @@ class Recorder:
             os.write(self._file, b"\n")
 
     def _complain(self, name: str, error: OSError) -> None:
-        if not self._failing:
-            print(f"error: {name} cannot be written: {error}", file=sys.stderr, flush=True)
-        self._failing = True
-        if name == "events.jsonl":
-            try:
-                self._mend_last_line()
-            except OSError as again:
-                print(f"error: {name}: {again}", file=sys.stderr, flush=True)
+        if name not in self._failing:
+            log(f"error: {name} cannot be written: {error}")
+        self._failing.add(name)
 
 
 def peak_rss_bytes() -> int:
@@ -144,5 +165,5 @@ def peak_rss_bytes() -> int:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     except OSError as error:
-        print(f"error: /proc/self/status: {error}", file=sys.stderr)
+        log(f"error: /proc/self/status: {error}")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

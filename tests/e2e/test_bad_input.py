@@ -64,7 +64,7 @@ def _template(text: str | None) -> Callable[[Workers], dict[str, dict[str, Any]]
 
 
 def _options(**sections: dict[str, Any]) -> Callable[[Workers], dict[str, dict[str, Any]]]:
-    return lambda workers: sections
+    return lambda _: sections
 
 
 CASES = {

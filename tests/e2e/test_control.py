@@ -27,6 +27,7 @@ from .workers import (
     notice_codes,
     only,
     steps,
+    wait_until_listening,
     wait_until_state,
     wait_until_step,
 )
@@ -80,7 +81,7 @@ def raw_exchange(run: Run, line: bytes) -> dict[str, Any]:
 
 def pause_at_start(run: Run) -> None:
     """Have a run wait before its first step."""
-    wait_until_state(run, "starting")
+    wait_until_listening(run)
     answer = ControlClient(run).request("ping")
     assert (answer["state"], answer["step"]) == ("starting", 0)
     assert ControlClient(run).request("pause") == {"state": "paused", "step": 0}

@@ -29,7 +29,19 @@ from core.runs.state import RunState
 from core.runs.store import Run
 from tests.waiting import wait_for
 
-from .workers import RECIPE, STEPS, Workers, ending, events, exit_code, log, only, steps, wait_until_state
+from .workers import (
+    RECIPE,
+    STEPS,
+    Workers,
+    ending,
+    events,
+    exit_code,
+    log,
+    only,
+    steps,
+    wait_until_listening,
+    wait_until_state,
+)
 
 
 def test_the_phases_come_in_order(reference: Run) -> None:
@@ -149,7 +161,7 @@ def test_a_heart_beats_at_least_every_five_seconds_also_while_paused(workers: Wo
     from core.runs.client import ControlClient
 
     run = workers.start("heart")
-    wait_until_state(run, "starting")
+    wait_until_listening(run)
     ControlClient(run).request("pause")
     recorded = wait_until_state(run, "paused")
     oldest, beats = 0.0, {recorded.updated}

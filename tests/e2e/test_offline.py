@@ -1,4 +1,4 @@
-"""Nothing leaves the machine: no socket but Unix ones, no thread that reports, and all of it works without a network."""
+"""Nothing leaves the machine: no socket but Unix ones, no thread that reports, and it all works without a network."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,25 +19,29 @@ from .workers import Workers
 
 #: Loaded by every interpreter that is started: writes down each socket and each thread that is made.
 RECORDER = """
-import os, sys
-def hook(event, args, out=os.environ.get("SOCKET_RECORD")):
-    if event == "socket.__new__":
-        line = f"socket {int(args[1])}"
-    elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
-        line = f"lookup {args[0]}"
-    elif event in ("_thread.start_new_thread", "_thread.start_joinable_thread"):
-        owner = getattr(args[0], "__self__", None)
-        target = getattr(owner, "_target", None) or type(owner).run if owner is not None else args[0]
-        line = f"thread {getattr(target, '__module__', None)}.{getattr(target, '__qualname__', target)}"
-    else:
-        return
-    descriptor = os.open(out, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+import os, sys, threading
+
+def record(line, path=os.environ.get("SOCKET_RECORD")):
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     os.write(descriptor, (line + chr(10)).encode())
     os.close(descriptor)
+
+def hook(event, args):
+    if event == "socket.__new__":
+        record(f"socket {int(args[1])}")
+    elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
+        record(f"lookup {args[0]}")
+
+def start(thread, original=threading.Thread.start):
+    work = thread._target or type(thread).run
+    record(f"thread {work.__module__}.{work.__qualname__}")
+    original(thread)
+
 if os.environ.get("SOCKET_RECORD"):
     sys.addaudithook(hook)
+    threading.Thread.start = start
 """
-_TINY = {
+_TINY: dict[str, dict[str, Any]] = {
     "train": {"max_steps": 3, "warmup": 0.0},
     "eval": {"every_steps": 2},
 }

@@ -17,7 +17,7 @@ import pytest
 
 from core.config.schema import Config
 from core.runs import launcher
-from core.runs.events import Event, FailedEvent, FinishedEvent, NoticeEvent, StepEvent
+from core.runs.events import Event, FailedEvent, FinishedEvent, NoticeEvent, PhaseEvent, StepEvent
 from core.runs.state import RunState
 from core.runs.store import Run
 from core.runs.tail import EventTail
@@ -115,6 +115,7 @@ class Workers:
                 with contextlib.suppress(ProcessLookupError):  # it may end by itself at this moment
                     os.kill(state.pid, signal.SIGKILL)
                 exit_code(run)
+        launcher.reap()
 
 
 def pid_of(run: Run) -> int:
@@ -130,12 +131,14 @@ def pid_of(run: Run) -> int:
 
 
 def exit_code(run: Run) -> int:
-    """Wait for the newest worker of a run to end; its exit code, negative for the signal that killed it."""
+    """Wait for the newest worker of a run to end; its exit code, negative for the signal that killed it.
+
+    The worker is looked at, not collected, so that it can be asked again.
+    """
     pid = pid_of(run)
     flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
     ended = wait_for(lambda: os.waitid(os.P_PID, pid, flags), PATIENCE, f"the worker of {run.id} to end")
     assert ended is not None
-    launcher.reap()
     return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
 
@@ -159,6 +162,11 @@ def wait_until_step(run: Run, step: int) -> None:
         return state.step >= step and state.state != "starting"
 
     wait_for(reached, PATIENCE, f"step {step} of {run.id}", interval=0.002)
+
+
+def wait_until_listening(run: Run) -> None:
+    """Wait until a run takes commands."""
+    wait_for(lambda: only(PhaseEvent, run), PATIENCE, f"{run.id} to listen")
 
 
 def wait_until_state(run: Run, *states: str) -> RunState:

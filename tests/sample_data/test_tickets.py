@@ -102,7 +102,7 @@ def test_no_evaluation_text_is_nearly_one_of_training() -> None:
 
 
 def test_the_likeness_would_find_a_near_copy() -> None:
-    text = TRAIN[0][0]
+    text = max((text for text, _ in TRAIN), key=len)
     copy = f"Dear all, {text.replace(text.split()[3], 'something')} Bye"
     assert likeness(shingles(copy), shingles(text)) > 0.5
 

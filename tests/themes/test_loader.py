@@ -18,6 +18,9 @@ CUBE = {(r, g, b) for r in _LEVELS for g in _LEVELS for b in _LEVELS} | {
     (level, level, level) for level in range(0x08, 0xEF, 10)
 }
 
+#: What is read, or means something by its color.
+TEXT = ("foreground", "muted", "ok", "near", "limit", "chart-smooth", "chart-eval", "chart-event", "role-user")
+
 
 def test_there_is_a_dark_and_a_light_one() -> None:
     assert {(theme.name, theme.dark) for theme in THEMES} >= {("localtune-dark", True), ("localtune-light", False)}
@@ -38,7 +41,7 @@ def test_text_can_be_read(theme: Theme) -> None:
     """WCAG's 4.5 to 1 for text and what is meant by a color, 3 to 1 for what only accompanies."""
     background = Color.parse(theme.background or "")
     values = {"foreground": theme.foreground, **loader.variable_defaults(theme.dark), **theme.variables}
-    for name in ("foreground", "muted", "ok", "near", "limit", "chart-smooth", "chart-eval", "chart-event", "role-user"):
+    for name in TEXT:
         ratio = _contrast(background, values[name])
         assert ratio >= 4.5, f"{theme.name}: {name} has {ratio:.1f}"
     for name in ("chart-raw", "chart-axis", "ignored"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 from core.errors import UserError
+from core.runs.client import ControlClient
 from core.runs.store import Run
 from tests.tui.harness import screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
@@ -36,6 +36,18 @@ async def ready(pilot: Pilot[Any]) -> LocaltuneApp:
 def shown(app: LocaltuneApp) -> set[str]:
     """The panes on the screen."""
     return {slot.spec.id for slot in app.main.query("PaneSlot").results() if slot.display}  # type: ignore[attr-defined]
+
+
+def record_commands(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What would be sent to a worker, in a list that grows."""
+    sent: list[str] = []
+
+    def request(_: ControlClient, command: str) -> dict[str, Any]:
+        sent.append(command)
+        return {}
+
+    monkeypatch.setattr(ControlClient, "request", request)
+    return sent
 
 
 @pytest.mark.parametrize("size", [(80, 24), (120, 34), (60, 20)])
@@ -194,8 +206,7 @@ async def test_quitting_beside_a_live_run_asks_and_can_leave_it(home: Path) -> N
 async def test_quitting_with_stop_sends_stop_and_leaves(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = ScriptedRun(home)
     script.train_to(30)
-    sent: list[str] = []
-    monkeypatch.setattr("core.runs.client.ControlClient.request", lambda self, command: sent.append(command) or {})
+    sent = record_commands(monkeypatch)
     app = LocaltuneApp()
     async with app.run_test(size=(80, 24)) as pilot:
         await wait_for(pilot, lambda: app.state.view is not None)
@@ -235,8 +246,7 @@ async def test_an_ended_run_is_named_with_its_outputs(home: Path) -> None:
 async def test_control_keys_reach_the_worker(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = ScriptedRun(home)
     script.train_to(30)
-    sent: list[str] = []
-    monkeypatch.setattr("core.runs.client.ControlClient.request", lambda self, command: sent.append(command) or {})
+    sent = record_commands(monkeypatch)
     app = LocaltuneApp()
     async with app.run_test(size=(120, 34), notifications=True) as pilot:
         await wait_for(pilot, lambda: app.state.view is not None)
@@ -260,8 +270,7 @@ async def test_control_keys_reach_the_worker(home: Path, monkeypatch: pytest.Mon
 
 async def test_control_keys_do_nothing_in_another_pane(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ScriptedRun(home).train_to(30)
-    sent: list[str] = []
-    monkeypatch.setattr("core.runs.client.ControlClient.request", lambda self, command: sent.append(command) or {})
+    sent = record_commands(monkeypatch)
     app = LocaltuneApp()
     async with app.run_test(size=(80, 24)) as pilot:
         await wait_for(pilot, lambda: app.state.view is not None and app.state.document is not None)
@@ -367,8 +376,7 @@ async def test_help_explains_the_pane_and_scrolls() -> None:
 
 async def test_the_palette_reaches_actions_of_other_panes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ScriptedRun(home).train_to(30)
-    sent: list[str] = []
-    monkeypatch.setattr("core.runs.client.ControlClient.request", lambda self, command: sent.append(command) or {})
+    sent = record_commands(monkeypatch)
     app = LocaltuneApp()
     async with app.run_test(size=(80, 24)) as pilot:
         await ready(pilot)
@@ -438,5 +446,3 @@ async def test_a_configuration_that_cannot_be_read_is_a_dialog(tmp_path: Path) -
 def test_errors_without_a_hint_are_shown_too() -> None:
     message = ActionFailed("Title", UserError("What is wrong."))
     assert (message.title, message.error.hint) == ("Title", "")
-
-

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from core.runs.store import Run
 from tests.tui.scripted_run import ScriptedRun
 from tests.waiting import wait_for
 from tui import bridge
@@ -74,7 +75,12 @@ def test_the_catalog_reads_each_run_once_until_it_changes(home: Path, monkeypatc
     second = ScriptedRun(home, "20261124-090000-second")
     second.train_to(5)
     reads: list[str] = []
-    monkeypatch.setattr("tui.catalog.read_model", lambda run: reads.append(run.id) or "m")
+
+    def read(run: Run) -> str:
+        reads.append(run.id)
+        return "m"
+
+    monkeypatch.setattr("tui.catalog.read_model", read)
     catalog = RunCatalog()
     rows = catalog.rows()
     assert [(row.run.id[-6:], row.state, row.step, row.total_steps) for row in rows] == [

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from textual.app import App, ComposeResult
 from textual.content import Content
+from textual.screen import Screen
 from textual.widget import Widget
 
 from core.errors import UserError
@@ -146,7 +147,7 @@ async def test_a_widget_draws_nothing_hostile(name: str, view: RunView) -> None:
 
 @pytest.mark.parametrize("kind", ["quit", "stop", "error", "help"])
 async def test_a_dialog_draws_nothing_hostile(kind: str, view: RunView) -> None:
-    screens = {
+    screens: dict[str, Callable[[], Screen[Any]]] = {
         "quit": lambda: QuitDialog(view),
         "stop": lambda: stop_dialog(view),
         "error": lambda: error_dialog(EVIL, UserError(EVIL, EVIL)),

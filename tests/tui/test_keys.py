@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tui.keys import KEYS, SCOPES, KeyTable, bindings, conflicts, display_key, is_key, load_keymap
+from tui.keys import KEYS, SCOPES, Key, KeyTable, bindings, conflicts, display_key, is_key, load_keymap
 
 #: Keys that tmux, screen or a terminal keeps for itself, or delivers as another key.
 UNSAFE = {"ctrl+a", "ctrl+b", "ctrl+h", "ctrl+i", "ctrl+j", "ctrl+m", "ctrl+space", "ctrl+tab", "ctrl+z", "shift+enter"}
@@ -18,10 +18,8 @@ def test_ids_are_unique_and_belong_to_a_scope() -> None:
 
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: key.id)
-def test_every_action_has_a_key_that_arrives(key: object) -> None:
-    assert any(
-        part not in UNSAFE and not part.startswith(("alt+", "shift+")) for part in key.keys.split(",")  # type: ignore[attr-defined]
-    )
+def test_every_action_has_a_key_that_arrives(key: Key) -> None:
+    assert any(part not in UNSAFE and not part.startswith(("alt+", "shift+")) for part in key.keys.split(","))
 
 
 def test_no_key_means_two_things_in_one_place() -> None:
@@ -43,7 +41,9 @@ def test_keys_are_written_as_people_write_them(key: str, shown: str) -> None:
     assert display_key(key) == shown
 
 
-@pytest.mark.parametrize(("name", "known"), [("space", True), ("f5", True), ("ctrl+t", True), ("x", True), ("spce", False)])
+@pytest.mark.parametrize(
+    ("name", "known"), [("space", True), ("f5", True), ("ctrl+t", True), ("x", True), ("spce", False)]
+)
 def test_a_key_that_no_terminal_sends_is_told(name: str, known: bool) -> None:
     assert is_key(name) is known
 

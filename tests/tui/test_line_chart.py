@@ -55,7 +55,7 @@ async def draw(data: ChartData, size: tuple[int, int] = (60, 14), glyphs: GlyphS
 
 async def test_axes_carry_round_values_and_the_curve_falls() -> None:
     lines = await draw(ChartData(falling(60), total_steps=60))
-    assert any(line.startswith(" 2.0┤") or line.startswith("2.0┤") for line in lines)
+    assert any(line.startswith((" 2.0┤", "2.0┤")) for line in lines)
     assert lines[-2].count("┬") >= 3
     assert lines[-1].rstrip().endswith("step")
     plot = [line[4:] for line in lines[:-2]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -148,7 +149,7 @@ def test_a_line_has_no_holes(y0: int, y1: int, run: int) -> None:
     columns = _columns(grid)[: run + 1]
     assert y0 in columns[0]
     assert y1 in columns[-1]
-    for left, right in zip(columns, columns[1:], strict=False):
+    for left, right in pairwise(columns):
         assert right
         assert min(abs(a - b) for a in left for b in right) <= 1
         assert right == set(range(min(right), max(right) + 1))

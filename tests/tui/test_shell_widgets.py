@@ -245,4 +245,5 @@ def test_a_run_that_is_queued_has_no_numbers_yet(home: Path) -> None:
     view = view_of(script)
     assert run_lines.numbers(view, 80).plain == ""
     assert "the worker is starting" in run_lines.phases(view, 0.0, 80, BRAILLE).plain
-    assert run_lines.banner(RunView(view.run, RunState(state="lost"), view.history), KeyTable()).plain.startswith("? lost")
+    lost = RunView(view.run, RunState(state="lost"), view.history)
+    assert run_lines.banner(lost, KeyTable()).plain.startswith("? lost")

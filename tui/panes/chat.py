@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -12,15 +11,14 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
-from textual.message import Message
 from textual.timer import Timer
 from textual.widgets import Static
 
-from core.errors import UserError
 from core.text import one_line, sanitize
 from tui.dialogue import Dialogue, Exchange, Reply, format_stats, speaker_name
 from tui.keys import bindings, display_key
 from tui.panes.base import Pane
+from tui.panes.chat_turn import Answered, Failed, Loading, Speaking, TurnEnded, hold_turn
 from tui.panes.talker import Talker
 from tui.widgets.chat_message import ExchangeView, ReplyMessage
 from tui.widgets.prompt_input import PromptInput
@@ -28,49 +26,12 @@ from tui.widgets.start_here import StartHere
 
 if TYPE_CHECKING:
     from core.chat.request import Source
-    from core.chat.session import Answer
     from tui.panes.talker import SessionFactory, Target
 
 #: Columns from which two answers stand side by side.
 WIDE = 90
 # Ten times a second is as live as reading goes, and leaves the link and the keys alone.
 _FLUSH_SECONDS = 0.1
-
-
-@dataclass
-class _Loading(Message):
-    """What goes on before the first token."""
-
-    detail: str
-    done: int | None
-    total: int | None
-
-    def can_replace(self, message: Message) -> bool:
-        return isinstance(message, _Loading)
-
-
-@dataclass
-class _Speaking(Message):
-    """The model has been loaded or reached, and begins to answer."""
-
-    reply: Reply
-
-
-@dataclass
-class _Answered(Message):
-    reply: Reply
-    answer: Answer | None
-
-
-@dataclass
-class _Failed(Message):
-    reply: Reply
-    error: UserError
-
-
-@dataclass
-class _TurnEnded(Message):
-    exchange: Exchange
 
 
 class Transcript(VerticalScroll, can_focus=True, inherit_bindings=False):
@@ -310,37 +271,15 @@ class ChatPane(Pane):
 
     @work(thread=True, group="chat-talk")
     def _talk(self, exchange: Exchange, epoch: int) -> None:
-        """Ask one source after the other; on the first error the rest is left out."""
-        from core.chat.session import Answer
+        hold_turn(self._talker, self.dialogue, exchange, epoch, self.post_message)
 
-        reply = exchange.replies[0]
-        try:
-            system, settings = self._talker.settings()
-            for reply in exchange.replies:
-                answer: Answer | None = None
-                messages = self.dialogue.messages(reply.source, system)
-                for item in self._talker.answer(messages, reply.source, settings, epoch, self._report_loading):
-                    if isinstance(item, Answer):
-                        answer = item
-                    else:
-                        if not reply.pending and not reply.text:
-                            self.post_message(_Speaking(reply))
-                        reply.pending.append(item.text)
-                self.post_message(_Answered(reply, answer))
-        except UserError as error:
-            self.post_message(_Failed(reply, error))
-        self.post_message(_TurnEnded(exchange))
-
-    def _report_loading(self, detail: str, done: int | None, total: int | None) -> None:
-        self.post_message(_Loading(detail, done, total))
-
-    @on(_Loading)
-    def _loading(self, message: _Loading) -> None:
+    @on(Loading)
+    def _loading(self, message: Loading) -> None:
         if self.is_answering:
             share = f" {message.done / message.total:.0%}" if message.done is not None and message.total else ""
             self._say(f"{message.detail}{share} … {self.keys['chat.cancel'].display} cancels")
 
-    @on(_Speaking)
+    @on(Speaking)
     def _speaking(self) -> None:
         self._say("")
 
@@ -352,8 +291,8 @@ class ChatPane(Pane):
             if reply.is_open and reply.take_pending():
                 self._show_reply(reply)
 
-    @on(_Answered)
-    def _answered(self, message: _Answered) -> None:
+    @on(Answered)
+    def _answered(self, message: Answered) -> None:
         reply, answer = message.reply, message.answer
         was_open = reply.is_open
         reply.take_pending()
@@ -370,16 +309,16 @@ class ChatPane(Pane):
                 self.note_step(int(answer.source[5:]))
         self._show_reply(reply)
 
-    @on(_Failed)
-    def _failed(self, message: _Failed) -> None:
+    @on(Failed)
+    def _failed(self, message: Failed) -> None:
         reply = message.reply
         if reply.is_open:
             reply.take_pending()
             reply.state, reply.error, reply.hint = "failed", message.error.message, message.error.hint
         self._show_reply(reply)
 
-    @on(_TurnEnded)
-    def _turn_ended(self, message: _TurnEnded) -> None:
+    @on(TurnEnded)
+    def _turn_ended(self, message: TurnEnded) -> None:
         if message.exchange is self._current:
             self._finish_turn()
 

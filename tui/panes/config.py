@@ -8,43 +8,24 @@ from pathlib import Path
 from typing import ClassVar
 
 from textual import on, work
-from textual.app import ComposeResult, SuspendNotSupported
+from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.content import Content
 from textual.message import Message
 from textual.widgets import Static
 from textual.worker import get_current_worker
 
-from core.config.document import ConfigDocument, describe_type
+from core.config.document import ConfigDocument
 from core.errors import UserError
 from core.text import one_line
 from tui.keys import bindings
-from tui.messages import ConfigEdited, ConfigLoaded, ConfigSaved, StartRequested
-from tui.panes.base import Pane
+from tui.messages import ConfigEdited, StartRequested
+from tui.panes.config_files import ConfigFiles
+from tui.panes.config_help import PATH_OPTIONS, UNSET_TEXTS, explain
 from tui.panes.config_model import DATA_PATHS, ConfigModel
-from tui.panes.editor import edit_text
 from tui.widgets.ask_bar import AskBar
-from tui.widgets.data_tree import DATA_SUFFIXES
-from tui.widgets.option_field import OptionField, format_value
+from tui.widgets.option_field import OptionField
 from tui.widgets.option_form import OptionForm
-
-#: Options whose values are completed from the file system, with the endings that are offered.
-PATH_OPTIONS: dict[str, Sequence[str]] = {
-    **dict.fromkeys(DATA_PATHS, DATA_SUFFIXES),
-    "model.base": (".gguf",),
-    "template.file": (".jinja", ".j2", ".txt"),
-}
-#: What an absent value means, where a dash would not tell.
-UNSET_TEXTS = {
-    "data.train": "needed",
-    "data.eval": "none",
-    "template.file": "the model's own",
-    "train.max_steps": "no limit",
-    "train.micro_batch_size": "chosen",
-    "eval.every_steps": "at the end",
-    "checkpoint.every_steps": "ten times",
-    "chat.system": "none",
-}
 
 
 @dataclass
@@ -53,7 +34,7 @@ class _RowsCounted(Message):
     count: int
 
 
-class ConfigPane(Pane):
+class ConfigPane(ConfigFiles):
     """Edit the configuration; ``load`` shows another one."""
 
     DEFAULT_CSS = """
@@ -67,14 +48,11 @@ class ConfigPane(Pane):
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
-        self.model = ConfigModel(ConfigDocument())
         self._shows_expert = False
         self._filter = ""
         self._note = ""
         self._problems: dict[str, str] = {}
         self._rows: dict[Path, int] = {}
-        self._draft = ""
-        self._save_target: Path | None = None
         self._emptied: OptionField | None = None
 
     def compose(self) -> ComposeResult:
@@ -99,16 +77,6 @@ class ConfigPane(Pane):
         return self.query_one("#config-form", OptionForm)
 
     @property
-    def ask_bar(self) -> AskBar:
-        """Where searches, file names and decisions are typed."""
-        return self.query_one("#config-ask", AskBar)
-
-    @property
-    def document(self) -> ConfigDocument:
-        """The configuration being edited."""
-        return self.model.document
-
-    @property
     def problems(self) -> dict[str, str]:
         """What is wrong with it, option to sentence."""
         return self._problems
@@ -127,8 +95,8 @@ class ConfigPane(Pane):
     def reload_values(self) -> None:
         """Show what the document says now, after something else has changed it."""
         if self.is_mounted:
-            self._refresh(rows=True)
-            self._apply_filter()
+            self.refresh_fields(rows=True)
+            self.apply_filter()
 
     async def _build(self) -> None:
         fields = []
@@ -137,10 +105,10 @@ class ConfigPane(Pane):
             field.unset_text = UNSET_TEXTS.get(option.name, "")
             fields.append(field)
         await self.form.build(fields)
-        self._apply_filter()
-        self._refresh(rows=True)
+        self.apply_filter()
+        self.refresh_fields(rows=True)
 
-    def _refresh(self, *, rows: bool = False) -> None:
+    def refresh_fields(self, *, rows: bool = False) -> None:
         """Bring every field, the title and the summary up to the document."""
         self._problems = self.model.problems()
         for field in self.form.fields:
@@ -181,17 +149,15 @@ class ConfigPane(Pane):
             where = " in the basic options; all are searched with x" if not self._shows_expert else ""
             line.update(Content(f"No option has “{one_line(self._filter, 40)}” in it{where}.") if self._filter else "")
             return
-        option = field.option
-        default = format_value(option.default) or field.unset_text or "none"
-        accepts = describe_type(option) + (f" ({option.unit})" if option.unit else "")
-        about = "needed" if option.required else f"default {default}"
-        line.update(Content(one_line(f"{option.name}: {option.help} {accepts[0].upper()}{accepts[1:]}; {about}.")))
+        line.update(Content(explain(field.option)))
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Say something below the form, until the cursor moves."""
         self._note = one_line(text)
         self._refresh_help()
 
-    def _apply_filter(self) -> None:
+    def apply_filter(self) -> None:
+        """Show the fields that the search or the expert switch leaves."""
         term = self._filter.lower()
 
         def keep(field: OptionField) -> bool:
@@ -235,12 +201,12 @@ class ConfigPane(Pane):
 
     def action_move(self, rows: int) -> None:
         """Move the cursor; an open input is committed first."""
-        self._commit_open()
+        self.commit_open()
         self.form.move(rows)
 
     def action_move_page(self, direction: int) -> None:
         """A page up or down."""
-        self._commit_open()
+        self.commit_open()
         self.form.move_page(direction)
 
     def action_move_end(self, direction: int) -> None:
@@ -306,23 +272,24 @@ class ConfigPane(Pane):
         if self.document.get(message.field.option.name) != message.before:
             self.document.set(message.field.option.name, message.before)
         self.form.focus()
-        self._refresh()
+        self.refresh_fields()
 
     def _set(self, field: OptionField, text: str) -> None:
         try:
             self.model.set_text(field.option, text)
         except UserError as error:
-            self._say(f"✗ {error}")
-        self._refresh()
+            self.say(f"✗ {error}")
+        self.refresh_fields()
 
     def _edited(self, field: OptionField) -> None:
         self._note = ""
         if field.option.name in DATA_PATHS:
             self._count_rows(self.model.train_paths())
         self._refresh_title()
-        self.post_message(ConfigEdited(self.document))
+        self.post_message(ConfigEdited(self.document, field.option.name))
 
-    def _commit_open(self) -> None:
+    def commit_open(self) -> None:
+        """Close an open input and keep its text."""
         for field in self.form.fields:
             field.commit(refocus=True)
 
@@ -332,9 +299,9 @@ class ConfigPane(Pane):
         """All options, or only the ones most runs need."""
         self._shows_expert = not self._shows_expert
         self._filter = ""
-        self._apply_filter()
+        self.apply_filter()
         shown, total = len(self.form.shown), len(self.form.fields)
-        self._say(f"All {total} options are shown." if self._shows_expert else f"{shown} of {total} options are shown.")
+        self.say(f"All {total} options are shown." if self._shows_expert else f"{shown} of {total} options are shown.")
 
     def action_search(self) -> None:
         """Ask for a text to look for in names and help."""
@@ -344,14 +311,14 @@ class ConfigPane(Pane):
         """Show all rows again after a search."""
         if self._filter:
             self._filter = ""
-            self._apply_filter()
-        self._say("")
+            self.apply_filter()
+        self.say("")
 
     def action_next_problem(self) -> None:
         """Go to the next option with a problem."""
         names = [field.option.name for field in self.form.fields if field.problem]
         if not names:
-            self._say("No problems." if not self._problems else f"✗ {next(iter(self._problems.values()))}")
+            self.say("No problems." if not self._problems else f"✗ {next(iter(self._problems.values()))}")
             return
         order = [field.option.name for field in self.form.fields]
         current = self.form.current
@@ -359,9 +326,14 @@ class ConfigPane(Pane):
         following = [name for name in names if order.index(name) > here]
         self._go_to(following[0] if following else names[0])
 
+    def check(self) -> dict[str, str]:
+        """What keeps a run from starting, option to sentence; data files that are not there among it."""
+        self.refresh_fields()
+        return self._problems
+
     def focus_first_problem(self) -> bool:
         """Put the cursor on the first option with a problem, if there is one, and say so."""
-        self._refresh()
+        self.refresh_fields()
         if not self._problems:
             return False
         self.go_to_problem(next(iter(self._problems)))
@@ -369,12 +341,12 @@ class ConfigPane(Pane):
 
     def go_to_problem(self, name: str) -> None:
         """Put the cursor on an option and say what is wrong with it."""
-        self._refresh()
+        self.refresh_fields()
         self._go_to(name)
         self.form.focus()
         if sentence := self._problems.get(name):
             # After the cursor has moved, which clears what was said before.
-            self.call_after_refresh(self._say, f"✗ {sentence}")
+            self.call_after_refresh(self.say, f"✗ {sentence}")
 
     def request_start(self) -> None:
         """Ask for a run, or go to what keeps it from starting."""
@@ -387,7 +359,7 @@ class ConfigPane(Pane):
             return
         if not field.display:
             self._filter = ""
-            self._apply_filter()
+            self.apply_filter()
         self.form.go_to(field)
 
     # Asking.
@@ -397,130 +369,10 @@ class ConfigPane(Pane):
         message.stop()
         if message.purpose == "search":
             self._filter = message.value.strip()
-            self._apply_filter()
-
-    @on(AskBar.Submitted)
-    def _answered(self, message: AskBar.Submitted) -> None:
-        message.stop()
-        if message.purpose == "save" and message.path is not None:
-            self._save_as(message.path)
+            self.apply_filter()
 
     @on(AskBar.Cancelled)
     def _cancelled(self, message: AskBar.Cancelled) -> None:
         message.stop()
         if message.purpose == "search":
             self.action_back()
-
-    @on(AskBar.Chosen)
-    def _chosen(self, message: AskBar.Chosen) -> None:
-        message.stop()
-        if message.purpose == "replace" and self._save_target is not None:
-            self._write(self._save_target)
-        elif message.key == "o":
-            self._write(None)
-        elif message.key == "l" and self.document.path is not None:
-            self._load_from_disk(self.document.path)
-
-    # Files.
-
-    def action_save(self) -> None:
-        """Write the file; ask where when there is none, and what to do when somebody else has changed it."""
-        self._commit_open()
-        path = self.document.path
-        if path is None:
-            self.ask_bar.ask_path("save", "save as", self._suggested_name(), suffixes=(".toml",))
-        elif self.model.has_changed_on_disk:
-            question = f"{path.name} has been changed by something else since it was read."
-            self.ask_bar.ask_key("conflict", question, {"o": "overwrite it", "l": "load it, without my changes"})
-        else:
-            self._write(None)
-
-    def _suggested_name(self) -> str:
-        files = self.model.train_paths()
-        return f"{files[0].stem if files else 'localtune'}.toml"
-
-    def _save_as(self, path: Path) -> None:
-        target = path if path.suffix else path.with_suffix(".toml")
-        if target.is_dir():
-            self._say(f"✗ {target} is a directory. Give the file a name.")
-        elif target.exists():
-            self._save_target = target
-            self.ask_bar.ask_key("replace", f"{target.name} exists already.", {"y": "replace it"})
-        else:
-            self._write(target)
-
-    def _write(self, path: Path | None) -> None:
-        try:
-            self.document.save(path)
-        except UserError as error:
-            self._say(f"✗ {error}")
-            return
-        self.model.note_saved()
-        self._refresh()
-        wrong = len(self._problems)
-        rest = f", with {wrong} problem{'' if wrong == 1 else 's'} in it" if wrong else ""
-        self._say(f"✓ saved to {self.document.path}{rest}")
-        self.post_message(ConfigSaved(self.document))
-
-    def _load_from_disk(self, path: Path) -> None:
-        try:
-            document = ConfigDocument.load(path)
-        except UserError as error:
-            self._say(f"✗ {error}")
-            return
-        self._replace(document)
-        self._say(f"✓ loaded {path.name} as it is now")
-        self.post_message(ConfigLoaded(document))
-
-    def action_open_editor(self) -> None:
-        """Edit the TOML in the user's editor; what does not parse is kept for the next try."""
-        self._commit_open()
-        path = self.document.path
-        before = self._draft or self.document.dumps() or _BLANK
-        try:
-            with self.app.suspend():
-                after = edit_text(before, path.name if path is not None else "localtune.toml")
-        except SuspendNotSupported:
-            self._say("✗ This terminal cannot be lent to an editor. Edit the file in another one.")
-            return
-        except UserError as error:
-            self._say(f"✗ {error}")
-            return
-        self._take_edited(before, after)
-
-    def _take_edited(self, before: str, after: str | None) -> None:
-        """Go on with what the editor left: nothing, a text that cannot be read, or a new configuration."""
-        if after is None:
-            self._draft = ""
-            self._say("The editor gave up; nothing has changed.")
-            return
-        if after == before and not self._draft:
-            self._say("Nothing has changed.")
-            return
-        try:
-            document = ConfigDocument(after, self.document.path)
-        except UserError as error:
-            self._draft = after
-            self._say(f"✗ {error} {self.keys['config.editor'].display} opens it where you left it.")
-            return
-        self._replace(document)
-        self._say("✓ edited" + (f"; {self.keys['config.save'].display} saves it" if self.model.is_edited else ""))
-        self.post_message(ConfigEdited(document))
-
-    def _replace(self, document: ConfigDocument) -> None:
-        """Another document for the same file: the form stays as it is."""
-        disk, saved = self.model.disk, self.model.saved_text
-        self.model = ConfigModel(document)
-        if document.dumps() != self.model.saved_text:
-            # What was read first stays what the file is compared with.
-            self.model.disk, self.model.saved_text = disk, saved
-        self._draft = ""
-        self._refresh(rows=True)
-        self._apply_filter()
-
-
-_BLANK = """\
-# Options are explained in the form; what is left out has its default.
-[data]
-train = ""
-"""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -22,7 +20,19 @@ from core.text import one_line
 from tui.keys import bindings
 from tui.messages import DatasetChosen
 from tui.panes.base import Pane
-from tui.panes.dataset_view import DatasetView, Match
+from tui.panes.dataset_tasks import (
+    Opened,
+    OpenFailed,
+    ScanFailed,
+    Scanned,
+    Search,
+    SearchEnded,
+    SearchProgress,
+    open_dataset,
+    scan_dataset,
+    search_dataset,
+)
+from tui.panes.dataset_view import DatasetView
 from tui.widgets.ask_bar import AskBar
 from tui.widgets.conversation import Conversation
 from tui.widgets.data_tree import DATA_SUFFIXES, DataTree
@@ -31,53 +41,6 @@ from tui.widgets.start_here import StartHere
 
 #: Columns from which the row is shown beside the list instead of below it.
 BESIDE_WIDTH = 120
-# Seconds between two messages of a background scan: often enough to look alive, seldom enough to cost nothing.
-_REPORT_SECONDS = 0.25
-
-
-@dataclass
-class _Opened(Message):
-    view: DatasetView
-
-
-@dataclass
-class _OpenFailed(Message):
-    path: Path
-    error: UserError
-
-
-@dataclass
-class _Scanned(Message):
-    """A background scan has come further; ``fraction`` is of the file's bytes while it is being indexed."""
-
-    view: DatasetView
-    fraction: float = 1.0
-
-    def can_replace(self, message: Message) -> bool:
-        return isinstance(message, _Scanned) and message.view is self.view
-
-
-@dataclass
-class _ScanFailed(Message):
-    view: DatasetView
-    error: UserError
-
-
-@dataclass
-class _SearchProgress(Message):
-    view: DatasetView
-    seen: int
-
-    def can_replace(self, message: Message) -> bool:
-        return isinstance(message, _SearchProgress)
-
-
-@dataclass
-class _SearchEnded(Message):
-    search: int
-    view: DatasetView
-    match: Match | None
-    cancelled: bool
 
 
 class DataPane(Pane):
@@ -143,15 +106,10 @@ class DataPane(Pane):
 
     @work(thread=True, exclusive=True, group="data-open")
     def _open(self, path: Path) -> None:
-        try:
-            view = DatasetView(path)
-        except UserError as error:
-            self.post_message(_OpenFailed(path, error))
-            return
-        self.post_message(_Opened(view))
+        open_dataset(path, self.post_message)
 
-    @on(_Opened)
-    def _opened(self, message: _Opened) -> None:
+    @on(Opened)
+    def _opened(self, message: Opened) -> None:
         view = message.view
         if view.path != self._opening:
             view.close()
@@ -169,8 +127,8 @@ class DataPane(Pane):
         self._show_row(0)
         self._scan(view)
 
-    @on(_OpenFailed)
-    def _open_failed(self, message: _OpenFailed) -> None:
+    @on(OpenFailed)
+    def _open_failed(self, message: OpenFailed) -> None:
         if message.path != self._opening:
             return
         self._opening = None
@@ -182,29 +140,11 @@ class DataPane(Pane):
 
     @work(thread=True, exclusive=True, group="data-scan")
     def _scan(self, view: DatasetView) -> None:
-        """Index the file, then look at every row; the view's being closed ends both."""
         worker = get_current_worker()
-        reported = 0.0
+        scan_dataset(view, lambda: worker.is_cancelled, self.post_message)
 
-        def report(fraction: float) -> None:
-            nonlocal reported
-            now = time.monotonic()
-            if now - reported >= _REPORT_SECONDS:
-                reported = now
-                self.post_message(_Scanned(view, fraction))
-
-        try:
-            view.file.index(lambda done, total: report(done / max(total, 1)))
-            self.post_message(_Scanned(view))
-            view.check(lambda: worker.is_cancelled, lambda _: report(1.0))
-        except UserError as error:
-            if not view.is_closed:
-                self.post_message(_ScanFailed(view, error))
-            return
-        self.post_message(_Scanned(view))
-
-    @on(_Scanned)
-    def _scanned(self, message: _Scanned) -> None:
+    @on(Scanned)
+    def _scanned(self, message: Scanned) -> None:
         if message.view is not self.view:
             return
         self._indexed = message.fraction
@@ -212,8 +152,8 @@ class DataPane(Pane):
         self._refresh_title()
         self._refresh_status()
 
-    @on(_ScanFailed)
-    def _scan_failed(self, message: _ScanFailed) -> None:
+    @on(ScanFailed)
+    def _scan_failed(self, message: ScanFailed) -> None:
         if message.view is self.view:
             message.view.failure = message.error
             self._refresh_status()
@@ -479,30 +419,16 @@ class DataPane(Pane):
     @work(thread=True, exclusive=True, group="data-search")
     def _search(self, number: int, view: DatasetView, term: str, start: int, step: int) -> None:
         worker = get_current_worker()
-        reported = time.monotonic()
+        search_dataset(view, Search(number, term, start, step), lambda: worker.is_cancelled, self.post_message)
 
-        def progress(seen: int) -> None:
-            nonlocal reported
-            if time.monotonic() - reported >= _REPORT_SECONDS:
-                reported = time.monotonic()
-                self.post_message(_SearchProgress(view, seen))
-
-        try:
-            match = view.search(term, start, step, lambda: worker.is_cancelled, progress)
-        except UserError as error:
-            if not view.is_closed:
-                self.post_message(_ScanFailed(view, error))
-            match = None
-        self.post_message(_SearchEnded(number, view, match, worker.is_cancelled))
-
-    @on(_SearchProgress)
-    def _search_progress(self, message: _SearchProgress) -> None:
+    @on(SearchProgress)
+    def _search_progress(self, message: SearchProgress) -> None:
         if message.view is self.view and self._is_searching:
             total = _spaced(message.view.count)
             self._set_status(f"searching for {self._term}: {_spaced(message.seen)} of {total} rows · esc stops")
 
-    @on(_SearchEnded)
-    def _search_ended(self, message: _SearchEnded) -> None:
+    @on(SearchEnded)
+    def _search_ended(self, message: SearchEnded) -> None:
         if message.view is not self.view or message.search != self._search_number:
             return
         if message.match is None:

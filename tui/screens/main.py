@@ -47,12 +47,7 @@ class PaneSlot(Container):
     async def load(self) -> Widget:
         """Import the pane and put it in the frame's place."""
         if self.pane is None:
-            try:  # TEMPORARY until the panes exist
-                self.pane = self.spec.create()
-            except ModuleNotFoundError as error:
-                if "tui.panes" not in str(error):
-                    raise
-                return self
+            self.pane = self.spec.create()
             await self.query_children(".pane-frame").remove()
             await self.mount(self.pane)
         return self.pane

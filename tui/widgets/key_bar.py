@@ -27,6 +27,9 @@ class KeyBar(Widget):
     KeyBar > .key-bar--current { color: $primary; text-style: bold; }
     """
 
+    # Clickable text would be drawn as links; here the whole line is keys.
+    auto_links = False
+
     def render(self) -> Content:
         """The panes by number, then the keys of the app."""
         app, screen = cast("LocaltuneApp", self.app), cast("MainScreen", self.screen)

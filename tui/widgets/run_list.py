@@ -187,7 +187,7 @@ class RunList(ScrollView, can_focus=True):
                 break
             columns.remove(least)
         spare = room - sum(column.width + 2 for column in columns)
-        return [(column, column.width + (min(spare, 24) if column.title == "run" else 0)) for column in columns]
+        return [(column, column.width + (min(spare, 12) if column.title == "run" else 0)) for column in columns]
 
     def render_line(self, y: int) -> Strip:
         """The header, or a row."""

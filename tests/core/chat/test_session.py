@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core import paths
+from core.chat.engine import ChatEngine, ModelSpec
+from core.chat.session import Answer, EngineSession, GenerationSettings, LiveSession, Token, open_session
+from core.config.schema import Config, DataSection, MethodSection, ModelSection
+from core.errors import UserError
+from core.runs.process import hostname, own_identity
+from core.runs.state import RunState
+from core.runs.store import Run, create_run
+from core.worker.control import Command, Controls, ControlServer
+
+ASK = [{"role": "user", "content": "Count."}]
+FAKE = str(Path(__file__).with_name("fake_engine.py"))
+
+
+def make_run(state: str, base: str = "/models/base") -> Run:
+    config = Config(model=ModelSection(base=base), data=DataSection(train="/data/rows.jsonl"), method=MethodSection())
+    run = create_run(config, "tickets")
+    pid, identity = own_identity()
+    recorded = RunState(state=state, pid=pid, pid_started=identity, host=hostname(), updated=time.time())
+    recorded.write(run.state_path)
+    return run
+
+
+def add_adapter(directory: Path, content: bytes = b"weights") -> None:
+    directory.mkdir(parents=True)
+    (directory / "adapter_model.safetensors").write_bytes(content)
+    (directory / "adapter_config.json").write_text("{}")
+
+
+def add_checkpoint(run: Run, step: int) -> Path:
+    path = run.checkpoints_path / f"step-{step:08d}"
+    add_adapter(path / "adapter")
+    files = {
+        str(file.relative_to(path)): {
+            "bytes": file.stat().st_size,
+            "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        }
+        for file in (path / "adapter").iterdir()
+    }
+    files["optimizer.pt"] = {"bytes": 10, "sha256": "0"}  # talking needs no optimizer
+    (path / "manifest.json").write_text(json.dumps({"version": 1, "step": step, "files": files}))
+    return path
+
+
+def spec_of(target: Run | Path | str) -> ModelSpec:
+    session = open_session(target)
+    assert isinstance(session, EngineSession)
+    return session.spec
+
+
+def test_a_finished_run_answers_with_its_adapter() -> None:
+    run = make_run("finished")
+    add_adapter(run.adapter_path)
+    add_checkpoint(run, 40)
+    spec = spec_of(run)
+    assert (spec.base, spec.adapter) == ("/models/base", str(run.adapter_path))
+    assert (spec.method, spec.source_name, spec.template) == ("qlora", "adapter", None)
+    session = open_session(run)
+    assert (session.description, session.has_tuned) == (run.id, True)
+
+
+def test_the_template_of_the_training_is_used() -> None:
+    run = make_run("finished")
+    add_adapter(run.adapter_path)
+    (run.adapter_path / "chat_template.jinja").write_text("{{ messages }}")
+    assert spec_of(run).template == str(run.adapter_path / "chat_template.jinja")
+
+
+def test_a_stopped_run_answers_as_its_newest_whole_checkpoint() -> None:
+    run = make_run("stopped")
+    for step in (20, 100, 120, 140, 160):
+        add_checkpoint(run, step)
+    name = "adapter/adapter_model.safetensors"
+    (run.checkpoints_path / "step-00000160" / name).write_bytes(b"flipped")  # same size, other bytes
+    (run.checkpoints_path / "step-00000140" / name).write_bytes(b"cut")
+    (run.checkpoints_path / "step-00000120" / "manifest.json").unlink()
+    spec = spec_of(run)
+    assert spec.adapter == str(run.checkpoints_path / "step-00000100" / "adapter")
+    assert spec.source_name == "step-100"
+    assert open_session(run).description == f"{run.id}, step-100"
+
+
+@pytest.mark.parametrize("manifest", ["{", "[]", '{"files": {}}', '{"files": {"adapter/adapter_config.json": 3}}'])
+def test_a_run_with_nothing_to_talk_to_says_so(manifest: str) -> None:
+    run = make_run("failed")
+    (add_checkpoint(run, 20) / "manifest.json").write_text(manifest)
+    with pytest.raises(UserError, match="neither an adapter nor a whole checkpoint"):
+        open_session(run)
+
+
+def test_targets_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run("finished")
+    add_adapter(run.adapter_path)
+    for name in (run.id, "latest", "tickets", str(run.path)):
+        assert spec_of(name).adapter == str(run.adapter_path)
+    assert spec_of(run.path).adapter == str(run.adapter_path)
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "llama").mkdir()
+    assert spec_of("llama") == spec_of(Path("llama")) == ModelSpec(base=str(tmp_path / "llama"))
+    assert spec_of("smollm2-135m-instruct").base == "smollm2-135m-instruct"
+    assert spec_of("org/model").base == "org/model"
+    prepared = paths.make_private_dir(paths.models_dir() / "mine")
+    (prepared / "config.json").write_text("{}")
+    assert spec_of("mine").base == "mine"
+    with pytest.raises(UserError, match="no run called elsewhere"):
+        open_session("elsewhere")
+
+
+def test_a_base_alone_has_no_choice_of_source() -> None:
+    session = open_session("smollm2-135m-instruct")
+    assert (session.has_tuned, session.description) == (False, "smollm2-135m-instruct")
+
+
+def engine_session(mode: str) -> EngineSession:
+    return EngineSession(ModelSpec("x", adapter="y"), "some run", ChatEngine([sys.executable, FAKE, mode]))
+
+
+def test_an_engine_session_loads_once_and_answers_safely() -> None:
+    session = engine_session("answer")
+    told: list[str] = []
+    try:
+        session.prepare(lambda detail, _done, _total: told.append(detail))
+        session.prepare(lambda detail, _done, _total: told.append(detail))
+        assert told == ["loading\ufffd"]
+        assert list(session.generate(ASK, "tuned", GenerationSettings())) == [
+            Token("One"),
+            Token(" two\ufffd[2J"),
+            Answer("One two\ufffd[2J", 2, 0.5, 4.0, "adapter", "stop"),
+        ]
+    finally:
+        session.close()
+
+
+def test_an_engine_session_can_be_cancelled() -> None:
+    session = engine_session("endless")
+    try:
+        answers = session.generate(ASK, "base", GenerationSettings())
+        assert next(answers) == Token("One")
+        session.cancel()
+        *_, answer = answers
+        assert isinstance(answer, Answer)
+        assert answer.finish == "cancelled"
+    finally:
+        session.close()
+
+
+def test_a_conversation_that_makes_no_sense_starts_no_engine() -> None:
+    session = engine_session("answer")
+    with pytest.raises(UserError, match="last message"):
+        list(session.generate([*ASK, {"role": "assistant", "content": "1"}], "base", GenerationSettings()))
+    assert session._engine.pid is None
+
+
+class Worker:
+    """The control socket of a run, and a thread that answers as the training thread would."""
+
+    def __init__(self, run: Run) -> None:
+        self.controls = Controls()
+        self.cancelled = threading.Event()
+        self.asked: list[dict[str, Any]] = []
+        self._server = ControlServer(run.socket_path, self.controls, lambda: {"state": "training"})
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        while not self._over.is_set():
+            command = self.controls.wait(0.05)
+            if command is not None:
+                self._answer(command)
+
+    def _answer(self, command: Command) -> None:
+        self.asked.append(command.request.args)
+        command.token("One\x1b[31m")
+        if command.request.args["max_new_tokens"] > 100:
+            if command.cancelled.wait(20):
+                self.cancelled.set()
+            return
+        command.answer(text="One\x1b[31m", tokens=1, first_token_seconds=0.1, tokens_per_second=9.0, source="step-4")
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join()
+        self._server.close()
+
+
+@pytest.fixture
+def live() -> Iterator[tuple[LiveSession, Worker]]:
+    run = make_run("training")
+    worker = Worker(run)
+    session = open_session(run)
+    assert isinstance(session, LiveSession)
+    yield session, worker
+    session.close()
+    worker.close()
+
+
+def test_a_live_run_answers_from_its_worker(live: tuple[LiveSession, Worker]) -> None:
+    session, worker = live
+    session.prepare(lambda _detail, _done, _total: None)
+    settings = GenerationSettings(50, 0.5, 0.9)
+    found = list(session.generate(ASK, "base", settings))
+    assert found == [Token("One\ufffd[31m"), Answer("One\ufffd[31m", 1, 0.1, 9.0, "step-4", "stop")]
+    assert worker.asked == [{"messages": ASK, "source": "base", "max_new_tokens": 50, "temperature": 0.5, "top_p": 0.9}]
+
+
+def test_cancelling_reaches_the_worker_and_keeps_what_was_said(live: tuple[LiveSession, Worker]) -> None:
+    session, worker = live
+    answers = session.generate(ASK, "tuned", GenerationSettings(200))
+    assert next(answers) == Token("One\ufffd[31m")
+    session.cancel()
+    (answer,) = answers
+    assert isinstance(answer, Answer)
+    assert (answer.text, answer.finish) == ("One\ufffd[31m", "cancelled")
+    assert worker.cancelled.wait(10)
+    # The session goes on.
+    assert isinstance(list(session.generate(ASK, "tuned", GenerationSettings(50)))[-1], Answer)
+
+
+def test_leaving_an_answer_cancels_it_too(live: tuple[LiveSession, Worker]) -> None:
+    session, worker = live
+    answers = session.generate(ASK, "tuned", GenerationSettings(200))
+    next(answers)
+    answers.close()  # type: ignore[attr-defined]
+    assert worker.cancelled.wait(10)
+
+
+def test_a_run_that_has_ended_meanwhile_says_so() -> None:
+    run = make_run("training")
+    session = open_session(run)
+    RunState(state="finished", updated=time.time()).write(run.state_path)
+    with pytest.raises(UserError, match="is finished"):
+        list(session.generate(ASK, "tuned", GenerationSettings()))
+    session.close()

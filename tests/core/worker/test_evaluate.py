@@ -1,0 +1,179 @@
+"""Measuring on held-out rows."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.config.schema import MethodSection
+from core.data.conversation import Example, Message
+from core.worker import evaluate
+from core.worker.checkpoint import rng_state
+from core.worker.control import StopRequested
+from core.worker.dataset import Dataset
+from core.worker.evaluate import Evaluator, answers_match, parse_json
+from core.worker.loss import SupervisedLoss
+from core.worker.model import LoadedModel, attach_adapters, load_model, trainable_parameters
+from core.worker.template import Encoder
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+ANSWERS = ('{"area": "login", "ref": 1}', '{"area": "printer", "ref": 2}', '{"area": "network", "ref": 300}')
+
+
+@given(value=JSON)
+def test_json_matches_itself_however_it_is_written(value: Any) -> None:
+    import json
+
+    assert answers_match(json.dumps(value), json.dumps(value, indent=2))
+    if value is not None:
+        assert not answers_match(json.dumps(value), json.dumps([value]))
+
+
+@pytest.mark.parametrize(
+    ("expected", "answer", "match"),
+    [
+        ('{"a": 1, "b": 2}', '{"b":2,"a":1}', True),
+        ('{"a": 1}', '{"a": 1, "b": 2}', False),
+        ('{"a": 1}', '{"a": 1.0}', True),
+        ('{"a": 1}', '{"a": true}', False),
+        ("true", "1", False),
+        ("[0]", "[false]", False),
+        ('{"a": "x"}', '{"a": "X"}', False),
+        ('{"a": 1}', 'The answer is {"a": 1}', False),
+        ('{"a": 1}', "", False),
+        ("yes", " yes\n", True),
+        ("yes", "Yes", False),
+        ("null", "null", True),
+        ("null", "", False),
+    ],
+)
+def test_what_counts_as_the_same_answer(expected: str, answer: str, match: bool) -> None:
+    assert answers_match(expected, answer) is match
+
+
+def test_what_is_no_json_is_none() -> None:
+    assert parse_json("{") is None
+    assert parse_json("[" * 100_000) is None
+    assert parse_json("0") == 0
+
+
+class Bench:
+    """A tiny model with adapters that do something, and rows to measure it on."""
+
+    def __init__(self, directory: Path) -> None:
+        loaded = load_model(directory, method="lora", precision="fp32", device="cpu")
+        model = attach_adapters(loaded.model, MethodSection(rank=2, dropout=0.5), seed=0)
+        for parameter in trainable_parameters(model):
+            torch.nn.init.normal_(parameter, std=0.05)
+        self.loaded = LoadedModel(model, loaded.tokenizer, loaded.device, loaded.dtype)
+        encoder = Encoder(loaded.tokenizer, [loaded.tokenizer.eos_token_id])
+        examples = [
+            Example((Message("user", f"ticket {'word ' * number}"), Message("assistant", answer)))
+            for number, answer in enumerate(ANSWERS)
+        ]
+        rows = [row for row in encoder.encode(examples) if not isinstance(row, Exception)]
+        self.dataset = Dataset(rows=rows, examples=examples, read=len(rows))
+
+    def evaluator(self, *, token_budget: int = 1000, max_new_tokens: int = 0, check: Any = lambda: None) -> Evaluator:
+        return Evaluator(
+            self.loaded,
+            SupervisedLoss(self.loaded.model),
+            self.dataset,
+            token_budget=token_budget,
+            autocast=contextlib.nullcontext,
+            max_new_tokens=max_new_tokens,
+            template=None,
+            check=check,
+        )
+
+
+@pytest.fixture(scope="module")
+def bench(tiny_model_dir: Path) -> Bench:
+    return Bench(tiny_model_dir)
+
+
+@pytest.mark.parametrize("token_budget", [1, 100, 1000])
+def test_the_loss_is_the_mean_over_all_supervised_tokens(bench: Bench, token_budget: int) -> None:
+    total, tokens = 0.0, 0
+    bench.loaded.model.eval()
+    for row in bench.dataset.rows:
+        ids = torch.as_tensor(row.input_ids, dtype=torch.int64)[None]
+        with torch.no_grad():
+            likelihood = torch.log_softmax(bench.loaded.model(input_ids=ids).logits[0], dim=-1)
+        for place in np.flatnonzero(row.supervised):
+            total -= float(likelihood[place - 1, ids[0, place]])
+            tokens += 1
+    bench.loaded.model.train()
+    told: list[tuple[int, int]] = []
+    event, samples = bench.evaluator(token_budget=token_budget).measure(4, lambda *done: told.append(done))
+    assert event.loss == pytest.approx(total / tokens, rel=1e-5)
+    assert event.perplexity == pytest.approx(math.exp(event.loss))
+    assert (event.step, event.rows, event.exact_match, event.valid_json) == (4, 3, None, None)
+    assert samples == []
+    assert told[-1] == (3, 3)
+
+
+def test_measuring_leaves_no_trace(bench: Bench) -> None:
+    model = bench.loaded.model
+    before = rng_state()["torch"]
+    bench.evaluator(max_new_tokens=4).measure(1, lambda *_: None)
+    assert torch.equal(rng_state()["torch"], before)
+    assert all(module.training for module in model.modules())
+    assert all(parameter.requires_grad for name, parameter in model.named_parameters() if "lora_" in name)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_answers_are_counted_and_shown(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def answer(model: Any, tokenizer: Any, conversations: Any, limit: int, report: Any, **_: Any) -> list[str]:
+        asked.append((conversations, limit, model.training))
+        return [ANSWERS[0], "{}", "no idea"]
+
+    monkeypatch.setattr(evaluate, "generate_batch", answer)
+    event, samples = bench.evaluator(max_new_tokens=500).measure(7, lambda *_: None)
+    assert event.exact_match == pytest.approx(1 / 3)
+    assert event.valid_json == pytest.approx(2 / 3)
+    assert [sample.text for sample in samples] == [ANSWERS[0], "{}", "no idea"]
+    assert {sample.source for sample in samples} == {"step-7"}
+    assert samples[2].prompt == "ticket word word "
+    ((conversations, limit, training),) = asked
+    assert conversations[1] == [{"role": "user", "content": "ticket word "}]
+    assert not training
+    longest = max(int(row.supervised.sum()) for row in bench.dataset.rows)
+    assert limit == longest + evaluate.ANSWER_MARGIN_TOKENS
+    assert bench.evaluator(max_new_tokens=500).measure(0, lambda *_: None)[1][0].source == "base"
+
+
+def test_real_answers_are_given_within_their_limit(bench: Bench) -> None:
+    event, samples = bench.evaluator(max_new_tokens=3).measure(2, lambda *_: None)
+    assert event.exact_match == 0
+    for sample in samples:
+        assert len(bench.loaded.tokenizer(sample.text)["input_ids"]) <= 4
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_a_stop_ends_it_and_the_model_trains_again(bench: Bench, calls: int) -> None:
+    left = calls
+
+    def check() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise StopRequested("SIGTERM")
+
+    with pytest.raises(StopRequested):
+        bench.evaluator(token_budget=1, max_new_tokens=2, check=check).measure(1, lambda *_: None)
+    assert bench.loaded.model.training
