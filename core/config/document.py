@@ -173,7 +173,7 @@ class ConfigDocument:
         return None
 
     def _resolve_paths(self, config: Config) -> Config:
-        base = self.path.parent if self.path else Path.cwd()
+        base = self.path.parent.absolute() if self.path else Path.cwd()
 
         def absolute(value: str) -> str:
             return os.path.normpath(base / Path(value).expanduser())

@@ -81,9 +81,12 @@ def load_dataset(
     if not dataset.rows:
         reasons = "; ".join(f"{count} x {code}" for code, count in dataset.dropped.most_common())
         first = next(iter(dataset.first_dropped.values()), "")
+        by_template = set(dataset.dropped) & {"template_error", "template_rewrites", "no_stop_token"}
         raise UserError(
             f"No row of {', '.join(names)} can be used ({reasons or 'no rows'}). {first}".rstrip(),
-            "Look at the rows, or set data.format.",
+            "Mend the chat template, or name another one in template.file."
+            if by_template
+            else "Look at the rows, train.max_length and data.format.",
         )
     return dataset
 

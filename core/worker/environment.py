@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 
 #: Offline and silent: no hub look-ups, no telemetry, no tracker that phones home.
 _PRIVATE = {
@@ -43,6 +44,8 @@ def prepare() -> None:
     # installed, and bitsandbytes' advice to install it is not passed on.
     sys.modules["kernels"] = None  # type: ignore[assignment]
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # Notes of libraries to one another; in a user's log they read like something to act on.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|torch|peft)\b")
 
 
 def is_oversubscribed() -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 
 from core.data.conversation import Example, RowError
 from core.errors import UserError
+from core.text import one_line
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,8 @@ class Encoder:
                 messages, chat_template=self.template, tokenize=False, add_generation_prompt=generation_prompt
             )
         except Exception as error:  # a template is a program of somebody else's and raises what it likes
-            raise RowError("template_error", f"The chat template refuses the conversation: {error}") from error
+            reason = one_line(str(error), 200).rstrip(".")
+            raise RowError("template_error", f"The chat template refuses the conversation: {reason}.") from error
         return str(text)
 
 

@@ -58,7 +58,6 @@ def main() -> None:
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
-            dataset_kwargs={"skip_prepare_dataset": True},
         )
         trainer = InOrder(
             model=model, args=config, train_dataset=Dataset.from_list(spec["rows"]), processing_class=tokenizer

@@ -78,15 +78,15 @@ CASES = {
     "no such data": Case(_options(data={"train": "/nowhere/rows.jsonl"}), "/nowhere/rows.jsonl", ""),
     "empty data": Case(_file("empty.jsonl", ""), "empty.jsonl", ""),
     "unknown columns": Case(_file("odd.jsonl", '{"a": 1}\n{"a": 2}\n'), "odd.jsonl", ""),
-    "all rows too long": Case(_options(train={"max_length": 8}), "No row of", "data.format"),
+    "all rows too long": Case(_options(train={"max_length": 8}), "No row of", "train.max_length"),
     "a row too long where that is refused": Case(
-        _options(train={"max_length": 150}, data={"overlong": "refuse"}), "train.jsonl, line", "train.max_length"
+        _options(train={"max_length": 80}, data={"overlong": "refuse"}), "train.jsonl, line", "train.max_length"
     ),
     "no such layers": Case(
         _options(method={"target_modules": ["no_such_layer"]}), "matches no layer", "down_proj, gate_proj, k_proj"
     ),
     "a template that is not there": Case(_template(None), "cannot be read", "path"),
-    "a template with a mistake": Case(_template("{% for message in %}"), "No row of", ""),
+    "a template with a mistake": Case(_template("{% for message in %}"), "40 x template_error", "template.file"),
     "fp16 on a CPU": Case(_options(train={"precision": "fp16"}), "train.precision is fp16", "bf16"),
     "cuda without cuda": Case(_options(hardware={"device": "cuda"}), "hardware.device is cuda", "auto"),
 }

@@ -6,12 +6,14 @@ import json
 import math
 import stat
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
 
 import pytest
 
 from core.config.document import load_config
+from core.runs.client import ControlClient
 from core.runs.events import (
     CheckpointEvent,
     DataEvent,
@@ -24,12 +26,13 @@ from core.runs.events import (
     StepEvent,
 )
 from core.runs.history import read_history
-from core.runs.process import hostname
+from core.runs.process import hostname, is_same_process
 from core.runs.state import RunState
 from core.runs.store import Run
 from tests.waiting import wait_for
 
 from .workers import (
+    PATIENCE,
     RECIPE,
     STEPS,
     Workers,
@@ -40,7 +43,6 @@ from .workers import (
     only,
     steps,
     wait_until_listening,
-    wait_until_state,
 )
 
 
@@ -157,27 +159,30 @@ def test_everything_is_private_to_the_user(reference: Run) -> None:
         assert mode == (0o700 if path.is_dir() else 0o600), f"{path} has mode {mode:o}"
 
 
-def test_a_heart_beats_at_least_every_five_seconds_also_while_paused(workers: Workers) -> None:
-    from core.runs.client import ControlClient
-
+def test_a_heart_beats_at_least_every_five_seconds_from_the_first_import_on(workers: Workers) -> None:
     run = workers.start("heart")
     wait_until_listening(run)
-    ControlClient(run).request("pause")
-    recorded = wait_until_state(run, "paused")
-    oldest, beats = 0.0, {recorded.updated}
+    client = ControlClient(run)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(client.request, "pause")
+        oldest, beats = 0.0, set()
 
-    def look() -> bool:
-        nonlocal oldest
-        state = RunState.read(run.state_path)
-        assert state is not None
-        oldest = max(oldest, time.time() - state.updated)
-        beats.add(state.updated)
-        return len(beats) == 4
+        def look() -> bool:
+            nonlocal oldest
+            state = RunState.read(run.state_path)
+            assert state is not None
+            oldest = max(oldest, time.time() - state.updated)
+            if state.state == "paused":
+                beats.add(state.updated)
+            return len(beats) == 4
 
-    wait_for(look, 20, "three heartbeats")
+        wait_for(look, PATIENCE, "heartbeats in a pause")
+        assert asked.result() == {"state": "paused", "step": 0}
     assert oldest <= 5
-    assert (recorded.step, recorded.total_steps, recorded.pid) == (0, STEPS, run.state().pid)
+    recorded = run.state()
+    assert (recorded.state, recorded.step, recorded.total_steps) == ("paused", 0, STEPS)
+    assert is_same_process(recorded.pid, recorded.pid_started)
     assert recorded.socket == str(run.socket_path)
     assert stat.S_IMODE(run.socket_path.stat().st_mode) == 0o600
-    ControlClient(run).request("stop")
+    client.request("stop")
     assert exit_code(run) == 3

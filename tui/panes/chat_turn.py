@@ -75,13 +75,16 @@ def hold_turn(talker: Talker, dialogue: Dialogue, exchange: Exchange, epoch: int
     """
     from core.chat.session import Answer
 
+    def report(detail: str, done: int | None, total: int | None) -> None:
+        post(Loading(detail, done, total))
+
     reply = exchange.replies[0]
     try:
         system, settings = talker.settings()
         for reply in exchange.replies:
             answer: Answer | None = None
             messages = dialogue.messages(reply.source, system)
-            for item in talker.answer(messages, reply.source, settings, epoch, lambda *news: post(Loading(*news))):
+            for item in talker.answer(messages, reply.source, settings, epoch, report):
                 if isinstance(item, Answer):
                     answer = item
                 else:

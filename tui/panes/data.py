@@ -20,6 +20,7 @@ from core.text import one_line
 from tui.keys import bindings
 from tui.messages import DatasetChosen
 from tui.panes.base import Pane
+from tui.panes.dataset_summary import counted, spaced, summarize
 from tui.panes.dataset_tasks import (
     Opened,
     OpenFailed,
@@ -193,7 +194,7 @@ class DataPane(Pane):
         view = self.view
         if view is None:
             return
-        known = _count(view.count, "row") if self._indexed >= 1 else f"{_spaced(view.count)}+ rows"
+        known = counted(view.count, "row") if self._indexed >= 1 else f"{spaced(view.count)}+ rows"
         self.set_title("1 Data", view.path.name, view.format_name, known)
         self.set_hints(["data.open", "data.search", "data.train", "data.eval"])
         self._refresh_status()
@@ -208,17 +209,7 @@ class DataPane(Pane):
             reload = f"  {self.keys['data.reload'].display} opens it again." if view.failure else ""
             line.update(Content.styled(one_line(f"✗ {problem}{reload}"), "$limit"))
             return
-        count = len(view.problems)
-        if self._indexed < 1:
-            checked = f"indexing {self._indexed:.0%}"
-        elif view.checked < view.count:
-            checked = f"checking {view.checked / view.count:.0%}"
-        else:
-            checked = "no problems" if not count else ""
-        found = f"{_count(count, 'problem')} ({self.keys['data.problem'].display} shows them)" if count else ""
-        reason = view.detection.reason if view.detection is not None else ""
-        parts = [(part, style) for part, style in ((found, "$near"), (checked, ""), (reason, "")) if part]
-        line.update(Content(" · ").join(Content.styled(one_line(part), style) for part, style in parts))
+        line.update(summarize(view, self._indexed, self.keys["data.problem"].display))
 
     def _set_status(self, text: str) -> None:
         """Say something in place of the summary; empty shows the summary again."""
@@ -244,7 +235,7 @@ class DataPane(Pane):
             return
         self.conversation.show(view.turns(index))
         line = view.line_of(index)
-        place = f"row {_spaced(index + 1)}" + (f" · line {_spaced(line)}" if line and line != index + 1 else "")
+        place = f"row {spaced(index + 1)}" + (f" · line {spaced(line)}" if line and line != index + 1 else "")
         self.query_one("#data-row").border_title = Content(f" {place} ")
         if view.failure is not None:
             self._refresh_status()
@@ -317,7 +308,7 @@ class DataPane(Pane):
         found = view.next_problem(self.rows.cursor)
         if found is None:
             done = view.checked >= view.count
-            self._set_status("No problems." if done else f"No problems in the first {_spaced(view.checked)} rows.")
+            self._set_status("No problems." if done else f"No problems in the first {spaced(view.checked)} rows.")
         else:
             self.rows.cursor = found
 
@@ -361,7 +352,7 @@ class DataPane(Pane):
     def action_ask_row(self) -> None:
         """Ask for a row number."""
         if self.view is not None:
-            self.ask_bar.ask("row", "row", "", f"1 to {_spaced(self.view.count)}")
+            self.ask_bar.ask("row", "row", "", f"1 to {spaced(self.view.count)}")
 
     @on(AskBar.Submitted)
     def _answered(self, message: AskBar.Submitted) -> None:
@@ -386,7 +377,7 @@ class DataPane(Pane):
         if not digits:
             return
         if not digits.isdecimal() or self.view is None or not 1 <= int(digits) <= self.view.count:
-            last = _spaced(self.view.count) if self.view is not None else "0"
+            last = spaced(self.view.count) if self.view is not None else "0"
             self._set_status(f"✗ There is no row {text}; rows go from 1 to {last}.")
             return
         self.rows.cursor = int(digits) - 1
@@ -424,8 +415,8 @@ class DataPane(Pane):
     @on(SearchProgress)
     def _search_progress(self, message: SearchProgress) -> None:
         if message.view is self.view and self._is_searching:
-            total = _spaced(message.view.count)
-            self._set_status(f"searching for {self._term}: {_spaced(message.seen)} of {total} rows · esc stops")
+            total = spaced(message.view.count)
+            self._set_status(f"searching for {self._term}: {spaced(message.seen)} of {total} rows · esc stops")
 
     @on(SearchEnded)
     def _search_ended(self, message: SearchEnded) -> None:
@@ -437,15 +428,7 @@ class DataPane(Pane):
             return
         self.rows.cursor = message.match.index
         self._set_status(
-            f"{self._term}: row {_spaced(message.match.index + 1)}"
+            f"{self._term}: row {spaced(message.match.index + 1)}"
             + (", from the other end" if message.match.wrapped else "")
             + f" · {self.keys['data.next'].display} next  {self.keys['data.previous'].display} previous"
         )
-
-
-def _spaced(number: int) -> str:
-    return f"{number:,}".replace(",", " ")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{_spaced(number)} {noun}{'' if number == 1 else 's'}"

@@ -62,7 +62,7 @@ def spec(base: Path, adapter: Path | None, **more: Any) -> ModelSpec:
 def test_base_and_tuned_answer_differently_from_one_loaded_model(engine: ChatEngine) -> None:
     answers = {}
     for source in ("tuned", "base"):
-        request = ChatRequest(ASK, source, GenerationSettings(20))  # type: ignore[arg-type]
+        request = ChatRequest(ASK, source, GenerationSettings(20))
         *pieces, answer = engine.generate(request)
         assert "".join(piece["token"] for piece in pieces) == answer["text"]
         answers[answer["source"]] = answer["text"]

@@ -42,7 +42,7 @@ class Training:
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return float(loss)
+        return float(loss.detach())
 
     def save(self, where: Path, step: int) -> checkpoints.Checkpoint:
         return checkpoints.save_checkpoint(
@@ -117,7 +117,7 @@ def _remove(path: Path) -> None:
 
 
 def _cut(path: Path) -> None:
-    os.truncate(path, path.stat().st_size - 1)
+    os.truncate(path, path.stat().st_size - 2)
 
 
 def _empty(path: Path) -> None:

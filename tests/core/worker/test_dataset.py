@@ -125,6 +125,14 @@ def test_nothing_to_use_is_an_error_that_says_why(encoder: Encoder, tmp_path: Pa
         load_dataset(path, config(train={"max_length": 60}), encoder)
 
 
+def test_a_template_that_spoils_every_row_is_what_the_hint_is_about(encoder: Encoder, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", chat("x"))
+    broken = Encoder(encoder.tokenizer, [encoder.tokenizer.eos_token_id], "{% for message in %}")
+    with pytest.raises(UserError, match=r"\(1 x template_error\)\. a\.jsonl, line 1: .*\.$") as caught:
+        load_dataset(path, config(), broken)
+    assert caught.value.hint.endswith("template.file.")
+
+
 def test_a_limit_ends_the_reading(encoder: Encoder, tmp_path: Path) -> None:
     told: list[int] = []
     first = write(tmp_path / "a.jsonl", *(chat(f"question {number}") for number in range(3 * CHUNK_ROWS)))
