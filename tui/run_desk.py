@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from textual import on
+from textual import on, work
 from textual.app import App
 from textual.css.query import NoMatches
 
@@ -118,19 +118,26 @@ class RunDesk(App[str]):
             else Path(train if isinstance(train, str) else train[0]).stem
         )
         self.main.show_pane("train")
-        self.bridge.start(config, name)
+        self._start_with_free_memory(lambda: self.bridge.start(config, name))
 
     @on(messages.SampleRequested)
     def _start_sample(self) -> None:
         if not self._refuse_second_run():
             self.main.show_pane("train")
-            self.bridge.start_sample()
+            self._start_with_free_memory(self.bridge.start_sample)
 
     @on(messages.ContinueRequested)
     def _continue(self, message: messages.ContinueRequested) -> None:
         run = message.run or (self.state.view.run if self.state.view is not None else None)
         if run is not None and not self._refuse_second_run():
-            self.bridge.continue_run(run)
+            self._start_with_free_memory(lambda: self.bridge.continue_run(run))
+
+    @work(group="start")
+    async def _start_with_free_memory(self, start: Callable[[], None]) -> None:
+        """Start a worker once the chat engine has let go of the memory that the worker will need."""
+        if (pane := self.pane("chat")) is not None:
+            await pane.release()
+        start()
 
     def _refuse_second_run(self) -> bool:
         """Say so when a run is on: two do not fit on one device."""
@@ -226,6 +233,8 @@ class RunDesk(App[str]):
         for event in message.events:
             view.history.apply(event)
         view.state = message.state
+        if (chat := self.pane("chat")) is not None:
+            chat.note_step(view.state.step)
         if was_live != view.is_live:
             self._set_chat_target(view)
             if not view.is_live:

@@ -26,6 +26,8 @@ _DEFAULTS = {
     # Deterministic matrix products on CUDA need this before the first one.
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    # Progress is told by events; bars would fill the log.
+    "TQDM_DISABLE": "1",
 }
 #: Where other processes keep the cores busy, OpenMP's spinning makes every small matrix product wait for a scheduler
 #: tick; on a quiet machine sleeping instead costs 10 to 20 %.

@@ -247,3 +247,11 @@ def test_a_run_that_is_queued_has_no_numbers_yet(home: Path) -> None:
     assert "the worker is starting" in run_lines.phases(view, 0.0, 80, BRAILLE).plain
     lost = RunView(view.run, RunState(state="lost"), view.history)
     assert run_lines.banner(lost, KeyTable()).plain.startswith("? lost")
+
+
+def test_a_cpu_is_not_blamed_for_having_no_fan() -> None:
+    cpu = Device(
+        index=0, kind="cpu", name="CPU", utilization=70.0, clock=2600.0, memory_used=10**9, memory_total=10**10
+    )
+    second = device_lines(cpu, 106, BRAILLE)[1].plain
+    assert second.split() == ["util", "70", "%", "2", "600", "MHz"]

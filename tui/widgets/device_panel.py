@@ -75,7 +75,7 @@ def device_lines(device: Device, width: int, glyphs: GlyphSet, *, several: bool 
     second = [
         Content.assemble((label, "$muted"), value)
         for label, value in pieces
-        if not (device.kind == "cpu" and value.strip() == "–")
+        if not (device.kind == "cpu" and value.strip() in ("–", "– W"))
     ]
     if device.kind != "cpu" or device.throttle_reasons:
         reasons = ", ".join(one_line(reason, 40) for reason in device.throttle_reasons) or "nothing"
