@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from core.runs.store import Run
 
 
+#: Seconds between two updates of the step in the chat's title.
+CHAT_TITLE_SECONDS = 5.0
+
+
 class RunDesk(App[str]):
     """Holds the state; the handlers here are the only place where the run in it changes."""
 
@@ -35,6 +39,7 @@ class RunDesk(App[str]):
         """The present, in Unix seconds."""
         self.bridge = Bridge(self)
         self._leave_line: str | None = None
+        self._chat_told = 0.0
 
     @property
     def main(self) -> MainScreen:
@@ -233,8 +238,7 @@ class RunDesk(App[str]):
         for event in message.events:
             view.history.apply(event)
         view.state = message.state
-        if (chat := self.pane("chat")) is not None:
-            chat.note_step(view.state.step)
+        self._tell_chat(view)
         if was_live != view.is_live:
             self._set_chat_target(view)
             if not view.is_live:
@@ -251,6 +255,13 @@ class RunDesk(App[str]):
                 timeout=10,
                 markup=False,
             )
+
+    def _tell_chat(self, view: RunView) -> None:
+        """Tell the chat's title the step now and then: writing to a border repaints a whole pane."""
+        chat, now = self.pane("chat"), self.clock()
+        if chat is not None and abs(now - self._chat_told) >= CHAT_TITLE_SECONDS:
+            self._chat_told = now
+            chat.note_step(view.state.step)
 
     def _set_chat_target(self, view: RunView) -> None:
         if (pane := self.pane("chat")) is not None:

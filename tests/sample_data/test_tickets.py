@@ -143,6 +143,12 @@ def test_the_configuration_is_valid_and_names_the_sample() -> None:
     assert config.eval.max_rows >= len(EVAL)
 
 
+def test_the_data_is_found_when_the_configuration_is_named_relatively(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(sample_data.path("tickets.toml").parent.parent)
+    config = load_config(Path("sample_data/tickets.toml"))
+    assert config.data.train == str(sample_data.path("tickets_train.jsonl"))
+
+
 def test_every_file_is_there() -> None:
     assert all(sample_data.path(name).is_file() for name in sample_data.NAMES)
     assert {path.name for path in Path(sample_data.__file__).parent.glob("tickets*")} <= set(sample_data.NAMES)
