@@ -21,8 +21,3 @@ def make_optimizer(parameters: list[torch.nn.Parameter], train: TrainSection) ->
     if train.optimizer == "adamw_8bit":
         return bnb.optim.AdamW8bit(parameters, **options)
     return bnb.optim.PagedAdamW8bit(parameters, **options)
-
-
-def gradient_norm(parameters: list[torch.nn.Parameter]) -> torch.Tensor:
-    """The 2-norm over all gradients, a scalar."""
-    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

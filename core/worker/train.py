@@ -29,7 +29,8 @@ from core.worker.evaluate import Evaluator
 from core.worker.gradients import WindowGradients, make_accelerator
 from core.worker.loss import SupervisedLoss
 from core.worker.model import attach_adapters, evaluation_mode, load_model, trainable_parameters
-from core.worker.optim import gradient_norm, make_optimizer
+from core.worker.model_files import weights_fingerprint
+from core.worker.optim import make_optimizer
 from core.worker.recorder import Recorder
 from core.worker.schedule import lr_factor, warmup_steps
 from core.worker.starter import resolve_base
@@ -107,6 +108,7 @@ class FinetuneRecipe:
         config = self.config
         self.recorder.phase("loading_model", config.model.base)
         base = resolve_base(config.model.base, self.recorder.reporter("loading_model", self.controls.check_stop))
+        self.base_fingerprint = weights_fingerprint(base)
         self.loaded = load_model(
             base,
             method=config.method.name,
@@ -231,10 +233,12 @@ class FinetuneRecipe:
         result = self.windows.run(self.order.window(self.step), where=f"step {self.step + 1}")
         norm = self._clip()
         if math.isfinite(norm):
-            self.optimizer.step()
             self._nonfinite = 0
         else:
-            self._skip_update(result.loss, norm)
+            self._note_nonfinite(result.loss, norm)
+        if math.isfinite(norm) or self.accelerator.scaler is not None:
+            # In fp16 the scaler itself skips the update after an overflow, and must be asked so as to back off.
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         seconds = time.monotonic() - began
@@ -256,12 +260,13 @@ class FinetuneRecipe:
         self.recorder.update(step=self.step)
 
     def _clip(self) -> float:
-        limit = self.config.train.max_grad_norm
-        if limit > 0:
-            return float(self.accelerator.clip_grad_norm_(self.parameters, limit))
-        return float(gradient_norm(self.parameters))
+        limit = self.config.train.max_grad_norm or math.inf
+        return float(self.accelerator.clip_grad_norm_(self.parameters, limit))
 
-    def _skip_update(self, loss: float, norm: float) -> None:
+    def _note_nonfinite(self, loss: float, norm: float) -> None:
+        scaler = self.accelerator.scaler
+        if scaler is not None and math.isfinite(loss) and scaler.get_scale() > 1.0:
+            return  # an overflow of the scaled gradient, which a smaller scale will mend
         self._nonfinite += 1
         where = f"step {self.step + 1}"
         message = f"The gradient of {where} is not finite (loss {loss:g}, norm {norm:g}); the update is skipped."
@@ -331,6 +336,8 @@ class FinetuneRecipe:
         return {
             "config_sha256": config_hash(self.config),
             "data_sha256": self.data_fingerprint,
+            "base_sha256": self.base_fingerprint,
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
             "total_steps": self.total_steps,
             "token_budget": self.windows.token_budget,
             "gradient_checkpointing": self.windows.checkpointing,
@@ -348,11 +355,15 @@ class FinetuneRecipe:
             raise UserError(
                 f"{self.run.config_path} has changed since {found.path.name}.", "Put it back, or start a new run."
             )
-        if found.manifest["data_sha256"] != self.data_fingerprint:
-            raise UserError(
-                f"The training data has changed since {found.path.name}.", "Put it back, or start a new run."
-            )
+        for name, now, what in (
+            ("data_sha256", self.data_fingerprint, "The training data"),
+            ("base_sha256", self.base_fingerprint, f"The base model {self.config.model.base}"),
+        ):
+            if found.manifest[name] != now:
+                raise UserError(f"{what} has changed since {found.path.name}.", "Put it back, or start a new run.")
         checkpoints.restore(found, model=self.loaded.model, optimizer=self.optimizer)
+        if self.accelerator.scaler is not None and found.manifest["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(found.manifest["scaler"])
         self.step = self.last_checkpoint = found.step
         self.windows.token_budget = int(found.manifest["token_budget"])
         self.windows.set_checkpointing(bool(found.manifest["gradient_checkpointing"]))

@@ -25,7 +25,7 @@ def test_prompt_and_answer_split_at_the_last_turn() -> None:
     ("messages", "code", "part"),
     [
         ([], "no_messages", "no messages"),
-        (turns(("user", "a"), ("tool", "b")), "bad_role", "Message 2 has the role 'tool'"),
+        (turns(("user", "a"), ("critic", "b")), "bad_role", "Message 2 has the role 'critic'"),
         (turns(("user", "a")), "no_answer", "nothing to learn"),
         (turns(("system", "a")), "no_answer", "nothing to learn"),
         (turns(("assistant", "a")), "role_order", "Message 1 is assistant's where user's"),
