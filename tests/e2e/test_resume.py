@@ -171,6 +171,22 @@ def test_what_cannot_be_resumed_exactly_is_refused(stopped: tuple[Workers, Run])
         assert len(newest_first(run)) == 3
 
 
+def test_another_base_of_the_same_shape_is_refused(stopped: tuple[Workers, Run], tiny_model_dir: Path) -> None:
+    workers, original = stopped
+    run = workers.copy(original, "base")
+    weights = tiny_model_dir / "model.safetensors"
+    kept = weights.read_bytes()
+    raw = bytearray(kept)
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    try:
+        workers.resume(run)
+        last = failure(run)
+    finally:
+        weights.write_bytes(kept)
+    assert last.reason.startswith(f"The base model {tiny_model_dir} has changed since step-")
+
+
 def test_a_finished_run_cannot_be_continued(workers: Workers, reference: Run) -> None:
     with pytest.raises(UserError, match="finished"):
         workers.resume(reference)
