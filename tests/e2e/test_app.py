@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import signal
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -21,21 +23,30 @@ from .workers import PATIENCE, Workers
 #: Bytes of the hostile text that a terminal would act on.
 ACTED_ON = (b"\x1b]52", b"\xc2\x9b", b"\x9b2J", b"\x00", b"\x7f", b"\xc2\x85", "\u202e".encode(), "\u2066".encode())
 
+#: A run that goes on until it is stopped.
+ENDLESS: dict[str, Any] = {
+    "train": {"max_steps": 100_000},
+    "eval": {"every_steps": 1_000_000},
+    "checkpoint": {"every_steps": 1000},
+}
+
 
 @pytest.fixture
-def environment(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """What the app and this test need to know to share a home."""
+def environment(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """What the app and this test need to know to share a home; workers that the app has started are ended after."""
     monkeypatch.setenv("LOCALTUNE_HOME", str(workers.home))
-    return {
+    yield {
         "LOCALTUNE_HOME": str(workers.home),
         "XDG_CONFIG_HOME": str(workers.directory / "config"),
         "OMP_NUM_THREADS": "1",
     }
+    for run in list_runs():
+        launcher.terminate(run, force=True)
 
 
 def shown_step(terminal: Terminal) -> int:
     """The step in the header."""
-    found = re.search(r"(\d+)/\d+", terminal.text.splitlines()[0]) if terminal.text else None
+    found = re.search(r"(?:training|paused) (\d+)/", terminal.text)
     return int(found[1]) if found else 0
 
 
@@ -48,7 +59,7 @@ def test_started_in_the_app_a_run_outlives_it_and_is_stopped_from_the_next(
     workers: Workers, environment: dict[str, str]
 ) -> None:
     config = workers.directory / "mine.toml"
-    config.write_text(dump_config(workers.config(train={"max_steps": 100_000}, eval={"every_steps": 1_000_000})))
+    config.write_text(dump_config(workers.config(**ENDLESS)))
     size = (120, 34)
 
     with Terminal.app(str(config), environment=environment, size=size) as terminal:
@@ -58,7 +69,6 @@ def test_started_in_the_app_a_run_outlives_it_and_is_stopped_from_the_next(
         terminal.press("r")
         terminal.wait_for(lambda: shown_step(terminal) >= 3, PATIENCE)
         (run,) = list_runs()
-        workers.runs.append(run)
         terminal.signal(signal.SIGKILL)
         terminal.wait_for_end()
     at_kill = recorded_step(run)
@@ -81,7 +91,7 @@ def test_started_in_the_app_a_run_outlives_it_and_is_stopped_from_the_next(
         terminal.press("p")
         wait_for(lambda: run.state().state == "training", PATIENCE, "the run to go on")
         terminal.press("q")
-        terminal.wait_for_text("Leave it running")
+        terminal.wait_for_text("leave it running")
         terminal.press("s")
         assert terminal.wait_for_end(PATIENCE) == 0
         assert f"localtune-tui continue {run.id}".encode() in terminal.output
@@ -90,7 +100,7 @@ def test_started_in_the_app_a_run_outlives_it_and_is_stopped_from_the_next(
 
 
 def test_a_question_is_answered_by_the_model_in_training(workers: Workers, environment: dict[str, str]) -> None:
-    run = workers.start("asked", train={"max_steps": 100_000}, eval={"every_steps": 1_000_000})
+    run = workers.start("asked", **ENDLESS)
     wait_for(lambda: recorded_step(run) >= 2, PATIENCE, "training")
     with Terminal.app(environment=environment, size=(120, 34)) as terminal:
         terminal.wait_for_text(f"Attached to {run.id}")

@@ -9,8 +9,9 @@ from core.errors import UserError
 from core.worker.template import Encoder, TokenizedRow, read_template
 
 LLAMA3 = (
-    "{{ bos_token }}{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n\n' + message['content'] | trim"
-    " + '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n\n' }}{% endif %}"
+    "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] + '\n\n' + m['content'] | trim }}<|im_end|>"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n\n' }}{% endif %}"
 )
 DROPS_REASONING = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
