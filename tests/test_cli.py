@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -195,3 +196,33 @@ def test_the_app_opens_what_was_asked_for(tmp_path: Path, monkeypatch: pytest.Mo
     config.write_text("")
     assert [main(words) for words in ([], [str(config)], ["--run", "latest"], ["--demo"])] == [0, 0, 0, 0]
     assert opened == [(None, None, False), (config, None, False), (None, "latest", False), (None, None, True)]
+
+
+@pytest.mark.parametrize("words", [["runs", "--json"], ["runs"], ["train", "missing.toml"], []])
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams(words: list[str], closed: str) -> None:
+    command = shlex.join([sys.executable, "-m", "tui", *words])
+    result = subprocess.run(
+        ["/bin/sh", "-c", f"{command} {closed}"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == (0 if words[:1] == ["runs"] else 1 if words else 2)
+    assert "Traceback" not in result.stderr
+    assert "mistake" not in result.stderr
+
+
+def test_a_full_disk_behind_standard_output() -> None:
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "tui", "runs", "--json"],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert result.returncode == 1
+    assert result.stderr == (
+        "localtune-tui: The output cannot be written: No space left on device. Make room, or send it elsewhere.\n"
+    )

@@ -144,6 +144,8 @@ class LocaltuneApp(RunDesk):
         self.state.document = message.document
         if message.option in ("", "data.train"):
             self._show_data(message.document)
+        else:
+            self._configure_data(message.document)
         self.show_header()
 
     @on(messages.ConfigSaved)
@@ -151,13 +153,19 @@ class LocaltuneApp(RunDesk):
         self.state.document, self.state.saved_text = message.document, message.document.dumps()
         self.show_header()
 
+    def _configure_data(self, document: Any) -> None:
+        """Let the data pane know the model, the template and what is learned."""
+        if (pane := self.pane("data")) is not None:
+            pane.configure(document)
+
     def _show_data(self, document: Any) -> None:
         """Let the data pane show what the configuration trains on."""
+        self._configure_data(document)
         train = document.get("data.train")
         first = train[0] if isinstance(train, list) and train else train
         if isinstance(first, str) and first and (pane := self.pane("data")) is not None:
             base = document.path.parent if document.path is not None else Path.cwd()
-            pane.show(base / Path(first).expanduser())
+            pane.show(base / os.path.expanduser(first))
 
     @on(messages.DatasetChosen)
     def _dataset_chosen(self, message: messages.DatasetChosen) -> None:
@@ -165,6 +173,7 @@ class LocaltuneApp(RunDesk):
         if document is None:
             return
         document.set(f"data.{message.use}", str(message.path))
+        self._configure_data(document)
         if (pane := self.pane("config")) is not None:
             pane.load(document)
         verb = "trained on" if message.use == "train" else "held out of training"

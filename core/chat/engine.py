@@ -48,7 +48,7 @@ class ModelSpec:
     precision: str = "auto"
     device: str = "auto"
     template: str | None = None
-    """A Jinja chat template that replaces the model's own."""
+    """A chat template that replaces the model's own: a Jinja file, or the name of one of ours."""
     source_name: str = "adapter"
     """What answers of the adapter are called."""
 

@@ -247,9 +247,9 @@ def _ended_session(run: Run) -> ChatSession:
 
 
 def _find_template(run: Run, config: Config) -> str | None:
-    """The template of the training: as it was saved with the adapter, else the file of the configuration."""
+    """The template of the training: as it was saved with the adapter, else the file or the name in the configuration."""
     saved = run.adapter_path / "chat_template.jinja"
-    return str(saved) if saved.is_file() else config.template.file
+    return str(saved) if saved.is_file() else config.template.file or config.template.name
 
 
 def _find_adapter(run: Run) -> tuple[Path, str]:

@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "checkpoint": ("control", "make a run save a checkpoint now"),
     "stop": ("control", "stop a run after a checkpoint"),
     "continue": ("continue_", "go on with an ended run from its last checkpoint"),
+    "data": ("data", "what a dataset is, what is wrong with it, and what would be learned of it"),
     "chat": ("chat", "talk to a run's model, or to any model"),
     "doctor": ("doctor", "what this machine can do, and what would go wrong on it"),
 }

@@ -6,18 +6,23 @@ import argparse
 import io
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError
+from core.text import one_line, sanitize
 
 if TYPE_CHECKING:
     from core.runs.state import RunState
     from core.runs.store import Run
 
 PROGRAM = "localtune-tui"
+
+#: What JSON leaves as it is and a terminal does not: DEL, C1, bidirectional controls, separators, lone surrogates.
+_ACTED_ON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 #: Takes the line away that the cursor is on.
 CLEAR_LINE = "\r\x1b[K"
@@ -30,16 +35,48 @@ EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
 
+class OutputError(Exception):
+    """Standard output takes nothing more, because its disk is full for instance."""
+
+
+def put(text: str) -> None:
+    """Write to standard output, as it is.
+
+    Raises:
+        OutputError: If it takes nothing more.
+    """
+    try:
+        sys.stdout.write(text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(error.strerror) from error
+
+
+def flush() -> None:
+    """Pass on what has been written to standard output.
+
+    Raises:
+        OutputError: If it takes nothing more.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(error.strerror) from error
+
+
 def say(text: str) -> None:
-    """Print a line of the result on standard output."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    """Print a line of the result on standard output, safe for the terminal."""
+    put(sanitize(text) + "\n")
+    flush()
 
 
 def note(text: str) -> None:
-    """Print a line about the progress on standard error."""
-    sys.stdout.flush()
-    sys.stderr.write(text + "\n")
+    """Print a line about the progress on standard error, safe for the terminal."""
+    flush()
+    sys.stderr.write(sanitize(text) + "\n")
     sys.stderr.flush()
 
 
@@ -47,13 +84,16 @@ def emit(value: Any) -> None:
     """Print a result as one line of JSON on standard output, without the numbers that JSON lacks (``"NaN"``)."""
     from core.runs.events import as_json
 
-    say(json.dumps(as_json(value), ensure_ascii=False, allow_nan=False))
+    say(escape_json(json.dumps(as_json(value), ensure_ascii=False, allow_nan=False)))
+
+
+def escape_json(text: str) -> str:
+    """JSON that says the same, and holds no character that a terminal acts on."""
+    return _ACTED_ON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def report_error(error: UserError) -> None:
     """Print an error as one line on standard error, safe for the terminal."""
-    from core.text import one_line
-
     note(f"{PROGRAM}: {one_line(str(error))}")
 
 
@@ -66,6 +106,7 @@ def invoke(action: Callable[[], int]) -> int:
     Returns:
         The exit code: the command's own, 1 after an error, 130 after Ctrl-C, 141 when nobody reads the output any more.
     """
+    _open_missing_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A locale without UTF-8 must not end a command over a dash or somebody's data.
@@ -82,6 +123,11 @@ def invoke(action: Callable[[], int]) -> int:
         # What is still buffered would raise again when the interpreter closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
+    except OutputError as error:
+        # What is still buffered would raise again, now and when the interpreter closes standard output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        report_error(UserError(f"The output cannot be written: {error}.", "Make room, or send it elsewhere."))
+        return EXIT_ERROR
     except Exception as error:
         if os.environ.get("LOCALTUNE_DEBUG"):
             traceback.print_exc()
@@ -93,6 +139,13 @@ def invoke(action: Callable[[], int]) -> int:
             )
         )
         return EXIT_ERROR
+
+
+def _open_missing_streams() -> None:
+    """Put the null device where the caller has closed a standard stream, so that no file of ours gets its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - open until the end
 
 
 def exit_code(state: str) -> int:

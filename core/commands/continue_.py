@@ -16,13 +16,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Go on; the exit code is that of the run: 0 finished, 3 stopped, 4 failed."""
+    from core.commands.follow import Interrupts
     from core.commands.train import follow_to_end, report_detached
     from core.runs.launcher import continue_run
     from core.runs.store import find_run
 
     target = find_run(args.run)
-    continue_run(target)
-    if args.detach:
-        report_detached(target, as_json=args.json)
-        return 0
-    return follow_to_end(target, as_json=args.json, skip_past=True)
+    with Interrupts() as interrupts:
+        continue_run(target)
+        if args.detach:
+            report_detached(target, as_json=args.json)
+            return 0
+        return follow_to_end(target, interrupts, as_json=args.json, skip_past=True)

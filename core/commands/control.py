@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     if command == "checkpoint":
         say(f"checkpoint: {target.path / result['checkpoint']}")
     elif command == "stop" and state.state != "finished":
-        say(f"go on with it: {PROGRAM} continue {target.id}")
+        say(f"go on with it: {PROGRAM} continue {target.id}" if state.step else "it had not begun; start it again")
     return 0
 
 
@@ -92,7 +92,7 @@ def _send(target: Run, command: str, timeout: float) -> None:
         if command != "stop" or target.state().is_over:
             raise
         note(f"{PROGRAM}: {error.message} It gets a signal instead.")
-        launcher.terminate(target)
+        launcher.terminate_when_begun(target, timeout)
 
 
 def _wait(target: Run, command: str, timeout: float) -> RunState:

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train on the sample, or join the sample run that is on; the exit code is that of the run."""
     import sample_data
-    from core.commands.follow import follow, leave
+    from core.commands.follow import Interrupts, follow, leave
     from core.commands.progress import Progress
     from core.commands.train import check_data, start
     from core.config.document import load_config
@@ -43,9 +43,10 @@ def run(args: argparse.Namespace) -> int:
         followed = follow(live, Progress(), stop_on_interrupt=True)
         return leave(live) if followed is None else _report(followed, as_json=args.json)
     check_data(config)
-    started = start(config, "tickets")
-    note(f"run {started.id}: the starter model learns to turn support tickets into JSON")
-    followed = follow(started, Progress(), stop_on_interrupt=True)
+    with Interrupts() as interrupts:
+        started = start(config, "tickets")
+        note(f"run {started.id}: the starter model learns to turn support tickets into JSON")
+        followed = follow(started, Progress(), stop_on_interrupt=True, interrupts=interrupts)
     return leave(started) if followed is None else _report(followed, as_json=args.json)
 
 

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Protocol
@@ -23,6 +24,8 @@ from core.runs.tail import EventTail
 POLL_SECONDS = 0.2
 #: Seconds that the last events may come after the end state.
 GRACE_SECONDS = 2.0
+#: Seconds that a worker may take from its start until it can be told to stop.
+START_SECONDS = 60.0
 
 
 class View(Protocol):
@@ -60,14 +63,14 @@ class Followed:
         return self.history.log_since(before)
 
 
-class _Interrupts:
+class Interrupts:
     """Counts Ctrl-C instead of raising, so that it never cuts a read or a line in two."""
 
     def __init__(self) -> None:
         self.count = 0
         self._previous: Any = None
 
-    def __enter__(self) -> _Interrupts:
+    def __enter__(self) -> Interrupts:
         self._previous = signal.signal(signal.SIGINT, self._count)
         return self
 
@@ -78,7 +81,14 @@ class _Interrupts:
         self.count += 1
 
 
-def follow(run: Run, view: View, *, stop_on_interrupt: bool, skip_past: bool = False) -> Followed | None:
+def follow(
+    run: Run,
+    view: View,
+    *,
+    stop_on_interrupt: bool,
+    skip_past: bool = False,
+    interrupts: Interrupts | None = None,
+) -> Followed | None:
     """Follow a run until it is over.
 
     Args:
@@ -87,6 +97,7 @@ def follow(run: Run, view: View, *, stop_on_interrupt: bool, skip_past: bool = F
         skip_past: Whether what has happened already is taken in, but not shown.
         stop_on_interrupt: Whether the first Ctrl-C asks the run to stop after a checkpoint, and only the second
             leaves; otherwise the first one leaves.
+        interrupts: Counts Ctrl-C already, where the run was started just now.
 
     Returns:
         The run at its end; None when the user left it running.
@@ -99,20 +110,23 @@ def follow(run: Run, view: View, *, stop_on_interrupt: bool, skip_past: bool = F
         for event in tail.read_all():
             followed.apply(event)
     try:
-        with _Interrupts() as interrupts:
+        with nullcontext(interrupts) if interrupts is not None else Interrupts() as counted:
             while True:
                 launcher.reap()
                 # The state first: what was written before the end is then read before it is believed.
                 followed.state = run.state()
-                for event in tail.read_all():
-                    view.event(event, followed.apply(event), followed)
+                for batch in tail.batches():
+                    for event in batch:
+                        view.event(event, followed.apply(event), followed)
+                    if counted.count > handled:
+                        break
                 view.tick(followed)
                 if followed.state.is_over:
                     over_since = over_since or time.monotonic()
                     complete = followed.history.end is not None or followed.state.state == "lost"
                     if complete or time.monotonic() - over_since > GRACE_SECONDS:
                         return followed
-                if interrupts.count > handled:
+                if counted.count > handled:
                     handled += 1
                     if handled > 1 or not stop_on_interrupt:
                         return None
@@ -133,7 +147,7 @@ def _request_stop(run: Run, report: Callable[[str], None]) -> None:
         except UserError:
             # It listens only once it has started; the signal means the same.
             try:
-                launcher.terminate(run)
+                launcher.terminate_when_begun(run, START_SECONDS)
             except UserError as error:
                 report(str(error))
 

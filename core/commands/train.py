@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.commands.common import PROGRAM, add_json_flag, emit, note, say
 
 if TYPE_CHECKING:
+    from core.commands.follow import Interrupts
     from core.config.schema import Config
     from core.runs.store import Run
 
@@ -30,16 +32,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; the exit code is that of the run: 0 finished, 3 stopped, 4 failed."""
+    from core.commands.follow import Interrupts
     from core.config.document import load_config
 
     path = Path(args.config)
     config = load_config(path, args.set)
     check_data(config)
-    started = start(config, args.name or path.stem)
-    if args.detach:
-        report_detached(started, as_json=args.json)
-        return 0
-    return follow_to_end(started, as_json=args.json)
+    # Held from here on: a Ctrl-C between the start and the first look would leave a run that nobody knows of.
+    with Interrupts() as interrupts:
+        started = start(config, args.name or path.stem)
+        if args.detach:
+            report_detached(started, as_json=args.json)
+            return 0
+        return follow_to_end(started, interrupts, as_json=args.json)
 
 
 def check_data(config: Config) -> None:
@@ -48,13 +53,14 @@ def check_data(config: Config) -> None:
     Raises:
         UserError: For the first file that cannot be used.
     """
-    from core.data.formats import SAMPLE, choose
-    from core.data.reader import open_rows
+    from core.data.formats import SAMPLE, refuse_untrainable
+    from core.data.registry import resolve_sources, training_sources
 
-    for value in (config.data.train, config.data.eval):
-        for name in [value] if isinstance(value, str) else value or []:
-            with open_rows(Path(name)) as file:
-                choose(file.rows(0, SAMPLE), config.data.format, source=name)
+    data = config.data
+    groups = [sources for sources, _ in training_sources(data)]
+    for source in itertools.chain.from_iterable([*groups, *resolve_sources(data.eval, data.format, data.columns)]):
+        with source.open() as file:
+            refuse_untrainable(source.detect(file.rows(0, SAMPLE)), source.name)
 
 
 def start(config: Config, name: str) -> Run:
@@ -77,11 +83,12 @@ def report_detached(started: Run, *, as_json: bool) -> None:
     note(f"Follow it with: {PROGRAM} watch {started.id}   (or {PROGRAM} --run {started.id})")
 
 
-def follow_to_end(started: Run, *, as_json: bool, skip_past: bool = False) -> int:
+def follow_to_end(started: Run, interrupts: Interrupts, *, as_json: bool, skip_past: bool = False) -> int:
     """Show the progress of a run until it is over, then its summary.
 
     Args:
         started: The run.
+        interrupts: Has counted Ctrl-C since before it was started.
         as_json: Whether the summary is printed as JSON.
         skip_past: Whether only what is still to come is shown.
 
@@ -93,5 +100,5 @@ def follow_to_end(started: Run, *, as_json: bool, skip_past: bool = False) -> in
     from core.commands.summary import report
 
     note(f"run {started.id}")
-    followed = follow(started, Progress(), stop_on_interrupt=True, skip_past=skip_past)
+    followed = follow(started, Progress(), stop_on_interrupt=True, skip_past=skip_past, interrupts=interrupts)
     return leave(started) if followed is None else report(followed, as_json=as_json)

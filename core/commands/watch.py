@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from typing import TYPE_CHECKING
 
-from core.commands.common import add_json_flag, add_run_argument, describe_state, exit_code, note, say
+from core.commands.common import (
+    add_json_flag,
+    add_run_argument,
+    describe_state,
+    escape_json,
+    exit_code,
+    flush,
+    note,
+    put,
+    say,
+)
 
 if TYPE_CHECKING:
     from core.commands.follow import Followed, View
@@ -49,11 +58,11 @@ class JsonLines:
         """Print the event."""
         from core.runs.events import encode_event
 
-        sys.stdout.write(encode_event(event))
+        put(escape_json(encode_event(event)))
 
     def tick(self, followed: Followed) -> None:  # noqa: ARG002
         """Pass on what has been printed."""
-        sys.stdout.flush()
+        flush()
 
     def message(self, text: str) -> None:
         """Print a line of the command itself, apart from the events."""

@@ -114,7 +114,7 @@ class ConfigDocument:
             return
         if table is None:
             self._toml[section] = tomlkit.table()
-        self._toml[section][key] = value
+        self._toml[section][key] = _as_item(value)
 
     def apply(self, assignments: Iterable[str]) -> None:
         """Apply ``section.key=value`` assignments as ``--set`` takes them.
@@ -164,7 +164,7 @@ class ConfigDocument:
             stripped = line.strip()
             if stripped.startswith("["):
                 current = stripped.strip("[] \t").partition("#")[0].strip("] \t")
-                if not key and current == section:
+                if current == (section if not key else name):
                     return number
             elif key:
                 written = stripped.partition("=")[0].replace(" ", "").replace('"', "").replace("'", "")
@@ -176,7 +176,8 @@ class ConfigDocument:
         base = self.path.parent.absolute() if self.path else Path.cwd()
 
         def absolute(value: str) -> str:
-            return os.path.normpath(base / Path(value).expanduser())
+            # Other than Path.expanduser, this leaves the home of a user who does not exist as it is.
+            return os.path.normpath(base / os.path.expanduser(value))
 
         def every(value: str | list[str] | None) -> str | list[str] | None:
             if value is None:
@@ -214,9 +215,18 @@ def dump_config(config: Config) -> str:
     for section, values in config.model_dump(exclude_none=True).items():
         table = tomlkit.table()
         for key, value in values.items():
-            table[key] = value
+            table[key] = _as_item(value)
         document[section] = table
     return tomlkit.dumps(document)
+
+
+def _as_item(value: Any) -> Any:
+    """A table on one line, so that it stays where its key stands; other values as they are."""
+    if not isinstance(value, Mapping):
+        return value
+    inline = tomlkit.inline_table()
+    inline.update(value)
+    return inline
 
 
 def parse_value(option: Option, raw: str) -> Any:
@@ -247,16 +257,25 @@ def parse_value(option: Option, raw: str) -> Any:
     except (KeyError, ValueError) as error:
         wanted = {"boolean": "true or false", "integer": "a whole number", "number": "a number"}[option.type]
         raise UserError(f"{option.name} must be {wanted}, not '{text}'.", option.help) from error
+    if option.type == "table":
+        return _parse_toml(option, text if text.startswith("{") else f"{{{text}}}", 'table. Write it as {a = "b"}')
+    if option.type == "numbers":
+        return _parse_toml(option, text if text.startswith("[") else f"[{text}]", "list. Write it as [1, 0.5]")
     if option.type in ("paths", "list"):
         if text.startswith("["):
-            try:
-                return tomlkit.parse(f"x = {text}").unwrap()["x"]
-            except tomlkit.exceptions.TOMLKitError as error:
-                raise UserError(f"{option.name}: {text} is not a TOML list.", 'Write it as ["a", "b"].') from error
+            return _parse_toml(option, text, 'list. Write it as ["a", "b"]')
         if text in option.choices or "," not in text:
             return [text] if option.choices and text not in option.choices else text
         return [part.strip() for part in text.split(",")]
     return text
+
+
+def _parse_toml(option: Option, text: str, wanted: str) -> Any:
+    noun, _, how = wanted.partition(". ")
+    try:
+        return tomlkit.parse(f"x = {text}").unwrap()["x"]
+    except tomlkit.exceptions.TOMLKitError as error:
+        raise UserError(f"{option.name}: {text} is not a TOML {noun}.", f"{how}.") from error
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
@@ -319,6 +338,10 @@ def describe_type(option: Option) -> str:
         return (
             "a text or a list of texts" if not option.choices else f"{' or '.join(option.choices)}, or a list of names"
         )
+    if option.type == "table":
+        return f"a table of texts with keys from {', '.join(option.choices)}"
+    if option.type == "numbers":
+        return "a list of numbers above 0"
     if option.type == "text":
         return "a text"
     noun = "a whole number" if option.type == "integer" else "a number"

@@ -15,8 +15,14 @@ from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.fields import FieldInfo
 
+from core.data.mapping import ColumnRole
+
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Paths = Text | list[Text]
+Weight = Annotated[float, Field(gt=0, le=1000)]
+
+#: The most steps and rows that can be asked for; beyond 64 bits a number means nothing to anyone who reads the run.
+_MOST = 1_000_000_000
 
 
 def _option(default: Any, help: str, *, unit: str = "", basic: bool = False, **constraints: Any) -> Any:  # noqa: A002
@@ -43,12 +49,32 @@ class ModelSection(Section):
 class DataSection(Section):
     """What is learned, and what is held out."""
 
-    train: Paths = _option(..., "Training rows: a file, or a list of files.", basic=True)
-    eval: Paths | None = _option(
-        None, "Rows kept out of training, to measure on: a file, or a list of files.", basic=True
+    train: Paths = _option(
+        ..., "Training rows: a file, a directory of files, an entry like dataset_info.json#name, or a list.", basic=True
     )
-    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text"] = _option(
+    eval: Paths | None = _option(
+        None, "Rows kept out of training, to measure on: a file, a directory, an entry, or a list.", basic=True
+    )
+    eval_share: float = _option(
+        0.0, "Share of the training rows to hold out and measure on; equal rows stay together.", ge=0, le=0.5
+    )
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text", "tokens"] = _option(
         "auto", "How a row is read; auto decides from the columns and says why."
+    )
+    columns: dict[ColumnRole, Text] | None = _option(
+        None, 'Columns by hand, as {user = "question", assistant = "answer"}; absent: by the format.'
+    )
+    weights: list[Weight] | None = _option(
+        None, "How often the rows of each entry of data.train are used in an epoch: 0.5 is half of them, 2 is twice."
+    )
+    supervise: Literal["assistant", "last", "all"] = _option(
+        "assistant",
+        "What is learned of a conversation: the assistant's turns, its last one, or the whole text; "
+        "a message's train flag says for itself.",
+    )
+    special_tokens: Literal["drop", "keep"] = _option(
+        "drop",
+        "Rows whose messages write special tokens such as <|im_end|>: drop them, or keep them and let them act so.",
     )
     overlong: Literal["drop", "truncate", "refuse"] = _option(
         "drop", "What happens to rows longer than train.max_length; the count is always reported."
@@ -58,6 +84,9 @@ class DataSection(Section):
 class TemplateSection(Section):
     """How a conversation becomes text."""
 
+    name: Literal["chatml", "qwen", "llama3", "mistral", "gemma", "phi3", "zephyr", "alpaca", "vicuna"] | None = (
+        _option(None, "A chat template by name, for a model that has none; alpaca and vicuna suit every tokenizer.")
+    )
     file: Text | None = _option(None, "A Jinja chat template that replaces the model's own.")
 
 
@@ -81,10 +110,16 @@ class TrainSection(Section):
     """The optimization."""
 
     epochs: float = _option(1.0, "Passes over the training rows.", gt=0, le=1000, basic=True)
-    max_steps: int | None = _option(None, "Stop after so many optimizer steps, whatever epochs says.", ge=1, basic=True)
+    max_steps: int | None = _option(
+        None, "Stop after so many optimizer steps, whatever epochs says.", ge=1, le=_MOST, basic=True
+    )
     batch_size: int = _option(8, "Rows in one optimizer step.", unit="rows", ge=1, le=65536, basic=True)
     micro_batch_size: int | None = _option(
-        None, "Rows at once on the device; absent: chosen, and cut smaller when memory runs out.", unit="rows", ge=1
+        None,
+        "Rows at once on the device; absent: chosen, and cut smaller when memory runs out.",
+        unit="rows",
+        ge=1,
+        le=65536,
     )
     max_length: int = _option(2048, "Longest row.", unit="tokens", ge=8, le=1_048_576, basic=True)
     learning_rate: float = _option(2e-4, "Peak learning rate.", gt=0, le=1, basic=True)
@@ -113,20 +148,25 @@ class EvalSection(Section):
     """Measuring on held-out rows."""
 
     every_steps: int | None = _option(
-        None, "Evaluate every so many steps; absent: at the end only.", unit="steps", ge=1, basic=True
+        None, "Evaluate every so many steps; absent: at the end only.", unit="steps", ge=1, le=_MOST, basic=True
     )
     baseline: bool = _option(False, "Measure the untouched model too, before the first step.")
     exact_match: bool = _option(
         False, "Let the model answer the held-out prompts and count the answers that match; slower than the loss alone."
     )
-    max_rows: int = _option(200, "Rows of data.eval measured each time.", unit="rows", ge=1)
+    max_rows: int = _option(200, "Rows of data.eval measured each time.", unit="rows", ge=1, le=_MOST)
 
 
 class CheckpointSection(Section):
     """Saving, so that a run can go on after anything."""
 
     every_steps: int | None = _option(
-        None, "Save every so many steps; absent: ten times in a run, and at the end.", unit="steps", ge=1, basic=True
+        None,
+        "Save every so many steps; absent: ten times in a run, and at the end.",
+        unit="steps",
+        ge=1,
+        le=_MOST,
+        basic=True,
     )
     keep: int = _option(3, "Newest checkpoints kept.", ge=1, le=1000)
 
@@ -167,7 +207,7 @@ class Option:
 
     section: str
     key: str
-    type: Literal["text", "paths", "integer", "number", "boolean", "choice", "list"]
+    type: Literal["text", "paths", "integer", "number", "boolean", "choice", "list", "numbers", "table"]
     help: str
     unit: str
     basic: bool
@@ -193,27 +233,35 @@ def sections() -> dict[str, type[Section]]:
     return found
 
 
-def _kind(annotation: Any) -> tuple[Any, bool, tuple[str, ...], bool]:
-    """Unfold an annotation into (scalar type, may be None, choices, may be a list)."""
-    optional, choices, many, scalar = False, (), False, None
+def _kind(annotation: Any) -> tuple[Any, bool, tuple[str, ...], str]:
+    """Unfold an annotation into (scalar type, may be None, choices or keys, list, numbers, table or nothing)."""
+    optional, choices, many, scalar = False, (), "", None
     arms = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     for arm in arms:
         if arm is type(None):
             optional = True
         elif get_origin(arm) is Literal:
             choices = get_args(arm)
+        elif get_origin(arm) is dict:
+            many, choices = "table", get_args(get_args(arm)[0])
         elif get_origin(arm) is list:
-            many = True
+            many = "numbers" if _scalar(get_args(arm)[0]) is float else "list"
         else:
-            scalar = get_args(arm)[0] if get_origin(arm) is Annotated else arm
+            scalar = _scalar(arm)
     return scalar, optional, choices, many
+
+
+def _scalar(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def _describe(section: str, key: str, field: FieldInfo) -> Option:
     scalar, optional, choices, many = _kind(field.annotation)
     kind: Any = "text"
-    if many:
+    if many == "list":
         kind = "list" if choices else "paths"
+    elif many:
+        kind = many
     elif choices:
         kind = "choice"
     elif scalar is bool:

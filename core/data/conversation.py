@@ -1,17 +1,23 @@
-"""What a row means to training: a conversation, or plain text."""
+"""What a row means to training: a conversation, plain text, or one of the shapes that other methods learn from."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from core.text import one_line
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
+
+#: The label of a token that is not learned, as pre-tokenized datasets write it.
+IGNORED_LABEL = -100
 
 #: Half of a UTF-16 pair; JSON can spell one, no tokenizer can encode it.
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_LARGEST_ID = 2**31 - 1
 
 
 class RowError(Exception):
@@ -20,7 +26,7 @@ class RowError(Exception):
     Args:
         code: The kind of problem, one word for counting: ``not_json``, ``not_an_object``, ``not_utf8``, ``bad_csv``,
             ``too_long``, ``wrong_keys``, ``no_messages``, ``bad_role``, ``role_order``, ``bad_content``,
-            ``empty_answer``, ``no_answer``.
+            ``bad_tool_call``, ``empty_answer``, ``no_answer``, ``bad_label``, ``bad_tokens``.
         message: One sentence for people. It may quote the row: sanitize it before a terminal sees it.
     """
 
@@ -35,55 +41,93 @@ class Message:
     """One turn.
 
     Args:
-        role: ``system``, ``user`` or ``assistant``.
+        role: ``system``, ``user``, ``assistant`` or ``tool``.
         content: The text, as the dataset has it.
+        train: Whether the row says that an assistant's turn is learned or not; None where it says nothing.
+        reasoning: What the assistant thought before it answered, where the dataset keeps that apart.
+        tool_calls: Calls of tools, each ``{"type": "function", "id": ..., "function": {"name", "arguments"}}`` with the
+            arguments as an object; ``id`` only where the dataset has one.
+        name: The tool that answers, or the speaker.
+        tool_call_id: The call that a ``tool`` message answers.
     """
 
     role: str
     content: str
+    train: bool | None = None
+    reasoning: str = ""
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    name: str = ""
+    tool_call_id: str = ""
+
+    def fields(self) -> dict[str, Any]:
+        """The turn as chat templates expect it: ``role``, ``content``, and what else it has."""
+        values: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.reasoning:
+            values["reasoning_content"] = self.reasoning
+        if self.tool_calls:
+            values["tool_calls"] = [dict(call) for call in self.tool_calls]
+        if self.name:
+            values["name"] = self.name
+        if self.tool_call_id:
+            values["tool_call_id"] = self.tool_call_id
+        return values
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row, ready for the template: either ``messages`` or ``text``, the other is empty."""
+    """One row, ready for the template: either ``messages``, ``text`` or ``ids``.
+
+    Args:
+        messages: The conversation; of a preference pair, what both answers follow.
+        text: Plain text.
+        tools: Tools that the conversation may call, as JSON schemas.
+        chosen: The better answer of a preference pair.
+        rejected: The worse one.
+        label: Whether the answer was good (KTO); None for other rows.
+        ids: A row that is tokens already.
+        labels: The same tokens where they are learned, :data:`IGNORED_LABEL` where not.
+    """
 
     messages: tuple[Message, ...] = ()
     text: str = ""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    chosen: tuple[Message, ...] = ()
+    rejected: tuple[Message, ...] = ()
+    label: bool | None = None
+    ids: array[int] | None = None
+    labels: array[int] | None = None
+
+    @property
+    def is_preference(self) -> bool:
+        """Whether the row compares two answers."""
+        return bool(self.chosen)
 
     @property
     def prompt(self) -> tuple[Message, ...]:
         """The turns before the last answer."""
-        return self.messages[:-1]
+        return self.messages if self.is_preference else self.messages[:-1]
 
     @property
     def answer(self) -> str:
-        """The last answer; empty for plain text."""
-        return self.messages[-1].content if self.messages else ""
+        """The last answer, of a preference pair the better one; empty for plain text and tokens."""
+        turns = self.chosen or self.messages
+        return turns[-1].content if turns else ""
 
 
-def make_conversation(messages: Iterable[Message]) -> Example:
+def make_conversation(messages: Iterable[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Example:
     """Check the turns and make an example of them.
 
-    A conversation is: perhaps one system message, then user and assistant in turn, an assistant's last.
+    A conversation is: perhaps one system message, then user and assistant in turn, an assistant's last. Where the
+    assistant calls tools, their answers and then the assistant follow.
 
     Raises:
         RowError: ``no_messages``, ``bad_role``, ``role_order``, ``no_answer``, ``empty_answer`` or ``bad_content``.
     """
     turns = tuple(messages)
-    if not turns:
-        raise RowError("no_messages", "The row has no messages.")
-    for number, turn in enumerate(turns, 1):
-        if turn.role not in ROLES:
-            raise RowError(
-                "bad_role",
-                f"Message {number} has the role '{one_line(turn.role, 40)}'; the roles read are {', '.join(ROLES)}.",
-            )
-        check_text(turn.content, f"Message {number}")
+    _check_turns(turns)
     _check_order(turns)
-    for number, turn in enumerate(turns, 1):
-        if turn.role == "assistant" and not turn.content.strip():
-            raise RowError("empty_answer", f"Message {number}, an assistant's, is empty.")
-    return Example(messages=turns)
+    _check_answers(turns)
+    return Example(messages=turns, tools=tuple(tools))
 
 
 def make_text(text: str) -> Example:
@@ -98,6 +142,60 @@ def make_text(text: str) -> Example:
     return Example(text=text)
 
 
+def make_preference(
+    prompt: Iterable[Message],
+    chosen: Iterable[Message],
+    rejected: Iterable[Message],
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> Example:
+    """A better and a worse answer to the same prompt.
+
+    Raises:
+        RowError: As :func:`make_conversation`, for either answer.
+    """
+    asked, better, worse = tuple(prompt), tuple(chosen), tuple(rejected)
+    for name, answer in (("chosen", better), ("rejected", worse)):
+        if not answer:
+            raise RowError("no_answer", f"The {name} answer is missing.")
+        make_conversation([*asked, *answer])
+    return Example(messages=asked, chosen=better, rejected=worse, tools=tuple(tools))
+
+
+def make_labeled(messages: Iterable[Message], label: bool, tools: Sequence[Mapping[str, Any]] = ()) -> Example:
+    """A conversation whose answer is called good or bad.
+
+    Raises:
+        RowError: As :func:`make_conversation`.
+    """
+    example = make_conversation(messages, tools)
+    return Example(messages=example.messages, tools=example.tools, label=label)
+
+
+def make_tokens(ids: Sequence[int], labels: Sequence[int] | None = None) -> Example:
+    """A row that is tokens already.
+
+    Args:
+        ids: The tokens.
+        labels: For each of them the token itself, or -100 where it is not learned; absent: all are learned.
+
+    Raises:
+        RowError: ``bad_tokens`` if they are no tokens, ``bad_label`` if the labels are not theirs.
+    """
+    if not ids:
+        raise RowError("empty_answer", "The row has no tokens.")
+    if any(type(token) is not int or not 0 <= token <= _LARGEST_ID for token in ids):
+        raise RowError("bad_tokens", "The tokens are not all whole numbers from 0 up.")
+    kept = array("i", ids)
+    if labels is None:
+        return Example(ids=kept, labels=kept)
+    if len(labels) != len(ids):
+        raise RowError("bad_label", f"The row has {len(ids)} tokens and {len(labels)} labels.")
+    for place, (token, label) in enumerate(zip(ids, labels, strict=True)):
+        if type(label) is not int or label not in (token, IGNORED_LABEL):
+            raise RowError("bad_label", f"Label {place + 1} is neither its token nor {IGNORED_LABEL}.")
+    return Example(ids=kept, labels=array("i", labels))
+
+
 def check_text(text: str, where: str) -> None:
     """Refuse what no tokenizer can encode.
 
@@ -110,14 +208,45 @@ def check_text(text: str, where: str) -> None:
         )
 
 
+def _check_turns(turns: tuple[Message, ...]) -> None:
+    if not turns:
+        raise RowError("no_messages", "The row has no messages.")
+    for number, turn in enumerate(turns, 1):
+        if turn.role not in ROLES:
+            raise RowError(
+                "bad_role",
+                f"Message {number} has the role '{one_line(turn.role, 40)}'; the roles read are {', '.join(ROLES)}.",
+            )
+        check_text(turn.content, f"Message {number}")
+        if turn.reasoning:
+            check_text(turn.reasoning, f"The reasoning of message {number}")
+
+
 def _check_order(turns: tuple[Message, ...]) -> None:
     spoken = turns[1:] if turns[0].role == "system" else turns
     first = len(turns) - len(spoken) + 1
     if all(turn.role != "assistant" for turn in turns):
         raise RowError("no_answer", "No message is the assistant's, so there is nothing to learn.")
+    wanted: tuple[str, ...] = ("user",)
     for position, turn in enumerate(spoken):
-        wanted = "assistant" if position % 2 else "user"
-        if turn.role != wanted:
-            raise RowError("role_order", f"Message {first + position} is {turn.role}'s where {wanted}'s turn is.")
-    if spoken[-1].role == "user":
-        raise RowError("no_answer", "The last message is the user's and has no answer.")
+        if turn.role not in wanted:
+            expected = " or ".join(f"{role}'s" for role in wanted)
+            raise RowError("role_order", f"Message {first + position} is {turn.role}'s where {expected} turn is.")
+        wanted = _next_roles(turn)
+    if spoken[-1].role != "assistant":
+        raise RowError("no_answer", f"The last message is the {spoken[-1].role}'s and has no answer.")
+
+
+def _next_roles(turn: Message) -> tuple[str, ...]:
+    """Whose turn it is after one."""
+    if turn.role == "user":
+        return ("assistant",)
+    if turn.role == "tool":
+        return ("assistant", "tool")
+    return ("tool",) if turn.tool_calls else ("user",)
+
+
+def _check_answers(turns: tuple[Message, ...]) -> None:
+    for number, turn in enumerate(turns, 1):
+        if turn.role == "assistant" and not turn.tool_calls and not turn.content.strip():
+            raise RowError("empty_answer", f"Message {number}, an assistant's, is empty.")

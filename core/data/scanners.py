@@ -11,6 +11,7 @@ from array import array
 from typing import Protocol
 
 _SPACE = b" \t\r\n\x0b\x0c"
+_NO_SPACE = re.compile(rb"[^ \t\r\n\x0b\x0c]")
 
 
 class Spans:
@@ -58,8 +59,10 @@ class LineScanner:
         find = data.find
         while position < size:
             if self._open is None and data[position] in _SPACE:
-                line += data[position] == 10
-                position += 1
+                found = _NO_SPACE.search(data, position)
+                begins = size if found is None else found.start()
+                line += data.count(b"\n", position, begins)
+                position = begins
                 continue
             end = find(b"\n", position)
             start = base + position if self._open is None else self._open
@@ -148,15 +151,24 @@ class CsvScanner:
 
 
 class ArrayScanner:
-    """Elements of a JSON array: what stands between its brackets and commas, nested ones left whole."""
+    """Elements of a JSON array: what stands between its brackets and commas, nested ones left whole.
+
+    Args:
+        spans: What to append to.
+        nested: Whether the array stands inside an object. What follows it is then passed over, unless it is another
+            array of objects: that is reported as a row that cannot be read.
+        line: The line it begins on.
+    """
 
     _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(")?|[\[\]{},]', re.DOTALL)
     _STRING_REST = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*(")?', re.DOTALL)
+    _ANOTHER = re.compile(rb"\[\s*\{")
 
-    def __init__(self, spans: Spans) -> None:
+    def __init__(self, spans: Spans, *, nested: bool = False, line: int = 1) -> None:
         self._spans = spans
+        self._nested = nested
         self._depth = 0
-        self._line = 1
+        self._line = line
         self._in_string = False
         self._start: int | None = None
         self._first_line = 1
@@ -166,6 +178,8 @@ class ArrayScanner:
         """See :class:`Scanner`."""
         position, size = 0, len(data)
         while position < size:
+            if self._closed and self._nested:
+                return self._behind(data, base, position, final)
             match = self._STRING_REST.match(data, position) if self._in_string else self._TOKEN.search(data, position)
             if match is None:
                 self._pass_over(data, base, position, size)
@@ -188,6 +202,17 @@ class ArrayScanner:
             # An empty row stands for the missing end, so that it is reported.
             self._spans.add(base + size, base + size, self._line)
         return size
+
+    def _behind(self, data: bytes, base: int, position: int, final: bool) -> int:
+        """What follows an array inside an object."""
+        another = self._ANOTHER.search(data, position) if self._start is None else None
+        if another is not None:
+            self._start = base + another.start()
+            self._first_line = self._line + data.count(b"\n", position, another.start())
+        if final and self._start is not None:
+            self._end(base + len(data))
+        self._line += data.count(b"\n", position)
+        return len(data)
 
     def _bracket(self, mark: bytes, data: bytes, base: int, position: int) -> None:
         if mark == b"," and self._depth == 1:

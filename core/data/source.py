@@ -3,50 +3,43 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from core.data.layout import HEAD_BYTES, READ, Kind, Layout, is_column_arrays, recognize
 from core.errors import UserError
 from core.text import one_line
 
-Kind = Literal["jsonl", "json", "csv"]
+__all__ = ["READ", "FileChangedError", "Identity", "Kind", "Layout", "Packing", "Source", "open_source"]
 
-#: What is read, for messages.
-READ = "JSON Lines (.jsonl, .ndjson), JSON arrays (.json), CSV (.csv) and TSV (.tsv) are read"
+#: How a file is packed: nothing to undo, compressed, or a table in binary form (``columns``: a JSON object of arrays).
+Packing = Literal["", "gzip", "zstd", "parquet", "arrow", "columns"]
 
-_HEAD_BYTES = 64 << 10
-_BOM = b"\xef\xbb\xbf"
-
-_SUFFIX_KINDS: dict[str, Kind] = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-}
+_COMPRESSED: dict[str, Packing] = {".gz": "gzip", ".gzip": "gzip", ".zst": "zstd", ".zstd": "zstd"}
+_COLUMNAR: dict[str, Packing] = {".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"}
+_PACKED_MAGIC: tuple[tuple[bytes, Packing], ...] = (
+    (b"\x1f\x8b", "gzip"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"PAR1", "parquet"),
+    (b"ARROW1", "arrow"),
+    (b"\xff\xff\xff\xff", "arrow"),
+)
 # What people do have, and how it is turned into something that is read.
 _FOREIGN_SUFFIXES = {
-    **dict.fromkeys([".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".7z"], "an archive"),
-    **dict.fromkeys([".parquet", ".arrow", ".feather"], "a columnar table"),
+    **dict.fromkeys([".bz2", ".xz", ".zip", ".tar", ".tgz", ".7z"], "an archive"),
     **dict.fromkeys([".xls", ".xlsx", ".ods"], "a spreadsheet"),
-    **dict.fromkeys([".txt", ".md", ".yaml", ".yml", ".toml", ".xml"], "a document, not a table of rows"),
+    **dict.fromkeys([".md", ".yaml", ".yml", ".toml", ".xml", ".pdf", ".html"], "a document, not a table of rows"),
 }
-_MAGIC = (
-    (b"\x1f\x8b", "an archive"),
+_FOREIGN_MAGIC = (
     (b"BZh", "an archive"),
     (b"\xfd7zXZ\x00", "an archive"),
-    (b"\x28\xb5\x2f\xfd", "an archive"),
     (b"PK\x03\x04", "an archive or a spreadsheet"),
-    (b"PAR1", "a columnar table"),
-    (b"ARROW1", "a columnar table"),
 )
 _CONVERT = {
     "an archive": "Decompress it first",
-    "a columnar table": "Convert it to JSON Lines first",
     "a spreadsheet": "Save it as CSV first",
     "an archive or a spreadsheet": "Decompress it, or save it as CSV, first",
 }
@@ -57,9 +50,6 @@ _SPECIAL = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
-# Bytes that text does not hold; a few may be noise in one row, many mean that this is no text.
-_CONTROL = bytes(code for code in range(0x20) if code not in b"\t\n\r\x0b\x0c\x1b")
-_CONTROL_SHARE = 0.1
 
 
 class FileChangedError(UserError):
@@ -83,21 +73,53 @@ class Identity:
 
 @dataclass(frozen=True)
 class Source:
-    """An open, regular, readable file of a kind that is read. Whoever opened it closes ``descriptor``."""
+    """An open, regular, readable file of a kind that is read. Whoever opened it closes ``descriptor``.
+
+    Args:
+        path: Where it is.
+        descriptor: Open for reading.
+        identity: As it was opened.
+        packing: What has to be undone before there are rows to see.
+        suffix: Ending of the name, in lower case; of a compressed file, the one before.
+        layout: How the rows lie in it; None where it is packed.
+    """
 
     path: Path
     descriptor: int
     identity: Identity
-    kind: Kind
-    start: int
-    """Byte offset of the first character, behind a byte order mark."""
-    delimiter: str
-    """Between the cells of a CSV; empty for JSON."""
+    packing: Packing
+    suffix: str
+    layout: Layout | None
 
     @property
     def size(self) -> int:
         """Bytes."""
         return self.identity.size
+
+    @property
+    def shown(self) -> str:
+        """The path, safe to print."""
+        return one_line(str(self.path))
+
+    def refuse_changed(self) -> None:
+        """Look whether it is still the same file.
+
+        Raises:
+            FileChangedError: If it is gone, replaced or changed.
+        """
+        try:
+            now = Identity.of(self.path.stat())
+        except OSError:
+            raise self.changed("is gone") from None
+        if now == self.identity:
+            return
+        if (now.device, now.inode) != (self.identity.device, self.identity.inode):
+            raise self.changed("has been replaced")
+        raise self.changed("has become shorter" if now.size < self.identity.size else "has changed")
+
+    def changed(self, what: str) -> FileChangedError:
+        """The error for a file that is another one now."""
+        return FileChangedError(f"{self.shown} {what} since it was opened.", "Open it again.")
 
 
 def open_source(path: Path) -> Source:
@@ -112,22 +134,24 @@ def open_source(path: Path) -> Source:
         # Non-blocking, so that a pipe put there in between cannot hold us.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
-        raise _cannot_open(error, shown) from error
+        raise cannot_open(error, shown) from error
     try:
         status = os.fstat(descriptor)
         _refuse_special(status, shown)
-        head = os.pread(descriptor, _HEAD_BYTES, 0)
-        kind, start, delimiter = _recognize(path, head, shown)
+        head = os.pread(descriptor, HEAD_BYTES, 0)
+        packing, suffix = _packing(path, head, shown)
+        layout = None if packing else recognize(suffix, head, shown)
     except OSError as error:
         os.close(descriptor)
-        raise _cannot_open(error, shown) from error
+        raise cannot_open(error, shown) from error
     except UserError:
         os.close(descriptor)
         raise
-    return Source(path, descriptor, Identity.of(status), kind, start, delimiter)
+    return Source(path, descriptor, Identity.of(status), packing, suffix, layout)
 
 
-def _cannot_open(error: OSError | ValueError, shown: str) -> UserError:
+def cannot_open(error: OSError | ValueError, shown: str) -> UserError:
+    """Why a path cannot be opened, in a sentence."""
     code = error.errno if isinstance(error, OSError) else errno.EINVAL
     if code in (errno.ENOENT, errno.ENOTDIR):
         return UserError(f"There is no file at {shown}.", "Check the path.")
@@ -139,6 +163,14 @@ def _cannot_open(error: OSError | ValueError, shown: str) -> UserError:
     return UserError(f"{shown} cannot be read: {reason}.", "Check the path and the disk it is on.")
 
 
+def is_data_name(name: str) -> bool:
+    """Whether a file is called as data files are."""
+    suffixes = [suffix.lower() for suffix in Path(name).suffixes]
+    if suffixes and suffixes[-1] in _COMPRESSED:
+        suffixes.pop()
+    return bool(suffixes) and suffixes[-1] in {".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", *_COLUMNAR}
+
+
 def _refuse_special(status: os.stat_result, shown: str) -> None:
     if stat.S_ISREG(status.st_mode):
         return
@@ -147,49 +179,25 @@ def _refuse_special(status: os.stat_result, shown: str) -> None:
     raise UserError(f"{shown} is {noun}, not a data file.", hint)
 
 
-def _recognize(path: Path, head: bytes, shown: str) -> tuple[Kind, int, str]:
-    """Kind, first offset and CSV delimiter, from the name and the first bytes."""
+def _packing(path: Path, head: bytes, shown: str) -> tuple[Packing, str]:
+    """How the file is packed, and the ending that tells what is inside."""
     if not head:
         raise UserError(f"{shown} is empty.", "Give a file with at least one row.")
     suffix = path.suffix.lower()
-    known = _SUFFIX_KINDS.get(suffix)
-    noun = next((noun for magic, noun in _MAGIC if head.startswith(magic)), None)
-    if noun or suffix in _FOREIGN_SUFFIXES:
-        noun = noun or _FOREIGN_SUFFIXES[suffix]
-        raise UserError(f"{shown} is {noun}.", f"{_CONVERT.get(noun, 'Convert it first')}: {READ}.")
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UserError(f"{shown} is UTF-16 text.", "Save it as UTF-8.")
-    if len(head.translate(None, _CONTROL)) < len(head) * (1 - _CONTROL_SHARE):
-        raise UserError(f"{shown} is not text.", f"Give a text file: {READ}.")
-    start = len(_BOM) if head.startswith(_BOM) else 0
-    if known == "csv":
-        return "csv", start, _delimiter(suffix, head[start:])
-    text = head[start:].lstrip()
-    if known is None and text[:1] not in (b"{", b"["):
-        raise UserError(f"{shown} is of a kind that is not read.", f"{READ}.")
-    if text.partition(b"\n")[0].strip() == b"{":
+    packing = next((packing for magic, packing in _PACKED_MAGIC if head.startswith(magic)), None)
+    if packing in ("gzip", "zstd"):
+        inner = Path(path.stem).suffix.lower() if suffix in _COMPRESSED else suffix
+        if inner in _COLUMNAR or inner == ".tar":
+            raise UserError(f"{shown} is a compressed {inner[1:]} file.", f"Decompress it first: {READ}.")
+        return packing, inner
+    if packing is not None:
+        return packing, ".jsonl"
+    expected = _COMPRESSED.get(suffix) or _COLUMNAR.get(suffix)
+    if expected:
         raise UserError(
-            f"{shown} holds one JSON object spread over several lines.",
-            "Write one object a line, or put the objects between [ and ] with commas.",
+            f"{shown} is no {expected} file, whatever its name says.", "It is damaged, or has the wrong ending."
         )
-    return ("json" if text[:1] == b"[" and _is_array(text) else "jsonl"), start, ""
-
-
-def _is_array(text: bytes) -> bool:
-    """Whether a leading bracket opens the array of rows, and not a row of JSON Lines that is an array itself."""
-    line, _, rest = text.partition(b"\n")
-    if not rest.strip():
-        return True
-    try:
-        json.loads(line)
-    except (ValueError, RecursionError):
-        return True
-    return False
-
-
-def _delimiter(suffix: str, head: bytes) -> str:
-    if suffix == ".tsv":
-        return "\t"
-    header = head.lstrip().partition(b"\n")[0]
-    # Spreadsheets write semicolons where the comma is the decimal mark.
-    return next((mark for mark in (",", ";", "\t") if mark.encode() in header), ",")
+    noun = next((noun for magic, noun in _FOREIGN_MAGIC if head.startswith(magic)), _FOREIGN_SUFFIXES.get(suffix))
+    if noun:
+        raise UserError(f"{shown} is {noun}.", f"{_CONVERT.get(noun, 'Convert it first')}: {READ}.")
+    return ("columns" if suffix == ".json" and is_column_arrays(head) else ""), suffix

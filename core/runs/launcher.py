@@ -85,7 +85,7 @@ def continue_run(run: Run) -> None:
         if state.state == "finished":
             raise UserError(
                 f"Run {run.id} is finished; there is nothing to continue.",
-                f"Train further with 'localtune-tui train {run.config_path}' and more epochs.",
+                "To train longer, raise train.epochs in its configuration and start anew.",
             )
         if not state.is_over:
             where = f" on {state.host}" if state.host and state.host != hostname() else ""
@@ -235,6 +235,28 @@ def terminate(run: Run, *, force: bool = False) -> bool:
         raise UserError(f"Process {state.pid} belongs to another user.", "Stop it as that user.") from error
     finally:
         os.close(handle)
+    return True
+
+
+def terminate_when_begun(run: Run, timeout: float) -> bool:
+    """End a worker by SIGTERM as soon as it has written who it is: one that was started just now has not yet.
+
+    Args:
+        run: The run.
+        timeout: Seconds to wait for that at most.
+
+    Returns:
+        False when there was no process to end.
+
+    Raises:
+        UserError: As for :func:`terminate`.
+    """
+    deadline = time.monotonic() + timeout
+    while not terminate(run):
+        reap()
+        if run.state().is_over or time.monotonic() >= deadline:
+            return False
+        time.sleep(0.05)
     return True
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from core.atomic import write_atomic
 from core.runs.process import hostname, is_same_process
+from core.text import one_line
 
 #: States that a worker writes.
 ACTIVE_STATES = frozenset({"queued", "starting", "training", "paused", "stopping"})
@@ -52,7 +53,7 @@ class RunState:
 
     @classmethod
     def read(cls, path: Path) -> RunState | None:
-        """What the file says; None when it is missing or unreadable."""
+        """What the file says, its texts safe to show; None when it is missing, unreadable or of an unknown state."""
         try:
             data: Any = json.loads(path.read_bytes())
         except (OSError, ValueError, RecursionError):
@@ -60,8 +61,10 @@ class RunState:
         if not isinstance(data, dict):
             return None
         values = {item.name: data[item.name] for item in dataclasses.fields(cls) if item.name in data}
-        sound = "state" in values and all(_is_sound(name, value) for name, value in values.items())
-        return cls(**values) if sound else None
+        if "state" not in values or not all(_is_sound(name, value) for name, value in values.items()):
+            return None
+        values.update({name: one_line(values[name]) for name in ("reason", "host") if name in values})
+        return cls(**values)
 
 
 def _is_sound(name: str, value: Any) -> bool:
@@ -70,6 +73,8 @@ def _is_sound(name: str, value: Any) -> bool:
         return name in ("pid", "pid_started", "socket")
     if name == "updated":
         return type(value) in (int, float) and abs(value) < 1e15
+    if name == "state":
+        return isinstance(value, str) and (value in ACTIVE_STATES or value in END_STATES)
     if name in ("pid", "step", "total_steps"):
         return type(value) is int and 0 <= value < 2**63
     return isinstance(value, str)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from core.runs.events import Event, MalformedEventError, decode_event
@@ -57,12 +58,15 @@ class EventTail:
 
     def read_all(self) -> list[Event]:
         """Everything there is up to the present end of the file."""
-        found: list[Event] = []
+        return [event for batch in self.batches() for event in batch]
+
+    def batches(self) -> Iterator[list[Event]]:
+        """Everything there is up to the present end of the file, piece by piece: a long history is read for a while."""
         while True:
             before = self._offset
-            found += self.poll()
+            yield self.poll()
             if self._offset == before:
-                return found
+                return
 
     def _decode(self, lines: list[bytes]) -> list[Event]:
         found: list[Event] = []

@@ -112,6 +112,7 @@ class ChatEngine:
             self._send({"id": request.id, "progress": detail, "done": done, "total": total})
 
         report("importing the libraries")
+        from core.template.named import NAMED_TEMPLATES
         from core.worker.model import load_model
         from core.worker.starter import resolve_base
         from core.worker.template import read_template
@@ -120,7 +121,9 @@ class ChatEngine:
         self._loaded = None
         base = resolve_base(str(args["base"]), report)
         adapter = args.get("adapter")
-        self._template = read_template(args.get("template"))
+        template = args.get("template")
+        named = template in NAMED_TEMPLATES
+        self._template = read_template(None, template) if named else read_template(template)
         report("loading the model")
         loaded = load_model(
             base,

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+
+import numpy as np
 
 from core.config.schema import Config
-from core.data.conversation import Example, RowError
-from core.data.formats import SAMPLE, Format, choose, row_example
-from core.data.reader import Row, read_rows
+from core.data.conversation import IGNORED_LABEL, Example, RowError
+from core.data.formats import SAMPLE, Detection, refuse_untrainable
+from core.data.registry import DataSource, resolve_sources, training_sources
+from core.data.rows import Row
+from core.data.split import example_key, held_out_rows, repeats
 from core.errors import UserError
 from core.runs.events import DataEvent
+from core.template.mask import TEMPLATE_CODES
+from core.text import one_line
 from core.worker.batches import supervised_count
 from core.worker.template import Encoder, TokenizedRow
 
 #: Rows tokenized in one call.
 CHUNK_ROWS = 256
+
+#: Reasons that the configuration gives and no row is to blame for: kept for measuring, left out by ``data.weights``.
+HELD_OUT, NOT_SAMPLED = "held_out", "not_sampled"
 
 
 @dataclass
@@ -28,11 +37,15 @@ class Dataset:
     rows: list[TokenizedRow] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
     read: int = 0
+    repeated: int = 0
+    """How many of ``rows`` are there again, as ``data.weights`` asks."""
+    further: int = 0
+    """How many of ``rows`` are further rows of an example, for turns that its first does not show as inference does."""
     dropped: Counter[str] = field(default_factory=Counter)
     first_dropped: dict[str, str] = field(default_factory=dict)
     """Reason to a sentence about the first row dropped for it."""
     formats: dict[str, str] = field(default_factory=dict)
-    """File to its format and why."""
+    """Entry of the configuration to its format and why."""
 
     @property
     def lengths(self) -> list[int]:
@@ -40,15 +53,176 @@ class Dataset:
         return [len(row) for row in self.rows]
 
     def event(self) -> DataEvent:
-        """The ``data`` event about these rows."""
+        """The ``data`` event about these rows; tokens are those of an epoch, repeated rows included."""
         return DataEvent(
             rows=self.read,
-            used=len(self.rows),
+            used=len(self.rows) - self.repeated - self.further,
             dropped=dict(sorted(self.dropped.items())),
             tokens=sum(len(row) for row in self.rows),
             supervised_tokens=sum(supervised_count(row) for row in self.rows),
             longest=max((len(row) for row in self.rows), default=0),
         )
+
+    def unfold(self) -> None:
+        """Put the further rows of each example beside its first."""
+        pairs = [(row, example) for first, example in zip(self.rows, self.examples, strict=True) for row in first.rows]
+        self.further += len(pairs) - len(self.rows)
+        self.rows, self.examples = [row for row, _ in pairs], [example for _, example in pairs]
+
+
+class Loader:
+    """Reads, renders and tokenizes rows.
+
+    Args:
+        config: For the formats, the greatest length and what happens beyond it, and what is held out.
+        encoder: Renders and tokenizes.
+        vocabulary: Tokens that the model knows, to check rows that are tokens already; None to trust them.
+        progress: Told how many rows have been read; may raise to stop.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        encoder: Encoder,
+        *,
+        vocabulary: int | None = None,
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self._config = config
+        self._encoder = encoder
+        self._vocabulary = vocabulary
+        self._progress = progress
+
+    def training(self) -> tuple[Dataset, Dataset | None]:
+        """What is trained on, and what is measured on, if anything is.
+
+        Raises:
+            UserError: As :meth:`load`.
+        """
+        config, dataset = self._config, Dataset()
+        weighted = training_sources(config.data)
+        bounds = [0]
+        for sources, _ in weighted:
+            for source in sources:
+                self._load_source(source, dataset, None)
+            bounds.append(len(dataset.rows))
+        _refuse_nothing(dataset, [source.name for sources, _ in weighted for source in sources])
+        held_out = None
+        if config.data.eval is not None:
+            held_out = self.load(config.data.eval, limit=config.eval.max_rows)
+        weights = [weight for _, weight in weighted]
+        if config.data.eval_share or any(weight != 1 for weight in weights):
+            divided = self._divide(dataset, bounds, weights)
+            if divided is not None:
+                divided.unfold()
+                held_out = divided
+        dataset.unfold()
+        return dataset, held_out
+
+    def load(self, references: str | list[str], *, limit: int | None = None) -> Dataset:
+        """The rows of files, directories and entries of registries.
+
+        Args:
+            references: One or several.
+            limit: Use at most so many rows.
+
+        Raises:
+            UserError: If one cannot be read, its format is not known or not trained on, a row is too long where that is
+                refused, or nothing is left to use.
+        """
+        dataset = Dataset()
+        groups = resolve_sources(references, self._config.data.format, self._config.data.columns)
+        sources = [source for group in groups for source in group]
+        for source in sources:
+            self._load_source(source, dataset, limit)
+            if limit is not None and len(dataset.rows) >= limit:
+                break
+        _refuse_nothing(dataset, [source.name for source in sources])
+        dataset.unfold()
+        return dataset
+
+    def _load_source(self, source: DataSource, dataset: Dataset, limit: int | None) -> None:
+        rows = source.rows()
+        head = list(itertools.islice(rows, SAMPLE))
+        detection = source.detect(head)
+        refuse_untrainable(detection, one_line(source.name))
+        dataset.formats[source.name] = f"{detection.format}: {detection.reason}"
+        for chunk in _chunks(itertools.chain(head, rows)):
+            if limit is not None and len(dataset.rows) >= limit:
+                return
+            dataset.read += len(chunk)
+            numbered = list(_examples(chunk, detection, source, dataset))
+            for (row, example), encoded in zip(numbered, self._encode([item for _, item in numbered]), strict=True):
+                kept = self._fit(encoded)
+                if limit is not None and len(dataset.rows) >= limit:
+                    dataset.read -= 1
+                elif isinstance(kept, RowError):
+                    if kept.code == "overlong" and self._config.data.overlong == "refuse":
+                        raise UserError(
+                            f"{_place(source, row)}: {kept.message}",
+                            "Raise train.max_length, or set data.overlong to drop or truncate.",
+                        )
+                    _drop(dataset, kept, source, row)
+                else:
+                    dataset.rows.append(kept)
+                    dataset.examples.append(example)
+            self._progress(dataset.read)
+
+    def _encode(self, examples: list[Example]) -> list[TokenizedRow | RowError]:
+        encoded = iter(self._encoder.encode([example for example in examples if example.ids is None]))
+        return [next(encoded) if example.ids is None else self._as_tokens(example) for example in examples]
+
+    def _as_tokens(self, example: Example) -> TokenizedRow | RowError:
+        """A row that is tokens already."""
+        ids = np.asarray(example.ids, dtype=np.int32)
+        if self._vocabulary is not None and int(ids.max()) >= self._vocabulary:
+            return RowError(
+                "bad_tokens", f"The row has the token {int(ids.max())}; the model knows those below {self._vocabulary}."
+            )
+        supervised = np.asarray(example.labels, dtype=np.int32) != IGNORED_LABEL
+        if not supervised[1:].any():
+            return RowError("nothing_supervised", "No token of the row is learned.")
+        return TokenizedRow(ids, supervised)
+
+    def _fit(self, row: TokenizedRow | RowError) -> TokenizedRow | RowError:
+        limit = self._config.train.max_length
+        if isinstance(row, RowError) or (longest := max(len(part) for part in row.rows)) <= limit:
+            return row
+        if self._config.data.overlong == "truncate":
+            cut = [TokenizedRow(part.input_ids[:limit], part.supervised[:limit]) for part in row.rows]
+            if useful := [part for part in cut if supervised_count(part)]:
+                return dataclasses.replace(useful[0], further=tuple(useful[1:]))
+            return RowError("nothing_supervised", f"Cut at {limit} tokens, nothing of the row is learned.")
+        return RowError("overlong", f"The row has {longest} tokens, more than train.max_length = {limit}.")
+
+    def _divide(self, dataset: Dataset, bounds: list[int], weights: list[float]) -> Dataset | None:
+        """Hold rows out and repeat the others by weight; ``bounds`` are where each entry's rows begin and end."""
+        share, seed = self._config.data.eval_share, self._config.train.seed
+        keys = [example_key(example) for example in dataset.examples]
+        kept_out = held_out_rows(keys, share, seed)
+        if share and not kept_out:
+            raise UserError("No row can be held out: all rows are the same.", "Set data.eval_share = 0.")
+        counts: list[int] = []
+        for (start, end), weight in zip(itertools.pairwise(bounds), weights, strict=True):
+            own = [position for position in range(start, end) if position not in kept_out]
+            times = dict(zip(own, repeats([keys[position] for position in own], weight, seed), strict=True))
+            counts += [times.get(position, 0) for position in range(start, end)]
+        measured = sorted(kept_out)[: self._config.eval.max_rows]
+        held_out = Dataset(
+            [dataset.rows[position] for position in measured],
+            [dataset.examples[position] for position in measured],
+            read=len(measured),
+            formats=dict(dataset.formats),
+        )
+        used = [position for position, count in enumerate(counts) for _ in range(count)]
+        if not used:
+            raise UserError("No row is left to train on.", "Raise data.weights, or lower data.eval_share.")
+        skipped = sum(not count for count in counts) - len(kept_out)
+        dataset.dropped += Counter({HELD_OUT: len(kept_out), NOT_SAMPLED: skipped})
+        dataset.repeated = len(used) - len(set(used))
+        dataset.rows = [dataset.rows[position] for position in used]
+        dataset.examples = [dataset.examples[position] for position in used]
+        return held_out if kept_out else None
 
 
 def load_dataset(
@@ -59,70 +233,22 @@ def load_dataset(
     limit: int | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Dataset:
-    """Read, render and tokenize files.
-
-    Args:
-        paths: One path or several.
-        config: For the format, the greatest length and what happens beyond it.
-        encoder: Renders and tokenizes.
-        limit: Use at most so many rows.
-        progress: Told how many rows have been read; may raise to stop.
-
-    Raises:
-        UserError: If a file cannot be read, its format is not known, a row is too long where that is refused, or
-            nothing is left to use.
-    """
-    dataset = Dataset()
-    names = [paths] if isinstance(paths, str) else paths
-    for name in names:
-        _load_file(Path(name), config, encoder, dataset, limit, progress)
-        if limit is not None and len(dataset.rows) >= limit:
-            break
-    if not dataset.rows:
-        reasons = "; ".join(f"{count} x {code}" for code, count in dataset.dropped.most_common())
-        first = next(iter(dataset.first_dropped.values()), "")
-        by_template = set(dataset.dropped) & {"template_error", "template_rewrites", "no_stop_token"}
-        raise UserError(
-            f"No row of {', '.join(names)} can be used ({reasons or 'no rows'}). {first}".rstrip(),
-            "Mend the chat template, or name another one in template.file."
-            if by_template
-            else "Look at the rows, train.max_length and data.format.",
-        )
-    return dataset
+    """Read, render and tokenize files; see :meth:`Loader.load`."""
+    return Loader(config, encoder, progress=progress).load(paths, limit=limit)
 
 
-def _load_file(
-    path: Path,
-    config: Config,
-    encoder: Encoder,
-    dataset: Dataset,
-    limit: int | None,
-    progress: Callable[[int], None],
-) -> None:
-    rows = read_rows(path)
-    head = list(itertools.islice(rows, SAMPLE))
-    detection = choose(head, config.data.format, str(path))
-    dataset.formats[str(path)] = f"{detection.format}: {detection.reason}"
-    for chunk in _chunks(itertools.chain(head, rows)):
-        if limit is not None and len(dataset.rows) >= limit:
-            return
-        dataset.read += len(chunk)
-        numbered = list(_examples(chunk, detection.format, path, dataset))
-        for (row, example), encoded in zip(numbered, encoder.encode([item for _, item in numbered]), strict=True):
-            kept = _fit(encoded, config)
-            if limit is not None and len(dataset.rows) >= limit:
-                dataset.read -= 1
-            elif isinstance(kept, RowError):
-                if kept.code == "overlong" and config.data.overlong == "refuse":
-                    raise UserError(
-                        f"{path}, line {row.line}: {kept.message}",
-                        "Raise train.max_length, or set data.overlong to drop or truncate.",
-                    )
-                _drop(dataset, kept, path, row)
-            else:
-                dataset.rows.append(kept)
-                dataset.examples.append(example)
-        progress(dataset.read)
+def _refuse_nothing(dataset: Dataset, names: list[str]) -> None:
+    if dataset.rows:
+        return
+    reasons = "; ".join(f"{count} x {code}" for code, count in dataset.dropped.most_common())
+    first = next(iter(dataset.first_dropped.values()), "")
+    by_template = set(dataset.dropped) & TEMPLATE_CODES
+    raise UserError(
+        f"No row of {', '.join(map(one_line, names))} can be used ({reasons or 'no rows'}). {first}".rstrip(),
+        "Mend the chat template, or name another one in template.file."
+        if by_template
+        else "Look at the rows, train.max_length and data.format.",
+    )
 
 
 def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
@@ -131,26 +257,21 @@ def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield chunk
 
 
-def _examples(chunk: list[Row], name: Format, path: Path, dataset: Dataset) -> Iterator[tuple[Row, Example]]:
+def _examples(
+    chunk: list[Row], detection: Detection, source: DataSource, dataset: Dataset
+) -> Iterator[tuple[Row, Example]]:
     for row in chunk:
         try:
-            yield row, row_example(row, name)
+            yield row, detection.example(row)
         except RowError as error:
-            _drop(dataset, error, path, row)
+            _drop(dataset, error, source, row)
 
 
-def _fit(row: TokenizedRow | RowError, config: Config) -> TokenizedRow | RowError:
-    limit = config.train.max_length
-    if isinstance(row, RowError) or len(row) <= limit:
-        return row
-    if config.data.overlong == "truncate":
-        cut = TokenizedRow(row.input_ids[:limit], row.supervised[:limit])
-        if supervised_count(cut):
-            return cut
-        return RowError("nothing_supervised", f"Cut at {limit} tokens, nothing of the row is learned.")
-    return RowError("overlong", f"The row has {len(row)} tokens, more than train.max_length = {limit}.")
+def _place(source: DataSource, row: Row) -> str:
+    return f"{source.path / row.file if row.file else source.path}, line {row.line}"
 
 
-def _drop(dataset: Dataset, error: RowError, path: Path, row: Row) -> None:
+def _drop(dataset: Dataset, error: RowError, source: DataSource, row: Row) -> None:
     dataset.dropped[error.code] += 1
-    dataset.first_dropped.setdefault(error.code, f"{path.name}, line {row.line}: {error.message}")
+    place = f"{row.file or source.path.name}, line {row.line}"
+    dataset.first_dropped.setdefault(error.code, f"{place}: {error.message}")

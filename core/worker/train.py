@@ -24,7 +24,7 @@ from core.worker import checkpoint as checkpoints
 from core.worker.attendant import Attendant
 from core.worker.batches import DataOrder, fingerprint
 from core.worker.control import Controls, StopRequested
-from core.worker.dataset import Dataset, load_dataset
+from core.worker.dataset import HELD_OUT, NOT_SAMPLED, Dataset, Loader
 from core.worker.evaluate import Evaluator
 from core.worker.gradients import WindowGradients, make_accelerator
 from core.worker.loss import SupervisedLoss
@@ -119,36 +119,43 @@ class FinetuneRecipe:
         self.loaded.model = attach_adapters(self.loaded.model, config.method, seed=config.train.seed)
         self.loss = SupervisedLoss(self.loaded.model)
         self.accelerator = make_accelerator(self.loaded)
-        self.template = read_template(config.template.file)
+        self.template = read_template(config.template.file, config.template.name)
 
     def _prepare_data(self) -> None:
         self.controls.check_stop()
         config = self.config
         self.recorder.phase("preparing_data")
-        stop_ids = stop_token_ids(self.loaded.model.get_base_model(), self.loaded.tokenizer)
-        encoder = Encoder(self.loaded.tokenizer, stop_ids, self.template)
+        stop_ids = stop_token_ids(self.loaded.model.get_base_model(), self.loaded.tokenizer, self.template)
+        encoder = Encoder(
+            self.loaded.tokenizer,
+            stop_ids,
+            self.template,
+            supervise=config.data.supervise,
+            allow_special=config.data.special_tokens == "keep",
+        )
 
         def progress(rows: int) -> None:
             self.controls.check_stop()
             self.recorder.phase("preparing_data", done=rows)
 
-        self.dataset = load_dataset(config.data.train, config, encoder, progress=progress)
+        vocabulary = self.loaded.model.get_input_embeddings().weight.shape[0]
+        loader = Loader(config, encoder, vocabulary=vocabulary, progress=progress)
+        self.held_out: Dataset | None
+        self.dataset, self.held_out = loader.training()
         self.recorder.event(self.dataset.event())
         self._tell_dropped(self.dataset)
-        self.held_out: Dataset | None = None
-        if config.data.eval is not None:
-            self.held_out = load_dataset(
-                config.data.eval, config, encoder, limit=config.eval.max_rows, progress=progress
-            )
         self.data_fingerprint = fingerprint(self.dataset.rows)
 
     def _tell_dropped(self, dataset: Dataset) -> None:
         for code, count in dataset.dropped.most_common():
+            if code in (HELD_OUT, NOT_SAMPLED):
+                continue
             hint = (
                 "Raise train.max_length or set data.overlong." if code == "overlong" else "Mend or remove these rows."
             )
             example = dataset.first_dropped[code]
-            self.recorder.notice("warning", f"dropped_{code}", f"{count} rows are not used. {example}", hint)
+            unused = "1 row is not used." if count == 1 else f"{count} rows are not used."
+            self.recorder.notice("warning", f"dropped_{code}", f"{unused} {example}", hint)
 
     def _prepare_optimization(self) -> None:
         train = self.config.train
@@ -179,18 +186,18 @@ class FinetuneRecipe:
                 autocast=self.accelerator.autocast,
                 max_new_tokens=self.config.chat.max_new_tokens if self.config.eval.exact_match else 0,
                 template=self.template,
-                check=self.controls.check_stop,
+                check=self.attendant.answer_questions,
             )
         self.recorder.update(total_steps=self.total_steps)
 
     def _rehearse(self) -> None:
         self.controls.check_stop()
-        self.recorder.phase("rehearsing", "the largest micro-batch")
+        self.recorder.phase("rehearsing")
         self._verify_head()
         if self.loaded.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.loaded.device)
         rows, length = self.windows.rehearse(self.config.train.batch_size)
-        self.recorder.phase("rehearsing", f"largest micro-batch {rows}×{length}", done=1, total=1)
+        self.recorder.phase("rehearsing", f"{rows} rows of {length} tokens", done=1, total=1)
         self._record_memory(rehearsed=True)
         checkpoints.check_room(self.run.path, checkpoints.size_estimate(self.loaded.model))
 
@@ -288,7 +295,7 @@ class FinetuneRecipe:
         report = self.recorder.reporter("evaluating")
         self.recorder.phase("evaluating", total=len(self.held_out.rows) if self.held_out else None)
         try:
-            event, samples = self.evaluator.measure(self.step, lambda done, total: report("", done, total))
+            event, samples = self.evaluator.measure(self.step, report)
         except StopRequested:
             return  # the control point that follows acts on it
         self.last_eval = self.step

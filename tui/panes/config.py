@@ -178,16 +178,19 @@ class ConfigPane(ConfigFiles):
 
     @work(thread=True, exclusive=True, group="config-rows")
     def _count_rows(self, paths: Sequence[Path]) -> None:
-        from core.data.reader import open_rows
+        from core.data.registry import resolve_source
 
         worker = get_current_worker()
         for path in paths:
             if worker.is_cancelled:
                 return
             try:
-                with open_rows(path) as file:
-                    file.index()
-                    self.post_message(_RowsCounted(path, file.count_known))
+                count = 0
+                for source in resolve_source(str(path)):
+                    with source.open() as file:
+                        file.index()
+                        count += file.count_known
+                self.post_message(_RowsCounted(path, count))
             except UserError:
                 # The data pane says what is wrong with the file; here its rows only stay unknown.
                 continue

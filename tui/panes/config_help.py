@@ -21,6 +21,7 @@ PATH_OPTIONS: dict[str, Sequence[str]] = {
 UNSET_TEXTS = {
     "data.train": "needed",
     "data.eval": "none",
+    "template.name": "the model's own",
     "template.file": "the model's own",
     "train.max_steps": "no limit",
     "train.micro_batch_size": "chosen",

@@ -116,15 +116,13 @@ class ConfigModel:
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, str):
                 path = self.resolve(item)
-                if not path.exists():
+                if not _is_there(path):
                     return f"There is no file at {path}."
-                if path.is_dir():
-                    return f"{path} is a directory; name the data file in it."
         return ""
 
     def resolve(self, text: str) -> Path:
         """A path in it, made absolute."""
-        return Path(os.path.normpath(self.base / Path(text).expanduser()))
+        return Path(os.path.normpath(self.base / os.path.expanduser(text)))
 
     def effective(self, name: str) -> Any:
         """The value that holds: the file's, else the default."""
@@ -138,7 +136,7 @@ class ConfigModel:
         value = self.document.get("data.train")
         texts = value if isinstance(value, list) else [value]
         paths = [self.resolve(text) for text in texts if isinstance(text, str) and text.strip()]
-        return [path for path in paths if path.is_file()]
+        return [path for path in paths if _is_there(path)]
 
     def summary(self, rows: Mapping[Path, int]) -> str:
         """Model, method, data, rows, batch and steps on one line.
@@ -169,3 +167,8 @@ class ConfigModel:
         if isinstance(limit, int):
             steps = min(steps, limit)
         return f"about {math.ceil(steps):,} steps".replace(",", " ")
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a file or directory exists, or that of which an entry is named behind ``#``."""
+    return path.exists() or ("#" in path.name and Path(str(path).rpartition("#")[0]).exists())

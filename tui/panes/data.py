@@ -19,7 +19,7 @@ from core.errors import UserError
 from core.text import one_line
 from tui.keys import bindings
 from tui.messages import DatasetChosen
-from tui.panes.base import Pane
+from tui.panes.dataset_report import DatasetReport
 from tui.panes.dataset_summary import counted, spaced, summarize
 from tui.panes.dataset_tasks import (
     Opened,
@@ -37,14 +37,17 @@ from tui.panes.dataset_view import DatasetView
 from tui.widgets.ask_bar import AskBar
 from tui.widgets.conversation import Conversation
 from tui.widgets.data_tree import DATA_SUFFIXES, DataTree
+from tui.widgets.mask_view import MaskView
+from tui.widgets.problem_list import ProblemList
 from tui.widgets.row_list import RowList
 from tui.widgets.start_here import StartHere
+from tui.widgets.text_block import TextBlock
 
 #: Columns from which the row is shown beside the list instead of below it.
 BESIDE_WIDTH = 120
 
 
-class DataPane(Pane):
+class DataPane(DatasetReport):
     """Pick a file, page through its rows, find one, and use the file for training or evaluation."""
 
     DEFAULT_CSS = """
@@ -53,10 +56,15 @@ class DataPane(Pane):
         & > #data-body { height: 1fr; layout: vertical; }
         & #data-rows { height: 3fr; min-height: 4; }
         & #data-row { height: 2fr; min-height: 3; border-top: solid $border; border-title-color: $muted; }
+        & > #data-report { height: 1fr; overflow-y: auto; }
+        & #data-problems { margin: 1 0; }
+        & #data-histogram { color: $primary; }
         & #data-row:focus-within { border-top: solid $border-focus; border-title-color: $foreground; }
+        &.-tokens #data-rows { height: 2fr; }
+        &.-tokens #data-row { height: 3fr; }
         &.-beside > #data-body { layout: horizontal; }
-        &.-beside #data-rows { width: 3fr; height: 1fr; }
-        &.-beside #data-row { width: 2fr; height: 1fr; border-top: none; border-left: solid $border; padding-left: 1; }
+        &.-beside #data-rows { width: 3fr; height: 100%; }
+        &.-beside #data-row { width: 2fr; height: 100%; border-left: solid $border; padding-left: 1; }
         &.-beside #data-row:focus-within { border-left: solid $border-focus; }
     }
     """
@@ -64,8 +72,6 @@ class DataPane(Pane):
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
-        self.view: DatasetView | None = None
-        """The file that is shown."""
         self._opening: Path | None = None
         self._term = ""
         self._status = ""
@@ -81,15 +87,22 @@ class DataPane(Pane):
             yield RowList(id="data-rows")
             with Vertical(id="data-row"):
                 yield Conversation(id="data-conversation")
+                yield MaskView(id="data-mask")
+        with Vertical(id="data-report"):
+            yield TextBlock(id="data-numbers")
+            yield ProblemList(id="data-problems")
+            yield TextBlock(id="data-histogram")
         yield Container(id="data-browser")
         yield AskBar(id="data-ask")
 
     def on_mount(self) -> None:
         """Say what to do first."""
+        self.arrange_row()
         self._show_empty()
 
     def on_unmount(self) -> None:
         """Give the file back; that ends the scans too."""
+        self.end_analysis()
         if self.view is not None:
             self.view.close()
 
@@ -102,7 +115,7 @@ class DataPane(Pane):
     def show(self, path: Path) -> None:
         """Open a file and show its rows; what is wrong with it is said in the pane."""
         self._opening = path
-        self._set_status(f"opening {path.name} …")
+        self.set_status(f"opening {path.name} …")
         self._open(path)
 
     @work(thread=True, exclusive=True, group="data-open")
@@ -119,13 +132,19 @@ class DataPane(Pane):
         if self.view is not None:
             self.view.close()
         self.view, self._term, self._indexed = view, "", 1.0
-        self._set_status("")
-        self.rows.show(view.cells, view.columns, view.count)
+        self.set_status("")
+        self.end_analysis()
+        self._lengths.clear()
+        self.rows.show(self.cells, self.columns, view.count)
         self._show_only("data-body")
         self.conversation.highlight("")
         self.prefer_focus(self.rows)
         self._refresh_title()
         self._show_row(0)
+        if self.masker is None:
+            self.load_masker()
+        else:
+            self.start_analysis()
         self._scan(view)
 
     @on(OpenFailed)
@@ -134,9 +153,9 @@ class DataPane(Pane):
             return
         self._opening = None
         if self.view is not None:
-            self._set_status(f"✗ {message.error}")
+            self.set_status(f"✗ {message.error}")
         else:
-            self._set_status("")
+            self.set_status("")
             self._show_empty(message.error)
 
     @work(thread=True, exclusive=True, group="data-scan")
@@ -151,20 +170,15 @@ class DataPane(Pane):
         self._indexed = message.fraction
         self.rows.count = message.view.count
         self._refresh_title()
-        self._refresh_status()
+        self.refresh_status()
 
     @on(ScanFailed)
     def _scan_failed(self, message: ScanFailed) -> None:
         if message.view is self.view:
             message.view.failure = message.error
-            self._refresh_status()
+            self.refresh_status()
 
     # What is shown.
-
-    @property
-    def rows(self) -> RowList:
-        """The list."""
-        return self.query_one("#data-rows", RowList)
 
     @property
     def conversation(self) -> Conversation:
@@ -177,7 +191,7 @@ class DataPane(Pane):
         return self.query_one("#data-ask", AskBar)
 
     def _show_only(self, shown: str) -> None:
-        for name in ("data-empty", "data-body", "data-browser"):
+        for name in ("data-empty", "data-body", "data-report", "data-browser"):
             self.query_one(f"#{name}").display = name == shown
         self.query_one("#data-status").display = shown != "data-empty" or bool(self._status)
 
@@ -196,10 +210,10 @@ class DataPane(Pane):
             return
         known = counted(view.count, "row") if self._indexed >= 1 else f"{spaced(view.count)}+ rows"
         self.set_title("1 Data", view.path.name, view.format_name, known)
-        self.set_hints(["data.open", "data.search", "data.train", "data.eval"])
-        self._refresh_status()
+        self.set_hints(["data.tokens", "data.report", "data.search", "data.train"])
+        self.refresh_status()
 
-    def _refresh_status(self) -> None:
+    def refresh_status(self) -> None:
         view = self.view
         if view is None or self._status:
             return
@@ -209,9 +223,9 @@ class DataPane(Pane):
             reload = f"  {self.keys['data.reload'].display} opens it again." if view.failure else ""
             line.update(Content.styled(one_line(f"✗ {problem}{reload}"), "$limit"))
             return
-        line.update(summarize(view, self._indexed, self.keys["data.problem"].display))
+        line.update(summarize(view, self._indexed, self.keys["data.problem"].display, self.analysis_progress))
 
-    def _set_status(self, text: str) -> None:
+    def set_status(self, text: str) -> None:
         """Say something in place of the summary; empty shows the summary again."""
         self._status, self._status_row = one_line(text), self.rows.cursor
         line = self.query_one("#data-status", Static)
@@ -220,13 +234,13 @@ class DataPane(Pane):
             line.update(Content.styled(self._status, "$limit" if text.startswith("✗") else "$foreground"))
         else:
             line.update("")
-            self._refresh_status()
+            self.refresh_status()
 
     @on(RowList.Moved)
     def _moved(self, message: RowList.Moved) -> None:
         message.stop()
         if self._status and message.index != self._status_row and not self._is_searching:
-            self._set_status("")
+            self.set_status("")
         self._show_row(message.index)
 
     def _show_row(self, index: int) -> None:
@@ -234,11 +248,20 @@ class DataPane(Pane):
         if view is None or index >= view.count:
             return
         self.conversation.show(view.turns(index))
+        self.show_place()
+        self.show_tokens(index)
+        if view.failure is not None:
+            self.refresh_status()
+
+    def show_place(self, detail: str = "") -> None:
+        """Write which row is shown, and what is known of it, over the row."""
+        view, index = self.view, self.rows.cursor
+        if view is None or index >= view.count:
+            return
         line = view.line_of(index)
         place = f"row {spaced(index + 1)}" + (f" · line {spaced(line)}" if line and line != index + 1 else "")
-        self.query_one("#data-row").border_title = Content(f" {place} ")
-        if view.failure is not None:
-            self._refresh_status()
+        words = [place, *(["as tokens"] if self.shows_tokens else []), *([detail] if detail else [])]
+        self.query_one("#data-row").border_title = Content(f" {' · '.join(words)} ")
 
     # Keys.
 
@@ -255,13 +278,14 @@ class DataPane(Pane):
         self._mover.move(direction * 10**12)
 
     @property
-    def _mover(self) -> RowList | Conversation:
-        return self.conversation if self.conversation.has_focus else self.rows
+    def _mover(self) -> RowList | Conversation | MaskView | ProblemList:
+        parts = (self.conversation, self.mask_view, self.query_one(ProblemList))
+        return next((part for part in parts if part.has_focus), self.rows)
 
     def action_read_row(self) -> None:
         """Give the keys to the row under the cursor."""
         if self.view is not None:
-            self.conversation.focus()
+            (self.mask_view if self.shows_tokens else self.conversation).focus()
 
     @on(RowList.Opened)
     def _row_opened(self, message: RowList.Opened) -> None:
@@ -272,12 +296,14 @@ class DataPane(Pane):
         """Stop a search; else give the keys back to the list."""
         if self._is_searching:
             self.workers.cancel_group(self, "data-search")
-        elif self.conversation.has_focus:
+        elif self.shows_report:
+            self.action_report()
+        elif self.conversation.has_focus or self.mask_view.has_focus:
             self.rows.focus()
         elif self._term:
             self._term = ""
             self._mark("")
-            self._set_status("")
+            self.set_status("")
 
     def action_ask_path(self) -> None:
         """Ask for a path."""
@@ -296,19 +322,32 @@ class DataPane(Pane):
     def action_use(self, use: Literal["train", "eval"]) -> None:
         """Ask the app to put this file into the configuration."""
         if self.view is None:
-            self._set_status("Open a file first.")
+            self.set_status("Open a file first.")
             return
         self.post_message(DatasetChosen(self.view.path.absolute(), use))
 
-    def action_next_problem(self) -> None:
-        """Go to the next row that training cannot use."""
+    def action_report(self) -> None:
+        """Show problems and statistics of the whole file, or its rows again."""
+        if self.view is None:
+            return
+        if self.shows_report:
+            self._show_only("data-body")
+            self.rows.focus()
+            return
+        self._show_only("data-report")
+        self.refresh_report()
+        self.query_one(ProblemList).focus()
+
+    def action_next_problem(self, step: int = 1) -> None:
+        """Go to the next row with a problem, or to the one before."""
         view = self.view
         if view is None:
             return
-        found = view.next_problem(self.rows.cursor)
+        seek = view.next_problem if step > 0 else view.previous_problem
+        found = seek(self.rows.cursor)
         if found is None:
             done = view.checked >= view.count
-            self._set_status("No problems." if done else f"No problems in the first {spaced(view.checked)} rows.")
+            self.set_status("No problems." if done else f"No problems in the first {spaced(view.checked)} rows.")
         else:
             self.rows.cursor = found
 
@@ -321,7 +360,7 @@ class DataPane(Pane):
         tree = DataTree(self.view.path.parent if self.view is not None else Path.cwd())
         await browser.mount(tree)
         self._show_only("data-browser")
-        self._set_status("enter opens · backspace goes up · esc goes back")
+        self.set_status("enter opens · backspace goes up · esc goes back")
         tree.focus()
 
     @on(DirectoryTree.FileSelected)
@@ -336,7 +375,7 @@ class DataPane(Pane):
         await self._leave_tree()
 
     async def _leave_tree(self) -> None:
-        self._set_status("")
+        self.set_status("")
         self._show_only("data-body" if self.view is not None else "data-empty")
         target = self.rows if self.view is not None else self.query_one("#data-empty")
         target.focus()
@@ -378,7 +417,7 @@ class DataPane(Pane):
             return
         if not digits.isdecimal() or self.view is None or not 1 <= int(digits) <= self.view.count:
             last = spaced(self.view.count) if self.view is not None else "0"
-            self._set_status(f"✗ There is no row {text}; rows go from 1 to {last}.")
+            self.set_status(f"✗ There is no row {text}; rows go from 1 to {last}.")
             return
         self.rows.cursor = int(digits) - 1
 
@@ -402,7 +441,7 @@ class DataPane(Pane):
     def _find(self, step: int, *, include_cursor: bool = False) -> None:
         if self.view is None:
             return
-        self._set_status(f"searching for {self._term} … esc stops")
+        self.set_status(f"searching for {self._term} … esc stops")
         start = self.rows.cursor - 1 if include_cursor else self.rows.cursor
         self._search_number += 1
         self._search(self._search_number, self.view, self._term, start, step)
@@ -416,7 +455,7 @@ class DataPane(Pane):
     def _search_progress(self, message: SearchProgress) -> None:
         if message.view is self.view and self._is_searching:
             total = spaced(message.view.count)
-            self._set_status(f"searching for {self._term}: {spaced(message.seen)} of {total} rows · esc stops")
+            self.set_status(f"searching for {self._term}: {spaced(message.seen)} of {total} rows · esc stops")
 
     @on(SearchEnded)
     def _search_ended(self, message: SearchEnded) -> None:
@@ -424,10 +463,10 @@ class DataPane(Pane):
             return
         if message.match is None:
             term = one_line(self._term, 60)
-            self._set_status("Search stopped." if message.cancelled else f"No row has “{term}” in it.")
+            self.set_status("Search stopped." if message.cancelled else f"No row has “{term}” in it.")
             return
         self.rows.cursor = message.match.index
-        self._set_status(
+        self.set_status(
             f"{self._term}: row {spaced(message.match.index + 1)}"
             + (", from the other end" if message.match.wrapped else "")
             + f" · {self.keys['data.next'].display} next  {self.keys['data.previous'].display} previous"

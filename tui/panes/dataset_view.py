@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from array import array
@@ -11,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.data.conversation import Example, RowError
-from core.data.formats import SAMPLE, Detection, detect, row_example
-from core.data.reader import Row, open_rows
+from core.data.analysis import Analysis
+from core.data.conversation import IGNORED_LABEL, Example, Message, RowError
+from core.data.formats import SAMPLE, Detection
+from core.data.registry import single_source
+from core.data.rows import Row
 from core.errors import UserError
 from core.text import one_line
 from tui.widgets.conversation import Turn
@@ -26,6 +29,9 @@ FORMAT_NAMES = {
     "alpaca": "Alpaca instructions",
     "prompt_completion": "prompt and completion",
     "text": "plain text",
+    "tokens": "tokens",
+    "preference": "preference pairs",
+    "kto": "labeled answers",
 }
 
 #: Rows that are read between two looks at whether to go on.
@@ -50,15 +56,16 @@ class DatasetView:
     """An open file. Every method may be called from any thread; ``close`` ends what runs in others.
 
     Args:
-        path: The file.
+        path: What :func:`core.data.registry.resolve_source` reads: a file, a directory, an entry of a registry.
 
     Raises:
-        UserError: As :func:`core.data.reader.open_rows`.
+        UserError: If it cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.file = open_rows(path)
+        source = single_source(str(path))
+        self.file = source.open()
         self.detection: Detection | None = None
         self.unknown: UserError | None = None
         """Why the format is unknown; rows are then shown as they are."""
@@ -67,9 +74,12 @@ class DatasetView:
         self.problems: array[int] = array("Q")
         """Rows that training cannot use, of the first ``checked`` ones, ascending."""
         self.checked = 0
+        self.analysis: Analysis | None = None
+        """What every row was found to be, once that is known."""
+        self.analysis_error: UserError | None = None
         self.is_closed = False
         try:
-            self.detection = detect(self.file.rows(0, SAMPLE), one_line(path.name, 80))
+            self.detection = source.detect(self.file.rows(0, SAMPLE), one_line(path.name, 80))
         except UserError as error:
             self.unknown = error
 
@@ -83,7 +93,7 @@ class DatasetView:
         """Headings for :meth:`cells`."""
         if self.detection is None:
             return ("row",)
-        return ("text",) if self.detection.format == "text" else ("user", "assistant")
+        return (self.detection.format,) if self.detection.format in ("text", "tokens") else ("user", "assistant")
 
     @property
     def format_name(self) -> str:
@@ -117,9 +127,28 @@ class DatasetView:
             return [Turn("problem", error.message), *_as_it_is(row)]
         if example is None:
             return _as_it_is(row)
-        if example.text:
-            return [Turn("text", example.text)]
-        return [Turn(message.role, message.content) for message in example.messages]
+        return list(_turns_of(example))
+
+    def example(self, index: int) -> Example:
+        """One row as training reads it.
+
+        Raises:
+            RowError: If it cannot be used.
+            UserError: If the format is unknown or the file cannot be read any more.
+        """
+        example = self._example(self.file.row(index))
+        if example is None:
+            raise self.unknown or UserError("The format of the rows is unknown.", "Set data.format.")
+        return example
+
+    def take(self, analysis: Analysis) -> None:
+        """Know what an analysis has found; rows that are only noted are no problems."""
+        self.analysis, self.analysis_error = analysis, None
+        found: set[int] = set()
+        for problem in analysis.problems:
+            if problem.kind.level != "note":
+                found.update(problem.indices)
+        self.problems, self.checked = array("Q", sorted(found)), max(self.checked, self.count)
 
     def line_of(self, index: int) -> int:
         """The line of the file that a row begins on; 0 when it cannot be told any more."""
@@ -138,11 +167,10 @@ class DatasetView:
         if self.detection is None:
             return
         for rows in self._batches(range(self.checked, self.count, BATCH), cancelled):
-            for row in rows:
-                try:
-                    row_example(row, self.detection.format)
-                except RowError:
-                    self.problems.append(row.index)
+            bad = [row.index for row in rows if not self._is_usable(row)]
+            if self.analysis is not None:
+                return  # it has found these rows, and more
+            self.problems.extend(bad)
             self.checked = rows[-1].index + 1
             progress(self.checked)
 
@@ -152,6 +180,12 @@ class DatasetView:
             return None
         position = bisect_right(self.problems, index)
         return self.problems[position % len(self.problems)]
+
+    def previous_problem(self, index: int) -> int | None:
+        """The nearest row with a problem before this one, from the end again above the first; None without any."""
+        if not self.problems:
+            return None
+        return self.problems[bisect_left(self.problems, index) - 1]
 
     def has_problem(self, index: int) -> bool:
         """Whether a row has been found to have a problem."""
@@ -194,10 +228,17 @@ class DatasetView:
                 yield rows
             time.sleep(_BREATH_SECONDS)
 
+    def _is_usable(self, row: Row) -> bool:
+        try:
+            self._example(row)
+        except RowError:
+            return False
+        return True
+
     def _example(self, row: Row) -> Example | None:
         if row.data is None:
             raise RowError(row.code, row.error)
-        return None if self.detection is None else row_example(row, self.detection.format)
+        return None if self.detection is None else self.detection.example(row)
 
     def _row_cells(self, row: Row) -> RowCells:
         try:
@@ -206,10 +247,40 @@ class DatasetView:
             return RowCells((), one_line(error.message, _CELL_LIMIT))
         if example is None:
             return RowCells((one_line(_dump(row.data)[:_CELL_LIMIT], _CELL_LIMIT),))
-        if example.text:
-            return RowCells((one_line(example.text, _CELL_LIMIT),))
+        if example.text or example.ids is not None:
+            return RowCells((one_line(example.text or _describe_tokens(example), _CELL_LIMIT),))
         question = next((message.content for message in example.messages if message.role == "user"), "")
         return RowCells((one_line(question, _CELL_LIMIT), one_line(example.answer, _CELL_LIMIT)))
+
+
+def _turns_of(example: Example) -> Iterator[Turn]:
+    """Who says what in an example, tools, thoughts and second answers included."""
+    if example.ids is not None:
+        yield Turn("tokens", _describe_tokens(example))
+    if example.text:
+        yield Turn("text", example.text)
+    if example.tools:
+        yield Turn("tools", _dump(example.tools))
+    yield from itertools.chain.from_iterable(map(_spoken, example.messages))
+    for label, answer in (("chosen", example.chosen), ("rejected", example.rejected)):
+        for message in answer:
+            yield from (Turn(label if turn.role == "assistant" else turn.role, turn.text) for turn in _spoken(message))
+    if example.label is not None:
+        yield Turn("label", "good" if example.label else "bad")
+
+
+def _spoken(message: Message) -> Iterator[Turn]:
+    if message.reasoning:
+        yield Turn("reasoning", message.reasoning)
+    if message.content or not message.tool_calls:
+        yield Turn(message.role, message.content)
+    for call in message.tool_calls:
+        yield Turn("calls", _dump(call.get("function", call)))
+
+
+def _describe_tokens(example: Example) -> str:
+    learned = sum(label != IGNORED_LABEL for label in example.labels or ())
+    return f"{len(example.ids or ())} tokens, {learned} of them learned"
 
 
 def _dump(data: Any) -> str:

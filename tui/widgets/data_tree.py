@@ -15,7 +15,10 @@ from textual.widgets import DirectoryTree
 from core.text import one_line
 
 #: Endings of the files that can be opened as data.
-DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+DATA_SUFFIXES = (
+    *(".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".feather", ".gz", ".zst"),
+    *(".yml", ".yaml"),
+)
 
 
 class DataTree(DirectoryTree):

@@ -36,10 +36,17 @@ def format_value(value: Any) -> str:
     if isinstance(value, float):
         short = f"{value:g}"
         return short if float(short) == value else repr(value)
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {_toml_string(str(item))}' for key, item in value.items())}}}"
     if isinstance(value, list):
-        parts = [str(item) for item in value]
+        parts = [format_value(item) if isinstance(item, float) else str(item) for item in value]
         return ", ".join(parts) if all("," not in part for part in parts) else json.dumps(parts, ensure_ascii=False)
     return str(value)
+
+
+def _toml_string(text: str) -> str:
+    """A text as TOML writes it: as JSON does, but for the one control character that only JSON leaves as it is."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 class OptionField(Widget):
@@ -164,7 +171,7 @@ class OptionField(Widget):
 
     @property
     def _is_long(self) -> bool:
-        return self.suffixes is not None or self.option.type in ("text", "paths", "list")
+        return self.suffixes is not None or self.option.type in ("text", "paths", "list", "numbers", "table")
 
     @property
     def _key_width(self) -> int:

@@ -112,7 +112,7 @@ class PathInput(SafeInput):
 
     def resolved(self) -> Path:
         """The path meant: ``~`` expanded, made absolute from the base."""
-        return Path(os.path.normpath(self.base / Path(self.value.strip()).expanduser()))
+        return Path(os.path.normpath(self.base / os.path.expanduser(self.value.strip())))
 
 
 def _common_prefix(texts: Sequence[str]) -> str:

@@ -17,6 +17,9 @@ from textual.strip import Strip
 
 from tui.widgets.strips import fit, mark_matches
 
+#: Columns that hold numbers, narrow and on the right.
+_COUNTS = ("tok", "sup")
+
 
 @dataclass(frozen=True)
 class RowCells:
@@ -186,20 +189,25 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
     def _widths(self, width: int, cells: int) -> list[int]:
         """Cell widths: the number as wide as the last one, the last column two fifths of the rest."""
         number = max(3, len(str(self.count)))
-        rest = width - number - 2 - 2 * (cells - 1)
+        counts = [5] * sum(name in _COUNTS for name in self.columns) if cells == len(self.columns) + 1 else []
+        cells -= len(counts)
+        rest = width - number - 2 - 2 * (cells - 1) - sum(size + 2 for size in counts)
         if cells == 2 or rest < 24:
-            return [number, max(rest, 0)]
+            return [number, *counts, max(rest, 0)]
         share = rest * 3 // 5 if cells == 3 else rest // (cells - 1)
         middle = [share] * (cells - 2)
-        return [number, *middle, rest - sum(middle)]
+        return [number, *counts, *middle, rest - sum(middle)]
 
     def _draw(self, cells: Sequence[str], width: int, style: Style, mark: str) -> Strip:
         widths = self._widths(width, len(cells))
         number = cells[0].rjust(widths[0])
         muted = self.get_component_rich_style("row-list--number", partial=True)
         segments = [Segment(mark, style), Segment(number, style + muted)]
-        for text, size in zip(cells[1:], widths[1:], strict=False):
+        for place, (text, size) in enumerate(zip(cells[1:], widths[1:], strict=False)):
             segments.append(Segment("  ", style))
+            if len(cells) == len(self.columns) + 1 and self.columns[place] in _COUNTS:
+                segments.append(Segment(fit(text.rjust(size), size), style + muted))
+                continue
             segments.extend(self._marked(fit(text, size), style))
         return Strip(segments).adjust_cell_length(width, style)
 

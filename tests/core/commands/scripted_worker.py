@@ -2,7 +2,7 @@
 
 Called as the worker is (``RUN_DIR [--resume]``); ``SCRIPT`` in the environment says how it behaves, as a JSON object:
 ``steps``, ``pace`` (seconds a step), ``end`` (``finished``, ``failed`` or ``vanish``), ``demo`` (measure and answer
-before and after), ``deaf`` (no control socket).
+before and after), ``deaf`` (no control socket), ``delay`` (seconds before it says anything).
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ class ScriptedWorker:
         self.pace = float(script.get("pace", 0.01))
         self.end = str(script.get("end", "finished"))
         self.demo = bool(script.get("demo"))
+        # Whoever starts it has a moment before it says who it is.
+        time.sleep(float(script.get("delay", 0)))
         self.controls = Controls()
         install_signals(self.controls)
         self.recorder = Recorder(run, resume=resume)

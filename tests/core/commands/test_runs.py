@@ -50,6 +50,45 @@ def test_a_damaged_run_is_listed(cli: CommandLine) -> None:
     assert (row["state"], row["model"], row["step"]) == ("lost", None, 1)
 
 
+def test_hostile_texts_of_a_run_stay_texts(cli: CommandLine) -> None:
+    hostile = "\x1b]52;c;eA==\x07\x9b31m\u202e\x00[/]"
+    cli.script(steps=1)
+    cli("train", str(cli.config()))
+    run = find_run("latest")
+    state = json.loads(run.state_path.read_bytes())
+    run.state_path.write_text(json.dumps({**state, "state": "failed", "reason": hostile}))
+    with run.events_path.open("a") as file:
+        file.write(
+            json.dumps({"t": 1.0, "type": "notice", "level": "info", "code": "", "message": hostile, "hint": ""})
+        )
+        file.write("\n")
+    foreign = run.path.with_name(f"x{hostile[:-1].replace(chr(0), '').replace('/', '')}")
+    run.path.rename(foreign)
+    for words in (
+        ["runs"],
+        ["runs", "--json"],
+        ["watch", str(foreign)],
+        ["watch", str(foreign), "--json"],
+        ["stop", str(foreign)],
+        ["continue", str(foreign)],
+    ):
+        result = cli(*words)
+        shown = (result.out + result.err).replace("\n", "")
+        assert shown
+        assert not any(ord(letter) < 0x20 or 0x7F <= ord(letter) < 0xA0 or letter == "\u202e" for letter in shown), (
+            words
+        )
+    assert json.loads(cli("watch", str(foreign), "--json").out.splitlines()[-1])["message"] == hostile
+
+
+def test_stop_reaches_a_run_that_was_started_just_now(cli: CommandLine) -> None:
+    cli.script(steps=10_000, pace=0.02, delay=1.0)
+    run = find_run(cli("train", str(cli.config()), "--detach").out.strip())
+    assert run.state().state == "queued"
+    assert cli("stop", run.id, "--timeout", "20").code == 0
+    assert run.state().state == "stopped"
+
+
 def test_watch_prints_events_as_json_lines(cli: CommandLine) -> None:
     cli.script(steps=3)
     cli("train", str(cli.config()))

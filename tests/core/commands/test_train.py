@@ -8,9 +8,11 @@ import re
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from core.runs import launcher
 from core.runs.store import find_run, list_runs
 
 from .conftest import CommandLine, wait_for
@@ -154,6 +156,29 @@ def test_ctrl_c_stops_after_a_checkpoint(cli: CommandLine) -> None:
     assert run.id in out.decode()
     assert b"Stopping after a checkpoint" in err
     assert b"Traceback" not in err
+
+
+@pytest.mark.parametrize("command", ["train", "continue"])
+def test_ctrl_c_before_the_first_look_stops_too(cli: CommandLine, command: str) -> None:
+    words = ["train", str(cli.config())]
+    if command == "continue":
+        run = cli.start(steps=200, pace=0.05)
+        wait_for(lambda: run.state().step >= 2, "two steps")
+        assert cli("stop", run.id).code == 0
+        words = ["continue", run.id]
+    spawn = launcher._spawn
+
+    def spawn_and_interrupt(*args: Any, **options: Any) -> int:
+        pid = spawn(*args, **options)
+        signal.raise_signal(signal.SIGINT)
+        return pid
+
+    cli.monkeypatch.setattr(launcher, "_spawn", spawn_and_interrupt)
+    cli.script(steps=10_000, pace=0.02)
+    result = cli(*words, "--json")
+    assert result.code == 3, result.err
+    assert result.json["state"] == "stopped"
+    assert "Stopping after a checkpoint" in result.err
 
 
 def test_second_ctrl_c_leaves_the_run(cli: CommandLine) -> None:

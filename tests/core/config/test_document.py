@@ -39,6 +39,10 @@ def value_of(option: Option) -> st.SearchStrategy[Any]:
         return st.integers(int(low), int(high))
     if option.type == "number":
         return st.floats(low, high, exclude_min=True, exclude_max=True)
+    if option.type == "table":
+        return st.dictionaries(st.sampled_from(option.choices), text, min_size=1, max_size=3)
+    if option.type == "numbers":
+        return st.lists(st.floats(0.01, 100), min_size=1, max_size=3)
     if option.type in ("paths", "list"):
         return st.lists(text, min_size=1, max_size=3) | text.filter(lambda _: option.type == "paths")
     return text
@@ -189,6 +193,11 @@ def test_saving_is_whole_or_not_at_all(tmp_path: Path) -> None:
         ("data.train", "a.jsonl, b.jsonl", ["a.jsonl", "b.jsonl"]),
         ("data.train", '["a, b.jsonl"]', ["a, b.jsonl"]),
         ("data.train", "a.jsonl", "a.jsonl"),
+        ("data.columns", '{user = "q", assistant = "a"}', {"user": "q", "assistant": "a"}),
+        ("data.columns", 'user = "q"', {"user": "q"}),
+        ("data.columns", "", None),
+        ("data.weights", "1, 0.5", [1, 0.5]),
+        ("data.weights", "[2]", [2]),
         ("method.target_modules", "all-linear", "all-linear"),
         ("method.target_modules", "q_proj", ["q_proj"]),
         ("method.name", "lora", "lora"),
@@ -204,6 +213,31 @@ def test_values_typed_by_a_person(name: str, raw: str, value: object) -> None:
 def test_assignments_that_make_no_sense_are_refused(assignment: str) -> None:
     with pytest.raises(UserError):
         ConfigDocument(MINIMAL).apply([assignment])
+
+
+def test_a_table_stays_on_one_line_and_comes_back() -> None:
+    document = ConfigDocument(AUTHORED)
+    document.set("data.columns", {"user": "the question", "assistant": 'an "answer"'})
+    document.set("data.weights", [1, 0.5])
+    text = document.dumps()
+    assert 'columns = {user = "the question", assistant = "an \\"answer\\""}' in text
+    config = ConfigDocument(text).validate()
+    assert config.data.columns == {"user": "the question", "assistant": 'an "answer"'}
+    assert ConfigDocument(dump_config(config)).validate().data == config.data
+
+
+def test_a_table_may_be_a_section_of_its_own() -> None:
+    text = '[data]\ntrain = "x"\n\n[data.columns]\nuser = "q"\nassistant = "a"\n'
+    assert ConfigDocument(text).validate().data.columns == {"user": "q", "assistant": "a"}
+    with pytest.raises(UserError) as caught:
+        ConfigDocument(text.replace("user", "usr")).validate()
+    assert "line 4: data.columns must be a table of texts with keys from messages, user" in caught.value.message
+
+
+@pytest.mark.parametrize("raw", ["{user = }", "user", "[1"])
+def test_a_table_that_is_no_toml_is_refused(raw: str) -> None:
+    with pytest.raises(UserError, match="is not a TOML table"):
+        ConfigDocument(MINIMAL).apply([f"data.columns={raw}"])
 
 
 def test_every_option_is_described() -> None:
@@ -226,3 +260,11 @@ def test_a_configuration_cannot_be_changed_by_accident() -> None:
     config = Config.model_validate({"data": {"train": "x"}})
     with pytest.raises(ValueError, match="frozen"):
         config.data.train = "y"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", [option.name for option in EVERY if option.type == "integer"])
+def test_no_number_is_beyond_what_readers_of_a_run_take(name: str) -> None:
+    document = ConfigDocument(MINIMAL)
+    document.apply([f"{name}={2**63}"])
+    with pytest.raises(UserError, match=name):
+        document.validate()

@@ -2,7 +2,16 @@ from __future__ import annotations
 
 import pytest
 
-from core.data.conversation import Example, Message, RowError, make_conversation, make_text
+from core.data.conversation import (
+    Example,
+    Message,
+    RowError,
+    make_conversation,
+    make_labeled,
+    make_preference,
+    make_text,
+    make_tokens,
+)
 
 
 def turns(*pairs: tuple[str, str]) -> list[Message]:
@@ -61,3 +70,63 @@ def test_text() -> None:
         with pytest.raises(RowError) as caught:
             make_text(bad)
         assert caught.value.code == code
+
+
+CALL = {"type": "function", "function": {"name": "look", "arguments": {}}}
+
+
+def test_calls_of_tools_are_answered_before_the_assistant_goes_on() -> None:
+    calling = Message("assistant", "", tool_calls=(CALL,))
+    good = [Message("user", "q"), calling, Message("tool", "1"), Message("tool", "2"), Message("assistant", "a")]
+    assert make_conversation(good).messages == tuple(good)
+    assert make_conversation(good[:2]).answer == ""
+    for bad, code in (
+        ([good[0], calling, good[0], good[4]], "role_order"),
+        ([good[0], good[2], good[4]], "role_order"),
+        (good[:3], "no_answer"),
+    ):
+        with pytest.raises(RowError) as caught:
+            make_conversation(bad)
+        assert caught.value.code == code
+
+
+def test_a_turn_as_templates_expect_it() -> None:
+    assert Message("user", "q").fields() == {"role": "user", "content": "q"}
+    full = Message("assistant", "a", reasoning="because", tool_calls=(CALL,))
+    assert full.fields() == {"role": "assistant", "content": "a", "reasoning_content": "because", "tool_calls": [CALL]}
+    answer = Message("tool", "1", name="look", tool_call_id="c1")
+    assert answer.fields() == {"role": "tool", "content": "1", "name": "look", "tool_call_id": "c1"}
+
+
+def test_preference_pairs_and_labels() -> None:
+    asked, better, worse = [Message("user", "q")], [Message("assistant", "good")], [Message("assistant", "bad")]
+    pair = make_preference(asked, better, worse)
+    assert (pair.is_preference, pair.prompt, pair.answer) == (True, tuple(asked), "good")
+    for chosen, rejected in (([], worse), (better, []), (better, [Message("assistant", " ")])):
+        with pytest.raises(RowError):
+            make_preference(asked, chosen, rejected)
+    labeled = make_labeled([*asked, *worse], False)
+    assert (labeled.label, labeled.is_preference, labeled.answer) == (False, False, "bad")
+
+
+@pytest.mark.parametrize(
+    ("ids", "labels", "code"),
+    [
+        ([], None, "empty_answer"),
+        ([1, -1], None, "bad_tokens"),
+        ([1, True], None, "bad_tokens"),
+        ([1, 2**31], None, "bad_tokens"),
+        ([1, 2], [1], "bad_label"),
+        ([1, 2], [1, 3], "bad_label"),
+        ([1, 2], [1, None], "bad_label"),
+    ],
+)
+def test_tokens_are_checked(ids: list[int], labels: list[int] | None, code: str) -> None:
+    with pytest.raises(RowError) as caught:
+        make_tokens(ids, labels)
+    assert caught.value.code == code
+
+
+def test_tokens_without_labels_are_all_learned() -> None:
+    assert list(make_tokens([5, 6]).labels or []) == [5, 6]
+    assert list(make_tokens([5, 6], [-100, 6]).labels or []) == [-100, 6]

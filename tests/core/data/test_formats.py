@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.data.conversation import Example, RowError
-from core.data.formats import FORMATS, Format, choose, detect, row_example, to_example
+from core.data.formats import FORMATS, Format, choose, detect, refuse_untrainable, row_example, to_example
 from core.data.reader import Row
 from core.errors import UserError
 
@@ -69,11 +69,141 @@ def spoken(example: Example) -> list[tuple[str, str]]:
         ({"question": "q", "answer": "a"}, "prompt_completion", [("user", "q"), ("assistant", "a")]),
         ({"prompt": [USER], "completion": [ASSISTANT]}, "prompt_completion", [("user", "q"), ("assistant", "a")]),
         ({"prompt": [USER], "completion": "a"}, "prompt_completion", [("user", "q"), ("assistant", "a")]),
+        ({"query": "q", "response": "a"}, "prompt_completion", [("user", "q"), ("assistant", "a")]),
+        ({"problem": "q", "solution": "a"}, "prompt_completion", [("user", "q"), ("assistant", "a")]),
+        (
+            {"prompt": '[{"role": "user", "content": "q"}]', "completion": '{"from": "A", "text": "b"}'},
+            "prompt_completion",
+            [("user", "q"), ("assistant", '{"from": "A", "text": "b"}')],
+        ),
+        (
+            {"messages": '[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]'},
+            "messages",
+            [("user", "q"), ("assistant", "a")],
+        ),
+        (
+            {"conversation": [{"human": "q", "assistant": "a"}, {"human": "q2", "assistant": "a2"}]},
+            "sharegpt",
+            [("user", "q"), ("assistant", "a"), ("user", "q2"), ("assistant", "a2")],
+        ),
+        (
+            {"dialogue": [{"speaker": "Human", "text": "q"}, {"speaker": "AI", "text": "a"}]},
+            "sharegpt",
+            [("user", "q"), ("assistant", "a")],
+        ),
+        (
+            {"conversations": [{"from": "human", "content": "q"}, {"from": "gpt", "content": "a"}]},
+            "sharegpt",
+            [("user", "q"), ("assistant", "a")],
+        ),
     ],
 )
 def test_recognizes_and_reads(data: dict[str, Any], format_: Format, messages: list[tuple[str, str]]) -> None:
     assert detect(rows(data)).format == format_
     assert spoken(to_example(data, format_)) == messages
+
+
+def test_openai_messages_with_tools_thoughts_and_weights() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"city": "Ulm"}'}}
+    data = {
+        "messages": [
+            USER,
+            {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "hm", "weight": 0},
+            {"role": "tool", "content": "rain", "tool_call_id": "c1", "name": "look", "tool_calls": None},
+            {
+                "role": "assistant",
+                "content": [{"type": "thinking", "thinking": "so"}, {"type": "text", "text": "It rains."}],
+                "weight": 1,
+            },
+        ],
+        "tools": [{"type": "function", "function": {"name": "look"}}, {"name": "bare", "parameters": {}}],
+    }
+    assert detect(rows(data)).format == "messages"
+    example = to_example(data, "messages")
+    asked, called, answered, said = example.messages
+    assert (asked.train, called.train, said.train) == (None, False, True)
+    assert called.tool_calls == (
+        {"type": "function", "function": {"name": "look", "arguments": {"city": "Ulm"}}, "id": "c1"},
+    )
+    assert (called.content, called.reasoning, said.content, said.reasoning) == ("", "hm", "It rains.", "so")
+    assert (answered.role, answered.name, answered.tool_call_id) == ("tool", "look", "c1")
+    assert [tool["function"]["name"] for tool in example.tools] == ["look", "bare"]
+
+
+@pytest.mark.parametrize(
+    ("data", "asked"),
+    [
+        ({"prompt": "q", "chosen": "good", "rejected": "bad"}, [("user", "q")]),
+        ({"instruction": "do", "input": "it", "chosen": "good", "rejected": "bad"}, [("user", "do\nit")]),
+        ({"question": "q", "system": "s", "chosen": "good", "rejected": "bad"}, [("system", "s"), ("user", "q")]),
+        (
+            {
+                "prompt": [USER],
+                "chosen": [{**ASSISTANT, "content": "good"}],
+                "rejected": [{**ASSISTANT, "content": "bad"}],
+            },
+            [("user", "q")],
+        ),
+        (
+            {
+                "prompt": "ignored, as the conversations begin with it",
+                "chosen": [USER, {**ASSISTANT, "content": "good"}],
+                "rejected": [USER, {**ASSISTANT, "content": "bad"}],
+            },
+            [("user", "q")],
+        ),
+        (
+            {
+                "conversations": [{"from": "human", "value": "q"}],
+                "chosen": {"from": "gpt", "value": "good"},
+                "rejected": {"from": "gpt", "value": "bad"},
+            },
+            [("user", "q")],
+        ),
+    ],
+)
+def test_preference_pairs(data: dict[str, Any], asked: list[tuple[str, str]]) -> None:
+    detection = detect(rows(data))
+    assert detection.format == "preference"
+    example = to_example(data, "preference")
+    assert spoken(example) == asked
+    assert ([turn.content for turn in example.chosen], [turn.content for turn in example.rejected]) == (
+        ["good"],
+        ["bad"],
+    )
+    with pytest.raises(UserError, match=r"f\.jsonl holds preference pairs") as caught:
+        refuse_untrainable(detection, "f.jsonl")
+    assert "data.columns" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"prompt": "q", "completion": "a", "label": False},
+        {"messages": [USER, ASSISTANT], "label": False},
+        {"instruction": "q", "output": "a", "kto_tag": False},
+    ],
+)
+def test_labeled_answers(data: dict[str, Any]) -> None:
+    detection = detect(rows(data))
+    assert detection.format == "kto"
+    example = to_example(data, "kto")
+    assert (spoken(example), example.label) == ([("user", "q"), ("assistant", "a")], False)
+    with pytest.raises(UserError, match="answers labeled good or bad"):
+        refuse_untrainable(detection, "f.jsonl")
+
+
+def test_a_label_that_is_no_yes_or_no_is_just_a_column() -> None:
+    assert detect(rows({"prompt": "q", "completion": "a", "label": "spam"})).format == "prompt_completion"
+
+
+def test_tokens() -> None:
+    data = {"input_ids": [7, 8, 0], "labels": [-100, 8, -100], "attention_mask": [1, 1, 0], "text": "x"}
+    detection = detect(rows(data))
+    assert detection.format == "tokens"
+    refuse_untrainable(detection, "f.jsonl")
+    example = to_example(data, "tokens")
+    assert (list(example.ids or []), list(example.labels or [])) == ([7, 8], [-100, 8])
 
 
 def test_text() -> None:
@@ -161,8 +291,27 @@ def test_a_wanted_format_is_taken_or_refused() -> None:
         ({"messages": [USER, {"role": "assistant", "content": 4}]}, "messages", "bad_content"),
         ({"messages": [USER, {"role": "assistant", "content": {"a": 1}}]}, "messages", "bad_content"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ASSISTANT]}, "messages", "bad_content"),
-        ({"messages": [USER, {"role": "assistant", "tool_calls": [{}]}]}, "messages", "bad_content"),
+        ({"messages": [USER, {"role": "assistant", "tool_calls": [{}]}]}, "messages", "bad_tool_call"),
+        (
+            {"messages": [USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "x"}}]}]},
+            "messages",
+            "bad_tool_call",
+        ),
+        ({"messages": [USER, ASSISTANT], "tools": "nonsense"}, "messages", "bad_tool_call"),
         ({"conversations": [{"from": "human", "value": "q"}]}, "sharegpt", "no_answer"),
+        (
+            {"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": "not json"}]},
+            "sharegpt",
+            "bad_tool_call",
+        ),
+        ({"chosen": "a", "rejected": "b"}, "preference", "no_messages"),
+        ({"prompt": "q", "chosen": "a"}, "preference", "wrong_keys"),
+        ({"prompt": "q", "chosen": "a", "rejected": ""}, "preference", "empty_answer"),
+        ({"prompt": "q", "completion": "a", "label": 1}, "kto", "bad_label"),
+        ({"label": True}, "kto", "wrong_keys"),
+        ({"input_ids": [1], "labels": "x"}, "tokens", "bad_label"),
+        ({"input_ids": [1], "attention_mask": [1, 1]}, "tokens", "bad_tokens"),
+        ({"input_ids": "x"}, "tokens", "wrong_keys"),
         ({"instruction": "do"}, "alpaca", "wrong_keys"),
         ({"instruction": "do", "output": " "}, "alpaca", "empty_answer"),
         ({"instruction": "do", "output": "a", "history": "x"}, "alpaca", "wrong_keys"),
@@ -210,7 +359,9 @@ def test_any_object_is_an_example_or_an_error(data: dict[str, Any], format_: For
     except RowError as error:
         code = error.code
     assert (example is None) == bool(code)
-    assert example is None or example.text.strip() or example.answer.strip()
+    if example is not None:
+        calls = example.messages and example.messages[-1].tool_calls
+        assert example.text.strip() or example.answer.strip() or example.ids or calls
     try:
         detect(rows(data))
     except UserError as error:

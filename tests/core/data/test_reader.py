@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.data.reader import RAW_LIMIT, Row, open_rows, parse_csv, parse_json, read_rows
+from core.data.parsers import RAW_LIMIT, parse_csv, parse_json, parse_text
+from core.data.reader import Row, open_rows, read_rows
 from core.data.source import FileChangedError
 from core.errors import UserError
 
@@ -59,6 +60,29 @@ def test_an_array_without_its_end_is_reported(tmp_path: Path) -> None:
     assert found[0].data == {"n": 0}
     assert found[1].code == "not_json"
     assert "closing ]" in found[1].error
+
+
+def test_rows_in_an_array_inside_an_object(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.json", '{"version": "1",\n"data": [\n{"n": 0},\n{"n": [1]}\n], "more": {"x": [1, 2]}}\n')
+    found = list(read_rows(path))
+    assert values(found) == [{"n": 0}, {"n": [1]}]
+    assert [row.line for row in found] == [3, 4]
+    two = write(tmp_path, "b.json", '{"train": [{"n": 0}],\n"test": [{"n": 1}]}\n')
+    found = list(read_rows(two))
+    assert values(found) == [{"n": 0}, None]
+    assert (found[1].line, found[1].error) == (
+        2,
+        "Another array of rows begins here; only the first of a file is read.",
+    )
+    cut = list(read_rows(write(tmp_path, "c.json", '{"data": [{"n": 0}, {"n":')))
+    assert [row.code for row in cut] == ["", "not_json"]
+
+
+def test_text_has_a_row_a_line(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.txt", b"\xef\xbb\xbf one\r\n\r\n{two}\n\xff\n")
+    found = list(read_rows(path))
+    assert values(found) == [{"text": "one"}, {"text": "{two}"}, None]
+    assert [(row.line, row.code) for row in found] == [(1, ""), (3, ""), (4, "not_utf8")]
 
 
 def test_csv_and_tsv(tmp_path: Path) -> None:
@@ -263,7 +287,7 @@ def test_a_file_that_is_changed_replaced_or_removed_is_noticed(tmp_path: Path) -
 @settings(max_examples=200, deadline=None)
 @given(
     st.binary(max_size=200) | st.text('{}[]",:\\ab1\n\r\x00\ufeff', max_size=80).map(str.encode),
-    st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.tsv", "a"]),
+    st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.tsv", "a.txt", "a"]),
 )
 def test_any_bytes_are_rows_or_a_user_error(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, name: str
@@ -285,5 +309,5 @@ def test_any_bytes_are_rows_or_a_user_error(
 
 @given(st.binary(max_size=100))
 def test_parsers_never_raise(raw: bytes) -> None:
-    for row in (parse_json(0, 1, raw), parse_csv(0, 1, raw, ["a", "b"], ",")):
+    for row in (parse_json(0, 1, raw), parse_csv(0, 1, raw, ["a", "b"], ","), parse_text(0, 1, raw)):
         assert (row.data is None) == bool(row.error)

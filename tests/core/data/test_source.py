@@ -39,8 +39,36 @@ def test_kind(tmp_path: Path, name: str, content: bytes, kind: str) -> None:
     path.write_bytes(content)
     source = open_source(path)
     os.close(source.descriptor)
-    assert source.kind == kind
-    assert source.start == (3 if content.startswith(b"\xef") else 0)
+    assert source.layout is not None
+    assert source.layout.kind == kind
+    assert source.layout.start == (3 if content.startswith(b"\xef") else 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "start"),
+    [
+        (b'{"data": [{"q": 1}, {"q": 2}]}', "json", 9),
+        (b'{\n "version": "1.0", "n": 3,\n "data": [\n{"q": 1}]\n}', "json", 38),
+        (b'{"messages": [{"role": "user"}]}', "jsonl", 0),
+        (b'{"id": 3, "messages": [{"role": "user"}]}\n', "jsonl", 0),
+        (b'{"input_ids": [1, 2]}\n', "jsonl", 0),
+        (b'{"data": [{"q": 1}]}\n{"data": [{"q": 2}]}\n', "jsonl", 0),
+        (b'{"data": {"q": [1]}}', "jsonl", 0),
+        (b'{"a": "[{", "b": 1}', "jsonl", 0),
+        (b'{"q": ["a"], "a": ["b"]}', "columns", 0),
+        (b'{"messages": [[{"role": "user"}]]}', "columns", 0),
+        (b'{"data": []}', "jsonl", 0),
+    ],
+)
+def test_objects_that_hold_rows_and_objects_that_are_rows(
+    tmp_path: Path, content: bytes, kind: str, start: int
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    source = open_source(path)
+    os.close(source.descriptor)
+    found = (source.layout.kind, source.layout.start) if source.layout else (source.packing, 0)
+    assert found == (kind, start)
 
 
 @pytest.mark.parametrize(
@@ -52,18 +80,20 @@ def test_delimiter(tmp_path: Path, name: str, content: bytes, delimiter: str) ->
     path.write_bytes(content)
     source = open_source(path)
     os.close(source.descriptor)
-    assert source.delimiter == delimiter
+    assert source.layout is not None
+    assert source.layout.delimiter == delimiter
 
 
 @pytest.mark.parametrize(
     ("name", "content", "part"),
     [
         ("a.jsonl", b"", "is empty"),
-        ("a.jsonl.gz", b"\x1f\x8b\x08\x00", "is an archive"),
-        ("a.jsonl", b"\x1f\x8b\x08\x00", "is an archive"),
-        ("a.parquet", b"PAR1....", "is a columnar table"),
+        ("a.jsonl.bz2", b"BZh9", "is an archive"),
+        ("a.jsonl.gz", b'{"a": 1}', "is no gzip file, whatever its name says"),
+        ("a.parquet", b"hello", "is no parquet file, whatever its name says"),
+        ("a.parquet.gz", b"\x1f\x8b\x08\x00", "is a compressed parquet file"),
         ("a.xlsx", b"PK\x03\x04", "is an archive or a spreadsheet"),
-        ("a.txt", b"hello", "is a document"),
+        ("a.md", b"hello", "is a document"),
         ("a.jsonl", "{}".encode("utf-16"), "is UTF-16 text"),
         ("a.jsonl", bytes(range(32)) * 100, "is not text"),
         ("a.jsonl", bytes(5000), "is not text"),

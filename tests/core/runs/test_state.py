@@ -49,11 +49,22 @@ def test_a_damaged_state_is_unreadable_or_sound(value: object) -> None:
         assert isinstance(inferred.is_over, bool)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000, b'{"state": 5}', b"{}"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff", b"[" * 100_000, b'{"state": 5}', b"{}", b'{"state": "\\u001b]52;c;eA==\\u0007"}']
+)
 def test_an_unreadable_state_is_none(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "state.json").write_bytes(content)
     assert RunState.read(tmp_path / "state.json") is None
     assert RunState.read(tmp_path / "missing") is None
+
+
+def test_its_texts_are_safe_to_show(tmp_path: Path) -> None:
+    hostile = "\x1b]52;c;eA==\x07\x9b31m\u202e\x00"
+    live(state="failed", reason=hostile, host=hostile).write(tmp_path / "state.json")
+    state = RunState.read(tmp_path / "state.json")
+    assert state is not None
+    for text in (state.reason, state.host):
+        assert not any(ord(letter) < 0x20 or 0x7F <= ord(letter) < 0xA0 or letter == "\u202e" for letter in text)
 
 
 def test_unknown_keys_are_ignored(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from core.config.schema import Config
 from core.errors import UserError
 from core.worker.control import StopRequested
-from core.worker.dataset import CHUNK_ROWS, Dataset, load_dataset
+from core.worker.dataset import CHUNK_ROWS, Dataset, Loader, load_dataset
 from core.worker.template import Encoder
 
 
@@ -155,3 +155,114 @@ def test_progress_is_told_and_can_end_it(encoder: Encoder, tmp_path: Path) -> No
 
     with pytest.raises(StopRequested):
         load_dataset(path, config(), encoder, progress=stop)
+
+
+# Sources, splits and weights.
+
+
+def tokens(*ids: int, labels: list[int] | None = None) -> dict[str, Any]:
+    return {"input_ids": list(ids)} | ({"labels": labels} if labels else {})
+
+
+def test_rows_that_are_tokens_already(encoder: Encoder, tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.jsonl",
+        tokens(5, 6, 7, labels=[-100, 6, 7]),
+        tokens(5, 6),
+        tokens(5, 9999),
+        tokens(5, 6, labels=[-100, -100]),
+    )
+    dataset, _ = Loader(config(data={"train": path}), encoder, vocabulary=320).training()
+    assert [row.input_ids.tolist() for row in dataset.rows] == [[5, 6, 7], [5, 6]]
+    assert [row.supervised.tolist() for row in dataset.rows] == [[False, True, True], [True, True]]
+    assert dataset.dropped == {"bad_tokens": 1, "nothing_supervised": 1}
+    assert "the model knows those below 320" in dataset.first_dropped["bad_tokens"]
+
+
+def test_tokens_and_conversations_may_stand_side_by_side(encoder: Encoder, tmp_path: Path) -> None:
+    paths = [write(tmp_path / "a.jsonl", tokens(5, 6)), write(tmp_path / "b.jsonl", chat("x"))]
+    dataset = load_dataset(paths, config(), encoder)
+    assert dataset.rows[0].input_ids.tolist() == [5, 6]
+    assert decode(encoder, dataset, 1, learned=True) == "yes<|im_end|>"
+
+
+def test_preference_pairs_are_not_trained_on(encoder: Encoder, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", {"prompt": "q", "chosen": "good", "rejected": "bad"})
+    with pytest.raises(UserError, match="holds preference pairs, which are shown but cannot be trained on yet"):
+        load_dataset(path, config(), encoder)
+    columns = {"user": "prompt", "assistant": "chosen"}
+    dataset = load_dataset(path, config(data={"columns": columns}), encoder)
+    assert decode(encoder, dataset, 0, learned=True) == "good<|im_end|>"
+
+
+def test_the_columns_of_the_configuration_and_of_an_entry(encoder: Encoder, tmp_path: Path) -> None:
+    plain = write(tmp_path / "a.jsonl", {"q": "x", "a": "plain"})
+    write(tmp_path / "b.jsonl", {"frage": "x", "antwort": "entry"})
+    entry = {"file_name": "b.jsonl", "columns": {"prompt": "frage", "response": "antwort"}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": entry}))
+    train = [plain, str(tmp_path / "dataset_info.json#mine")]
+    dataset, _ = Loader(config(data={"train": train, "columns": {"user": "q", "assistant": "a"}}), encoder).training()
+    assert [example.answer for example in dataset.examples] == ["plain", "entry"]
+    assert all("columns are named" in reason for reason in dataset.formats.values())
+
+
+def test_a_share_is_held_out_and_copies_do_not_cross(encoder: Encoder, tmp_path: Path) -> None:
+    rows = [chat(f"q{number % 20}") for number in range(40)]
+    path = write(tmp_path / "a.jsonl", *rows, "broken")
+    settings = config(data={"train": path, "eval_share": 0.2}, eval={"max_rows": 6})
+    dataset, held_out = Loader(settings, encoder).training()
+    assert held_out is not None
+    event = dataset.event()
+    assert (event.rows, event.used, event.dropped) == (41, 32, {"held_out": 8, "not_json": 1})
+    assert len(held_out.rows) == len(held_out.examples) == 6
+    assert not set(held_out.examples) & set(dataset.examples)
+    again, _ = Loader(settings, encoder).training()
+    assert again.examples == dataset.examples
+
+
+def test_nothing_can_be_held_out_of_equal_rows(encoder: Encoder, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", chat("same"), chat("same"))
+    with pytest.raises(UserError, match="all rows are the same"):
+        Loader(config(data={"train": path, "eval_share": 0.1}), encoder).training()
+
+
+def test_weights_repeat_and_leave_out(encoder: Encoder, tmp_path: Path) -> None:
+    first = write(tmp_path / "a.jsonl", *(chat(f"a{number}") for number in range(4)))
+    second = write(tmp_path / "b.jsonl", *(chat(f"b{number}") for number in range(10)))
+    settings = config(data={"train": [first, second], "weights": [2.5, 0.3]})
+    dataset, held_out = Loader(settings, encoder).training()
+    asked = [example.messages[0].content for example in dataset.examples]
+    assert held_out is None
+    assert sorted(asked.count(f"a{number}") for number in range(4)) == [2, 2, 3, 3]
+    assert sum(name.startswith("b") for name in asked) == len({name for name in asked if name.startswith("b")}) == 3
+    event = dataset.event()
+    assert (event.rows, event.used, event.dropped) == (14, 7, {"not_sampled": 7})
+    assert event.tokens == sum(dataset.lengths)
+    assert len(dataset.rows) == len(dataset.examples) == 13
+    assert [example.messages for example in Loader(settings, encoder).training()[0].examples] == [
+        example.messages for example in dataset.examples
+    ]
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.sampled_from(["good", "same", "broken", "empty", "long"]), min_size=1, max_size=30),
+    st.sampled_from([0.0, 0.1, 0.5]),
+    st.sampled_from([0.5, 1.0, 1.5]),
+)
+def test_every_row_is_used_or_dropped_for_a_reason(
+    encoder: Encoder, tmp_path: Path, kinds: list[str], share: float, weight: float
+) -> None:
+    texts = {"same": chat("same"), "broken": "{", "empty": chat("x", " "), "long": chat("y" * 400)}
+    rows = [texts.get(kind, chat(f"q{number}")) for number, kind in enumerate(kinds)]
+    path = write(tmp_path / "a.jsonl", chat("first"), *rows)
+    data = {"train": path, "eval_share": share, "weights": [weight]}
+    if share and set(kinds) <= {"broken", "empty", "long"}:
+        # One row is left, which cannot be held out and trained on.
+        with pytest.raises(UserError, match="held out"):
+            Loader(config(data=data, train={"max_length": 100}), encoder).training()
+        return
+    dataset, _ = Loader(config(data=data, train={"max_length": 100}), encoder).training()
+    event = dataset.event()
+    assert event.rows == len(rows) + 1 == event.used + sum(event.dropped.values())
+    assert event.used == len({id(row) for row in dataset.rows})

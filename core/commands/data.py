@@ -1,0 +1,257 @@
+"""``data FILE``: what a dataset is, what is wrong with it, and what a model would learn of it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.commands.common import CLEAR_LINE, add_json_flag, emit, note, say
+from core.errors import UserError
+
+if TYPE_CHECKING:
+    from core.config.schema import Config
+    from core.data.analysis import Analysis, AnalysisRequest, Progress
+    from core.data.lengths import Lengths
+    from core.data.problems import Problem
+    from core.data.sample import TokenSample
+
+_BAR = 40
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "file", metavar="FILE", nargs="?", help="a data file, a directory of them, or an entry (default: data.train)"
+    )
+    parser.add_argument("--config", metavar="CONFIG", help="a configuration, for everything that is not named here")
+    parser.add_argument("--model", metavar="MODEL", help="directory of a tokenizer, or a prepared model: counts tokens")
+    parser.add_argument("--template", metavar="FILE", help="a Jinja chat template instead of the model's own")
+    parser.add_argument("--row", metavar="N", type=int, help="show the tokens of this row, counted from 1")
+    add_json_flag(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Look at every row and print what was found; the exit code is 0 whatever that is."""
+    from core.data.analyze import analyze
+    from core.data.sample import sample_row
+
+    request = make_request(args)
+    if args.row is not None and request.model is None:
+        raise UserError("--row needs a tokenizer.", "Name a model's directory with --model.")
+    analysis = analyze(request, _Progress() if sys.stderr.isatty() else None)
+    if sys.stderr.isatty():
+        sys.stderr.write(CLEAR_LINE)
+    sample = None
+    if request.model is not None and (args.row is not None or not args.json):
+        sample = sample_row(request, analysis, args.row)
+    if args.json:
+        emit(as_json(analysis, sample))
+        return 0
+    for line in render(analysis, request):
+        say(line)
+    if sample is not None:
+        say("")
+        for line in render_sample(sample, color=_has_color()):
+            say(line)
+    return 0
+
+
+def make_request(args: argparse.Namespace) -> AnalysisRequest:
+    """What the arguments ask for.
+
+    Raises:
+        UserError: If there is neither a file nor a configuration, or the model or the template cannot be found.
+    """
+    from core.config.document import load_config
+    from core.config.schema import Config
+    from core.data.analysis import request_for
+    from core.template.named import template_source
+
+    config: Config
+    if args.config is not None:
+        config = load_config(Path(args.config))
+    elif args.file is not None:
+        config = Config.model_validate({"data": {"train": args.file}})
+    else:
+        raise UserError("There is nothing to look at.", "Name a data file, or a configuration with --config.")
+    template = template_source(args.template, None) if args.template else None
+    if template is None:
+        template = template_source(config.template.file, config.template.name)
+    request = request_for(config, model=_model_directory(args, config), template=template)
+    if args.config is None:
+        # Without a configuration nobody has set a limit; what the defaults would drop is not dropped here.
+        request = dataclasses.replace(request, max_length=0)
+    return dataclasses.replace(request, train=(args.file,)) if args.file is not None else request
+
+
+def _model_directory(args: argparse.Namespace, config: Config) -> str | None:
+    from core.data.sample import tokenizer_directory
+
+    if args.model is not None:
+        return str(tokenizer_directory(args.model))
+    if args.config is None:
+        return None
+    try:
+        return str(tokenizer_directory(config.model.base))
+    except UserError:
+        # A model that is not prepared yet; the rows can be looked at without it.
+        note(f"{config.model.base} is not prepared, so tokens are not counted.")
+        return None
+
+
+# JSON.
+
+
+def as_json(analysis: Analysis, sample: TokenSample | None) -> dict[str, Any]:
+    """The result as ``docs/commands.md`` has it."""
+    first = analysis.sources[0]
+    result: dict[str, Any] = {
+        "format": first.format,
+        "reason": first.reason,
+        "sources": [dataclasses.asdict(source) for source in analysis.sources],
+        "rows": analysis.rows,
+        "used": analysis.used,
+        "dropped": analysis.dropped,
+        "problems": [_problem_json(problem) for problem in analysis.problems],
+        "turns": {str(turns): rows for turns, rows in analysis.turns.items()},
+        "scripts": analysis.scripts,
+        "eval_rows": analysis.eval_rows,
+        "seconds": round(analysis.seconds, 3),
+    }
+    if (lengths := analysis.lengths) is not None:
+        result["lengths"] = {**lengths.to_dict(), "longest": lengths.longest + 1}
+    if sample is not None:
+        result["row"] = sample.index + 1
+        result["tokens"] = [dataclasses.asdict(token) for token in sample.tokens]
+        if sample.cut is not None:
+            result["cut"] = sample.cut
+        if sample.error:
+            result["row_error"] = {"code": sample.code, "message": sample.error}
+    return result
+
+
+def _problem_json(problem: Problem) -> dict[str, Any]:
+    return {
+        "code": problem.code,
+        "level": problem.kind.level,
+        "title": problem.kind.title,
+        "count": problem.count,
+        "rows": [place.index + 1 for place in problem.places],
+        "lines": [place.line for place in problem.places],
+        "files": sorted({place.file for place in problem.places if place.file}),
+        "detail": problem.detail,
+        "hint": problem.hint,
+    }
+
+
+# For people.
+
+
+def render(analysis: Analysis, request: AnalysisRequest) -> list[str]:
+    """Aligned lines, safe for a terminal."""
+    from core.text import one_line
+
+    lines = []
+    for source in analysis.sources:
+        lines += [f"{'file':<10} {one_line(source.name)}", f"{'format':<10} {source.format}: {one_line(source.reason)}"]
+    lines.append(f"{'rows':<10} {analysis.rows} read, {analysis.used} used")
+    lines += [f"{'':<10} {count} dropped: {code}" for code, count in analysis.dropped.items()]
+    if analysis.turns:
+        lines.append(f"{'messages':<10} " + ", ".join(f"{rows} x {turns}" for turns, rows in _most(analysis.turns)))
+    if analysis.scripts:
+        lines.append(f"{'scripts':<10} " + ", ".join(f"{name} {rows}" for name, rows in _most(analysis.scripts)))
+    if analysis.lengths is not None:
+        lines += _render_lengths(analysis.lengths, request.max_length)
+    lines.append("")
+    if not analysis.problems:
+        lines.append("No problems found.")
+    for problem in analysis.problems:
+        lines += _render_problem(problem)
+    return lines
+
+
+def _most(counts: dict[Any, int]) -> list[tuple[Any, int]]:
+    return sorted(counts.items(), key=lambda pair: -pair[1])[:8]
+
+
+def _render_lengths(lengths: Lengths, limit: int) -> list[str]:
+    shown = (
+        f"min {lengths.min}, median {lengths.p50}, 95% up to {lengths.p95}, max {lengths.max} "
+        f"(row {lengths.longest + 1})" + (f"; limit {limit}" if limit else "")
+    )
+    learned = f"{lengths.supervised} of {lengths.tokens} learned ({lengths.supervised_share:.1%})"
+    lines = [f"{'tokens':<10} {shown}", f"{'':<10} {learned}"]
+    most = max(bucket.count for bucket in lengths.buckets)
+    for bucket in lengths.buckets:
+        bar = "#" * max(round(_BAR * bucket.count / most), 1 if bucket.count else 0)
+        lines.append(f"{'':<10} {bucket.low:>7} {bar} {bucket.count or ''}".rstrip())
+    return lines
+
+
+def _render_problem(problem: Problem) -> list[str]:
+    from core.text import one_line
+
+    places = [f"{place.file}:{place.line}" if place.file else str(place.line) for place in problem.places[:8]]
+    where = f"line{'s' if len(places) > 1 else ''} {', '.join(places)}" if places else ""
+    more = ", ..." if places and problem.count > len(places) else ""
+    lines = [f"{problem.kind.level:<5} {problem.count:>8} x {problem.code}: {problem.kind.title}"]
+    if where:
+        lines.append(f"{'':<17}{one_line(where)}{more}")
+    if problem.detail:
+        lines.append(f"{'':<17}{one_line(problem.detail, 300)}")
+    lines.append(f"{'':<17}-> {problem.hint}")
+    return lines
+
+
+def render_sample(sample: TokenSample, *, color: bool) -> list[str]:
+    """A row as its tokens: in color, learned ones lit and others dim; else learned ones in double brackets."""
+    from core.text import sanitize
+
+    if sample.error:
+        return [f"row {sample.index + 1} is not used: {sample.error}"]
+    learned = sum(token.supervised for token in sample.tokens)
+    how = "lit" if color else "in [[ ]]"
+    lines = [f"row {sample.index + 1}: {len(sample.tokens)} tokens, {learned} learned ({how})"]
+    pieces: list[str] = []
+    was: bool | None = None
+    for place, token in enumerate(sample.tokens):
+        if place == sample.cut:
+            pieces.append(_end(was, color) + f"\n--- cut at {sample.cut} tokens ---\n")
+            was = None
+        if token.supervised != was:
+            pieces.append(_end(was, color) + _begin(token.supervised, color))
+            was = token.supervised
+        pieces.append(sanitize(token.text))
+    pieces.append(_end(was, color))
+    return lines + "".join(pieces).split("\n")
+
+
+def _begin(supervised: bool, color: bool) -> str:
+    if color:
+        return "\x1b[1;32m" if supervised else "\x1b[2m"
+    return "[[" if supervised else ""
+
+
+def _end(supervised: bool | None, color: bool) -> str:
+    if supervised is None:
+        return ""
+    if color:
+        return "\x1b[0m"
+    return "]]" if supervised else ""
+
+
+def _has_color() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in ("dumb", "", None)
+
+
+class _Progress:
+    """One line on standard error that is drawn over and over."""
+
+    def __call__(self, progress: Progress) -> None:
+        share = f" {progress.done / progress.total:4.0%}" if progress.total else ""
+        sys.stderr.write(f"{CLEAR_LINE}{progress.stage}{share}")
+        sys.stderr.flush()

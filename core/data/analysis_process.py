@@ -1,0 +1,73 @@
+"""The process that carries out an analysis: ``python -m core.data.analysis_process``.
+
+It reads one request as a line of JSON from standard input and writes lines of JSON: ``{"progress": …}`` several times a
+second, then ``{"analysis": …}`` or ``{"error", "hint"}``. It ends by itself when nobody reads them any more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from typing import Any
+
+from core.data.analysis import AnalysisRequest, Progress
+from core.errors import UserError
+
+_SECONDS_BETWEEN = 0.1
+
+
+def main() -> int:
+    """Do it; returns the exit code."""
+    # Each process tokenizes by itself; threads of the library would not survive the fork.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    from core.data.survey import survey
+
+    request = AnalysisRequest.from_dict(json.loads(sys.stdin.readline()))
+    reporter = _Reporter()
+    try:
+        answer: dict[str, Any] = {"analysis": survey(request, reporter).to_dict()}
+    except UserError as error:
+        answer = {"error": error.message, "hint": error.hint}
+    except (BrokenProcessPool, MemoryError):
+        answer = {"error": "The analysis ran out of memory.", "hint": "Close something, or look at a part of the rows."}
+    except BrokenPipeError:
+        return _leave()
+    try:
+        _write(answer)
+    except BrokenPipeError:
+        return _leave()
+    return 0
+
+
+class _Reporter:
+    """Writes progress, not too often."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+        self._stage = ""
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now < self._next and progress.stage == self._stage:
+            return
+        self._next, self._stage = now + _SECONDS_BETWEEN, progress.stage
+        _write({"progress": asdict(progress)})
+
+
+def _write(value: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+def _leave() -> int:
+    # What is still buffered would raise again when the interpreter closes standard output.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""Rows that say the same, or almost the same: found by digests and by min-hashing, in little memory.
+
+Two rows are the same if their words are, whatever the case and the spaces between them. They are almost the same if of
+the runs of three words in either about 5 of 6 are in both. This is estimated by one-permutation min-hashing (Li, Owen,
+Zhang: "One Permutation Hashing", NIPS 2012): the values of all runs are divided into equal ranges, the least value of
+each is kept, and rows that agree in some ranges are compared in all of them. An empty range takes the next one's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from operator import eq
+from zlib import crc32
+
+from core.data.conversation import Example
+
+#: Ranges of values; rows are candidates where they agree in all of a band's.
+RANGES = 24
+BAND = 3
+#: Ranges that must agree for two rows to be almost the same.
+AGREEING = 20
+#: Bytes of a digest, and of a signature.
+KEY_BYTES, SIGNATURE_BYTES = 8, 4 * RANGES
+
+_RUN = 3
+#: Rows with fewer runs of words are only compared as wholes.
+_LEAST_RUNS = 12
+_MOST_WORDS = 4096
+_LEAST = -(1 << 63)
+_BOUNDS = [_LEAST + (number << 64) // RANGES for number in range(RANGES)]
+#: The signature of a row that has none.
+NO_SIGNATURE = bytes(SIGNATURE_BYTES)
+
+
+def normalized(example: Example) -> str:
+    """All that a row says, in lower case, with one space between words; who says it is left out."""
+    turns = (*example.messages, *example.chosen, *example.rejected)
+    if not turns:
+        return " ".join(example.text.casefold().split())
+    parts = [f"{turn.content} {turn.reasoning}" if turn.reasoning else turn.content for turn in turns]
+    parts += [str(call) for turn in turns for call in turn.tool_calls]
+    return " ".join("\n".join(parts).casefold().split())
+
+
+def digest(example: Example, text: str) -> bytes:
+    """What rows that say the same have in common.
+
+    Args:
+        example: The row.
+        text: Its :func:`normalized` text.
+    """
+    if example.ids is not None:
+        return hashlib.blake2b(memoryview(example.ids), digest_size=KEY_BYTES).digest()
+    label = "" if example.label is None else str(example.label)
+    return hashlib.blake2b(f"{label}\0{text}".encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES).digest()
+
+
+def signature(example: Example, text: str) -> bytes:
+    """The least value of each range; :data:`NO_SIGNATURE` for rows that are too short to be compared.
+
+    Instructions that many rows share are left out: what a system message says does not make two rows alike.
+    """
+    if example.messages and example.messages[0].role == "system":
+        text = normalized(Example(messages=example.messages[1:], chosen=example.chosen, rejected=example.rejected))
+    units: Sequence[int]
+    if example.ids is not None:
+        units = example.ids[:_MOST_WORDS]
+    else:
+        words = text.encode("utf-8", "surrogatepass").split()
+        if len(text) > 16 * len(words):
+            # No spaces between words: characters stand for them.
+            units = [ord(character) for character in text[:_MOST_WORDS]]
+        else:
+            units = [crc32(word) for word in words[:_MOST_WORDS]]
+    runs = set(map(hash, zip(units, units[1:], units[2:], strict=False)))
+    if len(runs) < _LEAST_RUNS:
+        return NO_SIGNATURE
+    ordered = sorted(runs)
+    ordered.append(ordered[0])
+    return array("I", [ordered[bisect_left(ordered, bound, 0, len(runs))] & 0xFFFFFFFF for bound in _BOUNDS]).tobytes()
+
+
+class Fingerprints:
+    """Digest and signature of many rows, packed."""
+
+    def __init__(self) -> None:
+        self.numbers = array("I")
+        """The number of each row."""
+        self._keys = bytearray()
+        self._signatures = bytearray()
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def extend(self, numbers: Sequence[int], keys: bytes | bytearray, signatures: bytes | bytearray) -> None:
+        """Add rows."""
+        self.numbers.extend(numbers)
+        self._keys += keys
+        self._signatures += signatures
+
+    def keys(self) -> Iterator[bytes]:
+        """The digests in order."""
+        keys = bytes(self._keys)
+        return (keys[at : at + KEY_BYTES] for at in range(0, len(keys), KEY_BYTES))
+
+    def bands(self, number: int) -> Iterator[bytes]:
+        """Part ``number`` of each signature."""
+        size = 4 * BAND
+        signatures, start = self._signatures, number * size
+        return (bytes(signatures[at : at + size]) for at in range(start, len(signatures), SIGNATURE_BYTES))
+
+    def signature(self, place: int) -> memoryview:
+        """The signature of the row at a place."""
+        at = place * SIGNATURE_BYTES
+        return memoryview(self._signatures)[at : at + SIGNATURE_BYTES].cast("I")
+
+    def has_signature(self, place: int) -> bool:
+        """Whether a row is long enough to be compared."""
+        at = place * SIGNATURE_BYTES
+        return self._signatures[at : at + SIGNATURE_BYTES] != NO_SIGNATURE
+
+
+def find_same(rows: Fingerprints) -> dict[int, int]:
+    """Places of rows that are the same as an earlier one, each to the place of the first such."""
+    first: dict[bytes, int] = {}
+    found = {}
+    for place, key in enumerate(rows.keys()):
+        earlier = first.setdefault(key, place)
+        if earlier != place:
+            found[place] = earlier
+    return found
+
+
+def find_near(rows: Fingerprints, same: dict[int, int]) -> dict[int, int]:
+    """Places of rows that are almost the same as an earlier one, those that are the same left out."""
+    found: dict[int, int] = {}
+    for number in range(RANGES // BAND):
+        first: dict[bytes, int] = {}
+        for place, band in enumerate(rows.bands(number)):
+            if place in same or place in found or not rows.has_signature(place):
+                continue
+            earlier = first.setdefault(band, place)
+            if earlier != place and alike(rows.signature(earlier), rows.signature(place)):
+                found[place] = earlier
+    return found
+
+
+def find_shared(rows: Fingerprints, others: Fingerprints) -> tuple[dict[int, int], dict[int, int]]:
+    """Rows that are also among others.
+
+    Returns:
+        Places in ``rows`` to places in ``others``: of those that are the same, and of those that are almost.
+    """
+    known = {key: place for place, key in enumerate(others.keys())}
+    same = {place: known[key] for place, key in enumerate(rows.keys()) if key in known}
+    near: dict[int, int] = {}
+    for number in range(RANGES // BAND):
+        bands = {band: place for place, band in enumerate(others.bands(number)) if others.has_signature(place)}
+        for place, band in enumerate(rows.bands(number)):
+            other = bands.get(band)
+            if other is None or place in same or place in near:
+                continue
+            if alike(rows.signature(place), others.signature(other)):
+                near[place] = other
+    return same, near
+
+
+def alike(one: memoryview, other: memoryview) -> bool:
+    """Whether two signatures agree in enough ranges."""
+    return one == other or sum(map(eq, one.tolist(), other.tolist())) >= AGREEING

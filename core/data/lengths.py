@@ -1,0 +1,116 @@
+"""How long rows are in tokens, in a few numbers and a histogram."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+#: Bars of the histogram at most.
+BUCKETS = 24
+
+_NICE = (1, 2, 4, 5, 8)
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Rows of ``low`` up to, not including, ``high`` tokens."""
+
+    low: int
+    high: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of the rows that the template can render, before any are cut or dropped for their length.
+
+    Args:
+        rows: How many they are.
+        min: Of the shortest.
+        p50: Half are no longer.
+        p95: 95 of 100 are no longer.
+        max: Of the longest.
+        tokens: In all.
+        supervised: Of these, the ones that are learned.
+        longest: Number of the longest row.
+        buckets: The histogram, all bars of the same width.
+    """
+
+    rows: int
+    min: int
+    p50: int
+    p95: int
+    max: int
+    tokens: int
+    supervised: int
+    longest: int
+    buckets: tuple[Bucket, ...]
+
+    @property
+    def supervised_share(self) -> float:
+        """Share of the tokens that is learned."""
+        return self.supervised / self.tokens if self.tokens else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "buckets"}
+        histogram = [[bucket.low, bucket.high, bucket.count] for bucket in self.buckets]
+        return {**values, "supervised_share": self.supervised_share, "histogram": histogram}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Lengths:
+        """From :meth:`to_dict`."""
+        values = {name: data[name] for name in cls.__dataclass_fields__ if name != "buckets"}
+        return cls(**values, buckets=tuple(Bucket(*bucket) for bucket in data["histogram"]))
+
+
+def measure_lengths(lengths: Sequence[int], numbers: Sequence[int], tokens: int, supervised: int) -> Lengths | None:
+    """Sum up lengths; None for no rows.
+
+    Args:
+        lengths: Tokens of each row.
+        numbers: The number of each of these rows.
+        tokens: Of all of them, those of a row that is learned in several parts counted in each.
+        supervised: How many of these are learned.
+    """
+    if not lengths:
+        return None
+    ordered = array("I", sorted(lengths))
+    longest = max(range(len(lengths)), key=lengths.__getitem__)
+    return Lengths(
+        rows=len(ordered),
+        min=ordered[0],
+        p50=percentile(ordered, 0.5),
+        p95=percentile(ordered, 0.95),
+        max=ordered[-1],
+        tokens=tokens,
+        supervised=supervised,
+        longest=numbers[longest],
+        buckets=_histogram(ordered),
+    )
+
+
+def percentile(ordered: Sequence[int], share: float) -> int:
+    """The smallest of ascending values that so great a share does not exceed (nearest rank)."""
+    return ordered[max(math.ceil(share * len(ordered)), 1) - 1]
+
+
+def _histogram(ordered: Sequence[int]) -> tuple[Bucket, ...]:
+    width = _bucket_width(ordered[-1])
+    counts = [0] * (ordered[-1] // width + 1)
+    for length in ordered:
+        counts[length // width] += 1
+    return tuple(Bucket(place * width, (place + 1) * width, count) for place, count in enumerate(counts))
+
+
+def _bucket_width(longest: int) -> int:
+    """The smallest round width with which the bars are few enough."""
+    scale = 1
+    while True:
+        for step in _NICE:
+            if longest // (step * scale) < BUCKETS:
+                return step * scale
+        scale *= 10

@@ -1,0 +1,206 @@
+"""What can be wrong with the rows of a dataset: every kind once, and those that were found."""
+
+from __future__ import annotations
+
+import base64
+from array import array
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+#: Rows that a problem names with their lines.
+EXAMPLES = 20
+#: Rows that a problem knows the number of, to be filtered by.
+INDEXED = 1_000_000
+
+#: ``drop``: the row is not used; ``warn``: it is used and should not be; ``note``: it may be meant so.
+Level = Literal["drop", "warn", "note"]
+LEVELS: tuple[Level, ...] = ("drop", "warn", "note")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of problem.
+
+    Args:
+        level: What it means for the rows.
+        title: What it is, a few words.
+        hint: What to do, one sentence.
+    """
+
+    level: Level
+    title: str
+    hint: str
+
+
+def _drop(title: str, hint: str) -> Kind:
+    return Kind("drop", title, hint)
+
+
+#: Every problem by its code. The codes of level ``drop`` are those of :class:`~core.data.conversation.RowError`.
+KINDS: dict[str, Kind] = {
+    "not_json": _drop("no JSON", "Mend these lines: each must be one whole JSON object."),
+    "not_an_object": _drop("JSON, but no object", "Make each row an object with named columns."),
+    "not_utf8": _drop("not UTF-8", "Save the file as UTF-8."),
+    "bad_csv": _drop("not as wide as the header", "Quote fields that hold the delimiter or a line break."),
+    "too_long": _drop("too large to be read", "Cut these rows into several."),
+    "wrong_keys": _drop("columns of another format", "Rename the columns, set data.columns, or split the file."),
+    "no_messages": _drop("no messages", "Remove these rows."),
+    "bad_role": _drop("unknown role", "Use system, user, assistant and tool, or name the roles in data.columns."),
+    "role_order": _drop("turns out of order", "Let user and assistant take turns, a system message first."),
+    "bad_content": _drop("unreadable content", "Make each content a text."),
+    "bad_tool_call": _drop("broken tool call", "Write each call with a name and its arguments."),
+    "empty_answer": _drop("empty answer", "Fill in the answers, or remove these rows."),
+    "no_answer": _drop("no answer", "Answer the last turn, or remove these rows."),
+    "bad_label": _drop("labels that do not fit", "Give one label for each token: the token, or -100."),
+    "bad_tokens": _drop("tokens that the model does not know", "Tokenize the rows with this model's tokenizer."),
+    "overlong": _drop("longer than train.max_length", 'Raise train.max_length, or set data.overlong = "truncate".'),
+    "nothing_supervised": _drop("nothing to learn", "See that an answer of the row is learned and not cut off."),
+    "no_stop_token": _drop(
+        "no token ends the answer", "Name a template that ends answers in template.name or template.file."
+    ),
+    "special_in_content": _drop(
+        "a special token written out in a message", "Remove it from the text, or write it in another way."
+    ),
+    "template_error": _drop("refused by the chat template", "Mend the row, or name another template in template.name."),
+    "template_rewrites": _drop(
+        "not shown by the template as at inference", "Name another template in template.name or template.file."
+    ),
+    "template_drops": _drop("left out by the chat template", "Name a template that shows this in template.file."),
+    "no_reasoning": _drop(
+        "no reasoning where the template begins with it", "Add the reasoning, or name another template."
+    ),
+    "empty_content": Kind("warn", "empty question or system message", "Fill these turns in, or remove the rows."),
+    "duplicate": Kind("warn", "the same as an earlier row", "Keep one of each, unless you mean to weigh them more."),
+    "near_duplicate": Kind(
+        "note", "almost the same as an earlier row", "Keep one of each; copies are learned by heart."
+    ),
+    "leaked": Kind("warn", "also among the held-out rows", "Remove these rows from data.train or from data.eval."),
+    "near_leaked": Kind(
+        "note", "almost the same as a held-out row", "Remove these rows from data.train; what is measured is memory."
+    ),
+    "truncated": Kind("warn", "cut at train.max_length", "Raise train.max_length; a cut answer is never ended."),
+    "encoding_damage": Kind(
+        "warn", "damaged characters", "Read the source again in its true encoding; the model learns what is there."
+    ),
+    "control_characters": Kind("warn", "control characters", "Remove them; the model would learn to write them."),
+    "secret": Kind("warn", "what looks like a key or a password", "Remove it, and revoke it if the file was shared."),
+    "email": Kind("note", "e-mail addresses", "Replace them, if they are those of real people."),
+    "label_only": Kind(
+        "note", "an answer that is only a label", "Fine for a classifier; otherwise name the column with the answer."
+    ),
+    "test_answers": Kind(
+        "note", "unread columns that look like test answers", "See that this is no benchmark that you measure on."
+    ),
+    "no_stop_learned": Kind(
+        "warn", "the end of the answer is not learned", "Let the labels take in the token that ends the answer."
+    ),
+    "not_trained_on": Kind(
+        "warn", "a format that is shown and not trained on", "Name the columns to learn from in data.columns."
+    ),
+    "format_ambiguous": Kind("warn", "rows that may be read in another way", "Say how they are read: set data.format."),
+}
+
+_OTHER = _drop("not usable", "Look at these rows.")
+
+
+def kind_of(code: str) -> Kind:
+    """The kind with a code; a plain one for codes that are not known here."""
+    return KINDS.get(code, _OTHER)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a row is.
+
+    Args:
+        index: Number of the row, from 0, through all sources in their order.
+        line: Line of its file, from 1.
+        file: The name of its file, where there are several; else empty. Sanitize it.
+    """
+
+    index: int
+    line: int
+    file: str = ""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One kind of problem and the rows that have it.
+
+    Args:
+        code: A key of :data:`KINDS`.
+        count: How many rows have it.
+        places: The first of them, at most :data:`EXAMPLES`.
+        indices: The numbers of the first :data:`INDEXED`, ascending.
+        detail: A sentence about the first of them; it may quote the row: sanitize it.
+    """
+
+    code: str
+    count: int
+    places: tuple[Place, ...] = ()
+    indices: array[int] = field(default_factory=lambda: array("I"))
+    detail: str = ""
+
+    @property
+    def kind(self) -> Kind:
+        """What it is and what to do."""
+        return kind_of(self.code)
+
+    @property
+    def hint(self) -> str:
+        """What to do, one sentence."""
+        return self.kind.hint
+
+    def rank(self) -> tuple[int, int, str]:
+        """Sorts what costs rows first, then by how many rows have it."""
+        return LEVELS.index(self.kind.level), -self.count, self.code
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, the numbers of the rows packed."""
+        return {
+            "code": self.code,
+            "count": self.count,
+            "places": [[place.index, place.line, place.file] for place in self.places],
+            "indices": base64.b85encode(self.indices.tobytes()).decode("ascii"),
+            "detail": self.detail,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Problem:
+        """From :meth:`to_dict`."""
+        indices = array("I")
+        indices.frombytes(base64.b85decode(data["indices"]))
+        places = tuple(Place(*place) for place in data["places"])
+        return cls(data["code"], data["count"], places, indices, data["detail"])
+
+
+class ProblemTally:
+    """Collects problems row by row, in the order of the rows."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+        self._indices: dict[str, array[int]] = {}
+        self._details: dict[str, str] = {}
+
+    def add(self, code: str, number: int, detail: str = "") -> None:
+        """Note that a row has a problem."""
+        count = self._counts.get(code, 0)
+        self._counts[code] = count + 1
+        if count == 0:
+            self._indices[code], self._details[code] = array("I"), detail
+        if count < INDEXED:
+            self._indices[code].append(number)
+
+    def problems(self, place: Callable[[int], Place]) -> list[Problem]:
+        """What was found; ``place`` tells where a row is."""
+        return [
+            Problem(
+                code,
+                count,
+                tuple(place(number) for number in self._indices[code][:EXAMPLES]),
+                self._indices[code],
+                self._details[code],
+            )
+            for code, count in self._counts.items()
+        ]

@@ -1,0 +1,185 @@
+"""What ``data.train`` may name: data files, directories, and entries of other tools' registries of datasets."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from core.data.formats import Detection, choose
+from core.data.mapping import ColumnMap
+from core.data.reader import open_rows, read_rows
+from core.data.rows import Row, RowFile
+from core.errors import UserError
+from core.text import one_line
+
+if TYPE_CHECKING:
+    from core.config.schema import DataSection
+
+#: Largest registry file read, in bytes.
+REGISTRY_LIMIT = 4 << 20
+
+_YAML = (".yml", ".yaml")
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Rows to be read, and how.
+
+    Args:
+        name: What the configuration calls it.
+        path: What :func:`~core.data.reader.open_rows` opens.
+        format: How a row is read, or ``auto``.
+        columns: The columns, where they are named.
+        limit: The most rows used; None for all.
+    """
+
+    name: str
+    path: Path
+    format: str = "auto"
+    columns: ColumnMap | None = None
+    limit: int | None = None
+
+    def open(self) -> RowFile:
+        """Open it for pages; see :func:`~core.data.reader.open_rows`."""
+        return open_rows(self.path)
+
+    def rows(self) -> Iterator[Row]:
+        """All rows in order, as far as ``limit`` lets; see :func:`~core.data.reader.read_rows`."""
+        return itertools.islice(read_rows(self.path), self.limit)
+
+    def detect(self, rows: Iterable[Row], shown: str = "") -> Detection:
+        """The format, from the first rows; see :func:`~core.data.formats.choose`. ``shown`` is its name in messages."""
+        return choose(rows, self.format, shown or one_line(self.name), self.columns)
+
+
+def resolve_source(
+    reference: str,
+    wanted: str = "auto",
+    columns: Mapping[Any, str] | None = None,
+) -> list[DataSource]:
+    """What one entry of ``data.train`` or ``data.eval`` stands for.
+
+    Args:
+        reference: A data file; a directory of them, perhaps with ``#split``; ``dataset_info.json#name``, an entry of
+            LLaMA-Factory's registry; ``config.yml`` or ``config.yml#2``, the datasets of an Axolotl configuration, all
+            or one of them counted from 1.
+        wanted: The format of files and directories, or ``auto``; entries say their own.
+        columns: Their columns, by part.
+
+    Raises:
+        UserError: If a registry cannot be read, has no such entry, or the entry asks for what is not done here.
+    """
+    # Imported here, as these modules build on this one.
+    from core.data.axolotl import read_axolotl
+    from core.data.llama_factory import read_llama_factory
+
+    path = Path(reference)
+    if path.is_file() and path.suffix.lower() in _YAML:
+        return read_axolotl(path, "")
+    file, mark, entry = reference.rpartition("#")
+    if mark and not path.exists() and Path(file).is_file():
+        registry = Path(file)
+        if registry.suffix.lower() in _YAML:
+            return read_axolotl(registry, entry)
+        if registry.suffix.lower() == ".json":
+            return [read_llama_factory(registry, entry)]
+        raise UserError(
+            f"{one_line(reference)}: a name behind # stands for an entry of dataset_info.json, of an Axolotl YAML, or "
+            "for a split of a directory.",
+            f"Name the file alone: {one_line(file)}.",
+        )
+    if path.name == "dataset_info.json" and path.is_file():
+        names = ", ".join(list(_names(path))[:12])
+        raise UserError(f"{one_line(reference)} is a registry of datasets: {names}.", "Name one, behind a #.")
+    return [DataSource(reference, path, wanted, ColumnMap(columns) if columns is not None else None)]
+
+
+def resolve_sources(
+    references: str | list[str] | None,
+    wanted: str = "auto",
+    columns: Mapping[Any, str] | None = None,
+) -> list[list[DataSource]]:
+    """What each entry of ``data.train`` or ``data.eval`` stands for, in order.
+
+    Raises:
+        UserError: As :func:`resolve_source`.
+    """
+    names = [references] if isinstance(references, str) else references or []
+    return [resolve_source(name, wanted, columns) for name in names]
+
+
+def single_source(reference: str, wanted: str = "auto", columns: Mapping[Any, str] | None = None) -> DataSource:
+    """What a reference stands for, where one set of rows is wanted, as for looking at it.
+
+    Raises:
+        UserError: As :func:`resolve_source`, or if it stands for several.
+    """
+    found = resolve_source(reference, wanted, columns)
+    if len(found) > 1:
+        raise UserError(
+            f"{one_line(reference)} names {len(found)} datasets.", f"Name one: {one_line(reference)}#1 is the first."
+        )
+    return found[0]
+
+
+def training_sources(data: DataSection) -> list[tuple[list[DataSource], float]]:
+    """What is trained on, each entry of ``data.train`` with its weight.
+
+    Raises:
+        UserError: As :func:`resolve_source`, or if the weights are not as many as the entries, or rows are held out in
+            two ways.
+    """
+    groups = resolve_sources(data.train, data.format, data.columns)
+    weights = data.weights or [1.0] * len(groups)
+    if len(weights) != len(groups):
+        raise UserError(
+            f"data.weights has {len(weights)} numbers and data.train {len(groups)} entries.", "Give one for each entry."
+        )
+    if data.eval_share and data.eval is not None:
+        raise UserError("data.eval and data.eval_share both say what is held out.", "Remove one of the two.")
+    return list(zip(groups, weights, strict=True))
+
+
+def load_registry(path: Path) -> Any:
+    """A registry file, JSON or YAML.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    shown = one_line(str(path))
+    try:
+        if path.stat().st_size > REGISTRY_LIMIT:
+            raise UserError(f"{shown} is too large for a registry of datasets.", "Check the path.")
+        text = path.read_text(encoding="utf-8-sig")
+        return yaml.safe_load(text) if path.suffix.lower() in _YAML else json.loads(text)
+    except OSError as error:
+        raise UserError(f"{shown} cannot be read: {error.strerror}.", "Check the path.") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        kind = "YAML" if path.suffix.lower() in _YAML else "JSON"
+        raise UserError(f"{shown} is not {kind}: {one_line(str(error), 200)}.", "Mend it.") from error
+
+
+def refuse_unknown_keys(where: str, given: Iterable[Any], known: Collection[str], meant: Mapping[str, str]) -> None:
+    """Refuse a key that is none, and name the one that was meant.
+
+    Raises:
+        UserError: For the first one.
+    """
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(str(key)[:40], known, n=1, cutoff=0.6)
+            guess = meant.get(str(key)) or (near[0] if near else None)
+            hint = f"Did you mean {guess}?" if guess else f"The keys are {', '.join(sorted(known))}."
+            raise UserError(f"{where} has the unknown key {one_line(str(key), 40)}.", hint)
+
+
+def _names(path: Path) -> Iterator[str]:
+    registry = load_registry(path)
+    yield from (one_line(str(name), 40) for name in registry) if isinstance(registry, dict) else ()

@@ -1,0 +1,121 @@
+"""One row as the tokens that a model would see, for a person to look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from core import paths
+from core.data.analysis import Analysis, AnalysisRequest
+from core.data.conversation import RowError
+from core.data.formats import SAMPLE, Detection
+from core.data.registry import DataSource, resolve_sources
+from core.data.rows import Row
+from core.data.survey import make_masker
+from core.errors import UserError
+from core.template.mask import Masker
+from core.text import one_line
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token; a character made of several tokens is given with the last of them."""
+
+    id: int
+    text: str
+    supervised: bool
+
+
+@dataclass(frozen=True)
+class TokenSample:
+    """A row as tokens, or why it has none.
+
+    Args:
+        index: Its number, from 0, through all sources.
+        tokens: Those of its first part.
+        cut: Where the greatest length ends it, if it is longer.
+        code: The reason why it is not used; empty if it is.
+        error: That in a sentence.
+    """
+
+    index: int
+    tokens: tuple[Token, ...] = ()
+    cut: int | None = None
+    code: str = ""
+    error: str = ""
+
+
+def sample_row(request: AnalysisRequest, analysis: Analysis, number: int | None = None) -> TokenSample | None:
+    """A row of an analyzed dataset as tokens.
+
+    Args:
+        request: What was looked at; it must name a model.
+        analysis: What was found.
+        number: Which row, from 1; None for the first one that is used.
+
+    Returns:
+        The row; None where no row is used and none was named.
+
+    Raises:
+        UserError: If there is no such row, or the model's tokenizer cannot be read.
+    """
+    masker = make_masker(request)
+    if masker is None:
+        raise UserError("There is no tokenizer.", "Name a model.")
+    if number is not None:
+        if not 1 <= number <= analysis.rows:
+            raise UserError(f"There is no row {number}.", f"The rows are counted from 1 to {analysis.rows}.")
+        return _sample(request, masker, number - 1)
+    unused = {index for problem in analysis.problems if problem.kind.level == "drop" for index in problem.indices}
+    first = next((index for index in range(analysis.rows) if index not in unused), None)
+    return None if first is None else _sample(request, masker, first)
+
+
+def _sample(request: AnalysisRequest, masker: Masker, index: int) -> TokenSample:
+    row, detection = _find(request, index)
+    try:
+        masked = masker.mask([detection.example(row)])[0]
+    except RowError as error:
+        masked = error
+    if isinstance(masked, RowError):
+        return TokenSample(index, code=masked.code, error=one_line(masked.message, 300))
+    texts = masker.tokenizer.token_texts(masked.ids)
+    tokens = tuple(
+        Token(number, text, bool(learned))
+        for number, text, learned in zip(masked.ids, texts, masked.supervised, strict=True)
+    )
+    return TokenSample(index, tokens, masked.cut)
+
+
+def _find(request: AnalysisRequest, index: int) -> tuple[Row, Detection]:
+    first = 0
+    sources: list[DataSource] = [
+        source for group in resolve_sources(list(request.train), request.format, request.columns) for source in group
+    ]
+    for source in sources:
+        with source.open() as file:
+            while not file.complete and file.count_known <= index - first:
+                file.advance()
+            rows = file.count_known if source.limit is None else min(file.count_known, source.limit)
+            if index - first < rows:
+                return file.row(index - first), source.detect(file.rows(0, SAMPLE))
+            first += rows
+    raise UserError(f"There is no row {index + 1}.", "The files may have changed.")
+
+
+def tokenizer_directory(name: str) -> Path:
+    """Where the tokenizer of a model is: in a directory, or in that of a prepared model.
+
+    Raises:
+        UserError: If there is none.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path.absolute()
+    prepared = paths.models_dir() / name
+    if path.name == name and prepared.is_dir():
+        return prepared
+    raise UserError(
+        f"There is no tokenizer for {one_line(name, 200)}: no such directory, and no prepared model of that name.",
+        "Name a directory with tokenizer.json; 'localtune-tui demo' prepares the starter model.",
+    )

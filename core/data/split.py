@@ -1,0 +1,79 @@
+"""Rows held out of training, and rows mixed by weight: both decided by a seed, the same each time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+from core.data.conversation import Example
+
+
+def example_key(example: Example) -> bytes:
+    """What two rows have in common when a model learns the same from them: a digest of all they say."""
+    digest = hashlib.blake2b(digest_size=16)
+    if example.ids is not None and example.labels is not None:
+        digest.update(b"ids")
+        digest.update(memoryview(example.ids))
+        digest.update(memoryview(example.labels))
+        return digest.digest()
+    turns = [[message.fields() for message in part] for part in (example.messages, example.chosen, example.rejected)]
+    said = [example.text, turns, list(example.tools), example.label]
+    digest.update(json.dumps(said, sort_keys=True, ensure_ascii=True, default=str).encode())
+    return digest.digest()
+
+
+def held_out_rows(keys: Sequence[bytes], share: float, seed: int) -> set[int]:
+    """Which rows are kept out of training.
+
+    Rows with the same key stay together, so that no copy of a held-out row is trained on. Groups are taken in an order
+    that the seed decides, each if it fits, until the share is reached; one group at least is held out and one at least
+    left.
+
+    Args:
+        keys: One for each row, equal for equal rows.
+        share: Of all rows, from 0 up to 1.
+        seed: Decides the order.
+
+    Returns:
+        Their positions; empty where the share is 0 or all rows are equal.
+    """
+    groups: dict[bytes, list[int]] = {}
+    for position, key in enumerate(keys):
+        groups.setdefault(key, []).append(position)
+    if share <= 0 or len(groups) < 2:
+        return set()
+    wanted = max(round(share * len(keys)), 1)
+    ordered = sorted(groups, key=lambda key: _rank(key, seed))
+    chosen: set[int] = set()
+    for key in ordered:
+        if len(chosen) + len(groups[key]) <= wanted:
+            chosen.update(groups[key])
+    return chosen or set(groups[min(ordered, key=lambda key: len(groups[key]))])
+
+
+def repeats(keys: Sequence[bytes], weight: float, seed: int) -> list[int]:
+    """How often each row of a file is used in an epoch.
+
+    The whole part of the weight counts for each row; its fraction for that share of the rows which the seed decides:
+    0.5 uses half of them once, 2 all of them twice, 1.5 all of them once and half of them again.
+
+    Args:
+        keys: One for each row.
+        weight: Above 0.
+        seed: Decides which rows the fraction takes.
+    """
+    whole = int(weight)
+    extra = round((weight - whole) * len(keys))
+    if not whole and not extra:
+        # A small weight on a small file still means some of it.
+        extra = min(len(keys), 1)
+    ranked = sorted(range(len(keys)), key=lambda position: (_rank(keys[position], seed), position))
+    counts = [whole] * len(keys)
+    for position in ranked[:extra]:
+        counts[position] += 1
+    return counts
+
+
+def _rank(key: bytes, seed: int) -> bytes:
+    return hashlib.blake2b(key, digest_size=16, key=seed.to_bytes(8, "little")).digest()

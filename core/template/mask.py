@@ -1,0 +1,316 @@
+"""What of a row is learned: its tokens, and which of them the model must produce."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from core.data.conversation import IGNORED_LABEL, Example, Message, RowError
+from core.errors import UserError
+from core.template.named import stop_texts
+from core.template.pieces import RowTokenizer, TokenRow, any_of
+from core.template.render import ChatTemplate
+from core.template.shapes import Shapes
+from core.template.tokenizer import ModelTokenizer
+from core.template.turns import Render, RowText, Turn, group_turns, place_reasoning, read_turn
+
+Supervise = Literal["assistant", "last", "all"]
+
+#: Reasons to refuse a row that lie with the chat template rather than with the row.
+TEMPLATE_CODES = frozenset({"template_error", "template_rewrites", "template_drops", "no_stop_token"})
+
+
+@dataclass(frozen=True)
+class MaskedRow:
+    """One row as the model is trained on it."""
+
+    ids: array[int]
+    """Tokens, 32-bit."""
+    supervised: bytearray
+    """1 for each token that is learned, else 0; the first token of a row is never predicted."""
+    cut: int | None = None
+    """Where the greatest length ends the row, if it is longer."""
+    further: tuple[MaskedRow, ...] = ()
+    """Rows of turns that the template shows differently once later turns follow; each turn is learned in one row."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def rows(self) -> tuple[MaskedRow, ...]:
+        """This row and the further ones."""
+        return (replace(self, further=()), *self.further) if self.further else (self,)
+
+    @property
+    def supervised_count(self) -> int:
+        """Tokens that enter the loss, further rows not counted."""
+        return self.supervised.count(1, 1)
+
+
+class Masker:
+    """Renders examples, tokenizes them and marks what is learned.
+
+    What is learned of a conversation is what the model must produce after the generation prompt, token for token, the
+    token that stops it included and nothing after it. How that is found is told in :mod:`core.template.turns`.
+
+    The text of a special token inside a message (a user who writes ``<|im_end|>``) would become that token here as at
+    inference, and end the turn. Such a row is refused as ``special_in_content``; with ``allow_special`` it is used, and
+    the text acts as the token, except that an answer can never hold what would stop it. Plain text is used as it is.
+
+    Args:
+        tokenizer: The model's.
+        template: Another template than the model's own.
+        supervise: ``assistant``: all of the assistant's turns; ``last``: the last of them; ``all``: the whole text.
+            A message whose ``train`` is set says for itself.
+        allow_special: Use rows that write special tokens.
+        max_length: The greatest length, for :attr:`MaskedRow.cut`.
+        stop_ids: The tokens that end an answer, where others than the tokenizer's and the template's.
+    """
+
+    def __init__(
+        self,
+        tokenizer: ModelTokenizer,
+        template: ChatTemplate | None = None,
+        supervise: Supervise = "assistant",
+        *,
+        allow_special: bool = False,
+        max_length: int | None = None,
+        stop_ids: Sequence[int] | None = None,
+    ) -> None:
+        if template is None and tokenizer.chat_template:
+            template = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens)
+        self.tokenizer = tokenizer
+        self.template = template
+        self.supervise = supervise
+        self.max_length = max_length
+        self.stop_ids = tuple(stop_token_ids(tokenizer, template) if stop_ids is None else stop_ids)
+        self._allow_special = allow_special
+        self._rows = RowTokenizer(tokenizer, self.stop_ids, "" if template is None else template.source)
+        self._shapes = Shapes(template, self._rows.stops) if template is not None else None
+
+    def mask(self, examples: Sequence[Example]) -> list[MaskedRow | RowError]:
+        """Rows for examples, in order; for an example that cannot be used, the reason.
+
+        Raises:
+            UserError: If there are conversations and the model has no chat template.
+        """
+        texts: list[list[RowText] | RowError] = [self._texts(example) for example in examples]
+        flat = [row for rows in texts if not isinstance(rows, RowError) for row in rows]
+        tokens = iter(self._rows.tokenize(flat))
+        masked: list[MaskedRow | RowError] = []
+        for example, rows in zip(examples, texts, strict=True):
+            if isinstance(rows, RowError):
+                masked.append(rows)
+                continue
+            found = [next(tokens) for _ in rows]
+            masked.append(self._finish(example, found))
+        return masked
+
+    def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
+        """A conversation as text, ready for the model to answer.
+
+        Raises:
+            UserError: If the model has no chat template.
+            RowError: If the template refuses the conversation.
+        """
+        return self._needed().render(messages, tools=tools, add_generation_prompt=True)
+
+    def _needed(self) -> ChatTemplate:
+        if self.template is None:
+            raise UserError(
+                "The model has no chat template, so conversations cannot be rendered.",
+                "Choose an instruction-tuned model, or set template.name or template.file.",
+            )
+        return self.template
+
+    @functools.cached_property
+    def _special(self) -> re.Pattern[str]:
+        """Finds what would become a special token in a message."""
+        return any_of(
+            token.content
+            for number, token in self.tokenizer.added_tokens.items()
+            if (token.special or number in self.stop_ids) and token.content.strip()
+        )
+
+    # Text.
+
+    def _texts(self, example: Example) -> list[RowText] | RowError:
+        """The example as rows of text; none for what is tokens already."""
+        if example.ids is not None:
+            return []
+        turns = (*example.messages, *example.chosen)
+        if not turns:
+            return [RowText(example.text, (), inverted=True)]
+        template = self._needed()
+        try:
+            wanted = _wanted(turns, self.supervise, len(example.messages) if example.is_preference else 0)
+            self._check_special(turns, example.tools, wanted)
+            if self.supervise != "all" and not example.tools and self._shapes is not None:
+                found = self._shapes.rows(turns, wanted)
+                if found is not None:
+                    return found
+            return self._read(template, turns, example.tools, wanted)
+        except RowError as error:
+            return error
+
+    def _read(
+        self,
+        template: ChatTemplate,
+        turns: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]],
+        wanted: Sequence[int],
+    ) -> list[RowText]:
+        def render(messages: Sequence[dict[str, Any]], generation_prompt: bool) -> str:
+            if not messages:
+                return ""
+            return template.render(messages, tools=tools, add_generation_prompt=generation_prompt)
+
+        messages = [turn.fields() for turn in turns]
+        if any(turn.tool_calls for turn in turns):
+            messages = _readable_calls(render, messages)
+        if any(turn.reasoning for turn in turns):
+            messages = place_reasoning(render, messages)
+
+        def read(index: int) -> Turn:
+            return read_turn(render, messages, index, self._rows.stops)
+
+        if self.supervise != "all":
+            return group_turns([read(index) for index in wanted])
+        last = read(max(index for index, turn in enumerate(turns) if turn.role == "assistant"))
+        spared = [read(index) for index, turn in enumerate(turns) if turn.role == "assistant" and index not in wanted]
+        text = last.learned + last.rest
+        if not all(text.startswith(turn.learned) for turn in spared):
+            raise RowError("template_rewrites", "The chat template rewrites a turn that is not to be learned.")
+        return [RowText(text, tuple((len(turn.prompt), len(turn.learned)) for turn in spared), inverted=True)]
+
+    def _check_special(
+        self, turns: Sequence[Message], tools: Sequence[Mapping[str, Any]], wanted: Sequence[int]
+    ) -> None:
+        for index, turn in enumerate(turns):
+            parts: Iterable[str] = (turn.content,)
+            if turn.reasoning or turn.tool_calls or turn.name:
+                parts = (turn.content, turn.reasoning, turn.name, *_strings(turn.tool_calls))
+            for part in parts:
+                found = self._special.search(part)
+                if found is None:
+                    continue
+                ends = index in wanted and self._rows.stops.search(part) is not None
+                if ends or not self._allow_special:
+                    raise RowError(
+                        "special_in_content",
+                        f"Message {index + 1} holds {found.group()}, which is a special token of the model"
+                        + (" and would end the answer." if ends else " and would act as one."),
+                    )
+        if tools and not self._allow_special:
+            for part in _strings(tools):
+                if (found := self._special.search(part)) is not None:
+                    raise RowError(
+                        "special_in_content",
+                        f"A tool's description holds {found.group()}, which is a special token.",
+                    )
+
+    # Tokens.
+
+    def _finish(self, example: Example, found: Sequence[list[TokenRow] | RowError]) -> MaskedRow | RowError:
+        rows: list[TokenRow] = []
+        try:
+            if example.ids is not None:
+                rows.append(_given_tokens(example, self.tokenizer))
+            for item in found:
+                if isinstance(item, RowError):
+                    return item
+                rows += item
+        except RowError as error:
+            return error
+        if example.text:
+            rows = [self._plain(row) for row in rows]
+        masked = [self._masked(row) for row in rows if row.supervised.find(1, 1) >= 0]
+        if not masked:
+            return RowError("nothing_supervised", "No token of the row is learned.")
+        return replace(masked[0], further=tuple(masked[1:])) if len(masked) > 1 else masked[0]
+
+    def _masked(self, row: TokenRow) -> MaskedRow:
+        limit = self.max_length
+        return MaskedRow(row.ids, row.supervised, limit if limit is not None and len(row.ids) > limit else None)
+
+    def _plain(self, row: TokenRow) -> TokenRow:
+        """Plain text between the tokens that begin and end a text."""
+        prefix, eos = self.tokenizer.text_prefix, self.tokenizer.eos_id
+        ids, supervised = row.ids, row.supervised
+        if prefix and list(ids[: len(prefix)]) != prefix:
+            ids = array("i", prefix) + ids
+            supervised = bytearray(len(prefix)) + supervised
+        if eos is not None and (not ids or ids[-1] not in self.stop_ids):
+            ids = ids + array("i", [eos])
+            supervised = supervised + b"\x01"
+        return TokenRow(ids, supervised)
+
+
+def stop_token_ids(tokenizer: ModelTokenizer, template: ChatTemplate | None = None) -> list[int]:
+    """The tokens that end an answer: the model's, and those that a named template brings."""
+    named = [tokenizer.token_id(text) for text in stop_texts(template.source)] if template is not None else []
+    return list(dict.fromkeys([*tokenizer.stop_ids, *(token for token in named if token is not None)]))
+
+
+def _wanted(turns: Sequence[Message], supervise: Supervise, first: int) -> tuple[int, ...]:
+    """The assistant's messages from ``first`` on that are learned."""
+    spoken = [index for index, turn in enumerate(turns) if turn.role == "assistant" and index >= first]
+    if not spoken:
+        raise RowError("no_answer", "No message is the assistant's, so there is nothing to learn.")
+    by_default = spoken[-1:] if supervise == "last" else spoken
+    wanted = tuple(index for index in spoken if (index in by_default if (flag := turns[index].train) is None else flag))
+    if not wanted and supervise != "all":
+        raise RowError("nothing_supervised", "No turn of the row is marked to be learned.")
+    return wanted
+
+
+def _readable_calls(render: Render, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with the arguments of tool calls as the template reads them: an object, else JSON text."""
+    try:
+        render(messages, False)
+    except RowError as error:
+        as_text = [_with_json_arguments(message) if "tool_calls" in message else message for message in messages]
+        try:
+            render(as_text, False)
+        except RowError:
+            raise error from None
+        return as_text
+    return messages
+
+
+def _with_json_arguments(message: dict[str, Any]) -> dict[str, Any]:
+    calls = []
+    for call in message["tool_calls"]:
+        function = dict(call["function"])
+        if not isinstance(function["arguments"], str):
+            function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+        calls.append({**call, "function": function})
+    return {**message, "tool_calls": calls}
+
+
+def _given_tokens(example: Example, tokenizer: ModelTokenizer) -> TokenRow:
+    """A row that is tokens already; what is learned is as its labels say."""
+    ids = example.ids if example.ids is not None else array("i")
+    if ids and not 0 <= min(ids) <= max(ids) < tokenizer.vocabulary_size:
+        raise RowError("bad_tokens", f"The row holds a token that the model's {tokenizer.vocabulary_size} do not.")
+    if example.labels is None:
+        return TokenRow(array("i", ids), bytearray(b"\x01" * len(ids)))
+    return TokenRow(array("i", ids), bytearray(label != IGNORED_LABEL for label in example.labels))
+
+
+def _strings(value: Any) -> Iterable[str]:
+    """All text in a JSON value, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield str(key)
+            yield from _strings(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _strings(item)

@@ -1,0 +1,327 @@
+"""A model's tokenizer, read from its directory with the tokenizers library alone."""
+
+from __future__ import annotations
+
+import codecs
+import functools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from core.errors import UserError
+from core.text import one_line
+
+#: Names of single special tokens in tokenizer_config.json, as transformers has them.
+SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+#: Tokenizers in other forms, from which transformers can make a tokenizer.json.
+_OTHER_FORMS = ("tokenizer.model", "spiece.model", "tekken.json", "vocab.json", "vocab.txt")
+#: Text that other text can follow without growing together with it; a tokenizer has at least one of them.
+_ANCHORS = ("\n", "\0", "\x01", "a", "0", ".")
+#: A length beyond this in tokenizer_config.json means that none was set.
+_NO_LENGTH = 1 << 30
+
+
+class ModelTokenizer:
+    """Text to tokens and back, and which of the tokens have a meaning of their own.
+
+    Args:
+        backend: The tokenizer itself; it is neither cut nor padded by this class.
+        special_tokens: Name (``bos_token``) to text.
+        stop_ids: The tokens that end an answer.
+        chat_template: The model's own chat template, if it has one.
+        max_length: The most tokens that the model reads, if that is known.
+    """
+
+    def __init__(
+        self,
+        backend: Tokenizer,
+        *,
+        special_tokens: Mapping[str, str],
+        stop_ids: Iterable[int] = (),
+        chat_template: str | None = None,
+        max_length: int | None = None,
+    ) -> None:
+        self.backend = backend
+        self.special_tokens = dict(special_tokens)
+        self.stop_ids = tuple(dict.fromkeys(stop_ids))
+        self.chat_template = chat_template
+        self.max_length = max_length
+        self.added_tokens: dict[int, AddedToken] = backend.get_added_tokens_decoder()
+        self.special_ids = frozenset(number for number, token in self.added_tokens.items() if token.special)
+        self.vocabulary_size = backend.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens of many texts at once; none are added, and the text of a special token is that token."""
+        if not texts:
+            return []
+        return [found.ids for found in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """Tokens of text that follows other text, without the space that some tokenizers put before all they read."""
+        if self._adds_prefix:
+            for anchor in _ANCHORS:
+                lead, both = self.encode([anchor, anchor + text])
+                if both[: len(lead)] == lead:
+                    return both[len(lead) :]
+        return self.encode([text])[0]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens, special ones included."""
+        return str(self.backend.decode(list(ids), skip_special_tokens=False))
+
+    def token_id(self, text: str) -> int | None:
+        """The token that a text is as a whole, or None."""
+        found: int | None = self.backend.token_to_id(text)
+        return found
+
+    def token_text(self, token: int) -> str:
+        """What one token stands for; bytes that are no whole character become U+FFFD."""
+        return self.token_bytes(token).decode("utf-8", errors="replace")
+
+    def token_texts(self, ids: Iterable[int]) -> list[str]:
+        """What each token stands for; a character made of several tokens is given with the last of them."""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        return [decoder.decode(self.token_bytes(token)) for token in ids]
+
+    @functools.lru_cache(maxsize=65536)  # noqa: B019 - as long-lived as the tokenizer itself
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that one token stands for."""
+        added = self.added_tokens.get(token)
+        if added is not None:
+            return added.content.encode()
+        raw: str | None = self.backend.id_to_token(token)
+        if raw is None:
+            return f"<{token}>".encode()
+        if "ByteLevel" in self._decoders:
+            alphabet = _byte_alphabet()
+            if all(character in alphabet for character in raw):
+                return bytes(alphabet[character] for character in raw)
+            return raw.encode()
+        if "ByteFallback" in self._decoders and len(raw) == 6 and raw.startswith("<0x") and raw.endswith(">"):
+            return bytes([int(raw[3:5], 16)])
+        return raw.replace("\u2581", " ").encode()
+
+    @functools.cached_property
+    def text_prefix(self) -> list[int]:
+        """What the tokenizer puts before plain text, such as the token that begins a text."""
+        with_added = self.backend.encode("a", add_special_tokens=True).ids
+        without = self.backend.encode("a", add_special_tokens=False).ids
+        for place in range(len(with_added) - len(without) + 1):
+            if with_added[place : place + len(without)] == without:
+                return [int(token) for token in with_added[:place]]
+        return []
+
+    @property
+    def eos_id(self) -> int | None:
+        """The token that ends a text."""
+        eos = self.special_tokens.get("eos_token")
+        return None if eos is None else self.token_id(eos)
+
+    def cuts(self, text: str) -> dict[str, int]:
+        """Special tokens of a text before and after which tokenization begins anew, whatever stands there: text to id.
+
+        None, where the tokenizer treats the beginning of a text differently from its middle. A token that swallows
+        spaces beside it, or of which another token could take a part, is none.
+        """
+        if self._is_first_different:
+            return {}
+        others = [token.content for token in self.added_tokens.values()]
+        return {
+            token.content: number
+            for number, token in self.added_tokens.items()
+            if token.special
+            and token.content
+            and token.content in text
+            and not (token.lstrip or token.rstrip or token.single_word or (token.normalized and self._normalizes))
+            and not any(_takes_part_of(other, token.content) for other in others)
+        }
+
+    @functools.cached_property
+    def _state(self) -> dict[str, Any]:
+        # Without the vocabulary, which is long and says nothing about how text is cut.
+        parts = {name: getattr(self.backend, name) for name in ("normalizer", "pre_tokenizer", "decoder")}
+        return {name: None if part is None else json.loads(part.__getstate__()) for name, part in parts.items()}
+
+    @functools.cached_property
+    def _decoders(self) -> frozenset[str]:
+        return frozenset(_types(self._state["decoder"]))
+
+    @functools.cached_property
+    def _normalizes(self) -> bool:
+        return self._state["normalizer"] is not None
+
+    @functools.cached_property
+    def _adds_prefix(self) -> bool:
+        lead, text, both = self.encode(["\n", "a", "\na"])
+        return both != lead + text
+
+    @functools.cached_property
+    def _is_first_different(self) -> bool:
+        return "first" in _values(self._state["pre_tokenizer"], "prepend_scheme")
+
+
+def _types(state: Any) -> Iterable[str]:
+    yield from (str(value) for value in _values(state, "type"))
+
+
+def _values(state: Any, key: str) -> Iterable[Any]:
+    """All values of a key, however deep."""
+    if isinstance(state, dict):
+        for name, value in state.items():
+            if name == key:
+                yield value
+            yield from _values(value, key)
+    elif isinstance(state, list):
+        for value in state:
+            yield from _values(value, key)
+
+
+def _takes_part_of(other: str, token: str) -> bool:
+    """Whether another token, matched in text, could swallow a part of a token: it contains it or runs into it."""
+    if other == token:
+        return False
+    return token in other or other.endswith(tuple(token[:count] for count in range(1, len(token))))
+
+
+@functools.cache
+def _byte_alphabet() -> dict[str, int]:
+    """The characters by which byte-level tokenizers write bytes: printable ones as they are, others from U+0100."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    alphabet = {chr(byte): byte for byte in printable}
+    others = (byte for byte in range(256) if byte not in set(printable))
+    alphabet.update({chr(0x100 + place): byte for place, byte in enumerate(others)})
+    return alphabet
+
+
+def load_tokenizer(directory: Path | str) -> ModelTokenizer:
+    """Read the tokenizer of a model's directory; weights are not needed.
+
+    Raises:
+        UserError: If there is none, or none that can be read without transformers.
+    """
+    place = Path(directory)
+    if not place.is_dir():
+        raise UserError(
+            f"{place} is not a directory, so there is no tokenizer in it.",
+            "Give the directory that has the model's tokenizer.json.",
+        )
+    backend = _read_backend(place)
+    settings = _read_json(place / "tokenizer_config.json")
+    _add_tokens(backend, settings)
+    specials = _special_tokens(settings, _read_json(place / "special_tokens_map.json"))
+    config = _read_json(place / "config.json")
+    return ModelTokenizer(
+        backend,
+        special_tokens=specials,
+        stop_ids=_stop_ids(place, config, backend, specials.get("eos_token")),
+        chat_template=_chat_template(place, settings),
+        max_length=_max_length(settings, config),
+    )
+
+
+def _read_backend(place: Path) -> Tokenizer:
+    path = place / "tokenizer.json"
+    if not path.is_file():
+        if any((place / name).is_file() for name in _OTHER_FORMS):
+            raise UserError(
+                f"{place} has its tokenizer in a form that only the training process reads, not as tokenizer.json.",
+                "Load it once with transformers and save it again, and tokens can be shown here too.",
+            )
+        raise UserError(f"{place} has no tokenizer.json.", "Copy the tokenizer's files from where the model is from.")
+    try:
+        backend = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception, for a missing file as for a damaged one
+        reason = one_line(str(error), 160).rstrip(".")
+        raise UserError(
+            f"{path} cannot be read as a tokenizer: {reason}.", "Copy it again from where the model is from."
+        ) from error
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where the file does not exist.
+
+    Raises:
+        UserError: If it exists and is no JSON object.
+    """
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {one_line(str(error), 160)}.", "Copy it again.") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path} is not a JSON object.", "Copy it again.")
+    return data
+
+
+def _token_text(value: Any) -> str | None:
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) else None
+
+
+def _special_tokens(settings: Mapping[str, Any], older: Mapping[str, Any]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in SPECIAL_NAMES:
+        text = _token_text(settings.get(name, older.get(name)))
+        if text is not None:
+            found[name] = text
+    return found
+
+
+def _add_tokens(backend: Tokenizer, settings: Mapping[str, Any]) -> None:
+    """Tokens that tokenizer_config.json knows and tokenizer.json does not."""
+    declared = settings.get("added_tokens_decoder")
+    if not isinstance(declared, dict):
+        return
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    missing = []
+    for _, value in sorted(declared.items(), key=lambda item: int(item[0]) if str(item[0]).isdigit() else 0):
+        text = _token_text(value)
+        if text is not None and text not in known and isinstance(value, dict):
+            flags = {key: bool(value[key]) for key in ("lstrip", "rstrip", "single_word", "normalized") if key in value}
+            missing.append(AddedToken(text, special=bool(value.get("special")), **flags))
+    if missing:
+        backend.add_tokens(missing)
+
+
+def _chat_template(place: Path, settings: Mapping[str, Any]) -> str | None:
+    """The template: of its own file, of the older JSON file, or of tokenizer_config.json."""
+    path = place / "chat_template.jinja"
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} cannot be read: {error}.", "Copy it again.") from error
+    value = _read_json(place / "chat_template.json").get("chat_template", settings.get("chat_template"))
+    if isinstance(value, list):
+        named = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
+        value = named.get("default")
+    return value if isinstance(value, str) else None
+
+
+def _stop_ids(place: Path, config: Mapping[str, Any], backend: Tokenizer, eos: str | None) -> list[int]:
+    """As generation has it: the generation configuration's, else the model's, and the tokenizer's own."""
+    path = place / "generation_config.json"
+    source = _read_json(path) if path.is_file() else {**_text_config(config), **config}
+    value = source.get("eos_token_id")
+    values = value if isinstance(value, list) else [value]
+    if eos is not None:
+        values = [*values, backend.token_to_id(eos)]
+    return [number for number in dict.fromkeys(values) if isinstance(number, int) and not isinstance(number, bool)]
+
+
+def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    inner = config.get("text_config")
+    return inner if isinstance(inner, dict) else config
+
+
+def _max_length(settings: Mapping[str, Any], config: Mapping[str, Any]) -> int | None:
+    values = [settings.get("model_max_length"), _text_config(config).get("max_position_embeddings")]
+    lengths = [int(value) for value in values if isinstance(value, (int, float)) and 0 < value < _NO_LENGTH]
+    return min(lengths) if lengths else None

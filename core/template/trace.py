@@ -1,0 +1,274 @@
+"""Proof that a template only copies the contents of messages, so that one rendering serves all rows of a shape.
+
+A template is a program. Here it runs with placeholders for the contents that can be written out, put together and
+trimmed, and of which it can be asked a few questions. Each question is answered as it is for ordinary text and noted
+as an assumption; anything else that looks at a placeholder ends the attempt. If the program runs to its end, then for
+every row of the same roles whose contents fulfil the assumptions it would take the same way, and its output is the
+traced one with the contents in the places of the placeholders.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+from jinja2.filters import do_trim
+from jinja2.parser import Parser
+
+from core.template.render import ChatTemplate, make_environment
+
+#: Placeholders in traced output: one character of a private plane for the content of each message.
+FIRST_MARK, LAST_MARK = 0x100000, 0x10FFF0
+#: What returns the text it wrote to the program, which could then look at it unnoticed.
+_CAPTURES: tuple[type[jinja2.nodes.Node], ...] = (
+    jinja2.nodes.Macro,
+    jinja2.nodes.CallBlock,
+    jinja2.nodes.FilterBlock,
+    jinja2.nodes.AssignBlock,
+    jinja2.nodes.Block,
+)
+
+#: A text of which the template asked something, the question and its argument.
+Assumption = tuple[tuple["str | int", ...], str, "str | None"]
+
+#: Question to its check on real text: whether the traced answer holds.
+_CHECKS: dict[str, Callable[[str, Any], bool]] = {
+    "not_empty": lambda text, _: bool(text),
+    "lacks": lambda text, argument: argument not in text,
+    "starts_otherwise": lambda text, argument: not text.startswith(argument),
+    "ends_otherwise": lambda text, argument: not text.endswith(argument),
+    "differs": lambda text, argument: text != argument,
+    "strip": lambda text, argument: text.strip(argument) == text,
+    "lstrip": lambda text, argument: text.lstrip(argument) == text,
+    "rstrip": lambda text, argument: text.rstrip(argument) == text,
+}
+
+
+class InspectedError(Exception):
+    """The template looks at a content in a way that is not followed."""
+
+
+class _Watch:
+    def __init__(self) -> None:
+        self.assumptions: set[Assumption] = set()
+        self.looked_at = False
+
+    def refuse(self) -> NoReturn:
+        # Remembered as well as raised: jinja2's own tests swallow exceptions.
+        self.looked_at = True
+        raise InspectedError
+
+
+class Opaque:
+    """A text that cannot be looked at: literal text and contents of messages, by number, in a row."""
+
+    __slots__ = ("_parts", "_watch")
+
+    def __init__(self, parts: tuple[str | int, ...], watch: _Watch) -> None:
+        self._parts = parts
+        self._watch = watch
+
+    def _assume(self, check: str, argument: str | None = None) -> None:
+        if argument is not None and type(argument) is not str:
+            self._watch.refuse()
+        self._watch.assumptions.add((self._parts, check, argument))
+
+    def __add__(self, other: object) -> Opaque:
+        if isinstance(other, Opaque):
+            return Opaque(self._parts + other._parts, self._watch)
+        if type(other) is not str:
+            self._watch.refuse()
+        return Opaque((*self._parts, other), self._watch) if other else self
+
+    def __radd__(self, other: object) -> Opaque:
+        if type(other) is not str:
+            self._watch.refuse()
+        return Opaque((other, *self._parts), self._watch) if other else self
+
+    def __bool__(self) -> bool:
+        self._assume("not_empty")
+        return True
+
+    def __contains__(self, other: object) -> bool:
+        if type(other) is not str or not other:
+            self._watch.refuse()
+        self._assume("lacks", other)
+        return False
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is str:
+            self._assume("differs", other)
+            return False
+        if isinstance(other, Opaque):
+            self._watch.refuse()
+        return False
+
+    def __ne__(self, other: object) -> bool:
+        return not self.__eq__(other)
+
+    def startswith(self, prefix: str) -> bool:
+        self._assume("starts_otherwise", prefix)
+        return False
+
+    def endswith(self, suffix: str) -> bool:
+        self._assume("ends_otherwise", suffix)
+        return False
+
+    def strip(self, characters: str | None = None) -> Opaque:
+        return self._trimmed("lstrip", characters)._trimmed("rstrip", characters)
+
+    def lstrip(self, characters: str | None = None) -> Opaque:
+        return self._trimmed("lstrip", characters)
+
+    def rstrip(self, characters: str | None = None) -> Opaque:
+        return self._trimmed("rstrip", characters)
+
+    def split(self, separator: str | None = None) -> list[Opaque]:
+        if not separator:
+            self._watch.refuse()
+        self._assume("lacks", separator)
+        return [self]
+
+    def replace(self, old: str, new: str) -> Opaque:
+        if not old or type(new) is not str:
+            self._watch.refuse()
+        self._assume("lacks", old)
+        return self
+
+    def _trimmed(self, side: str, characters: str | None) -> Opaque:
+        """Trimmed on one side: literal text is, contents are assumed to have nothing there to trim."""
+        if characters is not None and type(characters) is not str:
+            self._watch.refuse()
+        parts = list(self._parts)
+        place = 0 if side == "lstrip" else -1
+        while parts:
+            edge = parts[place]
+            if isinstance(edge, int):
+                one = Opaque((edge,), self._watch)
+                one._assume(side, characters)
+                one._assume("not_empty")
+                break
+            trimmed = edge.lstrip(characters) if side == "lstrip" else edge.rstrip(characters)
+            if trimmed:
+                parts[place] = trimmed
+                break
+            del parts[place]
+        return Opaque(tuple(parts), self._watch)
+
+    def _written(self) -> str:
+        """As it stands in traced output."""
+        return "".join(part if isinstance(part, str) else chr(FIRST_MARK + part) for part in self._parts)
+
+    def _refuse(self, *_: Any) -> NoReturn:
+        self._watch.refuse()
+
+    def __getattr__(self, name: str) -> NoReturn:
+        self._watch.looked_at = True
+        raise AttributeError(name)
+
+    __hash__ = __str__ = __repr__ = __format__ = __len__ = __iter__ = __getitem__ = _refuse
+    __mod__ = __rmod__ = __mul__ = __rmul__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
+    __int__ = __float__ = __index__ = __reversed__ = __call__ = _refuse
+
+
+class _InlineGeneration(jinja2.ext.Extension):
+    """``{% generation %}`` without the capture of its text, which it only passes on."""
+
+    tags = {"generation"}  # noqa: RUF012 - declared so by jinja2
+
+    def parse(self, parser: Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.Scope(body).set_lineno(line)
+
+
+def _write(value: Any) -> Any:
+    return value._written() if isinstance(value, Opaque) else value
+
+
+def _trim(value: Any, chars: str | None = None) -> Any:
+    return value.strip(chars) if isinstance(value, Opaque) else do_trim(value, chars)
+
+
+def _is_string(value: Any) -> bool:
+    return isinstance(value, (str, Opaque))
+
+
+class TracedTemplate:
+    """A template compiled to run on placeholders.
+
+    Args:
+        template: The template to trace; it must be valid Jinja.
+    """
+
+    def __init__(self, template: ChatTemplate) -> None:
+        self._template = template
+
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, assumptions: set[Assumption]
+    ) -> str:
+        """Render messages whose contents are placeholders, as made by :func:`placeholder`.
+
+        Args:
+            messages: ``role`` and ``content`` each; contents that are no placeholder are ordinary text.
+            add_generation_prompt: As for :meth:`ChatTemplate.render`.
+            assumptions: Gets what must hold of the contents for the output to be that of a real rendering.
+
+        Raises:
+            InspectedError: If the output depends on the contents in another way, or the template refuses the conversation.
+        """
+        compiled = self._compiled
+        if compiled is None:
+            raise InspectedError
+        watch = _Watch()
+        shown = [{**message, "content": _opaque(message["content"], watch)} for message in messages]
+        try:
+            text = compiled.render(self._template.context(shown, None, add_generation_prompt))
+        except Exception as error:  # whatever the template raises, the real rendering will say it better
+            raise InspectedError from error
+        if watch.looked_at:
+            raise InspectedError
+        assumptions |= watch.assumptions
+        return text
+
+    @functools.cached_property
+    def _compiled(self) -> jinja2.Template | None:
+        source = self._template.source
+        if any(ord(character) >= FIRST_MARK for character in source):
+            return None
+        environment = make_environment()
+        environment.finalize = _write
+        environment.add_extension(_InlineGeneration)
+        environment.filters["trim"] = _trim
+        environment.tests["string"] = _is_string
+        tree = environment.parse(source)
+        recursive = any(loop.recursive for loop in tree.find_all(jinja2.nodes.For))
+        if recursive or any(True for _ in tree.find_all(_CAPTURES)):
+            return None
+        return environment.from_string(source)
+
+
+def placeholder(number: int) -> str:
+    """The text that stands for the content of a message while a template is traced."""
+    return chr(FIRST_MARK + number)
+
+
+def _opaque(content: str, watch: _Watch) -> Opaque | str:
+    if len(content) == 1 and FIRST_MARK <= ord(content) <= LAST_MARK:
+        return Opaque((ord(content) - FIRST_MARK,), watch)
+    return content
+
+
+def holds(assumption: Assumption, contents: Sequence[str]) -> bool:
+    """Whether an assumption is true of the contents of a row's messages."""
+    parts, check, argument = assumption
+    text = (
+        contents[parts[0]]
+        if len(parts) == 1 and isinstance(parts[0], int)
+        else "".join(part if isinstance(part, str) else contents[part] for part in parts)
+    )
+    return _CHECKS[check](text, argument)

@@ -1,0 +1,46 @@
+"""What inference shows and what the model must say then, from transformers alone."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from tests.core.template.families import Family
+
+
+@functools.cache
+def reference(family: Family) -> Any:
+    """The family's tokenizer as transformers has it."""
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = family.tokenizer()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend, **tokenizer.special_tokens, chat_template=family.template
+    )
+
+
+def prompt_ids(family: Family, messages: Sequence[dict[str, Any]], tools: Sequence[Any] = ()) -> list[int]:
+    """The tokens that inference gives the model."""
+    found = reference(family).apply_chat_template(
+        list(messages), tools=list(tools) or None, add_generation_prompt=True, return_dict=True
+    )
+    return list(found["input_ids"])
+
+
+def answer_ids(family: Family, messages: Sequence[dict[str, Any]], tools: Sequence[Any] = ()) -> list[int]:
+    """The tokens of the last turn, an assistant's, that are marked in the family's template."""
+    found = reference(family).apply_chat_template(
+        list(messages),
+        tools=list(tools) or None,
+        chat_template=family.marked,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+    )
+    ids, marked = list(found["input_ids"]), list(found["assistant_masks"])
+    # The last turn is what the conversation without it does not have.
+    end = max(place for place, mark in enumerate(marked) if mark) + 1
+    start = end
+    while start and marked[start - 1]:
+        start -= 1
+    return ids[start:end]

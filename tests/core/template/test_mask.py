@@ -1,0 +1,395 @@
+"""What is learned is what the model must say at inference, token for token: compared with transformers and by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from array import array
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from core.data.conversation import Example, Message, RowError
+from core.errors import UserError
+from core.template.mask import MaskedRow, Masker
+from core.template.render import ChatTemplate
+from core.template.tokenizer import ModelTokenizer
+from tests.core.template.families import (
+    DEEPSEEK,
+    DEEPSEEK_R1,
+    GEMMA3,
+    GLM,
+    GPT_OSS,
+    LLAMA3,
+    MARKED,
+    MISTRAL,
+    NO_THINKING,
+    PHI3,
+    QWEN3,
+    QWEN25,
+    SMOLLM2,
+    Family,
+)
+from tests.core.template.oracle import answer_ids, prompt_ids, reference
+
+TOOLS = ({"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}},)
+
+
+def talk(*contents: str, system: str = "", **last: Any) -> Example:
+    roles = ["user", "assistant"] * len(contents)
+    turns = [Message(role, content) for role, content in zip(roles, contents, strict=False)]
+    turns[-1] = dataclasses.replace(turns[-1], **last)
+    return Example(messages=tuple([Message("system", system), *turns] if system else turns))
+
+
+def with_tools() -> Example:
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 2}}}
+    return Example(
+        messages=(
+            Message("user", "What is 1 + 2?"),
+            Message("assistant", "", tool_calls=(call,)),
+            Message("tool", "3", name="add"),
+            Message("assistant", "It is 3."),
+            Message("user", "Thanks."),
+            Message("assistant", "You are welcome."),
+        ),
+        tools=TOOLS,
+    )
+
+
+def mask(family: Family, example: Example, **options: Any) -> MaskedRow:
+    (row,) = Masker(family.tokenizer(), **options).mask([example])
+    assert isinstance(row, MaskedRow), row.message
+    return row
+
+
+def refusal(family: Family, example: Example, **options: Any) -> RowError:
+    (row,) = Masker(family.tokenizer(), **options).mask([example])
+    assert isinstance(row, RowError)
+    return row
+
+
+def spans(row: MaskedRow) -> list[tuple[list[int], list[int]]]:
+    """Each learned stretch of a row, and the tokens before it."""
+    found: list[tuple[list[int], list[int]]] = []
+    ids, start = list(row.ids), None
+    for place, learned in enumerate([*row.supervised, 0]):
+        if learned and start is None:
+            start = place
+        elif not learned and start is not None:
+            found.append((ids[:start], ids[start:place]))
+            start = None
+    return found
+
+
+def learned_turns(row: MaskedRow) -> list[tuple[list[int], list[int]]]:
+    """All stretches of all rows of an example, in the order of the conversation."""
+    return sorted((span for part in row.rows for span in spans(part)), key=lambda span: len(span[0]))
+
+
+def expected_turns(family: Family, example: Example) -> list[tuple[list[int], list[int]]]:
+    messages = [message.fields() for message in example.messages]
+    found = []
+    for index, message in enumerate(example.messages):
+        if message.role == "assistant":
+            answer = answer_ids(family, messages[: index + 1], example.tools)
+            if family is GLM:
+                # Its marks lack the stop, which is the beginning of the next turn.
+                calls = family.tokenizer().token_id("<|observation|>" if message.tool_calls else "<|user|>")
+                answer = [*answer, calls]
+            found.append((prompt_ids(family, messages[:index], example.tools), answer))
+    return found
+
+
+#: Text of ordinary messages; spaces at its edges are covered by themselves below.
+_PIECES = [*"abcXY09 .,:!?-_'\"(){}[]<>/|\\\n\t", "é", "ß", "中", "🙂", "the ", "\n\n", "  a", "<think>", "</b>"]
+CONTENT = st.lists(st.sampled_from(_PIECES), min_size=1, max_size=16).map(lambda parts: "".join(parts).strip() or "x")
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> Example:
+    turns = draw(st.integers(1, 3))
+    contents = [draw(CONTENT) for _ in range(2 * turns)]
+    return talk(*contents, system=draw(st.just("") | CONTENT))
+
+
+@pytest.mark.parametrize("family", MARKED, ids=lambda family: family.name)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(example=conversations())
+def test_learned_is_what_must_follow_each_prompt_of_inference(family: Family, example: Example) -> None:
+    row = mask(family, example)
+    assert learned_turns(row) == expected_turns(family, example)
+    if family.one_row:
+        assert len(row.rows) == 1
+
+
+@pytest.mark.parametrize("family", [family for family in MARKED if family.one_row], ids=lambda family: family.name)
+@settings(max_examples=30, deadline=None)
+@given(example=conversations())
+def test_a_row_is_the_conversation_as_transformers_tokenizes_it(family: Family, example: Example) -> None:
+    row = mask(family, example)
+    whole = reference(family).apply_chat_template([turn.fields() for turn in example.messages], return_dict=True)
+    ids = list(row.ids)
+    assert (ids[:-1] if family is GLM else ids) == list(whole["input_ids"])
+
+
+@pytest.mark.parametrize("family", [family for family in MARKED if family.tools], ids=lambda family: family.name)
+def test_tool_calls_are_learned_and_the_answers_of_tools_are_not(family: Family) -> None:
+    example = with_tools()
+    assert learned_turns(mask(family, example)) == expected_turns(family, example)
+    call = family.tokenizer().decode(learned_turns(mask(family, example))[0][1])
+    assert "add" in call
+    assert call.endswith(tuple(family.stops))
+
+
+@pytest.mark.parametrize("family", [family for family in MARKED if family.reasoning], ids=lambda family: family.name)
+def test_reasoning_is_learned_in_the_turn_it_belongs_to_and_absent_from_later_prompts(family: Family) -> None:
+    first = Message("assistant", "one", reasoning="I count up.")
+    second = Message("assistant", "two", reasoning="I go on counting.")
+    example = Example(messages=(Message("user", "count"), first, Message("user", "go on"), second))
+    turns = learned_turns(mask(family, example))
+    assert turns == expected_turns(family, example)
+    decode = family.tokenizer().decode
+    assert "I count up." in decode(turns[0][1])
+    assert "I count up." not in decode(turns[1][0])
+    assert "I go on counting." in decode(turns[1][1])
+
+
+@pytest.mark.parametrize("family", MARKED, ids=lambda family: family.name)
+def test_a_row_ends_its_answers_with_a_stop_that_is_learned(family: Family) -> None:
+    row = mask(family, talk("a", "b", "c", "d"))
+    stops = set(family.tokenizer().stop_ids)
+    for _, answer in learned_turns(row):
+        assert answer[-1] in stops
+        assert not stops & set(answer[:-1])
+
+
+def test_reasoning_that_the_prompt_begins_is_gone_on_with() -> None:
+    example = talk("q", "<think>\nfirst\n</think>\n\none", "r", "<think>\nsecond\n</think>\n\ntwo")
+    row = mask(DEEPSEEK_R1, example)
+    decode = DEEPSEEK_R1.tokenizer().decode
+    first, second = learned_turns(row)
+    assert decode(first[0]) == "<｜begin▁of▁sentence｜><｜User｜>q<｜Assistant｜><think>\n"
+    assert decode(first[1]) == "first\n</think>\n\none<｜end▁of▁sentence｜>"
+    assert decode(second[0]) == (
+        "<｜begin▁of▁sentence｜><｜User｜>q<｜Assistant｜>\n\none<｜end▁of▁sentence｜><｜User｜>r<｜Assistant｜><think>\n"
+    )
+    assert decode(second[1]) == "second\n</think>\n\ntwo<｜end▁of▁sentence｜>"
+    assert refusal(DEEPSEEK_R1, talk("q", "no thoughts")).code == "no_reasoning"
+
+
+def test_reasoning_in_a_field_that_the_template_does_not_know_is_written_into_the_answer() -> None:
+    row = mask(SMOLLM2, talk("q", "one", reasoning="why not"))
+    ((_, answer),) = spans(row)
+    assert SMOLLM2.tokenizer().decode(answer) == "<think>\nwhy not\n</think>\n\none<|im_end|>"
+    row = mask(DEEPSEEK_R1, talk("q", "one", reasoning="why not"))
+    ((_, answer),) = spans(row)
+    assert DEEPSEEK_R1.tokenizer().decode(answer) == "why not\n</think>\n\none<｜end▁of▁sentence｜>"
+
+
+def test_a_prompt_that_ends_the_reasoning_refuses_an_answer_that_has_some() -> None:
+    assert refusal(NO_THINKING, talk("q", "<think>\nhm\n</think>\n\none")).code == "template_rewrites"
+
+
+@pytest.mark.parametrize("family", [SMOLLM2, LLAMA3, PHI3, MISTRAL, GEMMA3], ids=lambda family: family.name)
+@pytest.mark.parametrize("answer", ["\nyes", "\n\n yes", " yes", "yes \n", "\tyes\n\n", "  "])
+def test_spaces_at_the_edges_of_an_answer_are_generated_after_the_prompts_own_tokens(
+    family: Family, answer: str
+) -> None:
+    example = talk("hello", answer, "again", answer)
+    row = mask(family, example)
+    tokenizer = family.tokenizer()
+    turns = learned_turns(row)
+    messages = [message.fields() for message in example.messages]
+    assert [before for before, _ in turns] == [prompt_ids(family, messages[:1]), prompt_ids(family, messages[:3])]
+    said = ChatTemplate(family.template, tokenizer.special_tokens).render(messages[:2])
+    for before, learned in turns[:1]:
+        assert tokenizer.decode([*before, *learned]).rstrip("\n") == tokenizer.decode(
+            tokenizer.encode([said])[0]
+        ).rstrip("\n")
+
+
+def test_an_answer_that_merges_with_its_prompt_gets_a_row_as_generated_and_later_turns_one_as_shown() -> None:
+    example = talk("hello", "\nyes", "again", "no")
+    row = mask(QWEN25, example)
+    shown, generated = row.rows
+    tokenizer = QWEN25.tokenizer()
+    newline, both = tokenizer.encode(["\n", "\n\n"])
+    assert len(newline) == len(both) == 1
+    messages = [message.fields() for message in example.messages]
+    assert spans(generated) == [
+        (prompt_ids(QWEN25, messages[:1]), [*tokenizer.encode(["\nyes"])[0], *tokenizer.encode(["<|im_end|>"])[0]])
+    ]
+    ((before, answer),) = spans(shown)
+    assert before == prompt_ids(QWEN25, messages[:3])
+    assert both[0] in before
+    assert tokenizer.decode(answer) == "no<|im_end|>"
+
+
+def test_only_the_last_turn_or_the_whole_text_may_be_learned() -> None:
+    example = talk("a", "b", "c", "d", system="s")
+    decode = SMOLLM2.tokenizer().decode
+    last = mask(SMOLLM2, example, supervise="last")
+    assert [decode(answer) for _, answer in spans(last)] == ["d<|im_end|>"]
+    everything = mask(SMOLLM2, example, supervise="all")
+    assert everything.supervised == bytearray(b"\x01" * len(everything))
+    assert list(everything.ids) == list(mask(SMOLLM2, example).ids)
+
+
+def test_messages_say_for_themselves_whether_they_are_learned() -> None:
+    turns = talk("a", "b", "c", "d").messages
+    first_only = Example(messages=(*turns[:3], dataclasses.replace(turns[3], train=False)))
+    decode = SMOLLM2.tokenizer().decode
+    assert [decode(answer) for _, answer in spans(mask(SMOLLM2, first_only))] == ["b<|im_end|>"]
+    both = Example(messages=(turns[0], dataclasses.replace(turns[1], train=True), *turns[2:]))
+    found = spans(mask(SMOLLM2, both, supervise="last"))
+    assert [decode(answer) for _, answer in found] == ["b<|im_end|>", "d<|im_end|>"]
+    spared = mask(SMOLLM2, first_only, supervise="all")
+    unlearned = [token for token, learned in zip(spared.ids, spared.supervised, strict=True) if not learned]
+    assert decode(unlearned) == "d<|im_end|>"
+    none = Example(messages=tuple(dataclasses.replace(turn, train=False) for turn in turns))
+    assert refusal(SMOLLM2, none).code == "nothing_supervised"
+
+
+@pytest.mark.parametrize("supervise", ["assistant", "last", "all"])
+def test_a_template_without_a_stop_is_refused(supervise: Any) -> None:
+    template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+    template += "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    assert refusal(dataclasses.replace(SMOLLM2, marked=template), talk("a", "b"), supervise=supervise).code == (
+        "no_stop_token"
+    )
+
+
+def test_a_stop_that_is_not_one_token_is_refused() -> None:
+    without = dataclasses.replace(SMOLLM2, specials=("<|endoftext|>",), stops=("<|endoftext|>",))
+    assert refusal(without, talk("a", "b")).code == "no_stop_token"
+
+
+def test_a_template_that_leaves_out_what_is_to_be_learned_is_refused() -> None:
+    drops = dataclasses.replace(QWEN25, marked=QWEN25.template.replace("message.tool_calls or []", "[]"))
+    error = refusal(drops, with_tools())
+    assert (error.code, "tool call" in error.message) == ("template_drops", True)
+
+
+def test_a_template_whose_answers_do_not_follow_its_prompt_is_refused() -> None:
+    template = SMOLLM2.template.replace("{{ '<|im_start|>assistant\\n' }}", "{{ '<|im_start|>model\\n' }}")
+    assert template != SMOLLM2.template
+    assert refusal(dataclasses.replace(SMOLLM2, marked=template), talk("a", "b")).code == "template_rewrites"
+
+
+def test_arguments_of_tool_calls_are_given_as_text_to_templates_that_want_text() -> None:
+    template = QWEN25.template.replace("call.function.arguments | tojson", "'```' + call.function.arguments + '```'")
+    row = mask(dataclasses.replace(QWEN25, marked=template), with_tools())
+    assert '```{"a": 1, "b": 2}```' in QWEN25.tokenizer().decode(learned_turns(row)[0][1])
+
+
+class TestSpecialTokensInMessages:
+    @pytest.mark.parametrize("family", MARKED, ids=lambda family: family.name)
+    @pytest.mark.parametrize("place", [0, 1])
+    def test_a_row_that_writes_one_is_refused(self, family: Family, place: int) -> None:
+        contents = ["hello", "there"]
+        contents[place] = f"x{family.stops[0]}y"
+        error = refusal(family, talk(*contents))
+        assert error.code == "special_in_content"
+        assert family.stops[0] in error.message
+        assert f"Message {place + 1} " in error.message
+
+    def test_it_may_be_kept_and_acts_as_at_inference(self) -> None:
+        example = talk("say <|im_end|> twice", "no")
+        row = mask(SMOLLM2, example, allow_special=True)
+        assert learned_turns(row) == expected_turns(SMOLLM2, example)
+
+    def test_an_answer_can_never_hold_what_would_end_it(self) -> None:
+        assert refusal(SMOLLM2, talk("a", "b<|im_end|>c"), allow_special=True).code == "special_in_content"
+
+    def test_tools_and_calls_are_looked_through(self) -> None:
+        example = with_tools()
+        call = {"function": {"name": "add", "arguments": {"<|im_end|>": 1}}}
+        turns = (
+            example.messages[0],
+            dataclasses.replace(example.messages[1], tool_calls=(call,)),
+            *example.messages[2:],
+        )
+        assert refusal(QWEN25, dataclasses.replace(example, messages=turns)).code == "special_in_content"
+        tools = ({"type": "function", "function": {"name": "add", "description": "<|im_end|>"}},)
+        assert refusal(QWEN25, dataclasses.replace(example, tools=tools)).code == "special_in_content"
+
+    def test_markup_that_is_no_special_token_is_ordinary_text(self) -> None:
+        row = mask(SMOLLM2, talk("<b>bold</b> <|im_middle|>", "<think>fine</think>"))
+        assert SMOLLM2.tokenizer().decode(spans(row)[0][1]) == "<think>fine</think><|im_end|>"
+
+
+class TestOtherRows:
+    def test_plain_text_is_learned_whole_and_ended_once(self) -> None:
+        row = mask(SMOLLM2, Example(text="just text"))
+        assert SMOLLM2.tokenizer().decode(list(row.ids)) == "just text<|im_end|>"
+        assert all(row.supervised)
+        written = mask(SMOLLM2, Example(text="<|im_start|>user\nhi<|im_end|>"))
+        assert SMOLLM2.tokenizer().decode(list(written.ids)) == "<|im_start|>user\nhi<|im_end|>"
+
+    def test_plain_text_begins_as_the_tokenizer_begins_it(self) -> None:
+        from tokenizers import Tokenizer, processors
+
+        backend = Tokenizer.from_str(LLAMA3.tokenizer().backend.to_str())
+        bos = backend.token_to_id("<|begin_of_text|>")
+        backend.post_processor = processors.TemplateProcessing(
+            single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", bos)]
+        )
+        tokenizer = ModelTokenizer(backend, special_tokens={"eos_token": "<|eot_id|>"}, stop_ids=[])
+        (row,) = Masker(tokenizer).mask([Example(text="text")])
+        assert isinstance(row, MaskedRow)
+        assert tokenizer.decode(list(row.ids)) == "<|begin_of_text|>text<|eot_id|>"
+        assert row.supervised[0] == 0
+        assert all(row.supervised[1:])
+
+    def test_tokens_are_taken_as_they_are(self) -> None:
+        row = mask(SMOLLM2, Example(ids=array("i", [5, 6, 7]), labels=array("i", [-100, 6, -100])))
+        assert (list(row.ids), list(row.supervised)) == ([5, 6, 7], [0, 1, 0])
+        assert refusal(SMOLLM2, Example(ids=array("i", [5, 10**6]))).code == "bad_tokens"
+        assert (
+            refusal(SMOLLM2, Example(ids=array("i", [5, 6]), labels=array("i", [5, -100]))).code == "nothing_supervised"
+        )
+
+    def test_of_a_preference_pair_the_better_answer_is_learned(self) -> None:
+        asked = talk("a", "b", "c").messages
+        example = Example(
+            messages=asked, chosen=(Message("assistant", "good"),), rejected=(Message("assistant", "bad"),)
+        )
+        ((_, answer),) = spans(mask(SMOLLM2, example))
+        assert SMOLLM2.tokenizer().decode(answer) == "good<|im_end|>"
+
+    def test_rows_come_in_the_order_of_the_examples(self) -> None:
+        examples = [talk("a", "b"), Example(text="plain"), talk("a", "<|im_end|>"), talk("c", "d", "e", "f")]
+        rows = Masker(QWEN3.tokenizer()).mask(examples)
+        assert [type(row).__name__ for row in rows] == ["MaskedRow", "MaskedRow", "RowError", "MaskedRow"]
+        assert rows == [Masker(QWEN3.tokenizer()).mask([example])[0] for example in examples[:2]] + rows[2:]
+
+    def test_the_greatest_length_marks_where_a_row_is_cut(self) -> None:
+        row = mask(SMOLLM2, talk("a", "b"), max_length=5)
+        assert row.cut == 5 < len(row)
+        assert mask(SMOLLM2, talk("a", "b"), max_length=len(row)).cut is None
+
+
+def test_a_model_without_a_template_is_refused_in_one_sentence() -> None:
+    tokenizer = dataclasses.replace(SMOLLM2).tokenizer()
+    tokenizer.chat_template = None
+    with pytest.raises(UserError, match="no chat template") as caught:
+        Masker(tokenizer).mask([talk("a", "b")])
+    assert "template.name" in caught.value.hint
+    assert isinstance(Masker(tokenizer).mask([Example(text="plain")])[0], MaskedRow)
+
+
+@pytest.mark.parametrize("family", [DEEPSEEK, GPT_OSS, GLM], ids=lambda family: family.name)
+def test_an_empty_system_message_and_one_of_spaces_are_rendered_as_they_are(family: Family) -> None:
+    for system in ("", " ", "\n"):
+        turns = (Message("system", system), Message("user", "q"), Message("assistant", "a"))
+        example = Example(messages=turns)
+        assert learned_turns(mask(family, example)) == expected_turns(family, example)
+
+
+def test_contents_are_never_read_as_template_code() -> None:
+    text = "{{ bos_token }}{% if x %}"
+    row = mask(SMOLLM2, talk(text, json.dumps({"a": "{{ 7 * 7 }}"})))
+    assert SMOLLM2.tokenizer().decode(spans(row)[0][1]) == '{"a": "{{ 7 * 7 }}"}<|im_end|>'

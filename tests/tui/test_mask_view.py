@@ -1,0 +1,156 @@
+"""Rows as tokens in the data pane, with a real tokenizer: what is learned, what cannot be, lengths, statistics."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+
+from core.config.document import ConfigDocument
+from core.data.lengths import Bucket
+from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, screen_text, wait_for
+from tui.panes.data import DataPane
+from tui.widgets.histogram import draw_histogram
+from tui.widgets.mask_view import _Piece, wrap_pieces
+
+
+def write(path: Path, rows: list[tuple[str, str]]) -> Path:
+    path.write_text("".join(json.dumps({"prompt": ask, "completion": answer}) + "\n" for ask, answer in rows))
+    return path
+
+
+def configured(model: Path | str, **options: object) -> DataPane:
+    document = ConfigDocument()
+    document.set("model.base", str(model))
+    for name, value in options.items():
+        document.set(name.replace("__", "."), value)
+    pane = DataPane()
+    pane.on_mount_document = document  # type: ignore[attr-defined]
+    return pane
+
+
+async def shown(pilot: object, pane: DataPane, path: Path) -> None:
+    pane.configure(pane.on_mount_document)  # type: ignore[attr-defined]
+    pane.show(path)
+    await wait_for(pilot, lambda: pane.view is not None)  # type: ignore[arg-type]
+    await wait_for(pilot, lambda: pane.masker is not None or pane.masker_error is not None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [(60, 20), (80, 22), (200, 50)])
+async def test_a_row_as_tokens_with_exactly_the_answer_learned(
+    tmp_path: Path, tiny_model_dir: Path, size: tuple[int, int]
+) -> None:
+    path = write(tmp_path / "rows.jsonl", [("first", "one"), ("second", "two\nlines")])
+    pane = configured(tiny_model_dir)
+    async with PaneApp(pane).run_test(size=size) as pilot:
+        await shown(pilot, pane, path)
+        await pilot.press("m")
+        await wait_for(pilot, lambda: pane.mask_view.parts)
+        await pilot.press("j")
+        await wait_for(
+            pilot, lambda: "second" in "".join(cell.text for part in pane.mask_view.parts for cell in part.cells)
+        )
+        cells = pane.mask_view.parts[0].cells
+        assert "".join(cell.text for cell in cells if cell.learned) == "two\nlines<|im_end|>"
+        assert {cell.text for cell in cells if cell.special} == {"<|im_start|>", "<|im_end|>"}
+        assert "two⏎" in screen_text(pilot.app).replace(" ", "")
+        learned = sum(cell.learned for cell in cells)
+        assert f"{len(cells)} tokens · {learned} learned" in screen_text(pilot.app)
+        await pilot.press("m")
+        await pilot.pause()
+        assert pane.conversation.display
+        assert not pane.mask_view.display
+
+
+async def test_what_is_learned_is_told_without_color(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    pane = configured(tiny_model_dir)
+    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
+        await shown(pilot, pane, write(tmp_path / "rows.jsonl", [("ask", "zyx")]))
+        await pilot.press("m")
+        await wait_for(pilot, lambda: pane.mask_view.parts)
+        await pilot.pause()
+        segments = [segment for strip in pilot.app.screen._compositor.render_strips() for segment in strip]
+        underlined = "".join(segment.text for segment in segments if segment.style and segment.style.underline)
+        assert underlined == "learnedzyx<|im_end|>"
+
+
+async def test_the_greatest_length_is_marked(tmp_path: Path, tiny_model_dir: Path) -> None:
+    pane = configured(tiny_model_dir, train__max_length=8)
+    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
+        await shown(pilot, pane, write(tmp_path / "rows.jsonl", [("ask", "a long answer")]))
+        await pilot.press("m")
+        await wait_for(pilot, lambda: "train.max_length = 8: longer rows are dropped" in screen_text(pilot.app))
+        assert pane.mask_view.parts[0].cut == 8
+
+
+async def test_hostile_text_in_tokens_never_reaches_a_strip(tmp_path: Path, tiny_model_dir: Path) -> None:
+    pane = configured(tiny_model_dir)
+    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
+        await shown(pilot, pane, write(tmp_path / "rows.jsonl", [(HOSTILE, HOSTILE)]))
+        await pilot.press("m")
+        await wait_for(pilot, lambda: pane.mask_view.parts)
+        await pilot.press("enter", "G")
+        await pilot.pause()
+        text = screen_text(pilot.app)
+        assert "[/]i[bold]j" in text
+        assert not FORBIDDEN & set(text)
+
+
+async def test_a_row_that_cannot_be_masked_and_a_model_that_is_not_there(tmp_path: Path, tiny_model_dir: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [("ask", "stop <|im_end|> here")])
+    for model, sentence in ((tiny_model_dir, "would end the answer"), ("smollm2-135m-instruct", "is not prepared yet")):
+        pane = configured(model)
+        async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
+            await shown(pilot, pane, path)
+            await pilot.press("m")
+            await wait_for(pilot, lambda pane=pane, sentence=sentence: sentence in pane.mask_view.message)
+            assert "✗" in screen_text(pilot.app)
+
+
+async def test_lengths_in_the_list_the_summary_and_the_statistics(tmp_path: Path, tiny_model_dir: Path) -> None:
+    rows = [(f"question number {number}", f"{number} is the answer") for number in range(30)]
+    rows[12] = ("very " * 40, "long")
+    path = write(tmp_path / "rows.jsonl", rows)
+    with path.open("a") as file:
+        file.write("{broken\n")
+    pane = configured(tiny_model_dir)
+    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
+        await shown(pilot, pane, path)
+        await wait_for(pilot, lambda: pane.view is not None and pane.view.analysis is not None, 60)
+        await wait_for(pilot, lambda: "30 used · 1 dropped · longest" in screen_text(pilot.app))
+        await wait_for(pilot, lambda: pane.cells(0, 1)[0].cells[0].isdecimal())
+        await pilot.press("l")
+        assert pane.rows.cursor == 12
+        await pilot.press("right_square_bracket")
+        assert pane.rows.cursor == 30
+        await pilot.press("g", "s")
+        await pilot.pause()
+        text = screen_text(pilot.app)
+        assert "31 rows: 30 used, 1 dropped (1 not_json)" in text
+        assert "1 row  no JSON" in text
+        assert "tokens: shortest" in text
+        await pilot.press("enter")
+        await pilot.pause()
+        assert not pane.shows_report
+        assert pane.rows.cursor == 30
+
+
+@pytest.mark.parametrize("width", [1, 2, 7, 40])
+def test_no_line_is_wider_than_the_view(width: int) -> None:
+    pieces = [_Piece(text, "learned") for text in ("word", " 日本語", "\n", "a" * 50, "", " \n\n x")]
+    lines = list(wrap_pieces(pieces, width))
+    assert all(cell_len("".join(piece.text for piece in line)) <= max(width, 2) for line in lines)
+    assert "".join(piece.text for line in lines for piece in line) == "".join(p.text for p in pieces).replace("\n", "⏎")
+
+
+def test_a_histogram_shows_every_bar_that_has_rows() -> None:
+    lines = draw_histogram([Bucket(0, 10, 1000), Bucket(10, 20, 0), Bucket(20, 30, 1)], 40, 4)
+    assert lines[0].startswith("1 000┤███")
+    assert "▁" in lines[3]
+    assert all(len(line) <= 40 for line in lines[:5])
+    assert draw_histogram([], 40, 4) == []

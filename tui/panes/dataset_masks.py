@@ -1,0 +1,286 @@
+"""The token side of the data pane: the row as the model learns it, and the lengths in the list."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from textual import on, work
+from textual.message import Message
+from textual.worker import get_current_worker
+
+from core.config.document import ConfigDocument
+from core.data.conversation import RowError
+from core.errors import UserError
+from core.template.mask import MaskedRow, Masker
+from tui.panes.dataset_base import DatasetPane
+from tui.panes.dataset_plan import TokenPlan, make_masker, plan_reading, plan_tokens
+from tui.panes.dataset_summary import counted, spaced
+from tui.panes.dataset_view import DatasetView
+from tui.widgets.mask_view import MaskView, TokenCell, TokenPart
+from tui.widgets.row_list import RowCells
+
+#: Rows whose lengths are kept; the oldest are forgotten.
+KEPT_LENGTHS = 20_000
+#: Rows masked between two looks at whether they are still wanted.
+_BATCH = 16
+
+Masked: TypeAlias = "MaskedRow | RowError | UserError"
+
+_CUT_LABELS = {
+    "drop": "train.max_length = {limit}: longer rows are dropped",
+    "truncate": "train.max_length = {limit}: what follows is cut off",
+    "refuse": "train.max_length = {limit}: longer rows stop the run",
+}
+
+
+@dataclass
+class MaskerLoaded(Message):
+    """The tokenizer and template of a plan are there, or cannot be."""
+
+    plan: TokenPlan
+    masker: Masker | None
+    error: UserError | None = None
+
+
+@dataclass
+class RowMasked(Message):
+    """A row has become tokens, or cannot."""
+
+    view: DatasetView
+    masker: Masker
+    index: int
+    result: Masked
+    texts: Sequence[Sequence[str]] = ()
+
+
+@dataclass
+class LengthsKnown(Message):
+    """Rows of the list have been counted."""
+
+    view: DatasetView
+    masker: Masker
+    lengths: dict[int, tuple[str, str]]
+
+
+class DatasetMasks(DatasetPane):
+    """Shows the row under the cursor as tokens, and fills the columns ``tok`` and ``sup``."""
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self.shows_tokens = False
+        self.reading = plan_reading(ConfigDocument())
+        self.plan = plan_tokens(ConfigDocument())
+        self.masker: Masker | None = None
+        self.masker_error: UserError | None = None
+        self._is_loading = False
+        self._lengths: OrderedDict[int, tuple[str, str]] = OrderedDict()
+        self._wanted: tuple[int, int] = (0, 0)
+        # A masker keeps what it has learned of its template, and is not made for two threads at once.
+        self._mask_lock = threading.Lock()
+
+    @property
+    def mask_view(self) -> MaskView:
+        """The row under the cursor as tokens."""
+        return self.query_one("#data-mask", MaskView)
+
+    def configure(self, document: ConfigDocument) -> None:
+        """Follow a configuration: its model, template and what is learned."""
+        plan, self.reading = plan_tokens(document), plan_reading(document)
+        if plan == self.plan and (self.masker is not None or self._is_loading):
+            return
+        self.plan, self.masker, self.masker_error = plan, None, None
+        self._forget()
+        if self.view is not None:
+            self.load_masker()
+
+    def load_masker(self) -> None:
+        """Read tokenizer and template in a thread, unless they are there already."""
+        if self.masker is None:
+            self._is_loading = True
+            self._load(self.plan)
+
+    @work(thread=True, exclusive=True, group="data-masker")
+    def _load(self, plan: TokenPlan) -> None:
+        try:
+            masker = make_masker(plan)
+        except UserError as error:
+            self.post_message(MaskerLoaded(plan, None, error))
+            return
+        self.post_message(MaskerLoaded(plan, masker))
+
+    @on(MaskerLoaded)
+    def _loaded(self, message: MaskerLoaded) -> None:
+        if message.plan != self.plan:
+            return
+        self._is_loading = False
+        self.masker, self.masker_error = message.masker, message.error
+        self._forget()
+        self.show_tokens(self.rows.cursor)
+        self.masker_changed()
+
+    def masker_changed(self) -> None:
+        """Called when another tokenizer or template is there, or cannot be."""
+
+    def _forget(self) -> None:
+        self._lengths.clear()
+        if self.view is not None:
+            self.rows.columns = self.columns
+        self.rows.invalidate()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Headings of the list; lengths only where a tokenizer is there to tell them."""
+        if self.view is None:
+            return ()
+        counted_rows = self.masker is not None and self.view.detection is not None
+        return (*(("tok", "sup") if counted_rows else ()), *self.view.columns)
+
+    # The row under the cursor.
+
+    def action_toggle_tokens(self) -> None:
+        """The row as tokens, or as a conversation again."""
+        self.shows_tokens = not self.shows_tokens
+        self.arrange_row()
+
+    def arrange_row(self) -> None:
+        """Show the row in the form that is wanted; the keys go along."""
+        conversation = self.query_one("#data-conversation")
+        had_focus = conversation.has_focus or self.mask_view.has_focus
+        self.set_class(self.shows_tokens, "-tokens")
+        conversation.display = not self.shows_tokens
+        self.mask_view.display = self.shows_tokens
+        if had_focus:
+            (self.mask_view if self.shows_tokens else conversation).focus()
+        self.show_place()
+        self.show_tokens(self.rows.cursor)
+
+    def show_tokens(self, index: int) -> None:
+        """Show a row as tokens, where tokens are shown."""
+        view = self.view
+        if not self.shows_tokens or view is None or index >= view.count:
+            return
+        if self.masker_error is not None:
+            self.mask_view.say(str(self.masker_error), problem=True)
+        elif view.unknown is not None:
+            self.mask_view.say(str(view.unknown), problem=True)
+        elif self.masker is None:
+            self.mask_view.say("Reading the tokenizer …")
+        else:
+            self._mask_row(view, self.masker, index)
+
+    @work(thread=True, exclusive=True, group="data-mask")
+    def _mask_row(self, view: DatasetView, masker: Masker, index: int) -> None:
+        result = self._masked(view, masker, [index])[0]
+        texts = []
+        if isinstance(result, MaskedRow):
+            texts = [masker.tokenizer.token_texts(part.ids) for part in result.rows]
+        self.post_message(RowMasked(view, masker, index, result, texts))
+
+    def _masked(
+        self, view: DatasetView, masker: Masker, indices: Sequence[int]
+    ) -> list[MaskedRow | RowError | UserError]:
+        """Rows as tokens; for each that cannot be, the reason."""
+        found: dict[int, Masked] = {}
+        examples = []
+        for index in indices:
+            try:
+                examples.append((index, view.example(index)))
+            except (RowError, UserError) as error:
+                found[index] = error
+        try:
+            with self._mask_lock:
+                masked = masker.mask([example for _, example in examples])
+        except UserError as error:
+            found.update((index, error) for index, _ in examples)
+        else:
+            found.update((index, row) for (index, _), row in zip(examples, masked, strict=True))
+        return [found[index] for index in indices]
+
+    @on(RowMasked)
+    def _row_masked(self, message: RowMasked) -> None:
+        stale = message.view is not self.view or message.masker is not self.masker
+        if stale or message.index != self.rows.cursor or not self.shows_tokens:
+            return
+        result = message.result
+        if not isinstance(result, MaskedRow):
+            text = result.message if isinstance(result, RowError) else str(result)
+            self.mask_view.say(text, problem=True)
+            self.show_place()
+            return
+        special = message.masker.tokenizer.special_ids
+        limit = self.plan.max_length
+        label = _CUT_LABELS[self.reading.overlong].format(limit=spaced(limit))
+        self.mask_view.show(
+            [
+                TokenPart(
+                    [
+                        TokenCell(text, bool(learned), token in special)
+                        for token, learned, text in zip(part.ids, part.supervised, texts, strict=True)
+                    ],
+                    part.cut,
+                    label,
+                )
+                for part, texts in zip(result.rows, message.texts, strict=True)
+            ]
+        )
+        tokens, learned = _count(result)
+        self.show_place(f"{counted(tokens, 'token')} · {spaced(learned)} learned · {learned / max(tokens, 1):.0%}")
+
+    # The list.
+
+    def cells(self, start: int, count: int) -> list[RowCells]:
+        """A window of the list with lengths where they are known; the others are asked for."""
+        view = self.view
+        if view is None:
+            return []
+        rows = view.cells(start, count)
+        if view.detection is None or self.masker is None:
+            return rows
+        if any(index not in self._lengths for index in range(start, start + len(rows))):
+            self.call_later(self._want_lengths, start, len(rows))
+        return [
+            row if row.problem else replace(row, cells=(*self._lengths.get(start + place, ("–", "–")), *row.cells))
+            for place, row in enumerate(rows)
+        ]
+
+    def _want_lengths(self, start: int, count: int) -> None:
+        if self.view is not None and self.masker is not None:
+            missing = [index for index in range(start, start + count) if index not in self._lengths]
+            if missing:
+                self._measure(self.view, self.masker, missing)
+
+    @work(thread=True, exclusive=True, group="data-lengths")
+    def _measure(self, view: DatasetView, masker: Masker, indices: Sequence[int]) -> None:
+        worker = get_current_worker()
+        for begin in range(0, len(indices), _BATCH):
+            if worker.is_cancelled:
+                return
+            batch = indices[begin : begin + _BATCH]
+            known = {}
+            for index, result in zip(batch, self._masked(view, masker, batch), strict=True):
+                known[index] = _shown_count(result)
+            self.post_message(LengthsKnown(view, masker, known))
+
+    @on(LengthsKnown)
+    def _lengths_known(self, message: LengthsKnown) -> None:
+        if message.view is not self.view or message.masker is not self.masker:
+            return
+        self._lengths.update(message.lengths)
+        while len(self._lengths) > KEPT_LENGTHS:
+            self._lengths.popitem(last=False)
+        self.rows.invalidate()
+
+
+def _count(row: MaskedRow) -> tuple[int, int]:
+    return sum(map(len, row.rows)), sum(part.supervised_count for part in row.rows)
+
+
+def _shown_count(result: Masked) -> tuple[str, str]:
+    if not isinstance(result, MaskedRow):
+        return "✗", "–"
+    tokens, learned = _count(result)
+    return str(tokens), str(learned)
