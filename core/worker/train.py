@@ -185,12 +185,12 @@ class FinetuneRecipe:
 
     def _rehearse(self) -> None:
         self.controls.check_stop()
-        self.recorder.phase("rehearsing", "the largest micro-batch")
+        self.recorder.phase("rehearsing")
         self._verify_head()
         if self.loaded.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.loaded.device)
         rows, length = self.windows.rehearse(self.config.train.batch_size)
-        self.recorder.phase("rehearsing", f"largest micro-batch {rows}×{length}", done=1, total=1)
+        self.recorder.phase("rehearsing", f"{rows} rows of {length} tokens", done=1, total=1)
         self._record_memory(rehearsed=True)
         checkpoints.check_room(self.run.path, checkpoints.size_estimate(self.loaded.model))
 
