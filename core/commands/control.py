@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     if command == "checkpoint":
         say(f"checkpoint: {target.path / result['checkpoint']}")
     elif command == "stop" and state.state != "finished":
-        say(f"go on with it: {PROGRAM} continue {target.id}")
+        say(f"go on with it: {PROGRAM} continue {target.id}" if state.step else "it had not begun; start it again")
     return 0
 
 

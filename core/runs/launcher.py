@@ -85,7 +85,7 @@ def continue_run(run: Run) -> None:
         if state.state == "finished":
             raise UserError(
                 f"Run {run.id} is finished; there is nothing to continue.",
-                f"Train further with 'localtune-tui train {run.config_path}' and more epochs.",
+                "To train longer, raise train.epochs in its configuration and start anew.",
             )
         if not state.is_over:
             where = f" on {state.host}" if state.host and state.host != hostname() else ""

@@ -82,6 +82,16 @@ class Attendant:
             self._wait()
         controls.check_stop()
 
+    def answer_questions(self) -> None:
+        """Answer the chat questions that wait, and nothing else: for the long stretches without an optimizer step.
+
+        Raises:
+            StopRequested: If a stop was asked for.
+        """
+        self._recipe.controls.check_stop()
+        for command in self._recipe.controls.take("generate"):
+            self._carry_out(command)
+
     def pause(self) -> None:
         """Pause at the next control point."""
         self.paused = True

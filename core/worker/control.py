@@ -112,6 +112,16 @@ class Controls:
             except queue.Empty:
                 return
 
+    def take(self, name: str) -> list[Command]:
+        """The waiting commands of one name, in order; the others go on waiting."""
+        taken: list[Command] = []
+        for command in list(self.waiting()):
+            if command.request.command == name:
+                taken.append(command)
+            else:
+                self._queue.put(command)
+        return taken
+
     def wait(self, seconds: float) -> Command | None:
         """The next command, or None after ``seconds`` without one (or at once when a signal has asked for a stop)."""
         deadline = time.monotonic() + seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import time
@@ -88,12 +89,17 @@ class Evaluator:
         longest = max((supervised_count(row) for row in dataset.rows), default=0)
         self._max_new_tokens = min(max_new_tokens, longest + ANSWER_MARGIN_TOKENS)
 
-    def measure(self, step: int, progress: Callable[[int, int], None]) -> tuple[EvalEvent, list[SampleEvent]]:
-        """Measure the model as it is after ``step`` optimizer steps; ``progress`` is told rows done, of how many."""
+    def measure(self, step: int, progress: Callable[[str, int, int], None]) -> tuple[EvalEvent, list[SampleEvent]]:
+        """Measure the model as it is after ``step`` optimizer steps.
+
+        Args:
+            step: Optimizer steps done.
+            progress: Told what is measured (``loss`` or ``answers``), rows done, of how many.
+        """
         began = time.monotonic()
         with evaluation_mode(self._loaded.model):
-            loss = self._mean_loss(progress)
-            answers = self._answers(progress)
+            loss = self._mean_loss(functools.partial(progress, "loss"))
+            answers = self._answers(functools.partial(progress, "answers"))
         exact = valid = None
         if answers:
             expected = [example.answer for example in self._asked]

@@ -148,7 +148,8 @@ class FinetuneRecipe:
                 "Raise train.max_length or set data.overlong." if code == "overlong" else "Mend or remove these rows."
             )
             example = dataset.first_dropped[code]
-            self.recorder.notice("warning", f"dropped_{code}", f"{count} rows are not used. {example}", hint)
+            unused = "1 row is not used." if count == 1 else f"{count} rows are not used."
+            self.recorder.notice("warning", f"dropped_{code}", f"{unused} {example}", hint)
 
     def _prepare_optimization(self) -> None:
         train = self.config.train
@@ -179,7 +180,7 @@ class FinetuneRecipe:
                 autocast=self.accelerator.autocast,
                 max_new_tokens=self.config.chat.max_new_tokens if self.config.eval.exact_match else 0,
                 template=self.template,
-                check=self.controls.check_stop,
+                check=self.attendant.answer_questions,
             )
         self.recorder.update(total_steps=self.total_steps)
 
@@ -288,7 +289,7 @@ class FinetuneRecipe:
         report = self.recorder.reporter("evaluating")
         self.recorder.phase("evaluating", total=len(self.held_out.rows) if self.held_out else None)
         try:
-            event, samples = self.evaluator.measure(self.step, lambda done, total: report("", done, total))
+            event, samples = self.evaluator.measure(self.step, report)
         except StopRequested:
             return  # the control point that follows acts on it
         self.last_eval = self.step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import socket
 from typing import Any
 
@@ -11,12 +12,14 @@ import pytest
 
 from core.errors import UserError
 from core.runs.client import ControlClient
-from core.runs.events import CheckpointEvent, ControlEvent
+from core.runs.events import CheckpointEvent, ControlEvent, EvalEvent, PhaseEvent
 from core.runs.protocol import LINE_LIMIT
 from core.runs.store import Run
 from core.worker.checkpoint import newest_valid
+from tests.waiting import wait_for
 
 from .workers import (
+    PATIENCE,
     STEPS,
     Workers,
     adapter_bytes,
@@ -26,10 +29,12 @@ from .workers import (
     log,
     notice_codes,
     only,
+    signal_worker,
     steps,
     wait_until_listening,
     wait_until_state,
     wait_until_step,
+    write_rows,
 )
 
 QUESTION = [{"role": "user", "content": "ticket login printer"}]
@@ -194,3 +199,19 @@ def test_the_learning_rate_can_be_set_and_the_change_outlives_a_stop(workers: Wo
     rates = [event.lr for event in steps(run)]
     assert rates == pytest.approx([event.lr * 2e-3 / 5e-3 for event in steps(reference)])
     assert "resumed" in notice_codes(run)
+
+
+def test_a_question_is_answered_while_the_model_is_being_measured(workers: Workers) -> None:
+    """A measurement may take minutes; a question does not wait for its end, and a stop neither."""
+    workers.eval_data = write_rows(workers.directory / "many.jsonl", 400, seed=3)
+    run = workers.start(
+        "measured", eval={"baseline": True, "exact_match": True, "max_rows": 400}, chat={"max_new_tokens": 64}
+    )
+    wait_for(lambda: any(event.name == "evaluating" for event in only(PhaseEvent, run)), PATIENCE, "the measurement")
+    with ControlClient(run) as client:
+        *_, answer = client.generate({"messages": QUESTION, "max_new_tokens": 4})
+    assert answer["source"] == "step-0"
+    assert not only(EvalEvent, run), "the measurement was over already"
+    signal_worker(run, signal.SIGTERM)
+    assert exit_code(run) == 3
+    assert not only(EvalEvent, run)

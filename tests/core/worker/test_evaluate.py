@@ -116,13 +116,15 @@ def test_the_loss_is_the_mean_over_all_supervised_tokens(bench: Bench, token_bud
             total -= float(likelihood[place - 1, ids[0, place]])
             tokens += 1
     bench.loaded.model.train()
-    told: list[tuple[int, int]] = []
-    event, samples = bench.evaluator(token_budget=token_budget).measure(4, lambda *done: told.append(done))
+    told: list[tuple[str, int, int]] = []
+    event, samples = bench.evaluator(token_budget=token_budget).measure(
+        4, lambda what, done, total: told.append((what, done, total))
+    )
     assert event.loss == pytest.approx(total / tokens, rel=1e-5)
     assert event.perplexity == pytest.approx(math.exp(event.loss))
     assert (event.step, event.rows, event.exact_match, event.valid_json) == (4, 3, None, None)
     assert samples == []
-    assert told[-1] == (3, 3)
+    assert told[-1] == ("loss", 3, 3)
 
 
 def test_measuring_leaves_no_trace(bench: Bench) -> None:
