@@ -14,7 +14,7 @@ export LOCALTUNE_TEST_CACHE ?= $(CURDIR)/.pytest_cache/localtune
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install $(PIP_ARGS)
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_ARGS)
 # Empty files that are as old as what has been installed.
 APP := $(VENV)/.installed-app
 TESTS := $(VENV)/.installed-tests
@@ -57,11 +57,11 @@ $(BIN)/python:
 	@$(PYTHON) -m venv --clear $(VENV)
 
 $(APP): pyproject.toml | $(BIN)/python
-	@echo "Installing into $(VENV); the first time this fetches PyTorch"
+	@echo "Installing into $(VENV); the first time this fetches PyTorch and takes minutes"
 	@$(PIP) -e .
 	@touch $@
 
 $(TESTS): pyproject.toml | $(BIN)/python
-	@echo "Installing into $(VENV), with what the tests need; the first time this fetches PyTorch"
+	@echo "Installing into $(VENV), with what the tests need; the first time this fetches PyTorch and takes minutes"
 	@$(PIP) -e '.[test]'
 	@touch $(APP) $@
