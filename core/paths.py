@@ -36,6 +36,14 @@ def config_dir() -> Path:
     return (Path(base).expanduser() if base else Path("~/.config").expanduser()) / "localtune"
 
 
+def shown_path(path: Path) -> str:
+    """A path as people write it: what lies in the user's home begins with ``~``."""
+    try:
+        return str(Path("~") / path.relative_to(Path.home()))
+    except (ValueError, RuntimeError):
+        return str(path)
+
+
 def make_private_dir(path: Path) -> Path:
     """Create a directory and its parents, the new ones readable by the user alone.
 
