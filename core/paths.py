@@ -14,10 +14,10 @@ FILE_MODE = 0o600
 def home() -> Path:
     """``$LOCALTUNE_HOME``, else ``$XDG_DATA_HOME/localtune``, else ``~/.local/share/localtune``; not created."""
     if explicit := os.environ.get("LOCALTUNE_HOME"):
-        return Path(explicit).expanduser().absolute()
+        return _expanded(explicit)
     if data_home := os.environ.get("XDG_DATA_HOME"):
-        return Path(data_home).expanduser().absolute() / "localtune"
-    return Path("~/.local/share/localtune").expanduser()
+        return _expanded(data_home) / "localtune"
+    return _expanded("~/.local/share/localtune")
 
 
 def models_dir() -> Path:
@@ -32,8 +32,24 @@ def runs_dir() -> Path:
 
 def config_dir() -> Path:
     """``$XDG_CONFIG_HOME/localtune``, else ``~/.config/localtune``: the user's keymap and themes; not created."""
-    base = os.environ.get("XDG_CONFIG_HOME")
-    return (Path(base).expanduser() if base else Path("~/.config").expanduser()) / "localtune"
+    return _expanded(os.environ.get("XDG_CONFIG_HOME") or "~/.config") / "localtune"
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise UserError(
+            f"The home directory that {path} lies in cannot be determined.", "Set LOCALTUNE_HOME."
+        ) from error
+
+
+def shown_path(path: Path) -> str:
+    """A path as people write it: what lies in the user's home begins with ``~``."""
+    try:
+        return str(Path("~") / path.relative_to(Path.home()))
+    except (ValueError, RuntimeError):
+        return str(path)
 
 
 def make_private_dir(path: Path) -> Path:

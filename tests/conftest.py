@@ -19,6 +19,7 @@ def private_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
     """A home of its own for every test; the user's own is never touched."""
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("LOCALTUNE_HOME", str(home / "localtune"))
+    monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return home / "localtune"

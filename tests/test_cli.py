@@ -180,13 +180,14 @@ def test_json_never_has_a_bare_nan(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_app_opens_what_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[tuple[object, ...]] = []
+    mice: list[bool] = []
 
     class Recorded:
         def __init__(self, config_path: Path | None = None, run: str | None = None, demo: bool = False) -> None:
             opened.append((config_path, run, demo))
 
-        def run(self) -> None:
-            return None
+        def run(self, *, mouse: bool) -> None:
+            mice.append(mouse)
 
     monkeypatch.setattr("tui.app.LocaltuneApp", Recorded)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
@@ -195,6 +196,8 @@ def test_the_app_opens_what_was_asked_for(tmp_path: Path, monkeypatch: pytest.Mo
     config = tmp_path / "a.toml"
     config.write_text("")
     assert [main(words) for words in ([], [str(config)], ["--run", "latest"], ["--demo"])] == [0, 0, 0, 0]
+    assert mice == [True] * 4
+    assert (main(["--no-mouse"]), mice.pop(), opened.pop()) == (0, False, (None, None, False))
     assert opened == [(None, None, False), (config, None, False), (None, "latest", False), (None, None, True)]
 
 

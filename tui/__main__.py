@@ -34,6 +34,9 @@ def _app_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--run", metavar="RUN", help="run to open the app with: its id, a part of it, or 'latest'")
+    parser.add_argument(
+        "--no-mouse", action="store_true", help="leave the mouse to the terminal, for selecting and copying text"
+    )
     which.add_argument("--demo", action="store_true", help="open the app with the sample run started")
     return parser
 
@@ -58,7 +61,7 @@ def _open_app(args: argparse.Namespace) -> int:
     from tui.app import LocaltuneApp
 
     config = Path(args.config) if args.config else None
-    line = LocaltuneApp(config, run=args.run, demo=args.demo).run()
+    line = LocaltuneApp(config, run=args.run, demo=args.demo).run(mouse=not args.no_mouse)
     if line:
         say(line)
     return 0

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,10 +22,11 @@ from core.paths import config_dir
 from core.text import one_line
 from themes.loader import DEFAULT, load_builtin, load_user, variable_defaults
 from tui import messages
+from tui.data_paths import data_paths, path_text
 from tui.keys import Key, KeyTable, bindings, load_keymap
 from tui.panes import pane_spec
 from tui.run_desk import RunDesk
-from tui.screens.main import MainScreen
+from tui.screens.main import TILED_SIZE, MainScreen
 from tui.settings import load_settings, resolve_glyphs, save_theme
 from tui.widgets.plot_geometry import GLYPH_SETS
 
@@ -53,6 +55,7 @@ class LocaltuneApp(RunDesk):
     def __init__(self, config_path: Path | None = None, run: str | None = None, demo: bool = False) -> None:
         super().__init__()
         self._config_path, self._run_name, self._demo = config_path, run, demo
+        self._is_arriving = run is None and not demo
         self._settings, self._complaints = load_settings(config_dir() / "settings.toml")
         self._complaints = [f"settings.toml: {problem}" for problem in self._complaints]
         self.glyphs = GLYPH_SETS[resolve_glyphs(self._settings.glyphs)]
@@ -112,7 +115,7 @@ class LocaltuneApp(RunDesk):
         elif self._run_name is not None:
             self.bridge.open_run(self._run_name)
         else:
-            self.bridge.find_live_run()
+            self.bridge.find_run()
         await self.main.load_panes()
         if self.state.view is not None:
             self._set_chat_target(self.state.view)
@@ -120,6 +123,12 @@ class LocaltuneApp(RunDesk):
         if self._complaints:
             text = "\n".join(self._complaints)
             self.notify(text, title="Left out of your settings", severity="warning", timeout=12, markup=False)
+
+    def land_without_run(self) -> None:
+        """With a configuration to open, begin there, unless the user has gone somewhere meanwhile."""
+        if self._config_path is not None and self._is_arriving and self.main.current == "train":
+            self.main.show_pane("config")
+        self._is_arriving = False
 
     def _theme_changed(self, _: object) -> None:
         self.show_header()
@@ -161,18 +170,25 @@ class LocaltuneApp(RunDesk):
     def _show_data(self, document: Any) -> None:
         """Let the data pane show what the configuration trains on."""
         self._configure_data(document)
-        train = document.get("data.train")
-        first = train[0] if isinstance(train, list) and train else train
-        if isinstance(first, str) and first and (pane := self.pane("data")) is not None:
-            base = document.path.parent if document.path is not None else Path.cwd()
-            pane.show(base / os.path.expanduser(first))
+        paths = data_paths(document, "train")
+        if paths and (pane := self.pane("data")) is not None:
+            pane.show(paths[0])
 
     @on(messages.DatasetChosen)
     def _dataset_chosen(self, message: messages.DatasetChosen) -> None:
         document = self.state.document
         if document is None:
             return
-        document.set(f"data.{message.use}", str(message.path))
+        other = "eval" if message.use == "train" else "train"
+        if message.path.resolve() in data_paths(document, other):
+            name = one_line(message.path.name, 60)
+            if message.use == "eval":
+                text = f"{name} is trained on; rows that are trained on cannot be held out. Choose another file."
+            else:
+                text = f"{name} is held out of training; it cannot be trained on too. Choose another file."
+            self.warn("Not both", text)
+            return
+        document.set(f"data.{message.use}", path_text(document, message.path))
         self._configure_data(document)
         if (pane := self.pane("config")) is not None:
             pane.load(document)
@@ -195,6 +211,35 @@ class LocaltuneApp(RunDesk):
     def action_tile(self) -> None:
         """Put the panes side by side."""
         self.main.tile()
+        if not self.main.can_tile:
+            self.notify(
+                f"Panes stand side by side from {TILED_SIZE[0]}×{TILED_SIZE[1]} on; "
+                f"this terminal is {self.main.size.width}×{self.main.size.height}.",
+                timeout=4,
+                markup=False,
+            )
+
+    def action_help_quit(self) -> None:
+        """What ctrl+c says: it ends other programs, and here it must not end anything by accident."""
+        live = self.state.live_run is not None
+        text = f"{self.keys['app.quit'].display} leaves the app." + (" Training goes on without it." if live else "")
+        if not any(note.message == text for note in self._notifications):
+            self.notify(text, timeout=4, markup=False)
+
+    def action_save_picture(self) -> None:
+        """Write what is on the screen into the working directory, or home where that cannot be written."""
+        name = f"localtune-{datetime.now().strftime('%Y%m%d-%H%M%S')}.svg"
+        picture = self.export_screenshot(title="localtune-tui")
+        for directory in (Path.cwd(), Path.home()):
+            path = directory / name
+            try:
+                path.write_text(picture, encoding="utf-8")
+            except OSError as error:
+                reason = error.strerror or str(error)
+                continue
+            self.notify(f"The picture is in {one_line(str(path), 200)}", timeout=8, markup=False)
+            return
+        self.warn("The picture is not saved", f"{path.parent} cannot be written to: {reason}.")
 
     def action_help(self) -> None:
         """Explain the pane that has the keys."""

@@ -20,6 +20,7 @@ from tui.messages import (
     ConfigLoaded,
     ControlAnswered,
     DevicesSampled,
+    NoRunFound,
     RunAdvanced,
     RunAttached,
     RunsListed,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 #: Seconds between two looks at a live run, and at one that is over (it may be continued from elsewhere).
 LIVE_SECONDS, OVER_SECONDS = 0.5, 2.0
 #: Seconds between two looks at the devices, and at the list of runs.
-SAMPLE_SECONDS, LIST_SECONDS = 2.0, 2.0
+SAMPLE_SECONDS, LIST_SECONDS = 5.0, 2.0
 
 
 class Bridge:
@@ -111,17 +112,18 @@ class Bridge:
 
         self._try("The run cannot be opened", work, "open")
 
-    def find_live_run(self, otherwise: Callable[[], None] | None = None) -> None:
-        """Follow the newest run that is on, if there is one."""
+    def find_run(self) -> None:
+        """Follow the newest run that is on, else the newest one there is; :class:`NoRunFound` where there is none."""
 
         def work() -> None:
             from core.runs.store import list_runs
 
-            live = next((run for run in list_runs() if not run.state().is_over), None)
-            if live is not None:
-                self._app.call_from_thread(partial(self.follow, live, found=True))
-            elif otherwise is not None:
-                self._app.call_from_thread(otherwise)
+            runs = list_runs()
+            newest = next((run for run in runs if not run.state().is_over), runs[0] if runs else None)
+            if newest is None:
+                self._post(NoRunFound())
+            else:
+                self._app.call_from_thread(partial(self.follow, newest, found=True))
 
         self._run(work, "find")
 

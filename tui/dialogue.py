@@ -97,11 +97,14 @@ def speaker_name(source: str) -> str:
 
 
 def format_stats(tokens: int, first_token_seconds: float, tokens_per_second: float, finish: str = "stop") -> str:
-    """``23 tokens · first 0.16 s · 21 tok/s``, and why it ends where it does unless the model ended it itself."""
+    """``23 tokens · first 0.16 s · 21 tok/s``, and why it ends where it does unless the model ended it itself.
+
+    What was not measured (0) is left out.
+    """
     parts = [f"{tokens} token{'' if tokens == 1 else 's'}"]
-    if tokens:
+    if tokens and first_token_seconds > 0:
         parts.append(f"first {first_token_seconds:.2f} s")
-    if tokens > 1:
+    if tokens > 1 and tokens_per_second > 0:
         parts.append(format_rate(tokens_per_second))
     if finish == "length":
         parts.append("cut at the longest answer allowed")

@@ -92,6 +92,7 @@ KEYS: tuple[Key, ...] = (
         palette=False,
     ),
     Key("app.theme", "f2", "app.change_theme", "theme", "Choose the colors"),
+    Key("app.picture", "f4", "app.save_picture", "screenshot", "Save a screenshot as an SVG file"),
     Key("app.quit", "q,ctrl+q", "app.quit", "quit", "Leave; a run that is on goes on unless you stop it", footer=True),
     # Data.
     Key("data.open", "o", "ask_path", "open", "Open a data file by its path; tab completes", footer=True),

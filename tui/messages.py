@@ -155,6 +155,18 @@ class RunsListed(Message):
 
 
 @dataclass
+class NoRunFound(Message):
+    """The app has looked for runs of its own accord, and there are none at all."""
+
+
+@dataclass
+class AnswerAwaited(Message):
+    """A question to the model in training has been asked, or it is answered or given up."""
+
+    waiting: bool
+
+
+@dataclass
 class ActionFailed(Message):
     """Something the user asked for could not be done."""
 

@@ -61,7 +61,7 @@ class RunDesk(App[str]):
         if self._leave_line is not None:
             return self._leave_line
         view = self.state.view
-        if view is None:
+        if view is None or view.is_leftover:
             return None
         run, state = view.run, view.state.state
         if view.is_live:
@@ -122,6 +122,9 @@ class RunDesk(App[str]):
             if document.path is not None
             else Path(train if isinstance(train, str) else train[0]).stem
         )
+        if self.state.is_dirty and document.path is not None:
+            text = f"The run uses the values as edited; {document.path.name} does not have them until they are saved."
+            self.notify(one_line(text, 300), title="Not saved", timeout=8, markup=False)
         self.main.show_pane("train")
         self._start_with_free_memory(lambda: self.bridge.start(config, name))
 
@@ -189,19 +192,20 @@ class RunDesk(App[str]):
         if message.command == "stop" and self._leave_line is not None:
             self.leave()
             return
-        done = {"pause": "Pausing", "resume": "Going on", "checkpoint": "Checkpoint", "stop": "Stopping"}
-        details = {
-            "pause": "after this step",
-            "resume": "",
-            "checkpoint": "is saved after this step",
-            "stop": "after a checkpoint",
+        # The worker answers between two steps, when it has done what was asked; only a stop is yet to come.
+        done = {
+            "pause": "Paused",
+            "resume": "Resumed",
+            "checkpoint": "Checkpoint saved",
+            "stop": "Stopping after a checkpoint",
         }
-        text = f"{done.get(message.command, message.command)} {details.get(message.command, '')}".strip()
-        self.notify(text, timeout=3, markup=False)
+        self.notify(done.get(message.command, message.command), timeout=3, markup=False)
 
     @on(messages.ActionFailed)
     def _action_failed(self, message: messages.ActionFailed) -> None:
         self._leave_line = None
+        if self.state.view is None:
+            self._no_run_found()
         self.fail(message.title, message.error)
 
     def fail(self, title: str, error: UserError) -> None:
@@ -221,9 +225,12 @@ class RunDesk(App[str]):
         from tui.catalog import read_model
 
         before = self.state.view
-        view = RunView(message.run, message.state, message.history, read_model(message.run))
+        leftover = message.found and message.state.is_over
+        view = RunView(message.run, message.state, message.history, read_model(message.run), leftover)
         self.state.view = view
-        if message.found:
+        if leftover:
+            self.land_without_run()
+        elif message.found:
             self.notify(f"Attached to {view.run.id}, which is {view.state.state}.", timeout=5, markup=False)
         if before is None or before.run != view.run or before.is_live != view.is_live:
             self._set_chat_target(view)
@@ -238,12 +245,30 @@ class RunDesk(App[str]):
         for event in message.events:
             view.history.apply(event)
         view.state = message.state
+        view.is_leftover = view.is_leftover and not view.is_live
         self._tell_chat(view)
         if was_live != view.is_live:
             self._set_chat_target(view)
             if not view.is_live:
                 self._announce_end(view)
         self._show_run()
+
+    @on(messages.NoRunFound)
+    def _no_run_found(self) -> None:
+        if (pane := self.pane("train")) is not None:
+            pane.show(None)
+        self.land_without_run()
+
+    def land_without_run(self) -> None:
+        """Where to begin when no run is on; the app knows whether there is something better than the run's pane."""
+
+    @on(messages.AnswerAwaited)
+    def _answer_awaited(self, message: messages.AnswerAwaited) -> None:
+        if message.waiting != self.state.answer_awaited:
+            self.state.answer_awaited = message.waiting
+            self.show_header()
+            if (pane := self.pane("train")) is not None:
+                pane.refresh_lines()
 
     def _announce_end(self, view: RunView) -> None:
         """A run has ended while it was watched: say so where its pane is not on the screen."""
@@ -259,13 +284,17 @@ class RunDesk(App[str]):
     def _tell_chat(self, view: RunView) -> None:
         """Tell the chat's title the step now and then: writing to a border repaints a whole pane."""
         chat, now = self.pane("chat"), self.clock()
-        if chat is not None and abs(now - self._chat_told) >= CHAT_TITLE_SECONDS:
+        if chat is None:
+            return
+        chat.note_phase(view.history.phase.name if view.history.phase is not None else "")
+        if abs(now - self._chat_told) >= CHAT_TITLE_SECONDS:
             self._chat_told = now
             chat.note_step(view.state.step)
 
     def _set_chat_target(self, view: RunView) -> None:
         if (pane := self.pane("chat")) is not None:
             pane.set_target(view.run, view.is_live)
+            pane.note_phase(view.history.phase.name if view.history.phase is not None else "")
 
     def _show_run(self) -> None:
         view = self.state.view

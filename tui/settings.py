@@ -78,5 +78,6 @@ def resolve_glyphs(setting: str) -> str:
     """``auto`` as the locale allows it: braille where text is UTF-8, else ASCII."""
     if setting != "auto":
         return setting
-    encoding = locale.getpreferredencoding(False).replace("-", "").lower()
+    # Not getpreferredencoding: in Python's UTF-8 mode that says nothing about the terminal.
+    encoding = locale.nl_langinfo(locale.CODESET).replace("-", "").lower()
     return "braille" if encoding == "utf8" else "ascii"

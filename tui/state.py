@@ -69,6 +69,18 @@ class RunView:
     history: RunHistory
     model: str = ""
     """Base model and method, as the header shows them."""
+    is_leftover: bool = False
+    """Whether the app found it over, and shows it only because there is nothing newer."""
+
+    @property
+    def activity(self) -> str:
+        """What it does, in a word: its state, or ``evaluating`` while no steps are done for that."""
+        phase = self.history.phase
+        return (
+            "evaluating"
+            if self.state.state == "training" and phase and phase.name == "evaluating"
+            else self.state.state
+        )
 
     @property
     def is_live(self) -> bool:
@@ -84,6 +96,8 @@ class AppState:
     saved_text: str = ""
     view: RunView | None = None
     devices: Sequence[Device] = ()
+    answer_awaited: bool = False
+    """Whether a question of ours holds the training up."""
     host: str = field(default_factory=hostname)
 
     @property

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,11 +113,16 @@ class LiveSession:
         """Ask the worker."""
         request = ChatRequest(list(messages), source, settings)
         pieces: list[str] = []
+        speaker: str = source
+        began = first = last = time.monotonic()
         self._cancelled.clear()
         try:
             for message in self._client.generate(request.to_args()):
                 if "token" in message:
+                    last = time.monotonic()
+                    first = first if pieces else last
                     pieces.append(sanitize(message["token"]))
+                    speaker = one_line(message.get("source", speaker), 80)
                     yield Token(pieces[-1])
                 else:
                     yield _answer(message)
@@ -124,7 +130,8 @@ class LiveSession:
             if not self._cancelled.is_set():
                 raise
             # A cancelled answer is one whose connection was closed, so what it had become is known here only.
-            yield Answer("".join(pieces), len(pieces), 0.0, 0.0, source, "cancelled")
+            rate = (len(pieces) - 1) / (last - first) if last > first else 0.0
+            yield Answer("".join(pieces), len(pieces), first - began, rate, speaker, "cancelled")
 
     def cancel(self) -> None:
         """Close the connection, which the worker notices at the next token."""
@@ -247,7 +254,7 @@ def _ended_session(run: Run) -> ChatSession:
 
 
 def _find_template(run: Run, config: Config) -> str | None:
-    """The template of the training: as it was saved with the adapter, else the file or the name in the configuration."""
+    """The template of the training: as saved with the adapter, else the file or the name in the configuration."""
     saved = run.adapter_path / "chat_template.jinja"
     return str(saved) if saved.is_file() else config.template.file or config.template.name
 

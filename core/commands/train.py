@@ -37,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
     path = Path(args.config)
     config = load_config(path, args.set)
+    check_model(config)
     check_data(config)
     # Held from here on: a Ctrl-C between the start and the first look would leave a run that nobody knows of.
     with Interrupts() as interrupts:
@@ -45,6 +46,31 @@ def run(args: argparse.Namespace) -> int:
             report_detached(started, as_json=args.json)
             return 0
         return follow_to_end(started, interrupts, as_json=args.json)
+
+
+def check_model(config: Config) -> None:
+    """Refuse a base model or a template file that is plainly not there.
+
+    A name with a slash may be one of a hub, whose cache the worker looks into.
+
+    Raises:
+        UserError: If so.
+    """
+    from core.config.schema import ModelSection
+    from core.errors import UserError
+    from core.paths import models_dir
+
+    base = config.model.base
+    known = (models_dir() / base).is_dir() or base == ModelSection().base or Path(base).exists()
+    is_path = base.startswith(("/", ".", "~")) or base.endswith(".gguf")
+    if not known and (is_path or "/" not in base):
+        where = "" if is_path else f" or in {models_dir()}"
+        raise UserError(
+            f"There is no model {base} here{where}.", "Set model.base to a directory, a GGUF file or a prepared model."
+        )
+    template = config.template.file
+    if template is not None and not Path(template).is_file():
+        raise UserError(f"There is no template file {template}.", "Mend template.file, or leave it out.")
 
 
 def check_data(config: Config) -> None:

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from core.data.mapping import ColumnRole
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-Paths = Text | list[Text]
+Paths = Text | Annotated[list[Text], Field(min_length=1)]
 Weight = Annotated[float, Field(gt=0, le=1000)]
 
 #: The most steps and rows that can be asked for; beyond 64 bits a number means nothing to anyone who reads the run.
@@ -244,8 +244,8 @@ def _kind(annotation: Any) -> tuple[Any, bool, tuple[str, ...], str]:
             choices = get_args(arm)
         elif get_origin(arm) is dict:
             many, choices = "table", get_args(get_args(arm)[0])
-        elif get_origin(arm) is list:
-            many = "numbers" if _scalar(get_args(arm)[0]) is float else "list"
+        elif get_origin(_scalar(arm)) is list:
+            many = "numbers" if _scalar(get_args(_scalar(arm))[0]) is float else "list"
         else:
             scalar = _scalar(arm)
     return scalar, optional, choices, many

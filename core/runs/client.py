@@ -66,7 +66,8 @@ class ControlClient:
             args: ``messages``, ``source`` and the settings of the generation.
 
         Yields:
-            ``{"token": text}`` for each piece, then the answer. The text is as the model wrote it: sanitize it
+            ``{"token": text}`` for each piece, with ``source`` where the worker tells it, then the answer. The text is
+            as the model wrote it: sanitize it
             to show it. Closing the iterator (or the client) before its end cancels the generation.
 
         Raises:
@@ -77,7 +78,8 @@ class ControlClient:
                 yield self._accept(message)
                 return
             if isinstance(message.get("token"), str):
-                yield {"token": message["token"]}
+                source = message.get("source")
+                yield {"token": message["token"], **({"source": source} if isinstance(source, str) else {})}
 
     def close(self) -> None:
         """Give up whatever is under way; waiting calls end with an error. The client takes no more commands."""

@@ -1,7 +1,8 @@
 """The line protocol of the control socket and of the chat engine: one JSON object a line, both ways.
 
 A request is ``{"id", "command", "args"}``; its answer ``{"id", "ok", …}``, before which a ``generate`` may send any
-number of ``{"id", "token"}``. An answer that is not ok carries ``error`` (a sentence) and ``hint``.
+number of ``{"id", "token"}`` (a worker adds ``source``). An answer that is not ok carries
+``error`` (a sentence) and ``hint``.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 
 from core.runs.events import (
@@ -35,6 +36,18 @@ _REASONS = {
     "no_supervised_tokens": "nothing to learn from",
     "invalid": "not readable",
 }
+#: Commands as what has been done.
+_DONE = {
+    "pause": "paused",
+    "resume": "resumed",
+    "checkpoint": "checkpoint saved",
+    "stop": "stopped",
+    "set": "changed",
+    "generate": "answered a question",
+}
+#: What the worker reports of a question: who answered, the tokens, and how it ended.
+_GENERATED = re.compile(r"([\w.-]+): (\d+) tokens, (\w+)")
+_FINISHES = {"stop": "", "length": ", cut at the longest answer allowed", "cancelled": ", broken off by the asker"}
 
 
 def clock(moment: float) -> str:
@@ -69,7 +82,7 @@ def phase(event: PhaseEvent) -> str:
 
 def data(event: DataEvent) -> str:
     """``410 of 412 rows used (dropped: 2 too long), longest 212 tokens, 33 % supervised``."""
-    line = f"{event.used} of {event.rows} rows used"
+    line = f"{event.used} of {event.rows} {'row' if event.rows == 1 else 'rows'} used"
     dropped = [f"{count} {_REASONS.get(why) or safe(why.replace('_', ' '))}" for why, count in event.dropped.items()]
     if dropped:
         line += f" (dropped: {', '.join(dropped)})"
@@ -84,7 +97,7 @@ def evaluation(event: EvalEvent) -> str:
         line += f", exact match {event.exact_match:.2f}"
     if event.valid_json is not None:
         line += f", valid JSON {event.valid_json:.2f}"
-    return line + (f" ({event.rows} rows)" if event.rows is not None else "")
+    return line + (f" ({event.rows} {'row' if event.rows == 1 else 'rows'})" if event.rows is not None else "")
 
 
 def checkpoint(event: CheckpointEvent) -> str:
@@ -102,19 +115,41 @@ def governor(event: GovernorEvent) -> str:
 
 def notice(event: NoticeEvent) -> str:
     """The message, then what to do."""
-    return safe(f"{event.message} {event.hint}".strip())
+    return safe(_joined(event.message, event.hint))
+
+
+def sender(name: str) -> str:
+    """Who gave a command, as people say it: ``on request`` for the control socket, ``by SIGTERM`` for a signal."""
+    return "on request" if name == "socket" else f"by {name}"
 
 
 def control(event: ControlEvent) -> str:
-    """``pause by socket: ok``."""
-    return safe(f"{event.command} by {event.sender}" + (f": {event.result}" if event.result else ""))
+    """``paused on request``, ``answered a question as step-34: 106 tokens``, ``pause refused: …``."""
+    who, result = sender(event.sender), event.result
+    if event.command == "generate" and (found := _GENERATED.fullmatch(result)):
+        source, count, finish = found.groups()
+        line = f"answered a question as {source}: {count} {'token' if count == '1' else 'tokens'}"
+        return safe(line + _FINISHES.get(finish, f", {finish}"))
+    if result.startswith("refused"):
+        return safe(f"{event.command} {who} {result}")
+    done = _DONE.get(event.command, event.command)
+    return safe(f"{done} {who}" + (f": {result}" if result not in ("", "ok") else ""))
 
 
 def end(event: FinishedEvent) -> str:
-    """``finished at step 120, adapter in adapter/``, ``stopped at step 40: asked to``, ``failed at step 3: …``."""
-    line = f"{event.type} at step {event.step}"
-    if event.reason and event.type != "finished":
-        line += f": {safe(event.reason)}"
+    """``finished at step 120, adapter in adapter/. Talk to it: …``, ``failed at step 3: …``."""
+    reason = safe(event.reason) if event.type != "finished" else ""
+    line = reason if reason.startswith(event.type) else f"{event.type} at step {event.step}"
     if event.adapter:
         line += f", adapter in {safe(event.adapter)}/"
-    return line + (f" {safe(event.hint)}" if event.hint else "")
+    if reason and not line.startswith(reason):
+        line += f": {reason}"
+    return _joined(line, safe(event.hint))
+
+
+def _joined(sentence: str, hint: str) -> str:
+    """A sentence and what to do, with a full stop between them."""
+    sentence, hint = sentence.strip(), hint.strip()
+    if sentence and hint and sentence[-1] not in ".!?:…":
+        sentence += "."
+    return f"{sentence} {hint}".strip()

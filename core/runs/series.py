@@ -9,6 +9,9 @@ import math
 from bisect import bisect_left, bisect_right
 from typing import NamedTuple
 
+#: A new point weighs this much against this much and one for each point before it, until that is less than its share.
+YOUNG_WEIGHT = 4.0
+
 
 class Bucket(NamedTuple):
     """What falls into one pixel column."""
@@ -37,14 +40,13 @@ class Series:
         self.values: list[float] = []
         """As appended, NaN and infinities included."""
         self.smoothed: list[float] = []
-        """The exponential moving average, corrected for its start; NaN where the value is a gap."""
+        """The exponential moving average; NaN where the value is a gap."""
         self.gaps: list[int] = []
         """Steps whose value is not finite."""
         # The same values with each gap as the neutral element of min and max, so that both run at C speed.
         self._raw = _Extremes()
         self._smooth = _Extremes()
         self._average = 0.0
-        self._weight = 1.0
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -72,9 +74,11 @@ class Series:
         self.values.append(value)
         self._raw.append(value)
         if math.isfinite(value):
-            self._average = self.smoothing * self._average + (1.0 - self.smoothing) * value
-            self._weight *= self.smoothing
-            value = self._average / (1.0 - self._weight)
+            # The window grows with the points: at a fixed one a short run's curve lags far above its falling loss.
+            earlier = len(self.values) - 1 - len(self.gaps)
+            weight = max(1.0 - self.smoothing, YOUNG_WEIGHT / (earlier + YOUNG_WEIGHT))
+            self._average += weight * (value - self._average)
+            value = self._average
         else:
             self.gaps.append(step)
             value = math.nan
@@ -90,9 +94,7 @@ class Series:
         del self.gaps[bisect_left(self.gaps, step) :]
         self._raw.truncate(keep)
         self._smooth.truncate(keep)
-        self._weight = self.smoothing ** (keep - len(self.gaps))
-        newest = next((value for value in reversed(self.smoothed) if math.isfinite(value)), 0.0)
-        self._average = newest * (1.0 - self._weight)
+        self._average = next((value for value in reversed(self.smoothed) if math.isfinite(value)), 0.0)
 
     def smooth(self, smoothing: float) -> None:
         """Smooth everything again, with another share."""
@@ -180,7 +182,7 @@ class Series:
 
 
 def _sound(smoothing: float) -> float:
-    """A share that the average can be corrected for: at 1 it would never move."""
+    """A share that leaves something to the present: at 1 the average would never move."""
     return min(max(smoothing, 0.0), 0.9999)
 
 

@@ -33,7 +33,7 @@ def _chatml(default_system: str = "") -> str:
 {_CHATML_TOOLS}{{%- endif %}}
 {{{{- '<|im_end|>\\n' }}}}
 {{%- endif %}}
-{{%- for message in messages[1:] if has_system else messages %}}
+{{%- for message in (messages[1:] if has_system else messages) %}}
 {{{{- '<|im_start|>' + message.role + '\\n' }}}}
 {{{{- message.content }}}}
 {{%- for call in message.tool_calls or [] %}}
@@ -64,7 +64,7 @@ _MISTRAL = (
     + """\
 {{- bos_token }}
 {%- set has_system = messages[0].role == 'system' %}
-{%- for message in messages[1:] if has_system else messages %}
+{%- for message in (messages[1:] if has_system else messages) %}
 {%- if message.role == 'user' %}
 {{- '[INST] ' }}
 {%- if loop.first and has_system %}{{ messages[0].content + '\\n\\n' }}{% endif %}
@@ -79,7 +79,7 @@ _GEMMA = (
     + """\
 {{- bos_token }}
 {%- set has_system = messages[0].role == 'system' %}
-{%- for message in messages[1:] if has_system else messages %}
+{%- for message in (messages[1:] if has_system else messages) %}
 {{- '<start_of_turn>' + ('model' if message.role == 'assistant' else message.role) + '\\n' }}
 {%- if loop.first and has_system %}{{ messages[0].content | trim + '\\n\\n' }}{% endif %}
 {{- message.content | trim }}
@@ -119,7 +119,7 @@ _ALPACA = (
 {%- else %}
 {{- 'Below is an instruction that describes a task. Write a response that completes it.\\n\\n' }}
 {%- endif %}
-{%- for message in messages[1:] if has_system else messages %}
+{%- for message in (messages[1:] if has_system else messages) %}
 {%- if message.role == 'user' %}
 {{- '### Instruction:\\n' + message.content + '\\n\\n' }}
 {%- else %}
@@ -136,7 +136,7 @@ _VICUNA = (
 {{- bos_token or '' }}
 {%- set has_system = messages[0].role == 'system' %}
 {{- messages[0].content if has_system else 'A conversation between a user and an assistant that answers well.' }}
-{%- for message in messages[1:] if has_system else messages %}
+{%- for message in (messages[1:] if has_system else messages) %}
 {%- if message.role == 'user' %}
 {{- '\\n\\nUSER: ' + message.content + '\\n' }}
 {%- else %}

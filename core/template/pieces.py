@@ -119,7 +119,11 @@ class RowTokenizer:
         for piece, offsets in pieces:
             if isinstance(piece, int):
                 ids.append(piece)
-                starts += [len(ids)] * len(offsets)
+                if offsets:
+                    text = self._tokenizer.added_tokens[piece].content
+                    if any(0 < offset < len(text) for offset in offsets):
+                        return self._split(row, len(starts))
+                    starts += [len(ids) - (offset == 0) for offset in offsets]
                 continue
             tokens = self._cache[piece]
             for offset in offsets:

@@ -202,7 +202,7 @@ class TracedTemplate:
     """A template compiled to run on placeholders.
 
     Args:
-        template: The template to trace; it must be valid Jinja.
+        template: The template to trace.
     """
 
     def __init__(self, template: ChatTemplate) -> None:
@@ -219,7 +219,7 @@ class TracedTemplate:
             assumptions: Gets what must hold of the contents for the output to be that of a real rendering.
 
         Raises:
-            InspectedError: If the output depends on the contents in another way, or the template refuses the conversation.
+            InspectedError: If the output depends on the contents in another way, or the template refuses the messages.
         """
         compiled = self._compiled
         if compiled is None:
@@ -245,7 +245,10 @@ class TracedTemplate:
         environment.add_extension(_InlineGeneration)
         environment.filters["trim"] = _trim
         environment.tests["string"] = _is_string
-        tree = environment.parse(source)
+        try:
+            tree = environment.parse(source)
+        except (jinja2.TemplateSyntaxError, RecursionError):
+            return None
         recursive = any(loop.recursive for loop in tree.find_all(jinja2.nodes.For))
         if recursive or any(True for _ in tree.find_all(_CAPTURES)):
             return None

@@ -13,6 +13,7 @@ from pathlib import Path
 from core.errors import UserError
 from core.runs.events import ControlEvent, FailedEvent, FinishedEvent, StoppedEvent
 from core.runs.lock import hold_worker_lock
+from core.runs.sentences import sender
 from core.runs.state import EXIT_CODES
 from core.runs.store import Run
 from core.worker import environment
@@ -63,7 +64,7 @@ def _work(run: Run, recorder: Recorder, controls: Controls, *, resume: bool) -> 
         )
     except StopRequested as request:
         step = recorder.state.step
-        state, reason = "stopped", f"stopped by {request.sender} after step {step}"
+        state, reason = "stopped", f"stopped {sender(request.sender)} after step {step}"
         recorder.event(ControlEvent(command="stop", sender=request.sender, result="ok"))
         hint = f"Go on with it: localtune-tui continue {run.id}" if step else "It had not begun; start it again."
         final = StoppedEvent(reason=reason, step=step, adapter=_newest_adapter(run), hint=hint)

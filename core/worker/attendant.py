@@ -145,6 +145,7 @@ class Attendant:
     def _generate(self, command: Command) -> str:
         recipe = self._recipe
         asked = read_generate_args(command.request.args, recipe.config)
+        answered_by = "base" if asked.source == "base" else f"step-{recipe.step}"
         try:
             with recipe.accelerator.autocast(), answering_as(recipe.loaded.model, asked.source):
                 generation = generate(
@@ -152,7 +153,7 @@ class Attendant:
                     recipe.loaded.tokenizer,
                     asked.messages,
                     asked.settings,
-                    command.token,
+                    lambda piece: command.token(piece, answered_by),
                     lambda: command.cancelled.is_set() or recipe.controls.stop_sender is not None,
                     template=recipe.template,
                 )
@@ -162,7 +163,6 @@ class Attendant:
             log_exception()
             reason = f"An error that should not happen: {type(error).__name__}: {error}"
             raise UserError(reason, f"The whole of it is in {recipe.run.log_path}; please report it.") from error
-        answered_by = "base" if asked.source == "base" else f"step-{recipe.step}"
         command.answer(
             text=generation.text,
             tokens=generation.tokens,

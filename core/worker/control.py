@@ -61,9 +61,9 @@ class Command:
         """Answer with a sentence that says why not."""
         self.send({"id": self.request.id, "ok": False, "error": error, "hint": hint})
 
-    def token(self, text: str) -> None:
-        """Send a piece of an answer that is being generated."""
-        self.send({"id": self.request.id, "token": text})
+    def token(self, text: str, source: str) -> None:
+        """Send a piece of an answer that is being generated, and which weights say it."""
+        self.send({"id": self.request.id, "token": text, "source": source})
 
 
 class Controls:

@@ -67,3 +67,9 @@ def test_a_directory_without_the_right_to_write_is_refused(tmp_path: Path) -> No
         paths.make_private_dir(tmp_path / "new")
     with pytest.raises(UserError, match="not a directory that can be written to"):
         paths.make_private_dir(tmp_path)
+
+
+def test_a_path_in_the_home_is_shown_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert paths.shown_path(tmp_path / "a" / "b") == "~/a/b"
+    assert paths.shown_path(Path("/elsewhere/b")) == "/elsewhere/b"

@@ -182,7 +182,7 @@ def test_the_learning_rate_can_be_set_and_the_change_outlives_a_stop(workers: Wo
     assert exit_code(run) == 3
 
     end = ending(run)
-    assert (end.type, end.reason) == ("stopped", f"stopped by socket after step {end.step}")
+    assert (end.type, end.reason) == ("stopped", f"stopped on request after step {end.step}")
     assert f"localtune-tui continue {run.id}" in end.hint
     assert [event.step for event in only(CheckpointEvent, run)] == [end.step]
     assert [event.command for event in only(ControlEvent, run)].count("stop") == 1

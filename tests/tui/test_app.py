@@ -342,7 +342,7 @@ async def test_a_run_is_opened_from_the_list(home: Path) -> None:
         await wait_for(pilot, lambda: "✗ failed" in screen_text(app))
         assert "5 Runs · 2" in screen_text(app)
         await pilot.press("slash", *"first")
-        await wait_for(pilot, lambda: "second" not in screen_text(app))
+        await wait_for(pilot, lambda: "5 Runs · 1 of 2" in screen_text(app))
         await pilot.press("enter", "enter")
         await wait_for(pilot, lambda: app.state.view is not None and app.state.view.run == first.run)
         await wait_for(pilot, lambda: "stopped at step 30" in screen_text(app))

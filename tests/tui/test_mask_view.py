@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,10 @@ def configured(model: Path | str, **options: object) -> DataPane:
     pane = DataPane()
     pane.on_mount_document = document  # type: ignore[attr-defined]
     return pane
+
+
+def _says(pane: DataPane, sentence: str) -> bool:
+    return sentence in pane.mask_view.message
 
 
 async def shown(pilot: object, pane: DataPane, path: Path) -> None:
@@ -108,7 +113,7 @@ async def test_a_row_that_cannot_be_masked_and_a_model_that_is_not_there(tmp_pat
         async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
             await shown(pilot, pane, path)
             await pilot.press("m")
-            await wait_for(pilot, lambda pane=pane, sentence=sentence: sentence in pane.mask_view.message)
+            await wait_for(pilot, partial(_says, pane, sentence))
             assert "✗" in screen_text(pilot.app)
 
 

@@ -115,7 +115,7 @@ def test_a_nan_loss_is_shown_as_such(home: Path) -> None:
     script.begin()
     script.steps(1, 3)
     script.steps(4, 4, loss=math.nan)
-    assert run_lines.numbers(view_of(script), 100).plain.startswith("loss NaN")
+    assert run_lines.numbers(view_of(script), 100).plain.startswith("loss    NaN")
 
 
 @pytest.mark.parametrize("width", [20, 58, 78, 200])
@@ -235,7 +235,7 @@ def test_a_theme_is_remembered_beside_comments(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("encoding", "glyphs"), [("UTF-8", "braille"), ("ANSI_X3.4-1968", "ascii")])
 def test_glyphs_follow_the_locale(monkeypatch: pytest.MonkeyPatch, encoding: str, glyphs: str) -> None:
-    monkeypatch.setattr("locale.getpreferredencoding", lambda _: encoding)
+    monkeypatch.setattr("locale.nl_langinfo", lambda _: encoding)
     assert resolve_glyphs("auto") == glyphs
     assert resolve_glyphs("block") == "block"
 

@@ -12,11 +12,13 @@ from textual.binding import BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.timer import Timer
+from textual.widget import Widget
 from textual.widgets import Static
 
 from core.text import one_line, sanitize
 from tui.dialogue import Dialogue, Exchange, Reply, format_stats, speaker_name
 from tui.keys import bindings, display_key
+from tui.messages import AnswerAwaited
 from tui.panes.base import Pane
 from tui.panes.chat_turn import Answered, Failed, Loading, Speaking, TurnEnded, hold_turn
 from tui.panes.talker import Talker
@@ -64,6 +66,8 @@ class ChatPane(Pane):
         self.is_live = False
         """Whether the target is a run that is on."""
         self._step: int | None = None
+        self._phase = ""
+        self._is_waiting = False
         self._current: Exchange | None = None
         self._talker = Talker(open_session)
         self._flush: Timer | None = None
@@ -120,6 +124,13 @@ class ChatPane(Pane):
             self._step = step
             self._refresh_title()
 
+    def note_phase(self, name: str) -> None:
+        """Tell which phase the live run is in, for a question that waits; empty where none is known."""
+        if name != self._phase:
+            self._phase = name
+            if self._is_waiting and self.is_live:
+                self._say_waiting()
+
     async def release(self) -> None:
         """Close the session and wait for it, so that its memory is free; for the app to call before it starts a run."""
         self._stop_answer()
@@ -147,6 +158,11 @@ class ChatPane(Pane):
         """What has been said."""
         return self.query_one("#chat-transcript", Transcript)
 
+    @property
+    def _reader(self) -> Widget:
+        """What has the keys while nothing is being written."""
+        return self.transcript if self.transcript.display else self.query_one("#chat-empty")
+
     def _begin_anew(self) -> None:
         self.dialogue = Dialogue()
         if self.is_mounted:
@@ -168,7 +184,6 @@ class ChatPane(Pane):
         else:
             empty.explain(self._invitation(), self._invitation_keys())
         self._refresh()
-        self.prefer_focus(empty if self.target is None else self.prompt)
 
     def _invitation(self) -> str:
         if self.is_live:
@@ -178,21 +193,27 @@ class ChatPane(Pane):
         return "Ask the tuned model; it is loaded with its base when the first question comes."
 
     def _invitation_keys(self) -> list[tuple[str, str]]:
-        toggles = [(self._key_while_writing(name), self.keys[name].help) for name in ("chat.source", "chat.both")]
+        toggles = [(self.keys[name].display, self.keys[name].help) for name in ("chat.source", "chat.both")]
         return [
-            ("enter", "Send what is written below"),
+            (self.keys["chat.write"].display, "Write to the model below; enter sends, esc leaves the prompt"),
             *(toggles if self._has_adapter else []),
-            ("esc", "Leave the prompt"),
         ]
 
     def _refresh(self) -> None:
         """Title, hints, and which of the parts are shown."""
         has_target = self.target is not None
         blank = not self.dialogue.exchanges
-        self.query_one("#chat-empty").display = blank
+        empty = self.query_one("#chat-empty", StartHere)
+        reader = empty if blank else self.transcript
+        had_keys = self.has_focus_within and not self.prompt.has_focus
+        empty.display = blank
         self.transcript.display = not blank
         self.prompt.display = has_target
-        self.prompt.placeholder = f"ask {self._mode}  ·  enter sends  ·  esc leaves the prompt"
+        # The prompt takes every letter, so it gets the keys only when it is asked for.
+        for widget in (empty, self.transcript):
+            widget.set_class(widget is reader, "-first-focus")
+        if had_keys or (self.prompt.has_focus and not has_target):
+            reader.focus()
         self._refresh_hints()
         self._refresh_title()
 
@@ -200,17 +221,29 @@ class ChatPane(Pane):
         """Keys that are letters only work outside the prompt, so the hints follow the focus."""
         self._refresh_hints()
 
+    def on_descendant_blur(self) -> None:
+        """The same, when the focus goes to another pane."""
+        self._refresh_hints()
+
     def _refresh_hints(self) -> None:
+        prompt = self.prompt
+        if prompt.has_focus:
+            prompt.placeholder = f"ask {self._mode}  ·  enter sends  ·  esc leaves the prompt"
+        else:
+            prompt.placeholder = f"{self.keys['chat.write'].display} writes a question to {self._mode}"
         if self.target is None:
             self.set_hints(["app.start", "app.runs"])
             return
         toggles = ["chat.source", "chat.both"] if self._has_adapter else []
-        if not self.prompt.has_focus:
+        cancel = self.keys["chat.cancel"].display
+        leave = "stops the answer" if self.is_answering else "leaves the prompt"
+        keys = [(self._key_while_writing(name), self.keys[name].description) for name in toggles]
+        prompt.footer_keys = ((cancel, leave), ("enter", "sends"), *keys, ("↑", "earlier questions"))
+        if not prompt.has_focus:
             self.set_hints(["chat.write", *toggles])
             return
-        keys = [f"{self._key_while_writing(name)} {self.keys[name].description}" for name in toggles]
-        stop = "stop" if self.is_answering else "leave"
-        self.border_subtitle = Content("  ".join(["enter send", *keys, f"{self.keys['chat.cancel'].display} {stop}"]))
+        words = ["enter send", *(f"{key} {what}" for key, what in keys), f"{cancel} {leave.partition(' ')[0][:-1]}"]
+        self.border_subtitle = Content("  ".join(words))
 
     def _key_while_writing(self, identity: str) -> str:
         """A key of an action that is no letter; its first key where all are."""
@@ -263,11 +296,25 @@ class ChatPane(Pane):
         self._refresh()
         self.transcript.mount(ExchangeView(exchange, wide=self.size.width >= WIDE))
         self.transcript.anchor()
-        waiting = "waiting for the end of a step …" if self.is_live else "loading the model …"
-        self._say("" if self._talker.is_loaded else f"{waiting} {self.keys['chat.cancel'].display} cancels")
+        self._is_waiting = True
+        self._say_waiting()
+        if self.is_live:
+            self.post_message(AnswerAwaited(True))
         if self._flush is not None:
             self._flush.resume()
         self._talk(exchange, self._talker.epoch)
+
+    def _say_waiting(self) -> None:
+        """What the question waits for."""
+        if not self.is_live:
+            waiting = "" if self._talker.is_loaded else "loading the model …"
+        elif self._phase == "evaluating":
+            waiting = "the model is being measured; the answer follows …"
+        elif self._phase in ("training", ""):
+            waiting = "waiting for the end of a step …"
+        else:
+            waiting = "the run is still starting; the answer follows …"
+        self._say(f"{waiting} {self.keys['chat.cancel'].display} cancels" if waiting else "")
 
     @work(thread=True, group="chat-talk")
     def _talk(self, exchange: Exchange, epoch: int) -> None:
@@ -275,12 +322,16 @@ class ChatPane(Pane):
 
     @on(Loading)
     def _loading(self, message: Loading) -> None:
+        if self.is_live:
+            # Reaching the worker takes no time; what takes time is its coming to the question.
+            return
         if self.is_answering:
             share = f" {message.done / message.total:.0%}" if message.done is not None and message.total else ""
             self._say(f"{message.detail}{share} … {self.keys['chat.cancel'].display} cancels")
 
     @on(Speaking)
     def _speaking(self) -> None:
+        self._is_waiting = False
         self._say("")
 
     def _flush_pending(self) -> None:
@@ -324,6 +375,8 @@ class ChatPane(Pane):
 
     def _finish_turn(self) -> None:
         exchange, self._current = self._current, None
+        self._is_waiting = False
+        self.post_message(AnswerAwaited(False))
         if self._flush is not None:
             self._flush.pause()
         self._say("")
@@ -357,7 +410,7 @@ class ChatPane(Pane):
         if self.is_answering:
             self._stop_answer()
         elif self.prompt.has_focus:
-            (self.transcript if self.transcript.display else self.query_one("#chat-empty")).focus()
+            self._reader.focus()
         self._say("")
 
     def action_toggle_source(self) -> None:

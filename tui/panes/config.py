@@ -66,8 +66,14 @@ class ConfigPane(ConfigFiles):
     async def on_mount(self) -> None:
         """Build the form of what is loaded."""
         self.prefer_focus(self.form)
-        self.set_hints(["config.edit", "config.search", "config.expert", "config.save"])
+        self._refresh_hints()
         await self._build()
+
+    def _refresh_hints(self) -> None:
+        hints = self.keys.hints
+        expert = f"{self.keys['config.expert'].display} {'basic options' if self._shows_expert else 'all options'}"
+        parts = [hints(["config.edit", "config.search"]), expert, hints(["config.save"])]
+        self.border_subtitle = Content("  ".join(parts))
 
     # What is shown.
 
@@ -105,8 +111,12 @@ class ConfigPane(ConfigFiles):
             field.unset_text = UNSET_TEXTS.get(option.name, "")
             fields.append(field)
         await self.form.build(fields)
-        self.apply_filter()
         self.refresh_fields(rows=True)
+        # After the check: an option with a problem is shown whether or not it is one of the basic ones.
+        self.apply_filter()
+        if self._problems and self.document.path is not None:
+            # After the cursor has found its place, which clears what was said before.
+            self.call_after_refresh(self.say, f"✗ {next(iter(self._problems.values()))}")
 
     def refresh_fields(self, *, rows: bool = False) -> None:
         """Bring every field, the title and the summary up to the document."""
@@ -302,6 +312,7 @@ class ConfigPane(ConfigFiles):
         """All options, or only the ones most runs need."""
         self._shows_expert = not self._shows_expert
         self._filter = ""
+        self._refresh_hints()
         self.apply_filter()
         shown, total = len(self.form.shown), len(self.form.fields)
         self.say(f"All {total} options are shown." if self._shows_expert else f"{shown} of {total} options are shown.")

@@ -14,6 +14,7 @@ from core.config.document import ConfigDocument, parse_value
 from core.config.schema import Option, options
 from core.errors import UserError
 from core.text import one_line
+from tui.panes.dataset_summary import counted
 from tui.widgets.option_field import format_value
 
 #: Options whose values are paths of data files.
@@ -154,19 +155,25 @@ class ConfigModel:
         parts.append(files[0].name if len(files) == 1 else f"{len(files)} files")
         if all(path in rows for path in files):
             count = sum(rows[path] for path in files)
-            parts += [f"{count:,} rows".replace(",", " "), f"batch {format_value(batch)}", self._steps(count, batch)]
+            parts += [counted(count, "row"), f"batch {format_value(batch)}", self._steps(count, batch)]
         else:
             parts.append(f"batch {format_value(batch)}")
         return one_line(" · ".join(part for part in parts if part))
 
     def _steps(self, rows: int, batch: Any) -> str:
-        epochs, limit = self.effective("train.epochs"), self.effective("train.max_steps")
-        if not isinstance(batch, int) or batch < 1 or not isinstance(epochs, (int, float)):
-            return ""
-        steps = math.ceil(rows / batch) * epochs
-        if isinstance(limit, int):
-            steps = min(steps, limit)
-        return f"about {math.ceil(steps):,} steps".replace(",", " ")
+        """How many steps the run will do, as the worker counts them; empty where an option it hangs on is wrong."""
+        epochs, steps = self.effective("train.epochs"), self.effective("train.max_steps")
+        if steps is None:
+            if not _is_number(batch) or batch < 1 or not _is_number(epochs) or epochs <= 0:
+                return ""
+            steps = math.ceil(epochs * math.ceil(rows / batch))
+            # Rows that turn out to be of no use are not trained on.
+            return f"about {counted(steps, 'step')}"
+        return counted(steps, "step") if _is_number(steps) and steps >= 1 else ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_there(path: Path) -> bool:

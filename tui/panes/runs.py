@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 class FilterInput(Input):
     """The line in which the filter is typed; ``esc`` empties it and gives the keys back to the list."""
 
+    #: What the line of keys shows while this has the focus.
+    footer_keys: ClassVar[tuple[tuple[str, str], ...]] = (("esc", "clears the filter"), ("enter", "keeps it"))
+
     class Left(Input.Submitted):
         """The user has left the line, with the filter kept or emptied."""
 

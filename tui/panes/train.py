@@ -55,15 +55,8 @@ class TrainPane(Widget, can_focus=True):
         return cast("LocaltuneApp", self.app)
 
     def compose(self) -> ComposeResult:
-        keys, glyphs = self._app.keys, self._app.glyphs
-        yield EmptyState(
-            "No run yet.",
-            [
-                (keys["app.start"].display, "start with the configuration"),
-                (keys["train.sample"].display, "try the sample first (3 min)"),
-            ],
-            id="empty",
-        )
+        glyphs = self._app.glyphs
+        yield EmptyState("", id="empty")
         yield TextBlock(id="banner")
         yield TextBlock(id="numbers")
         yield LineChart(glyphs)
@@ -76,6 +69,7 @@ class TrainPane(Widget, can_focus=True):
         """Begin empty; the seconds of a phase tick while there is one."""
         self.border_title = "3 Train"
         self.show(None)
+        self.query_one("#empty", EmptyState).say("Looking for runs …")
         self.set_interval(1.0, self._tick)
 
     def show(self, view: RunView | None) -> None:
@@ -83,7 +77,12 @@ class TrainPane(Widget, can_focus=True):
         fresh = view is not self._view
         self._view = view
         self.set_class(view is None, "-empty")
-        self.query_one("#empty").display = view is None
+        empty = self.query_one("#empty", EmptyState)
+        if view is None:
+            keys = self._app.keys
+            start = (keys["app.start"].display, "start with the configuration")
+            empty.say("No run yet.", [start, (keys["train.sample"].display, "try the sample first (3 min)")])
+        empty.display = view is None
         self.query_one(LogView).display = view is not None
         if view is None:
             for kind in (LineChart, DevicePanel):
@@ -118,7 +117,9 @@ class TrainPane(Widget, can_focus=True):
         self.query_one("#phases", TextBlock).show(
             Content("") if charted else run_lines.phases(view, now, width, glyphs)
         )
-        self.query_one("#progress", TextBlock).show(run_lines.progress(view, width, glyphs, now))
+        self.query_one("#progress", TextBlock).show(
+            run_lines.progress(view, width, glyphs, now, answer_awaited=self._app.state.answer_awaited)
+        )
         panel = self.query_one(DevicePanel)
         panel.display = view.is_live and bool(view.history.devices)
         if panel.display:
@@ -134,6 +135,10 @@ class TrainPane(Widget, can_focus=True):
     def on_resize(self) -> None:
         """Lay the lines out for the new size."""
         self.set_class(self.size.height >= 26, "-roomy")
+        self.refresh_lines()
+
+    def refresh_lines(self) -> None:
+        """Bring what is said of the run up to date, the chart left alone."""
         if self._view is not None:
             self._update_lines(self._view)
 

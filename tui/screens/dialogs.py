@@ -33,22 +33,19 @@ class QuitDialog(ChoiceDialog):
 
 
 def _run_sentence(view: RunView) -> Content:
-    step, total = max(view.history.step, view.state.step), view.state.total_steps
-    where = f", step {step} of {total}" if total else ""
+    # No step: the run goes on while the question stands.
     return Content.assemble(
         (one_line(view.run.id, 60), "bold"),
-        f" is {view.state.state}{where}.\n"
+        f" is {view.state.state}.\n"
         "It does not need the app: it goes on when you leave, and 'localtune-tui' shows it again.",
     )
 
 
 def stop_dialog(view: RunView) -> ChoiceDialog:
     """Whether the run is really to stop."""
-    step, total = max(view.history.step, view.state.step), view.state.total_steps
-    where = f" at step {step} of {total}" if total else ""
     return ChoiceDialog(
         "Stop the run",
-        f"{view.run.id} stops after a checkpoint{where}. It can be continued from there, exactly.",
+        f"{view.run.id} stops after a checkpoint. It can be continued from there, exactly.",
         [Choice("y", YES, "stop it"), Choice("n", "", "let it go on")],
     )
 

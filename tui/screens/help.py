@@ -10,7 +10,7 @@ from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.screen import ModalScreen
 
-from core.paths import config_dir
+from core.paths import config_dir, shown_path
 from core.text import one_line
 from tui.keys import Key, KeyTable, display_key
 from tui.widgets.text_block import TextBlock
@@ -76,7 +76,7 @@ def help_content(title: str, about: str, keys: KeyTable, scope: str) -> Content:
         parts += [Content(""), Content.styled(title, "$primary bold"), *key_lines(own)]
     parts += [Content(""), Content.styled("Everywhere", "$primary bold"), *key_lines(keys.scope("app"))]
     parts += [Content(""), Content.styled("Good to know", "$primary bold"), *(Content(note) for note in NOTES)]
-    parts.append(Content(f"Your own keys: {one_line(str(config_dir() / 'keymap.toml'), 200)}"))
+    parts.append(Content(f"Your own keys: {one_line(shown_path(config_dir() / 'keymap.toml'), 200)}"))
     return Content("\n").join(parts[1:] if not about else parts)
 
 

@@ -8,6 +8,7 @@ from rich.cells import cell_len
 from textual.content import Content
 from textual.style import Style
 from textual.widget import Widget
+from textual.widgets import Input, TextArea
 
 if TYPE_CHECKING:
     from tui.app import LocaltuneApp
@@ -30,10 +31,19 @@ class KeyBar(Widget):
     # Clickable text would be drawn as links; here the whole line is keys.
     auto_links = False
 
+    def on_mount(self) -> None:
+        """Follow the focus: in a text input other keys work."""
+        self.watch(self.screen, "focused", self._focus_moved, init=False)
+
+    def _focus_moved(self) -> None:
+        self.refresh()
+
     def render(self) -> Content:
-        """The panes by number, then the keys of the app."""
+        """The panes by number, then the keys of the app; what works in a text input while one has the keys."""
         app, screen = cast("LocaltuneApp", self.app), cast("MainScreen", self.screen)
         key_style = Style.from_styles(self.get_component_styles("key-bar--key"))
+        if isinstance(screen.focused, (Input, TextArea)):
+            return self._writing_keys(screen.focused, key_style)
         current_style = Style.from_styles(self.get_component_styles("key-bar--current"))
         parts: list[Content] = []
         for key in app.keys.scope("app"):
@@ -52,6 +62,14 @@ class KeyBar(Widget):
                 used += cell_len(entry.plain) + 2
                 if used <= width:
                     parts.append(entry)
+        return Content(" ") + Content("  ").join(parts)
+
+    def _writing_keys(self, focused: Widget, style: Style) -> Content:
+        """Numbers and letters are text there, so they are not offered."""
+        keys = getattr(focused, "footer_keys", (("esc", "leaves"), ("enter", "accepts")))
+        palette = cast("LocaltuneApp", self.app).keys["app.palette"]
+        parts = [Content.assemble((key, style), " ", what) for key, what in keys]
+        parts.append(self._entry(palette, style))
         return Content(" ") + Content("  ").join(parts)
 
     def _entry(self, key: Key, style: Style, text_style: Style | None = None) -> Content:

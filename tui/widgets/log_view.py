@@ -77,10 +77,11 @@ class LogView(ScrollView, can_focus=True):
     def watch_scroll_y(self, old: float, new: float) -> None:
         """Scrolling away from the end stops following it; coming back starts it again."""
         super().watch_scroll_y(old, new)
-        if new < old:
-            self.following = False
-        elif new >= self.max_scroll_y:
+        # At the end after a move up: the end itself has come closer, by a larger size or a shorter log.
+        if new >= self.max_scroll_y:
             self.following = True
+        elif new < old:
+            self.following = False
 
     def render_line(self, y: int) -> Strip:
         """One line of the log."""

@@ -75,6 +75,8 @@ class PathInput(SafeInput):
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("tab", "complete", "complete", show=False)]
 
+    footer_keys: ClassVar[tuple[tuple[str, str], ...]] = (*SafeInput.footer_keys, ("tab", "completes the path"))
+
     @dataclass
     class Candidates(Message):
         """What the typed path could become; posted when ``tab`` leaves more than one answer."""

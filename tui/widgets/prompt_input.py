@@ -50,6 +50,8 @@ class PromptInput(TextArea):
         super().__init__("", id=id, classes=classes, soft_wrap=True, tab_behavior="focus", show_line_numbers=False)
         self.cursor_blink = False
         self.highlight_cursor_line = False
+        self.footer_keys: tuple[tuple[str, str], ...] = (("esc", "leaves the prompt"), ("enter", "sends"))
+        """What the line of keys shows while this has the focus."""
         self._history: list[str] = []
         self._position = 0
         self._unsent = ""

@@ -48,7 +48,7 @@ def numbers(view: RunView, width: int) -> Content:
     fields = [
         Content.assemble(
             ("loss ", "$muted"),
-            (format_number(step.loss).ljust(5), "$limit bold" if broken else "bold"),
+            (format_number(step.loss).rjust(6), "$limit bold" if broken else "bold"),
             f" {trend(history.loss)}".ljust(2),
         )
     ]
@@ -58,8 +58,8 @@ def numbers(view: RunView, width: int) -> Content:
         fields.append(Content.assemble(("eval ", "$muted"), text))
         if last.exact_match is not None and width >= 96:
             fields.append(Content.assemble(("exact ", "$muted"), f"{last.exact_match:.2f}"))
-    fields.append(Content.assemble(("grad ", "$muted"), format_number(step.grad_norm).ljust(5)))
-    fields.append(Content.assemble(("lr ", "$muted"), format_number(step.lr).ljust(6)))
+    fields.append(Content.assemble(("grad ", "$muted"), format_number(step.grad_norm).rjust(6)))
+    fields.append(Content.assemble(("lr ", "$muted"), format_number(step.lr).rjust(7)))
     fields.append(Content(format_rate(history.tokens_per_second).rjust(9)))
     if history.energy_wh is not None:
         fields.append(Content(f"{history.energy_wh:.1f} Wh"))
@@ -74,8 +74,16 @@ def numbers(view: RunView, width: int) -> Content:
     return Content(gap).join(kept)
 
 
-def progress(view: RunView, width: int, glyphs: GlyphSet, now: float) -> Content:
-    """``● training 34/120 ▕████▁▁▁▁▏  28 %  ETA 1m 12s``, with the phase while it is not a step that is being done."""
+def progress(view: RunView, width: int, glyphs: GlyphSet, now: float, *, answer_awaited: bool = False) -> Content:
+    """``● training 34/120 ▕████▁▁▁▁▏  28 %  ETA 1m 12s``, with the phase while it is not a step that is being done.
+
+    Args:
+        view: The run.
+        width: Columns.
+        glyphs: What the bar is drawn with.
+        now: Unix seconds.
+        answer_awaited: Whether a question from the chat holds the training up.
+    """
     state, history = view.state, view.history
     total = state.total_steps
     step = max(history.step, state.step)
@@ -88,6 +96,8 @@ def progress(view: RunView, width: int, glyphs: GlyphSet, now: float) -> Content
     if view.is_live and phase is not None and phase.name not in ("training", "importing"):
         done = f" {phase.done}/{phase.total}" if phase.done is not None and phase.total else ""
         tail += f"   {phase_name(phase.name)}{done} {format_duration(history.phase_elapsed(now))}"
+    elif state.state == "training" and answer_awaited:
+        tail += "   training waits for an answer"
     elif state.state == "training":
         eta = history.eta_seconds(total)
         tail += f"   ETA {format_duration(eta)}" if eta is not None else ""
@@ -147,8 +157,15 @@ def banner(view: RunView, keys: KeyTable) -> Content:
     glyph = Content.styled(f"{STATE_GLYPHS.get(name, '?')} {_headline(view)}", f"{state_style(name)} bold".strip())
     reason = one_line(state.reason or (end.reason if end is not None else ""), 400)
     hint = one_line(end.hint, 300) if end is not None and end.hint and state.is_over else ""
-    sentences = [text.rstrip(".") + "." for text in (reason, hint) if text and name != "finished"]
-    lines = [glyph + Content(f": {' '.join(sentences)}" if sentences else "")]
+    if reason.startswith(f"{name} "):
+        # It tells the step by itself: "stopped on request after step 40".
+        sentences = [f" {reason.removeprefix(name).strip().rstrip('.')}."]
+        glyph = Content.styled(f"{STATE_GLYPHS.get(name, '?')} {name}", f"{state_style(name)} bold".strip())
+        sentences += [f" {hint.rstrip('.')}."] if hint else []
+        lines = [glyph + Content("".join(sentences))]
+    else:
+        sentences = [text.rstrip(".") + "." for text in (reason, hint) if text and name != "finished"]
+        lines = [glyph + Content(f": {' '.join(sentences)}" if sentences else "")]
     following = _next_keys(view, keys)
     if following:
         lines.append(
@@ -178,7 +195,7 @@ def _next_keys(view: RunView, keys: KeyTable) -> Sequence[tuple[str, str]]:
     go_on = (keys["train.continue"].display, "continue from the last checkpoint")
     again = (keys["app.start"].display, "start again")
     if name == "paused":
-        return [(keys["train.pause"].display, "go on"), (keys["train.stop"].display, "stop")]
+        return [(keys["train.pause"].display, "resume"), (keys["train.stop"].display, "stop")]
     if name == "finished":
         return [chat, (keys["app.start"].display, "start another run")]
     if name in ("stopped", "failed", "lost"):

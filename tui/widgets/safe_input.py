@@ -27,6 +27,9 @@ class SafeInput(Input):
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "cancel", "cancel", show=False)]
 
+    #: What the line of keys shows while this has the focus.
+    footer_keys: ClassVar[tuple[tuple[str, str], ...]] = (("esc", "cancels"), ("enter", "accepts"))
+
     class Cancelled(Message):
         """The user gave up typing."""
 

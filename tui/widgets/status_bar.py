@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from textual.widget import Widget
 from core.hardware.snapshot import Device
 from core.text import one_line
 from core.units import format_duration, format_number
-from tui.state import STATE_GLYPHS, AppState
+from tui.state import STATE_GLYPHS, AppState, RunView
 from tui.widgets.meter import WORD_COLORS, memory_word, temperature_word
 from tui.widgets.run_lines import state_style
 
@@ -29,6 +30,7 @@ class Segment:
     """Whether it stands at the right end."""
 
 
+_RUN_STAMP = re.compile(r"^\d{8}-\d{6}-")
 _PROGRAM = Segment(Content.styled("localtune-tui", "$primary bold"), 5)
 
 
@@ -62,27 +64,43 @@ def header_segments(state: AppState, *, loss: bool) -> list[Segment]:
     segments = [_PROGRAM]
     if state.file_name:
         edited = Content.styled(" •edited", "$near") if state.is_dirty else Content("")
-        segments.append(Segment(Content(one_line(state.file_name, 40)) + edited, 8))
+        segments.append(Segment(Content(one_line(state.file_name, 40)) + edited, 9))
     view = state.view
     if view is not None:
-        if view.model:
-            segments.append(Segment(Content.styled(view.model, "$muted"), 9))
-        name, total = view.state.state, view.state.total_steps
-        step = max(view.history.step, view.state.step)
-        count = f" {step}/{total}" if total else ""
-        glyph, style = STATE_GLYPHS.get(name, "?"), state_style(name)
-        full = Content.styled(f"{glyph} {name}", style) + Content(count)
-        brief = Content.styled(glyph, style) + Content(count) if total and name == "training" else None
-        segments.append(Segment(full, 0, brief))
-        eta = view.history.eta_seconds(total) if name == "training" else None
-        if eta is not None:
-            segments.append(Segment(Content.assemble(("ETA ", "$muted"), format_duration(eta)), 1))
-        if loss and view.history.last_step is not None:
-            value = format_number(view.history.last_step.loss)
-            segments.append(Segment(Content.assemble(("loss ", "$muted"), value), 2))
+        segments += _run_segments(view, loss=loss, answer_awaited=state.answer_awaited)
     devices = view.history.devices if view is not None and view.is_live and view.history.devices else state.devices
     segments += _device_segments(devices)
     segments.append(Segment(Content.styled(one_line(state.host, 30), "$muted"), 6, right=True))
+    return segments
+
+
+def _run_segments(view: RunView, *, loss: bool, answer_awaited: bool) -> list[Segment]:
+    """The run: which one, of which model, and how it stands."""
+    # The run's own name stands beside its state: the open configuration may be another run's.
+    identity = one_line(view.run.id, 60)
+    brief_name = Content(_RUN_STAMP.sub("", identity))
+    segments = [Segment(Content.assemble(("run ", "$muted"), identity), 8, brief_name)]
+    if view.model:
+        segments.append(Segment(Content.styled(view.model, "$muted"), 10))
+    name, total, activity = view.state.state, view.state.total_steps, view.activity
+    step = max(view.history.step, view.state.step)
+    count = f" {step}/{total}" if total else ""
+    glyph, style = STATE_GLYPHS.get(name, "?"), state_style(name)
+    phase = view.history.phase
+    if activity == "evaluating":
+        count = f" {phase.done}/{phase.total}" if phase and phase.done is not None and phase.total else ""
+    elif name == "training" and answer_awaited:
+        activity, count = "answering", f" at step {step}"
+    is_stepping = activity == "training"
+    full = Content.styled(f"{glyph} {activity}", style) + Content(count)
+    brief = Content.styled(glyph, style) + Content(count) if total and is_stepping else None
+    segments.append(Segment(full, 0, brief))
+    eta = view.history.eta_seconds(total) if is_stepping else None
+    if eta is not None:
+        segments.append(Segment(Content.assemble(("ETA ", "$muted"), format_duration(eta)), 1))
+    if loss and view.history.last_step is not None:
+        value = format_number(view.history.last_step.loss)
+        segments.append(Segment(Content.assemble(("loss ", "$muted"), value), 2))
     return segments
 
 
@@ -98,7 +116,7 @@ def _device_segments(devices: Sequence[Device]) -> list[Segment]:
         brief = Content.assemble(f"{device.temperature_c:.0f} °C ", (word, f"${WORD_COLORS[word]}"))
         found.append(Segment(Content.assemble((f"{name} ", "$muted"), brief), 3, brief, right=True))
     elif device.utilization is not None:
-        found.append(Segment(Content.assemble((f"{name} ", "$muted"), f"{device.utilization:3.0f} %"), 7, right=True))
+        found.append(Segment(Content.assemble((f"{name} ", "$muted"), f"{_steady(device):3.0f} %"), 7, right=True))
     if device.memory_used is not None and device.memory_total:
         text = f"{device.memory_used / 1e9:.1f}/{device.memory_total / 1e9:.0f} GB"
         pressed = memory_word(device)
@@ -106,6 +124,12 @@ def _device_segments(devices: Sequence[Device]) -> list[Segment]:
         label = "RAM " if device.kind == "cpu" else ""
         found.append(Segment(Content.assemble((label, "$muted"), memory), 4, memory, right=True))
     return found
+
+
+def _steady(device: Device) -> float:
+    """Its load; a CPU's in steps of 5 %, so that an idle screen is not written again for nothing."""
+    load = device.utilization or 0.0
+    return round(load / 5) * 5 if device.kind == "cpu" else load
 
 
 def short_device_name(name: str) -> str:

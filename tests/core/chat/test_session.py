@@ -185,7 +185,7 @@ class Worker:
 
     def _answer(self, command: Command) -> None:
         self.asked.append(command.request.args)
-        command.token("One\x1b[31m")
+        command.token("One\x1b[31m", "step-4")
         if command.request.args["max_new_tokens"] > 100:
             if command.cancelled.wait(20):
                 self.cancelled.set()
@@ -225,7 +225,9 @@ def test_cancelling_reaches_the_worker_and_keeps_what_was_said(live: tuple[LiveS
     session.cancel()
     (answer,) = answers
     assert isinstance(answer, Answer)
-    assert (answer.text, answer.finish) == ("One\ufffd[31m", "cancelled")
+    assert (answer.text, answer.finish, answer.source) == ("One\ufffd[31m", "cancelled", "step-4")
+    assert answer.first_token_seconds > 0, "what was measured until then"
+    assert answer.tokens_per_second == 0, "one token has no speed"
     assert worker.cancelled.wait(10)
     # The session goes on.
     assert isinstance(list(session.generate(ASK, "tuned", GenerationSettings(50)))[-1], Answer)

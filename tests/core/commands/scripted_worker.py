@@ -130,9 +130,9 @@ class ScriptedWorker:
         messages, source = command.request.args["messages"], command.request.args["source"]
         text = f"{len(messages)} {messages[0]['role']} {messages[-1]['content']} {HOSTILE}"
         for word in text.split(" "):
-            command.token(word + " ")
+            command.token(word + " ", "step-4")
         while messages[-1]["content"] == "slow" and not command.cancelled.wait(0.05):
-            command.token("and on ")
+            command.token("and on ", "step-4")
         command.answer(
             text=text,
             tokens=7,

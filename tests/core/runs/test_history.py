@@ -78,6 +78,10 @@ def test_the_log_says_what_a_person_would() -> None:
         events.GovernorEvent(action="pause", cause="temperature", value=86, limit=83),
         events.NoticeEvent(level="warning", code="x", message="A row is odd.", hint="Look at it."),
         events.ControlEvent(command="pause", sender="socket", result="ok"),
+        events.ControlEvent(command="stop", sender="SIGTERM", result="ok"),
+        events.ControlEvent(command="generate", sender="socket", result="step-30: 106 tokens, cancelled"),
+        events.ControlEvent(command="generate", sender="socket", result="base: 1 tokens, stop"),
+        events.ControlEvent(command="checkpoint", sender="socket", result="refused: No step is done yet."),
         events.FailedEvent(reason="no space", step=31, hint="Make room."),
     )
     assert lines(history) == [
@@ -86,10 +90,15 @@ def test_the_log_says_what_a_person_would() -> None:
         "eval loss 0.455, exact match 0.83 (60 rows)",
         "governor: pause, temperature 86.0 (limit 83.0)",
         "A row is odd. Look at it.",
-        "pause by socket: ok",
-        "failed at step 31: no space Make room.",
+        "paused on request",
+        "stopped by SIGTERM",
+        "answered a question as step-30: 106 tokens, broken off by the asker",
+        "answered a question as base: 1 token",
+        "checkpoint on request refused: No step is done yet.",
+        "failed at step 31: no space. Make room.",
     ]
-    assert [line.level for line in history.log] == ["info", "info", "info", "warning", "warning", "info", "error"]
+    levels = [line.level for line in history.log]
+    assert levels == ["info", "info", "info", "warning", "warning", *["info"] * 5, "error"]
 
 
 def test_the_whole_run_counts_for_its_speed_and_pauses() -> None:

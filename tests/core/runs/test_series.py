@@ -30,13 +30,20 @@ def same(a: list[float], b: list[float]) -> bool:
     )
 
 
-def test_the_average_is_corrected_for_its_start() -> None:
+def test_the_window_of_the_average_grows_with_the_points() -> None:
     series = build([(1, 5.0), (1, 5.0), (1, 5.0)])
     assert series.smoothed == pytest.approx([5.0, 5.0, 5.0])
     series = build([(1, 1.0), (1, 3.0)], smoothing=0.5)
-    # (0.5·0.5·1 + 0.5·3) / (1 - 0.25)
-    assert series.smoothed[1] == pytest.approx(1.75 / 0.75)
+    # The second point weighs 4/5 as long as that is more than its share of 1/2.
+    assert series.smoothed[1] == pytest.approx(1.0 + 0.8 * 2.0)
     assert build([(1, 1.0), (1, 3.0)], smoothing=0.0).smoothed == [1.0, 3.0]
+
+
+def test_a_short_run_is_smoothed_close_to_its_points() -> None:
+    series = build([(1, 2.0 * math.exp(-step / 3) + 0.4) for step in range(12)])
+    assert abs((series.last_smoothed or 0.0) - (series.last or 0.0)) < 0.2
+    long = build([(1, float(step % 2)) for step in range(400)])
+    assert abs((long.last_smoothed or 0.0) - 0.5) < 0.1, "where there are many points, noise is averaged out"
 
 
 def test_gaps_interrupt_without_touching_bounds_or_average() -> None:

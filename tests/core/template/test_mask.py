@@ -104,7 +104,7 @@ def expected_turns(family: Family, example: Example) -> list[tuple[list[int], li
 
 
 #: Text of ordinary messages; spaces at its edges are covered by themselves below.
-_PIECES = [*"abcXY09 .,:!?-_'\"(){}[]<>/|\\\n\t", "é", "ß", "中", "🙂", "the ", "\n\n", "  a", "<think>", "</b>"]
+_PIECES = [*"abcXY09 .,:!?-_'\"(){}[]<>/|\\\n\t", "é", "ß", "中", "🙂", "the ", "\n\n", "  a", "<i>", "</b>"]
 CONTENT = st.lists(st.sampled_from(_PIECES), min_size=1, max_size=16).map(lambda parts: "".join(parts).strip() or "x")
 
 

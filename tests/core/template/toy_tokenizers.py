@@ -92,8 +92,3 @@ def save(
     if template is not None:
         (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
     return directory
-
-
-def added(text: str, **flags: bool) -> AddedToken:
-    """A token with flags."""
-    return AddedToken(text, **flags)

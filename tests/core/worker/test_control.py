@@ -147,10 +147,11 @@ def test_commands_wait_in_order_and_are_answered_to_who_asked(place: Place) -> N
     later = place.next()
     assert (command.request.command, later.request.command, later.request.args) == ("pause", "set", {"key": 1})
     later.refuse("No.", "Do not.")
-    command.token("hel")
+    command.token("hel", "base")
     command.answer(step=3)
     assert second.read() == {"id": "b", "ok": False, "error": "No.", "hint": "Do not."}
-    assert [first.read(), first.read()] == [{"id": "a", "token": "hel"}, {"id": "a", "ok": True, "step": 3}]
+    assert first.read() == {"id": "a", "token": "hel", "source": "base"}
+    assert first.read() == {"id": "a", "ok": True, "step": 3}
 
 
 def test_a_stop_is_known_before_it_is_carried_out(place: Place) -> None:
@@ -172,7 +173,7 @@ def test_closing_the_connection_cancels_what_it_asked_for(place: Place) -> None:
     assert not command.cancelled.is_set()
     peer.close()
     assert command.cancelled.wait(20)
-    command.token("nobody reads this")
+    command.token("nobody reads this", "base")
     command.answer()
 
 
@@ -187,7 +188,7 @@ def test_a_peer_that_does_not_read_holds_up_the_training_once_at_most(
         command = place.next()
         began = time.monotonic()
         for _ in range(50):
-            command.token("x" * 100_000)
+            command.token("x" * 100_000, "base")
         assert 0.9 < time.monotonic() - began < 5
         assert command.cancelled.wait(20)
         place.controls.close()

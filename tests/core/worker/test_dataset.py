@@ -104,6 +104,31 @@ def test_no_row_is_lost_and_none_counted_twice(
         assert event.rows == 1 + len(kinds)
 
 
+def test_an_example_of_several_rows_is_one_that_is_used(encoder: Encoder, tmp_path: Path) -> None:
+    template = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+        "{{ message.content if loop.last or message.role == 'user' else message.content.split('</think>')[-1] }}"
+        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    thinking = Encoder(encoder.tokenizer, [encoder.tokenizer.eos_token_id], template)
+    two = {"messages": chat("a", "<think>x</think>b")["messages"] + chat("c", "<think>y</think>d")["messages"]}
+    path = write(tmp_path / "a.jsonl", two, chat("plain"), "{broken", two)
+    dataset = load_dataset(path, config(), thinking)
+    event = dataset.event()
+    assert (event.rows, event.used, event.dropped, len(dataset.rows)) == (4, 3, {"not_json": 1}, 5)
+    assert len(dataset.examples) == len(dataset.rows)
+    assert decode(thinking, dataset, 0, learned=True) == "<think>y</think>d<|im_end|>"
+    assert decode(thinking, dataset, 1, learned=True) == "<think>x</think>b<|im_end|>"
+    # All rows of an example are held out together, and too long a one takes the others with it.
+    divided, held_out = Loader(config(data={"train": path, "eval_share": 0.5}), thinking).training()
+    assert held_out is not None
+    assert {id(example) for example in divided.examples}.isdisjoint(id(example) for example in held_out.examples)
+    assert divided.event().rows == divided.event().used + sum(divided.event().dropped.values())
+    short = load_dataset(path, config(train={"max_length": dataset.lengths[1] + 1}), thinking)
+    assert short.event().dropped == {"not_json": 1, "overlong": 2}
+    assert len(short.rows) == 1
+
+
 def test_long_rows_are_cut_where_that_is_asked_for(encoder: Encoder, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", chat("short"), chat("x", "y" * 200), chat("z" * 200, "never reached"))
     dataset = load_dataset(path, config(train={"max_length": 60}, data={"overlong": "truncate"}), encoder)

@@ -1,12 +1,17 @@
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 from transformers import AutoTokenizer
 
+import sample_data
 from core.data.conversation import Example, Message, RowError
 from core.errors import UserError
-from core.worker.template import Encoder, TokenizedRow, read_template
+from core.template.mask import MaskedRow, Masker
+from core.template.tokenizer import load_tokenizer
+from core.worker.template import Encoder, TokenizedRow, read_template, stop_token_ids
 
 LLAMA3 = (
     "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] + '\n\n' + m['content'] | trim }}<|im_end|>"
@@ -19,6 +24,7 @@ DROPS_REASONING = (
     "{% else %}{{ message['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+OTHER_PROMPT = DROPS_REASONING.replace("<|im_start|>assistant\n", "<|im_start|>model\n")
 NO_STOP = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
@@ -88,10 +94,78 @@ def test_plain_text_is_learned_whole_and_ended(tokenizer: Any) -> None:
     assert row.input_ids[-1] == tokenizer.eos_token_id
 
 
+def test_turns_that_look_different_later_get_rows_of_their_own(tokenizer: Any) -> None:
+    row = encode(tokenizer, talk("a", "<think>x</think>b", "c", "<think>y</think>d"), DROPS_REASONING)
+    last, first = row.rows
+    assert [tokenizer.decode(part.input_ids[part.supervised]) for part in (first, last)] == [
+        "<think>x</think>b<|im_end|>",
+        "<think>y</think>d<|im_end|>",
+    ]
+    assert tokenizer.decode(last.input_ids) == (
+        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
+        "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n<think>y</think>d<|im_end|>\n"
+    )
+
+
+def test_what_is_learned_may_be_chosen(tokenizer: Any) -> None:
+    example = talk("a", "b", "c", "<|endoftext|>")
+    (refused,) = Encoder(tokenizer, [tokenizer.eos_token_id]).encode([example])
+    assert isinstance(refused, RowError)
+    assert refused.code == "special_in_content"
+    (row,) = Encoder(tokenizer, [tokenizer.eos_token_id], supervise="last", allow_special=True).encode([example])
+    assert isinstance(row, TokenizedRow)
+    assert tokenizer.decode(row.input_ids[row.supervised]) == "<|endoftext|><|im_end|>"
+
+
+def test_a_named_template_brings_its_stop(tokenizer: Any) -> None:
+    tokenizer.eos_token = "<|endoftext|>"
+    chatml = read_template(None, "chatml")
+    assert stop_token_ids(None, tokenizer) == [tokenizer.eos_token_id]
+    stops = stop_token_ids(None, tokenizer, chatml)
+    assert stops == [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    (row,) = Encoder(tokenizer, stops, chatml).encode([talk("a", "b")])
+    assert isinstance(row, TokenizedRow)
+    assert tokenizer.decode(row.input_ids[row.supervised]) == "b<|im_end|>"
+
+
+def test_tokens_are_those_that_transformers_gives_the_rendered_conversation(starter_model_dir: Path) -> None:
+    starter = AutoTokenizer.from_pretrained(starter_model_dir)
+    lines = (Path(sample_data.__file__).parent / "tickets_train.jsonl").read_text(encoding="utf-8").splitlines()
+    conversations = [json.loads(line)["messages"] for line in lines]
+    examples = [Example(messages=tuple(Message(**message) for message in turns)) for turns in conversations]
+    rows = Encoder(starter, [starter.eos_token_id]).encode(examples)
+    masker = Masker(load_tokenizer(starter_model_dir))
+    for turns, row, light in zip(conversations, rows, masker.mask(examples), strict=True):
+        assert isinstance(row, TokenizedRow)
+        assert isinstance(light, MaskedRow)
+        assert row.input_ids.tolist() == starter.apply_chat_template(turns)["input_ids"] == list(light.ids)
+        assert row.supervised.tolist() == [bool(learned) for learned in light.supervised]
+        prompt = starter.apply_chat_template(turns[:1], add_generation_prompt=True)["input_ids"]
+        assert row.supervised.argmax() == len(prompt)
+        answer = starter(turns[1]["content"] + "<|im_end|>", add_special_tokens=False)["input_ids"]
+        assert row.input_ids[row.supervised].tolist() == answer
+
+
+def test_a_tokenizer_of_sentencepiece_alone_is_converted(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("the ticket is about an order that did not arrive\n" * 50, encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus), model_prefix=str(tmp_path / "tokenizer"), vocab_size=60, model_type="bpe",
+        byte_fallback=False, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "eos_token": "</s>"}')
+    with pytest.raises(UserError, match="only the training process reads"):
+        load_tokenizer(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    (row,) = Encoder(tokenizer, [tokenizer.eos_token_id], read_template(None, "zephyr")).encode([talk("the", "order")])
+    assert isinstance(row, TokenizedRow)
+    assert tokenizer.decode(row.input_ids[row.supervised]).strip() == "order</s>"
+
+
 @pytest.mark.parametrize(
     ("template", "code"),
     [
-        (DROPS_REASONING, "template_rewrites"),
+        (OTHER_PROMPT, "template_rewrites"),
         (NO_STOP, "no_stop_token"),
         ("{{ raise_exception('roles must alternate') }}", "template_error"),
     ],

@@ -1,0 +1,117 @@
+"""Templates as models ship them, where TRL is installed: it carries them, and versions of them with marks.
+
+What TRL marks is learned by us, up to the stop: after it TRL learns what the template writes as well, which the model
+never produces.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.data.conversation import Example, Message
+from core.template.mask import MaskedRow, Masker
+from core.template.tokenizer import ModelTokenizer
+from tests.core.template.toy_tokenizers import make_backend
+
+_FOUND = importlib.util.find_spec("trl")
+DIRECTORY = Path(_FOUND.origin).parent / "chat_templates" if _FOUND is not None and _FOUND.origin else Path("nowhere")
+STOPS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|user|>", "<|observation|>", "<|return|>", "<|call|>")
+STOPS += ("<｜end▁of▁sentence｜>", "<|END_OF_TURN_TOKEN|>", "<turn|>", "<|endoftext|>", "<|end|>")
+OTHERS = ("<|im_start|>", "<|start_header_id|>", "<|end_header_id|>", "<bos>", "<start_of_turn>", "<|assistant|>")
+OTHERS += ("<|system|>", "[gMASK]", "<sop>", "<|start|>", "<|message|>", "<|channel|>", "<｜User｜>", "<｜Assistant｜>")
+OTHERS += ("<|START_OF_TURN_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|turn>", "<|begin_of_text|>")
+#: Models whose turns end with a token that the stop of another is the middle of.
+ENDS = {"gptoss": ("<|return|>", "<|call|>"), "glm4moe": ("<|user|>", "<|observation|>", "<|endoftext|>")}
+ENDS |= {"phi3": ("<|end|>",), "phi3_5": ("<|end|>",)}
+
+ONE_ROW = ("cohere", "gemma", "gemma3", "glm4moe", "lfm2", "llama3", "phi3", "phi3_5", "qwen2_5", "qwen3_instruct_2507")
+MORE_ROWS = ("qwen3", "gptoss", "nemotron_3_nano", "qwen3_6")
+#: What comes before an answer in TRL's marks although the generation prompt has it.
+LEADS = {"gptoss": "<|start|>assistant", "nemotron_3_nano": "<think>", "qwen3_6": "<think>"}
+
+pytestmark = pytest.mark.skipif(not DIRECTORY.is_dir(), reason="the installed trl has no chat templates")
+
+
+def tokenizer_of(name: str, source: str) -> ModelTokenizer:
+    backend = make_backend("words", tuple(dict.fromkeys((*STOPS, *OTHERS))))
+    stops = ENDS.get(name) or tuple(stop for stop in STOPS if stop in source)
+    return ModelTokenizer(
+        backend,
+        special_tokens={"bos_token": "<bos>", "eos_token": stops[0]},
+        stop_ids=[backend.token_to_id(stop) for stop in stops],
+        chat_template=source,
+    )
+
+
+def marked(tokenizer: ModelTokenizer, template: str, messages: list[dict[str, Any]]) -> str:
+    from transformers import PreTrainedTokenizerFast
+
+    reference = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend, **tokenizer.special_tokens)
+    found = reference.apply_chat_template(
+        messages, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
+    )
+    pairs = zip(found["input_ids"], found["assistant_masks"], strict=True)
+    return tokenizer.decode([token for token, learned in pairs if learned])
+
+
+@pytest.mark.parametrize("name", [*ONE_ROW, *MORE_ROWS])
+def test_learned_is_what_trl_marks_without_what_follows_the_stop(name: str) -> None:
+    path, marks = DIRECTORY / f"{name}.jinja", DIRECTORY / f"{name}_training.jinja"
+    if not (path.is_file() and marks.is_file()):
+        pytest.skip(f"this trl has no template {name}")
+    source = path.read_text(encoding="utf-8")
+    tokenizer = tokenizer_of(name, source)
+    contents = ["What is one?", "It is 1.", "And two?", "Two comes next.", "Bye", "Good bye!"]
+    turns = [Message(("user", "assistant")[number % 2], text) for number, text in enumerate(contents)]
+    (row,) = Masker(tokenizer).mask([Example(messages=tuple(turns))])
+    assert isinstance(row, MaskedRow), row.message
+    assert len(row.rows) == (1 if name in ONE_ROW else 3)
+    learned = {}
+    for part in row.rows:
+        text = tokenizer.decode([token for token, wanted in zip(part.ids, part.supervised, strict=True) if wanted])
+        learned[len(part)] = text
+    ours = "".join(text for _, text in sorted(learned.items()))
+    stop = tokenizer.token_text(tokenizer.stop_ids[0])
+    for end in range(2, len(turns) + 1, 2) if name in MORE_ROWS else [len(turns)]:
+        theirs = marked(tokenizer, marks.read_text(encoding="utf-8"), [turn.fields() for turn in turns[:end]])
+        if name in MORE_ROWS:
+            (last,) = [text for text in learned.values() if contents[end - 1] in text]
+            earlier = theirs.strip().removesuffix(last.strip()).strip().removesuffix(LEADS.get(name, ""))
+            assert contents[end - 1] not in earlier
+            assert earlier.strip().endswith((stop, "<|end|>") if end > 2 else "")
+        else:
+            assert [said.strip() for said in theirs.split(stop)][:3] == [said.strip() for said in ours.split(stop)][:3]
+            assert ours.count(stop) == 3
+
+
+@pytest.mark.parametrize("path", sorted(DIRECTORY.glob("*.jinja")), ids=lambda path: path.stem)
+def test_every_template_is_read_exactly_or_refused_with_a_reason(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    tokenizer = tokenizer_of(path.stem, source + "<|im_end|>")
+    examples = [
+        Example(messages=(Message("user", "one"), Message("assistant", "two"))),
+        Example(messages=(Message("user", "one"), Message("assistant", "two", reasoning="thought"))),
+    ]
+    for example, row in zip(examples, Masker(tokenizer).mask(examples), strict=True):
+        if not isinstance(row, MaskedRow):
+            assert row.code in (
+                "template_error",
+                "template_rewrites",
+                "template_drops",
+                "no_stop_token",
+                "no_reasoning",
+            )
+            assert row.message.endswith(".")
+            continue
+        ids = list(row.ids)
+        start, stop = row.supervised.index(1), row.supervised.rindex(1)
+        said = tokenizer.decode(ids[start : stop + 1])
+        assert "two" in said
+        assert not example.messages[1].reasoning or "thought" in said
+        assert ids[stop] in tokenizer.stop_ids
+        prompt = Masker(tokenizer).prompt([example.messages[0].fields()])
+        assert ids[:start] == tokenizer.encode([prompt])[0]

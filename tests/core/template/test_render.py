@@ -1,0 +1,131 @@
+"""Templates are rendered as transformers renders them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from core.data.conversation import Message, RowError
+from core.errors import UserError
+from core.template.named import NAMED_TEMPLATES
+from core.template.render import ChatTemplate
+from tests.core.template.families import FAMILIES
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": "é <b>"}}}
+TOOLS = [{"type": "function", "function": {"name": "add", "description": "Adds <&>.", "parameters": {}}}]
+CONVERSATIONS = [
+    [Message("user", "hi")],
+    [Message("user", "hi"), Message("assistant", "hello")],
+    [Message("system", " be brief "), Message("user", "hi\n"), Message("assistant", " <b>hello</b> ")],
+    [Message("user", "a"), Message("assistant", "b", reasoning="because"), Message("user", "c")],
+    [Message("user", "a"), Message("assistant", "<think>\nx\n</think>\n\nb"), Message("user", "c")],
+    [Message("user", "1+2"), Message("assistant", "", tool_calls=(CALL,)), Message("tool", "3", name="add")],
+    [Message("assistant", "first")],
+]
+SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+
+#: What templates use of the language, each by itself.
+SNIPPETS = [
+    "{{ messages | tojson }}",
+    "{{ messages[0] | tojson(indent=2) }} {{ tools | tojson(ensure_ascii=true, sort_keys=true) }}",
+    "{{ [1, 2] | tojson(separators=(',', ':')) }}",
+    "{{ bos_token }}{{ eos_token }}{{ pad_token }}{{ documents is none }}{{ tools is defined }}",
+    "  {% if true %}\n  x\n  {% endif %}\n  y",
+    "{% for m in messages %}{% if loop.index == 2 %}{% break %}{% endif %}{{ m.role }}{% endfor %}",
+    "{% for m in messages %}{% if m.role == 'user' %}{% continue %}{% endif %}{{ m.role }}{% endfor %}",
+    "{% generation %}{{ messages[0].content }}{% endgeneration %}|",
+    "{% set ns = namespace(a=1) %}{% set ns.a = ns.a + 1 %}{{ ns.a }}",
+    "{{ dict(a=1) }}{{ dict.fromkeys(['a', 'b']) }}",
+    "{{ strftime_now('%Y') }}",
+    "{{ messages[-1].thinking }}{{ messages[-1].reasoning_content }}",
+    "{{ messages | map(attribute='role') | join(',') }}",
+]
+REFUSED = [
+    "{{ raise_exception('no') }}",
+    "{{ messages.append(1) }}",
+    "{{ ''.__class__.__mro__ }}",
+    "{% set ns = namespace(_a=1) %}",
+    "{% set ns = namespace() %}{% set ns._a = 1 %}{{ ns._a }}",
+    "{{ messages[0].content.nothing.more }}",
+    "{{ 1 / 0 }}",
+]
+
+
+def render_reference(source: str, messages: Sequence[dict[str, Any]], *, tools: Any, prompt: bool) -> str:
+    from transformers.utils.chat_template_utils import _normalize_chat_messages, render_jinja_template
+
+    rendered, _ = render_jinja_template(
+        conversations=[_normalize_chat_messages(list(messages))],
+        tools=tools,
+        chat_template=source,
+        add_generation_prompt=prompt,
+        **SPECIAL,
+    )
+    return str(rendered[0])
+
+
+def both(source: str, messages: Sequence[Message], *, tools: Any = None, prompt: bool = False) -> tuple[Any, Any]:
+    """The text, or that there is none, by ours and by transformers."""
+    fields = [message.fields() for message in messages]
+    results: list[Any] = []
+    try:
+        results.append(ChatTemplate(source, SPECIAL).render(fields, tools=tools, add_generation_prompt=prompt))
+    except RowError:
+        results.append(None)
+    try:
+        results.append(render_reference(source, fields, tools=tools, prompt=prompt))
+    except Exception:
+        results.append(None)
+    return results[0], results[1]
+
+
+@pytest.mark.parametrize("conversation", range(len(CONVERSATIONS)))
+@pytest.mark.parametrize("tools", [None, TOOLS], ids=["no tools", "tools"])
+def test_real_templates_give_the_same_text(conversation: int, tools: Any) -> None:
+    sources = [family.template for family in FAMILIES] + [family.marked for family in FAMILIES]
+    sources += [named.source for named in NAMED_TEMPLATES.values()]
+    texts = 0
+    for source in sources:
+        for prompt in (False, True):
+            ours, theirs = both(source, CONVERSATIONS[conversation], tools=tools, prompt=prompt)
+            assert ours == theirs
+            texts += ours is not None
+    assert texts > 20
+
+
+@pytest.mark.parametrize("source", SNIPPETS)
+def test_the_language_is_the_same(source: str) -> None:
+    ours, theirs = both(source, CONVERSATIONS[3][:2], tools=TOOLS)
+    assert ours == theirs
+    assert ours
+
+
+@pytest.mark.parametrize("source", REFUSED)
+def test_what_transformers_refuses_is_refused_in_one_sentence(source: str) -> None:
+    ours, theirs = both(source, CONVERSATIONS[1])
+    assert ours is None
+    assert theirs is None
+    with pytest.raises(RowError) as caught:
+        ChatTemplate(source).render([{"role": "user", "content": "x"}])
+    assert caught.value.code == "template_error"
+    assert caught.value.message.endswith(".")
+    assert "\n" not in caught.value.message
+
+
+def test_a_template_that_is_no_jinja_is_refused_with_the_line() -> None:
+    template = ChatTemplate("{{ bos_token }}\n{% for message in %}")
+    with pytest.raises(UserError, match="not valid in line 2") as caught:
+        template.check()
+    assert "template.file" in caught.value.hint
+    with pytest.raises(RowError, match="not valid in line 2"):
+        template.render([{"role": "user", "content": "x"}])
+    ChatTemplate("{{ messages }}").check()
+
+
+def test_messages_are_not_changed_by_rendering() -> None:
+    message = {"role": "assistant", "content": "x", "reasoning_content": "y", "name": None}
+    before = dict(message)
+    assert ChatTemplate("{{ messages[0].thinking }}{{ messages[0].name is defined }}").render([message]) == "yFalse"
+    assert message == before

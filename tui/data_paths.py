@@ -1,0 +1,36 @@
+"""Paths of data files, as a configuration writes them and as they are meant."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from core.config.document import ConfigDocument
+
+
+def data_paths(document: ConfigDocument, use: str) -> list[Path]:
+    """The files that ``data.train`` or ``data.eval`` names, absolute and with links followed.
+
+    Args:
+        document: The configuration; relative paths are relative to its file, else to the working directory.
+        use: ``train`` or ``eval``.
+    """
+    value = document.get(f"data.{use}")
+    base = document.path.parent if document.path is not None else Path.cwd()
+    texts = value if isinstance(value, list) else [value]
+    return [(base / os.path.expanduser(text)).resolve() for text in texts if isinstance(text, str) and text.strip()]
+
+
+def path_text(document: ConfigDocument, path: Path) -> str:
+    """A path as the configuration should write it: relative to its file where it lies beside or below it.
+
+    Then both can be moved together.
+    """
+    absolute = path.absolute()
+    if document.path is not None:
+        base = document.path.absolute().parent
+        if absolute.is_relative_to(base):
+            return str(absolute.relative_to(base))
+    return str(absolute)
