@@ -105,5 +105,10 @@ def _start() -> subprocess.Popen[bytes]:
         stderr=subprocess.DEVNULL,
         # Ctrl-C in the terminal is for the one who asked, who ends it; and all it has started can be ended with it.
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH"))))},
+        # A directory called "core" where the user happens to stand must not be taken for ours.
+        env={
+            **os.environ,
+            "PYTHONSAFEPATH": "1",
+            "PYTHONPATH": os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH")))),
+        },
     )

@@ -147,5 +147,10 @@ def _start_helper(source: Source, spool: int) -> subprocess.Popen[bytes]:
         pass_fds=(source.descriptor, spool),
         # Ctrl-C in the terminal is for the app, which closes its helpers itself.
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH"))))},
+        # A directory called "core" where the user happens to stand must not be taken for ours.
+        env={
+            **os.environ,
+            "PYTHONSAFEPATH": "1",
+            "PYTHONPATH": os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH")))),
+        },
     )

@@ -115,7 +115,8 @@ class RowTokenizer:
             self._cache[text] = array("i", ids)
 
     def _assemble(self, row: RowText, pieces: Sequence[_Piece]) -> list[TokenRow]:
-        ids, starts = array("i"), []
+        ids = array("i")
+        starts: list[int] = []
         for piece, offsets in pieces:
             if isinstance(piece, int):
                 ids.append(piece)

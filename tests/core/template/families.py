@@ -46,7 +46,7 @@ class Family:
         return ModelTokenizer(
             backend,
             special_tokens={name: text for name, text in named.items() if text},
-            stop_ids=[backend.token_to_id(text) for text in self.stops],
+            stop_ids=[token for text in self.stops if (token := backend.token_to_id(text)) is not None],
             chat_template=self.template,
         )
 

@@ -98,6 +98,7 @@ def expected_turns(family: Family, example: Example) -> list[tuple[list[int], li
             if family is GLM:
                 # Its marks lack the stop, which is the beginning of the next turn.
                 calls = family.tokenizer().token_id("<|observation|>" if message.tool_calls else "<|user|>")
+                assert calls is not None
                 answer = [*answer, calls]
             found.append((prompt_ids(family, messages[:index], example.tools), answer))
     return found

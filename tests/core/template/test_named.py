@@ -34,9 +34,9 @@ def base_tokenizer(named: NamedTemplate, *, complete: bool = True) -> ModelToken
     """A base model's tokenizer, with the template's own tokens or without; they end no text of the model's."""
     specials = ("<s>", "</s>", *named.stops, *OTHERS.get(named.name, ())) if complete else ("<s>", "</s>")
     backend = make_backend("words", specials)
-    return ModelTokenizer(
-        backend, special_tokens={"bos_token": "<s>", "eos_token": "</s>"}, stop_ids=[backend.token_to_id("</s>")]
-    )
+    end = backend.token_to_id("</s>")
+    assert end is not None
+    return ModelTokenizer(backend, special_tokens={"bos_token": "<s>", "eos_token": "</s>"}, stop_ids=[end])
 
 
 def mask(named: NamedTemplate, example: Example, *, complete: bool = True) -> MaskedRow | RowError:

@@ -19,9 +19,11 @@ from tests.core.template.toy_tokenizers import make_backend
 
 _FOUND = importlib.util.find_spec("trl")
 DIRECTORY = Path(_FOUND.origin).parent / "chat_templates" if _FOUND is not None and _FOUND.origin else Path("nowhere")
-STOPS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|user|>", "<|observation|>", "<|return|>", "<|call|>")
+STOPS: tuple[str, ...] = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|user|>", "<|observation|>", "<|return|>")
+STOPS += ("<|call|>",)
 STOPS += ("<｜end▁of▁sentence｜>", "<|END_OF_TURN_TOKEN|>", "<turn|>", "<|endoftext|>", "<|end|>")
-OTHERS = ("<|im_start|>", "<|start_header_id|>", "<|end_header_id|>", "<bos>", "<start_of_turn>", "<|assistant|>")
+OTHERS: tuple[str, ...] = ("<|im_start|>", "<|start_header_id|>", "<|end_header_id|>", "<bos>", "<start_of_turn>")
+OTHERS += ("<|assistant|>",)
 OTHERS += ("<|system|>", "[gMASK]", "<sop>", "<|start|>", "<|message|>", "<|channel|>", "<｜User｜>", "<｜Assistant｜>")
 OTHERS += ("<|START_OF_TURN_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|turn>", "<|begin_of_text|>")
 #: Models whose turns end with a token that the stop of another is the middle of.
@@ -42,7 +44,7 @@ def tokenizer_of(name: str, source: str) -> ModelTokenizer:
     return ModelTokenizer(
         backend,
         special_tokens={"bos_token": "<bos>", "eos_token": stops[0]},
-        stop_ids=[backend.token_to_id(stop) for stop in stops],
+        stop_ids=[token for stop in stops if (token := backend.token_to_id(stop)) is not None],
         chat_template=source,
     )
 

@@ -1,0 +1,53 @@
+"""``localtune-tui data`` as people and scripts call it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import sample_data
+
+TICKETS = str(sample_data.path("tickets_train.jsonl"))
+
+
+def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tui", "data", *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_the_json_has_what_scripts_need(tiny_model_dir: Path) -> None:
+    ended = call(TICKETS, "--model", str(tiny_model_dir), "--row", "1", "--json")
+    assert ended.returncode == 0, ended.stderr
+    told = json.loads(ended.stdout)
+    assert told["format"] == "messages"
+    assert told["reason"]
+    assert told["rows"] == told["used"] == 400
+    assert told["dropped"] == {}
+    assert set(told["lengths"]) >= {"min", "p50", "p95", "max", "supervised_share"}
+    assert all({"code", "count", "rows", "hint"} <= set(problem) for problem in told["problems"])
+    tokens = told["tokens"]
+    assert all({"id", "text", "supervised"} <= set(token) for token in tokens)
+    with Path(TICKETS).open(encoding="utf-8") as file:
+        answer = json.loads(file.readline())["messages"][-1]["content"]
+    learned = "".join(token["text"] for token in tokens if token["supervised"])
+    assert learned == f"{answer}<|im_end|>"
+
+
+def test_people_get_lines_without_control_characters(tmp_path: Path) -> None:
+    hostile = tmp_path / "hostile.jsonl"
+    turns = [{"role": "user", "content": "a\x1b]52;c;x\x07b"}, {"role": "assistant", "content": "c\x9b2Jd"}]
+    hostile.write_text(json.dumps({"messages": turns}) + "\n")
+    ended = call(str(hostile))
+    assert ended.returncode == 0, ended.stderr
+    assert "hostile.jsonl" in ended.stdout
+    assert not any(character in ended.stdout for character in "\x1b\x07\x9b")
+
+
+def test_a_file_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    ended = call(str(tmp_path / "nowhere.jsonl"))
+    assert ended.returncode == 1
+    assert "nowhere.jsonl" in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1
