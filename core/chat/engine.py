@@ -296,7 +296,10 @@ def _new_log(directory: Path) -> Path:
     logs = sorted(directory.glob("chat-*.log"), key=lambda path: path.name)
     for path in logs[: max(0, len(logs) - LOGS_KEPT + 1)]:
         path.unlink(missing_ok=True)
-    path = directory / f"chat-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{time.monotonic_ns() % 10**9:09d}.log"
+    # One reading of the clock, so that names sort as the engines were started, also within a second.
+    seconds, fraction = divmod(time.time_ns(), 10**9)
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(seconds))
+    path = directory / f"chat-{stamp}-{fraction:09d}-{os.getpid()}.log"
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, paths.FILE_MODE))
     return path
 
