@@ -182,7 +182,7 @@ class Masker:
         if self.supervise != "all":
             return group_turns([read(index) for index in wanted])
         last = read(max(index for index, turn in enumerate(turns) if turn.role == "assistant"))
-        spared = [read(index) for index, turn in enumerate(turns) if turn.role == "assistant" and index not in wanted]
+        spared = [read(index) for index, turn in enumerate(turns) if turn.role == "assistant" and turn.train is False]
         text = last.learned + last.rest
         if not all(text.startswith(turn.learned) for turn in spared):
             raise RowError("template_rewrites", "The chat template rewrites a turn that is not to be learned.")

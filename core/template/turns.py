@@ -83,6 +83,8 @@ def read_turn(
         raise RowError("template_rewrites", "How the template begins this answer depends on what it says.")
     else:
         tail = _bridge(render, shown, prompt, answered)
+    if not opaque:
+        tail = _with_thought(messages[index], tail)
     if (stop := stops.search(tail)) is not None:
         answer, rest = tail[: stop.end()], tail[stop.end() :]
         said = tail[: stop.start()]
@@ -126,6 +128,20 @@ def place_reasoning(render: Render, messages: Sequence[dict[str, Any]]) -> list[
             message["content"] = content
         placed.append(message)
     return placed
+
+
+def _with_thought(message: dict[str, Any], tail: str) -> str:
+    """A rendered answer with the reasoning that its message begins with, where the template leaves it out even here."""
+    content = str(message["content"]).lstrip()
+    opening, closing = f"<{_REASONING_TAG}>", f"</{_REASONING_TAG}>"
+    if not content.startswith(opening) or closing not in content or closing in tail:
+        return tail
+    visible = content.partition(closing)[2]
+    begin = tail.find(visible.strip()) if visible.strip() else -1
+    if begin < 0 or tail[:begin].strip():
+        return tail
+    kept = content[: len(content) - len(visible.lstrip())]
+    return kept + tail[begin:]
 
 
 def _bridge(render: Render, shown: Sequence[dict[str, Any]], prompt: str, answered: str) -> str:
@@ -209,7 +225,10 @@ def _check_complete(message: dict[str, Any], said: str, index: int) -> None:
             missing = "a tool call"
     if message.get("reasoning_content") and message["reasoning_content"].strip() not in said:
         missing = "the reasoning"
-    if not said.strip() and message["content"].strip():
-        missing = "the text"
+    content = str(message["content"])
+    if f"<{_REASONING_TAG}>" in content and f"</{_REASONING_TAG}>" in content and f"</{_REASONING_TAG}>" not in said:
+        missing = "the reasoning"
+    if content.rpartition(f"</{_REASONING_TAG}>")[2].strip() not in said:
+        missing = "or changes the text"
     if missing:
         raise RowError("template_drops", f"The chat template leaves out {missing} of message {number}.")

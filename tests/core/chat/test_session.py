@@ -14,7 +14,7 @@ import pytest
 from core import paths
 from core.chat.engine import ChatEngine, ModelSpec
 from core.chat.session import Answer, EngineSession, GenerationSettings, LiveSession, Token, open_session
-from core.config.schema import Config, DataSection, MethodSection, ModelSection
+from core.config.schema import Config, DataSection, MethodSection, ModelSection, TemplateSection
 from core.errors import UserError
 from core.runs.process import hostname, own_identity
 from core.runs.state import RunState
@@ -25,8 +25,13 @@ ASK = [{"role": "user", "content": "Count."}]
 FAKE = str(Path(__file__).with_name("fake_engine.py"))
 
 
-def make_run(state: str, base: str = "/models/base") -> Run:
-    config = Config(model=ModelSection(base=base), data=DataSection(train="/data/rows.jsonl"), method=MethodSection())
+def make_run(state: str, base: str = "/models/base", template: TemplateSection = TemplateSection()) -> Run:  # noqa: B008
+    config = Config(
+        model=ModelSection(base=base),
+        data=DataSection(train="/data/rows.jsonl"),
+        template=template,
+        method=MethodSection(),
+    )
     run = create_run(config, "tickets")
     pid, identity = own_identity()
     recorded = RunState(state=state, pid=pid, pid_started=identity, host=hostname(), updated=time.time())
@@ -77,6 +82,12 @@ def test_the_template_of_the_training_is_used() -> None:
     add_adapter(run.adapter_path)
     (run.adapter_path / "chat_template.jinja").write_text("{{ messages }}")
     assert spec_of(run).template == str(run.adapter_path / "chat_template.jinja")
+
+
+def test_a_checkpoint_is_answered_with_the_template_that_the_configuration_names() -> None:
+    run = make_run("stopped", template=TemplateSection(name="chatml"))
+    add_checkpoint(run, 20)
+    assert spec_of(run).template == "chatml"
 
 
 def test_a_stopped_run_answers_as_its_newest_whole_checkpoint() -> None:

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 from core.template.tokenizer import ModelTokenizer
-from tests.core.template.toy_tokenizers import make_backend
+from tests.core.template.toy_tokenizers import id_of, make_backend
 
 _MARKS = re.compile(r"\{% (?:end)?generation %\}")
 
@@ -46,7 +46,7 @@ class Family:
         return ModelTokenizer(
             backend,
             special_tokens={name: text for name, text in named.items() if text},
-            stop_ids=[token for text in self.stops if (token := backend.token_to_id(text)) is not None],
+            stop_ids=[id_of(backend, text) for text in self.stops],
             chat_template=self.template,
         )
 

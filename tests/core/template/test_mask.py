@@ -33,6 +33,7 @@ from tests.core.template.families import (
     Family,
 )
 from tests.core.template.oracle import answer_ids, prompt_ids, reference
+from tests.core.template.toy_tokenizers import id_of
 
 TOOLS = ({"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}},)
 
@@ -97,9 +98,8 @@ def expected_turns(family: Family, example: Example) -> list[tuple[list[int], li
             answer = answer_ids(family, messages[: index + 1], example.tools)
             if family is GLM:
                 # Its marks lack the stop, which is the beginning of the next turn.
-                calls = family.tokenizer().token_id("<|observation|>" if message.tool_calls else "<|user|>")
-                assert calls is not None
-                answer = [*answer, calls]
+                backend = family.tokenizer().backend
+                answer = [*answer, id_of(backend, "<|observation|>" if message.tool_calls else "<|user|>")]
             found.append((prompt_ids(family, messages[:index], example.tools), answer))
     return found
 
@@ -179,6 +179,16 @@ def test_reasoning_that_the_prompt_begins_is_gone_on_with() -> None:
     )
     assert decode(second[1]) == "second\n</think>\n\ntwo<｜end▁of▁sentence｜>"
     assert refusal(DEEPSEEK_R1, talk("q", "no thoughts")).code == "no_reasoning"
+
+
+def test_reasoning_that_the_template_always_leaves_out_is_learned_all_the_same() -> None:
+    hides = dataclasses.replace(DEEPSEEK_R1, marked=DEEPSEEK_R1.template.replace("<think>\\n' }}", "' }}"))
+    assert hides.template != DEEPSEEK_R1.template
+    decode = hides.tokenizer().decode
+    first, second = learned_turns(mask(hides, talk("q", "<think>\nx\n</think>\n\none", "r", "two", reasoning="y")))
+    assert decode(first[1]) == "<think>\nx\n</think>\n\none<｜end▁of▁sentence｜>"
+    assert "<think>" not in decode(second[0])
+    assert decode(second[1]) == "<think>\ny\n</think>\n\ntwo<｜end▁of▁sentence｜>"
 
 
 def test_reasoning_in_a_field_that_the_template_does_not_know_is_written_into_the_answer() -> None:
@@ -272,6 +282,10 @@ def test_a_template_that_leaves_out_what_is_to_be_learned_is_refused() -> None:
     drops = dataclasses.replace(QWEN25, marked=QWEN25.template.replace("message.tool_calls or []", "[]"))
     error = refusal(drops, with_tools())
     assert (error.code, "tool call" in error.message) == ("template_drops", True)
+    changes = SMOLLM2.template.replace(
+        "message['content'] + '<|im_end|>' }}", "message['content'][:3] + '<|im_end|>' }}"
+    )
+    assert refusal(dataclasses.replace(SMOLLM2, marked=changes), talk("a", "longer")).code == "template_drops"
 
 
 def test_a_template_whose_answers_do_not_follow_its_prompt_is_refused() -> None:

@@ -14,7 +14,7 @@ from core.template.mask import MaskedRow, Masker
 from core.template.named import NAMED_TEMPLATES, NamedTemplate, stop_texts, template_source
 from core.template.render import ChatTemplate
 from core.template.tokenizer import ModelTokenizer
-from tests.core.template.toy_tokenizers import make_backend
+from tests.core.template.toy_tokenizers import id_of, make_backend
 
 TALK = Example(
     messages=(
@@ -34,9 +34,9 @@ def base_tokenizer(named: NamedTemplate, *, complete: bool = True) -> ModelToken
     """A base model's tokenizer, with the template's own tokens or without; they end no text of the model's."""
     specials = ("<s>", "</s>", *named.stops, *OTHERS.get(named.name, ())) if complete else ("<s>", "</s>")
     backend = make_backend("words", specials)
-    end = backend.token_to_id("</s>")
-    assert end is not None
-    return ModelTokenizer(backend, special_tokens={"bos_token": "<s>", "eos_token": "</s>"}, stop_ids=[end])
+    return ModelTokenizer(
+        backend, special_tokens={"bos_token": "<s>", "eos_token": "</s>"}, stop_ids=[id_of(backend, "</s>")]
+    )
 
 
 def mask(named: NamedTemplate, example: Example, *, complete: bool = True) -> MaskedRow | RowError:

@@ -15,17 +15,19 @@ import pytest
 from core.data.conversation import Example, Message
 from core.template.mask import MaskedRow, Masker
 from core.template.tokenizer import ModelTokenizer
-from tests.core.template.toy_tokenizers import make_backend
+from tests.core.template.toy_tokenizers import id_of, make_backend
 
 _FOUND = importlib.util.find_spec("trl")
 DIRECTORY = Path(_FOUND.origin).parent / "chat_templates" if _FOUND is not None and _FOUND.origin else Path("nowhere")
-STOPS: tuple[str, ...] = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|user|>", "<|observation|>", "<|return|>")
-STOPS += ("<|call|>",)
-STOPS += ("<｜end▁of▁sentence｜>", "<|END_OF_TURN_TOKEN|>", "<turn|>", "<|endoftext|>", "<|end|>")
-OTHERS: tuple[str, ...] = ("<|im_start|>", "<|start_header_id|>", "<|end_header_id|>", "<bos>", "<start_of_turn>")
-OTHERS += ("<|assistant|>",)
-OTHERS += ("<|system|>", "[gMASK]", "<sop>", "<|start|>", "<|message|>", "<|channel|>", "<｜User｜>", "<｜Assistant｜>")
-OTHERS += ("<|START_OF_TURN_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|turn>", "<|begin_of_text|>")
+STOPS = (
+    *("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|user|>", "<|observation|>", "<|return|>", "<|call|>"),
+    *("<｜end▁of▁sentence｜>", "<|END_OF_TURN_TOKEN|>", "<turn|>", "<|endoftext|>", "<|end|>"),
+)
+OTHERS = (
+    *("<|im_start|>", "<|start_header_id|>", "<|end_header_id|>", "<bos>", "<start_of_turn>", "<|assistant|>"),
+    *("<|system|>", "[gMASK]", "<sop>", "<|start|>", "<|message|>", "<|channel|>", "<｜User｜>", "<｜Assistant｜>"),
+    *("<|START_OF_TURN_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|turn>", "<|begin_of_text|>"),
+)
 #: Models whose turns end with a token that the stop of another is the middle of.
 ENDS = {"gptoss": ("<|return|>", "<|call|>"), "glm4moe": ("<|user|>", "<|observation|>", "<|endoftext|>")}
 ENDS |= {"phi3": ("<|end|>",), "phi3_5": ("<|end|>",)}
@@ -44,7 +46,7 @@ def tokenizer_of(name: str, source: str) -> ModelTokenizer:
     return ModelTokenizer(
         backend,
         special_tokens={"bos_token": "<bos>", "eos_token": stops[0]},
-        stop_ids=[token for stop in stops if (token := backend.token_to_id(stop)) is not None],
+        stop_ids=[id_of(backend, stop) for stop in stops],
         chat_template=source,
     )
 

@@ -36,7 +36,7 @@ def one_by_one(tokenizer: Any) -> Masker:
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(batch=st.lists(examples(), min_size=1, max_size=4))
 def test_rows_of_a_shape_are_those_of_each_rendering(family: Family, batch: list[Example]) -> None:
     tokenizer = family.tokenizer()

@@ -79,6 +79,13 @@ def make_backend(kind: str, specials: tuple[str, ...], rstrip: bool = False, new
     return made
 
 
+def id_of(backend: Tokenizer, text: str) -> int:
+    """The token that a text is as a whole."""
+    found = backend.token_to_id(text)
+    assert found is not None, text
+    return found
+
+
 def save(
     directory: Path, backend: Tokenizer, *, template: str | None = None, stops: Sequence[str] = (), **named: str
 ) -> Path:
@@ -87,7 +94,7 @@ def save(
     backend.save(str(directory / "tokenizer.json"))
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **named}
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
-    ids = [backend.token_to_id(text) for text in stops]
+    ids = [id_of(backend, text) for text in stops]
     (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
     if template is not None:
         (directory / "chat_template.jinja").write_text(template, encoding="utf-8")

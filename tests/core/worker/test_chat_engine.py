@@ -14,6 +14,7 @@ import pytest
 from core.chat.engine import ChatEngine, ModelSpec
 from core.chat.request import ChatRequest, GenerationSettings
 from core.errors import UserError
+from core.template.named import NAMED_TEMPLATES
 from tests.waiting import wait_for
 
 ASK = [{"role": "user", "content": "the ticket"}]
@@ -97,6 +98,19 @@ def test_a_refusal_costs_one_answer_not_the_engine(engine: ChatEngine, tmp_path:
     with pytest.raises(UserError, match="reads at most 512"):
         list(engine.generate(too_long))
     assert list(engine.generate(ChatRequest(ASK, settings=GenerationSettings(3))))[-1]["tokens"] == 3
+
+
+def test_a_template_may_be_named(tiny_model_dir: Path, tmp_path: Path) -> None:
+    written = tmp_path / "mistral.jinja"
+    written.write_text(NAMED_TEMPLATES["mistral"].source, encoding="utf-8")
+    engine, answers = ChatEngine(), []
+    try:
+        for template in ("mistral", str(written), None):
+            engine.load(ModelSpec(str(tiny_model_dir), precision="fp32", device="cpu", template=template), quiet)
+            answers.append(list(engine.generate(ChatRequest(ASK, settings=GenerationSettings(12))))[-1]["text"])
+    finally:
+        engine.close()
+    assert answers[0] == answers[1] != answers[2]
 
 
 def test_four_bit_weights_and_a_template_of_ones_own(tiny_model_dir: Path, tmp_path: Path) -> None:
