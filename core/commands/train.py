@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from core.commands.common import PROGRAM, add_json_flag, emit, note, say
 
 if TYPE_CHECKING:
     from core.commands.follow import Interrupts
     from core.config.schema import Config
+    from core.data.preflight import RefusalCode
     from core.runs.store import Run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
+    from core.data.preflight import RefusalCode
+
     parser.add_argument("config", metavar="CONFIG", help="configuration file (TOML)")
     parser.add_argument(
         "--set",
@@ -24,6 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help="override an option of the file; may be repeated",
+    )
+    parser.add_argument(
+        "--allow",
+        metavar="CODE",
+        action="append",
+        default=[],
+        choices=get_args(RefusalCode),
+        help=f"go on where the check of the data refuses: {', '.join(get_args(RefusalCode))}; may be repeated",
     )
     parser.add_argument("--name", help="what the run is about; ends its id (default: the file's name)")
     parser.add_argument("--detach", action="store_true", help="print the run's id and return while it trains")
@@ -37,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
 
     path = Path(args.config)
     config = load_config(path, args.set)
+    if args.allow:
+        config = allow(config, args.allow)
     check_model(config)
     check_data(config)
     # Held from here on: a Ctrl-C between the start and the first look would leave a run that nobody knows of.
@@ -46,6 +60,13 @@ def run(args: argparse.Namespace) -> int:
             report_detached(started, as_json=args.json)
             return 0
         return follow_to_end(started, interrupts, as_json=args.json)
+
+
+def allow(config: Config, codes: Sequence[RefusalCode]) -> Config:
+    """The configuration with more codes in ``data.allow``."""
+    known = config.data.allow or []
+    every = [*([known] if isinstance(known, str) else known), *codes]
+    return config.model_copy(update={"data": config.data.model_copy(update={"allow": list(dict.fromkeys(every))})})
 
 
 def check_model(config: Config) -> None:

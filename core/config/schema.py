@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.fields import FieldInfo
 
 from core.data.mapping import ColumnRole
+from core.data.preflight import RefusalCode
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Paths = Text | Annotated[list[Text], Field(min_length=1)]
@@ -78,6 +79,9 @@ class DataSection(Section):
     )
     overlong: Literal["drop", "truncate", "refuse"] = _option(
         "drop", "What happens to rows longer than train.max_length; the count is always reported."
+    )
+    allow: RefusalCode | list[RefusalCode] | None = _option(
+        None, "What the check before a run may find and go on all the same; absent: it is refused."
     )
 
 

@@ -3,24 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
-
-from core.data.conversation import Example
-
-
-def example_key(example: Example) -> bytes:
-    """What two rows have in common when a model learns the same from them: a digest of all they say."""
-    digest = hashlib.blake2b(digest_size=16)
-    if example.ids is not None and example.labels is not None:
-        digest.update(b"ids")
-        digest.update(memoryview(example.ids))
-        digest.update(memoryview(example.labels))
-        return digest.digest()
-    turns = [[message.fields() for message in part] for part in (example.messages, example.chosen, example.rejected)]
-    said = [example.text, turns, list(example.tools), example.label]
-    digest.update(json.dumps(said, sort_keys=True, ensure_ascii=True, default=str).encode())
-    return digest.digest()
 
 
 def held_out_rows(keys: Sequence[bytes], share: float, seed: int) -> set[int]:

@@ -23,7 +23,9 @@ class Event:
     t: float = field(default_factory=time.time)
 
 
-PhaseName = Literal["importing", "loading_model", "preparing_data", "rehearsing", "training", "evaluating", "saving"]
+PhaseName = Literal[
+    "importing", "preparing_model", "preparing_data", "loading_model", "rehearsing", "training", "evaluating", "saving"
+]
 
 
 @dataclass(frozen=True, kw_only=True)

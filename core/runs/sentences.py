@@ -21,8 +21,9 @@ from core.units import format_bytes, format_number
 #: What a phase is called.
 PHASES = {
     "importing": "importing",
-    "loading_model": "loading the model",
+    "preparing_model": "making the model ready",
     "preparing_data": "preparing the data",
+    "loading_model": "loading the model",
     "rehearsing": "rehearsing the longest batch",
     "training": "training",
     "evaluating": "evaluating",

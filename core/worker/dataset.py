@@ -11,11 +11,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from core.config.schema import Config
+from core.data.ambiguity import find_ambiguity
 from core.data.conversation import IGNORED_LABEL, Example, RowError
+from core.data.duplicates import digest, normalized
 from core.data.formats import SAMPLE, Detection, refuse_untrainable
+from core.data.preflight import Preflight
 from core.data.registry import DataSource, resolve_sources, training_sources
 from core.data.rows import Row
-from core.data.split import example_key, held_out_rows, repeats
+from core.data.split import held_out_rows, repeats
 from core.errors import UserError
 from core.runs.events import DataEvent
 from core.template.mask import TEMPLATE_CODES
@@ -28,6 +31,7 @@ CHUNK_ROWS = 256
 
 #: Reasons that the configuration gives and no row is to blame for: kept for measuring, left out by ``data.weights``.
 HELD_OUT, NOT_SAMPLED = "held_out", "not_sampled"
+NOTHING_SUPERVISED, NO_STOP_TOKEN = "nothing_supervised", "no_stop_token"
 
 
 @dataclass
@@ -78,6 +82,7 @@ class Loader:
         encoder: Renders and tokenizes.
         vocabulary: Tokens that the model knows, to check rows that are tokens already; None to trust them.
         progress: Told how many rows have been read; may raise to stop.
+        preflight: Refuses what would waste the run; None to refuse nothing.
     """
 
     def __init__(
@@ -87,17 +92,19 @@ class Loader:
         *,
         vocabulary: int | None = None,
         progress: Callable[[int], None] = lambda _: None,
+        preflight: Preflight | None = None,
     ) -> None:
         self._config = config
         self._encoder = encoder
         self._vocabulary = vocabulary
         self._progress = progress
+        self._preflight = preflight
 
     def training(self) -> tuple[Dataset, Dataset | None]:
         """What is trained on, and what is measured on, if anything is.
 
         Raises:
-            UserError: As :meth:`load`.
+            UserError: As :meth:`load`, or if what was read would waste the run and is not allowed.
         """
         config, dataset = self._config, Dataset()
         weighted = training_sources(config.data)
@@ -106,6 +113,7 @@ class Loader:
             for source in sources:
                 self._load_source(source, dataset, None)
             bounds.append(len(dataset.rows))
+        self._check_rows(dataset)
         _refuse_nothing(dataset, [source.name for sources, _ in weighted for source in sources])
         held_out = None
         if config.data.eval is not None:
@@ -117,7 +125,22 @@ class Loader:
                 divided.unfold()
                 held_out = divided
         dataset.unfold()
+        if self._preflight is not None and held_out is not None:
+            self._preflight.check_leak(dataset.examples, held_out.examples)
         return dataset, held_out
+
+    def _check_rows(self, dataset: Dataset) -> None:
+        if self._preflight is None:
+            return
+        self._preflight.check_supervised(
+            dataset.read, dataset.dropped[NOTHING_SUPERVISED], dataset.first_dropped.get(NOTHING_SUPERVISED, "")
+        )
+        ends = [
+            any(self._encoder.learns_stop(part) for part in row.rows)
+            for row, example in zip(dataset.rows, dataset.examples, strict=True)
+            if not example.text
+        ]
+        self._preflight.check_stop(len(ends) + dataset.dropped[NO_STOP_TOKEN], sum(ends))
 
     def load(self, references: str | list[str], *, limit: int | None = None) -> Dataset:
         """The rows of files, directories and entries of registries.
@@ -146,6 +169,8 @@ class Loader:
         head = list(itertools.islice(rows, SAMPLE))
         detection = source.detect(head)
         refuse_untrainable(detection, one_line(source.name))
+        if self._preflight is not None:
+            self._preflight.check_format(one_line(source.name), find_ambiguity(head, detection, source.format))
         dataset.formats[source.name] = f"{detection.format}: {detection.reason}"
         for chunk in _chunks(itertools.chain(head, rows)):
             if limit is not None and len(dataset.rows) >= limit:
@@ -181,7 +206,7 @@ class Loader:
             )
         supervised = np.asarray(example.labels, dtype=np.int32) != IGNORED_LABEL
         if not supervised[1:].any():
-            return RowError("nothing_supervised", "No token of the row is learned.")
+            return RowError(NOTHING_SUPERVISED, "No token of the row is learned.")
         return TokenizedRow(ids, supervised)
 
     def _fit(self, row: TokenizedRow | RowError) -> TokenizedRow | RowError:
@@ -192,13 +217,13 @@ class Loader:
             cut = [TokenizedRow(part.input_ids[:limit], part.supervised[:limit]) for part in row.rows]
             if useful := [part for part in cut if supervised_count(part)]:
                 return dataclasses.replace(useful[0], further=tuple(useful[1:]))
-            return RowError("nothing_supervised", f"Cut at {limit} tokens, nothing of the row is learned.")
+            return RowError(NOTHING_SUPERVISED, f"Cut at {limit} tokens, nothing of the row is learned.")
         return RowError("overlong", f"The row has {longest} tokens, more than train.max_length = {limit}.")
 
     def _divide(self, dataset: Dataset, bounds: list[int], weights: list[float]) -> Dataset | None:
         """Hold rows out and repeat the others by weight; ``bounds`` are where each entry's rows begin and end."""
         share, seed = self._config.data.eval_share, self._config.train.seed
-        keys = [example_key(example) for example in dataset.examples]
+        keys = [digest(example, normalized(example)) for example in dataset.examples]
         kept_out = held_out_rows(keys, share, seed)
         if share and not kept_out:
             raise UserError("No row can be held out: all rows are the same.", "Set data.eval_share = 0.")

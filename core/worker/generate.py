@@ -83,7 +83,7 @@ def generate(
     """
     began = time.monotonic()
     network = _network(model)
-    stop_ids = frozenset(stop_token_ids(network, tokenizer, template))
+    stop_ids = frozenset(stop_token_ids(getattr(network, "generation_config", None), tokenizer, template))
     prompt = _encode(tokenizer, [messages], stop_ids, template)[0]
     budget = _room(network, prompt, settings.max_new_tokens)
     stream = TextStream(tokenizer)
@@ -144,7 +144,7 @@ def generate_batch(
         UserError: As :func:`generate`.
     """
     network = _network(model)
-    stop_ids = frozenset(stop_token_ids(network, tokenizer, template))
+    stop_ids = frozenset(stop_token_ids(getattr(network, "generation_config", None), tokenizer, template))
     prompts = _encode(tokenizer, conversations, stop_ids, template)
     budgets = [_room(network, prompt, max_new_tokens) for prompt in prompts]
     answers: list[list[int]] = [[] for _ in prompts]

@@ -9,6 +9,7 @@ error; ``prepare_model_for_kbit_training`` casts embeddings to fp32 (it is not c
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,30 @@ def _cpu_has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
+def load_tokenizer(base: Path) -> Any:
+    """The tokenizer of a model's directory.
+
+    Raises:
+        UserError: If it cannot be loaded.
+    """
+    with _loading_explained(base):
+        return AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+
+
+@contextlib.contextmanager
+def _loading_explained(base: Path) -> Iterator[None]:
+    """Turn what transformers raises for a model that is not whole into a sentence."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"The model in {base} cannot be loaded: {first}", "Check that the directory is whole."
+        ) from error
+
+
 def load_model(
     base: Path,
     *,
@@ -92,6 +117,7 @@ def load_model(
     device: str,
     adapter: Path | None = None,
     for_training: bool = False,
+    tokenizer: Any = None,
 ) -> LoadedModel:
     """Load a base model from a directory, with an adapter where one is given.
 
@@ -102,6 +128,7 @@ def load_model(
         device: ``auto``, ``cuda`` or ``cpu``.
         adapter: A directory in PEFT's format to put on top.
         for_training: Whether the adapter's weights are to be trained.
+        tokenizer: Its tokenizer, where that is loaded already.
 
     Raises:
         UserError: If it cannot be loaded.
@@ -116,26 +143,23 @@ def load_model(
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
+    if tokenizer is None:
+        tokenizer = load_tokenizer(base)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            base,
-            dtype=dtype,
-            device_map={"": target},
-            quantization_config=quantization,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise UserError(
-                f"{base.name} does not fit on {target}: {str(error).splitlines()[0]}",
-                "Close what else holds its memory, or choose a smaller model or method.name = qlora.",
-            ) from error
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        with _loading_explained(base):
+            model = AutoModelForCausalLM.from_pretrained(
+                base,
+                dtype=dtype,
+                device_map={"": target},
+                quantization_config=quantization,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+            )
+    except torch.OutOfMemoryError as error:
         raise UserError(
-            f"The model in {base} cannot be loaded: {first}", "Check that the directory is whole."
+            f"{base.name} does not fit on {target}: {str(error).splitlines()[0]}",
+            "Close what else holds its memory, or choose a smaller model or method.name = qlora.",
         ) from error
     keep_gradients(model)
     model.requires_grad_(False)

@@ -68,10 +68,15 @@ class Encoder:
             supervise,
             allow_special=allow_special,
         )
+        self._stops = frozenset(self._masker.stop_ids)
 
     def encode(self, examples: Sequence[Example]) -> list[TokenizedRow | RowError]:
         """Tokenize examples, in order; an example that cannot be used yields the reason."""
         return [row if isinstance(row, RowError) else _tokenized(row) for row in self._masker.mask(examples)]
+
+    def learns_stop(self, row: TokenizedRow) -> bool:
+        """Whether a token that ends an answer is learned."""
+        return not self._stops.isdisjoint(row.input_ids[row.supervised].tolist())
 
     def prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """A conversation as text, ready for the model to answer."""
@@ -140,13 +145,18 @@ def read_template(path: str | None, name: str | None = None) -> str | None:
     return template_source(path, name)
 
 
-def stop_token_ids(model: Any, tokenizer: Any, template: str | None = None) -> list[int]:
+def stop_token_ids(generation_config: Any, tokenizer: Any, template: str | None = None) -> list[int]:
     """The tokens that end an answer, without duplicates.
 
     They are the generation configuration's, the tokenizer's, and those that a template of ours brings.
+
+    Args:
+        generation_config: The model's, of transformers; None where it has none.
+        tokenizer: The model's.
+        template: A chat template instead of the tokenizer's own.
     """
     found: list[int] = []
-    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    configured = getattr(generation_config, "eos_token_id", None)
     for value in (configured, tokenizer.eos_token_id):
         for token in value if isinstance(value, (list, tuple)) else [value]:
             if token is not None and token not in found:

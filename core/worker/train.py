@@ -22,19 +22,24 @@ from core.runs.events import CheckpointEvent, StepEvent
 from core.runs.store import Run
 from core.worker import checkpoint as checkpoints
 from core.worker.attendant import Attendant
-from core.worker.batches import DataOrder, fingerprint
+from core.worker.batches import DataOrder
 from core.worker.control import Controls, StopRequested
-from core.worker.dataset import HELD_OUT, NOT_SAMPLED, Dataset, Loader
 from core.worker.evaluate import Evaluator
 from core.worker.gradients import WindowGradients, make_accelerator
 from core.worker.loss import SupervisedLoss
-from core.worker.model import attach_adapters, evaluation_mode, load_model, trainable_parameters
+from core.worker.model import (
+    attach_adapters,
+    choose_device,
+    choose_dtype,
+    evaluation_mode,
+    load_model,
+    trainable_parameters,
+)
 from core.worker.model_files import weights_fingerprint
 from core.worker.optim import make_optimizer
+from core.worker.preparation import prepare
 from core.worker.recorder import Recorder
 from core.worker.schedule import lr_factor, warmup_steps
-from core.worker.starter import resolve_base
-from core.worker.template import Encoder, read_template, stop_token_ids
 
 #: Steps without a finite gradient after which a run gives up.
 NONFINITE_LIMIT = 5
@@ -88,8 +93,8 @@ class FinetuneRecipe:
             StopRequested: If it was stopped; a checkpoint has then been written, if a step was done.
             UserError: If it cannot go on.
         """
-        self._load_model()
         self._prepare_data()
+        self._load_model()
         self._prepare_optimization()
         if resume:
             self._restore()
@@ -103,59 +108,30 @@ class FinetuneRecipe:
 
     # Preparation.
 
+    def _prepare_data(self) -> None:
+        # What the device cannot do is said before minutes are spent on the rows.
+        choose_dtype(self.config.train.precision, choose_device(self.config.hardware.device))
+        prepared = prepare(self.config, self.recorder, self.controls.check_stop)
+        self.base, self.tokenizer, self.template = prepared.base, prepared.tokenizer, prepared.template
+        self.dataset, self.held_out = prepared.dataset, prepared.held_out
+        self.data_fingerprint = prepared.data_fingerprint
+
     def _load_model(self) -> None:
         self.controls.check_stop()
         config = self.config
         self.recorder.phase("loading_model", config.model.base)
-        base = resolve_base(config.model.base, self.recorder.reporter("loading_model", self.controls.check_stop))
-        self.base_fingerprint = weights_fingerprint(base)
+        self.base_fingerprint = weights_fingerprint(self.base)
         self.loaded = load_model(
-            base,
+            self.base,
             method=config.method.name,
             precision=config.train.precision,
             device=config.hardware.device,
             for_training=True,
+            tokenizer=self.tokenizer,
         )
         self.loaded.model = attach_adapters(self.loaded.model, config.method, seed=config.train.seed)
         self.loss = SupervisedLoss(self.loaded.model)
         self.accelerator = make_accelerator(self.loaded)
-        self.template = read_template(config.template.file, config.template.name)
-
-    def _prepare_data(self) -> None:
-        self.controls.check_stop()
-        config = self.config
-        self.recorder.phase("preparing_data")
-        stop_ids = stop_token_ids(self.loaded.model.get_base_model(), self.loaded.tokenizer, self.template)
-        encoder = Encoder(
-            self.loaded.tokenizer,
-            stop_ids,
-            self.template,
-            supervise=config.data.supervise,
-            allow_special=config.data.special_tokens == "keep",
-        )
-
-        def progress(rows: int) -> None:
-            self.controls.check_stop()
-            self.recorder.phase("preparing_data", done=rows)
-
-        vocabulary = self.loaded.model.get_input_embeddings().weight.shape[0]
-        loader = Loader(config, encoder, vocabulary=vocabulary, progress=progress)
-        self.held_out: Dataset | None
-        self.dataset, self.held_out = loader.training()
-        self.recorder.event(self.dataset.event())
-        self._tell_dropped(self.dataset)
-        self.data_fingerprint = fingerprint(self.dataset.rows)
-
-    def _tell_dropped(self, dataset: Dataset) -> None:
-        for code, count in dataset.dropped.most_common():
-            if code in (HELD_OUT, NOT_SAMPLED):
-                continue
-            hint = (
-                "Raise train.max_length or set data.overlong." if code == "overlong" else "Mend or remove these rows."
-            )
-            example = dataset.first_dropped[code]
-            unused = "1 row is not used." if count == 1 else f"{count} rows are not used."
-            self.recorder.notice("warning", f"dropped_{code}", f"{unused} {example}", hint)
 
     def _prepare_optimization(self) -> None:
         train = self.config.train

@@ -49,7 +49,7 @@ from .workers import (
 def test_the_phases_come_in_order(reference: Run) -> None:
     told = [event.name for event in only(PhaseEvent, reference)]
     evaluating = ["training", "evaluating"] * ((STEPS - 1) // 10)
-    expected = ["importing", "loading_model", "preparing_data", "rehearsing", *evaluating, "training", "saving"]
+    expected = ["importing", "preparing_data", "loading_model", "rehearsing", *evaluating, "training", "saving"]
     assert [name for name, _ in groupby(told)] == [*expected, "evaluating", "saving"]
 
 

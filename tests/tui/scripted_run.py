@@ -95,7 +95,7 @@ class ScriptedRun:
     def begin(self) -> None:
         """All phases up to the first step."""
         self.write_state(state="starting")
-        for name, seconds in (("importing", 0.0), ("loading_model", 3.1), ("preparing_data", 2.2)):
+        for name, seconds in (("importing", 0.0), ("preparing_data", 3.1), ("loading_model", 2.2)):
             self.phase(name, seconds)
         self.write(
             events.DataEvent(

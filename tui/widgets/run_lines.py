@@ -17,7 +17,7 @@ from tui.widgets.meter import bar
 from tui.widgets.plot_geometry import GlyphSet
 
 #: Phases that a run goes through, so that those to come can be named.
-EXPECTED_PHASES = ("importing", "loading_model", "preparing_data", "rehearsing", "training")
+EXPECTED_PHASES = ("importing", "preparing_data", "loading_model", "rehearsing", "training")
 
 
 def state_style(state: str) -> str:

@@ -55,7 +55,7 @@ class ScriptedWorker:
 
     def main(self) -> int:
         """Do it all; the exit code is the worker's."""
-        for phase in ("importing", "loading_model", "preparing_data"):
+        for phase in ("importing", "preparing_data", "loading_model"):
             self.recorder.phase(phase)
         self._tell(DataEvent(rows=3, used=2, dropped={"overlong": 1}, tokens=40, supervised_tokens=10, longest=24))
         self.recorder.update(total_steps=self.steps, state="training", step=self.step)

@@ -53,6 +53,23 @@ def test_a_failed_run_gives_its_reason_and_code_4(cli: CommandLine) -> None:
     assert summary["adapter"] is None
 
 
+def test_what_is_allowed_goes_into_the_run(cli: CommandLine) -> None:
+    cli.script(steps=1)
+    config = cli.config()
+    arguments = ("--allow", "eval_leak", "--allow", "format_ambiguous", "--set", "data.allow=eval_leak")
+    assert cli("train", str(config), *arguments).code == 0
+    assert find_run("latest").config().data.allow == ["eval_leak", "format_ambiguous"]
+    assert cli("train", str(config), "--set", "data.allow=eval_leak, stop_untrained").code == 0
+    assert find_run("latest").config().data.allow == ["eval_leak", "stop_untrained"]
+
+
+def test_an_unknown_code_is_refused_with_the_known_ones(cli: CommandLine) -> None:
+    result = cli("train", str(cli.config()), "--allow", "anything")
+    assert result.code == 2
+    assert "eval_leak" in result.err
+    assert list_runs() == []
+
+
 def test_a_run_that_vanishes_is_lost(cli: CommandLine) -> None:
     cli.script(steps=2, end="vanish")
     result = cli("train", str(cli.config()), "--json")

@@ -3,30 +3,9 @@ from __future__ import annotations
 import hypothesis.strategies as st
 from hypothesis import given
 
-from core.data.conversation import Example, Message, make_tokens
-from core.data.split import example_key, held_out_rows, repeats
+from core.data.split import held_out_rows, repeats
 
 KEYS = st.lists(st.integers(0, 30).map(lambda number: b"%d" % number), max_size=120)
-
-
-def chat(question: str, answer: str = "a", **more: object) -> Example:
-    return Example((Message("user", question), Message("assistant", answer)), **more)  # type: ignore[arg-type]
-
-
-def test_rows_are_alike_when_the_same_is_learned() -> None:
-    assert example_key(chat("q")) == example_key(chat("q"))
-    others = [
-        chat("q2"),
-        chat("q", "b"),
-        chat("q", tools=({"type": "function"},)),
-        chat("q", label=True),
-        Example((Message("user", "q"), Message("assistant", "a", train=False, reasoning="r"))),
-        Example(text="q"),
-        make_tokens([1, 2]),
-        make_tokens([1, 2], [-100, 2]),
-    ]
-    keys = {example_key(example) for example in [chat("q"), *others]}
-    assert len(keys) == len(others) + 1
 
 
 @given(KEYS, st.floats(0.01, 0.5), st.integers(0, 2**31 - 1))

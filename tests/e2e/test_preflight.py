@@ -1,0 +1,117 @@
+"""What a worker refuses before it loads the model, and goes on with where that is allowed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.runs import launcher
+from core.runs.events import DataEvent, NoticeEvent, PhaseEvent
+
+from .workers import Workers, exit_code, failure, log, only, write_rows
+
+Sections = dict[str, dict[str, Any]]
+
+#: A run of a few steps.
+SHORT: Sections = {"train": {"max_steps": 2}, "eval": {"every_steps": None, "exact_match": False}}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What would waste a run, what is said, and the key that mends it."""
+
+    spoil: Callable[[Workers], Sections]
+    reason: str
+    key: str
+
+
+def _rows(workers: Workers) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in workers.train_data.read_text().splitlines()]
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def _unlearned(workers: Workers) -> Sections:
+    rows = _rows(workers)
+    for row in rows[:6]:
+        row["messages"][1]["train"] = False
+    return {"data": {"train": _write(workers.directory / "unlearned.jsonl", rows)}}
+
+
+def _two_readings(workers: Workers) -> Sections:
+    rows = [{**row, "instruction": "say", "output": "it"} for row in _rows(workers)]
+    return {"data": {"train": _write(workers.directory / "two.jsonl", rows)}}
+
+
+def _leaking(workers: Workers) -> Sections:
+    rows = write_rows(workers.directory / "fresh.jsonl", 9, seed=5).read_text().splitlines()
+    leaking = workers.directory / "leaking.jsonl"
+    leaking.write_text("\n".join([*rows, workers.train_data.read_text().splitlines()[7]]) + "\n")
+    return {"data": {"eval": str(leaking)}}
+
+
+def _cut(workers: Workers) -> Sections:
+    rows = [
+        {"messages": [{"role": "user", "content": "ticket"}, {"role": "assistant", "content": f"{number} " * 60}]}
+        for number in range(30)
+    ]
+    train = _write(workers.directory / "long.jsonl", rows)
+    return {"data": {"train": train, "overlong": "truncate"}, "train": {**SHORT["train"], "max_length": 48}}
+
+
+def _without_template(workers: Workers) -> Sections:
+    model = workers.directory / "base-model"
+    shutil.copytree(workers.model, model)
+    (model / "chat_template.jinja").unlink(missing_ok=True)
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (model / "tokenizer_config.json").write_text(json.dumps(settings))
+    return {"model": {"base": str(model)}}
+
+
+CASES = {
+    "nothing_supervised": Case(_unlearned, "6 of 40 rows have nothing to learn", "data.supervise"),
+    "format_ambiguous": Case(_two_readings, "two.jsonl is read is not clear", "data.format"),
+    "eval_leak": Case(_leaking, "1 of 10 held-out rows (10%) are also trained on", "data.eval"),
+    "stop_untrained": Case(_cut, "The token that ends an answer is learned in", "train.max_length"),
+    "template_missing": Case(_without_template, "has no chat template", "template.name"),
+}
+
+
+@pytest.mark.parametrize("code", CASES)
+def test_refused_before_the_model_is_loaded_unless_allowed(workers: Workers, code: str) -> None:
+    case = CASES[code]
+    sections = SHORT | case.spoil(workers)
+    refused = workers.start("refused", **sections)
+    last = failure(refused)
+    assert case.reason in last.reason
+    assert case.key in last.hint
+    assert f"--allow {code}" in last.hint
+    assert "loading_model" not in {phase.name for phase in only(PhaseEvent, refused)}
+    launcher.reap()
+
+    sections["data"] = {**sections.get("data", {}), "allow": code}
+    allowed = workers.start("allowed", **sections)
+    assert exit_code(allowed) == 0, log(allowed)
+    (notice,) = [notice for notice in only(NoticeEvent, allowed) if notice.code == code]
+    assert case.reason in notice.message
+    told = only(DataEvent, allowed)[0]
+    assert told.rows == told.used + sum(told.dropped.values())
+
+
+def test_a_template_that_never_stops(workers: Workers) -> None:
+    template = workers.directory / "endless.jinja"
+    template.write_text("{% for turn in messages %}{{ turn['role'] + ': ' + turn['content'] + '\n' }}{% endfor %}")
+    refused = workers.start("endless", **SHORT, template={"file": str(template)})
+    last = failure(refused)
+    assert "learned in 0 of 40 rows" in last.reason
+    assert "--allow stop_untrained" in last.hint
