@@ -40,6 +40,8 @@ class Key:
     """Whether the command palette offers it; movement keys are no commands."""
     show: str = ""
     """How the key is written, where its name would not do."""
+    priority: bool = False
+    """Whether it is carried out before the next key is looked at, so that what is typed ahead is not lost."""
 
     @property
     def scope(self) -> str:
@@ -166,7 +168,7 @@ KEYS: tuple[Key, ...] = (
     Key("train.log_axis", "y", "toggle_log_axis", "log axis", "Switch the loss axis between linear and logarithmic"),
     Key("train.follow", "end,G", "follow_log", "follow", "Follow the end of the log again", palette=False),
     # Chat.
-    Key("chat.write", "i,enter", "write", "write", "Write to the model", footer=True),
+    Key("chat.write", "i,enter", "write", "write", "Write to the model", footer=True, priority=True),
     Key(
         "chat.source",
         "b,ctrl+t",
@@ -217,7 +219,15 @@ KEYS: tuple[Key, ...] = (
 def bindings(scope: str) -> list[Binding]:
     """The bindings of a scope, for ``BINDINGS``."""
     return [
-        Binding(key.keys, key.action, key.description, show=key.footer, key_display=key.show or None, id=key.id)
+        Binding(
+            key.keys,
+            key.action,
+            key.description,
+            show=key.footer,
+            key_display=key.show or None,
+            priority=key.priority,
+            id=key.id,
+        )
         for key in KEYS
         if key.scope == scope
     ]
