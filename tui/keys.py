@@ -148,6 +148,13 @@ KEYS: tuple[Key, ...] = (
         footer=True,
     ),
     Key("config.editor", "e", "open_editor", "$EDITOR", "Edit the configuration as TOML in your editor"),
+    Key(
+        "config.import",
+        "I",
+        "import_file",
+        "import…",
+        "Open a configuration of Axolotl, LLaMA-Factory or Unsloth as a new one",
+    ),
     Key("config.default", "d,delete", "reset", "default", "Give the option under the cursor its default again"),
     Key("config.problem", "p", "next_problem", "next problem", "Go to the next option with a problem"),
     Key("config.cycle", "space,right", "cycle(1)", "next value", "The next value of a choice", palette=False),

@@ -14,7 +14,8 @@ from core.data.turns import REASONING_KEYS
 from core.errors import UserError
 from core.text import one_line
 
-_KEYS = {
+#: The keys of an entry that are read.
+KEYS = {
     *("path", "type", "split", "name", "data_files", "ds_type", "field", "shards", "shards_idx", "revision"),
     *("trust_remote_code", "chat_template", "chat_template_jinja", "field_messages", "field_tools", "field_thinking"),
     *("message_property_mappings", "message_field_training", "message_field_training_detail", "roles_to_train"),
@@ -91,14 +92,27 @@ def _read_entry(file: Path, number: int, entry: Any) -> list[DataSource]:
     where = f"{one_line(str(file))}#{number}"
     if not isinstance(entry, dict):
         raise UserError(f"{where} is no table.", "Write path and type.")
-    refuse_unknown_keys(where, entry, _KEYS, {"format": "type", "file": "path"})
+    format_, columns = entry_reading(entry, where)
+    name = f"{file}#{number}"
+    return [DataSource(name, path, format_, columns) for path in _paths(file, entry, where)]
+
+
+def entry_reading(entry: Mapping[str, Any], where: str) -> tuple[str, ColumnMap | None]:
+    """How the rows of an entry are read: the format, and the columns where they are named.
+
+    Args:
+        entry: The entry; its paths are not looked at.
+        where: What it is called in messages.
+
+    Raises:
+        UserError: If it has a key that is none, or asks for what is not done here.
+    """
+    refuse_unknown_keys(where, entry, KEYS, {"format": "type", "file": "path"})
     for key, (allowed, hint) in _FIXED.items():
         if entry.get(key) not in allowed:
             value = one_line(str(entry[key]), 40)
             raise UserError(f"{where} has {key}: {value}, which is not done here.", f"{hint}.")
-    format_, columns = _reading(entry, where)
-    name = f"{file}#{number}"
-    return [DataSource(name, path, format_, columns) for path in _paths(file, entry, where)]
+    return _reading(entry, where)
 
 
 def _paths(file: Path, entry: Mapping[str, Any], where: str) -> list[Path]:

@@ -20,8 +20,8 @@ from core.errors import UserError
 from core.text import one_line
 from tui.keys import bindings
 from tui.messages import ConfigEdited, StartRequested
-from tui.panes.config_files import ConfigFiles
 from tui.panes.config_help import PATH_OPTIONS, UNSET_TEXTS, explain
+from tui.panes.config_import import ConfigImport
 from tui.panes.config_model import DATA_PATHS, ConfigModel
 from tui.widgets.ask_bar import AskBar
 from tui.widgets.option_field import OptionField
@@ -34,7 +34,7 @@ class _RowsCounted(Message):
     count: int
 
 
-class ConfigPane(ConfigFiles):
+class ConfigPane(ConfigImport):
     """Edit the configuration; ``load`` shows another one."""
 
     DEFAULT_CSS = """

@@ -54,6 +54,10 @@ class ConfigFiles(Pane):
         """Take over what is being typed."""
         raise NotImplementedError
 
+    def load(self, document: ConfigDocument) -> None:
+        """Show another configuration."""
+        raise NotImplementedError
+
     def refresh_fields(self, *, rows: bool = False) -> None:
         """Show what the document says now; ``rows`` where its data may be another."""
         raise NotImplementedError

@@ -1,0 +1,103 @@
+"""``import FILE``: a configuration of another tool as one of ours, with a report of what became of every key."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.commands.common import EXIT_ERROR, PROGRAM, add_json_flag, emit, note, put, report_error
+from core.errors import UserError
+
+if TYPE_CHECKING:
+    from core.config.importers.translation import Unknown
+
+#: Whose configurations are read; known before anything is loaded.
+KINDS = ("axolotl", "llama-factory", "unsloth")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("file", metavar="FILE", help="the YAML file of Axolotl, LLaMA-Factory or Unsloth")
+    parser.add_argument("--out", metavar="FILE", help="write the configuration there (default: standard output)")
+    parser.add_argument("--force", action="store_true", help="replace the file that --out names")
+    parser.add_argument("--from", dest="kind", choices=KINDS, help="whose it is (default: by its keys)")
+    add_json_flag(parser, "print one JSON object with the configuration and the report")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry it over; the exit code is 1 where the file has keys that its tool does not know."""
+    from core.config.importers.convert import import_config
+    from core.config.importers.report import render
+
+    path = Path(args.file)
+    out = Path(args.out) if args.out is not None else None
+    if out is not None:
+        refuse_existing(out, path, force=args.force)
+    imported = import_config(path, args.kind, out.parent if out is not None else None)
+    if out is not None:
+        write(out, imported.toml, force=args.force)
+    if args.json:
+        emit(imported.to_dict())
+    else:
+        if out is None:
+            put(imported.toml)
+        for line in render(imported, shutil.get_terminal_size((100, 24)).columns):
+            note(line)
+        if out is not None:
+            note(f"Written to {out}. '{PROGRAM} data --config {out}' looks at its data.")
+    for unknown in imported.unknown:
+        report_error(unknown_key(path, imported.title, unknown))
+    return EXIT_ERROR if imported.unknown else 0
+
+
+def refuse_existing(out: Path, source: Path, *, force: bool) -> None:
+    """Refuse to write over something, before anything is done.
+
+    Raises:
+        UserError: If there is something at the path, unless it is another file than the one read and ``force`` is set.
+    """
+    if out.is_dir():
+        raise UserError(f"{out} is a directory.", "Name a file in it.")
+    if out.exists() and source.exists() and out.samefile(source):
+        raise UserError(f"{out} is the file that is read.", "Choose another name.")
+    if not force and os.path.lexists(out):
+        raise _exists(out)
+
+
+def write(out: Path, toml: str, *, force: bool) -> None:
+    """Write the configuration whole or not at all; without ``force`` never in the place of another file.
+
+    Raises:
+        UserError: If it cannot be written, or somebody else has meanwhile made a file of that name.
+    """
+    from core.atomic import write_atomic
+
+    beside = out.with_name(f".{out.name}.{os.getpid()}.new")
+    try:
+        if force:
+            write_atomic(out, toml, mode=0o644)
+            return
+        write_atomic(beside, toml, mode=0o644)
+        try:
+            # Other than a rename, a link fails where there is a file by now.
+            os.link(beside, out)
+        finally:
+            beside.unlink(missing_ok=True)
+    except FileExistsError as error:
+        raise _exists(out) from error
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror}.", "Choose another place.") from error
+
+
+def _exists(out: Path) -> UserError:
+    return UserError(f"{out} exists already.", "Choose another name, or replace it with --force.")
+
+
+def unknown_key(path: Path, title: str, unknown: Unknown) -> UserError:
+    """The error for a key that the tool does not have; the rest has been carried over."""
+    place = f"{path}, line {unknown.line}" if unknown.line else str(path)
+    guess = f"Did you mean {unknown.guess}?" if unknown.guess else "Remove it, or mend it."
+    return UserError(f"{place}: {title} has no key {unknown.key}; it was left out.", guess)

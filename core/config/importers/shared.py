@@ -1,0 +1,226 @@
+"""What several tools have in common, most of it from the trainer of transformers that they all build on."""
+
+from __future__ import annotations
+
+import re
+
+from core.config.importers.rules import Choice, is_one_of
+from core.config.importers.translation import Translation
+from core.config.schema import ModelSection
+
+#: ``optim`` of transformers.
+OPTIMIZERS = Choice(
+    option="train.optimizer",
+    same={
+        **dict.fromkeys(["adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw"], "adamw"),
+        **dict.fromkeys(["adamw_8bit", "adamw_bnb_8bit"], "adamw_8bit"),
+        "paged_adamw_8bit": "paged_adamw_8bit",
+    },
+    near={
+        **dict.fromkeys(
+            ["paged_adamw", "paged_adamw_32bit"], ("adamw", "The same arithmetic; its states are not paged.")
+        ),
+        **dict.fromkeys(
+            ["adamw_apex_fused", "adamw_anyprecision", "adamw_torch_xla", "adamw_torch_npu_fused"],
+            ("adamw", "The AdamW of torch."),
+        ),
+        "adamw_torch_8bit": ("adamw_8bit", "The 8-bit AdamW of bitsandbytes instead of torchao's."),
+    },
+    otherwise=("adamw", "This optimizer is not offered: AdamW, for which the learning rate may not be right."),
+)
+
+#: ``lr_scheduler_type`` of transformers.
+SCHEDULERS = Choice(
+    option="train.scheduler",
+    same={
+        "cosine": "cosine",
+        "linear": "linear",
+        "constant": "constant",
+        "constant_with_warmup": "constant",
+    },
+    near={
+        "polynomial": ("linear", "Without a power of its own it is a straight line."),
+        "cosine_with_restarts": ("cosine", "Without a number of restarts it is one cosine."),
+        "cosine_with_min_lr": ("cosine", "The learning rate falls to 0, and not to a minimum."),
+    },
+    otherwise=("cosine", "This schedule is not offered: cosine."),
+)
+
+#: All that :func:`cut_length` may set.
+LENGTH_OPTIONS = ("train.max_length", "data.overlong")
+#: All that :func:`joined_batch` may set.
+BATCH_OPTIONS = ("train.batch_size", "train.micro_batch_size")
+#: All that :func:`schedule` may set.
+SCHEDULE_OPTIONS = ("train.scheduler", "train.warmup")
+#: All that :func:`held_out` may set.
+HELD_OUT_OPTIONS = ("data.eval_share",)
+
+
+def schedule(
+    work: Translation, name: str, ratio: str, steps: str, choice: Choice, absent: tuple[float, str] | None
+) -> None:
+    """The learning rate's course: ``constant`` has no warm-up there, and has one here.
+
+    Args:
+        work: The translation.
+        name: The key of the schedule.
+        ratio: The key of the warm-up as a share; empty where the tool has none.
+        steps: The key of the warm-up in steps.
+        choice: How schedules are named.
+        absent: The tool's warm-up where neither key is given, and the sentence for it; None where it is ours.
+    """
+    flat = is_one_of(work.values.get(name), ("constant",))
+    work.choose(name, choice)
+    if flat:
+        reason = f"{name}: constant warms up nothing; constant_with_warmup does."
+        counts = ratio if ratio and work.has(ratio) and not work.has(steps) else steps
+        work.change(counts, "train.warmup", 0.0, reason)
+        if ratio and work.has(ratio):
+            work.drop(ratio, reason)
+        return
+    given = work.number(steps)
+    share = work.number(ratio) if ratio else None
+    if given is not None and (given > 0 or share is None):
+        if ratio and work.has(ratio):
+            work.drop(ratio, f"{steps} is given too, and counts.")
+        if 0 < given < 1:
+            work.change(steps, "train.warmup", given, "Below 1 it is a share of all steps, as newer trainers take it.")
+        else:
+            work.carry(steps, "train.warmup", float(int(given)))
+        return
+    if work.has(steps):
+        work.carry(steps, None, reason=f"0: {ratio} counts.")
+    if share is not None:
+        if share >= 1:
+            work.drop(ratio, "All of the run would be warm-up; the default holds.")
+        else:
+            work.carry(ratio, "train.warmup", share)
+    elif absent is not None:
+        work.change(steps, "train.warmup", absent[0], absent[1])
+
+
+def held_out(work: Translation, key: str, has_rows: bool) -> bool:
+    """A share of the rows, or a number of them, kept out of training.
+
+    Args:
+        work: The translation.
+        key: The key of the share.
+        has_rows: Whether rows to measure on are given otherwise.
+
+    Returns:
+        Whether there is something to measure on.
+    """
+    share = work.number(key)
+    if share is None or share == 0:
+        if work.has(key):
+            work.carry(key, None, reason="Nothing is held out.")
+        return has_rows
+    if share < 0:
+        work.refuse(key, "must not be below 0")
+    if has_rows:
+        work.drop(key, "Rows to measure on are given, and only one of the two is possible.")
+        return True
+    if share >= 1:
+        work.drop(
+            key, f"{share:g} rows are no share: nothing is held out. Set data.eval_share to what they are of all."
+        )
+        return False
+    if share > 0.5:
+        work.change(key, "data.eval_share", 0.5, "At most half of the rows can be held out.")
+    else:
+        work.carry(key, "data.eval_share", share, "Which rows, decides train.seed; eval.max_rows of them are measured.")
+    return True
+
+
+def every(work: Translation, key: str, option: str, instead: str) -> None:
+    """So many steps between two of something; below 1 a share of all steps.
+
+    Args:
+        work: The translation.
+        key: The key of the number.
+        option: Ours.
+        instead: What happens where the number cannot be known.
+    """
+    steps = work.number(key)
+    if steps is None:
+        return
+    if steps <= 0:
+        work.carry(key, None, reason="It says nothing here either.")
+    elif steps >= 1:
+        work.carry(key, option, int(steps))
+    else:
+        total = work.values.get("max_steps")
+        if isinstance(total, int) and not isinstance(total, bool) and total > 0:
+            number = max(round(steps * total), 1)
+            work.change(key, option, number, f"{steps:g} of {total} steps.")
+        else:
+            work.drop(key, f"A share of a number of steps that is not known yet: {instead}")
+
+
+def joined_batch(work: Translation, micro: str, accumulate: str, defaults: tuple[int, int], devices: str) -> None:
+    """Rows in one optimizer step: those at once on the device, times the times that gradients are added up.
+
+    Args:
+        work: The translation.
+        micro: The key of the rows at once.
+        accumulate: The key of the number of times.
+        defaults: What the tool takes for the two.
+        devices: What to add where the file is made for several devices; may be empty.
+    """
+    at_once = work.integer(micro)
+    times = work.integer(accumulate)
+    for key, number in ((micro, at_once), (accumulate, times)):
+        if number is not None and number < 1:
+            work.refuse(key, "must be 1 or more")
+    rows = (at_once or defaults[0]) * (times or defaults[1])
+    sentence = f"{at_once or defaults[0]} at once x {times or defaults[1]} times added up, on one device.{devices}"
+    problem = work.put("train.batch_size", rows, sentence)
+    if at_once is not None:
+        if problem:
+            work.drop(micro, problem)
+        else:
+            work.carry(micro, "train.micro_batch_size", at_once)
+    if not problem:
+        work.change(accumulate, "train.batch_size", rows, sentence)
+    elif times is not None:
+        work.drop(accumulate, problem)
+
+
+def cut_length(work: Translation, key: str, default: int) -> None:
+    """The most tokens of a row, in tools that cut what is longer; here it would be dropped."""
+    title = work.tool.title
+    cut = f"{title} cuts longer rows; here at their end, so that an answer may lose its end."
+    length = work.integer(key)
+    problem = work.put("train.max_length", default if length is None else length, "" if length else f"{title}'s own.")
+    work.put("data.overlong", "truncate", cut)
+    if problem:
+        work.drop(key, problem)
+    else:
+        work.note_change(key, "train.max_length, data.overlong", cut)
+
+
+def model_base(work: Translation, key: str) -> None:
+    """The model: a path as it holds here, a name as it is."""
+    name = work.text(key)
+    if name is None:
+        work.change(key, "model.base", ModelSection().base, "The file names no model: the starter model.")
+    elif work.places.exists(name) and str(path := work.places.locate(name)) != name:
+        work.change(key, "model.base", work.places.write(path), f"Paths start at {work.places.base}.")
+    else:
+        work.carry(key, "model.base", name)
+
+
+_PATTERN = re.compile(r"[\\*+?()\[\]{}|^$]")
+_ALL = ("all", "all-linear", "all_linear")
+
+
+def target_modules(work: Translation, key: str, names: list[str]) -> None:
+    """The layers that get adapters: names, or all linear ones."""
+    if any(name.lower() in _ALL for name in names):
+        work.carry(key, "method.target_modules", "all-linear")
+    elif any(_PATTERN.search(name) for name in names):
+        work.drop(
+            key, "Patterns are not offered, only names: all linear layers.", "method.target_modules", "all-linear"
+        )
+    else:
+        work.carry(key, "method.target_modules", names)

@@ -1,0 +1,235 @@
+"""The YAML file of another tool: read within bounds, with the line of every key."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from core.config.importers.redact import cleaned
+from core.errors import UserError
+from core.text import one_line
+
+#: Largest file read, in bytes. Configurations are a few kilobytes.
+LIMIT = 128 << 10
+#: Most values that a file may stand for, its aliases written out.
+MOST_VALUES = 20_000
+#: Longest name of a key, in characters.
+LONGEST_KEY = 200
+
+_DEEPEST = 40
+_MAP, _SEQUENCE, _MERGE = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:merge"
+_SCALARS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str")}
+# A date means nothing to any of the tools; what is written is kept as text.
+_TEXTS = {"tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:value"}
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """What a file says.
+
+    Args:
+        path: Where it is.
+        values: Its keys, in order.
+        lines: The line of each key, counted from 1; of keys inside of a table as ``table.key``, of those of a list of
+            tables as ``list[1].key``.
+    """
+
+    path: Path
+    values: dict[str, Any]
+    lines: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def shown(self) -> str:
+        """The path, safe to print."""
+        return one_line(str(self.path))
+
+    def place(self, key: str) -> str:
+        """``file, line 12`` for a key; the file alone for one that it does not have."""
+        line = self.lines.get(key)
+        return f"{self.shown}, line {line}" if line else self.shown
+
+
+def read_source(path: Path) -> SourceFile:
+    """Read a file with PyYAML's safe loader.
+
+    Aliases and merge keys are followed as far as the whole stays within :data:`MOST_VALUES`.
+
+    Raises:
+        UserError: If it cannot be read, is not one YAML document, is no table of keys, has a key twice, or stands for
+            more than a configuration would. The message names file and line.
+    """
+    shown = one_line(str(path))
+    reader = _Reader(shown)
+    try:
+        values = reader.read(_text(path, shown))
+    except yaml.MarkedYAMLError as error:
+        # The error's own text quotes the line, which may hold a token.
+        mark = error.problem_mark or error.context_mark
+        reader.refuse(mark.line if mark else None, f"is not YAML: {error.problem or error.context or 'broken'}")
+    except yaml.YAMLError as error:
+        raise UserError(f"{shown} is not YAML: {one_line(str(error), 120)}.", "Mend it.") from error
+    except RecursionError as error:
+        raise UserError(f"{shown} is nested too deep for a configuration.", "Check the path.") from error
+    return SourceFile(path, values, reader.lines)
+
+
+def _text(path: Path, shown: str) -> str:
+    try:
+        # Non-blocking, so that a pipe put there cannot hold us.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise UserError(f"There is no file at {shown}.", "Check the path.") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(f"{shown} cannot be read: {reason}.", "Check the path and its permissions.") from error
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise UserError(f"{shown} is a directory.", "Name the YAML file in it.")
+        if not stat.S_ISREG(mode):
+            raise UserError(f"{shown} is no regular file.", "Copy its contents to a file and name that.")
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            raw = file.read(LIMIT + 1)
+    except OSError as error:
+        raise UserError(f"{shown} cannot be read: {error.strerror}.", "Check the disk it is on.") from error
+    finally:
+        os.close(descriptor)
+    if len(raw) > LIMIT:
+        raise UserError(f"{shown} is larger than {LIMIT >> 10} KB; that is no configuration.", "Check the path.")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{shown} is not UTF-8 text (byte {error.start}).", "Save it as UTF-8.") from error
+
+
+class _Reader:
+    """Turns the nodes of a document into plain values, and notes the lines of the keys."""
+
+    def __init__(self, shown: str) -> None:
+        self.lines: dict[str, int] = {}
+        self._shown = shown
+        self._sizes: dict[int, int] = {}
+
+    def read(self, text: str) -> dict[str, Any]:
+        self._loader = yaml.SafeLoader(text)
+        try:
+            node = self._loader.get_node() if self._loader.check_node() else None
+            if self._loader.check_node():
+                line = self._loader.peek_event().start_mark.line
+                self.refuse(line, "holds a second YAML document", "Put each in a file of its own.")
+            if node is None:
+                raise UserError(f"{self._shown} is empty.", "Name a YAML file with a configuration.")
+            if not isinstance(node, yaml.MappingNode):
+                self.refuse(node.start_mark.line, "is no table of keys and values", "Name a configuration.")
+            self._measure(node, set())
+            values = self._value(node, "", 0)
+        finally:
+            self._loader.dispose()
+        if not isinstance(values, dict) or not values:
+            raise UserError(f"{self._shown} is empty.", "Name a YAML file with a configuration.")
+        return values
+
+    def refuse(self, line: int | None, what: str, hint: str = "Mend it.") -> NoReturn:
+        """Raise the error for a line, counted from 0."""
+        place = "" if line is None else f", line {line + 1},"
+        raise UserError(f"{self._shown}{place} {one_line(cleaned(what), 160)}.", hint)
+
+    def _measure(self, node: yaml.Node, above: set[int]) -> int:
+        """How many values a node stands for when all its aliases are written out."""
+        known = self._sizes.get(id(node))
+        if known is not None:
+            return known
+        if id(node) in above:
+            self.refuse(node.start_mark.line, "holds an alias to a part that it is in itself")
+        if len(above) > _DEEPEST:
+            self.refuse(node.start_mark.line, "is nested too deep for a configuration")
+        inside = {*above, id(node)}
+        size = 1
+        for child in _children(node):
+            size += self._measure(child, inside)
+            if size > MOST_VALUES:
+                self.refuse(
+                    child.start_mark.line,
+                    f"stands for more than {MOST_VALUES} values, its aliases written out",
+                    "That is no configuration; check the path.",
+                )
+        self._sizes[id(node)] = size
+        return size
+
+    def _value(self, node: yaml.Node, where: str, depth: int) -> Any:
+        if isinstance(node, yaml.MappingNode):
+            return self._table(node, where, depth)
+        if isinstance(node, yaml.SequenceNode):
+            if node.tag != _SEQUENCE:
+                self._refuse_tag(node)
+            return [self._value(child, f"{where}[{number}]", depth + 1) for number, child in enumerate(node.value, 1)]
+        if node.tag in _TEXTS:
+            return node.value
+        if node.tag not in _SCALARS:
+            self._refuse_tag(node)
+        try:
+            value = self._loader.construct_object(node)
+        except (ValueError, OverflowError):
+            self.refuse(node.start_mark.line, "has a number that cannot be read")
+        if isinstance(value, str):
+            self._check_text(value, node)
+        return value
+
+    def _table(self, node: yaml.MappingNode, where: str, depth: int) -> dict[str, Any]:
+        if node.tag != _MAP:
+            self._refuse_tag(node)
+        merged: dict[str, Any] = {}
+        table: dict[str, Any] = {}
+        first: dict[str, int] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line
+            if key_node.tag == _MERGE:
+                merged = {**self._merged(value_node, where, depth), **merged}
+                continue
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.refuse(line, "has a list or a table where a key is expected")
+            key = str(key_node.value)
+            self._check_text(key, key_node)
+            if len(key) > LONGEST_KEY:
+                self.refuse(line, f"has a key of {len(key)} characters")
+            if key in first:
+                what = f"has {one_line(key, 60)} a second time; the first is on line {first[key] + 1}"
+                self.refuse(line, what, "Remove one of them.")
+            first[key] = line
+            name = f"{where}.{key}" if where else key
+            self.lines[name] = line + 1
+            table[key] = self._value(value_node, name, depth + 1)
+        return {**{key: value for key, value in merged.items() if key not in table}, **table}
+
+    def _merged(self, node: yaml.Node, where: str, depth: int) -> dict[str, Any]:
+        nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        found: dict[str, Any] = {}
+        for part in nodes:
+            if not isinstance(part, yaml.MappingNode):
+                self.refuse(node.start_mark.line, "merges something that is no table (<<)")
+            found = {**self._table(part, where, depth), **found}
+        return found
+
+    def _check_text(self, text: str, node: yaml.Node) -> None:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            self.refuse(node.start_mark.line, "has half a character (a lone surrogate)")
+
+    def _refuse_tag(self, node: yaml.Node) -> NoReturn:
+        self.refuse(node.start_mark.line, f"has a value of the kind {node.tag}, which no configuration needs")
+
+
+def _children(node: yaml.Node) -> Iterator[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield key
+            yield value
+    elif isinstance(node, yaml.SequenceNode):
+        yield from node.value

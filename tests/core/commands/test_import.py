@@ -1,0 +1,171 @@
+"""``localtune-tui import`` as people and scripts call it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.commands.import_ import KINDS
+from core.commands.import_ import write as write_result
+from core.config.document import load_config
+from core.config.importers.convert import TOOLS
+from core.errors import UserError
+from tests.core.config.importers.test_axolotl import QLORA as AXOLOTL
+from tests.core.config.importers.test_llama_factory import QLORA as LLAMA_FACTORY
+from tests.core.config.importers.test_llama_factory import registry
+from tests.core.config.importers.test_unsloth import USUAL as UNSLOTH
+from tests.core.data.files import json_lines, pairs, write
+
+ROOT = Path(__file__).parents[3]
+SAMPLES = {"axolotl": AXOLOTL, "llama-factory": LLAMA_FACTORY, "unsloth": UNSLOTH}
+
+
+def call(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tui", *words],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "LOCALTUNE_HOME": str(cwd / "home")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A directory with data for each of the samples."""
+    registry(tmp_path)
+    write(tmp_path / "rows.jsonl", json_lines(pairs(20)))
+    for kind, text in SAMPLES.items():
+        write(tmp_path / f"{kind}.yml", text)
+    return tmp_path
+
+
+def told(ended: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """The JSON on standard output."""
+    found: dict[str, Any] = json.loads(ended.stdout)
+    return found
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_the_result_is_read_by_the_other_commands(place: Path, kind: str) -> None:
+    ended = call("import", f"{kind}.yml", "--out", "ours.toml", cwd=place)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == ""
+    assert "carried:" in ended.stderr
+    assert "unsupported:" in ended.stderr
+    load_config(place / "ours.toml")
+    looked = call("data", "--config", "ours.toml", "--json", cwd=place)
+    assert looked.returncode == 0, looked.stderr
+    result = told(looked)
+    assert result["rows"] == result["used"] == (2 if kind == "llama-factory" else 20)
+
+
+def test_without_out_the_configuration_goes_to_standard_output(place: Path) -> None:
+    ended = call("import", "axolotl.yml", cwd=place)
+    assert ended.returncode == 0
+    assert ended.stdout.startswith("# Imported from axolotl.yml, a configuration of Axolotl.\n")
+    write(place / "elsewhere" / "ours.toml", ended.stdout)
+    # Its paths hold wherever it lies.
+    assert load_config(place / "elsewhere" / "ours.toml").data.train == str(place / "rows.jsonl")
+
+
+def test_the_json_has_what_scripts_need(place: Path) -> None:
+    ended = call("import", "axolotl.yml", "--json", cwd=place)
+    assert ended.returncode == 0
+    assert ended.stdout.count("\n") == 1
+    result = told(ended)
+    assert result["kind"] == "axolotl"
+    assert result["reason"]
+    assert "[method]" in result["toml"]
+    for name in ("carried", "changed", "unsupported"):
+        assert result[name]
+        assert all(set(said) == {"key", "value", "to", "reason"} for said in result[name])
+    assert {"key": "lora_r", "value": 32, "to": "method.rank", "reason": ""} in result["carried"]
+
+
+def test_an_unknown_key_is_an_error_and_the_rest_is_carried_over(place: Path) -> None:
+    write(place / "typo.yml", "base_model: x\nsequence_len: 8\nlora_rr: 4\n")
+    ended = call("import", "typo.yml", "--json", cwd=place)
+    assert ended.returncode == 1
+    assert "typo.yml, line 3: Axolotl has no key lora_rr; it was left out. Did you mean lora_r?" in ended.stderr
+    assert any("Did you mean lora_r?" in said["reason"] for said in told(ended)["unsupported"])
+
+
+def test_nothing_is_written_over(place: Path) -> None:
+    out = write(place / "ours.toml", "mine\n")
+    ended = call("import", "axolotl.yml", "--out", "ours.toml", cwd=place)
+    assert (ended.returncode, out.read_text()) == (1, "mine\n")
+    assert "--force" in ended.stderr
+    assert call("import", "axolotl.yml", "--out", "ours.toml", "--force", cwd=place).returncode == 0
+    assert out.read_text().startswith("# Imported")
+    same = call("import", "axolotl.yml", "--out", "axolotl.yml", "--force", cwd=place)
+    assert same.returncode == 1
+    assert (place / "axolotl.yml").read_text() == AXOLOTL
+    for target, part in ((".", "is a directory"), ("nowhere/x.toml", "cannot be written")):
+        refused = call("import", "axolotl.yml", "--out", target, cwd=place)
+        assert refused.returncode == 1
+        assert part in refused.stderr
+        assert len(refused.stderr.strip().splitlines()) == 1
+    assert not [name for name in os.listdir(place) if name.startswith(".")]
+
+
+def test_a_file_made_meanwhile_is_not_written_over(tmp_path: Path) -> None:
+    out = write(tmp_path / "ours.toml", "mine\n")
+    with pytest.raises(UserError, match="exists already"):
+        write_result(out, "new\n", force=False)
+    assert out.read_text() == "mine\n"
+    assert os.listdir(tmp_path) == ["ours.toml"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "part"),
+    [
+        ("learning_rate: 1e-4\n", [], "--from"),
+        ("base_model: x\nsequence_len: many\n", [], "line 2: sequence_len must be a whole number, not many"),
+        ("a: [\n", [], "is not YAML"),
+        ("adapter: qlora\nbase_model: x\n", [], "load_in_4bit"),
+    ],
+)
+def test_what_cannot_be_carried_over_is_one_sentence(tmp_path: Path, text: str, words: list[str], part: str) -> None:
+    write(tmp_path / "x.yml", text)
+    ended = call("import", "x.yml", *words, "--out", "o.toml", cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert part in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "o.toml").exists()
+
+
+def test_the_kinds_are_those_of_the_importers() -> None:
+    assert tuple(TOOLS) == KINDS
+
+
+def test_whose_it_is_may_be_said(tmp_path: Path) -> None:
+    write(tmp_path / "x.yml", "learning_rate: 1e-4\n")
+    ended = call("import", "x.yml", "--from", "llama-factory", cwd=tmp_path)
+    assert ended.returncode == 0
+    assert "learning_rate = 0.0001" in ended.stdout
+    assert call("import", "x.yml", "--from", "nobody", cwd=tmp_path).returncode == 2
+
+
+def test_people_get_no_control_characters_and_no_secrets(tmp_path: Path) -> None:
+    token = "hf_" + "Zz9" * 12
+    write(
+        tmp_path / "x.yml",
+        f'base_model: "a\\e]52;c;x\\ab\\x9b2J"\nsequence_len: 8\nhub_token: {token}\n"k\\e[2J": "\\x9b"\n'
+        'datasets: [{path: "d\\e[2J.jsonl", type: "\\e[31m"}]\n',
+    )
+    for words in ([], ["--json"]):
+        ended = call("import", "x.yml", *words, cwd=tmp_path)
+        assert ended.returncode == 1  # for the key that is none
+        everything = ended.stdout + ended.stderr
+        assert token not in everything
+        assert not any(character in everything for character in "\x1b\x07\x9b")

@@ -1,0 +1,152 @@
+"""Reading the YAML file of another tool: within bounds, and with the line of every key."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from core.config.importers.source import LIMIT, read_source
+from core.errors import UserError
+from tests.core.data.files import write
+
+
+def bomb(levels: int) -> str:
+    """Ten to the power of so many values, in a few lines."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, levels)]
+    return "\n".join(lines)
+
+
+def merge_bomb(levels: int) -> str:
+    """Merge keys that double what they merge at each level."""
+    lines = ["a0: &a0 {k: 1}"]
+    lines += [f"a{n}: &a{n}\n  <<: [*a{n - 1}, *a{n - 1}]" for n in range(1, levels)]
+    return "\n".join(lines)
+
+
+def test_values_lines_aliases_and_merges(tmp_path: Path) -> None:
+    text = (
+        "# a comment\n"
+        "plain: &text hello\n"
+        "again: *text\n"
+        "\n"
+        "base: &base {rank: 8, alpha: 16}\n"
+        "table:\n"
+        "  <<: *base\n"
+        "  alpha: 32\n"
+        "list:\n"
+        "  - path: a\n"
+        "day: 2026-01-02\n"
+        "odd: 2e-4\n"
+        "on: off\n"
+    )
+    source = read_source(write(tmp_path / "x.yml", text))
+    assert source.values == {
+        "plain": "hello",
+        "again": "hello",
+        "base": {"rank": 8, "alpha": 16},
+        "table": {"rank": 8, "alpha": 32},
+        "list": [{"path": "a"}],
+        "day": "2026-01-02",
+        "odd": "2e-4",
+        "on": False,
+    }
+    assert source.lines["plain"] == 2
+    assert source.lines["table.alpha"] == 8
+    assert source.lines["list[1].path"] == 10
+    assert source.place("odd") == f"{tmp_path}/x.yml, line 12"
+    assert source.place("nothing") == f"{tmp_path}/x.yml"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "part"),
+    [
+        ("a: 1\nb: 2\na: 3\n", 3, "has a a second time; the first is on line 1"),
+        ("a:\n  x: 1\n  x: 2\n", 3, "has x a second time; the first is on line 2"),
+        ("a: 1\n---\nb: 2\n", 2, "a second YAML document"),
+        ("- 1\n- 2\n", 1, "no table of keys"),
+        ("just words\n", 1, "no table of keys"),
+        ("a: 1\nb: {c: [\n", 3, "is not YAML"),
+        ("a: 1\n\tb: 2\n", 2, "is not YAML"),
+        ("a: 1\nb: *gone\n", 2, "undefined alias"),
+        ("a: 1\nb: &b [*b]\n", 2, "an alias to a part that it is in"),
+        ("a: 1\nb: !!python/object/apply:os.system [ls]\n", 2, "python/object/apply:os.system"),
+        ("a: 1\nb: !!binary aGk=\n", 2, "binary"),
+        ("a: !!set {x, y}\n", 1, "set"),
+        ("a: 1\n? [x]\n: 2\n", 2, "where a key is expected"),
+        ("a: 1\nb: {<<: 5}\n", 2, "no table (<<)"),
+        ('a: 1\nb: "\\ud800"\n', 2, "half a character"),
+        ("a: 1\nb: 0b" + "1" * 9000 + "\nc: " + "1" * 9000 + "\n", 3, "a number that cannot be read"),
+        (f"a: 1\n{'k' * 300}: 2\n", 2, "a key of 300 characters"),
+        (bomb(12), 4, "stands for more than 20000 values"),
+        (merge_bomb(20), None, "stands for more than 20000 values"),
+        ("a: " + "[" * 60 + "]" * 60, 1, "nested too deep"),
+        ("a: " + "[" * 20_000, None, "nested too deep"),
+    ],
+)
+def test_what_is_no_configuration_is_one_sentence(tmp_path: Path, text: str, line: int | None, part: str) -> None:
+    path = write(tmp_path / "x.yml", text)
+    with pytest.raises(UserError) as caught:
+        read_source(path)
+    message = caught.value.message
+    assert message.startswith(f"{path}, line {line}," if line else str(path))
+    assert part in message
+    assert "\n" not in message
+    assert len(message) < 400
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "null\n", "{}\n"])
+def test_an_empty_file(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserError, match=r"is empty|no table"):
+        read_source(write(tmp_path / "x.yml", text))
+
+
+def test_a_broken_file_does_not_quote_its_secrets(tmp_path: Path) -> None:
+    token = "hf_" + "a1B2" * 9
+    for text in (f"hf_token: {token} {{\n  x: [\n", f"a: !{token} 1\n", f"{token}: 1\n{token}: 2\n"):
+        with pytest.raises(UserError) as caught:
+            read_source(write(tmp_path / "x.yml", text))
+        assert token not in str(caught.value)
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    big = write(tmp_path / "big.yml", "a: " + "x" * LIMIT)
+    latin = write(tmp_path / "latin.yml", b"a: \xe4\xf6")
+    zero = write(tmp_path / "zero.yml", b"a: \x00")
+    pipe = tmp_path / "pipe.yml"
+    os.mkfifo(pipe)
+    for path, part in (
+        (tmp_path / "gone.yml", "There is no file"),
+        (tmp_path, "is a directory"),
+        (pipe, "no regular file"),
+        (big, "larger than"),
+        (latin, "not UTF-8"),
+        (zero, "is not YAML"),
+    ):
+        with pytest.raises(UserError, match=part) as caught:
+            read_source(path)
+        assert caught.value.hint
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(st.sampled_from("ab:-[]{}&*!<>|?'\"#,\n 1.e\t%@`~"), max_size=60))
+@example("a: &x {<<: *x}")
+@example("<<: {<<: {a: 1}}")
+@example("? &a x\n: *a")
+def test_any_text_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    path = write(tmp_path_factory.getbasetemp() / "any.yml", text)
+    source, refused = None, ""
+    try:
+        source = read_source(path)
+    except UserError as error:
+        refused = str(error)
+    assert "\n" not in refused
+    if source is not None:
+        assert set(source.values) <= {name for name in source.lines if "." not in name} | {
+            key for key in source.values if "<<" in text or "." in key
+        }
