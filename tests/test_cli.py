@@ -193,12 +193,38 @@ def test_the_app_opens_what_was_asked_for(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     config = tmp_path / "a.toml"
     config.write_text("")
     assert [main(words) for words in ([], [str(config)], ["--run", "latest"], ["--demo"])] == [0, 0, 0, 0]
     assert mice == [True] * 4
     assert (main(["--no-mouse"]), mice.pop(), opened.pop()) == (0, False, (None, None, False))
     assert opened == [(None, None, False), (config, None, False), (None, "latest", False), (None, None, True)]
+
+
+@pytest.mark.parametrize(("before", "during"), [(None, "false"), ("true", "true")])
+def test_the_app_tokenizes_in_one_thread_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, before: str | None, during: str
+) -> None:
+    seen: list[str | None] = []
+
+    class Recorded:
+        def __init__(self, *_: object, **__: object) -> None:
+            seen.append(os.environ.get("TOKENIZERS_PARALLELISM"))
+
+        def run(self, *, mouse: bool) -> None:
+            pass
+
+    monkeypatch.setattr("tui.app.LocaltuneApp", Recorded)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    # Set first, so that it is put back afterwards whatever the app does to it.
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", before or "")
+    if before is None:
+        monkeypatch.delenv("TOKENIZERS_PARALLELISM")
+    assert main([]) == 0
+    assert seen == [during]
 
 
 @pytest.mark.parametrize("words", [["runs", "--json"], ["runs"], ["train", "missing.toml"], []])

@@ -58,6 +58,9 @@ def _open_app(args: argparse.Namespace) -> int:
     if not (sys.stdin.isatty() and sys.stdout.isatty()) or os.environ.get("TERM") == "dumb":
         note(f"{PROGRAM}: the app needs a terminal; '{PROGRAM} --help' lists the commands that do not.")
         return EXIT_USAGE
+    # Before anything imports the library: it would tokenize a screenful of rows on every core, beside a run that needs
+    # them, and warn on the terminal, into the screen, once a process is started after that.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from tui.app import LocaltuneApp
 
     config = Path(args.config) if args.config else None

@@ -163,16 +163,14 @@ class LocaltuneApp(RunDesk):
         self.show_header()
 
     def _configure_data(self, document: Any) -> None:
-        """Let the data pane know the model, the template and what is learned."""
+        """Let the data pane know how rows are read, the model, the template and what is learned."""
         if (pane := self.pane("data")) is not None:
             pane.configure(document)
 
     def _show_data(self, document: Any) -> None:
         """Let the data pane show what the configuration trains on."""
-        self._configure_data(document)
-        paths = data_paths(document, "train")
-        if paths and (pane := self.pane("data")) is not None:
-            pane.show(paths[0])
+        if (pane := self.pane("data")) is not None:
+            pane.follow(document)
 
     @on(messages.DatasetChosen)
     def _dataset_chosen(self, message: messages.DatasetChosen) -> None:

@@ -20,7 +20,17 @@ def data_paths(document: ConfigDocument, use: str) -> list[Path]:
     value = document.get(f"data.{use}")
     base = document.path.parent if document.path is not None else Path.cwd()
     texts = value if isinstance(value, list) else [value]
-    return [(base / os.path.expanduser(text)).resolve() for text in texts if isinstance(text, str) and text.strip()]
+    return [
+        Path(follow_links(base / os.path.expanduser(text))) for text in texts if isinstance(text, str) and text.strip()
+    ]
+
+
+def follow_links(path: Path | str) -> str:
+    """A path with its links followed; what cannot be followed, as a link that leads back to itself, stays as it is."""
+    try:
+        return os.path.realpath(path)
+    except ValueError:  # a NUL, which TOML can spell: there is no such file, and whoever opens it says so
+        return str(path)
 
 
 def path_text(document: ConfigDocument, path: Path) -> str:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from textual.pilot import Pilot
-from textual.widgets import Input, TextArea
 
-from tests.tui.conftest import CPU
+from tests.snapshots.conftest import MOMENT, Compare, until
 from tests.tui.harness import screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
@@ -19,61 +16,11 @@ from tui.app import LocaltuneApp
 SIZES = {"80x24": (80, 24), "200x50": (200, 50)}
 #: Keys that leave only the Train pane on the screen.
 ZOOM = {"80x24": (), "200x50": ("3",)}
-#: 24 November 2026, 14:36 UTC.
-MOMENT = 1795530960.0
-Compare = Callable[..., bool]
-
-
-@pytest.fixture(autouse=True)
-def _still(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One host, one time zone, devices at rest, no blinking cursor."""
-    monkeypatch.setattr("core.hardware.sampler.snapshot", lambda: [CPU])
-    monkeypatch.setattr("tui.state.hostname", lambda: "ws1")
-    monkeypatch.setenv("TZ", "UTC")
-    time.tzset()
-    for name in ("NO_COLOR", "TEXTUAL_THEME"):
-        monkeypatch.delenv(name, raising=False)
-    for widget in (Input, TextArea):
-        monkeypatch.setattr(widget, "_on_mount", _without_blinking(widget._on_mount))
-
-
-def _without_blinking(mount: Callable[..., Any]) -> Callable[..., Any]:
-    def still(self: Any, event: Any) -> Any:
-        result = mount(self, event)
-        self.cursor_blink = False
-        return result
-
-    return still
-
-
-@pytest.fixture
-def app(private_home: Path) -> LocaltuneApp:
-    """The app at a fixed time, before the first run."""
-    private_home.mkdir(parents=True)
-    app = LocaltuneApp()
-    app.clock = lambda: MOMENT + 110
-    app.state.host = "ws1"
-    return app
 
 
 def script_run(home: Path) -> ScriptedRun:
     """The run of the pictures: 64 of 120 steps, on a clock of its own."""
     return ScriptedRun(home, start=MOMENT)
-
-
-def until(text: str, *keys: str) -> Callable[[Pilot[Any]], Awaitable[None]]:
-    """Wait until the app is all there, type, and wait until a text is on the screen; notices are put away."""
-
-    async def run(pilot: Pilot[Any]) -> None:
-        shell: Any = pilot.app
-        await wait_for(pilot, lambda: shell.state.document is not None)
-        if keys:
-            await pilot.press(*keys)
-        await wait_for(pilot, lambda: text in screen_text(pilot.app))
-        shell.clear_notifications()
-        await wait_for(pilot, lambda: not shell.screen.query("Toast"))
-
-    return run
 
 
 @pytest.mark.parametrize("theme", ["localtune-dark", "localtune-light"])

@@ -7,14 +7,18 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.cells import cell_len
+from rich.color import ColorSystem
+from rich.style import Style
 
 from core.config.document import ConfigDocument
 from core.data.lengths import Bucket
 from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, screen_text, wait_for
 from tui.panes.data import DataPane
 from tui.widgets.histogram import draw_histogram
-from tui.widgets.mask_view import _Piece, wrap_pieces
+from tui.widgets.mask_view import _mark, _Piece, wrap_pieces
 
 
 def write(path: Path, rows: list[tuple[str, str]]) -> Path:
@@ -84,6 +88,139 @@ async def test_what_is_learned_is_told_without_color(
         assert underlined == "learnedzyx<|im_end|>"
 
 
+def _strip_styles(pane: DataPane, lines: int) -> dict[str, Style]:
+    """The style that each stretch of the token view has."""
+    found: dict[str, Style] = {}
+    for line in range(lines):
+        for segment in pane.mask_view.render_line(line):
+            if segment.text.strip() and segment.style is not None:
+                found[segment.text.strip()] = segment.style
+    return found
+
+
+@pytest.mark.parametrize("no_color", ["", "1"])
+async def test_every_kind_of_token_has_attributes_of_its_own(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, no_color: str
+) -> None:
+    """Bold, underline and reverse alone tell them apart, as on a terminal that has no colors; a rule marks the cut."""
+    if no_color:
+        monkeypatch.setenv("NO_COLOR", no_color)
+    pane = configured(tiny_model_dir, train__max_length=30)
+    async with PaneApp(pane).run_test(size=(80, 30)) as pilot:
+        await shown(pilot, pane, write(tmp_path / "rows.jsonl", [("ask me", "zyx and some more")]))
+        await pilot.press("m")
+        await wait_for(pilot, lambda: pane.mask_view.parts)
+        await pilot.press("slash", *"me", "enter")
+        await wait_for(pilot, lambda: pane.mask_view.match_place == (1, 2))
+        styles = _strip_styles(pane, 12)
+
+        def attributes(text: str) -> tuple[bool, bool, bool]:
+            style = styles[text]
+            return bool(style.bold), bool(style.underline), bool(style.reverse)
+
+        assert attributes("ask") == (False, False, False)
+        assert attributes("<|im_start|>") == (False, False, True)
+        assert attributes("zyx and so") == (True, True, False)
+        assert attributes("<|im_end|>") == (True, True, True), "the last one of the row, which is learned"
+        assert attributes("me")[2], "a match"
+        assert any("✂ train.max_length = 30" in text for text in styles)
+        kinds = [attributes(text) for text in ("ask", "<|im_start|>", "zyx and so", "<|im_end|>")]
+        assert len(set(kinds)) == len(kinds)
+        legend = [segment for segment in pane.mask_view.render_line(0) if segment.text.strip()]
+        assert [segment.text for segment in legend][:4] == ["learned", "ignored", "special", "2 matches"]
+
+
+async def test_in_256_colors_no_two_kinds_look_alike(tmp_path: Path, tiny_model_dir: Path) -> None:
+    pane = configured(tiny_model_dir)
+    async with PaneApp(pane).run_test(size=(80, 30)) as pilot:
+        for theme in ("localtune-dark", "localtune-light"):
+            pilot.app.theme = theme
+            await shown(pilot, pane, write(tmp_path / "rows.jsonl", [("ask", "zyx")]))
+            if not pane.shows_tokens:
+                await pilot.press("m")
+            await wait_for(pilot, lambda: pane.mask_view.parts)
+            await pilot.pause()
+            styles = _strip_styles(pane, 8)
+            colors = []
+            for text in ("ask", "zyx"):
+                color = styles[text].color
+                assert color is not None
+                colors.append(color.downgrade(ColorSystem.EIGHT_BIT).number)
+            assert len(set(colors)) == 2, theme
+
+
+async def test_matches_are_marked_across_tokens_and_gone_through(tmp_path: Path, tiny_model_dir: Path) -> None:
+    needle = "urgency of a ticket"
+    long = "\n".join(f"line {number} " + (needle if number in (40, 90) else "of text") for number in range(100))
+    rows = [("ask", "first"), (long, "second"), ("ask", "third"), (f"{needle.upper()} again", "fourth")]
+    pane = configured(tiny_model_dir)
+    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
+        await shown(pilot, pane, write(tmp_path / "rows.jsonl", rows))
+        await pilot.press("m")
+        await wait_for(pilot, lambda: pane.mask_view.parts)
+        await pilot.press("slash", *needle, "enter")
+        await wait_for(pilot, lambda: pane.index == 1 and pane.mask_view.match_place == (1, 2))
+        assert "line 40" in screen_text(pilot.app), "it is scrolled to the match"
+        assert "line 90" not in screen_text(pilot.app)
+        cells = pane.mask_view.parts[0].cells
+        assert all(needle not in cell.text for cell in cells), "the text is divided between tokens"
+        marked = _strip_styles(pane, pane.mask_view.size.height)
+        assert "".join(text for text, style in marked.items() if needle in text and style.reverse) == needle
+        # With the keys in the row, first through the row, then on to the next.
+        await pilot.press("enter", "n")
+        await pilot.pause()
+        assert pane.mask_view.match_place == (2, 2)
+        assert "line 90" in screen_text(pilot.app)
+        assert "2 of 2 in row 2" in screen_text(pilot.app)
+        await pilot.press("n")
+        await wait_for(pilot, lambda: pane.index == 3 and pane.mask_view.match_place == (1, 1))
+        await pilot.press("N")
+        await wait_for(pilot, lambda: pane.index == 1 and pane.mask_view.match_place == (2, 2))
+        await pilot.press("N")
+        await pilot.pause()
+        assert pane.mask_view.match_place == (1, 2)
+        # With the keys in the list, straight to the next row.
+        await pilot.press("escape", "n")
+        await wait_for(pilot, lambda: pane.index == 3)
+        await pilot.press("escape")
+        await pilot.pause()
+        assert pane.mask_view.match_place == (0, 0)
+        assert "match" not in screen_text(pilot.app)
+
+
+async def test_matches_in_the_conversation_are_gone_through(tmp_path: Path) -> None:
+    long = "\n".join(f"line {number} " + ("needle" if number in (40, 90) else "text") for number in range(100))
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
+        pane.show(write(tmp_path / "rows.jsonl", [("ask", "first"), (long, "second")]))
+        await wait_for(pilot, lambda: pane.view is not None)
+        await pilot.press("slash", *"NEEDLE", "enter")
+        await wait_for(pilot, lambda: pane.index == 1 and "line 40 needle" in screen_text(pilot.app))
+        await pilot.press("enter", "n")
+        await pilot.pause()
+        assert "line 90 needle" in screen_text(pilot.app)
+        assert pane.conversation.match_place == (2, 2)
+
+
+@given(
+    st.lists(st.text(alphabet="abİ \n", max_size=4), max_size=12),
+    st.text(alphabet="ab", min_size=1, max_size=3),
+    st.integers(0, 3),
+)
+def test_marked_pieces_are_the_tokens_again_and_hold_the_matches(texts: list[str], term: str, before: int) -> None:
+    tokens = [_Piece(text, f"style {number}") for number, text in enumerate(texts)]
+    marked, count = _mark(tokens, term, before)
+    assert ["".join(piece.text for piece in pieces) for pieces in marked] == texts
+    assert all(piece.style == f"style {number}" for number, pieces in enumerate(marked) for piece in pieces)
+    found: dict[int, str] = {}
+    for piece in (piece for pieces in marked for piece in pieces if piece.match):
+        found[piece.match] = found.get(piece.match, "") + piece.text
+    whole = "".join(texts).lower()
+    expected = whole.count(term) if len(whole) == len("".join(texts)) else 0
+    assert found == dict.fromkeys(range(before + 1, before + expected + 1), term)
+    assert count == before + expected
+
+
 async def test_the_greatest_length_is_marked(tmp_path: Path, tiny_model_dir: Path) -> None:
     pane = configured(tiny_model_dir, train__max_length=8)
     async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
@@ -127,7 +264,7 @@ async def test_lengths_in_the_list_the_summary_and_the_statistics(tmp_path: Path
     async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
         await shown(pilot, pane, path)
         await wait_for(pilot, lambda: pane.view is not None and pane.view.analysis is not None, 60)
-        await wait_for(pilot, lambda: "30 used · 1 dropped · longest" in screen_text(pilot.app))
+        await wait_for(pilot, lambda: "30 used · 1 dropped: 1 not_json · longest" in screen_text(pilot.app))
         await wait_for(pilot, lambda: pane.cells(0, 1)[0].cells[0].isdecimal())
         await pilot.press("l")
         assert pane.rows.cursor == 12
@@ -136,13 +273,14 @@ async def test_lengths_in_the_list_the_summary_and_the_statistics(tmp_path: Path
         await pilot.press("g", "s")
         await pilot.pause()
         text = screen_text(pilot.app)
-        assert "31 rows: 30 used, 1 dropped (1 not_json)" in text
+        assert "31 rows read · 30 used · 1 dropped: 1 not_json" in text
         assert "1 row  no JSON" in text
         assert "tokens: shortest" in text
         await pilot.press("enter")
         await pilot.pause()
         assert not pane.shows_report
-        assert pane.rows.cursor == 30
+        assert pane.index == 30
+        assert pane.rows.count == 1, "only the rows with the problem are listed"
 
 
 @pytest.mark.parametrize("width", [1, 2, 7, 40])

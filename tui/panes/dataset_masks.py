@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from textual import on, work
 from textual.message import Message
@@ -14,13 +14,15 @@ from textual.worker import get_current_worker
 
 from core.config.document import ConfigDocument
 from core.data.conversation import RowError
+from core.data.problems import Level
 from core.errors import UserError
 from core.template.mask import MaskedRow, Masker
 from tui.panes.dataset_base import DatasetPane
-from tui.panes.dataset_plan import TokenPlan, make_masker, plan_reading, plan_tokens
+from tui.panes.dataset_plan import TokenPlan, make_masker, plan_data
 from tui.panes.dataset_summary import counted, spaced
+from tui.panes.dataset_tasks import ReadAgain, read_again
 from tui.panes.dataset_view import DatasetView
-from tui.widgets.mask_view import MaskView, TokenCell, TokenPart
+from tui.widgets.mask_view import TokenCell, TokenPart
 from tui.widgets.row_list import RowCells
 
 #: Rows whose lengths are kept; the oldest are forgotten.
@@ -35,6 +37,16 @@ _CUT_LABELS = {
     "truncate": "train.max_length = {limit}: what follows is cut off",
     "refuse": "train.max_length = {limit}: longer rows stop the run",
 }
+
+
+@dataclass(frozen=True)
+class RowLength:
+    """What the list says of a row as tokens."""
+
+    tokens: str = "–"
+    learned: str = "–"
+    level: Level | Literal[""] = ""
+    """Whether it is used."""
 
 
 @dataclass
@@ -63,7 +75,7 @@ class LengthsKnown(Message):
 
     view: DatasetView
     masker: Masker
-    lengths: dict[int, tuple[str, str]]
+    lengths: dict[int, RowLength]
 
 
 class DatasetMasks(DatasetPane):
@@ -72,36 +84,59 @@ class DatasetMasks(DatasetPane):
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
         self.shows_tokens = False
-        self.reading = plan_reading(ConfigDocument())
-        self.plan = plan_tokens(ConfigDocument())
         self.masker: Masker | None = None
         self.masker_error: UserError | None = None
         self._is_loading = False
-        self._lengths: OrderedDict[int, tuple[str, str]] = OrderedDict()
-        self._wanted: tuple[int, int] = (0, 0)
+        self._lengths: OrderedDict[int, RowLength] = OrderedDict()
         # A masker keeps what it has learned of its template, and is not made for two threads at once.
         self._mask_lock = threading.Lock()
 
-    @property
-    def mask_view(self) -> MaskView:
-        """The row under the cursor as tokens."""
-        return self.query_one("#data-mask", MaskView)
-
     def configure(self, document: ConfigDocument) -> None:
-        """Follow a configuration: its model, template and what is learned."""
-        plan, self.reading = plan_tokens(document), plan_reading(document)
-        if plan == self.plan and (self.masker is not None or self._is_loading):
-            return
-        self.plan, self.masker, self.masker_error = plan, None, None
-        self._forget()
+        """Follow a configuration: how rows are read, and what of them is learned.
+
+        What does not change the plan changes nothing that is shown.
+        """
+        before, self.plan = self.plan, plan_data(document)
         if self.view is not None:
-            self.load_masker()
+            self.read_as_planned(self.view)
+        if self.plan.tokens != before.tokens or (self.masker is None and not self._is_loading):
+            self.masker = None
+            self.forget_tokens()
+            if self.view is not None:
+                self.load_masker()
+        elif self.plan.reading.overlong != before.reading.overlong:
+            self.forget_tokens()
+            self.show_tokens()
+        if self.plan != before:
+            self.plan_changed()
+
+    def plan_changed(self) -> None:
+        """Called when rows are read or made into tokens in another way, and when the tokenizer is there for it."""
+
+    def read_as_planned(self, view: DatasetView) -> None:
+        """Recognize the rows anew where the configuration has them read in another way than they are."""
+        reading = self.plan.reading.of(view.path)
+        if reading != view.reading:
+            self.run_worker(
+                lambda: read_again(view, reading, self.post_message), thread=True, exclusive=True, group="data-reading"
+            )
+
+    @on(ReadAgain)
+    def _read_again(self, message: ReadAgain) -> None:
+        view = message.view
+        if view is not self.view or message.recognized.reading != self.plan.reading.of(view.path):
+            return
+        view.read_as(message.recognized)
+        self.forget_tokens()
+        self.show_row()
+        self.refresh_title()
+        self.plan_changed()
 
     def load_masker(self) -> None:
         """Read tokenizer and template in a thread, unless they are there already."""
         if self.masker is None:
             self._is_loading = True
-            self._load(self.plan)
+            self._load(self.plan.tokens)
 
     @work(thread=True, exclusive=True, group="data-masker")
     def _load(self, plan: TokenPlan) -> None:
@@ -114,30 +149,33 @@ class DatasetMasks(DatasetPane):
 
     @on(MaskerLoaded)
     def _loaded(self, message: MaskerLoaded) -> None:
-        if message.plan != self.plan:
+        if message.plan != self.plan.tokens:
             return
         self._is_loading = False
         self.masker, self.masker_error = message.masker, message.error
-        self._forget()
-        self.show_tokens(self.rows.cursor)
-        self.masker_changed()
+        self.forget_tokens()
+        self.show_tokens()
+        self.plan_changed()
 
-    def masker_changed(self) -> None:
-        """Called when another tokenizer or template is there, or cannot be."""
-
-    def _forget(self) -> None:
+    def forget_tokens(self) -> None:
+        """Count the tokens of the rows anew."""
         self._lengths.clear()
         if self.view is not None:
             self.rows.columns = self.columns
         self.rows.invalidate()
 
     @property
+    def _has_counts(self) -> bool:
+        """Whether the list has columns for tokens; they stay while another tokenizer is read."""
+        known = self.view is not None and self.view.detection is not None
+        return known and (self.masker is not None or (self._is_loading and self.masker_error is None))
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Headings of the list; lengths only where a tokenizer is there to tell them."""
         if self.view is None:
             return ()
-        counted_rows = self.masker is not None and self.view.detection is not None
-        return (*(("tok", "sup") if counted_rows else ()), *self.view.columns)
+        return (*(("tok", "sup") if self._has_counts else ()), *self.view.columns)
 
     # The row under the cursor.
 
@@ -148,19 +186,18 @@ class DatasetMasks(DatasetPane):
 
     def arrange_row(self) -> None:
         """Show the row in the form that is wanted; the keys go along."""
-        conversation = self.query_one("#data-conversation")
-        had_focus = conversation.has_focus or self.mask_view.has_focus
+        had_focus = self.conversation.has_focus or self.mask_view.has_focus
         self.set_class(self.shows_tokens, "-tokens")
-        conversation.display = not self.shows_tokens
+        self.conversation.display = not self.shows_tokens
         self.mask_view.display = self.shows_tokens
         if had_focus:
-            (self.mask_view if self.shows_tokens else conversation).focus()
+            (self.mask_view if self.shows_tokens else self.conversation).focus()
         self.show_place()
-        self.show_tokens(self.rows.cursor)
+        self.show_tokens()
 
-    def show_tokens(self, index: int) -> None:
-        """Show a row as tokens, where tokens are shown."""
-        view = self.view
+    def show_tokens(self) -> None:
+        """Show the row under the cursor as tokens, where tokens are shown."""
+        view, index = self.view, self.index
         if not self.shows_tokens or view is None or index >= view.count:
             return
         if self.masker_error is not None:
@@ -180,9 +217,7 @@ class DatasetMasks(DatasetPane):
             texts = [masker.tokenizer.token_texts(part.ids) for part in result.rows]
         self.post_message(RowMasked(view, masker, index, result, texts))
 
-    def _masked(
-        self, view: DatasetView, masker: Masker, indices: Sequence[int]
-    ) -> list[MaskedRow | RowError | UserError]:
+    def _masked(self, view: DatasetView, masker: Masker, indices: Sequence[int]) -> list[Masked]:
         """Rows as tokens; for each that cannot be, the reason."""
         found: dict[int, Masked] = {}
         examples = []
@@ -203,7 +238,7 @@ class DatasetMasks(DatasetPane):
     @on(RowMasked)
     def _row_masked(self, message: RowMasked) -> None:
         stale = message.view is not self.view or message.masker is not self.masker
-        if stale or message.index != self.rows.cursor or not self.shows_tokens:
+        if stale or message.index != self.index or not self.shows_tokens:
             return
         result = message.result
         if not isinstance(result, MaskedRow):
@@ -212,8 +247,7 @@ class DatasetMasks(DatasetPane):
             self.show_place()
             return
         special = message.masker.tokenizer.special_ids
-        limit = self.plan.max_length
-        label = _CUT_LABELS[self.reading.overlong].format(limit=spaced(limit))
+        label = _CUT_LABELS[self.plan.reading.overlong].format(limit=spaced(self.plan.tokens.max_length))
         self.mask_view.show(
             [
                 TokenPart(
@@ -229,6 +263,10 @@ class DatasetMasks(DatasetPane):
         )
         tokens, learned = _count(result)
         self.show_place(f"{counted(tokens, 'token')} · {spaced(learned)} learned · {learned / max(tokens, 1):.0%}")
+        self.tokens_shown()
+
+    def tokens_shown(self) -> None:
+        """Called when the tokens of the row under the cursor are on the screen."""
 
     # The list.
 
@@ -237,32 +275,44 @@ class DatasetMasks(DatasetPane):
         view = self.view
         if view is None:
             return []
-        rows = view.cells(start, count)
-        if view.detection is None or self.masker is None:
+        order = range(view.count) if self.filter is None else self.filter.indices
+        indices = order[start : start + count]
+        seen = view.marks.count
+        for index in indices:
+            if (length := self._lengths.get(index)) is not None and length.level:
+                view.note(index, length.level)
+        rows = view.cells(indices)
+        if view.marks.count != seen:
+            self.call_later(self.refresh_status)
+        if not self._has_counts:
             return rows
-        if any(index not in self._lengths for index in range(start, start + len(rows))):
-            self.call_later(self._want_lengths, start, len(rows))
+        if self.masker is not None and any(index not in self._lengths for index in indices):
+            self.call_later(self._want_lengths, list(indices))
         return [
-            row if row.problem else replace(row, cells=(*self._lengths.get(start + place, ("–", "–")), *row.cells))
-            for place, row in enumerate(rows)
+            row if row.problem else self._with_length(row, self._lengths.get(index))
+            for index, row in zip(indices, rows, strict=False)
         ]
 
-    def _want_lengths(self, start: int, count: int) -> None:
+    @staticmethod
+    def _with_length(row: RowCells, length: RowLength | None) -> RowCells:
+        known = length or RowLength()
+        return replace(row, cells=(known.tokens, known.learned, *row.cells))
+
+    def _want_lengths(self, indices: Sequence[int]) -> None:
         if self.view is not None and self.masker is not None:
-            missing = [index for index in range(start, start + count) if index not in self._lengths]
+            missing = [index for index in indices if index not in self._lengths]
             if missing:
-                self._measure(self.view, self.masker, missing)
+                self._measure(self.view, self.masker, missing, self.plan.reading.overlong == "truncate")
 
     @work(thread=True, exclusive=True, group="data-lengths")
-    def _measure(self, view: DatasetView, masker: Masker, indices: Sequence[int]) -> None:
+    def _measure(self, view: DatasetView, masker: Masker, indices: Sequence[int], cuts: bool) -> None:
         worker = get_current_worker()
         for begin in range(0, len(indices), _BATCH):
             if worker.is_cancelled:
                 return
             batch = indices[begin : begin + _BATCH]
-            known = {}
-            for index, result in zip(batch, self._masked(view, masker, batch), strict=True):
-                known[index] = _shown_count(result)
+            results = self._masked(view, masker, batch)
+            known = {index: _length_of(result, cuts) for index, result in zip(batch, results, strict=True)}
             self.post_message(LengthsKnown(view, masker, known))
 
     @on(LengthsKnown)
@@ -279,8 +329,11 @@ def _count(row: MaskedRow) -> tuple[int, int]:
     return sum(map(len, row.rows)), sum(part.supervised_count for part in row.rows)
 
 
-def _shown_count(result: Masked) -> tuple[str, str]:
-    if not isinstance(result, MaskedRow):
-        return "✗", "–"
+def _length_of(result: Masked, cuts: bool) -> RowLength:
+    if isinstance(result, RowError):
+        return RowLength("✗", level="drop")
+    if isinstance(result, UserError):
+        return RowLength("✗")
     tokens, learned = _count(result)
-    return str(tokens), str(learned)
+    is_long = any(part.cut is not None for part in result.rows)
+    return RowLength(str(tokens), str(learned), ("warn" if cuts else "drop") if is_long else "")

@@ -1,10 +1,14 @@
-"""What of the configuration decides how rows become tokens, and the model directory that it means."""
+"""What of the configuration decides how rows are read, become tokens and are counted.
+
+:func:`plan_data` makes one plan of a configuration. The rows shown, their tokens and the analysis of the whole file all
+follow it, so that what is seen is what a run would learn.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +16,65 @@ from core import paths
 from core.config.document import ConfigDocument
 from core.config.schema import find_option
 from core.data.analysis import AnalysisRequest
+from core.data.registry import DataSource, single_source
 from core.errors import UserError
 from core.template.mask import Masker
 from core.template.named import template_source
 from core.template.render import ChatTemplate
 from core.template.tokenizer import load_tokenizer
 from core.text import one_line
+from tui.data_paths import follow_links
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the rows of one file are read; an entry of a registry says its own and does not heed it.
+
+    Args:
+        format: As ``data.format``.
+        columns: As ``data.columns``, as pairs; None where no columns are named.
+    """
+
+    format: str = "auto"
+    columns: tuple[tuple[str, str], ...] | None = None
+
+    @property
+    def column_names(self) -> dict[str, str] | None:
+        """The columns by their part."""
+        return None if self.columns is None else dict(self.columns)
+
+    def source(self, path: Path) -> DataSource:
+        """A file, directory or entry, read in this way.
+
+        Raises:
+            UserError: If a registry has no such entry, or the columns make no row to learn from.
+        """
+        return single_source(str(path), self.format, self.column_names)
+
+
+@dataclass(frozen=True)
+class ReadPlan:
+    """How the configuration has rows read and counted; paths are absolute."""
+
+    train: tuple[str, ...] = ()
+    eval: tuple[str, ...] = ()
+    format: str = "auto"
+    columns: tuple[tuple[str, str], ...] | None = None
+    overlong: Any = "drop"
+
+    def of(self, path: Path) -> Reading:
+        """How one file is read.
+
+        ``data.format`` and ``data.columns`` are for the files that the configuration names, and for any while it names
+        none to train on; another file, opened to be looked at, is recognized by itself.
+        """
+        if not self.train or _names(self.train, path) or _names(self.eval, path):
+            return Reading(self.format, self.columns)
+        return Reading()
+
+    def held_out(self, path: Path) -> tuple[str, ...]:
+        """What is held out while a file is trained on."""
+        return self.eval if _names(self.train, path) else ()
 
 
 @dataclass(frozen=True)
@@ -29,49 +86,66 @@ class TokenPlan:
     """What relative paths in the configuration are relative to."""
     template_name: str | None = None
     template_file: Path | None = None
+    template_stamp: int = 0
+    """When that file was last changed, in nanoseconds: a plan with an edited template is another one."""
     supervise: Any = "assistant"
     keep_special: bool = False
     max_length: int = 2048
 
+    def template(self) -> str | None:
+        """The template that replaces the model's own.
+
+        Raises:
+            UserError: If it cannot be read.
+        """
+        return template_source(str(self.template_file) if self.template_file else None, self.template_name)
+
 
 @dataclass(frozen=True)
-class ReadPlan:
-    """How the configuration has rows read and counted, for the files that it names."""
+class DataPlan:
+    """How rows are read and become tokens. Two plans are equal when nothing that is shown of a file could differ."""
 
-    train: tuple[str, ...] = ()
-    eval: tuple[str, ...] = ()
-    format: str = "auto"
-    columns: tuple[tuple[str, str], ...] | None = None
-    overlong: Any = "drop"
+    reading: ReadPlan
+    tokens: TokenPlan
+
+    def request(self, path: Path, *, with_tokens: bool) -> AnalysisRequest:
+        """What an analysis of one file looks at, and how; equal requests have equal answers.
+
+        Args:
+            path: The file.
+            with_tokens: Whether the model is ready; its tokens are counted then.
+
+        Raises:
+            UserError: If model or template have gone meanwhile.
+        """
+        reading, tokens = self.reading.of(path), self.tokens
+        request = AnalysisRequest(
+            train=(str(path),),
+            eval=self.reading.held_out(path),
+            format=reading.format,
+            columns=reading.column_names,
+            overlong=self.reading.overlong,
+        )
+        if not with_tokens:
+            return request
+        return replace(
+            request,
+            model=str(find_model(tokens.base, tokens.directory)),
+            template=tokens.template(),
+            supervise=tokens.supervise,
+            allow_special=tokens.keep_special,
+            max_length=tokens.max_length,
+        )
 
 
-def _value(document: ConfigDocument, name: str, wanted: type | tuple[type, ...]) -> Any:
-    option = find_option(name)
-    value = document.get(name)
-    fits = isinstance(value, wanted) and not isinstance(value, bool)
-    if fits and option is not None and option.choices and isinstance(value, str):
-        fits = value in option.choices
-    return value if fits else option.default if option is not None else None
-
-
-def plan_tokens(document: ConfigDocument) -> TokenPlan:
-    """What a configuration says about tokens."""
-    directory = document.path.parent.absolute() if document.path is not None else Path.cwd()
-    file = _value(document, "template.file", str)
-    return TokenPlan(
-        base=_value(document, "model.base", str),
-        directory=directory,
-        template_name=_value(document, "template.name", str),
-        template_file=directory / os.path.expanduser(file) if file else None,
-        supervise=_value(document, "data.supervise", str),
-        keep_special=_value(document, "data.special_tokens", str) == "keep",
-        max_length=_value(document, "train.max_length", int),
-    )
+def plan_data(document: ConfigDocument) -> DataPlan:
+    """The plan of a configuration, which may be invalid or empty."""
+    return DataPlan(plan_reading(document), plan_tokens(document))
 
 
 def plan_reading(document: ConfigDocument) -> ReadPlan:
-    """What a configuration says about reading; paths become absolute."""
-    directory = document.path.parent.absolute() if document.path is not None else Path.cwd()
+    """What a configuration says about reading."""
+    directory = _directory(document)
 
     def entries(name: str) -> tuple[str, ...]:
         value = document.get(name)
@@ -88,6 +162,55 @@ def plan_reading(document: ConfigDocument) -> ReadPlan:
         columns=tuple((str(key), str(item)) for key, item in columns.items()) if isinstance(columns, Mapping) else None,
         overlong=_value(document, "data.overlong", str),
     )
+
+
+def plan_tokens(document: ConfigDocument) -> TokenPlan:
+    """What a configuration says about tokens."""
+    directory = _directory(document)
+    file = _value(document, "template.file", str)
+    template_file = directory / os.path.expanduser(file) if file else None
+    return TokenPlan(
+        base=_value(document, "model.base", str),
+        directory=directory,
+        template_name=_value(document, "template.name", str),
+        template_file=template_file,
+        template_stamp=_stamp(template_file),
+        supervise=_value(document, "data.supervise", str),
+        keep_special=_value(document, "data.special_tokens", str) == "keep",
+        max_length=_value(document, "train.max_length", int),
+    )
+
+
+def _directory(document: ConfigDocument) -> Path:
+    return document.path.parent.absolute() if document.path is not None else Path.cwd()
+
+
+def _value(document: ConfigDocument, name: str, wanted: type | tuple[type, ...]) -> Any:
+    option = find_option(name)
+    value = document.get(name)
+    fits = isinstance(value, wanted) and not isinstance(value, bool)
+    if fits and option is not None and option.choices and isinstance(value, str):
+        fits = value in option.choices
+    return value if fits else option.default if option is not None else None
+
+
+def _stamp(file: Path | None) -> int:
+    try:
+        return file.stat().st_mtime_ns if file is not None else 0
+    except (OSError, ValueError):
+        return 0
+
+
+def _names(entries: Iterable[str], path: Path) -> bool:
+    """Whether one of the entries is a path, or the directory that it is in; links are followed."""
+    wanted = follow_links(path)
+    for entry in map(follow_links, entries):
+        if wanted == entry:
+            return True
+        directory = entry if os.path.isdir(entry) else entry.rpartition("#")[0]
+        if directory and wanted.startswith(directory + os.sep):
+            return True
+    return False
 
 
 def find_model(base: str, directory: Path) -> Path:
@@ -126,34 +249,8 @@ def make_masker(plan: TokenPlan) -> Masker:
         UserError: If one of them is not there or cannot be read.
     """
     tokenizer = load_tokenizer(find_model(plan.base, plan.directory))
-    source = template_source(str(plan.template_file) if plan.template_file else None, plan.template_name)
+    source = plan.template()
     template = ChatTemplate(source, tokenizer.special_tokens) if source is not None else None
     if template is not None:
         template.check()
     return Masker(tokenizer, template, plan.supervise, allow_special=plan.keep_special, max_length=plan.max_length)
-
-
-def plan_analysis(path: Path, reading: ReadPlan, tokens: TokenPlan | None) -> AnalysisRequest:
-    """What to look at for one file, as the configuration reads it where it names it.
-
-    Args:
-        path: The file.
-        reading: How files are read.
-        tokens: How rows become tokens; None where no model is ready.
-    """
-    configured = os.path.normpath(path.absolute()) in reading.train
-    source = None
-    if tokens is not None:
-        source = template_source(str(tokens.template_file) if tokens.template_file else None, tokens.template_name)
-    return AnalysisRequest(
-        train=(str(path),),
-        eval=reading.eval if configured else (),
-        format=reading.format if configured else "auto",
-        columns=dict(reading.columns) if configured and reading.columns else None,
-        model=str(find_model(tokens.base, tokens.directory)) if tokens is not None else None,
-        template=source,
-        supervise=tokens.supervise if tokens is not None else "assistant",
-        allow_special=tokens.keep_special if tokens is not None else False,
-        max_length=tokens.max_length if tokens is not None else 0,
-        overlong=reading.overlong if configured else "drop",
-    )

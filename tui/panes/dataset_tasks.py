@@ -1,9 +1,9 @@
-"""What the data pane leaves to threads: opening, indexing, checking and searching; they only post messages."""
+"""What the data pane leaves to threads: opening, recognizing, indexing, searching; they only post messages."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -11,7 +11,8 @@ from typing import TypeAlias
 from textual.message import Message
 
 from core.errors import UserError
-from tui.panes.dataset_view import Cancelled, DatasetView, Match
+from tui.panes.dataset_plan import Reading
+from tui.panes.dataset_view import Cancelled, DatasetView, Match, Recognized
 
 #: Seconds between two messages of a scan: often enough to look alive, seldom enough to cost nothing.
 REPORT_SECONDS = 0.25
@@ -35,8 +36,16 @@ class OpenFailed(Message):
 
 
 @dataclass
+class ReadAgain(Message):
+    """The rows of an open file are to be read in another way."""
+
+    view: DatasetView
+    recognized: Recognized
+
+
+@dataclass
 class Scanned(Message):
-    """A background scan has come further; ``fraction`` is of the file's bytes while it is being indexed."""
+    """More of a file is indexed: this ``fraction`` of its bytes."""
 
     view: DatasetView
     fraction: float = 1.0
@@ -68,9 +77,10 @@ class SearchProgress(Message):
 
 @dataclass
 class SearchEnded(Message):
-    """A search has found a row, found none or been stopped; ``search`` is the number it was begun with."""
+    """A search has found a row, found none or been stopped; ``search`` and ``step`` are those of its beginning."""
 
     search: int
+    step: int
     view: DatasetView
     match: Match | None
     cancelled: bool
@@ -78,12 +88,13 @@ class SearchEnded(Message):
 
 @dataclass(frozen=True)
 class Search:
-    """What to look for, from where, and in which direction (1 or -1)."""
+    """What to look for, from where, in which direction (1 or -1), and among which rows (None: all)."""
 
     number: int
     term: str
     start: int
     step: int
+    among: Sequence[int] | None = None
 
 
 class _Pace:
@@ -100,32 +111,38 @@ class _Pace:
         return True
 
 
-def open_dataset(path: Path, post: Post) -> None:
+def open_dataset(path: Path, reading: Reading, post: Post) -> None:
     """Open a file: :class:`Opened` or :class:`OpenFailed`."""
     try:
-        view = DatasetView(path)
+        view = DatasetView(path, reading)
     except UserError as error:
         post(OpenFailed(path, error))
         return
     post(Opened(view))
 
 
-def scan_dataset(view: DatasetView, cancelled: Cancelled, post: Post) -> None:
-    """Index a file, then look at every row; closing the view ends both. Posts :class:`Scanned` as it goes on."""
+def read_again(view: DatasetView, reading: Reading, post: Post) -> None:
+    """See how the rows of an open file are read in another way: :class:`ReadAgain`."""
+    post(ReadAgain(view, view.recognize(reading)))
+
+
+def scan_dataset(view: DatasetView, post: Post) -> None:
+    """Find all rows of a file; closing the view ends it. Posts :class:`Scanned` as it goes on and at its end."""
     pace = _Pace()
 
-    def report(fraction: float) -> None:
+    def report(done: int, total: int) -> None:
         if pace.is_due():
-            post(Scanned(view, fraction))
+            post(Scanned(view, done / max(total, 1)))
 
     try:
-        view.file.index(lambda done, total: report(done / max(total, 1)))
-        post(Scanned(view))
-        view.check(cancelled, lambda _: report(1.0))
+        view.file.index(report)
     except UserError as error:
         if not view.is_closed:
             post(ScanFailed(view, error))
         return
+    if view.is_guess and not view.is_closed:
+        # The first rows were so long that few of them were known: the analysis sees more, and so must the list.
+        read_again(view, view.reading, post)
     post(Scanned(view))
 
 
@@ -139,8 +156,8 @@ def search_dataset(view: DatasetView, search: Search, cancelled: Cancelled, post
 
     match = None
     try:
-        match = view.search(search.term, search.start, search.step, cancelled, report)
+        match = view.search(search.term, search.start, search.step, cancelled, report, search.among)
     except UserError as error:
         if not view.is_closed:
             post(ScanFailed(view, error))
-    post(SearchEnded(search.number, view, match, cancelled()))
+    post(SearchEnded(search.number, search.step, view, match, cancelled()))

@@ -1,11 +1,10 @@
-"""A dataset as the data pane shows it: cells, conversations, problems and search, without any widget."""
+"""A dataset as the data pane shows it: cells, conversations, marks and search, without any widget."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import time
-from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,10 +14,12 @@ from typing import Any
 from core.data.analysis import Analysis
 from core.data.conversation import IGNORED_LABEL, Example, Message, RowError
 from core.data.formats import SAMPLE, Detection
-from core.data.registry import single_source
+from core.data.problems import Level
 from core.data.rows import Row
 from core.errors import UserError
 from core.text import one_line
+from tui.panes.dataset_marks import RowMarks
+from tui.panes.dataset_plan import Reading
 from tui.widgets.conversation import Turn
 from tui.widgets.row_list import RowCells
 
@@ -45,6 +46,17 @@ Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
+class Recognized:
+    """How rows are read, or why that is not known; they are then shown as they are."""
+
+    reading: Reading
+    rows: int
+    """How many rows tell it."""
+    detection: Detection | None
+    unknown: UserError | None = None
+
+
+@dataclass(frozen=True)
 class Match:
     """Where a search ended: the row, and whether the end of the file lay between."""
 
@@ -57,36 +69,52 @@ class DatasetView:
 
     Args:
         path: What :func:`core.data.registry.resolve_source` reads: a file, a directory, an entry of a registry.
+        reading: How its rows are read.
 
     Raises:
         UserError: If it cannot be opened.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, reading: Reading = Reading()) -> None:  # noqa: B008 - it cannot be changed
         self.path = path
-        source = single_source(str(path))
-        self.file = source.open()
-        self.detection: Detection | None = None
-        self.unknown: UserError | None = None
-        """Why the format is unknown; rows are then shown as they are."""
+        # Whatever is wrong with the reading, the file itself can be opened and its rows shown.
+        self._source = Reading().source(path)
+        self.file = self._source.open()
         self.failure: UserError | None = None
         """Why rows can no longer be read: the file has changed, or its disk is gone."""
-        self.problems: array[int] = array("Q")
-        """Rows that training cannot use, of the first ``checked`` ones, ascending."""
-        self.checked = 0
+        self.marks = RowMarks()
+        """Rows with a problem: all of them once there is an ``analysis``, before that the ones seen."""
         self.analysis: Analysis | None = None
         """What every row was found to be, once that is known."""
         self.analysis_error: UserError | None = None
+        """Why that cannot be known."""
         self.is_closed = False
         try:
-            self.detection = source.detect(self.file.rows(0, SAMPLE), one_line(path.name, 80))
-        except UserError as error:
-            self.unknown = error
+            self._recognized = self.recognize(reading)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def count(self) -> int:
-        """Rows found so far."""
-        return self.file.count_known
+        """Rows found so far, as many of them as are used at most."""
+        known, limit = self.file.count_known, self._source.limit
+        return known if limit is None else min(known, limit)
+
+    @property
+    def reading(self) -> Reading:
+        """How the configuration has its rows read."""
+        return self._recognized.reading
+
+    @property
+    def detection(self) -> Detection | None:
+        """How its rows are read; None where that is not known."""
+        return self._recognized.detection
+
+    @property
+    def unknown(self) -> UserError | None:
+        """Why that is not known."""
+        return self._recognized.unknown
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -105,13 +133,51 @@ class DatasetView:
         self.is_closed = True
         self.file.close()
 
-    def cells(self, start: int, count: int) -> list[RowCells]:
-        """A window of the list; rows that can no longer be read say why, and ``failure`` is set."""
+    def recognize(self, reading: Reading) -> Recognized:
+        """How rows are read in some way, from the first of them; blocks.
+
+        Args:
+            reading: The way. An entry of a registry says its own.
+        """
+        rows: list[Row] = []
         try:
-            rows = self.file.rows(start, count)
+            is_entry = self._source.path != self.path
+            source = self._source if is_entry else reading.source(self.path)
+            rows = self.file.rows(0, SAMPLE)
+            return Recognized(reading, len(rows), source.detect(rows, one_line(self.path.name, 80)))
+        except UserError as error:
+            return Recognized(reading, len(rows), None, error)
+
+    @property
+    def is_guess(self) -> bool:
+        """Whether there are rows now that would have had a say in how they are read."""
+        return self._recognized.rows < min(SAMPLE, self.file.count_known)
+
+    def read_as(self, recognized: Recognized) -> None:
+        """Read the rows in another way from now on; what was found of them no longer counts."""
+        self._recognized = recognized
+        self.forget()
+
+    def take(self, analysis: Analysis, marks: RowMarks) -> None:
+        """Know what an analysis has found, and the marks that follow from it."""
+        self.analysis, self.analysis_error, self.marks = analysis, None, marks
+
+    def forget(self) -> None:
+        """Know nothing of the whole file any more."""
+        self.analysis, self.analysis_error, self.marks = None, None, RowMarks()
+
+    def note(self, index: int, level: Level) -> None:
+        """Remember the problem of a row that has been seen; an analysis knows better."""
+        if self.analysis is None:
+            self.marks.note(index, level)
+
+    def cells(self, indices: Sequence[int]) -> list[RowCells]:
+        """Rows of the list; those that can no longer be read say why, and ``failure`` is set."""
+        try:
+            rows = self._rows(indices)
         except UserError as error:
             self.failure = error
-            return [RowCells((), one_line(error.message)) for _ in range(count)]
+            return [RowCells((), one_line(error.message), number=index + 1) for index in indices]
         return [self._row_cells(row) for row in rows]
 
     def turns(self, index: int) -> list[Turn]:
@@ -127,7 +193,7 @@ class DatasetView:
             return [Turn("problem", error.message), *_as_it_is(row)]
         if example is None:
             return _as_it_is(row)
-        return list(_turns_of(example))
+        return list(turns_of(example))
 
     def example(self, index: int) -> Example:
         """One row as training reads it.
@@ -141,15 +207,6 @@ class DatasetView:
             raise self.unknown or UserError("The format of the rows is unknown.", "Set data.format.")
         return example
 
-    def take(self, analysis: Analysis) -> None:
-        """Know what an analysis has found; rows that are only noted are no problems."""
-        self.analysis, self.analysis_error = analysis, None
-        found: set[int] = set()
-        for problem in analysis.problems:
-            if problem.kind.level != "note":
-                found.update(problem.indices)
-        self.problems, self.checked = array("Q", sorted(found)), max(self.checked, self.count)
-
     def line_of(self, index: int) -> int:
         """The line of the file that a row begins on; 0 when it cannot be told any more."""
         try:
@@ -158,41 +215,15 @@ class DatasetView:
             self.failure = error
             return 0
 
-    def check(self, cancelled: Cancelled, progress: Progress) -> None:
-        """Look at every row found, and note the ones that training could not use; blocks.
-
-        Raises:
-            UserError: If the file cannot be read any more.
-        """
-        if self.detection is None:
-            return
-        for rows in self._batches(range(self.checked, self.count, BATCH), cancelled):
-            bad = [row.index for row in rows if not self._is_usable(row)]
-            if self.analysis is not None:
-                return  # it has found these rows, and more
-            self.problems.extend(bad)
-            self.checked = rows[-1].index + 1
-            progress(self.checked)
-
-    def next_problem(self, index: int) -> int | None:
-        """The nearest row with a problem after this one, from the top again behind the last; None without any."""
-        if not self.problems:
-            return None
-        position = bisect_right(self.problems, index)
-        return self.problems[position % len(self.problems)]
-
-    def previous_problem(self, index: int) -> int | None:
-        """The nearest row with a problem before this one, from the end again above the first; None without any."""
-        if not self.problems:
-            return None
-        return self.problems[bisect_left(self.problems, index) - 1]
-
-    def has_problem(self, index: int) -> bool:
-        """Whether a row has been found to have a problem."""
-        position = bisect_left(self.problems, index)
-        return position < len(self.problems) and self.problems[position] == index
-
-    def search(self, term: str, start: int, step: int, cancelled: Cancelled, progress: Progress) -> Match | None:
+    def search(
+        self,
+        term: str,
+        start: int,
+        step: int,
+        cancelled: Cancelled,
+        progress: Progress,
+        among: Sequence[int] | None = None,
+    ) -> Match | None:
         """The next row with a text in it, whatever its case, from the other end again at the end; blocks.
 
         Args:
@@ -201,39 +232,34 @@ class DatasetView:
             step: 1 downwards, -1 upwards.
             cancelled: Asked between two batches.
             progress: Told how many rows have been looked at.
+            among: The rows to look at, ascending; None for all.
 
         Raises:
             UserError: If the file cannot be read any more.
         """
         wanted = term.lower()
-        total = self.count
+        order = range(self.count) if among is None else among
+        place = bisect_right(order, start) if step > 0 else bisect_left(order, start)
         seen = 0
-        parts = ((start + 1, total), (0, start + 1)) if step > 0 else ((0, start), (start, total))
+        parts = ((place, len(order)), (0, place)) if step > 0 else ((0, place), (place, len(order)))
         for wrapped, (low, high) in enumerate(parts):
             begins = range(low, high, BATCH)
-            for rows in self._batches(begins if step > 0 else begins[::-1], cancelled, high):
+            for begin in begins if step > 0 else begins[::-1]:
+                if cancelled() or self.is_closed:
+                    return None
+                rows = self._rows(order[begin : min(begin + BATCH, high)])
                 for row in rows if step > 0 else reversed(rows):
                     if _mentions(row, wanted):
                         return Match(row.index, bool(wrapped))
                 seen += len(rows)
                 progress(seen)
+                time.sleep(_BREATH_SECONDS)
         return None
 
-    def _batches(self, begins: Sequence[int], cancelled: Cancelled, end: int | None = None) -> Iterator[list[Row]]:
-        for begin in begins:
-            if cancelled() or self.is_closed:
-                return
-            rows = self.file.rows(begin, BATCH if end is None else min(BATCH, end - begin))
-            if rows:
-                yield rows
-            time.sleep(_BREATH_SECONDS)
-
-    def _is_usable(self, row: Row) -> bool:
-        try:
-            self._example(row)
-        except RowError:
-            return False
-        return True
+    def _rows(self, indices: Sequence[int]) -> list[Row]:
+        if isinstance(indices, range) and indices.step == 1:
+            return self.file.rows(indices.start, len(indices))
+        return [self.file.row(index) for index in indices]
 
     def _example(self, row: Row) -> Example | None:
         if row.data is None:
@@ -241,19 +267,22 @@ class DatasetView:
         return None if self.detection is None else self.detection.example(row)
 
     def _row_cells(self, row: Row) -> RowCells:
+        number = row.index + 1
         try:
             example = self._example(row)
         except RowError as error:
-            return RowCells((), one_line(error.message, _CELL_LIMIT))
+            self.note(row.index, "drop")
+            return RowCells((), one_line(error.message, _CELL_LIMIT), number)
+        mark = self.marks.level(row.index) or ""
         if example is None:
-            return RowCells((one_line(_dump(row.data)[:_CELL_LIMIT], _CELL_LIMIT),))
+            return RowCells((one_line(_dump(row.data)[:_CELL_LIMIT], _CELL_LIMIT),), "", number, mark)
         if example.text or example.ids is not None:
-            return RowCells((one_line(example.text or _describe_tokens(example), _CELL_LIMIT),))
+            return RowCells((one_line(example.text or _describe_tokens(example), _CELL_LIMIT),), "", number, mark)
         question = next((message.content for message in example.messages if message.role == "user"), "")
-        return RowCells((one_line(question, _CELL_LIMIT), one_line(example.answer, _CELL_LIMIT)))
+        return RowCells((one_line(question, _CELL_LIMIT), one_line(example.answer, _CELL_LIMIT)), "", number, mark)
 
 
-def _turns_of(example: Example) -> Iterator[Turn]:
+def turns_of(example: Example) -> Iterator[Turn]:
     """Who says what in an example, tools, thoughts and second answers included."""
     if example.ids is not None:
         yield Turn("tokens", _describe_tokens(example))

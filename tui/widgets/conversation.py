@@ -14,7 +14,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from core.text import sanitize
-from tui.widgets.strips import fit, mark_matches
+from tui.widgets.strips import find_matches, fit, mark_matches, next_match, scroll_into_view
 
 #: Characters of one turn that are shown; more than anyone reads, and still quick to wrap.
 SHOWN_CHARACTERS = 100_000
@@ -64,6 +64,8 @@ class Conversation(ScrollView, can_focus=True, inherit_bindings=False):
         self._lines: list[tuple[str, str]] = []  # (role where a turn begins or "problem", text)
         self._wrapped_for = 0
         self.term = ""
+        self._matches: list[int] = []  # lines
+        self._match = -1
 
     @property
     def turns(self) -> tuple[Turn, ...]:
@@ -81,7 +83,30 @@ class Conversation(ScrollView, can_focus=True, inherit_bindings=False):
     def highlight(self, term: str) -> None:
         """Mark a text wherever it occurs, whatever its case; nothing where empty."""
         self.term = term.lower()
+        self._find_matches()
         self.refresh()
+
+    @property
+    def match_place(self) -> tuple[int, int]:
+        """Which line with the text is gone to, from 1 (0: none yet), and how many there are."""
+        return self._match + 1, len(self._matches)
+
+    def move_match(self, step: int) -> bool:
+        """Scroll to the next line with the text, or to the one before; the first, or the last, after ``show``.
+
+        Returns:
+            Whether there was one; at the end of them none is left, and the next step begins anew.
+        """
+        moved = next_match(self._match, step, len(self._matches))
+        self._match = -1 if moved is None else moved
+        if moved is None:
+            return False
+        scroll_into_view(self, self._matches[moved], self.size.height)
+        return True
+
+    def _find_matches(self) -> None:
+        self._matches = [number for number, (_, text) in enumerate(self._lines) if find_matches(text, self.term)]
+        self._match = -1
 
     def on_resize(self) -> None:
         """Wrap for the new width."""
@@ -110,6 +135,7 @@ class Conversation(ScrollView, can_focus=True, inherit_bindings=False):
             self._lines.append((turn.role, lines[0]))
             self._lines.extend((marker, line) for line in lines[1:])
         self.virtual_size = Size(width, len(self._lines))
+        self._find_matches()
 
     def render_line(self, y: int) -> Strip:
         """One wrapped line, with the speaker before the first of a turn."""

@@ -1,9 +1,15 @@
-"""One row as its tokens: what is learned lit and underlined, the rest dim, special tokens reversed."""
+"""One row as its tokens: what is learned lit and underlined, the rest dim, special tokens reversed.
+
+All of it can be told without color: bold and underlined is learned, plain is not; special tokens and matches of a
+search are reversed; where the greatest length cuts the row, a line with words in it says so.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from rich.cells import cell_len
@@ -14,7 +20,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from core.text import sanitize
-from tui.widgets.strips import fit
+from tui.widgets.strips import find_matches, fit, next_match, scroll_into_view
 
 #: Tokens of one row that are shown; more than anyone reads, and still quick to wrap.
 SHOWN_TOKENS = 10_000
@@ -52,6 +58,8 @@ class TokenPart:
 class _Piece:
     text: str
     style: str
+    match: int = 0
+    """Which match of the search it belongs to, from 1; 0 for none."""
 
 
 class MaskView(ScrollView, can_focus=True, inherit_bindings=False):
@@ -68,6 +76,8 @@ class MaskView(ScrollView, can_focus=True, inherit_bindings=False):
         & > .mask-view--ignored { color: $muted; }
         & > .mask-view--ignored-special { color: $muted; text-style: reverse; }
         & > .mask-view--cut { color: $near; text-style: bold; }
+        & > .mask-view--match { color: $near; text-style: reverse; }
+        & > .mask-view--match-here { color: $accent; text-style: bold reverse; }
         & > .mask-view--note { color: $muted; }
         & > .mask-view--problem { color: $limit; }
     }
@@ -79,6 +89,8 @@ class MaskView(ScrollView, can_focus=True, inherit_bindings=False):
         "mask-view--ignored",
         "mask-view--ignored-special",
         "mask-view--cut",
+        "mask-view--match",
+        "mask-view--match-here",
         "mask-view--note",
         "mask-view--problem",
     }
@@ -92,6 +104,9 @@ class MaskView(ScrollView, can_focus=True, inherit_bindings=False):
         self._is_problem = False
         self._lines: list[list[_Piece]] = []
         self._wrapped_for = 0
+        self.term = ""
+        self._match_lines: list[int] = []
+        self._match = -1
 
     def show(self, parts: Sequence[TokenPart]) -> None:
         """Show tokens from their beginning."""
@@ -102,6 +117,31 @@ class MaskView(ScrollView, can_focus=True, inherit_bindings=False):
         """Show a sentence instead of tokens."""
         self.parts, self.message, self._is_problem = (), sanitize(message), problem
         self._renew()
+
+    def highlight(self, term: str) -> None:
+        """Mark a text wherever it occurs, across tokens and whatever its case; nothing where empty."""
+        self.term = term.lower()
+        self._wrapped_for = 0
+        self._wrap()
+        self.refresh()
+
+    @property
+    def match_place(self) -> tuple[int, int]:
+        """Which match is gone to, from 1 (0: none yet), and how many there are."""
+        return self._match + 1, len(self._match_lines)
+
+    def move_match(self, step: int) -> bool:
+        """Scroll to the next match, or to the one before; the first, or the last, after ``show``.
+
+        Returns:
+            Whether there was one; at the end of them none is left, and the next step begins anew.
+        """
+        moved = next_match(self._match, step, len(self._match_lines))
+        self._match = -1 if moved is None else moved
+        if moved is not None:
+            scroll_into_view(self, self._match_lines[moved], self.size.height - 1)
+        self.refresh()
+        return moved is not None
 
     def on_resize(self) -> None:
         """Wrap for the new width."""
@@ -126,29 +166,54 @@ class MaskView(ScrollView, can_focus=True, inherit_bindings=False):
         if width == self._wrapped_for or width < 1:
             return
         self._wrapped_for = width
+        self._match = -1
+        self._match_lines = []
         if self.message:
             mark = "✗ " if self._is_problem else ""
             style = "problem" if self._is_problem else "note"
             self._lines = list(wrap_pieces([_Piece(mark + self.message, style)], width, words=True))
         else:
-            self._lines = [line for number, part in enumerate(self.parts) for line in self._part(number, part, width)]
+            self._lines = []
+            matches = 0
+            for number, part in enumerate(self.parts):
+                tokens = [_piece(cell) for cell in part.cells[:SHOWN_TOKENS]]
+                marked, matches = _mark(tokens, self.term, matches)
+                self._lines += self._part(number, part, marked, width)
+            self._find_lines()
         self.virtual_size = Size(width, len(self._lines) + 1)
 
-    def _part(self, number: int, part: TokenPart, width: int) -> Iterator[list[_Piece]]:
+    def _find_lines(self) -> None:
+        """The line that each match begins on."""
+        for number, line in enumerate(self._lines):
+            for piece in line:
+                if piece.match > len(self._match_lines):
+                    self._match_lines.append(number)
+
+    def _part(
+        self, number: int, part: TokenPart, tokens: Sequence[Sequence[_Piece]], width: int
+    ) -> Iterator[list[_Piece]]:
         if number:
             label = f" as the model sees it at its turn, part {number + 1} of {len(self.parts)} "
             yield [_Piece(_rule(label, width), "note")]
         cut = len(part.cells) if part.cut is None else min(part.cut, len(part.cells))
-        yield from wrap_pieces(_pieces(part.cells[: min(cut, SHOWN_TOKENS)]), width)
+        yield from wrap_pieces(itertools.chain.from_iterable(tokens[:cut]), width)
         if part.cut is not None and cut <= SHOWN_TOKENS:
             yield [_Piece(_rule(f" ✂ {part.cut_label} ", width), "cut")]
-            yield from wrap_pieces(_pieces(part.cells[cut:SHOWN_TOKENS]), width)
+            yield from wrap_pieces(itertools.chain.from_iterable(tokens[cut:]), width)
         if len(part.cells) > SHOWN_TOKENS:
             rest = f"{len(part.cells) - SHOWN_TOKENS:,}".replace(",", " ")
             yield [_Piece(_rule(f" … {rest} more tokens ", width), "note")]
 
     def _style(self, name: str) -> Style:
         return self.rich_style + self.get_component_rich_style(f"mask-view--{name}", partial=True)
+
+    def _piece_style(self, piece: _Piece) -> Style:
+        style = self._style(piece.style)
+        if piece.match:
+            name = "match-here" if piece.match == self._match + 1 else "match"
+            # On top of its own style: a match that is learned is still seen to be.
+            style += self.get_component_rich_style(f"mask-view--{name}", partial=True)
+        return style
 
     def render_line(self, y: int) -> Strip:
         """The legend, which stays, or one wrapped line of tokens."""
@@ -160,13 +225,17 @@ class MaskView(ScrollView, can_focus=True, inherit_bindings=False):
             segments = []
             for word, style in _LEGEND if self.parts else ():
                 segments += [Segment(word, self._style(style)), Segment("  ", base)]
+            if self.parts and self.term:
+                count = len(self._match_lines)
+                word = f"{count} match{'' if count == 1 else 'es'}"
+                segments += [Segment(word, self._style("match")), Segment("  ", base)]
             if self.parts:
                 segments.append(Segment("⏎ line break", self._style("note")))
             return Strip(segments).crop(0, width).adjust_cell_length(width, base)
         index = round(self.scroll_y) + y - 1
         if index >= len(self._lines):
             return Strip.blank(width, base)
-        pieces = [Segment(piece.text, self._style(piece.style)) for piece in self._lines[index]]
+        pieces = [Segment(piece.text, self._piece_style(piece)) for piece in self._lines[index]]
         return Strip(pieces).adjust_cell_length(width, base)
 
 
@@ -174,17 +243,52 @@ def _rule(label: str, width: int) -> str:
     return fit(f"──{label}" + "─" * max(0, width - cell_len(label) - 2), width)
 
 
-def _pieces(cells: Sequence[TokenCell]) -> Iterator[_Piece]:
-    for cell in cells:
-        text = cell.text
-        if len(text) > _TOKEN_CHARACTERS:
-            text = text[:_TOKEN_CHARACTERS] + "…"
-        yield _Piece(sanitize(text).replace("\t", "→"), cell.style)
+def _piece(cell: TokenCell) -> _Piece:
+    text = cell.text
+    if len(text) > _TOKEN_CHARACTERS:
+        text = text[:_TOKEN_CHARACTERS] + "…"
+    return _Piece(sanitize(text).replace("\t", "→"), cell.style)
 
 
-def wrap_pieces(
-    pieces: Iterator[_Piece] | Sequence[_Piece], width: int, *, words: bool = False
-) -> Iterator[list[_Piece]]:
+def _mark(tokens: Sequence[_Piece], term: str, before: int) -> tuple[list[list[_Piece]], int]:
+    """Tokens divided where matches begin and end, which may be in the middle of one.
+
+    Args:
+        tokens: A piece each.
+        term: What is searched for, in lower case.
+        before: Matches that have been numbered already.
+
+    Returns:
+        The pieces of each token, and the matches numbered in all.
+    """
+    matches = find_matches("".join(token.text for token in tokens), term)
+    if not matches:
+        return [[token] for token in tokens], before
+    waiting = deque((begin, end, number) for number, (begin, end) in enumerate(matches, before + 1))
+    marked: list[list[_Piece]] = []
+    position = 0
+    for token in tokens:
+        pieces: list[_Piece] = []
+        start, stop = position, position + len(token.text)
+        while waiting and waiting[0][0] < stop:
+            begin, end, number = waiting[0]
+            if begin > start:
+                pieces.append(replace(token, text=token.text[start - position : begin - position]))
+                start = begin
+            inside = min(end, stop)
+            pieces.append(replace(token, text=token.text[start - position : inside - position], match=number))
+            start = inside
+            if end > stop:
+                break
+            waiting.popleft()
+        if start < stop or not pieces:
+            pieces.append(replace(token, text=token.text[start - position :]))
+        marked.append(pieces)
+        position = stop
+    return marked, before + len(matches)
+
+
+def wrap_pieces(pieces: Iterable[_Piece], width: int, *, words: bool = False) -> Iterator[list[_Piece]]:
     """Lines of pieces; a line break is shown as ``⏎`` and ends its line. Blank where there is nothing to show.
 
     Args:
@@ -195,7 +299,7 @@ def wrap_pieces(
     line: list[_Piece] = []
     used = 0
     if words:
-        pieces = [_Piece(word, piece.style) for piece in pieces for word in _words(piece.text)]
+        pieces = [replace(piece, text=word) for piece in pieces for word in _words(piece.text)]
     for piece in pieces:
         text = piece.text if words else piece.text.replace("\n", "⏎\n")
         for number, stretch in enumerate(text.split("\n")):
@@ -208,11 +312,11 @@ def wrap_pieces(
                 line, used = [], 0
             while size > width:
                 head = _head(stretch, width)
-                yield [_Piece(head, piece.style)]
+                yield [replace(piece, text=head)]
                 stretch = stretch[len(head) :]
                 size = cell_len(stretch)
             if stretch:
-                _append(line, _Piece(stretch, piece.style))
+                _append(line, replace(piece, text=stretch))
                 used += size
     if line:
         yield line
@@ -220,8 +324,10 @@ def wrap_pieces(
 
 def _append(line: list[_Piece], piece: _Piece) -> None:
     """Add a piece, to the last one where they look alike: less goes over the wire."""
-    if line and line[-1].style == piece.style and not piece.style.endswith("-special"):
-        line[-1] = _Piece(line[-1].text + piece.text, piece.style)
+    last = line[-1] if line else None
+    alike = last is not None and (last.style, last.match) == (piece.style, piece.match)
+    if last is not None and alike and not piece.style.endswith("-special"):
+        line[-1] = replace(last, text=last.text + piece.text)
     else:
         line.append(piece)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from rich.segment import Segment
 from rich.style import Style
@@ -15,8 +15,11 @@ from textual.reactive import reactive
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
+from core.data.problems import Level
 from tui.widgets.strips import fit, mark_matches
 
+#: What stands before the number of a row that can be read and has a problem, and its style.
+_MARKS = {"drop": ("✗", "problem"), "warn": ("!", "warning")}
 #: Columns that hold numbers, narrow and on the right.
 _COUNTS = ("tok", "sup")
 
@@ -28,6 +31,10 @@ class RowCells:
     cells: tuple[str, ...]
     problem: str = ""
     """Why the row cannot be read; shown in place of the cells."""
+    number: int = 0
+    """Its number, from 1, where it is not its place in the list."""
+    mark: Level | Literal[""] = ""
+    """The worst problem of a row that can be read."""
 
 
 RowSource = Callable[[int, int], Sequence[RowCells]]
@@ -47,6 +54,7 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
         & > .row-list--number { color: $muted; }
         & > .row-list--cursor { background: $selected-background; }
         & > .row-list--problem { color: $limit; }
+        & > .row-list--warning { color: $near; }
         & > .row-list--match { color: $near; text-style: underline; }
         &:focus > .row-list--cursor { text-style: bold; }
     }
@@ -57,13 +65,14 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
         "row-list--number",
         "row-list--cursor",
         "row-list--problem",
+        "row-list--warning",
         "row-list--match",
     }
 
     cursor = reactive(0, always_update=True)
-    """The row under the cursor, counted from 0."""
+    """The place of the cursor in the list, counted from 0."""
     count = reactive(0)
-    """How many rows there are, so far."""
+    """How many rows the list has, so far."""
 
     @dataclass
     class Moved(Message):
@@ -83,6 +92,7 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
         self.term = ""
         self._source: RowSource | None = None
         self._window: tuple[int, Sequence[RowCells]] = (0, ())
+        self._highest = 0
 
     def show(self, source: RowSource | None, columns: Sequence[str], count: int = 0) -> None:
         """Show other rows, the cursor on the first.
@@ -93,11 +103,24 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
             count: Rows known so far; set ``count`` as more become known.
         """
         self._source, self.columns, self.term = source, tuple(columns), ""
+        self.show_part(count)
+
+    def show_part(self, count: int, cursor: int = 0, highest: int = 0) -> None:
+        """Show other rows of the same source.
+
+        Args:
+            count: How many.
+            cursor: Where the cursor goes.
+            highest: The highest number among all rows; 0 where the list has all of them.
+        """
         self._window = (0, ())
         self.set_reactive(RowList.count, count)
+        self._highest = highest
         self.virtual_size = Size(self.size.width, count + 1)
         self.scroll_to(y=0, animate=False, immediate=True)
-        self.cursor = 0
+        self.cursor = cursor
+        # How far it can be scrolled is known only after the new layout.
+        self.call_after_refresh(self._scroll_to_cursor)
 
     def highlight(self, term: str) -> None:
         """Mark a text wherever it is on the screen, whatever its case; nothing where empty."""
@@ -180,15 +203,15 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
             return Strip.blank(width, self.rich_style)
         at_cursor = index == self.cursor
         base = self.get_component_rich_style("row-list--cursor") if at_cursor else self.rich_style
-        mark = "▸ " if at_cursor else "  "
+        number = str(row.number or index + 1)
         if row.problem:
             problem = self.get_component_rich_style("row-list--problem", partial=True)
-            return self._draw((f"{index + 1}", f"✗ {row.problem}"), width, base + problem, mark)
-        return self._draw((f"{index + 1}", *row.cells), width, base, mark)
+            return self._draw((number, f"✗ {row.problem}"), width, base + problem, "▸ " if at_cursor else "  ")
+        return self._draw((number, *row.cells), width, base, "▸" if at_cursor else " ", row.mark)
 
     def _widths(self, width: int, cells: int) -> list[int]:
         """Cell widths: the number as wide as the last one, the last column two fifths of the rest."""
-        number = max(3, len(str(self.count)))
+        number = max(3, len(str(self._highest or self.count)))
         counts = [5] * sum(name in _COUNTS for name in self.columns) if cells == len(self.columns) + 1 else []
         cells -= len(counts)
         rest = width - number - 2 - 2 * (cells - 1) - sum(size + 2 for size in counts)
@@ -198,11 +221,15 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
         middle = [share] * (cells - 2)
         return [number, *counts, *middle, rest - sum(middle)]
 
-    def _draw(self, cells: Sequence[str], width: int, style: Style, mark: str) -> Strip:
+    def _draw(self, cells: Sequence[str], width: int, style: Style, cursor: str, level: str | None = None) -> Strip:
         widths = self._widths(width, len(cells))
         number = cells[0].rjust(widths[0])
         muted = self.get_component_rich_style("row-list--number", partial=True)
-        segments = [Segment(mark, style), Segment(number, style + muted)]
+        segments = [Segment(cursor, style)]
+        if level is not None:
+            mark, name = _MARKS.get(level, (" ", "number"))
+            segments.append(Segment(mark, style + self.get_component_rich_style(f"row-list--{name}", partial=True)))
+        segments.append(Segment(number, style + muted))
         for place, (text, size) in enumerate(zip(cells[1:], widths[1:], strict=False)):
             segments.append(Segment("  ", style))
             if len(cells) == len(self.columns) + 1 and self.columns[place] in _COUNTS:

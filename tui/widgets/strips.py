@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
 from rich.style import Style
+from textual.scroll_view import ScrollView
 
 
 def fit(text: str, width: int) -> str:
@@ -16,16 +17,49 @@ def fit(text: str, width: int) -> str:
     return set_cell_size(text, width - 1) + "…"
 
 
+def find_matches(text: str, term: str) -> list[tuple[int, int]]:
+    """Where a lower-case term begins and ends in a text, whatever the text's case; occurrences do not overlap."""
+    low = text.lower()
+    # A few characters change their length in lower case; such a text is shown unmarked rather than marked wrongly.
+    if not term or len(low) != len(text):
+        return []
+    found: list[tuple[int, int]] = []
+    position = 0
+    while (place := low.find(term, position)) >= 0:
+        position = place + len(term)
+        found.append((place, position))
+    return found
+
+
+def next_match(place: int, step: int, count: int) -> int | None:
+    """The match after (or before) the one at a place, from 0; None behind the last and before the first.
+
+    From -1, where none is gone to yet, it is the first, or the last.
+    """
+    if place < 0 and step < 0:
+        place = count
+    place += step
+    return place if 0 <= place < count else None
+
+
+def scroll_into_view(view: ScrollView, line: int, height: int) -> None:
+    """Scroll a view drawn line by line, so far that a line is in the middle, if it is not in view already.
+
+    Args:
+        view: The view.
+        line: The line, from 0.
+        height: How many lines can be seen.
+    """
+    top = round(view.scroll_y)
+    if not top <= line < top + height:
+        view.scroll_to(y=max(0, line - height // 2), animate=False, immediate=True)
+
+
 def mark_matches(text: str, term: str, style: Style, match: Style) -> list[Segment]:
     """Segments of a text in which every occurrence of a lower-case term has the style ``match``."""
-    low = text.lower()
-    # A few characters change their length in lower case; such a line is shown unmarked rather than marked wrongly.
-    if not term or term not in low or len(low) != len(text):
-        return [Segment(text, style)]
     segments: list[Segment] = []
     position = 0
-    while (found := low.find(term, position)) >= 0:
-        end = found + len(term)
-        segments += [Segment(text[position:found], style), Segment(text[found:end], match)]
+    for begin, end in find_matches(text, term):
+        segments += [Segment(text[position:begin], style), Segment(text[begin:end], match)]
         position = end
     return [*segments, Segment(text[position:], style)]

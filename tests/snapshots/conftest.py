@@ -1,0 +1,72 @@
+"""What pictures of the app have in common: everything that moves is held still."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import Input, TextArea
+
+from tests.tui.conftest import CPU
+from tests.tui.harness import screen_text, wait_for
+from tui.app import LocaltuneApp
+
+#: 24 November 2026, 14:36 UTC.
+MOMENT = 1795530960.0
+Compare = Callable[..., bool]
+
+
+@pytest.fixture(autouse=True)
+def _still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One host, one time zone, devices at rest, no blinking cursor."""
+    monkeypatch.setattr("core.hardware.sampler.snapshot", lambda: [CPU])
+    monkeypatch.setattr("tui.state.hostname", lambda: "ws1")
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    for name in ("NO_COLOR", "TEXTUAL_THEME"):
+        monkeypatch.delenv(name, raising=False)
+    for widget in (Input, TextArea):
+        monkeypatch.setattr(widget, "_on_mount", _without_blinking(widget._on_mount))
+
+
+def _without_blinking(mount: Callable[..., Any]) -> Callable[..., Any]:
+    def still(self: Any, event: Any) -> Any:
+        result = mount(self, event)
+        self.cursor_blink = False
+        return result
+
+    return still
+
+
+def make_app(home: Path, config: Path | None = None) -> LocaltuneApp:
+    """The app at a fixed time."""
+    home.mkdir(parents=True)
+    app = LocaltuneApp(config)
+    app.clock = lambda: MOMENT + 110
+    app.state.host = "ws1"
+    return app
+
+
+@pytest.fixture
+def app(private_home: Path) -> LocaltuneApp:
+    """The app at a fixed time, before the first run."""
+    return make_app(private_home)
+
+
+def until(text: str, *keys: str) -> Callable[[Pilot[Any]], Awaitable[None]]:
+    """Wait until the app is all there, type, and wait until a text is on the screen; notices are put away."""
+
+    async def run(pilot: Pilot[Any]) -> None:
+        shell: Any = pilot.app
+        await wait_for(pilot, lambda: shell.state.document is not None)
+        if keys:
+            await pilot.press(*keys)
+        await wait_for(pilot, lambda: text in screen_text(pilot.app))
+        shell.clear_notifications()
+        await wait_for(pilot, lambda: not shell.screen.query("Toast"))
+
+    return run

@@ -1,0 +1,92 @@
+"""The data pane with a configuration, real files, a real tokenizer and the real analysis, for several tests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from textual.pilot import Pilot
+
+from core.config.document import ConfigDocument
+from core.data.analysis import Analysis, AnalysisRequest
+from core.data.analyze import AnalysisJob
+from tests.conftest import CHATML
+from tests.core.template.toy_tokenizers import make_backend, save
+from tests.tui.harness import screen_text, wait_for
+from tui.panes.data import DataPane
+
+#: Processes are started, and the machine may be busy.
+PATIENCE = 60.0
+#: A token that the template writes, for rows that try to.
+STOP = "<|im_end|>"
+
+
+def make_tokenizer(directory: Path) -> Path:
+    """A directory with a small tokenizer and ChatML, as a model's is."""
+    backend = make_backend("words", ("<|endoftext|>", "<|im_start|>", STOP))
+    return save(directory, backend, template=CHATML, stops=(STOP,), eos_token=STOP)
+
+
+def row(question: str, answer: str) -> str:
+    """A row of chat messages as a line."""
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return json.dumps({"messages": turns})
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> Path:
+    """A file of lines."""
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def messy(path: Path) -> Path:
+    """60 rows: 5, 25 and 45 are no JSON, 10 and 50 much longer than the others, 30 has an e-mail address."""
+    lines = [row(f"question {number} of many", f"the answer is {number}") for number in range(1, 61)]
+    for number in (5, 25, 45):
+        lines[number - 1] = f"{{broken {number}"
+    for number in (10, 50):
+        lines[number - 1] = row(f"question {number} " + "word " * (200 + number), f"the answer is {number}")
+    lines[29] = row("who is it for?", "for jane.doe@posteo.de alone, as was agreed upon")
+    return write_lines(path, lines)
+
+
+class CountingJob(AnalysisJob):
+    """A real analysis; what was asked for is kept in ``requests``."""
+
+    requests: list[AnalysisRequest]
+
+    def __init__(self, request: AnalysisRequest) -> None:
+        super().__init__(request)
+        self.requests.append(request)
+
+
+def configuration(directory: Path, **values: Any) -> ConfigDocument:
+    """A configuration in a directory; ``data__train`` stands for ``data.train``."""
+    document = ConfigDocument("", directory / "mine.toml")
+    for name, value in values.items():
+        document.set(name.replace("__", "."), value)
+    return document
+
+
+async def opened(pilot: Pilot[None], pane: DataPane, path: Path) -> None:
+    """Open a file and wait until its rows are there."""
+    pane.show(path)
+    await wait_for(pilot, lambda: pane.view is not None and pane.view.path == path and pane._opening is None)
+    await pilot.pause()
+
+
+async def analyzed(pilot: Pilot[None], pane: DataPane) -> Analysis:
+    """Wait until every row has been looked at."""
+    await wait_for(pilot, lambda: pane.view is not None and pane.view.analysis is not None, PATIENCE)
+    await pilot.pause()
+    assert pane.view is not None
+    assert pane.view.analysis is not None
+    return pane.view.analysis
+
+
+def shows(pilot: Pilot[None], text: str) -> bool:
+    """Whether a text is on the screen, wherever its lines are broken."""
+    lines = [line.strip("│ ") for line in screen_text(pilot.app).split("\n")]
+    return text in " ".join(lines)
