@@ -18,7 +18,7 @@ from textual.worker import get_current_worker
 from core.errors import UserError
 from core.text import one_line
 from tui.keys import bindings
-from tui.messages import DatasetChosen
+from tui.messages import DatasetChosen, FormRequested
 from tui.panes.dataset_report import DatasetReport
 from tui.panes.dataset_summary import counted, spaced, summarize
 from tui.panes.dataset_tasks import (
@@ -325,6 +325,10 @@ class DataPane(DatasetReport):
             self.set_status("Open a file first.")
             return
         self.post_message(DatasetChosen(self.view.path.absolute(), use))
+
+    def action_form(self, form: Literal["template", "columns"]) -> None:
+        """Ask the app for a screen with the templates or the columns."""
+        self.post_message(FormRequested(form))
 
     def action_report(self) -> None:
         """Show problems and statistics of the whole file, or its rows again."""

@@ -29,6 +29,8 @@ class TokenPlan:
     """What relative paths in the configuration are relative to."""
     template_name: str | None = None
     template_file: Path | None = None
+    template_stamp: int = 0
+    """When that file was last changed, in nanoseconds: a plan with an edited template is another one."""
     supervise: Any = "assistant"
     keep_special: bool = False
     max_length: int = 2048
@@ -57,16 +59,25 @@ def _value(document: ConfigDocument, name: str, wanted: type | tuple[type, ...])
 def plan_tokens(document: ConfigDocument) -> TokenPlan:
     """What a configuration says about tokens."""
     directory = document.path.parent.absolute() if document.path is not None else Path.cwd()
-    file = _value(document, "template.file", str)
+    text = _value(document, "template.file", str)
+    file = directory / os.path.expanduser(text) if text else None
     return TokenPlan(
         base=_value(document, "model.base", str),
         directory=directory,
         template_name=_value(document, "template.name", str),
-        template_file=directory / os.path.expanduser(file) if file else None,
+        template_file=file,
+        template_stamp=_stamp(file),
         supervise=_value(document, "data.supervise", str),
         keep_special=_value(document, "data.special_tokens", str) == "keep",
         max_length=_value(document, "train.max_length", int),
     )
+
+
+def _stamp(file: Path | None) -> int:
+    try:
+        return file.stat().st_mtime_ns if file is not None else 0
+    except (OSError, ValueError):
+        return 0
 
 
 def plan_reading(document: ConfigDocument) -> ReadPlan:

@@ -127,7 +127,7 @@ class DatasetView:
             return [Turn("problem", error.message), *_as_it_is(row)]
         if example is None:
             return _as_it_is(row)
-        return list(_turns_of(example))
+        return list(turns_of(example))
 
     def example(self, index: int) -> Example:
         """One row as training reads it.
@@ -253,7 +253,7 @@ class DatasetView:
         return RowCells((one_line(question, _CELL_LIMIT), one_line(example.answer, _CELL_LIMIT)))
 
 
-def _turns_of(example: Example) -> Iterator[Turn]:
+def turns_of(example: Example) -> Iterator[Turn]:
     """Who says what in an example, tools, thoughts and second answers included."""
     if example.ids is not None:
         yield Turn("tokens", _describe_tokens(example))
