@@ -22,10 +22,10 @@ from core.paths import config_dir
 from core.text import one_line
 from themes.loader import DEFAULT, load_builtin, load_user, variable_defaults
 from tui import messages
-from tui.data_paths import data_paths, path_text
+from tui.data_paths import data_paths
+from tui.form_desk import FormDesk
 from tui.keys import Key, KeyTable, bindings, load_keymap
 from tui.panes import pane_spec
-from tui.run_desk import RunDesk
 from tui.screens.main import TILED_SIZE, MainScreen
 from tui.settings import load_settings, resolve_glyphs, save_theme
 from tui.widgets.plot_geometry import GLYPH_SETS
@@ -38,7 +38,7 @@ def _key_commands() -> type[Provider]:
     return KeyCommands
 
 
-class LocaltuneApp(RunDesk):
+class LocaltuneApp(FormDesk):
     """localtune-tui.
 
     Args:
@@ -154,18 +154,13 @@ class LocaltuneApp(RunDesk):
         if message.option in ("", "data.train"):
             self._show_data(message.document)
         else:
-            self._configure_data(message.document)
+            self.configure_data(message.document)
         self.show_header()
 
     @on(messages.ConfigSaved)
     def _config_saved(self, message: messages.ConfigSaved) -> None:
         self.state.document, self.state.saved_text = message.document, message.document.dumps()
         self.show_header()
-
-    def _configure_data(self, document: Any) -> None:
-        """Let the data pane know how rows are read, the model, the template and what is learned."""
-        if (pane := self.pane("data")) is not None:
-            pane.configure(document)
 
     def _show_data(self, document: Any) -> None:
         """Let the data pane show what the configuration trains on."""
@@ -186,13 +181,8 @@ class LocaltuneApp(RunDesk):
                 text = f"{name} is held out of training; it cannot be trained on too. Choose another file."
             self.warn("Not both", text)
             return
-        document.set(f"data.{message.use}", path_text(document, message.path))
-        self._configure_data(document)
-        if (pane := self.pane("config")) is not None:
-            pane.load(document)
         verb = "trained on" if message.use == "train" else "held out of training"
-        self.notify(f"{one_line(message.path.name, 60)} will be {verb}.", timeout=4, markup=False)
-        self.show_header()
+        self.set_options({f"data.{message.use}": message.path}, f"{message.path.name} will be {verb}.")
 
     # Keys.
 

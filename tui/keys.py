@@ -18,7 +18,9 @@ from textual.keys import KEY_NAME_REPLACEMENTS, Keys, key_to_character
 
 from core.text import one_line
 
-SCOPES = ("app", "data", "config", "train", "chat", "runs")
+#: Screens that lie over the panes; the keys of the app do not work there.
+SCREENS = ("template", "columns")
+SCOPES = ("app", "data", "config", "train", "chat", "runs", *SCREENS)
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Key:
 
     @property
     def scope(self) -> str:
-        """``app``, or the pane it belongs to."""
+        """``app``, or the pane or screen it belongs to."""
         return self.id.partition(".")[0]
 
     @property
@@ -126,6 +128,8 @@ KEYS: tuple[Key, ...] = (
     Key("data.longest", "l", "longest", "longest row", "Go to the row with the most tokens"),
     Key("data.train", "t", "use('train')", "train on it", "Use this file as data.train", footer=True),
     Key("data.eval", "e", "use('eval')", "hold it out", "Use this file as data.eval", footer=True),
+    Key("data.template", "T", "form('template')", "template", "See, choose or edit the chat template"),
+    Key("data.columns", "C", "form('columns')", "columns", "Say by hand which column plays which part"),
     Key("data.reload", "f5", "reload", "reload", "Open the file again, as it is now"),
     Key("data.read", "enter", "read_row", "read the row", "Scroll in the row under the cursor", palette=False),
     Key(
@@ -163,6 +167,13 @@ KEYS: tuple[Key, ...] = (
         "import_file",
         "import…",
         "Open a configuration of Axolotl, LLaMA-Factory or Unsloth as a new one",
+    ),
+    Key(
+        "config.form",
+        "o",
+        "form",
+        "preview",
+        "Choose a template, a format or columns in a screen that shows the rows",
     ),
     Key("config.default", "d,delete", "reset", "default", "Give the option under the cursor its default again"),
     Key("config.problem", "p", "next_problem", "next problem", "Go to the next option with a problem"),
@@ -229,6 +240,36 @@ KEYS: tuple[Key, ...] = (
     Key("runs.page_up", "pageup", "move_page(-1)", "page up", "A page up", palette=False),
     Key("runs.top", "g,home", "move_end(-1)", "first", "The newest run", palette=False),
     Key("runs.bottom", "G,end", "move_end(1)", "last", "The oldest run", palette=False),
+    # The screen with the chat templates.
+    Key("template.use", "enter", "use", "use", "Use the template under the cursor", palette=False),
+    Key("template.edit", "e", "edit", "edit", "Edit the template, in a file of yours, and use that", palette=False),
+    Key("template.row", "n,right", "step_row(1)", "next row", "Show the next row", palette=False),
+    Key("template.row_before", "N,left", "step_row(-1)", "row before", "Show the row before", palette=False),
+    Key("template.part", "tab", "app.focus_next", "next part", "Scroll in the row or the source", palette=False),
+    Key("template.down", "j,down", "move(1)", "down", "One template or line down", palette=False),
+    Key("template.up", "k,up", "move(-1)", "up", "One template or line up", palette=False),
+    Key("template.page_down", "pagedown,space", "move_page(1)", "page down", "A page down", palette=False),
+    Key("template.page_up", "pageup", "move_page(-1)", "page up", "A page up", palette=False),
+    Key("template.top", "g,home", "move_end(-1)", "first", "The first template or line", palette=False),
+    Key("template.bottom", "G,end", "move_end(1)", "last", "The last template or line", palette=False),
+    Key("template.help", "question_mark,f1", "help", "help", "Explain the keys", palette=False, show="?"),
+    Key("template.back", "escape", "back", "back", "Go back; what was in use stays so", palette=False),
+    # The screen with the columns.
+    Key("columns.choose", "enter", "choose", "choose", "Choose a column for the part under the cursor", palette=False),
+    Key("columns.next", "right,space", "step(1)", "next", "The next column of the file", palette=False),
+    Key("columns.previous", "left", "step(-1)", "before", "The column before of the file", palette=False),
+    Key("columns.none", "d,delete", "leave_out", "leave out", "No column for this part", palette=False),
+    Key("columns.clear", "c", "clear", "clear", "Name no columns; the format is detected again", palette=False),
+    Key("columns.save", "s,ctrl+s", "save", "save", "Put format and columns into the configuration", palette=False),
+    Key("columns.part", "tab", "app.focus_next", "preview", "Scroll in the rows, or back to the parts", palette=False),
+    Key("columns.down", "j,down", "move(1)", "down", "One part or line down", palette=False),
+    Key("columns.up", "k,up", "move(-1)", "up", "One part or line up", palette=False),
+    Key("columns.page_down", "pagedown", "move_page(1)", "page down", "A page down", palette=False),
+    Key("columns.page_up", "pageup", "move_page(-1)", "page up", "A page up", palette=False),
+    Key("columns.top", "g,home", "move_end(-1)", "first", "The first part or line", palette=False),
+    Key("columns.bottom", "G,end", "move_end(1)", "last", "The last part or line", palette=False),
+    Key("columns.help", "question_mark,f1", "help", "help", "Explain the keys", palette=False, show="?"),
+    Key("columns.back", "escape", "back", "back", "Go back; nothing is changed", palette=False),
 )
 
 
@@ -361,7 +402,8 @@ def conflicts(overrides: Mapping[str, str]) -> list[tuple[str, str, str]]:
     for entry in table.keys:
         for key in _parts(entry.keys):
             for other in owners.setdefault(key, []):
-                shared = entry.scope == other.scope or "app" in (entry.scope, other.scope)
+                scopes = {entry.scope, other.scope}
+                shared = len(scopes) == 1 or ("app" in scopes and scopes.isdisjoint(SCREENS))
                 if shared and (entry.id in overrides or other.id in overrides):
                     found.append((other.id, entry.id, key))
             owners[key].append(entry)

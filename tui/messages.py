@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from textual.message import Message
 
@@ -26,6 +26,23 @@ class DatasetChosen(Message):
 
     path: Path
     use: Literal["train", "eval"] = "train"
+
+
+@dataclass
+class FormRequested(Message):
+    """A screen is wanted for options that are best chosen with the rows in view."""
+
+    form: Literal["template", "columns"]
+
+
+@dataclass
+class OptionsChosen(Message):
+    """Options are to have other values in the configuration in the app; its file is written only when it is saved."""
+
+    values: Mapping[str, Any]
+    """``section.key`` to value; None for the default, a path as a :class:`~pathlib.Path`."""
+    notice: str = ""
+    """What is said when it is done."""
 
 
 @dataclass

@@ -19,6 +19,8 @@ from core.data.mapping import ColumnRole
 from core.data.preflight import RefusalCode
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+#: The name of a column, which may begin or end with a space.
+Column = Annotated[str, StringConstraints(min_length=1)]
 Paths = Text | Annotated[list[Text], Field(min_length=1)]
 Weight = Annotated[float, Field(gt=0, le=1000)]
 
@@ -62,7 +64,7 @@ class DataSection(Section):
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text", "tokens"] = _option(
         "auto", "How a row is read; auto decides from the columns and says why."
     )
-    columns: dict[ColumnRole, Text] | None = _option(
+    columns: dict[ColumnRole, Column] | None = _option(
         None, 'Columns by hand, as {user = "question", assistant = "answer"}; absent: by the format.'
     )
     weights: list[Weight] | None = _option(

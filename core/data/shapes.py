@@ -16,6 +16,7 @@ from core.data.conversation import (
     make_tokens,
 )
 from core.data.turns import (
+    CONVERSATION_KEYS,
     find_turns,
     is_pair_turn,
     is_spelled_out,
@@ -62,6 +63,30 @@ _ASKED_KEYS = ("prompt", "question", "query", "instruction", "input")
 def format_of(data: Mapping[str, Any]) -> Format | None:
     """The first format that a row fits; None for none."""
     return next((name for name, fits in FITS.items() if fits(data)), None)
+
+
+def find_parts(data: Mapping[str, Any], wanted: Format) -> dict[str, str]:
+    """Which column of a row plays which part in a format, by the parts of :data:`core.data.mapping.ColumnRole`."""
+    known: dict[str, tuple[str, ...]] = {}
+    if wanted in ("text", "tokens"):
+        known = {"text": ("text",)} if wanted == "text" else {"input_ids": ("input_ids",), "labels": ("labels",)}
+    elif wanted in ("messages", "sharegpt") or find_turns(data) is not None:
+        known = {"messages": CONVERSATION_KEYS}
+    elif wanted == "preference":
+        known = {"user": _ASKED_KEYS}
+    elif _fits_alpaca(data):
+        known = {"user": ("instruction",), "assistant": _OUTPUT_KEYS, "context": _CONTEXT_KEYS}
+    elif (pair := _pair(data)) is not None:
+        known = {"user": (pair[0],), "assistant": (pair[1],)}
+    if wanted not in ("text", "tokens"):
+        known |= {"system": ("system", "system_prompt"), "tools": ("tools", "functions")}
+    if "user" in known:
+        known["history"] = ("history",)
+    if wanted == "preference":
+        known |= {"chosen": ("chosen",), "rejected": ("rejected",)}
+    elif wanted == "kto":
+        known["label"] = _LABEL_KEYS
+    return {part: key for part, keys in known.items() if (key := next((key for key in keys if key in data), None))}
 
 
 def _first(data: Mapping[str, Any], keys: tuple[str, ...]) -> Any:

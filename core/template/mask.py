@@ -153,8 +153,8 @@ class Masker:
             if self.supervise != "all" and not example.tools and self._shapes is not None:
                 found = self._shapes.rows(turns, wanted)
                 if found is not None:
-                    return found
-            return self._read(template, turns, example.tools, wanted)
+                    return _encodable(found)
+            return _encodable(self._read(template, turns, example.tools, wanted))
         except RowError as error:
             return error
 
@@ -267,6 +267,16 @@ def _wanted(turns: Sequence[Message], supervise: Supervise, first: int) -> tuple
     if not wanted and supervise != "all":
         raise RowError("nothing_supervised", "No turn of the row is marked to be learned.")
     return wanted
+
+
+def _encodable(rows: list[RowText]) -> list[RowText]:
+    """Rows that a tokenizer can read: the messages have been looked at before, what the template adds has not."""
+    for row in rows:
+        try:
+            _ = row.text.isascii() or row.text.encode()
+        except UnicodeEncodeError as error:
+            raise RowError("template_error", "The chat template writes half a character.") from error
+    return rows
 
 
 def _readable_calls(render: Render, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

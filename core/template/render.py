@@ -22,6 +22,9 @@ from core.text import one_line
 #: Names that the reasoning of a message goes by; templates read the first, older data has the others.
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
+#: What Jinja calls the file of a template that has none, in tracebacks.
+_TEMPLATE_FILE = "<template>"
+
 
 class _GenerationBlocks(jinja2.ext.Extension):
     """Accepts ``{% generation %}``, which some templates put around what the assistant says; it writes nothing."""
@@ -168,6 +171,19 @@ class ChatTemplate:
     def _syntax(error: jinja2.TemplateSyntaxError) -> str:
         reason = one_line(error.message or "it cannot be read", 200).rstrip(".")
         return f"The chat template is not valid in line {error.lineno}: {reason}"
+
+
+def template_line(error: BaseException) -> int | None:
+    """The line of the template, from 1, that an error of :class:`ChatTemplate` comes from; None where none is known."""
+    cause = error.__cause__
+    if isinstance(cause, jinja2.TemplateSyntaxError):
+        return cause.lineno
+    line, trace = None, cause.__traceback__ if cause is not None else None
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == _TEMPLATE_FILE:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line
 
 
 def _as_passed(message: Mapping[str, Any]) -> dict[str, Any]:

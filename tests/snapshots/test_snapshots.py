@@ -84,3 +84,44 @@ def test_quit(snap_compare: Compare, app: LocaltuneApp, private_home: Path) -> N
 
 def test_too_small(snap_compare: Compare, app: LocaltuneApp) -> None:
     assert snap_compare(app, terminal_size=(50, 15), run_before=until("too small"))
+
+
+@pytest.fixture
+def forms_config(tmp_path: Path, tiny_model_dir: Path) -> Path:
+    """A configuration with a model, and rows whose columns no format has."""
+    header, row = "frage;antwort;persona", "Wie geht das?;So geht das.;Du hilfst gern."
+    (tmp_path / "mine.csv").write_text(f"{header}\n{row}\nUnd das?;Auch so.;Du hilfst gern.\nWas?;;\n")
+    columns = 'columns = {user = "frage", assistant = "antwort"}'
+    text = f'[model]\nbase = "{tiny_model_dir}"\n\n[data]\ntrain = "mine.csv"\n{columns}\n'
+    (tmp_path / "c.toml").write_text(text)
+    return tmp_path / "c.toml"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_templates(snap_compare: Compare, app: LocaltuneApp, forms_config: Path, size: str) -> None:
+    forms_config.write_text(forms_config.read_text().replace("mine.csv", "rows.jsonl").partition("columns")[0])
+    (forms_config.parent / "rows.jsonl").write_text('{"prompt": "ask", "completion": "a reply\\nin two lines"}\n')
+    app._config_path = forms_config
+
+    async def run(pilot: Pilot[Any]) -> None:
+        await wait_for(pilot, lambda: app.state.document is not None and app.pane("data").view is not None)
+        await pilot.press("1", "T")
+        await wait_for(pilot, lambda: getattr(app.screen, "templates", None) is not None)
+        screen: Any = app.screen
+        await wait_for(pilot, lambda: len(screen.previews) == len(screen.templates.entries))
+        await pilot.press("j")
+        await wait_for(pilot, lambda: "chatml · 27 lines" in screen_text(app))
+
+    assert snap_compare(app, terminal_size=SIZES[size], run_before=run)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_columns(snap_compare: Compare, app: LocaltuneApp, forms_config: Path, size: str) -> None:
+    app._config_path = forms_config
+
+    async def run(pilot: Pilot[Any]) -> None:
+        await wait_for(pilot, lambda: app.state.document is not None and app.pane("data").view is not None)
+        await pilot.press("1", "C")
+        await wait_for(pilot, lambda: "2 of the first 3 rows" in screen_text(app))
+
+    assert snap_compare(app, terminal_size=SIZES[size], run_before=run)

@@ -19,8 +19,8 @@ from core.config.document import ConfigDocument
 from core.errors import UserError
 from core.text import one_line
 from tui.keys import bindings
-from tui.messages import ConfigEdited, StartRequested
-from tui.panes.config_help import PATH_OPTIONS, UNSET_TEXTS, explain
+from tui.messages import ConfigEdited, FormRequested, StartRequested
+from tui.panes.config_help import FORMS, PATH_OPTIONS, UNSET_TEXTS, explain
 from tui.panes.config_import import ConfigImport
 from tui.panes.config_model import DATA_PATHS, ConfigModel
 from tui.widgets.ask_bar import AskBar
@@ -159,7 +159,7 @@ class ConfigPane(ConfigImport):
             where = " in the basic options; all are searched with x" if not self._shows_expert else ""
             line.update(Content(f"No option has “{one_line(self._filter, 40)}” in it{where}.") if self._filter else "")
             return
-        line.update(Content(explain(field.option)))
+        line.update(Content(explain(field.option, self.keys["config.form"].display)))
 
     def say(self, text: str) -> None:
         """Say something below the form, until the cursor moves."""
@@ -243,6 +243,16 @@ class ConfigPane(ConfigImport):
         if field is not None and choice is not None and self.form.has_focus:
             self._set(field, choice)
             self._edited(field)
+
+    def action_form(self) -> None:
+        """Open the screen in which the option under the cursor is chosen with the rows in view."""
+        field = self.form.current
+        if field is None or not self.form.has_focus:
+            return
+        if (form := FORMS.get(field.option.name)) is not None:
+            self.post_message(FormRequested(form))
+        else:
+            self.say(f"Such a screen is there for {', '.join(FORMS)}.")
 
     def action_reset(self) -> None:
         """The default again."""

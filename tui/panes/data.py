@@ -15,7 +15,7 @@ from textual.widgets import Static
 from core.errors import UserError
 from core.text import one_line
 from tui.keys import bindings
-from tui.messages import DatasetChosen
+from tui.messages import DatasetChosen, FormRequested
 from tui.panes.dataset_opening import DatasetOpening
 from tui.panes.dataset_summary import counted, describe_filter, spaced, summarize
 from tui.widgets.ask_bar import AskBar
@@ -243,6 +243,10 @@ class DataPane(DatasetOpening):
             self.set_status("Open a file first.")
             return
         self.post_message(DatasetChosen(self.view.path.absolute(), use))
+
+    def action_form(self, form: Literal["template", "columns"]) -> None:
+        """Ask the app for a screen with the templates or the columns."""
+        self.post_message(FormRequested(form))
 
     # What is asked for: a path, a text to find, a row number.
 

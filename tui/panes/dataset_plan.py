@@ -143,6 +143,13 @@ def plan_data(document: ConfigDocument) -> DataPlan:
     return DataPlan(plan_reading(document), plan_tokens(document))
 
 
+def _stamp(file: Path | None) -> int:
+    try:
+        return file.stat().st_mtime_ns if file is not None else 0
+    except (OSError, ValueError):
+        return 0
+
+
 def plan_reading(document: ConfigDocument) -> ReadPlan:
     """What a configuration says about reading."""
     directory = _directory(document)
@@ -192,13 +199,6 @@ def _value(document: ConfigDocument, name: str, wanted: type | tuple[type, ...])
     if fits and option is not None and option.choices and isinstance(value, str):
         fits = value in option.choices
     return value if fits else option.default if option is not None else None
-
-
-def _stamp(file: Path | None) -> int:
-    try:
-        return file.stat().st_mtime_ns if file is not None else 0
-    except (OSError, ValueError):
-        return 0
 
 
 def _names(entries: Iterable[str], path: Path) -> bool:

@@ -27,6 +27,11 @@ SHOWN_TOKENS = 10_000
 #: Characters of one token that are shown.
 _TOKEN_CHARACTERS = 200
 _LEGEND = (("learned", "learned"), ("ignored", "ignored"), ("special", "ignored-special"))
+_BREAK_LEGEND = "⏎ line break"
+_PROMPT_LEGEND = ("generation prompt", "prompt")
+_SHORT_PROMPT_LEGEND = ("prompt", "prompt")
+#: Cells that the legend takes with all of the first.
+_LEGEND_WIDTH = sum(len(word) + 2 for word, _ in (*_LEGEND, _PROMPT_LEGEND))
 
 
 @dataclass(frozen=True)
@@ -36,11 +41,14 @@ class TokenCell:
     text: str
     learned: bool
     special: bool = False
+    prompt: bool = False
+    """Whether it is of the generation prompt, where that is told apart."""
 
     @property
     def style(self) -> str:
         """The name of its style."""
-        return ("learned" if self.learned else "ignored") + ("-special" if self.special else "")
+        kind = "learned" if self.learned else "prompt" if self.prompt else "ignored"
+        return kind + ("-special" if self.special else "")
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,8 @@ class MaskView(ScrollView, can_focus=True, inherit_bindings=False):
         & > .mask-view--learned-special { color: $supervised; text-style: bold underline reverse; }
         & > .mask-view--ignored { color: $muted; }
         & > .mask-view--ignored-special { color: $muted; text-style: reverse; }
+        & > .mask-view--prompt { color: $primary; text-style: bold; }
+        & > .mask-view--prompt-special { color: $primary; text-style: bold reverse; }
         & > .mask-view--cut { color: $near; text-style: bold; }
         & > .mask-view--match { color: $near; text-style: reverse; }
         & > .mask-view--match-here { color: $accent; text-style: bold reverse; }
@@ -88,6 +98,8 @@ class MaskView(ScrollView, can_focus=True, inherit_bindings=False):
         "mask-view--learned-special",
         "mask-view--ignored",
         "mask-view--ignored-special",
+        "mask-view--prompt",
+        "mask-view--prompt-special",
         "mask-view--cut",
         "mask-view--match",
         "mask-view--match-here",
@@ -102,6 +114,7 @@ class MaskView(ScrollView, can_focus=True, inherit_bindings=False):
         self.message = ""
         """What is said instead, where there are no tokens."""
         self._is_problem = False
+        self._has_prompt = False
         self._lines: list[list[_Piece]] = []
         self._wrapped_for = 0
         self.term = ""
@@ -111,6 +124,7 @@ class MaskView(ScrollView, can_focus=True, inherit_bindings=False):
     def show(self, parts: Sequence[TokenPart]) -> None:
         """Show tokens from their beginning."""
         self.parts, self.message = tuple(parts), ""
+        self._has_prompt = any(cell.prompt for part in self.parts for cell in part.cells)
         self._renew()
 
     def say(self, message: str, *, problem: bool = False) -> None:
@@ -223,14 +237,15 @@ class MaskView(ScrollView, can_focus=True, inherit_bindings=False):
         base = self.rich_style
         if y == 0:
             segments = []
-            for word, style in _LEGEND if self.parts else ():
+            prompt = _PROMPT_LEGEND if width >= _LEGEND_WIDTH else _SHORT_PROMPT_LEGEND
+            for word, style in (*_LEGEND, *([prompt] if self._has_prompt else [])) if self.parts else ():
                 segments += [Segment(word, self._style(style)), Segment("  ", base)]
             if self.parts and self.term:
                 count = len(self._match_lines)
                 word = f"{count} match{'' if count == 1 else 'es'}"
                 segments += [Segment(word, self._style("match")), Segment("  ", base)]
-            if self.parts:
-                segments.append(Segment("⏎ line break", self._style("note")))
+            if self.parts and sum(segment.cell_length for segment in segments) + cell_len(_BREAK_LEGEND) <= width:
+                segments.append(Segment(_BREAK_LEGEND, self._style("note")))
             return Strip(segments).crop(0, width).adjust_cell_length(width, base)
         index = round(self.scroll_y) + y - 1
         if index >= len(self._lines):

@@ -226,6 +226,13 @@ def test_a_table_stays_on_one_line_and_comes_back() -> None:
     assert ConfigDocument(dump_config(config)).validate().data == config.data
 
 
+def test_a_column_is_named_to_the_letter() -> None:
+    document = ConfigDocument('[data]\ntrain = "x"\n')
+    names = {"user": " q\x00\x1b[31m\x7f ", "assistant": "[/red]\n\u2028"}
+    document.set("data.columns", names)
+    assert ConfigDocument(document.dumps()).validate().data.columns == names
+
+
 def test_a_table_may_be_a_section_of_its_own() -> None:
     text = '[data]\ntrain = "x"\n\n[data.columns]\nuser = "q"\nassistant = "a"\n'
     assert ConfigDocument(text).validate().data.columns == {"user": "q", "assistant": "a"}

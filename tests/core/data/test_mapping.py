@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.data.conversation import Example, RowError
-from core.data.formats import choose, row_example
+from core.data.formats import FORMATS, choose, detect, row_example
 from core.data.mapping import ROLES, ColumnMap, ColumnRole
 from core.data.rows import Row
+from core.data.shapes import find_parts
 from core.errors import UserError
 
 
@@ -134,3 +135,29 @@ def test_any_columns_of_any_row_are_an_example_or_an_error(
     except (UserError, RowError) as error:
         refusal = error.message
     assert not refusal or refusal.endswith(".")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "tools": []},
+        {"system": "s", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+        {"instruction": "q", "input": "c", "output": "a", "system": "s", "history": [["q0", "a0"]]},
+        {"question": "q", "answer": "a", "id": 3},
+        {"text": "t", "labels": "x"},
+        {"input_ids": [1, 2], "labels": [-100, 2]},
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"prompt": "q", "completion": "a", "label": True},
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "label": False},
+    ],
+)
+def test_the_parts_that_a_format_reads_are_the_columns_for_the_same_example(data: dict[str, Any]) -> None:
+    row = Row(0, 1, data)
+    found = detect([row])
+    columns = ColumnMap(find_parts(data, found.format))  # type: ignore[arg-type]
+    assert row_example(row, columns.format, columns) == found.example(row)
+
+
+def test_parts_of_a_row_that_has_none() -> None:
+    for name in FORMATS:
+        assert find_parts({"a": 1, "b": None}, name) == {}

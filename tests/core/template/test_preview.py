@@ -1,0 +1,113 @@
+"""Rows seen through a template: what is learned, the generation prompt, and what is wrong with the template."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.data.conversation import Example, Message
+from core.template.mask import MaskedRow, Masker
+from core.template.named import NAMED_TEMPLATES
+from core.template.preview import SAMPLE, Preview, preview_template
+from tests.core.template.families import FAMILIES, GEMMA3, LLAMA3, MISTRAL, SMOLLM2, Family
+
+TOKENIZER = SMOLLM2.tokenizer()
+
+
+def learned(preview: Preview) -> str:
+    return "".join(token.text for row in preview.rows for token in row.tokens if token.learned)
+
+
+def prompts(preview: Preview) -> str:
+    return "".join(token.text for row in preview.rows for token in row.tokens if token.prompt)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_what_is_learned_is_what_the_masker_learns(family: Family) -> None:
+    tokenizer = family.tokenizer()
+    preview = preview_template(family.template, SAMPLE, tokenizer)
+    masked = Masker(tokenizer).mask([SAMPLE])[0]
+    if isinstance(masked, MaskedRow):
+        assert not preview.problem
+        for row, wanted in zip(preview.rows, masked.rows, strict=True):
+            assert [token.learned for token in row.tokens] == [bool(flag) for flag in wanted.supervised]
+    else:
+        assert preview.problem == masked.message
+        assert preview.learned == 0
+
+
+@pytest.mark.parametrize("family", [SMOLLM2, LLAMA3, GEMMA3], ids=lambda family: family.name)
+def test_the_generation_prompt_stands_before_each_answer(family: Family) -> None:
+    preview = preview_template(family.template, SAMPLE, family.tokenizer())
+    assert preview.generation_prompt
+    assert prompts(preview).replace(" ", "") == preview.generation_prompt.replace(" ", "") * 2
+    tokens = preview.rows[0].tokens
+    for place, token in enumerate(tokens):
+        if token.prompt and not tokens[place + 1].prompt:
+            assert tokens[place + 1].learned
+        assert not (token.prompt and token.learned)
+
+
+def test_a_template_may_have_no_generation_prompt() -> None:
+    preview = preview_template(MISTRAL.template, SAMPLE, MISTRAL.tokenizer())
+    assert preview.generation_prompt == ""
+    assert prompts(preview) == ""
+    assert "Rome." in learned(preview)
+
+
+def test_options_of_the_configuration_count() -> None:
+    last = preview_template(SMOLLM2.template, SAMPLE, TOKENIZER, supervise="last", max_length=10)
+    assert learned(last) == "Rome.<|im_end|>"
+    assert last.rows[0].cut == 10
+    assert last.learned == sum(token.learned for token in last.rows[0].tokens) < last.tokens
+
+
+@pytest.mark.parametrize(
+    ("source", "line", "words"),
+    [
+        ("a\n{% for m in messages %}\n{{ m.content", 3, "not valid in line 3"),
+        ("a\n{% for m in messages %}\n{{ m.content.x.y }}{% endfor %}", 3, "has no attribute 'x'"),
+        ("{% macro f(x) %}\n\n{{ x + 1 }}{% endmacro %}\n\n{{ f('a') }}", 3, "can only concatenate"),
+        ("\n\n{{ raise_exception('not like this') }}", 3, "not like this"),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", None, "token that stops the model"),
+        ("{% for m in messages %}{{ '\\ud800' + m.content }}<|im_end|>{% endfor %}", None, "half a character"),
+        ("{% for m in messages %}\ud800{{ m.content }}<|im_end|>{% endfor %}", None, "half a character"),
+        ("", None, "token that stops the model"),
+    ],
+)
+@pytest.mark.parametrize("has_tokenizer", [True, False])
+def test_what_is_wrong_is_said_with_its_line(source: str, line: int | None, words: str, has_tokenizer: bool) -> None:
+    preview = preview_template(source, SAMPLE, TOKENIZER if has_tokenizer else None)
+    if line is None and not has_tokenizer:
+        assert not preview.problem, "only the masker refuses it"
+        return
+    assert words in preview.problem
+    assert preview.line == line
+    assert preview.learned == 0
+
+
+def test_a_refused_row_is_still_shown_as_text() -> None:
+    preview = preview_template(NAMED_TEMPLATES["llama3"].source, SAMPLE, TOKENIZER)
+    assert preview.problem
+    text = "".join(token.text for token in preview.rows[0].tokens)
+    assert "<|eot_id|>" in text
+    assert "Rome." in text
+    assert all(not token.special for token in preview.rows[0].tokens if "eot" in token.text)
+
+
+def test_without_a_tokenizer_special_tokens_go_by_their_names() -> None:
+    preview = preview_template(NAMED_TEMPLATES["mistral"].source, SAMPLE)
+    assert not preview.problem
+    text = "".join(token.text for token in preview.rows[0].tokens)
+    assert text.startswith("<bos_token>[INST] What is the capital")
+    assert text.endswith("Rome.<eos_token>")
+
+
+@settings(max_examples=60)
+@given(source=st.text(alphabet="{%}- abm'[]().|+\n\ud800é", max_size=40), words=st.text(min_size=1, max_size=20))
+def test_no_template_and_no_row_breaks_it(source: str, words: str) -> None:
+    example = Example(messages=(Message("user", "q"), Message("assistant", words.encode("utf-8", "replace").decode())))
+    for tokenizer in (TOKENIZER, None):
+        preview = preview_template(source, example, tokenizer)
+        assert preview.problem or preview.rows

@@ -1,0 +1,125 @@
+"""The part of the app that changes the configuration for others: options that panes and screens choose."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from textual import on
+
+from core.errors import UserError
+from core.text import one_line
+from tui import messages
+from tui.data_paths import data_paths, path_text
+from tui.run_desk import RunDesk
+
+if TYPE_CHECKING:
+    from core.config.document import ConfigDocument
+
+
+class FormDesk(RunDesk):
+    """Opens the screens in which options are chosen, and puts what was chosen into the configuration."""
+
+    def configure_data(self, document: ConfigDocument) -> None:
+        """Let the data pane know the model, the template and how rows are read."""
+        if (pane := self.pane("data")) is not None:
+            pane.configure(document)
+
+    def set_options(self, values: Mapping[str, Any], notice: str = "") -> None:
+        """Give options other values, all of them or none, and show that everywhere.
+
+        Args:
+            values: As in :class:`~tui.messages.OptionsChosen`.
+            notice: What is said when it is done.
+        """
+        document = self.state.document
+        if document is None:
+            return
+        before = {name: document.get(name) for name in values}
+        try:
+            for name, value in values.items():
+                if (written := _written(document, before[name], value)) != before[name]:
+                    document.set(name, written)
+        except UserError as error:
+            for name, value in before.items():
+                if document.get(name) != value:
+                    document.set(name, value)
+            self.fail("The configuration is not changed", error)
+            return
+        self.configure_data(document)
+        if (pane := self.pane("config")) is not None:
+            pane.load(document)
+        if notice:
+            self.notify(one_line(notice, 200), timeout=4, markup=False)
+        self.show_header()
+
+    @on(messages.OptionsChosen)
+    def _options_chosen(self, message: messages.OptionsChosen) -> None:
+        self.set_options(message.values, message.notice)
+
+    @on(messages.FormRequested)
+    def _form_requested(self, message: messages.FormRequested) -> None:
+        document = self.state.document
+        if document is None or len(self.screen_stack) > 1:
+            return
+        if message.form == "template":
+            self._open_template(document)
+        else:
+            self._open_columns(document)
+
+    def _open_template(self, document: ConfigDocument) -> None:
+        from tui.panes.dataset_plan import plan_tokens
+        from tui.screens.template import TemplateScreen
+
+        plan, pane = plan_tokens(document), self.pane("data")
+        view = pane.view if pane is not None else None
+        index = pane.index if view is not None else 0
+        # What the pane has read is of this configuration: it forgets it with every change that counts.
+        masker = pane.masker if pane is not None else None
+        self.push_screen(TemplateScreen(plan, view, index, masker.tokenizer if masker is not None else None))
+
+    def _open_columns(self, document: ConfigDocument) -> None:
+        from core.data.registry import single_source
+        from tui.screens.columns import ColumnsScreen
+        from tui.screens.columns_view import ColumnForm
+
+        pane = self.pane("data")
+        view = pane.view if pane is not None else None
+        if view is None:
+            self.warn("No data is open", "Columns are chosen with rows in view: open a data file first.")
+            return
+        try:
+            is_entry = single_source(str(view.path)).path != view.path
+        except UserError as error:
+            self.fail("The columns cannot be chosen", error)
+            return
+        if is_entry:
+            text = f"{view.path.name} is an entry of a registry, which says its columns itself. Change them there."
+            self.warn("The columns are not chosen here", text)
+            return
+        columns, wanted = document.get("data.columns"), document.get("data.format")
+        trained = data_paths(document, "train")
+        is_named = not trained or view.path.resolve() in (*trained, *data_paths(document, "eval"))
+        self.push_screen(
+            ColumnsScreen(
+                view,
+                ColumnForm(
+                    wanted if isinstance(wanted, str) else "auto",
+                    columns if isinstance(columns, Mapping) else None,
+                    "" if is_named else trained[0].name,
+                ),
+            )
+        )
+
+
+def _written(document: ConfigDocument, before: Any, value: Any) -> Any:
+    """A value as the configuration should write it; a path that is there already stays as it is spelled."""
+    if not isinstance(value, Path):
+        return value
+    if isinstance(before, str):
+        base = document.path.parent if document.path is not None else Path.cwd()
+        if os.path.normpath(base / os.path.expanduser(before)) == os.path.normpath(value.absolute()):
+            return before
+    return path_text(document, value)

@@ -1,0 +1,164 @@
+"""One of many, found by typing a part of its name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import OptionList
+from textual.widgets.option_list import Option
+
+from core.text import one_line
+from tui.widgets.choice_list import ChoiceList
+from tui.widgets.safe_input import SafeInput
+from tui.widgets.strips import fit
+
+#: Entries that are listed at once; more are found by typing.
+LISTED = 200
+_NAME_WIDTH = 28
+
+
+@dataclass(frozen=True)
+class Pick:
+    """One entry; texts may be anything, they are sanitized before they are shown."""
+
+    value: str
+    about: str = ""
+
+
+class PickScreen(ModalScreen[str | None]):
+    """Returns the value of the entry that was picked, an empty text for none of them, nothing for ``esc``.
+
+    Args:
+        title: What is chosen.
+        picks: The entries.
+        present: The one that is chosen now.
+        none: What choosing none of them means; empty where one must be chosen.
+        is_free: Whether what is typed can be chosen too.
+    """
+
+    DEFAULT_CSS = """
+    PickScreen {
+        align: center middle; background: $background 60%;
+        & > Vertical {
+            width: 84; max-width: 96%; height: auto; max-height: 90%; padding: 0 1;
+            border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted; background: $surface;
+        }
+        & SafeInput { background: $panel; margin-bottom: 1; }
+        & ChoiceList { height: auto; max-height: 24; }
+    }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "dismiss(None)", "back", show=False),
+        Binding("down,ctrl+n", "move(1)", show=False),
+        Binding("up", "move(-1)", show=False),
+        Binding("pagedown", "move(8)", show=False),
+        Binding("pageup", "move(-8)", show=False),
+        Binding("tab", "move(1)", show=False),
+    ]
+    AUTO_FOCUS = "SafeInput"
+
+    def __init__(
+        self, title: str, picks: Sequence[Pick], present: str | None = None, *, none: str = "", is_free: bool = False
+    ) -> None:
+        super().__init__()
+        self._title, self._picks, self._present = one_line(title, 60), tuple(picks), present
+        self._none, self._is_free = none, is_free
+        self._names = [one_line(pick.value).lower() for pick in self._picks]
+        self._shown: list[str] = []
+        self._pointed_at: int | None = None
+        self._prompts: list[Content] = []
+
+    def compose(self) -> ComposeResult:
+        with Vertical() as box:
+            box.border_title = Content(self._title)
+            box.border_subtitle = Content("type to find  ↑ ↓ move  enter choose  esc back")
+            yield SafeInput(placeholder="a part of the name")
+            yield ChoiceList()
+
+    def on_mount(self) -> None:
+        """Begin at what is chosen now."""
+        self._list("")
+        if self._present in self._shown:
+            self._options.highlighted = self._shown.index(self._present)
+
+    @property
+    def _options(self) -> ChoiceList:
+        return self.query_one(ChoiceList)
+
+    def _list(self, typed: str) -> None:
+        term = typed.strip().lower()
+        found = [pick for pick, name in zip(self._picks, self._names, strict=True) if term in name]
+        entries = [(pick.value, one_line(pick.value, 200), pick.about) for pick in found[:LISTED]]
+        if self._none and not term:
+            entries.insert(0, ("", "–", self._none))
+        if self._is_free and term and all(pick.value != typed.strip() for pick in found):
+            entries.append((typed.strip(), typed.strip(), "as typed"))
+        self._shown = [value for value, _, _ in entries]
+        self._pointed_at = None
+        self._prompts = [_prompt(name, about, value == self._present) for value, name, about in entries]
+        rest = f"{len(found) - LISTED:,}".replace(",", " ")
+        self._options.clear_options()
+        self._options.add_options([Option(Content.assemble("  ", prompt)) for prompt in self._prompts])
+        if len(found) > LISTED:
+            note = Content.styled(f"  … {rest} more; type a part of the name", "$muted")
+            self._options.add_option(Option(note, disabled=True))
+        if not entries:
+            self._options.add_option(Option(Content.styled("  none has this in its name", "$muted"), disabled=True))
+        else:
+            self._options.highlighted = 0
+
+    @on(OptionList.OptionHighlighted)
+    def _highlighted(self, message: OptionList.OptionHighlighted) -> None:
+        """The pointer, which tells the cursor without color."""
+        message.stop()
+        before, self._pointed_at = self._pointed_at, self._options.highlighted
+        for place in (before, self._pointed_at):
+            if place is not None and place < len(self._prompts):
+                mark = "▸ " if place == self._pointed_at else "  "
+                prompt = Content.assemble((mark, "$primary bold"), self._prompts[place])
+                self._options.replace_option_prompt_at_index(place, prompt)
+
+    @on(SafeInput.Changed)
+    def _typed(self, message: SafeInput.Changed) -> None:
+        message.stop()
+        self._list(message.value)
+
+    @on(SafeInput.Submitted)
+    def _submitted(self, message: SafeInput.Submitted) -> None:
+        message.stop()
+        self._take(self._options.highlighted)
+
+    @on(OptionList.OptionSelected)
+    def _selected(self, message: OptionList.OptionSelected) -> None:
+        message.stop()
+        self._take(message.option_index)
+
+    @on(SafeInput.Cancelled)
+    def _cancelled(self, message: SafeInput.Cancelled) -> None:
+        message.stop()
+        self.dismiss(None)
+
+    def _take(self, place: int | None) -> None:
+        if place is not None and place < len(self._shown):
+            self.dismiss(self._shown[place])
+
+    def action_move(self, rows: int) -> None:
+        """Move the cursor; the typing goes on."""
+        if self._shown:
+            self._options.highlighted = max(0, min((self._options.highlighted or 0) + rows, len(self._shown) - 1))
+
+
+def _prompt(name: str, about: str, is_present: bool) -> Content:
+    return Content.assemble(
+        ("● " if is_present else "  ", "$primary bold"),
+        (fit(name, _NAME_WIDTH), ""),
+        ("  " + one_line(about, 200), "$muted"),
+    )
