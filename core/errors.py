@@ -7,7 +7,8 @@ class UserError(Exception):
     """Something the user can put right: one sentence that says what and where, and one that says what to do.
 
     Commands print it as a line on standard error and exit non-zero; the app shows it as a notice or a dialog.
-    Anything else that escapes is a bug.
+    Anything else that escapes is a bug. Secrets in either sentence, as an exception of a library may bring them along,
+    are replaced.
 
     Args:
         message: What is wrong and where (file, line, key), as one sentence.
@@ -15,9 +16,12 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        # Imported here: the patterns take some milliseconds that a start without an error need not spend.
+        from core.redact import redact
+
+        self.message = redact(message)
+        self.hint = redact(hint)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".strip()

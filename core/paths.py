@@ -52,6 +52,11 @@ def shown_path(path: Path) -> str:
         return str(path)
 
 
+def existing_parent(path: Path) -> Path:
+    """The directory itself, or the nearest of its parents that exists."""
+    return next(place for place in [path, *path.parents] if place.exists())
+
+
 def make_private_dir(path: Path) -> Path:
     """Create a directory and its parents, the new ones readable by the user alone.
 

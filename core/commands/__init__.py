@@ -11,6 +11,7 @@ from types import ModuleType
 #: Name of each command, in the order of the help, to its module and its one-line description.
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "train the starter model on the sample tickets, and ask it before and after"),
+    "init": ("init", "a configuration to start from, made from a preset for the model, the card and the data"),
     "train": ("train", "train as a configuration file says"),
     "runs": ("runs", "list all runs"),
     "watch": ("watch", "follow a run; Ctrl-C leaves it running"),
@@ -22,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("data", "what a dataset is, what is wrong with it, and what would be learned of it"),
     "import": ("import_", "turn a configuration of Axolotl, LLaMA-Factory or Unsloth into one of ours"),
     "chat": ("chat", "talk to a run's model, or to any model"),
+    "schema": ("schema", "the configuration as JSON Schema for editors, or as the reference page"),
     "doctor": ("doctor", "what this machine can do, and what would go wrong on it"),
 }
 

@@ -38,18 +38,22 @@ def run(args: argparse.Namespace) -> int:
 
 def examine(*, quick: bool = False) -> list[Finding]:
     """All findings, the ground first and what stands on it later."""
-    from core.commands.checks import gpu, software, system
+    from core.commands.checks import gpu, security, software, system, terminal
 
+    driver = gpu.check_gpu()
     return [
         software.check_python(),
         software.check_libraries(),
+        security.check_holes(),
+        security.check_hub(),
         system.check_memory(),
         system.check_home(),
         system.check_socket(),
         system.check_logout(),
-        *system.check_terminal(),
-        *gpu.check_gpu(),
-        *([] if quick else software.check_torch()),
+        *system.check_wsl(),
+        *terminal.check_terminal(),
+        *driver.findings,
+        *([] if quick else software.check_torch(driver)),
     ]
 
 

@@ -37,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=get_args(RefusalCode),
         help=f"go on where the check of the data refuses: {', '.join(get_args(RefusalCode))}; may be repeated",
     )
+    parser.add_argument(
+        "--preset", metavar="NAME", help="preset, or auto, for what the file leaves out; 'init --list' lists them"
+    )
     parser.add_argument("--name", help="what the run is about; ends its id (default: the file's name)")
     parser.add_argument("--detach", action="store_true", help="print the run's id and return while it trains")
     add_json_flag(parser)
@@ -44,11 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; the exit code is that of the run: 0 finished, 3 stopped, 4 failed."""
+    from core.commands.configuration import read_config
     from core.commands.follow import Interrupts
-    from core.config.document import load_config
 
     path = Path(args.config)
-    config = load_config(path, args.set)
+    config = read_config(path, args.set, args.preset)
     if args.allow:
         config = allow(config, args.allow)
     check_model(config)

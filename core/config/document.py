@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-import io
 import os
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,17 @@ import tomlkit.exceptions
 from pydantic import ValidationError
 from tomlkit.items import Item, Table
 
-from core.atomic import write_atomic
-from core.config.schema import Config, Option, find_option, options, sections
+from core.config.explain import SECRET_HINT, explain, unknown_option
+from core.config.facts import Facts
+from core.config.files import FileText
+from core.config.lines import line_of
+from core.config.rules import Remark, check_rules
+from core.config.schema import Config, find_option
+from core.config.values import describe_type, parse_value
+from core.data.secrets import find_secret
 from core.errors import UserError
+
+__all__ = ["ConfigDocument", "describe_type", "dump_config", "load_config", "parse_value"]
 
 
 class ConfigDocument:
@@ -34,6 +40,9 @@ class ConfigDocument:
 
     def __init__(self, text: str = "", path: Path | None = None) -> None:
         self.path = path
+        self._source = text
+        self._file: FileText | None = None
+        self._overridden: set[str] = set()
         try:
             self._toml = tomlkit.parse(text)
         except tomlkit.exceptions.ParseError as error:
@@ -53,7 +62,7 @@ class ConfigDocument:
             UserError: If it is missing, not a file, not UTF-8 or not TOML.
         """
         try:
-            text = path.read_text(encoding="utf-8-sig")
+            file = FileText.read(path)
         except FileNotFoundError as error:
             raise UserError(f"There is no configuration file at {path}.", "Check the path.") from error
         except IsADirectoryError as error:
@@ -62,7 +71,9 @@ class ConfigDocument:
             raise UserError(f"{path} is not UTF-8 text (byte {error.start}).", "Save it as UTF-8.") from error
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from error
-        return cls(text, path)
+        document = cls(file.text, path)
+        document._file = file
+        return document
 
     @property
     def _where(self) -> str:
@@ -72,20 +83,36 @@ class ConfigDocument:
         """The TOML text."""
         return tomlkit.dumps(self._toml)
 
-    def save(self, path: Path | None = None) -> None:
-        """Write the file whole or not at all.
+    @property
+    def has_changed_on_disk(self) -> bool:
+        """Whether something else has written the file since it was read or saved here."""
+        return self.path is not None and self._file is not None and not self._file.is_still(self.path)
+
+    def save(self, path: Path | None = None, *, overwrite: bool = False) -> None:
+        """Write the file whole or not at all; its line ends and permissions stay as they are.
+
+        Args:
+            path: Where to; the file that it is from by default.
+            overwrite: Also where something else has changed that file since.
 
         Raises:
-            UserError: If there is no path or it cannot be written; the old file is untouched.
+            UserError: If there is no path, the file it is from has been changed by something else, or it cannot be
+                written; the old file is untouched.
         """
         target = path or self.path
         if target is None:
             raise UserError("The configuration has no file yet.", "Give it a path to save to.")
+        if target == self.path and not overwrite and self.has_changed_on_disk:
+            raise UserError(
+                f"{target} has been changed by something else since it was read.", "Load it again, or save elsewhere."
+            )
+        text = self.dumps()
         try:
-            write_atomic(target, self.dumps(), mode=0o644)
+            self._file = (self._file or FileText("")).write(target, text)
         except OSError as error:
             raise UserError(f"{target} cannot be written: {error.strerror}.", "Choose another place.") from error
-        self.path = target
+        self.path, self._source = target, text
+        self._overridden.clear()
 
     def get(self, name: str) -> Any:
         """What the file says for ``section.key``; None where it says nothing."""
@@ -130,6 +157,7 @@ class ConfigDocument:
             if option is None:
                 raise unknown_option(name.strip())
             self.set(option.name, parse_value(option, raw))
+            self._overridden.add(option.name)
 
     def problems(self) -> dict[str, str]:
         """Every problem found, ``section.key`` (or ``section``) to one sentence; empty when it is valid."""
@@ -142,42 +170,72 @@ class ConfigDocument:
             UserError: On the first problem; the message names file, line and key.
         """
         config, problems = self._check()
-        if config is None:
+        if config is None or problems:
             name, (sentence, hint) = next(iter(problems.items()))
-            line = self._line_of(name)
-            place = f"{self._where}, line {line}" if line else self._where
             more = f" ({len(problems) - 1} more like it.)" if len(problems) > 1 else ""
-            raise UserError(f"{place}: {sentence}{more}", hint)
+            raise UserError(f"{self.place(name)}: {sentence}{more}", hint)
         return self._resolve_paths(config)
 
-    def _check(self) -> tuple[Config | None, dict[str, tuple[str, str]]]:
-        try:
-            return Config.model_validate(self._toml.unwrap()), {}
-        except ValidationError as error:
-            return None, _explain(error)
+    def remarks(self, facts: Facts | None = None) -> list[Remark]:
+        """What the rules between options say (:mod:`core.config.rules`), errors first; nothing while it is not valid.
 
-    def _line_of(self, name: str) -> int | None:
-        """The line of ``section.key`` in the text, counted from 1, where it can be told."""
+        Args:
+            facts: What is known beside the configuration.
+        """
+        config, problems = self._check()
+        if config is None:
+            return []
+        return [remark for remark in check_rules(config, facts) if self._subject(remark) not in problems]
+
+    def complaint(self, remark: Remark) -> UserError:
+        """A remark with its place in the file: file, line and key."""
+        return UserError(f"{self.place(self._subject(remark))}: {remark.sentence}", remark.hint)
+
+    def place(self, name: str) -> str:
+        """Where ``section.key`` is written: file and line, ``--set``, or the file alone where it is not."""
+        if name in self._overridden:
+            return f"--set {name}"
         section, _, key = name.partition(".")
-        current = ""
-        for number, line in enumerate(io.StringIO(self.dumps()), 1):
-            stripped = line.strip()
-            if stripped.startswith("["):
-                current = stripped.strip("[] \t").partition("#")[0].strip("] \t")
-                if current == (section if not key else name):
-                    return number
-            elif key:
-                written = stripped.partition("=")[0].replace(" ", "").replace('"', "").replace("'", "")
-                if written == (key if current == section else name) and current in (section, ""):
-                    return number
-        return None
+        line = line_of(self._source, section, key) if key else None
+        line = line or line_of(self._source, section)
+        return f"{self._where}, line {line}" if line else self._where
+
+    def _subject(self, remark: Remark) -> str:
+        """The first option of a remark that the file says anything about."""
+        return next((name for name in remark.options if self.get(name) is not None), remark.options[0])
+
+    def _check(self) -> tuple[Config | None, dict[str, tuple[str, str]]]:
+        content = self._toml.unwrap()
+        secrets = dict(self._secrets(content))
+        try:
+            config = Config.model_validate(content)
+        except ValidationError as error:
+            return None, explain(error) | secrets
+        broken = {
+            self._subject(remark): (remark.sentence, remark.hint)
+            for remark in reversed(check_rules(config))
+            if remark.level == "error"
+        }
+        return config, broken | secrets
+
+    def _secrets(self, content: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, str]]]:
+        """Keys and passwords in the file; a run would carry them into its directory."""
+        for section, table in content.items():
+            for key, value in table.items() if isinstance(table, Mapping) else [("", table)]:
+                name = f"{section}.{key}" if key else section
+                for text in _texts(value):
+                    noun = find_secret(text)
+                    # A path that happens to look like one is none.
+                    if noun is not None and not os.path.lexists(self._absolute(text)):
+                        yield name, (f"{name} holds {noun}.", SECRET_HINT)
+
+    def _absolute(self, value: str) -> str:
+        base = self.path.parent.absolute() if self.path else Path.cwd()
+        # Other than Path.expanduser, this leaves the home of a user who does not exist as it is.
+        return os.path.normpath(base / os.path.expanduser(value))
 
     def _resolve_paths(self, config: Config) -> Config:
-        base = self.path.parent.absolute() if self.path else Path.cwd()
-
-        def absolute(value: str) -> str:
-            # Other than Path.expanduser, this leaves the home of a user who does not exist as it is.
-            return os.path.normpath(base / os.path.expanduser(value))
+        absolute = self._absolute
 
         def every(value: str | list[str] | None) -> str | list[str] | None:
             if value is None:
@@ -220,6 +278,18 @@ def dump_config(config: Config) -> str:
     return tomlkit.dumps(document)
 
 
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)
+
+
 def _as_item(value: Any) -> Any:
     """A table on one line, so that it stays where its key stands; other values as they are."""
     if not isinstance(value, Mapping):
@@ -227,125 +297,3 @@ def _as_item(value: Any) -> Any:
     inline = tomlkit.inline_table()
     inline.update(value)
     return inline
-
-
-def parse_value(option: Option, raw: str) -> Any:
-    """A value typed by a person, as the option's type.
-
-    Raises:
-        UserError: If it cannot be one.
-    """
-    text = raw.strip()
-    if text == "" and option.optional:
-        return None
-    try:
-        if option.type == "boolean":
-            return {
-                "true": True,
-                "yes": True,
-                "on": True,
-                "1": True,
-                "false": False,
-                "no": False,
-                "off": False,
-                "0": False,
-            }[text.lower()]
-        if option.type == "integer":
-            return int(text.replace("_", ""))
-        if option.type == "number":
-            return float(text.replace("_", ""))
-    except (KeyError, ValueError) as error:
-        wanted = {"boolean": "true or false", "integer": "a whole number", "number": "a number"}[option.type]
-        raise UserError(f"{option.name} must be {wanted}, not '{text}'.", option.help) from error
-    if option.type == "table":
-        return _parse_toml(option, text if text.startswith("{") else f"{{{text}}}", 'table. Write it as {a = "b"}')
-    if option.type == "numbers":
-        return _parse_toml(option, text if text.startswith("[") else f"[{text}]", "list. Write it as [1, 0.5]")
-    if option.type in ("paths", "list"):
-        if text.startswith("["):
-            return _parse_toml(option, text, 'list. Write it as ["a", "b"]')
-        if text in option.choices or "," not in text:
-            return [text] if option.choices and text not in option.choices else text
-        return [part.strip() for part in text.split(",")]
-    return text
-
-
-def _parse_toml(option: Option, text: str, wanted: str) -> Any:
-    noun, _, how = wanted.partition(". ")
-    try:
-        return tomlkit.parse(f"x = {text}").unwrap()["x"]
-    except tomlkit.exceptions.TOMLKitError as error:
-        raise UserError(f"{option.name}: {text} is not a TOML {noun}.", f"{how}.") from error
-
-
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that a mistyped one most likely meant."""
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return found[0] if found else None
-
-
-def unknown_option(name: str) -> UserError:
-    """The error for an option that does not exist, with the nearest one that does."""
-    section, _, key = name.partition(".")
-    every = [option.name for option in options()]
-    same_section = [known for known in every if known.startswith(f"{section}.")]
-    guess = nearest(name, same_section) or nearest(name, every)
-    if guess is None and key:
-        by_key = {known.split(".")[1]: known for known in every}
-        guess = by_key.get(nearest(key, by_key) or "")
-    hint = f"Did you mean {guess}?" if guess else f"The sections are {', '.join(sections())}."
-    return UserError(f"There is no option {name}.", hint)
-
-
-def _explain(error: ValidationError) -> dict[str, tuple[str, str]]:
-    """Pydantic's findings as a sentence and a hint per ``section.key``."""
-    found: dict[str, tuple[str, str]] = {}
-    for item in error.errors(include_url=False):
-        location = [str(part) for part in item["loc"]]
-        name = ".".join(location[:2])
-        if name in found:
-            continue
-        option = find_option(name)
-        if item["type"] == "extra_forbidden":
-            unknown = unknown_option(name) if len(location) > 1 else _unknown_section(location[0], item["input"])
-            found[name] = (unknown.message, unknown.hint)
-        elif item["type"] == "missing":
-            name = name if "." in name else f"{name}.train"
-            missing = find_option(name)
-            found[name] = (f"{name} is missing.", missing.help if missing else "")
-        elif option is not None:
-            found[name] = (f"{name} must be {describe_type(option)}, not {item['input']!r}.", option.help)
-        else:
-            found[name] = (f"{name} must be a section with keys, not {item['input']!r}.", f"Write [{name}].")
-    return found
-
-
-def _unknown_section(name: str, value: Any) -> UserError:
-    if isinstance(value, Mapping):
-        guess = nearest(name, sections())
-        hint = f"Did you mean [{guess}]?" if guess else f"The sections are {', '.join(sections())}."
-        return UserError(f"There is no section [{name}].", hint)
-    return unknown_option(name)
-
-
-def describe_type(option: Option) -> str:
-    """What an option accepts, in words: ``a whole number from 1 to 1024``."""
-    if option.type == "choice":
-        return f"one of {', '.join(option.choices)}"
-    if option.type == "boolean":
-        return "true or false"
-    if option.type in ("paths", "list"):
-        return (
-            "a text or a list of texts" if not option.choices else f"{' or '.join(option.choices)}, or a list of names"
-        )
-    if option.type == "table":
-        return f"a table of texts with keys from {', '.join(option.choices)}"
-    if option.type == "numbers":
-        return "a list of numbers above 0"
-    if option.type == "text":
-        return "a text"
-    noun = "a whole number" if option.type == "integer" else "a number"
-    low, high = option.minimum, option.maximum
-    if low is not None and high is not None:
-        return f"{noun} from {low:g} to {high:g}"
-    return f"{noun} from {low:g} up" if low is not None else noun

@@ -1,7 +1,8 @@
 """Every option, declared once: its type, range, default, unit and help.
 
-The form of the app, ``--set section.key=value``, the messages of the validation and the reference page all read these
-declarations. An option that the engine does not honor is not declared.
+The form of the app, ``--set section.key=value``, the messages of the validation, the JSON Schema and the reference page
+all read these declarations; the long help of each option is in ``manual.toml``. An option that the engine does not
+honor is not declared.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.fields import FieldInfo
 
+from core.config.manual import NOTHING_SAID, Entry, manual
 from core.data.mapping import ColumnRole
 from core.data.preflight import RefusalCode
 
@@ -34,9 +36,10 @@ def _option(default: Any, help: str, *, unit: str = "", basic: bool = False, **c
 
 
 class Section(BaseModel):
-    """A section of the configuration file; unknown keys are errors."""
+    """A section of the configuration file; unknown keys are errors, and so are values of another type: no text is read
+    as a number, and true is not 1."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, strict=False, frozen=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, strict=True, frozen=True)
 
 
 class ModelSection(Section):
@@ -146,7 +149,7 @@ class MemorySection(Section):
     """How memory is saved."""
 
     gradient_checkpointing: Literal["auto", "on", "off"] = _option(
-        "auto", "Recompute activations in backward to save memory; auto: when the rehearsal needs it."
+        "auto", "Recompute activations in backward to save memory; auto: on a GPU, else when memory runs out."
     )
 
 
@@ -224,11 +227,22 @@ class Option:
     choices: tuple[str, ...] = ()
     minimum: float | None = None
     maximum: float | None = None
+    above: bool = False
+    """Whether the minimum itself is too little."""
+    below: bool = False
+    """Whether the maximum itself is too much."""
+    manual: Entry = NOTHING_SAID
+    """The long help: what it does, what it costs, where it is from."""
 
     @property
     def name(self) -> str:
         """``section.key``."""
         return f"{self.section}.{self.key}"
+
+    @property
+    def audience(self) -> Literal["basic", "expert"]:
+        """Who it is for: everybody, or those who want to decide more than most runs need."""
+        return "basic" if self.basic else "expert"
 
 
 def sections() -> dict[str, type[Section]]:
@@ -278,10 +292,10 @@ def _describe(section: str, key: str, field: FieldInfo) -> Option:
         kind = "number"
     bounds: dict[str, float] = {}
     for constraint in field.metadata:
-        for name, side in (("ge", "minimum"), ("gt", "minimum"), ("le", "maximum"), ("lt", "maximum")):
+        for name in ("ge", "gt", "le", "lt"):
             value = getattr(constraint, name, None)
             if isinstance(value, (int, float)):
-                bounds[side] = value
+                bounds[name] = value
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     return Option(
         section=section,
@@ -294,8 +308,11 @@ def _describe(section: str, key: str, field: FieldInfo) -> Option:
         optional=optional,
         default=None if field.is_required() else field.default,
         choices=choices,
-        minimum=bounds.get("minimum"),
-        maximum=bounds.get("maximum"),
+        minimum=bounds.get("ge", bounds.get("gt")),
+        maximum=bounds.get("le", bounds.get("lt")),
+        above="gt" in bounds,
+        below="lt" in bounds,
+        manual=manual().get(f"{section}.{key}", NOTHING_SAID),
     )
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 
+#: What stands where a secret stood.
+REDACTED = "***"
+
 # A text that the pattern's matches always hold, sought first as that is far quicker; the pattern; what it is.
 _SECRETS: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
     (mark, re.compile(pattern), noun)
@@ -11,7 +14,8 @@ _SECRETS: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
         ("PRIVATE KEY", r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----", "a private key"),
         ("AKIA", r"\bAKIA[0-9A-Z]{16}\b", "an AWS access key"),
         ("ASIA", r"\bASIA[0-9A-Z]{16}\b", "an AWS access key"),
-        ("sk-", r"\bsk-(?:ant-|proj-|or-|svcacct-)?[A-Za-z0-9_-]{20,}", "an API key"),
+        # With a run of letters and digits, as file names such as sk-tickets-2024-cleaned have none.
+        ("sk-", r"\bsk-(?=[\w-]*?[A-Za-z0-9]{16})(?=[\w-]*?\d)[A-Za-z0-9_-]{20,}", "an API key"),
         ("sk_live_", r"\b[sr]k_live_[A-Za-z0-9]{16,}", "a payment key"),
         ("ghp_", r"\bghp_[A-Za-z0-9]{36,}", "a GitHub token"),
         ("gho_", r"\bgho_[A-Za-z0-9]{36,}", "a GitHub token"),
@@ -63,6 +67,40 @@ def find_secret(text: str) -> str | None:
                 if not _PLACEHOLDER.search(value) and any(character.isdigit() for character in value):
                     return "a password or a key"
     return None
+
+
+#: A private key from its first line on: the lines of letters and digits below it, however their ends are written.
+_KEY_BODY = re.compile(r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----(?:[\s\\rn]*[A-Za-z0-9+/=]{16,})*")
+
+
+def redact_secrets(text: str) -> str:
+    """The text with :data:`REDACTED` where :func:`find_secret` finds a key or a password.
+
+    What stands around it stays: the host of a URL, the name that a password is given to.
+    """
+    if "PRIVATE KEY" in text:
+        text = _KEY_BODY.sub(REDACTED, text)
+    for mark, pattern, _ in _SECRETS:
+        if mark in text:
+            text = pattern.sub(_redacted, text)
+    if ":" in text or "=" in text:
+        lowered = text.lower()
+        if any(mark in lowered for mark in _ASSIGNED_MARKS):
+            text = _ASSIGNED.sub(_redacted_value, text)
+    return text
+
+
+def _redacted(match: re.Match[str]) -> str:
+    scheme, mark, rest = match.group().partition("://")
+    return f"{scheme}://{REDACTED}@{rest.rpartition('@')[2]}" if mark else REDACTED
+
+
+def _redacted_value(match: re.Match[str]) -> str:
+    value = match["quoted"] or match["bare"] or ""
+    if _PLACEHOLDER.search(value) or not any(character.isdigit() for character in value):
+        return match.group()
+    start = match.start("quoted" if match["quoted"] else "bare") - match.start()
+    return match.group()[:start] + REDACTED + match.group()[start + len(value) :]
 
 
 def find_email(text: str) -> bool:

@@ -20,14 +20,14 @@ import core
 from core import paths
 from core.config.schema import Config
 from core.errors import UserError
+from core.redact import is_secret_name
 from core.runs.lock import LOCK_VARIABLE, try_lock
 from core.runs.process import hostname, is_same_process
 from core.runs.state import RunState
 from core.runs.store import Run, create_run
 from core.text import one_line
 
-#: Variables that hold secrets: the worker works offline and needs none of them.
-_SECRET = re.compile(r"(^|_)(TOKEN|API_?KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS|ACCESS_KEY(_ID)?|PRIVATE_KEY)$", re.I)
+#: Of no use to a worker, and not to be lent to what it loads.
 _NOT_PASSED = frozenset({"SSH_AUTH_SOCK", "SSH_AGENT_PID"})
 _LOG_HEADER = "== worker started "
 _LOG_TAIL_BYTES = 64 << 10
@@ -315,9 +315,10 @@ def worker_command(run: Run, *, resume: bool = False) -> list[str]:
 
 
 def worker_environment() -> dict[str, str]:
-    """The environment of a worker: this one without secrets, and with ``core`` importable."""
+    """The environment of a worker: this one without secrets, as it works offline and needs none, and with ``core``
+    importable."""
     environment = {
-        name: value for name, value in os.environ.items() if not _SECRET.search(name) and name not in _NOT_PASSED
+        name: value for name, value in os.environ.items() if not is_secret_name(name) and name not in _NOT_PASSED
     }
     environment.update(PYTHONUNBUFFERED="1", PYTHONFAULTHANDLER="1", PYTHONSAFEPATH="1")
     root = Path(core.__file__).resolve().parent.parent

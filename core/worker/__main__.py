@@ -18,7 +18,7 @@ from core.runs.state import EXIT_CODES
 from core.runs.store import Run
 from core.worker import environment
 from core.worker.control import Controls, ControlServer, StopRequested, install_signals
-from core.worker.log import log, log_exception
+from core.worker.log import log, log_exception, redact_streams
 from core.worker.recorder import Recorder
 
 
@@ -28,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="the run directory")
     parser.add_argument("--resume", action="store_true", help="go on from the newest valid checkpoint")
     args = parser.parse_args(argv)
+    redact_streams()
     environment.prepare()
     os.umask(0o077)
     run = Run(args.run.absolute())

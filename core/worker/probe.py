@@ -7,6 +7,7 @@ process that tries it.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -46,11 +47,10 @@ def _torch() -> dict[str, Any]:
                     "bf16": properties.major >= 8,
                 }
             )
-        # An installation without kernels for this card imports well and fails at the first product.
-        square = torch.ones(16, 16, device="cuda")
-        torch.cuda.synchronize((square @ square).device)
     capability = getattr(torch.backends.cpu, "get_cpu_capability", lambda: None)()
     return {
+        "cuda_error": _cuda_error(),
+        "architectures": torch.cuda.get_arch_list(),
         "torch": torch.__version__,
         "cuda_build": torch.version.cuda,
         "hip_build": torch.version.hip,
@@ -61,16 +61,34 @@ def _torch() -> dict[str, Any]:
     }
 
 
+def _cuda_error() -> str | None:
+    """Why a torch with CUDA cannot use a card; None where it can, or was built without."""
+    import torch
+
+    if torch.version.cuda is None and torch.version.hip is None:
+        return None
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        # An installation without kernels for this card imports well and fails at the first product.
+        square = torch.ones(16, 16, device="cuda")
+        torch.cuda.synchronize((square @ square).device)
+    except Exception as error:  # whatever it is, it keeps the card from being used
+        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return None
+
+
 def _bitsandbytes() -> dict[str, Any]:
     import torch
     from bitsandbytes import __version__
+    from bitsandbytes.cextension import lib
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     weights = torch.linspace(-1, 1, 4096, device=device).reshape(64, 64)
     packed, state = quantize_4bit(weights, quant_type="nf4")
     error = (dequantize_4bit(packed, state) - weights).abs().max().item()
-    return {"bitsandbytes": __version__, "nf4_error": error, "nf4_device": device}
+    library = os.path.basename(str(getattr(getattr(lib, "_lib", None), "_name", "") or ""))
+    return {"bitsandbytes": __version__, "bnb_library": library, "nf4_error": error, "nf4_device": device}
 
 
 def _versions() -> dict[str, Any]:

@@ -13,7 +13,8 @@ from typing import Any
 
 from core.hardware.sampler import Sampler
 from core.paths import FILE_MODE
-from core.runs.events import Event, HardwareEvent, MemoryEvent, NoticeEvent, PhaseEvent, encode_event
+from core.redact import redact
+from core.runs.events import Event, HardwareEvent, MemoryEvent, NoticeEvent, PhaseEvent, SampleEvent, encode_event
 from core.runs.process import hostname, own_identity
 from core.runs.state import END_STATES, RunState
 from core.runs.store import Run
@@ -62,8 +63,8 @@ class Recorder:
         return self._state
 
     def event(self, event: Event) -> None:
-        """Append one event."""
-        data = encode_event(event).encode("utf-8", errors="replace")
+        """Append one event, secrets in its texts replaced."""
+        data = encode_event(_redacted(event)).encode("utf-8", errors="replace")
         with self._lock:
             if self._torn:
                 # The disk filled up within an earlier line; this one must not be glued to its half.
@@ -113,6 +114,8 @@ class Recorder:
 
     def update(self, **changes: Any) -> None:
         """Change fields of the state and write it, heartbeat included."""
+        if "reason" in changes:
+            changes["reason"] = redact(changes["reason"])
         with self._lock:
             self._state = dataclasses.replace(self._state, **changes, updated=time.time())
             try:
@@ -156,6 +159,18 @@ class Recorder:
         if name not in self._failing:
             log(f"error: {name} cannot be written: {error}")
         self._failing.add(name)
+
+
+def _redacted(event: Event) -> Event:
+    """The event without secrets; what a model has said is left as it is."""
+    if isinstance(event, SampleEvent):
+        return event
+    texts: dict[str, Any] = {
+        field.name: redact(value)
+        for field in dataclasses.fields(event)
+        if isinstance(value := getattr(event, field.name), str)
+    }
+    return dataclasses.replace(event, **texts) if texts else event
 
 
 def peak_rss_bytes() -> int:

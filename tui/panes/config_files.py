@@ -76,9 +76,9 @@ class ConfigFiles(Pane):
     def _chosen(self, message: AskBar.Chosen) -> None:
         message.stop()
         if message.purpose == "replace" and self._save_target is not None:
-            self._write(self._save_target)
+            self._write(self._save_target, overwrite=True)
         elif message.key == "o":
-            self._write(None)
+            self._write(None, overwrite=True)
         elif message.key == "l" and self.document.path is not None:
             self._load_from_disk(self.document.path)
 
@@ -108,9 +108,9 @@ class ConfigFiles(Pane):
         else:
             self._write(target)
 
-    def _write(self, path: Path | None) -> None:
+    def _write(self, path: Path | None, *, overwrite: bool = False) -> None:
         try:
-            self.document.save(path)
+            self.document.save(path, overwrite=overwrite)
         except UserError as error:
             self.say(f"✗ {error}")
             return

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import queue
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from core.commands.checks.finding import Finding
+from core.hardware.card import BF16_CAPABILITY
 from core.hardware.nvml import GpuProcess, Nvml, NvmlUnavailableError
 from core.hardware.snapshot import Device
 from core.text import one_line
@@ -20,9 +22,18 @@ DRIVER_SECONDS = 15.0
 _ENOUGH_FREE = 0.85
 
 
-def check_gpu(timeout: float = DRIVER_SECONDS) -> list[Finding]:
+@dataclass(frozen=True)
+class DriverReport:
+    """What was found of driver and cards; ``cuda`` is the newest CUDA that the driver serves, ``(13, 0)``."""
+
+    findings: list[Finding]
+    cards: int = 0
+    cuda: tuple[int, int] | None = None
+
+
+def check_gpu(timeout: float = DRIVER_SECONDS) -> DriverReport:
     """The driver and the cards; a driver that hangs is a finding too."""
-    answers: queue.Queue[list[Finding]] = queue.Queue()
+    answers: queue.Queue[DriverReport] = queue.Queue()
 
     def ask() -> None:
         answers.put(_ask_driver())
@@ -33,28 +44,35 @@ def check_gpu(timeout: float = DRIVER_SECONDS) -> list[Finding]:
         return answers.get(timeout=timeout)
     except queue.Empty:
         what = f"The NVIDIA driver has not answered for {timeout:g} s."
-        return [Finding("gpu", "fail", what, "Look for 'Xid' in 'sudo dmesg', and reboot.")]
+        return DriverReport([Finding("gpu", "fail", what, "Look for 'Xid' in 'sudo dmesg', and reboot.")])
 
 
-def _ask_driver() -> list[Finding]:
+def _ask_driver() -> DriverReport:
     try:
         nvml = Nvml()
     except NvmlUnavailableError as error:
         card = _pci_card()
         if error.absent and not card:
-            return [Finding("gpu", "warn", "There is no NVIDIA driver here.", error.hint)]
-        return [Finding("gpu", "fail", error.reason, error.hint)]
+            return DriverReport([Finding("gpu", "warn", "There is no NVIDIA driver here.", error.hint)])
+        return DriverReport([Finding("gpu", "fail", error.reason, error.hint)])
     try:
         devices = nvml.devices()
         versions = f"driver {nvml.driver_version or 'unknown'}, CUDA up to {nvml.cuda_version or 'unknown'}"
         if not devices:
-            return [Finding("gpu", "fail", f"The NVIDIA driver sees no GPU ({versions}).", "Try 'nvidia-smi'.")]
+            sees_none = Finding("gpu", "fail", f"The NVIDIA driver sees no GPU ({versions}).", "Try 'nvidia-smi'.")
+            return DriverReport([sees_none])
         found = [Finding("driver", "ok", versions)]
         for device in devices:
             found += describe_device(device, nvml.compute_capability(device.index), nvml.processes(device.index))
-        return found
+        usable = sum(not device.problem for device in devices)
+        return DriverReport(found, usable, _version(nvml.cuda_version))
     finally:
         nvml.close()
+
+
+def _version(text: str | None) -> tuple[int, int] | None:
+    major, _, minor = (text or "").partition(".")
+    return (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else None
 
 
 def describe_device(device: Device, capability: tuple[int, int] | None, processes: list[GpuProcess]) -> list[Finding]:
@@ -64,7 +82,8 @@ def describe_device(device: Device, capability: tuple[int, int] | None, processe
         return [Finding(name, "fail", f"{device.name}: {device.problem}.", "Reboot before you train on it.")]
     parts = [device.name]
     if capability:
-        parts.append(f"compute {capability[0]}.{capability[1]}")
+        bf16 = "with" if capability >= BF16_CAPABILITY else "without"
+        parts.append(f"compute {capability[0]}.{capability[1]}, {bf16} bf16")
     if device.power_limit_w is not None:
         parts.append(f"limit {device.power_limit_w:.0f} W")
     if device.temperature_c is not None:

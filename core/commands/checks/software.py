@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import core
 from core.commands.checks.finding import Finding
+from core.commands.checks.gpu import DriverReport
 from core.runs.launcher import worker_environment
 from core.text import one_line
 from core.units import format_bytes
@@ -35,7 +37,7 @@ def check_libraries() -> Finding:
     """Installed versions against the oldest ones that the project allows."""
     requirements = _requirements()
     if not requirements:
-        return Finding("libraries", "warn", "The project's requirements cannot be found.", _reinstall())
+        return Finding("libraries", "warn", "The project's requirements cannot be found.", reinstall())
     problems = []
     for name, sign, wanted in requirements:
         try:
@@ -43,15 +45,20 @@ def check_libraries() -> Finding:
         except metadata.PackageNotFoundError:
             problems.append(f"{name} is missing")
             continue
-        if not _satisfies(found, sign, wanted):
+        if not satisfies(found, sign, wanted):
             problems.append(f"{name} is {found}, needed is {sign}{wanted}")
     if problems:
-        return Finding("libraries", "fail", f"{'; '.join(problems)}.", _reinstall())
+        return Finding("libraries", "fail", f"{'; '.join(problems)}.", reinstall())
     return Finding("libraries", "ok", f"all {len(requirements)} are present and new enough")
 
 
-def check_torch(timeout: float = PROBE_SECONDS) -> list[Finding]:
-    """Imports torch and its family in a process of their own, and tries a 4-bit quantization."""
+def check_torch(driver: DriverReport | None = None, timeout: float = PROBE_SECONDS) -> list[Finding]:
+    """Imports torch and its family in a process of their own, and tries a 4-bit quantization.
+
+    Args:
+        driver: What the driver says, so that a card which torch does not use is explained.
+        timeout: Seconds that it may take.
+    """
     command = [sys.executable, "-m", "core.worker.probe"]
     try:
         done = subprocess.run(
@@ -73,28 +80,31 @@ def check_torch(timeout: float = PROBE_SECONDS) -> list[Finding]:
     if facts is None:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         reason = one_line(lines[-1], 300) if lines else "it printed nothing"
-        return [Finding("torch", "fail", f"Importing torch ended with code {done.returncode}: {reason}", _reinstall())]
-    return list(describe_probe(facts))
+        return [Finding("torch", "fail", f"Importing torch ended with code {done.returncode}: {reason}", reinstall())]
+    return describe_probe(facts, driver)
 
 
-def describe_probe(facts: dict[str, Any]) -> list[Finding]:
-    """The findings that a probe's facts amount to."""
+def describe_probe(facts: dict[str, Any], driver: DriverReport | None = None) -> list[Finding]:
+    """The findings that a probe's facts amount to, beside what the driver says."""
     errors = {str(key): one_line(str(value), 300) for key, value in dict(facts.get("errors") or {}).items()}
     found = [
-        Finding(library, "fail", f"{library} cannot be used: {reason}", _reinstall())
+        Finding(library, "fail", f"{library} cannot be used: {reason}", reinstall())
         for library, reason in errors.items()
     ]
     if "torch" in errors:
         return found
-    return [_torch(facts), *([_quantization(facts)] if "bitsandbytes" not in errors else []), *found]
+    return [_torch(facts, driver), *([_quantization(facts)] if "bitsandbytes" not in errors else []), *found]
 
 
-def _torch(facts: dict[str, Any]) -> Finding:
+def _torch(facts: dict[str, Any], driver: DriverReport | None) -> Finding:
     build = "CUDA " + str(facts["cuda_build"]) if facts.get("cuda_build") else "no CUDA"
     if facts.get("hip_build"):
         build = f"ROCm {facts['hip_build']}"
     what = f"torch {facts.get('torch')} ({build})"
     devices = facts.get("devices") or []
+    if (unused := _unused_card(facts, devices, driver)) is not None:
+        reason, hint = unused
+        return Finding("torch", "fail", f"{what} cannot use the card: {reason}", hint)
     if not devices:
         vector = facts.get("cpu_capability")
         return Finding(
@@ -112,11 +122,62 @@ def _torch(facts: dict[str, Any]) -> Finding:
     return Finding("torch", "ok", f"{what} uses {names}, bfloat16")
 
 
+def _unused_card(
+    facts: dict[str, Any], devices: list[dict[str, Any]], driver: DriverReport | None
+) -> tuple[str, str] | None:
+    """Why torch does not use a card that is there, and what to do; None where it does, or there is none."""
+    for item in devices:
+        if not _has_kernels(str(item["capability"]), facts.get("architectures") or []):
+            return (
+                f"it has no kernels for {item['name']} (compute {item['capability']}).",
+                "Install a build of torch that has them: pytorch.org/get-started/locally names the command.",
+            )
+    reason = one_line(str(facts.get("cuda_error") or ""), 200).rstrip(".")
+    if devices and reason:
+        return f"{reason}.", "Look at the driver with 'nvidia-smi', and install torch again."
+    if devices or driver is None or not driver.cards:
+        return None
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        value = one_line(os.environ["CUDA_VISIBLE_DEVICES"], 40)
+        return f"CUDA_VISIBLE_DEVICES is '{value}', which hides it.", "Unset it to train on the card."
+    build = str(facts.get("cuda_build") or "")
+    if not build:
+        return (
+            "it was built without CUDA.",
+            "Install the CUDA build of torch: pytorch.org/get-started/locally names the command.",
+        )
+    major = build.partition(".")[0]
+    if driver.cuda is not None and major.isdecimal() and int(major) > driver.cuda[0]:
+        return (
+            f"it was built for CUDA {build}, and the driver serves CUDA {driver.cuda[0]}.{driver.cuda[1]} at most.",
+            f"Update the NVIDIA driver, or install a torch that was built for CUDA {driver.cuda[0]}.",
+        )
+    return f"{reason or 'no reason is given'}.", "Look at the driver with 'nvidia-smi', and reboot."
+
+
+def _has_kernels(capability: str, architectures: list[str]) -> bool:
+    """Whether a build has kernels for a card: its own major version's (``sm_86``), or any older one's as PTX
+    (``compute_80``), which the driver compiles."""
+    have = _release(capability)
+    if len(have) != 2 or not architectures:
+        return True
+    for name in architectures:
+        match = re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", name)
+        if match is None:
+            continue
+        built = (int(match[2]), int(match[3]))
+        if built <= have and (match[1] == "compute" or built[0] == have[0]):
+            return True
+    # ROCm names its architectures in another way.
+    return not any(name.startswith("sm_") for name in architectures)
+
+
 def _quantization(facts: dict[str, Any]) -> Finding:
-    what = f"bitsandbytes {facts.get('bitsandbytes')} quantizes to 4 bits on {facts.get('nf4_device')}"
+    library = f" ({facts['bnb_library']})" if facts.get("bnb_library") else ""
+    what = f"bitsandbytes {facts.get('bitsandbytes')}{library} quantizes to 4 bits on {facts.get('nf4_device')}"
     error = facts.get("nf4_error")
     if not isinstance(error, (int, float)) or not error < 0.2:
-        return Finding("quantization", "fail", f"{what}, but the values come back wrong.", _reinstall())
+        return Finding("quantization", "fail", f"{what}, but the values come back wrong.", reinstall())
     return Finding("quantization", "ok", what)
 
 
@@ -141,7 +202,8 @@ def _checkout_requirements() -> list[str]:
         return []
 
 
-def _satisfies(found: str, sign: str, wanted: str) -> bool:
+def satisfies(found: str, sign: str, wanted: str) -> bool:
+    """Whether a version is as a requirement asks, ``>=`` or ``==``; what follows its numbers is not looked at."""
     have, need = _release(found), _release(wanted)
     length = max(len(have), len(need))
     have, need = have + (0,) * (length - len(have)), need + (0,) * (length - len(need))
@@ -166,5 +228,6 @@ def _last_object(text: str) -> dict[str, Any] | None:
     return None
 
 
-def _reinstall() -> str:
+def reinstall() -> str:
+    """How to install the program again, as advice."""
     return f"Install again: 'pipx reinstall {DISTRIBUTION}', 'uv tool upgrade {DISTRIBUTION}', or 'make demo'."

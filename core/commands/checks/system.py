@@ -1,17 +1,16 @@
-"""Memory, disk, sockets, sessions and the terminal."""
+"""Memory, disk, sockets, sessions, and Linux under Windows."""
 
 from __future__ import annotations
 
 import configparser
-import locale
 import os
+import re
 import shutil
 import socket
 import stat
 import subprocess
-import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from core import paths
@@ -24,7 +23,6 @@ _GB = 10**9
 #: A starter model and a run of it, and a 7B model with its checkpoints.
 _DISK_NEEDED, _DISK_COMFORT = 2 * _GB, 30 * _GB
 _MEMORY_NEEDED, _MEMORY_COMFORT = 3 * _GB, 12 * _GB
-_SMALLEST_SCREEN = (60, 20)
 _LOGIND_PLACES = ("/usr/lib", "/usr/local/lib", "/etc", "/run")
 
 
@@ -45,7 +43,7 @@ def check_memory() -> Finding:
 def check_home() -> Finding:
     """Whether the home can be written, and how much room there is."""
     home = paths.home()
-    place = _existing(home)
+    place = paths.existing_parent(home)
     try:
         with tempfile.NamedTemporaryFile(dir=place, prefix=".localtune-"):
             pass
@@ -67,7 +65,7 @@ def check_socket() -> Finding:
     """Whether a run could listen on its control socket: one is made where it would be, and connected to."""
     intended = Run(paths.runs_dir() / ("20260101-000000-" + "x" * 16)).socket_path
     inside = paths.runs_dir() in intended.parents
-    place = _existing(intended.parent)
+    place = paths.existing_parent(intended.parent)
     hint = "Put LOCALTUNE_HOME on a local disk with a short path, or set XDG_RUNTIME_DIR."
     try:
         if place.stat().st_uid != os.getuid() and not inside:
@@ -110,7 +108,7 @@ def check_logout(root: Path = Path("/")) -> Finding:
 def kill_user_processes(root: Path = Path("/")) -> bool:
     """What logind says, else what its configuration files say; systemd's own default, yes, where they are silent."""
     if root == Path("/"):
-        answer = _output(
+        answer = output(
             [
                 *("busctl", "get-property", "org.freedesktop.login1", "/org/freedesktop/login1"),
                 *("org.freedesktop.login1.Manager", "KillUserProcesses"),
@@ -150,51 +148,27 @@ def _lingers(root: Path) -> bool:
     return (root / "var/lib/systemd/linger" / name).exists()
 
 
-def check_terminal(environment: Mapping[str, str] = os.environ) -> list[Finding]:
-    """What the terminal can show."""
-    found = [_check_locale(), _check_colors(environment)]
-    if sys.stdout.isatty():
-        columns, lines = shutil.get_terminal_size()
-        wide, high = _SMALLEST_SCREEN
-        if columns < wide or lines < high:
-            what = f"{columns}×{lines} is too small for the app."
-            found.append(Finding("screen", "warn", what, f"Make the window at least {wide}×{high}."))
-        else:
-            found.append(Finding("screen", "ok", f"{columns}×{lines}"))
+def check_wsl(root: Path = Path("/")) -> list[Finding]:
+    """What is special where Linux runs under Windows; nothing to say elsewhere."""
+    kernel = _read(root / "proc/version").lower()
+    if "microsoft" not in kernel:
+        return []
+    if "wsl2" not in kernel and "microsoft-standard" not in kernel:
+        return [
+            Finding("wsl", "fail", "This is WSL 1, which reaches no GPU.", "In Windows: wsl --set-version <name> 2")
+        ]
+    found = []
+    home = paths.home()
+    if re.match(r"/mnt/[a-z]/", f"{home}/"):
+        hint = "Set LOCALTUNE_HOME to a directory of Linux, such as ~/localtune."
+        found.append(Finding("wsl", "warn", f"WSL 2, and {home} is on a Windows disk, which is slow.", hint))
+    elif not (root / "usr/lib/wsl/lib/libcuda.so.1").exists():
+        hint = "Install the NVIDIA driver in Windows, not in Linux, and run 'wsl --update'."
+        found.append(Finding("wsl", "warn", "WSL 2 without the CUDA library of the Windows driver", hint))
+    else:
+        what = "WSL 2 with Windows' CUDA library; it has half of the memory unless .wslconfig gives it more"
+        found.append(Finding("wsl", "ok", what))
     return found
-
-
-def _check_locale() -> Finding:
-    encoding = locale.getpreferredencoding(False)
-    name = os.environ.get("LC_ALL") or os.environ.get("LC_CTYPE") or os.environ.get("LANG") or "unset"
-    if encoding.lower().replace("-", "") != "utf8":
-        hint = "Set LANG to a UTF-8 locale, for example 'export LANG=C.UTF-8'."
-        return Finding("locale", "warn", f"{name}: the encoding is {encoding}; charts need UTF-8", hint)
-    return Finding("locale", "ok", f"UTF-8 ({name})")
-
-
-def _check_colors(environment: Mapping[str, str]) -> Finding:
-    term, colors = environment.get("TERM", ""), environment.get("COLORTERM", "")
-    inside = "tmux" if environment.get("TMUX") else "screen" if environment.get("STY") else ""
-    what = f"TERM={term or 'unset'}" + (f" inside {inside}" if inside else "")
-    if term in ("", "dumb", "unknown"):
-        hint = "Commands work; for the app, log in from a real terminal ('ssh -t')."
-        return Finding("terminal", "warn", f"{what}: no full-screen app can run here", hint)
-    if environment.get("NO_COLOR"):
-        return Finding("terminal", "ok", f"{what}, colors off (NO_COLOR)")
-    if colors.lower() in ("truecolor", "24bit"):
-        return Finding("terminal", "ok", f"{what}, 16 million colors")
-    if "256" in term or "direct" in term or term in ("xterm-kitty", "alacritty", "wezterm", "foot"):
-        return Finding("terminal", "ok", f"{what}, 256 colors; themes look better with COLORTERM=truecolor")
-    hint = "export COLORTERM=truecolor if your terminal has it"
-    if inside == "tmux":
-        hint = "In ~/.tmux.conf: set -g default-terminal tmux-256color"
-    return Finding("terminal", "warn", f"{what}: few colors", hint)
-
-
-def _existing(path: Path) -> Path:
-    """The directory itself, or the nearest of its parents that exists."""
-    return next(place for place in [path, *path.parents] if place.exists())
 
 
 def _read(path: Path) -> str:
@@ -204,7 +178,8 @@ def _read(path: Path) -> str:
         return ""
 
 
-def _output(command: list[str]) -> str:
+def output(command: list[str]) -> str:
+    """What a command prints; nothing where it fails, hangs or is not there."""
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from core.commands import doctor
-from core.commands.checks import gpu, software, system
+from core.commands.checks import gpu, security, software, system, terminal
 from core.commands.checks.finding import Finding
 from core.hardware.nvml import GpuProcess
 from core.hardware.snapshot import Device
@@ -55,6 +55,7 @@ def test_the_report_is_one_object_with_everything_in_it(tmp_path: Path) -> None:
     report = json.loads(done.stdout)
     names = {finding["name"] for finding in report["findings"]}
     assert {"python", "libraries", "memory", "home", "control", "logout", "locale", "terminal", "torch"} <= names
+    assert {"security", "hub"} <= names
     assert any(name.startswith("gpu") for name in names)
     for finding in report["findings"]:
         assert set(finding) == {"name", "status", "what", "hint"}
@@ -120,12 +121,136 @@ def statuses(findings: list[Finding]) -> dict[str, str]:
         ({"nf4_error": None}, {"torch": "ok", "quantization": "fail"}),
         ({"errors": {"bitsandbytes": "OSError: no libcudart\x1b"}}, {"torch": "ok", "bitsandbytes": "fail"}),
         ({"errors": {"torch": "ImportError: x"}}, {"torch": "fail"}),
+        ({"architectures": ["sm_75", "sm_90"]}, {"torch": "fail", "quantization": "ok"}),
+        ({"architectures": ["sm_80", "sm_86"]}, {"torch": "ok", "quantization": "ok"}),
+        ({"architectures": ["sm_75", "compute_80"]}, {"torch": "ok", "quantization": "ok"}),
+        ({"architectures": ["gfx1100"], "cuda_build": None, "hip_build": "7.1"}, {"torch": "ok", "quantization": "ok"}),
+        ({"cuda_error": "no kernel image is available"}, {"torch": "fail", "quantization": "ok"}),
     ],
 )
 def test_what_a_probe_amounts_to(change: dict[str, Any], expected: dict[str, str]) -> None:
     findings = software.describe_probe({**HEALTHY, **change})
     assert statuses(findings) == expected
     assert not any("\x1b" in finding.what for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("change", "cuda", "variables", "words"),
+    [
+        ({"cuda_build": None}, (13, 0), {}, "it was built without CUDA"),
+        ({}, (12, 4), {}, "it was built for CUDA 13.0, and the driver serves CUDA 12.4 at most"),
+        ({"cuda_error": "CUDA unknown error\x1b"}, (13, 0), {}, "CUDA unknown error"),
+        ({}, None, {}, "no reason is given"),
+        ({}, (13, 0), {"CUDA_VISIBLE_DEVICES": "-1"}, "CUDA_VISIBLE_DEVICES is '-1', which hides it"),
+    ],
+)
+def test_a_card_that_torch_does_not_use_is_explained(
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any],
+    cuda: tuple[int, int] | None,
+    variables: dict[str, str],
+    words: str,
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    facts = {**HEALTHY, "devices": [], **change}
+    finding = software.describe_probe(facts, gpu.DriverReport([], 1, cuda))[0]
+    assert (finding.name, finding.status) == ("torch", "fail")
+    assert words in finding.what
+    assert finding.hint
+    assert "\x1b" not in finding.what
+    # Without a card there is nothing to explain.
+    assert software.describe_probe(facts, gpu.DriverReport([]))[0].status == "warn"
+
+
+def test_the_probe_names_the_library_of_bitsandbytes() -> None:
+    what = software.describe_probe({**HEALTHY, "bnb_library": "libbitsandbytes_cuda130.so"})[1].what
+    assert what == "bitsandbytes 0.50.2 (libbitsandbytes_cuda130.so) quantizes to 4 bits on cuda"
+
+
+def test_versions_with_known_holes_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {name: fixed for name, fixed, _, _ in security.HOLES}
+
+    def version(name: str) -> str:
+        try:
+            return versions[name]
+        except KeyError:
+            raise metadata.PackageNotFoundError(name) from None
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert security.check_holes().status == "ok"
+    versions["transformers"] = "5.2.9"
+    versions["torch"] = "2.9.1+cu128"
+    finding = security.check_holes()
+    assert finding.status == "fail"
+    assert "transformers 5.2.9: a model's config.json can run code (CVE-2026-4372, closed in 5.3.0)" in finding.what
+    assert "torch 2.9.1+cu128" in finding.what
+    assert "jinja2" not in finding.what
+    assert finding.hint
+    del versions["transformers"]
+    assert "transformers" not in security.check_holes().what
+
+
+def test_the_project_allows_no_version_with_a_known_hole() -> None:
+    floors = {name: wanted for name, _, wanted in software._requirements()}
+    for name, fixed, _, _ in security.HOLES:
+        assert software.satisfies(floors[name], ">=", fixed)
+
+
+def test_a_package_that_fetches_code_is_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert security.check_hub({}).status == "ok"
+    assert "HF_HUB_OFFLINE is not set" in security.check_hub({"HF_HUB_OFFLINE": "0"}).what
+    assert "HF_HUB_OFFLINE set" in security.check_hub({"HF_HUB_OFFLINE": "1"}).what
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").write_text("raise AssertionError('it must not be imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    finding = security.check_hub({"HF_HUB_OFFLINE": "1"})
+    assert finding.status == "warn"
+    assert "pip uninstall kernels" in finding.hint
+
+
+def under_windows(root: Path, kernel: str, *, cuda: bool = True) -> Path:
+    (root / "proc").mkdir(exist_ok=True)
+    (root / "proc/version").write_text(kernel)
+    if cuda:
+        (root / "usr/lib/wsl/lib").mkdir(parents=True, exist_ok=True)
+        (root / "usr/lib/wsl/lib/libcuda.so.1").touch()
+    return root
+
+
+def test_linux_under_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new = "Linux version 6.6.87.2-microsoft-standard-WSL2 (root@x)"
+    assert system.check_wsl(under_windows(tmp_path, "Linux version 6.8.0-45-generic")) == []
+    assert statuses(system.check_wsl(under_windows(tmp_path, "Linux version 4.4.0-19041-Microsoft"))) == {"wsl": "fail"}
+    assert statuses(system.check_wsl(under_windows(tmp_path, new))) == {"wsl": "ok"}
+    (tmp_path / "bare").mkdir()
+    (finding,) = system.check_wsl(under_windows(tmp_path / "bare", new, cuda=False))
+    assert (finding.status, "driver in Windows" in finding.hint) == ("warn", True)
+    monkeypatch.setenv("LOCALTUNE_HOME", "/mnt/c/Users/anna/localtune")
+    (finding,) = system.check_wsl(under_windows(tmp_path, new))
+    assert (finding.status, "Windows disk" in finding.what) == ("warn", True)
+    monkeypatch.setenv("LOCALTUNE_HOME", "/mnt/data/localtune")
+    assert statuses(system.check_wsl(under_windows(tmp_path, new))) == {"wsl": "ok"}
+
+
+@pytest.mark.parametrize(
+    ("features", "delay", "colors", "words"),
+    [
+        ("256,RGB,title", "10", "truecolor", []),
+        ("256,title", "10", "truecolor", ["16 million colors are cut down", "terminal-features ',*:RGB'"]),
+        ("256,title", "10", "", []),
+        ("256,RGB", "500", "truecolor", ["the escape key takes 500 ms", "escape-time 10"]),
+        ("256", "500", "24bit", ["256 and the escape key", "RGB''; 'set -sg"]),
+        ("", "", "truecolor", []),
+    ],
+)
+def test_tmux(features: str, delay: str, colors: str, words: list[str]) -> None:
+    answers = {"display-message": features, "show-options": delay}
+    found = terminal.check_tmux({"COLORTERM": colors}, lambda command: answers[command[1]])
+    text = " ".join(f"{finding.status} {finding.what} {finding.hint}" for finding in found)
+    assert bool(found) == bool(words)
+    assert all(word in text for word in words)
 
 
 def test_a_probe_that_dies_is_reported_with_its_last_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -177,14 +302,15 @@ def test_the_floors_of_a_checkout_come_from_its_project_file(monkeypatch: pytest
 
 GPU_PROGRAM = (
     "import json\nfrom core.commands.checks.gpu import check_gpu\n"
-    "print(json.dumps([finding.to_dict() for finding in check_gpu(TIMEOUT)]))\n"
+    "print(json.dumps([finding.to_dict() for finding in check_gpu(TIMEOUT).findings]))\n"
 )
 
 
 def test_cards_are_described_with_who_holds_their_memory(ask_driver: Ask) -> None:
     found = {item["name"]: item for item in ask_driver(GPU_PROGRAM.replace("TIMEOUT", "20"))}
     assert found["driver"]["what"] == "driver 580.95.05, CUDA up to 13.0"
-    assert found["gpu 0"]["what"] == "NVIDIA GeForce RTX 4090, compute 8.9, limit 450 W, 71 °C (slows down at 89)"
+    card = "NVIDIA GeForce RTX 4090, compute 8.9, with bf16, limit 450 W, 71 °C (slows down at 89)"
+    assert found["gpu 0"]["what"] == card
     assert found["gpu 0 clock"]["status"] == "warn"
     assert "thermal slowdown" in found["gpu 0 clock"]["what"]
     memory = found["gpu 0 memory"]
@@ -277,15 +403,15 @@ def test_a_logout_that_ends_runs_is_a_warning(tmp_path: Path, monkeypatch: pytes
     ("environment", "status", "words"),
     [
         ({"TERM": "xterm-256color", "COLORTERM": "truecolor"}, "ok", "16 million"),
-        ({"TERM": "tmux-256color", "TMUX": "/tmp/x"}, "ok", "inside tmux"),
-        ({"TERM": "screen", "TMUX": "/tmp/x"}, "warn", "few colors"),
+        ({"TERM": "tmux-256color", "TMUX": "/tmp/none"}, "ok", "inside tmux"),
+        ({"TERM": "screen", "TMUX": "/tmp/none"}, "warn", "few colors"),
         ({"TERM": "dumb"}, "warn", "no full-screen app"),
         ({}, "warn", "TERM=unset"),
         ({"TERM": "xterm", "NO_COLOR": "1"}, "ok", "colors off"),
     ],
 )
 def test_terminals(environment: dict[str, str], status: str, words: str) -> None:
-    finding = system.check_terminal(environment)[1]
+    finding = terminal.check_terminal(environment)[1]
     assert (finding.name, finding.status) == ("terminal", status)
     assert words in finding.what
 

@@ -236,3 +236,29 @@ def test_the_live_line_is_taken_away_on_a_terminal(cli: CommandLine) -> None:
     assert seen.endswith((b"\r\x1b[K", b"\n"))
     assert b"]52;" in seen
     assert b"\x1b]52" not in seen
+
+
+def test_what_most_likely_was_not_meant_is_told_and_trained(cli: CommandLine) -> None:
+    cli.script(steps=1)
+    path = cli.config()
+    path.write_text(path.read_text() + "[method]\nrank = 512\n")
+    result = cli("train", str(path), "--set", "eval.baseline=true")
+    assert result.code == 0
+    assert f"warning: {path}, line 4: method.alpha is 32 at rank 512" in result.err
+    assert "warning: --set eval.baseline: eval.baseline is on, but there are no held-out rows" in result.err
+    assert "Set data.eval" in result.err
+
+
+def test_what_the_model_cannot_do_is_refused_before_anything_starts(cli: CommandLine) -> None:
+    model = cli.home / "gpt"
+    model.mkdir()
+    (model / "config.json").write_text(
+        '{"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 2, "vocab_size": 99, "n_positions": 128}'
+    )
+    path = cli.config()
+    path.write_text(path.read_text() + '[model]\nbase = "gpt"\n')
+    result = cli("train", str(path))
+    assert (result.code, result.out) == (1, "")
+    assert f"{path}, line 4: train.max_length is 2048, and the model has learned 128 positions" in result.err
+    assert result.err.count("\n") == 1
+    assert list_runs() == []

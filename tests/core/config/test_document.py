@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.config.document import ConfigDocument, describe_type, dump_config, load_config, parse_value
-from core.config.schema import Config, Option, find_option, options
+from core.config.document import ConfigDocument, dump_config, load_config
+from core.config.schema import Config, Option, find_option
+from core.config.values import describe_type, parse_value
 from core.errors import UserError
+from tests.core.config.strategies import CHANGES, EVERY, MINIMAL
 
 AUTHORED = """\
 # My tickets
@@ -22,33 +24,6 @@ train = "rows.jsonl"  # the good ones
 learning_rate = 1e-4
 epochs = 2 # twice
 """
-MINIMAL = '[data]\ntrain = "rows.jsonl"\n'
-EVERY = list(options())
-
-
-def value_of(option: Option) -> st.SearchStrategy[Any]:
-    """Valid values of an option, as TOML has them."""
-    text = st.text(st.characters(categories=("L", "M", "N", "P", "S", "Zs")), min_size=1, max_size=20).filter(str.strip)
-    if option.type == "choice":
-        return st.sampled_from(option.choices)
-    if option.type == "boolean":
-        return st.booleans()
-    low = option.minimum if option.minimum is not None else -1000
-    high = min(option.maximum if option.maximum is not None else 1e6, 1e6)
-    if option.type == "integer":
-        return st.integers(int(low), int(high))
-    if option.type == "number":
-        return st.floats(low, high, exclude_min=True, exclude_max=True)
-    if option.type == "table":
-        return st.dictionaries(st.sampled_from(option.choices), text, min_size=1, max_size=3)
-    if option.type == "numbers":
-        return st.lists(st.floats(0.01, 100), min_size=1, max_size=3)
-    if option.type in ("paths", "list"):
-        return st.lists(text, min_size=1, max_size=3) | text.filter(lambda _: option.type == "paths")
-    return text
-
-
-CHANGES = st.lists(st.sampled_from(EVERY).flatmap(lambda o: st.tuples(st.just(o.name), value_of(o))), max_size=5)
 
 
 @settings(max_examples=40, deadline=None)
@@ -217,6 +192,7 @@ def test_assignments_that_make_no_sense_are_refused(assignment: str) -> None:
 
 def test_a_table_stays_on_one_line_and_comes_back() -> None:
     document = ConfigDocument(AUTHORED)
+    document.set("data.train", ["a.jsonl", "b.jsonl"])
     document.set("data.columns", {"user": "the question", "assistant": 'an "answer"'})
     document.set("data.weights", [1, 0.5])
     text = document.dumps()
@@ -275,3 +251,112 @@ def test_no_number_is_beyond_what_readers_of_a_run_take(name: str) -> None:
     document.apply([f"{name}={2**63}"])
     with pytest.raises(UserError, match=name):
         document.validate()
+
+
+SECRET = "hf_" + "aB3dE" * 7
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        (f'[data]\ntrain = "x"\n[model]\nbase = "{SECRET}"\n', "line 4: model.base holds a Hugging Face token."),
+        (f'[data]\ntrain = ["x", "{SECRET}"]\n', "line 2: data.train holds a Hugging Face token."),
+        (f'[data]\ntrain = "x"\n[tracking]\nkey = "{SECRET}"\n', "tracking"),
+        (f'[data]\ntrain = "x"\n[train]\nseed = "{SECRET}"\n', "line 4: train.seed holds a Hugging Face token."),
+        (f'[data]\ntrain = "x"\nhf_token = "{SECRET}"\n', "line 3: data.hf_token holds a Hugging Face token."),
+        (f'hf_token = "{SECRET}"\n[data]\ntrain = "x"\n', "line 1: hf_token holds a Hugging Face token."),
+        ('[data]\ntrain = "x"\nwandb_api_key = "plain"\n', "line 3: There is no option data.wandb_api_key."),
+        (f'[data]\ntrain = "x"\n[chat]\nsystem = "say {SECRET}"\n', "line 4: chat.system holds a Hugging Face token."),
+    ],
+)
+def test_a_secret_is_refused_and_not_repeated(tmp_path: Path, text: str, place: str) -> None:
+    path = tmp_path / "my.toml"
+    path.write_text(text)
+    document = ConfigDocument.load(path)
+    with pytest.raises(UserError) as caught:
+        document.validate()
+    said = str(caught.value) + repr(document.problems())
+    assert SECRET not in said
+    assert place in caught.value.message
+    assert str(path) in caught.value.message
+
+
+def test_a_secret_on_the_command_line_is_refused_too() -> None:
+    document = ConfigDocument(MINIMAL)
+    document.apply([f"model.base={SECRET}"])
+    with pytest.raises(UserError, match=re.escape("--set model.base: model.base holds")) as caught:
+        document.validate()
+    assert SECRET not in str(caught.value)
+    assert "HF_TOKEN" in caught.value.hint
+
+
+def test_a_file_that_is_called_like_a_key_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / SECRET).write_text("{}")
+    (tmp_path / "my.toml").write_text(f'[data]\ntrain = "{SECRET}"\n')
+    assert load_config(tmp_path / "my.toml").data.train == str(tmp_path / SECRET)
+
+
+#: What no option takes.
+WRONG = st.sampled_from(["[[1]]", "{a = {b = 1}}", '"\t"', "1979-05-27", "[true]", "-1e300", "nan"])
+SPACING = st.sampled_from(["", "\n", "# a comment\n", "\n\n# train = 1\n"])
+
+
+@given(st.sampled_from(EVERY), WRONG, SPACING, st.sampled_from(["{key} = {value}", '"{key}"={value}  # why']))
+def test_every_error_names_file_line_and_key(option: Option, value: str, spacing: str, style: str) -> None:
+    lines = "" if option.name == "data.train" else 'data.train = "rows.jsonl"\n'
+    header = f"[{option.section}]\n" if option.section != "data" else ""
+    if option.section == "data" and not header:
+        style = f"data.{style}"
+    text = f"{lines}{spacing}{header}{spacing}{style.format(key=option.key, value=value)}\n"
+    document = ConfigDocument(text, Path("my.toml"))
+    if option.name == "chat.system" and value == '"\t"':
+        return  # any text is a prompt
+    line = text.count("\n")
+    with pytest.raises(UserError) as caught:
+        document.validate()
+    assert caught.value.message.startswith(f"my.toml, line {line}: {option.name} must be ")
+    assert list(document.problems()) == [option.name]
+    assert caught.value.hint
+
+
+@given(st.sampled_from(EVERY), st.text("abcdefgh_", min_size=1, max_size=6), SPACING)
+def test_every_unknown_key_is_named_with_its_line(option: Option, extra: str, spacing: str) -> None:
+    key = f"{option.key}{extra}"
+    if find_option(f"{option.section}.{key}") is not None:
+        return
+    header = "" if option.section == "data" else f"{spacing}[{option.section}]\n"
+    text = f'[data]\ntrain = "rows.jsonl"\n{header}{spacing}{key} = 1\n'
+    with pytest.raises(UserError) as caught:
+        ConfigDocument(text, Path("my.toml")).validate()
+    assert caught.value.message == (f"my.toml, line {text.count(chr(10))}: There is no option {option.section}.{key}.")
+    assert caught.value.hint.startswith(("Did you mean ", "The sections are ", "Keys and tokens"))
+
+
+def test_what_the_command_line_has_set_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "my.toml"
+    path.write_text('[data]\ntrain = "x"\n\n[method]\nrank = 8\n')
+    for assignment, place in (("method.rank=0", "--set method.rank"), ("train.seed=-1", "--set train.seed")):
+        document = ConfigDocument.load(path)
+        document.apply([assignment])
+        with pytest.raises(UserError) as caught:
+            document.validate()
+        assert caught.value.message.startswith(f"{place}: {place[6:]} must be ")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('rank = "16"', 'method.rank must be a whole number from 1 to 1024, not "16".'),
+        ("rank = true", "method.rank must be a whole number from 1 to 1024, not true."),
+        ("alpha = 0", "method.alpha must be a number above 0, at most 8192, not 0."),
+        ("dropout = 1.0", "method.dropout must be a number from 0 to below 1, not 1.0."),
+        ("dora = 1", "method.dora must be true or false, not 1."),
+    ],
+)
+def test_values_are_taken_as_they_are_written(text: str, words: str) -> None:
+    assert list(ConfigDocument(f"{MINIMAL}[method]\n{text}\n").problems().values()) == [words]
+
+
+def test_a_long_value_is_cut_in_a_message() -> None:
+    (sentence,) = ConfigDocument(f'{MINIMAL}[train]\nseed = "{"x" * 5000}"\n').problems().values()
+    assert len(sentence) < 200

@@ -1,0 +1,51 @@
+"""Versions with known holes, packages that fetch code, and what may look into a hub."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from importlib import metadata
+
+from core.commands.checks.finding import Finding
+from core.commands.checks.software import reinstall, satisfies
+
+#: Library, the first version without the hole, its number, and what it lets happen. Only what a run could meet: files
+#: that are loaded, templates that are rendered.
+HOLES: tuple[tuple[str, str, str, str], ...] = (
+    ("transformers", "5.3.0", "CVE-2026-4372", "a model's config.json can run code"),
+    ("torch", "2.10.0", "CVE-2026-24747", "a checkpoint can corrupt memory when it is loaded"),
+    ("jinja2", "3.1.6", "CVE-2025-27516", "a chat template can break out of its sandbox"),
+)
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+
+
+def check_holes() -> Finding:
+    """Installed versions against those with known holes."""
+    open_ones = []
+    for name, fixed, number, what in HOLES:
+        try:
+            found = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue  # told with the libraries
+        if not satisfies(found, ">=", fixed):
+            open_ones.append(f"{name} {found}: {what} ({number}, closed in {fixed})")
+    if open_ones:
+        hint = f"Load nothing from strangers until then. {reinstall()}"
+        return Finding("security", "fail", f"{'; '.join(open_ones)}.", hint)
+    return Finding("security", "ok", f"none of the {len(HOLES)} known holes that a run could meet")
+
+
+def check_hub(environment: Mapping[str, str] = os.environ) -> Finding:
+    """What may fetch something: the package kernels, and a hub's libraries that are not told to be offline."""
+    offline = [name for name in _OFFLINE if environment.get(name, "").upper() in ("1", "ON", "YES", "TRUE")]
+    if importlib.util.find_spec("kernels") is not None:
+        return Finding(
+            "hub",
+            "warn",
+            "The package kernels is installed: with it, importing bitsandbytes fetches native code from a hub.",
+            "Runs here do not load it; 'pip uninstall kernels' keeps other programs from doing so.",
+        )
+    if offline:
+        return Finding("hub", "ok", f"nothing is fetched from a hub ({', '.join(offline)} set)")
+    return Finding("hub", "ok", "runs are offline; HF_HUB_OFFLINE is not set for other programs")

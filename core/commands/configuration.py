@@ -1,0 +1,97 @@
+"""Reading a configuration for a run: checked against what is known here, its warnings told."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from core import paths
+from core.commands.common import note
+from core.config.document import ConfigDocument
+from core.config.facts import Facts, read_shape
+from core.config.presets.choose import Choice, choose_preset
+from core.config.presets.library import Aim, apply_preset, find_preset
+from core.config.schema import Config
+from core.hardware.card import find_card
+
+#: The name that has a preset chosen.
+AUTO = "auto"
+
+
+def read_config(path: Path, assignments: Iterable[str] = (), preset: str | None = None) -> Config:
+    """Read, override and check a configuration file; what the rules between options warn of is told as notes.
+
+    Args:
+        path: The TOML file.
+        assignments: ``section.key=value`` overrides.
+        preset: Name of a preset, or ``auto``, for the options that neither file nor overrides say anything about.
+
+    Raises:
+        UserError: One sentence that names file, line and key.
+    """
+    document = ConfigDocument.load(path)
+    document.apply(assignments)
+    config = document.validate()
+    if preset is not None:
+        config = _fill(document, config, preset)
+    for remark in document.remarks(gather_facts(config)):
+        complaint = document.complaint(remark)
+        if remark.level == "error":
+            raise complaint
+        note(f"warning: {complaint}")
+    return config
+
+
+def _fill(document: ConfigDocument, config: Config, name: str) -> Config:
+    choice = choose(name, config)
+    written = document.get("train.max_length") is not None
+    changed = apply_preset(document, choice.preset, keep_written=True)
+    if choice.max_length is not None and not written:
+        document.set("train.max_length", choice.max_length)
+    note(f"preset {choice.why} It sets {', '.join(changed) or 'nothing that is not set already'}.")
+    return document.validate()
+
+
+def choose(name: str, config: Config, aim: Aim = "balanced") -> Choice:
+    """The preset of a name, or the one that suits the model, the card and the first rows of the data.
+
+    Args:
+        name: Its name, or ``auto``.
+        config: A checked configuration, its data readable.
+        aim: What ``auto`` looks for.
+
+    Raises:
+        UserError: If there is none.
+    """
+    from core.data.row_lengths import sample_lengths
+
+    if name != AUTO:
+        preset = find_preset(name)
+        return Choice(preset, None, f"{preset.name}: {preset.about}")
+    card = find_card() if config.hardware.device != "cpu" else None
+    return choose_preset(
+        Facts(model=read_shape(config.model.base), device_bytes=card.memory_total if card is not None else None),
+        aim,
+        lengths=sample_lengths(config),
+        card_name=f"the {card.name}" if card is not None else "the card",
+    )
+
+
+def gather_facts(config: Config) -> Facts:
+    """What this machine tells about a run before it is started.
+
+    The card is asked for only where the configuration depends on it, as a driver may take its time.
+    """
+    card = find_card() if config.train.precision == "bf16" and config.hardware.device != "cpu" else None
+    try:
+        free = shutil.disk_usage(paths.existing_parent(paths.runs_dir())).free
+    except OSError:
+        free = None
+    return Facts(
+        model=read_shape(config.model.base),
+        device="cuda" if card is not None else None,
+        bf16=card.has_bf16 if card is not None else None,
+        device_bytes=card.memory_total if card is not None else None,
+        free_bytes=free,
+    )

@@ -1,0 +1,155 @@
+"""``init``: a configuration to start from, made from a preset for the model, the card and the data."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.commands.common import PROGRAM, add_json_flag, emit, note, put, say
+
+if TYPE_CHECKING:
+    from core.config.presets.choose import Choice
+
+_AIMS = ("quick-look", "balanced", "best-quality", "long-context")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("--model", metavar="MODEL", help="base model: a directory, a GGUF file or a prepared model")
+    parser.add_argument("--data", metavar="FILE", action="append", help="training rows; may be repeated")
+    parser.add_argument("--eval", metavar="FILE", action="append", help="rows to measure on; may be repeated")
+    parser.add_argument("--preset", metavar="NAME", default="auto", help="preset, or auto to have it chosen (default)")
+    parser.add_argument("--aim", choices=_AIMS, default="balanced", help="what auto looks for (default: balanced)")
+    parser.add_argument("--out", metavar="FILE", help="file to write, - for standard output (default: the data's name)")
+    parser.add_argument("--force", action="store_true", help="replace the file if it is there")
+    parser.add_argument("--list", action="store_true", help="list the presets")
+    add_json_flag(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the file, and say which preset was taken and why."""
+    from core.commands.configuration import choose, gather_facts
+    from core.commands.train import check_data, check_model
+    from core.config.document import ConfigDocument
+    from core.errors import UserError
+
+    if args.list:
+        return _list(as_json=args.json)
+    if not args.data:
+        raise UserError("There is no data to train on.", "Name a file with --data.")
+    out = None if args.out == "-" else Path(os.path.expanduser(args.out or f"{_stem(args.data[0])}.toml"))
+    if out is not None and not args.force and os.path.lexists(out):
+        raise UserError(f"{out} exists already.", "Choose another name with --out, or replace it with --force.")
+    base = out.parent if out is not None else Path()
+    asked = _asked(args, base)
+    # Checked before anything is chosen, as the choice looks at the model and at the rows.
+    probe = ConfigDocument(_toml(asked), base / "draft.toml")
+    config = probe.validate()
+    check_model(config)
+    check_data(config)
+    choice = choose(args.preset, config, args.aim)
+    values = {**choice.preset.values, **asked}
+    if choice.max_length is not None:
+        values["train.max_length"] = choice.max_length
+    text = _draft(values, choice)
+    document = ConfigDocument(text, out or base / "draft.toml")
+    config = document.validate()
+    for remark in document.remarks(gather_facts(config)):
+        note(f"{remark.level}: {remark.sentence} {remark.hint}")
+    if out is None and not args.json:
+        note(choice.why)
+        put(text)
+        return 0
+    if out is not None:
+        _write(out, text, force=args.force)
+    if args.json:
+        file = str(out) if out is not None else None
+        emit({"file": file, "preset": choice.preset.name, "why": choice.why, "toml": text})
+    else:
+        say(f"Written to {out} with the preset {choice.why}")
+        note(f"Look at it and start it: {PROGRAM} {out}   (or {PROGRAM} train {out})")
+    return 0
+
+
+def _asked(args: argparse.Namespace, base: Path) -> dict[str, Any]:
+    """What the arguments say, its paths relative to where the file will be."""
+    from core.config.schema import ModelSection
+
+    model = args.model if args.model is not None else ModelSection().base
+    # A model may be a name; only what exists as a path is one.
+    exists = args.model is not None and os.path.exists(os.path.expanduser(model))
+    values: dict[str, Any] = {"model.base": _relative(model, base) if exists else model}
+    for name, given in (("data.train", args.data), ("data.eval", args.eval)):
+        if given:
+            paths = [_relative(path, base) for path in given]
+            values[name] = paths[0] if len(paths) == 1 else paths
+    return values
+
+
+def _relative(path: str, base: Path) -> str:
+    """A path as seen from a directory: relative where it is below it, else absolute."""
+    whole, directory = os.path.abspath(os.path.expanduser(path)), os.path.abspath(base)
+    return os.path.relpath(whole, directory) if whole.startswith(directory.rstrip("/") + "/") else whole
+
+
+def _stem(path: str) -> str:
+    """``rows`` of ``data/rows.jsonl.gz``, ``name`` of ``dataset_info.json#name``."""
+    file, _, entry = path.rpartition("#")
+    return entry if file and entry else (os.path.basename(os.path.abspath(path)).split(".")[0] or "localtune")
+
+
+def _toml(values: dict[str, Any]) -> str:
+    from core.config.presets.draft import draft_config
+
+    return draft_config(values)
+
+
+def _draft(values: dict[str, Any], choice: Choice) -> str:
+    from core.config.presets.draft import draft_config
+
+    head = [
+        f"Made by '{PROGRAM} init' with the preset {choice.why}",
+        "What is not written here has its default; docs/reference/configuration.md explains every option.",
+    ]
+    return draft_config(values, head=head, notes=choice.preset.notes)
+
+
+def _write(path: Path, text: str, *, force: bool) -> None:
+    from core.atomic import write_atomic
+    from core.errors import UserError
+
+    try:
+        if not force:
+            # Claims the name, so that a file which has come since is not replaced.
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+        write_atomic(path, text, mode=0o644)
+    except FileExistsError as error:
+        raise UserError(f"{path} exists already.", "Choose another name with --out.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.", "Choose another place with --out.") from error
+
+
+def _list(*, as_json: bool) -> int:
+    from core.config.presets.library import presets
+
+    if as_json:
+        emit(
+            [
+                {
+                    "name": preset.name,
+                    "about": preset.about,
+                    "aim": preset.aim,
+                    "memory_gb": preset.memory_gb,
+                    "parameters": list(preset.parameters),
+                    "values": dict(preset.values),
+                }
+                for preset in presets().values()
+            ]
+        )
+        return 0
+    width = max(map(len, presets()))
+    for preset in presets().values():
+        say(f"{preset.name:<{width}}  {preset.about}")
+    return 0

@@ -1,0 +1,47 @@
+"""``schema``: the configuration as JSON Schema for editors, or as the reference page."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from core.commands.common import add_json_flag, emit, note, put
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("--out", metavar="FILE", help="file to write, or to replace (default: standard output)")
+    parser.add_argument("--markdown", action="store_true", help="the reference page instead, as Markdown")
+    add_json_flag(parser, "print it on one line; with --out, say as JSON what was written")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print or write it."""
+    from core.config.json_schema import json_schema
+    from core.config.reference import render_reference
+
+    schema = json_schema()
+    text = render_reference() if args.markdown else json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+    if args.out is not None:
+        path = Path(args.out).expanduser()
+        _write(path, text)
+        if args.json:
+            emit({"file": str(path), "bytes": len(text.encode("utf-8"))})
+        else:
+            note(f"Written to {path}.")
+    elif args.json:
+        emit({"markdown": text} if args.markdown else schema)
+    else:
+        put(text)
+    return 0
+
+
+def _write(path: Path, text: str) -> None:
+    from core.atomic import write_atomic
+    from core.errors import UserError
+
+    try:
+        write_atomic(path, text, mode=0o644)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.", "Choose another place.") from error

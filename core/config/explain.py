@@ -1,0 +1,83 @@
+"""What is wrong with a configuration, as sentences with a hint."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import tomlkit
+import tomlkit.exceptions
+from pydantic import ValidationError
+
+from core.config.schema import find_option, options, sections
+from core.config.values import describe_type
+from core.errors import UserError
+from core.redact import is_secret_name, redact
+from core.text import one_line
+
+#: The most characters of a value that are shown.
+_SHOWN = 80
+#: What to do about a secret in a file.
+SECRET_HINT = "Keys and tokens are read from the environment (HF_TOKEN, WANDB_API_KEY), never from a file; remove it."  # noqa: S105
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that a mistyped one most likely meant."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return found[0] if found else None
+
+
+def shown(value: Any) -> str:
+    """A value as TOML writes it, on one line, cut where it is long, and without secrets."""
+    try:
+        text = tomlkit.item(value).as_string()
+    except (TypeError, ValueError, tomlkit.exceptions.TOMLKitError):
+        text = repr(value)
+    return one_line(redact(text), _SHOWN)
+
+
+def unknown_option(name: str) -> UserError:
+    """The error for an option that does not exist, with the nearest one that does."""
+    section, _, key = name.partition(".")
+    every = [option.name for option in options()]
+    same_section = [known for known in every if known.startswith(f"{section}.")]
+    if is_secret_name(key):
+        return UserError(f"There is no option {name}.", SECRET_HINT)
+    guess = nearest(name, same_section) or nearest(name, every)
+    if guess is None and key:
+        by_key = {known.split(".")[1]: known for known in every}
+        guess = by_key.get(nearest(key, by_key) or "")
+    hint = f"Did you mean {guess}?" if guess else f"The sections are {', '.join(sections())}."
+    return UserError(f"There is no option {name}.", hint)
+
+
+def explain(error: ValidationError) -> dict[str, tuple[str, str]]:
+    """Pydantic's findings as a sentence and a hint per ``section.key`` (or ``section``)."""
+    found: dict[str, tuple[str, str]] = {}
+    for item in error.errors(include_url=False):
+        location = [str(part) for part in item["loc"]]
+        name = ".".join(location[:2])
+        if name in found:
+            continue
+        option = find_option(name)
+        if item["type"] == "extra_forbidden":
+            unknown = unknown_option(name) if len(location) > 1 else _unknown_section(location[0], item["input"])
+            found[name] = (unknown.message, unknown.hint)
+        elif item["type"] == "missing":
+            name = name if "." in name else f"{name}.train"
+            missing = find_option(name)
+            found[name] = (f"{name} is missing.", missing.help if missing else "")
+        elif option is not None:
+            found[name] = (f"{name} must be {describe_type(option)}, not {shown(item['input'])}.", option.help)
+        else:
+            found[name] = (f"{name} must be a section with keys, not {shown(item['input'])}.", f"Write [{name}].")
+    return found
+
+
+def _unknown_section(name: str, value: Any) -> UserError:
+    if isinstance(value, Mapping):
+        guess = nearest(name, sections())
+        hint = f"Did you mean [{guess}]?" if guess else f"The sections are {', '.join(sections())}."
+        return UserError(f"There is no section [{name}].", hint)
+    return unknown_option(name)

@@ -1,0 +1,75 @@
+"""A text file that people edit too: its line ends and permissions stay, and what others write into it is noticed."""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.atomic import write_atomic
+
+_BOM = "\ufeff"
+_NEW_FILE = 0o644
+
+
+@dataclass(frozen=True)
+class FileText:
+    """The text of a file, with line feeds alone, and how the file has it.
+
+    Args:
+        text: The text.
+        crlf: Whether its lines end as on Windows.
+        bom: Whether it begins with a byte order mark.
+        digest: SHA-256 of its bytes, in hexadecimal.
+    """
+
+    text: str
+    crlf: bool = False
+    bom: bool = False
+    digest: str = ""
+
+    @classmethod
+    def read(cls, path: Path) -> FileText:
+        """Read a UTF-8 file.
+
+        Raises:
+            OSError: If it cannot be read.
+            UnicodeDecodeError: If it is not UTF-8.
+        """
+        raw = path.read_bytes()
+        text = raw.decode("utf-8")
+        bom = text.startswith(_BOM)
+        text = text.removeprefix(_BOM)
+        pairs = text.count("\r\n")
+        return cls(text.replace("\r\n", "\n"), pairs > text.count("\n") / 2, bom, _digest(raw))
+
+    def write(self, path: Path, text: str) -> FileText:
+        """Write another text to a file in this one's manner, whole or not at all.
+
+        Where the path is a link, the file behind it is replaced. Permissions of a file that is there stay.
+
+        Returns:
+            The file as it is now.
+
+        Raises:
+            OSError: If it cannot be written; the old file is untouched.
+        """
+        target = path.resolve() if path.is_symlink() else path
+        mode = stat.S_IMODE(target.stat().st_mode) if target.is_file() else _NEW_FILE
+        raw = ((_BOM if self.bom else "") + (text.replace("\n", "\r\n") if self.crlf else text)).encode("utf-8")
+        write_atomic(target, raw, mode=mode)
+        return FileText(text, self.crlf, self.bom, _digest(raw))
+
+    def is_still(self, path: Path) -> bool:
+        """Whether a file has these bytes, or is gone, so that nothing is lost when it is written."""
+        try:
+            return _digest(path.read_bytes()) == self.digest
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+
+
+def _digest(raw: bytes) -> str:
+    return hashlib.sha256(raw).hexdigest()

@@ -1,0 +1,63 @@
+"""On which line of a TOML file a key is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tomli
+
+#: Beginnings of a file that are read at most; one value over a thousand lines is not worth more.
+_ATTEMPTS = 600
+
+
+def line_of(text: str, *path: str) -> int | None:
+    """The line, counted from 1, on which a key or a section begins; None where it is not written.
+
+    Whatever TOML allows is understood, since the file is read by a parser: the key is written on the first line after
+    the longest beginning of the file that is TOML and does not have it.
+
+    Args:
+        text: The TOML text.
+        path: The key, section by section: ``"data", "train"``.
+    """
+    lines = text.split("\n")
+    if not _has(_read(lines, len(lines)), path):
+        return None
+    # Invariant: the beginning of `low` lines is TOML without the key, that of `high` lines is TOML with it.
+    low, high, attempts = 0, len(lines), 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        # In the middle of a value that takes several lines neither is TOML: back to its beginning, else on to its end.
+        for count in [*range(middle, low, -1), *range(middle + 1, high)]:
+            attempts += 1
+            if attempts > _ATTEMPTS:
+                return None
+            found = _read(lines, count)
+            if found is not None:
+                break
+        else:
+            break
+        if _has(found, path):
+            high = count
+        else:
+            low = count
+    return low + 1
+
+
+def _read(lines: Sequence[str], count: int) -> Mapping[str, Any] | None:
+    """The first lines as a document; None where they are none."""
+    try:
+        return tomli.loads("\n".join(lines[:count]))
+    except (tomli.TOMLDecodeError, RecursionError):
+        return None
+
+
+def _has(found: Any, path: Sequence[str]) -> bool:
+    for key in path:
+        if isinstance(found, list):
+            found = found[0] if found else None
+        if not isinstance(found, Mapping) or key not in found:
+            return False
+        found = found[key]
+    return True

@@ -1,0 +1,43 @@
+"""The long help of the options, read from ``manual.toml`` beside this file."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli
+
+MANUAL = Path(__file__).with_name("manual.toml")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What there is to say about one option beyond its declaration; each part on one line.
+
+    Args:
+        about: What it does, when to change it, what is usual; a few sentences.
+        memory: What it costs in memory or on disk, in a phrase; empty where it costs none to speak of.
+        time: What it costs in time, likewise.
+        source: The paper or specification that it is from; empty where there is none.
+    """
+
+    about: str = ""
+    memory: str = ""
+    time: str = ""
+    source: str = ""
+
+
+NOTHING_SAID = Entry()
+
+
+@functools.cache
+def manual() -> Mapping[str, Entry]:
+    """Option name to its entry."""
+    sections = tomli.loads(MANUAL.read_text(encoding="utf-8"))
+    return {
+        f"{section}.{key}": Entry(**{part: " ".join(text.split()) for part, text in parts.items()})
+        for section, keys in sections.items()
+        for key, parts in keys.items()
+    }

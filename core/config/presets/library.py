@@ -1,0 +1,129 @@
+"""The presets that come with the program: listed, read, and put into a configuration."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import tomli
+
+from core.config.document import ConfigDocument
+from core.config.explain import nearest
+from core.config.schema import options
+from core.errors import UserError
+from core.text import one_line
+
+Aim = Literal["quick-look", "balanced", "best-quality", "long-context"]
+AIMS: tuple[Aim, ...] = get_args(Aim)
+DIRECTORY = Path(__file__).parent
+#: Options of which one is of no use without the other: a preset sets them together or not at all.
+TOGETHER = (("train.epochs", "train.max_steps"), ("method.rank", "method.alpha"))
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Options for a card and a size of model.
+
+    Args:
+        name: That of its file.
+        about: What it is for, a sentence.
+        aim: What it is after.
+        memory_gb: Memory of the card that it is made for, in GB as cards are sold; 0 for the CPU.
+        parameters: The smallest and the largest model that it is made for, in billions.
+        values: ``section.key`` to value, those of the preset it extends among them.
+        notes: What the file says about a value, by option.
+    """
+
+    name: str
+    about: str
+    aim: Aim
+    memory_gb: int
+    parameters: tuple[float, float]
+    values: Mapping[str, Any]
+    notes: Mapping[str, str]
+
+
+@functools.cache
+def presets() -> Mapping[str, Preset]:
+    """All presets by name: by card, then by model, the balanced one of each first."""
+    found = [_read(path.stem) for path in DIRECTORY.glob("*.toml")]
+    found.sort(key=lambda preset: (preset.memory_gb, preset.parameters[0], preset.aim != "balanced", preset.name))
+    return {preset.name: preset for preset in found}
+
+
+def find_preset(name: str) -> Preset:
+    """The preset of a name.
+
+    Raises:
+        UserError: If there is none.
+    """
+    found = presets().get(name)
+    if found is None:
+        guess = nearest(name, presets())
+        hint = f"Did you mean {guess}?" if guess else f"There are {', '.join(presets())}."
+        raise UserError(f"There is no preset {one_line(name, 60)}.", hint)
+    return found
+
+
+def apply_preset(document: ConfigDocument, preset: Preset, *, keep_written: bool = False) -> list[str]:
+    """Put the options of a preset into a configuration; its model, its data and all else stay.
+
+    Args:
+        document: The configuration.
+        preset: The preset.
+        keep_written: Leave options alone that the file writes, and those that go together with one of them.
+
+    Returns:
+        The options that were set.
+    """
+    written = {option.name for option in options() if document.get(option.name) is not None}
+    values = dict(preset.values)
+    for pair in TOGETHER:
+        if keep_written and written.intersection(pair):
+            values = {name: value for name, value in values.items() if name not in pair}
+        elif not keep_written and not values.keys().isdisjoint(pair):
+            for name in pair:
+                if name not in values and name in written:
+                    document.set(name, None)
+    chosen = {name: value for name, value in values.items() if not (keep_written and name in written)}
+    for name, value in chosen.items():
+        document.set(name, value)
+    return list(chosen)
+
+
+def _read(name: str) -> Preset:
+    text = (DIRECTORY / f"{name}.toml").read_text(encoding="utf-8")
+    sections = tomli.loads(text)
+    head = sections.pop("preset")
+    own = {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
+    notes = _notes(text)
+    if (parent := head.get("extends")) is not None:
+        base = _read(parent)
+        # The one that ends a run is this preset's to name.
+        dropped = {"train.epochs", "train.max_steps"} if own.keys() & {"train.epochs", "train.max_steps"} else set()
+        inherited = {name: value for name, value in base.values.items() if name not in dropped}
+        notes = {name: note for name, note in base.notes.items() if name not in own} | notes
+        own = inherited | own
+    ordered = {option.name: own.pop(option.name) for option in options() if option.name in own}
+    if own:
+        raise ValueError(f"{name}.toml sets {', '.join(own)}, which are no options")
+    low, high = head["parameters"]
+    return Preset(name, head["about"], head["aim"], head["memory_gb"], (low, high), ordered, notes)
+
+
+def _notes(text: str) -> dict[str, str]:
+    """The comment above each option."""
+    found, section, comment = {}, "", ""
+    for line in text.splitlines():
+        if line.startswith("["):
+            section = line.strip("[]")
+        elif line.startswith("#"):
+            comment = line.lstrip("# ")
+            continue
+        elif comment:
+            found[f"{section}.{line.partition('=')[0].strip()}"] = comment
+        comment = ""
+    return found

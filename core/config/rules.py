@@ -1,0 +1,362 @@
+"""Rules between options: what cannot go together, and what most likely was not meant.
+
+An error keeps a run from starting; a warning is told and the run goes on. A rule looks at a valid configuration and at
+what is known beside it, and says nothing about what is not known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from core.config.facts import Facts
+from core.config.schema import Config
+from core.units import format_bytes
+
+Level = Literal["error", "warning"]
+#: A sentence and a hint for each time that a rule is broken.
+Findings = Iterator[tuple[str, str]]
+
+#: Bytes that a checkpoint takes for each trained parameter: the weight, and the optimizer's two averages of it.
+_CHECKPOINT_BYTES = {"adamw": 4 + 8, "adamw_8bit": 4 + 2, "paged_adamw_8bit": 4 + 2}
+_NO_EVAL = "Set data.eval or data.eval_share, or remove it."
+
+
+@dataclass(frozen=True)
+class Remark:
+    """What a rule says about a configuration.
+
+    Args:
+        level: ``error`` or ``warning``.
+        options: The options that it is about, the one to change first.
+        sentence: What is wrong.
+        hint: What to do.
+    """
+
+    level: Level
+    options: tuple[str, ...]
+    sentence: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule: its level, the options that it is about, the check, and in its documentation what it asks for."""
+
+    level: Level
+    options: tuple[str, ...]
+    check: Callable[[Config, Facts], Findings]
+
+    @property
+    def says(self) -> str:
+        """What it asks for, in a sentence."""
+        return " ".join((self.check.__doc__ or "").split())
+
+
+#: All rules, in the order in which they speak.
+RULES: list[Rule] = []
+
+
+def check_rules(config: Config, facts: Facts | None = None) -> list[Remark]:
+    """What the rules have to say, errors first.
+
+    Args:
+        config: A valid configuration.
+        facts: What is known beside it; nothing by default.
+    """
+    known = facts or Facts()
+    found = [
+        Remark(rule.level, rule.options, sentence, hint)
+        for rule in RULES
+        for sentence, hint in rule.check(config, known)
+    ]
+    return sorted(found, key=lambda remark: remark.level != "error")
+
+
+def total_steps(config: Config, facts: Facts) -> int | None:
+    """Optimizer steps of the run; None while the rows are not counted."""
+    if config.train.max_steps is not None:
+        return config.train.max_steps
+    if facts.rows is None:
+        return None
+    return math.ceil(config.train.epochs * math.ceil(facts.rows / config.train.batch_size))
+
+
+def checkpoint_bytes(config: Config, facts: Facts) -> int | None:
+    """About what a checkpoint takes on the disk; None where it cannot be told."""
+    if facts.model is None or facts.model.experts > 1 or config.method.target_modules != "all-linear":
+        # Experts may be one parameter that no adapter is put beside.
+        return None
+    return facts.model.adapter_parameters(config.method.rank) * _CHECKPOINT_BYTES[config.train.optimizer]
+
+
+def _rule(level: Level, *options: str) -> Callable[[Callable[[Config, Facts], Findings]], None]:
+    def register(check: Callable[[Config, Facts], Findings]) -> None:
+        RULES.append(Rule(level, options, check))
+
+    return register
+
+
+def _trains_on_cpu(config: Config, facts: Facts) -> bool:
+    return config.hardware.device == "cpu" or (config.hardware.device == "auto" and facts.device == "cpu")
+
+
+def _has_eval(config: Config) -> bool:
+    return config.data.eval is not None or config.data.eval_share > 0
+
+
+# The data.
+
+
+@_rule("error", "data.weights", "data.train")
+def _weights_match_entries(config: Config, _: Facts) -> Findings:
+    """data.weights has one number for each entry of data.train."""
+    entries = 1 if isinstance(config.data.train, str) else len(config.data.train)
+    weights = config.data.weights
+    if weights and len(weights) != entries:
+        entry = "entry" if entries == 1 else "entries"
+        yield f"data.weights has {len(weights)} numbers and data.train {entries} {entry}.", "Give one for each entry."
+
+
+@_rule("error", "data.eval_share", "data.eval")
+def _one_way_to_hold_out(config: Config, _: Facts) -> Findings:
+    """Only one of data.eval and data.eval_share says what is held out."""
+    if config.data.eval is not None and config.data.eval_share > 0:
+        yield "data.eval and data.eval_share both say what is held out.", "Remove one of the two."
+
+
+@_rule("warning", "eval.every_steps", "data.eval", "data.eval_share")
+def _eval_needs_rows(config: Config, _: Facts) -> Findings:
+    """eval.every_steps needs held-out rows."""
+    if config.eval.every_steps is not None and not _has_eval(config):
+        yield "eval.every_steps is set, but there are no held-out rows to measure on.", _NO_EVAL
+
+
+@_rule("warning", "eval.exact_match", "data.eval", "data.eval_share", "data.format")
+def _exact_match_needs_questions(config: Config, _: Facts) -> Findings:
+    """eval.exact_match needs held-out rows, and rows with questions and answers."""
+    if config.eval.exact_match and not _has_eval(config):
+        yield "eval.exact_match is on, but there are no held-out rows to ask.", _NO_EVAL
+    elif config.eval.exact_match and config.data.format in ("text", "tokens"):
+        yield f"eval.exact_match is on, but rows of {config.data.format} have no question to ask.", "Turn it off."
+
+
+@_rule("warning", "eval.baseline", "data.eval", "data.eval_share")
+def _baseline_needs_rows(config: Config, _: Facts) -> Findings:
+    """eval.baseline needs held-out rows."""
+    if config.eval.baseline and not _has_eval(config):
+        yield "eval.baseline is on, but there are no held-out rows to measure on.", _NO_EVAL
+
+
+@_rule("error", "template.name", "template.file")
+def _one_template(config: Config, _: Facts) -> Findings:
+    """Only one of template.name and template.file names the chat template."""
+    if config.template.name is not None and config.template.file is not None:
+        yield "template.name and template.file are both set.", "Remove one of the two."
+
+
+# The model and the device.
+
+
+@_rule("error", "train.max_length", "model.base")
+def _length_in_table(config: Config, facts: Facts) -> Findings:
+    """train.max_length is not beyond the table of positions that the model has learned."""
+    model, length = facts.model, config.train.max_length
+    if model is not None and model.learned_positions and model.positions is not None and length > model.positions:
+        yield (
+            f"train.max_length is {length}, and the model has learned {model.positions} positions and no more.",
+            f"Set it to {model.positions} at most.",
+        )
+
+
+@_rule("warning", "train.max_length", "model.base")
+def _length_in_positions(config: Config, facts: Facts) -> Findings:
+    """train.max_length is not beyond the length that the model was made for."""
+    model, length = facts.model, config.train.max_length
+    if model is not None and not model.learned_positions and model.positions is not None and length > model.positions:
+        yield (
+            f"train.max_length is {length}, and the model was made for rows of {model.positions} tokens at most.",
+            f"Set it to {model.positions}; what it learns of positions beyond is of little use.",
+        )
+
+
+@_rule("error", "train.precision", "hardware.device")
+def _fp16_needs_gpu(config: Config, facts: Facts) -> Findings:
+    """A CPU does not train in fp16."""
+    if config.train.precision == "fp16" and _trains_on_cpu(config, facts):
+        yield "train.precision is fp16, which trains badly on a CPU.", "Set it to auto, bf16 or fp32."
+
+
+@_rule("error", "train.precision", "hardware.device")
+def _bf16_needs_card(config: Config, facts: Facts) -> Findings:
+    """bf16 needs a card that has it (NVIDIA from compute capability 8.0 on)."""
+    if config.train.precision == "bf16" and facts.bf16 is False and not _trains_on_cpu(config, facts):
+        yield "train.precision is bf16, which this card does not have.", "Set it to auto or fp16."
+
+
+@_rule("warning", "train.optimizer", "hardware.device")
+def _paging_needs_gpu(config: Config, facts: Facts) -> Findings:
+    """A paged optimizer needs a GPU to move its state from."""
+    if config.train.optimizer == "paged_adamw_8bit" and _trains_on_cpu(config, facts):
+        yield "train.optimizer is paged_adamw_8bit, and on a CPU nothing is paged.", "Take adamw_8bit."
+
+
+# The adapters.
+
+
+@_rule("warning", "method.alpha", "method.rank")
+def _alpha_fits_rank(config: Config, _: Facts) -> Findings:
+    """method.alpha is from half of method.rank to four times as much, unless method.rslora is on."""
+    method = config.method
+    scale = method.alpha / method.rank
+    if not method.rslora and not 0.5 <= scale <= 4:
+        effect = "little is learned" if scale < 0.5 else "training becomes unsteady"
+        yield (
+            f"method.alpha is {method.alpha:g} at rank {method.rank}: a scale of {scale:.3g}, with which {effect}.",
+            f"Twice the rank is usual: method.alpha = {2 * method.rank}.",
+        )
+
+
+@_rule("warning", "method.alpha", "method.rslora", "method.rank")
+def _alpha_fits_rslora(config: Config, _: Facts) -> Findings:
+    """With method.rslora, method.alpha / sqrt(method.rank) is from 0.5 to 8."""
+    method = config.method
+    scale = method.alpha / math.sqrt(method.rank)
+    if method.rslora and not 0.5 <= scale <= 8:
+        effect = "little is learned" if scale < 0.5 else "training becomes unsteady"
+        usual = max(round(2 * math.sqrt(method.rank)), 1)
+        yield (
+            f"method.rslora scales by alpha / sqrt(rank), here {scale:.3g}, with which {effect}.",
+            f"Lower or raise alpha: about {usual} suits rank {method.rank}.",
+        )
+
+
+@_rule("warning", "method.dora", "method.name")
+def _dora_on_4_bits(config: Config, _: Facts) -> Findings:
+    """method.dora is slow on a 4-bit base."""
+    if config.method.dora and config.method.name == "qlora":
+        yield (
+            "method.dora on a 4-bit base is slow: every weight is unpacked once more in every pass.",
+            "Take method.name = lora if the model fits in 16 bits, or a higher rank without dora.",
+        )
+
+
+@_rule("warning", "method.dropout", "method.dora")
+def _dora_with_dropout(config: Config, _: Facts) -> Findings:
+    """method.dropout with method.dora computes every layer twice."""
+    if config.method.dora and config.method.dropout > 0:
+        yield "method.dropout with method.dora computes every adapted layer twice.", "Set method.dropout = 0."
+
+
+@_rule("warning", "method.dropout")
+def _dropout_is_small(config: Config, _: Facts) -> Findings:
+    """method.dropout is at most 0.3."""
+    if config.method.dropout > 0.3:
+        yield f"method.dropout is {config.method.dropout:g}, with which little is learned.", "0 to 0.1 is usual."
+
+
+# The optimization.
+
+
+@_rule("warning", "train.learning_rate", "method.name")
+def _learning_rate_suits(config: Config, _: Facts) -> Findings:
+    """train.learning_rate is between 1e-5 and 1e-2 for adapters."""
+    rate = config.train.learning_rate
+    if rate <= 1e-5:
+        yield (
+            f"train.learning_rate is {rate:g}, which suits full fine-tuning and is too low for adapters.",
+            "1e-4 to 3e-4 is usual.",
+        )
+    elif rate >= 1e-2:
+        yield f"train.learning_rate is {rate:g}, with which adapters diverge.", "1e-4 to 3e-4 is usual."
+
+
+@_rule("warning", "train.epochs", "train.max_steps")
+def _epochs_or_steps(config: Config, _: Facts) -> Findings:
+    """Only one of train.epochs and train.max_steps is set."""
+    if config.train.max_steps is not None and "epochs" in config.train.model_fields_set:
+        yield (
+            f"train.epochs is not looked at, as train.max_steps = {config.train.max_steps} decides alone.",
+            "Remove one of the two.",
+        )
+
+
+@_rule("warning", "train.warmup", "train.max_steps")
+def _warmup_is_short(config: Config, facts: Facts) -> Findings:
+    """train.warmup ends well before the run does."""
+    warmup, steps = config.train.warmup, total_steps(config, facts)
+    if 0.5 < warmup < 1:
+        yield f"train.warmup is {warmup:.0%} of the run.", "0.03 to 0.1 is usual."
+    elif warmup >= 1 and steps is not None and int(warmup) >= steps:
+        yield (
+            f"train.warmup is {int(warmup)} steps, and the run has {steps}: the learning rate never gets to its peak.",
+            "Set a share instead: train.warmup = 0.1.",
+        )
+
+
+@_rule("warning", "train.micro_batch_size", "train.batch_size")
+def _micro_batch_in_batch(config: Config, _: Facts) -> Findings:
+    """train.micro_batch_size is not above train.batch_size."""
+    micro, batch = config.train.micro_batch_size, config.train.batch_size
+    if micro is not None and micro > batch:
+        yield (
+            f"train.micro_batch_size is {micro}, and a step has {batch} rows: more are never at hand.",
+            "Leave it out, or raise train.batch_size.",
+        )
+
+
+@_rule("warning", "train.batch_size", "data.train")
+def _batch_in_rows(config: Config, facts: Facts) -> Findings:
+    """train.batch_size is not above the number of rows."""
+    if facts.rows is not None and config.train.batch_size > facts.rows:
+        yield (
+            f"train.batch_size is {config.train.batch_size}, and there are {facts.rows} rows: an epoch is one step.",
+            "Lower it, so that there are some steps.",
+        )
+
+
+@_rule("warning", "eval.every_steps", "train.max_steps")
+def _eval_in_run(config: Config, facts: Facts) -> Findings:
+    """eval.every_steps is below the number of steps."""
+    every, steps = config.eval.every_steps, total_steps(config, facts)
+    if every is not None and steps is not None and every >= steps and _has_eval(config):
+        yield f"eval.every_steps is {every}, and the run has {steps}: it is measured at the end only.", "Lower it."
+
+
+# Checkpoints.
+
+
+@_rule("warning", "checkpoint.every_steps", "train.max_steps")
+def _checkpoint_in_run(config: Config, facts: Facts) -> Findings:
+    """checkpoint.every_steps is below the number of steps."""
+    every, steps = config.checkpoint.every_steps, total_steps(config, facts)
+    if every is not None and steps is not None and every > steps:
+        yield (
+            f"checkpoint.every_steps is {every}, and the run has {steps}: a run that is cut off begins anew.",
+            "Lower it, or leave it out: ten are written then.",
+        )
+
+
+@_rule("error", "checkpoint.keep", "method.rank")
+def _room_for_one(config: Config, facts: Facts) -> Findings:
+    """There is room on the disk for a checkpoint and the adapter."""
+    size, free = checkpoint_bytes(config, facts), facts.free_bytes
+    if size is not None and free is not None and size > free:
+        yield (
+            f"A checkpoint takes about {format_bytes(size)}, and the disk of the runs has {format_bytes(free)} free.",
+            "Make room, set LOCALTUNE_HOME to a larger disk, or lower method.rank.",
+        )
+
+
+@_rule("warning", "checkpoint.keep", "method.rank")
+def _room_for_all(config: Config, facts: Facts) -> Findings:
+    """There is room on the disk for as many checkpoints as are kept, and one more."""
+    size, free, keep = checkpoint_bytes(config, facts), facts.free_bytes, config.checkpoint.keep
+    if size is not None and free is not None and size <= free < (keep + 1) * size:
+        yield (
+            f"{keep} checkpoints and the one being written take about {format_bytes((keep + 1) * size)}, and "
+            f"on the disk of the runs {format_bytes(free)} are free.",
+            f"Lower checkpoint.keep to {max(free // size - 1, 1)}, or make room.",
+        )

@@ -1,0 +1,54 @@
+"""How long the first rows of a dataset are, for a choice that cannot wait for all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import TYPE_CHECKING
+
+from core.data.analysis import request_for
+from core.data.conversation import RowError
+from core.data.formats import SAMPLE
+from core.data.registry import resolve_sources
+from core.data.sample import tokenizer_directory
+from core.data.survey import make_masker
+from core.errors import UserError
+
+if TYPE_CHECKING:
+    from core.config.schema import Config
+
+#: Rows looked at in each source.
+ROWS = 300
+
+
+def sample_lengths(config: Config) -> list[int]:
+    """Tokens of the first rows of each source, before any are cut; nothing where there is no tokenizer on this machine.
+
+    Args:
+        config: A checked configuration, its data readable.
+    """
+    from core.template.named import template_source
+
+    try:
+        model = str(tokenizer_directory(config.model.base))
+        template = template_source(config.template.file, config.template.name)
+        request = dataclasses.replace(request_for(config, model=model, template=template), max_length=0)
+        masker = make_masker(request)
+    except UserError:
+        return []
+    if masker is None:
+        return []
+    lengths: list[int] = []
+    groups = resolve_sources(list(request.train), request.format, request.columns)
+    for source in itertools.chain.from_iterable(groups):
+        with source.open() as file:
+            rows = file.rows(0, ROWS)
+            detection = source.detect(rows[:SAMPLE])
+            examples = []
+            for row in rows:
+                try:
+                    examples.append(detection.example(row))
+                except RowError:
+                    continue
+            lengths += [len(masked.ids) for masked in masker.mask(examples) if not isinstance(masked, RowError)]
+    return lengths

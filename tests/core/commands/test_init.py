@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+import sample_data
+from core.commands import configuration
+from core.config.document import ConfigDocument
+from core.config.presets.library import find_preset, presets
+from core.hardware.card import Card
+from core.runs.store import find_run
+
+from .conftest import CommandLine
+
+CONFIG = (
+    '{{"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, '
+    '"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": false, '
+    '"max_position_embeddings": {positions}}}'
+)
+
+
+@pytest.fixture
+def work(cli: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with data and a model's config.json, on a machine with a card of 24 GB."""
+    directory = tmp_path / "work"
+    (directory / "llama").mkdir(parents=True)
+    (directory / "llama" / "config.json").write_text(CONFIG.format(positions=131072))
+    shutil.copy(sample_data.path("tickets_train.jsonl"), directory / "rows.jsonl")
+    shutil.copy(sample_data.path("tickets_eval.jsonl"), directory / "held-out.jsonl")
+    monkeypatch.chdir(directory)
+    monkeypatch.setattr(configuration, "find_card", lambda: Card("RTX 4090", 25_757_220_864, (8, 9)))
+    return directory
+
+
+def test_a_file_is_written_that_can_be_trained(cli: CommandLine, work: Path) -> None:
+    result = cli("init", "--model", "llama", "--data", "rows.jsonl", "--eval", "held-out.jsonl")
+    assert result.code == 0, result.err
+    assert "the RTX 4090 has 24 GB" in result.out
+    text = (work / "rows.toml").read_text()
+    config = ConfigDocument.load(work / "rows.toml").validate()
+    assert (config.model.base, config.data.train) == (str(work / "llama"), str(work / "rows.jsonl"))
+    assert config.data.eval == str(work / "held-out.jsonl")
+    for name, value in find_preset("24gb-7b").values.items():
+        section, _, key = name.partition(".")
+        assert getattr(getattr(config, section), key) == value
+    # Relative, so that the directory can be moved; every option below its help.
+    assert 'train = "rows.jsonl"' in text
+    for number, line in enumerate(text.splitlines()):
+        if "=" in line and not line.startswith("#"):
+            assert text.splitlines()[number - 1].startswith("# ")
+    assert max(map(len, text.splitlines())) <= 120
+    cli.script(steps=1)
+    assert cli("train", "rows.toml").code == 0
+
+
+def test_a_file_that_is_there_is_not_replaced(cli: CommandLine, work: Path) -> None:
+    (work / "rows.toml").write_text("# mine\n")
+    result = cli("init", "--data", "rows.jsonl")
+    assert (result.code, result.out) == (1, "")
+    assert "rows.toml exists already" in result.err
+    assert "--force" in result.err
+    assert (work / "rows.toml").read_text() == "# mine\n"
+    (work / "link.toml").symlink_to("nowhere")
+    assert cli("init", "--data", "rows.jsonl", "--out", "link.toml").code == 1
+    assert cli("init", "--data", "rows.jsonl", "--force").code == 0
+    assert "[data]" in (work / "rows.toml").read_text()
+
+
+def test_the_preset_that_is_named_is_taken(cli: CommandLine, work: Path) -> None:
+    result = cli("init", "--model", "llama", "--data", "rows.jsonl", "--preset", "24gb-7b-quick-look", "--json")
+    assert (result.json["file"], result.json["preset"]) == ("rows.toml", "24gb-7b-quick-look")
+    assert (work / "rows.toml").read_text() == result.json["toml"]
+    assert ConfigDocument.load(work / "rows.toml").validate().train.max_steps == 60
+    result = cli("init", "--data", "rows.jsonl", "--preset", "24gb-7", "--out", "b.toml")
+    assert (result.code, os.path.exists("b.toml")) == (1, False)
+    assert "Did you mean 24gb-7b?" in result.err
+
+
+def test_aims_and_positions_are_looked_at(cli: CommandLine, work: Path) -> None:
+    (work / "llama" / "config.json").write_text(CONFIG.format(positions=2048))
+    result = cli("init", "--model", "llama", "--data", "rows.jsonl", "--aim", "long-context", "--out", "-")
+    config = ConfigDocument(result.out, work / "x.toml").validate()
+    assert config.train.max_length == 2048
+    assert "24gb-7b-long-context" in result.err
+    assert "the model reads no more" in result.err
+    assert "warning" not in result.err
+    result = cli("init", "--model", "llama", "--data", "rows.jsonl", "--preset", "24gb-7b", "--out", "-")
+    assert "warning: train.max_length is 4096, and the model was made for rows of 2048" in result.err
+
+
+def test_elsewhere_paths_are_still_right(cli: CommandLine, work: Path) -> None:
+    (work / "sub").mkdir()
+    assert cli("init", "--data", "rows.jsonl", "--data", "held-out.jsonl", "--out", "sub/a.toml").code == 0
+    config = ConfigDocument.load(work / "sub" / "a.toml").validate()
+    assert config.data.train == [str(work / "rows.jsonl"), str(work / "held-out.jsonl")]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "There is no data to train on"),
+        (["--data", "none.jsonl"], "none.jsonl"),
+        (["--data", "rows.jsonl", "--model", "none"], "There is no model none"),
+        (["--data", "rows.jsonl", "--out", "none/a.toml"], "cannot be written"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(cli: CommandLine, work: Path, words: list[str], said: str) -> None:
+    before = sorted(os.listdir(work))
+    result = cli("init", *words)
+    assert (result.code, result.out) == (1, "")
+    assert said in result.err
+    assert result.err.count("\n") == 1
+    assert sorted(os.listdir(work)) == before
+
+
+def test_presets_are_listed(cli: CommandLine) -> None:
+    listed = cli("init", "--list").out
+    assert [line.split()[0] for line in listed.splitlines()] == list(presets())
+    entries = cli("init", "--list", "--json").json
+    assert [entry["name"] for entry in entries] == list(presets())
+    assert entries[0]["values"]["method.rank"] == 16
+
+
+def test_train_fills_what_the_file_leaves_out(cli: CommandLine, work: Path) -> None:
+    (work / "my.toml").write_text('[model]\nbase = "llama"\n[data]\ntrain = "rows.jsonl"\n[train]\nbatch_size = 5\n')
+    cli.script(steps=1)
+    result = cli("train", "my.toml", "--preset", "auto", "--set", "train.max_length=1000")
+    assert result.code == 0, result.err
+    config = find_run("latest").config()
+    preset = find_preset("24gb-7b").values
+    assert (config.train.batch_size, config.train.max_length) == (5, 1000)
+    assert (config.method.rank, config.method.alpha) == (preset["method.rank"], preset["method.alpha"])
+    assert "preset 24gb-7b, as the model has 8.03 billion parameters" in result.err
+    assert "It sets method.name, method.rank" in result.err
+    assert cli("train", "my.toml", "--preset", "none").code == 1
+    assert "batch_size = 5\n" in (work / "my.toml").read_text()

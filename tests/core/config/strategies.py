@@ -1,0 +1,52 @@
+"""Valid configurations, made up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+from core.config.schema import Option, options
+
+MINIMAL = '[data]\ntrain = "rows.jsonl"\n'
+EVERY = list(options())
+
+
+def value_of(option: Option) -> st.SearchStrategy[Any]:
+    """Valid values of an option, as TOML has them."""
+    text = st.text(st.characters(categories=("L", "M", "N", "P", "S", "Zs")), min_size=1, max_size=20).filter(str.strip)
+    if option.type == "choice":
+        return st.sampled_from(option.choices)
+    if option.type == "boolean":
+        return st.booleans()
+    low = option.minimum if option.minimum is not None else -1000
+    high = min(option.maximum if option.maximum is not None else 1e6, 1e6)
+    if option.type == "integer":
+        return st.integers(int(low), int(high))
+    if option.type == "number":
+        return st.floats(low, high, exclude_min=True, exclude_max=True)
+    if option.type == "table":
+        return st.dictionaries(st.sampled_from(option.choices), text, min_size=1, max_size=3)
+    if option.type == "numbers":
+        return st.lists(st.floats(0.01, 100), min_size=1, max_size=3)
+    if option.type in ("paths", "list"):
+        return st.lists(text, min_size=1, max_size=3) | text.filter(lambda _: option.type == "paths")
+    return text
+
+
+def coherent(changes: list[tuple[str, Any]]) -> bool:
+    """Whether options go together as the rules between them ask."""
+    values = dict(changes)
+    train = values.get("data.train", "rows.jsonl")
+    entries = 1 if isinstance(train, str) else len(train)
+    return not (
+        ("data.weights" in values and len(values["data.weights"]) != entries)
+        or ("data.eval" in values and values.get("data.eval_share"))
+        or ("template.name" in values and "template.file" in values)
+        or (values.get("train.precision") == "fp16" and values.get("hardware.device") == "cpu")
+    )
+
+
+_CHANGE = st.sampled_from(EVERY).flatmap(lambda option: st.tuples(st.just(option.name), value_of(option)))
+#: A few options with values, as ``section.key`` and value.
+CHANGES = st.lists(_CHANGE, max_size=5).filter(coherent)

@@ -1,0 +1,186 @@
+"""Configurations as files: what is read, saved and read again is the same, and nobody's change is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.config.document import ConfigDocument
+from core.errors import UserError
+from tests.core.config.strategies import CHANGES
+from tests.waiting import wait_for
+
+ROOT = Path(__file__).parents[3]
+
+#: The same configuration as people write it.
+STYLES = {
+    "sections": '# top\n[data] # d\ntrain = "rows.jsonl" # t\n\n# between\n[train]\nepochs = 2.0 # e\n',
+    "dotted": '# top\ndata.train = "rows.jsonl" # t\n# between\ntrain.epochs = 2.0 # e\n',
+    "inline": '# top\ndata = {train = "rows.jsonl"} # t\n# between\ntrain = {epochs = 2.0} # e\n',
+    "nested": (
+        '# top\n[data]\ntrain = [ # t\n  "rows.jsonl", # r\n  \'b "c".jsonl\',\n]\n\n'
+        '[data.columns] # between\nuser = "the \\"question\\""\n\n[train]\nepochs = 2.0 # e\n'
+    ),
+    "quoted": "# top\n[\"data\"]\n\"train\" = 'rows.jsonl' # t\n# between\n[ train ]\n'epochs' = 2.0 # e\n",
+    "long": '# top\n[data]\ntrain = "rows.jsonl" # t\n[chat] # between\nsystem = """\nYou are\n  "terse".\n"""\n# e\n',
+}
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+@pytest.mark.parametrize("bom", ["", "\ufeff"])
+@pytest.mark.parametrize("style", STYLES)
+def test_a_file_that_is_saved_as_it_was_read_is_the_same(tmp_path: Path, style: str, bom: str, ends: str) -> None:
+    path = tmp_path / "my.toml"
+    raw = (bom + STYLES[style].replace("\n", ends)).encode("utf-8")
+    path.write_bytes(raw)
+    document = ConfigDocument.load(path)
+    before = document.validate()
+    document.save()
+    assert path.read_bytes() == raw
+    assert ConfigDocument.load(path).validate() == before
+
+
+@settings(max_examples=60)
+@given(st.sampled_from(sorted(STYLES)), st.sampled_from(["\n", "\r\n"]), CHANGES)
+def test_an_edited_configuration_comes_back_equal_with_its_comments(
+    tmp_path_factory: pytest.TempPathFactory, style: str, ends: str, changes: list[tuple[str, Any]]
+) -> None:
+    path = tmp_path_factory.mktemp("round") / "my.toml"
+    text = STYLES[style]
+    path.write_bytes(text.replace("\n", ends).encode("utf-8"))
+    document = ConfigDocument.load(path)
+    for name, value in changes:
+        # The weights must go with the entries that this file happens to have.
+        if name != "data.weights" and not (name == "data.columns" and style == "nested"):
+            document.set(name, value)
+    before = document.validate()
+    document.save()
+    again = ConfigDocument.load(path)
+    assert again.validate() == before
+    assert again.dumps() == document.dumps()
+    raw = path.read_bytes()
+    assert (b"\r\n" in raw) == (ends == "\r\n")
+    assert raw.count(b"\n") == (raw.count(b"\r\n") if ends == "\r\n" else raw.count(b"\n"))
+    kept = [comment for comment in ("# top", "# d", "# between", "# e") if comment in text]
+    assert all(comment in again.dumps() for comment in kept)
+    # In the order in which they stood.
+    assert sorted(kept, key=again.dumps().index) == sorted(kept, key=text.index)
+
+
+def has_changed(document: ConfigDocument) -> bool:
+    """Asked anew each time, which a type checker does not expect of a property."""
+    return document.has_changed_on_disk
+
+
+def test_a_file_that_something_else_has_changed_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "my.toml"
+    path.write_text(STYLES["sections"])
+    document = ConfigDocument.load(path)
+    assert not has_changed(document)
+    document.set("train.epochs", 3)
+    # The same bytes written again are no change.
+    path.write_text(STYLES["sections"])
+    assert not has_changed(document)
+    path.write_text(STYLES["sections"] + "seed = 7\n")
+    assert has_changed(document)
+    with pytest.raises(UserError, match="has been changed by something else"):
+        document.save()
+    assert path.read_text() == STYLES["sections"] + "seed = 7\n"
+    # Elsewhere, or knowingly.
+    document.save(tmp_path / "other.toml")
+    assert document.path == tmp_path / "other.toml"
+    document.save()
+    document.save(path)
+    assert "epochs = 3" in path.read_text()
+    path.write_text("# mine\n")
+    document.save(overwrite=True)
+    assert "epochs = 3" in path.read_text()
+    assert not has_changed(document)
+
+
+def test_a_file_that_is_gone_is_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "my.toml"
+    path.write_text(STYLES["sections"])
+    document = ConfigDocument.load(path)
+    path.unlink()
+    assert not document.has_changed_on_disk
+    document.save()
+    assert path.read_text() == STYLES["sections"]
+
+
+def test_permissions_and_links_stay(tmp_path: Path) -> None:
+    real, link = tmp_path / "real.toml", tmp_path / "link.toml"
+    real.write_text(STYLES["sections"])
+    real.chmod(0o600)
+    link.symlink_to(real)
+    document = ConfigDocument.load(link)
+    document.set("train.epochs", 3)
+    document.save()
+    assert link.is_symlink()
+    assert "epochs = 3" in real.read_text()
+    assert stat.S_IMODE(real.stat().st_mode) == 0o600
+    ConfigDocument(STYLES["sections"]).save(tmp_path / "new.toml")
+    assert stat.S_IMODE((tmp_path / "new.toml").stat().st_mode) == 0o644
+
+
+def test_a_save_that_fails_leaves_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "my.toml"
+    path.write_text(STYLES["sections"])
+    for name in ("replace", "fsync"):
+        document = ConfigDocument.load(path)
+        document.set("train.epochs", 3)
+
+        def fail(*_: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, fail)
+            with pytest.raises(UserError, match="No space left on device"):
+                document.save()
+        assert path.read_text() == STYLES["sections"]
+        assert os.listdir(tmp_path) == ["my.toml"]
+        document.save()
+        assert "epochs = 3" in path.read_text()
+        path.write_text(STYLES["sections"])
+
+
+#: Saves two configurations of different length in turn, for as long as it lives.
+SAVER = """
+import itertools, sys
+from pathlib import Path
+from core.config.document import ConfigDocument
+path = Path(sys.argv[1])
+for number in itertools.count():
+    document = ConfigDocument.load(path)
+    document.set("chat.system", "x" * (20_000 if number % 2 else 10))
+    document.save()
+    if number == 3:
+        print("saving", flush=True)
+"""
+
+
+@pytest.mark.parametrize("round_", range(4))
+def test_a_save_that_is_killed_leaves_a_whole_file(tmp_path: Path, round_: int) -> None:
+    path = tmp_path / "my.toml"
+    path.write_text(STYLES["sections"])
+    saver = subprocess.Popen([sys.executable, "-c", SAVER, str(path)], cwd=ROOT, stdout=subprocess.PIPE)
+    assert saver.stdout is not None
+    assert saver.stdout.readline() == b"saving\n"
+    first = path.stat().st_ino
+    # Looked at more or less often, so that the kill meets one part of a save or another.
+    wait_for(lambda: path.stat().st_ino != first, 20, "another save", interval=0.0007 * (round_ + 1))
+    saver.send_signal(signal.SIGKILL)
+    saver.wait()
+    saver.stdout.close()
+    config = ConfigDocument.load(path).validate()
+    assert len(config.chat.system) in (10, 20_000)
+    assert config.train.epochs == 2.0

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomlkit
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+import sample_data
+from core.config.document import ConfigDocument
+from core.config.json_schema import DIALECT, json_schema
+from core.config.presets.library import Preset, apply_preset, presets
+from core.config.schema import Option, sections
+from tests.core.config.strategies import CHANGES, EVERY, MINIMAL
+
+SCHEMA = json_schema()
+
+
+def accepts(text: str) -> bool:
+    return bool(Draft202012Validator(SCHEMA).is_valid(tomlkit.parse(text).unwrap()))
+
+
+def test_it_is_a_schema_of_the_draft_it_names() -> None:
+    assert SCHEMA["$schema"] == DIALECT == Draft202012Validator.META_SCHEMA["$id"]
+    Draft202012Validator.check_schema(SCHEMA)
+
+
+def test_every_option_is_there_with_what_is_declared() -> None:
+    assert list(SCHEMA["properties"]) == list(sections())
+    found = {
+        f"{section}.{key}": value
+        for section, table in SCHEMA["properties"].items()
+        for key, value in table["properties"].items()
+    }
+    assert list(found) == [option.name for option in EVERY]
+    for option in EVERY:
+        value = found[option.name]
+        assert option.help in value["description"]
+        assert option.manual.about in value["description"]
+        assert value.get("default") == option.default
+        if option.type == "choice":
+            assert tuple(value["enum"]) == option.choices
+        if option.type in ("integer", "number"):
+            assert value["type"] == option.type
+            assert value.get("exclusiveMinimum" if option.above else "minimum") == option.minimum
+            assert value.get("exclusiveMaximum" if option.below else "maximum") == option.maximum
+
+
+def test_nothing_in_it_is_null_or_a_reference() -> None:
+    def look(node: Any) -> None:
+        if isinstance(node, dict):
+            assert "$ref" not in node
+            assert node.get("type") != "null"
+            for value in node.values():
+                look(value)
+        elif isinstance(node, list):
+            for value in node:
+                look(value)
+        else:
+            assert node is not None
+
+    look(SCHEMA)
+
+
+def test_the_sample_configuration_passes() -> None:
+    assert accepts(sample_data.path("tickets.toml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("preset", presets().values(), ids=lambda preset: preset.name)
+def test_presets_pass(preset: Preset) -> None:
+    document = ConfigDocument(MINIMAL)
+    apply_preset(document, preset)
+    assert accepts(document.dumps())
+
+
+@settings(max_examples=40)
+@given(CHANGES)
+def test_what_is_valid_passes(changes: list[tuple[str, Any]]) -> None:
+    document = ConfigDocument(MINIMAL)
+    for name, value in changes:
+        document.set(name, value)
+    assert document.problems() == {}
+    assert accepts(document.dumps())
+
+
+#: A value of another type than any option's.
+STRANGE = st.sampled_from([[[1]], [True], {"a": {"b": 1}}, "\t ", {"": ""}])
+
+
+def beyond(option: Option) -> st.SearchStrategy[Any]:
+    """Values that are none of the option's."""
+    found: list[Any] = []
+    if option.minimum is not None:
+        found += [option.minimum - 1, *([option.minimum] if option.above else [])]
+    if option.maximum is not None:
+        found += [option.maximum + 1, *([option.maximum] if option.below else [])]
+    return st.sampled_from(found) | STRANGE if found else STRANGE
+
+
+@given(st.sampled_from(EVERY).flatmap(lambda option: st.tuples(st.just(option), beyond(option))))
+def test_what_is_refused_does_not_pass(case: tuple[Option, Any]) -> None:
+    option, value = case
+    document = ConfigDocument(MINIMAL)
+    document.set(option.name, value)
+    if option.name == "chat.system" and isinstance(value, str):
+        assert accepts(document.dumps())  # an empty prompt is one
+        return
+    assert document.problems()
+    assert not accepts(document.dumps())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[train]\nepochs = 1\n",
+        MINIMAL + "[trian]\nepochs = 1\n",
+        MINIMAL + "[train]\nepoch = 1\n",
+        "stray = 1\n" + MINIMAL,
+        '[data]\ntrain = "a"\ncolumns = {usr = "q"}\n',
+        "[data]\ntrain = []\n",
+    ],
+)
+def test_missing_and_unknown_keys_do_not_pass(text: str) -> None:
+    assert not accepts(text)
+    assert ConfigDocument(text, Path("a.toml")).problems()

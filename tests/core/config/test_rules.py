@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sample_data
+from core.config.document import ConfigDocument
+from core.config.facts import Facts, ModelShape, shape_of
+from core.config.rules import RULES, check_rules, checkpoint_bytes, total_steps
+from core.config.schema import Config, find_option
+from core.errors import UserError
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": False,
+}
+GPT2 = {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257, "n_positions": 1024}
+
+
+def shape(config: dict[str, Any]) -> ModelShape:
+    found = shape_of(config)
+    assert found is not None
+    return found
+
+
+def config(**values: Any) -> Config:
+    """A valid configuration; ``train__epochs=2`` sets ``train.epochs``."""
+    sections: dict[str, dict[str, Any]] = {"data": {"train": "rows.jsonl"}}
+    for name, value in values.items():
+        section, _, key = name.partition("__")
+        sections.setdefault(section, {})[key] = value
+    return Config.model_validate(sections)
+
+
+#: Options, facts, the level and some words of the one remark that they lead to; each breaks one rule.
+BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
+    ({"data__weights": [1.0, 2.0]}, Facts(), "error", "data.weights has 2 numbers and data.train 1 entry."),
+    ({"data__eval": "a", "data__eval_share": 0.1}, Facts(), "error", "both say what is held out"),
+    ({"eval__every_steps": 5}, Facts(), "warning", "eval.every_steps is set, but there are no held-out rows"),
+    ({"eval__exact_match": True}, Facts(), "warning", "no held-out rows to ask"),
+    (
+        {"eval__exact_match": True, "data__eval": "a", "data__format": "text"},
+        Facts(),
+        "warning",
+        "rows of text have no question",
+    ),
+    ({"eval__baseline": True}, Facts(), "warning", "eval.baseline is on, but"),
+    ({"template__name": "chatml", "template__file": "a"}, Facts(), "error", "are both set"),
+    ({"train__max_length": 2048}, Facts(model=shape(GPT2)), "error", "has learned 1024 positions"),
+    ({"train__max_length": 16384}, Facts(model=shape(LLAMA)), "warning", "was made for rows of 8192 tokens"),
+    ({"train__precision": "fp16", "hardware__device": "cpu"}, Facts(), "error", "trains badly on a CPU"),
+    ({"train__precision": "fp16"}, Facts(device="cpu"), "error", "trains badly on a CPU"),
+    ({"train__precision": "bf16"}, Facts(device="cuda", bf16=False), "error", "which this card does not have"),
+    ({"train__optimizer": "paged_adamw_8bit", "hardware__device": "cpu"}, Facts(), "warning", "nothing is paged"),
+    ({"method__alpha": 4.0}, Facts(), "warning", "a scale of 0.25, with which little is learned"),
+    ({"method__alpha": 128.0}, Facts(), "warning", "a scale of 8, with which training becomes unsteady"),
+    ({"method__rslora": True, "method__rank": 64, "method__alpha": 128.0}, Facts(), "warning", "here 16, with which"),
+    ({"method__rslora": True, "method__rank": 64, "method__alpha": 1.0}, Facts(), "warning", "here 0.125, with which"),
+    ({"method__dora": True}, Facts(), "warning", "4-bit base is slow"),
+    (
+        {"method__dora": True, "method__name": "lora", "method__dropout": 0.1},
+        Facts(),
+        "warning",
+        "every adapted layer twice",
+    ),
+    ({"method__dropout": 0.5}, Facts(), "warning", "method.dropout is 0.5"),
+    ({"train__learning_rate": 1e-5}, Facts(), "warning", "too low for adapters"),
+    ({"train__learning_rate": 1e-2}, Facts(), "warning", "adapters diverge"),
+    ({"train__epochs": 2.0, "train__max_steps": 10}, Facts(), "warning", "train.epochs is not looked at"),
+    ({"train__warmup": 0.6}, Facts(), "warning", "train.warmup is 60% of the run"),
+    ({"train__warmup": 10.0, "train__max_steps": 10}, Facts(), "warning", "never gets to its peak"),
+    ({"train__warmup": 10.0}, Facts(rows=80), "warning", "the run has 10"),
+    ({"train__micro_batch_size": 9}, Facts(), "warning", "more are never at hand"),
+    ({"train__batch_size": 9}, Facts(rows=8), "warning", "an epoch is one step"),
+    (
+        {"eval__every_steps": 10, "data__eval": "a", "train__max_steps": 10},
+        Facts(),
+        "warning",
+        "it is measured at the end only",
+    ),
+    ({"checkpoint__every_steps": 11, "train__max_steps": 10}, Facts(), "warning", "begins anew"),
+    ({}, Facts(model=shape(LLAMA), free_bytes=10**8), "error", "A checkpoint takes about 503 MB, and the disk"),
+    ({}, Facts(model=shape(LLAMA), free_bytes=10**9), "warning", "3 checkpoints and the one being written take about"),
+]
+
+#: The same options and facts, but for what would break the rule.
+KEPT: list[tuple[dict[str, Any], Facts]] = [
+    ({"data__weights": [2.0]}, Facts()),
+    ({"data__eval": "a", "eval__every_steps": 5, "eval__exact_match": True, "eval__baseline": True}, Facts()),
+    ({"data__eval_share": 0.1, "eval__every_steps": 5}, Facts()),
+    ({"train__max_length": 1024}, Facts(model=shape(GPT2))),
+    ({"train__max_length": 8192}, Facts(model=shape(LLAMA))),
+    ({"train__precision": "fp16"}, Facts(device="cuda")),
+    ({"train__precision": "bf16"}, Facts(device="cuda", bf16=True)),
+    ({"train__precision": "bf16", "hardware__device": "cpu"}, Facts(bf16=False)),
+    ({"method__alpha": 8.0}, Facts()),
+    ({"method__alpha": 64.0}, Facts()),
+    ({"method__rslora": True}, Facts()),
+    ({"method__dora": True, "method__name": "lora"}, Facts()),
+    ({"train__max_steps": 10, "train__warmup": 9.0, "checkpoint__every_steps": 10}, Facts()),
+    ({"train__micro_batch_size": 8}, Facts(rows=8)),
+    ({}, Facts(model=shape(LLAMA), free_bytes=10**10)),
+    ({"method__target_modules": ["q_proj"]}, Facts(model=shape(LLAMA), free_bytes=1)),
+]
+
+
+@pytest.mark.parametrize(("values", "facts", "level", "words"), BROKEN, ids=lambda value: str(value)[:40])
+def test_a_broken_rule_is_told_once(values: dict[str, Any], facts: Facts, level: str, words: str) -> None:
+    (remark,) = check_rules(config(**values), facts)
+    assert remark.level == level
+    assert words in remark.sentence
+    assert remark.sentence.endswith(".")
+    assert remark.hint.endswith(".")
+    assert any(name in remark.sentence for name in remark.options) or "checkpoint" in remark.sentence
+
+
+@pytest.mark.parametrize(("values", "facts"), KEPT, ids=lambda value: str(value)[:40])
+def test_a_rule_that_is_kept_is_silent(values: dict[str, Any], facts: Facts) -> None:
+    assert check_rules(config(**values), facts) == []
+
+
+def test_every_rule_is_broken_above_and_is_about_options_that_exist() -> None:
+    broken = {
+        rule
+        for values, facts, _, _ in BROKEN
+        for rule in range(len(RULES))
+        if any(True for _ in RULES[rule].check(config(**values), facts))
+    }
+    assert broken == set(range(len(RULES)))
+    for rule in RULES:
+        assert rule.says.endswith(".")
+        assert all(find_option(name) for name in rule.options)
+
+
+def test_errors_come_first() -> None:
+    remarks = check_rules(config(eval__baseline=True, template__name="chatml", template__file="a"))
+    assert [remark.level for remark in remarks] == ["error", "warning"]
+
+
+def test_the_sample_breaks_no_rule() -> None:
+    document = ConfigDocument.load(sample_data.path("tickets.toml"))
+    assert document.problems() == {}
+    assert document.remarks(Facts(rows=400)) == []
+
+
+def test_steps_are_counted_as_the_worker_does() -> None:
+    assert total_steps(config(), Facts()) is None
+    assert total_steps(config(train__epochs=1.5), Facts(rows=17)) == 5
+    assert total_steps(config(train__max_steps=7), Facts(rows=17)) == 7
+
+
+def test_a_document_raises_errors_with_their_place(tmp_path: Path) -> None:
+    path = tmp_path / "my.toml"
+    path.write_text('[data]\ntrain = "a"\n\n[template]\n# both\nname = "chatml"\nfile = "b"\n')
+    document = ConfigDocument.load(path)
+    assert document.problems() == {"template.name": "template.name and template.file are both set."}
+    with pytest.raises(UserError) as caught:
+        document.validate()
+    assert caught.value.message == f"{path}, line 6: template.name and template.file are both set."
+    assert document.remarks() == []
+
+
+def test_a_remark_is_placed_at_the_option_that_the_file_writes(tmp_path: Path) -> None:
+    path = tmp_path / "my.toml"
+    path.write_text('[data]\ntrain = "a"\n[method]\nrank = 512\n')
+    document = ConfigDocument.load(path)
+    (remark,) = document.remarks()
+    assert remark.options[0] == "method.alpha"
+    assert str(document.complaint(remark)).startswith(f"{path}, line 4: method.alpha is 32 at rank 512")
+    document.apply(["method.rank=256"])
+    (remark,) = document.remarks()
+    assert str(document.complaint(remark)).startswith("--set method.rank: method.alpha is 32 at rank 256")
+
+
+def test_shapes() -> None:
+    llama = shape(LLAMA)
+    assert llama.parameters == pytest.approx(8.03e9, rel=0.001)
+    assert llama.adapter_parameters(16) == 41_943_040
+    assert (llama.positions, llama.learned_positions) == (8192, False)
+    gpt2 = shape(GPT2)
+    assert gpt2.parameters == pytest.approx(124.4e6, rel=0.002)
+    assert (gpt2.positions, gpt2.learned_positions) == (1024, True)
+    nested = shape({"model_type": "gemma3", "text_config": LLAMA, "vocab_size": 1})
+    assert nested == dataclasses.replace(llama)
+    mixture = shape({**LLAMA, "num_local_experts": 8, "vocab_size": 32000, "model_type": "mixtral"})
+    assert mixture.parameters == pytest.approx(46.7e9, rel=0.001)
+
+
+@pytest.mark.parametrize("broken", [None, [], {}, {**LLAMA, "hidden_size": "4096"}, {**LLAMA, "hidden_size": True}])
+def test_what_is_no_shape(broken: object) -> None:
+    assert shape_of(broken) is None
+
+
+def test_checkpoints_are_as_large_as_the_worker_writes_them() -> None:
+    facts = Facts(model=shape(LLAMA))
+    assert checkpoint_bytes(config(), facts) == 41_943_040 * 12
+    assert checkpoint_bytes(config(train__optimizer="adamw_8bit"), facts) == 41_943_040 * 6
+    assert checkpoint_bytes(config(), Facts()) is None
+    mixture = shape({**LLAMA, "num_local_experts": 8})
+    assert checkpoint_bytes(config(), Facts(model=mixture)) is None
