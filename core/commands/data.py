@@ -85,7 +85,10 @@ def make_request(args: argparse.Namespace) -> AnalysisRequest:
     if args.config is None:
         # Without a configuration nobody has set a limit; what the defaults would drop is not dropped here.
         request = dataclasses.replace(request, max_length=0)
-    return dataclasses.replace(request, train=(args.file,)) if args.file is not None else request
+    if args.file is None:
+        return request
+    # The weights are for the entries of the configuration.
+    return dataclasses.replace(request, train=(args.file,), weights=None)
 
 
 def _model_directory(args: argparse.Namespace, config: Config) -> str | None:

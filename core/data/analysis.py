@@ -35,6 +35,9 @@ class AnalysisRequest:
         allow_special: Use rows whose messages write special tokens.
         max_length: As ``train.max_length``; 0 for no limit.
         overlong: As ``data.overlong``.
+        weights: As ``data.weights``, one for each entry of ``train``; None: all 1.
+        eval_share: As ``data.eval_share``.
+        seed: As ``train.seed``, which decides what is held out and left out.
     """
 
     train: tuple[str, ...]
@@ -47,6 +50,9 @@ class AnalysisRequest:
     allow_special: bool = False
     max_length: int = 0
     overlong: Overlong = "drop"
+    weights: tuple[float, ...] | None = None
+    eval_share: float = 0.0
+    seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -55,7 +61,8 @@ class AnalysisRequest:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> AnalysisRequest:
         """From :meth:`to_dict`."""
-        return cls(**{**data, "train": tuple(data["train"]), "eval": tuple(data["eval"])})
+        weights = None if data["weights"] is None else tuple(data["weights"])
+        return cls(**{**data, "train": tuple(data["train"]), "eval": tuple(data["eval"]), "weights": weights})
 
 
 @dataclass(frozen=True)
@@ -92,18 +99,19 @@ class SourceFormat:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What was found; ``rows == used + sum(dropped.values())``.
+    """What was found; ``rows == used + sum(dropped.values())``, as the run with that configuration counts.
 
     Args:
         sources: The sources that are trained on.
         rows: Rows read.
         used: Rows trained on.
-        dropped: Reason to number of rows that are not.
+        dropped: Reason to number of rows that are not. Those that need tokens are only found where there is a model.
         problems: What costs rows first, then what should be looked at; a row may have several.
         turns: Number of messages of a conversation to the number of rows that have so many.
         scripts: Writing system to the number of rows mostly written in it; no row counts twice.
         lengths: Tokens, where there is a model.
-        stop_learned: Rows used whose last learned token ends an answer, where there is a model.
+        stop_learned: Usable rows whose last learned token ends an answer, where there is a model; those that are held
+            out or left out by weight are among them.
         eval_rows: Held-out rows read.
         seconds: How long it took.
     """
@@ -172,4 +180,7 @@ def request_for(config: Config, *, model: str | None, template: str | None = Non
         allow_special=data.special_tokens == "keep",
         max_length=config.train.max_length,
         overlong=data.overlong,
+        weights=tuple(data.weights) if data.weights is not None else None,
+        eval_share=data.eval_share,
+        seed=config.train.seed,
     )

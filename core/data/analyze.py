@@ -52,23 +52,34 @@ class AnalysisJob:
                 raise AnalysisCancelledError
             process = self._process = _start()
         try:
-            return self._follow(process, progress)
+            found = self._follow(process, progress)
         finally:
+            was_closed = self._closed
             self.close()
+        if found is not None:
+            return found
+        if was_closed:
+            raise AnalysisCancelledError
+        code = process.returncode
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        raise UserError(
+            f"The analysis has no result: its process {how}.",
+            "Do it again; if memory is short, close something or look at a part of the rows.",
+        )
 
     def close(self) -> None:
         """End it; may be called twice, and after its end."""
         with self._lock:
             self._closed = True
-            if self._process is None:
+            if self._process is None or self._process.returncode is not None:
                 return
-            if self._process.poll() is None:
-                # With the processes that it has started.
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self._process.pid, signal.SIGKILL)
+            # With the processes that it has started, also if it has ended itself: its number is its own until then.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
-    def _follow(self, process: subprocess.Popen[bytes], progress: Callable[[Progress], None] | None) -> Analysis:
+    def _follow(self, process: subprocess.Popen[bytes], progress: Callable[[Progress], None] | None) -> Analysis | None:
+        """The result; None if the process has ended without one."""
         if process.stdin is None or process.stdout is None:
             raise ValueError("The process was started without pipes.")
         with process.stdin, process.stdout:
@@ -76,6 +87,8 @@ class AnalysisJob:
                 process.stdin.write(json.dumps(self.request.to_dict()).encode() + b"\n")
                 process.stdin.close()
             for line in process.stdout:
+                if not line.endswith(b"\n"):
+                    break  # it was ended in the middle of its answer
                 answer = json.loads(line)
                 if "analysis" in answer:
                     return Analysis.from_dict(answer["analysis"])
@@ -83,9 +96,7 @@ class AnalysisJob:
                     raise UserError(one_line(answer["error"]), one_line(answer["hint"]))
                 if progress is not None:
                     progress(Progress(**answer["progress"]))
-        if self._closed:
-            raise AnalysisCancelledError
-        raise UserError(f"The analysis ended without a result (code {process.wait()}).", "Look at a part of the rows.")
+        return None
 
 
 def analyze(request: AnalysisRequest, progress: Callable[[Progress], None] | None = None) -> Analysis:

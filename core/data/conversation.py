@@ -15,6 +15,10 @@ ROLES = ("system", "user", "assistant", "tool")
 #: The label of a token that is not learned, as pre-tokenized datasets write it.
 IGNORED_LABEL = -100
 
+#: Messages of a conversation that is read. To find what is learned, each answer is rendered with all that precedes it,
+#: so that the time grows with the square of their number.
+MOST_MESSAGES = 1000
+
 #: Half of a UTF-16 pair; JSON can spell one, no tokenizer can encode it.
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _LARGEST_ID = 2**31 - 1
@@ -211,6 +215,8 @@ def check_text(text: str, where: str) -> None:
 def _check_turns(turns: tuple[Message, ...]) -> None:
     if not turns:
         raise RowError("no_messages", "The row has no messages.")
+    if len(turns) > MOST_MESSAGES:
+        raise RowError("too_long", f"The row has {len(turns)} messages; up to {MOST_MESSAGES} are read.")
     for number, turn in enumerate(turns, 1):
         if turn.role not in ROLES:
             raise RowError(

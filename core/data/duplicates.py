@@ -72,9 +72,9 @@ def signature(example: Example, text: str) -> bytes:
         words = text.encode("utf-8", "surrogatepass").split()
         if len(text) > 16 * len(words):
             # No spaces between words: characters stand for them.
-            units = [ord(character) for character in text[:_MOST_WORDS]]
+            units = list(map(ord, text[:_MOST_WORDS]))
         else:
-            units = [crc32(word) for word in words[:_MOST_WORDS]]
+            units = list(map(crc32, words[:_MOST_WORDS]))
     runs = set(map(hash, zip(units, units[1:], units[2:], strict=False)))
     if len(runs) < _LEAST_RUNS:
         return NO_SIGNATURE

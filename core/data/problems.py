@@ -37,7 +37,8 @@ def _drop(title: str, hint: str) -> Kind:
     return Kind("drop", title, hint)
 
 
-#: Every problem by its code. The codes of level ``drop`` are those of :class:`~core.data.conversation.RowError`.
+#: Every problem by its code. The codes of level ``drop`` are those of :class:`~core.data.conversation.RowError`, and
+#: ``not_trained_on`` for all rows of a format with which a run is refused.
 KINDS: dict[str, Kind] = {
     "not_json": _drop("no JSON", "Mend these lines: each must be one whole JSON object."),
     "not_an_object": _drop("JSON, but no object", "Make each row an object with named columns."),
@@ -70,6 +71,9 @@ KINDS: dict[str, Kind] = {
     "no_reasoning": _drop(
         "no reasoning where the template begins with it", "Add the reasoning, or name another template."
     ),
+    "not_trained_on": _drop(
+        "a format that is shown and not trained on", "Name the columns to learn from in data.columns."
+    ),
     "empty_content": Kind("warn", "empty question or system message", "Fill these turns in, or remove the rows."),
     "duplicate": Kind("warn", "the same as an earlier row", "Keep one of each, unless you mean to weigh them more."),
     "near_duplicate": Kind(
@@ -94,9 +98,6 @@ KINDS: dict[str, Kind] = {
     ),
     "no_stop_learned": Kind(
         "warn", "the end of the answer is not learned", "Let the labels take in the token that ends the answer."
-    ),
-    "not_trained_on": Kind(
-        "warn", "a format that is shown and not trained on", "Name the columns to learn from in data.columns."
     ),
     "format_ambiguous": Kind("warn", "rows that may be read in another way", "Say how they are read: set data.format."),
 }

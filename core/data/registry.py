@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,10 +82,11 @@ def resolve_source(
     from core.data.llama_factory import read_llama_factory
 
     path = Path(reference)
-    if path.is_file() and path.suffix.lower() in _YAML:
+    # Not the methods of paths, which raise where one may not look: whoever opens it says so in a sentence.
+    if os.path.isfile(path) and path.suffix.lower() in _YAML:
         return read_axolotl(path, "")
     file, mark, entry = reference.rpartition("#")
-    if mark and not path.exists() and Path(file).is_file():
+    if mark and not os.path.exists(path) and os.path.isfile(file):
         registry = Path(file)
         if registry.suffix.lower() in _YAML:
             return read_axolotl(registry, entry)
@@ -95,7 +97,7 @@ def resolve_source(
             "for a split of a directory.",
             f"Name the file alone: {one_line(file)}.",
         )
-    if path.name == "dataset_info.json" and path.is_file():
+    if path.name == "dataset_info.json" and os.path.isfile(path):
         names = ", ".join(list(_names(path))[:12])
         raise UserError(f"{one_line(reference)} is a registry of datasets: {names}.", "Name one, behind a #.")
     return [DataSource(reference, path, wanted, ColumnMap(columns) if columns is not None else None)]
@@ -137,14 +139,33 @@ def training_sources(data: DataSection) -> list[tuple[list[DataSource], float]]:
             two ways.
     """
     groups = resolve_sources(data.train, data.format, data.columns)
-    weights = data.weights or [1.0] * len(groups)
-    if len(weights) != len(groups):
-        raise UserError(
-            f"data.weights has {len(weights)} numbers and data.train {len(groups)} entries.", "Give one for each entry."
-        )
-    if data.eval_share and data.eval is not None:
-        raise UserError("data.eval and data.eval_share both say what is held out.", "Remove one of the two.")
+    weights = weights_of(data.weights, len(groups))
+    refuse_two_evals(data.eval_share, data.eval is not None)
     return list(zip(groups, weights, strict=True))
+
+
+def weights_of(weights: Sequence[float] | None, entries: int) -> list[float]:
+    """``data.weights``, one for each entry of ``data.train``.
+
+    Raises:
+        UserError: If they are not as many.
+    """
+    found = list(weights or [1.0] * entries)
+    if len(found) != entries:
+        raise UserError(
+            f"data.weights has {len(found)} numbers and data.train {entries} entries.", "Give one for each entry."
+        )
+    return found
+
+
+def refuse_two_evals(share: float, has_files: bool) -> None:
+    """Refuse rows that are held out in two ways.
+
+    Raises:
+        UserError: If they are.
+    """
+    if share and has_files:
+        raise UserError("data.eval and data.eval_share both say what is held out.", "Remove one of the two.")
 
 
 def load_registry(path: Path) -> Any:

@@ -88,6 +88,7 @@ class Examiner:
         self._masker = masker
         self._max_length = max_length
         self._overlong = overlong
+        self._shown_only = SHOWN_ONLY.get(detection.format, "")
         self._answer_columns: dict[tuple[str, ...], str] = {}
 
     def examine(self, rows: Iterable[Row], first: int = 0) -> RowFacts:
@@ -95,7 +96,8 @@ class Examiner:
         facts = RowFacts()
         for batch in self._batches(rows, first, facts):
             if self._masker is None:
-                facts.used += len(batch)
+                for number, _ in batch:
+                    self._use(number, facts)
                 continue
             masked = self._masker.mask([example for _, example in batch])
             for (number, example), row in zip(batch, masked, strict=True):
@@ -168,11 +170,14 @@ class Examiner:
         facts.lengths.append(length)
         facts.tokens += sum(len(part) for part in row.rows)
         facts.supervised += sum(part.supervised_count for part in row.rows)
+        if self._shown_only:
+            self._use(number, facts)
+            return
         limit = self._max_length or length
         if length > limit and (reason := self._too_long(row, length)) is not None:
             facts.dropped.append((number, reason.code, reason.message))
             return
-        facts.used += 1
+        self._use(number, facts)
         if length > limit:
             facts.found.append((number, "truncated", f"The row has {length} tokens and is cut at {limit}."))
         if self._learns_stop(row, limit):
@@ -180,11 +185,19 @@ class Examiner:
         elif example.ids is not None:
             facts.found.append((number, "no_stop_learned", "The last token learned does not end an answer."))
 
+    def _use(self, number: int, facts: RowFacts) -> None:
+        """A row that nothing is wrong with."""
+        if self._shown_only:
+            facts.dropped.append((number, "not_trained_on", f"The rows are {self._shown_only}."))
+        else:
+            facts.used += 1
+
     def _too_long(self, row: MaskedRow, length: int) -> RowError | None:
         """Why a row beyond the limit is not used; None if it is cut and used."""
         limit = self._max_length
         if self._overlong != "truncate":
-            return RowError("overlong", f"The row has {length} tokens, more than train.max_length = {limit}.")
+            refused = " A run is refused for it, as data.overlong says." if self._overlong == "refuse" else ""
+            return RowError("overlong", f"The row has {length} tokens, more than train.max_length = {limit}.{refused}")
         if any(part.supervised.count(1, 1, limit) for part in row.rows):
             return None
         return RowError("nothing_supervised", f"Cut at {limit} tokens, nothing of the row is learned.")
@@ -196,11 +209,6 @@ class Examiner:
             if last >= 0 and part.ids[last] in stops:
                 return True
         return False
-
-
-def shown_only(detection: Detection) -> str:
-    """What the rows are, if they are of a kind that is not trained on; else nothing."""
-    return SHOWN_ONLY.get(detection.format, "")
 
 
 def _text_problems(text: str) -> Iterator[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,11 +95,11 @@ def _find(request: AnalysisRequest, index: int) -> tuple[Row, Detection]:
     ]
     for source in sources:
         with source.open() as file:
-            while not file.complete and file.count_known <= index - first:
+            while not file.complete and file.count_known <= max(index - first, SAMPLE - 1):
                 file.advance()
             rows = file.count_known if source.limit is None else min(file.count_known, source.limit)
             if index - first < rows:
-                return file.row(index - first), source.detect(file.rows(0, SAMPLE))
+                return file.row(index - first), source.detect(file.rows(0, min(SAMPLE, rows)))
             first += rows
     raise UserError(f"There is no row {index + 1}.", "The files may have changed.")
 
@@ -110,10 +111,10 @@ def tokenizer_directory(name: str) -> Path:
         UserError: If there is none.
     """
     path = Path(name).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):
         return path.absolute()
     prepared = paths.models_dir() / name
-    if path.name == name and prepared.is_dir():
+    if path.name == name and os.path.isdir(prepared):
         return prepared
     raise UserError(
         f"There is no tokenizer for {one_line(name, 200)}: no such directory, and no prepared model of that name.",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
+from collections import Counter
 
 #: Letters looked at.
 SAMPLE = 400
@@ -55,6 +57,8 @@ _STRETCHES: tuple[tuple[int, str], ...] = (
     (0x32000, "other"),
 )
 _STARTS = [start for start, _ in _STRETCHES]
+_ASCII_NO_LETTERS = bytes(code for code in range(128) if not chr(code).isalpha())
+_BEYOND_ASCII = re.compile("[^\x00-\x7f]+")
 
 
 def main_script(text: str) -> str:
@@ -63,9 +67,14 @@ def main_script(text: str) -> str:
         head = text[:SAMPLE]
         return "Latin" if head.upper() != head.lower() or text.upper() != text.lower() else "none"
     counts: dict[str, int] = {}
-    for letter in filter(str.isalpha, text[: 4 * SAMPLE]):
-        script = _STRETCHES[bisect_right(_STARTS, ord(letter)) - 1][1]
-        counts[script] = counts.get(script, 0) + 1
+    head = text[: 4 * SAMPLE]
+    # Letters of ASCII are counted as bytes: most texts have little else.
+    if latin := len(head.encode("ascii", "ignore").translate(None, _ASCII_NO_LETTERS)):
+        counts["Latin"] = latin
+    for character, count in Counter("".join(_BEYOND_ASCII.findall(head))).items():
+        if character.isalpha():
+            script = _STRETCHES[bisect_right(_STARTS, ord(character)) - 1][1]
+            counts[script] = counts.get(script, 0) + count
     # Japanese is kana among Han characters.
     if counts.get("Japanese", 0) * 8 > counts.get("Han", 0):
         counts["Japanese"] = counts.get("Japanese", 0) + counts.pop("Han", 0)

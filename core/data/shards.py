@@ -42,6 +42,12 @@ def list_shards(directory: Path, split: str = "") -> list[Path]:
         UserError: If there are none, too many, of several kinds or of several splits.
     """
     shown = one_line(str(directory))
+    try:
+        os.stat(directory / "state.json")
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise cannot_open(error, shown) from error
     if (directory / "dataset_dict.json").is_file() and not split:
         saved = sorted(entry.name for entry in directory.iterdir() if (entry / "state.json").is_file())
         if not saved:
@@ -72,10 +78,10 @@ def list_shards(directory: Path, split: str = "") -> list[Path]:
 def split_reference(path: Path) -> tuple[Path, str]:
     """A directory and the split in it that ``directory#split`` names; other paths stay as they are."""
     name, mark, split = path.name.rpartition("#")
-    if not mark or path.exists():
+    if not mark or os.path.exists(path):
         return path, ""
     directory = path.with_name(name) if name else path.parent
-    return (directory, split) if directory.is_dir() else (path, "")
+    return (directory, split) if os.path.isdir(directory) else (path, "")
 
 
 class ShardedRows(RowFile):

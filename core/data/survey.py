@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 import time
 from array import array
 from collections import deque
@@ -12,15 +13,16 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 
+from core.data.accounting import HELD_OUT, NOT_SAMPLED, divide_rows
 from core.data.ambiguity import find_ambiguity
 from core.data.analysis import Analysis, AnalysisRequest, Progress, SourceFormat
 from core.data.duplicates import Fingerprints, find_near, find_same, find_shared
 from core.data.formats import SAMPLE, Detection
 from core.data.lengths import measure_lengths
 from core.data.problems import Place, Problem, ProblemTally
-from core.data.registry import DataSource, resolve_sources
-from core.data.row_facts import Examiner, RowFacts, shown_only
-from core.data.rows import RowFile
+from core.data.registry import DataSource, refuse_two_evals, resolve_sources, weights_of
+from core.data.row_facts import Examiner, RowFacts
+from core.data.rows import Row, RowFile
 from core.template.mask import Masker
 from core.template.render import ChatTemplate
 from core.template.tokenizer import load_tokenizer
@@ -49,6 +51,12 @@ class OpenSource:
     """The number of its first row."""
     rows: int
     held_out: bool
+    entry: int
+    """The entry of ``data.train`` or ``data.eval`` that it is of."""
+
+    def head(self) -> list[Row]:
+        """The rows that its format is told from."""
+        return self.file.rows(0, min(SAMPLE, self.rows))
 
 
 #: The sources of this process's survey; those that do its work are forked from it and find them here.
@@ -69,11 +77,12 @@ def survey(request: AnalysisRequest, report: Report = lambda _: None) -> Analysi
     masker = make_masker(request)
     opened: list[OpenSource] = []
     try:
+        refuse_two_evals(request.eval_share, bool(request.eval))
         for references, held_out in ((request.train, False), (request.eval, True)):
             groups = resolve_sources(list(references), request.format, request.columns) if references else []
             first = 0
-            for source in itertools.chain.from_iterable(groups):
-                opened.append(_open(source, request, masker, first, held_out, report))
+            for entry, source in ((entry, source) for entry, group in enumerate(groups) for source in group):
+                opened.append(_open(source, request, masker, first, held_out, entry, report))
                 first += opened[-1].rows
         _open_sources[:] = opened
         return _Findings(request, opened).gather(report, began)
@@ -106,18 +115,24 @@ def make_masker(request: AnalysisRequest) -> Masker | None:
 
 
 def _open(
-    source: DataSource, request: AnalysisRequest, masker: Masker | None, first: int, held_out: bool, report: Report
+    source: DataSource,
+    request: AnalysisRequest,
+    masker: Masker | None,
+    first: int,
+    held_out: bool,
+    entry: int,
+    report: Report,
 ) -> OpenSource:
     file = source.open()
     try:
         file.index(lambda done, total: report(Progress("indexing", done, total)))
-        detection = source.detect(file.rows(0, SAMPLE))
+        rows = file.count_known if source.limit is None else min(file.count_known, source.limit)
+        detection = source.detect(file.rows(0, min(SAMPLE, rows)))
     except BaseException:
         file.close()
         raise
-    rows = file.count_known if source.limit is None else min(file.count_known, source.limit)
     examiner = Examiner(detection, masker, request.max_length, request.overlong)
-    return OpenSource(source, file, detection, examiner, first, rows, held_out)
+    return OpenSource(source, file, detection, examiner, first, rows, held_out, entry)
 
 
 class _Findings:
@@ -129,6 +144,10 @@ class _Findings:
         self._opened = opened
         self._tally = ProblemTally()
         self._rows, self._eval_rows = Fingerprints(), Fingerprints()
+        self._weights = weights_of(request.weights, len(request.train))
+        self._divides = bool(request.eval_share) or any(weight != 1 for weight in self._weights)
+        self._used: list[array[int]] = [array("I") for _ in request.train]
+        """By entry, the places among the fingerprints of the rows that can be used; only where they are divided."""
         self._total = RowFacts()
         self._eval_read = 0
         self._dropped: dict[str, int] = {}
@@ -138,16 +157,17 @@ class _Findings:
         total = sum(item.rows for item in self._opened)
         done = 0
         report(Progress("reading", done, total))
-        for held_out, facts in _examine_all(self._opened):
+        for item, facts in _examine_all(self._opened):
             done += facts.read
-            self._add(held_out, facts)
+            self._add(item, facts)
             report(Progress("reading", done, total))
         report(Progress("comparing", 0, total))
         self._compare()
+        self._divide()
         return self._sum_up(began)
 
-    def _add(self, held_out: bool, facts: RowFacts) -> None:
-        if held_out:
+    def _add(self, item: OpenSource, facts: RowFacts) -> None:
+        if item.held_out:
             self._eval_read += facts.read
             self._eval_rows.extend(facts.compared, facts.keys, facts.signatures)
             return
@@ -161,6 +181,10 @@ class _Findings:
         whole.lengths += facts.lengths
         whole.turns.update(facts.turns)
         whole.scripts.update(facts.scripts)
+        if self._divides:
+            unused = {number for number, _, _ in facts.dropped}
+            places = enumerate(facts.compared, len(self._rows))
+            self._used[item.entry].extend(place for place, number in places if number not in unused)
         self._rows.extend(facts.compared, facts.keys, facts.signatures)
         for number, code, detail in facts.dropped:
             self._dropped[code] = self._dropped.get(code, 0) + 1
@@ -176,6 +200,19 @@ class _Findings:
             leaked, near = find_shared(self._rows, self._eval_rows)
             self._note_twins("leaked", leaked, self._eval_rows, "It is the same as row {} of data.eval.")
             self._note_twins("near_leaked", near, self._eval_rows, "It is almost the same as row {} of data.eval.")
+
+    def _divide(self) -> None:
+        """Take out of the rows used what is held out and what weights leave out."""
+        if not self._divides:
+            return
+        every = list(self._rows.keys())
+        keys = [every[place] for places in self._used for place in places]
+        bounds = list(itertools.accumulate(map(len, self._used), initial=0))
+        share, seed = self._request.eval_share, self._request.seed
+        kept_out, counts = divide_rows(keys, bounds, self._weights, share, seed)
+        left_out = counts.count(0) - len(kept_out)
+        self._total.used -= len(kept_out) + left_out
+        self._dropped |= {code: count for code, count in ((HELD_OUT, len(kept_out)), (NOT_SAMPLED, left_out)) if count}
 
     def _note_twins(self, code: str, twins: dict[int, int], others: Fingerprints, sentence: str) -> None:
         for place in sorted(twins):
@@ -206,9 +243,7 @@ class _Findings:
         for item in self._train:
             numbers = array("I", range(item.first, item.first + item.rows))
             name = one_line(item.source.name)
-            if noun := shown_only(item.detection):
-                yield Problem("not_trained_on", item.rows, (), numbers, f"{name} holds {noun}.")
-            if sentence := find_ambiguity(item.file.rows(0, SAMPLE), item.detection, item.source.format):
+            if sentence := find_ambiguity(item.head(), item.detection, item.source.format):
                 yield Problem("format_ambiguous", item.rows, (), numbers, f"{name}: {sentence}")
 
     def _place(self, number: int) -> Place:
@@ -218,8 +253,8 @@ class _Findings:
         return Place(number, row.line, one_line(row.file or item.source.path.name) if several else "")
 
 
-def _examine_all(opened: Sequence[OpenSource]) -> Iterator[tuple[bool, RowFacts]]:
-    """The facts of all portions in the order of the rows, and whether they are held out."""
+def _examine_all(opened: Sequence[OpenSource]) -> Iterator[tuple[OpenSource, RowFacts]]:
+    """The facts of all portions in the order of the rows, and what source they are of."""
     portions = [
         (place, start, min(PORTION, item.rows - start))
         for place, item in enumerate(opened)
@@ -228,18 +263,38 @@ def _examine_all(opened: Sequence[OpenSource]) -> Iterator[tuple[bool, RowFacts]
     processes = min(len(os.sched_getaffinity(0)), _MOST_PROCESSES, len(portions))
     if processes < 2 or sum(item.rows for item in opened) < _WORTH_PROCESSES:
         for portion in portions:
-            yield opened[portion[0]].held_out, _examine(*portion)
+            yield opened[portion[0]], _examine(*portion)
         return
-    # Forked, so that the files, their indexes and the tokenizer are shared and not sent.
-    with ProcessPoolExecutor(processes, mp_context=get_context("fork")) as pool:
-        waiting: deque[tuple[bool, Future[RowFacts]]] = deque()
-        for portion in portions:
-            waiting.append((opened[portion[0]].held_out, pool.submit(_examine, *portion)))
-            if len(waiting) > 2 * processes:
-                held_out, future = waiting.popleft()
-                yield held_out, future.result()
-        for held_out, future in waiting:
-            yield held_out, future.result()
+    lifeline = os.pipe()
+    try:
+        # Forked, so that the files, their indexes and the tokenizer are shared and not sent.
+        with ProcessPoolExecutor(processes, get_context("fork"), _hold_on, lifeline) as pool:
+            waiting: deque[tuple[OpenSource, Future[RowFacts]]] = deque()
+            for portion in portions:
+                waiting.append((opened[portion[0]], pool.submit(_examine, *portion)))
+                if len(waiting) > 2 * processes:
+                    item, future = waiting.popleft()
+                    yield item, future.result()
+            for item, future in waiting:
+                yield item, future.result()
+    finally:
+        for end in lifeline:
+            os.close(end)
+
+
+def _hold_on(reading: int, writing: int) -> None:
+    """In a forked process: end when the one it was forked from does, however that ends."""
+    os.close(writing)
+    # Whoever reads what that one writes must see it end.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+
+    def wait() -> None:
+        os.read(reading, 1)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _examine(place: int, start: int, count: int) -> RowFacts:

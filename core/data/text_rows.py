@@ -21,6 +21,8 @@ _CHUNK = 1 << 20
 # Indexed before the first page is shown: what comes first, rows or bytes.
 _FIRST_ROWS = 512
 _FIRST_BYTES = 8 << 20
+#: Rows of one file that are read; where each begins and ends is kept in memory, in 20 bytes.
+MOST_ROWS = 50_000_000
 
 
 class TextRows(RowFile):
@@ -96,6 +98,11 @@ class TextRows(RowFile):
         if self._complete or self._closed.is_set():
             return self.size, self.size
         self._source.refuse_changed()
+        if len(self._spans) > MOST_ROWS:
+            raise UserError(
+                f"{self._source.shown} has more than {MOST_ROWS:,} rows.",
+                "Cut it into several files, and name some of them.",
+            )
         while self._offset >= self._bytes.available and not self._bytes.final and not self._closed.is_set():
             self._bytes.advance()
         available = self._bytes.available

@@ -307,7 +307,9 @@ def _given_tokens(example: Example, tokenizer: ModelTokenizer) -> TokenRow:
     """A row that is tokens already; what is learned is as its labels say."""
     ids = example.ids if example.ids is not None else array("i")
     if ids and not 0 <= min(ids) <= max(ids) < tokenizer.vocabulary_size:
-        raise RowError("bad_tokens", f"The row holds a token that the model's {tokenizer.vocabulary_size} do not.")
+        raise RowError(
+            "bad_tokens", f"The row has the token {max(ids)}; the model knows those below {tokenizer.vocabulary_size}."
+        )
     if example.labels is None:
         return TokenRow(array("i", ids), bytearray(b"\x01" * len(ids)))
     return TokenRow(array("i", ids), bytearray(label != IGNORED_LABEL for label in example.labels))

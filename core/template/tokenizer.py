@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import functools
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ class ModelTokenizer:
         stop_ids: The tokens that end an answer.
         chat_template: The model's own chat template, if it has one.
         max_length: The most tokens that the model reads, if that is known.
+        vocabulary_size: Tokens that the model knows, those that only fill up its vocabulary included; None: as many as
+            the tokenizer.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class ModelTokenizer:
         stop_ids: Iterable[int] = (),
         chat_template: str | None = None,
         max_length: int | None = None,
+        vocabulary_size: int | None = None,
     ) -> None:
         self.backend = backend
         self.special_tokens = dict(special_tokens)
@@ -51,7 +55,7 @@ class ModelTokenizer:
         self.max_length = max_length
         self.added_tokens: dict[int, AddedToken] = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(number for number, token in self.added_tokens.items() if token.special)
-        self.vocabulary_size = backend.get_vocab_size(with_added_tokens=True)
+        self.vocabulary_size = vocabulary_size or int(backend.get_vocab_size(with_added_tokens=True))
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of many texts at once; none are added, and the text of a special token is that token."""
@@ -203,7 +207,7 @@ def load_tokenizer(directory: Path | str) -> ModelTokenizer:
         UserError: If there is none, or none that can be read without transformers.
     """
     place = Path(directory)
-    if not place.is_dir():
+    if not os.path.isdir(place):
         raise UserError(
             f"{place} is not a directory, so there is no tokenizer in it.",
             "Give the directory that has the model's tokenizer.json.",
@@ -219,12 +223,17 @@ def load_tokenizer(directory: Path | str) -> ModelTokenizer:
         stop_ids=_stop_ids(place, config, backend, specials.get("eos_token")),
         chat_template=_chat_template(place, settings),
         max_length=_max_length(settings, config),
+        vocabulary_size=_vocabulary_size(config),
     )
 
 
 def _read_backend(place: Path) -> Tokenizer:
     path = place / "tokenizer.json"
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.", "Mend its permissions, or copy it.") from error
+    if not found:
         if any((place / name).is_file() for name in _OTHER_FORMS):
             raise UserError(
                 f"{place} has its tokenizer in a form that only the training process reads, not as tokenizer.json.",
@@ -319,6 +328,11 @@ def _stop_ids(place: Path, config: Mapping[str, Any], backend: Tokenizer, eos: s
 def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     inner = config.get("text_config")
     return inner if isinstance(inner, dict) else config
+
+
+def _vocabulary_size(config: Mapping[str, Any]) -> int | None:
+    value = _text_config(config).get("vocab_size", config.get("vocab_size"))
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
 def _max_length(settings: Mapping[str, Any], config: Mapping[str, Any]) -> int | None:

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from core.config.schema import Config
+from core.data.accounting import HELD_OUT as HELD_OUT
+from core.data.accounting import NOT_SAMPLED as NOT_SAMPLED
+from core.data.accounting import divide_rows
 from core.data.ambiguity import find_ambiguity
 from core.data.conversation import IGNORED_LABEL, Example, RowError
 from core.data.duplicates import digest, normalized
@@ -18,7 +21,6 @@ from core.data.formats import SAMPLE, Detection, refuse_untrainable
 from core.data.preflight import Preflight
 from core.data.registry import DataSource, resolve_sources, training_sources
 from core.data.rows import Row
-from core.data.split import held_out_rows, repeats
 from core.errors import UserError
 from core.runs.events import DataEvent
 from core.template.mask import TEMPLATE_CODES
@@ -29,8 +31,6 @@ from core.worker.template import Encoder, TokenizedRow
 #: Rows tokenized in one call.
 CHUNK_ROWS = 256
 
-#: Reasons that the configuration gives and no row is to blame for: kept for measuring, left out by ``data.weights``.
-HELD_OUT, NOT_SAMPLED = "held_out", "not_sampled"
 NOTHING_SUPERVISED, NO_STOP_TOKEN = "nothing_supervised", "no_stop_token"
 
 
@@ -224,14 +224,9 @@ class Loader:
         """Hold rows out and repeat the others by weight; ``bounds`` are where each entry's rows begin and end."""
         share, seed = self._config.data.eval_share, self._config.train.seed
         keys = [digest(example, normalized(example)) for example in dataset.examples]
-        kept_out = held_out_rows(keys, share, seed)
+        kept_out, counts = divide_rows(keys, bounds, weights, share, seed)
         if share and not kept_out:
             raise UserError("No row can be held out: all rows are the same.", "Set data.eval_share = 0.")
-        counts: list[int] = []
-        for (start, end), weight in zip(itertools.pairwise(bounds), weights, strict=True):
-            own = [position for position in range(start, end) if position not in kept_out]
-            times = dict(zip(own, repeats([keys[position] for position in own], weight, seed), strict=True))
-            counts += [times.get(position, 0) for position in range(start, end)]
         measured = sorted(kept_out)[: self._config.eval.max_rows]
         held_out = Dataset(
             [dataset.rows[position] for position in measured],

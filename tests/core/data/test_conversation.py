@@ -48,6 +48,7 @@ def test_prompt_and_answer_split_at_the_last_turn() -> None:
         (turns(("user", "a"), ("assistant", " \n\t")), "empty_answer", "Message 2"),
         (turns(("user", "a"), ("assistant", ""), ("user", "c"), ("assistant", "d")), "empty_answer", "Message 2"),
         (turns(("user", "a\ud800"), ("assistant", "b")), "bad_content", "ud800"),
+        (turns(("user", "a"), ("assistant", "b")) * 501, "too_long", "1002 messages"),
     ],
 )
 def test_refuses(messages: list[Message], code: str, part: str) -> None:
@@ -55,6 +56,10 @@ def test_refuses(messages: list[Message], code: str, part: str) -> None:
         make_conversation(messages)
     assert caught.value.code == code
     assert part in caught.value.message
+
+
+def test_a_long_conversation_is_read() -> None:
+    assert len(make_conversation(turns(("user", "a"), ("assistant", "b")) * 500).messages) == 1000
 
 
 def test_a_role_of_any_length_makes_a_short_sentence() -> None:

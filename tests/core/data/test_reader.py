@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.data import text_rows
 from core.data.parsers import RAW_LIMIT, parse_csv, parse_json, parse_text
 from core.data.reader import Row, open_rows, read_rows
 from core.data.source import FileChangedError
@@ -311,3 +312,16 @@ def test_any_bytes_are_rows_or_a_user_error(
 def test_parsers_never_raise(raw: bytes) -> None:
     for row in (parse_json(0, 1, raw), parse_csv(0, 1, raw, ["a", "b"], ","), parse_text(0, 1, raw)):
         assert (row.data is None) == bool(row.error)
+
+
+def test_more_rows_than_memory_has_room_for_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_rows, "MOST_ROWS", 600_000)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"1\n" * 2_000_000)
+    with open_rows(path) as file:
+        for _ in range(2):
+            with pytest.raises(UserError, match="has more than 600,000 rows"):
+                file.index()
+        assert not file.complete
+        assert file.count_known < 600_000 + (1 << 20)
+        assert len(file.rows(0, 5)) == 5

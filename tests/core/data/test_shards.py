@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -129,3 +130,17 @@ def test_closing_ends_the_index(tmp_path: Path) -> None:
     file.index(lambda *_: file.close())
     assert not file.complete
     file.close()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
+@pytest.mark.parametrize("mode", [0o000, 0o400, 0o100])
+def test_what_may_not_be_read_is_a_sentence(tmp_path: Path, mode: int) -> None:
+    directory = tmp_path / "data"
+    write(directory / "a.jsonl", json_lines(pairs(1)))
+    directory.chmod(mode)
+    try:
+        for path in (directory, directory / "b" / "c.jsonl", tmp_path / "data#train"):
+            with pytest.raises(UserError, match=r"may not be read by you|There is no file"):
+                open_rows(path)
+    finally:
+        directory.chmod(0o700)

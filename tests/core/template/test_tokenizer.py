@@ -54,6 +54,25 @@ def test_a_directory_is_read(directory: Path) -> None:
     assert tokenizer.encode([]) == []
 
 
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [
+        ({}, None),
+        ({"vocab_size": 1000}, 1000),
+        ({"vocab_size": 5, "text_config": {"vocab_size": 1000}}, 1000),
+        ({"vocab_size": 1000, "text_config": {}}, 1000),
+        ({"vocab_size": "many"}, None),
+        ({"vocab_size": 0}, None),
+    ],
+)
+def test_the_vocabulary_is_the_models_where_that_is_known(
+    directory: Path, config: dict[str, Any], size: int | None
+) -> None:
+    edit(directory / "config.json", **config)
+    tokenizer = load_tokenizer(directory)
+    assert tokenizer.vocabulary_size == (size or tokenizer.backend.get_vocab_size(with_added_tokens=True))
+
+
 def test_where_stops_and_templates_may_be(directory: Path) -> None:
     (directory / "generation_config.json").unlink()
     edit(directory / "config.json", text_config={"eos_token_id": [0, 2], "max_position_embeddings": 7})
