@@ -25,6 +25,8 @@ SEEN: dict[str, Any] = {
     "data.eval": "held_out.jsonl",
     "data.format": "text",
     "data.columns": COLUMNS,
+    "data.weights": [0.5],
+    "data.eval_share": 0.1,
     "data.supervise": "last",
     "data.special_tokens": "keep",
     "data.overlong": "truncate",
@@ -65,6 +67,17 @@ def test_files_that_the_configuration_names_are_read_as_it_says(tmp_path: Path) 
         assert plan.of(tmp_path / name) == Reading(), name
     assert plan.held_out(tmp_path / "a.jsonl") == (str(tmp_path / "b.jsonl"),)
     assert plan.held_out(tmp_path / "b.jsonl") == ()
+
+
+def test_what_is_held_out_is_known_of_the_only_file_trained_on(tmp_path: Path) -> None:
+    sampled = {"data__weights": [0.5], "data__eval_share": 0.1, "train__seed": 3}
+    plan = plan_data(document(tmp_path, data__train="a.jsonl", **sampled))
+    request = plan.request(tmp_path / "a.jsonl", with_tokens=False)
+    assert (request.weights, request.eval_share, request.seed) == ((0.5,), 0.1, 3)
+    other = plan.request(tmp_path / "b.jsonl", with_tokens=False)
+    assert (other.weights, other.eval_share, other.seed) == (None, 0.0, 0)
+    several = plan_data(document(tmp_path, data__train=["a.jsonl", "b.jsonl"], **sampled))
+    assert several.request(tmp_path / "a.jsonl", with_tokens=False).eval_share == 0.0
 
 
 def test_while_nothing_is_named_every_file_is_read_as_the_configuration_says(tmp_path: Path) -> None:

@@ -61,6 +61,10 @@ class ReadPlan:
     format: str = "auto"
     columns: tuple[tuple[str, str], ...] | None = None
     overlong: Any = "drop"
+    weights: tuple[float, ...] | None = None
+    eval_share: float = 0.0
+    seed: int = 0
+    """Which rows are held out or left out; 0 where none is."""
 
     def of(self, path: Path) -> Reading:
         """How one file is read.
@@ -75,6 +79,15 @@ class ReadPlan:
     def held_out(self, path: Path) -> tuple[str, ...]:
         """What is held out while a file is trained on."""
         return self.eval if _names(self.train, path) else ()
+
+    def sampling(self, path: Path) -> dict[str, Any]:
+        """What is held out of a file and left out of it, as :class:`AnalysisRequest` takes it.
+
+        It is decided over all that is trained on, so for a file that is a part of it nothing can be said.
+        """
+        if len(self.train) != 1 or follow_links(path) != follow_links(self.train[0]):
+            return {}
+        return {"weights": self.weights, "eval_share": self.eval_share, "seed": self.seed}
 
 
 @dataclass(frozen=True)
@@ -125,6 +138,7 @@ class DataPlan:
             format=reading.format,
             columns=reading.column_names,
             overlong=self.reading.overlong,
+            **self.reading.sampling(path),
         )
         if not with_tokens:
             return request
@@ -161,13 +175,18 @@ def plan_reading(document: ConfigDocument) -> ReadPlan:
             os.path.normpath(directory / os.path.expanduser(item)) for item in items if isinstance(item, str) and item
         )
 
-    columns = document.get("data.columns")
+    columns, weights = document.get("data.columns"), document.get("data.weights")
+    numbers = weights if isinstance(weights, list) and all(isinstance(item, int | float) for item in weights) else None
+    eval_share = float(_value(document, "data.eval_share", (int, float)))
     return ReadPlan(
         train=entries("data.train"),
         eval=entries("data.eval"),
         format=_value(document, "data.format", str),
         columns=tuple((str(key), str(item)) for key, item in columns.items()) if isinstance(columns, Mapping) else None,
         overlong=_value(document, "data.overlong", str),
+        weights=None if numbers is None else tuple(float(item) for item in numbers),
+        eval_share=eval_share,
+        seed=int(_value(document, "train.seed", int)) if eval_share or numbers else 0,
     )
 
 
