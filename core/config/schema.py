@@ -231,6 +231,8 @@ class Option:
     """Whether the minimum itself is too little."""
     below: bool = False
     """Whether the maximum itself is too much."""
+    closed: bool = False
+    """Whether a list may hold nothing but choices."""
     manual: Entry = NOTHING_SAID
     """The long help: what it does, what it costs, where it is from."""
 
@@ -269,6 +271,11 @@ def _kind(annotation: Any) -> tuple[Any, bool, tuple[str, ...], str]:
         else:
             scalar = _scalar(arm)
     return scalar, optional, choices, many
+
+
+def _is_closed(annotation: Any) -> bool:
+    """Whether a list is among what an annotation takes, and its items are choices."""
+    return any(get_origin(arm) is list and get_origin(get_args(arm)[0]) is Literal for arm in get_args(annotation))
 
 
 def _scalar(annotation: Any) -> Any:
@@ -312,6 +319,7 @@ def _describe(section: str, key: str, field: FieldInfo) -> Option:
         maximum=bounds.get("le", bounds.get("lt")),
         above="gt" in bounds,
         below="lt" in bounds,
+        closed=_is_closed(field.annotation),
         manual=manual().get(f"{section}.{key}", NOTHING_SAID),
     )
 

@@ -68,7 +68,9 @@ def describe_type(option: Option) -> str:
         return "true or false"
     if option.type in ("paths", "list"):
         return (
-            "a text or a list of texts" if not option.choices else f"{' or '.join(option.choices)}, or a list of names"
+            "a text or a list of texts"
+            if not option.choices
+            else f"{' or '.join(option.choices)}, or a list of {'them' if option.closed else 'names'}"
         )
     if option.type == "table":
         return f"a table of texts with keys from {', '.join(option.choices)}"

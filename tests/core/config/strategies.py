@@ -29,6 +29,8 @@ def value_of(option: Option) -> st.SearchStrategy[Any]:
         return st.dictionaries(st.sampled_from(option.choices), text, min_size=1, max_size=3)
     if option.type == "numbers":
         return st.lists(st.floats(0.01, 100), min_size=1, max_size=3)
+    if option.closed:
+        return st.sampled_from(option.choices) | st.lists(st.sampled_from(option.choices), max_size=3)
     if option.type in ("paths", "list"):
         return st.lists(text, min_size=1, max_size=3) | text.filter(lambda _: option.type == "paths")
     return text
