@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from core.hub.entries import absolute, is_hub_entry
 
 if TYPE_CHECKING:
     from core.config.document import ConfigDocument
@@ -20,7 +21,18 @@ def data_paths(document: ConfigDocument, use: str) -> list[Path]:
     value = document.get(f"data.{use}")
     base = document.path.parent if document.path is not None else Path.cwd()
     texts = value if isinstance(value, list) else [value]
-    return [(base / os.path.expanduser(text)).resolve() for text in texts if isinstance(text, str) and text.strip()]
+    found = [entry_path(text, base) for text in texts if isinstance(text, str) and text.strip()]
+    return [path if is_hub_entry(path) else path.resolve() for path in found]
+
+
+def entry_path(text: str, base: Path) -> Path:
+    """What is typed or written as data, as an absolute path; an entry of a hub stays one, whatever the base."""
+    return Path(absolute(text, base))
+
+
+def entry_text(path: Path) -> str:
+    """The opposite: a path made absolute, or an entry of a hub with both of its slashes."""
+    return absolute(str(path), Path.cwd())
 
 
 def path_text(document: ConfigDocument, path: Path) -> str:
@@ -28,9 +40,11 @@ def path_text(document: ConfigDocument, path: Path) -> str:
 
     Then both can be moved together.
     """
-    absolute = path.absolute()
+    if is_hub_entry(path):
+        return entry_text(path)
+    whole = path.absolute()
     if document.path is not None:
         base = document.path.absolute().parent
-        if absolute.is_relative_to(base):
-            return str(absolute.relative_to(base))
-    return str(absolute)
+        if whole.is_relative_to(base):
+            return str(whole.relative_to(base))
+    return str(whole)

@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "stop": ("control", "stop a run after a checkpoint"),
     "continue": ("continue_", "go on with an ended run from its last checkpoint"),
     "data": ("data", "what a dataset is, what is wrong with it, and what would be learned of it"),
+    "fetch": ("fetch", "download a dataset or a model from the Hugging Face Hub, to be used without the network"),
     "chat": ("chat", "talk to a run's model, or to any model"),
     "doctor": ("doctor", "what this machine can do, and what would go wrong on it"),
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import io
-import os
 from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from tomlkit.items import Item, Table
 from core.atomic import write_atomic
 from core.config.schema import Config, Option, find_option, options, sections
 from core.errors import UserError
+from core.hub.entries import absolute
+from core.hub.store import pinned
 
 
 class ConfigDocument:
@@ -175,22 +176,22 @@ class ConfigDocument:
     def _resolve_paths(self, config: Config) -> Config:
         base = self.path.parent.absolute() if self.path else Path.cwd()
 
-        def absolute(value: str) -> str:
-            # Other than Path.expanduser, this leaves the home of a user who does not exist as it is.
-            return os.path.normpath(base / os.path.expanduser(value))
+        def entry(value: str) -> str:
+            # What a run reads is written down with its commit, so that it reads the same when it goes on.
+            return pinned(absolute(value, base))
 
         def every(value: str | list[str] | None) -> str | list[str] | None:
             if value is None:
                 return None
-            return absolute(value) if isinstance(value, str) else [absolute(item) for item in value]
+            return entry(value) if isinstance(value, str) else [entry(item) for item in value]
 
         data = config.data.model_copy(update={"train": every(config.data.train), "eval": every(config.data.eval)})
         update: dict[str, Any] = {"data": data}
         if config.template.file:
-            update["template"] = config.template.model_copy(update={"file": absolute(config.template.file)})
+            update["template"] = config.template.model_copy(update={"file": absolute(config.template.file, base)})
         # A model may be a name; only what exists as a path is one.
-        if Path(absolute(config.model.base)).exists():
-            update["model"] = config.model.model_copy(update={"base": absolute(config.model.base)})
+        if Path(absolute(config.model.base, base)).exists():
+            update["model"] = config.model.model_copy(update={"base": absolute(config.model.base, base)})
         return config.model_copy(update=update)
 
 

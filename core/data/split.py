@@ -18,7 +18,9 @@ def example_key(example: Example) -> bytes:
         digest.update(memoryview(example.labels))
         return digest.digest()
     turns = [[message.fields() for message in part] for part in (example.messages, example.chosen, example.rejected)]
-    said = [example.text, turns, list(example.tools), example.label]
+    said: list[object] = [example.text, turns, list(example.tools), example.label]
+    if example.segments:
+        said.append([segment.train for segment in example.segments])
     digest.update(json.dumps(said, sort_keys=True, ensure_ascii=True, default=str).encode())
     return digest.digest()
 

@@ -18,6 +18,7 @@ import torch
 
 from core.config.schema import Config
 from core.errors import UserError
+from core.models.files import weights_fingerprint
 from core.runs.events import CheckpointEvent, StepEvent
 from core.runs.store import Run
 from core.worker import checkpoint as checkpoints
@@ -29,7 +30,6 @@ from core.worker.evaluate import Evaluator
 from core.worker.gradients import WindowGradients, make_accelerator
 from core.worker.loss import SupervisedLoss
 from core.worker.model import attach_adapters, evaluation_mode, load_model, trainable_parameters
-from core.worker.model_files import weights_fingerprint
 from core.worker.optim import make_optimizer
 from core.worker.recorder import Recorder
 from core.worker.schedule import lr_factor, warmup_steps

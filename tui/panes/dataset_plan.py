@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core import paths
 from core.config.document import ConfigDocument
 from core.config.schema import find_option
 from core.data.analysis import AnalysisRequest
 from core.errors import UserError
+from core.hub.entries import absolute
+from core.models.find import STARTER_NAME, find_model, missing_model
+from core.paths import user_path
 from core.template.mask import Masker
 from core.template.named import template_source
 from core.template.render import ChatTemplate
 from core.template.tokenizer import load_tokenizer
-from core.text import one_line
+from tui.data_paths import entry_text
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def plan_tokens(document: ConfigDocument) -> TokenPlan:
         base=_value(document, "model.base", str),
         directory=directory,
         template_name=_value(document, "template.name", str),
-        template_file=directory / os.path.expanduser(file) if file else None,
+        template_file=directory / user_path(file) if file else None,
         supervise=_value(document, "data.supervise", str),
         keep_special=_value(document, "data.special_tokens", str) == "keep",
         max_length=_value(document, "train.max_length", int),
@@ -76,9 +77,7 @@ def plan_reading(document: ConfigDocument) -> ReadPlan:
     def entries(name: str) -> tuple[str, ...]:
         value = document.get(name)
         items = value if isinstance(value, list) else [value]
-        return tuple(
-            os.path.normpath(directory / os.path.expanduser(item)) for item in items if isinstance(item, str) and item
-        )
+        return tuple(absolute(item, directory) for item in items if isinstance(item, str) and item)
 
     columns = document.get("data.columns")
     return ReadPlan(
@@ -90,33 +89,21 @@ def plan_reading(document: ConfigDocument) -> ReadPlan:
     )
 
 
-def find_model(base: str, directory: Path) -> Path:
+def find_base(base: str, directory: Path) -> Path:
     """The directory of a base model, if it is ready.
 
     Raises:
         UserError: If there is none; the hint says what makes it ready.
     """
-    named = directory / os.path.expanduser(base)
-    if named.is_dir():
-        return named
-    prepared = paths.models_dir() / base
-    if Path(base).name == base and prepared.is_dir():
-        return prepared
-    shown = one_line(base, 60)
-    if named.is_file():
-        raise UserError(
-            f"{shown} is not converted yet, so there are no tokens to show.", "The first run with it converts it."
-        )
-    option = find_option("model.base")
-    if option is not None and base == option.default:
-        raise UserError(
-            f"The starter model {shown} is not prepared yet, so there are no tokens to show.",
-            "Press 3, then d: the sample run prepares it; or run 'localtune-tui demo'.",
-        )
-    raise UserError(
-        f"The model {shown} is not on this machine, so there are no tokens to show.",
-        "Set model.base to a directory with the model, or copy its tokenizer.json there.",
+    if (found := find_model(base, directory)) is not None:
+        return found
+    missing = missing_model(base, directory)
+    hint = (
+        "Press 3, then d: the sample run prepares it; or run 'localtune-tui demo'."
+        if base == STARTER_NAME
+        else missing.hint
     )
+    raise UserError(f"There are no tokens to show. {missing.message}", hint)
 
 
 def make_masker(plan: TokenPlan) -> Masker:
@@ -125,7 +112,7 @@ def make_masker(plan: TokenPlan) -> Masker:
     Raises:
         UserError: If one of them is not there or cannot be read.
     """
-    tokenizer = load_tokenizer(find_model(plan.base, plan.directory))
+    tokenizer = load_tokenizer(find_base(plan.base, plan.directory))
     source = template_source(str(plan.template_file) if plan.template_file else None, plan.template_name)
     template = ChatTemplate(source, tokenizer.special_tokens) if source is not None else None
     if template is not None:
@@ -141,16 +128,17 @@ def plan_analysis(path: Path, reading: ReadPlan, tokens: TokenPlan | None) -> An
         reading: How files are read.
         tokens: How rows become tokens; None where no model is ready.
     """
-    configured = os.path.normpath(path.absolute()) in reading.train
+    reference = entry_text(path)
+    configured = reference in reading.train
     source = None
     if tokens is not None:
         source = template_source(str(tokens.template_file) if tokens.template_file else None, tokens.template_name)
     return AnalysisRequest(
-        train=(str(path),),
+        train=(reference,),
         eval=reading.eval if configured else (),
         format=reading.format if configured else "auto",
         columns=dict(reading.columns) if configured and reading.columns else None,
-        model=str(find_model(tokens.base, tokens.directory)) if tokens is not None else None,
+        model=str(find_base(tokens.base, tokens.directory)) if tokens is not None else None,
         template=source,
         supervise=tokens.supervise if tokens is not None else "assistant",
         allow_special=tokens.keep_special if tokens is not None else False,
