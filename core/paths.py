@@ -25,6 +25,11 @@ def models_dir() -> Path:
     return home() / "models"
 
 
+def datasets_dir() -> Path:
+    """Datasets fetched from a hub, a directory each."""
+    return home() / "datasets"
+
+
 def runs_dir() -> Path:
     """Runs, a directory each."""
     return home() / "runs"
@@ -42,6 +47,18 @@ def _expanded(path: str) -> Path:
         raise UserError(
             f"The home directory that {path} lies in cannot be determined.", "Set LOCALTUNE_HOME."
         ) from error
+
+
+def user_path(path: str | Path) -> Path:
+    """A path as a user writes it, with ``~`` and ``~name`` replaced.
+
+    Unlike ``Path.expanduser`` it raises nothing: the home of a user who does not exist stays as it is written, and is
+    then a file that is not there.
+    """
+    try:
+        return Path(os.path.expanduser(path))
+    except ValueError:  # a NUL in the name of the user
+        return Path(path)
 
 
 def shown_path(path: Path) -> str:

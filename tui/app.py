@@ -18,6 +18,7 @@ from textual.command import Provider
 from textual.widget import Widget
 
 from core.errors import UserError
+from core.hub.entries import is_hub_entry
 from core.paths import config_dir
 from core.text import one_line
 from themes.loader import DEFAULT, load_builtin, load_user, variable_defaults
@@ -173,7 +174,7 @@ class LocaltuneApp(FormDesk):
         if document is None:
             return
         other = "eval" if message.use == "train" else "train"
-        if message.path.resolve() in data_paths(document, other):
+        if (message.path if is_hub_entry(message.path) else message.path.resolve()) in data_paths(document, other):
             name = one_line(message.path.name, 60)
             if message.use == "eval":
                 text = f"{name} is trained on; rows that are trained on cannot be held out. Choose another file."

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from core.hub.entries import absolute, is_hub_entry
+
 if TYPE_CHECKING:
     from core.config.document import ConfigDocument
 
@@ -20,17 +22,31 @@ def data_paths(document: ConfigDocument, use: str) -> list[Path]:
     value = document.get(f"data.{use}")
     base = document.path.parent if document.path is not None else Path.cwd()
     texts = value if isinstance(value, list) else [value]
-    return [
-        Path(follow_links(base / os.path.expanduser(text))) for text in texts if isinstance(text, str) and text.strip()
-    ]
+    found = [entry_path(text, base) for text in texts if isinstance(text, str) and text.strip()]
+    return [path if is_hub_entry(path) else Path(follow_links(path)) for path in found]
 
 
 def follow_links(path: Path | str) -> str:
-    """A path with its links followed; what cannot be followed, as a link that leads back to itself, stays as it is."""
+    """A path with its links followed; what cannot be followed, as a link that leads back to itself, stays as it is.
+
+    An entry of a hub has none.
+    """
+    if is_hub_entry(path):
+        return absolute(str(path), Path())
     try:
         return os.path.realpath(path)
     except ValueError:  # a NUL, which TOML can spell: there is no such file, and whoever opens it says so
         return str(path)
+
+
+def entry_path(text: str, base: Path) -> Path:
+    """What is typed or written as data, as an absolute path; an entry of a hub stays one, whatever the base."""
+    return Path(absolute(text, base))
+
+
+def entry_text(path: Path) -> str:
+    """The opposite: a path made absolute, or an entry of a hub with both of its slashes."""
+    return absolute(str(path), Path.cwd())
 
 
 def path_text(document: ConfigDocument, path: Path) -> str:
@@ -38,9 +54,11 @@ def path_text(document: ConfigDocument, path: Path) -> str:
 
     Then both can be moved together.
     """
-    absolute = path.absolute()
+    if is_hub_entry(path):
+        return entry_text(path)
+    whole = path.absolute()
     if document.path is not None:
         base = document.path.absolute().parent
-        if absolute.is_relative_to(base):
-            return str(absolute.relative_to(base))
-    return str(absolute)
+        if whole.is_relative_to(base):
+            return str(whole.relative_to(base))
+    return str(whole)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from textual import on, work
@@ -13,6 +12,7 @@ from textual.app import App
 from textual.css.query import NoMatches
 
 from core.errors import UserError
+from core.hub.entries import short_name
 from core.text import one_line
 from tui import messages
 from tui.bridge import Bridge
@@ -120,7 +120,7 @@ class RunDesk(App[str]):
         name = (
             document.path.stem
             if document.path is not None
-            else Path(train if isinstance(train, str) else train[0]).stem
+            else short_name(train if isinstance(train, str) else train[0])
         )
         if self.state.is_dirty and document.path is not None:
             text = f"The run uses the values as edited; {document.path.name} does not have them until they are saved."

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from core import paths
 from core.chat.engine import ChatEngine, ModelSpec, Progress
 from core.chat.request import ChatRequest, GenerationSettings, Source
 from core.config.schema import Config, ModelSection
 from core.errors import UserError
+from core.models.find import find_model
+from core.paths import user_path
 from core.runs.client import ControlClient
 from core.runs.launcher import complete_checkpoints
 from core.runs.store import Run, find_run
@@ -225,14 +226,14 @@ def open_session(target: Run | Path | str) -> ChatSession:
 
 
 def _names_model(name: str) -> bool:
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.exists():
         return not (path / "run.toml").is_file()
-    return name == ModelSection().base or "/" in name or (paths.models_dir() / name / "config.json").is_file()
+    return name == ModelSection().base or "/" in name or find_model(name) is not None
 
 
 def _base_session(target: Path | str) -> ChatSession:
-    path = Path(target).expanduser()
+    path = user_path(target)
     # The engine works elsewhere, so a relative path would mean another file there.
     base = str(path.absolute()) if path.exists() or isinstance(target, Path) else str(target)
     return EngineSession(ModelSpec(base=base), one_line(path.name or str(target), 80))

@@ -70,10 +70,11 @@ def find_target(name: str) -> Run | Path | str:
     Raises:
         UserError: If the name is a part of several runs' ids.
     """
-    from core import paths
+    from core.models.find import find_model
+    from core.paths import user_path
     from core.runs.store import find_run, list_runs
 
-    path = Path(name).expanduser()
+    path = user_path(name)
     if (path / "run.toml").is_file():
         return find_run(os.fspath(path.absolute()))
     if os.sep in name and path.exists():
@@ -82,7 +83,7 @@ def find_target(name: str) -> Run | Path | str:
     # A model that is here goes before a run that has the word somewhere in its id, but not before the whole id.
     if name == "latest" or name in runs:
         return find_run(name)
-    if (paths.models_dir() / name).is_dir():
+    if not path.exists() and find_model(name) is not None:
         return name
     if any(name in known for known in runs):
         return find_run(name)

@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "file", metavar="FILE", nargs="?", help="a data file, a directory of them, or an entry (default: data.train)"
     )
     parser.add_argument("--config", metavar="CONFIG", help="a configuration, for everything that is not named here")
-    parser.add_argument("--model", metavar="MODEL", help="directory of a tokenizer, or a prepared model: counts tokens")
+    parser.add_argument(
+        "--model", metavar="MODEL", help="a model on this machine, or the directory of a tokenizer: counts tokens"
+    )
     parser.add_argument("--template", metavar="FILE", help="a Jinja chat template instead of the model's own")
     parser.add_argument("--row", metavar="N", type=int, help="show the tokens of this row, counted from 1")
     add_json_flag(parser)
@@ -100,9 +102,9 @@ def _model_directory(args: argparse.Namespace, config: Config) -> str | None:
         return None
     try:
         return str(tokenizer_directory(config.model.base))
-    except UserError:
-        # A model that is not prepared yet; the rows can be looked at without it.
-        note(f"{config.model.base} is not prepared, so tokens are not counted.")
+    except UserError as error:
+        # The rows can be looked at without the model.
+        note(f"Tokens are not counted. {error}")
         return None
 
 

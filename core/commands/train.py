@@ -73,25 +73,17 @@ def allow(config: Config, codes: Sequence[RefusalCode]) -> Config:
 
 
 def check_model(config: Config) -> None:
-    """Refuse a base model or a template file that is plainly not there.
-
-    A name with a slash may be one of a hub, whose cache the worker looks into.
+    """Refuse a base model or a template file that is not there; what is only not prepared yet, the worker prepares.
 
     Raises:
         UserError: If so.
     """
-    from core.config.schema import ModelSection
     from core.errors import UserError
-    from core.paths import models_dir
+    from core.models.find import STARTER_NAME, find_model, missing_model, model_path
 
     base = config.model.base
-    known = (models_dir() / base).is_dir() or base == ModelSection().base or Path(base).exists()
-    is_path = base.startswith(("/", ".", "~")) or base.endswith(".gguf")
-    if not known and (is_path or "/" not in base):
-        where = "" if is_path else f" or in {models_dir()}"
-        raise UserError(
-            f"There is no model {base} here{where}.", "Set model.base to a directory, a GGUF file or a prepared model."
-        )
+    if base != STARTER_NAME and not model_path(base).is_file() and find_model(base) is None:
+        raise missing_model(base)
     template = config.template.file
     if template is not None and not Path(template).is_file():
         raise UserError(f"There is no template file {template}.", "Mend template.file, or leave it out.")

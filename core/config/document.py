@@ -21,6 +21,8 @@ from core.config.schema import Config, find_option
 from core.config.values import describe_type, parse_value
 from core.data.secrets import find_secret
 from core.errors import UserError
+from core.hub.entries import absolute
+from core.hub.store import pinned
 
 __all__ = ["ConfigDocument", "describe_type", "dump_config", "load_config", "parse_value"]
 
@@ -226,29 +228,33 @@ class ConfigDocument:
                 for text in _texts(value):
                     noun = find_secret(text)
                     # A path that happens to look like one is none.
-                    if noun is not None and not os.path.lexists(self._absolute(text)):
+                    if noun is not None and not os.path.lexists(absolute(text, self._base)):
                         yield name, (f"{name} holds {noun}.", SECRET_HINT)
 
-    def _absolute(self, value: str) -> str:
-        base = self.path.parent.absolute() if self.path else Path.cwd()
-        # Other than Path.expanduser, this leaves the home of a user who does not exist as it is.
-        return os.path.normpath(base / os.path.expanduser(value))
+    @property
+    def _base(self) -> Path:
+        """What relative paths are relative to."""
+        return self.path.parent.absolute() if self.path else Path.cwd()
 
     def _resolve_paths(self, config: Config) -> Config:
-        absolute = self._absolute
+        base = self._base
+
+        def entry(value: str) -> str:
+            # What a run reads is written down with its commit, so that it reads the same when it goes on.
+            return pinned(absolute(value, base))
 
         def every(value: str | list[str] | None) -> str | list[str] | None:
             if value is None:
                 return None
-            return absolute(value) if isinstance(value, str) else [absolute(item) for item in value]
+            return entry(value) if isinstance(value, str) else [entry(item) for item in value]
 
         data = config.data.model_copy(update={"train": every(config.data.train), "eval": every(config.data.eval)})
         update: dict[str, Any] = {"data": data}
         if config.template.file:
-            update["template"] = config.template.model_copy(update={"file": absolute(config.template.file)})
+            update["template"] = config.template.model_copy(update={"file": absolute(config.template.file, base)})
         # A model may be a name; only what exists as a path is one.
-        if Path(absolute(config.model.base)).exists():
-            update["model"] = config.model.model_copy(update={"base": absolute(config.model.base)})
+        if Path(absolute(config.model.base, base)).exists():
+            update["model"] = config.model.model_copy(update={"base": absolute(config.model.base, base)})
         return config.model_copy(update=update)
 
 

@@ -64,8 +64,8 @@ class DataSection(Section):
     eval_share: float = _option(
         0.0, "Share of the training rows to hold out and measure on; equal rows stay together.", ge=0, le=0.5
     )
-    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text", "tokens"] = _option(
-        "auto", "How a row is read; auto decides from the columns and says why."
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "segments", "text", "tokens"] = (
+        _option("auto", "How a row is read; auto decides from the columns and says why.")
     )
     columns: dict[ColumnRole, Column] | None = _option(
         None, 'Columns by hand, as {user = "question", assistant = "answer"}; absent: by the format.'

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from core.data.mapping import ColumnMap, ColumnRole
-from core.data.registry import DataSource, load_registry, refuse_unknown_keys
+from core.data.axolotl_chat import FIXED, read_chat
+from core.data.axolotl_types import read_table, read_type, type_keys
+from core.data.mapping import ColumnMap
+from core.data.registry import DataSource, hub_source, load_registry, refuse_unknown_keys
 from core.data.shards import list_shards
-from core.data.turns import REASONING_KEYS
 from core.errors import UserError
+from core.hub.entries import HubEntry, is_hub_entry, is_hub_id, make_entry, parse_dataset
+from core.paths import user_path
 from core.text import one_line
 
 #: The keys of an entry that are read.
 KEYS = {
-    *("path", "type", "split", "name", "data_files", "ds_type", "field", "shards", "shards_idx", "revision"),
+    *("path", "type", "split", "name", "data_files", "data_dir", "ds_type", "field", "shards", "shards_idx"),
+    *("revision", "field_system", "template_thinking_key"),
     *("trust_remote_code", "chat_template", "chat_template_jinja", "field_messages", "field_tools", "field_thinking"),
     *("message_property_mappings", "message_field_training", "message_field_training_detail", "roles_to_train"),
     *("train_on_eos", "train_on_eot", "roles", "drop_system_message", "split_thinking", "message_field_role"),
@@ -26,40 +30,9 @@ KEYS = {
 _FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "shards": ((None,), "Write the rows that are wanted to a file of their own"),
     "shards_idx": ((None,), "Write the rows that are wanted to a file of their own"),
-    "chat_template": ((None, "tokenizer_default"), "Remove it, and set template.file"),
-    "chat_template_jinja": ((None,), "Remove it, and set template.file"),
-    "message_field_training_detail": ((None,), "Remove it; whole messages are learned or not"),
-    "roles_to_train": ((None, ["assistant"], ["gpt"], ["gpt", "assistant"], ["assistant", "gpt"]), "Remove it"),
-    "train_on_eos": ((None, "turn"), "Remove it; the end of an answer is always learned"),
-    "train_on_eot": ((None, "turn"), "Remove it; the end of an answer is always learned"),
-    "drop_system_message": ((None, False), "Remove the system messages from the rows"),
-    "split_thinking": ((None, False), "Remove it"),
-    "field_thinking": ((None, *REASONING_KEYS), f"Rename the key to {REASONING_KEYS[0]}"),
-}
-#: Instruction types: their columns by part.
-TYPES: dict[str, dict[ColumnRole, str]] = {
-    "alpaca": {"user": "instruction", "context": "input", "assistant": "output"},
-    "oasst": {"user": "INSTRUCTION", "assistant": "RESPONSE"},
-    "gpteacher": {"user": "instruction", "context": "input", "assistant": "response"},
-    "summarizetldr": {"user": "article", "assistant": "summary"},
-    "alpaca_chat": {"user": "instruction", "context": "input", "assistant": "response"},
-    "alpaca_chat.load_qa": {"user": "question", "assistant": "answer"},
-    "alpaca_chat.load_concise": {"user": "instruction", "context": "input", "assistant": "response"},
-    "alpaca_chat.load_camel_ai": {"user": "message_1", "assistant": "message_2"},
-    "alpaca_w_system.load_open_orca": {"system": "system_prompt", "user": "question", "assistant": "response"},
-    "metharme": {"user": "prompt", "assistant": "generation"},
-}
-_TYPE_KEYS = {
-    *("system_prompt", "system_format", "field_system", "field_instruction", "field_input", "field_output"),
-    *("format", "no_input_format", "field"),
+    **FIXED,
 }
 _LOADERS = ("json", "csv", "parquet", "arrow", "text")
-_ROLE_PARTS: dict[str, ColumnRole] = {
-    "user": "user_role",
-    "assistant": "assistant_role",
-    "system": "system_role",
-    "tool": "tool_role",
-}
 
 
 def read_axolotl(path: Path, entry: str) -> list[DataSource]:
@@ -93,8 +66,10 @@ def _read_entry(file: Path, number: int, entry: Any) -> list[DataSource]:
     if not isinstance(entry, dict):
         raise UserError(f"{where} is no table.", "Write path and type.")
     format_, columns = entry_reading(entry, where)
-    name = f"{file}#{number}"
-    return [DataSource(name, path, format_, columns) for path in _paths(file, entry, where)]
+    source = DataSource(f"{file}#{number}", file, format_, columns)
+    if (entries := _hub_entries(file, entry, where)) is not None:
+        return [hub_source(item, source) for item in entries]
+    return [replace(source, path=path) for path in _paths(file, entry, where)]
 
 
 def entry_reading(entry: Mapping[str, Any], where: str) -> tuple[str, ColumnMap | None]:
@@ -115,20 +90,44 @@ def entry_reading(entry: Mapping[str, Any], where: str) -> tuple[str, ColumnMap 
     return _reading(entry, where)
 
 
+def _hub_entries(file: Path, entry: Mapping[str, Any], where: str) -> list[HubEntry] | None:
+    """What an entry takes of a hub; None where its path is one of this machine, which goes before."""
+    path = entry.get("path")
+    if not isinstance(path, str) or not (is_hub_id(path) or is_hub_entry(path)) or (file.parent / path).exists():
+        return None
+    try:
+        if is_hub_entry(path):
+            return [parse_dataset(path)]
+        about = {"revision": entry.get("revision"), "subset": entry.get("name"), "split": entry.get("split") or "train"}
+        files = _listed(entry, where)
+        if not files:
+            return [make_entry(path, path=entry.get("data_dir"), **about)]
+        return [make_entry(path, path=name, revision=entry.get("revision")) for name in files]
+    except UserError as error:
+        raise UserError(f"{where}: {error.message}", error.hint) from error
+
+
+def _listed(entry: Mapping[str, Any], where: str) -> list[str]:
+    """The ``data_files`` of an entry."""
+    listed = entry.get("data_files")
+    names = [listed] if isinstance(listed, str) else listed or []
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise UserError(f"{where}: data_files is no path and no list of paths.", "Mend it.")
+    return names
+
+
 def _paths(file: Path, entry: Mapping[str, Any], where: str) -> list[Path]:
-    path, listed, split = entry.get("path"), entry.get("data_files"), entry.get("split")
+    path, split = entry.get("path"), entry.get("split")
     if not isinstance(path, str) or not path:
         raise UserError(f"{where} has no path.", "Add the path of its data file.")
     if split is not None and (not isinstance(split, str) or "[" in split):
         raise UserError(f"{where} has the split {one_line(str(split), 40)}, a part of one.", "Name a whole split.")
-    names = [listed] if isinstance(listed, str) else listed or []
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{where}: data_files is no path and no list of paths.", "Mend it.")
-    base = file.parent if path in _LOADERS and names else file.parent / os.path.expanduser(path)
+    names = _listed(entry, where)
+    base = file.parent if path in _LOADERS and names else file.parent / user_path(path)
     if not base.exists():
         raise UserError(
             f"{where}: there is nothing at {one_line(str(base))}.",
-            "Paths are relative to the file; a dataset of the Hub must be downloaded first.",
+            "Paths are relative to the file; a dataset of the Hub is owner/name.",
         )
     if names:
         return [base / name for name in names]
@@ -147,60 +146,13 @@ def _reading(entry: Mapping[str, Any], where: str) -> tuple[str, ColumnMap | Non
     if kind is None or kind == "":
         return "tokens", None
     if isinstance(kind, dict):
-        return "auto", _custom_columns(kind, where)
+        return "auto", read_table(kind, where, _refuse_type_keys)
     if not isinstance(kind, str):
         raise UserError(f"{where} has a type that is no name.", "Write, for example, type: alpaca.")
-    name = kind.partition(":")[0]
-    if name == "chat_template":
-        return "auto", ColumnMap(_chat_parts(entry, where))
-    if name in ("completion", "pretrain"):
-        return "auto", ColumnMap({"text": str(entry.get("field") or "text")})
-    if name in TYPES:
-        return "auto", ColumnMap(TYPES[name])
-    if name.startswith("sharegpt"):
-        raise UserError(f"{where} has the type sharegpt, which Axolotl has removed.", "Write type: chat_template.")
-    known = ", ".join(["chat_template", "completion", *TYPES])
-    raise UserError(
-        f"{where} has the type {one_line(kind, 40)}, which is not read here.",
-        f"Name the file itself with data.columns. The types read are {known}.",
-    )
+    if kind.partition(":")[0] == "chat_template":
+        return "auto", read_chat(entry, where)
+    return read_type(kind, entry, where)
 
 
-def _chat_parts(entry: Mapping[str, Any], where: str) -> dict[ColumnRole, str]:
-    mappings = entry.get("message_property_mappings") or {}
-    if not isinstance(mappings, dict):
-        raise UserError(f"{where}: message_property_mappings is no table.", "Write role and content.")
-    parts: dict[ColumnRole, str] = {"messages": str(entry.get("field_messages") or "messages")}
-    for part, older in (("role", "message_field_role"), ("content", "message_field_content")):
-        if name := mappings.get(part) or entry.get(older):
-            parts["role" if part == "role" else "content"] = str(name)
-    if entry.get("message_field_training"):
-        parts["train"] = str(entry["message_field_training"])
-    parts["tools"] = str(entry.get("field_tools") or "tools")
-    roles = entry.get("roles") or {}
-    if not isinstance(roles, dict) or not set(roles) <= _ROLE_PARTS.keys():
-        raise UserError(f"{where}: roles may name {', '.join(_ROLE_PARTS)}.", "Mend it.")
-    for role, names in roles.items():
-        parts[_ROLE_PARTS[role]] = ",".join(map(str, names)) if isinstance(names, list) else str(names)
-    return parts
-
-
-def _custom_columns(kind: Mapping[str, Any], where: str) -> ColumnMap:
-    refuse_unknown_keys(f"{where}: type", kind, _TYPE_KEYS, {})
-    if kind.get("field"):
-        return ColumnMap({"text": str(kind["field"])})
-    plain = {"format": ("{instruction}", "{instruction}\n{input}"), "no_input_format": ("{instruction}",)}
-    for key, allowed in {**plain, "system_format": ("{system}",)}.items():
-        if kind.get(key) not in (None, "", *allowed):
-            raise UserError(
-                f"{where} has a {key} of its own, which is not done here.",
-                "Remove it; the chat template says how a turn is written.",
-            )
-    parts: dict[ColumnRole, str] = {
-        "user": str(kind.get("field_instruction") or "instruction"),
-        "context": str(kind.get("field_input") or "input"),
-        "assistant": str(kind.get("field_output") or "output"),
-        "system": str(kind.get("field_system") or "system"),
-    }
-    system = kind.get("system_prompt")
-    return ColumnMap(parts, {"system": system} if isinstance(system, str) and system.strip() else {})
+def _refuse_type_keys(where: str, kind: Mapping[str, Any]) -> None:
+    refuse_unknown_keys(where, kind, type_keys(), {})

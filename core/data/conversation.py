@@ -78,6 +78,19 @@ class Message:
 
 
 @dataclass(frozen=True)
+class Segment:
+    """A stretch of a text that no template is put around.
+
+    Args:
+        text: As the model is given it; special tokens written in it are those tokens.
+        train: Whether it is learned.
+    """
+
+    text: str
+    train: bool
+
+
+@dataclass(frozen=True)
 class Example:
     """One row, ready for the template: either ``messages``, ``text`` or ``ids``.
 
@@ -90,6 +103,8 @@ class Example:
         label: Whether the answer was good (KTO); None for other rows.
         ids: A row that is tokens already.
         labels: The same tokens where they are learned, :data:`IGNORED_LABEL` where not.
+        segments: What ``text`` is made of, where only parts of it are learned; each is tokenized by itself.
+        is_framed: Whether the tokens that begin and end a text are put around the segments; other plain text has them.
     """
 
     messages: tuple[Message, ...] = ()
@@ -100,6 +115,8 @@ class Example:
     label: bool | None = None
     ids: array[int] | None = None
     labels: array[int] | None = None
+    segments: tuple[Segment, ...] = ()
+    is_framed: bool = False
 
     @property
     def is_preference(self) -> bool:
@@ -144,6 +161,23 @@ def make_text(text: str) -> Example:
         raise RowError("empty_answer", "The text is empty.")
     check_text(text, "The text")
     return Example(text=text)
+
+
+def make_segments(segments: Iterable[Segment], *, is_framed: bool = False) -> Example:
+    """An example of text of which only parts are learned.
+
+    Raises:
+        RowError: ``empty_answer`` if nothing is in it, ``no_answer`` if nothing of it is learned, ``bad_content`` if it
+            is no valid Unicode.
+    """
+    parts = tuple(segments)
+    if not any(part.text for part in parts):
+        raise RowError("empty_answer", "The segments are empty.")
+    if not any(part.train and part.text for part in parts):
+        raise RowError("no_answer", "No segment of the row is to be learned.")
+    for number, part in enumerate(parts, 1):
+        check_text(part.text, f"Segment {number}")
+    return Example(text="".join(part.text for part in parts), segments=parts, is_framed=is_framed)
 
 
 def make_preference(

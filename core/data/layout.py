@@ -37,7 +37,7 @@ _SCALAR = re.compile(rb"[^,\[\]{}\"]+")
 # Columns whose value is a list within one row: an object with such a list is a row, and holds none.
 _LISTS_OF_OBJECTS = {
     *("messages", "conversations", "conversation", "dialogue", "dialog", "turns"),
-    *("tools", "functions", "prompt", "completion", "chosen", "rejected"),
+    *("tools", "functions", "prompt", "completion", "chosen", "rejected", "segments"),
 }
 _LISTS_OF_OTHERS = {"history", "input_ids", "labels", "attention_mask"}
 

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from core.data.mapping import ColumnMap, ColumnRole
-from core.data.registry import DataSource, load_registry, refuse_unknown_keys
+from core.data.registry import DataSource, hub_source, load_registry, refuse_unknown_keys
 from core.errors import UserError
+from core.hub.entries import HubEntry, make_entry
 from core.text import one_line
 
-_REMOTE = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
+# Where LLaMA-Factory would fetch an entry from, other than the Hugging Face Hub.
+_REMOTE = ("ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
 _KEYS = {
     *_REMOTE,
+    "hf_hub_url",
     *("file_name", "formatting", "ranking", "subset", "folder", "num_samples", "split", "columns", "tags"),
 }
 _COLUMNS: dict[str, ColumnRole] = {
@@ -77,6 +80,17 @@ def read_llama_factory(path: Path, name: str) -> DataSource:
     if not isinstance(entry, dict):
         raise UserError(f"{where} is no object.", 'Write {"file_name": "..."}.')
     refuse_unknown_keys(where, entry, _KEYS, _MEANT)
+    samples = entry.get("num_samples")
+    if samples is not None and (not isinstance(samples, int) or isinstance(samples, bool) or samples < 1):
+        raise UserError(f"{where}: num_samples must be a whole number from 1 up.", "Mend it.")
+    name = f"{path}#{name}"
+    if entry.get("hf_hub_url"):
+        return hub_source(_hub_entry(entry, where), DataSource(name, path, "auto", _column_map(entry, where), samples))
+    return DataSource(name, _local_file(path, entry, where), "auto", _column_map(entry, where), samples)
+
+
+def _local_file(path: Path, entry: Mapping[str, Any], where: str) -> Path:
+    """The data file of an entry that is on this machine."""
     if remote := next((key for key in _REMOTE if entry.get(key)), None):
         raise UserError(f"{where} is fetched from the net ({remote}).", "Download it, and give its path as file_name.")
     file_name = entry.get("file_name")
@@ -86,10 +100,20 @@ def read_llama_factory(path: Path, name: str) -> DataSource:
         raise UserError(
             f"{where} has the split {one_line(str(entry['split']), 40)}, and files have none.", "Remove it."
         )
-    samples = entry.get("num_samples")
-    if samples is not None and (not isinstance(samples, int) or samples < 1):
-        raise UserError(f"{where}: num_samples must be a whole number from 1 up.", "Mend it.")
-    return DataSource(f"{path}#{name}", path.parent / file_name, "auto", _column_map(entry, where), samples)
+    return path.parent / file_name
+
+
+def _hub_entry(entry: Mapping[str, Any], where: str) -> HubEntry:
+    """What ``hf_hub_url`` and the keys beside it name."""
+    try:
+        return make_entry(
+            str(entry["hf_hub_url"]),
+            path=entry.get("folder"),
+            subset=entry.get("subset"),
+            split=entry.get("split", "train"),
+        )
+    except UserError as error:
+        raise UserError(f"{where}: {error.message}", error.hint) from error
 
 
 def _column_map(entry: Mapping[str, Any], where: str) -> ColumnMap:

@@ -92,6 +92,11 @@ class ColumnMap:
         """The format of the rows that :meth:`apply` makes."""
         return cast(Format, self._format())
 
+    @property
+    def read_columns(self) -> frozenset[str]:
+        """The columns that something is read from."""
+        return frozenset(self.columns.values())
+
     def _format(self) -> Format | None:
         known: tuple[tuple[ColumnRole, Format], ...] = (
             ("input_ids", "tokens"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from core.data.rows import NoRowsError, Row, RowFile
@@ -11,7 +11,7 @@ from core.data.shards import ShardedRows, list_shards, split_reference
 from core.data.source import open_source
 from core.data.text_rows import TextRows
 
-__all__ = ["ROW_LIMIT", "NoRowsError", "Row", "RowFile", "open_rows", "read_rows"]
+__all__ = ["ROW_LIMIT", "NoRowsError", "Row", "RowFile", "all_rows", "open_files", "open_rows", "read_rows"]
 
 #: Longest row that is parsed, in bytes; a longer one is reported with its size.
 ROW_LIMIT = 8 << 20
@@ -33,8 +33,17 @@ def open_rows(path: Path, row_limit: int = ROW_LIMIT) -> RowFile:
     """
     path, split = split_reference(path)
     if os.path.isdir(path):  # not the method, which raises where one may not look
-        return ShardedRows(path, list_shards(path, split), lambda shard: TextRows(open_source(shard), row_limit))
+        return open_files(path, list_shards(path, split), row_limit)
     return TextRows(open_source(path), row_limit)
+
+
+def open_files(directory: Path, files: Sequence[Path], row_limit: int = ROW_LIMIT) -> RowFile:
+    """Open some files of a directory, in their order, as one dataset.
+
+    Raises:
+        UserError: As :func:`open_rows`.
+    """
+    return ShardedRows(directory, list(files), lambda shard: TextRows(open_source(shard), row_limit))
 
 
 def read_rows(path: Path, row_limit: int = ROW_LIMIT) -> Iterator[Row]:
@@ -44,7 +53,17 @@ def read_rows(path: Path, row_limit: int = ROW_LIMIT) -> Iterator[Row]:
         FileChangedError: If the file changes meanwhile.
         UserError: As :func:`open_rows`.
     """
-    with open_rows(path, row_limit) as file:
+    yield from all_rows(open_rows(path, row_limit))
+
+
+def all_rows(file: RowFile) -> Iterator[Row]:
+    """All rows of an open dataset in order, which is closed behind them.
+
+    Raises:
+        FileChangedError: If a file changes meanwhile.
+        UserError: If it cannot be read.
+    """
+    with file:
         done = 0
         while True:
             while done < file.count_known:

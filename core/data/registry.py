@@ -1,4 +1,4 @@
-"""What ``data.train`` may name: data files, directories, and entries of other tools' registries of datasets."""
+"""What ``data.train`` may name: data files, directories, datasets of a hub, and entries of other tools' registries."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,11 @@ import yaml
 
 from core.data.formats import Detection, choose
 from core.data.mapping import ColumnMap
-from core.data.reader import open_rows, read_rows
+from core.data.reader import all_rows, open_files, open_rows
 from core.data.rows import Row, RowFile
 from core.errors import UserError
+from core.hub.entries import HubEntry, is_hub_entry, parse_dataset
+from core.hub.store import find_fetched
 from core.text import one_line
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ class DataSource:
         format: How a row is read, or ``auto``.
         columns: The columns, where they are named.
         limit: The most rows used; None for all.
+        files: Those of the directory ``path`` that are read; empty for what ``path`` says by itself.
+        note: Which files they are, in a sentence.
     """
 
     name: str
@@ -46,18 +50,22 @@ class DataSource:
     format: str = "auto"
     columns: ColumnMap | None = None
     limit: int | None = None
+    files: tuple[Path, ...] = ()
+    note: str = ""
 
     def open(self) -> RowFile:
         """Open it for pages; see :func:`~core.data.reader.open_rows`."""
-        return open_rows(self.path)
+        return open_files(self.path, self.files) if self.files else open_rows(self.path)
 
     def rows(self) -> Iterator[Row]:
         """All rows in order, as far as ``limit`` lets; see :func:`~core.data.reader.read_rows`."""
-        return itertools.islice(read_rows(self.path), self.limit)
+        with self.open() as file:
+            yield from itertools.islice(all_rows(file), self.limit)
 
     def detect(self, rows: Iterable[Row], shown: str = "") -> Detection:
         """The format, from the first rows; see :func:`~core.data.formats.choose`. ``shown`` is its name in messages."""
-        return choose(rows, self.format, shown or one_line(self.name), self.columns)
+        found = choose(rows, self.format, shown or one_line(self.name), self.columns)
+        return replace(found, reason=f"{found.reason} {self.note}") if self.note else found
 
 
 def resolve_source(
@@ -68,15 +76,21 @@ def resolve_source(
     """What one entry of ``data.train`` or ``data.eval`` stands for.
 
     Args:
-        reference: A data file; a directory of them, perhaps with ``#split``; ``dataset_info.json#name``, an entry of
+        reference: A data file; a directory of them, perhaps with ``#split``; ``hf://datasets/owner/name``, a dataset of
+            a hub that has been fetched (the network is never asked); ``dataset_info.json#name``, an entry of
             LLaMA-Factory's registry; ``config.yml`` or ``config.yml#2``, the datasets of an Axolotl configuration, all
             or one of them counted from 1.
         wanted: The format of files and directories, or ``auto``; entries say their own.
         columns: Their columns, by part.
 
     Raises:
+        NotFetchedError: If it is a dataset of a hub that is not on this machine.
         UserError: If a registry cannot be read, has no such entry, or the entry asks for what is not done here.
     """
+    if is_hub_entry(reference):
+        dataset = parse_dataset(reference)
+        named = ColumnMap(columns) if columns is not None else None
+        return [hub_source(dataset, DataSource(str(dataset), Path(), wanted, named))]
     # Imported here, as these modules build on this one.
     from core.data.axolotl import read_axolotl
     from core.data.llama_factory import read_llama_factory
@@ -101,6 +115,19 @@ def resolve_source(
         names = ", ".join(list(_names(path))[:12])
         raise UserError(f"{one_line(reference)} is a registry of datasets: {names}.", "Name one, behind a #.")
     return [DataSource(reference, path, wanted, ColumnMap(columns) if columns is not None else None)]
+
+
+def hub_source(entry: HubEntry, source: DataSource) -> DataSource:
+    """A source with the files that an entry of a hub takes.
+
+    Raises:
+        NotFetchedError: If they are not on this machine.
+        UserError: If it takes nothing that can be read.
+    """
+    fetched = find_fetched(entry)
+    if len(fetched.files) == 1:
+        return replace(source, path=fetched.files[0], note=fetched.reason)
+    return replace(source, path=fetched.directory, files=fetched.files, note=fetched.reason)
 
 
 def resolve_sources(

@@ -158,7 +158,7 @@ class Examiner:
 
     def _unread_answers(self, columns: Sequence[str]) -> str:
         mapped = self._detection.columns
-        read = set(mapped.columns.values()) if mapped is not None else _READ_COLUMNS.get(self._detection.format, ())
+        read = mapped.read_columns if mapped is not None else _READ_COLUMNS.get(self._detection.format, ())
         return next((name for name in columns if name.lower() in _ANSWER_COLUMNS and name not in read), "")
 
     def _measure(self, number: int, example: Example, row: MaskedRow | RowError, facts: RowFacts) -> None:
@@ -182,7 +182,7 @@ class Examiner:
             facts.found.append((number, "truncated", f"The row has {length} tokens and is cut at {limit}."))
         if self._learns_stop(row, limit):
             facts.stop_learned += 1
-        elif example.ids is not None:
+        elif example.ids is not None or example.segments:
             facts.found.append((number, "no_stop_learned", "The last token learned does not end an answer."))
 
     def _use(self, number: int, facts: RowFacts) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from core import paths
 from core.data.analysis import Analysis, AnalysisRequest
 from core.data.conversation import RowError
 from core.data.formats import SAMPLE, Detection
@@ -14,6 +12,7 @@ from core.data.registry import DataSource, resolve_sources
 from core.data.rows import Row
 from core.data.survey import make_masker
 from core.errors import UserError
+from core.models.find import find_model, missing_model
 from core.template.mask import Masker
 from core.text import one_line
 
@@ -105,18 +104,12 @@ def _find(request: AnalysisRequest, index: int) -> tuple[Row, Detection]:
 
 
 def tokenizer_directory(name: str) -> Path:
-    """Where the tokenizer of a model is: in a directory, or in that of a prepared model.
+    """Where the tokenizer of a model is; see :func:`core.models.find.find_model`.
 
     Raises:
-        UserError: If there is none.
+        UserError: If the model is not on this machine.
     """
-    path = Path(name).expanduser()
-    if os.path.isdir(path):
-        return path.absolute()
-    prepared = paths.models_dir() / name
-    if path.name == name and os.path.isdir(prepared):
-        return prepared
-    raise UserError(
-        f"There is no tokenizer for {one_line(name, 200)}: no such directory, and no prepared model of that name.",
-        "Name a directory with tokenizer.json; 'localtune-tui demo' prepares the starter model.",
-    )
+    found = find_model(name)
+    if found is None:
+        raise missing_model(name)
+    return found

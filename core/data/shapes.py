@@ -9,9 +9,11 @@ from core.data.conversation import (
     Example,
     Message,
     RowError,
+    Segment,
     make_conversation,
     make_labeled,
     make_preference,
+    make_segments,
     make_text,
     make_tokens,
 )
@@ -30,7 +32,9 @@ from core.data.turns import (
 )
 from core.text import one_line
 
-Format = Literal["messages", "sharegpt", "alpaca", "prompt_completion", "text", "tokens", "preference", "kto"]
+Format = Literal[
+    "messages", "sharegpt", "alpaca", "prompt_completion", "segments", "text", "tokens", "preference", "kto"
+]
 
 #: Every format, and what its rows hold.
 FORMATS: dict[Format, str] = {
@@ -38,6 +42,7 @@ FORMATS: dict[Format, str] = {
     "sharegpt": "conversations: a list of objects with from and value",
     "alpaca": "instruction, perhaps input, and output",
     "prompt_completion": "prompt and completion, or question and answer",
+    "segments": "segments: a list of objects with text and label, true where it is learned",
     "text": "text",
     "tokens": "input_ids, perhaps with labels",
     "preference": "chosen and rejected answers",
@@ -122,6 +127,13 @@ def _fits_tokens(data: Mapping[str, Any]) -> bool:
     return isinstance(ids, list) and all(isinstance(token, int) for token in ids[:8])
 
 
+def _fits_segments(data: Mapping[str, Any]) -> bool:
+    segments = parsed(data.get("segments"))
+    if not isinstance(segments, list) or not segments:
+        return False
+    return all(isinstance(item, dict) and {"text", "label"} <= item.keys() for item in segments[:8])
+
+
 def _fits_preference(data: Mapping[str, Any]) -> bool:
     return all(isinstance(data.get(key), (str, list, dict)) for key in ("chosen", "rejected"))
 
@@ -134,6 +146,7 @@ def _fits_kto(data: Mapping[str, Any]) -> bool:
 #: Whether a row is of a format, the special before the general.
 FITS: dict[Format, Callable[[Mapping[str, Any]], bool]] = {
     "tokens": _fits_tokens,
+    "segments": _fits_segments,
     "preference": _fits_preference,
     "kto": _fits_kto,
     "messages": _fits_messages,
@@ -199,6 +212,20 @@ def _read_text(data: Mapping[str, Any]) -> Example:
     return make_text(text)
 
 
+def _read_segments(data: Mapping[str, Any]) -> Example:
+    if not _fits_segments(data):
+        raise _wrong_keys(data, "segments")
+    segments = []
+    for number, item in enumerate(parsed(data["segments"]), 1):
+        text, label = (item.get("text"), item.get("label")) if isinstance(item, dict) else (None, None)
+        if not isinstance(text, str):
+            raise RowError("bad_content", f"Segment {number} has no text.")
+        if not isinstance(label, bool):
+            raise RowError("bad_label", f"Segment {number} has no label that is true or false.")
+        segments.append(Segment(text, label))
+    return make_segments(segments, is_framed=data.get("add_special_tokens") is True)
+
+
 def _read_tokens(data: Mapping[str, Any]) -> Example:
     ids, labels, mask = (parsed(data.get(key)) for key in ("input_ids", "labels", "attention_mask"))
     if not isinstance(ids, list):
@@ -261,6 +288,7 @@ READERS: dict[Format, Callable[[Mapping[str, Any]], Example]] = {
     "sharegpt": lambda data: make_conversation(_turns_of(data, "sharegpt"), read_tools(data)),
     "alpaca": lambda data: make_conversation(_alpaca_turns(data)),
     "prompt_completion": lambda data: make_conversation(_pair_turns(data), read_tools(data)),
+    "segments": _read_segments,
     "text": _read_text,
     "tokens": _read_tokens,
     "preference": _read_preference,

@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 import threading
 from bisect import bisect_right
 from collections.abc import Callable
 from pathlib import Path
 
 from core.data.layout import Kind
+from core.data.names import SPLIT_NAMES, ending, holds_rows, natural, split_of
 from core.data.rows import NoRowsError, Progress, Row, RowFile
-from core.data.source import cannot_open, is_data_name
+from core.data.source import cannot_open
 from core.errors import UserError
 from core.text import one_line
 
@@ -21,10 +21,6 @@ from core.text import one_line
 MOST_SHARDS = 512
 
 _DEEPEST = 4
-# What lies beside data files and holds none.
-_ABOUT = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json", "readme.txt", "license.txt"}
-_SPLIT = re.compile(r"(?:^|[-_./])(train|test|validation|valid|val|dev|eval)(?=[-_./0-9]|$)", re.IGNORECASE)
-_SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "validation"}
 
 
 def list_shards(directory: Path, split: str = "") -> list[Path]:
@@ -58,9 +54,9 @@ def list_shards(directory: Path, split: str = "") -> list[Path]:
     if (directory / "state.json").is_file():
         return _saved_files(directory)
     found = _data_files(directory, shown)
-    splits = {path: _split_of(path.relative_to(directory)) for path in found}
+    splits = {path: split_of(path.relative_to(directory)) for path in found}
     if split:
-        wanted = _SPLIT_NAMES.get(split, split)
+        wanted = SPLIT_NAMES.get(split, split)
         found = [path for path in found if splits[path] == wanted]
         if not found:
             raise UserError(f"{shown} has no file of the split '{one_line(split, 40)}'.", "Check the names in it.")
@@ -69,7 +65,7 @@ def list_shards(directory: Path, split: str = "") -> list[Path]:
         raise UserError(f"{shown} holds the splits {', '.join(names)}.", f"Name one: {shown}#{names[-1]}.")
     if not found:
         raise UserError(f"{shown} is a directory without data files.", "Name a data file, or a directory of them.")
-    endings = sorted({_ending(path) for path in found})
+    endings = sorted({ending(path) for path in found})
     if len(endings) > 1:
         raise UserError(f"{shown} holds data files of several kinds ({', '.join(endings)}).", "Name one file in it.")
     return found
@@ -248,31 +244,15 @@ def _data_files(directory: Path, shown: str) -> list[Path]:
             if entry.is_dir(follow_symlinks=False):
                 if depth < _DEEPEST:
                     waiting.append((Path(entry.path), depth + 1))
-            elif is_data_name(entry.name) and entry.name.lower() not in _ABOUT:
+            elif holds_rows(entry.name):
                 found.append(Path(entry.path))
                 _refuse_many(len(found), shown)
-    return sorted(found, key=_natural)
+    return sorted(found, key=natural)
 
 
 def _refuse_many(count: int, shown: str) -> None:
     if count > MOST_SHARDS:
         raise UserError(f"{shown} holds more than {MOST_SHARDS} data files.", "Join some of them.")
-
-
-def _natural(path: Path) -> list[tuple[int, int, str]]:
-    """Names in order, numbers in them as numbers."""
-    parts = re.split(r"(\d+)", str(path))
-    return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts]
-
-
-def _split_of(path: Path) -> str:
-    found = _SPLIT.findall(path.as_posix())
-    return _SPLIT_NAMES.get(found[-1].lower(), found[-1].lower()) if found else ""
-
-
-def _ending(path: Path) -> str:
-    last = path.suffix.lower()
-    return Path(path.stem).suffix.lower() + last if last in (".gz", ".gzip", ".zst", ".zstd") else last
 
 
 def _size_of(path: Path) -> int:

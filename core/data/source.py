@@ -163,14 +163,6 @@ def cannot_open(error: OSError | ValueError, shown: str) -> UserError:
     return UserError(f"{shown} cannot be read: {reason}.", "Check the path and the disk it is on.")
 
 
-def is_data_name(name: str) -> bool:
-    """Whether a file is called as data files are."""
-    suffixes = [suffix.lower() for suffix in Path(name).suffixes]
-    if suffixes and suffixes[-1] in _COMPRESSED:
-        suffixes.pop()
-    return bool(suffixes) and suffixes[-1] in {".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", *_COLUMNAR}
-
-
 def _refuse_special(status: os.stat_result, shown: str) -> None:
     if stat.S_ISREG(status.st_mode):
         return

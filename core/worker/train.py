@@ -18,6 +18,7 @@ import torch
 
 from core.config.schema import Config
 from core.errors import UserError
+from core.models.files import weights_fingerprint
 from core.runs.events import CheckpointEvent, StepEvent
 from core.runs.store import Run
 from core.worker import checkpoint as checkpoints
@@ -35,7 +36,6 @@ from core.worker.model import (
     load_model,
     trainable_parameters,
 )
-from core.worker.model_files import weights_fingerprint
 from core.worker.optim import make_optimizer
 from core.worker.preparation import prepare
 from core.worker.recorder import Recorder

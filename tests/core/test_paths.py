@@ -73,3 +73,12 @@ def test_a_path_in_the_home_is_shown_from_there(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("HOME", str(tmp_path))
     assert paths.shown_path(tmp_path / "a" / "b") == "~/a/b"
     assert paths.shown_path(Path("/elsewhere/b")) == "/elsewhere/b"
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("~/x", "/home/me/x"), ("~0", "~0"), ("~nobody-here/x", "~nobody-here/x"), ("~a\x00b", "~a\x00b"), ("x", "x")],
+)
+def test_a_path_as_users_write_it_never_raises(monkeypatch: pytest.MonkeyPatch, written: str, meant: str) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert paths.user_path(written) == Path(meant)

@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 
 from core.config.document import dump_config
+from core.hub.entries import parse_entry
+from core.hub.job import FetchJob
 from core.runs.launcher import worker_environment
+from tests.core.hub.fake_hub import Repository, running_hub
 
 from .workers import Workers
 
@@ -48,11 +51,13 @@ _TINY: dict[str, dict[str, Any]] = {
 _FAMILY_UNIX = 1
 
 
-def train_and_chat(workers: Workers, prefix: list[str], **variables: str) -> None:
+def train_and_chat(
+    workers: Workers, prefix: list[str], sections: dict[str, dict[str, Any]] | None = None, **variables: str
+) -> None:
     """Train a run and talk to its result, by the commands that users have."""
     environment = worker_environment() | {"LOCALTUNE_HOME": str(workers.home), "OMP_NUM_THREADS": "1", **variables}
     path = workers.directory / "offline.toml"
-    path.write_text(dump_config(workers.config(**_TINY)))
+    path.write_text(dump_config(workers.config(**_TINY, **(sections or {}))))
 
     def command(*words: str) -> dict[str, object]:
         done = subprocess.run(
@@ -82,14 +87,19 @@ def test_training_and_chat_work_with_the_network_cut(workers: Workers) -> None:
     train_and_chat(workers, [unshare, "-rn"])
 
 
-def test_no_internet_socket_and_no_reporting_thread_is_ever_made(workers: Workers, tmp_path: Path) -> None:
-    hooks = tmp_path / "hooks"
+def train_and_record(workers: Workers, directory: Path, sections: dict[str, dict[str, Any]] | None = None) -> set[str]:
+    """The same, with what every process does about sockets and threads written down."""
+    hooks = directory / "hooks"
     hooks.mkdir()
     (hooks / "sitecustomize.py").write_text(RECORDER)
-    record = tmp_path / "record"
-    python_path = os.pathsep.join(filter(None, [str(hooks), os.environ.get("PYTHONPATH", "")]))
-    train_and_chat(workers, [], PYTHONPATH=python_path, SOCKET_RECORD=str(record))
-    lines = set(record.read_text().splitlines())
+    record = directory / "record"
+    python_path = os.pathsep.join(filter(None, [str(hooks), worker_environment().get("PYTHONPATH", "")]))
+    train_and_chat(workers, [], sections, PYTHONPATH=python_path, SOCKET_RECORD=str(record))
+    return set(record.read_text().splitlines())
+
+
+def test_no_internet_socket_and_no_reporting_thread_is_ever_made(workers: Workers, tmp_path: Path) -> None:
+    lines = train_and_record(workers, tmp_path)
     # The recorder saw the worker at work: its control socket, its heartbeat.
     assert f"socket {_FAMILY_UNIX}" in lines
     assert "thread core.worker.recorder.Recorder._beat" in lines
@@ -98,3 +108,25 @@ def test_no_internet_socket_and_no_reporting_thread_is_ever_made(workers: Worker
     # The chat engine is started as a module, so its own threads are those of __main__.
     ours = ("core.", "__main__.ChatEngine.", "concurrent.futures.thread.", "subprocess.")
     assert {name for name in threads if not name.startswith(ours)} == set()
+
+
+def test_what_has_been_fetched_from_a_hub_is_used_without_asking_it(
+    workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = {path.name: path.read_bytes() for path in workers.model.iterdir() if path.is_file()}
+    with running_hub() as hub:
+        hub.models["org/tiny"] = Repository(model)
+        hub.datasets["me/set"] = Repository({"train.jsonl": workers.train_data.read_bytes()})
+        monkeypatch.delenv("HF_HUB_OFFLINE")
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        monkeypatch.setenv("LOCALTUNE_HOME", str(workers.home))
+        for entry in ("hf://org/tiny", "hf://datasets/me/set"):
+            FetchJob(parse_entry(entry)).run(lambda _: None, lambda _: True)
+        asked = len(hub.asked)
+        sections: dict[str, dict[str, Any]] = {
+            "model": {"base": "org/tiny"},
+            "data": {"train": "hf://datasets/me/set", "eval": None},
+        }
+        lines = train_and_record(workers, tmp_path, sections)
+        assert len(hub.asked) == asked
+    assert {line for line in lines if line.startswith(("socket", "lookup"))} == {f"socket {_FAMILY_UNIX}"}

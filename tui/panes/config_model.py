@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,10 @@ from typing import Any
 from core.config.document import ConfigDocument, parse_value
 from core.config.schema import Option, options
 from core.errors import UserError
+from core.hub.entries import is_hub_entry
+from core.hub.store import is_fetched
 from core.text import one_line
+from tui.data_paths import entry_path, entry_text
 from tui.panes.dataset_summary import counted
 from tui.widgets.option_field import format_value
 
@@ -117,13 +119,15 @@ class ConfigModel:
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, str):
                 path = self.resolve(item)
+                if not _is_there(path) and is_hub_entry(path):
+                    return f"{entry_text(path)} is not on this machine; opened in the Data pane, it can be downloaded."
                 if not _is_there(path):
                     return f"There is no file at {path}."
         return ""
 
     def resolve(self, text: str) -> Path:
         """A path in it, made absolute."""
-        return Path(os.path.normpath(self.base / os.path.expanduser(text)))
+        return entry_path(text, self.base)
 
     def effective(self, name: str) -> Any:
         """The value that holds: the file's, else the default."""
@@ -177,5 +181,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether a file or directory exists, or that of which an entry is named behind ``#``."""
+    """Whether a file or directory exists, or that of which an entry is named behind ``#``, or has been fetched."""
+    if is_hub_entry(path):
+        return is_fetched(path)
     return path.exists() or ("#" in path.name and Path(str(path).rpartition("#")[0]).exists())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from textual import events, on
@@ -14,6 +15,7 @@ from textual.widgets import Static
 
 from core.errors import UserError
 from core.text import one_line
+from tui.data_paths import entry_text
 from tui.keys import bindings
 from tui.messages import DatasetChosen, FormRequested
 from tui.panes.dataset_opening import DatasetOpening
@@ -242,7 +244,7 @@ class DataPane(DatasetOpening):
         if self.view is None:
             self.set_status("Open a file first.")
             return
-        self.post_message(DatasetChosen(self.view.path.absolute(), use))
+        self.post_message(DatasetChosen(Path(entry_text(self.view.path)), use))
 
     def action_form(self, form: Literal["template", "columns"]) -> None:
         """Ask the app for a screen with the templates or the columns."""
@@ -254,7 +256,7 @@ class DataPane(DatasetOpening):
     def _answered(self, message: AskBar.Submitted) -> None:
         message.stop()
         if message.purpose == "open" and message.path is not None:
-            self.show(message.path)
+            self.show(message.path, ask=True)
         elif message.purpose == "row":
             self.go_to_number(message.value)
         elif message.purpose == "search":

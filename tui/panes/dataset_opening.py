@@ -10,7 +10,9 @@ from textual.widgets import DirectoryTree
 
 from core.config.document import ConfigDocument
 from core.errors import UserError
-from tui.data_paths import data_paths, follow_links
+from core.hub.entries import is_hub_entry
+from core.hub.store import NotFetchedError
+from tui.data_paths import data_paths, entry_text, follow_links
 from tui.panes.dataset_plan import Reading
 from tui.panes.dataset_search import DatasetSearch
 from tui.panes.dataset_tasks import Opened, OpenFailed, ScanFailed, Scanned, open_dataset, scan_dataset
@@ -24,11 +26,19 @@ class DatasetOpening(DatasetSearch):
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
         self._opening: Path | None = None
+        self._asks = False
+        self._missing: Path | None = None
         self._followed: Path | None = None
 
-    def show(self, path: Path) -> None:
-        """Open a file and show its rows; what is wrong with it is said in the pane."""
-        self._opening = path
+    def show(self, path: Path, *, ask: bool = False) -> None:
+        """Open a file and show its rows; what is wrong with it is said in the pane.
+
+        Args:
+            path: What is to be opened.
+            ask: Whether to ask for what is not on this machine but can be downloaded.
+        """
+        self._opening, self._asks = path, ask
+        self._missing = None
         self.set_status(f"opening {path.name} …")
         self._open(path, self.plan.reading.of(path))
 
@@ -77,11 +87,28 @@ class DatasetOpening(DatasetSearch):
         if message.path != self._opening:
             return
         self._opening = None
+        error = message.error
+        if isinstance(error, NotFetchedError):
+            if self._asks:
+                self._ask_to_fetch(message.path, error)
+            self._missing = message.path
+            key = self.keys["data.reload"].display
+            error = UserError(error.message, f"{key} asks whether to download it; outside the app, {error.hint}")
         if self.view is not None:
-            self.set_status(f"✗ {message.error}")
+            self.set_status(f"✗ {error}")
         else:
             self.set_status("")
-            self.show_empty(message.error)
+            self.show_empty(error)
+
+    def _ask_to_fetch(self, path: Path, error: NotFetchedError) -> None:
+        """Let the user decide whether it is downloaded; if it is, open it."""
+        from tui.screens.fetch import FetchDialog
+
+        def ended(is_here: bool | None) -> None:
+            if is_here:
+                self.show(path)
+
+        self.app.push_screen(FetchDialog(error.entry, error.message), ended)
 
     @work(thread=True, exclusive=True, group="data-scan")
     def _scan(self, view: DatasetView) -> None:
@@ -113,12 +140,17 @@ class DatasetOpening(DatasetSearch):
 
     def action_ask_path(self) -> None:
         """Ask for a path."""
-        start = f"{self.view.path.parent}/" if self.view is not None else ""
+        start = ""
+        if self.view is not None:
+            path = self.view.path
+            start = entry_text(path) if is_hub_entry(path) else f"{path.parent}/"
         self.ask_bar.ask_path("open", "open", start, suffixes=DATA_SUFFIXES)
 
     def action_reload(self) -> None:
-        """Open the file again."""
-        if self.view is not None:
+        """Open the file again, or ask for the one that is not on this machine."""
+        if self._missing is not None:
+            self.show(self._missing, ask=True)
+        elif self.view is not None:
             self.show(self.view.path)
 
     def action_open_sample(self) -> None:
@@ -129,7 +161,8 @@ class DatasetOpening(DatasetSearch):
         """Show the directories around the file, or the working directory."""
         browser = self.query_one("#data-browser")
         await browser.remove_children()
-        tree = DataTree(self.view.path.parent if self.view is not None else Path.cwd())
+        beside = self.view is not None and not is_hub_entry(self.view.path)
+        tree = DataTree(self.view.path.parent if self.view is not None and beside else Path.cwd())
         await browser.mount(tree)
         self.show_only("data-browser")
         self.set_status("enter opens · backspace goes up · esc goes back")

@@ -12,18 +12,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from core import paths
 from core.config.document import ConfigDocument
 from core.config.schema import find_option
 from core.data.analysis import AnalysisRequest
 from core.data.registry import DataSource, single_source
 from core.errors import UserError
+from core.hub.entries import absolute
+from core.models.find import STARTER_NAME, find_model, missing_model
+from core.paths import user_path
 from core.template.mask import Masker
 from core.template.named import template_source
 from core.template.render import ChatTemplate
 from core.template.tokenizer import load_tokenizer
-from core.text import one_line
-from tui.data_paths import follow_links
+from tui.data_paths import entry_text, follow_links
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Reading:
         Raises:
             UserError: If a registry has no such entry, or the columns make no row to learn from.
         """
-        return single_source(str(path), self.format, self.column_names)
+        return single_source(entry_text(path), self.format, self.column_names)
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class DataPlan:
         """
         reading, tokens = self.reading.of(path), self.tokens
         request = AnalysisRequest(
-            train=(str(path),),
+            train=(entry_text(path),),
             eval=self.reading.held_out(path),
             format=reading.format,
             columns=reading.column_names,
@@ -144,7 +145,7 @@ class DataPlan:
             return request
         return replace(
             request,
-            model=str(find_model(tokens.base, tokens.directory)),
+            model=str(find_base(tokens.base, tokens.directory)),
             template=tokens.template(),
             supervise=tokens.supervise,
             allow_special=tokens.keep_special,
@@ -171,9 +172,7 @@ def plan_reading(document: ConfigDocument) -> ReadPlan:
     def entries(name: str) -> tuple[str, ...]:
         value = document.get(name)
         items = value if isinstance(value, list) else [value]
-        return tuple(
-            os.path.normpath(directory / os.path.expanduser(item)) for item in items if isinstance(item, str) and item
-        )
+        return tuple(absolute(item, directory) for item in items if isinstance(item, str) and item)
 
     columns, weights = document.get("data.columns"), document.get("data.weights")
     numbers = weights if isinstance(weights, list) and all(isinstance(item, int | float) for item in weights) else None
@@ -194,7 +193,7 @@ def plan_tokens(document: ConfigDocument) -> TokenPlan:
     """What a configuration says about tokens."""
     directory = _directory(document)
     file = _value(document, "template.file", str)
-    template_file = directory / os.path.expanduser(file) if file else None
+    template_file = directory / user_path(file) if file else None
     return TokenPlan(
         base=_value(document, "model.base", str),
         directory=directory,
@@ -232,33 +231,21 @@ def _names(entries: Iterable[str], path: Path) -> bool:
     return False
 
 
-def find_model(base: str, directory: Path) -> Path:
+def find_base(base: str, directory: Path) -> Path:
     """The directory of a base model, if it is ready.
 
     Raises:
         UserError: If there is none; the hint says what makes it ready.
     """
-    named = directory / os.path.expanduser(base)
-    if named.is_dir():
-        return named
-    prepared = paths.models_dir() / base
-    if Path(base).name == base and prepared.is_dir():
-        return prepared
-    shown = one_line(base, 60)
-    if named.is_file():
-        raise UserError(
-            f"{shown} is not converted yet, so there are no tokens to show.", "The first run with it converts it."
-        )
-    option = find_option("model.base")
-    if option is not None and base == option.default:
-        raise UserError(
-            f"The starter model {shown} is not prepared yet, so there are no tokens to show.",
-            "Press 3, then d: the sample run prepares it; or run 'localtune-tui demo'.",
-        )
-    raise UserError(
-        f"The model {shown} is not on this machine, so there are no tokens to show.",
-        "Set model.base to a directory with the model, or copy its tokenizer.json there.",
+    if (found := find_model(base, directory)) is not None:
+        return found
+    missing = missing_model(base, directory)
+    hint = (
+        "Press 3, then d: the sample run prepares it; or run 'localtune-tui demo'."
+        if base == STARTER_NAME
+        else missing.hint
     )
+    raise UserError(f"There are no tokens to show. {missing.message}", hint)
 
 
 def make_masker(plan: TokenPlan) -> Masker:
@@ -267,7 +254,7 @@ def make_masker(plan: TokenPlan) -> Masker:
     Raises:
         UserError: If one of them is not there or cannot be read.
     """
-    tokenizer = load_tokenizer(find_model(plan.base, plan.directory))
+    tokenizer = load_tokenizer(find_base(plan.base, plan.directory))
     source = plan.template()
     template = ChatTemplate(source, tokenizer.special_tokens) if source is not None else None
     if template is not None:

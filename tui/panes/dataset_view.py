@@ -29,6 +29,7 @@ FORMAT_NAMES = {
     "sharegpt": "ShareGPT conversations",
     "alpaca": "Alpaca instructions",
     "prompt_completion": "prompt and completion",
+    "segments": "text in segments",
     "text": "plain text",
     "tokens": "tokens",
     "preference": "preference pairs",
@@ -121,7 +122,8 @@ class DatasetView:
         """Headings for :meth:`cells`."""
         if self.detection is None:
             return ("row",)
-        return (self.detection.format,) if self.detection.format in ("text", "tokens") else ("user", "assistant")
+        whole = ("text", "segments", "tokens")
+        return (self.detection.format,) if self.detection.format in whole else ("user", "assistant")
 
     @property
     def format_name(self) -> str:
@@ -286,7 +288,9 @@ def turns_of(example: Example) -> Iterator[Turn]:
     """Who says what in an example, tools, thoughts and second answers included."""
     if example.ids is not None:
         yield Turn("tokens", _describe_tokens(example))
-    if example.text:
+    if example.segments:
+        yield from (Turn("learned" if segment.train else "given", segment.text) for segment in example.segments)
+    elif example.text:
         yield Turn("text", example.text)
     if example.tools:
         yield Turn("tools", _dump(example.tools))

@@ -12,7 +12,7 @@ from core.template.named import NAMED_TEMPLATES, NamedTemplate, template_source
 from core.template.preview import SAMPLE, Preview, preview_template
 from core.template.tokenizer import ModelTokenizer, load_tokenizer
 from core.text import one_line
-from tui.panes.dataset_plan import TokenPlan, find_model
+from tui.panes.dataset_plan import TokenPlan, find_base
 from tui.panes.dataset_view import DatasetView
 
 OWN, FILE = "own", "file"
@@ -73,7 +73,7 @@ def load_templates(plan: TokenPlan, tokenizer: ModelTokenizer | None = None) -> 
     error: UserError | None = None
     if tokenizer is None:
         try:
-            tokenizer = load_tokenizer(find_model(plan.base, plan.directory))
+            tokenizer = load_tokenizer(find_base(plan.base, plan.directory))
         except UserError as found:
             error = found
     entries = [_own(plan, tokenizer)]

@@ -12,7 +12,9 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.suggester import Suggester
 
+from core.paths import user_path
 from core.text import sanitize
+from tui.data_paths import entry_path
 from tui.widgets.safe_input import SafeInput
 
 #: Entries of a directory that are looked at; a directory of a million files must not freeze the screen.
@@ -33,7 +35,7 @@ def complete_path(text: str, base: Path, suffixes: Sequence[str] = ()) -> list[s
     """
     head, _, stem = text.rpartition("/")
     prefix = text[: len(text) - len(stem)]
-    directory = base / os.path.expanduser(prefix or "") if (head or prefix) else base
+    directory = base / user_path(prefix or "") if (head or prefix) else base
     found: list[tuple[bool, str]] = []
     try:
         with os.scandir(directory) as entries:
@@ -113,8 +115,8 @@ class PathInput(SafeInput):
         self.post_message(self.Candidates([] if len(candidates) == 1 else [_name(path) for path in candidates]))
 
     def resolved(self) -> Path:
-        """The path meant: ``~`` expanded, made absolute from the base."""
-        return Path(os.path.normpath(self.base / os.path.expanduser(self.value.strip())))
+        """The path meant: ``~`` expanded, made absolute from the base; an entry of a hub stays one."""
+        return entry_path(self.value.strip(), self.base)
 
 
 def _common_prefix(texts: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.data.source import is_data_name
+from core.data.names import is_data_name
 
 #: How many directories above the file are tried as the place where the tool is run.
 _UPWARD = 5

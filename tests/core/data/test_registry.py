@@ -8,12 +8,18 @@ from typing import Any
 
 import pytest
 
+from core import paths
+from core.config.document import load_config
 from core.config.schema import DataSection
 from core.data.conversation import Example
 from core.data.formats import SAMPLE, refuse_untrainable
 from core.data.registry import DataSource, resolve_source, single_source, training_sources
 from core.errors import UserError
+from core.hub.entries import HubEntry
+from core.hub.store import Record, note_ref, repository_dir
 from tests.core.data.files import json_lines, pairs, write
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def examples(source: DataSource) -> list[Example]:
@@ -31,13 +37,6 @@ def entry(directory: Path, values: Any, *rows: dict[str, Any]) -> DataSource:
     write(directory / "rows.jsonl", json_lines(rows or [{}]))
     registry = write(directory / "dataset_info.json", json.dumps({"mine": values, "other": {}}))
     return single_source(f"{registry}#mine")
-
-
-def axolotl(directory: Path, text: str, *rows: dict[str, Any]) -> DataSource:
-    """An entry of an Axolotl configuration beside ``rows.jsonl``."""
-    write(directory / "rows.jsonl", json_lines(rows or [{}]))
-    config = write(directory / "config.yml", f"base_model: x\ndatasets:\n  - path: rows.jsonl\n{text}")
-    return single_source(f"{config}#1")
 
 
 def test_a_file_and_a_directory(tmp_path: Path) -> None:
@@ -135,7 +134,10 @@ def test_preference_and_kto_entries_are_read_and_not_trained_on(tmp_path: Path) 
         ({"file_name": "rows.jsonl", "columns": {"promt": "q"}}, "the unknown key promt", "Did you mean prompt?"),
         ({"file_name": "rows.jsonl", "formatting": "chatml"}, "the formatting chatml", "alpaca, sharegpt, openai"),
         ({"file_name": "rows.jsonl", "columns": {"images": "i"}}, "has images", ""),
-        ({"hf_hub_url": "a/b", "file_name": "rows.jsonl"}, "fetched from the net (hf_hub_url)", "file_name"),
+        ({"hf_hub_url": "a/b", "file_name": "rows.jsonl"}, "hf://datasets/a/b#train is not on this", "fetch"),
+        ({"hf_hub_url": "a/b", "split": "train[:9]"}, "is a part of one", "whole split"),
+        ({"hf_hub_url": "set"}, "names no repository of the Hub", "owner/name"),
+        ({"ms_hub_url": "a/b", "file_name": "rows.jsonl"}, "fetched from the net (ms_hub_url)", "file_name"),
         ({"file_name": "rows.jsonl", "ranking": True}, "name no chosen and rejected", ""),
         ({"file_name": "rows.jsonl", "num_samples": 0}, "num_samples", ""),
         ({"file_name": "rows.jsonl", "split": "test"}, "the split test", ""),
@@ -168,49 +170,6 @@ def test_a_registry_itself_and_names_that_are_not_in_it(tmp_path: Path) -> None:
         resolve_source(f"{registry}#mine")
 
 
-def test_axolotl_chat_entries(tmp_path: Path) -> None:
-    talk = [{"from": "human", "value": "x"}, {"from": "bot", "value": "y", "learn": False}]
-    text = (
-        "    type: chat_template\n    field_messages: talk\n    roles_to_train: [assistant]\n    train_on_eos: turn\n"
-        "    message_property_mappings: {role: from, content: value}\n    message_field_training: learn\n"
-        "    roles:\n      user: [human]\n      assistant: [gpt, bot]\n"
-    )
-    example = examples(axolotl(tmp_path, text, {"talk": talk}))[0]
-    assert spoken(example) == [("user", "x"), ("assistant", "y")]
-    assert example.messages[1].train is False
-
-
-@pytest.mark.parametrize(
-    ("text", "row", "contents"),
-    [
-        ("    type: alpaca\n", {"instruction": "do", "input": "it", "output": "a"}, ["do\nit", "a"]),
-        ("    type: alpaca:chat\n", {"instruction": "do", "output": "a"}, ["do", "a"]),
-        ("    type: alpaca_chat.load_qa\n", {"question": "q", "answer": "a"}, ["q", "a"]),
-        (
-            "    type: alpaca_w_system.load_open_orca\n",
-            {"system_prompt": "s", "question": "q", "response": "a"},
-            ["s", "q", "a"],
-        ),
-        (
-            "    type:\n      field_instruction: q\n      field_output: a\n      format: '{instruction}'\n"
-            "      system_prompt: be brief\n",
-            {"q": "x", "a": "y"},
-            ["be brief", "x", "y"],
-        ),
-    ],
-)
-def test_axolotl_instruction_entries(tmp_path: Path, text: str, row: dict[str, Any], contents: list[str]) -> None:
-    assert [content for _, content in spoken(examples(axolotl(tmp_path, text, row))[0])] == contents
-
-
-def test_axolotl_texts_and_tokens(tmp_path: Path) -> None:
-    text = "    type: completion\n    field: body\n"
-    assert examples(axolotl(tmp_path, text, {"body": "words"}))[0].text == "words"
-    row = {"input_ids": [1, 2, 0], "attention_mask": [1, 1, 0], "labels": [-100, 2, -100]}
-    example = examples(axolotl(tmp_path, "    type:\n", row))[0]
-    assert (list(example.ids or []), list(example.labels or [])) == ([1, 2], [-100, 2])
-
-
 def test_axolotl_files_directories_and_splits(tmp_path: Path) -> None:
     write(tmp_path / "set" / "train-0.jsonl", json_lines(pairs(1)))
     write(tmp_path / "set" / "test-0.jsonl", json_lines(pairs(1, 5)))
@@ -231,29 +190,6 @@ def test_axolotl_files_directories_and_splits(tmp_path: Path) -> None:
         single_source(str(config))
 
 
-@pytest.mark.parametrize(
-    ("text", "part", "hint"),
-    [
-        ("    type: sharegpt\n", "the type sharegpt", "chat_template"),
-        ("    type: chatml.intel\n", "the type chatml.intel", "data.columns"),
-        ("    type: alpaca\n    feild: x\n", "the unknown key feild", "Did you mean field?"),
-        ("    type: chat_template\n    train_on_eos: none\n", "train_on_eos: none", "always learned"),
-        ("    type: chat_template\n    roles_to_train: [user]\n", "roles_to_train", ""),
-        ("    type: chat_template\n    chat_template: chatml\n", "chat_template: chatml", "template.file"),
-        ("    type: alpaca\n    shards: 4\n", "shards: 4", ""),
-        ("    type: alpaca\n    split: 'train[:10%]'\n", "a part of one", ""),
-        ("    type: {format: '[INST] {instruction}'}\n", "a format of its own", "chat template"),
-        ("    type: alpaca\n    data_files: [3]\n", "data_files", ""),
-    ],
-)
-def test_axolotl_entries_that_are_refused(tmp_path: Path, text: str, part: str, hint: str) -> None:
-    with pytest.raises(UserError) as caught:
-        axolotl(tmp_path, text)
-    assert part in caught.value.message
-    assert caught.value.hint
-    assert hint in caught.value.hint
-
-
 @pytest.mark.parametrize("text", ["", "x: 1", "- 1", "datasets: []", "datasets: {}", "a: [", "datasets: [3]"])
 def test_a_yaml_that_is_none(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError) as caught:
@@ -261,10 +197,53 @@ def test_a_yaml_that_is_none(tmp_path: Path, text: str) -> None:
     assert caught.value.hint
 
 
-def test_hub_datasets_of_axolotl_must_be_downloaded(tmp_path: Path) -> None:
-    config = write(tmp_path / "config.yml", "datasets:\n - {path: org/name, type: alpaca}\n")
-    with pytest.raises(UserError, match="there is nothing at"):
-        resolve_source(str(config))
+def put_on_this_machine(repository: str, files: dict[str, str]) -> None:
+    """As if it had been fetched."""
+    entry = HubEntry("dataset", repository)
+    directory = paths.make_private_dir(repository_dir(entry) / COMMIT)
+    for name, content in files.items():
+        write(directory / name, content)
+    sizes = {name: len(content) for name, content in files.items()}
+    record = Record(repository, COMMIT, sizes, (), frozenset(sizes))
+    (directory / "localtune.json").write_text(record.to_json())
+    note_ref(entry, COMMIT)
+
+
+def test_hub_datasets_of_other_tools_are_read_once_they_are_fetched(tmp_path: Path) -> None:
+    config = write(
+        tmp_path / "config.yml",
+        "datasets:\n - {path: org/name, type: alpaca}\n - {path: org/name, split: test, type: alpaca}\n"
+        " - {path: org/name, data_files: [en/train.jsonl, en/test.jsonl], type: alpaca}\n"
+        " - {path: org/name, name: en, type: alpaca, revision: v1}\n"
+        " - {path: 'hf://datasets/org/name#en', type: alpaca}\n",
+    )
+    with pytest.raises(UserError, match=r"hf://datasets/org/name#train is not on this machine"):
+        resolve_source(f"{config}#1")
+    pair = '{{"instruction": "{0}", "output": "a"}}\n'
+    put_on_this_machine("org/name", {f"en/{name}.jsonl": pair.format(name) for name in ("train", "test")})
+    found = {
+        number: [spoken(row)[0][1] for source in resolve_source(f"{config}#{number}") for row in examples(source)]
+        for number in (1, 2, 3, 5)
+    }
+    assert found == {1: ["train"], 2: ["test"], 3: ["train", "test"], 5: ["train"]}
+    with pytest.raises(UserError, match=r"hf://datasets/org/name@v1#en/train is not on this machine"):
+        resolve_source(f"{config}#4")
+    source = entry(tmp_path, {"hf_hub_url": "org/name", "subset": "en", "split": "test", "num_samples": 1})
+    assert [spoken(example)[0][1] for example in examples(source)] == ["test"]
+    # A directory of that name beside the configuration goes before.
+    write(tmp_path / "org" / "name" / "own.jsonl", pair.format("own"))
+    assert [spoken(example)[0][1] for source in resolve_source(f"{config}#1") for example in examples(source)] == [
+        "own"
+    ]
+
+
+def test_what_a_run_reads_of_a_hub_is_written_down_with_its_commit(tmp_path: Path) -> None:
+    config = write(tmp_path / "run.toml", 'data.train = "hf://datasets/org/name/en"\n')
+    assert load_config(config).data.train == "hf://datasets/org/name/en"
+    put_on_this_machine("org/name", {"en/train.jsonl": json_lines(pairs(2))})
+    pinned = load_config(config).data.train
+    assert pinned == f"hf://datasets/org/name@{COMMIT}/en"
+    assert [len(list(source.rows())) for source in resolve_source(str(pinned))] == [2]
 
 
 def test_weights_go_with_the_entries(tmp_path: Path) -> None:

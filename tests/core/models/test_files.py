@@ -10,12 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.errors import UserError
-from core.worker.model_files import (
-    check_model_directory,
-    check_safetensors,
-    find_in_hub_cache,
-    is_hub_id,
-)
+from core.models.files import check_model_directory, check_safetensors
 
 
 @pytest.fixture
@@ -118,23 +113,3 @@ def test_any_other_file_is_refused_with_a_sentence(tmp_path: Path, content: byte
         return
     with pytest.raises(UserError):
         check_safetensors(path)
-
-
-def test_hub_ids_are_told_from_paths() -> None:
-    assert is_hub_id("meta-llama/Llama-3.1-8B")
-    assert not any(map(is_hub_id, ["llama", "/models/llama", "../llama", "a/b/c", "a/", "models\n/x"]))
-
-
-def test_the_hub_cache_is_found_where_the_variables_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
-    assert find_in_hub_cache("org/model") is None
-    repository = tmp_path / "hub" / "models--org--model"
-    snapshot = repository / "snapshots" / "abc"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("abc\n")
-    assert find_in_hub_cache("org/model") is None
-    snapshot.mkdir(parents=True)
-    assert find_in_hub_cache("org/model") == snapshot
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "elsewhere"))
-    assert find_in_hub_cache("org/model") is None

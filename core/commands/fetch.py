@@ -1,0 +1,124 @@
+"""``fetch ENTRY``: the only command that downloads from a hub, and nothing but what it is told to."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from core.commands.common import CLEAR_LINE, add_json_flag, emit, note, say
+
+if TYPE_CHECKING:
+    from core.hub.entries import HubEntry
+    from core.hub.job import FetchPlan, FetchProgress
+
+#: Seconds between two lines of progress where standard error is no terminal.
+PLAIN_SECONDS = 5.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "entry",
+        metavar="ENTRY",
+        help="hf://datasets/owner/name[@revision][/path][#split], or a model, hf://owner/name[@revision]",
+    )
+    add_json_flag(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Download; what is here already is not downloaded again."""
+    from core.hub.entries import parse_entry
+    from core.hub.job import FetchCancelledError, FetchJob, hub_host
+
+    entry = parse_entry(args.entry)
+    job = FetchJob(entry)
+    progress = _Progress()
+    note(f"asking {hub_host()} for {entry}")
+    proposed: list[FetchPlan] = []
+
+    def confirm(plan: FetchPlan) -> bool:
+        progress.clear()
+        note(_size_words(plan))
+        proposed.append(plan)
+        return True
+
+    try:
+        plan = job.run(progress, confirm)
+    except KeyboardInterrupt:
+        progress.clear()
+        if proposed:
+            note("What has come is kept; the same command goes on.")
+        raise
+    except FetchCancelledError:
+        return 1
+    finally:
+        progress.clear()
+        job.close()
+    if args.json:
+        emit(_as_json(entry, plan, proposed))
+        return 0
+    for line in _render(entry, plan, proposed):
+        say(line)
+    return 0
+
+
+def _as_json(entry: HubEntry, plan: FetchPlan, proposed: list[FetchPlan]) -> dict[str, Any]:
+    values = {name: value for name, value in dataclasses.asdict(plan).items() if name != "remaining"}
+    return {"kind": entry.kind, **values, "fetched_bytes": proposed[0].remaining if proposed else 0}
+
+
+def _size_words(plan: FetchPlan) -> str:
+    from core.units import format_bytes
+
+    files = "1 file" if plan.files == 1 else f"{plan.files} files"
+    left = "" if plan.remaining == plan.bytes else f", {format_bytes(plan.remaining)} of them still to come"
+    return f"{files}, {format_bytes(plan.bytes)}{left}. {plan.reason}"
+
+
+def _render(entry: HubEntry, plan: FetchPlan, proposed: list[FetchPlan]) -> list[str]:
+    from core.units import format_bytes
+
+    came = f"{format_bytes(proposed[0].remaining)} downloaded" if proposed else "nothing downloaded, it was here"
+    lines = [
+        f"{'directory':<10} {plan.directory}",
+        f"{'commit':<10} {plan.commit}",
+        f"{'files':<10} {plan.files}, {format_bytes(plan.bytes)} ({came})",
+    ]
+    if entry.kind == "dataset":
+        return [*lines, f"{'taken':<10} {plan.reason}", f'{"use it as":<10} data.train = "{entry}"']
+    return [*lines, f'{"use it as":<10} model.base = "{entry.repository}"']
+
+
+class _Progress:
+    """One line that is drawn over and over; where standard error is no terminal, a line now and then."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self._drawn = False
+        self._printed = time.monotonic()
+
+    def __call__(self, progress: FetchProgress) -> None:
+        from core.text import one_line
+        from core.units import format_bytes
+
+        text = one_line(progress.stage, 60)
+        if progress.done is not None and progress.total:
+            size = f"{format_bytes(progress.done)} of {format_bytes(progress.total)}"
+            text = f"{progress.done / progress.total:4.0%}  {size}  {text}"
+        if self._live:
+            sys.stderr.write(CLEAR_LINE + text)
+            sys.stderr.flush()
+            self._drawn = True
+        elif time.monotonic() - self._printed >= PLAIN_SECONDS:
+            self._printed = time.monotonic()
+            note(text)
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self._drawn:
+            sys.stderr.write(CLEAR_LINE)
+            sys.stderr.flush()
+            self._drawn = False

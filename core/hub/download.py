@@ -1,0 +1,347 @@
+"""The process that fetches from a hub: ``python -m core.hub.download``.
+
+It reads one request as a line of JSON from standard input, ``{"entry"}``, and writes lines of JSON: ``{"progress"}``
+several times a second, ``{"plan"}`` when it knows how much there is to download, then waits for a line, and ends with
+``{"result"}`` or ``{"error", "hint"}``. It ends by itself when nobody reads them any more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core import paths
+from core.atomic import fsync_dir, write_atomic
+from core.directories import disk_error, exclusive_lock, require_space
+from core.errors import UserError
+from core.hub.entries import HubEntry, parse_entry
+from core.hub.selection import data_names, read_subsets
+from core.hub.store import PARTIAL_NAME, Record, note_ref, repository_dir, select_files
+from core.models.files import (
+    PICKLES,
+    RECORD_NAME,
+    TOKENIZERS,
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    check_model_config,
+    check_model_directory,
+    read_record,
+)
+from core.text import one_line
+
+if TYPE_CHECKING:
+    from core.hub.client import HubClient, Listing, RemoteFile
+
+#: Bytes that are left on the disk.
+RESERVE = 512 << 20
+
+_SECONDS_BETWEEN = 0.1
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+# What describes a model and its tokenizer, in the format of transformers; never code.
+_ABOUT_MODEL = {
+    *TOKENIZERS,
+    *("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("merges.txt", "chat_template.jinja", "chat_template.json", "preprocessor_config.json", WEIGHTS_INDEX),
+}
+
+
+class _LeftError(Exception):
+    """Nobody waits for the result any more."""
+
+
+class Reporter:
+    """Writes what goes on, not too often."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+        self._stage = ""
+
+    def progress(self, stage: str, done: int | None, total: int | None) -> None:
+        """Say how far it is."""
+        now = time.monotonic()
+        if now >= self._next or stage != self._stage or done == total:
+            self._next, self._stage = now + _SECONDS_BETWEEN, stage
+            self.send({"progress": {"stage": stage, "done": done, "total": total}})
+
+    def propose(self, plan: dict[str, Any]) -> None:
+        """Say what would be downloaded, and wait for the word."""
+        self.send({"plan": plan})
+        if not sys.stdin.readline():
+            raise _LeftError
+
+    @staticmethod
+    def send(value: dict[str, Any]) -> None:
+        """Write a line."""
+        sys.stdout.write(json.dumps(value) + "\n")
+        sys.stdout.flush()
+
+
+class Transfer:
+    """Downloads the files of one repository, one after the other.
+
+    Args:
+        client: Speaks with the hub.
+        entry: The repository.
+        listing: What it holds.
+        scratch: Where files lie until they are whole.
+        reporter: Told how far it is.
+    """
+
+    def __init__(self, client: HubClient, entry: HubEntry, listing: Listing, scratch: Path, reporter: Reporter) -> None:
+        self._client = client
+        self._entry = entry
+        self._listing = listing
+        self._scratch = scratch
+        self._reporter = reporter
+        self._before = 0
+        self._total = 0
+
+    def remaining(self, names: Sequence[str]) -> int:
+        """Bytes that are still to come, of these files."""
+        return sum(max(self._listing.files[name].size - _size(self._place(name)), 0) for name in names)
+
+    def begin(self, whole: int, total: int) -> None:
+        """Count from here on: so many bytes are there already, of so many in all."""
+        self._before, self._total = whole, total
+
+    def fetch(self, name: str, target: Path) -> None:
+        """Download a file, and move it to its place once it is whole.
+
+        Raises:
+            UserError: If it cannot be fetched.
+        """
+        file: RemoteFile = self._listing.files[name]
+        paths.make_private_dir(self._scratch)
+        partial = self._place(name)
+
+        def report(done: int) -> None:
+            stage = f"downloading {one_line(name, 60)}"
+            self._reporter.progress(stage, self._before + done, self._total)
+
+        self._client.download(self._entry, self._listing.commit, file, partial, report)
+        partial.chmod(paths.FILE_MODE)
+        paths.make_private_dir(target.parent)
+        os.replace(partial, target)
+        fsync_dir(target.parent)
+        self._before += file.size
+
+    def _place(self, name: str) -> Path:
+        """Where a file lies while it comes; its hash is in the name, so that nothing else is ever gone on with."""
+        file = self._listing.files[name]
+        digest = hashlib.sha256(f"{name}\0{file.sha256 or file.blob}\0{file.size}".encode()).hexdigest()
+        return self._scratch / f"{digest[:32]}.part"
+
+
+def fetch_dataset(client: HubClient, entry: HubEntry, reporter: Reporter) -> dict[str, Any]:
+    """Fetch the data files that an entry takes.
+
+    Returns:
+        What is here now, for the one who asked.
+
+    Raises:
+        UserError: If there is no such dataset, nothing in it that is read, or no room for it.
+    """
+    listing = client.list_files(entry)
+    names = data_names(listing.files)
+    files = {name: listing.files[name].size for name in names}
+    repository = repository_dir(entry)
+    directory = repository / listing.commit
+    record = Record(entry.repository, listing.commit, files, read_subsets(listing.card))
+    selection = select_files(entry, record)
+    transfer = Transfer(client, entry, listing, directory / PARTIAL_NAME, reporter)
+
+    def missing() -> list[str]:
+        # Only whole files are ever moved into the directory, whether or not the record was written after them.
+        return [name for name in selection.names if not _is_whole(directory / name, files[name])]
+
+    total = sum(files[name] for name in selection.names)
+    before = missing()
+    plan = {
+        "entry": str(entry),
+        "commit": listing.commit,
+        "directory": str(directory),
+        "files": len(selection.names),
+        "bytes": total,
+        "remaining": _checked_room(paths.make_private_dir(repository), transfer.remaining(before)),
+        "reason": selection.reason,
+    }
+    if before:
+        reporter.propose(plan)
+    with exclusive_lock(repository, reporter.progress):
+        wanted = missing()
+        transfer.begin(total - sum(files[name] for name in wanted), total)
+        paths.make_private_dir(directory)
+        for name in wanted:
+            transfer.fetch(name, directory / name)
+        earlier = Record.read(directory)
+        have = set(selection.names) | (set(earlier.have) if earlier is not None else set())
+        whole = Record(record.repository, record.commit, files, record.subsets, frozenset(have))
+        write_atomic(directory / RECORD_NAME, whole.to_json())
+        note_ref(entry, listing.commit)
+        if wanted:
+            _remove_if_empty(directory / PARTIAL_NAME)
+    return plan
+
+
+def fetch_model(client: HubClient, entry: HubEntry, reporter: Reporter) -> dict[str, Any]:
+    """Fetch a model in the format of transformers: its configuration, tokenizer and safetensors, and nothing else.
+
+    Returns:
+        What is here now, for the one who asked.
+
+    Raises:
+        UserError: If there is no such model, it has no safetensors or brings code, or there is no room for it.
+    """
+    if entry.path:
+        raise UserError(f"{entry} names a file of a model.", f"Name the whole: hf://{entry.repository}.")
+    listing = client.list_files(entry)
+    names = _model_files(entry, listing)
+    models = paths.make_private_dir(paths.models_dir())
+    target = models / entry.directory_name
+    total = sum(listing.files[name].size for name in names)
+    plan = {
+        "entry": str(entry),
+        "commit": listing.commit,
+        "directory": str(target),
+        "files": len(names),
+        "bytes": total,
+        "remaining": 0,
+        "reason": "Configuration, tokenizer and safetensors are taken.",
+    }
+    if _is_this_model(target, listing.commit):
+        return plan
+    scratch = models / f".{target.name}.{listing.commit}.fetched"
+    transfer = Transfer(client, entry, listing, scratch / PARTIAL_NAME, reporter)
+
+    def missing() -> list[str]:
+        return [name for name in names if not _is_whole(scratch / name, listing.files[name].size)]
+
+    plan["remaining"] = _checked_room(models, transfer.remaining(missing()))
+    reporter.propose(plan)
+    with exclusive_lock(target, reporter.progress):
+        if _is_this_model(target, listing.commit):
+            return plan
+        wanted = missing()
+        transfer.begin(total - sum(listing.files[name].size for name in wanted), total)
+        paths.make_private_dir(scratch)
+        described = False
+        for name in wanted:
+            if name.endswith(".safetensors") and not described:
+                # Said before gigabytes are fetched in vain.
+                check_model_config(scratch)
+                described = True
+            transfer.fetch(name, scratch / name)
+        check_model_directory(scratch)
+        sizes = {name: listing.files[name].size for name in names}
+        record = {"source": "hub", "repository": entry.repository, "commit": listing.commit, "files": sizes}
+        write_atomic(scratch / RECORD_NAME, json.dumps(record, indent=1) + "\n")
+        _remove_if_empty(scratch / PARTIAL_NAME)
+        fsync_dir(scratch)
+        scratch.rename(target)
+        fsync_dir(models)
+    return plan
+
+
+def _is_this_model(target: Path, commit: str) -> bool:
+    """Whether the model is here already.
+
+    Raises:
+        UserError: If something else is in its place.
+    """
+    if not target.exists():
+        return False
+    record = read_record(target)
+    if record is not None and record.get("commit") == commit:
+        return True
+    what = f"of the commit {one_line(str(record['commit']), 12)}" if record and "commit" in record else "another one"
+    raise UserError(
+        f"{target} is here already and is {what}, not of {commit[:12]}.",
+        "Runs may depend on it; move it away, or remove it, to fetch the other.",
+    )
+
+
+def _model_files(entry: HubEntry, listing: Listing) -> list[str]:
+    """The files of a model that are taken, the small ones that describe it first."""
+    names = list(listing.files)
+    weights = [WEIGHTS] if WEIGHTS in names else [name for name in names if _SHARD.fullmatch(name)]
+    if not weights:
+        if any(name.endswith(PICKLES) for name in names):
+            raise UserError(
+                f"{entry} has its weights as pickles only, which run code when they are loaded.",
+                "Use a version of the model that has safetensors.",
+            )
+        kind = "GGUF files" if any(name.endswith(".gguf") for name in names) else "no weights"
+        raise UserError(f"{entry} has {kind} and no safetensors.", "Name a repository that has safetensors.")
+    about = [name for name in names if name in _ABOUT_MODEL and (name != WEIGHTS_INDEX or weights != [WEIGHTS])]
+    if "config.json" not in about:
+        raise UserError(f"{entry} has no config.json, so it is not a model.", "Check the name.")
+    return [*sorted(about), *sorted(weights)]
+
+
+def _checked_room(directory: Path, needed: int) -> int:
+    """So many bytes, if the disk has room for them and some more."""
+    if needed:
+        require_space(directory, needed + RESERVE)
+    return needed
+
+
+def _remove_if_empty(directory: Path) -> None:
+    try:
+        directory.rmdir()
+    except OSError:
+        return  # gone already, or what else has begun to come is in it
+
+
+def _is_whole(path: Path, size: int) -> bool:
+    return path.is_file() and _size(path) == size
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def main() -> int:
+    """Do it; returns the exit code."""
+    reporter = Reporter()
+    try:
+        reporter.send(_carry_out(json.loads(sys.stdin.readline()), reporter))
+    except (_LeftError, BrokenPipeError):
+        # What is still buffered would raise again when the interpreter closes standard output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def _carry_out(request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+    try:
+        entry = parse_entry(str(request["entry"]))
+        from core.hub.client import HubClient
+
+        client = HubClient()
+        reporter.progress(f"asking {client.host}", None, None)
+        fetch = fetch_dataset if entry.kind == "dataset" else fetch_model
+        return {"result": fetch(client, entry, reporter)}
+    except UserError as error:
+        return {"error": error.message, "hint": error.hint}
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        explained = disk_error(paths.home(), error)
+        return {"error": explained.message, "hint": explained.hint}
+    except Exception as error:
+        detail = one_line(f"{type(error).__name__}: {error}", 300)
+        return {"error": f"The download ended with a mistake of the program: {detail}.", "hint": "Please report it."}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""Ask for a download: done by a process of its own, the only one that ever connects to a hub."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from core.errors import UserError
+from core.hub.entries import HubEntry
+from core.text import one_line
+
+DEFAULT_ENDPOINT = "https://huggingface.co"
+
+_TRUE = ("1", "on", "yes", "true")
+# The helper imports this package from wherever it was found, whatever the directory it is started in.
+_ROOT = str(Path(__file__).resolve().parents[2])
+#: No telemetry, no look for a newer version, no second protocol with servers of its own, no bars in nobody's log.
+_QUIET = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_EXPERIMENTAL_WARNING": "1",
+}
+# The first writes requests with their headers into a log, the others say who asks or with what to get a token.
+_REMOVED = ("HF_DEBUG", "HF_HUB_USER_AGENT_ORIGIN", "HF_OIDC_RESOURCE")
+
+
+class FetchCancelledError(Exception):
+    """The download was closed, or not wanted, before it was done; what has come is kept."""
+
+
+@dataclass(frozen=True)
+class FetchProgress:
+    """How far a download is; ``done`` and ``total`` are bytes, None where nobody knows."""
+
+    stage: str
+    done: int | None = None
+    total: int | None = None
+
+
+@dataclass(frozen=True)
+class FetchPlan:
+    """What an entry takes of its repository.
+
+    Args:
+        entry: The entry as it was asked for.
+        commit: The commit that its revision is now.
+        directory: Where it is, or will be.
+        files: How many files it takes.
+        bytes: How large they are together.
+        remaining: How many of these are yet to come.
+        reason: Which files they are, in a sentence.
+    """
+
+    entry: str
+    commit: str
+    directory: str
+    files: int
+    bytes: int
+    remaining: int
+    reason: str
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> FetchPlan:
+        """From the lines of the process; texts become safe to show."""
+        values: dict[str, Any] = {field.name: data[field.name] for field in fields(cls)}
+        for name, value in values.items():
+            values[name] = one_line(value) if isinstance(value, str) else value
+        return cls(**values)
+
+
+class FetchJob:
+    """One download. ``run`` blocks, so call it from a thread; ``close`` ends it from any other.
+
+    Args:
+        entry: What to fetch.
+    """
+
+    def __init__(self, entry: HubEntry) -> None:
+        self.entry = entry
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._closed = False
+
+    def run(self, progress: Callable[[FetchProgress], None], confirm: Callable[[FetchPlan], bool]) -> FetchPlan:
+        """Connect, and download.
+
+        Args:
+            progress: Told several times a second how far it is.
+            confirm: Asked once the size is known, unless everything is here already.
+
+        Returns:
+            What is here now.
+
+        Raises:
+            FetchCancelledError: If it was closed meanwhile, or not confirmed.
+            UserError: If it cannot be fetched.
+        """
+        refuse_offline()
+        with self._lock:
+            if self._closed:
+                raise FetchCancelledError
+            process = self._process = _start()
+        try:
+            return self._follow(process, progress, confirm)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End it; may be called twice, and after its end."""
+        with self._lock:
+            self._closed = True
+            if self._process is None:
+                return
+            if self._process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def _follow(
+        self,
+        process: subprocess.Popen[bytes],
+        progress: Callable[[FetchProgress], None],
+        confirm: Callable[[FetchPlan], bool],
+    ) -> FetchPlan:
+        if process.stdin is None or process.stdout is None:
+            raise ValueError("The process was started without pipes.")
+        with process.stdin, process.stdout:
+            _tell(process, json.dumps({"entry": str(self.entry)}))
+            for line in process.stdout:
+                answer = json.loads(line)
+                if "result" in answer:
+                    return FetchPlan.from_dict(answer["result"])
+                if "error" in answer:
+                    raise UserError(one_line(answer["error"]), one_line(answer["hint"]))
+                if "plan" in answer:
+                    if not confirm(FetchPlan.from_dict(answer["plan"])) or self._closed:
+                        raise FetchCancelledError
+                    _tell(process, "go")
+                else:
+                    progress(FetchProgress(**answer["progress"]))
+        if self._closed:
+            raise FetchCancelledError
+        raise UserError(
+            f"The download ended without a result (code {process.wait()}).", "Fetch again; what has come is kept."
+        )
+
+
+def hub_host() -> str:
+    """The host that would be asked."""
+    return one_line(urlsplit(os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).netloc, 100) or "huggingface.co"
+
+
+def refuse_offline() -> None:
+    """Respect the variable by which people forbid their Hugging Face libraries the network.
+
+    Raises:
+        UserError: If it is set.
+    """
+    if os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in _TRUE:
+        raise UserError("HF_HUB_OFFLINE is set, so nothing is fetched.", "Unset it to allow the connection.")
+
+
+def _tell(process: subprocess.Popen[bytes], line: str) -> None:
+    with contextlib.suppress(BrokenPipeError):  # it has died: the missing answer tells
+        if process.stdin is not None:
+            process.stdin.write(line.encode() + b"\n")
+            process.stdin.flush()
+
+
+def _start() -> subprocess.Popen[bytes]:
+    environment = {name: value for name, value in os.environ.items() if name not in _REMOVED} | _QUIET
+    return subprocess.Popen(
+        [sys.executable, "-m", "core.hub.download"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        # Ctrl-C in the terminal is for the one who asked, who ends it.
+        start_new_session=True,
+        # A directory called "core" where the user happens to stand must not be taken for ours.
+        env={
+            **environment,
+            "PYTHONSAFEPATH": "1",
+            "PYTHONPATH": os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH")))),
+        },
+    )

@@ -1,0 +1,293 @@
+"""Which files of a repository an entry takes, told from their names and from what the dataset's card says."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
+from typing import Any
+
+from core.data.names import SPLIT_NAMES, ending, holds_rows, natural, split_of
+from core.data.shards import MOST_SHARDS
+from core.errors import UserError
+from core.hub.entries import HubEntry, is_safe_name
+from core.models.files import RECORD_NAME
+from core.text import one_line
+
+_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Subset:
+    """A part of a dataset that its card declares (a ``config`` there).
+
+    Args:
+        name: What it is called.
+        is_default: Whether it is meant where none is named.
+        splits: Name of each split to the patterns of its files.
+    """
+
+    name: str
+    is_default: bool
+    splits: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The files taken, in their order, and in a sentence which they are."""
+
+    names: tuple[str, ...]
+    reason: str
+
+
+def data_names(names: Iterable[str]) -> list[str]:
+    """The files of a repository that may hold rows, in the order of their names.
+
+    Raises:
+        UserError: If one would lie outside of a directory that it is put into.
+    """
+    found = [name for name in names if holds_rows(PurePosixPath(name).name) and name != RECORD_NAME]
+    if unsafe := next((name for name in found if not is_safe_name(name)), None):
+        raise UserError(
+            f"The repository has a file called {one_line(unsafe, 120)}, which leads out of its directory.",
+            "Do not use this repository.",
+        )
+    visible = [name for name in found if not any(part.startswith(".") for part in name.split("/"))]
+    return sorted(visible, key=lambda name: natural(PurePosixPath(name)))
+
+
+def read_subsets(card: Any) -> list[Subset]:
+    """The subsets that a dataset's card declares under ``configs``; what is not understood is left out."""
+    declared = card.get("configs") if isinstance(card, Mapping) else None
+    found = []
+    for item in declared if isinstance(declared, list) else ():
+        if not isinstance(item, Mapping):
+            continue
+        splits = _read_splits(item.get("data_files"), item.get("data_dir"))
+        if splits:
+            name = item.get("config_name")
+            found.append(Subset(name if isinstance(name, str) else "default", item.get("default") is True, splits))
+    return found
+
+
+def select(entry: HubEntry, names: Sequence[str], subsets: Sequence[Subset]) -> Selection:
+    """The files that an entry takes.
+
+    A path takes what it names. Without one, the card's subset counts, or else the names: the files of the split that
+    is named behind ``#``; else those of the split ``train``; else, where no name tells a split, all of them.
+
+    Args:
+        entry: The entry.
+        names: The data files of its repository, as :func:`data_names` gives them.
+        subsets: What the card declares.
+
+    Raises:
+        UserError: If it takes none, files of several kinds, more than can be read, or if it is not clear which.
+    """
+    if not names:
+        raise UserError(
+            f"{_repository(entry)} has no data files of a kind that is read.",
+            "If it is made by a script, its tables may be at @refs/convert/parquet.",
+        )
+    if entry.path:
+        selection = _by_path(entry, names)
+    elif subsets:
+        selection = _by_card(entry, names, subsets)
+    else:
+        selection = _by_names(entry, names)
+    return _of_one_kind(entry, selection)
+
+
+def _by_path(entry: HubEntry, names: Sequence[str]) -> Selection:
+    if entry.path in names:
+        return Selection((entry.path,), "Its path names the file.")
+    if re.search(r"[*?\[]", entry.path):
+        matched = [name for name in names if _matches(entry.path, name)]
+        if not matched:
+            raise UserError(f"{entry} matches no data file.", _known(names))
+        return Selection(tuple(matched), f"Its pattern matches {len(matched)} of {_count(names)}.")
+    below = [name for name in names if name.startswith(f"{entry.path}/")]
+    if not below:
+        near = difflib.get_close_matches(entry.path, names, n=1, cutoff=0.6)
+        hint = f"Did you mean {one_line(near[0], 120)}?" if near else _known(names)
+        raise UserError(f"{_repository(entry)} has no data file at {one_line(entry.path, 120)}.", hint)
+    return _by_names(entry, below)
+
+
+def _by_card(entry: HubEntry, names: Sequence[str], subsets: Sequence[Subset]) -> Selection:
+    subset, split = _named_subset(entry, subsets)
+    if subset is None:
+        defaults = [item for item in subsets if item.is_default] or [item for item in subsets if item.name == "default"]
+        subset = next(iter(defaults or (subsets if len(subsets) == 1 else ())), None)
+    if subset is None:
+        known = _listed(item.name for item in subsets)
+        raise UserError(
+            f"{_repository(entry)} has the subsets {known}.", f"Name one: {_with_part(entry, subsets[0].name)}."
+        )
+    split = _pick_split(entry, split, list(subset.splits), subset.name if len(subsets) > 1 else "")
+    patterns = subset.splits[split]
+    taken = [name for name in names if any(_matches(pattern, name) for pattern in patterns)]
+    if not taken:
+        raise UserError(
+            f"{_repository(entry)}: its card names no data file for the split {one_line(split, 60)}.",
+            f"Name the files by their path. {_known(names)}",
+        )
+    of_subset = f" of the subset {one_line(subset.name, 60)}" if len(subsets) > 1 else ""
+    return Selection(tuple(taken), f"The split {one_line(split, 60)}{of_subset} is {len(taken)} of {_count(names)}.")
+
+
+def _named_subset(entry: HubEntry, subsets: Sequence[Subset]) -> tuple[Subset | None, str]:
+    """The subset that is named behind ``#``, if one is, and the split."""
+    first, slash, split = entry.part.partition("/")
+    named = next((subset for subset in subsets if subset.name == first), None)
+    if named is not None or not slash:
+        return named, split if named is not None else first
+    known = _listed(item.name for item in subsets)
+    raise UserError(f"{_repository(entry)} has no subset {one_line(first, 60)}.", f"It has {known}.")
+
+
+def _pick_split(entry: HubEntry, wanted: str, known: Collection[str], subset: str = "") -> str:
+    """The split that is meant, of those that are known.
+
+    Raises:
+        UserError: If there is none of that name, or none is named and several could be meant.
+    """
+    if not wanted:
+        if "train" in known:
+            return "train"
+        if len(known) == 1:
+            return next(iter(known))
+        first = next(iter(known))
+        raise UserError(
+            f"{_repository(entry)} has the splits {_listed(known)}.",
+            f"Name one: {_with_part(entry, f'{subset}/{first}' if subset else first)}.",
+        )
+    for name in (wanted, SPLIT_NAMES.get(wanted, wanted)):
+        if name in known:
+            return name
+    raise UserError(f"{_repository(entry)} has no split {one_line(wanted, 60)}.", f"It has {_listed(known)}.")
+
+
+def _by_names(entry: HubEntry, names: Sequence[str]) -> Selection:
+    first, slash, split = entry.part.partition("/")
+    prefix = f"{entry.path}/" if entry.path else ""
+    pool, of_directory = list(names), ""
+    known = sorted({split_of(_below(name, prefix)) for name in names} - {""})
+    # Files whose names tell no split are all for training.
+    is_split = SPLIT_NAMES.get(first, first) in (known or ["train"])
+    if first and (slash or not is_split):
+        # No split of that name: then it is a directory, which is how subsets without a card are kept.
+        pool = [name for name in names if name.startswith(f"{prefix}{first}/")]
+        if not pool:
+            kinds = _listed(known) if known else "none that its file names tell"
+            raise UserError(f"{_repository(entry)} has no split {one_line(first, 60)}.", f"It has {kinds}.")
+        of_directory = f" of {one_line(first, 60)}"
+        prefix = f"{prefix}{first}/"
+    else:
+        split = first
+    splits = {name: split_of(_below(name, prefix)) for name in pool}
+    told = list(dict.fromkeys(filter(None, splits.values())))
+    if not told and split in ("", "train"):
+        return Selection(tuple(pool), f"No file name tells a split, so all of {_count(pool)} are read.")
+    chosen = _pick_split(entry, split, told)
+    taken = [name for name in pool if splits[name] == chosen]
+    return Selection(tuple(taken), f"The split {chosen}{of_directory} is {len(taken)} of {_count(names)}.")
+
+
+def _of_one_kind(entry: HubEntry, selection: Selection) -> Selection:
+    """The selection without what lies beside the data, such as a list of requirements beside tables."""
+    kinds: dict[str, list[str]] = {}
+    for name in selection.names:
+        kinds.setdefault(ending(PurePosixPath(name)), []).append(name)
+    taken = selection
+    if len(kinds) > 1:
+        rows = {kind: found for kind, found in kinds.items() if kind not in (".txt", ".json")}
+        if len(rows) != 1:
+            raise UserError(
+                f"{entry} takes files of several kinds ({', '.join(sorted(kinds))}).",
+                f"Name those of one kind by a path. {_known(selection.names)}",
+            )
+        (kind,) = rows
+        left = len(selection.names) - len(rows[kind])
+        taken = Selection(
+            tuple(rows[kind]), f"{selection.reason} Of these, the {kind} files are read and {left} others are not."
+        )
+    if len(taken.names) > MOST_SHARDS:
+        raise UserError(
+            f"{entry} takes {len(taken.names)} files, and {MOST_SHARDS} of one dataset are read.",
+            f"Name some of them by a path, such as {one_line(taken.names[0], 120)}.",
+        )
+    return taken
+
+
+def _read_splits(files: Any, directory: Any) -> dict[str, list[str]]:
+    prefix = f"{directory.strip('/')}/" if isinstance(directory, str) and directory.strip("/") else ""
+    if files is None:
+        return {"train": [f"{prefix}**"]} if prefix else {}
+    items: Iterable[tuple[Any, Any]]
+    if isinstance(files, Mapping):
+        items = files.items()
+    elif isinstance(files, list) and any(isinstance(item, Mapping) for item in files):
+        items = [(item.get("split"), item.get("path")) for item in files if isinstance(item, Mapping)]
+    else:
+        items = [("train", files)]
+    splits: dict[str, list[str]] = {}
+    for split, patterns in items:
+        texts = [patterns] if isinstance(patterns, str) else patterns if isinstance(patterns, list) else []
+        kept = [prefix + text.removeprefix("./") for text in texts if isinstance(text, str) and "://" not in text]
+        if isinstance(split, str) and split and kept:
+            splits.setdefault(split, []).extend(kept)
+    return splits
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """Whether a pattern of the Hub means a file: ``*`` stays in a directory, ``**`` stands for any number of them."""
+    parts = pattern.split("/")
+    # All places of the pattern that the directories so far can have reached, so that no pattern takes long.
+    places = _passing({0}, parts)
+    for segment in name.split("/"):
+        reached = set()
+        for place in places:
+            if place < len(parts) and parts[place] == "**":
+                reached.add(place)
+            elif place < len(parts) and fnmatchcase(segment, parts[place]):
+                reached.add(place + 1)
+        places = _passing(reached, parts)
+    return len(parts) in places
+
+
+def _passing(places: set[int], parts: Sequence[str]) -> set[int]:
+    """Places, and those that are reached from them by a ``**`` that stands for nothing."""
+    reached = set(places)
+    for place, part in enumerate(parts):
+        if place in reached and part == "**":
+            reached.add(place + 1)
+    return reached
+
+
+def _below(name: str, prefix: str) -> PurePosixPath:
+    return PurePosixPath(name.removeprefix(prefix))
+
+
+def _repository(entry: HubEntry) -> str:
+    return str(HubEntry(entry.kind, entry.repository, entry.revision))
+
+
+def _with_part(entry: HubEntry, part: str) -> str:
+    return str(HubEntry(entry.kind, entry.repository, entry.revision, entry.path, one_line(part, 60)))
+
+
+def _count(names: Sequence[str]) -> str:
+    return "1 data file" if len(names) == 1 else f"{len(names)} data files"
+
+
+def _listed(names: Iterable[str]) -> str:
+    shown = [one_line(name, 60) for name in names]
+    return ", ".join(shown[:_SHOWN]) + (f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else "")
+
+
+def _known(names: Sequence[str]) -> str:
+    return f"It has {_listed(names)}."

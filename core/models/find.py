@@ -1,0 +1,131 @@
+"""Where a base model is on this machine, told alike to the worker, the commands and the app; no network is asked."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from core import paths
+from core.errors import UserError
+from core.hub.entries import is_hub_entry, is_hub_id, parse_entry
+from core.models.files import read_record
+from core.paths import user_path
+from core.text import one_line
+
+#: The model that needs no hub, and is prepared when it is first wanted.
+STARTER_NAME = "smollm2-135m-instruct"
+
+
+def find_model(name: str, relative_to: Path | None = None) -> Path | None:
+    """The directory of a base model, if it is on this machine and ready.
+
+    Args:
+        name: A directory; a GGUF file, where it has been converted; the name of a prepared model; a hub id
+            (``owner/name``), where the model has been fetched or is in the local Hugging Face cache.
+        relative_to: What a relative path is relative to; the working directory by default.
+
+    Returns:
+        An absolute path; whether everything is in the directory has not been looked at.
+    """
+    path = model_path(name, relative_to)
+    if path.is_dir():
+        return path
+    if path.is_file():
+        return find_converted(path)
+    prepared = paths.models_dir() / name
+    if Path(name).name == name and prepared.is_dir():
+        return prepared
+    if (repository := hub_id_of(name)) is None:
+        return None
+    fetched = paths.models_dir() / repository.replace("/", "--")
+    return fetched if fetched.is_dir() else find_in_hub_cache(repository)
+
+
+def model_path(name: str, relative_to: Path | None = None) -> Path:
+    """The path that a name would be, absolute."""
+    return (relative_to or Path.cwd()).absolute() / user_path(name)
+
+
+def hub_id_of(name: str) -> str | None:
+    """The hub id in ``owner/name`` or ``hf://owner/name``; None of other names."""
+    if is_hub_entry(name):
+        try:
+            entry = parse_entry(name)
+        except UserError:
+            return None
+        return entry.repository if entry.kind == "model" and not (entry.revision or entry.path) else None
+    return name if is_hub_id(name) else None
+
+
+def missing_model(name: str, relative_to: Path | None = None) -> UserError:
+    """Why :func:`find_model` finds nothing under a name, and what to do."""
+    shown, path = one_line(name, 200), model_path(name, relative_to)
+    if path.is_file():
+        return UserError(f"The model {shown} is not converted yet.", "The first run with it converts it.")
+    if name == STARTER_NAME:
+        return UserError(f"The starter model {shown} is not prepared yet.", "'localtune-tui demo' prepares it.")
+    if (repository := hub_id_of(name)) is not None:
+        return UserError(
+            f"The model {shown} is not on this machine: there is no directory {one_line(str(path), 200)}, and no copy "
+            f"in {paths.models_dir()} or in the local Hugging Face cache.",
+            f"'localtune-tui fetch hf://{repository}' downloads it.",
+        )
+    return UserError(
+        f"The model {shown} was not found: there is no file or directory {one_line(str(path), 200)} and no prepared "
+        f"model {paths.models_dir() / one_line(name, 200)}.",
+        f"Set model.base to a directory, a GGUF file or {STARTER_NAME}; 'localtune-tui fetch' downloads from a hub.",
+    )
+
+
+def find_converted(gguf: Path) -> Path | None:
+    """The directory that a GGUF file, as it is now, has been converted to; None if it has not."""
+    try:
+        identity = gguf_identity(gguf)
+    except OSError:
+        return None
+    for directory in sorted(paths.models_dir().glob(f"{glob.escape(converted_stem(gguf))}-*")):
+        record = read_record(directory)
+        if record is not None and record.get("identity") == identity:
+            return directory
+    return None
+
+
+def gguf_identity(gguf: Path) -> dict[str, Any]:
+    """What tells whether a GGUF file is still the one that was converted.
+
+    Raises:
+        OSError: If it cannot be looked at.
+    """
+    facts = gguf.stat()
+    return {"path": str(gguf.absolute()), "bytes": facts.st_size, "modified_ns": facts.st_mtime_ns}
+
+
+def converted_stem(gguf: Path) -> str:
+    """What the directories begin with that a GGUF file is converted to."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", gguf.stem).strip("-.")[:80] or "model"
+
+
+def hub_cache_dir() -> Path:
+    """The Hugging Face cache, where the variables of that library say it is."""
+    if explicit := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
+        return user_path(explicit)
+    hub_home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return user_path(hub_home) / "hub"
+
+
+def find_in_hub_cache(repository: str) -> Path | None:
+    """The newest snapshot of a hub model in the local Hugging Face cache; the network is not asked.
+
+    Args:
+        repository: ``owner/name``.
+    """
+    directory = hub_cache_dir() / f"models--{repository.replace('/', '--')}"
+    try:
+        commit = (directory / "refs" / "main").read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    snapshot = directory / "snapshots" / commit
+    return snapshot if re.fullmatch(r"\w+", commit) and snapshot.is_dir() else None

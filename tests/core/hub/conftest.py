@@ -1,0 +1,27 @@
+"""A hub that is asked instead of the real one, and rows to put into it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from .fake_hub import FakeHub, running_hub
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A running hub; the environment points to it, and allows the connection."""
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    for name in ("HF_TOKEN", "HF_TOKEN_PATH", "HF_HOME", "XDG_CACHE_HOME", "http_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with running_hub() as found:
+        monkeypatch.setenv("HF_ENDPOINT", found.endpoint)
+        yield found
+
+
+def rows(*numbers: int) -> bytes:
+    """JSON Lines of one question and answer each."""
+    lines = [json.dumps({"prompt": f"q{number}", "completion": f"a{number}"}) for number in numbers]
+    return "".join(line + "\n" for line in lines).encode()

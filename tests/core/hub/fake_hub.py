@@ -1,0 +1,227 @@
+"""A hub on this machine: a real HTTP server that speaks as much of the Hugging Face Hub as its client asks for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+TOKEN = "hf_this_is_a_secret"
+
+
+@dataclass
+class Repository:
+    """What the hub has under one name.
+
+    Args:
+        files: Name to content.
+        large: Names of the files that are kept elsewhere, on the second server.
+        card: The data of its card.
+        private: Whether it is hidden without a token.
+        gated: Whether its files are refused without a token.
+    """
+
+    files: dict[str, bytes]
+    large: set[str] = field(default_factory=set)
+    card: dict[str, Any] = field(default_factory=dict)
+    private: bool = False
+    gated: bool = False
+    revisions: tuple[str, ...] = ("main",)
+    commit: str = ""
+    claimed: dict[str, bytes] = field(default_factory=dict)
+    """Contents whose hashes are told instead of those of the real ones."""
+
+    def __post_init__(self) -> None:
+        self.commit = (
+            self.commit or hashlib.sha1(repr(sorted(self.files.items())).encode(), usedforsecurity=False).hexdigest()
+        )
+
+    def siblings(self) -> list[dict[str, Any]]:
+        """The files as the API tells them."""
+        return [self._sibling(name, self.claimed.get(name, content)) for name, content in self.files.items()]
+
+    def _sibling(self, name: str, content: bytes) -> dict[str, Any]:
+        blob = _sha1(f"blob {len(content)}\0".encode() + content)
+        found: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": blob}
+        if name in self.large:
+            digest = hashlib.sha256(content).hexdigest()
+            found["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 130}
+        return found
+
+
+@dataclass
+class Asked:
+    """One request as it came in."""
+
+    server: str
+    method: str
+    path: str
+    headers: dict[str, str]
+
+
+class FakeHub:
+    """The hub and, on another port, the store that it keeps large files on."""
+
+    def __init__(self) -> None:
+        self.datasets: dict[str, Repository] = {}
+        self.models: dict[str, Repository] = {}
+        self.asked: list[Asked] = []
+        self.cuts: list[int] = []
+        """The next answers with a file end after so many bytes, without a word."""
+        self.stalls: dict[str, int] = {}
+        """Answers with these files stop after so many bytes, and go on once ``resume`` is set."""
+        self.stalled = threading.Event()
+        self.resume = threading.Event()
+        self.ignores_ranges = False
+        self.status: int | None = None
+        """The answer to everything, if set."""
+        self._servers = [self._serve("hub"), self._serve("store")]
+
+    @property
+    def endpoint(self) -> str:
+        """For ``HF_ENDPOINT``."""
+        return f"http://127.0.0.1:{self._servers[0].server_port}"
+
+    @property
+    def store(self) -> str:
+        """Where large files are kept; another origin."""
+        return f"http://127.0.0.1:{self._servers[1].server_port}"
+
+    def close(self) -> None:
+        """End both."""
+        self.resume.set()
+        for server in self._servers:
+            server.shutdown()
+            server.server_close()
+
+    def paths(self) -> list[str]:
+        """What has been asked for so far, without the questions behind it."""
+        return [urlsplit(asked.path).path for asked in self.asked]
+
+    def files_asked(self) -> list[str]:
+        """Names of the files asked of the hub itself."""
+        return [
+            unquote(path.split("/resolve/", 1)[1].partition("/")[2]) for path in self.paths() if "/resolve/" in path
+        ]
+
+    def _serve(self, name: str) -> ThreadingHTTPServer:
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+                """Nobody reads it."""
+
+            def do_HEAD(self) -> None:
+                self.do_GET()
+
+            def do_GET(self) -> None:
+                hub.asked.append(Asked(name, self.command, self.path, {k.lower(): v for k, v in self.headers.items()}))
+                try:
+                    hub._answer(name, self)
+                except (BrokenPipeError, ConnectionResetError):
+                    self.close_connection = True
+
+        server = _Server(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        return server
+
+    def _answer(self, server: str, handler: BaseHTTPRequestHandler) -> None:
+        path = urlsplit(handler.path).path
+        if self.status is not None:
+            _send(handler, self.status, b"{}")
+            return
+        if server == "store":
+            kind, owner, name, file = path.removeprefix("/").split("/", 3)
+            self._send_file(handler, unquote(file), getattr(self, kind)[f"{owner}/{name}"].files[unquote(file)])
+            return
+        parts = [unquote(part) for part in path.removeprefix("/").split("/")]
+        is_api = parts[0] == "api"
+        kind = "datasets" if "datasets" in parts[: 1 + is_api] else "models"
+        parts = parts[is_api:] if is_api else parts
+        if parts[0] in ("datasets", "models"):
+            parts = parts[1:]
+        repository = getattr(self, kind).get("/".join(parts[:2]))
+        allowed = handler.headers.get("authorization") == f"Bearer {TOKEN}"
+        if repository is None or (repository.private and not allowed):
+            _send(handler, 404 if allowed else 401, b"{}", {"X-Error-Code": "RepoNotFound"})
+            return
+        revision = parts[3] if len(parts) > 3 else "main"
+        if revision not in (*repository.revisions, repository.commit):
+            _send(handler, 404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+            return
+        if is_api:
+            told = {"id": "/".join(parts[:2]), "sha": repository.commit, "siblings": repository.siblings()}
+            _send(handler, 200, json.dumps({**told, "cardData": repository.card}).encode())
+            return
+        name = "/".join(parts[4:])
+        if repository.gated and not allowed:
+            _send(handler, 401, b"{}", {"X-Error-Code": "GatedRepo"})
+        elif name not in repository.files:
+            _send(handler, 404, b"{}", {"X-Error-Code": "EntryNotFound"})
+        elif name in repository.large:
+            place = f"{self.store}/{kind}/{'/'.join(parts[:2])}/{name}"
+            _send(handler, 302, b"", {"Location": place, "X-Repo-Commit": repository.commit})
+        else:
+            self._send_file(handler, name, repository.files[name])
+
+    def _send_file(self, handler: BaseHTTPRequestHandler, name: str, content: bytes) -> None:
+        asked = handler.headers.get("range", "")
+        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and not self.ignores_ranges else 0
+        body = content[start:]
+        handler.send_response(206 if start else 200)
+        handler.send_header("Content-Length", str(len(body)))
+        if start:
+            handler.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        handler.end_headers()
+        if self.cuts:
+            handler.wfile.write(body[: self.cuts.pop(0)])
+            handler.wfile.flush()
+            handler.close_connection = True
+            handler.connection.close()
+            return
+        if (stall := self.stalls.get(name)) is not None:
+            handler.wfile.write(body[:stall])
+            handler.wfile.flush()
+            body = body[stall:]
+            self.stalled.set()
+            self.resume.wait(120)
+        handler.wfile.write(body)
+
+
+def _sha1(content: bytes) -> str:
+    return hashlib.sha1(content, usedforsecurity=False).hexdigest()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that was killed is what some tests are about."""
+
+
+def _send(handler: BaseHTTPRequestHandler, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+    handler.send_response(status)
+    for name, value in (headers or {}).items():
+        handler.send_header(name, value)
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    if handler.command != "HEAD":
+        handler.wfile.write(body)
+
+
+@contextmanager
+def running_hub() -> Iterator[FakeHub]:
+    """A hub as long as it is needed."""
+    hub = FakeHub()
+    try:
+        yield hub
+    finally:
+        hub.close()

@@ -1,0 +1,430 @@
+"""Fetching with the real client from a hub on this machine: whole, cut short, refused, unsafe, without a network."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from core import paths
+from core.data.registry import resolve_source
+from core.errors import UserError
+from core.hub.entries import HubEntry, parse_entry
+from core.hub.job import FetchCancelledError, FetchJob, FetchPlan, FetchProgress
+from core.hub.store import NotFetchedError, find_fetched
+from core.models.files import check_model_directory
+from core.models.find import find_model
+from tests.waiting import wait_for
+
+from .conftest import rows
+from .fake_hub import TOKEN, FakeHub, Repository
+
+
+def fetch(text: str, progress: list[FetchProgress] | None = None) -> FetchPlan:
+    return FetchJob(parse_entry(text)).run((progress if progress is not None else []).append, lambda _: True)
+
+
+def questions(text: str) -> list[str]:
+    return [row.data["prompt"] for source in resolve_source(text) for row in source.rows() if row.data is not None]
+
+
+def three_splits() -> Repository:
+    files = {
+        "README.md": b"# words",
+        "script.py": b"raise SystemExit",
+        "data/train-00000-of-00002.jsonl": rows(1, 2),
+        "data/train-00001-of-00002.jsonl": rows(3),
+        "data/test-00000-of-00001.jsonl": rows(9),
+    }
+    return Repository(files, large={"data/train-00001-of-00002.jsonl"})
+
+
+def below(directory: Path) -> set[str]:
+    return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
+
+
+def test_a_dataset_is_fetched_once_and_read_without_the_network(hub: FakeHub) -> None:
+    repository = hub.datasets["me/set"] = three_splits()
+    entry = "hf://datasets/me/set"
+    with pytest.raises(NotFetchedError) as missing:
+        resolve_source(entry)
+    assert missing.value.message == "hf://datasets/me/set is not on this machine."
+    assert missing.value.hint == "'localtune-tui fetch hf://datasets/me/set' downloads it."
+    assert hub.asked == []
+
+    seen: list[FetchProgress] = []
+    plan = fetch(entry, seen)
+    assert (plan.commit, plan.files) == (repository.commit, 2)
+    assert plan.bytes == plan.remaining == len(rows(1, 2)) + len(rows(3))
+    assert plan.reason == "The split train is 2 of 3 data files."
+    directory = paths.datasets_dir() / "me--set" / repository.commit
+    assert plan.directory == str(directory)
+    assert below(directory) == {"localtune.json", *(name for name in repository.files if "train" in name)}
+    assert max(progress.done or 0 for progress in seen) == plan.bytes
+    # Neither the card nor any code was asked for, nor anything that reports.
+    assert sorted(hub.files_asked()) == sorted(name for name in repository.files if "train" in name)
+    assert {path.split("/")[1] for path in hub.paths() if not path.startswith("/datasets")} <= {"api", "datasets"}
+    assert not any("authorization" in asked.headers for asked in hub.asked)
+    assert not any("torch" in asked.headers["user-agent"] for asked in hub.asked)
+
+    asked = len(hub.asked)
+    hub.close()
+    (source,) = resolve_source(entry)
+    assert questions(entry) == ["q1", "q2", "q3"]
+    with source.open() as file:
+        detection = source.detect(file.rows(0, 9))
+    assert detection.format == "prompt_completion"
+    assert detection.reason.endswith("The split train is 2 of 3 data files.")
+    assert questions(f"hf://datasets/me/set@{repository.commit}/data/train-00001-of-00002.jsonl") == ["q3"]
+    with pytest.raises(NotFetchedError, match=r"not whole on this machine: data/test-00000-of-00001.jsonl is missing"):
+        resolve_source("hf://datasets/me/set#test")
+    assert len(hub.asked) == asked
+
+
+def test_further_parts_are_added_and_what_is_here_is_not_fetched_again(hub: FakeHub) -> None:
+    hub.datasets["me/set"] = three_splits()
+    fetch("hf://datasets/me/set")
+    before = hub.files_asked()
+    again = fetch("hf://datasets/me/set")
+    assert again.remaining == 0
+    assert hub.files_asked() == before
+    fetch("hf://datasets/me/set#test")
+    assert hub.files_asked() == [*before, "data/test-00000-of-00001.jsonl"]
+    assert questions("hf://datasets/me/set") == ["q1", "q2", "q3"]
+    assert questions("hf://datasets/me/set#test") == ["q9"]
+    assert questions("hf://datasets/me/set/data/test-*") == ["q9"]
+
+
+def test_a_branch_that_moves_leaves_the_earlier_commit_as_it_was(hub: FakeHub) -> None:
+    first = hub.datasets["me/set"] = Repository({"train.jsonl": rows(1)})
+    fetch("hf://datasets/me/set")
+    hub.datasets["me/set"] = Repository({"train.jsonl": rows(2)}, revisions=("main", "v2"))
+    assert questions("hf://datasets/me/set") == ["q1"]
+    fetch("hf://datasets/me/set")
+    assert questions("hf://datasets/me/set") == ["q2"]
+    assert questions(f"hf://datasets/me/set@{first.commit}") == ["q1"]
+    assert questions(f"hf://datasets/me/set@{first.commit[:9]}") == ["q1"]
+    with pytest.raises(NotFetchedError):
+        resolve_source("hf://datasets/me/set@v2")
+    fetch("hf://datasets/me/set@v2")
+    assert questions("hf://datasets/me/set@v2") == ["q2"]
+
+
+def test_a_cut_connection_is_gone_on_with(hub: FakeHub) -> None:
+    content = rows(*range(200_000))
+    hub.datasets["me/set"] = Repository({"train.jsonl": content})
+    hub.cuts = [3_000_000, 1_500_000]
+    plan = fetch("hf://datasets/me/set")
+    assert (Path(plan.directory) / "train.jsonl").read_bytes() == content
+    asked = [item.headers.get("range") for item in hub.asked if "/resolve/" in item.path]
+    assert asked[0] is None
+    starts = [int(str(item).removeprefix("bytes=").rstrip("-")) for item in asked[1:]]
+    assert 0 < starts[0] < starts[1] < len(content)
+
+
+def test_a_download_that_was_killed_is_gone_on_with(hub: FakeHub) -> None:
+    content = rows(*range(200_000))
+    hub.datasets["me/set"] = Repository({"a.jsonl": rows(1), "b.jsonl": content}, large={"b.jsonl"})
+    hub.stalls["b.jsonl"] = 4 << 20
+    job = FetchJob(parse_entry("hf://datasets/me/set"))
+    partial = paths.datasets_dir() / "me--set" / hub.datasets["me/set"].commit / ".partial"
+
+    def close_when_stalled() -> None:
+        hub.stalled.wait(60)
+        wait_for(lambda: any(path.stat().st_size >= 1 << 20 for path in partial.glob("*.part")), 60, "the first bytes")
+        job.close()
+
+    closer = threading.Thread(target=close_when_stalled)
+    closer.start()
+    with pytest.raises(FetchCancelledError):
+        job.run(lambda _: None, lambda _: True)
+    closer.join()
+    with pytest.raises(NotFetchedError):
+        resolve_source("hf://datasets/me/set")
+    hub.stalls.clear()
+    hub.resume.set()
+    before = len(hub.asked)
+    plan = fetch("hf://datasets/me/set")
+    later = hub.asked[before:]
+    assert plan.remaining < plan.bytes
+    # The small file was whole and is not asked for again; of the large one only the rest is.
+    assert not any(item.path.endswith("/a.jsonl") for item in later)
+    starts = [item.headers.get("range") for item in later if item.server == "store"]
+    assert starts
+    assert all(start is not None and int(start.removeprefix("bytes=").rstrip("-")) >= 1 << 20 for start in starts)
+    assert (Path(plan.directory) / "b.jsonl").read_bytes() == content
+    assert questions("hf://datasets/me/set")[:2] == ["q1", "q0"]
+
+
+def test_a_hub_that_ignores_ranges_still_gives_the_whole_file(hub: FakeHub) -> None:
+    content = rows(*range(100_000))
+    hub.datasets["me/set"] = Repository({"train.jsonl": content})
+    hub.cuts, hub.ignores_ranges = [2_500_000], True
+    plan = fetch("hf://datasets/me/set")
+    assert (Path(plan.directory) / "train.jsonl").read_bytes() == content
+
+
+def test_it_is_refused_while_the_plan_stands(hub: FakeHub) -> None:
+    hub.datasets["me/set"] = three_splits()
+    plans: list[FetchPlan] = []
+
+    def refuse(plan: FetchPlan) -> bool:
+        plans.append(plan)
+        return False
+
+    with pytest.raises(FetchCancelledError):
+        FetchJob(parse_entry("hf://datasets/me/set")).run(lambda _: None, refuse)
+    assert plans[0].remaining == plans[0].bytes > 0
+    assert hub.files_asked() == []
+
+
+@pytest.mark.parametrize("large", [True, False])
+def test_what_is_not_what_the_hub_describes_is_thrown_away(hub: FakeHub, large: bool) -> None:
+    lie = Repository({"train.jsonl": rows(1)}, large={"train.jsonl"} if large else set())
+    lie.claimed["train.jsonl"] = rows(2)
+    hub.datasets["me/set"] = lie
+    with pytest.raises(UserError, match="did not come as"):
+        fetch("hf://datasets/me/set")
+    with pytest.raises(NotFetchedError):
+        resolve_source("hf://datasets/me/set")
+    assert list((paths.datasets_dir() / "me--set" / lie.commit).rglob("*.part")) == []
+
+
+def test_more_than_was_announced_is_not_taken(hub: FakeHub) -> None:
+    lie = Repository({"train.jsonl": rows(*range(100_000))})
+    lie.claimed["train.jsonl"] = rows(2)
+    hub.datasets["me/set"] = lie
+    with pytest.raises(UserError, match="did not come as"):
+        fetch("hf://datasets/me/set")
+    assert sum(path.stat().st_size for path in paths.datasets_dir().rglob("*") if path.is_file()) == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside.jsonl", "/tmp/outside.jsonl", "data/../../outside.jsonl", "a\\..\\b.jsonl", "a//b.jsonl"]
+)
+def test_names_that_lead_outside_are_refused(hub: FakeHub, name: str) -> None:
+    hub.datasets["me/set"] = Repository({"train.jsonl": rows(1), name: rows(2)})
+    with pytest.raises(UserError, match="leads out of its directory"):
+        fetch("hf://datasets/me/set")
+    assert hub.files_asked() == []
+
+
+def test_a_record_that_was_tampered_with_is_none(hub: FakeHub) -> None:
+    hub.datasets["me/set"] = Repository({"train.jsonl": rows(1)})
+    directory = Path(fetch("hf://datasets/me/set").directory)
+    record = json.loads((directory / "localtune.json").read_text())
+    record["files"]["../../x.jsonl"] = 3
+    (directory / "localtune.json").write_text(json.dumps(record))
+    with pytest.raises(NotFetchedError):
+        resolve_source("hf://datasets/me/set")
+
+
+def test_a_file_that_was_changed_or_removed_counts_as_missing(hub: FakeHub) -> None:
+    hub.datasets["me/set"] = Repository({"train.jsonl": rows(1)})
+    file = Path(fetch("hf://datasets/me/set").directory) / "train.jsonl"
+    file.write_bytes(rows(1)[:-3])
+    with pytest.raises(NotFetchedError, match="not whole"):
+        resolve_source("hf://datasets/me/set")
+    fetch("hf://datasets/me/set")
+    assert file.read_bytes() == rows(1)
+
+
+def test_tokens_are_sent_only_where_they_are_needed_and_only_to_the_hub(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub.datasets["me/open"] = Repository({"train.jsonl": rows(1)})
+    fetch("hf://datasets/me/open")
+    assert not any("authorization" in asked.headers for asked in hub.asked)
+    hub.datasets["me/gated"] = Repository({"train.jsonl": rows(2)}, large={"train.jsonl"}, gated=True)
+    hub.datasets["me/private"] = Repository({"train.jsonl": rows(3)}, private=True)
+    for name in ("gated", "private"):
+        fetch(f"hf://datasets/me/{name}")
+    sent = [asked for asked in hub.asked if "authorization" in asked.headers]
+    assert {asked.server for asked in sent} == {"hub"}
+    assert not any("/open" in asked.path for asked in sent)
+    kept = b"".join(path.read_bytes() for path in paths.home().rglob("*") if path.is_file())
+    assert TOKEN.encode() not in kept
+    assert TOKEN not in "".join(capfd.readouterr())
+
+
+def test_the_token_file_is_read_where_the_variable_is_not_set(hub: FakeHub) -> None:
+    hub.datasets["me/private"] = Repository({"train.jsonl": rows(3)}, private=True)
+    with pytest.raises(UserError, match=r"There is no dataset me/private on 127.0.0.1:\d+ that you may read") as caught:
+        fetch("hf://datasets/me/private")
+    assert "HF_TOKEN" in caught.value.hint
+    token = Path.home() / ".cache" / "huggingface" / "token"
+    token.parent.mkdir(parents=True)
+    token.write_text(f"{TOKEN}\n")
+    assert fetch("hf://datasets/me/private").files == 1
+
+
+@pytest.mark.parametrize(
+    ("entry", "says", "hint"),
+    [
+        ("hf://datasets/me/none", "There is no dataset me/none", "Check the name"),
+        ("hf://me/none", "There is no model me/none", "Check the name"),
+        ("hf://datasets/me/set@v9", "has no revision v9", "Check it"),
+        ("hf://datasets/me/gated", "who have accepted its terms", "HF_TOKEN"),
+        ("hf://datasets/me/script", "has no data files", "refs/convert/parquet"),
+        ("hf://datasets/me/set#validation", "has no split validation", "train"),
+    ],
+)
+def test_what_cannot_be_fetched_is_a_sentence(hub: FakeHub, entry: str, says: str, hint: str) -> None:
+    hub.datasets["me/set"] = three_splits()
+    hub.datasets["me/gated"] = Repository({"train.jsonl": rows(1)}, gated=True)
+    hub.datasets["me/script"] = Repository({"set.py": b"", "README.md": b"", "dataset_infos.json": b"{}"})
+    with pytest.raises(UserError, match=says) as caught:
+        fetch(entry)
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(("status", "says"), [(429, "asks to wait"), (503, "the error 503"), (403, "does not let you")])
+def test_a_hub_in_trouble_is_a_sentence(hub: FakeHub, status: int, says: str) -> None:
+    hub.status = status
+    with pytest.raises(UserError, match=says) as caught:
+        fetch("hf://datasets/me/set")
+    assert caught.value.hint
+
+
+def test_nothing_is_asked_where_the_network_is_forbidden(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.datasets["me/set"] = three_splits()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
+        fetch("hf://datasets/me/set")
+    assert hub.asked == []
+
+
+def test_a_hub_that_is_not_there_is_a_sentence(hub: FakeHub) -> None:
+    hub.close()
+    with pytest.raises(UserError, match=r"127.0.0.1:\d+ cannot be reached") as caught:
+        fetch("hf://datasets/me/set")
+    assert "HF_ENDPOINT" in caught.value.hint
+
+
+def test_more_than_the_disk_has_is_refused_before_it_is_fetched(hub: FakeHub) -> None:
+    class Huge(Repository):
+        def siblings(self) -> list[dict[str, object]]:
+            return [{**item, "size": 10**15} for item in super().siblings()]
+
+    hub.datasets["me/set"] = Huge({"train.jsonl": rows(1)})
+    with pytest.raises(UserError, match="GB are needed"):
+        fetch("hf://datasets/me/set")
+    assert hub.files_asked() == []
+
+
+def test_a_disk_that_fills_up_is_a_sentence_and_what_has_come_is_kept(hub: FakeHub, tmp_path: Path) -> None:
+    unshare = shutil.which("unshare")
+    if unshare is None or subprocess.run([unshare, "-rm", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("not run: this machine does not allow mount namespaces (unshare -rm)")
+    content = rows(*range(100_000))
+    hub.datasets["me/set"] = Repository({"train.jsonl": content})
+    home = tmp_path / "small"
+    home.mkdir()
+    program = "import sys, core.hub.download as d; d.RESERVE = -(1 << 40)\nsys.exit(d.main())"
+    script = f'mount -t tmpfs -o size=2m small "{home}" && "{sys.executable}" -c "$PROGRAM"; find "{home}" >&2'
+    ended = subprocess.run(
+        [unshare, "-rm", "sh", "-c", script],
+        input=json.dumps({"entry": "hf://datasets/me/set"}) + "\ngo\n",
+        env={**os.environ, "LOCALTUNE_HOME": str(home), "PROGRAM": program, "HF_HUB_DISABLE_XET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    last = json.loads(ended.stdout.splitlines()[-1])
+    assert "is full" in last["error"], ended.stderr
+    assert ".part" in ended.stderr
+    assert "localtune.json" not in ended.stderr
+
+
+def model_files(tiny_model_dir: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in tiny_model_dir.iterdir() if path.is_file()}
+
+
+def test_a_model_is_fetched_whole_and_found_by_its_id(hub: FakeHub, tiny_model_dir: Path) -> None:
+    wanted = model_files(tiny_model_dir)
+    others = {
+        "pytorch_model.bin": b"pickle",
+        "modeling.py": b"raise SystemExit",
+        "README.md": b"",
+        "onnx/model.onnx": b"",
+    }
+    repository = hub.models["org/tiny"] = Repository({**wanted, **others}, large={"model.safetensors"})
+    assert find_model("org/tiny") is None
+    plan = fetch("hf://org/tiny")
+    directory = paths.models_dir() / "org--tiny"
+    assert Path(plan.directory) == directory == find_model("org/tiny")
+    assert below(directory) == {*wanted, "localtune.json"}
+    check_model_directory(directory)
+    before = len(hub.files_asked())
+    assert fetch("hf://org/tiny").remaining == 0
+    assert len(hub.files_asked()) == before
+    repository.commit = "f" * 40
+    with pytest.raises(UserError, match="is here already"):
+        fetch("hf://org/tiny")
+    assert [path.name for path in paths.models_dir().iterdir() if not path.name.endswith(".lock")] == ["org--tiny"]
+
+
+def test_a_model_in_the_making_is_none(hub: FakeHub, tiny_model_dir: Path) -> None:
+    hub.models["org/tiny"] = Repository(model_files(tiny_model_dir), large={"model.safetensors"})
+    job = FetchJob(parse_entry("hf://org/tiny"))
+
+    def stop(progress: FetchProgress) -> None:
+        if progress.stage == "downloading model.safetensors":
+            job.close()
+
+    with pytest.raises(FetchCancelledError):
+        job.run(stop, lambda _: True)
+    assert find_model("org/tiny") is None
+    fetch("hf://org/tiny")
+    assert find_model("org/tiny") is not None
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({"config.json": b"{}", "pytorch_model.bin": b""}, "pickles only"),
+        ({"config.json": b"{}", "model.Q4.gguf": b""}, "GGUF files and no safetensors"),
+        ({"model.safetensors": b"x"}, "has no config.json"),
+        ({"config.json": b'{"auto_map": {"AutoModel": "x.Y"}}', "model.safetensors": b"x" * 9}, "auto_map"),
+    ],
+)
+def test_models_that_would_not_be_loaded_are_not_fetched(hub: FakeHub, files: dict[str, bytes], says: str) -> None:
+    hub.models["org/odd"] = Repository({**files, "tokenizer.json": b"{}"})
+    with pytest.raises(UserError, match=says):
+        fetch("hf://org/odd")
+    assert "model.safetensors" not in hub.files_asked()
+    assert find_model("org/odd") is None
+
+
+def test_two_at_once_fetch_it_once(hub: FakeHub) -> None:
+    hub.datasets["me/set"] = Repository({"train.jsonl": rows(*range(1000))})
+    plans: list[FetchPlan] = []
+    threads = [threading.Thread(target=lambda: plans.append(fetch("hf://datasets/me/set"))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(plans) == 3
+    assert hub.files_asked() == ["train.jsonl"]
+
+
+def test_disk_errors_have_their_sentence() -> None:
+    from core.directories import disk_error
+
+    assert "full" in disk_error(Path("/x"), OSError(errno.ENOSPC, "No space left")).message
+
+
+def test_an_entry_keeps_its_commit(hub: FakeHub) -> None:
+    hub.datasets["me/set"] = Repository({"train.jsonl": rows(1)})
+    plan = fetch("hf://datasets/me/set")
+    fetched = find_fetched(HubEntry("dataset", "me/set"))
+    assert fetched.entry.commit == plan.commit

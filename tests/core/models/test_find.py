@@ -1,0 +1,100 @@
+"""Where a model is found, by whatever name it goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from core import paths
+from core.hub.entries import is_hub_id
+from core.models.find import STARTER_NAME, find_in_hub_cache, find_model, gguf_identity, missing_model
+
+
+def test_hub_ids_are_told_from_paths() -> None:
+    assert is_hub_id("meta-llama/Llama-3.1-8B")
+    assert not any(map(is_hub_id, ["llama", "/models/llama", "../llama", "a/b/c", "a/", "models\n/x"]))
+
+
+def test_the_hub_cache_is_found_where_the_variables_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert find_in_hub_cache("org/model") is None
+    repository = tmp_path / "hub" / "models--org--model"
+    snapshot = repository / "snapshots" / "abc"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc\n")
+    assert find_in_hub_cache("org/model") is None
+    snapshot.mkdir(parents=True)
+    assert find_in_hub_cache("org/model") == snapshot
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "elsewhere"))
+    assert find_in_hub_cache("org/model") is None
+
+
+def prepared(name: str) -> Path:
+    directory = paths.make_private_dir(paths.models_dir() / name)
+    (directory / "config.json").write_text("{}")
+    return directory
+
+
+def test_a_model_is_found_by_directory_name_and_hub_id(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    assert find_model("own", tmp_path) == tmp_path / "own"
+    assert find_model(str(tmp_path / "own")) == tmp_path / "own"
+    assert find_model("own") is None
+    assert find_model("mine") is None
+    assert prepared("mine") == find_model("mine")
+    fetched = prepared("org--model")
+    assert find_model("org/model") == find_model("hf://org/model") == fetched
+    assert find_model("hf://org/model@v1") is None
+    assert find_model("hf://datasets/org/model") is None
+    # A directory of that name goes before what has been fetched.
+    (tmp_path / "org" / "model").mkdir(parents=True)
+    assert find_model("org/model", tmp_path) == tmp_path / "org" / "model"
+
+
+def test_a_gguf_is_found_once_it_has_been_converted(tmp_path: Path) -> None:
+    gguf = tmp_path / "My model.gguf"
+    gguf.write_bytes(b"GGUF")
+    assert find_model(str(gguf)) is None
+    assert "not converted yet" in missing_model(str(gguf)).message
+    directory = prepared("My-model-0123")
+    record = {"identity": gguf_identity(gguf), "files": {"config.json": 2}}
+    (directory / "localtune.json").write_text(json.dumps(record))
+    assert find_model(str(gguf)) == find_model("My model.gguf", tmp_path) == directory
+    (directory / "config.json").write_text("{ }")
+    assert find_model(str(gguf)) is None
+    (directory / "config.json").write_text("{}")
+    os.utime(gguf, (1, 1))
+    assert find_model(str(gguf)) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["~0", "~nobody-by-this-name/x", "~a\x00b/c", "a\x00b", "hf://", "hf://x", "/", "a/b/c"]
+)
+def test_names_that_are_no_names_find_nothing_and_raise_nothing(name: str) -> None:
+    found = find_model(name)
+    assert found is None or name == "/"
+    error = missing_model(name)
+    assert error.hint
+    assert "\x00" not in error.message
+
+
+def test_what_is_missing_says_how_to_get_it() -> None:
+    assert "localtune-tui fetch hf://org/model" in missing_model("org/model").hint
+    assert "localtune-tui demo" in missing_model(STARTER_NAME).hint
+
+
+def test_a_reference_of_the_cache_that_leads_elsewhere_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--org--model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "snapshots").mkdir()
+    (repository / "refs" / "main").write_text("../..")
+    assert find_in_hub_cache("org/model") is None
+    shutil.rmtree(repository)

@@ -1,0 +1,194 @@
+"""A download from a hub over the app: nothing is asked of the network before the user says so."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from textual import events, on, work
+from textual.app import ComposeResult
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.message import Message
+from textual.screen import ModalScreen
+
+from core.errors import UserError
+from core.hub.entries import HubEntry
+from core.hub.job import FetchCancelledError, FetchJob, FetchPlan, FetchProgress, hub_host
+from core.text import one_line, sanitize
+from core.units import format_bytes
+from tui.keys import display_key
+from tui.widgets.meter import bar
+from tui.widgets.plot_geometry import GLYPH_SETS, GlyphSet
+from tui.widgets.text_block import TextBlock
+
+#: Bytes from which the size is a question of its own.
+LARGE = 100_000_000
+
+_BAR_CELLS = 40
+
+
+@dataclass
+class Progressed(Message):
+    """The download has come further."""
+
+    progress: FetchProgress
+
+    def can_replace(self, message: Message) -> bool:
+        """Only the newest one matters."""
+        return isinstance(message, Progressed)
+
+
+@dataclass
+class Proposed(Message):
+    """The hub has said how much there is."""
+
+    plan: FetchPlan
+
+
+@dataclass
+class Ended(Message):
+    """The download is over; without an error, all of it is here."""
+
+    error: UserError | None = None
+
+
+class FetchDialog(ModalScreen[bool]):
+    """Asks whether to connect, shows how far the download is, and returns whether all of it is here.
+
+    Args:
+        entry: What is to be fetched.
+        why: Why it is wanted, as a sentence.
+    """
+
+    DEFAULT_CSS = """
+    FetchDialog { align: center middle; background: $background 60%; }
+    FetchDialog > VerticalScroll {
+        width: 72; max-width: 96%; height: auto; max-height: 90%; padding: 1 2;
+        border: round $border-focus; border-title-style: bold; background: $surface; scrollbar-size-vertical: 1;
+    }
+    FetchDialog.-alarm > VerticalScroll { border: round $limit; border-title-color: $limit; }
+    FetchDialog #fetch-keys { margin-top: 1; }
+    """
+
+    def __init__(self, entry: HubEntry, why: str) -> None:
+        super().__init__()
+        self._job = FetchJob(entry)
+        self._entry = entry
+        self._why = why
+        self._answers: dict[str, str] = {}
+        self._answered = threading.Event()
+
+    @property
+    def _glyphs(self) -> GlyphSet:
+        found = getattr(self.app, "glyphs", None)
+        return found if isinstance(found, GlyphSet) else GLYPH_SETS["braille"]
+
+    def compose(self) -> ComposeResult:
+        """A text, and the keys that answer it."""
+        with VerticalScroll() as box:
+            box.border_title = Content("Download")
+            yield TextBlock(id="fetch-text")
+            yield TextBlock(id="fetch-keys")
+
+    def on_mount(self) -> None:
+        """Ask before anything is connected."""
+        host = hub_host()
+        text = Content.assemble(
+            f"{one_line(self._why, 400)}\n\n",
+            "It can be downloaded from ",
+            (host, "bold"),
+            ", which then sees your address, what you ask for and, only if it demands one, your token.",
+        )
+        self._show(text, [("y", "connect", "connect and ask how large it is"), ("escape", "leave", "leave it")])
+
+    def on_unmount(self) -> None:
+        """End a download under way; what has come is kept."""
+        self._answered.set()
+        self._job.close()
+
+    def _show(self, text: Content, keys: Sequence[tuple[str, str, str]], *, alarm: bool = False) -> None:
+        self.set_class(alarm, "-alarm")
+        self._answers = {key: answer for key, answer, _ in keys}
+        self.query_one("#fetch-text", TextBlock).show(text)
+        width = max(len(display_key(key)) for key, _, _ in keys)
+        lines = [
+            Content.assemble((display_key(key).ljust(width), "$primary bold"), f"  {label}") for key, _, label in keys
+        ]
+        self.query_one("#fetch-keys", TextBlock).show(Content("\n").join(lines))
+
+    def on_key(self, event: events.Key) -> None:
+        """The keys that are offered; enter, which may still be down from the prompt before, agrees to nothing."""
+        answer = self._answers.get(event.key)
+        if answer is None:
+            return
+        event.stop()
+        event.prevent_default()
+        if answer == "connect":
+            self._show(Content(f"Asking {hub_host()} …"), [("escape", "leave", "cancel")])
+            self._fetch()
+        elif answer == "go":
+            self._show(Content("Starting the download …"), [("escape", "leave", "cancel")])
+            self._answered.set()
+        else:
+            self.dismiss(False)
+
+    @work(thread=True)
+    def _fetch(self) -> None:
+        def report(progress: FetchProgress) -> None:
+            self.post_message(Progressed(progress))
+
+        def confirm(plan: FetchPlan) -> bool:
+            if plan.remaining < LARGE:
+                return True
+            self.post_message(Proposed(plan))
+            self._answered.wait()
+            return True
+
+        try:
+            self._job.run(report, confirm)
+        except FetchCancelledError:
+            return
+        except UserError as error:
+            self.post_message(Ended(error))
+            return
+        self.post_message(Ended())
+
+    @on(Proposed)
+    def _proposed(self, message: Proposed) -> None:
+        plan = message.plan
+        files = "1 file" if plan.files == 1 else f"{plan.files} files"
+        rest = "" if plan.remaining == plan.bytes else f"; {format_bytes(plan.bytes - plan.remaining)} are here already"
+        text = f"{self._entry} is {files}, {format_bytes(plan.bytes)}{rest}.\n{plan.reason}"
+        self._show(Content(sanitize(text)), [("y", "go", "download it"), ("escape", "leave", "leave it")])
+
+    @on(Progressed)
+    def _progressed(self, message: Progressed) -> None:
+        progress = message.progress
+        if "y" in self._answers:
+            return  # a question stands
+        stage = one_line(progress.stage, 64)
+        if progress.done is None or not progress.total:
+            self._show(Content(f"{stage} …"), [("escape", "leave", "cancel")])
+            return
+        share = progress.done / progress.total
+        full, empty = bar(share, _BAR_CELLS, self._glyphs)
+        text = Content.assemble(
+            (full, "$primary"),
+            (empty, "$muted"),
+            f" {share:4.0%}\n",
+            f"{format_bytes(progress.done)} of {format_bytes(progress.total)}\n",
+            (stage, "$muted"),
+        )
+        self._show(text, [("escape", "leave", "cancel; what has come is kept")])
+
+    @on(Ended)
+    def _ended(self, message: Ended) -> None:
+        if message.error is None:
+            self.dismiss(True)
+            return
+        text = Content(sanitize(message.error.message))
+        if message.error.hint:
+            text = Content.assemble(text, "\n\n", (sanitize(message.error.hint), "$muted"))
+        self._show(text, [("escape", "leave", "close")], alarm=True)
