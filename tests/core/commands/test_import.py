@@ -66,7 +66,9 @@ def test_the_result_is_read_by_the_other_commands(place: Path, kind: str) -> Non
     looked = call("data", "--config", "ours.toml", "--json", cwd=place)
     assert looked.returncode == 0, looked.stderr
     result = told(looked)
-    assert result["rows"] == result["used"] == (2 if kind == "llama-factory" else 20)
+    assert result["rows"] == (2 if kind == "llama-factory" else 20)
+    assert result["used"] == result["rows"] - result["dropped"].pop("held_out", 0)
+    assert result["dropped"] == {}
 
 
 def test_without_out_the_configuration_goes_to_standard_output(place: Path) -> None:

@@ -103,7 +103,7 @@ def test_elsewhere_paths_are_still_right(cli: CommandLine, work: Path) -> None:
     [
         ([], "There is no data to train on"),
         (["--data", "none.jsonl"], "none.jsonl"),
-        (["--data", "rows.jsonl", "--model", "none"], "There is no model none"),
+        (["--data", "rows.jsonl", "--model", "none"], "The model none was not found"),
         (["--data", "rows.jsonl", "--out", "none/a.toml"], "cannot be written"),
     ],
 )
