@@ -106,7 +106,6 @@ async def test_only_what_is_seen_starts_over(tmp_path: Path, model: Path, reques
             ("train.learning_rate", 1e-3),
             ("method.rank", 4),
             ("chat.system", "be brief"),
-            ("data.weights", [2.0]),
             ("eval.every_steps", 5),
         ):
             document.set(name, value)
@@ -117,6 +116,7 @@ async def test_only_what_is_seen_starts_over(tmp_path: Path, model: Path, reques
             assert view.analysis is not None, name
         for name, value in (
             ("data.eval", "eval.jsonl"),
+            ("data.weights", [2.0]),
             ("train.max_length", 64),
             ("data.overlong", "truncate"),
             ("data.supervise", "last"),
@@ -239,15 +239,15 @@ async def test_a_failed_analysis_is_said_with_what_to_do(
         assert pane._job is not None
         assert pane._job._process is not None
         os.killpg(pane._job._process.pid, signal.SIGKILL)
-        await wait_for(pilot, lambda: shows(pilot, "✗ The analysis ended without a result"), PATIENCE)
-        assert shows(pilot, "Look at a part of the rows. f5 opens it again.")
+        await wait_for(pilot, lambda: shows(pilot, "✗ The analysis has no result"), PATIENCE)
+        assert shows(pilot, "look at a part of the rows. f5 opens it again.")
         assert shows(pilot, "q 0?"), "the rows are still shown"
         for key in ("p", "f", "l"):
             await pilot.press(key)
             await pilot.pause()
-            assert shows(pilot, "✗ The analysis ended without a result"), key
+            assert shows(pilot, "✗ The analysis has no result"), key
         await pilot.press("s")
-        await wait_for(pilot, lambda: shows(pilot, "✗ The analysis ended without a result"))
+        await wait_for(pilot, lambda: shows(pilot, "✗ The analysis has no result"))
         await pilot.press("s", "f5")
         await wait_for(pilot, lambda: len(requests) == 2, PATIENCE)
         await analyzed(pilot, pane)
@@ -263,7 +263,7 @@ async def test_a_model_that_becomes_ready_is_noticed(tmp_path: Path, model: Path
         assert (await analyzed(pilot, pane)).lengths is None
         await pilot.press("l")
         await pilot.pause()
-        assert shows(pilot, "The lengths of rows are not known: The model mine is not on this machine")
+        assert shows(pilot, "The lengths of rows are not known: There are no tokens to show. The model mine")
         os.symlink(model, tmp_path / "mine")
         pane.configure(document)
         await wait_for(
