@@ -69,7 +69,7 @@ def _options(**sections: dict[str, Any]) -> Callable[[Workers], dict[str, dict[s
 
 CASES = {
     "no such model": Case(
-        _options(model={"base": "nobody/nothing-7b"}), "nobody/nothing-7b was not found", "model.base"
+        _options(model={"base": "nobody/nothing-7b"}), "nobody/nothing-7b is not on this machine", "fetch"
     ),
     "a directory that is no model": Case(
         lambda workers: {"model": {"base": str(workers.home)}}, "no config.json", "config.json"
