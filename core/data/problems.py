@@ -64,11 +64,13 @@ KINDS: dict[str, Kind] = {
     ),
     "template_error": _drop("refused by the chat template", "Mend the row, or name another template in template.name."),
     "template_rewrites": _drop(
-        "not shown by the template as at inference", "Name another template in template.name or template.file."
+        "not shown by the template as at inference",
+        "Name another template, or tell this one to think (docs/templates.md).",
     ),
     "template_drops": _drop("left out by the chat template", "Name a template that shows this in template.file."),
     "no_reasoning": _drop(
-        "no reasoning where the template begins with it", "Add the reasoning, or name another template."
+        "no reasoning where the template begins with it",
+        "Add the reasoning, or tell the template not to think (docs/templates.md).",
     ),
     "empty_content": Kind("warn", "empty question or system message", "Fill these turns in, or remove the rows."),
     "duplicate": Kind("warn", "the same as an earlier row", "Keep one of each, unless you mean to weigh them more."),

@@ -132,6 +132,8 @@ class FinetuneRecipe:
             self.template,
             supervise=config.data.supervise,
             allow_special=config.data.special_tokens == "keep",
+            # A run that is continued on another day goes on with the date it began with: its rows are the same.
+            now=self.run.created,
         )
 
         def progress(rows: int) -> None:
