@@ -13,11 +13,13 @@ from core.commands.common import CLEAR_LINE, add_json_flag, emit, note, say
 from core.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from core.config.schema import Config
     from core.data.analysis import Analysis, AnalysisRequest, Progress
     from core.data.lengths import Lengths
     from core.data.problems import Problem
-    from core.data.sample import TokenSample
+    from core.data.sample import Token, TokenSample
 
 _BAR = 40
 
@@ -132,6 +134,8 @@ def as_json(analysis: Analysis, sample: TokenSample | None) -> dict[str, Any]:
     if sample is not None:
         result["row"] = sample.index + 1
         result["tokens"] = [dataclasses.asdict(token) for token in sample.tokens]
+        if sample.further:
+            result["further"] = [[dataclasses.asdict(token) for token in row] for row in sample.further]
         if sample.cut is not None:
             result["cut"] = sample.cut
         if sample.error:
@@ -214,25 +218,32 @@ def _render_problem(problem: Problem) -> list[str]:
 
 def render_sample(sample: TokenSample, *, color: bool) -> list[str]:
     """A row as its tokens: in color, learned ones lit and others dim; else learned ones in double brackets."""
-    from core.text import sanitize
-
     if sample.error:
         return [f"row {sample.index + 1} is not used: {sample.error}"]
-    learned = sum(token.supervised for token in sample.tokens)
+    lines = _render_tokens(f"row {sample.index + 1}", sample.tokens, sample.cut, color=color)
+    for number, tokens in enumerate(sample.further, 2):
+        # Turns that the template shows differently once later ones follow are learned in rows of their own.
+        lines += ["", *_render_tokens(f"row {sample.index + 1}, part {number}", tokens, None, color=color)]
+    return lines
+
+
+def _render_tokens(name: str, tokens: Sequence[Token], cut: int | None, *, color: bool) -> list[str]:
+    from core.text import sanitize
+
+    learned = sum(token.supervised for token in tokens)
     how = "lit" if color else "in [[ ]]"
-    lines = [f"row {sample.index + 1}: {len(sample.tokens)} tokens, {learned} learned ({how})"]
     pieces: list[str] = []
     was: bool | None = None
-    for place, token in enumerate(sample.tokens):
-        if place == sample.cut:
-            pieces.append(_end(was, color) + f"\n--- cut at {sample.cut} tokens ---\n")
+    for place, token in enumerate(tokens):
+        if place == cut:
+            pieces.append(_end(was, color) + f"\n--- cut at {cut} tokens ---\n")
             was = None
         if token.supervised != was:
             pieces.append(_end(was, color) + _begin(token.supervised, color))
             was = token.supervised
         pieces.append(sanitize(token.text))
     pieces.append(_end(was, color))
-    return lines + "".join(pieces).split("\n")
+    return [f"{name}: {len(tokens)} tokens, {learned} learned ({how})", *"".join(pieces).split("\n")]
 
 
 def _begin(supervised: bool, color: bool) -> str:

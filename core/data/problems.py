@@ -65,11 +65,13 @@ KINDS: dict[str, Kind] = {
     ),
     "template_error": _drop("refused by the chat template", "Mend the row, or name another template in template.name."),
     "template_rewrites": _drop(
-        "not shown by the template as at inference", "Name another template in template.name or template.file."
+        "not shown by the template as at inference",
+        "Name another template, or tell this one to think (docs/templates.md).",
     ),
     "template_drops": _drop("left out by the chat template", "Name a template that shows this in template.file."),
     "no_reasoning": _drop(
-        "no reasoning where the template begins with it", "Add the reasoning, or name another template."
+        "no reasoning where the template begins with it",
+        "Add the reasoning, or tell the template not to think (docs/templates.md).",
     ),
     "not_trained_on": _drop(
         "a format that is shown and not trained on", "Name the columns to learn from in data.columns."

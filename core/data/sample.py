@@ -13,7 +13,7 @@ from core.data.rows import Row
 from core.data.survey import make_masker
 from core.errors import UserError
 from core.models.find import find_model, missing_model
-from core.template.mask import Masker
+from core.template.mask import MaskedRow, Masker
 from core.text import one_line
 
 
@@ -32,7 +32,8 @@ class TokenSample:
 
     Args:
         index: Its number, from 0, through all sources.
-        tokens: Those of its first part.
+        tokens: Those of its first row of training.
+        further: Those of its further rows, for turns that the template shows differently once later ones follow.
         cut: Where the greatest length ends it, if it is longer.
         code: The reason why it is not used; empty if it is.
         error: That in a sentence.
@@ -40,6 +41,7 @@ class TokenSample:
 
     index: int
     tokens: tuple[Token, ...] = ()
+    further: tuple[tuple[Token, ...], ...] = ()
     cut: int | None = None
     code: str = ""
     error: str = ""
@@ -79,12 +81,15 @@ def _sample(request: AnalysisRequest, masker: Masker, index: int) -> TokenSample
         masked = error
     if isinstance(masked, RowError):
         return TokenSample(index, code=masked.code, error=one_line(masked.message, 300))
-    texts = masker.tokenizer.token_texts(masked.ids)
-    tokens = tuple(
-        Token(number, text, bool(learned))
-        for number, text, learned in zip(masked.ids, texts, masked.supervised, strict=True)
+    first, *further = (_tokens(masker, part) for part in masked.rows)
+    return TokenSample(index, first, tuple(further), masked.cut)
+
+
+def _tokens(masker: Masker, row: MaskedRow) -> tuple[Token, ...]:
+    texts = masker.tokenizer.token_texts(row.ids)
+    return tuple(
+        Token(number, text, bool(learned)) for number, text, learned in zip(row.ids, texts, row.supervised, strict=True)
     )
-    return TokenSample(index, tokens, masked.cut)
 
 
 def _find(request: AnalysisRequest, index: int) -> tuple[Row, Detection]:

@@ -101,8 +101,8 @@ def make_masker(request: AnalysisRequest) -> Masker | None:
     if request.model is None:
         return None
     tokenizer = load_tokenizer(request.model)
-    source = request.template or tokenizer.chat_template
-    template = ChatTemplate(source, tokenizer.special_tokens) if source else None
+    source = request.template
+    template = ChatTemplate(source, tokenizer.special_tokens) if source else tokenizer.own_template()
     if template is not None:
         template.check()
     return Masker(

@@ -21,6 +21,8 @@ from core.runs.state import RunState, infer_state
 
 #: Bytes that a Unix socket's path may have, with room to spare (the kernel's limit is 108).
 SOCKET_PATH_LIMIT = 100
+#: What a run id begins with.
+_STAMP = "%Y%m%d-%H%M%S"
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,14 @@ class Run:
     def id(self) -> str:
         """``YYYYMMDD-HHMMSS-slug``."""
         return self.path.name
+
+    @property
+    def created(self) -> datetime | None:
+        """The local time that its id begins with; None for a directory that was renamed."""
+        try:
+            return datetime.strptime(self.id[: len("YYYYMMDD-HHMMSS")], _STAMP)
+        except ValueError:
+            return None
 
     @property
     def config_path(self) -> Path:
@@ -107,7 +117,7 @@ def create_run(config: Config, name: str) -> Run:
         UserError: If the home cannot be written or is full.
     """
     directory = paths.make_private_dir(paths.runs_dir())
-    stamp, slug = datetime.now().strftime("%Y%m%d-%H%M%S"), make_slug(name)
+    stamp, slug = datetime.now().strftime(_STAMP), make_slug(name)
     number = 1
     while True:
         run = Run(directory / (f"{stamp}-{slug}" if number == 1 else f"{stamp}-{slug}-{number}"))

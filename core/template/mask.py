@@ -12,17 +12,18 @@ from typing import Any, Literal
 
 from core.data.conversation import IGNORED_LABEL, Example, Message, RowError
 from core.errors import UserError
-from core.template.named import stop_texts
 from core.template.pieces import RowTokenizer, TokenRow, any_of
+from core.template.reasoning import Render, place_reasoning
 from core.template.render import ChatTemplate
 from core.template.shapes import Shapes
+from core.template.stops import stop_token_ids
 from core.template.tokenizer import ModelTokenizer
-from core.template.turns import Render, RowText, Turn, group_turns, place_reasoning, read_turn
+from core.template.turns import RowText, Turn, group_turns, read_turn
 
 Supervise = Literal["assistant", "last", "all"]
 
 #: Reasons to refuse a row that lie with the chat template rather than with the row.
-TEMPLATE_CODES = frozenset({"template_error", "template_rewrites", "template_drops", "no_stop_token"})
+TEMPLATE_CODES = frozenset({"template_error", "template_rewrites", "template_drops", "no_reasoning", "no_stop_token"})
 
 
 @dataclass(frozen=True)
@@ -82,15 +83,15 @@ class Masker:
         max_length: int | None = None,
         stop_ids: Sequence[int] | None = None,
     ) -> None:
-        if template is None and tokenizer.chat_template:
-            template = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens)
+        if template is None:
+            template = tokenizer.own_template()
         self.tokenizer = tokenizer
         self.template = template
         self.supervise = supervise
         self.max_length = max_length
         self.stop_ids = tuple(stop_token_ids(tokenizer, template) if stop_ids is None else stop_ids)
         self._allow_special = allow_special
-        self._rows = RowTokenizer(tokenizer, self.stop_ids, "" if template is None else template.source)
+        self._rows = RowTokenizer(tokenizer, self.stop_ids, "" if template is None else template.all_sources)
         self._shapes = Shapes(template, self._rows.stops) if template is not None else None
 
     def mask(self, examples: Sequence[Example]) -> list[MaskedRow | RowError]:
@@ -119,6 +120,15 @@ class Masker:
             RowError: If the template refuses the conversation.
         """
         return self._needed().render(messages, tools=tools, add_generation_prompt=True)
+
+    def prompt_ids(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+        """The same as tokens, those that stand before an answer in a row of training.
+
+        Raises:
+            UserError: As :meth:`prompt`.
+            RowError: As :meth:`prompt`.
+        """
+        return self._rows.encode(self.prompt(messages, tools)).tolist()
 
     def _needed(self) -> ChatTemplate:
         if self.template is None:
@@ -174,7 +184,7 @@ class Masker:
         if any(turn.tool_calls for turn in turns):
             messages = _readable_calls(render, messages)
         if any(turn.reasoning for turn in turns):
-            messages = place_reasoning(render, messages)
+            messages = place_reasoning(render, messages, template.source_for(tools))
 
         def read(index: int) -> Turn:
             return read_turn(render, messages, index, self._rows.stops)
@@ -186,7 +196,7 @@ class Masker:
         text = last.learned + last.rest
         if not all(text.startswith(turn.learned) for turn in spared):
             raise RowError("template_rewrites", "The chat template rewrites a turn that is not to be learned.")
-        return [RowText(text, tuple((len(turn.prompt), len(turn.learned)) for turn in spared), inverted=True)]
+        return [RowText(text, tuple(turn.span for turn in spared), inverted=True, last=last.span)]
 
     def _check_special(
         self, turns: Sequence[Message], tools: Sequence[Mapping[str, Any]], wanted: Sequence[int]
@@ -265,12 +275,6 @@ class Masker:
         return TokenRow(ids, supervised)
 
 
-def stop_token_ids(tokenizer: ModelTokenizer, template: ChatTemplate | None = None) -> list[int]:
-    """The tokens that end an answer: the model's, and those that a named template brings."""
-    named = [tokenizer.token_id(text) for text in stop_texts(template.source)] if template is not None else []
-    return list(dict.fromkeys([*tokenizer.stop_ids, *(token for token in named if token is not None)]))
-
-
 def _wanted(turns: Sequence[Message], supervise: Supervise, first: int) -> tuple[int, ...]:
     """The assistant's messages from ``first`` on that are learned."""
     spoken = [index for index, turn in enumerate(turns) if turn.role == "assistant" and index >= first]
@@ -295,14 +299,22 @@ def _encodable(rows: list[RowText]) -> list[RowText]:
 
 def _readable_calls(render: Render, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The messages with the arguments of tool calls as the template reads them: an object, else JSON text."""
+    as_text = [_with_json_arguments(message) if "tool_calls" in message else message for message in messages]
     try:
-        render(messages, False)
+        text = render(messages, False)
     except RowError as error:
-        as_text = [_with_json_arguments(message) if "tool_calls" in message else message for message in messages]
         try:
             render(as_text, False)
         except RowError:
             raise error from None
+        return as_text
+    # A template that writes an object out as it stands gets it written in the way of Python, where it means JSON.
+    arguments = [call["function"]["arguments"] for message in messages for call in message.get("tool_calls", ())]
+    if any(isinstance(value, dict) and value and str(value) in text for value in arguments):
+        try:
+            render(as_text, False)
+        except RowError:
+            return messages
         return as_text
     return messages
 

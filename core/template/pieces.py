@@ -64,7 +64,7 @@ class RowTokenizer:
         found: list[list[TokenRow] | RowError] = []
         for row, pieces in zip(rows, laid_out, strict=True):
             try:
-                found.append(self._assemble(row, pieces))
+                found.append([self._whole(row)] if row.last is not None else self._assemble(row, pieces))
             except RowError as error:
                 found.append(error)
         return found
@@ -148,16 +148,31 @@ class RowTokenizer:
         begun = len(ids)
         ids.extend(self._tokenizer.encode_continuation(row.text[start:end]))
         starts = self._starts(RowText(row.text[:start], spans[:-1]))
-        if row.inverted:
-            later, end = (), len(row.text)
-            ids.extend(self.encode(row.text[spans[-1][1] :]))
-        own = self._mark(RowText(row.text[:end], spans, row.inverted), ids, [*starts, begun])
+        own = self._mark(RowText(row.text[:end], spans), ids, [*starts, begun])
         if not later:
             return [own]
         following = RowText(row.text, later)
         pieces = self._lay_out(following)
         self._prepare([pieces])
         return [*self._assemble(following, pieces), own]
+
+    def _whole(self, row: RowText) -> TokenRow:
+        """A row learned as a whole: where an answer that is marked begins, a token does, as when it is generated."""
+        spans = [*row.spans, *([] if row.last is None or row.last in row.spans else [row.last])]
+        ids, position, starts = array("i"), 0, []
+        for edge in (*(start for start, _ in spans), len(row.text)):
+            whole = self.encode(row.text[:edge])
+            if whole[: len(ids)] == ids:
+                ids = whole
+            else:
+                ids.extend(self._tokenizer.encode_continuation(row.text[position:edge]))
+            starts.append(len(ids))
+            position = edge
+        stops = [self._stop_after(row.text[:end], ids, start) for (_, end), start in zip(spans, starts, strict=False)]
+        supervised = bytearray(b"\x01" * len(ids))
+        for start, stop in zip(starts[: len(row.spans)], stops, strict=False):
+            supervised[start : stop + 1] = bytes(stop + 1 - start)
+        return TokenRow(ids, supervised)
 
     def _starts(self, row: RowText) -> list[int]:
         """Where answers begin, of a row in which all of them are known to begin between two tokens."""
@@ -166,11 +181,16 @@ class RowTokenizer:
     def _mark(self, row: RowText, ids: array[int], starts: Sequence[int]) -> TokenRow:
         supervised = bytearray(b"\x01" * len(ids) if row.inverted else len(ids))
         for (_, end), start in zip(row.spans, starts, strict=True):
-            stop = self._first_stop(ids, start)
-            if stop is None or (self._count_stops and not self._agrees(row.text[:end], ids, stop)):
-                raise RowError("no_stop_token", "The token that ends an answer is not one token of this tokenizer.")
-            supervised[start : stop + 1] = (b"\x00" if row.inverted else b"\x01") * (stop + 1 - start)
+            stop = self._stop_after(row.text[:end] if self._count_stops else "", ids, start)
+            supervised[start : stop + 1] = b"\x01" * (stop + 1 - start)
         return TokenRow(ids, supervised)
+
+    def _stop_after(self, text: str, ids: array[int], start: int) -> int:
+        """The place of the token that ends an answer; ``text`` is what the row has up to its end."""
+        stop = self._first_stop(ids, start)
+        if stop is None or (self._count_stops and not self._agrees(text, ids, stop)):
+            raise RowError("no_stop_token", "The token that ends an answer is not one token of this tokenizer.")
+        return stop
 
     def _first_stop(self, ids: array[int], start: int) -> int | None:
         found = None

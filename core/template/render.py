@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -19,8 +20,11 @@ from core.data.conversation import RowError
 from core.errors import UserError
 from core.text import one_line
 
-#: Names that the reasoning of a message goes by; templates read the first, older data has the others.
+#: Names that the reasoning of a message goes by; most templates read the first, some one of the others.
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+_READS_REASONING = re.compile(r"(?:\.|\[['\"]|get\(['\"])reasoning\b")
+#: The content of an invented message, to see whether a template shows it.
+_PROBE = "\U0010fffc"
 
 #: What Jinja calls the file of a template that has none, in tracebacks.
 _TEMPLATE_FILE = "<template>"
@@ -83,34 +87,51 @@ def _raise_exception(message: str) -> None:
     raise jinja2.exceptions.TemplateError(message)
 
 
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
-
-
 def make_environment() -> ImmutableSandboxedEnvironment:
-    """The sandbox in which transformers renders chat templates: the same settings, filters and functions."""
+    """The sandbox in which transformers renders chat templates: the same settings, filters and functions.
+
+    ``strftime_now`` comes with the context, as each :class:`ChatTemplate` has a moment of its own.
+    """
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlocks, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
     environment.globals["dict"] = _Dictionary()
     environment.globals["namespace"] = _Namespace
     return environment
 
 
+@functools.lru_cache(maxsize=16)
+def _compile(source: str) -> jinja2.Template:
+    return make_environment().from_string(source)
+
+
 class ChatTemplate:
     """A chat template: a conversation goes in, the text that the model sees comes out.
+
+    Templates that write the date write that of one moment, so that all rows of a run have the same, whenever each of
+    them is rendered. Templates that read a content only as a list of parts get one part of text.
 
     Args:
         source: The Jinja template.
         special_tokens: Names that the template may use, such as ``bos_token``, and the text of each.
+        with_tools: Another template for conversations that have tools, where the model has one.
+        now: The moment of the date that it writes; None for the present one.
     """
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        source: str,
+        special_tokens: Mapping[str, str] | None = None,
+        *,
+        with_tools: str | None = None,
+        now: datetime | None = None,
+    ) -> None:
         self.source = source
         self.special_tokens = dict(special_tokens or {})
+        self.with_tools = None if with_tools is None else ChatTemplate(with_tools, special_tokens, now=now)
+        self._now = datetime.now() if now is None else now
 
     def render(
         self,
@@ -129,6 +150,8 @@ class ChatTemplate:
         Raises:
             RowError: ``template_error`` if the template is no Jinja or refuses the conversation.
         """
+        if tools and self.with_tools is not None:
+            return self.with_tools.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
         try:
             return self._compiled.render(self.context(messages, tools, add_generation_prompt))
         except jinja2.TemplateSyntaxError as error:
@@ -136,6 +159,15 @@ class ChatTemplate:
         except Exception as error:  # a template is a program of somebody else's and raises what it likes
             reason = one_line(str(error) or type(error).__name__, 200).rstrip(".")
             raise RowError("template_error", f"The chat template refuses the conversation: {reason}.") from error
+
+    @property
+    def all_sources(self) -> str:
+        """The text of this template and of the one for tools."""
+        return self.source if self.with_tools is None else f"{self.source}\0{self.with_tools.source}"
+
+    def source_for(self, tools: Sequence[Mapping[str, Any]]) -> str:
+        """The text of the template that renders a conversation with such tools."""
+        return self.source if self.with_tools is None or not tools else self.with_tools.source
 
     def check(self) -> None:
         """See that the template is Jinja.
@@ -156,16 +188,49 @@ class ChatTemplate:
     ) -> dict[str, Any]:
         """All names that the template sees."""
         return {
-            "messages": [_as_passed(message) for message in messages],
+            **self._names,
+            "messages": [self._as_passed(message) for message in messages],
             "tools": list(tools) if tools else None,
-            "documents": None,
             "add_generation_prompt": add_generation_prompt,
-            **self.special_tokens,
         }
 
     @functools.cached_property
     def _compiled(self) -> jinja2.Template:
-        return make_environment().from_string(self.source)
+        return _compile(self.source)
+
+    @functools.cached_property
+    def _wants_parts(self) -> bool:
+        """Whether the template shows a content that is a list of parts, and none that is text."""
+        return not self._shows(_PROBE) and self._shows([{"type": "text", "text": _PROBE}])
+
+    @functools.cached_property
+    def _reads_reasoning(self) -> bool:
+        return _READS_REASONING.search(self.source) is not None
+
+    def _shows(self, content: Any) -> bool:
+        question = {"role": "user", "content": content}
+        values = {**self._names, "messages": [question], "add_generation_prompt": False}
+        try:
+            return _PROBE in self._compiled.render(values)
+        except Exception:  # as in render
+            return False
+
+    @property
+    def _names(self) -> dict[str, Any]:
+        return {"strftime_now": self._now.strftime, "tools": None, "documents": None, **self.special_tokens}
+
+    def _as_passed(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """A message without empty fields, its reasoning under the names that templates read."""
+        fields = {key: value for key, value in message.items() if value is not None}
+        content = fields.get("content")
+        if not isinstance(content, list) and content is not None and self._wants_parts:
+            fields["content"] = [{"type": "text", "text": content}]
+        for name in _REASONING_FIELDS:
+            if (reasoning := fields.get(name)) is not None:
+                fields = {"thinking": reasoning, **fields, "reasoning_content": reasoning}
+                # Not one of the names that transformers adds, so only where it is asked for.
+                return {"reasoning": reasoning, **fields} if self._reads_reasoning else fields
+        return fields
 
     @staticmethod
     def _syntax(error: jinja2.TemplateSyntaxError) -> str:
@@ -184,12 +249,3 @@ def template_line(error: BaseException) -> int | None:
             line = trace.tb_lineno
         trace = trace.tb_next
     return line
-
-
-def _as_passed(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message without empty fields, its reasoning under both names that templates read."""
-    fields = {key: value for key, value in message.items() if value is not None}
-    for name in _REASONING_FIELDS:
-        if (reasoning := fields.get(name)) is not None:
-            return {"thinking": reasoning, **fields, "reasoning_content": reasoning}
-    return fields

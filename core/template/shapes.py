@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.data.conversation import Message, RowError
+from core.template.reasoning import REASONING_END
 from core.template.render import ChatTemplate
 from core.template.trace import FIRST_MARK, Assumption, InspectedError, TracedTemplate, holds, placeholder
 from core.template.turns import RowText, group_turns, read_turn
@@ -77,6 +78,9 @@ class Shapes:
         if shape is None:
             return None
         contents = [turn.content for turn in turns]
+        if any(REASONING_END in contents[index] for index in wanted):
+            # An answer with reasoning in it may not fit its prompt.
+            return None
         # A message of nothing but spaces may be left out as a whole, which is for the real rendering to tell.
         if not all(content and not content.isspace() for content in contents):
             return None

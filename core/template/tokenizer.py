@@ -7,12 +7,14 @@ import functools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
 from core.errors import UserError
+from core.template.render import ChatTemplate
 from core.text import one_line
 
 #: Names of single special tokens in tokenizer_config.json, as transformers has them.
@@ -33,6 +35,7 @@ class ModelTokenizer:
         special_tokens: Name (``bos_token``) to text.
         stop_ids: The tokens that end an answer.
         chat_template: The model's own chat template, if it has one.
+        tool_template: Another one for conversations with tools, if it has that.
         max_length: The most tokens that the model reads, if that is known.
         vocabulary_size: Tokens that the model knows, those that only fill up its vocabulary included; None: as many as
             the tokenizer.
@@ -45,6 +48,7 @@ class ModelTokenizer:
         special_tokens: Mapping[str, str],
         stop_ids: Iterable[int] = (),
         chat_template: str | None = None,
+        tool_template: str | None = None,
         max_length: int | None = None,
         vocabulary_size: int | None = None,
     ) -> None:
@@ -52,10 +56,17 @@ class ModelTokenizer:
         self.special_tokens = dict(special_tokens)
         self.stop_ids = tuple(dict.fromkeys(stop_ids))
         self.chat_template = chat_template
+        self.tool_template = tool_template
         self.max_length = max_length
         self.added_tokens: dict[int, AddedToken] = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(number for number, token in self.added_tokens.items() if token.special)
         self.vocabulary_size = vocabulary_size or int(backend.get_vocab_size(with_added_tokens=True))
+
+    def own_template(self, now: datetime | None = None) -> ChatTemplate | None:
+        """The model's own chat template, if it has one; ``now`` as in :class:`ChatTemplate`."""
+        if not self.chat_template:
+            return None
+        return ChatTemplate(self.chat_template, self.special_tokens, with_tools=self.tool_template, now=now)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of many texts at once; none are added, and the text of a special token is that token."""
@@ -217,11 +228,13 @@ def load_tokenizer(directory: Path | str) -> ModelTokenizer:
     _add_tokens(backend, settings)
     specials = _special_tokens(settings, _read_json(place / "special_tokens_map.json"))
     config = _read_json(place / "config.json")
+    templates = _chat_templates(place, settings)
     return ModelTokenizer(
         backend,
         special_tokens=specials,
         stop_ids=_stop_ids(place, config, backend, specials.get("eos_token")),
-        chat_template=_chat_template(place, settings),
+        chat_template=templates.get("default"),
+        tool_template=templates.get("tool_use"),
         max_length=_max_length(settings, config),
         vocabulary_size=_vocabulary_size(config),
     )
@@ -299,19 +312,23 @@ def _add_tokens(backend: Tokenizer, settings: Mapping[str, Any]) -> None:
         backend.add_tokens(missing)
 
 
-def _chat_template(place: Path, settings: Mapping[str, Any]) -> str | None:
-    """The template: of its own file, of the older JSON file, or of tokenizer_config.json."""
-    path = place / "chat_template.jinja"
-    if path.is_file():
+def _chat_templates(place: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+    """The templates by name, ``default`` and others: of files of their own, or of a JSON file."""
+    value = _read_json(place / "chat_template.json").get("chat_template", settings.get("chat_template"))
+    found: dict[str, Any] = {"default": value}
+    if isinstance(value, dict):
+        found = dict(value)
+    elif isinstance(value, list):
+        found = {item["name"]: item.get("template") for item in value if isinstance(item, dict) and "name" in item}
+    files = {path.stem: path for path in sorted((place / "additional_chat_templates").glob("*.jinja"))}
+    if (path := place / "chat_template.jinja").is_file():
+        files["default"] = path
+    for name, path in files.items():
         try:
-            return path.read_text(encoding="utf-8")
+            found[name] = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path} cannot be read: {error}.", "Copy it again.") from error
-    value = _read_json(place / "chat_template.json").get("chat_template", settings.get("chat_template"))
-    if isinstance(value, list):
-        named = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
-        value = named.get("default")
-    return value if isinstance(value, str) else None
+    return {name: text for name, text in found.items() if isinstance(name, str) and isinstance(text, str)}
 
 
 def _stop_ids(place: Path, config: Mapping[str, Any], backend: Tokenizer, eos: str | None) -> list[int]:

@@ -9,21 +9,33 @@ looks, so a template is either read exactly or refused with the reason.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from core.data.conversation import RowError
-
-#: Renders messages; the second argument asks for the generation prompt.
-Render = Callable[[Sequence[dict[str, Any]], bool], str]
+from core.template.completeness import check_complete
+from core.template.reasoning import (
+    Block,
+    Render,
+    Thought,
+    after_closed,
+    closed_error,
+    inside_begun,
+    prompt_block,
+    restore_thought,
+    text_of,
+    thought_of,
+)
+from core.text import one_line
 
 #: The content of an invented message, to see what a template writes before a turn that follows an answer.
 FOLLOW_UP = "\U0010fffd"
 
-#: A reasoning block that a generation prompt begins, or begins and ends, for the model.
-_BEGUN_BLOCK = re.compile(r"<(?P<tag>[A-Za-z_]\w*)>(?P<end>\s*</(?P=tag)>)?\s*\Z")
-_REASONING_TAG = "think"
+#: What an excerpt in a sentence shows of a text.
+_EXCERPT = 30
+#: In how many characters at the end of a text a block of reasoning is looked for.
+_PROMPT_END = 100
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,11 @@ class Turn:
         """The text up to the end of the answer."""
         return self.prompt + self.answer
 
+    @property
+    def span(self) -> tuple[int, int]:
+        """Start and end of the answer."""
+        return len(self.prompt), len(self.prompt) + len(self.answer)
+
 
 @dataclass(frozen=True)
 class RowText:
@@ -54,6 +71,8 @@ class RowText:
     """Start and end of each answer, in order; the text before a start is what inference shows the model."""
     inverted: bool = False
     """Everything is learned but the spans."""
+    last: tuple[int, int] | None = None
+    """Of an inverted row the answer at its end, which begins where inference begins to generate."""
 
 
 def read_turn(
@@ -70,28 +89,33 @@ def read_turn(
 
     Raises:
         RowError: ``role_order`` if nothing precedes it, ``template_rewrites`` or ``template_drops`` if the template
-            does not show the turn as inference has it, ``no_stop_token`` if nothing in it stops the model.
+            does not show the turn as inference has it, ``no_reasoning`` if the prompt begins reasoning and the message
+            has none, ``no_stop_token`` if nothing in it stops the model.
     """
     if index == 0:
         # Templates are not written for it, and inference has nothing to show.
         raise RowError("role_order", "The conversation begins with an assistant message.")
     shown = messages[: index + 1]
+    thought = None if opaque else thought_of(messages[index])
     prompt, answered = render(messages[:index], True), render(shown, False)
+    block = None if thought is None else _block_of(render, shown, prompt)
+    if block is not None and block.closed:
+        raise closed_error()
     if answered.startswith(prompt):
         tail = answered[len(prompt) :]
     elif opaque:
-        raise RowError("template_rewrites", "How the template begins this answer depends on what it says.")
+        tail = _after_last_message(prompt, answered, messages[index - 1]["content"])
     else:
-        tail = _bridge(render, shown, prompt, answered)
-    if not opaque:
-        tail = _with_thought(messages[index], tail)
+        tail = _go_on(render, shown, prompt, answered, thought)
+    if thought is not None:
+        tail = restore_thought(thought, tail, begun=block is not None)
     if (stop := stops.search(tail)) is not None:
         answer, rest = tail[: stop.end()], tail[stop.end() :]
         said = tail[: stop.start()]
     else:
         said, rest = tail, ""
         answer = tail + _following_stop(render, messages, shown, tail, stops)
-    _check_complete(messages[index], said, index)
+    check_complete(messages[index], thought, said, index + 1)
     return Turn(index, prompt, answer, rest)
 
 
@@ -100,7 +124,7 @@ def group_turns(turns: Sequence[Turn]) -> list[RowText]:
 
     One row, where the template only adds to what it wrote before. Where it writes earlier turns differently once later
     ones follow (reasoning left out, another end of turn), such a turn gets a row of its own that ends with it. The row
-    of the last turn comes first.
+    of the last turn comes first, the others in the order of the conversation.
     """
     rows: list[RowText] = []
     open_turns = list(turns)
@@ -108,83 +132,166 @@ def group_turns(turns: Sequence[Turn]) -> list[RowText]:
         last = open_turns.pop()
         within = [turn for turn in open_turns if last.prompt.startswith(turn.learned)]
         open_turns = [turn for turn in open_turns if not last.prompt.startswith(turn.learned)]
-        spans = tuple((len(turn.prompt), len(turn.learned)) for turn in (*within, last))
-        rows.append(RowText(last.learned + last.rest, spans))
-    return rows
+        rows.append(RowText(last.learned + last.rest, tuple(turn.span for turn in (*within, last))))
+    return [*rows[:1], *reversed(rows[1:])]
 
 
-def place_reasoning(render: Render, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages, their reasoning moved into the content where the template knows no field for it.
+# Prompts that the rendered answer does not begin with.
 
-    A template that leaves the reasoning out of the very turn it belongs to does not read it where it is, so it is
-    written as the model would write it: in a block before the answer.
+
+def _go_on(render: Render, shown: Sequence[dict[str, Any]], prompt: str, answered: str, thought: Thought | None) -> str:
+    """What follows a prompt that the rendered conversation does not begin with.
+
+    Four things are known to make the difference: the template is careless with spaces; it writes something before the
+    last message only as long as that is the last, such as the system's message; the prompt begins a block of reasoning,
+    inside which the model must go on; the prompt begins and ends one, after which it must go on.
     """
-    placed: list[dict[str, Any]] = []
-    for message in messages:
-        reasoning = message.get("reasoning_content")
-        if reasoning and reasoning.strip() not in render([*placed, message], False)[len(render(placed, False)) :]:
-            content = f"<{_REASONING_TAG}>\n{reasoning}\n</{_REASONING_TAG}>\n\n{message['content']}"
-            message = {key: value for key, value in message.items() if key != "reasoning_content"}
-            message["content"] = content
-        placed.append(message)
-    return placed
-
-
-def _with_thought(message: dict[str, Any], tail: str) -> str:
-    """A rendered answer with the reasoning that its message begins with, where the template leaves it out even here."""
-    content = str(message["content"]).lstrip()
-    opening, closing = f"<{_REASONING_TAG}>", f"</{_REASONING_TAG}>"
-    if not content.startswith(opening) or closing not in content or closing in tail:
+    if (tail := _after_same_text(render, shown, prompt, answered)) is not None:
         return tail
-    visible = content.partition(closing)[2]
-    begin = tail.find(visible.strip()) if visible.strip() else -1
-    if begin < 0 or tail[:begin].strip():
+    if (tail := _after_marked_message(render, shown, prompt, answered)) is not None:
         return tail
-    kept = content[: len(content) - len(visible.lstrip())]
-    return kept + tail[begin:]
-
-
-def _bridge(render: Render, shown: Sequence[dict[str, Any]], prompt: str, answered: str) -> str:
-    """What follows the generation prompt where that holds a reasoning block that the rendered turn does not.
-
-    A block that is begun only: the model must go on inside it, with the reasoning that the template leaves out of the
-    rendered turn, so it is taken from the message. A block that is begun and ended: the model must go on after it.
-    """
-    before = render(shown[:-1], False)
-    block = _BEGUN_BLOCK.search(prompt, len(before)) if prompt.startswith(before) else None
-    if block is None or not answered.startswith(prompt[: block.start()]):
-        raise RowError(
-            "template_rewrites",
-            "The chat template does not begin an answer with the prompt that it gives the model.",
-        )
-    tail = answered[block.start() :]
-    content = str(shown[-1]["content"]).lstrip()
-    opening = f"<{block['tag']}>"
-    if block["end"] is not None:
-        if content.startswith(opening) or tail.startswith(opening):
-            raise RowError(
-                "template_rewrites", "The chat template's prompt ends the reasoning that the answer begins with."
-            )
-        return tail
-    begun = block.group()
-    if tail.startswith(opening):
-        # The turn shows its reasoning, or that there is none, with other spaces than the prompt has.
-        return tail[len(begun) :] if tail.startswith(begun) else tail[len(opening) :].lstrip()
-    if not content.startswith(opening):
+    block = _block_of(render, shown, prompt, look_back=_PROMPT_END)
+    tail = None if block is None else _after_same_text(render, shown, prompt[: block.start], answered)
+    if block is not None and tail is not None:
+        content = text_of(shown[-1])
+        if not block.closed:
+            return inside_begun(block, tail, thought, content)
+        if thought is None:
+            return after_closed(block, tail, content)
+        raise closed_error()
+    if thought is None and _begins_reasoning(render, shown, prompt):
         raise RowError(
             "no_reasoning",
-            f"The chat template lets the model begin with {opening}, and the answer has no reasoning.",
+            f"The chat template lets the model begin with its reasoning ({_excerpt_end(prompt)}), "
+            "and the answer has none.",
         )
-    reasoning, closing, visible = content.partition(f"</{block['tag']}>")
-    end = tail.find(visible.strip()) if visible.strip() else -1
-    if not closing or end < 0 or tail[:end].strip():
-        raise RowError(
-            "template_rewrites",
-            "The chat template leaves out reasoning and rewrites the answer after it.",
-        )
-    inside = reasoning[len(begun) :] if content.startswith(begun) else reasoning[len(opening) :].lstrip()
-    between = visible[: len(visible) - len(visible.lstrip())]
-    return f"{inside}{closing}{between}{tail[end:]}"
+    same = _common(prompt, answered)
+    raise RowError(
+        "template_rewrites",
+        f"The chat template's prompt goes on with {_excerpt(prompt[same:])} where the finished answer has "
+        f"{_excerpt(answered[same:])}, so the answer does not follow the prompt.",
+    )
+
+
+def _after_marked_message(render: Render, shown: Sequence[dict[str, Any]], prompt: str, answered: str) -> str | None:
+    """What follows the prompt, where it and the rendered conversation differ before the last message only.
+
+    Where that is in both is seen by rendering them with another content in it. None where they differ otherwise.
+    """
+    content = text_of(shown[-2])
+    marked = [*shown[:-2], {**shown[-2], "content": FOLLOW_UP}, shown[-1]]
+    try:
+        texts = render(marked[:-1], True), render(marked, False)
+    except RowError:
+        return None
+    for shape in (content, content.strip()):
+        if tuple(text.replace(FOLLOW_UP, shape) for text in texts) == (prompt, answered):
+            try:
+                return _after_last_message(*texts, FOLLOW_UP)
+            except RowError:
+                return None
+    return None
+
+
+def _after_last_message(prompt: str, answered: str, content: str) -> str:
+    """The end of a text, from where another one ends after the content of the last message.
+
+    Raises:
+        RowError: ``template_rewrites`` if they do not go on alike after it.
+    """
+    after, follow = prompt.rpartition(content)[2], answered.rpartition(content)[2]
+    if prompt.count(content) == answered.count(content) == 1 and follow.startswith(after):
+        return follow[len(after) :]
+    raise RowError("template_rewrites", "How the template begins this answer depends on what it says.")
+
+
+def _block_of(render: Render, shown: Sequence[dict[str, Any]], prompt: str, *, look_back: int = 0) -> Block | None:
+    """The block of reasoning that the generation prompt ends with.
+
+    Where a template always writes the prompt, nothing tells where it begins; ``look_back`` characters are looked at.
+    """
+    before = render(shown[:-1], False)
+    begin = len(prompt) - look_back if before == prompt else _common(before, prompt)
+    return prompt_block(prompt, max(0, begin))
+
+
+def _begins_reasoning(render: Render, shown: Sequence[dict[str, Any]], prompt: str) -> bool:
+    """Whether the prompt is what an answer with reasoning begins with."""
+    try:
+        return render([*shown[:-1], {**shown[-1], "reasoning_content": FOLLOW_UP}], False).startswith(prompt)
+    except RowError:
+        return False
+
+
+def _after_same_text(render: Render, shown: Sequence[dict[str, Any]], prompt: str, text: str) -> str | None:
+    """What follows the prompt in a text that is the same but for spaces; None if it is not.
+
+    Of the spaces where the two part, those are the answer's that its message has and the template does not write.
+    """
+    end = _end_of_same(prompt, text)
+    if end is None:
+        return None
+    rest, given = text[end:], prompt[len(prompt.rstrip()) :]
+    if rest.startswith(given):
+        return rest[len(given) :]
+    body = rest.lstrip()
+    spaces = rest[: len(rest) - len(body)]
+    written = _spaces_before_content(render, shown, prompt)
+    own = "" if written is None or not spaces.startswith(written) else spaces[len(written) :]
+    return own + body
+
+
+def _end_of_same(prompt: str, text: str) -> int | None:
+    """Where in a text the last character of a prompt stands, if the two differ in spaces only."""
+    place = after = _common(prompt, text)
+    end = len(text[:after].rstrip())
+    while True:
+        while place < len(prompt) and prompt[place].isspace():
+            place += 1
+        if place == len(prompt):
+            return end
+        while after < len(text) and text[after].isspace():
+            after += 1
+        if after == len(text) or text[after] != prompt[place]:
+            return None
+        place, after = place + 1, after + 1
+        end = after
+
+
+def _spaces_before_content(render: Render, shown: Sequence[dict[str, Any]], prompt: str) -> str | None:
+    """The spaces that a template writes between the prompt and the content of an answer."""
+    try:
+        text = render([*shown[:-1], {**shown[-1], "content": FOLLOW_UP}], False)
+    except RowError:
+        return None
+    end = _end_of_same(prompt, text)
+    if end is None or (place := text.find(FOLLOW_UP, end)) < 0:
+        return None
+    return text[end:place] if not text[end:place].strip() else None
+
+
+def _common(first: str, second: str) -> int:
+    """How many characters two texts begin with alike."""
+    low, high = 0, min(len(first), len(second))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if first[low:middle] == second[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _excerpt(text: str) -> str:
+    """The beginning of a text, in quotation marks."""
+    return repr(one_line(text, _EXCERPT)) if text else "nothing"
+
+
+def _excerpt_end(text: str) -> str:
+    return repr(one_line(text[-_EXCERPT:], _EXCERPT + 1))
+
+
+# The end of an answer.
 
 
 def _following_stop(
@@ -196,39 +303,33 @@ def _following_stop(
 ) -> str:
     """The stop that the next turn begins with, of templates that end a turn with the beginning of another."""
     index = len(shown) - 1
-    role = messages[index + 1]["role"] if index + 1 < len(messages) else "user"
-    if role == "assistant":
-        role = "user"
-    refusal = RowError("no_stop_token", "The chat template does not end an answer with a token that stops the model.")
+    follow: dict[str, Any] = {"role": "user"}
+    if index + 1 < len(messages) and messages[index + 1]["role"] != "assistant":
+        follow = messages[index + 1]
+    elif calls := shown[-1].get("tool_calls"):
+        call = calls[0]
+        follow = {"role": "tool", "name": call["function"]["name"], "tool_call_id": call.get("id", "")}
+    end = _excerpt_end(tail) if tail.strip() else "nothing"
+    refusal = RowError(
+        "no_stop_token",
+        f"The chat template does not end an answer with a token that stops the model, but with {end}."
+        if stops.groups
+        else "The model's files name no token that stops it.",
+    )
     try:
-        continued = render([*shown, {"role": role, "content": FOLLOW_UP}], False)
+        continued = render([*shown, {**follow, "content": FOLLOW_UP}], False)
     except RowError as error:
         raise refusal from error
     header = continued.rfind(FOLLOW_UP)
     # How the answer ends; where it begins may look different, as earlier reasoning may be left out by now.
-    ending = str(shown[-1]["content"]).strip() or tail[-16:]
+    content = text_of(shown[-1]).strip()
+    endings = [tail.strip(), re.split(r"</\w+>", tail)[-1].strip()]
+    endings += [content] if tail.rstrip().endswith(content) else []
     found = None
     for stop in stops.finditer(continued, 0, max(header, 0)):
-        if continued[: stop.start()].rstrip().endswith(ending.rstrip()):
+        before = continued[: stop.start()].rstrip()
+        if any(ending and before.endswith(ending) for ending in endings):
             found = stop
-    if found is None or not ending.strip() or not tail.rstrip().endswith(ending.rstrip()):
+    if found is None:
         raise refusal
     return found.group()
-
-
-def _check_complete(message: dict[str, Any], said: str, index: int) -> None:
-    """Refuse an answer of which the template leaves something out."""
-    number = index + 1
-    missing = ""
-    for call in message.get("tool_calls") or ():
-        if str(call.get("function", call).get("name", "")) not in said:
-            missing = "a tool call"
-    if message.get("reasoning_content") and message["reasoning_content"].strip() not in said:
-        missing = "the reasoning"
-    content = str(message["content"])
-    if f"<{_REASONING_TAG}>" in content and f"</{_REASONING_TAG}>" in content and f"</{_REASONING_TAG}>" not in said:
-        missing = "the reasoning"
-    if content.rpartition(f"</{_REASONING_TAG}>")[2].strip() not in said:
-        missing = "or changes the text"
-    if missing:
-        raise RowError("template_drops", f"The chat template leaves out {missing} of message {number}.")

@@ -195,16 +195,12 @@ def _encode(
     stop_ids: frozenset[int],
     template: str | None,
 ) -> list[list[int]]:
-    """The conversations as tokens, ready for the answer: rendered by the same code as training rows."""
+    """The conversations as tokens, ready for the answer: rendered and tokenized by the same code as training rows."""
     encoder = Encoder(tokenizer, sorted(stop_ids), template)
     try:
-        texts = [encoder.prompt(messages) for messages in conversations]
+        return [encoder.prompt_ids(messages) for messages in conversations]
     except RowError as error:
         raise UserError(error.message, "Change the conversation, or the template in template.file.") from error
-    if not texts:
-        return []
-    encoded: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return encoded
 
 
 def _room(network: Any, prompt: Sequence[int], wanted: int) -> int:

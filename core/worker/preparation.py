@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,15 @@ class Prepared:
     """SHA-256 over the rows trained on."""
 
 
-def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None]) -> Prepared:
+def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None], now: datetime | None) -> Prepared:
     """Make the base ready, read and tokenize the rows, and refuse what would waste the run.
 
     Args:
         config: The configuration, paths absolute.
         recorder: Told how far it is, of what is dropped, and of what was found and is allowed.
         check_stop: Called often; may raise to stop.
+        now: The date for templates that insert one: a run that goes on another day keeps the one it began with, so
+            that its rows are the same. None: today's.
 
     Raises:
         UserError: If there is no such model, or the rows cannot be used or would waste the run.
@@ -75,6 +78,7 @@ def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None]) 
         template,
         supervise=config.data.supervise,
         allow_special=config.data.special_tokens == "keep",
+        now=now,
     )
 
     def progress(rows: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,9 @@ from tokenizers import Tokenizer
 from core.data.conversation import Example, RowError
 from core.errors import UserError
 from core.template.mask import MaskedRow, Masker, Supervise
-from core.template.mask import stop_token_ids as stops_of
 from core.template.named import template_source
 from core.template.render import ChatTemplate
+from core.template.stops import stop_token_ids as stops_of
 from core.template.tokenizer import SPECIAL_NAMES, ModelTokenizer
 from core.text import one_line
 
@@ -49,6 +50,7 @@ class Encoder:
         template: A Jinja chat template instead of the tokenizer's own.
         supervise: What is learned of a conversation.
         allow_special: Use rows whose messages write special tokens.
+        now: The moment of the date that a template writes; None for the present one.
     """
 
     def __init__(
@@ -59,12 +61,13 @@ class Encoder:
         *,
         supervise: Supervise = "assistant",
         allow_special: bool = False,
+        now: datetime | None = None,
     ) -> None:
         self.tokenizer = tokenizer
-        model_tokenizer = as_model_tokenizer(tokenizer, stop_ids)
+        ours = as_model_tokenizer(tokenizer, stop_ids)
         self._masker = Masker(
-            model_tokenizer,
-            None if template is None else ChatTemplate(template, model_tokenizer.special_tokens),
+            ours,
+            _chat_template(ours, template, now),
             supervise,
             allow_special=allow_special,
         )
@@ -82,6 +85,10 @@ class Encoder:
         """A conversation as text, ready for the model to answer."""
         return self._masker.prompt(messages)
 
+    def prompt_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The same as tokens: those that a row of training has before the answer."""
+        return self._masker.prompt_ids(messages)
+
 
 def _tokenized(row: MaskedRow) -> TokenizedRow:
     return TokenizedRow(
@@ -98,14 +105,14 @@ def as_model_tokenizer(tokenizer: Any, stop_ids: Sequence[int]) -> ModelTokenize
         UserError: If it is of a kind that cannot be converted.
     """
     template = tokenizer.chat_template
-    if isinstance(template, dict):
-        template = template.get("default")
+    named = template if isinstance(template, dict) else {"default": template}
     specials = {name: getattr(tokenizer, name, None) for name in SPECIAL_NAMES}
     return ModelTokenizer(
         _backend(tokenizer),
         special_tokens={name: str(text) for name, text in specials.items() if text is not None},
         stop_ids=stop_ids,
-        chat_template=template,
+        chat_template=named.get("default"),
+        tool_template=named.get("tool_use"),
         max_length=None,
     )
 
@@ -148,7 +155,8 @@ def read_template(path: str | None, name: str | None = None) -> str | None:
 def stop_token_ids(generation_config: Any, tokenizer: Any, template: str | None = None) -> list[int]:
     """The tokens that end an answer, without duplicates.
 
-    They are the generation configuration's, the tokenizer's, and those that a template of ours brings.
+    They are the generation configuration's, the tokenizer's, those that a template of ours brings, and where none of
+    them is what the chat template ends an answer with, the token that it ends one with.
 
     Args:
         generation_config: The model's, of transformers; None where it has none.
@@ -161,7 +169,12 @@ def stop_token_ids(generation_config: Any, tokenizer: Any, template: str | None 
         for token in value if isinstance(value, (list, tuple)) else [value]:
             if token is not None and token not in found:
                 found.append(int(token))
-    if template is not None:
-        ours = as_model_tokenizer(tokenizer, found)
-        return stops_of(ours, ChatTemplate(template))
-    return found
+    ours = as_model_tokenizer(tokenizer, found)
+    return stops_of(ours, _chat_template(ours, template))
+
+
+def _chat_template(tokenizer: ModelTokenizer, source: str | None, now: datetime | None = None) -> ChatTemplate | None:
+    """The template of a source, or the model's own."""
+    if source is None:
+        return tokenizer.own_template(now)
+    return ChatTemplate(source, tokenizer.special_tokens, now=now)

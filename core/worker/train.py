@@ -111,7 +111,7 @@ class FinetuneRecipe:
     def _prepare_data(self) -> None:
         # What the device cannot do is said before minutes are spent on the rows.
         choose_dtype(self.config.train.precision, choose_device(self.config.hardware.device))
-        prepared = prepare(self.config, self.recorder, self.controls.check_stop)
+        prepared = prepare(self.config, self.recorder, self.controls.check_stop, self.run.created)
         self.base, self.tokenizer, self.template = prepared.base, prepared.tokenizer, prepared.template
         self.dataset, self.held_out = prepared.dataset, prepared.held_out
         self.data_fingerprint = prepared.data_fingerprint

@@ -171,6 +171,22 @@ def test_what_cannot_be_resumed_exactly_is_refused(stopped: tuple[Workers, Run])
         assert len(newest_first(run)) == 3
 
 
+def test_a_run_whose_template_writes_the_time_goes_on_at_another(workers: Workers, tmp_path: Path) -> None:
+    template = tmp_path / "timed.jinja"
+    template.write_text(
+        "{{ strftime_now('%d %b %Y, %H:%M:%S.%f') }}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    run = workers.start("timed", template={"file": str(template)})
+    wait_until_step(run, 6)
+    signal_worker(run, signal.SIGTERM)
+    assert exit_code(run) == 3
+    workers.resume(run)
+    finish(run)
+    assert list(read_history(run).loss.steps) == list(range(1, STEPS + 1))
+
+
 def test_another_base_of_the_same_shape_is_refused(stopped: tuple[Workers, Run], tiny_model_dir: Path) -> None:
     workers, original = stopped
     run = workers.copy(original, "base")

@@ -102,19 +102,20 @@ async def test_only_what_is_seen_starts_over(tmp_path: Path, model: Path, reques
         await analyzed(pilot, pane)
         assert len(requests) == 1
         view = pane.view
-        for name, value in (
+        unseen: tuple[tuple[str, Any], ...] = (
             ("train.learning_rate", 1e-3),
             ("method.rank", 4),
             ("chat.system", "be brief"),
             ("eval.every_steps", 5),
-        ):
+        )
+        for name, value in unseen:
             document.set(name, value)
             pane.configure(document)
             await pilot.pause()
             assert pane.view is view
             assert view is not None
             assert view.analysis is not None, name
-        for name, value in (
+        seen: tuple[tuple[str, Any], ...] = (
             ("data.eval", "eval.jsonl"),
             ("data.weights", [2.0]),
             ("train.max_length", 64),
@@ -123,7 +124,8 @@ async def test_only_what_is_seen_starts_over(tmp_path: Path, model: Path, reques
             ("data.special_tokens", "keep"),
             ("data.format", "messages"),
             ("template.file", "mine.jinja"),
-        ):
+        )
+        for name, value in seen:
             before = len(requests)
             document.set(name, value)
             pane.configure(document)

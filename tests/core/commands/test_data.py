@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,3 +52,48 @@ def test_a_file_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     assert ended.returncode == 1
     assert "nowhere.jsonl" in ended.stderr
     assert len(ended.stderr.strip().splitlines()) == 1
+
+
+#: Shows the reasoning of the last turn only.
+LATER = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.reasoning_content and loop.last %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_turns_that_are_learned_in_rows_of_their_own_are_shown_too(tmp_path: Path, tiny_model_dir: Path) -> None:
+    model, rows, template = tmp_path / "model", tmp_path / "rows.jsonl", tmp_path / "later.jinja"
+    model.mkdir()
+    shutil.copy(tiny_model_dir / "tokenizer.json", model)
+    (model / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>", "chat_template": "{{ 1 }}"}))
+    template.write_text(LATER)
+    turns = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b", "reasoning_content": "hm"},
+        {"role": "user", "content": "c"},
+        {"role": "assistant", "content": "d"},
+    ]
+    rows.write_text(json.dumps({"messages": turns}) + "\n")
+    arguments = (str(rows), "--model", str(model), "--template", str(template), "--row", "1")
+    ended = call(*arguments, "--json")
+    assert ended.returncode == 0, ended.stderr
+    told = json.loads(ended.stdout)
+    learned = ["".join(t["text"] for t in row if t["supervised"]) for row in (told["tokens"], *told["further"])]
+    assert learned == ["d<|im_end|>", "<think>hm</think>b<|im_end|>"]
+    assert told["used"] == 1
+    shown = call(*arguments).stdout
+    assert "[[d<|im_end|>]]" in shown
+    assert "part 2" in shown
+    assert "[[<think>hm</think>b<|im_end|>]]" in shown
+
+
+def test_a_template_that_cannot_be_used_is_named_for_every_row(tmp_path: Path, tiny_model_dir: Path) -> None:
+    template = tmp_path / "endless.jinja"
+    template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    ended = call(TICKETS, "--model", str(tiny_model_dir), "--template", str(template), "--row", "1", "--json")
+    assert ended.returncode == 0, ended.stderr
+    told = json.loads(ended.stdout)
+    assert told["dropped"] == {"no_stop_token": 400}
+    assert told["row_error"]["code"] == "no_stop_token"
+    assert "does not end an answer" in told["row_error"]["message"]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,11 @@ def test_two_runs_of_one_second_get_different_places(home: Path, monkeypatch: py
     assert all(run.socket_path.parent == Path("/run/user/1") for run in deep)
     assert all(len(os.fsencode(run.socket_path)) <= store.SOCKET_PATH_LIMIT for run in deep)
     assert runs[0].socket_path == runs[0].path / "control.sock"
+
+
+def test_when_a_run_was_created_is_in_its_id(tmp_path: Path) -> None:
+    assert Run(tmp_path / "20240229-235959-tickets").created == datetime(2024, 2, 29, 23, 59, 59)
+    assert Run(tmp_path / "renamed").created is None
 
 
 def test_runs_are_listed_newest_first_and_strangers_left_out(home: Path) -> None:

@@ -34,6 +34,8 @@ class Family:
     """Whether it has a field for reasoning."""
     one_row: bool = True
     """Whether turns without reasoning stay as they were once later ones follow."""
+    hands_over: bool = False
+    """Whether a turn ends with the token that begins the next, ``<|user|>`` or ``<|observation|>``."""
 
     @property
     def template(self) -> str:
@@ -273,6 +275,24 @@ MISTRAL = Family(
 {%- endfor %}""",
 )
 
+#: The system prompt before the last message, as long as that is the user's; no spaces around turns.
+MISTRAL_NEMO = Family(
+    name="mistral-nemo",
+    kind="words",
+    specials=("<unk>", "<s>", "</s>", "[INST]", "[/INST]"),
+    stops=("</s>",),
+    bos="<s>",
+    one_row=False,
+    marked="""\
+{%- set system = messages[0].content + '\\n\\n' if messages[0].role == 'system' else '' %}
+{{- bos_token }}
+{%- for message in messages %}
+{%- if message.role == 'user' %}{{ '[INST]' + (system if loop.last else '') + message.content + '[/INST]' }}
+{%- elif message.role == 'assistant' %}{% generation %}{{ message.content + eos_token }}{% endgeneration %}
+{%- endif %}
+{%- endfor %}""",
+)
+
 #: The system prompt without a role, the assistant's turn ended by the end of text.
 DEEPSEEK = Family(
     name="deepseek",
@@ -324,6 +344,7 @@ GLM = Family(
     specials=("<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
     stops=("<|endoftext|>", "<|user|>", "<|observation|>"),
     tools=True,
+    hands_over=True,
     marked="""\
 [gMASK]<sop>
 {%- macro visible(content) -%}{{ content }}{%- endmacro -%}
@@ -418,5 +439,5 @@ NO_THINKING = Family(
 )
 
 #: Every family whose marks say what the model must produce; DeepSeek R1's template hides a part of it.
-MARKED = (SMOLLM2, LLAMA3, QWEN25, QWEN3, GEMMA3, PHI3, MISTRAL, DEEPSEEK, GLM, GPT_OSS, NO_THINKING)
+MARKED = (SMOLLM2, LLAMA3, QWEN25, QWEN3, GEMMA3, PHI3, MISTRAL, MISTRAL_NEMO, DEEPSEEK, GLM, GPT_OSS, NO_THINKING)
 FAMILIES = (*MARKED, DEEPSEEK_R1)

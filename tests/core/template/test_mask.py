@@ -96,7 +96,7 @@ def expected_turns(family: Family, example: Example) -> list[tuple[list[int], li
     for index, message in enumerate(example.messages):
         if message.role == "assistant":
             answer = answer_ids(family, messages[: index + 1], example.tools)
-            if family is GLM:
+            if family.hands_over:
                 # Its marks lack the stop, which is the beginning of the next turn.
                 backend = family.tokenizer().backend
                 answer = [*answer, id_of(backend, "<|observation|>" if message.tool_calls else "<|user|>")]
@@ -294,10 +294,15 @@ def test_a_template_whose_answers_do_not_follow_its_prompt_is_refused() -> None:
     assert refusal(dataclasses.replace(SMOLLM2, marked=template), talk("a", "b")).code == "template_rewrites"
 
 
-def test_arguments_of_tool_calls_are_given_as_text_to_templates_that_want_text() -> None:
-    template = QWEN25.template.replace("call.function.arguments | tojson", "'```' + call.function.arguments + '```'")
-    row = mask(dataclasses.replace(QWEN25, marked=template), with_tools())
-    assert '```{"a": 1, "b": 2}```' in QWEN25.tokenizer().decode(learned_turns(row)[0][1])
+def test_a_template_that_writes_the_time_writes_the_same_in_all_rows_and_renderings() -> None:
+    timed = "{{ '<|im_start|>system\\n' + strftime_now('%H:%M:%S.%f') + '<|im_end|>\\n' }}" + SMOLLM2.template
+    tokenizer = dataclasses.replace(SMOLLM2, marked=timed).tokenizer()
+    rows = Masker(tokenizer).mask([talk("a", "b", "c", "d"), talk("a", "b", "c", "", tool_calls=()), talk("a", "b")])
+    assert isinstance(rows[0], MaskedRow)
+    assert isinstance(rows[2], MaskedRow)
+    assert len(rows[0].rows) == 1
+    start = rows[2].supervised.index(1)
+    assert rows[0].ids[:start] == rows[2].ids[:start]
 
 
 class TestSpecialTokensInMessages:

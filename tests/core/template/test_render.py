@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -129,3 +130,37 @@ def test_messages_are_not_changed_by_rendering() -> None:
     before = dict(message)
     assert ChatTemplate("{{ messages[0].thinking }}{{ messages[0].name is defined }}").render([message]) == "yFalse"
     assert message == before
+
+
+def test_the_date_is_that_of_one_moment() -> None:
+    precise = ChatTemplate("{{ strftime_now('%H:%M:%S.%f') }}")
+    assert precise.render([]) == precise.render([])
+    moment = datetime(2024, 2, 29, 23, 59, 59)
+    in_macro = "{% macro day() %}{{ strftime_now('%d %b %Y') }}{% endmacro %}{{ day() }}"
+    assert ChatTemplate(in_macro, now=moment).render([]) == "29 Feb 2024"
+    named = ChatTemplate("x", with_tools=in_macro, now=moment)
+    assert named.render([], tools=TOOLS) == "29 Feb 2024"
+    assert ChatTemplate(in_macro).render([]) == datetime.now().strftime("%d %b %Y")
+
+
+def test_reasoning_has_the_name_that_the_template_reads() -> None:
+    message = Message("assistant", "b", reasoning="because").fields()
+    for source in (
+        "{{ messages[0].reasoning }}",
+        "{{ messages[0].get('reasoning') }}",
+        "{{ messages[0]['thinking'] }}",
+    ):
+        assert ChatTemplate(source).render([message]) == "because"
+
+
+def test_contents_are_text_for_templates_that_show_text() -> None:
+    message = {"role": "user", "content": "q"}
+    either = (
+        "{% if messages[0].content is string %}text{% endif %}{% for p in messages[0].content %}{{ p }}{% endfor %}"
+    )
+    assert ChatTemplate(either).render([message]) == "textq"
+    parts = "{% for part in messages[0].content %}{{ part.text }}{% endfor %}"
+    assert ChatTemplate(parts).render([message]) == "q"
+    assert ChatTemplate(parts).render([{"role": "user", "content": [{"type": "text", "text": "a"}]}]) == "a"
+    with pytest.raises(RowError):
+        ChatTemplate("{{ raise_exception(messages[0].content) }}").render([message])

@@ -1,4 +1,5 @@
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +118,37 @@ def test_what_is_learned_may_be_chosen(tokenizer: Any) -> None:
     assert tokenizer.decode(row.input_ids[row.supervised]) == "<|endoftext|><|im_end|>"
 
 
+def test_the_date_of_a_run_is_the_one_that_is_given(tokenizer: Any) -> None:
+    template = "{{ strftime_now('%d %b %Y') }}" + DROPS_REASONING
+    encoder = Encoder(tokenizer, [tokenizer.eos_token_id], template, now=datetime(2024, 2, 29))
+    (row,) = encoder.encode([talk("a", "b")])
+    assert isinstance(row, TokenizedRow)
+    assert tokenizer.decode(row.input_ids.tolist()).startswith("29 Feb 2024<|im_start|>")
+
+
+def test_inference_gives_the_tokens_that_training_has_before_an_answer(tokenizer: Any) -> None:
+    encoder = Encoder(tokenizer, [tokenizer.eos_token_id], DROPS_REASONING)
+    example = talk("hi <b>", "<think>x</think>\n\nyes", "ü ✓\n", "<think>y</think>no")
+    (row,) = encoder.encode([example])
+    assert isinstance(row, TokenizedRow)
+    for part, turns in zip(row.rows, (3, 1), strict=True):
+        before = encoder.prompt_ids([message.fields() for message in example.messages[:turns]])
+        assert part.input_ids[: len(before)].tolist() == before
+        assert part.supervised[len(before)]
+        assert not part.supervised[: len(before)].any()
+
+
+def test_the_end_of_a_template_stops_where_the_model_names_another(tokenizer: Any) -> None:
+    tokenizer.eos_token = "<|endoftext|>"
+    assert tokenizer.convert_ids_to_tokens(stop_token_ids(None, tokenizer, DROPS_REASONING)) == [
+        "<|endoftext|>",
+        "<|im_end|>",
+    ]
+
+
 def test_a_named_template_brings_its_stop(tokenizer: Any) -> None:
     tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.chat_template = None
     chatml = read_template(None, "chatml")
     assert stop_token_ids(None, tokenizer) == [tokenizer.eos_token_id]
     stops = stop_token_ids(None, tokenizer, chatml)

@@ -1,0 +1,76 @@
+"""Whether a rendered answer says all that its message does."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from core.data.conversation import RowError
+from core.template.reasoning import Thought, text_of
+
+
+def check_complete(message: dict[str, Any], thought: Thought | None, said: str, number: int) -> None:
+    """Refuse an answer of which the template leaves something out.
+
+    Args:
+        message: The assistant's, as the template got it.
+        thought: Its reasoning.
+        said: What is rendered of it.
+        number: Its number, from 1, for the sentence.
+
+    Raises:
+        RowError: ``template_drops``.
+    """
+    wrong = ""
+    visible = text_of(message) if thought is None else thought.visible
+    if visible.strip() not in said:
+        wrong = "leaves out or changes the text"
+    elif thought is not None and thought.bare not in said:
+        wrong = "leaves out the reasoning"
+    else:
+        for call in message.get("tool_calls") or ():
+            function = call.get("function", call)
+            if str(function.get("name", "")) not in said:
+                wrong = "leaves out a tool call"
+            elif thought is not None and said.rfind(str(function.get("name", ""))) < said.find(thought.bare):
+                wrong = "writes a tool call before the reasoning"
+            elif any(not _is_in(value, said) for value in _leaves(function.get("arguments"))):
+                wrong = "leaves out or changes an argument of a tool call"
+    if wrong:
+        raise RowError("template_drops", f"The chat template {wrong} of message {number}.")
+
+
+def _leaves(arguments: Any) -> Iterable[Any]:
+    """The single values of the arguments of a call."""
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError:
+            yield arguments
+            return
+    if isinstance(arguments, dict):
+        for key, value in arguments.items():
+            yield key
+            yield from _leaves(value) if isinstance(value, (dict, list)) else (value,)
+    elif isinstance(arguments, list):
+        for value in arguments:
+            yield from _leaves(value) if isinstance(value, (dict, list)) else (value,)
+    else:
+        yield arguments
+
+
+def _is_in(value: Any, said: str) -> bool:
+    """Whether a value stands in a text in one of the forms that templates give it."""
+    if not isinstance(value, str):
+        return json.dumps(value) in said or str(value) in said
+    if value.strip() in said:
+        return True
+    for text in (value, value.strip()):
+        inner = json.dumps(text)[1:-1]
+        readable = json.dumps(text, ensure_ascii=False)[1:-1]
+        forms = (inner, readable, json.dumps(inner)[1:-1], json.dumps(readable, ensure_ascii=False)[1:-1])
+        if any(form in said for form in (*forms, html.escape(text), html.escape(text, quote=False), repr(text)[1:-1])):
+            return True
+    return False

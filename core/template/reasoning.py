@@ -1,0 +1,222 @@
+"""Reasoning before an answer: where a message has it, how a template shows it, and what a prompt says of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from core.data.conversation import RowError
+
+#: Renders messages; the second argument asks for the generation prompt.
+Render = Callable[[Sequence[dict[str, Any]], bool], str]
+
+#: Ends the reasoning that a content begins with.
+REASONING_END = "</think>"
+_OPENING, _CLOSING = "<think>", REASONING_END
+#: A block that ends a prompt: begun, or begun and ended with at most a heading in it, or ended only.
+_PROMPT_BLOCK = re.compile(
+    r"(?:"
+    r"<(?P<xml>[A-Za-z_][\w:]*)>(?P<xml_end>\s*</(?P=xml)>)?"
+    r"|<\|(?P<pipe>\w+)>(?:\w+\s*)?(?P<pipe_end><(?P=pipe)\|>)?"
+    r"|<\|START_(?P<start>\w+)\|>(?P<start_end>\s*<\|END_(?P=start)\|>)?"
+    r"|\[(?P<square>\w+)\](?P<square_end>\s*\[/(?P=square)\])?"
+    r"|(?P<lone></[A-Za-z_][\w:]*>)"
+    r")\s*\Z"
+)
+#: The same with nothing in it at the beginning of an answer: an empty block, or the end of one.
+_EMPTY_BLOCK = re.compile(r"\s*(?:<(?P<tag>[A-Za-z_][\w:]*)>(?P<inside>\s*)</(?P=tag)>|</[A-Za-z_][\w:]*>)")
+_THOUGHT = re.compile(rf"(?P<opening>\s*{_OPENING})?(?P<inside>.*?){_CLOSING}(?P<visible>.*)", re.DOTALL)
+#: How templates read a field of reasoning, and markup for it that is not ours.
+_READS_FIELD = re.compile(r"(?:\.|\[['\"]|get\(['\"])(?:reasoning_content|reasoning|thinking)\b")
+_READS_PARTS = re.compile(r"==\s*['\"]thinking['\"]")
+_OWN_MARKUP = re.compile(
+    r"[<\[]\|?/?(?:START_|END_|inner_|seed:)?(?:think|thinking|thought|channel|prefix)\|?[>\]]", re.I
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of reasoning that ends a prompt."""
+
+    start: int
+    opening: str
+    """Its text without spaces after it; empty where it is only ended."""
+    text: str
+    closed: bool
+
+
+@dataclass(frozen=True)
+class Thought:
+    """The reasoning of a message and what is said after it."""
+
+    inside: str
+    visible: str
+    kept: str | None = None
+    """The text before what is visible, as the message has it; None where the reasoning has a field of its own."""
+
+    @property
+    def bare(self) -> str:
+        """The reasoning without spaces around it."""
+        return self.inside.strip()
+
+
+def text_of(message: dict[str, Any]) -> str:
+    """The content of a message as text."""
+    content = message.get("content")
+    if isinstance(content, list):
+        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return str(content or "")
+
+
+def thought_of(message: dict[str, Any]) -> Thought | None:
+    """The reasoning of a message: of its field, of a part of its content, or of a block in the content."""
+    content = message.get("content")
+    if isinstance(content, list):
+        thoughts = [str(part["thinking"]) for part in content if isinstance(part, dict) and part.get("thinking")]
+        return Thought("".join(thoughts), text_of(message)) if thoughts else None
+    if reasoning := message.get("reasoning_content"):
+        return Thought(str(reasoning), text_of(message))
+    found = _THOUGHT.fullmatch(text_of(message)) if _CLOSING in text_of(message) else None
+    if found is None or (found["opening"] is None and _OPENING in found["inside"]):
+        return None
+    text, visible = found.string, found["visible"]
+    return Thought(found["inside"], visible, text[: len(text) - len(visible.lstrip())].lstrip())
+
+
+def prompt_block(prompt: str, begin: int) -> Block | None:
+    """The block of reasoning that a generation prompt ends with; ``begin`` is where the generation prompt begins."""
+    found = _PROMPT_BLOCK.search(prompt, begin)
+    if found is None:
+        return None
+    end = next((found[name] for name in ("xml_end", "pipe_end", "start_end", "square_end", "lone") if found[name]), "")
+    opening = found.group().rstrip().removesuffix(end).rstrip()
+    return Block(found.start(), opening, found.group(), bool(end))
+
+
+def place_reasoning(render: Render, messages: Sequence[dict[str, Any]], source: str) -> list[dict[str, Any]]:
+    """The messages, their reasoning where the template looks for it.
+
+    That is a field of its own, or parts of the content. A template that knows neither gets it as the model would write
+    it, in a ``<think>`` block before the answer, unless it has markup of its own for reasoning: then the reasoning
+    stays where it is, and is missed later.
+
+    Args:
+        render: Renders messages.
+        messages: The conversation.
+        source: The text of the template.
+    """
+    placed: list[dict[str, Any]] = []
+    for message in messages:
+        reasoning = message.get("reasoning_content")
+        if reasoning:
+            before = len(render(placed, False))
+            forms = [message]
+            if _READS_PARTS.search(source):
+                forms.append(_in_parts(message))
+            shown = next((form for form in forms if reasoning.strip() in render([*placed, form], False)[before:]), None)
+            if shown is not None:
+                message = shown
+            elif not _READS_FIELD.search(source) and (_CLOSING in source or not _OWN_MARKUP.search(source)):
+                message = _in_content(message)
+        placed.append(message)
+    return placed
+
+
+def _without_field(message: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in message.items() if key != "reasoning_content"}
+
+
+def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
+    parts: list[dict[str, Any]] = [{"type": "thinking", "thinking": message["reasoning_content"]}]
+    if message["content"]:
+        parts.append({"type": "text", "text": message["content"]})
+    return {**_without_field(message), "content": parts}
+
+
+def _in_content(message: dict[str, Any]) -> dict[str, Any]:
+    content = f"{_OPENING}\n{message['reasoning_content']}\n{_CLOSING}\n\n{message['content']}"
+    return {**_without_field(message), "content": content}
+
+
+def restore_thought(thought: Thought, tail: str, *, begun: bool) -> str:
+    """A rendered answer with the reasoning that the template leaves out of it.
+
+    Left as it is where it has the reasoning, and where nothing tells in which form it belongs there.
+
+    Args:
+        thought: The reasoning.
+        tail: What is rendered after the prompt.
+        begun: Whether the prompt begins a block of reasoning.
+    """
+    if thought.bare in tail:
+        return tail
+    empty = _empty_block(tail, thought.visible)
+    if empty is not None and empty["tag"] is not None:
+        spaces = empty["inside"]
+        half = len(spaces) // 2
+        place = empty.start("inside")
+        return tail[:place] + spaces[:half] + thought.bare + spaces[half:] + tail[empty.end("inside") :]
+    if empty is not None and begun:
+        return thought.bare + tail
+    begin = _visible_at(thought, tail)
+    return tail if thought.kept is None or begin is None else thought.kept + tail[begin:]
+
+
+def after_closed(block: Block, tail: str, content: str) -> str:
+    """What follows a prompt that ends the reasoning, from a rendered answer that does not have that block.
+
+    Raises:
+        RowError: ``template_rewrites`` if the rendered answer begins with reasoning.
+    """
+    empty = _empty_block(tail, content)
+    if empty is None and block.opening and tail.lstrip().startswith(block.opening):
+        raise closed_error()
+    return tail if empty is None else tail[empty.end() :]
+
+
+def closed_error() -> RowError:
+    """The refusal of an answer with reasoning after a prompt that ends the reasoning."""
+    return RowError("template_rewrites", "The chat template's prompt ends the reasoning that the answer begins with.")
+
+
+def inside_begun(block: Block, tail: str, thought: Thought | None, content: str) -> str:
+    """What the model must say inside a block that the prompt begins and the rendered answer does not have.
+
+    Raises:
+        RowError: ``no_reasoning`` if the answer has none, ``template_rewrites`` if it is shown in another form.
+    """
+    ended = _empty_block(tail, content if thought is None else thought.visible)
+    if ended is not None and ended["tag"] is None:
+        # The template itself shows that nothing was thought; what was thought stands before the end of the block.
+        return tail if thought is None else thought.bare + tail
+    if thought is None:
+        raise RowError(
+            "no_reasoning",
+            f"The chat template lets the model begin with {block.opening}, and the answer has no reasoning.",
+        )
+    begin = _visible_at(thought, tail)
+    if begin is None or block.opening != _OPENING:
+        raise RowError("template_rewrites", "The chat template leaves out reasoning and rewrites the answer after it.")
+    if thought.kept is None:
+        return f"{thought.bare}\n{_CLOSING}\n\n{tail[begin:]}"
+    kept = thought.kept
+    lead = next((text for text in (block.text, block.opening) if kept.startswith(text)), "")
+    said = kept[len(lead) :]
+    return (said if lead == block.text else said.lstrip()) + tail[begin:]
+
+
+def _empty_block(tail: str, visible: str) -> re.Match[str] | None:
+    """The empty block, or end of one, that a template writes before what is visible."""
+    found = _EMPTY_BLOCK.match(tail)
+    return None if found is None or visible.lstrip().startswith(found.group().strip()) else found
+
+
+def _visible_at(thought: Thought, tail: str) -> int | None:
+    """Where what is visible begins in a rendered answer, if nothing but spaces precedes it."""
+    visible = thought.visible.strip()
+    if not visible:
+        return len(thought.visible) if tail.startswith(thought.visible) else 0
+    begin = tail.find(visible)
+    return None if begin < 0 or tail[:begin].strip() else begin

@@ -1,0 +1,234 @@
+"""Prompts that begin or end a block of reasoning, and templates that show reasoning in a form of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from core.data.conversation import Example, Message
+from core.template.mask import MaskedRow, Masker
+from core.template.reasoning import prompt_block
+from tests.core.template.families import DEEPSEEK_R1, NO_THINKING, QWEN25, SMOLLM2, Family
+from tests.core.template.oracle import prompt_ids
+from tests.core.template.reasoning_families import (
+    CARELESS,
+    COMMAND_R7B,
+    DEEPSEEK_V31,
+    DEEPSEEK_V32,
+    GEMMA4,
+    GLM47,
+    KIMI_THINKING,
+    NEMOTRON,
+    PARTS,
+    REASONING_MARKED,
+)
+from tests.core.template.test_mask import (
+    conversations,
+    expected_turns,
+    learned_turns,
+    mask,
+    refusal,
+    spans,
+    talk,
+    with_tools,
+)
+
+
+def said(family: Family, example: Example) -> list[str]:
+    decode = family.tokenizer().decode
+    return [decode(answer) for _, answer in learned_turns(mask(family, example))]
+
+
+def shown(family: Family, example: Example) -> list[str]:
+    decode = family.tokenizer().decode
+    return [decode(before) for before, _ in learned_turns(mask(family, example))]
+
+
+@pytest.mark.parametrize("family", REASONING_MARKED, ids=lambda family: family.name)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(example=conversations())
+def test_learned_is_what_must_follow_each_prompt_of_inference(family: Family, example: Example) -> None:
+    row = mask(family, example)
+    assert learned_turns(row) == expected_turns(family, example)
+    if family.one_row:
+        assert len(row.rows) == 1
+
+
+@pytest.mark.parametrize("family", [NEMOTRON, GLM47], ids=lambda family: family.name)
+def test_reasoning_that_the_prompt_begins_is_learned_in_its_own_turn(family: Family) -> None:
+    example = talk("count", "one", "go on", "two", reasoning="I count up.")
+    assert learned_turns(mask(family, example)) == expected_turns(family, example)
+    assert "I count up." in said(family, example)[1]
+
+
+def test_an_answer_without_reasoning_ends_the_block_that_its_prompt_begins() -> None:
+    assert said(NEMOTRON, talk("q", "yes")) == ["</think>yes<|im_end|>"]
+    assert said(GLM47, talk("q", "yes")) == ["</think>yes<|user|>"]
+
+
+@pytest.mark.parametrize(
+    "family", [GEMMA4, DEEPSEEK_V31, DEEPSEEK_V32, COMMAND_R7B, NO_THINKING], ids=lambda family: family.name
+)
+@pytest.mark.parametrize("inline", [False, True])
+def test_reasoning_after_a_prompt_that_ends_it_is_refused(family: Family, inline: bool) -> None:
+    example = talk("q", "<think>\nhm\n</think>\n\nyes") if inline else talk("q", "yes", reasoning="hm")
+    error = refusal(family, example)
+    assert error.code == "template_rewrites"
+    assert "ends the reasoning" in error.message
+
+
+def test_a_turn_with_a_call_goes_on_after_the_answer_of_the_tool() -> None:
+    example = with_tools()
+    assert learned_turns(mask(GEMMA4, example)) == expected_turns(GEMMA4, example)
+    assert said(GEMMA4, example) == [
+        '<|tool_call>add{"a": 1, "b": 2}<tool_call|><|tool_response>',
+        "It is 3.<turn|>",
+        "You are welcome.<turn|>",
+    ]
+    assert shown(GEMMA4, example)[1].endswith("<|tool_response>response:add{3}<tool_response|>")
+
+
+def test_markup_at_the_edge_of_an_answer_is_no_block_of_reasoning() -> None:
+    for content in ("</b>", "<i></i>x", "</think", "[b] [/b]"):
+        assert said(GEMMA4, talk("q", content)) == [f"{content}<turn|>"]
+        assert said(DEEPSEEK_V32, talk("q", content)) == [f"{content}<｜end▁of▁sentence｜>"]
+        assert said(NEMOTRON, talk("q", content)) == [f"</think>{content}<|im_end|>"]
+
+
+def test_reasoning_fills_the_empty_block_of_a_template_that_knows_it_and_leaves_it_out() -> None:
+    example = talk("q", "one", "r", "two", reasoning="hm, so")
+    assert said(KIMI_THINKING, example) == ["<think></think>one<|im_end|>", "<think>hm, so</think>two<|im_end|>"]
+    first = Message("assistant", "one", reasoning="well")
+    turns = (Message("user", "q"), first, *talk("r", "two").messages)
+    assert said(KIMI_THINKING, Example(messages=turns))[0] == "<think>well</think>one<|im_end|>"
+    assert "well" not in shown(KIMI_THINKING, Example(messages=turns))[1]
+
+
+def test_reasoning_stands_before_the_end_of_the_block_that_the_prompt_begins() -> None:
+    hides = NEMOTRON.template.replace(
+        "message.reasoning_content and", "message.reasoning_content and message.tool_calls and"
+    )
+    shows_end = hides.replace("{{- '<think>' }}{{ '</think>'", "{{- '<think>\\n\\n' }}{{ '</think>'")
+    for template, answer in ((hides, "hm</think>yes"), (shows_end, "hm\n</think>yes")):
+        family = dataclasses.replace(NEMOTRON, marked=template)
+        assert family.template != NEMOTRON.template
+        assert said(family, talk("q", "yes", reasoning="hm")) == [f"{answer}<|im_end|>"]
+
+
+def test_a_template_is_told_to_think_or_not_by_a_line_before_it() -> None:
+    switch = NO_THINKING.template.replace(
+        "<think>\\n\\n</think>\\n\\n' }}", "' }}{{ '<think>\\n\\n</think>\\n\\n' if not thinks }}"
+    )
+    assert switch != NO_THINKING.template
+    example = talk("q", "<think>\nhm\n</think>\n\nyes")
+    assert refusal(dataclasses.replace(NO_THINKING, marked=switch), example).code == "template_rewrites"
+    told = dataclasses.replace(NO_THINKING, marked="{%- set thinks = true %}\n" + switch)
+    assert said(told, example) == ["<think>\nhm\n</think>\n\nyes<|im_end|>"]
+
+
+def test_a_template_that_writes_reasoning_after_the_call_is_refused() -> None:
+    late = QWEN25.template.replace("{{ message.content }}", "", 1).replace(
+        "{{- '<|im_end|>' }}{{ '\\n' }}", "{{- message.content + '<|im_end|>\\n' }}"
+    )
+    assert late != QWEN25.template
+    turns = list(with_tools().messages)
+    turns[1] = dataclasses.replace(turns[1], reasoning="let me")
+    error = refusal(dataclasses.replace(QWEN25, marked=late), dataclasses.replace(with_tools(), messages=tuple(turns)))
+    assert (error.code, "before the reasoning" in error.message) == ("template_drops", True)
+
+
+def test_contents_and_reasoning_are_given_as_parts_to_templates_that_read_parts() -> None:
+    example = talk("q", "one", "r", "two", reasoning="hm")
+    assert said(PARTS, example) == ["one</s>", "[THINK]hm[/THINK]two</s>"]
+    assert shown(PARTS, example)[1] == "<s>[INST]q[/INST]one</s>[INST]r[/INST]"
+    assert Masker(PARTS.tokenizer()).prompt([{"role": "user", "content": "q"}]) == "<s>[INST]q[/INST]"
+    plain = mask(PARTS, talk("q", " x ", "r", "y"))
+    parts = [{"type": "text", "text": "q"}]
+    assert spans(plain)[0][0] == prompt_ids(PARTS, [{"role": "user", "content": parts}])
+    assert len(plain.rows) == 1
+
+
+def test_a_template_with_markup_of_its_own_gets_no_foreign_block() -> None:
+    foreign = dataclasses.replace(SMOLLM2, marked=SMOLLM2.template + "{# [THINK] #}")
+    assert refusal(foreign, talk("q", "one", reasoning="hm")).code == "template_drops"
+    assert said(SMOLLM2, talk("q", "one", reasoning="hm")) == ["<think>\nhm\n</think>\n\none<|im_end|>"]
+
+
+def test_reasoning_without_its_opening_is_gone_on_with_where_the_prompt_has_that() -> None:
+    assert said(DEEPSEEK_R1, talk("q", "hm\n</think>\n\nyes")) == ["hm\n</think>\n\nyes<｜end▁of▁sentence｜>"]
+
+
+def test_a_call_after_reasoning_that_the_prompt_begins_is_learned_with_it() -> None:
+    template = DEEPSEEK_R1.template.replace(
+        "'<｜Assistant｜>' + content +", "'<｜Assistant｜>' + content + (message.tool_calls | tojson) +"
+    )
+    family = dataclasses.replace(DEEPSEEK_R1, marked=template)
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    answer = said(family, talk("q", "", reasoning="let me", tool_calls=(call,)))[0]
+    assert answer.startswith("let me\n</think>\n\n[{")
+    assert '"name": "add"' in answer
+
+
+def test_a_prompt_that_begins_reasoning_in_plain_words_needs_some() -> None:
+    opening = "My thoughts:\\n"
+    template = SMOLLM2.template.replace(
+        "{{ message['content'] + '<|im_end|>' }}",
+        "{{ ('" + opening + "' + message.reasoning_content + '\\nSo: ' if message.reasoning_content else '') "
+        "+ message['content'] + '<|im_end|>' }}",
+        1,
+    ).replace("'<|im_start|>assistant\\n' }}{% endif", "'<|im_start|>assistant\\n" + opening + "' }}{% endif")
+    family = dataclasses.replace(SMOLLM2, marked=template)
+    assert said(family, talk("q", "yes", reasoning="hm")) == ["hm\nSo: yes<|im_end|>"]
+    error = refusal(family, talk("q", "yes"))
+    assert (error.code, "My thoughts:" in error.message) == ("no_reasoning", True)
+
+
+def test_of_other_spaces_than_the_prompts_those_of_the_content_are_the_answers() -> None:
+    assert said(CARELESS, talk("q", "yes", "r", "no")) == ["yes</s>", "no</s>"]
+    keeps = dataclasses.replace(CARELESS, marked=CARELESS.template.replace("content | trim", "content"))
+    assert said(keeps, talk("q", "\n  yes", "r", " no")) == ["\n  yes</s>", " no</s>"]
+    assert said(CARELESS, talk("q", "\n  yes", "r", " no")) == ["yes</s>", "no</s>"]
+
+
+def test_a_prompt_that_says_something_else_is_refused_with_what_it_says() -> None:
+    template = SMOLLM2.template.replace("assistant\\n' }}{% endif", "assistant\\n<|speak|>' }}{% endif")
+    error = refusal(dataclasses.replace(SMOLLM2, marked=template), talk("q", "yes"))
+    assert error.code == "template_rewrites"
+    assert "'<|speak|>'" in error.message
+    assert "'yes<|im_end|>" in error.message
+
+
+@pytest.mark.parametrize(
+    ("prompt", "opening", "closed"),
+    [
+        ("x<think>\n", "<think>", False),
+        ("x<think>\n\n</think>\n\n", "<think>", True),
+        ("x</think>", "", True),
+        ("<|turn>model\n<|channel>thought\n<channel|>", "<|channel>thought", True),
+        ("<|START_THINKING|>", "<|START_THINKING|>", False),
+        ("<|START_THINKING|><|END_THINKING|>", "<|START_THINKING|>", True),
+        ("[/INST][THINK]", "[THINK]", False),
+        ("<seed:think></seed:think>", "<seed:think>", True),
+    ],
+)
+def test_blocks_at_the_end_of_a_prompt_are_known(prompt: str, opening: str, closed: bool) -> None:
+    block = prompt_block(prompt, 0)
+    assert block is not None
+    assert (block.opening, block.closed) == (opening, closed)
+    assert prompt[block.start :].startswith(opening)
+
+
+@pytest.mark.parametrize("prompt", ["", "assistant\n", "<|im_start|>assistant\n", "<think> so", "a < b >"])
+def test_other_prompts_end_with_no_block(prompt: str) -> None:
+    assert prompt_block(prompt, 0) is None
+
+
+def test_the_whole_text_is_learned_with_the_last_answer_as_it_is_generated() -> None:
+    example = talk("q", "yes", "r", "\nno")
+    row = mask(SMOLLM2, example, supervise="all")
+    assert isinstance(row, MaskedRow)
+    before = prompt_ids(SMOLLM2, [message.fields() for message in example.messages[:3]])
+    assert list(row.ids)[: len(before)] == before
+    assert all(row.supervised)

@@ -1,0 +1,144 @@
+"""The tokens that end an answer: named by the model's files, or found in what its template writes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from core.data.conversation import Message
+from core.template.mask import Masker
+from core.template.render import ChatTemplate
+from core.template.stops import stop_token_ids
+from core.template.tokenizer import ModelTokenizer
+from tests.core.template.families import DEEPSEEK, GEMMA3, GLM, GPT_OSS, LLAMA3, PHI3, QWEN25, SMOLLM2, Family
+from tests.core.template.reasoning_families import GEMMA4
+from tests.core.template.test_mask import expected_turns, learned_turns, mask, refusal, talk, with_tools
+from tests.core.template.toy_tokenizers import id_of, make_backend
+
+
+def stops_of(family: Family) -> list[str]:
+    tokenizer = family.tokenizer()
+    return [tokenizer.token_text(token) for token in stop_token_ids(tokenizer, tokenizer.own_template())]
+
+
+def ending_text_only(family: Family, eos: str) -> Family:
+    """The family's model without the configuration of its generation."""
+    return dataclasses.replace(family, stops=(eos,), eos=eos)
+
+
+CASES = [
+    (LLAMA3, "<|end_of_text|>", ["<|eot_id|>", "<|eom_id|>"]),
+    (GEMMA3, "<eos>", ["<end_of_turn>"]),
+    (PHI3, "<|endoftext|>", ["<|end|>"]),
+    (QWEN25, "<|endoftext|>", ["<|im_end|>"]),
+    (GPT_OSS, "<|return|>", ["<|call|>"]),
+    (GPT_OSS, "<|endoftext|>", ["<|return|>", "<|call|>"]),
+    (GLM, "<|endoftext|>", ["<|user|>", "<|observation|>"]),
+    (GEMMA4, "<eos>", ["<turn|>", "<|tool_response>"]),
+    (DEEPSEEK, "<｜end▁of▁sentence｜>", []),
+]
+
+
+@pytest.mark.parametrize(("family", "eos", "found"), CASES, ids=lambda value: getattr(value, "name", None))
+def test_what_a_template_ends_answers_with_stops_where_the_files_name_the_end_of_text_only(
+    family: Family, eos: str, found: list[str]
+) -> None:
+    bare = ending_text_only(family, eos)
+    assert stops_of(bare) == [eos, *found]
+    for example in (talk("a", "b", "c", "d"), *([with_tools()] if family.tools else [])):
+        assert learned_turns(mask(bare, example)) == expected_turns(family, example)
+
+
+@pytest.mark.parametrize(("family", "eos", "found"), CASES, ids=lambda value: getattr(value, "name", None))
+def test_nothing_is_added_to_what_a_complete_model_names(family: Family, eos: str, found: list[str]) -> None:
+    assert stops_of(family) == list(family.stops)
+
+
+def without(family: Family, text: str) -> Family:
+    template = family.template.replace(text, "")
+    assert template != family.template
+    return dataclasses.replace(family, marked=template)
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        without(SMOLLM2, "<|im_end|>"),
+        without(GEMMA3, "<end_of_turn>"),
+        without(LLAMA3, "<|eot_id|>"),
+        without(PHI3, "<|end|>"),
+        without(DEEPSEEK, "<｜end▁of▁sentence｜>"),
+        dataclasses.replace(SMOLLM2, marked=SMOLLM2.template.replace("<|im_end|>", "[END]")),
+        dataclasses.replace(SMOLLM2, specials=("<|endoftext|>", "<|im_start|>"), stops=("<|endoftext|>",)),
+    ],
+    ids=lambda family: family.name,
+)
+def test_a_template_that_ends_answers_with_no_token_is_refused(family: Family) -> None:
+    for supervise in ("assistant", "last", "all"):
+        error = refusal(family, talk("a", "b"), supervise=supervise)
+        assert error.code == "no_stop_token"
+        assert error.message.endswith(".")
+
+
+def test_a_token_that_also_stands_between_reasoning_and_answer_does_not_end_answers() -> None:
+    family = dataclasses.replace(GPT_OSS, marked=GPT_OSS.template.replace("<|return|>", "<|end|>"))
+    assert "<|end|>" not in stops_of(family)
+    assert refusal(family, talk("a", "b")).code == "no_stop_token"
+
+
+def test_a_token_after_each_call_does_not_end_the_turn() -> None:
+    template = QWEN25.template.replace("\\n</tool_call>", "<|called|>").replace(
+        "{{- '<|im_end|>' }}{{ '\\n' }}", "{{- '' if message.tool_calls else '<|im_end|>\\n' }}"
+    )
+    assert template != QWEN25.template
+    family = dataclasses.replace(QWEN25, specials=(*QWEN25.specials, "<|called|>"), marked=template)
+    assert "<|called|>" not in stops_of(family)
+    assert refusal(family, with_tools()).code == "no_stop_token"
+
+
+def test_a_tokenizer_that_names_no_stop_is_refused_unless_the_template_has_one() -> None:
+    tokenizer = SMOLLM2.tokenizer()
+    for template, refused in ((SMOLLM2.template, False), (SMOLLM2.template.replace("<|im_end|>", ""), True)):
+        bare = ModelTokenizer(tokenizer.backend, special_tokens={}, chat_template=template)
+        assert bare.eos_id is None
+        row = Masker(bare).mask([talk("a", "b")])[0]
+        assert (getattr(row, "code", "") == "no_stop_token") is refused
+        if refused:
+            assert "name no token" in row.message  # type: ignore[union-attr]
+
+
+def test_a_template_that_cannot_be_rendered_adds_none() -> None:
+    tokenizer = SMOLLM2.tokenizer()
+    for source in ("{{ raise_exception('no') }}", "{% if %}", "{{ messages[7].content.x }}"):
+        assert stop_token_ids(tokenizer, ChatTemplate(source)) == list(tokenizer.stop_ids)
+
+
+def test_the_stop_of_a_turn_with_calls_may_be_another_one() -> None:
+    example = with_tools()
+    last = dataclasses.replace(example, messages=example.messages[:2])
+    for family, stop in (
+        (LLAMA3, "<|eom_id|>"),
+        (GPT_OSS, "<|call|>"),
+        (GLM, "<|observation|>"),
+        (GEMMA4, "<|tool_response>"),
+    ):
+        ((_, answer),) = learned_turns(mask(family, last))
+        assert answer[-1] == id_of(family.tokenizer().backend, stop)
+
+
+def test_a_turn_that_says_something_and_calls_is_ended_by_the_next_one() -> None:
+    example = with_tools()
+    turns = list(example.messages)
+    turns[1] = dataclasses.replace(turns[1], content="Let me add.")
+    spoken = dataclasses.replace(example, messages=tuple(turns))
+    assert learned_turns(mask(GLM, spoken)) == expected_turns(GLM, spoken)
+
+
+def test_stops_that_one_tokenizer_lacks_are_those_of_the_other() -> None:
+    backend = make_backend("words", ("<s>", "</s>"))
+    tokenizer = ModelTokenizer(backend, special_tokens={"eos_token": "</s>"}, stop_ids=[id_of(backend, "</s>")])
+    masker = Masker(tokenizer, ChatTemplate(SMOLLM2.template))
+    (row,) = masker.mask([talk("a", "b")])
+    assert getattr(row, "code", "") == "no_stop_token"
+    assert Message("assistant", "b").content in row.message  # type: ignore[union-attr]
