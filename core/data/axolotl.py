@@ -25,11 +25,13 @@ KEYS = {
     *("message_property_mappings", "message_field_training", "message_field_training_detail", "roles_to_train"),
     *("train_on_eos", "train_on_eot", "roles", "drop_system_message", "split_thinking", "message_field_role"),
     *("message_field_content", "conversation", "field_human", "field_model", "preprocess_shards", "strict"),
+    # These say nothing about the rows of the types that are read.
+    *("input_transform", "input_format", "logprobs_field", "temperature"),
 }
 # Keys that change what is learned and have no counterpart in an entry here: only these values are taken.
 _FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "shards": ((None,), "Write the rows that are wanted to a file of their own"),
-    "shards_idx": ((None,), "Write the rows that are wanted to a file of their own"),
+    "shards": ((None, 0, 1), "Write the rows that are wanted to a file of their own"),
+    "shards_idx": ((None, 0), "Write the rows that are wanted to a file of their own"),
     **FIXED,
 }
 _LOADERS = ("json", "csv", "parquet", "arrow", "text")
@@ -67,7 +69,10 @@ def _read_entry(file: Path, number: int, entry: Any) -> list[DataSource]:
         raise UserError(f"{where} is no table.", "Write path and type.")
     format_, columns = entry_reading(entry, where)
     source = DataSource(f"{file}#{number}", file, format_, columns)
-    if (entries := _hub_entries(file, entry, where)) is not None:
+    path = entry.get("path")
+    # What is on this machine goes before.
+    is_here = isinstance(path, str) and (file.parent / path).exists()
+    if not is_here and (entries := hub_entries(entry, where)) is not None:
         return [hub_source(item, source) for item in entries]
     return [replace(source, path=path) for path in _paths(file, entry, where)]
 
@@ -90,10 +95,18 @@ def entry_reading(entry: Mapping[str, Any], where: str) -> tuple[str, ColumnMap 
     return _reading(entry, where)
 
 
-def _hub_entries(file: Path, entry: Mapping[str, Any], where: str) -> list[HubEntry] | None:
-    """What an entry takes of a hub; None where its path is one of this machine, which goes before."""
+def hub_entries(entry: Mapping[str, Any], where: str) -> list[HubEntry] | None:
+    """What an entry takes of a hub; None where its path is of another form than ``owner/name``.
+
+    Args:
+        entry: The entry; whether there is a directory of that name is not looked at.
+        where: What it is called in messages.
+
+    Raises:
+        UserError: If it takes a part of a split, or names no files.
+    """
     path = entry.get("path")
-    if not isinstance(path, str) or not (is_hub_id(path) or is_hub_entry(path)) or (file.parent / path).exists():
+    if not isinstance(path, str) or not (is_hub_id(path) or is_hub_entry(path)):
         return None
     try:
         if is_hub_entry(path):

@@ -8,7 +8,7 @@ from typing import Any
 
 from core.data.built import BuiltColumns
 from core.data.conversation import RowError
-from core.data.mapping import ColumnMap
+from core.data.mapping import ColumnMap, ColumnRole
 from core.data.turns import parsed
 from core.errors import UserError
 from core.text import one_line
@@ -22,20 +22,26 @@ FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "field_human": ((None,), "Write message_property_mappings"),
     "field_model": ((None,), "Write message_property_mappings"),
 }
-# Names that Axolotl has for chat templates, and what they are called here.
-_TEMPLATES = {
+#: Names that Axolotl has for chat templates, and those here that write a conversation so, or nearly so.
+TEMPLATES: dict[str, str] = {
     "chatml": "chatml",
     "llama3": "llama3",
-    "gemma": "gemma",
-    "phi_3": "phi3",
     "alpaca": "alpaca",
-    "qwen_25": "qwen",
-    **dict.fromkeys(["mistral_v1", "mistral_v2v3", "mistral_v3_tekken", "mistral_v7_tekken"], "mistral"),
+    **dict.fromkeys(["gemma", "gemma3", "gemma3n"], "gemma"),
+    **dict.fromkeys(["phi_3", "phi_35"], "phi3"),
+    **dict.fromkeys(["qwen2_vl", "qwen_25"], "qwen"),
+    **dict.fromkeys(["mistral_v1", "mistral_v2v3", "mistral_v3_tekken"], "mistral"),
 }
 #: Which of a message's keys, as a chat template knows them, have a place in a conversation here.
 _PROPERTIES = ("role", "content", "reasoning_content", "tool_calls", "name", "tool_call_id")
 _ROLES = {"human": "user", "gpt": "assistant"}
-_TARGETS = ("user", "assistant", "system", "tool")
+_SPEAKERS: dict[str, ColumnRole] = {
+    "user": "user_role",
+    "assistant": "assistant_role",
+    "system": "system_role",
+    "tool": "tool_role",
+}
+_TARGETS = tuple(_SPEAKERS)
 _THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _THOUGHTS = (
     ("<think>", "</think>"),
@@ -99,14 +105,7 @@ def read_chat(entry: Mapping[str, Any], where: str) -> ColumnMap:
         UserError: If a key asks for what has no counterpart here.
     """
     _refuse_template(entry, where)
-    reading = ChatReading(
-        _properties(entry, where),
-        _roles(entry, where),
-        _name(entry, "message_field_training", "", where),
-        _learns(entry, where),
-        _flag(entry, "drop_system_message", where),
-        _flag(entry, "split_thinking", where),
-    )
+    reading = _chat_reading(entry, where)
     messages, system = _name(entry, "field_messages", "messages", where), _name(entry, "field_system", "system", where)
     tools = _name(entry, "field_tools", "tools", where)
 
@@ -129,6 +128,41 @@ def read_chat(entry: Mapping[str, Any], where: str) -> ColumnMap:
         f"{key} is {one_line(source, 40)}" for key, source in reading.properties.items() if key in ("role", "content")
     )
     return BuiltColumns({"messages": messages}, reads="messages", build=build, words=words, optional=(system, tools))
+
+
+def plain_columns(entry: Mapping[str, Any], where: str) -> ColumnMap | None:
+    """The columns of such an entry as ``data.columns`` can say them; None where it asks for more than that.
+
+    Raises:
+        UserError: As :func:`read_chat`.
+    """
+    reading = _chat_reading(entry, where)
+    renamed = {key for key, source in reading.properties.items() if key != source}
+    asks_more = reading.training or not reading.learns or reading.drop_system or reading.split_thinking
+    is_odd = any("," in name or name != name.strip() for name in reading.roles)
+    if asks_more or is_odd or not renamed <= {"role", "content"}:
+        return None
+    parts: dict[ColumnRole, str] = {"messages": _name(entry, "field_messages", "messages", where)}
+    if renamed:
+        parts |= {"role": reading.properties["role"], "content": reading.properties["content"]}
+    for target, part in _SPEAKERS.items():
+        own = [name for name, meant in reading.roles.items() if meant == target]
+        if any(_ROLES.get(name, name) != target for name in own):
+            parts[part] = ",".join(own)
+    parts["system"] = _name(entry, "field_system", "system", where)
+    parts["tools"] = _name(entry, "field_tools", "tools", where)
+    return ColumnMap(parts)
+
+
+def _chat_reading(entry: Mapping[str, Any], where: str) -> ChatReading:
+    return ChatReading(
+        _properties(entry, where),
+        _roles(entry, where),
+        _name(entry, "message_field_training", "", where),
+        _learns(entry, where),
+        _flag(entry, "drop_system_message", where),
+        _flag(entry, "split_thinking", where),
+    )
 
 
 def _properties(entry: Mapping[str, Any], where: str) -> dict[str, str]:
@@ -190,7 +224,7 @@ def _refuse_template(entry: Mapping[str, Any], where: str) -> None:
     )
     if wanted is None or known:
         return
-    name = _TEMPLATES.get(str(wanted))
+    name = TEMPLATES.get(str(wanted))
     raise UserError(
         f"{where} has chat_template: {one_line(str(wanted), 40)}, and an entry has none of its own here.",
         f'Remove it, and set template.name = "{name}".' if name else "Remove it, and set template.file.",

@@ -10,44 +10,80 @@ from core.config.importers.axolotl_rest import NOT_OFFERED
 from core.config.importers.rules import Choice, Copy, Joint, Rule, Tool, is_one_of, table
 from core.config.importers.shared import (
     BATCH_OPTIONS,
+    EPOCH_OPTIONS,
     HELD_OUT_OPTIONS,
     OPTIMIZERS,
     SCHEDULE_OPTIONS,
     SCHEDULERS,
-    every,
+    SPECIAL_OPTION,
+    epochs,
     held_out,
+    is_measured,
     joined_batch,
+    let_special_tokens_act,
     model_base,
     schedule,
     target_modules,
 )
+from core.config.importers.steps import every, per_epoch, save_strategy
 from core.config.importers.translation import Translation
 from core.config.schema import MethodSection
 
 _TITLE = "Axolotl"
 
 
+_NOTHING = "Nothing is held out, so there is nothing to measure."
+_AT_END = "it is measured at the end. Set eval.every_steps."
+_TEN = "ten checkpoints in a run. Set checkpoint.every_steps."
+
+
 def _model(work: Translation) -> None:
-    model_base(work, "base_model")
+    model_base(work, "base_model", ("revision_of_model", "model_revision"))
 
 
 def _data(work: Translation) -> None:
-    has_rows = held_out(work, "val_set_size", datasets(work))
-    nothing = "Nothing is held out, so there is nothing to measure."
-    for key in ("evals_per_epoch", "eval_strategy", "evaluation_strategy"):
+    let_special_tokens_act(work)
+    held_out(work, "val_set_size", datasets(work))
+
+
+def _epochs(work: Translation) -> float:
+    return work.number("num_epochs") or 1.0
+
+
+def _length_of_run(work: Translation) -> None:
+    epochs(work, "num_epochs", "max_steps", 1.0)
+
+
+def _evaluation(work: Translation) -> None:
+    """``evals_per_epoch`` becomes a share of all steps in Axolotl."""
+    has_rows, times = is_measured(work), work.number("evals_per_epoch")
+    if times is not None:
+        if times <= 0 or not has_rows:
+            _leave(work, "evals_per_epoch", has_rows, is_off=times <= 0)
+        else:
+            per_epoch(work, "evals_per_epoch", "eval.every_steps", times, _AT_END, _epochs(work))
+    for key in ("eval_strategy", "evaluation_strategy"):
         value = work.values.get(key)
         if value is None:
             continue
-        if is_one_of(value, (0, False, "no", "steps")):
-            work.carry(key, None, reason="At the end it is measured anyway." if has_rows else "As it is here.")
-        elif has_rows:
-            work.drop(key, "The steps of an epoch are not known yet: it is measured at the end. Set eval.every_steps.")
+        if is_one_of(value, ("epoch",)) and has_rows:
+            if "eval.every_steps" in work.settings or work.has("eval_steps"):
+                work.drop(key, "Steps are given too, and count.")
+            else:
+                per_epoch(work, key, "eval.every_steps", 1, _AT_END)
         else:
-            work.drop(key, nothing)
+            _leave(work, key, has_rows, is_off=is_one_of(value, (0, False, "no", "steps")))
     if has_rows:
-        every(work, "eval_steps", "eval.every_steps", "it is measured at the end. Set eval.every_steps.")
+        every(work, "eval_steps", "eval.every_steps", _AT_END, _epochs(work))
     elif work.has("eval_steps"):
-        work.drop("eval_steps", nothing)
+        work.drop("eval_steps", _NOTHING)
+
+
+def _leave(work: Translation, key: str, has_rows: bool, *, is_off: bool) -> None:
+    if is_off:
+        work.carry(key, None, reason="At the end it is measured anyway." if has_rows else "As it is here.")
+    else:
+        work.drop(key, f"It may be no, steps or epoch: {_AT_END}" if has_rows else _NOTHING)
 
 
 def _method(work: Translation) -> None:
@@ -141,7 +177,13 @@ def _schedule(work: Translation) -> None:
 
 
 def _saves(work: Translation) -> None:
-    every(work, "save_steps", "checkpoint.every_steps", "ten checkpoints in a run.")
+    times = work.number("saves_per_epoch")
+    if times is not None and times > 0:
+        per_epoch(work, "saves_per_epoch", "checkpoint.every_steps", times, _TEN, _epochs(work))
+    elif times is not None:
+        work.carry("saves_per_epoch", None, reason="It says nothing here either.")
+    save_strategy(work, _TEN)
+    every(work, "save_steps", "checkpoint.every_steps", _TEN, _epochs(work))
 
 
 def _supervise(work: Translation) -> None:
@@ -184,13 +226,13 @@ def _precision(work: Translation) -> None:
 
 
 _OFFERED: dict[str, Rule] = {
-    "base_model": Joint(_model, ("model.base",)),
+    **dict.fromkeys(("base_model", "revision_of_model", "model_revision"), Joint(_model, ("model.base",))),
     **dict.fromkeys(
         (
             *("datasets", "test_datasets", "pretraining_dataset", "chat_template", "chat_template_jinja"),
-            *("val_set_size", "evals_per_epoch", "eval_steps", "eval_strategy", "evaluation_strategy"),
+            "val_set_size",
         ),
-        Joint(_data, (*DATA_OPTIONS, "eval.every_steps", *HELD_OUT_OPTIONS)),
+        Joint(_data, (*DATA_OPTIONS, SPECIAL_OPTION, *HELD_OUT_OPTIONS)),
     ),
     **dict.fromkeys(("adapter", "load_in_4bit", "load_in_8bit", "gptq"), Joint(_method, ("method.name",))),
     **dict.fromkeys(
@@ -210,8 +252,12 @@ _OFFERED: dict[str, Rule] = {
     ),
     "train_on_inputs": Joint(_supervise, ("data.supervise",)),
     **dict.fromkeys(("micro_batch_size", "gradient_accumulation_steps", "batch_size"), Joint(_batch, BATCH_OPTIONS)),
-    "num_epochs": Copy("train.epochs", "number", absent=1.0, why=f"Not given: {_TITLE} takes 1."),
-    "max_steps": Copy("train.max_steps", "integer", unset=(0, -1)),
+    **dict.fromkeys(("num_epochs", "max_steps"), Joint(_length_of_run, EPOCH_OPTIONS)),
+    # After what says how long a step and the run are.
+    **dict.fromkeys(
+        ("evals_per_epoch", "eval_steps", "eval_strategy", "evaluation_strategy"),
+        Joint(_evaluation, ("eval.every_steps",)),
+    ),
     "learning_rate": Copy("train.learning_rate", "number"),
     **dict.fromkeys(("lr_scheduler", "warmup_ratio", "warmup_steps"), Joint(_schedule, SCHEDULE_OPTIONS)),
     "optimizer": OPTIMIZERS,
@@ -227,7 +273,7 @@ _OFFERED: dict[str, Rule] = {
         ),
         otherwise=("auto", "No such way of checkpointing: it is decided by what fits."),
     ),
-    "save_steps": Joint(_saves, ("checkpoint.every_steps",)),
+    **dict.fromkeys(("save_steps", "saves_per_epoch", "save_strategy"), Joint(_saves, ("checkpoint.every_steps",))),
     "save_total_limit": Copy("checkpoint.keep", "integer", unset=(0,)),
 }
 

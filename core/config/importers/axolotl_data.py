@@ -4,29 +4,43 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from core.config.importers.data_files import PLACEHOLDER, Written, put_sources, write_file
+from core.config.importers.axolotl_template import Style, choose_template
+from core.config.importers.data_files import PLACEHOLDER, Written, put_sources, write_entry, write_file
 from core.config.importers.redact import shown
-from core.config.importers.rules import Choice
+from core.config.importers.splits import Part, read_splits
+from core.config.importers.steps import count_entries
 from core.config.importers.translation import Translation, file_name
-from core.data.axolotl import KEYS, entry_reading
+from core.data.axolotl import KEYS, entry_reading, hub_entries
+from core.data.axolotl_chat import plain_columns
 from core.data.mapping import ColumnMap
 from core.data.shards import list_shards
 from core.errors import UserError
 
 #: What the keys that hold datasets may set.
-DATA_OPTIONS = ("data.train", "data.eval", "data.format", "data.columns", "template.name", "template.file")
+DATA_OPTIONS = (
+    "data.train",
+    "data.eval",
+    "data.format",
+    "data.columns",
+    "data.weights",
+    "template.name",
+    "template.file",
+)
 
 # Loaders of files: the entry's files are in data_files.
 _LOADERS = ("json", "csv", "parquet", "arrow", "text")
 _TEXT_COLUMN = "text_column"
+# Keys of an entry that say where on the Hub its rows are; of a path of this machine they say nothing.
+_OF_HUB = {
+    "name": "It names a part of a dataset of the Hub, and the data is on this machine.",
+    "revision": "It names a version of a dataset of the Hub, and the data is on this machine.",
+}
 # Keys of an entry without a counterpart that leave the rows as they are.
 _LEFT: dict[str, str] = {
-    "name": "It names a part of a dataset of the Hub: download that part.",
-    "revision": "It names a version of a dataset of the Hub: download that version.",
     "trust_remote_code": "Code that comes with a dataset is not run.",
     "preprocess_shards": "Rows are read in one go.",
     "strict": "Every row that cannot be read is reported.",
@@ -35,7 +49,6 @@ _LEFT: dict[str, str] = {
     "field_model": "It has no effect in Axolotl any more.",
     "input_format": "The chat template says how a turn is written.",
     "input_transform": "Rows are read as they are.",
-    "template_thinking_key": "Thoughts are passed to the template as reasoning_content.",
     "logprobs_field": "Distillation is not offered.",
     "temperature": "Distillation is not offered.",
     "skip": "All rows are read: write those that are wanted to a file of their own.",
@@ -50,7 +63,7 @@ _LEFT: dict[str, str] = {
     "max_input_id": "Rows are not made up.",
     "seed": "Rows are not made up.",
 }
-_ENTRY_KEYS = {*KEYS, *_LEFT, _TEXT_COLUMN}
+_ENTRY_KEYS = {*KEYS, *_LEFT, *_OF_HUB, _TEXT_COLUMN}
 # How instruction types write a row, by the part of the type behind the colon: the template that comes nearest.
 _STYLES = {"": "alpaca", "instruct": "alpaca", "chat": "vicuna", "chatml": "chatml", "phi": "phi3"}
 _ALPACA_TYPES = ("alpaca", "gpteacher", "oasst")
@@ -63,17 +76,19 @@ class _Dataset:
     Args:
         key: ``datasets[1]``.
         sources: Its files.
-        columns: The columns that its type names.
-        is_tokens: Whether its rows are tokens.
-        is_readable: Whether our reader takes it as it stands in the file.
+        format: How its rows are read, or ``auto``.
+        columns: The columns that its type names, as ``data.columns`` can say them.
+        needs_file: Whether its type asks for more than format and columns can say.
+        is_readable: Whether it is one of ``datasets`` and our reader takes it as it stands in the file.
         style: The named template that writes rows as its type does, or comes near.
         template: The ``chat_template`` of its own.
     """
 
     key: str
     sources: list[Written]
+    format: str = "auto"
     columns: ColumnMap | None = None
-    is_tokens: bool = False
+    needs_file: bool = False
     is_readable: bool = False
     style: str | None = None
     template: str | None = None
@@ -82,6 +97,11 @@ class _Dataset:
     def is_instruction(self) -> bool:
         """Whether Axolotl writes its rows in a form of the type's own."""
         return self.columns is not None and "assistant" in self.columns.columns
+
+    @property
+    def reading(self) -> tuple[str, dict[Any, str]]:
+        """Format and columns."""
+        return self.format, dict(self.columns.columns) if self.columns is not None else {}
 
 
 def datasets(work: Translation) -> bool:
@@ -93,46 +113,89 @@ def datasets(work: Translation) -> bool:
     train = _read(work, "datasets") + _read(work, "pretraining_dataset")
     held = _read(work, "test_datasets")
     every = [*train, *held]
-    common = _common_columns(every)
+    # Entries that are named in the YAML file say for themselves how they are read; data.columns is for the others.
+    named = [entry for entry in every if entry.needs_file and entry.is_readable]
+    plain = [entry for entry in every if entry not in named]
+    if any(entry.reading != plain[0].reading for entry in plain):
+        named = [entry for entry in every if entry.is_readable]
+        plain = [entry for entry in every if entry not in named]
+    is_alike = all(entry.reading == plain[0].reading for entry in plain)
     for key, option, entries in (
         ("datasets", "data.train", train),
         ("pretraining_dataset", "data.train", train),
         ("test_datasets", "data.eval", held),
     ):
         if any(entry.key.startswith(f"{key}[") for entry in entries):
-            also, sources = _written(work, entries, is_mixed=common is None)
-            put_sources(work, key, option, sources, also)
+            sources = [source for entry in entries for source in _written(work, entry, is_named=entry in named)]
+            put_sources(work, key, option, sources, _remark(work, entries, named))
+            _take_parts(work, option, entries, sources)
         elif work.has(key) and option == "data.eval":
             work.drop(key, "It names no data that can be read here.")
     if not train:
         work.change("datasets", "data.train", PLACEHOLDER, "The file names no data that can be read here: put yours.")
-    if common:
-        work.put("data.columns", dict(common), f"As the type of {every[0].key} says.")
-    elif every and all(entry.is_tokens for entry in every):
-        work.put("data.format", "tokens", f"{every[0].key} has no type: its rows are tokens.")
-    _template(work, train)
+    for entry in plain:
+        if entry.needs_file or not (is_alike or entry.reading == ("auto", {})):
+            work.drop(entry.key, "data.columns cannot say how it is read: the columns of a row decide.")
+    if plain and is_alike:
+        _put_reading(work, plain[0])
+    choose_template(work, [Style(entry.key, entry.style, entry.template) for entry in train])
     return bool(held)
 
 
-def _written(work: Translation, entries: list[_Dataset], *, is_mixed: bool) -> tuple[str, list[Written]]:
-    """What was decided for all entries, and the sources as they are written."""
-    if not is_mixed:
-        own = [entry for entry in entries if entry.is_instruction and entry.style is None]
-        also = f"The chat template writes the rows; the form of {own[0].key} is not offered." if own else ""
-        return also, [source for entry in entries for source in entry.sources]
-    file = Path(os.path.abspath(work.source.path))
-    can_refer = file.parent == work.places.base and file.suffix.lower() in (".yml", ".yaml")
-    also, sources = "data.columns holds for all and cannot say it: the columns of a row decide.", []
-    for entry in entries:
-        name, _, number = entry.key.partition("[")
-        if can_refer and entry.is_readable and name == "datasets":
-            also = f"Rows are read as {file_name(file)} says, which must stay where it is."
-            sources.append(Written(work.places.write(file, f"#{number[:-1]}"), "", True))
-            continue
-        sources += entry.sources
-        if entry.columns is not None and entry.columns.constants:
-            work.drop(f"{entry.key}.type", "A system prompt for all rows is not offered: put it into the rows.")
-    return also, sources
+def _written(work: Translation, entry: _Dataset, *, is_named: bool) -> list[Written]:
+    """The sources of an entry as they are written."""
+    if not is_named:
+        return entry.sources
+    mark = f"#{entry.key.partition('[')[2][:-1]}"
+    fetch = [each for source in entry.sources for each in source.fetch]
+    return [Written(work.places.write(Path(os.path.abspath(work.source.path)), mark), "", True, tuple(fetch))]
+
+
+def _remark(work: Translation, entries: list[_Dataset], named: list[_Dataset]) -> str:
+    """What was decided for all entries."""
+    if any(entry in named for entry in entries):
+        return f"Rows are read as {file_name(work.source.path)} says, which must stay where it is."
+    own = [entry for entry in entries if entry.is_instruction and entry.style is None]
+    return f"The chat template writes the rows; the form of {own[0].key} is not offered." if own else ""
+
+
+def _put_reading(work: Translation, entry: _Dataset) -> None:
+    """Format and columns, for all that are no entries of the file."""
+    format_, columns = entry.reading
+    if columns:
+        work.put("data.columns", columns, f"As the type of {entry.key} says.")
+    elif format_ == "tokens":
+        work.put("data.format", format_, f"{entry.key} has no type: its rows are tokens.")
+    elif format_ != "auto":
+        work.put("data.format", format_, f"As the type of {entry.key} says.")
+
+
+def _take_parts(work: Translation, option: str, entries: list[_Dataset], sources: list[Written]) -> None:
+    """Parts of splits as ``data.weights``: as many rows, though not the same ones."""
+    parted = [entry for entry in entries if any(source.part is not None for source in entry.sources)]
+    if not parted or option != "data.train":
+        for entry in parted:
+            work.drop(f"{entry.key}.split", "Not a part of a split is measured, but eval.max_rows of all its rows.")
+        return
+    setting = work.settings.get("data.train")
+    if setting is None or (setting.value if len(sources) > 1 else [setting.value]) != [one.text for one in sources]:
+        for entry in parted:
+            work.drop(f"{entry.key}.split", "Its data is not named.")
+        return
+    known = count_entries(work)
+    counts: list[int | None] = [*known] if known is not None else [None] * len(sources)
+    shares: dict[Written, float | None] = {}
+    for source, count in zip(sources, counts, strict=True):
+        share = source.part.share(count) if source.part is not None else 1.0
+        shares[source] = round(share, 6) if share is not None and share >= 1e-6 else None
+    weights = [shares[source] or 1.0 for source in sources]
+    for entry in parted:
+        if all(shares[source] is not None for source in entry.sources):
+            work.change(
+                f"{entry.key}.split", "data.weights", weights, "As many rows of the split; which, decides train.seed."
+            )
+        else:
+            work.drop(f"{entry.key}.split", "A part of a split, of which the rows cannot be counted: all are used.")
 
 
 def _read(work: Translation, key: str) -> list[_Dataset]:
@@ -167,29 +230,48 @@ def _read_entry(work: Translation, key: str, entry: Mapping[str, Any]) -> _Datas
     if not isinstance(path, str) or not path.strip():
         work.drop(key, "It has no path.")
         return None
-    sources = list(_sources(work, key, given))
+    given["path"] = path.strip()
+    sources = _sources(work, key, given)
     kind = given.get("type") if isinstance(given.get("type"), str) else ""
-    template = given.pop("chat_template", None)
+    template = given.get("chat_template")
+    if template != "tokenizer_default":
+        given.pop("chat_template", None)
     if str(kind).partition(":")[0].partition(".")[0] == "chat_template":
         # As its loader does, which knows no other parts of the name for supervised rows.
         given["type"] = "chat_template"
     is_whole = (
-        given.keys() <= KEYS and "[" not in str(given.get("split", "")) and given.get("type") == entry.get("type")
+        template in (None, "tokenizer_default") and given.keys() <= KEYS and given.get("type") == entry.get("type")
     )
+    readable = {name: value for name, value in given.items() if name in KEYS}
     try:
-        format_, columns = entry_reading({name: value for name, value in given.items() if name in KEYS}, key)
+        format_, columns = entry_reading(readable, key)
+        plain = plain_columns(readable, key) if given.get("type") == "chat_template" else columns
     except UserError as error:
         work.drop(key, f"{error} Until then, its columns decide how it is read.")
         return _Dataset(key, sources)
+    needs_file = columns is not None and (type(plain) is not ColumnMap or bool(plain.constants))
     return _Dataset(
         key,
         sources,
-        columns,
-        is_tokens=format_ == "tokens",
-        is_readable=is_whole and all(source.is_there for source in sources) and template is None,
+        format_,
+        None if needs_file else plain,
+        needs_file,
+        is_readable=is_whole and key.startswith("datasets[") and _is_found(work, given, sources),
         style=_style(str(kind)),
         template=template if isinstance(template, str) else None,
     )
+
+
+def _is_found(work: Translation, entry: Mapping[str, Any], sources: list[Written]) -> bool:
+    """Whether our reader, for which paths start at the file, takes the same rows of the entry."""
+    file, split = Path(os.path.abspath(work.source.path)), str(entry.get("split") or "")
+    if file.suffix.lower() not in (".yml", ".yaml") or "[" in split or "+" in split:
+        return False
+    if not all(source.is_read for source in sources):
+        return False
+    if file.parent == work.places.base or os.path.isabs(str(entry["path"])):
+        return True
+    return not work.places.is_local(str(entry["path"])) and not os.path.lexists(file.parent / str(entry["path"]))
 
 
 def _style(kind: str) -> str | None:
@@ -200,20 +282,44 @@ def _style(kind: str) -> str | None:
     return "vicuna" if name.startswith("alpaca_chat") else None
 
 
-def _sources(work: Translation, key: str, entry: Mapping[str, Any]) -> Iterable[Written]:
-    path, split = str(entry["path"]).strip(), entry.get("split")
-    listed = entry.get("data_files")
+def _sources(work: Translation, key: str, entry: Mapping[str, Any]) -> list[Written]:
+    """The files of an entry, or what it takes of the Hub."""
+    path, listed = entry["path"], entry.get("data_files")
     files = [listed] if isinstance(listed, str) else listed or []
     if not isinstance(files, list) or not all(isinstance(name, str) and name for name in files):
         work.refuse(f"{key}.data_files", "must be a path or a list of paths")
+    try:
+        parts = list(dict.fromkeys(read_splits(str(entry.get("split") or ""))))
+    except ValueError:
+        work.drop(f"{key}.split", "No such split: that for training is read.")
+        parts = [Part("")]
+    if not work.places.is_local(path) and (found := _of_hub(key, entry, parts)) is not None:
+        return found
+    for name, reason in _OF_HUB.items():
+        if entry.get(name):
+            work.drop(f"{key}.{name}", reason)
     if files:
         prefix = "" if path in _LOADERS else f"{path.rstrip('/')}/"
         return [write_file(work, f"{prefix}{name}") for name in files]
-    split = str(split or "")
-    if "[" in split or "+" in split:
-        work.drop(f"{key}.split", "A part of a split cannot be named: all rows of its files are read.")
-        split = ""
-    return [write_file(work, path, f"#{split}" if split and _names_split(work, path, split) else "")]
+    written = []
+    for part in parts:
+        mark = f"#{part.split}" if part.split and _names_split(work, path, part.split) else ""
+        written.append(replace(write_file(work, path, mark), part=None if part.is_whole else part))
+    return list(dict.fromkeys(written))
+
+
+def _of_hub(key: str, entry: Mapping[str, Any], parts: Iterable[Part]) -> list[Written] | None:
+    """What an entry takes of the Hub; None where its path is none there."""
+    found: list[Written] = []
+    try:
+        for part in parts:
+            entries = hub_entries({**entry, "split": part.split}, key)
+            if entries is None:
+                return None
+            found += [replace(write_entry(each), part=None if part.is_whole else part) for each in entries]
+    except UserError as error:
+        return [Written(str(entry["path"]), str(error), False)]
+    return list(dict.fromkeys(found))
 
 
 def _names_split(work: Translation, path: str, split: str) -> bool:
@@ -224,61 +330,3 @@ def _names_split(work: Translation, path: str, split: str) -> bool:
         return work.places.locate(path).is_dir() and bool(list_shards(work.places.locate(path), split))
     except (UserError, OSError):
         return False
-
-
-def _common_columns(entries: list[_Dataset]) -> Mapping[Any, str] | None:
-    """The columns of all entries, empty where none are named; None where they differ, or say more than columns."""
-    maps = [dict(entry.columns.columns) if entry.columns is not None else {} for entry in entries]
-    has_constants = any(entry.columns is not None and entry.columns.constants for entry in entries)
-    if has_constants or any(found != maps[0] for found in maps) or len({entry.is_tokens for entry in entries}) > 1:
-        return None
-    return maps[0] if maps else {}
-
-
-#: ``chat_template``: most others are those that the models bring along.
-_TEMPLATES = Choice(
-    "template.name",
-    same={"tokenizer_default": None, "chatml": "chatml", "llama3": "llama3", "gemma": "gemma", "phi_3": "phi3"},
-    near={
-        "phi_35": ("phi3", "The turns of Phi 3."),
-        "mistral_v1": ("mistral", "Blanks around [INST] differ by a little."),
-        "alpaca": ("alpaca", "Its first sentence differs by a little."),
-    },
-    otherwise=(None, "Not one of the templates here: the model's own chat template is used."),
-)
-
-
-def _template(work: Translation, train: list[_Dataset]) -> None:
-    """Which chat template: instruction types write a row in a form of their own, whatever ``chat_template`` says."""
-    styles = {entry.style for entry in train}
-    if len(styles) == 1 and (style := next(iter(styles))) is not None:
-        reason = f"The form in which Axolotl writes the type of {train[0].key}, or nearly so."
-        for key in ("chat_template", "chat_template_jinja"):
-            if work.has(key):
-                work.drop(key, "The type of the datasets has a form of its own, and that counts in Axolotl.")
-        work.put("template.name", style, reason)
-        return
-    for entry in train:
-        if entry.template is not None and entry.template != work.values.get("chat_template"):
-            known = {**_TEMPLATES.same, **{name: ours for name, (ours, _) in _TEMPLATES.near.items()}}
-            ours = known.get(entry.template) if len({other.template for other in train}) == 1 else None
-            if ours is not None:
-                work.change(f"{entry.key}.chat_template", "template.name", ours, "It is the template of all rows here.")
-            else:
-                work.drop(f"{entry.key}.chat_template", "Not offered for one dataset: template.name is for all rows.")
-    jinja = work.text("chat_template_jinja")
-    if "template.name" in work.settings:
-        if work.has("chat_template"):
-            work.drop("chat_template", "The dataset's own counts.")
-    elif jinja is None or work.values.get("chat_template") not in (None, "jinja"):
-        work.choose("chat_template", _TEMPLATES)
-    if jinja is not None and not work.is_done("chat_template_jinja"):
-        if work.is_done("chat_template"):
-            work.drop("chat_template_jinja", "It counts only with chat_template: jinja.")
-        elif "\n" not in jinja and "{" not in jinja and work.places.exists(jinja):
-            path = work.places.locate(jinja)
-            work.change("chat_template_jinja", "template.file", work.places.write(path), "A file.")
-        else:
-            work.drop("chat_template_jinja", "Write it to a file, and name that in template.file.")
-    if work.has("chat_template") and not work.is_done("chat_template"):
-        work.carry("chat_template", None, reason="See chat_template_jinja.")

@@ -44,8 +44,7 @@ NOT_OFFERED: dict[str, Missing] = missing(
             "is_mistral_derived_model is_qwen_derived_model"
         ),
         "The model is read as it lies in its directory or in the hub's cache.": (
-            "model_revision revision_of_model base_model_ignore_patterns low_cpu_mem_usage "
-            "experimental_skip_move_to_device torch_dtype"
+            "base_model_ignore_patterns low_cpu_mem_usage experimental_skip_move_to_device torch_dtype"
         ),
         "Code that comes with a model is not run.": "trust_remote_code trainer_cls",
         "The vocabulary stays as it is, and so do its special tokens.": (
@@ -150,9 +149,6 @@ NOT_OFFERED: dict[str, Missing] = missing(
         "The newest checkpoints are kept; the best is not chosen.": (
             "load_best_model_at_end metric_for_best_model greater_is_better"
         ),
-        "The steps of an epoch are not known yet: ten checkpoints in a run. Set checkpoint.every_steps.": (
-            "saves_per_epoch save_strategy"
-        ),
         "Checkpoints are whole, so that a run can go on.": "save_only_model save_safetensors",
         "localtune-tui checkpoint makes a live run save.": "save_first_step dynamic_checkpoint",
         "A run goes on with localtune-tui continue; this one begins anew.": (
@@ -184,7 +180,6 @@ NOT_OFFERED: dict[str, Missing] = missing(
         "group_by_length": (True,),
         "include_tkps": (True, False),
         "save_safetensors": (True, ""),
-        "save_strategy": ("steps", ""),
         "pretrain_multipack_attn": (True, False),
         "activation_offloading": OFF,
         "adam_beta1": (0.9,),

@@ -10,12 +10,15 @@ from typing import Any
 
 import tomlkit
 
+from core.config.document import ConfigDocument
+from core.config.facts import Facts
 from core.config.importers.axolotl import AXOLOTL
 from core.config.importers.llama_factory import LLAMA_FACTORY
 from core.config.importers.places import Places
 from core.config.importers.redact import redact_name, shown
 from core.config.importers.rules import Tool
 from core.config.importers.source import SourceFile, read_source
+from core.config.importers.steps import count_rows
 from core.config.importers.translation import Entry, Translation, Unknown, file_name
 from core.config.importers.unsloth import UNSLOTH
 from core.config.schema import options
@@ -52,6 +55,7 @@ class Imported:
         changed: The keys that mean something a little else, and the defaults of the tool that are not ours.
         unsupported: The keys that are not offered, each with what happens instead, and those the tool does not have.
         unknown: Of these, the ones that the tool does not have.
+        remarks: What the rules between options say of the result, each in a sentence or two.
     """
 
     kind: str
@@ -62,6 +66,7 @@ class Imported:
     changed: list[Entry]
     unsupported: list[Entry]
     unknown: list[Unknown]
+    remarks: list[str]
 
     def to_dict(self) -> dict[str, Any]:
         """As ``import --json`` prints it."""
@@ -71,6 +76,7 @@ class Imported:
             "reason": self.reason,
             "toml": self.toml,
             **{name: [entry.to_dict() for entry in entries] for name, entries in lists.items()},
+            "remarks": self.remarks,
         }
 
 
@@ -95,7 +101,10 @@ def import_config(path: Path, kind: str | None = None, home: Path | None = None)
         if not work.is_done(key):
             work.note_empty(key)
     toml = _write(work)
-    return Imported(tool.kind, tool.title, reason, toml, work.carried, work.changed, work.unsupported, work.unknown)
+    facts = Facts(rows=count_rows(work))
+    remarks = [f"{remark.sentence} {remark.hint}" for remark in ConfigDocument(toml).remarks(facts)]
+    lists = (work.carried, work.changed, work.unsupported, work.unknown)
+    return Imported(tool.kind, tool.title, reason, toml, *lists, remarks)
 
 
 def _flatten(tool: Tool, source: SourceFile) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -175,7 +184,7 @@ def _write(work: Translation) -> str:
     name, title = file_name(work.source.path), work.tool.title
     lines = [
         f"# Imported from {name}, a configuration of {title}.",
-        "# A line with a comment was decided, one without was copied.",
+        "# A line with a comment was decided or asks for something, one without was copied.",
     ]
     section = ""
     for option in options():

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from core.config.importers.redact import holds_secret, shown
+from core.config.importers.splits import Part
 from core.config.importers.translation import Translation
+from core.errors import UserError
+from core.hub.entries import HubEntry, is_hub_entry, is_hub_id, make_entry, parse_dataset
+from core.hub.store import find_fetched
 
 #: What stands in ``data.train`` where the file names no data.
 PLACEHOLDER = "train.jsonl"
+_HUB = "A dataset of the Hub, which is on this machine."
 
 
 @dataclass(frozen=True)
@@ -18,16 +24,34 @@ class Written:
     Args:
         text: What stands in the configuration.
         note: What was decided about it; empty where it was copied.
-        is_there: Whether there is something.
+        is_read: Whether it is read here, at once or when it has been fetched.
+        fetch: What must be fetched before.
+        part: The part of it that is wanted; None for all of it.
     """
 
     text: str
     note: str
-    is_there: bool
+    is_read: bool
+    fetch: tuple[str, ...] = ()
+    part: Part | None = None
+
+
+def fetch_sentence(entries: Sequence[str], texts: Iterable[str] = ()) -> str:
+    """Which command makes entries of a hub ready.
+
+    Args:
+        entries: The entries.
+        texts: What stands beside the sentence, and need not be said again.
+    """
+    if len(entries) == 1:
+        return f"'localtune-tui fetch {entries[0]}' downloads it."
+    if set(entries) <= set(texts):
+        return "'localtune-tui fetch', once with each hf:// entry, downloads them."
+    return f"'localtune-tui fetch', once with each of them, downloads {', '.join(entries)}."
 
 
 def write_file(work: Translation, name: str, mark: str = "") -> Written:
-    """A data file, a directory or a dataset of a hub.
+    """A data file or a directory.
 
     Args:
         work: The translation.
@@ -38,7 +62,7 @@ def write_file(work: Translation, name: str, mark: str = "") -> Written:
     if "://" in name:
         return Written(name, f"{shown('path', name)} must be downloaded first; then name the file.", False)
     if not places.is_local(name):
-        note = f"{shown('path', name, 60)} is a dataset of the Hub: download it to that directory, beside this file."
+        note = f"{shown('path', name, 60)} is not here; of a dataset of the Hub, write hf://datasets/owner/name."
         return Written(f"{name}{mark}", note, False)
     path = places.locate(name)
     text = places.write(path, mark)
@@ -49,9 +73,30 @@ def write_file(work: Translation, name: str, mark: str = "") -> Written:
     return Written(text, note, True)
 
 
-def train_value(texts: list[str]) -> str | list[str]:
-    """One entry as a text, several as a list."""
-    return texts[0] if len(texts) == 1 else texts
+def write_dataset(work: Translation, name: str) -> Written:
+    """What is a path where there is something, and else a dataset of the Hub, of which the split ``train`` is taken."""
+    if work.places.is_local(name) or not (is_hub_entry(name) or is_hub_id(name)):
+        return write_file(work, name)
+    try:
+        return write_entry(parse_dataset(name) if is_hub_entry(name) else make_entry(name, split="train"))
+    except UserError as error:
+        return Written(name, str(error), False)
+
+
+def write_entry(entry: HubEntry, text: str = "") -> Written:
+    """A dataset of the Hub.
+
+    Args:
+        entry: What is taken of it.
+        text: What stands in the configuration; the entry by default.
+    """
+    try:
+        find_fetched(entry)
+        missing: tuple[str, ...] = ()
+    except UserError:
+        # Also where what it takes is not clear: the command says so, and offers what there is.
+        missing = (str(entry),)
+    return Written(text or str(entry), "" if missing else _HUB, True, missing)
 
 
 def put_sources(work: Translation, key: str, option: str, sources: list[Written], also: str = "") -> None:
@@ -64,13 +109,16 @@ def put_sources(work: Translation, key: str, option: str, sources: list[Written]
         sources: At least one.
         also: What else was decided; it makes a copied key a changed one.
     """
-    value = train_value([source.text for source in sources])
-    notes = list(dict.fromkeys(note for note in (also, *(source.note for source in sources)) if note))
+    texts = [source.text for source in sources]
+    value = texts[0] if len(texts) == 1 else texts
+    wanted = list(dict.fromkeys(entry for source in sources for entry in source.fetch))
+    first = fetch_sentence(wanted, texts) if wanted else ""
+    notes = list(dict.fromkeys(note for note in (first, also, *(source.note for source in sources)) if note))
     reason = " ".join(notes[:3]) + (" And more like this." if len(notes) > 3 else "")
     if any(holds_secret(source.text, key) for source in sources):
         work.drop(key, "A path that holds a secret is not written; name the data by hand.")
         put_placeholder(work, option)
-    elif not all(source.is_there for source in sources):
+    elif not all(source.is_read for source in sources):
         work.drop(key, reason, option, value)
     elif reason:
         work.change(key, option, value, reason)
@@ -82,11 +130,3 @@ def put_placeholder(work: Translation, option: str = "data.train") -> None:
     """Name a file that is not there, as a configuration must name its data."""
     if option == "data.train":
         work.put(option, PLACEHOLDER, "The file names no data that can be read here: put yours.")
-
-
-def write_files(work: Translation, key: str, names: list[str]) -> None:
-    """Plain names of files, as ``data.train``."""
-    if names:
-        put_sources(work, key, "data.train", [write_file(work, name) for name in names])
-    else:
-        work.change(key, "data.train", PLACEHOLDER, "The file names no data: put yours.")

@@ -7,97 +7,61 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from core.config.importers.data_files import PLACEHOLDER, Written, put_sources
+from core.config.importers.llama_factory_data import DATA_OPTIONS, REGISTRY, datasets
 from core.config.importers.llama_factory_rest import NOT_OFFERED
 from core.config.importers.redact import shown
 from core.config.importers.rules import Choice, Copy, Joint, Rule, Tool, is_one_of, table
 from core.config.importers.shared import (
     BATCH_OPTIONS,
-    HELD_OUT_OPTIONS,
+    EPOCH_OPTIONS,
     LENGTH_OPTIONS,
     OPTIMIZERS,
     SCHEDULE_OPTIONS,
     SCHEDULERS,
     cut_length,
-    every,
-    held_out,
+    epochs,
+    is_measured,
     joined_batch,
     model_base,
     schedule,
     target_modules,
 )
+from core.config.importers.steps import every, per_epoch, save_strategy
 from core.config.importers.translation import Translation
-from core.data.llama_factory import read_llama_factory
-from core.errors import UserError
 
 _TITLE = "LLaMA-Factory"
-_REGISTRY = "dataset_info.json"
-#: Entries of the registry that are looked into; each look reads it whole.
-_CHECKED = 50
 _QUANTIZED = ("quantization_bit", "quantization_method")
+_NOTHING = "Nothing is held out, so there is nothing to measure."
+_AT_END = "it is measured at the end. Set eval.every_steps."
+_TEN = "ten checkpoints in a run. Set checkpoint.every_steps."
 
 
 def _model(work: Translation) -> None:
-    model_base(work, "model_name_or_path")
+    model_base(work, "model_name_or_path", ("model_revision",))
 
 
-def _data(work: Translation) -> None:
-    directory = work.text("dataset_dir") or "data"
-    names = work.texts("dataset")
-    held = work.texts("eval_dataset")
-    if names:
-        put_sources(work, "dataset", "data.train", _sources(work, directory, names))
-    else:
-        work.change("dataset", "data.train", PLACEHOLDER, "The file names no dataset: put your data.")
-    has_rows = bool(held)
-    if held:
-        put_sources(work, "eval_dataset", "data.eval", _sources(work, directory, held))
-    if work.has("dataset_dir"):
-        if directory == "ONLINE" or directory.startswith("REMOTE:"):
-            work.drop("dataset_dir", "Nothing is fetched from a hub: download the datasets, and name their files.")
-        else:
-            work.note_change("dataset_dir", "data.train", f"The directory of {_REGISTRY}, which data.train names.")
-    _evaluation(work, held_out(work, "val_size", has_rows))
+def _length_of_run(work: Translation) -> None:
+    epochs(work, "num_train_epochs", "max_steps", 3.0)
 
 
-def _sources(work: Translation, directory: str, names: list[str]) -> list[Written]:
-    return [_source(work, directory, name, is_checked=place < _CHECKED) for place, name in enumerate(names)]
-
-
-def _source(work: Translation, directory: str, name: str, *, is_checked: bool) -> Written:
-    """An entry of the registry, as ``dataset_info.json#name``; checked, where the registry is there."""
-    places = work.places
-    if directory == "ONLINE" or directory.startswith("REMOTE:"):
-        note = f"{shown('dataset', name, 60)} is a dataset of a hub: download it to that directory, beside this file."
-        return Written(name, note, False)
-    registry = places.locate(directory) / _REGISTRY
-    text = places.write(registry, f"#{name}")
-    if not registry.is_file():
-        where = shown("dataset_dir", str(registry), 120)
-        return Written(text, f"There is no {where}, where {_TITLE} would look.", False)
-    if not is_checked:
-        return Written(text, "", True)
-    note = f"An entry of {_REGISTRY}; paths start where {_TITLE} is run: {shown('path', str(places.base), 80)}."
-    try:
-        source = read_llama_factory(registry, name)
-    except UserError as error:
-        return Written(text, str(error), False)
-    if not source.path.exists():
-        return Written(text, f"The file of {shown('dataset', name, 60)} is not there: {source.path}.", False)
-    return Written(text, note, True)
-
-
-def _evaluation(work: Translation, has_rows: bool) -> None:
+def _evaluation(work: Translation) -> None:
     """``eval_steps`` counts only with ``eval_strategy: steps``; without it nothing is measured there."""
-    names = [key for key in ("eval_strategy", "evaluation_strategy") if work.has(key)]
+    has_rows = is_measured(work)
+    if work.boolean("eval_on_start"):
+        if has_rows:
+            work.carry("eval_on_start", "eval.baseline", True)
+        else:
+            work.drop("eval_on_start", _NOTHING)
+    elif work.has("eval_on_start"):
+        work.carry("eval_on_start", None, reason="As it is here.")
     strategy = "no"
-    for key in names:
+    for key in [key for key in ("eval_strategy", "evaluation_strategy") if work.has(key)]:
         found = work.values[key]
         strategy = "no" if found is False else str(found).strip().lower()
         if not has_rows and strategy != "no":
-            work.drop(key, "Nothing is held out, so there is nothing to measure.")
+            work.drop(key, _NOTHING)
         elif strategy == "epoch":
-            work.drop(key, "The steps of an epoch are not known yet: it is measured at the end. Set eval.every_steps.")
+            per_epoch(work, key, "eval.every_steps", 1, _AT_END)
         elif strategy in ("no", "steps"):
             work.carry(key, None, reason="At the end it is measured anyway." if has_rows else "As it is here.")
         else:
@@ -108,11 +72,19 @@ def _evaluation(work: Translation, has_rows: bool) -> None:
             if isinstance(steps, int) and not isinstance(steps, bool) and steps > 0:
                 work.change("eval_steps", "eval.every_steps", steps, f"Not given: {_TITLE} takes logging_steps.")
     elif not has_rows:
-        work.drop("eval_steps", "Nothing is held out, so there is nothing to measure.")
+        work.drop("eval_steps", _NOTHING)
     elif strategy == "steps":
-        every(work, "eval_steps", "eval.every_steps", "it is measured at the end. Set eval.every_steps.")
+        every(work, "eval_steps", "eval.every_steps", _AT_END, work.number("num_train_epochs") or 3.0)
     else:
-        work.drop("eval_steps", "It counts only with eval_strategy: steps; it is measured at the end.")
+        work.drop("eval_steps", f"It counts only with eval_strategy: steps, and the strategy is {shown('', strategy)}.")
+
+
+def _device(work: Translation) -> None:
+    for key in ("use_cpu", "no_cuda"):
+        if work.boolean(key):
+            work.carry(key, "hardware.device", "cpu")
+        elif work.has(key):
+            work.carry(key, None, reason="As it is here.")
 
 
 def _method(work: Translation) -> None:
@@ -182,7 +154,8 @@ def _schedule(work: Translation) -> None:
 
 
 def _saves(work: Translation) -> None:
-    every(work, "save_steps", "checkpoint.every_steps", "ten checkpoints in a run.")
+    save_strategy(work, _TEN)
+    every(work, "save_steps", "checkpoint.every_steps", _TEN, work.number("num_train_epochs") or 3.0)
 
 
 def _supervise(work: Translation) -> None:
@@ -234,10 +207,10 @@ _TEMPLATES = Choice(
 )
 
 _OFFERED: dict[str, Rule] = {
-    "model_name_or_path": Joint(_model, ("model.base",)),
+    **dict.fromkeys(("model_name_or_path", "model_revision"), Joint(_model, ("model.base",))),
     **dict.fromkeys(
-        ("dataset", "eval_dataset", "dataset_dir", "val_size", "eval_strategy", "evaluation_strategy", "eval_steps"),
-        Joint(_data, ("data.train", "data.eval", "eval.every_steps", *HELD_OUT_OPTIONS)),
+        ("dataset", "eval_dataset", "dataset_dir", "val_size", "mix_strategy", "interleave_probs", "max_samples"),
+        Joint(datasets, DATA_OPTIONS),
     ),
     "template": _TEMPLATES,
     **dict.fromkeys(("finetuning_type", *_QUANTIZED), Joint(_method, ("method.name",))),
@@ -255,8 +228,12 @@ _OFFERED: dict[str, Rule] = {
         Joint(_batch, BATCH_OPTIONS),
     ),
     "learning_rate": Copy("train.learning_rate", "number", absent=5e-5, why=f"Not given: {_TITLE} takes 5e-5."),
-    "num_train_epochs": Copy("train.epochs", "number", absent=3.0, why=f"Not given: {_TITLE} takes 3."),
-    "max_steps": Copy("train.max_steps", "integer", unset=(-1, 0)),
+    **dict.fromkeys(("num_train_epochs", "max_steps"), Joint(_length_of_run, EPOCH_OPTIONS)),
+    # After what says how long a step and the run are.
+    **dict.fromkeys(
+        ("eval_strategy", "evaluation_strategy", "eval_steps", "eval_on_start"),
+        Joint(_evaluation, ("eval.every_steps", "eval.baseline")),
+    ),
     **dict.fromkeys(("lr_scheduler_type", "warmup_ratio", "warmup_steps"), Joint(_schedule, SCHEDULE_OPTIONS)),
     "optim": OPTIMIZERS,
     "weight_decay": Copy("train.weight_decay", "number", absent=0.0, why="Not given: no decay."),
@@ -268,8 +245,9 @@ _OFFERED: dict[str, Rule] = {
         same={True: "off", False: "on", "true": "off", "false": "on"},
         otherwise=("auto", "It may be true or false: it is decided by what fits."),
     ),
-    "save_steps": Joint(_saves, ("checkpoint.every_steps",)),
+    **dict.fromkeys(("save_steps", "save_strategy"), Joint(_saves, ("checkpoint.every_steps",))),
     "save_total_limit": Copy("checkpoint.keep", "integer", unset=(0,)),
+    **dict.fromkeys(("use_cpu", "no_cuda"), Joint(_device, ("hardware.device",))),
     "temperature": Copy("chat.temperature", "number"),
     "top_p": Copy("chat.top_p", "number"),
     "max_new_tokens": Copy("chat.max_new_tokens", "integer"),
@@ -279,7 +257,7 @@ _OFFERED: dict[str, Rule] = {
 def _places(values: Mapping[str, Any]) -> Iterable[str]:
     directory = values.get("dataset_dir", "data")
     model = values.get("model_name_or_path")
-    names = [str(Path(directory) / _REGISTRY)] if isinstance(directory, str) and "\0" not in directory else []
+    names = [str(Path(directory) / REGISTRY)] if isinstance(directory, str) and "\0" not in directory else []
     return [*names, *([model] if isinstance(model, str) else [])]
 
 

@@ -49,13 +49,13 @@ NOT_OFFERED: dict[str, Missing] = table(
                 "quantization_type double_quantization quantization_device_map"
             ),
             "The vocabulary stays as it is.": (
-                "resize_vocab split_special_tokens add_tokens add_special_tokens new_special_tokens_config "
+                "resize_vocab add_tokens add_special_tokens new_special_tokens_config "
                 "init_special_tokens use_fast_tokenizer"
             ),
+            "Rows that write special tokens are dropped.": "split_special_tokens",
             "Code that comes with a model is not run.": "trust_remote_code",
             "The model is read as it lies in its directory or in the hub's cache.": (
-                "cache_dir model_revision low_cpu_mem_usage offload_folder rope_scaling compute_dtype "
-                "model_max_length block_diag_attn"
+                "cache_dir low_cpu_mem_usage offload_folder rope_scaling compute_dtype model_max_length block_diag_attn"
             ),
             "Attention and kernels are the engine's own.": (
                 "flash_attn use_unsloth use_unsloth_gc enable_liger_kernel use_v1_kernels use_kv_cache "
@@ -63,10 +63,7 @@ NOT_OFFERED: dict[str, Missing] = table(
                 "fp8_enable_fsdp_float8_all_gather"
             ),
             "Rows are not packed: batches are made of rows of like length.": "packing neat_packing",
-            "All rows are used; num_samples in dataset_info.json limits an entry.": "max_samples",
-            "Each row is used once in an epoch; data.weights says how often those of an entry are.": (
-                "mix_strategy interleave_probs disable_shuffling"
-            ),
+            "Rows are used in an order that train.seed decides.": "disable_shuffling",
             "Rows are read from their files before the first step.": (
                 "streaming buffer_size overwrite_cache preprocessing_batch_size preprocessing_num_workers "
                 "tokenized_path data_shared_file_system"
@@ -128,8 +125,6 @@ NOT_OFFERED: dict[str, Missing] = table(
             "flash_attn": ("auto", "sdpa", "disabled"),
             "infer_backend": ("huggingface", "hf"),
             "infer_dtype": ("auto",),
-            "mix_strategy": ("concat",),
-            "model_revision": ("main",),
             "enable_thinking": (),
             "ignore_pad_token_for_loss": (True,),
             "low_cpu_mem_usage": (True, False),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from core.data.secrets import find_secret
+from core.hub.entries import is_hub_entry
 from core.text import one_line
 
 REDACTED = "(redacted)"
@@ -23,8 +24,8 @@ _SECRET_NAME = re.compile(
 _VOCABULARY = re.compile(r"(?:^|[_.])(?:bos|eos|pad|unk|cls|sep|mask|eot|image|audio|video|start|end|stop)_token$")
 # What the scanner of datasets leaves alone as too short or too vague is still not passed on here.
 _LIKELY = re.compile(r"\b(?:hf_[A-Za-z0-9]{12,}|(?:sk|pk|ghp|gho|ghs|wandb)[-_][A-Za-z0-9_-]{16,})\b")
-# Also the form of a commit, which is no secret: see below.
-_HEX_KEY = re.compile(r"\b[0-9a-f]{40}\b")
+# Also the form of a commit, which is no secret: see below, and the directories of the Hugging Face cache.
+_HEX_KEY = re.compile(r"(?<!/snapshots/)\b[0-9a-f]{40}\b")
 
 
 def is_secret_name(key: str) -> bool:
@@ -36,7 +37,9 @@ def holds_secret(text: str, key: str = "") -> bool:
     """Whether a text holds, or may well hold, a key or a password."""
     if find_secret(text) is not None or _LIKELY.search(text):
         return True
-    return "revision" not in key and _HEX_KEY.search(text) is not None
+    # An entry of the Hub may name a commit.
+    rest = text.partition("@")[2].partition("/")[2] if is_hub_entry(text) else text
+    return "revision" not in key and _HEX_KEY.search(rest) is not None
 
 
 def redact(key: str, value: Any) -> Any:

@@ -14,7 +14,7 @@ _LONGEST_VALUE = 32
 
 
 def render(imported: Imported, width: int) -> list[str]:
-    """The report: whose it was, what was copied in short, the rest a line or two for each key."""
+    """The report: whose it was, what was copied in short, the rest a line or two for each key; then the rules."""
     lines = [f"Read as a configuration of {imported.title}. {imported.reason}", ""]
     copied = [entry.key for entry in imported.carried if entry.to]
     idle = len(imported.carried) - len(copied)
@@ -25,6 +25,10 @@ def render(imported: Imported, width: int) -> list[str]:
     for name, entries in (("changed", imported.changed), ("unsupported", imported.unsupported)):
         if entries:
             lines += ["", f"{name}:", *_render_entries(entries, width)]
+    if imported.remarks:
+        lines += ["", "about the result:"]
+        for remark in imported.remarks:
+            lines += [f"  {line}" for line in textwrap.wrap(one_line(remark, 300), max(min(width, 120), 40) - 2)]
     return lines
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import quote
 
 from core.config.importers.rules import Choice, is_one_of
+from core.config.importers.steps import count_entries
 from core.config.importers.translation import Translation
-from core.config.schema import ModelSection
+from core.config.schema import ModelSection, TrainSection
+from core.hub.entries import DEFAULT_REVISION, is_hub_id
+from core.models.find import find_model
 
 #: ``optim`` of transformers.
 OPTIMIZERS = Choice(
@@ -50,8 +54,12 @@ SCHEDULERS = Choice(
 LENGTH_OPTIONS = ("train.max_length", "data.overlong")
 #: All that :func:`joined_batch` may set.
 BATCH_OPTIONS = ("train.batch_size", "train.micro_batch_size")
+#: All that :func:`epochs` may set.
+EPOCH_OPTIONS = ("train.epochs", "train.max_steps")
 #: All that :func:`schedule` may set.
 SCHEDULE_OPTIONS = ("train.scheduler", "train.warmup")
+#: What :func:`let_special_tokens_act` sets.
+SPECIAL_OPTION = "data.special_tokens"
 #: All that :func:`held_out` may set.
 HELD_OUT_OPTIONS = ("data.eval_share",)
 
@@ -121,10 +129,7 @@ def held_out(work: Translation, key: str, has_rows: bool) -> bool:
         work.drop(key, "Rows to measure on are given, and only one of the two is possible.")
         return True
     if share >= 1:
-        work.drop(
-            key, f"{share:g} rows are no share: nothing is held out. Set data.eval_share to what they are of all."
-        )
-        return False
+        return _held_out_rows(work, key, int(share))
     if share > 0.5:
         work.change(key, "data.eval_share", 0.5, "At most half of the rows can be held out.")
     else:
@@ -132,29 +137,55 @@ def held_out(work: Translation, key: str, has_rows: bool) -> bool:
     return True
 
 
-def every(work: Translation, key: str, option: str, instead: str) -> None:
-    """So many steps between two of something; below 1 a share of all steps.
+def let_special_tokens_act(work: Translation) -> None:
+    """Special tokens in the text of a row are those tokens in all three tools; here such rows would be dropped."""
+    work.put(SPECIAL_OPTION, "keep", f"In {work.tool.title}, special tokens that a row writes act as such.")
+
+
+def _held_out_rows(work: Translation, key: str, wanted: int) -> bool:
+    """A number of rows, as the share that they are."""
+    counts = count_entries(work)
+    if counts is None:
+        reason = f"What share {wanted} rows are is not known before the data is here: nothing is held out."
+        work.drop(key, f"{reason} Set data.eval_share.")
+        return False
+    total = sum(counts)
+    if 2 * wanted > total:
+        work.change(key, "data.eval_share", 0.5, f"{wanted} of {total} rows; at most half of them can be held out.")
+    else:
+        # As many digits as make the same number of rows again.
+        share = round(wanted / total, len(str(total)) + 1)
+        work.change(key, "data.eval_share", share, f"{wanted} of {total} rows; eval.max_rows of them are measured.")
+    return True
+
+
+def epochs(work: Translation, key: str, steps: str, default: float) -> float:
+    """How long the run is: a number of steps counts alone, where there is one.
 
     Args:
         work: The translation.
-        key: The key of the number.
-        option: Ours.
-        instead: What happens where the number cannot be known.
+        key: The key of the epochs.
+        steps: The key of the steps.
+        default: The epochs that the tool takes.
+
+    Returns:
+        The epochs, whether or not they count.
     """
-    steps = work.number(key)
-    if steps is None:
-        return
-    if steps <= 0:
-        work.carry(key, None, reason="It says nothing here either.")
-    elif steps >= 1:
-        work.carry(key, option, int(steps))
-    else:
-        total = work.values.get("max_steps")
-        if isinstance(total, int) and not isinstance(total, bool) and total > 0:
-            number = max(round(steps * total), 1)
-            work.change(key, option, number, f"{steps:g} of {total} steps.")
+    most, number = work.integer(steps), work.number(key)
+    is_by_steps = most is not None and most > 0
+    if most is not None:
+        if is_by_steps:
+            work.carry(steps, "train.max_steps", most)
         else:
-            work.drop(key, f"A share of a number of steps that is not known yet: {instead}")
+            work.carry(steps, None, reason="It says nothing here either.")
+    if is_by_steps and "train.max_steps" in work.settings:
+        if number is not None:
+            work.carry(key, None, reason=f"{steps} counts.")
+    elif number:
+        work.carry(key, "train.epochs", number)
+    elif default != TrainSection().epochs or number is not None:
+        work.change(key, "train.epochs", default, f"No number of epochs: {work.tool.title} takes {default:g}.")
+    return number or default
 
 
 def joined_batch(work: Translation, micro: str, accumulate: str, defaults: tuple[int, int], devices: str) -> None:
@@ -199,15 +230,42 @@ def cut_length(work: Translation, key: str, default: int) -> None:
         work.note_change(key, "train.max_length, data.overlong", cut)
 
 
-def model_base(work: Translation, key: str) -> None:
-    """The model: a path as it holds here, a name as it is."""
+def is_measured(work: Translation) -> bool:
+    """Whether there are rows to measure on."""
+    return bool({"data.eval", *HELD_OUT_OPTIONS} & work.settings.keys())
+
+
+def model_base(work: Translation, key: str, revisions: tuple[str, ...] = ()) -> None:
+    """The model: a path as it holds here, a name as it is, with the command that makes it ready.
+
+    Args:
+        work: The translation.
+        key: The key of the model.
+        revisions: The keys of its version on the hub.
+    """
     name = work.text(key)
+    given = [revision for revision in revisions if work.has(revision)]
     if name is None:
         work.change(key, "model.base", ModelSection().base, "The file names no model: the starter model.")
-    elif work.places.exists(name) and str(path := work.places.locate(name)) != name:
-        work.change(key, "model.base", work.places.write(path), f"Paths start at {work.places.base}.")
+    elif work.places.exists(name):
+        path = work.places.locate(name)
+        if str(path) == name:
+            work.carry(key, "model.base", name)
+        else:
+            work.change(key, "model.base", work.places.write(path), f"Paths start at {work.places.base}.")
+    elif is_hub_id(name) and find_model(name) is None:
+        wanted = work.text(given[0]) if given else None
+        version = f"@{quote(wanted, safe='')}" if wanted and wanted != DEFAULT_REVISION else ""
+        work.change(key, "model.base", name, f"'localtune-tui fetch hf://{name}{version}' downloads it.")
+        if version and work.settings["model.base"].comment:
+            work.note_change(given[0], "model.base", "The command that downloads the model names it.")
     else:
         work.carry(key, "model.base", name)
+    for revision in given:
+        if work.text(revision) == DEFAULT_REVISION:
+            work.carry(revision, None, reason="As it is here.")
+        else:
+            work.drop(revision, "The model is read as it lies in its directory or in the hub's cache.")
 
 
 _PATTERN = re.compile(r"[\\*+?()\[\]{}|^$]")

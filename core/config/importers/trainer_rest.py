@@ -29,7 +29,6 @@ TRAINER_REST: dict[str, Missing] = missing(
         "The schedule has no arguments of its own.": "lr_scheduler_kwargs",
         "Labels are not smoothed.": "label_smoothing_factor",
         "No noise is added to embeddings.": "neftune_noise_alpha",
-        "Saving goes by checkpoint.every_steps: absent, ten times in a run, and at the end.": "save_strategy",
         "Checkpoints are whole, so that a run can go on.": (
             "save_only_model save_safetensors enable_jit_checkpoint restore_callback_states_from_checkpoint"
         ),
@@ -42,7 +41,6 @@ TRAINER_REST: dict[str, Missing] = missing(
             "eval_do_concat_batches eval_use_gather_object eval_accumulation_steps include_for_metrics "
             "batch_eval_metrics include_inputs_for_metrics bf16_full_eval fp16_full_eval jit_mode_eval"
         ),
-        "eval.baseline measures the untouched model.": "eval_on_start",
         "Nothing is predicted by a training; eval.exact_match lets the model answer the held-out prompts.": (
             "do_predict predict_with_generate generation_max_length generation_num_beams generation_config "
             "sortish_sampler"
@@ -67,7 +65,7 @@ TRAINER_REST: dict[str, Missing] = missing(
             "gradient_checkpointing gradient_checkpointing_kwargs activation_checkpointing "
             "activation_checkpointing_kwargs"
         ),
-        "hardware.device says where it runs.": "use_cpu no_cuda use_mps_device device_map",
+        "hardware.device says where it runs.": "use_mps_device device_map",
         "It helps nobody but a developer.": "debug ray_scope",
     },
     off={
@@ -76,7 +74,6 @@ TRAINER_REST: dict[str, Missing] = missing(
         "train_sampling_strategy": ("group_by_length",),
         "group_by_length": (True,),
         "gradient_checkpointing": (True,),
-        "save_strategy": ("steps",),
         "save_safetensors": (True,),
         "adam_beta1": (0.9,),
         "adam_beta2": (0.999,),

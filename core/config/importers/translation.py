@@ -96,6 +96,8 @@ class Translation:
     unknown: list[Unknown] = field(default_factory=list)
     inner: dict[str, Any] = field(default_factory=dict)
     """Values inside of a key's value, as ``datasets[1].path``, for what is said of them."""
+    counted: dict[tuple[str, ...], list[int] | None] = field(default_factory=dict)
+    """Rows of the entries of ``data.train``, by their names, as they have been counted."""
     _done: set[str] = field(default_factory=set)
     _as_text: set[str] = field(default_factory=set)
 

@@ -6,21 +6,25 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from core.config.importers.data_files import write_files
+from core.config.importers.data_files import PLACEHOLDER, put_sources, write_dataset, write_file
 from core.config.importers.rules import Choice, Copy, Joint, Rule, Tool, missing, table
 from core.config.importers.shared import (
     BATCH_OPTIONS,
+    EPOCH_OPTIONS,
     LENGTH_OPTIONS,
     OPTIMIZERS,
     SCHEDULE_OPTIONS,
     SCHEDULERS,
+    SPECIAL_OPTION,
     cut_length,
-    every,
+    epochs,
     joined_batch,
+    let_special_tokens_act,
     model_base,
     schedule,
     target_modules,
 )
+from core.config.importers.steps import every
 from core.config.importers.translation import Translation
 
 
@@ -29,12 +33,17 @@ def _model(work: Translation) -> None:
 
 
 def _data(work: Translation) -> None:
+    let_special_tokens_act(work)
     files = work.texts("data.local_dataset") or []
     name = work.text("data.dataset")
     if name and files:
         work.drop("data.dataset", "Unsloth takes the local files where there are any.")
-    key = "data.local_dataset" if files else "data.dataset"
-    write_files(work, key, files or ([name] if name else []))
+    if files:
+        put_sources(work, "data.local_dataset", "data.train", [write_file(work, file) for file in files])
+    elif name:
+        put_sources(work, "data.dataset", "data.train", [write_dataset(work, name)])
+    else:
+        work.change("data.dataset", "data.train", PLACEHOLDER, "The file names no data: put yours.")
 
 
 def _method(work: Translation) -> None:
@@ -72,6 +81,10 @@ def _length(work: Translation) -> None:
     cut_length(work, "training.max_seq_length", 2048)
 
 
+def _length_of_run(work: Translation) -> None:
+    epochs(work, "training.num_epochs", "training.max_steps", 3.0)
+
+
 def _batch(work: Translation) -> None:
     joined_batch(work, "training.batch_size", "training.gradient_accumulation_steps", (2, 4), "")
 
@@ -104,8 +117,8 @@ def _saves(work: Translation) -> None:
 
 _OFFERED: dict[str, Rule] = {
     "model": Joint(_model, ("model.base",)),
-    "data.dataset": Joint(_data, ("data.train",)),
-    "data.local_dataset": Joint(_data, ("data.train",)),
+    "data.dataset": Joint(_data, ("data.train", SPECIAL_OPTION)),
+    "data.local_dataset": Joint(_data, ("data.train", SPECIAL_OPTION)),
     "data.format_type": Choice(
         "data.format",
         same={"auto": "auto", "alpaca": "alpaca", "sharegpt": "sharegpt", "raw": "text"},
@@ -115,16 +128,13 @@ _OFFERED: dict[str, Rule] = {
     "training.training_type": Joint(_method, ("method.name",)),
     "training.load_in_4bit": Joint(_method, ("method.name",)),
     "training.max_seq_length": Joint(_length, LENGTH_OPTIONS),
-    "training.num_epochs": Copy(
-        "train.epochs", "number", unset=(0,), absent=3.0, why="No number of epochs: Unsloth takes 3."
-    ),
+    **dict.fromkeys(("training.num_epochs", "training.max_steps"), Joint(_length_of_run, EPOCH_OPTIONS)),
     "training.learning_rate": Copy("train.learning_rate", "number", absent=2e-4, why="Not given: Unsloth takes 2e-4."),
     "training.batch_size": Joint(_batch, BATCH_OPTIONS),
     "training.gradient_accumulation_steps": Joint(_batch, BATCH_OPTIONS),
     "training.lr_scheduler_type": Joint(_schedule, SCHEDULE_OPTIONS),
     "training.warmup_ratio": Joint(_schedule, SCHEDULE_OPTIONS),
     "training.warmup_steps": Joint(_schedule, SCHEDULE_OPTIONS),
-    "training.max_steps": Copy("train.max_steps", "integer", unset=(0, -1)),
     "training.save_steps": Joint(_saves, ("checkpoint.every_steps",)),
     "training.weight_decay": Copy("train.weight_decay", "number", absent=0.01, why="Not given: Unsloth takes 0.01."),
     "training.random_seed": Copy("train.seed", "integer", absent=3407, why="Not given: Unsloth takes 3407."),

@@ -10,10 +10,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.config.importers.axolotl_template import TEMPLATES as IMPORTED
+from core.data.axolotl_chat import TEMPLATES, plain_columns
 from core.data.axolotl_types import JOINED, PLAIN, REFUSED
 from core.data.built import TextFormat
 from core.data.conversation import Example, RowError
+from core.data.mapping import ColumnMap
 from core.data.registry import DataSource, single_source
+from core.data.rows import Row
 from core.errors import UserError
 from tests.core.data.files import json_lines, write
 from tests.core.data.test_registry import examples, spoken
@@ -195,7 +199,7 @@ def test_any_format_is_filled_or_refused(text: str, value: str) -> None:
     assert found.fill({"a": value}) == text.format(a=value)
 
 
-TALK = [
+TALK: list[dict[str, Any]] = [
     {"from": "system", "value": "s"},
     {"from": "human", "value": "q"},
     {"from": "bot", "value": "<think>\nhm\n</think>\n\na", "learn": True, "weight": 0, "why": "because"},
@@ -240,6 +244,67 @@ def test_system_messages_and_columns(tmp_path: Path) -> None:
     assert spoken(read(tmp_path, {**CHAT, "drop_system_message": True}, {"talk": TALK}))[0] == ("user", "q")
     without = read(tmp_path, {**CHAT, "drop_system_message": True}, {"talk": talk, "system": "column"})
     assert spoken(without)[0] == ("user", "q")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"roles_to_train": ["assistant"]},
+        {"roles": {"user": ["human", "asker"], "assistant": ["gpt", "bot"], "tool": ["ipython"]}},
+        {"field_system": "rule", "field_tools": "can"},
+    ],
+)
+@pytest.mark.parametrize("first", [0, 1])
+def test_columns_that_say_the_same_as_a_chat(tmp_path: Path, keys: dict[str, Any], first: int) -> None:
+    talk = [{"from": turn["from"], "value": turn["value"]} for turn in TALK[first:]]
+    row = {"talk": talk, "rule": "column", "can": [{"type": "function", "function": {"name": "look"}}]}
+    entry = {**CHAT, **keys}
+    columns = plain_columns(entry, "here")
+    assert columns is not None
+    read_row = Row(0, 1, row)
+    said = DataSource("here", Path(), "auto", ColumnMap(dict(columns.columns))).detect([read_row])
+    wanted, found = read(tmp_path, entry, row), said.example(read_row)
+    assert spoken(found) == spoken(wanted)
+    assert found.tools == wanted.tools
+
+
+def test_inverted_speakers_are_said_too() -> None:
+    columns = plain_columns({"type": "chat_template", "roles": {"user": ["gpt"], "assistant": ["human"]}}, "here")
+    assert columns is not None
+    assert (columns.columns["user_role"], columns.columns["assistant_role"]) == ("gpt", "human")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"message_field_training": "learn"},
+        {"drop_system_message": True},
+        {"split_thinking": True},
+        {"field_thinking": "why"},
+        {"message_property_mappings": {"tool_calls": "calls"}},
+        {"roles": {"user": ["a,b"]}},
+    ],
+)
+def test_what_columns_cannot_say_of_a_chat(keys: dict[str, Any]) -> None:
+    assert plain_columns({"type": "chat_template", **keys}, "here") is None
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"input_transform": "x", "input_format": "y", "logprobs_field": "z", "temperature": 0.7},
+        {"shards": 1, "shards_idx": 0},
+        {"template_thinking_key": "reasoning_content"},
+    ],
+)
+def test_keys_that_say_nothing_about_the_rows_are_taken(tmp_path: Path, keys: dict[str, Any]) -> None:
+    assert spoken(read(tmp_path, {**CHAT, **keys}, {"talk": TALK})) == spoken(read(tmp_path, CHAT, {"talk": TALK}))
+
+
+def test_the_templates_of_a_hint_are_those_of_the_import() -> None:
+    near = {name: ours for name, (ours, _) in IMPORTED.near.items()}
+    assert {name: ours for name, ours in {**IMPORTED.same, **near}.items() if ours} == TEMPLATES
 
 
 def test_reasoning_is_taken_from_a_key_or_out_of_the_content(tmp_path: Path) -> None:

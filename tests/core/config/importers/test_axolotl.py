@@ -110,7 +110,9 @@ def test_a_usual_file(tmp_path: Path) -> None:
     assert entry(imported, "sample_packing")[0] == "carried"
     assert entry(imported, "special_tokens")[1].value == {"pad_token": "<|end|>"}
     for key in ("evals_per_epoch", "saves_per_epoch"):
-        assert "not known yet" in entry(imported, key)[1].reason
+        where, said = entry(imported, key)
+        assert where == "changed"
+        assert "2 rows / batch size 8 = 1 steps" in said.reason
     assert "2 at once x 4 times" in comment(imported, "train.batch_size")
     assert comment(imported, "train.max_length") == ""
 
@@ -193,7 +195,9 @@ def test_what_is_not_offered_says_what_happens_instead(tmp_path: Path) -> None:
         # Templates.
         ("chat_template: chatml", "template.name", "chatml"),
         ("chat_template: tokenizer_default", "template.name", None),
-        ("chat_template: gemma3", "template.name", None),
+        ("chat_template: gemma3", "template.name", "gemma"),
+        ("chat_template: qwen3", "template.name", None),
+        ("chat_template: tokenizer_default_fallback_chatml", "template.name", None),
         ("chat_template: phi_35", "template.name", "phi3"),
     ],
 )
@@ -350,19 +354,19 @@ def test_instruction_types_bring_their_form_along(tmp_path: Path) -> None:
 def test_files_splits_and_loaders(tmp_path: Path) -> None:
     rows(tmp_path / "set" / "train-0.jsonl")
     rows(tmp_path / "set" / "test-0.jsonl")
-    cases = (
+    cases: tuple[tuple[str, str | list[str]], ...] = (
         ("{path: set, split: train, type: completion}", "set#train"),
         ("{path: set, split: validation, type: completion}", "set"),
         ("{path: json, data_files: [set/train-0.jsonl], ds_type: json, type: completion}", "set/train-0.jsonl"),
         ("{path: set, data_files: test-0.jsonl, type: completion}", "set/test-0.jsonl"),
-        ("{path: org/name, split: train, type: completion}", "org/name"),
-        ("{path: org/name, split: test, type: completion}", "org/name#test"),
+        ("{path: set, split: train+test, type: completion}", ["set#train", "set#test"]),
+        ("{path: squad, type: completion}", "squad"),
         ("{path: 's3://bucket/x.jsonl', type: completion}", "s3://bucket/x.jsonl"),
     )
     for text, value in cases:
         imported = carry(tmp_path, f"{BASE}datasets: [{text}]\n")
         assert setting(imported, "data.train") == value, text
-        there = value.startswith("set")
+        there = value[0].startswith("set") if isinstance(value, list) else value.startswith("set")
         assert entry(imported, "datasets")[0] == ("changed" if there else "unsupported"), text
         loaded(tmp_path, imported)
 
@@ -379,10 +383,10 @@ def test_entries_that_are_not_done_are_said_one_by_one(tmp_path: Path) -> None:
     )
     imported = carry(tmp_path, text)
     assert "which Axolotl has removed" in entry(imported, "datasets[1]")[1].reason
-    assert "jeopardy" in entry(imported, "datasets[2]")[1].reason
+    assert "data.columns cannot say" in entry(imported, "datasets[4]")[1].reason
     assert "train_on_eos" in entry(imported, "datasets[3]")[1].reason
     assert entry(imported, "datasets[4].revision")[0] == "unsupported"
-    assert "part of a split" in entry(imported, "datasets[4].split")[1].reason
+    assert entry(imported, "datasets[4].split")[0] == "changed"
     assert [(unknown.key, unknown.guess) for unknown in imported.unknown] == [
         ("datasets[4].feild", "datasets[4].field")
     ]

@@ -198,11 +198,12 @@ def _value(tool: Tool, key: str) -> st.SearchStrategy[Any]:
         entry_ = st.fixed_dictionaries(
             {"path": st.sampled_from(["a/b", "x.jsonl", "json"])},
             optional={
-                "type": st.sampled_from([None, "alpaca", "chat_template", "completion", "sharegpt", "odd"]),
-                "split": st.sampled_from(["train", "test[:5]"]),
+                "type": st.sampled_from([None, "alpaca", "chat_template", "completion", "sharegpt", "jeopardy", "odd"]),
+                "split": st.sampled_from(["train", "test[:5]", "a+b", "train[:5%]", "[", 3]),
                 "data_files": st.sampled_from(["x.jsonl", ["y.jsonl"]]),
                 "chat_template": st.sampled_from(["llama3", "odd"]),
                 "name": _TEXTS,
+                "revision": st.sampled_from(["main", "a b", "0" * 40]),
                 "odd": _SCALARS,
             },
         )
@@ -253,6 +254,7 @@ def test_every_key_is_accounted_for_once(
     assert set(named) <= declared
     document = ConfigDocument(imported.toml, directory / "ours.toml")
     document.validate()
+    assert not document.problems()
     assert {f"{section}.{key}" for section, table in tomli.loads(document.dumps()).items() for key in table} <= declared
 
 

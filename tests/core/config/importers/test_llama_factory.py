@@ -99,6 +99,8 @@ def registry(directory: Path) -> None:
         "talks": {"file_name": "talks.jsonl", "formatting": "sharegpt"},
         "far": {"hf_hub_url": "org/far"},
         "gone": {"file_name": "gone.jsonl"},
+        "scope": {"ms_hub_url": "org/far"},
+        "bucket": {"cloud_file_name": "s3://b/x.jsonl"},
     }
     write(directory / "data" / "dataset_info.json", json.dumps(known))
 
@@ -121,7 +123,7 @@ def test_a_usual_file(tmp_path: Path) -> None:
     assert (config.data.overlong, config.template.name) == ("truncate", "llama3")
     assert "cuts longer rows" in comment(imported, "data.overlong")
     assert entry(imported, "cutoff_len")[0] == "changed"
-    assert entry(imported, "max_samples")[0] == "unsupported"
+    assert entry(imported, "max_samples")[1].reason == "No entry has more."
     assert entry(imported, "report_to")[0] == "carried"
 
 
@@ -237,11 +239,14 @@ def test_held_out_rows(tmp_path: Path, text: str, share: float | None, steps: in
         ("dataset: mine", "data/dataset_info.json#mine", "start where"),
         ("dataset: [mine]", "data/dataset_info.json#mine", "start where"),
         ("dataset: mime", "data/dataset_info.json#mime", "Did you mean mine?"),
-        ("dataset: far", "data/dataset_info.json#far", "fetched from the net"),
+        ("dataset: far", "data/dataset_info.json#far", "'localtune-tui fetch hf://datasets/org/far#train'"),
+        ("dataset: scope", "data/dataset_info.json#scope", "fetched from the net (ms_hub_url)"),
+        ("dataset: bucket", "data/dataset_info.json#bucket", "fetched from the net (cloud_file_name)"),
         ("dataset: gone", "data/dataset_info.json#gone", "is not there"),
         ("dataset: mine\ndataset_dir: elsewhere", "elsewhere/dataset_info.json#mine", "There is no"),
-        ("dataset: org/x\ndataset_dir: ONLINE", "org/x", "download it"),
-        ("dataset: x\ndataset_dir: 'REMOTE:org/y'", "x", "download it"),
+        ("dataset: org/x\ndataset_dir: ONLINE", "hf://datasets/org/x#train", "localtune-tui fetch"),
+        ("dataset: x\ndataset_dir: ONLINE", "x", "hf://datasets/owner/name"),
+        ("dataset: x\ndataset_dir: 'REMOTE:org/y'", "x", "of the Hub, in org/y"),
     ],
 )
 def test_entries_of_the_registry(tmp_path: Path, text: str, value: str, part: str) -> None:
@@ -249,7 +254,7 @@ def test_entries_of_the_registry(tmp_path: Path, text: str, value: str, part: st
     imported = carry(tmp_path, f"{BASE}{text}\n")
     assert setting(imported, "data.train").endswith(value)
     where, said = entry(imported, "dataset")
-    assert where == ("changed" if part == "start where" else "unsupported")
+    assert where == ("changed" if part == "start where" or "localtune-tui fetch" in part else "unsupported")
     assert part in said.reason
     loaded(tmp_path, imported)
 

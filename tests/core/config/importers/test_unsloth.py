@@ -135,7 +135,7 @@ def test_its_defaults_are_not_ours(tmp_path: Path) -> None:
         ("lora", "target_modules: ''", "method.target_modules", "all-linear"),
         ("data", "format_type: chatml", "data.format", "messages"),
         ("data", "format_type: sharegpt", "data.format", "sharegpt"),
-        ("data", "dataset: org/name", "data.train", "org/name"),
+        ("data", "dataset: org/name", "data.train", "hf://datasets/org/name#train"),
         ("inference", "temperature: 0.6", "chat.temperature", 0.6),
     ],
 )
