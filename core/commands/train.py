@@ -67,8 +67,9 @@ def run(args: argparse.Namespace) -> int:
 
 def allow(config: Config, codes: Sequence[RefusalCode]) -> Config:
     """The configuration with more codes in ``data.allow``."""
-    known = config.data.allow or []
-    every = [*([known] if isinstance(known, str) else known), *codes]
+    from core.data.preflight import allowed_codes
+
+    every = [*allowed_codes(config.data.allow), *codes]
     return config.model_copy(update={"data": config.data.model_copy(update={"allow": list(dict.fromkeys(every))})})
 
 

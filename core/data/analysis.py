@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from core.data.lengths import Lengths
+from core.data.preflight import allowed_codes
 from core.data.problems import Problem
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class AnalysisRequest:
         template: Text of a chat template instead of the model's own.
         supervise: As ``data.supervise``.
         allow_special: Use rows whose messages write special tokens.
+        end_answers: Put the end of text behind answers that the template does not end, as where ``data.allow`` holds
+            ``stop_untrained``.
         max_length: As ``train.max_length``; 0 for no limit.
         overlong: As ``data.overlong``.
         weights: As ``data.weights``, one for each entry of ``train``; None: all 1.
@@ -48,6 +51,7 @@ class AnalysisRequest:
     template: str | None = None
     supervise: Supervise = "assistant"
     allow_special: bool = False
+    end_answers: bool = False
     max_length: int = 0
     overlong: Overlong = "drop"
     weights: tuple[float, ...] | None = None
@@ -178,6 +182,7 @@ def request_for(config: Config, *, model: str | None, template: str | None = Non
         template=template,
         supervise=data.supervise,
         allow_special=data.special_tokens == "keep",
+        end_answers="stop_untrained" in allowed_codes(data.allow),
         max_length=config.train.max_length,
         overlong=data.overlong,
         weights=tuple(data.weights) if data.weights is not None else None,

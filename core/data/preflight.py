@@ -22,6 +22,11 @@ EVAL_LEAK_SHARE = 0.05
 Notice = Callable[[str, str, str], None]
 
 
+def allowed_codes(value: RefusalCode | list[RefusalCode] | None) -> tuple[RefusalCode, ...]:
+    """The codes of ``data.allow``."""
+    return () if value is None else (value,) if isinstance(value, str) else tuple(value)
+
+
 class Preflight:
     """Refuses a run, or says what was found where its user has allowed it.
 
@@ -119,6 +124,20 @@ class Preflight:
                 f"{_percent(STOP_LEARNED_SHARE)}: the model would not learn to stop.",
                 "Raise train.max_length where answers are cut, name a template that ends them in template.name, "
                 "or let the labels take the token in.",
+            )
+
+    def tell_ended(self, answers: int) -> None:
+        """Say that answers are ended by us, which happens only where ``stop_untrained`` is allowed.
+
+        Args:
+            answers: Those that the chat template ends with no token that stops the model.
+        """
+        if answers:
+            self.refuse(
+                "stop_untrained",
+                f"The chat template ends {answers} answers with no token that stops the model; the end of text was put "
+                "behind each.",
+                "Name a template that ends answers in template.name or template.file.",
             )
 
     def check_leak(self, train: Iterable[Example], held_out: Iterable[Example]) -> None:

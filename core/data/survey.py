@@ -110,6 +110,7 @@ def make_masker(request: AnalysisRequest) -> Masker | None:
         template,
         request.supervise,
         allow_special=request.allow_special,
+        end_answers=request.end_answers,
         max_length=request.max_length or None,
     )
 

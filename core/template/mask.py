@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from core.data.conversation import IGNORED_LABEL, Example, Message, RowError
 from core.errors import UserError
-from core.template.pieces import RowTokenizer, TokenRow, any_of
+from core.template.pieces import RowTokenizer, TokenRow, any_of, stop_text
 from core.template.reasoning import Render, place_reasoning
 from core.template.render import ChatTemplate
 from core.template.shapes import Shapes
@@ -69,6 +69,8 @@ class Masker:
         supervise: ``assistant``: all of the assistant's turns; ``last``: the last of them; ``all``: the whole text.
             A message whose ``train`` is set says for itself.
         allow_special: Use rows that write special tokens.
+        end_answers: Put the tokenizer's end of text behind answers that the template ends with no token which stops
+            the model, so that it learns to stop at that; else their rows are refused.
         max_length: The greatest length, for :attr:`MaskedRow.cut`.
         stop_ids: The tokens that end an answer, where others than the tokenizer's and the template's.
     """
@@ -80,6 +82,7 @@ class Masker:
         supervise: Supervise = "assistant",
         *,
         allow_special: bool = False,
+        end_answers: bool = False,
         max_length: int | None = None,
         stop_ids: Sequence[int] | None = None,
     ) -> None:
@@ -92,6 +95,10 @@ class Masker:
         self.stop_ids = tuple(stop_token_ids(tokenizer, template) if stop_ids is None else stop_ids)
         self._allow_special = allow_special
         self._rows = RowTokenizer(tokenizer, self.stop_ids, "" if template is None else template.all_sources)
+        eos = tokenizer.eos_id
+        self.ended = 0
+        """Answers so far behind which the end of text was put."""
+        self._ending = stop_text(tokenizer, eos) if end_answers and eos in self.stop_ids and eos is not None else ""
         self._shapes = Shapes(template, self._rows.stops) if template is not None else None
 
     def mask(self, examples: Sequence[Example]) -> list[MaskedRow | RowError]:
@@ -187,7 +194,9 @@ class Masker:
             messages = place_reasoning(render, messages, template.source_for(tools))
 
         def read(index: int) -> Turn:
-            return read_turn(render, messages, index, self._rows.stops)
+            turn = read_turn(render, messages, index, self._rows.stops, ending=self._ending)
+            self.ended += turn.is_ended
+            return turn
 
         if self.supervise != "all":
             return group_turns([read(index) for index in wanted])

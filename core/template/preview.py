@@ -79,6 +79,7 @@ def preview_template(
     *,
     supervise: Supervise = "assistant",
     allow_special: bool = False,
+    end_answers: bool = False,
     max_length: int | None = None,
 ) -> Preview:
     """Show a conversation through a template; never raises for what is in either.
@@ -89,6 +90,7 @@ def preview_template(
         tokenizer: The model's; without it the text is shown with nothing learned, special tokens as their names.
         supervise: As in :class:`~core.template.mask.Masker`.
         allow_special: As there.
+        end_answers: As there.
         max_length: As there.
     """
     template = ChatTemplate(source, tokenizer.special_tokens if tokenizer is not None else _STAND_INS)
@@ -99,7 +101,14 @@ def preview_template(
     prompt = generation_prompt(template, [turn.fields() for turn in example.prompt], example.tools)
     if tokenizer is None:
         return replace(_as_text(template, example), generation_prompt=prompt)
-    masker = Masker(tokenizer, template, supervise, allow_special=allow_special, max_length=max_length)
+    masker = Masker(
+        tokenizer,
+        template,
+        supervise,
+        allow_special=allow_special,
+        end_answers=end_answers,
+        max_length=max_length,
+    )
     result = masker.mask([example])[0]
     if isinstance(result, MaskedRow):
         rows = tuple(_row(part, tokenizer, prompt) for part in result.rows)

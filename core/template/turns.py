@@ -50,6 +50,8 @@ class Turn:
     """What the model must say then, the text of the stop token at its end."""
     rest: str
     """What the template writes after it."""
+    is_ended: bool = False
+    """Whether the template ends it with no token that stops the model, so that one was put there."""
 
     @property
     def learned(self) -> str:
@@ -76,7 +78,13 @@ class RowText:
 
 
 def read_turn(
-    render: Render, messages: Sequence[dict[str, Any]], index: int, stops: re.Pattern[str], *, opaque: bool = False
+    render: Render,
+    messages: Sequence[dict[str, Any]],
+    index: int,
+    stops: re.Pattern[str],
+    *,
+    opaque: bool = False,
+    ending: str = "",
 ) -> Turn:
     """What inference shows before an assistant's message, and what the model must say.
 
@@ -86,6 +94,7 @@ def read_turn(
         index: The assistant's message.
         stops: Finds the text of a token that stops the model.
         opaque: The contents are placeholders, so what would have to look at them is refused.
+        ending: Text that is put behind an answer which nothing stops; empty to refuse it.
 
     Raises:
         RowError: ``role_order`` if nothing precedes it, ``template_rewrites`` or ``template_drops`` if the template
@@ -109,14 +118,20 @@ def read_turn(
         tail = _go_on(render, shown, prompt, answered, thought)
     if thought is not None:
         tail = restore_thought(thought, tail, begun=block is not None)
+    is_ended = False
     if (stop := stops.search(tail)) is not None:
         answer, rest = tail[: stop.end()], tail[stop.end() :]
         said = tail[: stop.start()]
     else:
         said, rest = tail, ""
-        answer = tail + _following_stop(render, messages, shown, tail, stops)
+        try:
+            answer = tail + _following_stop(render, messages, shown, tail, stops)
+        except RowError:
+            if not ending:
+                raise
+            answer, is_ended = tail + ending, True
     check_complete(messages[index], thought, said, index + 1)
-    return Turn(index, prompt, answer, rest)
+    return Turn(index, prompt, answer, rest, is_ended)
 
 
 def group_turns(turns: Sequence[Turn]) -> list[RowText]:

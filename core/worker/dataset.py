@@ -140,6 +140,7 @@ class Loader:
             for row, example in zip(dataset.rows, dataset.examples, strict=True)
             if not example.text
         ]
+        self._preflight.tell_ended(self._encoder.ended)
         self._preflight.check_stop(len(ends) + dataset.dropped[NO_STOP_TOKEN], sum(ends))
 
     def load(self, references: str | list[str], *, limit: int | None = None) -> Dataset:

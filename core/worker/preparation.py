@@ -13,7 +13,7 @@ from transformers import AutoConfig, GenerationConfig
 
 from core.config.schema import Config
 from core.data.formats import SAMPLE
-from core.data.preflight import Preflight
+from core.data.preflight import Preflight, allowed_codes
 from core.data.registry import resolve_sources
 from core.errors import UserError
 from core.text import one_line
@@ -63,9 +63,9 @@ def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None], 
     base = resolve_base(config.model.base, recorder.reporter("preparing_model", check_stop))
     recorder.phase("preparing_data")
     tokenizer = load_tokenizer(base)
-    allowed = config.data.allow or []
+    allowed = allowed_codes(config.data.allow)
     preflight = Preflight(
-        [allowed] if isinstance(allowed, str) else allowed,
+        allowed,
         lambda code, message, hint: recorder.notice("warning", code, message, hint),
     )
     template = read_template(config.template.file, config.template.name)
@@ -78,6 +78,7 @@ def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None], 
         template,
         supervise=config.data.supervise,
         allow_special=config.data.special_tokens == "keep",
+        end_answers="stop_untrained" in allowed,
         now=now,
     )
 

@@ -50,6 +50,7 @@ class Encoder:
         template: A Jinja chat template instead of the tokenizer's own.
         supervise: What is learned of a conversation.
         allow_special: Use rows whose messages write special tokens.
+        end_answers: Put the end of text behind answers that the template does not end.
         now: The moment of the date that a template writes; None for the present one.
     """
 
@@ -61,6 +62,7 @@ class Encoder:
         *,
         supervise: Supervise = "assistant",
         allow_special: bool = False,
+        end_answers: bool = False,
         now: datetime | None = None,
     ) -> None:
         self.tokenizer = tokenizer
@@ -70,12 +72,18 @@ class Encoder:
             _chat_template(ours, template, now),
             supervise,
             allow_special=allow_special,
+            end_answers=end_answers,
         )
         self._stops = frozenset(self._masker.stop_ids)
 
     def encode(self, examples: Sequence[Example]) -> list[TokenizedRow | RowError]:
         """Tokenize examples, in order; an example that cannot be used yields the reason."""
         return [row if isinstance(row, RowError) else _tokenized(row) for row in self._masker.mask(examples)]
+
+    @property
+    def ended(self) -> int:
+        """Answers so far behind which the end of text was put."""
+        return self._masker.ended
 
     def learns_stop(self, row: TokenizedRow) -> bool:
         """Whether a token that ends an answer is learned."""

@@ -115,3 +115,12 @@ def test_a_template_that_never_stops(workers: Workers) -> None:
     last = failure(refused)
     assert "learned in 0 of 40 rows" in last.reason
     assert "--allow stop_untrained" in last.hint
+    launcher.reap()
+
+    data = {"allow": ["stop_untrained"]}
+    allowed = workers.start("ended", **SHORT, data=data, template={"file": str(template)})
+    assert exit_code(allowed) == 0, log(allowed)
+    (notice,) = [notice for notice in only(NoticeEvent, allowed) if notice.code == "stop_untrained"]
+    assert "ends 45 answers with no token" in notice.message or "ends 40 answers with no token" in notice.message
+    told = only(DataEvent, allowed)[0]
+    assert (told.rows, told.used) == (40, 40)

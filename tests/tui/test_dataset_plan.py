@@ -30,6 +30,7 @@ SEEN: dict[str, Any] = {
     "data.supervise": "last",
     "data.special_tokens": "keep",
     "data.overlong": "truncate",
+    "data.allow": ["stop_untrained"],
     "template.name": "chatml",
     "template.file": "mine.jinja",
     "train.max_length": 99,

@@ -104,6 +104,7 @@ class TokenPlan:
     """When that file was last changed, in nanoseconds: a plan with an edited template is another one."""
     supervise: Any = "assistant"
     keep_special: bool = False
+    end_answers: bool = False
     max_length: int = 2048
 
     def template(self) -> str | None:
@@ -149,6 +150,7 @@ class DataPlan:
             template=tokens.template(),
             supervise=tokens.supervise,
             allow_special=tokens.keep_special,
+            end_answers=tokens.end_answers,
             max_length=tokens.max_length,
         )
 
@@ -156,6 +158,11 @@ class DataPlan:
 def plan_data(document: ConfigDocument) -> DataPlan:
     """The plan of a configuration, which may be invalid or empty."""
     return DataPlan(plan_reading(document), plan_tokens(document))
+
+
+def _listed(value: Any) -> list[Any]:
+    """One value or several, as a list; what is neither in the file is no value."""
+    return value if isinstance(value, list) else [value]
 
 
 def _stamp(file: Path | None) -> int:
@@ -202,6 +209,7 @@ def plan_tokens(document: ConfigDocument) -> TokenPlan:
         template_stamp=_stamp(template_file),
         supervise=_value(document, "data.supervise", str),
         keep_special=_value(document, "data.special_tokens", str) == "keep",
+        end_answers="stop_untrained" in _listed(document.get("data.allow")),
         max_length=_value(document, "train.max_length", int),
     )
 
@@ -259,4 +267,11 @@ def make_masker(plan: TokenPlan) -> Masker:
     template = ChatTemplate(source, tokenizer.special_tokens) if source is not None else None
     if template is not None:
         template.check()
-    return Masker(tokenizer, template, plan.supervise, allow_special=plan.keep_special, max_length=plan.max_length)
+    return Masker(
+        tokenizer,
+        template,
+        plan.supervise,
+        allow_special=plan.keep_special,
+        end_answers=plan.end_answers,
+        max_length=plan.max_length,
+    )

@@ -155,5 +155,6 @@ def preview_entry(entry: TemplateEntry, row: ShownRow, tokenizer: ModelTokenizer
         tokenizer,
         supervise=plan.supervise,
         allow_special=plan.keep_special,
+        end_answers=plan.end_answers,
         max_length=plan.max_length,
     )

@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from core.data.conversation import Message
-from core.template.mask import Masker
+from core.data.conversation import Message, RowError
+from core.template.mask import MaskedRow, Masker
 from core.template.render import ChatTemplate
 from core.template.stops import stop_token_ids
 from core.template.tokenizer import ModelTokenizer
@@ -142,3 +142,30 @@ def test_stops_that_one_tokenizer_lacks_are_those_of_the_other() -> None:
     (row,) = masker.mask([talk("a", "b")])
     assert getattr(row, "code", "") == "no_stop_token"
     assert Message("assistant", "b").content in row.message  # type: ignore[union-attr]
+
+
+def test_answers_that_nothing_ends_may_be_ended_with_the_end_of_text() -> None:
+    source = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+    source += "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    tokenizer = SMOLLM2.tokenizer()
+    masker = Masker(tokenizer, ChatTemplate(source, tokenizer.special_tokens), end_answers=True)
+    (row,) = masker.mask([talk("a", "b", "c", "d")])
+    assert isinstance(row, MaskedRow)
+    shown = [
+        "".join(tokenizer.token_texts([i for i, learned in zip(part.ids, part.supervised, strict=True) if learned]))
+        for part in row.rows
+    ]
+    end = tokenizer.token_text(tokenizer.eos_id or 0)
+    # Later turns do not see the end, so each answer is learned in a row of its own.
+    assert sorted(shown) == [f"b\n{end}", f"d\n{end}"]
+    assert masker.ended == 2
+    assert not isinstance(Masker(tokenizer, end_answers=True).mask([talk("a", "b")])[0], RowError)
+
+
+def test_without_a_token_that_stops_the_model_nothing_can_end_them() -> None:
+    source = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+    tokenizer = SMOLLM2.tokenizer()
+    masker = Masker(tokenizer, ChatTemplate(source, tokenizer.special_tokens), end_answers=True, stop_ids=[])
+    (refused,) = masker.mask([talk("a", "b")])
+    assert isinstance(refused, RowError)
+    assert refused.code == "no_stop_token"
