@@ -152,6 +152,8 @@ class LocaltuneApp(FormDesk):
     @on(messages.ConfigEdited)
     def _config_edited(self, message: messages.ConfigEdited) -> None:
         self.state.document = message.document
+        if message.saved is not None:
+            self.state.saved_text = message.saved
         if message.option in ("", "data.train"):
             self._show_data(message.document)
         else:

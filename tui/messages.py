@@ -52,6 +52,8 @@ class ConfigEdited(Message):
     document: ConfigDocument
     option: str = ""
     """The option changed, ``section.key``; empty where it may be any."""
+    saved: str | None = None
+    """The text that its file has; None where that is as it was."""
 
 
 @dataclass

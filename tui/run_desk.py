@@ -103,13 +103,13 @@ class RunDesk(App[str]):
         problems = form.check() if form is not None else document.problems()
         if problems:
             name, sentence = next(iter(problems.items()))
+            if form is not None and (name != "data.train" or document.get(name) is not None):
+                self.main.show_pane("config")
+                form.refuse_start()
+                return
             more = f" ({len(problems) - 1} more.)" if len(problems) > 1 else ""
             self.warn("The configuration is not ready", f"{sentence}{more}")
-            if name == "data.train" and document.get(name) is None:
-                self.main.show_pane("data")
-            elif (pane := self.pane("config")) is not None:
-                self.main.show_pane("config")
-                pane.go_to_problem(name)
+            self.main.show_pane("data")
             return
         try:
             config = document.validate()
@@ -157,6 +157,8 @@ class RunDesk(App[str]):
     @on(messages.RunStarted)
     def _run_started(self, message: messages.RunStarted) -> None:
         self._open(message.run)
+        if (form := self.pane("config")) is not None:
+            form.look_around(anew=True)
 
     @on(messages.OpenRunRequested)
     def _open_run(self, message: messages.OpenRunRequested) -> None:

@@ -108,8 +108,10 @@ def _toml(values: dict[str, Any]) -> str:
 
 def _draft(values: dict[str, Any], choice: Choice) -> str:
     from core.config.presets.draft import draft_config
+    from core.config.presets.switch import note_line
 
     head = [
+        note_line(choice.preset.name).removeprefix("# "),
         f"Made by '{PROGRAM} init' with the preset {choice.why}",
         "What is not written here has its default; docs/reference/configuration.md explains every option.",
     ]

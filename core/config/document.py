@@ -45,8 +45,11 @@ class ConfigDocument:
         self._source = text
         self._file: FileText | None = None
         self._overridden: set[str] = set()
+        self._toml = self._parse(text)
+
+    def _parse(self, text: str) -> tomlkit.TOMLDocument:
         try:
-            self._toml = tomlkit.parse(text)
+            return tomlkit.parse(text)
         except tomlkit.exceptions.ParseError as error:
             raise UserError(
                 f"{self._where} is not valid TOML: line {error.line}, column {error.col}: "
@@ -115,6 +118,14 @@ class ConfigDocument:
             raise UserError(f"{target} cannot be written: {error.strerror}.", "Choose another place.") from error
         self.path, self._source = target, text
         self._overridden.clear()
+
+    def rewrite(self, text: str) -> None:
+        """Take another text for the same file, to the byte; the file is as it was until it is saved.
+
+        Raises:
+            UserError: If the text is not TOML; the old one stays.
+        """
+        self._toml = self._parse(text)
 
     def get(self, name: str) -> Any:
         """What the file says for ``section.key``; None where it says nothing."""

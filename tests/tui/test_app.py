@@ -393,7 +393,7 @@ async def test_the_palette_reaches_actions_of_other_panes(home: Path, monkeypatc
 async def test_a_broken_setting_is_one_notice(private_home: Path) -> None:
     config = private_home.parent / "config" / "localtune"
     (config / "themes").mkdir(parents=True)
-    (config / "keymap.toml").write_text('[train]\npuase = "x"\n[app]\nhelp = "h"\n', encoding="utf-8")
+    (config / "keymap.toml").write_text('[train]\npuase = "x"\n[app]\nhelp = "H"\n', encoding="utf-8")
     (config / "settings.toml").write_text('glyphs = "fancy"\ntheme = "nowhere"\n', encoding="utf-8")
     (config / "themes" / "bad.toml").write_text('name = "bad"\n[colors]\nprimary = "bluish"\n', encoding="utf-8")
     app = LocaltuneApp()
@@ -404,7 +404,7 @@ async def test_a_broken_setting_is_one_notice(private_home: Path) -> None:
         for part in ("puase", "glyphs", "bluish", "nowhere"):
             assert part in notes[0]
         assert app.theme == "localtune-dark"
-        await pilot.press("h")
+        await pilot.press("H")
         await wait_for(pilot, lambda: isinstance(app.screen, HelpScreen))
 
 

@@ -61,7 +61,7 @@ def test_a_keymap_rebinds(tmp_path: Path) -> None:
 
 def test_what_is_wrong_in_a_keymap_is_left_out_and_named(tmp_path: Path) -> None:
     path = tmp_path / "keymap.toml"
-    path.write_text('[train]\npuase = "x"\nstop = 3\npause = "nokey"\n[app]\nhelp = "h"\n', encoding="utf-8")
+    path.write_text('[train]\npuase = "x"\nstop = 3\npause = "nokey"\n[app]\nhelp = "H"\n', encoding="utf-8")
     found = load_keymap(path)
     assert set(found.overrides) == {"app.help"}
     assert len(found.problems) == 3

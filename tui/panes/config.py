@@ -2,99 +2,147 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
-from textual import on, work
+from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import BindingType
+from textual.containers import Container
 from textual.content import Content
-from textual.message import Message
 from textual.widgets import Static
-from textual.worker import get_current_worker
 
+from core.config.compare import differences, holding_values
 from core.config.document import ConfigDocument
+from core.config.recent import remember_config
 from core.errors import UserError
 from core.text import one_line
 from tui.keys import bindings
 from tui.messages import ConfigEdited, FormRequested, StartRequested
-from tui.panes.config_help import FORMS, PATH_OPTIONS, UNSET_TEXTS, explain
+from tui.panes.config_find import ConfigFind
+from tui.panes.config_help import FORMS, PATH_OPTIONS, UNSET_TEXTS, difference_notes, explain, help_facts
 from tui.panes.config_import import ConfigImport
-from tui.panes.config_model import DATA_PATHS, ConfigModel
+from tui.panes.config_model import DATA_PATHS, ConfigModel, Findings
+from tui.panes.config_undo import ConfigUndo
+from tui.panes.config_variants import ConfigVariants
+from tui.panes.dataset_summary import counted
 from tui.widgets.ask_bar import AskBar
 from tui.widgets.option_field import OptionField
 from tui.widgets.option_form import OptionForm
+from tui.widgets.option_help import OptionHelp
+from tui.widgets.plan_bar import PlanBar
+
+#: Columns from which the long help is beside the form instead of below it.
+BESIDE_WIDTH = 110
 
 
-@dataclass
-class _RowsCounted(Message):
-    path: Path
-    count: int
+class ConfigPane(ConfigFind, ConfigVariants, ConfigImport, ConfigUndo):
+    """Edit the configuration; ``load`` shows another one.
 
+    Its subjects are in the classes it is made of: the file (:mod:`~tui.panes.config_files`), undo
+    (:mod:`~tui.panes.config_undo`), what is known beside it (:mod:`~tui.panes.config_facts`), finding options
+    (:mod:`~tui.panes.config_find`), presets (:mod:`~tui.panes.config_presets`), several configurations
+    (:mod:`~tui.panes.config_variants`) and importing (:mod:`~tui.panes.config_import`); here is the form.
+    """
 
-class ConfigPane(ConfigImport):
-    """Edit the configuration; ``load`` shows another one."""
-
+    HELP = (
+        "Every option of a run. • is changed: from the preset in force, else from the default; ≠ was another in the "
+        "last run of this file or model. ✗ keeps a run from starting, ! is worth a look and does not. A preset "
+        "keeps model, data and what you wrote. Every edit can be undone; the file is written only when you save it."
+    )
     DEFAULT_CSS = """
     ConfigPane {
         & > #config-summary { height: auto; max-height: 2; }
         & > #config-strangers { height: auto; max-height: 3; color: $limit; }
+        & > #config-body { height: 1fr; layout: vertical; }
+        & #config-manual { display: none; }
         & > #config-help { height: auto; max-height: 2; color: $muted; }
+        &.-manual #config-manual { display: block; }
+        &.-beside > #config-body { layout: horizontal; }
+        &.-beside #config-form { width: 3fr; height: 100%; }
+        &.-beside #config-manual {
+            width: 2fr; height: 100%; max-height: 100%; border-top: none; border-left: solid $border; padding-left: 1;
+        }
+        &.-beside #config-manual:focus { border-left: solid $border-focus; }
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("config")]
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
-        self._shows_expert = False
-        self._filter = ""
-        self._note = ""
-        self._problems: dict[str, str] = {}
-        self._rows: dict[Path, int] = {}
+        self._note, self._greeting = "", ""
+        self._note_field: OptionField | None = None
+        self._findings = Findings({}, {})
         self._emptied: OptionField | None = None
 
     def compose(self) -> ComposeResult:
-        """Summary, the form, what the option under the cursor means."""
+        """Summary, the form with the long help, what the option under the cursor means, the plan."""
         yield Static(id="config-summary", markup=False)
         yield Static(id="config-strangers", markup=False)
-        yield OptionForm(id="config-form")
+        with Container(id="config-body"):
+            yield OptionForm(id="config-form")
+            yield OptionHelp(id="config-manual")
         yield Static(id="config-help", markup=False)
+        yield PlanBar(id="config-plan")
         yield AskBar(id="config-ask")
 
     async def on_mount(self) -> None:
         """Build the form of what is loaded."""
         self.prefer_focus(self.form)
-        self._refresh_hints()
+        self.refresh_hints()
         await self._build()
+        self.look_for_card()
 
-    def _refresh_hints(self) -> None:
+    def on_resize(self, event: events.Resize) -> None:
+        """The long help beside the form, or below it."""
+        self.set_class(event.size.width >= BESIDE_WIDTH, "-beside")
+
+    def refresh_hints(self) -> None:
+        """Write the keys that matter most into the lower border."""
         hints = self.keys.hints
-        expert = f"{self.keys['config.expert'].display} {'basic options' if self._shows_expert else 'all options'}"
-        parts = [hints(["config.edit", "config.search"]), expert, hints(["config.save"])]
+        expert = f"{self.keys['config.expert'].display} {'basic options' if self.shows_expert else 'all options'}"
+        parts = [
+            hints(["config.edit", "config.search"]),
+            expert,
+            hints(["config.presets", "config.undo", "config.save"]),
+        ]
         self.border_subtitle = Content("  ".join(parts))
 
     # What is shown.
 
     @property
-    def form(self) -> OptionForm:
-        """The fields."""
-        return self.query_one("#config-form", OptionForm)
-
-    @property
     def problems(self) -> dict[str, str]:
         """What is wrong with it, option to sentence."""
-        return self._problems
+        return dict(self._findings.problems)
 
-    def load(self, document: ConfigDocument) -> None:
-        """Show another configuration, or the present one anew; what was not saved of the old one is gone."""
+    @property
+    def preset_name(self) -> str:
+        """The preset in force; empty where there is none."""
+        return self.preset.name if self.preset is not None else ""
+
+    def load(self, document: ConfigDocument, label: str = "", text: str = "") -> None:
+        """Show another configuration, or the present one anew; what was not saved of the old one can be brought back.
+
+        Args:
+            document: The configuration.
+            label: What brought it, for who undoes it.
+            text: What is said when it is shown.
+        """
         if document is self.document:
             # What its file was when it was read still counts.
+            self.history.record(self.model)
             self.reload_values()
             return
+        self.history.record(self.model)
+        is_first = self.document.path is None and not self.document.dumps()
         self.model = ConfigModel(document)
-        self._draft, self._note = "", ""
+        if is_first:
+            self.history.begin(self.model)
+        else:
+            self.history.record(self.model, label or f"opening {document.path.name if document.path else 'another'}")
+        self._draft, self._note, self._greeting = "", "", text
+        if document.path is not None:
+            self._suggested = None
+            remember_config(document.path)
         if self.is_mounted:
             self.call_later(self._build)
 
@@ -105,110 +153,115 @@ class ConfigPane(ConfigImport):
             self.apply_filter()
 
     async def _build(self) -> None:
-        fields = []
-        for option in self.model.options:
-            field = OptionField(option, base=self.model.base, suffixes=PATH_OPTIONS.get(option.name))
-            field.unset_text = UNSET_TEXTS.get(option.name, "")
-            fields.append(field)
-        await self.form.build(fields)
+        if not self.form.fields:
+            fields = []
+            for option in self.model.options:
+                field = OptionField(option, base=self.model.base, suffixes=PATH_OPTIONS.get(option.name))
+                field.unset_text = UNSET_TEXTS.get(option.name, "")
+                fields.append(field)
+            await self.form.build(fields)
         self.refresh_fields(rows=True)
         # After the check: an option with a problem is shown whether or not it is one of the basic ones.
         self.apply_filter()
-        if self._problems and self.document.path is not None:
-            # After the cursor has found its place, which clears what was said before.
-            self.call_after_refresh(self.say, f"✗ {next(iter(self._problems.values()))}")
+        self.form.cursor = 0
+        if self._greeting:
+            self.say(self._greeting)
+        elif self.problems and self.document.path is not None:
+            self.say(f"✗ {next(iter(self.problems.values()))}")
 
     def refresh_fields(self, *, rows: bool = False) -> None:
-        """Bring every field, the title and the summary up to the document."""
-        self._problems = self.model.problems()
+        """Bring every field, the title, the summary and the plan up to the document."""
+        if not self.form.fields:
+            return
+        self._findings = found = self.model.findings(self.facts_now())
+        preset, last = self.preset, self.last_run
+        values = holding_values(self.document)
+        others = differences(values, last.values) if last is not None else {}
         for field in self.form.fields:
-            field.value = self.document.get(field.option.name)
-            field.problem = self._problems.get(field.option.name, "")
+            name = field.option.name
+            field.base = self.model.base
+            field.value = self.document.get(name)
+            field.problem = found.problems.get(name, "")
+            field.warning = found.warnings.get(name, "")
+            field.baseline = self.model.baseline(field.option, preset)
+            field.notes = difference_notes(field, preset, others)
         known = {field.option.name for field in self.form.fields}
-        strangers = [sentence for name, sentence in self._problems.items() if name not in known]
+        strangers = [sentence for name, sentence in found.problems.items() if name not in known]
         line = self.query_one("#config-strangers", Static)
         line.display = bool(strangers)
         line.update(Content("\n").join(Content(one_line(f"✗ {sentence}")) for sentence in strangers[:3]))
         self._refresh_title()
+        self._refresh_help()
+        self.refresh_plan()
         if rows:
-            self._count_rows(self.model.train_paths())
+            self.count_rows(self.model.train_paths())
+            self.look_around()
 
     def _refresh_title(self) -> None:
         path = self.document.path
         name = path.name if path is not None else "not saved yet" if self.model.is_edited else "new"
         edited = "•edited" if self.model.is_edited and path is not None else ""
-        changed = self.model.changed_count()
-        wrong = len(self._problems)
+        changed = self.model.changed_count(self.preset)
+        wrong, doubtful = len(self._findings.problems), len(self._findings.warnings)
         self.set_title(
             "2 Config",
             f"{name} {edited}".strip(),
+            f"preset {self.preset_name}" if self.preset_name else "",
             f"{changed} changed" if changed else "",
-            f"{wrong} problem{'' if wrong == 1 else 's'}" if wrong else "",
+            counted(wrong, "problem") if wrong else "",
+            counted(doubtful, "warning") if doubtful else "",
         )
-        self.query_one("#config-summary", Static).update(Content(self.model.summary(self._rows)))
+        self.query_one("#config-summary", Static).update(Content(self.model.summary(self.rows)))
 
     def _refresh_help(self) -> None:
         """Below the form: the last thing that happened, else the option under the cursor in full."""
-        line = self.query_one("#config-help", Static)
+        line, field = self.query_one("#config-help", Static), self.form.current
+        if field is not None and self.has_class("-manual"):
+            run = self.last_run.run.id if self.last_run is not None else ""
+            keys = self.keys.hints(["config.help_down", "config.help_up", "config.help"])
+            self.query_one(OptionHelp).explain(field.option, help_facts(field, self.preset, run), keys)
         if self._note:
             style = "$limit" if self._note.startswith("✗") else "$foreground"
             line.update(Content.styled(self._note, style))
-            return
-        field = self.form.current
-        if field is None:
-            where = " in the basic options; all are searched with x" if not self._shows_expert else ""
-            line.update(Content(f"No option has “{one_line(self._filter, 40)}” in it{where}.") if self._filter else "")
-            return
-        line.update(Content(explain(field.option, self.keys["config.form"].display)))
+        elif field is None:
+            line.update(Content(one_line(self.nothing_shown())))
+        else:
+            line.update(Content(explain(field.option, self.keys["config.form"].display)))
 
     def say(self, text: str) -> None:
-        """Say something below the form, until the cursor moves."""
-        self._note = one_line(text)
+        """Say something below the form, until the cursor moves from where it is now."""
+        self._note, self._note_field = one_line(text), self.form.current
         self._refresh_help()
-
-    def apply_filter(self) -> None:
-        """Show the fields that the search or the expert switch leaves."""
-        term = self._filter.lower()
-
-        def keep(field: OptionField) -> bool:
-            option = field.option
-            if term:
-                return term in option.name.lower() or term in option.help.lower()
-            return self._shows_expert or option.basic or field.is_changed or bool(field.problem)
-
-        self.form.filter(keep)
 
     @on(OptionForm.Moved)
     def _moved(self, message: OptionForm.Moved) -> None:
         message.stop()
-        self._note = ""
+        if self.form.current is not self._note_field:
+            self._note = ""
         self._refresh_help()
 
-    # Rows of the training data, for the summary.
+    # The long help.
 
-    @work(thread=True, exclusive=True, group="config-rows")
-    def _count_rows(self, paths: Sequence[Path]) -> None:
-        from core.data.registry import resolve_source
+    def action_toggle_help(self) -> None:
+        """Show all there is to say about the option under the cursor, or put it away."""
+        if self.toggle_class("-manual").has_class("-manual"):
+            self._refresh_help()
+        elif self.query_one(OptionHelp).has_focus:
+            self.form.focus()
+        # The form has another height now, and the cursor is to stay in view.
+        self.form.cursor = self.form.cursor
 
-        worker = get_current_worker()
-        for path in paths:
-            if worker.is_cancelled:
-                return
-            try:
-                count = 0
-                for source in resolve_source(str(path)):
-                    with source.open() as file:
-                        file.index()
-                        count += file.count_known
-                self.post_message(_RowsCounted(path, count))
-            except UserError:
-                # The data pane says what is wrong with the file; here its rows only stay unknown.
-                continue
+    def action_scroll_help(self, lines: int) -> None:
+        """Scroll the long help while the cursor stays where it is."""
+        if not self.has_class("-manual"):
+            self.action_toggle_help()
+        else:
+            self.query_one(OptionHelp).scroll_relative(y=lines, animate=False)
 
-    @on(_RowsCounted)
-    def _rows_counted(self, message: _RowsCounted) -> None:
-        self._rows[message.path] = message.count
-        self._refresh_title()
+    @on(OptionHelp.Left)
+    def _help_left(self, message: OptionHelp.Left) -> None:
+        message.stop()
+        self.form.focus()
 
     # Moving and editing.
 
@@ -255,11 +308,19 @@ class ConfigPane(ConfigImport):
             self.say(f"Such a screen is there for {', '.join(FORMS)}.")
 
     def action_reset(self) -> None:
-        """The default again."""
-        field = self.form.current
-        if field is None or not self.form.has_focus or self.document.get(field.option.name) is None:
+        """The value of the preset in force again, or the default where it has that or there is no preset."""
+        field, preset = self.form.current, self.preset
+        if field is None or not self.form.has_focus:
             return
-        self._set(field, "")
+        name = field.option.name
+        value = self.document.get(name)
+        if preset is not None and name in preset.values and value != preset.values[name]:
+            self.document.set(name, preset.values[name])
+            self.refresh_fields()
+        elif value is not None:
+            self._set(field, "")
+        else:
+            return
         self._edited(field)
 
     @on(OptionForm.Activated)
@@ -292,8 +353,7 @@ class ConfigPane(ConfigImport):
     def _abandoned(self, message: OptionField.Abandoned) -> None:
         message.stop()
         self._emptied = None
-        if self.document.get(message.field.option.name) != message.before:
-            self.document.set(message.field.option.name, message.before)
+        self.history.revert()
         self.form.focus()
         self.refresh_fields()
 
@@ -306,8 +366,10 @@ class ConfigPane(ConfigImport):
 
     def _edited(self, field: OptionField) -> None:
         self._note = ""
+        self.history.record(self.model)
         if field.option.name in DATA_PATHS:
-            self._count_rows(self.model.train_paths())
+            self.count_rows(self.model.train_paths())
+        self.look_around()
         self._refresh_title()
         self.post_message(ConfigEdited(self.document, field.option.name))
 
@@ -316,87 +378,7 @@ class ConfigPane(ConfigImport):
         for field in self.form.fields:
             field.commit(refocus=True)
 
-    # Finding options.
-
-    def action_toggle_expert(self) -> None:
-        """All options, or only the ones most runs need."""
-        self._shows_expert = not self._shows_expert
-        self._filter = ""
-        self._refresh_hints()
-        self.apply_filter()
-        shown, total = len(self.form.shown), len(self.form.fields)
-        self.say(f"All {total} options are shown." if self._shows_expert else f"{shown} of {total} options are shown.")
-
-    def action_search(self) -> None:
-        """Ask for a text to look for in names and help."""
-        self.ask_bar.ask("search", "find", self._filter, "a text in a name or its help; all options are searched")
-
-    def action_back(self) -> None:
-        """Show all rows again after a search."""
-        if self._filter:
-            self._filter = ""
-            self.apply_filter()
-        self.say("")
-
-    def action_next_problem(self) -> None:
-        """Go to the next option with a problem."""
-        names = [field.option.name for field in self.form.fields if field.problem]
-        if not names:
-            self.say("No problems." if not self._problems else f"✗ {next(iter(self._problems.values()))}")
-            return
-        order = [field.option.name for field in self.form.fields]
-        current = self.form.current
-        here = order.index(current.option.name) if current is not None else -1
-        following = [name for name in names if order.index(name) > here]
-        self._go_to(following[0] if following else names[0])
-
-    def check(self) -> dict[str, str]:
-        """What keeps a run from starting, option to sentence; data files that are not there among it."""
-        self.refresh_fields()
-        return self._problems
-
-    def focus_first_problem(self) -> bool:
-        """Put the cursor on the first option with a problem, if there is one, and say so."""
-        self.refresh_fields()
-        if not self._problems:
-            return False
-        self.go_to_problem(next(iter(self._problems)))
-        return True
-
-    def go_to_problem(self, name: str) -> None:
-        """Put the cursor on an option and say what is wrong with it."""
-        self.refresh_fields()
-        self._go_to(name)
-        self.form.focus()
-        if sentence := self._problems.get(name):
-            # After the cursor has moved, which clears what was said before.
-            self.call_after_refresh(self.say, f"✗ {sentence}")
-
     def request_start(self) -> None:
         """Ask for a run, or go to what keeps it from starting."""
         if not self.focus_first_problem():
             self.post_message(StartRequested())
-
-    def _go_to(self, name: str) -> None:
-        field = self.form.field(name)
-        if field is None:
-            return
-        if not field.display:
-            self._filter = ""
-            self.apply_filter()
-        self.form.go_to(field)
-
-    # Asking.
-
-    @on(AskBar.Changed)
-    def _searching(self, message: AskBar.Changed) -> None:
-        message.stop()
-        if message.purpose == "search":
-            self._filter = message.value.strip()
-            self.apply_filter()
-
-    @on(AskBar.Cancelled)
-    def _cancelled(self, message: AskBar.Cancelled) -> None:
-        message.stop()
-        if message.purpose == "search":
-            self.action_back()

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from textual import on
 from textual.app import SuspendNotSupported
 
 from core.config.document import ConfigDocument
+from core.config.recent import remember_config
 from core.errors import UserError
+from core.hub.entries import is_hub_entry
+from tui.data_paths import entry_path
 from tui.messages import ConfigEdited, ConfigLoaded, ConfigSaved
 from tui.panes.base import Pane
-from tui.panes.config_model import ConfigModel
+from tui.panes.config_history import EditHistory
+from tui.panes.config_model import DATA_PATHS, ConfigModel, is_there
 from tui.panes.editor import edit_text
 from tui.widgets.ask_bar import AskBar
 
@@ -28,7 +33,9 @@ class ConfigFiles(Pane):
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
         self.model = ConfigModel(ConfigDocument())
+        self.history = EditHistory(self.model)
         self._draft = ""
+        self._suggested: Path | None = None
         self._save_target: Path | None = None
 
     @property
@@ -54,8 +61,8 @@ class ConfigFiles(Pane):
         """Take over what is being typed."""
         raise NotImplementedError
 
-    def load(self, document: ConfigDocument) -> None:
-        """Show another configuration."""
+    def load(self, document: ConfigDocument, label: str = "", text: str = "") -> None:
+        """Show another configuration; ``label`` says what brought it, ``text`` is said."""
         raise NotImplementedError
 
     def refresh_fields(self, *, rows: bool = False) -> None:
@@ -65,6 +72,25 @@ class ConfigFiles(Pane):
     def apply_filter(self) -> None:
         """Show the options that are to be shown."""
         raise NotImplementedError
+
+    def edited(self, label: str = "", text: str = "") -> None:
+        """The document has been changed: take it down, show it, tell the app, and say something.
+
+        Args:
+            label: What was done, for who undoes it; empty where the difference tells.
+            text: What is said.
+        """
+        self.history.record(self.model, label)
+        self.show_document(text)
+
+    def show_document(self, text: str = "") -> None:
+        """Show a document that may be another one in every part, tell the app, and say something."""
+        self._draft = ""
+        self.refresh_fields(rows=True)
+        self.apply_filter()
+        if text:
+            self.say(text)
+        self.post_message(ConfigEdited(self.document, saved=self.model.saved_text))
 
     @on(AskBar.Submitted)
     def _answered(self, message: AskBar.Submitted) -> None:
@@ -77,9 +103,9 @@ class ConfigFiles(Pane):
         message.stop()
         if message.purpose == "replace" and self._save_target is not None:
             self._write(self._save_target, overwrite=True)
-        elif message.key == "o":
+        elif message.purpose == "conflict" and message.key == "o":
             self._write(None, overwrite=True)
-        elif message.key == "l" and self.document.path is not None:
+        elif message.purpose == "conflict" and message.key == "l" and self.document.path is not None:
             self._load_from_disk(self.document.path)
 
     def action_save(self) -> None:
@@ -87,14 +113,23 @@ class ConfigFiles(Pane):
         self.commit_open()
         path = self.document.path
         if path is None:
-            self.ask_bar.ask_path("save", "save as", self._suggested_name(), suffixes=(".toml",))
+            self.action_save_as()
         elif self.model.has_changed_on_disk:
             question = f"{path.name} has been changed by something else since it was read."
             self.ask_bar.ask_key("conflict", question, {"o": "overwrite it", "l": "load it, without my changes"})
         else:
             self._write(None)
 
+    def action_save_as(self) -> None:
+        """Ask for another file, and go on in that one."""
+        self.commit_open()
+        self.ask_bar.ask_path("save", "save as", self._suggested_name(), suffixes=(".toml",))
+
     def _suggested_name(self) -> str:
+        if self._suggested is not None:
+            return path_shown(self._suggested)
+        if self.document.path is not None:
+            return path_shown(free_name(self.document.path))
         files = self.model.train_paths()
         return f"{files[0].stem if files else 'localtune'}.toml"
 
@@ -109,16 +144,24 @@ class ConfigFiles(Pane):
             self._write(target)
 
     def _write(self, path: Path | None, *, overwrite: bool = False) -> None:
+        is_copy = self._suggested is not None
+        moved = rebase(self.document, self.model.base, path.parent, shorten=is_copy) if path is not None else []
         try:
             self.document.save(path, overwrite=overwrite)
         except UserError as error:
+            self.history.revert()
             self.say(f"✗ {error}")
             return
+        self._suggested = None
         self.model.note_saved()
+        if self.document.path is not None:
+            remember_config(self.document.path)
+        self.history.record(self.model, "paths, as seen from the new file")
         self.refresh_fields()
         wrong = len(self.problems)
         rest = f", with {wrong} problem{'' if wrong == 1 else 's'} in it" if wrong else ""
-        self.say(f"✓ saved to {self.document.path}{rest}")
+        paths = f"; {', '.join(moved)} written as seen from there" if moved else ""
+        self.say(f"✓ saved to {self.document.path}{paths}{rest}")
         self.post_message(ConfigSaved(self.document))
 
     def _load_from_disk(self, path: Path) -> None:
@@ -127,8 +170,7 @@ class ConfigFiles(Pane):
         except UserError as error:
             self.say(f"✗ {error}")
             return
-        self._replace(document)
-        self.say(f"✓ loaded {path.name} as it is now")
+        self.load(document, f"loading {path.name} from the disk", f"✓ loaded {path.name} as it is now")
         self.post_message(ConfigLoaded(document))
 
     def action_open_editor(self) -> None:
@@ -157,22 +199,62 @@ class ConfigFiles(Pane):
             self.say("Nothing has changed.")
             return
         try:
-            document = ConfigDocument(after, self.document.path)
+            self.document.rewrite(after)
         except UserError as error:
             self._draft = after
             self.say(f"✗ {error} {self.keys['config.editor'].display} opens it where you left it.")
             return
-        self._replace(document)
-        self.say("✓ edited" + (f"; {self.keys['config.save'].display} saves it" if self.model.is_edited else ""))
-        self.post_message(ConfigEdited(document))
+        is_edited = self.model.is_edited
+        self.edited("", "✓ edited" + (f"; {self.keys['config.save'].display} saves it" if is_edited else ""))
 
-    def _replace(self, document: ConfigDocument) -> None:
-        """Another document for the same file: the form stays as it is."""
-        disk, saved = self.model.disk, self.model.saved_text
-        self.model = ConfigModel(document)
-        if document.dumps() != self.model.saved_text:
-            # What was read first stays what the file is compared with.
-            self.model.disk, self.model.saved_text = disk, saved
-        self._draft = ""
-        self.refresh_fields(rows=True)
-        self.apply_filter()
+
+def rebase(document: ConfigDocument, old: Path, new: Path, *, shorten: bool = False) -> list[str]:
+    """Write relative paths so that they mean the same files from another directory.
+
+    Args:
+        document: The configuration.
+        old: What they are relative to now.
+        new: What they will be relative to.
+        shorten: Make absolute paths relative too, where they lie below the new directory.
+
+    Returns:
+        The options that were changed.
+    """
+    before, after = old.absolute(), new.absolute()
+    changed: list[str] = []
+    if not shorten and os.path.normpath(before) == os.path.normpath(after):
+        return changed
+
+    def moved(text: str) -> str:
+        whole = entry_path(text, before)
+        is_fixed = os.path.isabs(os.path.expanduser(text)) and not (shorten and whole.is_relative_to(after))
+        # A model may be a name that no file has.
+        if is_fixed or is_hub_entry(text) or not is_there(whole):
+            return text
+        return str(whole.relative_to(after)) if whole.is_relative_to(after) else os.path.normpath(whole)
+
+    for name in ("model.base", *DATA_PATHS, "template.file"):
+        value = document.get(name)
+        texts = value if isinstance(value, list) else [value]
+        written = [moved(text) if isinstance(text, str) and text else text for text in texts]
+        if written != texts:
+            document.set(name, written if isinstance(value, list) else written[0])
+            changed.append(name)
+    return changed
+
+
+def free_name(path: Path) -> Path:
+    """``tickets-2.toml`` of ``tickets.toml``, or the first number that no file has."""
+    stem, number = path.stem, 2
+    head, _, tail = stem.rpartition("-")
+    if head and tail.isdecimal() and len(tail) < 4:
+        stem, number = head, int(tail) + 1
+    while (found := path.with_name(f"{stem}-{number}{path.suffix}")).exists():
+        number += 1
+    return found
+
+
+def path_shown(path: Path) -> str:
+    """A path as one would type it: from the working directory, where it lies below it."""
+    whole = path.absolute()
+    return str(whole.relative_to(Path.cwd())) if whole.is_relative_to(Path.cwd()) else str(whole)

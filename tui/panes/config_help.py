@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 from core.config.document import describe_type
+from core.config.presets.library import Preset
+from core.config.rules import RULES
 from core.config.schema import Option
 from core.text import one_line
 from tui.panes.config_model import DATA_PATHS
 from tui.widgets.data_tree import DATA_SUFFIXES
-from tui.widgets.option_field import format_value
+from tui.widgets.option_field import OptionField, format_value
 
 #: Options whose values are completed from the file system, with the endings that are offered.
 PATH_OPTIONS: dict[str, Sequence[str]] = {
@@ -38,6 +41,60 @@ UNSET_TEXTS = {
     "checkpoint.every_steps": "ten times",
     "chat.system": "none",
 }
+
+
+#: Characters of another value beside an option.
+_SHORT = 18
+_LONG = 200
+
+
+def difference_notes(field: OptionField, preset: Preset | None, others: Mapping[str, Any]) -> tuple[str, ...]:
+    """How the value of a field differs from the preset in force and from the last run, a note each.
+
+    Args:
+        field: The field, its value and baseline up to date.
+        preset: The preset in force.
+        others: The options that had another value in the last run, with that value.
+    """
+    name, notes = field.option.name, []
+    if preset is not None and name in preset.values and field.is_changed:
+        notes.append(f"• was {_short(name, preset.values[name])} in preset")
+    if name in others:
+        notes.append(f"≠ last run {_short(name, others[name])}")
+    return tuple(notes)
+
+
+def help_facts(field: OptionField, preset: Preset | None, run: str) -> list[tuple[str, str]]:
+    """What the long help says of a field beside its manual, each with what it is called.
+
+    Args:
+        field: The field.
+        preset: The preset in force.
+        run: The id of the last run; empty where there is none.
+    """
+    option = field.option
+    default = "" if option.required else _full(option.name, option.default)
+    accepts = describe_type(option) + (f" ({option.unit})" if option.unit else "")
+    facts = [("accepts", accepts), ("default", default or "none; it must be given")]
+    if preset is not None and option.name in preset.values:
+        note = preset.notes.get(option.name, "")
+        value = _full(option.name, preset.values[option.name])
+        facts.append(("preset", f"{value} in {preset.name}" + (f": {note}" if note else "")))
+    facts += [("last run", f"{note.removeprefix('≠ last run ')} in {run}") for note in field.notes if "≠" in note]
+    facts += [("rule", rule.says) for rule in RULES if option.name in rule.options]
+    return facts
+
+
+def _full(name: str, value: Any) -> str:
+    return one_line(format_value(value), _LONG) or UNSET_TEXTS.get(name, "none")
+
+
+def _short(name: str, value: Any) -> str:
+    """A value in a few characters; of a path its last part."""
+    if name in PATH_OPTIONS:
+        texts = value if isinstance(value, list) else [value]
+        value = [Path(text).name if isinstance(text, str) else text for text in texts]
+    return one_line(format_value(value), _SHORT) or UNSET_TEXTS.get(name, "none")
 
 
 def explain(option: Option, form_key: str = "") -> str:

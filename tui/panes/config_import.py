@@ -78,8 +78,8 @@ class ConfigImport(ConfigFiles):
         from core.config.importers.report import render
 
         document = ConfigDocument(message.imported.toml)
-        self.load(document)
-        self.post_message(ConfigEdited(document))
+        self.load(document, f"importing {message.path.name}")
+        self.post_message(ConfigEdited(document, saved=""))
         text = "\n".join(render(message.imported, _WIDTH))
         for unknown in message.imported.unknown:
             guess = f" Did you mean {unknown.guess}?" if unknown.guess else ""

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from core.config.document import ConfigDocument, parse_value
+from core.config.facts import Facts
+from core.config.presets.library import Preset
 from core.config.schema import Option, options
 from core.errors import UserError
-from core.hub.entries import is_hub_entry
+from core.hub.entries import is_hub_entry, short_name
 from core.hub.store import is_fetched
 from core.text import one_line
 from tui.data_paths import entry_path, entry_text
@@ -38,6 +40,14 @@ class Fingerprint:
             return cls(modified, hashlib.sha256(path.read_bytes()).hexdigest())
         except OSError:
             return None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is wrong with a configuration and what most likely was not meant: option to sentence, in order."""
+
+    problems: Mapping[str, str]
+    warnings: Mapping[str, str]
 
 
 class ConfigModel:
@@ -100,11 +110,37 @@ class ConfigModel:
                 value = text
         self.document.set(option.name, value)
 
-    def changed_count(self) -> int:
-        """Options whose value differs from their default."""
-        optional = (option for option in self.options if not option.required)
-        values = ((self.document.get(option.name), option.default) for option in optional)
-        return sum(value is not None and value != default for value, default in values)
+    def baseline(self, option: Option, preset: Preset | None) -> Any:
+        """What an option is compared with: the value of the preset in force, else its default."""
+        return option.default if preset is None else preset.values.get(option.name, option.default)
+
+    def changed_count(self, preset: Preset | None = None) -> int:
+        """Options whose value differs from that of the preset in force, or from their default."""
+        optional = [option for option in self.options if not option.required]
+        return sum(self.effective(option.name) != self.baseline(option, preset) for option in optional)
+
+    @property
+    def run_name(self) -> str:
+        """What a run of it is called: after its file, else after its data."""
+        if self.document.path is not None:
+            return self.document.path.stem
+        train = self.document.get("data.train")
+        first = train[0] if isinstance(train, list) and train else train
+        return short_name(first) if isinstance(first, str) else ""
+
+    def findings(self, facts: Facts | None = None) -> Findings:
+        """Problems and warnings, as far as they can be told with what is known."""
+        problems = self.problems()
+        warnings: dict[str, str] = {}
+        for remark in reversed(self.document.remarks(facts)):
+            found = problems if remark.level == "error" else warnings
+            # Under the option to change first, whichever the file writes.
+            found[remark.options[0]] = f"{remark.sentence} {remark.hint}".strip()
+        return Findings(self._in_order(problems), self._in_order(warnings))
+
+    def _in_order(self, found: Mapping[str, str]) -> dict[str, str]:
+        order = {option.name: position for position, option in enumerate(self.options)}
+        return dict(sorted(found.items(), key=lambda item: order.get(item[0], -1)))
 
     def problems(self) -> dict[str, str]:
         """Every problem, ``section.key`` (or ``section``) to one sentence; a data file that is not there is one."""
@@ -112,16 +148,15 @@ class ConfigModel:
         for name in DATA_PATHS:
             if name not in found and (sentence := self._missing_file(self.document.get(name))):
                 found[name] = sentence
-        order = {option.name: position for position, option in enumerate(self.options)}
-        return dict(sorted(found.items(), key=lambda item: order.get(item[0], -1)))
+        return self._in_order(found)
 
     def _missing_file(self, value: Any) -> str:
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, str):
                 path = self.resolve(item)
-                if not _is_there(path) and is_hub_entry(path):
+                if not is_there(path) and is_hub_entry(path):
                     return f"{entry_text(path)} is not on this machine; opened in the Data pane, it can be downloaded."
-                if not _is_there(path):
+                if not is_there(path):
                     return f"There is no file at {path}."
         return ""
 
@@ -141,7 +176,7 @@ class ConfigModel:
         value = self.document.get("data.train")
         texts = value if isinstance(value, list) else [value]
         paths = [self.resolve(text) for text in texts if isinstance(text, str) and text.strip()]
-        return [path for path in paths if _is_there(path)]
+        return [path for path in paths if is_there(path)]
 
     def summary(self, rows: Mapping[Path, int]) -> str:
         """Model, method, data, rows, batch and steps on one line.
@@ -180,7 +215,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_there(path: Path) -> bool:
+def is_there(path: Path) -> bool:
     """Whether a file or directory exists, or that of which an entry is named behind ``#``, or has been fetched."""
     if is_hub_entry(path):
         return is_fetched(path)

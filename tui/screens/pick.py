@@ -31,6 +31,8 @@ class Pick:
 
     value: str
     about: str = ""
+    name: str = ""
+    """How it is called in the list; by its value where empty."""
 
 
 class PickScreen(ModalScreen[str | None]):
@@ -71,7 +73,7 @@ class PickScreen(ModalScreen[str | None]):
         super().__init__()
         self._title, self._picks, self._present = one_line(title, 60), tuple(picks), present
         self._none, self._is_free = none, is_free
-        self._names = [one_line(pick.value).lower() for pick in self._picks]
+        self._names = [one_line(pick.name or pick.value).lower() for pick in self._picks]
         self._shown: list[str] = []
         self._pointed_at: int | None = None
         self._prompts: list[Content] = []
@@ -96,7 +98,7 @@ class PickScreen(ModalScreen[str | None]):
     def _list(self, typed: str) -> None:
         term = typed.strip().lower()
         found = [pick for pick, name in zip(self._picks, self._names, strict=True) if term in name]
-        entries = [(pick.value, one_line(pick.value, 200), pick.about) for pick in found[:LISTED]]
+        entries = [(pick.value, one_line(pick.name or pick.value, 200), pick.about) for pick in found[:LISTED]]
         if self._none and not term:
             entries.insert(0, ("", "–", self._none))
         if self._is_free and term and all(pick.value != typed.strip() for pick in found):

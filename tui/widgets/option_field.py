@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from textual import events, on
 from textual.content import Content
 from textual.geometry import Size
@@ -72,6 +73,12 @@ class OptionField(Widget):
     """What the file says; None where it says nothing and the default holds."""
     problem = reactive("", layout=True)
     """One sentence, or nothing."""
+    warning = reactive("", layout=True)
+    """What most likely was not meant, in a sentence or two; nothing where all is well."""
+    notes: reactive[tuple[str, ...]] = reactive((), layout=True)
+    """How the value differs from others: ``• was 32 in preset``, ``≠ last run 1e-4``."""
+    baseline: reactive[Any] = reactive(None)
+    """The value that would hold if nobody had changed it: that of a preset, else the default."""
     is_cursor = reactive(False, toggle_class="-cursor")
     """Whether the cursor of the form is on it."""
     lights_up = reactive(False)
@@ -112,6 +119,7 @@ class OptionField(Widget):
         self.unset_text = ""
         self._before: Any = None
         self._text = ""
+        self.set_reactive(OptionField.baseline, option.default)
 
     @property
     def is_editing(self) -> bool:
@@ -120,8 +128,9 @@ class OptionField(Widget):
 
     @property
     def is_changed(self) -> bool:
-        """Whether the value differs from the default; what must be given anyway differs from nothing."""
-        return not self.option.required and self.value is not None and self.value != self.option.default
+        """Whether the value differs from the baseline; what must be given anyway differs from nothing."""
+        value = self.option.default if self.value is None else self.value
+        return not self.option.required and value != self.baseline
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -175,41 +184,69 @@ class OptionField(Widget):
 
     @property
     def _key_width(self) -> int:
-        return _KEY_WIDTH if self.size.width >= 56 else 18
+        return self._key_width_in(self.size.width)
+
+    @staticmethod
+    def _key_width_in(width: int) -> int:
+        return _KEY_WIDTH if width >= 56 else 18
 
     @property
     def _value_width(self) -> int:
-        rest = self.size.width - _MARK_WIDTH - self._key_width
-        return max(min(rest, 24 if self.size.width < 110 else 36), 1)
+        return self._value_width_in(self.size.width)
+
+    @staticmethod
+    def _value_width_in(width: int) -> int:
+        rest = width - _MARK_WIDTH - OptionField._key_width_in(width)
+        return max(min(rest, 24 if width < 110 else 36), 1)
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:  # noqa: ARG002 - Textual calls it
-        """One line, and as many as the problem takes."""
-        return 1 + len(self._problem_lines(width))
+        """One line, and as many as notes, problem and warning take."""
+        return 1 + len(self._lines_below(width))
 
-    def _problem_lines(self, width: int) -> list[str]:
-        if not self.problem:
-            return []
-        text = Content(one_line(f"✗ {self.problem}"))
-        return [line.plain for line in text.wrap(max(width - _MARK_WIDTH - 2, 8))]
+    def _lines_below(self, width: int) -> list[tuple[str, str]]:
+        """Lines with their style; notes are among them only where there is no room for them beside the value."""
+        beside = self._room_beside(width)
+        notes = "  ".join(self.notes)
+        texts = [
+            ("" if cell_len(notes) <= beside else notes, "$accent"),
+            (f"✗ {self.problem}" if self.problem else "", "$limit"),
+            (f"! {self.warning}" if self.warning and not self.problem else "", "$near"),
+        ]
+        room = max(width - _MARK_WIDTH - 2, 8)
+        return [(line.plain, style) for text, style in texts if text for line in Content(one_line(text)).wrap(room)]
+
+    def _room_beside(self, width: int) -> int:
+        """Columns for help or notes behind the value."""
+        return width - _MARK_WIDTH - self._key_width_in(width) - self._value_width_in(width) - 1
 
     def render(self) -> Content:
         """The line, and below it the problem."""
         width = self.size.width
         mark, mark_style = (
-            ("✗", "$limit bold") if self.problem else ("•", "$accent bold") if self.is_changed else (" ", "")
+            ("✗", "$limit bold")
+            if self.problem
+            else ("!", "$near bold")
+            if self.warning
+            else ("•", "$accent bold")
+            if self.is_changed
+            else (" ", "")
         )
         pointer = "▸" if self.is_cursor else " "
-        rest = width - _MARK_WIDTH - self._key_width - self._value_width - 1
+        rest = self._room_beside(width)
+        notes = "  ".join(self.notes)
+        has_notes = 0 < cell_len(notes) <= rest
         parts: list[tuple[str, str]] = [
             (pointer, "$primary bold" if self.lights_up else "$muted"),
             (f"{mark} ", mark_style),
             (fit(self.option.key, self._key_width), "bold" if self.is_cursor and self.lights_up else ""),
             (self._value_text(), self._value_style),
-            (" " + fit(self.option.help, rest) if rest > 8 else "", "$muted"),
+            (" " + fit(notes if has_notes else self.option.help, rest), "$accent" if has_notes else "$muted")
+            if rest > 8 or has_notes
+            else ("", ""),
         ]
         lines = [Content.assemble(*parts)]
         indent = " " * (_MARK_WIDTH + 2)
-        lines += [Content.styled(indent + line, "$limit") for line in self._problem_lines(width)]
+        lines += [Content.styled(indent + line, style) for line, style in self._lines_below(width)]
         return Content("\n").join(lines)
 
     @property

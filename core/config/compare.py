@@ -1,0 +1,118 @@
+"""What differs: between two configurations by option, and between two texts by line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from core.config.document import ConfigDocument
+from core.config.explain import shown
+from core.config.schema import Option, options
+from core.hub.entries import absolute
+from core.hub.store import pinned
+
+#: Options that name files; a relative path is relative to the configuration.
+_FILES = ("data.train", "data.eval", "template.file")
+#: Lines of one text that are compared; what is longer is no configuration.
+LINE_LIMIT = 5_000
+
+Kind = Literal["head", "same", "removed", "added"]
+
+
+@dataclass(frozen=True)
+class DiffLine:
+    """A line of a comparison; its text is as it was written, not yet made safe for a terminal."""
+
+    kind: Kind
+    text: str
+
+
+def holding_values(document: ConfigDocument) -> dict[str, Any]:
+    """The values that hold, ``section.key`` to value: the file's, else the defaults; paths as a run resolves them."""
+    base = document.path.parent.absolute() if document.path is not None else Path.cwd()
+    found = {}
+    for option in options():
+        value = document.get(option.name)
+        found[option.name] = _resolve(option.name, option.default if value is None else value, base)
+    return found
+
+
+def differences(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """The options whose value is another there, with that value; the default where nothing is said there.
+
+    Args:
+        values: From :func:`holding_values`.
+        others: Likewise, or with options missing.
+    """
+    found = {}
+    for option in options():
+        mine, other = (_said(option, given) for given in (values, others))
+        if _plain(mine) != _plain(other):
+            found[option.name] = other
+    return found
+
+
+def diff_texts(before: str, after: str) -> list[DiffLine]:
+    """Two texts line by line with what is around the differences; nothing where they are equal."""
+    old, new = before.split("\n")[:LINE_LIMIT], after.split("\n")[:LINE_LIMIT]
+    found = []
+    for line in list(difflib.unified_diff(old, new, lineterm="", n=3))[2:]:
+        if line.startswith("@@"):
+            found.append(DiffLine("head", _lines_of(line)))
+        else:
+            kind: Kind = "added" if line[0] == "+" else "removed" if line[0] == "-" else "same"
+            found.append(DiffLine(kind, line[1:]))
+    return found
+
+
+def diff_values(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[DiffLine]:
+    """Two configurations option by option, below the names of their sections; nothing where they are equal."""
+    return list(_diff_values(before, after))
+
+
+def _diff_values(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[DiffLine]:
+    changed = differences(after, before)
+    section = ""
+    for option in options():
+        if option.name not in changed:
+            continue
+        if option.section != section:
+            section = option.section
+            yield DiffLine("head", f"[{section}]")
+        for kind, value in (("removed", changed[option.name]), ("added", _said(option, after))):
+            if value is not None:
+                yield DiffLine("added" if kind == "added" else "removed", f"{option.key} = {shown(value)}")
+
+
+def _said(option: Option, values: Mapping[str, Any]) -> Any:
+    """A value, or the default where none is given."""
+    value = values.get(option.name)
+    return option.default if value is None else value
+
+
+def _lines_of(head: str) -> str:
+    """``lines 3 to 9`` of ``@@ -1,4 +3,7 @@``, counted in the new text."""
+    start, _, count = head.split("+", 1)[1].split(" ", 1)[0].partition(",")
+    first, many = int(start), int(count or 1)
+    return f"lines {first} to {first + many - 1}" if many > 1 else f"line {max(first, 1)}"
+
+
+def _resolve(name: str, value: Any, base: Path) -> Any:
+    if name == "model.base" and isinstance(value, str):
+        path = absolute(value, base)
+        return path if Path(path).exists() else value
+    if name not in _FILES:
+        return value
+    if isinstance(value, list):
+        return [_resolve(name, item, base) for item in value]
+    return pinned(absolute(value, base)) if isinstance(value, str) else value
+
+
+def _plain(value: Any) -> Any:
+    """A list of one entry means the entry; true is not 1."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return (isinstance(value, bool), value)

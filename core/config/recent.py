@@ -1,0 +1,45 @@
+"""The configurations that were open last, so that they can be opened again."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+
+from core import paths
+from core.atomic import write_atomic
+from core.errors import UserError
+
+#: How many are remembered.
+KEPT = 30
+_LARGEST_FILE = 1 << 20
+
+
+def recent_path() -> Path:
+    """The file with the list."""
+    return paths.home() / "recent.json"
+
+
+def recent_configs() -> list[Path]:
+    """The configurations that were open, the last one first; those that are gone are left out."""
+    try:
+        path = recent_path()
+        if path.stat().st_size > _LARGEST_FILE:
+            return []
+        names = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return []
+    texts = [name for name in names if isinstance(name, str) and "\0" not in name] if isinstance(names, list) else []
+    found = [Path(text) for text in dict.fromkeys(texts)][:KEPT]
+    return [path for path in found if path.is_absolute() and path.is_file()]
+
+
+def remember_config(path: Path) -> None:
+    """Put a configuration first in the list; where the list cannot be written, it stays as it is."""
+    whole = path.absolute()
+    names = [whole, *(other for other in recent_configs() if other != whole)][:KEPT]
+    text = json.dumps([str(name) for name in names], indent=0) + "\n"
+    # A file name that is no text cannot be in it.
+    with suppress(OSError, UserError, UnicodeError):
+        paths.make_private_dir(paths.home())
+        write_atomic(recent_path(), text, durable=False)

@@ -1,0 +1,62 @@
+"""The newest run that is like a configuration, and the values that it was started with."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tomli
+
+from core.runs.store import Run, list_runs, make_slug
+
+#: Runs that are looked at, newest first.
+LOOKED_AT = 100
+_STAMP = re.compile(r"\d{8}-\d{6}-")
+
+
+@dataclass(frozen=True)
+class LikeRun:
+    """A run and the options that it was started with, ``section.key`` to value."""
+
+    run: Run
+    values: Mapping[str, Any]
+
+
+def newest_like(name: str, model: str) -> LikeRun | None:
+    """The newest run of a configuration's name, else the newest with its model; None where there is neither.
+
+    Args:
+        name: What a run of the configuration is called, as :func:`~core.runs.store.create_run` takes it.
+        model: ``model.base`` as a run resolves it.
+    """
+    slug = re.compile(rf"{re.escape(make_slug(name))}(-\d+)?")
+    alike: LikeRun | None = None
+    for run in itertools.islice(list_runs(), LOOKED_AT):
+        stamp = _STAMP.match(run.id)
+        is_named_so = stamp is not None and slug.fullmatch(run.id[stamp.end() :]) is not None
+        if not is_named_so and alike is not None:
+            continue
+        values = _values(run)
+        if values is None:
+            continue
+        if is_named_so:
+            return LikeRun(run, values)
+        if values.get("model.base") == model:
+            alike = LikeRun(run, values)
+    return alike
+
+
+def _values(run: Run) -> dict[str, Any] | None:
+    try:
+        data = tomli.loads(run.config_path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return {
+        f"{section}.{key}": value
+        for section, table in data.items()
+        if isinstance(table, dict)
+        for key, value in table.items()
+    }

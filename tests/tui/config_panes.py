@@ -1,0 +1,64 @@
+"""What tests of the config pane have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from textual.pilot import Pilot
+
+from core.config.document import ConfigDocument
+from core.config.schema import options
+from tests.tui.harness import screen_text, wait_for
+from tui.messages import ConfigEdited
+from tui.panes.config import ConfigPane
+from tui.widgets.option_field import OptionField
+
+
+class RecordingPane(ConfigPane):
+    """Keeps what the app would be told of edits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[ConfigEdited] = []
+
+    def on_config_edited(self, message: ConfigEdited) -> None:
+        assert message.document is self.document
+        self.told.append(message)
+
+
+def write_config(directory: Path, text: str = "") -> Path:
+    """A configuration with a comment and a file of three rows."""
+    (directory / "rows.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n{"text": "three"}\n')
+    path = directory / "tickets.toml"
+    path.write_text(text or '# mine\n[data]\ntrain = "rows.jsonl" # rows\n\n[train]\nepochs = 2.0\n')
+    return path
+
+
+async def opened(pilot: Pilot[None], pane: ConfigPane, path: Path | None = None) -> None:
+    """The pane with its form, and a configuration in it."""
+    await wait_for(pilot, lambda: len(pane.form.fields) == len(list(options())))
+    if path is not None:
+        pane.load(ConfigDocument.load(path))
+        await wait_for(pilot, lambda: path.name in screen_text(pilot.app))
+
+
+async def go_to(pilot: Pilot[None], pane: ConfigPane, name: str) -> OptionField:
+    """The cursor on an option."""
+    pane.go_to_option(name)
+    field = pane.form.field(name)
+    await wait_for(pilot, lambda: pane.form.current is field)
+    assert field is not None
+    return field
+
+
+async def type_value(pilot: Pilot[None], pane: ConfigPane, name: str, text: str) -> None:
+    """An option given another value, as one types it."""
+    await go_to(pilot, pane, name)
+    await pilot.press("enter", "ctrl+u", *text, "enter")
+    await wait_for(pilot, lambda: pane.form.has_focus)
+    await pilot.pause()
+
+
+def flat(text: str) -> str:
+    """A screen as one line of words, so that a sentence is found however it is wrapped."""
+    return " ".join(text.replace("│", " ").split())

@@ -1,0 +1,105 @@
+"""Two configurations compared: what is gone and what is new, each with a sign and a color of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.screen import ModalScreen
+
+from core.config.compare import DiffLine
+from core.text import one_line
+from tui.panes.dataset_summary import counted
+from tui.widgets.text_block import TextBlock
+
+_LOOKS = {"head": ("", "$primary bold"), "same": ("  ", "$muted"), "removed": ("- ", "$limit"), "added": ("+ ", "$ok")}
+#: Columns of a line that are shown; a system prompt may be longer.
+_LINE_LENGTH = 1_000
+
+
+class DifferenceScreen(ModalScreen[None]):
+    """Shows the lines; it scrolls, and ``n`` goes from place to place.
+
+    Args:
+        before: What the lines with ``-`` are from.
+        after: What the lines with ``+`` are from.
+        lines: The comparison.
+    """
+
+    DEFAULT_CSS = """
+    DifferenceScreen { align: center middle; background: $background 60%; }
+    DifferenceScreen > VerticalScroll {
+        width: 120; max-width: 98%; height: auto; max-height: 94%; padding: 0 1;
+        border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted;
+        background: $surface; scrollbar-size-vertical: 1;
+    }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q,enter,v", "dismiss(None)", show=False),
+        Binding("j", "scroll('down')", show=False),
+        Binding("k", "scroll('up')", show=False),
+        Binding("g", "scroll('home')", show=False),
+        Binding("G", "scroll('end')", show=False),
+        Binding("n", "place(1)", show=False),
+        Binding("N", "place(-1)", show=False),
+    ]
+
+    def __init__(self, before: str, after: str, lines: Sequence[DiffLine]) -> None:
+        super().__init__()
+        self._before, self._after, self._lines = one_line(before, 60), one_line(after, 60), tuple(lines)
+
+    def compose(self) -> ComposeResult:
+        """What is compared, and the lines."""
+        with VerticalScroll() as box:
+            box.border_title = Content("Compare")
+            box.border_subtitle = Content("n next place  j k scroll  esc close")
+            yield TextBlock(self._head())
+            yield from (_block(lines, index) for index, lines in enumerate(_places(self._lines)))
+
+    def _head(self) -> Content:
+        removed = sum(line.kind == "removed" for line in self._lines)
+        added = sum(line.kind == "added" for line in self._lines)
+        parts = [
+            Content.assemble(("- ", "$limit bold"), self._before, (f"  {counted(removed, 'line')}", "$muted")),
+            Content.assemble(("+ ", "$ok bold"), self._after, (f"  {counted(added, 'line')}", "$muted")),
+        ]
+        if not self._lines:
+            parts = [*parts, Content(""), Content("They say the same.")]
+        return Content("\n").join(parts)
+
+    def action_scroll(self, where: str) -> None:
+        """Scroll by a line, or to an end."""
+        box = self.query_one(VerticalScroll)
+        ways = {"down": box.scroll_down, "up": box.scroll_up, "home": box.scroll_home, "end": box.scroll_end}
+        ways[where](animate=False)
+
+    def action_place(self, step: int) -> None:
+        """To the next place with a difference, or the one before."""
+        box = self.query_one(VerticalScroll)
+        tops = [block.virtual_region.y for block in self.query(".-place")]
+        here = round(box.scroll_y)
+        following = [top for top in tops if (top > here if step > 0 else top < here)]
+        if following:
+            box.scroll_to(y=following[0] if step > 0 else following[-1], animate=False)
+
+
+def _places(lines: Sequence[DiffLine]) -> list[list[DiffLine]]:
+    """The lines, cut before each head."""
+    found: list[list[DiffLine]] = []
+    for line in lines:
+        if line.kind == "head" or not found:
+            found.append([])
+        found[-1].append(line)
+    return found
+
+
+def _block(lines: Sequence[DiffLine], index: int) -> TextBlock:
+    shown = []
+    for line in lines:
+        sign, style = _LOOKS[line.kind]
+        shown.append(Content.styled(f"{sign}{one_line(line.text.expandtabs(4), _LINE_LENGTH)}", style))
+    return TextBlock(Content("\n").join([Content(""), *shown]), classes="-place", id=f"place-{index}")

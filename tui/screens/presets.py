@@ -1,0 +1,292 @@
+"""The presets to choose from: what each is for, what it would change, and what stays as the user wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from textual import events, on, work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Container, VerticalScroll
+from textual.content import Content
+from textual.message import Message
+from textual.screen import ModalScreen
+from textual.widgets import OptionList
+from textual.widgets.option_list import Option
+
+from core.config.document import ConfigDocument
+from core.config.presets.choose import Choice
+from core.config.presets.library import Preset, presets
+from core.config.presets.switch import Change, Switch, plan_switch, preset_in
+from core.config.schema import find_option
+from core.errors import UserError
+from core.text import one_line
+from tui.widgets.choice_list import ChoiceList
+from tui.widgets.option_field import format_value
+from tui.widgets.strips import fit
+from tui.widgets.text_block import TextBlock
+
+#: Columns from which the changes are beside the list instead of below it.
+BESIDE_WIDTH = 120
+_NAME_WIDTH = 24
+_COUNT_WIDTH = 11
+_OPTION_WIDTH = 29
+_VALUE_WIDTH = 14
+_AUTO = "auto"
+
+
+@dataclass
+class _AutoChosen(Message):
+    choice: Choice | None
+    reason: str
+
+
+class PresetScreen(ModalScreen[Switch | None]):
+    """Returns what is to be done, or nothing for ``esc``.
+
+    Args:
+        document: The configuration; it is only read.
+        choose: Finds the preset that suits, in a thread; raises :class:`UserError` where there is none.
+    """
+
+    DEFAULT_CSS = """
+    PresetScreen {
+        align: center middle; background: $background 60%;
+        & > Container {
+            width: 150; max-width: 98%; height: 96%; max-height: 44; padding: 0 1; background: $surface;
+            border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted;
+        }
+        & ChoiceList { height: 1fr; }
+        & VerticalScroll {
+            height: 1fr; border-top: solid $border; scrollbar-size-vertical: 1;
+            &:focus { border-top: solid $border-focus; }
+        }
+        &.-beside > Container { layout: horizontal; }
+        &.-beside ChoiceList { width: 11fr; height: 100%; }
+        &.-beside VerticalScroll {
+            width: 10fr; height: 100%; border-top: none; border-left: solid $border; padding-left: 1;
+        }
+        &.-beside VerticalScroll:focus { border-left: solid $border-focus; }
+    }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q", "dismiss(None)", show=False),
+        Binding("enter", "take", show=False),
+        Binding("a", "toggle_own", show=False),
+        Binding("tab", "app.focus_next", show=False),
+        Binding("j,down", "move(1)", show=False),
+        Binding("k,up", "move(-1)", show=False),
+    ]
+    AUTO_FOCUS = "ChoiceList"
+
+    def __init__(self, document: ConfigDocument, choose: Callable[[], Choice]) -> None:
+        super().__init__()
+        self._document, self._choose = document, choose
+        self._present = preset_in(document)
+        self._auto: Choice | None = None
+        self._reason = "looking at model, card and data …"
+        self._keeps_own = True
+        self._pointed_at: int | None = None
+        # A heading has no name.
+        self._names: list[str] = []
+
+    def compose(self) -> ComposeResult:
+        """The list, and what the one under the cursor does."""
+        with Container() as box:
+            box.border_title = "Presets"
+            yield ChoiceList()
+            with VerticalScroll():
+                yield TextBlock(Content(" "))
+
+    def on_mount(self) -> None:
+        """Begin at the preset in force, or at the one that suits."""
+        self._names = [_AUTO]
+        group = None
+        for preset in presets().values():
+            if preset.memory_gb != group:
+                group = preset.memory_gb
+                self._names.append("")
+            self._names.append(preset.name)
+        self._list.add_options([Option(" ", disabled=not name) for name in self._names])
+        start = self._names.index(self._present.name) if self._present is not None else 0
+        self._list.highlighted = start
+        self._fill()
+        self._find_auto()
+
+    @property
+    def _list(self) -> ChoiceList:
+        return self.query_one(ChoiceList)
+
+    @property
+    def _scroll(self) -> VerticalScroll:
+        return self.query_one(VerticalScroll)
+
+    def on_resize(self, event: events.Resize) -> None:
+        """The changes beside the list, or below it."""
+        self.set_class(event.size.width >= BESIDE_WIDTH, "-beside")
+        self.call_after_refresh(self._fill)
+
+    @work(thread=True, exclusive=True, group="preset-auto")
+    def _find_auto(self) -> None:
+        try:
+            choice = self._choose()
+        except UserError as error:
+            self.post_message(_AutoChosen(None, str(error)))
+        else:
+            self.post_message(_AutoChosen(choice, choice.why))
+
+    @on(_AutoChosen)
+    def _auto_chosen(self, message: _AutoChosen) -> None:
+        self._auto, self._reason = message.choice, message.reason
+        self._fill()
+
+    # What is shown.
+
+    def switch_of(self, name: str) -> Switch | None:
+        """What taking a preset would do; None where it is not known (yet) which one ``auto`` is."""
+        if name != _AUTO:
+            return plan_switch(self._document, presets()[name], keep_own=self._keeps_own)
+        if self._auto is None:
+            return None
+        return plan_switch(
+            self._document, self._auto.preset, max_length=self._auto.max_length, keep_own=self._keeps_own
+        )
+
+    def _fill(self) -> None:
+        """Write every line of the list, and the changes."""
+        width = max(self._list.size.width, 20)
+        for place, name in enumerate(self._names):
+            self._list.replace_option_prompt_at_index(place, self._line(place, name, width))
+        own = "a replace mine too" if self._keeps_own else "a keep mine"
+        self.query_one(Container).border_subtitle = Content(f"enter apply  {own}  tab scroll  esc back")
+        self._show_changes()
+
+    def _line(self, place: int, name: str, width: int) -> Content:
+        if not name:
+            preset = presets()[self._names[place + 1]]
+            return Content(f"{preset.memory_gb} GB card" if preset.memory_gb else "CPU")
+        switch = self.switch_of(name)
+        pointer = "▸" if place == self._list.highlighted else " "
+        is_present = self._present is not None and self._present.name == name
+        about = self._reason if name == _AUTO else presets()[name].about
+        rest = width - 4 - _NAME_WIDTH - _COUNT_WIDTH
+        return Content.assemble(
+            (f"{pointer} ", "$primary bold"),
+            ("● " if is_present else "  ", "$primary bold"),
+            (fit(name, _NAME_WIDTH), "bold" if place == self._list.highlighted else ""),
+            (fit(_counted(switch), _COUNT_WIDTH), "$accent" if switch is not None and switch.felt else "$muted"),
+            (fit(one_line(about), rest), "$muted"),
+        )
+
+    def _show_changes(self) -> None:
+        name = self._chosen
+        if not name:
+            return
+        switch = self.switch_of(name)
+        title = name if switch is None or name != _AUTO else f"auto: {switch.preset.name}"
+        self.query_one(TextBlock).show(describe_switch(switch, title, self._reason if name == _AUTO else ""))
+        self._scroll.scroll_home(animate=False)
+
+    @property
+    def _chosen(self) -> str:
+        place = self._list.highlighted
+        return self._names[place] if place is not None and place < len(self._names) else ""
+
+    @on(OptionList.OptionHighlighted)
+    def _highlighted(self, message: OptionList.OptionHighlighted) -> None:
+        message.stop()
+        before, self._pointed_at = self._pointed_at, self._list.highlighted
+        width = max(self._list.size.width, 20)
+        for place in (before, self._pointed_at):
+            if place is not None:
+                self._list.replace_option_prompt_at_index(place, self._line(place, self._names[place], width))
+        self._show_changes()
+
+    # What is done.
+
+    @on(OptionList.OptionSelected)
+    def _selected(self, message: OptionList.OptionSelected) -> None:
+        message.stop()
+        self.action_take()
+
+    def action_take(self) -> None:
+        """Take the preset under the cursor."""
+        if (switch := self.switch_of(self._chosen) if self._chosen else None) is not None:
+            self.dismiss(switch)
+
+    def action_toggle_own(self) -> None:
+        """Keep what the user wrote, or replace it too."""
+        self._keeps_own = not self._keeps_own
+        self._fill()
+
+    def action_move(self, rows: int) -> None:
+        """A preset on, or a line of the changes."""
+        if self._scroll.has_focus:
+            self._scroll.scroll_relative(y=rows, animate=False)
+        elif rows > 0:
+            self._list.action_cursor_down()
+        else:
+            self._list.action_cursor_up()
+
+
+def _counted(switch: Switch | None) -> str:
+    if switch is None:
+        return ""
+    count = len(switch.felt)
+    return f"{count} change{'' if count == 1 else 's'}" if count else "as it is"
+
+
+def describe_switch(switch: Switch | None, title: str, reason: str) -> Content:
+    """What taking a preset does: each option with its value before and after, then what stays.
+
+    Args:
+        switch: The changes; None where they are not known.
+        title: What it is called.
+        reason: Why the preset was chosen; empty where it was not chosen.
+    """
+    lines = [Content.styled(title, "bold")]
+    if reason:
+        lines.append(Content(one_line(reason)))
+    if switch is None:
+        return Content("\n").join(lines)
+    if not reason:
+        lines.append(Content(one_line(switch.preset.about)))
+    lines.append(Content(""))
+    if not switch.felt:
+        lines.append(Content("Nothing has another value afterwards."))
+    lines += [_change_line(change, switch.preset) for change in switch.felt]
+    silent = len(switch.changes) - len(switch.felt)
+    if silent:
+        what = "1 default is" if silent == 1 else f"{silent} defaults are"
+        lines.append(Content.styled(f"  {what} written down; nothing changes by that.", "$muted"))
+    if switch.kept:
+        lines += [Content(""), Content.styled("Kept, as you wrote it", "$primary bold")]
+        lines += [
+            Content.assemble(
+                f"= {fit(change.option, _OPTION_WIDTH)} ",
+                (fit(_text(change.option, change.before), _VALUE_WIDTH), "bold"),
+                (f" preset {_text(change.option, change.after)}", "$muted"),
+            )
+            for change in switch.kept
+        ]
+    return Content("\n").join(lines)
+
+
+def _change_line(change: Change, preset: Preset) -> Content:
+    note = preset.notes.get(change.option, "") if change.after == preset.values.get(change.option) else ""
+    return Content.assemble(
+        ("~ ", "$accent bold"),
+        f"{fit(change.option, _OPTION_WIDTH)} ",
+        (f"{_text(change.option, change.before)} → ", "$muted"),
+        (_text(change.option, change.after), "bold"),
+        (f"  {one_line(note)}" if note else "", "$muted"),
+    )
+
+
+def _text(name: str, value: object) -> str:
+    option = find_option(name)
+    if value is None and option is not None:
+        value = option.default
+    return one_line(format_value(value), 40) or "–"

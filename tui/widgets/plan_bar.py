@@ -1,0 +1,122 @@
+"""What a run will take of the card's memory, as a bar of its parts against what is free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.cells import cell_len
+from textual.content import Content
+from textual.widget import Widget
+
+from core.text import one_line
+from core.units import format_bytes
+from tui.widgets.strips import fit
+
+if TYPE_CHECKING:
+    from core.config.document import ConfigDocument
+
+
+@dataclass(frozen=True)
+class PlanView:
+    """A memory plan as it is shown.
+
+    Args:
+        parts: Name and bytes of each part, in the order of the bar.
+        total: Bytes in all.
+        limit: Bytes that are free; None where that is not known.
+        fits: Whether it fits; None where that is not known.
+        advice: What would make it fit, or is worth knowing; the first is the best.
+    """
+
+    parts: Sequence[tuple[str, int]]
+    total: int
+    limit: int | None = None
+    fits: bool | None = None
+    advice: Sequence[str] = ()
+
+
+#: Makes a plan of a configuration, in a thread; None where there is none for it.
+Planner = Callable[["ConfigDocument"], PlanView | None]
+
+#: What the parts are drawn with, by turns, so that neighbors differ without color.
+_FILLS = "█▓▒░"
+_COLORS = ("$primary", "$accent", "$chart-eval", "$secondary", "$chart-raw", "$chart-event")
+_ADVICE_LINES = 2
+
+
+class PlanBar(Widget):
+    """The bar, what is in it, and whether it fits; not there while there is no plan."""
+
+    DEFAULT_CSS = "PlanBar { height: auto; display: none; border-top: solid $border; }"
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self.plan: PlanView | None = None
+
+    def show(self, plan: PlanView | None) -> None:
+        """Show another plan, or none."""
+        if plan != self.plan:
+            self.plan = plan
+            self.display = plan is not None
+            self.refresh(layout=True)
+
+    def render(self) -> Content:
+        """Bar, parts, verdict and advice, a line each."""
+        return draw_plan(self.plan, self.size.width) if self.plan is not None else Content("")
+
+
+def draw_plan(plan: PlanView, width: int) -> Content:
+    """A plan as lines of at most so many columns."""
+    lines = [_bar(plan, width), _legend(plan, width), _verdict(plan, width)]
+    lines += [
+        Content.styled(fit(f"→ {one_line(text)}", width).rstrip(), "$muted") for text in plan.advice[:_ADVICE_LINES]
+    ]
+    return Content("\n").join(lines)
+
+
+def _bar(plan: PlanView, width: int) -> Content:
+    """The parts to scale; the whole width is what is free, or the plan where that is larger or nothing is known."""
+    scale = max(plan.total, plan.limit or 0, 1)
+    room = max(width - 2, 1)
+    parts: list[tuple[str, str]] = [("▕", "$muted")]
+    done = 0
+    taken = 0
+    limit_at = round(room * plan.limit / scale) if plan.limit is not None and plan.limit < plan.total else None
+    cells: list[tuple[str, str]] = []
+    for number, (_, size) in enumerate(plan.parts):
+        done += size
+        end = min(round(room * done / scale), room)
+        cells += [(_FILLS[number % len(_FILLS)], _COLORS[number % len(_COLORS)])] * max(end - taken, 0)
+        taken = max(end, taken)
+    cells += [("·", "$meter-track")] * (room - len(cells))
+    if limit_at is not None and limit_at < room:
+        # What is behind it does not fit.
+        cells[limit_at] = ("┃", "$limit bold")
+    parts += cells
+    return Content.assemble(*parts, ("▏", "$muted"))
+
+
+def _legend(plan: PlanView, width: int) -> Content:
+    """The parts by name with their sizes, as many as there is room for."""
+    pieces: list[tuple[str, str]] = []
+    used = 0
+    for number, (name, size) in enumerate(plan.parts):
+        text = f"{one_line(name, 20)} {format_bytes(size)}"
+        extra = cell_len(text) + 4
+        if used + extra > width:
+            pieces.append(("…", "$muted"))
+            break
+        fill = _FILLS[number % len(_FILLS)]
+        pieces += [(fill, _COLORS[number % len(_COLORS)]), (f" {text}  ", "$muted")]
+        used += extra
+    return Content.assemble(*pieces)
+
+
+def _verdict(plan: PlanView, width: int) -> Content:
+    free = f" of {format_bytes(plan.limit)} free" if plan.limit is not None else ""
+    word, style = {True: ("✓ fits", "$ok"), False: ("✗ does not fit", "$limit bold"), None: ("", "")}[plan.fits]
+    return Content.assemble(
+        (fit(f"{format_bytes(plan.total)}{free}", width - 16).rstrip(), "bold"), "  ", (word, style)
+    )
