@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "stop": ("control", "stop a run after a checkpoint"),
     "continue": ("continue_", "go on with an ended run from its last checkpoint"),
     "data": ("data", "what a dataset is, what is wrong with it, and what would be learned of it"),
+    "plan": ("plan", "how much memory a run would take, and whether it fits"),
     "chat": ("chat", "talk to a run's model, or to any model"),
     "doctor": ("doctor", "what this machine can do, and what would go wrong on it"),
 }
