@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?)b?", re.IGNORECASE)
 _BYTE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -20,6 +22,22 @@ def format_bytes(count: float | None) -> str:
             return f"{value:.1f} {unit}" if abs(value) < 99.95 else f"{value:.0f} {unit}"
         value /= 1000
     raise AssertionError("unreachable")
+
+
+def parse_bytes(text: str) -> int | None:
+    """A size that a person typed, in bytes: ``24GB`` and ``24g`` are decimal, ``24GiB`` is binary, ``24`` is 24 bytes.
+
+    None for what is no size.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        return None
+    number, prefix, binary = match.groups()
+    power = " kmgtp".index(prefix.lower() or " ")
+    if binary and not power:
+        return None
+    unit: int = (1024 if binary else 1000) ** power
+    return round(float(number) * unit)
 
 
 def format_duration(seconds: float | None) -> str:

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("data", "what a dataset is, what is wrong with it, and what would be learned of it"),
     "import": ("import_", "turn a configuration of Axolotl, LLaMA-Factory or Unsloth into one of ours"),
     "fetch": ("fetch", "download a dataset or a model from the Hugging Face Hub, to be used without the network"),
+    "plan": ("plan", "how much memory a run would take, and whether it fits"),
     "chat": ("chat", "talk to a run's model, or to any model"),
     "schema": ("schema", "the configuration as JSON Schema for editors, or as the reference page"),
     "doctor": ("doctor", "what this machine can do, and what would go wrong on it"),

@@ -84,6 +84,15 @@ def memory(cgroup: Path = _CGROUP) -> tuple[int, int]:
     return used, total
 
 
+def has_bf16() -> bool:
+    """Whether the processor computes in bf16 natively: AVX512-BF16 or AMX."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
 def process_rss(pid: int) -> int | None:
     """Resident memory of a process in bytes; None when it is gone."""
     try:

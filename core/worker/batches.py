@@ -14,12 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from core.memory.batching import largest_shape, length_runs, padded_length
 from core.worker.template import TokenizedRow
 
 #: Steps whose rows are sorted by length together: enough for little padding, few enough to keep the order random.
 BUCKET_STEPS = 16
-#: Row lengths are padded to a multiple of this, so that the shapes are few.
-LENGTH_MULTIPLE = 8
 
 
 @dataclass(frozen=True)
@@ -63,11 +62,6 @@ class DataOrder:
         return cached[1][place]
 
 
-def padded_length(length: int) -> int:
-    """A row's length on the device."""
-    return math.ceil(length / LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-
-
 def split_window(
     window: Sequence[int], lengths: Sequence[int], token_budget: int, max_rows: int | None = None
 ) -> list[list[int]]:
@@ -100,19 +94,8 @@ def largest_micro_batch(
 ) -> list[int]:
     """The micro-batch with most tokens, padding included, that the data can produce: what the rehearsal runs."""
     longest = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-    best: list[int] = longest[:1]
-    best_tokens = padded_length(lengths[best[0]])
-    # A shorter longest row may leave room for so many rows that the whole is larger; length by length is enough.
-    seen: set[int] = set()
-    for start, row in enumerate(longest):
-        width = padded_length(lengths[row])
-        if width in seen:
-            continue
-        seen.add(width)
-        rows = min(batch_size, max_rows or batch_size, max(1, token_budget // width), len(longest) - start)
-        if rows * width > best_tokens:
-            best, best_tokens = longest[start : start + rows], rows * width
-    return best
+    start, rows, _ = largest_shape(length_runs(lengths), batch_size, token_budget, max_rows)
+    return longest[start : start + rows]
 
 
 def collate(rows: Sequence[TokenizedRow], pad_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

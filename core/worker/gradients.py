@@ -11,15 +11,13 @@ from accelerate import Accelerator
 from accelerate.utils.memory import should_reduce_batch_size
 
 from core.errors import UserError
-from core.worker.batches import collate, largest_micro_batch, padded_length, split_window, supervised_count
+from core.memory.batching import TOKEN_BUDGETS, padded_length
+from core.worker.batches import collate, largest_micro_batch, split_window, supervised_count
 from core.worker.checkpoint import restore_rng, rng_state
 from core.worker.log import log
 from core.worker.loss import SupervisedLoss
 from core.worker.model import LoadedModel, set_gradient_checkpointing
 from core.worker.template import TokenizedRow
-
-#: Tokens of a micro-batch, padding included, to begin with. On a CPU more does not make it faster.
-TOKEN_BUDGETS = {"cpu": 2048, "cuda": 8192}
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from peft import PeftModel
 
-#: Supervised positions whose logits exist at one time.
-CHUNK_POSITIONS = 1024
+from core.memory.batching import CHUNK_POSITIONS
 
 
 def chunked_cross_entropy(

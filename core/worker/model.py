@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from core.config.schema import MethodSection
 from core.errors import UserError
+from core.hardware.cpu import has_bf16
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -74,15 +75,7 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
         raise UserError("train.precision is fp16, which trains badly on a CPU.", "Set it to auto, bf16 or fp32.")
     if precision != "auto":
         return DTYPES[precision]
-    return torch.bfloat16 if _cpu_has_bf16() else torch.float32
-
-
-def _cpu_has_bf16() -> bool:
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return torch.bfloat16 if has_bf16() else torch.float32
 
 
 def load_tokenizer(base: Path) -> Any:

@@ -37,6 +37,7 @@ from core.worker.model import (
     trainable_parameters,
 )
 from core.worker.optim import make_optimizer
+from core.worker.prediction import predict_memory
 from core.worker.preparation import prepare
 from core.worker.recorder import Recorder
 from core.worker.schedule import lr_factor, warmup_steps
@@ -391,13 +392,15 @@ class FinetuneRecipe:
 
     def _record_memory(self, *, rehearsed: bool = False) -> None:
         device = self.loaded.device
+        predicted = predict_memory(self.config, device.type, self.dataset, self.windows) if rehearsed else None
         if device.type != "cuda":
-            self.recorder.memory("cpu")
+            self.recorder.memory("cpu", predicted_bytes=predicted)
             return
         peak = torch.cuda.max_memory_allocated(device)
         free, total = torch.cuda.mem_get_info(device)
         self.recorder.memory(
             str(device),
+            predicted_bytes=predicted,
             rehearsed_bytes=peak if rehearsed else None,
             peak_bytes=peak,
             limit_bytes=min(total, free + torch.cuda.memory_reserved(device)),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.units import format_bytes, format_duration, format_number, format_rate
+from core.units import format_bytes, format_duration, format_number, format_rate, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -87,3 +87,27 @@ def test_a_number_reads_as_what_it_was(value: float, digits: int) -> None:
 )
 def test_rates(rate: float | None, text: str) -> None:
     assert format_rate(rate) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("24GB", 24_000_000_000),
+        ("24 gb", 24_000_000_000),
+        ("24g", 24_000_000_000),
+        ("24GiB", 24 << 30),
+        ("22.5GiB", 45 << 29),
+        ("512", 512),
+        ("512B", 512),
+        ("1.5k", 1500),
+        ("", None),
+        ("GB", None),
+        ("-1GB", None),
+        ("1e9", None),
+        ("24iB", None),
+        ("24 GB free", None),
+        ("24\nGB\x1b", None),
+    ],
+)
+def test_sizes_that_people_type(text: str, size: int | None) -> None:
+    assert parse_bytes(text) == size

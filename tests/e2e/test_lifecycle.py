@@ -88,7 +88,11 @@ def test_data_evaluations_samples_and_memory_are_told(reference: Run) -> None:
     samples = only(SampleEvent, reference)
     assert [sample.source for sample in samples[:3]] == ["step-10"] * 3
     assert all(sample.prompt.startswith("ticket ") for sample in samples)
-    assert only(MemoryEvent, reference)[-1].peak_bytes > 50_000_000  # type: ignore[operator]
+    memory = only(MemoryEvent, reference)
+    assert memory[-1].peak_bytes > 50_000_000  # type: ignore[operator]
+    (predicted,) = (event.predicted_bytes for event in memory if event.predicted_bytes is not None)
+    assert predicted["runtime"] > 50_000_000
+    assert {"linear_weights", "adapters", "activations", "loss"} <= set(predicted)
     assert any(event.devices for event in only(HardwareEvent, reference))
 
 

@@ -77,6 +77,19 @@ def test_a_containers_limit_counts_where_it_is_lower(tmp_path: Path) -> None:
     assert memory(tmp_path) == (3_000_000, 8_000_000)
 
 
+@pytest.mark.parametrize(
+    ("flags", "has"), [("fpu avx512f avx512_bf16", True), ("fpu amx_bf16", True), ("fpu avx2", False)]
+)
+def test_bf16_is_read_from_the_processors_flags(
+    flags: str, has: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+    monkeypatch.setattr(module, "Path", lambda _: tmp_path / "cpuinfo")
+    assert module.has_bf16() is has
+    (tmp_path / "cpuinfo").unlink()
+    assert module.has_bf16() is False
+
+
 def test_resident_memory_of_a_process() -> None:
     rss = process_rss(os.getpid())
     assert rss is not None

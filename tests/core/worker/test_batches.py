@@ -3,12 +3,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.memory.batching import padded_length
 from core.worker.batches import (
     DataOrder,
     collate,
     fingerprint,
     largest_micro_batch,
-    padded_length,
     split_window,
     supervised_count,
 )

@@ -1,0 +1,253 @@
+"""``plan CONFIG``: the memory a run would take, part by part, and whether it fits."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.commands.common import add_json_flag, emit, note, say
+from core.errors import UserError
+
+if TYPE_CHECKING:
+    from core.config.schema import Config
+    from core.memory.forecast import Estimate, Forecast
+    from core.memory.plan import Plan
+    from core.memory.rows import Rows
+
+#: Characters of the stacked bar.
+BAR_WIDTH = 60
+#: What stands for a part in it.
+LETTERS = "ABCDEFGHIJKLMNOP"
+#: Data of more bytes is not looked at without being asked for.
+QUICK_DATA_BYTES = 64 << 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("config", metavar="CONFIG", help="configuration file (TOML)")
+    parser.add_argument(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        action="append",
+        default=[],
+        help="override an option of the file; may be repeated",
+    )
+    parser.add_argument("--gpu-memory", metavar="SIZE", help="plan for a GPU with so much free memory: 24GB, 22.5GiB")
+    parser.add_argument(
+        "--lengths",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="measure the rows' tokens first (auto: where the data is small and a tokenizer is there)",
+    )
+    add_json_flag(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plan; the exit code is 0 whether it fits or not."""
+    from core.config.document import load_config
+    from core.memory.forecast import forecast, this_machine
+    from core.memory.model_files import find_model, load_architecture
+    from core.memory.plan import make_plan
+
+    config = load_config(Path(args.config), args.set)
+    machine = this_machine(config, _size(args.gpu_memory))
+    # What is wrong with the model or the options is said before the rows are measured, which may take a while.
+    make_plan(load_architecture(find_model(config.model.base)), config, machine)
+    found = forecast(config, machine, _rows(config, args.lengths))
+    if args.json:
+        emit(as_json(found))
+        return 0
+    for line in render(found):
+        say(line)
+    return 0
+
+
+def _size(text: str | None) -> int | None:
+    if text is None:
+        return None
+    from core.units import parse_bytes
+
+    size = parse_bytes(text)
+    if not size:
+        raise UserError(f"--gpu-memory {text} is no size.", "Write it as 24GB or 22.5GiB.")
+    return size
+
+
+def _rows(config: Config, wanted: str) -> Rows | None:
+    """The rows' lengths, where they can be measured."""
+    from core.data.analysis import request_for
+    from core.data.analyze import analyze
+    from core.data.sample import tokenizer_directory
+    from core.memory.rows import rows_of_lengths
+    from core.template.named import template_source
+
+    if wanted == "never":
+        return None
+    try:
+        if wanted == "auto" and _is_large(config):
+            note("The data is large, so its rows are not measured; --lengths always does it.")
+            return None
+        directory = tokenizer_directory(config.model.base)
+        if not (directory / "tokenizer.json").is_file():
+            raise UserError(f"{directory} has no tokenizer.json.", "Copy it from where the model is from.")
+        template = template_source(config.template.file, config.template.name)
+        lengths = analyze(request_for(config, model=str(directory), template=template)).lengths
+    except UserError as error:
+        if wanted == "always":
+            raise
+        note(f"The rows are not measured: {error.message}")
+        return None
+    return rows_of_lengths(lengths) if lengths is not None else None
+
+
+def _is_large(config: Config) -> bool:
+    """Whether the training data is too much to be looked at without being asked for; what is not there is not."""
+    entries = [config.data.train] if isinstance(config.data.train, str) else config.data.train
+    total = 0
+    for entry in entries:
+        path = Path(entry)
+        for file in (path,) if path.is_file() else path.rglob("*"):
+            with contextlib.suppress(OSError):
+                total += file.stat().st_size
+            if total > QUICK_DATA_BYTES:
+                return True
+    return False
+
+
+# JSON.
+
+
+def as_json(found: Forecast) -> dict[str, Any]:
+    """The result as ``docs/commands.md`` has it."""
+    plan = found.plan
+    guess = found.estimate
+    return {
+        "model": str(found.base),
+        "family": found.architecture.family,
+        "parameters": plan.parameters,
+        "trainable": plan.trainable,
+        "device": plan.device,
+        "total_bytes": plan.total_bytes,
+        "reclaimable_bytes": plan.reclaimable_bytes,
+        "limit_bytes": plan.limit_bytes,
+        "fits": plan.fits,
+        "parts": plan.by_name(),
+        "explanations": {part.name: part.what for part in plan.parts},
+        "peak": plan.phase,
+        "gradient_checkpointing": plan.checkpointing,
+        "micro_batch": {
+            "rows": plan.micro_batch.rows,
+            "length": plan.micro_batch.length,
+            "supervised": plan.micro_batch.supervised,
+        },
+        "advice": [
+            {
+                "changes": advice.changes,
+                "text": advice.text,
+                "cost": advice.cost,
+                "saves_bytes": advice.saves_bytes,
+                "total_bytes": advice.total_bytes,
+                "fits": advice.fits,
+            }
+            for advice in found.advice
+        ],
+        "checkpoint_bytes": plan.checkpoint_bytes,
+        "disk_bytes": plan.disk_bytes,
+        "disk_free_bytes": plan.disk_free_bytes,
+        "disk_fits": plan.disk_fits,
+        "estimate": None
+        if guess is None
+        else {
+            "seconds": guess.seconds,
+            "steps": guess.steps,
+            "watt_hours": guess.watt_hours,
+            "run": guess.run,
+        },
+        "notes": list(plan.notes),
+    }
+
+
+# For people.
+
+
+def render(found: Forecast) -> list[str]:
+    """Aligned lines, safe for a terminal."""
+    from core.text import one_line
+    from core.units import format_bytes
+
+    plan = found.plan
+    device = "GPU" if plan.device == "cuda" else "CPU"
+    recomputed = ", activations recomputed" if plan.checkpointing else ""
+    batch = plan.micro_batch
+    lines = [
+        f"{'model':<12} {one_line(str(found.base), 200)}",
+        f"{'':<12} {found.architecture.family}, {_count(plan.parameters)} parameters, {_count(plan.trainable)} trained",
+        f"{'device':<12} {device}, {format_bytes(plan.limit_bytes)} free",
+        f"{'micro-batch':<12} {batch.rows} x {batch.length} tokens at most, {batch.supervised} learned{recomputed}",
+        "",
+    ]
+    width = max(len(part.name) for part in plan.parts)
+    for letter, part in zip(LETTERS, plan.parts, strict=False):
+        lines.append(f"{letter} {part.name.replace('_', ' '):<{width}} {format_bytes(part.bytes):>8}  {part.what}")
+    lines += [f"  {'total':<{width}} {format_bytes(plan.total_bytes):>8}  {_verdict(plan)}", "", bar(plan), ""]
+    lines.append(f"{'disk':<12} {_disk(plan)}")
+    lines += [f"{'time':<12} {_time(found.estimate)}"] if found.estimate is not None else []
+    for place, advice in enumerate(found.advice):
+        lines.append(f"{'advice' if not place else '':<12} {advice.text}")
+    for place, sentence in enumerate(plan.notes):
+        lines.append(f"{'note' if not place else '':<12} {one_line(sentence)}")
+    return lines
+
+
+def bar(plan: Plan, width: int = BAR_WIDTH) -> str:
+    """The parts side by side, a letter each, against what is free: dots are free, ``|`` is where it ends."""
+    limit = None if plan.limit_bytes is None else plan.limit_bytes + plan.reclaimable_bytes
+    scale = max(plan.total_bytes, limit or 0)
+    cells, passed = "", 0
+    for letter, part in zip(LETTERS, plan.parts, strict=False):
+        passed += part.bytes
+        # Rounded from the beginning, so that the whole is as long as the sum.
+        cells += letter * (round(width * passed / scale) - len(cells))
+    if limit is None:
+        return f"[{cells}]"
+    end = round(width * limit / scale)
+    return f"[{cells}{'.' * (end - len(cells))}]" if plan.fits else f"[{cells[:end]}|{cells[end:]}]"
+
+
+def _verdict(plan: Plan) -> str:
+    from core.units import format_bytes
+
+    if plan.limit_bytes is None:
+        return "how much is free is not known"
+    left, free = format_bytes(abs(plan.limit_bytes - plan.needed_bytes)), format_bytes(plan.limit_bytes)
+    given_back = ", what can be given back left out" if plan.reclaimable_bytes else ""
+    if plan.fits:
+        return f"fits in {free}, {left} to spare{given_back}"
+    return f"does not fit in {free}: {left} too much{given_back}"
+
+
+def _disk(plan: Plan) -> str:
+    from core.units import format_bytes
+
+    size, one = format_bytes(plan.disk_bytes), format_bytes(plan.checkpoint_bytes)
+    free = f" of {format_bytes(plan.disk_free_bytes)} free" if plan.disk_free_bytes is not None else ""
+    verdict = ", which is not enough" if plan.disk_fits is False else ""
+    return f"{size}{free}{verdict}; one checkpoint is {one}"
+
+
+def _time(guess: Estimate | None) -> str:
+    from core.units import format_duration
+
+    if guess is None:
+        return ""
+    energy = f", {guess.watt_hours:.0f} Wh" if guess.watt_hours is not None else ""
+    return f"about {format_duration(guess.seconds)} for {guess.steps} steps{energy}, at the pace of {guess.run}"
+
+
+def _count(number: int) -> str:
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return str(number)

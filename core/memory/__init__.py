@@ -1,0 +1,1 @@
+"""How much memory a training run will take, told before it starts (docs/memory.md)."""

@@ -1,0 +1,212 @@
+"""What would make a run fit, or what its room is good for: each answer is planned again with the change in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from core.config.schema import Config
+from core.errors import UserError
+from core.memory.architecture import Architecture
+from core.memory.plan import Machine, Plan, make_plan
+from core.memory.rows import Rows
+from core.units import format_bytes
+
+#: How many answers are given.
+ANSWERS = 2
+#: Pairs of changes that are tried at most, so that an answer comes at once.
+PAIRS = 40
+#: Rows are not advised to be made shorter than this, in tokens.
+SHORTEST = 256
+#: Share of the limit that must be left before a plan that fits is advised to spend memory.
+ROOM = 0.15
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Changes that would make it fit, or make it faster.
+
+    Args:
+        changes: ``section.key`` to its new value.
+        cost: What one pays for them, or gains, as a sentence.
+        saves_bytes: Less memory than the plan; negative where it is more.
+        total_bytes: The peak with the changes.
+        fits: Whether it fits then.
+    """
+
+    changes: dict[str, Any]
+    cost: str
+    saves_bytes: int
+    total_bytes: int
+    fits: bool
+
+    @property
+    def text(self) -> str:
+        """The whole of it as one line."""
+        changes = " and ".join(f"{name} = {_shown(value)}" for name, value in self.changes.items())
+        verb = "saves" if self.saves_bytes >= 0 else "takes"
+        outcome = "" if self.fits else ", which is not enough"
+        return f"{changes} {verb} {format_bytes(abs(self.saves_bytes))}{outcome}. {self.cost}"
+
+
+def advise(
+    architecture: Architecture, config: Config, machine: Machine, rows: Rows | None, plan: Plan
+) -> tuple[Advice, ...]:
+    """One or two answers to a plan.
+
+    Args:
+        architecture: As for :func:`~core.memory.plan.make_plan`.
+        config: The same.
+        machine: The same.
+        rows: The same.
+        plan: What came of them.
+
+    Returns:
+        Where it does not fit: the cheapest single changes that make it fit; where none does, the fewest together;
+        where nothing is enough, all of them together with ``fits`` false. Where it fits with room to spare: what that
+        room would buy, if anything. Nothing where the limit is unknown.
+    """
+    if plan.limit_bytes is None:
+        return ()
+    adviser = _Adviser(architecture, config, machine, rows, plan)
+    return tuple(adviser.make_faster() if plan.fits else adviser.make_fit())
+
+
+class _Adviser:
+    def __init__(
+        self, architecture: Architecture, config: Config, machine: Machine, rows: Rows | None, plan: Plan
+    ) -> None:
+        self._architecture = architecture
+        self._config = config
+        self._machine = machine
+        self._rows = rows
+        self._plan = plan
+
+    def make_fit(self) -> list[Advice]:
+        single: list[Advice] = []
+        helpful: list[tuple[dict[str, Any], str]] = []
+        for changes, cost in self._candidates():
+            advice = self._try(changes, cost)
+            if advice is None or advice.saves_bytes <= 0:
+                continue
+            if advice.fits:
+                if any(other.changes.keys() == changes.keys() for other in single):
+                    continue  # the smaller change of the same option is enough
+                single.append(advice)
+                if len(single) == ANSWERS:
+                    return single
+            helpful.append((changes, cost))
+        if single:
+            return single
+        if (pair := self._pair(helpful)) is not None:
+            return [pair]
+        together: dict[str, Any] = {}
+        costs: list[str] = []
+        best: Advice | None = None
+        for changes, cost in helpful:
+            tried = self._try({**together, **changes}, _joined([*costs, cost]))
+            if tried is None or (best is not None and tried.saves_bytes <= best.saves_bytes):
+                continue
+            costs.append(cost)
+            together |= changes
+            best = tried
+            if best.fits:
+                return [self._without_needless(best, dict(_costs_by_option(helpful)))]
+        return [replace(best, cost=f"{best.cost} Choose a smaller base model.")] if best is not None else []
+
+    def _pair(self, helpful: list[tuple[dict[str, Any], str]]) -> Advice | None:
+        """The cheapest two changes that make it fit together."""
+        tried = 0
+        for later, (second, second_cost) in enumerate(helpful):
+            for first, first_cost in helpful[:later]:
+                if first.keys() == second.keys():
+                    continue
+                advice = self._try({**first, **second}, _joined([first_cost, second_cost]))
+                if advice is not None and advice.fits:
+                    return advice
+                tried += 1
+                if tried == PAIRS:
+                    return None
+        return None
+
+    def make_faster(self) -> list[Advice]:
+        plan = self._plan
+        if not plan.checkpointing or self._config.memory.gradient_checkpointing == "off":
+            return []
+        advice = self._try({"memory.gradient_checkpointing": "off"}, "Steps take about a quarter less time.")
+        room = (1 - ROOM) * (plan.limit_bytes or 0)
+        return [advice] if advice is not None and advice.fits and advice.total_bytes <= room else []
+
+    def _without_needless(self, advice: Advice, costs: Mapping[str, str]) -> Advice:
+        """The same without the changes that it fits without."""
+        for name in list(advice.changes):
+            fewer = {key: value for key, value in advice.changes.items() if key != name}
+            tried = self._try(fewer, _joined(costs[key] for key in fewer))
+            if tried is not None and tried.fits:
+                advice = tried
+        return advice
+
+    def _try(self, changes: Mapping[str, Any], cost: str) -> Advice | None:
+        try:
+            tried = make_plan(self._architecture, changed(self._config, changes), self._machine, self._rows)
+        except UserError:
+            return None  # no row is left, for instance
+        saves = self._plan.total_bytes - tried.total_bytes
+        return Advice(dict(changes), cost, saves, tried.total_bytes, bool(tried.fits))
+
+    def _candidates(self) -> Iterator[tuple[dict[str, Any], str]]:
+        """Changes with what they cost, the cheapest first."""
+        config, plan = self._config, self._plan
+        if plan.micro_batch.rows > 1:
+            rows = plan.micro_batch.rows // 2
+            while rows >= 1:
+                yield {"train.micro_batch_size": rows}, "The result is the same; many short rows take longer."
+                rows //= 2
+        if not plan.checkpointing:
+            yield {"memory.gradient_checkpointing": "on"}, "The result is the same; steps take about a quarter longer."
+        if config.train.optimizer == "adamw":
+            yield {"train.optimizer": "adamw_8bit"}, "The moments are rounded to 8 bit."
+        if config.train.precision == "fp32" and (plan.device == "cuda" or self._machine.bf16):
+            yield {"train.precision": "bf16"}, "Products are rounded to 8 bits of mantissa."
+        if config.method.dropout:
+            yield {"method.dropout": 0.0}, "Nothing is dropped from the adapters' inputs."
+        if config.method.name == "lora":
+            yield {"method.name": "qlora"}, "The base is rounded to 4 bit, and steps take longer."
+        if config.method.dora:
+            yield {"method.dora": False}, "Plain LoRA, which learns a little less at low rank."
+        for rank in (64, 32, 16, 8):
+            if rank < config.method.rank:
+                yield {"method.rank": rank}, "The adapters hold less."
+        length = plan.micro_batch.length // 2
+        dropped = "dropped" if config.data.overlong == "drop" else "cut" if config.data.overlong == "truncate" else ""
+        while length >= SHORTEST:
+            yield {"train.max_length": length}, f"Longer rows are {dropped}." if dropped else "Longer rows are refused."
+            length //= 2
+
+
+def _joined(costs: Iterable[str]) -> str:
+    return " ".join(dict.fromkeys(costs))
+
+
+def _costs_by_option(helpful: list[tuple[dict[str, Any], str]]) -> Iterator[tuple[str, str]]:
+    """Each option that was tried, with what changing it costs."""
+    for changes, cost in helpful:
+        for name in changes:
+            yield name, cost
+
+
+def changed(config: Config, changes: Mapping[str, Any]) -> Config:
+    """A configuration with some options of other values."""
+    sections: dict[str, Any] = {}
+    for name, value in changes.items():
+        section, _, key = name.partition(".")
+        before = sections.get(section, getattr(config, section))
+        sections[section] = before.model_copy(update={key: value})
+    return config.model_copy(update=sections)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f'"{value}"' if isinstance(value, str) else str(value)

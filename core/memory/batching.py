@@ -1,0 +1,78 @@
+"""How an optimizer step's rows are cut into micro-batches, as far as sizes go: the worker's rule, and the plan's."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+#: Tokens of a micro-batch, padding included, to begin with. On a CPU more does not make it faster.
+TOKEN_BUDGETS = {"cpu": 2048, "cuda": 8192}
+#: Row lengths are padded to a multiple of this, so that the shapes are few.
+LENGTH_MULTIPLE = 8
+#: Supervised positions whose logits exist at one time.
+CHUNK_POSITIONS = 1024
+
+#: Rows of one padded length, longest first: ``(length, rows)``.
+Runs = Sequence[tuple[int, int]]
+
+
+def padded_length(length: int) -> int:
+    """A row's length on the device."""
+    return math.ceil(length / LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+
+
+def length_runs(lengths: Iterable[int]) -> list[tuple[int, int]]:
+    """How many rows there are of each padded length, longest first."""
+    return sorted(Counter(map(padded_length, lengths)).items(), reverse=True)
+
+
+def largest_shape(runs: Runs, batch_size: int, token_budget: int, max_rows: int | None = None) -> tuple[int, int, int]:
+    """The micro-batch with most tokens, padding included, that rows of these lengths can make.
+
+    Args:
+        runs: As :func:`length_runs` makes them; not empty.
+        batch_size: Rows in an optimizer step.
+        token_budget: The most tokens of a micro-batch; a single longer row is one all the same.
+        max_rows: The most rows of a micro-batch.
+
+    Returns:
+        How many longer rows come before its first one, its rows, and its padded length.
+    """
+    total = sum(count for _, count in runs)
+    # A shorter longest row may leave room for so many rows that the whole is larger.
+    best, before = (0, 1, runs[0][0]), 0
+    for width, count in runs:
+        rows = min(batch_size, max_rows or batch_size, max(1, token_budget // width), total - before)
+        if rows * width > best[1] * best[2]:
+            best = (before, rows, width)
+        before += count
+    return best
+
+
+def tokens_of_rows(runs: Runs, before: int, rows: int) -> int:
+    """Tokens of some rows next to one another, their own padding included but not that to the longest of them.
+
+    Args:
+        runs: As :func:`length_runs` makes them.
+        before: How many longer rows come before the first of them.
+        rows: How many there are.
+    """
+    found = 0
+    for width, count in runs:
+        taken = min(max(count - before, 0), rows)
+        before, rows = max(before - count, 0), rows - taken
+        found += taken * width
+    return found
+
+
+def runs_of_histogram(bars: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Runs from a histogram: each bar's rows taken as long as its longest can be.
+
+    Args:
+        bars: For each bar its longest length and its number of rows.
+    """
+    padded = sorted(((padded_length(length), count) for length, count in bars if count), reverse=True)
+    grouped = itertools.groupby(padded, key=lambda bar: bar[0])
+    return [(width, sum(count for _, count in same)) for width, same in grouped]

@@ -1,0 +1,162 @@
+"""A model by the name that a configuration has for it, read from ``config.json`` or from a file's header.
+
+A directory may hold nothing but ``config.json``; where the weights are there too, their number is exact.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from core import paths
+from core.errors import UserError
+from core.memory.architecture import Architecture, Checkpoint
+from core.memory.families import read_architecture
+from core.memory.gguf import read_gguf_header
+from core.text import one_line
+
+#: The longest header of a safetensors file that its readers take.
+HEADER_LIMIT = 100_000_000
+_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1}
+
+
+def find_model(name: str) -> Path:
+    """Where a model is on this machine.
+
+    Args:
+        name: A directory, a GGUF file, a prepared model's name, or a hub id that is in the local Hugging Face cache.
+
+    Raises:
+        UserError: If it is not here.
+    """
+    # Other than Path.expanduser, this leaves the home of a user who does not exist as it is.
+    path = Path(os.path.expanduser(name))
+    # What is no name of a file at all, too long for instance, is an error to some of these.
+    with contextlib.suppress(OSError, ValueError):
+        if path.exists():
+            return path.absolute()
+        prepared = paths.models_dir() / name
+        if path.name == name and prepared.is_dir():
+            return prepared
+        if (snapshot := _in_hub_cache(name)) is not None:
+            return snapshot
+    raise UserError(
+        f"The model {one_line(name, 200)} is not on this machine, so its memory cannot be told.",
+        "Set model.base to a directory that holds at least its config.json; "
+        "'localtune-tui demo' prepares the starter model.",
+    )
+
+
+def _in_hub_cache(name: str) -> Path | None:
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        return None
+    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    repository = cache / f"models--{name.replace('/', '--')}"
+    try:
+        commit = (repository / "refs" / "main").read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    snapshot = repository / "snapshots" / commit
+    return snapshot if commit and snapshot.is_dir() else None
+
+
+def load_architecture(path: Path) -> Architecture:
+    """Read a model's architecture.
+
+    Args:
+        path: A directory with ``config.json``, or a GGUF file.
+
+    Raises:
+        UserError: If it is none, or its shape cannot be known.
+    """
+    if path.is_file():
+        return read_architecture(read_gguf_header(path).config(str(path)), str(path))
+    config_path = path / "config.json"
+    architecture = read_architecture(_read_config(path, config_path), str(config_path))
+    if (tokenizer := path / "tokenizer.json").is_file():
+        architecture = replace(architecture, tokenizer_bytes=tokenizer.stat().st_size)
+    headers = [_read_header(file) for file in sorted(path.glob("*.safetensors"))]
+    if not headers or any(header is None for header in headers):
+        # What is wrong with the weights is told when they are to be loaded.
+        return architecture
+    sizes = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    return with_checkpoint(architecture, (entry for header in headers if header for entry in header.items()), sizes)
+
+
+def _read_config(directory: Path, path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        if (directory / "adapter_config.json").is_file():
+            raise UserError(
+                f"{directory} holds an adapter, not a model.", "Give the model that the adapter was trained on."
+            ) from error
+        raise UserError(
+            f"{directory} has no config.json, so it is not a model.",
+            "Give a directory with at least the model's config.json, or a GGUF file.",
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON.", "Copy the model's own config.json.") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is not a JSON object.", "Copy the model's own config.json.")
+    return config
+
+
+def _read_header(path: Path) -> dict[str, Any] | None:
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(HEADER_LIMIT, size - 8):
+                return None
+            header = json.loads(file.read(length))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(header, dict):
+        return None
+    header.pop("__metadata__", None)
+    return header
+
+
+def with_checkpoint(architecture: Architecture, entries: Iterable[tuple[str, Any]], size: int) -> Architecture:
+    """Put the weights' exact number beside an architecture.
+
+    Args:
+        architecture: As the configuration says.
+        entries: Name and description of every tensor, as in a safetensors header.
+        size: Bytes of the files.
+
+    Returns:
+        The architecture with its ``checkpoint``; unchanged where the descriptions make no sense. Parameters that the
+        configuration does not explain are added to those outside the layers.
+    """
+    total, largest, kinds = 0, 0, Counter[str]()
+    names = set()
+    for name, entry in entries:
+        try:
+            elements = math.prod(int(dimension) for dimension in entry["shape"])
+            kind = str(entry["dtype"])
+        except (KeyError, TypeError, ValueError):
+            return architecture
+        names.add(name)
+        total += elements
+        largest = max(largest, elements * _BYTES.get(kind, 4))
+        kinds[kind] += elements
+    if not total:
+        return architecture
+    checkpoint = Checkpoint(bytes=size, largest=largest, parameters=total, dtype=kinds.most_common(1)[0][0])
+    # A head that is tied may be saved all the same; it is one tensor in memory.
+    saved_head = architecture.tied and any(name.endswith("lm_head.weight") for name in names)
+    explained = architecture.parameters + (architecture.vocabulary * architecture.hidden if saved_head else 0)
+    other = architecture.other + max(total - explained, 0)
+    return replace(architecture, other=other, checkpoint=checkpoint)

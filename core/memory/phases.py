@@ -1,0 +1,136 @@
+"""What comes and goes with a micro-batch, at the moments that may be the worst."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from core.memory.activations import FP32, Adapters, Arithmetic, LayerMemory, LayerSteps, layer_memory
+from core.memory.architecture import Architecture
+from core.memory.batching import CHUNK_POSITIONS
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The largest micro-batch that the data can make.
+
+    Args:
+        rows: Its rows.
+        length: Their length, padding included.
+        supervised: Positions that are learned.
+    """
+
+    rows: int
+    length: int
+    supervised: int
+
+    @property
+    def tokens(self) -> int:
+        """Padding included."""
+        return self.rows * self.length
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Bytes alive at one moment: kept for backward, kept for the adapters, one layer at work, the loss, its logits."""
+
+    kept: float
+    adapters: float
+    layer: float
+    loss: float
+    logits: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.kept + self.adapters + self.layer + self.loss + self.logits
+
+    @property
+    def heap(self) -> float:
+        """Of that, what malloc takes from its heap and does not give back: all but the logits, which are large."""
+        return self.total - self.logits
+
+
+class Pass:
+    """A pass over a micro-batch, forward and backward.
+
+    Args:
+        model: The base model.
+        arithmetic: How numbers are held.
+        adapters: What is trained, for each kind of layer.
+        batch: The micro-batch.
+        checkpointing: Whether activations are recomputed.
+    """
+
+    def __init__(
+        self,
+        model: Architecture,
+        arithmetic: Arithmetic,
+        adapters: Sequence[Adapters],
+        batch: MicroBatch,
+        *,
+        checkpointing: bool,
+    ) -> None:
+        self._model = model
+        self._how = arithmetic
+        self._adapters = adapters
+        self._batch = batch
+        self._checkpointing = checkpointing
+
+    def phases(self) -> dict[str, Phase]:
+        """What comes and goes with a micro-batch, at the two moments that may be the worst."""
+        model, a, tokens = self._model, self._how.bytes, self._batch.tokens
+        hidden = a * model.hidden * tokens
+        memories = self._layers()
+        last_layer, last = model.layers[-1], memories[-1]
+        rms = last_layer.norm == "rms"
+        norm = tokens * (FP32 * (model.hidden + 1) if rms else a * model.hidden)
+        norm_backward = norm + tokens * model.hidden * (5 * FP32 if rms else 3 * a)
+        logits = self._logits()
+        loss = hidden + norm + 2 * a * model.hidden * self._batch.supervised
+        masks = self._masks()
+        kept, adapters = sum(memory.kept for memory in memories), sum(memory.adapters for memory in memories)
+        if self._checkpointing:
+            inputs = model.depth * hidden + masks
+            casts = sum(memory.casts for memory in memories)
+            # The gradient that a layer is met with; the norm that ends one of four of them has made its own in fp32.
+            gradient = hidden + (tokens * FP32 * model.hidden if last_layer.norms == 4 else 0)
+            worst = max(memories, key=lambda memory: max(memory.again + gradient, memory.backward))
+            layer = max(worst.again + gradient, worst.backward) - worst.adapters
+            return {
+                "loss": Phase(inputs, casts, 0, max(loss, norm_backward - logits), logits),
+                "backward": Phase(inputs, worst.adapters, layer, 0, 0),
+            }
+        layer = max(last.forward + 2 * hidden, last.backward + hidden) - last.adapters
+        return {
+            "loss": Phase(kept + masks, adapters, 0, max(loss, norm_backward - logits), logits),
+            "backward": Phase(kept - last.kept + masks, adapters, layer, 0, 0),
+        }
+
+    def _layers(self) -> list[LayerMemory]:
+        """The memory of every layer, the first one first."""
+        found: list[LayerMemory] = []
+        for layer, adapters in zip(self._model.layers, self._adapters, strict=True):
+            steps = LayerSteps(layer, self._model.hidden, self._how, adapters, self._batch.length).steps()
+            count = layer.count
+            if not found:
+                found.append(layer_memory(steps, self._batch.tokens, self._batch.length, with_gradient=False))
+                count -= 1
+            found += [layer_memory(steps, self._batch.tokens, self._batch.length, with_gradient=True)] * count
+        return found
+
+    def _masks(self) -> int:
+        """Attention masks: none where causality alone is asked of a fused kernel."""
+        scores, found = self._batch.tokens * self._batch.length, 0
+        attention = self._model.layers[0].attention
+        if attention.kernel == "eager":
+            found += self._how.bytes * scores * (2 if attention.window is not None else 1)
+        elif attention.window is not None and attention.window < self._batch.length:
+            found += scores
+        return found
+
+    def _logits(self) -> int:
+        """The logits of a chunk of supervised positions: log-probabilities, their gradient and that of the logits, all
+        fp32, are alive at once."""
+        chunk = min(CHUNK_POSITIONS, self._batch.supervised)
+        return chunk * self._model.vocabulary * (3 * FP32 + (self._how.bytes if self._model.softcap else 0))

@@ -1,0 +1,379 @@
+"""The memory plan: what a run will hold at its peak, part by part, and whether it fits.
+
+Every figure is arithmetic on shapes, but for a few constants of the environment, which say where they were measured.
+docs/memory.md has the model, and how wrong it is.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from core.config.schema import Config
+from core.errors import UserError
+from core.memory.activations import FP32, Adapters, Arithmetic
+from core.memory.architecture import Architecture
+from core.memory.batching import CHUNK_POSITIONS, TOKEN_BUDGETS, Runs, largest_shape, padded_length, tokens_of_rows
+from core.memory.phases import MicroBatch, Pass, Phase
+from core.memory.rows import Rows
+from core.memory.sizes import expert_adapters, optimizer_bytes, quantized_bytes, target_linears
+
+#: What a CUDA context, its libraries and their workspaces take; an assumption, not measured here.
+CUDA_RUNTIME = 600 << 20
+#: What the caching allocator holds beyond what is used of it; an assumption for growing segments.
+CUDA_FRAGMENTATION = 0.04
+#: Resident memory of the worker's interpreter and libraries before a model is loaded: CPython 3.11, torch 2.13 for
+#: the CPU, transformers 5.24, peft 0.21, bitsandbytes 0.50; measured by bench/memory.py.
+CPU_RUNTIME = 420 << 20
+#: What malloc holds beyond what is used of it: so much always; a share of the most that tensors have taken from its
+#: heap; and what of this the worst moment does not use, up to a limit, as tensors of over 32 MiB are not of the heap
+#: and are given back at once. Measured by the same, and chosen so that a plan is rather too large than too small.
+CPU_SLACK, CPU_FRAGMENTATION, CPU_RETAINED = 120 << 20, 0.06, 256 << 20
+#: What a tokenizer takes for each token that it knows, and at most for each byte of its file; measured on vocabularies
+#: of 49,152 and 128,000 tokens.
+TOKENIZER_TOKEN, TOKENIZER_FILE = 1000, 19
+#: A run's files beside adapter and optimizer: manifest, random state, adapter configuration.
+CHECKPOINT_EXTRA = 64 << 10
+#: Tokenizer and chat template beside the final adapter.
+ADAPTER_EXTRA = 16 << 20
+
+DeviceKind = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What it is to run on.
+
+    Args:
+        kind: The kind of device.
+        limit_bytes: Memory that is free on it for the run; None where unknown.
+        disk_free_bytes: Free bytes of the disk that holds the runs; None where unknown.
+        bf16: Whether the CPU computes in bf16 natively.
+    """
+
+    kind: DeviceKind
+    limit_bytes: int | None = None
+    disk_free_bytes: int | None = None
+    bf16: bool = True
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the memory: its name, bytes, and what it is in one line."""
+
+    name: str
+    bytes: int
+    what: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take.
+
+    Args:
+        parts: Of the memory at the peak; they sum up to it.
+        phase: When the peak is: ``loading``, ``loss`` or ``backward``.
+        micro_batch: The largest one.
+        needed_bytes: Of the peak, what must be there: without the views of a file that the system takes back.
+        trainable: Parameters that are trained.
+        parameters: Of the base model.
+        limit_bytes: What is free for it.
+        checkpoint_bytes: One checkpoint.
+        disk_bytes: All checkpoints that exist at once, and the final adapter.
+        disk_free_bytes: What is free for them.
+        checkpointing: Whether activations are recomputed.
+        device: The kind of device.
+        notes: What one should know about the figures, as sentences.
+    """
+
+    parts: tuple[Part, ...]
+    phase: str
+    micro_batch: MicroBatch
+    needed_bytes: int
+    trainable: int
+    parameters: int
+    limit_bytes: int | None
+    checkpoint_bytes: int
+    disk_bytes: int
+    disk_free_bytes: int | None
+    checkpointing: bool
+    device: DeviceKind
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def total_bytes(self) -> int:
+        """The peak."""
+        return sum(part.bytes for part in self.parts)
+
+    @property
+    def reclaimable_bytes(self) -> int:
+        """Of the peak, what the system takes back when memory is short."""
+        return self.total_bytes - self.needed_bytes
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether what is needed does; None where the limit is unknown."""
+        return None if self.limit_bytes is None else self.needed_bytes <= self.limit_bytes
+
+    @property
+    def disk_fits(self) -> bool | None:
+        """Whether the disk has room; None where that is unknown."""
+        return None if self.disk_free_bytes is None else self.disk_bytes <= self.disk_free_bytes
+
+    def by_name(self) -> dict[str, int]:
+        """Name of each part to its bytes."""
+        return {part.name: part.bytes for part in self.parts}
+
+
+def make_plan(
+    architecture: Architecture,
+    config: Config,
+    machine: Machine,
+    rows: Rows | None = None,
+    *,
+    token_budget: int | None = None,
+    checkpointing: bool | None = None,
+) -> Plan:
+    """Plan a run.
+
+    Args:
+        architecture: The base model.
+        config: What is to be done with it.
+        machine: What it runs on.
+        rows: What is known of the training rows; absent: all as long as they may be, and all of it learned.
+        token_budget: Tokens of a micro-batch, where the worker has cut them already.
+        checkpointing: Whether activations are recomputed, where the worker has decided already.
+
+    Raises:
+        UserError: If no layer of the model is trained, or its positions are fewer than the rows' tokens.
+    """
+    return _Planner(architecture, config, machine, rows, token_budget, checkpointing).plan()
+
+
+class _Planner:
+    def __init__(
+        self,
+        architecture: Architecture,
+        config: Config,
+        machine: Machine,
+        rows: Rows | None,
+        token_budget: int | None,
+        checkpointing: bool | None,
+    ) -> None:
+        self.model = architecture
+        self.config = config
+        self.machine = machine
+        self.rows = rows
+        self.cuda = machine.kind == "cuda"
+        wanted = config.memory.gradient_checkpointing
+        self.checkpointing = (
+            checkpointing if checkpointing is not None else wanted == "on" or (wanted == "auto" and self.cuda)
+        )
+        self.budget = token_budget or TOKEN_BUDGETS[machine.kind]
+        self.how = arithmetic(config, machine)
+        self.notes: list[str] = []
+        self.batch = self._micro_batch()
+        method = config.method
+        self.adapters = [
+            Adapters(
+                method.rank,
+                method.dropout,
+                method.dora,
+                target_linears(layer, f"{architecture.prefix}.0", method.target_modules),
+            )
+            for layer in architecture.layers
+        ]
+        if not any(adapters.targets for adapters in self.adapters):
+            names = sorted(
+                {linear.name.rpartition(".")[2] for layer in architecture.layers for linear in layer.linears}
+            )
+            raise UserError(
+                f"method.target_modules matches no layer of this model: {method.target_modules}.",
+                f"Its linear layers are {', '.join(names)}; or use all-linear.",
+            )
+
+    # Sizes.
+
+    def _micro_batch(self) -> MicroBatch:
+        train, model = self.config.train, self.model
+        runs: Runs
+        if self.rows is not None:
+            kept = self.rows.limited(train.max_length, self.config.data.overlong)
+            if kept is None:
+                raise UserError(
+                    f"No row has {train.max_length} tokens or fewer, so none would be trained on.",
+                    "Raise train.max_length.",
+                )
+            runs, share = kept.runs, kept.supervised
+        else:
+            length = min(train.max_length, model.positions or train.max_length)
+            runs, share = [(padded_length(length), train.batch_size)], 1.0
+            self.notes.append(f"Every row is taken to have {length} tokens, all of them learned.")
+        before, rows, width = largest_shape(runs, train.batch_size, self.budget, train.micro_batch_size)
+        if model.learned_positions and model.positions is not None and width > padded_length(model.positions):
+            raise UserError(
+                f"The model knows {model.positions} positions, and rows have up to {width} tokens.",
+                f"Set train.max_length to {model.positions} or less.",
+            )
+        learned = math.ceil((tokens_of_rows(runs, before, rows) - rows) * share)
+        return MicroBatch(rows, width, max(1, learned))
+
+    def _adapter_tensors(self) -> list[tuple[int, int]]:
+        """Elements of each kind of trained tensor, and how many there are of it."""
+        rank, found = self.config.method.rank, []
+        for layer, adapters in zip(self.model.layers, self.adapters, strict=True):
+            for linear in layer.linears:
+                if linear.name in adapters.targets:
+                    found += [(rank * linear.inputs, layer.count), (rank * linear.outputs, layer.count)]
+                    if adapters.dora:
+                        found.append((linear.outputs, layer.count))
+            if layer.experts is not None and "mlp.experts" in adapters.targets:
+                found += expert_adapters(layer, rank)
+        return found
+
+    # Phases.
+
+    def plan(self) -> Plan:
+        tensors = self._adapter_tensors()
+        trainable = sum(size * count for size, count in tensors)
+        states = sum(optimizer_bytes(self.config.train.optimizer, size) * count for size, count in tensors)
+        static = [*self._weights(), *self._trained(trainable, states)]
+        phases = Pass(self.model, self.how, self.adapters, self.batch, checkpointing=self.checkpointing).phases()
+        name = max(phases, key=lambda name: phases[name].total + self._retained(phases, name))
+        moving = self._moving(phases[name])
+        parts = [*static, *moving, *self._surroundings(static, moving, phases, name)]
+        loading = self._loading()
+        needed = max(_needed(parts), _needed(loading))
+        if sum(part.bytes for part in loading) > sum(part.bytes for part in parts):
+            name, parts = "loading", loading
+        checkpoint = trainable * FP32 + states + CHECKPOINT_EXTRA
+        # A new checkpoint is whole before the oldest is deleted.
+        disk = (self.config.checkpoint.keep + 1) * checkpoint + trainable * FP32 + ADAPTER_EXTRA
+        return Plan(
+            parts=tuple(part for part in parts if part.bytes),
+            phase=name,
+            micro_batch=self.batch,
+            needed_bytes=needed,
+            trainable=trainable,
+            parameters=self.model.parameters,
+            limit_bytes=self.machine.limit_bytes,
+            checkpoint_bytes=checkpoint,
+            disk_bytes=disk,
+            disk_free_bytes=self.machine.disk_free_bytes,
+            checkpointing=self.checkpointing,
+            device=self.machine.kind,
+            notes=tuple(self.notes + self._caveats()),
+        )
+
+    def _weights(self) -> list[Part]:
+        model, a = self.model, self.how.bytes
+        matrices = [(linear.weights, layer.count) for layer in model.layers for linear in layer.linears]
+        # Experts are stacked into one tensor, which is no linear layer: bitsandbytes leaves it as it is.
+        # On the CPU what is not changed in loading stays a view of the file, which is mapped into memory.
+        experts = sum(layer.count * layer.experts.weights for layer in model.layers if layer.experts is not None)
+        rest = model.parameters - model.embeddings - model.linear_weights - experts
+        found = []
+        if self.how.quantized:
+            size = sum(quantized_bytes(weights) * count for weights, count in matrices)
+            found.append(Part("linear_weights", size, "linear layers in NF4 with double quantization"))
+        else:
+            found.append(Part("linear_weights", a * model.linear_weights, f"linear layers in {8 * a} bit"))
+        found.append(Part("embeddings", a * model.embeddings, f"embeddings and output head in {8 * a} bit"))
+        if experts:
+            found.append(Part("experts", a * experts, f"experts in {8 * a} bit; stacked tensors are not quantized"))
+        found.append(Part("norms", a * rest, f"norms, biases and positions in {8 * a} bit"))
+        if not self.cuda and self.how.quantized and self._mapped():
+            size = a * model.linear_weights
+            found.append(
+                Part("weights_file", size, "the file's own linear layers, mapped; given back when memory is short")
+            )
+        return found
+
+    def _mapped(self) -> bool:
+        """Whether tensors stay views of the weight file: they do when they need not be converted."""
+        checkpoint = self.model.checkpoint
+        return self.how.bytes == 2 and (checkpoint is None or checkpoint.dtype == "BF16")
+
+    def _trained(self, trainable: int, states: int) -> list[Part]:
+        kind = self.config.train.optimizer
+        how = {"adamw": "two fp32 moments", "adamw_8bit": "two 8-bit moments"}.get(kind, "two 8-bit moments, paged")
+        return [
+            Part("adapters", FP32 * trainable, f"{trainable:,} trained parameters in fp32".replace(",", " ")),
+            Part("gradients", FP32 * trainable, "their gradients in fp32"),
+            Part("optimizer", states, f"{kind}: {how}"),
+        ]
+
+    def _moving(self, phase: Phase) -> list[Part]:
+        batch = self.batch
+        what = "the layers' inputs, kept for recomputing" if self.checkpointing else "what the layers keep for backward"
+        loss = f"logits of {min(CHUNK_POSITIONS, batch.supervised)} positions and their gradients"
+        return [
+            Part("activations", int(phase.kept), f"{what}, {batch.rows} x {batch.length} tokens"),
+            Part("adapter_activations", int(phase.adapters), "the adapters' inputs, and their weights cast"),
+            Part("layer", int(phase.layer), "one layer at work, its dequantized weights among it"),
+            Part("loss", int(phase.loss + phase.logits), loss),
+        ]
+
+    def _surroundings(self, static: list[Part], moving: list[Part], phases: dict[str, Phase], worst: str) -> list[Part]:
+        if self.cuda:
+            used = sum(part.bytes for part in (*static, *moving))
+            return [
+                Part("fragmentation", int(CUDA_FRAGMENTATION * used), "held by the allocator and not used; assumed"),
+                Part("runtime", CUDA_RUNTIME, "CUDA context and libraries; assumed"),
+            ]
+        heap = max(phase.heap for phase in phases.values())
+        unused = CPU_SLACK + CPU_FRAGMENTATION * heap + self._retained(phases, worst)
+        return [
+            Part("fragmentation", int(unused), "held by malloc from other moments, and not used"),
+            Part("tokenizer", self._tokenizer(), "the tokenizer's vocabulary and merges"),
+            Part("runtime", CPU_RUNTIME, "the interpreter and its libraries"),
+        ]
+
+    def _retained(self, phases: dict[str, Phase], name: str) -> float:
+        """What malloc keeps of the heap of another moment."""
+        heap = max(phase.heap for phase in phases.values())
+        return 0 if self.cuda else min(heap - phases[name].heap, CPU_RETAINED)
+
+    def _tokenizer(self) -> int:
+        by_vocabulary, size = TOKENIZER_TOKEN * self.model.vocabulary, self.model.tokenizer_bytes
+        return by_vocabulary if size is None else min(by_vocabulary, TOKENIZER_FILE * size)
+
+    def _loading(self) -> list[Part]:
+        """While weights are converted, the file that they come from is mapped beside them."""
+        if self.cuda or self._mapped():
+            return []
+        checkpoint, model = self.model.checkpoint, self.model
+        size = checkpoint.bytes if checkpoint is not None else 2 * model.parameters
+        return [
+            *self._weights(),
+            Part("weights_file", size, "the weight file, mapped while it is converted"),
+            Part("tokenizer", self._tokenizer(), "the tokenizer's vocabulary and merges"),
+            Part("runtime", CPU_RUNTIME, "the interpreter and its libraries"),
+        ]
+
+    def _caveats(self) -> list[str]:
+        found = []
+        if self.model.guessed:
+            found.append(f"The family {self.model.family} is not known; it was taken for one like Llama.")
+        if self.how.quantized and any(layer.experts is not None for layer in self.model.layers):
+            found.append("The experts stay in 16 bit: bitsandbytes quantizes linear layers only.")
+        return found
+
+
+def _needed(parts: list[Part]) -> int:
+    return sum(part.bytes for part in parts if part.name != "weights_file")
+
+
+def arithmetic(config: Config, machine: Machine) -> Arithmetic:
+    """How numbers are held in a run."""
+    precision, cuda = config.train.precision, machine.kind == "cuda"
+    wide = precision == "fp32" or (precision == "auto" and not cuda and not machine.bf16)
+    quantized = config.method.name == "qlora"
+    return Arithmetic(
+        bytes=FP32 if wide else 2,
+        autocast=not wide,
+        private_inputs=not (cuda and quantized),
+        quantized=quantized,
+        cuda=cuda,
+    )

@@ -1,0 +1,79 @@
+"""How many bytes single things take: a quantized matrix, an optimizer's states; and which tensors are trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from core.memory.activations import FP32
+from core.memory.architecture import Layer
+
+#: NF4: half a byte a weight; for each block of 64 weights one byte, and for each 256 of these blocks four (QLoRA,
+#: arXiv 2305.14314, with bitsandbytes' block sizes).
+NF4_BLOCK, NF4_OUTER_BLOCK = 64, 256
+#: The code books and the offset of one quantized matrix.
+NF4_TABLES = (16 + 256 + 1) * FP32
+#: Tensors of fewer elements keep 32-bit optimizer states; blocks that share a scale in 8-bit states.
+SMALLEST_8BIT, BLOCK_8BIT = 4096, 256
+
+
+def quantized_bytes(weights: int) -> int:
+    """A matrix as bitsandbytes keeps it: NF4 with double quantization.
+
+    Args:
+        weights: Its elements.
+    """
+    blocks = math.ceil(weights / NF4_BLOCK)
+    return math.ceil(weights / 2) + blocks + FP32 * math.ceil(blocks / NF4_OUTER_BLOCK) + NF4_TABLES
+
+
+def optimizer_bytes(kind: str, elements: int) -> int:
+    """The states of one trained tensor under ``train.optimizer``."""
+    if kind == "adamw":
+        return 2 * FP32 * elements + FP32
+    if elements < SMALLEST_8BIT:
+        return 2 * FP32 * elements
+    return 2 * (elements + FP32 * math.ceil(elements / BLOCK_8BIT))
+
+
+def target_linears(layer: Layer, prefix: str, targets: str | Sequence[str]) -> frozenset[str]:
+    """Which linear layers of a decoder layer get adapters, as PEFT decides it.
+
+    ``all-linear`` is every one but the output head; a name stands for every module whose own name it is, or ends with
+    it after a dot.
+
+    Args:
+        layer: The layer.
+        prefix: What stands before its name: ``model.layers.0``.
+        targets: As ``method.target_modules``.
+    """
+    names = [linear.name for linear in layer.linears]
+    if isinstance(targets, str):
+        found = set(names)
+    else:
+        full = {name: f"{prefix}.{name}" for name in names}
+        found = {
+            name
+            for name in names
+            if any(full[name] == target or full[name].endswith(f".{target}") for target in targets)
+        }
+    if layer.experts is not None and layer.experts.adapted and isinstance(targets, str):
+        found.add("mlp.experts")
+    return frozenset(found)
+
+
+def expert_adapters(layer: Layer, rank: int) -> list[tuple[int, int]]:
+    """Adapters of stacked experts: those of the fused first matrix have twice the rank, the router has its own."""
+    experts = layer.experts
+    if experts is None:
+        return []
+    hidden, width, count = experts.hidden, experts.width, experts.count
+    sizes = [
+        2 * rank * count * hidden,
+        2 * rank * count * 2 * width,
+        rank * count * width,
+        rank * count * hidden,
+        rank * hidden,
+        rank * count,
+    ]
+    return [(size, layer.count) for size in sizes]

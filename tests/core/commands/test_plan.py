@@ -1,0 +1,161 @@
+"""``plan``: what it prints, for people and as JSON, its exit codes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.commands.plan import bar
+from core.config.schema import Config
+from core.memory.families import read_architecture
+from core.memory.plan import Machine, make_plan
+from core.runs.events import StepEvent, encode_event
+from core.runs.store import create_run
+from tests.core.commands.conftest import CommandLine
+from tests.core.memory import published
+
+FIELDS = {"total_bytes", "parts", "limit_bytes", "fits", "advice", "disk_bytes", "disk_free_bytes", "notes", "estimate"}
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A model of 8 billion parameters with nothing but its configuration."""
+    directory = tmp_path / "llama-8b"
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(published.LLAMA_3_8B))
+    return directory
+
+
+def config_file(cli: CommandLine, base: Path, **lines: Any) -> str:
+    path = cli.config()
+    settings = "\n".join(f"{key} = {json.dumps(value)}" for key, value in lines.items())
+    path.write_text(f"{path.read_text()}\n[model]\nbase = {json.dumps(str(base))}\n[train]\n{settings}\n")
+    return str(path)
+
+
+def test_a_directory_with_nothing_but_a_configuration_is_planned(cli: CommandLine, base: Path) -> None:
+    result = cli("plan", config_file(cli, base), "--gpu-memory", "24GB", "--json")
+    assert result.code == 0, result.err
+    plan = result.json
+    assert set(plan) >= FIELDS
+    assert plan["limit_bytes"] == 24_000_000_000
+    assert plan["fits"] is True
+    assert plan["total_bytes"] == sum(plan["parts"].values())
+    assert plan["parameters"] == 8_030_261_248
+    assert set(plan["explanations"]) == set(plan["parts"])
+    assert plan["device"] == "cuda"
+    assert any("2048 tokens" in note for note in plan["notes"])
+
+
+def test_what_does_not_fit_is_said_with_what_would_and_exits_with_0(cli: CommandLine, base: Path) -> None:
+    config = config_file(cli, base)
+    result = cli("plan", config, "--gpu-memory", "10GB", "--json")
+    assert result.code == 0
+    plan = result.json
+    assert plan["fits"] is False
+    first = plan["advice"][0]
+    assert first["fits"] is True
+    changes = [f"{name}={value}" for name, value in first["changes"].items()]
+    flags = [word for change in changes for word in ("--set", change)]
+    applied = cli("plan", config, "--gpu-memory", "10GB", "--json", *flags).json
+    assert applied["fits"] is True
+    assert applied["total_bytes"] == first["total_bytes"]
+
+
+def test_for_people_every_part_has_a_line_and_a_letter(cli: CommandLine, base: Path) -> None:
+    result = cli("plan", config_file(cli, base), "--gpu-memory", "10GB")
+    assert result.code == 0
+    lines = result.out.splitlines()
+    assert any(line.startswith("A linear weights") and "NF4" in line for line in lines)
+    assert any("does not fit in 10.0 GB" in line for line in lines)
+    stacked = next(line for line in lines if line.startswith("["))
+    assert "A" in stacked
+    assert "|" in stacked
+    assert stacked.isascii()
+    assert any(line.startswith("advice") for line in lines)
+    assert any(line.startswith("disk") for line in lines)
+
+
+def test_rows_are_measured_where_there_is_a_tokenizer(
+    cli: CommandLine, base: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.undo()  # the helper process needs the real interpreter
+    monkeypatch.setenv("LOCALTUNE_HOME", str(cli.home))
+    model = tmp_path / "tiny"
+    shutil.copytree(tiny_model_dir, model)
+    result = cli("plan", config_file(cli, model), "--gpu-memory", "24GB", "--json")
+    assert result.code == 0, result.err
+    assert result.json["micro_batch"]["rows"] == 3
+    assert result.json["micro_batch"]["length"] < 64
+    unmeasured = cli("plan", config_file(cli, model), "--gpu-memory", "24GB", "--json", "--lengths", "never").json
+    assert unmeasured["micro_batch"]["length"] == 512
+    assert unmeasured["total_bytes"] > result.json["total_bytes"]
+
+
+def test_an_earlier_run_tells_how_long_it_takes(cli: CommandLine, base: Path) -> None:
+    path = config_file(cli, base, max_steps=30)
+    from core.config.document import load_config
+
+    run = create_run(load_config(Path(path)), "earlier")
+    with run.events_path.open("w") as file:
+        for number in range(1, 5):
+            event = StepEvent(
+                t=float(number),
+                step=number,
+                epoch=0.0,
+                loss=1.0,
+                lr=1e-4,
+                grad_norm=1.0,
+                tokens=10,
+                supervised_tokens=10,
+                seconds=4.0,
+                tokens_per_second=2.5,
+            )
+            file.write(encode_event(event))
+    estimate = cli("plan", path, "--gpu-memory", "24GB", "--json").json["estimate"]
+    assert estimate == {"seconds": 120.0, "steps": 30, "watt_hours": None, "run": run.id}
+    assert f"about 2m 00s for 30 steps, at the pace of {run.id}" in cli("plan", path, "--gpu-memory", "24GB").out
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (("--gpu-memory", "lots"), "--gpu-memory lots is no size"),
+        (("--gpu-memory", "0"), "is no size"),
+        (("--set", "model.base=not/here"), "is not on this machine"),
+        (("--set", "method.target_modules=query"), "matches no layer"),
+        (("--set", "method.rnak=4"), "Did you mean method.rank?"),
+        (("--lengths", "always"), "no tokenizer.json"),
+        (("--set", "hardware.device=cuda"), "no GPU is found"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_exits_with_1(
+    cli: CommandLine, base: Path, changes: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.hardware.sampler.snapshot", lambda **_: [])
+    memory = () if "hardware.device=cuda" in changes or "--gpu-memory" in changes else ("--gpu-memory", "24GB")
+    result = cli("plan", config_file(cli, base), *memory, *changes)
+    assert result.code == 1
+    assert words in result.err
+    assert len(result.err.strip().splitlines()) == 1
+    assert not result.out
+
+
+def test_missing_data_does_not_keep_a_plan_from_being_made(cli: CommandLine, base: Path) -> None:
+    result = cli("plan", config_file(cli, base), "--gpu-memory", "24GB", "--set", "data.train=nowhere.jsonl", "--json")
+    assert result.code == 0, result.err
+    assert result.json["total_bytes"] > 5e9
+
+
+@pytest.mark.parametrize("limit", [None, 2_000_000_000, 11_000_000_000, 500_000_000_000])
+@pytest.mark.parametrize("kind", ["cuda", "cpu"])
+def test_the_bar_is_as_wide_as_it_says(limit: int | None, kind: Any) -> None:
+    config = Config.model_validate({"data": {"train": "x"}})
+    plan = make_plan(read_architecture(published.LLAMA_3_8B, "x"), config, Machine(kind, limit))
+    drawn = bar(plan, 60)
+    assert len(drawn) == (62 if plan.fits is not False else 63)
+    assert ("|" in drawn) == (plan.fits is False)

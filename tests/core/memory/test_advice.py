@@ -1,0 +1,85 @@
+"""Advice: what is advised really fits when it is done, and costs what it says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.config.schema import Config
+from core.memory.advice import advise, changed
+from core.memory.families import read_architecture
+from core.memory.plan import Machine, make_plan
+from core.memory.rows import Rows
+from tests.core.memory import published
+
+
+def config_of(**sections: Any) -> Config:
+    return Config.model_validate({"data": {"train": "x"}, **sections})
+
+
+@given(
+    st.sampled_from(["SmolLM2-135M", "Llama-3-8B", "Qwen2.5-7B", "Gemma-2-9B", "GPT-2"]),
+    st.integers(500_000_000, 60_000_000_000),
+    st.sampled_from(["qlora", "lora"]),
+    st.sampled_from(["cpu", "cuda"]),
+    st.sampled_from([8, 64, 256]),
+)
+def test_what_is_advised_fits_when_it_is_done(name: str, limit: int, method: str, kind: str, rank: int) -> None:
+    architecture = read_architecture(published.PARAMETERS[name][0], name)
+    config = config_of(method={"name": method, "rank": rank, "dropout": 0.1}, train={"max_length": 1024})
+    machine = Machine("cuda" if kind == "cuda" else "cpu", limit)
+    rows = Rows([(1024, 30), (256, 100)])
+    plan = make_plan(architecture, config, machine, rows)
+    advice = advise(architecture, config, machine, rows, plan)
+    assert len(advice) <= 2
+    for answer in advice:
+        # The changed configuration is one that a file could hold.
+        again = Config.model_validate(changed(config, answer.changes).model_dump())
+        applied = make_plan(architecture, again, machine, rows)
+        assert applied.total_bytes == answer.total_bytes == plan.total_bytes - answer.saves_bytes
+        assert applied.fits == answer.fits
+        if not plan.fits:
+            assert answer.saves_bytes > 0
+    if not plan.fits and len(advice) == 2:
+        assert all(answer.fits for answer in advice)
+
+
+def test_the_cheapest_change_that_is_enough_comes_first() -> None:
+    architecture = read_architecture(published.LLAMA_3_8B, "x")
+    config = config_of(memory={"gradient_checkpointing": "off"}, train={"batch_size": 1})
+    machine = Machine("cuda", 12_000_000_000)
+    plan = make_plan(architecture, config, machine)
+    assert not plan.fits
+    first = advise(architecture, config, machine, None, plan)[0]
+    assert first.changes == {"memory.gradient_checkpointing": "on"}
+    assert "quarter longer" in first.text
+
+
+def test_where_nothing_is_enough_that_is_said() -> None:
+    architecture = read_architecture(published.LLAMA_2_13B, "x")
+    machine = Machine("cuda", 4_000_000_000)
+    plan = make_plan(architecture, config_of(), machine)
+    (only,) = advise(architecture, config_of(), machine, None, plan)
+    assert not only.fits
+    assert "smaller base model" in only.text
+
+
+def test_room_to_spare_buys_speed() -> None:
+    architecture = read_architecture(published.SMOLLM2_135M, "x")
+    machine = Machine("cuda", 24_000_000_000)
+    plan = make_plan(architecture, config_of(), machine)
+    (only,) = advise(architecture, config_of(), machine, None, plan)
+    assert only.changes == {"memory.gradient_checkpointing": "off"}
+    assert only.fits
+    assert only.saves_bytes < 0
+
+
+@pytest.mark.parametrize("limit", [None, 10**12])
+def test_there_is_nothing_to_say_without_need(limit: int | None) -> None:
+    architecture = read_architecture(published.SMOLLM2_135M, "x")
+    config = config_of(memory={"gradient_checkpointing": "off"})
+    machine = Machine("cuda", limit)
+    assert advise(architecture, config, machine, None, make_plan(architecture, config, machine)) == ()

@@ -1,0 +1,239 @@
+"""The plan: its arithmetic, what published measurements say, what must not make it smaller, and refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.config.schema import Config
+from core.errors import UserError
+from core.memory.families import read_architecture
+from core.memory.plan import Machine, Plan, make_plan
+from core.memory.rows import Rows
+from core.memory.sizes import optimizer_bytes, quantized_bytes
+from tests.core.memory import published
+
+GIB = 1 << 30
+
+
+def config_of(**sections: Any) -> Config:
+    return Config.model_validate({"data": {"train": "x"}, **sections})
+
+
+def plan_of(
+    model: dict[str, Any], rows: Rows | None = None, *, kind: Any = "cuda", limit: Any = None, **sections: Any
+) -> Plan:
+    machine = Machine(kind, limit)
+    return make_plan(read_architecture(model, "m"), config_of(**sections), machine, rows)
+
+
+def without_surroundings(plan: Plan) -> int:
+    """What the allocator is asked for: the figure that frameworks print."""
+    return sum(part.bytes for part in plan.parts if part.name not in ("runtime", "fragmentation"))
+
+
+def test_nf4_takes_4_127_bits_a_weight() -> None:
+    assert quantized_bytes(4096 * 4096) * 8 / 4096**2 == pytest.approx(4.127, abs=0.001)
+
+
+def test_optimizer_states_by_kind() -> None:
+    assert optimizer_bytes("adamw", 65536) == pytest.approx(8 * 65536, abs=8)
+    assert optimizer_bytes("adamw_8bit", 65536) == 2 * (65536 + 4 * 256)
+    assert optimizer_bytes("paged_adamw_8bit", 4095) == 8 * 4095
+
+
+def test_the_parts_of_an_8b_model_are_the_arithmetic_of_its_shape() -> None:
+    plan = plan_of(published.LLAMA_3_8B, Rows([(2048, 1)]), train={"batch_size": 1}, method={"rank": 16})
+    parts = plan.by_name()
+    assert plan.trainable == 41_943_040
+    assert parts["linear_weights"] / GIB == pytest.approx(3.35, abs=0.01)
+    assert parts["embeddings"] == 2 * 2 * 128256 * 4096
+    assert parts["adapters"] == parts["gradients"] == 4 * plan.trainable
+    assert parts["optimizer"] == pytest.approx(8 * plan.trainable, rel=1e-4)
+    assert parts["activations"] == 32 * 2048 * 4096 * 2
+    # Three fp32 tensors of the logits of 1024 positions, and hidden states of the rest.
+    assert parts["loss"] == pytest.approx(12 * 1024 * 128256, rel=0.07)
+    assert plan.total_bytes == sum(parts.values())
+
+
+@pytest.mark.parametrize(
+    ("method", "measured_gib"), [({"name": "qlora", "rank": 8}, 7.4), ({"name": "lora", "rank": 8}, 16.2)]
+)
+def test_torchtunes_peaks_on_a_4090_are_met_from_above(method: dict[str, Any], measured_gib: float) -> None:
+    """Llama-3.1-8B, 2 rows of 2048 tokens. Its adapters are bf16, its compiled loss holds fewer logits at once: so it
+    takes less, by as much as these come to."""
+    plan = plan_of(published.LLAMA_3_8B, Rows([(2048, 2)]), train={"batch_size": 2}, method=method)
+    assert 1.0 <= without_surroundings(plan) / GIB / measured_gib <= 1.15
+
+
+@pytest.mark.parametrize(
+    ("hidden", "width", "depth", "heads", "card_gib"), [(8192, 22016, 80, 64, 48), (6656, 17920, 60, 52, 24)]
+)
+def test_what_the_qlora_paper_fits_on_a_card_fits(
+    hidden: int, width: int, depth: int, heads: int, card_gib: int
+) -> None:
+    """LLaMA-65B on 48 GB and 33B on 24 GB: rank 64 on every layer, a paged optimizer, one row of 512 tokens."""
+    model = {
+        **published.LLAMA_2_7B,
+        "hidden_size": hidden,
+        "intermediate_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+    }
+    plan = plan_of(
+        model,
+        Rows([(512, 1)]),
+        limit=card_gib * GIB,
+        train={"batch_size": 1, "optimizer": "paged_adamw_8bit"},
+        method={"rank": 64},
+    )
+    assert plan.fits
+    assert plan.total_bytes > 0.85 * card_gib * GIB
+
+
+def test_checkpointing_is_on_by_itself_on_a_gpu_only() -> None:
+    assert plan_of(published.SMOLLM2_135M).checkpointing
+    assert not plan_of(published.SMOLLM2_135M, kind="cpu").checkpointing
+
+
+def test_recomputing_activations_takes_less() -> None:
+    with_it, without = (
+        plan_of(published.LLAMA_3_8B, memory={"gradient_checkpointing": choice}) for choice in ("on", "off")
+    )
+    assert with_it.total_bytes < 0.5 * without.total_bytes
+
+
+def test_eager_attention_holds_scores() -> None:
+    """Scores grow with the square of the length: rows of 4 times the tokens, a quarter of them."""
+    short, long = (
+        plan_of(
+            published.GEMMA_2_9B,
+            Rows([(length, 8192 // length)]),
+            train={"batch_size": 8192 // length, "max_length": 8192},
+            memory={"gradient_checkpointing": "off"},
+        )
+        for length in (1024, 4096)
+    )
+    assert long.total_bytes > 1.5 * short.total_bytes
+
+
+def test_experts_are_not_quantized_and_it_is_said() -> None:
+    plan = plan_of(published.MIXTRAL_8X7B)
+    assert plan.by_name()["experts"] > 2 * 45e9
+    assert any("16 bit" in note for note in plan.notes)
+
+
+def test_on_the_cpu_the_interpreter_counts_and_the_file_is_mapped() -> None:
+    plan = plan_of(published.SMOLLM2_135M, Rows([(256, 8)]), kind="cpu", limit=10**9)
+    assert plan.by_name()["runtime"] > 300e6
+    assert plan.reclaimable_bytes == plan.by_name()["weights_file"] == 2 * 30 * 3_538_944
+    assert plan.fits == (plan.needed_bytes <= 10**9)
+
+
+def test_loading_is_the_peak_where_weights_are_converted_and_rows_are_short() -> None:
+    plan = plan_of(
+        published.LLAMA_3_8B,
+        Rows([(8, 1)]),
+        kind="cpu",
+        train={"precision": "fp32"},
+        method={"name": "lora", "rank": 1, "target_modules": ["q_proj"]},
+    )
+    assert plan.phase == "loading"
+    assert plan.total_bytes > 6 * plan.parameters
+
+
+def test_disk_counts_a_checkpoint_more_than_is_kept() -> None:
+    plan = plan_of(published.SMOLLM2_135M, checkpoint={"keep": 2})
+    assert plan.checkpoint_bytes == pytest.approx(12 * plan.trainable, rel=0.01)
+    assert plan.disk_bytes == pytest.approx(3 * plan.checkpoint_bytes + 4 * plan.trainable, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"method": {"target_modules": ["query"]}}, "matches no layer"),
+        ({"method": {"target_modules": ["lm_head"]}}, "matches no layer"),
+        ({"train": {"max_length": 64}}, "No row has 64 tokens or fewer"),
+    ],
+)
+def test_what_the_run_would_refuse_is_refused(sections: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        plan_of(published.LLAMA_3_8B, Rows([(128, 4)]), **sections)
+
+
+def test_rows_beyond_a_table_of_positions_are_refused() -> None:
+    with pytest.raises(UserError, match="knows 1024 positions"):
+        plan_of(published.GPT_2, Rows([(2048, 1)]))
+
+
+NAMES = st.sampled_from(
+    [
+        "SmolLM2-135M",
+        "Llama-3-8B",
+        "Qwen2.5-7B",
+        "Gemma-2-9B",
+        "Phi-3-mini",
+        "GPT-2",
+        "Pythia-160M",
+        "Mixtral-8x7B",
+        "Qwen1.5-MoE-A2.7B",
+    ]
+)
+SETTINGS = st.fixed_dictionaries(
+    {
+        "method": st.fixed_dictionaries(
+            {
+                "name": st.sampled_from(["qlora", "lora"]),
+                "rank": st.integers(1, 128),
+                "dropout": st.sampled_from([0.0, 0.1]),
+                "dora": st.booleans(),
+            }
+        ),
+        "train": st.fixed_dictionaries(
+            {
+                "precision": st.sampled_from(["auto", "bf16", "fp32"]),
+                "optimizer": st.sampled_from(["adamw", "adamw_8bit", "paged_adamw_8bit"]),
+                "batch_size": st.integers(1, 16),
+            }
+        ),
+        "memory": st.fixed_dictionaries({"gradient_checkpointing": st.sampled_from(["auto", "on", "off"])}),
+    }
+)
+
+
+@given(NAMES, SETTINGS, st.sampled_from(["cpu", "cuda"]), st.integers(8, 1000), st.integers(0, 24), st.data())
+def test_more_never_takes_less(
+    name: str, settings: dict[str, Any], kind: str, length: int, more: int, data: st.DataObject
+) -> None:
+    model = published.PARAMETERS[name][0]
+    larger = {section: dict(values) for section, values in settings.items()}
+    rows, more_rows = Rows([(length // 8 * 8 or 8, 4)], 0.5), Rows([(length // 8 * 8 or 8, 4)], 0.5)
+    change = data.draw(st.sampled_from(["rank", "length", "supervised", "dropout", "dora", "precision"]))
+    if change == "rank":
+        larger["method"]["rank"] = min(settings["method"]["rank"] + more, 1024)
+    elif change == "length":
+        # Within the budget of tokens, so that the rows stay together.
+        rows, more_rows = Rows([(64, 4)], 0.5), Rows([(64 + 8 * more, 4)], 0.5)
+    elif change == "supervised":
+        more_rows = Rows(rows.runs, 1.0)
+    elif change == "dropout":
+        settings["method"]["dropout"], larger["method"]["dropout"] = 0.0, 0.1
+    elif change == "dora":
+        settings["method"]["dora"], larger["method"]["dora"] = False, True
+    else:
+        settings["train"]["precision"], larger["train"]["precision"] = "bf16", "fp32"
+    small = plan_of(model, rows, kind=kind, **settings)
+    large = plan_of(model, more_rows, kind=kind, **larger)
+    assert small.needed_bytes <= large.needed_bytes
+
+
+@given(NAMES, SETTINGS, st.sampled_from(["cpu", "cuda"]))
+def test_every_plan_adds_up_and_names_its_parts(name: str, settings: dict[str, Any], kind: str) -> None:
+    plan = plan_of(published.PARAMETERS[name][0], kind=kind, **settings)
+    assert all(part.bytes > 0 and part.what for part in plan.parts)
+    assert len(plan.by_name()) == len(plan.parts)
+    assert plan.total_bytes == sum(plan.by_name().values())
+    assert plan.fits is None

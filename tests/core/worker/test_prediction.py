@@ -1,0 +1,274 @@
+"""The memory plan against what torch and bitsandbytes really allocate, layer by layer and in the whole.
+
+All on the CPU, whose allocator reports every block; on a GPU the arithmetic is the same but for what ``Arithmetic``
+names.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes as bnb
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from tokenizers import Tokenizer, models
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from core.config.schema import Config
+from core.memory.batching import length_runs
+from core.memory.model_files import load_architecture
+from core.memory.plan import Machine, Plan, make_plan
+from core.memory.rows import Rows
+from core.memory.sizes import optimizer_bytes, quantized_bytes
+from core.worker.dataset import Dataset
+from core.worker.gradients import WindowGradients, make_accelerator
+from core.worker.loss import SupervisedLoss
+from core.worker.model import (
+    LoadedModel,
+    attach_adapters,
+    load_model,
+    set_gradient_checkpointing,
+    trainable_parameters,
+)
+from core.worker.optim import make_optimizer
+from core.worker.prediction import predict_memory
+from core.worker.template import TokenizedRow
+
+SMALL = {
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "vocab_size": 3000,
+}
+PLAIN = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 3, "num_attention_heads": 4}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {**SMALL, "model_type": "llama", "tie_word_embeddings": False},
+    "qwen2": {**SMALL, "model_type": "qwen2"},
+    "qwen3": {**SMALL, "model_type": "qwen3"},
+    "mistral": {**SMALL, "model_type": "mistral"},
+    "gemma": {**SMALL, "model_type": "gemma"},
+    "gemma2": {**SMALL, "model_type": "gemma2"},
+    "gemma3": {**SMALL, "model_type": "gemma3_text"},
+    "phi3": {**SMALL, "model_type": "phi3"},
+    "starcoder2": {**SMALL, "model_type": "starcoder2"},
+    "olmo2": {**SMALL, "model_type": "olmo2"},
+    "granite": {**SMALL, "model_type": "granite"},
+    "gpt2": {"model_type": "gpt2", "n_embd": 256, "n_layer": 3, "n_head": 4, "vocab_size": 3000},
+    "gpt-neox": {**PLAIN, "model_type": "gpt_neox", "vocab_size": 3000},
+}
+EXPERTS = {**SMALL, "num_experts_per_tok": 2, "moe_intermediate_size": 192}
+MIXTURES: dict[str, dict[str, Any]] = {
+    "mixtral": {**SMALL, "model_type": "mixtral", "num_local_experts": 4},
+    "qwen2-moe": {**EXPERTS, "model_type": "qwen2_moe", "num_experts": 8, "shared_expert_intermediate_size": 384},
+    "qwen3-moe": {**EXPERTS, "model_type": "qwen3_moe", "num_experts": 8},
+}
+ROWS, LENGTH = 2, 256
+
+
+@pytest.fixture(scope="module")
+def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Directories of random models, each made once."""
+    made: dict[str, Path] = {}
+
+    def make(family: str) -> Path:
+        if family not in made:
+            directory = made[family] = tmp_path_factory.mktemp(family)
+            ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**(FAMILIES | MIXTURES)[family], **ids))
+            model.to(torch.bfloat16).save_pretrained(directory)
+            words = {"<pad>": 0, "<s>": 1, "</s>": 2, "a": 3}
+            tokenizer = Tokenizer(models.WordLevel(words, unk_token="a"))
+            PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>").save_pretrained(directory)
+        return made[family]
+
+    return make
+
+
+def config_of(base: Path, precision: str = "bf16", checkpointing: bool = False, **method: Any) -> Config:
+    return Config.model_validate(
+        {
+            "model": {"base": str(base)},
+            "data": {"train": "x"},
+            "method": method,
+            "train": {"precision": precision, "batch_size": ROWS},
+            "memory": {"gradient_checkpointing": "on" if checkpointing else "off"},
+        }
+    )
+
+
+def prepare(config: Config) -> LoadedModel:
+    AcceleratorState._reset_state()
+    loaded = load_model(
+        Path(config.model.base),
+        method=config.method.name,
+        precision=config.train.precision,
+        device="cpu",
+        for_training=True,
+    )
+    loaded.model = attach_adapters(loaded.model, config.method, seed=0)
+    set_gradient_checkpointing(loaded.model, config.memory.gradient_checkpointing == "on")
+    return loaded
+
+
+def peak_of_tensors(loaded: LoadedModel, supervised: float) -> int:
+    """The most bytes that torch's allocator hands out in a pass over a micro-batch, beyond those before it.
+
+    A first pass leaves its gradients, as the first micro-batch of a window does.
+    """
+    loss, accelerator = SupervisedLoss(loaded.model), make_accelerator(loaded)
+    ids = torch.randint(3, 2000, (ROWS, LENGTH))
+    learned = torch.zeros(ROWS, LENGTH, dtype=torch.bool)
+    learned[:, int(LENGTH * (1 - supervised)) :] = True
+
+    def run() -> None:
+        with accelerator.autocast():
+            total = loss(ids, learned)
+        accelerator.backward(total)
+
+    run()
+    gc.collect()  # models of earlier tests, whose end would count
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
+        run()
+    results: Any = profile.profiler
+    events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def plan_of(config: Config, supervised: float) -> Plan:
+    rows = Rows(length_runs([LENGTH] * ROWS), supervised)
+    return make_plan(load_architecture(Path(config.model.base)), config, Machine("cpu"), rows)
+
+
+def comes_and_goes(plan: Plan) -> int:
+    parts = plan.by_name()
+    return sum(parts.get(name, 0) for name in ("activations", "adapter_activations", "layer", "loss"))
+
+
+#: Family, settings, share of the tokens that is learned: few of them leave the layers as the peak, all the logits.
+SETTINGS: list[tuple[str, dict[str, Any], float]] = [
+    *((family, {"checkpointing": on}, 0.02) for family in FAMILIES for on in (False, True)),
+    *((family, {"checkpointing": on}, 1.0) for family in ("llama", "gemma2") for on in (False, True)),
+    ("llama", {"precision": "fp32"}, 0.02),
+    ("llama", {"precision": "fp32"}, 1.0),
+    ("llama", {"precision": "fp32", "checkpointing": True}, 0.02),
+    ("gemma2", {"precision": "fp32"}, 0.02),
+    ("gpt2", {"precision": "fp32"}, 0.02),
+    ("llama", {"name": "lora"}, 0.02),
+    ("llama", {"rank": 64}, 0.02),
+    ("llama", {"dropout": 0.1}, 0.02),
+    ("llama", {"dora": True}, 0.02),
+    ("llama", {"target_modules": ["q_proj", "v_proj"]}, 0.02),
+    ("llama", {"target_modules": ["down_proj"], "name": "lora"}, 0.02),
+]
+
+
+@pytest.mark.parametrize(("family", "settings", "supervised"), SETTINGS, ids=str)
+def test_the_plan_is_what_torch_allocates(
+    family: str, settings: dict[str, Any], supervised: float, model_of: Callable[[str], Path]
+) -> None:
+    config = config_of(model_of(family), **settings)
+    measured = peak_of_tensors(prepare(config), supervised)
+    assert comes_and_goes(plan_of(config, supervised)) == pytest.approx(measured, rel=0.07)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", MIXTURES)
+def test_mixtures_of_experts_are_told_roughly(
+    family: str, checkpointing: bool, model_of: Callable[[str], Path]
+) -> None:
+    config = config_of(model_of(family), checkpointing=checkpointing)
+    loaded = prepare(config)
+    plan = plan_of(config, 0.02)
+    trained = sum(parameter.numel() for parameter in trainable_parameters(loaded.model))
+    assert plan.trainable == trained
+    assert 0.92 <= comes_and_goes(plan) / peak_of_tensors(loaded, 0.02) <= 1.25
+
+
+@pytest.mark.parametrize("method", ["qlora", "lora"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_weights_and_adapters_are_counted_to_the_byte(
+    family: str, method: str, model_of: Callable[[str], Path]
+) -> None:
+    config = config_of(model_of(family), name=method, rank=8)
+    loaded, parts = prepare(config), plan_of(config, 1.0).by_name()
+    trained = trainable_parameters(loaded.model)
+    assert parts["adapters"] == sum(parameter.numel() * parameter.element_size() for parameter in trained)
+    frozen = 0
+    for parameter in loaded.model.parameters():
+        if parameter.requires_grad:
+            continue
+        frozen += parameter.numel() * parameter.element_size()
+        if isinstance(parameter, bnb.nn.Params4bit):
+            state = parameter.quant_state
+            tables = (state.absmax, state.state2.absmax, state.code, state.state2.code, state.offset)
+            frozen += sum(table.numel() * table.element_size() for table in tables)
+    assert parts["linear_weights"] + parts["embeddings"] + parts["norms"] == frozen
+
+
+def test_a_quantized_matrix_is_what_bitsandbytes_keeps() -> None:
+    # It is quantized when it is put on a device.
+    layer = bnb.nn.Linear4bit(320, 96, bias=False, quant_type="nf4", compress_statistics=True).to("cpu")
+    state = layer.weight.quant_state
+    tables = (layer.weight, state.absmax, state.state2.absmax, state.code, state.state2.code, state.offset)
+    assert quantized_bytes(320 * 96) == sum(table.numel() * table.element_size() for table in tables)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adamw_8bit", "paged_adamw_8bit"])
+def test_optimizer_states_are_what_is_kept(kind: str) -> None:
+    train = Config.model_validate({"data": {"train": "x"}, "train": {"optimizer": kind}}).train
+    sizes = [(16, 100), (64, 640), (8, 768)]
+    parameters = [torch.nn.Parameter(torch.randn(size)) for size in sizes]
+    optimizer = make_optimizer(parameters, train)
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    kept = 0
+    for parameter in parameters:
+        for name, value in optimizer.state[parameter].items():
+            if torch.is_tensor(value) and not name.startswith("qmap"):
+                kept += value.numel() * value.element_size()
+    assert sum(optimizer_bytes(kind, parameter.numel()) for parameter in parameters) == kept
+
+
+def test_a_run_predicts_its_own_memory(model_of: Callable[[str], Path]) -> None:
+    config = config_of(model_of("llama"))
+    loaded = prepare(config)
+    ids, learned = np.full(100, 3, dtype=np.int32), np.ones(100, dtype=np.bool_)
+    dataset = Dataset(rows=[TokenizedRow(ids, learned)] * 3)
+    windows = WindowGradients(
+        loaded,
+        SupervisedLoss(loaded.model),
+        dataset.rows,
+        accelerator=make_accelerator(loaded),
+        max_rows=None,
+        notice=lambda *_: None,
+    )
+    whole = predict_memory(config, "cpu", dataset, windows)
+    assert whole is not None
+    assert whole["runtime"] > 0
+    windows.set_checkpointing(True)
+    windows.token_budget = 104
+    cut = predict_memory(config, "cpu", dataset, windows)
+    assert cut is not None
+    assert cut["activations"] < 0.5 * whole["activations"]
+
+
+def test_a_model_that_cannot_be_told_is_trained_without_a_prediction(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "jamba", "mamba_d_state": 16}))
+    windows: Any = None
+    assert predict_memory(config_of(tmp_path), "cpu", Dataset(), windows) is None
