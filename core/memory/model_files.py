@@ -5,7 +5,6 @@ A directory may hold nothing but ``config.json``; where the weights are there to
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -15,11 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from core import paths
 from core.errors import UserError
 from core.memory.architecture import Architecture, Checkpoint
 from core.memory.families import read_architecture
 from core.memory.gguf import read_gguf_header
+from core.models.find import find_model as find_shared
+from core.models.find import missing_model, model_path
 from core.text import one_line
 
 #: The longest header of a safetensors file that its readers take.
@@ -36,36 +36,14 @@ def find_model(name: str) -> Path:
     Raises:
         UserError: If it is not here.
     """
-    # Other than Path.expanduser, this leaves the home of a user who does not exist as it is.
-    path = Path(os.path.expanduser(name))
-    # What is no name of a file at all, too long for instance, is an error to some of these.
-    with contextlib.suppress(OSError, ValueError):
-        if path.exists():
-            return path.absolute()
-        prepared = paths.models_dir() / name
-        if path.name == name and prepared.is_dir():
-            return prepared
-        if (snapshot := _in_hub_cache(name)) is not None:
-            return snapshot
+    if os.path.exists(path := model_path(name)):
+        return path
+    if (found := find_shared(name)) is not None:
+        return found
     raise UserError(
         f"The model {one_line(name, 200)} is not on this machine, so its memory cannot be told.",
-        "Set model.base to a directory that holds at least its config.json; "
-        "'localtune-tui demo' prepares the starter model.",
+        f"{missing_model(name).hint} For a plan, a directory with its config.json is enough.",
     )
-
-
-def _in_hub_cache(name: str) -> Path | None:
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        return None
-    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
-    repository = cache / f"models--{name.replace('/', '--')}"
-    try:
-        commit = (repository / "refs" / "main").read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError):
-        return None
-    snapshot = repository / "snapshots" / commit
-    return snapshot if commit and snapshot.is_dir() else None
 
 
 def load_architecture(path: Path) -> Architecture:

@@ -31,17 +31,18 @@ def find_model(name: str, relative_to: Path | None = None) -> Path | None:
         An absolute path; whether everything is in the directory has not been looked at.
     """
     path = model_path(name, relative_to)
-    if path.is_dir():
+    # Not the methods of Path, which raise on names that no file can have.
+    if os.path.isdir(path):
         return path
-    if path.is_file():
+    if os.path.isfile(path):
         return find_converted(path)
     prepared = paths.models_dir() / name
-    if Path(name).name == name and prepared.is_dir():
+    if Path(name).name == name and os.path.isdir(prepared):
         return prepared
     if (repository := hub_id_of(name)) is None:
         return None
     fetched = paths.models_dir() / repository.replace("/", "--")
-    return fetched if fetched.is_dir() else find_in_hub_cache(repository)
+    return fetched if os.path.isdir(fetched) else find_in_hub_cache(repository)
 
 
 def model_path(name: str, relative_to: Path | None = None) -> Path:
@@ -63,7 +64,7 @@ def hub_id_of(name: str) -> str | None:
 def missing_model(name: str, relative_to: Path | None = None) -> UserError:
     """Why :func:`find_model` finds nothing under a name, and what to do."""
     shown, path = one_line(name, 200), model_path(name, relative_to)
-    if path.is_file():
+    if os.path.isfile(path):
         return UserError(f"The model {shown} is not converted yet.", "The first run with it converts it.")
     if name == STARTER_NAME:
         return UserError(f"The starter model {shown} is not prepared yet.", "'localtune-tui demo' prepares it.")
@@ -128,4 +129,4 @@ def find_in_hub_cache(repository: str) -> Path | None:
     except (OSError, UnicodeDecodeError):
         return None
     snapshot = directory / "snapshots" / commit
-    return snapshot if re.fullmatch(r"\w+", commit) and snapshot.is_dir() else None
+    return snapshot if re.fullmatch(r"\w+", commit) and os.path.isdir(snapshot) else None

@@ -29,10 +29,16 @@ from tui.widgets.ask_bar import AskBar
 from tui.widgets.option_field import OptionField
 from tui.widgets.option_form import OptionForm
 from tui.widgets.option_help import OptionHelp
-from tui.widgets.plan_bar import PlanBar
+from tui.widgets.plan_bar import PlanBar, PlanView
 
 #: Columns from which the long help is beside the form instead of below it.
 BESIDE_WIDTH = 110
+
+
+def _plan(document: ConfigDocument) -> PlanView | None:
+    from tui.panes.config_plan import plan_document
+
+    return plan_document(document)
 
 
 class ConfigPane(ConfigFind, ConfigVariants, ConfigImport, ConfigUndo):
@@ -69,6 +75,7 @@ class ConfigPane(ConfigFind, ConfigVariants, ConfigImport, ConfigUndo):
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
+        self.planner = _plan
         self._note, self._greeting = "", ""
         self._note_field: OptionField | None = None
         self._findings = Findings({}, {})

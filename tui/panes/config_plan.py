@@ -1,0 +1,40 @@
+"""The memory plan of the configuration being edited, as the bar below the form shows it."""
+
+from __future__ import annotations
+
+from core.config.document import ConfigDocument
+from core.errors import UserError
+from core.memory.forecast import forecast, this_machine
+from core.memory.plan import Machine
+from core.models.find import find_model
+from tui.widgets.plan_bar import PlanView
+
+
+def plan_document(document: ConfigDocument) -> PlanView | None:
+    """Plan a configuration; asks the driver and reads headers, so call it from a thread.
+
+    Returns:
+        None while it has problems, which the form shows, or its model is not on this machine.
+
+    Raises:
+        UserError: If the memory of its model cannot be told.
+    """
+    try:
+        config = document.validate()
+    except UserError:
+        return None
+    if find_model(config.model.base) is None:
+        return None
+    try:
+        machine = this_machine(config)
+    except UserError:
+        # It asks for a GPU that is not here: what it takes can be told, what is free cannot.
+        machine = Machine("cuda")
+    found = forecast(config, machine)
+    return PlanView(
+        [(part.name, part.bytes) for part in found.plan.parts if part.bytes],
+        found.plan.total_bytes,
+        found.plan.limit_bytes,
+        found.plan.fits,
+        [advice.text for advice in found.advice],
+    )
