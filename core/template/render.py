@@ -17,6 +17,7 @@ from jinja2.utils import Namespace
 
 from core.data.conversation import RowError
 from core.errors import UserError
+from core.template.limits import BoundedEnvironment
 from core.text import one_line
 
 #: Names that the reasoning of a message goes by; templates read the first, older data has the others.
@@ -88,8 +89,11 @@ def _strftime_now(form: str) -> str:
 
 
 def make_environment() -> ImmutableSandboxedEnvironment:
-    """The sandbox in which transformers renders chat templates: the same settings, filters and functions."""
-    environment = ImmutableSandboxedEnvironment(
+    """The sandbox in which transformers renders chat templates: the same settings, filters and functions.
+
+    Other than there, a rendering has an end; see :mod:`core.template.limits`.
+    """
+    environment = BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlocks, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = _tojson

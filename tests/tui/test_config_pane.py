@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from textual.containers import Vertical
 from textual.pilot import Pilot
 
 from core.config.document import ConfigDocument
@@ -15,6 +16,7 @@ from core.config.schema import options
 from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, paste, screen_lines, screen_text, wait_for
 from tui.messages import ConfigEdited, ConfigLoaded, ConfigSaved, StartRequested
 from tui.panes.config import ConfigPane
+from tui.panes.data import DataPane
 
 SIZES = [(60, 20), (80, 22), (92, 30), (200, 50)]
 
@@ -420,6 +422,35 @@ async def test_summary_counts_rows_and_steps(config_file: Path) -> None:
         await ready(pilot, pane, config_file)
         await wait_for(pilot, lambda: "3 rows · batch 8 · about 2 steps" in screen_text(pilot.app))
         assert "rows.jsonl" in screen_lines(pilot.app)[1]
+
+
+async def test_rows_that_the_data_pane_finds_are_not_looked_for_twice(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pane, data = ConfigPane(), DataPane()
+    counted: list[Sequence[Path]] = []
+    count = pane._count_rows
+
+    def note(paths: Sequence[Path]) -> None:
+        counted.append(paths)
+        count(paths)
+
+    monkeypatch.setattr(pane, "_count_rows", note)
+    async with PaneApp(Vertical(pane, data)).run_test(size=(120, 50)) as pilot:
+        await ready(pilot, pane)
+        pane.load(ConfigDocument.load(config_file))
+        data.follow(pane.document)
+        await wait_for(pilot, lambda: "3 rows · batch 8 · about 2 steps" in screen_text(pilot.app))
+        assert data.rows_of(config_file.parent / "rows.jsonl") == 3
+        assert not any(counted)
+        # Another file is shown there: then they are counted here.
+        other = config_file.parent / "other.jsonl"
+        other.write_text('{"text": "one"}\n')
+        data.show(other)
+        await wait_for(pilot, lambda: data.rows_of(other) == 1)
+        assert data.rows_of(config_file.parent / "rows.jsonl") is None
+        pane.load(ConfigDocument.load(config_file))
+        await wait_for(pilot, lambda: any(counted))
 
 
 async def test_hostile_values_never_reach_a_strip(config_file: Path) -> None:

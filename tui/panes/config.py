@@ -12,6 +12,7 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.content import Content
 from textual.message import Message
+from textual.timer import Timer
 from textual.widgets import Static
 from textual.worker import get_current_worker
 
@@ -23,9 +24,13 @@ from tui.messages import ConfigEdited, FormRequested, StartRequested
 from tui.panes.config_help import FORMS, PATH_OPTIONS, UNSET_TEXTS, explain
 from tui.panes.config_import import ConfigImport
 from tui.panes.config_model import DATA_PATHS, ConfigModel
+from tui.panes.dataset_opening import DatasetOpening
 from tui.widgets.ask_bar import AskBar
 from tui.widgets.option_field import OptionField
 from tui.widgets.option_form import OptionForm
+
+#: Seconds from a change of the files until their rows are counted.
+_COUNT_SECONDS = 0.3
 
 
 @dataclass
@@ -53,6 +58,7 @@ class ConfigPane(ConfigImport):
         self._note = ""
         self._problems: dict[str, str] = {}
         self._rows: dict[Path, int] = {}
+        self._count_timer: Timer | None = None
         self._emptied: OptionField | None = None
 
     def compose(self) -> ComposeResult:
@@ -131,7 +137,7 @@ class ConfigPane(ConfigImport):
         line.update(Content("\n").join(Content(one_line(f"✗ {sentence}")) for sentence in strangers[:3]))
         self._refresh_title()
         if rows:
-            self._count_rows(self.model.train_paths())
+            self._count_rows_soon()
 
     def _refresh_title(self) -> None:
         path = self.document.path
@@ -186,6 +192,29 @@ class ConfigPane(ConfigImport):
 
     # Rows of the training data, for the summary.
 
+    def _count_rows_soon(self) -> None:
+        """Count them when the data pane has had the time to open what it shows, whose rows it finds itself."""
+        if self._count_timer is not None:
+            self._count_timer.stop()
+        self._count_timer = self.set_timer(_COUNT_SECONDS, self._count_or_ask)
+
+    def _count_or_ask(self) -> None:
+        panes = self.screen.query(DatasetOpening)
+        uncounted, waits = [], False
+        for path in self.model.train_paths():
+            rows = next((rows for pane in panes if (rows := pane.rows_of(path)) is not None), None)
+            if rows == "not yet":
+                waits = True
+            elif rows is not None:
+                self._rows[path] = rows
+            else:
+                uncounted.append(path)
+        if waits:
+            self._count_rows_soon()
+        else:
+            self._refresh_title()
+            self._count_rows(uncounted)
+
     @work(thread=True, exclusive=True, group="config-rows")
     def _count_rows(self, paths: Sequence[Path]) -> None:
         from core.data.registry import resolve_source
@@ -199,7 +228,8 @@ class ConfigPane(ConfigImport):
                 for source in resolve_source(str(path)):
                     with source.open() as file:
                         file.index()
-                        count += file.count_known
+                        known = file.count_known
+                        count += known if source.limit is None else min(known, source.limit)
                 self.post_message(_RowsCounted(path, count))
             except UserError:
                 # The data pane says what is wrong with the file; here its rows only stay unknown.
@@ -307,7 +337,7 @@ class ConfigPane(ConfigImport):
     def _edited(self, field: OptionField) -> None:
         self._note = ""
         if field.option.name in DATA_PATHS:
-            self._count_rows(self.model.train_paths())
+            self._count_rows_soon()
         self._refresh_title()
         self.post_message(ConfigEdited(self.document, field.option.name))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
+from typing import Literal
 
 from textual import on, work
 from textual.widgets import DirectoryTree
@@ -53,6 +54,20 @@ class DatasetOpening(DatasetSearch):
         shown = self._opening or (self.view.path if self.view is not None else None)
         if shown is None or follow_links(shown) != str(path):
             self.show(path)
+
+    def rows_of(self, path: Path) -> int | Literal["not yet"] | None:
+        """How many rows a file has, for others who want to know it and need not look for them a second time.
+
+        Returns:
+            The number; ``"not yet"`` while they are being found; None if another file is shown or this one is damaged.
+        """
+        wanted = follow_links(path)
+        if self._opening is not None and follow_links(self._opening) == wanted:
+            return "not yet"
+        view = self.view
+        if view is None or view.failure is not None or follow_links(view.path) != wanted:
+            return None
+        return view.count if view.file.complete else "not yet"
 
     @work(thread=True, exclusive=True, group="data-open")
     def _open(self, path: Path, reading: Reading) -> None:
