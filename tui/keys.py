@@ -99,13 +99,15 @@ KEYS: tuple[Key, ...] = (
     Key("app.picture", "f4", "app.save_picture", "screenshot", "Save a screenshot as an SVG file"),
     Key("app.quit", "q,ctrl+q", "app.quit", "quit", "Leave; a run that is on goes on unless you stop it", footer=True),
     # Data.
-    Key("data.open", "o", "ask_path", "open", "Open a data file by its path; tab completes", footer=True),
+    Key(
+        "data.open", "o", "ask_path", "open", "Open a data file by its path; tab completes", footer=True, priority=True
+    ),
     Key("data.browse", "b", "browse", "browse", "Pick a data file from the directories"),
     Key("data.sample", "d", "open_sample", "sample data", "Open the support tickets that come with the app"),
-    Key("data.search", "slash", "search", "search", "Find a text in the rows", footer=True),
+    Key("data.search", "slash", "search", "search", "Find a text in the rows", footer=True, priority=True),
     Key("data.next", "n", "search_again(1)", "next", "The next match: in the row while you read it, else the next row"),
     Key("data.previous", "N", "search_again(-1)", "previous", "The match before, in the row or in the rows before"),
-    Key("data.goto", "colon,ctrl+g", "ask_row", "row number", "Go to a row by its number"),
+    Key("data.goto", "colon,ctrl+g", "ask_row", "row number", "Go to a row by its number", priority=True),
     Key(
         "data.tokens",
         "m",
@@ -149,7 +151,13 @@ KEYS: tuple[Key, ...] = (
     # Config.
     Key("config.edit", "enter", "edit", "edit", "Change the option under the cursor", footer=True),
     Key(
-        "config.search", "slash", "search", "search", "Show only options with a text in their name or help", footer=True
+        "config.search",
+        "slash",
+        "search",
+        "search",
+        "Show only options with a text in their name or help",
+        footer=True,
+        priority=True,
     ),
     Key("config.save", "ctrl+s", "save", "save", "Write the configuration to its file", footer=True),
     Key(
@@ -190,6 +198,7 @@ KEYS: tuple[Key, ...] = (
         "import_file",
         "import…",
         "Open a configuration of Axolotl, LLaMA-Factory or Unsloth as a new one",
+        priority=True,
     ),
     Key(
         "config.form",
@@ -258,6 +267,7 @@ KEYS: tuple[Key, ...] = (
         "filter",
         "Show only runs whose id, state or model has a text in it",
         footer=True,
+        priority=True,
     ),
     Key("runs.down", "j,down", "move(1)", "down", "One run down", palette=False),
     Key("runs.up", "k,up", "move(-1)", "up", "One run up", palette=False),
@@ -296,6 +306,9 @@ KEYS: tuple[Key, ...] = (
     Key("columns.help", "question_mark,f1", "help", "help", "Explain the keys", palette=False, show="?"),
     Key("columns.back", "escape", "back", "back", "Go back; nothing is changed", palette=False),
 )
+
+#: The actions of the keys that are carried out before the next key is looked at: they begin a text.
+PRIORITY_ACTIONS = frozenset(key.action for key in KEYS if key.priority)
 
 
 def bindings(scope: str) -> list[Binding]:

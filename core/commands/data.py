@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -44,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
     from core.data.sample import sample_row
 
     request = make_request(args)
+    if args.template is not None and args.model is None and args.config is None:
+        raise UserError("--template needs a tokenizer.", "Name a model's directory with --model.")
     if args.row is not None and request.model is None:
         raise UserError("--row needs a tokenizer.", "Name a model's directory with --model.")
     analysis = analyze(request, _Progress() if sys.stderr.isatty() else None)
@@ -195,9 +198,15 @@ def _render_lengths(lengths: Lengths, limit: int) -> list[str]:
     learned = f"{lengths.supervised} of {lengths.tokens} learned ({lengths.supervised_share:.1%})"
     lines = [f"{'tokens':<10} {shown}", f"{'':<10} {learned}"]
     most = max(bucket.count for bucket in lengths.buckets)
-    for bucket in lengths.buckets:
-        bar = "#" * max(round(_BAR * bucket.count / most), 1 if bucket.count else 0)
-        lines.append(f"{'':<10} {bucket.low:>7} {bar} {bucket.count or ''}".rstrip())
+    for empty, group in itertools.groupby(lengths.buckets, key=lambda bucket: not bucket.count):
+        buckets = list(group)
+        if empty and (len(buckets) > 2 or buckets[0] is lengths.buckets[0]):
+            # Nothing is to be seen before the shortest row, and little between most rows and one that is far longer.
+            lines += [f"{'':<10} {'...':>7}"] if buckets[0] is not lengths.buckets[0] else []
+            continue
+        for bucket in buckets:
+            bar = "#" * max(round(_BAR * bucket.count / most), 1 if bucket.count else 0)
+            lines.append(f"{'':<10} {bucket.low:>7} {bar} {bucket.count or ''}".rstrip())
     return lines
 
 

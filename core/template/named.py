@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from core.errors import UserError
+from core.small_files import read_small
+
+#: Bytes of a template at most; those of models have up to a hundred thousand.
+TEMPLATE_LIMIT = 4 << 20
 
 #: What is said of conversations for which a template has no form.
 _NO_TOOLS = (
@@ -209,6 +212,7 @@ def template_source(file: str | None, name: str | None) -> str | None:
     if file is None:
         return None
     try:
-        return Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"template.file {file} cannot be read: {error}.", "Check the path.") from error
+        return read_small(file, TEMPLATE_LIMIT).decode("utf-8").replace("\r\n", "\n")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"template.file {file} cannot be read: {reason}.", "Check the path.") from error

@@ -18,6 +18,7 @@ from jinja2.utils import Namespace
 
 from core.data.conversation import RowError
 from core.errors import UserError
+from core.template.limits import BoundedEnvironment
 from core.text import one_line
 
 #: Names that the reasoning of a message goes by; most templates read the first, some one of the others.
@@ -90,9 +91,10 @@ def _raise_exception(message: str) -> None:
 def make_environment() -> ImmutableSandboxedEnvironment:
     """The sandbox in which transformers renders chat templates: the same settings, filters and functions.
 
-    ``strftime_now`` comes with the context, as each :class:`ChatTemplate` has a moment of its own.
+    Other than there, a rendering has an end; see :mod:`core.template.limits`. ``strftime_now`` comes with the context,
+    as each :class:`ChatTemplate` has a moment of its own.
     """
-    environment = ImmutableSandboxedEnvironment(
+    environment = BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlocks, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = _tojson

@@ -14,6 +14,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from core.errors import UserError
+from core.small_files import read_small
 from core.template.render import ChatTemplate
 from core.text import one_line
 
@@ -25,6 +26,8 @@ _OTHER_FORMS = ("tokenizer.model", "spiece.model", "tekken.json", "vocab.json", 
 _ANCHORS = ("\n", "\0", "\x01", "a", "0", ".")
 #: A length beyond this in tokenizer_config.json means that none was set.
 _NO_LENGTH = 1 << 30
+#: Bytes of a tokenizer.json, and of a JSON file beside it, at most; the largest known tokenizers have about 35 MB.
+_TOKENIZER_LIMIT, _SETTINGS_LIMIT = 512 << 20, 64 << 20
 
 
 class ModelTokenizer:
@@ -253,6 +256,8 @@ def _read_backend(place: Path) -> Tokenizer:
                 "Load it once with transformers and save it again, and tokens can be shown here too.",
             )
         raise UserError(f"{place} has no tokenizer.json.", "Copy the tokenizer's files from where the model is from.")
+    if path.stat().st_size > _TOKENIZER_LIMIT:
+        raise UserError(f"{path} is too large for a tokenizer.", "Copy it again from where the model is from.")
     try:
         backend = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception, for a missing file as for a damaged one
@@ -272,11 +277,12 @@ def _read_json(path: Path) -> dict[str, Any]:
         UserError: If it exists and is no JSON object.
     """
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(read_small(path, _SETTINGS_LIMIT))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {one_line(str(error), 160)}.", "Copy it again.") from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{path} cannot be read: {one_line(reason, 160)}.", "Copy it again.") from error
     if not isinstance(data, dict):
         raise UserError(f"{path} is not a JSON object.", "Copy it again.")
     return data
@@ -334,7 +340,7 @@ def _chat_templates(place: Path, settings: Mapping[str, Any]) -> dict[str, str]:
 def _stop_ids(place: Path, config: Mapping[str, Any], backend: Tokenizer, eos: str | None) -> list[int]:
     """As generation has it: the generation configuration's, else the model's, and the tokenizer's own."""
     path = place / "generation_config.json"
-    source = _read_json(path) if path.is_file() else {**_text_config(config), **config}
+    source = _read_json(path) if path.exists() else {**_text_config(config), **config}
     value = source.get("eos_token_id")
     values = value if isinstance(value, list) else [value]
     if eos is not None:

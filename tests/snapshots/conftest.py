@@ -23,7 +23,7 @@ Compare = Callable[..., bool]
 @pytest.fixture(autouse=True)
 def _still(monkeypatch: pytest.MonkeyPatch) -> None:
     """One host, one time zone, devices at rest, no blinking cursor."""
-    monkeypatch.setattr("core.hardware.sampler.snapshot", lambda: [CPU])
+    monkeypatch.setattr("core.hardware.sampler.snapshot", lambda **_: [CPU])
     monkeypatch.setattr("tui.state.hostname", lambda: "ws1")
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()

@@ -28,6 +28,6 @@ def home(private_home: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _plain_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU at rest, and nothing in the environment that changes how the app looks."""
-    monkeypatch.setattr("core.hardware.sampler.snapshot", lambda: [CPU])
+    monkeypatch.setattr("core.hardware.sampler.snapshot", lambda **_: [CPU])
     for name in ("NO_COLOR", "TEXTUAL_THEME", "TEXTUAL_ANIMATIONS", "TEXTUAL_COLOR_SYSTEM"):
         monkeypatch.delenv(name, raising=False)

@@ -10,7 +10,8 @@ from textual.content import Content
 from textual.widget import Widget
 
 from core.text import one_line
-from tui.keys import KeyTable
+from tui.keys import PRIORITY_ACTIONS, KeyTable
+from tui.widgets.ask_bar import takes_text
 
 
 class Pane(Vertical):
@@ -24,6 +25,12 @@ class Pane(Vertical):
     def keys(self) -> KeyTable:
         """The keys as the user has them."""
         return cast(KeyTable, getattr(self.app, "keys", None) or KeyTable())
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Where something is being written, the keys that begin it are text."""
+        if action in PRIORITY_ACTIONS:
+            return not takes_text(self.screen.focused)
+        return super().check_action(action, parameters)
 
     def set_title(self, *parts: str) -> None:
         """Write the title: its parts with dots between them, external text made harmless, empty parts left out."""

@@ -13,7 +13,7 @@ from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.timer import Timer
 from textual.widget import Widget
-from textual.widgets import Input, Static, TextArea
+from textual.widgets import Static
 
 from core.text import one_line, sanitize
 from tui.dialogue import Dialogue, Exchange, Reply, format_stats, speaker_name
@@ -405,12 +405,6 @@ class ChatPane(Pane):
         if self.target is not None:
             # At once, other than with focus(): what is typed ahead belongs into the prompt.
             self.screen.set_focus(self.prompt)
-
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Where something is being written, the keys that begin it are text."""
-        if action == "write":
-            return not isinstance(self.screen.focused, (Input, TextArea))
-        return super().check_action(action, parameters)
 
     def action_cancel(self) -> None:
         """Stop the answer; without one, leave the prompt."""

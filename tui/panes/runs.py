@@ -126,14 +126,17 @@ class RunsPane(Widget):
         self.query_one(RunList).focus()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
-        """Moving and opening need a list."""
-        return True if action == "filter" else self.query_one(RunList).selected is not None
+        """Moving and opening need a list; where the filter is typed, the key that begins it is text."""
+        if action == "filter":
+            return not isinstance(self.screen.focused, Input)
+        return self.query_one(RunList).selected is not None
 
     def action_filter(self) -> None:
         """Type a filter."""
         line = self.query_one(FilterInput)
         line.add_class("-open")
-        line.focus()
+        # At once: what is typed ahead is its text.
+        self.screen.set_focus(line)
 
     def action_open(self) -> None:
         """Show the run under the cursor."""

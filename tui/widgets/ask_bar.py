@@ -13,7 +13,8 @@ from textual.content import Content
 from textual.css.query import NoMatches
 from textual.message import Message
 from textual.widget import Widget
-from textual.widgets import Static
+from textual.widgets import Input, Static, TextArea
+from textual.widgets.input import Selection
 
 from core.text import one_line
 from tui.widgets.path_input import PathInput
@@ -46,6 +47,11 @@ class KeyQuestion(Static, can_focus=True):
         if key in self.answers or key == "escape":
             event.stop()
             self.post_message(self.Answered(key))
+
+
+def takes_text(widget: Widget | None) -> bool:
+    """Whether the keys pressed now are text, or answer a question: no key of a pane may take them away."""
+    return isinstance(widget, (Input, TextArea, KeyQuestion))
 
 
 class AskBar(Vertical):
@@ -106,8 +112,10 @@ class AskBar(Vertical):
         return bool(self.purpose)
 
     def ask(self, purpose: str, label: str, value: str = "", placeholder: str = "") -> None:
-        """Ask for a text."""
-        self._open(purpose, label, SafeInput(value, placeholder=placeholder))
+        """Ask for a text; what is typed takes the place of the value that it begins with."""
+        field = SafeInput(value, placeholder=placeholder)
+        field.selection = Selection(0, len(field.value))
+        self._open(purpose, label, field)
 
     def ask_path(
         self, purpose: str, label: str, value: str = "", *, base: Path | None = None, suffixes: Sequence[str] = ()
@@ -130,7 +138,8 @@ class AskBar(Vertical):
         had_focus = any(child.has_focus for child in line.children)
         line.remove_children()
         if had_focus and back is not None and back.is_attached and back.display:
-            back.focus()
+            # At once: another question may follow, and must not lose the keys again to what had them before.
+            self.screen.set_focus(back)
 
     def _open(self, purpose: str, label: str, field: Widget) -> None:
         focused = self.screen.focused
@@ -143,7 +152,12 @@ class AskBar(Vertical):
         line.remove_children()
         line.mount(*([Static(label, classes="ask-label", markup=False)] if label else []), field)
         self.add_class("-asking")
-        field.focus()
+        if isinstance(field, SafeInput):
+            # At once: what is typed ahead is its text. What waits in its queue is looked at once it is mounted.
+            self.screen.set_focus(field)
+        else:
+            # Later: what has been typed before the question was read is no answer to it.
+            field.focus()
 
     def _show_candidates(self, names: Sequence[str]) -> None:
         try:

@@ -97,3 +97,37 @@ def test_a_template_that_cannot_be_used_is_named_for_every_row(tmp_path: Path, t
     assert told["dropped"] == {"no_stop_token": 400}
     assert told["row_error"]["code"] == "no_stop_token"
     assert "does not end an answer" in told["row_error"]["message"]
+
+
+def test_the_histogram_leaves_out_what_is_empty(tiny_model_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "lengths.jsonl"
+    rows = [{"prompt": f"number {number}", "completion": "ok " * length} for number, length in enumerate([9, 9, 900])]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ended = call(str(path), "--model", str(tiny_model_dir))
+    assert ended.returncode == 0, ended.stderr
+    lines = [line.strip() for line in ended.stdout.splitlines()]
+    bars = [place for place, line in enumerate(lines) if line.split(" ")[1:2] and set(line.split(" ")[1]) == {"#"}]
+    assert len(bars) == 2
+    assert lines[bars[0] + 1 : bars[1]] == ["..."]
+
+
+def test_a_template_without_a_tokenizer_is_said_to_be_of_no_use(tmp_path: Path) -> None:
+    template = tmp_path / "mine.jinja"
+    template.write_text("{{ messages }}")
+    ended = call(TICKETS, "--template", str(template), "--json")
+    assert ended.returncode != 0
+    assert "--model" in ended.stderr
+    assert not ended.stdout
+
+
+def test_a_template_without_an_end_is_a_reason(tiny_model_dir: Path, tmp_path: Path) -> None:
+    template = tmp_path / "endless.jinja"
+    loop = "{% for _ in range(99999) %}"
+    template.write_text(loop * 4 + "{{ messages }}" + "{% endfor %}" * 4)
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
+    ended = call(str(path), "--model", str(tiny_model_dir), "--template", str(template), "--json")
+    assert ended.returncode == 0, ended.stderr
+    told = json.loads(ended.stdout)
+    assert told["dropped"] == {"template_error": 1}
+    assert "do not come to an end" in told["problems"][0]["detail"]

@@ -1,0 +1,69 @@
+"""Files that are read whole, and those that are not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from core.errors import UserError
+from core.small_files import read_small
+from core.template.named import template_source
+from core.template.tokenizer import load_tokenizer
+from tests.tui.data_panes import make_tokenizer
+
+
+def test_a_file_is_read_up_to_the_limit(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"x" * (1 << 20))
+    assert read_small(path, 1 << 20) == b"x" * (1 << 20)
+    path.write_bytes(b"x" * ((1 << 20) + 1))
+    with pytest.raises(OSError, match="larger than 1 MiB"):
+        read_small(path, 1 << 20)
+    assert read_small("/proc/self/status", 1 << 20).startswith(b"Name:")
+
+
+def special(directory: Path, kind: str) -> Path:
+    """A path that holds no file: reading it waits for ever, or never ends."""
+    path = directory / f"{kind}.jinja"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"), [("pipe", "it is a named pipe"), ("device", "it is a device"), ("directory", "Is a directory")]
+)
+def test_a_template_that_is_no_file_is_refused_at_once(tmp_path: Path, kind: str, what: str) -> None:
+    with pytest.raises(UserError, match=f"cannot be read: {what}"):
+        template_source(str(special(tmp_path, kind)), None)
+
+
+def test_a_template_that_is_missing_or_too_large_is_said_plainly(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"template\.file .*none\.jinja cannot be read: No such file or directory\."):
+        template_source(str(tmp_path / "none.jinja"), None)
+    large = tmp_path / "large.jinja"
+    with large.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UserError, match="larger than"):
+        template_source(str(large), None)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "huge"])
+def test_a_model_whose_files_are_none_is_refused_at_once(tmp_path: Path, name: str, kind: str) -> None:
+    place = make_tokenizer(tmp_path / "model")
+    path = place / name
+    path.unlink(missing_ok=True)
+    if kind == "huge":
+        with path.open("wb") as file:
+            file.truncate(1 << 40)
+    else:
+        special(tmp_path, kind).rename(path)
+    with pytest.raises(UserError, match=name):
+        load_tokenizer(place)
