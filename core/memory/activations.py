@@ -320,6 +320,7 @@ class LayerMemory:
             that follows at once.
         backward: The same for the backward pass alone, when it was not run again.
         casts: Copies of the adapters' weights in the dtype of the products; part of ``adapters``.
+        scores: Attention scores; part of ``kept``.
     """
 
     kept: int
@@ -328,6 +329,7 @@ class LayerMemory:
     again: int
     backward: int
     casts: int
+    scores: int
 
 
 def layer_memory(steps: list[Step], tokens: int, row: int, *, with_gradient: bool) -> LayerMemory:
@@ -339,12 +341,14 @@ def layer_memory(steps: list[Step], tokens: int, row: int, *, with_gradient: boo
         row: Tokens of a row, padding included.
         with_gradient: Whether what comes before the layer needs a gradient, so that all of it keeps something.
     """
-    kept = adapters = casts = forward = again = backward = 0.0
+    kept = adapters = casts = scores = forward = again = backward = 0.0
     last = max((place for place, step in enumerate(steps) if step.kept), default=0)
     for place, step in enumerate(steps):
         with_gradient = with_gradient or step.starts_gradient
         if with_gradient:
-            saved = tokens * step.kept + tokens * row * step.kept_scores + step.kept_once
+            of_scores = tokens * row * step.kept_scores
+            saved = tokens * step.kept + of_scores + step.kept_once
+            scores += of_scores
             if step.adapter:
                 adapters += saved
                 casts += step.kept_once
@@ -356,4 +360,12 @@ def layer_memory(steps: list[Step], tokens: int, row: int, *, with_gradient: boo
         forward = max(forward, alive)
         if place <= last:
             again = max(again, alive - (tokens * step.unfinished if place == last else 0))
-    return LayerMemory(int(kept), int(adapters), int(forward), int(max(again, backward)), int(backward), int(casts))
+    return LayerMemory(
+        kept=int(kept),
+        adapters=int(adapters),
+        forward=int(forward),
+        again=int(max(again, backward)),
+        backward=int(backward),
+        casts=int(casts),
+        scores=int(scores),
+    )

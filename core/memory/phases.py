@@ -32,13 +32,17 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Phase:
-    """Bytes alive at one moment: kept for backward, kept for the adapters, one layer at work, the loss, its logits."""
+    """Bytes alive at one moment: kept for backward, kept for the adapters, one layer at work, the loss, its logits.
+
+    ``scores`` are those of attention, and part of what is kept or of the layer.
+    """
 
     kept: float
     adapters: float
     layer: float
     loss: float
     logits: float
+    scores: float
 
     @property
     def total(self) -> float:
@@ -47,8 +51,8 @@ class Phase:
 
     @property
     def heap(self) -> float:
-        """Of that, what malloc takes from its heap and does not give back: all but the logits, which are large."""
-        return self.total - self.logits
+        """Of that, what malloc takes from its heap: all but logits and scores, which are large tensors."""
+        return self.total - self.logits - self.scores
 
 
 class Pass:
@@ -98,13 +102,14 @@ class Pass:
             worst = max(memories, key=lambda memory: max(memory.again + gradient, memory.backward))
             layer = max(worst.again + gradient, worst.backward) - worst.adapters
             return {
-                "loss": Phase(inputs, casts, 0, max(loss, norm_backward - logits), logits),
-                "backward": Phase(inputs, worst.adapters, layer, 0, 0),
+                "loss": Phase(inputs, casts, 0, max(loss, norm_backward - logits), logits, 0),
+                "backward": Phase(inputs, worst.adapters, layer, 0, 0, worst.scores),
             }
         layer = max(last.forward + 2 * hidden, last.backward + hidden) - last.adapters
+        scores = sum(memory.scores for memory in memories)
         return {
-            "loss": Phase(kept + masks, adapters, 0, max(loss, norm_backward - logits), logits),
-            "backward": Phase(kept - last.kept + masks, adapters, layer, 0, 0),
+            "loss": Phase(kept + masks, adapters, 0, max(loss, norm_backward - logits), logits, scores),
+            "backward": Phase(kept - last.kept + masks, adapters, layer, 0, 0, scores),
         }
 
     def _layers(self) -> list[LayerMemory]:

@@ -14,7 +14,7 @@ from core.config.schema import Config
 from core.errors import UserError
 from core.memory.activations import FP32, Adapters, Arithmetic
 from core.memory.architecture import Architecture
-from core.memory.batching import CHUNK_POSITIONS, TOKEN_BUDGETS, Runs, largest_shape, padded_length, tokens_of_rows
+from core.memory.batching import CHUNK_POSITIONS, TOKEN_BUDGETS, padded_length, tokens_of_rows
 from core.memory.phases import MicroBatch, Pass, Phase
 from core.memory.rows import Rows
 from core.memory.sizes import expert_adapters, optimizer_bytes, quantized_bytes, target_linears
@@ -197,26 +197,23 @@ class _Planner:
 
     def _micro_batch(self) -> MicroBatch:
         train, model = self.config.train, self.model
-        runs: Runs
-        if self.rows is not None:
-            kept = self.rows.limited(train.max_length, self.config.data.overlong)
-            if kept is None:
-                raise UserError(
-                    f"No row has {train.max_length} tokens or fewer, so none would be trained on.",
-                    "Raise train.max_length.",
-                )
-            runs, share = kept.runs, kept.supervised
-        else:
+        kept = self.rows.limited(train.max_length, self.config.data.overlong) if self.rows is not None else None
+        if self.rows is None:
             length = min(train.max_length, model.positions or train.max_length)
-            runs, share = [(padded_length(length), train.batch_size)], 1.0
+            kept = Rows([(padded_length(length), train.batch_size)])
             self.notes.append(f"Every row is taken to have {length} tokens, all of them learned.")
-        before, rows, width = largest_shape(runs, train.batch_size, self.budget, train.micro_batch_size)
+        if kept is None:
+            raise UserError(
+                f"No row has {train.max_length} tokens or fewer, so none would be trained on.",
+                "Raise train.max_length.",
+            )
+        before, rows, width = kept.largest_shape(train.batch_size, self.budget, train.micro_batch_size)
         if model.learned_positions and model.positions is not None and width > padded_length(model.positions):
             raise UserError(
                 f"The model knows {model.positions} positions, and rows have up to {width} tokens.",
                 f"Set train.max_length to {model.positions} or less.",
             )
-        learned = math.ceil((tokens_of_rows(runs, before, rows) - rows) * share)
+        learned = math.ceil((min(tokens_of_rows(kept.runs, before, rows), rows * width) - rows) * kept.supervised)
         return MicroBatch(rows, width, max(1, learned))
 
     def _adapter_tensors(self) -> list[tuple[int, int]]:
@@ -240,7 +237,7 @@ class _Planner:
         states = sum(optimizer_bytes(self.config.train.optimizer, size) * count for size, count in tensors)
         static = [*self._weights(), *self._trained(trainable, states)]
         phases = Pass(self.model, self.how, self.adapters, self.batch, checkpointing=self.checkpointing).phases()
-        name = max(phases, key=lambda name: phases[name].total + self._retained(phases, name))
+        name = max(phases, key=lambda name: phases[name].total)
         moving = self._moving(phases[name])
         parts = [*static, *moving, *self._surroundings(static, moving, phases, name)]
         loading = self._loading()
@@ -323,17 +320,14 @@ class _Planner:
                 Part("runtime", CUDA_RUNTIME, "CUDA context and libraries; assumed"),
             ]
         heap = max(phase.heap for phase in phases.values())
-        unused = CPU_SLACK + CPU_FRAGMENTATION * heap + self._retained(phases, worst)
+        # At each moment the heap is as large as it has been at any, within the limit.
+        held = max(phase.total + min(heap - phase.heap, CPU_RETAINED) for phase in phases.values())
+        unused = CPU_SLACK + CPU_FRAGMENTATION * heap + held - phases[worst].total
         return [
             Part("fragmentation", int(unused), "held by malloc from other moments, and not used"),
             Part("tokenizer", self._tokenizer(), "the tokenizer's vocabulary and merges"),
             Part("runtime", CPU_RUNTIME, "the interpreter and its libraries"),
         ]
-
-    def _retained(self, phases: dict[str, Phase], name: str) -> float:
-        """What malloc keeps of the heap of another moment."""
-        heap = max(phase.heap for phase in phases.values())
-        return 0 if self.cuda else min(heap - phases[name].heap, CPU_RETAINED)
 
     def _tokenizer(self) -> int:
         by_vocabulary, size = TOKENIZER_TOKEN * self.model.vocabulary, self.model.tokenizer_bytes

@@ -41,10 +41,10 @@ def test_a_histogram_never_makes_the_micro_batch_smaller(lengths: list[int], bat
     assert rough.count == len(lengths)
     assert rough.runs[0][0] == padded_length(max(lengths))
     _, rows, width = largest_shape(length_runs(lengths), batch_size, budget)
-    _, rough_rows, rough_width = largest_shape(rough.runs, batch_size, budget)
-    # Rows that are taken to be longer may be too long to share a micro-batch, but not by more than a bar.
-    bar = measured.buckets[0].high - measured.buckets[0].low
-    assert rough_rows * rough_width >= rows * width - rows * padded_length(bar) - rough_width
+    _, rough_rows, rough_width = rough.largest_shape(batch_size, budget)
+    # Down to whole multiples, of which each row of it may lose one.
+    assert rough_rows * rough_width >= rows * width - LENGTH_MULTIPLE * rough_rows
+    assert rough_rows * rough_width <= max(budget, rough.runs[0][0])
 
 
 def test_bars_of_one_padded_length_are_one_run() -> None:
