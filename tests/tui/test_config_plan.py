@@ -46,6 +46,8 @@ def test_a_gpu_that_is_not_here_is_planned_without_a_limit(tmp_path: Path) -> No
 
 def test_what_cannot_be_planned_yet_has_no_plan(tmp_path: Path) -> None:
     assert plan_document(document(tmp_path, "not-here")) is None
+    (tmp_path / "tokenizer").mkdir()
+    assert plan_document(document(tmp_path, str(tmp_path / "tokenizer"))) is None
     assert plan_document(document(tmp_path, str(model(tmp_path)), "train.epochs = -1\n")) is None
 
 

@@ -14,7 +14,7 @@ def plan_document(document: ConfigDocument) -> PlanView | None:
     """Plan a configuration; asks the driver and reads headers, so call it from a thread.
 
     Returns:
-        None while it has problems, which the form shows, or its model is not on this machine.
+        None while it has problems, which the form shows, or its model is not on this machine or says no shape.
 
     Raises:
         UserError: If the memory of its model cannot be told.
@@ -23,7 +23,8 @@ def plan_document(document: ConfigDocument) -> PlanView | None:
         config = document.validate()
     except UserError:
         return None
-    if find_model(config.model.base) is None:
+    base = find_model(config.model.base)
+    if base is None or (base.is_dir() and not (base / "config.json").is_file()):
         return None
     try:
         machine = this_machine(config)
