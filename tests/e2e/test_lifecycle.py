@@ -92,7 +92,8 @@ def test_data_evaluations_samples_and_memory_are_told(reference: Run) -> None:
     assert memory[-1].peak_bytes > 50_000_000  # type: ignore[operator]
     (predicted,) = (event.predicted_bytes for event in memory if event.predicted_bytes is not None)
     assert predicted["runtime"] > 50_000_000
-    assert {"linear_weights", "adapters", "activations", "loss"} <= set(predicted)
+    # Those of the peak's moment; the loss has gone where that is in backward.
+    assert {"linear_weights", "adapters", "activations"} <= set(predicted)
     assert any(event.devices for event in only(HardwareEvent, reference))
 
 
