@@ -27,6 +27,8 @@ def private_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # What a worker's own preparation, called in this process by some tests, would otherwise leave to the others.
+    monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
     return home / "localtune"
 
 

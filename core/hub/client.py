@@ -260,7 +260,8 @@ class HubClient:
             what = "asks to wait (too many requests)" if code == 429 else f"answers with the error {code}"
             raise UserError(f"{self.host} {what}.", "Try again later; what has come is kept.") from error
         except OfflineModeIsEnabled as error:
-            raise UserError("HF_HUB_OFFLINE is set, so nothing is fetched.", "Unset it to allow it.") from error
+            hint = "Unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE to allow it."
+            raise UserError("The environment says offline, so nothing is fetched.", hint) from error
         except HTTPError as error:
             reason = one_line(str(error), 200).rstrip(".") or type(error).__name__
             raise UserError(

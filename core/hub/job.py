@@ -21,6 +21,8 @@ from core.text import one_line
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 
+#: In the order in which huggingface_hub reads them.
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _TRUE = ("1", "on", "yes", "true")
 # The helper imports this package from wherever it was found, whatever the directory it is started in.
 _ROOT = str(Path(__file__).resolve().parents[2])
@@ -165,13 +167,16 @@ def hub_host() -> str:
 
 
 def refuse_offline() -> None:
-    """Respect the variable by which people forbid their Hugging Face libraries the network.
+    """Respect the variables by which people forbid their Hugging Face libraries the network.
+
+    huggingface_hub reads TRANSFORMERS_OFFLINE where HF_HUB_OFFLINE is empty, and so does this.
 
     Raises:
-        UserError: If it is set.
+        UserError: If the one that counts is set.
     """
-    if os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in _TRUE:
-        raise UserError("HF_HUB_OFFLINE is set, so nothing is fetched.", "Unset it to allow the connection.")
+    name = next((name for name in _OFFLINE if os.environ.get(name)), _OFFLINE[0])
+    if os.environ.get(name, "").strip().lower() in _TRUE:
+        raise UserError(f"{name} is set, so nothing is fetched.", "Unset it to allow the connection.")
 
 
 def _tell(process: subprocess.Popen[bytes], line: str) -> None:

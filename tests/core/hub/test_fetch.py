@@ -294,10 +294,13 @@ def test_a_hub_in_trouble_is_a_sentence(hub: FakeHub, status: int, says: str) ->
     assert caught.value.hint
 
 
-def test_nothing_is_asked_where_the_network_is_forbidden(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+def test_nothing_is_asked_where_the_network_is_forbidden(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     hub.datasets["me/set"] = three_splits()
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(UserError, match=f"{name} is set"):
         fetch("hf://datasets/me/set")
     assert hub.asked == []
 
