@@ -9,6 +9,8 @@ PYTHON ?= python3
 PIP_ARGS ?=
 # Set it to run the demo without the app even on a terminal.
 HEADLESS ?=
+# How many tests run side by side at most; each may start a process that trains.
+TEST_PROCESSES ?= 4
 # Where the tests keep the starter model.
 export LOCALTUNE_TEST_CACHE ?= $(CURDIR)/.pytest_cache/localtune
 
@@ -37,7 +39,7 @@ test: $(TESTS) ## Check style, types and layers, and run all tests
 	$(BIN)/lint-imports
 	@echo "Preparing the starter model for the tests"
 	@LOCALTUNE_HOME="$$LOCALTUNE_TEST_CACHE" $(BIN)/python -m core.worker.starter >/dev/null
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses $(TEST_PROCESSES) --dist worksteal
 
 format: $(TESTS) ## Put the code into its standard form
 	$(BIN)/ruff check --fix .

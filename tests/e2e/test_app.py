@@ -126,7 +126,8 @@ def test_a_hostile_row_is_shown_and_none_of_its_controls_reach_the_terminal(
         terminal.wait_for_text("hostile.toml")
         terminal.press("1")
         terminal.wait_for_text("visible a")
-        terminal.wait_for_text("[/]i[bold]j")
+        # Where the line breaks between the two depends on how wide the columns of the tokens have become.
+        terminal.wait_for(lambda: "[/]i" in terminal.text and "[bold]j" in terminal.text)
         terminal.press("jjk")
         terminal.press("q")
         terminal.wait_for_end()
