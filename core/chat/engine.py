@@ -51,6 +51,8 @@ class ModelSpec:
     """A chat template that replaces the model's own: a Jinja file, or the name of one of ours."""
     source_name: str = "adapter"
     """What answers of the adapter are called."""
+    base_sha256: str | None = None
+    """:func:`core.models.files.weights_fingerprint` of the base that the adapter was trained on, where it is known."""
 
 
 class ChatEngine:

@@ -250,6 +250,7 @@ def _ended_session(run: Run) -> ChatSession:
         device=config.hardware.device,
         template=_find_template(run, config),
         source_name=source_name,
+        base_sha256=_find_base_hash(run),
     )
     return EngineSession(spec, run.id if source_name == "adapter" else f"{run.id}, {source_name}")
 
@@ -275,6 +276,14 @@ def _find_adapter(run: Run) -> tuple[Path, str]:
         f"Run {run.id} is {run.state().state} and has neither an adapter nor a whole checkpoint.",
         f"Let it go on with 'localtune-tui continue {run.id}', or talk to its base model.",
     )
+
+
+def _find_base_hash(run: Run) -> str | None:
+    """What the newest checkpoint says the base was; None where none says it."""
+    for checkpoint in reversed(complete_checkpoints(run)):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            return str(json.loads((checkpoint / "manifest.json").read_bytes())["base_sha256"])
+    return None
 
 
 def _is_adapter(directory: Path) -> bool:

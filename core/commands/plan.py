@@ -54,7 +54,9 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(Path(args.config), args.set)
     machine = this_machine(config, _size(args.gpu_memory))
     # What is wrong with the model or the options is said before the rows are measured, which may take a while.
-    make_plan(load_architecture(find_model(config.model.base)), config, machine)
+    base = find_model(config.model.base)
+    _warn(base, config)
+    make_plan(load_architecture(base), config, machine)
     found = forecast(config, machine, _rows(config, args.lengths))
     if args.json:
         emit(as_json(found))
@@ -62,6 +64,22 @@ def run(args: argparse.Namespace) -> int:
     for line in render(found):
         say(line)
     return 0
+
+
+def _warn(base: Path, config: Config) -> None:
+    """Say what would be refused about the model; a directory with no more than its ``config.json`` is enough here."""
+    from core.models.architectures import check_quantization
+    from core.models.check import check_model_config, check_model_directory
+
+    if not base.is_dir() or not (base / "config.json").is_file():
+        return
+    only_described = not any(path.suffix != ".json" for path in base.iterdir())
+    try:
+        check_quantization(check_model_config(base), base, config.method.name)
+        if not only_described:
+            check_model_directory(base)
+    except UserError as error:
+        note(f"warning: A run would be refused: {error}")
 
 
 def _size(text: str | None) -> int | None:

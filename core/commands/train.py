@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -74,17 +75,25 @@ def allow(config: Config, codes: Sequence[RefusalCode]) -> Config:
 
 
 def check_model(config: Config) -> None:
-    """Refuse a base model or a template file that is not there; what is only not prepared yet, the worker prepares.
+    """Refuse a base model that is not there or is described as one that cannot be trained, and a missing template file.
+
+    What is only not prepared yet, the worker prepares; it looks at tokenizer and weights too.
 
     Raises:
         UserError: If so.
     """
     from core.errors import UserError
+    from core.models.architectures import check_quantization
+    from core.models.check import check_model_config
     from core.models.find import STARTER_NAME, find_model, missing_model, model_path
 
     base = config.model.base
-    if base != STARTER_NAME and not model_path(base).is_file() and find_model(base) is None:
-        raise missing_model(base)
+    if not os.path.isfile(model_path(base)):
+        found = find_model(base)
+        if found is not None:
+            check_quantization(check_model_config(found), found, config.method.name)
+        elif base != STARTER_NAME:
+            raise missing_model(base)
     template = config.template.file
     if template is not None and not Path(template).is_file():
         raise UserError(f"There is no template file {template}.", "Mend template.file, or leave it out.")

@@ -24,16 +24,8 @@ from core.errors import UserError
 from core.hub.entries import DEFAULT_REVISION, HubEntry, is_commit, parse_entry
 from core.hub.selection import data_names, read_subsets
 from core.hub.store import PARTIAL_NAME, Record, note_ref, repository_dir, select_files
-from core.models.files import (
-    PICKLES,
-    RECORD_NAME,
-    TOKENIZERS,
-    WEIGHTS,
-    WEIGHTS_INDEX,
-    check_model_config,
-    check_model_directory,
-    read_record,
-)
+from core.models.check import check_model_config, check_model_directory
+from core.models.files import PICKLES, RECORD_NAME, TOKENIZERS, WEIGHTS, WEIGHTS_INDEX, read_record
 from core.models.find import fetched_models, revisions_of
 from core.text import one_line
 

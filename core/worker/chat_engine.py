@@ -5,7 +5,8 @@ input is closed, whatever it is doing. Commands:
 
 ``load``
     ``base``, ``adapter`` (a directory or null), ``method``, ``precision``, ``device``, ``template`` (a Jinja file or
-    null), ``source_name`` (what answers of the adapter are called). Sends ``{"id", "progress", "done", "total"}``
+    null), ``source_name`` (what answers of the adapter are called), ``base_sha256`` (of the base that the adapter was
+    trained on, or null). Sends ``{"id", "progress", "done", "total"}``
     before its answer.
 ``generate``
     :class:`core.chat.request.ChatRequest`. Sends ``{"id", "token"}`` before its answer.
@@ -112,7 +113,9 @@ class ChatEngine:
             self._send({"id": request.id, "progress": detail, "done": done, "total": total})
 
         report("importing the libraries")
+        from core.models.adapters import check_adapter
         from core.template.named import NAMED_TEMPLATES
+        from core.worker.base import check_base
         from core.worker.model import load_model
         from core.worker.starter import resolve_base
         from core.worker.template import read_template
@@ -120,14 +123,18 @@ class ChatEngine:
         # The former model goes first: two may not fit.
         self._loaded = None
         base = resolve_base(str(args["base"]), report)
+        method = str(args.get("method", "lora"))
+        check_base(base, method)
         adapter = args.get("adapter")
+        if adapter:
+            check_adapter(Path(adapter), base, args.get("base_sha256"))
         template = args.get("template")
         named = template in NAMED_TEMPLATES
         self._template = read_template(None, template) if named else read_template(template)
         report("loading the model")
         loaded = load_model(
             base,
-            method=str(args.get("method", "lora")),
+            method=method,
             precision=str(args.get("precision", "auto")),
             device=str(args.get("device", "auto")),
             adapter=Path(adapter) if adapter else None,

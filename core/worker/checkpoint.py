@@ -27,10 +27,17 @@ from safetensors.torch import load_file, save
 from core.atomic import fsync_dir, fsync_file
 from core.errors import UserError
 from core.paths import DIRECTORY_MODE, FILE_MODE
+from core.small_files import read_small
+from core.text import one_line
 from core.units import format_bytes
 
 MANIFEST = "manifest.json"
+#: The largest manifest: it has some kilobytes.
+MANIFEST_LIMIT = 16 << 20
 FORMAT_VERSION = 1
+#: What every checkpoint holds besides its manifest and its weights.
+STATE_FILES = ("optimizer.pt", "rng.pt")
+_EARLIER = "An earlier checkpoint is used instead."
 #: Free bytes that must be left after a checkpoint.
 DISK_RESERVE_BYTES = 64 << 20
 
@@ -202,27 +209,83 @@ def list_checkpoints(checkpoints: Path) -> list[Path]:
 
 
 def verify_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint's manifest and check every file against it.
+    """Read a checkpoint's manifest and check that the directory holds what it says, and nothing else.
 
     Raises:
-        UserError: If the manifest is missing or unreadable, or a file is missing, of another size or of other content.
+        UserError: If the manifest is missing, unreadable or another checkpoint's; if a file is missing, of another size
+            or of other content, cannot be read, is a link or is not in the manifest.
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
+        return _verified(path)
+    except OSError as error:
+        where = Path(error.filename).name if isinstance(error.filename, (str, os.PathLike)) else "a file"
+        raise UserError(f"{path.name}: {where} cannot be read: {error.strerror}.", _EARLIER) from error
+
+
+def _verified(path: Path) -> Checkpoint:
+    if path.is_symlink():
+        raise UserError(f"{path.name} is a link, not a checkpoint.", _EARLIER)
+    try:
+        manifest = json.loads(read_small(path / MANIFEST, MANIFEST_LIMIT))
         sound = manifest["manifest_sha256"] == hash_manifest(manifest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path.name} has no valid manifest.", "An earlier checkpoint is used instead.") from error
+        raise UserError(f"{path.name} has no valid manifest.", _EARLIER) from error
     if not sound:
-        raise UserError(f"{path.name}: {MANIFEST} is damaged.", "An earlier checkpoint is used instead.")
+        raise UserError(f"{path.name}: {MANIFEST} is damaged.", _EARLIER)
     if manifest.get("version") != FORMAT_VERSION:
         raise UserError(f"{path.name} was written by another version.", "Use the version that wrote it.")
-    for name, facts in manifest["files"].items():
+    files = manifest.get("files")
+    if manifest.get("step") != _step_of(path) or not _are_whole(files):
+        raise UserError(f"{path.name}: {MANIFEST} is that of another checkpoint.", _EARLIER)
+    found = _files_below(path)
+    for name, facts in files.items():
+        if name not in found:
+            raise UserError(f"{path.name} lacks {one_line(name, 120)}.", _EARLIER)
         file = path / name
-        if not file.is_file():
-            raise UserError(f"{path.name} lacks {name}.", "An earlier checkpoint is used instead.")
         if file.stat().st_size != facts["bytes"] or hash_file(file) != facts["sha256"]:
-            raise UserError(f"{path.name}: {name} is damaged.", "An earlier checkpoint is used instead.")
+            raise UserError(f"{path.name}: {one_line(name, 120)} is damaged.", _EARLIER)
+    extra = sorted(found - set(files) - {MANIFEST})
+    if extra:
+        raise UserError(f"{path.name}: {one_line(extra[0], 120)} is not part of the checkpoint.", _EARLIER)
     return Checkpoint(path, manifest)
+
+
+def _are_whole(files: Any) -> bool:
+    """Whether the files of a manifest are what a checkpoint is made of, each with its size and hash."""
+    return (
+        isinstance(files, dict)
+        and set(STATE_FILES) <= set(files)
+        and any(name.endswith(".safetensors") for name in files)
+        and all(isinstance(facts, dict) and {"bytes", "sha256"} <= set(facts) for facts in files.values())
+    )
+
+
+def _step_of(path: Path) -> int | None:
+    number = path.name.removeprefix("step-")
+    return int(number) if number.isascii() and number.isdigit() else None
+
+
+def _files_below(directory: Path) -> set[str]:
+    """The files in a checkpoint, relative to it.
+
+    Raises:
+        UserError: If one is a link, which could lead anywhere, or something else than a file.
+        OSError: If a directory cannot be read.
+    """
+    found = set()
+    waiting = [directory]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                name = str(Path(entry.path).relative_to(directory))
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(Path(entry.path))
+                elif entry.is_file(follow_symlinks=False):
+                    found.add(name)
+                else:
+                    what = "a link" if entry.is_symlink() else "no file"
+                    raise UserError(f"{directory.name}: {one_line(name, 120)} is {what}.", _EARLIER)
+    return found
 
 
 def newest_valid(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:

@@ -35,7 +35,10 @@ def check_magic(gguf: Path) -> None:
     except OSError as error:
         raise UserError(f"{gguf} cannot be read: {error.strerror}.", "Check the path and its permissions.") from error
     if magic != GGUF_MAGIC:
-        raise UserError(f"{gguf} is not a GGUF file.", "Give a GGUF file, or a directory with safetensors weights.")
+        hint = "Give a GGUF file, or a directory with safetensors weights."
+        if (gguf.parent / "config.json").is_file():
+            hint = f"Give the directory that it is in: {gguf.parent}."
+        raise UserError(f"{gguf} is not a GGUF file.", hint)
 
 
 def convert_gguf(

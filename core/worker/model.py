@@ -17,6 +17,7 @@ from typing import Any
 import bitsandbytes as bnb
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from core.config.schema import MethodSection
@@ -93,7 +94,7 @@ def _loading_explained(base: Path) -> Iterator[None]:
     """Turn what transformers raises for a model that is not whole into a sentence."""
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -140,8 +141,9 @@ def load_model(
         tokenizer = load_tokenizer(base)
     try:
         with _loading_explained(base):
-            model = AutoModelForCausalLM.from_pretrained(
+            model, loading = AutoModelForCausalLM.from_pretrained(
                 base,
+                output_loading_info=True,
                 dtype=dtype,
                 device_map={"": target},
                 quantization_config=quantization,
@@ -154,11 +156,27 @@ def load_model(
             f"{base.name} does not fit on {target}: {str(error).splitlines()[0]}",
             "Close what else holds its memory, or choose a smaller model or method.name = qlora.",
         ) from error
+    _refuse_missing(base, loading)
     keep_gradients(model)
     model.requires_grad_(False)
     if adapter is not None:
         model = _load_adapter(model, adapter, trainable=for_training)
     return LoadedModel(model, tokenizer, target, dtype)
+
+
+def _refuse_missing(base: Path, loading: dict[str, Any]) -> None:
+    """Refuse a model with weights that its files lack: transformers fills them with noise and goes on.
+
+    Raises:
+        UserError: If there are any.
+    """
+    missing = sorted(loading.get("missing_keys") or ())
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(
+            f"The model in {base} lacks weights that its config.json asks for: {missing[0]}{more}.",
+            "Take config.json and weights from the same model.",
+        )
 
 
 def keep_gradients(model: Any) -> None:

@@ -17,6 +17,7 @@ from core.data.preflight import Preflight, allowed_codes
 from core.data.registry import resolve_sources
 from core.errors import UserError
 from core.text import one_line
+from core.worker.base import check_base
 from core.worker.batches import fingerprint
 from core.worker.dataset import HELD_OUT, NOT_SAMPLED, Dataset, Loader
 from core.worker.model import load_tokenizer
@@ -61,6 +62,7 @@ def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None], 
     """
     check_stop()
     base = resolve_base(config.model.base, recorder.reporter("preparing_model", check_stop))
+    check_base(base, config.method.name)
     recorder.phase("preparing_data")
     tokenizer = load_tokenizer(base)
     allowed = allowed_codes(config.data.allow)

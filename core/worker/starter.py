@@ -26,7 +26,8 @@ from core import paths
 from core.atomic import fsync_dir
 from core.directories import Progress, disk_error, exclusive_lock, require_space
 from core.errors import UserError
-from core.models.files import check_model_directory, read_record
+from core.models.check import check_model_directory
+from core.models.files import read_record
 from core.models.find import (
     STARTER_NAME,
     converted_stem,
@@ -100,9 +101,10 @@ def resolve_base(name: str, progress: Progress) -> Path:
         UserError: If there is no such model, or it is incomplete, brings code or has its weights as pickles.
     """
     path = model_path(name)
-    if path.is_file():
+    # Not the methods of Path, which raise where a directory above may not be entered.
+    if os.path.isfile(path):
         return _convert_once(path, progress)
-    if name == STARTER_NAME and not path.is_dir():
+    if name == STARTER_NAME and not os.path.isdir(path):
         return prepare_starter(progress)
     if (found := find_model(name)) is None:
         raise missing_model(name)

@@ -94,11 +94,12 @@ class FinetuneRecipe:
             StopRequested: If it was stopped; a checkpoint has then been written, if a step was done.
             UserError: If it cannot go on.
         """
+        found = self._newest_checkpoint() if resume else None
         self._prepare_data()
         self._load_model()
         self._prepare_optimization()
-        if resume:
-            self._restore()
+        if found is not None:
+            self._restore(found)
         self._rehearse()
         try:
             self._loop()
@@ -329,7 +330,8 @@ class FinetuneRecipe:
             "best": None if self.best_step is None else {"step": self.best_step, "loss": self.best_loss},
         }
 
-    def _restore(self) -> None:
+    def _newest_checkpoint(self) -> checkpoints.Checkpoint:
+        # Before minutes are spent on the rows and the model.
         found, damaged = checkpoints.newest_valid(self.run.checkpoints_path)
         for sentence in damaged:
             self.recorder.notice("warning", "checkpoint_damaged", sentence, "An older checkpoint is used.")
@@ -339,6 +341,9 @@ class FinetuneRecipe:
             raise UserError(
                 f"{self.run.config_path} has changed since {found.path.name}.", "Put it back, or start a new run."
             )
+        return found
+
+    def _restore(self, found: checkpoints.Checkpoint) -> None:
         for name, now, what in (
             ("data_sha256", self.data_fingerprint, "The training data"),
             ("base_sha256", self.base_fingerprint, f"The base model {self.config.model.base}"),

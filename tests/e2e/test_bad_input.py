@@ -14,6 +14,7 @@ import pytest
 from core.runs import launcher
 from core.runs.events import NoticeEvent
 from core.runs.store import Run
+from tests.core.models.spoiling import drop_tensors, edit_json
 
 from .workers import Workers, exit_code, failure, only, steps
 
@@ -42,6 +43,10 @@ def _spoiled_model(change: Callable[[Path], None]) -> Callable[[Workers], dict[s
 def _truncate_weights(model: Path) -> None:
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def _unknown_architecture(model: Path) -> None:
+    edit_json(model / "config.json", model_type="brand-new", architectures=["BrandNewForCausalLM"])
 
 
 def _file(name: str, text: str) -> Callable[[Workers], dict[str, dict[str, Any]]]:
@@ -75,6 +80,27 @@ CASES = {
         lambda workers: {"model": {"base": str(workers.home)}}, "no config.json", "config.json"
     ),
     "weights cut short": Case(_spoiled_model(_truncate_weights), "model.safetensors", "again"),
+    "an architecture that is not known": Case(
+        _spoiled_model(_unknown_architecture), "brand-new, which transformers", "Upgrade transformers"
+    ),
+    "an encoder": Case(
+        _spoiled_model(lambda model: edit_json(model / "config.json", model_type="roberta", architectures=None)),
+        "is an encoder (roberta), not a causal language model",
+        "ForCausalLM",
+    ),
+    "weights that lack a part": Case(
+        _spoiled_model(lambda model: drop_tensors(model, "post_attention_layernorm")),
+        "model.layers.0.post_attention_layernorm.weight and 1 more",
+        "from the same model",
+    ),
+    "a quantized base": Case(
+        _spoiled_model(lambda model: edit_json(model / "config.json", quantization_config={"quant_method": "gptq"})),
+        "saved quantized (GPTQ)",
+        "before it was quantized",
+    ),
+    "a file of a model": Case(
+        lambda workers: {"model": {"base": str(workers.model / "model.safetensors")}}, "not a GGUF file", "directory"
+    ),
     "no such data": Case(_options(data={"train": "/nowhere/rows.jsonl"}), "/nowhere/rows.jsonl", ""),
     "empty data": Case(_file("empty.jsonl", ""), "empty.jsonl", ""),
     "unknown columns": Case(_file("odd.jsonl", '{"a": 1}\n{"a": 2}\n'), "odd.jsonl", ""),

@@ -104,6 +104,18 @@ def test_a_stopped_run_answers_as_its_newest_whole_checkpoint() -> None:
     assert open_session(run).description == f"{run.id}, step-100"
 
 
+def test_the_base_that_was_trained_on_is_known_from_the_checkpoint() -> None:
+    run = make_run("finished")
+    add_adapter(run.adapter_path)
+    assert spec_of(run).base_sha256 is None
+    for step, name in ((20, "older"), (40, "newer")):
+        path = add_checkpoint(run, step) / "manifest.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "base_sha256": name}))
+    assert spec_of(run).base_sha256 == "newer"
+    path.write_text("{")
+    assert spec_of(run).base_sha256 == "older"
+
+
 @pytest.mark.parametrize("manifest", ["{", "[]", '{"files": {}}', '{"files": {"adapter/adapter_config.json": 3}}'])
 def test_a_run_with_nothing_to_talk_to_says_so(manifest: str) -> None:
     run = make_run("failed")

@@ -51,6 +51,20 @@ def test_a_directory_with_nothing_but_a_configuration_is_planned(cli: CommandLin
     assert any("2048 tokens" in note for note in plan["notes"])
 
 
+def test_what_a_run_would_refuse_about_the_model_is_said(cli: CommandLine, base: Path) -> None:
+    config = config_file(cli, base)
+    assert "would be refused" not in cli("plan", config, "--gpu-memory", "24GB").err
+    (base / "pytorch_model.bin").write_bytes(b"")
+    (base / "tokenizer.json").write_text("{}")
+    result = cli("plan", config, "--gpu-memory", "24GB")
+    assert result.code == 0
+    assert "A run would be refused" in result.err
+    assert "pickles only" in result.err
+    described = {**published.LLAMA_3_8B, "quantization_config": {"quant_method": "gptq"}}
+    (base / "config.json").write_text(json.dumps(described))
+    assert "saved quantized (GPTQ)" in cli("plan", config, "--gpu-memory", "24GB").err
+
+
 def test_what_does_not_fit_is_said_with_what_would_and_exits_with_0(cli: CommandLine, base: Path) -> None:
     config = config_file(cli, base)
     result = cli("plan", config, "--gpu-memory", "10GB", "--json")

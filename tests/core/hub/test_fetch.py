@@ -19,7 +19,7 @@ from core.errors import UserError
 from core.hub.entries import HubEntry, parse_entry
 from core.hub.job import FetchCancelledError, FetchJob, FetchPlan, FetchProgress
 from core.hub.store import NotFetchedError, find_fetched
-from core.models.files import check_model_directory
+from core.models.check import check_model_directory
 from core.models.find import find_model
 from tests.waiting import wait_for
 

@@ -8,6 +8,7 @@ import random
 import shutil
 import stat
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,137 @@ def test_any_damage_to_any_file_brings_the_older_checkpoint(
     found, damaged = checkpoints.newest_valid(where)
     assert found is None
     assert [sentence.split(":")[0].split()[0] for sentence in damaged] == ["step-00000020", "step-00000010"]
+
+
+def _rewrite_manifest(path: Path, **changes: Any) -> None:
+    """A manifest that says something else, and whose own hash is right."""
+    manifest = json.loads((path / "manifest.json").read_text()) | changes
+    manifest["manifest_sha256"] = checkpoints.hash_manifest(manifest)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def _files_of(path: Path) -> dict[str, Any]:
+    files: dict[str, Any] = json.loads((path / "manifest.json").read_text())["files"]
+    return files
+
+
+def _with_the_manifest_of_another(path: Path) -> None:
+    shutil.copy(path.parent / "step-00000010" / "manifest.json", path / "manifest.json")
+
+
+def _with_the_files_of_another(path: Path) -> None:
+    shutil.rmtree(path)
+    shutil.copytree(path.parent / "step-00000010", path)
+
+
+def _with_more_named(path: Path) -> None:
+    outside = path.parent.parent / "outside"
+    outside.write_text("x")
+    facts = {"bytes": 1, "sha256": checkpoints.hash_file(outside)}
+    _rewrite_manifest(path, files={**_files_of(path), "../../outside": facts})
+
+
+def _with_less_named(name: str) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        _rewrite_manifest(path, files={other: facts for other, facts in _files_of(path).items() if other != name})
+        (path / name).unlink()
+
+    return damage
+
+
+def _as_links(name: str) -> Callable[[Path], None]:
+    """The same content, but it lies elsewhere, where it may change."""
+
+    def damage(path: Path) -> None:
+        target = path.parent.parent / "elsewhere"
+        (path / name).rename(target)
+        (path / name).symlink_to(target)
+
+    return damage
+
+
+def _as_link(path: Path) -> None:
+    target = path.parent.parent / "elsewhere"
+    path.rename(target)
+    path.symlink_to(target)
+
+
+def _in_a_loop(path: Path) -> None:
+    (path / "rng.pt").unlink()
+    (path / "rng.pt").symlink_to(path / "rng.pt")
+
+
+def _with_a_directory(path: Path) -> None:
+    (path / "rng.pt").unlink()
+    (path / "rng.pt").mkdir()
+
+
+def _with_a_pipe(name: str) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        (path / name).unlink()
+        os.mkfifo(path / name)
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (_with_the_manifest_of_another, "manifest.json is that of another checkpoint"),
+        (_with_the_files_of_another, "manifest.json is that of another checkpoint"),
+        (lambda path: _rewrite_manifest(path, step=21), "that of another checkpoint"),
+        (lambda path: _rewrite_manifest(path, files=[]), "that of another checkpoint"),
+        (lambda path: _rewrite_manifest(path, files=dict.fromkeys(_files_of(path), 1)), "that of another checkpoint"),
+        (lambda path: _rewrite_manifest(path, version=99), "written by another version"),
+        (_with_more_named, "lacks ../../outside"),
+        *((_with_less_named(name), "that of another checkpoint") for name in ("optimizer.pt", "rng.pt")),
+        (_with_less_named("adapter/adapter_model.safetensors"), "that of another checkpoint"),
+        (lambda path: (path / "notes.txt").write_text("x"), "notes.txt is not part of the checkpoint"),
+        (lambda path: (path / "adapter" / "adapter_model.bin").write_bytes(b"x"), "adapter_model.bin is not part of"),
+        (lambda path: (path / "adapter" / "more.pt").symlink_to("/dev/zero"), "adapter/more.pt is a link"),
+        *((_as_links(name), f"{name} is a link") for name in FILES if name != "manifest.json"),
+        (_as_links("manifest.json"), "manifest.json is a link"),
+        (_as_links("adapter"), "adapter is a link"),
+        (_as_link, "is a link, not a checkpoint"),
+        (_in_a_loop, "rng.pt is a link"),
+        (_with_a_directory, "lacks rng.pt"),
+        (_with_a_pipe("optimizer.pt"), "optimizer.pt is no file"),
+        (_with_a_pipe("manifest.json"), "has no valid manifest"),
+    ],
+)
+def test_what_was_changed_by_hand_is_passed_over_and_said(
+    where: Path, damage: Callable[[Path], object], says: str
+) -> None:
+    damage(where / "step-00000020")
+    found, damaged = checkpoints.newest_valid(where)
+    assert found is not None
+    assert found.step == 10
+    (sentence,) = damaged
+    assert says in sentence
+    assert sentence.startswith("step-00000020")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "optimizer.pt", "adapter"])
+def test_what_may_not_be_read_is_no_checkpoint(saved: Path, name: str) -> None:
+    # Not below the directories of pytest, which others may not enter.
+    with tempfile.TemporaryDirectory() as directory:
+        where = Path(shutil.copytree(saved, Path(directory) / "checkpoints"))
+        for path in (Path(directory), where, *where.rglob("*")):
+            path.chmod(0o755)
+        (where / "step-00000020" / name).chmod(0)
+        is_root = os.geteuid() == 0
+        if is_root:
+            os.seteuid(65534)
+        try:
+            found, damaged = checkpoints.newest_valid(where)
+        finally:
+            if is_root:
+                os.seteuid(0)
+            (where / "step-00000020" / name).chmod(0o755)
+    assert found is not None
+    assert found.step == 10
+    (sentence,) = damaged
+    assert "Permission denied" in sentence or "no valid manifest" in sentence
 
 
 def test_no_flipped_bit_of_a_manifest_is_believed(where: Path) -> None:

@@ -1,0 +1,105 @@
+"""Whether a directory holds an adapter in PEFT's format that can be loaded safely, and that fits a base."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from core.errors import UserError
+from core.models.architectures import saved_quantization
+from core.models.description import read_description
+from core.models.files import PICKLES, weights_fingerprint
+from core.models.shapes import LAYER_NAME, by_layer
+from core.models.tensors import Tensor, read_header, read_weights
+from core.text import one_line
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+_FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
+
+
+def wanted_base(config: Mapping[str, Any] | None) -> str | None:
+    """The base that an adapter was trained on, as its ``adapter_config.json`` has it."""
+    name = (config or {}).get("base_model_name_or_path")
+    return one_line(name, 200) if isinstance(name, str) and name else None
+
+
+def not_a_model(directory: Path, config: Mapping[str, Any] | None) -> UserError:
+    """The sentence for an adapter where a model is asked for."""
+    base = wanted_base(config)
+    return UserError(
+        f"{directory} holds an adapter{f' for {base}' if base else ''}, not a model.",
+        f"Give {base or 'the model that the adapter was trained on'}.",
+    )
+
+
+def check_adapter(adapter: Path, base: Path, base_sha256: str | None = None) -> None:
+    """See that an adapter is whole, is no pickle, and is for a base: by its shapes, and by the base's hash if known.
+
+    Names do not tell: a base may be moved and renamed.
+
+    Args:
+        adapter: Its directory.
+        base: The directory of the model it is to be put on.
+        base_sha256: The fingerprint of the base that it was trained on, where that is known.
+
+    Raises:
+        UserError: If not.
+    """
+    config = read_description(adapter / CONFIG)
+    if config is None:
+        raise UserError(f"{adapter} has no {CONFIG}, so it is no adapter.", "Give a directory in PEFT's format.")
+    if not (adapter / WEIGHTS).is_file():
+        if adapter.is_dir() and any(path.suffix in PICKLES for path in adapter.iterdir()):
+            raise UserError(
+                f"{adapter} has its weights as pickles only, which run code when they are loaded.",
+                f"Use a version of the adapter that has {WEIGHTS}.",
+            )
+        raise UserError(f"{adapter} has no {WEIGHTS}.", "Copy it there.")
+    if config.get("auto_map") or config.get("peft_type") not in (None, "LORA"):
+        kind = one_line(str(config.get("peft_type")), 40)
+        raise UserError(f"{adapter} holds an adapter of a kind that is not known here ({kind}).", "Use a LoRA adapter.")
+    factors = read_header(adapter / WEIGHTS)
+    if base_sha256 is not None and weights_fingerprint(base) != base_sha256:
+        raise UserError(
+            f"The weights of {base} have changed since the adapter in {adapter} was trained on them.",
+            "Put the former ones back: with others, the adapter's answers mean nothing.",
+        )
+    model = read_description(base / "config.json") or {}
+    if saved_quantization(model) is not None or isinstance(model.get("text_config"), dict):
+        return  # packed weights do not show their shapes; models of several parts have several layers of each number
+    _check_factors(factors, read_weights(base), adapter, base, wanted_base(config))
+
+
+def _check_factors(
+    factors: Mapping[str, Tensor], weights: Mapping[str, Tensor], adapter: Path, base: Path, wanted: str | None
+) -> None:
+    trained_on = f" It was trained on {wanted}." if wanted else ""
+    hint = f"Choose the base that the adapter was trained on.{trained_on}"
+    matched = 0
+    layers = by_layer(weights)
+    for name, factor in factors.items():
+        match = _FACTOR.fullmatch(name)
+        # By layer, as what stands before it may be left out on disk.
+        place = LAYER_NAME.search(match[1]) if match is not None else None
+        weight = layers.get(int(place[1]), {}).get(f"{place[2]}.weight") if place is not None else None
+        if match is None or weight is None or len(weight.shape) != 2 or len(factor.shape) != 2:
+            continue
+        matched += 1
+        features = factor.shape[1] if match[2] == "A" else factor.shape[0]
+        # GPT-2 keeps its matrices the other way round.
+        expected = {weight.shape[1], weight.shape[0]} if ".h." in name else {weight.shape[1 if match[2] == "A" else 0]}
+        if features not in expected:
+            side = "inputs" if match[2] == "A" else "outputs"
+            raise UserError(
+                f"The adapter in {adapter} is for another base than {base}: "
+                f"{one_line(match[1], 120)} is {weight} there, and the adapter has {features} {side}.",
+                hint,
+            )
+    named = [match[1] for name in factors if (match := _FACTOR.fullmatch(name)) and LAYER_NAME.search(match[1])]
+    if named and not matched:
+        raise UserError(
+            f"The adapter in {adapter} is for another base than {base}, which has no {one_line(named[0], 120)}.", hint
+        )

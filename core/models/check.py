@@ -1,0 +1,83 @@
+"""Whether a directory holds a model that can be loaded without running anybody's code; nothing heavy is imported.
+
+What is found here costs no loading: descriptions are JSON, and so are the headers of safetensors.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from core.errors import UserError
+from core.models.adapters import CONFIG as ADAPTER_CONFIG
+from core.models.adapters import not_a_model, wanted_base
+from core.models.architectures import check_architecture
+from core.models.description import read_description, unreadable
+from core.models.files import TOKENIZERS
+from core.models.shapes import check_shapes, embedding_rows
+from core.models.tensors import read_weights
+from core.models.tokens import check_tokens
+
+
+def check_model_directory(directory: Path) -> Path:
+    """See that a directory holds a whole causal language model in the transformers format.
+
+    Returns:
+        The directory.
+
+    Raises:
+        UserError: If configuration, tokenizer or weights are missing, damaged or do not belong together, if the weights
+            are pickles, if the model brings code of its own, or is of another kind.
+    """
+    config = check_model_config(directory)
+    if not any((directory / name).is_file() for name in TOKENIZERS):
+        raise UserError(f"{directory} has no tokenizer.", "Copy the tokenizer's files from where the model is from.")
+    tensors = read_weights(directory)
+    check_shapes(config, tensors, directory)
+    check_tokens(config, embedding_rows(tensors), directory)
+    return directory
+
+
+def check_model_config(directory: Path) -> dict[str, Any]:
+    """See that a directory describes a causal language model, and one that needs no code but that of transformers.
+
+    Returns:
+        The content of its ``config.json``.
+
+    Raises:
+        UserError: If not.
+    """
+    try:
+        names = os.listdir(directory)
+    except OSError as error:
+        raise unreadable(directory, error) from error
+    if not names:
+        raise UserError(f"{directory} is empty.", "Copy or fetch the model into it.")
+    config = read_description(directory / "config.json")
+    adapter = read_description(directory / ADAPTER_CONFIG)
+    if config is None:
+        if adapter is not None:
+            raise not_a_model(directory, adapter)
+        raise UserError(
+            f"{directory} has no config.json, so it is not a model.",
+            "Give a directory with config.json, a tokenizer and safetensors weights, or a GGUF file.",
+        )
+    if adapter is not None:
+        # transformers would load the base that it names instead of the weights that are here.
+        base = wanted_base(adapter)
+        raise UserError(
+            f"{directory} holds a model and an adapter{f' for {base}' if base else ''} at once.",
+            f"Move {ADAPTER_CONFIG} out of it, or give the model that the adapter was trained on.",
+        )
+    for name, content in (
+        ("config.json", config),
+        ("tokenizer_config.json", read_description(directory / "tokenizer_config.json")),
+    ):
+        if "auto_map" in (content or {}):
+            raise UserError(
+                f"{directory} brings Python code of its own ({name} has auto_map), which is never run.",
+                "If transformers knows the architecture without it, remove auto_map; else choose another model.",
+            )
+    check_architecture(config, directory)
+    return config

@@ -1,0 +1,118 @@
+"""Whether weights and ``config.json`` belong together, as the headers of the weights tell."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from core.errors import UserError
+from core.memory.architecture import Architecture
+from core.memory.families import read_architecture
+from core.models.architectures import saved_quantization
+from core.models.tensors import Tensor
+from core.text import one_line
+
+#: Ends of the names of input embeddings, in the families that transformers knows.
+_EMBEDDINGS = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "embed_in.weight",
+    "word_embeddings.weight",
+    "tok_embeddings.weight",
+)
+_HEADS = ("lm_head.weight", "embed_out.weight")
+#: The number of a layer in the name of a tensor or a module, and what is named within it.
+LAYER_NAME = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.(.+)")
+_HINT = "Take config.json and weights from the same model."
+
+
+def embedding_rows(tensors: Mapping[str, Tensor]) -> int | None:
+    """Rows of the input embedding: how many tokens the model knows. None where it is not found."""
+    found = _embedding(tensors)
+    return found[1].shape[0] if found is not None else None
+
+
+def check_shapes(config: dict[str, Any], tensors: Mapping[str, Tensor], directory: Path) -> None:
+    """See that the weights have the layers and shapes that ``config.json`` describes.
+
+    Families that :mod:`core.memory.families` does not know are looked at as far as they can be: the rest is seen when
+    the model is loaded.
+
+    Args:
+        config: The content of ``config.json``.
+        tensors: As the headers describe them.
+        directory: What to call them in messages.
+
+    Raises:
+        UserError: At the first difference.
+    """
+    if not tensors:
+        raise UserError(f"{directory} has weights without a single tensor.", "Copy or fetch them again.")
+    if saved_quantization(config) is not None or isinstance(config.get("text_config"), dict):
+        return  # packed weights have other shapes; models of several parts have several layers of each number
+    try:
+        architecture = read_architecture(config, str(directory / "config.json"))
+    except UserError:
+        return  # what its parts are is not known here, which is no fault of theirs
+    if (found := _embedding(tensors)) is not None:
+        # An unknown family may embed in another width than it has between the layers.
+        width = found[1].shape[1] if architecture.guessed else architecture.hidden
+        _compare(found[0], found[1], (architecture.vocabulary, width), directory)
+    layers = by_layer(tensors)
+    # Unknown families may have more for other purposes: predicting several tokens.
+    if layers and (len(layers) < architecture.depth or (len(layers) > architecture.depth and not architecture.guessed)):
+        raise UserError(
+            f"{directory}: the weights have {len(layers)} layers and config.json says {architecture.depth}.", _HINT
+        )
+    if architecture.guessed:
+        return
+    _check_linears(architecture, layers, directory)
+    if not architecture.tied and found is not None and not any(name.endswith(_HEADS) for name in tensors):
+        raise UserError(
+            f"{directory} has no output head in its weights, so it cannot write ({', '.join(_HEADS)}).",
+            "Use the version with the language model head, not the one for embeddings.",
+        )
+
+
+def _check_linears(architecture: Architecture, layers: Mapping[int, Mapping[str, Tensor]], directory: Path) -> None:
+    shapes = {linear.name: (linear.outputs, linear.inputs) for kind in architecture.layers for linear in kind.linears}
+    alike = len(architecture.layers) == 1
+    named = {name for layer in layers.values() for name in layer}
+    for number, layer in sorted(layers.items()):
+        for name, shape in shapes.items():
+            tensor = layer.get(f"{name}.weight")
+            if tensor is not None:
+                # GPT-2 keeps its matrices the other way round.
+                if tensor.shape != shape[::-1]:
+                    _compare(f"layer {number}, {name}.weight", tensor, shape, directory)
+            elif alike and f"{name}.weight" in named:
+                raise UserError(
+                    f"{directory} lacks the weights of layer {number}, {name}.", "Copy or fetch them again."
+                )
+
+
+def _compare(name: str, tensor: Tensor, expected: tuple[int, ...], directory: Path) -> None:
+    if tensor.shape != expected:
+        raise UserError(
+            f"{directory}: the weights do not match config.json: {one_line(name, 120)} is {tensor}, and should be "
+            f"{' x '.join(map(str, expected))}.",
+            _HINT,
+        )
+
+
+def _embedding(tensors: Mapping[str, Tensor]) -> tuple[str, Tensor] | None:
+    for name, tensor in tensors.items():
+        if name.endswith(_EMBEDDINGS) and len(tensor.shape) == 2 and "vision" not in name and "per_layer" not in name:
+            return name, tensor
+    return None
+
+
+def by_layer(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """The tensors by layer, and by their name within it."""
+    layers: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if (match := LAYER_NAME.search(name)) is not None:
+            layers.setdefault(int(match[1]), {})[match[2]] = tensor
+    return layers

@@ -1,0 +1,107 @@
+"""Adapters that are no adapters, or for another base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.errors import UserError
+from core.models.adapters import check_adapter
+from core.models.files import weights_fingerprint
+
+from .spoiling import copy_model, edit_json, write_safetensors
+
+
+def write_adapter(directory: Path, factors: dict[str, tuple[int, ...]], **config: Any) -> Path:
+    """An adapter with factors of these shapes."""
+    directory.mkdir(exist_ok=True)
+    header: dict[str, Any] = {}
+    place = 0
+    for name, (rows, columns) in factors.items():
+        end = place + 4 * rows * columns
+        header[f"base_model.model.{name}.weight"] = {
+            "dtype": "F32",
+            "shape": [rows, columns],
+            "data_offsets": [place, end],
+        }
+        place = end
+    write_safetensors(directory / "adapter_model.safetensors", header, bytes(place))
+    edit_json(
+        directory / "adapter_config.json", **{"peft_type": "LORA", "base_model_name_or_path": "org/base-7b"} | config
+    )
+    return directory
+
+
+UP = "model.layers.0.mlp.up_proj"
+FITTING: dict[str, tuple[int, ...]] = {f"{UP}.lora_A": (4, 64), f"{UP}.lora_B": (128, 4)}
+
+
+def test_an_adapter_that_fits_is_accepted(tmp_path: Path, tiny_model_dir: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter", FITTING)
+    check_adapter(adapter, tiny_model_dir)
+    check_adapter(adapter, tiny_model_dir, weights_fingerprint(tiny_model_dir))
+
+
+def test_what_stands_before_a_layer_does_not_matter(tmp_path: Path, tiny_model_dir: Path) -> None:
+    other = {name.replace("model.layers", "model.inner.layers"): shape for name, shape in FITTING.items()}
+    check_adapter(write_adapter(tmp_path / "adapter", other), tiny_model_dir)
+
+
+def test_a_base_of_the_same_shapes_with_other_weights_is_told(tmp_path: Path, tiny_model_dir: Path) -> None:
+    adapter, other = write_adapter(tmp_path / "adapter", FITTING), copy_model(tiny_model_dir, tmp_path / "model")
+    weights = other / "model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    with pytest.raises(UserError, match="have changed since the adapter"):
+        check_adapter(adapter, other, weights_fingerprint(tiny_model_dir))
+
+
+@pytest.mark.parametrize(
+    ("factors", "says"),
+    [
+        ({f"{UP}.lora_A": (4, 4096)}, "up_proj is 128 x 64 there, and the adapter has 4096 inputs"),
+        ({f"{UP}.lora_A": (4, 64), f"{UP}.lora_B": (256, 4)}, "the adapter has 256 outputs"),
+        ({"model.layers.0.attention.wq.lora_A": (4, 64)}, r"which has no model\.layers\.0\.attention\.wq"),
+    ],
+)
+def test_an_adapter_for_another_base_names_the_one_it_is_for(
+    tmp_path: Path, tiny_model_dir: Path, factors: dict[str, tuple[int, ...]], says: str
+) -> None:
+    with pytest.raises(UserError, match=says) as caught:
+        check_adapter(write_adapter(tmp_path / "adapter", factors), tiny_model_dir)
+    assert "for another base" in caught.value.message
+    assert "org/base-7b" in caught.value.hint
+
+
+def _as_pickle(adapter: Path) -> None:
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+
+
+def _cut(adapter: Path) -> None:
+    path = adapter / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (_as_pickle, "pickles only"),
+        (_cut, "cut short"),
+        (lambda adapter: (adapter / "adapter_model.safetensors").unlink(), r"has no adapter_model\.safetensors"),
+        (lambda adapter: (adapter / "adapter_config.json").unlink(), r"has no adapter_config\.json"),
+        (lambda adapter: (adapter / "adapter_config.json").write_text("{"), "is not JSON"),
+        (lambda adapter: edit_json(adapter / "adapter_config.json", peft_type="PROMPT_TUNING"), "PROMPT_TUNING"),
+    ],
+)
+def test_what_is_no_whole_adapter_is_refused(
+    tmp_path: Path, tiny_model_dir: Path, spoil: Callable[[Path], object], says: str
+) -> None:
+    adapter = write_adapter(tmp_path / "adapter", FITTING)
+    spoil(adapter)
+    with pytest.raises(UserError, match=says) as caught:
+        check_adapter(adapter, copy_model(tiny_model_dir, tmp_path / "model"))
+    assert caught.value.hint

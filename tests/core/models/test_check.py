@@ -1,0 +1,283 @@
+"""What cannot be loaded, or not safely, is refused with a sentence before anything is loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from core.errors import UserError
+from core.models.check import check_model_config, check_model_directory
+
+from .spoiling import (
+    copy_model,
+    drop_tensors,
+    edit_json,
+    read_safetensors,
+    rename_token,
+    split_weights,
+    write_safetensors,
+)
+
+LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+
+@pytest.fixture
+def model(tmp_path: Path, tiny_model_dir: Path) -> Path:
+    return copy_model(tiny_model_dir, tmp_path / "model")
+
+
+def test_a_whole_model_is_accepted_in_one_file_and_in_shards(model: Path) -> None:
+    assert check_model_directory(model) == model
+    split_weights(model)
+    assert check_model_directory(model) == model
+
+
+def test_a_hub_cache_of_links_is_accepted(model: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    for path in model.iterdir():
+        (snapshot / path.name).symlink_to(path)
+    assert check_model_directory(snapshot) == snapshot
+    (model / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="not a file that is there"):
+        check_model_directory(snapshot)
+
+
+def _config(**changes: object) -> Callable[[Path], None]:
+    return lambda model: edit_json(model / "config.json", **changes)
+
+
+def _edit(name: str, **changes: object) -> Callable[[Path], None]:
+    return lambda model: edit_json(model / name, **changes)
+
+
+def _write(name: str, text: str) -> Callable[[Path], object]:
+    return lambda model: (model / name).write_text(text)
+
+
+def _as_pickle(suffix: str) -> Callable[[Path], object]:
+    return lambda model: (model / "model.safetensors").rename(model / f"pytorch_model{suffix}")
+
+
+def _cut(model: Path) -> None:
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+
+
+def _without_shard(model: Path) -> None:
+    split_weights(model)
+    (model / "model-1.safetensors").unlink()
+
+
+def _with_shard_cut(model: Path) -> None:
+    split_weights(model)
+    os.truncate(model / "model-2.safetensors", 2000)
+
+
+def _with_index(text: str) -> Callable[[Path], None]:
+    def spoil(model: Path) -> None:
+        split_weights(model)
+        (model / "model.safetensors.index.json").write_text(text)
+
+    return spoil
+
+
+def _with_wrong_index(model: Path) -> None:
+    split_weights(model)
+    index = json.loads((model / "model.safetensors.index.json").read_text())
+    index["weight_map"]["model.norm.extra"] = "model-1.safetensors"
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _as_adapter(model: Path) -> None:
+    (model / "config.json").unlink()
+    edit_json(model / "adapter_config.json", base_model_name_or_path="org/the-base-7b", peft_type="LORA")
+
+
+def _as_gguf(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+    (model / "model-q4.gguf").write_bytes(b"GGUF")
+
+
+def _emptied(model: Path) -> None:
+    for path in model.iterdir():
+        path.unlink()
+
+
+def _looped(name: str) -> Callable[[Path], None]:
+    def spoil(model: Path) -> None:
+        (model / name).unlink()
+        (model / name).symlink_to(model / name)
+
+    return spoil
+
+
+def _pipe(name: str) -> Callable[[Path], None]:
+    def spoil(model: Path) -> None:
+        (model / name).unlink()
+        os.mkfifo(model / name)
+
+    return spoil
+
+
+def _with_bigger_vocabulary(model: Path) -> None:
+    path = model / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["vocab"]["zzzz"] = 5000
+    path.write_text(json.dumps(content))
+
+
+def _with_empty_weights(model: Path) -> None:
+    write_safetensors(model / "model.safetensors", {}, b"")
+
+
+CASES: dict[str, tuple[Callable[[Path], object], str]] = {
+    **{f"pickle {suffix}": (_as_pickle(suffix), "pickles only") for suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")},
+    "code in config.json": (_config(auto_map={"AutoModel": "evil.Model"}), "config.json has auto_map"),
+    "code of the tokenizer": (
+        _edit("tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.T", None]}),
+        "tokenizer_config.json has auto_map",
+    ),
+    "no model_type": (_config(model_type=None), "no model_type"),
+    "an encoder": (_config(model_type="bert", architectures=["BertForMaskedLM"]), r"an encoder \(BertForMaskedLM\)"),
+    "an encoder without a head": (_config(model_type="xlm-roberta", architectures=None), "an encoder"),
+    "an encoder-decoder": (
+        _config(model_type="t5", architectures=["T5ForConditionalGeneration"], is_encoder_decoder=True),
+        "an encoder-decoder",
+    ),
+    "speech": (_config(model_type="whisper", architectures=None), "an encoder-decoder"),
+    "vision": (_config(model_type="vit", architectures=["ViTForImageClassification"]), "a vision model"),
+    "images and captions": (_config(model_type="clip", architectures=["CLIPModel"]), "images and their captions"),
+    "a classifier": (_config(architectures=["LlamaForSequenceClassification"]), "it classifies texts"),
+    "weights cut short": (_cut, "cut short"),
+    "a pointer for weights": (_write("model.safetensors", LFS_POINTER), "a Git LFS pointer"),
+    "a pointer for the tokenizer": (_write("tokenizer.json", LFS_POINTER), "tokenizer.json is a Git LFS pointer"),
+    "no tensors": (_with_empty_weights, "without a single tensor"),
+    "a missing shard": (_without_shard, r"lacks model-1\.safetensors, of 2 files"),
+    "a shard cut short": (_with_shard_cut, r"model-2\.safetensors"),
+    "a shard outside": (_with_index('{"weight_map": {"a": "../x.safetensors"}}'), "outside its directory"),
+    "a damaged index": (_with_index("{"), "is not JSON"),
+    "an empty index": (_with_index('{"weight_map": {}}'), "names no weights"),
+    "an index of other shards": (_with_wrong_index, r"lacks model\.norm\.extra"),
+    "other sizes": (_config(hidden_size=128), r"embed_tokens\.weight is \d+ x 64, and should be \d+ x 128"),
+    "another width inside": (
+        _config(intermediate_size=256),
+        r"mlp\.gate_proj\.weight is 128 x 64, and should be 256 x 64",
+    ),
+    "more layers": (_config(num_hidden_layers=3), "have 2 layers and config.json says 3"),
+    "fewer layers": (_config(num_hidden_layers=1), "have 2 layers and config.json says 1"),
+    "other heads": (_config(num_key_value_heads=4), "k_proj.weight"),
+    "a layer without a part": (lambda model: drop_tensors(model, "layers.1.mlp.up_proj"), "layer 1, mlp.up_proj"),
+    "no head": (_config(tie_word_embeddings=False), "no output head"),
+    "a bigger vocabulary": (_with_bigger_vocabulary, "tokens up to 5000"),
+    "the end's token outside": (
+        lambda model: rename_token(model, "<|im_end|>", 7000),
+        "<|im_end|>, the eos_token, is token 7000",
+    ),
+    "an end outside": (_config(eos_token_id=[2, 9999]), "eos_token_id is 9999"),
+    "padding outside": (_config(pad_token_id=-2), "pad_token_id is -2"),
+    "a generation's end outside": (_edit("generation_config.json", eos_token_id=9999), "generation_config.json: eos"),
+    "no vocabulary": (_write("tokenizer.json", "{}"), "has no vocabulary"),
+    "a damaged tokenizer": (_write("tokenizer.json", '{"model":'), "tokenizer.json is damaged"),
+    "a damaged tokenizer_config": (_write("tokenizer_config.json", "["), "tokenizer_config.json is damaged"),
+    "an adapter": (_as_adapter, "an adapter for org/the-base-7b, not a model"),
+    "an adapter beside": (
+        _edit("adapter_config.json", base_model_name_or_path="x/y"),
+        "a model and an adapter for x/y",
+    ),
+    "a GGUF": (_as_gguf, "has no safetensors, but model-q4.gguf"),
+    "no config.json": (lambda model: (model / "config.json").unlink(), "no config.json"),
+    "a config.json that is no object": (_write("config.json", "[]"), "not a JSON object"),
+    "a deep config.json": (_write("config.json", "[" * 100_000), "is not JSON"),
+    "no tokenizer": (lambda model: (model / "tokenizer.json").unlink(), "no tokenizer"),
+    "no weights": (lambda model: (model / "model.safetensors").unlink(), r"has no model\.safetensors"),
+    "empty": (_emptied, "is empty"),
+    "config.json a loop": (_looped("config.json"), "Too many levels of symbolic links"),
+    "weights a loop": (_looped("model.safetensors"), "not a file that is there"),
+    "config.json a pipe": (_pipe("config.json"), "it is a named pipe"),
+    "weights a pipe": (_pipe("model.safetensors"), "not a file that is there"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_cannot_be_loaded_safely_is_refused(model: Path, name: str) -> None:
+    spoil, says = CASES[name]
+    spoil(model)
+    with pytest.raises(UserError, match=says) as caught:
+        check_model_directory(model)
+    assert caught.value.hint.endswith(".")
+    assert caught.value.message.endswith(".")
+    assert "\n" not in caught.value.message
+
+
+def test_a_bert_that_writes_and_a_gpt2_for_pretraining_are_no_encoders(model: Path) -> None:
+    edit_json(model / "config.json", model_type="bert", architectures=["BertLMHeadModel"], is_decoder=True)
+    check_model_config(model)
+    edit_json(model / "config.json", model_type="gpt2", architectures=["GPT2ForPreTraining"], is_decoder=None)
+    check_model_config(model)
+
+
+def test_a_token_outside_that_nothing_uses_is_accepted(model: Path) -> None:
+    path = model / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["added_tokens"].append({**content["added_tokens"][0], "content": "<image>", "id": 9000})
+    path.write_text(json.dumps(content))
+    check_model_directory(model)
+    template = model / "chat_template.jinja"
+    template.write_text(template.read_text() + "<image>")
+    with pytest.raises(UserError, match="which the chat template writes, is token 9000"):
+        check_model_directory(model)
+
+
+def test_pickles_and_code_beside_safetensors_do_not_matter(model: Path) -> None:
+    (model / "pytorch_model.bin").write_bytes(b"whatever")
+    (model / "modeling_evil.py").write_text("raise SystemExit")
+    assert check_model_directory(model) == model
+
+
+def test_weights_of_another_family_are_told(model: Path) -> None:
+    header, data = read_safetensors(model / "model.safetensors")
+    renamed = {name.replace("self_attn", "attention"): entry for name, entry in header.items()}
+    write_safetensors(model / "model.safetensors", renamed, data)
+    # The shapes of what is there fit; what is missing is seen when it is loaded.
+    check_model_directory(model)
+
+
+@pytest.fixture
+def public_directory() -> Iterator[Path]:
+    """A directory that every user may enter; those of pytest are closed to others."""
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
+
+
+@contextlib.contextmanager
+def _nobody() -> Iterator[None]:
+    """Root may read everything, so what is inside is done as nobody."""
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", ""])
+def test_what_may_not_be_read_is_said_to_be_so(public_directory: Path, tiny_model_dir: Path, name: str) -> None:
+    model = copy_model(tiny_model_dir, public_directory / "model")
+    for path in [model, *model.iterdir()]:
+        path.chmod(0o755)
+    (model / name).chmod(0)
+    with pytest.raises(UserError) as caught, _nobody():
+        check_model_directory(model)
+    (model / name).chmod(0o755)
+    assert caught.value.message == f"{model / name} cannot be read: Permission denied."
+    assert caught.value.hint == "Check its permissions."

@@ -1,0 +1,105 @@
+"""Nobody's code is run: not by a worker, not by the chat engine, whatever lies in the directory of a model."""
+
+from __future__ import annotations
+
+import importlib.util
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+
+from core.chat.engine import ChatEngine, ModelSpec
+from core.chat.request import ChatRequest, GenerationSettings
+from core.errors import UserError
+from tests.canary import name_code, plant_code, plant_everything, plant_pickle
+
+from .workers import Workers, adapter_bytes, failure, finish
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    """What is made when something is run."""
+    return tmp_path / "it-was-run"
+
+
+@pytest.fixture
+def model(tmp_path: Path, tiny_model_dir: Path, trace: Path) -> Path:
+    """A sound model among files that must not be touched."""
+    model = Path(shutil.copytree(tiny_model_dir, tmp_path / "unsafe"))
+    plant_everything(model, trace)
+    return model
+
+
+def test_the_canaries_sing(tmp_path: Path, trace: Path) -> None:
+    pickle.loads(plant_pickle(tmp_path / "x.bin", trace).read_bytes())  # noqa: S301 - what must happen nowhere else
+    assert trace.is_dir()
+    trace.rmdir()
+    spec = importlib.util.spec_from_file_location("evil", plant_code(tmp_path / "evil.py", trace))
+    assert spec is not None
+    assert spec.loader is not None
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    assert trace.is_dir()
+
+
+def test_a_worker_trains_on_the_safetensors_and_runs_nothing(workers: Workers, model: Path, trace: Path) -> None:
+    run = workers.start("unsafe", model={"base": str(model)}, train={"max_steps": 2})
+    finish(run)
+    assert adapter_bytes(run)
+    assert not trace.exists()
+
+
+def test_a_worker_refuses_pickles_and_code_and_runs_nothing(workers: Workers, model: Path, trace: Path) -> None:
+    coded = Path(shutil.copytree(model, model.with_name("coded")))
+    name_code(coded)
+    (model / "model.safetensors").unlink()
+    runs = [workers.start(base.name, model={"base": str(base)}) for base in (model, coded)]
+    pickled, with_code = map(failure, runs)
+    assert "pickles only" in pickled.reason
+    assert "auto_map" in with_code.reason
+    assert pickled.hint
+    assert with_code.hint
+    assert not trace.exists()
+    assert not list(workers.home.rglob("evil*")), "code was copied to where it could be imported from"
+
+
+def test_the_chat_engine_refuses_them_too_and_runs_nothing(model: Path, trace: Path) -> None:
+    coded = Path(shutil.copytree(model, model.with_name("coded")))
+    name_code(coded)
+    pickled = Path(shutil.copytree(model, model.with_name("pickled")))
+    (pickled / "model.safetensors").unlink()
+    adapter = model.with_name("adapter")
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"]}')
+    plant_pickle(adapter / "adapter_model.bin", trace)
+    with ChatEngine() as engine:
+        for spec, says in (
+            (ModelSpec(str(pickled), device="cpu"), "pickles only"),
+            (ModelSpec(str(coded), device="cpu"), "auto_map"),
+            (ModelSpec(str(model), str(adapter), device="cpu"), "pickles only"),
+        ):
+            with pytest.raises(UserError, match=says):
+                engine.load(spec, lambda _detail, _done, _total: None)
+        engine.load(ModelSpec(str(model), device="cpu"), lambda _detail, _done, _total: None)
+        asked = ChatRequest([{"role": "user", "content": "the ticket"}], settings=GenerationSettings(3))
+        assert list(engine.generate(asked))[-1]["tokens"] > 0
+    assert not trace.exists()
+
+
+def test_a_base_that_was_saved_as_nf4_is_trained(workers: Workers, tmp_path: Path, tiny_model_dir: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    quantized = tmp_path / "nf4"
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    AutoModelForCausalLM.from_pretrained(tiny_model_dir, quantization_config=settings).save_pretrained(quantized)
+    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(quantized)
+    run = workers.start("nf4", model={"base": str(quantized)}, train={"max_steps": 2})
+    refused = workers.start("nf4-lora", model={"base": str(quantized)}, method={"name": "lora"})
+    finish(run)
+    assert "saved quantized (bitsandbytes NF4)" in failure(refused).reason
