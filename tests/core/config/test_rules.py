@@ -74,6 +74,18 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
         "every adapted layer twice",
     ),
     ({"method__dropout": 0.5}, Facts(), "warning", "method.dropout is 0.5"),
+    ({"method__target_modules": ["re:(q", "v_proj"]}, Facts(), "error", "has re:(q, which cannot be used"),
+    ({"method__init": "loftq", "method__name": "lora"}, Facts(), "error", "method.name = lora rounds nothing"),
+    (
+        {"method__init": "pissa", "method__dora": True, "method__name": "lora"},
+        Facts(),
+        "error",
+        "measures its magnitudes on weights",
+    ),
+    ({"method__init": "pissa", "method__dropout": 0.1}, Facts(), "warning", "drops from the main directions"),
+    ({"method__loraplus_ratio": 64.0}, Facts(), "warning", "second matrices learn at 0.0128"),
+    ({"train__optimizer": "lion_8bit"}, Facts(), "warning", "which is much for lion_8bit"),
+    ({"train__optimizer": "lion_8bit", "train__learning_rate": 1e-7}, Facts(), "warning", "is little for lion_8bit"),
     ({"train__learning_rate": 1e-5}, Facts(), "warning", "too low for adapters"),
     ({"train__learning_rate": 1e-2}, Facts(), "warning", "adapters diverge"),
     ({"train__epochs": 2.0, "train__max_steps": 10}, Facts(), "warning", "train.epochs is not looked at"),
@@ -205,6 +217,8 @@ def test_checkpoints_are_as_large_as_the_worker_writes_them() -> None:
     facts = Facts(model=shape(LLAMA))
     assert checkpoint_bytes(config(), facts) == 41_943_040 * 12
     assert checkpoint_bytes(config(train__optimizer="adamw_8bit"), facts) == 41_943_040 * 6
+    assert checkpoint_bytes(config(train__optimizer="lion_8bit"), facts) == 41_943_040 * 5
+    assert checkpoint_bytes(config(method__init="pissa"), facts) == 41_943_040 * 16
     assert checkpoint_bytes(config(), Facts()) is None
     mixture = shape({**LLAMA, "num_local_experts": 8})
     assert checkpoint_bytes(config(), Facts(model=mixture)) is None
