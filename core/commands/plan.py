@@ -146,6 +146,7 @@ def as_json(found: Forecast) -> dict[str, Any]:
         "family": found.architecture.family,
         "parameters": plan.parameters,
         "trainable": plan.trainable,
+        "targets": dict(plan.targets),
         "device": plan.device,
         "total_bytes": plan.total_bytes,
         "reclaimable_bytes": plan.reclaimable_bytes,
@@ -202,6 +203,7 @@ def render(found: Forecast) -> list[str]:
     lines = [
         f"{'model':<12} {one_line(str(found.base), 200)}",
         f"{'':<12} {found.architecture.family}, {_count(plan.parameters)} parameters, {_count(plan.trainable)} trained",
+        f"{'adapters':<12} {_layers(plan)}",
         f"{'device':<12} {device}, {format_bytes(plan.limit_bytes)} free",
         f"{'micro-batch':<12} {batch.rows} x {batch.length} tokens at most, {batch.supervised} learned{recomputed}",
         "",
@@ -232,6 +234,13 @@ def bar(plan: Plan, width: int = BAR_WIDTH) -> str:
         return f"[{cells}]"
     end = round(width * limit / scale)
     return f"[{cells}{'.' * (end - len(cells))}]" if plan.fits else f"[{cells[:end]}|{cells[end:]}]"
+
+
+def _layers(plan: Plan) -> str:
+    from core.text import one_line
+
+    names = ", ".join(f"{one_line(name, 60)} {count}" for name, count in plan.targets)
+    return f"on {sum(count for _, count in plan.targets)} layers: {names}"
 
 
 def _verdict(plan: Plan) -> str:

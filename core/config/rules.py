@@ -13,8 +13,10 @@ from typing import Literal
 
 from core.config.facts import Facts
 from core.config.schema import Config
+from core.config.targets import expression_problem
 from core.errors import UserError
 from core.memory.plan import Machine, Plan, make_plan
+from core.text import one_line
 from core.units import format_bytes
 
 Level = Literal["error", "warning"]
@@ -260,6 +262,62 @@ def _dropout_is_small(config: Config, _: Facts) -> Findings:
         yield f"method.dropout is {config.method.dropout:g}, with which little is learned.", "0 to 0.1 is usual."
 
 
+@_rule("error", "method.target_modules")
+def _patterns_can_be_read(config: Config, _: Facts) -> Findings:
+    """A regular expression in method.target_modules can be read, and repeats no group."""
+    targets = config.method.target_modules
+    for entry in [] if isinstance(targets, str) else targets:
+        if (problem := expression_problem(entry)) is not None:
+            yield (
+                f"method.target_modules has {one_line(entry, 60)}, which cannot be used: {problem}.",
+                "Mend it, or write a name with * instead.",
+            )
+
+
+@_rule("error", "method.init", "method.name")
+def _loftq_needs_4_bits(config: Config, _: Facts) -> Findings:
+    """method.init = loftq needs method.name = qlora."""
+    if config.method.init == "loftq" and config.method.name != "qlora":
+        yield (
+            "method.init is loftq, which makes up for the rounding to 4 bits, and method.name = "
+            f"{config.method.name} rounds nothing.",
+            "Take method.name = qlora, or method.init = pissa.",
+        )
+
+
+@_rule("error", "method.init", "method.dora")
+def _dora_begins_plainly(config: Config, _: Facts) -> Findings:
+    """method.dora begins from the weights as they are, which no method.init but default leaves."""
+    if config.method.dora and config.method.init != "default":
+        yield (
+            f"method.init is {config.method.init}, and method.dora measures its magnitudes on weights that adapters "
+            "have not changed yet.",
+            "Set method.init = default, or turn method.dora off.",
+        )
+
+
+@_rule("warning", "method.dropout", "method.init")
+def _dropout_from_the_beginning(config: Config, _: Facts) -> Findings:
+    """With method.init = pissa, method.dropout is 0."""
+    if config.method.init == "pissa" and config.method.dropout > 0:
+        yield (
+            "method.dropout drops from the main directions of the weights, with which method.init = pissa begins.",
+            "Set method.dropout = 0.",
+        )
+
+
+@_rule("warning", "method.loraplus_ratio", "train.learning_rate")
+def _ratio_suits_rate(config: Config, _: Facts) -> Findings:
+    """train.learning_rate times method.loraplus_ratio is below 1e-2."""
+    ratio, rate = config.method.loraplus_ratio, config.train.learning_rate
+    if ratio is not None and rate < 1e-2 <= rate * ratio:
+        yield (
+            f"method.loraplus_ratio is {ratio:g}: the adapters' second matrices learn at {rate * ratio:.3g}, "
+            "with which they diverge.",
+            f"Lower train.learning_rate to {4e-3 / ratio:.1g} or less.",
+        )
+
+
 # The optimization.
 
 
@@ -267,6 +325,8 @@ def _dropout_is_small(config: Config, _: Facts) -> Findings:
 def _learning_rate_suits(config: Config, _: Facts) -> Findings:
     """train.learning_rate is between 1e-5 and 1e-2 for adapters."""
     rate = config.train.learning_rate
+    if config.train.optimizer == "lion_8bit":
+        return
     if rate <= 1e-5:
         yield (
             f"train.learning_rate is {rate:g}, which suits full fine-tuning and is too low for adapters.",
@@ -274,6 +334,18 @@ def _learning_rate_suits(config: Config, _: Facts) -> Findings:
         )
     elif rate >= 1e-2:
         yield f"train.learning_rate is {rate:g}, with which adapters diverge.", "1e-4 to 3e-4 is usual."
+
+
+@_rule("warning", "train.learning_rate", "train.optimizer")
+def _lion_is_slower(config: Config, _: Facts) -> Findings:
+    """With train.optimizer = lion_8bit, train.learning_rate is between 1e-6 and 1e-4."""
+    rate = config.train.learning_rate
+    if config.train.optimizer == "lion_8bit" and not 1e-6 <= rate <= 1e-4:
+        much = "much" if rate > 1e-4 else "little"
+        yield (
+            f"train.learning_rate is {rate:g}, which is {much} for lion_8bit: by that it moves every weight in a step.",
+            "2e-5 to 6e-5 is usual, a third to a tenth of what suits adamw.",
+        )
 
 
 @_rule("warning", "train.epochs", "train.max_steps")

@@ -109,10 +109,23 @@ class MethodSection(Section):
     alpha: float = _option(32.0, "Scale of the adapters: the update is multiplied by alpha / rank.", gt=0, le=8192)
     dropout: float = _option(0.0, "Share of adapter inputs dropped in training.", ge=0, lt=1)
     target_modules: Literal["all-linear"] | list[Text] = _option(
-        "all-linear", "Layers that get adapters: all-linear, or a list of module names."
+        "all-linear", "Layers that get adapters: all-linear, or a list of module names and patterns."
+    )
+    init: Literal["default", "pissa", "loftq"] = _option(
+        "default",
+        "How adapters begin: without effect; with the main directions of the weights; or making up for 4 bits.",
     )
     dora: bool = _option(False, "Weight-decomposed adapters (DoRA): slower, sometimes better at low rank.")
     rslora: bool = _option(False, "Scale by alpha / sqrt(rank) (rsLoRA): steadier at high rank.")
+    loraplus_ratio: float | None = _option(
+        None,
+        "Learning rate of the adapters' second matrices by that of the first (LoRA+); absent: the same.",
+        ge=1,
+        le=256,
+    )
+    neftune_alpha: float | None = _option(
+        None, "Noise on the embeddings in training (NEFTune), against learning by heart; absent: none.", gt=0, le=100
+    )
 
 
 class TrainSection(Section):
@@ -132,8 +145,8 @@ class TrainSection(Section):
     )
     max_length: int = _option(2048, "Longest row.", unit="tokens", ge=8, le=1_048_576, basic=True)
     learning_rate: float = _option(2e-4, "Peak learning rate.", gt=0, le=1, basic=True)
-    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = _option(
-        "adamw", "adamw: torch; adamw_8bit and paged_adamw_8bit: bitsandbytes, with less memory."
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion_8bit"] = _option(
+        "adamw", "adamw is right for most runs; the others hold less memory, and lion_8bit wants a lower learning rate."
     )
     scheduler: Literal["cosine", "linear", "constant"] = _option("cosine", "How the learning rate falls after warm-up.")
     warmup: float = _option(0.05, "Warm-up: a share of all steps below 1, a number of steps from 1.", ge=0, le=100_000)

@@ -38,12 +38,14 @@ class Arithmetic:
 
 @dataclass(frozen=True)
 class Adapters:
-    """What PEFT puts on the linear layers: rank, dropout and DoRA, and the names of the layers that get some."""
+    """What PEFT puts on the linear layers: rank, dropout and DoRA, the names of the layers that get some, and whether a
+    frozen adapter lies beside each."""
 
     rank: int
     dropout: float
     dora: bool
     targets: frozenset[str]
+    paired: bool = False
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,8 @@ class LayerSteps:
         )
         if not adapted:
             return
+        # A frozen adapter keeps the casts of its weights, and nothing of its input.
+        pairs = 2 if self._adapters.paired else 1
         kept, once = a * rank, 0
         # The layer's own output, the adapter's, and that scaled.
         beside = held + 3 * a * linear.outputs
@@ -189,7 +193,7 @@ class LayerSteps:
         yield Step(
             f"{linear.name} adapter",
             kept=kept,
-            kept_once=a * rank * (linear.inputs + linear.outputs) if how.autocast else 0,
+            kept_once=a * rank * (linear.inputs + linear.outputs) * pairs if how.autocast else 0,
             adapter=True,
             beside=beside,
             beside_once=once,

@@ -175,6 +175,8 @@ class _Adviser:
             yield {"method.name": "qlora"}, "The base is rounded to 4 bit, and steps take longer."
         if config.method.dora:
             yield {"method.dora": False}, "Plain LoRA, which learns a little less at low rank."
+        if config.method.init == "pissa":
+            yield {"method.init": "default"}, "The adapters begin without effect, and find their directions themselves."
         for rank in (64, 32, 16, 8):
             if rank < config.method.rank:
                 yield {"method.rank": rank}, "The adapters hold less."

@@ -7,7 +7,8 @@ docs/memory.md has the model, and how wrong it is.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from core.config.schema import Config
@@ -17,7 +18,7 @@ from core.memory.architecture import Architecture
 from core.memory.batching import TOKEN_BUDGETS, chunk_positions, padded_length, tokens_of_rows
 from core.memory.phases import MicroBatch, Pass, Phase
 from core.memory.rows import Rows
-from core.memory.sizes import expert_adapters, is_target, optimizer_bytes, quantized_bytes, target_linears
+from core.memory.sizes import expert_adapters, is_any_target, optimizer_bytes, quantized_bytes, split_by_targets
 
 #: What a CUDA context, its libraries and their workspaces take; an assumption, not measured here.
 CUDA_RUNTIME = 600 << 20
@@ -37,6 +38,15 @@ TOKENIZER_TOKEN, TOKENIZER_FILE = 1000, 19
 CHECKPOINT_EXTRA = 64 << 10
 #: Tokenizer and chat template beside the final adapter.
 ADAPTER_EXTRA = 16 << 20
+
+#: What the optimizers keep.
+STATES = {
+    "adamw": "two fp32 moments",
+    "adamw_8bit": "two 8-bit moments",
+    "paged_adamw_8bit": "two 8-bit moments, paged",
+    "adafactor": "fp32 sums of rows and columns",
+    "lion_8bit": "one 8-bit moment",
+}
 
 DeviceKind = Literal["cpu", "cuda"]
 
@@ -85,6 +95,7 @@ class Plan:
         checkpointing: Whether activations are recomputed.
         device: The kind of device.
         notes: What one should know about the figures, as sentences.
+        targets: The last part of the names of the layers that get adapters, and how many are called so.
     """
 
     parts: tuple[Part, ...]
@@ -100,6 +111,7 @@ class Plan:
     checkpointing: bool
     device: DeviceKind
     notes: tuple[str, ...] = field(default=())
+    targets: tuple[tuple[str, int], ...] = field(default=())
 
     @property
     def total_bytes(self) -> int:
@@ -161,7 +173,8 @@ class _Planner:
         token_budget: int | None,
         checkpointing: bool | None,
     ) -> None:
-        self.model = architecture
+        split = list(split_by_targets(architecture.layers, architecture.prefix, config.method.target_modules))
+        self.model = replace(architecture, layers=tuple(layer for layer, _ in split))
         self.config = config
         self.machine = machine
         self.rows = rows
@@ -176,13 +189,8 @@ class _Planner:
         self.batch = self._micro_batch()
         method = config.method
         self.adapters = [
-            Adapters(
-                method.rank,
-                method.dropout,
-                method.dora,
-                target_linears(layer, f"{architecture.prefix}.0", method.target_modules),
-            )
-            for layer in architecture.layers
+            Adapters(method.rank, method.dropout, method.dora, targets, paired=method.init == "pissa")
+            for _, targets in split
         ]
         if not any(adapters.targets for adapters in self.adapters):
             names = sorted(
@@ -216,15 +224,23 @@ class _Planner:
         learned = math.ceil((min(tokens_of_rows(kept.runs, before, rows), rows * width) - rows) * kept.supervised)
         return MicroBatch(rows, width, max(1, learned))
 
-    def _adapter_tensors(self) -> list[tuple[int, int]]:
-        """Elements of each kind of trained tensor, and how many there are of it."""
-        rank, found = self.config.method.rank, []
+    def _targets(self) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for layer, adapters in zip(self.model.layers, self.adapters, strict=True):
+            for linear in sorted(adapters.targets):
+                found[linear.rpartition(".")[2]] += layer.count
+        return found
+
+    def _adapter_tensors(self) -> list[tuple[int, int, int]]:
+        """Rows and columns of each kind of trained tensor, and how many there are of it."""
+        rank = self.config.method.rank
+        found: list[tuple[int, int, int]] = []
         for layer, adapters in zip(self.model.layers, self.adapters, strict=True):
             for linear in layer.linears:
                 if linear.name in adapters.targets:
-                    found += [(rank * linear.inputs, layer.count), (rank * linear.outputs, layer.count)]
+                    found += [(rank, linear.inputs, layer.count), (linear.outputs, rank, layer.count)]
                     if adapters.dora:
-                        found.append((linear.outputs, layer.count))
+                        found.append((linear.outputs, 1, layer.count))
             if layer.experts is not None and "mlp.experts" in adapters.targets:
                 found += expert_adapters(layer, rank)
         return found
@@ -236,7 +252,7 @@ class _Planner:
             return 0
         found = 0
         for linear in tower.linears:
-            if is_target(f"{tower.prefix}.{linear.name}", method.target_modules):
+            if is_any_target(f"{tower.prefix}.{linear.name}", method.target_modules):
                 found += method.rank * (linear.inputs + linear.outputs) + (linear.outputs if method.dora else 0)
         return found
 
@@ -244,9 +260,10 @@ class _Planner:
 
     def plan(self) -> Plan:
         tensors = self._adapter_tensors()
-        learned = sum(size * count for size, count in tensors)
+        kind = self.config.train.optimizer
+        learned = sum(rows * columns * count for rows, columns, count in tensors)
         trainable = learned + self._idle_adapters()
-        states = sum(optimizer_bytes(self.config.train.optimizer, size) * count for size, count in tensors)
+        states = sum(optimizer_bytes(kind, rows * columns, columns) * count for rows, columns, count in tensors)
         static = [*self._weights(), *self._trained(trainable, learned, states)]
         phases = Pass(self.model, self.how, self.adapters, self.batch, checkpointing=self.checkpointing).phases()
         name = max(phases, key=lambda name: phases[name].total)
@@ -256,9 +273,10 @@ class _Planner:
         needed = max(_needed(parts), _needed(loading))
         if sum(part.bytes for part in loading) > sum(part.bytes for part in parts):
             name, parts = "loading", loading
-        checkpoint = trainable * FP32 + states + CHECKPOINT_EXTRA
+        saved = trainable * FP32 * (2 if self._paired else 1)
+        checkpoint = saved + states + CHECKPOINT_EXTRA
         # A new checkpoint is whole before the oldest is deleted.
-        disk = (self.config.checkpoint.keep + 1) * checkpoint + trainable * FP32 + ADAPTER_EXTRA
+        disk = (self.config.checkpoint.keep + 1) * checkpoint + saved + ADAPTER_EXTRA
         return Plan(
             parts=tuple(part for part in parts if part.bytes),
             phase=name,
@@ -273,6 +291,7 @@ class _Planner:
             checkpointing=self.checkpointing,
             device=self.machine.kind,
             notes=tuple(self.notes + self._caveats()),
+            targets=tuple(self._targets().items()),
         )
 
     def _weights(self) -> list[Part]:
@@ -307,12 +326,18 @@ class _Planner:
 
     def _trained(self, trainable: int, learned: int, states: int) -> list[Part]:
         kind = self.config.train.optimizer
-        how = {"adamw": "two fp32 moments", "adamw_8bit": "two 8-bit moments"}.get(kind, "two 8-bit moments, paged")
+        initial = FP32 * trainable if self._paired else 0
         return [
             Part("adapters", FP32 * trainable, f"{trainable:,} trained parameters in fp32".replace(",", " ")),
+            Part("initial", initial, "what the adapters began with, frozen, in fp32"),
             Part("gradients", FP32 * learned, "their gradients in fp32"),
-            Part("optimizer", states, f"{kind}: {how}"),
+            Part("optimizer", states, f"{kind}: {STATES[kind]}"),
         ]
+
+    @property
+    def _paired(self) -> bool:
+        """Whether a frozen adapter lies beside each trained one."""
+        return any(adapters.paired for adapters in self.adapters)
 
     def _moving(self, phase: Phase) -> list[Part]:
         batch = self.batch

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
+from core.config.targets import is_target
 from core.memory.activations import FP32
 from core.memory.architecture import Layer
 
@@ -27,20 +29,30 @@ def quantized_bytes(weights: int) -> int:
     return math.ceil(weights / 2) + blocks + FP32 * math.ceil(blocks / NF4_OUTER_BLOCK) + NF4_TABLES
 
 
-def optimizer_bytes(kind: str, elements: int) -> int:
-    """The states of one trained tensor under ``train.optimizer``."""
+def optimizer_bytes(kind: str, elements: int, columns: int = 1) -> int:
+    """The states of one trained tensor under ``train.optimizer``.
+
+    Args:
+        kind: The optimizer.
+        elements: Of the tensor.
+        columns: Of it, where it is a matrix; 1 where it is a vector.
+    """
     if kind == "adamw":
         return 2 * FP32 * elements + FP32
+    if kind == "adafactor":
+        # A sum for each row and each column, and the size of the whole.
+        return FP32 * (elements // columns + columns + 1 if columns > 1 else elements + 1)
+    states = 1 if kind == "lion_8bit" else 2
     if elements < SMALLEST_8BIT:
-        return 2 * FP32 * elements
-    return 2 * (elements + FP32 * math.ceil(elements / BLOCK_8BIT))
+        return states * FP32 * elements
+    return states * (elements + FP32 * math.ceil(elements / BLOCK_8BIT))
 
 
 def target_linears(layer: Layer, prefix: str, targets: str | Sequence[str]) -> frozenset[str]:
     """Which linear layers of a decoder layer get adapters, as PEFT decides it.
 
-    ``all-linear`` is every one but the output head; a name stands for every module whose own name it is, or ends with
-    it after a dot.
+    ``all-linear`` is every one but the output head; what an entry of a list stands for says
+    :func:`core.config.targets.is_target`.
 
     Args:
         layer: The layer.
@@ -50,32 +62,58 @@ def target_linears(layer: Layer, prefix: str, targets: str | Sequence[str]) -> f
     found = {
         linear.name
         for linear in layer.linears
-        if is_target(f"{prefix}.{linear.name}", targets) and (linear.among_all or not isinstance(targets, str))
+        if is_any_target(f"{prefix}.{linear.name}", targets) and (linear.among_all or not isinstance(targets, str))
     }
     if layer.experts is not None and layer.experts.adapted and isinstance(targets, str):
         found.add("mlp.experts")
     return frozenset(found)
 
 
-def is_target(name: str, targets: str | Sequence[str]) -> bool:
+def is_any_target(name: str, targets: str | Sequence[str]) -> bool:
     """Whether a linear layer of this full name gets an adapter; see :func:`target_linears`."""
-    if isinstance(targets, str):
-        return True
-    return any(name == target or name.endswith(f".{target}") for target in targets)
+    return isinstance(targets, str) or any(is_target(name, target) for target in targets)
 
 
-def expert_adapters(layer: Layer, rank: int) -> list[tuple[int, int]]:
-    """Adapters of stacked experts: those of the fused first matrix have twice the rank, the router has its own."""
+def split_by_targets(
+    layers: Sequence[Layer], prefix: str, targets: str | Sequence[str]
+) -> Iterator[tuple[Layer, frozenset[str]]]:
+    """Layers with those of their linear layers that get adapters; where a pattern takes some layers of a kind and not
+    others, the kind is divided.
+
+    Args:
+        layers: Of the model, in order.
+        prefix: What stands before a layer's number: ``model.layers``.
+        targets: As ``method.target_modules``.
+    """
+    number = 0
+    for layer in layers:
+        if isinstance(targets, str):
+            yield layer, target_linears(layer, f"{prefix}.{number}", targets)
+            continue
+        run, adapted = 0, frozenset[str]()
+        for _ in range(layer.count):
+            found = target_linears(layer, f"{prefix}.{number}", targets)
+            number += 1
+            if run and found != adapted:
+                yield replace(layer, count=run), adapted
+                run = 0
+            run, adapted = run + 1, found
+        yield replace(layer, count=run), adapted
+
+
+def expert_adapters(layer: Layer, rank: int) -> list[tuple[int, int, int]]:
+    """Rows, columns and number of the adapters of stacked experts: those of the fused first matrix have twice the
+    rank, the router has its own."""
     experts = layer.experts
     if experts is None:
         return []
     hidden, width, count = experts.hidden, experts.width, experts.count
-    sizes = [
-        2 * rank * count * hidden,
-        2 * rank * count * 2 * width,
-        rank * count * width,
-        rank * count * hidden,
-        rank * hidden,
-        rank * count,
+    shapes = [
+        (2 * rank * count, hidden),
+        (2 * width, 2 * rank * count),
+        (rank * count, width),
+        (hidden, rank * count),
+        (rank, hidden),
+        (count, rank),
     ]
-    return [(size, layer.count) for size in sizes]
+    return [(rows, columns, layer.count) for rows, columns in shapes]

@@ -6,7 +6,6 @@ the directory is renamed and its parent fsynced. What has no valid manifest is n
 
 from __future__ import annotations
 
-import copy
 import glob
 import hashlib
 import io
@@ -21,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save
 
 from core.atomic import fsync_dir, fsync_file
@@ -30,6 +28,7 @@ from core.paths import DIRECTORY_MODE, FILE_MODE
 from core.small_files import read_small
 from core.text import one_line
 from core.units import format_bytes
+from core.worker.adapters import adapter_state, initial_parameters, load_state
 
 MANIFEST = "manifest.json"
 #: The largest manifest: it has some kilobytes.
@@ -87,11 +86,10 @@ def save_adapter(model: Any, directory: Path) -> None:
         OSError: If it cannot be written.
     """
     directory.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    state, config = adapter_state(model)
     (directory / "adapter_model.safetensors").write_bytes(
         save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, metadata={"format": "pt"})
     )
-    config = copy.copy(model.peft_config["default"])
     config.inference_mode = True
     config.save_pretrained(str(directory))
 
@@ -182,8 +180,9 @@ def save_tensors(state: Any, path: Path) -> None:
 
 
 def size_estimate(model: Any) -> int:
-    """Bytes that a checkpoint of this model will take: fp32 adapter and two moments."""
-    return sum(int(parameter.numel()) for parameter in model.parameters() if parameter.requires_grad) * 12
+    """Bytes that a checkpoint of this model will take: fp32 adapter, two moments, and what the adapter began with."""
+    trained = sum(int(parameter.numel()) for parameter in model.parameters() if parameter.requires_grad)
+    return trained * 12 + initial_parameters(model) * 4
 
 
 def check_room(directory: Path, needed: int) -> None:
@@ -307,16 +306,15 @@ def restore(checkpoint: Checkpoint, *, model: Any, optimizer: Any) -> None:
     """
     state = load_file(checkpoint.adapter_path / "adapter_model.safetensors")
     try:
-        result = set_peft_model_state_dict(model, state)
+        wrong = load_state(model, state)
     except RuntimeError as error:  # a weight of another shape
         raise UserError(
             f"{checkpoint.path.name} does not fit this model.",
             "The base model has changed since; put the former one back.",
         ) from error
-    missing = [name for name in result.missing_keys if ".lora_" in name]
-    if missing or result.unexpected_keys:
+    if wrong:
         raise UserError(
-            f"{checkpoint.path.name} does not fit this model: {(missing or result.unexpected_keys)[0]}.",
+            f"{checkpoint.path.name} does not fit this model: {wrong[0]}.",
             "The base model has changed since; put the former one back.",
         )
     optimizer.load_state_dict(torch.load(checkpoint.path / "optimizer.pt", map_location="cpu", weights_only=True))

@@ -18,6 +18,7 @@ import torch
 from core.chat.request import GenerationSettings
 from core.data.conversation import RowError
 from core.errors import UserError
+from core.worker.adapters import switched_off
 from core.worker.decoding import BatchDecoder, KeyValues, Sampler, TextStream
 from core.worker.template import Encoder, stop_token_ids
 
@@ -51,7 +52,7 @@ class Generation:
 def answering_as(model: Any, source: str) -> Iterator[None]:
     """Let a ``PeftModel`` answer as its ``base`` or ``tuned`` inside; other models are their own base."""
     if source == "base" and hasattr(model, "disable_adapter"):
-        with model.disable_adapter():
+        with switched_off(model):
             yield
     else:
         yield

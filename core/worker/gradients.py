@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from core.worker.checkpoint import restore_rng, rng_state
 from core.worker.log import log
 from core.worker.loss import SupervisedLoss
 from core.worker.model import LoadedModel, set_gradient_checkpointing
+from core.worker.noise import EmbeddingNoise
 from core.worker.template import TokenizedRow
 
 
@@ -44,6 +46,7 @@ class WindowGradients:
         accelerator: Carries autocast and backward.
         max_rows: The most rows of a micro-batch; None for no limit but the budget.
         notice: Told what was cut, and why: ``notice(code, message, hint)``.
+        noise: Put on the embeddings; None for none.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class WindowGradients:
         accelerator: Accelerator,
         max_rows: int | None,
         notice: Callable[[str, str, str], None],
+        noise: EmbeddingNoise | None = None,
     ) -> None:
         self._loaded = loaded
         self._loss = loss
@@ -63,6 +67,7 @@ class WindowGradients:
         self._accelerator = accelerator
         self._max_rows = max_rows
         self._notice = notice
+        self._noise = noise
         self._pad_id = loaded.tokenizer.pad_token_id or 0
         self.token_budget = TOKEN_BUDGETS.get(loaded.device.type, TOKEN_BUDGETS["cuda"])
         self.checkpointing = False
@@ -125,14 +130,21 @@ class WindowGradients:
     def _pass(self, batches: list[list[int]]) -> WindowResult:
         supervised_tokens = sum(supervised_count(self._rows[row]) for batch in batches for row in batch)
         total = torch.zeros((), dtype=torch.float32, device=self._loaded.device)
+        if self._noise is not None:
+            self._noise.begin_window()
         for batch in batches:
             input_ids, supervised = collate([self._rows[row] for row in batch], self._pad_id, self._loaded.device)
-            with self._accelerator.autocast():
+            with self._noisy(batch), self._accelerator.autocast():
                 loss = self._loss(input_ids, supervised)
             self._accelerator.backward(loss / supervised_tokens)
             total += loss.detach()
         tokens = sum(self._lengths[row] for batch in batches for row in batch)
         return WindowResult(float(total) / supervised_tokens, tokens, supervised_tokens)
+
+    def _noisy(self, batch: list[int]) -> contextlib.AbstractContextManager[None]:
+        if self._noise is None:
+            return contextlib.nullcontext()
+        return self._noise.on(batch, [self._lengths[row] for row in batch])
 
     def _padded_tokens(self, batch: Sequence[int]) -> int:
         return len(batch) * padded_length(max(self._lengths[row] for row in batch))

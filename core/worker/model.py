@@ -3,7 +3,7 @@
 Measured traps handled here, each with its test: ``BitsAndBytesConfig`` defaults to FP4 without double quantization; on
 CPUs with AVX512-BF16 bitsandbytes repacks 4-bit weights at the first evaluation and then loses gradients without an
 error; ``prepare_model_for_kbit_training`` casts embeddings to fp32 (it is not called; what it is needed for is done in
-:func:`attach_adapters`).
+:func:`core.worker.adapters.attach_adapters`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 
 import bitsandbytes as bnb
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from core.config.schema import MethodSection
 from core.errors import UserError
 from core.hardware.cpu import has_bf16
+from core.worker.adapters import load_adapter
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -160,7 +160,7 @@ def load_model(
     keep_gradients(model)
     model.requires_grad_(False)
     if adapter is not None:
-        model = _load_adapter(model, adapter, trainable=for_training)
+        model = load_adapter(model, adapter, trainable=for_training)
     return LoadedModel(model, tokenizer, target, dtype)
 
 
@@ -188,59 +188,6 @@ def keep_gradients(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
-
-
-def attach_adapters(model: Any, method: MethodSection, *, seed: int) -> Any:
-    """Put fresh fp32 LoRA adapters on a frozen base.
-
-    Norms, embeddings and head keep the dtype they were loaded in.
-
-    Args:
-        model: The base model, frozen.
-        method: Rank, scale, dropout, target modules and variant.
-        seed: Seed of the adapters' initialization.
-
-    Returns:
-        A ``PeftModel`` in training mode.
-
-    Raises:
-        UserError: If no module matches ``method.target_modules``.
-    """
-    config = LoraConfig(
-        r=method.rank,
-        lora_alpha=method.alpha if method.alpha != int(method.alpha) else int(method.alpha),
-        lora_dropout=method.dropout,
-        target_modules=method.target_modules,
-        use_dora=method.dora,
-        use_rslora=method.rslora,
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
-    torch.manual_seed(seed)
-    try:
-        adapted = get_peft_model(model, config)
-    except ValueError as error:
-        names = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module)})
-        raise UserError(
-            f"method.target_modules matches no layer of this model: {method.target_modules}.",
-            f"Its linear layers are {', '.join(names)}; or use all-linear.",
-        ) from error
-    adapted.train()
-    return adapted
-
-
-def _is_linear(module: Any) -> bool:
-    return isinstance(module, torch.nn.Linear)
-
-
-def _load_adapter(model: Any, adapter: Path, *, trainable: bool) -> Any:
-    try:
-        return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"The adapter in {adapter} does not fit this model: {first}", "Choose the base it was trained on."
-        ) from error
 
 
 def trainable_parameters(model: Any) -> list[torch.nn.Parameter]:

@@ -6,18 +6,34 @@ from typing import Any
 
 import bitsandbytes as bnb
 import torch
+from transformers.optimization import Adafactor
 
 from core.config.schema import TrainSection
 
 
-def make_optimizer(parameters: list[torch.nn.Parameter], train: TrainSection) -> Any:
-    """The optimizer of ``train.optimizer`` over the given parameters (AdamW: Loshchilov and Hutter, 2019).
+def make_optimizer(parameters: list[torch.nn.Parameter] | list[dict[str, Any]], train: TrainSection) -> Any:
+    """The optimizer of ``train.optimizer`` over parameters, or over groups of them.
 
-    The bitsandbytes ones keep 8-bit states in blocks; the paged one moves them to host memory under pressure on CUDA.
+    AdamW: Loshchilov and Hutter, arXiv 1711.05101. Adafactor: Shazeer and Stern, arXiv 1804.04235. Lion: Chen et al.,
+    arXiv 2302.06675. The bitsandbytes ones keep 8-bit states in blocks; the paged one moves them to host memory under
+    pressure on CUDA.
+
+    Adafactor is that of transformers: torch's multiplies the rate by each tensor's size, which cannot be switched off
+    there, so that matrices that begin at zero would hardly move.
     """
     options: dict[str, Any] = {"lr": train.learning_rate, "weight_decay": train.weight_decay}
     if train.optimizer == "adamw":
         return torch.optim.AdamW(parameters, fused=True, **options)
     if train.optimizer == "adamw_8bit":
         return bnb.optim.AdamW8bit(parameters, **options)
+    if train.optimizer == "lion_8bit":
+        return bnb.optim.Lion8bit(parameters, **options)
+    if train.optimizer == "adafactor":
+        return Adafactor(parameters, scale_parameter=False, relative_step=False, warmup_init=False, **options)
     return bnb.optim.PagedAdamW8bit(parameters, **options)
+
+
+def set_learning_rate(optimizer: Any, rate: float) -> None:
+    """Give every group of parameters the rate, times the group's own ``lr_ratio`` where it has one."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("lr_ratio", 1.0)

@@ -22,6 +22,7 @@ from core.models.files import weights_fingerprint
 from core.runs.events import CheckpointEvent, StepEvent
 from core.runs.store import Run
 from core.worker import checkpoint as checkpoints
+from core.worker.adapters import adapted_layers, attach_adapters, parameter_groups
 from core.worker.attendant import Attendant
 from core.worker.batches import DataOrder
 from core.worker.control import Controls, StopRequested
@@ -29,14 +30,14 @@ from core.worker.evaluate import Evaluator
 from core.worker.gradients import WindowGradients, make_accelerator
 from core.worker.loss import SupervisedLoss
 from core.worker.model import (
-    attach_adapters,
     choose_device,
     choose_dtype,
     evaluation_mode,
     load_model,
     trainable_parameters,
 )
-from core.worker.optim import make_optimizer
+from core.worker.noise import EmbeddingNoise
+from core.worker.optim import make_optimizer, set_learning_rate
 from core.worker.prediction import predict_memory
 from core.worker.preparation import prepare
 from core.worker.recorder import Recorder
@@ -96,7 +97,7 @@ class FinetuneRecipe:
         """
         found = self._newest_checkpoint() if resume else None
         self._prepare_data()
-        self._load_model()
+        self._load_model(fresh=not resume)
         self._prepare_optimization()
         if found is not None:
             self._restore(found)
@@ -118,7 +119,7 @@ class FinetuneRecipe:
         self.dataset, self.held_out = prepared.dataset, prepared.held_out
         self.data_fingerprint = prepared.data_fingerprint
 
-    def _load_model(self) -> None:
+    def _load_model(self, *, fresh: bool) -> None:
         self.controls.check_stop()
         config = self.config
         self.recorder.phase("loading_model", config.model.base)
@@ -131,7 +132,16 @@ class FinetuneRecipe:
             for_training=True,
             tokenizer=self.tokenizer,
         )
-        self.loaded.model = attach_adapters(self.loaded.model, config.method, seed=config.train.seed)
+        report = self.recorder.reporter("loading_model", self.controls.check_stop)
+        self.loaded.model = attach_adapters(
+            self.loaded.model,
+            config.method,
+            seed=config.train.seed,
+            base=self.base,
+            fresh=fresh,
+            progress=lambda done, total: report("beginning of the adapters", done, total),
+        )
+        self._tell_layers()
         self.loss = SupervisedLoss(self.loaded.model)
         self.accelerator = make_accelerator(self.loaded)
 
@@ -142,7 +152,9 @@ class FinetuneRecipe:
         self.total_steps = train.max_steps or by_epochs
         self.warmup = warmup_steps(train.warmup, self.total_steps)
         self.parameters = trainable_parameters(self.loaded.model)
-        self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(self.parameters, train))
+        groups = parameter_groups(self.loaded.model, self.config.method.loraplus_ratio)
+        self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(groups, train))
+        alpha = self.config.method.neftune_alpha
         self.windows = WindowGradients(
             self.loaded,
             self.loss,
@@ -150,6 +162,7 @@ class FinetuneRecipe:
             accelerator=self.accelerator,
             max_rows=train.micro_batch_size,
             notice=lambda code, message, hint: self.recorder.notice("warning", code, message, hint),
+            noise=None if alpha is None else EmbeddingNoise(self.loaded.model, alpha),
         )
         wanted = self.config.memory.gradient_checkpointing
         self.windows.set_checkpointing(wanted == "on" or (wanted == "auto" and self.loaded.device.type == "cuda"))
@@ -213,8 +226,7 @@ class FinetuneRecipe:
         lr = self.attendant.learning_rate * lr_factor(
             self.config.train.scheduler, self.step, self.warmup, self.total_steps
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self.optimizer, lr)
         result = self.windows.run(self.order.window(self.step), where=f"step {self.step + 1}")
         norm = self._clip()
         if math.isfinite(norm):
@@ -394,6 +406,13 @@ class FinetuneRecipe:
             ) from error
 
     # Telling.
+
+    def _tell_layers(self) -> None:
+        if self.config.method.target_modules == "all-linear":
+            return
+        found = adapted_layers(self.loaded.model)
+        names = ", ".join(f"{name} {count}" for name, count in found.items())
+        self.recorder.notice("info", "adapters", f"{sum(found.values())} layers have adapters: {names}.")
 
     def _record_memory(self, *, rehearsed: bool = False) -> None:
         device = self.loaded.device

@@ -27,8 +27,9 @@ LEARNING_RATE = 5e-3
 
 def write_initial_adapter(workers: Workers, directory: Path) -> None:
     """The adapter that our run begins with."""
+    from core.worker.adapters import attach_adapters
     from core.worker.checkpoint import save_adapter
-    from core.worker.model import attach_adapters, load_model
+    from core.worker.model import load_model
 
     config = workers.config(**OPTIONS)
     loaded = load_model(workers.model, method="lora", precision="fp32", device="cpu")

@@ -12,6 +12,8 @@ from core.config.importers.shared import (
     BATCH_OPTIONS,
     EPOCH_OPTIONS,
     HELD_OUT_OPTIONS,
+    LORAPLUS,
+    NEFTUNE,
     OPTIMIZERS,
     SCHEDULE_OPTIONS,
     SCHEDULERS,
@@ -147,10 +149,31 @@ def _adapters(work: Translation) -> None:
         if names:
             work.drop("lora_target_modules", "All linear layers get adapters; others cannot be named beside them.")
     elif names:
-        target_modules(work, "lora_target_modules", names)
+        target_modules(work, "lora_target_modules", names, is_text=isinstance(raw, str))
     elif is_lora:
         reason = "No layers are named: all linear ones."
         work.change("lora_target_modules", "method.target_modules", "all-linear", reason)
+
+
+_BEGINNINGS = Choice(
+    "method.init",
+    same={True: "default", "true": "default", "pissa": "pissa", "loftq": "loftq"},
+    near={
+        f"pissa_niter_{count}": ("pissa", "Its decomposition is exact for small layers, else of 4 iterations.")
+        for count in (1, 2, 4, 8, 16, 32)
+    },
+    otherwise=("default", "No such beginning is offered: adapters begin without effect."),
+)
+
+
+def _beginning(work: Translation) -> None:
+    """LoftQ makes up for the rounding to 4 bits, and is something else on a base that is not rounded."""
+    key = "peft_init_lora_weights"
+    method = work.settings.get("method.name")
+    if work.values.get(key) == "loftq" and (method is None or method.value != "qlora"):
+        work.drop(key, "It makes up for the rounding to 4 bits, and nothing is rounded: adapters begin without effect.")
+    else:
+        work.choose(key, _BEGINNINGS)
 
 
 def _batch(work: Translation) -> None:
@@ -242,6 +265,9 @@ _OFFERED: dict[str, Rule] = {
     "lora_dropout": Copy("method.dropout", "number", absent=0.0, why="Not given: no dropout."),
     "peft_use_dora": Copy("method.dora", "boolean"),
     "peft_use_rslora": Copy("method.rslora", "boolean"),
+    "peft_init_lora_weights": Joint(_beginning, ("method.init",)),
+    "loraplus_lr_ratio": LORAPLUS,
+    "neftune_noise_alpha": NEFTUNE,
     "sequence_len": Copy("train.max_length", "integer", absent=512, why=f"Not given: {_TITLE} takes 512."),
     "excess_length_strategy": Choice(
         "data.overlong",

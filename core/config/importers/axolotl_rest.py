@@ -58,13 +58,13 @@ NOT_OFFERED: dict[str, Missing] = missing(
             "freeze_mm_modules full_finetune spectrum_top_fraction spectrum_model_name lisa_n_layers "
             "lisa_step_interval lisa_layers_attribute"
         ),
-        "Adapters are plain LoRA on whole layers, alike everywhere, which begins at zero.": (
+        "Adapters are LoRA on whole layers, alike everywhere.": (
             "lora_target_parameters lora_exclude_modules lora_rank_pattern lora_alpha_pattern lora_fan_in_fan_out "
-            "lora_bias peft_layers_to_transform peft_layers_pattern peft_layer_replication peft_init_lora_weights "
+            "lora_bias peft_layers_to_transform peft_layers_pattern peft_layer_replication "
             "peft_autocast_adapter_dtype peft relora relora_steps relora_warmup_steps relora_anneal_steps "
             "relora_prune_ratio relora_prune_method relora_cpu_offload lora_on_cpu qlora_sharded_model_loading mora"
         ),
-        "Both halves of an adapter have one learning rate.": "loraplus_lr_ratio loraplus_lr_embedding",
+        "Embeddings have no adapters.": "loraplus_lr_embedding",
         "Quantization is NF4 with double quantization, of the linear layers.": (
             "bnb_config_kwargs model_quantization_config model_quantization_config_kwargs quantize_moe_experts "
             "gptq_groupsize gptq_model_v1 gptq_disable_exllama use_onebitllms qat quantization llmcompressor "
@@ -124,7 +124,7 @@ NOT_OFFERED: dict[str, Missing] = missing(
             "lr_scheduler_kwargs lr_quadratic_warmup cosine_min_lr_ratio cosine_constant_lr_ratio lr_div_factor "
             "jagged_restart_steps jagged_restart_warmup_steps jagged_restart_anneal_steps"
         ),
-        "No noise is added to embeddings.": "neftune_noise_alpha noisy_embedding_alpha",
+        "An old name of neftune_noise_alpha: set method.neftune_alpha.": "noisy_embedding_alpha",
         "memory.gradient_checkpointing says whether activations are computed again.": (
             "gradient_checkpointing_kwargs selective_checkpointing activation_offloading layer_offloading"
         ),

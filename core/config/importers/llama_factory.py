@@ -15,6 +15,8 @@ from core.config.importers.shared import (
     BATCH_OPTIONS,
     EPOCH_OPTIONS,
     LENGTH_OPTIONS,
+    LORAPLUS,
+    NEFTUNE,
     OPTIMIZERS,
     SCHEDULE_OPTIONS,
     SCHEDULERS,
@@ -221,6 +223,13 @@ _OFFERED: dict[str, Rule] = {
     "lora_dropout": Copy("method.dropout", "number", absent=0.0, why="Not given: no dropout."),
     "use_rslora": Copy("method.rslora", "boolean"),
     "use_dora": Copy("method.dora", "boolean"),
+    "pissa_init": Choice(
+        "method.init",
+        same={True: "pissa", "true": "pissa", False: "default", "false": "default"},
+        otherwise=("default", "It may be true or false: adapters begin without effect."),
+    ),
+    "loraplus_lr_ratio": LORAPLUS,
+    "neftune_noise_alpha": NEFTUNE,
     "cutoff_len": Joint(_length, LENGTH_OPTIONS),
     **dict.fromkeys(("train_on_prompt", "mask_history"), Joint(_supervise, ("data.supervise",))),
     **dict.fromkeys(

@@ -33,11 +33,12 @@ NOT_OFFERED: dict[str, Missing] = table(
                 "additional_target freeze_trainable_layers freeze_trainable_modules freeze_extra_modules "
                 "use_llama_pro freeze_vision_tower freeze_multi_modal_projector freeze_language_model"
             ),
-            "Adapters are plain LoRA, which begins at zero.": (
-                "pissa_init pissa_iter pissa_convert module_dropout oft_rank oft_block_size oft_target shift_attn "
-                "mixture_of_depths train_from_scratch"
+            "Adapters are LoRA on a base that is trained already.": (
+                "module_dropout oft_rank oft_block_size oft_target shift_attn mixture_of_depths train_from_scratch"
             ),
-            "Both halves of an adapter have one learning rate.": "loraplus_lr_ratio loraplus_lr_embedding",
+            "The decomposition is exact for small layers, else of 4 iterations.": "pissa_iter",
+            "What is saved fits the original base in any case.": "pissa_convert",
+            "Embeddings have no adapters.": "loraplus_lr_embedding",
             "This optimizer is not offered: train.optimizer.": (
                 f"use_galore {_GALORE} use_apollo {_APOLLO} use_badam {_BADAM} use_adam_mini use_muon"
             ),
@@ -121,6 +122,7 @@ NOT_OFFERED: dict[str, Missing] = table(
         off={
             "stage": ("sft", "pt"),
             "quantization_type": ("nf4",),
+            "pissa_convert": (True, False),
             "double_quantization": (True,),
             "flash_attn": ("auto", "sdpa", "disabled"),
             "infer_backend": ("huggingface", "hf"),

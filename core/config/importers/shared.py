@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from urllib.parse import quote
 
-from core.config.importers.rules import Choice, is_one_of
+from core.config.importers.rules import Choice, Copy, is_one_of
 from core.config.importers.steps import count_entries
 from core.config.importers.translation import Translation
 from core.config.schema import ModelSection, TrainSection
+from core.config.targets import EXPRESSION, expression_problem
 from core.hub.entries import DEFAULT_REVISION, is_hub_id
 from core.models.find import find_model
 
@@ -19,6 +20,8 @@ OPTIMIZERS = Choice(
         **dict.fromkeys(["adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw"], "adamw"),
         **dict.fromkeys(["adamw_8bit", "adamw_bnb_8bit"], "adamw_8bit"),
         "paged_adamw_8bit": "paged_adamw_8bit",
+        "adafactor": "adafactor",
+        "lion_8bit": "lion_8bit",
     },
     near={
         **dict.fromkeys(
@@ -29,9 +32,18 @@ OPTIMIZERS = Choice(
             ("adamw", "The AdamW of torch."),
         ),
         "adamw_torch_8bit": ("adamw_8bit", "The 8-bit AdamW of bitsandbytes instead of torchao's."),
+        "paged_lion_8bit": ("lion_8bit", "The same arithmetic; its state is not paged."),
+        **dict.fromkeys(
+            ["lion", "lion_32bit", "paged_lion", "paged_lion_32bit", "lion_pytorch"],
+            ("lion_8bit", "The same arithmetic; its state is kept in 8 bits."),
+        ),
     },
     otherwise=("adamw", "This optimizer is not offered: AdamW, for which the learning rate may not be right."),
 )
+
+#: LoRA+ and NEFTune, as transformers and PEFT mean them.
+LORAPLUS = Copy("method.loraplus_ratio", "number", unset=(0,))
+NEFTUNE = Copy("method.neftune_alpha", "number", unset=(0,))
 
 #: ``lr_scheduler_type`` of transformers.
 SCHEDULERS = Choice(
@@ -272,13 +284,27 @@ _PATTERN = re.compile(r"[\\*+?()\[\]{}|^$]")
 _ALL = ("all", "all-linear", "all_linear")
 
 
-def target_modules(work: Translation, key: str, names: list[str]) -> None:
-    """The layers that get adapters: names, or all linear ones."""
+def target_modules(work: Translation, key: str, names: list[str], *, is_text: bool = False) -> None:
+    """The layers that get adapters: names, a pattern, or all linear ones.
+
+    Args:
+        work: The translation.
+        key: The key that names them.
+        names: What it says.
+        is_text: Whether the tool hands a single text to PEFT as it is, which takes it for a regular expression; in
+            lists PEFT knows names only.
+    """
     if any(name.lower() in _ALL for name in names):
         work.carry(key, "method.target_modules", "all-linear")
     elif any(_PATTERN.search(name) for name in names):
-        work.drop(
-            key, "Patterns are not offered, only names: all linear layers.", "method.target_modules", "all-linear"
+        expression = EXPRESSION + names[0]
+        if is_text and expression_problem(expression) is None:
+            reason = "A regular expression, which has to match the whole name of a layer."
+            work.carry(key, "method.target_modules", [expression], reason=reason)
+            return
+        reason = (
+            "In a list PEFT knows names only, no patterns" if not is_text else "This regular expression cannot be used"
         )
+        work.drop(key, f"{reason}: all linear layers.", "method.target_modules", "all-linear")
     else:
         work.carry(key, "method.target_modules", names)

@@ -24,11 +24,11 @@ TRAINER_REST: dict[str, Missing] = missing(
             "save_on_each_node tpu_num_cores tpu_metrics_debug"
         ),
         "The optimizer has its usual betas and epsilon, for all parameters alike.": (
-            "optim_args adam_beta1 adam_beta2 adam_epsilon optim_target_modules adafactor"
+            "optim_args adam_beta1 adam_beta2 adam_epsilon optim_target_modules"
         ),
+        "An old name: set train.optimizer = adafactor.": "adafactor",
         "The schedule has no arguments of its own.": "lr_scheduler_kwargs",
         "Labels are not smoothed.": "label_smoothing_factor",
-        "No noise is added to embeddings.": "neftune_noise_alpha",
         "Checkpoints are whole, so that a run can go on.": (
             "save_only_model save_safetensors enable_jit_checkpoint restore_callback_states_from_checkpoint"
         ),

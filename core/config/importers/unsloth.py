@@ -77,6 +77,18 @@ def _targets(work: Translation) -> None:
         work.change(key, "method.target_modules", "all-linear", reason)
 
 
+def _loftq(work: Translation) -> None:
+    """LoftQ makes up for the rounding to 4 bits; Unsloth passes over it where nothing is rounded."""
+    key = "lora.use_loftq"
+    if not work.boolean(key):
+        if work.has(key):
+            work.carry(key, None, reason="As it is here.")
+    elif "method.name" in work.settings and work.settings["method.name"].value == "qlora":
+        work.carry(key, "method.init", "loftq")
+    else:
+        work.drop(key, "It makes up for the rounding to 4 bits, and nothing is rounded.")
+
+
 def _length(work: Translation) -> None:
     cut_length(work, "training.max_seq_length", 2048)
 
@@ -156,6 +168,7 @@ _OFFERED: dict[str, Rule] = {
     "lora.target_modules": Joint(_targets, ("method.target_modules",)),
     "lora.use_rslora": Copy("method.rslora", "boolean"),
     "lora.use_dora": Copy("method.dora", "boolean"),
+    "lora.use_loftq": Joint(_loftq, ("method.init",)),
     "inference.temperature": Copy("chat.temperature", "number"),
     "inference.top_p": Copy("chat.top_p", "number"),
 }
@@ -165,7 +178,6 @@ _NOT_OFFERED = missing(
         "A run has a directory of its own; localtune-tui runs names it.": "training.output_dir",
         "Rows are not packed: batches are made of rows of like length.": "training.packing",
         "Unsloth's command measures nothing; give data.eval or data.eval_share.": "training.eval_steps",
-        "LoftQ is not offered: adapters begin at zero.": "lora.use_loftq",
         "Only text models are trained.": "lora.vision_all_linear lora.finetune_vision_layers audio_input audio_type",
         "All layers that lora.target_modules names get adapters.": (
             "lora.finetune_language_layers lora.finetune_attention_modules lora.finetune_mlp_modules"

@@ -206,12 +206,13 @@ SETTINGS = st.fixed_dictionaries(
                 "rank": st.integers(1, 128),
                 "dropout": st.sampled_from([0.0, 0.1]),
                 "dora": st.booleans(),
+                "init": st.sampled_from(["default", "pissa"]),
             }
         ),
         "train": st.fixed_dictionaries(
             {
                 "precision": st.sampled_from(["auto", "bf16", "fp32"]),
-                "optimizer": st.sampled_from(["adamw", "adamw_8bit", "paged_adamw_8bit"]),
+                "optimizer": st.sampled_from(["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion_8bit"]),
                 "batch_size": st.integers(1, 16),
             }
         ),

@@ -20,7 +20,8 @@ import torch
 from core.config.schema import MethodSection, TrainSection
 from core.errors import UserError
 from core.worker import checkpoint as checkpoints
-from core.worker.model import attach_adapters, load_model, trainable_parameters
+from core.worker.adapters import attach_adapters
+from core.worker.model import load_model, trainable_parameters
 from core.worker.optim import make_optimizer
 
 FACTS: dict[str, Any] = {"config_sha256": "c", "overrides": {"train.learning_rate": 1e-3}, "best": None}

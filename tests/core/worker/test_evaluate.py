@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from core.config.schema import MethodSection
 from core.data.conversation import Example, Message
 from core.worker import evaluate
+from core.worker.adapters import attach_adapters
 from core.worker.checkpoint import rng_state
 from core.worker.control import StopRequested
 from core.worker.dataset import Dataset
 from core.worker.evaluate import Evaluator, answers_match, parse_json
 from core.worker.loss import SupervisedLoss
-from core.worker.model import LoadedModel, attach_adapters, load_model, trainable_parameters
+from core.worker.model import LoadedModel, load_model, trainable_parameters
 from core.worker.template import Encoder
 
 JSON = st.recursive(

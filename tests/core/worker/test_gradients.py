@@ -7,10 +7,11 @@ import torch
 
 from core.config.schema import MethodSection
 from core.errors import UserError
+from core.worker.adapters import attach_adapters
 from core.worker.checkpoint import rng_state
 from core.worker.gradients import WindowGradients, make_accelerator
 from core.worker.loss import SupervisedLoss
-from core.worker.model import LoadedModel, attach_adapters, load_model, trainable_parameters
+from core.worker.model import LoadedModel, load_model, trainable_parameters
 from core.worker.template import TokenizedRow
 
 WINDOW = [0, 1, 2, 3, 4, 5, 6, 7]

@@ -9,10 +9,10 @@ import torch
 
 from core.config.schema import MethodSection
 from core.errors import UserError
+from core.worker.adapters import attach_adapters
 from core.worker.loss import SupervisedLoss
 from core.worker.model import (
     LoadedModel,
-    attach_adapters,
     choose_device,
     choose_dtype,
     evaluation_mode,

@@ -27,12 +27,12 @@ from core.memory.model_files import load_architecture
 from core.memory.plan import Machine, Plan, make_plan
 from core.memory.rows import Rows
 from core.memory.sizes import optimizer_bytes, quantized_bytes
+from core.worker.adapters import adapted_layers, attach_adapters, initial_parameters
 from core.worker.dataset import Dataset
 from core.worker.gradients import WindowGradients, make_accelerator
 from core.worker.loss import SupervisedLoss
 from core.worker.model import (
     LoadedModel,
-    attach_adapters,
     load_model,
     set_gradient_checkpointing,
     trainable_parameters,
@@ -212,6 +212,9 @@ SETTINGS: list[tuple[str, dict[str, Any], float]] = [
     ("llama", {"dora": True}, 0.02),
     ("llama", {"target_modules": ["q_proj", "v_proj"]}, 0.02),
     ("llama", {"target_modules": ["down_proj"], "name": "lora"}, 0.02),
+    ("llama", {"target_modules": ["layers.1.*", "re:.*[02].mlp.up_proj"]}, 0.02),
+    *(("llama", {"init": "pissa", "rank": 64, **settings}, 0.02) for settings in ({}, {"checkpointing": True})),
+    ("llama", {"init": "pissa", "rank": 64, "name": "lora"}, 0.02),
 ]
 
 
@@ -290,10 +293,34 @@ def test_a_quantized_matrix_is_what_bitsandbytes_keeps() -> None:
     assert quantized_bytes(320 * 96) == sum(table.numel() * table.element_size() for table in tables)
 
 
-@pytest.mark.parametrize("kind", ["adamw", "adamw_8bit", "paged_adamw_8bit"])
+def test_the_frozen_beginning_is_counted_to_the_byte(model_of: Callable[[str], Path]) -> None:
+    config = config_of(model_of("llama"), init="pissa", rank=8)
+    loaded, plan = prepare(config), plan_of(config, 1.0)
+    parts = plan.by_name()
+    assert parts["initial"] == parts["adapters"] == 4 * initial_parameters(loaded.model)
+    plain = plan_of(config_of(model_of("llama"), rank=8), 1.0)
+    assert plan.checkpoint_bytes - plain.checkpoint_bytes == parts["initial"]
+
+
+@pytest.mark.parametrize(
+    "targets", ["all-linear", ["q_proj", "mlp.*"], ["layers.1.*_proj"], ["re:.*[02].*(q|up)_proj"]]
+)
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_plan_finds_the_layers_that_the_run_does(
+    family: str, targets: Any, model_of: Callable[[str], Path]
+) -> None:
+    if family == "gpt2" and "_proj" in str(targets):
+        targets = ["h.1.*", "re:.*[02].mlp.c_fc"]
+    config = config_of(model_of(family), target_modules=targets)
+    loaded, plan = prepare(config), plan_of(config, 1.0)
+    assert dict(plan.targets) == adapted_layers(loaded.model)
+    assert plan.trainable == sum(parameter.numel() for parameter in trainable_parameters(loaded.model))
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion_8bit"])
 def test_optimizer_states_are_what_is_kept(kind: str) -> None:
     train = Config.model_validate({"data": {"train": "x"}, "train": {"optimizer": kind}}).train
-    sizes = [(16, 100), (64, 640), (8, 768)]
+    sizes: list[tuple[int, ...]] = [(16, 100), (64, 640), (8, 768), (900,)]
     parameters = [torch.nn.Parameter(torch.randn(size)) for size in sizes]
     optimizer = make_optimizer(parameters, train)
     for parameter in parameters:
@@ -304,7 +331,9 @@ def test_optimizer_states_are_what_is_kept(kind: str) -> None:
         for name, value in optimizer.state[parameter].items():
             if torch.is_tensor(value) and not name.startswith("qmap"):
                 kept += value.numel() * value.element_size()
-    assert sum(optimizer_bytes(kind, parameter.numel()) for parameter in parameters) == kept
+    columns = [size[1] if len(size) == 2 else 1 for size in sizes]
+    pairs = zip(parameters, columns, strict=True)
+    assert sum(optimizer_bytes(kind, parameter.numel(), width) for parameter, width in pairs) == kept
 
 
 def test_a_run_predicts_its_own_memory(model_of: Callable[[str], Path]) -> None:

@@ -128,7 +128,7 @@ def test_each_documented_key_is_handled_or_listed(tmp_path: Path, group: str) ->
 
 def test_what_is_not_offered_says_what_happens_instead(tmp_path: Path) -> None:
     text = (
-        f"{BASE}neftune_noise_alpha: 5\ndeepspeed: ds.json\nwandb_project: mine\nsample_packing: true\nrl: dpo\n"
+        f"{BASE}noisy_embedding_alpha: 5\ndeepspeed: ds.json\nwandb_project: mine\nsample_packing: true\nrl: dpo\n"
         "lora_modules_to_save: [lm_head]\nresume_from_checkpoint: ckpt\nplugins: [x.y]\nearly_stopping_patience: 3\n"
         "auto_find_batch_size: true\nmodel_type: LlamaForCausalLM\n"
     )
@@ -170,6 +170,10 @@ def test_what_is_not_offered_says_what_happens_instead(tmp_path: Path) -> None:
         ("optimizer: adamw_bnb_8bit", "train.optimizer", "adamw_8bit"),
         ("optimizer: adamw_torch_fused", "train.optimizer", "adamw"),
         ("optimizer: muon", "train.optimizer", "adamw"),
+        ("optimizer: adafactor", "train.optimizer", "adafactor"),
+        ("optimizer: lion_8bit", "train.optimizer", "lion_8bit"),
+        ("optimizer: lion_pytorch", "train.optimizer", "lion_8bit"),
+        ("optimizer: galore_adamw", "train.optimizer", "adamw"),
         # Precision.
         ("bf16: true", "train.precision", "bf16"),
         ("bf16: false\nfp16: true", "train.precision", "fp16"),
@@ -189,7 +193,19 @@ def test_what_is_not_offered_says_what_happens_instead(tmp_path: Path) -> None:
         ("gradient_checkpointing: false", "memory.gradient_checkpointing", "off"),
         # Layers.
         ("lora_target_modules: [q_proj, v_proj]", "method.target_modules", ["q_proj", "v_proj"]),
-        ("lora_target_modules: 'layers.[0-9]+.(q|v)_proj'", "method.target_modules", "all-linear"),
+        ("lora_target_modules: '.*.[0-9]+.(q|v)_proj'", "method.target_modules", ["re:.*.[0-9]+.(q|v)_proj"]),
+        ("lora_target_modules: '.*.(q|v_proj'", "method.target_modules", "all-linear"),
+        ("lora_target_modules: ['.*q_proj', v_proj]", "method.target_modules", "all-linear"),
+        # How adapters begin and learn.
+        ("peft_init_lora_weights: pissa", "method.init", "pissa"),
+        ("peft_init_lora_weights: pissa_niter_16", "method.init", "pissa"),
+        ("peft_init_lora_weights: loftq", "method.init", None),
+        ("peft_init_lora_weights: true", "method.init", "default"),
+        ("peft_init_lora_weights: gaussian", "method.init", "default"),
+        ("loraplus_lr_ratio: 16", "method.loraplus_ratio", 16),
+        ("loraplus_lr_ratio: 0.5", "method.loraplus_ratio", None),
+        ("neftune_noise_alpha: 5", "method.neftune_alpha", 5),
+        ("neftune_noise_alpha: 0", "method.neftune_alpha", None),
         ("lora_target_modules: [q_proj]\nlora_target_linear: true", "method.target_modules", "all-linear"),
         ("lora_target_modules:\nlora_target_linear:", "method.target_modules", "all-linear"),
         # Templates.
@@ -420,3 +436,12 @@ def test_templates_of_their_own(tmp_path: Path) -> None:
         assert setting(imported, name) == value, text
         assert_all_accounted(imported, keys_of(BASE + text, AXOLOTL.sections))
         loaded(tmp_path, imported)
+
+
+def test_loftq_goes_with_4_bits_only(tmp_path: Path) -> None:
+    text = f"{BASE}peft_init_lora_weights: loftq\n"
+    where, said = entry(carry(tmp_path, text), "peft_init_lora_weights")
+    assert where == "unsupported"
+    assert "nothing is rounded" in said.reason
+    text = text.replace("adapter: lora", "adapter: qlora\nload_in_4bit: true")
+    assert setting(carry(tmp_path, text), "method.init") == "loftq"

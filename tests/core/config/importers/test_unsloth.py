@@ -133,6 +133,8 @@ def test_its_defaults_are_not_ours(tmp_path: Path) -> None:
         ("training", "gradient_checkpointing: 'true'", "memory.gradient_checkpointing", "on"),
         ("lora", "target_modules: [all-linear]", "method.target_modules", "all-linear"),
         ("lora", "target_modules: ''", "method.target_modules", "all-linear"),
+        ("lora", "use_loftq: true", "method.init", "loftq"),
+        ("lora", "use_loftq: false", "method.init", None),
         ("data", "format_type: chatml", "data.format", "messages"),
         ("data", "format_type: sharegpt", "data.format", "sharegpt"),
         ("data", "dataset: org/name", "data.train", "hf://datasets/org/name#train"),
@@ -145,3 +147,12 @@ def test_traps(tmp_path: Path, section: str, line: str, name: str, value: Any) -
     assert setting(imported, name) == value
     assert_all_accounted(imported, keys_of(text, UNSLOTH.sections))
     loaded(tmp_path, imported)
+
+
+def test_loftq_goes_with_4_bits_only(tmp_path: Path) -> None:
+    text = "model: a/b\ntraining:\n  load_in_4bit: false\nlora:\n  use_loftq: true\n"
+    imported = carry(tmp_path, text, "unsloth")
+    assert setting(imported, "method.init") is None
+    where, said = entry(imported, "lora.use_loftq")
+    assert where == "unsupported"
+    assert "nothing is rounded" in said.reason

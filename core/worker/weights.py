@@ -1,0 +1,53 @@
+"""Single tensors of a model's weight files, without loading the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from core.errors import UserError
+
+
+class WeightFiles:
+    """The safetensors files of a model's directory, one or many.
+
+    Args:
+        directory: The directory.
+        prefix: What the model puts before the names of its body: ``model``. Files may have them without it.
+    """
+
+    def __init__(self, directory: Path, prefix: str) -> None:
+        self._directory = directory
+        self._prefix = f"{prefix}."
+        self._files: dict[str, Path] = {}
+        for path in sorted(directory.glob("*.safetensors")):
+            with safe_open(str(path), framework="pt") as file:
+                self._files |= dict.fromkeys(file.keys(), path)
+
+    def read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """A tensor by the name of its parameter, as it lies in the file.
+
+        Args:
+            name: ``model.layers.0.self_attn.q_proj.weight``.
+            shape: What it must have.
+
+        Raises:
+            UserError: If the files have none of this name and shape, as families do that store their layers fused.
+        """
+        for known in (name, name.removeprefix(self._prefix)):
+            if (path := self._files.get(known)) is None:
+                continue
+            try:
+                with safe_open(str(path), framework="pt") as file:
+                    tensor: torch.Tensor = file.get_tensor(known)
+            except (OSError, SafetensorError) as error:
+                raise UserError(f"{path} cannot be read: {error}", "Check that the directory is whole.") from error
+            if tuple(tensor.shape) == shape:
+                return tensor
+        raise UserError(
+            f"The weight files in {self._directory} have no {name} of {' x '.join(map(str, shape))}, which LoftQ needs "
+            "in 16 bit: this model stores its layers in another way.",
+            "Set method.init = default or pissa.",
+        )
