@@ -11,7 +11,7 @@ from core.data.layout import Kind, Layout
 from core.data.parsers import RAW_LIMIT, parse_csv, parse_json, parse_text, preview, split_csv
 from core.data.rows import NoRowsError, Progress, Row, RowFile
 from core.data.scanners import ArrayScanner, CsvScanner, LineScanner, Scanner, Spans
-from core.data.source import Source
+from core.data.source import TABLES, Source
 from core.data.spool import SpooledBytes
 from core.errors import UserError
 from core.text import one_line
@@ -153,7 +153,7 @@ class TextRows(RowFile):
 
     def _row(self, index: int, limit: int | None = None) -> Row:
         position = index + self._skip
-        start, end, line = self._spans.starts[position], self._spans.ends[position], self._spans.lines[position]
+        start, end, line = self._spans.starts[position], self._spans.ends[position], self._line(position)
         size = end - start
         limit = self.row_limit if limit is None else limit
         raw = self._bytes.read(start, size if size <= limit else min(size, RAW_LIMIT))
@@ -168,6 +168,19 @@ class TextRows(RowFile):
             error = "Another array of rows begins here; only the first of a file is read."
             return Row(index, line, None, error, "not_an_object", preview(raw))
         return parse_text(index, line, raw) if self.kind == "text" else parse_json(index, line, raw)
+
+    def _line(self, position: int) -> int:
+        """The line that a row begins on; 0 where that does not tell it from others."""
+        if self._source.packing in TABLES:
+            return 0
+        lines = self._spans.lines
+        line = lines[position]
+        if self.kind == "json" and line in (
+            *lines[max(position - 1, 0) : position],
+            *lines[position + 1 : position + 2],
+        ):
+            return 0
+        return line
 
     def _read_header(self) -> list[str]:
         shown = self._source.shown
