@@ -153,7 +153,7 @@ def _problem_json(problem: Problem) -> dict[str, Any]:
         "title": problem.kind.title,
         "count": problem.count,
         "rows": [place.index + 1 for place in problem.places],
-        "lines": [place.line for place in problem.places],
+        "lines": [place.line or None for place in problem.places],
         "files": sorted({place.file for place in problem.places if place.file}),
         "detail": problem.detail,
         "hint": problem.hint,
@@ -213,8 +213,13 @@ def _render_lengths(lengths: Lengths, limit: int) -> list[str]:
 def _render_problem(problem: Problem) -> list[str]:
     from core.text import one_line
 
-    places = [f"{place.file}:{place.line}" if place.file else str(place.line) for place in problem.places[:8]]
-    where = f"line{'s' if len(places) > 1 else ''} {', '.join(places)}" if places else ""
+    places = problem.places[:8]
+    numbered = bool(places) and all(not place.line and not place.file for place in places)
+    shown = [str(place.index + 1) if numbered else place.shown for place in places]
+    where = f"{'row' if numbered else 'line'}{'s' if len(shown) > 1 else ''} {', '.join(shown)}" if shown else ""
+    if any(place.line not in (0, place.index + 1) for place in places):
+        # What --row and the Data pane call them.
+        where += f" (row{'s' if len(shown) > 1 else ''} {', '.join(str(place.index + 1) for place in places)})"
     more = ", ..." if places and problem.count > len(places) else ""
     lines = [f"{problem.kind.level:<5} {problem.count:>8} x {problem.code}: {problem.kind.title}"]
     if where:

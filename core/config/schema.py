@@ -62,7 +62,7 @@ class DataSection(Section):
         None, "Rows kept out of training, to measure on: a file, a directory, an entry, or a list.", basic=True
     )
     eval_share: float = _option(
-        0.0, "Share of the training rows to hold out and measure on; equal rows stay together.", ge=0, le=0.5
+        0.0, "Share of the training rows to hold out and measure on; rows that are alike stay together.", ge=0, le=0.5
     )
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "segments", "text", "tokens"] = (
         _option("auto", "How a row is read; auto decides from the columns and says why.")

@@ -31,6 +31,8 @@ _LEAST_RUNS = 12
 _MOST_WORDS = 4096
 _LEAST = -(1 << 63)
 _BOUNDS = [_LEAST + (number << 64) // RANGES for number in range(RANGES)]
+#: Rows of a band that a row is compared with when groups are made.
+_COMPARED = 8
 #: The signature of a row that has none.
 NO_SIGNATURE = bytes(SIGNATURE_BYTES)
 
@@ -101,6 +103,23 @@ class Fingerprints:
         self._keys += keys
         self._signatures += signatures
 
+    def add(self, number: int, example: Example) -> None:
+        """Add one row."""
+        text = normalized(example)
+        self.extend((number,), digest(example, text), signature(example, text))
+
+    def at(self, places: Sequence[int]) -> Fingerprints:
+        """Those of the rows at some places."""
+        found = Fingerprints()
+        for place in places:
+            key, start = place * KEY_BYTES, place * SIGNATURE_BYTES
+            found.extend(
+                (self.numbers[place],),
+                self._keys[key : key + KEY_BYTES],
+                self._signatures[start : start + SIGNATURE_BYTES],
+            )
+        return found
+
     def keys(self) -> Iterator[bytes]:
         """The digests in order."""
         keys = bytes(self._keys)
@@ -146,6 +165,48 @@ def find_near(rows: Fingerprints, same: dict[int, int]) -> dict[int, int]:
             if earlier != place and alike(rows.signature(earlier), rows.signature(place)):
                 found[place] = earlier
     return found
+
+
+def group_keys(rows: Fingerprints) -> list[bytes]:
+    """For each row what all rows of its group have in common: the least of their digests.
+
+    Rows that are the same or almost the same are of one group, and so are those that a chain of such rows joins. In a
+    band that many rows share, each is compared with the first and the last few.
+    """
+    keys = list(rows.keys())
+    parents = array("I", range(len(rows)))
+
+    def root(place: int) -> int:
+        while parents[place] != place:
+            parents[place] = parents[parents[place]]
+            place = parents[place]
+        return place
+
+    def join(one: int, other: int) -> None:
+        first, second = root(one), root(other)
+        # By digest, so that the order of the rows makes no difference to what a group is called.
+        parents[max(first, second, key=keys.__getitem__)] = min(first, second, key=keys.__getitem__)
+
+    same = find_same(rows)
+    for place, earlier in same.items():
+        parents[place] = earlier
+    for number in range(RANGES // BAND):
+        first: dict[bytes, int] = {}
+        further: dict[bytes, list[int]] = {}
+        for place, band in enumerate(rows.bands(number)):
+            if place in same or not rows.has_signature(place):
+                continue
+            before = first.setdefault(band, place)
+            if before == place:
+                continue
+            others, own = further.setdefault(band, []), rows.signature(place)
+            for other in (before, *others):
+                if root(other) != root(place) and alike(rows.signature(other), own):
+                    join(other, place)
+            others.append(place)
+            if len(others) > _COMPARED:
+                del others[0]
+    return [keys[root(place)] for place in range(len(rows))]
 
 
 def find_shared(rows: Fingerprints, others: Fingerprints) -> tuple[dict[int, int], dict[int, int]]:

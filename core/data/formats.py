@@ -171,7 +171,7 @@ def _readable(rows: Iterable[Row], source: str) -> list[Mapping[str, Any]]:
     if first_error is None:
         raise UserError(f"{source} has no rows.", "Give a file with at least one row.")
     raise UserError(
-        f"{source} has no row that can be read: line {first_error.line}: {one_line(first_error.error, 300)}",
+        f"{source} has no row that can be read: {first_error.place}: {one_line(first_error.error, 300)}",
         "Each row must be one JSON object, or one record of a CSV with a header.",
     )
 

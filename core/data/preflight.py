@@ -140,6 +140,14 @@ class Preflight:
                 "Name a template that ends answers in template.name or template.file.",
             )
 
+    def tell_alike(self) -> None:
+        """Say that rows held out are almost the same as rows trained on, as too few others are there."""
+        self._notice(
+            "near_leak",
+            "So many rows are almost the same that some like those held out are trained on.",
+            "Give a file of other rows in data.eval; 'localtune-tui data --config CONFIG' lists them as near_leaked.",
+        )
+
     def check_leak(self, train: Iterable[Example], held_out: Iterable[Example]) -> None:
         """Refuse held-out rows that are also trained on; case and spaces make no difference.
 

@@ -98,6 +98,17 @@ KINDS: dict[str, Kind] = {
     "test_answers": Kind(
         "note", "unread columns that look like test answers", "See that this is no benchmark that you measure on."
     ),
+    "prompt_drops": Kind(
+        "warn",
+        "a part of the prompt that the chat template leaves out",
+        "The model never sees it: name a template that shows it in template.file or template.name, or move its text "
+        "into the question.",
+    ),
+    "answer_in_prompt": Kind(
+        "note",
+        "an answer that stands in the question as it is",
+        "Fine where it is to be quoted; otherwise take it out of the question: the model would learn to copy.",
+    ),
     "no_stop_learned": Kind(
         "warn", "the end of the answer is not learned", "Let the labels take in the token that ends the answer."
     ),
@@ -118,13 +129,19 @@ class Place:
 
     Args:
         index: Number of the row, from 0, through all sources in their order.
-        line: Line of its file, from 1.
+        line: Line of its file, from 1; 0 where that does not tell it from others.
         file: The name of its file, where there are several; else empty. Sanitize it.
     """
 
     index: int
     line: int
     file: str = ""
+
+    @property
+    def shown(self) -> str:
+        """Its line, with its file where there are several, or its number where it has no line of its own."""
+        where = str(self.line) if self.line else f"row {self.index + 1}"
+        return f"{self.file}:{where}" if self.file and self.line else f"{self.file} {where}" if self.file else where
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from core.data.formats import Detection
 from core.data.rows import Row
 from core.data.scripts import main_script
 from core.data.secrets import find_email, find_secret
-from core.data.shapes import SHOWN_ONLY, Format
+from core.data.shapes import SHOWN_ONLY, Format, find_parts
 from core.template.mask import MaskedRow, Masker
 from core.text import one_line
 
@@ -36,14 +36,26 @@ _ANSWER_COLUMNS = frozenset(
     (
         *("label", "labels", "gold", "gold_answer", "target", "ground_truth", "groundtruth", "reference_answer"),
         *("expected", "expected_output", "expected_answer", "answer_key", "answerkey", "correct_answer", "correct"),
-        *("is_correct", "canonical_solution", "test", "tests", "test_cases", "test_list", "unit_tests", "answer_idx"),
+        *("answer", "answers", "final_answer", "gold_label", "solution", "solutions", "correct_answers"),
+        *(
+            "expected_response",
+            "is_correct",
+            "canonical_solution",
+            "test",
+            "tests",
+            "test_cases",
+            "test_list",
+            "unit_tests",
+            "answer_idx",
+        ),
     )
 )
 _READ_COLUMNS: dict[Format, frozenset[str]] = {
     "tokens": frozenset({"labels"}),
     "kto": frozenset({"label"}),
-    "prompt_completion": frozenset({"target"}),
 }
+#: Shortest answer whose standing in the prompt says something, in characters.
+_REPEATED = 24
 
 
 @dataclass
@@ -149,17 +161,20 @@ class Examiner:
         found = [*_text_problems(text[:SEARCHED]), *_turn_problems(turns, example)]
         columns = tuple(data)
         if columns not in self._answer_columns:
-            self._answer_columns[columns] = self._unread_answers(columns)
+            self._answer_columns[columns] = self._unread_answers(data)
         if column := self._answer_columns[columns]:
             found.append(("test_answers", f"The column {one_line(column, 40)} is not read."))
         elif data.get("split") in ("test", "validation"):
             found.append(("test_answers", f"The row says that it is of the {data['split']} split."))
         facts.found += [(number, code, detail) for code, detail in found]
 
-    def _unread_answers(self, columns: Sequence[str]) -> str:
-        mapped = self._detection.columns
-        read = mapped.read_columns if mapped is not None else _READ_COLUMNS.get(self._detection.format, ())
-        return next((name for name in columns if name.lower() in _ANSWER_COLUMNS and name not in read), "")
+    def _unread_answers(self, data: Mapping[str, Any]) -> str:
+        mapped, wanted = self._detection.columns, self._detection.format
+        if mapped is not None:
+            read: Iterable[str] = mapped.read_columns
+        else:
+            read = {*_READ_COLUMNS.get(wanted, ()), *find_parts(data, wanted).values()}
+        return next((name for name in data if name.lower() in _ANSWER_COLUMNS and name not in read), "")
 
     def _measure(self, number: int, example: Example, row: MaskedRow | RowError, facts: RowFacts) -> None:
         if isinstance(row, RowError):
@@ -178,6 +193,8 @@ class Examiner:
             facts.dropped.append((number, reason.code, reason.message))
             return
         self._use(number, facts)
+        if row.left_out:
+            facts.found.append((number, "prompt_drops", row.left_out))
         if length > limit:
             facts.found.append((number, "truncated", f"The row has {length} tokens and is cut at {limit}."))
         if self._learns_stop(row, limit):
@@ -234,3 +251,7 @@ def _turn_problems(turns: Sequence[Message], example: Example) -> Iterator[tuple
         answer = turns[-1].content.strip()
         if _LABEL.fullmatch(answer) and not turns[-1].tool_calls and example.label is None:
             yield "label_only", f"The answer is {answer}."
+        elif len(answer) >= _REPEATED:
+            asked = next((turn for turn in reversed(turns[:-1]) if turn.role in ("user", "system")), None)
+            if asked is not None and answer in asked.content:
+                yield "answer_in_prompt", f"The answer is also in the question: {one_line(answer, 60)}"

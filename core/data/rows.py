@@ -25,7 +25,8 @@ class Row:
 
     Args:
         index: From 0, blank lines not counted.
-        line: Line of the file it begins on, from 1; of a table without lines, its number from 1.
+        line: Line of the file it begins on, from 1; 0 in a table, which has no lines, and where it shares its line with
+            other rows, as in an array that is written on one.
         data: The columns; None where the row cannot be read.
         error: Why it cannot be read, one sentence; empty where it can. It may quote the row: sanitize it.
         code: The kind of error, as in :class:`~core.data.conversation.RowError`; empty without one.
@@ -40,6 +41,11 @@ class Row:
     code: str = ""
     raw: str = ""
     file: str = ""
+
+    @property
+    def place(self) -> str:
+        """Where it is, for a sentence: its line, or its number where that tells more."""
+        return f"line {self.line}" if self.line else f"row {self.index + 1}"
 
 
 class RowFile(ABC):

@@ -17,6 +17,8 @@ __all__ = ["READ", "FileChangedError", "Identity", "Kind", "Layout", "Packing", 
 
 #: How a file is packed: nothing to undo, compressed, or a table in binary form (``columns``: a JSON object of arrays).
 Packing = Literal["", "gzip", "zstd", "parquet", "arrow", "columns"]
+#: The packings of tables, which have no lines.
+TABLES: frozenset[Packing] = frozenset({"parquet", "arrow", "columns"})
 
 _COMPRESSED: dict[str, Packing] = {".gz": "gzip", ".gzip": "gzip", ".zst": "zstd", ".zstd": "zstd"}
 _COLUMNAR: dict[str, Packing] = {".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"}

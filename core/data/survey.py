@@ -206,14 +206,22 @@ class _Findings:
         """Take out of the rows used what is held out and what weights leave out."""
         if not self._divides:
             return
-        every = list(self._rows.keys())
-        keys = [every[place] for places in self._used for place in places]
+        usable = self._rows.at(list(itertools.chain.from_iterable(self._used)))
         bounds = list(itertools.accumulate(map(len, self._used), initial=0))
-        share, seed = self._request.eval_share, self._request.seed
-        kept_out, counts = divide_rows(keys, bounds, self._weights, share, seed)
-        left_out = counts.count(0) - len(kept_out)
+        division = divide_rows(usable, bounds, self._weights, self._request.eval_share, self._request.seed)
+        kept_out = division.held_out
+        left_out = division.counts.count(0) - len(kept_out)
         self._total.used -= len(kept_out) + left_out
         self._dropped |= {code: count for code, count in ((HELD_OUT, len(kept_out)), (NOT_SAMPLED, left_out)) if count}
+        if division.crosses:
+            held_out = usable.at(sorted(kept_out))
+            trained = usable.at([place for place, count in enumerate(division.counts) if count])
+            _, near = find_shared(trained, held_out)
+            for place in sorted(near):
+                other = held_out.numbers[near[place]] + 1
+                self._tally.add(
+                    "near_leaked", trained.numbers[place], f"It is almost the same as row {other}, which is held out."
+                )
 
     def _note_twins(self, code: str, twins: dict[int, int], others: Fingerprints, sentence: str) -> None:
         for place in sorted(twins):

@@ -11,7 +11,7 @@ from core.data.layout import Kind, Layout
 from core.data.parsers import RAW_LIMIT, parse_csv, parse_json, parse_text, preview, split_csv
 from core.data.rows import NoRowsError, Progress, Row, RowFile
 from core.data.scanners import ArrayScanner, CsvScanner, LineScanner, Scanner, Spans
-from core.data.source import Source
+from core.data.source import TABLES, Source
 from core.data.spool import SpooledBytes
 from core.errors import UserError
 from core.text import one_line
@@ -181,7 +181,7 @@ class TextRows(RowFile):
         raw = self._read(start, size if size <= limit else min(size, RAW_LIMIT))
         if size > limit:
             error = f"The row is {format_bytes(size)} long; rows up to {format_bytes(limit)} are read."
-            return Row(index, self._spans.lines[position], None, error, "too_long", preview(raw))
+            return Row(index, self._line(position), None, error, "too_long", preview(raw))
         return self._parsed(index, raw)
 
     def _read(self, offset: int, count: int) -> bytes:
@@ -191,13 +191,26 @@ class TextRows(RowFile):
         return raw
 
     def _parsed(self, index: int, raw: bytes) -> Row:
-        line = self._spans.lines[index + self._skip]
+        line = self._line(index + self._skip)
         if self.kind == "csv":
             return parse_csv(index, line, raw, self._header, self._layout.delimiter)
         if self._layout.nested and raw.startswith(b"["):
             error = "Another array of rows begins here; only the first of a file is read."
             return Row(index, line, None, error, "not_an_object", preview(raw))
         return parse_text(index, line, raw) if self.kind == "text" else parse_json(index, line, raw)
+
+    def _line(self, position: int) -> int:
+        """The line that a row begins on; 0 where that does not tell it from others."""
+        if self._source.packing in TABLES:
+            return 0
+        lines = self._spans.lines
+        line = lines[position]
+        if self.kind == "json" and line in (
+            *lines[max(position - 1, 0) : position],
+            *lines[position + 1 : position + 2],
+        ):
+            return 0
+        return line
 
     def _read_header(self) -> list[str]:
         shown = self._source.shown

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from core.data.conversation import IGNORED_LABEL, Example, Message, RowError
 from core.errors import UserError
 from core.template.pieces import RowTokenizer, TokenRow, any_of, stop_text
+from core.template.prompt_check import PromptCheck
 from core.template.reasoning import Render, place_reasoning
 from core.template.render import ChatTemplate
 from core.template.shapes import Shapes
@@ -33,11 +34,13 @@ class MaskedRow:
     ids: array[int]
     """Tokens, 32-bit."""
     supervised: bytearray
-    """1 for each token that is learned, else 0; the first token of a row is never predicted."""
+    """1 for each token that is learned, else 0; 0 for the first, which nothing predicts."""
     cut: int | None = None
     """Where the greatest length ends the row, if it is longer."""
     further: tuple[MaskedRow, ...] = ()
     """Rows of turns that the template shows differently once later turns follow; each turn is learned in one row."""
+    left_out: str = ""
+    """What of the prompt the template does not show, a sentence; empty where it shows all."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -50,7 +53,7 @@ class MaskedRow:
     @property
     def supervised_count(self) -> int:
         """Tokens that enter the loss, further rows not counted."""
-        return self.supervised.count(1, 1)
+        return self.supervised.count(1)
 
 
 class Masker:
@@ -100,6 +103,7 @@ class Masker:
         """Answers so far behind which the end of text was put."""
         self._ending = stop_text(tokenizer, eos) if end_answers and eos in self.stop_ids and eos is not None else ""
         self._shapes = Shapes(template, self._rows.stops) if template is not None else None
+        self._prompts = PromptCheck(template) if template is not None else None
 
     def mask(self, examples: Sequence[Example]) -> list[MaskedRow | RowError]:
         """Rows for examples, in order; for an example that cannot be used, the reason.
@@ -116,7 +120,11 @@ class Masker:
                 masked.append(rows)
                 continue
             found = [next(tokens) for _ in rows]
-            masked.append(self._finish(example, found))
+            row = self._finish(example, found)
+            if self._prompts is not None and not isinstance(row, RowError) and example.messages:
+                left_out = self._prompts.left_out(example)
+                row = replace(row, left_out=left_out) if left_out else row
+            masked.append(row)
         return masked
 
     def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -269,6 +277,7 @@ class Masker:
 
     def _masked(self, row: TokenRow) -> MaskedRow:
         limit = self.max_length
+        row.supervised[0] = 0  # nothing precedes it, so it is not predicted
         return MaskedRow(row.ids, row.supervised, limit if limit is not None and len(row.ids) > limit else None)
 
     def _plain(self, row: TokenRow, learns_end: bool) -> TokenRow:

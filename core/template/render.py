@@ -13,12 +13,11 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from core.data.conversation import RowError
 from core.errors import UserError
-from core.template.limits import BoundedEnvironment
+from core.template.limits import BoundedEnvironment, bounded_filter
 from core.text import one_line
 
 #: Names that the reasoning of a message goes by; most templates read the first, some one of the others.
@@ -88,7 +87,7 @@ def _raise_exception(message: str) -> None:
     raise jinja2.exceptions.TemplateError(message)
 
 
-def make_environment() -> ImmutableSandboxedEnvironment:
+def make_environment() -> BoundedEnvironment:
     """The sandbox in which transformers renders chat templates: the same settings, filters and functions.
 
     Other than there, a rendering has an end; see :mod:`core.template.limits`. ``strftime_now`` comes with the context,
@@ -97,7 +96,7 @@ def make_environment() -> ImmutableSandboxedEnvironment:
     environment = BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlocks, jinja2.ext.loopcontrols]
     )
-    environment.filters["tojson"] = _tojson
+    environment.filters["tojson"] = bounded_filter("tojson", _tojson)
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["dict"] = _Dictionary()
     environment.globals["namespace"] = _Namespace

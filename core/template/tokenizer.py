@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from core.errors import UserError
 from core.small_files import read_small
+from core.template.named import TEMPLATE_LIMIT
 from core.template.render import ChatTemplate
 from core.text import one_line
 
@@ -331,9 +332,16 @@ def _chat_templates(place: Path, settings: Mapping[str, Any]) -> dict[str, str]:
         files["default"] = path
     for name, path in files.items():
         try:
-            found[name] = path.read_text(encoding="utf-8")
+            found[name] = read_small(path, TEMPLATE_LIMIT).decode("utf-8").replace("\r\n", "\n")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} cannot be read: {error}.", "Copy it again.") from error
+            reason = getattr(error, "strerror", None) or str(error)
+            raise UserError(f"{path} cannot be read: {one_line(reason, 160)}.", "Copy it again.") from error
+    for name, text in found.items():
+        if isinstance(text, str) and len(text) > TEMPLATE_LIMIT:
+            raise UserError(
+                f"The chat template {one_line(str(name), 40)} of {place} is larger than {TEMPLATE_LIMIT >> 20} MiB.",
+                "Copy the model's files again, or name another template in template.file.",
+            )
     return {name: text for name, text in found.items() if isinstance(name, str) and isinstance(text, str)}
 
 

@@ -241,7 +241,7 @@ class TracedTemplate:
         if any(ord(character) >= FIRST_MARK for character in source):
             return None
         environment = make_environment()
-        environment.finalize = _write
+        environment.convert = _write
         environment.add_extension(_InlineGeneration)
         environment.filters["trim"] = _trim
         environment.tests["string"] = _is_string

@@ -16,7 +16,7 @@ from core.data.accounting import NOT_SAMPLED as NOT_SAMPLED
 from core.data.accounting import divide_rows
 from core.data.ambiguity import find_ambiguity
 from core.data.conversation import IGNORED_LABEL, Example, RowError
-from core.data.duplicates import digest, normalized
+from core.data.duplicates import Fingerprints
 from core.data.formats import SAMPLE, Detection, refuse_untrainable
 from core.data.preflight import Preflight
 from core.data.registry import DataSource, resolve_sources, training_sources
@@ -206,7 +206,8 @@ class Loader:
                 "bad_tokens", f"The row has the token {int(ids.max())}; the model knows those below {self._vocabulary}."
             )
         supervised = np.asarray(example.labels, dtype=np.int32) != IGNORED_LABEL
-        if not supervised[1:].any():
+        supervised[0] = False  # nothing precedes it, so it is not predicted
+        if not supervised.any():
             return RowError(NOTHING_SUPERVISED, "No token of the row is learned.")
         return TokenizedRow(ids, supervised)
 
@@ -224,8 +225,13 @@ class Loader:
     def _divide(self, dataset: Dataset, bounds: list[int], weights: list[float]) -> Dataset | None:
         """Hold rows out and repeat the others by weight; ``bounds`` are where each entry's rows begin and end."""
         share, seed = self._config.data.eval_share, self._config.train.seed
-        keys = [digest(example, normalized(example)) for example in dataset.examples]
-        kept_out, counts = divide_rows(keys, bounds, weights, share, seed)
+        prints = Fingerprints()
+        for number, example in enumerate(dataset.examples):
+            prints.add(number, example)
+        division = divide_rows(prints, bounds, weights, share, seed)
+        kept_out, counts = division.held_out, division.counts
+        if division.crosses and self._preflight is not None:
+            self._preflight.tell_alike()
         if share and not kept_out:
             raise UserError("No row can be held out: all rows are the same.", "Set data.eval_share = 0.")
         measured = sorted(kept_out)[: self._config.eval.max_rows]
@@ -289,10 +295,10 @@ def _examples(
 
 
 def _place(source: DataSource, row: Row) -> str:
-    return f"{source.path / row.file if row.file else source.path}, line {row.line}"
+    return f"{source.path / row.file if row.file else source.path}, {row.place}"
 
 
 def _drop(dataset: Dataset, error: RowError, source: DataSource, row: Row) -> None:
     dataset.dropped[error.code] += 1
-    place = f"{row.file or source.path.name}, line {row.line}"
+    place = f"{row.file or source.path.name}, {row.place}"
     dataset.first_dropped.setdefault(error.code, f"{place}: {error.message}")

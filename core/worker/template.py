@@ -28,7 +28,7 @@ class TokenizedRow:
     input_ids: np.ndarray[Any, np.dtype[np.int32]]
     """``(length,)``, int32."""
     supervised: np.ndarray[Any, np.dtype[np.bool_]]
-    """``(length,)``, bool: the tokens that are learned."""
+    """``(length,)``, bool: the tokens that are learned; never the first, which nothing predicts."""
     further: tuple[TokenizedRow, ...] = ()
     """Rows of the same example, for turns that this one does not show as inference does."""
 

@@ -131,3 +131,28 @@ def test_a_template_without_an_end_is_a_reason(tiny_model_dir: Path, tmp_path: P
     told = json.loads(ended.stdout)
     assert told["dropped"] == {"template_error": 1}
     assert "do not come to an end" in told["problems"][0]["detail"]
+
+
+def test_rows_of_an_array_are_named_by_their_numbers_where_lines_do_not_tell_them_apart(tmp_path: Path) -> None:
+    good, bad = {"text": "some words"}, {"text": " "}
+    rows = [good, bad, {"text": "other words"}, bad]
+    array, pretty, lines = tmp_path / "one.json", tmp_path / "pretty.json", tmp_path / "blank.jsonl"
+    array.write_text(json.dumps(rows))
+    pretty.write_text(json.dumps(rows, indent=1))
+    lines.write_text("\n\n".join(map(json.dumps, rows)))
+    shown = {path.name: call(str(path)).stdout for path in (array, pretty, lines)}
+    assert "rows 2, 4\n" in shown["one.json"]
+    assert "line" not in shown["one.json"]
+    assert "lines 5, 11 (rows 2, 4)\n" in shown["pretty.json"]
+    assert "lines 3, 7 (rows 2, 4)\n" in shown["blank.jsonl"]
+    told = json.loads(call(str(array), "--json").stdout)
+    assert [(problem["rows"], problem["lines"]) for problem in told["problems"]] == [([2, 4], [None, None])]
+
+
+def test_a_first_token_is_learned_nowhere(tmp_path: Path, tiny_model_dir: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("plain words to go on with\n")
+    told = json.loads(call(str(path), "--model", str(tiny_model_dir), "--row", "1", "--json").stdout)
+    learned = sum(token["supervised"] for token in told["tokens"])
+    assert not told["tokens"][0]["supervised"]
+    assert learned == told["lengths"]["supervised"] == len(told["tokens"]) - 1

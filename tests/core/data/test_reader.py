@@ -304,7 +304,7 @@ def test_any_bytes_are_rows_or_a_user_error(
     assert refused is None or (refused.message and refused.hint)
     for index, row in enumerate(found):
         assert row.index == index
-        assert row.line >= 1
+        assert row.line >= 0
         assert (row.data is None) == bool(row.error) == bool(row.code)
 
 

@@ -262,3 +262,57 @@ def test_same_and_shared_are_what_comparing_all_with_all_finds(train: list[int],
     assert set(leaked) == {place for place, number in enumerate(train) if number in held_out}
     assert all(held_out[leaked[place]] == train[place] for place in leaked)
     assert near == {}
+
+
+# Answers.
+
+
+@pytest.mark.parametrize(
+    ("rows", "code", "part"),
+    [
+        ([{"instruction": "a b", "output": "c d", "expected": "c"}] * 2, "test_answers", "expected"),
+        ([{"question": "a b", "answer": "c d", "solution": "c"}] * 2, "test_answers", "solution"),
+        ([{"prompt": "a b", "completion": "c d", "answer": "c"}] * 2, "test_answers", "answer"),
+        ([{**row("a b"), "gold": "c"}] * 2, "test_answers", "gold"),
+        ([{"prompt": "Which?", "completion": "spam"}] * 2, "label_only", "spam"),
+        (
+            [{"prompt": "Read: it rains in the hills today. What?", "completion": "it rains in the hills today."}] * 2,
+            "answer_in_prompt",
+            "it rains",
+        ),
+    ],
+)
+def test_answers_that_may_be_no_answers(tmp_path: Path, rows: list[dict[str, Any]], code: str, part: str) -> None:
+    problem = look(write(tmp_path / "a.jsonl", json_lines(rows))).problem(code)
+    assert problem is not None
+    assert (problem.count, [place.index for place in problem.places]) == (2, [0, 1])
+    assert part in problem.detail
+    assert problem.hint
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"question": "a b", "answer": "c d"},
+        {"problem": "a b", "solution": "c d"},
+        {"source": "a b", "target": "c d"},
+        {"prompt": "in the hills", "completion": "the hills"},
+    ],
+)
+def test_columns_that_are_read_and_quotes_of_a_few_words_are_no_problem(tmp_path: Path, data: dict[str, Any]) -> None:
+    assert not look(write(tmp_path / "a.jsonl", json_lines([data]))).problems
+
+
+def test_what_the_template_leaves_out_of_a_prompt_is_a_problem(tmp_path: Path, tiny_model_dir: Path) -> None:
+    template = (
+        "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    system = {"role": "system", "content": "Be brief."}
+    rows = [row("a b"), {"messages": [system, *row("c d")["messages"]]}]
+    found = look(write(tmp_path / "a.jsonl", json_lines(rows)), model=str(tiny_model_dir), template=template)
+    problem = found.problem("prompt_drops")
+    assert problem is not None
+    assert (problem.count, list(problem.indices), found.used) == (1, [1], 2)
+    assert problem.detail == "The chat template leaves out the system message."
+    assert "template.file" in problem.hint

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import pytest
 
 from core.data.conversation import RowError
@@ -47,6 +51,108 @@ def test_loops_without_an_end_are_refused(source: str) -> None:
 def test_one_operation_that_takes_all_memory_is_refused(source: str) -> None:
     with pytest.raises(RowError, match="far larger than a conversation"):
         ChatTemplate(source).render(MESSAGES)
+
+
+BIG = "{% set big = 'x' * 1000000 %}"
+BOMBS = [
+    "{% set ns = namespace(x='xy') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+    "{% set ns = namespace(x='xy') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}",
+    "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+    "{% set ns = namespace(x='xy') %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] | join %}{% endfor %}",
+    "{% set ns = namespace(x='xy') %}{% for i in range(60) %}{% set ns.x = '%s%s' % (ns.x, ns.x) %}{% endfor %}",
+    "{% set ns = namespace(x='xy') %}{% for i in range(60) %}{% set ns.x = '%s%s' | format(ns.x, ns.x) %}{% endfor %}",
+    "{% set ns = namespace(x='xy') %}{% for i in range(60) %}{% set ns.x = '{0}{0}'.format(ns.x) %}{% endfor %}",
+    "{% set ns = namespace(x='xy') %}{% for i in range(60) %}{% set ns.x = ns.x.join([ns.x, ns.x]) %}{% endfor %}",
+    "{% set ns = namespace(x='xy') %}{% for i in range(60) %}{% set ns.x = ns.x | replace('x', 'xx') %}{% endfor %}",
+    "{% set ns = namespace(x='xy') %}{% for i in range(60) %}{% set x %}{{ ns.x }}{{ ns.x }}{% endset %}"
+    "{% set ns.x = x %}{% endfor %}",
+    "{% set ns = namespace(x=3) %}{% for i in range(60) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
+    "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
+    "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}"
+    "{{ ns.x | tojson }}",
+    "{% macro two(x, n) %}{{ two(x ~ x, n - 1) if n else x }}{% endmacro %}{{ two('xy', 60) }}",
+    "{{ 'a' * 10**9 }}",
+    "{{ range(10**9) | list }}",
+    "{{ 'a' | center(10**9) }}",
+    "{{ '%1000000000d' % 1 }}",
+    "{{ '%*d' % (1000000000, 1) }}",
+    "{{ '%.1000000000f' % 1.5 }}",
+    "{{ '%1000000000d' | format(1) }}",
+    "{{ '{:>1000000000}'.format('a') }}",
+    "{{ ('%999999d' * 1000) % ((1,) * 1000) }}",
+    "{{ ([1] * 1000) | tojson(indent=1000000) }}",
+    "{{ 1.5 | round(1000000000, 'floor') }}",
+    BIG + "{{ ('{0}' * 100000).format(big) }}",
+    BIG + "{{ big.replace('x', big) }}",
+    BIG + "{{ big | replace('', big) }}",
+    BIG + "{{ big.join(big) }}",
+    BIG + "{{ big | join(big) }}",
+    BIG + "{{ big.translate({120: big}) }}",
+    BIG + "{{ big | indent(big, first=true) }}{{ ('\n' * 1000000) | indent(1000000, blank=true) }}",
+    BIG + "{{ ('\t' * 1000000).expandtabs(1000000) }}",
+    BIG + "{{ big | wordwrap(1, true, big) }}",
+    BIG + "{{ [big] * 100000 }}",
+    BIG + "{{ ([big] * 100000) | string }}",
+    BIG + "{{ ([[1] * 1000000] * 1000000) | sum(start=[]) | length }}",
+    BIG + "{% for i in range(90000) %}{{ big }}{% endfor %}",
+    BIG + "{% set ns = namespace(x=[]) %}{% for i in range(9000) %}{% set ns.x = [ns.x, big[1:]] %}{% endfor %}",
+    BIG + "{% set ns = namespace(x=[]) %}{% for i in range(9000) %}{% set ns.x = [ns.x, big ~ i] %}{% endfor %}",
+    BIG + "{% set ns = namespace(x=[]) %}{% for i in range(9000) %}{% set ns.x = [ns.x, big.upper()] %}{% endfor %}",
+    BIG + "{% set ns = namespace(x=[]) %}{% for i in range(9000) %}{% set ns.x = [ns.x, big | upper] %}{% endfor %}",
+    "{% for i in range(90000) %}" + "literal " * 1000 + "{% endfor %}",
+    "{% set x %}{% for i in range(90000) %}" + "literal " * 1000 + "{% endfor %}{% endset %}",
+]
+_TRY = """
+import json, resource, sys
+from core.data.conversation import RowError
+from core.template.render import ChatTemplate
+from core.template.trace import InspectedError, TracedTemplate
+
+resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
+start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for number, source in enumerate(json.load(sys.stdin)):
+    template = ChatTemplate(source)
+    messages = [{"role": "user", "content": "Say hello."}]
+    for trial in (lambda: template.render(messages), lambda: TracedTemplate(template).render(messages, True, set())):
+        try:
+            trial()
+        except RowError as error:
+            assert "far larger than a conversation" in error.message or "Range too big" in error.message, number
+        except InspectedError:
+            pass
+        else:
+            sys.exit(f"bomb {number} went through")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start)
+"""
+
+
+def test_what_would_fill_the_memory_is_refused_in_little_of_it() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _TRY], input=json.dumps(BOMBS), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 160 << 10
+
+
+def test_large_conversations_have_enough_room() -> None:
+    messages = [{"role": "user", "content": "word " * 20_000}, {"role": "assistant", "content": "word " * 20_000}] * 25
+    grown = "{% set ns = namespace(x='') %}{% for m in messages %}{% set ns.x = ns.x ~ (m.content | trim) + '.' %}"
+    assert len(ChatTemplate(grown + "{% endfor %}{{ ns.x }}").render(messages)) == 50 * 100_000
+    assert len(ChatTemplate("{{ messages | tojson }}{{ messages[1:] | tojson }}").render(messages)) > 9 * 10**6
+
+
+def test_formats_and_filters_are_as_they_were() -> None:
+    source = (
+        "{{ '%s is %05d' % ('a', 7) }} {{ '{:>4}|{}'.format('b', 3) }} {{ 'a-b'.split('-') | join('+') }} "
+        "{{ 1 ~ 'x' ~ none }} "
+        "{{ [1] + [2] }} {{ 7 % 4 }} {{ 'abc'[1:] }} {{ messages[0:1] | length }} {{ {'a': 1} | tojson(indent=1) }} "
+        "{{ 'x' | upper | center(3) }}|{{ messages | map(attribute='role') | join(',') }} {{ '&' | e }} "
+        "{{ 2.45 | round(1) }} "
+        "{{ none }} {{ true }} {{ missing }}| {{ range(3) | sum }} {{ 'aab' | replace('a', 'c', 1) }}"
+    )
+    assert ChatTemplate(source).render(MESSAGES) == (
+        'a is 00007    b|3 a+b 1xNone [1, 2] 3 bc 1 {\n "a": 1\n}  X |user,assistant &amp; 2.5 None True | 3 cab'
+    )
 
 
 def test_loops_keep_what_they_know_of_themselves() -> None:

@@ -245,7 +245,7 @@ def test_only_the_last_turn_or_the_whole_text_may_be_learned() -> None:
     last = mask(SMOLLM2, example, supervise="last")
     assert [decode(answer) for _, answer in spans(last)] == ["d<|im_end|>"]
     everything = mask(SMOLLM2, example, supervise="all")
-    assert everything.supervised == bytearray(b"\x01" * len(everything))
+    assert everything.supervised == bytearray(b"\x00" + b"\x01" * (len(everything) - 1))
     assert list(everything.ids) == list(mask(SMOLLM2, example).ids)
 
 
@@ -259,7 +259,7 @@ def test_messages_say_for_themselves_whether_they_are_learned() -> None:
     assert [decode(answer) for _, answer in found] == ["b<|im_end|>", "d<|im_end|>"]
     spared = mask(SMOLLM2, first_only, supervise="all")
     unlearned = [token for token, learned in zip(spared.ids, spared.supervised, strict=True) if not learned]
-    assert decode(unlearned) == "d<|im_end|>"
+    assert decode(unlearned) == "<|im_start|>d<|im_end|>"
     none = Example(messages=tuple(dataclasses.replace(turn, train=False) for turn in turns))
     assert refusal(SMOLLM2, none).code == "nothing_supervised"
 
@@ -345,7 +345,7 @@ class TestOtherRows:
     def test_plain_text_is_learned_whole_and_ended_once(self) -> None:
         row = mask(SMOLLM2, Example(text="just text"))
         assert SMOLLM2.tokenizer().decode(list(row.ids)) == "just text<|im_end|>"
-        assert all(row.supervised)
+        assert list(row.supervised) == [0] + [1] * (len(row) - 1)
         written = mask(SMOLLM2, Example(text="<|im_start|>user\nhi<|im_end|>"))
         assert SMOLLM2.tokenizer().decode(list(written.ids)) == "<|im_start|>user\nhi<|im_end|>"
 

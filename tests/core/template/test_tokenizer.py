@@ -233,3 +233,12 @@ def test_nothing_heavy_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"])
+def test_a_template_that_is_too_large_is_said_so(directory: Path, name: str) -> None:
+    text = "x" * (5 << 20)
+    (directory / "chat_template.jinja").unlink(missing_ok=True)
+    (directory / name).write_text(text if name.endswith("jinja") else json.dumps({"chat_template": text}))
+    with pytest.raises(UserError, match="larger than 4 MiB"):
+        load_tokenizer(directory)

@@ -199,7 +199,7 @@ def test_rows_that_are_tokens_already(encoder: Encoder, tmp_path: Path) -> None:
     )
     dataset, _ = Loader(config(data={"train": path}), encoder, vocabulary=320).training()
     assert [row.input_ids.tolist() for row in dataset.rows] == [[5, 6, 7], [5, 6]]
-    assert [row.supervised.tolist() for row in dataset.rows] == [[False, True, True], [True, True]]
+    assert [row.supervised.tolist() for row in dataset.rows] == [[False, True, True], [False, True]]
     assert dataset.dropped == {"bad_tokens": 1, "nothing_supervised": 1}
     assert "the model knows those below 320" in dataset.first_dropped["bad_tokens"]
 

@@ -1,0 +1,171 @@
+"""How large the texts are that a template is about to make: bounds from above, known before they are made."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+#: Longest a filter's text can become, by each character that it is given.
+FILTER_SIZES: dict[str, int] = {
+    **dict.fromkeys(("trim", "string", "safe", "striptags", "truncate", "join", "list", "sum", "replace"), 1),
+    **dict.fromkeys(("center", "indent", "format", "batch", "slice", "wordcount"), 1),
+    **dict.fromkeys(("lower", "upper", "title", "capitalize"), 3),
+    **dict.fromkeys(("e", "escape", "forceescape", "xmlattr", "tojson", "pprint"), 8),
+    "urlencode": 12,
+    "urlize": 32,
+    "wordwrap": 2,
+}
+_NUMBERS = re.compile(r"\d+")
+#: Widths that are among what is formatted: of ``%``, and of ``format``.
+_GIVEN_WIDTH = re.compile(r"\*|\{[^{}]*\{")
+#: Filters whose result is longer the deeper its parts are nested, and by how many characters a level.
+_NESTED = {"pprint": 2, "tojson": 0}
+_ENTRY = 8
+_OBJECT = 64
+#: Least that a row of a table of a text's parts takes.
+_PART = 56
+
+
+class TooLargeError(Exception):
+    """There is more than was asked about."""
+
+
+def own_size(value: Any) -> int:
+    """What a text or a list takes by itself, the things in a list counted elsewhere."""
+    if isinstance(value, (str, bytes)):
+        return len(value)
+    return _ENTRY * len(value) if isinstance(value, (list, tuple, dict)) else 0
+
+
+def deep_size(value: Any, most: int, level: int = 0) -> int:
+    """Characters that a value takes when it is written out.
+
+    Args:
+        value: A text, a number, or lists and tables of them; what is in one twice counts twice.
+        most: The look at it ends there.
+        level: Characters before everything, by each level of nesting.
+
+    Raises:
+        TooLargeError: If it takes more than ``most``.
+    """
+    if type(value) is str:
+        return len(value)
+    total, waiting = 0, [(value, 1)]
+    while waiting:
+        item, depth = waiting.pop()
+        total += level * depth
+        if isinstance(item, (str, bytes)):
+            total += len(item) * (1 if isinstance(item, str) else 4)
+        elif isinstance(item, Mapping):
+            total += _ENTRY * len(item) + _ENTRY
+            if total <= most:
+                waiting += [(part, depth + 1) for pair in item.items() for part in pair]
+        elif isinstance(item, (list, tuple, set, frozenset)):
+            total += _ENTRY * len(item) + _ENTRY
+            if total <= most:
+                waiting += [(part, depth + 1) for part in item]
+        elif isinstance(item, int):
+            total += _ENTRY + item.bit_length() // 3
+        else:
+            total += _OBJECT
+        if total > most:
+            raise TooLargeError
+    return total
+
+
+def filter_size(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], room: int) -> int:
+    """The most that a filter makes of what it is given.
+
+    Args:
+        name: The filter.
+        args: What it is given, the value first.
+        kwargs: The same by name.
+        room: What there is.
+
+    Raises:
+        TooLargeError: If that is more than ``room``.
+    """
+    value = args[0] if args else ""
+    given = [*args[1:], *kwargs.values()]
+    numbers = sum(item for item in given if isinstance(item, int) and item > 0)
+    if name == "replace" and len(args) >= 3:
+        return _replaced(str(value), str(args[1]), str(args[2]))
+    if name == "format":
+        return _formatted(str(value), given, room)
+    level = _NESTED.get(name, 0) + (_width(given) if name == "tojson" else 0)
+    size = FILTER_SIZES[name] * deep_size(value, room, level)
+    if name == "indent":
+        return size + max([numbers, *map(_length, given)]) * (str(value).count("\n") + 1)
+    if name == "wordwrap":
+        return size * (1 + max(map(_length, given), default=1))
+    if name == "join":
+        return size + max(map(_length, given), default=0) * (len(value) if hasattr(value, "__len__") else 0)
+    if name == "replace":
+        return size * (1 + max(map(_length, given), default=0))
+    return size + (_OBJECT if name in ("batch", "slice") else 1) * numbers
+
+
+def method_size(text: str | bytes, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], room: int) -> int:
+    """The most that a method of a text makes; ``%`` is one of them.
+
+    Raises:
+        TooLargeError: If that is more than ``room``.
+    """
+    given = [*args, *kwargs.values()]
+    if name in ("format", "format_map", "%"):
+        return _formatted(text, given, room)
+    if name == "replace" and len(args) >= 2 and all(isinstance(item, type(text)) for item in args[:2]):
+        return _replaced(text, args[0], args[1])
+    if name == "join" and args:
+        parts = args[0]
+        return deep_size(parts, room) + len(text) * (len(parts) if hasattr(parts, "__len__") else 0)
+    if name == "translate":
+        return len(text) * (1 + sum(deep_size(item, room) for item in given))
+    if name == "expandtabs":
+        tabs = text.count("\t" if isinstance(text, str) else b"\t")  # type: ignore[arg-type]
+        return len(text) + tabs * max((item for item in given if isinstance(item, int)), default=8)
+    if name in ("split", "rsplit", "splitlines"):
+        return len(text) + _PART * _parts(text, args)
+    widest = max((item for item in given if isinstance(item, int)), default=0)
+    return 3 * len(text) + max(widest, 0)
+
+
+def _parts(text: Any, args: Sequence[Any]) -> int:
+    """How many parts a text is split into."""
+    if args and isinstance(args[0], type(text)) and args[0]:
+        return int(text.count(args[0])) + 1
+    return len(text) // 2 + 1
+
+
+def _replaced(text: Any, old: Any, new: Any) -> int:
+    return len(text) + int(text.count(old)) * len(new)
+
+
+def _formatted(text: str | bytes, given: Sequence[Any], room: int) -> int:
+    """What a format makes at most: each of its places may hold all that is given, as wide as any number says."""
+    shown = text if isinstance(text, str) else text.decode("latin-1")
+    places = shown.count("%") + shown.count("{")
+    if not places:
+        return len(shown)
+    widths = 0
+    for found in _NUMBERS.finditer(shown):
+        if len(found.group()) > 9:
+            raise TooLargeError
+        widths += int(found.group())
+    numbers: list[int] = []
+    for item in given:
+        parts = item if isinstance(item, (list, tuple)) else item.values() if isinstance(item, dict) else (item,)
+        numbers += [abs(part) for part in parts if isinstance(part, int)]
+    widths += len(_GIVEN_WIDTH.findall(shown)) * max(numbers, default=0)
+    return len(shown) + widths + places * sum(deep_size(item, room) for item in given)
+
+
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, (str, bytes)) else 0
+
+
+def _width(given: Sequence[Any]) -> int:
+    """How far JSON is indented, by the number or the text that says it."""
+    whole: Callable[[Any], int] = lambda item: item if isinstance(item, int) and item > 0 else _length(item)  # noqa: E731
+    return max(map(whole, given), default=0)
