@@ -10,14 +10,23 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from core.config.schema import Config
+from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
 from core.memory.activations import FP32, Adapters, Arithmetic
 from core.memory.architecture import Architecture
-from core.memory.batching import CHUNK_POSITIONS, TOKEN_BUDGETS, padded_length, tokens_of_rows
+from core.memory.batching import CHUNK_POSITIONS, TOKEN_BUDGETS, WHOLE, padded_length, tokens_of_rows
 from core.memory.phases import MicroBatch, Pass, Phase
 from core.memory.rows import Rows
-from core.memory.sizes import expert_adapters, optimizer_bytes, quantized_bytes, target_linears
+from core.memory.sizes import (
+    FP32_STATES,
+    expert_adapters,
+    optimizer_bytes,
+    quantized_bytes,
+    target_linears,
+    updates_in_backward,
+)
+from core.memory.weights import split_layers, trained_tensors, update_bytes
+from core.units import format_bytes
 
 #: What a CUDA context, its libraries and their workspaces take; an assumption, not measured here.
 CUDA_RUNTIME = 600 << 20
@@ -37,6 +46,9 @@ TOKENIZER_TOKEN, TOKENIZER_FILE = 1000, 19
 CHECKPOINT_EXTRA = 64 << 10
 #: Tokenizer and chat template beside the final adapter.
 ADAPTER_EXTRA = 16 << 20
+
+#: Paged states beyond this are worth a word about the machine's memory.
+PAGED_NOTE = 1 << 30
 
 DeviceKind = Literal["cpu", "cuda"]
 
@@ -175,6 +187,11 @@ class _Planner:
         self.notes: list[str] = []
         self.batch = self._micro_batch()
         method = config.method
+        self.weights = method.name in WEIGHT_METHODS
+        self.in_backward = updates_in_backward(config)
+        if self.weights:
+            self.model, self.adapters = split_layers(architecture, config)
+            return
         self.adapters = [
             Adapters(
                 method.rank,
@@ -207,7 +224,9 @@ class _Planner:
                 f"No row has {train.max_length} tokens or fewer, so none would be trained on.",
                 "Raise train.max_length.",
             )
-        before, rows, width = kept.largest_shape(train.batch_size, self.budget, train.micro_batch_size)
+        # Inside backward a step is one micro-batch.
+        budget = WHOLE if updates_in_backward(self.config) else self.budget
+        before, rows, width = kept.largest_shape(train.batch_size, budget, train.micro_batch_size)
         if model.learned_positions and model.positions is not None and width > padded_length(model.positions):
             raise UserError(
                 f"The model knows {model.positions} positions, and rows have up to {width} tokens.",
@@ -216,8 +235,10 @@ class _Planner:
         learned = math.ceil((min(tokens_of_rows(kept.runs, before, rows), rows * width) - rows) * kept.supervised)
         return MicroBatch(rows, width, max(1, learned))
 
-    def _adapter_tensors(self) -> list[tuple[int, int]]:
+    def _trained_tensors(self) -> list[tuple[int, int]]:
         """Elements of each kind of trained tensor, and how many there are of it."""
+        if self.weights:
+            return trained_tensors(self.model, self.adapters, whole=self.config.method.name == "full")
         rank, found = self.config.method.rank, []
         for layer, adapters in zip(self.model.layers, self.adapters, strict=True):
             for linear in layer.linears:
@@ -232,21 +253,37 @@ class _Planner:
     # Phases.
 
     def plan(self) -> Plan:
-        tensors = self._adapter_tensors()
+        tensors = self._trained_tensors()
         trainable = sum(size * count for size, count in tensors)
         states = sum(optimizer_bytes(self.config.train.optimizer, size) * count for size, count in tensors)
-        static = [*self._weights(), *self._trained(trainable, states)]
-        phases = Pass(self.model, self.how, self.adapters, self.batch, checkpointing=self.checkpointing).phases()
+        largest = max(size for size, _ in tensors)
+        static = [*self._weights(), *self._trained(trainable, states, largest)]
+        phases = Pass(
+            self.model,
+            self.how,
+            self.adapters,
+            self.batch,
+            checkpointing=self.checkpointing,
+            gradient_from={"full": "embeddings", "freeze": "trained"}.get(self.config.method.name, "first layer"),
+        ).phases()
         name = max(phases, key=lambda name: phases[name].total)
         moving = self._moving(phases[name])
         parts = [*static, *moving, *self._surroundings(static, moving, phases, name)]
         loading = self._loading()
-        needed = max(_needed(parts), _needed(loading))
+        # Paged states give way to whatever else needs the card, and are in the machine's memory then.
+        paged = states if self.cuda and self.config.train.optimizer.startswith("paged_") else 0
+        needed = max(_needed(parts) - paged, _needed(loading))
+        if paged > PAGED_NOTE:
+            self.notes.append(
+                f"{format_bytes(paged)} of optimizer states are paged: they move to the machine's memory where the "
+                "card's does not suffice."
+            )
         if sum(part.bytes for part in loading) > sum(part.bytes for part in parts):
             name, parts = "loading", loading
-        checkpoint = trainable * FP32 + states + CHECKPOINT_EXTRA
+        checkpoint = trainable * (self.how.bytes if self.weights else FP32) + states + CHECKPOINT_EXTRA
+        final = self.model.parameters * self.how.bytes if self.weights else trainable * FP32
         # A new checkpoint is whole before the oldest is deleted.
-        disk = (self.config.checkpoint.keep + 1) * checkpoint + trainable * FP32 + ADAPTER_EXTRA
+        disk = (self.config.checkpoint.keep + 1) * checkpoint + final + ADAPTER_EXTRA
         return Plan(
             parts=tuple(part for part in parts if part.bytes),
             phase=name,
@@ -292,13 +329,27 @@ class _Planner:
         checkpoint = self.model.checkpoint
         return self.how.bytes == 2 and (checkpoint is None or checkpoint.dtype == "BF16")
 
-    def _trained(self, trainable: int, states: int) -> list[Part]:
+    def _trained(self, trainable: int, states: int, largest: int) -> list[Part]:
         kind = self.config.train.optimizer
         how = {"adamw": "two fp32 moments", "adamw_8bit": "two 8-bit moments"}.get(kind, "two 8-bit moments, paged")
+        optimizer = Part("optimizer", states, f"{kind}: {how}")
+        if self.weights:
+            a = self.how.bytes
+            if not self.in_backward:
+                return [Part("gradients", a * trainable, f"of {_count(trainable)} weights in {8 * a} bit"), optimizer]
+            # That of the output head is there until that of the embeddings comes, where they are one; and each chunk
+            # of the loss makes one, which is added to the others.
+            size = a * largest * (2 if self.config.method.name == "full" else 1)
+            update = update_bytes(largest, a, states_in_fp32=kind in FP32_STATES)
+            return [
+                Part("gradients", size, f"of the largest tensor at work, {_count(trainable)} weights are trained"),
+                Part("update", update, "the largest tensor's update, before it is rounded into the weights"),
+                optimizer,
+            ]
         return [
-            Part("adapters", FP32 * trainable, f"{trainable:,} trained parameters in fp32".replace(",", " ")),
+            Part("adapters", FP32 * trainable, f"{_count(trainable)} trained parameters in fp32"),
             Part("gradients", FP32 * trainable, "their gradients in fp32"),
-            Part("optimizer", states, f"{kind}: {how}"),
+            optimizer,
         ]
 
     def _moving(self, phase: Phase) -> list[Part]:
@@ -353,6 +404,10 @@ class _Planner:
         if self.how.quantized and any(layer.experts is not None for layer in self.model.layers):
             found.append("The experts stay in 16 bit: bitsandbytes quantizes linear layers only.")
         return found
+
+
+def _count(number: int) -> str:
+    return f"{number:,}".replace(",", " ")
 
 
 def _needed(parts: list[Part]) -> int:

@@ -21,15 +21,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from core.atomic import fsync_dir, fsync_file
 from core.errors import UserError
+from core.memory.sizes import optimizer_bytes
 from core.paths import DIRECTORY_MODE, FILE_MODE
 from core.units import format_bytes
+from core.worker.model import trained_tensors
+from core.worker.tensors import read_tensors, write_tensors
 
 MANIFEST = "manifest.json"
+#: Where the weights are of a run that trains the model's own.
+WEIGHTS = "weights/trained.safetensors"
 FORMAT_VERSION = 1
 #: Free bytes that must be left after a checkpoint.
 DISK_RESERVE_BYTES = 64 << 20
@@ -51,6 +57,11 @@ class Checkpoint:
     def adapter_path(self) -> Path:
         """The adapter in PEFT's format."""
         return self.path / "adapter"
+
+    @property
+    def weights_path(self) -> Path:
+        """The trained weights of a run without an adapter."""
+        return self.path / WEIGHTS
 
 
 def checkpoint_name(step: int) -> str:
@@ -89,6 +100,18 @@ def save_adapter(model: Any, directory: Path) -> None:
     config.save_pretrained(str(directory))
 
 
+def save_model(model: Any, directory: Path) -> None:
+    """Write a whole model in the transformers format, as safetensors.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    try:
+        model.save_pretrained(str(directory))
+    except SafetensorError as error:  # how its writer tells of a full disk
+        raise OSError(str(error)) from error
+
+
 def save_checkpoint(
     checkpoints: Path,
     *,
@@ -101,8 +124,8 @@ def save_checkpoint(
 
     Args:
         checkpoints: The run's directory of checkpoints.
-        model: The ``PeftModel``.
-        optimizer: The optimizer, whose state is saved with torch's safe format.
+        model: A ``PeftModel``, whose adapter is saved, or a model whose trained weights are.
+        optimizer: Has ``state_dict``, which is saved with torch's safe format.
         step: Optimizer steps done.
         facts: What must be equal at resume (configuration and data hashes) and what is restored besides (schedule,
             token counts); JSON.
@@ -114,7 +137,11 @@ def save_checkpoint(
     final = checkpoints / checkpoint_name(step)
 
     def fill(directory: Path) -> None:
-        save_adapter(model, directory / "adapter")
+        if isinstance(model, PeftModel):
+            save_adapter(model, directory / "adapter")
+        else:
+            (directory / WEIGHTS).parent.mkdir(mode=DIRECTORY_MODE)
+            write_tensors(directory / WEIGHTS, trained_tensors(model))
         save_tensors(optimizer.state_dict(), directory / "optimizer.pt")
         save_tensors(rng_state(), directory / "rng.pt")
         files = {
@@ -174,9 +201,15 @@ def save_tensors(state: Any, path: Path) -> None:
     path.write_bytes(buffer.getbuffer())
 
 
-def size_estimate(model: Any) -> int:
-    """Bytes that a checkpoint of this model will take: fp32 adapter and two moments."""
-    return sum(int(parameter.numel()) for parameter in model.parameters() if parameter.requires_grad) * 12
+def size_estimate(model: Any, optimizer: str = "adamw") -> int:
+    """Bytes that a checkpoint of this model will take: what is trained, and the optimizer's states.
+
+    Args:
+        model: The model.
+        optimizer: As ``train.optimizer``.
+    """
+    trained = trained_tensors(model).values()
+    return sum(t.numel() * t.element_size() + optimizer_bytes(optimizer, t.numel()) for t in trained)
 
 
 def check_room(directory: Path, needed: int) -> None:
@@ -237,11 +270,20 @@ def newest_valid(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def restore(checkpoint: Checkpoint, *, model: Any, optimizer: Any) -> None:
-    """Put adapter, optimizer and random state back, bit for bit.
+    """Put what was trained, optimizer and random state back, bit for bit.
 
     Raises:
-        UserError: If the adapter does not fit the model.
+        UserError: If it does not fit the model.
     """
+    if isinstance(model, PeftModel):
+        _restore_adapter(checkpoint, model)
+    else:
+        read_tensors(checkpoint.weights_path, trained_tensors(model))
+    optimizer.load_state_dict(torch.load(checkpoint.path / "optimizer.pt", map_location="cpu", weights_only=True))
+    restore_rng(torch.load(checkpoint.path / "rng.pt", map_location="cpu", weights_only=True))
+
+
+def _restore_adapter(checkpoint: Checkpoint, model: Any) -> None:
     state = load_file(checkpoint.adapter_path / "adapter_model.safetensors")
     try:
         result = set_peft_model_state_dict(model, state)
@@ -256,8 +298,6 @@ def restore(checkpoint: Checkpoint, *, model: Any, optimizer: Any) -> None:
             f"{checkpoint.path.name} does not fit this model: {(missing or result.unexpected_keys)[0]}.",
             "The base model has changed since; put the former one back.",
         )
-    optimizer.load_state_dict(torch.load(checkpoint.path / "optimizer.pt", map_location="cpu", weights_only=True))
-    restore_rng(torch.load(checkpoint.path / "rng.pt", map_location="cpu", weights_only=True))
 
 
 def rotate(checkpoints: Path, keep: int, *, newest: Path) -> list[Path]:

@@ -19,9 +19,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from core.config.schema import MethodSection
+from core.config.schema import WEIGHT_METHODS, MethodSection
 from core.errors import UserError
 from core.hardware.cpu import has_bf16
+from core.worker.tensors import read_tensors, tensor_names
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -56,11 +57,11 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device("cpu")
 
 
-def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+def choose_dtype(precision: str, device: torch.device, method: str = "lora") -> torch.dtype:
     """The arithmetic for ``auto``, ``bf16``, ``fp16`` or ``fp32``: what the device does well.
 
     ``auto`` takes bf16 where it is native (NVIDIA from compute capability 8.0, CPUs with AVX512-BF16 or AMX), else fp16
-    on a GPU and fp32 on a CPU.
+    on a GPU and fp32 on a CPU. Weights that are trained themselves are never fp16, which is too narrow for them.
 
     Raises:
         UserError: If the device cannot do what was asked.
@@ -70,6 +71,10 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
         if precision == "bf16" and not native_bf16:
             name = torch.cuda.get_device_name(device)
             raise UserError(f"train.precision is bf16, which {name} does not have.", "Set it to auto or fp16.")
+        if method in WEIGHT_METHODS and (precision == "fp16" or (precision == "auto" and not native_bf16)):
+            what = "train.precision is fp16" if precision == "fp16" else "This card has no bf16"
+            hint = "Set train.precision = fp32." if not native_bf16 else "Set it to auto or bf16."
+            raise UserError(f"{what}, and method.name = {method} cannot train weights in fp16.", hint)
         return DTYPES[precision] if precision != "auto" else (torch.bfloat16 if native_bf16 else torch.float16)
     if precision == "fp16":
         raise UserError("train.precision is fp16, which trains badly on a CPU.", "Set it to auto, bf16 or fp32.")
@@ -116,7 +121,7 @@ def load_model(
 
     Args:
         base: A directory in the transformers format, weights as safetensors.
-        method: ``qlora`` loads the linear layers as NF4 with double quantization; ``lora`` in 16 or 32 bit.
+        method: ``qlora`` loads the linear layers as NF4 with double quantization; the others in 16 or 32 bit.
         precision: ``auto``, ``bf16``, ``fp16`` or ``fp32``.
         device: ``auto``, ``cuda`` or ``cpu``.
         adapter: A directory in PEFT's format to put on top.
@@ -127,7 +132,7 @@ def load_model(
         UserError: If it cannot be loaded.
     """
     target = choose_device(device)
-    dtype = choose_dtype(precision, target)
+    dtype = choose_dtype(precision, target, method)
     quantization = None
     if method == "qlora":
         quantization = BitsAndBytesConfig(
@@ -223,6 +228,58 @@ def _load_adapter(model: Any, adapter: Path, *, trainable: bool) -> Any:
         raise UserError(
             f"The adapter in {adapter} does not fit this model: {first}", "Choose the base it was trained on."
         ) from error
+
+
+def choose_weights(model: Any, method: MethodSection, *, seed: int) -> Any:
+    """Let the model's own weights be trained: all of them, or those of its first or last decoder layers.
+
+    Args:
+        model: The base model, frozen.
+        method: ``name`` full or freeze, ``trainable_layers`` and ``trainable_end``.
+        seed: Seed of what is drawn from then on: dropout and rounding.
+
+    Returns:
+        The same model, in training mode.
+
+    Raises:
+        UserError: If the model has fewer layers.
+    """
+    if method.name == "full":
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+    else:
+        layers, wanted = decoder_layers(model), method.trainable_layers
+        if wanted > len(layers):
+            raise UserError(
+                f"method.trainable_layers is {wanted}, and the model has {len(layers)} layers.",
+                "Name fewer, or set method.name = full.",
+            )
+        for layer in layers[-wanted:] if method.trainable_end == "last" else layers[:wanted]:
+            layer.requires_grad_(True)
+    torch.manual_seed(seed)
+    model.train()
+    return model
+
+
+def decoder_layers(model: Any) -> torch.nn.ModuleList:
+    """The decoder layers of a causal language model: the longest list of modules in it."""
+    lists = [module for module in model.get_decoder().modules() if isinstance(module, torch.nn.ModuleList)]
+    return max(lists, key=len)
+
+
+def put_weights(model: Any, path: Path) -> None:
+    """Put a checkpoint's trained weights over those of a base model.
+
+    Raises:
+        UserError: If they do not fit it.
+    """
+    own = dict(model.named_parameters())
+    read_tensors(path, {name: own[name] for name in tensor_names(path) if name in own})
+
+
+def trained_tensors(model: Any) -> dict[str, torch.nn.Parameter]:
+    """What the optimizer updates, by name; tied weights once."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def trainable_parameters(model: Any) -> list[torch.nn.Parameter]:
