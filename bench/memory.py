@@ -83,12 +83,12 @@ def prepare(case: Case, base: Path, home: Path) -> Run:
     settings = {
         "model.base": str(base),
         "data.train": str(data),
+        # Drawn at random, rows do not end as answers do.
+        "data.allow": ["stop_untrained"],
         "train.batch_size": len(case.lengths),
         # In the second step gradients, optimizer states and activations are all there.
         "train.max_steps": 2,
         "train.max_length": 8192,
-        # The rows are drawn at random: none ends in a token that stops.
-        "data.allow": ["stop_untrained"],
         **case.settings,
     }
     for name, value in settings.items():

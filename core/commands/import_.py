@@ -21,7 +21,9 @@ KINDS = ("axolotl", "llama-factory", "unsloth")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("file", metavar="FILE", help="the YAML file of Axolotl, LLaMA-Factory or Unsloth")
-    parser.add_argument("--out", metavar="FILE", help="write the configuration there (default: standard output)")
+    parser.add_argument(
+        "--out", metavar="FILE", help="write the configuration there, - for standard output (the default)"
+    )
     parser.add_argument("--force", action="store_true", help="replace the file that --out names")
     parser.add_argument("--from", dest="kind", choices=KINDS, help="whose it is (default: by its keys)")
     add_json_flag(parser, "print one JSON object with the configuration and the report")
@@ -33,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from core.config.importers.report import render
 
     path = Path(args.file)
-    out = Path(args.out) if args.out is not None else None
+    out = Path(args.out) if args.out not in (None, "-") else None
     if out is not None:
         refuse_existing(out, path, force=args.force)
     imported = import_config(path, args.kind, out.parent if out is not None else None)

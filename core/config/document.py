@@ -15,7 +15,7 @@ from tomlkit.items import Item, Table
 from core.config.explain import SECRET_HINT, explain, unknown_option
 from core.config.facts import Facts
 from core.config.files import FileText
-from core.config.lines import line_of
+from core.config.lines import line_of, repeated_line
 from core.config.rules import Remark, check_rules
 from core.config.schema import Config, find_option
 from core.config.values import describe_type, parse_value
@@ -50,14 +50,17 @@ class ConfigDocument:
     def _parse(self, text: str) -> tomlkit.TOMLDocument:
         try:
             return tomlkit.parse(text)
-        except tomlkit.exceptions.ParseError as error:
-            raise UserError(
-                f"{self._where} is not valid TOML: line {error.line}, column {error.col}: "
-                f"{str(error).split(' at line')[0].rstrip('.')}.",
-                "Mend that line.",
-            ) from error
         except tomlkit.exceptions.TOMLKitError as error:
-            raise UserError(f"{self._where} is not valid TOML: {error}.", "Mend it.") from error
+            what = str(error).split(" at line")[0].rstrip(".")
+            if isinstance(error, tomlkit.exceptions.ParseError) and error.col:
+                place = f"line {error.line}, column {error.col}: "
+            else:
+                # Of a key that is there twice tomlkit does not say where.
+                line = repeated_line(text)
+                place = f"line {line}: " if line else ""
+            raise UserError(
+                f"{self._where} is not valid TOML: {place}{what}.", "Mend that line." if place else "Mend it."
+            ) from error
 
     @classmethod
     def load(cls, path: Path) -> ConfigDocument:
@@ -75,7 +78,8 @@ class ConfigDocument:
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8 text (byte {error.start}).", "Save it as UTF-8.") from error
         except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from error
+            hint = "Check its permissions." if error.errno else "Check the path."
+            raise UserError(f"{path} cannot be read: {error.strerror}.", hint) from error
         document = cls(file.text, path)
         document._file = file
         return document
@@ -166,6 +170,8 @@ class ConfigDocument:
             name, sign, raw = assignment.partition("=")
             if not sign:
                 raise UserError(f"--set {assignment} has no '='.", "Write it as --set section.key=value.")
+            if not name.strip():
+                raise UserError(f"--set {assignment} names no option.", "Write it as --set section.key=value.")
             option = find_option(name.strip())
             if option is None:
                 raise unknown_option(name.strip())

@@ -55,7 +55,8 @@ def unknown_option(name: str) -> UserError:
 def explain(error: ValidationError) -> dict[str, tuple[str, str]]:
     """Pydantic's findings as a sentence and a hint per ``section.key`` (or ``section``)."""
     found: dict[str, tuple[str, str]] = {}
-    for item in error.errors(include_url=False):
+    # What is missing comes last: it may be there under a wrong name, which is said then.
+    for item in sorted(error.errors(include_url=False), key=lambda item: item["type"] == "missing"):
         location = [str(part) for part in item["loc"]]
         name = ".".join(location[:2])
         if name in found:
@@ -70,6 +71,8 @@ def explain(error: ValidationError) -> dict[str, tuple[str, str]]:
             found[name] = (f"{name} is missing.", missing.help if missing else "")
         elif option is not None:
             found[name] = (f"{name} must be {describe_type(option)}, not {shown(item['input'])}.", option.help)
+        elif isinstance(item["input"], list):
+            found[name] = (f"{name} must be a section with keys, and is a list.", f"Write [{name}].")
         else:
             found[name] = (f"{name} must be a section with keys, not {shown(item['input'])}.", f"Write [{name}].")
     return found

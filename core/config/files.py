@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.atomic import write_atomic
+from core.small_files import read_small
+
+#: Most bytes that are read; configurations have a few thousand.
+LIMIT = 1 << 20
 
 _BOM = "\ufeff"
 _NEW_FILE = 0o644
@@ -34,10 +38,10 @@ class FileText:
         """Read a UTF-8 file.
 
         Raises:
-            OSError: If it cannot be read.
+            OSError: If it cannot be read, is no regular file, or is too large for a configuration.
             UnicodeDecodeError: If it is not UTF-8.
         """
-        raw = path.read_bytes()
+        raw = read_small(path, LIMIT)
         text = raw.decode("utf-8")
         bom = text.startswith(_BOM)
         text = text.removeprefix(_BOM)
@@ -64,7 +68,7 @@ class FileText:
     def is_still(self, path: Path) -> bool:
         """Whether a file has these bytes, or is gone, so that nothing is lost when it is written."""
         try:
-            return _digest(path.read_bytes()) == self.digest
+            return _digest(read_small(path, LIMIT)) == self.digest
         except FileNotFoundError:
             return True
         except OSError:

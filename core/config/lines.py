@@ -45,6 +45,21 @@ def line_of(text: str, *path: str) -> int | None:
     return low + 1
 
 
+def repeated_line(text: str) -> int | None:
+    """The line, counted from 1, on which a key or a section is a second time; None where none is, or it is far down."""
+    lines = text.split("\n")
+    for count in range(1, min(len(lines), _ATTEMPTS) + 1):
+        try:
+            tomli.loads("\n".join(lines[:count]))
+        except RecursionError:
+            return None
+        except tomli.TOMLDecodeError as error:
+            # Other errors may come of a value that goes on below.
+            if str(error).startswith("Cannot "):
+                return count
+    return None
+
+
 def _read(lines: Sequence[str], count: int) -> Mapping[str, Any] | None:
     """The first lines as a document; None where they are none."""
     try:

@@ -13,6 +13,8 @@ from typing import Literal
 
 from core.config.facts import Facts
 from core.config.schema import WEIGHT_METHODS, Config
+from core.errors import UserError
+from core.memory.plan import Machine, Plan, make_plan
 from core.memory.sizes import updates_in_backward
 from core.units import format_bytes
 
@@ -20,8 +22,6 @@ Level = Literal["error", "warning"]
 #: A sentence and a hint for each time that a rule is broken.
 Findings = Iterator[tuple[str, str]]
 
-#: Bytes that a checkpoint takes for each trained parameter: the weight, and the optimizer's two averages of it.
-_CHECKPOINT_BYTES = {"adamw": 4 + 8, "adamw_8bit": 4 + 2, "paged_adamw_8bit": 4 + 2}
 _NO_EVAL = "Set data.eval or data.eval_share, or remove it."
 
 
@@ -85,12 +85,15 @@ def total_steps(config: Config, facts: Facts) -> int | None:
     return math.ceil(config.train.epochs * math.ceil(facts.rows / config.train.batch_size))
 
 
-def checkpoint_bytes(config: Config, facts: Facts) -> int | None:
-    """About what a checkpoint takes on the disk; None where it cannot be told."""
-    if facts.model is None or facts.model.experts > 1 or config.method.target_modules != "all-linear":
-        # Experts may be one parameter that no adapter is put beside.
+def disk_plan(config: Config, facts: Facts) -> Plan | None:
+    """The memory plan, for what it says of the disk; None where it cannot be told, or the room there is not known."""
+    if facts.model is None or facts.free_bytes is None:
         return None
-    return facts.model.adapter_parameters(config.method.rank) * _CHECKPOINT_BYTES[config.train.optimizer]
+    try:
+        # What is written is the same on every device.
+        return make_plan(facts.model, config, Machine("cpu", disk_free_bytes=facts.free_bytes))
+    except UserError:
+        return None
 
 
 def _rule(level: Level, *options: str) -> Callable[[Callable[[Config, Facts], Findings]], None]:
@@ -395,10 +398,11 @@ def _checkpoint_in_run(config: Config, facts: Facts) -> Findings:
 @_rule("error", "checkpoint.keep", "method.rank")
 def _room_for_one(config: Config, facts: Facts) -> Findings:
     """There is room on the disk for a checkpoint and the adapter."""
-    size, free = checkpoint_bytes(config, facts), facts.free_bytes
-    if size is not None and free is not None and size > free:
+    plan, free = disk_plan(config, facts), facts.free_bytes
+    if plan is not None and free is not None and plan.checkpoint_bytes > free:
+        size = format_bytes(plan.checkpoint_bytes)
         yield (
-            f"A checkpoint takes about {format_bytes(size)}, and the disk of the runs has {format_bytes(free)} free.",
+            f"A checkpoint takes about {size}, and the disk of the runs has {format_bytes(free)} free.",
             "Make room, set LOCALTUNE_HOME to a larger disk, or lower method.rank.",
         )
 
@@ -406,10 +410,16 @@ def _room_for_one(config: Config, facts: Facts) -> Findings:
 @_rule("warning", "checkpoint.keep", "method.rank")
 def _room_for_all(config: Config, facts: Facts) -> Findings:
     """There is room on the disk for as many checkpoints as are kept, and one more."""
-    size, free, keep = checkpoint_bytes(config, facts), facts.free_bytes, config.checkpoint.keep
-    if size is not None and free is not None and size <= free < (keep + 1) * size:
+    plan, free, keep = disk_plan(config, facts), facts.free_bytes, config.checkpoint.keep
+    if plan is not None and free is not None and plan.checkpoint_bytes <= free and not plan.disk_fits:
+        fewer = keep - math.ceil((plan.disk_bytes - free) / plan.checkpoint_bytes)
+        lower = f"Lower checkpoint.keep to {fewer}, or make" if fewer >= 1 else "Make"
         yield (
-            f"{keep} checkpoints and the one being written take about {format_bytes((keep + 1) * size)}, and "
-            f"on the disk of the runs {format_bytes(free)} are free.",
-            f"Lower checkpoint.keep to {max(free // size - 1, 1)}, or make room.",
+            f"{_checkpoints(keep)}, the one being written and the adapter take about {format_bytes(plan.disk_bytes)}, "
+            f"and on the disk of the runs {format_bytes(free)} are free.",
+            f"{lower} room.",
         )
+
+
+def _checkpoints(count: int) -> str:
+    return f"{count} checkpoint{'' if count == 1 else 's'}"

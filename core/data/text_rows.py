@@ -21,6 +21,8 @@ _CHUNK = 1 << 20
 # Indexed before the first page is shown: what comes first, rows or bytes.
 _FIRST_ROWS = 512
 _FIRST_BYTES = 8 << 20
+# Bytes of neighboring rows that are read at once.
+_BLOCK = 256 << 10
 #: Rows of one file that are read; where each begins and ends is kept in memory, in 20 bytes.
 MOST_ROWS = 50_000_000
 
@@ -137,7 +139,12 @@ class TextRows(RowFile):
         if first >= last:
             return []
         self._source.refuse_changed()
-        return [self._row(index) for index in range(first, last)]
+        found: list[Row] = []
+        while first < last:
+            block = self._block(first, last)
+            found += block
+            first += len(block)
+        return found
 
     def row(self, index: int, limit: int | None = None) -> Row:
         """See :class:`~core.data.rows.RowFile`."""
@@ -151,17 +158,40 @@ class TextRows(RowFile):
         self._closed.set()
         self._bytes.close()
 
+    def _block(self, first: int, last: int) -> list[Row]:
+        """At least one row from ``first`` on, and as many before ``last`` as are read at once."""
+        starts, ends, skip = self._spans.starts, self._spans.ends, self._skip
+        base, stop = starts[first + skip], first
+        most = base + min(_BLOCK, self.row_limit)
+        while stop < last and ends[stop + skip] <= most:
+            stop += 1
+        if stop - first < 2:
+            return [self._row(first)]
+        # One call for all: each gives the interpreter up, and may have to wait for it.
+        block = self._read(base, ends[stop - 1 + skip] - base)
+        return [
+            self._parsed(index, block[starts[index + skip] - base : ends[index + skip] - base])
+            for index in range(first, stop)
+        ]
+
     def _row(self, index: int, limit: int | None = None) -> Row:
         position = index + self._skip
-        start, end, line = self._spans.starts[position], self._spans.ends[position], self._spans.lines[position]
-        size = end - start
+        start, size = self._spans.starts[position], self._spans.ends[position] - self._spans.starts[position]
         limit = self.row_limit if limit is None else limit
-        raw = self._bytes.read(start, size if size <= limit else min(size, RAW_LIMIT))
-        if raw is None:
-            raise UserError(f"{self._source.shown} has been closed.", "Open it again.")
+        raw = self._read(start, size if size <= limit else min(size, RAW_LIMIT))
         if size > limit:
             error = f"The row is {format_bytes(size)} long; rows up to {format_bytes(limit)} are read."
-            return Row(index, line, None, error, "too_long", preview(raw))
+            return Row(index, self._spans.lines[position], None, error, "too_long", preview(raw))
+        return self._parsed(index, raw)
+
+    def _read(self, offset: int, count: int) -> bytes:
+        raw = self._bytes.read(offset, count)
+        if raw is None:
+            raise UserError(f"{self._source.shown} has been closed.", "Open it again.")
+        return raw
+
+    def _parsed(self, index: int, raw: bytes) -> Row:
+        line = self._spans.lines[index + self._skip]
         if self.kind == "csv":
             return parse_csv(index, line, raw, self._header, self._layout.delimiter)
         if self._layout.nested and raw.startswith(b"["):

@@ -16,8 +16,13 @@ import os
 import resource
 import sys
 import zlib
+from collections import deque
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 #: Bytes written for each request.
 PORTION = 4 << 20
@@ -33,7 +38,9 @@ _READ = 1 << 20
 _MEMORY_LIMIT = 4 << 30
 _COLUMN_ARRAYS_LIMIT = 256 << 20
 _BATCH_BYTES = 16 << 20
-_BATCH_ROWS = 512
+_BATCH_ROWS = 1024
+# Batches that are read before the first of them is written.
+_AHEAD = 2
 _DAMAGED = "Get the file again, or write it again."
 
 
@@ -78,8 +85,12 @@ def unzstd(file: BinaryIO) -> Iterator[bytes]:
         raise UnpackError(f"is damaged: {_first_line(error)}") from error
 
 
-def parquet_rows(file: BinaryIO) -> Iterator[tuple[list[dict[str, Any]], float]]:
-    """The rows of a Parquet file in small lists, each with the share of the file that is done."""
+def parquet_lines(file: BinaryIO) -> Iterator[tuple[bytes, float]]:
+    """The rows of a Parquet file as JSON Lines, some at a time, each time with the share of the file that is done."""
+    yield from _converted(_parquet_batches(file))
+
+
+def _parquet_batches(file: BinaryIO) -> Iterator[tuple[pa.RecordBatch, float]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -93,13 +104,18 @@ def parquet_rows(file: BinaryIO) -> Iterator[tuple[list[dict[str, Any]], float]]
             size = max(min(_BATCH_BYTES // each, _BATCH_ROWS), 1)
             for batch in table.iter_batches(batch_size=size, row_groups=[group], use_threads=False):
                 done += batch.num_rows
-                yield batch.to_pylist(), done / total
+                for part in _parts(batch):
+                    yield part, done / total
     except (OSError, pa.ArrowException) as error:
         raise UnpackError(f"cannot be read as Parquet: {_first_line(error)}") from error
 
 
-def arrow_rows(file: BinaryIO) -> Iterator[tuple[list[dict[str, Any]], float]]:
-    """The rows of an Arrow file or stream in small lists, each with the share of the file that is done."""
+def arrow_lines(file: BinaryIO) -> Iterator[tuple[bytes, float]]:
+    """The rows of an Arrow file or stream as :func:`parquet_lines` has them."""
+    yield from _converted(_arrow_batches(file))
+
+
+def _arrow_batches(file: BinaryIO) -> Iterator[tuple[pa.RecordBatch, float]]:
     import pyarrow as pa
 
     size = max(os.fstat(file.fileno()).st_size, 1)
@@ -112,16 +128,50 @@ def arrow_rows(file: BinaryIO) -> Iterator[tuple[list[dict[str, Any]], float]]:
         batches = map(reader.get_batch, range(count)) if is_file else iter(reader)
         for number, batch in enumerate(batches, 1):
             share = number / count if is_file else file.tell() / size
-            each = max(batch.nbytes // max(batch.num_rows, 1), 1)
-            step = max(min(_BATCH_BYTES // each, _BATCH_ROWS), 1)
-            for start in range(0, batch.num_rows, step):
-                yield batch.slice(start, step).to_pylist(), share
+            for part in _parts(batch):
+                yield part, share
     except (OSError, pa.ArrowException) as error:
         raise UnpackError(f"cannot be read as Arrow: {_first_line(error)}") from error
 
 
-def column_rows(file: BinaryIO) -> Iterator[tuple[list[dict[str, Any]], float]]:
-    """The rows of a JSON object of arrays, a column each."""
+def _parts(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """A batch in parts of a bounded size: it may be all of a file."""
+    each = max(batch.nbytes // max(batch.num_rows, 1), 1)
+    step = max(min(_BATCH_BYTES // each, _BATCH_ROWS), 1)
+    return (batch.slice(start, step) for start in range(0, batch.num_rows, step))
+
+
+def _converted(batches: Iterator[tuple[pa.RecordBatch, float]]) -> Iterator[tuple[bytes, float]]:
+    """Batches as JSON Lines, each written by a thread while the next one is read; pyarrow lets both run."""
+    import pyarrow as pa
+
+    from core.data.arrow_text import json_lines
+
+    # Batches come and go in one size; the pool of pyarrow's own keeps tens of megabytes more for them.
+    pa.set_memory_pool(pa.system_memory_pool())
+    waiting: deque[tuple[Future[bytes], float]] = deque()
+    failure: Exception | None = None
+    with ThreadPoolExecutor(1) as pool:
+        while True:
+            try:
+                batch, share = next(batches)
+            except StopIteration:
+                break
+            except Exception as error:  # of a damaged file; what precedes the damage comes out first
+                failure = error
+                break
+            waiting.append((pool.submit(json_lines, batch, plain), share))
+            if len(waiting) > _AHEAD:
+                done, share = waiting.popleft()
+                yield done.result(), share
+        for done, share in waiting:
+            yield done.result(), share
+    if failure is not None:
+        raise failure
+
+
+def column_lines(file: BinaryIO) -> Iterator[tuple[bytes, float]]:
+    """The rows of a JSON object of arrays, a column each, as JSON Lines."""
     if os.fstat(file.fileno()).st_size > _COLUMN_ARRAYS_LIMIT:
         raise UnpackError("is a JSON object of arrays of more than 268 MB", "Write it as JSON Lines.")
     try:
@@ -139,10 +189,12 @@ def column_rows(file: BinaryIO) -> Iterator[tuple[list[dict[str, Any]], float]]:
     for start in range(0, total, _BATCH_ROWS):
         pages = (columns[name][start : start + _BATCH_ROWS] for name in names)
         rows = [dict(zip(names, cells, strict=True)) for cells in zip(*pages, strict=True)]
-        yield rows, min(start + _BATCH_ROWS, total) / total
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        # Lone surrogates cannot be in UTF-8; JSON can spell them, so that the row is reported and not the file.
+        yield text.encode("utf-8", "backslashreplace"), min(start + _BATCH_ROWS, total) / total
 
 
-_TABLES = {"parquet": parquet_rows, "arrow": arrow_rows, "columns": column_rows}
+_TABLES = {"parquet": parquet_lines, "arrow": arrow_lines, "columns": column_lines}
 
 
 def portions(packing: str, file: BinaryIO) -> Iterator[tuple[bytes, int]]:
@@ -153,11 +205,8 @@ def portions(packing: str, file: BinaryIO) -> Iterator[tuple[bytes, int]]:
     """
     if packing in _TABLES:
         size = os.fstat(file.fileno()).st_size
-        for rows, share in _TABLES[packing](file):
-            lines = [json.dumps(row, ensure_ascii=False, default=plain) for row in rows]
-            # Lone surrogates cannot be in UTF-8; JSON can spell them, so that the row is reported and not the file.
-            text = "".join(line + "\n" for line in lines)
-            yield text.encode("utf-8", "backslashreplace"), int(share * size)
+        for text, share in _TABLES[packing](file):
+            yield text, int(share * size)
         return
     for piece in gunzip(file) if packing == "gzip" else unzstd(file):
         yield piece, file.tell()

@@ -21,7 +21,7 @@ from core import paths
 from core.atomic import fsync_dir, write_atomic
 from core.directories import disk_error, exclusive_lock, require_space
 from core.errors import UserError
-from core.hub.entries import HubEntry, parse_entry
+from core.hub.entries import DEFAULT_REVISION, HubEntry, is_commit, parse_entry
 from core.hub.selection import data_names, read_subsets
 from core.hub.store import PARTIAL_NAME, Record, note_ref, repository_dir, select_files
 from core.models.files import (
@@ -34,6 +34,7 @@ from core.models.files import (
     check_model_directory,
     read_record,
 )
+from core.models.find import fetched_models, revisions_of
 from core.text import one_line
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ def fetch_model(client: HubClient, entry: HubEntry, reporter: Reporter) -> dict[
     listing = client.list_files(entry)
     names = _model_files(entry, listing)
     models = paths.make_private_dir(paths.models_dir())
-    target = models / entry.directory_name
+    target = _model_directory(entry, listing.commit)
     total = sum(listing.files[name].size for name in names)
     plan = {
         "entry": str(entry),
@@ -216,6 +217,7 @@ def fetch_model(client: HubClient, entry: HubEntry, reporter: Reporter) -> dict[
         "reason": "Configuration, tokenizer and safetensors are taken.",
     }
     if _is_this_model(target, listing.commit):
+        _note_revision(entry, listing.commit)
         return plan
     scratch = models / f".{target.name}.{listing.commit}.fetched"
     transfer = Transfer(client, entry, listing, scratch / PARTIAL_NAME, reporter)
@@ -227,6 +229,7 @@ def fetch_model(client: HubClient, entry: HubEntry, reporter: Reporter) -> dict[
     reporter.propose(plan)
     with exclusive_lock(target, reporter.progress):
         if _is_this_model(target, listing.commit):
+            _note_revision(entry, listing.commit)
             return plan
         wanted = missing()
         transfer.begin(total - sum(listing.files[name].size for name in wanted), total)
@@ -246,7 +249,29 @@ def fetch_model(client: HubClient, entry: HubEntry, reporter: Reporter) -> dict[
         fsync_dir(scratch)
         scratch.rename(target)
         fsync_dir(models)
+        _note_revision(entry, listing.commit)
     return plan
+
+
+def _model_directory(entry: HubEntry, commit: str) -> Path:
+    """Where a model of a commit is, or will be: under its own name where no revision of it was asked for."""
+    for directory, record in fetched_models(entry):
+        if entry.revision and record.get("commit") == commit:
+            return directory
+    name = entry.directory_name
+    return paths.models_dir() / (f"{name}@{commit[:12]}" if entry.revision else name)
+
+
+def _note_revision(entry: HubEntry, commit: str) -> None:
+    """Remember, in the models' records, which commit an entry's branch or tag is now."""
+    if is_commit(entry.revision):
+        return
+    revision = entry.revision or DEFAULT_REVISION
+    for directory, record in fetched_models(entry):
+        others = [name for name in revisions_of(record) if name != revision]
+        revisions = [*others, revision] if record.get("commit") == commit else others
+        if revisions != revisions_of(record):
+            write_atomic(directory / RECORD_NAME, json.dumps({**record, "revisions": revisions}, indent=1) + "\n")
 
 
 def _is_this_model(target: Path, commit: str) -> bool:

@@ -250,7 +250,7 @@ class LayerSteps:
             yield Step(
                 "attention",
                 kept=3 * FP32 * queries + kept - a * (queries + 2 * keys),
-                kept_scores=3 * FP32 * attention.heads,
+                kept_scores=(3 if attention.dropout else 1) * FP32 * attention.heads,
                 beside=beside,
                 beside_scores=FP32 * attention.heads,
             )
@@ -262,8 +262,8 @@ class LayerSteps:
         yield Step("attention", kept=kept, beside=beside)
 
     def _scores(self, attention: Attention) -> bool:
-        """Whether SDPA makes scores, in fp32: the CPU has no kernel with dropout."""
-        return bool(attention.dropout) and not self._how.cuda
+        """Whether SDPA makes scores, in fp32: the CPU has no kernel with dropout, or for values narrower than keys."""
+        return bool(attention.dropout or attention.uneven) and not self._how.cuda
 
     def _eager(self, attention: Attention, beside: float) -> Step:
         a, queries = self._how.bytes, attention.queries
@@ -305,7 +305,8 @@ class LayerSteps:
     def _mix(self, experts: Experts, residual: float) -> Iterator[Step]:
         a, tokens = self._how.bytes, experts.active
         # Gate and inner values, the weighted outputs, and the router's choices and probabilities.
-        kept = tokens * (3 * a * experts.width + a * experts.hidden + ROUTED) + 2 * FP32 * experts.count
+        inner = (6 if experts.clamped else 3) * a * experts.width
+        kept = tokens * (inner + a * experts.hidden + ROUTED) + 2 * FP32 * experts.count
         once = 0.0
         if self._experts_adapted(experts):
             kept += tokens * (a * experts.hidden + a * experts.width) + a * experts.hidden
@@ -317,6 +318,7 @@ class LayerSteps:
             kept_once=once,
             beside=residual + 2 * a * experts.hidden * tokens,
             beside_once=FP32 * 2 * experts.count * experts.hidden * experts.width if once else 0.0,
+            beside_backward=tokens * inner if experts.clamped else 0.0,
             starts_gradient=bool(once),
         )
 

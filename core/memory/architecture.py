@@ -15,12 +15,15 @@ class Linear:
         inputs: Features in.
         outputs: Features out.
         bias: Whether it adds one.
+        among_all: Whether it gets an adapter for ``all-linear``. Where PEFT puts adapters on stacked experts instead of
+            layers of these names, other layers of these names get none.
     """
 
     name: str
     inputs: int
     outputs: int
     bias: bool = False
+    among_all: bool = True
 
     @property
     def weights(self) -> int:
@@ -48,6 +51,7 @@ class Attention:
         softcap: The scores are capped.
         window: Tokens that a layer with a sliding window looks back; None without.
         dropout: Share of the scores dropped in training, by the model's own configuration.
+        uneven: Values are narrower than keys.
     """
 
     heads: int
@@ -60,6 +64,7 @@ class Attention:
     softcap: bool = False
     window: int | None = None
     dropout: float = 0.0
+    uneven: bool = False
 
     @property
     def queries(self) -> int:
@@ -82,6 +87,7 @@ class Experts:
         hidden: Features in and out.
         width: Features inside one expert.
         adapted: Whether PEFT puts adapters on them for ``all-linear``.
+        clamped: Gate and inner values are clamped and the latter shifted, which makes as many tensors again.
     """
 
     count: int
@@ -89,6 +95,7 @@ class Experts:
     hidden: int
     width: int
     adapted: bool
+    clamped: bool = False
 
     @property
     def weights(self) -> int:
@@ -153,6 +160,26 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Tower:
+    """A part of the model that is loaded but not run, as rows are text: its weights count, and adapters on them.
+
+    Args:
+        prefix: What stands before the names of its modules: ``model.vision_tower``.
+        linears: All its linear layers.
+        other: Parameters in none of them.
+    """
+
+    prefix: str
+    linears: tuple[Linear, ...]
+    other: int
+
+    @property
+    def parameters(self) -> int:
+        """All parameters."""
+        return sum(linear.parameters for linear in self.linears) + self.other
+
+
+@dataclass(frozen=True)
 class Architecture:
     """A causal language model.
 
@@ -169,6 +196,7 @@ class Architecture:
         other: Parameters outside layers, embeddings and head: the last norm, a table of positions.
         head_bias: The output head adds a bias.
         guessed: The family is not known; it was taken for one like Llama.
+        tower: What is loaded beside the text's part.
         checkpoint: Its weights on disk, where they are there.
         tokenizer_bytes: Of ``tokenizer.json``, where it is there.
     """
@@ -185,6 +213,7 @@ class Architecture:
     other: int = 0
     head_bias: bool = False
     guessed: bool = False
+    tower: Tower | None = None
     checkpoint: Checkpoint | None = None
     tokenizer_bytes: int | None = None
 
@@ -202,9 +231,11 @@ class Architecture:
     @property
     def linear_weights(self) -> int:
         """Elements of the linear layers' matrices, those that QLoRA quantizes."""
-        return sum(layer.count * linear.weights for layer in self.layers for linear in layer.linears)
+        inside = sum(layer.count * linear.weights for layer in self.layers for linear in layer.linears)
+        return inside + sum(linear.weights for linear in (self.tower.linears if self.tower is not None else ()))
 
     @property
     def parameters(self) -> int:
         """All parameters."""
-        return self.embeddings + self.other + sum(layer.count * layer.parameters for layer in self.layers)
+        tower = self.tower.parameters if self.tower is not None else 0
+        return self.embeddings + self.other + tower + sum(layer.count * layer.parameters for layer in self.layers)

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from core.errors import UserError
 from core.memory.architecture import Architecture, Attention, Experts, Layer, Linear
 from core.memory.config_values import MOST_LAYERS, ConfigValues
+from core.memory.deepseek import read_deepseek
+from core.memory.vision import read_siglip
 from core.text import one_line
 
 #: Keys that show that a model of an unknown family is not built like Llama.
@@ -44,6 +46,10 @@ class _Family:
     mlp_bias: bool | str = "mlp_bias"
     normed: Literal["", "head", "all"] = ""
     norms: int = 2
+    eager: bool = False
+    """Whether attention is eager, as no other kernel can do it."""
+    sinks: bool = False
+    """Whether each head has a score of its own that takes a share away."""
     softcap: bool = False
     """Whether scores and logits are capped where the configuration does not say; attention is then eager."""
     fused: bool = False
@@ -52,6 +58,8 @@ class _Family:
     expert_count: str = ""
     """The key that says how many experts there are."""
     expert_width: str = "moe_intermediate_size"
+    expert_bias: bool = False
+    """Whether experts and router add one."""
     experts_adapted: bool = True
     shared_expert: bool = False
     plain: tuple[str, str] | None = None
@@ -113,6 +121,18 @@ _LIKE_LLAMA: dict[str, _Family] = {
         experts_adapted=False,
         shared_expert=True,
     ),
+    "gpt_oss": _Family(
+        head_dim=64,
+        kv_heads=8,
+        qkv_bias="attention_bias",
+        eager=True,
+        sinks=True,
+        expert_count="num_local_experts",
+        expert_width="intermediate_size",
+        expert_bias=True,
+        experts_adapted=False,
+        window="sliding_window",
+    ),
     "qwen3_moe": _Family(kv_heads=4, normed="head", mlp_bias=False, expert_count="num_experts"),
 }
 #: Keys and values of models whose file leaves them out: these families then have one for each query.
@@ -139,15 +159,19 @@ def read_architecture(config: Mapping[str, Any], where: str) -> Architecture:
     Raises:
         UserError: If it describes no causal language model, or leaves out what the shape depends on.
     """
-    outer = config
     family = _model_type(config, where)
     if isinstance(config.get("text_config"), Mapping):
+        vision = config.get("vision_config") if family == "gemma3" else None
         text = {**config["text_config"]}
         # What the parts share may be said once, outside.
-        text.setdefault("tie_word_embeddings", outer.get("tie_word_embeddings"))
+        text.setdefault("tie_word_embeddings", config.get("tie_word_embeddings"))
         named = text.get("model_type")
-        family = named if isinstance(named, str) else _TEXT_PARTS.get(family, family)
-        config = text
+        text["model_type"] = named if isinstance(named, str) else _TEXT_PARTS.get(family, family)
+        text.pop("text_config", None)
+        found = read_architecture(text, where)
+        if isinstance(vision, Mapping):
+            found = replace(found, tower=read_siglip(vision, found.hidden, where))
+        return found
     family = _TEXT_PARTS.get(family, family)
     values = ConfigValues(config, where)
     if family in _BUILDERS:
@@ -184,7 +208,7 @@ def _attention(values: ConfigValues, family: str, rules: _Family, hidden: int) -
         heads=heads,
         kv_heads=values.count("num_key_value_heads", kv_default),
         head_dim=values.count("head_dim", rules.head_dim or max(hidden // heads, 1)),
-        kernel="eager" if rules.softcap else "sdpa",
+        kernel="eager" if rules.softcap or rules.eager else "sdpa",
         fused=rules.fused,
         normed=rules.normed,
         softcap=rules.softcap and values.capped("attn_logit_softcapping", True),
@@ -202,6 +226,8 @@ def _like_llama(values: ConfigValues, family: str, rules: _Family) -> Architectu
         other += 2 * attention.head_dim
     elif rules.normed == "all":
         other += attention.queries + attention.keys
+    if rules.sinks:
+        other += attention.heads
     linears = _attention_linears(values, rules, attention, hidden)
     dense = Layer(depth, linears, attention, 0, norms=rules.norms, norm=rules.norm, other=other)
     if rules.plain is not None:
@@ -257,8 +283,10 @@ def _with_experts(values: ConfigValues, rules: _Family, layer: Layer, hidden: in
         hidden=hidden,
         width=values.count(rules.expert_width),
         adapted=rules.experts_adapted,
+        clamped=rules.expert_bias,
     )
-    sparse = replace(layer, experts=experts)
+    bias = experts.count * (2 * experts.width + hidden + 1) if rules.expert_bias else 0
+    sparse = replace(layer, experts=experts, other=layer.other + bias)
     if rules.shared_expert:
         width = values.count("shared_expert_intermediate_size")
         shared = (
@@ -276,6 +304,10 @@ def _with_experts(values: ConfigValues, rules: _Family, layer: Layer, hidden: in
     if not count:
         return (sparse,)
     plain = replace(_with_network(values, rules, layer, hidden), count=count)
+    if experts.adapted:
+        own = {linear.name for linear in layer.linears}
+        linears = (replace(linear, among_all=linear.name in own) for linear in plain.linears)
+        plain = replace(plain, linears=tuple(linears))
     return (plain,) if count == depth else (replace(sparse, count=depth - count), plain)
 
 
@@ -360,4 +392,9 @@ def _gpt_neox(values: ConfigValues, family: str) -> Architecture:
     )
 
 
-_BUILDERS: dict[str, Callable[[ConfigValues, str], Architecture]] = {"gpt2": _gpt2, "gpt_neox": _gpt_neox}
+_BUILDERS: dict[str, Callable[[ConfigValues, str], Architecture]] = {
+    "gpt2": _gpt2,
+    "gpt_neox": _gpt_neox,
+    "deepseek_v2": read_deepseek,
+    "deepseek_v3": read_deepseek,
+}

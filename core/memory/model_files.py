@@ -27,22 +27,23 @@ HEADER_LIMIT = 100_000_000
 _BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1}
 
 
-def find_model(name: str) -> Path:
+def find_model(name: str, relative_to: Path | None = None) -> Path:
     """Where a model is on this machine.
 
     Args:
         name: A directory, a GGUF file, a prepared model's name, or a hub id that is in the local Hugging Face cache.
+        relative_to: What a relative path is relative to; the working directory by default.
 
     Raises:
         UserError: If it is not here.
     """
-    if os.path.exists(path := model_path(name)):
+    if os.path.exists(path := model_path(name, relative_to)):
         return path
-    if (found := find_shared(name)) is not None:
+    if (found := find_shared(name, relative_to)) is not None:
         return found
     raise UserError(
         f"The model {one_line(name, 200)} is not on this machine, so its memory cannot be told.",
-        f"{missing_model(name).hint} For a plan, a directory with its config.json is enough.",
+        f"{missing_model(name, relative_to).hint} For a plan, a directory with its config.json is enough.",
     )
 
 

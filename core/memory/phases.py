@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from core.memory.activations import FP32, Adapters, Arithmetic, LayerMemory, LayerSteps, layer_memory
 from core.memory.architecture import Architecture
-from core.memory.batching import CHUNK_POSITIONS
+from core.memory.batching import chunk_positions
 
 
 @dataclass(frozen=True)
@@ -141,5 +141,5 @@ class Pass:
     def _logits(self) -> int:
         """The logits of a chunk of supervised positions: log-probabilities, their gradient and that of the logits, all
         fp32, are alive at once."""
-        chunk = min(CHUNK_POSITIONS, self._batch.supervised)
+        chunk = min(chunk_positions(self._model.vocabulary), self._batch.supervised)
         return chunk * self._model.vocabulary * (3 * FP32 + (self._how.bytes if self._model.softcap else 0))

@@ -14,12 +14,13 @@ from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
 from core.memory.activations import FP32, Adapters, Arithmetic
 from core.memory.architecture import Architecture
-from core.memory.batching import CHUNK_POSITIONS, TOKEN_BUDGETS, WHOLE, padded_length, tokens_of_rows
+from core.memory.batching import TOKEN_BUDGETS, WHOLE, chunk_positions, padded_length, tokens_of_rows
 from core.memory.phases import MicroBatch, Pass, Phase
 from core.memory.rows import Rows
 from core.memory.sizes import (
     FP32_STATES,
     expert_adapters,
+    is_target,
     optimizer_bytes,
     quantized_bytes,
     target_linears,
@@ -250,14 +251,26 @@ class _Planner:
                 found += expert_adapters(layer, rank)
         return found
 
+    def _idle_adapters(self) -> int:
+        """Adapters on what is not run: they are there, and are saved, but never have gradients."""
+        method, tower = self.config.method, self.model.tower
+        if tower is None or self.weights:
+            return 0
+        found = 0
+        for linear in tower.linears:
+            if is_target(f"{tower.prefix}.{linear.name}", method.target_modules):
+                found += method.rank * (linear.inputs + linear.outputs) + (linear.outputs if method.dora else 0)
+        return found
+
     # Phases.
 
     def plan(self) -> Plan:
         tensors = self._trained_tensors()
-        trainable = sum(size * count for size, count in tensors)
+        learned = sum(size * count for size, count in tensors)
+        trainable = learned + self._idle_adapters()
         states = sum(optimizer_bytes(self.config.train.optimizer, size) * count for size, count in tensors)
         largest = max(size for size, _ in tensors)
-        static = [*self._weights(), *self._trained(trainable, states, largest)]
+        static = [*self._weights(), *self._trained(trainable, learned, states, largest)]
         phases = Pass(
             self.model,
             self.how,
@@ -303,6 +316,7 @@ class _Planner:
     def _weights(self) -> list[Part]:
         model, a = self.model, self.how.bytes
         matrices = [(linear.weights, layer.count) for layer in model.layers for linear in layer.linears]
+        matrices += [(linear.weights, 1) for linear in (model.tower.linears if model.tower is not None else ())]
         # Experts are stacked into one tensor, which is no linear layer: bitsandbytes leaves it as it is.
         # On the CPU what is not changed in loading stays a view of the file, which is mapped into memory.
         experts = sum(layer.count * layer.experts.weights for layer in model.layers if layer.experts is not None)
@@ -329,7 +343,7 @@ class _Planner:
         checkpoint = self.model.checkpoint
         return self.how.bytes == 2 and (checkpoint is None or checkpoint.dtype == "BF16")
 
-    def _trained(self, trainable: int, states: int, largest: int) -> list[Part]:
+    def _trained(self, trainable: int, learned: int, states: int, largest: int) -> list[Part]:
         kind = self.config.train.optimizer
         how = {"adamw": "two fp32 moments", "adamw_8bit": "two 8-bit moments"}.get(kind, "two 8-bit moments, paged")
         optimizer = Part("optimizer", states, f"{kind}: {how}")
@@ -348,14 +362,15 @@ class _Planner:
             ]
         return [
             Part("adapters", FP32 * trainable, f"{_count(trainable)} trained parameters in fp32"),
-            Part("gradients", FP32 * trainable, "their gradients in fp32"),
+            Part("gradients", FP32 * learned, "their gradients in fp32"),
             optimizer,
         ]
 
     def _moving(self, phase: Phase) -> list[Part]:
         batch = self.batch
         what = "the layers' inputs, kept for recomputing" if self.checkpointing else "what the layers keep for backward"
-        loss = f"logits of {min(CHUNK_POSITIONS, batch.supervised)} positions and their gradients"
+        positions = min(chunk_positions(self.model.vocabulary), batch.supervised)
+        loss = f"logits of {positions} positions and their gradients"
         return [
             Part("activations", int(phase.kept), f"{what}, {batch.rows} x {batch.length} tokens"),
             Part("adapter_activations", int(phase.adapters), "the adapters' inputs, and their weights cast"),
@@ -401,6 +416,8 @@ class _Planner:
         found = []
         if self.model.guessed:
             found.append(f"The family {self.model.family} is not known; it was taken for one like Llama.")
+        if self.model.tower is not None:
+            found.append("The part that sees images is loaded and not trained, as rows are text.")
         if self.how.quantized and any(layer.experts is not None for layer in self.model.layers):
             found.append("The experts stay in 16 bit: bitsandbytes quantizes linear layers only.")
         return found

@@ -59,19 +59,21 @@ def target_linears(layer: Layer, prefix: str, targets: str | Sequence[str]) -> f
         prefix: What stands before its name: ``model.layers.0``.
         targets: As ``method.target_modules``.
     """
-    names = [linear.name for linear in layer.linears]
-    if isinstance(targets, str):
-        found = set(names)
-    else:
-        full = {name: f"{prefix}.{name}" for name in names}
-        found = {
-            name
-            for name in names
-            if any(full[name] == target or full[name].endswith(f".{target}") for target in targets)
-        }
+    found = {
+        linear.name
+        for linear in layer.linears
+        if is_target(f"{prefix}.{linear.name}", targets) and (linear.among_all or not isinstance(targets, str))
+    }
     if layer.experts is not None and layer.experts.adapted and isinstance(targets, str):
         found.add("mlp.experts")
     return frozenset(found)
+
+
+def is_target(name: str, targets: str | Sequence[str]) -> bool:
+    """Whether a linear layer of this full name gets an adapter; see :func:`target_linears`."""
+    if isinstance(targets, str):
+        return True
+    return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
 def expert_adapters(layer: Layer, rank: int) -> list[tuple[int, int]]:

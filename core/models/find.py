@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from core import paths
 from core.errors import UserError
-from core.hub.entries import is_hub_entry, is_hub_id, parse_entry
+from core.hub.entries import DEFAULT_REVISION, HubEntry, is_hub_entry, is_hub_id, parse_entry
 from core.models.files import read_record
 from core.paths import user_path
 from core.text import one_line
@@ -24,7 +26,8 @@ def find_model(name: str, relative_to: Path | None = None) -> Path | None:
 
     Args:
         name: A directory; a GGUF file, where it has been converted; the name of a prepared model; a hub id
-            (``owner/name``), where the model has been fetched or is in the local Hugging Face cache.
+            (``owner/name`` or ``hf://owner/name@revision``), where that revision of the model has been fetched or is
+            in the local Hugging Face cache.
         relative_to: What a relative path is relative to; the working directory by default.
 
     Returns:
@@ -39,10 +42,8 @@ def find_model(name: str, relative_to: Path | None = None) -> Path | None:
     prepared = paths.models_dir() / name
     if Path(name).name == name and os.path.isdir(prepared):
         return prepared
-    if (repository := hub_id_of(name)) is None:
-        return None
-    fetched = paths.models_dir() / repository.replace("/", "--")
-    return fetched if os.path.isdir(fetched) else find_in_hub_cache(repository)
+    entry = model_entry(name)
+    return None if entry is None else find_fetched_model(entry) or find_in_hub_cache(entry)
 
 
 def model_path(name: str, relative_to: Path | None = None) -> Path:
@@ -50,15 +51,50 @@ def model_path(name: str, relative_to: Path | None = None) -> Path:
     return (relative_to or Path.cwd()).absolute() / user_path(name)
 
 
-def hub_id_of(name: str) -> str | None:
-    """The hub id in ``owner/name`` or ``hf://owner/name``; None of other names."""
-    if is_hub_entry(name):
-        try:
-            entry = parse_entry(name)
-        except UserError:
-            return None
-        return entry.repository if entry.kind == "model" and not (entry.revision or entry.path) else None
-    return name if is_hub_id(name) else None
+def model_entry(name: str) -> HubEntry | None:
+    """The model of a hub that ``owner/name`` or ``hf://owner/name@revision`` names; None of other names."""
+    if is_hub_id(name):
+        return HubEntry("model", name)
+    if not is_hub_entry(name):
+        return None
+    try:
+        entry = parse_entry(name)
+    except UserError:
+        return None
+    return entry if entry.kind == "model" and not entry.path else None
+
+
+def fetched_models(entry: HubEntry) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Directories with what has been fetched of a hub's model, at any commit, each with its record."""
+    models = paths.models_dir()
+    for directory in (models / entry.directory_name, *sorted(models.glob(f"{glob.escape(entry.directory_name)}@*"))):
+        record = read_record(directory)
+        if record is not None and record.get("repository") == entry.repository:
+            yield directory, record
+
+
+def revisions_of(record: Mapping[str, Any]) -> list[str]:
+    """The branches and tags that were a fetched model's commit when they were last fetched."""
+    found = record.get("revisions")
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
+
+
+def find_fetched_model(entry: HubEntry) -> Path | None:
+    """The directory of a model that has been fetched from a hub, at the revision that the entry names."""
+    plain = paths.models_dir() / entry.directory_name
+    if not entry.revision and os.path.isdir(plain):
+        return plain
+    revision = entry.revision or DEFAULT_REVISION
+    for directory, record in fetched_models(entry):
+        commit = str(record.get("commit"))
+        if revision in revisions_of(record) or (_is_hash(revision) and commit.startswith(revision)):
+            return directory
+    return None
+
+
+def _is_hash(revision: str) -> bool:
+    """Whether a revision may be the beginning of a commit's hash."""
+    return re.fullmatch(r"[0-9a-f]{7,40}", revision) is not None
 
 
 def missing_model(name: str, relative_to: Path | None = None) -> UserError:
@@ -68,11 +104,11 @@ def missing_model(name: str, relative_to: Path | None = None) -> UserError:
         return UserError(f"The model {shown} is not converted yet.", "The first run with it converts it.")
     if name == STARTER_NAME:
         return UserError(f"The starter model {shown} is not prepared yet.", "'localtune-tui demo' prepares it.")
-    if (repository := hub_id_of(name)) is not None:
+    if (entry := model_entry(name)) is not None:
         return UserError(
             f"The model {shown} is not on this machine: there is no directory {one_line(str(path), 200)}, and no copy "
             f"in {paths.models_dir()} or in the local Hugging Face cache.",
-            f"'localtune-tui fetch hf://{repository}' downloads it.",
+            f"'localtune-tui fetch {entry}' downloads it.",
         )
     return UserError(
         f"The model {shown} was not found: there is no file or directory {one_line(str(path), 200)} and no prepared "
@@ -117,16 +153,13 @@ def hub_cache_dir() -> Path:
     return user_path(hub_home) / "hub"
 
 
-def find_in_hub_cache(repository: str) -> Path | None:
-    """The newest snapshot of a hub model in the local Hugging Face cache; the network is not asked.
-
-    Args:
-        repository: ``owner/name``.
-    """
-    directory = hub_cache_dir() / f"models--{repository.replace('/', '--')}"
-    try:
-        commit = (directory / "refs" / "main").read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError):
-        return None
-    snapshot = directory / "snapshots" / commit
-    return snapshot if re.fullmatch(r"\w+", commit) and os.path.isdir(snapshot) else None
+def find_in_hub_cache(entry: HubEntry) -> Path | None:
+    """The snapshot of a hub model in the local Hugging Face cache: of the revision that the entry names, else of its
+    default branch. The network is not asked."""
+    directory = hub_cache_dir() / f"models--{entry.directory_name}"
+    commits = [entry.revision] if _is_hash(entry.revision) else []
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        reference = directory / "refs" / (entry.revision or DEFAULT_REVISION)
+        commits.append(reference.read_text(encoding="ascii").strip())
+    snapshots = [directory / "snapshots" / commit for commit in commits if re.fullmatch(r"\w+", commit)]
+    return next((snapshot for snapshot in snapshots if os.path.isdir(snapshot)), None)

@@ -11,6 +11,7 @@ from typing import Any
 from core.data.conversation import RowError
 from core.template.tokenizer import ModelTokenizer
 from core.template.turns import RowText
+from core.template.words import WordTokenizer
 
 #: Stretches of text whose tokens are kept: what templates write is the same in every row.
 _CACHE_ENTRIES = 4096
@@ -45,6 +46,7 @@ class RowTokenizer:
 
     def __init__(self, tokenizer: ModelTokenizer, stop_ids: Sequence[int], template: str) -> None:
         self._tokenizer = tokenizer
+        self._words = WordTokenizer(tokenizer)
         self._stop_ids = tuple(stop_ids)
         texts = [text for text in (stop_text(tokenizer, token) for token in stop_ids) if text]
         self._cuts = tokenizer.cuts("\0".join([template, *tokenizer.special_tokens.values(), *texts]))
@@ -111,8 +113,7 @@ class RowTokenizer:
                     if 0 < offset < len(piece) and (head := piece[:offset]) not in self._cache:
                         wanted[head] = None
         texts = list(wanted)
-        for text, ids in zip(texts, self._tokenizer.encode(texts), strict=True):
-            self._cache[text] = array("i", ids)
+        self._cache.update(zip(texts, self._words.encode(texts), strict=True))
 
     def _assemble(self, row: RowText, pieces: Sequence[_Piece]) -> list[TokenRow]:
         ids = array("i")

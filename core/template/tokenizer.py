@@ -158,18 +158,18 @@ class ModelTokenizer:
         }
 
     @functools.cached_property
-    def _state(self) -> dict[str, Any]:
-        # Without the vocabulary, which is long and says nothing about how text is cut.
+    def state(self) -> dict[str, Any]:
+        """How text is cut and put together: the tokenizer without its vocabulary, as tokenizer.json has it."""
         parts = {name: getattr(self.backend, name) for name in ("normalizer", "pre_tokenizer", "decoder")}
         return {name: None if part is None else json.loads(part.__getstate__()) for name, part in parts.items()}
 
     @functools.cached_property
     def _decoders(self) -> frozenset[str]:
-        return frozenset(_types(self._state["decoder"]))
+        return frozenset(_types(self.state["decoder"]))
 
     @functools.cached_property
     def _normalizes(self) -> bool:
-        return self._state["normalizer"] is not None
+        return self.state["normalizer"] is not None
 
     @functools.cached_property
     def _adds_prefix(self) -> bool:
@@ -178,7 +178,7 @@ class ModelTokenizer:
 
     @functools.cached_property
     def _is_first_different(self) -> bool:
-        return "first" in _values(self._state["pre_tokenizer"], "prepend_scheme")
+        return "first" in _values(self.state["pre_tokenizer"], "prepend_scheme")
 
 
 def _types(state: Any) -> Iterable[str]:

@@ -8,12 +8,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from peft import PeftModel
 
-from core.memory.batching import CHUNK_POSITIONS
+from core.memory.batching import chunk_positions
 
 
-def chunked_cross_entropy(
-    head: Any, hidden: torch.Tensor, targets: torch.Tensor, chunk: int = CHUNK_POSITIONS
-) -> torch.Tensor:
+def chunked_cross_entropy(head: Any, hidden: torch.Tensor, targets: torch.Tensor, chunk: int) -> torch.Tensor:
     """Summed cross-entropy of a head's logits, chunk by chunk.
 
     The gradient with respect to ``hidden`` is taken while each chunk's logits exist, so backward needs no logits. A
@@ -86,6 +84,11 @@ class Head(torch.nn.Module):
             getattr(config, "logits_scaling", None) or 1.0
         )
 
+    @property
+    def vocabulary(self) -> int:
+        """Logits of a position."""
+        return int(self._linear[0].weight.shape[0])
+
     def parameters(self, recurse: bool = True) -> Any:
         """The parameters of the output embeddings."""
         return self._linear[0].parameters(recurse)
@@ -127,7 +130,8 @@ class SupervisedLoss:
         """
         hidden = self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state
         learned = supervised[:, 1:]
-        return chunked_cross_entropy(self._head, hidden[:, :-1][learned], input_ids[:, 1:][learned])
+        chunk = chunk_positions(self._head.vocabulary)
+        return chunked_cross_entropy(self._head, hidden[:, :-1][learned], input_ids[:, 1:][learned], chunk)
 
     @torch.no_grad()
     def verify(self, input_ids: torch.Tensor) -> float:

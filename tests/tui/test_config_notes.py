@@ -24,6 +24,7 @@ from tui.widgets.plan_bar import PlanBar, PlanView
 LLAMA = {
     "model_type": "llama",
     "hidden_size": 64,
+    "intermediate_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "vocab_size": 300,

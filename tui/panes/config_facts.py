@@ -14,7 +14,7 @@ from textual.message import Message
 from textual.worker import get_current_worker
 
 from core.config.document import ConfigDocument
-from core.config.facts import Facts, ModelShape, read_shape
+from core.config.facts import Facts, read_shape
 from core.errors import UserError
 from core.text import one_line
 from tui.panes.config_files import ConfigFiles
@@ -22,6 +22,7 @@ from tui.widgets.plan_bar import PlanBar, Planner, PlanView
 
 if TYPE_CHECKING:
     from core.hardware.card import Card
+    from core.memory.architecture import Architecture
     from core.runs.latest import LikeRun
 
 
@@ -38,7 +39,7 @@ class _CardFound(Message):
 
 @dataclass
 class _LookedAround(Message):
-    model: ModelShape | None
+    model: Architecture | None
     free_bytes: int | None
     last_run: LikeRun | None
 
@@ -101,19 +102,16 @@ class ConfigFacts(ConfigFiles):
     def _look(self, base: str, name: str, directory: Path) -> None:
         from core import paths
         from core.hub.entries import absolute
-        from core.models.find import find_model
         from core.runs.latest import newest_like
 
-        shape, free, last = None, None, None
+        free, last = None, None
         # What cannot be told is not known; no rule that needs it speaks.
         with suppress(OSError, ValueError, UserError):
             free = shutil.disk_usage(paths.existing_parent(paths.runs_dir())).free
         with suppress(OSError, ValueError, UserError):
             resolved = absolute(base, directory)
             last = newest_like(name, resolved if Path(resolved).exists() else base)
-        with suppress(OSError, ValueError, UserError):
-            found = find_model(base, directory)
-            shape = read_shape(str(found)) if found is not None else None
+        shape = read_shape(base, directory)
         if not get_current_worker().is_cancelled:
             self.post_message(_LookedAround(shape, free, last))
 

@@ -11,7 +11,7 @@ from core.config.presets.choose import choose_preset
 from core.config.presets.library import Preset
 from core.config.presets.switch import Switch, apply_switch, preset_in
 from core.errors import UserError
-from core.models.find import STARTER_NAME, find_model
+from core.models.find import STARTER_NAME
 from tui.panes.config_facts import ConfigFacts
 
 if TYPE_CHECKING:
@@ -64,14 +64,13 @@ def suitable(document: ConfigDocument) -> Choice:
     card = find_card() if document.get("hardware.device") != "cpu" else None
     base = document.get("model.base")
     directory = document.path.parent if document.path is not None else None
-    found = find_model(base if isinstance(base, str) else STARTER_NAME, directory)
     lengths: list[int] = []
     # Without data, or with data that cannot be read, model and card decide.
     with suppress(UserError, OSError):
         lengths = sample_lengths(document.validate())
     return choose_preset(
         Facts(
-            model=read_shape(str(found)) if found is not None else None,
+            model=read_shape(base if isinstance(base, str) else STARTER_NAME, directory),
             device_bytes=card.memory_total if card is not None else None,
         ),
         lengths=lengths,

@@ -7,11 +7,17 @@ from dataclasses import dataclass
 
 from core.config.facts import Facts
 from core.config.presets.library import Aim, Preset, presets
+from core.config.schema import Config
 from core.errors import UserError
+from core.memory.architecture import Architecture
+from core.memory.plan import Machine, make_plan
+from core.units import format_bytes
 
 _GIB = 1 << 30
 #: Cards report a little less than they are sold with: with error correction a card of 24 GB has 22.5 GiB.
 _REPORTED_SHARE = 0.9
+#: Share of the card that a run may need by the memory plan; a desktop and a display take the rest.
+_USABLE_SHARE = 0.95
 #: Rows that may be longer than a preset takes before another one is looked for.
 _OVERLONG_SHARE = 0.05
 #: The size of model that is assumed where it is not known, on a card and on a CPU.
@@ -39,7 +45,7 @@ def choose_preset(
     """The preset for what is known; the CPU's where no card is known.
 
     Args:
-        facts: The model's shape and the card's memory.
+        facts: The model's shape and the card's memory. A preset is taken only if a run fits by the memory plan.
         aim: What is wanted; the balanced preset is taken where there is none for it.
         lengths: Tokens of some rows.
         card_name: What the card is called in the sentence.
@@ -73,6 +79,11 @@ def choose_preset(
         reasons.append(f"there is none for {aim} there")
     elif aim == "balanced" and lengths and _overlong(lengths, chosen) > _OVERLONG_SHARE:
         chosen = _best(fitting, "long-context")
+    if card and facts.model is not None:
+        first, chosen = chosen, _roomy(fitting, chosen, facts.model, card)
+        if chosen is not first:
+            needed = format_bytes(_needed(first, facts.model))
+            reasons.append(f"{first.name} would need {needed} with this model")
     limit = chosen.values["train.max_length"]
     if lengths:
         over = _overlong(lengths, chosen)
@@ -90,6 +101,31 @@ def _best(candidates: Sequence[Preset], aim: Aim) -> Preset:
     balanced = max((preset for preset in candidates if preset.aim == "balanced"), key=lambda preset: preset.memory_gb)
     alike = [preset for preset in candidates if preset.aim == aim and 2 * preset.memory_gb >= balanced.memory_gb]
     return max(alike, key=lambda preset: preset.memory_gb, default=balanced)
+
+
+def _roomy(candidates: Sequence[Preset], wanted: Preset, model: Architecture, card: int) -> Preset:
+    """The wanted preset where the model fits with it by the memory plan; else the next one with which it does."""
+    others = [preset for preset in candidates if preset is not wanted]
+    others.sort(key=lambda preset: (preset.aim != wanted.aim, preset.aim != "balanced", -preset.memory_gb))
+    least = None
+    for preset in (wanted, *others):
+        needed = _needed(preset, model)
+        if needed <= _USABLE_SHARE * card:
+            return preset
+        least = min(needed, least or needed)
+    raise UserError(
+        f"The model needs {format_bytes(least)} at least, and the card has {format_bytes(card)}.",
+        "Choose a smaller model, or name a preset and change what it says; 'localtune-tui plan' tells what that takes.",
+    )
+
+
+def _needed(preset: Preset, model: Architecture) -> int:
+    """Memory of a GPU that a run of a preset needs with rows as long as it takes."""
+    sections: dict[str, dict[str, object]] = {"data": {"train": "rows.jsonl"}}
+    for name, value in preset.values.items():
+        section, _, key = name.partition(".")
+        sections.setdefault(section, {})[key] = value
+    return make_plan(model, Config.model_validate(sections), Machine("cuda")).needed_bytes
 
 
 def _fits_card(preset: Preset, card: int) -> bool:

@@ -75,6 +75,9 @@ def test_without_out_the_configuration_goes_to_standard_output(place: Path) -> N
     ended = call("import", "axolotl.yml", cwd=place)
     assert ended.returncode == 0
     assert ended.stdout.startswith("# Imported from axolotl.yml, a configuration of Axolotl.\n")
+    dashed = call("import", "axolotl.yml", "--out", "-", cwd=place)
+    assert dashed.stdout == ended.stdout
+    assert not (place / "-").exists()
     write(place / "elsewhere" / "ours.toml", ended.stdout)
     # Its paths hold wherever it lies.
     assert load_config(place / "elsewhere" / "ours.toml").data.train == str(place / "rows.jsonl")

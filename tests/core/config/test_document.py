@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,58 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
             load_config(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('[data]\ntrain = "x"\ntrain = "y"\n', 3),
+        ('[data]\ntrain = "x"\n\n[data]\neval = "y"\n', 4),
+        ('[data]\ntrain = [\n "x",\n "y",\n]\n[train]\nseed = 1\nseed = 2\n', 8),
+        ('[data]\ncolumns = {user = "a"}\n[data.columns]\nuser = "b"\n', 3),
+    ],
+)
+def test_a_key_that_is_there_twice_is_named_with_its_line(tmp_path: Path, text: str, line: int) -> None:
+    (tmp_path / "my.toml").write_text(text)
+    with pytest.raises(UserError, match=rf"my\.toml is not valid TOML: line {line}(, column \d+)?: .*\.$"):
+        load_config(tmp_path / "my.toml")
+
+
+def test_what_is_no_regular_file_or_too_large_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    (tmp_path / "loop.toml").symlink_to("loop.toml")
+    with (tmp_path / "huge.toml").open("wb") as file:
+        file.truncate(1 << 40)
+    for name, words in (("pipe", "is a named pipe"), ("loop", "symbolic links"), ("huge", "is larger than 1 MiB")):
+        with pytest.raises(UserError, match=words) as caught:
+            load_config(tmp_path / f"{name}.toml")
+        assert caught.value.message.startswith(str(tmp_path / f"{name}.toml"))
+
+
+def test_a_file_that_has_become_too_large_counts_as_changed(tmp_path: Path) -> None:
+    path = tmp_path / "my.toml"
+    path.write_text(MINIMAL)
+    document = ConfigDocument.load(path)
+    with path.open("ab") as file:
+        file.truncate(2 << 20)
+    assert document.has_changed_on_disk
+    with pytest.raises(UserError, match="has been changed by something else"):
+        document.save()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('train = "x"\n', 'line 1: train must be a section with keys, not "x".'),
+        ('[[data]]\ntrain = "x"\n', "line 1: data must be a section with keys, and is a list."),
+        ('[data]\ntrian = "x"\n', "line 2: There is no option data.trian."),
+        ("[data]\n\ttrain\t=\t1979-05-27\n", "line 2: data.train must be"),
+    ],
+)
+def test_what_is_there_under_a_wrong_name_is_said_before_what_is_missing(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "my.toml").write_text(text)
+    with pytest.raises(UserError, match=re.escape(words)):
+        load_config(tmp_path / "my.toml")
+
+
 def test_missing_data_is_said() -> None:
     with pytest.raises(UserError, match=re.escape("data.train is missing")):
         ConfigDocument("").validate()
@@ -184,7 +237,7 @@ def test_values_typed_by_a_person(name: str, raw: str, value: object) -> None:
     assert parse_value(option, raw) == value
 
 
-@pytest.mark.parametrize("assignment", ["train.epochs", "epochs=1", "train.epochs=many", "method.dora=maybe"])
+@pytest.mark.parametrize("assignment", ["train.epochs", "epochs=1", "=3", "train.epochs=many", "method.dora=maybe"])
 def test_assignments_that_make_no_sense_are_refused(assignment: str) -> None:
     with pytest.raises(UserError):
         ConfigDocument(MINIMAL).apply([assignment])

@@ -5,7 +5,7 @@ import tomlkit
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.config.lines import line_of
+from core.config.lines import line_of, repeated_line
 
 TEXT = '''\
 # a comment
@@ -62,6 +62,21 @@ def test_keys_at_the_top_and_in_one_line() -> None:
 def test_what_is_no_toml_has_no_lines() -> None:
     assert line_of("[data\n", "data") is None
     assert line_of("", "data") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("a = 1\nb = 2\na = 3\n", 3),
+        ("[a]\n[b]\n[a]\n", 3),
+        ("a = [\n1,\n2]\na = 1", 4),
+        ("a = 1\n[b]\n", None),
+        ("a = [\n", None),
+        ("", None),
+    ],
+)
+def test_where_something_is_a_second_time(text: str, line: int | None) -> None:
+    assert repeated_line(text) == line
 
 
 def test_a_value_without_end_in_sight_is_given_up() -> None:

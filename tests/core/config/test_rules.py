@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-import dataclasses
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,29 +9,16 @@ import pytest
 
 import sample_data
 from core.config.document import ConfigDocument
-from core.config.facts import Facts, ModelShape, shape_of
-from core.config.rules import RULES, check_rules, checkpoint_bytes, total_steps
+from core.config.facts import Facts, read_shape
+from core.config.rules import RULES, check_rules, total_steps
 from core.config.schema import Config, find_option
 from core.errors import UserError
+from core.memory.families import read_architecture
+from tests.core.memory import published
+from tests.core.memory.test_gguf import write_gguf
 
-LLAMA = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "max_position_embeddings": 8192,
-    "tie_word_embeddings": False,
-}
-GPT2 = {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257, "n_positions": 1024}
-
-
-def shape(config: dict[str, Any]) -> ModelShape:
-    found = shape_of(config)
-    assert found is not None
-    return found
+LLAMA = read_architecture(published.LLAMA_3_8B, "llama")
+GPT2 = read_architecture(published.GPT_2, "gpt2")
 
 
 def config(**values: Any) -> Config:
@@ -76,8 +64,8 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
     ),
     ({"method__name": "full"}, Facts(), "warning", "weights that are trained themselves diverge"),
     ({"template__name": "chatml", "template__file": "a"}, Facts(), "error", "are both set"),
-    ({"train__max_length": 2048}, Facts(model=shape(GPT2)), "error", "has learned 1024 positions"),
-    ({"train__max_length": 16384}, Facts(model=shape(LLAMA)), "warning", "was made for rows of 8192 tokens"),
+    ({"train__max_length": 2048}, Facts(model=GPT2), "error", "has learned 1024 positions"),
+    ({"train__max_length": 16384}, Facts(model=LLAMA), "warning", "was made for rows of 8192 tokens"),
     ({"train__precision": "fp16", "hardware__device": "cpu"}, Facts(), "error", "trains badly on a CPU"),
     ({"train__precision": "fp16"}, Facts(device="cpu"), "error", "trains badly on a CPU"),
     ({"train__precision": "bf16"}, Facts(device="cuda", bf16=False), "error", "which this card does not have"),
@@ -109,8 +97,13 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
         "it is measured at the end only",
     ),
     ({"checkpoint__every_steps": 11, "train__max_steps": 10}, Facts(), "warning", "begins anew"),
-    ({}, Facts(model=shape(LLAMA), free_bytes=10**8), "error", "A checkpoint takes about 503 MB, and the disk"),
-    ({}, Facts(model=shape(LLAMA), free_bytes=10**9), "warning", "3 checkpoints and the one being written take about"),
+    ({}, Facts(model=LLAMA, free_bytes=10**8), "error", "A checkpoint takes about 503 MB, and the disk"),
+    (
+        {},
+        Facts(model=LLAMA, free_bytes=10**9),
+        "warning",
+        "3 checkpoints, the one being written and",
+    ),
 ]
 
 #: The same options and facts, but for what would break the rule.
@@ -118,8 +111,8 @@ KEPT: list[tuple[dict[str, Any], Facts]] = [
     ({"data__weights": [2.0]}, Facts()),
     ({"data__eval": "a", "eval__every_steps": 5, "eval__exact_match": True, "eval__baseline": True}, Facts()),
     ({"data__eval_share": 0.1, "eval__every_steps": 5}, Facts()),
-    ({"train__max_length": 1024}, Facts(model=shape(GPT2))),
-    ({"train__max_length": 8192}, Facts(model=shape(LLAMA))),
+    ({"train__max_length": 1024}, Facts(model=GPT2)),
+    ({"train__max_length": 8192}, Facts(model=LLAMA)),
     ({"train__precision": "fp16"}, Facts(device="cuda")),
     ({"train__precision": "bf16"}, Facts(device="cuda", bf16=True)),
     ({"train__precision": "bf16", "hardware__device": "cpu"}, Facts(bf16=False)),
@@ -129,8 +122,11 @@ KEPT: list[tuple[dict[str, Any], Facts]] = [
     ({"method__dora": True, "method__name": "lora"}, Facts()),
     ({"train__max_steps": 10, "train__warmup": 9.0, "checkpoint__every_steps": 10}, Facts()),
     ({"train__micro_batch_size": 8}, Facts(rows=8)),
-    ({}, Facts(model=shape(LLAMA), free_bytes=10**10)),
-    ({"method__target_modules": ["q_proj"]}, Facts(model=shape(LLAMA), free_bytes=1)),
+    ({}, Facts(model=LLAMA, free_bytes=10**10)),
+    ({"method__target_modules": ["q_proj"]}, Facts(model=LLAMA, free_bytes=5 * 10**8)),
+    # What cannot be planned is refused elsewhere.
+    ({"method__target_modules": ["no_such"]}, Facts(model=LLAMA, free_bytes=1)),
+    ({}, Facts(free_bytes=1)),
 ]
 
 
@@ -202,29 +198,28 @@ def test_a_remark_is_placed_at_the_option_that_the_file_writes(tmp_path: Path) -
     assert str(document.complaint(remark)).startswith("--set method.rank: method.alpha is 32 at rank 256")
 
 
-def test_shapes() -> None:
-    llama = shape(LLAMA)
-    assert llama.parameters == pytest.approx(8.03e9, rel=0.001)
-    assert llama.adapter_parameters(16) == 41_943_040
-    assert (llama.positions, llama.learned_positions) == (8192, False)
-    gpt2 = shape(GPT2)
-    assert gpt2.parameters == pytest.approx(124.4e6, rel=0.002)
-    assert (gpt2.positions, gpt2.learned_positions) == (1024, True)
-    nested = shape({"model_type": "gemma3", "text_config": LLAMA, "vocab_size": 1})
-    assert nested == dataclasses.replace(llama)
-    mixture = shape({**LLAMA, "num_local_experts": 8, "vocab_size": 32000, "model_type": "mixtral"})
-    assert mixture.parameters == pytest.approx(46.7e9, rel=0.001)
+@pytest.mark.parametrize("free", [6 * 10**8, 10**9, 17 * 10**8, 2 * 10**9, 2_190_000_000])
+def test_with_as_many_checkpoints_as_are_advised_there_is_room(free: int) -> None:
+    facts = Facts(model=LLAMA, free_bytes=free)
+    (remark,) = check_rules(config(), facts)
+    match = re.search(r"Lower checkpoint.keep to (\d+)", remark.hint)
+    if match is None:
+        assert remark.hint == "Make room."
+        assert check_rules(config(checkpoint__keep=1), facts) != []
+    else:
+        assert check_rules(config(checkpoint__keep=int(match[1])), facts) == []
+        assert check_rules(config(checkpoint__keep=int(match[1]) + 1), facts) != []
 
 
-@pytest.mark.parametrize("broken", [None, [], {}, {**LLAMA, "hidden_size": "4096"}, {**LLAMA, "hidden_size": True}])
-def test_what_is_no_shape(broken: object) -> None:
-    assert shape_of(broken) is None
-
-
-def test_checkpoints_are_as_large_as_the_worker_writes_them() -> None:
-    facts = Facts(model=shape(LLAMA))
-    assert checkpoint_bytes(config(), facts) == 41_943_040 * 12
-    assert checkpoint_bytes(config(train__optimizer="adamw_8bit"), facts) == 41_943_040 * 6
-    assert checkpoint_bytes(config(), Facts()) is None
-    mixture = shape({**LLAMA, "num_local_experts": 8})
-    assert checkpoint_bytes(config(), Facts(model=mixture)) is None
+def test_a_shape_is_read_from_directories_and_gguf_files_and_unknown_where_it_is_not(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(published.LLAMA_3_8B))
+    write_gguf(tmp_path / "small.gguf")
+    assert read_shape("model", tmp_path) == read_shape(str(tmp_path / "model")) == LLAMA
+    small = read_shape("small.gguf", tmp_path)
+    assert small is not None
+    assert (small.vocabulary, small.depth, small.positions) == (120, 2, 512)
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF\x03")
+    (tmp_path / "empty.gguf").touch()
+    for name in ("nowhere", "", "a\0b", "~nobody/x", "broken.gguf", "empty.gguf", "nobody/nothing"):
+        assert read_shape(name, tmp_path) is None

@@ -325,3 +325,34 @@ def test_more_rows_than_memory_has_room_for_are_refused(tmp_path: Path, monkeypa
         assert not file.complete
         assert file.count_known < 600_000 + (1 << 20)
         assert len(file.rows(0, 5)) == 5
+
+
+def test_neighboring_rows_are_read_at_once_and_far_ones_by_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_rows, "_BLOCK", 4000)
+    rows = [{"n": n, "s": "é" * 10} for n in range(60)]
+    rows[20]["s"], rows[40]["s"] = "x" * 5000, "x" * 20_000
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    lines.insert(30, "\n" * 100_000)
+    path = write(tmp_path, "a.jsonl", "\n".join(lines) + "\n")
+    with open_rows(path, row_limit=10_000) as file:
+        file.index()
+        source = file._bytes  # type: ignore[attr-defined]
+        reads: list[int] = []
+        read = source.read
+
+        def counted(offset: int, count: int) -> bytes | None:
+            reads.append(count)
+            found: bytes | None = read(offset, count)
+            return found
+
+        monkeypatch.setattr(source, "read", counted)
+        page = file.rows(0, 99)
+        # Those before row 20, it alone, those up to the gap, those up to row 40, the beginning of that, the others.
+        assert len(reads) == 6
+        assert max(reads) <= 4 * RAW_LIMIT
+        assert page == [file.row(index) for index in range(60)]
+        assert [row.index for row in page if row.data is None] == [40]
+        assert [row.line for row in page][29:31] == [30, 100_032]
+        assert file.rows(19, 3) == page[19:22]

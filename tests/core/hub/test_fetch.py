@@ -376,6 +376,26 @@ def test_a_model_is_fetched_whole_and_found_by_its_id(hub: FakeHub, tiny_model_d
     assert [path.name for path in paths.models_dir().iterdir() if not path.name.endswith(".lock")] == ["org--tiny"]
 
 
+def test_revisions_of_a_model_lie_side_by_side_and_each_is_found(hub: FakeHub, tiny_model_dir: Path) -> None:
+    repository = hub.models["org/tiny"] = Repository(model_files(tiny_model_dir), revisions=("main", "v1"))
+    repository.commit = "a" * 40
+    first = Path(fetch("hf://org/tiny@v1").directory)
+    assert find_model("hf://org/tiny@v1") == find_model(f"hf://org/tiny@{'a' * 40}") == first
+    assert find_model("hf://org/tiny@aaaaaaa") == first
+    # No other revision is taken for it.
+    assert find_model("org/tiny") is find_model("hf://org/tiny@v2") is find_model("hf://org/tiny@bbbbbbb") is None
+    repository.commit = "b" * 40
+    default = Path(fetch("hf://org/tiny").directory)
+    assert default.name == "org--tiny"
+    assert find_model("org/tiny") == find_model("hf://org/tiny@main") == default
+    assert find_model("hf://org/tiny@v1") == first
+    # The tag is another commit now, one that is here already.
+    asked = len(hub.files_asked())
+    assert Path(fetch("hf://org/tiny@v1").directory) == default == find_model("hf://org/tiny@v1")
+    assert len(hub.files_asked()) == asked
+    assert find_model(f"hf://org/tiny@{'a' * 40}") == first
+
+
 def test_a_model_in_the_making_is_none(hub: FakeHub, tiny_model_dir: Path) -> None:
     hub.models["org/tiny"] = Repository(model_files(tiny_model_dir), large={"model.safetensors"})
     job = FetchJob(parse_entry("hf://org/tiny"))

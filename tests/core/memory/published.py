@@ -15,6 +15,7 @@ LLAMA_3_8B = {
     "max_position_embeddings": 8192,
     "tie_word_embeddings": False,
 }
+LLAMA_3_1_8B = {**LLAMA_3_8B, "max_position_embeddings": 131072}
 LLAMA_2_7B = {
     "model_type": "llama",
     "hidden_size": 4096,
@@ -39,6 +40,16 @@ QWEN_2_5_7B = {
     "use_sliding_window": False,
     "tie_word_embeddings": False,
 }
+QWEN_2_5_05B = {
+    **QWEN_2_5_7B,
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "vocab_size": 151936,
+    "tie_word_embeddings": True,
+}
 QWEN_2_5_14B = {
     **QWEN_2_5_7B,
     "hidden_size": 5120,
@@ -47,6 +58,7 @@ QWEN_2_5_14B = {
     "num_attention_heads": 40,
     "num_key_value_heads": 8,
 }
+QWEN_2_5_32B = {**QWEN_2_5_14B, "intermediate_size": 27648, "num_hidden_layers": 64}
 QWEN_3_8B = {
     "model_type": "qwen3",
     "hidden_size": 4096,
@@ -59,6 +71,7 @@ QWEN_3_8B = {
     "max_position_embeddings": 40960,
     "tie_word_embeddings": False,
 }
+QWEN_3_4B = {**QWEN_3_8B, "hidden_size": 2560, "intermediate_size": 9728, "tie_word_embeddings": True}
 QWEN_3_30B_A3B = {
     "model_type": "qwen3_moe",
     "hidden_size": 2048,
@@ -116,7 +129,7 @@ GEMMA_2_9B = {
     "final_logit_softcapping": 30.0,
 }
 #: Of google/gemma-3-4b-it: a text part within a model of several kinds of input, which leaves out what is the default.
-GEMMA_3_4B = {
+GEMMA_3_4B: dict[str, Any] = {
     "model_type": "gemma3",
     "text_config": {
         "model_type": "gemma3_text",
@@ -125,8 +138,19 @@ GEMMA_3_4B = {
         "num_hidden_layers": 34,
         "sliding_window": 1024,
     },
-    "vision_config": {"hidden_size": 1152},
+    "vision_config": {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 1152,
+        "image_size": 896,
+        "intermediate_size": 4304,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 27,
+        "patch_size": 14,
+        "vision_use_head": False,
+    },
 }
+#: The same without most of what is said of images, which is then the default.
+GEMMA_3_4B_TERSE = {**GEMMA_3_4B, "vision_config": {"hidden_size": 1152}}
 GEMMA_3_1B = {
     "model_type": "gemma3_text",
     "hidden_size": 1152,
@@ -154,6 +178,92 @@ PHI_4 = {
     "num_attention_heads": 40,
     "num_key_value_heads": 10,
     "vocab_size": 100352,
+}
+SMOLLM3_3B = {
+    "model_type": "smollm3",
+    "hidden_size": 2048,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "vocab_size": 128256,
+    "max_position_embeddings": 65536,
+    "tie_word_embeddings": True,
+}
+PHI_4_MINI = {
+    "model_type": "phi3",
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 24,
+    "num_key_value_heads": 8,
+    "partial_rotary_factor": 0.75,
+    "vocab_size": 200064,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 131072,
+    "sliding_window": 262144,
+}
+LLAMA_3_2_1B = {
+    **LLAMA_3_1_8B,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "head_dim": 64,
+    "tie_word_embeddings": True,
+}
+QWEN_2_7B = {**QWEN_2_5_7B, "max_position_embeddings": 131072}
+GPT_OSS_20B = {
+    "model_type": "gpt_oss",
+    "hidden_size": 2880,
+    "intermediate_size": 2880,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "attention_bias": True,
+    "vocab_size": 201088,
+    "num_local_experts": 32,
+    "num_experts_per_tok": 4,
+    "sliding_window": 128,
+    "max_position_embeddings": 131072,
+    "tie_word_embeddings": False,
+}
+DEEPSEEK_V2_LITE = {
+    "model_type": "deepseek_v2",
+    "hidden_size": 2048,
+    "intermediate_size": 10944,
+    "moe_intermediate_size": 1408,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "q_lora_rank": None,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "n_routed_experts": 64,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 6,
+    "first_k_dense_replace": 1,
+    "vocab_size": 102400,
+    "max_position_embeddings": 163840,
+    "tie_word_embeddings": False,
+}
+DEEPSEEK_V3 = {
+    **DEEPSEEK_V2_LITE,
+    "model_type": "deepseek_v3",
+    "hidden_size": 7168,
+    "intermediate_size": 18432,
+    "moe_intermediate_size": 2048,
+    "num_hidden_layers": 61,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 128,
+    "q_lora_rank": 1536,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 8,
+    "first_k_dense_replace": 3,
+    "vocab_size": 129280,
 }
 SMOLLM2_135M = {
     "model_type": "llama",
@@ -188,18 +298,30 @@ PARAMETERS: dict[str, tuple[dict[str, Any], int]] = {
     "Llama-3-8B": (LLAMA_3_8B, 8_030_261_248),
     "Llama-2-7B": (LLAMA_2_7B, 6_738_415_616),
     "Llama-2-13B": (LLAMA_2_13B, 13_015_864_320),
+    "Qwen2.5-0.5B": (QWEN_2_5_05B, 494_032_768),
     "Qwen2.5-7B": (QWEN_2_5_7B, 7_615_616_512),
     "Qwen2.5-14B": (QWEN_2_5_14B, 14_770_033_664),
+    "Qwen2.5-32B": (QWEN_2_5_32B, 32_763_876_352),
+    "Qwen3-4B": (QWEN_3_4B, 4_022_468_096),
     "Qwen3-8B": (QWEN_3_8B, 8_190_735_360),
     "Qwen3-30B-A3B": (QWEN_3_30B_A3B, 30_532_122_624),
     "Qwen1.5-MoE-A2.7B": (QWEN_1_5_MOE, 14_315_784_192),
     "Mistral-7B": (MISTRAL_7B, 7_241_732_096),
     "Mixtral-8x7B": (MIXTRAL_8X7B, 46_702_792_704),
     "Gemma-2-9B": (GEMMA_2_9B, 9_241_705_984),
-    "Gemma-3-4B, text": (GEMMA_3_4B, 3_880_263_168),
+    "Gemma-3-4B": (GEMMA_3_4B, 4_300_079_472),
+    "Gemma-3-4B, terse": (GEMMA_3_4B_TERSE, 4_045_522_944),
+    "Gemma-3-4B, text": (GEMMA_3_4B["text_config"], 3_880_263_168),
     "Gemma-3-1B": (GEMMA_3_1B, 999_885_952),
     "Phi-3-mini": (PHI_3_MINI, 3_821_079_552),
     "Phi-4": (PHI_4, 14_659_507_200),
+    "Phi-4-mini": (PHI_4_MINI, 3_836_021_760),
+    "Llama-3.2-1B": (LLAMA_3_2_1B, 1_235_814_400),
+    "Qwen2-7B": (QWEN_2_7B, 7_615_616_512),
+    "gpt-oss-20b": (GPT_OSS_20B, 20_914_757_184),
+    "DeepSeek-V2-Lite": (DEEPSEEK_V2_LITE, 15_706_484_224),
+    "DeepSeek-V3": (DEEPSEEK_V3, 671_026_404_352),
+    "SmolLM3-3B": (SMOLLM3_3B, 3_075_098_624),
     "SmolLM2-135M": (SMOLLM2_135M, 134_515_008),
     "GPT-2": (GPT_2, 124_439_808),
     "GPT-NeoX-20B": (GPT_NEOX_20B, 20_554_567_680),

@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.data.lengths import measure_lengths
-from core.memory.batching import LENGTH_MULTIPLE, largest_shape, length_runs, padded_length, runs_of_histogram
+from core.memory.batching import (
+    LENGTH_MULTIPLE,
+    LOGITS_BYTES,
+    chunk_positions,
+    largest_shape,
+    length_runs,
+    padded_length,
+    runs_of_histogram,
+)
 from core.memory.rows import Rows, rows_of_lengths, rows_of_tokens
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=80)
@@ -63,3 +71,16 @@ def test_rows_beyond_the_limit_are_dropped_or_cut() -> None:
     assert dropped.tokens is not None
     assert dropped.tokens < 130
     assert Rows([(128, 4)]).limited(64, "drop") is None
+
+
+@given(st.integers(1, 10_000_000))
+def test_logits_of_a_chunk_are_bounded_in_bytes(vocabulary: int) -> None:
+    positions = chunk_positions(vocabulary)
+    assert positions in (64, 128, 256, 512, 1024)
+    assert positions == 64 or 8 * positions * vocabulary <= LOGITS_BYTES
+    # Twice as many would be too many.
+    assert positions == 1024 or 16 * positions * vocabulary > LOGITS_BYTES
+
+
+def test_chunks_of_known_vocabularies() -> None:
+    assert [chunk_positions(size) for size in (32_000, 49_152, 128_256, 256_000)] == [1024, 512, 256, 128]

@@ -77,7 +77,9 @@ def test_an_unknown_family_like_llama_is_guessed_and_says_so() -> None:
         ({**published.LLAMA_3_8B, "vocab_size": 10**30}, "vocab_size"),
         ({**published.LLAMA_3_8B, "num_hidden_layers": 2_000_000_000}, "num_hidden_layers is 2000000000"),
         ({**published.LLAMA_3_8B, "attention_dropout": 7}, "attention_dropout is 7, not a share"),
-        ({**published.LLAMA_3_8B, "model_type": "deepseek_v3", "n_routed_experts": 256}, "n_routed_experts"),
+        ({**published.LLAMA_3_8B, "model_type": "dots1", "n_routed_experts": 256}, "n_routed_experts"),
+        ({**published.DEEPSEEK_V3, "kv_lora_rank": "512"}, "kv_lora_rank is '512', not a size"),
+        ({**published.GEMMA_3_4B, "vision_config": {"patch_size": 0}}, "vision_config: patch_size is 0"),
         ({"model_type": "jamba", "mamba_d_state": 16}, "mamba_d_state"),
         ({"model_type": "t5", "is_encoder_decoder": True}, "is_encoder_decoder"),
     ],
@@ -89,19 +91,38 @@ def test_what_cannot_be_known_is_refused_in_one_sentence(config: dict[str, Any],
     assert refusal.value.hint
 
 
+def test_what_sees_images_counts_but_is_no_layer() -> None:
+    architecture = read_architecture(published.GEMMA_3_4B, "x")
+    assert architecture.tower is not None
+    assert architecture.tower.parameters == 416_866_032 + 1152 * 2560 + 1152
+    assert (architecture.depth, architecture.prefix) == (34, "model.layers")
+
+
+def test_deepseeks_first_layers_have_no_experts() -> None:
+    dense, sparse = read_architecture(published.DEEPSEEK_V3, "x").layers
+    assert (dense.count, sparse.count) == (3, 58)
+    assert dense.experts is None
+    assert sparse.experts is not None
+    for first in (0, None, -1, True, "3"):
+        (only,) = read_architecture({**published.DEEPSEEK_V3, "first_k_dense_replace": first}, "x").layers
+        assert only.count == 61
+    (only,) = read_architecture({**published.DEEPSEEK_V3, "first_k_dense_replace": 99}, "x").layers
+    assert only.experts is None
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=4,
 )
 KEYS = st.sampled_from(
-    [*published.LLAMA_3_8B, *published.GPT_2, *published.QWEN_1_5_MOE, "text_config", "sliding_window", "head_dim"]
+    [*published.LLAMA_3_8B, *published.GPT_2, *published.QWEN_1_5_MOE, *published.DEEPSEEK_V3, *published.GEMMA_3_4B]
 )
 
 
 @given(st.sampled_from(known_families()), st.dictionaries(KEYS, JSON, max_size=4))
 def test_any_json_gives_an_architecture_or_a_refusal(family: str, changes: dict[str, Any]) -> None:
-    config = {**published.QWEN_1_5_MOE, **published.GPT_2, "model_type": family, **changes}
+    config = {**published.DEEPSEEK_V3, **published.QWEN_1_5_MOE, **published.GPT_2, "model_type": family, **changes}
     try:
         architecture = read_architecture(config, "x")
     except UserError:

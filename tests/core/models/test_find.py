@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from core import paths
-from core.hub.entries import is_hub_id
+from core.hub.entries import is_hub_id, parse_entry
 from core.models.find import STARTER_NAME, find_in_hub_cache, find_model, gguf_identity, missing_model
 
 
@@ -22,16 +22,16 @@ def test_hub_ids_are_told_from_paths() -> None:
 def test_the_hub_cache_is_found_where_the_variables_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    assert find_in_hub_cache("org/model") is None
+    assert find_in_hub_cache(parse_entry("hf://org/model")) is None
     repository = tmp_path / "hub" / "models--org--model"
     snapshot = repository / "snapshots" / "abc"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("abc\n")
-    assert find_in_hub_cache("org/model") is None
+    assert find_in_hub_cache(parse_entry("hf://org/model")) is None
     snapshot.mkdir(parents=True)
-    assert find_in_hub_cache("org/model") == snapshot
+    assert find_in_hub_cache(parse_entry("hf://org/model")) == snapshot
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "elsewhere"))
-    assert find_in_hub_cache("org/model") is None
+    assert find_in_hub_cache(parse_entry("hf://org/model")) is None
 
 
 def prepared(name: str) -> Path:
@@ -96,5 +96,20 @@ def test_a_reference_of_the_cache_that_leads_elsewhere_is_not_followed(
     (repository / "refs").mkdir(parents=True)
     (repository / "snapshots").mkdir()
     (repository / "refs" / "main").write_text("../..")
-    assert find_in_hub_cache("org/model") is None
+    assert find_in_hub_cache(parse_entry("hf://org/model")) is None
     shutil.rmtree(repository)
+
+
+def test_a_revision_is_found_in_the_hub_cache_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    repository, old, new = tmp_path / "models--org--model", "a" * 40, "b" * 40
+    for commit in (old, new):
+        (repository / "snapshots" / commit).mkdir(parents=True)
+    (repository / "refs" / "refs" / "pr").mkdir(parents=True)
+    for name, commit in (("main", new), ("v1", old), ("refs/pr/1", old), ("gone", "c" * 40), ("bad", "../../x")):
+        (repository / "refs" / name).write_text(commit)
+    for revision, commit in (("", new), ("@v1", old), ("@main", new), (f"@{old}", old), ("@refs/pr/1", old)):
+        assert find_model(f"hf://org/model{revision}") == repository / "snapshots" / commit
+    for revision in ("v2", "gone", "bad", "c" * 40, "../main", "main/config.json"):
+        assert find_model(f"hf://org/model@{revision}") is None
+    assert "fetch hf://org/model@v2'" in missing_model("hf://org/model@v2").hint

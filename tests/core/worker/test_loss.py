@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 
+from core.memory.batching import chunk_positions
 from core.worker.loss import Head, SupervisedLoss, chunked_cross_entropy
 
 
@@ -65,6 +66,32 @@ def test_the_loss_is_the_models_own_on_the_supervised_tokens(model: Any) -> None
     loss = SupervisedLoss(model)
     torch.testing.assert_close(loss(input_ids, supervised), theirs, atol=1e-4, rtol=1e-4)
     assert loss.verify(input_ids[:1]) < 1e-5
+
+
+def test_chunks_are_those_that_the_plan_counts() -> None:
+    """At a vocabulary as large as Llama 3's and with more supervised positions than a chunk has."""
+    vocabulary, seen = 128_256, list[int]()
+
+    class Spy(torch.nn.Linear):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            seen.append(len(hidden))
+            return super().forward(hidden)
+
+    model = tiny(LlamaConfig)
+    torch.manual_seed(0)
+    model.lm_head = Spy(32, vocabulary, bias=False)
+    model.config.vocab_size = vocabulary
+    model.requires_grad_(False)
+    model.model.embed_tokens.weight.requires_grad_()
+    input_ids = torch.randint(1, 97, (2, 181))
+    learned = torch.ones(2, 181, dtype=torch.bool)
+    loss = SupervisedLoss(model)(input_ids, learned)
+    assert seen == [chunk_positions(vocabulary), 360 - chunk_positions(vocabulary)]
+    (gradient,) = torch.autograd.grad(loss, [model.model.embed_tokens.weight])
+    whole = model(input_ids=input_ids, labels=input_ids).loss * 360
+    (wanted,) = torch.autograd.grad(whole, [model.model.embed_tokens.weight])
+    torch.testing.assert_close(loss, whole, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-4)
 
 
 def test_padding_on_the_right_changes_nothing() -> None:

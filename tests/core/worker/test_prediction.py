@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from core.config.schema import Config
 from core.memory.batching import length_runs
+from core.memory.families import read_architecture
 from core.memory.model_files import load_architecture
 from core.memory.plan import Machine, Plan, make_plan
 from core.memory.rows import Rows
@@ -39,6 +40,7 @@ from core.worker.model import (
 from core.worker.optim import make_optimizer
 from core.worker.prediction import predict_memory
 from core.worker.template import TokenizedRow
+from tests.core.memory import published
 
 SMALL = {
     "hidden_size": 256,
@@ -71,6 +73,40 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "qwen2-moe": {**EXPERTS, "model_type": "qwen2_moe", "num_experts": 8, "shared_expert_intermediate_size": 384},
     "qwen3-moe": {**EXPERTS, "model_type": "qwen3_moe", "num_experts": 8},
 }
+LATENT = {
+    "kv_lora_rank": 64,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 32,
+    "v_head_dim": 48,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "num_key_value_heads": 4,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+}
+MIXTURES |= {
+    "qwen3-moe, one plain": {**MIXTURES["qwen3-moe"], "mlp_only_layers": [0]},
+    "gpt-oss": {**SMALL, "model_type": "gpt_oss", "num_local_experts": 8, "num_experts_per_tok": 2},
+    "deepseek-v2": {**EXPERTS, **LATENT, "model_type": "deepseek_v2", "q_lora_rank": None, "head_dim": 32},
+    "deepseek-v3": {**EXPERTS, **LATENT, "model_type": "deepseek_v3", "q_lora_rank": 96, "head_dim": 32},
+}
+#: A model that sees images too.
+SEEING = {
+    "gemma3, images": {
+        "model_type": "gemma3",
+        "text_config": {**SMALL, "model_type": "gemma3_text"},
+        "vision_config": {
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
+    }
+}
 ROWS, LENGTH = 2, 256
 
 
@@ -84,7 +120,9 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             directory = made[family] = tmp_path_factory.mktemp(family)
             ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
             torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**(FAMILIES | MIXTURES)[family], **ids))
+            model = AutoModelForCausalLM.from_config(
+                AutoConfig.for_model(**(FAMILIES | MIXTURES | SEEING)[family], **ids)
+            )
             model.to(torch.bfloat16).save_pretrained(directory)
             words = {"<pad>": 0, "<s>": 1, "</s>": 2, "a": 3}
             tokenizer = Tokenizer(models.WordLevel(words, unk_token="a"))
@@ -199,8 +237,32 @@ def test_mixtures_of_experts_are_told_roughly(
     assert 0.92 <= comes_and_goes(plan) / peak_of_tensors(loaded, 0.02) <= 1.25
 
 
+@pytest.mark.parametrize("name", published.PARAMETERS)
+def test_parameters_are_those_of_transformers(name: str) -> None:
+    """Of models as large as they are, built without memory."""
+    config, parameters = published.PARAMETERS[name]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    assert read_architecture(config, name).parameters == parameters
+
+
+@pytest.mark.parametrize("name", ["Gemma-3-4B", "DeepSeek-V2-Lite", "gpt-oss-20b", "Phi-4-mini", "SmolLM3-3B"])
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "o_proj", "qkv_proj"]])
+def test_adapters_are_those_that_peft_puts_there(name: str, targets: Any) -> None:
+    config = dict(published.PARAMETERS[name][0])
+    method = Config.model_validate({"data": {"train": "x"}, "method": {"rank": 4, "target_modules": targets}}).method
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+        model.requires_grad_(False)
+        adapted = attach_adapters(model, method, seed=0)
+    whole = Config.model_validate({"data": {"train": "x"}, "method": method.model_dump()})
+    plan = make_plan(read_architecture(config, name), whole, Machine("cuda"))
+    assert plan.trainable == sum(parameter.numel() for parameter in trainable_parameters(adapted))
+
+
 @pytest.mark.parametrize("method", ["qlora", "lora"])
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3, images"])
 def test_weights_and_adapters_are_counted_to_the_byte(
     family: str, method: str, model_of: Callable[[str], Path]
 ) -> None:

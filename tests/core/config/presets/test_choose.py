@@ -1,21 +1,37 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from core.config.facts import Facts, ModelShape
+from core.config.facts import Facts
 from core.config.presets.choose import choose_preset
 from core.config.presets.library import AIMS, Aim, presets
 from core.errors import UserError
+from core.memory.architecture import Architecture
+from core.memory.families import read_architecture
+from tests.core.memory import published
 
 GIB = 1 << 30
 
 
+def model(billions: float, positions: int | None = 131072) -> Architecture:
+    """A model of about this size in the shape of one that there is, as deep as it takes."""
+    shapes = ((1, published.SMOLLM2_135M), (5, published.QWEN_3_4B), (9.5, published.LLAMA_3_8B))
+    larger = published.QWEN_2_5_14B if billions < 16 else published.QWEN_2_5_32B
+    shape = next((shape for most, shape in shapes if billions < most), larger)
+    found = read_architecture(shape, "m")
+    (layer,) = found.layers
+    depth = max(round((billions * 1e9 - found.embeddings) / layer.parameters), 1)
+    return replace(found, layers=(replace(layer, count=depth),), positions=positions)
+
+
 def facts(billions: float | None, card: float | None, positions: int | None = 131072) -> Facts:
-    """A model of this size, all of it in its embedding, and a card of so many GiB."""
-    model = None
-    if billions is not None:
-        model = ModelShape(1, 1, 1, 1, 1, 1, True, round(billions * 1e9), True, positions, False)
-    return Facts(model=model, device_bytes=None if card is None else round(card * GIB))
+    """A model of this size, and a card of so many GiB."""
+    return Facts(
+        model=None if billions is None else model(billions, positions),
+        device_bytes=None if card is None else round(card * GIB),
+    )
 
 
 @pytest.mark.parametrize(
@@ -52,16 +68,17 @@ def test_the_preset_for_a_model_and_a_card(billions: float | None, card: float |
 def test_whatever_is_known_there_is_a_preset_or_a_sentence(aim: Aim) -> None:
     for billions in (None, 0.01, 1, 4.5, 8, 9.5, 14, 16, 35, 70, 700):
         for card in (None, 1, 4, 8, 12, 16, 24, 80):
+            known = facts(billions, card)
             try:
-                choice = choose_preset(facts(billions, card), aim, lengths=[10, 5000])
+                choice = choose_preset(known, aim, lengths=[10, 5000])
             except UserError as error:
                 assert billions is None or billions > 8 or (card or 0) < 8
                 assert "parameters" in error.message  # noqa: PT017
                 continue
             preset = choice.preset
             assert preset.memory_gb <= (card or 0)
-            if billions is not None and card:
-                assert preset.parameters[0] <= billions <= preset.parameters[1]
+            if known.model is not None and card:
+                assert preset.parameters[0] <= known.model.parameters / 1e9 <= preset.parameters[1]
 
 
 def test_why_is_said() -> None:
@@ -91,3 +108,19 @@ def test_the_length_is_cut_to_what_the_model_reads() -> None:
     assert choice.max_length == 2048
     assert "train.max_length is 2048, as the model reads no more" in choice.why
     assert presets()[choice.preset.name].values["train.max_length"] == 4096
+
+
+def test_a_preset_with_which_the_model_would_not_fit_is_not_taken() -> None:
+    """Gemma 2 holds attention scores, which take more than its number of parameters lets one expect."""
+    gemma = read_architecture({**published.GEMMA_2_9B, "max_position_embeddings": 8192}, "gemma")
+    choice = choose_preset(Facts(model=gemma, device_bytes=16 * GIB), card_name="the card")
+    assert choice.preset.name == "12gb-7b"
+    assert "16gb-7b would need 2" in choice.why
+    long = choose_preset(Facts(model=gemma, device_bytes=24 * GIB), "long-context")
+    assert long.preset.name == "12gb-7b-long-context"
+
+
+def test_a_model_of_experts_that_stay_in_16_bit_is_too_large_and_it_is_said() -> None:
+    mixture = read_architecture(published.QWEN_3_30B_A3B, "qwen")
+    with pytest.raises(UserError, match=r"needs 7\d\.\d GB at least, and the card has 25\.8 GB"):
+        choose_preset(Facts(model=mixture, device_bytes=24 * GIB))
