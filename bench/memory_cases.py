@@ -164,6 +164,8 @@ class Case:
 _OFF = {"memory.gradient_checkpointing": "off"}
 _ON = {"memory.gradient_checkpointing": "on"}
 _LORA = {"method.name": "lora"}
+_FULL = {"method.name": "full"}
+_FREEZE = {"method.name": "freeze"}
 
 CASES: tuple[Case, ...] = (
     Case("llama, short rows", "llama", (128,) * 8),
@@ -188,6 +190,23 @@ CASES: tuple[Case, ...] = (
     Case("wide llama, LoRA, checkpointing", "llama-wide", (1024, 256), {**_LORA, **_ON}),
     Case("llama-3, all learned", "llama-3", (512,), {}, 1.0),
     Case("llama-3, LoRA, checkpointing, all learned", "llama-3", (1024,), {**_LORA, **_ON}, 1.0),
+    Case("wide llama, full, inside backward", "llama-wide", (256,) * 4, {**_FULL, "train.optimizer": "adamw_8bit"}),
+    Case(
+        "wide llama, full, inside backward, checkpointing",
+        "llama-wide",
+        (512,) * 4,
+        {**_FULL, **_ON, "train.optimizer": "adamw_8bit"},
+    ),
+    Case("llama, full, inside backward, AdamW", "llama", (512,) * 2, _FULL),
+    Case(
+        "wide llama, full, after the window",
+        "llama-wide",
+        (256,) * 4,
+        {**_FULL, "memory.optimizer_in_backward": "off", "train.optimizer": "adamw_8bit"},
+    ),
+    Case("qwen2, full, inside backward, tied head", "qwen2", (512,), {**_FULL, "train.optimizer": "adamw_8bit"}, 1.0),
+    Case("wide llama, the last layer", "llama-wide", (512,) * 2, {**_FREEZE, "method.trainable_layers": 1}),
+    Case("qwen3, the first two layers", "qwen3", (512,) * 2, {**_FREEZE, "method.trainable_end": "first"}),
     Case("qwen2", "qwen2", (512,) * 2),
     Case("qwen2, LoRA, checkpointing", "qwen2", (1024,), {**_LORA, **_ON}),
     Case("qwen3", "qwen3", (1024, 256)),

@@ -43,6 +43,8 @@ class ModelSpec:
     """A directory, a GGUF file, or the name of a model."""
     adapter: str | None = None
     """A directory in PEFT's format."""
+    weights: str | None = None
+    """A checkpoint's safetensors file with weights to put over those of the base."""
     method: str = "lora"
     """``qlora`` loads the base in 4 bit."""
     precision: str = "auto"
@@ -50,7 +52,7 @@ class ModelSpec:
     template: str | None = None
     """A chat template that replaces the model's own: a Jinja file, or the name of one of ours."""
     source_name: str = "adapter"
-    """What answers of the adapter are called."""
+    """What answers of the adapter are called; or of the model itself, where its weights have been trained."""
     base_sha256: str | None = None
     """:func:`core.models.files.weights_fingerprint` of the base that the adapter was trained on, where it is known."""
 

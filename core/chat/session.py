@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 from core.chat.engine import ChatEngine, ModelSpec, Progress
 from core.chat.request import ChatRequest, GenerationSettings, Source
-from core.config.schema import Config, ModelSection
+from core.config.schema import WEIGHT_METHODS, Config, ModelSection
 from core.errors import UserError
 from core.models.find import find_model
 from core.paths import user_path
@@ -58,7 +58,8 @@ class ChatSession(Protocol):
 
     @property
     def has_tuned(self) -> bool:
-        """Whether there is an adapter, and so a choice between ``tuned`` and ``base``."""
+        """Whether there is an adapter, and so a choice between ``tuned`` and ``base``. A run that trains the weights
+        themselves has none, and answers as what it has become, whichever is asked."""
 
     def prepare(self, progress: Progress) -> None:
         """Make it ready to answer, so that the first answer does not wait for the loading of the model.
@@ -90,10 +91,9 @@ class LiveSession:
         run: The run.
     """
 
-    has_tuned = True
-
     def __init__(self, run: Run) -> None:
         self._run = run
+        self.has_tuned = run.trains_adapter
         self._client = ControlClient(run)
         self._cancelled = threading.Event()
         self._closed = False
@@ -241,23 +241,32 @@ def _base_session(target: Path | str) -> ChatSession:
 
 def _ended_session(run: Run) -> ChatSession:
     config = run.config()
-    adapter, source_name = _find_adapter(run)
+    if config.method.name in WEIGHT_METHODS:
+        found, source_name = _find_weights(run)
+        # The finished model is whole; a checkpoint has what was trained, to be put over the base.
+        whole = found == run.model_path
+        base, adapter, weights = (str(found) if whole else config.model.base), None, (None if whole else str(found))
+    else:
+        found, source_name = _find_adapter(run)
+        base, adapter, weights = config.model.base, str(found), None
     spec = ModelSpec(
-        base=config.model.base,
-        adapter=str(adapter),
+        base=base,
+        adapter=adapter,
+        weights=weights,
         method=config.method.name,
         precision=config.train.precision,
         device=config.hardware.device,
         template=_find_template(run, config),
         source_name=source_name,
-        base_sha256=_find_base_hash(run),
+        base_sha256=_find_base_hash(run) if base == config.model.base else None,
     )
-    return EngineSession(spec, run.id if source_name == "adapter" else f"{run.id}, {source_name}")
+    return EngineSession(spec, run.id if source_name in ("adapter", "model") else f"{run.id}, {source_name}")
 
 
 def _find_template(run: Run, config: Config) -> str | None:
-    """The template of the training: as saved with the adapter, else the file or the name in the configuration."""
-    saved = run.adapter_path / "chat_template.jinja"
+    """The template of the training: as saved with what was trained, else the file or name in the configuration."""
+    output = run.model_path if config.method.name in WEIGHT_METHODS else run.adapter_path
+    saved = output / "chat_template.jinja"
     return str(saved) if saved.is_file() else config.template.file or config.template.name
 
 
@@ -270,10 +279,33 @@ def _find_adapter(run: Run) -> tuple[Path, str]:
     if _is_adapter(run.adapter_path):
         return run.adapter_path, "adapter"
     for checkpoint in reversed(complete_checkpoints(run)):
-        if _is_adapter(checkpoint / "adapter") and _matches_manifest(checkpoint):
-            return checkpoint / "adapter", f"step-{int(checkpoint.name.removeprefix('step-'))}"
-    raise UserError(
-        f"Run {run.id} is {run.state().state} and has neither an adapter nor a whole checkpoint.",
+        if _is_adapter(checkpoint / "adapter") and _matches_manifest(checkpoint, "adapter/"):
+            return checkpoint / "adapter", _step_name(checkpoint)
+    raise _nothing_to_talk_to(run, "an adapter")
+
+
+def _find_weights(run: Run) -> tuple[Path, str]:
+    """The final model, or the trained weights of the newest whole checkpoint, and what its answers are called.
+
+    Raises:
+        UserError: If the run has neither.
+    """
+    if (run.model_path / "config.json").is_file():
+        return run.model_path, "model"
+    for checkpoint in reversed(complete_checkpoints(run)):
+        weights = checkpoint / "weights" / "trained.safetensors"
+        if weights.is_file() and _matches_manifest(checkpoint, "weights/"):
+            return weights, _step_name(checkpoint)
+    raise _nothing_to_talk_to(run, "a model")
+
+
+def _step_name(checkpoint: Path) -> str:
+    return f"step-{int(checkpoint.name.removeprefix('step-'))}"
+
+
+def _nothing_to_talk_to(run: Run, wanted: str) -> UserError:
+    return UserError(
+        f"Run {run.id} is {run.state().state} and has neither {wanted} nor a whole checkpoint.",
         f"Let it go on with 'localtune-tui continue {run.id}', or talk to its base model.",
     )
 
@@ -290,11 +322,11 @@ def _is_adapter(directory: Path) -> bool:
     return all((directory / name).is_file() for name in ("adapter_config.json", "adapter_model.safetensors"))
 
 
-def _matches_manifest(checkpoint: Path) -> bool:
-    """Whether the adapter's files are those that the manifest describes, by size and SHA-256."""
+def _matches_manifest(checkpoint: Path, part: str) -> bool:
+    """Whether the files of a part are those that the manifest describes, by size and SHA-256."""
     try:
         files: dict[str, Any] = json.loads((checkpoint / "manifest.json").read_bytes())["files"]
-        expected = {name: facts for name, facts in files.items() if name.startswith("adapter/")}
+        expected = {name: facts for name, facts in files.items() if name.startswith(part)}
         return bool(expected) and all(_is_file(checkpoint / name, facts) for name, facts in expected.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False

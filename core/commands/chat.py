@@ -51,6 +51,11 @@ def run(args: argparse.Namespace) -> int:
     settings = _settings(args, defaults)
     system = defaults.system if args.system is None else args.system
     session = open_session(target)
+    if args.base and not session.has_tuned and isinstance(target, Run):
+        raise UserError(
+            f"Run {target.id} trains the weights themselves, so it has no base to switch to.",
+            f"Talk to the base by itself: {PROGRAM} chat {target.config().model.base}",
+        )
     try:
         _prepare(session)
         conversation = Conversation(session, settings, system, "base" if args.base else "tuned")

@@ -12,7 +12,7 @@ from core.commands.common import PROGRAM, add_json_flag, emit, note, put, say
 if TYPE_CHECKING:
     from core.config.presets.choose import Choice
 
-_AIMS = ("quick-look", "balanced", "best-quality", "long-context")
+_AIMS = ("quick-look", "balanced", "best-quality", "long-context", "full-fine-tuning")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

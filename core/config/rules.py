@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from core.config.facts import Facts
-from core.config.schema import Config
+from core.config.schema import WEIGHT_METHODS, Config
 from core.config.targets import expression_problem
 from core.errors import UserError
 from core.memory.plan import Machine, Plan, make_plan
+from core.memory.sizes import updates_in_backward
 from core.text import one_line
 from core.units import format_bytes
 
@@ -208,6 +209,52 @@ def _paging_needs_gpu(config: Config, facts: Facts) -> Findings:
         yield "train.optimizer is paged_adamw_8bit, and on a CPU nothing is paged.", "Take adamw_8bit."
 
 
+# Training the weights themselves.
+
+
+@_rule("error", "train.precision", "method.name")
+def _weights_not_in_fp16(config: Config, _: Facts) -> Findings:
+    """Weights that are trained themselves are not fp16."""
+    if config.method.name in WEIGHT_METHODS and config.train.precision == "fp16":
+        yield (
+            f"method.name is {config.method.name}, and weights that are trained cannot be fp16.",
+            "Set train.precision = auto.",
+        )
+
+
+@_rule("error", "train.micro_batch_size", "memory.optimizer_in_backward", "train.batch_size")
+def _no_accumulation_in_backward(config: Config, _: Facts) -> Findings:
+    """With updates inside backward a step is one pass, so train.micro_batch_size is not below train.batch_size."""
+    micro, batch = config.train.micro_batch_size, config.train.batch_size
+    if updates_in_backward(config) and micro is not None and micro < batch:
+        yield (
+            f"train.micro_batch_size is {micro} and train.batch_size {batch}, but with updates inside backward weights "
+            "change in the first pass, so gradients cannot be added up over several.",
+            f"Set train.batch_size = {micro}, or memory.optimizer_in_backward = off.",
+        )
+
+
+@_rule("warning", "memory.optimizer_in_backward", "method.name")
+def _backward_updates_weights(config: Config, _: Facts) -> Findings:
+    """memory.optimizer_in_backward is for method.name full or freeze."""
+    if config.memory.optimizer_in_backward == "on" and config.method.name not in WEIGHT_METHODS:
+        yield (
+            f"memory.optimizer_in_backward is on, but with method.name = {config.method.name} it does nothing: the "
+            "gradients of adapters are small.",
+            "Set it to auto.",
+        )
+
+
+@_rule("warning", "train.max_grad_norm", "memory.optimizer_in_backward")
+def _no_norm_in_backward(config: Config, _: Facts) -> Findings:
+    """train.max_grad_norm is not set with updates inside backward."""
+    if updates_in_backward(config) and config.train.max_grad_norm and "max_grad_norm" in config.train.model_fields_set:
+        yield (
+            "train.max_grad_norm cannot be kept with updates inside backward: the norm is known when all is done.",
+            "Set it to 0, or memory.optimizer_in_backward = off.",
+        )
+
+
 # The adapters.
 
 
@@ -323,8 +370,15 @@ def _ratio_suits_rate(config: Config, _: Facts) -> Findings:
 
 @_rule("warning", "train.learning_rate", "method.name")
 def _learning_rate_suits(config: Config, _: Facts) -> Findings:
-    """train.learning_rate is between 1e-5 and 1e-2 for adapters."""
+    """train.learning_rate is between 1e-5 and 1e-2 for adapters, and below 1e-4 for weights."""
     rate = config.train.learning_rate
+    if config.method.name in WEIGHT_METHODS:
+        if rate >= 1e-4:
+            yield (
+                f"train.learning_rate is {rate:g}, which suits adapters; weights that are trained themselves diverge.",
+                "5e-6 to 2e-5 is usual.",
+            )
+        return
     if config.train.optimizer == "lion_8bit":
         return
     if rate <= 1e-5:

@@ -28,6 +28,8 @@ Weight = Annotated[float, Field(gt=0, le=1000)]
 
 #: The most steps and rows that can be asked for; beyond 64 bits a number means nothing to anyone who reads the run.
 _MOST = 1_000_000_000
+#: Values of method.name that train the model's own weights, and have no adapter.
+WEIGHT_METHODS = frozenset({"full", "freeze"})
 
 
 def _option(default: Any, help: str, *, unit: str = "", basic: bool = False, **constraints: Any) -> Any:  # noqa: A002
@@ -102,9 +104,13 @@ class TemplateSection(Section):
 class MethodSection(Section):
     """Which parameters are trained."""
 
-    name: Literal["qlora", "lora"] = _option(
-        "qlora", "qlora: 4-bit base, trains adapters; lora: 16-bit base, trains adapters.", basic=True
+    name: Literal["qlora", "lora", "full", "freeze"] = _option(
+        "qlora",
+        "qlora, lora: adapters on a 4-bit or 16-bit base; full: all weights; freeze: those of some layers.",
+        basic=True,
     )
+    trainable_layers: int = _option(2, "How many layers freeze trains.", unit="layers", ge=1, le=1000)
+    trainable_end: Literal["last", "first"] = _option("last", "Which layers freeze trains: the last or the first ones.")
     rank: int = _option(16, "Rank of the adapters: more is more capacity and more memory.", ge=1, le=1024, basic=True)
     alpha: float = _option(32.0, "Scale of the adapters: the update is multiplied by alpha / rank.", gt=0, le=8192)
     dropout: float = _option(0.0, "Share of adapter inputs dropped in training.", ge=0, lt=1)
@@ -163,6 +169,9 @@ class MemorySection(Section):
 
     gradient_checkpointing: Literal["auto", "on", "off"] = _option(
         "auto", "Recompute activations in backward to save memory; auto: on a GPU, else when memory runs out."
+    )
+    optimizer_in_backward: Literal["auto", "on", "off"] = _option(
+        "auto", "Update each weight as soon as its gradient is there; auto: when method.name is full."
     )
 
 

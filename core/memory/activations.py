@@ -38,14 +38,18 @@ class Arithmetic:
 
 @dataclass(frozen=True)
 class Adapters:
-    """What PEFT puts on the linear layers: rank, dropout and DoRA, the names of the layers that get some, and whether a
-    frozen adapter lies beside each."""
+    """What is trained of a layer.
+
+    PEFT's adapters on linear layers: rank, dropout and DoRA, the names of the layers that get some, and whether a
+    frozen adapter lies beside each; or, with ``weights``, the layer's own weights.
+    """
 
     rank: int
     dropout: float
     dora: bool
     targets: frozenset[str]
     paired: bool = False
+    weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,9 +143,10 @@ class LayerSteps:
             # It keeps the residual stream itself and two numbers a token.
             kept = 2 * a + (0 if again else a * width)
             return Step("norm", kept=kept, beside=held + a * width, beside_backward=3 * a * width)
+        # A weight that is trained needs what it is multiplied with, too.
         return Step(
             "norm",
-            kept=FP32 * (width + heads),
+            kept=FP32 * (width + heads) + (a * width if self._adapters.weights else 0),
             beside=held + (FP32 + 2 * a) * width,
             beside_backward=5 * FP32 * width,
         )
@@ -157,6 +162,8 @@ class LayerSteps:
         how, a, rank = self._how, self._how.bytes, self._adapters.rank
         private = how.private_inputs and how.autocast
         adapted = linear.name in self._adapters.targets
+        if self._adapters.weights:
+            adapted, private = True, False
         own_input = private or bool(self._adapters.dropout) or not (adapted or shared)
         held += a * linear.inputs if own_input else 0
         workspace = a * linear.weights if how.quantized else 0
@@ -168,6 +175,16 @@ class LayerSteps:
             beside_backward=backward,
             beside_backward_once=workspace,
         )
+        if self._adapters.weights:
+            # The gradient of the weights needs the input; it is made beside that of the input.
+            yield Step(
+                f"{linear.name} weights",
+                kept=0 if shared else a * linear.inputs,
+                beside=held + a * linear.outputs,
+                beside_backward=a * (linear.outputs + 2 * linear.inputs),
+                starts_gradient=True,
+            )
+            return
         if not adapted:
             return
         # A frozen adapter keeps the casts of its weights, and nothing of its input.
@@ -204,6 +221,8 @@ class LayerSteps:
 
     def _unkept_input(self, linears: list[Linear]) -> float:
         """Bytes a token of the input that these layers share, where none of them keeps it as it is."""
+        if self._adapters.weights:
+            return 0
         kept = any(linear.name in self._adapters.targets for linear in linears) and not self._adapters.dropout
         private = self._how.private_inputs and self._how.autocast
         return 0 if kept and not private else self._how.bytes * linears[0].inputs
@@ -212,7 +231,7 @@ class LayerSteps:
         held, shared = residual, False
         for linear in projections:
             yield from self._linear(linear, held=held, shared=shared)
-            shared = shared or linear.name in self._adapters.targets
+            shared = shared or self._adapters.weights or linear.name in self._adapters.targets
             held += self._how.bytes * linear.outputs
 
     def _attend(self, attention: Attention, residual: float) -> Iterator[Step]:
@@ -270,7 +289,8 @@ class LayerSteps:
             gate, up, down, *more = network
             yield from self._linear(gate, held=residual, shared=False)
             yield Step("activation", kept=2 * a * width, beside=held)
-            yield from self._linear(up, held=residual, shared=gate.name in self._adapters.targets)
+            both = self._adapters.weights or gate.name in self._adapters.targets
+            yield from self._linear(up, held=residual, shared=both)
             yield Step("gate", kept=a * width, beside=held + a * width)
             yield from self._linear(down, held=held, shared=False)
             for linear in more:

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from core.config.schema import Config
+from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
 from core.memory.architecture import Architecture
 from core.memory.plan import Machine, Plan, make_plan
 from core.memory.rows import Rows
+from core.memory.sizes import updates_in_backward
 from core.units import format_bytes
 
 #: How many answers are given.
@@ -158,7 +159,7 @@ class _Adviser:
     def _candidates(self) -> Iterator[tuple[dict[str, Any], str]]:
         """Changes with what they cost, the cheapest first."""
         config, plan = self._config, self._plan
-        if plan.micro_batch.rows > 1:
+        if plan.micro_batch.rows > 1 and not updates_in_backward(config):
             rows = plan.micro_batch.rows // 2
             while rows >= 1:
                 yield {"train.micro_batch_size": rows}, "The result is the same; many short rows take longer."
@@ -169,6 +170,9 @@ class _Adviser:
             yield {"train.optimizer": "adamw_8bit"}, "The moments are rounded to 8 bit."
         if config.train.precision == "fp32" and (plan.device == "cuda" or self._machine.bf16):
             yield {"train.precision": "bf16"}, "Products are rounded to 8 bits of mantissa."
+        if config.method.name in WEIGHT_METHODS:
+            yield from self._for_weights()
+            return
         if config.method.dropout:
             yield {"method.dropout": 0.0}, "Nothing is dropped from the adapters' inputs."
         if config.method.name == "lora":
@@ -180,7 +184,26 @@ class _Adviser:
         for rank in (64, 32, 16, 8):
             if rank < config.method.rank:
                 yield {"method.rank": rank}, "The adapters hold less."
-        length = plan.micro_batch.length // 2
+        yield from self._shorter()
+
+    def _for_weights(self) -> Iterator[tuple[dict[str, Any], str]]:
+        config, plan = self._config, self._plan
+        if updates_in_backward(config):
+            rows = plan.micro_batch.rows // 2
+            while rows >= 1:
+                yield {"train.batch_size": rows}, "A step has fewer rows, so it is noisier."
+                rows //= 2
+        else:
+            yield (
+                {"memory.optimizer_in_backward": "on", "train.micro_batch_size": None, "train.max_grad_norm": 0.0},
+                "Each weight is updated inside backward; gradients are not clipped.",
+            )
+        yield from self._shorter()
+        yield {"method.name": "lora"}, "Adapters are trained instead of the weights."
+        yield {"method.name": "qlora"}, "Adapters are trained on a base that is rounded to 4 bit."
+
+    def _shorter(self) -> Iterator[tuple[dict[str, Any], str]]:
+        config, length = self._config, self._plan.micro_batch.length // 2
         dropped = "dropped" if config.data.overlong == "drop" else "cut" if config.data.overlong == "truncate" else ""
         while length >= SHORTEST:
             yield {"train.max_length": length}, f"Longer rows are {dropped}." if dropped else "Longer rows are refused."

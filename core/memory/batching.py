@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 
 #: Tokens of a micro-batch, padding included, to begin with. On a CPU more does not make it faster.
 TOKEN_BUDGETS = {"cpu": 2048, "cuda": 8192}
+#: A token budget that no window reaches: all rows of a step at once.
+WHOLE = 1 << 40
 #: Row lengths are padded to a multiple of this, so that the shapes are few.
 LENGTH_MULTIPLE = 8
 #: What the fp32 logits of a chunk of supervised positions and their gradient may take together. More of them make a CPU

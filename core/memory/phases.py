@@ -64,6 +64,8 @@ class Pass:
         adapters: What is trained, for each kind of layer.
         batch: The micro-batch.
         checkpointing: Whether activations are recomputed.
+        gradient_from: What is the first to need a gradient: ``embeddings``, ``first layer``, or the first layer whose
+            own weights are ``trained``.
     """
 
     def __init__(
@@ -74,7 +76,9 @@ class Pass:
         batch: MicroBatch,
         *,
         checkpointing: bool,
+        gradient_from: str = "first layer",
     ) -> None:
+        self._gradient_from = gradient_from
         self._model = model
         self._how = arithmetic
         self._adapters = adapters
@@ -115,13 +119,13 @@ class Pass:
     def _layers(self) -> list[LayerMemory]:
         """The memory of every layer, the first one first."""
         found: list[LayerMemory] = []
+        reached = self._gradient_from == "embeddings"
         for layer, adapters in zip(self._model.layers, self._adapters, strict=True):
             steps = LayerSteps(layer, self._model.hidden, self._how, adapters, self._batch.length).steps()
-            count = layer.count
-            if not found:
-                found.append(layer_memory(steps, self._batch.tokens, self._batch.length, with_gradient=False))
-                count -= 1
-            found += [layer_memory(steps, self._batch.tokens, self._batch.length, with_gradient=True)] * count
+            for first in [True] + [False] * (layer.count > 1):
+                memory = layer_memory(steps, self._batch.tokens, self._batch.length, with_gradient=reached)
+                found += [memory] * (1 if first else layer.count - 1)
+                reached = reached or adapters.weights or self._gradient_from != "trained"
         return found
 
     def _masks(self) -> int:

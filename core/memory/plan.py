@@ -11,14 +11,24 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from core.config.schema import Config
+from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
 from core.memory.activations import FP32, Adapters, Arithmetic
 from core.memory.architecture import Architecture
-from core.memory.batching import TOKEN_BUDGETS, chunk_positions, padded_length, tokens_of_rows
+from core.memory.batching import TOKEN_BUDGETS, WHOLE, chunk_positions, padded_length, tokens_of_rows
 from core.memory.phases import MicroBatch, Pass, Phase
 from core.memory.rows import Rows
-from core.memory.sizes import expert_adapters, is_any_target, optimizer_bytes, quantized_bytes, split_by_targets
+from core.memory.sizes import (
+    FP32_STATES,
+    expert_adapters,
+    is_any_target,
+    optimizer_bytes,
+    quantized_bytes,
+    split_by_targets,
+    updates_in_backward,
+)
+from core.memory.weights import split_layers, trained_tensors, update_bytes
+from core.units import format_bytes
 
 #: What a CUDA context, its libraries and their workspaces take; an assumption, not measured here.
 CUDA_RUNTIME = 600 << 20
@@ -47,6 +57,8 @@ STATES = {
     "adafactor": "fp32 sums of rows and columns",
     "lion_8bit": "one 8-bit moment",
 }
+#: Paged states beyond this are worth a word about the machine's memory.
+PAGED_NOTE = 1 << 30
 
 DeviceKind = Literal["cpu", "cuda"]
 
@@ -188,6 +200,11 @@ class _Planner:
         self.notes: list[str] = []
         self.batch = self._micro_batch()
         method = config.method
+        self.weights = method.name in WEIGHT_METHODS
+        self.in_backward = updates_in_backward(config)
+        if self.weights:
+            self.model, self.adapters = split_layers(architecture, config)
+            return
         self.adapters = [
             Adapters(method.rank, method.dropout, method.dora, targets, paired=method.init == "pissa")
             for _, targets in split
@@ -215,7 +232,9 @@ class _Planner:
                 f"No row has {train.max_length} tokens or fewer, so none would be trained on.",
                 "Raise train.max_length.",
             )
-        before, rows, width = kept.largest_shape(train.batch_size, self.budget, train.micro_batch_size)
+        # Inside backward a step is one micro-batch.
+        budget = WHOLE if updates_in_backward(self.config) else self.budget
+        before, rows, width = kept.largest_shape(train.batch_size, budget, train.micro_batch_size)
         if model.learned_positions and model.positions is not None and width > padded_length(model.positions):
             raise UserError(
                 f"The model knows {model.positions} positions, and rows have up to {width} tokens.",
@@ -231,8 +250,10 @@ class _Planner:
                 found[linear.rpartition(".")[2]] += layer.count
         return found
 
-    def _adapter_tensors(self) -> list[tuple[int, int, int]]:
+    def _trained_tensors(self) -> list[tuple[int, int, int]]:
         """Rows and columns of each kind of trained tensor, and how many there are of it."""
+        if self.weights:
+            return trained_tensors(self.model, self.adapters, whole=self.config.method.name == "full")
         rank = self.config.method.rank
         found: list[tuple[int, int, int]] = []
         for layer, adapters in zip(self.model.layers, self.adapters, strict=True):
@@ -248,7 +269,7 @@ class _Planner:
     def _idle_adapters(self) -> int:
         """Adapters on what is not run: they are there, and are saved, but never have gradients."""
         method, tower = self.config.method, self.model.tower
-        if tower is None:
+        if tower is None or self.weights:
             return 0
         found = 0
         for linear in tower.linears:
@@ -259,24 +280,41 @@ class _Planner:
     # Phases.
 
     def plan(self) -> Plan:
-        tensors = self._adapter_tensors()
+        tensors = self._trained_tensors()
         kind = self.config.train.optimizer
         learned = sum(rows * columns * count for rows, columns, count in tensors)
         trainable = learned + self._idle_adapters()
         states = sum(optimizer_bytes(kind, rows * columns, columns) * count for rows, columns, count in tensors)
-        static = [*self._weights(), *self._trained(trainable, learned, states)]
-        phases = Pass(self.model, self.how, self.adapters, self.batch, checkpointing=self.checkpointing).phases()
+        largest = max(rows * columns for rows, columns, _ in tensors)
+        static = [*self._weights(), *self._trained(trainable, learned, states, largest)]
+        phases = Pass(
+            self.model,
+            self.how,
+            self.adapters,
+            self.batch,
+            checkpointing=self.checkpointing,
+            gradient_from={"full": "embeddings", "freeze": "trained"}.get(self.config.method.name, "first layer"),
+        ).phases()
         name = max(phases, key=lambda name: phases[name].total)
         moving = self._moving(phases[name])
         parts = [*static, *moving, *self._surroundings(static, moving, phases, name)]
         loading = self._loading()
-        needed = max(_needed(parts), _needed(loading))
+        # Paged states give way to whatever else needs the card, and are in the machine's memory then.
+        paged = states if self.cuda and self.config.train.optimizer.startswith("paged_") else 0
+        needed = max(_needed(parts) - paged, _needed(loading))
+        if paged > PAGED_NOTE:
+            self.notes.append(
+                f"{format_bytes(paged)} of optimizer states are paged: they move to the machine's memory where the "
+                "card's does not suffice."
+            )
         if sum(part.bytes for part in loading) > sum(part.bytes for part in parts):
             name, parts = "loading", loading
-        saved = trainable * FP32 * (2 if self._paired else 1)
+        width = self.how.bytes if self.weights else FP32
+        saved = trainable * width * (2 if self._paired else 1)
         checkpoint = saved + states + CHECKPOINT_EXTRA
+        final = self.model.parameters * width if self.weights else saved
         # A new checkpoint is whole before the oldest is deleted.
-        disk = (self.config.checkpoint.keep + 1) * checkpoint + saved + ADAPTER_EXTRA
+        disk = (self.config.checkpoint.keep + 1) * checkpoint + final + ADAPTER_EXTRA
         return Plan(
             parts=tuple(part for part in parts if part.bytes),
             phase=name,
@@ -324,14 +362,28 @@ class _Planner:
         checkpoint = self.model.checkpoint
         return self.how.bytes == 2 and (checkpoint is None or checkpoint.dtype == "BF16")
 
-    def _trained(self, trainable: int, learned: int, states: int) -> list[Part]:
+    def _trained(self, trainable: int, learned: int, states: int, largest: int) -> list[Part]:
         kind = self.config.train.optimizer
+        optimizer = Part("optimizer", states, f"{kind}: {STATES[kind]}")
+        if self.weights:
+            a = self.how.bytes
+            if not self.in_backward:
+                return [Part("gradients", a * trainable, f"of {_count(trainable)} weights in {8 * a} bit"), optimizer]
+            # That of the output head is there until that of the embeddings comes, where they are one; and each chunk
+            # of the loss makes one, which is added to the others.
+            size = a * largest * (2 if self.config.method.name == "full" else 1)
+            update = update_bytes(largest, a, states_in_fp32=kind in FP32_STATES)
+            return [
+                Part("gradients", size, f"of the largest tensor at work, {_count(trainable)} weights are trained"),
+                Part("update", update, "the largest tensor's update, before it is rounded into the weights"),
+                optimizer,
+            ]
         initial = FP32 * trainable if self._paired else 0
         return [
-            Part("adapters", FP32 * trainable, f"{trainable:,} trained parameters in fp32".replace(",", " ")),
+            Part("adapters", FP32 * trainable, f"{_count(trainable)} trained parameters in fp32"),
             Part("initial", initial, "what the adapters began with, frozen, in fp32"),
             Part("gradients", FP32 * learned, "their gradients in fp32"),
-            Part("optimizer", states, f"{kind}: {STATES[kind]}"),
+            optimizer,
         ]
 
     @property
@@ -394,6 +446,10 @@ class _Planner:
         if self.how.quantized and any(layer.experts is not None for layer in self.model.layers):
             found.append("The experts stay in 16 bit: bitsandbytes quantizes linear layers only.")
         return found
+
+
+def _count(number: int) -> str:
+    return f"{number:,}".replace(",", " ")
 
 
 def _needed(parts: list[Part]) -> int:

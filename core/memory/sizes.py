@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from core.config.schema import WEIGHT_METHODS, Config
 from core.config.targets import is_target
 from core.memory.activations import FP32
 from core.memory.architecture import Layer
@@ -27,6 +28,17 @@ def quantized_bytes(weights: int) -> int:
     """
     blocks = math.ceil(weights / NF4_BLOCK)
     return math.ceil(weights / 2) + blocks + FP32 * math.ceil(blocks / NF4_OUTER_BLOCK) + NF4_TABLES
+
+
+def updates_in_backward(config: Config) -> bool:
+    """Whether weights are updated inside backward: by choice, and by itself where a whole model is trained."""
+    wanted = config.memory.optimizer_in_backward
+    trains_weights = config.method.name in WEIGHT_METHODS
+    return trains_weights and (wanted == "on" or (wanted == "auto" and config.method.name == "full"))
+
+
+#: Optimizers that keep their states in the dtype of the parameter; the others are of bitsandbytes.
+FP32_STATES = frozenset({"adamw", "adafactor"})
 
 
 def optimizer_bytes(kind: str, elements: int, columns: int = 1) -> int:

@@ -142,7 +142,7 @@ def end(event: FinishedEvent) -> str:
     reason = safe(event.reason) if event.type != "finished" else ""
     line = reason if reason.startswith(event.type) else f"{event.type} at step {event.step}"
     if event.adapter:
-        line += f", adapter in {safe(event.adapter)}/"
+        line += f", {'model' if event.adapter == 'model' else 'adapter'} in {safe(event.adapter)}/"
     if reason and not line.startswith(reason):
         line += f": {reason}"
     return _joined(line, safe(event.hint))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 from core import paths
 from core.atomic import write_atomic
 from core.config.document import ConfigDocument, dump_config
-from core.config.schema import Config
+from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
 from core.runs.process import hostname
 from core.runs.state import RunState, infer_state
@@ -75,6 +76,11 @@ class Run:
         return self.path / "adapter"
 
     @property
+    def model_path(self) -> Path:
+        """The final model, of a run that trained the model's own weights."""
+        return self.path / "model"
+
+    @property
     def socket_path(self) -> Path:
         """Where the worker listens: in the run directory, or in the runtime directory when that path is too long."""
         inside = self.path / "control.sock"
@@ -92,6 +98,12 @@ class Run:
             return RunState(state="lost", reason="state.json is missing or unreadable")
         return infer_state(recorded)
 
+    @property
+    def trains_adapter(self) -> bool:
+        """Whether there is an adapter beside the base, so that both can be talked to; read once, as a run's
+        configuration does not change."""
+        return _trains_adapter(self.config_path)
+
     def config(self) -> Config:
         """The configuration the run was started with.
 
@@ -99,6 +111,14 @@ class Run:
             UserError: If ``run.toml`` is missing or invalid.
         """
         return ConfigDocument.load(self.config_path).validate()
+
+
+@functools.lru_cache(maxsize=64)
+def _trains_adapter(config_path: Path) -> bool:
+    try:
+        return ConfigDocument.load(config_path).validate().method.name not in WEIGHT_METHODS
+    except UserError:
+        return True
 
 
 def make_slug(name: str) -> str:

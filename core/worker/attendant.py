@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from core.chat.request import ChatRequest
 from core.config.document import describe_type, parse_value
-from core.config.schema import Config, find_option
+from core.config.schema import WEIGHT_METHODS, Config, find_option
 from core.errors import UserError
 from core.runs.events import ControlEvent
 from core.worker.control import Command
@@ -145,7 +145,9 @@ class Attendant:
     def _generate(self, command: Command) -> str:
         recipe = self._recipe
         asked = read_generate_args(command.request.args, recipe.config)
-        answered_by = "base" if asked.source == "base" else f"step-{recipe.step}"
+        # Where the weights themselves are trained there is no base to switch to, and the answer's name says so.
+        has_base = recipe.config.method.name not in WEIGHT_METHODS
+        answered_by = "base" if asked.source == "base" and has_base else f"step-{recipe.step}"
         try:
             with recipe.accelerator.autocast(), answering_as(recipe.loaded.model, asked.source):
                 generation = generate(

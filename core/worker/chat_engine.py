@@ -4,10 +4,10 @@
 input is closed, whatever it is doing. Commands:
 
 ``load``
-    ``base``, ``adapter`` (a directory or null), ``method``, ``precision``, ``device``, ``template`` (a Jinja file or
-    null), ``source_name`` (what answers of the adapter are called), ``base_sha256`` (of the base that the adapter was
-    trained on, or null). Sends ``{"id", "progress", "done", "total"}``
-    before its answer.
+    ``base``, ``adapter`` (a directory or null), ``weights`` (a file of trained weights or null), ``method``,
+    ``precision``, ``device``, ``template`` (a Jinja file or null), ``source_name`` (what answers of the adapter, or of
+    trained weights, are called), ``base_sha256`` (of the base that they were trained on, or null). Sends
+    ``{"id", "progress", "done", "total"}`` before its answer.
 ``generate``
     :class:`core.chat.request.ChatRequest`. Sends ``{"id", "token"}`` before its answer.
 ``cancel``
@@ -55,7 +55,7 @@ class ChatEngine:
         self._queue: queue.Queue[Request] = queue.Queue()
         self._cancelled: dict[str, threading.Event] = {}
         self._loaded: LoadedModel | None = None
-        self._source_name = "base"
+        self._names: dict[str, str] = {}
         self._template: str | None = None
 
     def serve(self) -> None:
@@ -117,6 +117,7 @@ class ChatEngine:
         from core.template.named import NAMED_TEMPLATES
         from core.worker.base import check_base
         from core.worker.model import load_model
+        from core.worker.own_weights import put_weights
         from core.worker.starter import resolve_base
         from core.worker.template import read_template
 
@@ -139,9 +140,15 @@ class ChatEngine:
             device=str(args.get("device", "auto")),
             adapter=Path(adapter) if adapter else None,
         )
+        if args.get("weights"):
+            put_weights(loaded.model, Path(args["weights"]))
         loaded.model.eval()
         _allow_fast_kernels(loaded.model)
-        self._source_name = str(args.get("source_name", "adapter")) if adapter else "base"
+        tuned = str(args.get("source_name", "adapter"))
+        # A model without an adapter is its own base, unless its weights have been trained; then it has a name.
+        self._names = {"tuned": tuned, "base": "base" if adapter or tuned == "adapter" else tuned}
+        if not adapter:
+            self._names["tuned"] = self._names["base"]
         self._loaded = loaded
         return {
             "device": str(loaded.device),
@@ -172,7 +179,7 @@ class ChatEngine:
             "first_token_seconds": generation.first_token_seconds,
             "tokens_per_second": generation.tokens_per_second,
             "finish": generation.finish,
-            "source": "base" if asked.source == "base" else self._source_name,
+            "source": self._names[asked.source],
         }
 
     def _refuse(self, request: Request, error: str, hint: str) -> None:

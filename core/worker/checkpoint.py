@@ -20,19 +20,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from core.atomic import fsync_dir, fsync_file
 from core.errors import UserError
+from core.memory.sizes import optimizer_bytes
 from core.paths import DIRECTORY_MODE, FILE_MODE
 from core.small_files import read_small
 from core.text import one_line
 from core.units import format_bytes
 from core.worker.adapters import adapter_state, initial_parameters, load_state
+from core.worker.own_weights import trained_tensors
+from core.worker.tensors import read_tensors, write_tensors
 
 MANIFEST = "manifest.json"
 #: The largest manifest: it has some kilobytes.
 MANIFEST_LIMIT = 16 << 20
+#: Where the weights are of a run that trains the model's own.
+WEIGHTS = "weights/trained.safetensors"
 FORMAT_VERSION = 1
 #: What every checkpoint holds besides its manifest and its weights.
 STATE_FILES = ("optimizer.pt", "rng.pt")
@@ -57,6 +64,11 @@ class Checkpoint:
     def adapter_path(self) -> Path:
         """The adapter in PEFT's format."""
         return self.path / "adapter"
+
+    @property
+    def weights_path(self) -> Path:
+        """The trained weights of a run without an adapter."""
+        return self.path / WEIGHTS
 
 
 def checkpoint_name(step: int) -> str:
@@ -94,6 +106,18 @@ def save_adapter(model: Any, directory: Path) -> None:
     config.save_pretrained(str(directory))
 
 
+def save_model(model: Any, directory: Path) -> None:
+    """Write a whole model in the transformers format, as safetensors.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    try:
+        model.save_pretrained(str(directory))
+    except SafetensorError as error:  # how its writer tells of a full disk
+        raise OSError(str(error)) from error
+
+
 def save_checkpoint(
     checkpoints: Path,
     *,
@@ -106,8 +130,8 @@ def save_checkpoint(
 
     Args:
         checkpoints: The run's directory of checkpoints.
-        model: The ``PeftModel``.
-        optimizer: The optimizer, whose state is saved with torch's safe format.
+        model: A ``PeftModel``, whose adapter is saved, or a model whose trained weights are.
+        optimizer: Has ``state_dict``, which is saved with torch's safe format.
         step: Optimizer steps done.
         facts: What must be equal at resume (configuration and data hashes) and what is restored besides (schedule,
             token counts); JSON.
@@ -119,7 +143,11 @@ def save_checkpoint(
     final = checkpoints / checkpoint_name(step)
 
     def fill(directory: Path) -> None:
-        save_adapter(model, directory / "adapter")
+        if isinstance(model, PeftModel):
+            save_adapter(model, directory / "adapter")
+        else:
+            (directory / WEIGHTS).parent.mkdir(mode=DIRECTORY_MODE)
+            write_tensors(directory / WEIGHTS, trained_tensors(model))
         save_tensors(optimizer.state_dict(), directory / "optimizer.pt")
         save_tensors(rng_state(), directory / "rng.pt")
         files = {
@@ -179,10 +207,17 @@ def save_tensors(state: Any, path: Path) -> None:
     path.write_bytes(buffer.getbuffer())
 
 
-def size_estimate(model: Any) -> int:
-    """Bytes that a checkpoint of this model will take: fp32 adapter, two moments, and what the adapter began with."""
-    trained = sum(int(parameter.numel()) for parameter in model.parameters() if parameter.requires_grad)
-    return trained * 12 + initial_parameters(model) * 4
+def size_estimate(model: Any, optimizer: str = "adamw") -> int:
+    """Bytes that a checkpoint of this model will take: what is trained, the optimizer's states, and what the adapter
+    began with.
+
+    Args:
+        model: The model.
+        optimizer: As ``train.optimizer``.
+    """
+    trained = trained_tensors(model).values()
+    states = sum(optimizer_bytes(optimizer, t.numel(), t.shape[-1] if t.dim() > 1 else 1) for t in trained)
+    return sum(t.numel() * t.element_size() for t in trained) + states + initial_parameters(model) * 4
 
 
 def check_room(directory: Path, needed: int) -> None:
@@ -299,11 +334,20 @@ def newest_valid(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def restore(checkpoint: Checkpoint, *, model: Any, optimizer: Any) -> None:
-    """Put adapter, optimizer and random state back, bit for bit.
+    """Put what was trained, optimizer and random state back, bit for bit.
 
     Raises:
-        UserError: If the adapter does not fit the model.
+        UserError: If it does not fit the model.
     """
+    if isinstance(model, PeftModel):
+        _restore_adapter(checkpoint, model)
+    else:
+        read_tensors(checkpoint.weights_path, trained_tensors(model))
+    optimizer.load_state_dict(torch.load(checkpoint.path / "optimizer.pt", map_location="cpu", weights_only=True))
+    restore_rng(torch.load(checkpoint.path / "rng.pt", map_location="cpu", weights_only=True))
+
+
+def _restore_adapter(checkpoint: Checkpoint, model: Any) -> None:
     state = load_file(checkpoint.adapter_path / "adapter_model.safetensors")
     try:
         wrong = load_state(model, state)
@@ -317,8 +361,6 @@ def restore(checkpoint: Checkpoint, *, model: Any, optimizer: Any) -> None:
             f"{checkpoint.path.name} does not fit this model: {wrong[0]}.",
             "The base model has changed since; put the former one back.",
         )
-    optimizer.load_state_dict(torch.load(checkpoint.path / "optimizer.pt", map_location="cpu", weights_only=True))
-    restore_rng(torch.load(checkpoint.path / "rng.pt", map_location="cpu", weights_only=True))
 
 
 def rotate(checkpoints: Path, keep: int, *, newest: Path) -> list[Path]:

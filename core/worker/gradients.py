@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils.memory import should_reduce_batch_size
 
 from core.errors import UserError
-from core.memory.batching import TOKEN_BUDGETS, padded_length
+from core.memory.batching import TOKEN_BUDGETS, WHOLE, padded_length
 from core.worker.batches import collate, largest_micro_batch, split_window, supervised_count
 from core.worker.checkpoint import restore_rng, rng_state
 from core.worker.log import log
@@ -47,6 +48,8 @@ class WindowGradients:
         max_rows: The most rows of a micro-batch; None for no limit but the budget.
         notice: Told what was cut, and why: ``notice(code, message, hint)``.
         noise: Put on the embeddings; None for none.
+        partial: Whether the window on hand has changed weights already, as an update inside backward does.
+        whole: Whether a window must be one micro-batch.
     """
 
     def __init__(
@@ -59,6 +62,8 @@ class WindowGradients:
         max_rows: int | None,
         notice: Callable[[str, str, str], None],
         noise: EmbeddingNoise | None = None,
+        partial: Callable[[], bool] = lambda: False,
+        whole: bool = False,
     ) -> None:
         self._loaded = loaded
         self._loss = loss
@@ -68,8 +73,10 @@ class WindowGradients:
         self._max_rows = max_rows
         self._notice = notice
         self._noise = noise
+        self._partial = partial
+        self._whole = whole
         self._pad_id = loaded.tokenizer.pad_token_id or 0
-        self.token_budget = TOKEN_BUDGETS.get(loaded.device.type, TOKEN_BUDGETS["cuda"])
+        self.token_budget = WHOLE if whole else TOKEN_BUDGETS.get(loaded.device.type, TOKEN_BUDGETS["cuda"])
         self.checkpointing = False
 
     def set_checkpointing(self, enabled: bool) -> None:
@@ -85,7 +92,8 @@ class WindowGradients:
             where: For messages: ``step 12`` or ``the rehearsal``.
 
         Raises:
-            UserError: If a single row does not fit, even with activations recomputed.
+            UserError: If a single row does not fit, even with activations recomputed; or if weights have been changed
+                by a part of the window.
         """
         before = rng_state()
         while True:
@@ -94,6 +102,11 @@ class WindowGradients:
             if result is not None:
                 return result
             self._drop_gradients()
+            if self._partial():
+                raise UserError(
+                    f"Memory ran out at {where}, when a part of the weights had been updated already.",
+                    "Lower train.batch_size or train.max_length, and start again; checkpoints from before are whole.",
+                )
             restore_rng(before)
             self._cut(batches, where)
 
@@ -136,8 +149,10 @@ class WindowGradients:
             input_ids, supervised = collate([self._rows[row] for row in batch], self._pad_id, self._loaded.device)
             with self._noisy(batch), self._accelerator.autocast():
                 loss = self._loss(input_ids, supervised)
-            self._accelerator.backward(loss / supervised_tokens)
             total += loss.detach()
+            if self._whole and not math.isfinite(float(loss)):
+                break  # inside backward, some weights would be updated before the first gradient that is not finite
+            self._accelerator.backward(loss / supervised_tokens)
         tokens = sum(self._lengths[row] for batch in batches for row in batch)
         return WindowResult(float(total) / supervised_tokens, tokens, supervised_tokens)
 
@@ -157,15 +172,22 @@ class WindowGradients:
 
     def _cut(self, batches: list[list[int]], where: str) -> None:
         largest = max(batches, key=self._padded_tokens)
-        if max(len(batch) for batch in batches) > 1:
+        if not self._whole and max(len(batch) for batch in batches) > 1:
             self.token_budget = max(1, min(self.token_budget, self._padded_tokens(largest)) // 2)
             rows = max(len(b) for b in split_window(largest, self._lengths, self.token_budget, self._max_rows))
             message = f"Memory ran out at {where}: micro-batches of {len(largest)} rows are cut to {rows}."
             self._notice("memory_cut", message, "The optimizer step keeps its rows; nothing is lost.")
         elif not self.checkpointing:
             self.set_checkpointing(True)
-            message = f"Memory ran out at {where} with one row: activations are recomputed from now on."
+            what = "the whole step" if self._whole else "one row"
+            message = f"Memory ran out at {where} with {what}: activations are recomputed from now on."
             self._notice("memory_checkpointing", message, "This takes about a quarter more time.")
+        elif self._whole and len(largest) > 1:
+            raise UserError(
+                f"Memory ran out at {where} with the {len(largest)} rows of a step and activations recomputed; the "
+                "update inside backward needs them all in one pass.",
+                "Lower train.batch_size or train.max_length, or set memory.optimizer_in_backward = off.",
+            )
         else:
             length = self._lengths[largest[0]]
             raise UserError(

@@ -20,6 +20,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from core.config.schema import WEIGHT_METHODS
 from core.errors import UserError
 from core.hardware.cpu import has_bf16
 from core.worker.adapters import load_adapter
@@ -57,11 +58,11 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device("cpu")
 
 
-def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+def choose_dtype(precision: str, device: torch.device, method: str = "lora") -> torch.dtype:
     """The arithmetic for ``auto``, ``bf16``, ``fp16`` or ``fp32``: what the device does well.
 
     ``auto`` takes bf16 where it is native (NVIDIA from compute capability 8.0, CPUs with AVX512-BF16 or AMX), else fp16
-    on a GPU and fp32 on a CPU.
+    on a GPU and fp32 on a CPU. Weights that are trained themselves are never fp16, which is too narrow for them.
 
     Raises:
         UserError: If the device cannot do what was asked.
@@ -71,6 +72,10 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
         if precision == "bf16" and not native_bf16:
             name = torch.cuda.get_device_name(device)
             raise UserError(f"train.precision is bf16, which {name} does not have.", "Set it to auto or fp16.")
+        if method in WEIGHT_METHODS and (precision == "fp16" or (precision == "auto" and not native_bf16)):
+            what = "train.precision is fp16" if precision == "fp16" else "This card has no bf16"
+            hint = "Set train.precision = fp32." if not native_bf16 else "Set it to auto or bf16."
+            raise UserError(f"{what}, and method.name = {method} cannot train weights in fp16.", hint)
         return DTYPES[precision] if precision != "auto" else (torch.bfloat16 if native_bf16 else torch.float16)
     if precision == "fp16":
         raise UserError("train.precision is fp16, which trains badly on a CPU.", "Set it to auto, bf16 or fp32.")
@@ -117,7 +122,7 @@ def load_model(
 
     Args:
         base: A directory in the transformers format, weights as safetensors.
-        method: ``qlora`` loads the linear layers as NF4 with double quantization; ``lora`` in 16 or 32 bit.
+        method: ``qlora`` loads the linear layers as NF4 with double quantization; the others in 16 or 32 bit.
         precision: ``auto``, ``bf16``, ``fp16`` or ``fp32``.
         device: ``auto``, ``cuda`` or ``cpu``.
         adapter: A directory in PEFT's format to put on top.
@@ -128,7 +133,7 @@ def load_model(
         UserError: If it cannot be loaded.
     """
     target = choose_device(device)
-    dtype = choose_dtype(precision, target)
+    dtype = choose_dtype(precision, target, method)
     quantization = None
     if method == "qlora":
         quantization = BitsAndBytesConfig(

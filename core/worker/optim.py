@@ -11,7 +11,12 @@ from transformers.optimization import Adafactor
 from core.config.schema import TrainSection
 
 
-def make_optimizer(parameters: list[torch.nn.Parameter] | list[dict[str, Any]], train: TrainSection) -> Any:
+def make_optimizer(
+    parameters: list[torch.nn.Parameter] | list[dict[str, Any]],
+    train: TrainSection,
+    *,
+    weight_decay: float | None = None,
+) -> Any:
     """The optimizer of ``train.optimizer`` over parameters, or over groups of them.
 
     AdamW: Loshchilov and Hutter, arXiv 1711.05101. Adafactor: Shazeer and Stern, arXiv 1804.04235. Lion: Chen et al.,
@@ -20,8 +25,14 @@ def make_optimizer(parameters: list[torch.nn.Parameter] | list[dict[str, Any]], 
 
     Adafactor is that of transformers: torch's multiplies the rate by each tensor's size, which cannot be switched off
     there, so that matrices that begin at zero would hardly move.
+
+    Args:
+        parameters: What is trained.
+        train: Which optimizer, and its rates.
+        weight_decay: Instead of ``train.weight_decay``.
     """
-    options: dict[str, Any] = {"lr": train.learning_rate, "weight_decay": train.weight_decay}
+    decay = train.weight_decay if weight_decay is None else weight_decay
+    options: dict[str, Any] = {"lr": train.learning_rate, "weight_decay": decay}
     if train.optimizer == "adamw":
         return torch.optim.AdamW(parameters, fused=True, **options)
     if train.optimizer == "adamw_8bit":

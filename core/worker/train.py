@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 
-from core.config.schema import Config
+from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
+from core.memory.batching import TOKEN_BUDGETS
+from core.memory.sizes import FP32_STATES, updates_in_backward
 from core.models.files import weights_fingerprint
 from core.runs.events import CheckpointEvent, StepEvent
 from core.runs.store import Run
@@ -37,11 +39,13 @@ from core.worker.model import (
     trainable_parameters,
 )
 from core.worker.noise import EmbeddingNoise
-from core.worker.optim import make_optimizer, set_learning_rate
+from core.worker.optim import make_optimizer
+from core.worker.own_weights import choose_weights, trained_tensors
 from core.worker.prediction import predict_memory
 from core.worker.preparation import prepare
 from core.worker.recorder import Recorder
 from core.worker.schedule import lr_factor, warmup_steps
+from core.worker.update import AdapterUpdate, Update, WeightUpdate
 
 #: Steps without a finite gradient after which a run gives up.
 NONFINITE_LIMIT = 5
@@ -58,11 +62,12 @@ class Outcome:
     step: int
     best_step: int | None
     adapter: str
-    """Relative to the run directory."""
+    """The adapter, or the model where its own weights were trained; relative to the run directory."""
 
 
 class FinetuneRecipe:
-    """Fine-tunes a model with LoRA adapters (arXiv 2106.09685), on a 4-bit base with QLoRA (arXiv 2305.14314).
+    """Fine-tunes a model: with LoRA adapters (arXiv 2106.09685), on a 4-bit base with QLoRA (arXiv 2305.14314), or
+    its own weights, all of them or those of some layers.
 
     Args:
         run: The run directory.
@@ -113,7 +118,8 @@ class FinetuneRecipe:
 
     def _prepare_data(self) -> None:
         # What the device cannot do is said before minutes are spent on the rows.
-        choose_dtype(self.config.train.precision, choose_device(self.config.hardware.device))
+        device = choose_device(self.config.hardware.device)
+        choose_dtype(self.config.train.precision, device, self.config.method.name)
         prepared = prepare(self.config, self.recorder, self.controls.check_stop, self.run.created)
         self.base, self.tokenizer, self.template = prepared.base, prepared.tokenizer, prepared.template
         self.dataset, self.held_out = prepared.dataset, prepared.held_out
@@ -132,6 +138,15 @@ class FinetuneRecipe:
             for_training=True,
             tokenizer=self.tokenizer,
         )
+        if config.method.name in WEIGHT_METHODS:
+            choose_weights(self.loaded.model, config.method, seed=config.train.seed)
+        else:
+            self._attach_adapters(fresh=fresh)
+        self.loss = SupervisedLoss(self.loaded.model)
+        self.accelerator = make_accelerator(self.loaded)
+
+    def _attach_adapters(self, *, fresh: bool) -> None:
+        config = self.config
         report = self.recorder.reporter("loading_model", self.controls.check_stop)
         self.loaded.model = attach_adapters(
             self.loaded.model,
@@ -142,8 +157,6 @@ class FinetuneRecipe:
             progress=lambda done, total: report("beginning of the adapters", done, total),
         )
         self._tell_layers()
-        self.loss = SupervisedLoss(self.loaded.model)
-        self.accelerator = make_accelerator(self.loaded)
 
     def _prepare_optimization(self) -> None:
         train = self.config.train
@@ -151,9 +164,7 @@ class FinetuneRecipe:
         by_epochs = math.ceil(train.epochs * self.order.steps_per_epoch)
         self.total_steps = train.max_steps or by_epochs
         self.warmup = warmup_steps(train.warmup, self.total_steps)
-        self.parameters = trainable_parameters(self.loaded.model)
-        groups = parameter_groups(self.loaded.model, self.config.method.loraplus_ratio)
-        self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(groups, train))
+        self.update = self._make_update()
         alpha = self.config.method.neftune_alpha
         self.windows = WindowGradients(
             self.loaded,
@@ -163,6 +174,8 @@ class FinetuneRecipe:
             max_rows=train.micro_batch_size,
             notice=lambda code, message, hint: self.recorder.notice("warning", code, message, hint),
             noise=None if alpha is None else EmbeddingNoise(self.loaded.model, alpha),
+            partial=lambda: self.update.partial,
+            whole=self.update.in_backward,
         )
         wanted = self.config.memory.gradient_checkpointing
         self.windows.set_checkpointing(wanted == "on" or (wanted == "auto" and self.loaded.device.type == "cuda"))
@@ -173,7 +186,7 @@ class FinetuneRecipe:
                 self.loaded,
                 self.loss,
                 self.held_out,
-                token_budget=self.windows.token_budget,
+                token_budget=min(self.windows.token_budget, TOKEN_BUDGETS[self.loaded.device.type]),
                 autocast=self.accelerator.autocast,
                 max_new_tokens=self.config.chat.max_new_tokens if self.config.eval.exact_match else 0,
                 template=self.template,
@@ -181,16 +194,33 @@ class FinetuneRecipe:
             )
         self.recorder.update(total_steps=self.total_steps)
 
+    def _make_update(self) -> Update:
+        train = self.config.train
+        if self.config.method.name not in WEIGHT_METHODS:
+            parameters = trainable_parameters(self.loaded.model)
+            groups = parameter_groups(self.loaded.model, self.config.method.loraplus_ratio)
+            optimizer = self.accelerator.prepare_optimizer(make_optimizer(groups, train))
+            return AdapterUpdate(self.accelerator, optimizer, parameters, train.max_grad_norm)
+        return WeightUpdate(
+            trained_tensors(self.loaded.model),
+            lambda parameters: make_optimizer(parameters, train, weight_decay=0.0),
+            states_in_fp32=train.optimizer in FP32_STATES,
+            weight_decay=train.weight_decay,
+            max_grad_norm=train.max_grad_norm,
+            in_backward=updates_in_backward(self.config),
+        )
+
     def _rehearse(self) -> None:
         self.controls.check_stop()
         self.recorder.phase("rehearsing")
         self._verify_head()
         if self.loaded.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.loaded.device)
-        rows, length = self.windows.rehearse(self.config.train.batch_size)
+        with self.update.rehearsal():
+            rows, length = self.windows.rehearse(self.config.train.batch_size)
         self.recorder.phase("rehearsing", f"{rows} rows of {length} tokens", done=1, total=1)
         self._record_memory(rehearsed=True)
-        checkpoints.check_room(self.run.path, checkpoints.size_estimate(self.loaded.model))
+        checkpoints.check_room(self.run.path, self._checkpoint_size())
 
     def _verify_head(self) -> None:
         ids = torch.as_tensor(self.dataset.rows[0].input_ids[:16], dtype=torch.int64, device=self.loaded.device)
@@ -226,17 +256,13 @@ class FinetuneRecipe:
         lr = self.attendant.learning_rate * lr_factor(
             self.config.train.scheduler, self.step, self.warmup, self.total_steps
         )
-        set_learning_rate(self.optimizer, lr)
+        self.update.begin(lr)
         result = self.windows.run(self.order.window(self.step), where=f"step {self.step + 1}")
-        norm = self._clip()
-        if math.isfinite(norm):
+        norm = self.update.finish()
+        if math.isfinite(norm) and math.isfinite(result.loss):
             self._nonfinite = 0
         else:
             self._note_nonfinite(result.loss, norm)
-        if math.isfinite(norm) or self.accelerator.scaler is not None:
-            # In fp16 the scaler itself skips the update after an overflow, and must be asked so as to back off.
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         seconds = time.monotonic() - began
         self.recorder.event(
@@ -255,10 +281,6 @@ class FinetuneRecipe:
         )
         self.paused_seconds = 0.0
         self.recorder.update(step=self.step)
-
-    def _clip(self) -> float:
-        limit = self.config.train.max_grad_norm or math.inf
-        return float(self.accelerator.clip_grad_norm_(self.parameters, limit))
 
     def _note_nonfinite(self, loss: float, norm: float) -> None:
         scaler = self.accelerator.scaler
@@ -305,11 +327,11 @@ class FinetuneRecipe:
             return
         began = time.monotonic()
         try:
-            checkpoints.check_room(self.run.path, checkpoints.size_estimate(self.loaded.model))
+            checkpoints.check_room(self.run.path, self._checkpoint_size())
             written = checkpoints.save_checkpoint(
                 self.run.checkpoints_path,
                 model=self.loaded.model,
-                optimizer=self.optimizer,
+                optimizer=self.update,
                 step=self.step,
                 facts=self._facts(),
             )
@@ -362,7 +384,7 @@ class FinetuneRecipe:
         ):
             if found.manifest[name] != now:
                 raise UserError(f"{what} has changed since {found.path.name}.", "Put it back, or start a new run.")
-        checkpoints.restore(found, model=self.loaded.model, optimizer=self.optimizer)
+        checkpoints.restore(found, model=self.loaded.model, optimizer=self.update)
         if self.accelerator.scaler is not None and found.manifest["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(found.manifest["scaler"])
         self.step = self.last_checkpoint = found.step
@@ -385,23 +407,30 @@ class FinetuneRecipe:
         if self.attendant.paused:
             self.attendant.attend()
         self._evaluate()
-        self.recorder.phase("saving", "adapter")
-        self._save_final_adapter()
+        output = self.run.model_path if self.config.method.name in WEIGHT_METHODS else self.run.adapter_path
+        self.recorder.phase("saving", output.name)
+        self._save_final(output)
         self._record_memory()
-        return Outcome(self.step, self.best_step, self.run.adapter_path.name)
+        return Outcome(self.step, self.best_step, output.name)
 
-    def _save_final_adapter(self) -> None:
+    def _checkpoint_size(self) -> int:
+        return checkpoints.size_estimate(self.loaded.model, self.config.train.optimizer)
+
+    def _save_final(self, output: Path) -> None:
         def fill(directory: Path) -> None:
-            checkpoints.save_adapter(self.loaded.model, directory)
+            if output == self.run.model_path:
+                checkpoints.save_model(self.loaded.model, directory)
+            else:
+                checkpoints.save_adapter(self.loaded.model, directory)
             self.loaded.tokenizer.save_pretrained(directory)
             if self.template is not None:
                 (directory / "chat_template.jinja").write_text(self.template, encoding="utf-8")
 
         try:
-            checkpoints.write_directory(self.run.adapter_path, fill)
+            checkpoints.write_directory(output, fill)
         except OSError as error:
             raise UserError(
-                f"The adapter cannot be written to {self.run.adapter_path}: {error}.",
+                f"The {output.name} cannot be written to {output}: {error}.",
                 f"The newest checkpoint holds it; make room and 'localtune-tui continue {self.run.id}'.",
             ) from error
 

@@ -146,7 +146,7 @@ class ChatPane(Pane):
 
     @property
     def _has_adapter(self) -> bool:
-        return not isinstance(self.target, (str, Path))
+        return not isinstance(self.target, (str, Path)) and (self.target is None or self.target.trains_adapter)
 
     @property
     def prompt(self) -> PromptInput:
@@ -426,7 +426,13 @@ class ChatPane(Pane):
         if self.target is None:
             return
         if not self._has_adapter:
-            self._say("This model has no adapter: it is the base.", "$near")
+            trained = not isinstance(self.target, (str, Path))
+            self._say(
+                "Its weights themselves are trained: there is no base to switch to."
+                if trained
+                else "This model has no adapter: it is the base.",
+                "$near",
+            )
             return
         self.sources = sources
         self._say("")

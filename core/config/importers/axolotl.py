@@ -13,6 +13,7 @@ from core.config.importers.shared import (
     EPOCH_OPTIONS,
     HELD_OUT_OPTIONS,
     LORAPLUS,
+    METHOD_OPTIONS,
     NEFTUNE,
     OPTIMIZERS,
     SCHEDULE_OPTIONS,
@@ -26,6 +27,7 @@ from core.config.importers.shared import (
     model_base,
     schedule,
     target_modules,
+    train_weights,
 )
 from core.config.importers.steps import every, per_epoch, save_strategy
 from core.config.importers.translation import Translation
@@ -96,13 +98,8 @@ def _method(work: Translation) -> None:
         for key, given in (("load_in_4bit", in_4bit), ("load_in_8bit", in_8bit)):
             if given:
                 work.refuse(key, "needs an adapter, in Axolotl too", "Write adapter: qlora, or remove it.")
-        work.drop(
-            "adapter",
-            "Without one all weights are trained, which is not offered: adapters on a 16-bit base. They stand a higher "
-            "learning rate.",
-            "method.name",
-            "lora",
-        )
+        work.change("adapter", "method.name", "full", "Without an adapter all weights are trained.")
+        train_weights(work)
     elif adapter == "qlora":
         if in_8bit or gptq:
             work.refuse("load_in_8bit" if in_8bit else "gptq", "does not go with adapter: qlora", "Remove it.")
@@ -257,7 +254,10 @@ _OFFERED: dict[str, Rule] = {
         ),
         Joint(_data, (*DATA_OPTIONS, SPECIAL_OPTION, *HELD_OUT_OPTIONS)),
     ),
-    **dict.fromkeys(("adapter", "load_in_4bit", "load_in_8bit", "gptq"), Joint(_method, ("method.name",))),
+    **dict.fromkeys(
+        ("adapter", "load_in_4bit", "load_in_8bit", "gptq"),
+        Joint(_method, METHOD_OPTIONS),
+    ),
     **dict.fromkeys(
         ("lora_r", "lora_alpha", "lora_target_modules", "lora_target_linear"),
         Joint(_adapters, ("method.rank", "method.alpha", "method.target_modules")),

@@ -53,7 +53,7 @@ NOT_OFFERED: dict[str, Missing] = missing(
         ),
         "Where an answer ends is found from the chat template.": "eot_tokens",
         "Training starts from the base model, with new adapters.": "lora_model_dir reinit_weights",
-        "Only the adapters are trained; embeddings and other modules stay as they are.": (
+        "Beside what is trained, embeddings and other modules stay as they are.": (
             "lora_modules_to_save unfrozen_parameters peft_trainable_token_indices peft_ensure_weight_tying "
             "freeze_mm_modules full_finetune spectrum_top_fraction spectrum_model_name lisa_n_layers "
             "lisa_step_interval lisa_layers_attribute"

@@ -27,9 +27,11 @@ from core.config.importers.shared import (
     model_base,
     schedule,
     target_modules,
+    train_weights,
 )
 from core.config.importers.steps import every, per_epoch, save_strategy
 from core.config.importers.translation import Translation
+from core.config.schema import WEIGHT_METHODS
 
 _TITLE = "LLaMA-Factory"
 _QUANTIZED = ("quantization_bit", "quantization_method")
@@ -89,6 +91,22 @@ def _device(work: Translation) -> None:
             work.carry(key, None, reason="As it is here.")
 
 
+def _layers(work: Translation, kind: str) -> None:
+    """The last layers by a positive number, the first ones by a negative one."""
+    layers = work.integer("freeze_trainable_layers")
+    if layers is not None and kind == "freeze":
+        if layers < 0:
+            work.put("method.trainable_end", "first")
+        work.carry("freeze_trainable_layers", "method.trainable_layers", abs(layers))
+    elif layers is not None:
+        work.carry("freeze_trainable_layers", None, reason="It counts only for freeze.")
+    modules = work.text("freeze_trainable_modules")
+    if modules is not None and (modules.strip().lower() == "all" or kind != "freeze"):
+        work.carry("freeze_trainable_modules", None, reason="All of a layer is trained, as it is here.")
+    elif modules is not None:
+        work.drop("freeze_trainable_modules", "All of a layer is trained, not some of its modules.")
+
+
 def _method(work: Translation) -> None:
     """QLoRA is adapters on a quantized base."""
     kind = (work.text("finetuning_type") or "lora").lower()
@@ -97,12 +115,15 @@ def _method(work: Translation) -> None:
         name = "qlora" if bits else "lora"
         if work.has("finetuning_type"):
             work.carry("finetuning_type", "method.name")
+    elif kind in WEIGHT_METHODS:
+        name = kind
+        work.carry("finetuning_type", "method.name", name)
+        train_weights(work)
     else:
         name = "lora"
-        nouns = {"full": "Training all weights", "freeze": "Training some layers whole", "oft": "OFT"}
-        what = f"{nouns.get(kind, 'This method')} is not offered: adapters on a 16-bit base"
-        more = ", which stand a higher learning rate." if kind in ("full", "freeze") else "."
-        work.drop("finetuning_type", what + more, "method.name", name)
+        noun = "OFT" if kind == "oft" else "This method"
+        work.drop("finetuning_type", f"{noun} is not offered: adapters on a 16-bit base.", "method.name", name)
+    _layers(work, kind)
     if bits is None:
         if kind == "lora":
             work.change("quantization_bit", "method.name", name, "No quantization_bit: the base is not quantized.")
@@ -215,7 +236,12 @@ _OFFERED: dict[str, Rule] = {
         Joint(datasets, DATA_OPTIONS),
     ),
     "template": _TEMPLATES,
-    **dict.fromkeys(("finetuning_type", *_QUANTIZED), Joint(_method, ("method.name",))),
+    **dict.fromkeys(
+        ("finetuning_type", "freeze_trainable_layers", "freeze_trainable_modules", *_QUANTIZED),
+        Joint(
+            _method, ("method.name", "method.trainable_layers", "method.trainable_end", "memory.optimizer_in_backward")
+        ),
+    ),
     **dict.fromkeys(
         ("lora_rank", "lora_alpha", "lora_target"),
         Joint(_adapters, ("method.rank", "method.alpha", "method.target_modules")),

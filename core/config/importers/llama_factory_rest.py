@@ -29,8 +29,8 @@ NOT_OFFERED: dict[str, Missing] = table(
             "Training starts from the base model, with new adapters.": (
                 "adapter_name_or_path adapter_folder create_new_adapter"
             ),
-            "Only the adapters are trained; embeddings and other modules stay as they are.": (
-                "additional_target freeze_trainable_layers freeze_trainable_modules freeze_extra_modules "
+            "Beside what is trained, embeddings and other modules stay as they are.": (
+                "additional_target freeze_extra_modules "
                 "use_llama_pro freeze_vision_tower freeze_multi_modal_projector freeze_language_model"
             ),
             "Adapters are LoRA on a base that is trained already.": (

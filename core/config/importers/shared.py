@@ -308,3 +308,16 @@ def target_modules(work: Translation, key: str, names: list[str], *, is_text: bo
         work.drop(key, f"{reason}: all linear layers.", "method.target_modules", "all-linear")
     else:
         work.carry(key, "method.target_modules", names)
+
+
+#: What a method decides.
+METHOD_OPTIONS = ("method.name", "memory.optimizer_in_backward")
+
+
+def train_weights(work: Translation) -> None:
+    """What goes with weights that are trained themselves: gradients that are added up and clipped, as elsewhere."""
+    work.put(
+        "memory.optimizer_in_backward",
+        "off",
+        "As there: gradients are added up and clipped. auto updates inside backward and needs far less memory.",
+    )

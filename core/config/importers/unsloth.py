@@ -12,6 +12,7 @@ from core.config.importers.shared import (
     BATCH_OPTIONS,
     EPOCH_OPTIONS,
     LENGTH_OPTIONS,
+    METHOD_OPTIONS,
     OPTIMIZERS,
     SCHEDULE_OPTIONS,
     SCHEDULERS,
@@ -23,6 +24,7 @@ from core.config.importers.shared import (
     model_base,
     schedule,
     target_modules,
+    train_weights,
 )
 from core.config.importers.steps import every
 from core.config.importers.translation import Translation
@@ -58,12 +60,8 @@ def _method(work: Translation) -> None:
         else:
             work.change("training.load_in_4bit", "method.name", name, "Not given: Unsloth takes 4 bits.")
         return
-    work.drop(
-        "training.training_type",
-        "Training all weights is not offered: adapters on a 16-bit base, which stand a higher learning rate.",
-        "method.name",
-        "lora",
-    )
+    work.carry("training.training_type", "method.name", "full")
+    train_weights(work)
     if in_4bit is not None:
         work.drop("training.load_in_4bit", "It counts only for adapters.")
 
@@ -137,8 +135,8 @@ _OFFERED: dict[str, Rule] = {
         near={"chatml": ("messages", "Conversations with role and content; the template is the model's own.")},
         otherwise=("auto", "No such format is read here: the columns decide."),
     ),
-    "training.training_type": Joint(_method, ("method.name",)),
-    "training.load_in_4bit": Joint(_method, ("method.name",)),
+    "training.training_type": Joint(_method, METHOD_OPTIONS),
+    "training.load_in_4bit": Joint(_method, METHOD_OPTIONS),
     "training.max_seq_length": Joint(_length, LENGTH_OPTIONS),
     **dict.fromkeys(("training.num_epochs", "training.max_steps"), Joint(_length_of_run, EPOCH_OPTIONS)),
     "training.learning_rate": Copy("train.learning_rate", "number", absent=2e-4, why="Not given: Unsloth takes 2e-4."),

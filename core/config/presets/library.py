@@ -16,7 +16,7 @@ from core.config.schema import options
 from core.errors import UserError
 from core.text import one_line
 
-Aim = Literal["quick-look", "balanced", "best-quality", "long-context"]
+Aim = Literal["quick-look", "balanced", "best-quality", "long-context", "full-fine-tuning"]
 AIMS: tuple[Aim, ...] = get_args(Aim)
 DIRECTORY = Path(__file__).parent
 #: Options of which one is of no use without the other: a preset sets them together or not at all.

@@ -239,8 +239,8 @@ def test_defaults_that_are_not_ours_are_written(tmp_path: Path) -> None:
         ("adapter: lora\nload_in_8bit: true", "qlora", "8 bits are not offered"),
         ("adapter: lora\nload_in_4bit: true", "lora", ""),
         ("adapter: qlora\nload_in_4bit: true", "qlora", ""),
-        ("adapter:", "lora", "all weights"),
-        ("lora_r: 8", "lora", "all weights"),
+        ("adapter:", "full", "all weights"),
+        ("lora_r: 8", "full", "all weights"),
         ("adapter: llama-adapter", "lora", "not offered"),
     ],
 )

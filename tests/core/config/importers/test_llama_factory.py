@@ -205,12 +205,30 @@ def test_traps(tmp_path: Path, text: str, name: str, value: Any) -> None:
     loaded(tmp_path, imported)
 
 
-@pytest.mark.parametrize(("kind", "part"), [("full", "all weights"), ("freeze", "some layers"), ("oft", "OFT")])
-def test_other_methods_are_adapters_here(tmp_path: Path, kind: str, part: str) -> None:
-    imported = carry(tmp_path, f"model_name_or_path: a/b\nfinetuning_type: {kind}\n")
+def test_other_methods_are_adapters_here(tmp_path: Path) -> None:
+    imported = carry(tmp_path, "model_name_or_path: a/b\nfinetuning_type: oft\n")
     where, said = entry(imported, "finetuning_type")
     assert (where, said.to, setting(imported, "method.name")) == ("unsupported", "method.name", "lora")
-    assert part in comment(imported, "method.name")
+    assert "OFT" in comment(imported, "method.name")
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"),
+    [("full", None), ("freeze", None), ("freeze\nfreeze_trainable_layers: -3\nfreeze_trainable_modules: all", 3)],
+)
+def test_weights_are_trained_as_there(tmp_path: Path, text: str, layers: int | None) -> None:
+    imported = carry(tmp_path, f"model_name_or_path: a/b\nfinetuning_type: {text}\n")
+    assert entry(imported, "finetuning_type")[0] == "carried"
+    assert setting(imported, "method.name") == text.splitlines()[0]
+    assert setting(imported, "method.trainable_layers") == layers
+    assert setting(imported, "method.trainable_end") == (None if layers is None else "first")
+    assert setting(imported, "memory.optimizer_in_backward") == "off", "they add gradients up"
+    loaded(tmp_path, imported)
+
+
+def test_single_modules_of_layers_are_not_trained_alone(tmp_path: Path) -> None:
+    text = "model_name_or_path: a/b\nfinetuning_type: freeze\nfreeze_trainable_modules: mlp\n"
+    assert entry(carry(tmp_path, text), "freeze_trainable_modules")[0] == "unsupported"
 
 
 def test_what_it_refuses_is_refused(tmp_path: Path) -> None:

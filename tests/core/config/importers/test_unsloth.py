@@ -123,7 +123,7 @@ def test_its_defaults_are_not_ours(tmp_path: Path) -> None:
     [
         ("training", "train_on_completions: false", "data.supervise", "all"),
         ("training", "load_in_4bit: false", "method.name", "lora"),
-        ("training", "training_type: full", "method.name", "lora"),
+        ("training", "training_type: full", "method.name", "full"),
         ("training", "max_steps: 60", "train.max_steps", 60),
         ("training", "warmup_ratio: 0.1", "train.warmup", 0.1),
         ("training", "lr_scheduler_type: cosine", "train.scheduler", "cosine"),

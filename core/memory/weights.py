@@ -1,0 +1,95 @@
+"""What is trained where the model's own weights are: which tensors, and what an update of them takes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+
+from core.config.schema import Config
+from core.memory.activations import FP32, Adapters
+from core.memory.architecture import Architecture, Layer
+
+#: Tensors as ``(rows, columns, how many)``.
+Tensors = list[tuple[int, int, int]]
+
+#: Elements that an update adds at a time, and the bytes that it takes for each: the sum in fp32, random bits, and what
+#: masks them.
+SLICE, SLICE_BYTES = 1 << 24, 2 * FP32 + 4
+
+_NOTHING = Adapters(0, 0.0, False, frozenset())
+_WEIGHTS = Adapters(0, 0.0, False, frozenset(), weights=True)
+
+
+def split_layers(model: Architecture, config: Config) -> tuple[Architecture, list[Adapters]]:
+    """The model with its layers parted into those that are trained and those that are not, in the order in which they
+    are run, and what is trained of each part.
+
+    Where layers of several kinds alternate, each kind gives its share.
+    """
+    if config.method.name == "full":
+        return model, [_WEIGHTS] * len(model.layers)
+    wanted = min(config.method.trainable_layers, model.depth)
+    trained, frozen, taken, seen = [], [], 0, 0
+    for layer in model.layers:
+        seen += layer.count
+        share = round(wanted * seen / model.depth) - taken
+        taken += share
+        trained.append(replace(layer, count=share))
+        frozen.append(replace(layer, count=layer.count - share))
+    trained_first = config.method.trainable_end == "first"
+    above, below = [(layer, _WEIGHTS) for layer in trained], [(layer, _NOTHING) for layer in frozen]
+    ordered = [(layer, what) for layer, what in (above + below if trained_first else below + above) if layer.count]
+    return replace(model, layers=tuple(layer for layer, _ in ordered)), [what for _, what in ordered]
+
+
+def trained_tensors(model: Architecture, trained: list[Adapters], *, whole: bool) -> Tensors:
+    """The tensors that are trained.
+
+    Args:
+        model: With its layers parted.
+        trained: What is trained of each part.
+        whole: Whether embeddings, head and the rest outside the layers are, too.
+    """
+    found = list(
+        itertools.chain.from_iterable(
+            _of_layer(layer, model.hidden) for layer, what in zip(model.layers, trained, strict=True) if what.weights
+        )
+    )
+    if whole:
+        found.append((model.vocabulary, model.hidden, 1 if model.tied else 2))
+        found += _small(model.other + (model.vocabulary if model.head_bias else 0), model.hidden, 1)
+    return found
+
+
+def _of_layer(layer: Layer, hidden: int) -> Iterator[tuple[int, int, int]]:
+    for linear in layer.linears:
+        yield linear.outputs, linear.inputs, layer.count
+        if linear.bias:
+            yield linear.outputs, 1, layer.count
+    if layer.experts is not None:
+        experts = layer.experts
+        yield experts.count * 2 * experts.width, experts.hidden, layer.count
+        yield experts.count * experts.hidden, experts.width, layer.count
+        yield experts.count, experts.hidden, layer.count
+    yield from _small(layer.other, hidden, layer.count)
+
+
+def _small(elements: int, hidden: int, count: int) -> Tensors:
+    """Norms and the like: vectors taken to be as wide as the model, but for a rest."""
+    whole, rest = divmod(elements, hidden)
+    return [(size, 1, number) for size, number in ((hidden, whole * count), (rest, count)) if size and number]
+
+
+def update_bytes(largest: int, width: int, *, states_in_fp32: bool) -> int:
+    """What the update of the largest tensor takes: the stand-in that the optimizer works on, the gradient in its dtype
+    where that is another, and the slices that are added.
+
+    Args:
+        largest: Elements of the largest tensor.
+        width: Bytes of an element of the weights.
+        states_in_fp32: Whether the optimizer works in fp32.
+    """
+    stand_in = FP32 if states_in_fp32 else width
+    cast = FP32 if states_in_fp32 and width != FP32 else 0
+    return largest * (stand_in + cast) + min(largest, SLICE) * SLICE_BYTES

@@ -1,0 +1,64 @@
+"""Training the model's own weights: which of them, and how they come back from a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core.config.schema import MethodSection
+from core.errors import UserError
+from core.worker.tensors import read_tensors, tensor_names
+
+
+def choose_weights(model: Any, method: MethodSection, *, seed: int) -> Any:
+    """Let the model's own weights be trained: all of them, or those of its first or last decoder layers.
+
+    Args:
+        model: The base model, frozen.
+        method: ``name`` full or freeze, ``trainable_layers`` and ``trainable_end``.
+        seed: Seed of what is drawn from then on: dropout and rounding.
+
+    Returns:
+        The same model, in training mode.
+
+    Raises:
+        UserError: If the model has fewer layers.
+    """
+    if method.name == "full":
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+    else:
+        layers, wanted = decoder_layers(model), method.trainable_layers
+        if wanted > len(layers):
+            raise UserError(
+                f"method.trainable_layers is {wanted}, and the model has {len(layers)} layers.",
+                "Name fewer, or set method.name = full.",
+            )
+        for layer in layers[-wanted:] if method.trainable_end == "last" else layers[:wanted]:
+            layer.requires_grad_(True)
+    torch.manual_seed(seed)
+    model.train()
+    return model
+
+
+def decoder_layers(model: Any) -> torch.nn.ModuleList:
+    """The decoder layers of a causal language model: the longest list of modules in it."""
+    lists = [module for module in model.get_decoder().modules() if isinstance(module, torch.nn.ModuleList)]
+    return max(lists, key=len)
+
+
+def put_weights(model: Any, path: Path) -> None:
+    """Put a checkpoint's trained weights over those of a base model.
+
+    Raises:
+        UserError: If they do not fit it.
+    """
+    own = dict(model.named_parameters())
+    read_tensors(path, {name: own[name] for name in tensor_names(path) if name in own})
+
+
+def trained_tensors(model: Any) -> dict[str, torch.nn.Parameter]:
+    """What the optimizer updates, by name; tied weights once."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

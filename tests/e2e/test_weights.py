@@ -1,0 +1,106 @@
+"""Training the model's own weights: whole models come out, and a kill changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from core.chat.request import GenerationSettings
+from core.chat.session import Answer, open_session
+from core.runs.store import Run
+from core.worker.model import load_model
+
+from .workers import Workers, ending, exit_code, failure, finish, kill, notice_codes, wait_until_step
+
+SETTINGS = GenerationSettings(max_new_tokens=6)
+MESSAGES = [{"role": "user", "content": "ticket printer"}]
+
+
+def start(workers: Workers, name: str, method: dict[str, Any], steps: int = 12, **sections: Any) -> Run:
+    train = {"max_steps": steps, "learning_rate": 1e-3, "precision": "bf16", **sections.pop("train", {})}
+    return workers.start(
+        name,
+        method={"name": name, "dropout": 0.0, **method},
+        train=train,
+        eval={"every_steps": 6},
+        checkpoint={"every_steps": 4},
+        **sections,
+    )
+
+
+def tensors(directory: Path) -> dict[str, torch.Tensor]:
+    return load_file(directory / "model.safetensors")
+
+
+def ask(run: Run) -> Answer:
+    session = open_session(run)
+    try:
+        *_, answer = session.generate(MESSAGES, "tuned", SETTINGS)
+    finally:
+        session.close()
+    assert isinstance(answer, Answer)
+    return answer
+
+
+@pytest.mark.parametrize("name", ["full", "freeze"])
+def test_a_whole_model_comes_out_and_a_kill_changes_nothing(workers: Workers, name: str) -> None:
+    # The reference ends first: two that train at once only slow each other.
+    reference = start(workers, name, {"trainable_layers": 1}, train={"optimizer": "adamw_8bit"})
+    finish(reference)
+    assert ending(reference).adapter == "model"
+    run = start(workers, name, {"trainable_layers": 1}, train={"optimizer": "adamw_8bit"})
+    wait_until_step(run, 6)
+    kill(run)
+    with workers.environment():
+        assert ask(run).source.startswith("step-"), "the newest checkpoint answers"
+    workers.resume(run)
+    finish(run)
+    assert "resumed" in notice_codes(run)
+    trained, expected, base = (tensors(path) for path in (run.model_path, reference.model_path, workers.model))
+    assert trained.keys() == base.keys()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in trained.items())
+    changed = {key for key, tensor in trained.items() if not torch.equal(tensor, base[key])}
+    last_layer = {key for key in base if key.startswith("model.layers.1.")}
+    assert changed == (set(base) if name == "full" else last_layer)
+    with workers.environment():
+        assert ask(run).source == "model"
+    loaded = load_model(run.model_path, method="lora", precision="bf16", device="cpu")
+    assert loaded.tokenizer.chat_template
+
+
+def test_the_base_is_no_longer_there(workers: Workers) -> None:
+    run = start(workers, "full", {}, steps=2)
+    finish(run)
+    session = open_session(run)
+    assert not session.has_tuned
+    session.close()
+
+
+@pytest.mark.parametrize(
+    ("method", "train", "says"),
+    [
+        ({"name": "freeze", "trainable_layers": 3}, {}, "the model has 2 layers"),
+        ({"name": "full"}, {"precision": "fp16"}, "fp16"),
+    ],
+)
+def test_what_cannot_be_trained_is_said(
+    workers: Workers, method: dict[str, Any], train: dict[str, Any], says: str
+) -> None:
+    run = workers.start("refused", method={"dropout": 0.0, **method}, train={"max_steps": 2, **train})
+    assert says in failure(run).reason
+
+
+def test_a_stopped_one_can_be_talked_to(workers: Workers) -> None:
+    run = start(workers, "freeze", {"trainable_layers": 1, "trainable_end": "first"}, steps=400)
+    wait_until_step(run, 4)
+    with workers.environment():
+        from core.runs.client import ControlClient
+
+        ControlClient(run).request("stop")
+    assert exit_code(run) == 3
+    with workers.environment():
+        assert ask(run).source.startswith("step-")
