@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 #: What a control character is shown as.
 REPLACEMENT = "\ufffd"
 
@@ -44,3 +46,79 @@ def one_line(text: str, limit: int = 2000) -> str:
     cut = text[: limit + 1]
     safe = sanitize(cut).replace("\n", "⏎").replace("\t", " ")
     return safe if len(cut) <= limit else safe[: limit - 1] + "…"
+
+
+#: What stands for a character that has no picture of its own, or whose width terminals do not agree on.
+PLACEHOLDER = "◌"
+
+# Marks drawn over one character; more of them only make terminals run out of room for the cell.
+_MOST_MARKS = 4
+_REGIONAL = range(0x1F1E6, 0x1F200)
+_SKIN_TONES = range(0x1F3FB, 0x1F400)
+# Joiners, spaces without width and other format characters, variation selectors, tags: most terminals draw nothing for
+# them, and some draw what stands around them in fewer or more cells.
+_SILENT = frozenset(
+    [
+        *(0x034F, 0xFEFF),
+        *range(0x180B, 0x1810),
+        *range(0x200B, 0x2010),
+        *range(0x2060, 0x2070),
+        *range(0xFE00, 0xFE10),
+        *range(0xFFF9, 0xFFFC),
+        *range(0xE0000, 0xE1000),
+    ]
+)
+
+# Narrow by the standard and drawn wide by some terminals: emoji that take a skin tone, numbers on black squares.
+_DISPUTED = frozenset(
+    [0x261D, 0x26F9, 0x270C, 0x270D, 0x1F3CB, 0x1F3CC, 0x1F574, 0x1F575, 0x1F590, *range(0x3248, 0x3250), 0x1171E]
+)
+
+
+def steady(text: str, *, whole: bool = False) -> str:
+    """Text that takes the same cells in every terminal, so that what is drawn behind it stays where it belongs.
+
+    Terminals disagree on what several characters make together: a family of emoji is two cells wide in some and six in
+    others. So they are shown apart: a flag as its two letters, a family as its members, a heart without the selector
+    that asks for color. What has no width that all agree on (vowel signs of Indic scripts, characters that no version
+    of Unicode knows here) is shown as ``◌``.
+
+    The width of the result is the sum of the widths of its characters.
+
+    Args:
+        text: Sanitized text.
+        whole: Keep vowel signs, for text that is read rather than looked over; only emoji are taken apart.
+    """
+    if text.isascii():
+        return text
+    found: list[str] = []
+    marks = 0
+    for character in text:
+        code = ord(character)
+        if code < 0x300:
+            # The soft hyphen is drawn by some terminals alone.
+            found.append("-" if code == 0xAD else character)
+            marks = 0
+            continue
+        if code in _SILENT:
+            continue
+        kind = unicodedata.category(character)
+        if code in _DISPUTED:
+            character = PLACEHOLDER
+        elif code in _REGIONAL:
+            character = chr(code - _REGIONAL.start + ord("A"))
+        elif code in _SKIN_TONES or kind in ("Mn", "Me"):
+            marks += 1
+            if not found or found[-1].isspace():
+                character = PLACEHOLDER if code in _SKIN_TONES else PLACEHOLDER + character
+            elif code in _SKIN_TONES or marks > _MOST_MARKS:
+                continue
+            found.append(character)
+            continue
+        elif (kind == "Mc" and not whole) or kind == "Cf":
+            character = PLACEHOLDER
+        elif kind == "Cn":
+            character = REPLACEMENT
+        found.append(character)
+        marks = 0
+    return "".join(found) or (PLACEHOLDER if text else "")

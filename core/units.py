@@ -77,6 +77,18 @@ def format_number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{max(digits - 1 - exponent, 0)}f}"
 
 
+def exact_number(value: float) -> str:
+    """A number of a configuration with all its digits, as people write it: ``0.05``, ``2``, ``1e-4`` below 0.001."""
+    if not math.isfinite(value) or value == 0 or abs(value) >= 1e-3:
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+    # The shortest digits that are this number and no other.
+    mantissa, _, power = next(text for digits in range(17) if float(text := f"{value:.{digits}e}") == value).partition(
+        "e"
+    )
+    return f"{mantissa}e{int(power)}"
+
+
 def format_rate(tokens_per_second: float | None) -> str:
     """Tokens a second: ``318 tok/s``; ``–`` where unknown."""
     if tokens_per_second is None or not math.isfinite(tokens_per_second):

@@ -149,7 +149,7 @@ KEYS: tuple[Key, ...] = (
     Key("data.top", "g,home", "move_end(-1)", "first", "The first row", palette=False),
     Key("data.bottom", "G,end", "move_end(1)", "last", "The last row", palette=False),
     # Config.
-    Key("config.edit", "enter", "edit", "edit", "Change the option under the cursor", footer=True),
+    Key("config.edit", "enter", "edit", "edit", "Change the option under the cursor", footer=True, priority=True),
     Key(
         "config.search",
         "slash",
@@ -159,7 +159,7 @@ KEYS: tuple[Key, ...] = (
         footer=True,
         priority=True,
     ),
-    Key("config.save", "ctrl+s", "save", "save", "Write the configuration to its file", footer=True),
+    Key("config.save", "ctrl+s", "save", "save", "Write the configuration to its file", footer=True, priority=True),
     Key(
         "config.expert",
         "x",
@@ -169,7 +169,13 @@ KEYS: tuple[Key, ...] = (
         footer=True,
     ),
     Key(
-        "config.presets", "P", "presets", "presets", "Choose a preset; what it would change is shown first", footer=True
+        "config.presets",
+        "P",
+        "presets",
+        "presets",
+        "Choose a preset; what it would change is shown first",
+        footer=True,
+        priority=True,
     ),
     Key("config.undo", "u", "undo", "undo", "Undo the last edit"),
     Key("config.redo", "ctrl+r,U", "redo", "redo", "Make the edit again that was undone"),
@@ -187,9 +193,23 @@ KEYS: tuple[Key, ...] = (
         "changed only",
         "Show only what differs from the preset, the defaults or the last run, or all again",
     ),
-    Key("config.compare", "v", "compare", "compare", "Compare with its file, the last run, the preset or another file"),
-    Key("config.open", "O", "open", "open…", "Open another configuration, the last ones first"),
-    Key("config.save_as", "S", "save_as", "save as…", "Write the configuration to another file, and go on in that one"),
+    Key(
+        "config.compare",
+        "v",
+        "compare",
+        "compare",
+        "Compare with its file, the last run, the preset or another file",
+        priority=True,
+    ),
+    Key("config.open", "O", "open", "open…", "Open another configuration, the last ones first", priority=True),
+    Key(
+        "config.save_as",
+        "S",
+        "save_as",
+        "save as…",
+        "Write the configuration to another file, and go on in that one",
+        priority=True,
+    ),
     Key("config.duplicate", "y", "duplicate", "duplicate", "Go on in a copy; the file stays as it is"),
     Key("config.editor", "e", "open_editor", "$EDITOR", "Edit the configuration as TOML in your editor"),
     Key(
@@ -223,7 +243,15 @@ KEYS: tuple[Key, ...] = (
     # Train.
     Key("train.pause", "p", "toggle_pause", "pause", "Pause the run between two steps, or let it go on", footer=True),
     Key("train.checkpoint", "c", "checkpoint", "checkpoint", "Save a checkpoint now", footer=True),
-    Key("train.stop", "s", "stop", "stop", "Stop the run after a checkpoint; it can be continued", footer=True),
+    Key(
+        "train.stop",
+        "s",
+        "stop",
+        "stop",
+        "Stop the run after a checkpoint; it can be continued",
+        footer=True,
+        priority=True,
+    ),
     Key("train.continue", "C", "continue_run", "continue", "Continue this run from its last checkpoint", footer=True),
     Key("train.sample", "d", "sample", "try the sample", "Train the starter model on the sample data (3 minutes)"),
     Key("train.log_axis", "y", "toggle_log_axis", "log axis", "Switch the loss axis between linear and logarithmic"),
@@ -277,7 +305,15 @@ KEYS: tuple[Key, ...] = (
     Key("runs.bottom", "G,end", "move_end(1)", "last", "The oldest run", palette=False),
     # The screen with the chat templates.
     Key("template.use", "enter", "use", "use", "Use the template under the cursor", palette=False),
-    Key("template.edit", "e", "edit", "edit", "Edit the template, in a file of yours, and use that", palette=False),
+    Key(
+        "template.edit",
+        "e",
+        "edit",
+        "edit",
+        "Edit the template, in a file of yours, and use that",
+        palette=False,
+        priority=True,
+    ),
     Key("template.row", "n,right", "step_row(1)", "next row", "Show the next row", palette=False),
     Key("template.row_before", "N,left", "step_row(-1)", "row before", "Show the row before", palette=False),
     Key("template.part", "tab", "app.focus_next", "next part", "Scroll in the row or the source", palette=False),
@@ -290,7 +326,15 @@ KEYS: tuple[Key, ...] = (
     Key("template.help", "question_mark,f1", "help", "help", "Explain the keys", palette=False, show="?"),
     Key("template.back", "escape", "back", "back", "Go back; what was in use stays so", palette=False),
     # The screen with the columns.
-    Key("columns.choose", "enter", "choose", "choose", "Choose a column for the part under the cursor", palette=False),
+    Key(
+        "columns.choose",
+        "enter",
+        "choose",
+        "choose",
+        "Choose a column for the part under the cursor",
+        palette=False,
+        priority=True,
+    ),
     Key("columns.next", "right,space", "step(1)", "next", "The next column of the file", palette=False),
     Key("columns.previous", "left", "step(-1)", "before", "The column before of the file", palette=False),
     Key("columns.none", "d,delete", "leave_out", "leave out", "No column for this part", palette=False),
@@ -307,8 +351,20 @@ KEYS: tuple[Key, ...] = (
     Key("columns.back", "escape", "back", "back", "Go back; nothing is changed", palette=False),
 )
 
-#: The actions of the keys that are carried out before the next key is looked at: they begin a text.
-PRIORITY_ACTIONS = frozenset(key.action for key in KEYS if key.priority)
+
+def is_text(keys: str) -> bool:
+    """Whether one of the keys, with commas between them, writes or ends a text where something is being written."""
+    return any(key == "enter" or not key.startswith(("ctrl+", "alt+")) for key in keys.split(","))
+
+
+def yields_to_text(action: str, table: KeyTable) -> bool:
+    """Whether an action must not be carried out by its key where something is being written.
+
+    Args:
+        action: Its name.
+        table: The keys as the user has them.
+    """
+    return any(key.priority and key.action == action and is_text(key.keys) for key in table.keys)
 
 
 def bindings(scope: str) -> list[Binding]:

@@ -70,15 +70,36 @@ class RunDesk(App[str]):
         return f"Run {run.id} is {state}: {outputs}"
 
     async def action_quit(self) -> None:
-        """Leave; while a run is on, ask what is to become of it."""
-        from tui.screens.dialogs import QuitDialog
+        """Leave; ask first what is to become of edits that are not saved, and else of a run that is on."""
+        from tui.screens.dialogs import QuitDialog, UnsavedDialog
 
         view = self.state.live_run
+        if isinstance(self.screen, UnsavedDialog):
+            # Asked again, which is no answer: edits are not given up by a key that is held down.
+            return
+        if (form := self.pane("config")) is not None:
+            form.commit_open()
         # Asked again while the question is on the screen, the least drastic answer is meant.
-        if view is None or isinstance(self.screen, QuitDialog):
+        if self.state.is_dirty and not isinstance(self.screen, QuitDialog):
+            self.push_screen(UnsavedDialog(self.state.file_name, view), self._unsaved_answered)
+        elif view is None or isinstance(self.screen, QuitDialog):
             self.leave()
         else:
             self.push_screen(QuitDialog(view), self._quit_answered)
+
+    def _unsaved_answered(self, answer: str | None) -> None:
+        from tui.screens.dialogs import DISCARD, SAVE
+
+        form = self.pane("config")
+        if answer == DISCARD:
+            self.leave()
+        elif answer == SAVE and form is not None:
+            # It may have to ask for a name, or whether to overwrite what somebody else has written.
+            while len(self.screen_stack) > 1:
+                self.pop_screen()
+            self.main.show_pane("config", zoom=self.main.zoomed)
+            # The pane gets the keys first; what it asks for gets them then.
+            self.call_later(form.save_then, self.leave)
 
     def _quit_answered(self, answer: str | None) -> None:
         from tui.screens.dialogs import LEAVE, STOP
@@ -253,6 +274,8 @@ class RunDesk(App[str]):
             self._set_chat_target(view)
             if not view.is_live:
                 self._announce_end(view)
+                if (form := self.pane("config")) is not None:
+                    form.run_ended()
         self._show_run()
 
     @on(messages.NoRunFound)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import tomlkit
 import tomlkit.exceptions
 from pydantic import ValidationError
-from tomlkit.items import Item, Table
+from tomlkit.items import Float, Item, Table
 
 from core.config.explain import SECRET_HINT, explain, unknown_option
 from core.config.facts import Facts
@@ -138,8 +139,13 @@ class ConfigDocument:
         value = table.get(key) if isinstance(table, Mapping) else None
         return value.unwrap() if isinstance(value, Item) else value
 
-    def set(self, name: str, value: Any) -> None:
+    def set(self, name: str, value: Any, typed: str = "") -> None:
         """Write ``section.key``; None removes it, and its section when nothing is left in it: the default holds again.
+
+        Args:
+            name: The option.
+            value: Its value.
+            typed: How somebody has written it: a number that TOML can hold is put down just so, ``3e-4`` for 0.0003.
 
         Raises:
             UserError: If no such option exists, or the file uses the section's name for something else.
@@ -158,7 +164,7 @@ class ConfigDocument:
             return
         if table is None:
             self._toml[section] = tomlkit.table()
-        self._toml[section][key] = _as_item(value)
+        self._toml[section][key] = _as_item(value, typed)
 
     def apply(self, assignments: Iterable[str]) -> None:
         """Apply ``section.key=value`` assignments as ``--set`` takes them.
@@ -313,8 +319,13 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(inner)
 
 
-def _as_item(value: Any) -> Any:
-    """A table on one line, so that it stays where its key stands; other values as they are."""
+def _as_item(value: Any, typed: str = "") -> Any:
+    """A table on one line, so that it stays where its key stands; a number as typed; other values as they are."""
+    if isinstance(value, float) and typed:
+        with suppress(tomlkit.exceptions.TOMLKitError):
+            item = tomlkit.value(typed.strip())
+            if isinstance(item, Float) and item == value:
+                return item
     if not isinstance(value, Mapping):
         return value
     inline = tomlkit.inline_table()

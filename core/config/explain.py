@@ -15,6 +15,7 @@ from core.config.values import describe_type
 from core.errors import UserError
 from core.redact import is_secret_name, redact
 from core.text import one_line
+from core.units import exact_number
 
 #: The most characters of a value that are shown.
 _SHOWN = 80
@@ -29,7 +30,9 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 def shown(value: Any) -> str:
-    """A value as TOML writes it, on one line, cut where it is long, and without secrets."""
+    """A value as people write it in TOML, on one line, cut where it is long, and without secrets."""
+    if isinstance(value, float) and 0 < abs(value) < 1e-3:
+        return exact_number(value)
     try:
         text = tomlkit.item(value).as_string()
     except (TypeError, ValueError, tomlkit.exceptions.TOMLKitError):

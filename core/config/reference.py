@@ -10,6 +10,7 @@ from typing import Any
 from core.config.rules import RULES
 from core.config.schema import Option, options, sections
 from core.config.values import describe_type
+from core.units import exact_number
 
 _HEAD = """\
 # Configuration
@@ -78,7 +79,7 @@ def _default(option: Option) -> str:
 def _toml(value: Any) -> str:
     """A default as the file would have it."""
     if isinstance(value, float):
-        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+        return exact_number(value)
     return json.dumps(value, ensure_ascii=False)
 
 

@@ -17,6 +17,7 @@ from core.data.formats import Detection, choose
 from core.data.mapping import ColumnMap
 from core.data.reader import all_rows, open_files, open_rows
 from core.data.rows import Row, RowFile
+from core.data.shared_rows import open_shared
 from core.errors import UserError
 from core.hub.entries import HubEntry, is_hub_entry, parse_dataset
 from core.hub.store import find_fetched
@@ -56,6 +57,10 @@ class DataSource:
     def open(self) -> RowFile:
         """Open it for pages; see :func:`~core.data.reader.open_rows`."""
         return open_files(self.path, self.files) if self.files else open_rows(self.path)
+
+    def open_shared(self) -> RowFile:
+        """Open it together with others in this process; see :mod:`core.data.shared_rows`."""
+        return open_shared(self.path, self.files)
 
     def rows(self) -> Iterator[Row]:
         """All rows in order, as far as ``limit`` lets; see :func:`~core.data.reader.read_rows`."""

@@ -55,6 +55,7 @@ class TextRows(RowFile):
         kept = load_index(source, self._layout) if source.layout is not None else None
         self._spans = Spans() if kept is None else kept
         self._complete = kept is not None
+        self._keeps = kept is None and source.layout is not None
         self._scanner = _make_scanner(self._layout, self._spans)
         try:
             while not self._complete and len(self._spans) < _FIRST_ROWS and self._offset < _FIRST_BYTES:
@@ -121,7 +122,6 @@ class TextRows(RowFile):
     def index(self, progress: Progress | None = None) -> None:
         """See :class:`~core.data.rows.RowFile`."""
         with self._indexing:
-            was_known = self._complete
             while not self._complete and not self._closed.is_set():
                 done, total = self.advance()
                 if progress is not None:
@@ -129,7 +129,8 @@ class TextRows(RowFile):
             if self._closed.is_set():
                 return
             self._refuse_no_rows()
-            if not was_known and self._source.layout is not None:
+            if self._keeps:
+                self._keeps = False
                 save_index(self._source, self._layout, self._spans)
 
     def rows(self, start: int, count: int) -> list[Row]:

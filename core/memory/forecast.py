@@ -15,7 +15,7 @@ from core.memory.architecture import Architecture
 from core.memory.model_files import find_model, load_architecture
 from core.memory.plan import Machine, Plan, make_plan
 from core.memory.rows import Rows
-from core.runs.pace import Pace, earlier_pace
+from core.runs.pace import Pace, PaceBook
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,21 @@ class Forecast:
     estimate: Estimate | None
 
 
-def forecast(config: Config, machine: Machine, rows: Rows | None = None) -> Forecast:
+def forecast(
+    config: Config,
+    machine: Machine,
+    rows: Rows | None = None,
+    paces: PaceBook | None = None,
+    count: int | None = None,
+) -> Forecast:
     """Plan a configuration's run.
+
+    Args:
+        config: What is planned.
+        machine: Where.
+        rows: The rows' lengths; None where they are not known.
+        paces: Earlier runs that have been read already; None to read them now.
+        count: How many rows there are, where their lengths are not known.
 
     Raises:
         UserError: If the model is not here or its memory cannot be told, or the rows do not suit it.
@@ -55,28 +68,40 @@ def forecast(config: Config, machine: Machine, rows: Rows | None = None) -> Fore
     base = find_model(config.model.base)
     architecture = load_architecture(base)
     plan = make_plan(architecture, config, machine, rows)
-    pace = earlier_pace(config)
+    pace = (PaceBook() if paces is None else paces).pace(config)
     return Forecast(
         base,
         architecture,
         plan,
         advise(architecture, config, machine, rows, plan),
-        None if pace is None else estimate(config, rows, pace),
+        None if pace is None else estimate(config, rows, pace, count),
     )
 
 
-def estimate(config: Config, rows: Rows | None, pace: Pace) -> Estimate | None:
-    """How long a run takes at an earlier run's pace; None where its steps cannot be counted."""
+def estimate(config: Config, rows: Rows | None, pace: Pace, count: int | None = None) -> Estimate | None:
+    """How long a run takes at an earlier run's pace; None where its steps cannot be counted.
+
+    Where the rows' tokens are not known, a row is taken to last as long as one of the earlier run.
+
+    Args:
+        config: The run.
+        rows: Its rows' lengths; None where they are not known.
+        pace: That of the earlier run.
+        count: How many rows there are, where their lengths are not known.
+    """
     train = config.train
     kept = rows.limited(train.max_length, config.data.overlong) if rows is not None else None
-    if kept is None:
-        if train.max_steps is None:
-            return None
-        return Estimate(train.max_steps * pace.seconds_per_step, train.max_steps, None, pace.run)
-    by_epochs = math.ceil(train.epochs * math.ceil(kept.count / train.batch_size))
-    steps = train.max_steps or by_epochs
-    if kept.tokens is None:
-        return Estimate(steps * pace.seconds_per_step, steps, None, pace.run)
+    count = count if kept is None else kept.count
+    if count:
+        steps = train.max_steps or math.ceil(train.epochs * math.ceil(count / train.batch_size))
+    elif train.max_steps is not None:
+        steps = train.max_steps
+    else:
+        return None
+    if kept is None or kept.tokens is None:
+        seconds = steps * pace.seconds_per_step * train.batch_size / pace.rows_per_step
+        watts = pace.watt_hours_per_second
+        return Estimate(seconds, steps, None if watts is None else watts * seconds, pace.run)
     tokens = steps * min(train.batch_size, kept.count) * kept.tokens / kept.count
     energy = pace.watt_hours_per_token
     return Estimate(tokens / pace.tokens_per_second, steps, None if energy is None else energy * tokens, pace.run)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from core.config.schema import Config
@@ -27,38 +30,66 @@ class Pace:
         tokens_per_second: Tokens without padding over the seconds in steps.
         seconds_per_step: Mean of its steps.
         watt_hours_per_token: Over the whole run; None where no device told its power.
+        rows_per_step: Its batch size.
+        watt_hours_per_second: Over the seconds in steps; None where no device told its power.
     """
 
     run: str
     tokens_per_second: float
     seconds_per_step: float
     watt_hours_per_token: float | None
+    rows_per_step: int = 1
+    watt_hours_per_second: float | None = None
+
+
+class PaceBook:
+    """The runs there are, read once: asking for a pace looks at no directory any more.
+
+    The record of a run is read when its pace is first asked for, and then remembered.
+
+    Args:
+        runs: The runs, newest first; None for all there are.
+    """
+
+    def __init__(self, runs: Iterable[Run] | None = None) -> None:
+        found = list_runs() if runs is None else runs
+        self._runs = [(run, config, os.path.realpath(config.model.base)) for run, config in _readable(found)]
+        self._paces: dict[str, Pace | None] = {}
+
+    def pace(self, config: Config) -> Pace | None:
+        """That of the newest run with the same base, method, device and recomputing of activations; None for none."""
+        mine = os.path.realpath(config.model.base)
+        for run, other, theirs in self._runs:
+            if not _is_alike(config, mine, other, theirs):
+                continue
+            if run.id not in self._paces:
+                self._paces[run.id] = _pace(run, other)
+            if (pace := self._paces[run.id]) is not None:
+                return pace
+        return None
 
 
 def earlier_pace(config: Config) -> Pace | None:
-    """The pace of the newest run with the same base, method, device and recomputing of activations; None for none."""
-    for run in list_runs()[:LOOKED_AT]:
-        if _is_alike(run, config) and (pace := _pace(run)) is not None:
-            return pace
-    return None
+    """The pace that a book made now would give."""
+    return PaceBook().pace(config)
 
 
-def _is_alike(run: Run, config: Config) -> bool:
-    try:
-        other = run.config()
-    except UserError:
-        return False
-    mine, theirs = os.path.realpath(config.model.base), os.path.realpath(other.model.base)
-    same_base = config.model.base == other.model.base or mine == theirs
+def _readable(runs: Iterable[Run]) -> Iterator[tuple[Run, Config]]:
+    for run in itertools.islice(runs, LOOKED_AT):
+        with suppress(UserError):
+            yield run, run.config()
+
+
+def _is_alike(config: Config, mine: str, other: Config, theirs: str) -> bool:
     return (
-        same_base
+        (config.model.base == other.model.base or mine == theirs)
         and config.method.name == other.method.name
         and config.hardware == other.hardware
         and config.memory == other.memory
     )
 
 
-def _pace(run: Run) -> Pace | None:
+def _pace(run: Run, config: Config) -> Pace | None:
     try:
         if run.events_path.stat().st_size > LONGEST_RECORD:
             return None
@@ -68,5 +99,12 @@ def _pace(run: Run) -> Pace | None:
     rate, steps = history.tokens_per_second, len(history.loss.steps)
     if rate is None or steps < FEWEST_STEPS:
         return None
-    energy = history.energy_wh / history.tokens if history.energy_wh and history.tokens else None
-    return Pace(run.id, rate, history.step_seconds / steps, energy)
+    energy = history.energy_wh or None
+    return Pace(
+        run.id,
+        rate,
+        history.step_seconds / steps,
+        energy / history.tokens if energy and history.tokens else None,
+        config.train.batch_size,
+        energy / history.step_seconds if energy else None,
+    )

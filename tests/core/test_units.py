@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.units import format_bytes, format_duration, format_number, format_rate, parse_bytes
+from core.units import exact_number, format_bytes, format_duration, format_number, format_rate, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -111,3 +111,28 @@ def test_rates(rate: float | None, text: str) -> None:
 )
 def test_sizes_that_people_type(text: str, size: int | None) -> None:
     assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1e-4, "1e-4"),
+        (2.5e-4, "2.5e-4"),
+        (-5e-5, "-5e-5"),
+        (0.000123456789, "1.23456789e-4"),
+        (1e-3, "0.001"),
+        (0.02, "0.02"),
+        (0.0, "0"),
+        (2.0, "2"),
+        (0.1 + 0.2, "0.30000000000000004"),
+        (1e-300, "1e-300"),
+        (float("inf"), "inf"),
+    ],
+)
+def test_numbers_of_a_configuration_are_written_as_people_do(value: float, text: str) -> None:
+    assert exact_number(value) == text
+
+
+@given(st.floats(allow_nan=False))
+def test_a_number_of_a_configuration_loses_no_digit(value: float) -> None:
+    assert float(exact_number(value)) == value

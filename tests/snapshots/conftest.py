@@ -18,6 +18,8 @@ from tui.app import LocaltuneApp
 #: 24 November 2026, 14:36 UTC.
 MOMENT = 1795530960.0
 Compare = Callable[..., bool]
+#: Turns for which a picture must not change before it is taken.
+STILL = 3
 
 
 @pytest.fixture(autouse=True)
@@ -68,5 +70,20 @@ def until(text: str, *keys: str) -> Callable[[Pilot[Any]], Awaitable[None]]:
         await wait_for(pilot, lambda: text in screen_text(pilot.app))
         shell.clear_notifications()
         await wait_for(pilot, lambda: not shell.screen.query("Toast"))
+        await settle(pilot)
 
     return run
+
+
+async def settle(pilot: Pilot[Any]) -> None:
+    """Wait until nothing is laid out, focused or painted any more: the picture stays the same from turn to turn."""
+    seen: list[object] = []
+
+    def is_still() -> bool:
+        screen = pilot.app.screen
+        strips = screen._compositor.render_strips()
+        now = (pilot.app.focused, [[(segment.text, segment.style) for segment in strip] for strip in strips])
+        seen.append(now)
+        return not screen._layout_required and len(seen) >= STILL and all(then == now for then in seen[-STILL:])
+
+    await wait_for(pilot, is_still, seconds=60.0)

@@ -63,6 +63,8 @@ class ScriptedRun:
         self.run.config_path.write_text(CONFIG, encoding="utf-8")
         self.total = total
         self.now = start
+        self.heartbeat: float | None = None
+        """The last sign of life that is written, in Unix seconds; None for the present."""
         self._random = random.Random(7)
         pid, started = own_identity()
         self.state = RunState(
@@ -78,8 +80,9 @@ class ScriptedRun:
         return self.now
 
     def write_state(self, **changes: Any) -> None:
-        """Replace the state, with the heartbeat of now."""
-        self.state = replace(self.state, **{"updated": time.time(), **changes})
+        """Replace the state, with the heartbeat of now unless another one is set."""
+        beat = time.time() if self.heartbeat is None else self.heartbeat
+        self.state = replace(self.state, **{"updated": beat, **changes})
         self.state.write(self.run.state_path)
 
     def write(self, *new: events.Event) -> None:

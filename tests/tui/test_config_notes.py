@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from textual.pilot import Pilot
 
+from core.config.compare import DiffLine, diff_values
 from core.config.document import ConfigDocument
 from core.hardware.card import Card
 from core.runs.store import create_run
@@ -196,3 +197,25 @@ async def test_the_plan_is_made_anew_with_every_edit(tmp_path: Path) -> None:
         pane.query_one(PlanBar).show(None)
         await pilot.pause()
         assert "does not fit" not in screen_text(pilot.app)
+
+
+async def test_small_numbers_are_shown_as_people_write_them_and_stay_as_they_were_written(tmp_path: Path) -> None:
+    text = '[data]\ntrain = "rows.jsonl"\n\n[train]\nlearning_rate = 0.0001 # slow\n'
+    path = write_config(tmp_path, text)
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
+        await opened(pilot, pane, path)
+        field = await go_to(pilot, pane, "train.learning_rate")
+        assert "1e-4" in flat(screen_text(pilot.app))
+        assert "0.0001" not in screen_text(pilot.app)
+        # Looked at and left alone.
+        await pilot.press("enter", "enter")
+        await wait_for(pilot, lambda: pane.form.has_focus)
+        assert pane.document.dumps() == text
+        await type_value(pilot, pane, "train.learning_rate", "3e-4")
+        assert field.value == 3e-4
+        assert "learning_rate = 3e-4 # slow" in pane.document.dumps()
+        assert diff_values({"train.learning_rate": 1e-4}, {"train.learning_rate": 3e-4})[1:] == [
+            DiffLine("removed", "learning_rate = 1e-4"),
+            DiffLine("added", "learning_rate = 3e-4"),
+        ]

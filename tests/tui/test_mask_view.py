@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.color import ColorSystem
 from rich.style import Style
+from wcwidth import wcswidth
 
 from core.config.document import ConfigDocument
 from core.data.lengths import Bucket
-from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, screen_text, wait_for
+from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, screen_lines, screen_text, wait_for
 from tui.panes.data import DataPane
 from tui.widgets.histogram import draw_histogram
 from tui.widgets.mask_view import _mark, _Piece, wrap_pieces
@@ -45,6 +46,48 @@ async def shown(pilot: object, pane: DataPane, path: Path) -> None:
     pane.show(path)
     await wait_for(pilot, lambda: pane.view is not None)  # type: ignore[arg-type]
     await wait_for(pilot, lambda: pane.masker is not None or pane.masker_error is not None)  # type: ignore[arg-type]
+
+
+#: What terminals do not agree on the width of.
+SIGNS = "की sign"
+UNSTEADY = [
+    "👨\u200d👩\u200d👧 family",
+    "🇩🇪 flag",
+    "❤\ufe0f heart",
+    "👍🏽 tone",
+    SIGNS,
+    "z" + "\u0301" * 40,
+    "co\u00adop ✌",
+]
+
+
+@pytest.mark.parametrize("size", [(80, 24), (200, 50)])
+async def test_borders_stay_where_they_are_whatever_a_row_holds(
+    tmp_path: Path, tiny_model_dir: Path, size: tuple[int, int]
+) -> None:
+    path = write(tmp_path / "rows.jsonl", [(text * 9, text) for text in UNSTEADY])
+    pane = configured(tiny_model_dir)
+    async with PaneApp(pane).run_test(size=size) as pilot:
+        await shown(pilot, pane, path)
+
+        def lines() -> list[str]:
+            return screen_lines(pilot.app)[1:-1]
+
+        for tokens in (False, True):
+            if tokens:
+                await pilot.press("m")
+                await wait_for(pilot, lambda: pane.mask_view.parts)
+            await pilot.press("g")
+            for text in UNSTEADY:
+                await pilot.pause()
+                # As a conversation a row is read, and the signs of a script are kept.
+                if text == SIGNS and not tokens:
+                    pane.conversation.show(())
+                    await pilot.pause()
+                drawn = lines()
+                assert {line[-1] for line in drawn} == {"│"}
+                assert {wcswidth(line) for line in drawn} == {size[0]}
+                await pilot.press("j")
 
 
 @pytest.mark.parametrize("size", [(60, 20), (80, 22), (200, 50)])

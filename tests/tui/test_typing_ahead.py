@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from textual.events import Key
 from textual.keys import _character_to_key
 from textual.pilot import Pilot
 
+from core.config.recent import remember_config
+from tests.tui.config_panes import go_to, write_config
+from tests.tui.config_panes import opened as config_opened
 from tests.tui.data_panes import opened, row, write_lines
-from tests.tui.harness import PaneApp, wait_for
+from tests.tui.harness import PaneApp, screen_text, wait_for
+from tests.tui.scripted_run import ScriptedRun
+from tests.tui.test_app import record_commands
+from tui.app import LocaltuneApp
 from tui.panes.config import ConfigPane
 from tui.panes.data import DataPane
+from tui.panes.dataset_view import DatasetView
+from tui.screens.choice import ChoiceDialog
+from tui.screens.columns import ColumnsScreen
+from tui.screens.columns_view import ColumnForm
+from tui.screens.difference import DifferenceScreen
+from tui.screens.pick import PickScreen
+from tui.screens.presets import PresetScreen
 from tui.widgets.safe_input import SafeInput
 
 
-def type_at_once(pilot: Pilot[None], text: str) -> None:
-    """Post every key before the first one is looked at."""
+def type_at_once(pilot: Pilot[Any], text: str) -> None:
+    """Post every key before the first one is looked at; a line break is ``enter``."""
     for character in text:
-        pilot.app.post_message(Key(_character_to_key(character), character))
+        key = {"\n": "enter", "\x13": "ctrl+s"}.get(character) or _character_to_key(character)
+        pilot.app.post_message(Key(key, None if ord(character) < 32 else character))
 
 
-async def typed(pilot: Pilot[None]) -> str:
+async def typed(pilot: Pilot[Any]) -> str:
     """The text of the line that has the keys."""
     await wait_for(pilot, lambda: isinstance(pilot.app.focused, SafeInput))
     await pilot.pause()
@@ -81,3 +97,141 @@ async def test_the_search_of_the_configuration_takes_what_is_typed_ahead() -> No
         await pilot.pause()
         type_at_once(pilot, "/xdI/")
         assert await typed(pilot) == "xdI/"
+
+
+async def test_a_value_typed_behind_enter_is_the_value(tmp_path: Path) -> None:
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
+        await config_opened(pilot, pane, write_config(tmp_path))
+        field = await go_to(pilot, pane, "train.epochs")
+        type_at_once(pilot, "\n5\n")
+        await wait_for(pilot, lambda: field.value not in (None, 2.0) and pane.form.has_focus)
+        # The line begins with the present value, and what is typed goes behind it.
+        assert field.value == 25.0
+        assert pane.form.current is field
+
+
+@pytest.mark.parametrize("chunk", ["Sxdu/q.toml", "\x13xdu/q.toml"])
+async def test_a_file_name_typed_behind_the_key_that_asks_for_it_is_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(100, 24)) as pilot:
+        await wait_for(pilot, lambda: bool(pane.form.shown))
+        pane.form.focus()
+        await pilot.pause()
+        before = pane.document.dumps()
+        type_at_once(pilot, chunk)
+        assert (await typed(pilot)).endswith("xdu/q.toml")
+        assert pane.document.dumps() == before
+
+
+async def test_the_editor_of_a_value_still_saves_with_its_key(tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
+        await config_opened(pilot, pane, path)
+        await go_to(pilot, pane, "train.epochs")
+        await pilot.press("enter", "ctrl+u", "9", "ctrl+s")
+        await wait_for(pilot, lambda: "epochs = 9" in path.read_text())
+
+
+async def test_what_is_typed_behind_open_finds_the_configuration(tmp_path: Path, private_home: Path) -> None:
+    for name in ("apples", "pears"):
+        (tmp_path / f"{name}.toml").write_text('[data]\ntrain = "rows.jsonl"\n')
+        remember_config(tmp_path / f"{name}.toml")
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
+        await config_opened(pilot, pane, write_config(tmp_path))
+        pane.form.focus()
+        await pilot.pause()
+        type_at_once(pilot, "Oapp")
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
+        assert await typed(pilot) == "app"
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: not isinstance(pilot.app.screen, PickScreen))
+        type_at_once(pilot, "Oapp\n")
+        await wait_for(pilot, lambda: pane.document.path == tmp_path / "apples.toml")
+
+
+async def test_what_is_typed_behind_compare_chooses(tmp_path: Path) -> None:
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
+        await config_opened(pilot, pane, write_config(tmp_path))
+        pane.form.focus()
+        await pilot.pause()
+        type_at_once(pilot, "vf")
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, DifferenceScreen))
+
+
+async def test_what_is_typed_behind_presets_moves_in_them(tmp_path: Path) -> None:
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
+        await config_opened(pilot, pane, write_config(tmp_path))
+        pane.form.focus()
+        await pilot.pause()
+        before = pane.form.cursor
+        type_at_once(pilot, "Pj")
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, PresetScreen))
+        screen = pilot.app.screen
+        assert isinstance(screen, PresetScreen)
+        await wait_for(pilot, lambda: screen._list.highlighted not in (None, 0))
+        assert pane.form.cursor == before
+
+
+async def test_a_column_typed_behind_enter_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"wer": "x", "was": "a", "warum": "b"}) + "\n")
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        await opened(pilot, pane, path)
+        assert isinstance(pane.view, DatasetView)
+        screen = ColumnsScreen(pane.view, ColumnForm("auto", {}))
+        await pilot.app.push_screen(screen)
+        await wait_for(pilot, lambda: screen.sample is not None)
+        await pilot.pause()
+        await pilot.press("j")
+        await pilot.pause()
+        type_at_once(pilot, "\nwaru")
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
+        assert await typed(pilot) == "waru"
+
+
+async def test_what_is_typed_ahead_confirms_nothing_and_commands_nothing(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ScriptedRun(home).train_to(30)
+    sent = record_commands(monkeypatch)
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_for(pilot, lambda: app.state.live_run is not None)
+        await pilot.press("3")
+        await pilot.pause()
+        type_at_once(pilot, "syp")
+        await wait_for(pilot, lambda: isinstance(app.screen, ChoiceDialog))
+        await pilot.pause()
+        assert isinstance(app.screen, ChoiceDialog)
+        assert sent == []
+        await pilot.press("y")
+        await wait_for(pilot, lambda: sent == ["stop"])
+
+
+async def test_a_question_takes_no_key_that_was_typed_before_it_was_read(tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
+        await config_opened(pilot, pane, path)
+        pane.document.set("train.epochs", 5.0)
+        pane.form.focus()
+        await pilot.pause()
+        before = pane.document.dumps()
+        type_at_once(pilot, "Oyx")
+        await wait_for(pilot, lambda: pane.ask_bar.is_asking)
+        await pilot.pause()
+        assert pane.ask_bar.is_asking
+        assert not pane.shows_expert
+        assert pane.document.dumps() == before
+        assert "has not been saved" in screen_text(pilot.app)
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: pane.form.has_focus)

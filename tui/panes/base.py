@@ -10,7 +10,7 @@ from textual.content import Content
 from textual.widget import Widget
 
 from core.text import one_line
-from tui.keys import PRIORITY_ACTIONS, KeyTable
+from tui.keys import KeyTable, yields_to_text
 from tui.widgets.ask_bar import takes_text
 
 
@@ -28,8 +28,8 @@ class Pane(Vertical):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Where something is being written, the keys that begin it are text."""
-        if action in PRIORITY_ACTIONS:
-            return not takes_text(self.screen.focused)
+        if yields_to_text(action, self.keys) and takes_text(self.screen.focused):
+            return False
         return super().check_action(action, parameters)
 
     def set_title(self, *parts: str) -> None:

@@ -35,12 +35,6 @@ from tui.widgets.plan_bar import PlanBar, PlanView
 BESIDE_WIDTH = 110
 
 
-def _plan(document: ConfigDocument) -> PlanView | None:
-    from tui.panes.config_plan import plan_document
-
-    return plan_document(document)
-
-
 class ConfigPane(ConfigFind, ConfigVariants, ConfigImport, ConfigUndo):
     """Edit the configuration; ``load`` shows another one.
 
@@ -75,7 +69,7 @@ class ConfigPane(ConfigFind, ConfigVariants, ConfigImport, ConfigUndo):
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
-        self.planner = _plan
+        self.planner = self._make_plan
         self._note, self._greeting = "", ""
         self._note_field: OptionField | None = None
         self._findings = Findings({}, {})
@@ -98,6 +92,7 @@ class ConfigPane(ConfigFind, ConfigVariants, ConfigImport, ConfigUndo):
         self.refresh_hints()
         await self._build()
         self.look_for_card()
+        self.read_paces()
 
     def on_resize(self, event: events.Resize) -> None:
         """The long help beside the form, or below it."""
@@ -113,6 +108,11 @@ class ConfigPane(ConfigFind, ConfigVariants, ConfigImport, ConfigUndo):
             hints(["config.presets", "config.undo", "config.save"]),
         ]
         self.border_subtitle = Content("  ".join(parts))
+
+    def _make_plan(self, document: ConfigDocument) -> PlanView | None:
+        from tui.panes.config_plan import plan_document
+
+        return plan_document(document, self.paces, self.planned_rows)
 
     # What is shown.
 

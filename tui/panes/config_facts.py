@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from core.hardware.card import Card
     from core.memory.architecture import Architecture
     from core.runs.latest import LikeRun
+    from core.runs.pace import PaceBook
 
 
 @dataclass
@@ -45,6 +46,11 @@ class _LookedAround(Message):
 
 
 @dataclass
+class _PacesRead(Message):
+    paces: PaceBook
+
+
+@dataclass
 class _Planned(Message):
     plan: PlanView | None
 
@@ -61,6 +67,10 @@ class ConfigFacts(ConfigFiles):
         self.card: Card | None = None
         self.last_run: LikeRun | None = None
         self.rows: dict[Path, int] = {}
+        self.paces: PaceBook | None = None
+        """Earlier runs, for how long this one takes."""
+        self.planned_rows: int | None = None
+        """How many rows the plan is made for, where that is known."""
         self._looked_at: tuple[str, str] | None = None
 
     def look_for_card(self) -> None:
@@ -75,10 +85,16 @@ class ConfigFacts(ConfigFiles):
             self._looked_at = wanted
             self._look(*wanted, self.model.base)
 
+    def run_ended(self) -> None:
+        """A run that has ended tells more than those before it."""
+        self.look_around(anew=True)
+        self.read_paces()
+
     def refresh_plan(self) -> None:
         """Plan the configuration as it is now."""
         if self.planner is None:
             return
+        self.planned_rows = self.facts_now().rows
         # A document of its own: this one may be edited while it is planned.
         document = ConfigDocument(self.document.dumps(), self.document.path)
         self._plan(self.planner, document)
@@ -115,6 +131,15 @@ class ConfigFacts(ConfigFiles):
         if not get_current_worker().is_cancelled:
             self.post_message(_LookedAround(shape, free, last))
 
+    @work(thread=True, exclusive=True, group="config-paces")
+    def read_paces(self) -> None:
+        """Read which runs there are; a plan asks for none of their directories again."""
+        from core.runs.pace import PaceBook
+
+        paces = PaceBook()
+        if not get_current_worker().is_cancelled:
+            self.post_message(_PacesRead(paces))
+
     @work(thread=True, exclusive=True, group="config-plan")
     def _plan(self, planner: Planner, document: ConfigDocument) -> None:
         try:
@@ -136,7 +161,7 @@ class ConfigFacts(ConfigFiles):
             try:
                 count = 0
                 for source in resolve_source(str(path)):
-                    with source.open() as file:
+                    with source.open_shared() as file:
                         file.index()
                         count += file.count_known
                 self.post_message(_RowsCounted(path, count))
@@ -163,6 +188,11 @@ class ConfigFacts(ConfigFiles):
     def _rows_counted(self, message: _RowsCounted) -> None:
         self.rows[message.path] = message.count
         self.refresh_fields()
+
+    @on(_PacesRead)
+    def _paces_read(self, message: _PacesRead) -> None:
+        self.paces = message.paces
+        self.refresh_plan()
 
     @on(_Planned)
     def _planned(self, message: _Planned) -> None:

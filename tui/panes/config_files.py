@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from textual import on
@@ -37,6 +38,7 @@ class ConfigFiles(Pane):
         self._draft = ""
         self._suggested: Path | None = None
         self._save_target: Path | None = None
+        self._then: Callable[[], None] | None = None
 
     @property
     def document(self) -> ConfigDocument:
@@ -97,6 +99,8 @@ class ConfigFiles(Pane):
         message.stop()
         if message.purpose == "save" and message.path is not None:
             self._save_as(message.path)
+        elif message.purpose == "save":
+            self._then = None
 
     @on(AskBar.Chosen)
     def _chosen(self, message: AskBar.Chosen) -> None:
@@ -106,10 +110,28 @@ class ConfigFiles(Pane):
         elif message.purpose == "conflict" and message.key == "o":
             self._write(None, overwrite=True)
         elif message.purpose == "conflict" and message.key == "l" and self.document.path is not None:
+            self._then = None
             self._load_from_disk(self.document.path)
+
+    @on(AskBar.Cancelled)
+    def _asking_cancelled(self) -> None:
+        self._then = None
+
+    def save_then(self, then: Callable[[], None]) -> None:
+        """Save, and do something once it is saved; nothing where it cannot be, or the user gives up.
+
+        Args:
+            then: What is to be done.
+        """
+        self.action_save()
+        if self.model.is_edited or self.ask_bar.is_asking:
+            self._then = then if self.ask_bar.is_asking else None
+        else:
+            then()
 
     def action_save(self) -> None:
         """Write the file; ask where when there is none, and what to do when somebody else has changed it."""
+        self._then = None
         self.commit_open()
         path = self.document.path
         if path is None:
@@ -122,6 +144,7 @@ class ConfigFiles(Pane):
 
     def action_save_as(self) -> None:
         """Ask for another file, and go on in that one."""
+        self._then = None
         self.commit_open()
         self.ask_bar.ask_path("save", "save as", self._suggested_name(), suffixes=(".toml",))
 
@@ -136,6 +159,7 @@ class ConfigFiles(Pane):
     def _save_as(self, path: Path) -> None:
         target = path if path.suffix else path.with_suffix(".toml")
         if target.is_dir():
+            self._then = None
             self.say(f"✗ {target} is a directory. Give the file a name.")
         elif target.exists():
             self._save_target = target
@@ -150,6 +174,7 @@ class ConfigFiles(Pane):
             self.document.save(path, overwrite=overwrite)
         except UserError as error:
             self.history.revert()
+            self._then = None
             self.say(f"✗ {error}")
             return
         self._suggested = None
@@ -163,6 +188,9 @@ class ConfigFiles(Pane):
         paths = f"; {', '.join(moved)} written as seen from there" if moved else ""
         self.say(f"✓ saved to {self.document.path}{paths}{rest}")
         self.post_message(ConfigSaved(self.document))
+        then, self._then = self._then, None
+        if then is not None:
+            then()
 
     def _load_from_disk(self, path: Path) -> None:
         try:

@@ -108,7 +108,7 @@ class ConfigModel:
                 value = parse_value(option, text)
             except UserError:
                 value = text
-        self.document.set(option.name, value)
+        self.document.set(option.name, value, text)
 
     def baseline(self, option: Option, preset: Preset | None) -> Any:
         """What an option is compared with: the value of the preset in force, else its default."""

@@ -90,7 +90,8 @@ class ConfigVariants(ConfigPresets):
         if preset is not None:
             choices.append(Choice("p", "preset", "the preset", preset.name))
         choices.append(Choice("o", "other", "another configuration"))
-        self.app.push_screen(ChoiceDialog("Compare with", "What is here is compared with", choices), self._compare)
+        dialog = ChoiceDialog("Compare with", "What is here is compared with", choices, is_harmless=True)
+        self.app.push_screen(dialog, self._compare)
 
     def _compare(self, answer: str | None) -> None:
         if answer == "file" and (path := self.document.path) is not None:

@@ -101,6 +101,7 @@ class DataPane(DatasetOpening):
     def on_resize(self, event: events.Resize) -> None:
         """Put the row beside the list where there is room for it."""
         self.set_class(event.size.width >= BESIDE_WIDTH, "-beside")
+        self.refresh_status()
 
     # What is shown.
 
@@ -144,13 +145,14 @@ class DataPane(DatasetOpening):
         if view is None or self._status:
             return
         line = self.query_one("#data-status", Static)
+        width = self.scrollable_content_region.width or None
         if (problem := view.failure or view.unknown or view.analysis_error) is not None:
             reload = "" if problem is view.unknown else f" {self.keys['data.reload'].display} opens it again."
             line.update(Content.styled(one_line(f"✗ {problem}{reload}"), "$limit"))
         elif self.filter is not None:
-            line.update(describe_filter(self.filter, self.keys))
+            line.update(describe_filter(self.filter, self.keys, width))
         else:
-            line.update(summarize(view, self.indexed, self.keys, self.analysis_progress))
+            line.update(summarize(view, self.indexed, self.keys, self.analysis_progress, width))
 
     def set_status(self, text: str) -> None:
         """Say something in place of the summary; empty shows the summary again."""

@@ -80,7 +80,7 @@ class DatasetView:
         self.path = path
         # Whatever is wrong with the reading, the file itself can be opened and its rows shown.
         self._source = Reading().source(path)
-        self.file = self._source.open()
+        self.file = self._source.open_shared()
         self.failure: UserError | None = None
         """Why rows can no longer be read: the file has changed, or its disk is gone."""
         self.marks = RowMarks()

@@ -34,6 +34,7 @@ class ChoiceDialog(ModalScreen[str]):
         text: The question, or what has happened; external text is made safe.
         choices: The answers; the first one is also what ``enter`` means.
         alarm: Whether something has gone wrong.
+        is_harmless: Whether what was typed before the question was on the screen may answer it; else it is no answer.
     """
 
     DEFAULT_CSS = """
@@ -46,11 +47,20 @@ class ChoiceDialog(ModalScreen[str]):
     ChoiceDialog #choices { margin-top: 1; }
     """
 
-    def __init__(self, title: str, text: Content | str, choices: Sequence[Choice], *, alarm: bool = False) -> None:
+    def __init__(
+        self,
+        title: str,
+        text: Content | str,
+        choices: Sequence[Choice],
+        *,
+        alarm: bool = False,
+        is_harmless: bool = False,
+    ) -> None:
         super().__init__(classes="-alarm" if alarm else "")
         self._title = one_line(title, 60)
         self._text = text if isinstance(text, Content) else Content(sanitize(text))
         self.choices = tuple(choices)
+        self._is_read = is_harmless
 
     def compose(self) -> ComposeResult:
         with VerticalScroll() as box:
@@ -65,8 +75,19 @@ class ChoiceDialog(ModalScreen[str]):
                 lines.append(label)
             yield TextBlock(Content("\n").join(lines), id="choices")
 
+    def on_mount(self) -> None:
+        """From when it has been painted, it can be answered."""
+        self.call_after_refresh(self._painted)
+
+    def _painted(self) -> None:
+        self._is_read = True
+
     def on_key(self, event: events.Key) -> None:
         """The key of a choice, ``enter`` for the first, ``esc`` for none."""
+        if not self._is_read:
+            event.stop()
+            event.prevent_default()
+            return
         chosen = next((choice for choice in self.choices if event.key == choice.key), None)
         if chosen is None and event.key == "enter":
             chosen = self.choices[0]

@@ -19,7 +19,7 @@ from textual.widgets.option_list import Option
 from core.data.mapping import ROLES, ColumnRole
 from core.errors import UserError
 from core.text import one_line
-from tui.keys import KeyTable, bindings
+from tui.keys import KeyTable, bindings, yields_to_text
 from tui.panes.dataset_summary import counted
 from tui.panes.dataset_view import DatasetView
 from tui.screens.column_plan import (
@@ -32,7 +32,7 @@ from tui.screens.column_plan import (
     read_sample,
     visible_roles,
 )
-from tui.widgets.ask_bar import AskBar
+from tui.widgets.ask_bar import AskBar, takes_text
 from tui.widgets.choice_list import ChoiceList
 from tui.widgets.conversation import Conversation
 from tui.widgets.strips import fit
@@ -123,6 +123,12 @@ class ColumnsView(ModalScreen[None]):
         self.preview: ColumnPreview | None = None
         """The first rows as they are read so; None while that is found out."""
         self._rows: list[str] = []
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Where something is being written, the keys that begin it are text."""
+        if yields_to_text(action, self.keys) and takes_text(self.focused):
+            return False
+        return super().check_action(action, parameters)
 
     def compose(self) -> ComposeResult:
         with Vertical(id="columns-box"):

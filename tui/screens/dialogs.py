@@ -10,6 +10,7 @@ from tui.screens.choice import Choice, ChoiceDialog
 from tui.state import RunView
 
 LEAVE, STOP = "leave", "stop"
+SAVE, DISCARD = "save", "discard"
 YES = "yes"
 
 
@@ -27,6 +28,30 @@ class QuitDialog(ChoiceDialog):
             [
                 Choice("l", LEAVE, "leave it running"),
                 Choice("s", STOP, "stop it after a checkpoint", "it can be continued"),
+                Choice("escape", "", "stay"),
+            ],
+        )
+
+
+class UnsavedDialog(ChoiceDialog):
+    """Asks what is to become of edits that no file has.
+
+    Args:
+        name: The file of the configuration; empty where it has none yet.
+        view: The run that is on, which is not affected; None for none.
+    """
+
+    def __init__(self, name: str, view: RunView | None) -> None:
+        shown = one_line(name, 60)
+        text = Content.assemble((shown or "The configuration", "bold"), " has edits that are not saved.")
+        if view is not None:
+            text = Content.assemble(text, "\n\n", _run_sentence(view))
+        super().__init__(
+            "Leave",
+            text,
+            [
+                Choice("s", SAVE, "save and leave", "" if shown else "asks for the name of a file first"),
+                Choice("d", DISCARD, "leave without saving"),
                 Choice("escape", "", "stay"),
             ],
         )

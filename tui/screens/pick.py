@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from textual import on
+from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
@@ -75,6 +75,7 @@ class PickScreen(ModalScreen[str | None]):
         self._none, self._is_free = none, is_free
         self._names = [one_line(pick.name or pick.value).lower() for pick in self._picks]
         self._shown: list[str] = []
+        self._listed_for = ""
         self._pointed_at: int | None = None
         self._prompts: list[Content] = []
 
@@ -91,11 +92,24 @@ class PickScreen(ModalScreen[str | None]):
         if self._present in self._shown:
             self._options.highlighted = self._shown.index(self._present)
 
+    def on_key(self, event: events.Key) -> None:
+        """What was typed before the line had the keys, or beside it, is its text all the same."""
+        line = self.query_one(SafeInput)
+        if event.is_printable and event.character is not None:
+            event.stop()
+            line.insert_text_at_cursor(event.character)
+        elif event.key == "enter":
+            event.stop()
+            if line.value != self._listed_for:
+                self._list(line.value)
+            self._take(self._options.highlighted)
+
     @property
     def _options(self) -> ChoiceList:
         return self.query_one(ChoiceList)
 
     def _list(self, typed: str) -> None:
+        self._listed_for = typed
         term = typed.strip().lower()
         found = [pick for pick, name in zip(self._picks, self._names, strict=True) if term in name]
         entries = [(pick.value, one_line(pick.name or pick.value, 200), pick.about) for pick in found[:LISTED]]

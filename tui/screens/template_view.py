@@ -19,7 +19,7 @@ from textual.worker import get_current_worker
 from core.template.preview import Preview
 from core.template.tokenizer import ModelTokenizer
 from core.text import one_line
-from tui.keys import KeyTable, bindings
+from tui.keys import KeyTable, bindings, yields_to_text
 from tui.panes.dataset_plan import TokenPlan
 from tui.panes.dataset_summary import counted, spaced
 from tui.panes.dataset_view import DatasetView
@@ -33,7 +33,7 @@ from tui.screens.template_entries import (
     preview_entry,
     row_for,
 )
-from tui.widgets.ask_bar import AskBar
+from tui.widgets.ask_bar import AskBar, takes_text
 from tui.widgets.choice_list import ChoiceList
 from tui.widgets.mask_view import MaskView, TokenCell, TokenPart
 from tui.widgets.source_view import SourceView
@@ -121,6 +121,12 @@ class TemplateView(ModalScreen[None]):
         """The row through each of them, by id, as far as that is known."""
         self._said_of: TemplateEntry | None = None
         self._pointed_at: TemplateEntry | None = None
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Where something is being written, the keys that begin it are text."""
+        if yields_to_text(action, self.keys) and takes_text(self.focused):
+            return False
+        return super().check_action(action, parameters)
 
     def compose(self) -> ComposeResult:
         with Vertical(id="template-box"):

@@ -36,13 +36,28 @@ class KeyQuestion(Static, can_focus=True):
 
     def __init__(self, question: str, answers: Mapping[str, str]) -> None:
         self.answers = dict(answers)
+        self._is_read = False
         parts: list[tuple[str, str] | str] = [(one_line(question), "bold $near"), "  "]
         for key, meaning in self.answers.items():
             parts += [(key, "bold $accent"), f" {meaning}  "]
         super().__init__(Content.assemble(*parts, ("esc", "bold $accent"), " cancel"))
 
+    def on_mount(self) -> None:
+        """From when it has been painted, it can be answered."""
+        self.call_after_refresh(self._painted)
+
+    def _painted(self) -> None:
+        self._is_read = True
+
     def on_key(self, event: events.Key) -> None:
-        """Take the offered keys and ``esc``; tab and the app's own keys stay theirs."""
+        """Take the offered keys and ``esc``; tab and the app's own keys stay theirs.
+
+        What was typed before the question could be read is neither an answer to it nor a command.
+        """
+        if not self._is_read:
+            event.stop()
+            event.prevent_default()
+            return
         key = event.character if event.character in self.answers else event.key
         if key in self.answers or key == "escape":
             event.stop()
@@ -152,12 +167,8 @@ class AskBar(Vertical):
         line.remove_children()
         line.mount(*([Static(label, classes="ask-label", markup=False)] if label else []), field)
         self.add_class("-asking")
-        if isinstance(field, SafeInput):
-            # At once: what is typed ahead is its text. What waits in its queue is looked at once it is mounted.
-            self.screen.set_focus(field)
-        else:
-            # Later: what has been typed before the question was read is no answer to it.
-            field.focus()
+        # At once: what is typed ahead is its text. What waits in its queue is looked at once it is mounted.
+        self.screen.set_focus(field)
 
     def _show_candidates(self, names: Sequence[str]) -> None:
         try:

@@ -13,7 +13,7 @@ from textual.geometry import Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from core.text import sanitize
+from core.text import sanitize, steady
 from tui.widgets.strips import find_matches, fit, mark_matches, next_match, scroll_into_view
 
 #: Characters of one turn that are shown; more than anyone reads, and still quick to wrap.
@@ -82,7 +82,7 @@ class Conversation(ScrollView, can_focus=True, inherit_bindings=False):
 
     def highlight(self, term: str) -> None:
         """Mark a text wherever it occurs, whatever its case; nothing where empty."""
-        self.term = term.lower()
+        self.term = steady(term, whole=True).lower()
         self._find_matches()
         self.refresh()
 
@@ -127,7 +127,7 @@ class Conversation(ScrollView, can_focus=True, inherit_bindings=False):
         self._wrapped_for = width
         self._lines = []
         for turn in self._turns:
-            kept = sanitize(turn.text[:SHOWN_CHARACTERS]).expandtabs(4)
+            kept = steady(sanitize(turn.text[:SHOWN_CHARACTERS]), whole=True).expandtabs(4)
             lines = [line.plain.rstrip("\n") for line in Content(kept).wrap(max(width - _GUTTER, 8))] or [""]
             if len(turn.text) > SHOWN_CHARACTERS:
                 lines.append(f"… {len(turn.text) - SHOWN_CHARACTERS:,} more characters".replace(",", " "))

@@ -19,7 +19,7 @@ from textual.geometry import Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from core.text import sanitize
+from core.text import sanitize, steady
 from tui.widgets.strips import find_matches, fit, next_match, scroll_into_view
 
 #: Tokens of one row that are shown; more than anyone reads, and still quick to wrap.
@@ -134,7 +134,7 @@ class MaskView(ScrollView, can_focus=True, inherit_bindings=False):
 
     def highlight(self, term: str) -> None:
         """Mark a text wherever it occurs, across tokens and whatever its case; nothing where empty."""
-        self.term = term.lower()
+        self.term = steady(term).lower()
         self._wrapped_for = 0
         self._wrap()
         self.refresh()
@@ -262,7 +262,7 @@ def _piece(cell: TokenCell) -> _Piece:
     text = cell.text
     if len(text) > _TOKEN_CHARACTERS:
         text = text[:_TOKEN_CHARACTERS] + "…"
-    return _Piece(sanitize(text).replace("\t", "→"), cell.style)
+    return _Piece(steady(sanitize(text)).replace("\t", "→"), cell.style)
 
 
 def _mark(tokens: Sequence[_Piece], term: str, before: int) -> tuple[list[list[_Piece]], int]:

@@ -17,6 +17,7 @@ from textual.reactive import reactive
 from textual.widget import Widget
 
 from core.text import one_line
+from core.units import exact_number
 from tui.widgets.path_input import PathInput
 from tui.widgets.safe_input import SafeInput
 from tui.widgets.strips import fit
@@ -35,8 +36,7 @@ def format_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
-        short = f"{value:g}"
-        return short if float(short) == value else repr(value)
+        return exact_number(value)
     if isinstance(value, dict):
         return f"{{{', '.join(f'{key} = {_toml_string(str(item))}' for key, item in value.items())}}}"
     if isinstance(value, list):
@@ -163,7 +163,8 @@ class OptionField(Widget):
             max(self.size.width - _MARK_WIDTH - self._key_width, 8) if self._is_long else self._value_width
         )
         self.mount(entry)
-        entry.focus()
+        # At once: what is typed ahead is its text.
+        self.screen.set_focus(entry)
 
     def close(self) -> None:
         """Close the input."""

@@ -28,7 +28,7 @@ class OptionForm(VerticalScroll, can_focus=True, inherit_bindings=False):
     """Fields under the titles of their sections; keys are bound by the pane it is in."""
 
     DEFAULT_CSS = """
-    OptionForm { height: 1fr; background: transparent; scrollbar-size-vertical: 1; }
+    OptionForm { height: 1fr; background: transparent; scrollbar-size-vertical: 1; scrollbar-gutter: stable; }
     """
 
     cursor = reactive(0, always_update=True)

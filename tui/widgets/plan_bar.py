@@ -28,6 +28,7 @@ class PlanView:
         limit: Bytes that are free; None where that is not known.
         fits: Whether it fits; None where that is not known.
         advice: What would make it fit, or is worth knowing; the first is the best.
+        time: How long it takes and what it draws, by which run; empty where nothing tells.
     """
 
     parts: Sequence[tuple[str, int]]
@@ -35,6 +36,7 @@ class PlanView:
     limit: int | None = None
     fits: bool | None = None
     advice: Sequence[str] = ()
+    time: str = ""
 
 
 #: Makes a plan of a configuration, in a thread; None where there is none for it.
@@ -69,7 +71,12 @@ class PlanBar(Widget):
 
 def draw_plan(plan: PlanView, width: int) -> Content:
     """A plan as lines of at most so many columns."""
-    lines = [_bar(plan, width), _legend(plan, width), _verdict(plan, width)]
+    verdict, time = _verdict(plan, width), one_line(plan.time)
+    lines = [_bar(plan, width), _legend(plan, width)]
+    if verdict.cell_length + cell_len(time) + 3 <= width:
+        lines.append(Content.assemble(verdict, (f" · {time}", "$muted")) if time else verdict)
+    else:
+        lines += [verdict, Content.styled(fit(time, width).rstrip(), "$muted")]
     lines += [
         Content.styled(fit(f"→ {one_line(text)}", width).rstrip(), "$muted") for text in plan.advice[:_ADVICE_LINES]
     ]

@@ -16,6 +16,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from core.data.problems import Level
+from core.text import steady
 from tui.widgets.strips import fit, mark_matches
 
 #: What stands before the number of a row that can be read and has a problem, and its style.
@@ -124,7 +125,7 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
 
     def highlight(self, term: str) -> None:
         """Mark a text wherever it is on the screen, whatever its case; nothing where empty."""
-        self.term = term.lower()
+        self.term = steady(term).lower()
         self.refresh()
 
     def invalidate(self) -> None:
@@ -235,7 +236,7 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
             if len(cells) == len(self.columns) + 1 and self.columns[place] in _COUNTS:
                 segments.append(Segment(fit(text.rjust(size), size), style + muted))
                 continue
-            segments.extend(self._marked(fit(text, size), style))
+            segments.extend(self._marked(fit(steady(text), size), style))
         return Strip(segments).adjust_cell_length(width, style)
 
     def _marked(self, text: str, style: Style) -> list[Segment]:

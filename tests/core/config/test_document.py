@@ -413,3 +413,14 @@ def test_values_are_taken_as_they_are_written(text: str, words: str) -> None:
 def test_a_long_value_is_cut_in_a_message() -> None:
     (sentence,) = ConfigDocument(f'{MINIMAL}[train]\nseed = "{"x" * 5000}"\n').problems().values()
     assert len(sentence) < 200
+
+
+@pytest.mark.parametrize(
+    ("typed", "written"),
+    [("3e-4", "3e-4"), ("0.0003", "0.0003"), ("3E-04", "3E-04"), (".0003", "0.0003"), ("1", "1.0")],
+)
+def test_a_number_is_written_as_it_was_typed(typed: str, written: str) -> None:
+    document = ConfigDocument("[train]\nlearning_rate = 1e-4 # mine\nepochs = 1.0\n")
+    document.set("train.learning_rate", float(typed), typed)
+    assert document.dumps() == f"[train]\nlearning_rate = {written} # mine\nepochs = 1.0\n"
+    assert document.get("train.learning_rate") == float(typed)

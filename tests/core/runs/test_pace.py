@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 
 from core.config.schema import Config
+from core.memory.forecast import estimate
+from core.runs import pace as pace_module
 from core.runs.events import Event, HardwareEvent, StepEvent, encode_event
-from core.runs.pace import earlier_pace
-from core.runs.store import create_run
+from core.runs.history import RunHistory, read_history
+from core.runs.pace import Pace, PaceBook, earlier_pace
+from core.runs.store import Run, create_run, list_runs
 
 
 def config_of(base: str = "some-model", **sections: Any) -> Config:
@@ -47,6 +50,8 @@ def test_the_newest_run_alike_gives_the_pace(private_home: Path) -> None:
     assert pace.run == newest
     assert (pace.tokens_per_second, pace.seconds_per_step) == (50.0, 2.0)
     assert pace.watt_hours_per_token == pytest.approx(2.0 / 500)
+    assert pace.watt_hours_per_second == pytest.approx(2.0 / 10)
+    assert pace.rows_per_step == config_of().train.batch_size
 
 
 @pytest.mark.parametrize(
@@ -77,3 +82,52 @@ def test_a_run_of_too_few_steps_or_without_a_record_says_nothing(private_home: P
 
 def test_without_runs_there_is_no_pace(private_home: Path) -> None:
     assert earlier_pace(config_of()) is None
+
+
+def test_a_book_looks_at_no_directory_again_and_reads_each_record_once(
+    private_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = record(config_of(), [step(number) for number in range(1, 6)])
+    record(config_of("another-model"), [step(number) for number in range(1, 6)])
+    book = PaceBook()
+    newer = record(config_of(), [step(number) for number in range(1, 6)])
+    read: list[str] = []
+
+    def reading(run: Run) -> RunHistory:
+        read.append(run.id)
+        return read_history(run)
+
+    monkeypatch.setattr(pace_module, "read_history", reading)
+    monkeypatch.setattr(pace_module, "list_runs", lambda: pytest.fail("the runs are listed again"))
+    for _ in range(3):
+        pace = book.pace(config_of(train={"epochs": 2}))
+        assert pace is not None
+        assert pace.run == wanted
+    assert read == [wanted]
+    monkeypatch.setattr(pace_module, "list_runs", list_runs)
+    later = PaceBook().pace(config_of())
+    assert later is not None
+    assert later.run == newer
+
+
+@pytest.mark.parametrize(
+    ("train", "count", "steps", "seconds", "watt_hours"),
+    [
+        ({"batch_size": 8, "epochs": 2.0}, 100, 26, 52.0, 5.2),
+        ({"batch_size": 16, "epochs": 1.0}, 100, 7, 28.0, 2.8),
+        ({"batch_size": 8, "max_steps": 30}, None, 30, 60.0, 6.0),
+    ],
+)
+def test_rows_that_are_only_counted_last_as_long_as_those_of_the_earlier_run(
+    train: dict[str, Any], count: int | None, steps: int, seconds: float, watt_hours: float
+) -> None:
+    pace = Pace("earlier", 50.0, 2.0, None, rows_per_step=8, watt_hours_per_second=0.1)
+    guess = estimate(config_of(train=train), None, pace, count)
+    assert guess is not None
+    assert (guess.run, guess.steps) == ("earlier", steps)
+    assert guess.seconds == pytest.approx(seconds)
+    assert guess.watt_hours == pytest.approx(watt_hours)
+
+
+def test_without_rows_epochs_tell_no_time() -> None:
+    assert estimate(config_of(), None, Pace("earlier", 50.0, 2.0, None)) is None

@@ -1,0 +1,160 @@
+"""Leaving with edits that are not saved: asked, saved, given up or stayed with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+
+from tests.tui.config_panes import go_to, write_config
+from tests.tui.harness import screen_text, wait_for
+from tests.tui.scripted_run import ScriptedRun
+from tui.app import LocaltuneApp
+from tui.panes.config import ConfigPane
+from tui.screens.dialogs import UnsavedDialog
+
+
+async def edited(pilot: Pilot[Any], app: LocaltuneApp) -> ConfigPane:
+    """The config pane with an edit that no file has."""
+    await wait_for(pilot, lambda: app.state.document is not None and app.pane("config") is not None)
+    pane = app.pane("config")
+    assert isinstance(pane, ConfigPane)
+    await wait_for(pilot, lambda: bool(pane.form.shown) and pane.document is app.state.document)
+    await pilot.press("2")
+    await go_to(pilot, pane, "train.epochs")
+    await pilot.press("enter", "ctrl+u", "7", "enter")
+    await wait_for(pilot, lambda: pane.form.has_focus and app.state.is_dirty)
+    await pilot.pause()
+    return pane
+
+
+async def asked(pilot: Pilot[Any], key: str = "q") -> None:
+    await pilot.press(key)
+    await wait_for(pilot, lambda: isinstance(pilot.app.screen, UnsavedDialog))
+    await pilot.pause()
+
+
+@pytest.mark.parametrize("key", ["q", "ctrl+q"])
+async def test_edits_are_saved_and_then_it_leaves(home: Path, tmp_path: Path, key: str) -> None:
+    path = write_config(tmp_path)
+    app = LocaltuneApp(config_path=path)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await edited(pilot, app)
+        await asked(pilot, key)
+        assert "tickets.toml has edits that are not saved." in screen_text(app)
+        await pilot.press("s")
+        await wait_for(pilot, lambda: not app.is_running)
+    assert "epochs = 7" in path.read_text()
+
+
+async def test_edits_are_given_up_only_by_their_own_key(home: Path, tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    before = path.read_text()
+    app = LocaltuneApp(config_path=path)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await edited(pilot, app)
+        await asked(pilot)
+        await pilot.press("q", "ctrl+q", "ctrl+c")
+        await pilot.pause()
+        assert isinstance(app.screen, UnsavedDialog)
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: not isinstance(app.screen, UnsavedDialog))
+        assert app.is_running
+        assert app.state.is_dirty
+        await asked(pilot)
+        await pilot.press("d")
+        await wait_for(pilot, lambda: not app.is_running)
+    assert path.read_text() == before
+
+
+async def test_what_is_being_typed_counts(home: Path, tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    app = LocaltuneApp(config_path=path)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await edited(pilot, app)
+        await pilot.press("ctrl+s")
+        await wait_for(pilot, lambda: not app.state.is_dirty)
+        await pilot.press("enter", "ctrl+u", "9")
+        await pilot.pause()
+        await asked(pilot, "ctrl+q")
+        await pilot.press("s")
+        await wait_for(pilot, lambda: not app.is_running)
+    assert "epochs = 9" in path.read_text()
+
+
+async def test_a_configuration_without_a_file_asks_for_its_name_and_can_be_stayed_with(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        pane = await edited(pilot, app)
+        for name in ("", "new.toml"):
+            await asked(pilot)
+            await pilot.press("s")
+            await wait_for(pilot, lambda: pane.ask_bar.is_asking)
+            await pilot.press("ctrl+u", *name, "enter" if name else "escape")
+            await pilot.pause()
+            if not name:
+                await wait_for(pilot, lambda: not pane.ask_bar.is_asking)
+                assert app.is_running
+        await wait_for(pilot, lambda: not app.is_running)
+    assert "epochs = 7" in (tmp_path / "new.toml").read_text()
+
+
+async def test_a_later_save_does_not_leave_after_a_leave_was_given_up(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        pane = await edited(pilot, app)
+        await asked(pilot)
+        await pilot.press("s")
+        await wait_for(pilot, lambda: pane.ask_bar.is_asking)
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: pane.form.has_focus)
+        await pilot.press("ctrl+s")
+        await wait_for(pilot, lambda: pane.ask_bar.is_asking)
+        await pilot.press("ctrl+u", *"new.toml", "enter")
+        await wait_for(pilot, lambda: (tmp_path / "new.toml").exists() and not app.state.is_dirty)
+        await pilot.pause()
+        assert app.is_running
+
+
+async def test_a_file_that_somebody_else_has_changed_is_not_overwritten_on_the_way_out(
+    home: Path, tmp_path: Path
+) -> None:
+    path = write_config(tmp_path)
+    app = LocaltuneApp(config_path=path)
+    async with app.run_test(size=(80, 24)) as pilot:
+        pane = await edited(pilot, app)
+        path.write_text("# theirs\n" + path.read_text())
+        await asked(pilot)
+        await pilot.press("s")
+        await wait_for(pilot, lambda: pane.ask_bar.is_asking)
+        await wait_for(pilot, lambda: "has been changed by something else" in screen_text(app))
+        assert path.read_text().startswith("# theirs")
+        await pilot.press("o")
+        await wait_for(pilot, lambda: not app.is_running)
+    assert "epochs = 7" in path.read_text()
+
+
+async def test_beside_a_live_run_it_is_said_that_it_goes_on(home: Path, tmp_path: Path) -> None:
+    script = ScriptedRun(home)
+    script.train_to(30)
+    app = LocaltuneApp(config_path=write_config(tmp_path))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_for(pilot, lambda: app.state.live_run is not None)
+        await edited(pilot, app)
+        await asked(pilot)
+        text = " ".join(screen_text(app).replace("│", " ").split())
+        assert "has edits that are not saved" in text
+        assert "it goes on when you leave" in text
+        await pilot.press("d")
+        await wait_for(pilot, lambda: not app.is_running)
+    assert app.return_value is not None
+    assert f"localtune-tui watch {script.run.id}" in app.return_value
+    assert script.run.state().state == "training"
