@@ -74,7 +74,7 @@ def allow(config: Config, codes: Sequence[RefusalCode]) -> Config:
 
 
 def check_model(config: Config) -> None:
-    """Refuse a base model or a template file that is not there; what is only not prepared yet, the worker prepares.
+    """Refuse a base model, template or prompts that are not there; what is only not prepared yet, the worker prepares.
 
     Raises:
         UserError: If so.
@@ -88,6 +88,10 @@ def check_model(config: Config) -> None:
     template = config.template.file
     if template is not None and not Path(template).is_file():
         raise UserError(f"There is no template file {template}.", "Mend template.file, or leave it out.")
+    if config.eval.prompts is not None:
+        from core.chat.prompts import read_prompts
+
+        read_prompts(Path(config.eval.prompts))
 
 
 def check_data(config: Config) -> None:
