@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the list."""
+    from core.runs.oom import SIGN
     from core.runs.store import list_runs
 
     rows = [describe_run(run) for run in list_runs()]
@@ -27,6 +28,9 @@ def run(args: argparse.Namespace) -> int:
         emit(rows)
     elif rows:
         _print_table(rows)
+        for row in rows:
+            if SIGN in row["reason"]:
+                note(f"{row['id']}: {row['reason']}")
     else:
         note(f"There are no runs yet. Start one with '{PROGRAM} demo' or '{PROGRAM} train CONFIG'.")
     return 0

@@ -75,7 +75,7 @@ def allow(config: Config, codes: Sequence[RefusalCode]) -> Config:
 
 
 def check_model(config: Config) -> None:
-    """Refuse a base model that is not there or is described as one that cannot be trained, and a missing template file.
+    """Refuse a base model that is missing or described as one that cannot be trained, and missing templates or prompts.
 
     What is only not prepared yet, the worker prepares; it looks at tokenizer and weights too.
 
@@ -97,6 +97,10 @@ def check_model(config: Config) -> None:
     template = config.template.file
     if template is not None and not Path(template).is_file():
         raise UserError(f"There is no template file {template}.", "Mend template.file, or leave it out.")
+    if config.eval.prompts is not None:
+        from core.chat.prompts import read_prompts
+
+        read_prompts(Path(config.eval.prompts))
 
 
 def check_data(config: Config) -> None:

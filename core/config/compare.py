@@ -15,7 +15,7 @@ from core.hub.entries import absolute
 from core.hub.store import pinned
 
 #: Options that name files; a relative path is relative to the configuration.
-_FILES = ("data.train", "data.eval", "template.file")
+_FILES = ("data.train", "data.eval", "template.file", "eval.prompts")
 #: Lines of one text that are compared; what is longer is no configuration.
 LINE_LIMIT = 5_000
 

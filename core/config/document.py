@@ -273,6 +273,8 @@ class ConfigDocument:
 
         data = config.data.model_copy(update={"train": every(config.data.train), "eval": every(config.data.eval)})
         update: dict[str, Any] = {"data": data}
+        if config.eval.prompts:
+            update["eval"] = config.eval.model_copy(update={"prompts": absolute(config.eval.prompts, base)})
         if config.template.file:
             update["template"] = config.template.model_copy(update={"file": absolute(config.template.file, base)})
         # A model may be a name; only what exists as a path is one.

@@ -133,11 +133,46 @@ def _one_way_to_hold_out(config: Config, _: Facts) -> Findings:
         yield "data.eval and data.eval_share both say what is held out.", "Remove one of the two."
 
 
-@_rule("warning", "eval.every_steps", "data.eval", "data.eval_share")
+@_rule("error", "eval.every_epochs", "eval.every_steps")
+def _one_interval(config: Config, _: Facts) -> Findings:
+    """Only one of eval.every_steps and eval.every_epochs says how often it is measured."""
+    if config.eval.every_steps is not None and config.eval.every_epochs is not None:
+        yield "eval.every_steps and eval.every_epochs both say how often it is measured.", "Remove one of the two."
+
+
+@_rule("warning", "eval.every_steps", "eval.every_epochs", "data.eval", "data.eval_share", "eval.prompts")
 def _eval_needs_rows(config: Config, _: Facts) -> Findings:
-    """eval.every_steps needs held-out rows."""
-    if config.eval.every_steps is not None and not _has_eval(config):
-        yield "eval.every_steps is set, but there are no held-out rows to measure on.", _NO_EVAL
+    """eval.every_steps and eval.every_epochs need held-out rows, or prompts to answer."""
+    if _has_eval(config) or config.eval.prompts is not None:
+        return
+    for name in ("every_steps", "every_epochs"):
+        if getattr(config.eval, name) is not None:
+            yield f"eval.{name} is set, but there are no held-out rows to measure on.", _NO_EVAL
+
+
+@_rule("error", "checkpoint.final", "data.eval", "data.eval_share")
+def _best_needs_rows(config: Config, _: Facts) -> Findings:
+    """checkpoint.final = "best" needs held-out rows."""
+    if config.checkpoint.final == "best" and not _has_eval(config):
+        yield "checkpoint.final is best, but there are no held-out rows to tell which step is.", _NO_EVAL
+
+
+@_rule("error", "eval.patience", "data.eval", "data.eval_share")
+def _patience_needs_rows(config: Config, _: Facts) -> Findings:
+    """eval.patience needs held-out rows."""
+    if config.eval.patience is not None and not _has_eval(config):
+        yield "eval.patience is set, but there are no held-out rows whose loss could stop falling.", _NO_EVAL
+
+
+@_rule("warning", "eval.patience", "eval.every_steps", "eval.every_epochs")
+def _patience_needs_interval(config: Config, _: Facts) -> Findings:
+    """eval.patience needs evaluations before the end."""
+    often = config.eval.every_steps is not None or config.eval.every_epochs is not None
+    if config.eval.patience is not None and _has_eval(config) and not often:
+        yield (
+            "eval.patience is set, but it is measured at the end only, when there is nothing left to end.",
+            "Set eval.every_steps or eval.every_epochs.",
+        )
 
 
 @_rule("warning", "eval.exact_match", "data.eval", "data.eval_share", "data.format")

@@ -181,10 +181,31 @@ class EvalSection(Section):
     every_steps: int | None = _option(
         None, "Evaluate every so many steps; absent: at the end only.", unit="steps", ge=1, le=_MOST, basic=True
     )
+    every_epochs: float | None = _option(
+        None,
+        "Evaluate every so many epochs instead of steps: 0.5 is twice in a pass over the rows.",
+        unit="epochs",
+        gt=0,
+        le=1000,
+    )
     baseline: bool = _option(False, "Measure the untouched model too, before the first step.")
     exact_match: bool = _option(
         False, "Let the model answer the held-out prompts and count the answers that match; slower than the loss alone."
     )
+    prompts: Text | None = _option(
+        None, "A file of prompts that are answered at each evaluation: one a line, or JSONL with messages or prompt."
+    )
+    samples: int = _option(
+        3, "Held-out questions that are answered at each evaluation where eval.prompts names no others.", ge=0, le=100
+    )
+    patience: int | None = _option(
+        None,
+        "End the run after so many evaluations in a row without a lower held-out loss; absent: never.",
+        unit="evaluations",
+        ge=1,
+        le=_MOST,
+    )
+    min_delta: float = _option(0.0, "By how much the held-out loss must fall to count for eval.patience.", ge=0, le=100)
     max_rows: int = _option(200, "Rows of data.eval measured each time.", unit="rows", ge=1, le=_MOST)
 
 
@@ -199,7 +220,10 @@ class CheckpointSection(Section):
         le=_MOST,
         basic=True,
     )
-    keep: int = _option(3, "Newest checkpoints kept.", ge=1, le=1000)
+    keep: int = _option(3, "Newest checkpoints kept, beside the best one and the last good one.", ge=1, le=1000)
+    final: Literal["last", "best"] = _option(
+        "last", "What becomes the final adapter: the last step, or the one with the lowest held-out loss."
+    )
 
 
 class HardwareSection(Section):

@@ -15,7 +15,7 @@ def start_identity(pid: int) -> str | None:
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        boot = boot_id()
     except OSError:
         return None
     # The command name, in parentheses, may itself hold spaces and parentheses.
@@ -23,6 +23,15 @@ def start_identity(pid: int) -> str | None:
     if len(fields) < 20 or fields[0] in ("Z", "X"):
         return None
     return f"{boot}/{fields[19]}"
+
+
+def boot_id() -> str:
+    """The id that the kernel gave itself when it booted.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 def is_same_process(pid: int | None, identity: str | None) -> bool:

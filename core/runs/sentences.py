@@ -29,6 +29,8 @@ PHASES = {
     "evaluating": "evaluating",
     "saving": "saving",
 }
+#: The reason of a run that went to its last step, and whose adapter is that of its last step.
+ALL_DONE = "all steps done"
 #: Phases that report something of their own when they are through.
 _SILENT = frozenset({"evaluating", "saving"})
 _REASONS = {
@@ -139,8 +141,10 @@ def control(event: ControlEvent) -> str:
 
 def end(event: FinishedEvent) -> str:
     """``finished at step 120, adapter in adapter/. Talk to it: …``, ``failed at step 3: …``."""
-    reason = safe(event.reason) if event.type != "finished" else ""
+    reason = safe(event.reason) if event.reason != ALL_DONE else ""
     line = reason if reason.startswith(event.type) else f"{event.type} at step {event.step}"
+    if event.best is not None and event.best != event.step:
+        line += f", best at step {event.best}"
     if event.adapter:
         line += f", {'model' if event.adapter == 'model' else 'adapter'} in {safe(event.adapter)}/"
     if reason and not line.startswith(reason):

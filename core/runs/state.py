@@ -40,6 +40,12 @@ class RunState:
     total_steps: int = 0
     updated: float = 0.0
     socket: str | None = None
+    step_started: float | None = None
+    """Since when the step under way runs, in Unix seconds; None between steps."""
+    memory_events: str | None = None
+    """The file in which the worker's control group counts what was killed for want of memory."""
+    memory_kills: int | None = None
+    """What it counted when the worker began."""
 
     @property
     def is_over(self) -> bool:
@@ -70,12 +76,12 @@ class RunState:
 def _is_sound(name: str, value: Any) -> bool:
     """Whether a value of ``state.json`` is of the type that its name promises."""
     if value is None:
-        return name in ("pid", "pid_started", "socket")
-    if name == "updated":
+        return name in ("pid", "pid_started", "socket", "step_started", "memory_events", "memory_kills")
+    if name in ("updated", "step_started"):
         return type(value) in (int, float) and abs(value) < 1e15
     if name == "state":
         return isinstance(value, str) and (value in ACTIVE_STATES or value in END_STATES)
-    if name in ("pid", "step", "total_steps"):
+    if name in ("pid", "step", "total_steps", "memory_kills"):
         return type(value) is int and 0 <= value < 2**63
     return isinstance(value, str)
 
@@ -92,7 +98,8 @@ def infer_state(recorded: RunState, *, now: float | None = None) -> RunState:
     """
     if recorded.state not in ACTIVE_STATES:
         return recorded
-    age = (time.time() if now is None else now) - recorded.updated
+    now = time.time() if now is None else now
+    age = now - recorded.updated
     on_this_host = not recorded.host or recorded.host == hostname()
     if recorded.pid is None:
         if recorded.state == "queued" and age < QUEUED_SECONDS:
@@ -102,5 +109,8 @@ def infer_state(recorded: RunState, *, now: float | None = None) -> RunState:
         reason = f"its process {recorded.pid} is gone and wrote no end; see worker.log"
         return dataclasses.replace(recorded, state="lost", reason=reason)
     if age > STALE_SECONDS:
-        return dataclasses.replace(recorded, state="stalled", reason=f"no sign of life for {age:.0f} s")
+        reason = f"no sign of life for {age:.0f} s"
+        if recorded.step_started is not None:
+            reason += f"; step {recorded.step + 1} has been running for {now - recorded.step_started:.0f} s"
+        return dataclasses.replace(recorded, state="stalled", reason=reason)
     return recorded

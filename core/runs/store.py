@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import os
@@ -17,11 +18,14 @@ from core.atomic import write_atomic
 from core.config.document import ConfigDocument, dump_config
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
+from core.runs.oom import memory_death
 from core.runs.process import hostname
 from core.runs.state import RunState, infer_state
 
 #: Bytes that a Unix socket's path may have, with room to spare (the kernel's limit is 108).
 SOCKET_PATH_LIMIT = 100
+#: Names of the sockets in the runtime directory.
+RUNTIME_SOCKETS = "localtune-*.sock"
 #: What a run id begins with.
 _STAMP = "%Y%m%d-%H%M%S"
 
@@ -86,17 +90,19 @@ class Run:
         inside = self.path / "control.sock"
         if len(os.fsencode(inside)) <= SOCKET_PATH_LIMIT:
             return inside
-        runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/localtune-{os.getuid()}")  # noqa: S108
         # Of the whole path: ids may be equal in two homes, and equal in all that a short name could keep of them.
         digest = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]
-        return runtime / f"localtune-{digest}.sock"
+        return runtime_dir() / RUNTIME_SOCKETS.replace("*", digest)
 
     def state(self) -> RunState:
         """The state as it is now, ``lost`` and ``stalled`` inferred; ``lost`` as well when nothing can be read."""
         recorded = RunState.read(self.state_path)
         if recorded is None:
             return RunState(state="lost", reason="state.json is missing or unreadable")
-        return infer_state(recorded)
+        state = infer_state(recorded)
+        if state.state == "lost" and (cause := memory_death(recorded, self.events_path)) is not None:
+            return dataclasses.replace(state, reason=cause)
+        return state
 
     @property
     def trains_adapter(self) -> bool:
@@ -119,6 +125,11 @@ def _trains_adapter(config_path: Path) -> bool:
         return ConfigDocument.load(config_path).validate().method.name not in WEIGHT_METHODS
     except UserError:
         return True
+
+
+def runtime_dir() -> Path:
+    """Where the sockets are whose paths in their run directories would be too long."""
+    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/localtune-{os.getuid()}")  # noqa: S108
 
 
 def make_slug(name: str) -> str:

@@ -18,6 +18,7 @@ from core.runs.state import EXIT_CODES
 from core.runs.store import Run
 from core.worker import environment
 from core.worker.control import Controls, ControlServer, StopRequested, install_signals
+from core.worker.health import NotFiniteError
 from core.worker.log import log, log_exception, redact_streams
 from core.worker.recorder import Recorder
 
@@ -39,7 +40,9 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_CODES["failed"]
     controls = Controls()
     install_signals(controls)
-    recorder = Recorder(run, resume=args.resume)
+    recorder = Recorder(
+        run, resume=args.resume, vanished=lambda: controls.request_stop("the removal of its directory", now=True)
+    )
     try:
         return _work(run, recorder, controls, resume=args.resume)
     finally:
@@ -55,7 +58,7 @@ def _work(run: Run, recorder: Recorder, controls: Controls, *, resume: bool) -> 
 
         recipe = FinetuneRecipe(run, run.config(), recorder, controls)
         outcome = recipe.train(resume=resume)
-        state, reason = "finished", "all steps done"
+        state, reason = "finished", outcome.reason
         final: FinishedEvent = FinishedEvent(
             reason=reason,
             step=outcome.step,
@@ -64,15 +67,19 @@ def _work(run: Run, recorder: Recorder, controls: Controls, *, resume: bool) -> 
             hint=f"Talk to it: localtune-tui chat {run.id}",
         )
     except StopRequested as request:
-        step = recorder.state.step
+        step, adapter = recorder.state.step, _newest_adapter(run)
         state, reason = "stopped", f"stopped {sender(request.sender)} after step {step}"
-        recorder.event(ControlEvent(command="stop", sender=request.sender, result="ok"))
+        result = "at once, without a checkpoint" if request.now else "ok"
+        recorder.event(ControlEvent(command="stop", sender=request.sender, result=result))
         hint = f"Go on with it: localtune-tui continue {run.id}" if step else "It had not begun; start it again."
-        final = StoppedEvent(reason=reason, step=step, adapter=_newest_adapter(run), hint=hint)
+        if step and adapter is None:
+            hint = "It saved no checkpoint; start it again."
+        final = StoppedEvent(reason=reason, step=step, adapter=adapter, hint=hint)
     except UserError as error:
         log(f"error: {error}")
         state, reason = "failed", error.message
-        final = FailedEvent(reason=reason, step=recorder.state.step, adapter=_newest_adapter(run), hint=error.hint)
+        adapter = None if isinstance(error, NotFiniteError) and error.good is None else _newest_adapter(run)
+        final = FailedEvent(reason=reason, step=recorder.state.step, adapter=adapter, hint=error.hint)
     except BaseException as error:
         log_exception()
         state = "failed"

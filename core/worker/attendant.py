@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 CHANGEABLE = ("train.learning_rate", "eval.every_steps", "checkpoint.every_steps")
 #: Checkpoints in a run when checkpoint.every_steps says nothing.
 DEFAULT_CHECKPOINTS = 10
+_ROUNDING = 1e-9
 
 
 class Attendant:
@@ -53,11 +54,17 @@ class Attendant:
         """The peak learning rate in force."""
         return float(self.overrides.get("train.learning_rate", self._recipe.config.train.learning_rate))
 
-    @property
-    def eval_every(self) -> int | None:
-        """Steps between evaluations in force; None for none before the end."""
-        value: int | None = self.overrides.get("eval.every_steps", self._recipe.config.eval.every_steps)
-        return value
+    def is_evaluation_due(self, step: int) -> bool:
+        """Whether it is measured after a step, by the interval in force; one that was set counts in steps."""
+        config = self._recipe.config.eval
+        every: int | None = self.overrides.get("eval.every_steps", config.every_steps)
+        if every is not None:
+            return step % every == 0
+        if config.every_epochs is None:
+            return False
+        interval = config.every_epochs * self._recipe.order.steps_per_epoch
+        # The share is exact where an epoch is, and would otherwise be just below it.
+        return int(step / interval + _ROUNDING) > int((step - 1) / interval + _ROUNDING)
 
     @property
     def checkpoint_every(self) -> int:
@@ -70,7 +77,8 @@ class Attendant:
         self.overrides = {name: value for name, value in overrides.items() if name in CHANGEABLE}
 
     def attend(self) -> None:
-        """Carry out what waits; while paused, wait for more.
+        """Carry out what waits; while paused, wait for more. Called between two steps, and in the long stretches
+        without one, between two passes of an evaluation: no command meets half a step.
 
         Raises:
             StopRequested: If a stop was asked for.
@@ -81,16 +89,6 @@ class Attendant:
         if self.paused:
             self._wait()
         controls.check_stop()
-
-    def answer_questions(self) -> None:
-        """Answer the chat questions that wait, and nothing else: for the long stretches without an optimizer step.
-
-        Raises:
-            StopRequested: If a stop was asked for.
-        """
-        self._recipe.controls.check_stop()
-        for command in self._recipe.controls.take("generate"):
-            self._carry_out(command)
 
     def pause(self) -> None:
         """Pause at the next control point."""

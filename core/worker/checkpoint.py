@@ -13,7 +13,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -363,7 +363,7 @@ def _restore_adapter(checkpoint: Checkpoint, model: Any) -> None:
         )
 
 
-def rotate(checkpoints: Path, keep: int, *, newest: Path) -> list[Path]:
+def rotate(checkpoints: Path, keep: int, *, newest: Path, protected: Collection[int] = ()) -> list[Path]:
     """Delete old checkpoints and what interrupted writes have left.
 
     Args:
@@ -371,13 +371,15 @@ def rotate(checkpoints: Path, keep: int, *, newest: Path) -> list[Path]:
         keep: How many are kept.
         newest: The one just written. Those with higher numbers were found damaged when the run was resumed before
             them; they do not count.
+        protected: Steps whose checkpoints stay as well.
 
     Returns:
         What was deleted.
     """
     found = list_checkpoints(checkpoints)
     past = [path for path in found if path.name <= newest.name]
-    gone = [path for path in found if path not in past] + past[keep:]
+    spared = {checkpoint_name(step) for step in protected}
+    gone = [path for path in found if path not in past] + [path for path in past[keep:] if path.name not in spared]
     gone += [path for path in checkpoints.iterdir() if path.name.startswith(".step-")]
     for path in gone:
         # Renamed first, so that a deletion that is cut short leaves nothing that looks like a checkpoint.

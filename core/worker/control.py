@@ -7,6 +7,7 @@ import os
 import queue
 import signal
 import socket
+import stat
 import struct
 import threading
 import time
@@ -27,6 +28,7 @@ from core.runs.protocol import (
     encode_message,
     peer_uid,
 )
+from core.runs.store import RUNTIME_SOCKETS, runtime_dir
 from core.worker.log import log
 
 #: Seconds that a peer may take to read what it has asked for.
@@ -36,11 +38,12 @@ ACCEPT_SECONDS = 0.5
 
 
 class StopRequested(Exception):  # noqa: N818 - it is a request, not an error
-    """Raised at a point where the run can stop; ``sender`` asked for it."""
+    """Raised at a point where the run can stop; ``sender`` asked for it, and with ``now`` nothing is saved."""
 
-    def __init__(self, sender: str) -> None:
+    def __init__(self, sender: str, *, now: bool = False) -> None:
         super().__init__(sender)
         self.sender = sender
+        self.now = now
 
 
 @dataclass
@@ -75,6 +78,7 @@ class Controls:
     def __init__(self) -> None:
         self._queue: queue.Queue[Command] = queue.Queue()
         self._stop_sender: str | None = None
+        self._stop_now = False
         self._closed = False
 
     @property
@@ -88,11 +92,17 @@ class Controls:
             command.refuse("The run has ended.")
             return
         if command.request.command == "stop":
-            self.request_stop("socket")
+            self.request_stop("socket", now=command.request.args.get("now") is True)
         self._queue.put(command)
 
-    def request_stop(self, sender: str) -> None:
-        """Ask for a stop; safe in a signal handler."""
+    def request_stop(self, sender: str, *, now: bool = False) -> None:
+        """Ask for a stop; safe in a signal handler.
+
+        Args:
+            sender: Who asks; the first one is told.
+            now: Without a checkpoint, even where one with a checkpoint has been asked for before.
+        """
+        self._stop_now = self._stop_now or now
         self._stop_sender = self._stop_sender or sender
 
     def check_stop(self) -> None:
@@ -102,7 +112,7 @@ class Controls:
             StopRequested: If so.
         """
         if self._stop_sender is not None:
-            raise StopRequested(self._stop_sender)
+            raise StopRequested(self._stop_sender, now=self._stop_now)
 
     def waiting(self) -> Iterator[Command]:
         """The commands that wait now, in order."""
@@ -153,6 +163,32 @@ def install_signals(controls: Controls) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
+def remove_stale_sockets() -> list[Path]:
+    """Remove the sockets in the runtime directory that killed workers of this user have left; returns them.
+
+    What a worker leaves in its run directory, the next worker of that run replaces.
+    """
+    removed: list[Path] = []
+    for path in runtime_dir().glob(RUNTIME_SOCKETS):
+        with contextlib.suppress(OSError):  # it may be gone by now, or another's
+            status = path.lstat()
+            if status.st_uid == os.getuid() and stat.S_ISSOCK(status.st_mode) and not _is_served(path):
+                path.unlink()
+                removed.append(path)
+    return removed
+
+
+def _is_served(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+        except OSError:
+            return True  # a busy one has no room for another connection
+    return True
+
+
 class ControlServer:
     """Listens on a Unix socket for this user alone, and queues what it hears.
 
@@ -176,13 +212,17 @@ class ControlServer:
             owner = path.parent.stat().st_uid
             if owner != os.getuid():
                 raise PermissionError(f"{path.parent} belongs to another user")
-            path.unlink(missing_ok=True)
+            remove_stale_sockets()
+            # Under another name until it listens: a socket that refuses is one of a worker that is gone.
+            hidden = path.with_name(f".{os.getpid()}")
+            hidden.unlink(missing_ok=True)
             mask = os.umask(0o177)
             try:
-                self._listener.bind(str(path))
+                self._listener.bind(str(hidden))
             finally:
                 os.umask(mask)
             self._listener.listen(8)
+            os.replace(hidden, path)
         except OSError as error:
             self._listener.close()
             raise UserError(

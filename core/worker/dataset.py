@@ -18,6 +18,7 @@ from core.data.ambiguity import find_ambiguity
 from core.data.conversation import IGNORED_LABEL, Example, RowError
 from core.data.duplicates import Fingerprints
 from core.data.formats import SAMPLE, Detection, refuse_untrainable
+from core.data.places import Place
 from core.data.preflight import Preflight
 from core.data.registry import DataSource, resolve_sources, training_sources
 from core.data.rows import Row
@@ -36,10 +37,12 @@ NOTHING_SUPERVISED, NO_STOP_TOKEN = "nothing_supervised", "no_stop_token"
 
 @dataclass
 class Dataset:
-    """The usable rows of some files; ``examples`` and ``rows`` go together."""
+    """The usable rows of some files; ``rows``, ``examples`` and ``places`` go together."""
 
     rows: list[TokenizedRow] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)
+    """Where each row comes from; empty where that is not known."""
     read: int = 0
     repeated: int = 0
     """How many of ``rows`` are there again, as ``data.weights`` asks."""
@@ -69,9 +72,11 @@ class Dataset:
 
     def unfold(self) -> None:
         """Put the further rows of each example beside its first."""
-        pairs = [(row, example) for first, example in zip(self.rows, self.examples, strict=True) for row in first.rows]
-        self.further += len(pairs) - len(self.rows)
-        self.rows, self.examples = [row for row, _ in pairs], [example for _, example in pairs]
+        chosen = [place for place, first in enumerate(self.rows) for _ in first.rows]
+        self.further += len(chosen) - len(self.rows)
+        self.rows = [row for first in self.rows for row in first.rows]
+        self.examples = [self.examples[place] for place in chosen]
+        self.places = [self.places[place] for place in chosen]
 
 
 class Loader:
@@ -192,6 +197,7 @@ class Loader:
                 else:
                     dataset.rows.append(kept)
                     dataset.examples.append(example)
+                    dataset.places.append(Place(row.file or source.path.name, row.line))
             self._progress(dataset.read)
 
     def _encode(self, examples: list[Example]) -> list[TokenizedRow | RowError]:
@@ -238,6 +244,7 @@ class Loader:
         held_out = Dataset(
             [dataset.rows[position] for position in measured],
             [dataset.examples[position] for position in measured],
+            [dataset.places[position] for position in measured],
             read=len(measured),
             formats=dict(dataset.formats),
         )
@@ -249,6 +256,7 @@ class Loader:
         dataset.repeated = len(used) - len(set(used))
         dataset.rows = [dataset.rows[position] for position in used]
         dataset.examples = [dataset.examples[position] for position in used]
+        dataset.places = [dataset.places[position] for position in used]
         return held_out if kept_out else None
 
 

@@ -18,11 +18,7 @@ from core.worker.dataset import Dataset
 from core.worker.generate import generate_batch
 from core.worker.loss import SupervisedLoss
 from core.worker.model import LoadedModel, evaluation_mode
-
-#: Answers shown as samples at each evaluation.
-SAMPLES = 3
-#: Room for an answer beyond the longest expected one.
-ANSWER_MARGIN_TOKENS = 16
+from core.worker.samples import ANSWER_MARGIN_TOKENS, samples_of
 
 
 def parse_json(text: str) -> Any:
@@ -64,6 +60,7 @@ class Evaluator:
         max_new_tokens: The longest answer; 0 to measure the loss only.
         template: A chat template instead of the tokenizer's own.
         check: Called often; may raise to give up.
+        samples: Of the answers, so many are given as samples.
     """
 
     def __init__(
@@ -77,6 +74,7 @@ class Evaluator:
         max_new_tokens: int,
         template: str | None,
         check: Callable[[], None],
+        samples: int = 3,
     ) -> None:
         self._loaded = loaded
         self._loss = loss
@@ -85,9 +83,11 @@ class Evaluator:
         self._autocast = autocast
         self._template = template
         self._check = check
+        self._samples = samples
         # An example may have several rows, and is asked once.
         examples = {id(example): example for example in dataset.examples if example.messages}
         self._asked = list(examples.values()) if max_new_tokens else []
+        self._conversations = [[message.fields() for message in example.prompt] for example in self._asked]
         longest = max((supervised_count(row) for row in dataset.rows), default=0)
         self._max_new_tokens = min(max_new_tokens, longest + ANSWER_MARGIN_TOKENS)
 
@@ -117,17 +117,8 @@ class Evaluator:
             valid_json=valid,
             rows=len(self._dataset.rows),
         )
-        source = f"step-{step}" if step else "base"
-        samples = [
-            SampleEvent(
-                step=step,
-                prompt=example.messages[-2].content if len(example.messages) > 1 else "",
-                text=text,
-                source=source,
-            )
-            for example, text in list(zip(self._asked, answers, strict=True))[:SAMPLES]
-        ]
-        return event, samples
+        shown = len(answers[: self._samples])
+        return event, samples_of(step, self._conversations[:shown], answers[:shown])
 
     @torch.no_grad()
     def _mean_loss(self, progress: Callable[[int, int], None]) -> float:
@@ -153,12 +144,11 @@ class Evaluator:
             self._check()
             progress(done, total)
 
-        conversations = [[message.fields() for message in example.prompt] for example in self._asked]
         with self._autocast():
             return generate_batch(
                 self._loaded.model,
                 self._loaded.tokenizer,
-                conversations,
+                self._conversations,
                 self._max_new_tokens,
                 report,
                 template=self._template,

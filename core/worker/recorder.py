@@ -14,11 +14,22 @@ from typing import Any
 from core.hardware.sampler import Sampler
 from core.paths import FILE_MODE
 from core.redact import redact
-from core.runs.events import Event, HardwareEvent, MemoryEvent, NoticeEvent, PhaseEvent, SampleEvent, encode_event
+from core.runs.events import (
+    Event,
+    HardwareEvent,
+    MemoryEvent,
+    NoticeEvent,
+    PhaseEvent,
+    SampleEvent,
+    StepEvent,
+    encode_event,
+)
+from core.runs.oom import own_counter
 from core.runs.process import hostname, own_identity
 from core.runs.state import END_STATES, RunState
 from core.runs.store import Run
 from core.worker.log import log
+from core.worker.step_pace import StepPace
 
 #: Seconds between heartbeats (the contract allows five) and between hardware samples.
 HEARTBEAT_SECONDS = 2.0
@@ -36,13 +47,24 @@ class Recorder:
     Args:
         run: The run directory.
         resume: Whether ``events.jsonl`` is continued.
+        vanished: Called when the run directory is not there any more, so that nobody will see what is written.
     """
 
-    def __init__(self, run: Run, *, resume: bool = False) -> None:
+    def __init__(self, run: Run, *, resume: bool = False, vanished: Callable[[], None] = lambda: None) -> None:
         self.run = run
+        self._vanished = vanished
+        self._directory = os.stat(run.path)
+        self._pace = StepPace()
         pid, identity = own_identity()
+        counter, kills = own_counter()
         self._state = RunState(
-            state="starting", pid=pid, pid_started=identity, host=hostname(), socket=str(run.socket_path)
+            state="starting",
+            pid=pid,
+            pid_started=identity,
+            host=hostname(),
+            socket=str(run.socket_path),
+            memory_events=counter,
+            memory_kills=kills,
         )
         if resume and (before := RunState.read(run.state_path)) is not None:
             self._state = dataclasses.replace(self._state, step=before.step, total_steps=before.total_steps)
@@ -64,6 +86,8 @@ class Recorder:
 
     def event(self, event: Event) -> None:
         """Append one event, secrets in its texts replaced."""
+        if isinstance(event, StepEvent):
+            self._pace.done(event.seconds)
         data = encode_event(_redacted(event)).encode("utf-8", errors="replace")
         with self._lock:
             if self._torn:
@@ -123,6 +147,19 @@ class Recorder:
                 self._failing.discard("state.json")
             except OSError as error:
                 self._complain("state.json", error)
+                if self._has_vanished():
+                    self._vanished()
+
+    def begin_step(self) -> None:
+        """An optimizer step begins; the next heartbeat tells since when it runs."""
+        with self._lock:
+            self._state = dataclasses.replace(self._state, step_started=time.time())
+        self._pace.begin()
+
+    def end_step(self, step: int) -> None:
+        """An optimizer step is done."""
+        self._pace.end()
+        self.update(step=step, step_started=None)
 
     def close(self, state: str, reason: str, final: Event) -> None:
         """Write the last event and the end state; nothing is written afterwards."""
@@ -137,17 +174,40 @@ class Recorder:
                 os.fsync(self._file)
             except OSError as error:
                 self._complain("events.jsonl", error)
-            self.update(state=state, reason=reason, socket=None)
+            self.update(state=state, reason=reason, socket=None, step_started=None)
             os.close(self._file)
 
     def _beat(self) -> None:
         while not self._closed.wait(HEARTBEAT_SECONDS):
             self.update()
+            if self._has_vanished():
+                # A directory that was made anew takes the state, and nobody looks for it there.
+                self._vanished()
+            if (slow := self._pace.look()) is not None:
+                self._tell_slow(*slow)
             devices = self._sampler.latest()
             if devices:
                 self.event(
                     HardwareEvent(devices=[device.to_dict() for device in devices], energy_wh=self._sampler.energy_wh)
                 )
+
+    def _tell_slow(self, seconds: float, median: float) -> None:
+        self.notice(
+            "warning",
+            "slow_step",
+            f"Step {self._state.step + 1} takes long: {seconds:.0f} s so far, where the median is {median:.2g} s.",
+            "Look at the meters: another program may hold the device, or memory may be swapped out. "
+            f"'localtune-tui stop --force {self.run.id}' ends a step that hangs.",
+        )
+
+    def _has_vanished(self) -> bool:
+        """Whether the run directory was removed, or replaced by another one."""
+        try:
+            return not os.path.samestat(os.stat(self.run.path), self._directory)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False  # a file system that does not answer may answer again
 
     def _mend_last_line(self) -> None:
         """A line that a killed worker left unfinished gets its newline, so that readers count it as one bad line."""

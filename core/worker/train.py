@@ -6,9 +6,13 @@ backward; then clip, optimizer, events, control point.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
 import hashlib
 import json
 import math
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +26,7 @@ from core.memory.batching import TOKEN_BUDGETS
 from core.memory.sizes import FP32_STATES, updates_in_backward
 from core.models.files import weights_fingerprint
 from core.runs.events import CheckpointEvent, StepEvent
+from core.runs.sentences import ALL_DONE
 from core.runs.store import Run
 from core.worker import checkpoint as checkpoints
 from core.worker.adapters import adapted_layers, attach_adapters, parameter_groups
@@ -30,6 +35,7 @@ from core.worker.batches import DataOrder
 from core.worker.control import Controls, StopRequested
 from core.worker.evaluate import Evaluator
 from core.worker.gradients import WindowGradients, make_accelerator
+from core.worker.health import Health, NotFiniteError
 from core.worker.loss import SupervisedLoss
 from core.worker.model import (
     choose_device,
@@ -44,11 +50,12 @@ from core.worker.own_weights import choose_weights, trained_tensors
 from core.worker.prediction import predict_memory
 from core.worker.preparation import prepare
 from core.worker.recorder import Recorder
+from core.worker.samples import SampleWriter, choose_questions
 from core.worker.schedule import lr_factor, warmup_steps
+from core.worker.selection import Selection
+from core.worker.tensors import read_tensors
 from core.worker.update import AdapterUpdate, Update, WeightUpdate
 
-#: Steps without a finite gradient after which a run gives up.
-NONFINITE_LIMIT = 5
 #: The greatest difference between our logits and the model's own that rounding explains.
 LOGIT_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 1.0, torch.float16: 0.25}
 #: Sections of the configuration that a resumed run must share with its beginning.
@@ -63,6 +70,8 @@ class Outcome:
     best_step: int | None
     adapter: str
     """The adapter, or the model where its own weights were trained; relative to the run directory."""
+    reason: str
+    """Why it ended, and which step the result is of where that is not the last one."""
 
 
 class FinetuneRecipe:
@@ -84,11 +93,9 @@ class FinetuneRecipe:
         self.step = 0
         self.total_steps = 0
         self.paused_seconds = 0.0
-        self.best_step: int | None = None
-        self.best_loss = math.inf
+        self.selection = Selection(config.eval.patience, config.eval.min_delta)
         self.last_checkpoint: int | None = None
         self.last_eval: int | None = None
-        self._nonfinite = 0
 
     def train(self, *, resume: bool) -> Outcome:
         """Do the run.
@@ -97,7 +104,7 @@ class FinetuneRecipe:
             resume: Go on from the newest valid checkpoint.
 
         Raises:
-            StopRequested: If it was stopped; a checkpoint has then been written, if a step was done.
+            StopRequested: If it was stopped; a checkpoint has then been written, if a step was done and time was given.
             UserError: If it cannot go on.
         """
         found = self._newest_checkpoint() if resume else None
@@ -109,8 +116,8 @@ class FinetuneRecipe:
         self._rehearse()
         try:
             self._loop()
-        except StopRequested:
-            self._stop()
+        except StopRequested as request:
+            self._stop(save=not request.now)
             raise
         return self._finish()
 
@@ -124,6 +131,7 @@ class FinetuneRecipe:
         self.base, self.tokenizer, self.template = prepared.base, prepared.tokenizer, prepared.template
         self.dataset, self.held_out = prepared.dataset, prepared.held_out
         self.data_fingerprint = prepared.data_fingerprint
+        self.questions = choose_questions(self.config, self.held_out)
 
     def _load_model(self, *, fresh: bool) -> None:
         self.controls.check_stop()
@@ -180,6 +188,16 @@ class FinetuneRecipe:
         wanted = self.config.memory.gradient_checkpointing
         self.windows.set_checkpointing(wanted == "on" or (wanted == "auto" and self.loaded.device.type == "cuda"))
         self.attendant = Attendant(self)
+        self.health = Health(
+            lambda code, message, hint: self.recorder.notice("warning", code, message, hint), self.dataset.places
+        )
+        self.samples = SampleWriter(
+            self.loaded,
+            self.questions,
+            autocast=self.accelerator.autocast,
+            template=self.template,
+            complain=lambda message, hint: self.recorder.notice("warning", "no_samples", message, hint),
+        )
         self.evaluator = None
         if self.held_out is not None:
             self.evaluator = Evaluator(
@@ -190,7 +208,8 @@ class FinetuneRecipe:
                 autocast=self.accelerator.autocast,
                 max_new_tokens=self.config.chat.max_new_tokens if self.config.eval.exact_match else 0,
                 template=self.template,
-                check=self.attendant.answer_questions,
+                check=self.attendant.attend,
+                samples=0 if self.samples.is_needed else self.config.eval.samples,
             )
         self.recorder.update(total_steps=self.total_steps)
 
@@ -240,29 +259,39 @@ class FinetuneRecipe:
         self.recorder.update(state="training", step=self.step)
         if self.step == 0 and self.config.eval.baseline:
             self._evaluate()
+        elif self.step and self.step < self.total_steps:
+            # What a stop cut short is measured before the run goes on, as if it had not been stopped.
+            self._evaluate_if_due()
         self.recorder.phase("training", done=self.step, total=self.total_steps)
         self.attendant.attend()
-        while self.step < self.total_steps:
+        while self.step < self.total_steps and not self.selection.is_exhausted:
             self._optimizer_step()
-            if self._due(self.attendant.eval_every) and self.step < self.total_steps:
-                self._evaluate()
-                self.recorder.phase("training", done=self.step, total=self.total_steps)
-            if self._due(self.attendant.checkpoint_every):
+            if self.health.is_hopeless:
+                raise self._give_up()
+            if self.step < self.total_steps:
+                self._evaluate_if_due()
+            # A pause here is one for a best checkpoint that could not be written; another would fail as well.
+            if self._due(self.attendant.checkpoint_every) and not self.attendant.paused:
                 self.save_checkpoint()
             self.attendant.attend()
 
     def _optimizer_step(self) -> None:
         began = time.monotonic()
+        self.recorder.begin_step()
         lr = self.attendant.learning_rate * lr_factor(
             self.config.train.scheduler, self.step, self.warmup, self.total_steps
         )
         self.update.begin(lr)
-        result = self.windows.run(self.order.window(self.step), where=f"step {self.step + 1}")
-        norm = self.update.finish()
-        if math.isfinite(norm) and math.isfinite(result.loss):
-            self._nonfinite = 0
+        window = self.order.window(self.step)
+        result = self.windows.run(window, where=f"step {self.step + 1}")
+        norm = self.update.measure()
+        scaler = self.accelerator.scaler
+        overflow = scaler is not None and scaler.get_scale() > 1.0
+        if self.health.accepts(self.step + 1, result.loss, norm, window, overflow=overflow):
+            self.selection.proved(self.step)
+            self.update.apply()
         else:
-            self._note_nonfinite(result.loss, norm)
+            self.update.skip()
         self.step += 1
         seconds = time.monotonic() - began
         self.recorder.event(
@@ -280,42 +309,47 @@ class FinetuneRecipe:
             )
         )
         self.paused_seconds = 0.0
-        self.recorder.update(step=self.step)
+        self.recorder.end_step(self.step)
 
-    def _note_nonfinite(self, loss: float, norm: float) -> None:
-        scaler = self.accelerator.scaler
-        if scaler is not None and math.isfinite(loss) and scaler.get_scale() > 1.0:
-            return  # an overflow of the scaled gradient, which a smaller scale will mend
-        self._nonfinite += 1
-        where = f"step {self.step + 1}"
-        message = f"The gradient of {where} is not finite (loss {loss:g}, norm {norm:g}); the update is skipped."
-        self.recorder.notice("warning", "nonfinite", message)
-        if self._nonfinite >= NONFINITE_LIMIT:
-            raise UserError(
-                f"The gradients have not been finite for {NONFINITE_LIMIT} steps, up to {where}.",
-                "Lower train.learning_rate, or set train.precision to bf16 or fp32.",
-            )
+    def _give_up(self) -> NotFiniteError:
+        """Take away the checkpoints after the last good one, so that whoever goes on begins there."""
+        good = self.selection.last_good
+        if good is not None and (path := self._checkpoint_path(good)).is_dir():
+            keep, protected = self.config.checkpoint.keep, self.selection.protected
+            checkpoints.rotate(self.run.checkpoints_path, keep, newest=path, protected=protected)
+        return self.health.verdict(good)
+
+    def _checkpoint_path(self, step: int) -> Path:
+        return self.run.checkpoints_path / checkpoints.checkpoint_name(step)
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.step % every == 0
 
     # What the loop calls now and then.
 
+    def _evaluate_if_due(self) -> None:
+        if self.attendant.is_evaluation_due(self.step) and self.selection.last_measured != self.step:
+            self._evaluate()
+            self.recorder.phase("training", done=self.step, total=self.total_steps)
+
     def _evaluate(self) -> None:
-        if self.evaluator is None or self.last_eval == self.step:
+        """Measure, keep the best, and write samples; what a stop cuts short, the control point that follows acts on."""
+        if self.last_eval == self.step or (self.evaluator is None and not self.samples.is_needed):
             return
-        report = self.recorder.reporter("evaluating")
+        report = self.recorder.reporter("evaluating", self.attendant.attend)
         self.recorder.phase("evaluating", total=len(self.held_out.rows) if self.held_out else None)
-        try:
-            event, samples = self.evaluator.measure(self.step, report)
-        except StopRequested:
-            return  # the control point that follows acts on it
-        self.last_eval = self.step
-        if self.step and event.loss < self.best_loss:
-            self.best_step, self.best_loss = self.step, event.loss
-        self.recorder.event(event)
-        for sample in samples:
-            self.recorder.event(sample)
+        with contextlib.suppress(StopRequested):
+            if self.evaluator is not None:
+                paused = self.paused_seconds
+                event, samples = self.evaluator.measure(self.step, report)
+                event = dataclasses.replace(event, seconds=event.seconds - (self.paused_seconds - paused))
+                for told in (event, *samples):
+                    self.recorder.event(told)
+                if self.selection.measured(self.step, event.loss):
+                    self.save_checkpoint()
+            self.last_eval = self.step
+            for sample in self.samples.write(self.step, functools.partial(report, "samples")):
+                self.recorder.event(sample)
         self._record_memory()
 
     def save_checkpoint(self) -> None:
@@ -346,7 +380,13 @@ class FinetuneRecipe:
             self.attendant.pause()
             return
         self.last_checkpoint = self.step
-        checkpoints.rotate(self.run.checkpoints_path, self.config.checkpoint.keep, newest=written.path)
+        self.selection.saved(self.step)
+        checkpoints.rotate(
+            self.run.checkpoints_path,
+            self.config.checkpoint.keep,
+            newest=written.path,
+            protected=self.selection.protected,
+        )
         size = sum(facts["bytes"] for facts in written.manifest["files"].values())
         path = str(written.path.relative_to(self.run.path))
         self.recorder.event(CheckpointEvent(step=self.step, path=path, bytes=size, seconds=time.monotonic() - began))
@@ -361,7 +401,8 @@ class FinetuneRecipe:
             "token_budget": self.windows.token_budget,
             "gradient_checkpointing": self.windows.checkpointing,
             "overrides": self.attendant.overrides,
-            "best": None if self.best_step is None else {"step": self.best_step, "loss": self.best_loss},
+            "selection": self.selection.facts(),
+            "health": self.health.facts(),
         }
 
     def _newest_checkpoint(self) -> checkpoints.Checkpoint:
@@ -391,15 +432,16 @@ class FinetuneRecipe:
         self.windows.token_budget = int(found.manifest["token_budget"])
         self.windows.set_checkpointing(bool(found.manifest["gradient_checkpointing"]))
         self.attendant.apply(found.manifest["overrides"])
-        if (best := found.manifest["best"]) is not None:
-            self.best_step, self.best_loss = int(best["step"]), float(best["loss"])
+        self.selection.restore(found.manifest["selection"], found.step)
+        self.health.restore(found.manifest["health"])
         self.recorder.update(step=self.step)
         self.recorder.notice("info", "resumed", f"Going on from {found.path.name}.")
 
-    def _stop(self) -> None:
+    def _stop(self, *, save: bool) -> None:
         self.recorder.update(state="stopping")
-        self.recorder.phase("saving", "checkpoint")
-        self.save_checkpoint()
+        if save:
+            self.recorder.phase("saving", "checkpoint")
+            self.save_checkpoint()
 
     def _finish(self) -> Outcome:
         self.recorder.phase("saving", "checkpoint")
@@ -409,17 +451,42 @@ class FinetuneRecipe:
         self._evaluate()
         output = self.run.model_path if self.config.method.name in WEIGHT_METHODS else self.run.adapter_path
         self.recorder.phase("saving", output.name)
-        self._save_final(output)
+        chosen = self._chosen_checkpoint()
+        self._save_final(output, chosen)
         self._record_memory()
-        return Outcome(self.step, self.best_step, output.name)
+        reason = ALL_DONE
+        if self.selection.is_exhausted and self.step < self.total_steps:
+            reason = f"no lower held-out loss in {self.selection.waited} evaluations"
+        if chosen is not None:
+            reason += f"; the {output.name} is that of step {chosen.step}, the best one"
+        return Outcome(self.step, self.selection.best_step, output.name, reason)
 
     def _checkpoint_size(self) -> int:
         return checkpoints.size_estimate(self.loaded.model, self.config.train.optimizer)
 
-    def _save_final(self, output: Path) -> None:
+    def _chosen_checkpoint(self) -> checkpoints.Checkpoint | None:
+        """The checkpoint that becomes the result; None for the weights as they are."""
+        best = self.selection.best_step
+        if self.config.checkpoint.final == "last" or best == self.step:
+            return None
+        try:
+            if best is None:
+                raise UserError("No step was measured with a finite loss.")
+            return checkpoints.verify_checkpoint(self._checkpoint_path(best))
+        except UserError as error:
+            self.recorder.notice(
+                "warning", "best_missing", f"The best step cannot be taken: {error.message}", "The last one is."
+            )
+        return None
+
+    def _save_final(self, output: Path, chosen: checkpoints.Checkpoint | None) -> None:
         def fill(directory: Path) -> None:
             if output == self.run.model_path:
+                if chosen is not None:
+                    read_tensors(chosen.weights_path, trained_tensors(self.loaded.model))
                 checkpoints.save_model(self.loaded.model, directory)
+            elif chosen is not None:
+                shutil.copytree(chosen.adapter_path, directory, dirs_exist_ok=True)
             else:
                 checkpoints.save_adapter(self.loaded.model, directory)
             self.loaded.tokenizer.save_pretrained(directory)

@@ -32,9 +32,14 @@ class Update(Protocol):
     def begin(self, learning_rate: float) -> None:
         """Before a window's gradients are made."""
 
-    def finish(self) -> float:
-        """After they are made: update, drop the gradients, and return their norm before clipping. A norm that is not
-        finite means that something was left as it was."""
+    def measure(self) -> float:
+        """After they are made: their norm, before clipping."""
+
+    def apply(self) -> None:
+        """Update by the gradients, clipped, and drop them."""
+
+    def skip(self) -> None:
+        """Drop the gradients. What was done inside backward stays."""
 
     @property
     def partial(self) -> bool:
@@ -75,14 +80,20 @@ class AdapterUpdate:
         """Set the learning rate, in each group by its own ratio."""
         set_learning_rate(self._optimizer, learning_rate)
 
-    def finish(self) -> float:
-        """Clip and step."""
-        norm = float(self._accelerator.clip_grad_norm_(self._parameters, self._limit))
-        if math.isfinite(norm) or self._accelerator.scaler is not None:
-            # In fp16 the scaler itself skips the update after an overflow, and must be asked so as to back off.
-            self._optimizer.step()
+    def measure(self) -> float:
+        """Clip, and tell the norm from before."""
+        return float(self._accelerator.clip_grad_norm_(self._parameters, self._limit))
+
+    def apply(self) -> None:
+        """One step of the optimizer."""
+        self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return norm
+
+    def skip(self) -> None:
+        """No step; the scaler has seen an overflow when the gradients were clipped, and backs off."""
+        if self._accelerator.scaler is not None:
+            self._accelerator.scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
 
     @contextlib.contextmanager
     def rehearsal(self) -> Iterator[None]:
@@ -149,19 +160,25 @@ class WeightUpdate:
         self._square_sum = 0.0
         self._done = 0
 
-    def finish(self) -> float:
-        """Inside backward all is done by now; else clip and step."""
+    def measure(self) -> float:
+        """The norm of what is there, or of what was."""
         if not self.in_backward:
-            trained = [stepper for stepper in self._steppers.values() if stepper.parameter.grad is not None]
-            norm = math.sqrt(sum(_square(stepper.parameter.grad) for stepper in trained))
-            scale = min(1.0, self._limit / (norm + 1e-6)) if math.isfinite(norm) else 0.0
-            for stepper in trained:
-                if math.isfinite(norm):
-                    stepper.step(self._learning_rate, scale)
-                stepper.parameter.grad = None
-            return norm
-        self._done = 0
+            self._square_sum = sum(_square(stepper.parameter.grad) for stepper in self._steppers.values())
         return math.sqrt(self._square_sum)
+
+    def apply(self) -> None:
+        """Inside backward all is done by now; else clip and step."""
+        scale = min(1.0, self._limit / (math.sqrt(self._square_sum) + 1e-6))
+        for stepper in self._steppers.values():
+            if stepper.parameter.grad is not None:
+                stepper.step(self._learning_rate, scale)
+        self.skip()
+
+    def skip(self) -> None:
+        """Drop what is there."""
+        for stepper in self._steppers.values():
+            stepper.parameter.grad = None
+        self._done = 0
 
     @contextlib.contextmanager
     def rehearsal(self) -> Iterator[None]:

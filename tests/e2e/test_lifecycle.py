@@ -116,9 +116,8 @@ def test_the_end_is_told_last_and_written_to_the_state(reference: Run) -> None:
     best = min(only(EvalEvent, reference), key=lambda event: event.loss)
     assert (end.step, end.best, end.adapter) == (STEPS, best.step, "adapter")
     raw = json.loads(reference.state_path.read_text())
-    assert sorted(raw) == sorted(
-        ["state", "reason", "pid", "pid_started", "host", "step", "total_steps", "updated", "socket"]
-    )
+    contract = ["state", "reason", "pid", "pid_started", "host", "step", "total_steps", "updated", "socket"]
+    assert sorted(raw) == sorted([*contract, "step_started", "memory_events", "memory_kills"])
     assert (raw["state"], raw["step"], raw["total_steps"], raw["socket"]) == ("finished", STEPS, STEPS, None)
     assert raw["host"] == hostname()
     assert not reference.socket_path.exists()

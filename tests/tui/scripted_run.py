@@ -138,7 +138,9 @@ class ScriptedRun:
             )
         self.write_state(step=last)
 
-    def evaluate(self, step: int, loss: float, exact_match: float | None = None) -> None:
+    def evaluate(
+        self, step: int, loss: float, exact_match: float | None = None, valid_json: float | None = None
+    ) -> None:
         """A measurement."""
         self.write(
             events.EvalEvent(
@@ -148,6 +150,7 @@ class ScriptedRun:
                 perplexity=math.exp(loss),
                 seconds=2.0,
                 exact_match=exact_match,
+                valid_json=valid_json,
                 rows=60,
             )
         )

@@ -88,6 +88,15 @@ def test_a_wide_device_has_everything_with_units() -> None:
         assert part in text
 
 
+def test_the_share_of_json_is_shown_beside_exact_match_where_there_is_room(home: Path) -> None:
+    script = ScriptedRun(home)
+    script.train_to(30)
+    script.evaluate(30, 0.455, exact_match=0.83, valid_json=0.97)
+    view = view_of(script)
+    assert "exact 0.83   JSON 0.97" in run_lines.numbers(view, 120).plain
+    assert "JSON" not in run_lines.numbers(view, 100).plain
+
+
 @pytest.mark.parametrize("state", ["finished", "stopped", "failed"])
 def test_an_end_is_told_with_its_reason_and_the_next_key(home: Path, state: str) -> None:
     script = ScriptedRun(home)
@@ -96,6 +105,7 @@ def test_an_end_is_told_with_its_reason_and_the_next_key(home: Path, state: str)
     text = run_lines.banner(view_of(script), KeyTable()).plain
     assert f"{state} at step 30" in text
     assert "4 talk to it" in text
+    assert "why it ended." in text
     if state != "finished":
         assert "why it ended. what to do." in text
         assert "C continue from the last checkpoint" in text

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from textual.content import Content
 
-from core.runs.sentences import phase_name
+from core.runs.sentences import ALL_DONE, phase_name
 from core.runs.series import Series
 from core.text import one_line
 from core.units import format_duration, format_number, format_rate
@@ -58,6 +58,8 @@ def numbers(view: RunView, width: int) -> Content:
         fields.append(Content.assemble(("eval ", "$muted"), text))
         if last.exact_match is not None and width >= 96:
             fields.append(Content.assemble(("exact ", "$muted"), f"{last.exact_match:.2f}"))
+        if last.valid_json is not None and width >= 110:
+            fields.append(Content.assemble(("JSON ", "$muted"), f"{last.valid_json:.2f}"))
     fields.append(Content.assemble(("grad ", "$muted"), format_number(step.grad_norm).rjust(6)))
     fields.append(Content.assemble(("lr ", "$muted"), format_number(step.lr).rjust(7)))
     fields.append(Content(format_rate(history.tokens_per_second).rjust(9)))
@@ -164,7 +166,9 @@ def banner(view: RunView, keys: KeyTable) -> Content:
         sentences += [f" {hint.rstrip('.')}."] if hint else []
         lines = [glyph + Content("".join(sentences))]
     else:
-        sentences = [text.rstrip(".") + "." for text in (reason, hint) if text and name != "finished"]
+        # A finished run goes without saying, unless it ended early or its adapter is not that of the last step.
+        told = (reason, hint) if name != "finished" else (reason if reason != ALL_DONE else "",)
+        sentences = [text.rstrip(".") + "." for text in told if text]
         lines = [glyph + Content(f": {' '.join(sentences)}" if sentences else "")]
     following = _next_keys(view, keys)
     if following:

@@ -114,6 +114,10 @@ class ScriptedWorker:
             command.answer(step=self.step)
         elif name == "generate":
             self._generate(command)
+        elif name == "set":
+            command.answer(
+                step=self.step, **{key.replace(".", "_"): value for key, value in command.request.args.items()}
+            )
         elif name == "pause":
             self.recorder.update(state="paused")
             command.answer(state="paused")

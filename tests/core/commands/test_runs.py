@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from core.runs import launcher
 from core.runs.events import decode_event
 from core.runs.store import find_run
+from core.runs.tail import EventTail
 
 from .conftest import CommandLine, wait_for
 
@@ -163,6 +165,40 @@ def test_stop_signals_a_worker_that_does_not_listen(cli: CommandLine) -> None:
     result = cli("stop", run.id, "--json")
     assert (result.code, result.json["state"]) == (0, "stopped")
     assert "signal" in result.err
+
+
+def test_set_changes_options_of_a_live_run(cli: CommandLine) -> None:
+    run = cli.start(steps=10_000, pace=0.02)
+    result = cli("set", run.id, "train.learning_rate=1e-5", "eval.every_steps = 7", "--json")
+    assert result.code == 0
+    assert result.json["set"] == {"train.learning_rate": "1e-5", "eval.every_steps": "7"}
+    assert "eval.every_steps = 9 after step" in cli("set", run.id, "eval.every_steps=9").out
+    for wrong in ("eval.every_steps", "=3", "eval.every_steps="):
+        refused = cli("set", run.id, wrong)
+        assert (refused.code, refused.out) == (1, "")
+        assert "is no change" in refused.err
+
+
+def test_stop_by_force_says_what_is_lost_kills_and_records_it(cli: CommandLine) -> None:
+    run = cli.start(steps=10_000, pace=0.02)
+    assert cli("checkpoint", run.id).code == 0
+    saved = int(launcher.complete_checkpoints(run)[-1].name.removeprefix("step-"))
+    state = run.state()
+    assert state.pid is not None
+    os.kill(state.pid, signal.SIGSTOP)
+    with run.events_path.open("a") as file:
+        file.write('{"half a li')
+    hung = cli("stop", run.id, "--timeout", "0.5")
+    assert hung.code == 1
+    assert f"stop --force {run.id}" in hung.err
+    result = cli("stop", run.id, "--force", "--json")
+    assert (result.code, result.json["state"]) == (0, "stopped")
+    assert f"process {state.pid} of {run.id} is killed" in result.err
+    assert f"what it did after step {saved} is lost" in result.err
+    *_, control, end = EventTail(run.events_path).read_all()
+    assert (control.type, end.type) == ("control", "stopped")
+    assert "stopped by SIGKILL" in cli("watch", run.id).out
+    assert cli("stop", run.id, "--force").code == 1
 
 
 def test_commands_to_an_ended_run_are_refused(cli: CommandLine) -> None:

@@ -40,11 +40,14 @@ def coherent(changes: list[tuple[str, Any]]) -> bool:
     """Whether options go together as the rules between them ask."""
     values = dict(changes)
     train = values.get("data.train", "rows.jsonl")
+    held_out = "data.eval" in values or values.get("data.eval_share")
     entries = 1 if isinstance(train, str) else len(train)
     return not (
         ("data.weights" in values and len(values["data.weights"]) != entries)
         or ("data.eval" in values and values.get("data.eval_share"))
         or ("template.name" in values and "template.file" in values)
+        or ("eval.every_steps" in values and "eval.every_epochs" in values)
+        or (not held_out and ("eval.patience" in values or values.get("checkpoint.final") == "best"))
         or (values.get("train.precision") == "fp16" and values.get("hardware.device") == "cpu")
     )
 

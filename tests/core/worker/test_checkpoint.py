@@ -401,3 +401,10 @@ def test_the_random_state_of_all_generators_is_put_back() -> None:
     draw()
     checkpoints.restore_rng(before)
     assert draw() == first
+
+
+def test_protected_checkpoints_stay_beside_those_that_are_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4, 5):
+        (tmp_path / f"step-{step:08d}").mkdir()
+    checkpoints.rotate(tmp_path, 1, newest=tmp_path / "step-00000004", protected={2, 4, 5, 9})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000004"]

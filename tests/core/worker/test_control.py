@@ -241,3 +241,38 @@ def test_signals_ask_for_a_stop_and_the_terminal_going_means_nothing() -> None:
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
+
+
+def test_sockets_that_killed_workers_left_are_removed_by_the_next_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as dead:
+        runtime = Path(directory)
+        monkeypatch.setenv("XDG_RUNTIME_DIR", directory)
+        left, served, full, other, file = (
+            runtime / name
+            for name in ("localtune-1.sock", "localtune-2.sock", "localtune-3.sock", "bus.sock", "localtune-4.sock")
+        )
+        dead.bind(str(left))
+        with socket.socket(socket.AF_UNIX) as foreign, socket.socket(socket.AF_UNIX) as busy:
+            foreign.bind(str(other))
+            busy.bind(str(full))
+            busy.listen(0)
+            with socket.socket(socket.AF_UNIX) as waiting:
+                waiting.connect(str(full))
+                file.touch()
+                server = ControlServer(served, Controls(), dict)
+                assert sorted(runtime.iterdir()) == sorted([served, full, other, file])
+                assert control.remove_stale_sockets() == []
+                server.close()
+
+
+def test_a_stop_at_once_goes_before_one_that_saves() -> None:
+    controls = Controls()
+    controls.request_stop("SIGTERM")
+    with pytest.raises(StopRequested) as caught:
+        controls.check_stop()
+    assert (caught.value.sender, caught.value.now) == ("SIGTERM", False)
+    controls.request_stop("socket", now=True)
+    controls.request_stop("SIGINT")
+    with pytest.raises(StopRequested) as caught:
+        controls.check_stop()
+    assert (caught.value.sender, caught.value.now) == ("SIGTERM", True)

@@ -23,6 +23,7 @@ from core.worker.dataset import Dataset
 from core.worker.evaluate import Evaluator, answers_match, parse_json
 from core.worker.loss import SupervisedLoss
 from core.worker.model import LoadedModel, load_model, trainable_parameters
+from core.worker.samples import ANSWER_MARGIN_TOKENS
 from core.worker.template import Encoder
 
 JSON = st.recursive(
@@ -156,7 +157,7 @@ def test_answers_are_counted_and_shown(bench: Bench, monkeypatch: pytest.MonkeyP
     assert conversations[1] == [{"role": "user", "content": "ticket word "}]
     assert not training
     longest = max(int(row.supervised.sum()) for row in bench.dataset.rows)
-    assert limit == longest + evaluate.ANSWER_MARGIN_TOKENS
+    assert limit == longest + ANSWER_MARGIN_TOKENS
     assert bench.evaluator(max_new_tokens=500).measure(0, lambda *_: None)[1][0].source == "base"
 
 

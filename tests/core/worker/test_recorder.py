@@ -201,3 +201,29 @@ def test_a_full_disk_and_a_full_log_are_survived_and_no_later_event_is_lost(
     assert numbers[-2:] == [100, 101]
     recorder.close("stopped", "", StoppedEvent(reason="", step=59))
     assert json.loads(run.state_path.read_text())["state"] == "stopped"
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_directory_that_is_gone_or_another_one_is_noticed(run: Run, replaced: bool) -> None:
+    gone = threading.Event()
+    recorder = Recorder(run, vanished=gone.set)
+    try:
+        recorder.update(step=1)
+        assert not gone.is_set()
+        shutil.rmtree(run.path)
+        if replaced:
+            run.path.mkdir()
+        else:
+            recorder.update(step=2)
+            assert gone.is_set()
+        assert gone.wait(20), "the heartbeat saw nothing"
+    finally:
+        recorder.close("stopped", "", StoppedEvent(reason="", step=2))
+
+
+def test_the_state_says_since_when_a_step_runs(recorder: Recorder, run: Run) -> None:
+    recorder.begin_step()
+    recorder.update()
+    assert recorded(run).step_started is not None
+    recorder.end_step(4)
+    assert (recorded(run).step, recorded(run).step_started) == (4, None)

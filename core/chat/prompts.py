@@ -1,0 +1,77 @@
+"""A file of prompts: the questions that a run answers at each evaluation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from core.chat.request import ChatRequest
+from core.errors import UserError
+from core.small_files import read_small
+
+#: Most prompts in a file: all of them are answered at every evaluation.
+PROMPT_LIMIT = 100
+_BYTES_LIMIT = 4 << 20
+#: Endings of the files whose lines are JSON objects.
+_JSON_LINES = (".jsonl", ".ndjson")
+
+
+def read_prompts(path: Path, system: str = "") -> list[list[dict[str, str]]]:
+    """The conversations that a file of prompts asks, each ending with the user's turn.
+
+    A file that ends in ``.jsonl`` has an object a line, with ``messages`` (``role`` and ``content`` each; an answer at
+    their end is left out) or ``prompt``; any other file has a prompt a line. Empty lines are skipped.
+
+    Args:
+        path: The file.
+        system: What a prompt gets as its system message; empty: none.
+
+    Raises:
+        UserError: If it cannot be read, has no prompt or more than :data:`PROMPT_LIMIT`, or a line is no prompt.
+    """
+    try:
+        text = read_small(path, _BYTES_LIMIT).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8.", "Save it as UTF-8.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.", "Mend eval.prompts, or leave it out.") from error
+    # Not splitlines, which also splits at characters that JSON allows in a text.
+    numbered = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not numbered:
+        raise UserError(f"{path} has no prompt.", "Write one on each line, or leave eval.prompts out.")
+    if len(numbered) > PROMPT_LIMIT:
+        raise UserError(
+            f"{path} has {len(numbered)} prompts, and all are answered at each evaluation.",
+            f"Keep at most {PROMPT_LIMIT}.",
+        )
+    as_json = path.suffix.lower() in _JSON_LINES
+    front = [{"role": "system", "content": system}] if system else []
+    conversations: list[list[dict[str, str]]] = []
+    for number, line in numbered:
+        if not as_json:
+            conversations.append([*front, {"role": "user", "content": line}])
+            continue
+        try:
+            conversations.append(_conversation(line, front))
+        except UserError as error:
+            raise UserError(f"{path}, line {number}: {error.message}", error.hint) from error
+    return conversations
+
+
+def _conversation(line: str, front: list[dict[str, str]]) -> list[dict[str, str]]:
+    try:
+        row: Any = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError("It is not JSON.", "Write an object on each line, with messages or prompt.") from error
+    prompt, messages = (row.get("prompt"), row.get("messages")) if isinstance(row, dict) else (None, None)
+    if isinstance(prompt, str) and messages is None:
+        messages = [*front, {"role": "user", "content": prompt}]
+    elif isinstance(messages, list) and prompt is None:
+        if messages and isinstance(messages[-1], dict) and messages[-1].get("role") == "assistant":
+            messages = messages[:-1]
+    else:
+        raise UserError("It has neither messages nor a prompt.", "Give one of the two.")
+    # Refuses what no model could be asked.
+    ChatRequest(messages)
+    return [{"role": message["role"], "content": message["content"]} for message in messages]

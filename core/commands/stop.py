@@ -1,0 +1,97 @@
+"""``stop``: end a run after a checkpoint, at once, or by force."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from core.commands.common import (
+    PROGRAM,
+    add_json_flag,
+    add_run_argument,
+    describe_state,
+    emit,
+    find_live_run,
+    note,
+    say,
+)
+from core.commands.control import add_timeout, describe
+from core.errors import UserError
+
+if TYPE_CHECKING:
+    from core.runs.state import RunState
+    from core.runs.store import Run
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    add_run_argument(parser)
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--now", action="store_true", help="after the present step, without saving a checkpoint")
+    how.add_argument(
+        "--force", action="store_true", help="kill its process, for one that hangs; what is not saved is lost"
+    )
+    add_timeout(parser)
+    add_json_flag(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ask, or kill; wait until the run is over, and print the state reached."""
+    from core.runs.force import kill
+    from core.runs.launcher import complete_checkpoints
+
+    target = find_live_run(args.run, "stop")
+    if args.force:
+        _say_what_is_lost(target)
+        state = kill(target, args.timeout)
+    else:
+        state = _ask(target, args.timeout, now=args.now)
+    if args.json:
+        emit(describe(target, "stop", state))
+        return 0
+    say(f"{target.id}: {describe_state(state)}")
+    if state.state != "finished":
+        if complete_checkpoints(target):
+            say(f"go on with it: {PROGRAM} continue {target.id}")
+        else:
+            say("it saved no checkpoint; start it again" if state.step else "it had not begun; start it again")
+    return 0
+
+
+def _say_what_is_lost(target: Run) -> None:
+    from core.runs.launcher import complete_checkpoints
+
+    state = target.state()
+    saved = [int(path.name.removeprefix("step-")) for path in complete_checkpoints(target)]
+    kept = f"what it did after step {saved[-1]} is lost" if saved else "it has saved nothing"
+    note(f"{PROGRAM}: process {state.pid} of {target.id} is killed at step {state.step}; {kept}.")
+
+
+def _ask(target: Run, timeout: float, *, now: bool) -> RunState:
+    """Have a run stop by itself.
+
+    Raises:
+        UserError: If it does not within the time given.
+    """
+    from core.runs import launcher
+
+    _send(target, timeout, now=now)
+    try:
+        return launcher.wait_until(target, lambda state: state.is_over, timeout)
+    except UserError as error:
+        raise UserError(error.message, f"'{PROGRAM} stop --force {target.id}' kills its process.") from error
+
+
+def _send(target: Run, timeout: float, *, now: bool) -> None:
+    """Ask the worker over its socket; one that does not answer is at least told to stop by a signal."""
+    from core.runs import launcher
+    from core.runs.client import ControlClient
+
+    try:
+        with ControlClient(target, timeout=timeout) as client:
+            client.request("stop", **({"now": True} if now else {}))
+    except UserError as error:
+        if target.state().is_over:
+            return
+        note(f"{PROGRAM}: {error.message} It gets a signal instead.")
+        launcher.terminate_when_begun(target, timeout)

@@ -1,0 +1,159 @@
+"""Whether a worker that is gone was killed by the kernel because the machine ran out of memory.
+
+Nothing can be written by who is killed so, and its parent may be gone as well. What is left are the kernel's messages,
+the counter of the control group, and the last figures of the worker's own record; they are asked in this order.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from pathlib import Path
+
+from core.runs.events import HardwareEvent, MalformedEventError, decode_event
+from core.runs.process import boot_id
+from core.runs.state import RunState
+from core.units import format_bytes
+
+#: What to do about it.
+ADVICE = (
+    "lower train.micro_batch_size or train.max_length, take fewer rows or a smaller model, close other programs, or "
+    "give it more memory"
+)
+#: How each sentence about it begins.
+SIGN = "killed by the kernel"
+#: Share of the memory in use from which a kill is taken for the cause where there is no other witness.
+FULL_SHARE = 0.95
+_CGROUPS = Path("/sys/fs/cgroup")
+_KERNEL_MESSAGES = Path("/dev/kmsg")
+_LOGS = tuple(Path("/var/log") / name for name in ("kern.log", "syslog", "messages"))
+_TAIL_BYTES = 1 << 20
+_VICTIM = re.compile(rb"(Memory cgroup out of memory|Out of memory)[^\n]*?Killed process (\d+)")
+
+
+def own_counter() -> tuple[str | None, int | None]:
+    """The file in which this process's control group counts kills for want of memory, and what it counts now; None
+    where there is no such group."""
+    for path in _counter_files():
+        if (count := read_kills(path)) is not None:
+            return str(path), count
+    return None, None
+
+
+def read_kills(path: Path) -> int | None:
+    """The ``oom_kill`` of a ``memory.events`` (version 2) or ``memory.oom_control`` (version 1); None without one."""
+    try:
+        lines = path.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    counts = [line.removeprefix("oom_kill ") for line in lines if line.startswith("oom_kill ")]
+    return int(counts[0]) if counts and counts[0].isdigit() else None
+
+
+def memory_death(recorded: RunState, events: Path) -> str | None:
+    """Why a worker is gone, if it was for want of the machine's memory, and what to do; one line.
+
+    Args:
+        recorded: What its ``state.json`` says last.
+        events: Its ``events.jsonl``.
+    """
+    if recorded.pid is None or (recorded.pid_started or "").partition("/")[0] != boot_id():
+        return None  # of another machine, or of a time whose witnesses are gone
+    return _memory_death(recorded, events)
+
+
+@functools.lru_cache(maxsize=256)
+def _memory_death(recorded: RunState, events: Path) -> str | None:
+    if recorded.pid is not None and (group := _killed_by_message(recorded.pid, recorded.updated)) is not None:
+        where = "its control group" if group else "the machine"
+        return f"{SIGN}, as {where} ran out of memory; {ADVICE}"
+    if recorded.memory_events and recorded.memory_kills is not None:
+        count = read_kills(Path(recorded.memory_events))
+        if count is not None and count > recorded.memory_kills:
+            return f"{SIGN}, as its control group ran out of memory; {ADVICE}"
+    if (figures := _last_figures(events)) is not None and figures[0] >= FULL_SHARE * figures[1]:
+        used, total = map(format_bytes, figures)
+        return f"probably {SIGN}: {used} of {total} memory were in use when it was last heard; {ADVICE}"
+    return None
+
+
+def _counter_files() -> list[Path]:
+    """Where the counter may be, best first."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    found: list[Path] = []
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        # In a container the path may be that of the host, and the group the root of what is seen.
+        groups = (group.lstrip("/"), "")
+        if "memory" in controllers.split(","):
+            found += [_CGROUPS / "memory" / inner / "memory.oom_control" for inner in groups]
+        elif group and not controllers:
+            found += [base / inner / "memory.events" for base in (_CGROUPS, _CGROUPS / "unified") for inner in groups]
+    return found
+
+
+def _killed_by_message(pid: int, since: float) -> bool | None:
+    """Whether the kernel says that it killed a process for its control group (True) or the machine (False); None
+    where it says neither."""
+    texts = [_kernel_messages()]
+    for path in _LOGS:
+        try:
+            with path.open("rb") as file:
+                if os.fstat(file.fileno()).st_mtime >= since:
+                    file.seek(max(file.seek(0, os.SEEK_END) - _TAIL_BYTES, 0))
+                    texts.append(file.read(_TAIL_BYTES))
+        except OSError:
+            continue  # most systems have one of them, readable by some
+    for text in texts:
+        for group, victim in _VICTIM.findall(text):
+            if int(victim) == pid:
+                return bool(group.startswith(b"Memory cgroup"))
+    return None
+
+
+def _kernel_messages() -> bytes:
+    """The kernel's messages since boot, as far as they are kept and may be read."""
+    try:
+        descriptor = os.open(_KERNEL_MESSAGES, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    pieces: list[bytes] = []
+    try:
+        while piece := os.read(descriptor, 8192):
+            pieces.append(piece)
+    except BlockingIOError:
+        pass  # that was the last one
+    except OSError:
+        return b"".join(pieces)  # overwritten while it was read
+    finally:
+        os.close(descriptor)
+    return b"".join(pieces)
+
+
+def _last_figures(events: Path) -> tuple[int, int] | None:
+    """Memory of the machine (or of the container) in use and in total at the last report, in bytes."""
+    try:
+        with events.open("rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - (64 << 10), 0))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return None
+    for line in reversed(lines):
+        if b'"hardware"' not in line:
+            continue
+        try:
+            event = decode_event(line)
+        except MalformedEventError:
+            continue
+        if isinstance(event, HardwareEvent):
+            for device in event.devices:
+                used, total = device.get("memory_used"), device.get("memory_total")
+                if device.get("kind") == "cpu" and isinstance(used, int) and isinstance(total, int) and total > 0:
+                    return used, total
+            return None
+    return None

@@ -1,0 +1,166 @@
+"""Evaluations of real workers: the best step kept, the end that comes early, and samples."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+from typing import Any
+
+from core.config.document import dump_config
+from core.runs.client import ControlClient
+from core.runs.events import CheckpointEvent, ControlEvent, EvalEvent, PhaseEvent, SampleEvent
+from core.runs.history import read_history
+from core.runs.store import Run
+from core.worker.checkpoint import checkpoint_name, verify_checkpoint
+from tests.waiting import wait_for
+
+from .workers import (
+    PATIENCE,
+    Workers,
+    adapter_bytes,
+    ending,
+    exit_code,
+    finish,
+    kill,
+    notice_codes,
+    only,
+    signal_worker,
+    steps,
+    wait_until_step,
+)
+
+#: Steps so long that the held-out loss soon rises.
+RISING: dict[str, Any] = {
+    "train": {"max_steps": 40, "learning_rate": 0.05, "warmup": 0.0, "scheduler": "constant"},
+    "eval": {"every_steps": 2, "exact_match": False, "samples": 0, "patience": 4, "min_delta": 0.01},
+    "checkpoint": {"every_steps": 3, "keep": 1, "final": "best"},
+}
+
+
+def measured(run: Run) -> list[tuple[int, float]]:
+    """Step and loss of each evaluation."""
+    return [(event.step, event.loss) for event in only(EvalEvent, run)]
+
+
+def test_the_best_step_is_kept_and_a_run_that_gets_no_better_ends_early_however_often_it_is_cut_off(
+    workers: Workers,
+) -> None:
+    run = workers.start("rising", **RISING)
+    finish(run)
+    losses = measured(run)
+    best = min(losses, key=lambda item: item[1])[0]
+    end = ending(run)
+    assert end.step < 40
+    assert best < end.step
+    assert (end.best, end.step) == (best, losses[-1][0])
+    assert end.reason == f"no lower held-out loss in 4 evaluations; the adapter is that of step {best}, the best one"
+    assert run.state().reason == end.reason
+    kept = verify_checkpoint(run.checkpoints_path / checkpoint_name(best))
+    assert adapter_bytes(run) == (kept.adapter_path / "adapter_model.safetensors").read_bytes()
+    names = {checkpoint_name(step) for step in (best, end.step)}
+    good = kept.path.parent / checkpoint_name(end.step - 1)
+    assert {path.name for path in run.checkpoints_path.iterdir()} - {good.name} == names
+    assert best in [event.step for event in only(CheckpointEvent, run)]
+    assert not only(SampleEvent, run)
+    assert f"best at step {best}" in read_history(run).log[-1].text
+
+    cut = workers.start("cut", **RISING)
+    wait_until_step(cut, best + 1)
+    kill(cut)
+    workers.resume(cut)
+    wait_until_step(cut, end.step - 1)
+    signal_worker(cut, signal.SIGTERM)
+    if exit_code(cut) == 3:
+        workers.resume(cut)
+        finish(cut)
+    assert dict(measured(cut)) == dict(losses)
+    assert (ending(cut).step, ending(cut).reason) == (end.step, end.reason)
+    assert adapter_bytes(cut) == adapter_bytes(run)
+
+
+def test_a_best_checkpoint_that_was_damaged_gives_way_to_the_last_step(workers: Workers) -> None:
+    run = workers.start("damaged", **RISING)
+
+    def best_of_the_past() -> int | None:
+        found = measured(run)
+        best = min(found, key=lambda item: item[1], default=(0, 0.0))[0]
+        return best if len(found) > 3 and best <= found[-3][0] else None
+
+    best = wait_for(best_of_the_past, PATIENCE, "a loss that rises", interval=0.002)
+    assert best is not None
+    weights = run.checkpoints_path / checkpoint_name(best) / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    finish(run)
+    end = ending(run)
+    assert end.best == best
+    assert "best_missing" in notice_codes(run)
+    assert end.reason == "no lower held-out loss in 4 evaluations"
+    last = verify_checkpoint(run.checkpoints_path / checkpoint_name(end.step))
+    assert adapter_bytes(run) == (last.adapter_path / "adapter_model.safetensors").read_bytes()
+
+
+def test_it_is_measured_by_epochs_and_the_held_out_questions_are_answered(workers: Workers) -> None:
+    run = workers.start(
+        "epochs",
+        train={"max_steps": 17},
+        eval={"every_steps": None, "every_epochs": 0.5, "exact_match": False, "samples": 2, "baseline": True},
+    )
+    finish(run)
+    assert [event.step for event in only(EvalEvent, run)] == [0, 5, 10, 15, 17]
+    assert all(event.exact_match is event.valid_json is None for event in only(EvalEvent, run))
+    samples = only(SampleEvent, run)
+    assert [(event.step, event.source) for event in samples] == [
+        (step, f"step-{step}" if step else "base") for step in (0, 5, 10, 15, 17) for _ in range(2)
+    ]
+    asked = [json.loads(line)["messages"][0]["content"] for line in workers.eval_data.read_text().splitlines()]
+    assert [event.prompt for event in samples] == asked[:2] * 5
+    assert len({event.text for event in samples}) > 2, "the model has learned nothing that can be seen"
+
+
+def test_prompts_of_a_file_are_answered_where_nothing_is_held_out(workers: Workers) -> None:
+    prompts = workers.directory / "prompts.txt"
+    prompts.write_text("ticket login\nticket printer refund\n")
+    run = workers.start(
+        "prompts",
+        data={"eval": None},
+        train={"max_steps": 6},
+        eval={"every_steps": 3, "exact_match": False, "prompts": str(prompts)},
+    )
+    finish(run)
+    assert not only(EvalEvent, run)
+    assert [(event.step, event.prompt) for event in only(SampleEvent, run)] == [
+        (step, prompt) for step in (3, 6) for prompt in ("ticket login", "ticket printer refund")
+    ]
+    assert ending(run).best is None
+    assert f'prompts = "{prompts}"' in dump_config(run.config())
+
+
+def test_commands_are_carried_out_while_samples_are_written_and_a_stop_ends_them(workers: Workers) -> None:
+    prompts = workers.directory / "many.jsonl"
+    rows = [{"prompt": "ticket " + "network " * number} for number in range(60)]
+    prompts.write_text("\n".join(map(json.dumps, rows)))
+    run = workers.start(
+        "long",
+        eval={"every_steps": 3, "exact_match": False, "prompts": str(prompts)},
+        checkpoint={"every_steps": 1000},
+        chat={"max_new_tokens": 400},
+    )
+
+    def writes() -> bool:
+        return any(event.name == "evaluating" and event.detail == "samples" for event in only(PhaseEvent, run))
+
+    wait_for(writes, PATIENCE, "the samples")
+    client = ControlClient(run)
+    assert client.request("pause") == {"state": "paused", "step": 3}
+    assert client.request("set", **{"train.learning_rate": 1e-4, "eval.every_steps": 7})["step"] == 3
+    assert client.request("checkpoint") == {"step": 3}
+    assert client.request("resume")["step"] == 3
+    assert client.request("stop")["state"] == "stopping"
+    assert exit_code(run) == 3
+    assert [event.step for event in steps(run)] == [1, 2, 3], "it went on after the stop"
+    assert [event.step for event in only(EvalEvent, run)] == [3]
+    assert not only(SampleEvent, run)
+    told = [(event.command, event.sender) for event in only(ControlEvent, run)]
+    assert told == [(name, "socket") for name in ("pause", "set", "checkpoint", "resume", "stop")]
+    assert math.isfinite(only(EvalEvent, run)[0].loss)

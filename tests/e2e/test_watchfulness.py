@@ -1,0 +1,294 @@
+"""What a real worker notices of itself, and what a reader makes of one that is gone or does not answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from core.commands.runs import describe_run
+from core.runs import launcher, oom
+from core.runs.client import ControlClient
+from core.runs.events import CheckpointEvent, ControlEvent, NoticeEvent
+from core.runs.state import RunState, infer_state
+from core.runs.store import Run
+from core.worker.batches import DataOrder
+from core.worker.checkpoint import list_checkpoints, newest_valid
+from core.worker.health import NONFINITE_LIMIT
+from tests.waiting import wait_for
+
+from .workers import (
+    PATIENCE,
+    Workers,
+    adapter_bytes,
+    ending,
+    exit_code,
+    failure,
+    finish,
+    log,
+    notice_codes,
+    only,
+    pid_of,
+    signal_worker,
+    steps,
+    wait_until_listening,
+    wait_until_state,
+    wait_until_step,
+)
+
+#: The character whose embedding is no number in :func:`poisoned_model`.
+POISON = "~"
+#: A run that goes on until somebody ends it.
+ENDLESS: dict[str, Any] = {
+    "train": {"max_steps": 100_000},
+    "eval": {"every_steps": None},
+    "checkpoint": {"every_steps": 5},
+}
+#: Makes a worker hang in its twelfth step until a file appears, and counts any step as long that takes 10 times more.
+HANG = """
+import os, time
+import core.worker.step_pace
+from core.worker.batches import DataOrder
+core.worker.step_pace.LONG_SECONDS = 0.0
+window = DataOrder.window
+def hang(self, step):
+    while step == 11 and not os.path.exists(os.environ["TEST_RELEASE"]):
+        time.sleep(0.01)
+    return window(self, step)
+DataOrder.window = hang
+"""
+
+
+def poison(workers: Workers, lines: set[int]) -> None:
+    """Give the workers a model that makes NaN of one character, and put it into some of the training rows."""
+    from transformers import AutoTokenizer
+
+    model = workers.directory / "poisoned"
+    shutil.copytree(workers.model, model)
+    weights = load_file(model / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    (token,) = AutoTokenizer.from_pretrained(model).encode(POISON, add_special_tokens=False)
+    weights["model.embed_tokens.weight"][token] = torch.nan
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    workers.model = model
+    rows = []
+    for number in range(1, 41):
+        # Rows of one length are in one step, so that a step is poisoned as a whole or not at all.
+        question = f"ticket {POISON * 60}" if number in lines else "ticket login"
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": f"answer {number % 7}"}]
+        rows.append(json.dumps({"messages": turns}))
+    workers.train_data.write_text("\n".join(rows))
+
+
+def test_a_loss_that_is_no_number_costs_its_update_and_names_its_rows(workers: Workers) -> None:
+    lines = {7, 19, 20, 33}
+    poison(workers, lines)
+    run = workers.start("few", train={"max_steps": 20}, eval={"every_steps": 5, "exact_match": False})
+    finish(run)
+    lost = [event.step for event in steps(run) if not math.isfinite(event.loss)]
+    assert len(lost) == 2, "each epoch of ten steps has one that is poisoned"
+    notices = [event for event in only(NoticeEvent, run) if event.code == "nonfinite"]
+    assert len(notices) == 2
+    assert all("train.jsonl lines 7, 19, 20 and 33" in notice.message for notice in notices)
+    assert f"step {lost[0]} " in notices[0].message
+    tensors = load_file(run.adapter_path / "adapter_model.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+
+
+def test_a_run_that_gives_only_nans_ends_at_its_last_good_checkpoint(workers: Workers) -> None:
+    poison(workers, set(range(17, 41)))
+    lengths = [1] * 16 + [2] * 24  # what the order depends on: short rows, and long ones, which are poisoned
+    clean_first = [True] * 3 + [False] * NONFINITE_LIMIT
+
+    def first_steps(seed: int) -> list[bool]:
+        order = DataOrder(lengths, 4, seed)
+        return [lengths[order.window(step)[0]] == 1 for step in range(len(clean_first))]
+
+    seed = next(seed for seed in itertools.count() if first_steps(seed) == clean_first)
+    run = workers.start(
+        "many", train={"seed": seed}, eval={"every_steps": None}, checkpoint={"every_steps": 1, "keep": 2}
+    )
+    end = failure(run)
+    assert [math.isfinite(event.loss) for event in steps(run)] == clean_first
+    # The weights that the last finite loss was computed with are the last that are known to be good.
+    good = 2
+    assert f"the last good checkpoint is that of step {good}." in end.reason
+    assert "train.jsonl lines " in end.reason
+    found, damaged = newest_valid(run.checkpoints_path)
+    assert found is not None
+    assert (found.step, damaged) == (good, [])
+    assert end.adapter == str(found.adapter_path.relative_to(run.path))
+    assert len(list_checkpoints(run.checkpoints_path)) <= 2
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_worker_whose_directory_was_removed_ends(workers: Workers, paused: bool) -> None:
+    run = workers.start("removed", **ENDLESS)
+    wait_until_step(run, 3)
+    if paused:
+        ControlClient(run).request("pause")
+    pid, gone = pid_of(run), run.path.with_name("gone")
+    run.path.rename(gone)
+    shutil.rmtree(gone)
+    flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    ended = wait_for(lambda: os.waitid(os.P_PID, pid, flags), PATIENCE, "the worker to end")
+    assert ended is not None
+    assert (ended.si_code, ended.si_status) == (os.CLD_EXITED, 3)
+    assert not run.path.exists()
+
+
+def test_a_stop_at_once_saves_nothing_and_the_run_goes_on_from_what_there_is(workers: Workers, reference: Run) -> None:
+    run = workers.start("now")
+    wait_until_step(run, 6)
+    assert ControlClient(run).request("stop", now=True)["state"] == "stopping"
+    assert exit_code(run) == 3
+    end = ending(run)
+    saved = [event.step for event in only(CheckpointEvent, run)]
+    assert saved[-1] == end.step - end.step % 5
+    (control,) = [event for event in only(ControlEvent, run) if event.command == "stop"]
+    assert (control.sender, control.result) == ("socket", "at once, without a checkpoint")
+    assert end.adapter == f"checkpoints/step-{saved[-1]:08d}/adapter"
+    workers.resume(run)
+    finish(run)
+    assert adapter_bytes(run) == adapter_bytes(reference)
+
+
+def test_a_worker_that_answers_nothing_is_killed_by_force_and_can_be_continued(
+    workers: Workers, reference: Run
+) -> None:
+    runtime = Path(tempfile.mkdtemp(prefix="lt-"))
+    try:
+        leftover = runtime / "localtune-0123456789abcdef.sock"
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(leftover))
+        run = workers.start("hung", variables={"XDG_RUNTIME_DIR": str(runtime)})
+        wait_until_listening(run)
+        assert not leftover.exists()
+    finally:
+        shutil.rmtree(runtime)
+    wait_until_step(run, 6)
+    signal_worker(run, signal.SIGSTOP)
+    command = [sys.executable, "-m", "tui", "stop", "--force", "--json", str(run.path) + os.sep]
+    killed = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert killed.returncode == 0, killed.stderr
+    assert f"process {pid_of(run)} of {run.id} is killed" in killed.stderr
+    assert "is lost" in killed.stderr
+    assert json.loads(killed.stdout)["state"] == "stopped"
+    assert exit_code(run) == -signal.SIGKILL
+    end = ending(run)
+    assert (end.type, end.reason) == ("stopped", f"stopped by SIGKILL after step {end.step}")
+    assert run.state().reason == end.reason
+    assert only(ControlEvent, run)[-1].sender == "SIGKILL"
+    workers.resume(run)
+    finish(run)
+    assert adapter_bytes(run) == adapter_bytes(reference)
+
+
+def test_a_step_that_hangs_is_told_while_the_heart_beats(workers: Workers) -> None:
+    hooks, release = workers.directory / "hooks", workers.directory / "release"
+    hooks.mkdir()
+    (hooks / "sitecustomize.py").write_text(HANG)
+    path = os.pathsep.join([str(hooks), os.environ.get("PYTHONPATH", ""), os.getcwd()])
+    run = workers.start(
+        "slow",
+        variables={"PYTHONPATH": path, "TEST_RELEASE": str(release)},
+        train={"max_steps": 13},
+        eval={"every_steps": None},
+    )
+    wait_for(lambda: "slow_step" in notice_codes(run), PATIENCE, "the notice")
+    state = RunState.read(run.state_path)
+    assert state is not None
+    assert (state.state, state.step, run.state().state) == ("training", 11, "training")
+    began = state.step_started
+    assert began is not None
+    assert began <= state.updated
+    silent = infer_state(state, now=state.updated + 45)
+    assert silent.state == "stalled"
+    assert silent.reason.startswith("no sign of life for 45 s; step 12 has been running for ")
+    (notice,) = [event for event in only(NoticeEvent, run) if event.code == "slow_step"]
+    assert notice.message.startswith("Step 12 takes long: ")
+    release.touch()
+    finish(run)
+    assert RunState.read(run.state_path) == dataclasses.replace(run.state(), step_started=None)
+
+
+@pytest.fixture
+def memory_group() -> Iterator[Path]:
+    """A control group with too little memory for torch."""
+    for base, limit in (
+        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
+        (Path("/sys/fs/cgroup"), "memory.max"),
+    ):
+        group = base / f"localtune-test-{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            if not (group / limit).exists():
+                continue
+            (group / limit).write_text(str(120 << 20))
+            yield group
+            return
+        finally:
+            group.rmdir()
+    pytest.skip("not run: a control group can be made by root only, and not everywhere")
+
+
+def test_a_worker_that_the_kernel_killed_for_want_of_memory_is_named(
+    workers: Workers, memory_group: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = workers.directory / "config.json"
+    config.write_text(workers.config().model_dump_json())
+    program = (
+        "import os, pathlib, sys\n"
+        "pathlib.Path(sys.argv[1], 'cgroup.procs').write_text(str(os.getpid()))\n"
+        "from core.config.schema import Config\n"
+        "from core.runs import launcher\n"
+        "print(launcher.start_run(Config.model_validate_json(open(sys.argv[2]).read()), 'starved').path)\n"
+    )
+    with workers.environment():
+        started = subprocess.run(
+            [sys.executable, "-c", program, str(memory_group), str(config)],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+    assert started.returncode == 0, started.stderr
+    run = Run(Path(started.stdout.strip()))
+    workers.runs.append(run)
+    state = wait_for(lambda: found if (found := run.state()).state == "lost" else None, PATIENCE, "the kill")
+    assert state is not None
+    assert state.reason.startswith("killed by the kernel, as its control group ran out of memory; "), log(run)
+    assert "lower train.micro_batch_size" in describe_run(run)["reason"]
+    assert state.reason in launcher.failure_reason(run)
+
+    # Where the kernel's messages may not be read, the counter of the control group tells.
+    monkeypatch.setattr(oom, "_KERNEL_MESSAGES", Path("/nowhere"))
+    monkeypatch.setattr(oom, "_LOGS", ())
+    recorded = RunState.read(run.state_path)
+    assert recorded is not None
+    assert recorded.memory_kills == 0
+    oom._memory_death.cache_clear()
+    assert run.state().reason == state.reason
+    oom._memory_death.cache_clear()
+    assert oom.memory_death(dataclasses.replace(recorded, memory_kills=1), run.events_path) is None
+    wait_until_state(run, "lost")
