@@ -19,7 +19,6 @@ from core.memory.batching import TOKEN_BUDGETS, WHOLE, chunk_positions, padded_l
 from core.memory.phases import MicroBatch, Pass, Phase
 from core.memory.rows import Rows
 from core.memory.sizes import (
-    FP32_STATES,
     expert_adapters,
     is_any_target,
     optimizer_bytes,
@@ -372,7 +371,7 @@ class _Planner:
             # That of the output head is there until that of the embeddings comes, where they are one; and each chunk
             # of the loss makes one, which is added to the others.
             size = a * largest * (2 if self.config.method.name == "full" else 1)
-            update = update_bytes(largest, a, states_in_fp32=kind in FP32_STATES)
+            update = update_bytes(largest, a, kind, cuda=self.cuda)
             return [
                 Part("gradients", size, f"of the largest tensor at work, {_count(trainable)} weights are trained"),
                 Part("update", update, "the largest tensor's update, before it is rounded into the weights"),
@@ -405,7 +404,10 @@ class _Planner:
 
     def _surroundings(self, static: list[Part], moving: list[Part], phases: dict[str, Phase], worst: str) -> list[Part]:
         if self.cuda:
-            used = sum(part.bytes for part in (*static, *moving))
+            # Paged states are not of the allocator.
+            paged = self.config.train.optimizer.startswith("paged_")
+            parts = [part for part in (*static, *moving) if not (paged and part.name == "optimizer")]
+            used = sum(part.bytes for part in parts)
             return [
                 Part("fragmentation", int(CUDA_FRAGMENTATION * used), "held by the allocator and not used; assumed"),
                 Part("runtime", CUDA_RUNTIME, "CUDA context and libraries; assumed"),

@@ -9,6 +9,7 @@ from dataclasses import replace
 from core.config.schema import Config
 from core.memory.activations import FP32, Adapters
 from core.memory.architecture import Architecture, Layer
+from core.memory.sizes import FP32_STATES
 
 #: Tensors as ``(rows, columns, how many)``.
 Tensors = list[tuple[int, int, int]]
@@ -81,15 +82,19 @@ def _small(elements: int, hidden: int, count: int) -> Tensors:
     return [(size, 1, number) for size, number in ((hidden, whole * count), (rest, count)) if size and number]
 
 
-def update_bytes(largest: int, width: int, *, states_in_fp32: bool) -> int:
+def update_bytes(largest: int, width: int, optimizer: str, *, cuda: bool) -> int:
     """What the update of the largest tensor takes: the stand-in that the optimizer works on, the gradient in its dtype
-    where that is another, and the slices that are added.
+    where that is another, what the optimizer makes meanwhile, and then the slices that are added.
 
     Args:
         largest: Elements of the largest tensor.
         width: Bytes of an element of the weights.
-        states_in_fp32: Whether the optimizer works in fp32.
+        optimizer: As ``train.optimizer``.
+        cuda: Whether it runs on a GPU, where the optimizers but Adafactor are one kernel.
     """
-    stand_in = FP32 if states_in_fp32 else width
-    cast = FP32 if states_in_fp32 and width != FP32 else 0
-    return largest * (stand_in + cast) + min(largest, SLICE) * SLICE_BYTES
+    fp32 = optimizer in FP32_STATES
+    stand_in = (FP32 if fp32 else width) + (FP32 if fp32 and width != FP32 else 0)
+    # Adafactor squares the gradient and scales it in copies. On the CPU bitsandbytes takes states, gradient and
+    # parameter apart into fp32, and makes a denominator of them.
+    copies = 2 if optimizer == "adafactor" else 5 if not cuda and not fp32 else 0
+    return largest * stand_in + max(largest * copies * FP32, min(largest, SLICE) * SLICE_BYTES)

@@ -293,7 +293,7 @@ async def test_a_file_that_changes_is_noticed_and_can_be_opened_again(tmp_path: 
         await checked(pilot, pane)
         write_rows(path, 55)
         await pilot.press("G")
-        await wait_for(pilot, lambda: "since it was opened" in screen_text(pilot.app))
+        await wait_for(pilot, lambda: "has changed since" in screen_text(pilot.app))
         await pilot.press("f5")
         await wait_for(pilot, lambda: "55 rows" in screen_text(pilot.app))
         assert "since it was opened" not in screen_text(pilot.app)

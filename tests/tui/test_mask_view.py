@@ -307,7 +307,7 @@ async def test_lengths_in_the_list_the_summary_and_the_statistics(tmp_path: Path
     async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
         await shown(pilot, pane, path)
         await wait_for(pilot, lambda: pane.view is not None and pane.view.analysis is not None, 60)
-        await wait_for(pilot, lambda: "30 used · 1 dropped: 1 not_json · longest" in screen_text(pilot.app))
+        await wait_for(pilot, lambda: "30 used · 1 dropped: 1 not_json · 1 problem" in screen_text(pilot.app))
         await wait_for(pilot, lambda: pane.cells(0, 1)[0].cells[0].isdecimal())
         await pilot.press("l")
         assert pane.rows.cursor == 12

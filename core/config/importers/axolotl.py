@@ -15,6 +15,7 @@ from core.config.importers.shared import (
     LORAPLUS,
     METHOD_OPTIONS,
     NEFTUNE,
+    NO_FP16_WEIGHTS,
     OPTIMIZERS,
     SCHEDULE_OPTIONS,
     SCHEDULERS,
@@ -28,6 +29,7 @@ from core.config.importers.shared import (
     schedule,
     target_modules,
     train_weights,
+    trains_weights,
 )
 from core.config.importers.steps import every, per_epoch, save_strategy
 from core.config.importers.translation import Translation
@@ -233,6 +235,8 @@ def _precision(work: Translation) -> None:
             continue
         if "train.precision" in work.settings and work.settings["train.precision"].value not in (value, "auto"):
             work.drop(key, "Another precision is given too.")
+        elif value == "fp16" and trains_weights(work):
+            work.drop(key, NO_FP16_WEIGHTS)
         else:
             work.carry(key, "train.precision", value)
     keys = [

@@ -17,6 +17,7 @@ from core.config.importers.shared import (
     LENGTH_OPTIONS,
     LORAPLUS,
     NEFTUNE,
+    NO_FP16_WEIGHTS,
     OPTIMIZERS,
     SCHEDULE_OPTIONS,
     SCHEDULERS,
@@ -28,6 +29,7 @@ from core.config.importers.shared import (
     schedule,
     target_modules,
     train_weights,
+    trains_weights,
 )
 from core.config.importers.steps import every, per_epoch, save_strategy
 from core.config.importers.translation import Translation
@@ -203,7 +205,9 @@ def _precision(work: Translation) -> None:
                 work.carry(key, None, reason="It is decided by the device.")
         elif "train.precision" in work.settings:
             work.drop(key, "Another precision is given too.")
-        elif key == "pure_bf16":
+        elif value == "fp16" and trains_weights(work):
+            work.drop(key, NO_FP16_WEIGHTS)
+        elif key == "pure_bf16" and not trains_weights(work):
             work.change(key, "train.precision", value, "Adapters stay in 32 bits, the arithmetic is bf16.")
         else:
             work.carry(key, "train.precision", value)

@@ -8,7 +8,7 @@ from urllib.parse import quote
 from core.config.importers.rules import Choice, Copy, is_one_of
 from core.config.importers.steps import count_entries
 from core.config.importers.translation import Translation
-from core.config.schema import ModelSection, TrainSection
+from core.config.schema import WEIGHT_METHODS, ModelSection, TrainSection
 from core.config.targets import EXPRESSION, expression_problem
 from core.hub.entries import DEFAULT_REVISION, is_hub_id
 from core.models.find import find_model
@@ -312,6 +312,14 @@ def target_modules(work: Translation, key: str, names: list[str], *, is_text: bo
 
 #: What a method decides.
 METHOD_OPTIONS = ("method.name", "memory.optimizer_in_backward")
+
+NO_FP16_WEIGHTS = "Weights that are trained themselves are never fp16: the device decides between bf16 and fp32."
+
+
+def trains_weights(work: Translation) -> bool:
+    """Whether the method trains the model's own weights, as far as it has been carried over."""
+    method = work.settings.get("method.name")
+    return method is not None and method.value in WEIGHT_METHODS
 
 
 def train_weights(work: Translation) -> None:

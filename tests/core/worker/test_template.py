@@ -91,7 +91,7 @@ def test_the_stop_token_is_learned_and_what_follows_it_is_not(tokenizer: Any) ->
 
 def test_plain_text_is_learned_whole_and_ended(tokenizer: Any) -> None:
     row = encode(tokenizer, Example(text="just text"))
-    assert row.supervised.all()
+    assert row.supervised.tolist() == [False] + [True] * (len(row) - 1), "nothing predicts a first token"
     assert row.input_ids[-1] == tokenizer.eos_token_id
 
 
