@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "checkpoint": ("control", "make a run save a checkpoint now"),
     "stop": ("control", "stop a run after a checkpoint"),
     "continue": ("continue_", "go on with an ended run from its last checkpoint"),
+    "track": ("track", "send a run's figures to a tracker: what it missed, or all of it"),
     "data": ("data", "what a dataset is, what is wrong with it, and what would be learned of it"),
     "import": ("import_", "turn a configuration of Axolotl, LLaMA-Factory or Unsloth into one of ours"),
     "fetch": ("fetch", "download a dataset or a model from the Hugging Face Hub, to be used without the network"),

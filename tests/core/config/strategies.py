@@ -45,6 +45,7 @@ def coherent(changes: list[tuple[str, Any]]) -> bool:
         ("data.weights" in values and len(values["data.weights"]) != entries)
         or ("data.eval" in values and values.get("data.eval_share"))
         or ("template.name" in values and "template.file" in values)
+        or set(values.get("tracking.project", "")) & set("/\\#?%:")
         or (values.get("train.precision") == "fp16" and values.get("hardware.device") == "cpu")
     )
 
