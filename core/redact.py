@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Mapping
+from typing import Any, TextIO
 
 from core.data.secrets import REDACTED, redact_secrets
 
@@ -34,3 +36,49 @@ def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
         if len(value) >= _SHORTEST and value in text and is_secret_name(name):
             text = text.replace(value, REDACTED)
     return redact_secrets(text)
+
+
+def redact_streams() -> None:
+    """Put what libraries print, warn of and log through the same sieve.
+
+    What native code writes to the file descriptor itself does not pass here.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, RedactedStream):
+            setattr(sys, name, RedactedStream(stream))
+
+
+class RedactedStream:
+    """A text stream that replaces secrets; a line is written when it is complete, the rest when flushed.
+
+    Args:
+        stream: Where the text goes.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._line = ""
+
+    def write(self, text: str) -> int:
+        """Take text; complete lines go on."""
+        whole, newline, self._line = (self._line + text).rpartition("\n")
+        if newline:
+            self._stream.write(redact(whole) + newline)
+        return len(text)
+
+    def flush(self) -> None:
+        """Pass on what there is of an unfinished line too."""
+        if self._line:
+            self._stream.write(redact(self._line))
+            self._line = ""
+        self._stream.flush()
+
+    def writelines(self, lines: Any) -> None:
+        """Take several texts."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is as the stream has it."""
+        return getattr(self._stream, name)

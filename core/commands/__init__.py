@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "set": ("set_", "change the learning rate or an interval of a run while it is on"),
     "stop": ("stop", "stop a run after a checkpoint, at once, or by force"),
     "continue": ("continue_", "go on with an ended run from its last checkpoint"),
+    "track": ("track", "send a run's figures to a tracker: what it missed, or all of it"),
     "data": ("data", "what a dataset is, what is wrong with it, and what would be learned of it"),
     "import": ("import_", "turn a configuration of Axolotl, LLaMA-Factory or Unsloth into one of ours"),
     "fetch": ("fetch", "download a dataset or a model from the Hugging Face Hub, to be used without the network"),

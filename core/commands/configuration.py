@@ -9,7 +9,7 @@ from pathlib import Path
 from core import paths
 from core.commands.common import note
 from core.config.document import ConfigDocument
-from core.config.facts import Facts, read_shape
+from core.config.facts import Facts, find_missing_trackers, read_shape
 from core.config.presets.choose import Choice, choose_preset
 from core.config.presets.library import Aim, apply_preset, find_preset
 from core.config.schema import Config
@@ -94,4 +94,5 @@ def gather_facts(config: Config) -> Facts:
         bf16=card.has_bf16 if card is not None else None,
         device_bytes=card.memory_total if card is not None else None,
         free_bytes=free,
+        missing_trackers=find_missing_trackers() if config.tracking.tools else None,
     )

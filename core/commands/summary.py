@@ -7,9 +7,11 @@ from typing import Any
 
 from core.commands.common import PROGRAM, describe_state, emit, exit_code, say
 from core.commands.follow import Followed
+from core.errors import UserError
 from core.runs.launcher import complete_checkpoints, failure_reason
 from core.runs.store import Run
 from core.text import one_line
+from core.tracking.start import places
 from core.units import format_bytes, format_number, format_rate
 
 
@@ -76,7 +78,20 @@ def summary_lines(followed: Followed, summary: dict[str, Any]) -> list[str]:
             lines.append(f"next      {one_line(summary['hint'])}")
     else:
         lines.append(f"next      {PROGRAM} chat {run.id}")
-    return lines
+    return lines + _tracker_lines(run)
+
+
+def _tracker_lines(run: Run) -> list[str]:
+    """The trackers that have failed so far; one that is still at work is not waited for."""
+    try:
+        asked = list(places(run, run.config()))
+    except UserError:
+        return []
+    return [
+        f"tracker   {place.name} failed: {one_line(position.reason, 200)} Send the rest: {PROGRAM} track {run.id}"
+        for place in asked
+        if (position := place.position()).state == "failed"
+    ]
 
 
 def _hint(run: Run) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 from core.errors import UserError
 from core.memory.architecture import Architecture
 from core.memory.model_files import find_model, load_architecture
+from core.tracking import TRACKERS
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Facts:
         device_bytes: Memory of the card in all.
         free_bytes: Room on the disk of the runs.
         rows: Rows that are trained on in an epoch.
+        missing_trackers: Those that are not installed.
     """
 
     model: Architecture | None = None
@@ -30,6 +33,12 @@ class Facts:
     device_bytes: int | None = None
     free_bytes: int | None = None
     rows: int | None = None
+    missing_trackers: frozenset[str] | None = None
+
+
+def find_missing_trackers() -> frozenset[str]:
+    """The trackers whose libraries are not installed; none is imported for that."""
+    return frozenset(tool for tool in TRACKERS if find_spec(tool) is None)
 
 
 def read_shape(base: str, relative_to: Path | None = None) -> Architecture | None:

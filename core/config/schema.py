@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from core.config.manual import NOTHING_SAID, Entry, manual
 from core.data.mapping import ColumnRole
 from core.data.preflight import RefusalCode
+from core.tracking import Tracker
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 #: The name of a column, which may begin or end with a space.
@@ -232,6 +233,24 @@ class HardwareSection(Section):
     device: Literal["auto", "cuda", "cpu"] = _option("auto", "Device; auto takes the first GPU, else the CPU.")
 
 
+class TrackingSection(Section):
+    """Who is told the figures, besides the run directory."""
+
+    tools: Tracker | list[Tracker] | None = _option(
+        None, "Trackers that are told the figures: wandb, tensorboard, trackio, or a list; absent: none."
+    )
+    project: Text = _option("localtune", "Project that the run belongs to in a tracker.")
+    name: Text | None = _option(None, "Name of the run in a tracker; absent: its id.")
+    wandb_mode: Literal["offline", "online"] = _option(
+        "offline", "Whether Weights & Biases keeps the run in its directory or sends it to its server."
+    )
+
+    @property
+    def asked(self) -> frozenset[Tracker]:
+        """The trackers that are wanted."""
+        return frozenset([self.tools] if isinstance(self.tools, str) else self.tools or [])
+
+
 class ChatSection(Section):
     """Talking to the model."""
 
@@ -253,6 +272,7 @@ class Config(Section):
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
     hardware: HardwareSection = HardwareSection()
+    tracking: TrackingSection = TrackingSection()
     chat: ChatSection = ChatSection()
 
 

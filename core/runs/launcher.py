@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from core.runs.process import hostname, is_same_process
 from core.runs.state import RunState
 from core.runs.store import Run, create_run
 from core.text import one_line
+from core.tracking.start import places, record_failure, start_tracker
 
 #: Of no use to a worker, and not to be lent to what it loads.
 _NOT_PASSED = frozenset({"SSH_AUTH_SOCK", "SSH_AGENT_PID"})
@@ -35,6 +36,7 @@ _LOG_TAIL_BYTES = 64 << 10
 _EXIT_SECONDS = 10.0
 
 _children: dict[Path, subprocess.Popen[bytes]] = {}
+_trackers: list[subprocess.Popen[bytes]] = []
 _children_guard = threading.Lock()
 
 
@@ -154,14 +156,15 @@ def wait_until(run: Run, predicate: Callable[[RunState], bool], timeout: float, 
 
 
 def reap() -> None:
-    """Collect the workers of this process that have ended, so that none stays a zombie.
+    """Collect the workers and trackers of this process that have ended, so that none stays a zombie.
 
-    One that ended before it wrote any state is recorded as failed, with the end of its log as the reason.
+    A worker that ended before it wrote any state is recorded as failed, with the end of its log as the reason.
     """
     with _children_guard:
         ended = [(path, child) for path, child in _children.items() if child.poll() is not None]
         for path, _ in ended:
             del _children[path]
+        _trackers[:] = [process for process in _trackers if process.poll() is None]
     for path, child in ended:
         run = Run(path)
         recorded = RunState.read(run.state_path)
@@ -294,7 +297,29 @@ def _spawn(run: Run, *, resume: bool, lock: int) -> int:
         raise UserError(f"Run {run.id}: {reason}.", "'localtune-tui doctor' looks for the cause.") from error
     with _children_guard:
         _children[run.path] = child
+    start_trackers(run)
     return child.pid
+
+
+def start_trackers(run: Run) -> None:
+    """Start the trackers that the run's configuration asks for, each in a process of its own beside the worker's.
+
+    What goes wrong with one is written down in the run's ``tracking`` directory, and never holds up the run.
+    """
+    try:
+        asked = list(places(run, run.config()))
+    except UserError:
+        # The worker says what is wrong with the configuration.
+        return
+    for place in asked:
+        try:
+            process = start_tracker(place, worker_environment())
+        except (OSError, UserError) as error:
+            with suppress(OSError):
+                record_failure(place, f"its process could not be started: {error}")
+            continue
+        with _children_guard:
+            _trackers.append(process)
 
 
 @contextmanager

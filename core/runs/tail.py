@@ -19,13 +19,14 @@ class EventTail:
 
     Args:
         path: The file; it need not exist yet.
+        offset: Bytes that have been read before, up to the end of a line.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, offset: int = 0) -> None:
         self.path = path
         self.skipped = 0
         """Lines that could not be read as events."""
-        self._offset = 0
+        self._offset = offset
         self._inode: int | None = None
         self._rest = b""
         self._overlong = False
@@ -38,6 +39,8 @@ class EventTail:
         try:
             with self.path.open("rb") as file:
                 status = os.fstat(file.fileno())
+                if self._inode is None:
+                    self._inode = status.st_ino
                 if status.st_ino != self._inode or status.st_size < self._offset:
                     self._inode, self._offset, self._rest, self._overlong = status.st_ino, 0, b"", False
                 file.seek(self._offset)
@@ -55,6 +58,11 @@ class EventTail:
             self.skipped += not self._overlong
             self._rest, self._overlong = b"", True
         return self._decode(lines)
+
+    @property
+    def offset(self) -> int:
+        """Bytes read, up to the end of the last whole line; a reader can begin there again."""
+        return self._offset - len(self._rest)
 
     def read_all(self) -> list[Event]:
         """Everything there is up to the present end of the file."""

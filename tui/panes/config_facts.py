@@ -14,7 +14,7 @@ from textual.message import Message
 from textual.worker import get_current_worker
 
 from core.config.document import ConfigDocument
-from core.config.facts import Facts, read_shape
+from core.config.facts import Facts, find_missing_trackers, read_shape
 from core.errors import UserError
 from core.text import one_line
 from tui.panes.config_files import ConfigFiles
@@ -63,7 +63,7 @@ class ConfigFacts(ConfigFiles):
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
-        self.facts = Facts()
+        self.facts = Facts(missing_trackers=find_missing_trackers())
         self.card: Card | None = None
         self.last_run: LikeRun | None = None
         self.rows: dict[Path, int] = {}

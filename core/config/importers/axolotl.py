@@ -32,6 +32,7 @@ from core.config.importers.shared import (
     trains_weights,
 )
 from core.config.importers.steps import every, per_epoch, save_strategy
+from core.config.importers.tracking import TRACKING_OPTIONS, axolotl_trackers
 from core.config.importers.translation import Translation
 from core.config.schema import MethodSection
 
@@ -305,6 +306,13 @@ _OFFERED: dict[str, Rule] = {
     ),
     **dict.fromkeys(("save_steps", "saves_per_epoch", "save_strategy"), Joint(_saves, ("checkpoint.every_steps",))),
     "save_total_limit": Copy("checkpoint.keep", "integer", unset=(0,)),
+    **dict.fromkeys(
+        (
+            *("wandb_project", "wandb_name", "wandb_mode", "use_wandb", "use_tensorboard", "use_trackio"),
+            *("trackio_project_name", "trackio_run_name"),
+        ),
+        Joint(axolotl_trackers, TRACKING_OPTIONS),
+    ),
 }
 
 

@@ -23,10 +23,9 @@ _KERNELS = (
     "unsloth_rms_norm unsloth_rope dense_mixer"
 )
 _LOGS = (
-    "wandb_project wandb_entity wandb_name wandb_run_id wandb_mode wandb_watch wandb_log_model use_wandb "
-    "use_tensorboard use_mlflow mlflow_tracking_uri mlflow_experiment_name mlflow_run_name hf_mlflow_log_artifacts "
+    "use_mlflow mlflow_tracking_uri mlflow_experiment_name mlflow_run_name hf_mlflow_log_artifacts "
     "use_comet comet_api_key comet_workspace comet_project_name comet_experiment_key comet_mode comet_online "
-    "comet_experiment_config use_trackio trackio_project_name trackio_run_name trackio_space_id use_otel_metrics "
+    "comet_experiment_config use_otel_metrics "
     "otel_metrics_host otel_metrics_port use_swanlab swanlab_project swanlab_experiment_name swanlab_description "
     "swanlab_mode swanlab_workspace swanlab_api_key swanlab_log_model swanlab_web_host swanlab_api_host "
     "swanlab_lark_webhook_url swanlab_lark_secret swanlab_log_completions swanlab_completion_log_interval "
@@ -163,7 +162,12 @@ NOT_OFFERED: dict[str, Missing] = missing(
         "Every step is written to the run's events.": (
             "logging_steps include_tokens_per_second include_tkps profiler_steps profiler_steps_start"
         ),
-        "Nothing leaves the machine: a run writes its own log.": _LOGS,
+        "Only wandb, tensorboard and trackio are fed: a run writes its own log.": _LOGS,
+        "Set WANDB_ENTITY in the environment.": "wandb_entity",
+        "Trackers are told figures under the run's own id; weights stay here.": (
+            "wandb_run_id wandb_watch wandb_log_model"
+        ),
+        "trackio writes to the run directory; nothing is sent to a hub.": "trackio_space_id",
         "Nothing is sent to a hub.": "hub_model_id hub_strategy hub_revision push_dataset_to_hub",
         "Tokens of hubs are read from the environment, never from a file.": "hf_use_auth_token hub_token",
         "Only text is read.": "image_size image_resize_algorithm role_boundaries",
@@ -179,6 +183,8 @@ NOT_OFFERED: dict[str, Missing] = missing(
         "shuffle_merged_datasets": (True,),
         "group_by_length": (True,),
         "include_tkps": (True, False),
+        "wandb_watch": (False, "", "false"),
+        "wandb_log_model": (False, "", "false"),
         "save_safetensors": (True, ""),
         "pretrain_multipack_attn": (True, False),
         "activation_offloading": OFF,

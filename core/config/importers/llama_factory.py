@@ -32,6 +32,7 @@ from core.config.importers.shared import (
     trains_weights,
 )
 from core.config.importers.steps import every, per_epoch, save_strategy
+from core.config.importers.tracking import TRACKING_OPTIONS, trainer_trackers
 from core.config.importers.translation import Translation
 from core.config.schema import WEIGHT_METHODS
 
@@ -287,6 +288,7 @@ _OFFERED: dict[str, Rule] = {
     **dict.fromkeys(("save_steps", "save_strategy"), Joint(_saves, ("checkpoint.every_steps",))),
     "save_total_limit": Copy("checkpoint.keep", "integer", unset=(0,)),
     **dict.fromkeys(("use_cpu", "no_cuda"), Joint(_device, ("hardware.device",))),
+    **dict.fromkeys(("report_to", "run_name", "project"), Joint(trainer_trackers, TRACKING_OPTIONS)),
     "temperature": Copy("chat.temperature", "number"),
     "top_p": Copy("chat.top_p", "number"),
     "max_new_tokens": Copy("chat.max_new_tokens", "integer"),

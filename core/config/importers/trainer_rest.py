@@ -10,7 +10,7 @@ TRAINER_REST: dict[str, Missing] = missing(
         "A run has a directory of its own; localtune-tui runs names it.": "output_dir overwrite_output_dir logging_dir",
         "Every step is written to the run's events, and nothing leaves the machine.": (
             "logging_strategy logging_steps logging_first_step log_on_each_node logging_nan_inf_filter log_level "
-            "log_level_replica disable_tqdm report_to run_name project trackio_space_id trackio_bucket_id "
+            "log_level_replica disable_tqdm trackio_space_id trackio_bucket_id "
             "trackio_static_space_id include_num_input_tokens_seen include_tokens_per_second skip_memory_metrics"
         ),
         "Nothing is sent to a hub.": (

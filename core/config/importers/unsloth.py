@@ -27,6 +27,7 @@ from core.config.importers.shared import (
     train_weights,
 )
 from core.config.importers.steps import every
+from core.config.importers.tracking import TRACKING_OPTIONS, unsloth_trackers
 from core.config.importers.translation import Translation
 
 
@@ -167,6 +168,10 @@ _OFFERED: dict[str, Rule] = {
     "lora.use_rslora": Copy("method.rslora", "boolean"),
     "lora.use_dora": Copy("method.dora", "boolean"),
     "lora.use_loftq": Joint(_loftq, ("method.init",)),
+    **dict.fromkeys(
+        ("logging.enable_wandb", "logging.wandb_project", "logging.enable_tensorboard"),
+        Joint(unsloth_trackers, TRACKING_OPTIONS),
+    ),
     "inference.temperature": Copy("chat.temperature", "number"),
     "inference.top_p": Copy("chat.top_p", "number"),
 }
@@ -180,16 +185,14 @@ _NOT_OFFERED = missing(
         "All layers that lora.target_modules names get adapters.": (
             "lora.finetune_language_layers lora.finetune_attention_modules lora.finetune_mlp_modules"
         ),
-        "Nothing leaves the machine: a run writes its own log.": (
-            "logging.enable_wandb logging.wandb_project logging.wandb_token logging.enable_tensorboard "
-            "logging.tensorboard_dir logging.log_frequency"
-        ),
+        "Keys are read from the environment (WANDB_API_KEY), never from a file.": "logging.wandb_token",
+        "Trackers write to the run directory.": "logging.tensorboard_dir",
+        "Every step is written to the run's events, and told to trackers.": "logging.log_frequency",
         "Tokens of hubs are read from the environment, never from a file.": "logging.hf_token",
         "Sampling in the chat knows temperature and top_p.": "inference.top_k inference.min_p",
         "Code that comes with a model is not run.": "inference.trust_remote_code training.trust_remote_code",
     },
     off={
-        "logging.wandb_project": ("unsloth-training", "llm-finetuning", ""),
         "logging.tensorboard_dir": ("runs", ""),
         "lora.finetune_language_layers": (True,),
         "lora.finetune_attention_modules": (True,),

@@ -48,6 +48,7 @@ def coherent(changes: list[tuple[str, Any]]) -> bool:
         or ("template.name" in values and "template.file" in values)
         or ("eval.every_steps" in values and "eval.every_epochs" in values)
         or (not held_out and ("eval.patience" in values or values.get("checkpoint.final") == "best"))
+        or set(values.get("tracking.project", "")) & set("/\\#?%:")
         or (values.get("train.precision") == "fp16" and values.get("hardware.device") == "cpu")
     )
 

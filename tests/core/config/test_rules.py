@@ -65,6 +65,14 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
         "error",
         "gradients cannot be added up over several",
     ),
+    ({"tracking__project": "a/b"}, Facts(), "error", "the trackers do not take it as a name"),
+    ({"tracking__wandb_mode": "online"}, Facts(), "warning", "wandb is not among tracking.tools"),
+    (
+        {"tracking__tools": ["wandb", "trackio"]},
+        Facts(missing_trackers=frozenset({"trackio"})),
+        "warning",
+        "names trackio, which is not installed",
+    ),
     ({"memory__optimizer_in_backward": "on"}, Facts(), "warning", "with method.name = qlora it does nothing"),
     (
         {"method__name": "full", "train__learning_rate": 1e-5, "train__max_grad_norm": 1.0},

@@ -13,11 +13,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from core.config.schema import TrackingSection
 from core.errors import UserError
 from core.runs import launcher, lock
+from core.runs.events import StepEvent, encode_event
 from core.runs.process import hostname, start_identity
 from core.runs.state import RunState
 from core.runs.store import Run, create_run
+from core.tracking.position import Place
 from tests.core.runs.helpers import config_for, wait_for
 
 FAKE = Path(__file__).with_name("fake_worker.py")
@@ -352,3 +355,66 @@ def test_a_worker_finds_core_from_anywhere(tmp_path: Path) -> None:
         timeout=60,
     )
     assert Path(done.stdout.strip()) == FAKE.parents[3] / "core" / "__init__.py"
+
+
+def _trackers_left() -> list[subprocess.Popen[bytes]]:
+    launcher.reap()
+    return launcher._trackers
+
+
+def test_trackers_are_started_beside_the_worker_and_take_nothing_from_it(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A library that hangs as soon as it is imported, another that is broken.
+    (tmp_path / "tensorboard.py").write_text("raise RuntimeError('broken')")
+    (tmp_path / "wandb.py").write_text("import threading; threading.Event().wait()")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("WANDB_API_KEY", "secret-2")
+    monkeypatch.setenv("FAKE_WORKER", "report")
+    tracking = TrackingSection(tools=["wandb", "tensorboard"])
+    run = create_run(config_for(home).model_copy(update={"tracking": tracking}), "tracked")
+    step = StepEvent(
+        step=1,
+        epoch=0.1,
+        loss=2.0,
+        lr=0.1,
+        grad_norm=1.0,
+        tokens=1,
+        supervised_tokens=1,
+        seconds=1.0,
+        tokens_per_second=1.0,
+    )
+    run.events_path.write_text(encode_event(step))
+    before = len(launcher._trackers)
+    launcher.launch(run)
+    try:
+        launcher.wait_until(run, lambda state: state.state == "finished", 30)
+        hanging, broken = Place(run, "wandb"), Place(run, "tensorboard")
+        wait_for(lambda: hanging.position().state == "sending" and broken.position().state == "failed", 30)
+        assert hanging.position().is_working
+        environment = Path(f"/proc/{hanging.position().pid}/environ").read_bytes()
+        assert b"secret-2" not in environment
+        assert b"WANDB_MODE=offline" in environment
+        # The broken one has ended and is collected, the hanging one goes its own way.
+        wait_for(lambda: len(_trackers_left()) == before + 1)
+    finally:
+        for process in launcher._trackers[before:]:
+            process.kill()
+            process.wait()
+    assert "its process hung or was ended" in hanging.position().reason
+
+
+def test_a_tracker_that_cannot_be_started_is_written_down_and_the_run_goes_on(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_process(*_: object) -> None:
+        raise OSError("too many processes")
+
+    monkeypatch.setattr(launcher, "start_tracker", no_process)
+    monkeypatch.setenv("FAKE_WORKER", "report")
+    run = create_run(config_for(home).model_copy(update={"tracking": TrackingSection(tools="trackio")}), "tracked")
+    place = Place(run, "trackio")
+    place.make()
+    launcher.launch(run)
+    launcher.wait_until(run, lambda state: state.state == "finished", 30)
+    assert "too many processes" in place.position().reason

@@ -92,3 +92,18 @@ def test_a_line_without_end_costs_one_line_and_no_memory(
             assert len(tail._rest) <= 500
     assert [event.message for event in found if isinstance(event, NoticeEvent)] == ["before", "after"]
     assert tail.skipped == 1
+
+
+def test_a_reader_begins_again_where_another_stopped(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    first = EventTail(path)
+    second = encode_event(notice("two"))
+    path.write_text(encode_event(notice("one")) + second[:10])
+    assert first.poll() == [notice("one")]
+    with path.open("a") as file:
+        file.write(second[10:])
+    # Half of a line has been read, and does not count.
+    assert EventTail(path, first.offset).read_all() == [notice("two")]
+    assert EventTail(path, path.stat().st_size).read_all() == []
+    path.write_text(encode_event(notice("new")))
+    assert EventTail(path, 10_000).read_all() == [notice("new")]

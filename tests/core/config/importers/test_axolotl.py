@@ -128,7 +128,8 @@ def test_each_documented_key_is_handled_or_listed(tmp_path: Path, group: str) ->
 
 def test_what_is_not_offered_says_what_happens_instead(tmp_path: Path) -> None:
     text = (
-        f"{BASE}noisy_embedding_alpha: 5\ndeepspeed: ds.json\nwandb_project: mine\nsample_packing: true\nrl: dpo\n"
+        f"{BASE}noisy_embedding_alpha: 5\ndeepspeed: ds.json\nuse_comet: true\nwandb_entity: mine\n"
+        "sample_packing: true\nrl: dpo\n"
         "lora_modules_to_save: [lm_head]\nresume_from_checkpoint: ckpt\nplugins: [x.y]\nearly_stopping_patience: 3\n"
         "auto_find_batch_size: true\nmodel_type: LlamaForCausalLM\n"
     )
@@ -445,3 +446,33 @@ def test_loftq_goes_with_4_bits_only(tmp_path: Path) -> None:
     assert "nothing is rounded" in said.reason
     text = text.replace("adapter: lora", "adapter: qlora\nload_in_4bit: true")
     assert setting(carry(tmp_path, text), "method.init") == "loftq"
+
+
+@pytest.mark.parametrize(
+    ("lines", "tools", "mode"),
+    [
+        ("wandb_project: mine\nwandb_name: first\n", ["wandb"], "offline"),
+        ("wandb_project: mine\nwandb_name: first\nwandb_mode: online\n", ["wandb"], "online"),
+        ("wandb_project: mine\nwandb_name: first\nwandb_mode: disabled\n", None, "offline"),
+        (
+            "use_tensorboard: true\nuse_trackio: true\ntrackio_project_name: mine\ntrackio_run_name: first\n",
+            2,
+            "offline",
+        ),
+        ("wandb_project: mine\ntrackio_project_name: other\nuse_trackio: yes\nwandb_name: first\n", 3, "offline"),
+        ("use_wandb: ''\nwandb_project: ''\nuse_tensorboard: false\n", None, "offline"),
+    ],
+)
+def test_trackers_are_carried_over(tmp_path: Path, lines: str, tools: list[str] | int | None, mode: str) -> None:
+    rows(tmp_path / "rows.jsonl")
+    imported = carry(tmp_path, f"{BASE}datasets: [{{path: rows.jsonl, type: alpaca}}]\n{lines}", "axolotl")
+    tracking = loaded(tmp_path, imported).tracking
+    several = {2: ["tensorboard", "trackio"], 3: ["trackio", "wandb"]}
+    assert tracking.tools == (several[tools] if isinstance(tools, int) else tools)
+    assert tracking.wandb_mode == mode
+    if "mine" in lines:
+        assert (tracking.project, tracking.name) == ("mine", "first")
+    if "other" in lines:
+        assert entry(imported, "trackio_project_name")[0] == "unsupported"
+    if tools == ["wandb"] and mode == "offline":
+        assert "tracking.wandb_mode = online" in comment(imported, "tracking.wandb_mode")

@@ -291,3 +291,22 @@ def test_rows_to_measure_on(tmp_path: Path) -> None:
     assert config.data.eval == f"{tmp_path}/data/dataset_info.json#talks"
     assert config.data.eval_share == 0
     assert entry(imported, "val_size")[0] == "unsupported"
+
+
+@pytest.mark.parametrize(
+    ("value", "tools", "where"),
+    [
+        ("wandb", ["wandb"], "carried"),
+        ("[tensorboard, trackio]", ["tensorboard", "trackio"], "carried"),
+        ("[wandb, mlflow]", ["wandb"], "changed"),
+        ("mlflow", None, "unsupported"),
+        ("all", None, "unsupported"),
+        ("none", None, "carried"),
+    ],
+)
+def test_reports_become_trackers(tmp_path: Path, value: str, tools: list[str] | None, where: str) -> None:
+    registry(tmp_path)
+    imported = carry(tmp_path, f"{BASE}dataset: mine\nreport_to: {value}\nrun_name: first\n")
+    assert entry(imported, "report_to")[0] == where
+    tracking = loaded(tmp_path, imported).tracking
+    assert (tracking.tools, tracking.name) == (tools, "first")

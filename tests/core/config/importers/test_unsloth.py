@@ -84,7 +84,9 @@ def test_a_usual_file(tmp_path: Path) -> None:
     assert (config.data.supervise, config.data.overlong) == ("assistant", "truncate")
     assert config.checkpoint.every_steps == 25
     assert train.max_steps is None
-    assert entry(imported, "logging.enable_wandb")[0] == "unsupported"
+    assert entry(imported, "logging.enable_wandb")[0] == "carried"
+    tracking = config.tracking
+    assert (tracking.tools, tracking.project, tracking.wandb_mode) == (["wandb"], "mine", "offline")
 
 
 @pytest.mark.parametrize("key", DOCUMENTED.split())

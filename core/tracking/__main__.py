@@ -1,0 +1,107 @@
+"""The process of a tracker: ``python -m core.tracking RUN TOOL [--online]``.
+
+It reads what the run writes and is known to nothing that trains, so that a library that fails, ends the process or
+hangs takes only the tracker with it. It leaves with 0 when everything was passed on, and with 4 when not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import faulthandler
+import fcntl
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from core.errors import UserError
+from core.paths import FILE_MODE
+from core.redact import redact, redact_streams
+from core.runs.store import Run
+from core.text import one_line
+from core.tracking import TRACKERS
+from core.tracking.destinations import DESTINATIONS, refuse_missing
+from core.tracking.figures import told_configuration
+from core.tracking.forward import Forwarder
+from core.tracking.position import Place, Position
+from core.tracking.start import EXIT_BUSY, EXIT_FAILED, PATIENCE
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Pass a run's figures on; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="core.tracking", description="Tells a tracker the figures of a run.")
+    parser.add_argument("run", type=Path, help="the run directory")
+    parser.add_argument("tool", choices=TRACKERS)
+    parser.add_argument("--online", action="store_true", help="send to the tracker's server")
+    parser.add_argument("--patience", type=float, default=PATIENCE, help="seconds that the tracker may take to answer")
+    args = parser.parse_args(argv)
+    redact_streams()
+    os.umask(0o077)
+    # The cores are the training's.
+    os.nice(10)
+    place = Place(Run(args.run.absolute()), args.tool, args.online)
+    try:
+        place.make()
+        lock = _lock(place, args.patience)
+        if lock is None:
+            print(f"{place.run.id} is being sent to {place.name} by another process.", file=sys.stderr)
+            return EXIT_BUSY
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    try:
+        return _forward(place, args.patience)
+    finally:
+        os.close(lock)
+
+
+def _forward(place: Place, patience: float) -> int:
+    def alive() -> None:
+        # The watch is kept by a thread that needs no interpreter, so that it ends a library that holds it as well.
+        faulthandler.dump_traceback_later(patience, exit=True, file=2)
+
+    reason = ""
+    try:
+        refuse_missing(place.tool)
+        config = place.run.config()
+        tracking = config.tracking
+        destination = DESTINATIONS[place.tool](
+            place, tracking.project, tracking.name or place.run.id, told_configuration(config)
+        )
+        count = Forwarder(place, destination, alive).run()
+        print(f"{count} sets of figures passed on to {place.name}", file=sys.stderr)
+    except UserError as error:
+        reason = str(error)
+    except (Exception, SystemExit) as error:  # whatever a library does, it is this process's end and not the run's
+        print(traceback.format_exc(), file=sys.stderr)
+        first = (str(error).splitlines() or [""])[0]
+        reason = f"{type(error).__name__}: {first}"
+    if reason:
+        reason = one_line(redact(reason), 300)
+        print(f"error: {reason}", file=sys.stderr)
+        failed = dataclasses.replace(Position.read(place.position_path), state="failed", reason=reason)
+        failed.write(place.position_path)
+    # What a library still does when its interpreter ends is watched too.
+    faulthandler.dump_traceback_later(min(patience, 30.0), exit=True, file=2)
+    return EXIT_FAILED if reason else 0
+
+
+def _lock(place: Place, patience: float) -> int | None:
+    """The right to be the only one; waits for one that is about to end. None when it is not given."""
+    descriptor = os.open(place.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                os.close(descriptor)
+                return None
+            time.sleep(0.2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

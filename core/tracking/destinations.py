@@ -1,0 +1,250 @@
+"""The trackers: what each one needs to be opened, told figures, and brought back to what is known to have arrived.
+
+A library is imported when its destination is opened, in the tracker's own process and nowhere else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from core.errors import UserError
+from core.tracking import Tracker
+from core.tracking.position import Place
+
+#: The package of each tracker, which is an extra of this project too.
+_TITLES: Mapping[Tracker, str] = {"wandb": "Weights & Biases", "tensorboard": "TensorBoard", "trackio": "trackio"}
+
+
+def refuse_missing(tool: Tracker) -> None:
+    """Say how to get a library that is not there.
+
+    Raises:
+        UserError: If it is not installed.
+    """
+    if importlib.util.find_spec(tool) is None:
+        raise UserError(f"{_TITLES[tool]} is not installed.", f"pip install 'localtune-tui[{tool}]'")
+
+
+class Destination(ABC):
+    """Where figures go.
+
+    Args:
+        place: The files of the tracker.
+        project: ``tracking.project``.
+        name: What the run is called there.
+        told: What the tracker is told of the configuration.
+    """
+
+    #: Whether figures are safe once flushed, and not only once the destination is closed.
+    durable = False
+
+    def __init__(self, place: Place, project: str, name: str, told: dict[str, Any]) -> None:
+        self.place = place
+        self.project = project
+        self.name = name
+        self.told = told
+
+    @abstractmethod
+    def restore(self, memory: Mapping[str, Any], *, clean: bool) -> bool:
+        """Undo what has been told since the position was remembered.
+
+        Args:
+            memory: As :meth:`remember` gave it.
+            clean: Whether it was closed since.
+
+        Returns:
+            False if that cannot be done otherwise than by undoing everything: the run is told from its first event.
+        """
+
+    @abstractmethod
+    def open(self) -> None:
+        """Import the library and begin or go on."""
+
+    @abstractmethod
+    def tell(self, figures: Mapping[str, float], step: int, time: float, row: int) -> None:
+        """Pass figures on.
+
+        Args:
+            figures: Numbers by name.
+            step: The optimizer step.
+            time: Unix seconds of the event.
+            row: How many sets of figures came before in this run.
+        """
+
+    def flush(self) -> None:
+        """Make what was told safe, where the tracker can."""
+        return
+
+    @abstractmethod
+    def close(self) -> None:
+        """Make what was told safe, and end."""
+
+    def remember(self) -> dict[str, Any]:
+        """What :meth:`restore` will need."""
+        return {}
+
+
+class TensorBoard(Destination):
+    """One event file in TensorBoard's format, appended to; the remembered size undoes what a crash left behind it."""
+
+    durable = True
+    _file: BinaryIO
+    _writer: Any
+    _protos: Any
+    _summaries: Any
+
+    @property
+    def path(self) -> Path:
+        """The event file."""
+        return self.place.data / "events.out.tfevents.0000000000.localtune"
+
+    def restore(self, memory: Mapping[str, Any], *, clean: bool) -> bool:
+        """Cut the file to what is known to be whole."""
+        size = memory.get("size")
+        if isinstance(size, int) and self.path.is_file() and self.path.stat().st_size >= size:
+            os.truncate(self.path, size)
+            return True
+        self.path.unlink(missing_ok=True)
+        return False
+
+    def open(self) -> None:
+        """Open the file; a new one gets the record that says what it is."""
+        self._protos = importlib.import_module("tensorboard.compat.proto.event_pb2")
+        self._summaries = importlib.import_module("tensorboard.compat.proto.summary_pb2")
+        records = importlib.import_module("tensorboard.summary.writer.record_writer")
+        self._file = self.path.open("ab")
+        self._writer = records.RecordWriter(self._file)
+        if self._file.tell() == 0:
+            begun = self.place.run.created
+            self._write(self._protos.Event(wall_time=begun.timestamp() if begun else 0.0, file_version="brain.Event:2"))
+
+    def tell(self, figures: Mapping[str, float], step: int, time: float, row: int) -> None:
+        """Write the figures as scalars."""
+        values = [self._summaries.Summary.Value(tag=tag, simple_value=value) for tag, value in figures.items()]
+        self._write(self._protos.Event(wall_time=time, step=step, summary=self._summaries.Summary(value=values)))
+
+    def _write(self, event: Any) -> None:
+        self._writer.write(event.SerializeToString())
+
+    def flush(self) -> None:
+        """Bring the file to the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self.flush()
+        self._file.close()
+
+    def remember(self) -> dict[str, Any]:
+        """The size up to which the file is whole."""
+        return {"size": self.path.stat().st_size}
+
+
+class Wandb(Destination):
+    """Weights & Biases: a directory for ``wandb sync`` at each opening, or its server where that was asked for.
+
+    The same run id and rising row numbers make the server drop what it has already; offline, a directory that was not
+    closed properly is removed and told again.
+    """
+
+    _run: Any
+
+    @property
+    def _root(self) -> Path:
+        return self.place.data / "wandb"
+
+    def _directories(self) -> list[str]:
+        return sorted(path.name for path in self._root.glob("offline-run-*"))
+
+    def restore(self, memory: Mapping[str, Any], *, clean: bool) -> bool:
+        """Remove what was not closed."""
+        kept = memory.get("directories")
+        for name in self._directories():
+            if not isinstance(kept, list) or name not in kept:
+                shutil.rmtree(self._root / name)
+        return isinstance(kept, list) or self.place.online
+
+    def open(self) -> None:
+        """Begin or go on with the run there."""
+        if self.place.online and not os.environ.get("WANDB_API_KEY"):
+            raise UserError(
+                "WANDB_API_KEY is not set, and tracking.wandb_mode is online.",
+                "Set it in the environment, or take offline and send the run later with 'wandb sync'.",
+            )
+        wandb = importlib.import_module("wandb")
+        # Figures only: neither the machine, nor the program, nor what is printed.
+        quiet = ("silent", "disable_code", "disable_git", "x_disable_stats", "x_disable_meta")
+        wanted: dict[str, Any] = dict.fromkeys(quiet, True)
+        wanted |= {"console": "off", "x_save_requirements": False}
+        known = getattr(wandb.Settings, "model_fields", wanted)
+        settings = wandb.Settings(**{name: value for name, value in wanted.items() if name in known})
+        self._run = wandb.init(
+            project=self.project,
+            name=self.name,
+            id=self.place.run.id,
+            dir=str(self.place.data),
+            mode="online" if self.place.online else "offline",
+            config=self.told,
+            settings=settings,
+            **({"resume": "allow"} if self.place.online else {}),
+        )
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def tell(self, figures: Mapping[str, float], step: int, time: float, row: int) -> None:
+        """Log the figures under a row number that never comes twice."""
+        self._run.log({**figures, "step": step, "unix_time": time}, step=row)
+
+    def close(self) -> None:
+        """Write everything out, or wait until the server has it."""
+        self._run.finish()
+
+    def remember(self) -> dict[str, Any]:
+        """The directories that are whole."""
+        return {"directories": self._directories()}
+
+
+class Trackio(Destination):
+    """trackio's own database, in the run directory; one that was not closed properly is made anew."""
+
+    _run: Any
+
+    def restore(self, memory: Mapping[str, Any], *, clean: bool) -> bool:
+        """Keep the database, if it was closed, else remove it."""
+        if clean:
+            return True
+        shutil.rmtree(self.place.data, ignore_errors=True)
+        self.place.make()
+        return False
+
+    def open(self) -> None:
+        """Begin or go on with the run there."""
+        trackio = importlib.import_module("trackio")
+        self._run = trackio.init(
+            project=self.project,
+            name=self.name,
+            config=self.told,
+            resume="allow",
+            embed=False,
+            auto_log_gpu=False,
+            auto_log_cpu=False,
+        )
+
+    def tell(self, figures: Mapping[str, float], step: int, time: float, row: int) -> None:
+        """Log the figures at their step."""
+        self._run.log({**figures, "unix_time": time}, step=step)
+
+    def close(self) -> None:
+        """Write everything out."""
+        self._run.finish()
+
+
+DESTINATIONS: Mapping[Tracker, type[Destination]] = {"wandb": Wandb, "tensorboard": TensorBoard, "trackio": Trackio}

@@ -1,0 +1,57 @@
+"""What a tracker is told of an event: numbers with a name, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from core.config.schema import Config
+from core.runs.events import EvalEvent, Event, HardwareEvent, MemoryEvent, StepEvent
+
+_STEP = ("loss", "lr", "grad_norm", "epoch", "tokens", "supervised_tokens", "seconds", "tokens_per_second")
+_EVAL = ("loss", "perplexity", "seconds", "exact_match", "valid_json", "rows")
+_DEVICE = ("temperature_c", "memory_used", "utilization", "power_w", "fan", "clock")
+#: Sections of the configuration that a tracker is told; what is trained on and what is said stays here.
+_TOLD = ("method", "train", "memory")
+
+
+def figures(event: Event) -> dict[str, float]:
+    """The numbers of an event by name, as ``train/loss``; empty for an event that has none.
+
+    Units are those of the events: seconds, bytes, °C, percent, W, MHz. What was not reported is left out.
+    """
+    if isinstance(event, StepEvent):
+        return _numbers("train", event, _STEP)
+    if isinstance(event, EvalEvent):
+        return _numbers("eval", event, _EVAL)
+    if isinstance(event, MemoryEvent):
+        name = f"memory/{event.device.replace(':', '-')}"
+        return _numbers(name, event, ("peak_bytes", "rehearsed_bytes", "limit_bytes"))
+    if isinstance(event, HardwareEvent):
+        found = _numbers("hardware", event, ("energy_wh",))
+        for device in event.devices:
+            name = f"hardware/{device.get('kind', 'device')}-{device.get('index', 0)}"
+            found |= {f"{name}/{key}": float(device[key]) for key in _DEVICE if _is_number(device.get(key))}
+        return found
+    return {}
+
+
+def step_of(event: Event, before: int) -> int:
+    """The optimizer step that an event belongs to: its own, else the latest one."""
+    return event.step if isinstance(event, (StepEvent, EvalEvent)) else before
+
+
+def told_configuration(config: Config) -> dict[str, Any]:
+    """What a tracker is told of the configuration, ``section.key`` to value."""
+    told: dict[str, Any] = {"model.base": config.model.base}
+    dumped = config.model_dump(mode="json")
+    return told | {f"{section}.{key}": value for section in _TOLD for key, value in dumped[section].items()}
+
+
+def _numbers(prefix: str, event: Event, names: Iterable[str]) -> dict[str, float]:
+    found = {name: getattr(event, name) for name in names}
+    return {f"{prefix}/{name}": float(value) for name, value in found.items() if _is_number(value)}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

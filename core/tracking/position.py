@@ -1,0 +1,132 @@
+"""How far a tracker has got with a run's events, and how it fares: ``tracking/NAME.json`` in the run directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.atomic import write_atomic
+from core.paths import make_private_dir
+from core.runs.process import is_same_process
+from core.runs.store import Run
+from core.text import one_line
+from core.tracking import Tracker
+
+#: States in which a process is at work.
+WORKING = frozenset({"waiting", "sending"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """What the tracker holds for certain. Everything after it is sent again.
+
+    Args:
+        offset: Bytes of ``events.jsonl`` that it has been told.
+        rows: Sets of figures among them.
+        step: The latest optimizer step among them.
+        memory: What the destination needs to undo what was told after that.
+        state: ``waiting``, ``sending``, ``done`` or ``failed``; empty before the first attempt.
+        reason: Why it failed, in a sentence.
+        pid: The process at work.
+        pid_started: Its start identity.
+    """
+
+    offset: int = 0
+    rows: int = 0
+    step: int = 0
+    memory: dict[str, Any] = dataclasses.field(default_factory=dict)
+    state: str = ""
+    reason: str = ""
+    pid: int | None = None
+    pid_started: str | None = None
+
+    @property
+    def is_working(self) -> bool:
+        """Whether its process is at work now."""
+        return self.state in WORKING and is_same_process(self.pid, self.pid_started)
+
+    def write(self, path: Path) -> None:
+        """Replace the file, durably.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        write_atomic(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Position:
+        """What the file says; the beginning where there is none or it is damaged."""
+        try:
+            data: Any = json.loads(path.read_bytes())
+            found = cls(**{item.name: data[item.name] for item in dataclasses.fields(cls) if item.name in data})
+        except (OSError, ValueError, TypeError, RecursionError):
+            return cls()
+        counts = (found.offset, found.rows, found.step)
+        is_sound = all(type(value) is int and value >= 0 for value in counts) and isinstance(found.memory, dict)
+        if not is_sound or not isinstance(found.state, str) or not isinstance(found.reason, str):
+            return cls()
+        return dataclasses.replace(found, reason=one_line(found.reason))
+
+
+@dataclass(frozen=True)
+class Place:
+    """The files of one tracker of one run.
+
+    Args:
+        run: The run.
+        tool: The tracker.
+        online: Whether it is sent to its server; that is a place of its own, which begins at the first event.
+    """
+
+    run: Run
+    tool: Tracker
+    online: bool = False
+
+    @property
+    def name(self) -> str:
+        """``tensorboard``, ``wandb``, ``wandb-online``."""
+        return f"{self.tool}-online" if self.online else self.tool
+
+    @property
+    def root(self) -> Path:
+        """The directory of all trackers of the run."""
+        return self.run.path / "tracking"
+
+    @property
+    def data(self) -> Path:
+        """What the tracker itself writes."""
+        return self.root / self.name
+
+    @property
+    def log(self) -> Path:
+        """What its process prints."""
+        return self.root / f"{self.name}.log"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process at work."""
+        return self.root / f"{self.name}.lock"
+
+    @property
+    def position_path(self) -> Path:
+        """Where the position is kept."""
+        return self.root / f"{self.name}.json"
+
+    def position(self) -> Position:
+        """The position; one whose process is gone without a word reads ``failed``."""
+        found = Position.read(self.position_path)
+        if found.state in WORKING and not found.is_working:
+            reason = f"its process hung or was ended; see {self.log}"
+            return dataclasses.replace(found, state="failed", reason=reason)
+        return found
+
+    def make(self) -> None:
+        """Make the directories, for the user alone.
+
+        Raises:
+            UserError: If they cannot be made.
+        """
+        make_private_dir(self.data)

@@ -1,0 +1,105 @@
+"""Trackers started: a process each, detached, beside the worker or after the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+
+from core.config.schema import Config
+from core.paths import FILE_MODE
+from core.runs.store import Run
+from core.tracking import TRACKERS
+from core.tracking.position import Place
+
+#: Seconds that a tracker may take for one call before its process is ended.
+PATIENCE = 120.0
+EXIT_FAILED = 4
+#: Another process sends the same run to the same tracker.
+EXIT_BUSY = 5
+#: Nothing is reported to the makers of the libraries.
+_PRIVATE = {
+    "DO_NOT_TRACK": "1",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "WANDB_ERROR_REPORTING": "false",
+}
+#: What would send a run elsewhere than to the run directory.
+_DIVERTING = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_BUCKET_ID", "TRACKIO_WEBHOOK_URL", "WANDB_RUN_ID")
+
+
+def places(run: Run, config: Config) -> Iterator[Place]:
+    """The trackers that a configuration asks for, in the order of their names."""
+    asked = config.tracking.asked
+    for tool in TRACKERS:
+        if tool in asked:
+            yield Place(run, tool, tool == "wandb" and config.tracking.wandb_mode == "online")
+
+
+def tracker_command(place: Place, patience: float | None = None) -> list[str]:
+    """The command line of a tracker's process."""
+    seconds = str(PATIENCE if patience is None else patience)
+    words = [sys.executable, "-m", "core.tracking", str(place.run.path), place.tool, "--patience", seconds]
+    return [*words, *(["--online"] if place.online else [])]
+
+
+def tracker_environment(base: Mapping[str, str], place: Place) -> dict[str, str]:
+    """The environment of a tracker's process.
+
+    Args:
+        base: That of a worker, which has no secrets.
+        place: The tracker; only one that goes online gets its key, from this process's environment.
+    """
+    found = {name: value for name, value in base.items() if name not in _DIVERTING} | _PRIVATE
+    data = str(place.data)
+    if place.tool == "trackio":
+        # The library keeps its settings there.
+        return found | {"TRACKIO_DIR": data, "HF_HOME": data}
+    if place.tool == "wandb":
+        found |= {f"WANDB_{name}_DIR": f"{data}/{name.lower()}" for name in ("CACHE", "CONFIG", "DATA", "ARTIFACT")}
+        found |= {"WANDB_DIR": data, "WANDB_MODE": "online" if place.online else "offline"}
+        if place.online and (key := os.environ.get("WANDB_API_KEY")):
+            found["WANDB_API_KEY"] = key
+    return found
+
+
+def start_tracker(place: Place, base: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start the process of a tracker, detached, its output in its log.
+
+    Args:
+        place: The tracker.
+        base: The environment of a worker.
+
+    Raises:
+        UserError: If the directory cannot be made.
+        OSError: If no process can be started.
+    """
+    place.make()
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+    log = os.open(place.log, flags, FILE_MODE)
+    try:
+        return subprocess.Popen(
+            tracker_command(place),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=place.data,
+            env=tracker_environment(base, place),
+            start_new_session=True,
+            close_fds=True,
+            umask=0o077,
+        )
+    finally:
+        os.close(log)
+
+
+def record_failure(place: Place, reason: str) -> None:
+    """Write down that a tracker could not be started.
+
+    Raises:
+        OSError: If that cannot be written either.
+    """
+    dataclasses.replace(place.position(), state="failed", reason=reason).write(place.position_path)

@@ -1,0 +1,191 @@
+"""Runs that are over or at work, and trackers that misbehave, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.config.schema import Config, DataSection, TrackingSection
+from core.runs.events import (
+    EvalEvent,
+    Event,
+    FinishedEvent,
+    HardwareEvent,
+    MemoryEvent,
+    SampleEvent,
+    StepEvent,
+    encode_event,
+)
+from core.runs.launcher import worker_environment
+from core.runs.process import hostname, own_identity
+from core.runs.state import RunState
+from core.runs.store import Run, create_run
+from core.tracking.position import Place
+from core.tracking.start import tracker_command, tracker_environment
+
+#: A library that writes down what it is told, and does what FAKE says: hang, raise, exit or end with the interpreter.
+FAKE = """
+import json, os, sys, threading
+from pathlib import Path
+
+CALLS = Path(os.environ["FAKE_CALLS"])
+BEHAVIOR = os.environ.get("FAKE", "")
+print("library loaded, key", os.environ.get("WANDB_API_KEY"))
+
+def note(name, *values):
+    with CALLS.open("a") as file:
+        file.write(json.dumps([name, *values]) + "\\n")
+
+def act(moment):
+    what, _, when = BEHAVIOR.partition("@")
+    if when != moment:
+        return
+    if what == "hang":
+        threading.Event().wait()
+    if what == "raise":
+        raise RuntimeError("the server said no to " + os.environ.get("WANDB_API_KEY", "nobody"))
+    if what == "exit":
+        sys.exit("the library has had enough")
+    if what == "die":
+        os._exit(9)
+
+class Settings:
+    def __init__(self, **values):
+        note("settings", values)
+
+class Run:
+    step = 0
+    def define_metric(self, *words, **values):
+        pass
+    def log(self, figures, step):
+        note("log", figures, step)
+        act(f"log{Run.step}")
+        Run.step += 1
+    def finish(self):
+        act("finish")
+        note("finish")
+
+def init(**values):
+    note("init", {name: value for name, value in values.items() if name != "settings"})
+    act("init")
+    if "dir" in values and values.get("mode") == "offline":
+        number = len(list((Path(values["dir"]) / "wandb").glob("*")))
+        (Path(values["dir"]) / "wandb" / f"offline-run-{number}").mkdir(parents=True)
+    return Run()
+
+act("import")
+"""
+
+
+def steps(first: int, last: int) -> list[Event]:
+    """Steps with an evaluation, a sample, memory and hardware between them; times are whole seconds."""
+    found: list[Event] = []
+    for number in range(first, last + 1):
+        found.append(
+            StepEvent(
+                t=float(number),
+                step=number,
+                epoch=number / 10,
+                loss=2.0 / number,
+                lr=1e-4,
+                grad_norm=1.0,
+                tokens=100,
+                supervised_tokens=50,
+                seconds=0.5,
+                tokens_per_second=200.0,
+            )
+        )
+        if number % 5 == 0:
+            found.append(EvalEvent(t=number + 0.5, step=number, loss=1.5, perplexity=4.5, seconds=1.0))
+            found.append(SampleEvent(t=number + 0.5, step=number, prompt="secret prompt", text="x", source="base"))
+            found.append(MemoryEvent(t=number + 0.5, device="cuda:0", peak_bytes=1 << 30))
+            device: dict[str, Any] = {"index": 0, "kind": "cuda", "temperature_c": 61.0, "power_w": None}
+            found.append(HardwareEvent(t=number + 0.5, devices=[device], energy_wh=0.25))
+    return found
+
+
+@dataclass
+class Desk:
+    """A run, and what trackers are asked to do with it."""
+
+    run: Run
+    directory: Path
+
+    def write(self, events: list[Event]) -> None:
+        """Append events, as a worker does."""
+        with self.run.events_path.open("a", encoding="utf-8") as file:
+            file.write("".join(map(encode_event, events)))
+
+    def set_state(self, state: str) -> None:
+        """The run's state; one that is not over has this process as its worker."""
+        pid, identity = own_identity()
+        found = RunState(state=state, pid=pid, pid_started=identity, host=hostname(), updated=4e9)
+        found.write(self.run.state_path)
+
+    def finish(self, last: int) -> None:
+        """The end of a run."""
+        self.write([FinishedEvent(reason="all steps done", step=last)])
+        self.set_state("finished")
+
+    def fake(self, tool: str) -> None:
+        """Put a fake library of this name on the path."""
+        (self.directory / "lib").mkdir(exist_ok=True)
+        (self.directory / "lib" / f"{tool}.py").write_text(textwrap.dedent(FAKE))
+
+    def environment(self, place: Place, **variables: str) -> dict[str, str]:
+        """As the launcher makes it, with the fake libraries on the path."""
+        base = worker_environment()
+        path = os.pathsep.join([str(self.directory / "lib"), base.get("PYTHONPATH", "")])
+        base |= {"PYTHONPATH": path, "FAKE_CALLS": str(self.directory / "calls"), **variables}
+        return tracker_environment(base, place)
+
+    def start(self, place: Place, *, patience: float = 60.0, **variables: str) -> subprocess.Popen[str]:
+        """A tracker's process."""
+        place.make()
+        return subprocess.Popen(
+            tracker_command(place, patience),
+            env=self.environment(place, **variables),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def track(self, place: Place, *, patience: float = 60.0, **variables: str) -> tuple[int, str]:
+        """Send the run, and wait; the exit code and what was printed."""
+        process = self.start(place, patience=patience, **variables)
+        out, _ = process.communicate(timeout=120)
+        return process.returncode, out
+
+    def calls(self, name: str) -> list[Any]:
+        """What a fake library was told."""
+        try:
+            lines = (self.directory / "calls").read_text().splitlines()
+        except OSError:
+            return []
+        return [values for kind, *values in map(json.loads, lines) if kind == name]
+
+
+def configured(directory: Path, **tracking: Any) -> Config:
+    """A configuration with a [tracking]."""
+    return Config(data=DataSection(train=str(directory / "private-rows.jsonl")), tracking=TrackingSection(**tracking))
+
+
+@pytest.fixture
+def desk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Desk]:
+    """A run in a home of its own that is at work and has told nothing yet."""
+    with tempfile.TemporaryDirectory(prefix="lt-") as home:
+        monkeypatch.setenv("LOCALTUNE_HOME", home)
+        monkeypatch.delenv("WANDB_API_KEY", raising=False)
+        found = Desk(create_run(configured(tmp_path, project="mine", name="first"), "tickets"), tmp_path)
+        found.set_state("training")
+        yield found

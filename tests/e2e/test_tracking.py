@@ -1,0 +1,76 @@
+"""A tracker that hangs, fails or ends its process leaves the training as it is."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.runs import launcher
+from core.runs.events import FinishedEvent, StepEvent
+from core.runs.store import Run
+from core.tracking.position import Place
+from tests.waiting import wait_for
+
+from .workers import PATIENCE, Workers, finish, only
+
+_SHORT: dict[str, Any] = {"max_steps": 6, "warmup": 0.0}
+#: A client whose server never answers, one whose server refuses, and one that ends its process.
+_LIBRARIES = {
+    "wandb": "import threading\nthreading.Event().wait()\n",
+    "tensorboard": "raise ConnectionError('no')\n",
+    "trackio": "import os\nos._exit(3)\n",
+}
+
+
+def train(workers: Workers, name: str, directory: Path | None) -> Run:
+    """A run of six steps, with three broken trackers if there is a directory of libraries."""
+    tracking: dict[str, Any] = {"tools": list(_LIBRARIES)} if directory else {}
+    path = os.pathsep.join(filter(None, [str(directory or ""), os.environ.get("PYTHONPATH", "")]))
+    run = workers.start(name, {"PYTHONPATH": path}, train=_SHORT, eval={"every_steps": None}, tracking=tracking)
+    finish(run)
+    return run
+
+
+def has_failed(place: Place) -> bool:
+    """Whether a tracker is known to have failed."""
+    return place.position().state == "failed"
+
+
+def test_broken_trackers_change_nothing_of_a_run(workers: Workers, tmp_path: Path) -> None:
+    libraries = tmp_path / "libraries"
+    libraries.mkdir()
+    for name, text in _LIBRARIES.items():
+        (libraries / f"{name}.py").write_text(text)
+    first = len(launcher._trackers)
+    plain, tracked = train(workers, "plain", None), train(workers, "tracked", libraries)
+    try:
+        assert only(FinishedEvent, tracked)
+        told = [
+            [(event.step, event.loss, event.grad_norm) for event in only(StepEvent, run)] for run in (plain, tracked)
+        ]
+        assert len(told[0]) == 6
+        assert told[0] == told[1]
+        places = {name: Place(tracked, name) for name in ("wandb", "tensorboard", "trackio")}
+        for name in ("tensorboard", "trackio"):
+            wait_for(functools.partial(has_failed, places[name]), PATIENCE, f"{name} to fail")
+        # The run is over, and the one that hangs still does.
+        assert places["wandb"].position().is_working
+        assert all(place.position().rows == 0 for place in places.values())
+        assert not (plain.path / "tracking").exists()
+    finally:
+        for process in launcher._trackers[first:]:
+            process.kill()
+            process.wait()
+
+
+def test_a_run_is_tracked_while_it_trains(workers: Workers) -> None:
+    pytest.importorskip("tensorboard", reason="not run: TensorBoard is not installed")
+    run = workers.start("tracked", None, train=_SHORT, eval={"every_steps": 3}, tracking={"tools": "tensorboard"})
+    finish(run)
+    place = Place(run, "tensorboard")
+    wait_for(lambda: place.position().state in ("done", "failed"), PATIENCE, "the tracker to end")
+    assert (place.position().state, place.position().step) == ("done", 6), place.log.read_text()
