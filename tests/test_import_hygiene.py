@@ -52,8 +52,8 @@ def modules_of(package: object) -> list[str]:
 
 
 def test_all_of_core_but_the_worker_is_light_and_knows_no_interface() -> None:
-    # Three parts are loaded by processes of their own alone: the worker, what speaks with a hub, and what unpacks tables,
-    # where pyarrow's computing brings numpy.
+    # Three parts are loaded by processes of their own alone: the worker, what speaks with a hub, and what unpacks
+    # tables, where pyarrow's computing brings numpy.
     apart = ("core.worker", "core.hub.client", "core.data.arrow_text")
     names = [name for name in modules_of(core) if not name.startswith(apart) and "__main__" not in name]
     loaded = loaded_by(f"import {', '.join(names)}")
