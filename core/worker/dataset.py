@@ -50,11 +50,20 @@ class Dataset:
     """Reason to a sentence about the first row dropped for it."""
     formats: dict[str, str] = field(default_factory=dict)
     """Entry of the configuration to its format and why."""
+    places: list[tuple[DataSource, str, str]] = field(default_factory=list)
+    """Where each of ``rows`` comes from: the source, the shard, the line."""
 
     @property
     def lengths(self) -> list[int]:
         """Tokens of each row."""
         return [len(row) for row in self.rows]
+
+    def place(self, position: int) -> str:
+        """Where one of ``rows`` comes from: ``/data/rows.jsonl, line 7``."""
+        if position >= len(self.places):
+            return f"row {position + 1}"
+        source, file, place = self.places[position]
+        return one_line(f"{source.path / file if file else source.path}, {place}", 300)
 
     def event(self) -> DataEvent:
         """The ``data`` event about these rows; tokens are those of an epoch, repeated rows included."""
@@ -70,6 +79,9 @@ class Dataset:
     def unfold(self) -> None:
         """Put the further rows of each example beside its first."""
         pairs = [(row, example) for first, example in zip(self.rows, self.examples, strict=True) for row in first.rows]
+        if self.places:
+            counts = [len(first.rows) for first in self.rows]
+            self.places = [place for place, count in zip(self.places, counts, strict=True) for _ in range(count)]
         self.further += len(pairs) - len(self.rows)
         self.rows, self.examples = [row for row, _ in pairs], [example for _, example in pairs]
 
@@ -192,6 +204,7 @@ class Loader:
                 else:
                     dataset.rows.append(kept)
                     dataset.examples.append(example)
+                    dataset.places.append((source, row.file, row.place))
             self._progress(dataset.read)
 
     def _encode(self, examples: list[Example]) -> list[TokenizedRow | RowError]:
@@ -238,6 +251,7 @@ class Loader:
         held_out = Dataset(
             [dataset.rows[position] for position in measured],
             [dataset.examples[position] for position in measured],
+            places=[dataset.places[position] for position in measured],
             read=len(measured),
             formats=dict(dataset.formats),
         )
@@ -249,6 +263,7 @@ class Loader:
         dataset.repeated = len(used) - len(set(used))
         dataset.rows = [dataset.rows[position] for position in used]
         dataset.examples = [dataset.examples[position] for position in used]
+        dataset.places = [dataset.places[position] for position in used]
         return held_out if kept_out else None
 
 

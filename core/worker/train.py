@@ -41,10 +41,11 @@ from core.worker.model import (
 from core.worker.noise import EmbeddingNoise
 from core.worker.optim import make_optimizer
 from core.worker.own_weights import choose_weights, trained_tensors
-from core.worker.prediction import predict_memory
+from core.worker.prediction import decide_checkpointing, predict_memory
 from core.worker.preparation import prepare
 from core.worker.recorder import Recorder
 from core.worker.schedule import lr_factor, warmup_steps
+from core.worker.shortage import TRIES, MemoryShortageError, Persistence, attempt
 from core.worker.update import AdapterUpdate, Update, WeightUpdate
 
 #: Steps without a finite gradient after which a run gives up.
@@ -89,6 +90,7 @@ class FinetuneRecipe:
         self.last_checkpoint: int | None = None
         self.last_eval: int | None = None
         self._nonfinite = 0
+        self._save_again = False
 
     def train(self, *, resume: bool) -> Outcome:
         """Do the run.
@@ -172,13 +174,14 @@ class FinetuneRecipe:
             self.dataset.rows,
             accelerator=self.accelerator,
             max_rows=train.micro_batch_size,
-            notice=lambda code, message, hint: self.recorder.notice("warning", code, message, hint),
+            notice=self._warn,
             noise=None if alpha is None else EmbeddingNoise(self.loaded.model, alpha),
             partial=lambda: self.update.partial,
             whole=self.update.in_backward,
+            place=self.dataset.place,
         )
-        wanted = self.config.memory.gradient_checkpointing
-        self.windows.set_checkpointing(wanted == "on" or (wanted == "auto" and self.loaded.device.type == "cuda"))
+        recomputing, self._decision = decide_checkpointing(self.config, self.loaded.device, self.dataset, self.windows)
+        self.windows.set_checkpointing(recomputing)
         self.attendant = Attendant(self)
         self.evaluator = None
         if self.held_out is not None:
@@ -191,16 +194,18 @@ class FinetuneRecipe:
                 max_new_tokens=self.config.chat.max_new_tokens if self.config.eval.exact_match else 0,
                 template=self.template,
                 check=self.attendant.answer_questions,
+                notice=self._warn,
             )
         self.recorder.update(total_steps=self.total_steps)
 
     def _make_update(self) -> Update:
         train = self.config.train
+        persistence = Persistence(lambda: f"step {self.step + 1}", self._warn)
         if self.config.method.name not in WEIGHT_METHODS:
             parameters = trainable_parameters(self.loaded.model)
             groups = parameter_groups(self.loaded.model, self.config.method.loraplus_ratio)
-            optimizer = self.accelerator.prepare_optimizer(make_optimizer(groups, train))
-            return AdapterUpdate(self.accelerator, optimizer, parameters, train.max_grad_norm)
+            optimizer = make_optimizer(groups, train)
+            return AdapterUpdate(self.accelerator, optimizer, parameters, train.max_grad_norm, persistence)
         return WeightUpdate(
             trained_tensors(self.loaded.model),
             lambda parameters: make_optimizer(parameters, train, weight_decay=0.0),
@@ -208,11 +213,18 @@ class FinetuneRecipe:
             weight_decay=train.weight_decay,
             max_grad_norm=train.max_grad_norm,
             in_backward=updates_in_backward(self.config),
+            persistence=persistence,
         )
+
+    def _warn(self, code: str, message: str, hint: str) -> None:
+        self.recorder.notice("warning", code, message, hint)
 
     def _rehearse(self) -> None:
         self.controls.check_stop()
         self.recorder.phase("rehearsing")
+        # A resumed run goes on as it was, whatever would be decided now.
+        if self.step == 0 and self.config.memory.gradient_checkpointing == "auto":
+            self.recorder.notice("info", "checkpointing", self._decision)
         self._verify_head()
         if self.loaded.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.loaded.device)
@@ -247,7 +259,7 @@ class FinetuneRecipe:
             if self._due(self.attendant.eval_every) and self.step < self.total_steps:
                 self._evaluate()
                 self.recorder.phase("training", done=self.step, total=self.total_steps)
-            if self._due(self.attendant.checkpoint_every):
+            if self._due(self.attendant.checkpoint_every) or self._save_again:
                 self.save_checkpoint()
             self.attendant.attend()
 
@@ -310,6 +322,11 @@ class FinetuneRecipe:
             event, samples = self.evaluator.measure(self.step, report)
         except StopRequested:
             return  # the control point that follows acts on it
+        except MemoryShortageError as error:
+            self.last_eval = self.step
+            message = f"The evaluation after step {self.step} is left out. {error.message}"
+            self._warn("evaluation_skipped", message, error.hint)
+            return
         self.last_eval = self.step
         if self.step and event.loss < self.best_loss:
             self.best_step, self.best_loss = self.step, event.loss
@@ -321,20 +338,19 @@ class FinetuneRecipe:
     def save_checkpoint(self) -> None:
         """Write a checkpoint of the present step, unless there is one; old ones are rotated out afterwards.
 
-        A full disk does not end the run: it is paused, to be resumed when there is room.
+        A full disk does not end the run: it is paused, to be resumed when there is room. When memory runs out, it is
+        tried again, at once and after the next step.
         """
         if self.last_checkpoint == self.step or self.step == 0:
             return
         began = time.monotonic()
         try:
             checkpoints.check_room(self.run.path, self._checkpoint_size())
-            written = checkpoints.save_checkpoint(
-                self.run.checkpoints_path,
-                model=self.loaded.model,
-                optimizer=self.update,
-                step=self.step,
-                facts=self._facts(),
-            )
+            written = self._write_checkpoint()
+        except MemoryShortageError as error:
+            self._save_again = True
+            self._warn("checkpoint_postponed", error.message, "It is tried again after the next step, if there is one.")
+            return
         except (OSError, UserError) as error:
             reason = error.message if isinstance(error, UserError) else str(error)
             self.recorder.notice(
@@ -346,10 +362,29 @@ class FinetuneRecipe:
             self.attendant.pause()
             return
         self.last_checkpoint = self.step
+        self._save_again = False
         checkpoints.rotate(self.run.checkpoints_path, self.config.checkpoint.keep, newest=written.path)
         size = sum(facts["bytes"] for facts in written.manifest["files"].values())
         path = str(written.path.relative_to(self.run.path))
         self.recorder.event(CheckpointEvent(step=self.step, path=path, bytes=size, seconds=time.monotonic() - began))
+
+    def _write_checkpoint(self) -> checkpoints.Checkpoint:
+        def write() -> checkpoints.Checkpoint:
+            return checkpoints.save_checkpoint(
+                self.run.checkpoints_path,
+                model=self.loaded.model,
+                optimizer=self.update,
+                step=self.step,
+                facts=self._facts(),
+            )
+
+        reason = ""
+        for _ in range(TRIES):
+            tried = attempt(write)
+            if tried.result is not None:
+                return tried.result
+            reason = tried.reason or ""
+        raise MemoryShortageError(f"Memory ran out in saving the checkpoint of step {self.step}: {reason}", "")
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -426,8 +461,15 @@ class FinetuneRecipe:
             if self.template is not None:
                 (directory / "chat_template.jinja").write_text(self.template, encoding="utf-8")
 
+        def nothing() -> None:
+            """What was half written is gone already."""
+
+        saving = Persistence(lambda: "the end", self._warn)
+        newest = f"The newest checkpoint holds it; free memory and 'localtune-tui continue {self.run.id}'."
         try:
-            checkpoints.write_directory(output, fill)
+            saving.insist(
+                lambda: checkpoints.write_directory(output, fill), nothing, f"in saving the {output.name}", newest
+            )
         except OSError as error:
             raise UserError(
                 f"The {output.name} cannot be written to {output}: {error}.",
@@ -447,7 +489,7 @@ class FinetuneRecipe:
         device = self.loaded.device
         predicted = predict_memory(self.config, device.type, self.dataset, self.windows) if rehearsed else None
         if device.type != "cuda":
-            self.recorder.memory("cpu", predicted_bytes=predicted)
+            self.recorder.memory_of_process(predicted, rehearsed=rehearsed)
             return
         peak = torch.cuda.max_memory_allocated(device)
         free, total = torch.cuda.mem_get_info(device)
