@@ -169,7 +169,7 @@ class MemorySection(Section):
     """How memory is saved."""
 
     gradient_checkpointing: Literal["auto", "on", "off"] = _option(
-        "auto", "Recompute activations in backward to save memory; auto: on a GPU, else when memory runs out."
+        "auto", "Recompute activations in backward to save memory; auto: where the run would not fit otherwise."
     )
     optimizer_in_backward: Literal["auto", "on", "off"] = _option(
         "auto", "Update each weight as soon as its gradient is there; auto: when method.name is full."

@@ -168,9 +168,18 @@ def make_plan(
         token_budget: Tokens of a micro-batch, where the worker has cut them already.
         checkpointing: Whether activations are recomputed, where the worker has decided already.
 
+    Where nobody has decided and ``memory.gradient_checkpointing`` is auto, activations are recomputed if the run would
+    not fit without, as the worker does; where the limit is unknown, on a GPU.
+
     Raises:
         UserError: If no layer of the model is trained, or its positions are fewer than the rows' tokens.
     """
+    by_need = config.memory.gradient_checkpointing == "auto" and machine.limit_bytes is not None
+    if checkpointing is None and by_need:
+        kept = _Planner(architecture, config, machine, rows, token_budget, False).plan()
+        if kept.fits:
+            return kept
+        checkpointing = True
     return _Planner(architecture, config, machine, rows, token_budget, checkpointing).plan()
 
 
@@ -190,9 +199,12 @@ class _Planner:
         self.machine = machine
         self.rows = rows
         self.cuda = machine.kind == "cuda"
-        wanted = config.memory.gradient_checkpointing
+        # What is free on a GPU is all but always known; where it is not, the smaller need is the safer one to name.
         self.checkpointing = (
-            checkpointing if checkpointing is not None else wanted == "on" or (wanted == "auto" and self.cuda)
+            checkpointing
+            if checkpointing is not None
+            else config.memory.gradient_checkpointing == "on"
+            or (config.memory.gradient_checkpointing == "auto" and self.cuda)
         )
         self.budget = token_budget or TOKEN_BUDGETS[machine.kind]
         self.how = arithmetic(config, machine)

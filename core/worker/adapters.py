@@ -219,7 +219,9 @@ def adapter_state(model: Any) -> tuple[dict[str, torch.Tensor], PeftConfig]:
     config = copy.copy(model.peft_config[TRAINED])
     if INITIAL in model.peft_config:
         initial = get_peft_model_state_dict(model, adapter_name=INITIAL, save_embedding_layers=False)
-        state = {name: torch.cat([tensor, initial[name]], dim=_joint(name)) for name, tensor in state.items()}
+        state = {
+            name: torch.cat([tensor.cpu(), initial[name].cpu()], dim=_joint(name)) for name, tensor in state.items()
+        }
         scale = float(next(_adapted(model))[1].scaling[TRAINED])
         config.r *= 2
         config.lora_alpha = scale * config.r

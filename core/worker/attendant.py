@@ -17,6 +17,7 @@ from core.runs.events import ControlEvent
 from core.worker.control import Command
 from core.worker.generate import answering_as, generate
 from core.worker.log import log_exception
+from core.worker.shortage import MemoryShortageError
 
 if TYPE_CHECKING:
     from core.worker.train import FinetuneRecipe
@@ -132,7 +133,7 @@ class Attendant:
             raise UserError("No step is done yet, so there is nothing to save.", "Try again after the first step.")
         recipe.save_checkpoint()
         if recipe.last_checkpoint != recipe.step:
-            raise UserError("The checkpoint was not written.", "Make room on the disk, then resume.")
+            raise UserError("The checkpoint was not written.", "The run's notices say why.")
         command.answer(step=recipe.step)
         return "ok"
 
@@ -157,6 +158,9 @@ class Attendant:
                     lambda: command.cancelled.is_set() or recipe.controls.stop_sender is not None,
                     template=recipe.template,
                 )
+        except MemoryShortageError as error:
+            recipe.recorder.notice("warning", "memory_chat", f"A chat question is refused. {error.message}", error.hint)
+            raise
         except UserError:
             raise
         except Exception as error:  # a chat is a guest here: whatever goes wrong with it, the training goes on

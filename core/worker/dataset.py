@@ -18,7 +18,7 @@ from core.data.ambiguity import find_ambiguity
 from core.data.conversation import IGNORED_LABEL, Example, RowError
 from core.data.duplicates import Fingerprints
 from core.data.formats import SAMPLE, Detection, refuse_untrainable
-from core.data.places import Place
+from core.data.places import Place, name_places
 from core.data.preflight import Preflight
 from core.data.registry import DataSource, resolve_sources, training_sources
 from core.data.rows import Row
@@ -58,6 +58,10 @@ class Dataset:
     def lengths(self) -> list[int]:
         """Tokens of each row."""
         return [len(row) for row in self.rows]
+
+    def place(self, position: int) -> str:
+        """Where one of ``rows`` comes from: ``rows.jsonl line 7``."""
+        return name_places(self.places[position : position + 1]) if self.places else f"row {position + 1}"
 
     def event(self) -> DataEvent:
         """The ``data`` event about these rows; tokens are those of an epoch, repeated rows included."""
@@ -197,7 +201,8 @@ class Loader:
                 else:
                     dataset.rows.append(kept)
                     dataset.examples.append(example)
-                    dataset.places.append(Place(row.file or source.path.name, row.line))
+                    # Tables have rows and no lines.
+                    dataset.places.append(Place(row.file or source.path.name, row.line or row.index + 1))
             self._progress(dataset.read)
 
     def _encode(self, examples: list[Example]) -> list[TokenizedRow | RowError]:

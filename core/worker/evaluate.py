@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from core.memory.batching import padded_length
 from core.runs.events import EvalEvent, SampleEvent
 from core.worker.batches import collate, split_window, supervised_count
 from core.worker.dataset import Dataset
@@ -19,6 +20,8 @@ from core.worker.generate import generate_batch
 from core.worker.loss import SupervisedLoss
 from core.worker.model import LoadedModel, evaluation_mode
 from core.worker.samples import ANSWER_MARGIN_TOKENS, samples_of
+from core.worker.shortage import MemoryShortageError, attempt, tell_nobody
+from core.worker.template import TokenizedRow
 
 
 def parse_json(text: str) -> Any:
@@ -61,6 +64,7 @@ class Evaluator:
         template: A chat template instead of the tokenizer's own.
         check: Called often; may raise to give up.
         samples: Of the answers, so many are given as samples.
+        notice: Told of what is cut or left out when memory runs out: ``notice(code, message, hint)``.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class Evaluator:
         template: str | None,
         check: Callable[[], None],
         samples: int = 3,
+        notice: Callable[[str, str, str], None] = tell_nobody,
     ) -> None:
         self._loaded = loaded
         self._loss = loss
@@ -84,6 +89,7 @@ class Evaluator:
         self._template = template
         self._check = check
         self._samples = samples
+        self._notice = notice
         # An example may have several rows, and is asked once.
         examples = {id(example): example for example in dataset.examples if example.messages}
         self._asked = list(examples.values()) if max_new_tokens else []
@@ -97,11 +103,17 @@ class Evaluator:
         Args:
             step: Optimizer steps done.
             progress: Told what is measured (``loss`` or ``answers``), rows done, of how many.
+
+        When memory runs out, fewer rows are measured at once from then on; answers that do not fit one by one are left
+        out.
+
+        Raises:
+            MemoryShortageError: If a single row does not fit.
         """
         began = time.monotonic()
         with evaluation_mode(self._loaded.model):
             loss = self._mean_loss(functools.partial(progress, "loss"))
-            answers = self._answers(functools.partial(progress, "answers"))
+            answers = self._answers_that_fit(step, functools.partial(progress, "answers"))
         exact = valid = None
         if answers:
             expected = [example.answer for example in self._asked]
@@ -124,17 +136,58 @@ class Evaluator:
     def _mean_loss(self, progress: Callable[[int, int], None]) -> float:
         rows = self._dataset.rows
         total, tokens, done = 0.0, 0, 0
-        pad_id = self._loaded.tokenizer.pad_token_id or 0
-        for batch in split_window(range(len(rows)), self._dataset.lengths, self._token_budget):
+        waiting = split_window(range(len(rows)), self._dataset.lengths, self._token_budget)
+        tried_alone = False
+        while waiting:
             self._check()
-            chosen = [rows[index] for index in batch]
-            input_ids, supervised = collate(chosen, pad_id, self._loaded.device)
-            with self._autocast():
-                total += float(self._loss(input_ids, supervised))
+            chosen = [rows[index] for index in waiting[0]]
+            tried = attempt(functools.partial(self._summed_loss, chosen))
+            if tried.result is None:
+                if len(chosen) == 1 and tried_alone:
+                    place = self._dataset.place(waiting[0][0])
+                    raise MemoryShortageError(
+                        f"Memory ran out with a single held-out row of {len(chosen[0])} tokens ({place}): "
+                        f"{tried.reason}",
+                        "Take long rows out of what is held out, or lower train.max_length.",
+                    )
+                tried_alone = len(chosen) == 1
+                waiting = self._cut(waiting)
+                continue
+            tried_alone = False
+            waiting = waiting[1:]
+            total += tried.result
             tokens += sum(map(supervised_count, chosen))
             done += len(chosen)
             progress(done, len(rows))
         return total / tokens
+
+    def _summed_loss(self, rows: list[TokenizedRow]) -> float:
+        input_ids, supervised = collate(rows, self._loaded.tokenizer.pad_token_id or 0, self._loaded.device)
+        with self._autocast():
+            return float(self._loss(input_ids, supervised))
+
+    def _cut(self, waiting: list[list[int]]) -> list[list[int]]:
+        """What is still to be measured, in batches of half the tokens of the first one, which did not fit."""
+        if len(waiting[0]) == 1:
+            return waiting  # once more, with what was cached given back
+        lengths = self._dataset.lengths
+        width = padded_length(max(lengths[index] for index in waiting[0]))
+        self._token_budget = max(1, len(waiting[0]) * width // 2)
+        cut = split_window([index for batch in waiting for index in batch], lengths, self._token_budget)
+        self._notice(
+            "memory_evaluation",
+            f"Memory ran out in measuring {len(waiting[0])} held-out rows at once: it is done with {len(cut[0])}.",
+            "The loss is the same.",
+        )
+        return cut
+
+    def _answers_that_fit(self, step: int, progress: Callable[[int, int], None]) -> list[str]:
+        try:
+            return self._answers(progress)
+        except MemoryShortageError as error:
+            reason = f"The answers after step {step} are left out, the loss is measured: {error.message}"
+            self._notice("memory_answers", reason, "Lower chat.max_new_tokens, or turn eval.exact_match off.")
+            return []
 
     def _answers(self, progress: Callable[[int, int], None]) -> list[str]:
         if not self._asked:
@@ -152,4 +205,5 @@ class Evaluator:
                 self._max_new_tokens,
                 report,
                 template=self._template,
+                notice=lambda message: self._notice("memory_answers", message, "The answers are the same."),
             )

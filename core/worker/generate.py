@@ -8,6 +8,7 @@ flags and the gradients are the same before and after.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from core.data.conversation import RowError
 from core.errors import UserError
 from core.worker.adapters import switched_off
 from core.worker.decoding import BatchDecoder, KeyValues, Sampler, TextStream
+from core.worker.shortage import MemoryShortageError, attempt, is_out_of_memory, release, tell_nobody
 from core.worker.template import Encoder, stop_token_ids
 
 __all__ = ["Generation", "GenerationSettings", "answering_as", "generate", "generate_batch"]
@@ -79,8 +81,9 @@ def generate(
         template: A chat template instead of the tokenizer's own.
 
     Raises:
-        UserError: If the conversation cannot be rendered, is too long for the model or does not fit in memory, or the
-            model computes no numbers.
+        UserError: If the conversation cannot be rendered or is too long for the model, or the model computes no
+            numbers.
+        MemoryShortageError: If it does not fit in memory.
     """
     began = time.monotonic()
     network = _network(model)
@@ -127,11 +130,12 @@ def generate_batch(
     progress: Callable[[int, int], None],
     *,
     template: str | None = None,
+    notice: Callable[[str], None] = tell_nobody,
 ) -> list[str]:
     """Answer many conversations, always with the likeliest token; the answers are in the order of the questions.
 
     Conversations of similar length are answered together, what all of them begin with (a system prompt) is read once,
-    and rows that are done leave the batch.
+    and rows that are done leave the batch. A batch that runs out of memory is halved and begun again.
 
     Args:
         model: As for :func:`generate`.
@@ -140,9 +144,11 @@ def generate_batch(
         max_new_tokens: Longest answer.
         progress: Told rows done, of how many, several times a batch; it may raise to give up.
         template: A chat template instead of the tokenizer's own.
+        notice: Told in a sentence when memory ran out, and what was cut.
 
     Raises:
         UserError: As :func:`generate`.
+        MemoryShortageError: If a conversation does not fit by itself.
     """
     network = _network(model)
     stop_ids = frozenset(stop_token_ids(getattr(network, "generation_config", None), tokenizer, template))
@@ -150,20 +156,37 @@ def generate_batch(
     budgets = [_room(network, prompt, max_new_tokens) for prompt in prompts]
     answers: list[list[int]] = [[] for _ in prompts]
     done = 0
-    with _out_of_memory_explained(), _no_gradients(model):
-        for batch in _batches([len(prompt) for prompt in prompts], max_new_tokens):
-            chosen, budget = [prompts[row] for row in batch], min(budgets[row] for row in batch)
-            decoder = BatchDecoder(network, chosen, tokenizer.pad_token_id or 0, stop_ids)
-            reported = -1
-            for step in range(budget):
-                decoder.step()
-                if decoder.finished != reported or step % STEPS_PER_REPORT == 0:
-                    reported = decoder.finished
-                    progress(done + reported, len(prompts))
-                if decoder.finished == len(batch):
-                    break
-            for row, answer in zip(batch, decoder.answers, strict=True):
-                answers[row] = answer
+
+    def answer(batch: list[int]) -> list[list[int]]:
+        chosen, budget = [prompts[row] for row in batch], min(budgets[row] for row in batch)
+        decoder = BatchDecoder(network, chosen, tokenizer.pad_token_id or 0, stop_ids)
+        reported = -1
+        for step in range(budget):
+            decoder.step()
+            if decoder.finished != reported or step % STEPS_PER_REPORT == 0:
+                reported = decoder.finished
+                progress(done + reported, len(prompts))
+            if decoder.finished == len(batch):
+                break
+        return decoder.answers
+
+    waiting = _batches([len(prompt) for prompt in prompts], max_new_tokens)
+    with _no_gradients(model):
+        while waiting:
+            batch = waiting.pop(0)
+            tried = attempt(functools.partial(answer, batch))
+            if tried.result is None and len(batch) == 1:
+                tried = attempt(functools.partial(answer, batch))  # what was cached has been given back
+            if tried.result is None:
+                if len(batch) == 1:
+                    raise _too_large(tried.reason or "")
+                half = (len(batch) + 1) // 2
+                notice(f"Memory ran out in answering {len(batch)} prompts at once: it is done with {half}.")
+                rows = [row for each in (batch, *waiting) for row in each]
+                waiting = [rows[begin : begin + half] for begin in range(0, len(rows), half)]
+                continue
+            for row, tokens in zip(batch, tried.result, strict=True):
+                answers[row] = tokens
             done += len(batch)
             progress(done, len(prompts))
     return [
@@ -236,15 +259,21 @@ def _no_gradients(model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _out_of_memory_explained() -> Iterator[None]:
-    """Turn running out of GPU memory into a sentence, and give the memory back."""
+    """Turn running out of memory into a sentence, and give the memory back."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
     else:
         return
     # Outside of the handler, which would keep the failed pass's tensors alive.
-    torch.cuda.empty_cache()
-    raise UserError(
+    release()
+    raise _too_large(reason)
+
+
+def _too_large(reason: str) -> MemoryShortageError:
+    return MemoryShortageError(
         f"The answer does not fit in memory: {reason}", "Ask with a shorter conversation, or when no run is on."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,16 +11,15 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils.memory import should_reduce_batch_size
 
 from core.errors import UserError
 from core.memory.batching import TOKEN_BUDGETS, WHOLE, padded_length
 from core.worker.batches import collate, largest_micro_batch, split_window, supervised_count
 from core.worker.checkpoint import restore_rng, rng_state
-from core.worker.log import log
 from core.worker.loss import SupervisedLoss
 from core.worker.model import LoadedModel, set_gradient_checkpointing
 from core.worker.noise import EmbeddingNoise
+from core.worker.shortage import attempt
 from core.worker.template import TokenizedRow
 
 
@@ -50,6 +50,7 @@ class WindowGradients:
         noise: Put on the embeddings; None for none.
         partial: Whether the window on hand has changed weights already, as an update inside backward does.
         whole: Whether a window must be one micro-batch.
+        place: Says where a row comes from: ``rows.jsonl, line 7``.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class WindowGradients:
         noise: EmbeddingNoise | None = None,
         partial: Callable[[], bool] = lambda: False,
         whole: bool = False,
+        place: Callable[[int], str] = lambda row: f"row {row + 1}",
     ) -> None:
         self._loaded = loaded
         self._loss = loss
@@ -75,6 +77,7 @@ class WindowGradients:
         self._noise = noise
         self._partial = partial
         self._whole = whole
+        self._place = place
         self._pad_id = loaded.tokenizer.pad_token_id or 0
         self.token_budget = WHOLE if whole else TOKEN_BUDGETS.get(loaded.device.type, TOKEN_BUDGETS["cuda"])
         self.checkpointing = False
@@ -98,9 +101,9 @@ class WindowGradients:
         before = rng_state()
         while True:
             batches = split_window(window, self._lengths, self.token_budget, self._max_rows)
-            result = self._attempt(batches)
-            if result is not None:
-                return result
+            tried = attempt(functools.partial(self._pass, batches))
+            if tried.result is not None:
+                return tried.result
             self._drop_gradients()
             if self._partial():
                 raise UserError(
@@ -129,16 +132,6 @@ class WindowGradients:
             restore_rng(before)
             if self.token_budget == budget:
                 return len(batch), max(self._lengths[row] for row in batch)
-
-    def _attempt(self, batches: list[list[int]]) -> WindowResult | None:
-        """One pass; None when memory ran out. The error is left behind here, so that it holds no tensors alive."""
-        try:
-            return self._pass(batches)
-        except Exception as error:
-            if not (isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)):
-                raise
-            log(f"out of memory: {error}")
-        return None
 
     def _pass(self, batches: list[list[int]]) -> WindowResult:
         supervised_tokens = sum(supervised_count(self._rows[row]) for batch in batches for row in batch)
@@ -191,7 +184,8 @@ class WindowGradients:
         else:
             length = self._lengths[largest[0]]
             raise UserError(
-                f"Memory ran out at {where} with a single row of {length} tokens and activations recomputed.",
+                f"Memory ran out at {where} with a single row of {length} tokens ({self._place(largest[0])}) and "
+                "activations recomputed.",
                 f"Set train.max_length below {length}, lower method.rank, or choose a smaller base model.",
             )
 

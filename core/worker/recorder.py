@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from core.hardware.cpu import memory as cpu_memory
+from core.hardware.cpu import process_rss
 from core.hardware.sampler import Sampler
 from core.paths import FILE_MODE
 from core.redact import redact
@@ -135,6 +137,27 @@ class Recorder:
             self.event(MemoryEvent(device=device, **values))
             values = {}
         self.event(MemoryEvent(device="cpu", **{**values, "peak_bytes": peak_rss_bytes()}))
+
+    def memory_of_process(self, predicted: dict[str, int] | None, *, rehearsed: bool) -> None:
+        """Record the memory of a run on the CPU: resident memory, the libraries and the loading of the model included,
+        as in the plan.
+
+        Args:
+            predicted: The plan's parts.
+            rehearsed: Whether the rehearsal has just been done, so that the peak so far is its own.
+        """
+        used, total = cpu_memory()
+        peak = peak_rss_bytes()
+        limit = total - used + (process_rss(os.getpid()) or 0)
+        self.event(
+            MemoryEvent(
+                device="cpu",
+                predicted_bytes=predicted,
+                rehearsed_bytes=peak if rehearsed else None,
+                peak_bytes=peak,
+                limit_bytes=limit,
+            )
+        )
 
     def update(self, **changes: Any) -> None:
         """Change fields of the state and write it, heartbeat included."""

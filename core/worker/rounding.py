@@ -7,6 +7,8 @@ for bf16 training Zamirai et al., 2020, arXiv 2010.06192).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 #: Elements that are added at a time, so that their fp32 copies stay small.
@@ -26,11 +28,30 @@ def add_update(weights: torch.Tensor, update: torch.Tensor, *, keep: float = 1.0
         update: Of the same shape, any floating dtype.
         keep: What weight decay leaves of the weights.
     """
+    for _ in add_slices(weights, update, keep=keep):
+        pass
+
+
+@torch.no_grad()
+def add_slices(weights: torch.Tensor, update: torch.Tensor, *, keep: float = 1.0, begin: int = 0) -> Iterator[int]:
+    """As :func:`add_update`, slice by slice, so that it can go on where memory ran out.
+
+    Args:
+        weights: As there.
+        update: As there.
+        keep: As there.
+        begin: Elements that are done already.
+
+    Yields:
+        Elements that are done now.
+    """
     flat, change = weights.view(-1), update.reshape(-1)
-    for start in range(0, flat.numel(), SLICE):
+    for start in range(begin, flat.numel(), SLICE):
         part = flat[start : start + SLICE]
+        # In bf16 a slice is written by the last call alone; in fp32 in place, which takes no memory that could lack.
         exact = part.float().mul_(keep).add_(change[start : start + SLICE])
         part.copy_(round_stochastically(exact) if weights.dtype == torch.bfloat16 else exact)
+        yield start + part.numel()
 
 
 def round_stochastically(exact: torch.Tensor) -> torch.Tensor:

@@ -47,12 +47,13 @@ from core.worker.model import (
 from core.worker.noise import EmbeddingNoise
 from core.worker.optim import make_optimizer
 from core.worker.own_weights import choose_weights, trained_tensors
-from core.worker.prediction import predict_memory
+from core.worker.prediction import decide_checkpointing, predict_memory
 from core.worker.preparation import prepare
 from core.worker.recorder import Recorder
 from core.worker.samples import SampleWriter, choose_questions
 from core.worker.schedule import lr_factor, warmup_steps
 from core.worker.selection import Selection
+from core.worker.shortage import TRIES, MemoryShortageError, Persistence, attempt
 from core.worker.tensors import read_tensors
 from core.worker.update import AdapterUpdate, Update, WeightUpdate
 
@@ -96,6 +97,7 @@ class FinetuneRecipe:
         self.selection = Selection(config.eval.patience, config.eval.min_delta)
         self.last_checkpoint: int | None = None
         self.last_eval: int | None = None
+        self._save_again = False
 
     def train(self, *, resume: bool) -> Outcome:
         """Do the run.
@@ -180,13 +182,14 @@ class FinetuneRecipe:
             self.dataset.rows,
             accelerator=self.accelerator,
             max_rows=train.micro_batch_size,
-            notice=lambda code, message, hint: self.recorder.notice("warning", code, message, hint),
+            notice=self._warn,
             noise=None if alpha is None else EmbeddingNoise(self.loaded.model, alpha),
             partial=lambda: self.update.partial,
             whole=self.update.in_backward,
+            place=self.dataset.place,
         )
-        wanted = self.config.memory.gradient_checkpointing
-        self.windows.set_checkpointing(wanted == "on" or (wanted == "auto" and self.loaded.device.type == "cuda"))
+        recomputing, self._decision = decide_checkpointing(self.config, self.loaded.device, self.dataset, self.windows)
+        self.windows.set_checkpointing(recomputing)
         self.attendant = Attendant(self)
         self.health = Health(
             lambda code, message, hint: self.recorder.notice("warning", code, message, hint), self.dataset.places
@@ -210,16 +213,18 @@ class FinetuneRecipe:
                 template=self.template,
                 check=self.attendant.attend,
                 samples=0 if self.samples.is_needed else self.config.eval.samples,
+                notice=self._warn,
             )
         self.recorder.update(total_steps=self.total_steps)
 
     def _make_update(self) -> Update:
         train = self.config.train
+        persistence = Persistence(lambda: f"step {self.step + 1}", self._warn)
         if self.config.method.name not in WEIGHT_METHODS:
             parameters = trainable_parameters(self.loaded.model)
             groups = parameter_groups(self.loaded.model, self.config.method.loraplus_ratio)
-            optimizer = self.accelerator.prepare_optimizer(make_optimizer(groups, train))
-            return AdapterUpdate(self.accelerator, optimizer, parameters, train.max_grad_norm)
+            optimizer = make_optimizer(groups, train)
+            return AdapterUpdate(self.accelerator, optimizer, parameters, train.max_grad_norm, persistence)
         return WeightUpdate(
             trained_tensors(self.loaded.model),
             lambda parameters: make_optimizer(parameters, train, weight_decay=0.0),
@@ -227,11 +232,18 @@ class FinetuneRecipe:
             weight_decay=train.weight_decay,
             max_grad_norm=train.max_grad_norm,
             in_backward=updates_in_backward(self.config),
+            persistence=persistence,
         )
+
+    def _warn(self, code: str, message: str, hint: str) -> None:
+        self.recorder.notice("warning", code, message, hint)
 
     def _rehearse(self) -> None:
         self.controls.check_stop()
         self.recorder.phase("rehearsing")
+        # A resumed run goes on as it was, whatever would be decided now.
+        if self.step == 0 and self.config.memory.gradient_checkpointing == "auto":
+            self.recorder.notice("info", "checkpointing", self._decision)
         self._verify_head()
         if self.loaded.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.loaded.device)
@@ -271,7 +283,8 @@ class FinetuneRecipe:
             if self.step < self.total_steps:
                 self._evaluate_if_due()
             # A pause here is one for a best checkpoint that could not be written; another would fail as well.
-            if self._due(self.attendant.checkpoint_every) and not self.attendant.paused:
+            due = self._due(self.attendant.checkpoint_every) or self._save_again
+            if due and not self.attendant.paused:
                 self.save_checkpoint()
             self.attendant.attend()
 
@@ -341,7 +354,13 @@ class FinetuneRecipe:
         with contextlib.suppress(StopRequested):
             if self.evaluator is not None:
                 paused = self.paused_seconds
-                event, samples = self.evaluator.measure(self.step, report)
+                try:
+                    event, samples = self.evaluator.measure(self.step, report)
+                except MemoryShortageError as error:
+                    self.last_eval = self.step
+                    message = f"The evaluation after step {self.step} is left out. {error.message}"
+                    self._warn("evaluation_skipped", message, error.hint)
+                    return
                 event = dataclasses.replace(event, seconds=event.seconds - (self.paused_seconds - paused))
                 for told in (event, *samples):
                     self.recorder.event(told)
@@ -355,20 +374,19 @@ class FinetuneRecipe:
     def save_checkpoint(self) -> None:
         """Write a checkpoint of the present step, unless there is one; old ones are rotated out afterwards.
 
-        A full disk does not end the run: it is paused, to be resumed when there is room.
+        A full disk does not end the run: it is paused, to be resumed when there is room. When memory runs out, it is
+        tried again, at once and after the next step.
         """
         if self.last_checkpoint == self.step or self.step == 0:
             return
         began = time.monotonic()
         try:
             checkpoints.check_room(self.run.path, self._checkpoint_size())
-            written = checkpoints.save_checkpoint(
-                self.run.checkpoints_path,
-                model=self.loaded.model,
-                optimizer=self.update,
-                step=self.step,
-                facts=self._facts(),
-            )
+            written = self._write_checkpoint()
+        except MemoryShortageError as error:
+            self._save_again = True
+            self._warn("checkpoint_postponed", error.message, "It is tried again after the next step, if there is one.")
+            return
         except (OSError, UserError) as error:
             reason = error.message if isinstance(error, UserError) else str(error)
             self.recorder.notice(
@@ -380,6 +398,7 @@ class FinetuneRecipe:
             self.attendant.pause()
             return
         self.last_checkpoint = self.step
+        self._save_again = False
         self.selection.saved(self.step)
         checkpoints.rotate(
             self.run.checkpoints_path,
@@ -390,6 +409,24 @@ class FinetuneRecipe:
         size = sum(facts["bytes"] for facts in written.manifest["files"].values())
         path = str(written.path.relative_to(self.run.path))
         self.recorder.event(CheckpointEvent(step=self.step, path=path, bytes=size, seconds=time.monotonic() - began))
+
+    def _write_checkpoint(self) -> checkpoints.Checkpoint:
+        def write() -> checkpoints.Checkpoint:
+            return checkpoints.save_checkpoint(
+                self.run.checkpoints_path,
+                model=self.loaded.model,
+                optimizer=self.update,
+                step=self.step,
+                facts=self._facts(),
+            )
+
+        reason = ""
+        for _ in range(TRIES):
+            tried = attempt(write)
+            if tried.result is not None:
+                return tried.result
+            reason = tried.reason or ""
+        raise MemoryShortageError(f"Memory ran out in saving the checkpoint of step {self.step}: {reason}", "")
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -493,8 +530,15 @@ class FinetuneRecipe:
             if self.template is not None:
                 (directory / "chat_template.jinja").write_text(self.template, encoding="utf-8")
 
+        def nothing() -> None:
+            """What was half written is gone already."""
+
+        saving = Persistence(lambda: "the end", self._warn)
+        newest = f"The newest checkpoint holds it; free memory and 'localtune-tui continue {self.run.id}'."
         try:
-            checkpoints.write_directory(output, fill)
+            saving.insist(
+                lambda: checkpoints.write_directory(output, fill), nothing, f"in saving the {output.name}", newest
+            )
         except OSError as error:
             raise UserError(
                 f"The {output.name} cannot be written to {output}: {error}.",
@@ -514,7 +558,7 @@ class FinetuneRecipe:
         device = self.loaded.device
         predicted = predict_memory(self.config, device.type, self.dataset, self.windows) if rehearsed else None
         if device.type != "cuda":
-            self.recorder.memory("cpu", predicted_bytes=predicted)
+            self.recorder.memory_of_process(predicted, rehearsed=rehearsed)
             return
         peak = torch.cuda.max_memory_allocated(device)
         free, total = torch.cuda.mem_get_info(device)

@@ -17,7 +17,9 @@ import torch
 from accelerate import Accelerator
 
 from core.worker.optim import set_learning_rate
-from core.worker.rounding import add_update
+from core.worker.restart import HINT, WHAT, RestartableStep, keep_state
+from core.worker.rounding import add_slices
+from core.worker.shortage import Persistence
 
 #: Makes an optimizer, without weight decay, over the given parameters.
 OptimizerMaker = Callable[[list[torch.nn.Parameter]], Any]
@@ -58,21 +60,32 @@ class Update(Protocol):
 class AdapterUpdate:
     """Clips by the norm of all gradients, and takes one step of one optimizer.
 
+    When memory runs out in either, the part on hand is done again; see :mod:`core.worker.restart`.
+
     Args:
         accelerator: Has the gradient scaler, where fp16 needs one.
-        optimizer: Over the parameters, prepared by the accelerator.
+        optimizer: Over the parameters.
         parameters: What is trained.
         max_grad_norm: Gradients are clipped to this norm; 0 leaves them.
+        persistence: Does again what has run out of memory.
     """
 
     in_backward = False
     partial = False
 
     def __init__(
-        self, accelerator: Accelerator, optimizer: Any, parameters: list[torch.nn.Parameter], max_grad_norm: float
+        self,
+        accelerator: Accelerator,
+        optimizer: Any,
+        parameters: list[torch.nn.Parameter],
+        max_grad_norm: float,
+        persistence: Persistence,
     ) -> None:
         self._accelerator = accelerator
-        self._optimizer = optimizer
+        self._persistence = persistence
+        # On the optimizer itself, as the gradient scaler calls it there.
+        optimizer.step = RestartableStep(optimizer, persistence)
+        self._optimizer = accelerator.prepare_optimizer(optimizer)
         self._parameters = parameters
         self._limit = max_grad_norm or math.inf
 
@@ -82,7 +95,8 @@ class AdapterUpdate:
 
     def measure(self) -> float:
         """Clip, and tell the norm from before."""
-        return float(self._accelerator.clip_grad_norm_(self._parameters, self._limit))
+        self._accelerator.unscale_gradients()
+        return self._persistence.insist(self._clip, lambda: None, "in clipping the gradients", HINT)
 
     def apply(self) -> None:
         """One step of the optimizer."""
@@ -94,6 +108,10 @@ class AdapterUpdate:
         if self._accelerator.scaler is not None:
             self._accelerator.scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
+
+    def _clip(self) -> float:
+        # It takes memory for the norms only, and scales in place afterwards: what fails has changed nothing.
+        return float(torch.nn.utils.clip_grad_norm_(self._parameters, self._limit))
 
     @contextlib.contextmanager
     def rehearsal(self) -> Iterator[None]:
@@ -122,6 +140,7 @@ class WeightUpdate:
         max_grad_norm: Gradients are clipped to this norm; 0 leaves them. Inside backward the norm is known when all is
             done, and nothing is clipped.
         in_backward: When to update.
+        persistence: Does again what has run out of memory.
     """
 
     def __init__(
@@ -133,7 +152,10 @@ class WeightUpdate:
         weight_decay: float,
         max_grad_norm: float,
         in_backward: bool,
+        persistence: Persistence | None = None,
     ) -> None:
+        persistence = persistence or Persistence()
+        self._persistence = persistence
         self.in_backward = in_backward
         self._limit = max_grad_norm or math.inf
         self._learning_rate = 0.0
@@ -141,7 +163,7 @@ class WeightUpdate:
         self._done = 0
         self._rehearsing = False
         self._steppers = {
-            name: _TensorStepper(parameter, make_optimizer, states_in_fp32, weight_decay)
+            name: _TensorStepper(parameter, make_optimizer, states_in_fp32, weight_decay, persistence)
             for name, parameter in parameters.items()
         }
         if in_backward:
@@ -163,7 +185,12 @@ class WeightUpdate:
     def measure(self) -> float:
         """The norm of what is there, or of what was."""
         if not self.in_backward:
-            self._square_sum = sum(_square(stepper.parameter.grad) for stepper in self._steppers.values())
+            self._square_sum = self._persistence.insist(
+                lambda: sum(_square(stepper.parameter.grad) for stepper in self._steppers.values()),
+                lambda: None,
+                "in taking the norm of the gradients",
+                HINT,
+            )
         return math.sqrt(self._square_sum)
 
     def apply(self) -> None:
@@ -229,12 +256,22 @@ class _TensorStepper:
     The optimizer works on a stand-in that is zero before each step, so that what it leaves there is the update alone;
     this is then added to the tensor with the rounding that the tensor needs. Optimizers whose step depends on the
     values of their parameter, but for weight decay, cannot be used so.
+
+    When memory runs out, the optimizer's part is done again with its states put back: the small ones from a copy, while
+    those as large as the tensor change in the optimizer's last call alone, after all memory has been taken. Adding the
+    update goes on where it failed. The result is the same, but for the draws of stochastic rounding.
     """
 
     def __init__(
-        self, parameter: torch.nn.Parameter, make_optimizer: OptimizerMaker, fp32: bool, weight_decay: float
+        self,
+        parameter: torch.nn.Parameter,
+        make_optimizer: OptimizerMaker,
+        fp32: bool,
+        weight_decay: float,
+        persistence: Persistence,
     ) -> None:
         self.parameter = parameter
+        self._persistence = persistence
         self._dtype = torch.float32 if fp32 else parameter.dtype
         self._make = make_optimizer
         self._decay = weight_decay if parameter.dim() > 1 else 0.0
@@ -251,8 +288,34 @@ class _TensorStepper:
     def step(self, learning_rate: float, scale: float = 1.0) -> None:
         """Update the tensor by its gradient, times ``scale``."""
         self._fresh = False
-        update = self._run(learning_rate, scale)
-        add_update(self.parameter.data, update, keep=1.0 - learning_rate * self._decay)
+        update = self._run_to_the_end(learning_rate, scale)
+        keep, done = 1.0 - learning_rate * self._decay, 0
+
+        def add() -> None:
+            nonlocal done
+            for end in add_slices(self.parameter.data, update, keep=keep, begin=done):
+                done = end
+
+        self._persistence.insist(add, lambda: None, WHAT, HINT)
+
+    def _run_to_the_end(self, learning_rate: float, scale: float) -> torch.Tensor:
+        kept: list[Callable[[], None]] = []
+
+        def run() -> torch.Tensor:
+            state = self.optimizer.state.get(self._stand_in)
+            if state:
+                kept.append(keep_state(state, smaller_than=self.parameter.numel()))
+            else:
+                kept.append(lambda: self.optimizer.state.pop(self._stand_in, None))
+            return self._run(learning_rate, scale)
+
+        def undo() -> None:
+            self._stand_in.grad = None
+            self._stand_in.data = self._nothing()
+            while kept:
+                kept.pop()()
+
+        return self._persistence.insist(run, undo, WHAT, HINT)
 
     def rehearse(self) -> None:
         """Take the memory of a step."""

@@ -88,11 +88,20 @@ def test_where_nothing_is_enough_that_is_said() -> None:
 def test_room_to_spare_buys_speed() -> None:
     architecture = read_architecture(published.SMOLLM2_135M, "x")
     machine = Machine("cuda", 24_000_000_000)
-    plan = make_plan(architecture, config_of(), machine)
-    (only,) = advise(architecture, config_of(), machine, None, plan)
+    config = config_of(memory={"gradient_checkpointing": "on"})
+    plan = make_plan(architecture, config, machine)
+    (only,) = advise(architecture, config, machine, None, plan)
     assert only.changes == {"memory.gradient_checkpointing": "off"}
     assert only.fits
     assert only.saves_bytes < 0
+
+
+def test_room_to_spare_is_used_by_itself() -> None:
+    architecture = read_architecture(published.SMOLLM2_135M, "x")
+    machine = Machine("cuda", 24_000_000_000)
+    plan = make_plan(architecture, config_of(), machine)
+    assert not plan.checkpointing
+    assert advise(architecture, config_of(), machine, None, plan) == ()
 
 
 @pytest.mark.parametrize("limit", [None, 10**12])

@@ -107,7 +107,23 @@ def test_what_the_qlora_paper_fits_on_a_card_fits(
     assert plan.total_bytes > 0.85 * card_gib * GIB
 
 
-def test_checkpointing_is_on_by_itself_on_a_gpu_only() -> None:
+def test_checkpointing_is_on_by_itself_where_it_would_not_fit_without() -> None:
+    for kind in ("cpu", "cuda"):
+        recomputed, kept = (
+            plan_of(published.SMOLLM2_135M, kind=kind, memory={"gradient_checkpointing": choice})
+            for choice in ("on", "off")
+        )
+        assert recomputed.needed_bytes < kept.needed_bytes
+        roomy = plan_of(published.SMOLLM2_135M, kind=kind, limit=kept.needed_bytes)
+        tight = plan_of(published.SMOLLM2_135M, kind=kind, limit=kept.needed_bytes - 1)
+        hopeless = plan_of(published.SMOLLM2_135M, kind=kind, limit=recomputed.needed_bytes - 1)
+        assert (roomy.checkpointing, roomy.fits) == (False, True)
+        assert (tight.checkpointing, tight.fits) == (True, True)
+        assert (hopeless.checkpointing, hopeless.fits) == (True, False)
+        assert tight.parts == recomputed.parts
+
+
+def test_where_the_limit_is_unknown_checkpointing_is_on_on_a_gpu_only() -> None:
     assert plan_of(published.SMOLLM2_135M).checkpointing
     assert not plan_of(published.SMOLLM2_135M, kind="cpu").checkpointing
 

@@ -72,6 +72,21 @@ def test_files_of_different_formats_are_read_one_after_another(encoder: Encoder,
     assert [text.split(":")[0] for text in dataset.formats.values()] == ["messages", "prompt_completion", "text"]
 
 
+def test_of_every_row_it_is_known_where_it_comes_from(encoder: Encoder, tmp_path: Path) -> None:
+    first = write(tmp_path / "a.jsonl", *[chat(f"question {number}") for number in range(6)], "no json", chat("last"))
+    second = write(tmp_path / "b.jsonl", chat("of b"), chat("more of b"))
+    settings = config(data={"train": [first, second], "weights": [1, 2], "eval_share": 0.3})
+    dataset, held_out = Loader(settings, encoder).training()
+    assert held_out is not None
+    lines = {path: Path(path).read_text().splitlines() for path in (first, second)}
+    for rows in (dataset, held_out):
+        assert len(rows.places) == len(rows.rows) == len(rows.examples)
+        for position, example in enumerate(rows.examples):
+            path, _, line = rows.place(position).rpartition(", line ")
+            assert json.loads(lines[path][int(line) - 1])["messages"][0]["content"] == example.messages[0].content
+    assert dataset.repeated
+
+
 def test_what_cannot_be_used_is_counted_and_the_first_of_each_kind_named(encoder: Encoder, tmp_path: Path) -> None:
     rows = [chat("fine"), "{not json", chat("long " * 100), {"messages": []}, "[1]", chat("x", " "), chat("last")]
     dataset = load_dataset(write(tmp_path / "mixed.jsonl", *rows), config(train={"max_length": 100}), encoder)

@@ -24,6 +24,7 @@ from core.worker.evaluate import Evaluator, answers_match, parse_json
 from core.worker.loss import SupervisedLoss
 from core.worker.model import LoadedModel, load_model, trainable_parameters
 from core.worker.samples import ANSWER_MARGIN_TOKENS
+from core.worker.shortage import MemoryShortageError
 from core.worker.template import Encoder
 
 JSON = st.recursive(
@@ -183,3 +184,70 @@ def test_a_stop_ends_it_and_the_model_trains_again(bench: Bench, calls: int) -> 
     with pytest.raises(StopRequested):
         bench.evaluator(token_budget=1, max_new_tokens=2, check=check).measure(1, lambda *_: None)
     assert bench.loaded.model.training
+
+
+class LimitedLoss:
+    """Runs out of memory with more than so many rows, or in some calls."""
+
+    def __init__(self, model: Any, rows: int, fail_at: set[int]) -> None:
+        self.loss, self.rows, self.fail_at, self.calls = SupervisedLoss(model), rows, fail_at, 0
+        self.sizes: list[int] = []
+
+    def __call__(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if len(input_ids) > self.rows or self.calls in self.fail_at:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        self.sizes.append(len(input_ids))
+        return self.loss(input_ids, supervised)
+
+
+def limited(bench: Bench, rows: int, fail_at: set[int]) -> tuple[Evaluator, LimitedLoss, list[str]]:
+    told: list[str] = []
+    loss = LimitedLoss(bench.loaded.model, rows, fail_at)
+    evaluator = Evaluator(
+        bench.loaded,
+        loss,  # type: ignore[arg-type]
+        bench.dataset,
+        token_budget=1000,
+        autocast=contextlib.nullcontext,
+        max_new_tokens=4,
+        template=None,
+        check=lambda: None,
+        notice=lambda code, _message, _hint: told.append(code),
+    )
+    return evaluator, loss, told
+
+
+def test_what_does_not_fit_at_once_is_measured_in_smaller_batches_from_then_on(bench: Bench) -> None:
+    wanted, _ = bench.evaluator().measure(1, lambda *_: None)
+    # The second call is that of the first single row, which is tried once more.
+    evaluator, loss, told = limited(bench, 1, {2})
+    event, _ = evaluator.measure(1, lambda *_: None)
+    assert event.loss == pytest.approx(wanted.loss, rel=1e-5)
+    assert loss.sizes == [1, 1, 1]
+    assert told == ["memory_evaluation"]
+    calls = loss.calls
+    evaluator.measure(2, lambda *_: None)
+    assert loss.calls == calls + 3, "the smaller size is kept"
+
+
+def test_a_held_out_row_that_does_not_fit_is_said_and_the_model_is_left_in_training(bench: Bench) -> None:
+    evaluator, loss, _ = limited(bench, 0, set())
+    with pytest.raises(MemoryShortageError, match=r"a single held-out row of \d+ tokens"):
+        evaluator.measure(1, lambda *_: None)
+    assert loss.sizes == []
+    assert all(module.training for module in bench.loaded.model.modules())
+
+
+def test_answers_that_do_not_fit_are_left_out_and_the_loss_is_told(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: Any, **_kwargs: Any) -> list[str]:
+        raise MemoryShortageError("The answer does not fit in memory.", "")
+
+    monkeypatch.setattr(evaluate, "generate_batch", fail)
+    evaluator, _, told = limited(bench, 3, set())
+    event, samples = evaluator.measure(1, lambda *_: None)
+    assert told == ["memory_answers"]
+    assert math.isfinite(event.loss)
+    assert (event.exact_match, samples) == (None, [])

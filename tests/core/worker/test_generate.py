@@ -13,6 +13,7 @@ from core.errors import UserError
 from core.worker import generate as generate_module
 from core.worker.generate import answering_as, generate, generate_batch
 from core.worker.model import LoadedModel, load_model, set_gradient_checkpointing
+from core.worker.shortage import MemoryShortageError
 
 ASK = [{"role": "user", "content": "the ticket"}]
 
@@ -268,3 +269,29 @@ def test_running_out_of_memory_is_a_sentence(tiny: LoadedModel, monkeypatch: pyt
     monkeypatch.setattr(tiny.model.model, "forward", fail)
     with pytest.raises(UserError, match="does not fit in memory: CUDA out of memory"):
         generate(tiny.model, tiny.tokenizer, ASK, GenerationSettings(5), ignore, never)
+
+
+def test_a_batch_that_runs_out_of_memory_is_answered_in_halves(
+    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = conversations(7, system=False)
+    wanted = generate_batch(tiny.model, tiny.tokenizer, asked, 10, lambda _done, _total: None)
+    real = tiny.model.model.forward
+
+    def limited(input_ids: torch.Tensor, **kwargs: Any) -> Any:
+        if len(input_ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(tiny.model.model, "forward", limited)
+    told: list[str] = []
+    answers = generate_batch(tiny.model, tiny.tokenizer, asked, 10, lambda _done, _total: None, notice=told.append)
+    assert answers == wanted
+    assert [message.split("with ")[1] for message in told] == ["4.", "2."]
+
+    def fail(*_args: Any, **_kwargs: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(tiny.model.model, "forward", fail)
+    with pytest.raises(MemoryShortageError, match="does not fit in memory: CUDA out of memory"):
+        generate_batch(tiny.model, tiny.tokenizer, [ASK], 5, lambda _done, _total: None)

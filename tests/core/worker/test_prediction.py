@@ -27,6 +27,7 @@ from core.memory.model_files import load_architecture
 from core.memory.plan import Machine, Plan, make_plan
 from core.memory.rows import Rows
 from core.memory.sizes import optimizer_bytes, quantized_bytes
+from core.worker import prediction
 from core.worker.adapters import adapted_layers, attach_adapters, initial_parameters
 from core.worker.dataset import Dataset
 from core.worker.gradients import WindowGradients, make_accelerator
@@ -38,7 +39,7 @@ from core.worker.model import (
     trainable_parameters,
 )
 from core.worker.optim import make_optimizer
-from core.worker.prediction import predict_memory
+from core.worker.prediction import decide_checkpointing, predict_memory
 from core.worker.template import TokenizedRow
 from tests.core.memory import published
 
@@ -336,8 +337,7 @@ def test_optimizer_states_are_what_is_kept(kind: str) -> None:
     assert sum(optimizer_bytes(kind, parameter.numel(), width) for parameter, width in pairs) == kept
 
 
-def test_a_run_predicts_its_own_memory(model_of: Callable[[str], Path]) -> None:
-    config = config_of(model_of("llama"))
+def windows_of(config: Config) -> tuple[Dataset, WindowGradients]:
     loaded = prepare(config)
     ids, learned = np.full(100, 3, dtype=np.int32), np.ones(100, dtype=np.bool_)
     dataset = Dataset(rows=[TokenizedRow(ids, learned)] * 3)
@@ -349,6 +349,37 @@ def test_a_run_predicts_its_own_memory(model_of: Callable[[str], Path]) -> None:
         max_rows=None,
         notice=lambda *_: None,
     )
+    return dataset, windows
+
+
+def test_activations_are_recomputed_where_the_run_would_not_fit(
+    model_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(model_of("llama"))
+    dataset, windows = windows_of(config)
+    parts = predict_memory(config, "cpu", dataset, windows)
+    assert parts is not None
+    needed = sum(size for name, size in parts.items() if name != "weights_file")
+    cpu = torch.device("cpu")
+    for choice, limit, wanted in (
+        ("auto", needed, False),
+        ("auto", needed - 1, True),
+        ("off", 1, False),
+        ("on", 1 << 50, True),
+    ):
+        monkeypatch.setattr(prediction, "_limit", lambda _device, limit=limit: limit)
+        chosen = config.model_copy(
+            update={"memory": config.memory.model_copy(update={"gradient_checkpointing": choice})}
+        )
+        decided, reason = decide_checkpointing(chosen, cpu, dataset, windows)
+        assert decided is wanted
+        assert reason.startswith("Activations are recomputed" if wanted else "Activations are kept")
+        assert ("memory.gradient_checkpointing" in reason) is (choice != "auto")
+
+
+def test_a_run_predicts_its_own_memory(model_of: Callable[[str], Path]) -> None:
+    config = config_of(model_of("llama"))
+    dataset, windows = windows_of(config)
     whole = predict_memory(config, "cpu", dataset, windows)
     assert whole is not None
     assert whole["runtime"] > 0

@@ -1,0 +1,206 @@
+"""Running out of memory anywhere does not end a run: torch's own error, raised inside torch's functions in a worker.
+
+The code under test knows nothing of it: a ``sitecustomize`` on the worker's path wraps functions of torch when the
+recipe is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from core.runs.events import CheckpointEvent, EvalEvent, MemoryEvent, NoticeEvent
+from core.runs.launcher import worker_environment
+from core.runs.store import Run
+from core.worker.checkpoint import verify_checkpoint
+
+from .workers import Workers, failure, finish, notice_codes, only, steps
+
+#: What goes wrong is in OOM_PLAN: kind to the calls, from 1, that fail; or for a pass to what is too much for it.
+INJECTOR = '''
+import importlib.machinery, json, os, sys
+PLAN = json.loads(os.environ.get("OOM_PLAN", "{}"))
+
+class Patcher:
+    """Wraps torch's functions when the recipe is imported: by then the worker has prepared its environment.
+
+    Not while it is looked for: the interpreter's import lock is held then, and other threads import too.
+    """
+    def find_spec(self, name, path=None, target=None):
+        if name != "core.worker.train":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        real = spec.loader.exec_module
+        def exec_module(module):
+            patch()
+            real(module)
+        spec.loader.exec_module = exec_module
+        return spec
+
+def patch():
+    import torch
+    calls = {}
+    def due(kind):
+        calls[kind] = calls.get(kind, 0) + 1
+        return calls[kind] in PLAN.get(kind, [])
+    def run_out(kind):
+        raise torch.OutOfMemoryError(f"CUDA out of memory. Injected in {kind}.")
+    def wrap(owner, name, kind, after=False, when=lambda *args: True):
+        real = getattr(owner, name)
+        def wrapped(*args, **kwargs):
+            fails = when(*args) and due(kind)
+            if fails and not after:
+                run_out(kind)
+            result = real(*args, **kwargs)
+            if fails:
+                run_out(kind)
+            return result
+        setattr(owner, name, wrapped)
+    wrap(torch.Tensor, "backward", "backward", after=True)
+    wrap(torch, "_fused_adamw_", "optimizer")
+    wrap(torch.nn.utils, "clip_grad_norm_", "clipping")
+    wrap(torch, "save", "saving")
+    wrap(torch.Tensor, "cpu", "copying")
+    attention = torch.nn.functional.scaled_dot_product_attention
+    def limited(query, *args, **kwargs):
+        kind = "forward" if torch.is_grad_enabled() else "evaluation"
+        rows, tokens = PLAN.get(kind + "_limit", [1 << 30, 1 << 30])
+        if query.shape[0] > rows or query.shape[-2] > tokens or due(kind):
+            run_out(kind)
+        return attention(query, *args, **kwargs)
+    torch.nn.functional.scaled_dot_product_attention = limited
+
+if PLAN:
+    sys.meta_path.insert(0, Patcher())
+'''
+#: Exact arithmetic and no dropout, so that nothing but the way the rows are cut can make a difference.
+SECTIONS: dict[str, dict[str, Any]] = {
+    "method": {"name": "lora", "dropout": 0.0},
+    "train": {"max_steps": 8, "precision": "fp32", "learning_rate": 1e-4},
+    "eval": {"every_steps": 4},
+    "checkpoint": {"every_steps": 2, "keep": 9},
+}
+
+
+def start(workers: Workers, plan: dict[str, Any], **changes: dict[str, Any]) -> Run:
+    hooks = workers.directory / "hooks"
+    hooks.mkdir(exist_ok=True)
+    (hooks / "sitecustomize.py").write_text(INJECTOR)
+    path = os.pathsep.join(filter(None, [str(hooks), worker_environment().get("PYTHONPATH", "")]))
+    sections = {name: SECTIONS.get(name, {}) | changes.get(name, {}) for name in {**SECTIONS, **changes}}
+    return workers.start("tight", {"PYTHONPATH": path, "OOM_PLAN": json.dumps(plan)}, **sections)
+
+
+def adapter(run: Run) -> dict[str, torch.Tensor]:
+    return load_file(run.adapter_path / "adapter_model.safetensors")
+
+
+def notices(run: Run, code: str) -> list[NoticeEvent]:
+    return [notice for notice in only(NoticeEvent, run) if notice.code == code]
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Run:
+    """The run that never meets it."""
+    workers = Workers(tmp_path_factory.mktemp("calm"), tiny_model_dir)
+    try:
+        run = start(workers, {})
+        finish(run)
+    finally:
+        workers.close()
+    return run
+
+
+def assert_same(run: Run, calm: Run) -> None:
+    """Rows, order, schedule and outcome are those of the calm run."""
+    assert [(step.step, step.tokens, step.supervised_tokens, step.lr) for step in steps(run)] == [
+        (step.step, step.tokens, step.supervised_tokens, step.lr) for step in steps(calm)
+    ]
+    assert [step.loss for step in steps(run)] == pytest.approx([step.loss for step in steps(calm)], abs=1e-5)
+    expected, found = adapter(calm), adapter(run)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=0, msg=name)
+    evaluations, wanted = only(EvalEvent, run), only(EvalEvent, calm)
+    assert [event.step for event in evaluations] == [event.step for event in wanted]
+    assert [event.loss for event in evaluations] == pytest.approx([event.loss for event in wanted], abs=1e-5)
+    assert [event.exact_match for event in evaluations] == [event.exact_match for event in wanted]
+
+
+def test_a_run_that_meets_it_everywhere_is_the_run_that_never_did(workers: Workers, calm: Run) -> None:
+    plan = {
+        "forward": [10],
+        "backward": [9],
+        "clipping": [3],
+        "optimizer": [1, 4, 5],
+        "evaluation_limit": [1, 1 << 30],
+        "saving": [1],
+        "copying": [1],
+    }
+    run = start(workers, plan)
+    finish(run)
+    assert_same(run, calm)
+    codes = notice_codes(run)
+    assert codes.count("memory_cut") == 2
+    cut = notices(run, "memory_cut")[0]
+    assert "micro-batches of 4 rows are cut to" in cut.message
+    again = [notice.message for notice in notices(run, "memory_again")]
+    assert sum("in the optimizer's step" in message for message in again) == 3
+    assert "Memory ran out at step 1 in the optimizer's step" in again[0]
+    assert any("step 3 in clipping" in message for message in again)
+    assert any("held-out rows at once" in notice.message for notice in notices(run, "memory_evaluation"))
+    assert any("prompts at once" in notice.message for notice in notices(run, "memory_answers"))
+    assert [event.step for event in only(CheckpointEvent, run)] == [2, 4, 6, 8]
+    assert not set(codes) & {"evaluation_skipped", "checkpoint_failed", "checkpoint_postponed"}
+
+
+def test_what_does_not_fit_at_all_is_left_out_and_the_run_goes_on(workers: Workers, calm: Run) -> None:
+    """Evaluations of rows longer than the short one that the head is checked with; the first checkpoint; one answer."""
+    run = start(workers, {"evaluation_limit": [1 << 30, 16], "saving": [1, 2, 3]})
+    finish(run)
+    assert [event.step for event in only(EvalEvent, run)] == []
+    skipped = notices(run, "evaluation_skipped")
+    assert [notice.message.split(".")[0] for notice in skipped] == [
+        "The evaluation after step 4 is left out",
+        "The evaluation after step 8 is left out",
+    ]
+    assert f"{workers.eval_data}, line " in skipped[0].message
+    assert torch.equal(
+        torch.cat([tensor.flatten() for tensor in adapter(run).values()]),
+        torch.cat([tensor.flatten() for tensor in adapter(calm).values()]),
+    )
+    (postponed,) = notices(run, "checkpoint_postponed")
+    assert "the checkpoint of step 2" in postponed.message
+    # Tried again after the next step, and then as before.
+    assert [event.step for event in only(CheckpointEvent, run)] == [3, 4, 6, 8]
+    assert verify_checkpoint(run.checkpoints_path / "step-00000003").step == 3
+
+
+def test_a_row_that_does_not_fit_alone_ends_the_run_and_is_named(workers: Workers) -> None:
+    run = start(workers, {"forward_limit": [1 << 30, 24]})
+    end = failure(run)
+    assert "memory_checkpointing" in notice_codes(run)
+    assert "with a single row of" in end.reason
+    assert f"({workers.train_data}, line " in end.reason
+    assert "train.max_length" in end.hint
+    assert steps(run) == []
+
+
+def test_the_memory_event_has_prediction_rehearsal_and_peak(calm: Run) -> None:
+    rehearsed = next(event for event in only(MemoryEvent, calm) if event.rehearsed_bytes is not None)
+    assert rehearsed.predicted_bytes is not None
+    assert {"linear_weights", "adapters", "activations", "optimizer", "runtime"} <= set(rehearsed.predicted_bytes)
+    last = only(MemoryEvent, calm)[-1]
+    assert last.peak_bytes is not None
+    assert rehearsed.rehearsed_bytes is not None
+    assert rehearsed.limit_bytes is not None
+    assert 100 << 20 < rehearsed.rehearsed_bytes <= last.peak_bytes < rehearsed.limit_bytes
+    (decision,) = notices(calm, "checkpointing")
+    assert decision.message.startswith("Activations are kept: the run would take ")
