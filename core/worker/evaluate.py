@@ -18,6 +18,7 @@ from core.worker.dataset import Dataset
 from core.worker.generate import generate_batch
 from core.worker.loss import SupervisedLoss
 from core.worker.model import LoadedModel, evaluation_mode
+from core.worker.objectives import Objective, SupervisedObjective
 
 #: Answers shown as samples at each evaluation.
 SAMPLES = 3
@@ -77,16 +78,18 @@ class Evaluator:
         max_new_tokens: int,
         template: str | None,
         check: Callable[[], None],
+        objective: Objective | None = None,
     ) -> None:
         self._loaded = loaded
-        self._loss = loss
+        self._objective = SupervisedObjective(loss, dataset.rows) if objective is None else objective
+        self._has_perplexity = isinstance(self._objective, SupervisedObjective)
         self._dataset = dataset
         self._token_budget = token_budget
         self._autocast = autocast
         self._template = template
         self._check = check
-        # An example may have several rows, and is asked once.
-        examples = {id(example): example for example in dataset.examples if example.messages}
+        # An example may have several rows, and is asked once; what is called a bad answer is not expected.
+        examples = {id(item): item for item in dataset.examples if item.messages and item.label is not False}
         self._asked = list(examples.values()) if max_new_tokens else []
         longest = max((supervised_count(row) for row in dataset.rows), default=0)
         self._max_new_tokens = min(max_new_tokens, longest + ANSWER_MARGIN_TOKENS)
@@ -101,6 +104,7 @@ class Evaluator:
         began = time.monotonic()
         with evaluation_mode(self._loaded.model):
             loss = self._mean_loss(functools.partial(progress, "loss"))
+            rewards = self._objective.rewards()
             answers = self._answers(functools.partial(progress, "answers"))
         exact = valid = None
         if answers:
@@ -111,17 +115,19 @@ class Evaluator:
         event = EvalEvent(
             step=step,
             loss=loss,
-            perplexity=math.exp(min(loss, 700.0)),
+            perplexity=math.exp(min(loss, 700.0)) if self._has_perplexity else None,
             seconds=time.monotonic() - began,
             exact_match=exact,
             valid_json=valid,
             rows=len(self._dataset.rows),
+            reward_margin=rewards.margin,
+            reward_accuracy=rewards.accuracy,
         )
         source = f"step-{step}" if step else "base"
         samples = [
             SampleEvent(
                 step=step,
-                prompt=example.messages[-2].content if len(example.messages) > 1 else "",
+                prompt=example.prompt[-1].content if example.prompt else "",
                 text=text,
                 source=source,
             )
@@ -132,18 +138,18 @@ class Evaluator:
     @torch.no_grad()
     def _mean_loss(self, progress: Callable[[int, int], None]) -> float:
         rows = self._dataset.rows
-        total, tokens, done = 0.0, 0, 0
+        total, done = 0.0, 0
+        weight = self._objective.begin(range(len(rows)), self._token_budget)
+        row_budget = max(1, self._token_budget // self._objective.sequences_per_row)
         pad_id = self._loaded.tokenizer.pad_token_id or 0
-        for batch in split_window(range(len(rows)), self._dataset.lengths, self._token_budget):
+        for batch in split_window(range(len(rows)), self._dataset.lengths, row_budget):
             self._check()
-            chosen = [rows[index] for index in batch]
-            input_ids, supervised = collate(chosen, pad_id, self._loaded.device)
+            input_ids, supervised = collate(self._objective.sequences(batch), pad_id, self._loaded.device)
             with self._autocast():
-                total += float(self._loss(input_ids, supervised))
-            tokens += sum(map(supervised_count, chosen))
-            done += len(chosen)
+                total += float(self._objective.loss(batch, input_ids, supervised))
+            done += len(batch)
             progress(done, len(rows))
-        return total / tokens
+        return total / weight
 
     def _answers(self, progress: Callable[[int, int], None]) -> list[str]:
         if not self._asked:

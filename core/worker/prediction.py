@@ -10,6 +10,7 @@ from core.hardware.cpu import has_bf16
 from core.memory.model_files import find_model, load_architecture
 from core.memory.plan import Machine, make_plan
 from core.memory.rows import rows_of_tokens
+from core.memory.sizes import sequences_per_row
 from core.worker.batches import supervised_count
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def predict_memory(config: Config, device: str, dataset: Dataset, windows: Windo
             architecture,
             config,
             Machine("cuda" if device == "cuda" else "cpu", bf16=has_bf16()),
-            rows_of_tokens(dataset.lengths, supervised),
+            rows_of_tokens(dataset.lengths, supervised // sequences_per_row(config.train.objective)),
             token_budget=windows.token_budget,
             checkpointing=windows.checkpointing,
         )

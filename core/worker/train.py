@@ -39,6 +39,7 @@ from core.worker.model import (
     trainable_parameters,
 )
 from core.worker.noise import EmbeddingNoise
+from core.worker.objectives import make_objectives
 from core.worker.optim import make_optimizer
 from core.worker.own_weights import choose_weights, trained_tensors
 from core.worker.prediction import predict_memory
@@ -144,6 +145,16 @@ class FinetuneRecipe:
             self._attach_adapters(fresh=fresh)
         self.loss = SupervisedLoss(self.loaded.model)
         self.accelerator = make_accelerator(self.loaded)
+        report = self.recorder.reporter("loading_model", self.controls.check_stop)
+        self.objective, self.held_out_objective = make_objectives(
+            config,
+            self.loss,
+            self.dataset.rows,
+            self.held_out.rows if self.held_out is not None else None,
+            self.loaded,
+            self.accelerator.autocast,
+            lambda done, total: report("answers by the reference", done, total),
+        )
 
     def _attach_adapters(self, *, fresh: bool) -> None:
         config = self.config
@@ -176,6 +187,7 @@ class FinetuneRecipe:
             noise=None if alpha is None else EmbeddingNoise(self.loaded.model, alpha),
             partial=lambda: self.update.partial,
             whole=self.update.in_backward,
+            objective=self.objective,
         )
         wanted = self.config.memory.gradient_checkpointing
         self.windows.set_checkpointing(wanted == "on" or (wanted == "auto" and self.loaded.device.type == "cuda"))
@@ -191,6 +203,7 @@ class FinetuneRecipe:
                 max_new_tokens=self.config.chat.max_new_tokens if self.config.eval.exact_match else 0,
                 template=self.template,
                 check=self.attendant.answer_questions,
+                objective=self.held_out_objective,
             )
         self.recorder.update(total_steps=self.total_steps)
 
@@ -277,6 +290,8 @@ class FinetuneRecipe:
                 seconds=seconds,
                 tokens_per_second=result.tokens / seconds,
                 paused_seconds=self.paused_seconds,
+                reward_margin=result.rewards.margin,
+                reward_accuracy=result.rewards.accuracy,
             )
         )
         self.paused_seconds = 0.0
