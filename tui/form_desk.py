@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from textual import on
 
+from core.data.shapes import Objective
 from core.errors import UserError
 from core.text import one_line
 from tui import messages
@@ -109,9 +110,16 @@ class FormDesk(RunDesk):
                     wanted if isinstance(wanted, str) else "auto",
                     columns if isinstance(columns, Mapping) else None,
                     "" if is_named else trained[0].name,
+                    _objective(document),
                 ),
             )
         )
+
+
+def _objective(document: ConfigDocument) -> Objective:
+    """``train.objective``, or its default while that is nothing that can be."""
+    written = document.get("train.objective")
+    return next((objective for objective in get_args(Objective) if objective == written), "sft")
 
 
 def _written(document: ConfigDocument, before: Any, value: Any) -> Any:

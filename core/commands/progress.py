@@ -23,9 +23,11 @@ _DEFAULT_COLUMNS = 80
 def step_words(event: StepEvent, total_steps: int) -> str:
     """An optimizer step: ``step 34/120  loss 0.412  lr 8.1e-4  grad 0.61  318 tok/s``."""
     step = f"{event.step}/{total_steps}" if total_steps else f"{event.step}"
+    margin = "" if event.reward_margin is None else f"margin {format_number(event.reward_margin)}  "
+    accuracy = "" if event.reward_accuracy is None else f"acc {event.reward_accuracy:.2f}  "
     return (
         f"step {step}  loss {format_number(event.loss)}  lr {format_number(event.lr)}  "
-        f"grad {format_number(event.grad_norm)}  {format_rate(event.tokens_per_second)}"
+        f"grad {format_number(event.grad_norm)}  {margin}{accuracy}{format_rate(event.tokens_per_second)}"
     )
 
 

@@ -116,7 +116,7 @@ def check_data(config: Config) -> None:
     groups = [sources for sources, _ in training_sources(data)]
     for source in itertools.chain.from_iterable([*groups, *resolve_sources(data.eval, data.format, data.columns)]):
         with source.open() as file:
-            refuse_untrainable(source.detect(file.rows(0, SAMPLE)), source.name)
+            refuse_untrainable(source.detect(file.rows(0, SAMPLE)), source.name, config.train.objective)
 
 
 def start(config: Config, name: str) -> Run:

@@ -14,6 +14,7 @@ from typing import Literal
 from core.config.facts import Facts
 from core.config.schema import WEIGHT_METHODS, Config
 from core.config.targets import expression_problem
+from core.data.shapes import COMPARED, LEARNED
 from core.errors import UserError
 from core.memory.plan import Machine, Plan, make_plan
 from core.memory.sizes import updates_in_backward
@@ -196,6 +197,96 @@ def _one_template(config: Config, _: Facts) -> Findings:
     """Only one of template.name and template.file names the chat template."""
     if config.template.name is not None and config.template.file is not None:
         yield "template.name and template.file are both set.", "Remove one of the two."
+
+
+# What is learned.
+
+
+@_rule("error", "train.objective", "data.format")
+def _objective_suits_format(config: Config, _: Facts) -> Findings:
+    """data.format is one that train.objective learns from."""
+    objective, held = config.train.objective, config.data.format
+    wanted = LEARNED.get(objective)
+    if held == "auto":
+        return
+    if wanted is not None and held != wanted:
+        yield (
+            f"data.format is {held}, and train.objective is {objective}, which learns from {COMPARED[wanted]}.",
+            f"Set data.format = {wanted}, or train.objective = sft.",
+        )
+    elif wanted is None and held in COMPARED:
+        fitting = "kto" if held == "kto" else "dpo"
+        yield (
+            f"data.format is {held}, and train.objective is sft, which learns answers as they are.",
+            f"Set train.objective = {fitting}.",
+        )
+
+
+@_rule("error", "train.objective", "data.supervise")
+def _objective_compares_answers(config: Config, _: Facts) -> Findings:
+    """With a train.objective other than sft, data.supervise is not all."""
+    if config.train.objective != "sft" and config.data.supervise == "all":
+        yield (
+            f"data.supervise is all, and train.objective = {config.train.objective} compares answers, not questions.",
+            "Set data.supervise = assistant.",
+        )
+
+
+@_rule("error", "method.init", "train.objective")
+def _reference_is_the_base(config: Config, _: Facts) -> Findings:
+    """With train.objective = dpo or kto, method.init is not loftq, with which training does not begin at the base."""
+    objective, method = config.train.objective, config.method
+    if objective in ("dpo", "kto") and method.init == "loftq" and method.name == "qlora":
+        yield (
+            "method.init is loftq, whose adapters have an effect from the beginning, and "
+            f"train.objective = {objective} compares with the base without them.",
+            "Set method.init = default, or train.objective = orpo.",
+        )
+
+
+@_rule("error", "method.neftune_alpha", "train.objective")
+def _noise_is_for_answers(config: Config, _: Facts) -> Findings:
+    """method.neftune_alpha is for train.objective = sft."""
+    if config.method.neftune_alpha is not None and config.train.objective != "sft":
+        yield (
+            f"method.neftune_alpha makes answers less certain, which train.objective = {config.train.objective} "
+            "compares.",
+            "Remove it.",
+        )
+
+
+@_rule("warning", "train.dpo_loss", "train.objective")
+def _loss_of_pairs(config: Config, _: Facts) -> Findings:
+    """train.dpo_loss is for train.objective = dpo."""
+    train = config.train
+    if train.dpo_loss != "sigmoid" and train.objective != "dpo":
+        yield (
+            f"train.dpo_loss is {train.dpo_loss}, and with train.objective = {train.objective} it does nothing.",
+            "Remove it, or set train.objective = dpo.",
+        )
+
+
+@_rule("warning", "train.desirable_weight", "train.undesirable_weight", "train.objective")
+def _weights_of_labels(config: Config, _: Facts) -> Findings:
+    """train.desirable_weight and train.undesirable_weight are for train.objective = kto."""
+    train = config.train
+    if train.objective != "kto" and (train.desirable_weight, train.undesirable_weight) != (1.0, 1.0):
+        yield (
+            f"The weights of good and bad answers are set, and with train.objective = {train.objective} they do "
+            "nothing.",
+            "Remove them, or set train.objective = kto.",
+        )
+
+
+@_rule("warning", "train.batch_size", "train.objective")
+def _divergence_needs_rows(config: Config, _: Facts) -> Findings:
+    """With train.objective = kto, train.batch_size is 4 or more."""
+    if config.train.objective == "kto" and config.train.batch_size < 4:
+        yield (
+            f"train.batch_size is {config.train.batch_size}, and kto measures on each step's rows how far the model is "
+            "from its beginnings.",
+            "Set it to 8 or more.",
+        )
 
 
 # The model and the device.
@@ -416,7 +507,7 @@ def _learning_rate_suits(config: Config, _: Facts) -> Findings:
         return
     if config.train.optimizer == "lion_8bit":
         return
-    if rate <= 1e-5:
+    if rate <= 1e-5 and config.train.objective == "sft":
         yield (
             f"train.learning_rate is {rate:g}, which suits full fine-tuning and is too low for adapters.",
             "1e-4 to 3e-4 is usual.",

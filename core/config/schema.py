@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from core.config.manual import NOTHING_SAID, Entry, manual
 from core.data.mapping import ColumnRole
 from core.data.preflight import RefusalCode
+from core.data.shapes import Objective
 from core.tracking import Tracker
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -67,9 +68,18 @@ class DataSection(Section):
     eval_share: float = _option(
         0.0, "Share of the training rows to hold out and measure on; rows that are alike stay together.", ge=0, le=0.5
     )
-    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "segments", "text", "tokens"] = (
-        _option("auto", "How a row is read; auto decides from the columns and says why.")
-    )
+    format: Literal[
+        "auto",
+        "messages",
+        "sharegpt",
+        "alpaca",
+        "prompt_completion",
+        "segments",
+        "text",
+        "tokens",
+        "preference",
+        "kto",
+    ] = _option("auto", "How a row is read; auto decides from the columns and says why.")
     columns: dict[ColumnRole, Column] | None = _option(
         None, 'Columns by hand, as {user = "question", assistant = "answer"}; absent: by the format.'
     )
@@ -138,6 +148,20 @@ class MethodSection(Section):
 class TrainSection(Section):
     """The optimization."""
 
+    objective: Objective = _option(
+        "sft",
+        "What is learned: answers as they are (sft), which of two is better (dpo, orpo), or which are good (kto).",
+        basic=True,
+    )
+    beta: float = _option(
+        0.1,
+        "How strongly dpo and kto are bound to the model's beginnings; the weight of the comparison in orpo.",
+        gt=0,
+        le=100,
+    )
+    dpo_loss: Literal["sigmoid", "ipo", "hinge"] = _option("sigmoid", "Which loss of the two answers' difference.")
+    desirable_weight: float = _option(1.0, "Weight of good answers in kto.", gt=0, le=100)
+    undesirable_weight: float = _option(1.0, "Weight of bad answers in kto.", gt=0, le=100)
     epochs: float = _option(1.0, "Passes over the training rows.", gt=0, le=1000, basic=True)
     max_steps: int | None = _option(
         None, "Stop after so many optimizer steps, whatever epochs says.", ge=1, le=_MOST, basic=True

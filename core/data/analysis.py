@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from core.data.lengths import Lengths
 from core.data.preflight import allowed_codes
 from core.data.problems import Problem
+from core.data.shapes import Objective
 
 if TYPE_CHECKING:
     from core.config.schema import Config
@@ -41,6 +42,7 @@ class AnalysisRequest:
         weights: As ``data.weights``, one for each entry of ``train``; None: all 1.
         eval_share: As ``data.eval_share``.
         seed: As ``train.seed``, which decides what is held out and left out.
+        objective: As ``train.objective``, which decides what rows are trained on.
     """
 
     train: tuple[str, ...]
@@ -57,6 +59,7 @@ class AnalysisRequest:
     weights: tuple[float, ...] | None = None
     eval_share: float = 0.0
     seed: int = 0
+    objective: Objective = "sft"
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -188,4 +191,5 @@ def request_for(config: Config, *, model: str | None, template: str | None = Non
         weights=tuple(data.weights) if data.weights is not None else None,
         eval_share=data.eval_share,
         seed=config.train.seed,
+        objective=config.train.objective,
     )

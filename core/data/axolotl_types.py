@@ -50,7 +50,7 @@ JOINED: dict[str, tuple[tuple[str, ...], str, str]] = {
 }
 _SENTENCE = "writes sentences of Axolotl's own around each row, which are a part of what is learned"
 _REWARD = "is for reward models, which are not trained here"
-_PAIRS = "holds preference pairs, which are not trained on here"
+_PAIRS = "holds preference pairs written in a way of Axolotl's own; name a file with chosen and rejected instead"
 #: Types that are known and not carried over, with the reason.
 REFUSED: dict[str, str] = {
     **dict.fromkeys(

@@ -10,7 +10,7 @@ from typing import Any
 from core.data.conversation import Example, RowError
 from core.data.mapping import ColumnMap, missing_columns
 from core.data.rows import Row
-from core.data.shapes import FITS, FORMATS, READERS, SHOWN_ONLY, Format, format_of
+from core.data.shapes import COMPARED, FITS, FORMATS, LEARNED, READERS, Format, Objective, format_of
 from core.errors import UserError
 from core.text import one_line
 
@@ -109,18 +109,34 @@ def choose(
     return Detection(chosen, f"The configuration says {chosen}: {FORMATS[chosen]}.")
 
 
-def refuse_untrainable(detection: Detection, source: str) -> None:
-    """Refuse formats that are recognized and shown but not trained on.
+def refuse_untrainable(detection: Detection, source: str, objective: Objective) -> None:
+    """Refuse rows that a run with this objective cannot learn from.
+
+    Args:
+        detection: How the rows are read.
+        source: What they come from, for messages.
+        objective: As ``train.objective``.
 
     Raises:
-        UserError: For preference pairs and labeled answers.
+        UserError: For preference pairs and labeled answers where others are learned, and the other way around.
     """
-    if noun := SHOWN_ONLY.get(detection.format):
+    noun = COMPARED.get(detection.format)
+    wanted = LEARNED.get(objective)
+    if wanted is None and noun is not None:
         raise UserError(
-            f"{source} holds {noun}, which are shown but cannot be trained on yet.",
-            'To train on the good answers alone, name them: data.columns = {user = "prompt", assistant = "chosen"}.'
+            f"{source} holds {noun}, and train.objective is sft, which learns answers as they are.",
+            "Set train.objective = dpo or orpo. To train on the good answers alone, name them: "
+            'data.columns = {user = "prompt", assistant = "chosen"}.'
             if detection.format == "preference"
-            else 'To train on all answers alike: data.columns = {user = "prompt", assistant = "completion"}.',
+            else "Set train.objective = kto. To train on all answers alike: "
+            'data.columns = {user = "prompt", assistant = "completion"}.',
+        )
+    if wanted is not None and detection.format != wanted:
+        held = noun or f"rows of the format {detection.format}"
+        fitting = "kto" if detection.format == "kto" else "dpo" if detection.format == "preference" else "sft"
+        raise UserError(
+            f"{source} holds {held}, and train.objective is {objective}, which learns from {COMPARED[wanted]}.",
+            f"Give it {FORMATS[wanted]}, or set train.objective = {fitting}.",
         )
 
 

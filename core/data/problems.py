@@ -74,7 +74,8 @@ KINDS: dict[str, Kind] = {
         "Add the reasoning, or tell the template not to think (docs/templates.md).",
     ),
     "not_trained_on": _drop(
-        "a format that is shown and not trained on", "Name the columns to learn from in data.columns."
+        "of a format that train.objective does not learn from",
+        "Set train.objective, or name the columns to learn from in data.columns.",
     ),
     "empty_content": Kind("warn", "empty question or system message", "Fill these turns in, or remove the rows."),
     "duplicate": Kind("warn", "the same as an earlier row", "Keep one of each, unless you mean to weigh them more."),

@@ -6,7 +6,7 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from core.data.analysis import Overlong
@@ -16,7 +16,7 @@ from core.data.formats import Detection
 from core.data.rows import Row
 from core.data.scripts import main_script
 from core.data.secrets import find_email, find_secret
-from core.data.shapes import SHOWN_ONLY, Format, find_parts
+from core.data.shapes import COMPARED, LEARNED, Format, Objective, find_parts
 from core.template.mask import MaskedRow, Masker
 from core.text import one_line
 
@@ -93,14 +93,24 @@ class Examiner:
         masker: Renders and tokenizes; None for no tokens.
         max_length: The most tokens of a row; 0 for no limit.
         overlong: What happens to longer ones.
+        objective: As ``train.objective``.
     """
 
-    def __init__(self, detection: Detection, masker: Masker | None, max_length: int, overlong: Overlong) -> None:
+    def __init__(
+        self,
+        detection: Detection,
+        masker: Masker | None,
+        max_length: int,
+        overlong: Overlong,
+        objective: Objective = "sft",
+    ) -> None:
         self._detection = detection
         self._masker = masker
         self._max_length = max_length
         self._overlong = overlong
-        self._shown_only = SHOWN_ONLY.get(detection.format, "")
+        wanted, held = LEARNED.get(objective), detection.format
+        learned = held not in COMPARED if wanted is None else held == wanted
+        self._shown_only = "" if learned else COMPARED.get(held, f"of the format {held}")
         self._answer_columns: dict[tuple[str, ...], str] = {}
 
     def examine(self, rows: Iterable[Row], first: int = 0) -> RowFacts:
@@ -112,9 +122,18 @@ class Examiner:
                     self._use(number, facts)
                 continue
             masked = self._masker.mask([example for _, example in batch])
-            for (number, example), row in zip(batch, masked, strict=True):
-                self._measure(number, example, row, facts)
+            worse = self._worse([example for _, example in batch])
+            for place, ((number, example), row) in enumerate(zip(batch, masked, strict=True)):
+                self._measure(number, example, row, worse.get(place), facts)
         return facts
+
+    def _worse(self, examples: Sequence[Example]) -> dict[int, MaskedRow | RowError]:
+        """The other sequences of preference pairs that are trained on, by the place of the pair."""
+        places = [place for place, example in enumerate(examples) if example.is_preference]
+        if self._shown_only or self._masker is None or not places:
+            return {}
+        pairs = [replace(examples[place], chosen=examples[place].rejected) for place in places]
+        return dict(zip(places, self._masker.mask(pairs), strict=True))
 
     def keys(self, rows: Iterable[Row], first: int = 0) -> RowFacts:
         """Only what rows are compared by."""
@@ -176,20 +195,34 @@ class Examiner:
             read = {*_READ_COLUMNS.get(wanted, ()), *find_parts(data, wanted).values()}
         return next((name for name in data if name.lower() in _ANSWER_COLUMNS and name not in read), "")
 
-    def _measure(self, number: int, example: Example, row: MaskedRow | RowError, facts: RowFacts) -> None:
-        if isinstance(row, RowError):
-            facts.dropped.append((number, row.code, one_line(row.message, 300)))
+    def _measure(
+        self,
+        number: int,
+        example: Example,
+        row: MaskedRow | RowError,
+        worse: MaskedRow | RowError | None,
+        facts: RowFacts,
+    ) -> None:
+        sequences = [row] if worse is None else [row, worse]
+        if failed := next((sequence for sequence in sequences if isinstance(sequence, RowError)), None):
+            facts.dropped.append((number, failed.code, one_line(failed.message, 300)))
             return
-        length = max(len(part) for part in row.rows)
+        masked = [sequence for sequence in sequences if isinstance(sequence, MaskedRow)]
+        row = masked[0]
+        if worse is not None and any(sequence.further for sequence in masked):
+            facts.dropped.append((number, "template_rewrites", "An answer of the pair is not one sequence."))
+            return
+        parts = [part for sequence in masked for part in sequence.rows]
+        length = max(len(part) for part in parts)
         facts.measured.append(number)
         facts.lengths.append(length)
-        facts.tokens += sum(len(part) for part in row.rows)
-        facts.supervised += sum(part.supervised_count for part in row.rows)
+        facts.tokens += sum(len(part) for part in parts)
+        facts.supervised += sum(part.supervised_count for part in parts)
         if self._shown_only:
             self._use(number, facts)
             return
         limit = self._max_length or length
-        if length > limit and (reason := self._too_long(row, length)) is not None:
+        if length > limit and (reason := self._too_long(masked, length)) is not None:
             facts.dropped.append((number, reason.code, reason.message))
             return
         self._use(number, facts)
@@ -205,17 +238,18 @@ class Examiner:
     def _use(self, number: int, facts: RowFacts) -> None:
         """A row that nothing is wrong with."""
         if self._shown_only:
-            facts.dropped.append((number, "not_trained_on", f"The rows are {self._shown_only}."))
+            message = f"The rows are {self._shown_only}, and train.objective learns from others."
+            facts.dropped.append((number, "not_trained_on", message))
         else:
             facts.used += 1
 
-    def _too_long(self, row: MaskedRow, length: int) -> RowError | None:
+    def _too_long(self, sequences: Sequence[MaskedRow], length: int) -> RowError | None:
         """Why a row beyond the limit is not used; None if it is cut and used."""
         limit = self._max_length
         if self._overlong != "truncate":
             refused = " A run is refused for it, as data.overlong says." if self._overlong == "refuse" else ""
             return RowError("overlong", f"The row has {length} tokens, more than train.max_length = {limit}.{refused}")
-        if any(part.supervised.count(1, 1, limit) for part in row.rows):
+        if all(any(part.supervised.count(1, 1, limit) for part in sequence.rows) for sequence in sequences):
             return None
         return RowError("nothing_supervised", f"Cut at {limit} tokens, nothing of the row is learned.")
 

@@ -48,8 +48,12 @@ FORMATS: dict[Format, str] = {
     "preference": "chosen and rejected answers",
     "kto": "an answer and a label that is true or false",
 }
-#: Formats that are recognized and shown, but not trained on: they need another loss.
-SHOWN_ONLY: dict[Format, str] = {"preference": "preference pairs", "kto": "answers labeled good or bad"}
+#: Formats that say how good answers are, which needs another loss than the usual one.
+COMPARED: dict[Format, str] = {"preference": "preference pairs", "kto": "answers labeled good or bad"}
+#: What is learned: answers as they are, or which ones are better.
+Objective = Literal["sft", "dpo", "orpo", "kto"]
+#: The format of the rows that an objective learns from; those that are not here take all others.
+LEARNED: dict[Objective, Format] = {"dpo": "preference", "orpo": "preference", "kto": "kto"}
 
 _PAIRS = (
     *(("prompt", answer) for answer in ("completion", "response", "answer", "output")),

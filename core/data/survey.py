@@ -108,7 +108,7 @@ def make_masker(request: AnalysisRequest) -> Masker | None:
     return Masker(
         tokenizer,
         template,
-        request.supervise,
+        "last" if request.objective == "kto" else request.supervise,
         allow_special=request.allow_special,
         end_answers=request.end_answers,
         max_length=request.max_length or None,
@@ -132,7 +132,7 @@ def _open(
     except BaseException:
         file.close()
         raise
-    examiner = Examiner(detection, masker, request.max_length, request.overlong)
+    examiner = Examiner(detection, masker, request.max_length, request.overlong, request.objective)
     return OpenSource(source, file, detection, examiner, first, rows, held_out, entry)
 
 

@@ -23,6 +23,7 @@ from core.memory.sizes import (
     is_any_target,
     optimizer_bytes,
     quantized_bytes,
+    sequences_per_row,
     split_by_targets,
     updates_in_backward,
 )
@@ -245,14 +246,15 @@ class _Planner:
             )
         # Inside backward a step is one micro-batch.
         budget = WHOLE if updates_in_backward(self.config) else self.budget
-        before, rows, width = kept.largest_shape(train.batch_size, budget, train.micro_batch_size)
+        sequences = sequences_per_row(train.objective)
+        before, rows, width = kept.largest_shape(train.batch_size, max(1, budget // sequences), train.micro_batch_size)
         if model.learned_positions and model.positions is not None and width > padded_length(model.positions):
             raise UserError(
                 f"The model knows {model.positions} positions, and rows have up to {width} tokens.",
                 f"Set train.max_length to {model.positions} or less.",
             )
         learned = math.ceil((min(tokens_of_rows(kept.runs, before, rows), rows * width) - rows) * kept.supervised)
-        return MicroBatch(rows, width, max(1, learned))
+        return MicroBatch(rows * sequences, width, max(1, learned) * sequences)
 
     def _targets(self) -> Counter[str]:
         found: Counter[str] = Counter()

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from core.config.schema import WEIGHT_METHODS, Config
 from core.config.targets import is_target
+from core.data.shapes import Objective
 from core.memory.activations import FP32
 from core.memory.architecture import Layer
 
@@ -35,6 +36,11 @@ def updates_in_backward(config: Config) -> bool:
     wanted = config.memory.optimizer_in_backward
     trains_weights = config.method.name in WEIGHT_METHODS
     return trains_weights and (wanted == "on" or (wanted == "auto" and config.method.name == "full"))
+
+
+def sequences_per_row(objective: Objective) -> int:
+    """How many sequences a row is for the model: both answers of a pair go through it together."""
+    return 2 if objective in ("dpo", "orpo") else 1
 
 
 #: Optimizers that keep their states in the dtype of the parameter; the others are of bitsandbytes.

@@ -66,7 +66,11 @@ class MemoryEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StepEvent(Event):
-    """One optimizer step. ``tokens`` leaves padding out; ``seconds`` leaves pauses out."""
+    """One optimizer step. ``tokens`` leaves padding out; ``seconds`` leaves pauses out.
+
+    Where answers are compared, ``reward_margin`` is the mean reward of better ones less that of worse ones, and
+    ``reward_accuracy`` the share on the right side.
+    """
 
     type: ClassVar[str] = "step"
     step: int
@@ -79,20 +83,25 @@ class StepEvent(Event):
     seconds: float
     tokens_per_second: float
     paused_seconds: float = 0.0
+    reward_margin: float | None = None
+    reward_accuracy: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalEvent(Event):
-    """A measurement on held-out rows."""
+    """A measurement on held-out rows; where answers are compared, without perplexity and with the rewards as in
+    :class:`StepEvent`."""
 
     type: ClassVar[str] = "eval"
     step: int
     loss: float
-    perplexity: float
+    perplexity: float | None
     seconds: float
     exact_match: float | None = None
     valid_json: float | None = None
     rows: int | None = None
+    reward_margin: float | None = None
+    reward_accuracy: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

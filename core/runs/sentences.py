@@ -100,6 +100,10 @@ def evaluation(event: EvalEvent) -> str:
         line += f", exact match {event.exact_match:.2f}"
     if event.valid_json is not None:
         line += f", valid JSON {event.valid_json:.2f}"
+    if event.reward_accuracy is not None:
+        line += f", reward accuracy {event.reward_accuracy:.2f}"
+    if event.reward_margin is not None:
+        line += f", margin {format_number(event.reward_margin)}"
     return line + (f" ({event.rows} {'row' if event.rows == 1 else 'rows'})" if event.rows is not None else "")
 
 

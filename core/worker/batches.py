@@ -114,15 +114,19 @@ def collate(rows: Sequence[TokenizedRow], pad_id: int, device: torch.device) -> 
 
 
 def supervised_count(row: TokenizedRow) -> int:
-    """Tokens of a row that enter the loss: the supervised ones, but for a first token, which nothing predicts."""
-    return int(row.supervised[1:].sum())
+    """Tokens of a row that enter the loss: the supervised ones, but for a first token, which nothing predicts; of a
+    pair those of both answers."""
+    return sum(int(sequence.supervised[1:].sum()) for sequence in row.sequences)
 
 
 def fingerprint(rows: Sequence[TokenizedRow]) -> str:
-    """SHA-256 over all tokens and masks in order: whether a resumed run sees the data it began with."""
+    """SHA-256 over all tokens, masks and labels in order: whether a resumed run sees the data it began with."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(len(row).to_bytes(8, "little"))
-        digest.update(row.input_ids.astype("<i4").tobytes())
-        digest.update(row.supervised.tobytes())
+        for sequence in row.sequences:
+            digest.update(len(sequence).to_bytes(8, "little"))
+            digest.update(sequence.input_ids.astype("<i4").tobytes())
+            digest.update(sequence.supervised.tobytes())
+        if row.label is not None:
+            digest.update(bytes([row.label]))
     return digest.hexdigest()

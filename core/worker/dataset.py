@@ -56,8 +56,8 @@ class Dataset:
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each row."""
-        return [len(row) for row in self.rows]
+        """Tokens of each row, of a pair those of the longer sequence."""
+        return [row.longest for row in self.rows]
 
     def place(self, position: int) -> str:
         """Where one of ``rows`` comes from: ``rows.jsonl line 7``."""
@@ -69,9 +69,9 @@ class Dataset:
             rows=self.read,
             used=len(self.rows) - self.repeated - self.further,
             dropped=dict(sorted(self.dropped.items())),
-            tokens=sum(len(row) for row in self.rows),
+            tokens=sum(row.tokens for row in self.rows),
             supervised_tokens=sum(supervised_count(row) for row in self.rows),
-            longest=max((len(row) for row in self.rows), default=0),
+            longest=max(self.lengths, default=0),
         )
 
     def unfold(self) -> None:
@@ -178,7 +178,7 @@ class Loader:
         rows = source.rows()
         head = list(itertools.islice(rows, SAMPLE))
         detection = source.detect(head)
-        refuse_untrainable(detection, one_line(source.name))
+        refuse_untrainable(detection, one_line(source.name), self._config.train.objective)
         if self._preflight is not None:
             self._preflight.check_format(one_line(source.name), find_ambiguity(head, detection, source.format))
         dataset.formats[source.name] = f"{detection.format}: {detection.reason}"
@@ -224,11 +224,11 @@ class Loader:
 
     def _fit(self, row: TokenizedRow | RowError) -> TokenizedRow | RowError:
         limit = self._config.train.max_length
-        if isinstance(row, RowError) or (longest := max(len(part) for part in row.rows)) <= limit:
+        if isinstance(row, RowError) or (longest := max(part.longest for part in row.rows)) <= limit:
             return row
         if self._config.data.overlong == "truncate":
-            cut = [TokenizedRow(part.input_ids[:limit], part.supervised[:limit]) for part in row.rows]
-            if useful := [part for part in cut if supervised_count(part)]:
+            cut = [_cut(part, limit) for part in row.rows]
+            if useful := [part for part in cut if all(map(supervised_count, part.sequences))]:
                 return dataclasses.replace(useful[0], further=tuple(useful[1:]))
             return RowError(NOTHING_SUPERVISED, f"Cut at {limit} tokens, nothing of the row is learned.")
         return RowError("overlong", f"The row has {longest} tokens, more than train.max_length = {limit}.")
@@ -289,6 +289,11 @@ def _refuse_nothing(dataset: Dataset, names: list[str]) -> None:
         if by_template
         else "Look at the rows, train.max_length and data.format.",
     )
+
+
+def _cut(row: TokenizedRow, limit: int) -> TokenizedRow:
+    rejected = None if row.rejected is None else _cut(row.rejected, limit)
+    return TokenizedRow(row.input_ids[:limit], row.supervised[:limit], rejected=rejected, label=row.label)
 
 
 def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:

@@ -19,9 +19,9 @@ from core.worker.dataset import Dataset
 from core.worker.generate import generate_batch
 from core.worker.loss import SupervisedLoss
 from core.worker.model import LoadedModel, evaluation_mode
+from core.worker.objectives import Objective, SupervisedObjective
 from core.worker.samples import ANSWER_MARGIN_TOKENS, samples_of
 from core.worker.shortage import MemoryShortageError, attempt, tell_nobody
-from core.worker.template import TokenizedRow
 
 
 def parse_json(text: str) -> Any:
@@ -80,9 +80,11 @@ class Evaluator:
         check: Callable[[], None],
         samples: int = 3,
         notice: Callable[[str, str, str], None] = tell_nobody,
+        objective: Objective | None = None,
     ) -> None:
         self._loaded = loaded
-        self._loss = loss
+        self._objective = SupervisedObjective(loss, dataset.rows) if objective is None else objective
+        self._has_perplexity = isinstance(self._objective, SupervisedObjective)
         self._dataset = dataset
         self._token_budget = token_budget
         self._autocast = autocast
@@ -90,8 +92,8 @@ class Evaluator:
         self._check = check
         self._samples = samples
         self._notice = notice
-        # An example may have several rows, and is asked once.
-        examples = {id(example): example for example in dataset.examples if example.messages}
+        # An example may have several rows, and is asked once; what is called a bad answer is not expected.
+        examples = {id(item): item for item in dataset.examples if item.messages and item.label is not False}
         self._asked = list(examples.values()) if max_new_tokens else []
         self._conversations = [[message.fields() for message in example.prompt] for example in self._asked]
         longest = max((supervised_count(row) for row in dataset.rows), default=0)
@@ -113,6 +115,7 @@ class Evaluator:
         began = time.monotonic()
         with evaluation_mode(self._loaded.model):
             loss = self._mean_loss(functools.partial(progress, "loss"))
+            rewards = self._objective.rewards()
             answers = self._answers_that_fit(step, functools.partial(progress, "answers"))
         exact = valid = None
         if answers:
@@ -123,11 +126,13 @@ class Evaluator:
         event = EvalEvent(
             step=step,
             loss=loss,
-            perplexity=math.exp(min(loss, 700.0)),
+            perplexity=math.exp(min(loss, 700.0)) if self._has_perplexity else None,
             seconds=time.monotonic() - began,
             exact_match=exact,
             valid_json=valid,
             rows=len(self._dataset.rows),
+            reward_margin=rewards.margin,
+            reward_accuracy=rewards.accuracy,
         )
         shown = len(answers[: self._samples])
         return event, samples_of(step, self._conversations[:shown], answers[:shown])
@@ -135,19 +140,20 @@ class Evaluator:
     @torch.no_grad()
     def _mean_loss(self, progress: Callable[[int, int], None]) -> float:
         rows = self._dataset.rows
-        total, tokens, done = 0.0, 0, 0
-        waiting = split_window(range(len(rows)), self._dataset.lengths, self._token_budget)
+        total, done = 0.0, 0
+        weight = self._objective.begin(range(len(rows)), self._token_budget)
+        waiting = split_window(range(len(rows)), self._dataset.lengths, self._row_budget)
         tried_alone = False
         while waiting:
             self._check()
-            chosen = [rows[index] for index in waiting[0]]
+            chosen = waiting[0]
             tried = attempt(functools.partial(self._summed_loss, chosen))
             if tried.result is None:
                 if len(chosen) == 1 and tried_alone:
-                    place = self._dataset.place(waiting[0][0])
+                    place = self._dataset.place(chosen[0])
                     raise MemoryShortageError(
-                        f"Memory ran out with a single held-out row of {len(chosen[0])} tokens ({place}): "
-                        f"{tried.reason}",
+                        f"Memory ran out with a single held-out row of {self._dataset.lengths[chosen[0]]} tokens "
+                        f"({place}): {tried.reason}",
                         "Take long rows out of what is held out, or lower train.max_length.",
                     )
                 tried_alone = len(chosen) == 1
@@ -156,15 +162,20 @@ class Evaluator:
             tried_alone = False
             waiting = waiting[1:]
             total += tried.result
-            tokens += sum(map(supervised_count, chosen))
             done += len(chosen)
             progress(done, len(rows))
-        return total / tokens
+        return total / weight
 
-    def _summed_loss(self, rows: list[TokenizedRow]) -> float:
-        input_ids, supervised = collate(rows, self._loaded.tokenizer.pad_token_id or 0, self._loaded.device)
+    @property
+    def _row_budget(self) -> int:
+        """Tokens of the longer sequence of each row, where a row has several."""
+        return max(1, self._token_budget // self._objective.sequences_per_row)
+
+    def _summed_loss(self, batch: list[int]) -> float:
+        pad_id = self._loaded.tokenizer.pad_token_id or 0
+        input_ids, supervised = collate(self._objective.sequences(batch), pad_id, self._loaded.device)
         with self._autocast():
-            return float(self._loss(input_ids, supervised))
+            return float(self._objective.loss(batch, input_ids, supervised))
 
     def _cut(self, waiting: list[list[int]]) -> list[list[int]]:
         """What is still to be measured, in batches of half the tokens of the first one, which did not fit."""
@@ -172,8 +183,8 @@ class Evaluator:
             return waiting  # once more, with what was cached given back
         lengths = self._dataset.lengths
         width = padded_length(max(lengths[index] for index in waiting[0]))
-        self._token_budget = max(1, len(waiting[0]) * width // 2)
-        cut = split_window([index for batch in waiting for index in batch], lengths, self._token_budget)
+        self._token_budget = max(1, len(waiting[0]) * width * self._objective.sequences_per_row // 2)
+        cut = split_window([index for batch in waiting for index in batch], lengths, self._row_budget)
         self._notice(
             "memory_evaluation",
             f"Memory ran out in measuring {len(waiting[0])} held-out rows at once: it is done with {len(cut[0])}.",

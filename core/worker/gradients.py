@@ -19,6 +19,7 @@ from core.worker.checkpoint import restore_rng, rng_state
 from core.worker.loss import SupervisedLoss
 from core.worker.model import LoadedModel, set_gradient_checkpointing
 from core.worker.noise import EmbeddingNoise
+from core.worker.objectives import Objective, Rewards, SupervisedObjective
 from core.worker.shortage import attempt
 from core.worker.template import TokenizedRow
 
@@ -28,15 +29,17 @@ class WindowResult:
     """What one window's pass gave; its gradients are in the parameters."""
 
     loss: float
-    """Mean over the supervised tokens of the whole window."""
+    """Mean over the supervised tokens of the whole window, or over what else the objective takes it."""
     tokens: int
     supervised_tokens: int
+    rewards: Rewards
 
 
 class WindowGradients:
     """Forward and backward over an optimizer step's rows, cut into micro-batches by a token budget.
 
-    The loss is summed over the window and divided by its supervised tokens, so the result does not depend on the cut.
+    The loss is summed over the window and divided by its weight, in supervised learning its supervised tokens, so the
+    result does not depend on the cut.
     When memory runs out anywhere in a window, its gradients are dropped, the random state is put back, the budget is
     halved and the window is run again: never a smaller step, never a changed order.
 
@@ -51,6 +54,7 @@ class WindowGradients:
         partial: Whether the window on hand has changed weights already, as an update inside backward does.
         whole: Whether a window must be one micro-batch.
         place: Says where a row comes from: ``rows.jsonl, line 7``.
+        objective: What is learned; None for the supervised tokens.
     """
 
     def __init__(
@@ -66,11 +70,12 @@ class WindowGradients:
         partial: Callable[[], bool] = lambda: False,
         whole: bool = False,
         place: Callable[[int], str] = lambda row: f"row {row + 1}",
+        objective: Objective | None = None,
     ) -> None:
         self._loaded = loaded
-        self._loss = loss
+        self._objective = SupervisedObjective(loss, rows) if objective is None else objective
         self._rows = rows
-        self._lengths = [len(row) for row in rows]
+        self._lengths = [row.longest for row in rows]
         self._accelerator = accelerator
         self._max_rows = max_rows
         self._notice = notice
@@ -100,7 +105,7 @@ class WindowGradients:
         """
         before = rng_state()
         while True:
-            batches = split_window(window, self._lengths, self.token_budget, self._max_rows)
+            batches = self._split(window)
             tried = attempt(functools.partial(self._pass, batches))
             if tried.result is not None:
                 return tried.result
@@ -125,7 +130,7 @@ class WindowGradients:
         """
         before = rng_state()
         while True:
-            batch = largest_micro_batch(self._lengths, batch_size, self.token_budget, self._max_rows)
+            batch = largest_micro_batch(self._lengths, batch_size, self._row_budget, self._max_rows)
             budget = self.token_budget
             self.run(batch, where="the rehearsal")
             self._drop_gradients()
@@ -134,20 +139,31 @@ class WindowGradients:
                 return len(batch), max(self._lengths[row] for row in batch)
 
     def _pass(self, batches: list[list[int]]) -> WindowResult:
-        supervised_tokens = sum(supervised_count(self._rows[row]) for batch in batches for row in batch)
+        window = [row for batch in batches for row in batch]
+        weight = self._objective.begin(window, self.token_budget)
         total = torch.zeros((), dtype=torch.float32, device=self._loaded.device)
         if self._noise is not None:
             self._noise.begin_window()
         for batch in batches:
-            input_ids, supervised = collate([self._rows[row] for row in batch], self._pad_id, self._loaded.device)
+            sequences = self._objective.sequences(batch)
+            input_ids, supervised = collate(sequences, self._pad_id, self._loaded.device)
             with self._noisy(batch), self._accelerator.autocast():
-                loss = self._loss(input_ids, supervised)
+                loss = self._objective.loss(batch, input_ids, supervised)
             total += loss.detach()
             if self._whole and not math.isfinite(float(loss)):
                 break  # inside backward, some weights would be updated before the first gradient that is not finite
-            self._accelerator.backward(loss / supervised_tokens)
-        tokens = sum(self._lengths[row] for batch in batches for row in batch)
-        return WindowResult(float(total) / supervised_tokens, tokens, supervised_tokens)
+            self._accelerator.backward(loss / weight)
+        tokens = sum(self._rows[row].tokens for row in window)
+        supervised_tokens = sum(supervised_count(self._rows[row]) for row in window)
+        return WindowResult(float(total) / weight, tokens, supervised_tokens, self._objective.rewards())
+
+    @property
+    def _row_budget(self) -> int:
+        """The token budget for rows as long as their longest sequence."""
+        return max(1, self.token_budget // self._objective.sequences_per_row)
+
+    def _split(self, window: Sequence[int]) -> list[list[int]]:
+        return split_window(window, self._lengths, self._row_budget, self._max_rows)
 
     def _noisy(self, batch: list[int]) -> contextlib.AbstractContextManager[None]:
         if self._noise is None:
@@ -155,7 +171,8 @@ class WindowGradients:
         return self._noise.on(batch, [self._lengths[row] for row in batch])
 
     def _padded_tokens(self, batch: Sequence[int]) -> int:
-        return len(batch) * padded_length(max(self._lengths[row] for row in batch))
+        sequences = len(batch) * self._objective.sequences_per_row
+        return sequences * padded_length(max(self._lengths[row] for row in batch))
 
     def _drop_gradients(self) -> None:
         for parameter in self._loaded.model.parameters():
@@ -167,7 +184,7 @@ class WindowGradients:
         largest = max(batches, key=self._padded_tokens)
         if not self._whole and max(len(batch) for batch in batches) > 1:
             self.token_budget = max(1, min(self.token_budget, self._padded_tokens(largest)) // 2)
-            rows = max(len(b) for b in split_window(largest, self._lengths, self.token_budget, self._max_rows))
+            rows = max(map(len, self._split(largest)))
             message = f"Memory ran out at {where}: micro-batches of {len(largest)} rows are cut to {rows}."
             self._notice("memory_cut", message, "The optimizer step keeps its rows; nothing is lost.")
         elif not self.checkpointing:

@@ -39,8 +39,37 @@ def chunked_cross_entropy(head: Any, hidden: torch.Tensor, targets: torch.Tensor
     return total
 
 
+def chunked_token_losses(head: Any, hidden: torch.Tensor, targets: torch.Tensor, chunk: int) -> torch.Tensor:
+    """The cross-entropy of each position, chunk by chunk as in :func:`chunked_cross_entropy`.
+
+    Args:
+        head: As there.
+        hidden: As there.
+        targets: As there.
+        chunk: As there.
+
+    Returns:
+        ``(n,)``, fp32.
+    """
+    if hidden.requires_grad and _is_frozen(head):
+        losses: torch.Tensor = _ChunkedTokenLosses.apply(hidden, targets, head, chunk)  # type: ignore[no-untyped-call]
+        return losses
+    parts = []
+    for start in range(0, len(targets), chunk):
+        part, wanted = hidden[start : start + chunk], targets[start : start + chunk]
+        if hidden.requires_grad:
+            parts.append(torch.utils.checkpoint.checkpoint(_token_losses, head, part, wanted, use_reentrant=False))
+        else:
+            parts.append(_token_losses(head, part, wanted))
+    return torch.cat(parts)
+
+
 def _cross_entropy(head: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(head(hidden).float(), targets, reduction="sum")
+
+
+def _token_losses(head: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(head(hidden).float(), targets, reduction="none")
 
 
 def _is_frozen(head: Any) -> bool:
@@ -65,6 +94,29 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return gradient * outputs[0].to(gradient.dtype), None, None, None
+
+
+class _ChunkedTokenLosses(torch.autograd.Function):
+    """A position's loss depends on its own hidden state alone, so its gradient can be taken before its factor is known,
+    and be multiplied by that in backward."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: Any, chunk: int) -> torch.Tensor:
+        gradient = torch.empty_like(hidden)
+        losses = hidden.new_empty(len(targets), dtype=torch.float32)
+        for start in range(0, len(targets), chunk):
+            with torch.enable_grad():
+                part = hidden[start : start + chunk].detach().requires_grad_()
+                found = _token_losses(head, part, targets[start : start + chunk])
+                (gradient[start : start + chunk],) = torch.autograd.grad(found.sum(), part)
+            losses[start : start + chunk] = found.detach()
+        ctx.save_for_backward(gradient)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * outputs[0][:, None]).to(gradient.dtype), None, None, None
 
 
 class Head(torch.nn.Module):
@@ -132,6 +184,25 @@ class SupervisedLoss:
         learned = supervised[:, 1:]
         chunk = chunk_positions(self._head.vocabulary)
         return chunked_cross_entropy(self._head, hidden[:, :-1][learned], input_ids[:, 1:][learned], chunk)
+
+    def log_probabilities(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
+        """The log-probability of what is supervised in each row, as the sum over its tokens.
+
+        Args:
+            input_ids: As in a call; padded on the right.
+            supervised: As in a call.
+
+        Returns:
+            ``(rows,)``, fp32.
+        """
+        hidden = self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state
+        learned = supervised[:, 1:]
+        chunk = chunk_positions(self._head.vocabulary)
+        losses = chunked_token_losses(self._head, hidden[:, :-1][learned], input_ids[:, 1:][learned], chunk)
+        # Not index_add, whose order on a GPU, and so whose last bits, differ from run to run.
+        counts = learned.sum(dim=1).tolist()
+        rows = losses.split(counts)  # type: ignore[no-untyped-call]
+        return torch.stack([-row.sum() for row in rows])
 
     @torch.no_grad()
     def verify(self, input_ids: torch.Tensor) -> float:

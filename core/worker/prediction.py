@@ -14,6 +14,7 @@ from core.hardware import cpu
 from core.memory.model_files import find_model, load_architecture
 from core.memory.plan import CUDA_RUNTIME, DeviceKind, Machine, Plan, make_plan
 from core.memory.rows import rows_of_tokens
+from core.memory.sizes import sequences_per_row
 from core.units import format_bytes
 from core.worker.batches import supervised_count
 
@@ -69,7 +70,10 @@ def _plan(
             load_architecture(find_model(config.model.base)),
             config,
             machine,
-            rows_of_tokens(dataset.lengths, sum(map(supervised_count, dataset.rows))),
+            rows_of_tokens(
+                dataset.lengths,
+                sum(map(supervised_count, dataset.rows)) // sequences_per_row(config.train.objective),
+            ),
             token_budget=windows.token_budget,
             checkpointing=windows.checkpointing and not all_kept,
         )

@@ -16,6 +16,7 @@ from core.data.formats import SAMPLE
 from core.data.preflight import Preflight, allowed_codes
 from core.data.registry import resolve_sources
 from core.errors import UserError
+from core.template.mask import Supervise
 from core.text import one_line
 from core.worker.base import check_base
 from core.worker.batches import fingerprint
@@ -78,7 +79,7 @@ def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None], 
         tokenizer,
         stop_token_ids(_generation_config(base), tokenizer, template),
         template,
-        supervise=config.data.supervise,
+        supervise=supervised_turns(config),
         allow_special=config.data.special_tokens == "keep",
         end_answers="stop_untrained" in allowed,
         now=now,
@@ -95,6 +96,11 @@ def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None], 
     recorder.event(dataset.event())
     _tell_dropped(dataset, recorder)
     return Prepared(base, tokenizer, template, dataset, held_out, fingerprint(dataset.rows))
+
+
+def supervised_turns(config: Config) -> Supervise:
+    """What is learned of a conversation: where its answer has a label, that answer alone."""
+    return "last" if config.train.objective == "kto" else config.data.supervise
 
 
 def _has_conversations(config: Config) -> bool:
@@ -132,7 +138,7 @@ def _read_config(base: Path) -> Any:
 
 
 def _check_tokens(dataset: Dataset, base: Path, vocabulary: int) -> None:
-    highest = max(int(row.input_ids.max()) for row in dataset.rows)
+    highest = max(int(sequence.input_ids.max()) for row in dataset.rows for sequence in row.sequences)
     if highest >= vocabulary:
         raise UserError(
             f"The tokenizer in {base} makes the token {highest}; the model knows those below {vocabulary}.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,10 @@ class TokenizedRow:
     """``(length,)``, bool: the tokens that are learned; never the first, which nothing predicts."""
     further: tuple[TokenizedRow, ...] = ()
     """Rows of the same example, for turns that this one does not show as inference does."""
+    rejected: TokenizedRow | None = None
+    """Of a preference pair, the same prompt with the worse answer; this row has the better one."""
+    label: bool | None = None
+    """Whether the answer was called good; None for other rows."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -39,6 +44,21 @@ class TokenizedRow:
     def rows(self) -> tuple[TokenizedRow, ...]:
         """This row and the further ones."""
         return (TokenizedRow(self.input_ids, self.supervised), *self.further) if self.further else (self,)
+
+    @property
+    def sequences(self) -> tuple[TokenizedRow, ...]:
+        """What goes through the model: this row, and of a pair the other one."""
+        return (self,) if self.rejected is None else (self, self.rejected)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest of its sequences."""
+        return max(map(len, self.sequences))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all its sequences."""
+        return sum(map(len, self.sequences))
 
 
 class Encoder:
@@ -78,7 +98,17 @@ class Encoder:
 
     def encode(self, examples: Sequence[Example]) -> list[TokenizedRow | RowError]:
         """Tokenize examples, in order; an example that cannot be used yields the reason."""
-        return [row if isinstance(row, RowError) else _tokenized(row) for row in self._masker.mask(examples)]
+        pairs = [example for example in examples if example.is_preference]
+        worse = iter(self._masker.mask([dataclasses.replace(pair, chosen=pair.rejected) for pair in pairs]))
+        rows: list[TokenizedRow | RowError] = []
+        for example, masked in zip(examples, self._masker.mask(examples), strict=True):
+            row = masked if isinstance(masked, RowError) else _tokenized(masked)
+            if example.is_preference:
+                row = _paired(row, next(worse))
+            elif example.label is not None and isinstance(row, TokenizedRow):
+                row = dataclasses.replace(row, label=example.label)
+            rows.append(row)
+        return rows
 
     @property
     def ended(self) -> int:
@@ -96,6 +126,20 @@ class Encoder:
     def prompt_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """The same as tokens: those that a row of training has before the answer."""
         return self._masker.prompt_ids(messages)
+
+
+def _paired(chosen: TokenizedRow | RowError, masked: MaskedRow | RowError) -> TokenizedRow | RowError:
+    """Two answers as one row; or why that cannot be."""
+    if isinstance(chosen, RowError):
+        return chosen
+    if isinstance(masked, RowError):
+        return masked
+    rejected = _tokenized(masked)
+    if chosen.further or rejected.further:
+        return RowError(
+            "template_rewrites", "The chat template rewrites earlier turns, so an answer is not one sequence."
+        )
+    return dataclasses.replace(chosen, rejected=rejected)
 
 
 def _tokenized(row: MaskedRow) -> TokenizedRow:

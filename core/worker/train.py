@@ -45,6 +45,7 @@ from core.worker.model import (
     trainable_parameters,
 )
 from core.worker.noise import EmbeddingNoise
+from core.worker.objectives import make_objectives
 from core.worker.optim import make_optimizer
 from core.worker.own_weights import choose_weights, trained_tensors
 from core.worker.prediction import decide_checkpointing, predict_memory
@@ -154,6 +155,16 @@ class FinetuneRecipe:
             self._attach_adapters(fresh=fresh)
         self.loss = SupervisedLoss(self.loaded.model)
         self.accelerator = make_accelerator(self.loaded)
+        report = self.recorder.reporter("loading_model", self.controls.check_stop)
+        self.objective, self.held_out_objective = make_objectives(
+            config,
+            self.loss,
+            self.dataset.rows,
+            self.held_out.rows if self.held_out is not None else None,
+            self.loaded,
+            self.accelerator.autocast,
+            lambda done, total: report("answers by the reference", done, total),
+        )
 
     def _attach_adapters(self, *, fresh: bool) -> None:
         config = self.config
@@ -187,6 +198,7 @@ class FinetuneRecipe:
             partial=lambda: self.update.partial,
             whole=self.update.in_backward,
             place=self.dataset.place,
+            objective=self.objective,
         )
         recomputing, self._decision = decide_checkpointing(self.config, self.loaded.device, self.dataset, self.windows)
         self.windows.set_checkpointing(recomputing)
@@ -214,6 +226,7 @@ class FinetuneRecipe:
                 check=self.attendant.attend,
                 samples=0 if self.samples.is_needed else self.config.eval.samples,
                 notice=self._warn,
+                objective=self.held_out_objective,
             )
         self.recorder.update(total_steps=self.total_steps)
 
@@ -319,6 +332,8 @@ class FinetuneRecipe:
                 seconds=seconds,
                 tokens_per_second=result.tokens / seconds,
                 paused_seconds=self.paused_seconds,
+                reward_margin=result.rewards.margin,
+                reward_accuracy=result.rewards.accuracy,
             )
         )
         self.paused_seconds = 0.0

@@ -255,7 +255,7 @@ async def test_formats_that_are_only_shown_are_told(directory: Path) -> None:
     async with make_app(directory).run_test(size=(100, 30)) as pilot:
         screen = await opened(pilot)
         assert screen.columns == {"user": "prompt", "chosen": "chosen", "rejected": "rejected"}
-        assert "cannot be trained on yet" in words(pilot)
+        assert "train.objective is sft" in words(pilot)
 
 
 async def test_another_file_than_the_configuration_names(directory: Path) -> None:

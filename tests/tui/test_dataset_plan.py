@@ -34,6 +34,7 @@ SEEN: dict[str, Any] = {
     "template.name": "chatml",
     "template.file": "mine.jinja",
     "train.max_length": 99,
+    "train.objective": "dpo",
 }
 #: What the others may be.
 _SAMPLES: dict[str, Any] = {"text": "x", "paths": "x", "integer": 7, "number": 0.25, "boolean": True, "numbers": [0.5]}

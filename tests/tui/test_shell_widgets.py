@@ -128,6 +128,17 @@ def test_a_nan_loss_is_shown_as_such(home: Path) -> None:
     assert run_lines.numbers(view_of(script), 100).plain.startswith("loss    NaN")
 
 
+def test_rewards_are_shown_where_there_are_any(home: Path) -> None:
+    script = ScriptedRun(home)
+    script.begin()
+    script.steps(1, 3)
+    assert "margin" not in run_lines.numbers(view_of(script), 100).plain
+    script.steps(4, 4, reward_margin=0.25, reward_accuracy=0.875)
+    shown = run_lines.numbers(view_of(script), 100).plain
+    assert "margin  0.250" in shown
+    assert "acc 0.88" in shown
+
+
 @pytest.mark.parametrize("width", [20, 58, 78, 200])
 def test_numbers_and_progress_fit(home: Path, width: int) -> None:
     script = ScriptedRun(home, start=0.0)

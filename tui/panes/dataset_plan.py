@@ -62,6 +62,7 @@ class ReadPlan:
     format: str = "auto"
     columns: tuple[tuple[str, str], ...] | None = None
     overlong: Any = "drop"
+    objective: Any = "sft"
     weights: tuple[float, ...] | None = None
     eval_share: float = 0.0
     seed: int = 0
@@ -140,6 +141,7 @@ class DataPlan:
             format=reading.format,
             columns=reading.column_names,
             overlong=self.reading.overlong,
+            objective=self.reading.objective,
             **self.reading.sampling(path),
         )
         if not with_tokens:
@@ -190,6 +192,7 @@ def plan_reading(document: ConfigDocument) -> ReadPlan:
         format=_value(document, "data.format", str),
         columns=tuple((str(key), str(item)) for key, item in columns.items()) if isinstance(columns, Mapping) else None,
         overlong=_value(document, "data.overlong", str),
+        objective=_value(document, "train.objective", str),
         weights=None if numbers is None else tuple(float(item) for item in numbers),
         eval_share=eval_share,
         seed=int(_value(document, "train.seed", int)) if eval_share or numbers else 0,
@@ -201,13 +204,15 @@ def plan_tokens(document: ConfigDocument) -> TokenPlan:
     directory = _directory(document)
     file = _value(document, "template.file", str)
     template_file = directory / user_path(file) if file else None
+    objective = _value(document, "train.objective", str)
     return TokenPlan(
         base=_value(document, "model.base", str),
         directory=directory,
         template_name=_value(document, "template.name", str),
         template_file=template_file,
         template_stamp=_stamp(template_file),
-        supervise=_value(document, "data.supervise", str),
+        # Of a row with a label the last answer is learned, as a run does it.
+        supervise="last" if objective == "kto" else _value(document, "data.supervise", str),
         keep_special=_value(document, "data.special_tokens", str) == "keep",
         end_answers="stop_untrained" in _listed(document.get("data.allow")),
         max_length=_value(document, "train.max_length", int),

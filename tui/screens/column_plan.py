@@ -12,7 +12,7 @@ from core.data.conversation import RowError
 from core.data.formats import FORMATS, SAMPLE, Detection, choose, detect, refuse_untrainable
 from core.data.mapping import ROLES, ColumnMap, ColumnRole
 from core.data.rows import Row
-from core.data.shapes import FITS, find_parts
+from core.data.shapes import FITS, Objective, find_parts
 from core.data.turns import CONTENT_KEYS, ROLE_KEYS, parsed
 from core.errors import UserError
 from core.text import one_line
@@ -231,7 +231,9 @@ class ColumnPreview:
     """What else is to be known: a row that cannot be used, or a format that is not trained on."""
 
 
-def preview_columns(sample: ColumnSample, wanted: str, columns: Mapping[ColumnRole, str] | None) -> ColumnPreview:
+def preview_columns(
+    sample: ColumnSample, wanted: str, columns: Mapping[ColumnRole, str] | None, objective: Objective = "sft"
+) -> ColumnPreview:
     """Read the first rows with a format and, where they are named, columns; never raises for what is in them."""
     total = len(sample.rows)
     try:
@@ -255,7 +257,7 @@ def preview_columns(sample: ColumnSample, wanted: str, columns: Mapping[ColumnRo
 
     warning = ""
     try:
-        refuse_untrainable(detection, sample.source)
+        refuse_untrainable(detection, sample.source, objective)
     except UserError as error:
         warning = str(error)
     if failures and not warning:

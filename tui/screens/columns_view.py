@@ -17,6 +17,7 @@ from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from core.data.mapping import ROLES, ColumnRole
+from core.data.shapes import Objective
 from core.errors import UserError
 from core.text import one_line
 from tui.keys import KeyTable, bindings, yields_to_text
@@ -53,11 +54,13 @@ class ColumnForm:
         wanted: ``data.format``.
         columns: ``data.columns``; None where it is not set.
         train: What the configuration trains on instead, where it does not name the file that is shown.
+        objective: ``train.objective``.
     """
 
     wanted: str = "auto"
     columns: Mapping[str, str] | None = None
     train: str = ""
+    objective: Objective = "sft"
 
 
 @dataclass
@@ -224,7 +227,9 @@ class ColumnsView(ModalScreen[None]):
 
     @work(thread=True, exclusive=True, group="columns-preview", description="columns-preview")
     def _preview(self, sample: ColumnSample, wanted: str, columns: Mapping[ColumnRole, str] | None) -> None:
-        self.post_message(ColumnsPreviewed(wanted, columns, preview_columns(sample, wanted, columns)))
+        self.post_message(
+            ColumnsPreviewed(wanted, columns, preview_columns(sample, wanted, columns, self.form.objective))
+        )
 
     @on(ColumnsPreviewed)
     def _previewed(self, message: ColumnsPreviewed) -> None:

@@ -60,6 +60,10 @@ def numbers(view: RunView, width: int) -> Content:
             fields.append(Content.assemble(("exact ", "$muted"), f"{last.exact_match:.2f}"))
         if last.valid_json is not None and width >= 110:
             fields.append(Content.assemble(("JSON ", "$muted"), f"{last.valid_json:.2f}"))
+    if step.reward_margin is not None:
+        fields.append(Content.assemble(("margin ", "$muted"), format_number(step.reward_margin).rjust(6)))
+    if step.reward_accuracy is not None:
+        fields.append(Content.assemble(("acc ", "$muted"), f"{step.reward_accuracy:.2f}"))
     fields.append(Content.assemble(("grad ", "$muted"), format_number(step.grad_norm).rjust(6)))
     fields.append(Content.assemble(("lr ", "$muted"), format_number(step.lr).rjust(7)))
     fields.append(Content(format_rate(history.tokens_per_second).rjust(9)))

@@ -7,6 +7,7 @@ from typing import Any
 
 from core.config.importers.axolotl_data import DATA_OPTIONS, datasets
 from core.config.importers.axolotl_rest import NOT_OFFERED
+from core.config.importers.preference import PREFERENCE_OPTIONS, axolotl_rl
 from core.config.importers.rules import Choice, Copy, Joint, Rule, Tool, is_one_of, table
 from core.config.importers.shared import (
     BATCH_OPTIONS,
@@ -258,6 +259,13 @@ _OFFERED: dict[str, Rule] = {
             "val_set_size",
         ),
         Joint(_data, (*DATA_OPTIONS, SPECIAL_OPTION, *HELD_OUT_OPTIONS)),
+    ),
+    **dict.fromkeys(
+        (
+            *("rl", "rl_beta", "dpo_beta", "dpo_loss_type", "orpo_alpha"),
+            *("kto_desirable_weight", "kto_undesirable_weight"),
+        ),
+        Joint(axolotl_rl, PREFERENCE_OPTIONS),
     ),
     **dict.fromkeys(
         ("adapter", "load_in_4bit", "load_in_8bit", "gptq"),

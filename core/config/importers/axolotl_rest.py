@@ -98,14 +98,13 @@ NOT_OFFERED: dict[str, Missing] = missing(
         ),
         "A row has the system prompt that it has itself.": "default_system_message",
         "The chat template is rendered without arguments.": "chat_template_kwargs",
-        "Only supervised fine-tuning is done: answers are learned, not preferences or rewards.": (
-            "rl rl_beta dpo_beta dpo_loss_type dpo_loss_weights dpo_label_smoothing dpo_use_weighting "
-            "dpo_use_liger_kernel dpo_padding_free dpo_use_logits_to_keep dpo_generate_during_eval dpo_norm_loss "
-            "rpo_alpha precompute_ref_log_probs orpo_alpha simpo_gamma cpo_alpha kto_desirable_weight "
-            "kto_undesirable_weight reward_model process_reward_model center_rewards_coefficient num_labels trl vllm "
-            "ebft hatchery nemo_gym_enabled nemo_gym_dir nemo_gym_auto_clone nemo_gym_config_paths nemo_gym_head_port "
-            "nemo_gym_server_timeout nemo_gym_verify_timeout nemo_gym_run_timeout nemo_gym_datasets "
-            "nemo_gym_auto_start nemo_gym_model_name nemo_gym_multi_turn nemo_gym_max_turns"
+        "Preferences are learned by dpo, orpo and kto as their papers say, without additions; rewards are not.": (
+            "dpo_loss_weights dpo_label_smoothing dpo_use_weighting dpo_use_liger_kernel dpo_padding_free "
+            "dpo_use_logits_to_keep dpo_generate_during_eval dpo_norm_loss rpo_alpha precompute_ref_log_probs "
+            "simpo_gamma cpo_alpha reward_model process_reward_model center_rewards_coefficient num_labels trl vllm "
+            "ebft hatchery nemo_gym_enabled nemo_gym_dir nemo_gym_auto_clone nemo_gym_config_paths "
+            "nemo_gym_head_port nemo_gym_server_timeout nemo_gym_verify_timeout nemo_gym_run_timeout "
+            "nemo_gym_datasets nemo_gym_auto_start nemo_gym_model_name nemo_gym_multi_turn nemo_gym_max_turns"
         ),
         "The loss is the usual one: the mean over the tokens that are learned.": (
             "use_eaft eaft_alpha eaft_k kd_trainer kd_ce_alpha kd_alpha kd_temperature kd_beta kd_normalize_topk "

@@ -9,6 +9,7 @@ from typing import Any
 
 from core.config.importers.llama_factory_data import DATA_OPTIONS, REGISTRY, datasets
 from core.config.importers.llama_factory_rest import NOT_OFFERED
+from core.config.importers.preference import PREFERENCE_OPTIONS, llama_factory_stage
 from core.config.importers.redact import shown
 from core.config.importers.rules import Choice, Copy, Joint, Rule, Tool, is_one_of, table
 from core.config.importers.shared import (
@@ -239,6 +240,10 @@ _OFFERED: dict[str, Rule] = {
     **dict.fromkeys(
         ("dataset", "eval_dataset", "dataset_dir", "val_size", "mix_strategy", "interleave_probs", "max_samples"),
         Joint(datasets, DATA_OPTIONS),
+    ),
+    **dict.fromkeys(
+        ("stage", "pref_loss", "pref_beta", "kto_chosen_weight", "kto_rejected_weight"),
+        Joint(llama_factory_stage, PREFERENCE_OPTIONS),
     ),
     "template": _TEMPLATES,
     **dict.fromkeys(

@@ -20,10 +20,9 @@ NOT_OFFERED: dict[str, Missing] = table(
     TRAINER_REST,
     missing(
         {
-            "Only supervised fine-tuning is done: answers are learned, not preferences or rewards.": (
-                "stage pref_beta pref_ftx pref_bco_weight pref_loss dpo_label_smoothing kto_chosen_weight "
-                "kto_rejected_weight simpo_gamma ppo_buffer_size ppo_epochs ppo_score_norm ppo_target "
-                "ppo_whiten_rewards ref_model ref_model_adapters ref_model_quantization_bit reward_model "
+            "Preferences are learned by dpo, orpo and kto as their papers say, without additions; rewards are not.": (
+                "pref_ftx pref_bco_weight dpo_label_smoothing simpo_gamma ppo_buffer_size ppo_epochs ppo_score_norm "
+                "ppo_target ppo_whiten_rewards ref_model ref_model_adapters ref_model_quantization_bit reward_model "
                 "reward_model_adapters reward_model_quantization_bit reward_model_type ld_alpha"
             ),
             "Training starts from the base model, with new adapters.": (
@@ -120,7 +119,6 @@ NOT_OFFERED: dict[str, Missing] = table(
             "Benchmarks are not run.": "task task_dir batch_size lang n_shot save_dir download_mode",
         },
         off={
-            "stage": ("sft", "pt"),
             "quantization_type": ("nf4",),
             "pissa_convert": (True, False),
             "double_quantization": (True,),

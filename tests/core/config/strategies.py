@@ -7,6 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from core.config.schema import Option, options
+from core.data.shapes import COMPARED, LEARNED
 
 MINIMAL = '[data]\ntrain = "rows.jsonl"\n'
 EVERY = list(options())
@@ -42,6 +43,7 @@ def coherent(changes: list[tuple[str, Any]]) -> bool:
     train = values.get("data.train", "rows.jsonl")
     held_out = "data.eval" in values or values.get("data.eval_share")
     entries = 1 if isinstance(train, str) else len(train)
+    objective, held = values.get("train.objective", "sft"), values.get("data.format", "auto")
     return not (
         ("data.weights" in values and len(values["data.weights"]) != entries)
         or ("data.eval" in values and values.get("data.eval_share"))
@@ -50,6 +52,9 @@ def coherent(changes: list[tuple[str, Any]]) -> bool:
         or (not held_out and ("eval.patience" in values or values.get("checkpoint.final") == "best"))
         or set(values.get("tracking.project", "")) & set("/\\#?%:")
         or (values.get("train.precision") == "fp16" and values.get("hardware.device") == "cpu")
+        or (held != "auto" and LEARNED.get(objective) != (held if held in COMPARED else None))
+        or (objective != "sft" and (values.get("data.supervise") == "all" or "method.neftune_alpha" in values))
+        or (objective in ("dpo", "kto") and values.get("method.init") == "loftq")
     )
 
 

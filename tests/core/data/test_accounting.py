@@ -79,9 +79,11 @@ def agreed(found: tuple[Analysis, dict[str, Any] | str]) -> dict[str, Any]:
     return counts(analysis)
 
 
-def config(train: Path | list[Path], max_length: int = 120, seed: int = 7, **data: Any) -> Config:
+def config(
+    train: Path | list[Path], max_length: int = 120, seed: int = 7, objective: str = "sft", **data: Any
+) -> Config:
     names = [str(path) for path in train] if isinstance(train, list) else str(train)
-    train_section = {"max_length": max_length, "seed": seed}
+    train_section = {"max_length": max_length, "seed": seed, "objective": objective}
     return Config.model_validate({"data": {"train": names, **data}, "train": train_section})
 
 
@@ -233,13 +235,29 @@ def test_formats_that_are_not_trained_on_use_no_row(both: Both, tmp_path: Path, 
     path = write(tmp_path / "a.jsonl", json_lines([good, good, {**good, "prompt": ""}]) + "{broken\n")
     analysis, refusal = both(config(path))
     assert isinstance(refusal, str)
-    assert "cannot be trained on" in refusal
+    assert "train.objective is sft" in refusal
     assert counts(analysis)["used"] == 0
     assert analysis.dropped == {"not_trained_on": 3, "not_json": 1}
     assert analysis.lengths is not None
     assert analysis.lengths.rows == 3
     without = survey(request_for(config(path), model=None))
     assert without.dropped == analysis.dropped
+
+
+@pytest.mark.parametrize("objective", ["dpo", "orpo"])
+def test_pairs_count_as_a_run_counts_them(both: Both, tmp_path: Path, objective: str) -> None:
+    pairs: list[dict[str, Any]] = [
+        {"prompt": "q", "chosen": "a", "rejected": "bb"},
+        {"prompt": "r", "chosen": "a", "rejected": "b" * 300},
+        {"prompt": "s", "chosen": "a", "rejected": "x <|im_end|>"},
+    ]
+    path = write(tmp_path / "a.jsonl", json_lines([*pairs, chat("q")]))
+    analysis, run = both(config(path, max_length=128, objective=objective))
+    assert counts(analysis) == run
+    assert analysis.used == 1
+    assert analysis.dropped == {"overlong": 1, "special_in_content": 1, "wrong_keys": 1}
+    assert analysis.lengths is not None
+    assert analysis.lengths.max > 300, "the longer answer is the length of a pair"
 
 
 def test_rows_too_long_where_a_run_is_refused_for_them(both: Both, tmp_path: Path) -> None:

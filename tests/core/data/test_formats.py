@@ -171,9 +171,15 @@ def test_preference_pairs(data: dict[str, Any], asked: list[tuple[str, str]]) ->
         ["good"],
         ["bad"],
     )
-    with pytest.raises(UserError, match=r"f\.jsonl holds preference pairs") as caught:
-        refuse_untrainable(detection, "f.jsonl")
+    with pytest.raises(UserError, match=r"f\.jsonl holds preference pairs, and train\.objective is sft") as caught:
+        refuse_untrainable(detection, "f.jsonl", "sft")
+    assert "train.objective = dpo" in caught.value.hint
     assert "data.columns" in caught.value.hint
+    refuse_untrainable(detection, "f.jsonl", "dpo")
+    refuse_untrainable(detection, "f.jsonl", "orpo")
+    with pytest.raises(UserError, match=r"train\.objective is kto, which learns from answers labeled") as caught:
+        refuse_untrainable(detection, "f.jsonl", "kto")
+    assert "train.objective = dpo" in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -189,8 +195,12 @@ def test_labeled_answers(data: dict[str, Any]) -> None:
     assert detection.format == "kto"
     example = to_example(data, "kto")
     assert (spoken(example), example.label) == ([("user", "q"), ("assistant", "a")], False)
-    with pytest.raises(UserError, match="answers labeled good or bad"):
-        refuse_untrainable(detection, "f.jsonl")
+    with pytest.raises(UserError, match="answers labeled good or bad") as caught:
+        refuse_untrainable(detection, "f.jsonl", "sft")
+    assert "train.objective = kto" in caught.value.hint
+    refuse_untrainable(detection, "f.jsonl", "kto")
+    with pytest.raises(UserError, match=r"train\.objective is dpo, which learns from preference pairs"):
+        refuse_untrainable(detection, "f.jsonl", "dpo")
 
 
 def test_a_label_that_is_no_yes_or_no_is_just_a_column() -> None:
@@ -201,7 +211,10 @@ def test_tokens() -> None:
     data = {"input_ids": [7, 8, 0], "labels": [-100, 8, -100], "attention_mask": [1, 1, 0], "text": "x"}
     detection = detect(rows(data))
     assert detection.format == "tokens"
-    refuse_untrainable(detection, "f.jsonl")
+    refuse_untrainable(detection, "f.jsonl", "sft")
+    with pytest.raises(UserError, match=r"rows of the format tokens, and train\.objective is kto") as caught:
+        refuse_untrainable(detection, "f.jsonl", "kto")
+    assert "train.objective = sft" in caught.value.hint
     example = to_example(data, "tokens")
     assert (list(example.ids or []), list(example.labels or [])) == ([7, 8], [-100, 8])
 

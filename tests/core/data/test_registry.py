@@ -122,8 +122,9 @@ def test_preference_and_kto_entries_are_read_and_not_trained_on(tmp_path: Path) 
     row = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}], "label": True}
     source = entry(tmp_path, values, row)
     assert examples(source)[0].label is True
-    with pytest.raises(UserError, match="labeled good or bad, which are shown but cannot be trained on"):
-        refuse_untrainable(source.detect(source.rows()), "x")
+    refuse_untrainable(source.detect(source.rows()), "x", "kto")
+    with pytest.raises(UserError, match=r"labeled good or bad, and train\.objective is sft"):
+        refuse_untrainable(source.detect(source.rows()), "x", "sft")
 
 
 @pytest.mark.parametrize(

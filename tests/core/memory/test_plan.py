@@ -39,6 +39,18 @@ def test_nf4_takes_4_127_bits_a_weight() -> None:
     assert quantized_bytes(4096 * 4096) * 8 / 4096**2 == pytest.approx(4.127, abs=0.001)
 
 
+@pytest.mark.parametrize(("objective", "sequences"), [("sft", 1), ("kto", 1), ("dpo", 2), ("orpo", 2)])
+def test_a_pair_takes_as_much_as_two_rows(objective: str, sequences: int) -> None:
+    rows = Rows([(512, 64)], supervised=0.5)
+    train = {"objective": objective, "micro_batch_size": 2}
+    batch = plan_of(published.LLAMA_3_8B, rows, train=train).micro_batch
+    plain = plan_of(published.LLAMA_3_8B, rows, train={"micro_batch_size": 2}).micro_batch
+    assert (batch.rows, batch.length) == (2 * sequences, 512)
+    assert batch.supervised == sequences * plain.supervised
+    # As many as the budget of tokens lets through together.
+    assert plan_of(published.LLAMA_3_8B, rows, train={"objective": objective, "batch_size": 64}).micro_batch.rows == 16
+
+
 def test_optimizer_states_by_kind() -> None:
     assert optimizer_bytes("adamw", 65536) == pytest.approx(8 * 65536, abs=8)
     assert optimizer_bytes("adamw_8bit", 65536) == 2 * (65536 + 4 * 256)

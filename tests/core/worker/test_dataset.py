@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from core.config.schema import Config
 from core.errors import UserError
+from core.worker.batches import fingerprint
 from core.worker.control import StopRequested
 from core.worker.dataset import CHUNK_ROWS, Dataset, Loader, load_dataset
 from core.worker.template import Encoder
@@ -226,13 +228,47 @@ def test_tokens_and_conversations_may_stand_side_by_side(encoder: Encoder, tmp_p
     assert decode(encoder, dataset, 1, learned=True) == "yes<|im_end|>"
 
 
-def test_preference_pairs_are_not_trained_on(encoder: Encoder, tmp_path: Path) -> None:
+def test_preference_pairs_are_for_another_objective(encoder: Encoder, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", {"prompt": "q", "chosen": "good", "rejected": "bad"})
-    with pytest.raises(UserError, match="holds preference pairs, which are shown but cannot be trained on yet"):
+    with pytest.raises(UserError, match=r"holds preference pairs, and train\.objective is sft"):
         load_dataset(path, config(), encoder)
     columns = {"user": "prompt", "assistant": "chosen"}
     dataset = load_dataset(path, config(data={"columns": columns}), encoder)
     assert decode(encoder, dataset, 0, learned=True) == "good<|im_end|>"
+
+
+def test_a_pair_is_two_sequences_of_one_row(encoder: Encoder, tmp_path: Path) -> None:
+    pairs = [
+        {"prompt": "q", "chosen": "good", "rejected": "not so good"},
+        {"prompt": "q", "chosen": "a", "rejected": "b" * 100},
+    ]
+    path = write(tmp_path / "a.jsonl", *pairs)
+    dataset = load_dataset(path, config(train={"objective": "dpo", "max_length": 64}), encoder)
+    assert dataset.dropped == {"overlong": 1}, "the longer answer counts"
+    (row,) = dataset.rows
+    assert row.rejected is not None
+    learned = [encoder.tokenizer.decode(part.input_ids[part.supervised]) for part in row.sequences]
+    assert learned == ["good<|im_end|>", "not so good<|im_end|>"]
+    prompt = int(row.supervised.argmax())
+    assert row.input_ids[:prompt].tolist() == row.rejected.input_ids[:prompt].tolist()
+    assert dataset.lengths == [len(row.rejected)]
+    event = dataset.event()
+    assert (event.used, event.tokens, event.longest) == (1, len(row) + len(row.rejected), len(row.rejected))
+    assert event.supervised_tokens == int(row.supervised.sum() + row.rejected.supervised.sum())
+    settings = config(train={"objective": "orpo", "max_length": 64}, data={"overlong": "truncate"})
+    cut = load_dataset(path, settings, encoder).rows[1]
+    assert [len(part) for part in cut.sequences] == [len(cut), 64]
+    assert fingerprint([row]) != fingerprint([dataclasses.replace(row, rejected=None)])
+
+
+def test_a_label_stays_with_its_row(encoder: Encoder, tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "completion": "a", "label": label} for label in (True, False)]
+    path = write(tmp_path / "a.jsonl", *rows)
+    dataset = load_dataset(path, config(train={"objective": "kto"}), encoder)
+    assert [row.label for row in dataset.rows] == [True, False]
+    assert fingerprint(dataset.rows) != fingerprint(dataset.rows[::-1])
+    with pytest.raises(UserError, match=r"train\.objective is dpo, which learns from preference pairs"):
+        load_dataset(path, config(train={"objective": "dpo"}), encoder)
 
 
 def test_the_columns_of_the_configuration_and_of_an_entry(encoder: Encoder, tmp_path: Path) -> None:

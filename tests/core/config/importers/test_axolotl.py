@@ -126,10 +126,47 @@ def test_each_documented_key_is_handled_or_listed(tmp_path: Path, group: str) ->
         assert not imported.unknown
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("rl: dpo\nrl_beta: 0.2\n", ("dpo", 0.2, "sigmoid", 1.0)),
+        ("rl: dpo\ndpo_beta: 0.3\nrl_beta: 0.2\ndpo_loss_type: [hinge]\n", ("dpo", 0.3, "hinge", 1.0)),
+        ("rl: ipo\n", ("dpo", 0.1, "ipo", 1.0)),
+        ("rl: orpo\norpo_alpha: 0.5\n", ("orpo", 0.5, "sigmoid", 1.0)),
+        ("rl: kto\nkto_desirable_weight: 1.33\n", ("kto", 0.1, "sigmoid", 1.33)),
+        ("rl: grpo\nrl_beta: 0.2\nkto_desirable_weight: 1.33\n", ("sft", 0.1, "sigmoid", 1.0)),
+    ],
+)
+def test_preferences(tmp_path: Path, text: str, wanted: tuple[Any, ...]) -> None:
+    rows(tmp_path / "rows.jsonl")
+    imported = carry(tmp_path, BASE + text)
+    assert_all_accounted(imported, keys_of(BASE + text, AXOLOTL.sections))
+    train = loaded(tmp_path, imported).train
+    assert (train.objective, train.beta, train.dpo_loss, train.desirable_weight) == wanted
+
+
+def test_what_does_not_go_with_a_comparison_is_left_out(tmp_path: Path) -> None:
+    rows(tmp_path / "rows.jsonl")
+    text = f"{BASE}rl: dpo\ntrain_on_inputs: true\nneftune_noise_alpha: 5\npeft_init_lora_weights: loftq\n"
+    imported = carry(tmp_path, text)
+    for key in ("train_on_inputs", "neftune_noise_alpha", "peft_init_lora_weights"):
+        assert entry(imported, key)[0] == "unsupported"
+    config = loaded(tmp_path, imported)
+    assert (config.train.objective, config.data.supervise, config.method.neftune_alpha) == ("dpo", "assistant", None)
+
+
+def test_a_loss_or_a_number_that_does_not_count_is_told(tmp_path: Path) -> None:
+    text = f"{BASE}rl: dpo\ndpo_beta: 0.3\nrl_beta: 0.2\ndpo_loss_type: [hinge, ipo]\norpo_alpha: 1\n"
+    imported = carry(tmp_path, text)
+    assert entry(imported, "rl_beta")[0] == "unsupported"
+    assert entry(imported, "dpo_loss_type")[0] == "unsupported"
+    assert entry(imported, "orpo_alpha")[1].reason == "It counts only for rl: orpo."
+
+
 def test_what_is_not_offered_says_what_happens_instead(tmp_path: Path) -> None:
     text = (
         f"{BASE}noisy_embedding_alpha: 5\ndeepspeed: ds.json\nuse_comet: true\nwandb_entity: mine\n"
-        "sample_packing: true\nrl: dpo\n"
+        "sample_packing: true\nrl: grpo\n"
         "lora_modules_to_save: [lm_head]\nresume_from_checkpoint: ckpt\nplugins: [x.y]\nearly_stopping_patience: 3\n"
         "auto_find_batch_size: true\nmodel_type: LlamaForCausalLM\n"
     )

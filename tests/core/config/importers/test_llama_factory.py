@@ -89,6 +89,28 @@ DOCUMENTED: dict[str, str] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("stage: dpo\npref_beta: 0.2\n", ("dpo", 0.2, "sigmoid", 1.0)),
+        ("stage: dpo\npref_loss: ipo\n", ("dpo", 0.1, "ipo", 1.0)),
+        ("stage: dpo\npref_loss: simpo\n", ("dpo", 0.1, "sigmoid", 1.0)),
+        ("stage: dpo\npref_loss: orpo\npref_beta: 0.3\n", ("orpo", 0.3, "sigmoid", 1.0)),
+        ("stage: kto\nkto_rejected_weight: 0.5\npref_beta: 0.3\n", ("kto", 0.3, "sigmoid", 0.5)),
+        ("stage: sft\nkto_rejected_weight: 0.5\npref_beta: 0.3\npref_loss: ipo\n", ("sft", 0.1, "sigmoid", 1.0)),
+        ("stage: ppo\n", ("sft", 0.1, "sigmoid", 1.0)),
+    ],
+)
+def test_preferences(tmp_path: Path, text: str, wanted: tuple[Any, ...]) -> None:
+    registry(tmp_path)
+    whole = BASE.replace("stage: sft\n", "") + "dataset: mine\n" + text
+    imported = carry(tmp_path, whole)
+    assert_all_accounted(imported, keys_of(whole, LLAMA_FACTORY.sections))
+    train = loaded(tmp_path, imported).train
+    assert (train.objective, train.beta, train.dpo_loss, train.undesirable_weight) == wanted
+    assert (entry(imported, "stage")[0] == "unsupported") == ("ppo" in text)
+
+
 def registry(directory: Path) -> None:
     """A ``data`` directory with a registry of two datasets, and one of a hub."""
     write(directory / "data" / "mine.jsonl", json_lines([{"instruction": "q", "input": "", "output": "a"}]))

@@ -1,0 +1,30 @@
+"""What is said of a step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from core.commands.progress import step_words
+from core.runs.events import EvalEvent, StepEvent
+from core.runs.sentences import evaluation
+
+STEP: dict[str, Any] = {"step": 3, "epoch": 0.1, "loss": 0.5, "lr": 1e-4, "grad_norm": 0.6, "tokens": 300}
+
+
+def test_rewards_are_told_where_there_are_any() -> None:
+    step = StepEvent(**STEP, supervised_tokens=30, seconds=1.0, tokens_per_second=300.0)
+    assert "margin" not in step_words(step, 10)
+    assert "acc" not in step_words(step, 10)
+    compared = StepEvent(
+        **STEP, supervised_tokens=30, seconds=1.0, tokens_per_second=300.0, reward_margin=0.25, reward_accuracy=0.875
+    )
+    assert "margin 0.250  acc 0.88  300 tok/s" in step_words(compared, 10)
+
+
+def test_so_they_are_of_an_evaluation() -> None:
+    plain = EvalEvent(step=1, loss=0.5, perplexity=1.6, seconds=1.0, rows=8)
+    assert evaluation(plain) == "eval loss 0.500 (8 rows)"
+    compared = EvalEvent(
+        step=1, loss=0.5, perplexity=None, seconds=1.0, rows=8, reward_margin=0.25, reward_accuracy=0.875
+    )
+    assert evaluation(compared) == "eval loss 0.500, reward accuracy 0.88, margin 0.250 (8 rows)"
