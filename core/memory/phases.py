@@ -34,7 +34,8 @@ class MicroBatch:
 class Phase:
     """Bytes alive at one moment: kept for backward, kept for the adapters, one layer at work, the loss, its logits.
 
-    ``scores`` are those of attention, and part of what is kept or of the layer.
+    ``scores`` are those of attention, and part of what is kept or of the layer. ``gradients`` and ``update`` are of
+    weights that are updated inside backward, or after it.
     """
 
     kept: float
@@ -43,16 +44,18 @@ class Phase:
     loss: float
     logits: float
     scores: float
+    gradients: float = 0.0
+    update: float = 0.0
 
     @property
     def total(self) -> float:
         """All of it."""
-        return self.kept + self.adapters + self.layer + self.loss + self.logits
+        return self.kept + self.adapters + self.layer + self.loss + self.logits + self.gradients + self.update
 
     @property
     def heap(self) -> float:
-        """Of that, what malloc takes from its heap: all but logits and scores, which are large tensors."""
-        return self.total - self.logits - self.scores
+        """Of that, what malloc takes from its heap: all but what large tensors are, which are mapped by themselves."""
+        return self.total - self.logits - self.scores - self.gradients - self.update
 
 
 class Pass:

@@ -27,7 +27,7 @@ from core.memory.sizes import (
     split_by_targets,
     updates_in_backward,
 )
-from core.memory.weights import split_layers, trained_tensors, update_bytes
+from core.memory.weights import split_layers, trained_tensors, with_updates
 from core.units import format_bytes
 
 #: What a CUDA context, its libraries and their workspaces take; an assumption, not measured here.
@@ -298,8 +298,7 @@ class _Planner:
         learned = sum(rows * columns * count for rows, columns, count in tensors)
         trainable = learned + self._idle_adapters()
         states = sum(optimizer_bytes(kind, rows * columns, columns) * count for rows, columns, count in tensors)
-        largest = max(rows * columns for rows, columns, _ in tensors)
-        static = [*self._weights(), *self._trained(trainable, learned, states, largest)]
+        static = [*self._weights(), *self._trained(trainable, learned, states)]
         phases = Pass(
             self.model,
             self.how,
@@ -308,6 +307,8 @@ class _Planner:
             checkpointing=self.checkpointing,
             gradient_from={"full": "embeddings", "freeze": "trained"}.get(self.config.method.name, "first layer"),
         ).phases()
+        if self.weights:
+            phases = with_updates(phases, self.model, self.config, tensors, self.how.bytes, cuda=self.cuda)
         name = max(phases, key=lambda name: phases[name].total)
         moving = self._moving(phases[name])
         parts = [*static, *moving, *self._surroundings(static, moving, phases, name)]
@@ -375,22 +376,14 @@ class _Planner:
         checkpoint = self.model.checkpoint
         return self.how.bytes == 2 and (checkpoint is None or checkpoint.dtype == "BF16")
 
-    def _trained(self, trainable: int, learned: int, states: int, largest: int) -> list[Part]:
+    def _trained(self, trainable: int, learned: int, states: int) -> list[Part]:
         kind = self.config.train.optimizer
         optimizer = Part("optimizer", states, f"{kind}: {STATES[kind]}")
         if self.weights:
-            a = self.how.bytes
-            if not self.in_backward:
-                return [Part("gradients", a * trainable, f"of {_count(trainable)} weights in {8 * a} bit"), optimizer]
-            # That of the output head is there until that of the embeddings comes, where they are one; and each chunk
-            # of the loss makes one, which is added to the others.
-            size = a * largest * (2 if self.config.method.name == "full" else 1)
-            update = update_bytes(largest, a, kind, cuda=self.cuda)
-            return [
-                Part("gradients", size, f"of the largest tensor at work, {_count(trainable)} weights are trained"),
-                Part("update", update, "the largest tensor's update, before it is rounded into the weights"),
-                optimizer,
-            ]
+            # Inside backward they come and go with the layers.
+            size = 0 if self.in_backward else self.how.bytes * trainable
+            what = f"of {_count(trainable)} weights in {8 * self.how.bytes} bit"
+            return [Part("gradients", size, what), optimizer]
         initial = FP32 * trainable if self._paired else 0
         return [
             Part("adapters", FP32 * trainable, f"{_count(trainable)} trained parameters in fp32"),
@@ -414,6 +407,8 @@ class _Planner:
             Part("adapter_activations", int(phase.adapters), "the adapters' inputs, and their weights cast"),
             Part("layer", int(phase.layer), "one layer at work, its dequantized weights among it"),
             Part("loss", int(phase.loss + phase.logits), loss),
+            Part("gradients_at_work", int(phase.gradients), "of the weights that are just being updated"),
+            Part("update", int(phase.update), "an update of a large tensor, before it is rounded into the weights"),
         ]
 
     def _surroundings(self, static: list[Part], moving: list[Part], phases: dict[str, Phase], worst: str) -> list[Part]:

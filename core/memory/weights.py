@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from core.config.schema import Config
 from core.memory.activations import FP32, Adapters
 from core.memory.architecture import Architecture, Layer
-from core.memory.sizes import FP32_STATES
+from core.memory.phases import Phase
+from core.memory.sizes import FP32_STATES, updates_in_backward
 
 #: Tensors as ``(rows, columns, how many)``.
 Tensors = list[tuple[int, int, int]]
@@ -95,6 +96,41 @@ def update_bytes(largest: int, width: int, optimizer: str, *, cuda: bool) -> int
     fp32 = optimizer in FP32_STATES
     stand_in = (FP32 if fp32 else width) + (FP32 if fp32 and width != FP32 else 0)
     # Adafactor squares the gradient and scales it in copies. On the CPU bitsandbytes takes states, gradient and
-    # parameter apart into fp32, and makes a denominator of them.
-    copies = 2 if optimizer == "adafactor" else 5 if not cuda and not fp32 else 0
+    # parameter apart into fp32, and makes a denominator of them in two steps.
+    copies = 2 if optimizer == "adafactor" else 6 if not cuda and not fp32 else 0
     return largest * stand_in + max(largest * copies * FP32, min(largest, SLICE) * SLICE_BYTES)
+
+
+def with_updates(
+    phases: Mapping[str, Phase], model: Architecture, config: Config, tensors: Tensors, width: int, *, cuda: bool
+) -> dict[str, Phase]:
+    """The moments of a pass with what gradients and updates of weights take, and the moment of the largest update.
+
+    Args:
+        phases: ``loss`` and ``backward``, of the activations alone.
+        model: The base model.
+        config: The method and the optimizer.
+        tensors: What is trained.
+        width: Bytes of an element of the weights.
+        cuda: Whether it runs on a GPU.
+    """
+    optimizer = config.train.optimizer
+
+    def update(elements: int) -> int:
+        return update_bytes(elements, width, optimizer, cuda=cuda)
+
+    largest = max(rows * columns for rows, columns, _ in tensors)
+    nothing = Phase(0, 0, 0, 0, 0, 0)
+    if not updates_in_backward(config):
+        return {**phases, "update": replace(nothing, update=update(largest))}
+    head = model.vocabulary * model.hidden if config.method.name == "full" else 0
+    inner = max((linear.weights for layer in model.layers for linear in layer.linears), default=0)
+    # Each chunk of the loss makes a gradient of the head, which is added to that of the others. Where head and
+    # embeddings are one, it waits for that of the embeddings, which comes last.
+    waiting = width * head if model.tied else 0
+    kept = 0.0 if model.tied else phases["loss"].kept
+    return {
+        "loss": replace(phases["loss"], gradients=2 * width * head),
+        "backward": replace(phases["backward"], gradients=waiting + width * inner, update=update(inner)),
+        "update": replace(nothing, kept=kept if head else 0.0, gradients=width * head, update=update(head)),
+    }

@@ -131,8 +131,8 @@ class Attendant:
         recipe = self._recipe
         if recipe.step == 0:
             raise UserError("No step is done yet, so there is nothing to save.", "Try again after the first step.")
-        recipe.save_checkpoint()
-        if recipe.last_checkpoint != recipe.step:
+        recipe.keeper.save()
+        if recipe.keeper.last_step != recipe.step:
             raise UserError("The checkpoint was not written.", "The run's notices say why.")
         command.answer(step=recipe.step)
         return "ok"

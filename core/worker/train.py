@@ -9,14 +9,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
-import json
 import math
-import shutil
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -25,17 +20,17 @@ from core.errors import UserError
 from core.memory.batching import TOKEN_BUDGETS
 from core.memory.sizes import FP32_STATES, updates_in_backward
 from core.models.files import weights_fingerprint
-from core.runs.events import CheckpointEvent, StepEvent
+from core.runs.events import StepEvent
 from core.runs.sentences import ALL_DONE
 from core.runs.store import Run
-from core.worker import checkpoint as checkpoints
 from core.worker.adapters import adapted_layers, attach_adapters, parameter_groups
 from core.worker.attendant import Attendant
 from core.worker.batches import DataOrder
 from core.worker.control import Controls, StopRequested
 from core.worker.evaluate import Evaluator
 from core.worker.gradients import WindowGradients, make_accelerator
-from core.worker.health import Health, NotFiniteError
+from core.worker.health import Health
+from core.worker.keeper import Keeper
 from core.worker.loss import SupervisedLoss
 from core.worker.model import (
     choose_device,
@@ -54,14 +49,11 @@ from core.worker.recorder import Recorder
 from core.worker.samples import SampleWriter, choose_questions
 from core.worker.schedule import lr_factor, warmup_steps
 from core.worker.selection import Selection
-from core.worker.shortage import TRIES, MemoryShortageError, Persistence, attempt
-from core.worker.tensors import read_tensors
+from core.worker.shortage import MemoryShortageError, Persistence
 from core.worker.update import AdapterUpdate, Update, WeightUpdate
 
 #: The greatest difference between our logits and the model's own that rounding explains.
 LOGIT_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 1.0, torch.float16: 0.25}
-#: Sections of the configuration that a resumed run must share with its beginning.
-FIXED_SECTIONS = ("model", "data", "template", "method", "train")
 
 
 @dataclass(frozen=True)
@@ -96,9 +88,8 @@ class FinetuneRecipe:
         self.total_steps = 0
         self.paused_seconds = 0.0
         self.selection = Selection(config.eval.patience, config.eval.min_delta)
-        self.last_checkpoint: int | None = None
         self.last_eval: int | None = None
-        self._save_again = False
+        self.keeper = Keeper(self)
 
     def train(self, *, resume: bool) -> Outcome:
         """Do the run.
@@ -110,12 +101,12 @@ class FinetuneRecipe:
             StopRequested: If it was stopped; a checkpoint has then been written, if a step was done and time was given.
             UserError: If it cannot go on.
         """
-        found = self._newest_checkpoint() if resume else None
+        found = self.keeper.find() if resume else None
         self._prepare_data()
         self._load_model(fresh=not resume)
         self._prepare_optimization()
         if found is not None:
-            self._restore(found)
+            self.keeper.restore(found)
         self._rehearse()
         try:
             self._loop()
@@ -193,7 +184,7 @@ class FinetuneRecipe:
             self.dataset.rows,
             accelerator=self.accelerator,
             max_rows=train.micro_batch_size,
-            notice=self._warn,
+            notice=self.warn,
             noise=None if alpha is None else EmbeddingNoise(self.loaded.model, alpha),
             partial=lambda: self.update.partial,
             whole=self.update.in_backward,
@@ -203,9 +194,7 @@ class FinetuneRecipe:
         recomputing, self._decision = decide_checkpointing(self.config, self.loaded.device, self.dataset, self.windows)
         self.windows.set_checkpointing(recomputing)
         self.attendant = Attendant(self)
-        self.health = Health(
-            lambda code, message, hint: self.recorder.notice("warning", code, message, hint), self.dataset.places
-        )
+        self.health = Health(self.warn, self.dataset.places)
         self.samples = SampleWriter(
             self.loaded,
             self.questions,
@@ -225,14 +214,14 @@ class FinetuneRecipe:
                 template=self.template,
                 check=self.attendant.attend,
                 samples=0 if self.samples.is_needed else self.config.eval.samples,
-                notice=self._warn,
+                notice=self.warn,
                 objective=self.held_out_objective,
             )
         self.recorder.update(total_steps=self.total_steps)
 
     def _make_update(self) -> Update:
         train = self.config.train
-        persistence = Persistence(lambda: f"step {self.step + 1}", self._warn)
+        persistence = Persistence(lambda: f"step {self.step + 1}", self.warn)
         if self.config.method.name not in WEIGHT_METHODS:
             parameters = trainable_parameters(self.loaded.model)
             groups = parameter_groups(self.loaded.model, self.config.method.loraplus_ratio)
@@ -248,7 +237,8 @@ class FinetuneRecipe:
             persistence=persistence,
         )
 
-    def _warn(self, code: str, message: str, hint: str) -> None:
+    def warn(self, code: str, message: str, hint: str) -> None:
+        """Give notice of what went wrong and does not end the run."""
         self.recorder.notice("warning", code, message, hint)
 
     def _rehearse(self) -> None:
@@ -264,7 +254,7 @@ class FinetuneRecipe:
             rows, length = self.windows.rehearse(self.config.train.batch_size)
         self.recorder.phase("rehearsing", f"{rows} rows of {length} tokens", done=1, total=1)
         self._record_memory(rehearsed=True)
-        checkpoints.check_room(self.run.path, self._checkpoint_size())
+        self.keeper.check_room()
 
     def _verify_head(self) -> None:
         ids = torch.as_tensor(self.dataset.rows[0].input_ids[:16], dtype=torch.int64, device=self.loaded.device)
@@ -292,13 +282,14 @@ class FinetuneRecipe:
         while self.step < self.total_steps and not self.selection.is_exhausted:
             self._optimizer_step()
             if self.health.is_hopeless:
-                raise self._give_up()
+                self.keeper.drop_after(self.selection.last_good)
+                raise self.health.verdict(self.selection.last_good)
             if self.step < self.total_steps:
                 self._evaluate_if_due()
             # A pause here is one for a best checkpoint that could not be written; another would fail as well.
-            due = self._due(self.attendant.checkpoint_every) or self._save_again
+            due = self._due(self.attendant.checkpoint_every) or self.keeper.postponed
             if due and not self.attendant.paused:
-                self.save_checkpoint()
+                self.keeper.save()
             self.attendant.attend()
 
     def _optimizer_step(self) -> None:
@@ -339,17 +330,6 @@ class FinetuneRecipe:
         self.paused_seconds = 0.0
         self.recorder.end_step(self.step)
 
-    def _give_up(self) -> NotFiniteError:
-        """Take away the checkpoints after the last good one, so that whoever goes on begins there."""
-        good = self.selection.last_good
-        if good is not None and (path := self._checkpoint_path(good)).is_dir():
-            keep, protected = self.config.checkpoint.keep, self.selection.protected
-            checkpoints.rotate(self.run.checkpoints_path, keep, newest=path, protected=protected)
-        return self.health.verdict(good)
-
-    def _checkpoint_path(self, step: int) -> Path:
-        return self.run.checkpoints_path / checkpoints.checkpoint_name(step)
-
     def _due(self, every: int | None) -> bool:
         return every is not None and self.step % every == 0
 
@@ -374,137 +354,34 @@ class FinetuneRecipe:
                 except MemoryShortageError as error:
                     self.last_eval = self.step
                     message = f"The evaluation after step {self.step} is left out. {error.message}"
-                    self._warn("evaluation_skipped", message, error.hint)
+                    self.warn("evaluation_skipped", message, error.hint)
                     return
                 event = dataclasses.replace(event, seconds=event.seconds - (self.paused_seconds - paused))
                 for told in (event, *samples):
                     self.recorder.event(told)
                 if self.selection.measured(self.step, event.loss):
-                    self.save_checkpoint()
+                    self.keeper.save()
             self.last_eval = self.step
             for sample in self.samples.write(self.step, functools.partial(report, "samples")):
                 self.recorder.event(sample)
         self._record_memory()
 
-    def save_checkpoint(self) -> None:
-        """Write a checkpoint of the present step, unless there is one; old ones are rotated out afterwards.
-
-        A full disk does not end the run: it is paused, to be resumed when there is room. When memory runs out, it is
-        tried again, at once and after the next step.
-        """
-        if self.last_checkpoint == self.step or self.step == 0:
-            return
-        began = time.monotonic()
-        try:
-            checkpoints.check_room(self.run.path, self._checkpoint_size())
-            written = self._write_checkpoint()
-        except MemoryShortageError as error:
-            self._save_again = True
-            self._warn("checkpoint_postponed", error.message, "It is tried again after the next step, if there is one.")
-            return
-        except (OSError, UserError) as error:
-            reason = error.message if isinstance(error, UserError) else str(error)
-            self.recorder.notice(
-                "error",
-                "checkpoint_failed",
-                f"The checkpoint of step {self.step} was not written: {reason}",
-                "Make room, then resume; earlier checkpoints are untouched.",
-            )
-            self.attendant.pause()
-            return
-        self.last_checkpoint = self.step
-        self._save_again = False
-        self.selection.saved(self.step)
-        checkpoints.rotate(
-            self.run.checkpoints_path,
-            self.config.checkpoint.keep,
-            newest=written.path,
-            protected=self.selection.protected,
-        )
-        size = sum(facts["bytes"] for facts in written.manifest["files"].values())
-        path = str(written.path.relative_to(self.run.path))
-        self.recorder.event(CheckpointEvent(step=self.step, path=path, bytes=size, seconds=time.monotonic() - began))
-
-    def _write_checkpoint(self) -> checkpoints.Checkpoint:
-        def write() -> checkpoints.Checkpoint:
-            return checkpoints.save_checkpoint(
-                self.run.checkpoints_path,
-                model=self.loaded.model,
-                optimizer=self.update,
-                step=self.step,
-                facts=self._facts(),
-            )
-
-        reason = ""
-        for _ in range(TRIES):
-            tried = attempt(write)
-            if tried.result is not None:
-                return tried.result
-            reason = tried.reason or ""
-        raise MemoryShortageError(f"Memory ran out in saving the checkpoint of step {self.step}: {reason}", "")
-
-    def _facts(self) -> dict[str, Any]:
-        return {
-            "config_sha256": config_hash(self.config),
-            "data_sha256": self.data_fingerprint,
-            "base_sha256": self.base_fingerprint,
-            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
-            "total_steps": self.total_steps,
-            "token_budget": self.windows.token_budget,
-            "gradient_checkpointing": self.windows.checkpointing,
-            "overrides": self.attendant.overrides,
-            "selection": self.selection.facts(),
-            "health": self.health.facts(),
-        }
-
-    def _newest_checkpoint(self) -> checkpoints.Checkpoint:
-        # Before minutes are spent on the rows and the model.
-        found, damaged = checkpoints.newest_valid(self.run.checkpoints_path)
-        for sentence in damaged:
-            self.recorder.notice("warning", "checkpoint_damaged", sentence, "An older checkpoint is used.")
-        if found is None:
-            raise UserError(f"Run {self.run.id} has no valid checkpoint to go on from.", "Start it again.")
-        if found.manifest["config_sha256"] != config_hash(self.config):
-            raise UserError(
-                f"{self.run.config_path} has changed since {found.path.name}.", "Put it back, or start a new run."
-            )
-        return found
-
-    def _restore(self, found: checkpoints.Checkpoint) -> None:
-        for name, now, what in (
-            ("data_sha256", self.data_fingerprint, "The training data"),
-            ("base_sha256", self.base_fingerprint, f"The base model {self.config.model.base}"),
-        ):
-            if found.manifest[name] != now:
-                raise UserError(f"{what} has changed since {found.path.name}.", "Put it back, or start a new run.")
-        checkpoints.restore(found, model=self.loaded.model, optimizer=self.update)
-        if self.accelerator.scaler is not None and found.manifest["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(found.manifest["scaler"])
-        self.step = self.last_checkpoint = found.step
-        self.windows.token_budget = int(found.manifest["token_budget"])
-        self.windows.set_checkpointing(bool(found.manifest["gradient_checkpointing"]))
-        self.attendant.apply(found.manifest["overrides"])
-        self.selection.restore(found.manifest["selection"], found.step)
-        self.health.restore(found.manifest["health"])
-        self.recorder.update(step=self.step)
-        self.recorder.notice("info", "resumed", f"Going on from {found.path.name}.")
-
     def _stop(self, *, save: bool) -> None:
         self.recorder.update(state="stopping")
         if save:
             self.recorder.phase("saving", "checkpoint")
-            self.save_checkpoint()
+            self.keeper.save()
 
     def _finish(self) -> Outcome:
         self.recorder.phase("saving", "checkpoint")
-        self.save_checkpoint()
+        self.keeper.save()
         if self.attendant.paused:
             self.attendant.attend()
         self._evaluate()
-        output = self.run.model_path if self.config.method.name in WEIGHT_METHODS else self.run.adapter_path
+        output = self.keeper.output
         self.recorder.phase("saving", output.name)
-        chosen = self._chosen_checkpoint()
-        self._save_final(output, chosen)
+        chosen = self.keeper.choose()
+        self.keeper.save_result(chosen)
         self._record_memory()
         reason = ALL_DONE
         if self.selection.is_exhausted and self.step < self.total_steps:
@@ -512,53 +389,6 @@ class FinetuneRecipe:
         if chosen is not None:
             reason += f"; the {output.name} is that of step {chosen.step}, the best one"
         return Outcome(self.step, self.selection.best_step, output.name, reason)
-
-    def _checkpoint_size(self) -> int:
-        return checkpoints.size_estimate(self.loaded.model, self.config.train.optimizer)
-
-    def _chosen_checkpoint(self) -> checkpoints.Checkpoint | None:
-        """The checkpoint that becomes the result; None for the weights as they are."""
-        best = self.selection.best_step
-        if self.config.checkpoint.final == "last" or best == self.step:
-            return None
-        try:
-            if best is None:
-                raise UserError("No step was measured with a finite loss.")
-            return checkpoints.verify_checkpoint(self._checkpoint_path(best))
-        except UserError as error:
-            self.recorder.notice(
-                "warning", "best_missing", f"The best step cannot be taken: {error.message}", "The last one is."
-            )
-        return None
-
-    def _save_final(self, output: Path, chosen: checkpoints.Checkpoint | None) -> None:
-        def fill(directory: Path) -> None:
-            if output == self.run.model_path:
-                if chosen is not None:
-                    read_tensors(chosen.weights_path, trained_tensors(self.loaded.model))
-                checkpoints.save_model(self.loaded.model, directory)
-            elif chosen is not None:
-                shutil.copytree(chosen.adapter_path, directory, dirs_exist_ok=True)
-            else:
-                checkpoints.save_adapter(self.loaded.model, directory)
-            self.loaded.tokenizer.save_pretrained(directory)
-            if self.template is not None:
-                (directory / "chat_template.jinja").write_text(self.template, encoding="utf-8")
-
-        def nothing() -> None:
-            """What was half written is gone already."""
-
-        saving = Persistence(lambda: "the end", self._warn)
-        newest = f"The newest checkpoint holds it; free memory and 'localtune-tui continue {self.run.id}'."
-        try:
-            saving.insist(
-                lambda: checkpoints.write_directory(output, fill), nothing, f"in saving the {output.name}", newest
-            )
-        except OSError as error:
-            raise UserError(
-                f"The {output.name} cannot be written to {output}: {error}.",
-                f"The newest checkpoint holds it; make room and 'localtune-tui continue {self.run.id}'.",
-            ) from error
 
     # Telling.
 
@@ -584,10 +414,3 @@ class FinetuneRecipe:
             peak_bytes=peak,
             limit_bytes=min(total, free + torch.cuda.memory_reserved(device)),
         )
-
-
-def config_hash(config: Config) -> str:
-    """SHA-256 over the sections that decide what is trained and how."""
-    dumped = config.model_dump(mode="json")
-    fixed = {section: dumped[section] for section in FIXED_SECTIONS}
-    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode("utf-8")).hexdigest()

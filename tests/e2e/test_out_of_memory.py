@@ -171,7 +171,7 @@ def test_what_does_not_fit_at_all_is_left_out_and_the_run_goes_on(workers: Worke
         "The evaluation after step 4 is left out",
         "The evaluation after step 8 is left out",
     ]
-    assert f"{workers.eval_data}, line " in skipped[0].message
+    assert f"{workers.eval_data.name} line " in skipped[0].message
     assert torch.equal(
         torch.cat([tensor.flatten() for tensor in adapter(run).values()]),
         torch.cat([tensor.flatten() for tensor in adapter(calm).values()]),
@@ -188,7 +188,7 @@ def test_a_row_that_does_not_fit_alone_ends_the_run_and_is_named(workers: Worker
     end = failure(run)
     assert "memory_checkpointing" in notice_codes(run)
     assert "with a single row of" in end.reason
-    assert f"({workers.train_data}, line " in end.reason
+    assert f"({workers.train_data.name} line " in end.reason
     assert "train.max_length" in end.hint
     assert steps(run) == []
 

@@ -155,7 +155,7 @@ def test_what_cannot_be_resumed_exactly_is_refused(stopped: tuple[Workers, Run])
     for run in (damaged, reconfigured):
         workers.resume(run)
     assert failure(damaged).reason == f"Run {damaged.id} has no valid checkpoint to go on from."
-    assert notice_codes(damaged) == ["checkpoint_damaged"] * 3
+    assert [code for code in notice_codes(damaged) if code != "checkpointing"] == ["checkpoint_damaged"] * 3
     assert failure(reconfigured).reason.startswith(f"{reconfigured.config_path} has changed since step-")
     kept = workers.train_data.read_text()
     workers.train_data.write_text(kept.replace("billing", "shipping", 1))

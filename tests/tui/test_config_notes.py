@@ -57,7 +57,8 @@ async def test_a_warning_stands_below_its_option_and_goes_when_it_is_mended(tmp_
         await opened(pilot, pane, path)
         field = await go_to(pilot, pane, "train.learning_rate")
         assert any("▸! learning_rate" in line for line in screen_lines(pilot.app))
-        assert "too low for adapters. 1e-4 to 3e-4 is usual." in flat(screen_text(pilot.app))
+        usual = "too low for adapters. 1e-4 to 3e-4 is usual."
+        await wait_for(pilot, lambda: usual in flat(screen_text(pilot.app)))
         await wait_for(pilot, lambda: "warning" in screen_lines(pilot.app)[0])
         await go_to(pilot, pane, "train.epochs")
         await pilot.press("p")

@@ -80,11 +80,11 @@ def test_of_every_row_it_is_known_where_it_comes_from(encoder: Encoder, tmp_path
     settings = config(data={"train": [first, second], "weights": [1, 2], "eval_share": 0.3})
     dataset, held_out = Loader(settings, encoder).training()
     assert held_out is not None
-    lines = {path: Path(path).read_text().splitlines() for path in (first, second)}
+    lines = {Path(path).name: Path(path).read_text().splitlines() for path in (first, second)}
     for rows in (dataset, held_out):
         assert len(rows.places) == len(rows.rows) == len(rows.examples)
         for position, example in enumerate(rows.examples):
-            path, _, line = rows.place(position).rpartition(", line ")
+            path, _, line = rows.place(position).rpartition(" line ")
             assert json.loads(lines[path][int(line) - 1])["messages"][0]["content"] == example.messages[0].content
     assert dataset.repeated
 
