@@ -15,13 +15,37 @@ from core.text import one_line
 
 __all__ = ["READ", "FileChangedError", "Identity", "Kind", "Layout", "Packing", "Source", "open_source"]
 
-#: How a file is packed: nothing to undo, compressed, or a table in binary form (``columns``: a JSON object of arrays).
-Packing = Literal["", "gzip", "zstd", "parquet", "arrow", "columns"]
+#: How a file is packed: nothing to undo, compressed, a table in binary form (``columns``: a JSON object of arrays), or
+#: one of these compressed; ``json`` stands for JSON of any layout, which shows when it is unpacked.
+Packing = Literal[
+    "",
+    "gzip",
+    "zstd",
+    "parquet",
+    "arrow",
+    "columns",
+    "gzip+parquet",
+    "gzip+arrow",
+    "gzip+json",
+    "zstd+parquet",
+    "zstd+arrow",
+    "zstd+json",
+]
 #: The packings of tables, which have no lines.
-TABLES: frozenset[Packing] = frozenset({"parquet", "arrow", "columns"})
+TABLES: frozenset[Packing] = frozenset(
+    {"parquet", "arrow", "columns", "gzip+parquet", "gzip+arrow", "zstd+parquet", "zstd+arrow"}
+)
 
 _COMPRESSED: dict[str, Packing] = {".gz": "gzip", ".gzip": "gzip", ".zst": "zstd", ".zstd": "zstd"}
 _COLUMNAR: dict[str, Packing] = {".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"}
+_BOTH: dict[tuple[str, str], Packing] = {
+    ("gzip", "parquet"): "gzip+parquet",
+    ("gzip", "arrow"): "gzip+arrow",
+    ("gzip", "json"): "gzip+json",
+    ("zstd", "parquet"): "zstd+parquet",
+    ("zstd", "arrow"): "zstd+arrow",
+    ("zstd", "json"): "zstd+json",
+}
 _PACKED_MAGIC: tuple[tuple[bytes, Packing], ...] = (
     (b"\x1f\x8b", "gzip"),
     (b"\x28\xb5\x2f\xfd", "zstd"),
@@ -181,9 +205,11 @@ def _packing(path: Path, head: bytes, shown: str) -> tuple[Packing, str]:
     packing = next((packing for magic, packing in _PACKED_MAGIC if head.startswith(magic)), None)
     if packing in ("gzip", "zstd"):
         inner = Path(path.stem).suffix.lower() if suffix in _COMPRESSED else suffix
-        if inner in _COLUMNAR or inner == ".tar":
+        if inner == ".tar":
             raise UserError(f"{shown} is a compressed {inner[1:]} file.", f"Decompress it first: {READ}.")
-        return packing, inner
+        if inner in _COLUMNAR:
+            return _BOTH[packing, _COLUMNAR[inner]], ".jsonl"
+        return (_BOTH[packing, "json"], inner) if inner == ".json" else (packing, inner)
     if packing is not None:
         return packing, ".jsonl"
     expected = _COMPRESSED.get(suffix) or _COLUMNAR.get(suffix)

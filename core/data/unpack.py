@@ -11,15 +11,20 @@ ends when standard input does.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import resource
 import sys
+import tempfile
 import zlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, BinaryIO
+
+from core.data.layout import HEAD_BYTES, is_column_arrays
+from core.paths import home, make_private_dir
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -203,13 +208,39 @@ def portions(packing: str, file: BinaryIO) -> Iterator[tuple[bytes, int]]:
     Raises:
         UnpackError: If it is damaged.
     """
-    if packing in _TABLES:
-        size = os.fstat(file.fileno()).st_size
-        for text, share in _TABLES[packing](file):
+    size = os.fstat(file.fileno()).st_size
+    compression, _, inner = packing.partition("+")
+    if compression in _TABLES:
+        for text, share in _TABLES[compression](file):
             yield text, int(share * size)
         return
-    for piece in gunzip(file) if packing == "gzip" else unzstd(file):
-        yield piece, file.tell()
+
+    def done() -> int:
+        return size if file.closed else file.tell()  # pyarrow closes it at its end
+
+    pieces = gunzip(file) if compression == "gzip" else unzstd(file)
+    if inner == "json":
+        # Whether it is an object of arrays shows at its beginning.
+        first = b""
+        for piece in pieces:
+            first += piece
+            if len(first) >= HEAD_BYTES:
+                break
+        pieces = itertools.chain([first], pieces)
+        inner = "columns" if is_column_arrays(first) else ""
+    if not inner:
+        for piece in pieces:
+            yield piece, done()
+        return
+    with tempfile.TemporaryFile(dir=make_private_dir(home() / "cache")) as table:
+        # A table is read from its end, so it has to be whole first.
+        whole = Spool(table.fileno())
+        for piece in pieces:
+            whole.write(piece, done())
+            yield b"", 0
+        table.seek(0)
+        for text, share in _TABLES[inner](table):
+            yield text, int(share * size)
 
 
 def plain(value: Any) -> Any:

@@ -26,6 +26,8 @@ from tests.core.data.files import json_lines, pairs, values, write, write_arrow,
 
 ROWS = pairs(40)
 TEXT = json_lines(ROWS).encode()
+#: The same rows as an object of arrays.
+COLUMNS = json.dumps({name: [row[name] for row in ROWS] for name in ROWS[0]}).encode()
 
 
 def refusal(path: Path) -> UserError:
@@ -45,6 +47,15 @@ def test_every_packing_holds_the_same_rows(tmp_path: Path) -> None:
         write_arrow(tmp_path / "a.arrow", ROWS, stream=False),
         write_arrow(tmp_path / "stream.arrow", ROWS, stream=True),
         write(tmp_path / "array.json.gz", gzip.compress(json.dumps(ROWS).encode())),
+        write(tmp_path / "lines.json.gz", gzip.compress(TEXT)),
+        write(tmp_path / "columns.json.gz", gzip.compress(COLUMNS)),
+        write_zstd(tmp_path / "columns.json.zst", COLUMNS),
+        write(tmp_path / "a.parquet.gz", gzip.compress(write_parquet(tmp_path / "b.parquet", ROWS).read_bytes())),
+        write_zstd(tmp_path / "a.parquet.zst", (tmp_path / "b.parquet").read_bytes()),
+        write(
+            tmp_path / "a.arrow.gz", gzip.compress(write_arrow(tmp_path / "b.arrow", ROWS, stream=False).read_bytes())
+        ),
+        write_zstd(tmp_path / "a.feather.zst", (tmp_path / "b.arrow").read_bytes()),
     ]
     for path in paths:
         with open_rows(path) as file:

@@ -91,7 +91,7 @@ def test_delimiter(tmp_path: Path, name: str, content: bytes, delimiter: str) ->
         ("a.jsonl.bz2", b"BZh9", "is an archive"),
         ("a.jsonl.gz", b'{"a": 1}', "is no gzip file, whatever its name says"),
         ("a.parquet", b"hello", "is no parquet file, whatever its name says"),
-        ("a.parquet.gz", b"\x1f\x8b\x08\x00", "is a compressed parquet file"),
+        ("a.tar.gz", b"\x1f\x8b\x08\x00", "is a compressed tar file"),
         ("a.xlsx", b"PK\x03\x04", "is an archive or a spreadsheet"),
         ("a.md", b"hello", "is a document"),
         ("a.jsonl", "{}".encode("utf-16"), "is UTF-16 text"),
