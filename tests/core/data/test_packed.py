@@ -22,7 +22,7 @@ from core.data.reader import NoRowsError, open_rows, read_rows
 from core.data.rows import Row
 from core.data.source import FileChangedError
 from core.errors import UserError
-from tests.core.data.files import json_lines, pairs, values, write, write_arrow, write_parquet, write_zstd
+from tests.core.data.files import descriptors, json_lines, pairs, values, write, write_arrow, write_parquet, write_zstd
 
 ROWS = pairs(40)
 TEXT = json_lines(ROWS).encode()
@@ -163,7 +163,6 @@ def test_only_so_much_is_unpacked_as_is_looked_at(tmp_path: Path) -> None:
 def test_closing_ends_the_index_and_leaves_nothing(tmp_path: Path, private_home: Path) -> None:
     noise = json_lines({"n": n, "s": os.urandom(60).hex()} for n in range(200_000)).encode()
     path = write(tmp_path / "a.jsonl.gz", gzip.compress(noise, 1))
-    before = len(os.listdir("/proc/self/fd"))
     file = open_rows(path)
     reached = threading.Event()
 
@@ -178,7 +177,7 @@ def test_closing_ends_the_index_and_leaves_nothing(tmp_path: Path, private_home:
     assert not thread.is_alive()
     file.close()
     del file, thread
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors(tmp_path) == descriptors(private_home) == []
     assert [entry for entry in (private_home / "cache").rglob("*") if entry.is_file()] == []
 
 

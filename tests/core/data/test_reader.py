@@ -15,6 +15,7 @@ from core.data.parsers import RAW_LIMIT, parse_csv, parse_json, parse_text
 from core.data.reader import Row, open_rows, read_rows
 from core.data.source import FileChangedError
 from core.errors import UserError
+from tests.core.data.files import descriptors
 
 
 def write(directory: Path, name: str, content: str | bytes) -> Path:
@@ -184,12 +185,11 @@ def test_a_huge_row_costs_no_memory(tmp_path: Path) -> None:
 )
 def test_a_file_without_rows_is_refused(tmp_path: Path, name: str, content: str | bytes, part: str) -> None:
     path = write(tmp_path, name, content)
-    before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(UserError, match=r"holds|header|columns") as caught:
         open_rows(path).rows(0, 1)
     assert part in caught.value.message
     assert caught.value.hint
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors(tmp_path) == []
 
 
 def large(directory: Path, count: int = 60_000) -> Path:
