@@ -244,6 +244,26 @@ def _reference_is_the_base(config: Config, _: Facts) -> Findings:
         )
 
 
+@_rule("error", "train.packing", "method.neftune_alpha")
+def _noise_is_for_padded_rows(config: Config, _: Facts) -> Findings:
+    """With train.packing, method.neftune_alpha is absent."""
+    if config.train.packing and config.method.neftune_alpha is not None:
+        yield (
+            "train.packing is true, and method.neftune_alpha puts noise on each row of a padded batch.",
+            "Set train.packing = false, or leave method.neftune_alpha out.",
+        )
+
+
+@_rule("error", "train.packing", "train.fused_layers")
+def _packing_needs_layout(config: Config, _: Facts) -> Findings:
+    """train.packing needs train.fused_layers, whose attention keeps rows apart."""
+    if config.train.packing and not config.train.fused_layers:
+        yield (
+            "train.packing is true, and train.fused_layers, whose attention keeps packed rows apart, is false.",
+            "Set train.fused_layers = true, or train.packing = false.",
+        )
+
+
 @_rule("error", "method.neftune_alpha", "train.objective")
 def _noise_is_for_answers(config: Config, _: Facts) -> Findings:
     """method.neftune_alpha is for train.objective = sft."""

@@ -186,6 +186,16 @@ class TrainSection(Section):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = _option(
         "auto", "Arithmetic of forward and backward; auto takes what the device does well."
     )
+    packing: bool = _option(
+        False, "Lay the rows of a micro-batch one behind another, without padding, and keep them apart in attention."
+    )
+    share_prefix: bool = _option(
+        True, "Compute once what the rows of a micro-batch begin with alike, such as a system prompt."
+    )
+    fused_layers: bool = _option(
+        True,
+        "Run adapters, norms, rotary embedding and short attention as single functions; false: as the model's own.",
+    )
     seed: int = _option(42, "Seed of data order, initialization and dropout.", ge=0, le=2**31 - 1)
 
 
@@ -197,6 +207,9 @@ class MemorySection(Section):
     )
     optimizer_in_backward: Literal["auto", "on", "off"] = _option(
         "auto", "Update each weight as soon as its gradient is there; auto: when method.name is full."
+    )
+    keep_dequantized: Literal["auto", "on", "off"] = _option(
+        "auto", "Dequantize 4-bit weights once and keep them so, for speed; auto: where there is plenty of memory."
     )
 
 

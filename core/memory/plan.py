@@ -62,6 +62,8 @@ STATES = {
 }
 #: Paged states beyond this are worth a word about the machine's memory.
 PAGED_NOTE = 1 << 30
+#: 16-bit copies of 4-bit weights are kept where the run with them takes no more than this share of what is free.
+COPIES_SHARE = 0.5
 
 DeviceKind = Literal["cpu", "cuda"]
 
@@ -111,6 +113,7 @@ class Plan:
         device: The kind of device.
         notes: What one should know about the figures, as sentences.
         targets: The last part of the names of the layers that get adapters, and how many are called so.
+        dequantized: Whether 16-bit copies of 4-bit weights are kept.
     """
 
     parts: tuple[Part, ...]
@@ -127,6 +130,7 @@ class Plan:
     device: DeviceKind
     notes: tuple[str, ...] = field(default=())
     targets: tuple[tuple[str, int], ...] = field(default=())
+    dequantized: bool = False
 
     @property
     def total_bytes(self) -> int:
@@ -161,6 +165,7 @@ def make_plan(
     *,
     token_budget: int | None = None,
     checkpointing: bool | None = None,
+    dequantized: bool | None = None,
 ) -> Plan:
     """Plan a run.
 
@@ -171,6 +176,7 @@ def make_plan(
         rows: What is known of the training rows; absent: all as long as they may be, and all of it learned.
         token_budget: Tokens of a micro-batch, where the worker has cut them already.
         checkpointing: Whether activations are recomputed, where the worker has decided already.
+        dequantized: Whether 16-bit copies of 4-bit weights are kept, where the worker has decided already.
 
     Where nobody has decided and ``memory.gradient_checkpointing`` is auto, activations are recomputed if the run would
     not fit without, as the worker does; where the limit is unknown, on a GPU.
@@ -178,13 +184,20 @@ def make_plan(
     Raises:
         UserError: If no layer of the model is trained, or its positions are fewer than the rows' tokens.
     """
+    keeps = config.memory.keep_dequantized == "on" if dequantized is None else dequantized
+
+    def planned(checkpointing: bool | None, keeps: bool) -> Plan:
+        return _Planner(architecture, config, machine, rows, token_budget, checkpointing, keeps).plan()
+
     by_need = config.memory.gradient_checkpointing == "auto" and machine.limit_bytes is not None
-    if checkpointing is None and by_need:
-        kept = _Planner(architecture, config, machine, rows, token_budget, False).plan()
-        if kept.fits:
-            return kept
-        checkpointing = True
-    return _Planner(architecture, config, machine, rows, token_budget, checkpointing).plan()
+    plan = planned(False if checkpointing is None and by_need else checkpointing, keeps)
+    if checkpointing is None and by_need and not plan.fits:
+        plan = planned(True, keeps)
+    if dequantized is None and config.memory.keep_dequantized == "auto" and machine.limit_bytes is not None:
+        with_copies = planned(plan.checkpointing, True)
+        if with_copies.needed_bytes <= machine.limit_bytes * COPIES_SHARE:
+            return with_copies
+    return plan
 
 
 class _Planner:
@@ -196,6 +209,7 @@ class _Planner:
         rows: Rows | None,
         token_budget: int | None,
         checkpointing: bool | None,
+        dequantized: bool,
     ) -> None:
         split = list(split_by_targets(architecture.layers, architecture.prefix, config.method.target_modules))
         self.model = replace(architecture, layers=tuple(layer for layer, _ in split))
@@ -212,6 +226,7 @@ class _Planner:
         )
         self.budget = token_budget or TOKEN_BUDGETS[machine.kind]
         self.how = arithmetic(config, machine)
+        self.dequantized = dequantized and self.how.quantized and config.train.fused_layers
         self.notes: list[str] = []
         self.batch = self._micro_batch()
         method = config.method
@@ -347,6 +362,7 @@ class _Planner:
             device=self.machine.kind,
             notes=tuple(self.notes + self._caveats()),
             targets=tuple(self._targets().items()),
+            dequantized=self.dequantized,
         )
 
     def _weights(self) -> list[Part]:
@@ -361,6 +377,8 @@ class _Planner:
         if self.how.quantized:
             size = sum(quantized_bytes(weights) * count for weights, count in matrices)
             found.append(Part("linear_weights", size, "linear layers in NF4 with double quantization"))
+            if self.dequantized:
+                found.append(Part("dequantized", a * self._adapted(), f"copies of them in {8 * a} bit"))
         else:
             found.append(Part("linear_weights", a * model.linear_weights, f"linear layers in {8 * a} bit"))
         found.append(Part("embeddings", a * model.embeddings, f"embeddings and output head in {8 * a} bit"))
@@ -373,6 +391,17 @@ class _Planner:
                 Part("weights_file", size, "the file's own linear layers, mapped; given back when memory is short")
             )
         return found
+
+    def _adapted(self) -> int:
+        """Weights of the linear layers that have plain adapters, which are those that can be kept dequantized."""
+        if self.config.method.dora or self._paired:
+            return 0
+        return sum(
+            linear.weights * layer.count
+            for layer, adapters in zip(self.model.layers, self.adapters, strict=True)
+            for linear in layer.linears
+            if linear.name in adapters.targets
+        )
 
     def _mapped(self) -> bool:
         """Whether tensors stay views of the weight file: they do when they need not be converted."""

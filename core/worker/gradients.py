@@ -55,6 +55,7 @@ class WindowGradients:
         whole: Whether a window must be one micro-batch.
         place: Says where a row comes from: ``rows.jsonl, line 7``.
         objective: What is learned; None for the supervised tokens.
+        relieve: Gives up memory that only saves time; says whether there was any.
     """
 
     def __init__(
@@ -71,8 +72,11 @@ class WindowGradients:
         whole: bool = False,
         place: Callable[[int], str] = lambda row: f"row {row + 1}",
         objective: Objective | None = None,
+        relieve: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._relieve = relieve
         self._loaded = loaded
+        self._loss = loss
         self._objective = SupervisedObjective(loss, rows) if objective is None else objective
         self._rows = rows
         self._lengths = [row.longest for row in rows]
@@ -132,7 +136,8 @@ class WindowGradients:
         while True:
             batch = largest_micro_batch(self._lengths, batch_size, self._row_budget, self._max_rows)
             budget = self.token_budget
-            self.run(batch, where="the rehearsal")
+            with self._loss.unshared():
+                self.run(batch, where="the rehearsal")
             self._drop_gradients()
             restore_rng(before)
             if self.token_budget == budget:
@@ -182,7 +187,10 @@ class WindowGradients:
 
     def _cut(self, batches: list[list[int]], where: str) -> None:
         largest = max(batches, key=self._padded_tokens)
-        if not self._whole and max(len(batch) for batch in batches) > 1:
+        if self._relieve():
+            message = f"Memory ran out at {where}: 4-bit weights are dequantized each time they are used from now on."
+            self._notice("memory_weights", message, "The numbers are the same; it takes a little more time.")
+        elif not self._whole and max(len(batch) for batch in batches) > 1:
             self.token_budget = max(1, min(self.token_budget, self._padded_tokens(largest)) // 2)
             rows = max(map(len, self._split(largest)))
             message = f"Memory ran out at {where}: micro-batches of {len(largest)} rows are cut to {rows}."

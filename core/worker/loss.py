@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,6 +11,8 @@ import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from peft import PeftModel
 
 from core.memory.batching import chunk_positions
+from core.worker.fused.attention import LayoutError, masks_left_out
+from core.worker.layout import lay_out
 
 
 def chunked_cross_entropy(head: Any, hidden: torch.Tensor, targets: torch.Tensor, chunk: int) -> torch.Tensor:
@@ -166,6 +170,10 @@ class SupervisedLoss:
         self._causal = model.get_base_model() if isinstance(model, PeftModel) else model
         self._decoder = self._causal.get_decoder()
         self._head = Head(self._causal)
+        self.share = False
+        """Whether what rows begin with alike is computed once; see :mod:`core.worker.layout`."""
+        self.pack = False
+        """Whether rows lie one behind another without padding."""
 
     def __call__(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
         """Summed loss of a padded batch.
@@ -180,10 +188,9 @@ class SupervisedLoss:
         Returns:
             A scalar in fp32: the sum over supervised tokens of their negative log-likelihood.
         """
-        hidden = self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state
-        learned = supervised[:, 1:]
+        hidden = self.hidden(input_ids, supervised)
         chunk = chunk_positions(self._head.vocabulary)
-        return chunked_cross_entropy(self._head, hidden[:, :-1][learned], input_ids[:, 1:][learned], chunk)
+        return chunked_cross_entropy(self._head, hidden, _learned(input_ids, supervised), chunk)
 
     def log_probabilities(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
         """The log-probability of what is supervised in each row, as the sum over its tokens.
@@ -195,14 +202,65 @@ class SupervisedLoss:
         Returns:
             ``(rows,)``, fp32.
         """
-        hidden = self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state
-        learned = supervised[:, 1:]
+        hidden = self.hidden(input_ids, supervised)
         chunk = chunk_positions(self._head.vocabulary)
-        losses = chunked_token_losses(self._head, hidden[:, :-1][learned], input_ids[:, 1:][learned], chunk)
+        losses = chunked_token_losses(self._head, hidden, _learned(input_ids, supervised), chunk)
         # Not index_add, whose order on a GPU, and so whose last bits, differ from run to run.
-        counts = learned.sum(dim=1).tolist()
+        counts = supervised[:, 1:].sum(dim=1).tolist()
         rows = losses.split(counts)  # type: ignore[no-untyped-call]
         return torch.stack([-row.sum() for row in rows])
+
+    def hidden(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
+        """The hidden states that predict the supervised tokens of a batch, row by row.
+
+        Args:
+            input_ids: As in a call.
+            supervised: As in a call.
+
+        Returns:
+            ``(supervised, hidden)``.
+        """
+        if self.share or self.pack:
+            # Raised by the first layer that asks for more; the padded batch has it.
+            with contextlib.suppress(LayoutError):
+                return self.hidden_laid_out(input_ids, supervised)
+        return self._hidden_padded(input_ids, supervised)
+
+    def hidden_laid_out(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
+        """What :meth:`hidden` returns, with the rows laid out as :attr:`share` and :attr:`pack` say.
+
+        Args:
+            input_ids: As in a call.
+            supervised: As in a call.
+
+        Raises:
+            LayoutError: If the model's attention does not allow it for rows of this length.
+        """
+        laid = lay_out(
+            input_ids.cpu().numpy(), supervised.cpu().numpy(), input_ids.device, share=self.share, pack=self.pack
+        )
+        if laid is None:
+            return self._hidden_padded(input_ids, supervised)
+        with masks_left_out(laid.layout):
+            states = self._decoder(
+                input_ids=laid.input_ids, position_ids=laid.position_ids, use_cache=False, layout=laid.layout
+            ).last_hidden_state
+        found: torch.Tensor = states[0].index_select(0, laid.before)
+        return found
+
+    def _hidden_padded(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
+        states = self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state
+        predicting: torch.Tensor = states[:, :-1][supervised[:, 1:]]
+        return predicting
+
+    @contextlib.contextmanager
+    def unshared(self) -> Iterator[None]:
+        """Inside, rows compute their beginnings each for itself: what takes the most memory."""
+        share, self.share = self.share, False
+        try:
+            yield
+        finally:
+            self.share = share
 
     @torch.no_grad()
     def verify(self, input_ids: torch.Tensor) -> float:
@@ -215,3 +273,8 @@ class SupervisedLoss:
         ours = self._head(self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state)
         theirs = self._causal(input_ids=input_ids, use_cache=False).logits
         return float((ours.float() - theirs.float()).abs().max())
+
+
+def _learned(input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
+    """The supervised tokens of a batch, row by row: ``(supervised,)``, int64."""
+    return input_ids[:, 1:][supervised[:, 1:]]

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from core.worker.gradients import WindowGradients
 
 
-def predict_memory(config: Config, device: str, dataset: Dataset, windows: WindowGradients) -> dict[str, int] | None:
+def predict_memory(
+    config: Config, device: str, dataset: Dataset, windows: WindowGradients, *, dequantized: bool = False
+) -> dict[str, int] | None:
     """What the plan says of a run, its micro-batches and checkpointing as they are now.
 
     Args:
@@ -31,12 +33,13 @@ def predict_memory(config: Config, device: str, dataset: Dataset, windows: Windo
         device: ``cpu`` or ``cuda``.
         dataset: What is trained on.
         windows: Has decided how rows are cut.
+        dequantized: Whether 16-bit copies of 4-bit weights are kept.
 
     Returns:
         Part to bytes; None for a model whose memory cannot be told, which is no reason not to train it.
     """
     machine = Machine(_kind(device), bf16=cpu.has_bf16())
-    plan = _plan(config, machine, dataset, windows)
+    plan = _plan(config, machine, dataset, windows, dequantized=dequantized)
     return None if plan is None else plan.by_name()
 
 
@@ -53,7 +56,7 @@ def decide_checkpointing(
         return wanted == "on", f"Activations are {what}: memory.gradient_checkpointing = {wanted}."
     limit = _limit(device)
     machine = Machine(_kind(device.type), limit_bytes=limit, bf16=cpu.has_bf16())
-    plan = _plan(config, machine, dataset, windows, all_kept=True)
+    plan = _plan(config, machine, dataset, windows, all_kept=True, dequantized=config.memory.keep_dequantized == "on")
     if plan is None:
         return False, "Activations are kept unless memory runs out: the memory of this model cannot be planned."
     needed, free = format_bytes(plan.needed_bytes), format_bytes(limit)
@@ -62,8 +65,21 @@ def decide_checkpointing(
     return True, f"Activations are recomputed: with all of them kept the run would take {needed}, and {free} are free."
 
 
+def keeps_dequantized(config: Config, device: torch.device, dataset: Dataset, windows: WindowGradients) -> bool:
+    """Whether 16-bit copies of 4-bit weights are kept: as ``memory.keep_dequantized`` says, or by the plan."""
+    machine = Machine(_kind(device.type), limit_bytes=_limit(device), bf16=cpu.has_bf16())
+    plan = _plan(config, machine, dataset, windows)
+    return plan is not None and plan.dequantized
+
+
 def _plan(
-    config: Config, machine: Machine, dataset: Dataset, windows: WindowGradients, *, all_kept: bool = False
+    config: Config,
+    machine: Machine,
+    dataset: Dataset,
+    windows: WindowGradients,
+    *,
+    all_kept: bool = False,
+    dequantized: bool | None = None,
 ) -> Plan | None:
     try:
         return make_plan(
@@ -76,6 +92,7 @@ def _plan(
             ),
             token_budget=windows.token_budget,
             checkpointing=windows.checkpointing and not all_kept,
+            dequantized=dequantized,
         )
     except UserError:
         return None

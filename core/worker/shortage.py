@@ -12,6 +12,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from core.errors import UserError
 from core.text import one_line
+from core.worker.heap import give_back
 from core.worker.log import log
 
 T = TypeVar("T")
@@ -76,6 +77,7 @@ def attempt(work: Callable[[], T]) -> Attempt[T]:
 def release() -> None:
     """Give back what is held and not used: tensors in reference cycles, and the allocator's cached blocks."""
     gc.collect()
+    give_back()
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
 

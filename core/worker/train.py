@@ -30,6 +30,7 @@ from core.worker.control import Controls, StopRequested
 from core.worker.evaluate import Evaluator
 from core.worker.gradients import WindowGradients, make_accelerator
 from core.worker.health import Health
+from core.worker.heap import keep_freed_memory
 from core.worker.keeper import Keeper
 from core.worker.loss import SupervisedLoss
 from core.worker.model import (
@@ -43,13 +44,14 @@ from core.worker.noise import EmbeddingNoise
 from core.worker.objectives import make_objectives
 from core.worker.optim import make_optimizer
 from core.worker.own_weights import choose_weights, trained_tensors
-from core.worker.prediction import decide_checkpointing, predict_memory
+from core.worker.prediction import decide_checkpointing, keeps_dequantized, predict_memory
 from core.worker.preparation import prepare
 from core.worker.recorder import Recorder
 from core.worker.samples import SampleWriter, choose_questions
 from core.worker.schedule import lr_factor, warmup_steps
 from core.worker.selection import Selection
 from core.worker.shortage import MemoryShortageError, Persistence
+from core.worker.speed import arrange_rows, fuse_layers
 from core.worker.update import AdapterUpdate, Update, WeightUpdate
 
 #: The greatest difference between our logits and the model's own that rounding explains.
@@ -144,8 +146,10 @@ class FinetuneRecipe:
             choose_weights(self.loaded.model, config.method, seed=config.train.seed)
         else:
             self._attach_adapters(fresh=fresh)
+        self.fused = fuse_layers(config, self.loaded)
         self.loss = SupervisedLoss(self.loaded.model)
         self.accelerator = make_accelerator(self.loaded)
+        arrange_rows(config, self.loaded, self.loss, self.dataset.rows, self.fused, self.accelerator.autocast)
         report = self.recorder.reporter("loading_model", self.controls.check_stop)
         self.objective, self.held_out_objective = make_objectives(
             config,
@@ -190,9 +194,14 @@ class FinetuneRecipe:
             whole=self.update.in_backward,
             place=self.dataset.place,
             objective=self.objective,
+            relieve=self.fused.drop_weights,
         )
         recomputing, self._decision = decide_checkpointing(self.config, self.loaded.device, self.dataset, self.windows)
         self.windows.set_checkpointing(recomputing)
+        if keeps_dequantized(self.config, self.loaded.device, self.dataset, self.windows):
+            self.fused.keep_weights(self.loaded.dtype)
+        if self.loaded.device.type == "cpu":
+            keep_freed_memory()
         self.attendant = Attendant(self)
         self.health = Health(self.warn, self.dataset.places)
         self.samples = SampleWriter(
@@ -401,7 +410,10 @@ class FinetuneRecipe:
 
     def _record_memory(self, *, rehearsed: bool = False) -> None:
         device = self.loaded.device
-        predicted = predict_memory(self.config, device.type, self.dataset, self.windows) if rehearsed else None
+        predicted = None
+        if rehearsed:
+            kept = self.fused.keeps_weights
+            predicted = predict_memory(self.config, device.type, self.dataset, self.windows, dequantized=kept)
         if device.type != "cuda":
             self.recorder.memory_of_process(predicted, rehearsed=rehearsed)
             return

@@ -1,3 +1,4 @@
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ class FailingLoss:
         self.fail_at = fail_at
         self.max_tokens = max_tokens
         self.sizes: list[int] = []
+
+    def unshared(self) -> AbstractContextManager[None]:
+        return self.loss.unshared()
 
     def __call__(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
         self.calls += 1

@@ -1,0 +1,256 @@
+"""Causal self-attention over rows that lie one behind another, with what they begin with alike computed once.
+
+It is registered with transformers under :data:`NAME`, beside its own implementations. Called without a
+:class:`Layout` it is torch's SDPA, as transformers calls it. With one, the sequence is cut into its groups, and each
+group's rows attend to the group's prefix and to themselves, never to another row.
+
+Short rows on a CPU go through :class:`ShortAttention`: torch's kernel for the CPU cuts them into pieces so small that
+its backward takes three times as long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's name for it
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+#: The implementation's name: what ``set_attn_implementation`` takes.
+NAME = "localtune"
+#: The longest rows that :class:`ShortAttention` takes; torch's kernel is faster from there on.
+SHORT = 256
+#: What else an attention layer may ask for that rows in a layout do not get, by the names of transformers.
+_UNSUPPORTED = ("softcap", "s_aux", "position_bias", "attention_bias")
+
+
+class LayoutError(Exception):
+    """A model asks for attention that rows in a layout would not get; they go padded, one by one in a batch."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows of one width behind the prefix that they share."""
+
+    prefix: int
+    """Tokens of the prefix; 0 for none."""
+    rows: int
+    width: int
+    """Tokens of each row behind the prefix, padding included."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the group in the sequence."""
+        return self.prefix + self.rows * self.width
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Groups, in the order in which they lie in the sequence."""
+
+    groups: tuple[Group, ...]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row with its prefix."""
+        return max(group.prefix + group.width for group in self.groups)
+
+
+_layout_on: list[Layout] = []
+
+
+@contextlib.contextmanager
+def masks_left_out(layout: Layout) -> Iterator[None]:
+    """Inside, a model makes no attention masks: the layout says who sees whom.
+
+    Args:
+        layout: What the model is about to be called with.
+    """
+    _layout_on.append(layout)
+    try:
+        yield
+    finally:
+        _layout_on.pop()
+
+
+def _mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+    if not _layout_on:
+        made: torch.Tensor | None = sdpa_mask(*args, **kwargs)
+        return made
+    window = kwargs.get("local_size")
+    if window is not None and _layout_on[-1].longest > window:
+        raise LayoutError(f"rows of {_layout_on[-1].longest} tokens pass the attention window of {window}")
+    return None
+
+
+def _attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    layout: Layout | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    if layout is None:
+        if _is_plain(module, query, key, attention_mask, dropout, kwargs) and _is_short(query, key.shape[2]):
+            return _attend(query, key, value, scaling).transpose(1, 2).contiguous(), None
+        found: tuple[torch.Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+        return found
+    if attention_mask is not None or not _is_plain(module, query, key, None, dropout, kwargs):
+        raise LayoutError("its attention is not plainly causal")
+    window = kwargs.get("sliding_window")
+    if window is not None and layout.longest > window:
+        raise LayoutError(f"rows of {layout.longest} tokens pass the attention window of {window}")
+    return _attend_groups(query, key, value, layout, scaling), None
+
+
+def _is_plain(
+    module: Any, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, dropout: float, kwargs: Any
+) -> bool:
+    causal = kwargs.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    asked = any(kwargs.get(name) is not None for name in _UNSUPPORTED)
+    return mask is None and dropout == 0.0 and bool(causal) and not asked and query.shape[2] == key.shape[2]
+
+
+def _is_short(query: torch.Tensor, keys: int) -> bool:
+    return query.device.type == "cpu" and 1 < keys <= SHORT and torch.is_grad_enabled() and query.requires_grad
+
+
+def _attend_groups(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scaling: float | None
+) -> torch.Tensor:
+    """Attention of one flat sequence.
+
+    Args:
+        query: ``(1, heads, tokens, head)``.
+        key: ``(1, key heads, tokens, head)``.
+        value: The same.
+        layout: Where the rows are.
+        scaling: Of the scores; None for one by the root of the head's size.
+
+    Returns:
+        ``(1, tokens, heads, head)``.
+    """
+    parts: list[torch.Tensor] = []
+    at = 0
+    for group in layout.groups:
+        before = at + group.prefix
+        end = at + group.tokens
+        if group.prefix:
+            ends = slice(at, before)
+            out = _attend(query[:, :, ends], key[:, :, ends], value[:, :, ends], scaling)
+            parts.append(out.transpose(1, 2).flatten(0, 1))
+        own = [_rows(tensor, before, end, group) for tensor in (query, key, value)]
+        if group.prefix:
+            own[1:] = [
+                torch.cat([tensor[:, :, at:before].expand(group.rows, -1, -1, -1), rows], dim=2)
+                for tensor, rows in zip((key, value), own[1:], strict=True)
+            ]
+        parts.append(_attend(own[0], own[1], own[2], scaling).transpose(1, 2).flatten(0, 1))
+        at = end
+    return torch.cat(parts)[None]
+
+
+def _rows(tensor: torch.Tensor, begin: int, end: int, group: Group) -> torch.Tensor:
+    """Part of ``(1, heads, tokens, head)`` as ``(rows, heads, width, head)``."""
+    heads, size = tensor.shape[1], tensor.shape[3]
+    return tensor[0, :, begin:end].reshape(heads, group.rows, group.width, size).transpose(0, 1)
+
+
+def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> torch.Tensor:
+    """Causal attention whose last query sees all keys: ``(rows, heads, queries, head)``."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    queries, keys = query.shape[2], key.shape[2]
+    if _is_short(query, keys):
+        out: torch.Tensor = ShortAttention.apply(query, key, value, scale)  # type: ignore[no-untyped-call]
+        return out
+    grouped = query.shape[1] != key.shape[1]
+    if queries == keys:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
+    if grouped:
+        key, value = (tensor.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for tensor in (key, value))
+    mask = _later(queries, keys, query.device, query.dtype)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+
+
+@functools.lru_cache(maxsize=64)
+def _later(queries: int, keys: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Minus infinity where a key lies behind a query, else 0: ``(queries, keys)``."""
+    with torch.inference_mode(False):
+        full = torch.full((queries, keys), float("-inf"), device=device, dtype=dtype)
+        return full.triu(keys - queries + 1)
+
+
+class ShortAttention(torch.autograd.Function):
+    """Causal attention of short rows on a CPU: whole products, the probabilities kept for backward.
+
+    Scores and their gradients are fp32; probabilities meet the values in the values' dtype.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+        """Attend.
+
+        Args:
+            ctx: Torch's.
+            query: ``(rows, heads, queries, head)``.
+            key: ``(rows, key heads, keys, head)``; the last query is that of the last key.
+            value: The same.
+            scale: Of the scores.
+
+        Returns:
+            ``(rows, heads, queries, head)``.
+        """
+        folded, keys, values = _folded(query, key), key.flatten(0, 1), value.flatten(0, 1)
+        queries, length = query.shape[2], key.shape[2]
+        mask = _later(queries, length, query.device, torch.float32)
+        mask = mask.repeat(folded.shape[1] // queries, 1)
+        # Autocast would take the scores back to 16 bit.
+        with torch.autocast(query.device.type, enabled=False):
+            scores = torch.baddbmm(mask, folded.float(), keys.float().transpose(1, 2), alpha=scale)
+            shares = torch.softmax(scores, dim=-1).to(value.dtype)
+            out = torch.bmm(shares, values)
+        ctx.save_for_backward(query, key, value, shares)
+        ctx.scale = scale
+        return _unfolded(out, query)
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of queries, keys and values."""
+        query, key, value, shares = ctx.saved_tensors
+        folded, keys, values = _folded(query, key), key.flatten(0, 1), value.flatten(0, 1)
+        gradient = _folded(outputs[0], key)
+        to_value = torch.bmm(shares.transpose(1, 2), gradient)
+        to_shares = torch.bmm(gradient.float(), values.float().transpose(1, 2))
+        to_scores = torch._softmax_backward_data(to_shares, shares.float(), -1, torch.float32)
+        to_scores = to_scores.mul_(ctx.scale).to(query.dtype)
+        to_query = _unfolded(torch.bmm(to_scores, keys), query)
+        to_key = torch.bmm(to_scores.transpose(1, 2), folded)
+        return to_query, to_key.view(key.shape), to_value.view(value.shape), None
+
+
+def _folded(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """Queries of all heads that share a key head, one behind another: ``(rows * key heads, share * queries, head)``."""
+    return query.reshape(query.shape[0] * key.shape[1], -1, query.shape[-1])
+
+
+def _unfolded(folded: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    return folded.view(query.shape)
+
+
+def register() -> None:
+    """Make the implementation known to transformers; again does no harm."""
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, _mask)

@@ -1,0 +1,148 @@
+"""Puts the fused parts in the place of a model's own, where they compute the same."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from core.worker.fused import attention, rotary
+from core.worker.fused.lora import FusedLora, can_fuse
+from core.worker.fused.rms_norm import RmsNormFunction
+
+#: By how much a norm may differ from its module on numbers around one: the last bit of bf16, and fp32's noise.
+TOLERANCE = {torch.bfloat16: 2**-7, torch.float16: 2**-9, torch.float32: 1e-5}
+
+
+@dataclass(frozen=True)
+class Fused:
+    """What has been put into a model."""
+
+    lora: tuple[FusedLora, ...]
+    norms: int
+    rotary: bool
+    attention: bool
+    """Whether rows can be laid out; see :mod:`core.worker.layout`."""
+
+    def keep_weights(self, dtype: torch.dtype) -> None:
+        """Dequantize every 4-bit matrix once, to stay so.
+
+        Args:
+            dtype: Of the arithmetic.
+        """
+        for layer in self.lora:
+            layer.weight.keep(dtype)
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether :meth:`keep_weights` has made copies that are still there."""
+        return any(layer.weight.is_kept for layer in self.lora)
+
+    def drop_weights(self) -> bool:
+        """Give up what :meth:`keep_weights` has made; says whether there was anything."""
+        kept = self.keeps_weights
+        for layer in self.lora:
+            layer.weight.drop()
+        return kept
+
+
+def fuse(model: Any, adapter: str) -> Fused:
+    """Fuse what is recognized of a model, adapters attached.
+
+    Args:
+        model: A causal language model of transformers, or a ``PeftModel`` around one.
+        adapter: The name of the adapter that is trained.
+    """
+    causal = model.get_base_model() if isinstance(model, PeftModel) else model
+    layers = []
+    norms: Counter[type] = Counter()
+    for module in causal.modules():
+        if can_fuse(module, adapter):
+            fused = FusedLora(module, adapter)
+            module.forward = fused
+            layers.append(fused)
+        elif _is_rms_norm(module):
+            module.forward = types.MethodType(_normalize, module)
+            norms[type(module)] += 1
+    return Fused(tuple(layers), norms.total(), _fuse_rotary(causal), _fuse_attention(causal))
+
+
+# Norms.
+
+
+def _epsilon(module: Any) -> float | None:
+    for name in ("variance_epsilon", "eps"):
+        value = getattr(module, name, None)
+        if isinstance(value, float):
+            return value
+    return None
+
+
+def _is_rms_norm(module: Any) -> bool:
+    """Whether a module is one by name, frozen, and by trial: some families add one to the weight, or weigh in fp32."""
+    weight = getattr(module, "weight", None)
+    if not type(module).__name__.endswith("RMSNorm") or not isinstance(weight, torch.nn.Parameter):
+        return False
+    epsilon = _epsilon(module)
+    if epsilon is None or weight.requires_grad or weight.dim() != 1 or weight.dtype not in TOLERANCE:
+        return False
+    if module._forward_hooks or module._forward_pre_hooks:
+        return False
+    generator = torch.Generator(weight.device).manual_seed(0)
+    x = torch.randn(4, len(weight), generator=generator, device=weight.device, dtype=torch.float32).to(weight.dtype)
+    with torch.no_grad():
+        wanted, found = module(x), RmsNormFunction.apply(x, weight, epsilon)  # type: ignore[no-untyped-call]
+    limit = TOLERANCE[weight.dtype] * max(1.0, float(wanted.abs().max()))
+    return wanted.dtype == found.dtype and float((wanted - found).abs().max()) <= limit
+
+
+def _normalize(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+    if hidden_states.dtype != self.weight.dtype or not torch.is_grad_enabled():
+        usual: torch.Tensor = type(self).forward(self, hidden_states)
+        return usual
+    normal: torch.Tensor = RmsNormFunction.apply(  # type: ignore[no-untyped-call]
+        hidden_states, self.weight, _epsilon(self)
+    )
+    return normal
+
+
+# Rotary embedding.
+
+
+def _fuse_rotary(causal: Any) -> bool:
+    """Replace the function of the model's file; it is one for all models of the family in this process, and does the
+    same for each of them."""
+    file = sys.modules[type(causal).__module__]
+    usual = getattr(file, "apply_rotary_pos_emb", None)
+    if usual is None:
+        return False
+    if usual is rotary.apply_rotary_pos_emb:
+        return True
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, heads, 3, 8, generator=generator) for heads in (4, 2))
+    angles = torch.randn(1, 3, 4, generator=generator).repeat(1, 1, 2)
+    try:
+        wanted = usual(q, k, angles.cos(), angles.sin())
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    found = rotary.apply_rotary_pos_emb(q, k, angles.cos(), angles.sin())
+    if not all(torch.allclose(a, b, atol=1e-6) for a, b in zip(wanted, found, strict=True)):
+        return False
+    file.apply_rotary_pos_emb = rotary.apply_rotary_pos_emb  # type: ignore[attr-defined]
+    return True
+
+
+# Attention.
+
+
+def _fuse_attention(causal: Any) -> bool:
+    if causal.config._attn_implementation != "sdpa":
+        return False
+    attention.register()
+    causal.set_attn_implementation(attention.NAME)
+    return True

@@ -1,0 +1,41 @@
+"""Root mean square normalization with a frozen weight (arXiv 1910.07467).
+
+The modules of transformers go through fp32 in four steps and keep each of them for backward; here the input and one
+number a token are kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class RmsNormFunction(torch.autograd.Function):
+    """``w * (x / rms(x))``, normalized in fp32, rounded to the input's dtype, then weighted."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        """Normalize the last dimension of ``x``.
+
+        Args:
+            ctx: Torch's.
+            x: ``(..., hidden)``.
+            weight: ``(hidden,)``, frozen.
+            epsilon: Added to the mean of squares.
+        """
+        wide = x.float()
+        inverse = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        inverse = inverse.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        normal: torch.Tensor = (wide * inverse).to(x.dtype)
+        return normal * weight
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """The gradient of ``x``."""
+        x, weight, inverse = ctx.saved_tensors
+        gradient = (outputs[0] * weight).float()
+        normal = x.float() * inverse
+        share = (gradient * normal).mean(dim=-1, keepdim=True)
+        return gradient.sub_(normal.mul_(share)).mul_(inverse).to(x.dtype), None, None

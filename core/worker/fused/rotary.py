@@ -1,0 +1,58 @@
+"""Rotary position embedding (RoFormer, arXiv 2104.09864) of queries or keys, in the half-split form of transformers.
+
+``rotate_half`` in the modeling files makes copies of both halves and keeps them; a rotation's backward is the rotation
+by the negative angle, and needs nothing but the angles.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class RotaryFunction(torch.autograd.Function):
+    """``x cos + rotate_half(x) sin``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """Rotate.
+
+        Args:
+            ctx: Torch's.
+            x: ``(batch, heads, length, head)``.
+            cos: ``(batch or 1, 1, length, head)``, both halves alike.
+            sin: The same.
+        """
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x, cos, sin, 1.0)
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """The gradient of ``x``."""
+        cos, sin = ctx.saved_tensors
+        return _rotate(outputs[0], cos, sin, -1.0), None, None
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float) -> torch.Tensor:
+    half = x.shape[-1] // 2
+    out = x * cos
+    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-sign)
+    out[..., half:].addcmul_(x[..., :half], sin[..., half:], value=sign)
+    return out
+
+
+def apply_rotary_pos_emb(
+    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, unsqueeze_dim: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the function of this name in transformers' modeling files computes.
+
+    Args:
+        q: Queries, ``(batch, heads, length, head)``.
+        k: Keys, likewise.
+        cos: ``(batch or 1, length, head)``.
+        sin: The same.
+        unsqueeze_dim: Where ``cos`` and ``sin`` get the dimension of the heads.
+    """
+    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+    return RotaryFunction.apply(q, cos, sin), RotaryFunction.apply(k, cos, sin)  # type: ignore[no-untyped-call]

@@ -1,0 +1,147 @@
+"""Rows of a batch laid one behind another, so that nothing is computed twice and padding hardly at all.
+
+What is behind a row's last supervised token changes nothing and is left out. Where rows begin alike, as conversations
+with one system prompt or the two answers of a pair do, the common beginning lies there once, and each row continues it:
+every hidden state that the loss needs is what it would be with the row alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from core.memory.batching import padded_length
+from core.worker.fused.attention import Group, Layout
+
+#: A beginning that saves fewer tokens than this share of the batch is not worth its own part of each attention.
+WORTHWHILE = 0.05
+
+#: Members of each group, and the length of their prefix.
+Grouping = list[tuple[list[int], int]]
+IntRows = np.ndarray[Any, np.dtype[np.int64]]
+BoolRows = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+@dataclass(frozen=True)
+class LaidOut:
+    """A batch as one sequence."""
+
+    input_ids: torch.Tensor
+    """``(1, tokens)``, int64."""
+    position_ids: torch.Tensor
+    """``(1, tokens)``, int64: the place of each token in its row."""
+    layout: Layout
+    before: torch.Tensor
+    """``(supervised,)``, int64: for each supervised token, row by row, where in the sequence the token before it is."""
+
+
+def lay_out(
+    input_ids: IntRows,
+    supervised: BoolRows,
+    device: torch.device,
+    *,
+    share: bool,
+    pack: bool,
+) -> LaidOut | None:
+    """Lay out a padded batch.
+
+    Args:
+        input_ids: ``(rows, width)``.
+        supervised: ``(rows, width)``: what is learned; something in each row, and never a first token.
+        device: Where the sequence is to be.
+        share: Compute once what rows begin with alike.
+        pack: Leave out all padding; otherwise rows behind one prefix have one width.
+
+    Returns:
+        None where the padded batch is as good.
+    """
+    rows = range(len(input_ids))
+    lengths = [int(row.nonzero()[0].max(initial=0)) + 1 for row in supervised]
+    # The token before the first supervised one stays in the row: its hidden state predicts for this row alone.
+    free = [int(row.argmax()) - 1 for row in supervised]
+    groups = _best_grouping(input_ids, lengths, free, len(rows)) if share else [(list(rows), 0)]
+    if pack:
+        groups = [single for members, prefix in groups for single in _split(members, prefix, lengths)]
+    padded = input_ids.shape[0] * input_ids.shape[1]
+    if not pack and _tokens(groups, lengths) > (1 - WORTHWHILE) * padded:
+        return None
+    return _build(input_ids, supervised, groups, lengths, device, pack=pack)
+
+
+def _best_grouping(input_ids: IntRows, lengths: Sequence[int], free: Sequence[int], rows: int) -> Grouping:
+    together = list(range(rows))
+    candidates = [[(together, 0)], [(together, _common(input_ids, together, free))]]
+    if rows % 2 == 0 and rows > 2:
+        # The two answers of a pair come half a batch apart; see core.worker.objectives.
+        pairs = [[row, row + rows // 2] for row in range(rows // 2)]
+        candidates.append([(pair, _common(input_ids, pair, free)) for pair in pairs])
+    return min(candidates, key=lambda groups: _tokens(groups, lengths))
+
+
+def _common(input_ids: IntRows, members: Sequence[int], free: Sequence[int]) -> int:
+    """How many tokens rows have in common before any of them is learned from; 0 for a single one."""
+    limit = min(free[row] for row in members)
+    if len(members) < 2 or limit <= 0:
+        return 0
+    differs = (input_ids[members, :limit] != input_ids[members[0], :limit]).any(axis=0)
+    return int(differs.argmax()) if differs.any() else limit
+
+
+def _tokens(groups: Grouping, lengths: Sequence[int]) -> int:
+    return sum(prefix + len(members) * _width(members, prefix, lengths) for members, prefix in groups)
+
+
+def _width(members: Sequence[int], prefix: int, lengths: Sequence[int]) -> int:
+    return padded_length(max(lengths[row] for row in members) - prefix)
+
+
+def _split(members: list[int], prefix: int, lengths: Sequence[int]) -> Grouping:
+    """Rows without a prefix one by one; those behind one stay together."""
+    if prefix:
+        return [(members, prefix)]
+    ordered = sorted(members, key=lambda row: lengths[row])
+    same: dict[int, list[int]] = {}
+    for row in ordered:
+        same.setdefault(lengths[row], []).append(row)
+    return [(alike, 0) for alike in same.values()]
+
+
+def _build(
+    input_ids: IntRows,
+    supervised: BoolRows,
+    groups: Grouping,
+    lengths: Sequence[int],
+    device: torch.device,
+    *,
+    pack: bool,
+) -> LaidOut:
+    ids: list[IntRows] = []
+    positions: list[IntRows] = []
+    starts: dict[int, tuple[int, int]] = {}
+    made: list[Group] = []
+    at = 0
+    for members, prefix in groups:
+        width = (
+            max(lengths[row] for row in members) - prefix if pack and not prefix else _width(members, prefix, lengths)
+        )
+        made.append(Group(prefix, len(members), width))
+        ids.append(input_ids[members[0], :prefix])
+        positions.append(np.arange(prefix))
+        at += prefix
+        for row in members:
+            own = input_ids[row, prefix : prefix + width]
+            ids.append(np.pad(own, (0, width - len(own))))
+            positions.append(np.arange(prefix, prefix + width))
+            starts[row] = (at, prefix)
+            at += width
+    before = [np.flatnonzero(supervised[row]) - 1 - starts[row][1] + starts[row][0] for row in range(len(input_ids))]
+    return LaidOut(
+        torch.from_numpy(np.concatenate(ids)).to(device)[None],
+        torch.from_numpy(np.concatenate(positions)).to(device)[None],
+        Layout(tuple(made)),
+        torch.from_numpy(np.concatenate(before)).to(device),
+    )

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from core.worker.fused.attention import (
+    SHORT,
+    Group,
+    Layout,
+    LayoutError,
+    _attend_groups,
+    _attention,
+    _mask,
+    masks_left_out,
+)
+
+HEADS, KEY_HEADS, SIZE = 4, 2, 8
+
+
+class Module:
+    """What an attention layer of transformers shows to its function."""
+
+    num_key_value_groups = HEADS // KEY_HEADS
+    is_causal = True
+
+
+def tensors(rows: int, length: int, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    heads = (HEADS, KEY_HEADS, KEY_HEADS)
+    return [torch.randn(rows, count, length, SIZE, generator=generator).requires_grad_() for count in heads]
+
+
+def plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """By the definition, in fp64."""
+    query, key, value = query.double(), key.double(), value.double()
+    key, value = (tensor.repeat_interleave(HEADS // KEY_HEADS, dim=1) for tensor in (key, value))
+    scores = query @ key.transpose(2, 3) / SIZE**0.5
+    later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(scores.shape[-1] - scores.shape[-2] + 1)
+    return scores.masked_fill(later, float("-inf")).softmax(dim=-1) @ value
+
+
+def gradients(out: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(9))
+    return list(torch.autograd.grad((out.float() * weight).sum(), inputs))
+
+
+@pytest.mark.parametrize("length", [2, 7, 33, SHORT + 1])
+def test_output_and_gradients_are_those_of_the_definition(length: int) -> None:
+    inputs = tensors(3, length)
+    out, _ = _attention(Module(), *inputs, None)
+    wanted = plain(*inputs).transpose(1, 2)
+    torch.testing.assert_close(out, wanted.float(), atol=1e-5, rtol=1e-4)
+    for ours, theirs in zip(gradients(out, inputs), gradients(wanted, inputs), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_bf16_is_as_near_to_the_definition_as_torchs_own_kernel() -> None:
+    inputs = [tensor.detach().bfloat16().requires_grad_() for tensor in tensors(4, 64)]
+    wide = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours, _ = _attention(Module(), *inputs, None)
+        theirs = F.scaled_dot_product_attention(*inputs, is_causal=True, enable_gqa=True).transpose(1, 2)
+    exact = plain(*wide).transpose(1, 2)
+    truth = [exact, *gradients(exact, wide)]
+    for found, peer, true in zip(
+        [ours, *gradients(ours, inputs)], [theirs, *gradients(theirs, inputs)], truth, strict=True
+    ):
+        assert (found - true).norm() <= 1.2 * (peer - true).norm()
+
+
+LAYOUT = Layout((Group(5, 3, 6), Group(0, 2, 4), Group(0, 1, 9)))
+
+
+def flat_inputs() -> list[torch.Tensor]:
+    return tensors(1, sum(group.tokens for group in LAYOUT.groups), seed=4)
+
+
+def alone(inputs: list[torch.Tensor]) -> torch.Tensor:
+    """Each row by itself, its prefix before it, put where it lies in the sequence."""
+    out = torch.zeros(1, inputs[0].shape[2], HEADS, SIZE, dtype=torch.float64)
+    at = 0
+    for group in LAYOUT.groups:
+        prefix = list(range(at, at + group.prefix))
+        at += group.prefix
+        for _ in range(group.rows):
+            places = prefix + list(range(at, at + group.width))
+            found = plain(*(tensor[:, :, places] for tensor in inputs)).transpose(1, 2)
+            out[:, places] = found
+            at += group.width
+    return out
+
+
+def test_rows_of_a_layout_see_their_prefix_and_themselves_alone() -> None:
+    inputs = flat_inputs()
+    out = _attend_groups(*inputs, LAYOUT, None)
+    wanted = alone(inputs)
+    torch.testing.assert_close(out, wanted.float(), atol=1e-5, rtol=1e-4)
+    for ours, theirs in zip(gradients(out, inputs), gradients(wanted, inputs), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_a_layout_without_gradients_gives_the_same() -> None:
+    inputs = flat_inputs()
+    with torch.no_grad():
+        out = _attend_groups(*inputs, LAYOUT, None)
+        torch.testing.assert_close(out, alone(inputs).float(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"softcap": 30.0}, {"s_aux": torch.zeros(4)}, {"dropout": 0.1}, {"sliding_window": 10}]
+)
+def test_a_layout_is_refused_where_a_layer_asks_for_more(asked: dict[str, Any]) -> None:
+    with pytest.raises(LayoutError):
+        _attention(Module(), *flat_inputs(), None, layout=LAYOUT, **asked)
+
+
+def test_a_window_that_all_rows_fit_in_changes_nothing() -> None:
+    inputs = flat_inputs()
+    out, _ = _attention(Module(), *inputs, None, layout=LAYOUT, sliding_window=LAYOUT.longest)
+    torch.testing.assert_close(out, _attend_groups(*inputs, LAYOUT, None))
+
+
+def test_no_mask_is_made_for_a_layout_but_one_for_a_window_is_refused() -> None:
+    with masks_left_out(LAYOUT):
+        assert _mask(batch_size=1, q_length=4, kv_length=4) is None
+        with pytest.raises(LayoutError, match="11 tokens pass the attention window of 10"):
+            _mask(batch_size=1, q_length=4, kv_length=4, local_size=10)

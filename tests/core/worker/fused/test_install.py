@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    Qwen3Config,
+)
+
+from core.config.schema import MethodSection
+from core.worker.adapters import TRAINED, attach_adapters
+from core.worker.fused.attention import NAME
+from core.worker.fused.install import fuse
+from core.worker.loss import SupervisedLoss
+from core.worker.model import load_model
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+}
+IDS = torch.arange(60).reshape(3, 20) % 61 + 1
+LEARNED = torch.arange(20).expand(3, 20) > 9
+
+
+def adapted(config: Any) -> Any:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.1)
+    model = attach_adapters(model, MethodSection(rank=4), seed=0)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(std=0.1)
+    return model
+
+
+def loss_and_gradients(model: Any) -> list[torch.Tensor]:
+    loss = SupervisedLoss(model)(IDS, LEARNED)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [loss, *torch.autograd.grad(loss, parameters)]
+
+
+@pytest.mark.parametrize(
+    ("config", "norms"),
+    [
+        (LlamaConfig(**SMALL), 5),
+        (MistralConfig(**SMALL, sliding_window=8), 5),
+        (Qwen3Config(**SMALL), 9),
+        (Gemma2Config(**SMALL), 0),
+        (Gemma3TextConfig(**SMALL), 0),
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_a_fused_model_learns_as_the_usual_one(config: Any, norms: int) -> None:
+    model = adapted(config)
+    wanted = loss_and_gradients(model)
+    fused = fuse(model, TRAINED)
+    assert len(fused.lora) == 14
+    # Gemma adds one to the weight of its norms: a trial finds that out.
+    assert fused.norms == norms
+    for ours, theirs in zip(loss_and_gradients(model), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
+def test_a_model_of_another_make_is_left_as_it_is() -> None:
+    still = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+    config = GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2, n_positions=64, **still)
+    model = adapted(config)
+    wanted = loss_and_gradients(model)
+    fused = fuse(model, TRAINED)
+    assert (fused.lora, fused.norms, fused.rotary) == ((), 0, False)
+    for ours, theirs in zip(loss_and_gradients(model), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_only_torchs_own_attention_is_replaced() -> None:
+    model = adapted(LlamaConfig(**SMALL, attn_implementation="eager"))
+    assert not fuse(model, TRAINED).attention
+    assert model.get_base_model().config._attn_implementation == "eager"
+
+
+def test_generation_gives_the_same_tokens(tiny_model_dir: Path) -> None:
+    loaded = load_model(tiny_model_dir, method="qlora", precision="fp32", device="cpu")
+    model = attach_adapters(loaded.model, MethodSection(rank=4), seed=0).eval()
+    ids = torch.tensor([[5, 6, 7], [0, 8, 9]])
+    mask = torch.tensor([[1, 1, 1], [0, 1, 1]])
+    wanted = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=8, do_sample=False)
+    assert fuse(model, TRAINED).attention
+    assert model.get_base_model().config._attn_implementation == NAME
+    found = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=8, do_sample=False)
+    assert found.tolist() == wanted.tolist()
+
+
+def test_copies_of_weights_are_kept_and_given_up(tiny_model_dir: Path) -> None:
+    loaded = load_model(tiny_model_dir, method="qlora", precision="fp32", device="cpu")
+    fused = fuse(attach_adapters(loaded.model, MethodSection(rank=4), seed=0), TRAINED)
+    assert not fused.keeps_weights
+    fused.keep_weights(torch.float32)
+    assert fused.keeps_weights
+    assert fused.drop_weights()
+    assert not fused.drop_weights()

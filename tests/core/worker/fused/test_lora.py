@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from core.config.schema import MethodSection
+from core.worker.adapters import TRAINED, attach_adapters, switched_off
+from core.worker.fused.lora import FusedLora, can_fuse
+from core.worker.model import load_model
+
+
+def adapted(directory: Path, *, method: str = "qlora", **options: Any) -> Any:
+    """A model whose adapters have an effect."""
+    loaded = load_model(directory, method=method, precision="fp32", device="cpu")
+    model = attach_adapters(loaded.model, MethodSection(rank=4, **options), seed=0)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(std=0.05, generator=generator)
+    return model
+
+
+def first_layer(model: Any) -> Any:
+    return next(module for module in model.modules() if can_fuse(module, TRAINED))
+
+
+def gradients(layer: Any, forward: Any, x: torch.Tensor, weight: torch.Tensor) -> list[torch.Tensor]:
+    """Output, and gradients of the input and of both matrices."""
+    x = x.clone().requires_grad_()
+    down, up = layer.lora_A[TRAINED].weight, layer.lora_B[TRAINED].weight
+    down.grad = up.grad = None
+    out = forward(x)
+    (out.float() * weight).sum().backward()
+    assert x.grad is not None
+    return [out.detach(), x.grad, down.grad, up.grad]
+
+
+@pytest.mark.parametrize("method", ["qlora", "lora"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("keep", [False, True])
+def test_output_and_gradients_are_those_of_the_layer(
+    tiny_model_dir: Path, method: str, dropout: float, keep: bool
+) -> None:
+    layer = first_layer(adapted(tiny_model_dir, method=method, dropout=dropout))
+    usual, fused = layer.forward, FusedLora(layer, TRAINED)
+    if keep:
+        fused.weight.keep(torch.float32)
+    assert fused.weight.is_kept == (keep and method == "qlora")
+    x, weight = torch.randn(2, 5, 64), torch.randn(2, 5, layer.out_features)
+    torch.manual_seed(3)
+    wanted = gradients(layer, usual, x, weight)
+    torch.manual_seed(3)
+    found = gradients(layer, fused, x, weight)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_autocast_to_bf16_rounds_no_more_than_the_layer(tiny_model_dir: Path) -> None:
+    layer = first_layer(adapted(tiny_model_dir, method="lora"))
+    fused = FusedLora(layer, TRAINED)
+    x, weight = torch.randn(4, 16, 64), torch.randn(4, 16, layer.out_features)
+    exact = gradients(layer, layer.forward, x, weight)
+
+    def under_autocast(forward: Any) -> list[torch.Tensor]:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = gradients(layer, forward, x, weight)
+        assert out[0].dtype == torch.bfloat16 or forward is not fused
+        return out
+
+    for ours, theirs, true in zip(under_autocast(fused), under_autocast(layer.forward), exact, strict=True):
+        assert (ours.float() - true).norm() <= 1.1 * (theirs.float() - true).norm() + 1e-6
+
+
+def test_nothing_is_fused_that_does_more_than_one_plain_adapter(tiny_model_dir: Path) -> None:
+    for options in ({"dora": True}, {"init": "pissa"}):
+        model = adapted(tiny_model_dir, method="lora", **options)
+        assert not any(can_fuse(module, TRAINED) for module in model.modules())
+
+
+def test_evaluation_and_switched_off_adapters_go_the_usual_way(tiny_model_dir: Path) -> None:
+    model = adapted(tiny_model_dir)
+    layer = first_layer(model)
+    usual, layer.forward = layer.forward, FusedLora(layer, TRAINED)
+    x = torch.randn(1, 3, 64)
+    with switched_off(model):
+        torch.testing.assert_close(layer(x), layer.get_base_layer()(x), atol=0, rtol=0)
+    model.eval()
+    torch.testing.assert_close(layer(x), usual(x), atol=0, rtol=0)
+
+
+def test_dropped_copies_are_made_anew_from_four_bits(tiny_model_dir: Path) -> None:
+    layer = first_layer(adapted(tiny_model_dir))
+    weight = FusedLora(layer, TRAINED).weight
+    before = weight.matrix(torch.bfloat16)
+    weight.keep(torch.bfloat16)
+    kept = weight.matrix(torch.bfloat16)
+    assert weight.matrix(torch.bfloat16) is kept
+    weight.drop()
+    assert not weight.is_kept
+    for matrix in (kept, weight.matrix(torch.bfloat16)):
+        torch.testing.assert_close(matrix, before, atol=0, rtol=0)

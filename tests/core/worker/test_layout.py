@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.worker.fused.attention import Group
+from core.worker.layout import LaidOut, lay_out
+
+CPU = torch.device("cpu")
+Row = tuple[list[int], int]
+
+
+def padded(rows: list[Row]) -> tuple[Any, Any]:
+    """Rows of tokens, learned from a place on, padded to eight."""
+    width = -(-max(len(ids) for ids, _ in rows) // 8) * 8
+    ids = np.zeros((len(rows), width), dtype=np.int64)
+    supervised = np.zeros((len(rows), width), dtype=np.bool_)
+    for place, (tokens, first) in enumerate(rows):
+        ids[place, : len(tokens)] = tokens
+        supervised[place, first : len(tokens)] = True
+    return ids, supervised
+
+
+def seen_by(laid: LaidOut) -> list[list[int]]:
+    """For each place of the sequence, the places that it sees, itself last."""
+    found: list[list[int]] = []
+    at = 0
+    for group in laid.layout.groups:
+        prefix = list(range(at, at + group.prefix))
+        found += [prefix[: place + 1] for place in range(group.prefix)]
+        at += group.prefix
+        for _ in range(group.rows):
+            found += [prefix + list(range(at, at + place + 1)) for place in range(group.width)]
+            at += group.width
+    return found
+
+
+rows_strategy = st.lists(
+    st.tuples(st.integers(0, 12), st.lists(st.integers(1, 3), min_size=2, max_size=20), st.integers(1, 100)),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(rows_strategy, st.booleans(), st.booleans())
+def test_every_supervised_token_is_predicted_from_what_is_before_it_in_its_row(
+    drawn: list[tuple[int, list[int], int]], share: bool, pack: bool
+) -> None:
+    common = list(range(20, 32))
+    rows = [(common[:shared] + own, 1 + first % (shared + len(own) - 1)) for shared, own, first in drawn]
+    ids, supervised = padded(rows)
+    laid = lay_out(ids, supervised, CPU, share=share, pack=pack)
+    if laid is None:
+        assert not pack
+        return
+    sequence, places, seen = laid.input_ids[0].tolist(), laid.position_ids[0].tolist(), seen_by(laid)
+    assert len(sequence) == len(places) == len(seen) == sum(group.tokens for group in laid.layout.groups)
+    before = iter(laid.before.tolist())
+    for tokens, first in rows:
+        for target in range(first, len(tokens)):
+            place = next(before)
+            assert [sequence[other] for other in seen[place]] == tokens[:target]
+            assert [places[other] for other in seen[place]] == list(range(target))
+    assert next(before, None) is None
+    assert len(set(laid.before.tolist())) == len(laid.before)
+    assert len(sequence) <= ids.size
+
+
+def test_a_common_beginning_is_there_once() -> None:
+    system = list(range(10, 30))
+    laid = lay_out(*padded([([*system, 1, 2, 3, 4], 22), ([*system, 5, 6, 7, 8], 22)]), CPU, share=True, pack=False)
+    assert laid is not None
+    assert laid.layout.groups == (Group(20, 2, 8),)
+
+
+def test_the_question_of_a_pair_is_there_once_for_both_answers() -> None:
+    one, other = [1] * 20, [2] * 20
+    rows = [([*question, *answer], 21) for answer in ([3, 4, 5], [6, 7, 8]) for question in (one, other)]
+    laid = lay_out(*padded(rows), CPU, share=True, pack=False)
+    assert laid is not None
+    assert laid.layout.groups == (Group(20, 2, 8), Group(20, 2, 8))
+
+
+def test_what_is_learned_is_never_shared() -> None:
+    same = list(range(10, 26))
+    assert lay_out(*padded([(same, 1), (same, 1)]), CPU, share=True, pack=False) is None
+
+
+def test_nothing_is_laid_out_where_little_would_be_saved() -> None:
+    rows = [([1, *range(10, 25)], 8), ([1, *range(30, 45)], 8)]
+    assert lay_out(*padded(rows), CPU, share=True, pack=False) is None
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_packed_rows_have_no_padding(share: bool) -> None:
+    rows = [([1, 2, 3], 1), ([4, 5, 6, 7, 8], 2), ([9, 10, 11], 1)]
+    laid = lay_out(*padded(rows), CPU, share=share, pack=True)
+    assert laid is not None
+    assert laid.layout.groups == (Group(0, 2, 3), Group(0, 1, 5))
+    assert laid.input_ids.tolist() == [[1, 2, 3, 9, 10, 11, 4, 5, 6, 7, 8]]

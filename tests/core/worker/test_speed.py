@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, Mamba2Config, MistralConfig
+
+from core.config.schema import Config
+from core.errors import UserError
+from core.worker.adapters import attach_adapters
+from core.worker.fused.install import Fused
+from core.worker.loss import SupervisedLoss
+from core.worker.model import LoadedModel, load_model, trainable_parameters
+from core.worker.speed import arrange_rows, fuse_layers
+from core.worker.template import TokenizedRow
+
+SYSTEM = np.arange(30, 50)
+
+
+def rows(count: int = 6) -> list[TokenizedRow]:
+    random = np.random.default_rng(0)
+    made = []
+    for _ in range(count):
+        own = random.integers(5, 250, random.integers(4, 20))
+        ids = np.concatenate([SYSTEM, own]).astype(np.int32)
+        supervised = np.zeros(len(ids), dtype=np.bool_)
+        supervised[len(SYSTEM) + 2 :] = True
+        made.append(TokenizedRow(ids, supervised))
+    return made
+
+
+def config(**sections: dict[str, Any]) -> Config:
+    return Config.model_validate({"data": {"train": "rows.jsonl"}, **sections})
+
+
+class Setup:
+    def __init__(self, directory: Path, wanted: Config) -> None:
+        loaded = load_model(directory, method="lora", precision="fp32", device="cpu")
+        model = attach_adapters(loaded.model, wanted.method, seed=0)
+        for parameter in trainable_parameters(model):
+            torch.nn.init.normal_(parameter, std=0.05)
+        self.loaded = LoadedModel(model, loaded.tokenizer, loaded.device, loaded.dtype)
+        self.loss = SupervisedLoss(model)
+        self.fused = fuse_layers(wanted, self.loaded)
+        arrange_rows(wanted, self.loaded, self.loss, rows(), self.fused, contextlib.nullcontext)
+
+    def gradient(self, chosen: list[TokenizedRow]) -> torch.Tensor:
+        """Of the summed loss of some rows as one batch."""
+        from core.worker.batches import collate
+
+        parameters = trainable_parameters(self.loaded.model)
+        loss = self.loss(*collate(chosen, 0, self.loaded.device))
+        return torch.cat([part.flatten() for part in torch.autograd.grad(loss, parameters)])
+
+
+@pytest.mark.parametrize("train", [{}, {"packing": True}, {"packing": True, "share_prefix": False}])
+def test_gradients_of_rows_together_are_those_of_each_row_alone(tiny_model_dir: Path, train: dict[str, Any]) -> None:
+    plain = Setup(tiny_model_dir, config(train={"fused_layers": False, "share_prefix": False}))
+    together = Setup(tiny_model_dir, config(train=train))
+    assert (together.loss.share, together.loss.pack) == (train.get("share_prefix", True), train.get("packing", False))
+    wanted = torch.stack([plain.gradient([row]) for row in rows()]).sum(dim=0)
+    torch.testing.assert_close(together.gradient(rows()), wanted, atol=1e-5, rtol=1e-3)
+
+
+def test_one_row_sees_nothing_of_another_in_a_pack(tiny_model_dir: Path) -> None:
+    """The gradient of two packed rows changes by that of the second alone when the second changes."""
+    setup = Setup(tiny_model_dir, config(train={"packing": True, "share_prefix": False}))
+    first, second, third = rows()[:3]
+    left = setup.gradient([first, second]) - setup.gradient([second])
+    right = setup.gradient([first, third]) - setup.gradient([third])
+    torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("method", [{"dropout": 0.1}, {"neftune_alpha": 5.0}])
+def test_rows_with_draws_of_their_own_share_nothing(tiny_model_dir: Path, method: dict[str, Any]) -> None:
+    assert not Setup(tiny_model_dir, config(method=method)).loss.share
+
+
+def test_beginnings_are_shared_with_activations_recomputed(tiny_model_dir: Path) -> None:
+    from core.worker.model import set_gradient_checkpointing
+
+    setup = Setup(tiny_model_dir, config())
+    wanted = setup.gradient(rows())
+    set_gradient_checkpointing(setup.loaded.model, True)
+    torch.testing.assert_close(setup.gradient(rows()), wanted, atol=1e-6, rtol=1e-4)
+
+
+def arrange(model_config: Any, **train: Any) -> SupervisedLoss:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(model_config)
+    wanted = config(train=train)
+    loaded = LoadedModel(model, None, torch.device("cpu"), torch.float32)
+    loss = SupervisedLoss(model)
+    arrange_rows(wanted, loaded, loss, rows(), fuse_layers(wanted, loaded), contextlib.nullcontext)
+    return loss
+
+
+SMALL = {"vocab_size": 260, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0}
+LLAMA = {"intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+def test_packing_is_refused_where_a_state_would_run_from_row_to_row() -> None:
+    recurrent = Mamba2Config(**SMALL, num_heads=8, head_dim=8, state_size=8, n_groups=1, chunk_size=8)
+    assert not arrange(recurrent).share
+    with pytest.raises(UserError, match=r"train\.packing is on, and rows .* would not be kept apart"):
+        arrange(recurrent, packing=True)
+
+
+def test_packing_is_refused_where_the_attention_cannot_be_told() -> None:
+    eager = LlamaConfig(**SMALL, **LLAMA, attn_implementation="eager")
+    with pytest.raises(UserError, match="the model's attention is eager"):
+        arrange(eager, packing=True)
+
+
+def test_rows_longer_than_a_window_go_padded() -> None:
+    """A window shorter than the rows: refused by the layout, and right all the same."""
+    from core.worker.batches import collate
+
+    loss = arrange(MistralConfig(**SMALL, **LLAMA, sliding_window=26), packing=True)
+    assert loss.pack
+    batch = collate(rows(), 0, torch.device("cpu"))
+    with torch.no_grad():
+        found = loss(*batch)
+        loss.share = loss.pack = False
+        torch.testing.assert_close(found, loss(*batch))
+
+
+def test_nothing_is_fused_that_is_not_wanted(tiny_model_dir: Path) -> None:
+    setup = Setup(tiny_model_dir, config(train={"fused_layers": False}))
+    assert setup.fused == Fused((), 0, False, False)
+    assert not setup.loss.share
