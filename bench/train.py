@@ -171,16 +171,22 @@ sys.exit(__main__.main(sys.argv[1:]))
 """
 
 
-def trl(*, checkpointing: bool) -> Training:
-    """TRL's SFTTrainer."""
+def peer(python: str, script: str, *, checkpointing: bool) -> Training:
+    """A training by another program.
+
+    Args:
+        python: The interpreter that has it.
+        script: The file beside this one that runs it.
+        checkpointing: Whether activations are recomputed.
+    """
 
     def train(case: Case, model: Path, directory: Path, seed: int) -> Measured:
         write_jsonl(case.train, directory / "rows.jsonl")
         spec = {
             "model": str(model),
             "rows": str(directory / "rows.jsonl"),
-            "output": str(directory / "trl"),
-            "adapter": str(directory / "trl-adapter"),
+            "output": str(directory / "out"),
+            "adapter": str(directory / "adapter"),
             "steps": case.steps,
             "batch_size": case.batch_size,
             "learning_rate": case.learning_rate,
@@ -190,9 +196,7 @@ def trl(*, checkpointing: bool) -> Training:
         }
         path = directory / "spec.json"
         path.write_text(json.dumps(spec))
-        launched, peak = wait(
-            [sys.executable, str(Path(__file__).with_name("train_peer.py")), str(path)], directory / "log"
-        )
+        launched, peak = wait([python, str(Path(__file__).with_name(script)), str(path)], directory / "log")
         told = [json.loads(line) for line in Path(f"{path}.steps").read_text().splitlines()]
         ends = [entry["t"] for entry in told if "t" in entry]
         return measured(case, launched, ends, peak, model, Path(spec["adapter"]), directory)
@@ -234,7 +238,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["tickets", "full"], help="one of the cases")
     parser.add_argument("--parts", action="store_true", help="also measure our training with single parts left out")
     parser.add_argument("--no-peers", action="store_true", help="measure our training alone")
-    parser.add_argument("--llama-factory", type=Path, help="the Python of an environment that has LLaMA-Factory")
+    parser.add_argument("--llama-factory", help="the Python of an environment that has LLaMA-Factory")
     parser.add_argument("--out", type=Path, help="where the results go (default: bench/results/train-DATE.json)")
     arguments = parser.parse_args()
     model = paths.models_dir() / "smollm2-135m-instruct"
@@ -249,11 +253,13 @@ def main() -> None:
             "packing": ours({"train.packing": True}),
         }
     if not arguments.no_peers:
-        trainings |= {"TRL": trl(checkpointing=False), "TRL, as it comes": trl(checkpointing=True)}
+        ours_too = sys.executable
+        trainings["TRL"] = peer(ours_too, "train_peer.py", checkpointing=False)
+        trainings["TRL, as it comes"] = peer(ours_too, "train_peer.py", checkpointing=True)
         if arguments.llama_factory:
-            from bench.train_llama_factory import llama_factory
-
-            trainings["LLaMA-Factory"] = llama_factory(arguments.llama_factory)
+            trainings["LLaMA-Factory"] = peer(
+                arguments.llama_factory, "train_llama_factory_peer.py", checkpointing=False
+            )
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["LOCALTUNE_HOME"] = scratch

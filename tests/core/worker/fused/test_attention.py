@@ -6,18 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from core.worker.fused.attention import (
-    SHORT,
-    Group,
-    Layout,
-    LayoutError,
-    _attend_groups,
-    _attention,
-    _mask,
-    masks_left_out,
-)
+from core.worker.fused import attention
+from core.worker.fused.attention import SHORT, Group, Layout, LayoutError, masks_left_out
 
 HEADS, KEY_HEADS, SIZE = 4, 2, 8
+#: As transformers calls them: with whatever a layer passes.
+attend: Any = attention._attention
+attend_groups: Any = attention._attend_groups
+make_mask: Any = attention._mask
 
 
 class Module:
@@ -39,7 +35,8 @@ def plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.
     key, value = (tensor.repeat_interleave(HEADS // KEY_HEADS, dim=1) for tensor in (key, value))
     scores = query @ key.transpose(2, 3) / SIZE**0.5
     later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(scores.shape[-1] - scores.shape[-2] + 1)
-    return scores.masked_fill(later, float("-inf")).softmax(dim=-1) @ value
+    shares: torch.Tensor = scores.masked_fill(later, float("-inf")).softmax(dim=-1)
+    return shares @ value
 
 
 def gradients(out: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -50,7 +47,7 @@ def gradients(out: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Tenso
 @pytest.mark.parametrize("length", [2, 7, 33, SHORT + 1])
 def test_output_and_gradients_are_those_of_the_definition(length: int) -> None:
     inputs = tensors(3, length)
-    out, _ = _attention(Module(), *inputs, None)
+    out, _ = attend(Module(), *inputs, None)
     wanted = plain(*inputs).transpose(1, 2)
     torch.testing.assert_close(out, wanted.float(), atol=1e-5, rtol=1e-4)
     for ours, theirs in zip(gradients(out, inputs), gradients(wanted, inputs), strict=True):
@@ -61,8 +58,9 @@ def test_bf16_is_as_near_to_the_definition_as_torchs_own_kernel() -> None:
     inputs = [tensor.detach().bfloat16().requires_grad_() for tensor in tensors(4, 64)]
     wide = [tensor.detach().double().requires_grad_() for tensor in inputs]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        ours, _ = _attention(Module(), *inputs, None)
-        theirs = F.scaled_dot_product_attention(*inputs, is_causal=True, enable_gqa=True).transpose(1, 2)
+        ours, _ = attend(Module(), *inputs, None)
+        query, key, value = inputs
+        theirs = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True).transpose(1, 2)
     exact = plain(*wide).transpose(1, 2)
     truth = [exact, *gradients(exact, wide)]
     for found, peer, true in zip(
@@ -95,7 +93,7 @@ def alone(inputs: list[torch.Tensor]) -> torch.Tensor:
 
 def test_rows_of_a_layout_see_their_prefix_and_themselves_alone() -> None:
     inputs = flat_inputs()
-    out = _attend_groups(*inputs, LAYOUT, None)
+    out = attend_groups(*inputs, LAYOUT, None)
     wanted = alone(inputs)
     torch.testing.assert_close(out, wanted.float(), atol=1e-5, rtol=1e-4)
     for ours, theirs in zip(gradients(out, inputs), gradients(wanted, inputs), strict=True):
@@ -105,7 +103,7 @@ def test_rows_of_a_layout_see_their_prefix_and_themselves_alone() -> None:
 def test_a_layout_without_gradients_gives_the_same() -> None:
     inputs = flat_inputs()
     with torch.no_grad():
-        out = _attend_groups(*inputs, LAYOUT, None)
+        out = attend_groups(*inputs, LAYOUT, None)
         torch.testing.assert_close(out, alone(inputs).float(), atol=1e-5, rtol=1e-4)
 
 
@@ -114,17 +112,17 @@ def test_a_layout_without_gradients_gives_the_same() -> None:
 )
 def test_a_layout_is_refused_where_a_layer_asks_for_more(asked: dict[str, Any]) -> None:
     with pytest.raises(LayoutError):
-        _attention(Module(), *flat_inputs(), None, layout=LAYOUT, **asked)
+        attend(Module(), *flat_inputs(), None, layout=LAYOUT, **asked)
 
 
 def test_a_window_that_all_rows_fit_in_changes_nothing() -> None:
     inputs = flat_inputs()
-    out, _ = _attention(Module(), *inputs, None, layout=LAYOUT, sliding_window=LAYOUT.longest)
-    torch.testing.assert_close(out, _attend_groups(*inputs, LAYOUT, None))
+    out, _ = attend(Module(), *inputs, None, layout=LAYOUT, sliding_window=LAYOUT.longest)
+    torch.testing.assert_close(out, attend_groups(*inputs, LAYOUT, None))
 
 
 def test_no_mask_is_made_for_a_layout_but_one_for_a_window_is_refused() -> None:
     with masks_left_out(LAYOUT):
-        assert _mask(batch_size=1, q_length=4, kv_length=4) is None
+        assert make_mask(batch_size=1, q_length=4, kv_length=4) is None
         with pytest.raises(LayoutError, match="11 tokens pass the attention window of 10"):
-            _mask(batch_size=1, q_length=4, kv_length=4, local_size=10)
+            make_mask(batch_size=1, q_length=4, kv_length=4, local_size=10)
