@@ -41,9 +41,10 @@ from core.worker.model import (
 )
 from core.worker.noise import EmbeddingNoise
 from core.worker.objectives import make_objectives
+from core.worker.offload import available_offload
 from core.worker.optim import make_optimizer
 from core.worker.own_weights import choose_weights, trained_tensors
-from core.worker.prediction import decide_checkpointing, predict_memory
+from core.worker.prediction import decide_checkpointing, decide_offload, predict_memory
 from core.worker.preparation import prepare
 from core.worker.recorder import Recorder
 from core.worker.samples import SampleWriter, choose_questions
@@ -190,9 +191,12 @@ class FinetuneRecipe:
             whole=self.update.in_backward,
             place=self.dataset.place,
             objective=self.objective,
+            offload=available_offload(self.config.memory.activation_offload, self.loaded.device),
         )
-        recomputing, self._decision = decide_checkpointing(self.config, self.loaded.device, self.dataset, self.windows)
-        self.windows.set_checkpointing(recomputing)
+        known = (self.config, self.loaded.device, self.dataset, self.windows)
+        recomputing, self._decision = decide_checkpointing(*known)
+        offload, self._offload_decision = decide_offload(*known, recomputing)
+        self.windows.set_checkpointing(recomputing, offload=offload)
         self.attendant = Attendant(self)
         self.health = Health(self.warn, self.dataset.places)
         self.samples = SampleWriter(
@@ -247,6 +251,8 @@ class FinetuneRecipe:
         # A resumed run goes on as it was, whatever would be decided now.
         if self.step == 0 and self.config.memory.gradient_checkpointing == "auto":
             self.recorder.notice("info", "checkpointing", self._decision)
+        if self.step == 0 and self._offload_decision:
+            self.recorder.notice("info", "activation_offload", self._offload_decision)
         self._verify_head()
         if self.loaded.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.loaded.device)

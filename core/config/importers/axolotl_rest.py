@@ -124,7 +124,7 @@ NOT_OFFERED: dict[str, Missing] = missing(
         ),
         "An old name of neftune_noise_alpha: set method.neftune_alpha.": "noisy_embedding_alpha",
         "memory.gradient_checkpointing says whether activations are computed again.": (
-            "gradient_checkpointing_kwargs selective_checkpointing activation_offloading layer_offloading"
+            "gradient_checkpointing_kwargs selective_checkpointing layer_offloading"
         ),
         "Memory is found out before the first step, and a step that does not fit is cut smaller.": (
             "auto_find_batch_size gpu_memory_limit max_memory gc_steps torch_empty_cache_steps gc_collect_steps"
@@ -186,7 +186,6 @@ NOT_OFFERED: dict[str, Missing] = missing(
         "wandb_log_model": (False, "", "false"),
         "save_safetensors": (True, ""),
         "pretrain_multipack_attn": (True, False),
-        "activation_offloading": OFF,
         "adam_beta1": (0.9,),
         "adam_beta2": (0.999,),
         "adam_epsilon": (1e-8,),
