@@ -202,6 +202,9 @@ class MemorySection(Section):
     optimizer_in_backward: Literal["auto", "on", "off"] = _option(
         "auto", "Update each weight as soon as its gradient is there; auto: when method.name is full."
     )
+    liger: Literal["auto", "off"] = _option(
+        "auto", "Sum the loss with Liger's fused kernel; auto: on a GPU with liger-kernel installed, where it can."
+    )
 
 
 class EvalSection(Section):

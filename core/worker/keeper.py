@@ -128,6 +128,7 @@ class Keeper:
             "token_budget": recipe.windows.token_budget,
             "gradient_checkpointing": recipe.windows.checkpointing,
             "activation_offload": recipe.windows.offloading,
+            "liger": recipe.liger,
             "overrides": recipe.attendant.overrides,
             "selection": recipe.selection.facts(),
             "health": recipe.health.facts(),

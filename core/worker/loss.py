@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,9 @@ import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from peft import PeftModel
 
 from core.memory.batching import chunk_positions
+
+#: Sums the cross-entropy of a head's logits, as :func:`chunked_cross_entropy` does.
+SummedLoss = Callable[[Any, torch.Tensor, torch.Tensor, int], torch.Tensor]
 
 
 def chunked_cross_entropy(head: Any, hidden: torch.Tensor, targets: torch.Tensor, chunk: int) -> torch.Tensor:
@@ -131,10 +135,15 @@ class Head(torch.nn.Module):
         # Kept in a list so that the head's parameters are not registered a second time.
         self._linear = [model.get_output_embeddings()]
         config = model.config.get_text_config()
-        self._softcap = getattr(config, "final_logit_softcapping", None)
-        self._scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
+        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        self.scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
             getattr(config, "logits_scaling", None) or 1.0
         )
+
+    @property
+    def linear(self) -> Any:
+        """The output embeddings."""
+        return self._linear[0]
 
     @property
     def vocabulary(self) -> int:
@@ -148,10 +157,10 @@ class Head(torch.nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits, ``(n, vocabulary)``."""
         logits: torch.Tensor = self._linear[0](hidden)
-        if self._scale != 1.0:
-            logits = logits * self._scale
-        if self._softcap:
-            logits = torch.tanh(logits / self._softcap) * self._softcap
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits
 
 
@@ -160,12 +169,17 @@ class SupervisedLoss:
 
     Args:
         model: A causal language model or a ``PeftModel`` around one.
+
+    Attributes:
+        head: Of the model.
+        sum_losses: Sums the losses of a batch; ours, unless :mod:`core.worker.fused_loss` has another.
     """
 
     def __init__(self, model: Any) -> None:
+        self.sum_losses: SummedLoss = chunked_cross_entropy
         self._causal = model.get_base_model() if isinstance(model, PeftModel) else model
         self._decoder = self._causal.get_decoder()
-        self._head = Head(self._causal)
+        self.head = Head(self._causal)
 
     def __call__(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
         """Summed loss of a padded batch.
@@ -182,8 +196,8 @@ class SupervisedLoss:
         """
         hidden = self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state
         learned = supervised[:, 1:]
-        chunk = chunk_positions(self._head.vocabulary)
-        return chunked_cross_entropy(self._head, hidden[:, :-1][learned], input_ids[:, 1:][learned], chunk)
+        chunk = chunk_positions(self.head.vocabulary)
+        return self.sum_losses(self.head, hidden[:, :-1][learned], input_ids[:, 1:][learned], chunk)
 
     def log_probabilities(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
         """The log-probability of what is supervised in each row, as the sum over its tokens.
@@ -197,8 +211,8 @@ class SupervisedLoss:
         """
         hidden = self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state
         learned = supervised[:, 1:]
-        chunk = chunk_positions(self._head.vocabulary)
-        losses = chunked_token_losses(self._head, hidden[:, :-1][learned], input_ids[:, 1:][learned], chunk)
+        chunk = chunk_positions(self.head.vocabulary)
+        losses = chunked_token_losses(self.head, hidden[:, :-1][learned], input_ids[:, 1:][learned], chunk)
         # Not index_add, whose order on a GPU, and so whose last bits, differ from run to run.
         counts = learned.sum(dim=1).tolist()
         rows = losses.split(counts)  # type: ignore[no-untyped-call]
@@ -212,6 +226,6 @@ class SupervisedLoss:
         Args:
             input_ids: ``(1, length)``, int64.
         """
-        ours = self._head(self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state)
+        ours = self.head(self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state)
         theirs = self._causal(input_ids=input_ids, use_cache=False).logits
         return float((ours.float() - theirs.float()).abs().max())

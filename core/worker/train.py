@@ -26,8 +26,10 @@ from core.runs.store import Run
 from core.worker.adapters import adapted_layers, attach_adapters, parameter_groups
 from core.worker.attendant import Attendant
 from core.worker.batches import DataOrder
+from core.worker.checkpoint import Checkpoint
 from core.worker.control import Controls, StopRequested
 from core.worker.evaluate import Evaluator
+from core.worker.fused_loss import choose_for_run
 from core.worker.gradients import WindowGradients, make_accelerator
 from core.worker.health import Health
 from core.worker.keeper import Keeper
@@ -90,6 +92,7 @@ class FinetuneRecipe:
         self.paused_seconds = 0.0
         self.selection = Selection(config.eval.patience, config.eval.min_delta)
         self.last_eval: int | None = None
+        self.liger: str | None = None
         self.keeper = Keeper(self)
 
     def train(self, *, resume: bool) -> Outcome:
@@ -105,6 +108,7 @@ class FinetuneRecipe:
         found = self.keeper.find() if resume else None
         self._prepare_data()
         self._load_model(fresh=not resume)
+        self._choose_loss(found)
         self._prepare_optimization()
         if found is not None:
             self.keeper.restore(found)
@@ -157,6 +161,13 @@ class FinetuneRecipe:
             self.accelerator.autocast,
             lambda done, total: report("answers by the reference", done, total),
         )
+
+    def _choose_loss(self, found: Checkpoint | None) -> None:
+        manifest = None if found is None else found.manifest
+        choice = choose_for_run(self.config, self.loss.head, self.loaded.device, manifest)
+        self.loss.sum_losses, self.liger = choice.function, choice.liger
+        if choice.notice is not None:
+            self.recorder.notice(*choice.notice)
 
     def _attach_adapters(self, *, fresh: bool) -> None:
         config = self.config

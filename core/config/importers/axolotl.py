@@ -8,6 +8,7 @@ from typing import Any
 from core.config.importers.activations import ACTIVATION_OPTIONS, axolotl_activations
 from core.config.importers.axolotl_data import DATA_OPTIONS, datasets
 from core.config.importers.axolotl_rest import NOT_OFFERED
+from core.config.importers.kernels import LIGER, axolotl_plugins
 from core.config.importers.preference import PREFERENCE_OPTIONS, axolotl_rl
 from core.config.importers.rules import Choice, Copy, Joint, Rule, Tool, is_one_of, table
 from core.config.importers.shared import (
@@ -308,6 +309,8 @@ _OFFERED: dict[str, Rule] = {
     **dict.fromkeys(
         ("gradient_checkpointing", "activation_offloading"), Joint(axolotl_activations, ACTIVATION_OPTIONS)
     ),
+    "plugins": Joint(axolotl_plugins, ("memory.liger",)),
+    "liger_fused_linear_cross_entropy": LIGER,
     **dict.fromkeys(("save_steps", "saves_per_epoch", "save_strategy"), Joint(_saves, ("checkpoint.every_steps",))),
     "save_total_limit": Copy("checkpoint.keep", "integer", unset=(0,)),
     **dict.fromkeys(

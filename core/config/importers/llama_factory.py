@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from core.config.importers.activations import ACTIVATION_OPTIONS, llama_factory_activations
+from core.config.importers.kernels import LIGER
 from core.config.importers.llama_factory_data import DATA_OPTIONS, REGISTRY, datasets
 from core.config.importers.llama_factory_rest import NOT_OFFERED
 from core.config.importers.preference import PREFERENCE_OPTIONS, llama_factory_stage
@@ -289,6 +290,7 @@ _OFFERED: dict[str, Rule] = {
     **dict.fromkeys(
         ("disable_gradient_checkpointing", "use_unsloth_gc"), Joint(llama_factory_activations, ACTIVATION_OPTIONS)
     ),
+    **dict.fromkeys(("enable_liger_kernel", "use_liger_kernel"), LIGER),
     **dict.fromkeys(("save_steps", "save_strategy"), Joint(_saves, ("checkpoint.every_steps",))),
     "save_total_limit": Copy("checkpoint.keep", "integer", unset=(0,)),
     **dict.fromkeys(("use_cpu", "no_cuda"), Joint(_device, ("hardware.device",))),

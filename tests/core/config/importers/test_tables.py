@@ -64,6 +64,7 @@ mlflow_experiment_name use_comet comet_project_name comet_api_key use_trackio tr
 use_otel_metrics
 rl rl_beta dpo_loss_type dpo_label_smoothing orpo_alpha simpo_gamma kto_desirable_weight kto_undesirable_weight
 deepspeed fsdp fsdp_config fsdp_version gpu_memory_limit plugins
+liger_fused_linear_cross_entropy
 """)
 
 #: The least that each tool takes.
