@@ -103,7 +103,7 @@ def measured(
         [sys.executable, "-c", MEASURE, str(model), str(to / "held_out.jsonl"), str(adapter)],
         env=environment(),
         check=True,
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
     )
     return Measured(statistics.median(rates), peak, ends[0] - launched, float(told.stdout.split()[-1]))

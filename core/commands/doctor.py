@@ -44,6 +44,7 @@ def examine(*, quick: bool = False) -> list[Finding]:
     return [
         software.check_python(),
         software.check_libraries(),
+        software.check_liger(driver),
         security.check_holes(),
         security.check_hub(),
         system.check_memory(),

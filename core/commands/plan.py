@@ -156,6 +156,9 @@ def as_json(found: Forecast) -> dict[str, Any]:
         "explanations": {part.name: part.what for part in plan.parts},
         "peak": plan.phase,
         "gradient_checkpointing": plan.checkpointing,
+        "activation_offload": plan.offload,
+        "host_bytes": plan.host_bytes,
+        "host_free_bytes": plan.host_free_bytes,
         "micro_batch": {
             "rows": plan.micro_batch.rows,
             "length": plan.micro_batch.length,
@@ -198,7 +201,8 @@ def render(found: Forecast) -> list[str]:
 
     plan = found.plan
     device = "GPU" if plan.device == "cuda" else "CPU"
-    recomputed = ", activations recomputed" if plan.checkpointing else ""
+    moved = " and offloaded" if plan.offload else ""
+    recomputed = f", activations recomputed{moved}" if plan.checkpointing else ""
     batch = plan.micro_batch
     lines = [
         f"{'model':<12} {one_line(str(found.base), 200)}",

@@ -355,6 +355,26 @@ def _paging_needs_gpu(config: Config, facts: Facts) -> Findings:
         yield "train.optimizer is paged_adamw_8bit, and on a CPU nothing is paged.", "Take adamw_8bit."
 
 
+@_rule("warning", "memory.activation_offload", "hardware.device")
+def _offload_needs_gpu(config: Config, facts: Facts) -> Findings:
+    """memory.activation_offload needs a GPU to move activations from."""
+    if config.memory.activation_offload == "on" and _trains_on_cpu(config, facts):
+        yield (
+            "memory.activation_offload is on, and on a CPU all activations are in the machine's memory.",
+            "Set it to auto.",
+        )
+
+
+@_rule("error", "memory.activation_offload", "memory.gradient_checkpointing")
+def _offload_needs_recomputing(config: Config, _: Facts) -> Findings:
+    """With memory.activation_offload = on, memory.gradient_checkpointing is not off."""
+    if config.memory.activation_offload == "on" and config.memory.gradient_checkpointing == "off":
+        yield (
+            "memory.activation_offload moves what recomputing starts from, and memory.gradient_checkpointing is off.",
+            "Set memory.gradient_checkpointing = on.",
+        )
+
+
 # Training the weights themselves.
 
 

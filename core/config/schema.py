@@ -205,11 +205,18 @@ class MemorySection(Section):
     gradient_checkpointing: Literal["auto", "on", "off"] = _option(
         "auto", "Recompute activations in backward to save memory; auto: where the run would not fit otherwise."
     )
+    activation_offload: Literal["auto", "on", "off"] = _option(
+        "auto",
+        "Keep what recomputing starts from in the machine's memory; auto: where a run would not fit on a GPU.",
+    )
     optimizer_in_backward: Literal["auto", "on", "off"] = _option(
         "auto", "Update each weight as soon as its gradient is there; auto: when method.name is full."
     )
     keep_dequantized: Literal["auto", "on", "off"] = _option(
         "auto", "Dequantize 4-bit weights once and keep them so, for speed; auto: where there is plenty of memory."
+    )
+    liger: Literal["auto", "off"] = _option(
+        "auto", "Sum the loss with Liger's fused kernel; auto: on a GPU with liger-kernel installed, where it can."
     )
 
 

@@ -135,9 +135,17 @@ class _Adviser:
         plan = self._plan
         if not plan.checkpointing or self._config.memory.gradient_checkpointing == "off":
             return []
-        advice = self._try({"memory.gradient_checkpointing": "off"}, "Steps take about a quarter less time.")
         room = (1 - ROOM) * (plan.limit_bytes or 0)
-        return [advice] if advice is not None and advice.fits and advice.total_bytes <= room else []
+        # Nothing is moved by need where there is room.
+        asked = self._config.memory.activation_offload == "on"
+        stay: dict[str, Any] = {"memory.activation_offload": "auto"} if asked else {}
+        kept = {"memory.gradient_checkpointing": "off", **stay}, "Steps take about a quarter less time."
+        back = stay, "Nothing is moved to the machine's memory and back."
+        for changes, gain in (kept, back):
+            advice = self._try(changes, gain) if changes else None
+            if advice is not None and advice.fits and advice.total_bytes <= room:
+                return [advice]
+        return []
 
     def _without_needless(self, advice: Advice, costs: Mapping[str, str]) -> Advice:
         """The same without the changes that it fits without."""
@@ -153,8 +161,10 @@ class _Adviser:
             tried = make_plan(self._architecture, changed(self._config, changes), self._machine, self._rows)
         except UserError:
             return None  # no row is left, for instance
+        if tried.offload and not self._plan.offload and tried.host_fits is False:
+            return None
         saves = self._plan.total_bytes - tried.total_bytes
-        return Advice(dict(changes), cost, saves, tried.total_bytes, bool(tried.fits))
+        return Advice(dict(changes), cost, saves, tried.total_bytes, bool(tried.fits) and tried.host_fits is not False)
 
     def _candidates(self) -> Iterator[tuple[dict[str, Any], str]]:
         """Changes with what they cost, the cheapest first."""
@@ -166,6 +176,11 @@ class _Adviser:
                 rows //= 2
         if not plan.checkpointing:
             yield {"memory.gradient_checkpointing": "on"}, "The result is the same; steps take about a quarter longer."
+        if plan.device == "cuda" and not plan.offload:
+            changes = {"memory.activation_offload": "on"}
+            if config.memory.gradient_checkpointing == "off":
+                changes["memory.gradient_checkpointing"] = "on"
+            yield changes, "The result is the same; the layers' inputs go to the machine's memory and back."
         if config.train.optimizer == "adamw":
             yield {"train.optimizer": "adamw_8bit"}, "The moments are rounded to 8 bit."
         if config.train.precision == "fp32" and (plan.device == "cuda" or self._machine.bf16):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from core.memory.activations import FP32, Adapters, Arithmetic, LayerMemory, LayerSteps, layer_memory
 from core.memory.architecture import Architecture
 from core.memory.batching import chunk_positions
+from core.memory.sizes import OFFLOAD_IN_FLIGHT
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Pass:
         adapters: What is trained, for each kind of layer.
         batch: The micro-batch.
         checkpointing: Whether activations are recomputed.
+        offload: Whether what recomputing starts from is in the machine's memory.
         gradient_from: What is the first to need a gradient: ``embeddings``, ``first layer``, or the first layer whose
             own weights are ``trained``.
     """
@@ -79,6 +81,7 @@ class Pass:
         batch: MicroBatch,
         *,
         checkpointing: bool,
+        offload: bool = False,
         gradient_from: str = "first layer",
     ) -> None:
         self._gradient_from = gradient_from
@@ -87,6 +90,7 @@ class Pass:
         self._adapters = adapters
         self._batch = batch
         self._checkpointing = checkpointing
+        self._offload = offload
 
     def phases(self) -> dict[str, Phase]:
         """What comes and goes with a micro-batch, at the two moments that may be the worst."""
@@ -102,7 +106,8 @@ class Pass:
         masks = self._masks()
         kept, adapters = sum(memory.kept for memory in memories), sum(memory.adapters for memory in memories)
         if self._checkpointing:
-            inputs = model.depth * hidden + masks
+            here = min(model.depth, OFFLOAD_IN_FLIGHT) if self._offload else model.depth
+            inputs = here * hidden + masks
             casts = sum(memory.casts for memory in memories)
             # The gradient that a layer is met with; the norm that ends one of four of them has made its own in fp32.
             gradient = hidden + (tokens * FP32 * model.hidden if last_layer.norms == 4 else 0)

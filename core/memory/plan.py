@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -19,9 +20,11 @@ from core.memory.batching import TOKEN_BUDGETS, WHOLE, chunk_positions, padded_l
 from core.memory.phases import MicroBatch, Pass, Phase
 from core.memory.rows import Rows
 from core.memory.sizes import (
+    OFFLOAD_SMALLEST,
     expert_adapters,
     is_any_target,
     optimizer_bytes,
+    pinned_bytes,
     quantized_bytes,
     sequences_per_row,
     split_by_targets,
@@ -77,12 +80,14 @@ class Machine:
         limit_bytes: Memory that is free on it for the run; None where unknown.
         disk_free_bytes: Free bytes of the disk that holds the runs; None where unknown.
         bf16: Whether the CPU computes in bf16 natively.
+        host_bytes: Memory that is free around a GPU; None where unknown.
     """
 
     kind: DeviceKind
     limit_bytes: int | None = None
     disk_free_bytes: int | None = None
     bf16: bool = True
+    host_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,9 @@ class Plan:
         disk_free_bytes: What is free for them.
         checkpointing: Whether activations are recomputed.
         device: The kind of device.
+        offload: Whether what recomputing starts from is in the machine's memory.
+        host_bytes: The most that it takes there, pinned.
+        host_free_bytes: What is free for it there.
         notes: What one should know about the figures, as sentences.
         targets: The last part of the names of the layers that get adapters, and how many are called so.
         dequantized: Whether 16-bit copies of 4-bit weights are kept.
@@ -128,6 +136,9 @@ class Plan:
     disk_free_bytes: int | None
     checkpointing: bool
     device: DeviceKind
+    offload: bool = False
+    host_bytes: int = 0
+    host_free_bytes: int | None = None
     notes: tuple[str, ...] = field(default=())
     targets: tuple[tuple[str, int], ...] = field(default=())
     dequantized: bool = False
@@ -148,6 +159,11 @@ class Plan:
         return None if self.limit_bytes is None else self.needed_bytes <= self.limit_bytes
 
     @property
+    def host_fits(self) -> bool | None:
+        """Whether the machine has room for what is moved to its memory; None where that is unknown."""
+        return None if self.host_free_bytes is None else self.host_bytes <= self.host_free_bytes
+
+    @property
     def disk_fits(self) -> bool | None:
         """Whether the disk has room; None where that is unknown."""
         return None if self.disk_free_bytes is None else self.disk_bytes <= self.disk_free_bytes
@@ -166,6 +182,7 @@ def make_plan(
     token_budget: int | None = None,
     checkpointing: bool | None = None,
     dequantized: bool | None = None,
+    offload: bool | None = None,
 ) -> Plan:
     """Plan a run.
 
@@ -177,27 +194,50 @@ def make_plan(
         token_budget: Tokens of a micro-batch, where the worker has cut them already.
         checkpointing: Whether activations are recomputed, where the worker has decided already.
         dequantized: Whether 16-bit copies of 4-bit weights are kept, where the worker has decided already.
+        offload: Whether what that starts from is in the machine's memory, where the worker has decided already.
 
     Where nobody has decided and ``memory.gradient_checkpointing`` is auto, activations are recomputed if the run would
-    not fit without, as the worker does; where the limit is unknown, on a GPU.
+    not fit without, as the worker does; where the limit is unknown, on a GPU. In the same way what that starts from is
+    moved off a GPU if the run would not fit with it there, and the machine has room for it.
 
     Raises:
         UserError: If no layer of the model is trained, or its positions are fewer than the rows' tokens.
     """
     keeps = config.memory.keep_dequantized == "on" if dequantized is None else dequantized
 
-    def planned(checkpointing: bool | None, keeps: bool) -> Plan:
-        return _Planner(architecture, config, machine, rows, token_budget, checkpointing, keeps).plan()
+    def plan(recomputed: bool | None, moved: bool, keeps: bool) -> Plan:
+        return _Planner(architecture, config, machine, rows, token_budget, recomputed, moved, keeps).plan()
 
-    by_need = config.memory.gradient_checkpointing == "auto" and machine.limit_bytes is not None
-    plan = planned(False if checkpointing is None and by_need else checkpointing, keeps)
-    if checkpointing is None and by_need and not plan.fits:
-        plan = planned(True, keeps)
+    found = _by_need(config, machine, checkpointing, offload, lambda recomputed, moved: plan(recomputed, moved, keeps))
     if dequantized is None and config.memory.keep_dequantized == "auto" and machine.limit_bytes is not None:
-        with_copies = planned(plan.checkpointing, True)
+        with_copies = plan(found.checkpointing, found.offload, True)
         if with_copies.needed_bytes <= machine.limit_bytes * COPIES_SHARE:
             return with_copies
-    return plan
+    return found
+
+
+def _by_need(
+    config: Config,
+    machine: Machine,
+    checkpointing: bool | None,
+    offload: bool | None,
+    plan: Callable[[bool | None, bool], Plan],
+) -> Plan:
+    """The plan with what is not decided yet as the run needs it."""
+    memory, known = config.memory, machine.limit_bytes is not None
+    moved = (machine.kind == "cuda" and memory.activation_offload == "on") if offload is None else offload
+    if checkpointing is None and memory.gradient_checkpointing == "auto" and known and not moved:
+        kept = plan(False, False)
+        if kept.fits:
+            return kept
+        checkpointing = True
+    found = plan(checkpointing, moved)
+    by_need = offload is None and memory.activation_offload == "auto" and machine.kind == "cuda"
+    if by_need and known and found.checkpointing and not found.fits:
+        elsewhere = plan(True, True)
+        if elsewhere.offload and elsewhere.host_fits is not False:
+            return elsewhere
+    return found
 
 
 class _Planner:
@@ -209,6 +249,7 @@ class _Planner:
         rows: Rows | None,
         token_budget: int | None,
         checkpointing: bool | None,
+        offload: bool,
         dequantized: bool,
     ) -> None:
         split = list(split_by_targets(architecture.layers, architecture.prefix, config.method.target_modules))
@@ -229,6 +270,9 @@ class _Planner:
         self.dequantized = dequantized and self.how.quantized and config.train.fused_layers
         self.notes: list[str] = []
         self.batch = self._micro_batch()
+        # The input of a layer.
+        self.hidden = self.how.bytes * self.model.hidden * self.batch.tokens
+        self.offload = offload and self.checkpointing and self.hidden >= OFFLOAD_SMALLEST
         method = config.method
         self.weights = method.name in WEIGHT_METHODS
         self.in_backward = updates_in_backward(config)
@@ -323,6 +367,7 @@ class _Planner:
             self.adapters,
             self.batch,
             checkpointing=self.checkpointing,
+            offload=self.offload,
             gradient_from={"full": "embeddings", "freeze": "trained"}.get(self.config.method.name, "first layer"),
         ).phases()
         if self.weights:
@@ -341,6 +386,8 @@ class _Planner:
             )
         if sum(part.bytes for part in loading) > sum(part.bytes for part in parts):
             name, parts = "loading", loading
+        pinned = pinned_bytes(self.model.depth, self.hidden) if self.offload else 0
+        self._tell_pinned(pinned)
         width = self.how.bytes if self.weights else FP32
         saved = trainable * width * (2 if self._paired else 1)
         checkpoint = saved + states + CHECKPOINT_EXTRA
@@ -360,10 +407,19 @@ class _Planner:
             disk_free_bytes=self.machine.disk_free_bytes,
             checkpointing=self.checkpointing,
             device=self.machine.kind,
+            offload=self.offload,
+            host_bytes=pinned,
+            host_free_bytes=self.machine.host_bytes,
             notes=tuple(self.notes + self._caveats()),
             targets=tuple(self._targets().items()),
             dequantized=self.dequantized,
         )
+
+    def _tell_pinned(self, pinned: int) -> None:
+        free = self.machine.host_bytes
+        if pinned:
+            short = f", where {format_bytes(free)} are free" if free is not None and pinned > free else ""
+            self.notes.append(f"The layers' inputs take up to {format_bytes(pinned)} of the machine's memory{short}.")
 
     def _weights(self) -> list[Part]:
         model, a = self.model, self.how.bytes
@@ -432,6 +488,8 @@ class _Planner:
     def _moving(self, phase: Phase) -> list[Part]:
         batch = self.batch
         what = "the layers' inputs, kept for recomputing" if self.checkpointing else "what the layers keep for backward"
+        if self.offload:
+            what = "the inputs of two layers, the others in the machine's memory"
         positions = min(chunk_positions(self.model.vocabulary), batch.supervised)
         loss = f"logits of {positions} positions and their gradients"
         return [

@@ -17,6 +17,11 @@ from core.memory.architecture import Layer
 NF4_BLOCK, NF4_OUTER_BLOCK = 64, 256
 #: The code books and the offset of one quantized matrix.
 NF4_TABLES = (16 + 256 + 1) * FP32
+#: A layer's input of fewer bytes stays on the device, as moving it would win nothing.
+OFFLOAD_SMALLEST = 1 << 20
+#: Inputs of layers that are on the device at once when they are moved to the machine's memory: that of the layer at
+#: work, and one on its way.
+OFFLOAD_IN_FLIGHT = 2
 #: Tensors of fewer elements keep 32-bit optimizer states; blocks that share a scale in 8-bit states.
 SMALLEST_8BIT, BLOCK_8BIT = 4096, 256
 
@@ -29,6 +34,19 @@ def quantized_bytes(weights: int) -> int:
     """
     blocks = math.ceil(weights / NF4_BLOCK)
     return math.ceil(weights / 2) + blocks + FP32 * math.ceil(blocks / NF4_OUTER_BLOCK) + NF4_TABLES
+
+
+def pinned_bytes(layers: int, size: int) -> int:
+    """The most that layers' inputs take of the machine's memory.
+
+    Torch gives out pinned memory in powers of two and keeps what it has given out. Micro-batches of fewer tokens have
+    smaller blocks of their own, which together are at most as much again.
+
+    Args:
+        layers: How many inputs are there at once.
+        size: Bytes of one, in the largest micro-batch.
+    """
+    return 2 * layers * (1 << max(size - 1, 0).bit_length())
 
 
 def updates_in_backward(config: Config) -> bool:

@@ -20,6 +20,7 @@ from core.worker.loss import SupervisedLoss
 from core.worker.model import LoadedModel, set_gradient_checkpointing
 from core.worker.noise import EmbeddingNoise
 from core.worker.objectives import Objective, Rewards, SupervisedObjective
+from core.worker.offload import ActivationOffload
 from core.worker.shortage import attempt
 from core.worker.template import TokenizedRow
 
@@ -56,6 +57,8 @@ class WindowGradients:
         place: Says where a row comes from: ``rows.jsonl, line 7``.
         objective: What is learned; None for the supervised tokens.
         relieve: Gives up memory that only saves time; says whether there was any.
+        offload: Moves to host memory what recomputing starts from, when asked to or when memory runs out; None where
+            there is no way, or it is not to be.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class WindowGradients:
         place: Callable[[int], str] = lambda row: f"row {row + 1}",
         objective: Objective | None = None,
         relieve: Callable[[], bool] = lambda: False,
+        offload: ActivationOffload | None = None,
     ) -> None:
         self._relieve = relieve
         self._loaded = loaded
@@ -89,11 +93,15 @@ class WindowGradients:
         self._place = place
         self._pad_id = loaded.tokenizer.pad_token_id or 0
         self.token_budget = WHOLE if whole else TOKEN_BUDGETS.get(loaded.device.type, TOKEN_BUDGETS["cuda"])
+        self._offload = offload
         self.checkpointing = False
+        self.offloading = False
 
-    def set_checkpointing(self, enabled: bool) -> None:
-        """Recompute activations in backward, or keep them."""
-        set_gradient_checkpointing(self._loaded.model, enabled)
+    def set_checkpointing(self, enabled: bool, *, offload: bool = False) -> None:
+        """Recompute activations in backward, or keep them; ``offload`` moves what that starts from to host memory,
+        where there is a way."""
+        self.offloading = enabled and offload and self._offload is not None
+        set_gradient_checkpointing(self._loaded.model, enabled, self._offload if self.offloading else None)
         self.checkpointing = enabled
 
     def run(self, window: Sequence[int], *, where: str) -> WindowResult:
@@ -104,8 +112,8 @@ class WindowGradients:
             where: For messages: ``step 12`` or ``the rehearsal``.
 
         Raises:
-            UserError: If a single row does not fit, even with activations recomputed; or if weights have been changed
-                by a part of the window.
+            UserError: If a single row does not fit, even with activations recomputed and their beginnings in host
+                memory, where there is a way; or if weights have been changed by a part of the window.
         """
         before = rng_state()
         while True:
@@ -200,19 +208,30 @@ class WindowGradients:
             what = "the whole step" if self._whole else "one row"
             message = f"Memory ran out at {where} with {what}: activations are recomputed from now on."
             self._notice("memory_checkpointing", message, "This takes about a quarter more time.")
+        elif self._offload is not None and not self.offloading:
+            self.set_checkpointing(True, offload=True)
+            message = f"Memory ran out at {where}: the inputs of layers are kept in the machine's memory from now on."
+            self._notice("memory_offload", message, "The result is the same; they go over the bus and back.")
         elif self._whole and len(largest) > 1:
             raise UserError(
-                f"Memory ran out at {where} with the {len(largest)} rows of a step and activations recomputed; the "
+                f"Memory ran out at {where} with the {len(largest)} rows of a step and activations {self._saved}; the "
                 "update inside backward needs them all in one pass.",
                 "Lower train.batch_size or train.max_length, or set memory.optimizer_in_backward = off.",
             )
         else:
             length = self._lengths[largest[0]]
+            kept = self._offload is None and self._loaded.device.type == "cuda"
+            first = "Set memory.activation_offload = auto, or" if kept else "Set"
             raise UserError(
                 f"Memory ran out at {where} with a single row of {length} tokens ({self._place(largest[0])}) and "
-                "activations recomputed.",
-                f"Set train.max_length below {length}, lower method.rank, or choose a smaller base model.",
+                f"activations {self._saved}.",
+                f"{first} train.max_length below {length}, lower method.rank, or choose a smaller base model.",
             )
+
+    @property
+    def _saved(self) -> str:
+        """What has been done to activations by then."""
+        return "recomputed from what is kept in the machine's memory" if self.offloading else "recomputed"
 
 
 def make_accelerator(loaded: LoadedModel) -> Accelerator:

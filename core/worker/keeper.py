@@ -127,6 +127,8 @@ class Keeper:
             "total_steps": recipe.total_steps,
             "token_budget": recipe.windows.token_budget,
             "gradient_checkpointing": recipe.windows.checkpointing,
+            "activation_offload": recipe.windows.offloading,
+            "liger": recipe.liger,
             "overrides": recipe.attendant.overrides,
             "selection": recipe.selection.facts(),
             "health": recipe.health.facts(),
@@ -178,7 +180,11 @@ class Keeper:
             recipe.accelerator.scaler.load_state_dict(found.manifest["scaler"])
         recipe.step = self.last_step = found.step
         recipe.windows.token_budget = int(found.manifest["token_budget"])
-        recipe.windows.set_checkpointing(bool(found.manifest["gradient_checkpointing"]))
+        # Checkpoints of earlier versions do not say where activations were kept.
+        recipe.windows.set_checkpointing(
+            bool(found.manifest["gradient_checkpointing"]),
+            offload=bool(found.manifest.get("activation_offload", False)),
+        )
         recipe.attendant.apply(found.manifest["overrides"])
         recipe.selection.restore(found.manifest["selection"], found.step)
         recipe.health.restore(found.manifest["health"])

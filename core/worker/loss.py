@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,6 +13,9 @@ from peft import PeftModel
 from core.memory.batching import chunk_positions
 from core.worker.fused.attention import LayoutError, masks_left_out
 from core.worker.layout import lay_out
+
+#: Sums the cross-entropy of a head's logits, as :func:`chunked_cross_entropy` does.
+SummedLoss = Callable[[Any, torch.Tensor, torch.Tensor, int], torch.Tensor]
 
 
 def chunked_cross_entropy(head: Any, hidden: torch.Tensor, targets: torch.Tensor, chunk: int) -> torch.Tensor:
@@ -135,10 +138,15 @@ class Head(torch.nn.Module):
         # Kept in a list so that the head's parameters are not registered a second time.
         self._linear = [model.get_output_embeddings()]
         config = model.config.get_text_config()
-        self._softcap = getattr(config, "final_logit_softcapping", None)
-        self._scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
+        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        self.scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
             getattr(config, "logits_scaling", None) or 1.0
         )
+
+    @property
+    def linear(self) -> Any:
+        """The output embeddings."""
+        return self._linear[0]
 
     @property
     def vocabulary(self) -> int:
@@ -152,10 +160,10 @@ class Head(torch.nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits, ``(n, vocabulary)``."""
         logits: torch.Tensor = self._linear[0](hidden)
-        if self._scale != 1.0:
-            logits = logits * self._scale
-        if self._softcap:
-            logits = torch.tanh(logits / self._softcap) * self._softcap
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits
 
 
@@ -164,12 +172,17 @@ class SupervisedLoss:
 
     Args:
         model: A causal language model or a ``PeftModel`` around one.
+
+    Attributes:
+        head: Of the model.
+        sum_losses: Sums the losses of a batch; ours, unless :mod:`core.worker.fused_loss` has another.
     """
 
     def __init__(self, model: Any) -> None:
+        self.sum_losses: SummedLoss = chunked_cross_entropy
         self._causal = model.get_base_model() if isinstance(model, PeftModel) else model
         self._decoder = self._causal.get_decoder()
-        self._head = Head(self._causal)
+        self.head = Head(self._causal)
         self.share = False
         """Whether what rows begin with alike is computed once; see :mod:`core.worker.layout`."""
         self.pack = False
@@ -189,8 +202,8 @@ class SupervisedLoss:
             A scalar in fp32: the sum over supervised tokens of their negative log-likelihood.
         """
         hidden = self.hidden(input_ids, supervised)
-        chunk = chunk_positions(self._head.vocabulary)
-        return chunked_cross_entropy(self._head, hidden, _learned(input_ids, supervised), chunk)
+        chunk = chunk_positions(self.head.vocabulary)
+        return self.sum_losses(self.head, hidden, _learned(input_ids, supervised), chunk)
 
     def log_probabilities(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
         """The log-probability of what is supervised in each row, as the sum over its tokens.
@@ -203,8 +216,8 @@ class SupervisedLoss:
             ``(rows,)``, fp32.
         """
         hidden = self.hidden(input_ids, supervised)
-        chunk = chunk_positions(self._head.vocabulary)
-        losses = chunked_token_losses(self._head, hidden, _learned(input_ids, supervised), chunk)
+        chunk = chunk_positions(self.head.vocabulary)
+        losses = chunked_token_losses(self.head, hidden, _learned(input_ids, supervised), chunk)
         # Not index_add, whose order on a GPU, and so whose last bits, differ from run to run.
         counts = supervised[:, 1:].sum(dim=1).tolist()
         rows = losses.split(counts)  # type: ignore[no-untyped-call]
@@ -270,7 +283,7 @@ class SupervisedLoss:
         Args:
             input_ids: ``(1, length)``, int64.
         """
-        ours = self._head(self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state)
+        ours = self.head(self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state)
         theirs = self._causal(input_ids=input_ids, use_cache=False).logits
         return float((ours.float() - theirs.float()).abs().max())
 

@@ -24,6 +24,7 @@ from core.config.schema import WEIGHT_METHODS
 from core.errors import UserError
 from core.hardware.cpu import has_bf16
 from core.worker.adapters import load_adapter
+from core.worker.offload import ActivationOffload
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -200,11 +201,19 @@ def trainable_parameters(model: Any) -> list[torch.nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def set_gradient_checkpointing(model: Any, enabled: bool) -> None:
-    """Recompute activations in backward, or keep them."""
+def set_gradient_checkpointing(model: Any, enabled: bool, offload: ActivationOffload | None = None) -> None:
+    """Recompute activations in backward, or keep them.
+
+    Args:
+        model: A ``transformers`` model, or a ``PeftModel`` around one.
+        enabled: Whether they are recomputed.
+        offload: Where what that starts from goes meanwhile; None: it stays on the device.
+    """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if enabled:
         base.activation_checkpointing_enable({"use_reentrant": False})
+        if offload is not None:
+            offload.install(base)
     else:
         base.activation_checkpointing_disable()
 

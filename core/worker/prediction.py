@@ -51,12 +51,15 @@ def decide_checkpointing(
     ``auto`` follows the plan, with the memory that is free for the run now that its model is loaded.
     """
     wanted = config.memory.gradient_checkpointing
+    if wanted == "auto" and config.memory.activation_offload == "on" and device.type == "cuda":
+        return True, "Activations are recomputed, as memory.activation_offload = on moves what that starts from."
     if wanted != "auto":
         what = "recomputed" if wanted == "on" else "kept unless memory runs out"
         return wanted == "on", f"Activations are {what}: memory.gradient_checkpointing = {wanted}."
     limit = _limit(device)
     machine = Machine(_kind(device.type), limit_bytes=limit, bf16=cpu.has_bf16())
-    plan = _plan(config, machine, dataset, windows, all_kept=True, dequantized=config.memory.keep_dequantized == "on")
+    kept = config.memory.keep_dequantized == "on"
+    plan = _plan(config, machine, dataset, windows, checkpointing=False, offload=False, dequantized=kept)
     if plan is None:
         return False, "Activations are kept unless memory runs out: the memory of this model cannot be planned."
     needed, free = format_bytes(plan.needed_bytes), format_bytes(limit)
@@ -72,15 +75,53 @@ def keeps_dequantized(config: Config, device: torch.device, dataset: Dataset, wi
     return plan is not None and plan.dequantized
 
 
+def decide_offload(
+    config: Config, device: torch.device, dataset: Dataset, windows: WindowGradients, recomputing: bool
+) -> tuple[bool, str]:
+    """Whether what recomputing starts from is kept in the machine's memory from the beginning, and why, in a sentence;
+    an empty one where there is nothing to say.
+
+    Args:
+        config: Of the run.
+        device: Where it runs.
+        dataset: What is trained on.
+        windows: Has decided how rows are cut.
+        recomputing: Whether activations are recomputed.
+    """
+    wanted = config.memory.activation_offload
+    if device.type != "cuda":
+        ignored = "memory.activation_offload is on, and on a CPU all activations are in the machine's memory anyway."
+        return False, ignored if wanted == "on" else ""
+    if wanted != "auto" or not recomputing:
+        asked = wanted == "on" and recomputing
+        return asked, "Layers' inputs are moved off the GPU: memory.activation_offload = on." if asked else ""
+    limit, (used, total) = _limit(device), cpu.memory()
+    machine = Machine("cuda", limit_bytes=limit, bf16=cpu.has_bf16(), host_bytes=total - used)
+    here = _plan(config, machine, dataset, windows, checkpointing=True, offload=False)
+    there = _plan(config, machine, dataset, windows, checkpointing=True, offload=True)
+    if here is None or there is None or here.fits or not there.offload:
+        return False, ""
+    needed, free = format_bytes(here.needed_bytes), format_bytes(limit)
+    if not there.host_fits:
+        pinned, room = format_bytes(there.host_bytes), format_bytes(there.host_free_bytes)
+        return False, (
+            f"Layers' inputs stay on the GPU, where the run would take {needed} of {free}: they would take {pinned} of "
+            f"the machine's memory, and {room} are free."
+        )
+    return True, f"Layers' inputs are moved off the GPU: with them there the run would take {needed} of {free}."
+
+
 def _plan(
     config: Config,
     machine: Machine,
     dataset: Dataset,
     windows: WindowGradients,
     *,
-    all_kept: bool = False,
+    checkpointing: bool | None = None,
+    offload: bool | None = None,
     dequantized: bool | None = None,
 ) -> Plan | None:
+    """The plan of a run, as its windows are now or with these two otherwise."""
     try:
         return make_plan(
             load_architecture(find_model(config.model.base)),
@@ -91,7 +132,8 @@ def _plan(
                 sum(map(supervised_count, dataset.rows)) // sequences_per_row(config.train.objective),
             ),
             token_budget=windows.token_budget,
-            checkpointing=windows.checkpointing and not all_kept,
+            checkpointing=windows.checkpointing if checkpointing is None else checkpointing,
+            offload=windows.offloading if offload is None else offload,
             dequantized=dequantized,
         )
     except UserError:

@@ -26,8 +26,10 @@ from core.runs.store import Run
 from core.worker.adapters import adapted_layers, attach_adapters, parameter_groups
 from core.worker.attendant import Attendant
 from core.worker.batches import DataOrder
+from core.worker.checkpoint import Checkpoint
 from core.worker.control import Controls, StopRequested
 from core.worker.evaluate import Evaluator
+from core.worker.fused_loss import choose_for_run
 from core.worker.gradients import WindowGradients, make_accelerator
 from core.worker.health import Health
 from core.worker.heap import keep_freed_memory
@@ -42,9 +44,10 @@ from core.worker.model import (
 )
 from core.worker.noise import EmbeddingNoise
 from core.worker.objectives import make_objectives
+from core.worker.offload import available_offload
 from core.worker.optim import make_optimizer
 from core.worker.own_weights import choose_weights, trained_tensors
-from core.worker.prediction import decide_checkpointing, keeps_dequantized, predict_memory
+from core.worker.prediction import decide_checkpointing, decide_offload, keeps_dequantized, predict_memory
 from core.worker.preparation import prepare
 from core.worker.recorder import Recorder
 from core.worker.samples import SampleWriter, choose_questions
@@ -91,6 +94,7 @@ class FinetuneRecipe:
         self.paused_seconds = 0.0
         self.selection = Selection(config.eval.patience, config.eval.min_delta)
         self.last_eval: int | None = None
+        self.liger: str | None = None
         self.keeper = Keeper(self)
 
     def train(self, *, resume: bool) -> Outcome:
@@ -106,6 +110,7 @@ class FinetuneRecipe:
         found = self.keeper.find() if resume else None
         self._prepare_data()
         self._load_model(fresh=not resume)
+        self._choose_loss(found)
         self._prepare_optimization()
         if found is not None:
             self.keeper.restore(found)
@@ -161,6 +166,13 @@ class FinetuneRecipe:
             lambda done, total: report("answers by the reference", done, total),
         )
 
+    def _choose_loss(self, found: Checkpoint | None) -> None:
+        manifest = None if found is None else found.manifest
+        choice = choose_for_run(self.config, self.loss.head, self.loaded.device, manifest)
+        self.loss.sum_losses, self.liger = choice.function, choice.liger
+        if choice.notice is not None:
+            self.recorder.notice(*choice.notice)
+
     def _attach_adapters(self, *, fresh: bool) -> None:
         config = self.config
         report = self.recorder.reporter("loading_model", self.controls.check_stop)
@@ -195,13 +207,9 @@ class FinetuneRecipe:
             place=self.dataset.place,
             objective=self.objective,
             relieve=self.fused.drop_weights,
+            offload=available_offload(self.config.memory.activation_offload, self.loaded.device),
         )
-        recomputing, self._decision = decide_checkpointing(self.config, self.loaded.device, self.dataset, self.windows)
-        self.windows.set_checkpointing(recomputing)
-        if keeps_dequantized(self.config, self.loaded.device, self.dataset, self.windows):
-            self.fused.keep_weights(self.loaded.dtype)
-        if self.loaded.device.type == "cpu":
-            keep_freed_memory()
+        self._decide_memory()
         self.attendant = Attendant(self)
         self.health = Health(self.warn, self.dataset.places)
         self.samples = SampleWriter(
@@ -227,6 +235,16 @@ class FinetuneRecipe:
                 objective=self.held_out_objective,
             )
         self.recorder.update(total_steps=self.total_steps)
+
+    def _decide_memory(self) -> None:
+        known = (self.config, self.loaded.device, self.dataset, self.windows)
+        recomputing, self._decision = decide_checkpointing(*known)
+        offload, self._offload_decision = decide_offload(*known, recomputing)
+        self.windows.set_checkpointing(recomputing, offload=offload)
+        if keeps_dequantized(*known):
+            self.fused.keep_weights(self.loaded.dtype)
+        if self.loaded.device.type == "cpu":
+            keep_freed_memory()
 
     def _make_update(self) -> Update:
         train = self.config.train
@@ -256,6 +274,8 @@ class FinetuneRecipe:
         # A resumed run goes on as it was, whatever would be decided now.
         if self.step == 0 and self.config.memory.gradient_checkpointing == "auto":
             self.recorder.notice("info", "checkpointing", self._decision)
+        if self.step == 0 and self._offload_decision:
+            self.recorder.notice("info", "activation_offload", self._offload_decision)
         self._verify_head()
         if self.loaded.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.loaded.device)

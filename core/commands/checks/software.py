@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import core
+from core import liger
 from core.commands.checks.finding import Finding
 from core.commands.checks.gpu import DriverReport
 from core.runs.launcher import worker_environment
@@ -50,6 +51,23 @@ def check_libraries() -> Finding:
     if problems:
         return Finding("libraries", "fail", f"{'; '.join(problems)}.", reinstall())
     return Finding("libraries", "ok", f"all {len(requirements)} are present and new enough")
+
+
+def check_liger(driver: DriverReport | None = None) -> Finding:
+    """The optional kernels for the loss on a GPU.
+
+    Args:
+        driver: What the driver says: without a card they are of no use.
+    """
+    version = liger.installed_version()
+    if version is None:
+        card = driver is not None and bool(driver.cards)
+        hint = f"They are optional: {liger.INSTALL}" if card else ""
+        return Finding("liger", "ok", f"{liger.PACKAGE} is not installed; the loss is the engine's own", hint)
+    if liger.is_too_old(version):
+        what = f"{liger.PACKAGE} {version} is older than {liger.OLDEST}, and is not used."
+        return Finding("liger", "warn", what, f"{liger.INSTALL} --upgrade")
+    return Finding("liger", "ok", f"{liger.PACKAGE} {version} sums the loss on a GPU (memory.liger)")
 
 
 def check_torch(driver: DriverReport | None = None, timeout: float = PROBE_SECONDS) -> list[Finding]:

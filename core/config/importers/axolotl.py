@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from core.config.importers.activations import ACTIVATION_OPTIONS, axolotl_activations
 from core.config.importers.axolotl_data import DATA_OPTIONS, datasets
 from core.config.importers.axolotl_rest import NOT_OFFERED
+from core.config.importers.kernels import LIGER, axolotl_plugins
 from core.config.importers.preference import PREFERENCE_OPTIONS, axolotl_rl
 from core.config.importers.rules import Choice, Copy, Joint, Rule, Tool, is_one_of, table
 from core.config.importers.shared import (
@@ -304,14 +306,11 @@ _OFFERED: dict[str, Rule] = {
     "max_grad_norm": Copy("train.max_grad_norm", "number", absent=1.0, why="Not given: 1."),
     **dict.fromkeys(("bf16", "fp16", "bfloat16", "float16", "float32"), Joint(_precision, ("train.precision",))),
     "seed": Copy("train.seed", "integer", absent=42, why="Not given: 42."),
-    "gradient_checkpointing": Choice(
-        "memory.gradient_checkpointing",
-        same={True: "on", False: "off", "true": "on", "false": "off"},
-        near=dict.fromkeys(
-            ("offload", "offload_disk", "unsloth"), ("on", "Activations are computed again, and not moved elsewhere.")
-        ),
-        otherwise=("auto", "No such way of checkpointing: it is decided by what fits."),
+    **dict.fromkeys(
+        ("gradient_checkpointing", "activation_offloading"), Joint(axolotl_activations, ACTIVATION_OPTIONS)
     ),
+    "plugins": Joint(axolotl_plugins, ("memory.liger",)),
+    "liger_fused_linear_cross_entropy": LIGER,
     **dict.fromkeys(("save_steps", "saves_per_epoch", "save_strategy"), Joint(_saves, ("checkpoint.every_steps",))),
     "save_total_limit": Copy("checkpoint.keep", "integer", unset=(0,)),
     **dict.fromkeys(

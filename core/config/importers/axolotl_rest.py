@@ -13,8 +13,8 @@ _ATTENTION = (
 _KERNELS = (
     "lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel chunked_cross_entropy "
     "chunked_cross_entropy_num_chunks cut_cross_entropy liger_rope liger_rms_norm liger_rms_norm_gated "
-    "liger_layer_norm liger_swiglu liger_glu_activation liger_cross_entropy liger_fused_linear_cross_entropy "
-    "liger_use_token_scaling tiled_mlp tiled_mlp_num_shards tiled_mlp_use_original_mlp use_kernels "
+    "liger_layer_norm liger_swiglu liger_glu_activation liger_cross_entropy liger_use_token_scaling "
+    "tiled_mlp tiled_mlp_num_shards tiled_mlp_use_original_mlp use_kernels "
     "experts_implementation expert_backend nonexpert_quantization moe_grouped_backend moe_dequant_chunk_size "
     "moe_bnb_fast use_scattermoe use_sonicmoe use_dsv4_kernels use_glm_dsa_kernels dsv4_fp8_nonexpert_mode "
     "dsv4_fp8_lora_kernel dsv4_shared_mlp_lora_kernel dsv4_bf16_all dsv4_fp4_grouped_mode gemma4_fp8_nonexpert "
@@ -73,7 +73,6 @@ NOT_OFFERED: dict[str, Missing] = missing(
         "A trained adapter stays an adapter; nothing is merged.": "merge_lora merge_method",
         "Attention is the engine's own.": _ATTENTION,
         "Kernels are the engine's own; the loss is computed in pieces anyway.": _KERNELS,
-        "Plugins are not loaded.": "plugins",
         "Rows are not packed: batches are made of rows of like length.": (
             "sample_packing eval_sample_packing sample_packing_group_size sample_packing_bin_size "
             "sample_packing_sequentially sample_packing_mp_start_method sample_packing_eff_est "
@@ -124,7 +123,7 @@ NOT_OFFERED: dict[str, Missing] = missing(
         ),
         "An old name of neftune_noise_alpha: set method.neftune_alpha.": "noisy_embedding_alpha",
         "memory.gradient_checkpointing says whether activations are computed again.": (
-            "gradient_checkpointing_kwargs selective_checkpointing activation_offloading layer_offloading"
+            "gradient_checkpointing_kwargs selective_checkpointing layer_offloading"
         ),
         "Memory is found out before the first step, and a step that does not fit is cut smaller.": (
             "auto_find_batch_size gpu_memory_limit max_memory gc_steps torch_empty_cache_steps gc_collect_steps"
@@ -186,7 +185,6 @@ NOT_OFFERED: dict[str, Missing] = missing(
         "wandb_log_model": (False, "", "false"),
         "save_safetensors": (True, ""),
         "pretrain_multipack_attn": (True, False),
-        "activation_offloading": OFF,
         "adam_beta1": (0.9,),
         "adam_beta2": (0.999,),
         "adam_epsilon": (1e-8,),

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from core.config.importers.activations import ACTIVATION_OPTIONS, llama_factory_activations
+from core.config.importers.kernels import LIGER
 from core.config.importers.llama_factory_data import DATA_OPTIONS, REGISTRY, datasets
 from core.config.importers.llama_factory_rest import NOT_OFFERED
 from core.config.importers.preference import PREFERENCE_OPTIONS, llama_factory_stage
@@ -285,11 +287,10 @@ _OFFERED: dict[str, Rule] = {
     "max_grad_norm": Copy("train.max_grad_norm", "number", absent=1.0, why="Not given: 1."),
     **dict.fromkeys(("pure_bf16", "bf16", "fp16"), Joint(_precision, ("train.precision",))),
     "seed": Copy("train.seed", "integer", absent=42, why="Not given: 42."),
-    "disable_gradient_checkpointing": Choice(
-        "memory.gradient_checkpointing",
-        same={True: "off", False: "on", "true": "off", "false": "on"},
-        otherwise=("auto", "It may be true or false: it is decided by what fits."),
+    **dict.fromkeys(
+        ("disable_gradient_checkpointing", "use_unsloth_gc"), Joint(llama_factory_activations, ACTIVATION_OPTIONS)
     ),
+    **dict.fromkeys(("enable_liger_kernel", "use_liger_kernel"), LIGER),
     **dict.fromkeys(("save_steps", "save_strategy"), Joint(_saves, ("checkpoint.every_steps",))),
     "save_total_limit": Copy("checkpoint.keep", "integer", unset=(0,)),
     **dict.fromkeys(("use_cpu", "no_cuda"), Joint(_device, ("hardware.device",))),

@@ -58,7 +58,7 @@ NOT_OFFERED: dict[str, Missing] = table(
                 "cache_dir low_cpu_mem_usage offload_folder rope_scaling compute_dtype model_max_length block_diag_attn"
             ),
             "Attention and kernels are the engine's own.": (
-                "flash_attn use_unsloth use_unsloth_gc enable_liger_kernel use_v1_kernels use_kv_cache "
+                "flash_attn use_unsloth use_v1_kernels use_kv_cache "
                 "upcast_layernorm upcast_lmhead_output use_reentrant_gc fp8 fp8_backend "
                 "fp8_enable_fsdp_float8_all_gather"
             ),

@@ -58,7 +58,7 @@ TRAINER_REST: dict[str, Missing] = missing(
             "auto_find_batch_size torch_empty_cache_steps"
         ),
         "Kernels and compilation are the engine's own.": (
-            "torch_compile torch_compile_backend torch_compile_mode use_liger_kernel liger_kernel_config use_cache "
+            "torch_compile torch_compile_backend torch_compile_mode liger_kernel_config use_cache "
             "torchdynamo use_ipex tf32 half_precision_backend fp16_opt_level fp16_backend"
         ),
         "memory.gradient_checkpointing says whether activations are computed again.": (

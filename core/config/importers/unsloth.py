@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from core.config.importers.activations import ACTIVATION_OPTIONS, unsloth_activations
 from core.config.importers.data_files import PLACEHOLDER, put_sources, write_dataset, write_file
 from core.config.importers.rules import Choice, Copy, Joint, Rule, Tool, missing, table
 from core.config.importers.shared import (
@@ -153,12 +154,7 @@ _OFFERED: dict[str, Rule] = {
         OPTIMIZERS, absent="adamw_8bit", why="Not given: Unsloth takes the 8-bit AdamW."
     ),
     "training.train_on_completions": Joint(_supervise, ("data.supervise",)),
-    "training.gradient_checkpointing": Choice(
-        "memory.gradient_checkpointing",
-        same={"true": "on", True: "on", "none": "off", "false": "off", False: "off"},
-        near={"unsloth": ("on", "Activations are computed again, and not moved to host memory.")},
-        otherwise=("auto", "No such way of checkpointing: it is decided by what fits."),
-    ),
+    "training.gradient_checkpointing": Joint(unsloth_activations, ACTIVATION_OPTIONS),
     "lora.lora_r": Copy("method.rank", "integer", absent=64, why="Not given: Unsloth takes 64."),
     "lora.lora_alpha": Copy(
         "method.alpha", "number", absent=16.0, why="Not given: Unsloth takes 16, whatever the rank."

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -288,6 +289,24 @@ def test_versions_are_compared_as_numbers(monkeypatch: pytest.MonkeyPatch) -> No
     assert finding.what == "peft is 0.9, needed is >=0.21; gguf is missing."
     versions.update(peft="0.21.1", gguf="1.0rc1")
     assert software.check_libraries().what == "all 4 are present and new enough"
+
+
+def test_liger_is_optional(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    card = gpu.DriverReport([], cards=1)
+    without = software.check_liger()
+    assert (without.status, without.hint) == ("ok", "")
+    assert "is not installed" in without.what
+    assert "localtune-tui[liger]" in software.check_liger(card).hint
+    for version, status, words in (("0.8.5", "ok", "sums the loss on a GPU"), ("0.5.10", "warn", "older than 0.8.5")):
+        facts = tmp_path / f"liger_kernel-{version}.dist-info"
+        facts.mkdir()
+        (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: liger-kernel\nVersion: {version}\n")
+        importlib.invalidate_caches()
+        found = software.check_liger(card)
+        assert found.status == status
+        assert words in found.what
+        shutil.rmtree(facts)
 
 
 def test_the_floors_of_a_checkout_come_from_its_project_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,7 +67,10 @@ def test_what_a_run_would_refuse_about_the_model_is_said(cli: CommandLine, base:
 
 def test_what_does_not_fit_is_said_with_what_would_and_exits_with_0(cli: CommandLine, base: Path) -> None:
     config = config_file(cli, base)
-    result = cli("plan", config, "--gpu-memory", "10GB", "--json")
+    tight = cli("plan", config, "--gpu-memory", "10GB", "--json").json
+    assert (tight["fits"], tight["activation_offload"], tight["host_free_bytes"]) == (True, True, None)
+    assert tight["host_bytes"] == 2 * 32 * 4 * 2048 * 4096 * 2
+    result = cli("plan", config, "--gpu-memory", "9GB", "--json")
     assert result.code == 0
     plan = result.json
     assert plan["fits"] is False
@@ -75,23 +78,26 @@ def test_what_does_not_fit_is_said_with_what_would_and_exits_with_0(cli: Command
     assert first["fits"] is True
     changes = [f"{name}={value}" for name, value in first["changes"].items()]
     flags = [word for change in changes for word in ("--set", change)]
-    applied = cli("plan", config, "--gpu-memory", "10GB", "--json", *flags).json
+    applied = cli("plan", config, "--gpu-memory", "9GB", "--json", *flags).json
     assert applied["fits"] is True
     assert applied["total_bytes"] == first["total_bytes"]
 
 
 def test_for_people_every_part_has_a_line_and_a_letter(cli: CommandLine, base: Path) -> None:
-    result = cli("plan", config_file(cli, base), "--gpu-memory", "10GB")
+    result = cli("plan", config_file(cli, base), "--gpu-memory", "9GB")
     assert result.code == 0
     lines = result.out.splitlines()
     assert any(line.startswith("A linear weights") and "NF4" in line for line in lines)
-    assert any("does not fit in 10.0 GB" in line for line in lines)
+    assert any("does not fit in 9.0 GB" in line for line in lines)
     stacked = next(line for line in lines if line.startswith("["))
     assert "A" in stacked
     assert "|" in stacked
     assert stacked.isascii()
     assert any(line.startswith("advice") for line in lines)
     assert any(line.startswith("disk") for line in lines)
+    assert any(
+        line.startswith("micro-batch") and line.endswith("activations recomputed and offloaded") for line in lines
+    )
 
 
 def test_rows_are_measured_where_there_is_a_tokenizer(

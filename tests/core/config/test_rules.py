@@ -101,6 +101,18 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
     ({"train__precision": "fp16"}, Facts(device="cpu"), "error", "trains badly on a CPU"),
     ({"train__precision": "bf16"}, Facts(device="cuda", bf16=False), "error", "which this card does not have"),
     ({"train__optimizer": "paged_adamw_8bit", "hardware__device": "cpu"}, Facts(), "warning", "nothing is paged"),
+    (
+        {"memory__activation_offload": "on", "hardware__device": "cpu"},
+        Facts(),
+        "warning",
+        "on a CPU all activations are in the machine's memory",
+    ),
+    (
+        {"memory__activation_offload": "on", "memory__gradient_checkpointing": "off"},
+        Facts(),
+        "error",
+        "memory.gradient_checkpointing is off",
+    ),
     ({"method__alpha": 4.0}, Facts(), "warning", "a scale of 0.25, with which little is learned"),
     ({"method__alpha": 128.0}, Facts(), "warning", "a scale of 8, with which training becomes unsteady"),
     ({"method__rslora": True, "method__rank": 64, "method__alpha": 128.0}, Facts(), "warning", "here 16, with which"),

@@ -76,6 +76,43 @@ def test_the_cheapest_change_that_is_enough_comes_first() -> None:
     assert "quarter longer" in first.text
 
 
+def test_where_it_is_the_layers_inputs_they_are_advised_to_be_moved() -> None:
+    architecture, rows = read_architecture(published.LLAMA_3_8B, "x"), Rows([(16384, 1)])
+    config = config_of(train={"batch_size": 1, "max_length": 16384}, memory={"activation_offload": "off"})
+    needed = make_plan(architecture, config, Machine("cuda"), rows).needed_bytes
+    for host, advised in ((None, True), (64 << 30, True), (1 << 30, False)):
+        machine = Machine("cuda", needed - (1 << 30), host_bytes=host)
+        plan = make_plan(architecture, config, machine, rows)
+        answers = advise(architecture, config, machine, rows, plan)
+        assert any("memory.activation_offload" in answer.changes for answer in answers) is advised
+        if advised:
+            assert answers[0].changes == {"memory.activation_offload": "on"}
+            assert answers[0].fits
+    kept = config_of(
+        train={"batch_size": 1, "max_length": 16384},
+        memory={"activation_offload": "off", "gradient_checkpointing": "off"},
+    )
+    machine = Machine("cuda", needed - (1 << 30))
+    plan = make_plan(architecture, kept, machine, rows)
+    first = advise(architecture, kept, machine, rows, plan)[0]
+    assert first.changes == {"memory.activation_offload": "on", "memory.gradient_checkpointing": "on"}
+
+
+def test_room_to_spare_keeps_the_layers_inputs_where_they_are() -> None:
+    architecture, rows = read_architecture(published.LLAMA_3_8B, "x"), Rows([(8192, 1)])
+    config = config_of(train={"batch_size": 1, "max_length": 8192}, memory={"activation_offload": "on"})
+    for limit, changes in (
+        (20_000_000_000, {"memory.activation_offload": "auto"}),
+        (200_000_000_000, {"memory.gradient_checkpointing": "off", "memory.activation_offload": "auto"}),
+    ):
+        machine = Machine("cuda", limit)
+        plan = make_plan(architecture, config, machine, rows)
+        assert plan.offload
+        (only,) = advise(architecture, config, machine, rows, plan)
+        assert only.changes == changes
+        assert only.fits
+
+
 def test_where_nothing_is_enough_that_is_said() -> None:
     architecture = read_architecture(published.LLAMA_2_13B, "x")
     machine = Machine("cuda", 4_000_000_000)

@@ -128,11 +128,49 @@ def test_checkpointing_is_on_by_itself_where_it_would_not_fit_without() -> None:
         assert recomputed.needed_bytes < kept.needed_bytes
         roomy = plan_of(published.SMOLLM2_135M, kind=kind, limit=kept.needed_bytes)
         tight = plan_of(published.SMOLLM2_135M, kind=kind, limit=kept.needed_bytes - 1)
-        hopeless = plan_of(published.SMOLLM2_135M, kind=kind, limit=recomputed.needed_bytes - 1)
+        hopeless = plan_of(
+            published.SMOLLM2_135M,
+            kind=kind,
+            limit=recomputed.needed_bytes - 1,
+            memory={"activation_offload": "off"},
+        )
         assert (roomy.checkpointing, roomy.fits) == (False, True)
         assert (tight.checkpointing, tight.fits) == (True, True)
         assert (hopeless.checkpointing, hopeless.fits) == (True, False)
         assert tight.parts == recomputed.parts
+
+
+def test_what_recomputing_starts_from_is_moved_off_a_gpu_by_need() -> None:
+    rows, gpu = Rows([(8192, 1)]), {"train": {"batch_size": 1, "max_length": 8192}}
+    here, there = (
+        plan_of(published.LLAMA_3_8B, rows, memory={"activation_offload": choice}, **gpu) for choice in ("off", "on")
+    )
+    size = 8192 * 4096 * 2
+    assert (here.offload, here.host_bytes) == (False, 0)
+    assert (there.offload, there.checkpointing) == (True, True)
+    assert here.by_name()["activations"] == 32 * size
+    assert there.by_name()["activations"] == 2 * size
+    assert there.host_bytes == 2 * 32 * size
+    assert any("of the machine's memory" in note for note in there.notes)
+
+    def by_need(limit: int, host: int | None = None) -> Plan:
+        machine = Machine("cuda", limit, host_bytes=host)
+        return make_plan(read_architecture(published.LLAMA_3_8B, "m"), config_of(**gpu), machine, rows)
+
+    assert not by_need(here.needed_bytes).offload
+    assert by_need(here.needed_bytes - 1).parts == there.parts
+    assert by_need(here.needed_bytes - 1).fits
+    assert by_need(there.needed_bytes - 1).fits is False
+    enough = by_need(here.needed_bytes - 1, there.host_bytes)
+    assert (enough.offload, enough.host_fits) == (True, True)
+    short = by_need(here.needed_bytes - 1, there.host_bytes - 1)
+    assert (short.offload, short.fits) == (False, False)
+
+
+def test_small_inputs_stay_where_they_are_and_so_does_all_on_a_cpu() -> None:
+    rows, on = Rows([(64, 1)]), {"activation_offload": "on"}
+    assert not plan_of(published.SMOLLM2_135M, rows, train={"batch_size": 1}, memory=on).offload
+    assert not plan_of(published.LLAMA_3_8B, kind="cpu", memory={**on, "gradient_checkpointing": "on"}).offload
 
 
 def test_where_the_limit_is_unknown_checkpointing_is_on_on_a_gpu_only() -> None:
@@ -244,7 +282,12 @@ SETTINGS = st.fixed_dictionaries(
                 "batch_size": st.integers(1, 16),
             }
         ),
-        "memory": st.fixed_dictionaries({"gradient_checkpointing": st.sampled_from(["auto", "on", "off"])}),
+        "memory": st.fixed_dictionaries(
+            {
+                "gradient_checkpointing": st.sampled_from(["auto", "on", "off"]),
+                "activation_offload": st.sampled_from(["auto", "on", "off"]),
+            }
+        ),
     }
 )
 

@@ -21,6 +21,7 @@ from tokenizers import Tokenizer, models
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from core.config.schema import Config
+from core.hardware import cpu
 from core.memory.batching import length_runs
 from core.memory.families import read_architecture
 from core.memory.model_files import load_architecture
@@ -38,8 +39,9 @@ from core.worker.model import (
     set_gradient_checkpointing,
     trainable_parameters,
 )
+from core.worker.offload import ActivationOffload, is_activation
 from core.worker.optim import make_optimizer
-from core.worker.prediction import decide_checkpointing, predict_memory
+from core.worker.prediction import decide_checkpointing, decide_offload, predict_memory
 from core.worker.template import TokenizedRow
 from tests.core.memory import published
 
@@ -53,6 +55,8 @@ SMALL = {
     "vocab_size": 3000,
 }
 PLAIN = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 3, "num_attention_heads": 4}
+#: A model whose layers' inputs are much of what it takes.
+DEEP = {**SMALL, "model_type": "llama", "intermediate_size": 256, "num_hidden_layers": 8}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {**SMALL, "model_type": "llama", "tie_word_embeddings": False},
     "qwen2": {**SMALL, "model_type": "qwen2"},
@@ -122,7 +126,7 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
             torch.manual_seed(0)
             model = AutoModelForCausalLM.from_config(
-                AutoConfig.for_model(**(FAMILIES | MIXTURES | SEEING)[family], **ids)
+                AutoConfig.for_model(**(FAMILIES | MIXTURES | SEEING | {"deep": DEEP})[family], **ids)
             )
             model.to(torch.bfloat16).save_pretrained(directory)
             words = {"<pad>": 0, "<s>": 1, "</s>": 2, "a": 3}
@@ -159,15 +163,15 @@ def prepare(config: Config) -> LoadedModel:
     return loaded
 
 
-def peak_of_tensors(loaded: LoadedModel, supervised: float) -> int:
+def peak_of_tensors(loaded: LoadedModel, supervised: float, length: int = LENGTH) -> int:
     """The most bytes that torch's allocator hands out in a pass over a micro-batch, beyond those before it.
 
     A first pass leaves its gradients, as the first micro-batch of a window does.
     """
     loss, accelerator = SupervisedLoss(loaded.model), make_accelerator(loaded)
-    ids = torch.randint(3, 2000, (ROWS, LENGTH))
-    learned = torch.zeros(ROWS, LENGTH, dtype=torch.bool)
-    learned[:, int(LENGTH * (1 - supervised)) :] = True
+    ids = torch.randint(3, 2000, (ROWS, length))
+    learned = torch.zeros(ROWS, length, dtype=torch.bool)
+    learned[:, int(length * (1 - supervised)) :] = True
 
     def run() -> None:
         with accelerator.autocast():
@@ -226,6 +230,29 @@ def test_the_plan_is_what_torch_allocates(
     config = config_of(model_of(family), **settings)
     measured = peak_of_tensors(prepare(config), supervised)
     assert comes_and_goes(plan_of(config, supervised)) == pytest.approx(measured, rel=0.07)
+
+
+def test_what_is_moved_away_is_missing_in_the_peak(model_of: Callable[[str], Path]) -> None:
+    """To memory that is not torch's, as pinned memory is not the device's."""
+    config = config_of(model_of("deep"), checkpointing=True)
+    length, loaded = 1024, prepare(config)
+    rows = Rows(length_runs([length] * ROWS), 0.02)
+    architecture, machine = load_architecture(Path(config.model.base)), Machine("cpu")
+    moved = []
+
+    def store(tensor: torch.Tensor) -> torch.Tensor:
+        moved.append(tensor.nbytes)
+        return torch.from_numpy(tensor.view(torch.uint8).numpy().copy()).view(tensor.dtype)
+
+    for offload in (None, ActivationOffload(is_activation, store)):
+        set_gradient_checkpointing(loaded.model, True, offload)
+        plan = make_plan(architecture, config, machine, rows, checkpointing=True, offload=offload is not None)
+        assert plan.offload is (offload is not None)
+        measured = peak_of_tensors(loaded, 0.02, length)
+        assert comes_and_goes(plan) == pytest.approx(measured, rel=0.07)
+    # The pass was run twice.
+    assert sum(moved) == 2 * 8 * ROWS * length * 256 * 2
+    assert sum(moved) / 2 <= plan.host_bytes <= 2 * sum(moved)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -337,9 +364,9 @@ def test_optimizer_states_are_what_is_kept(kind: str) -> None:
     assert sum(optimizer_bytes(kind, parameter.numel(), width) for parameter, width in pairs) == kept
 
 
-def windows_of(config: Config) -> tuple[Dataset, WindowGradients]:
+def windows_of(config: Config, tokens: int = 100) -> tuple[Dataset, WindowGradients]:
     loaded = prepare(config)
-    ids, learned = np.full(100, 3, dtype=np.int32), np.ones(100, dtype=np.bool_)
+    ids, learned = np.full(tokens, 3, dtype=np.int32), np.ones(tokens, dtype=np.bool_)
     dataset = Dataset(rows=[TokenizedRow(ids, learned)] * 3)
     windows = WindowGradients(
         loaded,
@@ -375,6 +402,47 @@ def test_activations_are_recomputed_where_the_run_would_not_fit(
         assert decided is wanted
         assert reason.startswith("Activations are recomputed" if wanted else "Activations are kept")
         assert ("memory.gradient_checkpointing" in reason) is (choice != "auto")
+
+
+@pytest.mark.parametrize(
+    ("choice", "short", "room", "wanted", "said"),
+    [
+        ("auto", 0, 1 << 40, False, ""),
+        ("auto", 1, 1 << 40, True, "Layers' inputs are moved off the GPU: with them there the run would take "),
+        ("auto", 1, 1, False, "Layers' inputs stay on the GPU"),
+        ("off", 1, 1 << 40, False, ""),
+        ("on", 0, 1 << 40, True, "Layers' inputs are moved off the GPU: memory.activation_offload = on."),
+    ],
+)
+def test_activations_are_moved_off_a_gpu_where_the_run_would_not_fit_recomputed(
+    choice: str,
+    short: int,
+    room: int,
+    wanted: bool,
+    said: str,
+    model_of: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = config_of(model_of("deep"), checkpointing=True)
+    config = config.model_copy(update={"memory": config.memory.model_copy(update={"activation_offload": choice})})
+    dataset, windows = windows_of(config, tokens=1024)
+    cuda = torch.device("cuda")
+    here = prediction._plan(config, Machine("cuda"), dataset, windows, checkpointing=True, offload=False)
+    assert here is not None
+    needed = here.needed_bytes
+    monkeypatch.setattr(prediction, "_limit", lambda _device: needed - short)
+    monkeypatch.setattr(cpu, "memory", lambda: (0, room))
+    decided, reason = decide_offload(config, cuda, dataset, windows, recomputing=True)
+    assert decided is wanted
+    assert reason.startswith(said)
+    assert bool(reason) is bool(said)
+    assert decide_offload(config, cuda, dataset, windows, recomputing=False) == (False, "")
+    # A run for a GPU that finds itself on a CPU goes on, and says so where it was asked to move something.
+    decided, reason = decide_offload(config, torch.device("cpu"), dataset, windows, recomputing=True)
+    assert (decided, bool(reason)) == (False, choice == "on")
+    by_need = config.model_copy(update={"memory": config.memory.model_copy(update={"gradient_checkpointing": "auto"})})
+    monkeypatch.setattr(prediction, "_limit", lambda _device: 1 << 50)
+    assert decide_checkpointing(by_need, cuda, dataset, windows)[0] is (choice == "on")
 
 
 def test_a_run_predicts_its_own_memory(model_of: Callable[[str], Path]) -> None:

@@ -22,7 +22,7 @@ def words(text: str) -> list[str]:
 
 LLAMA_FACTORY = words("""
 model_name_or_path adapter_name_or_path trust_remote_code cache_dir model_revision flash_attn rope_scaling resize_vocab
-add_tokens use_unsloth enable_liger_kernel disable_gradient_checkpointing upcast_layernorm infer_backend
+add_tokens use_unsloth use_unsloth_gc enable_liger_kernel disable_gradient_checkpointing upcast_layernorm infer_backend
 quantization_bit quantization_method quantization_type double_quantization
 stage do_train finetuning_type pure_bf16
 lora_rank lora_alpha lora_dropout lora_target additional_target loraplus_lr_ratio use_rslora use_dora pissa_init
@@ -54,8 +54,8 @@ dataset_exact_deduplication chat_template chat_template_jinja default_system_mes
 sequence_len sample_packing eval_sample_packing pad_to_sequence_len excess_length_strategy min_sample_len
 group_by_length
 micro_batch_size gradient_accumulation_steps num_epochs max_steps learning_rate optimizer lr_scheduler warmup_steps
-warmup_ratio weight_decay max_grad_norm bf16 fp16 tf32 gradient_checkpointing neftune_noise_alpha auto_find_batch_size
-seed
+warmup_ratio weight_decay max_grad_norm bf16 fp16 tf32 gradient_checkpointing activation_offloading neftune_noise_alpha
+auto_find_batch_size seed
 evals_per_epoch eval_steps saves_per_epoch save_steps save_total_limit save_only_model save_first_step
 early_stopping_patience loss_watchdog_threshold loss_watchdog_patience resume_from_checkpoint
 auto_resume_from_checkpoints dynamic_checkpoint generate_samples output_dir logging_steps
@@ -64,6 +64,7 @@ mlflow_experiment_name use_comet comet_project_name comet_api_key use_trackio tr
 use_otel_metrics
 rl rl_beta dpo_loss_type dpo_label_smoothing orpo_alpha simpo_gamma kto_desirable_weight kto_undesirable_weight
 deepspeed fsdp fsdp_config fsdp_version gpu_memory_limit plugins
+liger_fused_linear_cross_entropy
 """)
 
 #: The least that each tool takes.

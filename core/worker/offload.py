@@ -1,0 +1,100 @@
+"""What recomputing starts from, kept in host memory between forward and backward.
+
+With activations recomputed, each layer's input is what stays of the forward pass: layers x tokens x features numbers.
+Torch's non-reentrant checkpoint keeps it as a saved tensor, so that a pair of saved-tensor hooks around the call of a
+layer gets hold of it, and of nothing that the layer, the last norm or the loss saves.
+
+The copies run on the stream that computes: they are in order with what makes and what needs the tensor, and torch's
+allocators for the device and for pinned memory know when a block may be used again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from core.memory.sizes import OFFLOAD_SMALLEST
+
+
+def is_large_activation(tensor: torch.Tensor) -> bool:
+    """Whether a saved tensor is worth moving: an activation on a GPU, of a megabyte or more.
+
+    Masks and tables of positions need no gradient, and are the same for many layers; parameters and their views are on
+    the device anyway.
+    """
+    return tensor.is_cuda and tensor.nbytes >= OFFLOAD_SMALLEST and is_activation(tensor)
+
+
+def is_activation(tensor: torch.Tensor) -> bool:
+    """Whether it comes of what is trained and is not itself trained."""
+    own = tensor if tensor._base is None else tensor._base
+    return tensor.is_floating_point() and tensor.requires_grad and not isinstance(own, torch.nn.Parameter)
+
+
+def to_pinned(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in pinned memory, strides and all; it is there when the stream has come to it."""
+    copy = torch.empty_like(tensor, device="cpu", pin_memory=True)
+    return copy.copy_(tensor, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class ActivationOffload:
+    """Moves layers' inputs away and back.
+
+    Args:
+        wanted: Which of the tensors that a layer is called with are moved.
+        store: Makes the copy that is kept; without gradient.
+    """
+
+    wanted: Callable[[torch.Tensor], bool] = is_large_activation
+    store: Callable[[torch.Tensor], torch.Tensor] = to_pinned
+
+    def around(self, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+        """A checkpoint function whose saved inputs are moved.
+
+        Args:
+            checkpoint: ``torch.utils.checkpoint.checkpoint``, non-reentrant, or a partial of it. What runs inside of it
+                has hooks of its own, which come before these.
+        """
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with saved_tensors_hooks(self._pack, _unpack):
+                return checkpoint(*args, **kwargs)
+
+        return call
+
+    def install(self, model: torch.nn.Module) -> None:
+        """Move the inputs of all layers that are recomputed.
+
+        Args:
+            model: A ``transformers`` model with activation checkpointing on; turning that on or off again takes this
+                away.
+
+        Raises:
+            ValueError: If it has no such layer.
+        """
+        layers: list[Any] = [module for module in model.modules() if hasattr(module, "_gradient_checkpointing_func")]
+        if not layers:
+            raise ValueError("The model has no layers that are recomputed.")
+        for layer in layers:
+            layer._gradient_checkpointing_func = self.around(layer._gradient_checkpointing_func)
+
+    def _pack(self, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.device]:
+        # Without the graph that made it, which would hold itself alive.
+        plain = tensor.detach()
+        with torch.no_grad():
+            return (self.store(plain) if self.wanted(tensor) else plain), tensor.device
+
+
+def _unpack(packed: tuple[torch.Tensor, torch.device]) -> torch.Tensor:
+    kept, device = packed
+    return kept.to(device, non_blocking=True)
+
+
+def available_offload(choice: str, device: torch.device) -> ActivationOffload | None:
+    """The way to move activations off a device; None where ``memory.activation_offload`` or the device has none."""
+    return ActivationOffload() if device.type == "cuda" and choice != "off" else None
