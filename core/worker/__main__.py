@@ -54,6 +54,9 @@ def _work(run: Run, recorder: Recorder, controls: Controls, *, resume: bool) -> 
     try:
         server = ControlServer(run.socket_path, controls, lambda: _status(recorder))
         recorder.phase("importing")
+        from core.worker.libraries import import_libraries
+
+        import_libraries()
         from core.worker.train import FinetuneRecipe
 
         recipe = FinetuneRecipe(run, run.config(), recorder, controls)

@@ -39,15 +39,10 @@ class LaidOut:
     """``(supervised,)``, int64: for each supervised token, row by row, where in the sequence the token before it is."""
 
 
-def lay_out(
-    input_ids: IntRows,
-    supervised: BoolRows,
-    device: torch.device,
-    *,
-    share: bool,
-    pack: bool,
+def choose_layout(
+    input_ids: IntRows, supervised: BoolRows, device: torch.device, *, share: bool, pack: bool
 ) -> LaidOut | None:
-    """Lay out a padded batch.
+    """Lay out a padded batch in the way that leaves the fewest tokens.
 
     Args:
         input_ids: ``(rows, width)``.
@@ -59,20 +54,25 @@ def lay_out(
     Returns:
         None where the padded batch is as good.
     """
-    rows = range(len(input_ids))
-    lengths = [int(row.nonzero()[0].max(initial=0)) + 1 for row in supervised]
+    rows = list(range(len(input_ids)))
+    lengths = _lengths(supervised)
     # The token before the first supervised one stays in the row: its hidden state predicts for this row alone.
     free = [int(row.argmax()) - 1 for row in supervised]
-    groups = _best_grouping(input_ids, lengths, free, len(rows)) if share else [(list(rows), 0)]
+    groups = _best_grouping(input_ids, lengths, free) if share else [(rows, 0)]
     if pack:
         groups = [single for members, prefix in groups for single in _split(members, prefix, lengths)]
-    padded = input_ids.shape[0] * input_ids.shape[1]
-    if not pack and _tokens(groups, lengths) > (1 - WORTHWHILE) * padded:
+    elif _tokens(groups, lengths) > (1 - WORTHWHILE) * input_ids.size:
         return None
-    return _build(input_ids, supervised, groups, lengths, device, pack=pack)
+    return lay_out(input_ids, supervised, device, groups)
 
 
-def _best_grouping(input_ids: IntRows, lengths: Sequence[int], free: Sequence[int], rows: int) -> Grouping:
+def _lengths(supervised: BoolRows) -> list[int]:
+    """Tokens of each row up to its last supervised one."""
+    return [int(row.nonzero()[0].max(initial=0)) + 1 for row in supervised]
+
+
+def _best_grouping(input_ids: IntRows, lengths: Sequence[int], free: Sequence[int]) -> Grouping:
+    rows = len(lengths)
     together = list(range(rows))
     candidates = [[(together, 0)], [(together, _common(input_ids, together, free))]]
     if rows % 2 == 0 and rows > 2:
@@ -110,24 +110,25 @@ def _split(members: list[int], prefix: int, lengths: Sequence[int]) -> Grouping:
     return [(alike, 0) for alike in same.values()]
 
 
-def _build(
-    input_ids: IntRows,
-    supervised: BoolRows,
-    groups: Grouping,
-    lengths: Sequence[int],
-    device: torch.device,
-    *,
-    pack: bool,
-) -> LaidOut:
+def lay_out(input_ids: IntRows, supervised: BoolRows, device: torch.device, groups: Grouping) -> LaidOut:
+    """Lay out a padded batch in given groups.
+
+    Args:
+        input_ids: ``(rows, width)``.
+        supervised: ``(rows, width)``.
+        device: Where the sequence is to be.
+        groups: Rows that begin alike, with the length of the beginning; each row is in one of them. Rows of one
+            length without a beginning are not padded.
+    """
+    lengths = _lengths(supervised)
     ids: list[IntRows] = []
     positions: list[IntRows] = []
     starts: dict[int, tuple[int, int]] = {}
     made: list[Group] = []
     at = 0
     for members, prefix in groups:
-        width = (
-            max(lengths[row] for row in members) - prefix if pack and not prefix else _width(members, prefix, lengths)
-        )
+        alike = not prefix and len({lengths[row] for row in members}) == 1
+        width = lengths[members[0]] if alike else _width(members, prefix, lengths)
         made.append(Group(prefix, len(members), width))
         ids.append(input_ids[members[0], :prefix])
         positions.append(np.arange(prefix))

@@ -12,7 +12,7 @@ from peft import PeftModel
 
 from core.memory.batching import chunk_positions
 from core.worker.fused.attention import LayoutError, masks_left_out
-from core.worker.layout import lay_out
+from core.worker.layout import LaidOut, choose_layout
 
 #: Sums the cross-entropy of a head's logits, as :func:`chunked_cross_entropy` does.
 SummedLoss = Callable[[Any, torch.Tensor, torch.Tensor, int], torch.Tensor]
@@ -234,37 +234,31 @@ class SupervisedLoss:
             ``(supervised, hidden)``.
         """
         if self.share or self.pack:
+            ids, learned = input_ids.cpu().numpy(), supervised.cpu().numpy()
+            laid = choose_layout(ids, learned, input_ids.device, share=self.share, pack=self.pack)
             # Raised by the first layer that asks for more; the padded batch has it.
             with contextlib.suppress(LayoutError):
-                return self.hidden_laid_out(input_ids, supervised)
-        return self._hidden_padded(input_ids, supervised)
+                if laid is not None:
+                    return self.hidden_laid_out(laid)
+        states = self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state
+        predicting: torch.Tensor = states[:, :-1][supervised[:, 1:]]
+        return predicting
 
-    def hidden_laid_out(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
-        """What :meth:`hidden` returns, with the rows laid out as :attr:`share` and :attr:`pack` say.
+    def hidden_laid_out(self, laid: LaidOut) -> torch.Tensor:
+        """What :meth:`hidden` returns, of a batch that is laid out.
 
         Args:
-            input_ids: As in a call.
-            supervised: As in a call.
+            laid: The batch.
 
         Raises:
             LayoutError: If the model's attention does not allow it for rows of this length.
         """
-        laid = lay_out(
-            input_ids.cpu().numpy(), supervised.cpu().numpy(), input_ids.device, share=self.share, pack=self.pack
-        )
-        if laid is None:
-            return self._hidden_padded(input_ids, supervised)
         with masks_left_out(laid.layout):
             states = self._decoder(
                 input_ids=laid.input_ids, position_ids=laid.position_ids, use_cache=False, layout=laid.layout
             ).last_hidden_state
         found: torch.Tensor = states[0].index_select(0, laid.before)
         return found
-
-    def _hidden_padded(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
-        states = self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state
-        predicting: torch.Tensor = states[:, :-1][supervised[:, 1:]]
-        return predicting
 
     @contextlib.contextmanager
     def unshared(self) -> Iterator[None]:

@@ -14,6 +14,7 @@ from core.errors import UserError
 from core.worker.adapters import TRAINED
 from core.worker.batches import collate
 from core.worker.fused.install import Fused, fuse
+from core.worker.layout import lay_out
 from core.worker.loss import SupervisedLoss
 from core.worker.model import LoadedModel, evaluation_mode
 from core.worker.template import TokenizedRow
@@ -91,24 +92,18 @@ def _trial(
     """Why laid-out rows would not be what they are alone; None where they are."""
     trial = _trial_rows(rows)
     ids, supervised = collate(trial, 0, loaded.device)
-    alone = []
+    # Two behind their common beginning, and one by itself.
+    groups = [([0, 1], TRIAL_PREFIX), ([2], 0)]
+    laid = lay_out(ids.cpu().numpy(), supervised.cpu().numpy(), loaded.device, groups=groups)
     with evaluation_mode(loaded.model), autocast():
-        for row in trial:
-            alone.append(loss.hidden(*collate([row], 0, loaded.device)))
-        wanted = torch.cat(alone).float()
-        for share, pack in ((True, False), (False, True)):
-            loss.share, loss.pack = share, pack
-            try:
-                found = loss.hidden_laid_out(ids, supervised)
-            except Exception as error:  # whatever a model makes of arguments it does not know
-                first = (str(error).splitlines() or [""])[0]
-                return f"the model refuses it ({type(error).__name__}: {first})"
-            finally:
-                loss.share = loss.pack = False
-            error_share = float((found.float() - wanted).norm() / wanted.norm())
-            if not error_share <= TOLERANCE[loaded.dtype]:
-                return f"its hidden states would differ by {error_share:.1%}"
-    return None
+        wanted = loss.hidden(ids, supervised).float()
+        try:
+            found = loss.hidden_laid_out(laid).float()
+        except Exception as error:  # whatever a model makes of arguments it does not know
+            first = (str(error).splitlines() or [""])[0]
+            return f"the model refuses it ({type(error).__name__}: {first})"
+    difference = float((found - wanted).norm() / wanted.norm())
+    return None if difference <= TOLERANCE[loaded.dtype] else f"its hidden states would differ by {difference:.1%}"
 
 
 def _trial_rows(rows: Sequence[TokenizedRow]) -> list[TokenizedRow]:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.worker.fused.attention import Group
-from core.worker.layout import LaidOut, lay_out
+from core.worker.layout import LaidOut, choose_layout
 
 CPU = torch.device("cpu")
 Row = tuple[list[int], int]
@@ -54,7 +54,7 @@ def test_every_supervised_token_is_predicted_from_what_is_before_it_in_its_row(
     common = list(range(20, 32))
     rows = [(common[:shared] + own, 1 + first % (shared + len(own) - 1)) for shared, own, first in drawn]
     ids, supervised = padded(rows)
-    laid = lay_out(ids, supervised, CPU, share=share, pack=pack)
+    laid = choose_layout(ids, supervised, CPU, share=share, pack=pack)
     if laid is None:
         assert not pack
         return
@@ -73,7 +73,9 @@ def test_every_supervised_token_is_predicted_from_what_is_before_it_in_its_row(
 
 def test_a_common_beginning_is_there_once() -> None:
     system = list(range(10, 30))
-    laid = lay_out(*padded([([*system, 1, 2, 3, 4], 22), ([*system, 5, 6, 7, 8], 22)]), CPU, share=True, pack=False)
+    laid = choose_layout(
+        *padded([([*system, 1, 2, 3, 4], 22), ([*system, 5, 6, 7, 8], 22)]), CPU, share=True, pack=False
+    )
     assert laid is not None
     assert laid.layout.groups == (Group(20, 2, 8),)
 
@@ -81,25 +83,25 @@ def test_a_common_beginning_is_there_once() -> None:
 def test_the_question_of_a_pair_is_there_once_for_both_answers() -> None:
     one, other = [1] * 20, [2] * 20
     rows = [([*question, *answer], 21) for answer in ([3, 4, 5], [6, 7, 8]) for question in (one, other)]
-    laid = lay_out(*padded(rows), CPU, share=True, pack=False)
+    laid = choose_layout(*padded(rows), CPU, share=True, pack=False)
     assert laid is not None
     assert laid.layout.groups == (Group(20, 2, 8), Group(20, 2, 8))
 
 
 def test_what_is_learned_is_never_shared() -> None:
     same = list(range(10, 26))
-    assert lay_out(*padded([(same, 1), (same, 1)]), CPU, share=True, pack=False) is None
+    assert choose_layout(*padded([(same, 1), (same, 1)]), CPU, share=True, pack=False) is None
 
 
 def test_nothing_is_laid_out_where_little_would_be_saved() -> None:
     rows = [([1, *range(10, 25)], 8), ([1, *range(30, 45)], 8)]
-    assert lay_out(*padded(rows), CPU, share=True, pack=False) is None
+    assert choose_layout(*padded(rows), CPU, share=True, pack=False) is None
 
 
 @pytest.mark.parametrize("share", [False, True])
 def test_packed_rows_have_no_padding(share: bool) -> None:
     rows = [([1, 2, 3], 1), ([4, 5, 6, 7, 8], 2), ([9, 10, 11], 1)]
-    laid = lay_out(*padded(rows), CPU, share=share, pack=True)
+    laid = choose_layout(*padded(rows), CPU, share=share, pack=True)
     assert laid is not None
     assert laid.layout.groups == (Group(0, 2, 3), Group(0, 1, 5))
     assert laid.input_ids.tolist() == [[1, 2, 3, 9, 10, 11, 4, 5, 6, 7, 8]]
