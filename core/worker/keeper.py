@@ -126,6 +126,7 @@ class Keeper:
             "scaler": scaler.state_dict() if scaler is not None else None,
             "total_steps": recipe.total_steps,
             "token_budget": recipe.windows.token_budget,
+            "reference_budget": recipe.measured.token_budget if recipe.measured is not None else None,
             "gradient_checkpointing": recipe.windows.checkpointing,
             "overrides": recipe.attendant.overrides,
             "selection": recipe.selection.facts(),

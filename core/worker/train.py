@@ -26,6 +26,7 @@ from core.runs.store import Run
 from core.worker.adapters import adapted_layers, attach_adapters, parameter_groups
 from core.worker.attendant import Attendant
 from core.worker.batches import DataOrder
+from core.worker.checkpoint import Checkpoint
 from core.worker.control import Controls, StopRequested
 from core.worker.evaluate import Evaluator
 from core.worker.gradients import WindowGradients, make_accelerator
@@ -46,6 +47,7 @@ from core.worker.own_weights import choose_weights, trained_tensors
 from core.worker.prediction import decide_checkpointing, predict_memory
 from core.worker.preparation import prepare
 from core.worker.recorder import Recorder
+from core.worker.reference import Measured
 from core.worker.samples import SampleWriter, choose_questions
 from core.worker.schedule import lr_factor, warmup_steps
 from core.worker.selection import Selection
@@ -89,6 +91,8 @@ class FinetuneRecipe:
         self.paused_seconds = 0.0
         self.selection = Selection(config.eval.patience, config.eval.min_delta)
         self.last_eval: int | None = None
+        self.measured: Measured | None = None
+        """What the reference says, where that is taken once."""
         self.keeper = Keeper(self)
 
     def train(self, *, resume: bool) -> Outcome:
@@ -103,7 +107,7 @@ class FinetuneRecipe:
         """
         found = self.keeper.find() if resume else None
         self._prepare_data()
-        self._load_model(fresh=not resume)
+        self._load_model(found)
         self._prepare_optimization()
         if found is not None:
             self.keeper.restore(found)
@@ -127,7 +131,7 @@ class FinetuneRecipe:
         self.data_fingerprint = prepared.data_fingerprint
         self.questions = choose_questions(self.config, self.held_out)
 
-    def _load_model(self, *, fresh: bool) -> None:
+    def _load_model(self, found: Checkpoint | None) -> None:
         self.controls.check_stop()
         config = self.config
         self.recorder.phase("loading_model", config.model.base)
@@ -142,8 +146,10 @@ class FinetuneRecipe:
         )
         if config.method.name in WEIGHT_METHODS:
             choose_weights(self.loaded.model, config.method, seed=config.train.seed)
+            budget = found.manifest.get("reference_budget") if found is not None else None
+            self.measured = Measured(int(budget or TOKEN_BUDGETS[self.loaded.device.type]), self.warn)
         else:
-            self._attach_adapters(fresh=fresh)
+            self._attach_adapters(fresh=found is None)
         self.loss = SupervisedLoss(self.loaded.model)
         self.accelerator = make_accelerator(self.loaded)
         report = self.recorder.reporter("loading_model", self.controls.check_stop)
@@ -155,6 +161,7 @@ class FinetuneRecipe:
             self.loaded,
             self.accelerator.autocast,
             lambda done, total: report("answers by the reference", done, total),
+            self.measured,
         )
 
     def _attach_adapters(self, *, fresh: bool) -> None:
