@@ -47,11 +47,12 @@ from core.worker.own_weights import choose_weights, trained_tensors
 from core.worker.prediction import decide_checkpointing, predict_memory
 from core.worker.preparation import prepare
 from core.worker.recorder import Recorder
+from core.worker.recovery import Recovery
 from core.worker.reference import Measured
 from core.worker.samples import SampleWriter, choose_questions
 from core.worker.schedule import lr_factor, warmup_steps
 from core.worker.selection import Selection
-from core.worker.shortage import MemoryShortageError, Persistence
+from core.worker.shortage import MemoryShortageError, Persistence, TornUpdateError
 from core.worker.update import AdapterUpdate, Update, WeightUpdate
 
 #: The greatest difference between our logits and the model's own that rounding explains.
@@ -202,6 +203,7 @@ class FinetuneRecipe:
         self.windows.set_checkpointing(recomputing)
         self.attendant = Attendant(self)
         self.health = Health(self.warn, self.dataset.places)
+        self.recovery = Recovery(self)
         self.samples = SampleWriter(
             self.loaded,
             self.questions,
@@ -287,7 +289,11 @@ class FinetuneRecipe:
         self.recorder.phase("training", done=self.step, total=self.total_steps)
         self.attendant.attend()
         while self.step < self.total_steps and not self.selection.is_exhausted:
-            self._optimizer_step()
+            try:
+                self._optimizer_step()
+            except TornUpdateError as error:
+                self.recovery.go_back(error)
+                continue
             if self.health.is_hopeless:
                 self.keeper.drop_after(self.selection.last_good)
                 raise self.health.verdict(self.selection.last_good)
