@@ -141,6 +141,12 @@ def as_json(analysis: Analysis, sample: TokenSample | None) -> dict[str, Any]:
             result["further"] = [[dataclasses.asdict(token) for token in row] for row in sample.further]
         if sample.cut is not None:
             result["cut"] = sample.cut
+        if sample.rejected:
+            result["rejected"] = [dataclasses.asdict(token) for token in sample.rejected]
+        if sample.rejected_cut is not None:
+            result["rejected_cut"] = sample.rejected_cut
+        if sample.label is not None:
+            result["label"] = sample.label
         if sample.error:
             result["row_error"] = {"code": sample.code, "message": sample.error}
     return result
@@ -234,10 +240,16 @@ def render_sample(sample: TokenSample, *, color: bool) -> list[str]:
     """A row as its tokens: in color, learned ones lit and others dim; else learned ones in double brackets."""
     if sample.error:
         return [f"row {sample.index + 1} is not used: {sample.error}"]
-    lines = _render_tokens(f"row {sample.index + 1}", sample.tokens, sample.cut, color=color)
+    name = f"row {sample.index + 1}"
+    if sample.rejected:
+        better = _render_tokens(f"{name}, better answer", sample.tokens, sample.cut, color=color)
+        worse = _render_tokens(f"{name}, worse answer", sample.rejected, sample.rejected_cut, color=color)
+        return [*better, "", *worse]
+    answer = "" if sample.label is None else f", {'good' if sample.label else 'bad'} answer"
+    lines = _render_tokens(name + answer, sample.tokens, sample.cut, color=color)
     for number, tokens in enumerate(sample.further, 2):
         # Turns that the template shows differently once later ones follow are learned in rows of their own.
-        lines += ["", *_render_tokens(f"row {sample.index + 1}, part {number}", tokens, None, color=color)]
+        lines += ["", *_render_tokens(f"{name}, part {number}", tokens, None, color=color)]
     return lines
 
 

@@ -6,7 +6,7 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from core.data.analysis import Overlong
@@ -122,18 +122,9 @@ class Examiner:
                     self._use(number, facts)
                 continue
             masked = self._masker.mask([example for _, example in batch])
-            worse = self._worse([example for _, example in batch])
-            for place, ((number, example), row) in enumerate(zip(batch, masked, strict=True)):
-                self._measure(number, example, row, worse.get(place), facts)
+            for (number, example), row in zip(batch, masked, strict=True):
+                self._measure(number, example, row, facts)
         return facts
-
-    def _worse(self, examples: Sequence[Example]) -> dict[int, MaskedRow | RowError]:
-        """The other sequences of preference pairs that are trained on, by the place of the pair."""
-        places = [place for place, example in enumerate(examples) if example.is_preference]
-        if self._shown_only or self._masker is None or not places:
-            return {}
-        pairs = [replace(examples[place], chosen=examples[place].rejected) for place in places]
-        return dict(zip(places, self._masker.mask(pairs), strict=True))
 
     def keys(self, rows: Iterable[Row], first: int = 0) -> RowFacts:
         """Only what rows are compared by."""
@@ -195,25 +186,12 @@ class Examiner:
             read = {*_READ_COLUMNS.get(wanted, ()), *find_parts(data, wanted).values()}
         return next((name for name in data if name.lower() in _ANSWER_COLUMNS and name not in read), "")
 
-    def _measure(
-        self,
-        number: int,
-        example: Example,
-        row: MaskedRow | RowError,
-        worse: MaskedRow | RowError | None,
-        facts: RowFacts,
-    ) -> None:
-        sequences = [row] if worse is None else [row, worse]
-        if failed := next((sequence for sequence in sequences if isinstance(sequence, RowError)), None):
-            facts.dropped.append((number, failed.code, one_line(failed.message, 300)))
+    def _measure(self, number: int, example: Example, row: MaskedRow | RowError, facts: RowFacts) -> None:
+        if isinstance(row, RowError):
+            facts.dropped.append((number, row.code, one_line(row.message, 300)))
             return
-        masked = [sequence for sequence in sequences if isinstance(sequence, MaskedRow)]
-        row = masked[0]
-        if worse is not None and any(sequence.further for sequence in masked):
-            facts.dropped.append((number, "template_rewrites", "An answer of the pair is not one sequence."))
-            return
-        parts = [part for sequence in masked for part in sequence.rows]
-        length = max(len(part) for part in parts)
+        parts = [part for sequence in row.sequences for part in sequence.rows]
+        length = row.longest
         facts.measured.append(number)
         facts.lengths.append(length)
         facts.tokens += sum(len(part) for part in parts)
@@ -222,7 +200,7 @@ class Examiner:
             self._use(number, facts)
             return
         limit = self._max_length or length
-        if length > limit and (reason := self._too_long(masked, length)) is not None:
+        if length > limit and (reason := self._too_long(row.sequences, length)) is not None:
             facts.dropped.append((number, reason.code, reason.message))
             return
         self._use(number, facts)

@@ -22,7 +22,8 @@ ROWS = 300
 
 
 def sample_lengths(config: Config) -> list[int]:
-    """Tokens of the first rows of each source, before any are cut; nothing where there is no tokenizer on this machine.
+    """Tokens of the first rows of each source, of a pair those of the longer answer, before any are cut; nothing where
+    there is no tokenizer on this machine.
 
     Args:
         config: A checked configuration, its data readable.
@@ -50,5 +51,5 @@ def sample_lengths(config: Config) -> list[int]:
                     examples.append(detection.example(row))
                 except RowError:
                     continue
-            lengths += [len(masked.ids) for masked in masker.mask(examples) if not isinstance(masked, RowError)]
+            lengths += [masked.longest for masked in masker.mask(examples) if not isinstance(masked, RowError)]
     return lengths

@@ -35,6 +35,9 @@ class TokenSample:
         tokens: Those of its first row of training.
         further: Those of its further rows, for turns that the template shows differently once later ones follow.
         cut: Where the greatest length ends it, if it is longer.
+        rejected: Of a preference pair the tokens with the worse answer; ``tokens`` are those with the better one.
+        rejected_cut: Where the greatest length ends these.
+        label: Whether its answer is called good; None for other rows.
         code: The reason why it is not used; empty if it is.
         error: That in a sentence.
     """
@@ -43,6 +46,9 @@ class TokenSample:
     tokens: tuple[Token, ...] = ()
     further: tuple[tuple[Token, ...], ...] = ()
     cut: int | None = None
+    rejected: tuple[Token, ...] = ()
+    rejected_cut: int | None = None
+    label: bool | None = None
     code: str = ""
     error: str = ""
 
@@ -53,10 +59,10 @@ def sample_row(request: AnalysisRequest, analysis: Analysis, number: int | None 
     Args:
         request: What was looked at; it must name a model.
         analysis: What was found.
-        number: Which row, from 1; None for the first one that is used.
+        number: Which row, from 1; None for the first one that is used, or would be if rows of its format were.
 
     Returns:
-        The row; None where no row is used and none was named.
+        The row; None where there is no such row and none was named.
 
     Raises:
         UserError: If there is no such row, or the model's tokenizer cannot be read.
@@ -68,7 +74,8 @@ def sample_row(request: AnalysisRequest, analysis: Analysis, number: int | None 
         if not 1 <= number <= analysis.rows:
             raise UserError(f"There is no row {number}.", f"The rows are counted from 1 to {analysis.rows}.")
         return _sample(request, masker, number - 1)
-    unused = {index for problem in analysis.problems if problem.kind.level == "drop" for index in problem.indices}
+    reasons = (item for item in analysis.problems if item.kind.level == "drop" and item.code != "not_trained_on")
+    unused = {index for problem in reasons for index in problem.indices}
     first = next((index for index in range(analysis.rows) if index not in unused), None)
     return None if first is None else _sample(request, masker, first)
 
@@ -82,7 +89,16 @@ def _sample(request: AnalysisRequest, masker: Masker, index: int) -> TokenSample
     if isinstance(masked, RowError):
         return TokenSample(index, code=masked.code, error=one_line(masked.message, 300))
     first, *further = (_tokens(masker, part) for part in masked.rows)
-    return TokenSample(index, first, tuple(further), masked.cut)
+    worse = masked.rejected
+    return TokenSample(
+        index,
+        first,
+        tuple(further),
+        masked.cut,
+        rejected=() if worse is None else _tokens(masker, worse),
+        rejected_cut=None if worse is None else worse.cut,
+        label=masked.label,
+    )
 
 
 def _tokens(masker: Masker, row: MaskedRow) -> tuple[Token, ...]:

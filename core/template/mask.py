@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,9 +11,10 @@ from typing import Any, Literal
 
 from core.data.conversation import IGNORED_LABEL, Example, Message, RowError
 from core.errors import UserError
+from core.template.calls import readable_calls
 from core.template.pieces import RowTokenizer, TokenRow, any_of, stop_text
 from core.template.prompt_check import PromptCheck
-from core.template.reasoning import Render, place_reasoning
+from core.template.reasoning import place_reasoning
 from core.template.render import ChatTemplate
 from core.template.shapes import Shapes
 from core.template.stops import stop_token_ids
@@ -41,9 +41,23 @@ class MaskedRow:
     """Rows of turns that the template shows differently once later turns follow; each turn is learned in one row."""
     left_out: str = ""
     """What of the prompt the template does not show, a sentence; empty where it shows all."""
+    rejected: MaskedRow | None = None
+    """Of a preference pair, the same prompt with the worse answer; this row has the better one."""
+    label: bool | None = None
+    """Whether the answer was called good; None for other rows."""
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def sequences(self) -> tuple[MaskedRow, ...]:
+        """What goes through the model: this row, and of a pair the other one; a pair has no further rows."""
+        return (self,) if self.rejected is None else (self, self.rejected)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of its longest sequence, which is what the greatest length is for."""
+        return max(len(part) for sequence in self.sequences for part in sequence.rows)
 
     @property
     def rows(self) -> tuple[MaskedRow, ...]:
@@ -108,9 +122,23 @@ class Masker:
     def mask(self, examples: Sequence[Example]) -> list[MaskedRow | RowError]:
         """Rows for examples, in order; for an example that cannot be used, the reason.
 
+        Of a preference pair both answers become rows, the worse one beside the better; where either cannot be used, or
+        is not one sequence, neither is.
+
         Raises:
             UserError: If there are conversations and the model has no chat template.
         """
+        pairs = [example for example in examples if example.is_preference]
+        worse = [replace(pair, chosen=pair.rejected) for pair in pairs]
+        found = iter(self._mask([*examples, *worse]))
+        rows = [next(found) for _ in examples]
+        return [
+            _paired(row, next(found)) if example.is_preference else _labeled(row, example.label)
+            for example, row in zip(examples, rows, strict=True)
+        ]
+
+    def _mask(self, examples: Sequence[Example]) -> list[MaskedRow | RowError]:
+        """Rows for examples, of pairs the better answer alone."""
         texts: list[list[RowText] | RowError] = [self._texts(example) for example in examples]
         flat = [row for rows in texts if not isinstance(rows, RowError) for row in rows]
         tokens = iter(self._rows.tokenize(flat))
@@ -197,7 +225,7 @@ class Masker:
 
         messages = [turn.fields() for turn in turns]
         if any(turn.tool_calls for turn in turns):
-            messages = _readable_calls(render, messages)
+            messages = readable_calls(render, messages)
         if any(turn.reasoning for turn in turns):
             messages = place_reasoning(render, messages, template.source_for(tools))
 
@@ -293,6 +321,23 @@ class Masker:
         return TokenRow(ids, supervised)
 
 
+def _paired(better: MaskedRow | RowError, worse: MaskedRow | RowError) -> MaskedRow | RowError:
+    """Two answers as one row; or why that cannot be."""
+    if isinstance(better, RowError):
+        return better
+    if isinstance(worse, RowError):
+        return RowError(worse.code, f"Of the worse answer: {worse.message}")
+    if better.further or worse.further:
+        return RowError(
+            "template_rewrites", "The chat template rewrites earlier turns, so an answer is not one sequence."
+        )
+    return replace(better, rejected=worse)
+
+
+def _labeled(row: MaskedRow | RowError, label: bool | None) -> MaskedRow | RowError:
+    return row if label is None or isinstance(row, RowError) else replace(row, label=label)
+
+
 def _wanted(turns: Sequence[Message], supervise: Supervise, first: int) -> tuple[int, ...]:
     """The assistant's messages from ``first`` on that are learned."""
     spoken = [index for index, turn in enumerate(turns) if turn.role == "assistant" and index >= first]
@@ -313,38 +358,6 @@ def _encodable(rows: list[RowText]) -> list[RowText]:
         except UnicodeEncodeError as error:
             raise RowError("template_error", "The chat template writes half a character.") from error
     return rows
-
-
-def _readable_calls(render: Render, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with the arguments of tool calls as the template reads them: an object, else JSON text."""
-    as_text = [_with_json_arguments(message) if "tool_calls" in message else message for message in messages]
-    try:
-        text = render(messages, False)
-    except RowError as error:
-        try:
-            render(as_text, False)
-        except RowError:
-            raise error from None
-        return as_text
-    # A template that writes an object out as it stands gets it written in the way of Python, where it means JSON.
-    arguments = [call["function"]["arguments"] for message in messages for call in message.get("tool_calls", ())]
-    if any(isinstance(value, dict) and value and str(value) in text for value in arguments):
-        try:
-            render(as_text, False)
-        except RowError:
-            return messages
-        return as_text
-    return messages
-
-
-def _with_json_arguments(message: dict[str, Any]) -> dict[str, Any]:
-    calls = []
-    for call in message["tool_calls"]:
-        function = dict(call["function"])
-        if not isinstance(function["arguments"], str):
-            function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
-        calls.append({**call, "function": function})
-    return {**message, "tool_calls": calls}
 
 
 def _given_tokens(example: Example, tokenizer: ModelTokenizer) -> TokenRow:

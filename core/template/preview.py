@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,8 @@ SAMPLE = Example(
     )
 )
 
+#: The answers of a preference pair, as people call them.
+PAIR = ("better", "worse")
 #: A piece of text that no tokenizer has cut.
 _PIECE = re.compile(r"\S{1,40}[^\S\n]*\n?|\s")
 #: Stand for the special tokens of a model that is not at hand.
@@ -47,6 +49,8 @@ class PreviewRow:
     tokens: tuple[PreviewToken, ...]
     cut: int | None = None
     """Where the greatest length ends it."""
+    answer: str = ""
+    """Which answer of a preference pair it ends with: one of :data:`PAIR`; empty for other rows."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ class Preview:
     """A row as a template shows it."""
 
     rows: tuple[PreviewRow, ...] = ()
-    """Several, where the template shows earlier turns differently; without anything learned, where it is refused."""
+    """Several, where the template shows earlier turns differently, and of a preference pair both answers; without
+    anything learned, where it is refused."""
     generation_prompt: str = ""
     problem: str = ""
     """Why the template cannot be used for the row, one sentence that may quote the template: sanitize it."""
@@ -111,7 +116,9 @@ def preview_template(
     )
     result = masker.mask([example])[0]
     if isinstance(result, MaskedRow):
-        rows = tuple(_row(part, tokenizer, prompt) for part in result.rows)
+        names = PAIR if result.rejected is not None else ("",)
+        named = zip(names, result.sequences, strict=True)
+        rows = tuple(_row(part, tokenizer, prompt, name) for name, sequence in named for part in sequence.rows)
         return Preview(rows, prompt)
     shown = _as_text(template, example, tokenizer)
     return Preview(shown.rows, prompt, result.message, template_line(result))
@@ -129,7 +136,7 @@ def generation_prompt(
     return asked[len(shown) :] if asked.startswith(shown) else ""
 
 
-def _row(row: MaskedRow, tokenizer: ModelTokenizer, prompt: str) -> PreviewRow:
+def _row(row: MaskedRow, tokenizer: ModelTokenizer, prompt: str, answer: str) -> PreviewRow:
     texts = tokenizer.token_texts(row.ids)
     prompts = _prompt_places(texts, row.supervised, prompt)
     return PreviewRow(
@@ -138,6 +145,7 @@ def _row(row: MaskedRow, tokenizer: ModelTokenizer, prompt: str) -> PreviewRow:
             for place, (token, learned, text) in enumerate(zip(row.ids, row.supervised, texts, strict=True))
         ),
         row.cut,
+        answer,
     )
 
 
@@ -162,15 +170,22 @@ def _prompt_places(texts: Sequence[str], supervised: bytearray, prompt: str) -> 
 
 def _as_text(template: ChatTemplate, example: Example, tokenizer: ModelTokenizer | None = None) -> Preview:
     """The whole conversation with nothing learned, as tokens or, without a tokenizer, in pieces."""
-    messages = [turn.fields() for turn in (*example.messages, *example.chosen)]
-    try:
-        text = template.render(messages, tools=example.tools)
-    except RowError as error:
-        return Preview(problem=error.message, line=template_line(error))
-    if tokenizer is not None:
-        ids = tokenizer.encode([text.encode("utf-8", "replace").decode()])[0]
-        texts = zip(ids, tokenizer.token_texts(ids), strict=True)
-        return Preview(
-            (PreviewRow(tuple(PreviewToken(text, special=i in tokenizer.special_ids) for i, text in texts)),)
-        )
-    return Preview((PreviewRow(tuple(PreviewToken(piece) for piece in _PIECE.findall(text))),))
+    answers = zip(PAIR, (example.chosen, example.rejected), strict=True) if example.is_preference else (("", ()),)
+    rows = []
+    for name, answer in answers:
+        messages = [turn.fields() for turn in (*example.messages, *answer)]
+        try:
+            text = template.render(messages, tools=example.tools)
+        except RowError as error:
+            return Preview(problem=error.message, line=template_line(error))
+        rows.append(PreviewRow(tuple(_pieces(text, tokenizer)), answer=name))
+    return Preview(tuple(rows))
+
+
+def _pieces(text: str, tokenizer: ModelTokenizer | None) -> Iterator[PreviewToken]:
+    if tokenizer is None:
+        yield from (PreviewToken(piece) for piece in _PIECE.findall(text))
+        return
+    ids = tokenizer.encode([text.encode("utf-8", "replace").decode()])[0]
+    for token, shown in zip(ids, tokenizer.token_texts(ids), strict=True):
+        yield PreviewToken(shown, special=token in tokenizer.special_ids)

@@ -12,16 +12,16 @@ from typing import Any
 
 import torch
 
-from core.memory.batching import padded_length
 from core.runs.events import EvalEvent, SampleEvent
-from core.worker.batches import collate, split_window, supervised_count
+from core.worker.batches import collate, supervised_count
 from core.worker.dataset import Dataset
 from core.worker.generate import generate_batch
 from core.worker.loss import SupervisedLoss
 from core.worker.model import LoadedModel, evaluation_mode
 from core.worker.objectives import Objective, SupervisedObjective
+from core.worker.portions import Portions
 from core.worker.samples import ANSWER_MARGIN_TOKENS, samples_of
-from core.worker.shortage import MemoryShortageError, attempt, tell_nobody
+from core.worker.shortage import MemoryShortageError, tell_nobody
 
 
 def parse_json(text: str) -> Any:
@@ -86,7 +86,9 @@ class Evaluator:
         self._objective = SupervisedObjective(loss, dataset.rows) if objective is None else objective
         self._has_perplexity = isinstance(self._objective, SupervisedObjective)
         self._dataset = dataset
-        self._token_budget = token_budget
+        self._portions = Portions(
+            token_budget, self._tell_cut, self._refusal, sequences_per_row=self._objective.sequences_per_row
+        )
         self._autocast = autocast
         self._template = template
         self._check = check
@@ -141,35 +143,15 @@ class Evaluator:
     def _mean_loss(self, progress: Callable[[int, int], None]) -> float:
         rows = self._dataset.rows
         total, done = 0.0, 0
-        weight = self._objective.begin(range(len(rows)), self._token_budget)
-        waiting = split_window(range(len(rows)), self._dataset.lengths, self._row_budget)
-        tried_alone = False
-        while waiting:
-            self._check()
-            chosen = waiting[0]
-            tried = attempt(functools.partial(self._summed_loss, chosen))
-            if tried.result is None:
-                if len(chosen) == 1 and tried_alone:
-                    place = self._dataset.place(chosen[0])
-                    raise MemoryShortageError(
-                        f"Memory ran out with a single held-out row of {self._dataset.lengths[chosen[0]]} tokens "
-                        f"({place}): {tried.reason}",
-                        "Take long rows out of what is held out, or lower train.max_length.",
-                    )
-                tried_alone = len(chosen) == 1
-                waiting = self._cut(waiting)
-                continue
-            tried_alone = False
-            waiting = waiting[1:]
-            total += tried.result
-            done += len(chosen)
+        weight = self._objective.begin(range(len(rows)), self._portions.token_budget)
+        self._check()
+        for batch, loss in self._portions.through(self._dataset.lengths, self._summed_loss):
+            total += loss
+            done += len(batch)
             progress(done, len(rows))
+            if done < len(rows):
+                self._check()
         return total / weight
-
-    @property
-    def _row_budget(self) -> int:
-        """Tokens of the longer sequence of each row, where a row has several."""
-        return max(1, self._token_budget // self._objective.sequences_per_row)
 
     def _summed_loss(self, batch: list[int]) -> float:
         pad_id = self._loaded.tokenizer.pad_token_id or 0
@@ -177,20 +159,19 @@ class Evaluator:
         with self._autocast():
             return float(self._objective.loss(batch, input_ids, supervised))
 
-    def _cut(self, waiting: list[list[int]]) -> list[list[int]]:
-        """What is still to be measured, in batches of half the tokens of the first one, which did not fit."""
-        if len(waiting[0]) == 1:
-            return waiting  # once more, with what was cached given back
-        lengths = self._dataset.lengths
-        width = padded_length(max(lengths[index] for index in waiting[0]))
-        self._token_budget = max(1, len(waiting[0]) * width * self._objective.sequences_per_row // 2)
-        cut = split_window([index for batch in waiting for index in batch], lengths, self._row_budget)
+    def _tell_cut(self, rows: int, now: int) -> None:
         self._notice(
             "memory_evaluation",
-            f"Memory ran out in measuring {len(waiting[0])} held-out rows at once: it is done with {len(cut[0])}.",
+            f"Memory ran out in measuring {rows} held-out rows at once: it is done with {now}.",
             "The loss is the same.",
         )
-        return cut
+
+    def _refusal(self, row: int) -> tuple[str, str]:
+        return (
+            f"Memory ran out with a single held-out row of {self._dataset.lengths[row]} tokens "
+            f"({self._dataset.place(row)})",
+            "Take long rows out of what is held out, or lower train.max_length.",
+        )
 
     def _answers_that_fit(self, step: int, progress: Callable[[int, int], None]) -> list[str]:
         try:

@@ -21,7 +21,7 @@ from core.worker.model import LoadedModel, set_gradient_checkpointing
 from core.worker.noise import EmbeddingNoise
 from core.worker.objectives import Objective, Rewards, SupervisedObjective
 from core.worker.offload import ActivationOffload
-from core.worker.shortage import attempt
+from core.worker.shortage import Attempt, MemoryShortageError, TornUpdateError, attempt, release
 from core.worker.template import TokenizedRow
 
 
@@ -113,22 +113,34 @@ class WindowGradients:
 
         Raises:
             UserError: If a single row does not fit, even with activations recomputed and their beginnings in host
-                memory, where there is a way; or if weights have been changed by a part of the window.
+                memory, where there is a way.
+            TornUpdateError: If weights have been changed by a part of the window.
         """
         before = rng_state()
         while True:
             batches = self._split(window)
-            tried = attempt(functools.partial(self._pass, batches))
+            tried = self._try(batches)
             if tried.result is not None:
                 return tried.result
             self._drop_gradients()
             if self._partial():
-                raise UserError(
+                raise TornUpdateError(
                     f"Memory ran out at {where}, when a part of the weights had been updated already.",
                     "Lower train.batch_size or train.max_length, and start again; checkpoints from before are whole.",
                 )
             restore_rng(before)
             self._cut(batches, where)
+
+    def _try(self, batches: list[list[int]]) -> Attempt[WindowResult]:
+        try:
+            return attempt(functools.partial(self._pass, batches))
+        except MemoryShortageError as error:
+            # An optimizer inside backward that has given up after several tries.
+            if not self._partial():
+                raise
+            reason = error.message
+        release()
+        return Attempt(None, reason)
 
     def rehearse(self, batch_size: int) -> tuple[int, int]:
         """Forward and backward on the largest micro-batch that the data can produce; gradients and random state are

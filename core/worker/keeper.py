@@ -126,6 +126,7 @@ class Keeper:
             "scaler": scaler.state_dict() if scaler is not None else None,
             "total_steps": recipe.total_steps,
             "token_budget": recipe.windows.token_budget,
+            "reference_budget": recipe.measured.token_budget if recipe.measured is not None else None,
             "gradient_checkpointing": recipe.windows.checkpointing,
             "activation_offload": recipe.windows.offloading,
             "liger": recipe.liger,
@@ -151,9 +152,7 @@ class Keeper:
         Raises:
             UserError: If there is none, or the configuration has changed since.
         """
-        found, damaged = checkpoints.newest_valid(self._run.checkpoints_path)
-        for sentence in damaged:
-            self._recorder.notice("warning", "checkpoint_damaged", sentence, "An older checkpoint is used.")
+        found = self.newest()
         if found is None:
             raise UserError(f"Run {self._run.id} has no valid checkpoint to go on from.", "Start it again.")
         if found.manifest["config_sha256"] != config_hash(self._config):
@@ -162,8 +161,15 @@ class Keeper:
             )
         return found
 
+    def newest(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole, if there is one; those that are damaged are told."""
+        found, damaged = checkpoints.newest_valid(self._run.checkpoints_path)
+        for sentence in damaged:
+            self._recorder.notice("warning", "checkpoint_damaged", sentence, "An older checkpoint is used.")
+        return found
+
     def restore(self, found: Checkpoint) -> None:
-        """Put the recipe where it was.
+        """Put the recipe of a run that goes on where it was.
 
         Raises:
             UserError: If data or base have changed since.
@@ -175,21 +181,29 @@ class Keeper:
         ):
             if found.manifest[name] != now:
                 raise UserError(f"{what} has changed since {found.path.name}.", "Put it back, or start a new run.")
-        checkpoints.restore(found, model=recipe.loaded.model, optimizer=recipe.update)
-        if recipe.accelerator.scaler is not None and found.manifest["scaler"] is not None:
-            recipe.accelerator.scaler.load_state_dict(found.manifest["scaler"])
-        recipe.step = self.last_step = found.step
-        recipe.windows.token_budget = int(found.manifest["token_budget"])
-        # Checkpoints of earlier versions do not say where activations were kept.
-        recipe.windows.set_checkpointing(
-            bool(found.manifest["gradient_checkpointing"]),
-            offload=bool(found.manifest.get("activation_offload", False)),
-        )
+        self.put_back(found)
         recipe.attendant.apply(found.manifest["overrides"])
-        recipe.selection.restore(found.manifest["selection"], found.step)
-        recipe.health.restore(found.manifest["health"])
         self._recorder.update(step=recipe.step)
         self._recorder.notice("info", "resumed", f"Going on from {found.path.name}.")
+
+    def put_back(self, found: Checkpoint) -> None:
+        """Put back what a checkpoint has of the recipe: weights, optimizer, random state, step, and what follows.
+
+        Raises:
+            UserError: If it does not fit the model.
+        """
+        recipe, manifest = self._recipe, found.manifest
+        checkpoints.restore(found, model=recipe.loaded.model, optimizer=recipe.update)
+        if recipe.accelerator.scaler is not None and manifest["scaler"] is not None:
+            recipe.accelerator.scaler.load_state_dict(manifest["scaler"])
+        recipe.step = self.last_step = found.step
+        self.postponed = False
+        recipe.windows.token_budget = int(manifest["token_budget"])
+        # Checkpoints of earlier versions do not say where activations were kept.
+        offload = bool(manifest.get("activation_offload", False))
+        recipe.windows.set_checkpointing(bool(manifest["gradient_checkpointing"]), offload=offload)
+        recipe.selection.restore(manifest["selection"], found.step)
+        recipe.health.restore(manifest["health"])
 
     # The result.
 

@@ -13,8 +13,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from core.config.schema import WEIGHT_METHODS, Config
-from core.memory.batching import TOKEN_BUDGETS
+from core.config.schema import Config
 from core.worker.batches import collate, split_window, supervised_count
 from core.worker.loss import SupervisedLoss
 from core.worker.model import LoadedModel, evaluation_mode
@@ -331,6 +330,7 @@ def make_objectives(
     loaded: LoadedModel,
     autocast: Autocast,
     progress: Callable[[int, int], None],
+    measured: Measured | None = None,
 ) -> tuple[Objective, Objective | None]:
     """The objective on the training rows, and the same on the held-out ones; where weights are trained themselves, what
     the reference says is measured here, before they change and before a checkpoint is put back.
@@ -343,12 +343,15 @@ def make_objectives(
         loaded: The model as training begins, adapters attached.
         autocast: The arithmetic of training.
         progress: Told sequences that the reference has measured, of how many; may raise to stop.
+        measured: What the reference says is kept here, where weights are trained themselves; None otherwise.
+
+    Raises:
+        MemoryShortageError: If a single answer does not fit for the reference.
     """
-    measured = Measured() if config.method.name in WEIGHT_METHODS else None
     reference: Reference = AdapterOff(loaded.model, loss) if measured is None else measured
     objective = make_objective(config, loss, rows, reference, loaded, autocast)
     other = None if held_out is None else make_objective(config, loss, held_out, reference, loaded, autocast)
     asked = objective.reference_sequences() + ([] if other is None else other.reference_sequences())
     if measured is not None and asked:
-        measured.measure(asked, loaded, loss, TOKEN_BUDGETS[loaded.device.type], autocast, progress)
+        measured.measure(asked, loaded, loss, autocast, progress)
     return objective, other

@@ -9,9 +9,11 @@ from typing import Any, Protocol
 import torch
 
 from core.worker.adapters import switched_off
-from core.worker.batches import collate, split_window
+from core.worker.batches import collate
 from core.worker.loss import SupervisedLoss
 from core.worker.model import LoadedModel, evaluation_mode
+from core.worker.portions import Portions
+from core.worker.shortage import tell_nobody
 from core.worker.template import TokenizedRow
 
 #: Makes a context of the arithmetic of training.
@@ -58,18 +60,27 @@ class AdapterOff:
 
 
 class Measured:
-    """Log-probabilities taken from the weights as they are now, before these change."""
+    """Log-probabilities taken from the weights as they are now, before these change.
 
-    def __init__(self) -> None:
+    When memory runs out, fewer are taken at once. ``token_budget`` then says how all of them were taken, so that a run
+    that takes them again with it has the same to the last bit.
+
+    Args:
+        token_budget: The most tokens of a batch.
+        notice: Told of what is cut: ``notice(code, message, hint)``.
+    """
+
+    def __init__(self, token_budget: int, notice: Callable[[str, str, str], None] = tell_nobody) -> None:
         # By identity: rows that are repeated are the same object, and whoever asks holds it.
         self._known: dict[int, float] = {}
+        self._notice = notice
+        self.token_budget = token_budget
 
     def measure(
         self,
         sequences: Sequence[TokenizedRow],
         loaded: LoadedModel,
         loss: SupervisedLoss,
-        token_budget: int,
         autocast: Autocast,
         progress: Callable[[int, int], None],
     ) -> None:
@@ -79,19 +90,44 @@ class Measured:
             sequences: What is asked for later; the same objects.
             loaded: The model, its weights untouched.
             loss: Of the same model.
-            token_budget: The most tokens of a batch.
             autocast: The arithmetic of training.
             progress: Told sequences done, of how many; may raise to stop.
+
+        Raises:
+            MemoryShortageError: If a single one does not fit.
         """
         wanted = list({id(sequence): sequence for sequence in sequences}.values())
-        done = 0
-        with torch.no_grad(), evaluation_mode(loaded.model), autocast():
-            for batch in split_window(range(len(wanted)), list(map(len, wanted)), token_budget):
-                rows = [wanted[place] for place in batch]
-                found = loss.log_probabilities(*collate(rows, loaded.tokenizer.pad_token_id or 0, loaded.device))
-                self._known |= {id(row): value for row, value in zip(rows, found.tolist(), strict=True)}
+        lengths = list(map(len, wanted))
+
+        def run(batch: list[int]) -> list[float]:
+            rows = [wanted[place] for place in batch]
+            # A context of its own for each: what autocast keeps would be held alive while memory is given back.
+            with torch.no_grad(), evaluation_mode(loaded.model), autocast():
+                padded = collate(rows, loaded.tokenizer.pad_token_id or 0, loaded.device)
+                found: list[float] = loss.log_probabilities(*padded).tolist()
+            return found
+
+        def refusal(place: int) -> tuple[str, str]:
+            message = f"Memory ran out with a single answer of {lengths[place]} tokens in measuring the reference"
+            return message, f"Set train.max_length below {lengths[place]}, or choose a smaller base model."
+
+        portions = Portions(self.token_budget, self._tell_cut, refusal)
+        budgets: set[int] = set()
+        while len(budgets) != 1:  # once, and once more where the budget was cut on the way
+            budgets, done = set(), 0
+            for batch, found in portions.through(lengths, run):
+                self._known |= {id(wanted[place]): value for place, value in zip(batch, found, strict=True)}
+                budgets.add(portions.token_budget)
                 done += len(batch)
                 progress(done, len(wanted))
+        self.token_budget = portions.token_budget
+
+    def _tell_cut(self, rows: int, now: int) -> None:
+        self._notice(
+            "memory_reference",
+            f"Memory ran out in measuring {rows} answers by the reference at once: it is done with {now}.",
+            "They are the same but for rounding.",
+        )
 
     def __call__(
         self, sequences: Sequence[TokenizedRow], input_ids: torch.Tensor, supervised: torch.Tensor

@@ -87,11 +87,18 @@ class Selection:
             "reference": self._reference if math.isfinite(self._reference) else None,
         }
 
-    def restore(self, facts: dict[str, Any], step: int) -> None:
-        """Put :meth:`facts` back, as a run goes on from the checkpoint of ``step``."""
-        if (best := facts["best"]) is not None:
-            self.best_step, self.best_loss = int(best["step"]), float(best["loss"])
+    def restore(self, facts: dict[str, Any], step: int | None) -> None:
+        """Put :meth:`facts` back.
+
+        Args:
+            facts: Of whatever moment.
+            step: The checkpoint that the run goes on from; None for its beginning.
+        """
+        best = facts["best"]
+        self.best_step, self.best_loss = (None, math.inf) if best is None else (int(best["step"]), float(best["loss"]))
         self.last_good, self.last_measured = facts["last_good"], facts["last_measured"]
         self.waited, self._proven = int(facts["waited"]), facts["proven"]
         self._reference = math.inf if facts["reference"] is None else float(facts["reference"])
-        self.saved(step)
+        self._saved = None
+        if step is not None:
+            self.saved(step)

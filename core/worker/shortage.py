@@ -27,6 +27,10 @@ class MemoryShortageError(UserError):
     """Something does not fit in memory, however it is cut."""
 
 
+class TornUpdateError(MemoryShortageError):
+    """Memory ran out when some of the weights of a step had been updated, so that it cannot be run again."""
+
+
 @dataclass(frozen=True)
 class Attempt(Generic[T]):
     """What an attempt gave: a result, or why memory did not suffice."""

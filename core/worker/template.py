@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -98,17 +97,7 @@ class Encoder:
 
     def encode(self, examples: Sequence[Example]) -> list[TokenizedRow | RowError]:
         """Tokenize examples, in order; an example that cannot be used yields the reason."""
-        pairs = [example for example in examples if example.is_preference]
-        worse = iter(self._masker.mask([dataclasses.replace(pair, chosen=pair.rejected) for pair in pairs]))
-        rows: list[TokenizedRow | RowError] = []
-        for example, masked in zip(examples, self._masker.mask(examples), strict=True):
-            row = masked if isinstance(masked, RowError) else _tokenized(masked)
-            if example.is_preference:
-                row = _paired(row, next(worse))
-            elif example.label is not None and isinstance(row, TokenizedRow):
-                row = dataclasses.replace(row, label=example.label)
-            rows.append(row)
-        return rows
+        return [row if isinstance(row, RowError) else _tokenized(row) for row in self._masker.mask(examples)]
 
     @property
     def ended(self) -> int:
@@ -128,25 +117,13 @@ class Encoder:
         return self._masker.prompt_ids(messages)
 
 
-def _paired(chosen: TokenizedRow | RowError, masked: MaskedRow | RowError) -> TokenizedRow | RowError:
-    """Two answers as one row; or why that cannot be."""
-    if isinstance(chosen, RowError):
-        return chosen
-    if isinstance(masked, RowError):
-        return masked
-    rejected = _tokenized(masked)
-    if chosen.further or rejected.further:
-        return RowError(
-            "template_rewrites", "The chat template rewrites earlier turns, so an answer is not one sequence."
-        )
-    return dataclasses.replace(chosen, rejected=rejected)
-
-
 def _tokenized(row: MaskedRow) -> TokenizedRow:
     return TokenizedRow(
         np.frombuffer(row.ids, dtype=np.int32),
         np.frombuffer(row.supervised, dtype=np.bool_),
         tuple(_tokenized(further) for further in row.further),
+        None if row.rejected is None else _tokenized(row.rejected),
+        row.label,
     )
 
 

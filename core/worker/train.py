@@ -50,10 +50,12 @@ from core.worker.own_weights import choose_weights, trained_tensors
 from core.worker.prediction import decide_checkpointing, decide_offload, keeps_dequantized, predict_memory
 from core.worker.preparation import prepare
 from core.worker.recorder import Recorder
+from core.worker.recovery import Recovery
+from core.worker.reference import Measured
 from core.worker.samples import SampleWriter, choose_questions
 from core.worker.schedule import lr_factor, warmup_steps
 from core.worker.selection import Selection
-from core.worker.shortage import MemoryShortageError, Persistence
+from core.worker.shortage import MemoryShortageError, Persistence, TornUpdateError
 from core.worker.speed import arrange_rows, fuse_layers
 from core.worker.update import AdapterUpdate, Update, WeightUpdate
 
@@ -95,6 +97,8 @@ class FinetuneRecipe:
         self.selection = Selection(config.eval.patience, config.eval.min_delta)
         self.last_eval: int | None = None
         self.liger: str | None = None
+        self.measured: Measured | None = None
+        """What the reference says, where that is taken once."""
         self.keeper = Keeper(self)
 
     def train(self, *, resume: bool) -> Outcome:
@@ -109,7 +113,7 @@ class FinetuneRecipe:
         """
         found = self.keeper.find() if resume else None
         self._prepare_data()
-        self._load_model(fresh=not resume)
+        self._load_model(found)
         self._choose_loss(found)
         self._prepare_optimization()
         if found is not None:
@@ -134,7 +138,7 @@ class FinetuneRecipe:
         self.data_fingerprint = prepared.data_fingerprint
         self.questions = choose_questions(self.config, self.held_out)
 
-    def _load_model(self, *, fresh: bool) -> None:
+    def _load_model(self, found: Checkpoint | None) -> None:
         self.controls.check_stop()
         config = self.config
         self.recorder.phase("loading_model", config.model.base)
@@ -149,8 +153,10 @@ class FinetuneRecipe:
         )
         if config.method.name in WEIGHT_METHODS:
             choose_weights(self.loaded.model, config.method, seed=config.train.seed)
+            budget = found.manifest.get("reference_budget") if found is not None else None
+            self.measured = Measured(int(budget or TOKEN_BUDGETS[self.loaded.device.type]), self.warn)
         else:
-            self._attach_adapters(fresh=fresh)
+            self._attach_adapters(fresh=found is None)
         self.fused = fuse_layers(config, self.loaded)
         self.loss = SupervisedLoss(self.loaded.model)
         self.accelerator = make_accelerator(self.loaded)
@@ -164,6 +170,7 @@ class FinetuneRecipe:
             self.loaded,
             self.accelerator.autocast,
             lambda done, total: report("answers by the reference", done, total),
+            self.measured,
         )
 
     def _choose_loss(self, found: Checkpoint | None) -> None:
@@ -212,6 +219,7 @@ class FinetuneRecipe:
         self._decide_memory()
         self.attendant = Attendant(self)
         self.health = Health(self.warn, self.dataset.places)
+        self.recovery = Recovery(self)
         self.samples = SampleWriter(
             self.loaded,
             self.questions,
@@ -309,7 +317,11 @@ class FinetuneRecipe:
         self.recorder.phase("training", done=self.step, total=self.total_steps)
         self.attendant.attend()
         while self.step < self.total_steps and not self.selection.is_exhausted:
-            self._optimizer_step()
+            try:
+                self._optimizer_step()
+            except TornUpdateError as error:
+                self.recovery.go_back(error)
+                continue
             if self.health.is_hopeless:
                 self.keeper.drop_after(self.selection.last_good)
                 raise self.health.verdict(self.selection.last_good)

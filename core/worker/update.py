@@ -328,8 +328,9 @@ class _TensorStepper:
             self._renew()
 
     def load(self, state: dict[str, Any]) -> None:
-        """Put an optimizer's state back; paged states become paged again."""
+        """Put an optimizer's state back, in place of the one there is; paged states become paged again."""
         self._fresh = not state["state"]
+        before = self.optimizer.state.get(self._stand_in, {})
         if not getattr(self.optimizer, "is_paged", False):
             self.optimizer.load_state_dict(state)
             return
@@ -339,8 +340,11 @@ class _TensorStepper:
                 if not isinstance(value, torch.Tensor):
                     continue
                 if name.startswith("state"):
-                    shape = torch.empty(self.parameter.shape, dtype=self._dtype, device=self.parameter.device)
-                    buffer = self.optimizer.get_state_buffer(shape, dtype=value.dtype)
+                    # Paged memory is never given back, so what is there is written over.
+                    buffer = before.get(name)
+                    if buffer is None or buffer.dtype != value.dtype:
+                        shape = torch.empty(self.parameter.shape, dtype=self._dtype, device=self.parameter.device)
+                        buffer = self.optimizer.get_state_buffer(shape, dtype=value.dtype)
                     values[name] = buffer.copy_(value)
                 else:
                     values[name] = value.to(self.parameter.device)

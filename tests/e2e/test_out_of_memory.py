@@ -16,11 +16,12 @@ import torch
 from safetensors.torch import load_file
 
 from core.runs.events import CheckpointEvent, EvalEvent, MemoryEvent, NoticeEvent
+from core.runs.history import read_history
 from core.runs.launcher import worker_environment
 from core.runs.store import Run
 from core.worker.checkpoint import verify_checkpoint
 
-from .workers import Workers, failure, finish, notice_codes, only, steps
+from .workers import Workers, ending, failure, finish, notice_codes, only, steps
 
 #: What goes wrong is in OOM_PLAN: kind to the calls, from 1, that fail; or for a pass to what is too much for it.
 INJECTOR = '''
@@ -66,6 +67,7 @@ def patch():
     wrap(torch.Tensor, "backward", "backward", after=True)
     wrap(torch, "_fused_adamw_", "optimizer")
     wrap(torch.nn.utils, "clip_grad_norm_", "clipping")
+    wrap(torch.linalg, "vector_norm", "hook")  # once for each tensor that is updated inside backward
     wrap(torch, "save", "saving")
     wrap(torch.Tensor, "cpu", "copying")
     attention = torch.nn.functional.scaled_dot_product_attention
@@ -190,6 +192,91 @@ def test_a_row_that_does_not_fit_alone_ends_the_run_and_is_named(workers: Worker
     assert "with a single row of" in end.reason
     assert f"({workers.train_data.name} line " in end.reason
     assert "train.max_length" in end.hint
+    assert steps(run) == []
+
+
+#: Whole models, updated inside backward; stochastic rounding, and a choice of the best step at the end.
+WHOLE: dict[str, dict[str, Any]] = {
+    "method": {"name": "full"},
+    "train": {"precision": "bf16", "optimizer": "adamw_8bit", "learning_rate": 1e-3},
+    "eval": {"every_steps": 4, "exact_match": False, "patience": 9, "baseline": True},
+    "checkpoint": {"every_steps": 4, "final": "best"},
+}
+
+
+def start_whole(workers: Workers, checkpointing: str, *places: tuple[int, int]) -> Run:
+    """A run that trains a whole model, and runs out of memory within backward.
+
+    Args:
+        workers: Starts it.
+        checkpointing: ``on`` or ``off``.
+        places: Steps, and how many tensors are updated before it happens in them; steps that are done again count on.
+    """
+    tensors = len(load_file(workers.model / "model.safetensors"))
+    calls = [(step - 1) * tensors + updated + 1 for step, updated in places]
+    return start(workers, {"hook": calls}, **WHOLE, memory={"gradient_checkpointing": checkpointing})
+
+
+@pytest.fixture(scope="module")
+def recomputing(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Run:
+    """The whole model that never meets it, with activations recomputed throughout."""
+    workers = Workers(tmp_path_factory.mktemp("recomputing"), tiny_model_dir)
+    try:
+        run = start_whole(workers, "on")
+        finish(run)
+    finally:
+        workers.close()
+    return run
+
+
+@pytest.mark.parametrize(
+    ("torn", "back_to", "done"),
+    [
+        (3, "the untouched base", [1, 2, *range(1, 9)]),
+        (7, "step-00000004", [*range(1, 7), *range(5, 9)]),
+    ],
+    ids=["before a checkpoint", "after a checkpoint"],
+)
+def test_weights_that_were_updated_in_part_are_put_back_and_the_run_goes_on(
+    workers: Workers, recomputing: Run, torn: int, back_to: str, done: list[int]
+) -> None:
+    run = start_whole(workers, "off", (torn, 6))
+    finish(run)
+    (notice,) = notices(run, "memory_replay")
+    assert notice.message.startswith(f"Memory ran out at step {torn}, when a part of the weights")
+    assert back_to in notice.message
+    assert [step.step for step in steps(run)] == done
+    weights = "model.safetensors"
+    assert (run.model_path / weights).read_bytes() == (recomputing.model_path / weights).read_bytes()
+    history, expected = read_history(run), read_history(recomputing)
+    for found, wanted in ((history.loss, expected.loss), (history.learning_rate, expected.learning_rate)):
+        assert (list(found.steps), list(found.values)) == (list(wanted.steps), list(wanted.values))
+    assert [(event.step, event.loss) for event in history.evals] == [
+        (event.step, event.loss) for event in expected.evals
+    ]
+    assert [event.step for event in history.checkpoints] == [event.step for event in expected.checkpoints]
+    assert history.tokens == expected.tokens
+    assert ending(run).best == ending(recomputing).best
+    assert last_facts(run) == last_facts(recomputing)
+
+
+def last_facts(run: Run) -> dict[str, Any]:
+    """What the last checkpoint says, paths aside, and the hashes of its files; of the random generators only torch's is
+    seeded."""
+    checkpoint = verify_checkpoint(run.checkpoints_path / "step-00000008")
+    left_out = ("manifest_sha256", "config_sha256")
+    facts = {name: value for name, value in checkpoint.manifest.items() if name not in left_out}
+    files = {name: value for name, value in facts["files"].items() if name != "rng.pt"}
+    dice = torch.load(checkpoint.path / "rng.pt", weights_only=True)["torch"]
+    return facts | {"files": files, "dice": dice.tolist()}
+
+
+def test_a_second_time_the_run_ends_and_says_what_would_help(workers: Workers) -> None:
+    run = start_whole(workers, "off", (1, 3), (1, 9))
+    end = failure(run)
+    assert len(notices(run, "memory_replay")) == 1
+    assert end.reason == "Memory ran out at step 1, when a part of the weights had been updated already."
+    assert "train.batch_size" in end.hint
     assert steps(run) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,29 @@ def test_answers_come_apart_and_a_kill_changes_nothing(workers: Workers, objecti
     else:
         weights = "model.safetensors"
         assert (run.model_path / weights).read_bytes() == (reference.model_path / weights).read_bytes()
+    told = {step.step: (step.loss, step.reward_margin) for step in steps(run)}
+    assert told == {step.step: (step.loss, step.reward_margin) for step in done}
+
+
+def test_the_reference_of_whole_models_is_the_untouched_base(workers: Workers) -> None:
+    """Measured from the weights that a checkpoint puts back, the losses after it would begin at log 2 again."""
+    options: dict[str, Any] = {"precision": "bf16", "max_steps": 12, "beta": 0.5}
+    reference = start(workers, "dpo", "full", **options)
+    finish(reference)
+    done = steps(reference)
+    assert done[0].loss == pytest.approx(math.log(2), abs=2e-2), "to the rounding of bf16 in sums over answers"
+    assert done[0].reward_margin == pytest.approx(0.0, abs=2e-2)
+    assert min(step.reward_margin or 0.0 for step in done[-4:]) > 0.3
+    assert max(step.loss for step in done[-4:]) < 0.6
+
+    run = start(workers, "dpo", "full", **options)
+    wait_until_step(run, 5)
+    kill(run)
+    workers.resume(run)
+    finish(run)
+    assert "resumed" in notice_codes(run)
+    weights = "model.safetensors"
+    assert (run.model_path / weights).read_bytes() == (reference.model_path / weights).read_bytes()
     told = {step.step: (step.loss, step.reward_margin) for step in steps(run)}
     assert told == {step.step: (step.loss, step.reward_margin) for step in done}
 

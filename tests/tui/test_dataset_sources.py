@@ -47,12 +47,15 @@ def test_tokens_pairs_labels_and_tools_are_shown(tmp_path: Path) -> None:
     pair = view(tmp_path / "b.jsonl", {"prompt": "q", "chosen": "good", "rejected": "bad"})
     assert [(turn.role, turn.text) for turn in pair.turns(0)] == [
         ("user", "q"),
-        ("chosen", "good"),
-        ("rejected", "bad"),
+        ("better", "good"),
+        ("worse", "bad"),
     ]
-    assert [cell.cells for cell in pair.cells(range(1))] == [("q", "good")]
+    assert pair.columns == ("user", "better", "worse")
+    assert [cell.cells for cell in pair.cells(range(1))] == [("q", "good", "bad")]
     labeled = view(tmp_path / "c.jsonl", {"prompt": "q", "completion": "a", "label": False})
     assert [(turn.role, turn.text) for turn in labeled.turns(0)][-1] == ("label", "bad")
+    assert labeled.columns == ("label", "user", "assistant")
+    assert [cell.cells for cell in labeled.cells(range(1))] == [("bad", "q", "a")]
     call = {"function": {"name": "look", "arguments": {"city": "Ulm"}}}
     messages = [
         {"role": "user", "content": "q"},

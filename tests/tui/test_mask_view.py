@@ -116,6 +116,49 @@ async def test_a_row_as_tokens_with_exactly_the_answer_learned(
         assert not pane.mask_view.display
 
 
+@pytest.mark.parametrize("size", [(60, 20), (80, 24), (200, 50)])
+async def test_both_answers_of_a_pair_and_a_label_are_named_in_words(
+    tmp_path: Path, tiny_model_dir: Path, size: tuple[int, int]
+) -> None:
+    pairs, labels = tmp_path / "pairs.jsonl", tmp_path / "labels.jsonl"
+    pairs.write_text(json.dumps({"prompt": "ask", "chosen": "yes", "rejected": "no, and not ever"}) + "\n")
+    labels.write_text(json.dumps({"prompt": "ask", "completion": "hm", "label": False}) + "\n")
+    pane = configured(tiny_model_dir)
+    async with PaneApp(pane).run_test(size=size) as pilot:
+        await shown(pilot, pane, pairs)
+        await pilot.press("m")
+        await wait_for(pilot, lambda: len(pane.mask_view.parts) == 2)
+
+        def listed() -> tuple[list[str], list[str]]:
+            """The words of the list's heading and of its first row."""
+            lines = screen_lines(pilot.app)
+            place = next(number for number, line in enumerate(lines) if " tok " in line)
+            return lines[place].split()[1:], lines[place + 1].split()[1:]
+
+        await wait_for(pilot, lambda: "–" not in listed()[1])
+        better, worse = pane.mask_view.parts
+        counts = [(len(part.cells), sum(cell.learned for cell in part.cells)) for part in (better, worse)]
+        text = screen_text(pilot.app)
+        for name, (tokens, learned) in zip(("better", "worse"), counts, strict=True):
+            assert f"── {name} answer · {tokens} tokens · {learned} learned ─" in text
+        assert "".join(cell.text for cell in worse.cells if cell.learned) == "no, and not ever<|im_end|>"
+        assert f"pair of {counts[0][0]} and {counts[1][0]} tokens" in text
+        head, first = listed()
+        assert head[:5] == ["#", "tok", "sup", "user", "better"]
+        assert (head[5] == "worse") == (size[0] > 60)
+        assert first[1:4] == ["1", str(counts[1][0]), str(counts[1][1])], "those of the longer answer"
+        assert "yes" in first
+        assert ("no," in first) == (size[0] > 60)
+
+        pane.show(labels)
+        await wait_for(pilot, lambda: len(pane.mask_view.parts) == 1)
+        await pilot.pause()
+        assert "── bad answer · " in screen_text(pilot.app)
+        head, first = listed()
+        assert head[3:5] == ["label", "user"]
+        assert "bad" in first
+
+
 async def test_what_is_learned_is_told_without_color(
     tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

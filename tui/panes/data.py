@@ -62,8 +62,8 @@ class DataPane(DatasetOpening):
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("data")]
     HELP = (
         "Rows as a run would read them. ✗ is not used, ! is used and should be looked at; tok and sup count the tokens "
-        "of a row and those that are learned. As tokens, what is learned is bold and underlined, special tokens are "
-        "reversed, and ✂ marks where the greatest length ends the row."
+        "of a row and those that are learned, of a pair those of its longer answer. As tokens, what is learned is bold "
+        "and underlined, special tokens are reversed, and ✂ marks where the greatest length ends the row."
     )
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002

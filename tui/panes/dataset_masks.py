@@ -17,11 +17,12 @@ from core.data.conversation import RowError
 from core.data.problems import Level
 from core.errors import UserError
 from core.template.mask import MaskedRow, Masker
+from core.template.preview import PAIR
 from tui.panes.dataset_base import DatasetPane
 from tui.panes.dataset_plan import TokenPlan, make_masker, plan_data
 from tui.panes.dataset_summary import counted, spaced
 from tui.panes.dataset_tasks import ReadAgain, read_again
-from tui.panes.dataset_view import DatasetView
+from tui.panes.dataset_view import DatasetView, label_word
 from tui.widgets.mask_view import TokenCell, TokenPart
 from tui.widgets.row_list import RowCells
 
@@ -214,7 +215,7 @@ class DatasetMasks(DatasetPane):
         result = self._masked(view, masker, [index])[0]
         texts = []
         if isinstance(result, MaskedRow):
-            texts = [masker.tokenizer.token_texts(part.ids) for part in result.rows]
+            texts = [masker.tokenizer.token_texts(part.ids) for part in _parts(result)]
         self.post_message(RowMasked(view, masker, index, result, texts))
 
     def _masked(self, view: DatasetView, masker: Masker, indices: Sequence[int]) -> list[Masked]:
@@ -257,12 +258,14 @@ class DatasetMasks(DatasetPane):
                     ],
                     part.cut,
                     label,
+                    heading,
                 )
-                for part, texts in zip(result.rows, message.texts, strict=True)
+                for part, texts, heading in zip(_parts(result), message.texts, _headings(result), strict=True)
             ]
         )
-        tokens, learned = _count(result)
-        self.show_place(f"{counted(tokens, 'token')} · {spaced(learned)} learned · {learned / max(tokens, 1):.0%}")
+        tokens, learned = _count(_parts(result))
+        counts = counted(tokens, "token") if result.rejected is None else _pair_lengths(result)
+        self.show_place(f"{counts} · {spaced(learned)} learned · {learned / max(tokens, 1):.0%}")
         self.tokens_shown()
 
     def tokens_shown(self) -> None:
@@ -325,8 +328,30 @@ class DatasetMasks(DatasetPane):
         self.rows.invalidate()
 
 
-def _count(row: MaskedRow) -> tuple[int, int]:
-    return sum(map(len, row.rows)), sum(part.supervised_count for part in row.rows)
+def _parts(row: MaskedRow) -> list[MaskedRow]:
+    """All that the model sees of a row, of a pair the better answer first."""
+    return [part for sequence in row.sequences for part in sequence.rows]
+
+
+def _headings(row: MaskedRow) -> list[str]:
+    """What stands over each part: the answers of a pair, and those with a label, are named."""
+    parts = _parts(row)
+    if row.rejected is None and row.label is None:
+        return [""] * len(parts)
+    names = PAIR if row.label is None else [label_word(row.label)] * len(parts)
+    return [
+        f"{name} answer · {counted(len(part), 'token')} · {spaced(part.supervised_count)} learned"
+        for name, part in zip(names, parts, strict=True)
+    ]
+
+
+def _pair_lengths(row: MaskedRow) -> str:
+    return f"pair of {' and '.join(spaced(len(part)) for part in _parts(row))} tokens"
+
+
+def _count(parts: Sequence[MaskedRow]) -> tuple[int, int]:
+    """Tokens, and how many of them are learned."""
+    return sum(map(len, parts)), sum(part.supervised_count for part in parts)
 
 
 def _length_of(result: Masked, cuts: bool) -> RowLength:
@@ -334,6 +359,7 @@ def _length_of(result: Masked, cuts: bool) -> RowLength:
         return RowLength("✗", level="drop")
     if isinstance(result, UserError):
         return RowLength("✗")
-    tokens, learned = _count(result)
-    is_long = any(part.cut is not None for part in result.rows)
+    # Of a pair those of its longer answer, which decides whether it is used.
+    tokens, learned = _count(max((sequence.rows for sequence in result.sequences), key=lambda rows: _count(rows)[0]))
+    is_long = any(part.cut is not None for part in _parts(result))
     return RowLength(str(tokens), str(learned), ("warn" if cuts else "drop") if is_long else "")

@@ -17,6 +17,7 @@ from core.data.formats import SAMPLE, Detection
 from core.data.problems import Level
 from core.data.rows import Row
 from core.errors import UserError
+from core.template.preview import PAIR
 from core.text import one_line
 from tui.panes.dataset_marks import RowMarks
 from tui.panes.dataset_plan import Reading
@@ -34,6 +35,15 @@ FORMAT_NAMES = {
     "tokens": "tokens",
     "preference": "preference pairs",
     "kto": "labeled answers",
+}
+
+#: Headings of the formats that are no plain conversations.
+_COLUMNS: dict[str, tuple[str, ...]] = {
+    "text": ("text",),
+    "segments": ("segments",),
+    "tokens": ("tokens",),
+    "preference": ("user", "better", "worse"),
+    "kto": ("label", "user", "assistant"),
 }
 
 #: Rows that are read between two looks at whether to go on.
@@ -122,8 +132,7 @@ class DatasetView:
         """Headings for :meth:`cells`."""
         if self.detection is None:
             return ("row",)
-        whole = ("text", "segments", "tokens")
-        return (self.detection.format,) if self.detection.format in whole else ("user", "assistant")
+        return _COLUMNS.get(self.detection.format, ("user", "assistant"))
 
     @property
     def format_name(self) -> str:
@@ -281,7 +290,10 @@ class DatasetView:
         if example.text or example.ids is not None:
             return RowCells((one_line(example.text or _describe_tokens(example), _CELL_LIMIT),), "", number, mark)
         question = next((message.content for message in example.messages if message.role == "user"), "")
-        return RowCells((one_line(question, _CELL_LIMIT), one_line(example.answer, _CELL_LIMIT)), "", number, mark)
+        label = () if example.label is None else (label_word(example.label),)
+        worse = (example.rejected[-1].content,) if example.is_preference else ()
+        texts = (one_line(text, _CELL_LIMIT) for text in (question, example.answer, *worse))
+        return RowCells((*label, *texts), "", number, mark)
 
 
 def turns_of(example: Example) -> Iterator[Turn]:
@@ -295,11 +307,16 @@ def turns_of(example: Example) -> Iterator[Turn]:
     if example.tools:
         yield Turn("tools", _dump(example.tools))
     yield from itertools.chain.from_iterable(map(_spoken, example.messages))
-    for label, answer in (("chosen", example.chosen), ("rejected", example.rejected)):
+    for label, answer in zip(PAIR, (example.chosen, example.rejected), strict=True):
         for message in answer:
             yield from (Turn(label if turn.role == "assistant" else turn.role, turn.text) for turn in _spoken(message))
     if example.label is not None:
-        yield Turn("label", "good" if example.label else "bad")
+        yield Turn("label", label_word(example.label))
+
+
+def label_word(label: bool) -> str:
+    """What an answer is called that has a label."""
+    return "good" if label else "bad"
 
 
 def _spoken(message: Message) -> Iterator[Turn]:

@@ -332,6 +332,7 @@ class TemplateView(ModalScreen[None]):
                 [TokenCell(token.text, token.learned, token.special, token.prompt) for token in part.tokens],
                 part.cut,
                 label,
+                f"{part.answer} answer" if part.answer else "",
             )
             for part in preview.rows
         ]

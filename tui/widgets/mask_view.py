@@ -53,13 +53,16 @@ class TokenCell:
 
 @dataclass(frozen=True)
 class TokenPart:
-    """Tokens that the model sees at once; a row has several where its template shows later turns differently."""
+    """Tokens that the model sees at once; a row has several where its template shows later turns differently, and where
+    it compares two answers."""
 
     cells: Sequence[TokenCell]
     cut: int | None = None
     """Where the greatest length ends it."""
     cut_label: str = ""
     """What happens there, in words."""
+    label: str = ""
+    """What stands over it; empty for nothing over the first part, and for the later ones how they come to be."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class MaskView(ScrollView, can_focus=True, inherit_bindings=False):
         & > .mask-view--match { color: $near; text-style: reverse; }
         & > .mask-view--match-here { color: $accent; text-style: bold reverse; }
         & > .mask-view--note { color: $muted; }
+        & > .mask-view--label { color: $foreground; text-style: bold; }
         & > .mask-view--problem { color: $limit; }
     }
     """
@@ -104,6 +108,7 @@ class MaskView(ScrollView, can_focus=True, inherit_bindings=False):
         "mask-view--match",
         "mask-view--match-here",
         "mask-view--note",
+        "mask-view--label",
         "mask-view--problem",
     }
 
@@ -206,9 +211,11 @@ class MaskView(ScrollView, can_focus=True, inherit_bindings=False):
     def _part(
         self, number: int, part: TokenPart, tokens: Sequence[Sequence[_Piece]], width: int
     ) -> Iterator[list[_Piece]]:
-        if number:
-            label = f" as the model sees it at its turn, part {number + 1} of {len(self.parts)} "
-            yield [_Piece(_rule(label, width), "note")]
+        label = part.label
+        if number and not label:
+            label = f"as the model sees it at its turn, part {number + 1} of {len(self.parts)}"
+        if label:
+            yield [_Piece(_rule(f" {label} ", width), "label" if part.label else "note")]
         cut = len(part.cells) if part.cut is None else min(part.cut, len(part.cells))
         yield from wrap_pieces(itertools.chain.from_iterable(tokens[:cut]), width)
         if part.cut is not None and cut <= SHOWN_TOKENS:

@@ -21,8 +21,11 @@ from tui.widgets.strips import fit, mark_matches
 
 #: What stands before the number of a row that can be read and has a problem, and its style.
 _MARKS = {"drop": ("✗", "problem"), "warn": ("!", "warning")}
-#: Columns that hold numbers, narrow and on the right.
-_COUNTS = ("tok", "sup")
+#: Columns that hold numbers, on the right of their cells, and one that holds a short word; all narrow, and the first.
+_COUNTS, _WORD = ("tok", "sup"), "label"
+_NARROW = 5
+#: Cells that a text needs to say anything; columns that would have fewer are left out, the last ones first.
+_LEAST = 12
 
 
 @dataclass(frozen=True)
@@ -211,16 +214,17 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
         return self._draw((number, *row.cells), width, base, "▸" if at_cursor else " ", row.mark)
 
     def _widths(self, width: int, cells: int) -> list[int]:
-        """Cell widths: the number as wide as the last one, the last column two fifths of the rest."""
+        """Cell widths: the number as wide as the last one, the last of two columns two fifths of the rest."""
         number = max(3, len(str(self._highest or self.count)))
-        counts = [5] * sum(name in _COUNTS for name in self.columns) if cells == len(self.columns) + 1 else []
-        cells -= len(counts)
-        rest = width - number - 2 - 2 * (cells - 1) - sum(size + 2 for size in counts)
-        if cells == 2 or rest < 24:
-            return [number, *counts, max(rest, 0)]
-        share = rest * 3 // 5 if cells == 3 else rest // (cells - 1)
-        middle = [share] * (cells - 2)
-        return [number, *counts, *middle, rest - sum(middle)]
+        narrow = [_NARROW] * sum(map(_is_narrow, self.columns)) if cells == len(self.columns) + 1 else []
+        rest = width - number - 2 - sum(size + 2 for size in narrow)
+        texts = cells - 1 - len(narrow)
+        while texts > 1 and rest - 2 * texts < texts * _LEAST:
+            texts -= 1
+        rest -= 2 * texts
+        share = rest * 3 // 5 if texts == 2 else rest // max(texts, 1)
+        before = [share] * (texts - 1)
+        return [number, *narrow, *before, max(rest - sum(before), 0)]
 
     def _draw(self, cells: Sequence[str], width: int, style: Style, cursor: str, level: str | None = None) -> Strip:
         widths = self._widths(width, len(cells))
@@ -233,8 +237,9 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
         segments.append(Segment(number, style + muted))
         for place, (text, size) in enumerate(zip(cells[1:], widths[1:], strict=False)):
             segments.append(Segment("  ", style))
-            if len(cells) == len(self.columns) + 1 and self.columns[place] in _COUNTS:
-                segments.append(Segment(fit(text.rjust(size), size), style + muted))
+            if len(cells) == len(self.columns) + 1 and _is_narrow(self.columns[place]):
+                aligned = text.rjust(size) if self.columns[place] in _COUNTS else text
+                segments.append(Segment(fit(aligned, size), style + muted))
                 continue
             segments.extend(self._marked(fit(steady(text), size), style))
         return Strip(segments).adjust_cell_length(width, style)
@@ -250,3 +255,7 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
             self.cursor = index
             if event.chain == 2:
                 self.post_message(self.Opened(index))
+
+
+def _is_narrow(column: str) -> bool:
+    return column in _COUNTS or column == _WORD

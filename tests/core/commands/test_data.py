@@ -88,6 +88,21 @@ def test_turns_that_are_learned_in_rows_of_their_own_are_shown_too(tmp_path: Pat
     assert "[[<think>hm</think>b<|im_end|>]]" in shown
 
 
+def test_both_answers_of_a_pair_are_shown_and_a_label_in_words(tmp_path: Path, tiny_model_dir: Path) -> None:
+    pairs, labels = tmp_path / "pairs.jsonl", tmp_path / "labels.jsonl"
+    pairs.write_text(json.dumps({"prompt": "q", "chosen": "yes", "rejected": "no, never"}) + "\n")
+    labels.write_text(json.dumps({"prompt": "q", "completion": "hm", "label": False}) + "\n")
+    shown = call(str(pairs), "--model", str(tiny_model_dir)).stdout
+    better, _, worse = shown.partition("row 1, better answer: ")[2].partition("row 1, worse answer: ")
+    assert "[[yes<|im_end|>]]" in better
+    assert "[[no, never<|im_end|>]]" in worse
+    told = json.loads(call(str(pairs), "--model", str(tiny_model_dir), "--row", "1", "--json").stdout)
+    learned = ["".join(t["text"] for t in told[name] if t["supervised"]) for name in ("tokens", "rejected")]
+    assert learned == ["yes<|im_end|>", "no, never<|im_end|>"]
+    assert told["lengths"]["max"] == len(told["rejected"]) > len(told["tokens"])
+    assert "row 1, bad answer: " in call(str(labels), "--model", str(tiny_model_dir)).stdout
+
+
 def test_a_template_that_cannot_be_used_is_named_for_every_row(tmp_path: Path, tiny_model_dir: Path) -> None:
     template = tmp_path / "endless.jinja"
     template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")

@@ -372,13 +372,20 @@ class TestOtherRows:
             refusal(SMOLLM2, Example(ids=array("i", [5, 6]), labels=array("i", [5, -100]))).code == "nothing_supervised"
         )
 
-    def test_of_a_preference_pair_the_better_answer_is_learned(self) -> None:
+    def test_of_a_preference_pair_both_answers_are_learned_beside_one_another(self) -> None:
         asked = talk("a", "b", "c").messages
-        example = Example(
-            messages=asked, chosen=(Message("assistant", "good"),), rejected=(Message("assistant", "bad"),)
+        better, worse = (Message("assistant", "good"),), (Message("assistant", "bad by far"),)
+        row = mask(SMOLLM2, Example(messages=asked, chosen=better, rejected=worse), max_length=5)
+        answers = [SMOLLM2.tokenizer().decode(spans(part)[-1][1]) for part in row.sequences]
+        assert answers == ["good<|im_end|>", "bad by far<|im_end|>"]
+        assert row.rejected is not None
+        assert row.longest == len(row.rejected) > len(row)
+        assert [part.cut for part in row.sequences] == [5, 5]
+        failed = refusal(
+            SMOLLM2, Example(messages=asked, chosen=better, rejected=(Message("assistant", "<|im_end|>"),))
         )
-        ((_, answer),) = spans(mask(SMOLLM2, example))
-        assert SMOLLM2.tokenizer().decode(answer) == "good<|im_end|>"
+        assert failed.code == "special_in_content"
+        assert failed.message.startswith("Of the worse answer: Message 4 holds")
 
     def test_rows_come_in_the_order_of_the_examples(self) -> None:
         examples = [talk("a", "b"), Example(text="plain"), talk("a", "<|im_end|>"), talk("c", "d", "e", "f")]

@@ -87,6 +87,17 @@ def test_what_is_wrong_is_said_with_its_line(source: str, line: int | None, word
     assert preview.learned == 0
 
 
+@pytest.mark.parametrize("has_tokenizer", [True, False])
+def test_of_a_pair_both_answers_are_shown(has_tokenizer: bool) -> None:
+    asked = (Message("user", "q"),)
+    pair = Example(asked, chosen=(Message("assistant", "good"),), rejected=(Message("assistant", "bad"),))
+    preview = preview_template(SMOLLM2.template, pair, TOKENIZER if has_tokenizer else None)
+    shown = {row.answer: "".join(token.text for token in row.tokens) for row in preview.rows}
+    assert list(shown) == ["better", "worse"]
+    assert shown["better"].replace("good", "bad") == shown["worse"]
+    assert learned(preview) == ("good<|im_end|>bad<|im_end|>" if has_tokenizer else "")
+
+
 def test_a_refused_row_is_still_shown_as_text() -> None:
     preview = preview_template(NAMED_TEMPLATES["llama3"].source, SAMPLE, TOKENIZER)
     assert preview.problem

@@ -13,6 +13,7 @@ from core.worker.checkpoint import rng_state
 from core.worker.gradients import WindowGradients, make_accelerator
 from core.worker.loss import SupervisedLoss
 from core.worker.model import LoadedModel, load_model, trainable_parameters
+from core.worker.shortage import MemoryShortageError, TornUpdateError
 from core.worker.template import TokenizedRow
 
 WINDOW = [0, 1, 2, 3, 4, 5, 6, 7]
@@ -123,6 +124,27 @@ def test_one_row_that_does_not_fit_brings_checkpointing_and_then_a_clear_end(tin
     assert setup.windows.checkpointing
     assert setup.notices[-1] == "memory_checkpointing"
     assert "train.max_length" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryShortageError("three times", "")]
+)
+def test_a_window_that_has_changed_weights_is_not_run_again(tiny_model_dir: Path, error: Exception) -> None:
+    """Inside backward the optimizer, too, may be what runs out of memory, after some tries of its own."""
+    setup = Setup(tiny_model_dir)
+    updated: list[bool] = []
+
+    def update_and_fail(_: torch.Tensor) -> None:
+        updated.append(True)
+        raise error
+
+    hooked: Any = trainable_parameters(setup.loaded.model)[-1]
+    hooked.register_post_accumulate_grad_hook(update_and_fail)
+    setup.windows._partial = lambda: bool(updated)
+    with pytest.raises(TornUpdateError, match="Memory ran out at step 3, when a part of the weights"):
+        setup.windows.run(WINDOW, where="step 3")
+    assert updated == [True]
+    assert all(parameter.grad is None for parameter in trainable_parameters(setup.loaded.model))
 
 
 def test_the_rehearsal_finds_the_size_and_leaves_no_trace(tiny_model_dir: Path) -> None:

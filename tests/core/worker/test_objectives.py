@@ -15,6 +15,7 @@ from core.worker.loss import SupervisedLoss
 from core.worker.model import trainable_parameters
 from core.worker.objectives import make_objective
 from core.worker.reference import AdapterOff, Measured
+from core.worker.shortage import MemoryShortageError
 from core.worker.template import TokenizedRow
 from tests.core.worker.preference_bench import Bench
 
@@ -179,12 +180,10 @@ def test_the_reference_is_the_base_and_leaves_what_is_trained(tiny_model_dir: Pa
 
 def test_measured_log_probabilities_stay_those_of_the_beginning(tiny_model_dir: Path) -> None:
     bench = Bench(tiny_model_dir, objective="kto")
-    measured, told = Measured(), list[tuple[int, int]]()
+    measured, told = Measured(100), list[tuple[int, int]]()
     objective = make_objective(bench.config, bench.loss, bench.rows, measured, bench.loaded, bench.accelerator.autocast)
     sequences = objective.reference_sequences()
-    measured.measure(
-        sequences, bench.loaded, bench.loss, 100, bench.accelerator.autocast, lambda *done: told.append(done)
-    )
+    measured.measure(sequences, bench.loaded, bench.loss, bench.accelerator.autocast, lambda *done: told.append(done))
     assert told[-1] == (len(sequences), len(sequences))
     ids, supervised = collate(sequences, 0, bench.loaded.device)
     with torch.no_grad():
@@ -193,6 +192,43 @@ def test_measured_log_probabilities_stay_those_of_the_beginning(tiny_model_dir: 
             parameter.add_(1.0)
         assert not torch.allclose(bench.loss.log_probabilities(ids, supervised), wanted, atol=1e-2)
     torch.testing.assert_close(measured(sequences, ids, supervised), wanted, atol=1e-4, rtol=1e-5)
+
+
+class LimitedLoss(SupervisedLoss):
+    """Runs out of memory with more than so many sequences at once, from some call on."""
+
+    rows = 2
+    since = 0
+
+    def log_probabilities(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
+        self.since -= 1
+        if len(input_ids) > self.rows and self.since < 0:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return super().log_probabilities(input_ids, supervised)
+
+
+@pytest.mark.parametrize(("budget", "since", "rows"), [(1000, 0, 16), (160, 2, 6)], ids=["at once", "on the way"])
+def test_the_reference_is_measured_in_smaller_batches_when_memory_runs_out(
+    tiny_model_dir: Path, budget: int, since: int, rows: int
+) -> None:
+    bench, told = Bench(tiny_model_dir, objective="dpo"), list[str]()
+    sequences = bench.objective.reference_sequences()
+    loss = LimitedLoss(bench.loaded.model)
+    loss.since = since
+
+    def measure(measured: Measured, loss: SupervisedLoss) -> torch.Tensor:
+        measured.measure(sequences, bench.loaded, loss, bench.accelerator.autocast, lambda *_: None)
+        return measured(sequences, *collate(sequences, 0, bench.loaded.device))
+
+    cut = Measured(budget, lambda code, message, _: told.append(f"{code}: {message}"))
+    found = measure(cut, loss)
+    torch.testing.assert_close(found, measure(Measured(1000), bench.loss), atol=1e-4, rtol=1e-5)
+    assert told[0].startswith(f"memory_reference: Memory ran out in measuring {rows} answers by the reference at once")
+    assert torch.equal(measure(Measured(cut.token_budget), loss), found), "whoever takes them again has the same"
+    assert bench.loaded.model.training
+    loss.rows, loss.since = 0, 0
+    with pytest.raises(MemoryShortageError, match=r"a single answer of \d+ tokens in measuring the reference"):
+        measure(cut, loss)
 
 
 def test_other_answers_follow_the_prompt_and_fit(tiny_model_dir: Path) -> None:

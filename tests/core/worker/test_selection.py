@@ -68,7 +68,10 @@ def test_a_resumed_run_selects_as_an_uninterrupted_one(
             for selection in (whole, resumed or first):
                 selection.saved(step)
             if step == cut:
+                # Whatever it knew before, as when a run goes back within its process.
                 resumed = Selection(patience, 0.5)
+                resumed.measured(99, -1.0)
+                resumed.saved(99)
                 resumed.restore(facts, step)
                 resumed.measured(step, loss)
     assert (resumed or first).facts() == whole.facts()
