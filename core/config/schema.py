@@ -196,6 +196,9 @@ class TrainSection(Section):
         True,
         "Run adapters, norms, rotary embedding and short attention as single functions; false: as the model's own.",
     )
+    compile: bool = _option(
+        False, "Have torch compile the model's layers: minutes at the start for less time in each step."
+    )
     seed: int = _option(42, "Seed of data order, initialization and dropout.", ge=0, le=2**31 - 1)
 
 

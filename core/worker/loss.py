@@ -277,8 +277,13 @@ class SupervisedLoss:
         Args:
             input_ids: ``(1, length)``, int64.
         """
-        ours = self.head(self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state)
-        theirs = self._causal(input_ids=input_ids, use_cache=False).logits
+        states: list[torch.Tensor] = []
+        handle = self._decoder.register_forward_hook(lambda _module, _inputs, out: states.append(out.last_hidden_state))
+        try:
+            theirs = self._causal(input_ids=input_ids, use_cache=False).logits
+        finally:
+            handle.remove()
+        ours = self.head(states[0])
         return float((ours.float() - theirs.float()).abs().max())
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 
 from core.config.schema import Config
 from core.errors import UserError
@@ -27,7 +29,8 @@ TRIAL_LENGTH, TRIAL_PREFIX = 24, 10
 
 
 def fuse_layers(config: Config, loaded: LoadedModel) -> Fused:
-    """Put the fused parts into a model that is about to be trained.
+    """Put the fused parts into a model that is about to be trained. Where its layers are to be compiled, that is only
+    the attention: the compiler fuses the rest by itself.
 
     Args:
         config: Of the run.
@@ -35,7 +38,49 @@ def fuse_layers(config: Config, loaded: LoadedModel) -> Fused:
     """
     if not config.train.fused_layers:
         return Fused((), 0, False, False)
-    return fuse(loaded.model, TRAINED)
+    return fuse(loaded.model, TRAINED, attention_alone=config.train.compile)
+
+
+def compile_layers(loaded: LoadedModel, notice: Callable[[str, str, str], None]) -> None:
+    """Have torch compile the layers of a model when they are first run; one code for all of them and for every length.
+
+    Args:
+        loaded: The model, adapters attached.
+        notice: Told where there is no compiler: ``notice(code, message, hint)``.
+    """
+    reason = _missing_compiler(loaded.device)
+    if reason is not None:
+        notice("not_compiled", f"The layers are not compiled: {reason}.", "Training goes on, slower.")
+        return
+    import torch._dynamo
+
+    # What cannot be compiled is run as it is.
+    torch._dynamo.config.suppress_errors = True
+    for layer in decoder_layers(loaded.model):
+        layer.compile(dynamic=True)
+
+
+def _missing_compiler(device: torch.device) -> str | None:
+    if device.type == "cuda":
+        return None if importlib.util.find_spec("triton") else "the package triton is not installed"
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return "there is no C++ compiler on this machine"
+    return None
+
+
+def decoder_layers(model: Any) -> list[Any]:
+    """The decoder's layers, as transformers names them; none where they cannot be found.
+
+    Args:
+        model: A causal language model of transformers, or a ``PeftModel`` around one.
+    """
+    causal = model.get_base_model() if isinstance(model, PeftModel) else model
+    return list(getattr(causal.get_decoder(), "layers", []))
 
 
 def arrange_rows(
@@ -78,7 +123,7 @@ def arrange_rows(
 
 
 def _missing_attention(loaded: LoadedModel) -> str:
-    causal = loaded.model.get_base_model() if hasattr(loaded.model, "get_base_model") else loaded.model
+    causal = loaded.model.get_base_model() if isinstance(loaded.model, PeftModel) else loaded.model
     return f"the model's attention is {causal.config._attn_implementation}, or train.fused_layers is off"
 
 

@@ -56,7 +56,7 @@ from core.worker.samples import SampleWriter, choose_questions
 from core.worker.schedule import lr_factor, warmup_steps
 from core.worker.selection import Selection
 from core.worker.shortage import MemoryShortageError, Persistence, TornUpdateError
-from core.worker.speed import arrange_rows, fuse_layers
+from core.worker.speed import arrange_rows, compile_layers, fuse_layers
 from core.worker.update import AdapterUpdate, Update, WeightUpdate
 
 #: The greatest difference between our logits and the model's own that rounding explains.
@@ -253,6 +253,8 @@ class FinetuneRecipe:
             self.fused.keep_weights(self.loaded.dtype)
         if self.loaded.device.type == "cpu":
             keep_freed_memory()
+        if self.config.train.compile:
+            compile_layers(self.loaded, self.warn)
 
     def _make_update(self) -> Update:
         train = self.config.train

@@ -51,14 +51,17 @@ class Fused:
         return kept
 
 
-def fuse(model: Any, adapter: str) -> Fused:
+def fuse(model: Any, adapter: str, *, attention_alone: bool = False) -> Fused:
     """Fuse what is recognized of a model, adapters attached.
 
     Args:
         model: A causal language model of transformers, or a ``PeftModel`` around one.
         adapter: The name of the adapter that is trained.
+        attention_alone: Leave the rest as it is.
     """
     causal = model.get_base_model() if isinstance(model, PeftModel) else model
+    if attention_alone:
+        return Fused((), 0, False, _fuse_attention(causal))
     layers = []
     norms: Counter[type] = Counter()
     for module in causal.modules():
