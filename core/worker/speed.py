@@ -41,12 +41,13 @@ def fuse_layers(config: Config, loaded: LoadedModel) -> Fused:
     return fuse(loaded.model, TRAINED, attention_alone=config.train.compile)
 
 
-def compile_layers(loaded: LoadedModel, notice: Callable[[str, str, str], None]) -> None:
+def compile_layers(loaded: LoadedModel, notice: Callable[[str, str, str], None], *, backend: str = "inductor") -> None:
     """Have torch compile the layers of a model when they are first run; one code for all of them and for every length.
 
     Args:
         loaded: The model, adapters attached.
         notice: Told where there is no compiler: ``notice(code, message, hint)``.
+        backend: Torch's compiler.
     """
     reason = _missing_compiler(loaded.device)
     if reason is not None:
@@ -57,7 +58,7 @@ def compile_layers(loaded: LoadedModel, notice: Callable[[str, str, str], None])
     # What cannot be compiled is run as it is.
     torch._dynamo.config.suppress_errors = True
     for layer in decoder_layers(loaded.model):
-        layer.compile(dynamic=True)
+        layer.compile(dynamic=True, backend=backend)
 
 
 def _missing_compiler(device: torch.device) -> str | None:
