@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from textual.app import App
 
@@ -19,6 +19,7 @@ from tui.messages import (
     ActionFailed,
     ConfigLoaded,
     ControlAnswered,
+    ControlFailed,
     DevicesSampled,
     NoRunFound,
     RunAdvanced,
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 LIVE_SECONDS, OVER_SECONDS = 0.5, 2.0
 #: Seconds between two looks at the devices, and at the list of runs.
 SAMPLE_SECONDS, LIST_SECONDS = 5.0, 2.0
+#: Seconds for a worker to say who it is, and for a killed one to be gone; memory of a device takes a while to free.
+SIGNAL_SECONDS, KILL_SECONDS = 5.0, 20.0
 
 
 class Bridge:
@@ -199,8 +202,8 @@ class Bridge:
 
         self._try("The run could not be continued", work, "start")
 
-    def control(self, run: Run, command: str) -> None:
-        """Send a command to the worker of a run."""
+    def control(self, run: Run, command: str, **args: Any) -> None:
+        """Send a command to the worker of a run, with what goes with it."""
 
         def work() -> None:
             from core.runs.client import ControlClient
@@ -210,14 +213,38 @@ class Bridge:
                 self._clients.add(client)
             try:
                 if not self._closing.is_set():
-                    client.request(command)
-                    self._post(ControlAnswered(run, command))
+                    answer = client.request(command, **args)
+                    self._post(ControlAnswered(run, command, args, answer))
+            except UserError as error:
+                self._post(ControlFailed(run, command, error))
             finally:
                 with self._guard:
                     self._clients.discard(client)
                 client.close()
 
-        self._try(f"{command.capitalize()} failed", work, "control")
+        self._run(work, "control")
+
+    def signal(self, run: Run) -> None:
+        """Tell a worker whose socket does not answer to stop after a checkpoint."""
+
+        def work() -> None:
+            from core.runs.launcher import terminate_when_begun
+
+            terminate_when_begun(run, SIGNAL_SECONDS)
+            self._post(ControlAnswered(run, "signal"))
+
+        self._try("The run could not be told to stop", work, "control")
+
+    def kill(self, run: Run) -> None:
+        """End the process of a run, whatever it does."""
+
+        def work() -> None:
+            from core.runs.force import kill
+
+            kill(run, KILL_SECONDS)
+            self._post(ControlAnswered(run, "kill"))
+
+        self._try("The process could not be killed", work, "control")
 
 
 def follow_run(run: Run, post: Callable[[object], None], stop: threading.Event, *, found: bool = False) -> None:

@@ -13,14 +13,14 @@ from core.data.shapes import Objective
 from core.errors import UserError
 from core.text import one_line
 from tui import messages
+from tui.control_desk import ControlDesk
 from tui.data_paths import data_paths, path_text
-from tui.run_desk import RunDesk
 
 if TYPE_CHECKING:
     from core.config.document import ConfigDocument
 
 
-class FormDesk(RunDesk):
+class FormDesk(ControlDesk):
     """Opens the screens in which options are chosen, and puts what was chosen into the configuration."""
 
     def configure_data(self, document: ConfigDocument) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -96,17 +96,30 @@ class ContinueRequested(Message):
 
 @dataclass
 class ControlRequested(Message):
-    """A command for the worker of the run that is shown: pause, resume, checkpoint or stop."""
+    """A command for the worker of the run that is shown: pause, resume, checkpoint or stop, which is asked about."""
 
     command: str
 
 
 @dataclass
 class ControlAnswered(Message):
-    """A worker has carried out a command."""
+    """A worker has carried out a command, or what is done without its help (``signal``, ``kill``) is done."""
 
     run: Run
     command: str
+    args: Mapping[str, Any] = field(default_factory=dict)
+    """What went with the command."""
+    answer: Mapping[str, Any] = field(default_factory=dict)
+    """What the worker said."""
+
+
+@dataclass
+class ControlFailed(Message):
+    """A worker has refused a command, or does not answer."""
+
+    run: Run
+    command: str
+    error: UserError
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The part of the app that has to do with runs: they are started, followed, controlled and left."""
+"""The part of the app that has to do with runs: they are started, followed and left."""
 
 from __future__ import annotations
 
@@ -192,37 +192,6 @@ class RunDesk(App[str]):
     def _open(self, run: Run) -> None:
         self.main.show_pane("train")
         self.bridge.follow(run)
-
-    @on(messages.ControlRequested)
-    def _control(self, message: messages.ControlRequested) -> None:
-        from tui.screens.dialogs import YES, stop_dialog
-
-        view = self.state.live_run
-        if view is None:
-            self.warn("No run is on", "There is nothing to control.")
-        elif message.command == "stop":
-
-            def answered(answer: str | None) -> None:
-                if answer == YES:
-                    self.bridge.control(view.run, "stop")
-
-            self.push_screen(stop_dialog(view), answered)
-        else:
-            self.bridge.control(view.run, message.command)
-
-    @on(messages.ControlAnswered)
-    def _control_answered(self, message: messages.ControlAnswered) -> None:
-        if message.command == "stop" and self._leave_line is not None:
-            self.leave()
-            return
-        # The worker answers between two steps, when it has done what was asked; only a stop is yet to come.
-        done = {
-            "pause": "Paused",
-            "resume": "Resumed",
-            "checkpoint": "Checkpoint saved",
-            "stop": "Stopping after a checkpoint",
-        }
-        self.notify(done.get(message.command, message.command), timeout=3, markup=False)
 
     @on(messages.ActionFailed)
     def _action_failed(self, message: messages.ActionFailed) -> None:

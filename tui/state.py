@@ -87,6 +87,22 @@ class RunView:
         """Whether its worker may still do something."""
         return not self.state.is_over
 
+    @property
+    def step(self) -> int:
+        """The last step done, as far as is known."""
+        return max(self.history.step, self.state.step)
+
+    @property
+    def saved_step(self) -> int | None:
+        """The step of the newest checkpoint; None where there is none."""
+        checkpoints = self.history.checkpoints
+        return checkpoints[-1].step if checkpoints else None
+
+    @property
+    def has_process(self) -> bool:
+        """Whether its worker is a process of this machine, which can be signaled."""
+        return self.is_live and self.state.pid is not None and self.state.host in ("", hostname())
+
 
 @dataclass
 class AppState:

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any
 
 from core.hardware.snapshot import Device
-from core.runs import sentences
+from core.runs import changes, sentences
 from core.runs.events import (
     CheckpointEvent,
     ControlEvent,
@@ -135,6 +135,8 @@ class RunHistory:
         self.log: deque[LogLine] = deque(maxlen=LOG_LINES)
         self.log_count = 0
         """Log lines ever written; what is beyond ``log`` has been dropped from its front."""
+        self.settings: dict[str, Any] = {}
+        """Options with which the newest start goes on otherwise than configured, ``section.key`` to value."""
         self.end: FinishedEvent | None = None
         """How the run ended (also a StoppedEvent or FailedEvent); None while it has not, or has been continued."""
         self.starts = 0
@@ -239,7 +241,7 @@ class RunHistory:
 
     def _begin_start(self, moment: float) -> None:
         self.starts += 1
-        self.phases, self.phase, self.end = {}, None, None
+        self.phases, self.phase, self.end, self.settings = {}, None, None, {}
         self._overhead_seconds, self._first_step_of_start = 0.0, None
         if self.starts > 1:
             self._write(moment, "info", f"continued after step {self.step}" if self.step else "started again")
@@ -332,6 +334,8 @@ class RunHistory:
         self._write(event.t, event.level if event.level in ("warning", "error") else "info", line)
 
     def _apply_control(self, event: ControlEvent) -> None:
+        if event.command == "set" and not event.result.startswith("refused"):
+            self.settings |= changes.recall(event.result)
         self._write(event.t, "info", sentences.control(event))
 
     def _apply_end(self, event: FinishedEvent) -> None:

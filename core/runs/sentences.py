@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from datetime import datetime
 
+from core.runs import changes
 from core.runs.events import (
     CheckpointEvent,
     ControlEvent,
@@ -48,6 +49,8 @@ _DONE = {
     "set": "changed",
     "generate": "answered a question",
 }
+#: Commands as what was asked for, where their names are no nouns.
+_ASKED = {"set": "change", "generate": "question"}
 #: What the worker reports of a question: who answered, the tokens, and how it ended.
 _GENERATED = re.compile(r"([\w.-]+): (\d+) tokens, (\w+)")
 _FINISHES = {"stop": "", "length": ", cut at the longest answer allowed", "cancelled": ", broken off by the asker"}
@@ -131,14 +134,17 @@ def sender(name: str) -> str:
 
 
 def control(event: ControlEvent) -> str:
-    """``paused on request``, ``answered a question as step-34: 106 tokens``, ``pause refused: …``."""
+    """``paused on request``, ``answered a question as step-34: 106 tokens``, ``pause on request refused: …``."""
     who, result = sender(event.sender), event.result
     if event.command == "generate" and (found := _GENERATED.fullmatch(result)):
         source, count, finish = found.groups()
         line = f"answered a question as {source}: {count} {'token' if count == '1' else 'tokens'}"
         return safe(line + _FINISHES.get(finish, f", {finish}"))
     if result.startswith("refused"):
-        return safe(f"{event.command} {who} {result}")
+        return safe(f"{_ASKED.get(event.command, event.command)} {who} {result}")
+    if event.command == "set" and (values := changes.recall(result)):
+        told = "kept from the checkpoint" if event.sender == changes.KEPT else f"changed {who}"
+        return safe(f"{told}: {changes.in_words(values)}")
     done = _DONE.get(event.command, event.command)
     return safe(f"{done} {who}" + (f": {result}" if result not in ("", "ok") else ""))
 

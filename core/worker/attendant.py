@@ -7,12 +7,11 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from core.chat.request import ChatRequest
-from core.config.document import describe_type, parse_value
-from core.config.schema import WEIGHT_METHODS, Config, find_option
+from core.config.live import CHANGEABLE, read_changes
+from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
+from core.runs.changes import KEPT, record
 from core.runs.events import ControlEvent
 from core.worker.control import Command
 from core.worker.generate import answering_as, generate
@@ -22,8 +21,6 @@ from core.worker.shortage import MemoryShortageError
 if TYPE_CHECKING:
     from core.worker.train import FinetuneRecipe
 
-#: Options that may be changed while a run is on.
-CHANGEABLE = ("train.learning_rate", "eval.every_steps", "checkpoint.every_steps")
 #: Checkpoints in a run when checkpoint.every_steps says nothing.
 DEFAULT_CHECKPOINTS = 10
 _ROUNDING = 1e-9
@@ -76,6 +73,10 @@ class Attendant:
     def apply(self, overrides: dict[str, Any]) -> None:
         """Take over what was changed before the run was resumed."""
         self.overrides = {name: value for name, value in overrides.items() if name in CHANGEABLE}
+        if self.overrides:
+            # What is told before it may have been changed after the checkpoint, and holds no more.
+            event = ControlEvent(command="set", sender=KEPT, result=record(self.overrides))
+            self._recipe.recorder.event(event)
 
     def attend(self) -> None:
         """Carry out what waits; while paused, wait for more. Called between two steps, and in the long stretches
@@ -178,28 +179,10 @@ class Attendant:
         return f"{answered_by}: {generation.tokens} tokens, {generation.finish}"
 
     def _set(self, command: Command) -> str:
-        if not command.request.args:
-            raise UserError("Nothing was named to set.", f"These can be: {', '.join(CHANGEABLE)}.")
-        changes: dict[str, Any] = {}
-        for name, value in command.request.args.items():
-            option = find_option(name)
-            if option is None or name not in CHANGEABLE:
-                raise UserError(f"{name} cannot be changed while a run is on.", f"These can: {', '.join(CHANGEABLE)}.")
-            changes[name] = parse_value(option, value) if isinstance(value, str) else value
-        dumped = self._recipe.config.model_dump()
-        for name, value in changes.items():
-            section, _, key = name.partition(".")
-            dumped[section][key] = value
-        try:
-            Config.model_validate(dumped)
-        except ValidationError as error:
-            name = ".".join(str(part) for part in error.errors()[0]["loc"][:2])
-            option = find_option(name)
-            wanted = describe_type(option) if option else "valid"
-            raise UserError(f"{name} must be {wanted}, not {changes.get(name)!r}.", "") from error
+        changes = read_changes(self._recipe.config, command.request.args)
         self.overrides |= changes
         command.answer(step=self._recipe.step, **{name.replace(".", "_"): value for name, value in changes.items()})
-        return ", ".join(f"{name} = {value}" for name, value in changes.items())
+        return record(changes)
 
 
 def read_generate_args(args: dict[str, Any], config: Config) -> ChatRequest:

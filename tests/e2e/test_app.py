@@ -12,6 +12,7 @@ import pytest
 
 from core.config.document import dump_config
 from core.runs import launcher
+from core.runs.history import read_history
 from core.runs.state import RunState
 from core.runs.store import Run, list_runs
 from tests.tui.harness import HOSTILE
@@ -50,6 +51,17 @@ def shown_step(terminal: Terminal) -> int:
     return int(found[1]) if found else 0
 
 
+def answer(terminal: Terminal, key: str, question: str) -> None:
+    """Press a key until a question is gone: pressed before the question could be read, it is no answer."""
+
+    def is_gone() -> bool:
+        if question in terminal.text:
+            terminal.press(key)
+        return question not in terminal.text
+
+    terminal.wait_for(is_gone)
+
+
 def recorded_step(run: Run) -> int:
     recorded = RunState.read(run.state_path)
     return recorded.step if recorded else 0
@@ -77,6 +89,10 @@ def test_started_in_the_app_a_run_outlives_it_and_is_stopped_from_the_next(
     with Terminal.app(environment=environment, size=size) as terminal:
         terminal.wait_for_text(f"Attached to {run.id}")
         terminal.wait_for(lambda: shown_step(terminal) > at_kill, PATIENCE)
+        terminal.press("3")
+        terminal.press("e7e-5\t5000\r")
+        terminal.wait_for_text("changed on request: learning rate 7e-5, evaluation every 5000 steps", PATIENCE)
+        assert read_history(run).settings == {"train.learning_rate": 7e-5, "eval.every_steps": 5000}
         terminal.hang_up()
         terminal.wait_for_end()
     at_hang_up = recorded_step(run)
@@ -92,7 +108,7 @@ def test_started_in_the_app_a_run_outlives_it_and_is_stopped_from_the_next(
         wait_for(lambda: run.state().state == "training", PATIENCE, "the run to go on")
         terminal.press("q")
         terminal.wait_for_text("leave it running")
-        terminal.press("s")
+        answer(terminal, "s", "leave it running")
         assert terminal.wait_for_end(PATIENCE) == 0
         assert f"localtune-tui continue {run.id}".encode() in terminal.output
     ended = launcher.wait_until(run, lambda state: state.state == "stopped", PATIENCE)

@@ -13,6 +13,7 @@ import pytest
 from core.errors import UserError
 from core.runs.client import ControlClient
 from core.runs.events import CheckpointEvent, ControlEvent, EvalEvent, PhaseEvent
+from core.runs.history import read_history
 from core.runs.protocol import LINE_LIMIT
 from core.runs.store import Run
 from core.worker.checkpoint import newest_valid
@@ -199,6 +200,7 @@ def test_the_learning_rate_can_be_set_and_the_change_outlives_a_stop(workers: Wo
     rates = [event.lr for event in steps(run)]
     assert rates == pytest.approx([event.lr * 2e-3 / 5e-3 for event in steps(reference)])
     assert "resumed" in notice_codes(run)
+    assert read_history(run).settings == {"train.learning_rate": 2e-3, "checkpoint.every_steps": 1000}
 
 
 def test_a_question_is_answered_while_the_model_is_being_measured(workers: Workers) -> None:

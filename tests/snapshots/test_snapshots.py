@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
-from tests.snapshots.conftest import MOMENT, Compare, until
+from tests.snapshots.conftest import MOMENT, Compare, settle, until
 from tests.tui.harness import screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
@@ -83,6 +83,27 @@ def test_quit(snap_compare: Compare, app: LocaltuneApp, private_home: Path) -> N
         await until("64/120")(pilot)
         await pilot.press("q")
         await wait_for(pilot, lambda: "leave it running" in screen_text(pilot.app))
+
+    assert snap_compare(app, run_before=run)
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [("s", "keep training"), ("sk", "leave it alone"), ("e", "esc leave")],
+    ids=["stop", "kill", "settings"],
+)
+def test_control(snap_compare: Compare, app: LocaltuneApp, private_home: Path, keys: str, text: str) -> None:
+    script = script_run(private_home)
+    script.train_to(64)
+    script.write_state(pid=4711, host="ws1")
+
+    async def run(pilot: Pilot[Any]) -> None:
+        await until("64/120")(pilot)
+        for key in keys:
+            await pilot.press(key)
+            await settle(pilot)
+        await wait_for(pilot, lambda: text in screen_text(pilot.app))
+        await settle(pilot)
 
     assert snap_compare(app, run_before=run)
 

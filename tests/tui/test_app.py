@@ -38,13 +38,23 @@ def shown(app: LocaltuneApp) -> set[str]:
     return {slot.spec.id for slot in app.main.query("PaneSlot").results() if slot.display}  # type: ignore[attr-defined]
 
 
-def record_commands(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What would be sent to a worker, in a list that grows."""
-    sent: list[str] = []
+class Commands(list[str]):
+    """Commands in a list that grows."""
 
-    def request(_: ControlClient, command: str) -> dict[str, Any]:
+    def __init__(self) -> None:
+        super().__init__()
+        self.with_args: list[tuple[str, dict[str, Any]]] = []
+        """The same with what went with them."""
+
+
+def record_commands(monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any] | None = None) -> Commands:
+    """What would be sent to a worker, which gives the same answer to everything."""
+    sent = Commands()
+
+    def request(_: ControlClient, command: str, **args: Any) -> dict[str, Any]:
         sent.append(command)
-        return {}
+        sent.with_args.append((command, args))
+        return answer or {}
 
     monkeypatch.setattr(ControlClient, "request", request)
     return sent

@@ -21,7 +21,7 @@ from tests.tui.harness import FORBIDDEN, HOSTILE, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from themes.loader import variable_defaults
 from tui.keys import KeyTable
-from tui.screens.dialogs import QuitDialog, error_dialog, stop_dialog
+from tui.screens.dialogs import QuitDialog, error_dialog, kill_dialog, stop_dialog, unanswered_dialog
 from tui.screens.help import HelpScreen
 from tui.state import AppState, RunRow, RunView
 from tui.widgets import run_lines
@@ -145,11 +145,13 @@ async def test_a_widget_draws_nothing_hostile(name: str, view: RunView) -> None:
         assert _clickable(app) == []
 
 
-@pytest.mark.parametrize("kind", ["quit", "stop", "error", "help"])
+@pytest.mark.parametrize("kind", ["quit", "stop", "kill", "unanswered", "error", "help"])
 async def test_a_dialog_draws_nothing_hostile(kind: str, view: RunView) -> None:
     screens: dict[str, Callable[[], Screen[Any]]] = {
         "quit": lambda: QuitDialog(view),
         "stop": lambda: stop_dialog(view),
+        "kill": lambda: kill_dialog(view),
+        "unanswered": lambda: unanswered_dialog(UserError(EVIL, EVIL)),
         "error": lambda: error_dialog(EVIL, UserError(EVIL, EVIL)),
         "help": lambda: HelpScreen(EVIL[-6:], "About", KeyTable(), "train"),
     }

@@ -34,7 +34,7 @@ from tui.widgets.safe_input import SafeInput
 def type_at_once(pilot: Pilot[Any], text: str) -> None:
     """Post every key before the first one is looked at; a line break is ``enter``."""
     for character in text:
-        key = {"\n": "enter", "\x13": "ctrl+s"}.get(character) or _character_to_key(character)
+        key = {"\n": "enter", "\x13": "ctrl+s", "\t": "tab"}.get(character) or _character_to_key(character)
         pilot.app.post_message(Key(key, None if ord(character) < 32 else character))
 
 
@@ -215,6 +215,23 @@ async def test_what_is_typed_ahead_confirms_nothing_and_commands_nothing(
         assert sent == []
         await pilot.press("y")
         await wait_for(pilot, lambda: sent == ["stop"])
+
+
+async def test_a_key_that_comes_twice_answers_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ScriptedRun(home).train_to(30)
+    sent = record_commands(monkeypatch)
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_for(pilot, lambda: app.state.live_run is not None and app.state.document is not None)
+        for opening, leaving in (("?", "\n\n"), ("s", "yy"), ("e", "\n\n"), ("s", "nn")):
+            type_at_once(pilot, opening)
+            await wait_for(pilot, lambda: len(app.screen_stack) == 2)
+            await pilot.pause()
+            type_at_once(pilot, leaving)
+            await wait_for(pilot, lambda: len(app.screen_stack) == 1)
+            await pilot.pause()
+            assert app.is_running
+        assert sent == ["stop"]
 
 
 async def test_a_question_takes_no_key_that_was_typed_before_it_was_read(tmp_path: Path) -> None:

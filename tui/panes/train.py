@@ -149,7 +149,7 @@ class TrainPane(Widget, can_focus=True):
         elif view.is_live:
             pause = "resume" if view.state.state == "paused" else "pause"
             entries = [(keys["train.pause"].display, pause)]
-            entries += [(keys[f"train.{name}"].display, name) for name in ("checkpoint", "stop")]
+            entries += [(keys[f"train.{name}"].display, name) for name in ("checkpoint", "stop", "settings")]
         else:
             entries = []
             if view.state.state != "finished" and view.history.checkpoints:
@@ -167,7 +167,7 @@ class TrainPane(Widget, can_focus=True):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
         """Only what makes sense for the run that is shown."""
         view = self._view
-        if action in ("toggle_pause", "checkpoint", "stop"):
+        if action in ("toggle_pause", "checkpoint", "stop", "change_settings"):
             return view is not None and view.is_live
         if action == "continue_run":
             return view is not None and not view.is_live
@@ -185,8 +185,12 @@ class TrainPane(Widget, can_focus=True):
         self.post_message(ControlRequested("checkpoint"))
 
     def action_stop(self) -> None:
-        """Stop after a checkpoint; the app asks first."""
+        """Stop, in one way or another; the app asks first."""
         self.post_message(ControlRequested("stop"))
+
+    def action_change_settings(self) -> None:
+        """Change what can be changed while it runs; at once, so that what is typed ahead is the value."""
+        self._app.change_settings()
 
     def action_continue_run(self) -> None:
         """Go on from the last checkpoint."""

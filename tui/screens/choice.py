@@ -9,10 +9,10 @@ from textual import events
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.content import Content
-from textual.screen import ModalScreen
 
 from core.text import one_line, sanitize
 from tui.keys import display_key
+from tui.screens.overlay import Overlay
 from tui.widgets.text_block import TextBlock
 
 
@@ -26,7 +26,7 @@ class Choice:
     detail: str = ""
 
 
-class ChoiceDialog(ModalScreen[str]):
+class ChoiceDialog(Overlay[str]):
     """Asks; returns the value of the choice, or an empty text for ``esc``.
 
     Args:
@@ -67,11 +67,14 @@ class ChoiceDialog(ModalScreen[str]):
             box.border_title = Content(self._title)
             yield TextBlock(self._text, id="text")
             width = max((len(display_key(choice.key)) for choice in self.choices), default=0)
+            column = max((len(choice.label) for choice in self.choices if choice.detail), default=0)
             lines = []
             for choice in self.choices:
                 label = Content.assemble((display_key(choice.key).ljust(width), "$primary bold"), f"  {choice.label}")
                 if choice.detail:
-                    label = Content.assemble(label, (f"  {choice.detail}", "$muted"))
+                    # Details stand below each other.
+                    gap = " " * (column - len(choice.label) + 2)
+                    label = Content.assemble(label, (f"{gap}{choice.detail}", "$muted"))
                 lines.append(label)
             yield TextBlock(Content("\n").join(lines), id="choices")
 

@@ -12,7 +12,6 @@ from textual.binding import BindingType
 from textual.containers import Container, Vertical
 from textual.content import Content
 from textual.message import Message
-from textual.screen import ModalScreen
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
@@ -33,6 +32,7 @@ from tui.screens.column_plan import (
     read_sample,
     visible_roles,
 )
+from tui.screens.overlay import Overlay
 from tui.widgets.ask_bar import AskBar, takes_text
 from tui.widgets.choice_list import ChoiceList
 from tui.widgets.conversation import Conversation
@@ -80,7 +80,7 @@ class ColumnsPreviewed(Message):
     preview: ColumnPreview
 
 
-class ColumnsView(ModalScreen[None]):
+class ColumnsView(Overlay[None]):
     """Shows the parts and the rows; what is done with the part under the cursor is up to the screen.
 
     Args:

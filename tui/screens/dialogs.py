@@ -11,6 +11,7 @@ from tui.state import RunView
 
 LEAVE, STOP = "leave", "stop"
 SAVE, DISCARD = "save", "discard"
+STOP_NOW, SIGNAL, KILL = "stop now", "signal", "kill"
 YES = "yes"
 
 
@@ -67,17 +68,80 @@ def _run_sentence(view: RunView) -> Content:
 
 
 def stop_dialog(view: RunView) -> ChoiceDialog:
-    """Whether the run is really to stop."""
-    return ChoiceDialog(
-        "Stop the run",
-        f"{view.run.id} stops after a checkpoint. It can be continued from there, exactly.",
-        [Choice("y", YES, "stop it"), Choice("n", "", "let it go on")],
+    """How the run is to stop, if it is; what each way would lose is said."""
+    name, told = view.state.state, f" is {view.state.state}."
+    if name == "stalled":
+        told = f": {view.state.reason}.\nIt may not hear what it is told; killing its process ends it all the same."
+    kill = [Choice("k", KILL, "kill its process", "only if it hangs; asks once more")] if view.has_process else []
+    if name == "stopping":
+        # There is nothing left to ask of it, and enter means to wait.
+        told = " is stopping, and ends by itself."
+        choices = [Choice("n", "", "let it end"), *kill]
+    elif name in ("queued", "starting"):
+        choices = [Choice("y", STOP, "stop it"), *kill, Choice("n", "", "let it start")]
+    else:
+        choices = [
+            Choice("y", STOP, "stop after a checkpoint", "it can be continued exactly"),
+            Choice("w", STOP_NOW, "stop now, without one", "what is not saved is lost"),
+            *kill,
+            Choice("n", "", "keep training"),
+        ]
+    text = Content.assemble((one_line(view.run.id, 60), "bold"), f"{told}\n", _unsaved(view))
+    return ChoiceDialog("Stop the run", text, choices)
+
+
+def kill_dialog(view: RunView) -> ChoiceDialog:
+    """Whether the process of a run is really to be killed."""
+    saved = view.saved_step
+    later = (
+        f"It can be continued from the checkpoint of step {saved}."
+        if saved is not None
+        else "It can only be started again."
     )
+    text = Content.assemble(
+        f"Process {view.state.pid} of ",
+        (one_line(view.run.id, 60), "bold"),
+        " is ended at once and saves nothing (SIGKILL).\n",
+        _unsaved(view),
+        f" {later}",
+    )
+    return ChoiceDialog(
+        "Kill the process", text, [Choice("n", "", "leave it alone"), Choice("y", YES, "kill it")], alarm=True
+    )
+
+
+def unanswered_dialog(error: UserError) -> ChoiceDialog:
+    """What to do about a run that was told to stop and does not answer."""
+    return ChoiceDialog(
+        "Stop failed",
+        _error_text(error),
+        [
+            Choice("t", SIGNAL, "tell it by a signal", "it stops after a checkpoint, if it can"),
+            Choice("k", KILL, "kill its process", "asks once more"),
+            Choice("escape", "", "leave it alone"),
+        ],
+        alarm=True,
+    )
+
+
+def _unsaved(view: RunView) -> str:
+    """What a stop without a checkpoint would lose, as of now."""
+    step, saved = view.step, view.saved_step
+    if not step:
+        return "No step is done yet."
+    if saved is None:
+        return f"Not saved so far: all {step} steps; there is no checkpoint yet."
+    if step <= saved:
+        return f"Step {saved} is saved, and is the last one done so far."
+    count = step - saved
+    return f"Not saved so far: {count} {'step' if count == 1 else 'steps'} after the checkpoint of step {saved}."
 
 
 def error_dialog(title: str, error: UserError) -> ChoiceDialog:
     """What went wrong with something the user asked for, and what to do."""
+    return ChoiceDialog(title, _error_text(error), [Choice("enter", "", "close")], alarm=True)
+
+
+def _error_text(error: UserError) -> Content:
     text = Content(sanitize(error.message))
-    if error.hint:
-        text = Content.assemble(text, "\n\n", (sanitize(error.hint), "$muted"))
-    return ChoiceDialog(title, text, [Choice("enter", "", "close")], alarm=True)
+    return Content.assemble(text, "\n\n", (sanitize(error.hint), "$muted")) if error.hint else text

@@ -9,11 +9,11 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
-from textual.screen import ModalScreen
 
 from core.config.compare import DiffLine
 from core.text import one_line
 from tui.panes.dataset_summary import counted
+from tui.screens.overlay import Overlay
 from tui.widgets.text_block import TextBlock
 
 _LOOKS = {"head": ("", "$primary bold"), "same": ("  ", "$muted"), "removed": ("- ", "$limit"), "added": ("+ ", "$ok")}
@@ -21,7 +21,7 @@ _LOOKS = {"head": ("", "$primary bold"), "same": ("  ", "$muted"), "removed": ("
 _LINE_LENGTH = 1_000
 
 
-class DifferenceScreen(ModalScreen[None]):
+class DifferenceScreen(Overlay[None]):
     """Shows the lines; it scrolls, and ``n`` goes from place to place.
 
     Args:

@@ -11,7 +11,6 @@ from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.message import Message
-from textual.screen import ModalScreen
 
 from core.errors import UserError
 from core.hub.entries import HubEntry
@@ -19,6 +18,7 @@ from core.hub.job import FetchCancelledError, FetchJob, FetchPlan, FetchProgress
 from core.text import one_line, sanitize
 from core.units import format_bytes
 from tui.keys import display_key
+from tui.screens.overlay import Overlay
 from tui.widgets.meter import bar
 from tui.widgets.plot_geometry import GLYPH_SETS, GlyphSet
 from tui.widgets.text_block import TextBlock
@@ -54,7 +54,7 @@ class Ended(Message):
     error: UserError | None = None
 
 
-class FetchDialog(ModalScreen[bool]):
+class FetchDialog(Overlay[bool]):
     """Asks whether to connect, shows how far the download is, and returns whether all of it is here.
 
     Args:

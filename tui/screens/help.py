@@ -8,11 +8,11 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
-from textual.screen import ModalScreen
 
 from core.paths import config_dir, shown_path
 from core.text import one_line
 from tui.keys import Key, KeyTable, display_key
+from tui.screens.overlay import Overlay
 from tui.widgets.text_block import TextBlock
 
 NOTES = (
@@ -21,7 +21,7 @@ NOTES = (
 )
 
 
-class HelpScreen(ModalScreen[None]):
+class HelpScreen(Overlay[None]):
     """Built from the keys table, with the user's own keys in it.
 
     Args:

@@ -11,11 +11,11 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
-from textual.screen import ModalScreen
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from core.text import one_line
+from tui.screens.overlay import Overlay
 from tui.widgets.choice_list import ChoiceList
 from tui.widgets.safe_input import SafeInput
 from tui.widgets.strips import fit
@@ -35,7 +35,7 @@ class Pick:
     """How it is called in the list; by its value where empty."""
 
 
-class PickScreen(ModalScreen[str | None]):
+class PickScreen(Overlay[str | None]):
     """Returns the value of the entry that was picked, an empty text for none of them, nothing for ``esc``.
 
     Args:

@@ -12,7 +12,6 @@ from textual.binding import Binding, BindingType
 from textual.containers import Container, VerticalScroll
 from textual.content import Content
 from textual.message import Message
-from textual.screen import ModalScreen
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
@@ -23,6 +22,7 @@ from core.config.presets.switch import Change, Switch, plan_switch, preset_in
 from core.config.schema import find_option
 from core.errors import UserError
 from core.text import one_line
+from tui.screens.overlay import Overlay
 from tui.widgets.choice_list import ChoiceList
 from tui.widgets.option_field import format_value
 from tui.widgets.strips import fit
@@ -43,7 +43,7 @@ class _AutoChosen(Message):
     reason: str
 
 
-class PresetScreen(ModalScreen[Switch | None]):
+class PresetScreen(Overlay[Switch | None]):
     """Returns what is to be done, or nothing for ``esc``.
 
     Args:

@@ -11,7 +11,6 @@ from textual.binding import BindingType
 from textual.containers import Container, Vertical
 from textual.content import Content
 from textual.message import Message
-from textual.screen import ModalScreen
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 from textual.worker import get_current_worker
@@ -23,6 +22,7 @@ from tui.keys import KeyTable, bindings, yields_to_text
 from tui.panes.dataset_plan import TokenPlan
 from tui.panes.dataset_summary import counted, spaced
 from tui.panes.dataset_view import DatasetView
+from tui.screens.overlay import Overlay
 from tui.screens.template_entries import (
     FILE,
     OWN,
@@ -68,7 +68,7 @@ class TemplatePreviewed(Message):
     preview: Preview
 
 
-class TemplateView(ModalScreen[None]):
+class TemplateView(Overlay[None]):
     """Shows the templates; what is done with the one under the cursor is up to the screen.
 
     Args:

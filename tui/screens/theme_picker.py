@@ -9,12 +9,13 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.content import Content
-from textual.screen import ModalScreen
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
+from tui.screens.overlay import Overlay
 
-class ThemePicker(ModalScreen[str]):
+
+class ThemePicker(Overlay[str]):
     """Returns the chosen theme's name, or nothing.
 
     Args:

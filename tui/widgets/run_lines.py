@@ -183,11 +183,11 @@ def banner(view: RunView, keys: KeyTable) -> Content:
 
 
 def _headline(view: RunView) -> str:
-    state, step = view.state, max(view.history.step, view.state.step)
+    state, step, phase = view.state, view.step, view.history.phase
     where = f" at step {step}" if step else ""
     texts = {
         "paused": f"paused{where}",
-        "stopping": "stopping after a checkpoint",
+        "stopping": "stopping after a checkpoint" if phase is not None and phase.name == "saving" else "stopping",
         "finished": f"finished{where}",
         "stopped": f"stopped{where}",
         "failed": f"failed{where}",
@@ -204,6 +204,8 @@ def _next_keys(view: RunView, keys: KeyTable) -> Sequence[tuple[str, str]]:
     again = (keys["app.start"].display, "start again")
     if name == "paused":
         return [(keys["train.pause"].display, "resume"), (keys["train.stop"].display, "stop")]
+    if name == "stalled":
+        return [(keys["train.stop"].display, "stop it or kill its process")]
     if name == "finished":
         return [chat, (keys["app.start"].display, "start another run")]
     if name in ("stopped", "failed", "lost"):

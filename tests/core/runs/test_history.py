@@ -82,6 +82,10 @@ def test_the_log_says_what_a_person_would() -> None:
         events.ControlEvent(command="generate", sender="socket", result="step-30: 106 tokens, cancelled"),
         events.ControlEvent(command="generate", sender="socket", result="base: 1 tokens, stop"),
         events.ControlEvent(command="checkpoint", sender="socket", result="refused: No step is done yet."),
+        events.ControlEvent(command="set", sender="socket", result="train.learning_rate = 5e-05, eval.every_steps = 1"),
+        events.ControlEvent(command="set", sender="checkpoint", result="eval.every_steps = None"),
+        events.ControlEvent(command="set", sender="socket", result="refused: It must be above 0."),
+        events.ControlEvent(command="set", sender="socket", result="something else"),
         events.FailedEvent(reason="no space", step=31, hint="Make room."),
     )
     assert lines(history) == [
@@ -95,10 +99,32 @@ def test_the_log_says_what_a_person_would() -> None:
         "answered a question as step-30: 106 tokens, broken off by the asker",
         "answered a question as base: 1 token",
         "checkpoint on request refused: No step is done yet.",
+        "changed on request: learning rate 5e-5, evaluation every step",
+        "kept from the checkpoint: no evaluation by steps",
+        "change on request refused: It must be above 0.",
+        "changed on request: something else",
         "failed at step 31: no space. Make room.",
     ]
     levels = [line.level for line in history.log]
-    assert levels == ["info", "info", "info", "warning", "warning", *["info"] * 5, "error"]
+    assert levels == ["info", "info", "info", "warning", "warning", *["info"] * 9, "error"]
+
+
+def test_settings_are_those_of_the_newest_start() -> None:
+    def changed(result: str, sender: str = "socket") -> Event:
+        return events.ControlEvent(command="set", sender=sender, result=result)
+
+    history = fold(
+        phase("importing", 1),
+        changed("train.learning_rate = 0.001, checkpoint.every_steps = 20"),
+        changed("train.learning_rate = 5e-05"),
+        changed("refused: train.learning_rate = 3 is too much."),
+    )
+    assert history.settings == {"train.learning_rate": 5e-5, "checkpoint.every_steps": 20}
+    history.apply(phase("loading_model", 5))
+    history.apply(phase("importing", 9))
+    assert history.settings == {}
+    history.apply(changed("train.learning_rate = 0.001", "checkpoint"))
+    assert history.settings == {"train.learning_rate": 1e-3}
 
 
 def test_the_whole_run_counts_for_its_speed_and_pauses() -> None:

@@ -1,0 +1,225 @@
+"""Settings of a run that is on: the learning rate, and how often it evaluates and saves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from pydantic import ValidationError
+from textual import events, on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, VerticalScroll
+from textual.content import Content
+from textual.widgets.input import Selection
+
+from core.config.facts import Facts
+from core.config.live import CHANGEABLE, changed, read_changes
+from core.config.rules import check_rules
+from core.config.schema import Config
+from core.errors import UserError
+from core.text import one_line, sanitize
+from core.units import exact_number, format_number
+from tui.screens.overlay import Overlay
+from tui.state import RunView
+from tui.widgets.option_field import format_value
+from tui.widgets.safe_input import SafeInput
+from tui.widgets.text_block import TextBlock
+
+_LABELS = {
+    "train.learning_rate": "learning rate",
+    "eval.every_steps": "evaluate every",
+    "checkpoint.every_steps": "save every",
+}
+_KEYS = (("tab", "next"), ("enter", "change"), ("esc", "leave as it is"))
+
+
+class RunSettings(Overlay[None]):
+    """A line for each setting, checked while it is typed; it stays open until the worker has taken the changes.
+
+    Args:
+        view: The run.
+        config: The configuration that it was started with.
+        send: Sends changes to its worker; what becomes of them is told by :meth:`accept` or :meth:`refuse`.
+    """
+
+    DEFAULT_CSS = """
+    RunSettings {
+        align: center middle; background: $background 60%;
+        & > VerticalScroll {
+            width: 76; max-width: 96%; height: auto; max-height: 90%; padding: 1 2;
+            border: round $border-focus; border-title-style: bold; background: $surface; scrollbar-size-vertical: 1;
+        }
+        & Horizontal { height: auto; }
+        & .label { width: 16; }
+        & .hint { width: 1fr; color: $muted; padding-left: 2; }
+        & .remark { padding-left: 2; }
+        & SafeInput { width: 14; background: $panel; }
+        & #about { margin-bottom: 1; }
+        & #keys { margin-top: 1; }
+    }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "dismiss(None)", "leave", show=False),
+        # At once: what is typed behind them is the text of the next line.
+        Binding("tab,down", "app.focus_next", show=False, priority=True),
+        Binding("shift+tab,up", "app.focus_previous", show=False, priority=True),
+    ]
+    AUTO_FOCUS = "SafeInput"
+
+    def __init__(self, view: RunView, config: Config, send: Callable[[dict[str, Any]], None]) -> None:
+        super().__init__()
+        self._view, self._config, self._send = view, config, send
+        self._lines: dict[str, SafeInput] = {}
+        self._present: dict[str, Any] = {}
+        for name in CHANGEABLE:
+            section, _, key = name.partition(".")
+            self._present[name] = view.history.settings.get(name, getattr(getattr(config, section), key))
+            line = SafeInput(format_value(self._present[name]), id=f"line-{key}-{section}")
+            # What is typed takes the place of the value.
+            line.selection = Selection(0, len(line.value))
+            self._lines[name] = line
+        self._last_line = self._lines[CHANGEABLE[0]]
+        self._is_waiting = False
+
+    def compose(self) -> ComposeResult:
+        """What holds, a line for each setting with what is wrong with it below, and the keys."""
+        with VerticalScroll(can_focus=False) as box:
+            box.border_title = Content("Settings of the run")
+            yield TextBlock(self._about(), id="about")
+            for name, line in self._lines.items():
+                with Horizontal():
+                    yield TextBlock(Content(_LABELS[name]), classes="label")
+                    yield line
+                    yield TextBlock(Content.styled(self._hint(name), "$muted"), classes="hint")
+                yield TextBlock(id=f"remark-{line.id}", classes="remark")
+            yield TextBlock(id="answer")
+            yield TextBlock(
+                Content("   ").join(Content.assemble((key, "$primary bold"), f" {what}") for key, what in _KEYS),
+                id="keys",
+            )
+
+    def _about(self) -> Content:
+        text = "What is changed holds from the next step on; checkpoints keep it."
+        step = self._view.history.last_step
+        if step is not None:
+            scheduler = self._config.train.scheduler
+            text += f"\nStep {step.step} had learning rate {format_number(step.lr)}, by the {scheduler} schedule."
+        return Content(text)
+
+    def _hint(self, name: str) -> str:
+        if name == "train.learning_rate":
+            return f"the peak of the schedule, {format_value(self._present[name])} now"
+        if name == "checkpoint.every_steps":
+            return "steps; empty: ten times in the run"
+        epochs = self._config.eval.every_epochs
+        return f"steps; empty: {f'every {exact_number(epochs)} epochs' if epochs is not None else 'at the end only'}"
+
+    # Typing.
+
+    def on_key(self, event: events.Key) -> None:
+        """What was typed before the first line had the keys is its text all the same."""
+        if isinstance(self.focused, SafeInput) or self._is_waiting:
+            return
+        line = self._lines[CHANGEABLE[0]]
+        if event.is_printable and event.character is not None:
+            event.stop()
+            if line.selection.is_empty:
+                line.insert_text_at_cursor(event.character)
+            else:
+                line.replace(event.character, *line.selection)
+        elif event.key == "enter":
+            event.stop()
+            self._submit()
+
+    @on(SafeInput.Changed)
+    def _typed(self, message: SafeInput.Changed) -> None:
+        message.stop()
+        self._show_answer("")
+        name = next(name for name, line in self._lines.items() if line is message.input)
+        self._check(name)
+
+    def _check(self, name: str) -> dict[str, Any] | None:
+        """Say below a line what is wrong with it; its change where it has one, None where it is wrong."""
+        line, remark = self._lines[name], ""
+        change: dict[str, Any] | None = {}
+        # What nobody has touched is as it was, whatever it is.
+        if line.value.strip() != format_value(self._present[name]):
+            try:
+                change = read_changes(self._config, {name: line.value})
+                remark = self._warning(name, change)
+            except UserError as error:
+                change, remark = None, f"✗ {error.message}"
+        style = "$limit" if change is None else "$near"
+        self.query_one(f"#remark-{line.id}", TextBlock).show(Content.styled(one_line(remark, 300), style))
+        return change
+
+    def _warning(self, name: str, change: Mapping[str, Any]) -> str:
+        """What the rules of a configuration say about a value."""
+        values = {**self._present, **change}
+        if values["eval.every_steps"] is not None:
+            # A number of steps that was set takes the place of that of epochs.
+            values["eval.every_epochs"] = None
+        data = self._view.history.data
+        try:
+            remarks = check_rules(changed(self._config, values), Facts(rows=data.used if data is not None else None))
+        except ValidationError:
+            return ""
+        return next((f"! {remark.sentence}" for remark in remarks if name in remark.options), "")
+
+    @on(SafeInput.Submitted)
+    def _submitted(self, message: SafeInput.Submitted) -> None:
+        message.stop()
+        self._submit()
+
+    @on(SafeInput.Cancelled)
+    def _cancelled(self, message: SafeInput.Cancelled) -> None:
+        message.stop()
+        self.dismiss(None)
+
+    # Changing.
+
+    def _submit(self) -> None:
+        """Send what is changed; the keys go to what is wrong."""
+        if self._is_waiting:
+            return
+        asked: dict[str, Any] = {}
+        for name, line in self._lines.items():
+            change = self._check(name)
+            if change is None:
+                line.focus()
+                return
+            asked |= change
+        if not asked:
+            self.dismiss(None)
+            return
+        self._let_type(False)
+        self._show_answer("Sent. The worker answers between two steps; esc does not take it back.", "$muted")
+        self._send(asked)
+
+    def _let_type(self, on: bool) -> None:
+        """Take keys, or none while the answer is awaited."""
+        if not on and isinstance(self.focused, SafeInput):
+            self._last_line = self.focused
+        self._is_waiting = not on
+        for line in self._lines.values():
+            line.disabled = not on
+        if on:
+            self._last_line.focus()
+
+    def accept(self, changes: Mapping[str, Any]) -> None:
+        """The worker has taken changes; there is nothing more to ask."""
+        self._present |= changes
+        if self.is_current:
+            self.dismiss(None)
+        else:
+            self._let_type(True)
+            self._show_answer("Changed.", "$ok")
+
+    def refuse(self, error: UserError) -> None:
+        """The worker has refused, or does not answer; what was typed stays."""
+        self._let_type(True)
+        self._show_answer(f"✗ {error}", "$limit")
+
+    def _show_answer(self, text: str, style: str = "") -> None:
+        self.query_one("#answer", TextBlock).show(Content.styled(sanitize(text), style))
