@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.train import IN_ORDER, environment, versions, wait
+from bench.train import IN_ORDER, Failed, environment, versions, wait
 from bench.train_rows import ROOT, write_jsonl
 
 LIMIT_BYTES = 24 * 1024**3
@@ -151,7 +151,7 @@ def attempted(what: str, work: Any) -> dict[str, Any]:
     """A measurement, or the reason why there is none: not everything fits within the limit."""
     try:
         found: dict[str, Any] = work()
-    except SystemExit as error:
+    except Failed as error:
         lines = [line for line in str(error).splitlines() if "Error" in line or "error" in line]
         found = {"failed": lines[-1] if lines else str(error)[-200:]}
     print(f"{what}: {found}", file=sys.stderr, flush=True)

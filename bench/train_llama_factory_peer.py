@@ -5,6 +5,8 @@ Reads and writes what ``train_peer.py`` reads and writes.
 
 from __future__ import annotations
 
+import importlib.machinery
+import importlib.util
 import json
 import os
 import sys
@@ -15,6 +17,12 @@ from typing import Any
 os.environ.update(
     HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false", DISABLE_VERSION_CHECK="1"
 )
+
+try:
+    import torchaudio  # noqa: F401
+except (ImportError, OSError):
+    # It reads sound with it, which nothing here has; one of another build than torch's cannot be imported.
+    sys.modules["torchaudio"] = importlib.util.module_from_spec(importlib.machinery.ModuleSpec("torchaudio", None))
 
 from datasets import Dataset, DatasetDict
 from llamafactory.train.tuner import run_exp
@@ -50,6 +58,7 @@ def main() -> None:
             "do_train": True,
             "model_name_or_path": spec["model"],
             "tokenized_path": str(tokenized),
+            "dataset": "rows",  # asked for, though the rows are tokens already
             "template": "empty",
             "finetuning_type": "lora",
             "lora_rank": 16,
