@@ -209,7 +209,10 @@ def make_plan(
         return _Planner(architecture, config, machine, rows, token_budget, recomputed, moved, keeps).plan()
 
     found = _by_need(config, machine, checkpointing, offload, lambda recomputed, moved: plan(recomputed, moved, keeps))
-    if dequantized is None and config.memory.keep_dequantized == "auto" and machine.limit_bytes is not None:
+    # Where room was made already, there is none for copies.
+    tight = found.checkpointing and config.memory.gradient_checkpointing != "on"
+    wanted = dequantized is None and config.memory.keep_dequantized == "auto"
+    if wanted and not tight and machine.limit_bytes is not None:
         with_copies = plan(found.checkpointing, found.offload, True)
         if with_copies.needed_bytes <= machine.limit_bytes * COPIES_SHARE:
             return with_copies
@@ -267,7 +270,7 @@ class _Planner:
         )
         self.budget = token_budget or TOKEN_BUDGETS[machine.kind]
         self.how = arithmetic(config, machine)
-        self.dequantized = dequantized and self.how.quantized and config.train.fused_layers
+        self.dequantized = dequantized and self.how.quantized and _keeps_adapters_fused(config)
         self.notes: list[str] = []
         self.batch = self._micro_batch()
         # The input of a layer.
@@ -559,6 +562,11 @@ class _Planner:
         if self.how.quantized and any(layer.experts is not None for layer in self.model.layers):
             found.append("The experts stay in 16 bit: bitsandbytes quantizes linear layers only.")
         return found
+
+
+def _keeps_adapters_fused(config: Config) -> bool:
+    """Whether adapters are computed by the fused function, which is what keeps copies."""
+    return config.train.fused_layers and not config.train.compile
 
 
 def _count(number: int) -> str:

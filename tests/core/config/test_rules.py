@@ -91,6 +91,8 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
     ),
     ({"data__supervise": "all", "train__objective": "orpo"}, Facts(), "error", "compares answers, not questions"),
     ({"method__init": "loftq", "train__objective": "dpo"}, Facts(), "error", "compares with the base without them"),
+    ({"train__packing": True, "method__neftune_alpha": 5.0}, Facts(), "error", "each row of a padded batch"),
+    ({"train__packing": True, "train__fused_layers": False}, Facts(), "error", "keeps packed rows apart"),
     ({"method__neftune_alpha": 5.0, "train__objective": "kto"}, Facts(), "error", "makes answers less certain"),
     ({"train__dpo_loss": "ipo"}, Facts(), "warning", "with train.objective = sft it does nothing"),
     ({"train__desirable_weight": 2.0, "train__objective": "dpo"}, Facts(), "warning", "dpo they do nothing"),

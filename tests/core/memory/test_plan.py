@@ -325,3 +325,19 @@ def test_every_plan_adds_up_and_names_its_parts(name: str, settings: dict[str, A
     assert len(plan.by_name()) == len(plan.parts)
     assert plan.total_bytes == sum(plan.by_name().values())
     assert plan.fits is None
+
+
+def test_copies_of_weights_are_kept_where_there_is_plenty_of_memory() -> None:
+    def kept(limit: int | None = None, **options: Any) -> Plan:
+        return plan_of(published.SMOLLM2_135M, kind="cpu", limit=limit, **options)
+
+    without, with_copies = kept(), kept(memory={"keep_dequantized": "on"})
+    sizes = with_copies.by_name()
+    assert "dequantized" not in without.by_name()
+    # 16 bit of every weight that is in NF4: 4.127 bits.
+    assert sizes["dequantized"] == pytest.approx(sizes["linear_weights"] * 16 / 4.127, rel=0.01)
+    assert kept(limit=2 * with_copies.needed_bytes).dequantized
+    assert not kept(limit=2 * with_copies.needed_bytes - 2).dequantized
+    assert not kept(limit=1 << 40, memory={"keep_dequantized": "off"}).dequantized
+    for options in ({"method": {"dora": True}}, {"train": {"compile": True}}, {"train": {"fused_layers": False}}):
+        assert "dequantized" not in kept(limit=1 << 40, **options).by_name()
