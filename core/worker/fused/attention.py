@@ -207,11 +207,11 @@ class ShortAttention(torch.autograd.Function):
             ctx: Torch's.
             query: ``(rows, heads, queries, head)``.
             key: ``(rows, key heads, keys, head)``; the last query is that of the last key.
-            value: The same.
+            value: ``(rows, key heads, keys, value)``.
             scale: Of the scores.
 
         Returns:
-            ``(rows, heads, queries, head)``.
+            ``(rows, heads, queries, value)``.
         """
         folded, keys, values = _folded(query, key), key.flatten(0, 1), value.flatten(0, 1)
         queries, length = query.shape[2], key.shape[2]
@@ -247,7 +247,8 @@ def _folded(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
 
 
 def _unfolded(folded: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
-    return folded.view(query.shape)
+    """Back into the rows and heads of the queries; values may have a size of their own."""
+    return folded.view(*query.shape[:-1], folded.shape[-1])
 
 
 def register() -> None:

@@ -54,6 +54,17 @@ def test_output_and_gradients_are_those_of_the_definition(length: int) -> None:
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
+def test_values_may_have_a_size_of_their_own() -> None:
+    query, key, _ = tensors(2, 9)
+    value = torch.randn(2, KEY_HEADS, 9, 5, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    inputs = [query, key, value]
+    out, _ = attend(Module(), *inputs, None)
+    wanted = plain(*inputs).transpose(1, 2)
+    torch.testing.assert_close(out, wanted.float(), atol=1e-5, rtol=1e-4)
+    for ours, theirs in zip(gradients(out, inputs), gradients(wanted, inputs), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
 def test_bf16_is_as_near_to_the_definition_as_torchs_own_kernel() -> None:
     inputs = [tensor.detach().bfloat16().requires_grad_() for tensor in tensors(4, 64)]
     wide = [tensor.detach().double().requires_grad_() for tensor in inputs]
