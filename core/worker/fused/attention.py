@@ -247,7 +247,8 @@ def _folded(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
 
 
 def _unfolded(folded: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
-    return folded.view(query.shape)
+    # Values may be narrower than queries, and so is what comes of them.
+    return folded.view(*query.shape[:-1], folded.shape[-1])
 
 
 def register() -> None:
