@@ -1,5 +1,7 @@
 """Rotary position embedding (RoFormer, arXiv 2104.09864) of queries or keys, in the half-split form of transformers.
 
+Where there are fewer angles than features, the first ones are turned, and the others left as they are.
+
 ``rotate_half`` in the modeling files makes copies of both halves and keeps them; a rotation's backward is the rotation
 by the negative angle, and needs nothing but the angles.
 """
@@ -21,7 +23,7 @@ class RotaryFunction(torch.autograd.Function):
         Args:
             ctx: Torch's.
             x: ``(batch, heads, length, head)``.
-            cos: ``(batch or 1, 1, length, head)``, both halves alike.
+            cos: ``(batch or 1, 1, length, turned)``, both halves alike; at most as many as ``head``.
             sin: The same.
         """
         ctx.save_for_backward(cos, sin)
@@ -35,7 +37,10 @@ class RotaryFunction(torch.autograd.Function):
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float) -> torch.Tensor:
-    half = x.shape[-1] // 2
+    turned = cos.shape[-1]
+    if turned < x.shape[-1]:
+        return torch.cat([_rotate(x[..., :turned], cos, sin, sign), x[..., turned:]], dim=-1)
+    half = turned // 2
     out = x * cos
     out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-sign)
     out[..., half:].addcmul_(x[..., :half], sin[..., half:], value=sign)
@@ -50,7 +55,7 @@ def apply_rotary_pos_emb(
     Args:
         q: Queries, ``(batch, heads, length, head)``.
         k: Keys, likewise.
-        cos: ``(batch or 1, length, head)``.
+        cos: ``(batch or 1, length, turned)``.
         sin: The same.
         unsqueeze_dim: Where ``cos`` and ``sin`` get the dimension of the heads.
     """

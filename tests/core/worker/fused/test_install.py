@@ -7,9 +7,11 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV3Config,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
     Qwen3Config,
@@ -32,6 +34,15 @@ SMALL: dict[str, Any] = {
     "head_dim": 8,
     "max_position_embeddings": 128,
     "pad_token_id": 0,
+}
+#: Values narrower than queries.
+UNEVEN: dict[str, Any] = {
+    "kv_lora_rank": 8,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 4,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 4,
+    "first_k_dense_replace": 2,
 }
 IDS = torch.arange(60).reshape(3, 20) % 61 + 1
 LEARNED = torch.arange(20).expand(3, 20) > 9
@@ -56,21 +67,25 @@ def loss_and_gradients(model: Any) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("config", "norms"),
+    ("config", "layers", "norms"),
     [
-        (LlamaConfig(**SMALL), 5),
-        (MistralConfig(**SMALL, sliding_window=8), 5),
-        (Qwen3Config(**SMALL), 9),
-        (Gemma2Config(**SMALL), 0),
-        (Gemma3TextConfig(**SMALL), 0),
+        (LlamaConfig(**SMALL), 14, 5),
+        (MistralConfig(**SMALL, sliding_window=8), 14, 5),
+        (Qwen3Config(**SMALL), 14, 9),
+        (Gemma2Config(**SMALL), 14, 0),
+        (Gemma3TextConfig(**SMALL), 14, 0),
+        # Half of a head's features are turned.
+        (GPTNeoXConfig(**SMALL, rotary_pct=0.5), 8, 0),
+        # PEFT leaves its feed-forward networks out.
+        (DeepseekV3Config(**SMALL | {"num_key_value_heads": 4, **UNEVEN}), 8, 7),
     ],
     ids=lambda value: getattr(value, "model_type", ""),
 )
-def test_a_fused_model_learns_as_the_usual_one(config: Any, norms: int) -> None:
+def test_a_fused_model_learns_as_the_usual_one(config: Any, layers: int, norms: int) -> None:
     model = adapted(config)
     wanted = loss_and_gradients(model)
     fused = fuse(model, TRAINED)
-    assert len(fused.lora) == 14
+    assert len(fused.lora) == layers
     # Gemma adds one to the weight of its norms: a trial finds that out.
     assert fused.norms == norms
     for ours, theirs in zip(loss_and_gradients(model), wanted, strict=True):

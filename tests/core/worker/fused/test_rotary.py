@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import pytest
 import torch
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb as usual
+from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb as usual
 
 from core.worker.fused.rotary import apply_rotary_pos_emb
 
 
-def test_rotation_and_gradients_are_those_of_transformers() -> None:
+@pytest.mark.parametrize("turned", [16, 6])
+def test_rotation_and_gradients_are_those_of_transformers(turned: int) -> None:
     generator = torch.Generator().manual_seed(0)
     q, k = (torch.randn(2, heads, 5, 16, generator=generator).requires_grad_() for heads in (4, 2))
-    angles = torch.randn(1, 5, 8, generator=generator).repeat(1, 1, 2)
+    angles = torch.randn(1, 5, turned // 2, generator=generator).repeat(1, 1, 2)
     weights = [torch.randn(tensor.shape, generator=generator) for tensor in (q, k)]
     found = []
     for function in (usual, apply_rotary_pos_emb):
