@@ -10,6 +10,7 @@ import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import bitsandbytes as bnb
@@ -398,7 +399,7 @@ def test_activations_are_recomputed_where_the_run_would_not_fit(
         chosen = config.model_copy(
             update={"memory": config.memory.model_copy(update={"gradient_checkpointing": choice})}
         )
-        decided, reason = decide_checkpointing(chosen, cpu, dataset, windows)
+        decided, reason = decide_checkpointing(chosen, cpu, dataset, windows.token_budget)
         assert decided is wanted
         assert reason.startswith("Activations are recomputed" if wanted else "Activations are kept")
         assert ("memory.gradient_checkpointing" in reason) is (choice != "auto")
@@ -427,22 +428,22 @@ def test_activations_are_moved_off_a_gpu_where_the_run_would_not_fit_recomputed(
     config = config.model_copy(update={"memory": config.memory.model_copy(update={"activation_offload": choice})})
     dataset, windows = windows_of(config, tokens=1024)
     cuda = torch.device("cuda")
-    here = prediction._plan(config, Machine("cuda"), dataset, windows, checkpointing=True, offload=False)
+    here = prediction._plan(config, Machine("cuda"), dataset, windows.token_budget, checkpointing=True, offload=False)
     assert here is not None
     needed = here.needed_bytes
     monkeypatch.setattr(prediction, "_limit", lambda _device: needed - short)
     monkeypatch.setattr(cpu, "memory", lambda: (0, room))
-    decided, reason = decide_offload(config, cuda, dataset, windows, recomputing=True)
+    decided, reason = decide_offload(config, cuda, dataset, windows.token_budget, recomputing=True)
     assert decided is wanted
     assert reason.startswith(said)
     assert bool(reason) is bool(said)
-    assert decide_offload(config, cuda, dataset, windows, recomputing=False) == (False, "")
+    assert decide_offload(config, cuda, dataset, windows.token_budget, recomputing=False) == (False, "")
     # A run for a GPU that finds itself on a CPU goes on, and says so where it was asked to move something.
-    decided, reason = decide_offload(config, torch.device("cpu"), dataset, windows, recomputing=True)
+    decided, reason = decide_offload(config, torch.device("cpu"), dataset, windows.token_budget, recomputing=True)
     assert (decided, bool(reason)) == (False, choice == "on")
     by_need = config.model_copy(update={"memory": config.memory.model_copy(update={"gradient_checkpointing": "auto"})})
     monkeypatch.setattr(prediction, "_limit", lambda _device: 1 << 50)
-    assert decide_checkpointing(by_need, cuda, dataset, windows)[0] is (choice == "on")
+    assert decide_checkpointing(by_need, cuda, dataset, windows.token_budget)[0] is (choice == "on")
 
 
 def test_a_run_predicts_its_own_memory(model_of: Callable[[str], Path]) -> None:
@@ -460,5 +461,5 @@ def test_a_run_predicts_its_own_memory(model_of: Callable[[str], Path]) -> None:
 
 def test_a_model_that_cannot_be_told_is_trained_without_a_prediction(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "jamba", "mamba_d_state": 16}))
-    windows: Any = None
+    windows: Any = SimpleNamespace(token_budget=100, checkpointing=False, offloading=False)
     assert predict_memory(config_of(tmp_path), "cpu", Dataset(), windows) is None
