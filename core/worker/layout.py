@@ -33,7 +33,7 @@ class LaidOut:
     input_ids: torch.Tensor
     """``(1, tokens)``, int64."""
     position_ids: torch.Tensor
-    """``(1, tokens)``, int64: the place of each token in its row."""
+    """``(1, tokens)``, int64: the place of each token in its row; of padding, that of the row's last token."""
     layout: Layout
     before: torch.Tensor
     """``(supervised,)``, int64: for each supervised token, row by row, where in the sequence the token before it is."""
@@ -136,7 +136,8 @@ def lay_out(input_ids: IntRows, supervised: BoolRows, device: torch.device, grou
         for row in members:
             own = input_ids[row, prefix : prefix + width]
             ids.append(np.pad(own, (0, width - len(own))))
-            positions.append(np.arange(prefix, prefix + width))
+            # Padding behind the last place of the row would lie beyond what learned positions there are.
+            positions.append(np.minimum(np.arange(prefix, prefix + width), lengths[row] - 1))
             starts[row] = (at, prefix)
             at += width
     before = [np.flatnonzero(supervised[row]) - 1 - starts[row][1] + starts[row][0] for row in range(len(input_ids))]
