@@ -156,8 +156,9 @@ def _rotates_alike(usual: Any, *, turned: int) -> bool:
 
 
 def _fuse_attention(causal: Any) -> bool:
-    if causal.config._attn_implementation != "sdpa":
+    if causal.config._attn_implementation not in ("sdpa", attention.NAME):
         return False
     attention.register()
     causal.set_attn_implementation(attention.NAME)
-    return True
+    # Some families cannot be told and stay as they are.
+    return bool(causal.config._attn_implementation == attention.NAME)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Mamba2Config, MistralConfig
+from transformers import AutoModelForCausalLM, FalconConfig, Lfm2Config, LlamaConfig, Mamba2Config, MistralConfig
 
 from core.config.schema import Config
 from core.errors import UserError
@@ -110,10 +110,21 @@ def test_packing_is_refused_where_a_state_would_run_from_row_to_row() -> None:
         arrange(recurrent, packing=True)
 
 
+def test_packing_is_refused_where_rows_run_into_one_another_by_less_than_rounding() -> None:
+    """Convolutions of three tokens, whose weights are as small as new ones are."""
+    kinds = ["conv", "full_attention"]
+    convolved = Lfm2Config(**SMALL, **LLAMA, layer_types=kinds, block_ff_dim=48, block_multiple_of=8)
+    assert not arrange(convolved).share
+    with pytest.raises(UserError, match="1 of its 2 layers have attention that can be told where rows end"):
+        arrange(convolved, packing=True)
+
+
 def test_packing_is_refused_where_the_attention_cannot_be_told() -> None:
     eager = LlamaConfig(**SMALL, **LLAMA, attn_implementation="eager")
     with pytest.raises(UserError, match="the model's attention is eager"):
         arrange(eager, packing=True)
+    with pytest.raises(UserError, match="its attention has code of its own"):
+        arrange(FalconConfig(**SMALL, num_attention_heads=4), packing=True)
 
 
 def test_rows_longer_than_a_window_go_padded() -> None:

@@ -8,6 +8,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     DeepseekV3Config,
+    FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
@@ -107,6 +108,13 @@ def test_only_torchs_own_attention_is_replaced() -> None:
     model = adapted(LlamaConfig(**SMALL, attn_implementation="eager"))
     assert not fuse(model, TRAINED).attention
     assert model.get_base_model().config._attn_implementation == "eager"
+
+
+def test_attention_that_cannot_be_replaced_is_not_called_so() -> None:
+    shape = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    model = adapted(FalconConfig(**shape, max_position_embeddings=64))
+    assert not fuse(model, TRAINED).attention
+    assert model.get_base_model().config._attn_implementation == "sdpa"
 
 
 def test_generation_gives_the_same_tokens(tiny_model_dir: Path) -> None:
