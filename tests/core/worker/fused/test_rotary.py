@@ -30,7 +30,7 @@ def test_features_in_16_bit_stay_so_where_angles_are_in_fp32() -> None:
     found = []
     for function in (usual_wide, apply_rotary_pos_emb):
         out = function(q, k, angles.cos(), angles.sin())
-        total = sum(tensor.float().square().sum() for tensor in out)
+        total = torch.stack([tensor.float().square().sum() for tensor in out]).sum()
         found.append([*out, *torch.autograd.grad(total, [q, k])])
     for theirs, ours in zip(*found, strict=True):
         assert ours.dtype == theirs.dtype == torch.bfloat16
