@@ -15,10 +15,12 @@ from core.config.schema import Config
 from core.errors import UserError
 from core.worker.adapters import TRAINED
 from core.worker.batches import collate
+from core.worker.checkpoint import restore_rng, rng_state
+from core.worker.fused.attention import LayoutError
 from core.worker.fused.install import Fused, fuse
-from core.worker.layout import lay_out
+from core.worker.layout import LaidOut, lay_out
 from core.worker.loss import SupervisedLoss
-from core.worker.model import LoadedModel, evaluation_mode
+from core.worker.model import LoadedModel, decoder_layers, evaluation_mode
 from core.worker.template import TokenizedRow
 
 #: How far hidden states of rows laid out may be from those of the rows alone, as a share of their size. Rounding to 16
@@ -74,16 +76,6 @@ def _missing_compiler(device: torch.device) -> str | None:
     return None
 
 
-def decoder_layers(model: Any) -> list[Any]:
-    """The decoder's layers, as transformers names them; none where they cannot be found.
-
-    Args:
-        model: A causal language model of transformers, or a ``PeftModel`` around one.
-    """
-    causal = model.get_base_model() if isinstance(model, PeftModel) else model
-    return list(getattr(causal.get_decoder(), "layers", []))
-
-
 def arrange_rows(
     config: Config,
     loaded: LoadedModel,
@@ -114,7 +106,11 @@ def arrange_rows(
         return
     reason = None if fused.attention else _missing_attention(loaded)
     if reason is None:
-        reason = _trial(loaded, loss, rows, autocast)
+        trial = _trial_rows(rows)
+        reason = _trial(loaded, loss, trial, autocast)
+    if reason is None:
+        reason, draws = _trial_in_training(loaded, loss, trial, autocast)
+        wanted = wanted and not draws
     if reason is not None and config.train.packing:
         raise UserError(
             f"train.packing is on, and rows that lie one behind another would not be kept apart: {reason}.",
@@ -137,11 +133,8 @@ def _trial(
     autocast: Callable[[], AbstractContextManager[Any]],
 ) -> str | None:
     """Why laid-out rows would not be what they are alone; None where they are."""
-    trial = _trial_rows(rows)
-    ids, supervised = collate(trial, 0, loaded.device)
-    # Two behind their common beginning, and one by itself.
-    groups = [([0, 1], TRIAL_PREFIX), ([2], 0)]
-    laid = lay_out(ids.cpu().numpy(), supervised.cpu().numpy(), loaded.device, groups=groups)
+    ids, supervised = collate(rows, 0, loaded.device)
+    laid = _laid_out(loaded, rows)
     with evaluation_mode(loaded.model), autocast():
         wanted = loss.hidden(ids, supervised).float()
         try:
@@ -155,6 +148,47 @@ def _trial(
         return f"{attended} of its {layers} layers have attention that can be told where rows end"
     difference = float((found - wanted).norm() / wanted.norm())
     return None if difference <= TOLERANCE[loaded.dtype] else f"its hidden states would differ by {difference:.1%}"
+
+
+@torch.no_grad()
+def _trial_in_training(
+    loaded: LoadedModel,
+    loss: SupervisedLoss,
+    rows: Sequence[TokenizedRow],
+    autocast: Callable[[], AbstractContextManager[Any]],
+) -> tuple[str | None, bool]:
+    """Why rows cannot be laid out in training, if they cannot; and whether the model draws random numbers there, as one
+    with dropout of its own does."""
+    before = rng_state()
+    was_training = loaded.model.training
+    loaded.model.train()
+    try:
+        with autocast():
+            loss.hidden_laid_out(_laid_out(loaded, rows))
+    except LayoutError as error:
+        return str(error), True
+    finally:
+        draws = not _is_same(rng_state(), before)
+        restore_rng(before)
+        loaded.model.train(was_training)
+    return None, draws
+
+
+def _is_same(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Whether torch's generators are in the same states."""
+    pairs = zip(_generators(first), _generators(second), strict=True)
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+def _generators(state: dict[str, Any]) -> list[torch.Tensor]:
+    return [state["torch"], *state.get("cuda", [])]
+
+
+def _laid_out(loaded: LoadedModel, rows: Sequence[TokenizedRow]) -> LaidOut:
+    """The rows of a trial: two behind their common beginning, and one by itself."""
+    ids, supervised = collate(rows, 0, torch.device("cpu"))
+    groups = [([0, 1], TRIAL_PREFIX), ([2], 0)]
+    return lay_out(ids.numpy(), supervised.numpy(), loaded.device, groups=groups)
 
 
 def _trial_rows(rows: Sequence[TokenizedRow]) -> list[TokenizedRow]:

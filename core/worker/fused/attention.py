@@ -119,7 +119,8 @@ def _attention(
         )
         return found
     if attention_mask is not None or not _is_plain(module, query, key, None, dropout, kwargs):
-        raise LayoutError("its attention is not plainly causal")
+        more = " or has dropout" if dropout else ""
+        raise LayoutError(f"its attention is not plainly causal{more}")
     window = kwargs.get("sliding_window")
     if window is not None and layout.longest > window:
         raise LayoutError(f"rows of {layout.longest} tokens pass the attention window of {window}")
