@@ -46,7 +46,7 @@ def choose_layout(
 
     Args:
         input_ids: ``(rows, width)``.
-        supervised: ``(rows, width)``: what is learned; something in each row, and never a first token.
+        supervised: ``(rows, width)``: what is learned. A first token, which nothing predicts, does not count.
         device: Where the sequence is to be.
         share: Compute once what rows begin with alike.
         pack: Leave out all padding; otherwise rows behind one prefix have one width.
@@ -140,7 +140,8 @@ def lay_out(input_ids: IntRows, supervised: BoolRows, device: torch.device, grou
             positions.append(np.minimum(np.arange(prefix, prefix + width), lengths[row] - 1))
             starts[row] = (at, prefix)
             at += width
-    before = [np.flatnonzero(supervised[row]) - 1 - starts[row][1] + starts[row][0] for row in range(len(input_ids))]
+    # Of what is predicted, the places before it: none predicts a first token.
+    before = [np.flatnonzero(supervised[row, 1:]) - starts[row][1] + starts[row][0] for row in range(len(input_ids))]
     return LaidOut(
         torch.from_numpy(np.concatenate(ids)).to(device)[None],
         torch.from_numpy(np.concatenate(positions)).to(device)[None],

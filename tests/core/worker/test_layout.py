@@ -114,3 +114,10 @@ def test_packed_rows_have_no_padding(share: bool) -> None:
     assert laid is not None
     assert laid.layout.groups == (Group(0, 2, 3), Group(0, 1, 5))
     assert laid.input_ids.tolist() == [[1, 2, 3, 9, 10, 11, 4, 5, 6, 7, 8]]
+
+
+def test_a_first_token_is_predicted_by_nothing() -> None:
+    ids, supervised = padded([([1, 2, 3, 4], 0), ([5, 6], 0), ([7], 0)])
+    laid = choose_layout(ids, supervised, CPU, share=True, pack=True)
+    assert laid is not None
+    assert laid.input_ids[0, laid.before].tolist() == [1, 2, 3, 5]
