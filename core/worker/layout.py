@@ -35,7 +35,7 @@ class LaidOut:
     input_ids: torch.Tensor
     """``(1, tokens)``, int64."""
     position_ids: torch.Tensor
-    """``(1, tokens)``, int64: the place of each token in its row."""
+    """``(1, tokens)``, int64: the place of each token in its row; of padding, that of the row's last token."""
     layout: Layout
     before: torch.Tensor
     """``(supervised,)``, int64: for each supervised token, row by row, where in the sequence the token before it is."""
@@ -48,7 +48,7 @@ def choose_layout(
 
     Args:
         input_ids: ``(rows, width)``.
-        supervised: ``(rows, width)``: what is learned; something in each row, and never a first token.
+        supervised: ``(rows, width)``: what is learned. A first token, which nothing predicts, does not count.
         device: Where the sequence is to be.
         most_shared: The most tokens of what rows begin with alike that are computed once; None for no limit.
         pack: Leave out all padding; otherwise rows behind one prefix have one width.
@@ -164,10 +164,12 @@ def lay_out(input_ids: IntRows, supervised: BoolRows, device: torch.device, grou
         for row in members:
             own = input_ids[row, prefix : prefix + width]
             ids.append(np.pad(own, (0, width - len(own))))
-            positions.append(np.arange(prefix, prefix + width))
+            # Padding behind the last place of the row would lie beyond what learned positions there are.
+            positions.append(np.minimum(np.arange(prefix, prefix + width), lengths[row] - 1))
             starts[row] = (at, prefix)
             at += width
-    before = [np.flatnonzero(supervised[row]) - 1 - starts[row][1] + starts[row][0] for row in range(len(input_ids))]
+    # Of what is predicted, the places before it: none predicts a first token.
+    before = [np.flatnonzero(supervised[row, 1:]) - starts[row][1] + starts[row][0] for row in range(len(input_ids))]
     return LaidOut(
         torch.from_numpy(np.concatenate(ids)).to(device)[None],
         torch.from_numpy(np.concatenate(positions)).to(device)[None],

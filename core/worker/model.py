@@ -204,6 +204,20 @@ def trainable_parameters(model: Any) -> list[torch.nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
+def decoder_layers(model: Any) -> list[Any]:
+    """The decoder's layers, from the first to the last, whatever the family calls their list.
+
+    Args:
+        model: A causal language model of ``transformers``, or a ``PeftModel`` around one.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    decoder = base.get_decoder()
+    # Experts and the like are lists too, within the layers.
+    lists = [module for module in decoder.children() if isinstance(module, torch.nn.ModuleList)]
+    lists = lists or [module for module in decoder.modules() if isinstance(module, torch.nn.ModuleList)]
+    return list(max(lists, key=len, default=[]))
+
+
 def set_gradient_checkpointing(model: Any, enabled: bool, offload: ActivationOffload | None = None) -> None:
     """Recompute activations in backward, or keep them.
 

@@ -9,6 +9,7 @@ import torch
 
 from core.config.schema import MethodSection
 from core.errors import UserError
+from core.worker.model import decoder_layers
 from core.worker.tensors import read_tensors, tensor_names
 
 
@@ -41,12 +42,6 @@ def choose_weights(model: Any, method: MethodSection, *, seed: int) -> Any:
     torch.manual_seed(seed)
     model.train()
     return model
-
-
-def decoder_layers(model: Any) -> torch.nn.ModuleList:
-    """The decoder layers of a causal language model: the longest list of modules in it."""
-    lists = [module for module in model.get_decoder().modules() if isinstance(module, torch.nn.ModuleList)]
-    return max(lists, key=len)
 
 
 def put_weights(model: Any, path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from peft import PeftModel
@@ -15,7 +14,7 @@ from core.worker.adapters import TRAINED
 from core.worker.fused.install import Fused, fuse
 from core.worker.layout import common_beginning
 from core.worker.loss import SupervisedLoss
-from core.worker.model import LoadedModel
+from core.worker.model import LoadedModel, decoder_layers
 from core.worker.template import TokenizedRow
 from core.worker.trial import Trial
 
@@ -66,16 +65,6 @@ def _missing_compiler(device: torch.device) -> str | None:
     return None
 
 
-def decoder_layers(model: Any) -> list[Any]:
-    """The decoder's layers, as transformers names them; none where they cannot be found.
-
-    Args:
-        model: A causal language model of transformers, or a ``PeftModel`` around one.
-    """
-    causal = model.get_base_model() if isinstance(model, PeftModel) else model
-    return list(getattr(causal.get_decoder(), "layers", []))
-
-
 def lays_out(config: Config, fused: Fused) -> bool:
     """Whether rows are to be laid one behind another, so far as configuration and attention go.
 
@@ -117,6 +106,7 @@ def arrange_rows(
     if not config.train.packing and not wanted:
         return
     reason = trial.mixed if fused.attention else _missing_attention(loaded)
+    wanted = wanted and not trial.draws
     if reason is not None and config.train.packing:
         raise UserError(
             f"train.packing is on, and rows that lie one behind another would not be kept apart: {reason}.",
@@ -129,4 +119,5 @@ def arrange_rows(
 
 def _missing_attention(loaded: LoadedModel) -> str:
     causal = loaded.model.get_base_model() if isinstance(loaded.model, PeftModel) else loaded.model
-    return f"the model's attention is {causal.config._attn_implementation}, or train.fused_layers is off"
+    kind = causal.config._attn_implementation
+    return "its attention has code of its own" if kind == "sdpa" else f"the model's attention is {kind}"

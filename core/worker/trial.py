@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,9 +13,11 @@ import torch
 
 from core.errors import UserError
 from core.worker.batches import collate
-from core.worker.layout import lay_out
+from core.worker.checkpoint import restore_rng, rng_state
+from core.worker.fused.attention import LayoutError
+from core.worker.layout import LaidOut, lay_out
 from core.worker.loss import SupervisedLoss
-from core.worker.model import LoadedModel, evaluation_mode
+from core.worker.model import LoadedModel, decoder_layers, evaluation_mode
 from core.worker.template import TokenizedRow
 
 #: The greatest difference between our logits and the model's own that rounding explains.
@@ -36,6 +39,8 @@ class Trial:
     """The largest difference between our logits and the model's own."""
     mixed: str | None
     """Why rows laid one behind another would not be what they are alone; None where they are, or were not tried."""
+    draws: bool = False
+    """Whether the model has random draws of its own in training; told where rows were laid out."""
 
 
 @torch.no_grad()
@@ -47,9 +52,8 @@ def try_model(
     *,
     laid_out: bool,
 ) -> Trial:
-    """Run three short rows through the model in its own way and in ours.
-
-    In evaluation mode, as dropout would make the two differ and take from the random state.
+    """Run three short rows through the model in its own way and in ours, in evaluation mode: dropout would make the two
+    differ. The random state is left as it is.
 
     Args:
         loaded: The model.
@@ -59,22 +63,74 @@ def try_model(
         laid_out: Whether to try them one behind another, too; see :mod:`core.worker.layout`.
     """
     ids, supervised = collate(_rows(rows), 0, loaded.device)
+    laid = lay_out(ids.cpu().numpy(), supervised.cpu().numpy(), loaded.device, groups=list(GROUPS))
+    mixed, draws = None, False
     with evaluation_mode(loaded.model), autocast():
         difference, states = loss.verify(ids)
-        mixed = None
         if laid_out:
-            wanted = states[:, :-1][supervised[:, 1:]].float()
-            laid = lay_out(ids.cpu().numpy(), supervised.cpu().numpy(), loaded.device, groups=list(GROUPS))
-            try:
-                found = loss.hidden_laid_out(laid).float()
-            except Exception as error:  # whatever a model makes of arguments it does not know
-                first = (str(error).splitlines() or [""])[0]
-                mixed = f"the model refuses it ({type(error).__name__}: {first})"
-            else:
-                share = float((found - wanted).norm() / wanted.norm())
-                if not share <= LAYOUT_TOLERANCE[loaded.dtype]:
-                    mixed = f"its hidden states would differ by {share:.1%}"
-    return Trial(difference, mixed)
+            mixed = _mixed(loaded, loss, laid, states[:, :-1][supervised[:, 1:]])
+    if laid_out and mixed is None and _may_draw(loaded.model):
+        with autocast():
+            mixed, draws = _in_training(loaded, loss, laid)
+    return Trial(difference, mixed, draws)
+
+
+def _mixed(loaded: LoadedModel, loss: SupervisedLoss, laid: LaidOut, wanted: torch.Tensor) -> str | None:
+    """Why rows laid out would not be what they are alone; None where they are.
+
+    Args:
+        loaded: The model.
+        loss: Of the model.
+        laid: The rows.
+        wanted: Their hidden states alone, ``(supervised, hidden)``.
+    """
+    try:
+        found = loss.hidden_laid_out(laid)
+    except Exception as error:  # whatever a model makes of arguments it does not know
+        first = (str(error).splitlines() or [""])[0]
+        return f"the model refuses it ({type(error).__name__}: {first})"
+    layers, attended = len(decoder_layers(loaded.model)), len(laid.layout.attended)
+    if attended < layers:
+        # A convolution or a state runs over the ends of rows, and may do so by less than rounding here.
+        return f"{attended} of its {layers} layers have attention that can be told where rows end"
+    share = float((found.float() - wanted.float()).norm() / wanted.float().norm())
+    return None if share <= LAYOUT_TOLERANCE[loaded.dtype] else f"its hidden states would differ by {share:.1%}"
+
+
+def _may_draw(model: Any) -> bool:
+    """Whether anything in a model is called dropout and is not zero; the adapters' own has been looked at already."""
+    settings: dict[str, Any] = model.config.to_dict()
+    places = [settings, *(vars(module) for module in model.modules())]
+    named = (value for place in places for name, value in place.items() if "drop" in name and isinstance(value, float))
+    modules = (module.p for module in model.modules() if isinstance(module, torch.nn.modules.dropout._DropoutNd))
+    return any(share > 0 for share in itertools.chain(named, modules))
+
+
+def _in_training(loaded: LoadedModel, loss: SupervisedLoss, laid: LaidOut) -> tuple[str | None, bool]:
+    """Why rows cannot be laid out in training, if they cannot; and whether the model draws random numbers there, as one
+    with dropout of its own does."""
+    before = rng_state()
+    was_training = loaded.model.training
+    loaded.model.train()
+    try:
+        loss.hidden_laid_out(laid)
+    except LayoutError as error:
+        return str(error), True
+    finally:
+        draws = not _is_same(rng_state(), before)
+        restore_rng(before)
+        loaded.model.train(was_training)
+    return None, draws
+
+
+def _is_same(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Whether torch's generators are in the same states."""
+    pairs = zip(_generators(first), _generators(second), strict=True)
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+def _generators(state: dict[str, Any]) -> list[torch.Tensor]:
+    return [state["torch"], *state.get("cuda", [])]
 
 
 def check_head(trial: Trial, dtype: torch.dtype, base: str) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -55,6 +55,17 @@ class Layout:
     """Groups, in the order in which they lie in the sequence."""
 
     groups: tuple[Group, ...]
+    attended: set[int] = field(default_factory=set, init=False, repr=False, compare=False)
+    """The attention layers that have kept to it, by identity."""
+    _masks: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def mask(self, query: torch.Tensor, keys: int) -> torch.Tensor:
+        """What :func:`_later` makes, for queries ``(rows, heads, queries, head)``: once for all layers of a batch. Long
+        ones take much memory, so they go with the batch."""
+        wanted = (query.shape[2], keys, query.device, query.dtype)
+        if wanted not in self._masks:
+            self._masks[wanted] = _later(*wanted)
+        return self._masks[wanted]
 
     @property
     def longest(self) -> int:
@@ -102,16 +113,18 @@ def _attention(
 ) -> tuple[torch.Tensor, None]:
     if layout is None:
         if _is_plain(module, query, key, attention_mask, dropout, kwargs) and _is_short(query, key.shape[2]):
-            return _attend(query, key, value, scaling).transpose(1, 2).contiguous(), None
+            return _attend_short(query, key, value, scaling).transpose(1, 2).contiguous(), None
         found: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return found
     if attention_mask is not None or not _is_plain(module, query, key, None, dropout, kwargs):
-        raise LayoutError("its attention is not plainly causal")
+        more = " or has dropout" if dropout else ""
+        raise LayoutError(f"its attention is not plainly causal{more}")
     window = kwargs.get("sliding_window")
     if window is not None and layout.longest > window:
         raise LayoutError(f"rows of {layout.longest} tokens pass the attention window of {window}")
+    layout.attended.add(id(module))
     return _attend_groups(query, key, value, layout, scaling), None
 
 
@@ -150,7 +163,7 @@ def _attend_groups(
         end = at + group.tokens
         if group.prefix:
             ends = slice(at, before)
-            out = _attend(query[:, :, ends], key[:, :, ends], value[:, :, ends], scaling)
+            out = _attend(query[:, :, ends], key[:, :, ends], value[:, :, ends], scaling, layout)
             parts.append(out.transpose(1, 2).flatten(0, 1))
         own = [_rows(tensor, before, end, group) for tensor in (query, key, value)]
         if group.prefix:
@@ -158,7 +171,7 @@ def _attend_groups(
                 torch.cat([tensor[:, :, at:before].expand(group.rows, -1, -1, -1), rows], dim=2)
                 for tensor, rows in zip((key, value), own[1:], strict=True)
             ]
-        parts.append(_attend(own[0], own[1], own[2], scaling).transpose(1, 2).flatten(0, 1))
+        parts.append(_attend(own[0], own[1], own[2], scaling, layout).transpose(1, 2).flatten(0, 1))
         at = end
     return torch.cat(parts)[None]
 
@@ -169,28 +182,38 @@ def _rows(tensor: torch.Tensor, begin: int, end: int, group: Group) -> torch.Ten
     return tensor[0, :, begin:end].reshape(heads, group.rows, group.width, size).transpose(0, 1)
 
 
-def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> torch.Tensor:
-    """Causal attention whose last query sees all keys: ``(rows, heads, queries, head)``."""
+def _attend_short(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> torch.Tensor:
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out: torch.Tensor = ShortAttention.apply(query, key, value, scale)  # type: ignore[no-untyped-call]
+    return out
+
+
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, layout: Layout
+) -> torch.Tensor:
+    """Causal attention whose last query sees all keys: ``(rows, heads, queries, head)``."""
     queries, keys = query.shape[2], key.shape[2]
     if _is_short(query, keys):
-        out: torch.Tensor = ShortAttention.apply(query, key, value, scale)  # type: ignore[no-untyped-call]
-        return out
+        return _attend_short(query, key, value, scaling)
     grouped = query.shape[1] != key.shape[1]
     if queries == keys:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
     if grouped:
         key, value = (tensor.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for tensor in (key, value))
-    mask = _later(queries, keys, query.device, query.dtype)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    mask = layout.mask(query, keys)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
 
 
-@functools.lru_cache(maxsize=64)
 def _later(queries: int, keys: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """Minus infinity where a key lies behind a query, else 0: ``(queries, keys)``."""
     with torch.inference_mode(False):
         full = torch.full((queries, keys), float("-inf"), device=device, dtype=dtype)
         return full.triu(keys - queries + 1)
+
+
+@functools.lru_cache(maxsize=64)
+def _later_of_short(queries: int, keys: int) -> torch.Tensor:
+    return _later(queries, keys, torch.device("cpu"), torch.float32)
 
 
 class ShortAttention(torch.autograd.Function):
@@ -215,8 +238,7 @@ class ShortAttention(torch.autograd.Function):
         """
         folded, keys, values = _folded(query, key), key.flatten(0, 1), value.flatten(0, 1)
         queries, length = query.shape[2], key.shape[2]
-        mask = _later(queries, length, query.device, torch.float32)
-        mask = mask.repeat(folded.shape[1] // queries, 1)
+        mask = _later_of_short(queries, length).repeat(folded.shape[1] // queries, 1)
         # Autocast would take the scores back to 16 bit.
         with torch.autocast(query.device.type, enabled=False):
             scores = torch.baddbmm(mask, folded.float(), keys.float().transpose(1, 2), alpha=scale)

@@ -1,6 +1,7 @@
 """Rotary position embedding (RoFormer, arXiv 2104.09864) of queries or keys, in the half-split form of transformers.
 
-Where there are fewer angles than features, the first ones are turned, and the others left as they are.
+Where there are fewer angles than features, the first ones are turned, and the others left as they are. What is turned
+keeps its dtype: some families have their angles in fp32 beside features in 16 bit.
 
 ``rotate_half`` in the modeling files makes copies of both halves and keeps them; a rotation's backward is the rotation
 by the negative angle, and needs nothing but the angles.
@@ -41,10 +42,10 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float) 
     if turned < x.shape[-1]:
         return torch.cat([_rotate(x[..., :turned], cos, sin, sign), x[..., turned:]], dim=-1)
     half = turned // 2
-    out = x * cos
+    out = x * cos  # in the wider dtype of both
     out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-sign)
     out[..., half:].addcmul_(x[..., :half], sin[..., half:], value=sign)
-    return out
+    return out.to(x.dtype)
 
 
 def apply_rotary_pos_emb(

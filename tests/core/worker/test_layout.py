@@ -79,6 +79,15 @@ def test_a_common_beginning_is_there_once() -> None:
     assert laid.layout.groups == (Group(20, 2, 8),)
 
 
+def test_padding_has_no_position_that_no_token_has() -> None:
+    """A model with learned positions has none beyond its longest row."""
+    common = list(range(10, 21))
+    laid = choose_layout(*padded([([*common, *([row] * 21)], 13) for row in (1, 2, 3)]), CPU, pack=False)
+    assert laid is not None
+    assert laid.layout.groups == (Group(11, 3, 24),)
+    assert int(laid.position_ids.max()) == 31
+
+
 def test_the_question_of_a_pair_is_there_once_for_both_answers() -> None:
     one, other = [1] * 20, [2] * 20
     rows = [([*question, *answer], 21) for answer in ([3, 4, 5], [6, 7, 8]) for question in (one, other)]
@@ -137,3 +146,10 @@ def test_no_more_is_shared_than_is_asked_for() -> None:
     laid = choose_layout(*padded(rows), CPU, most_shared=20, pack=False)
     assert laid is not None
     assert laid.layout.groups == (Group(20, 4, 16),)
+
+
+def test_a_first_token_is_predicted_by_nothing() -> None:
+    ids, supervised = padded([([1, 2, 3, 4], 0), ([5, 6], 0), ([7], 0)])
+    laid = choose_layout(ids, supervised, CPU, pack=True)
+    assert laid is not None
+    assert laid.input_ids[0, laid.before].tolist() == [1, 2, 3, 5]

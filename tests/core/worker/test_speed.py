@@ -7,15 +7,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Mamba2Config, MistralConfig
+from transformers import (
+    AutoModelForCausalLM,
+    FalconConfig,
+    GPT2Config,
+    Lfm2Config,
+    LlamaConfig,
+    Mamba2Config,
+    MistralConfig,
+)
 
 from core.config.schema import Config
 from core.errors import UserError
 from core.worker.adapters import attach_adapters
 from core.worker.fused.install import Fused
 from core.worker.loss import SupervisedLoss
-from core.worker.model import LoadedModel, load_model, trainable_parameters
-from core.worker.speed import arrange_rows, compile_layers, decoder_layers, fuse_layers, lays_out
+from core.worker.model import LoadedModel, decoder_layers, load_model, trainable_parameters
+from core.worker.speed import arrange_rows, compile_layers, fuse_layers, lays_out
 from core.worker.template import TokenizedRow
 from core.worker.trial import try_model
 
@@ -86,6 +94,26 @@ def test_rows_with_draws_of_their_own_share_nothing(tiny_model_dir: Path, method
     assert not Setup(tiny_model_dir, config(method=method)).loss.share
 
 
+@pytest.mark.parametrize("kind", ["resid_pdrop", "attn_pdrop"])
+def test_rows_share_nothing_where_the_model_has_dropout_of_its_own(kind: str) -> None:
+    shape = {"vocab_size": 260, "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}
+    still = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+    before = torch.get_rng_state()
+    assert arrange(GPT2Config(**shape, **still)).share
+    assert not arrange(GPT2Config(**shape, **still | {kind: 0.1})).share
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(GPT2Config(**shape, **still))
+    after = torch.get_rng_state()
+    arrange(GPT2Config(**shape, **still | {kind: 0.1}))
+    assert torch.equal(torch.get_rng_state(), after), "the trial leaves no trace"
+    torch.set_rng_state(before)
+
+
+def test_packing_is_refused_where_attention_has_dropout_in_training() -> None:
+    with pytest.raises(UserError, match="its attention is not plainly causal or has dropout"):
+        arrange(MistralConfig(**SMALL, **LLAMA, attention_dropout=0.1), packing=True)
+
+
 def test_beginnings_are_shared_with_activations_recomputed(tiny_model_dir: Path) -> None:
     from core.worker.model import set_gradient_checkpointing
 
@@ -116,10 +144,21 @@ def test_packing_is_refused_where_a_state_would_run_from_row_to_row() -> None:
         arrange(recurrent, packing=True)
 
 
+def test_packing_is_refused_where_rows_run_into_one_another_by_less_than_rounding() -> None:
+    """Convolutions of three tokens, whose weights are as small as new ones are."""
+    kinds = ["conv", "full_attention"]
+    convolved = Lfm2Config(**SMALL, **LLAMA, layer_types=kinds, block_ff_dim=48, block_multiple_of=8)
+    assert not arrange(convolved).share
+    with pytest.raises(UserError, match="1 of its 2 layers have attention that can be told where rows end"):
+        arrange(convolved, packing=True)
+
+
 def test_packing_is_refused_where_the_attention_cannot_be_told() -> None:
     eager = LlamaConfig(**SMALL, **LLAMA, attn_implementation="eager")
     with pytest.raises(UserError, match="the model's attention is eager"):
         arrange(eager, packing=True)
+    with pytest.raises(UserError, match="its attention has code of its own"):
+        arrange(FalconConfig(**SMALL, num_attention_heads=4), packing=True)
 
 
 def test_rows_longer_than_a_window_go_padded() -> None:

@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GraniteConfig, LlamaConfig
+from torch.nn import functional as F  # noqa: N812 - the field's name for it
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, GraniteConfig, LlamaConfig
 
 from core.errors import UserError
+from core.worker.fused import attention
 from core.worker.fused.install import fuse
 from core.worker.loss import SupervisedLoss
 from core.worker.model import LoadedModel
@@ -56,14 +58,35 @@ def test_logits_that_are_not_numbers_are_refused() -> None:
         check_head(Trial(float("nan"), None), torch.bfloat16, "a-model")
 
 
-def test_rows_that_see_one_another_are_noticed() -> None:
+def test_rows_that_see_one_another_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def across(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any) -> torch.Tensor:
+        """Causal attention over the whole sequence."""
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+        return out.transpose(1, 2)
+
+    monkeypatch.setattr(attention, "_attend_groups", across)
+    trial = attempt(LlamaConfig(**SHAPE))
+    assert trial.mixed is not None
+    assert trial.mixed.startswith("its hidden states would differ by ")
+
+
+def test_layers_that_do_not_know_of_rows_are_noticed() -> None:
     def prepare(model: Any, loss: SupervisedLoss) -> None:
-        # Ordinary causal attention over the whole sequence, as if nobody knew of rows.
         model.set_attn_implementation("sdpa")
 
     trial = attempt(LlamaConfig(**SHAPE), prepare=prepare)
-    assert trial.mixed is not None
-    assert trial.mixed.startswith(("its hidden states would differ by", "the model refuses it"))
+    assert trial.mixed == "0 of its 2 layers have attention that can be told where rows end"
+
+
+@pytest.mark.parametrize(("share", "draws"), [(0.0, False), (0.2, True)])
+def test_dropout_of_the_model_itself_is_noticed(share: float, draws: bool) -> None:
+    config = GPTNeoXConfig(**SMALL, intermediate_size=48, num_attention_heads=4, hidden_dropout=share)
+    assert attempt(config).draws is draws
+
+
+def test_attention_with_dropout_is_told_apart_in_training() -> None:
+    trial = attempt(LlamaConfig(**SHAPE, attention_dropout=0.1))
+    assert trial.mixed == "its attention is not plainly causal or has dropout"
 
 
 def test_it_is_not_tried_where_it_is_not_wanted() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -116,6 +117,20 @@ def test_a_layout_without_gradients_gives_the_same() -> None:
     with torch.no_grad():
         out = attend_groups(*inputs, LAYOUT, None)
         torch.testing.assert_close(out, alone(inputs).float(), atol=1e-5, rtol=1e-4)
+
+
+def test_masks_of_long_rows_go_with_their_batch() -> None:
+    layout = Layout((Group(3, 2, SHORT + 1),))
+    size = (SHORT + 1, SHORT + 4)
+    attend(Module(), *tensors(1, layout.groups[0].tokens), None, layout=layout)
+
+    def masks() -> list[int]:
+        return [id(item) for item in gc.get_objects() if type(item) is torch.Tensor and item.shape == size]
+
+    assert len(masks()) == 1, "one for all layers"
+    del layout
+    gc.collect()
+    assert masks() == []
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     DeepseekV3Config,
+    FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
@@ -107,6 +108,21 @@ def test_only_torchs_own_attention_is_replaced() -> None:
     model = adapted(LlamaConfig(**SMALL, attn_implementation="eager"))
     assert not fuse(model, TRAINED).attention
     assert model.get_base_model().config._attn_implementation == "eager"
+
+
+def test_a_large_weight_does_not_hide_what_a_norm_adds() -> None:
+    model = AutoModelForCausalLM.from_config(Gemma3TextConfig(**SMALL), dtype=torch.bfloat16).requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.data.fill_(0.5)[0] = 500.0
+    assert fuse(model, TRAINED).norms == 0
+
+
+def test_attention_that_cannot_be_replaced_is_not_called_so() -> None:
+    shape = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    model = adapted(FalconConfig(**shape, max_position_embeddings=64))
+    assert not fuse(model, TRAINED).attention
+    assert model.get_base_model().config._attn_implementation == "sdpa"
 
 
 def test_generation_gives_the_same_tokens(tiny_model_dir: Path) -> None:
