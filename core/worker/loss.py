@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from peft import PeftModel
+from torch.autograd.function import once_differentiable
 
 from core.memory.batching import chunk_positions
 from core.worker.fused.attention import LayoutError, masks_left_out
@@ -98,6 +99,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return gradient * outputs[0].to(gradient.dtype), None, None, None
@@ -121,6 +123,7 @@ class _ChunkedTokenLosses(torch.autograd.Function):
         return losses
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return (gradient * outputs[0][:, None]).to(gradient.dtype), None, None, None

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -249,17 +250,20 @@ class ShortAttention(torch.autograd.Function):
         return _unfolded(out, query)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of queries, keys and values."""
         query, key, value, shares = ctx.saved_tensors
         folded, keys, values = _folded(query, key), key.flatten(0, 1), value.flatten(0, 1)
-        gradient = _folded(outputs[0], key)
-        to_value = torch.bmm(shares.transpose(1, 2), gradient)
-        to_shares = torch.bmm(gradient.float(), values.float().transpose(1, 2))
-        to_scores = torch._softmax_backward_data(to_shares, shares.float(), -1, torch.float32)
-        to_scores = to_scores.mul_(ctx.scale).to(query.dtype)
-        to_query = _unfolded(torch.bmm(to_scores, keys), query)
-        to_key = torch.bmm(to_scores.transpose(1, 2), folded)
+        # As in forward, should backward be called within autocast.
+        with torch.autocast(query.device.type, enabled=False):
+            gradient = _folded(outputs[0], key)
+            to_value = torch.bmm(shares.transpose(1, 2), gradient)
+            to_shares = torch.bmm(gradient.float(), values.float().transpose(1, 2))
+            to_scores = torch._softmax_backward_data(to_shares, shares.float(), -1, torch.float32)
+            to_scores = to_scores.mul_(ctx.scale).to(query.dtype)
+            to_query = _unfolded(torch.bmm(to_scores, keys), query)
+            to_key = torch.bmm(to_scores.transpose(1, 2), folded)
         return to_query, to_key.view(key.shape), to_value.view(value.shape), None
 
 

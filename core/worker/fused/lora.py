@@ -13,6 +13,7 @@ from typing import Any
 import bitsandbytes as bnb
 import torch
 from peft.tuners.lora import LoraLayer
+from torch.autograd.function import once_differentiable
 
 from core.worker.fused.frozen_weight import FrozenWeight
 
@@ -54,6 +55,7 @@ class LoraLinear(torch.autograd.Function):
         return out.reshape(*x.shape[:-1], out.shape[-1])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of ``x``, what was dropped, ``A`` and ``B``."""
         seen, low, down, up = ctx.saved_tensors

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 
 class RmsNormFunction(torch.autograd.Function):
@@ -32,6 +33,7 @@ class RmsNormFunction(torch.autograd.Function):
         return normal * weight
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """The gradient of ``x``."""
         x, weight, inverse = ctx.saved_tensors

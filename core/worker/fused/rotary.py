@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 
 class RotaryFunction(torch.autograd.Function):
@@ -31,6 +32,7 @@ class RotaryFunction(torch.autograd.Function):
         return _rotate(x, cos, sin, 1.0)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """The gradient of ``x``."""
         cos, sin = ctx.saved_tensors

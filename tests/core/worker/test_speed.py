@@ -21,6 +21,8 @@ from core.config.schema import Config
 from core.errors import UserError
 from core.worker.adapters import attach_adapters
 from core.worker.fused.install import Fused
+from core.worker.fused.lora import LoraLinear
+from core.worker.gradients import WindowGradients, make_accelerator
 from core.worker.loss import SupervisedLoss
 from core.worker.model import LoadedModel, decoder_layers, load_model, trainable_parameters
 from core.worker.speed import arrange_rows, compile_layers, fuse_layers, lays_out
@@ -121,6 +123,69 @@ def test_beginnings_are_shared_with_activations_recomputed(tiny_model_dir: Path)
     wanted = setup.gradient(rows())
     set_gradient_checkpointing(setup.loaded.model, True)
     torch.testing.assert_close(setup.gradient(rows()), wanted, atol=1e-6, rtol=1e-4)
+
+
+class Windows(Setup):
+    """A whole step over all rows."""
+
+    def __init__(self, directory: Path, wanted: Config) -> None:
+        super().__init__(directory, wanted)
+        self.notices: list[str] = []
+        self.windows = WindowGradients(
+            self.loaded,
+            self.loss,
+            rows(),
+            accelerator=make_accelerator(self.loaded),
+            max_rows=None,
+            notice=lambda code, _message, _hint: self.notices.append(code),
+            relieve=self.fused.drop_weights,
+        )
+
+    def run(self) -> tuple[float, torch.Tensor]:
+        """Loss and gradient."""
+        result = self.windows.run(range(len(rows())), where="step 1")
+        grads = [parameter.grad for parameter in trainable_parameters(self.loaded.model)]
+        return result.loss, torch.cat([grad.flatten() for grad in grads if grad is not None])
+
+
+@pytest.mark.parametrize("train", [{}, {"packing": True}])
+@pytest.mark.parametrize("budget", [1, 90])
+def test_a_step_with_shared_beginnings_does_not_depend_on_the_cut(
+    tiny_model_dir: Path, train: dict[str, Any], budget: int
+) -> None:
+    whole, cut = (Windows(tiny_model_dir, config(train=train)) for _ in range(2))
+    assert whole.loss.share
+    cut.windows.token_budget = budget
+    loss, gradient = whole.run()
+    other, found = cut.run()
+    assert other == pytest.approx(loss, rel=1e-6)
+    torch.testing.assert_close(found, gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_a_step_is_run_again_when_memory_runs_out_within_a_fused_backward(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = Windows(tiny_model_dir, config())
+    setup.windows.token_budget = 200
+    loss, gradient = setup.run()
+    usual: Any = LoraLinear.backward
+    calls = 0
+
+    def failing(ctx: Any, *outputs: torch.Tensor) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 7:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return usual(ctx, *outputs)
+
+    monkeypatch.setattr(LoraLinear, "backward", staticmethod(failing))
+    for parameter in trainable_parameters(setup.loaded.model):
+        parameter.grad = None
+    other, found = setup.run()
+    assert setup.notices == ["memory_cut"]
+    assert calls > 7
+    assert other == pytest.approx(loss, rel=1e-6)
+    torch.testing.assert_close(found, gradient, atol=1e-6, rtol=1e-4)
 
 
 def arrange(model_config: Any, **train: Any) -> SupervisedLoss:

@@ -81,6 +81,23 @@ def test_bf16_is_as_near_to_the_definition_as_torchs_own_kernel() -> None:
         assert (found - true).norm() <= 1.2 * (peer - true).norm()
 
 
+def test_backward_within_autocast_is_that_outside() -> None:
+    inputs = [tensor.detach().bfloat16().requires_grad_() for tensor in tensors(2, 9)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, _ = attend(Module(), *inputs, None)
+        within = torch.autograd.grad(out.sum(), inputs, retain_graph=True)
+    for ours, theirs in zip(within, torch.autograd.grad(out.sum(), inputs), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
+
+
+def test_a_second_derivative_is_refused_and_not_wrong() -> None:
+    inputs = tensors(2, 9)
+    out, _ = attend(Module(), *inputs, None)
+    (gradient,) = torch.autograd.grad(out.square().sum(), inputs[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()  # type: ignore[no-untyped-call]
+
+
 LAYOUT = Layout((Group(5, 3, 6), Group(0, 2, 4), Group(0, 1, 9)))
 
 
