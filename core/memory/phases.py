@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from core.memory.activations import FP32, Adapters, Arithmetic, LayerMemory, LayerSteps, layer_memory
+from core.memory.activations import LayerSteps
 from core.memory.architecture import Architecture
 from core.memory.batching import chunk_positions
+from core.memory.norms import norm_backward, norm_form, norm_kept
 from core.memory.sizes import OFFLOAD_IN_FLIGHT
+from core.memory.steps import FP32, Adapters, Arithmetic, LayerMemory, layer_memory
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,9 @@ class Pass:
         hidden = a * model.hidden * tokens
         memories = self._layers()
         last_layer, last = model.layers[-1], memories[-1]
-        rms = last_layer.norm == "rms"
-        norm = tokens * (FP32 * (model.hidden + 1) if rms else a * model.hidden)
-        norm_backward = norm + tokens * model.hidden * (5 * FP32 if rms else 3 * a)
+        form = norm_form(last_layer, self._how, trained=self._gradient_from == "embeddings")
+        norm = tokens * norm_kept(form, self._how, model.hidden)
+        backward = norm + tokens * norm_backward(form, self._how, model.hidden)
         logits = self._logits()
         loss = hidden + norm + 2 * a * model.hidden * self._batch.supervised
         masks = self._masks()
@@ -114,13 +116,13 @@ class Pass:
             worst = max(memories, key=lambda memory: max(memory.again + gradient, memory.backward))
             layer = max(worst.again + gradient, worst.backward) - worst.adapters
             return {
-                "loss": Phase(inputs, casts, 0, max(loss, norm_backward - logits), logits, 0),
+                "loss": Phase(inputs, casts, 0, max(loss, backward - logits), logits, 0),
                 "backward": Phase(inputs, worst.adapters, layer, 0, 0, worst.scores),
             }
         layer = max(last.forward + 2 * hidden, last.backward + hidden) - last.adapters
         scores = sum(memory.scores for memory in memories)
         return {
-            "loss": Phase(kept + masks, adapters, 0, max(loss, norm_backward - logits), logits, scores),
+            "loss": Phase(kept + masks, adapters, 0, max(loss, backward - logits), logits, scores),
             "backward": Phase(kept - last.kept + masks, adapters, layer, 0, 0, scores),
         }
 
@@ -129,9 +131,18 @@ class Pass:
         found: list[LayerMemory] = []
         reached = self._gradient_from == "embeddings"
         for layer, adapters in zip(self._model.layers, self._adapters, strict=True):
-            steps = LayerSteps(layer, self._model.hidden, self._how, adapters, self._batch.length).steps()
+            passed = LayerSteps(layer, self._model.hidden, self._how, adapters, self._batch.length)
+            # Recomputing starts from the layers' inputs, which are counted by themselves.
+            there_already = self._how.bytes * self._model.hidden if self._checkpointing and passed.keeps_input else 0.0
+            steps = passed.steps()
             for first in [True] + [False] * (layer.count > 1):
-                memory = layer_memory(steps, self._batch.tokens, self._batch.length, with_gradient=reached)
+                memory = layer_memory(
+                    steps,
+                    self._batch.tokens,
+                    self._batch.length,
+                    with_gradient=reached,
+                    there_already=there_already,
+                )
                 found += [memory] * (1 if first else layer.count - 1)
                 reached = reached or adapters.weights or self._gradient_from != "trained"
         return found

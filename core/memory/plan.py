@@ -14,7 +14,6 @@ from typing import Literal
 
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
-from core.memory.activations import FP32, Adapters, Arithmetic
 from core.memory.architecture import Architecture
 from core.memory.batching import TOKEN_BUDGETS, WHOLE, chunk_positions, padded_length, tokens_of_rows
 from core.memory.phases import MicroBatch, Pass, Phase
@@ -30,6 +29,7 @@ from core.memory.sizes import (
     split_by_targets,
     updates_in_backward,
 )
+from core.memory.steps import FP32, Adapters, Arithmetic
 from core.memory.weights import split_layers, trained_tensors, with_updates
 from core.units import format_bytes
 
@@ -269,8 +269,9 @@ class _Planner:
             or (config.memory.gradient_checkpointing == "auto" and self.cuda)
         )
         self.budget = token_budget or TOKEN_BUDGETS[machine.kind]
-        self.how = arithmetic(config, machine)
-        self.dequantized = dequantized and self.how.quantized and _keeps_adapters_fused(config)
+        how = arithmetic(config, machine)
+        self.dequantized = dequantized and how.quantized and how.fused_layers
+        self.how = replace(how, dequantized=self.dequantized)
         self.notes: list[str] = []
         self.batch = self._micro_batch()
         # The input of a layer.
@@ -492,7 +493,7 @@ class _Planner:
         batch = self.batch
         what = "the layers' inputs, kept for recomputing" if self.checkpointing else "what the layers keep for backward"
         if self.offload:
-            what = "the inputs of two layers, the others in the machine's memory"
+            what = "the input of the layer at work, the others in the machine's memory"
         positions = min(chunk_positions(self.model.vocabulary), batch.supervised)
         loss = f"logits of {positions} positions and their gradients"
         return [
@@ -564,11 +565,6 @@ class _Planner:
         return found
 
 
-def _keeps_adapters_fused(config: Config) -> bool:
-    """Whether adapters are computed by the fused function, which is what keeps copies."""
-    return config.train.fused_layers and not config.train.compile
-
-
 def _count(number: int) -> str:
     return f"{number:,}".replace(",", " ")
 
@@ -578,7 +574,7 @@ def _needed(parts: list[Part]) -> int:
 
 
 def arithmetic(config: Config, machine: Machine) -> Arithmetic:
-    """How numbers are held in a run."""
+    """How a run computes, and how it holds numbers meanwhile."""
     precision, cuda = config.train.precision, machine.kind == "cuda"
     wide = precision == "fp32" or (precision == "auto" and not cuda and not machine.bf16)
     quantized = config.method.name == "qlora"
@@ -588,4 +584,7 @@ def arithmetic(config: Config, machine: Machine) -> Arithmetic:
         private_inputs=not (cuda and quantized),
         quantized=quantized,
         cuda=cuda,
+        # The compiler fuses layers by itself, but for attention.
+        fused_layers=config.train.fused_layers and not config.train.compile,
+        short_attention=config.train.fused_layers and not cuda,
     )

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from core.config.schema import Config
-from core.memory.activations import FP32, Adapters
 from core.memory.architecture import Architecture, Layer
 from core.memory.phases import Phase
 from core.memory.sizes import FP32_STATES, updates_in_backward
+from core.memory.steps import FP32, Adapters
 
 #: Tensors as ``(rows, columns, how many)``.
 Tensors = list[tuple[int, int, int]]
