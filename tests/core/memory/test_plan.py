@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from core.config.schema import Config
 from core.errors import UserError
 from core.memory.families import read_architecture
-from core.memory.plan import Machine, Plan, make_plan
+from core.memory.plan import Machine, Plan
+from core.memory.planner import make_plan
 from core.memory.rows import Rows
 from core.memory.sizes import optimizer_bytes, quantized_bytes
 from tests.core.memory import published

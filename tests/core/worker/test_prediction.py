@@ -26,7 +26,8 @@ from core.hardware import cpu
 from core.memory.batching import SHORT_ROW, length_runs
 from core.memory.families import read_architecture
 from core.memory.model_files import load_architecture
-from core.memory.plan import Machine, Plan, make_plan
+from core.memory.plan import Machine, Plan
+from core.memory.planner import make_plan
 from core.memory.rows import Rows
 from core.memory.sizes import optimizer_bytes, quantized_bytes
 from core.worker import prediction
