@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from core.memory.batching import SHORT_ROW
 from core.worker.fused import attention
-from core.worker.fused.attention import SHORT, Group, Layout, LayoutError, masks_left_out
+from core.worker.fused.attention import Group, Layout, LayoutError, masks_left_out
 
 HEADS, KEY_HEADS, SIZE = 4, 2, 8
 #: As transformers calls them: with whatever a layer passes.
@@ -44,7 +45,7 @@ def gradients(out: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Tenso
     return list(torch.autograd.grad((out.float() * weight).sum(), inputs))
 
 
-@pytest.mark.parametrize("length", [2, 7, 33, SHORT + 1])
+@pytest.mark.parametrize("length", [2, 7, 33, SHORT_ROW + 1])
 def test_output_and_gradients_are_those_of_the_definition(length: int) -> None:
     inputs = tensors(3, length)
     out, _ = attend(Module(), *inputs, None)
