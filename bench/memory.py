@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -178,8 +178,16 @@ def main() -> None:
                 continue
             found[case.name] = measure(case, model_directory(case.shape, starter, home), home)
             print(f"{case.name}: {found[case.name]['error']:+.1%}", file=sys.stderr, flush=True)
+            # What is measured stays measured when this is interrupted.
+            write(out, today, found)
+    written = write(out, today, found)
+    print(table(written["results"]))
+    print(json.dumps(written["summary"], indent=1))
+
+
+def write(out: Path, today: str, found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Write the results in the order of the cases, and return what is written."""
     results = [found[case.name] for case in CASES if case.name in found]
-    out.parent.mkdir(parents=True, exist_ok=True)
     written = {
         "date": today,
         "python": platform.python_version(),
@@ -187,9 +195,9 @@ def main() -> None:
         "summary": summary(results),
         "results": results,
     }
+    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(written, indent=1) + "\n")
-    print(table(results))
-    print(json.dumps(written["summary"], indent=1))
+    return written
 
 
 if __name__ == "__main__":

@@ -234,4 +234,6 @@ CASES: tuple[Case, ...] = (
     Case("gpt2, LoRA, checkpointing", "gpt2", (1024,), {**_LORA, **_ON}),
     Case("starter model, LoRA", STARTER, (200, 150, 100, 90), _LORA),
     Case("starter model, short rows", STARTER, (40,) * 8),
+    Case("qwen3, fp32", "qwen3", (300,) * 2, {"train.precision": "fp32"}),
+    Case("starter model, LoRA, fp32, checkpointing", STARTER, (512,) * 2, {**_LORA, **_ON, "train.precision": "fp32"}),
 )

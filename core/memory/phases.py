@@ -37,7 +37,7 @@ class MicroBatch:
 class Phase:
     """Bytes alive at one moment: kept for backward, kept for the adapters, one layer at work, the loss, its logits.
 
-    ``scores`` are those of attention, and part of what is kept or of the layer. ``gradients`` and ``update`` are of
+    ``narrow_logits`` are freed before what follows them, and part of none of these. ``gradients`` and ``update`` are of
     weights that are updated inside backward, or after it.
     """
 
@@ -46,19 +46,14 @@ class Phase:
     layer: float
     loss: float
     logits: float
-    scores: float
+    narrow_logits: float = 0.0
     gradients: float = 0.0
     update: float = 0.0
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """All of it, at the one moment."""
         return self.kept + self.adapters + self.layer + self.loss + self.logits + self.gradients + self.update
-
-    @property
-    def heap(self) -> float:
-        """Of that, what malloc takes from its heap: all but what large tensors are, which are mapped by themselves."""
-        return self.total - self.logits - self.scores - self.gradients - self.update
 
 
 class Pass:
@@ -103,7 +98,7 @@ class Pass:
         form = norm_form(last_layer, self._how, trained=self._gradient_from == "embeddings")
         norm = tokens * norm_kept(form, self._how, model.hidden)
         backward = norm + tokens * norm_backward(form, self._how, model.hidden)
-        logits = self._logits()
+        logits, narrow = self._logits(), self._narrow_logits()
         loss = hidden + norm + 2 * a * model.hidden * self._batch.supervised
         masks = self._masks()
         kept, adapters = sum(memory.kept for memory in memories), sum(memory.adapters for memory in memories)
@@ -116,14 +111,13 @@ class Pass:
             worst = max(memories, key=lambda memory: max(memory.again + gradient, memory.backward))
             layer = max(worst.again + gradient, worst.backward) - worst.adapters
             return {
-                "loss": Phase(inputs, casts, 0, max(loss, backward - logits), logits, 0),
-                "backward": Phase(inputs, worst.adapters, layer, 0, 0, worst.scores),
+                "loss": Phase(inputs, casts, 0, max(loss, backward - logits), logits, narrow),
+                "backward": Phase(inputs, worst.adapters, layer, 0, 0),
             }
         layer = max(last.forward + 2 * hidden, last.backward + hidden) - last.adapters
-        scores = sum(memory.scores for memory in memories)
         return {
-            "loss": Phase(kept + masks, adapters, 0, max(loss, backward - logits), logits, scores),
-            "backward": Phase(kept - last.kept + masks, adapters, layer, 0, 0, scores),
+            "loss": Phase(kept + masks, adapters, 0, max(loss, backward - logits), logits, narrow),
+            "backward": Phase(kept - last.kept + masks, adapters, layer, 0, 0),
         }
 
     def _layers(self) -> list[LayerMemory]:
@@ -157,8 +151,15 @@ class Pass:
             found += scores
         return found
 
+    def _narrow_logits(self) -> int:
+        """The logits of a chunk before they are fp32, and where they are capped, what comes between."""
+        made = 0 if self._how.bytes == FP32 else 3 if self._model.softcap else 1
+        return made * self._how.bytes * self._chunk() * self._model.vocabulary
+
+    def _chunk(self) -> int:
+        return min(chunk_positions(self._model.vocabulary), self._batch.supervised)
+
     def _logits(self) -> int:
         """The logits of a chunk of supervised positions: log-probabilities, their gradient and that of the logits, all
         fp32, are alive at once."""
-        chunk = min(chunk_positions(self._model.vocabulary), self._batch.supervised)
-        return chunk * self._model.vocabulary * (3 * FP32 + (self._how.bytes if self._model.softcap else 0))
+        return self._chunk() * self._model.vocabulary * (3 * FP32 + (self._how.bytes if self._model.softcap else 0))

@@ -30,7 +30,7 @@ from core.memory.sizes import (
 )
 from core.memory.static import adapter_parts, copied_weights, is_mapped, own_weight_parts, weight_parts
 from core.memory.steps import FP32, Adapters, Arithmetic
-from core.memory.surroundings import around_cpu, around_gpu, process, scattered_bytes
+from core.memory.surroundings import around_cpu, around_gpu, process
 from core.memory.weights import Tensors, split_layers, trained_tensors, with_updates
 from core.units import format_bytes
 
@@ -251,7 +251,7 @@ class _Planner:
             phases = with_updates(phases, self.model, self.config, tensors, self.how.bytes, cuda=self.cuda)
         name = max(phases, key=lambda name: phases[name].total)
         moving = self._moving(phases[name])
-        parts = [*static, *moving, *self._surroundings([*static, *moving], tensors, phases, name)]
+        parts = [*static, *moving, *self._surroundings([*static, *moving], phases)]
         loading = self._loading(weights)
         # Paged states give way to whatever else needs the card, and are in the machine's memory then.
         paged = states if self.cuda and self.config.train.optimizer.startswith("paged_") else 0
@@ -325,23 +325,24 @@ class _Planner:
             Part("update", int(phase.update), "an update of a large tensor, before it is rounded into the weights"),
         ]
 
-    def _surroundings(self, tensors: list[Part], trained: Tensors, phases: dict[str, Phase], worst: str) -> list[Part]:
-        optimizer = self.config.train.optimizer
-        if self.cuda:
-            # Paged states are not of the allocator.
-            paged = optimizer.startswith("paged_")
-            return around_gpu(part for part in tensors if not (paged and part.name == "optimizer"))
-        gradients = 0 if self.in_backward else self.how.bytes
-        scattered = scattered_bytes(trained, optimizer, gradients) if self.weights else 0.0
-        return around_cpu(self.model, phases, worst, scattered)
+    def _surroundings(self, tensors: list[Part], phases: dict[str, Phase]) -> list[Part]:
+        if not self.cuda:
+            kept = self.how.quantized or is_mapped(self.model, self.how)
+            return around_cpu(self.model, phases, 0 if kept else self._file_bytes())
+        # Paged states are not of the allocator.
+        paged = self.config.train.optimizer.startswith("paged_")
+        return around_gpu(part for part in tensors if not (paged and part.name == "optimizer"))
 
     def _loading(self, weights: list[Part]) -> list[Part]:
         """While weights are converted, the file that they come from is mapped beside them."""
         if self.cuda or is_mapped(self.model, self.how):
             return []
-        checkpoint, model = self.model.checkpoint, self.model
-        size = checkpoint.bytes if checkpoint is not None else 2 * model.parameters
-        return [*weights, Part("weights_file", size, "the weight file, mapped while it is converted"), *process(model)]
+        file = Part("weights_file", self._file_bytes(), "the weight file, mapped while it is converted")
+        return [*weights, file, *process(self.model)]
+
+    def _file_bytes(self) -> int:
+        checkpoint = self.model.checkpoint
+        return checkpoint.bytes if checkpoint is not None else 2 * self.model.parameters
 
     def _caveats(self) -> list[str]:
         found = []

@@ -88,7 +88,6 @@ class LayerMemory:
             that follows at once.
         backward: The same for the backward pass alone, when it was not run again.
         casts: Copies of the adapters' weights in the dtype of the products; part of ``adapters``.
-        scores: Attention scores; part of ``kept``.
     """
 
     kept: int
@@ -97,7 +96,6 @@ class LayerMemory:
     again: int
     backward: int
     casts: int
-    scores: int
 
 
 def layer_memory(
@@ -112,14 +110,13 @@ def layer_memory(
         with_gradient: Whether what comes before the layer needs a gradient, so that all of it keeps something.
         there_already: Bytes of a token that the first step keeps and that are counted elsewhere.
     """
-    kept = adapters = casts = scores = forward = again = backward = 0.0
+    kept = adapters = casts = forward = again = backward = 0.0
     last = max((place for place, step in enumerate(steps) if step.kept), default=0)
     for place, step in enumerate(steps):
         with_gradient = with_gradient or step.starts_gradient
         if with_gradient:
-            of_scores = tokens * row * step.kept_scores
-            saved = tokens * (step.kept - (0 if place else there_already)) + of_scores + step.kept_once
-            scores += of_scores
+            saved = tokens * (step.kept - (0 if place else there_already)) + step.kept_once
+            saved += tokens * row * step.kept_scores
             if step.adapter:
                 adapters += saved
                 casts += step.kept_once
@@ -138,5 +135,4 @@ def layer_memory(
         again=int(max(again, backward)),
         backward=int(backward),
         casts=int(casts),
-        scores=int(scores),
     )

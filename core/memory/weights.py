@@ -120,7 +120,7 @@ def with_updates(
         return update_bytes(elements, width, optimizer, cuda=cuda)
 
     largest = max(rows * columns for rows, columns, _ in tensors)
-    nothing = Phase(0, 0, 0, 0, 0, 0)
+    nothing = Phase(0, 0, 0, 0, 0)
     if not updates_in_backward(config):
         return {**phases, "update": replace(nothing, update=update(largest))}
     head = model.vocabulary * model.hidden if config.method.name == "full" else 0
