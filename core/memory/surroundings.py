@@ -24,8 +24,8 @@ CPU_SLACK, CPU_FRAGMENTATION = 64 << 20, 0.05
 #: Where weights are trained, tensors that stay come to lie between those that go, and an update of a large one does not
 #: fit there: what is lost is a share of what it takes. Chosen on seven configurations of the same.
 CPU_SCATTERED = 0.38
-#: Weights that are converted in loading and not quantized, as those of LoRA in fp32, leave as much more as this share of
-#: their file; why is not known. Chosen on two configurations of the same.
+#: Weights that are converted in loading and not quantized, as those of LoRA in fp32, leave as much more as this share
+#: of their file; why is not known. Chosen on two configurations of the same.
 CPU_CONVERTED = 0.5
 #: What a tokenizer takes for each token that it knows, and at most for each byte of its file; measured on vocabularies
 #: of 49,152 and 128,000 tokens.
