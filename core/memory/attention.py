@@ -39,18 +39,36 @@ def attention_step(attention: Attention, how: Arithmetic, row: int, held: float)
     if _is_short(attention, how, row):
         return _short(attention, how, row, kept, held)
     if _makes_scores(attention, how):
+        kept_scores, beside_scores = _scores(attention)
         return Step(
             "attention",
             kept=3 * FP32 * queries + kept - a * (queries + 2 * keys),
-            kept_scores=(3 if attention.dropout else 1) * FP32 * attention.heads,
+            kept_scores=kept_scores,
             beside=beside,
-            beside_scores=FP32 * attention.heads,
+            beside_scores=beside_scores,
         )
     kept += a * queries + FP32 * attention.heads
     if _is_masked(attention, row):
         # With a mask, keys and values are repeated for every query head.
         kept += 2 * a * (queries - keys) if attention.heads != attention.kv_heads else 0
     return Step("attention", kept=kept, beside=beside)
+
+
+def scores_of_sdpa(attention: Attention, how: Arithmetic, row: int) -> int:
+    """Bytes for each token and token of its row that SDPA takes for scores, where it makes some.
+
+    Args:
+        attention: Its shapes.
+        how: How it is computed.
+        row: Tokens of a row, padding included.
+    """
+    made = attention.kernel == "sdpa" and not _is_short(attention, how, row) and _makes_scores(attention, how)
+    return sum(_scores(attention)) if made else 0
+
+
+def _scores(attention: Attention) -> tuple[int, int]:
+    """What is kept of SDPA's own scores, and what is alive beside that, as in :func:`scores_of_sdpa`."""
+    return (3 if attention.dropout else 1) * FP32 * attention.heads, FP32 * attention.heads
 
 
 def _is_masked(attention: Attention, row: int) -> bool:

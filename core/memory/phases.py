@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from core.memory.activations import LayerSteps
 from core.memory.architecture import Architecture
+from core.memory.attention import scores_of_sdpa
 from core.memory.batching import chunk_positions
 from core.memory.norms import norm_backward, norm_form, norm_kept
 from core.memory.sizes import OFFLOAD_IN_FLIGHT
@@ -37,8 +38,8 @@ class MicroBatch:
 class Phase:
     """Bytes alive at one moment: kept for backward, kept for the adapters, one layer at work, the loss, its logits.
 
-    ``narrow_logits`` are freed before what follows them, and part of none of these. ``gradients`` and ``update`` are of
-    weights that are updated inside backward, or after it.
+    ``gaps`` are part of none of these: where tensors have been that are smaller than those that follow. ``gradients``
+    and ``update`` are of weights that are updated inside backward, or after it.
     """
 
     kept: float
@@ -46,7 +47,7 @@ class Phase:
     layer: float
     loss: float
     logits: float
-    narrow_logits: float = 0.0
+    gaps: float = 0.0
     gradients: float = 0.0
     update: float = 0.0
 
@@ -98,7 +99,7 @@ class Pass:
         form = norm_form(last_layer, self._how, trained=self._gradient_from == "embeddings")
         norm = tokens * norm_kept(form, self._how, model.hidden)
         backward = norm + tokens * norm_backward(form, self._how, model.hidden)
-        logits, narrow = self._logits(), self._narrow_logits()
+        logits, gaps = self._logits(), self._gaps()
         loss = hidden + norm + 2 * a * model.hidden * self._batch.supervised
         masks = self._masks()
         kept, adapters = sum(memory.kept for memory in memories), sum(memory.adapters for memory in memories)
@@ -111,12 +112,12 @@ class Pass:
             worst = max(memories, key=lambda memory: max(memory.again + gradient, memory.backward))
             layer = max(worst.again + gradient, worst.backward) - worst.adapters
             return {
-                "loss": Phase(inputs, casts, 0, max(loss, backward - logits), logits, narrow),
+                "loss": Phase(inputs, casts, 0, max(loss, backward - logits), logits, gaps),
                 "backward": Phase(inputs, worst.adapters, layer, 0, 0),
             }
         layer = max(last.forward + 2 * hidden, last.backward + hidden) - last.adapters
         return {
-            "loss": Phase(kept + masks, adapters, 0, max(loss, backward - logits), logits, narrow),
+            "loss": Phase(kept + masks, adapters, 0, max(loss, backward - logits), logits, gaps),
             "backward": Phase(kept - last.kept + masks, adapters, layer, 0, 0),
         }
 
@@ -151,10 +152,14 @@ class Pass:
             found += scores
         return found
 
-    def _narrow_logits(self) -> int:
-        """The logits of a chunk before they are fp32, and where they are capped, what comes between."""
+    def _gaps(self) -> int:
+        """The logits of a chunk before they are fp32, and where they are capped, what comes between; and the scores of
+        a layer where SDPA makes some."""
+        batch = self._batch
+        scores = (scores_of_sdpa(layer.attention, self._how, batch.length) for layer in self._model.layers)
         made = 0 if self._how.bytes == FP32 else 3 if self._model.softcap else 1
-        return made * self._how.bytes * self._chunk() * self._model.vocabulary
+        logits = made * self._how.bytes * self._chunk() * self._model.vocabulary
+        return logits + max(scores) * batch.tokens * batch.length
 
     def _chunk(self) -> int:
         return min(chunk_positions(self._model.vocabulary), self._batch.supervised)

@@ -19,7 +19,8 @@ CUDA_FRAGMENTATION = 0.04
 #: the CPU, transformers 5.24, peft 0.21, bitsandbytes 0.50; measured by bench/memory.py.
 CPU_RUNTIME = 420 << 20
 #: What malloc holds beyond what is used of it: so much always, and a share of the most that comes and goes. It keeps
-#: what is freed (core.worker.heap) for the next moment, which needs no more. Measured by the same.
+#: what is freed (core.worker.heap) for the next moment, which needs no more; but where logits in 16 bit were, those in
+#: fp32 do not fit, and where SDPA's scores were, hardly anything that is large. Measured by the same.
 CPU_SLACK, CPU_FRAGMENTATION = 64 << 20, 0.05
 #: Where weights are trained, tensors that stay come to lie between those that go, and an update of a large one does not
 #: fit there: what is lost is a share of what it takes. Chosen on seven configurations of the same.
@@ -54,8 +55,7 @@ def around_cpu(model: Architecture, phases: Mapping[str, Phase], converted: int)
         converted: Bytes of the file whose weights are converted in loading and not quantized.
     """
     most = max(phase.total for phase in phases.values())
-    # What has held logits of fewer bytes is too small for those in fp32 that follow.
-    gaps = max(phase.narrow_logits for phase in phases.values())
+    gaps = max(phase.gaps for phase in phases.values())
     scattered = CPU_SCATTERED * max(phase.update for phase in phases.values())
     unused = CPU_SLACK + CPU_FRAGMENTATION * most + gaps + scattered + CPU_CONVERTED * converted
     return [Part("fragmentation", int(unused), "held by malloc and not used"), *process(model)]
