@@ -20,6 +20,9 @@ LOGITS_BYTES = 256 << 20
 #: Chunks are powers of two between these: smaller ones leave the products of the head too thin to be fast.
 FEWEST_POSITIONS, MOST_POSITIONS = 64, 1024
 
+#: The longest rows that go through the worker's own attention on a CPU; torch's kernel is faster from there on.
+SHORT_ROW = 256
+
 #: Rows of one padded length, longest first: ``(length, rows)``.
 Runs = Sequence[tuple[int, int]]
 

@@ -13,9 +13,11 @@ from core.config.schema import Config
 from core.errors import UserError
 from core.hardware import cpu
 from core.memory.model_files import find_model, load_architecture
-from core.memory.plan import CUDA_RUNTIME, DeviceKind, Machine, Plan, make_plan
+from core.memory.plan import DeviceKind, Machine, Plan
+from core.memory.planner import make_plan
 from core.memory.rows import rows_of_tokens
 from core.memory.sizes import sequences_per_row
+from core.memory.surroundings import CUDA_RUNTIME
 from core.units import format_bytes
 from core.worker.batches import supervised_count
 

@@ -23,10 +23,10 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from core.memory.batching import SHORT_ROW
+
 #: The implementation's name: what ``set_attn_implementation`` takes.
 NAME = "localtune"
-#: The longest rows that :class:`ShortAttention` takes; torch's kernel is faster from there on.
-SHORT = 256
 #: What else an attention layer may ask for that rows in a layout do not get, by the names of transformers.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias", "attention_bias")
 
@@ -139,7 +139,7 @@ def _is_plain(
 
 
 def _is_short(query: torch.Tensor, keys: int) -> bool:
-    return query.device.type == "cpu" and 1 < keys <= SHORT and torch.is_grad_enabled() and query.requires_grad
+    return query.device.type == "cpu" and 1 < keys <= SHORT_ROW and torch.is_grad_enabled() and query.requires_grad
 
 
 def _attend_groups(
