@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -158,23 +158,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("words", nargs="*", help="measure only configurations whose name holds one of these")
     parser.add_argument("--out", type=Path, help="where the results go (default: bench/results/memory-DATE.json)")
+    parser.add_argument("--resume", action="store_true", help="keep what is there, and measure what is missing")
+    parser.add_argument("--most", type=int, default=len(CASES), help="measure no more configurations than this")
     arguments = parser.parse_args()
+    today = datetime.datetime.now().date().isoformat()
+    out = arguments.out or ROOT / "bench" / "results" / f"memory-{today}.json"
+    found = {result["name"]: result for result in json.loads(out.read_text())["results"]} if arguments.resume else {}
+    measured_before = len(found)
     starter = paths.models_dir() / STARTER
-    results = []
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
         os.environ["LOCALTUNE_HOME"] = scratch
         for case in CASES:
-            if arguments.words and not any(word in case.name for word in arguments.words):
+            chosen = not arguments.words or any(word in case.name for word in arguments.words)
+            if not chosen or case.name in found or len(found) - measured_before >= arguments.most:
                 continue
             if case.shape == STARTER and not starter.is_dir():
                 print(f"{case.name}: not measured, the starter model is not prepared", file=sys.stderr)
                 continue
-            results.append(measure(case, model_directory(case.shape, starter, home), home))
-            print(f"{case.name}: {results[-1]['error']:+.1%}", file=sys.stderr, flush=True)
-    today = datetime.datetime.now().date().isoformat()
-    out = arguments.out or ROOT / "bench" / "results" / f"memory-{today}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
+            found[case.name] = measure(case, model_directory(case.shape, starter, home), home)
+            print(f"{case.name}: {found[case.name]['error']:+.1%}", file=sys.stderr, flush=True)
+            # What is measured stays measured when this is interrupted.
+            write(out, today, found)
+    written = write(out, today, found)
+    print(table(written["results"]))
+    print(json.dumps(written["summary"], indent=1))
+
+
+def write(out: Path, today: str, found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Write the results in the order of the cases, and return what is written."""
+    results = [found[case.name] for case in CASES if case.name in found]
     written = {
         "date": today,
         "python": platform.python_version(),
@@ -182,9 +195,9 @@ def main() -> None:
         "summary": summary(results),
         "results": results,
     }
+    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(written, indent=1) + "\n")
-    print(table(results))
-    print(json.dumps(written["summary"], indent=1))
+    return written
 
 
 if __name__ == "__main__":

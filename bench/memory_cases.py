@@ -227,11 +227,13 @@ CASES: tuple[Case, ...] = (
     Case("starter model, defaults", STARTER, (256,) * 4),
     Case("starter model, long rows, checkpointing", STARTER, (2048,), _ON),
     Case("llama, DoRA", "llama", (512,) * 2, {"method.dora": True}),
-    # The constants of the process were set without these.
+    # CPU_SLACK and CPU_FRAGMENTATION in core/memory/surroundings.py were set without these.
     Case("gemma, checkpointing", "gemma", (1024,), _ON, 0.25),
     Case("mistral", "mistral", (1024,)),
     Case("granite, LoRA, rank 128", "granite", (300,) * 3, {**_LORA, "method.rank": 128}),
     Case("gpt2, LoRA, checkpointing", "gpt2", (1024,), {**_LORA, **_ON}),
     Case("starter model, LoRA", STARTER, (200, 150, 100, 90), _LORA),
     Case("starter model, short rows", STARTER, (40,) * 8),
+    Case("qwen3, fp32", "qwen3", (300,) * 2, {"train.precision": "fp32"}),
+    Case("starter model, LoRA, fp32, checkpointing", STARTER, (512,) * 2, {**_LORA, **_ON, "train.precision": "fp32"}),
 )

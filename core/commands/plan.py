@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from core.config.document import load_config
     from core.memory.forecast import forecast, this_machine
     from core.memory.model_files import find_model, load_architecture
-    from core.memory.plan import make_plan
+    from core.memory.planner import make_plan
 
     config = load_config(Path(args.config), args.set)
     machine = this_machine(config, _size(args.gpu_memory))

@@ -16,7 +16,8 @@ from core.config.schema import WEIGHT_METHODS, Config
 from core.config.targets import expression_problem
 from core.data.shapes import COMPARED, LEARNED
 from core.errors import UserError
-from core.memory.plan import Machine, Plan, make_plan
+from core.memory.plan import Machine, Plan
+from core.memory.planner import make_plan
 from core.memory.sizes import updates_in_backward
 from core.text import one_line
 from core.units import format_bytes

@@ -1,82 +1,26 @@
 """What one decoder layer keeps for backward, and what it needs beside that while it runs.
 
-A layer is written down as the steps of its forward pass, in order. The figures are those of eager PyTorch with
-transformers' models and PEFT's adapters, operation by operation; tests compare them with what autograd really saves.
+A layer is written down as the steps of its forward pass, in order, operation by operation: those of eager PyTorch with
+transformers' models and PEFT's adapters, or those of the worker's own functions (:mod:`core.worker.fused`) where these
+take their place. Tests compare the figures with what torch really allocates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Literal
 
-from core.memory.architecture import Attention, Experts, Layer, Linear
+from core.memory.architecture import Experts, Layer, Linear
+from core.memory.attention import attention_step, keeps_output
+from core.memory.norms import keeps_input, norm_form, norm_step
+from core.memory.steps import FP32, Adapters, Arithmetic, Step
 
-FP32 = 4
 #: What is noted of a token for each expert that sees it: places, weights and choices.
 ROUTED = 64
 
-
-@dataclass(frozen=True)
-class Arithmetic:
-    """How numbers are held.
-
-    Args:
-        bytes: Of an element of the hidden states.
-        autocast: Adapters are fp32 and are cast for each product.
-        private_inputs: Every adapter keeps a copy of its input of its own. PEFT casts the input to fp32 first, except
-            on quantized layers where it sees that autocast is on, which it looks for on CUDA only.
-        quantized: The linear layers are NF4 and are dequantized for each product.
-        cuda: It runs on a GPU, whose kernels keep other things than the CPU's in a few places.
-    """
-
-    bytes: int
-    autocast: bool
-    private_inputs: bool
-    quantized: bool
-    cuda: bool
-
-
-@dataclass(frozen=True)
-class Adapters:
-    """What is trained of a layer.
-
-    PEFT's adapters on linear layers: rank, dropout and DoRA, the names of the layers that get some, and whether a
-    frozen adapter lies beside each; or, with ``weights``, the layer's own weights.
-    """
-
-    rank: int
-    dropout: float
-    dora: bool
-    targets: frozenset[str]
-    paired: bool = False
-    weights: bool = False
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of a layer's forward pass.
-
-    Bytes for each token, for each token and token of its row (attention scores), and once for the layer.
-    """
-
-    name: str
-    kept: float = 0.0
-    kept_scores: float = 0.0
-    kept_once: float = 0.0
-    adapter: bool = False
-    """Whether what is kept is kept for an adapter."""
-    beside: float = 0.0
-    """Alive during the step only, besides everything kept up to its end."""
-    beside_scores: float = 0.0
-    beside_once: float = 0.0
-    beside_backward: float = 0.0
-    """Alive while its gradient is made, besides everything kept up to its end."""
-    beside_backward_scores: float = 0.0
-    beside_backward_once: float = 0.0
-    unfinished: float = 0.0
-    """What of ``beside`` is not reached when the layer is run again and this is the last step that keeps anything."""
-    starts_gradient: bool = False
-    """Whether a gradient is needed from here on, where none was before."""
+#: How a linear layer is computed: frozen and without an adapter; with its own weights trained; with an adapter by PEFT;
+#: with an adapter by the worker's function.
+LinearForm = Literal["frozen", "trained", "peft", "fused"]
 
 
 class LayerSteps:
@@ -85,7 +29,7 @@ class LayerSteps:
     Args:
         layer: Its shapes.
         hidden: Features between the layers.
-        arithmetic: How numbers are held.
+        arithmetic: How it is computed.
         adapters: What is trained.
         row: Tokens of the longest row, padding included: a sliding window shorter than it needs a mask.
     """
@@ -96,6 +40,12 @@ class LayerSteps:
         self._how = arithmetic
         self._adapters = adapters
         self._row = row
+        self._norm = norm_form(layer, arithmetic, trained=adapters.weights)
+
+    @property
+    def keeps_input(self) -> bool:
+        """Whether what the first norm keeps is the layer's own input."""
+        return keeps_input(self._norm, self._how)
 
     def steps(self) -> list[Step]:
         """The steps in the order of the forward pass."""
@@ -106,16 +56,17 @@ class LayerSteps:
         by_name = {linear.name: linear for linear in layer.linears}
         attention = [linear for linear in layer.linears if "mlp" not in linear.name]
         network = [by_name[linear.name] for linear in layer.linears if "mlp" in linear.name]
-        residual = a * hidden
+        # Where the norm keeps it, it is counted there.
+        residual = 0 if self._norm == "fused rms" else a * hidden
         yield self._normalize(hidden, residual)
         *projections, output = attention
         yield from self._project(projections, residual)
         # The caller holds the input of attention and of the feed-forward network until they have run.
         held = residual + self._unkept_input(projections)
-        yield from self._attend(layer.attention, held)
-        # The kernel keeps its output; only the plain products of eager attention do not.
-        kept_already = layer.attention.kernel == "sdpa" and not self._scores(layer.attention)
-        yield from self._linear(output, held=held, shared=kept_already)
+        yield from self._attend(held)
+        yield from self._linear(
+            output, held=held, shared=keeps_output(layer.attention, self._how, self._row), alone=True
+        )
         yield from self._drop(layer.dropout, hidden)
         if layer.norms == 4:
             yield self._normalize(hidden, residual)
@@ -135,47 +86,52 @@ class LayerSteps:
 
         ``again`` when its input is one that has been kept already.
         """
-        a = self._how.bytes
-        if self._layer.norm == "layer":
-            if self._how.cuda and self._how.autocast:
-                # Autocast runs it in fp32 on CUDA and gives fp32, which each product casts again.
-                return Step("norm", kept=FP32 * width + 2 * FP32, beside=held + (FP32 + a) * width)
-            # It keeps the residual stream itself and two numbers a token.
-            kept = 2 * a + (0 if again else a * width)
-            return Step("norm", kept=kept, beside=held + a * width, beside_backward=3 * a * width)
-        # A weight that is trained needs what it is multiplied with, too.
-        return Step(
-            "norm",
-            kept=FP32 * (width + heads) + (a * width if self._adapters.weights else 0),
-            beside=held + (FP32 + 2 * a) * width,
-            beside_backward=5 * FP32 * width,
-        )
+        trained = self._adapters.weights
+        return norm_step(self._norm, self._how, width, held, heads=heads, again=again, trained=trained)
 
-    def _linear(self, linear: Linear, *, held: float, shared: bool) -> Iterator[Step]:
+    # Linear layers.
+
+    def _form(self, linear: Linear) -> LinearForm:
+        adapters, how = self._adapters, self._how
+        if adapters.weights:
+            return "trained"
+        if linear.name not in adapters.targets:
+            return "frozen"
+        # One that lies the other way round is turned when it is quantized.
+        plain = not adapters.dora and not adapters.paired and (how.quantized or not linear.transposed)
+        return "fused" if how.fused_layers and plain else "peft"
+
+    def _keeps_input(self, linear: Linear) -> bool:
+        """Whether it keeps its input as it is, which others may hold too."""
+        form = self._form(linear)
+        if form == "trained":
+            return True
+        private = form == "peft" and self._how.private_inputs and self._how.autocast
+        return form != "frozen" and not self._adapters.dropout and not private
+
+    def _linear(self, linear: Linear, *, held: float, shared: bool, alone: bool = False) -> Iterator[Step]:
         """A linear layer with its adapter, where it has one.
 
         Args:
             linear: The layer.
             held: Bytes a token of what else is alive meanwhile, its input left out.
             shared: Whether an earlier step has kept the same input already.
+            alone: Whether no other layer has the same input.
         """
-        how, a, rank = self._how, self._how.bytes, self._adapters.rank
-        private = how.private_inputs and how.autocast
-        adapted = linear.name in self._adapters.targets
-        if self._adapters.weights:
-            adapted, private = True, False
-        own_input = private or bool(self._adapters.dropout) or not (adapted or shared)
-        held += a * linear.inputs if own_input else 0
+        how, a, form = self._how, self._how.bytes, self._form(linear)
+        held += 0 if self._keeps_input(linear) or (form == "frozen" and shared) else a * linear.inputs
+        if form == "fused":
+            yield self._fused_adapter(linear, held, shared, alone)
+            return
         workspace = a * linear.weights if how.quantized else 0
-        backward = a * (linear.outputs + 2 * linear.inputs)
         yield Step(
             linear.name,
             beside=held + a * linear.outputs,
             beside_once=workspace,
-            beside_backward=backward,
+            beside_backward=a * (linear.outputs + 2 * linear.inputs),
             beside_backward_once=workspace,
         )
-        if self._adapters.weights:
+        if form == "trained":
             # The gradient of the weights needs the input; it is made beside that of the input.
             yield Step(
                 f"{linear.name} weights",
@@ -184,21 +140,46 @@ class LayerSteps:
                 beside_backward=a * (linear.outputs + 2 * linear.inputs),
                 starts_gradient=True,
             )
-            return
-        if not adapted:
-            return
+        elif form == "peft":
+            yield self._peft_adapter(linear, held, shared)
+
+    def _fused_adapter(self, linear: Linear, held: float, shared: bool, alone: bool) -> Step:
+        """Layer and adapter as one function, which keeps its input and what the adapter has inside."""
+        how, a, rank = self._how, self._how.bytes, self._adapters.rank
+        kept = a * rank
+        if self._adapters.dropout:
+            kept += linear.inputs * self._dropped(a)
+        elif not shared:
+            kept += a * linear.inputs
+        workspace = a * linear.weights if how.quantized and not how.dequantized else 0
+        # The gradients of output and input, and where others have the same input, what theirs have come to.
+        backward = a * (linear.outputs + linear.inputs * (1 if alone else 2))
+        casts = (a if how.autocast else 0) * rank * linear.inputs + (FP32 + a) * rank * linear.outputs
+        return Step(
+            f"{linear.name} adapter",
+            kept=kept,
+            adapter=True,
+            beside=held + a * linear.outputs,
+            beside_once=max(workspace, casts),
+            beside_backward=backward,
+            beside_backward_once=max(workspace, casts),
+            starts_gradient=True,
+        )
+
+    def _peft_adapter(self, linear: Linear, held: float, shared: bool) -> Step:
+        how, a, rank = self._how, self._how.bytes, self._adapters.rank
+        private = how.private_inputs and how.autocast
         # A frozen adapter keeps the casts of its weights, and nothing of its input.
         pairs = 2 if self._adapters.paired else 1
         kept, once = a * rank, 0
         # The layer's own output, the adapter's, and that scaled.
         beside = held + 3 * a * linear.outputs
+        backward = a * (linear.outputs + 2 * linear.inputs)
         if private:
             beside += FP32 * linear.inputs
             backward += FP32 * linear.inputs
         if self._adapters.dropout:
-            # What was dropped, and the input that is left; on the CPU the former is held in the input's own numbers.
-            width = FP32 if private else a
-            kept += linear.inputs * ((1 if how.cuda else width) + a)
+            kept += linear.inputs * self._dropped(FP32 if private else a)
             beside += FP32 * linear.inputs if private else 0
         elif private or not shared:
             kept += a * linear.inputs
@@ -207,7 +188,7 @@ class LayerSteps:
             beside += 2 * a * linear.outputs
             # The norm of the adapted weights: the weights themselves, the adapters' product and their sum in fp32.
             once = FP32 * 3 * linear.weights
-        yield Step(
+        return Step(
             f"{linear.name} adapter",
             kept=kept,
             kept_once=a * rank * (linear.inputs + linear.outputs) * pairs if how.autocast else 0,
@@ -219,68 +200,35 @@ class LayerSteps:
             starts_gradient=True,
         )
 
+    def _dropped(self, width: int) -> int:
+        """Bytes kept for a feature of an adapter's input with dropout: what was dropped, and the input that is left; on
+        the CPU the former is held in the input's own numbers, ``width`` bytes each."""
+        return (1 if self._how.cuda else width) + self._how.bytes
+
     def _unkept_input(self, linears: list[Linear]) -> float:
         """Bytes a token of the input that these layers share, where none of them keeps it as it is."""
-        if self._adapters.weights:
-            return 0
-        kept = any(linear.name in self._adapters.targets for linear in linears) and not self._adapters.dropout
-        private = self._how.private_inputs and self._how.autocast
-        return 0 if kept and not private else self._how.bytes * linears[0].inputs
+        return 0 if any(map(self._keeps_input, linears)) else self._how.bytes * linears[0].inputs
 
     def _project(self, projections: list[Linear], residual: float) -> Iterator[Step]:
         held, shared = residual, False
         for linear in projections:
             yield from self._linear(linear, held=held, shared=shared)
-            shared = shared or self._adapters.weights or linear.name in self._adapters.targets
+            shared = shared or self._keeps_input(linear)
             held += self._how.bytes * linear.outputs
 
-    def _attend(self, attention: Attention, residual: float) -> Iterator[Step]:
-        a, queries, keys = self._how.bytes, attention.queries, attention.keys
-        projected = residual + a * (queries + 2 * keys)
+    # Attention.
+
+    def _attend(self, residual: float) -> Iterator[Step]:
+        a, attention = self._how.bytes, self._layer.attention
+        queries, keys = attention.queries, attention.keys
         if attention.normed:
+            projected = residual + a * (queries + 2 * keys)
             per_head = attention.normed == "head"
             yield self._normalize(queries, projected, attention.heads if per_head else 1)
             yield self._normalize(keys, projected, attention.kv_heads if per_head else 1)
-        # After the rotation queries and keys are new tensors; the values are those that the projection gave, and hold
-        # all of it alive where it is a fused one. Without a rotation all three are parts of it.
-        kept = a * (queries + keys) if attention.rotary else 0
-        kept += a * ((queries + 2 * keys) if attention.fused else keys)
-        beside = residual + a * (queries + keys) + a * queries
-        if attention.kernel == "eager":
-            yield self._eager(attention, beside)
-            return
-        if self._scores(attention):
-            yield Step(
-                "attention",
-                kept=3 * FP32 * queries + kept - a * (queries + 2 * keys),
-                kept_scores=(3 if attention.dropout else 1) * FP32 * attention.heads,
-                beside=beside,
-                beside_scores=FP32 * attention.heads,
-            )
-            return
-        kept += a * queries + FP32 * attention.heads
-        if attention.window is not None and attention.window < self._row:
-            # With a mask, keys and values are repeated for every query head.
-            kept += 2 * a * (queries - keys) if attention.heads != attention.kv_heads else 0
-        yield Step("attention", kept=kept, beside=beside)
+        yield attention_step(attention, self._how, self._row, residual)
 
-    def _scores(self, attention: Attention) -> bool:
-        """Whether SDPA makes scores, in fp32: the CPU has no kernel with dropout, or for values narrower than keys."""
-        return bool(attention.dropout or attention.uneven) and not self._how.cuda
-
-    def _eager(self, attention: Attention, beside: float) -> Step:
-        a, queries = self._how.bytes, attention.queries
-        # The softmax is taken in fp32 and cast back, which makes no second tensor of fp32 scores.
-        scores = attention.heads * (FP32 + (a if self._how.autocast else 0) + (a if attention.softcap else 0))
-        return Step(
-            "attention",
-            kept=3 * a * queries,
-            kept_scores=scores,
-            beside=beside + 2 * a * queries,
-            beside_scores=attention.heads * (FP32 + a),
-            beside_backward=3 * a * queries,
-            beside_backward_scores=attention.heads * (2 * FP32 + a),
-        )
+    # Feed-forward networks.
 
     def _feed_forward(self, network: list[Linear], residual: float) -> Iterator[Step]:
         layer, a, width = self._layer, self._how.bytes, self._layer.width
@@ -289,21 +237,23 @@ class LayerSteps:
             gate, up, down, *more = network
             yield from self._linear(gate, held=residual, shared=False)
             yield Step("activation", kept=2 * a * width, beside=held)
-            both = self._adapters.weights or gate.name in self._adapters.targets
-            yield from self._linear(up, held=residual, shared=both)
-            yield Step("gate", kept=a * width, beside=held + a * width)
-            yield from self._linear(down, held=held, shared=False)
+            yield from self._linear(up, held=residual, shared=self._keeps_input(gate))
+            yield Step("gate", kept=a * width, beside=held + a * width, beside_backward=3 * a * width)
+            yield from self._linear(down, held=held, shared=False, alone=True)
             for linear in more:
-                shared = bool({gate.name, up.name} & self._adapters.targets)
+                shared = self._keeps_input(gate) or self._keeps_input(up)
                 yield from self._linear(linear, held=held, shared=shared)
             return
         first, second = network
-        yield from self._linear(first, held=residual, shared=False)
+        yield from self._linear(first, held=residual, shared=False, alone=not layer.parallel)
         if layer.gate == "fused":
-            yield Step("activation", kept=3 * a * width, beside=held + a * width)
+            yield Step("activation", kept=3 * a * width, beside=held + a * width, beside_backward=4 * a * width)
         else:
-            yield Step("activation", kept=layer.activation_copies * a * width, beside=held + a * width)
-        yield from self._linear(second, held=held, shared=False)
+            copies = layer.activation_copies
+            # Gradients of output and input, and of what an activation of several operations has between them.
+            backward = (3 if copies > 1 else 2) * a * width
+            yield Step("activation", kept=copies * a * width, beside=held + a * width, beside_backward=backward)
+        yield from self._linear(second, held=held, shared=False, alone=True)
 
     def _mix(self, experts: Experts, residual: float) -> Iterator[Step]:
         a, tokens = self._how.bytes, experts.active
@@ -332,66 +282,3 @@ class LayerSteps:
         """Dropout of the model itself."""
         if share:
             yield Step("dropout", kept=(1 if self._how.cuda else self._how.bytes) * width)
-
-
-@dataclass(frozen=True)
-class LayerMemory:
-    """A layer's activations in bytes, for given numbers of tokens.
-
-    Args:
-        kept: Kept for backward, those for the adapters left out.
-        adapters: Kept for the adapters, the casts of their weights among them.
-        forward: The most that is alive at once in the forward pass, what is kept by then included.
-        again: The same for a forward pass that is run a second time for its activations only, and the backward pass
-            that follows at once.
-        backward: The same for the backward pass alone, when it was not run again.
-        casts: Copies of the adapters' weights in the dtype of the products; part of ``adapters``.
-        scores: Attention scores; part of ``kept``.
-    """
-
-    kept: int
-    adapters: int
-    forward: int
-    again: int
-    backward: int
-    casts: int
-    scores: int
-
-
-def layer_memory(steps: list[Step], tokens: int, row: int, *, with_gradient: bool) -> LayerMemory:
-    """Sum a layer's steps up.
-
-    Args:
-        steps: Of its forward pass.
-        tokens: In the micro-batch, padding included.
-        row: Tokens of a row, padding included.
-        with_gradient: Whether what comes before the layer needs a gradient, so that all of it keeps something.
-    """
-    kept = adapters = casts = scores = forward = again = backward = 0.0
-    last = max((place for place, step in enumerate(steps) if step.kept), default=0)
-    for place, step in enumerate(steps):
-        with_gradient = with_gradient or step.starts_gradient
-        if with_gradient:
-            of_scores = tokens * row * step.kept_scores
-            saved = tokens * step.kept + of_scores + step.kept_once
-            scores += of_scores
-            if step.adapter:
-                adapters += saved
-                casts += step.kept_once
-            else:
-                kept += saved
-            beside = tokens * step.beside_backward + tokens * row * step.beside_backward_scores
-            backward = max(backward, kept + adapters + beside + step.beside_backward_once)
-        alive = kept + adapters + tokens * step.beside + tokens * row * step.beside_scores + step.beside_once
-        forward = max(forward, alive)
-        if place <= last:
-            again = max(again, alive - (tokens * step.unfinished if place == last else 0))
-    return LayerMemory(
-        kept=int(kept),
-        adapters=int(adapters),
-        forward=int(forward),
-        again=int(max(again, backward)),
-        backward=int(backward),
-        casts=int(casts),
-        scores=int(scores),
-    )

@@ -9,7 +9,8 @@ from typing import Any
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
 from core.memory.architecture import Architecture
-from core.memory.plan import Machine, Plan, make_plan
+from core.memory.plan import Machine, Plan
+from core.memory.planner import make_plan
 from core.memory.rows import Rows
 from core.memory.sizes import updates_in_backward
 from core.units import format_bytes
@@ -57,7 +58,7 @@ def advise(
     """One or two answers to a plan.
 
     Args:
-        architecture: As for :func:`~core.memory.plan.make_plan`.
+        architecture: As for :func:`~core.memory.planner.make_plan`.
         config: The same.
         machine: The same.
         rows: The same.

@@ -15,6 +15,7 @@ class Linear:
         inputs: Features in.
         outputs: Features out.
         bias: Whether it adds one.
+        transposed: Whether its matrix lies the other way round, as that of transformers' ``Conv1D``.
         among_all: Whether it gets an adapter for ``all-linear``. Where PEFT puts adapters on stacked experts instead of
             layers of these names, other layers of these names get none.
     """
@@ -24,6 +25,7 @@ class Linear:
     outputs: int
     bias: bool = False
     among_all: bool = True
+    transposed: bool = False
 
     @property
     def weights(self) -> int:
@@ -116,6 +118,7 @@ class Layer:
         activation_copies: Tensors of the inner width that the activation function keeps for backward.
         norms: Normalizations over the hidden size.
         norm: Their kind.
+        offset_norm: What they weigh with is one more than their weight, in fp32, as in Gemma.
         parallel: Attention and feed-forward start from the same residual.
         dropout: Share of the outputs of attention and feed-forward dropped in training, by the model's configuration.
         experts: Its experts, where it has any.
@@ -130,6 +133,7 @@ class Layer:
     activation_copies: int = 1
     norms: int = 2
     norm: Literal["rms", "layer"] = "rms"
+    offset_norm: bool = False
     parallel: bool = False
     dropout: float = 0.0
     experts: Experts | None = None

@@ -20,6 +20,9 @@ LOGITS_BYTES = 256 << 20
 #: Chunks are powers of two between these: smaller ones leave the products of the head too thin to be fast.
 FEWEST_POSITIONS, MOST_POSITIONS = 64, 1024
 
+#: The longest rows that go through the worker's own attention on a CPU; torch's kernel is faster from there on.
+SHORT_ROW = 256
+
 #: Rows of one padded length, longest first: ``(length, rows)``.
 Runs = Sequence[tuple[int, int]]
 
@@ -44,7 +47,9 @@ def length_runs(lengths: Iterable[int]) -> list[tuple[int, int]]:
     return sorted(Counter(map(padded_length, lengths)).items(), reverse=True)
 
 
-def largest_shape(runs: Runs, batch_size: int, token_budget: int, max_rows: int | None = None) -> tuple[int, int, int]:
+def largest_shape(
+    runs: Runs, batch_size: int, token_budget: int, max_rows: int | None = None, *, shared: int = 0
+) -> tuple[int, int, int]:
     """The micro-batch with most tokens, padding included, that rows of these lengths can make.
 
     Args:
@@ -52,17 +57,19 @@ def largest_shape(runs: Runs, batch_size: int, token_budget: int, max_rows: int 
         batch_size: Rows in an optimizer step.
         token_budget: The most tokens of a micro-batch; a single longer row is one all the same.
         max_rows: The most rows of a micro-batch.
+        shared: Tokens at the beginning of all rows that are there once for all of them.
 
     Returns:
         How many longer rows come before its first one, its rows, and its padded length.
     """
     total = sum(count for _, count in runs)
     # A shorter longest row may leave room for so many rows that the whole is larger.
-    best, before = (0, 1, runs[0][0]), 0
+    best, most, before = (0, 1, runs[0][0]), 0, 0
     for width, count in runs:
         rows = min(batch_size, max_rows or batch_size, max(1, token_budget // width), total - before)
-        if rows * width > best[1] * best[2]:
-            best = (before, rows, width)
+        tokens = shared + rows * padded_length(width - shared)
+        if tokens > most:
+            best, most = (before, rows, width), tokens
         before += count
     return best
 

@@ -66,6 +66,8 @@ class _Family:
     """Names of the two linear layers of a feed-forward network without a gate."""
     norm: Literal["rms", "layer"] = "rms"
     norm_bias: bool = False
+    offset_norm: bool = False
+    """Whether norms weigh with one more than their weight."""
 
 
 _LIKE_LLAMA: dict[str, _Family] = {
@@ -77,9 +79,17 @@ _LIKE_LLAMA: dict[str, _Family] = {
     "olmo2": _Family(normed="all", mlp_bias=False),
     "qwen2": _Family(qkv_bias=True, output_bias=False, mlp_bias=False, kv_heads=32),
     "qwen3": _Family(normed="head", head_dim=128, mlp_bias=False, kv_heads=32),
-    "gemma": _Family(tied=True, head_dim=256, kv_heads=16, mlp_bias=False),
+    "gemma": _Family(tied=True, head_dim=256, kv_heads=16, mlp_bias=False, offset_norm=True),
     "gemma2": _Family(
-        tied=True, head_dim=256, kv_heads=4, heads=8, norms=4, softcap=True, mlp_bias=False, window="sliding_window"
+        tied=True,
+        head_dim=256,
+        kv_heads=4,
+        heads=8,
+        norms=4,
+        offset_norm=True,
+        softcap=True,
+        mlp_bias=False,
+        window="sliding_window",
     ),
     "gemma3_text": _Family(
         tied=True,
@@ -88,6 +98,7 @@ _LIKE_LLAMA: dict[str, _Family] = {
         kv_heads=4,
         vocabulary=262_208,
         norms=4,
+        offset_norm=True,
         normed="head",
         mlp_bias=False,
         window="sliding_window",
@@ -229,7 +240,16 @@ def _like_llama(values: ConfigValues, family: str, rules: _Family) -> Architectu
     if rules.sinks:
         other += attention.heads
     linears = _attention_linears(values, rules, attention, hidden)
-    dense = Layer(depth, linears, attention, 0, norms=rules.norms, norm=rules.norm, other=other)
+    dense = Layer(
+        depth,
+        linears,
+        attention,
+        0,
+        norms=rules.norms,
+        norm=rules.norm,
+        offset_norm=rules.offset_norm,
+        other=other,
+    )
     if rules.plain is not None:
         width = values.count("intermediate_size")
         bias = _bias(values, rules.mlp_bias)
@@ -316,10 +336,10 @@ def _gpt2(values: ConfigValues, family: str) -> Architecture:
     heads, width = values.count("num_attention_heads"), values.count("intermediate_size", 4 * hidden)
     positions = values.count("max_position_embeddings", 1024)
     linears = (
-        Linear("attn.c_attn", hidden, 3 * hidden, True),
-        Linear("attn.c_proj", hidden, hidden, True),
-        Linear("mlp.c_fc", hidden, width, True),
-        Linear("mlp.c_proj", width, hidden, True),
+        Linear("attn.c_attn", hidden, 3 * hidden, True, transposed=True),
+        Linear("attn.c_proj", hidden, hidden, True, transposed=True),
+        Linear("mlp.c_fc", hidden, width, True, transposed=True),
+        Linear("mlp.c_proj", width, hidden, True, transposed=True),
     )
     attention = Attention(
         heads,

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from core.memory.activations import FP32, Adapters, Arithmetic, LayerMemory, LayerSteps, layer_memory
+from core.memory.activations import LayerSteps
 from core.memory.architecture import Architecture
+from core.memory.attention import scores_of_sdpa
 from core.memory.batching import chunk_positions
+from core.memory.norms import norm_backward, norm_form, norm_kept
 from core.memory.sizes import OFFLOAD_IN_FLIGHT
+from core.memory.steps import FP32, Adapters, Arithmetic, LayerMemory, layer_memory
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,8 @@ class MicroBatch:
 class Phase:
     """Bytes alive at one moment: kept for backward, kept for the adapters, one layer at work, the loss, its logits.
 
-    ``scores`` are those of attention, and part of what is kept or of the layer. ``gradients`` and ``update`` are of
-    weights that are updated inside backward, or after it.
+    ``gaps`` are part of none of these: where tensors have been that are smaller than those that follow. ``gradients``
+    and ``update`` are of weights that are updated inside backward, or after it.
     """
 
     kept: float
@@ -44,19 +47,14 @@ class Phase:
     layer: float
     loss: float
     logits: float
-    scores: float
+    gaps: float = 0.0
     gradients: float = 0.0
     update: float = 0.0
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """All of it, at the one moment."""
         return self.kept + self.adapters + self.layer + self.loss + self.logits + self.gradients + self.update
-
-    @property
-    def heap(self) -> float:
-        """Of that, what malloc takes from its heap: all but what large tensors are, which are mapped by themselves."""
-        return self.total - self.logits - self.scores - self.gradients - self.update
 
 
 class Pass:
@@ -98,10 +96,10 @@ class Pass:
         hidden = a * model.hidden * tokens
         memories = self._layers()
         last_layer, last = model.layers[-1], memories[-1]
-        rms = last_layer.norm == "rms"
-        norm = tokens * (FP32 * (model.hidden + 1) if rms else a * model.hidden)
-        norm_backward = norm + tokens * model.hidden * (5 * FP32 if rms else 3 * a)
-        logits = self._logits()
+        form = norm_form(last_layer, self._how, trained=self._gradient_from == "embeddings")
+        norm = tokens * norm_kept(form, self._how, model.hidden)
+        backward = norm + tokens * norm_backward(form, self._how, model.hidden)
+        logits, gaps = self._logits(), self._gaps()
         loss = hidden + norm + 2 * a * model.hidden * self._batch.supervised
         masks = self._masks()
         kept, adapters = sum(memory.kept for memory in memories), sum(memory.adapters for memory in memories)
@@ -114,14 +112,13 @@ class Pass:
             worst = max(memories, key=lambda memory: max(memory.again + gradient, memory.backward))
             layer = max(worst.again + gradient, worst.backward) - worst.adapters
             return {
-                "loss": Phase(inputs, casts, 0, max(loss, norm_backward - logits), logits, 0),
-                "backward": Phase(inputs, worst.adapters, layer, 0, 0, worst.scores),
+                "loss": Phase(inputs, casts, 0, max(loss, backward - logits), logits, gaps),
+                "backward": Phase(inputs, worst.adapters, layer, 0, 0),
             }
         layer = max(last.forward + 2 * hidden, last.backward + hidden) - last.adapters
-        scores = sum(memory.scores for memory in memories)
         return {
-            "loss": Phase(kept + masks, adapters, 0, max(loss, norm_backward - logits), logits, scores),
-            "backward": Phase(kept - last.kept + masks, adapters, layer, 0, 0, scores),
+            "loss": Phase(kept + masks, adapters, 0, max(loss, backward - logits), logits, gaps),
+            "backward": Phase(kept - last.kept + masks, adapters, layer, 0, 0),
         }
 
     def _layers(self) -> list[LayerMemory]:
@@ -129,9 +126,18 @@ class Pass:
         found: list[LayerMemory] = []
         reached = self._gradient_from == "embeddings"
         for layer, adapters in zip(self._model.layers, self._adapters, strict=True):
-            steps = LayerSteps(layer, self._model.hidden, self._how, adapters, self._batch.length).steps()
+            passed = LayerSteps(layer, self._model.hidden, self._how, adapters, self._batch.length)
+            # Recomputing starts from the layers' inputs, which are counted by themselves.
+            there_already = self._how.bytes * self._model.hidden if self._checkpointing and passed.keeps_input else 0.0
+            steps = passed.steps()
             for first in [True] + [False] * (layer.count > 1):
-                memory = layer_memory(steps, self._batch.tokens, self._batch.length, with_gradient=reached)
+                memory = layer_memory(
+                    steps,
+                    self._batch.tokens,
+                    self._batch.length,
+                    with_gradient=reached,
+                    there_already=there_already,
+                )
                 found += [memory] * (1 if first else layer.count - 1)
                 reached = reached or adapters.weights or self._gradient_from != "trained"
         return found
@@ -146,8 +152,19 @@ class Pass:
             found += scores
         return found
 
+    def _gaps(self) -> int:
+        """The logits of a chunk before they are fp32, and where they are capped, what comes between; and the scores of
+        a layer where SDPA makes some."""
+        batch = self._batch
+        scores = (scores_of_sdpa(layer.attention, self._how, batch.length) for layer in self._model.layers)
+        made = 0 if self._how.bytes == FP32 else 3 if self._model.softcap else 1
+        logits = made * self._how.bytes * self._chunk() * self._model.vocabulary
+        return logits + max(scores) * batch.tokens * batch.length
+
+    def _chunk(self) -> int:
+        return min(chunk_positions(self._model.vocabulary), self._batch.supervised)
+
     def _logits(self) -> int:
         """The logits of a chunk of supervised positions: log-probabilities, their gradient and that of the logits, all
         fp32, are alive at once."""
-        chunk = min(chunk_positions(self._model.vocabulary), self._batch.supervised)
-        return chunk * self._model.vocabulary * (3 * FP32 + (self._how.bytes if self._model.softcap else 0))
+        return self._chunk() * self._model.vocabulary * (3 * FP32 + (self._how.bytes if self._model.softcap else 0))

@@ -9,8 +9,8 @@ from dataclasses import replace
 from core.config.schema import WEIGHT_METHODS, Config
 from core.config.targets import is_target
 from core.data.shapes import Objective
-from core.memory.activations import FP32
 from core.memory.architecture import Layer
+from core.memory.steps import FP32
 
 #: NF4: half a byte a weight; for each block of 64 weights one byte, and for each 256 of these blocks four (QLoRA,
 #: arXiv 2305.14314, with bitsandbytes' block sizes).
@@ -20,8 +20,8 @@ NF4_TABLES = (16 + 256 + 1) * FP32
 #: A layer's input of fewer bytes stays on the device, as moving it would win nothing.
 OFFLOAD_SMALLEST = 1 << 20
 #: Inputs of layers that are on the device at once when they are moved to the machine's memory: that of the layer at
-#: work, and one on its way.
-OFFLOAD_IN_FLIGHT = 2
+#: work.
+OFFLOAD_IN_FLIGHT = 1
 #: Tensors of fewer elements keep 32-bit optimizer states; blocks that share a scale in 8-bit states.
 SMALLEST_8BIT, BLOCK_8BIT = 4096, 256
 

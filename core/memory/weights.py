@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from core.config.schema import Config
-from core.memory.activations import FP32, Adapters
 from core.memory.architecture import Architecture, Layer
 from core.memory.phases import Phase
 from core.memory.sizes import FP32_STATES, updates_in_backward
+from core.memory.steps import FP32, Adapters
 
 #: Tensors as ``(rows, columns, how many)``.
 Tensors = list[tuple[int, int, int]]
@@ -120,7 +120,7 @@ def with_updates(
         return update_bytes(elements, width, optimizer, cuda=cuda)
 
     largest = max(rows * columns for rows, columns, _ in tensors)
-    nothing = Phase(0, 0, 0, 0, 0, 0)
+    nothing = Phase(0, 0, 0, 0, 0)
     if not updates_in_backward(config):
         return {**phases, "update": replace(nothing, update=update(largest))}
     head = model.vocabulary * model.hidden if config.method.name == "full" else 0

@@ -90,11 +90,19 @@ def split_window(
 
 
 def largest_micro_batch(
-    lengths: Sequence[int], batch_size: int, token_budget: int, max_rows: int | None = None
+    lengths: Sequence[int], batch_size: int, token_budget: int, max_rows: int | None = None, *, shared: int = 0
 ) -> list[int]:
-    """The micro-batch with most tokens, padding included, that the data can produce: what the rehearsal runs."""
+    """The micro-batch with most tokens, padding included, that the data can produce: what the rehearsal runs.
+
+    Args:
+        lengths: Tokens of each row.
+        batch_size: Rows in an optimizer step.
+        token_budget: The most tokens of a micro-batch.
+        max_rows: The most rows of one.
+        shared: Tokens at the beginning of all rows that are computed once for all of them.
+    """
     longest = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-    start, rows, _ = largest_shape(length_runs(lengths), batch_size, token_budget, max_rows)
+    start, rows, _ = largest_shape(length_runs(lengths), batch_size, token_budget, max_rows, shared=shared)
     return longest[start : start + rows]
 
 

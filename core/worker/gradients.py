@@ -92,7 +92,7 @@ class WindowGradients:
         self._whole = whole
         self._place = place
         self._pad_id = loaded.tokenizer.pad_token_id or 0
-        self.token_budget = WHOLE if whole else TOKEN_BUDGETS.get(loaded.device.type, TOKEN_BUDGETS["cuda"])
+        self.token_budget = first_budget(loaded.device, whole=whole)
         self._offload = offload
         self.checkpointing = False
         self.offloading = False
@@ -153,10 +153,11 @@ class WindowGradients:
             UserError: As :meth:`run`.
         """
         before = rng_state()
+        shared = self._loss.shared_by_all
         while True:
-            batch = largest_micro_batch(self._lengths, batch_size, self._row_budget, self._max_rows)
+            batch = largest_micro_batch(self._lengths, batch_size, self._row_budget, self._max_rows, shared=shared)
             budget = self.token_budget
-            with self._loss.unshared():
+            with self._loss.sharing_least():
                 self.run(batch, where="the rehearsal")
             self._drop_gradients()
             restore_rng(before)
@@ -244,6 +245,16 @@ class WindowGradients:
     def _saved(self) -> str:
         """What has been done to activations by then."""
         return "recomputed from what is kept in the machine's memory" if self.offloading else "recomputed"
+
+
+def first_budget(device: torch.device, *, whole: bool) -> int:
+    """Tokens of a micro-batch, padding included, until memory runs out.
+
+    Args:
+        device: Where it runs.
+        whole: Whether a window must be one micro-batch.
+    """
+    return WHOLE if whole else TOKEN_BUDGETS.get(device.type, TOKEN_BUDGETS["cuda"])
 
 
 def make_accelerator(loaded: LoadedModel) -> Accelerator:

@@ -7,7 +7,8 @@ every hidden state that the loss needs is what it would be with the row alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 
 from core.memory.batching import padded_length
 from core.worker.fused.attention import Group, Layout
+from core.worker.template import TokenizedRow
 
 #: A beginning that saves fewer tokens than this share of the batch is not worth its own part of each attention.
 WORTHWHILE = 0.05
@@ -40,7 +42,7 @@ class LaidOut:
 
 
 def choose_layout(
-    input_ids: IntRows, supervised: BoolRows, device: torch.device, *, share: bool, pack: bool
+    input_ids: IntRows, supervised: BoolRows, device: torch.device, *, most_shared: int | None = None, pack: bool
 ) -> LaidOut | None:
     """Lay out a padded batch in the way that leaves the fewest tokens.
 
@@ -48,17 +50,17 @@ def choose_layout(
         input_ids: ``(rows, width)``.
         supervised: ``(rows, width)``: what is learned. A first token, which nothing predicts, does not count.
         device: Where the sequence is to be.
-        share: Compute once what rows begin with alike.
+        most_shared: The most tokens of what rows begin with alike that are computed once; None for no limit.
         pack: Leave out all padding; otherwise rows behind one prefix have one width.
 
     Returns:
         None where the padded batch is as good.
     """
-    rows = list(range(len(input_ids)))
     lengths = _lengths(supervised)
-    # The token before the first supervised one stays in the row: its hidden state predicts for this row alone.
-    free = [int(row.argmax()) - 1 for row in supervised]
-    groups = _best_grouping(input_ids, lengths, free) if share else [(rows, 0)]
+    free = [_free(row) for row in supervised]
+    if most_shared is not None:
+        free = [min(tokens, most_shared) for tokens in free]
+    groups = _best_grouping(input_ids, lengths, free)
     if pack:
         groups = [single for members, prefix in groups for single in _split(members, prefix, lengths)]
     elif _tokens(groups, lengths) > (1 - WORTHWHILE) * input_ids.size:
@@ -69,6 +71,32 @@ def choose_layout(
 def _lengths(supervised: BoolRows) -> list[int]:
     """Tokens of each row up to its last supervised one."""
     return [int(row.nonzero()[0].max(initial=0)) + 1 for row in supervised]
+
+
+def _free(supervised: np.ndarray[Any, np.dtype[np.bool_]]) -> int:
+    """How many tokens at a row's beginning may be shared: the token before the first supervised one stays in the row,
+    as its hidden state predicts for this row alone."""
+    return max(0, int(supervised.argmax()) - 1)
+
+
+def common_beginning(rows: Iterable[TokenizedRow]) -> int:
+    """How many tokens all rows begin with alike, before any of them is learned from.
+
+    Args:
+        rows: Of the data, something learned in each of them; both answers of a pair count.
+    """
+    first: np.ndarray[Any, np.dtype[np.int32]] | None = None
+    for sequence in itertools.chain.from_iterable(row.sequences for row in rows):
+        free = _free(sequence.supervised)
+        if first is None:
+            first = sequence.input_ids[:free]
+            continue
+        limit = min(len(first), free)
+        differs = sequence.input_ids[:limit] != first[:limit]
+        first = first[: int(differs.argmax()) if differs.any() else limit]
+        if not len(first):
+            return 0
+    return 0 if first is None else len(first)
 
 
 def _best_grouping(input_ids: IntRows, lengths: Sequence[int], free: Sequence[int]) -> Grouping:

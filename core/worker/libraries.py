@@ -6,6 +6,7 @@ import contextlib
 import functools
 import gc
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 
@@ -19,6 +20,7 @@ def import_libraries() -> None:
     with without_collections():
         with compiling_on_first_call():
             import bitsandbytes  # noqa: F401
+        read_models_once()
         import core.worker.train  # noqa: F401
 
 
@@ -34,6 +36,29 @@ def without_collections() -> Iterator[None]:
         gc.freeze()
         if was_enabled:
             gc.enable()
+
+
+def read_models_once() -> None:
+    """Have transformers know its models' files when it asks for them again.
+
+    It reads all of them, 1,700 in version 5, to know what they export: once when it is imported and again with the
+    first model, where it names the same directory in another way and does not find what it had kept of it.
+    """
+    import transformers.utils.import_utils as utils
+
+    read = getattr(utils, "create_import_structure_from_path", None)
+    if callable(read) and not isinstance(read, _ByDirectory):
+        utils.create_import_structure_from_path = _ByDirectory(read)
+
+
+class _ByDirectory:
+    """Reads what a directory exports, or that of a file, the former under the name that it has been read with."""
+
+    def __init__(self, read: Callable[[Any], Any]) -> None:
+        self._read = read
+
+    def __call__(self, path: Any) -> Any:
+        return self._read(Path(path).parent if Path(path).is_file() else path)
 
 
 @contextlib.contextmanager

@@ -191,6 +191,9 @@ class SupervisedLoss:
         """Whether what rows begin with alike is computed once; see :mod:`core.worker.layout`."""
         self.pack = False
         """Whether rows lie one behind another without padding."""
+        self.common = 0
+        """Tokens that all rows of the data begin with alike, before any is learned from."""
+        self._most_shared: int | None = None
 
     def __call__(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
         """Summed loss of a padded batch.
@@ -242,7 +245,8 @@ class SupervisedLoss:
         """
         if self.share or self.pack:
             ids, learned = input_ids.cpu().numpy(), supervised.cpu().numpy()
-            laid = choose_layout(ids, learned, input_ids.device, share=self.share, pack=self.pack)
+            shared = self._most_shared if self.share else 0
+            laid = choose_layout(ids, learned, input_ids.device, most_shared=shared, pack=self.pack)
             # Raised by the first layer that asks for more; the padded batch has it.
             with contextlib.suppress(LayoutError):
                 if laid is not None:
@@ -267,22 +271,30 @@ class SupervisedLoss:
         found: torch.Tensor = states[0].index_select(0, laid.before)
         return found
 
+    @property
+    def shared_by_all(self) -> int:
+        """Tokens at the beginning that any rows of the data share, and that are computed once."""
+        return self.common if self.share else 0
+
     @contextlib.contextmanager
-    def unshared(self) -> Iterator[None]:
-        """Inside, rows compute their beginnings each for itself: what takes the most memory."""
-        share, self.share = self.share, False
+    def sharing_least(self) -> Iterator[None]:
+        """Inside, rows share no more than all rows of the data do: what takes the most memory."""
+        self._most_shared = self.shared_by_all
         try:
             yield
         finally:
-            self.share = share
+            self._most_shared = None
 
     @torch.no_grad()
-    def verify(self, input_ids: torch.Tensor) -> float:
-        """The largest difference between our logits and the model's own on one short row; families that put something
+    def verify(self, input_ids: torch.Tensor) -> tuple[float, torch.Tensor]:
+        """The largest difference between our logits and the model's own on short rows; families that put something
         between hidden states and logits that this module does not know show here.
 
         Args:
-            input_ids: ``(1, length)``, int64.
+            input_ids: ``(rows, length)``, int64.
+
+        Returns:
+            It, and the hidden states, ``(rows, length, hidden)``.
         """
         states: list[torch.Tensor] = []
         handle = self._decoder.register_forward_hook(lambda _module, _inputs, out: states.append(out.last_hidden_state))
@@ -291,7 +303,7 @@ class SupervisedLoss:
         finally:
             handle.remove()
         ours = self.head(states[0])
-        return float((ours.float() - theirs.float()).abs().max())
+        return float((ours.float() - theirs.float()).abs().max()), states[0]
 
 
 def _learned(input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,7 @@ from core.config.schema import WEIGHT_METHODS
 from core.errors import UserError
 from core.hardware.cpu import has_bf16
 from core.worker.adapters import load_adapter
+from core.worker.nf4 import quantize_quickly
 from core.worker.offload import ActivationOffload
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -143,6 +144,8 @@ def load_model(
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
+        if target.type == "cpu":
+            quantize_quickly()
     if tokenizer is None:
         tokenizer = load_tokenizer(base)
     try:

@@ -4,6 +4,7 @@ rehearsal measures."""
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,15 +13,49 @@ from core.config.schema import Config
 from core.errors import UserError
 from core.hardware import cpu
 from core.memory.model_files import find_model, load_architecture
-from core.memory.plan import CUDA_RUNTIME, DeviceKind, Machine, Plan, make_plan
+from core.memory.plan import DeviceKind, Machine, Plan
+from core.memory.planner import make_plan
 from core.memory.rows import rows_of_tokens
 from core.memory.sizes import sequences_per_row
+from core.memory.surroundings import CUDA_RUNTIME
 from core.units import format_bytes
 from core.worker.batches import supervised_count
 
 if TYPE_CHECKING:
     from core.worker.dataset import Dataset
     from core.worker.gradients import WindowGradients
+
+
+@dataclass(frozen=True)
+class MemoryDecision:
+    """What a run does about its memory from the beginning."""
+
+    checkpointing: bool
+    """Whether activations are recomputed in backward."""
+    checkpointing_reason: str
+    offload: bool
+    """Whether what that starts from is kept in the machine's memory."""
+    offload_reason: str
+    """Empty where there is nothing to say."""
+    dequantized: bool
+    """Whether 16-bit copies of 4-bit weights are kept."""
+
+
+def decide_memory(config: Config, device: torch.device, dataset: Dataset, token_budget: int) -> MemoryDecision:
+    """Decide it when the model is loaded: as the configuration says, and where that says auto by the plan, with the
+    memory that is free by then.
+
+    Args:
+        config: Of the run.
+        device: Where it runs.
+        dataset: What is trained on.
+        token_budget: Tokens of a micro-batch.
+    """
+    recomputing, why = decide_checkpointing(config, device, dataset, token_budget)
+    offload, why_offload = decide_offload(config, device, dataset, token_budget, recomputing)
+    machine = Machine(_kind(device.type), limit_bytes=_limit(device), bf16=cpu.has_bf16())
+    plan = _plan(config, machine, dataset, token_budget, checkpointing=recomputing, offload=offload)
+    return MemoryDecision(recomputing, why, offload, why_offload, plan is not None and plan.dequantized)
 
 
 def predict_memory(
@@ -39,13 +74,19 @@ def predict_memory(
         Part to bytes; None for a model whose memory cannot be told, which is no reason not to train it.
     """
     machine = Machine(_kind(device), bf16=cpu.has_bf16())
-    plan = _plan(config, machine, dataset, windows, dequantized=dequantized)
+    plan = _plan(
+        config,
+        machine,
+        dataset,
+        windows.token_budget,
+        checkpointing=windows.checkpointing,
+        offload=windows.offloading,
+        dequantized=dequantized,
+    )
     return None if plan is None else plan.by_name()
 
 
-def decide_checkpointing(
-    config: Config, device: torch.device, dataset: Dataset, windows: WindowGradients
-) -> tuple[bool, str]:
+def decide_checkpointing(config: Config, device: torch.device, dataset: Dataset, token_budget: int) -> tuple[bool, str]:
     """Whether activations are recomputed in backward from the beginning, and why, in a sentence.
 
     ``auto`` follows the plan, with the memory that is free for the run now that its model is loaded.
@@ -59,7 +100,7 @@ def decide_checkpointing(
     limit = _limit(device)
     machine = Machine(_kind(device.type), limit_bytes=limit, bf16=cpu.has_bf16())
     kept = config.memory.keep_dequantized == "on"
-    plan = _plan(config, machine, dataset, windows, checkpointing=False, offload=False, dequantized=kept)
+    plan = _plan(config, machine, dataset, token_budget, checkpointing=False, offload=False, dequantized=kept)
     if plan is None:
         return False, "Activations are kept unless memory runs out: the memory of this model cannot be planned."
     needed, free = format_bytes(plan.needed_bytes), format_bytes(limit)
@@ -68,15 +109,8 @@ def decide_checkpointing(
     return True, f"Activations are recomputed: with all of them kept the run would take {needed}, and {free} are free."
 
 
-def keeps_dequantized(config: Config, device: torch.device, dataset: Dataset, windows: WindowGradients) -> bool:
-    """Whether 16-bit copies of 4-bit weights are kept: as ``memory.keep_dequantized`` says, or by the plan."""
-    machine = Machine(_kind(device.type), limit_bytes=_limit(device), bf16=cpu.has_bf16())
-    plan = _plan(config, machine, dataset, windows)
-    return plan is not None and plan.dequantized
-
-
 def decide_offload(
-    config: Config, device: torch.device, dataset: Dataset, windows: WindowGradients, recomputing: bool
+    config: Config, device: torch.device, dataset: Dataset, token_budget: int, recomputing: bool
 ) -> tuple[bool, str]:
     """Whether what recomputing starts from is kept in the machine's memory from the beginning, and why, in a sentence;
     an empty one where there is nothing to say.
@@ -85,7 +119,7 @@ def decide_offload(
         config: Of the run.
         device: Where it runs.
         dataset: What is trained on.
-        windows: Has decided how rows are cut.
+        token_budget: Tokens of a micro-batch.
         recomputing: Whether activations are recomputed.
     """
     wanted = config.memory.activation_offload
@@ -97,8 +131,8 @@ def decide_offload(
         return asked, "Layers' inputs are moved off the GPU: memory.activation_offload = on." if asked else ""
     limit, (used, total) = _limit(device), cpu.memory()
     machine = Machine("cuda", limit_bytes=limit, bf16=cpu.has_bf16(), host_bytes=total - used)
-    here = _plan(config, machine, dataset, windows, checkpointing=True, offload=False)
-    there = _plan(config, machine, dataset, windows, checkpointing=True, offload=True)
+    here = _plan(config, machine, dataset, token_budget, checkpointing=True, offload=False)
+    there = _plan(config, machine, dataset, token_budget, checkpointing=True, offload=True)
     if here is None or there is None or here.fits or not there.offload:
         return False, ""
     needed, free = format_bytes(here.needed_bytes), format_bytes(limit)
@@ -115,13 +149,13 @@ def _plan(
     config: Config,
     machine: Machine,
     dataset: Dataset,
-    windows: WindowGradients,
+    token_budget: int,
     *,
-    checkpointing: bool | None = None,
-    offload: bool | None = None,
+    checkpointing: bool,
+    offload: bool,
     dequantized: bool | None = None,
 ) -> Plan | None:
-    """The plan of a run, as its windows are now or with these two otherwise."""
+    """The plan of a run; None where it cannot be made."""
     try:
         return make_plan(
             load_architecture(find_model(config.model.base)),
@@ -131,9 +165,9 @@ def _plan(
                 dataset.lengths,
                 sum(map(supervised_count, dataset.rows)) // sequences_per_row(config.train.objective),
             ),
-            token_budget=windows.token_budget,
-            checkpointing=windows.checkpointing if checkpointing is None else checkpointing,
-            offload=windows.offloading if offload is None else offload,
+            token_budget=token_budget,
+            checkpointing=checkpointing,
+            offload=offload,
             dequantized=dequantized,
         )
     except UserError:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import torch
 
 from core.config.schema import WEIGHT_METHODS, Config
-from core.errors import UserError
 from core.memory.batching import TOKEN_BUDGETS
 from core.memory.sizes import FP32_STATES, updates_in_backward
 from core.models.files import weights_fingerprint
@@ -30,7 +29,7 @@ from core.worker.checkpoint import Checkpoint
 from core.worker.control import Controls, StopRequested
 from core.worker.evaluate import Evaluator
 from core.worker.fused_loss import choose_for_run
-from core.worker.gradients import WindowGradients, make_accelerator
+from core.worker.gradients import WindowGradients, first_budget, make_accelerator
 from core.worker.health import Health
 from core.worker.heap import keep_freed_memory
 from core.worker.keeper import Keeper
@@ -38,7 +37,6 @@ from core.worker.loss import SupervisedLoss
 from core.worker.model import (
     choose_device,
     choose_dtype,
-    evaluation_mode,
     load_model,
     trainable_parameters,
 )
@@ -47,7 +45,7 @@ from core.worker.objectives import make_objectives
 from core.worker.offload import available_offload
 from core.worker.optim import make_optimizer
 from core.worker.own_weights import choose_weights, trained_tensors
-from core.worker.prediction import decide_checkpointing, decide_offload, keeps_dequantized, predict_memory
+from core.worker.prediction import decide_memory, predict_memory
 from core.worker.preparation import prepare
 from core.worker.recorder import Recorder
 from core.worker.recovery import Recovery
@@ -56,11 +54,9 @@ from core.worker.samples import SampleWriter, choose_questions
 from core.worker.schedule import lr_factor, warmup_steps
 from core.worker.selection import Selection
 from core.worker.shortage import MemoryShortageError, Persistence, TornUpdateError
-from core.worker.speed import arrange_rows, compile_layers, fuse_layers
+from core.worker.speed import arrange_rows, compile_layers, fuse_layers, lays_out
+from core.worker.trial import check_head, try_model
 from core.worker.update import AdapterUpdate, Update, WeightUpdate
-
-#: The greatest difference between our logits and the model's own that rounding explains.
-LOGIT_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 1.0, torch.float16: 0.25}
 
 
 @dataclass(frozen=True)
@@ -158,9 +154,16 @@ class FinetuneRecipe:
         else:
             self._attach_adapters(fresh=found is None)
         self.fused = fuse_layers(config, self.loaded)
+        budget = first_budget(self.loaded.device, whole=updates_in_backward(config))
+        self.memory = decide_memory(config, self.loaded.device, self.dataset, budget)
+        if self.memory.dequantized:
+            self.fused.keep_weights(self.loaded.dtype)
         self.loss = SupervisedLoss(self.loaded.model)
         self.accelerator = make_accelerator(self.loaded)
-        arrange_rows(config, self.loaded, self.loss, self.dataset.rows, self.fused, self.accelerator.autocast)
+        wanted = lays_out(config, self.fused)
+        trial = try_model(self.loaded, self.loss, self.dataset.rows, self.accelerator.autocast, laid_out=wanted)
+        check_head(trial, self.loaded.dtype, config.model.base)
+        arrange_rows(config, self.loaded, self.loss, self.dataset.rows, self.fused, trial)
         report = self.recorder.reporter("loading_model", self.controls.check_stop)
         self.objective, self.held_out_objective = make_objectives(
             config,
@@ -216,7 +219,11 @@ class FinetuneRecipe:
             relieve=self.fused.drop_weights,
             offload=available_offload(self.config.memory.activation_offload, self.loaded.device),
         )
-        self._decide_memory()
+        self.windows.set_checkpointing(self.memory.checkpointing, offload=self.memory.offload)
+        if self.loaded.device.type == "cpu":
+            keep_freed_memory()
+        if self.config.train.compile:
+            compile_layers(self.loaded, self.warn)
         self.attendant = Attendant(self)
         self.health = Health(self.warn, self.dataset.places)
         self.recovery = Recovery(self)
@@ -243,18 +250,6 @@ class FinetuneRecipe:
                 objective=self.held_out_objective,
             )
         self.recorder.update(total_steps=self.total_steps)
-
-    def _decide_memory(self) -> None:
-        known = (self.config, self.loaded.device, self.dataset, self.windows)
-        recomputing, self._decision = decide_checkpointing(*known)
-        offload, self._offload_decision = decide_offload(*known, recomputing)
-        self.windows.set_checkpointing(recomputing, offload=offload)
-        if keeps_dequantized(*known):
-            self.fused.keep_weights(self.loaded.dtype)
-        if self.loaded.device.type == "cpu":
-            keep_freed_memory()
-        if self.config.train.compile:
-            compile_layers(self.loaded, self.warn)
 
     def _make_update(self) -> Update:
         train = self.config.train
@@ -283,10 +278,9 @@ class FinetuneRecipe:
         self.recorder.phase("rehearsing")
         # A resumed run goes on as it was, whatever would be decided now.
         if self.step == 0 and self.config.memory.gradient_checkpointing == "auto":
-            self.recorder.notice("info", "checkpointing", self._decision)
-        if self.step == 0 and self._offload_decision:
-            self.recorder.notice("info", "activation_offload", self._offload_decision)
-        self._verify_head()
+            self.recorder.notice("info", "checkpointing", self.memory.checkpointing_reason)
+        if self.step == 0 and self.memory.offload_reason:
+            self.recorder.notice("info", "activation_offload", self.memory.offload_reason)
         if self.loaded.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.loaded.device)
         with self.update.rehearsal():
@@ -294,18 +288,6 @@ class FinetuneRecipe:
         self.recorder.phase("rehearsing", f"{rows} rows of {length} tokens", done=1, total=1)
         self._record_memory(rehearsed=True)
         self.keeper.check_room()
-
-    def _verify_head(self) -> None:
-        ids = torch.as_tensor(self.dataset.rows[0].input_ids[:16], dtype=torch.int64, device=self.loaded.device)
-        # In evaluation mode, as dropout would make the two differ and take from the random state that was restored.
-        with evaluation_mode(self.loaded.model), self.accelerator.autocast():
-            difference = self.loss.verify(ids[None])
-        if not difference <= LOGIT_TOLERANCE[self.loaded.dtype]:
-            raise UserError(
-                f"The output head of {self.config.model.base} works in a way that is not known here "
-                f"(logits differ by {difference:.3g}).",
-                "Report the model's architecture; training it would go wrong silently.",
-            )
 
     # The loop.
 

@@ -10,7 +10,8 @@ from core.config.presets.library import Aim, Preset, presets
 from core.config.schema import Config
 from core.errors import UserError
 from core.memory.architecture import Architecture
-from core.memory.plan import Machine, make_plan
+from core.memory.plan import Machine
+from core.memory.planner import make_plan
 from core.units import format_bytes
 
 _GIB = 1 << 30

@@ -23,12 +23,11 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from core.memory.batching import SHORT_ROW
 from core.worker.fused.mode import is_fused
 
 #: The implementation's name: what ``set_attn_implementation`` takes.
 NAME = "localtune"
-#: The longest rows that :class:`ShortAttention` takes; torch's kernel is faster from there on.
-SHORT = 256
 #: What else an attention layer may ask for that rows in a layout do not get, by the names of transformers.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias", "attention_bias")
 
@@ -142,7 +141,7 @@ def _is_plain(
 
 def _is_short(query: torch.Tensor, keys: int) -> bool:
     learning = query.requires_grad or not torch.is_grad_enabled()
-    return query.device.type == "cpu" and 1 < keys <= SHORT and learning and is_fused()
+    return query.device.type == "cpu" and 1 < keys <= SHORT_ROW and learning and is_fused()
 
 
 def _attend_groups(

@@ -90,21 +90,30 @@ class FusedLora:
         self.weight = FrozenWeight(layer.get_base_layer())
 
     def __call__(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The layer's output; where nothing is learned, or adapters are off or merged, by the layer's own way."""
+        """The layer's output; where adapters are off or merged, or a single token is asked for without a gradient, by
+        the layer's own way, which has kernels of its own for that."""
         layer = self._layer
-        usual = args or kwargs or not (layer.training and torch.is_grad_enabled())
-        if usual or layer.disable_adapters or layer.merged or layer.active_adapters != [self._adapter]:
-            output: torch.Tensor = self._usual(x, *args, **kwargs)
-            return output
-        dropout = layer.lora_dropout[self._adapter]
-        dropped = dropout(x) if isinstance(dropout, torch.nn.Dropout) and dropout.p > 0 else None
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        single = x.numel() == x.shape[-1] and not torch.is_grad_enabled() and not self.weight.is_kept
+        if args or kwargs or single or layer.merged or layer.active_adapters != [self._adapter]:
+            return self._as_usual(x, *args, **kwargs)
+        if layer.disable_adapters:
+            if not self.weight.is_kept or torch.is_grad_enabled():
+                return self._as_usual(x)
+            return torch.nn.functional.linear(x.to(dtype), self.weight.matrix(dtype), self.weight.bias(dtype))
+        dropout = layer.lora_dropout[self._adapter]
+        drops = isinstance(dropout, torch.nn.Dropout) and dropout.p > 0 and layer.training
+        dropped = dropout(x) if drops else None
         down, up = layer.lora_A[self._adapter].weight, layer.lora_B[self._adapter].weight
         result: torch.Tensor = LoraLinear.apply(  # type: ignore[no-untyped-call]
             x, dropped, down, up, float(layer.scaling[self._adapter]), self.weight, dtype
         )
         return result
+
+    def _as_usual(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        output: torch.Tensor = self._usual(x, *args, **kwargs)
+        return output
 
 
 def can_fuse(layer: Any, adapter: str) -> bool:

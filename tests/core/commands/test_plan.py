@@ -12,7 +12,8 @@ import pytest
 from core.commands.plan import bar
 from core.config.schema import Config
 from core.memory.families import read_architecture
-from core.memory.plan import Machine, make_plan
+from core.memory.plan import Machine
+from core.memory.planner import make_plan
 from core.runs.events import StepEvent, encode_event
 from core.runs.store import create_run
 from tests.core.commands.conftest import CommandLine

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from core.config.schema import Config
 from core.memory.advice import advise, changed
 from core.memory.families import read_architecture
-from core.memory.plan import Machine, make_plan
+from core.memory.plan import Machine
+from core.memory.planner import make_plan
 from core.memory.rows import Rows
 from tests.core.memory import published
 

@@ -61,14 +61,16 @@ def test_micro_batches_keep_the_budget_and_lose_no_row(lengths: list[int], budge
         assert max_rows is None or len(batch) <= max_rows
 
 
-@given(LENGTHS, st.integers(1, 16), st.integers(1, 2000), st.integers(0, 5))
+@given(LENGTHS, st.integers(1, 16), st.integers(1, 2000), st.integers(0, 5), st.integers(0, 100))
 def test_no_step_has_a_larger_micro_batch_than_the_rehearsal(
-    lengths: list[int], batch_size: int, budget: int, seed: int
+    lengths: list[int], batch_size: int, budget: int, seed: int, shared: int
 ) -> None:
-    def size(batch: list[int]) -> int:
-        return len(batch) * padded_length(max(lengths[row] for row in batch))
+    shared = min(shared, *lengths)
 
-    rehearsed = size(largest_micro_batch(lengths, batch_size, budget))
+    def size(batch: list[int]) -> int:
+        return shared + len(batch) * padded_length(padded_length(max(lengths[row] for row in batch)) - shared)
+
+    rehearsed = size(largest_micro_batch(lengths, batch_size, budget, shared=shared))
     for window in DataOrder(lengths, batch_size, seed).epoch(0):
         assert all(size(batch) <= rehearsed for batch in split_window(window, lengths, budget))
 

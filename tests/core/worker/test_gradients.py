@@ -39,8 +39,12 @@ class FailingLoss:
         self.max_tokens = max_tokens
         self.sizes: list[int] = []
 
-    def unshared(self) -> AbstractContextManager[None]:
-        return self.loss.unshared()
+    @property
+    def shared_by_all(self) -> int:
+        return self.loss.shared_by_all
+
+    def sharing_least(self) -> AbstractContextManager[None]:
+        return self.loss.sharing_least()
 
     def __call__(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
         self.calls += 1

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.worker.fused.attention import Group
-from core.worker.layout import LaidOut, choose_layout
+from core.worker.layout import LaidOut, choose_layout, common_beginning
+from core.worker.template import TokenizedRow
 
 CPU = torch.device("cpu")
 Row = tuple[list[int], int]
@@ -54,7 +55,7 @@ def test_every_supervised_token_is_predicted_from_what_is_before_it_in_its_row(
     common = list(range(20, 32))
     rows = [(common[:shared] + own, 1 + first % (shared + len(own) - 1)) for shared, own, first in drawn]
     ids, supervised = padded(rows)
-    laid = choose_layout(ids, supervised, CPU, share=share, pack=pack)
+    laid = choose_layout(ids, supervised, CPU, most_shared=None if share else 0, pack=pack)
     if laid is None:
         assert not pack
         return
@@ -73,9 +74,7 @@ def test_every_supervised_token_is_predicted_from_what_is_before_it_in_its_row(
 
 def test_a_common_beginning_is_there_once() -> None:
     system = list(range(10, 30))
-    laid = choose_layout(
-        *padded([([*system, 1, 2, 3, 4], 22), ([*system, 5, 6, 7, 8], 22)]), CPU, share=True, pack=False
-    )
+    laid = choose_layout(*padded([([*system, 1, 2, 3, 4], 22), ([*system, 5, 6, 7, 8], 22)]), CPU, pack=False)
     assert laid is not None
     assert laid.layout.groups == (Group(20, 2, 8),)
 
@@ -83,7 +82,7 @@ def test_a_common_beginning_is_there_once() -> None:
 def test_padding_has_no_position_that_no_token_has() -> None:
     """A model with learned positions has none beyond its longest row."""
     common = list(range(10, 21))
-    laid = choose_layout(*padded([([*common, *([row] * 21)], 13) for row in (1, 2, 3)]), CPU, share=True, pack=False)
+    laid = choose_layout(*padded([([*common, *([row] * 21)], 13) for row in (1, 2, 3)]), CPU, pack=False)
     assert laid is not None
     assert laid.layout.groups == (Group(11, 3, 24),)
     assert int(laid.position_ids.max()) == 31
@@ -92,32 +91,65 @@ def test_padding_has_no_position_that_no_token_has() -> None:
 def test_the_question_of_a_pair_is_there_once_for_both_answers() -> None:
     one, other = [1] * 20, [2] * 20
     rows = [([*question, *answer], 21) for answer in ([3, 4, 5], [6, 7, 8]) for question in (one, other)]
-    laid = choose_layout(*padded(rows), CPU, share=True, pack=False)
+    laid = choose_layout(*padded(rows), CPU, pack=False)
     assert laid is not None
     assert laid.layout.groups == (Group(20, 2, 8), Group(20, 2, 8))
 
 
 def test_what_is_learned_is_never_shared() -> None:
     same = list(range(10, 26))
-    assert choose_layout(*padded([(same, 1), (same, 1)]), CPU, share=True, pack=False) is None
+    assert choose_layout(*padded([(same, 1), (same, 1)]), CPU, pack=False) is None
 
 
 def test_nothing_is_laid_out_where_little_would_be_saved() -> None:
     rows = [([1, *range(10, 25)], 8), ([1, *range(30, 45)], 8)]
-    assert choose_layout(*padded(rows), CPU, share=True, pack=False) is None
+    assert choose_layout(*padded(rows), CPU, pack=False) is None
 
 
 @pytest.mark.parametrize("share", [False, True])
 def test_packed_rows_have_no_padding(share: bool) -> None:
     rows = [([1, 2, 3], 1), ([4, 5, 6, 7, 8], 2), ([9, 10, 11], 1)]
-    laid = choose_layout(*padded(rows), CPU, share=share, pack=True)
+    laid = choose_layout(*padded(rows), CPU, most_shared=None if share else 0, pack=True)
     assert laid is not None
     assert laid.layout.groups == (Group(0, 2, 3), Group(0, 1, 5))
     assert laid.input_ids.tolist() == [[1, 2, 3, 9, 10, 11, 4, 5, 6, 7, 8]]
 
 
+def row(tokens: list[int], first: int, rejected: TokenizedRow | None = None) -> TokenizedRow:
+    supervised = np.zeros(len(tokens), dtype=np.bool_)
+    supervised[first:] = True
+    return TokenizedRow(np.array(tokens, dtype=np.int32), supervised, rejected=rejected)
+
+
+@given(rows_strategy)
+def test_all_rows_begin_with_what_is_common_and_no_batch_shares_less(
+    drawn: list[tuple[int, list[int], int]],
+) -> None:
+    common = list(range(20, 32))
+    rows = [(common[:shared] + own, 1 + first % (shared + len(own) - 1)) for shared, own, first in drawn]
+    found = common_beginning([row(*each) for each in rows])
+    assert all(tokens[:found] == rows[0][0][:found] and found < first for tokens, first in rows)
+    longer = {tuple(tokens[: found + 1]) for tokens, _ in rows}
+    assert len(longer) > 1 or found + 1 >= min(first for _, first in rows)
+
+
+def test_both_answers_of_a_pair_count_for_what_is_common() -> None:
+    system = list(range(50, 60))
+    pair = row([*system, 1, 2, 3], 11, rejected=row([*system[:6], 4, 5, 6, 7, 8, 9], 11))
+    assert common_beginning([row([*system, 7, 8, 9], 11), pair]) == 6
+    assert common_beginning([]) == 0
+
+
+def test_no_more_is_shared_than_is_asked_for() -> None:
+    system = list(range(50, 80))
+    rows: list[Row] = [([*system, number, 2, 3, 4], 32) for number in range(4)]
+    laid = choose_layout(*padded(rows), CPU, most_shared=20, pack=False)
+    assert laid is not None
+    assert laid.layout.groups == (Group(20, 4, 16),)
+
+
 def test_a_first_token_is_predicted_by_nothing() -> None:
     ids, supervised = padded([([1, 2, 3, 4], 0), ([5, 6], 0), ([7], 0)])
-    laid = choose_layout(ids, supervised, CPU, share=True, pack=True)
+    laid = choose_layout(ids, supervised, CPU, pack=True)
     assert laid is not None
     assert laid.input_ids[0, laid.before].tolist() == [1, 2, 3, 5]

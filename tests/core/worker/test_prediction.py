@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import bitsandbytes as bnb
@@ -20,17 +22,19 @@ from accelerate.state import AcceleratorState
 from tokenizers import Tokenizer, models
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from core.config.schema import Config
+from core.config.schema import WEIGHT_METHODS, Config
 from core.hardware import cpu
-from core.memory.batching import length_runs
+from core.memory.batching import SHORT_ROW, length_runs
 from core.memory.families import read_architecture
 from core.memory.model_files import load_architecture
-from core.memory.plan import Machine, Plan, make_plan
+from core.memory.plan import Machine, Plan
+from core.memory.planner import make_plan
 from core.memory.rows import Rows
 from core.memory.sizes import optimizer_bytes, quantized_bytes
 from core.worker import prediction
-from core.worker.adapters import adapted_layers, attach_adapters, initial_parameters
+from core.worker.adapters import TRAINED, adapted_layers, attach_adapters, initial_parameters
 from core.worker.dataset import Dataset
+from core.worker.fused.install import fuse
 from core.worker.gradients import WindowGradients, make_accelerator
 from core.worker.loss import SupervisedLoss
 from core.worker.model import (
@@ -41,7 +45,9 @@ from core.worker.model import (
 )
 from core.worker.offload import ActivationOffload, is_activation
 from core.worker.optim import make_optimizer
+from core.worker.own_weights import choose_weights
 from core.worker.prediction import decide_checkpointing, decide_offload, predict_memory
+from core.worker.speed import fuse_layers
 from core.worker.template import TokenizedRow
 from tests.core.memory import published
 
@@ -113,6 +119,9 @@ SEEING = {
     }
 }
 ROWS, LENGTH = 2, 256
+ROTATION = "apply_rotary_pos_emb"
+#: That of each modeling file as it was.
+rotations: dict[str, Any] = {}
 
 
 @pytest.fixture(scope="module")
@@ -137,13 +146,15 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return make
 
 
-def config_of(base: Path, precision: str = "bf16", checkpointing: bool = False, **method: Any) -> Config:
+def config_of(
+    base: Path, precision: str = "bf16", checkpointing: bool = False, fused: bool = True, **method: Any
+) -> Config:
     return Config.model_validate(
         {
             "model": {"base": str(base)},
             "data": {"train": "x"},
             "method": method,
-            "train": {"precision": precision, "batch_size": ROWS},
+            "train": {"precision": precision, "batch_size": ROWS, "fused_layers": fused},
             "memory": {"gradient_checkpointing": "on" if checkpointing else "off"},
         }
     )
@@ -158,7 +169,13 @@ def prepare(config: Config) -> LoadedModel:
         device="cpu",
         for_training=True,
     )
-    loaded.model = attach_adapters(loaded.model, config.method, seed=0)
+    own = config.method.name in WEIGHT_METHODS
+    loaded.model = (choose_weights if own else attach_adapters)(loaded.model, config.method, seed=0)
+    # The rotation is replaced for all models of a family in this process.
+    file = sys.modules[type(loaded.model if own else loaded.model.get_base_model()).__module__]
+    if hasattr(file, ROTATION):
+        setattr(file, ROTATION, rotations.setdefault(file.__name__, getattr(file, ROTATION)))
+    fuse_layers(config, loaded)
     set_gradient_checkpointing(loaded.model, config.memory.gradient_checkpointing == "on")
     return loaded
 
@@ -192,8 +209,8 @@ def peak_of_tensors(loaded: LoadedModel, supervised: float, length: int = LENGTH
     return peak
 
 
-def plan_of(config: Config, supervised: float) -> Plan:
-    rows = Rows(length_runs([LENGTH] * ROWS), supervised)
+def plan_of(config: Config, supervised: float, length: int = LENGTH) -> Plan:
+    rows = Rows(length_runs([length] * ROWS), supervised)
     return make_plan(load_architecture(Path(config.model.base)), config, Machine("cpu"), rows)
 
 
@@ -223,18 +240,57 @@ SETTINGS: list[tuple[str, dict[str, Any], float]] = [
 ]
 
 
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
 @pytest.mark.parametrize(("family", "settings", "supervised"), SETTINGS, ids=str)
 def test_the_plan_is_what_torch_allocates(
-    family: str, settings: dict[str, Any], supervised: float, model_of: Callable[[str], Path]
+    family: str, settings: dict[str, Any], supervised: float, fused: bool, model_of: Callable[[str], Path]
 ) -> None:
-    config = config_of(model_of(family), **settings)
+    config = config_of(model_of(family), fused=fused, **settings)
     measured = peak_of_tensors(prepare(config), supervised)
     assert comes_and_goes(plan_of(config, supervised)) == pytest.approx(measured, rel=0.07)
 
 
-def test_what_is_moved_away_is_missing_in_the_peak(model_of: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt-neox"])
+def test_rows_beyond_the_fused_attention_are_told_as_well(
+    family: str, checkpointing: bool, model_of: Callable[[str], Path]
+) -> None:
+    config, length = config_of(model_of(family), checkpointing=checkpointing), 2 * SHORT_ROW
+    measured = peak_of_tensors(prepare(config), 0.02, length)
+    assert comes_and_goes(plan_of(config, 0.02, length)) == pytest.approx(measured, rel=0.07)
+
+
+def test_compiled_layers_have_the_attention_fused_alone(model_of: Callable[[str], Path]) -> None:
+    """Measured on layers that wait to be compiled, which run as they are until then."""
+    config = config_of(model_of("llama"))
+    config = config.model_copy(update={"train": config.train.model_copy(update={"compile": True})})
+    measured = peak_of_tensors(prepare(config), 0.02)
+    assert comes_and_goes(plan_of(config, 0.02)) == pytest.approx(measured, rel=0.07)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_frozen_layers_have_their_norms_fused(checkpointing: bool, model_of: Callable[[str], Path]) -> None:
+    """Above the layers whose own weights are trained."""
+    method: dict[str, Any] = {"name": "freeze", "trainable_layers": 1, "trainable_end": "first"}
+    config = config_of(model_of("llama"), checkpointing=checkpointing, **method)
+    measured = peak_of_tensors(prepare(config), 0.02)
+    assert comes_and_goes(plan_of(config, 0.02)) == pytest.approx(measured, rel=0.07)
+
+
+def test_weights_that_stay_dequantized_are_not_dequantized_again(model_of: Callable[[str], Path]) -> None:
+    config = config_of(model_of("llama"))
+    memory = config.memory.model_copy(update={"keep_dequantized": "on"})
+    config = config.model_copy(update={"memory": memory})
+    loaded = prepare(config)
+    fuse(loaded.model, TRAINED).keep_weights(loaded.dtype)
+    measured = peak_of_tensors(loaded, 0.02)
+    assert comes_and_goes(plan_of(config, 0.02)) == pytest.approx(measured, rel=0.07)
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
+def test_what_is_moved_away_is_missing_in_the_peak(fused: bool, model_of: Callable[[str], Path]) -> None:
     """To memory that is not torch's, as pinned memory is not the device's."""
-    config = config_of(model_of("deep"), checkpointing=True)
+    config = config_of(model_of("deep"), checkpointing=True, fused=fused)
     length, loaded = 1024, prepare(config)
     rows = Rows(length_runs([length] * ROWS), 0.02)
     architecture, machine = load_architecture(Path(config.model.base)), Machine("cpu")
@@ -255,12 +311,13 @@ def test_what_is_moved_away_is_missing_in_the_peak(model_of: Callable[[str], Pat
     assert sum(moved) / 2 <= plan.host_bytes <= 2 * sum(moved)
 
 
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("family", MIXTURES)
 def test_mixtures_of_experts_are_told_roughly(
-    family: str, checkpointing: bool, model_of: Callable[[str], Path]
+    family: str, checkpointing: bool, fused: bool, model_of: Callable[[str], Path]
 ) -> None:
-    config = config_of(model_of(family), checkpointing=checkpointing)
+    config = config_of(model_of(family), checkpointing=checkpointing, fused=fused)
     loaded = prepare(config)
     plan = plan_of(config, 0.02)
     trained = sum(parameter.numel() for parameter in trainable_parameters(loaded.model))
@@ -398,7 +455,7 @@ def test_activations_are_recomputed_where_the_run_would_not_fit(
         chosen = config.model_copy(
             update={"memory": config.memory.model_copy(update={"gradient_checkpointing": choice})}
         )
-        decided, reason = decide_checkpointing(chosen, cpu, dataset, windows)
+        decided, reason = decide_checkpointing(chosen, cpu, dataset, windows.token_budget)
         assert decided is wanted
         assert reason.startswith("Activations are recomputed" if wanted else "Activations are kept")
         assert ("memory.gradient_checkpointing" in reason) is (choice != "auto")
@@ -427,22 +484,22 @@ def test_activations_are_moved_off_a_gpu_where_the_run_would_not_fit_recomputed(
     config = config.model_copy(update={"memory": config.memory.model_copy(update={"activation_offload": choice})})
     dataset, windows = windows_of(config, tokens=1024)
     cuda = torch.device("cuda")
-    here = prediction._plan(config, Machine("cuda"), dataset, windows, checkpointing=True, offload=False)
+    here = prediction._plan(config, Machine("cuda"), dataset, windows.token_budget, checkpointing=True, offload=False)
     assert here is not None
     needed = here.needed_bytes
     monkeypatch.setattr(prediction, "_limit", lambda _device: needed - short)
     monkeypatch.setattr(cpu, "memory", lambda: (0, room))
-    decided, reason = decide_offload(config, cuda, dataset, windows, recomputing=True)
+    decided, reason = decide_offload(config, cuda, dataset, windows.token_budget, recomputing=True)
     assert decided is wanted
     assert reason.startswith(said)
     assert bool(reason) is bool(said)
-    assert decide_offload(config, cuda, dataset, windows, recomputing=False) == (False, "")
+    assert decide_offload(config, cuda, dataset, windows.token_budget, recomputing=False) == (False, "")
     # A run for a GPU that finds itself on a CPU goes on, and says so where it was asked to move something.
-    decided, reason = decide_offload(config, torch.device("cpu"), dataset, windows, recomputing=True)
+    decided, reason = decide_offload(config, torch.device("cpu"), dataset, windows.token_budget, recomputing=True)
     assert (decided, bool(reason)) == (False, choice == "on")
     by_need = config.model_copy(update={"memory": config.memory.model_copy(update={"gradient_checkpointing": "auto"})})
     monkeypatch.setattr(prediction, "_limit", lambda _device: 1 << 50)
-    assert decide_checkpointing(by_need, cuda, dataset, windows)[0] is (choice == "on")
+    assert decide_checkpointing(by_need, cuda, dataset, windows.token_budget)[0] is (choice == "on")
 
 
 def test_a_run_predicts_its_own_memory(model_of: Callable[[str], Path]) -> None:
@@ -460,5 +517,5 @@ def test_a_run_predicts_its_own_memory(model_of: Callable[[str], Path]) -> None:
 
 def test_a_model_that_cannot_be_told_is_trained_without_a_prediction(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "jamba", "mamba_d_state": 16}))
-    windows: Any = None
+    windows: Any = SimpleNamespace(token_budget=100, checkpointing=False, offloading=False)
     assert predict_memory(config_of(tmp_path), "cpu", Dataset(), windows) is None

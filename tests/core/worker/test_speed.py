@@ -27,8 +27,9 @@ from core.worker.gradients import WindowGradients, make_accelerator
 from core.worker.loss import SupervisedLoss
 from core.worker.model import LoadedModel, decoder_layers, load_model, trainable_parameters
 from core.worker.reference import AdapterOff
-from core.worker.speed import arrange_rows, compile_layers, fuse_layers
+from core.worker.speed import arrange_rows, compile_layers, fuse_layers, lays_out
 from core.worker.template import TokenizedRow
+from core.worker.trial import try_model
 
 SYSTEM = np.arange(30, 50)
 
@@ -49,6 +50,11 @@ def config(**sections: dict[str, Any]) -> Config:
     return Config.model_validate({"data": {"train": "rows.jsonl"}, **sections})
 
 
+def settle(wanted: Config, loaded: LoadedModel, loss: SupervisedLoss, fused: Fused) -> None:
+    trial = try_model(loaded, loss, rows(), contextlib.nullcontext, laid_out=lays_out(wanted, fused))
+    arrange_rows(wanted, loaded, loss, rows(), fused, trial)
+
+
 class Setup:
     def __init__(self, directory: Path, wanted: Config, precision: str = "fp32") -> None:
         loaded = load_model(directory, method="lora", precision=precision, device="cpu")
@@ -58,7 +64,7 @@ class Setup:
         self.loaded = LoadedModel(model, loaded.tokenizer, loaded.device, loaded.dtype)
         self.loss = SupervisedLoss(model)
         self.fused = fuse_layers(wanted, self.loaded)
-        arrange_rows(wanted, self.loaded, self.loss, rows(), self.fused, contextlib.nullcontext)
+        settle(wanted, self.loaded, self.loss, self.fused)
 
     def gradient(self, chosen: list[TokenizedRow]) -> torch.Tensor:
         """Of the summed loss of some rows as one batch."""
@@ -201,7 +207,7 @@ def arrange(model_config: Any, **train: Any) -> SupervisedLoss:
     wanted = config(train=train)
     loaded = LoadedModel(model, None, torch.device("cpu"), torch.float32)
     loss = SupervisedLoss(model)
-    arrange_rows(wanted, loaded, loss, rows(), fuse_layers(wanted, loaded), contextlib.nullcontext)
+    settle(wanted, loaded, loss, fuse_layers(wanted, loaded))
     return loss
 
 

@@ -11,7 +11,8 @@ from core.config.rules import check_rules
 from core.config.schema import sections
 from core.errors import UserError
 from core.memory.families import read_architecture
-from core.memory.plan import Machine, make_plan
+from core.memory.plan import Machine
+from core.memory.planner import make_plan
 from tests.core.memory import published
 
 EVERY = list(presets().values())

@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from core.memory.batching import SHORT_ROW
 from core.worker.fused import attention
-from core.worker.fused.attention import SHORT, Group, Layout, LayoutError, masks_left_out
+from core.worker.fused.attention import Group, Layout, LayoutError, masks_left_out
 
 HEADS, KEY_HEADS, SIZE = 4, 2, 8
 #: As transformers calls them: with whatever a layer passes.
@@ -45,7 +46,7 @@ def gradients(out: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Tenso
     return list(torch.autograd.grad((out.float() * weight).sum(), inputs))
 
 
-@pytest.mark.parametrize("length", [2, 7, 33, SHORT + 1])
+@pytest.mark.parametrize("length", [2, 7, 33, SHORT_ROW + 1])
 def test_output_and_gradients_are_those_of_the_definition(length: int) -> None:
     inputs = tensors(3, length)
     out, _ = attend(Module(), *inputs, None)
@@ -137,8 +138,8 @@ def test_a_layout_without_gradients_gives_the_same() -> None:
 
 
 def test_masks_of_long_rows_go_with_their_batch() -> None:
-    layout = Layout((Group(3, 2, SHORT + 1),))
-    size = (SHORT + 1, SHORT + 4)
+    layout = Layout((Group(3, 2, SHORT_ROW + 1),))
+    size = (SHORT_ROW + 1, SHORT_ROW + 4)
     attend(Module(), *tensors(1, layout.groups[0].tokens), None, layout=layout)
 
     def masks() -> list[int]:

@@ -81,15 +81,36 @@ def test_nothing_is_fused_that_does_more_than_one_plain_adapter(tiny_model_dir: 
         assert not any(can_fuse(module, TRAINED) for module in model.modules())
 
 
-def test_evaluation_and_switched_off_adapters_go_the_usual_way(tiny_model_dir: Path) -> None:
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_without_a_gradient_it_is_the_layer_in_evaluation_mode(tiny_model_dir: Path, keep: bool, tokens: int) -> None:
+    model = adapted(tiny_model_dir, dropout=0.5)
+    layer = first_layer(model)
+    fused = FusedLora(layer, TRAINED)
+    usual, layer.forward = layer.forward, fused
+    if keep:
+        fused.weight.keep(torch.float32)
+    x = torch.randn(1, tokens, 64)
+    with torch.no_grad():
+        with switched_off(model):
+            torch.testing.assert_close(layer(x), layer.get_base_layer()(x))
+        model.eval()
+        torch.testing.assert_close(layer(x), usual(x), atol=1e-5, rtol=1e-4)
+        layer.merge()
+        torch.testing.assert_close(layer(x), layer.get_base_layer()(x), atol=0, rtol=0)
+
+
+def test_a_gradient_goes_through_a_layer_whose_adapter_is_off(tiny_model_dir: Path) -> None:
     model = adapted(tiny_model_dir)
     layer = first_layer(model)
-    usual, layer.forward = layer.forward, FusedLora(layer, TRAINED)
-    x = torch.randn(1, 3, 64)
+    layer.forward = fused = FusedLora(layer, TRAINED)
+    fused.weight.keep(torch.float32)
+    x = torch.randn(1, 3, 64, requires_grad=True)
     with switched_off(model):
-        torch.testing.assert_close(layer(x), layer.get_base_layer()(x), atol=0, rtol=0)
-    model.eval()
-    torch.testing.assert_close(layer(x), usual(x), atol=0, rtol=0)
+        layer(x).sum().backward()
+    assert x.grad is not None
+    wanted = fused.weight.matrix(torch.float32).sum(dim=0).expand(1, 3, -1)
+    torch.testing.assert_close(x.grad, wanted, atol=1e-5, rtol=1e-4)
 
 
 def test_dropped_copies_are_made_anew_from_four_bits(tiny_model_dir: Path) -> None:

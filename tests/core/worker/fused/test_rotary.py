@@ -34,4 +34,5 @@ def test_features_in_16_bit_stay_so_where_angles_are_in_fp32() -> None:
         found.append([*out, *torch.autograd.grad(total, [q, k])])
     for theirs, ours in zip(*found, strict=True):
         assert ours.dtype == theirs.dtype == torch.bfloat16
-        torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0.02)
+        # Theirs rounds each half's gradient before it adds them.
+        torch.testing.assert_close(ours, theirs, atol=2e-2, rtol=2e-2)

@@ -1,0 +1,119 @@
+"""What attention keeps for backward, and what it takes while it runs: torch's kernels, the worker's function for short
+rows, and products written out."""
+
+from __future__ import annotations
+
+from core.memory.architecture import Attention
+from core.memory.batching import SHORT_ROW
+from core.memory.steps import FP32, Arithmetic, Step
+
+
+def keeps_output(attention: Attention, how: Arithmetic, row: int) -> bool:
+    """Whether the output is kept for attention itself: for torch's kernels that hold no scores.
+
+    Args:
+        attention: Its shapes.
+        how: How it is computed.
+        row: Tokens of a row, padding included.
+    """
+    return attention.kernel == "sdpa" and not _is_short(attention, how, row) and not _makes_scores(attention, how)
+
+
+def attention_step(attention: Attention, how: Arithmetic, row: int, held: float) -> Step:
+    """Attention from queries, keys and values on, rotated on the way.
+
+    Args:
+        attention: Its shapes.
+        how: How it is computed.
+        row: Tokens of a row, padding included: a sliding window shorter than it needs a mask.
+        held: Bytes a token of what else is alive meanwhile.
+    """
+    a, queries, keys = how.bytes, attention.queries, attention.keys
+    # After the rotation queries and keys are new tensors; the values are those that the projection gave, and hold all
+    # of it alive where it is a fused one. Without a rotation all three are parts of it.
+    kept = a * (queries + keys) if attention.rotary else 0
+    kept += a * ((queries + 2 * keys) if attention.fused else keys)
+    beside = held + a * (queries + keys) + a * queries
+    if attention.kernel == "eager":
+        return _eager(attention, how, beside)
+    if _is_short(attention, how, row):
+        return _short(attention, how, row, kept, held)
+    if _makes_scores(attention, how):
+        kept_scores, beside_scores = _scores(attention)
+        return Step(
+            "attention",
+            kept=3 * FP32 * queries + kept - a * (queries + 2 * keys),
+            kept_scores=kept_scores,
+            beside=beside,
+            beside_scores=beside_scores,
+        )
+    kept += a * queries + FP32 * attention.heads
+    if _is_masked(attention, row):
+        # With a mask, keys and values are repeated for every query head.
+        kept += 2 * a * (queries - keys) if attention.heads != attention.kv_heads else 0
+    return Step("attention", kept=kept, beside=beside)
+
+
+def scores_of_sdpa(attention: Attention, how: Arithmetic, row: int) -> int:
+    """Bytes for each token and token of its row that SDPA takes for scores, where it makes some.
+
+    Args:
+        attention: Its shapes.
+        how: How it is computed.
+        row: Tokens of a row, padding included.
+    """
+    made = attention.kernel == "sdpa" and not _is_short(attention, how, row) and _makes_scores(attention, how)
+    return sum(_scores(attention)) if made else 0
+
+
+def _scores(attention: Attention) -> tuple[int, int]:
+    """What is kept of SDPA's own scores, and what is alive beside that, as in :func:`scores_of_sdpa`."""
+    return (3 if attention.dropout else 1) * FP32 * attention.heads, FP32 * attention.heads
+
+
+def _is_masked(attention: Attention, row: int) -> bool:
+    return attention.window is not None and attention.window < row
+
+
+def _is_short(attention: Attention, how: Arithmetic, row: int) -> bool:
+    """Whether it is the worker's own function for short rows."""
+    plain = attention.kernel == "sdpa" and not attention.dropout and not _is_masked(attention, row)
+    return how.short_attention and plain and row <= SHORT_ROW
+
+
+def _makes_scores(attention: Attention, how: Arithmetic) -> bool:
+    """Whether SDPA makes scores, in fp32: the CPU has no kernel with dropout, or for values narrower than keys."""
+    return bool(attention.dropout or attention.uneven) and not how.cuda
+
+
+def _short(attention: Attention, how: Arithmetic, row: int, kept: float, held: float) -> Step:
+    """Queries, keys, values and probabilities are kept; scores and their gradients are fp32."""
+    a, queries, keys, heads = how.bytes, attention.queries, attention.keys, attention.heads
+    # In fp32 probabilities are not cast.
+    narrow = a != FP32
+    folded = a * (queries + 2 * keys)
+    return Step(
+        "attention",
+        kept=kept,
+        kept_scores=a * heads,
+        beside=held + folded,
+        beside_scores=FP32 * heads * (2 if narrow else 1),
+        beside_once=FP32 * heads // attention.kv_heads * row * row,
+        beside_backward=folded + a * (2 * queries + keys),
+        beside_backward_scores=FP32 * heads * (3 if narrow else 2),
+    )
+
+
+def _eager(attention: Attention, how: Arithmetic, beside: float) -> Step:
+    a, queries = how.bytes, attention.queries
+    # The softmax is taken in fp32 and cast back, which makes no second tensor of fp32 scores.
+    scores = attention.heads * (FP32 + (a if how.autocast else 0) + (a if attention.softcap else 0))
+    return Step(
+        "attention",
+        kept=3 * a * queries,
+        kept_scores=scores,
+        beside=beside + 2 * a * queries,
+        beside_scores=attention.heads * (FP32 + a),
+        beside_backward=3 * a * queries,
+        beside_backward_scores=attention.heads * (2 * FP32 + a),
+    )
