@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from core.memory.batching import chunk_positions
 from core.worker.fused.attention import LayoutError, masks_left_out
+from core.worker.fused.mode import comparable
 from core.worker.layout import LaidOut, choose_layout
 
 #: Sums the cross-entropy of a head's logits, as :func:`chunked_cross_entropy` does.
@@ -214,6 +215,8 @@ class SupervisedLoss:
     def log_probabilities(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
         """The log-probability of what is supervised in each row, as the sum over its tokens.
 
+        It is computed by the same arithmetic with gradients and without, so that the two can be compared.
+
         Args:
             input_ids: As in a call; padded on the right.
             supervised: As in a call.
@@ -221,7 +224,8 @@ class SupervisedLoss:
         Returns:
             ``(rows,)``, fp32.
         """
-        hidden = self.hidden(input_ids, supervised)
+        with comparable():
+            hidden = self.hidden(input_ids, supervised)
         chunk = chunk_positions(self.head.vocabulary)
         losses = chunked_token_losses(self.head, hidden, _learned(input_ids, supervised), chunk)
         # Not index_add, whose order on a GPU, and so whose last bits, differ from run to run.

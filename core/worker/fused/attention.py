@@ -24,6 +24,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from core.memory.batching import SHORT_ROW
+from core.worker.fused.mode import is_fused
 
 #: The implementation's name: what ``set_attn_implementation`` takes.
 NAME = "localtune"
@@ -139,7 +140,8 @@ def _is_plain(
 
 
 def _is_short(query: torch.Tensor, keys: int) -> bool:
-    return query.device.type == "cpu" and 1 < keys <= SHORT_ROW and torch.is_grad_enabled() and query.requires_grad
+    learning = query.requires_grad or not torch.is_grad_enabled()
+    return query.device.type == "cpu" and 1 < keys <= SHORT_ROW and learning and is_fused()
 
 
 def _attend_groups(

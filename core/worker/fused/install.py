@@ -14,6 +14,7 @@ from peft import PeftModel
 
 from core.worker.fused import attention, rotary
 from core.worker.fused.lora import FusedLora, can_fuse
+from core.worker.fused.mode import is_fused
 from core.worker.fused.rms_norm import RmsNormFunction
 
 #: By how much each number of a norm may differ from its module's, as a share of it: the last bit of 16, fp32's noise.
@@ -108,7 +109,7 @@ def _is_rms_norm(module: Any) -> bool:
 
 
 def _normalize(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
-    if hidden_states.dtype != self.weight.dtype or not torch.is_grad_enabled():
+    if hidden_states.dtype != self.weight.dtype or not is_fused():
         usual: torch.Tensor = type(self).forward(self, hidden_states)
         return usual
     normal: torch.Tensor = RmsNormFunction.apply(  # type: ignore[no-untyped-call]

@@ -20,11 +20,13 @@ from transformers import (
 from core.config.schema import Config
 from core.errors import UserError
 from core.worker.adapters import attach_adapters
+from core.worker.batches import collate
 from core.worker.fused.install import Fused
 from core.worker.fused.lora import LoraLinear
 from core.worker.gradients import WindowGradients, make_accelerator
 from core.worker.loss import SupervisedLoss
 from core.worker.model import LoadedModel, decoder_layers, load_model, trainable_parameters
+from core.worker.reference import AdapterOff
 from core.worker.speed import arrange_rows, compile_layers, fuse_layers, lays_out
 from core.worker.template import TokenizedRow
 from core.worker.trial import try_model
@@ -54,8 +56,8 @@ def settle(wanted: Config, loaded: LoadedModel, loss: SupervisedLoss, fused: Fus
 
 
 class Setup:
-    def __init__(self, directory: Path, wanted: Config) -> None:
-        loaded = load_model(directory, method="lora", precision="fp32", device="cpu")
+    def __init__(self, directory: Path, wanted: Config, precision: str = "fp32") -> None:
+        loaded = load_model(directory, method="lora", precision=precision, device="cpu")
         model = attach_adapters(loaded.model, wanted.method, seed=0)
         for parameter in trainable_parameters(model):
             torch.nn.init.normal_(parameter, std=0.05)
@@ -66,8 +68,6 @@ class Setup:
 
     def gradient(self, chosen: list[TokenizedRow]) -> torch.Tensor:
         """Of the summed loss of some rows as one batch."""
-        from core.worker.batches import collate
-
         parameters = trainable_parameters(self.loaded.model)
         loss = self.loss(*collate(chosen, 0, self.loaded.device))
         return torch.cat([part.flatten() for part in torch.autograd.grad(loss, parameters)])
@@ -188,6 +188,19 @@ def test_a_step_is_run_again_when_memory_runs_out_within_a_fused_backward(
     torch.testing.assert_close(found, gradient, atol=1e-6, rtol=1e-4)
 
 
+def test_log_probabilities_are_the_same_to_the_last_bit_with_gradients_and_without(tiny_model_dir: Path) -> None:
+    """What preference training compares differs by what was learned alone, not by two ways to round."""
+    setup = Setup(tiny_model_dir, config(), precision="bf16")
+    for name, parameter in setup.loaded.model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.zero_()
+    batch = collate(rows(), 0, setup.loaded.device)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = setup.loss.log_probabilities(*batch).detach()
+        before = AdapterOff(setup.loaded.model, setup.loss)(rows(), *batch)
+    assert torch.equal(found, before)
+
+
 def arrange(model_config: Any, **train: Any) -> SupervisedLoss:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(model_config)
@@ -228,8 +241,6 @@ def test_packing_is_refused_where_the_attention_cannot_be_told() -> None:
 
 def test_rows_longer_than_a_window_go_padded() -> None:
     """A window shorter than the rows: refused by the layout, and right all the same."""
-    from core.worker.batches import collate
-
     loss = arrange(MistralConfig(**SMALL, **LLAMA, sliding_window=26), packing=True)
     assert loss.pack
     batch = collate(rows(), 0, torch.device("cpu"))
