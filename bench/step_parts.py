@@ -32,8 +32,9 @@ from core.worker.heap import keep_freed_memory
 from core.worker.loss import SupervisedLoss
 from core.worker.model import load_model, trainable_parameters
 from core.worker.optim import make_optimizer
-from core.worker.speed import arrange_rows, fuse_layers
+from core.worker.speed import arrange_rows, fuse_layers, lays_out
 from core.worker.template import TokenizedRow
+from core.worker.trial import try_model
 
 RANK, WARM, STEPS = 16, 3, 6
 PRODUCTS = {"aten::mm", "aten::addmm_", "aten::addmm", "aten::linear", "aten::matmul"}
@@ -79,8 +80,9 @@ def report(case: Case, model: Path, options: dict[str, Any]) -> None:
     ]
     loss, accelerator = SupervisedLoss(loaded.model), make_accelerator(loaded)
     fused = fuse_layers(config, loaded)
-    arrange_rows(config, loaded, loss, rows, fused, accelerator.autocast)
     fused.keep_weights(loaded.dtype)
+    trial = try_model(loaded, loss, rows, accelerator.autocast, laid_out=lays_out(config, fused))
+    arrange_rows(config, loaded, loss, rows, fused, trial)
     keep_freed_memory()
     windows = WindowGradients(
         loaded, loss, rows, accelerator=accelerator, max_rows=None, notice=lambda *told: print(*told, file=sys.stderr)

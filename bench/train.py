@@ -205,14 +205,14 @@ def peer(python: str, script: str, *, checkpointing: bool) -> Training:
         launched, peak = wait([python, str(Path(__file__).with_name(script)), str(path)], directory / "log")
         told = [json.loads(line) for line in Path(f"{path}.steps").read_text().splitlines()]
         ends = [entry["t"] for entry in told if "t" in entry]
-        return measured(case, launched, ends, peak, model, Path(spec["adapter"]), directory)
+        return measured(case, launched, ends, peak, model, Path(str(spec["adapter"])), directory)
 
     return train
 
 
 def median(values: list[Measured], field: str) -> float:
     """Of one field."""
-    return statistics.median(getattr(value, field) for value in values)
+    return float(statistics.median(getattr(value, field) for value in values))
 
 
 def table(found: dict[str, list[Measured]]) -> str:

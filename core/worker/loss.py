@@ -266,7 +266,7 @@ class SupervisedLoss:
         if not (self.share or self.pack):
             return None
         shared = self._most_shared if self.share else 0
-        ids, learned = input_ids.cpu().numpy(), supervised.cpu().numpy()
+        ids, learned = input_ids.to("cpu").numpy(), supervised.to("cpu").numpy()
         return choose_layout(ids, learned, input_ids.device, most_shared=shared, pack=self.pack)
 
     def hidden_laid_out(self, laid: LaidOut) -> torch.Tensor:

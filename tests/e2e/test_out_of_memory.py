@@ -78,6 +78,13 @@ def patch():
             run_out(kind)
         return attention(query, *args, **kwargs)
     torch.nn.functional.scaled_dot_product_attention = limited
+    # The engine's own attention of short rows, which is taken with gradients alone here: scores are made by it.
+    scores = torch.baddbmm
+    def limited_scores(mask, queries, keys, **kwargs):
+        if keys.shape[-1] > PLAN.get("forward_limit", [1 << 30, 1 << 30])[1] or due("forward"):
+            run_out("forward")
+        return scores(mask, queries, keys, **kwargs)
+    torch.baddbmm = limited_scores
 
 if PLAN:
     sys.meta_path.insert(0, Patcher())
