@@ -244,7 +244,7 @@ class SupervisedLoss:
             ``(supervised, hidden)``.
         """
         if self.share or self.pack:
-            ids, learned = input_ids.cpu().numpy(), supervised.cpu().numpy()
+            ids, learned = input_ids.to("cpu").numpy(), supervised.to("cpu").numpy()
             shared = self._most_shared if self.share else 0
             laid = choose_layout(ids, learned, input_ids.device, most_shared=shared, pack=self.pack)
             # Raised by the first layer that asks for more; the padded batch has it.

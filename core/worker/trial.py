@@ -18,6 +18,7 @@ from core.worker.fused.attention import LayoutError
 from core.worker.layout import LaidOut, lay_out
 from core.worker.loss import SupervisedLoss
 from core.worker.model import LoadedModel, decoder_layers, evaluation_mode
+from core.worker.shortage import MemoryShortageError, attempt, is_out_of_memory
 from core.worker.template import TokenizedRow
 
 #: The greatest difference between our logits and the model's own that rounding explains.
@@ -27,6 +28,8 @@ LOGIT_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 1.0, torch.float16: 0.25
 LAYOUT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}
 #: Tokens of the rows that are tried, and how many of them are a common beginning.
 LENGTH, PREFIX = 24, 10
+#: Tokens of the one row that is tried where these do not fit.
+LEAST = 16
 #: Two behind their common beginning, and one by itself.
 GROUPS = (([0, 1], PREFIX), ([2], 0))
 
@@ -43,7 +46,6 @@ class Trial:
     """Whether the model has random draws of its own in training; told where rows were laid out."""
 
 
-@torch.no_grad()
 def try_model(
     loaded: LoadedModel,
     loss: SupervisedLoss,
@@ -55,15 +57,53 @@ def try_model(
     """Run three short rows through the model in its own way and in ours, in evaluation mode: dropout would make the two
     differ. The random state is left as it is.
 
+    Where these do not fit in memory, the beginning of one of them is tried, which tells of the logits alone.
+
     Args:
         loaded: The model.
         loss: Of the model.
         rows: Of the data, whose tokens are taken.
         autocast: The arithmetic of training.
         laid_out: Whether to try them one behind another, too; see :mod:`core.worker.layout`.
+
+    Raises:
+        MemoryShortageError: If not even that fits.
     """
-    ids, supervised = collate(_rows(rows), 0, loaded.device)
-    laid = lay_out(ids.cpu().numpy(), supervised.cpu().numpy(), loaded.device, groups=list(GROUPS))
+    made = _rows(rows)
+    whole = attempt(lambda: _try_rows(loaded, loss, made, autocast, laid_out=laid_out))
+    if whole.result is not None:
+        return whole.result
+    least = attempt(lambda: _try_head(loaded, loss, made[0], autocast))
+    if least.result is None:
+        raise MemoryShortageError(
+            f"Memory ran out with {LEAST} tokens, before training: {least.reason}",
+            "Close what else holds its memory, or choose a smaller base model.",
+        )
+    return Trial(least.result, f"memory ran out in trying it ({whole.reason})")
+
+
+@torch.no_grad()
+def _try_head(
+    loaded: LoadedModel, loss: SupervisedLoss, row: TokenizedRow, autocast: Callable[[], AbstractContextManager[Any]]
+) -> float:
+    ids = torch.as_tensor(row.input_ids[:LEAST], dtype=torch.int64, device=loaded.device)[None]
+    with evaluation_mode(loaded.model), autocast():
+        difference, _ = loss.verify(ids)
+    return difference
+
+
+@torch.no_grad()
+def _try_rows(
+    loaded: LoadedModel,
+    loss: SupervisedLoss,
+    rows: Sequence[TokenizedRow],
+    autocast: Callable[[], AbstractContextManager[Any]],
+    *,
+    laid_out: bool,
+) -> Trial:
+    ids, supervised = collate(rows, 0, torch.device("cpu"))
+    laid = lay_out(ids.numpy(), supervised.numpy(), loaded.device, groups=list(GROUPS))
+    ids, supervised = ids.to(loaded.device), supervised.to(loaded.device)
     mixed, draws = None, False
     with evaluation_mode(loaded.model), autocast():
         difference, states = loss.verify(ids)
@@ -87,6 +127,8 @@ def _mixed(loaded: LoadedModel, loss: SupervisedLoss, laid: LaidOut, wanted: tor
     try:
         found = loss.hidden_laid_out(laid)
     except Exception as error:  # whatever a model makes of arguments it does not know
+        if is_out_of_memory(error):
+            raise
         first = (str(error).splitlines() or [""])[0]
         return f"the model refuses it ({type(error).__name__}: {first})"
     layers, attended = len(decoder_layers(loaded.model)), len(laid.layout.attended)

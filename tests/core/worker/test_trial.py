@@ -14,8 +14,9 @@ from core.worker.fused import attention
 from core.worker.fused.install import fuse
 from core.worker.loss import SupervisedLoss
 from core.worker.model import LoadedModel
+from core.worker.shortage import MemoryShortageError
 from core.worker.template import TokenizedRow
-from core.worker.trial import Trial, check_head, try_model
+from core.worker.trial import LEAST, Trial, check_head, try_model
 
 SMALL = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0, "bos_token_id": 1}
 SHAPE = {**SMALL, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "eos_token_id": 2}
@@ -87,6 +88,31 @@ def test_dropout_of_the_model_itself_is_noticed(share: float, draws: bool) -> No
 def test_attention_with_dropout_is_told_apart_in_training() -> None:
     trial = attempt(LlamaConfig(**SHAPE, attention_dropout=0.1))
     assert trial.mixed == "its attention is not plainly causal or has dropout"
+
+
+def short_of_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """Attention over more than so many tokens of all rows does not fit."""
+    usual = F.scaled_dot_product_attention
+
+    def limited(query: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        if query.shape[0] * query.shape[2] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return usual(query, *args, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", limited)
+
+
+def test_where_memory_is_short_the_head_alone_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    short_of_memory(monkeypatch, LEAST)
+    trial = attempt(LlamaConfig(**SHAPE))
+    check_head(trial, torch.float32, "a-model")
+    assert trial.mixed == "memory ran out in trying it (CUDA out of memory. Tried to allocate 2.00 GiB.)"
+
+
+def test_a_model_that_has_no_memory_for_a_few_tokens_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    short_of_memory(monkeypatch, LEAST - 1)
+    with pytest.raises(MemoryShortageError, match="Memory ran out with 16 tokens, before training"):
+        attempt(LlamaConfig(**SHAPE))
 
 
 def test_it_is_not_tried_where_it_is_not_wanted() -> None:
