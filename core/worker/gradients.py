@@ -142,6 +142,17 @@ class WindowGradients:
         release()
         return Attempt(None, reason)
 
+    def has_largest(self, window: Sequence[int], batch_size: int) -> bool:
+        """Whether a window has a micro-batch as large as any that the data can produce, so that running it rehearses.
+
+        Args:
+            window: Row indices.
+            batch_size: Rows in an optimizer step.
+        """
+        with self._loss.sharing_least():
+            largest = self._tokens_at_work(self._largest(batch_size))
+        return any(self._tokens_at_work(batch) >= largest for batch in self._split(window))
+
     def rehearse(self, batch_size: int) -> tuple[int, int]:
         """Forward and backward on the largest micro-batch that the data can produce; gradients and random state are
         left as before.
@@ -153,9 +164,8 @@ class WindowGradients:
             UserError: As :meth:`run`.
         """
         before = rng_state()
-        shared = self._loss.shared_by_all
         while True:
-            batch = largest_micro_batch(self._lengths, batch_size, self._row_budget, self._max_rows, shared=shared)
+            batch = self._largest(batch_size)
             budget = self.token_budget
             with self._loss.sharing_least():
                 self.run(batch, where="the rehearsal")
@@ -163,6 +173,13 @@ class WindowGradients:
             restore_rng(before)
             if self.token_budget == budget:
                 return len(batch), max(self._lengths[row] for row in batch)
+
+    def _largest(self, batch_size: int) -> list[int]:
+        shared = self._loss.shared_by_all
+        return largest_micro_batch(self._lengths, batch_size, self._row_budget, self._max_rows, shared=shared)
+
+    def _tokens_at_work(self, batch: list[int]) -> int:
+        return self._loss.tokens(*collate(self._objective.sequences(batch), self._pad_id, torch.device("cpu")))
 
     def _pass(self, batches: list[list[int]]) -> WindowResult:
         window = [row for batch in batches for row in batch]

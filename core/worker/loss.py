@@ -243,17 +243,31 @@ class SupervisedLoss:
         Returns:
             ``(supervised, hidden)``.
         """
-        if self.share or self.pack:
-            ids, learned = input_ids.to("cpu").numpy(), supervised.to("cpu").numpy()
-            shared = self._most_shared if self.share else 0
-            laid = choose_layout(ids, learned, input_ids.device, most_shared=shared, pack=self.pack)
-            # Raised by the first layer that asks for more; the padded batch has it.
-            with contextlib.suppress(LayoutError):
-                if laid is not None:
-                    return self.hidden_laid_out(laid)
+        laid = self._lay_out(input_ids, supervised)
+        # Raised by the first layer that asks for more; the padded batch has it.
+        with contextlib.suppress(LayoutError):
+            if laid is not None:
+                return self.hidden_laid_out(laid)
         states = self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state
         predicting: torch.Tensor = states[:, :-1][supervised[:, 1:]]
         return predicting
+
+    def tokens(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> int:
+        """How many tokens of a batch go through the layers, padding included.
+
+        Args:
+            input_ids: As in a call.
+            supervised: As in a call.
+        """
+        laid = self._lay_out(input_ids, supervised)
+        return (input_ids if laid is None else laid.input_ids).numel()
+
+    def _lay_out(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> LaidOut | None:
+        if not (self.share or self.pack):
+            return None
+        shared = self._most_shared if self.share else 0
+        ids, learned = input_ids.to("cpu").numpy(), supervised.to("cpu").numpy()
+        return choose_layout(ids, learned, input_ids.device, most_shared=shared, pack=self.pack)
 
     def hidden_laid_out(self, laid: LaidOut) -> torch.Tensor:
         """What :meth:`hidden` returns, of a batch that is laid out.

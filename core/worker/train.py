@@ -92,6 +92,8 @@ class FinetuneRecipe:
         self.paused_seconds = 0.0
         self.selection = Selection(config.eval.patience, config.eval.min_delta)
         self.last_eval: int | None = None
+        self.first_step_rehearses = False
+        """Whether it has a micro-batch as large as any, so that none is run before it."""
         self.liger: str | None = None
         self.measured: Measured | None = None
         """What the reference says, where that is taken once."""
@@ -283,10 +285,19 @@ class FinetuneRecipe:
             self.recorder.notice("info", "activation_offload", self.memory.offload_reason)
         if self.loaded.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.loaded.device)
-        with self.update.rehearsal():
-            rows, length = self.windows.rehearse(self.config.train.batch_size)
-        self.recorder.phase("rehearsing", f"{rows} rows of {length} tokens", done=1, total=1)
-        self._record_memory(rehearsed=True)
+        batch_size = self.config.train.batch_size
+        self.first_step_rehearses = (
+            self.step == 0
+            and not self.update.in_backward
+            and self.windows.has_largest(self.order.window(self.step), batch_size)
+        )
+        if self.first_step_rehearses:
+            self.recorder.phase("rehearsing", "the first step is as large as any", done=1, total=1)
+        else:
+            with self.update.rehearsal():
+                rows, length = self.windows.rehearse(batch_size)
+            self.recorder.phase("rehearsing", f"{rows} rows of {length} tokens", done=1, total=1)
+            self._record_memory(rehearsed=True)
         self.keeper.check_room()
 
     # The loop.
@@ -354,6 +365,9 @@ class FinetuneRecipe:
         )
         self.paused_seconds = 0.0
         self.recorder.end_step(self.step)
+        if self.first_step_rehearses:
+            self.first_step_rehearses = False
+            self._record_memory(rehearsed=True)
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.step % every == 0

@@ -53,6 +53,21 @@ def test_the_phases_come_in_order(reference: Run) -> None:
     assert [name for name, _ in groupby(told)] == [*expected, "evaluating", "saving"]
 
 
+def test_a_first_step_as_large_as_any_is_the_rehearsal(workers: Workers) -> None:
+    rows = workers.directory / "alike.jsonl"
+    answers = ("yes", "no", "so", "to", "of", "in", "at", "on")
+    turns = [[{"role": "user", "content": "Well?"}, {"role": "assistant", "content": word}] for word in answers]
+    rows.write_text("".join(json.dumps({"messages": row}) + "\n" for row in turns))
+    run = workers.start("alike", data={"train": str(rows)}, train={"max_steps": 3, "batch_size": 8})
+    assert exit_code(run) == 0
+    told = [event for event in events(run) if isinstance(event, (StepEvent, MemoryEvent))]
+    assert isinstance(told[0], StepEvent)
+    assert isinstance(told[1], MemoryEvent)
+    assert told[1].rehearsed_bytes is not None
+    assert [event.rehearsed_bytes for event in only(MemoryEvent, run)[1:]] == [None] * (len(only(MemoryEvent, run)) - 1)
+    assert [event.step for event in steps(run)] == [1, 2, 3]
+
+
 def test_every_step_is_told_once_with_sound_numbers(reference: Run) -> None:
     told = steps(reference)
     assert [event.step for event in told] == list(range(1, STEPS + 1))

@@ -54,6 +54,8 @@ def coherent(changes: list[tuple[str, Any]]) -> bool:
         or (values.get("train.precision") == "fp16" and values.get("hardware.device") == "cpu")
         or (held != "auto" and LEARNED.get(objective) != (held if held in COMPARED else None))
         or (objective != "sft" and (values.get("data.supervise") == "all" or "method.neftune_alpha" in values))
+        or (values.get("train.packing") and not values.get("train.fused_layers", True))
+        or (values.get("train.packing") and "method.neftune_alpha" in values)
         or (objective in ("dpo", "kto") and values.get("method.init") == "loftq")
     )
 

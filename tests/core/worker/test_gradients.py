@@ -46,6 +46,9 @@ class FailingLoss:
     def sharing_least(self) -> AbstractContextManager[None]:
         return self.loss.sharing_least()
 
+    def tokens(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> int:
+        return self.loss.tokens(input_ids, supervised)
+
     def __call__(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
         self.calls += 1
         if self.calls in self.fail_at or input_ids.numel() > self.max_tokens:
@@ -161,6 +164,34 @@ def test_the_rehearsal_finds_the_size_and_leaves_no_trace(tiny_model_dir: Path) 
     assert all(parameter.grad is None for parameter in trainable_parameters(setup.loaded.model))
     setup.windows.run(WINDOW, where="step 1")
     assert max(setup.loss.sizes) <= 90
+
+
+def test_a_window_with_the_longest_rows_is_a_rehearsal(tiny_model_dir: Path) -> None:
+    setup = Setup(tiny_model_dir)
+    lengths = [len(row) for row in make_rows()]
+    longest = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    assert setup.windows.has_largest(longest[:3], 3)
+    assert not setup.windows.has_largest(longest[-3:], 3)
+    assert not setup.windows.has_largest(longest[:2], 3)
+
+
+def test_a_window_that_shares_more_than_others_is_no_rehearsal(tiny_model_dir: Path) -> None:
+    setup = Setup(tiny_model_dir)
+    setup.loss.loss.share = True
+    alike = np.arange(5, 45, dtype=np.int32)
+    learned = np.arange(40) >= 35
+    rows = [TokenizedRow(np.concatenate([alike[:30], alike[:10] + end]), learned) for end in range(4)]
+    rows += [TokenizedRow(row.input_ids + end, learned) for end, row in enumerate(rows, start=50)]
+    windows = WindowGradients(
+        setup.loaded,
+        setup.loss,  # type: ignore[arg-type]
+        rows,
+        accelerator=make_accelerator(setup.loaded),
+        max_rows=None,
+        notice=lambda *_: None,
+    )
+    assert not windows.has_largest(range(4), 4), "these share 30 tokens"
+    assert windows.has_largest(range(4, 8), 4)
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(tiny_model_dir: Path) -> None:
