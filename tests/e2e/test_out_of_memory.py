@@ -181,10 +181,8 @@ def test_what_does_not_fit_at_all_is_left_out_and_the_run_goes_on(workers: Worke
         "The evaluation after step 8 is left out",
     ]
     assert f"{workers.eval_data.name} line " in skipped[0].message
-    assert torch.equal(
-        torch.cat([tensor.flatten() for tensor in adapter(run).values()]),
-        torch.cat([tensor.flatten() for tensor in adapter(calm).values()]),
-    )
+    # Common beginnings are not shared, as trying it did not fit: the same but for rounding.
+    torch.testing.assert_close(adapter(run), adapter(calm), atol=1e-6, rtol=0)
     (postponed,) = notices(run, "checkpoint_postponed")
     assert "the checkpoint of step 2" in postponed.message
     # Tried again after the next step, and then as before.
