@@ -140,10 +140,15 @@ def _mixed(loaded: LoadedModel, loss: SupervisedLoss, laid: LaidOut, wanted: tor
 
 
 def _may_draw(model: Any) -> bool:
-    """Whether anything in a model is called dropout and is not zero; the adapters' own has been looked at already."""
+    """Whether anything in a model is called dropout or jitter and is not zero; the adapters' own has been looked at."""
     settings: dict[str, Any] = model.config.to_dict()
     places = [settings, *(vars(module) for module in model.modules())]
-    named = (value for place in places for name, value in place.items() if "drop" in name and isinstance(value, float))
+    named = (
+        value
+        for place in places
+        for name, value in place.items()
+        if ("drop" in name or "jitter" in name) and isinstance(value, float)
+    )
     modules = (module.p for module in model.modules() if isinstance(module, torch.nn.modules.dropout._DropoutNd))
     return any(share > 0 for share in itertools.chain(named, modules))
 
