@@ -43,6 +43,7 @@ def coherent(changes: list[tuple[str, Any]]) -> bool:
     train = values.get("data.train", "rows.jsonl")
     held_out = "data.eval" in values or values.get("data.eval_share")
     entries = 1 if isinstance(train, str) else len(train)
+    method, begins = values.get("method.name", "qlora"), values.get("method.init", "default")
     objective, held = values.get("train.objective", "sft"), values.get("data.format", "auto")
     return not (
         ("data.weights" in values and len(values["data.weights"]) != entries)
@@ -56,7 +57,15 @@ def coherent(changes: list[tuple[str, Any]]) -> bool:
         or (objective != "sft" and (values.get("data.supervise") == "all" or "method.neftune_alpha" in values))
         or (values.get("train.packing") and not values.get("train.fused_layers", True))
         or (values.get("train.packing") and "method.neftune_alpha" in values)
-        or (objective in ("dpo", "kto") and values.get("method.init") == "loftq")
+        or (begins == "loftq" and method != "qlora")
+        or (begins != "default" and values.get("method.dora"))
+        or (method in ("full", "freeze") and values.get("train.precision") == "fp16")
+        or (
+            method in ("full", "freeze")
+            and values.get("train.micro_batch_size", 65536) < values.get("train.batch_size", 8)
+        )
+        or (values.get("memory.activation_offload") == "on" and values.get("memory.gradient_checkpointing") == "off")
+        or (objective in ("dpo", "kto") and begins == "loftq")
     )
 
 
