@@ -36,5 +36,9 @@ def read_small(path: Path | str, limit: int) -> bytes:
             pieces.append(piece)
             size += len(piece)
             if size > limit:
-                raise OSError(None, f"it is larger than {limit >> 20} MiB", str(path))
+                raise OSError(None, f"it is larger than {_size(limit)}", str(path))
     return b"".join(pieces)
+
+
+def _size(limit: int) -> str:
+    return f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit >> 10} KiB"

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
-from textual import on
+from textual import on, work
 from textual.app import InvalidThemeError
 from textual.binding import BindingType
 from textual.command import Provider
@@ -118,12 +118,21 @@ class LocaltuneApp(FormDesk):
         else:
             self.bridge.find_run()
         await self.main.load_panes()
+        self._warm_sandbox()
         if self.state.view is not None:
             self._set_chat_target(self.state.view)
         self.bridge.load_config(self._config_path)
         if self._complaints:
             text = "\n".join(self._complaints)
             self.notify(text, title="Left out of your settings", severity="warning", timeout=12, markup=False)
+
+    @work(thread=True, group="sandbox")
+    def _warm_sandbox(self) -> None:
+        """Have the process ready that the first row as tokens and the first preview of a template need."""
+        from core.template.sandboxed import warm
+
+        with suppress(UserError):  # Whoever needs it says why there is none.
+            warm()
 
     def land_without_run(self) -> None:
         """With a configuration to open, begin there, unless the user has gone somewhere meanwhile."""

@@ -77,12 +77,9 @@ class FormDesk(ControlDesk):
         plan, pane = plan_tokens(document), self.pane("data")
         view = pane.view if pane is not None else None
         index = pane.index if view is not None else 0
-        # What the pane has read is of this configuration: it forgets it with every change that counts.
-        masker = pane.masker if pane is not None else None
-        self.push_screen(TemplateScreen(plan, view, index, masker.tokenizer if masker is not None else None))
+        self.push_screen(TemplateScreen(plan, view, index))
 
     def _open_columns(self, document: ConfigDocument) -> None:
-        from core.data.registry import single_source
         from tui.screens.columns import ColumnsScreen
         from tui.screens.columns_view import ColumnForm
 
@@ -91,12 +88,7 @@ class FormDesk(ControlDesk):
         if view is None:
             self.warn("No data is open", "Columns are chosen with rows in view: open a data file first.")
             return
-        try:
-            is_entry = single_source(str(view.path)).path != view.path
-        except UserError as error:
-            self.fail("The columns cannot be chosen", error)
-            return
-        if is_entry:
+        if view.is_entry:
             text = f"{view.path.name} is an entry of a registry, which says its columns itself. Change them there."
             self.warn("The columns are not chosen here", text)
             return

@@ -48,8 +48,9 @@ def run(args: argparse.Namespace) -> int:
     """Plan; the exit code is 0 whether it fits or not."""
     from core.config.document import load_config
     from core.memory.forecast import forecast, this_machine
-    from core.memory.model_files import find_model, load_architecture
+    from core.memory.model_files import find_model
     from core.memory.planner import make_plan
+    from core.memory.sandboxed import load_architecture
 
     config = load_config(Path(args.config), args.set)
     machine = this_machine(config, _size(args.gpu_memory))
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 def _warn(base: Path, config: Config) -> None:
     """Say what would be refused about the model; a directory with no more than its ``config.json`` is enough here."""
     from core.models.architectures import check_quantization
-    from core.models.check import check_model_config, check_model_directory
+    from core.models.sandboxed import check_model_config, check_model_directory
 
     if not base.is_dir() or not (base / "config.json").is_file():
         return

@@ -84,8 +84,8 @@ def check_model(config: Config) -> None:
     """
     from core.errors import UserError
     from core.models.architectures import check_quantization
-    from core.models.check import check_model_config
     from core.models.find import STARTER_NAME, find_model, missing_model, model_path
+    from core.models.sandboxed import check_model_config
 
     base = config.model.base
     if not os.path.isfile(model_path(base)):

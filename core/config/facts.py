@@ -9,7 +9,8 @@ from typing import Literal
 
 from core.errors import UserError
 from core.memory.architecture import Architecture
-from core.memory.model_files import find_model, load_architecture
+from core.memory.model_files import find_model
+from core.memory.sandboxed import load_architecture
 from core.tracking import TRACKERS
 
 

@@ -14,11 +14,11 @@ from core.data.lengths import Lengths
 from core.data.preflight import allowed_codes
 from core.data.problems import Problem
 from core.data.shapes import Objective
+from core.template.settings import MaskSettings, Supervise, supervised_turns
 
 if TYPE_CHECKING:
     from core.config.schema import Config
 
-Supervise = Literal["assistant", "last", "all"]
 Overlong = Literal["drop", "truncate", "refuse"]
 
 
@@ -60,6 +60,20 @@ class AnalysisRequest:
     eval_share: float = 0.0
     seed: int = 0
     objective: Objective = "sft"
+
+    @property
+    def mask_settings(self) -> MaskSettings | None:
+        """How rows become tokens; None for no tokens."""
+        if self.model is None:
+            return None
+        return MaskSettings(
+            self.model,
+            self.template,
+            supervised_turns(self.objective, self.supervise),
+            self.allow_special,
+            self.end_answers,
+            self.max_length or None,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -15,13 +15,20 @@ from dataclasses import asdict
 from typing import Any
 
 from core.data.analysis import AnalysisRequest, Progress
+from core.data.row_facts import BATCH_SECONDS
 from core.errors import UserError
+from core.helper import tie_to_parent
+from core.sandbox.limits import TimeLimitError, confine
 
 _SECONDS_BETWEEN = 0.1
+#: Bytes that it may have. What is kept of a row is a few dozen bytes.
+_MEMORY = 4 << 30
 
 
 def main() -> int:
     """Do it; returns the exit code."""
+    tie_to_parent()
+    confine(_MEMORY)
     # Each process tokenizes by itself; threads of the library would not survive the fork.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from core.data.survey import survey
@@ -34,6 +41,9 @@ def main() -> int:
         answer = {"error": error.message, "hint": error.hint}
     except (BrokenProcessPool, MemoryError):
         answer = {"error": "The analysis ran out of memory.", "hint": "Close something, or look at a part of the rows."}
+    except TimeLimitError:
+        text = f"The chat template or the tokenizer takes more than {BATCH_SECONDS} s for a few rows."
+        answer = {"error": text, "hint": "Take another template (template.file), or get the model again."}
     except BrokenPipeError:
         return _leave()
     try:

@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from core.data.formats import Detection, choose
 from core.data.mapping import ColumnMap
 from core.data.reader import all_rows, open_files, open_rows
@@ -21,7 +19,10 @@ from core.data.shared_rows import open_shared
 from core.errors import UserError
 from core.hub.entries import HubEntry, is_hub_entry, parse_dataset
 from core.hub.store import find_fetched
+from core.sandbox.pool import sandboxed
+from core.small_files import read_small
 from core.text import one_line
+from core.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from core.config.schema import DataSection
@@ -201,22 +202,24 @@ def refuse_two_evals(share: float, has_files: bool) -> None:
 
 
 def load_registry(path: Path) -> Any:
-    """A registry file, JSON or YAML.
+    """A registry file, JSON or YAML, read in the sandbox; blocks.
 
     Raises:
         UserError: If it cannot be read.
     """
+    if path.suffix.lower() in _YAML:
+        return read_yaml(path).values
+    return sandboxed(_load_json, one_line(str(path)))(path)
+
+
+def _load_json(path: Path) -> Any:
     shown = one_line(str(path))
     try:
-        if path.stat().st_size > REGISTRY_LIMIT:
-            raise UserError(f"{shown} is too large for a registry of datasets.", "Check the path.")
-        text = path.read_text(encoding="utf-8-sig")
-        return yaml.safe_load(text) if path.suffix.lower() in _YAML else json.loads(text)
+        return json.loads(read_small(path, REGISTRY_LIMIT).decode("utf-8-sig"))
     except OSError as error:
         raise UserError(f"{shown} cannot be read: {error.strerror}.", "Check the path.") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        kind = "YAML" if path.suffix.lower() in _YAML else "JSON"
-        raise UserError(f"{shown} is not {kind}: {one_line(str(error), 200)}.", "Mend it.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{shown} is not JSON: {one_line(str(error), 200)}.", "Mend it.") from error
 
 
 def refuse_unknown_keys(where: str, given: Iterable[Any], known: Collection[str], meant: Mapping[str, str]) -> None:

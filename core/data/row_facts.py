@@ -17,11 +17,14 @@ from core.data.rows import Row
 from core.data.scripts import main_script
 from core.data.secrets import find_email, find_secret
 from core.data.shapes import COMPARED, LEARNED, Format, Objective, find_parts
+from core.sandbox.limits import cpu_limit
 from core.template.mask import MaskedRow, Masker
 from core.text import one_line
 
 #: Rows rendered and tokenized in one call, and the characters beyond which fewer are.
 BATCH_ROWS, BATCH_CHARACTERS = 128, 4 << 20
+#: Processor time for such a call; a tenth of a second is usual.
+BATCH_SECONDS = 30
 #: Longest stretch of a text that is searched for damage and secrets.
 SEARCHED = 1 << 20
 
@@ -121,7 +124,8 @@ class Examiner:
                 for number, _ in batch:
                     self._use(number, facts)
                 continue
-            masked = self._masker.mask([example for _, example in batch])
+            with cpu_limit(BATCH_SECONDS):
+                masked = self._masker.mask([example for _, example in batch])
             for (number, example), row in zip(batch, masked, strict=True):
                 self._measure(number, example, row, facts)
         return facts

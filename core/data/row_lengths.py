@@ -6,27 +6,33 @@ import dataclasses
 import itertools
 from typing import TYPE_CHECKING
 
-from core.data.analysis import request_for
+from core.data.analysis import AnalysisRequest, request_for
 from core.data.conversation import RowError
 from core.data.formats import SAMPLE
 from core.data.registry import resolve_sources
 from core.data.sample import tokenizer_directory
-from core.data.survey import make_masker
 from core.errors import UserError
+from core.sandbox.pool import sandboxed
+from core.text import one_line
 
 if TYPE_CHECKING:
     from core.config.schema import Config
 
 #: Rows looked at in each source.
 ROWS = 300
+#: Processor time for all of them.
+_SECONDS = 30
 
 
 def sample_lengths(config: Config) -> list[int]:
     """Tokens of the first rows of each source, of a pair those of the longer answer, before any are cut; nothing where
-    there is no tokenizer on this machine.
+    there is no tokenizer on this machine. They are made in the sandbox.
 
     Args:
         config: A checked configuration, its data readable.
+
+    Raises:
+        UserError: If tokenizer or template take more than the sandbox lets them.
     """
     from core.template.named import template_source
 
@@ -34,10 +40,19 @@ def sample_lengths(config: Config) -> list[int]:
         model = str(tokenizer_directory(config.model.base))
         template = template_source(config.template.file, config.template.name)
         request = dataclasses.replace(request_for(config, model=model, template=template), max_length=0)
-        masker = make_masker(request)
     except UserError:
         return []
-    if masker is None:
+    about = "chat template" if template is not None else f"tokenizer or chat template of {model}"
+    return sandboxed(_lengths, f"The {one_line(about)}", seconds=_SECONDS)(request)
+
+
+def _lengths(request: AnalysisRequest) -> list[int]:
+    settings = request.mask_settings
+    if settings is None:
+        return []
+    try:
+        masker = settings.masker()
+    except UserError:
         return []
     lengths: list[int] = []
     groups = resolve_sources(list(request.train), request.format, request.columns)

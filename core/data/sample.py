@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from core.data.analysis import Analysis, AnalysisRequest
 from core.data.conversation import RowError
 from core.data.formats import SAMPLE, Detection
 from core.data.registry import DataSource, resolve_sources
 from core.data.rows import Row
-from core.data.survey import make_masker
 from core.errors import UserError
 from core.models.find import find_model, missing_model
-from core.template.mask import MaskedRow, Masker
+from core.sandbox.pool import sandboxed
 from core.text import one_line
+
+if TYPE_CHECKING:
+    from core.template.mask import MaskedRow, Masker
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class TokenSample:
 
 
 def sample_row(request: AnalysisRequest, analysis: Analysis, number: int | None = None) -> TokenSample | None:
-    """A row of an analyzed dataset as tokens.
+    """A row of an analyzed dataset as tokens, made in the sandbox.
 
     Args:
         request: What was looked at; it must name a model.
@@ -67,20 +70,24 @@ def sample_row(request: AnalysisRequest, analysis: Analysis, number: int | None 
     Raises:
         UserError: If there is no such row, or the model's tokenizer cannot be read.
     """
-    masker = make_masker(request)
-    if masker is None:
+    if request.model is None:
         raise UserError("There is no tokenizer.", "Name a model.")
+    sample = sandboxed(_sample, f"The tokenizer or chat template of {one_line(request.model)}")
     if number is not None:
         if not 1 <= number <= analysis.rows:
             raise UserError(f"There is no row {number}.", f"The rows are counted from 1 to {analysis.rows}.")
-        return _sample(request, masker, number - 1)
+        return sample(request, number - 1)
     reasons = (item for item in analysis.problems if item.kind.level == "drop" and item.code != "not_trained_on")
     unused = {index for problem in reasons for index in problem.indices}
     first = next((index for index in range(analysis.rows) if index not in unused), None)
-    return None if first is None else _sample(request, masker, first)
+    return None if first is None else sample(request, first)
 
 
-def _sample(request: AnalysisRequest, masker: Masker, index: int) -> TokenSample:
+def _sample(request: AnalysisRequest, index: int) -> TokenSample:
+    settings = request.mask_settings
+    if settings is None:
+        raise ValueError("The request names no model.")
+    masker = settings.masker()
     row, detection = _find(request, index)
     try:
         masked = masker.mask([detection.example(row)])[0]

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import tempfile
 import threading
-from pathlib import Path
 from typing import Any
 
 from core.data.bytes import Descriptor, read_exactly
@@ -17,11 +13,9 @@ from core.data.layout import HEAD_BYTES, Layout, recognize
 from core.data.rows import NoRowsError
 from core.data.source import Source
 from core.errors import UserError
+from core.helper import Helper, describe_end
 from core.paths import home, make_private_dir
 from core.text import one_line
-
-# The helper imports this package from wherever it was found, whatever the directory it is started in.
-_ROOT = str(Path(__file__).resolve().parents[2])
 
 
 class SpooledBytes:
@@ -50,7 +44,13 @@ class SpooledBytes:
             ) from error
         with spool:
             self._descriptor = Descriptor(os.dup(spool.fileno()))
-            self._helper = _start_helper(source, spool.fileno())
+            self._helper = Helper(
+                "core.data.unpack",
+                source.packing,
+                str(source.descriptor),
+                str(spool.fileno()),
+                pass_fds=(source.descriptor, spool.fileno()),
+            )
         os.close(source.descriptor)
         try:
             self._request()
@@ -85,8 +85,7 @@ class SpooledBytes:
             return
         if self._failure is not None:
             raise self._failure
-        stdout = self._helper.stdout
-        line = stdout.readline() if stdout is not None else b""
+        line = self._helper.stdout.readline()
         if not line and self._descriptor.is_closed():
             return
         answer = json.loads(line) if line else self._death()
@@ -116,41 +115,17 @@ class SpooledBytes:
 
     def _request(self) -> None:
         try:
-            if self._helper.stdin is not None:
-                self._helper.stdin.write(b"more\n")
+            self._helper.send(b"more\n")
         except (OSError, ValueError):
             # It has died or been closed: the missing answer tells.
             return
 
     def _end_helper(self) -> None:
         with self._closing:
-            if self._helper.poll() is None:
-                self._helper.kill()
-            self._helper.wait()
-            if self._helper.stdin is not None:
-                self._helper.stdin.close()
+            self._helper.end()
+            self._helper.stdin.close()
 
     def _death(self) -> dict[str, Any]:
-        code = self._helper.wait()
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
         hint = "It is damaged, or too large for the memory that is free."
+        how = describe_end(self._helper.end())
         return {"bytes": 0, "error": f"cannot be unpacked: its reader {how}", "hint": hint}
-
-
-def _start_helper(source: Source, spool: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "core.data.unpack", source.packing, str(source.descriptor), str(spool)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        bufsize=0,
-        pass_fds=(source.descriptor, spool),
-        # Ctrl-C in the terminal is for the app, which closes its helpers itself.
-        start_new_session=True,
-        # A directory called "core" where the user happens to stand must not be taken for ours.
-        env={
-            **os.environ,
-            "PYTHONSAFEPATH": "1",
-            "PYTHONPATH": os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH")))),
-        },
-    )

@@ -23,9 +23,8 @@ from core.data.problems import Place, Problem, ProblemTally
 from core.data.registry import DataSource, refuse_two_evals, resolve_sources, weights_of
 from core.data.row_facts import Examiner, RowFacts
 from core.data.rows import Row, RowFile
+from core.sandbox.limits import limit_growth
 from core.template.mask import Masker
-from core.template.render import ChatTemplate
-from core.template.tokenizer import load_tokenizer
 from core.text import one_line
 
 Report = Callable[[Progress], None]
@@ -37,6 +36,8 @@ _PAGE = 32
 #: Fewer rows are done before other processes have started.
 _WORTH_PROCESSES = 1500
 _MOST_PROCESSES = 8
+#: Bytes that each of them may take beside what it shares with the one it was forked from.
+_GROWTH = 1 << 30
 
 
 @dataclass
@@ -74,7 +75,8 @@ def survey(request: AnalysisRequest, report: Report = lambda _: None) -> Analysi
         UserError: If a file cannot be read, its format is not known or the model has no tokenizer.
     """
     began = time.monotonic()
-    masker = make_masker(request)
+    settings = request.mask_settings
+    masker = settings.masker() if settings is not None else None
     opened: list[OpenSource] = []
     try:
         refuse_two_evals(request.eval_share, bool(request.eval))
@@ -90,29 +92,6 @@ def survey(request: AnalysisRequest, report: Report = lambda _: None) -> Analysi
         _open_sources.clear()
         for item in opened:
             item.file.close()
-
-
-def make_masker(request: AnalysisRequest) -> Masker | None:
-    """What renders and tokenizes for a request; None where it names no model.
-
-    Raises:
-        UserError: If the model's tokenizer or template cannot be read.
-    """
-    if request.model is None:
-        return None
-    tokenizer = load_tokenizer(request.model)
-    source = request.template
-    template = ChatTemplate(source, tokenizer.special_tokens) if source else tokenizer.own_template()
-    if template is not None:
-        template.check()
-    return Masker(
-        tokenizer,
-        template,
-        "last" if request.objective == "kto" else request.supervise,
-        allow_special=request.allow_special,
-        end_answers=request.end_answers,
-        max_length=request.max_length or None,
-    )
 
 
 def _open(
@@ -294,6 +273,7 @@ def _examine_all(opened: Sequence[OpenSource]) -> Iterator[tuple[OpenSource, Row
 def _hold_on(reading: int, writing: int) -> None:
     """In a forked process: end when the one it was forked from does, however that ends."""
     os.close(writing)
+    limit_growth(_GROWTH)
     # Whoever reads what that one writes must see it end.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import resource
 import sys
 import tempfile
 import zlib
@@ -24,7 +23,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from core.data.layout import HEAD_BYTES, is_column_arrays
+from core.helper import tie_to_parent
 from core.paths import home, make_private_dir
+from core.sandbox.limits import TimeLimitError, confine, cpu_limit
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,6 +39,9 @@ FREE_BYTES = 256 << 20
 LARGEST_BYTES = 128 << 30
 #: Bytes that are left on the disk.
 RESERVE = 512 << 20
+
+#: Processor time for a portion. Of a compressed table all is unpacked before the first row is read.
+_PORTION_SECONDS = 600
 
 _READ = 1 << 20
 _MEMORY_LIMIT = 4 << 30
@@ -288,15 +292,20 @@ def serve(packing: str, source: int, spool: Spool) -> None:
         for _ in sys.stdin.buffer:
             begun, done, end = spool.written, 0, False
             try:
-                while spool.written - begun < PORTION:
-                    piece = next(pieces, None)
-                    if piece is None:
-                        end = True
-                        break
-                    done = piece[1]
-                    spool.write(*piece)
+                with cpu_limit(_PORTION_SECONDS):
+                    while spool.written - begun < PORTION:
+                        piece = next(pieces, None)
+                        if piece is None:
+                            end = True
+                            break
+                        done = piece[1]
+                        spool.write(*piece)
             except UnpackError as error:
                 _answer({"bytes": spool.written, "error": str(error), "hint": error.hint})
+                return
+            except TimeLimitError:
+                reason = f"takes more than {_PORTION_SECONDS} s for {PORTION >> 20} MiB of text"
+                _answer({"bytes": spool.written, "error": reason, "hint": _DAMAGED})
                 return
             except MemoryError:
                 _answer({"bytes": spool.written, "error": "needs more memory than it may have", "hint": _DAMAGED})
@@ -332,8 +341,8 @@ def _first_line(error: Exception) -> str:
 def main(arguments: list[str]) -> int:
     """Run the helper."""
     packing, source, spool = arguments[0], int(arguments[1]), int(arguments[2])
-    # Counted is what is written to, so that the address space that allocators reserve does not matter.
-    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_LIMIT, _MEMORY_LIMIT))
+    tie_to_parent()
+    confine(_MEMORY_LIMIT)
     serve(packing, source, Spool(spool))
     return 0
 

@@ -12,10 +12,11 @@ from core.config.schema import Config
 from core.errors import UserError
 from core.memory.advice import Advice, advise
 from core.memory.architecture import Architecture
-from core.memory.model_files import find_model, load_architecture
+from core.memory.model_files import find_model
 from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
 from core.memory.rows import Rows
+from core.memory.sandboxed import load_architecture
 from core.runs.pace import Pace, PaceBook
 
 

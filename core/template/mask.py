@@ -7,7 +7,7 @@ import re
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from core.data.conversation import IGNORED_LABEL, Example, Message, RowError
 from core.errors import UserError
@@ -16,12 +16,11 @@ from core.template.pieces import RowTokenizer, TokenRow, any_of, stop_text
 from core.template.prompt_check import PromptCheck
 from core.template.reasoning import place_reasoning
 from core.template.render import ChatTemplate
+from core.template.settings import Supervise
 from core.template.shapes import Shapes
 from core.template.stops import stop_token_ids
 from core.template.tokenizer import ModelTokenizer
 from core.template.turns import RowText, Turn, group_turns, read_turn
-
-Supervise = Literal["assistant", "last", "all"]
 
 #: Reasons to refuse a row that lie with the chat template rather than with the row.
 TEMPLATE_CODES = frozenset({"template_error", "template_rewrites", "template_drops", "no_reasoning", "no_stop_token"})

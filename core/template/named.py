@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from core.errors import UserError
 from core.small_files import read_small
 
-#: Bytes of a template at most; those of models have up to a hundred thousand.
-TEMPLATE_LIMIT = 4 << 20
+#: Bytes of a template at most; those of models have up to a hundred thousand, a megabyte is compiled for minutes.
+TEMPLATE_LIMIT = 256 << 10
 
 #: What is said of conversations for which a template has no form.
 _NO_TOOLS = (

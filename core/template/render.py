@@ -18,6 +18,7 @@ from jinja2.utils import Namespace
 from core.data.conversation import RowError
 from core.errors import UserError
 from core.template.limits import BoundedEnvironment, bounded_filter
+from core.template.named import TEMPLATE_LIMIT
 from core.text import one_line
 
 #: Names that the reasoning of a message goes by; most templates read the first, some one of the others.
@@ -157,6 +158,8 @@ class ChatTemplate:
             return self._compiled.render(self.context(messages, tools, add_generation_prompt))
         except jinja2.TemplateSyntaxError as error:
             raise RowError("template_error", f"{self._syntax(error)}.") from error
+        except MemoryError as error:
+            raise RowError("template_error", "The chat template needs more memory than it may have.") from error
         except Exception as error:  # a template is a program of somebody else's and raises what it likes
             reason = one_line(str(error) or type(error).__name__, 200).rstrip(".")
             raise RowError("template_error", f"The chat template refuses the conversation: {reason}.") from error
@@ -176,10 +179,21 @@ class ChatTemplate:
         Raises:
             UserError: If it is not; the message names the line.
         """
+        hint = "Mend it, or name another one in template.file."
+        if len(self.source) > TEMPLATE_LIMIT:
+            raise UserError(f"The chat template is larger than {TEMPLATE_LIMIT >> 10} KiB.", hint)
         try:
             _ = self._compiled
         except jinja2.TemplateSyntaxError as error:
-            raise UserError(f"{self._syntax(error)}.", "Mend it, or name another one in template.file.") from error
+            raise UserError(f"{self._syntax(error)}.", hint) from error
+        except RecursionError as error:
+            raise UserError("The chat template is nested too deep.", hint) from error
+        except MemoryError as error:
+            # Python's own compiler has this for code that is nested too deep, too.
+            raise UserError("The chat template is nested too deep, or far too large.", hint) from error
+        except Exception as error:  # what the compiler raises at what a template is made of
+            reason = one_line(str(error) or type(error).__name__, 200).rstrip(".")
+            raise UserError(f"The chat template cannot be compiled: {reason}.", hint) from error
 
     def context(
         self,

@@ -76,7 +76,15 @@ class ModelTokenizer:
         """Tokens of many texts at once; none are added, and the text of a special token is that token."""
         if not texts:
             return []
-        return [found.ids for found in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        try:
+            return [found.ids for found in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        except BaseException as error:  # as in _read_backend
+            if not is_library_failure(error):
+                raise
+            reason = one_line(str(error), 160).rstrip(".")
+            raise UserError(
+                f"The model's tokenizer fails: {reason}.", "Copy it again from where the model is from."
+            ) from error
 
     def encode_continuation(self, text: str) -> list[int]:
         """Tokens of text that follows other text, without the space that some tokenizers put before all they read."""
@@ -244,6 +252,14 @@ def load_tokenizer(directory: Path | str) -> ModelTokenizer:
     )
 
 
+def is_library_failure(error: BaseException) -> bool:
+    """Whether an error is what the tokenizers library makes of a bad file or text.
+
+    A panic of its Rust code is a ``BaseException`` and no ``Exception``; those of Python's own are for the interpreter.
+    """
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 def _read_backend(place: Path) -> Tokenizer:
     path = place / "tokenizer.json"
     try:
@@ -261,7 +277,9 @@ def _read_backend(place: Path) -> Tokenizer:
         raise UserError(f"{path} is too large for a tokenizer.", "Copy it again from where the model is from.")
     try:
         backend = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception, for a missing file as for a damaged one
+    except BaseException as error:  # bare Exception for a missing file as for a damaged one; a panic is not even that
+        if not is_library_failure(error):
+            raise
         reason = one_line(str(error), 160).rstrip(".")
         raise UserError(
             f"{path} cannot be read as a tokenizer: {reason}.", "Copy it again from where the model is from."
@@ -339,7 +357,7 @@ def _chat_templates(place: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     for name, text in found.items():
         if isinstance(text, str) and len(text) > TEMPLATE_LIMIT:
             raise UserError(
-                f"The chat template {one_line(str(name), 40)} of {place} is larger than {TEMPLATE_LIMIT >> 20} MiB.",
+                f"The chat template {one_line(str(name), 40)} of {place} is larger than {TEMPLATE_LIMIT >> 10} KiB.",
                 "Copy the model's files again, or name another template in template.file.",
             )
     return {name: text for name, text in found.items() if isinstance(name, str) and isinstance(text, str)}

@@ -16,7 +16,7 @@ from core.data.formats import SAMPLE
 from core.data.preflight import Preflight, allowed_codes
 from core.data.registry import resolve_sources
 from core.errors import UserError
-from core.template.mask import Supervise
+from core.template.settings import supervised_turns
 from core.text import one_line
 from core.worker.base import check_base
 from core.worker.batches import fingerprint
@@ -79,7 +79,7 @@ def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None], 
         tokenizer,
         stop_token_ids(_generation_config(base), tokenizer, template),
         template,
-        supervise=supervised_turns(config),
+        supervise=supervised_turns(config.train.objective, config.data.supervise),
         allow_special=config.data.special_tokens == "keep",
         end_answers="stop_untrained" in allowed,
         now=now,
@@ -96,11 +96,6 @@ def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None], 
     recorder.event(dataset.event())
     _tell_dropped(dataset, recorder)
     return Prepared(base, tokenizer, template, dataset, held_out, fingerprint(dataset.rows))
-
-
-def supervised_turns(config: Config) -> Supervise:
-    """What is learned of a conversation: where its answer has a label, that answer alone."""
-    return "last" if config.train.objective == "kto" else config.data.supervise
 
 
 def _has_conversations(config: Config) -> bool:

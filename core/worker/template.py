@@ -13,12 +13,17 @@ from tokenizers import Tokenizer
 
 from core.data.conversation import Example, RowError
 from core.errors import UserError
-from core.template.mask import MaskedRow, Masker, Supervise
+from core.sandbox.limits import TimeLimitError, cpu_limit, growth_limit
+from core.template.mask import MaskedRow, Masker
 from core.template.named import template_source
 from core.template.render import ChatTemplate
+from core.template.settings import Supervise
 from core.template.stops import stop_token_ids as stops_of
 from core.template.tokenizer import SPECIAL_NAMES, ModelTokenizer
 from core.text import one_line
+
+#: Processor time for the rows that are made into tokens at once; a hundredth of a second is usual.
+_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -96,8 +101,22 @@ class Encoder:
         self._stops = frozenset(self._masker.stop_ids)
 
     def encode(self, examples: Sequence[Example]) -> list[TokenizedRow | RowError]:
-        """Tokenize examples, in order; an example that cannot be used yields the reason."""
-        return [row if isinstance(row, RowError) else _tokenized(row) for row in self._masker.mask(examples)]
+        """Tokenize examples, in order; an example that cannot be used yields the reason.
+
+        Raises:
+            UserError: If template or tokenizer take more memory or time than any should.
+        """
+        hint = "Take another template (template.file), or get the model again from where it is from."
+        try:
+            with growth_limit(), cpu_limit(_SECONDS, kills=False):
+                masked = self._masker.mask(examples)
+        except TimeLimitError as error:
+            text = f"The chat template or the tokenizer takes more than {_SECONDS} s for {len(examples)} rows."
+            raise UserError(text, hint) from error
+        except MemoryError as error:
+            text = f"The chat template or the tokenizer needs more memory than it may have for {len(examples)} rows."
+            raise UserError(text, hint) from error
+        return [row if isinstance(row, RowError) else _tokenized(row) for row in masked]
 
     @property
     def ended(self) -> int:

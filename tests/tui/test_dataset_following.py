@@ -237,10 +237,10 @@ async def test_a_failed_analysis_is_said_with_what_to_do(
     pane = DataPane()
     async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
         await opened(pilot, pane, path)
-        await wait_for(pilot, lambda: pane._job is not None and pane._job._process is not None, PATIENCE)
+        await wait_for(pilot, lambda: pane._job is not None and pane._job._helper is not None, PATIENCE)
         assert pane._job is not None
-        assert pane._job._process is not None
-        os.killpg(pane._job._process.pid, signal.SIGKILL)
+        assert pane._job._helper is not None
+        os.killpg(pane._job._helper.process.pid, signal.SIGKILL)
         await wait_for(pilot, lambda: shows(pilot, "✗ The analysis has no result"), PATIENCE)
         assert shows(pilot, "look at a part of the rows. f5 opens it again.")
         assert shows(pilot, "q 0?"), "the rows are still shown"

@@ -45,7 +45,7 @@ async def shown(pilot: object, pane: DataPane, path: Path) -> None:
     pane.configure(pane.on_mount_document)  # type: ignore[attr-defined]
     pane.show(path)
     await wait_for(pilot, lambda: pane.view is not None)  # type: ignore[arg-type]
-    await wait_for(pilot, lambda: pane.masker is not None or pane.masker_error is not None)  # type: ignore[arg-type]
+    await wait_for(pilot, lambda: pane.masks is not None or pane.masker_error is not None)  # type: ignore[arg-type]
 
 
 #: What terminals do not agree on the width of.

@@ -341,12 +341,12 @@ async def test_an_edited_template_reaches_the_data_pane(directory: Path, monkeyp
         app = pilot.app
         assert isinstance(app, LocaltuneApp)
         await opened(pilot)
-        before = app.pane("data").masker
+        before = app.pane("data").masks
         await pilot.press("e")
         await wait_for(pilot, lambda: "is saved and is the chat template" in words(pilot))
         await pilot.press("escape")
-        await wait_for(pilot, lambda: app.pane("data").masker not in (None, before))
-        assert "im_start|>X" in app.pane("data").masker.template.source
+        await wait_for(pilot, lambda: app.pane("data").masks not in (None, before))
+        assert "im_start|>X" in app.pane("data").masks.settings.template
 
 
 async def test_both_options_at_once_are_an_error_that_a_choice_mends(directory: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,10 +15,11 @@ from core.config.document import ConfigDocument
 from core.data.conversation import RowError
 from core.data.problems import Level
 from core.errors import UserError
-from core.template.mask import MaskedRow, Masker
-from core.template.preview import PAIR
+from core.template.preview import PreviewRow, Refusal
+from core.template.preview import RowLength as Measured
+from core.template.sandboxed import RowMasks
 from tui.panes.dataset_base import DatasetPane
-from tui.panes.dataset_plan import TokenPlan, make_masker, plan_data
+from tui.panes.dataset_plan import TokenPlan, plan_data
 from tui.panes.dataset_summary import counted, spaced
 from tui.panes.dataset_tasks import ReadAgain, read_again
 from tui.panes.dataset_view import DatasetView, label_word
@@ -31,7 +31,7 @@ KEPT_LENGTHS = 20_000
 #: Rows masked between two looks at whether they are still wanted.
 _BATCH = 16
 
-Masked: TypeAlias = "MaskedRow | RowError | UserError"
+Length: TypeAlias = "Measured | Refusal | RowError | UserError"
 
 _CUT_LABELS = {
     "drop": "train.max_length = {limit}: longer rows are dropped",
@@ -55,7 +55,7 @@ class MaskerLoaded(Message):
     """The tokenizer and template of a plan are there, or cannot be."""
 
     plan: TokenPlan
-    masker: Masker | None
+    masks: RowMasks | None
     error: UserError | None = None
 
 
@@ -64,10 +64,11 @@ class RowMasked(Message):
     """A row has become tokens, or cannot."""
 
     view: DatasetView
-    masker: Masker
+    masks: RowMasks
     index: int
-    result: Masked
-    texts: Sequence[Sequence[str]] = ()
+    result: tuple[PreviewRow, ...] | Refusal | RowError | UserError
+    label: bool | None = None
+    """Whether its answer is called good; None for other rows."""
 
 
 @dataclass
@@ -75,7 +76,7 @@ class LengthsKnown(Message):
     """Rows of the list have been counted."""
 
     view: DatasetView
-    masker: Masker
+    masks: RowMasks
     lengths: dict[int, RowLength]
 
 
@@ -85,12 +86,10 @@ class DatasetMasks(DatasetPane):
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
         self.shows_tokens = False
-        self.masker: Masker | None = None
+        self.masks: RowMasks | None = None
         self.masker_error: UserError | None = None
         self._is_loading = False
         self._lengths: OrderedDict[int, RowLength] = OrderedDict()
-        # A masker keeps what it has learned of its template, and is not made for two threads at once.
-        self._mask_lock = threading.Lock()
 
     def configure(self, document: ConfigDocument) -> None:
         """Follow a configuration: how rows are read, and what of them is learned.
@@ -100,8 +99,8 @@ class DatasetMasks(DatasetPane):
         before, self.plan = self.plan, plan_data(document)
         if self.view is not None:
             self.read_as_planned(self.view)
-        if self.plan.tokens != before.tokens or (self.masker is None and not self._is_loading):
-            self.masker = None
+        if self.plan.tokens != before.tokens or (self.masks is None and not self._is_loading):
+            self.masks = None
             self.forget_tokens()
             if self.view is not None:
                 self.load_masker()
@@ -135,25 +134,26 @@ class DatasetMasks(DatasetPane):
 
     def load_masker(self) -> None:
         """Read tokenizer and template in a thread, unless they are there already."""
-        if self.masker is None:
+        if self.masks is None:
             self._is_loading = True
             self._load(self.plan.tokens)
 
     @work(thread=True, exclusive=True, group="data-masker")
     def _load(self, plan: TokenPlan) -> None:
         try:
-            masker = make_masker(plan)
+            masks = RowMasks(plan.mask_settings())
+            masks.check()
         except UserError as error:
             self.post_message(MaskerLoaded(plan, None, error))
             return
-        self.post_message(MaskerLoaded(plan, masker))
+        self.post_message(MaskerLoaded(plan, masks))
 
     @on(MaskerLoaded)
     def _loaded(self, message: MaskerLoaded) -> None:
         if message.plan != self.plan.tokens:
             return
         self._is_loading = False
-        self.masker, self.masker_error = message.masker, message.error
+        self.masks, self.masker_error = message.masks, message.error
         self.forget_tokens()
         self.show_tokens()
         self.plan_changed()
@@ -169,7 +169,7 @@ class DatasetMasks(DatasetPane):
     def _has_counts(self) -> bool:
         """Whether the list has columns for tokens; they stay while another tokenizer is read."""
         known = self.view is not None and self.view.detection is not None
-        return known and (self.masker is not None or (self._is_loading and self.masker_error is None))
+        return known and (self.masks is not None or (self._is_loading and self.masker_error is None))
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -205,22 +205,26 @@ class DatasetMasks(DatasetPane):
             self.mask_view.say(str(self.masker_error), problem=True)
         elif view.unknown is not None:
             self.mask_view.say(str(view.unknown), problem=True)
-        elif self.masker is None:
+        elif self.masks is None:
             self.mask_view.say("Reading the tokenizer …")
         else:
-            self._mask_row(view, self.masker, index)
+            self._mask_row(view, self.masks, index)
 
     @work(thread=True, exclusive=True, group="data-mask")
-    def _mask_row(self, view: DatasetView, masker: Masker, index: int) -> None:
-        result = self._masked(view, masker, [index])[0]
-        texts = []
-        if isinstance(result, MaskedRow):
-            texts = [masker.tokenizer.token_texts(part.ids) for part in _parts(result)]
-        self.post_message(RowMasked(view, masker, index, result, texts))
+    def _mask_row(self, view: DatasetView, masks: RowMasks, index: int) -> None:
+        label = None
+        result: tuple[PreviewRow, ...] | Refusal | RowError | UserError
+        try:
+            example = view.example(index)
+            label = example.label
+            result = masks.row(example)
+        except (RowError, UserError) as error:
+            result = error
+        self.post_message(RowMasked(view, masks, index, result, label))
 
-    def _masked(self, view: DatasetView, masker: Masker, indices: Sequence[int]) -> list[Masked]:
-        """Rows as tokens; for each that cannot be, the reason."""
-        found: dict[int, Masked] = {}
+    def _measured(self, view: DatasetView, masks: RowMasks, indices: Sequence[int]) -> list[Length]:
+        """The lengths of rows; for each that has none, the reason."""
+        found: dict[int, Length] = {}
         examples = []
         for index in indices:
             try:
@@ -228,43 +232,38 @@ class DatasetMasks(DatasetPane):
             except (RowError, UserError) as error:
                 found[index] = error
         try:
-            with self._mask_lock:
-                masked = masker.mask([example for _, example in examples])
+            lengths = masks.lengths([example for _, example in examples])
         except UserError as error:
             found.update((index, error) for index, _ in examples)
         else:
-            found.update((index, row) for (index, _), row in zip(examples, masked, strict=True))
+            found.update((index, length) for (index, _), length in zip(examples, lengths, strict=True))
         return [found[index] for index in indices]
 
     @on(RowMasked)
     def _row_masked(self, message: RowMasked) -> None:
-        stale = message.view is not self.view or message.masker is not self.masker
+        stale = message.view is not self.view or message.masks is not self.masks
         if stale or message.index != self.index or not self.shows_tokens:
             return
         result = message.result
-        if not isinstance(result, MaskedRow):
-            text = result.message if isinstance(result, RowError) else str(result)
+        if not isinstance(result, tuple):
+            text = str(result) if isinstance(result, UserError) else result.message
             self.mask_view.say(text, problem=True)
             self.show_place()
             return
-        special = message.masker.tokenizer.special_ids
         label = _CUT_LABELS[self.plan.reading.overlong].format(limit=spaced(self.plan.tokens.max_length))
         self.mask_view.show(
             [
                 TokenPart(
-                    [
-                        TokenCell(text, bool(learned), token in special)
-                        for token, learned, text in zip(part.ids, part.supervised, texts, strict=True)
-                    ],
+                    [TokenCell(token.text, token.learned, token.special) for token in part.tokens],
                     part.cut,
                     label,
-                    heading,
+                    _heading(part, message.label),
                 )
-                for part, texts, heading in zip(_parts(result), message.texts, _headings(result), strict=True)
+                for part in result
             ]
         )
-        tokens, learned = _count(_parts(result))
-        counts = counted(tokens, "token") if result.rejected is None else _pair_lengths(result)
+        tokens, learned = sum(len(part.tokens) for part in result), sum(part.learned for part in result)
+        counts = _pair_lengths(result) if result[0].answer else counted(tokens, "token")
         self.show_place(f"{counts} · {spaced(learned)} learned · {learned / max(tokens, 1):.0%}")
         self.tokens_shown()
 
@@ -289,7 +288,7 @@ class DatasetMasks(DatasetPane):
             self.call_later(self.refresh_status)
         if not self._has_counts:
             return rows
-        if self.masker is not None and any(index not in self._lengths for index in indices):
+        if self.masks is not None and any(index not in self._lengths for index in indices):
             self.call_later(self._want_lengths, list(indices))
         return [
             row if row.problem else self._with_length(row, self._lengths.get(index))
@@ -302,25 +301,25 @@ class DatasetMasks(DatasetPane):
         return replace(row, cells=(known.tokens, known.learned, *row.cells))
 
     def _want_lengths(self, indices: Sequence[int]) -> None:
-        if self.view is not None and self.masker is not None:
+        if self.view is not None and self.masks is not None:
             missing = [index for index in indices if index not in self._lengths]
             if missing:
-                self._measure(self.view, self.masker, missing, self.plan.reading.overlong == "truncate")
+                self._measure(self.view, self.masks, missing, self.plan.reading.overlong == "truncate")
 
     @work(thread=True, exclusive=True, group="data-lengths")
-    def _measure(self, view: DatasetView, masker: Masker, indices: Sequence[int], cuts: bool) -> None:
+    def _measure(self, view: DatasetView, masks: RowMasks, indices: Sequence[int], cuts: bool) -> None:
         worker = get_current_worker()
         for begin in range(0, len(indices), _BATCH):
             if worker.is_cancelled:
                 return
             batch = indices[begin : begin + _BATCH]
-            results = self._masked(view, masker, batch)
+            results = self._measured(view, masks, batch)
             known = {index: _length_of(result, cuts) for index, result in zip(batch, results, strict=True)}
-            self.post_message(LengthsKnown(view, masker, known))
+            self.post_message(LengthsKnown(view, masks, known))
 
     @on(LengthsKnown)
     def _lengths_known(self, message: LengthsKnown) -> None:
-        if message.view is not self.view or message.masker is not self.masker:
+        if message.view is not self.view or message.masks is not self.masks:
             return
         self._lengths.update(message.lengths)
         while len(self._lengths) > KEPT_LENGTHS:
@@ -328,38 +327,20 @@ class DatasetMasks(DatasetPane):
         self.rows.invalidate()
 
 
-def _parts(row: MaskedRow) -> list[MaskedRow]:
-    """All that the model sees of a row, of a pair the better answer first."""
-    return [part for sequence in row.sequences for part in sequence.rows]
+def _heading(part: PreviewRow, label: bool | None) -> str:
+    """What stands over a part: the answers of a pair, and those with a label, are named."""
+    name = part.answer if label is None else label_word(label)
+    return f"{name} answer · {counted(len(part.tokens), 'token')} · {spaced(part.learned)} learned" if name else ""
 
 
-def _headings(row: MaskedRow) -> list[str]:
-    """What stands over each part: the answers of a pair, and those with a label, are named."""
-    parts = _parts(row)
-    if row.rejected is None and row.label is None:
-        return [""] * len(parts)
-    names = PAIR if row.label is None else [label_word(row.label)] * len(parts)
-    return [
-        f"{name} answer · {counted(len(part), 'token')} · {spaced(part.supervised_count)} learned"
-        for name, part in zip(names, parts, strict=True)
-    ]
+def _pair_lengths(parts: Sequence[PreviewRow]) -> str:
+    return f"pair of {' and '.join(spaced(len(part.tokens)) for part in parts)} tokens"
 
 
-def _pair_lengths(row: MaskedRow) -> str:
-    return f"pair of {' and '.join(spaced(len(part)) for part in _parts(row))} tokens"
-
-
-def _count(parts: Sequence[MaskedRow]) -> tuple[int, int]:
-    """Tokens, and how many of them are learned."""
-    return sum(map(len, parts)), sum(part.supervised_count for part in parts)
-
-
-def _length_of(result: Masked, cuts: bool) -> RowLength:
-    if isinstance(result, RowError):
-        return RowLength("✗", level="drop")
+def _length_of(result: Length, cuts: bool) -> RowLength:
     if isinstance(result, UserError):
         return RowLength("✗")
-    # Of a pair those of its longer answer, which decides whether it is used.
-    tokens, learned = _count(max((sequence.rows for sequence in result.sequences), key=lambda rows: _count(rows)[0]))
-    is_long = any(part.cut is not None for part in _parts(result))
-    return RowLength(str(tokens), str(learned), ("warn" if cuts else "drop") if is_long else "")
+    if not isinstance(result, Measured):
+        return RowLength("✗", level="drop")
+    level: Level | Literal[""] = ("warn" if cuts else "drop") if result.is_long else ""
+    return RowLength(str(result.tokens), str(result.learned), level)

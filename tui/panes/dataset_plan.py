@@ -20,10 +20,8 @@ from core.errors import UserError
 from core.hub.entries import absolute
 from core.models.find import STARTER_NAME, find_model, missing_model
 from core.paths import user_path
-from core.template.mask import Masker
 from core.template.named import template_source
-from core.template.render import ChatTemplate
-from core.template.tokenizer import load_tokenizer
+from core.template.settings import MaskSettings, supervised_turns
 from tui.data_paths import entry_text, follow_links
 
 
@@ -115,6 +113,21 @@ class TokenPlan:
             UserError: If it cannot be read.
         """
         return template_source(str(self.template_file) if self.template_file else None, self.template_name)
+
+    def mask_settings(self) -> MaskSettings:
+        """How rows become tokens.
+
+        Raises:
+            UserError: If the model is not ready, or the template cannot be read.
+        """
+        return MaskSettings(
+            str(find_base(self.base, self.directory)),
+            self.template(),
+            self.supervise,
+            self.keep_special,
+            self.end_answers,
+            self.max_length,
+        )
 
 
 @dataclass(frozen=True)
@@ -211,8 +224,7 @@ def plan_tokens(document: ConfigDocument) -> TokenPlan:
         template_name=_value(document, "template.name", str),
         template_file=template_file,
         template_stamp=_stamp(template_file),
-        # Of a row with a label the last answer is learned, as a run does it.
-        supervise="last" if objective == "kto" else _value(document, "data.supervise", str),
+        supervise=supervised_turns(objective, _value(document, "data.supervise", str)),
         keep_special=_value(document, "data.special_tokens", str) == "keep",
         end_answers="stop_untrained" in _listed(document.get("data.allow")),
         max_length=_value(document, "train.max_length", int),
@@ -259,24 +271,3 @@ def find_base(base: str, directory: Path) -> Path:
         else missing.hint
     )
     raise UserError(f"There are no tokens to show. {missing.message}", hint)
-
-
-def make_masker(plan: TokenPlan) -> Masker:
-    """Tokenizer and template of a plan; slow the first time.
-
-    Raises:
-        UserError: If one of them is not there or cannot be read.
-    """
-    tokenizer = load_tokenizer(find_base(plan.base, plan.directory))
-    source = plan.template()
-    template = ChatTemplate(source, tokenizer.special_tokens) if source is not None else None
-    if template is not None:
-        template.check()
-    return Masker(
-        tokenizer,
-        template,
-        plan.supervise,
-        allow_special=plan.keep_special,
-        end_answers=plan.end_answers,
-        max_length=plan.max_length,
-    )

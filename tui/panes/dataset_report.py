@@ -68,7 +68,7 @@ class DatasetReport(DatasetMasks):
         if view is None:
             return
         try:
-            request = self.plan.request(view.path, with_tokens=self.masker is not None)
+            request = self.plan.request(view.path, with_tokens=self.masks is not None)
             before = self._request
             if before is not None and before != self.plan.request(view.path, with_tokens=before.model is not None):
                 self.forget_analysis()

@@ -107,6 +107,11 @@ class DatasetView:
             raise
 
     @property
+    def is_entry(self) -> bool:
+        """Whether it is an entry of a registry, which says itself how its rows are read."""
+        return self._source.path != self.path
+
+    @property
     def count(self) -> int:
         """Rows found so far, as many of them as are used at most."""
         known, limit = self.file.count_known, self._source.limit
@@ -152,8 +157,7 @@ class DatasetView:
         """
         rows: list[Row] = []
         try:
-            is_entry = self._source.path != self.path
-            source = self._source if is_entry else reading.source(self.path)
+            source = self._source if self.is_entry else reading.source(self.path)
             rows = self.file.rows(0, SAMPLE)
             return Recognized(reading, len(rows), source.detect(rows, one_line(self.path.name, 80)))
         except UserError as error:

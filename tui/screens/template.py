@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from textual import on
+from textual import on, work
 from textual.app import SuspendNotSupported
 from textual.widgets import OptionList
 
 from core.atomic import write_atomic
 from core.errors import UserError
-from core.template.render import ChatTemplate
+from core.template.sandboxed import check_template
 from core.text import one_line
 from tui.messages import OptionsChosen
 from tui.panes.editor import edit_text
@@ -53,7 +54,8 @@ class TemplateScreen(TemplateView):
         message.stop()
         self.action_use()
 
-    def action_use(self) -> None:
+    @work(exclusive=True, group="template-use", description="template-use")
+    async def action_use(self) -> None:
         """Put the template under the cursor into the configuration, and go back."""
         entry = self.current
         if entry is None or self.templates is None:
@@ -61,9 +63,7 @@ class TemplateScreen(TemplateView):
         if entry.source is None and entry.id != OWN:
             self.say(f"✗ {entry.problem}")
             return
-        try:
-            ChatTemplate(entry.source or "").check()
-        except UserError as error:
+        if entry.source is not None and (error := await _refused(entry.source)) is not None:
             self.say(f"✗ {error}")
             return
         self._put_in_force(entry)
@@ -191,8 +191,10 @@ class TemplateScreen(TemplateView):
         self._draft = None
         self._take(text, path)
 
-    def _take(self, text: str, path: Path) -> None:
+    @work(exclusive=True, group="template-use", description="template-take")
+    async def _take(self, text: str, path: Path) -> None:
         """Show a file as the template, and put it in force unless it is no Jinja."""
+        error = await _refused(text)
         templates = self.templates
         if templates is None:
             return
@@ -200,9 +202,7 @@ class TemplateScreen(TemplateView):
         others = [other for other in templates.entries if other.id != FILE]
         entries = (*others[:1], entry, *others[1:])
         shown = one_line(path.name, 60)
-        try:
-            ChatTemplate(text).check()
-        except UserError as error:
+        if error is not None:
             is_used = self._is_in_force(path)
             self.templates = replace(templates, entries=entries)
             self.show_again(FILE)
@@ -214,3 +214,12 @@ class TemplateScreen(TemplateView):
         self.show_again(FILE)
         self._put_in_force(entry, is_told=False)
         self.say(f"✓ {shown} is saved and is the chat template.")
+
+
+async def _refused(source: str) -> UserError | None:
+    """Why a template cannot be used; None where it can."""
+    try:
+        await asyncio.to_thread(check_template, source)
+    except UserError as error:
+        return error
+    return None

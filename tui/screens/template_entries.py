@@ -9,8 +9,9 @@ from pathlib import Path
 from core.data.conversation import Example, RowError
 from core.errors import UserError
 from core.template.named import NAMED_TEMPLATES, NamedTemplate, template_source
-from core.template.preview import SAMPLE, Preview, preview_template
-from core.template.tokenizer import ModelTokenizer, load_tokenizer
+from core.template.preview import SAMPLE, Preview
+from core.template.sandboxed import TokenizerFacts, preview, read_tokenizer
+from core.template.settings import MaskSettings
 from core.text import one_line
 from tui.panes.dataset_plan import TokenPlan, find_base
 from tui.panes.dataset_view import DatasetView
@@ -53,8 +54,8 @@ class TemplateSet:
     entries: tuple[TemplateEntry, ...]
     in_force: str | None
     """The entry that the configuration means; None where it names two at once."""
-    tokenizer: ModelTokenizer | None
-    """The model's; None where it is not at hand."""
+    settings: MaskSettings | None
+    """How rows become tokens; None where the model's tokenizer is not at hand."""
     error: UserError | None = None
     """Why it is not."""
 
@@ -63,24 +64,27 @@ class TemplateSet:
         return next((entry for entry in self.entries if entry.id == id), None)
 
 
-def load_templates(plan: TokenPlan, tokenizer: ModelTokenizer | None = None) -> TemplateSet:
+def load_templates(plan: TokenPlan) -> TemplateSet:
     """Every template that a configuration can choose; reads files, so call it from a thread.
 
     Args:
         plan: The options of the configuration.
-        tokenizer: The model's, where it has been read already.
     """
     error: UserError | None = None
-    if tokenizer is None:
-        try:
-            tokenizer = load_tokenizer(find_base(plan.base, plan.directory))
-        except UserError as found:
-            error = found
+    tokenizer: TokenizerFacts | None = None
+    settings: MaskSettings | None = None
+    try:
+        base = find_base(plan.base, plan.directory)
+        stops = [text for template in NAMED_TEMPLATES.values() for text in template.stops]
+        tokenizer = read_tokenizer(base, stops)
+        settings = MaskSettings(str(base), None, plan.supervise, plan.keep_special, plan.end_answers, plan.max_length)
+    except UserError as found:
+        error = found
     entries = [_own(plan, tokenizer)]
     if plan.template_file is not None:
         entries.append(file_entry(plan.template_file))
     entries += [_named(template, tokenizer) for template in NAMED_TEMPLATES.values()]
-    return TemplateSet(tuple(entries), in_force(plan), tokenizer, error)
+    return TemplateSet(tuple(entries), in_force(plan), settings, error)
 
 
 def in_force(plan: TokenPlan) -> str | None:
@@ -101,7 +105,7 @@ def file_entry(path: Path, source: str | None = None) -> TemplateEntry:
         return TemplateEntry(FILE, shown, str(path), None, str(error), path=path)
 
 
-def _own(plan: TokenPlan, tokenizer: ModelTokenizer | None) -> TemplateEntry:
+def _own(plan: TokenPlan, tokenizer: TokenizerFacts | None) -> TemplateEntry:
     model = one_line(Path(plan.base).name or plan.base, 60)
     source = tokenizer.chat_template if tokenizer is not None else None
     problem = ""
@@ -112,10 +116,10 @@ def _own(plan: TokenPlan, tokenizer: ModelTokenizer | None) -> TemplateEntry:
     return TemplateEntry(OWN, "model's own", f"from {model}", source, problem)
 
 
-def _named(template: NamedTemplate, tokenizer: ModelTokenizer | None) -> TemplateEntry:
+def _named(template: NamedTemplate, tokenizer: TokenizerFacts | None) -> TemplateEntry:
     missing = []
     if tokenizer is not None:
-        missing = [text for text in template.stops if tokenizer.token_id(text) is None]
+        missing = [text for text in template.stops if text in tokenizer.missing]
     lacks = f"; the model has no token {missing[0]}" if missing else ""
     return TemplateEntry(template.name, template.name, template.about + lacks, template.source)
 
@@ -145,16 +149,11 @@ def row_for(view: DatasetView | None, index: int) -> ShownRow:
     return ShownRow(example, index)
 
 
-def preview_entry(entry: TemplateEntry, row: ShownRow, tokenizer: ModelTokenizer | None, plan: TokenPlan) -> Preview:
-    """A row through one of the templates."""
+def preview_entry(entry: TemplateEntry, row: ShownRow, settings: MaskSettings | None) -> Preview:
+    """A row through one of the templates; ``settings`` as in :class:`TemplateSet`."""
     if entry.source is None:
         return Preview(problem=entry.problem)
-    return preview_template(
-        entry.source,
-        row.example,
-        tokenizer,
-        supervise=plan.supervise,
-        allow_special=plan.keep_special,
-        end_answers=plan.end_answers,
-        max_length=plan.max_length,
-    )
+    try:
+        return preview(entry.source, row.example, settings)
+    except UserError as error:
+        return Preview(problem=error.message)

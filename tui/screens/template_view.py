@@ -16,7 +16,7 @@ from textual.widgets.option_list import Option
 from textual.worker import get_current_worker
 
 from core.template.preview import Preview
-from core.template.tokenizer import ModelTokenizer
+from core.template.settings import MaskSettings
 from core.text import one_line
 from tui.keys import KeyTable, bindings, yields_to_text
 from tui.panes.dataset_plan import TokenPlan
@@ -75,7 +75,6 @@ class TemplateView(Overlay[None]):
         plan: What the configuration says about templates and tokens.
         view: The dataset whose rows are shown; None where none is open.
         index: The row to begin with.
-        tokenizer: The model's, where it has been read already.
     """
 
     DEFAULT_CSS = """
@@ -107,16 +106,14 @@ class TemplateView(Overlay[None]):
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("template")]
     AUTO_FOCUS = "#template-list"
 
-    def __init__(
-        self, plan: TokenPlan, view: DatasetView | None, index: int, tokenizer: ModelTokenizer | None = None
-    ) -> None:
+    def __init__(self, plan: TokenPlan, view: DatasetView | None, index: int) -> None:
         super().__init__()
         self.plan = plan
         self.templates: TemplateSet | None = None
         """What can be chosen, once it has been read."""
         self.row: ShownRow | None = None
         """The conversation that is shown."""
-        self._view, self._index, self._tokenizer = view, index, tokenizer
+        self._view, self._index = view, index
         self.previews: dict[str, Preview] = {}
         """The row through each of them, by id, as far as that is known."""
         self._said_of: TemplateEntry | None = None
@@ -149,7 +146,7 @@ class TemplateView(Overlay[None]):
         hints = self.keys.hints([f"template.{name}" for name in ("use", "edit", "row", "part", "help", "back")])
         box.border_subtitle = Content(hints)
         self.mask_view.say("Reading the tokenizer …")
-        self._load(self.plan, self._tokenizer)
+        self._load(self.plan)
         self._read_row(self._index)
 
     def on_resize(self, event: events.Resize) -> None:
@@ -196,8 +193,8 @@ class TemplateView(Overlay[None]):
     # Reading. Workers are described, or Textual would do it with the repr of what they get, which is whole rows.
 
     @work(thread=True, exclusive=True, group="template-load", description="template-load")
-    def _load(self, plan: TokenPlan, tokenizer: ModelTokenizer | None) -> None:
-        self.post_message(TemplatesLoaded(load_templates(plan, tokenizer)))
+    def _load(self, plan: TokenPlan) -> None:
+        self.post_message(TemplatesLoaded(load_templates(plan)))
 
     @work(thread=True, exclusive=True, group="template-row", description="template-row")
     def _read_row(self, index: int) -> None:
@@ -226,15 +223,15 @@ class TemplateView(Overlay[None]):
         if self.templates is not None and self.row is not None:
             current = self.current
             order = sorted(self.templates.entries, key=lambda entry: entry is not current)
-            self._preview(order, self.row, self.templates.tokenizer)
+            self._preview(order, self.row, self.templates.settings)
 
     @work(thread=True, exclusive=True, group="template-preview", description="template-preview")
-    def _preview(self, entries: list[TemplateEntry], row: ShownRow, tokenizer: ModelTokenizer | None) -> None:
+    def _preview(self, entries: list[TemplateEntry], row: ShownRow, settings: MaskSettings | None) -> None:
         worker = get_current_worker()
         for entry in entries:
             if worker.is_cancelled:
                 return
-            self.post_message(TemplatePreviewed(entry, row, preview_entry(entry, row, tokenizer, self.plan)))
+            self.post_message(TemplatePreviewed(entry, row, preview_entry(entry, row, settings)))
 
     @on(TemplatePreviewed)
     def _previewed(self, message: TemplatePreviewed) -> None:
@@ -337,7 +334,7 @@ class TemplateView(Overlay[None]):
             for part in preview.rows
         ]
         self.mask_view.show(cells) if cells else self.mask_view.say("")
-        known = self.templates is not None and self.templates.tokenizer is not None
+        known = self.templates is not None and self.templates.settings is not None
         counts = [counted(preview.tokens, "token"), f"{spaced(preview.learned)} learned"] if known and cells else []
         if not preview.problem and not preview.generation_prompt:
             counts.append("no generation prompt")

@@ -15,15 +15,15 @@ from core.config.facts import Facts
 from core.config.importers.axolotl import AXOLOTL
 from core.config.importers.llama_factory import LLAMA_FACTORY
 from core.config.importers.places import Places
-from core.config.importers.redact import redact_name, shown
+from core.config.importers.redact import cleaned, redact_name, shown
 from core.config.importers.rules import Tool
-from core.config.importers.source import SourceFile, read_source
 from core.config.importers.steps import count_rows
 from core.config.importers.translation import Entry, Translation, Unknown, file_name
 from core.config.importers.unsloth import UNSLOTH
 from core.config.schema import options
 from core.errors import UserError
 from core.text import one_line
+from core.yaml_file import YamlFile, read_yaml
 
 #: The tools whose configurations are read, by the name that ``--from`` takes.
 TOOLS: dict[str, Tool] = {tool.kind: tool for tool in (AXOLOTL, LLAMA_FACTORY, UNSLOTH)}
@@ -92,7 +92,7 @@ def import_config(path: Path, kind: str | None = None, home: Path | None = None)
         UserError: If the file cannot be read, it cannot be told whose it is, a value is of the wrong kind, or keys
             contradict each other in a way that the tool itself refuses. The message names file, line and key.
     """
-    source = read_source(path)
+    source = read_yaml(path, cleaned)
     tool, reason = _tool(source, kind)
     values, empty = _flatten(tool, source)
     work = Translation(tool, source, Places.find(path, tool.places(source.values), home), values, inner=dict(empty))
@@ -107,7 +107,7 @@ def import_config(path: Path, kind: str | None = None, home: Path | None = None)
     return Imported(tool.kind, tool.title, reason, toml, *lists, remarks)
 
 
-def _flatten(tool: Tool, source: SourceFile) -> tuple[dict[str, Any], dict[str, Any]]:
+def _flatten(tool: Tool, source: YamlFile) -> tuple[dict[str, Any], dict[str, Any]]:
     """The keys that say something, those of sections as ``section.key``; and those that say nothing."""
     values: dict[str, Any] = {}
     empty: dict[str, Any] = {}
@@ -129,7 +129,7 @@ def _flatten(tool: Tool, source: SourceFile) -> tuple[dict[str, Any], dict[str, 
 # Whose it is.
 
 
-def _tool(source: SourceFile, kind: str | None) -> tuple[Tool, str]:
+def _tool(source: YamlFile, kind: str | None) -> tuple[Tool, str]:
     if kind is not None:
         return TOOLS[kind], "It was said with --from."
     keys = set(source.values)

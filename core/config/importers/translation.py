@@ -15,10 +15,10 @@ from core.config.document import describe_type
 from core.config.importers.places import Places
 from core.config.importers.redact import cleaned, holds_secret, redact, redact_name, shown
 from core.config.importers.rules import Choice, Copy, Joint, Kind, Missing, Tool, is_one_of
-from core.config.importers.source import SourceFile
 from core.config.schema import Config, find_option
 from core.errors import UserError
 from core.text import one_line
+from core.yaml_file import YamlFile
 
 _WANTED: dict[Kind, str] = {
     "integer": "a whole number",
@@ -86,7 +86,7 @@ class Translation:
     """
 
     tool: Tool
-    source: SourceFile
+    source: YamlFile
     places: Places
     values: dict[str, Any]
     settings: dict[str, Setting] = field(default_factory=dict)

@@ -50,10 +50,10 @@ class Watched:
         return self.family[0]
 
     def progress(self, told: Progress) -> None:
-        process = self.job._process
-        if self.family or told.stage != "reading" or told.done == 0 or process is None:
+        helper = self.job._helper
+        if self.family or told.stage != "reading" or told.done == 0 or helper is None:
             return
-        leader = psutil.Process(process.pid)
+        leader = psutil.Process(helper.process.pid)
         self.family = [leader, *leader.children(recursive=True)]
         self._act(self)
 
@@ -108,7 +108,7 @@ def test_the_end_of_the_one_who_asked_ends_it(many: Path) -> None:
         "import sys; from core.data.analysis import AnalysisRequest; from core.data.analyze import AnalysisJob\n"
         "job = AnalysisJob(AnalysisRequest((sys.argv[1],)))\n"
         "def told(progress):\n"
-        "    if progress.stage == 'reading' and progress.done: print(job._process.pid, flush=True)\n"
+        "    if progress.stage == 'reading' and progress.done: print(job._helper.process.pid, flush=True)\n"
         "job.run(told)\n"
     )
     with subprocess.Popen([sys.executable, "-c", script, str(many)], stdout=subprocess.PIPE, text=True) as asker:
@@ -147,8 +147,8 @@ def test_closing_while_a_packed_file_is_unpacked_leaves_nothing(tmp_path: Path, 
     family: list[psutil.Process] = []
 
     def told(progress: Progress) -> None:
-        if progress.stage == "indexing" and not family and job._process is not None:
-            leader = psutil.Process(job._process.pid)
+        if progress.stage == "indexing" and not family and job._helper is not None:
+            leader = psutil.Process(job._helper.process.pid)
             family.extend([leader, *leader.children(recursive=True)])
             job.close()
 

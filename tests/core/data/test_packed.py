@@ -186,8 +186,8 @@ def test_the_end_of_the_helper_is_told(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl.gz", gzip.compress(noise, 1))
     with open_rows(path) as file:
         helper = file._bytes._helper  # type: ignore[attr-defined]
-        helper.kill()
-        helper.wait()
+        helper.process.kill()
+        helper.process.wait()
         with pytest.raises(UserError, match="its reader was ended by SIGKILL"):
             file.index()
 

@@ -240,5 +240,5 @@ def test_a_template_that_is_too_large_is_said_so(directory: Path, name: str) -> 
     text = "x" * (5 << 20)
     (directory / "chat_template.jinja").unlink(missing_ok=True)
     (directory / name).write_text(text if name.endswith("jinja") else json.dumps({"chat_template": text}))
-    with pytest.raises(UserError, match="larger than 4 MiB"):
+    with pytest.raises(UserError, match="larger than 256 KiB"):
         load_tokenizer(directory)

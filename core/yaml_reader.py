@@ -1,19 +1,18 @@
-"""The YAML file of another tool: read within bounds, with the line of every key."""
+"""A reader of YAML within bounds, which notes the line of every key."""
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
-from core.config.importers.redact import cleaned
 from core.errors import UserError
 from core.text import one_line
+from core.yaml_file import YamlFile
 
 #: Largest file read, in bytes. Configurations are a few kilobytes.
 LIMIT = 128 << 10
@@ -23,49 +22,22 @@ MOST_VALUES = 20_000
 LONGEST_KEY = 200
 
 _DEEPEST = 40
+#: Numbers beyond this are no setting of anything.
+_LARGEST = 1 << 63
 _MAP, _SEQUENCE, _MERGE = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:merge"
 _SCALARS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str")}
 # A date means nothing to any of the tools; what is written is kept as text.
 _TEXTS = {"tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:value"}
 
 
-@dataclass(frozen=True)
-class SourceFile:
-    """What a file says.
-
-    Args:
-        path: Where it is.
-        values: Its keys, in order.
-        lines: The line of each key, counted from 1; of keys inside of a table as ``table.key``, of those of a list of
-            tables as ``list[1].key``.
-    """
-
-    path: Path
-    values: dict[str, Any]
-    lines: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def shown(self) -> str:
-        """The path, safe to print."""
-        return one_line(str(self.path))
-
-    def place(self, key: str) -> str:
-        """``file, line 12`` for a key; the file alone for one that it does not have."""
-        line = self.lines.get(key)
-        return f"{self.shown}, line {line}" if line else self.shown
-
-
-def read_source(path: Path) -> SourceFile:
-    """Read a file with PyYAML's safe loader.
-
-    Aliases and merge keys are followed as far as the whole stays within :data:`MOST_VALUES`.
+def read_document(path: Path, clean: Callable[[str], str] = str) -> YamlFile:
+    """Read a file with PyYAML's safe loader, in this process; see :func:`core.yaml_file.read_yaml`.
 
     Raises:
-        UserError: If it cannot be read, is not one YAML document, is no table of keys, has a key twice, or stands for
-            more than a configuration would. The message names file and line.
+        UserError: As there.
     """
     shown = one_line(str(path))
-    reader = _Reader(shown)
+    reader = _Reader(shown, clean)
     try:
         values = reader.read(_text(path, shown))
     except yaml.MarkedYAMLError as error:
@@ -76,7 +48,7 @@ def read_source(path: Path) -> SourceFile:
         raise UserError(f"{shown} is not YAML: {one_line(str(error), 120)}.", "Mend it.") from error
     except RecursionError as error:
         raise UserError(f"{shown} is nested too deep for a configuration.", "Check the path.") from error
-    return SourceFile(path, values, reader.lines)
+    return YamlFile(path, values, reader.lines)
 
 
 def _text(path: Path, shown: str) -> str:
@@ -111,9 +83,10 @@ def _text(path: Path, shown: str) -> str:
 class _Reader:
     """Turns the nodes of a document into plain values, and notes the lines of the keys."""
 
-    def __init__(self, shown: str) -> None:
+    def __init__(self, shown: str, clean: Callable[[str], str]) -> None:
         self.lines: dict[str, int] = {}
         self._shown = shown
+        self._clean = clean
         self._sizes: dict[int, int] = {}
 
     def read(self, text: str) -> dict[str, Any]:
@@ -138,7 +111,7 @@ class _Reader:
     def refuse(self, line: int | None, what: str, hint: str = "Mend it.") -> NoReturn:
         """Raise the error for a line, counted from 0."""
         place = "" if line is None else f", line {line + 1},"
-        raise UserError(f"{self._shown}{place} {one_line(cleaned(what), 160)}.", hint)
+        raise UserError(f"{self._shown}{place} {one_line(self._clean(what), 160)}.", hint)
 
     def _measure(self, node: yaml.Node, above: set[int]) -> int:
         """How many values a node stands for when all its aliases are written out."""
@@ -179,6 +152,8 @@ class _Reader:
             self.refuse(node.start_mark.line, "has a number that cannot be read")
         if isinstance(value, str):
             self._check_text(value, node)
+        elif isinstance(value, int) and abs(value) > _LARGEST:
+            self.refuse(node.start_mark.line, "has a number that cannot be read")
         return value
 
     def _table(self, node: yaml.MappingNode, where: str, depth: int) -> dict[str, Any]:

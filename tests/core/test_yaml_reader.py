@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from core.config.importers.source import LIMIT, read_source
 from core.errors import UserError
+from core.yaml_reader import LIMIT, read_document
 from tests.core.data.files import write
 
 
@@ -44,7 +44,7 @@ def test_values_lines_aliases_and_merges(tmp_path: Path) -> None:
         "odd: 2e-4\n"
         "on: off\n"
     )
-    source = read_source(write(tmp_path / "x.yml", text))
+    source = read_document(write(tmp_path / "x.yml", text))
     assert source.values == {
         "plain": "hello",
         "again": "hello",
@@ -91,7 +91,7 @@ def test_values_lines_aliases_and_merges(tmp_path: Path) -> None:
 def test_what_is_no_configuration_is_one_sentence(tmp_path: Path, text: str, line: int | None, part: str) -> None:
     path = write(tmp_path / "x.yml", text)
     with pytest.raises(UserError) as caught:
-        read_source(path)
+        read_document(path)
     message = caught.value.message
     assert message.startswith(f"{path}, line {line}," if line else str(path))
     assert part in message
@@ -103,14 +103,14 @@ def test_what_is_no_configuration_is_one_sentence(tmp_path: Path, text: str, lin
 @pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "null\n", "{}\n"])
 def test_an_empty_file(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match=r"is empty|no table"):
-        read_source(write(tmp_path / "x.yml", text))
+        read_document(write(tmp_path / "x.yml", text))
 
 
 def test_a_broken_file_does_not_quote_its_secrets(tmp_path: Path) -> None:
     token = "hf_" + "a1B2" * 9
     for text in (f"hf_token: {token} {{\n  x: [\n", f"a: !{token} 1\n", f"{token}: 1\n{token}: 2\n"):
         with pytest.raises(UserError) as caught:
-            read_source(write(tmp_path / "x.yml", text))
+            read_document(write(tmp_path / "x.yml", text))
         assert token not in str(caught.value)
 
 
@@ -129,7 +129,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         (zero, "is not YAML"),
     ):
         with pytest.raises(UserError, match=part) as caught:
-            read_source(path)
+            read_document(path)
         assert caught.value.hint
 
 
@@ -142,7 +142,7 @@ def test_any_text_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, t
     path = write(tmp_path_factory.getbasetemp() / "any.yml", text)
     source, refused = None, ""
     try:
-        source = read_source(path)
+        source = read_document(path)
     except UserError as error:
         refused = str(error)
     assert "\n" not in refused

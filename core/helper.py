@@ -1,0 +1,135 @@
+"""Helper processes: ``python -m core.X``, started so that none of them outlives the process that started it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from core.errors import UserError
+
+#: The environment variable that tells a helper which descriptor its lifeline is.
+_LIFELINE = "LOCALTUNE_LIFELINE"
+# A helper imports this package from wherever it was found, whatever the directory it is started in.
+_ROOT = str(Path(__file__).resolve().parents[1])
+
+
+class Helper:
+    """A helper process with pipes to its standard streams, in a session of its own.
+
+    Ctrl-C in the terminal is for the one who started it. A lifeline, a pipe whose other end nobody else holds, ends the
+    helper and all processes of its session in the moment when this process is gone, however that ends; see
+    :func:`tie_to_parent`.
+
+    Args:
+        module: What it runs: ``core.data.unpack``.
+        arguments: Its command line.
+        pass_fds: Descriptors that it has as well.
+
+    Raises:
+        UserError: If the system has no room for another process.
+    """
+
+    def __init__(self, module: str, *arguments: str, pass_fds: Sequence[int] = ()) -> None:
+        reading, self._lifeline = os.pipe()
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", module, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=None if os.environ.get("LOCALTUNE_DEBUG") else subprocess.DEVNULL,
+                bufsize=0,
+                pass_fds=(*pass_fds, reading),
+                start_new_session=True,
+                # A directory called "core" where the user happens to stand must not be taken for ours.
+                env={
+                    **os.environ,
+                    "PYTHONSAFEPATH": "1",
+                    "PYTHONPATH": os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH")))),
+                    _LIFELINE: str(reading),
+                },
+            )
+        except OSError as error:
+            os.close(self._lifeline)
+            raise UserError(
+                f"No helper process can be started: {error.strerror}.", "Close something, then do it again."
+            ) from error
+        finally:
+            os.close(reading)
+        if self.process.stdin is None or self.process.stdout is None:
+            raise ValueError("The process was started without pipes.")
+        self.stdin, self.stdout = self.process.stdin, self.process.stdout
+        self._ending = threading.Lock()
+        self._is_ended = False
+
+    def __enter__(self) -> Helper:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """End it and close its pipes; for the thread that reads them."""
+        self.end()
+        for stream in (self.stdin, self.stdout):
+            with contextlib.suppress(OSError):
+                stream.close()
+
+    def send(self, data: bytes) -> None:
+        """Write to its standard input.
+
+        Raises:
+            OSError: If it reads no more.
+        """
+        view = memoryview(data)
+        while view:
+            view = view[self.stdin.write(view) :]
+
+    def end(self) -> int:
+        """End it with the processes that it has started, if it has not ended itself; from any thread, and again.
+
+        Returns:
+            Its exit status, negative for a signal.
+        """
+        with self._ending:
+            if not self._is_ended:
+                self._is_ended = True
+                # Its number is its own until it is waited for.
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(self.process.pid, signal.SIGKILL)
+                os.close(self._lifeline)
+            return self.process.wait()
+
+
+def describe_end(status: int) -> str:
+    """How a process ended, as the rest of a sentence: ``was ended by SIGKILL``."""
+    if status >= 0:
+        return f"ended with {status}"
+    try:
+        return f"was ended by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"was ended by signal {-status}"
+
+
+def tie_to_parent() -> None:
+    """In a helper: have the kernel end this process and its children when the process that started it is gone.
+
+    The kernel sends SIGIO to the process group when the other end of the lifeline is closed. That needs no thread, so
+    it also reaches a process that is deep in a library's code; and other than ``PR_SET_PDEATHSIG`` it does not depend
+    on the thread that started the helper, which often ends before the work is done.
+    """
+    number = os.environ.pop(_LIFELINE, "")
+    if not number:
+        return
+    lifeline = int(number)
+    os.set_inheritable(lifeline, False)
+    signal.signal(signal.SIGIO, signal.SIG_DFL)
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    # Whoever started it may have gone before the kernel was told.
+    if select.select([lifeline], [], [], 0)[0]:
+        os._exit(1)

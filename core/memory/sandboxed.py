@@ -1,0 +1,24 @@
+"""A model's architecture, read in the sandbox for the app and the commands: configurations and headers are foreign."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from core.memory.architecture import Architecture
+from core.sandbox.pool import sandboxed
+from core.text import one_line
+
+
+def load_architecture(path: Path) -> Architecture:
+    """See :func:`core.memory.model_files.load_architecture`; blocks.
+
+    Raises:
+        UserError: As there, and where reading it takes more memory or time than any model's should.
+    """
+    return sandboxed(_load, f"The model in {one_line(str(path))}")(path)
+
+
+def _load(path: Path) -> Architecture:
+    from core.memory.model_files import load_architecture as load
+
+    return load(path)

@@ -1,0 +1,74 @@
+"""What passes between a process and its sandbox: a length of eight bytes, then that many bytes."""
+
+from __future__ import annotations
+
+import select
+import time
+from typing import IO, Protocol
+
+#: Largest answer that is taken, in bytes.
+LARGEST = 256 << 20
+_LENGTH = 8
+
+
+class Stream(Protocol):
+    """An unbuffered end of a pipe."""
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+
+    def read(self, size: int, /) -> bytes | None:
+        """At most so many bytes, as soon as there are any."""
+
+
+class FrameError(Exception):
+    """The other side has not sent a whole frame: it has ended, sent nothing in time, or too much."""
+
+    def __init__(self, *, is_late: bool = False, is_large: bool = False) -> None:
+        super().__init__()
+        self.is_late = is_late
+        self.is_large = is_large
+
+
+def write_frame(stream: IO[bytes], data: bytes) -> None:
+    """Send a frame.
+
+    Raises:
+        OSError: If nobody reads it any more.
+    """
+    view = memoryview(len(data).to_bytes(_LENGTH, "big") + data)
+    while view:
+        view = view[stream.write(view) :]
+    stream.flush()
+
+
+def read_frame(stream: Stream, seconds: float | None = None) -> bytes:
+    """The next frame.
+
+    Args:
+        stream: Where from; must not be buffered.
+        seconds: Until when it has to be there; None waits for as long as it takes.
+
+    Raises:
+        FrameError: If it is not there in time, the stream ends, or it is larger than :data:`LARGEST`.
+    """
+    deadline = None if seconds is None else time.monotonic() + seconds
+    length = int.from_bytes(_read(stream, _LENGTH, deadline), "big")
+    if length > LARGEST:
+        raise FrameError(is_large=True)
+    return _read(stream, length, deadline)
+
+
+def _read(stream: Stream, count: int, deadline: float | None) -> bytes:
+    pieces, missing = [], count
+    while missing:
+        if deadline is not None:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([stream], [], [], left)[0]:
+                raise FrameError(is_late=True)
+        piece = stream.read(min(missing, 1 << 20))
+        if not piece:
+            raise FrameError
+        pieces.append(piece)
+        missing -= len(piece)
+    return b"".join(pieces)

@@ -1,0 +1,244 @@
+"""Templates and tokenizers, read and used in the sandbox for the app and the commands.
+
+Both are somebody else's: a template is a program, and a tokenizer can make a gigabyte of a word. The functions here
+have the work done in a process with limits; what it has read is kept there for the next call, while its files are as
+they were. All of them block.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.data.conversation import Example
+from core.errors import UserError
+from core.sandbox.pool import POOL, SandboxError, sandboxed
+from core.template.preview import Preview, PreviewRow, Refusal, RowLength
+from core.template.settings import MaskSettings
+from core.text import one_line
+
+if TYPE_CHECKING:
+    from core.template.mask import Masker
+    from core.template.tokenizer import ModelTokenizer
+
+#: The process that keeps tokenizers between calls.
+_KEEP = "template"
+#: Rows that take too much before no more are tried.
+_MOST_BOUNDS = 3
+#: The files that a tokenizer is read from.
+_FILES = ("*.json", "*.jinja", "additional_chat_templates/*.jinja")
+_Stamps = tuple[tuple[str, int, int], ...]
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """What a model's tokenizer says of templates.
+
+    Args:
+        chat_template: The model's own, if it has one.
+        missing: Of the texts asked for, those that are no token of the model.
+    """
+
+    chat_template: str | None
+    missing: tuple[str, ...]
+
+
+def warm() -> None:
+    """Have a process of the sandbox ready with the libraries that templates and tokenizers need."""
+    POOL.warm("core.template.sandboxed", "core.template.render_preview")
+
+
+def read_tokenizer(model: Path, texts: Sequence[str] = ()) -> TokenizerFacts:
+    """The facts of a model's tokenizer.
+
+    Args:
+        model: The model's directory.
+        texts: What may be tokens of it.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    return sandboxed(_read_tokenizer, f"The tokenizer of {one_line(str(model))}", keep=_KEEP)(model, tuple(texts))
+
+
+def check_template(source: str) -> None:
+    """See that a chat template is Jinja.
+
+    Raises:
+        UserError: If it is not; the message names the line.
+    """
+    sandboxed(_check_template, "The chat template", keep=_KEEP)(source)
+
+
+class RowMasks:
+    """Rows as tokens, in one way of making them; may be asked from several threads.
+
+    A row that takes too much is refused alone. Where rows keep doing that, it is the tokenizer or the template, and no
+    more of them are tried.
+
+    Args:
+        settings: How rows become tokens.
+    """
+
+    def __init__(self, settings: MaskSettings) -> None:
+        self.settings = settings
+        which = "chat template" if settings.template is not None else f"tokenizer or chat template of {settings.model}"
+        self._about = f"The {one_line(which)}"
+        self._bounds = 0
+        self._failure: SandboxError | None = None
+
+    def check(self) -> None:
+        """Read tokenizer and template, so that rows can be masked at once.
+
+        Raises:
+            UserError: If one of them cannot be read.
+        """
+        sandboxed(_check_settings, self._about, keep=_KEEP)(self.settings)
+
+    def row(self, example: Example) -> tuple[PreviewRow, ...] | Refusal:
+        """A row as tokens: all that the model sees of it, of a pair the better answer first.
+
+        Raises:
+            UserError: If tokenizer or template cannot be read, or take too much.
+        """
+        self._see_failure()
+        try:
+            return sandboxed(_mask_row, self._about, keep=_KEEP)(self.settings, example)
+        except SandboxError as error:
+            self._count(error)
+            raise
+
+    def lengths(self, examples: Sequence[Example]) -> list[RowLength | Refusal | UserError]:
+        """The lengths of rows as tokens, in order; an error for a row that takes too much.
+
+        Raises:
+            UserError: As :meth:`row`, where it is not for single rows.
+        """
+        self._see_failure()
+        try:
+            return [*sandboxed(_measure_rows, self._about, keep=_KEEP)(self.settings, list(examples))]
+        except SandboxError as error:
+            self._count(error)
+            if len(examples) == 1:
+                return [error]
+        return [length for example in examples for length in self.lengths([example])]
+
+    def _see_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _count(self, error: SandboxError) -> None:
+        self._bounds += 1
+        if self._bounds >= _MOST_BOUNDS:
+            self._failure = error
+
+
+def preview(source: str, example: Example, settings: MaskSettings | None) -> Preview:
+    """A conversation through a template; see :func:`~core.template.render_preview.preview_template`.
+
+    Args:
+        source: The template.
+        example: The conversation.
+        settings: How its tokens are learned; its own template is not looked at. None where there is no tokenizer.
+
+    Returns:
+        With a ``problem`` for what the template does wrong, the time and the memory that it takes included.
+
+    Raises:
+        UserError: If the tokenizer cannot be read.
+    """
+    return sandboxed(_preview, "The chat template", keep=_KEEP)(source, example, settings)
+
+
+# In the process of the sandbox.
+
+
+def _read_tokenizer(model: Path, texts: tuple[str, ...]) -> TokenizerFacts:
+    tokenizer = _tokenizer(str(model), _stamps(str(model)))
+    return TokenizerFacts(tokenizer.chat_template, tuple(text for text in texts if tokenizer.token_id(text) is None))
+
+
+def _check_template(source: str) -> None:
+    from core.template.render import ChatTemplate
+
+    ChatTemplate(source).check()
+
+
+def _check_settings(settings: MaskSettings) -> None:
+    _masker(settings, _stamps(settings.model))
+
+
+def _mask_row(settings: MaskSettings, example: Example) -> tuple[PreviewRow, ...] | Refusal:
+    from core.data.conversation import RowError
+    from core.template.render_preview import masked_rows
+
+    masker = _masker(settings, _stamps(settings.model))
+    found = masker.mask([example])[0]
+    return Refusal(found.code, found.message) if isinstance(found, RowError) else masked_rows(found, masker.tokenizer)
+
+
+def _measure_rows(settings: MaskSettings, examples: list[Example]) -> list[RowLength | Refusal]:
+    from core.data.conversation import RowError
+
+    lengths: list[RowLength | Refusal] = []
+    for found in _masker(settings, _stamps(settings.model)).mask(examples):
+        if isinstance(found, RowError):
+            lengths.append(Refusal(found.code, found.message))
+            continue
+        answers = [sequence.rows for sequence in found.sequences]
+        longer = max(answers, key=lambda rows: sum(map(len, rows)))
+        lengths.append(
+            RowLength(
+                sum(map(len, longer)),
+                sum(row.supervised_count for row in longer),
+                any(row.cut is not None for rows in answers for row in rows),
+            )
+        )
+    return lengths
+
+
+def _preview(source: str, example: Example, settings: MaskSettings | None) -> Preview:
+    from core.template.render_preview import preview_template
+
+    if settings is None:
+        return preview_template(source, example)
+    return preview_template(
+        source,
+        example,
+        _tokenizer(settings.model, _stamps(settings.model)),
+        supervise=settings.supervise,
+        allow_special=settings.allow_special,
+        end_answers=settings.end_answers,
+        max_length=settings.max_length,
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _tokenizer(model: str, _: _Stamps) -> ModelTokenizer:
+    from core.template.tokenizer import load_tokenizer
+
+    return load_tokenizer(model)
+
+
+@functools.lru_cache(maxsize=4)
+def _masker(settings: MaskSettings, stamps: _Stamps) -> Masker:
+    return settings.masker(_tokenizer(settings.model, stamps))
+
+
+def _stamps(model: str) -> _Stamps:
+    """What tells whether the files of a tokenizer are as they were."""
+    return tuple(sorted(_stamped(Path(model))))
+
+
+def _stamped(directory: Path) -> Iterator[tuple[str, int, int]]:
+    for pattern in _FILES:
+        for path in directory.glob(pattern):
+            try:
+                status = os.stat(path)
+            except OSError:
+                continue
+            yield str(path), status.st_mtime_ns, status.st_size

@@ -1,0 +1,71 @@
+"""Mask settings: what of the configuration decides how rows become tokens, and which of them are learned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from core.template.mask import Masker
+    from core.template.tokenizer import ModelTokenizer
+
+Supervise = Literal["assistant", "last", "all"]
+
+
+@dataclass(frozen=True)
+class MaskSettings:
+    """What a :class:`~core.template.mask.Masker` is made from; plain values, so that they can be sent to a process.
+
+    Args:
+        model: The directory of the tokenizer.
+        template: Text of a chat template instead of the model's own.
+        supervise: As in :class:`~core.template.mask.Masker`.
+        allow_special: As there.
+        end_answers: As there.
+        max_length: As there.
+    """
+
+    model: str
+    template: str | None = None
+    supervise: Supervise = "assistant"
+    allow_special: bool = False
+    end_answers: bool = False
+    max_length: int | None = None
+
+    def masker(self, tokenizer: ModelTokenizer | None = None) -> Masker:
+        """The masker of these settings.
+
+        Args:
+            tokenizer: The model's, where it has been read already; reading it is slow.
+
+        Raises:
+            UserError: If tokenizer or template cannot be read.
+        """
+        from core.template.mask import Masker
+        from core.template.render import ChatTemplate
+        from core.template.tokenizer import load_tokenizer
+
+        if tokenizer is None:
+            tokenizer = load_tokenizer(self.model)
+        replaced = self.template is not None
+        template = ChatTemplate(self.template or "", tokenizer.special_tokens) if replaced else tokenizer.own_template()
+        if template is not None:
+            template.check()
+        return Masker(
+            tokenizer,
+            template,
+            self.supervise,
+            allow_special=self.allow_special,
+            end_answers=self.end_answers,
+            max_length=self.max_length,
+        )
+
+
+def supervised_turns(objective: str, supervise: Supervise) -> Supervise:
+    """What is learned of a conversation: where its answer has a label (``train.objective = "kto"``), that answer alone.
+
+    Args:
+        objective: As ``train.objective``.
+        supervise: As ``data.supervise``.
+    """
+    return "last" if objective == "kto" else supervise
