@@ -61,9 +61,10 @@ def refuse_existing(out: Path, source: Path, *, force: bool) -> None:
     Raises:
         UserError: If there is something at the path, unless it is another file than the one read and ``force`` is set.
     """
-    if out.is_dir():
+    # Not the methods of Path, which raise on names that no file can have.
+    if os.path.isdir(out):
         raise UserError(f"{out} is a directory.", "Name a file in it.")
-    if out.exists() and source.exists() and out.samefile(source):
+    if os.path.exists(out) and os.path.exists(source) and os.path.samefile(out, source):
         raise UserError(f"{out} is the file that is read.", "Choose another name.")
     if not force and os.path.lexists(out):
         raise _exists(out)

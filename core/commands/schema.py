@@ -20,11 +20,12 @@ def run(args: argparse.Namespace) -> int:
     """Print or write it."""
     from core.config.json_schema import json_schema
     from core.config.reference import render_reference
+    from core.paths import user_path
 
     schema = json_schema()
     text = render_reference() if args.markdown else json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
     if args.out is not None:
-        path = Path(args.out).expanduser()
+        path = user_path(args.out)
         _write(path, text)
         if args.json:
             emit({"file": str(path), "bytes": len(text.encode("utf-8"))})
