@@ -108,7 +108,7 @@ def invoke(action: Callable[[], int]) -> int:
     """
     _open_missing_streams()
     for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors != "replace":
             # A locale without UTF-8 must not end a command over a dash or somebody's data, in or out.
             stream.reconfigure(errors="replace")
     try:

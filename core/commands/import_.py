@@ -77,11 +77,12 @@ def write(out: Path, toml: str, *, force: bool) -> None:
         UserError: If it cannot be written, or somebody else has meanwhile made a file of that name.
     """
     from core.atomic import write_atomic
+    from core.config.files import FileText
 
     beside = out.with_name(f".{out.name}.{os.getpid()}.new")
     try:
         if force:
-            write_atomic(out, toml, mode=0o644)
+            FileText("").write(out, toml)
             return
         write_atomic(beside, toml, mode=0o644)
         try:

@@ -6,7 +6,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 from core.commands.common import flush, put
 from core.text import one_line, sanitize
@@ -34,7 +34,7 @@ class ArgumentParser(argparse.ArgumentParser):
         """Print the usage and what is wrong with the line, and end with 2."""
         super().error(one_line(message, _SHOWN))
 
-    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+    def _print_message(self, message: str, file: Any = None) -> None:
         """Where everything that argparse prints goes through."""
         if file is sys.stdout:
             put(sanitize(message))

@@ -39,10 +39,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write(path: Path, text: str) -> None:
-    from core.atomic import write_atomic
+    from core.config.files import FileText
     from core.errors import UserError
 
     try:
-        write_atomic(path, text, mode=0o644)
+        FileText("").write(path, text)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}.", "Choose another place.") from error

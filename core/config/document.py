@@ -126,6 +126,11 @@ class ConfigDocument:
         text = self.dumps()
         try:
             self._file = (self._file or FileText("")).write(target, text)
+        except UnicodeEncodeError as error:
+            wrong = one_line(error.object[error.start : error.end], 20)
+            raise UserError(
+                f"{target} is not written: it would hold {wrong}, which is no character.", "Remove it."
+            ) from error
         except OSError as error:
             raise UserError(f"{target} cannot be written: {error.strerror}.", "Choose another place.") from error
         self.path, self._source = target, text

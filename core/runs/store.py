@@ -190,12 +190,12 @@ def find_run(name: str) -> Run:
     Raises:
         UserError: If there is none, more than one, or none is named.
     """
-    if not name.strip():
-        # It is a part of every id, and comes of a variable that is not set.
-        raise UserError("No run is named.", "Name one, or take 'latest' for the newest.")
     # Not the method of Path, which raises on names that no file can have.
     if os.sep in name and os.path.isfile(Path(name) / "run.toml"):
         return Run(Path(name).absolute())
+    if not any(map(str.isalnum, name)):
+        # The empty text, as a variable that is not set gives, and a dash are parts of every id.
+        raise UserError("No run is named.", "Name one, or take 'latest' for the newest.")
     runs = list_runs()
     if not runs:
         raise UserError(
