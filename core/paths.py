@@ -12,7 +12,11 @@ FILE_MODE = 0o600
 
 
 def home() -> Path:
-    """``$LOCALTUNE_HOME``, else ``$XDG_DATA_HOME/localtune``, else ``~/.local/share/localtune``; not created."""
+    """``$LOCALTUNE_HOME``, else ``$XDG_DATA_HOME/localtune``, else ``~/.local/share/localtune``; not created.
+
+    Raises:
+        UserError: If there is no telling where that is.
+    """
     if explicit := os.environ.get("LOCALTUNE_HOME"):
         return _expanded(explicit)
     if data_home := os.environ.get("XDG_DATA_HOME"):
@@ -41,6 +45,10 @@ def config_dir() -> Path:
 
 
 def _expanded(path: str) -> Path:
+    user_home = os.environ.get("HOME", "/")
+    if path.startswith("~/") and not os.path.isabs(user_home):
+        # Empty it would stand for the root of the file system, relative for a place in whatever directory one is in.
+        raise UserError(f"HOME is '{user_home}', which is no absolute path.", "Set HOME or LOCALTUNE_HOME to one.")
     try:
         return Path(path).expanduser().absolute()
     except RuntimeError as error:
@@ -71,7 +79,7 @@ def shown_path(path: Path) -> str:
 
 def existing_parent(path: Path) -> Path:
     """The directory itself, or the nearest of its parents that exists."""
-    return next(place for place in [path, *path.parents] if place.exists())
+    return next(place for place in [path, *path.parents] if os.path.exists(place))
 
 
 def make_private_dir(path: Path) -> Path:
@@ -81,7 +89,7 @@ def make_private_dir(path: Path) -> Path:
         UserError: If it cannot be created or is not writable.
     """
     try:
-        missing = [directory for directory in [path, *path.parents] if not directory.exists()]
+        missing = [directory for directory in [path, *path.parents] if not os.path.exists(directory)]
         for directory in reversed(missing):
             directory.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
         writable = path.is_dir() and os.access(path, os.W_OK | os.X_OK)

@@ -15,11 +15,32 @@ _SECRET_NAME = re.compile(
 )
 #: Values shorter than this are no secrets worth the name, and would be found inside of words.
 _SHORTEST = 8
+#: From so many characters on a value is no word that may stand in a text by chance.
+_NO_WORD = 12
 
 
 def is_secret_name(name: str) -> bool:
     """Whether a variable or a key of this name holds a secret: ``HF_TOKEN``, ``wandb_api_key``."""
     return _SECRET_NAME.search(name) is not None
+
+
+def secret_variable(text: str, environment: Mapping[str, str] = os.environ) -> str | None:
+    """The variable of the environment that a text has the secret value of; None where it has none.
+
+    Words such as ``password`` and ``localhost``, and paths of files, are no secrets, whatever their variable is called:
+    other than :func:`redact`, which replaces too much rather than too little, this is for refusing a text.
+
+    Args:
+        text: Any text.
+        environment: Whose values are looked for.
+    """
+    for name, value in environment.items():
+        secret = value.strip()
+        if not is_secret_name(name) or len(secret) < _SHORTEST or secret not in text:
+            continue
+        if (len(secret) >= _NO_WORD or any(map(str.isdigit, secret))) and not os.path.lexists(secret):
+            return name
+    return None
 
 
 def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:

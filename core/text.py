@@ -36,6 +36,15 @@ def sanitize(text: str) -> str:
     return text.translate(_TABLE)
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8; what comes of names and arguments in other bytes cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def one_line(text: str, limit: int = 2000) -> str:
     """Sanitize and put on one line for a table cell or a log line: newlines become ``⏎``, tabs a space.
 

@@ -6,6 +6,7 @@ import math
 import re
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?)b?", re.IGNORECASE)
+_MOST_BYTES = 2**64
 _BYTE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -27,7 +28,7 @@ def format_bytes(count: float | None) -> str:
 def parse_bytes(text: str) -> int | None:
     """A size that a person typed, in bytes: ``24GB`` and ``24g`` are decimal, ``24GiB`` is binary, ``24`` is 24 bytes.
 
-    None for what is no size.
+    None for what is no size, or more than any machine addresses.
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
@@ -37,7 +38,8 @@ def parse_bytes(text: str) -> int | None:
     if binary and not power:
         return None
     unit: int = (1024 if binary else 1000) ** power
-    return round(float(number) * unit)
+    size = float(number) * unit
+    return round(size) if size < _MOST_BYTES else None
 
 
 def format_duration(seconds: float | None) -> str:

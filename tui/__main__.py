@@ -15,20 +15,21 @@ from pathlib import Path
 from core import __version__
 from core.commands import COMMANDS, load_command
 from core.commands.common import EXIT_USAGE, invoke, note, say
+from core.commands.parser import ArgumentParser
+from core.text import one_line
 
 PROGRAM = "localtune-tui"
 
 
-def _app_parser() -> argparse.ArgumentParser:
+def _app_parser() -> ArgumentParser:
     width = max(map(len, COMMANDS))
     listing = "\n".join(f"  {name:<{width}}  {description}" for name, (_, description) in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog=PROGRAM,
         usage=f"{PROGRAM} [CONFIG] [--run RUN | --demo]\n       {PROGRAM} COMMAND …",
         description="Fine-tune language models on one GPU, from a terminal. Without a command the app opens.",
         epilog=f"commands:\n{listing}\n\n'{PROGRAM} COMMAND --help' explains one. All take --json.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="configuration file (TOML) to open the app with")
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
@@ -41,12 +42,10 @@ def _app_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command_parser(name: str) -> argparse.ArgumentParser:
+def _command_parser(name: str) -> ArgumentParser:
     module = load_command(name)
-    parser = argparse.ArgumentParser(
-        prog=f"{PROGRAM} {name}",
-        description=f"{COMMANDS[name][1][0].upper()}{COMMANDS[name][1][1:]}.",
-        allow_abbrev=False,
+    parser = ArgumentParser(
+        prog=f"{PROGRAM} {name}", description=f"{COMMANDS[name][1][0].upper()}{COMMANDS[name][1][1:]}."
     )
     module.add_arguments(parser)
     parser.set_defaults(command=name, run_command=module.run)
@@ -70,13 +69,14 @@ def _open_app(args: argparse.Namespace) -> int:
     return 0
 
 
-def _refuse_config(parser: argparse.ArgumentParser, name: str) -> None:
+def _refuse_config(parser: ArgumentParser, name: str) -> None:
     """End with a usage error for a first word that is neither a command nor a file."""
-    if Path(name).is_file():
+    # Not the method of Path, which raises on names that no file can have.
+    if os.path.isfile(name):
         return
     meant = difflib.get_close_matches(name, COMMANDS, n=1)
     hint = f" Did you mean '{PROGRAM} {meant[0]}'?" if meant else f" '{PROGRAM} --help' lists the commands."
-    parser.error(f"{name} is neither a command nor a configuration file.{hint}")
+    parser.error(f"'{one_line(name, 200)}' is neither a command nor a configuration file.{hint}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,14 +90,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         gives 3 when it was stopped and 4 when it failed; 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    if words and words[0] in COMMANDS:
-        # Loading a command is guarded too: Ctrl-C during its imports must not print a traceback.
-        return invoke(lambda: _run_command(words))
+    # Loading a command and reading its words is guarded too: nothing that is typed may end in a traceback, and neither
+    # may Ctrl-C during the imports.
+    return invoke(lambda: _run_command(words) if words and words[0] in COMMANDS else _run_app(words))
+
+
+def _run_app(words: list[str]) -> int:
     parser = _app_parser()
     args = parser.parse_args(words)
-    if args.config:
+    if args.config is not None:
         _refuse_config(parser, args.config)
-    return invoke(lambda: _open_app(args))
+    return _open_app(args)
 
 
 def _run_command(words: list[str]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from core.config.schema import WEIGHT_METHODS, Config, ModelSection
 from core.errors import UserError
 from core.models.find import find_model
 from core.paths import user_path
+from core.runs.after_end import start_again
 from core.runs.client import ControlClient
 from core.runs.launcher import complete_checkpoints
 from core.runs.store import Run, find_run
@@ -215,7 +217,7 @@ def open_session(target: Run | Path | str) -> ChatSession:
     """
     if isinstance(target, str) and not _names_model(target):
         target = find_run(target)
-    elif isinstance(target, Path) and (target / "run.toml").is_file():
+    elif isinstance(target, Path) and os.path.isfile(target / "run.toml"):
         target = Run(target.absolute())
     if not isinstance(target, Run):
         return _base_session(target)
@@ -227,15 +229,15 @@ def open_session(target: Run | Path | str) -> ChatSession:
 
 def _names_model(name: str) -> bool:
     path = user_path(name)
-    if path.exists():
-        return not (path / "run.toml").is_file()
+    if os.path.exists(path):
+        return not os.path.isfile(path / "run.toml")
     return name == ModelSection().base or "/" in name or find_model(name) is not None
 
 
 def _base_session(target: Path | str) -> ChatSession:
     path = user_path(target)
     # The engine works elsewhere, so a relative path would mean another file there.
-    base = str(path.absolute()) if path.exists() or isinstance(target, Path) else str(target)
+    base = str(path.absolute()) if os.path.exists(path) or isinstance(target, Path) else str(target)
     return EngineSession(ModelSpec(base=base), one_line(path.name or str(target), 80))
 
 
@@ -306,7 +308,7 @@ def _step_name(checkpoint: Path) -> str:
 def _nothing_to_talk_to(run: Run, wanted: str) -> UserError:
     return UserError(
         f"Run {run.id} is {run.state().state} and has neither {wanted} nor a whole checkpoint.",
-        f"Let it go on with 'localtune-tui continue {run.id}', or talk to its base model.",
+        f"To have one, {start_again(run)}.",
     )
 
 

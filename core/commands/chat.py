@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from core.config.schema import ChatSection
     from core.runs.store import Run
 
+#: The most characters of a prompt that is piped in.
+_PROMPT_LIMIT = 1 << 22
 _HELP = (
     "/base and /tuned choose who answers, /clear forgets the conversation, /quit leaves; Ctrl-C cuts an answer short"
 )
@@ -73,26 +75,30 @@ def find_target(name: str) -> Run | Path | str:
     """What a user means by ``RUN|MODEL``: a run, the path of a model, or a model's name.
 
     Raises:
-        UserError: If the name is a part of several runs' ids.
+        UserError: If the name is empty, or a part of several runs' ids.
     """
     from core.models.find import find_model
     from core.paths import user_path
     from core.runs.store import find_run, list_runs
 
+    if not name.strip():
+        raise UserError("No run and no model is named.", "Name one, or take 'latest' for the newest run.")
     path = user_path(name)
-    if (path / "run.toml").is_file():
+    # Not the methods of Path, which raise on names that no file can have.
+    exists = os.path.exists(path)
+    if os.path.isfile(path / "run.toml"):
         return find_run(os.fspath(path.absolute()))
-    if os.sep in name and path.exists():
+    if os.sep in name and exists:
         return path
     runs = [known.id for known in list_runs()]
     # A model that is here goes before a run that has the word somewhere in its id, but not before the whole id.
     if name == "latest" or name in runs:
         return find_run(name)
-    if not path.exists() and find_model(name) is not None:
+    if not exists and find_model(name) is not None:
         return name
     if any(name in known for known in runs):
         return find_run(name)
-    return path if path.exists() else name
+    return path if exists else name
 
 
 class Conversation:
@@ -222,11 +228,14 @@ def _read_prompt(args: argparse.Namespace) -> str | None:
     """The prompt of the command line or of a pipe; None when there is a person to ask.
 
     Raises:
-        UserError: If there is nothing in it.
+        UserError: If there is nothing in it, or more than any model reads.
     """
     prompt: str | None = args.prompt
     if prompt == "-" or (prompt is None and not args.json and not sys.stdin.isatty()):
-        prompt = sys.stdin.read()
+        # A pipe may have no end.
+        prompt = sys.stdin.read(_PROMPT_LIMIT + 1)
+        if len(prompt) > _PROMPT_LIMIT:
+            raise UserError(f"The prompt on standard input has more than {_PROMPT_LIMIT} characters.", "Shorten it.")
     if prompt is not None and not prompt.strip():
         raise UserError("The prompt is empty.", "Write it after --prompt, or pipe it in.")
     return prompt

@@ -107,9 +107,9 @@ def invoke(action: Callable[[], int]) -> int:
         The exit code: the command's own, 1 after an error, 130 after Ctrl-C, 141 when nobody reads the output any more.
     """
     _open_missing_streams()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A locale without UTF-8 must not end a command over a dash or somebody's data.
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors != "replace":
+            # A locale without UTF-8 must not end a command over a dash or somebody's data, in or out.
             stream.reconfigure(errors="replace")
     try:
         return action()
@@ -128,9 +128,12 @@ def invoke(action: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         report_error(UserError(f"The output cannot be written: {error}.", "Make room, or send it elsewhere."))
         return EXIT_ERROR
+    except (OSError, UnicodeEncodeError) as error:
+        _trace()
+        report_error(_refused_by_system(error))
+        return EXIT_ERROR
     except Exception as error:
-        if os.environ.get("LOCALTUNE_DEBUG"):
-            traceback.print_exc()
+        _trace()
         detail = " ".join(f"{type(error).__name__}: {error}".split())
         report_error(
             UserError(
@@ -139,6 +142,29 @@ def invoke(action: Callable[[], int]) -> int:
             )
         )
         return EXIT_ERROR
+
+
+def _trace() -> None:
+    if os.environ.get("LOCALTUNE_DEBUG"):
+        traceback.print_exc()
+
+
+def _refused_by_system(error: OSError | UnicodeEncodeError) -> UserError:
+    """What the system will not do, where nothing nearer to it has a better sentence."""
+    try:
+        os.getcwd()
+    except OSError:
+        return UserError("The current directory has been deleted.", "Change to one that is there, and do it again.")
+    if isinstance(error, UnicodeEncodeError):
+        text = one_line(error.object, 200)
+        return UserError(
+            f"{text} cannot be written in the character set of this locale.", "Set LANG to C.UTF-8, or rename it."
+        )
+    name = error.filename
+    if name is None:
+        return UserError(f"The system refuses: {error.strerror or error}.", "Look at what the command was given.")
+    shown = one_line(os.fsdecode(name) if isinstance(name, (str, bytes)) else str(name), 200)
+    return UserError(f"{shown} cannot be used: {error.strerror or error}.", "Check the path.")
 
 
 def _open_missing_streams() -> None:
@@ -175,6 +201,7 @@ def find_live_run(name: str, purpose: str) -> Run:
     Raises:
         UserError: If there is no such run, or it has ended.
     """
+    from core.runs.after_end import way_on
     from core.runs.store import find_run
 
     run = find_run(name)
@@ -182,7 +209,7 @@ def find_live_run(name: str, purpose: str) -> Run:
     if state.is_over:
         raise UserError(
             f"{run.id} is {state.state}; there is nothing to {purpose}.",
-            f"'{PROGRAM} continue {run.id}' goes on with it." if state.state != "finished" else "",
+            way_on(run) if state.state != "finished" else "",
         )
     return run
 

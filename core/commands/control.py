@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from core.commands.common import add_json_flag, add_run_argument, describe_state, emit, find_live_run, say
+from core.commands.parser import seconds
 from core.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def add_timeout(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout",
         metavar="SECONDS",
-        type=float,
+        type=seconds,
         default=DEFAULT_TIMEOUT,
         help=f"how long to wait for the run to get there (default {DEFAULT_TIMEOUT:g}); it goes on after that",
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.commands.common import CLEAR_LINE, add_json_flag, emit, note, say
+from core.commands.parser import whole_number
 from core.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", metavar="MODEL", help="a model on this machine, or the directory of a tokenizer: counts tokens"
     )
     parser.add_argument("--template", metavar="FILE", help="a Jinja chat template instead of the model's own")
-    parser.add_argument("--row", metavar="N", type=int, help="show the tokens of this row, counted from 1")
+    parser.add_argument("--row", metavar="N", type=whole_number, help="show the tokens of this row, counted from 1")
     add_json_flag(parser)
 
 
@@ -78,13 +79,16 @@ def make_request(args: argparse.Namespace) -> AnalysisRequest:
     from core.data.analysis import request_for
     from core.template.named import template_source
 
+    if args.file is not None and not args.file.strip():
+        raise _nothing_named()
     config: Config
     if args.config is not None:
         config = load_config(Path(args.config))
     elif args.file is not None:
-        config = Config.model_validate({"data": {"train": args.file}})
+        # What it says of the file is replaced below, as the name of a file may be one that no configuration holds.
+        config = Config.model_validate({"data": {"train": "-"}})
     else:
-        raise UserError("There is nothing to look at.", "Name a data file, or a configuration with --config.")
+        raise _nothing_named()
     template = template_source(args.template, None) if args.template else None
     if template is None:
         template = template_source(config.template.file, config.template.name)
@@ -96,6 +100,10 @@ def make_request(args: argparse.Namespace) -> AnalysisRequest:
         return request
     # The weights are for the entries of the configuration.
     return dataclasses.replace(request, train=(args.file,), weights=None)
+
+
+def _nothing_named() -> UserError:
+    return UserError("There is nothing to look at.", "Name a data file, or a configuration with --config.")
 
 
 def _model_directory(args: argparse.Namespace, config: Config) -> str | None:

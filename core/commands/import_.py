@@ -61,9 +61,10 @@ def refuse_existing(out: Path, source: Path, *, force: bool) -> None:
     Raises:
         UserError: If there is something at the path, unless it is another file than the one read and ``force`` is set.
     """
-    if out.is_dir():
+    # Not the methods of Path, which raise on names that no file can have.
+    if os.path.isdir(out):
         raise UserError(f"{out} is a directory.", "Name a file in it.")
-    if out.exists() and source.exists() and out.samefile(source):
+    if os.path.exists(out) and os.path.exists(source) and os.path.samefile(out, source):
         raise UserError(f"{out} is the file that is read.", "Choose another name.")
     if not force and os.path.lexists(out):
         raise _exists(out)
@@ -76,11 +77,12 @@ def write(out: Path, toml: str, *, force: bool) -> None:
         UserError: If it cannot be written, or somebody else has meanwhile made a file of that name.
     """
     from core.atomic import write_atomic
+    from core.config.files import FileText
 
     beside = out.with_name(f".{out.name}.{os.getpid()}.new")
     try:
         if force:
-            write_atomic(out, toml, mode=0o644)
+            FileText("").write(out, toml)
             return
         write_atomic(beside, toml, mode=0o644)
         try:

@@ -119,14 +119,14 @@ def _draft(values: dict[str, Any], choice: Choice) -> str:
 
 
 def _write(path: Path, text: str, *, force: bool) -> None:
-    from core.atomic import write_atomic
+    from core.config.files import FileText
     from core.errors import UserError
 
     try:
         if not force:
             # Claims the name, so that a file which has come since is not replaced.
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
-        write_atomic(path, text, mode=0o644)
+        FileText("").write(path, text)
     except FileExistsError as error:
         raise UserError(f"{path} exists already.", "Choose another name with --out.") from error
     except OSError as error:

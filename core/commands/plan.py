@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,7 +128,7 @@ def _is_large(config: Config) -> bool:
     total = 0
     for entry in entries:
         path = Path(entry)
-        for file in (path,) if path.is_file() else path.rglob("*"):
+        for file in (path,) if os.path.isfile(path) else path.rglob("*"):
             with contextlib.suppress(OSError):
                 total += file.stat().st_size
             if total > QUICK_DATA_BYTES:

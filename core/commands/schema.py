@@ -20,11 +20,12 @@ def run(args: argparse.Namespace) -> int:
     """Print or write it."""
     from core.config.json_schema import json_schema
     from core.config.reference import render_reference
+    from core.paths import user_path
 
     schema = json_schema()
     text = render_reference() if args.markdown else json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
     if args.out is not None:
-        path = Path(args.out).expanduser()
+        path = user_path(args.out)
         _write(path, text)
         if args.json:
             emit({"file": str(path), "bytes": len(text.encode("utf-8"))})
@@ -38,10 +39,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write(path: Path, text: str) -> None:
-    from core.atomic import write_atomic
+    from core.config.files import FileText
     from core.errors import UserError
 
     try:
-        write_atomic(path, text, mode=0o644)
+        FileText("").write(path, text)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}.", "Choose another place.") from error

@@ -37,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask, or kill; wait until the run is over, and print the state reached."""
+    from core.runs.after_end import way_on
     from core.runs.force import kill
-    from core.runs.launcher import complete_checkpoints
 
     target = find_live_run(args.run, "stop")
     if args.force:
@@ -51,10 +51,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     say(f"{target.id}: {describe_state(state)}")
     if state.state != "finished":
-        if complete_checkpoints(target):
-            say(f"go on with it: {PROGRAM} continue {target.id}")
-        else:
-            say("it saved no checkpoint; start it again" if state.step else "it had not begun; start it again")
+        say(way_on(target))
     return 0
 
 

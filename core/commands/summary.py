@@ -8,6 +8,7 @@ from typing import Any
 from core.commands.common import PROGRAM, describe_state, emit, exit_code, say
 from core.commands.follow import Followed
 from core.errors import UserError
+from core.runs.after_end import way_on
 from core.runs.launcher import complete_checkpoints, failure_reason
 from core.runs.store import Run
 from core.text import one_line
@@ -96,5 +97,5 @@ def _tracker_lines(run: Run) -> list[str]:
 
 def _hint(run: Run) -> str:
     if complete_checkpoints(run):
-        return f"'{PROGRAM} continue {run.id}' goes on from its last checkpoint."
+        return way_on(run)
     return f"It saved no checkpoint; the whole log is {run.log_path}."

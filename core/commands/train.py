@@ -95,7 +95,7 @@ def check_model(config: Config) -> None:
         elif base != STARTER_NAME:
             raise missing_model(base)
     template = config.template.file
-    if template is not None and not Path(template).is_file():
+    if template is not None and not os.path.isfile(template):
         raise UserError(f"There is no template file {template}.", "Mend template.file, or leave it out.")
     if config.eval.prompts is not None:
         from core.chat.prompts import read_prompts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +104,7 @@ def _lines_of(head: str) -> str:
 def _resolve(name: str, value: Any, base: Path) -> Any:
     if name == "model.base" and isinstance(value, str):
         path = absolute(value, base)
-        return path if Path(path).exists() else value
+        return path if os.path.exists(path) else value
     if name not in _FILES:
         return value
     if isinstance(value, list):

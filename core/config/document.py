@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import suppress
@@ -24,6 +25,8 @@ from core.data.secrets import find_secret
 from core.errors import UserError
 from core.hub.entries import absolute
 from core.hub.store import pinned
+from core.redact import secret_variable
+from core.text import is_unicode, one_line
 
 __all__ = ["ConfigDocument", "describe_type", "dump_config", "load_config", "parse_value"]
 
@@ -51,6 +54,8 @@ class ConfigDocument:
     def _parse(self, text: str) -> tomlkit.TOMLDocument:
         try:
             return tomlkit.parse(text)
+        except RecursionError as error:
+            raise UserError(f"{self._where} is nested too deep for a configuration.", "Mend it.") from error
         except tomlkit.exceptions.TOMLKitError as error:
             what = str(error).split(" at line")[0].rstrip(".")
             if isinstance(error, tomlkit.exceptions.ParseError) and error.col:
@@ -79,8 +84,10 @@ class ConfigDocument:
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8 text (byte {error.start}).", "Save it as UTF-8.") from error
         except OSError as error:
-            hint = "Check its permissions." if error.errno else "Check the path."
+            hint = "Check its permissions." if error.errno in (errno.EACCES, errno.EPERM) else "Check the path."
             raise UserError(f"{path} cannot be read: {error.strerror}.", hint) from error
+        except ValueError as error:
+            raise UserError(f"{path} is no name that a file can have here.", "Check the path.") from error
         document = cls(file.text, path)
         document._file = file
         return document
@@ -119,6 +126,11 @@ class ConfigDocument:
         text = self.dumps()
         try:
             self._file = (self._file or FileText("")).write(target, text)
+        except UnicodeEncodeError as error:
+            wrong = one_line(error.object[error.start : error.end], 20)
+            raise UserError(
+                f"{target} is not written: it would hold {wrong}, which is no character.", "Remove it."
+            ) from error
         except OSError as error:
             raise UserError(f"{target} cannot be written: {error.strerror}.", "Choose another place.") from error
         self.path, self._source = target, text
@@ -174,10 +186,11 @@ class ConfigDocument:
         """
         for assignment in assignments:
             name, sign, raw = assignment.partition("=")
+            shown = one_line(assignment, 80)
             if not sign:
-                raise UserError(f"--set {assignment} has no '='.", "Write it as --set section.key=value.")
+                raise UserError(f"--set {shown} has no '='.", "Write it as --set section.key=value.")
             if not name.strip():
-                raise UserError(f"--set {assignment} names no option.", "Write it as --set section.key=value.")
+                raise UserError(f"--set {shown} names no option.", "Write it as --set section.key=value.")
             option = find_option(name.strip())
             if option is None:
                 raise unknown_option(name.strip())
@@ -249,7 +262,8 @@ class ConfigDocument:
             for key, value in table.items() if isinstance(table, Mapping) else [("", table)]:
                 name = f"{section}.{key}" if key else section
                 for text in _texts(value):
-                    noun = find_secret(text)
+                    variable = secret_variable(text)
+                    noun = f"the value of the variable {variable}" if variable is not None else find_secret(text)
                     # A path that happens to look like one is none.
                     if noun is not None and not os.path.lexists(absolute(text, self._base)):
                         yield name, (f"{name} holds {noun}.", SECRET_HINT)
@@ -278,7 +292,7 @@ class ConfigDocument:
         if config.template.file:
             update["template"] = config.template.model_copy(update={"file": absolute(config.template.file, base)})
         # A model may be a name; only what exists as a path is one.
-        if Path(absolute(config.model.base, base)).exists():
+        if os.path.exists(absolute(config.model.base, base)):
             update["model"] = config.model.model_copy(update={"base": absolute(config.model.base, base)})
         return config.model_copy(update=update)
 
@@ -299,11 +313,22 @@ def load_config(path: Path, assignments: Iterable[str] = ()) -> Config:
 
 
 def dump_config(config: Config) -> str:
-    """A configuration as TOML with every value written out, absent ones left out."""
+    """A configuration as TOML with every value written out, absent ones left out.
+
+    Raises:
+        UserError: If a value is no Unicode text, as the path of a directory may be that an older system has named.
+    """
     document = tomlkit.document()
     for section, values in config.model_dump(exclude_none=True).items():
         table = tomlkit.table()
         for key, value in values.items():
+            for text in _texts(value):
+                if not is_unicode(text):
+                    raise UserError(
+                        f"{section}.{key} is {one_line(text, 200)}, which is not UTF-8, as everything in a "
+                        "configuration is.",
+                        "Rename the file or the directory, or name it by a link.",
+                    )
             table[key] = _as_item(value)
         document[section] = table
     return tomlkit.dumps(document)

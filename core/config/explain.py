@@ -19,6 +19,9 @@ from core.units import exact_number
 
 #: The most characters of a value that are shown.
 _SHOWN = 80
+#: What is wrong with a text goes before its not being the list that might stand in its place. What is missing comes
+#: last: it may be there under a wrong name, which is said then.
+_ORDER = {"string_unicode": 0, "string_pattern_mismatch": 0, "missing": 2}
 #: What to do about a secret in a file.
 SECRET_HINT = "Keys and tokens are read from the environment (HF_TOKEN, WANDB_API_KEY), never from a file; remove it."  # noqa: S105
 
@@ -35,8 +38,12 @@ def shown(value: Any) -> str:
         return exact_number(value)
     try:
         text = tomlkit.item(value).as_string()
-    except (TypeError, ValueError, tomlkit.exceptions.TOMLKitError):
-        text = repr(value)
+    except (TypeError, ValueError, RecursionError, tomlkit.exceptions.TOMLKitError):
+        try:
+            text = repr(value)
+        except (ValueError, RecursionError):
+            # Python writes no number of more than 4,300 digits.
+            text = "a number of thousands of digits" if isinstance(value, int) else "what is there"
     return one_line(redact(text), _SHOWN)
 
 
@@ -58,8 +65,7 @@ def unknown_option(name: str) -> UserError:
 def explain(error: ValidationError) -> dict[str, tuple[str, str]]:
     """Pydantic's findings as a sentence and a hint per ``section.key`` (or ``section``)."""
     found: dict[str, tuple[str, str]] = {}
-    # What is missing comes last: it may be there under a wrong name, which is said then.
-    for item in sorted(error.errors(include_url=False), key=lambda item: item["type"] == "missing"):
+    for item in sorted(error.errors(include_url=False), key=lambda item: _ORDER.get(item["type"], 1)):
         location = [str(part) for part in item["loc"]]
         name = ".".join(location[:2])
         if name in found:
@@ -68,6 +74,13 @@ def explain(error: ValidationError) -> dict[str, tuple[str, str]]:
         if item["type"] == "extra_forbidden":
             unknown = unknown_option(name) if len(location) > 1 else _unknown_section(location[0], item["input"])
             found[name] = (unknown.message, unknown.hint)
+        elif item["type"] == "string_unicode":
+            found[name] = (
+                f"{name} is {shown(item['input'])}, which is not UTF-8, as everything in a configuration is.",
+                "Rename the file, or name it by a link.",
+            )
+        elif item["type"] == "string_pattern_mismatch":
+            found[name] = (f"{name} is {shown(item['input'])}, and has a NUL in it.", "Leave it out.")
         elif item["type"] == "missing":
             name = name if "." in name else f"{name}.train"
             missing = find_option(name)

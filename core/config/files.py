@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +60,8 @@ class FileText:
         Raises:
             OSError: If it cannot be written; the old file is untouched.
         """
-        target = path.resolve() if path.is_symlink() else path
-        mode = stat.S_IMODE(target.stat().st_mode) if target.is_file() else _NEW_FILE
+        target = Path(os.path.realpath(path)) if os.path.islink(path) else path
+        mode = stat.S_IMODE(target.stat().st_mode) if os.path.isfile(target) else _NEW_FILE
         raw = ((_BOM if self.bom else "") + (text.replace("\n", "\r\n") if self.crlf else text)).encode("utf-8")
         write_atomic(target, raw, mode=mode)
         return FileText(text, self.crlf, self.bom, _digest(raw))

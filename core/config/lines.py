@@ -53,7 +53,7 @@ def repeated_line(text: str) -> int | None:
             tomli.loads("\n".join(lines[:count]))
         except RecursionError:
             return None
-        except tomli.TOMLDecodeError as error:
+        except ValueError as error:
             # Other errors may come of a value that goes on below.
             if str(error).startswith("Cannot "):
                 return count
@@ -64,7 +64,8 @@ def _read(lines: Sequence[str], count: int) -> Mapping[str, Any] | None:
     """The first lines as a document; None where they are none."""
     try:
         return tomli.loads("\n".join(lines[:count]))
-    except (tomli.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
+        # Numbers of too many digits are told by an error of Python's own.
         return None
 
 

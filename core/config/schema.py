@@ -22,7 +22,8 @@ from core.data.preflight import RefusalCode
 from core.data.shapes import Objective
 from core.tracking import Tracker
 
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+#: Names of files, models and runs, none of which can have a NUL in it.
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, pattern=r"^[^\x00]*$")]
 #: The name of a column, which may begin or end with a space.
 Column = Annotated[str, StringConstraints(min_length=1)]
 Paths = Text | Annotated[list[Text], Field(min_length=1)]

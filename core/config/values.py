@@ -9,6 +9,7 @@ import tomlkit.exceptions
 
 from core.config.schema import Option
 from core.errors import UserError
+from core.text import one_line
 
 
 def parse_value(option: Option, raw: str) -> Any:
@@ -38,7 +39,7 @@ def parse_value(option: Option, raw: str) -> Any:
             return float(text.replace("_", ""))
     except (KeyError, ValueError) as error:
         wanted = {"boolean": "true or false", "integer": "a whole number", "number": "a number"}[option.type]
-        raise UserError(f"{option.name} must be {wanted}, not '{text}'.", option.help) from error
+        raise UserError(f"{option.name} must be {wanted}, not '{one_line(text, 80)}'.", option.help) from error
     if option.type == "table":
         return _parse_toml(option, text if text.startswith("{") else f"{{{text}}}", 'table. Write it as {a = "b"}')
     if option.type == "numbers":
@@ -54,10 +55,17 @@ def parse_value(option: Option, raw: str) -> Any:
 
 def _parse_toml(option: Option, text: str, wanted: str) -> Any:
     noun, _, how = wanted.partition(". ")
+    refusal = UserError(f"{option.name}: {one_line(text, 80)} is not a TOML {noun}.", f"{how}.")
     try:
-        return tomlkit.parse(f"x = {text}").unwrap()["x"]
-    except tomlkit.exceptions.TOMLKitError as error:
-        raise UserError(f"{option.name}: {text} is not a TOML {noun}.", f"{how}.") from error
+        found = tomlkit.parse(f"x = {text}").unwrap()
+        # Python writes no number of more than 4,300 digits, so it could not be saved.
+        str(found)
+    except (tomlkit.exceptions.TOMLKitError, ValueError, RecursionError) as error:
+        raise refusal from error
+    if len(found) > 1:
+        # It goes on behind the value, on a line of its own.
+        raise refusal
+    return found["x"]
 
 
 def describe_type(option: Option) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from core.errors import UserError
 from core.runs import protocol
+from core.runs.after_end import way_on
 from core.runs.state import RunState
 from core.runs.store import Run
 from core.text import one_line
@@ -189,7 +190,7 @@ class ControlClient:
         if state.is_over:
             return UserError(
                 f"Run {self.run.id} is {state.state}; only a live run takes commands.",
-                f"'localtune-tui continue {self.run.id}' lets it go on."
+                way_on(self.run)
                 if state.state != "finished"
                 else f"'localtune-tui chat {self.run.id}' talks to its result.",
             )

@@ -7,6 +7,7 @@ import os
 import time
 
 from core.errors import UserError
+from core.runs.after_end import way_on
 from core.runs.events import ControlEvent, StoppedEvent, encode_event
 from core.runs.launcher import complete_checkpoints, reap, terminate
 from core.runs.lock import try_lock
@@ -56,10 +57,9 @@ def _record_kill(run: Run, recorded: RunState) -> None:
     reason = f"stopped by SIGKILL after step {step}"
     found = complete_checkpoints(run)
     adapter = str((found[-1] / "adapter").relative_to(run.path)) if found else None
-    hint = f"Go on with it: localtune-tui continue {run.id}" if found else "It saved no checkpoint; start it again."
     result = "killed on request, without a checkpoint"
     lines = encode_event(ControlEvent(command="stop", sender="SIGKILL", result=result))
-    lines += encode_event(StoppedEvent(reason=reason, step=step, adapter=adapter, hint=hint))
+    lines += encode_event(StoppedEvent(reason=reason, step=step, adapter=adapter, hint=way_on(run)))
     try:
         with run.events_path.open("ab+") as file:
             if file.tell():

@@ -18,9 +18,11 @@ from core.atomic import write_atomic
 from core.config.document import ConfigDocument, dump_config
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
+from core.redact import redact
 from core.runs.oom import memory_death
 from core.runs.process import hostname
 from core.runs.state import RunState, infer_state
+from core.text import one_line
 
 #: Bytes that a Unix socket's path may have, with room to spare (the kernel's limit is 108).
 SOCKET_PATH_LIMIT = 100
@@ -148,7 +150,8 @@ def create_run(config: Config, name: str) -> Run:
         UserError: If the home cannot be written or is full.
     """
     directory = paths.make_private_dir(paths.runs_dir())
-    stamp, slug = datetime.now().strftime(_STAMP), make_slug(name)
+    # A name may be that of a file, and a file's that of a secret's value; the id is shown everywhere.
+    stamp, slug = datetime.now().strftime(_STAMP), make_slug(redact(name))
     number = 1
     while True:
         run = Run(directory / (f"{stamp}-{slug}" if number == 1 else f"{stamp}-{slug}-{number}"))
@@ -185,10 +188,14 @@ def find_run(name: str) -> Run:
     """The run that a user means by an id, the beginning or a part of one, a path, or ``latest``.
 
     Raises:
-        UserError: If there is none, or more than one.
+        UserError: If there is none, more than one, or none is named.
     """
-    if os.sep in name and (Path(name) / "run.toml").is_file():
+    # Not the method of Path, which raises on names that no file can have.
+    if os.sep in name and os.path.isfile(Path(name) / "run.toml"):
         return Run(Path(name).absolute())
+    if not any(map(str.isalnum, name)):
+        # The empty text, as a variable that is not set gives, and a dash are parts of every id.
+        raise UserError("No run is named.", "Name one, or take 'latest' for the newest.")
     runs = list_runs()
     if not runs:
         raise UserError(
@@ -198,10 +205,10 @@ def find_run(name: str) -> Run:
         return runs[0]
     matches = [run for run in runs if run.id == name] or [run for run in runs if name in run.id]
     if not matches:
-        raise UserError(f"There is no run called {name}.", "'localtune-tui runs' lists them.")
+        raise UserError(f"There is no run called {one_line(name, 200)}.", "'localtune-tui runs' lists them.")
     if len(matches) > 1:
         raise UserError(
-            f"{name} could mean {len(matches)} runs: {', '.join(run.id for run in matches[:4])}.",
+            f"{one_line(name, 200)} could mean {len(matches)} runs: {', '.join(run.id for run in matches[:4])}.",
             "Give more of the id.",
         )
     return matches[0]

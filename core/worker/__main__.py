@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from core.errors import UserError
+from core.runs.after_end import way_on
 from core.runs.events import ControlEvent, FailedEvent, FinishedEvent, StoppedEvent
 from core.runs.lock import hold_worker_lock
 from core.runs.sentences import sender
@@ -74,10 +75,7 @@ def _work(run: Run, recorder: Recorder, controls: Controls, *, resume: bool) -> 
         state, reason = "stopped", f"stopped {sender(request.sender)} after step {step}"
         result = "at once, without a checkpoint" if request.now else "ok"
         recorder.event(ControlEvent(command="stop", sender=request.sender, result=result))
-        hint = f"Go on with it: localtune-tui continue {run.id}" if step else "It had not begun; start it again."
-        if step and adapter is None:
-            hint = "It saved no checkpoint; start it again."
-        final = StoppedEvent(reason=reason, step=step, adapter=adapter, hint=hint)
+        final = StoppedEvent(reason=reason, step=step, adapter=adapter, hint=way_on(run))
     except UserError as error:
         log(f"error: {error}")
         state, reason = "failed", error.message

@@ -84,3 +84,19 @@ def test_what_is_written_is_made_durable_before_it_is_renamed(tmp_path: Path, mo
 def test_a_missing_directory_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_atomic(tmp_path / "missing" / "file", "x")
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_pipe_or_a_directory_is_never_replaced(link: bool, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "directory").mkdir()
+    for name in ("pipe", "directory"):
+        path = tmp_path / name
+        if link:
+            path = tmp_path / f"to-{name}"
+            path.symlink_to(name)
+        with pytest.raises(OSError, match="it is a"):
+            write_atomic(path, "x")
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "directory").is_dir()
+    assert len(os.listdir(tmp_path)) == (4 if link else 2)

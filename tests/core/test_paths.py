@@ -82,3 +82,15 @@ def test_a_path_in_the_home_is_shown_from_there(tmp_path: Path, monkeypatch: pyt
 def test_a_path_as_users_write_it_never_raises(monkeypatch: pytest.MonkeyPatch, written: str, meant: str) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     assert paths.user_path(written) == Path(meant)
+
+
+@pytest.mark.parametrize("user_home", ["", "somewhere", "~"])
+def test_a_home_of_the_user_that_is_no_place_is_a_sentence(user_home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOCALTUNE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", user_home)
+    for place in (paths.home, paths.config_dir):
+        with pytest.raises(UserError, match="HOME is"):
+            place()
+    monkeypatch.setenv("LOCALTUNE_HOME", "/elsewhere")
+    assert paths.home() == Path("/elsewhere")

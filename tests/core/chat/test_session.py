@@ -120,8 +120,9 @@ def test_the_base_that_was_trained_on_is_known_from_the_checkpoint() -> None:
 def test_a_run_with_nothing_to_talk_to_says_so(manifest: str) -> None:
     run = make_run("failed")
     (add_checkpoint(run, 20) / "manifest.json").write_text(manifest)
-    with pytest.raises(UserError, match="neither an adapter nor a whole checkpoint"):
+    with pytest.raises(UserError, match="neither an adapter nor a whole checkpoint") as caught:
         open_session(run)
+    assert caught.value.hint == f"To have one, start it again with 'localtune-tui train {run.config_path}'."
 
 
 def test_targets_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

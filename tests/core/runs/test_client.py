@@ -212,7 +212,7 @@ def test_a_socket_of_another_user_is_not_talked_to(
     ("state", "words"),
     [
         ("finished", "is finished; only a live run takes commands"),
-        ("stopped", "continue"),
+        ("stopped", "start it again"),
         ("queued", "still starting"),
         ("training", "cannot be reached"),
     ],

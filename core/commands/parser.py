@@ -1,0 +1,71 @@
+"""The parser of every command line: what it prints is safe for a terminal, whatever the words of the line hold."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from core.commands.common import flush, put
+from core.text import one_line, sanitize
+
+#: The most characters of an error; a word of the command line may have millions.
+_SHOWN = 400
+#: The most seconds that can be waited for: eleven days.
+_LONGEST = 1_000_000
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser whose help and errors pass through :func:`core.text.sanitize`, an error being one line.
+
+    Options have to be written out, as a shortened one would mean another once there are more of them. Parsers of
+    subcommands are of the same kind.
+
+    Args:
+        **options: As :class:`argparse.ArgumentParser` takes them.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "allow_abbrev": False})
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and what is wrong with the line, and end with 2."""
+        super().error(one_line(message, _SHOWN))
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Where everything that argparse prints goes through."""
+        if file is sys.stdout:
+            put(sanitize(message))
+            flush()
+        else:
+            (file or sys.stderr).write(sanitize(message))
+
+
+def seconds(text: str) -> float:
+    """Seconds to wait, above 0; the type of an argument.
+
+    Raises:
+        argparse.ArgumentTypeError: If the text is none, or so many that no clock counts them.
+    """
+    return _number(text, float, lambda value: 0 < value <= _LONGEST, f"a number above 0, at most {_LONGEST}")
+
+
+def whole_number(text: str) -> int:
+    """A whole number from 1 to 10^18; the type of an argument.
+
+    Raises:
+        argparse.ArgumentTypeError: If the text is none.
+    """
+    return int(_number(text, int, lambda value: 1 <= value <= 10**18, "a whole number from 1 to 10^18"))
+
+
+def _number(text: str, kind: Callable[[str], float], is_meant: Callable[[float], bool], wanted: str) -> float:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not is_meant(value):
+        raise argparse.ArgumentTypeError(f"must be {wanted}, not '{one_line(text, 40)}'")
+    return value

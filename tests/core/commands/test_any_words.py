@@ -1,0 +1,342 @@
+"""Every argument of every command, taken from the parsers, given what nobody means."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from core.commands import COMMANDS
+from core.errors import UserError
+from core.runs.state import RunState
+from tests.core.commands.conftest import ROOT, Result
+from tui import __main__ as program
+
+NOT_UTF8 = os.fsdecode(b"caf\xe9.jsonl")
+ROW = '{"prompt": "a", "completion": "b"}\n'
+#: Seconds that any command line may take.
+LONGEST = 20.0
+VALUES = {
+    "nothing": "",
+    "a space": " ",
+    "long": "a" * 5000,
+    "a long path": "a/b/" * 2000,
+    "an escape": "\x1b]0;pwn\x07",
+    "a C1 control": "\x9b31m",
+    "bidi": "\u202eabc\u2066",
+    "lines": "a\nb\r\n\u2028",
+    "not UTF-8": os.fsdecode(b"\xff=\xe9"),
+    "a file that is not UTF-8": NOT_UTF8,
+    "a dash": "-",
+    "the root": "/",
+    "nobody's home": "~nosuchuser/x",
+    "nan": "nan",
+    "below 0": "-1",
+    "infinite": "1e999",
+    "digits": "9" * 5000,
+    "huge": "9" * 400,
+    "hexadecimal": "train.max_steps=0x" + "f" * 100_000,
+    "an option that is not UTF-8": f"data.train={NOT_UTF8}",
+    "a table": "data.columns={" * 3000,
+    "an unknown option": "=x",
+    "a directory": "dir",
+    "a pipe": "fifo",
+    "a socket": "sock",
+    "a link to itself": "loop",
+    "null": "/dev/null",
+    "zero": "/dev/zero",
+    "memory": "/proc/self/mem",
+    "itself": ".",
+}
+#: What stands for the positional arguments that are not the one looked at.
+MEANT = {
+    "config": "good.toml",
+    "run": "20260101-000000-ended",
+    "changes": "train.learning_rate=1e-4",
+    "file": "r.jsonl",
+}
+#: What a command needs so that it does something with the rest, and nothing lasting.
+BESIDE = {"init": ["--data", "r.jsonl", "--out", "-"], "demo": ["--set", "train.max_steps=x"]}
+
+
+class TooLongError(BaseException):
+    """A command line that does not end."""
+
+
+def refuse(*_: object, **__: object) -> NoReturn:
+    raise UserError("Nothing is started here.", "")
+
+
+@pytest.fixture
+def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A current directory with all kinds of things in it, and a private home."""
+    home = tmp_path / "home"
+    run = home / "runs" / MEANT["run"]
+    run.mkdir(parents=True)
+    monkeypatch.setenv("LOCALTUNE_HOME", str(home))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.chdir(tmp_path)
+    for name in ("r.jsonl", NOT_UTF8):
+        (tmp_path / name).write_text(ROW * 3)
+    for file in (tmp_path / "good.toml", run / "run.toml"):
+        file.write_text(f'data.train = "{tmp_path / "r.jsonl"}"\n')
+    RunState(state="stopped", reason="stopped on request", step=3).write(run / "state.json")
+    (tmp_path / "dir").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    os.symlink("loop", tmp_path / "loop")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("sock")
+        yield tmp_path
+
+
+@pytest.fixture
+def place(surroundings: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """These surroundings, where no process is started."""
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setattr("core.runs.launcher.start_run", refuse)
+    monkeypatch.setattr("core.runs.launcher.continue_run", refuse)
+    monkeypatch.setattr(sys, "stdin", open(os.devnull, encoding="utf-8"))  # noqa: SIM115 - until the test ends
+    return surroundings
+
+
+def carry_out(words: list[str], capsys: pytest.CaptureFixture[str]) -> Result:
+    """A command line in this process, for so many seconds at most."""
+
+    def give_up(_number: int, _frame: FrameType | None) -> NoReturn:
+        raise TooLongError(words)
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, LONGEST)
+    try:
+        code = program.main(words)
+    except SystemExit as end:
+        code = int(end.code or 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    written = capsys.readouterr()
+    return Result(code, written.out, written.err)
+
+
+def check(words: list[str], result: Result) -> None:
+    """It did something, or said in a line what is wrong, and wrote nothing that a terminal acts on."""
+    told = f"{[word[:60] for word in words]}: {result.code}, {result.err[-400:]!r}"
+    assert result.code in (0, 1, 2), told
+    assert "mistake of the program" not in result.err, told
+    assert "Traceback" not in result.err, told
+    assert result.code == 0 or result.err.strip(), told
+    acted_on = {c for c in result.out + result.err if ord(c) < 32 or 127 <= ord(c) < 160 or c in "\u202e\u2066\u2028"}
+    assert acted_on <= {"\n", "\t"}, told
+    assert len(result.err) < 20_000, told
+
+
+def arguments(name: str) -> list[argparse.Action]:
+    """The arguments of a command that take a value."""
+    return [action for action in program._command_parser(name)._actions if action.nargs != 0]
+
+
+def line_with(name: str, argument: argparse.Action, value: str) -> list[str]:
+    """A command line in which one argument has a value, and the others are meant."""
+    words = [name, *BESIDE.get(name, [])]
+    if argument.option_strings:
+        words.append(f"{argument.option_strings[-1]}={value}")
+    others = [action for action in arguments(name) if not action.option_strings]
+    return [*words, "--", *(value if other.dest == argument.dest else MEANT.get(other.dest, "x") for other in others)]
+
+
+CASES = [(name, action.dest) for name in COMMANDS for action in arguments(name)]
+
+
+@pytest.mark.parametrize(("name", "argument"), CASES)
+def test_any_value_of_any_argument_is_taken_or_refused_in_a_line(
+    name: str, argument: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    action = next(action for action in arguments(name) if action.dest == argument)
+    for value in VALUES.values():
+        if argument == "out" and value.startswith("/dev/"):
+            continue  # as root a mistake would cost the machine its device; the pipe is as good
+        words = line_with(name, action, value)
+        check(words, carry_out(words, capsys))
+    assert (place / "r.jsonl").read_text() == ROW * 3
+
+
+@pytest.mark.parametrize(
+    "before", [[], ["good.toml"], ["--run"], ["runs"], ["nosuchcommand", "--bogus"], *([n] for n in COMMANDS)]
+)
+def test_words_that_no_parser_knows_are_refused_in_a_line(
+    before: list[str], place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for value in VALUES.values():
+        for words in ([*before, value, "--bogus"], [*before, f"--bogus={value}"], [*before, f"--js{value}"]):
+            result = carry_out(words, capsys)
+            check(words, result)
+            # A word with a space in it is no option, so a command may take it for what it is about.
+            assert result.code in (1, 2), words
+    assert place.is_dir()
+
+
+HOSTILE = st.text(st.characters(), max_size=30) | st.binary(max_size=20).map(os.fsdecode)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(case=st.sampled_from(CASES), value=HOSTILE.filter(lambda text: "\0" not in text))
+def test_any_text_is_taken_or_refused_in_a_line(
+    place: Path, capsys: pytest.CaptureFixture[str], case: tuple[str, str], value: str
+) -> None:
+    action = next(action for action in arguments(case[0]) if action.dest == case[1])
+    words = line_with(case[0], action, value)
+    check(words, carry_out(words, capsys))
+    assert place.is_dir()
+
+
+def test_an_error_of_usage_shows_what_was_typed_without_what_a_terminal_acts_on(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    err = carry_out(["runs", "\x1b]0;pwn\x07\nb"], capsys).err
+    assert err.endswith("error: unrecognized arguments: \ufffd]0;pwn\ufffd⏎b\n")
+    assert carry_out(["a" * 5000], capsys).err.count("\n") <= 3
+    assert place.is_dir()
+
+
+@pytest.mark.parametrize("value", ["nan", "-1", "0", "inf", "1e400", "soon"])
+@pytest.mark.parametrize("command", ["pause", "resume", "checkpoint", "stop"])
+def test_a_time_to_wait_is_one(command: str, value: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = carry_out([command, "latest", f"--timeout={value}"], capsys)
+    assert result.code == 2
+    assert "--timeout: must be a number above 0" in result.err
+    assert place.is_dir()
+
+
+def test_a_file_whose_name_is_not_utf8_is_looked_at(surroundings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = carry_out(["data", NOT_UTF8, "--json"], capsys)
+    assert result.json["rows"] == 3
+    assert result.json["sources"][0]["name"] == "caf\ufffd.jsonl"
+    assert surroundings.is_dir()
+
+
+@pytest.mark.parametrize(
+    "what", ["an escape", "a long path", "not UTF-8", "a pipe", "a socket", "a link to itself", "zero", "memory"]
+)
+def test_what_is_no_data_is_refused_in_a_line(
+    what: str, surroundings: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = carry_out(["data", "--", VALUES[what]], capsys)
+    check(["data", what], result)
+    assert (result.code, result.err.count("\n")) == (1, 1)
+    assert surroundings.is_dir()
+
+
+def test_a_device_is_never_replaced_by_a_file(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.symlink("fifo", place / "link")
+    for words in (["schema"], ["init", "--data", "r.jsonl", "--force"]):
+        for out in ("fifo", "link", "loop", "dir", "sock"):
+            result = carry_out([*words, f"--out={out}"], capsys)
+            assert (result.code, out in result.err) == (1, True), result.err
+    assert (place / "fifo").is_fifo()
+    assert (place / "link").is_symlink()
+
+
+def test_no_name_is_no_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # With a single run the empty text would be a part of its id alone, and stop it.
+    for command in ("watch", "stop", "pause", "continue", "chat"):
+        words = [command, "", *(["--prompt", "x"] if command == "chat" else [])]
+        assert "is named" in carry_out(words, capsys).err
+    assert place.is_dir()
+
+
+def run_program(*words: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    """A command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", "import sys; from tui.__main__ import main; sys.exit(main())", *words],
+        capture_output=True,
+        timeout=60,
+        check=False,
+        **{"stdin": subprocess.DEVNULL, **options},
+    )
+
+
+def environment(**changes: str | None) -> dict[str, str]:
+    """That of this process with changes; None takes a variable away."""
+    whole = {**os.environ, "PYTHONPATH": str(ROOT), **changes}
+    return {name: value for name, value in whole.items() if value is not None}
+
+
+def test_bytes_of_the_command_line_reach_no_terminal(tmp_path: Path) -> None:
+    for words in ([b"\x1b]0;p\x07\xe9"], [b"runs", b"\xc2\x9b1m\xff"]):
+        result = run_program(*map(os.fsdecode, words), env=environment(LOCALTUNE_HOME=str(tmp_path)))
+        assert result.returncode == 2
+        assert not {0x1B, 0x07} & set(result.stderr)
+        assert not {"\x9b", "\udcff"} & set(result.stderr.decode())
+
+
+@pytest.mark.parametrize("words", [["init", "--data", "x"], ["train", "x"], ["chat", "x", "--prompt", "y"], ["runs"]])
+def test_a_current_directory_that_is_gone_is_a_sentence(words: list[str], tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    result = run_program(*words, env=environment(LOCALTUNE_HOME=str(tmp_path)), cwd=gone, preexec_fn=gone.rmdir)
+    assert b"mistake" not in result.stderr
+    assert result.stderr.count(b"\n") == 1, result.stderr
+    if words[0] in ("init", "chat"):
+        assert b"The current directory has been deleted." in result.stderr
+
+
+@pytest.mark.parametrize("home", ["", "elsewhere", "~nosuchuser"])
+def test_a_home_that_is_none_is_a_sentence(home: str, tmp_path: Path) -> None:
+    result = run_program("runs", env=environment(LOCALTUNE_HOME=None, XDG_DATA_HOME=None, HOME=home), cwd=tmp_path)
+    assert result.returncode == 1
+    assert b"HOME is" in result.stderr
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "home", ["/dev/null", "/dev/null/x", "a\nb", os.fsdecode(b"\xe9"), "a" * 5000, "loop"], ids=range(6)
+)
+def test_a_home_that_cannot_be_used_has_no_runs(home: str, surroundings: Path) -> None:
+    for words in (["runs"], ["demo", "--set", "train.max_steps=x"], ["doctor", "--quick"]):
+        result = run_program(*words, env=environment(LOCALTUNE_HOME=home), cwd=surroundings)
+        assert result.returncode in (0, 1)
+        assert b"mistake" not in result.stderr
+        assert b"Traceback" not in result.stderr
+
+
+def test_standard_input_may_be_closed_endless_or_no_text(tmp_path: Path) -> None:
+    def ask(stdin: Any) -> str:
+        words = ["chat", "nope", "--prompt", "-"]
+        result = run_program(*words, env=environment(LOCALTUNE_HOME=str(tmp_path)), stdin=stdin)
+        assert result.returncode == 1
+        return result.stderr.decode()
+
+    with open("/dev/zero", "rb") as endless, (tmp_path / "bytes").open("wb+") as no_text:
+        no_text.write(b"\xff\xfe\n")
+        no_text.seek(0)
+        assert "has more than" in ask(endless)
+        assert "no runs yet" in ask(no_text)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["runs", "--help"], ["--version"]])
+def test_help_goes_wherever_output_goes(words: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "tui", *words],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+    assert result.returncode == 1
+    assert result.stderr.count(b"\n") == 1
+    narrow = run_program(*words, env=environment(PYTHONIOENCODING="ascii"))
+    assert (narrow.returncode, narrow.stderr) == (0, b"")

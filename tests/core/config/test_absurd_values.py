@@ -1,0 +1,153 @@
+"""Every option of the declaration, set to what nobody means: in the file and by ``--set``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from core.config.document import ConfigDocument, dump_config, load_config
+from core.config.schema import Option, options
+from core.errors import UserError
+
+EVERY = list(options())
+FS = "f" * 100_000
+#: Values as TOML.
+ABSURD = [
+    *(
+        '""',
+        '" "',
+        f'"{"a" * 5000}"',
+        f'"{"a/" * 3000}"',
+        r'"a\u0000b"',
+        r'"\u001b]0;x\u0007"',
+        r'"\u202e"',
+        r'"\uD800"',
+    ),
+    *(
+        f"0x{FS}",
+        f"-{'9' * 400}",
+        "9" * 5000,
+        "-1",
+        "0",
+        "1e999",
+        "-1e999",
+        "nan",
+        "-inf",
+        "1e-320",
+        "18446744073709551616",
+    ),
+    *(
+        "true",
+        "[]",
+        "[[]]",
+        "[1]",
+        '["a", 1]',
+        '["", "x"]',
+        r'["a\u0000"]',
+        f"[0x{FS}]",
+        "[1e400]",
+        "[0]",
+        "{}",
+        "{a = 1}",
+    ),
+    *('{user = "a"}', r'{user = "a\u0000"}', f"{{user = 0x{FS}}}", "1979-05-27", "07:32:00", "1979-05-27T07:32:00Z"),
+    *("[" * 90 + "]" * 90, "[" * 3000 + "]" * 3000, "{a=" * 90 + "1" + "}" * 90, "{a=" * 2000 + "1" + "}" * 2000),
+    *('"/"', '"/dev/zero"', '"/proc/self/mem"', '"~nosuchuser/x"', '"-"', '"hf://"', '"hf://a/b@"', '"x#y"'),
+    *('["re:("]', f'["re:{"(" * 5000}"]', '["re:a{99999999999}"]', f'["{"[" * 3000}"]', "1]\ny = [2", '"a"\ny = 2'),
+]
+
+
+def refusal(path: Path, *assignments: str) -> UserError | None:
+    """Why a configuration is refused; None where it is taken, and then it can be written for a run."""
+    try:
+        dump_config(load_config(path, assignments))
+    except UserError as error:
+        return error
+    return None
+
+
+def check(option: Option, error: UserError | None, *, named: bool) -> None:
+    """One sentence that names the option, and is short."""
+    if error is None:
+        return
+    assert len(error.message) < 700
+    if named:
+        assert option.section in error.message, error.message
+        assert option.key in error.message, error.message
+
+
+@pytest.mark.parametrize("option", EVERY, ids=lambda option: option.name)
+def test_an_absurd_value_is_taken_or_refused_in_a_sentence_that_names_the_key(option: Option, tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    for value in ABSURD:
+        lines = {"data.train": '"rows.jsonl"', option.name: value}
+        path.write_text("\n".join(f"{name} = {said}" for name, said in lines.items()) + "\n")
+        error = refusal(path)
+        # What is no TOML is told by its place, and a rule may name the option beside it.
+        check(option, error, named=error is not None and f"{option.name} must be" in error.message)
+        path.write_text('data.train = "rows.jsonl"\n')
+        check(option, refusal(path, f"{option.name}={value}"), named=False)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(option=st.sampled_from(EVERY), value=st.text(max_size=40) | st.binary(max_size=20).map(os.fsdecode))
+def test_any_text_behind_an_option_is_taken_or_refused(tmp_path: Path, option: Option, value: str) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text('data.train = "rows.jsonl"\n')
+    refusal(path, f"{option.name}={value}")
+
+
+@pytest.mark.parametrize(
+    "name", ["model.base", "data.train", "data.eval", "template.file", "eval.prompts", "tracking.name"]
+)
+def test_a_nul_is_told_with_its_line(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    lines = {"data.train": '"rows.jsonl"', name: r'"a\u0000b"'}
+    path.write_text("\n" + "\n".join(f"{key} = {value}" for key, value in lines.items()))
+    error = refusal(path)
+    assert error is not None
+    assert error.message == f'{path}, line {1 + len(lines)}: {name} is "a\\u0000b", and has a NUL in it.'
+
+
+def test_a_number_of_too_many_digits_is_told_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text(f'[data]\ntrain = "rows.jsonl"\n[train]\nmax_steps = 0x{FS}\n')
+    error = refusal(path)
+    assert error is not None
+    assert error.message.startswith(
+        f"{path}, line 4: train.max_steps must be a whole number from 1 to 1000000000, not "
+    )
+
+
+def test_a_value_that_goes_on_behind_its_end_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text('data.train = "rows.jsonl"\n')
+    error = refusal(path, "data.weights=1]\nseed = [2")
+    assert error is not None
+    assert error.message == "data.weights: [1]⏎seed = [2] is not a TOML list."
+
+
+def test_a_name_that_is_not_utf8_is_told_as_that(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    path = tmp_path / "x.toml"
+    path.write_text('data.train = "rows.jsonl"\n')
+    error = refusal(path, f"data.train={name}")
+    assert error is not None
+    assert "data.train" in error.message
+    assert "is not UTF-8" in error.message
+    document = ConfigDocument.load(path)
+    document.set("data.train", name)
+    with pytest.raises(UserError, match="is not written"):
+        document.save()
+    assert path.read_text() == 'data.train = "rows.jsonl"\n'
+    # A directory may have such a name as long as nothing is written down.
+    (tmp_path / name).mkdir()
+    path.rename(tmp_path / name / "x.toml")
+    config = load_config(tmp_path / name / "x.toml")
+    assert Path(str(config.data.train)).parent == tmp_path / name
+    with pytest.raises(UserError, match=r"data\.train is .*, which is not UTF-8"):
+        dump_config(config)
