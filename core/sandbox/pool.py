@@ -193,7 +193,7 @@ POOL = SandboxPool()
 atexit.register(POOL.close)
 
 
-def sandboxed(function: Callable[P, R], about: str, *, seconds: float = SECONDS, keep: str = "") -> Callable[P, R]:
+def sandboxed(function: Callable[P, R], about: str, *, seconds: float | None = None, keep: str = "") -> Callable[P, R]:
     """A function that is called in the sandbox; blocks, so call it from a thread where a person waits.
 
     In a process that is bounded itself it is called directly.
@@ -202,7 +202,7 @@ def sandboxed(function: Callable[P, R], about: str, *, seconds: float = SECONDS,
         function: One of a module of ``core``. What it is given is pickled; what it returns is JSON, checked against its
             annotation.
         about: What it reads, as the beginning of a sentence: ``The chat template``.
-        seconds: Processor time that it may take.
+        seconds: Processor time that it may take; :data:`~core.sandbox.limits.SECONDS` by default.
         keep: A name for calls that share a process, which keeps what it has read for the next of them; these are
             made one after the other. Empty: any process.
 
@@ -210,7 +210,7 @@ def sandboxed(function: Callable[P, R], about: str, *, seconds: float = SECONDS,
         UserError: As the function; a :class:`SandboxError` where it needs more memory or time than it may have, or what
             it reads ends its process.
     """
-    return functools.partial(POOL.call, function, about, seconds, keep)
+    return functools.partial(POOL.call, function, about, SECONDS if seconds is None else seconds, keep)
 
 
 def _import_modules(modules: list[str]) -> None:

@@ -1,0 +1,88 @@
+"""Limits of the operating system: each holds, and each is put back."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import time
+
+import pytest
+
+from core.sandbox.limits import TimeLimitError, cpu_limit, growth_limit
+
+
+def run(program: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", f"from core.sandbox.limits import *\n{program}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def spin() -> None:
+    while True:
+        try:
+            sum(range(1000))
+        except Exception:  # noqa: S112 - this is what must not keep it
+            continue
+
+
+def spin_after_a_limit() -> None:
+    with cpu_limit(30):
+        pass
+    spin()
+
+
+def test_a_bounded_process_gets_no_more_memory() -> None:
+    ended = run(
+        "import resource\n"
+        "confine(256 << 20)\n"
+        "assert is_confined()\n"
+        "try: bytearray(300 << 20)\n"
+        "except MemoryError: print('no room', resource.getrlimit(resource.RLIMIT_CORE)[0])\n"
+        "print(open('/proc/self/oom_score_adj').read().strip())"
+    )
+    assert ended.stdout.split("\n")[:2] == ["no room 0", "1000"], ended.stderr
+
+
+def test_bounds_only_ever_become_lower() -> None:
+    ended = run(
+        "import resource\n"
+        "resource.setrlimit(resource.RLIMIT_DATA, (100 << 20, 100 << 20))\n"
+        "confine(1 << 30)\n"
+        "print(resource.getrlimit(resource.RLIMIT_DATA)[0] >> 20)"
+    )
+    assert ended.stdout.strip() == "100", ended.stderr
+
+
+def test_work_that_takes_too_long_is_interrupted_and_what_guards_against_mistakes_does_not_catch_it() -> None:
+    before = resource.getrlimit(resource.RLIMIT_CPU)
+    with pytest.raises(TimeLimitError), cpu_limit(0.05):
+        spin()
+    assert resource.getrlimit(resource.RLIMIT_CPU) == before
+
+
+def test_a_limit_within_a_limit_leaves_the_rest_of_the_other() -> None:
+    with pytest.raises(TimeLimitError), cpu_limit(0.2):
+        spin_after_a_limit()
+
+
+def test_waiting_costs_no_processor_time() -> None:
+    with cpu_limit(0.2, kills=False):
+        time.sleep(0.4)
+
+
+def test_the_kernel_ends_what_never_comes_back_to_python() -> None:
+    ended = run("with cpu_limit(0.1): sum(range(10**14))")
+    assert ended.returncode == -24, ended.stderr
+
+
+def test_growth_is_bounded_and_put_back() -> None:
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    with growth_limit(64 << 20), pytest.raises(MemoryError):
+        bytearray(128 << 20)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+    assert len(bytearray(128 << 20)) == 128 << 20

@@ -1,0 +1,185 @@
+"""Calls into the sandbox: what comes back, what a bound does, and what becomes of its processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from core.errors import UserError
+from core.sandbox import pool as sandbox
+from core.sandbox.pool import SandboxError, SandboxPool
+from tests.core.sandbox import readers
+from tests.core.sandbox.readers import Found
+from tests.waiting import wait_for
+
+
+@pytest.fixture
+def pool() -> Iterator[SandboxPool]:
+    made = SandboxPool()
+    yield made
+    made.close()
+
+
+def call(
+    pool: SandboxPool, function: Callable[..., object], *args: object, seconds: float = 10, keep: str = ""
+) -> object:
+    return pool.call(function, "The file", seconds, keep, *args)
+
+
+def is_over(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_results_come_back_as_they_are(pool: SandboxPool) -> None:
+    found = Found("a\x00\u202e\U0001f600", float("inf"), Path("/x y"), (1, 2), Found("", -0.5, Path()))
+    assert call(pool, readers.echo, found) == found
+    assert call(pool, readers.numbers, 3) == [0, 1, 2]
+    assert call(pool, readers.process) != os.getpid()
+
+
+def test_what_a_library_prints_is_no_answer(pool: SandboxPool) -> None:
+    assert [call(pool, readers.say) for _ in range(3)] == [1, 1, 1]
+
+
+def test_it_sees_the_directory_and_the_variables_of_the_one_who_asks(
+    pool: SandboxPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = call(pool, readers.process)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LOCALTUNE_HOME", "elsewhere")
+    assert call(pool, readers.directory) == str(tmp_path)
+    assert call(pool, readers.variable, "LOCALTUNE_HOME") == "elsewhere"
+    assert call(pool, readers.process) == first
+
+
+def test_what_its_function_refuses_is_told(pool: SandboxPool) -> None:
+    before = call(pool, readers.process)
+    with pytest.raises(UserError) as caught:
+        call(pool, readers.refuse)
+    assert (caught.value.message, caught.value.hint) == ("There is nothing in it.", "Put something in.")
+    assert not isinstance(caught.value, SandboxError)
+    assert call(pool, readers.process) == before
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "part"),
+    [
+        (readers.fail, (), "The file cannot be read: ZeroDivisionError: by nothing"),
+        (readers.panic, (), "The file cannot be read: PanicError: called `Option::unwrap()`"),
+        (readers.recurse, (), "The file cannot be read: RecursionError"),
+        (readers.no_json, (), "The file cannot be read: TypeError"),
+        (readers.wrong_kind, (), "The file cannot be read: what was found in it makes no sense."),
+        (readers.leave, (), "The file cannot be read: its reader ended with 7."),
+        (readers.die, (signal.SIGSEGV,), "The file cannot be read: its reader was ended by SIGSEGV."),
+        (readers.die, (signal.SIGBUS,), "The file cannot be read: its reader was ended by SIGBUS."),
+        (readers.fill, (), "The file needs more than 2 GB of memory"),
+        (readers.fill_below, (), "The file needs more than 2 GB of memory"),
+        (readers.text, (300 << 20,), "The file needs more than 2 GB of memory"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else None,
+)
+def test_what_ends_its_process_is_a_sentence_and_the_next_call_works(
+    pool: SandboxPool, function: Callable[..., object], args: tuple[object, ...], part: str
+) -> None:
+    with pytest.raises(SandboxError) as caught:
+        call(pool, function, *args)
+    assert part in caught.value.message
+    assert "\x1b" not in caught.value.message
+    assert caught.value.hint
+    assert call(pool, readers.numbers, 2) == [0, 1]
+
+
+@pytest.mark.parametrize("function", [readers.spin, readers.spin_below])
+def test_what_takes_too_much_time_is_ended(pool: SandboxPool, function: Callable[..., object]) -> None:
+    with pytest.raises(SandboxError, match=r"^The file takes more than 0\.2 s, which none should\."):
+        call(pool, function, seconds=0.2)
+    assert call(pool, readers.numbers, 1) == [0]
+
+
+def test_what_waits_for_ever_is_ended(pool: SandboxPool) -> None:
+    with pytest.raises(SandboxError, match=r"takes more than 0\.1 s"):
+        call(pool, readers.wait_for_nothing, seconds=0.1)
+
+
+def test_calls_of_one_name_share_a_process_and_take_turns(pool: SandboxPool) -> None:
+    found: list[object] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(call(pool, readers.process, keep="tokens"))) for _ in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(found) == 6
+    assert len(set(found)) == 1
+    assert call(pool, readers.process) != found[0]
+
+
+def test_a_process_is_ready_for_the_first_call(pool: SandboxPool) -> None:
+    pool.warm("json")
+    first = call(pool, readers.process, keep="tokens")
+    assert call(pool, readers.process, keep="tokens") == first
+
+
+def test_closing_ends_processes_and_what_they_are_at(pool: SandboxPool) -> None:
+    idle = call(pool, readers.process)
+    pids: list[object] = [idle]
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            call(pool, readers.wait_for_nothing)
+        except UserError as error:
+            errors.append(error)
+
+    call(pool, readers.process, keep="tokens")
+    thread = threading.Thread(target=work)
+    thread.start()
+    wait_for(lambda: bool(pool._busy), 30, "the call to begin")
+    pids += [process.helper.process.pid for process in pool._busy]
+    pool.close()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert errors
+    assert all(is_over(int(str(pid))) for pid in pids)
+
+
+def test_a_bounded_process_calls_directly(pool: SandboxPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "is_confined", lambda: True)
+    assert call(pool, readers.process) == os.getpid()
+
+
+def test_it_ends_with_the_one_who_asked_in_the_middle_of_a_library(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from core.sandbox.pool import sandboxed\n"
+        "from tests.core.sandbox.readers import start_child\n"
+        "sandboxed(start_child, 'It', seconds=600)(Path(sys.argv[1]))\n"
+    )
+    written = tmp_path / "pids"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(written)], env={**os.environ, "PYTHONPATH": os.getcwd()}
+    ) as asker:
+        wait_for(lambda: written.exists() and written.read_text().endswith("\n"), 60, "the call to begin")
+        pids = [int(pid) for pid in written.read_text().split()]
+        asker.kill()
+    wait_for(lambda: all(map(is_over, pids)), 10, "the sandbox and its child to end")
+
+
+def test_no_room_for_a_process_is_a_sentence(pool: SandboxPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    with pytest.raises(UserError, match="No helper process can be started"):
+        call(pool, readers.process)
