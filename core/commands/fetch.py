@@ -29,11 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Download; what is here already is not downloaded again."""
+    """Download; what is here already is not downloaded again.
+
+    Raises:
+        UserError: If the entry or the address of the hub is none, or it cannot be fetched.
+    """
     from core.hub.entries import parse_entry
-    from core.hub.job import FetchCancelledError, FetchJob, hub_host
+    from core.hub.job import FetchCancelledError, FetchJob, hub_endpoint, hub_host
 
     entry = parse_entry(args.entry)
+    hub_endpoint()
     job = FetchJob(entry)
     progress = _Progress()
     note(f"asking {hub_host()} for {entry}")

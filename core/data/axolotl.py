@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from core.data.axolotl_chat import FIXED, read_chat
 from core.data.axolotl_types import read_table, read_type, type_keys
 from core.data.mapping import ColumnMap
 from core.data.registry import DataSource, hub_source, load_registry, refuse_unknown_keys
+from core.data.registry_files import note_outside
 from core.data.shards import list_shards
 from core.errors import UserError
 from core.hub.entries import HubEntry, is_hub_entry, is_hub_id, make_entry, parse_dataset
@@ -45,7 +47,8 @@ def read_axolotl(path: Path, entry: str) -> list[DataSource]:
         entry: Which one, counted from 1, or its path; empty for all.
 
     Raises:
-        UserError: If there is no such entry, or it asks for what is not done here.
+        UserError: If there is no such entry, it asks for what is not done here, or it names a file that it may not
+            (see :func:`~core.data.registry_files.note_outside`).
     """
     shown = one_line(str(path))
     config = load_registry(path)
@@ -71,10 +74,10 @@ def _read_entry(file: Path, number: int, entry: Any) -> list[DataSource]:
     source = DataSource(f"{file}#{number}", file, format_, columns)
     path = entry.get("path")
     # What is on this machine goes before.
-    is_here = isinstance(path, str) and (file.parent / path).exists()
+    is_here = isinstance(path, str) and os.path.exists(file.parent / path)
     if not is_here and (entries := hub_entries(entry, where)) is not None:
         return [hub_source(item, source) for item in entries]
-    return [replace(source, path=path) for path in _paths(file, entry, where)]
+    return [replace(source, path=path, note=note) for path, note in _paths(file, entry, where)]
 
 
 def entry_reading(entry: Mapping[str, Any], where: str) -> tuple[str, ColumnMap | None]:
@@ -129,22 +132,24 @@ def _listed(entry: Mapping[str, Any], where: str) -> list[str]:
     return names
 
 
-def _paths(file: Path, entry: Mapping[str, Any], where: str) -> list[Path]:
+def _paths(file: Path, entry: Mapping[str, Any], where: str) -> list[tuple[Path, str]]:
+    """The files of an entry, and what there is to say about where each lies."""
     path, split = entry.get("path"), entry.get("split")
     if not isinstance(path, str) or not path:
         raise UserError(f"{where} has no path.", "Add the path of its data file.")
-    if split is not None and (not isinstance(split, str) or "[" in split):
+    if split is not None and (not isinstance(split, str) or set("[/") & set(split)):
         raise UserError(f"{where} has the split {one_line(str(split), 40)}, a part of one.", "Name a whole split.")
     names = _listed(entry, where)
     base = file.parent if path in _LOADERS and names else file.parent / user_path(path)
-    if not base.exists():
+    if not os.path.exists(base):
         raise UserError(
             f"{where}: there is nothing at {one_line(str(base))}.",
             "Paths are relative to the file; a dataset of the Hub is owner/name.",
         )
     if names:
-        return [base / name for name in names]
-    return [base.with_name(f"{base.name}#{split}") if split and _has_split(base, split) else base]
+        return [(base / name, note_outside(file, base / name, where)) for name in names]
+    note = note_outside(file, base, where)
+    return [(base.with_name(f"{base.name}#{split}") if split and base.name and _has_split(base, split) else base, note)]
 
 
 def _has_split(directory: Path, split: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from core.data.mapping import ColumnMap, ColumnRole
 from core.data.registry import DataSource, hub_source, load_registry, refuse_unknown_keys
+from core.data.registry_files import note_outside
 from core.errors import UserError
 from core.hub.entries import HubEntry, make_entry
 from core.text import one_line
@@ -65,7 +66,8 @@ def read_llama_factory(path: Path, name: str) -> DataSource:
         name: The entry.
 
     Raises:
-        UserError: If there is no such entry, or it asks for what is not done here.
+        UserError: If there is no such entry, it asks for what is not done here, or it names a file that it may not
+            (see :func:`~core.data.registry_files.note_outside`).
     """
     registry = load_registry(path)
     if not isinstance(registry, dict):
@@ -86,7 +88,9 @@ def read_llama_factory(path: Path, name: str) -> DataSource:
     name = f"{path}#{name}"
     if entry.get("hf_hub_url"):
         return hub_source(_hub_entry(entry, where), DataSource(name, path, "auto", _column_map(entry, where), samples))
-    return DataSource(name, _local_file(path, entry, where), "auto", _column_map(entry, where), samples)
+    file = _local_file(path, entry, where)
+    note = note_outside(path, file, where)
+    return DataSource(name, file, "auto", _column_map(entry, where), samples, note=note)
 
 
 def _local_file(path: Path, entry: Mapping[str, Any], where: str) -> Path:

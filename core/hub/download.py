@@ -11,16 +11,19 @@ import hashlib
 import json
 import os
 import re
+import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core import paths
 from core.atomic import fsync_dir, write_atomic
+from core.data.shards import MOST_SHARDS
 from core.directories import disk_error, exclusive_lock, require_space
 from core.errors import UserError
+from core.hub.confine import confined
 from core.hub.entries import DEFAULT_REVISION, HubEntry, is_commit, parse_entry
 from core.hub.selection import data_names, read_subsets
 from core.hub.store import PARTIAL_NAME, Record, note_ref, repository_dir, select_files
@@ -30,13 +33,16 @@ from core.models.find import fetched_models, revisions_of
 from core.text import one_line
 
 if TYPE_CHECKING:
-    from core.hub.client import HubClient, Listing, RemoteFile
+    from core.hub.client import HubClient
+    from core.hub.listing import Listing, RemoteFile
 
 #: Bytes that are left on the disk.
 RESERVE = 512 << 20
 
 _SECONDS_BETWEEN = 0.1
-_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+# Of this process, in bytes: what a hub answers, and the description of a model, are read whole.
+_MEMORY_LIMIT = 4 << 30
+_SHARD = re.compile(r"model-\d{1,9}-of-\d{1,9}\.safetensors", re.ASCII)
 # What describes a model and its tokenizer, in the format of transformers; never code.
 _ABOUT_MODEL = {
     *TOKENIZERS,
@@ -83,7 +89,7 @@ class Transfer:
         client: Speaks with the hub.
         entry: The repository.
         listing: What it holds.
-        scratch: Where files lie until they are whole.
+        scratch: Where files lie until they are whole; reached by no link.
         reporter: Told how far it is.
     """
 
@@ -105,7 +111,7 @@ class Transfer:
         self._before, self._total = whole, total
 
     def fetch(self, name: str, target: Path) -> None:
-        """Download a file, and move it to its place once it is whole.
+        """Download a file, and move it to its place, as :func:`confined` gives it, once it is whole.
 
         Raises:
             UserError: If it cannot be fetched.
@@ -119,7 +125,6 @@ class Transfer:
             self._reporter.progress(stage, self._before + done, self._total)
 
         self._client.download(self._entry, self._listing.commit, file, partial, report)
-        partial.chmod(paths.FILE_MODE)
         paths.make_private_dir(target.parent)
         os.replace(partial, target)
         fsync_dir(target.parent)
@@ -129,7 +134,7 @@ class Transfer:
         """Where a file lies while it comes; its hash is in the name, so that nothing else is ever gone on with."""
         file = self._listing.files[name]
         digest = hashlib.sha256(f"{name}\0{file.sha256 or file.blob}\0{file.size}".encode()).hexdigest()
-        return self._scratch / f"{digest[:32]}.part"
+        return confined(self._scratch, f"{digest[:32]}.part")
 
 
 def fetch_dataset(client: HubClient, entry: HubEntry, reporter: Reporter) -> dict[str, Any]:
@@ -145,14 +150,15 @@ def fetch_dataset(client: HubClient, entry: HubEntry, reporter: Reporter) -> dic
     names = data_names(listing.files)
     files = {name: listing.files[name].size for name in names}
     repository = repository_dir(entry)
-    directory = repository / listing.commit
+    directory = confined(repository, listing.commit)
     record = Record(entry.repository, listing.commit, files, read_subsets(listing.card))
     selection = select_files(entry, record)
-    transfer = Transfer(client, entry, listing, directory / PARTIAL_NAME, reporter)
+    places = {name: confined(repository, listing.commit, name) for name in selection.names}
+    transfer = Transfer(client, entry, listing, confined(repository, listing.commit, PARTIAL_NAME), reporter)
 
     def missing() -> list[str]:
         # Only whole files are ever moved into the directory, whether or not the record was written after them.
-        return [name for name in selection.names if not _is_whole(directory / name, files[name])]
+        return [name for name in selection.names if not _is_whole(places[name], files[name])]
 
     total = sum(files[name] for name in selection.names)
     before = missing()
@@ -172,7 +178,8 @@ def fetch_dataset(client: HubClient, entry: HubEntry, reporter: Reporter) -> dic
         transfer.begin(total - sum(files[name] for name in wanted), total)
         paths.make_private_dir(directory)
         for name in wanted:
-            transfer.fetch(name, directory / name)
+            transfer.fetch(name, places[name])
+        _refuse_shared(places)
         earlier = Record.read(directory)
         have = set(selection.names) | (set(earlier.have) if earlier is not None else set())
         whole = Record(record.repository, record.commit, files, record.subsets, frozenset(have))
@@ -211,11 +218,12 @@ def fetch_model(client: HubClient, entry: HubEntry, reporter: Reporter) -> dict[
     if _is_this_model(target, listing.commit):
         _note_revision(entry, listing.commit)
         return plan
-    scratch = models / f".{target.name}.{listing.commit}.fetched"
-    transfer = Transfer(client, entry, listing, scratch / PARTIAL_NAME, reporter)
+    scratch = confined(models, f".{target.name}.{listing.commit}.fetched")
+    places = {name: confined(scratch, name) for name in names}
+    transfer = Transfer(client, entry, listing, confined(scratch, PARTIAL_NAME), reporter)
 
     def missing() -> list[str]:
-        return [name for name in names if not _is_whole(scratch / name, listing.files[name].size)]
+        return [name for name in names if not _is_whole(places[name], listing.files[name].size)]
 
     plan["remaining"] = _checked_room(models, transfer.remaining(missing()))
     reporter.propose(plan)
@@ -232,7 +240,7 @@ def fetch_model(client: HubClient, entry: HubEntry, reporter: Reporter) -> dict[
                 # Said before gigabytes are fetched in vain.
                 check_model_config(scratch)
                 described = True
-            transfer.fetch(name, scratch / name)
+            transfer.fetch(name, places[name])
         check_model_directory(scratch)
         sizes = {name: listing.files[name].size for name in names}
         record = {"source": "hub", "repository": entry.repository, "commit": listing.commit, "files": sizes}
@@ -299,7 +307,28 @@ def _model_files(entry: HubEntry, listing: Listing) -> list[str]:
     about = [name for name in names if name in _ABOUT_MODEL and (name != WEIGHTS_INDEX or weights != [WEIGHTS])]
     if "config.json" not in about:
         raise UserError(f"{entry} has no config.json, so it is not a model.", "Check the name.")
+    if len(weights) > MOST_SHARDS:
+        raise UserError(
+            f"{entry} has its weights in {len(weights)} files, and {MOST_SHARDS} are read.", "Use another model."
+        )
     return [*sorted(about), *sorted(weights)]
+
+
+def _refuse_shared(places: Mapping[str, Path]) -> None:
+    """Refuse files that are one file on this disk, as their names are where it takes capitals for small letters.
+
+    Raises:
+        UserError: If two are.
+    """
+    seen: dict[tuple[int, int], str] = {}
+    for name, path in places.items():
+        status = path.stat()
+        other = seen.setdefault((status.st_dev, status.st_ino), name)
+        if other != name:
+            raise UserError(
+                f"{one_line(other, 120)} and {one_line(name, 120)} of this repository are one file on this disk.",
+                "Name one of them by its path, or set LOCALTUNE_HOME to a disk that tells their names apart.",
+            )
 
 
 def _checked_room(directory: Path, needed: int) -> int:
@@ -329,6 +358,7 @@ def _size(path: Path) -> int:
 
 def main() -> int:
     """Do it; returns the exit code."""
+    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_LIMIT, _MEMORY_LIMIT))
     reporter = Reporter()
     try:
         reporter.send(_carry_out(json.loads(sys.stdin.readline()), reporter))
@@ -340,8 +370,8 @@ def main() -> int:
 
 
 def _carry_out(request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+    entry = parse_entry(str(request["entry"]))
     try:
-        entry = parse_entry(str(request["entry"]))
         from core.hub.client import HubClient
 
         client = HubClient()
@@ -352,6 +382,11 @@ def _carry_out(request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
         return {"error": error.message, "hint": error.hint}
     except BrokenPipeError:
         raise
+    except MemoryError:
+        return {
+            "error": f"What {entry.repository} holds takes more memory than a download may.",
+            "hint": "Use another.",
+        }
     except OSError as error:
         explained = disk_error(paths.home(), error)
         return {"error": explained.message, "hint": explained.hint}

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 from urllib.parse import quote, unquote
 
@@ -28,6 +28,11 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 # Revisions with a slash that the Hub makes itself; in others it is written %2F.
 _SLASHED = re.compile(r"refs/(?:convert/[\w.-]+|pr/\d+)(?=/|$)", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+# Bytes: of one name in a directory, as file systems have it, and of a path, so that no home makes it too long.
+_LONGEST_PART = 255
+_LONGEST_NAME = 1024
+# Of "owner/name", so that the names of directories made of it keep below what a file system allows.
+_LONGEST_REPOSITORY = 160
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ def is_hub_entry(text: str | Path) -> bool:
 def is_hub_id(name: str) -> bool:
     """Whether a name has the form ``owner/name``."""
     owner, slash, rest = name.partition("/")
-    return bool(slash) and all(
+    return bool(slash and len(name) <= _LONGEST_REPOSITORY) and all(
         _NAME.fullmatch(part) and ".." not in part and "--" not in part for part in (owner, rest)
     )
 
@@ -121,8 +126,10 @@ def parse_entry(text: str | Path) -> HubEntry:
     if at and not _REVISION.fullmatch(revision):
         raise UserError(f"{shown} has a revision that is none.", "Write a branch, a tag or a commit behind the @.")
     path = path.rstrip("/")
-    if path and not is_safe_name(path):
-        raise UserError(f"{shown} has a path that leads out of the repository.", "Write a path inside it.")
+    if path and (reason := why_unsafe(path)):
+        raise UserError(
+            f"{shown} has a path that {reason.replace('its directory', 'the repository')}.", f"Write {FORM}."
+        )
     if mark and (kind == "model" or not part or not is_safe_name(part) or part.count("/") > 1):
         raise UserError(f"{shown}: behind # stands a split, a subset or subset/split of a dataset.", f"Write {FORM}.")
     return HubEntry(kind, repository, revision, path, part)
@@ -171,10 +178,25 @@ def short_name(text: str) -> str:
 
 
 def is_safe_name(name: str) -> bool:
-    """Whether a file name of a repository stays inside a directory: relative, forward slashes, no ``..``."""
-    parts = name.split("/")
-    plain = all(part not in ("", ".", "..") and len(part.encode("utf-8", "replace")) <= 255 for part in parts)
-    return plain and "\\" not in name and _CONTROL.search(name) is None and not PurePosixPath(name).is_absolute()
+    """Whether a file name of a repository is the name of a file inside a directory; see :func:`why_unsafe`."""
+    return not why_unsafe(name)
+
+
+def why_unsafe(name: str) -> str:
+    """What keeps a file name of a repository from being written to a disk, as the end of a sentence; else empty.
+
+    A safe name is relative, with forward slashes and without ``..``, and every file system that holds UTF-8 takes it.
+    """
+    if any(part in ("", ".", "..") for part in name.split("/")) or "\\" in name:
+        return "leads out of its directory"
+    if _CONTROL.search(name) is not None:
+        return "has control characters"
+    try:
+        raw = name.encode()
+    except UnicodeEncodeError:
+        return "is no text"
+    is_long = len(raw) > _LONGEST_NAME or any(len(part) > _LONGEST_PART for part in raw.split(b"/"))
+    return "is too long" if is_long else ""
 
 
 def absolute(text: str, base: Path) -> str:

@@ -112,6 +112,7 @@ class FetchJob:
             UserError: If it cannot be fetched.
         """
         refuse_offline()
+        hub_endpoint()
         with self._lock:
             if self._closed:
                 raise FetchCancelledError
@@ -143,6 +144,8 @@ class FetchJob:
         with process.stdin, process.stdout:
             _tell(process, json.dumps({"entry": str(self.entry)}))
             for line in process.stdout:
+                if not line.endswith(b"\n"):
+                    break  # it was killed in the middle of a line
                 answer = json.loads(line)
                 if "result" in answer:
                     return FetchPlan.from_dict(answer["result"])
@@ -161,9 +164,32 @@ class FetchJob:
         )
 
 
+def hub_endpoint() -> str:
+    """The address of the hub that would be asked: ``HF_ENDPOINT``, by default huggingface.co.
+
+    Raises:
+        UserError: If the variable holds no address.
+    """
+    written = os.environ.get("HF_ENDPOINT", "").strip() or DEFAULT_ENDPOINT
+    try:
+        parts = urlsplit(written)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets that do not close, a port that is none
+        is_address = False
+    if not is_address or not written.isascii() or not written.isprintable() or set(" ?#") & set(written):
+        raise UserError(
+            f"HF_ENDPOINT is {one_line(written, 100)}, which is no address of a hub.", f"Write {DEFAULT_ENDPOINT}."
+        )
+    return written.rstrip("/")
+
+
 def hub_host() -> str:
-    """The host that would be asked."""
-    return one_line(urlsplit(os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).netloc, 100) or "huggingface.co"
+    """The host that would be asked, safe to show: without a password that its address may hold."""
+    try:
+        place = urlsplit(hub_endpoint()).netloc
+    except UserError:
+        return "HF_ENDPOINT"
+    return one_line(place.rpartition("@")[2], 100)
 
 
 def refuse_offline() -> None:

@@ -13,11 +13,18 @@ from typing import Any
 from core.data.names import SPLIT_NAMES, ending, holds_rows, natural, split_of
 from core.data.shards import MOST_SHARDS
 from core.errors import UserError
-from core.hub.entries import HubEntry, is_safe_name
+from core.hub.entries import HubEntry, why_unsafe
 from core.models.files import RECORD_NAME
 from core.text import one_line
 
 _SHOWN = 12
+# What a card declares is anybody's writing: so much of it is kept, ...
+_MOST_PATTERNS = 10_000
+_LONGEST_PATTERN = 1024
+# ... and so many parts of patterns are compared with parts of names, which takes some seconds.
+_MOST_COMPARISONS = 5_000_000
+# Names that are looked through for the one that was meant.
+_MOST_NEAR = 1000
 
 
 @dataclass(frozen=True)
@@ -47,26 +54,48 @@ def data_names(names: Iterable[str]) -> list[str]:
     """The files of a repository that may hold rows, in the order of their names.
 
     Raises:
-        UserError: If one would lie outside of a directory that it is put into.
+        UserError: If one could not be put into a directory beside the others.
     """
-    found = [name for name in names if holds_rows(PurePosixPath(name).name) and name != RECORD_NAME]
-    if unsafe := next((name for name in found if not is_safe_name(name)), None):
+    found = [name for name in names if holds_rows(PurePosixPath(name).name)]
+    if unsafe := next((name for name in found if why_unsafe(name)), None):
         raise UserError(
-            f"The repository has a file called {one_line(unsafe, 120)}, which leads out of its directory.",
+            f"The repository has a file called {one_line(unsafe, 120)}, which {why_unsafe(unsafe)}.",
             "Do not use this repository.",
         )
-    visible = [name for name in found if not any(part.startswith(".") for part in name.split("/"))]
+    visible = [name for name in found if not _is_reserved(name)]
+    directories = {str(parent) for name in visible for parent in PurePosixPath(name).parents}
+    if both := next((name for name in visible if name in directories), None):
+        raise UserError(
+            f"The repository has {one_line(both, 120)} both as a file and as a directory.",
+            "Do not use this repository.",
+        )
     return sorted(visible, key=lambda name: natural(PurePosixPath(name)))
 
 
+def _is_reserved(name: str) -> bool:
+    """Whether a name is hidden, or that of what is kept beside the files of a repository."""
+    parts = name.split("/")
+    return any(part.startswith(".") for part in parts) or parts[0].casefold() == RECORD_NAME
+
+
 def read_subsets(card: Any) -> list[Subset]:
-    """The subsets that a dataset's card declares under ``configs``; what is not understood is left out."""
+    """The subsets that a dataset's card declares under ``configs``; what is not understood is left out.
+
+    Raises:
+        UserError: If there is more of it than is read.
+    """
     declared = card.get("configs") if isinstance(card, Mapping) else None
-    found = []
+    found: list[Subset] = []
+    room = _MOST_PATTERNS
     for item in declared if isinstance(declared, list) else ():
         if not isinstance(item, Mapping):
             continue
         splits = _read_splits(item.get("data_files"), item.get("data_dir"))
+        room -= sum(map(len, splits.values()))
+        if room < 0:
+            raise UserError(
+                f"The dataset's card names more than {_MOST_PATTERNS} files or patterns.", "Use another revision."
+            )
         if splits:
             name = item.get("config_name")
             found.append(Subset(name if isinstance(name, str) else "default", item.get("default") is True, splits))
@@ -105,13 +134,13 @@ def _by_path(entry: HubEntry, names: Sequence[str]) -> Selection:
     if entry.path in names:
         return Selection((entry.path,), "Its path names the file.")
     if re.search(r"[*?\[]", entry.path):
-        matched = [name for name in names if _matches(entry.path, name)]
+        matched = _matching(entry, [entry.path], names)
         if not matched:
             raise UserError(f"{entry} matches no data file.", _known(names))
         return Selection(tuple(matched), f"Its pattern matches {len(matched)} of {_count(names)}.")
     below = [name for name in names if name.startswith(f"{entry.path}/")]
     if not below:
-        near = difflib.get_close_matches(entry.path, names, n=1, cutoff=0.6)
+        near = difflib.get_close_matches(entry.path, names[:_MOST_NEAR], n=1, cutoff=0.6)
         hint = f"Did you mean {one_line(near[0], 120)}?" if near else _known(names)
         raise UserError(f"{_repository(entry)} has no data file at {one_line(entry.path, 120)}.", hint)
     return _by_names(entry, below)
@@ -129,7 +158,7 @@ def _by_card(entry: HubEntry, names: Sequence[str], subsets: Sequence[Subset]) -
         )
     split = _pick_split(entry, split, list(subset.splits), subset.name if len(subsets) > 1 else "")
     patterns = subset.splits[split]
-    taken = [name for name in names if any(_matches(pattern, name) for pattern in patterns)]
+    taken = _matching(entry, patterns, names)
     if not taken:
         raise UserError(
             f"{_repository(entry)}: its card names no data file for the split {one_line(split, 60)}.",
@@ -225,6 +254,8 @@ def _of_one_kind(entry: HubEntry, selection: Selection) -> Selection:
 
 def _read_splits(files: Any, directory: Any) -> dict[str, list[str]]:
     prefix = f"{directory.strip('/')}/" if isinstance(directory, str) and directory.strip("/") else ""
+    if len(prefix) > _LONGEST_PATTERN:
+        return {}
     if files is None:
         return {"train": [f"{prefix}**"]} if prefix else {}
     items: Iterable[tuple[Any, Any]]
@@ -237,10 +268,32 @@ def _read_splits(files: Any, directory: Any) -> dict[str, list[str]]:
     splits: dict[str, list[str]] = {}
     for split, patterns in items:
         texts = [patterns] if isinstance(patterns, str) else patterns if isinstance(patterns, list) else []
-        kept = [prefix + text.removeprefix("./") for text in texts if isinstance(text, str) and "://" not in text]
+        plain = [text.removeprefix("./") for text in texts if isinstance(text, str) and "://" not in text]
+        kept = [prefix + text for text in plain if len(prefix) + len(text) <= _LONGEST_PATTERN]
         if isinstance(split, str) and split and kept:
             splits.setdefault(split, []).extend(kept)
     return splits
+
+
+def _matching(entry: HubEntry, patterns: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The names that one of the patterns means, in their order.
+
+    Raises:
+        UserError: If there is too much to compare.
+    """
+    plain = {pattern for pattern in patterns if not re.search(r"[*?\[]", pattern)}
+    others = [pattern for pattern in dict.fromkeys(patterns) if pattern not in plain]
+    parts = sum(pattern.count("/") + 1 for pattern in others)
+    if parts * sum(name.count("/") + 1 for name in names) > _MOST_COMPARISONS:
+        raise UserError(
+            f"{_repository(entry)} has {len(names)} data files and {_plural(others)}, too many to compare.",
+            "Name the files by a path without a pattern.",
+        )
+    return [name for name in names if name in plain or any(_matches(pattern, name) for pattern in others)]
+
+
+def _plural(patterns: Sequence[str]) -> str:
+    return "1 pattern" if len(patterns) == 1 else f"{len(patterns)} patterns"
 
 
 def _matches(pattern: str, name: str) -> bool:

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from core.atomic import write_atomic
 from core.errors import UserError
+from core.hub.confine import confined
 from core.hub.entries import DEFAULT_REVISION, HubEntry, is_commit, is_hub_entry, is_safe_name, parse_dataset
+from core.hub.listing import is_size
 from core.hub.selection import Selection, Subset, data_names, select
 from core.models.files import RECORD_NAME
 from core.paths import datasets_dir
+from core.small_files import read_small
 from core.text import one_line
 
 REFS_NAME = "refs.json"
@@ -27,6 +31,9 @@ REFS_NAME = "refs.json"
 PARTIAL_NAME = ".partial"
 
 _SHORT = 7
+# Bytes: of refs.json, and of localtune.json, which may take twice what the hub's answer did.
+_REFS_LIMIT = 4 << 20
+_RECORD_LIMIT = 128 << 20
 
 
 class NotFetchedError(UserError):
@@ -75,24 +82,37 @@ class Record:
 
     @classmethod
     def read(cls, directory: Path) -> Record | None:
-        """That of a directory; None where there is none that can be read."""
+        """That of a commit's directory; None where there is none, or one that was not written for it."""
         try:
-            data: dict[str, Any] = json.loads((directory / RECORD_NAME).read_bytes())
-            files = {str(name): int(size) for name, size in data["files"].items()}
-            subsets = [
-                Subset(
-                    str(item["name"]),
-                    bool(item["default"]),
-                    {str(split): [str(pattern) for pattern in patterns] for split, patterns in item["splits"].items()},
-                )
-                for item in data["subsets"]
-            ]
-            have = frozenset(str(name) for name in data["have"])
-            if not all(map(is_safe_name, files)):
-                return None
-            return cls(str(data["repository"]), str(data["commit"]), files, subsets, have & files.keys())
+            data: dict[str, Any] = json.loads(read_small(directory / RECORD_NAME, _RECORD_LIMIT))
+            files, have = _files(data["files"]), _texts(data["have"])
+            subsets = [_subset(item) for item in data["subsets"]]
+            repository, commit = _texts([data["repository"], data["commit"]])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
+        if commit != directory.name:
+            return None
+        return cls(repository, commit, files, subsets, frozenset(have) & files.keys())
+
+
+def _texts(value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise TypeError("no list of texts")
+    return value
+
+
+def _files(value: Any) -> dict[str, int]:
+    if not isinstance(value, dict) or not all(is_safe_name(name) and is_size(size) for name, size in value.items()):
+        raise TypeError("no names and sizes of files")
+    return value
+
+
+def _subset(value: Any) -> Subset:
+    (name,) = _texts([value["name"]])
+    splits = {key: _texts(item) for key, item in value["splits"].items()}
+    if not splits:
+        raise ValueError("a subset without a split")
+    return Subset(name, value["default"] is True, splits)
 
 
 @dataclass(frozen=True)
@@ -122,14 +142,20 @@ def find_fetched(entry: HubEntry) -> Fetched:
 
     Raises:
         NotFetchedError: If it, or one of its files, is not here.
-        UserError: If it takes nothing that can be read; see :func:`~core.hub.selection.select`.
+        UserError: If it takes nothing that can be read (see :func:`~core.hub.selection.select`), or a link leads from
+            its directory to what has not been fetched.
     """
     commit = known_commit(entry)
-    directory = repository_dir(entry) / commit
-    record = Record.read(directory) if commit else None
+    if not commit:
+        raise NotFetchedError(entry)
+    repository = repository_dir(entry)
+    directory = confined(repository, commit)
+    record = Record.read(directory)
     if record is None:
         raise NotFetchedError(entry)
     selection = select_files(entry, record)
+    for parent in {PurePosixPath(name).parent for name in selection.names}:
+        confined(repository, commit, *parent.parts)
     missing = [name for name in selection.names if not is_here(directory, record, name)]
     if missing:
         few = f"{one_line(missing[0], 120)} is missing" if len(missing) == 1 else f"{len(missing)} files are missing"
@@ -152,11 +178,12 @@ def select_files(entry: HubEntry, record: Record) -> Selection:
 
 
 def is_here(directory: Path, record: Record, name: str) -> bool:
-    """Whether a file has been fetched and has its size."""
+    """Whether a file has been fetched, and is a file of its size and no link to one."""
     try:
-        return name in record.have and os.stat(directory / name).st_size == record.files[name]
+        status = os.stat(directory / name, follow_symlinks=False)
     except OSError:
         return False
+    return name in record.have and stat.S_ISREG(status.st_mode) and status.st_size == record.files[name]
 
 
 def known_commit(entry: HubEntry) -> str:
@@ -177,7 +204,7 @@ def known_commit(entry: HubEntry) -> str:
 def read_refs(entry: HubEntry) -> dict[str, str]:
     """Revision to commit, as last fetched."""
     try:
-        refs = json.loads((repository_dir(entry) / REFS_NAME).read_bytes())
+        refs = json.loads(read_small(repository_dir(entry) / REFS_NAME, _REFS_LIMIT))
     except (OSError, ValueError, RecursionError):
         return {}
     found = refs.items() if isinstance(refs, dict) else ()

@@ -24,7 +24,7 @@ def read_record(directory: Path) -> dict[str, Any] | None:
         record = json.loads((directory / RECORD_NAME).read_bytes())
         sizes = record["files"]
         whole = all((directory / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return record if whole and sizes else None
 

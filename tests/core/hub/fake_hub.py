@@ -42,6 +42,10 @@ class Repository:
             self.commit or hashlib.sha1(repr(sorted(self.files.items())).encode(), usedforsecurity=False).hexdigest()
         )
 
+    def told(self, name: str) -> Any:
+        """What the API tells about it."""
+        return {"id": name, "sha": self.commit, "siblings": self.siblings(), "cardData": self.card}
+
     def siblings(self) -> list[dict[str, Any]]:
         """The files as the API tells them."""
         return [self._sibling(name, self.claimed.get(name, content)) for name, content in self.files.items()]
@@ -53,6 +57,23 @@ class Repository:
             digest = hashlib.sha256(content).hexdigest()
             found["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 130}
         return found
+
+
+@dataclass
+class Reply:
+    """What is answered in place of the truth.
+
+    Args:
+        body: The bytes.
+        status: Of HTTP.
+        headers: Further headers; without a length among them the end of the connection is the end of the answer.
+        times: How often the bytes are sent, one behind the other.
+    """
+
+    body: bytes = b""
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    times: int = 1
 
 
 @dataclass
@@ -81,6 +102,10 @@ class FakeHub:
         self.ignores_ranges = False
         self.status: int | None = None
         """The answer to everything, if set."""
+        self.about: Reply | None = None
+        """The answer to every question about a repository, if set."""
+        self.first: list[Reply] = []
+        """The answers to the next questions for a file."""
         self._servers = [self._serve("hub"), self._serve("store")]
 
     @property
@@ -144,6 +169,12 @@ class FakeHub:
             return
         parts = [unquote(part) for part in path.removeprefix("/").split("/")]
         is_api = parts[0] == "api"
+        if is_api and self.about is not None:
+            _send_reply(handler, self.about)
+            return
+        if not is_api and self.first:
+            _send_reply(handler, self.first.pop(0))
+            return
         kind = "datasets" if "datasets" in parts[: 1 + is_api] else "models"
         parts = parts[is_api:] if is_api else parts
         if parts[0] in ("datasets", "models"):
@@ -158,8 +189,7 @@ class FakeHub:
             _send(handler, 404, b"{}", {"X-Error-Code": "RevisionNotFound"})
             return
         if is_api:
-            told = {"id": "/".join(parts[:2]), "sha": repository.commit, "siblings": repository.siblings()}
-            _send(handler, 200, json.dumps({**told, "cardData": repository.card}).encode())
+            _send(handler, 200, json.dumps(repository.told("/".join(parts[:2]))).encode())
             return
         name = "/".join(parts[4:])
         if repository.gated and not allowed:
@@ -215,6 +245,16 @@ def _send(handler: BaseHTTPRequestHandler, status: int, body: bytes, headers: di
     handler.end_headers()
     if handler.command != "HEAD":
         handler.wfile.write(body)
+
+
+def _send_reply(handler: BaseHTTPRequestHandler, reply: Reply) -> None:
+    handler.send_response(reply.status)
+    for name, value in reply.headers.items():
+        handler.send_header(name, value)
+    handler.send_header("Connection", "close")
+    handler.end_headers()
+    for _ in range(reply.times):
+        handler.wfile.write(reply.body)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import UserError
-from core.hub.entries import HubEntry, absolute, is_hub_entry, is_safe_name, make_entry, parse_entry
+from core.hub.entries import HubEntry, absolute, is_hub_entry, is_safe_name, make_entry, parse_entry, why_unsafe
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -81,3 +82,39 @@ def test_entries_of_other_tools() -> None:
     for wrong in ({"split": "train[:5%]"}, {"split": "train+test"}, {"subset": 3}, {"path": "../x"}):
         with pytest.raises(UserError):
             make_entry("me/set", **wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("data/train-00000-of-00001.parquet", ""),
+        ("日本語/é.jsonl", ""),
+        ("a" * 255, ""),
+        ("a..b/...c/~", ""),
+        *((name, "leads out of its directory") for name in ("", "/a", "a/", "a//b", "..", "a/../b", "./a", "a\\b")),
+        *((name, "has control characters") for name in ("a\0", "a\nb", "\x7f", "\x9b31m")),
+        *((name, "is too long") for name in ("a" * 256, "é" * 128, "a/" * 600 + "b")),
+        *((name, "is no text") for name in ("\ud800", "a/\udce9.jsonl")),
+    ],
+)
+def test_a_name_is_one_that_a_disk_takes(tmp_path: Path, name: str, reason: str) -> None:
+    assert why_unsafe(name) == reason
+    assert is_safe_name(name) is not bool(reason)
+    if not reason:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+        assert (tmp_path / name).resolve().is_relative_to(tmp_path.resolve())
+
+
+@given(st.text() | st.lists(st.sampled_from(["..", ".", "", "a", "\0", "\\", "é"])).map("/".join))
+def test_a_safe_name_stays_inside(name: str) -> None:
+    if is_safe_name(name):
+        assert Path("/root", name).parts[:2] == ("/", "root")
+        assert Path("/root", name).parts[2:] == tuple(name.split("/"))
+        assert os.path.normpath(f"/root/{name}") == f"/root/{name}"
+
+
+def test_a_repository_has_a_name_that_directories_can_be_called_by() -> None:
+    assert parse_entry(f"hf://{'a' * 63}/{'b' * 96}").repository
+    with pytest.raises(UserError, match="names no repository"):
+        parse_entry(f"hf://{'a' * 64}/{'b' * 96}")

@@ -446,6 +446,18 @@ def test_disk_errors_have_their_sentence() -> None:
     assert "full" in disk_error(Path("/x"), OSError(errno.ENOSPC, "No space left")).message
 
 
+def test_a_download_that_dies_in_the_middle_of_a_word_is_a_sentence(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start() -> subprocess.Popen[bytes]:
+        program = [sys.executable, "-c", 'import os; os.write(1, b\'{"result": {"ent\'); os.kill(os.getpid(), 9)']
+        return subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+
+    monkeypatch.setattr("core.hub.job._start", start)
+    with pytest.raises(UserError, match=r"ended without a result \(code -9\)"):
+        fetch("hf://datasets/me/set")
+
+
 def test_an_entry_keeps_its_commit(hub: FakeHub) -> None:
     hub.datasets["me/set"] = Repository({"train.jsonl": rows(1)})
     plan = fetch("hf://datasets/me/set")

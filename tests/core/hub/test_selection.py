@@ -133,3 +133,43 @@ def test_a_pattern_that_is_made_to_take_long_does_not() -> None:
     card = {"configs": [{"data_files": [{"split": "train", "path": "**/a/" * 50 + "*a*a*a*a*a*a*a*c.jsonl"}]}]}
     with pytest.raises(UserError, match="names no data file"):
         taken("", [name], card)
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["train.jsonl", "train.jsonl/a.jsonl"], "train.jsonl both as a file and as a directory"),
+        (["a/b.json/c/d.json", "a/b.json"], "a/b.json both as a file and as a directory"),
+        (["a.jsonl", "b\x00.jsonl"], "which has control characters"),
+        (["a.jsonl", "\ud800.jsonl"], "which is no text"),
+        (["a.jsonl", "x" * 300 + ".jsonl"], "which is too long"),
+        (["a.jsonl", "../b.jsonl"], "which leads out of its directory"),
+    ],
+)
+def test_names_that_cannot_lie_side_by_side_are_refused(names: list[str], says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        data_names(names)
+    assert says in caught.value.message
+    assert caught.value.message.isprintable()
+
+
+def test_names_of_what_is_kept_beside_the_files_are_left_out() -> None:
+    names = ["localtune.json", "LocalTune.json", "localtune.json/a.jsonl", ".partial/a.jsonl", "a/.b.jsonl"]
+    assert data_names([*names, "a/localtune.json", "refs.json"]) == ["a/localtune.json", "refs.json"]
+
+
+def test_a_card_with_more_than_is_read_is_a_sentence() -> None:
+    many = {"configs": [{"config_name": str(n), "data_files": ["a*"] * 100} for n in range(101)]}
+    with pytest.raises(UserError, match="more than 10000 files or patterns"):
+        read_subsets(many)
+    long = {"configs": [{"data_dir": "x" * 2000}, {"data_dir": "x" * 1000, "data_files": ["y" * 100, "z"]}]}
+    assert [dict(subset.splits) for subset in read_subsets(long)] == [{"train": ["x" * 1000 + "/z"]}]
+
+
+def test_patterns_are_compared_with_names_only_so_often() -> None:
+    names = [f"data/train-{number}.jsonl" for number in range(5000)]
+    listed = {"configs": [{"data_files": [{"split": "train", "path": names[:500]}]}]}
+    assert len(taken("", names, listed)[0]) == 500
+    wild = {"configs": [{"data_files": [{"split": "train", "path": [f"{name}*" for name in names]}]}]}
+    with pytest.raises(UserError, match="5000 data files and 5000 patterns, too many to compare"):
+        taken("", names, wild)

@@ -1,0 +1,76 @@
+"""Many downloads by one process: the real one, without its start for each of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_PROGRAM = """
+import json, os, sys
+from core.hub import download
+
+class Silent(download.Reporter):
+    def progress(self, stage, done, total): pass
+    def propose(self, plan): pass
+
+for line in sys.stdin:
+    request = json.loads(line)
+    os.environ.update(request["environment"])
+    sys.stdout.write(json.dumps(download._carry_out(request, Silent())) + "\\n")
+    sys.stdout.flush()
+"""
+
+
+class Fetcher:
+    """Downloads from the hub and into the home that the environment names each time.
+
+    Args:
+        process: What carries them out.
+    """
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def fetch(self, entry: str) -> dict[str, Any]:
+        """Download, and what the process that downloads would answer: ``result``, or ``error`` and ``hint``."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        environment = {name: os.environ[name] for name in ("LOCALTUNE_HOME", "HF_ENDPOINT")}
+        self._process.stdin.write(json.dumps({"entry": entry, "environment": environment}) + "\n")
+        self._process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return answer
+
+
+@contextmanager
+def running_fetcher() -> Iterator[Fetcher]:
+    """One as long as it is needed."""
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    with subprocess.Popen(
+        [sys.executable, "-c", _PROGRAM], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield Fetcher(process)
+        finally:
+            process.kill()
+
+
+def snapshot(root: Path, *apart: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file below a directory with its time and content, links as what they say; some directories left out."""
+    found = {}
+    for path in sorted(root.rglob("*")):
+        if any(path == place or place in path.parents for place in apart) or path.name.endswith(".lock"):
+            continue
+        if path.is_symlink():
+            found[str(path)] = (path.lstat().st_mtime_ns, str(path.readlink()).encode())
+        elif path.is_file():
+            found[str(path)] = (path.stat().st_mtime_ns, path.read_bytes())
+        else:
+            found[str(path)] = (0, b"directory")
+    return found

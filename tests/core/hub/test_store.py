@@ -1,0 +1,111 @@
+"""What has been fetched, read back from files that anybody may have changed since."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.errors import UserError
+from core.hub.entries import HubEntry
+from core.hub.selection import Subset
+from core.hub.store import NotFetchedError, Record, find_fetched, known_commit, note_ref, repository_dir
+
+from .conftest import rows
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+ENTRY = HubEntry("dataset", "me/set")
+
+
+@pytest.fixture
+def directory() -> Path:
+    """A dataset as it is fetched: two files of a split that its card declares."""
+    place = repository_dir(ENTRY) / COMMIT
+    (place / "data").mkdir(parents=True)
+    names = ["data/a.jsonl", "data/b.jsonl"]
+    for name in names:
+        (place / name).write_bytes(rows(1))
+    subset = Subset("default", True, {"train": ["data/*"]})
+    record = Record("me/set", COMMIT, dict.fromkeys(names, len(rows(1))), [subset], frozenset(names))
+    (place / "localtune.json").write_text(record.to_json())
+    note_ref(ENTRY, COMMIT)
+    return place
+
+
+HOSTILE: list[Any] = [
+    *(None, True, -1, 1.5, 1e999, 10**400, "", "x", "../../x", "/etc/passwd", "\x00", "\ud800", [], {}, [[]], [{}]),
+    *([None], {"a": 1}, {"../x.jsonl": 3}, {"a.jsonl": "3"}, {"a.jsonl": True}, {"a.jsonl": -1}, {"train": "**"}),
+]
+
+
+def test_a_record_reads_back_as_it_was_written(directory: Path) -> None:
+    record = Record.read(directory)
+    assert record is not None
+    assert [file.name for file in find_fetched(ENTRY).files] == ["a.jsonl", "b.jsonl"]
+    assert Record.read(directory) == record
+
+
+def test_no_change_of_a_record_leads_elsewhere(directory: Path) -> None:
+    path = directory / "localtune.json"
+    truth = json.loads(path.read_text())
+    ways: list[tuple[Any, ...]] = [
+        *((key,) for key in truth),
+        *(("subsets", 0), ("subsets", 0, "name"), ("subsets", 0, "default"), ("subsets", 0, "splits")),
+        *(("subsets", 0, "splits", "train"), ("have", 0), ("files", "data/a.jsonl")),
+    ]
+    for way in ways:
+        for value in HOSTILE:
+            told = holder = copy.deepcopy(truth)
+            for key in way[:-1]:
+                holder = holder[key]
+            holder[way[-1]] = value
+            path.write_text(json.dumps(told))
+            try:
+                found = find_fetched(ENTRY)
+            except UserError:
+                continue
+            assert {file.parent for file in found.files} == {directory / "data"}
+
+
+@pytest.mark.parametrize("name", ["localtune.json", "refs.json"])
+@pytest.mark.parametrize("content", [b"", b"[" * 100_000, b"\xff", b"null", b"[]", b"9" * 5000, b'{"files": '])
+def test_what_is_no_record_is_none(directory: Path, name: str, content: bytes) -> None:
+    (directory / name if name == "localtune.json" else directory.parent / name).write_bytes(content)
+    with pytest.raises(NotFetchedError):
+        find_fetched(ENTRY)
+
+
+def test_a_record_that_would_be_waited_for_is_none(directory: Path) -> None:
+    for path in (directory / "localtune.json", directory.parent / "refs.json"):
+        path.unlink()
+        os.mkfifo(path)
+        with pytest.raises(NotFetchedError):
+            find_fetched(HubEntry("dataset", "me/set", COMMIT if path.parent == directory else ""))
+
+
+def test_a_record_of_another_commit_is_none(directory: Path) -> None:
+    directory.rename(directory.with_name("f" * 40))
+    with pytest.raises(NotFetchedError):
+        find_fetched(HubEntry("dataset", "me/set", "f" * 40))
+
+
+@pytest.mark.parametrize("commit", ["../../x", "/etc", "", COMMIT.upper(), None, 3, [COMMIT]])
+def test_a_reference_to_what_is_no_commit_is_none(directory: Path, commit: Any) -> None:
+    (directory.parent / "refs.json").write_text(json.dumps({"main": commit}))
+    assert known_commit(ENTRY) == ""
+
+
+def test_links_are_not_read_through(directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.jsonl").write_bytes(rows(2))
+    (directory / "data" / "a.jsonl").unlink()
+    (directory / "data" / "a.jsonl").symlink_to(tmp_path / "other.jsonl")
+    with pytest.raises(NotFetchedError, match=r"data/a\.jsonl is missing"):
+        find_fetched(ENTRY)
+    (directory / "data").rename(tmp_path / "data")
+    (directory / "data").symlink_to(tmp_path / "data")
+    with pytest.raises(UserError, match="is a link"):
+        find_fetched(ENTRY)
