@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import os
 import select
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 from core.errors import UserError
 
@@ -32,12 +34,19 @@ class Helper:
         module: What it runs: ``core.data.unpack``.
         arguments: Its command line.
         pass_fds: Descriptors that it has as well.
+        environment: Its variables; by default those of this process.
 
     Raises:
         UserError: If the system has no room for another process.
     """
 
-    def __init__(self, module: str, *arguments: str, pass_fds: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        module: str,
+        *arguments: str,
+        pass_fds: Sequence[int] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         reading, self._lifeline = os.pipe()
         try:
             self.process = subprocess.Popen(
@@ -50,7 +59,7 @@ class Helper:
                 start_new_session=True,
                 # A directory called "core" where the user happens to stand must not be taken for ours.
                 env={
-                    **os.environ,
+                    **(os.environ if environment is None else environment),
                     "PYTHONSAFEPATH": "1",
                     "PYTHONPATH": os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH")))),
                     _LIFELINE: str(reading),
@@ -88,6 +97,10 @@ class Helper:
         view = memoryview(data)
         while view:
             view = view[self.stdin.write(view) :]
+
+    def lines(self) -> Iterator[bytes]:
+        """What it writes to its standard output, line by line; the last one may lack its end."""
+        yield from io.BufferedReader(cast("io.RawIOBase", self.stdout))
 
     def end(self) -> int:
         """End it with the processes that it has started, if it has not ended itself; from any thread, and again.

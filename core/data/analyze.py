@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import threading
 from collections.abc import Callable
-from typing import cast
 
 from core.data.analysis import Analysis, AnalysisRequest, Progress
 from core.errors import UserError
@@ -71,7 +69,7 @@ class AnalysisJob:
             helper.send(json.dumps(self.request.to_dict()).encode() + b"\n")
         with contextlib.suppress(OSError):
             helper.stdin.close()
-        for line in io.BufferedReader(cast("io.RawIOBase", helper.stdout)):
+        for line in helper.lines():
             if not line.endswith(b"\n"):
                 break  # it was ended in the middle of its answer
             answer = json.loads(line)

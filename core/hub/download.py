@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from core.atomic import fsync_dir, write_atomic
 from core.data.shards import MOST_SHARDS
 from core.directories import disk_error, exclusive_lock, require_space
 from core.errors import UserError
+from core.helper import tie_to_parent
 from core.hub.confine import confined
 from core.hub.entries import DEFAULT_REVISION, HubEntry, is_commit, parse_entry
 from core.hub.selection import data_names, read_subsets
@@ -30,6 +30,7 @@ from core.hub.store import PARTIAL_NAME, Record, note_ref, repository_dir, selec
 from core.models.check import check_model_config, check_model_directory
 from core.models.files import PICKLES, RECORD_NAME, TOKENIZERS, WEIGHTS, WEIGHTS_INDEX, read_record
 from core.models.find import fetched_models, revisions_of
+from core.sandbox.limits import confine
 from core.text import one_line
 
 if TYPE_CHECKING:
@@ -358,7 +359,8 @@ def _size(path: Path) -> int:
 
 def main() -> int:
     """Do it; returns the exit code."""
-    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_LIMIT, _MEMORY_LIMIT))
+    tie_to_parent()
+    confine(_MEMORY_LIMIT)
     reporter = Reporter()
     try:
         reporter.send(_carry_out(json.loads(sys.stdin.readline()), reporter))

@@ -5,17 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from core.errors import UserError
+from core.helper import Helper, describe_end
 from core.hub.entries import HubEntry
 from core.text import one_line
 
@@ -24,8 +21,6 @@ DEFAULT_ENDPOINT = "https://huggingface.co"
 #: In the order in which huggingface_hub reads them.
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _TRUE = ("1", "on", "yes", "true")
-# The helper imports this package from wherever it was found, whatever the directory it is started in.
-_ROOT = str(Path(__file__).resolve().parents[2])
 #: No telemetry, no look for a newer version, no second protocol with servers of its own, no bars in nobody's log.
 _QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -94,7 +89,7 @@ class FetchJob:
     def __init__(self, entry: HubEntry) -> None:
         self.entry = entry
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._helper: Helper | None = None
         self._closed = False
 
     def run(self, progress: Callable[[FetchProgress], None], confirm: Callable[[FetchPlan], bool]) -> FetchPlan:
@@ -116,51 +111,43 @@ class FetchJob:
         with self._lock:
             if self._closed:
                 raise FetchCancelledError
-            process = self._process = _start()
-        try:
-            return self._follow(process, progress, confirm)
-        finally:
-            self.close()
+            helper = self._helper = _start()
+        with helper:
+            return self._follow(helper, progress, confirm)
 
     def close(self) -> None:
         """End it; may be called twice, and after its end."""
         with self._lock:
             self._closed = True
-            if self._process is None:
-                return
-            if self._process.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+            if self._helper is not None:
+                self._helper.end()
 
     def _follow(
         self,
-        process: subprocess.Popen[bytes],
+        helper: Helper,
         progress: Callable[[FetchProgress], None],
         confirm: Callable[[FetchPlan], bool],
     ) -> FetchPlan:
-        if process.stdin is None or process.stdout is None:
-            raise ValueError("The process was started without pipes.")
-        with process.stdin, process.stdout:
-            _tell(process, json.dumps({"entry": str(self.entry)}))
-            for line in process.stdout:
-                if not line.endswith(b"\n"):
-                    break  # it was killed in the middle of a line
-                answer = json.loads(line)
-                if "result" in answer:
-                    return FetchPlan.from_dict(answer["result"])
-                if "error" in answer:
-                    raise UserError(one_line(answer["error"]), one_line(answer["hint"]))
-                if "plan" in answer:
-                    if not confirm(FetchPlan.from_dict(answer["plan"])) or self._closed:
-                        raise FetchCancelledError
-                    _tell(process, "go")
-                else:
-                    progress(FetchProgress(**answer["progress"]))
+        _tell(helper, json.dumps({"entry": str(self.entry)}))
+        for line in helper.lines():
+            if not line.endswith(b"\n"):
+                break  # it was killed in the middle of a line
+            answer = json.loads(line)
+            if "result" in answer:
+                return FetchPlan.from_dict(answer["result"])
+            if "error" in answer:
+                raise UserError(one_line(answer["error"]), one_line(answer["hint"]))
+            if "plan" in answer:
+                if not confirm(FetchPlan.from_dict(answer["plan"])) or self._closed:
+                    raise FetchCancelledError
+                _tell(helper, "go")
+            else:
+                progress(FetchProgress(**answer["progress"]))
         if self._closed:
             raise FetchCancelledError
         raise UserError(
-            f"The download ended without a result (code {process.wait()}).", "Fetch again; what has come is kept."
+            f"The download has no result: its process {describe_end(helper.end())}.",
+            "Fetch again; what has come is kept.",
         )
 
 
@@ -205,26 +192,11 @@ def refuse_offline() -> None:
         raise UserError(f"{name} is set, so nothing is fetched.", "Unset it to allow the connection.")
 
 
-def _tell(process: subprocess.Popen[bytes], line: str) -> None:
-    with contextlib.suppress(BrokenPipeError):  # it has died: the missing answer tells
-        if process.stdin is not None:
-            process.stdin.write(line.encode() + b"\n")
-            process.stdin.flush()
+def _tell(helper: Helper, line: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # it has died, or was closed: the missing answer tells
+        helper.send(line.encode() + b"\n")
 
 
-def _start() -> subprocess.Popen[bytes]:
+def _start() -> Helper:
     environment = {name: value for name, value in os.environ.items() if name not in _REMOVED} | _QUIET
-    return subprocess.Popen(
-        [sys.executable, "-m", "core.hub.download"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        # Ctrl-C in the terminal is for the one who asked, who ends it.
-        start_new_session=True,
-        # A directory called "core" where the user happens to stand must not be taken for ours.
-        env={
-            **environment,
-            "PYTHONSAFEPATH": "1",
-            "PYTHONPATH": os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH")))),
-        },
-    )
+    return Helper("core.hub.download", environment=environment)

@@ -1,0 +1,6 @@
+"""A download that is killed in the middle of a line: ``python -m tests.core.hub.dying``."""
+
+import os
+
+os.write(1, b'{"result": {"ent')
+os.kill(os.getpid(), 9)
