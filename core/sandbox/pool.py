@@ -25,8 +25,9 @@ from core.text import one_line
 P = ParamSpec("P")
 R = TypeVar("R")
 
-#: How much longer than its processor time an answer may take, on a machine that does other things.
-_PATIENCE = 6
+#: How much longer than its processor time an answer may take, on a machine that does other things; and seconds that it
+#: may take in any case.
+_PATIENCE, _LEAST_WAIT = 6, 60
 _HINT = "Get it again from where it is from, or take another one."
 
 
@@ -118,7 +119,7 @@ class SandboxPool:
     def _call(self, function: Callable[..., R], about: str, seconds: float, keep: str, request: bytes) -> R:
         process = self._take(keep)
         try:
-            answer = json.loads(process.ask(request, seconds * _PATIENCE))
+            answer = json.loads(process.ask(request, max(seconds * _PATIENCE, _LEAST_WAIT)))
             found = self._value(function, about, seconds, answer)
         except FrameError as error:
             status = self._end(process)

@@ -107,7 +107,8 @@ def test_what_takes_too_much_time_is_ended(pool: SandboxPool, function: Callable
     assert call(pool, readers.numbers, 1) == [0]
 
 
-def test_what_waits_for_ever_is_ended(pool: SandboxPool) -> None:
+def test_what_waits_for_ever_is_ended(pool: SandboxPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "_LEAST_WAIT", 0.1)
     with pytest.raises(SandboxError, match=r"takes more than 0\.1 s"):
         call(pool, readers.wait_for_nothing, seconds=0.1)
 
