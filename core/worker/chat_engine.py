@@ -152,7 +152,7 @@ class ChatEngine:
                     "Put the former one back: with another, the answers mean nothing.",
                 )
         if weights:
-            put_weights(loaded.model, Path(weights))
+            put_weights(loaded.model, Path(weights), method)
         loaded.model.eval()
         _allow_fast_kernels(loaded.model)
         tuned = str(args.get("source_name", "adapter"))
