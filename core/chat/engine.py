@@ -54,7 +54,7 @@ class ModelSpec:
     source_name: str = "adapter"
     """What answers of the adapter are called; or of the model itself, where its weights have been trained."""
     base_sha256: str | None = None
-    """:func:`core.models.files.weights_fingerprint` of the base that the adapter was trained on, where it is known."""
+    """The :class:`core.models.fingerprint.BaseFingerprint` of the base that was trained on, where it is known."""
 
 
 class ChatEngine:

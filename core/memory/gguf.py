@@ -5,6 +5,7 @@ The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from dataclasses import dataclass
@@ -12,13 +13,61 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from core.text import one_line
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-#: More than any header has; beyond, the file is damaged.
-_MOST_ENTRIES = 1_000_000
+#: More than any header has; beyond, the file is damaged. Vocabularies have up to 262,144 tokens, as many scores and
+#: types, and twice as many merges; the library that reads them afterwards takes microseconds for each.
+MOST_ENTRIES, MOST_TENSORS = 1 << 12, 1 << 16
+MOST_STRINGS, MOST_NUMBERS = 1 << 21, 1 << 21
+#: The longest text that is taken, and all of them together, in bytes; chat templates have some kilobytes.
+LONGEST_TEXT, MOST_TEXT = 16 << 20, 64 << 20
+#: The longest name of a tensor; llama.cpp takes 63 bytes.
+_LONGEST_NAME = 1024
+_MOST_DIMENSIONS, _DEEPEST_ARRAY = 4, 2
+_LARGEST_DIMENSION, _MOST_ELEMENTS = 1 << 48, 1 << 60
+#: Beyond this an offset is a wrong one: no file has as many bytes.
+_FARTHEST = 1 << 62
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
+#: A tensor's type to the elements in a block and the bytes that it takes.
+_BLOCKS = {
+    0: (1, 4),  # F32
+    1: (1, 2),  # F16
+    2: (32, 18),  # Q4_0
+    3: (32, 20),  # Q4_1
+    6: (32, 22),  # Q5_0
+    7: (32, 24),  # Q5_1
+    8: (32, 34),  # Q8_0
+    9: (32, 40),  # Q8_1
+    10: (256, 84),  # Q2_K
+    11: (256, 110),  # Q3_K
+    12: (256, 144),  # Q4_K
+    13: (256, 176),  # Q5_K
+    14: (256, 210),  # Q6_K
+    15: (256, 292),  # Q8_K
+    16: (256, 66),  # IQ2_XXS
+    17: (256, 74),  # IQ2_XS
+    18: (256, 98),  # IQ3_XXS
+    19: (256, 50),  # IQ1_S
+    20: (32, 18),  # IQ4_NL
+    21: (256, 110),  # IQ3_S
+    22: (256, 82),  # IQ2_S
+    23: (256, 136),  # IQ4_XS
+    24: (1, 1),  # I8
+    25: (1, 2),  # I16
+    26: (1, 4),  # I32
+    27: (1, 8),  # I64
+    28: (1, 8),  # F64
+    29: (256, 56),  # IQ1_M
+    30: (1, 2),  # BF16
+    34: (256, 54),  # TQ1_0
+    35: (256, 66),  # TQ2_0
+    39: (32, 17),  # MXFP4
+    40: (64, 36),  # NVFP4
+    41: (128, 18),  # Q1_0
+}
 
 #: ``general.architecture`` to ``model_type``.
 _FAMILIES = {
@@ -57,11 +106,43 @@ _KEYS = {
 
 
 @dataclass(frozen=True)
+class GgufTensor:
+    """A tensor as the header describes it.
+
+    Args:
+        shape: Its dimensions, innermost first.
+        kind: The number of its type.
+        offset: Bytes from the beginning of the data.
+    """
+
+    shape: tuple[int, ...]
+    kind: int
+    offset: int
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+    @property
+    def size(self) -> int | None:
+        """Bytes in the file; None for a type that is not known."""
+        if self.kind not in _BLOCKS:
+            return None
+        block, size = _BLOCKS[self.kind]
+        return self.elements // block * size
+
+    def __str__(self) -> str:
+        return " x ".join(map(str, reversed(self.shape))) or "one number"
+
+
+@dataclass(frozen=True)
 class GgufHeader:
-    """Metadata, arrays as their number of elements; and of each tensor its name and its shape, innermost first."""
+    """Metadata, arrays as their number of elements; the tensors by name; and the bytes of data behind the header."""
 
     metadata: dict[str, Any]
-    tensors: dict[str, tuple[int, ...]]
+    tensors: dict[str, GgufTensor]
+    data_bytes: int
 
     def config(self, where: str) -> dict[str, Any]:
         """What ``config.json`` would say of the model.
@@ -73,13 +154,13 @@ class GgufHeader:
         family = _FAMILIES.get(name) if isinstance(name, str) else None
         if family is None:
             raise UserError(
-                f"{where} is of the architecture {name}, whose memory cannot be told.",
+                f"{where} is of the architecture {one_line(str(name), 60)}, whose memory cannot be told.",
                 f"Known are {', '.join(sorted(_FAMILIES))}.",
             )
         config: dict[str, Any] = {"model_type": family}
         for key, ours in _KEYS.items():
             value = self.metadata.get(f"{name}.{key}")
-            if isinstance(value, int):
+            if isinstance(value, int) and not isinstance(value, bool):
                 config[ours] = value
         if family == "llama" and config.get("num_experts"):
             config["model_type"] = "mixtral"
@@ -87,50 +168,80 @@ class GgufHeader:
         if isinstance(tokens, int):
             config.setdefault("vocab_size", tokens)
         embedding = self.tensors.get("token_embd.weight")
-        if embedding is not None and len(embedding) == 2:
-            config["vocab_size"] = embedding[1]
+        if embedding is not None and len(embedding.shape) == 2:
+            config["vocab_size"] = embedding.shape[1]
         config["tie_word_embeddings"] = "output.weight" not in self.tensors
         return config
 
 
 class _Reader:
+    """Walks through a header; what is beyond its limits raises ``ValueError``."""
+
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
-        self._at = len(MAGIC)
+        self.at = len(MAGIC)
+        self._strings, self._numbers = MOST_STRINGS, MOST_NUMBERS
+        self._text = MOST_TEXT
 
     def number(self, code: str) -> Any:
-        (value,) = struct.unpack_from(code, self._data, self._at)
-        self._at += struct.calcsize(code)
+        (value,) = struct.unpack_from(code, self._data, self.at)
+        self.at += struct.calcsize(code)
         return value
 
-    def count(self) -> int:
+    def count(self, most: int) -> int:
         value = int(self.number("<Q"))
-        if value > max(_MOST_ENTRIES, len(self._data)):
+        if value > most:
             raise ValueError("too many entries")
         return value
 
-    def text(self) -> str:
-        length = self.count()
-        piece = self._data[self._at : self._at + length]
-        if len(piece) < length:
-            raise ValueError("cut short")
-        self._at += length
+    def text(self, longest: int = LONGEST_TEXT) -> str:
+        length = self.count(longest)
+        self._text -= length
+        piece = self._data[self.at : self.at + length]
+        if len(piece) < length or self._text < 0:
+            raise ValueError("cut short, or too much of it")
+        self.at += length
         return piece.decode("utf-8", errors="replace")
 
-    def value(self, kind: int, depth: int = 0) -> Any:
+    def value(self, kind: int) -> Any:
+        """A value of the metadata; of an array its length."""
         if kind in _SCALARS:
             return self.number(_SCALARS[kind])
-        if kind == _STRING:
-            return self.text()
-        if kind != _ARRAY or depth > 2:
+        return self.text() if kind == _STRING else self._skip_array(kind)
+
+    def _skip_array(self, kind: int, depth: int = 0) -> int:
+        if kind != _ARRAY or depth > _DEEPEST_ARRAY:
             raise ValueError("unknown type")
-        inner, length = int(self.number("<I")), self.count()
+        inner, length = int(self.number("<I")), self.count(len(self._data))
         if inner in _SCALARS:
-            self._at += struct.calcsize(_SCALARS[inner]) * length
+            self._numbers -= length
+        else:
+            # Arrays within arrays, which no known model has, are ten times as slow.
+            self._strings -= length if inner == _STRING else 16 * length
+        if min(self._numbers, self._strings) < 0:
+            raise ValueError("too many entries")
+        if inner in _SCALARS:
+            self._skip(struct.calcsize(_SCALARS[inner]) * length)
+            return length
+        if inner == _STRING:
+            self._skip_strings(length)
         else:
             for _ in range(length):
-                self.value(inner, depth + 1)
+                self._skip_array(inner, depth + 1)
         return length
+
+    def _skip_strings(self, count: int) -> None:
+        # Hundreds of thousands of them: nothing but the lengths is looked at.
+        data, at, unpack = self._data, self.at, struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            at += 8 + unpack(data, at)[0]
+        self.at = at
+        self._skip(0)
+
+    def _skip(self, size: int) -> None:
+        self.at += size
+        if self.at > len(self._data):
+            raise ValueError("cut short")
 
 
 def read_gguf_header(path: Path) -> GgufHeader:
@@ -148,25 +259,37 @@ def read_gguf_header(path: Path) -> GgufHeader:
             reader = _Reader(data)
             if (version := int(reader.number("<I"))) not in VERSIONS:
                 raise UserError(f"{path} is GGUF of version {version}.", "Versions 2 and 3 are read; convert it again.")
-            return _read(reader)
+            return _read(reader, len(data))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.", "Check the path and its permissions.") from error
     except (ValueError, struct.error, IndexError, OverflowError) as error:
         raise UserError(f"{path} is damaged or cut short.", "Copy it again.") from error
 
 
-def _read(reader: _Reader) -> GgufHeader:
-    tensors, entries = reader.count(), reader.count()
+def _read(reader: _Reader, size: int) -> GgufHeader:
+    tensors, entries = reader.count(MOST_TENSORS), reader.count(MOST_ENTRIES)
     metadata: dict[str, Any] = {}
     for _ in range(entries):
         name = reader.text()
         metadata[name] = reader.value(int(reader.number("<I")))
-    shapes: dict[str, tuple[int, ...]] = {}
-    for _ in range(tensors):
-        name, dimensions = reader.text(), int(reader.number("<I"))
-        if dimensions > 8:
-            raise ValueError("too many dimensions")
-        shapes[name] = tuple(int(reader.number("<Q")) for _ in range(dimensions))
-        reader.number("<I")  # the type
-        reader.number("<Q")  # the offset
-    return GgufHeader(metadata, shapes)
+    found = dict(_read_tensor(reader) for _ in range(tensors))
+    if len(found) < tensors:
+        raise ValueError("a tensor is there twice")
+    alignment = metadata.get("general.alignment", 32)
+    if type(alignment) is not int or not 0 < alignment <= 1 << 20:
+        raise ValueError("an alignment that is none")
+    begin = -(-reader.at // alignment) * alignment
+    return GgufHeader(metadata, found, max(0, size - begin))
+
+
+def _read_tensor(reader: _Reader) -> tuple[str, GgufTensor]:
+    name, dimensions = reader.text(_LONGEST_NAME), int(reader.number("<I"))
+    if dimensions > _MOST_DIMENSIONS:
+        raise ValueError("too many dimensions")
+    shape = tuple(int(reader.number("<Q")) for _ in range(dimensions))
+    tensor = GgufTensor(shape, int(reader.number("<I")), int(reader.number("<Q")))
+    if not all(0 < size < _LARGEST_DIMENSION for size in shape) or tensor.elements >= _MOST_ELEMENTS:
+        raise ValueError("a shape that is none")
+    if tensor.offset > _FARTHEST:
+        raise ValueError("a place that is none")
+    return name, tensor

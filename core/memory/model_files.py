@@ -5,8 +5,6 @@ A directory may hold nothing but ``config.json``; where the weights are there to
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -18,12 +16,12 @@ from core.errors import UserError
 from core.memory.architecture import Architecture, Checkpoint
 from core.memory.families import read_architecture
 from core.memory.gguf import read_gguf_header
+from core.models.description import read_description
 from core.models.find import find_model as find_shared
 from core.models.find import missing_model, model_path
+from core.models.tensors import Tensor, read_header
 from core.text import one_line
 
-#: The longest header of a safetensors file that its readers take.
-HEADER_LIMIT = 100_000_000
 _BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1}
 
 
@@ -62,75 +60,48 @@ def load_architecture(path: Path) -> Architecture:
     architecture = read_architecture(_read_config(path, config_path), str(config_path))
     if (tokenizer := path / "tokenizer.json").is_file():
         architecture = replace(architecture, tokenizer_bytes=tokenizer.stat().st_size)
-    headers = [_read_header(file) for file in sorted(path.glob("*.safetensors"))]
-    if not headers or any(header is None for header in headers):
+    files = sorted(path.glob("*.safetensors"))
+    try:
+        tensors = [item for file in files for item in read_header(file).items()]
+        return with_checkpoint(architecture, tensors, sum(file.stat().st_size for file in files))
+    except (UserError, OSError):
         # What is wrong with the weights is told when they are to be loaded.
         return architecture
-    sizes = sum(file.stat().st_size for file in path.glob("*.safetensors"))
-    return with_checkpoint(architecture, (entry for header in headers if header for entry in header.items()), sizes)
 
 
 def _read_config(directory: Path, path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        if (directory / "adapter_config.json").is_file():
-            raise UserError(
-                f"{directory} holds an adapter, not a model.", "Give the model that the adapter was trained on."
-            ) from error
+    config = read_description(path)
+    if config is not None:
+        return config
+    if (directory / "adapter_config.json").is_file():
         raise UserError(
-            f"{directory} has no config.json, so it is not a model.",
-            "Give a directory with at least the model's config.json, or a GGUF file.",
-        ) from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON.", "Copy the model's own config.json.") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path} is not a JSON object.", "Copy the model's own config.json.")
-    return config
+            f"{directory} holds an adapter, not a model.", "Give the model that the adapter was trained on."
+        )
+    raise UserError(
+        f"{directory} has no config.json, so it is not a model.",
+        "Give a directory with at least the model's config.json, or a GGUF file.",
+    )
 
 
-def _read_header(path: Path) -> dict[str, Any] | None:
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(HEADER_LIMIT, size - 8):
-                return None
-            header = json.loads(file.read(length))
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(header, dict):
-        return None
-    header.pop("__metadata__", None)
-    return header
-
-
-def with_checkpoint(architecture: Architecture, entries: Iterable[tuple[str, Any]], size: int) -> Architecture:
+def with_checkpoint(architecture: Architecture, tensors: Iterable[tuple[str, Tensor]], size: int) -> Architecture:
     """Put the weights' exact number beside an architecture.
 
     Args:
         architecture: As the configuration says.
-        entries: Name and description of every tensor, as in a safetensors header.
+        tensors: Every tensor by its name.
         size: Bytes of the files.
 
     Returns:
-        The architecture with its ``checkpoint``; unchanged where the descriptions make no sense. Parameters that the
+        The architecture with its ``checkpoint``; unchanged where there are no tensors. Parameters that the
         configuration does not explain are added to those outside the layers.
     """
     total, largest, kinds = 0, 0, Counter[str]()
     names = set()
-    for name, entry in entries:
-        try:
-            elements = math.prod(int(dimension) for dimension in entry["shape"])
-            kind = str(entry["dtype"])
-        except (KeyError, TypeError, ValueError):
-            return architecture
+    for name, tensor in tensors:
         names.add(name)
-        total += elements
-        largest = max(largest, elements * _BYTES.get(kind, 4))
-        kinds[kind] += elements
+        total += tensor.elements
+        largest = max(largest, tensor.elements * _BYTES.get(tensor.dtype, 4))
+        kinds[tensor.dtype] += tensor.elements
     if not total:
         return architecture
     checkpoint = Checkpoint(bytes=size, largest=largest, parameters=total, dtype=kinds.most_common(1)[0][0])

@@ -10,13 +10,16 @@ from typing import Any
 from core.errors import UserError
 from core.models.architectures import saved_quantization
 from core.models.description import read_description
-from core.models.files import PICKLES, weights_fingerprint
+from core.models.files import PICKLES
+from core.models.foreign import refuse_foreign
 from core.models.shapes import LAYER_NAME, by_layer
 from core.models.tensors import Tensor, read_header, read_weights
 from core.text import one_line
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+#: A rank that costs nothing, whatever the factors have: a default that patterns replace everywhere.
+_ANY_RANK = 256
 _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
 
 
@@ -35,15 +38,14 @@ def not_a_model(directory: Path, config: Mapping[str, Any] | None) -> UserError:
     )
 
 
-def check_adapter(adapter: Path, base: Path, base_sha256: str | None = None) -> None:
-    """See that an adapter is whole, is no pickle, and is for a base: by its shapes, and by the base's hash if known.
+def check_adapter(adapter: Path, base: Path) -> None:
+    """See that an adapter is whole, is no pickle, asks for nobody's code, and is for a base, by its shapes.
 
     Names do not tell: a base may be moved and renamed.
 
     Args:
         adapter: Its directory.
         base: The directory of the model it is to be put on.
-        base_sha256: The fingerprint of the base that it was trained on, where that is known.
 
     Raises:
         UserError: If not.
@@ -58,19 +60,45 @@ def check_adapter(adapter: Path, base: Path, base_sha256: str | None = None) -> 
                 f"Use a version of the adapter that has {WEIGHTS}.",
             )
         raise UserError(f"{adapter} has no {WEIGHTS}.", "Copy it there.")
-    if config.get("auto_map") or config.get("peft_type") not in (None, "LORA"):
+    refuse_foreign(config, adapter / CONFIG)
+    if config.get("peft_type") not in (None, "LORA"):
         kind = one_line(str(config.get("peft_type")), 40)
         raise UserError(f"{adapter} holds an adapter of a kind that is not known here ({kind}).", "Use a LoRA adapter.")
+    for key in ("layer_replication", "megatron_config"):
+        if config.get(key):
+            raise UserError(
+                f"{adapter / CONFIG} has {key}, which builds another model than the base.", "Use another adapter."
+            )
     factors = read_header(adapter / WEIGHTS)
-    if base_sha256 is not None and weights_fingerprint(base) != base_sha256:
-        raise UserError(
-            f"The weights of {base} have changed since the adapter in {adapter} was trained on them.",
-            "Put the former ones back: with others, the adapter's answers mean nothing.",
-        )
+    _check_ranks(config, factors, adapter)
     model = read_description(base / "config.json") or {}
     if saved_quantization(model) is not None or isinstance(model.get("text_config"), dict):
         return  # packed weights do not show their shapes; models of several parts have several layers of each number
     _check_factors(factors, read_weights(base), adapter, base, wanted_base(config))
+
+
+def _check_ranks(config: Mapping[str, Any], factors: Mapping[str, Tensor], adapter: Path) -> None:
+    """See that the ranks are those of the factors: what they ask for is made before the factors are read.
+
+    Raises:
+        UserError: If there are no factors, or a rank is none or larger than any factor has.
+    """
+    found = [
+        factor.shape[0] if match[2] == "A" else factor.shape[-1]
+        for name, factor in factors.items()
+        if (match := _FACTOR.fullmatch(name)) and factor.shape
+    ]
+    if not any("lora_" in name for name in factors):
+        raise UserError(f"{adapter / WEIGHTS} has no LoRA factors.", "Use another version of the adapter.")
+    pattern = config.get("rank_pattern")
+    ranks = [config.get("r", 8), *(pattern.values() if isinstance(pattern, dict) else ())]
+    for rank in ranks:
+        if type(rank) is not int or not 0 < rank <= max([_ANY_RANK, *found]):
+            raise UserError(
+                f"{adapter / CONFIG} says that a rank is {one_line(str(rank), 20)}, and the factors in {WEIGHTS} have "
+                f"{max(found, default=0)} at most.",
+                "Take both from the same adapter.",
+            )
 
 
 def _check_factors(

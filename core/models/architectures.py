@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from core.models.description import walk
 from core.text import one_line
 
 _ENCODERS = frozenset(
@@ -97,10 +98,10 @@ def saved_quantization(config: Mapping[str, Any]) -> str | None:
     Returns:
         ``bitsandbytes NF4``, ``bitsandbytes 4-bit (FP4)``, ``bitsandbytes 8-bit``, ``GPTQ``, ``AWQ``, …
     """
-    said = config.get("quantization_config")
-    if not isinstance(said, Mapping) and isinstance(config.get("text_config"), Mapping):
-        said = config["text_config"].get("quantization_config")
-    if not isinstance(said, Mapping):
+    # Of a model of several parts any may say it.
+    found = (value for _, key, value in walk(config) if key == "quantization_config" and isinstance(value, Mapping))
+    said = next(found, None)
+    if said is None:
         return None
     method = str(said.get("quant_method") or ("bitsandbytes" if "load_in_4bit" in said else "unknown"))
     if method != "bitsandbytes":

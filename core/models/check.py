@@ -15,6 +15,7 @@ from core.models.adapters import not_a_model, wanted_base
 from core.models.architectures import check_architecture
 from core.models.description import read_description, unreadable
 from core.models.files import TOKENIZERS
+from core.models.foreign import refuse_foreign
 from core.models.shapes import check_shapes, embedding_rows
 from core.models.tensors import read_weights
 from core.models.tokens import check_tokens
@@ -70,14 +71,8 @@ def check_model_config(directory: Path) -> dict[str, Any]:
             f"{directory} holds a model and an adapter{f' for {base}' if base else ''} at once.",
             f"Move {ADAPTER_CONFIG} out of it, or give the model that the adapter was trained on.",
         )
-    for name, content in (
-        ("config.json", config),
-        ("tokenizer_config.json", read_description(directory / "tokenizer_config.json")),
-    ):
-        if "auto_map" in (content or {}):
-            raise UserError(
-                f"{directory} brings Python code of its own ({name} has auto_map), which is never run.",
-                "If transformers knows the architecture without it, remove auto_map; else choose another model.",
-            )
+    refuse_foreign(config, directory / "config.json")
+    for name in ("tokenizer_config.json", "generation_config.json"):
+        refuse_foreign(read_description(directory / name) or {}, directory / name)
     check_architecture(config, directory)
     return config

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
 from core.small_files import read_small
 
-#: The largest ``config.json`` and its like; those of real models have kilobytes.
-DESCRIPTION_LIMIT = 16 << 20
+#: The largest ``config.json`` and its like; those of real models have kilobytes, with all tokens in them up to 4 MB.
+DESCRIPTION_LIMIT = 8 << 20
 #: The largest ``tokenizer.json``; those of 262,144 tokens have 34 MB.
-TOKENIZER_LIMIT = 256 << 20
+TOKENIZER_LIMIT = 64 << 20
+#: How deep objects and lists may lie in one another; real ones are less than ten deep. What reads them afterwards goes
+#: down by calling itself.
+DEPTH_LIMIT = 64
+#: A file may have an object or list for so many bytes of its limit.
+_BYTES_PER_OBJECT = 32
 
 
 def read_description(path: Path, limit: int = DESCRIPTION_LIMIT) -> dict[str, Any] | None:
@@ -24,7 +30,7 @@ def read_description(path: Path, limit: int = DESCRIPTION_LIMIT) -> dict[str, An
         limit: Most bytes that it may have.
 
     Raises:
-        UserError: If it is there and cannot be read, is too large, or holds no JSON object.
+        UserError: If it is there and cannot be read, is too large or too deep, or holds no JSON object.
     """
     try:
         raw = read_small(path, limit)
@@ -33,6 +39,9 @@ def read_description(path: Path, limit: int = DESCRIPTION_LIMIT) -> dict[str, An
         return None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.", _hint(error)) from error
+    # Millions of small objects take seconds and gigabytes. Texts may have brackets as well.
+    if raw.count(b"{") + raw.count(b"[") > limit // _BYTES_PER_OBJECT:
+        raise UserError(f"{path} has too many objects in it.", "Copy it again from where the model is from.")
     try:
         data = json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -41,7 +50,46 @@ def read_description(path: Path, limit: int = DESCRIPTION_LIMIT) -> dict[str, An
         raise UserError(f"{path} is damaged: it is not JSON.", "Copy it again from where the model is from.") from error
     if not isinstance(data, dict):
         raise UserError(f"{path} is not a JSON object.", "Copy it again from where the model is from.")
+    if _is_deep(data):
+        raise UserError(
+            f"{path} is nested more than {DEPTH_LIMIT} levels deep.", "Copy it again from where the model is from."
+        )
     return data
+
+
+def walk(content: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Every key in a description, at any depth.
+
+    Args:
+        content: What :func:`read_description` gave, which is not deep.
+
+    Yields:
+        Where it is (``text_config._attn_implementation``), its name, and its value.
+    """
+    waiting: list[tuple[str, Any]] = [("", content)]
+    while waiting:
+        where, value = waiting.pop()
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                place = f"{where}.{key}" if where else str(key)
+                yield place, str(key), inner
+                waiting.append((place, inner))
+        elif isinstance(value, list):
+            waiting += [(f"{where}[{number}]", inner) for number, inner in enumerate(value) if _holds(inner)]
+
+
+def _holds(value: Any) -> bool:
+    return isinstance(value, (dict, list))
+
+
+def _is_deep(data: Any) -> bool:
+    level = [data]
+    for _ in range(DEPTH_LIMIT):
+        inside = (inner.values() if isinstance(inner, dict) else inner for inner in level)
+        level = [value for values in inside for value in values if _holds(value)]
+        if not level:
+            return False
+    return True
 
 
 def text_part(config: dict[str, Any]) -> dict[str, Any]:

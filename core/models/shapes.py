@@ -11,6 +11,7 @@ from core.errors import UserError
 from core.memory.architecture import Architecture
 from core.memory.families import read_architecture
 from core.models.architectures import saved_quantization
+from core.models.description import walk
 from core.models.tensors import Tensor
 from core.text import one_line
 
@@ -25,6 +26,16 @@ _EMBEDDINGS = (
 _HEADS = ("lm_head.weight", "embed_out.weight")
 #: The number of a layer in the name of a tensor or a module, and what is named within it.
 LAYER_NAME = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.(.+)")
+_EXPERT = re.compile(r"(.+\.experts)\.(\d{1,9})\.(.+)")
+#: As many layers cost nothing, whatever the weights have.
+_FEW_LAYERS = 256
+#: What configurations call the number of their layers.
+_DEPTHS = frozenset(
+    [
+        *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "decoder_layers", "encoder_layers"),
+        *("num_decoder_layers", "num_encoder_layers", "num_nextn_predict_layers", "num_mtp_layers"),
+    ]
+)
 _HINT = "Take config.json and weights from the same model."
 
 
@@ -50,12 +61,18 @@ def check_shapes(config: dict[str, Any], tensors: Mapping[str, Tensor], director
     """
     if not tensors:
         raise UserError(f"{directory} has weights without a single tensor.", "Copy or fetch them again.")
-    if saved_quantization(config) is not None or isinstance(config.get("text_config"), dict):
-        return  # packed weights have other shapes; models of several parts have several layers of each number
-    try:
-        architecture = read_architecture(config, str(directory / "config.json"))
-    except UserError:
-        return  # what its parts are is not known here, which is no fault of theirs
+    for place, key, value in walk(config):
+        # A layer has a tensor at least. More would be built one by one, until memory ends.
+        if key in _DEPTHS and type(value) is int and value > max(len(tensors), _FEW_LAYERS):
+            raise UserError(
+                f"{directory}: the weights have {len(tensors):,} tensors in all, and config.json says that "
+                f"{one_line(place, 60)} is {one_line(str(value), 20)}.",
+                _HINT,
+            )
+    _check_experts(tensors, directory)
+    architecture = _known_architecture(config, directory)
+    if architecture is None:
+        return
     if (found := _embedding(tensors)) is not None:
         # An unknown family may embed in another width than it has between the layers.
         width = found[1].shape[1] if architecture.guessed else architecture.hidden
@@ -74,6 +91,36 @@ def check_shapes(config: dict[str, Any], tensors: Mapping[str, Tensor], director
             f"{directory} has no output head in its weights, so it cannot write ({', '.join(_HEADS)}).",
             "Use the version with the language model head, not the one for embeddings.",
         )
+
+
+def shapes_are_known(config: dict[str, Any], directory: Path) -> bool:
+    """Whether :func:`check_shapes` compares all large weights; the rest is seen when the model is loaded."""
+    architecture = _known_architecture(config, directory)
+    return architecture is not None and not architecture.guessed
+
+
+def _known_architecture(config: dict[str, Any], directory: Path) -> Architecture | None:
+    if saved_quantization(config) is not None or isinstance(config.get("text_config"), dict):
+        return None  # packed weights have other shapes; models of several parts have several layers of each number
+    try:
+        return read_architecture(config, str(directory / "config.json"))
+    except UserError:
+        return None  # what its parts are is not known here, which is no fault of theirs
+
+
+def _check_experts(tensors: Mapping[str, Tensor], directory: Path) -> None:
+    """See that experts are numbered without gaps: they are stacked by their order, whatever their numbers."""
+    numbers: dict[tuple[str, str], set[int]] = {}
+    for name in tensors:
+        if (match := _EXPERT.fullmatch(name)) is not None:
+            numbers.setdefault((match[1], match[3]), set()).add(int(match[2]))
+    for (before, after), found in numbers.items():
+        missing = next((number for number in range(len(found)) if number not in found), None)
+        if missing is not None:
+            raise UserError(
+                f"{directory} lacks {one_line(f'{before}.{missing}.{after}', 120)} in its weights.",
+                "Copy or fetch them again.",
+            )
 
 
 def _check_linears(architecture: Architecture, layers: Mapping[int, Mapping[str, Tensor]], directory: Path) -> None:

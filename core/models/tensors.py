@@ -19,8 +19,17 @@ from core.models.description import is_lfs_pointer, lfs_pointer, read_descriptio
 from core.models.files import PICKLES, WEIGHTS, WEIGHTS_INDEX
 from core.text import one_line
 
-#: A longer header is refused by the readers of the format.
-HEADER_LIMIT = 100_000_000
+#: The longest header of a file, in bytes; 65,000 tensors take half of it.
+HEADER_LIMIT = 16 << 20
+#: The most tensors in a file, and in all files of a model.
+FILE_TENSORS, MODEL_TENSORS = 1 << 16, 1 << 18
+#: The largest index, in bytes, and the most files that it may name.
+INDEX_LIMIT, MOST_FILES = 32 << 20, 4096
+#: How often a tensor's entry has these signs, and some more for texts.
+_MOST_SIGNS = {b"{": 2, b"[": 4, b",": 24}
+_MOST_DIMENSIONS, _LARGEST_DIMENSION, _MOST_ELEMENTS = 8, 1 << 48, 1 << 60
+#: Beyond this a place is a wrong one: no file has as many bytes.
+_FARTHEST = 1 << 62
 _BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 1),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
@@ -40,6 +49,11 @@ class Tensor:
 
     dtype: str
     shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
 
     def __str__(self) -> str:
         return " x ".join(map(str, self.shape)) or "one number"
@@ -63,16 +77,19 @@ def read_header(path: Path) -> dict[str, Tensor]:
                 raise lfs_pointer(path)
             room = facts.st_size - 8
             if not 2 <= length <= min(HEADER_LIMIT, room):
-                raise _damaged(
-                    path, "its header is longer than the file" if length > room else "its header is no header"
-                )
+                raise _damaged(path, _wrong_length(length, room))
             file.seek(8)
             raw = file.read(length)
     except OSError as error:
         raise unreadable(path, error) from error
+    # Counted before it is parsed: millions of small objects take seconds and gigabytes. Texts may have braces as well.
+    if any(raw.count(sign) > most * FILE_TENSORS for sign, most in _MOST_SIGNS.items()):
+        raise _damaged(path, f"its header has more than {FILE_TENSORS:,} tensors")
     try:
         header = json.loads(raw)
         header.pop("__metadata__", None)
+        if len(header) > FILE_TENSORS:
+            raise _damaged(path, f"its header has more than {FILE_TENSORS:,} tensors")
         found = {name: _tensor(entry) for name, entry in header.items()}
         spans = sorted((entry["data_offsets"][0], entry["data_offsets"][1]) for entry in header.values())
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
@@ -93,14 +110,24 @@ def read_header(path: Path) -> dict[str, Tensor]:
 
 def _tensor(entry: dict[str, Any]) -> Tensor:
     begin, end = entry["data_offsets"]
-    shape, dtype = tuple(entry["shape"]), entry["dtype"]
-    if not isinstance(dtype, str) or not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
-        raise ValueError("a shape or place that is none")
-    size = _BYTES.get(dtype)
+    shape, dtype = entry["shape"], entry["dtype"]
+    if not isinstance(dtype, str) or not isinstance(shape, list) or len(shape) > _MOST_DIMENSIONS:
+        raise ValueError("a shape that is none")
+    if not all(type(number) is int and 0 <= number < _LARGEST_DIMENSION for number in shape):
+        raise ValueError("a dimension that is none")
+    if not all(type(number) is int and 0 <= number <= _FARTHEST for number in (begin, end)):
+        raise ValueError("a place that is none")
+    elements, size = math.prod(shape), _BYTES.get(dtype)
     # Types of less than a byte, and those that are yet to come, are left to the library.
-    if begin > end or (size is not None and end - begin != size * math.prod(shape)):
+    if elements >= _MOST_ELEMENTS or begin > end or (size is not None and end - begin != size * elements):
         raise ValueError("a tensor of another size than its shape says")
-    return Tensor(dtype, shape)
+    return Tensor(dtype, tuple(shape))
+
+
+def _wrong_length(length: int, room: int) -> str:
+    if length > room:
+        return "its header is longer than the file"
+    return f"its header has more than {HEADER_LIMIT >> 20} MiB" if length > HEADER_LIMIT else "its header is no header"
 
 
 def _damaged(path: Path, why: str) -> UserError:
@@ -123,7 +150,11 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
         UserError: If a file is missing or damaged, or lacks what the index says is in it.
     """
     index = _index(directory)
-    headers = {path.name: read_header(path) for path in weight_files(directory)}
+    headers: dict[str, dict[str, Tensor]] = {}
+    for path in weight_files(directory):
+        headers[path.name] = read_header(path)
+        if sum(map(len, headers.values())) > MODEL_TENSORS:
+            raise UserError(f"{directory} has more than {MODEL_TENSORS:,} tensors.", "Use another model.")
     for tensor, name in index.items():
         if tensor not in headers[name]:
             raise UserError(
@@ -141,15 +172,24 @@ def _index(directory: Path) -> dict[str, str]:
     """
     if (directory / WEIGHTS).is_file():
         return {}
-    index = read_description(directory / WEIGHTS_INDEX, 64 << 20)
+    index = read_description(directory / WEIGHTS_INDEX, INDEX_LIMIT)
     if index is None:
         raise _no_weights(directory)
     shards = index.get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()) or not shards:
         raise UserError(f"{directory / WEIGHTS_INDEX} is damaged: it names no weights.", "Copy it again.")
+    if not isinstance(index.get("metadata"), dict):
+        raise UserError(f"{directory / WEIGHTS_INDEX} is damaged: it has no metadata.", "Copy it again.")
     names = sorted(set(shards.values()))
     if any(Path(name).name != name for name in names):
         raise UserError(f"{directory / WEIGHTS_INDEX} names files outside its directory.", "Do not use this model.")
+    if other := next((name for name in names if not name.endswith(".safetensors")), None):
+        raise UserError(
+            f"{directory / WEIGHTS_INDEX} names {one_line(other, 120)}, which is no safetensors file.",
+            "Use the safetensors version of the model.",
+        )
+    if len(names) > MOST_FILES:
+        raise UserError(f"{directory / WEIGHTS_INDEX} names more than {MOST_FILES:,} files.", "Use another model.")
     missing = [name for name in names if not os.path.isfile(directory / name)]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

@@ -21,17 +21,20 @@ import torch
 from peft import (
     LoraConfig,
     PeftConfig,
-    PeftModel,
+    PeftModelForCausalLM,
     get_peft_model,
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
 from transformers.pytorch_utils import Conv1D
 
 from core.config.schema import MethodSection
 from core.config.targets import has_patterns, is_target
 from core.errors import UserError
+from core.text import one_line
+from core.worker.completeness import tell
 from core.worker.initialization import Factors, loftq_factors, pissa_factors
 from core.worker.weights import WeightFiles
 
@@ -274,15 +277,31 @@ def load_adapter(model: Any, adapter: Path, *, trainable: bool) -> Any:
     """Put a saved adapter on a base.
 
     Raises:
-        UserError: If it does not fit.
+        UserError: If it does not fit, lacks factors of layers that its configuration names, or has others.
     """
     try:
-        return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0]
+        config = PeftConfig.from_pretrained(str(adapter), local_files_only=True)
+        config.inference_mode = not trainable
+        adapted = PeftModelForCausalLM(model, config)
+        renamed = getattr(model, "_checkpoint_conversion_mapping", None) or {}
+        read = adapted.load_adapter(
+            str(adapter), TRAINED, is_trainable=trainable, key_mapping=renamed, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
+        first = one_line(str(error).strip().partition("\n")[0], 300) or type(error).__name__
         raise UserError(
             f"The adapter in {adapter} does not fit this model: {first}", "Choose the base it was trained on."
         ) from error
+    # PEFT leaves missing factors at their random beginning, and those that it has no place for out.
+    for names, what in (
+        (read.missing_keys, "lacks factors that its configuration asks for"),
+        (read.unexpected_keys, "has factors that it has no place for"),
+    ):
+        if names:
+            raise UserError(
+                f"The adapter in {adapter} {what}: {tell(names)}.", "Take both files from the same adapter, whole."
+            )
+    return adapted
 
 
 @contextlib.contextmanager

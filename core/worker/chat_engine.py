@@ -114,6 +114,7 @@ class ChatEngine:
 
         report("importing the libraries")
         from core.models.adapters import check_adapter
+        from core.models.fingerprint import BaseFingerprint
         from core.template.named import NAMED_TEMPLATES
         from core.worker.base import check_base
         from core.worker.model import load_model
@@ -126,9 +127,11 @@ class ChatEngine:
         base = resolve_base(str(args["base"]), report)
         method = str(args.get("method", "lora"))
         check_base(base, method)
-        adapter = args.get("adapter")
+        adapter, weights, recorded = args.get("adapter"), args.get("weights"), args.get("base_sha256")
         if adapter:
-            check_adapter(Path(adapter), base, args.get("base_sha256"))
+            check_adapter(Path(adapter), base)
+        # Beside the loading, which reads the same files.
+        fingerprint = BaseFingerprint(base) if recorded else None
         template = args.get("template")
         named = template in NAMED_TEMPLATES
         self._template = read_template(None, template) if named else read_template(template)
@@ -140,8 +143,16 @@ class ChatEngine:
             device=str(args.get("device", "auto")),
             adapter=Path(adapter) if adapter else None,
         )
-        if args.get("weights"):
-            put_weights(loaded.model, Path(args["weights"]))
+        if fingerprint is not None:
+            report("comparing the base model with that of the training")
+            fingerprint.settle()
+            if not fingerprint.matches(str(recorded)):
+                raise UserError(
+                    f"The base model {base} has changed since {adapter or weights} was trained on it.",
+                    "Put the former one back: with another, the answers mean nothing.",
+                )
+        if weights:
+            put_weights(loaded.model, Path(weights), method)
         loaded.model.eval()
         _allow_fast_kernels(loaded.model)
         tuned = str(args.get("source_name", "adapter"))

@@ -122,7 +122,7 @@ class Keeper:
         return {
             "config_sha256": config_hash(self._config),
             "data_sha256": recipe.data_fingerprint,
-            "base_sha256": recipe.base_fingerprint,
+            "base_sha256": recipe.base_fingerprint.value,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "total_steps": recipe.total_steps,
             "token_budget": recipe.windows.token_budget,
@@ -175,11 +175,14 @@ class Keeper:
             UserError: If data or base have changed since.
         """
         recipe = self._recipe
-        for name, now, what in (
-            ("data_sha256", recipe.data_fingerprint, "The training data"),
-            ("base_sha256", recipe.base_fingerprint, f"The base model {self._config.model.base}"),
+        for what, is_as_before in (
+            ("The training data", found.manifest["data_sha256"] == recipe.data_fingerprint),
+            (
+                f"The base model {self._config.model.base}",
+                recipe.base_fingerprint.matches(str(found.manifest["base_sha256"])),
+            ),
         ):
-            if found.manifest[name] != now:
+            if not is_as_before:
                 raise UserError(f"{what} has changed since {found.path.name}.", "Put it back, or start a new run.")
         self.put_back(found)
         recipe.attendant.apply(found.manifest["overrides"])

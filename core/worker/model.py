@@ -17,13 +17,16 @@ from typing import Any
 import bitsandbytes as bnb
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from core.config.schema import WEIGHT_METHODS
 from core.errors import UserError
 from core.hardware.cpu import has_bf16
+from core.models.description import read_description
+from core.models.tensors import read_weights
+from core.text import one_line
 from core.worker.adapters import load_adapter
+from core.worker.completeness import TAKE_BOTH, check_loaded, is_panic, tell, unconverted
 from core.worker.nf4 import quantize_quickly
 from core.worker.offload import ActivationOffload
 
@@ -98,15 +101,24 @@ def load_tokenizer(base: Path) -> Any:
 
 @contextlib.contextmanager
 def _loading_explained(base: Path) -> Iterator[None]:
-    """Turn what transformers raises for a model that is not whole into a sentence."""
+    """Turn what transformers raises for a model that is not whole into a sentence.
+
+    Its files may be anyone's, and fail in as many ways as there are lines that read them.
+    """
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
             raise
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if failed := unconverted(error):
+            raise UserError(
+                f"The model in {base} has weights that do not fit together: {tell(failed)}.", TAKE_BOTH
+            ) from error
+        lines = one_line(str(error).strip().partition("\n")[0], 300) or type(error).__name__
         raise UserError(
-            f"The model in {base} cannot be loaded: {first}", "Check that the directory is whole."
+            f"The model in {base} cannot be loaded: {lines}", "Check that the directory is whole."
         ) from error
 
 
@@ -153,6 +165,7 @@ def load_model(
             model, loading = AutoModelForCausalLM.from_pretrained(
                 base,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,
                 dtype=dtype,
                 device_map={"": target},
                 quantization_config=quantization,
@@ -165,27 +178,12 @@ def load_model(
             f"{base.name} does not fit on {target}: {str(error).splitlines()[0]}",
             "Close what else holds its memory, or choose a smaller model or method.name = qlora.",
         ) from error
-    _refuse_missing(base, loading)
+    check_loaded(base, model, loading, read_description(base / "config.json") or {}, read_weights(base))
     keep_gradients(model)
     model.requires_grad_(False)
     if adapter is not None:
         model = load_adapter(model, adapter, trainable=for_training)
     return LoadedModel(model, tokenizer, target, dtype)
-
-
-def _refuse_missing(base: Path, loading: dict[str, Any]) -> None:
-    """Refuse a model with weights that its files lack: transformers fills them with noise and goes on.
-
-    Raises:
-        UserError: If there are any.
-    """
-    missing = sorted(loading.get("missing_keys") or ())
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise UserError(
-            f"The model in {base} lacks weights that its config.json asks for: {missing[0]}{more}.",
-            "Take config.json and weights from the same model.",
-        )
 
 
 def keep_gradients(model: Any) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from core.config.schema import MethodSection
 from core.errors import UserError
+from core.worker.completeness import tell
 from core.worker.model import decoder_layers
 from core.worker.tensors import read_tensors, tensor_names
 
@@ -44,14 +45,31 @@ def choose_weights(model: Any, method: MethodSection, *, seed: int) -> Any:
     return model
 
 
-def put_weights(model: Any, path: Path) -> None:
+def put_weights(model: Any, path: Path, method: str) -> None:
     """Put a checkpoint's trained weights over those of a base model.
 
+    Args:
+        model: The base model.
+        path: A safetensors file.
+        method: What they were trained by: ``full`` has all weights, ``freeze`` those of whole layers.
+
     Raises:
-        UserError: If they do not fit it.
+        UserError: If they do not fit it, or some are missing.
     """
     own = dict(model.named_parameters())
-    read_tensors(path, {name: own[name] for name in tensor_names(path) if name in own})
+    names = set(tensor_names(path))
+    wanted = {name for name, parameter in own.items() if parameter.is_floating_point()}
+    if method != "full":
+        numbers = {
+            id(parameter): number
+            for number, layer in enumerate(decoder_layers(model))
+            for parameter in layer.parameters()
+        }
+        trained = {numbers.get(id(own[name])) for name in names if name in own}
+        wanted = {name for name in wanted if numbers.get(id(own[name])) in trained - {None}}
+    if missing := wanted - names:
+        raise UserError(f"{path} lacks weights that were trained: {tell(missing)}.", "Use an earlier checkpoint.")
+    read_tensors(path, {name: own[name] for name in names if name in own})
 
 
 def trained_tensors(model: Any) -> dict[str, torch.nn.Parameter]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from core.errors import UserError
-from core.models.files import weights_fingerprint
+from core.models.fingerprint import BaseFingerprint
 from core.worker.checkpoint import Checkpoint, restore_rng, rng_state
 from core.worker.model import load_model
 from core.worker.shortage import Persistence, TornUpdateError, release
@@ -84,7 +84,7 @@ class Recovery:
         The parameters stay the same objects, as optimizers and hooks hold them.
         """
         recipe, config = self._recipe, self._recipe.config
-        if weights_fingerprint(recipe.base) != recipe.base_fingerprint:
+        if BaseFingerprint(recipe.base).value != recipe.base_fingerprint.value:
             raise UserError(
                 f"The base model {config.model.base} has changed since the run began.", "Start the run again."
             )

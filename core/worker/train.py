@@ -18,7 +18,7 @@ import torch
 from core.config.schema import WEIGHT_METHODS, Config
 from core.memory.batching import TOKEN_BUDGETS
 from core.memory.sizes import FP32_STATES, updates_in_backward
-from core.models.files import weights_fingerprint
+from core.models.fingerprint import BaseFingerprint
 from core.runs.events import StepEvent
 from core.runs.sentences import ALL_DONE
 from core.runs.store import Run
@@ -114,6 +114,7 @@ class FinetuneRecipe:
         self._load_model(found)
         self._choose_loss(found)
         self._prepare_optimization()
+        self.base_fingerprint.settle(self.controls.check_stop)
         if found is not None:
             self.keeper.restore(found)
         self._rehearse()
@@ -140,7 +141,8 @@ class FinetuneRecipe:
         self.controls.check_stop()
         config = self.config
         self.recorder.phase("loading_model", config.model.base)
-        self.base_fingerprint = weights_fingerprint(self.base)
+        # Beside the loading, which reads the same files.
+        self.base_fingerprint = BaseFingerprint(self.base)
         self.loaded = load_model(
             self.base,
             method=config.method.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -10,11 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from core.chat.session import open_session
 from core.errors import UserError
+from core.models.fingerprint import ends_fingerprint
 from core.runs.events import CheckpointEvent, EvalEvent, NoticeEvent, StepEvent
 from core.runs.history import read_history
 from core.runs.store import Run
-from core.worker.checkpoint import newest_valid
+from core.worker.checkpoint import hash_manifest, newest_valid
+from tests.core.models.spoiling import copy_model
 from tests.waiting import wait_for
 
 from .workers import (
@@ -201,6 +205,65 @@ def test_another_base_of_the_same_shape_is_refused(stopped: tuple[Workers, Run],
     finally:
         weights.write_bytes(kept)
     assert last.reason.startswith(f"The base model {tiny_model_dir} has changed since step-")
+
+
+@pytest.fixture
+def wide_model(tmp_path: Path, tiny_model_dir: Path) -> Path:
+    """A model of some megabytes, so that its file has a middle."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model = copy_model(tiny_model_dir, tmp_path / "wide")
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(tiny_model_dir, intermediate_size=4096)
+    AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(model)
+    return model
+
+
+def test_a_base_changed_in_its_middle_is_refused_by_continue_and_by_chat(workers: Workers, wide_model: Path) -> None:
+    run = workers.start("middle", model={"base": str(wide_model)})
+    wait_until_step(run, 6)
+    kill(run)
+    weights = wide_model / "model.safetensors"
+    facts, kept = weights.stat(), weights.read_bytes()
+    assert len(kept) > 3 << 20
+    middle = len(kept) // 2
+    weights.write_bytes(kept[:middle] + bytes(1 << 16) + kept[middle + (1 << 16) :])
+    os.utime(weights, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    done = len(steps(run))
+    with (
+        workers.environment(),
+        contextlib.closing(open_session(run)) as session,
+        pytest.raises(UserError, match=f"The base model {wide_model} has changed since"),
+    ):
+        session.prepare(lambda _detail, _done, _total: None)
+    workers.resume(run)
+    last = failure(run)
+    assert last.reason.startswith(f"The base model {wide_model} has changed since step-")
+    assert "Put it back" in last.hint
+    assert len(steps(run)) == done
+    weights.write_bytes(kept)
+    workers.resume(run)
+    wait_until_step(run, 12)
+    kill(run)
+    assert "resumed" in notice_codes(run)
+
+
+def test_a_checkpoint_with_the_fingerprint_of_an_earlier_version_goes_on(
+    stopped: tuple[Workers, Run], reference: Run, tiny_model_dir: Path
+) -> None:
+    workers, original = stopped
+    run = workers.copy(original, "earlier")
+    for path in newest_first(run):
+        manifest = json.loads((path / "manifest.json").read_text())
+        manifest["base_sha256"] = ends_fingerprint(tiny_model_dir)
+        manifest["manifest_sha256"] = hash_manifest(manifest)
+        (path / "manifest.json").write_text(json.dumps(manifest))
+    workers.resume(run)
+    finish(run)
+    assert_same_result(run, reference)
+    newest = json.loads((newest_first(run)[0] / "manifest.json").read_text())
+    assert newest["base_sha256"].startswith("sha256:")
 
 
 def test_a_finished_run_cannot_be_continued(workers: Workers, reference: Run) -> None:

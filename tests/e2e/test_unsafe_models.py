@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from core.chat.engine import ChatEngine, ModelSpec
 from core.chat.request import ChatRequest, GenerationSettings
 from core.errors import UserError
 from tests.canary import name_code, plant_code, plant_everything, plant_pickle
+from tests.core.models.spoiling import edit_json
+from tests.core.worker.gguf_files import write_gguf
 
 from .workers import Workers, adapter_bytes, failure, finish
 
@@ -84,6 +87,26 @@ def test_the_chat_engine_refuses_them_too_and_runs_nothing(model: Path, trace: P
         asked = ChatRequest([{"role": "user", "content": "the ticket"}], settings=GenerationSettings(3))
         assert list(engine.generate(asked))[-1]["tokens"] > 0
     assert not trace.exists()
+
+
+def test_kernels_of_others_and_holes_are_refused_by_worker_and_chat(
+    workers: Workers, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    kernels = Path(shutil.copytree(tiny_model_dir, tmp_path / "kernels"))
+    edit_json(kernels / "config.json", _attn_implementation="kernels-community/x")
+    holes = write_gguf(tiny_model_dir, tmp_path / "holes.gguf", without=("blk.1.ffn_down.weight",))
+    immense = write_gguf(tiny_model_dir, tmp_path / "immense.gguf", num_hidden_layers=100_000_000)
+    cases = {
+        kernels: "_attn_implementation names kernels-community/x",
+        holes: "lacks weights of its architecture: blk.1.ffn_down.weight",
+        immense: "llama.block_count is 100000000",
+    }
+    run = workers.start("holes", model={"base": str(holes)})
+    assert cases[holes] in failure(run).reason
+    with ChatEngine() as engine:
+        for base, says in cases.items():
+            with pytest.raises(UserError, match=re.escape(says)):
+                engine.load(ModelSpec(str(base), device="cpu"), lambda _detail, _done, _total: None)
 
 
 def test_a_base_that_was_saved_as_nf4_is_trained(workers: Workers, tmp_path: Path, tiny_model_dir: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import UserError
-from core.memory.gguf import read_gguf_header
+from core.memory.gguf import LONGEST_TEXT, MOST_NUMBERS, MOST_STRINGS, read_gguf_header
 from core.memory.model_files import load_architecture
+from core.models.gguf import check_gguf
 
 
 def write_gguf(path: Path, architecture: str = "llama", *, head: bool = False) -> Path:
@@ -80,3 +82,61 @@ def test_damage_is_refused_or_harmless(
     path.write_bytes(damaged)
     with contextlib.suppress(UserError):  # anything else is a fault of the reader
         assert load_architecture(path).parameters > 0
+    with contextlib.suppress(UserError):
+        check_gguf(path)
+
+
+def text(value: bytes) -> bytes:
+    return struct.pack("<Q", len(value)) + value
+
+
+def array(kind: int, length: int) -> bytes:
+    return text(b"a") + struct.pack("<IIQ", 9, kind, length)
+
+
+BOMBS = {
+    "strings": (array(8, MOST_STRINGS + 1) + bytes(8 * (MOST_STRINGS + 1)), 1, 0),
+    "arrays of arrays": (array(9, 1 << 20) + struct.pack("<IQ", 0, 0) * (1 << 20), 1, 0),
+    "deep arrays": (text(b"a") + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 1000, 1, 0),
+    "numbers": (array(0, MOST_NUMBERS + 1) + bytes(MOST_NUMBERS + 1), 1, 0),
+    "numbers that are not there": (array(0, 1 << 62), 1, 0),
+    "a string that is not there": (text(b"a") + struct.pack("<IQ", 8, 1 << 62), 1, 0),
+    "a long string": (text(b"a") + struct.pack("<I", 8) + text(bytes(LONGEST_TEXT + 1)), 1, 0),
+    "entries": (b"".join(text(b"%d" % number) + struct.pack("<IB", 0, 0) for number in range(5000)), 5000, 0),
+    "tensors": (b"", 0, 1 << 40),
+    "dimensions": (text(b"t") + struct.pack("<I", 1 << 31), 0, 1),
+    "a product": (text(b"t") + struct.pack("<I4QIQ", 4, *[(1 << 48) - 1] * 4, 0, 0), 0, 1),
+    "nothing": (text(b"t") + struct.pack("<I2QIQ", 2, 0, 4, 0, 0), 0, 1),
+    "an alignment": (text(b"general.alignment") + struct.pack("<II", 4, 0), 1, 0),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_headers_beyond_all_sense_are_refused(tmp_path: Path, name: str) -> None:
+    body, entries, tensors = BOMBS[name]
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, tensors, entries) + body)
+    with pytest.raises(UserError, match="damaged or cut short"):
+        read_gguf_header(path)
+
+
+def test_a_name_from_the_file_is_shown_as_one_plain_line(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    name = b"x\x1b]0;title\x07\n"
+    path.write_bytes(
+        b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text(b"general.architecture") + struct.pack("<I", 8) + text(name)
+    )
+    with pytest.raises(UserError) as caught:
+        load_architecture(path)
+    assert "\x1b" not in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+@given(st.binary(max_size=200), st.integers(0, 3), st.integers(0, 3))
+def test_anything_behind_the_counts_is_refused_or_harmless(
+    tmp_path_factory: pytest.TempPathFactory, body: bytes, tensors: int, entries: int
+) -> None:
+    path = tmp_path_factory.mktemp("any") / "m.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, tensors, entries) + body)
+    with contextlib.suppress(UserError):
+        check_gguf(path)

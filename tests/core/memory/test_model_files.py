@@ -114,5 +114,5 @@ def test_directories_that_are_no_models_are_refused(tmp_path: Path) -> None:
         load_architecture(tmp_path)
     for content in ("{", "[]", "\xff", "[" * 100_000):
         (tmp_path / "config.json").write_text(content, encoding="latin-1")
-        with pytest.raises(UserError, match=r"config\.json is not"):
+        with pytest.raises(UserError, match=r"config\.json is (damaged|not)"):
             load_architecture(tmp_path)

@@ -57,7 +57,7 @@ def split_weights(model: Path) -> None:
     for name, tensors in halves.items():
         keep_tensors(whole, model / name, tensors)
     index = {tensor: name for name, tensors in halves.items() for tensor in tensors}
-    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    (model / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
     whole.unlink()
 
 

@@ -137,6 +137,18 @@ def _with_empty_weights(model: Path) -> None:
     write_safetensors(model / "model.safetensors", {}, b"")
 
 
+def _with_experts(*numbers: int) -> Callable[[Path], None]:
+    def spoil(model: Path) -> None:
+        header, data = read_safetensors(model / "model.safetensors")
+        for number in numbers:
+            name = f"model.layers.0.mlp.experts.{number}.up_proj.weight"
+            header[name] = {"dtype": "U8", "shape": [2], "data_offsets": [len(data), len(data) + 2]}
+            data += b"ab"
+        write_safetensors(model / "model.safetensors", header, data)
+
+    return spoil
+
+
 CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     **{f"pickle {suffix}": (_as_pickle(suffix), "pickles only") for suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")},
     "code in config.json": (_config(auto_map={"AutoModel": "evil.Model"}), "config.json has auto_map"),
@@ -161,8 +173,12 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no tensors": (_with_empty_weights, "without a single tensor"),
     "a missing shard": (_without_shard, r"lacks model-1\.safetensors, of 2 files"),
     "a shard cut short": (_with_shard_cut, r"model-2\.safetensors"),
-    "a shard outside": (_with_index('{"weight_map": {"a": "../x.safetensors"}}'), "outside its directory"),
+    "a shard outside": (
+        _with_index('{"metadata": {}, "weight_map": {"a": "../x.safetensors"}}'),
+        "outside its directory",
+    ),
     "a damaged index": (_with_index("{"), "is not JSON"),
+    "an index without metadata": (_with_index('{"weight_map": {"a": "model-1.safetensors"}}'), "it has no metadata"),
     "an empty index": (_with_index('{"weight_map": {}}'), "names no weights"),
     "an index of other shards": (_with_wrong_index, r"lacks model\.norm\.extra"),
     "other sizes": (_config(hidden_size=128), r"embed_tokens\.weight is \d+ x 64, and should be \d+ x 128"),
@@ -195,6 +211,15 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config.json": (lambda model: (model / "config.json").unlink(), "no config.json"),
     "a config.json that is no object": (_write("config.json", "[]"), "not a JSON object"),
     "a deep config.json": (_write("config.json", "[" * 100_000), "is not JSON"),
+    "a rather deep config.json": (_write("config.json", '{"a":' * 70 + "1" + "}" * 70), "more than 64 levels deep"),
+    "a large config.json": (_write("config.json", " " * (9 << 20)), "is larger than 8 MiB"),
+    "a config.json of empty lists": (_write("config.json", '{"a":[' + "[]," * 300_000 + "1]}"), "too many objects"),
+    "an immense number of layers": (_config(model_type="unknown", num_hidden_layers=10**8), "says that num_hidden"),
+    "an immense part": (
+        _config(text_config={"model_type": "llama", "num_hidden_layers": 10**8}),
+        r"says that text_config\.num_hidden_layers is 100000000",
+    ),
+    "experts with a gap": (_with_experts(0, 2), r"lacks model\.layers\.0\.mlp\.experts\.1\.up_proj\.weight"),
     "no tokenizer": (lambda model: (model / "tokenizer.json").unlink(), "no tokenizer"),
     "no weights": (lambda model: (model / "model.safetensors").unlink(), r"has no model\.safetensors"),
     "empty": (_emptied, "is empty"),

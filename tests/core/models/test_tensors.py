@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.errors import UserError
-from core.models.tensors import Tensor, read_header, read_weights
+from core.models import tensors
+from core.models.tensors import FILE_TENSORS, HEADER_LIMIT, Tensor, read_header, read_weights
 
-from .spoiling import write_safetensors
+from .spoiling import copy_model, split_weights, write_safetensors
 
 
 def entry(begin: Any, end: Any, shape: Any = (2,), dtype: Any = "BF16") -> dict[str, Any]:
@@ -38,7 +39,18 @@ def test_names_types_and_shapes_are_read(tiny_model_dir: Path) -> None:
         ({"a": entry(0, 4), "b": entry(6, 10)}, 10, "one behind the other"),
         ({"a": entry(0, 5)}, 5, "makes no sense"),
         ({"a": entry(4, 0)}, 4, "makes no sense"),
-        ({"a": entry(0, 1 << 62, (1 << 61,))}, 4, "is cut short"),
+        ({"a": entry(0, 1 << 46, (1 << 45,))}, 4, "is cut short"),
+        ({"a": entry(0, 1 << 62, (1 << 61,))}, 4, "makes no sense"),
+        ({"a": entry(0, 0, [1 << 62] * 200_000)}, 0, "makes no sense"),
+        ({"a": entry(0, 0, [1 << 47, 1 << 47, 0])}, 0, None),
+        ({"a": entry(0, 0, [1 << 47, 1 << 47], dtype="F4")}, 0, "makes no sense"),
+        ({"a": entry(0, 0, [1] * 8 + [0])}, 0, "makes no sense"),
+        ({"a": entry(0, 0, [0.0])}, 0, "makes no sense"),
+        ({"a": {"dtype": "U8", "shape": "", "data_offsets": [0, 0]}}, 0, "makes no sense"),
+        ({f"{number}": entry(0, 0, [0]) for number in range(FILE_TENSORS + 1)}, 0, "more than 65,536 tensors"),
+        ({f"{number}": {} for number in range(500_000)}, 0, "more than 65,536 tensors"),
+        ({"a": [[]] * 2_000_000}, 0, "more than 65,536 tensors"),
+        ({"a": "x" * (HEADER_LIMIT + 1)}, 0, "more than 16 MiB"),
         ({"a": entry(-4, 0)}, 4, "makes no sense"),
         ({"a": entry(0, 4, (-2,))}, 4, "makes no sense"),
         ({"a": entry(0, 4, dtype=7)}, 4, "makes no sense"),
@@ -58,6 +70,40 @@ def test_what_a_header_says_must_be_so(tmp_path: Path, header: Any, data: int, s
     with pytest.raises(UserError, match=says) as caught:
         read_header(path)
     assert caught.value.hint == "Copy or fetch it again."
+
+
+def test_more_tensors_than_a_model_has_are_refused(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = copy_model(tiny_model_dir, tmp_path / "model")
+    split_weights(model)
+    monkeypatch.setattr(tensors, "MODEL_TENSORS", len(read_weights(tiny_model_dir)) - 1)
+    with pytest.raises(UserError, match="has more than"):
+        read_weights(model)
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["model-1.safetensors", "model-2.bin"], r"names model-2\.bin, which is no safetensors file"),
+        (["/etc/passwd"], "outside its directory"),
+        (["a/../model-1.safetensors"], "outside its directory"),
+        ([".."], "lacks|no safetensors"),
+        ([""], "lacks|no safetensors"),
+        ([f"model-{number}.safetensors" for number in range(5000)], "names more than 4,096 files"),
+        (["model-\u001b[31m.safetensors"], "lacks"),
+    ],
+)
+def test_what_an_index_names_must_be_weights_beside_it(
+    tmp_path: Path, tiny_model_dir: Path, names: list[str], says: str
+) -> None:
+    model = copy_model(tiny_model_dir, tmp_path / "model")
+    split_weights(model)
+    index = {f"tensor.{number}": name for number, name in enumerate(names)}
+    (model / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    with pytest.raises(UserError, match=says) as caught:
+        read_weights(model)
+    assert "\x1b" not in caught.value.message
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -84,5 +130,25 @@ def test_a_flipped_bit_of_a_header_raises_nothing_else(tmp_path: Path, place: in
     raw = bytearray(path.read_bytes())
     raw[place % len(raw)] ^= 1 << bit
     path.write_bytes(raw)
+    with contextlib.suppress(UserError):
+        read_header(path)
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+ENTRIES = st.fixed_dictionaries(
+    {"dtype": JSON_VALUES | st.just("U8"), "shape": JSON_VALUES, "data_offsets": JSON_VALUES},
+    optional={"more": JSON_VALUES},
+)
+
+
+@given(header=JSON_VALUES | st.dictionaries(st.text(max_size=3), ENTRIES | JSON_VALUES, max_size=3))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_json_for_a_header_raises_nothing_else(tmp_path: Path, header: Any) -> None:
+    path = tmp_path / "weights.safetensors"
+    write_safetensors(path, header, b"")
     with contextlib.suppress(UserError):
         read_header(path)

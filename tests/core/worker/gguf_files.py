@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 
-def write_gguf(model_dir: Path, path: Path) -> Path:
-    """Write a Llama model with a byte-level BPE tokenizer as a GGUF of 32-bit floats."""
+def write_gguf(
+    model_dir: Path, path: Path, *, without: tuple[str, ...] = (), extra: dict[str, Any] | None = None, **sizes: int
+) -> Path:
+    """Write a Llama model with a byte-level BPE tokenizer as a GGUF of 32-bit floats.
+
+    Args:
+        model_dir: The model.
+        path: The file.
+        without: Tensors that are left out, by their names there.
+        extra: Arrays that are put in besides, or in place of others.
+        sizes: What the metadata says in place of the truth, by the names of the configuration.
+    """
     import gguf
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(model_dir).float()
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    config = model.config
+    config = copy.deepcopy(model.config)
+    for name, size in sizes.items():
+        setattr(config, name, size)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
     writer.add_context_length(config.max_position_embeddings)
@@ -27,9 +40,14 @@ def write_gguf(model_dir: Path, path: Path) -> Path:
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
     writer.add_vocab_size(config.vocab_size)
     _add_tokenizer(writer, tokenizer)
-    for name, tensor in model.state_dict().items():
-        if name != "lm_head.weight":  # tied
-            writer.add_tensor(_gguf_name(name), _permuted(name, tensor, config).numpy())
+    tensors = {
+        _gguf_name(name): _permuted(name, tensor, model.config).numpy()
+        for name, tensor in model.state_dict().items()
+        if name != "lm_head.weight"  # tied
+    }
+    for name, tensor in (tensors | (extra or {})).items():
+        if name not in without:
+            writer.add_tensor(name, tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -20,6 +20,7 @@ from core.worker.adapters import (
     adapted_layers,
     attach_adapters,
     initial_parameters,
+    load_adapter,
     parameter_groups,
     switched_off,
 )
@@ -351,3 +352,51 @@ def test_an_adapter_chosen_by_pattern_is_loaded_again(tiny_model_dir: Path, tmp_
     checkpoints.save_adapter(model, tmp_path)
     again = load_model(tiny_model_dir, method="lora", precision="fp32", device="cpu", adapter=tmp_path).model
     torch.testing.assert_close(logits(again), logits(model), atol=1e-5, rtol=1e-5)
+
+
+# Put on a base.
+
+
+def saved_adapter(directory: Path, base: Path, **method: Any) -> Path:
+    """An adapter that was trained, as it is saved."""
+    model = adapt(base, **method)
+    train(model, 1)
+    checkpoints.save_adapter(model, directory)
+    return directory
+
+
+@pytest.mark.parametrize("method", [{}, {"dora": True}, {"rslora": True}, {"init": "pissa"}])
+def test_a_whole_adapter_is_put_on_its_base(tmp_path: Path, tiny_model_dir: Path, method: dict[str, Any]) -> None:
+    adapter = saved_adapter(tmp_path / "adapter", tiny_model_dir, **method)
+    model = load_adapter(load(tiny_model_dir).model, adapter, trainable=False)
+    saved = load_file(adapter / "adapter_model.safetensors")
+    name = "base_model.model.model.layers.1.mlp.up_proj.lora_B"
+    assert torch.equal(model.get_parameter(f"{name}.default.weight"), saved[f"{name}.weight"])
+
+
+UP = "base_model.model.model.layers.1.mlp.up_proj"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda state: [state.pop(f"{UP}.lora_A.weight")], rf"lacks factors .*{UP}\.lora_A"),
+        (lambda state: [state.pop(f"{UP}.lora_{end}.weight") for end in "AB"], rf"lacks .*{UP}\.lora_A.*{UP}\.lora_B"),
+        (
+            lambda state: [state.update({f"{UP}s.lora_A.weight": torch.ones(4, 64)})],
+            rf"has no place for: .*{UP}s\.lora_A",
+        ),
+        (lambda state: [state.update({"base_model.model.other": torch.ones(4)})], "has no place for: .*other"),
+        (lambda state: [state.update({f"{UP}.lora_A.weight": torch.ones(2, 64)})], "does not fit this model"),
+    ],
+)
+def test_factors_that_are_missing_or_left_over_are_told_by_name(
+    tmp_path: Path, tiny_model_dir: Path, change: Any, says: str
+) -> None:
+    adapter = saved_adapter(tmp_path / "adapter", tiny_model_dir)
+    state = load_file(adapter / "adapter_model.safetensors")
+    change(state)
+    save_file(state, adapter / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=says) as caught:
+        load_adapter(load(tiny_model_dir).model, adapter, trainable=False)
+    assert "\n" not in caught.value.message

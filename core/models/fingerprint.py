@@ -1,0 +1,207 @@
+"""What tells one base from another: SHA-256 over the whole of its files, computed once.
+
+The files are gigabytes, so what was found is kept in the home, ``cache/hashes.json``, for the very files it was found
+of (path, device, inode, size, times of change); where those are as they were, nothing is read again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from core.atomic import write_atomic
+from core.errors import UserError
+from core.models.description import unreadable
+from core.models.files import TOKENIZERS, WEIGHTS_INDEX
+from core.models.tensors import weight_files
+from core.paths import home, make_private_dir
+from core.small_files import read_small
+
+#: What a fingerprint begins with. Those of earlier versions, of the ends of the weights alone, begin with nothing.
+PREFIX = "sha256:"
+#: Hashes kept, those that were used last.
+KEPT = 512
+_CACHE_LIMIT = 4 << 20
+_BLOCK = 1 << 20
+#: Bytes at either end of a weight file that earlier versions hashed.
+_ENDS = 1 << 20
+# A file changed twice within a tick of its clock looks the same; the hash of one so young is not kept.
+_SETTLED_SECONDS = 2.0
+#: What decides how the weights are used, and which tokens they are given. Templates are seen in the rows.
+_DESCRIPTIONS = (
+    *("config.json", "generation_config.json", WEIGHTS_INDEX, "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "merges.txt", *TOKENIZERS),
+)
+#: Seconds between two looks at whether a run is to be stopped.
+_PATIENCE = 0.2
+
+#: What a file is, short of its bytes: device, inode, size, and the times at which content and entry were changed, in
+#: nanoseconds. A tool that puts the first of them back does not put back the second.
+_Identity = tuple[int, int, int, int, int]
+#: Numbers of an identity, and the hash.
+_ENTRY_LENGTH = 6
+
+
+class BaseFingerprint:
+    """The fingerprint of a base model, computed on a thread beside the loading of the model.
+
+    Args:
+        directory: The model's, in the transformers format; not to be changed until :meth:`settle` has returned.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._identities: dict[Path, _Identity] = {}
+        self._value: str | None = None
+        self._failure: UserError | None = None
+        self._thread = threading.Thread(target=self._compute, name="fingerprint", daemon=True)
+        self._thread.start()
+
+    def _compute(self) -> None:
+        try:
+            files = _files(self._directory)
+            self._identities = {path: _identity(path) for path in files}
+            self._value = PREFIX + _hash_files(self._identities)
+        except OSError as error:
+            self._failure = unreadable(Path(error.filename or self._directory), error)
+        except UserError as error:
+            self._failure = error
+
+    @property
+    def value(self) -> str:
+        """``sha256:`` and 64 hexadecimal digits; waits for them.
+
+        Raises:
+            UserError: If a file cannot be read.
+        """
+        self._thread.join()
+        if self._value is None:
+            raise self._failure or UserError(f"The files in {self._directory} could not be hashed.", "Try again.")
+        return self._value
+
+    def settle(self, check: Callable[[], None] = lambda: None) -> None:
+        """Wait for the fingerprint of a model that was loaded meanwhile, and see that it is of what was loaded.
+
+        Args:
+            check: Called several times a second; may raise to give up.
+
+        Raises:
+            UserError: If a file cannot be read, or has changed since the beginning.
+        """
+        while self._thread.is_alive():
+            check()
+            self._thread.join(_PATIENCE)
+        _ = self.value
+        for path, identity in self._identities.items():
+            if _identity_now(path) != identity:
+                raise UserError(f"{path} was changed while it was read.", "Wait until it is whole, and start again.")
+
+    def matches(self, recorded: str) -> bool:
+        """Whether a fingerprint that was written down, by this version or an earlier one, is that of these files.
+
+        Raises:
+            UserError: If a file cannot be read.
+        """
+        if recorded.startswith(PREFIX):
+            return recorded == self.value
+        try:
+            return recorded == ends_fingerprint(self._directory)
+        except OSError as error:
+            raise unreadable(Path(error.filename or self._directory), error) from error
+
+
+def ends_fingerprint(directory: Path) -> str:
+    """SHA-256 over the names, sizes and both ends of the weight files, as earlier versions wrote it into checkpoints.
+
+    Raises:
+        OSError: If a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(directory.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}:".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_ENDS))
+            file.seek(max(0, size - _ENDS))
+            digest.update(file.read(_ENDS))
+    return digest.hexdigest()
+
+
+def _files(directory: Path) -> list[Path]:
+    described = [path for name in dict.fromkeys(_DESCRIPTIONS) if (path := directory / name).is_file()]
+    return [*weight_files(directory), *described]
+
+
+def _identity(path: Path) -> _Identity:
+    facts = path.stat()
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
+
+
+def _identity_now(path: Path) -> _Identity | None:
+    with contextlib.suppress(OSError):
+        return _identity(path)
+    return None
+
+
+def _hash_files(identities: dict[Path, _Identity]) -> str:
+    """SHA-256 over names and contents, those that are known taken from the cache."""
+    known = _read_cache()
+    found: dict[str, list[Any]] = {}
+    whole = hashlib.sha256()
+    for path, identity in identities.items():
+        key = os.path.abspath(path)
+        entry = known.get(key)
+        if entry is None or entry[:-1] != list(identity):
+            entry = [*identity, _hash_file(path)]
+        if time.time() - max(identity[3:]) / 1e9 >= _SETTLED_SECONDS and _identity_now(path) == identity:
+            found[key] = entry
+        whole.update(f"{path.name}:{identity[2]}:{entry[-1]}\n".encode("utf-8", "surrogateescape"))
+    if any(known.get(key) != entry for key, entry in found.items()):
+        _write_cache({**{key: entry for key, entry in known.items() if key not in found}, **found})
+    return whole.hexdigest()
+
+
+def _hash_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _cache_path() -> Path:
+    return home() / "cache" / "hashes.json"
+
+
+def _read_cache() -> dict[str, list[Any]]:
+    """What is known, by path; nothing where the file is not there, damaged, or not of ours."""
+    try:
+        content = json.loads(read_small(_cache_path(), _CACHE_LIMIT))
+    except (OSError, ValueError, RecursionError, UserError):
+        return {}
+    if not isinstance(content, dict):
+        return {}
+    return {path: entry for path, entry in content.items() if _is_entry(entry)}
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, list) or len(entry) != _ENTRY_LENGTH:
+        return False
+    digest = entry[-1]
+    return all(type(number) is int for number in entry[:-1]) and isinstance(digest, str) and len(digest) == 64
+
+
+def _write_cache(entries: dict[str, list[Any]]) -> None:
+    newest = dict(list(entries.items())[-KEPT:])
+    # A full or read-only home costs the time of another look, nothing else.
+    with contextlib.suppress(OSError, UserError):
+        path = _cache_path()
+        make_private_dir(path.parent)
+        write_atomic(path, json.dumps(newest, indent=0) + "\n", durable=False)
