@@ -18,6 +18,7 @@ from core.data.conversation import Example, Message
 from core.errors import UserError
 from core.sandbox import pool
 from core.sandbox.pool import SandboxError
+from core.template.mask import MaskedRow
 from core.template.preview import PAIR, SAMPLE, Preview, PreviewRow, Refusal, RowLength
 from core.template.sandboxed import RowMasks, check_template, preview, read_tokenizer
 from core.template.settings import MaskSettings
@@ -120,8 +121,8 @@ def broken(directory: Path, base: Path, change: Callable[[dict[str, object]], ob
 
 
 def swell(data: dict[str, object]) -> None:
-    """Make ten times as much of every a, twelve times over."""
-    replace = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
+    """Make ten times as much of every z, twelve times over."""
+    replace = {"type": "Replace", "pattern": {"String": "z"}, "content": "z" * 10}
     data["normalizer"] = {"type": "Sequence", "normalizers": [replace] * 12}
 
 
@@ -130,7 +131,7 @@ def test_a_tokenizer_that_swells_refuses_only_the_row_that_it_swells_on(tmp_path
     masks = RowMasks(MaskSettings(str(model)))
     masks.check()
     good = Example(messages=(Message("user", "hi"), Message("assistant", "oh")))
-    bad = Example(messages=(Message("user", "a" * 41), Message("assistant", "oh")))
+    bad = Example(messages=(Message("user", "z" * 41), Message("assistant", "oh")))
     found = masks.lengths([good, bad, good])
     assert isinstance(found[0], RowLength)
     assert found[0] == found[2]
@@ -253,8 +254,6 @@ def test_a_row_is_what_the_masker_makes_of_it(tiny_model_dir: Path) -> None:
     assert isinstance(rows, tuple)
     masked = MaskSettings(str(tiny_model_dir)).masker().mask([SAMPLE])[0]
     assert isinstance(rows[0], PreviewRow)
-    assert [token.learned for row in rows for token in row.tokens] == [
-        bool(flag)
-        for row in masked.rows
-        for flag in row.supervised  # type: ignore[union-attr]
-    ]
+    assert isinstance(masked, MaskedRow)
+    learned = [bool(flag) for row in masked.rows for flag in row.supervised]
+    assert [token.learned for row in rows for token in row.tokens] == learned

@@ -1,0 +1,152 @@
+"""Foreign files in the app: it reads none of them itself, and what is hostile in them is a sentence in its pane."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from core.sandbox import pool
+from tests.conftest import CHATML
+from tests.tui.harness import screen_text, wait_for
+from tui.app import LocaltuneApp
+from tui.screens.help import HelpScreen
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 60.0
+
+#: Opens a configuration in the real app, looks at a row as tokens, at the templates, at the model, and imports a file.
+SCRIPT = """
+import asyncio, sys
+from pathlib import Path
+from tests.tui.harness import screen_text, wait_for
+from tui.app import LocaltuneApp
+from tui.screens.template import TemplateScreen
+
+async def main():
+    app = LocaltuneApp(Path(sys.argv[1]))
+    async with app.run_test(size=(200, 50)) as pilot:
+        await wait_for(pilot, lambda: app.pane("data") is not None and app.pane("data").masks is not None, 90)
+        await pilot.press("1", "m")
+        await wait_for(pilot, lambda: "learned" in screen_text(app), 90)
+        await wait_for(pilot, lambda: app.pane("data").view.analysis is not None, 90)
+        await wait_for(pilot, lambda: app.pane("config").facts.model is not None, 90)
+        await pilot.press("T")
+        await wait_for(pilot, lambda: isinstance(app.screen, TemplateScreen) and app.screen.previews, 90)
+        await pilot.press("escape")
+        app.pane("config")._carry_over(Path(sys.argv[2]))
+        await wait_for(pilot, lambda: "Imported from" in screen_text(app), 90)
+    print("loaded:", *sorted({name.partition(".")[0] for name in sys.modules}))
+
+asyncio.run(main())
+"""
+
+
+def rows(path: Path, count: int = 3) -> Path:
+    text = "".join(json.dumps({"prompt": f"q {n}", "completion": f"a {n}"}) + "\n" for n in range(count))
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture
+def directory(tmp_path: Path, tiny_model_dir: Path) -> Path:
+    rows(tmp_path / "rows.jsonl")
+    text = f"base_model: {tiny_model_dir}\ndatasets:\n  - path: rows.jsonl\n    type: input_output\n"
+    (tmp_path / "axolotl.yml").write_text(text.replace("type: input_output", "type: alpaca"))
+    (tmp_path / "dataset_info.json").write_text(
+        json.dumps({"mine": {"file_name": "rows.jsonl", "columns": {"prompt": "prompt", "response": "completion"}}})
+    )
+    return tmp_path
+
+
+def configuration(directory: Path, model: Path, data: str, more: str = "") -> Path:
+    path = directory / "mine.toml"
+    path.write_text(f'model.base = "{model}"\ndata.train = "{data}"\n{more}')
+    return path
+
+
+def test_no_foreign_template_tokenizer_or_yaml_is_read_in_the_process_of_the_app(
+    directory: Path, tiny_model_dir: Path
+) -> None:
+    path = configuration(
+        directory, tiny_model_dir, "dataset_info.json#mine", f"template.file = '{directory}/own.jinja'"
+    )
+    (directory / "own.jinja").write_text(CHATML)
+    ended = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(path), str(directory / "axolotl.yml")],
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert "loaded:" in ended.stdout, ended.stderr[-3000:]
+    loaded = set(ended.stdout.partition("loaded:")[2].split())
+    assert "textual" in loaded
+    assert not {"tokenizers", "jinja2", "yaml", "torch", "numpy", "transformers"} & loaded
+
+
+def laughs(levels: int = 12) -> str:
+    """Ten to the power of so many values, in a few hundred bytes."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, levels)]
+    return "\n".join([*lines, f"datasets:\n  - path: rows.jsonl\n    type: alpaca\n    split: *a{levels - 1}\n"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        laughs(),
+        "datasets:\n  - path: " + "1:59:" * 20_000 + "59\n",
+        "datasets: " + "[" * 50_000,
+        "datasets: !!python/x",
+    ],
+    ids=["laughs", "sexagesimal", "depth", "tag"],
+)
+async def test_a_hostile_registry_is_a_sentence_and_the_app_goes_on(
+    directory: Path, tiny_model_dir: Path, text: str
+) -> None:
+    (directory / "split.yml").write_text(text)
+    app = LocaltuneApp(configuration(directory, tiny_model_dir, "split.yml"))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    async with app.run_test(size=(120, 40)) as pilot:
+        await wait_for(pilot, lambda: app.state.document is not None and app.pane("data") is not None, PATIENCE)
+        await pilot.press("1")
+        await wait_for(pilot, lambda: "split.yml" in screen_text(app) and "opening" not in screen_text(app), PATIENCE)
+        assert app.pane("data").view is None
+        await pilot.press("question_mark")
+        await wait_for(pilot, lambda: isinstance(app.screen, HelpScreen))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
+
+
+@pytest.mark.parametrize(
+    ("template", "part"),
+    [
+        (
+            CHATML + "{% if messages[0].content == 'q 0' %}{% set l = range(90000) | list %}"
+            "{% for i in range(2000) %}{% set x = l | map('string') | sort %}{% endfor %}{% endif %}",
+            "takes more than 2 s",
+        ),
+        ("{{ 1" + "|string" * 3000 + " }}", "nested too deep"),
+        ("x" * (300 << 10), "larger than 256 KiB"),
+    ],
+    ids=["time", "depth", "size"],
+)
+async def test_a_hostile_template_is_a_sentence_in_the_pane(
+    directory: Path, tiny_model_dir: Path, template: str, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "SECONDS", 2)
+    (directory / "own.jinja").write_text(template)
+    app = LocaltuneApp(configuration(directory, tiny_model_dir, "rows.jsonl", 'template.file = "own.jinja"'))
+    async with app.run_test(size=(120, 40)) as pilot:
+        await wait_for(pilot, lambda: app.pane("data") is not None and app.pane("data").view is not None, PATIENCE)
+        await pilot.press("1", "m")
+        await wait_for(pilot, lambda: part in " ".join(screen_text(app).split()), PATIENCE)
+        await pilot.press("question_mark")
+        await wait_for(pilot, lambda: isinstance(app.screen, HelpScreen))
