@@ -21,6 +21,8 @@ MEMORY = 2 << 30
 SECONDS = 10
 #: Seconds between the two ways of ending a piece of work.
 _GRACE = 3
+#: Seconds after which work that goes on all the same is interrupted once more.
+_AGAIN = 0.5
 
 _is_confined = False
 
@@ -83,14 +85,21 @@ def cpu_limit(seconds: float = SECONDS, *, kills: bool = True) -> Iterator[None]
 
 @contextlib.contextmanager
 def _timer(seconds: float) -> Iterator[None]:
-    handler = signal.signal(signal.SIGPROF, _interrupt)
     # One limit may lie within another, whose rest is what counts again afterwards.
-    left, _ = signal.setitimer(signal.ITIMER_PROF, seconds)
+    left, _ = signal.getitimer(signal.ITIMER_PROF)
+    handler = signal.signal(signal.SIGPROF, _interrupt)
     try:
+        # Again and again: where the interpreter is at the end of an object's life, it drops what is raised.
+        signal.setitimer(signal.ITIMER_PROF, seconds, _AGAIN)
         yield
     finally:
-        signal.setitimer(signal.ITIMER_PROF, left)
-        signal.signal(signal.SIGPROF, handler)
+        while True:
+            try:
+                signal.setitimer(signal.ITIMER_PROF, left, _AGAIN if left else 0)
+                signal.signal(signal.SIGPROF, handler)
+                break
+            except TimeLimitError:
+                continue
 
 
 @contextlib.contextmanager
