@@ -122,6 +122,7 @@ class Keeper:
         return {
             "config_sha256": config_hash(self._config),
             "data_sha256": recipe.data_fingerprint,
+            "held_out_sha256": recipe.held_out_fingerprint,
             "base_sha256": recipe.base_fingerprint.value,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "total_steps": recipe.total_steps,
@@ -175,8 +176,11 @@ class Keeper:
             UserError: If data or base have changed since.
         """
         recipe = self._recipe
+        # Checkpoints of earlier versions say nothing of the rows that are measured.
+        held_out = found.manifest.get("held_out_sha256", recipe.held_out_fingerprint)
         for what, is_as_before in (
             ("The training data", found.manifest["data_sha256"] == recipe.data_fingerprint),
+            ("What is held out", held_out == recipe.held_out_fingerprint),
             (
                 f"The base model {self._config.model.base}",
                 recipe.base_fingerprint.matches(str(found.manifest["base_sha256"])),

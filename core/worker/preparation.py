@@ -46,6 +46,8 @@ class Prepared:
     held_out: Dataset | None
     data_fingerprint: str
     """SHA-256 over the rows trained on."""
+    held_out_fingerprint: str
+    """The same over the rows that are measured; empty where there are none."""
 
 
 def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None], now: datetime | None) -> Prepared:
@@ -95,7 +97,8 @@ def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None], 
     _check_tokens(dataset, base, vocabulary)
     recorder.event(dataset.event())
     _tell_dropped(dataset, recorder)
-    return Prepared(base, tokenizer, template, dataset, held_out, fingerprint(dataset.rows))
+    measured = fingerprint(held_out.rows) if held_out is not None else ""
+    return Prepared(base, tokenizer, template, dataset, held_out, fingerprint(dataset.rows), measured)
 
 
 def _has_conversations(config: Config) -> bool:

@@ -135,6 +135,7 @@ class FinetuneRecipe:
         self.base, self.tokenizer, self.template = prepared.base, prepared.tokenizer, prepared.template
         self.dataset, self.held_out = prepared.dataset, prepared.held_out
         self.data_fingerprint = prepared.data_fingerprint
+        self.held_out_fingerprint = prepared.held_out_fingerprint
         self.questions = choose_questions(self.config, self.held_out)
 
     def _load_model(self, found: Checkpoint | None) -> None:

@@ -161,14 +161,16 @@ def test_what_cannot_be_resumed_exactly_is_refused(stopped: tuple[Workers, Run])
     assert failure(damaged).reason == f"Run {damaged.id} has no valid checkpoint to go on from."
     assert [code for code in notice_codes(damaged) if code != "checkpointing"] == ["checkpoint_damaged"] * 3
     assert failure(reconfigured).reason.startswith(f"{reconfigured.config_path} has changed since step-")
-    kept = workers.train_data.read_text()
-    workers.train_data.write_text(kept.replace("billing", "shipping", 1))
-    try:
-        workers.resume(other_data)
-        last = failure(other_data)
-    finally:
-        workers.train_data.write_text(kept)
-    assert last.reason.startswith("The training data has changed since step-")
+    for file, what in ((workers.train_data, "The training data"), (workers.eval_data, "What is held out")):
+        kept = file.read_text()
+        file.write_text(kept.replace("billing", "shipping", 1))
+        assert file.read_text() != kept
+        try:
+            workers.resume(other_data)
+            last = failure(other_data)
+        finally:
+            file.write_text(kept)
+        assert last.reason.startswith(f"{what} has changed since step-")
     assert "new run" in last.hint
     for run in (damaged, reconfigured, other_data):
         assert len(steps(run)) == before
