@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+#: Characters of a sentence. It may quote a key, a name or a text of somebody else's, however long that is.
+LONGEST = 1000
+
 
 class UserError(Exception):
     """Something the user can put right: one sentence that says what and where, and one that says what to do.
 
     Commands print it as a line on standard error and exit non-zero; the app shows it as a notice or a dialog.
     Anything else that escapes is a bug. Secrets in either sentence, as an exception of a library may bring them along,
-    are replaced.
+    are replaced; what it quotes cannot make it longer than :data:`LONGEST` characters.
 
     Args:
         message: What is wrong and where (file, line, key), as one sentence.
@@ -19,9 +22,13 @@ class UserError(Exception):
         # Imported here: the patterns take some milliseconds that a start without an error need not spend.
         from core.redact import redact
 
-        self.message = redact(message)
-        self.hint = redact(hint)
+        self.message = _bounded(redact(message))
+        self.hint = _bounded(redact(hint))
         super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".strip()
+
+
+def _bounded(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 2]} …"

@@ -57,7 +57,7 @@ class ConfigDocument:
         except RecursionError as error:
             raise UserError(f"{self._where} is nested too deep for a configuration.", "Mend it.") from error
         except tomlkit.exceptions.TOMLKitError as error:
-            what = str(error).split(" at line")[0].rstrip(".")
+            what = one_line(str(error).split(" at line")[0], 200).rstrip(".")
             if isinstance(error, tomlkit.exceptions.ParseError) and error.col:
                 place = f"line {error.line}, column {error.col}: "
             else:

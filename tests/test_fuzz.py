@@ -1,0 +1,46 @@
+"""A few mutations of a file of each kind that comes from outside: read, or refused in a sentence, within bounds.
+
+``python bench/fuzz.py`` does the same for minutes.
+"""
+
+from __future__ import annotations
+
+import random
+import resource
+from pathlib import Path
+
+import pytest
+
+from tests.core.worker.gguf_files import write_gguf
+from tests.fuzzing import Reader, mutate, outcome, readers
+
+#: Mutations of each kind, divided by what one of them costs.
+COUNT = 60
+#: What this process may come to have more by all of them, in bytes.
+MOST_GROWTH = 256 << 20
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
+    return write_gguf(tiny_model_dir, tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+
+
+def test_whatever_is_in_a_file_it_is_read_or_refused(tmp_path: Path, tiny_model_dir: Path, gguf: Path) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for reader in readers(tmp_path, tiny_model_dir, gguf):
+        rng = random.Random(reader.name)
+        path = tmp_path / f"fuzzed{reader.suffix}"
+        for seed in reader.seeds:
+            assert outcome(reader, seed, path) in ("read", "UserError", "NotFetchedError"), reader.name
+        for _ in range(max(COUNT // reader.cost, 2)):
+            check(reader, mutate(rng.choice(reader.seeds), rng), path)
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10 < MOST_GROWTH
+
+
+def check(reader: Reader, data: bytes, path: Path) -> None:
+    try:
+        outcome(reader, data, path)
+    except BaseException:
+        kept = path.with_name(f"failed-{reader.name.replace(' ', '-')}{reader.suffix}")
+        kept.write_bytes(data)
+        raise
