@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -54,3 +55,36 @@ def write_atomic(path: Path, data: str | bytes, *, mode: int = FILE_MODE, durabl
         raise
     if durable:
         fsync_dir(path.parent)
+
+
+#: What says that there is no room for another file.
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def overwrite(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write over a file in the room that it has, for where there is none for a second file beside it.
+
+    What is left of a longer old content is filled with blanks, so the content must be of a kind in which blanks at the
+    end mean nothing. The file keeps its old content where the new one does not fit.
+
+    Args:
+        path: The file, which must exist.
+        data: The whole new content.
+        durable: Whether to fsync.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        before = os.pread(descriptor, 1 << 20, 0)
+        # In one piece, so that a reader finds the one or the other.
+        written = os.pwrite(descriptor, data.ljust(len(before)), 0)
+        if written < len(data):
+            os.pwrite(descriptor, before, 0)
+            os.ftruncate(descriptor, len(before))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        if durable:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
