@@ -71,3 +71,36 @@ def _refuse_special(path: Path) -> None:
         raise IsADirectoryError(errno.EISDIR, "it is a directory", str(path))
     if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, "it is a device, a pipe or a socket", str(path))
+
+
+#: What says that there is no room for another file.
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def overwrite(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write over a file in the room that it has, for where there is none for a second file beside it.
+
+    What is left of a longer old content is filled with blanks, so the content must be of a kind in which blanks at the
+    end mean nothing. The file keeps its old content where the new one does not fit.
+
+    Args:
+        path: The file, which must exist.
+        data: The whole new content.
+        durable: Whether to fsync.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        before = os.pread(descriptor, 1 << 20, 0)
+        # In one piece, so that a reader finds the one or the other.
+        written = os.pwrite(descriptor, data.ljust(len(before)), 0)
+        if written < len(data):
+            os.pwrite(descriptor, before, 0)
+            os.ftruncate(descriptor, len(before))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        if durable:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

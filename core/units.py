@@ -1,20 +1,39 @@
-"""Numbers as people read them, in widths that do not jump."""
+"""Numbers as people read them, in widths that do not jump.
+
+Whatever number there is can be shown: one beyond what a float holds reads as infinite, and none fills a line with
+digits.
+"""
 
 from __future__ import annotations
 
 import math
 import re
+from datetime import datetime
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?)b?", re.IGNORECASE)
 _MOST_BYTES = 2**64
 _BYTE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+#: Numbers from here on are written with a power of ten.
+_LONG = 1e6
+#: Seconds from which a duration says nothing any more: ten thousand years.
+_ENDLESS = 10_000 * 365 * 86_400.0
+
+
+def to_float(value: float) -> float:
+    """A number as a float; an integer that is too large for one is infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def format_bytes(count: float | None) -> str:
     """Bytes in decimal units with three significant digits: ``39.0 MB``; ``–`` where unknown."""
     if count is None:
         return "–"
-    value = float(count)
+    value = to_float(count)
+    if not math.isfinite(value) or abs(value) >= _LONG * 1e15:
+        return f"{format_number(value / 1e15)} PB"
     for unit in _BYTE_UNITS:
         # Compared as it would be rounded, so that 999.9 kB becomes 1.0 MB and not 1000 kB.
         if abs(value) < 999.5 or unit == _BYTE_UNITS[-1]:
@@ -44,7 +63,7 @@ def parse_bytes(text: str) -> int | None:
 
 def format_duration(seconds: float | None) -> str:
     """Seconds as ``8.2s``, ``1m 12s``, ``3h 04m`` or ``2d 05h``; ``–`` where unknown."""
-    if seconds is None or not math.isfinite(seconds) or seconds < 0:
+    if seconds is None or not 0 <= (seconds := to_float(seconds)) < _ENDLESS:
         return "–"
     if seconds < 9.95:
         return f"{seconds:.1f}s"
@@ -65,6 +84,7 @@ def format_number(value: float | None, digits: int = 3) -> str:
     """A measured number with a fixed count of significant digits (``0.412``, ``8.1e-4``); ``–`` where unknown."""
     if value is None:
         return "–"
+    value = to_float(value)
     if math.isnan(value):
         return "NaN"
     if math.isinf(value):
@@ -79,8 +99,16 @@ def format_number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{max(digits - 1 - exponent, 0)}f}"
 
 
+def format_fixed(value: float | None, decimals: int) -> str:
+    """A measured number with so many decimals: ``0.83``; from a million on as :func:`format_number`."""
+    if value is None or not abs(to_float(value)) < _LONG:
+        return format_number(value)
+    return f"{value:.{decimals}f}"
+
+
 def exact_number(value: float) -> str:
     """A number of a configuration with all its digits, as people write it: ``0.05``, ``2``, ``1e-4`` below 0.001."""
+    value = to_float(value)
     if not math.isfinite(value) or value == 0 or abs(value) >= 1e-3:
         short = f"{value:g}"
         return short if float(short) == value else repr(value)
@@ -93,6 +121,15 @@ def exact_number(value: float) -> str:
 
 def format_rate(tokens_per_second: float | None) -> str:
     """Tokens a second: ``318 tok/s``; ``–`` where unknown."""
-    if tokens_per_second is None or not math.isfinite(tokens_per_second):
+    if tokens_per_second is None or not math.isfinite(rate := to_float(tokens_per_second)):
         return "–"
-    return f"{tokens_per_second:,.0f} tok/s".replace(",", " ")
+    count = f"{rate:,.0f}".replace(",", " ") if abs(rate) < 1e9 else format_number(rate)
+    return f"{count} tok/s"
+
+
+def format_moment(moment: float, pattern: str, unknown: str = "–") -> str:
+    """A Unix time in local time, by a pattern of ``strftime``; ``unknown`` where it is no moment of a calendar."""
+    try:
+        return datetime.fromtimestamp(moment).strftime(pattern)
+    except (ValueError, OverflowError, OSError):
+        return unknown

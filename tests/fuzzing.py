@@ -19,7 +19,7 @@ from core.config.importers.convert import import_config
 from core.data.conversation import RowError
 from core.data.reader import open_rows
 from core.data.registry import load_registry, resolve_source
-from core.errors import UserError
+from core.errors import LONGEST, UserError
 from core.hub.listing import read_listing
 from core.memory.sandboxed import load_architecture
 from core.models.sandboxed import check_model_config, check_model_directory
@@ -272,6 +272,6 @@ def outcome(reader: Reader, data: bytes, path: Path) -> str:
     except (UserError, RowError) as error:
         sentence = str(error)
         assert "\n" not in sentence, sentence
-        assert len(sentence) < 2100, sentence
+        assert len(sentence) <= 2 * LONGEST + 1, sentence
         return type(error).__name__
     return "read"

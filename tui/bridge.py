@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 #: Seconds between two looks at a live run, and at one that is over (it may be continued from elsewhere).
 LIVE_SECONDS, OVER_SECONDS = 0.5, 2.0
+#: Seconds between two looks at a run that has more to tell than one message takes.
+CATCH_UP_SECONDS = 0.1
 #: Seconds between two looks at the devices, and at the list of runs.
 SAMPLE_SECONDS, LIST_SECONDS = 5.0, 2.0
 #: Seconds for a worker to say who it is, and for a killed one to be gone; memory of a device takes a while to free.
@@ -251,7 +253,8 @@ def follow_run(run: Run, post: Callable[[object], None], stop: threading.Event, 
     """Read a run and post what it says, until ``stop`` is set.
 
     The first message is a :class:`RunAttached` with the whole history, which from then on belongs to the receiver;
-    after that come a :class:`RunAdvanced` whenever there is something new.
+    after that come a :class:`RunAdvanced` whenever there is something new. However much that is, little of it is held
+    at a time: a message takes what one piece of the file has.
 
     Args:
         run: The run.
@@ -265,16 +268,21 @@ def follow_run(run: Run, post: Callable[[object], None], stop: threading.Event, 
 
     tail, history = EventTail(run.events_path), RunHistory()
     shown = run.state()
-    for event in tail.read_all():
-        history.apply(event)
+    for events in tail.batches():
+        for event in events:
+            history.apply(event)
         if stop.is_set():
             return
     history.skipped = tail.skipped
     post(RunAttached(run, shown, history, found))
-    while not stop.wait(OVER_SECONDS if shown.is_over else LIVE_SECONDS):
+    wait = OVER_SECONDS if shown.is_over else LIVE_SECONDS
+    while not stop.wait(wait):
         reap()
         state = run.state()
-        events = tail.read_all()
+        events, is_more = tail.poll(), tail.is_behind
+        # An end is not told before the events that lead to it.
+        state = shown if is_more and state.is_over else state
+        wait = CATCH_UP_SECONDS if is_more else OVER_SECONDS if state.is_over else LIVE_SECONDS
         if events or _looks_different(shown, state):
             post(RunAdvanced(run, state, events))
         shown = state

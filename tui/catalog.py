@@ -5,11 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any
-
-import tomli
 
 from core.runs.history import last_step
 from core.runs.store import Run, list_runs
@@ -72,23 +68,15 @@ def _modified(path: Path) -> int:
 
 def started_at(run: Run) -> float:
     """When a run was made, in Unix seconds: by its id, else by its directory."""
-    try:
-        return datetime.strptime(run.id[:15], "%Y%m%d-%H%M%S").timestamp()
-    except ValueError:
-        return _modified(run.path) / 1e9
+    return run.created.timestamp() if run.created is not None else _modified(run.path) / 1e9
 
 
 def read_model(run: Run) -> str:
     """The base model's name and the method of a run; empty where its configuration cannot be read."""
-    try:
-        data: dict[str, Any] = tomli.loads(run.config_path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ""
-    model, method = data.get("model"), data.get("method")
-    base = model.get("base") if isinstance(model, dict) else None
+    values = run.values()
+    base, kind, rank = (values.get(name) for name in ("model.base", "method.name", "method.rank"))
     if not isinstance(base, str):
         return ""
     name = one_line(Path(base).name or base, 60).removesuffix(".gguf")
-    kind = method.get("name") if isinstance(method, dict) else None
-    rank = method.get("rank") if isinstance(method, dict) else None
-    return f"{name} · {kind} r{rank}" if isinstance(kind, str) and isinstance(rank, int) else name
+    is_known = isinstance(kind, str) and type(rank) is int and 0 < rank < 1 << 31
+    return f"{name} · {one_line(str(kind), 20)} r{rank}" if is_known else name

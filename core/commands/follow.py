@@ -107,8 +107,9 @@ def follow(
     over_since: float | None = None
     handled = 0
     if skip_past:
-        for event in tail.read_all():
-            followed.apply(event)
+        for events in tail.batches():
+            for event in events:
+                followed.apply(event)
     try:
         with nullcontext(interrupts) if interrupts is not None else Interrupts() as counted:
             while True:

@@ -13,7 +13,7 @@ from core.runs import sentences
 from core.runs.events import Event, StepEvent
 from core.runs.history import LogLine, Phase
 from core.text import one_line
-from core.units import format_duration, format_number, format_rate
+from core.units import format_duration, format_fixed, format_number, format_rate
 
 #: Seconds between two plain lines where standard error is no terminal.
 PLAIN_SECONDS = 5.0
@@ -24,7 +24,7 @@ def step_words(event: StepEvent, total_steps: int) -> str:
     """An optimizer step: ``step 34/120  loss 0.412  lr 8.1e-4  grad 0.61  318 tok/s``."""
     step = f"{event.step}/{total_steps}" if total_steps else f"{event.step}"
     margin = "" if event.reward_margin is None else f"margin {format_number(event.reward_margin)}  "
-    accuracy = "" if event.reward_accuracy is None else f"acc {event.reward_accuracy:.2f}  "
+    accuracy = "" if event.reward_accuracy is None else f"acc {format_fixed(event.reward_accuracy, 2)}  "
     return (
         f"step {step}  loss {format_number(event.loss)}  lr {format_number(event.lr)}  "
         f"grad {format_number(event.grad_norm)}  {margin}{accuracy}{format_rate(event.tokens_per_second)}"

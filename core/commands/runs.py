@@ -62,14 +62,8 @@ def describe_run(run: Run) -> dict[str, Any]:
 
 
 def _model(run: Run) -> str | None:
-    from core.config.document import ConfigDocument
-    from core.errors import UserError
-
-    try:
-        base = ConfigDocument.load(run.config_path).get("model.base")
-    except UserError:
-        # A run whose configuration is damaged is listed all the same.
-        return None
+    # A run whose configuration is damaged is listed all the same.
+    base = run.values().get("model.base")
     return base if isinstance(base, str) else None
 
 
@@ -82,14 +76,12 @@ def _started(run: Run) -> float | None:
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    import time
-
     from core.text import one_line
-    from core.units import format_number
+    from core.units import format_moment, format_number
 
     table = [_HEADINGS]
     for row in rows:
-        started = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["started"])) if row["started"] else "–"
+        started = format_moment(row["started"], "%Y-%m-%d %H:%M") if row["started"] else "–"
         step = f"{row['step']}/{row['total_steps']}" if row["total_steps"] else "–"
         model = one_line(str(row["model"] or "–").rpartition("/")[2], 40)
         table.append((one_line(row["id"], 60), row["state"], step, format_number(row["loss"]), started, model))

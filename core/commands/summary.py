@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from core.commands.common import PROGRAM, describe_state, emit, exit_code, say
@@ -46,7 +47,12 @@ def summarize(followed: Followed) -> dict[str, Any]:
 def adapter_of(followed: Followed) -> str | None:
     """Where the adapter of a run that has ended is; None where it has none."""
     end = followed.history.end
-    return os.fspath(followed.run.path / end.adapter) if end is not None and end.adapter else None
+    if end is None or not end.adapter:
+        return None
+    parts = Path(end.adapter).parts
+    # It is in the run directory, whatever a record says.
+    is_inside = ".." not in parts and not Path(end.adapter).is_absolute() and "\0" not in end.adapter
+    return os.fspath(followed.run.path / end.adapter) if is_inside else None
 
 
 def report(followed: Followed, *, as_json: bool) -> int:

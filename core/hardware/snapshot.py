@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+#: No machine has more devices, and none of them a greater reading in any of its units.
+_MOST_DEVICES, _MOST = 1 << 16, 1e9
+_MOST_BYTES = 1 << 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +51,10 @@ class Device:
         if not isinstance(data, Mapping):
             raise TypeError(f"{data!r} is no device")
         index, kind, name = data.get("index"), data.get("kind"), data.get("name")
-        if not isinstance(index, int) or not isinstance(kind, str) or not isinstance(name, str):
+        if type(index) is not int or not isinstance(kind, str) or not isinstance(name, str):
             raise TypeError("a device needs an index, a kind and a name")
+        if index not in range(_MOST_DEVICES):
+            raise TypeError("no machine has so many devices")
         reasons, problem = data.get("throttle_reasons"), data.get("problem")
         return cls(
             index=index,
@@ -67,14 +73,19 @@ class Device:
             clock=_number(data.get("clock")),
         )
 
+    @classmethod
+    def all_from(cls, items: Iterable[object]) -> list[Device]:
+        """The devices of an event; what is none is left out, as a meter less is better than no view of the run."""
+        found: list[Device] = []
+        for item in items:
+            with suppress(TypeError):
+                found.append(cls.from_dict(item))
+        return found
+
 
 def _number(value: object) -> float | None:
-    try:
-        number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
+    return float(value) if type(value) in (int, float) and abs(value) <= _MOST else None  # type: ignore[arg-type]
 
 
 def _bytes(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if type(value) is int and 0 <= value <= _MOST_BYTES else None

@@ -11,7 +11,9 @@ from core.units import exact_number
 
 #: Who a change comes from that a run has been continued with.
 KEPT = "checkpoint"
-_CHANGE = re.compile(r"(\w+\.\w+) = ([^\s,]+)")
+_CHANGE = re.compile(r"(\w{1,40}\.\w{1,40}) = ([^\s,]{1,40})(?=,|\s|$)")
+#: Greater numbers, and those that are not finite, are no values of an option.
+_GREATEST = 1e300
 #: What an option is called, and what it comes to where it has no value.
 _NOUNS = {
     "train.learning_rate": ("learning rate {}", ""),
@@ -36,7 +38,7 @@ def recall(result: str) -> dict[str, Any]:
             value = json.loads(text)
         except ValueError:
             continue
-        if type(value) in (int, float):
+        if type(value) in (int, float) and abs(value) <= _GREATEST:
             found[name] = value
     return found
 

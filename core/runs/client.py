@@ -22,6 +22,8 @@ from core.text import one_line
 CONNECT_SECONDS = 5.0
 #: Seconds for an answer: a command is carried out between two steps, and a step may be long.
 ANSWER_SECONDS = 60.0
+#: The most bytes that come back for one command; the longest answer of a model has far fewer.
+EXCHANGE_LIMIT = 64 << 20
 _CHUNK_BYTES = 64 << 10
 
 
@@ -108,12 +110,10 @@ class ControlClient:
                 connection.sendall(protocol.encode_request(request))
             except OSError as error:
                 raise self._broken(command, error) from error
-            for message in self._messages(connection, command, streamed=command == "generate"):
-                # A worker that could not read the request's id answers under none.
-                if message.get("id") in (request.id, None):
-                    yield message
-                    if "ok" in message:
-                        return
+            for message in self._messages(connection, request):
+                yield message
+                if "ok" in message:
+                    return
         finally:
             with self._guard:
                 self._open.discard(connection)
@@ -138,6 +138,9 @@ class ControlClient:
                 if self._closed:
                     raise self._was_closed()
                 self._open.add(connection)
+        except ValueError as error:  # half a character in the path
+            connection.close()
+            raise self._unreachable(OSError(None, "its path is none")) from error
         except OSError as error:
             connection.close()
             raise self._unreachable(error) from error
@@ -146,12 +149,16 @@ class ControlClient:
             raise
         return connection
 
-    def _messages(self, connection: socket.socket, command: str, *, streamed: bool) -> Iterator[dict[str, Any]]:
-        pending = bytearray()
+    def _messages(self, connection: socket.socket, request: protocol.Request) -> Iterator[dict[str, Any]]:
+        """What comes back for a request. An answer that is streamed has its time anew with each piece."""
+        command, pending, received = request.command, bytearray(), 0
         deadline = time.monotonic() + self.timeout
         while True:
             try:
-                connection.settimeout(max(deadline - time.monotonic(), 0.001))
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError
+                connection.settimeout(left)
                 data = connection.recv(_CHUNK_BYTES)
             except OSError as error:
                 raise self._broken(command, error) from error
@@ -159,17 +166,21 @@ class ControlClient:
                 raise self._broken(command, None)
             searched = len(pending)
             pending += data
+            received += len(data)
             while (end := pending.find(b"\n", searched)) >= 0:
                 line = bytes(pending[:end])
                 del pending[: end + 1]
                 searched = 0
                 try:
-                    yield protocol.decode_message(line)
+                    message = protocol.decode_message(line)
                 except protocol.ProtocolError as error:
                     raise self._garbage() from error
-                if streamed:
-                    deadline = time.monotonic() + self.timeout
-            if len(pending) > protocol.LINE_LIMIT:
+                # A worker that could not read the request's id answers under none.
+                if message.get("id") in (request.id, None):
+                    yield message
+                    if command == "generate":
+                        deadline = time.monotonic() + self.timeout
+            if len(pending) > protocol.LINE_LIMIT or received > EXCHANGE_LIMIT:
                 raise self._garbage()
 
     def _accept(self, message: dict[str, Any]) -> dict[str, Any]:

@@ -2,17 +2,34 @@
 
 Every event carries ``t`` (Unix seconds) and ``type``. Numbers that are not finite are written as the strings ``"NaN"``,
 ``"Infinity"`` and ``"-Infinity"``, since JSON has no such numbers and a loss of NaN must never read as 0.
+
+A record may come from anywhere, so whoever reads an event can rely on its values: integers are of 64 bits, times are
+those of a calendar or NaN, texts and lists have a length that is bounded, and nothing in them is nested further.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias
+
+#: A line of more bytes is no event.
+LINE_LIMIT = 1 << 20
+#: The most characters of a prompt or an answer, and of any other text; longer ones are cut. What they come to fits into
+#: a line, even where every character is escaped.
+TEXT_LIMIT, SENTENCE_LIMIT = 50_000, 4_000
+#: The most entries of a list or a dictionary, and the most characters of a key or a text in one.
+ENTRIES_LIMIT, NAME_LIMIT = 256, 200
+#: The greatest integer, positive or negative.
+INTEGER_LIMIT = 1 << 63
+#: Times beyond this, positive or negative, are in no calendar, in Unix seconds; it is the year 9891.
+TIME_LIMIT = 2.5e11
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +252,7 @@ def as_json(value: JSONValue) -> JSONValue:
 
 def encode_event(event: Event) -> str:
     """One line of ``events.jsonl``, newline included; it can always be encoded as UTF-8."""
-    fields = {_FILE_NAMES.get(key, key): as_json(value) for key, value in dataclasses.asdict(event).items()}
+    fields = {_FILE_NAMES.get(key, key): as_json(_cut(key, value)) for key, value in dataclasses.asdict(event).items()}
     ordered = {"t": fields.pop("t"), "type": event.type, **fields}
     line = json.dumps(ordered, ensure_ascii=False, allow_nan=False)
     try:
@@ -246,31 +263,66 @@ def encode_event(event: Event) -> str:
     return line + "\n"
 
 
-def _to_float(value: JSONValue) -> float:
-    if isinstance(value, str):
-        return _NOT_FINITE[value]
-    return float(value)
-
-
-def _to_counts(value: JSONValue) -> dict[str, int]:
-    if not all(type(count) is int for count in value.values()):
-        raise TypeError("not counts")
-    return dict(value)
-
-
-def _to_objects(value: JSONValue) -> list[dict[str, Any]]:
-    if not all(isinstance(item, dict) for item in value):
-        raise TypeError("not objects")
-    return list(value)
+def _cut(name: str, value: JSONValue) -> JSONValue:
+    """The value of a field: a text at the length it may have, anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    limit = TEXT_LIMIT if name in ("prompt", "text") else SENTENCE_LIMIT
+    return value if len(value) <= limit else value[: limit - 1] + "…"
 
 
 def _same(value: JSONValue) -> JSONValue:
     return value
 
 
+def _to_integer(value: JSONValue) -> int:
+    if type(value) is not int or not -INTEGER_LIMIT <= value <= INTEGER_LIMIT:
+        raise TypeError("no integer of 64 bits")
+    return value
+
+
+def _to_float(value: JSONValue) -> float:
+    if isinstance(value, str):
+        return _NOT_FINITE[value]
+    return float(_to_integer(value)) if isinstance(value, int) else float(value)
+
+
+def _to_time(value: JSONValue) -> float:
+    """What happened at no time is told all the same."""
+    moment = _to_float(value)
+    return moment if -TIME_LIMIT <= moment <= TIME_LIMIT else math.nan
+
+
+def _to_counts(value: JSONValue) -> dict[str, int]:
+    if len(value) > ENTRIES_LIMIT or any(len(name) > NAME_LIMIT for name in value):
+        raise TypeError("too much")
+    return {name: _to_integer(count) for name, count in value.items()}
+
+
+def _to_objects(value: JSONValue) -> list[dict[str, Any]]:
+    if len(value) > ENTRIES_LIMIT or not all(isinstance(item, dict) for item in value):
+        raise TypeError("not objects")
+    return [{name[:NAME_LIMIT]: _to_plain(inner) for name, inner in _first(item.items())} for item in value]
+
+
+def _to_plain(value: JSONValue) -> JSONValue:
+    """A value without anything nested in it: a number, a text or a list of them; None for what is none of these."""
+    if isinstance(value, list):
+        return [_to_plain(item) for item in _first(value) if not isinstance(item, (list, dict))]
+    if isinstance(value, str):
+        return value[:NAME_LIMIT]
+    if type(value) is int and abs(value) > INTEGER_LIMIT:
+        return None
+    return None if isinstance(value, dict) else value
+
+
+def _first(items: Iterable[Any]) -> list[Any]:
+    return list(itertools.islice(items, ENTRIES_LIMIT))
+
+
 #: What a field's annotation accepts from JSON, and how it is read.
 _READERS: dict[str, tuple[frozenset[type], Callable[[JSONValue], JSONValue]]] = {
-    "int": (frozenset({int}), _same),
+    "int": (frozenset({int}), _to_integer),
     "float": (frozenset({int, float, str}), _to_float),
     "str": (frozenset({str}), _same),
     "dict[str, int]": (frozenset({dict}), _to_counts),
@@ -294,6 +346,10 @@ def _describe_field(item: dataclasses.Field[Any]) -> _Field:
     annotation = str(item.type)
     optional = annotation.endswith(" | None")
     accepted, read = _READERS[annotation.removesuffix(" | None")]
+    if item.name == "t":
+        read = _to_time
+    elif read is _same:
+        read = functools.partial(_cut, item.name)
     has_default = item.default is not dataclasses.MISSING or item.default_factory is not dataclasses.MISSING
     # The time has a default for those who make events, not for those who read them.
     required = not has_default or item.name == "t"
@@ -343,4 +399,4 @@ def _read_field(item: _Field, value: JSONValue) -> JSONValue:
             raise TypeError("wrong type")
         return item.read(value)
     except (TypeError, KeyError, OverflowError) as error:
-        raise MalformedEventError(f"{item.key} cannot be {str(value)[:80]!r}") from error
+        raise MalformedEventError(f"{item.key} cannot have that value") from error

@@ -7,11 +7,12 @@ import os
 import time
 
 from core.errors import UserError
+from core.paths import FILE_MODE
 from core.runs.after_end import way_on
 from core.runs.events import ControlEvent, StoppedEvent, encode_event
 from core.runs.launcher import complete_checkpoints, reap, terminate
 from core.runs.lock import try_lock
-from core.runs.state import END_STATES, RunState
+from core.runs.state import RunState
 from core.runs.store import Run
 
 
@@ -44,7 +45,8 @@ def kill(run: Run, timeout: float) -> RunState:
         reap()
     try:
         recorded = RunState.read(run.state_path)
-        if recorded is not None and recorded.state not in END_STATES:
+        # One that has told its end, and hung after that, has been stopped by nobody.
+        if recorded is not None and run.state().state == "lost":
             _record_kill(run, recorded)
     finally:
         os.close(lock)
@@ -61,7 +63,8 @@ def _record_kill(run: Run, recorded: RunState) -> None:
     lines = encode_event(ControlEvent(command="stop", sender="SIGKILL", result=result))
     lines += encode_event(StoppedEvent(reason=reason, step=step, adapter=adapter, hint=way_on(run)))
     try:
-        with run.events_path.open("ab+") as file:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with os.fdopen(os.open(run.events_path, flags, FILE_MODE), "ab+") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
                 # The line that it was killed in is ended first.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
+from core.config.live import CHANGEABLE
 from core.hardware.snapshot import Device
 from core.runs import changes, sentences
 from core.runs.events import (
@@ -24,26 +24,34 @@ from core.runs.events import (
     FinishedEvent,
     GovernorEvent,
     HardwareEvent,
-    MalformedEventError,
     MemoryEvent,
     NoticeEvent,
     PhaseEvent,
     SampleEvent,
     StepEvent,
     StoppedEvent,
-    decode_event,
 )
 from core.runs.series import Series
 from core.runs.store import Run
-from core.runs.tail import EventTail
+from core.runs.tail import EventTail, last_events
 
-#: Newest log lines and samples kept.
+T = TypeVar("T")
+
+#: Newest log lines and samples kept, and the most characters of a line.
 LOG_LINES = 5000
+LINE_CHARACTERS = 2000
 SAMPLES = 500
+#: The most characters of all samples that are kept.
+SAMPLE_CHARACTERS = 1 << 22
+#: Newest evaluations, checkpoints, notices and marks that are kept at least; there may be twice as many.
+KEPT = 500
+#: Phases and devices told apart; a run has a handful of each.
+NAMES = 32
+#: Newest steps that can be taken back one by one.
+REWOUND_STEPS = 1 << 15
 #: Steps whose pace an estimate of the rest rests on.
 RECENT_STEPS = 50
 _LONGEST_SECONDS = 3e9
-_TAIL_BYTES = 64 << 10
 _TAIL_LIMIT = 16 << 20
 #: Phases that come again and again within one start.
 _RECURRING = frozenset({"training", "evaluating", "saving"})
@@ -86,19 +94,34 @@ class Mark:
 
 @dataclass
 class _Totals:
-    """Sums up to and including each step, so that steps which are replayed can be taken back."""
+    """Sums up to and including each of the newest steps, so that steps which are replayed can be taken back.
 
+    Where a run goes back further than is kept, they begin anew.
+    """
+
+    steps: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     paused: list[float] = field(default_factory=list)
+    dropped: int = 0
+    """Steps that went before."""
 
     def append(self, event: StepEvent) -> None:
-        self.tokens.append((self.tokens[-1] if self.tokens else 0) + event.tokens)
+        self.steps.append(event.step)
+        self.tokens.append((self.tokens[-1] if self.tokens else 0) + max(event.tokens, 0))
         self.seconds.append((self.seconds[-1] if self.seconds else 0.0) + _sound(event.seconds))
         self.paused.append((self.paused[-1] if self.paused else 0.0) + _sound(event.paused_seconds))
+        if len(self.steps) >= 2 * REWOUND_STEPS:
+            self.dropped += len(self.steps) - REWOUND_STEPS
+            for sums in (self.steps, self.tokens, self.seconds, self.paused):
+                del sums[:-REWOUND_STEPS]
 
-    def truncate(self, keep: int) -> None:
-        del self.tokens[keep:], self.seconds[keep:], self.paused[keep:]
+    def truncate(self, step: int) -> None:
+        """Take back the steps from ``step`` on."""
+        keep = bisect_left(self.steps, step)
+        for sums in (self.steps, self.tokens, self.seconds, self.paused):
+            del sums[keep:]
+        self.dropped = self.dropped if keep else 0
 
 
 class RunHistory:
@@ -124,7 +147,7 @@ class RunHistory:
         self.eval_loss = Series()
         self.exact_match = Series()
         self.evals: list[EvalEvent] = []
-        self.samples: deque[SampleEvent] = deque(maxlen=SAMPLES)
+        self.samples: deque[SampleEvent] = deque()
         self.checkpoints: list[CheckpointEvent] = []
         self.notices: list[NoticeEvent] = []
         self.governor: GovernorEvent | None = None
@@ -144,8 +167,9 @@ class RunHistory:
         self.skipped = 0
         """Lines of the file that were no events, as far as the reader counted them."""
         self.updated: float | None = None
-        """Time of the last event, in Unix seconds."""
+        """Time of the last event that tells one, in Unix seconds."""
         self._totals = _Totals()
+        self._sample_characters = 0
         self._overhead_seconds = 0.0
         self._first_step_of_start: int | None = None
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
@@ -169,6 +193,11 @@ class RunHistory:
     def step(self) -> int:
         """The last optimizer step done; 0 before the first."""
         return self.last_step.step if self.last_step else 0
+
+    @property
+    def step_count(self) -> int:
+        """Optimizer steps done, replayed steps left out."""
+        return self._totals.dropped + len(self._totals.steps)
 
     @property
     def tokens(self) -> int:
@@ -229,7 +258,8 @@ class RunHistory:
             self.phase_seconds[self.phase.name] = self.phase_seconds.get(self.phase.name, 0.0) + passed
         if starting:
             self._begin_start(event.t)
-        self.updated = event.t
+        if not math.isnan(event.t):
+            self.updated = event.t
         if handler := self._handlers.get(type(event)):
             handler(event)
 
@@ -247,6 +277,8 @@ class RunHistory:
             self._write(moment, "info", f"continued after step {self.step}" if self.step else "started again")
 
     def _apply_phase(self, event: PhaseEvent) -> None:
+        if event.name not in self.phase_seconds and len(self.phase_seconds) >= NAMES:
+            return
         known = self.phases.get(event.name)
         if self.phase is None or self.phase is not known:
             if known is None and (line := sentences.phase(event)):
@@ -260,6 +292,8 @@ class RunHistory:
         self._write(event.t, "info", sentences.data(event))
 
     def _apply_memory(self, event: MemoryEvent) -> None:
+        if event.device not in self.memory and len(self.memory) >= NAMES:
+            return
         if (before := self.memory.get(event.device)) is not None:
             event = dataclasses.replace(
                 before, **{key: value for key, value in vars(event).items() if value is not None}
@@ -274,7 +308,7 @@ class RunHistory:
         if self._first_step_of_start is None:
             self._first_step_of_start = event.step
             if self.starts > 1:
-                self.marks.append(Mark(event.step, "resumed", "continued here"))
+                _append(self.marks, Mark(event.step, "resumed", "continued here"))
         self.loss.append(event.step, event.loss)
         self.grad_norm.append(event.step, event.grad_norm)
         self.learning_rate.append(event.step, event.lr)
@@ -285,7 +319,7 @@ class RunHistory:
 
     def _rewind(self, step: int) -> None:
         """Forget what steps from ``step`` on have reported: they are being done again."""
-        self._totals.truncate(bisect_left(self.loss.steps, step))
+        self._totals.truncate(step)
         for series in (
             self.loss,
             self.grad_norm,
@@ -295,12 +329,12 @@ class RunHistory:
             self.exact_match,
         ):
             series.truncate(step)
-        self.evals = [item for item in self.evals if item.step < step]
-        self.checkpoints = [item for item in self.checkpoints if item.step < step]
-        self.marks = [item for item in self.marks if item.step < step]
+        for items in (self.evals, self.checkpoints, self.marks):
+            _truncate(items, step)
 
     def _apply_eval(self, event: EvalEvent) -> None:
-        self.evals = [*(item for item in self.evals if item.step < event.step), event]
+        _truncate(self.evals, event.step)
+        _append(self.evals, event)
         self.eval_loss.append(event.step, event.loss)
         if event.exact_match is not None:
             self.exact_match.append(event.step, event.exact_match)
@@ -309,33 +343,38 @@ class RunHistory:
 
     def _apply_sample(self, event: SampleEvent) -> None:
         self.samples.append(event)
+        self._sample_characters += len(event.prompt) + len(event.text)
+        while len(self.samples) > SAMPLES or self._sample_characters > SAMPLE_CHARACTERS:
+            oldest = self.samples.popleft()
+            self._sample_characters -= len(oldest.prompt) + len(oldest.text)
 
     def _apply_hardware(self, event: HardwareEvent) -> None:
-        self.devices = [device for item in event.devices if (device := _device(item)) is not None]
-        if event.energy_wh is not None:
+        self.devices = Device.all_from(event.devices)
+        if event.energy_wh is not None and math.isfinite(event.energy_wh):
             self.energy_wh = event.energy_wh
 
     def _apply_checkpoint(self, event: CheckpointEvent) -> None:
-        self.checkpoints = [*(item for item in self.checkpoints if item.step < event.step), event]
+        _truncate(self.checkpoints, event.step)
+        _append(self.checkpoints, event)
         self._overhead_seconds += _sound(event.seconds)
         self._write(event.t, "info", sentences.checkpoint(event))
 
     def _apply_governor(self, event: GovernorEvent) -> None:
         self.governor = event
         line = sentences.governor(event)
-        self.marks.append(Mark(self.step, "governor", line))
+        _append(self.marks, Mark(self.step, "governor", line))
         self._write(event.t, "warning" if event.action != "resume" else "info", line)
 
     def _apply_notice(self, event: NoticeEvent) -> None:
-        self.notices.append(event)
+        _append(self.notices, event)
         line = sentences.notice(event)
         if event.level in ("warning", "error"):
-            self.marks.append(Mark(self.step, event.level, line))
+            _append(self.marks, Mark(self.step, event.level, line))
         self._write(event.t, event.level if event.level in ("warning", "error") else "info", line)
 
     def _apply_control(self, event: ControlEvent) -> None:
         if event.command == "set" and not event.result.startswith("refused"):
-            self.settings |= changes.recall(event.result)
+            self.settings |= {name: value for name, value in changes.recall(event.result).items() if name in CHANGEABLE}
         self._write(event.t, "info", sentences.control(event))
 
     def _apply_end(self, event: FinishedEvent) -> None:
@@ -344,7 +383,7 @@ class RunHistory:
         self._write(event.t, level, sentences.end(event))
 
     def _write(self, moment: float, level: str, text: str) -> None:
-        self.log.append(LogLine(moment, level, text))
+        self.log.append(LogLine(moment, level, text[:LINE_CHARACTERS]))
         self.log_count += 1
 
 
@@ -353,19 +392,25 @@ def _sound(seconds: float) -> float:
     return seconds if 0 < seconds < _LONGEST_SECONDS else 0.0
 
 
-def _device(item: dict[str, Any]) -> Device | None:
-    try:
-        return Device.from_dict(item)
-    except TypeError:
-        # Written by another version; a meter less is better than no view of the run.
-        return None
+def _append(items: list[T], item: T) -> None:
+    """Add one, and drop the oldest where there are many."""
+    items.append(item)
+    if len(items) > 2 * KEPT:
+        del items[:-KEPT]
+
+
+def _truncate(items: list[Any], step: int) -> None:
+    """Drop what belongs to a step from ``step`` on; steps rise."""
+    while items and items[-1].step >= step:
+        items.pop()
 
 
 def read_history(run: Run) -> RunHistory:
     """The history of a run as its file tells it now; empty when there is no file yet."""
     history, tail = RunHistory(), EventTail(run.events_path)
-    for event in tail.read_all():
-        history.apply(event)
+    for events in tail.batches():
+        for event in events:
+            history.apply(event)
     history.skipped = tail.skipped
     return history
 
@@ -375,30 +420,7 @@ def last_step(run: Run) -> StepEvent | None:
 
     At most the last 16 MB are searched.
     """
-    try:
-        with run.events_path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            length = _TAIL_BYTES
-            while True:
-                start = max(size - length, 0)
-                file.seek(start)
-                lines = file.read(size - start).split(b"\n")
-                # The last piece has no newline yet; the first is the end of a longer line unless the file starts here.
-                for line in reversed(lines[1 if start else 0 : -1]):
-                    if (step := _as_step(line)) is not None:
-                        return step
-                if start == 0 or length >= _TAIL_LIMIT:
-                    return None
-                length *= 8
-    except OSError:
-        return None
-
-
-def _as_step(line: bytes) -> StepEvent | None:
-    if b'"step"' not in line:
-        return None
-    try:
-        event = decode_event(line)
-    except MalformedEventError:
-        return None
-    return event if isinstance(event, StepEvent) else None
+    for event in last_events(run.events_path, StepEvent.type, _TAIL_LIMIT):
+        if isinstance(event, StepEvent):
+            return event
+    return None

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import tomli
-
 from core.runs.store import Run, list_runs, make_slug
 
 #: Runs that are looked at, newest first.
@@ -39,24 +37,11 @@ def newest_like(name: str, model: str) -> LikeRun | None:
         is_named_so = stamp is not None and slug.fullmatch(run.id[stamp.end() :]) is not None
         if not is_named_so and alike is not None:
             continue
-        values = _values(run)
-        if values is None:
+        values = run.values()
+        if not values:
             continue
         if is_named_so:
             return LikeRun(run, values)
         if values.get("model.base") == model:
             alike = LikeRun(run, values)
     return alike
-
-
-def _values(run: Run) -> dict[str, Any] | None:
-    try:
-        data = tomli.loads(run.config_path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return {
-        f"{section}.{key}": value
-        for section, table in data.items()
-        if isinstance(table, dict)
-        for key, value in table.items()
-    }

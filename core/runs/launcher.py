@@ -25,6 +25,7 @@ from core.runs.lock import LOCK_VARIABLE, try_lock
 from core.runs.process import hostname, is_same_process
 from core.runs.state import RunState
 from core.runs.store import Run, create_run
+from core.small_files import open_regular
 from core.text import one_line
 from core.tracking.start import places, record_failure, start_tracker
 
@@ -109,6 +110,8 @@ def continue_run(run: Run) -> None:
             host=hostname(),
             updated=time.time(),
             socket=None,
+            step_started=None,
+            beat=None,
         )
         _write_state(run, queued)
         _spawn(run, resume=True, lock=lock)
@@ -118,11 +121,14 @@ def continue_run(run: Run) -> None:
 
 def complete_checkpoints(run: Run) -> list[Path]:
     """Checkpoint directories that have their manifest, oldest first; the worker checks whether its hashes hold."""
-    found = [
-        (int(match[1]), path)
-        for path in (run.checkpoints_path.iterdir() if run.checkpoints_path.is_dir() else ())
-        if (match := re.fullmatch(r"step-(\d{1,18})", path.name)) and (path / "manifest.json").is_file()
-    ]
+    try:
+        found = [
+            (int(match[1]), path)
+            for path in (run.checkpoints_path.iterdir() if run.checkpoints_path.is_dir() else ())
+            if (match := re.fullmatch(r"step-(\d{1,18})", path.name)) and (path / "manifest.json").is_file()
+        ]
+    except OSError:  # a directory that cannot be looked into holds none to go on from
+        return []
     return [path for _, path in sorted(found)]
 
 
@@ -186,10 +192,10 @@ def failure_reason(run: Run) -> str:
 def log_tail(run: Run, lines: int = 20) -> list[str]:
     """The last lines that the newest worker of a run printed, made safe to show; blank ones left out."""
     try:
-        with run.log_path.open("rb") as file:
+        with open_regular(run.log_path) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(size - _LOG_TAIL_BYTES, 0))
-            text = file.read(_LOG_TAIL_BYTES).decode("utf-8", errors="replace")
+            text = (file.read(_LOG_TAIL_BYTES) or b"").decode("utf-8", errors="replace")
     except OSError:
         return []
     newest = text.rpartition(_LOG_HEADER)

@@ -11,9 +11,11 @@ import os
 import re
 from pathlib import Path
 
-from core.runs.events import HardwareEvent, MalformedEventError, decode_event
+from core.runs.events import HardwareEvent
 from core.runs.process import boot_id
 from core.runs.state import RunState
+from core.runs.tail import last_events
+from core.small_files import open_regular, read_small
 from core.units import format_bytes
 
 #: What to do about it.
@@ -29,7 +31,8 @@ _CGROUPS = Path("/sys/fs/cgroup")
 _KERNEL_MESSAGES = Path("/dev/kmsg")
 _LOGS = tuple(Path("/var/log") / name for name in ("kern.log", "syslog", "messages"))
 _TAIL_BYTES = 1 << 20
-_VICTIM = re.compile(rb"(Memory cgroup out of memory|Out of memory)[^\n]*?Killed process (\d+)")
+_COUNTER_BYTES = 1 << 16
+_VICTIM = re.compile(rb"(Memory cgroup out of memory|Out of memory)[^\n]*?Killed process (\d{1,10})\b")
 
 
 def own_counter() -> tuple[str | None, int | None]:
@@ -44,11 +47,11 @@ def own_counter() -> tuple[str | None, int | None]:
 def read_kills(path: Path) -> int | None:
     """The ``oom_kill`` of a ``memory.events`` (version 2) or ``memory.oom_control`` (version 1); None without one."""
     try:
-        lines = path.read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
+        lines = read_small(path, _COUNTER_BYTES).decode("ascii", errors="replace").splitlines()
+    except (OSError, ValueError):  # the path is what somebody's state.json says
         return None
     counts = [line.removeprefix("oom_kill ") for line in lines if line.startswith("oom_kill ")]
-    return int(counts[0]) if counts and counts[0].isdigit() else None
+    return int(counts[0]) if counts and re.fullmatch("[0-9]{1,19}", counts[0]) else None
 
 
 def memory_death(recorded: RunState, events: Path) -> str | None:
@@ -58,7 +61,11 @@ def memory_death(recorded: RunState, events: Path) -> str | None:
         recorded: What its ``state.json`` says last.
         events: Its ``events.jsonl``.
     """
-    if recorded.pid is None or (recorded.pid_started or "").partition("/")[0] != boot_id():
+    try:
+        is_of_this_boot = (recorded.pid_started or "").partition("/")[0] == boot_id()
+    except OSError:
+        return None
+    if recorded.pid is None or not is_of_this_boot:
         return None  # of another machine, or of a time whose witnesses are gone
     return _memory_death(recorded, events)
 
@@ -103,10 +110,10 @@ def _killed_by_message(pid: int, since: float) -> bool | None:
     texts = [_kernel_messages()]
     for path in _LOGS:
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 if os.fstat(file.fileno()).st_mtime >= since:
                     file.seek(max(file.seek(0, os.SEEK_END) - _TAIL_BYTES, 0))
-                    texts.append(file.read(_TAIL_BYTES))
+                    texts.append(file.read(_TAIL_BYTES) or b"")
         except OSError:
             continue  # most systems have one of them, readable by some
     for text in texts:
@@ -137,23 +144,11 @@ def _kernel_messages() -> bytes:
 
 def _last_figures(events: Path) -> tuple[int, int] | None:
     """Memory of the machine (or of the container) in use and in total at the last report, in bytes."""
-    try:
-        with events.open("rb") as file:
-            file.seek(max(file.seek(0, os.SEEK_END) - (64 << 10), 0))
-            lines = file.read().split(b"\n")
-    except OSError:
-        return None
-    for line in reversed(lines):
-        if b'"hardware"' not in line:
-            continue
-        try:
-            event = decode_event(line)
-        except MalformedEventError:
-            continue
+    for event in last_events(events, HardwareEvent.type):
         if isinstance(event, HardwareEvent):
             for device in event.devices:
                 used, total = device.get("memory_used"), device.get("memory_total")
-                if device.get("kind") == "cpu" and isinstance(used, int) and isinstance(total, int) and total > 0:
+                if device.get("kind") == "cpu" and type(used) is int and type(total) is int and total > 0:
                     return used, total
-            return None
+        return None
     return None

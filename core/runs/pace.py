@@ -19,6 +19,8 @@ LOOKED_AT = 50
 FEWEST_STEPS = 3
 #: Records of more bytes are not read for a guess.
 LONGEST_RECORD = 64 << 20
+#: No run has a greater figure.
+_GREATEST = 1e12
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,11 @@ def _pace(run: Run, config: Config) -> Pace | None:
     except OSError:
         return None
     history = read_history(run)
-    rate, steps = history.tokens_per_second, len(history.loss.steps)
+    rate, steps = history.tokens_per_second, history.step_count
     if rate is None or steps < FEWEST_STEPS:
         return None
-    energy = history.energy_wh or None
-    return Pace(
+    energy = history.energy_wh if history.energy_wh and history.energy_wh > 0 else None
+    pace = Pace(
         run.id,
         rate,
         history.step_seconds / steps,
@@ -108,3 +110,6 @@ def _pace(run: Run, config: Config) -> Pace | None:
         config.train.batch_size,
         energy / history.step_seconds if energy else None,
     )
+    # What no run can have done says nothing of the next one.
+    figures = (pace.tokens_per_second, pace.seconds_per_step, pace.watt_hours_per_token, pace.watt_hours_per_second)
+    return pace if all(figure is None or 0 < figure < _GREATEST for figure in figures) else None

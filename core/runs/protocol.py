@@ -8,6 +8,7 @@ number of ``{"id", "token"}`` (a worker adds ``source``). An answer that is not 
 from __future__ import annotations
 
 import json
+import math
 import socket
 import struct
 from dataclasses import dataclass, field
@@ -16,6 +17,10 @@ from typing import Any
 COMMANDS = ("ping", "pause", "resume", "stop", "checkpoint", "generate", "set")
 #: The longest line accepted from a peer.
 LINE_LIMIT = 4 << 20
+#: The most characters of a request's id and of a command's name.
+NAME_LIMIT = 200
+#: How deep a message may be nested, and the greatest integer in it, positive or negative.
+DEPTH_LIMIT, INTEGER_LIMIT = 16, 1 << 63
 
 
 class ProtocolError(ValueError):
@@ -42,18 +47,44 @@ def encode_request(request: Request) -> bytes:
 
 
 def decode_message(line: bytes) -> dict[str, Any]:
-    """A line as an object.
+    """A line as an object, its numbers finite, its integers of 64 bits, and nothing in it nested deep.
 
     Raises:
         ProtocolError: If it is not one.
     """
     try:
-        message = json.loads(line)
+        message = json.loads(line, parse_int=_integer, parse_float=_number, parse_constant=_number)
     except (ValueError, RecursionError) as error:
         raise ProtocolError("the line is not JSON") from error
     if not isinstance(message, dict):
         raise ProtocolError("the line is not a JSON object")
+    if not _is_shallow(message):
+        raise ProtocolError("the line is nested too deep")
     return message
+
+
+def _integer(text: str) -> int:
+    value = int(text)
+    if abs(value) > INTEGER_LIMIT:
+        raise ValueError("no integer of 64 bits")
+    return value
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("no finite number")
+    return value
+
+
+def _is_shallow(message: dict[str, Any]) -> bool:
+    level: list[Any] = [message]
+    for _ in range(DEPTH_LIMIT):
+        inner = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [value for values in inner for value in values if isinstance(value, (dict, list))]
+        if not level:
+            return True
+    return False
 
 
 def decode_request(line: bytes) -> Request:
@@ -64,8 +95,10 @@ def decode_request(line: bytes) -> Request:
     """
     message = decode_message(line)
     identity, command, args = message.get("id"), message.get("command"), message.get("args", {})
-    if not isinstance(identity, (str, int)) or not isinstance(command, str) or not isinstance(args, dict):
+    if type(identity) not in (str, int) or not isinstance(command, str) or not isinstance(args, dict):
         raise ProtocolError("a request needs an id, a command and args that are an object")
+    if max(len(str(identity)), len(command)) > NAME_LIMIT:
+        raise ProtocolError("its id or its command is too long")
     return Request(str(identity), command, args)
 
 

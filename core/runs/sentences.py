@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime
 
 from core.runs import changes
 from core.runs.events import (
@@ -17,7 +16,7 @@ from core.runs.events import (
     PhaseEvent,
 )
 from core.text import one_line
-from core.units import format_bytes, format_number
+from core.units import format_bytes, format_fixed, format_moment, format_number
 
 #: What a phase is called.
 PHASES = {
@@ -58,10 +57,7 @@ _FINISHES = {"stop": "", "length": ", cut at the longest answer allowed", "cance
 
 def clock(moment: float) -> str:
     """Local time of day, ``14:37:02``; dashes where the time makes none."""
-    try:
-        return datetime.fromtimestamp(moment).strftime("%H:%M:%S")
-    except (ValueError, OverflowError, OSError):
-        return "--:--:--"
+    return format_moment(moment, "%H:%M:%S", "--:--:--")
 
 
 def safe(text: str) -> str:
@@ -93,18 +89,19 @@ def data(event: DataEvent) -> str:
     if dropped:
         line += f" (dropped: {', '.join(dropped)})"
     line += f", longest {event.longest} tokens"
-    return line + (f", {event.supervised_tokens / event.tokens:.0%} supervised" if event.tokens > 0 else "")
+    supervised = event.supervised_tokens
+    return line + (f", {supervised / event.tokens:.0%} supervised" if 0 <= supervised <= event.tokens > 0 else "")
 
 
 def evaluation(event: EvalEvent) -> str:
     """``eval loss 0.455, exact match 0.83 (60 rows)``."""
     line = f"eval loss {format_number(event.loss)}"
     if event.exact_match is not None:
-        line += f", exact match {event.exact_match:.2f}"
+        line += f", exact match {format_fixed(event.exact_match, 2)}"
     if event.valid_json is not None:
-        line += f", valid JSON {event.valid_json:.2f}"
+        line += f", valid JSON {format_fixed(event.valid_json, 2)}"
     if event.reward_accuracy is not None:
-        line += f", reward accuracy {event.reward_accuracy:.2f}"
+        line += f", reward accuracy {format_fixed(event.reward_accuracy, 2)}"
     if event.reward_margin is not None:
         line += f", margin {format_number(event.reward_margin)}"
     return line + (f" ({event.rows} {'row' if event.rows == 1 else 'rows'})" if event.rows is not None else "")
@@ -112,7 +109,7 @@ def evaluation(event: EvalEvent) -> str:
 
 def checkpoint(event: CheckpointEvent) -> str:
     """``checkpoint step-30 (1.2 s, 39 MB)``."""
-    return f"checkpoint step-{event.step} ({event.seconds:.1f} s, {size(event.bytes)})"
+    return f"checkpoint step-{event.step} ({format_fixed(event.seconds, 1)} s, {size(event.bytes)})"
 
 
 def governor(event: GovernorEvent) -> str:

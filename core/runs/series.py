@@ -1,16 +1,24 @@
 """A curve over steps, ready to be drawn: smoothed as it grows, and reduced to as many columns as there are pixels.
 
 Values that are not finite are gaps: they interrupt the curve, are listed, and never touch bounds or smoothing.
+
+A curve never has more points than a screen could tell apart. Where it would, neighbors become one point, which keeps
+the extremes of what it stands for.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from bisect import bisect_left, bisect_right
 from typing import NamedTuple
 
 #: A new point weighs this much against this much and one for each point before it, until that is less than its share.
 YOUNG_WEIGHT = 4.0
+#: The most points kept; when there are as many, each two neighbors become one.
+MOST_POINTS = 1 << 16
+#: Smoothing takes greater values for this, positive or negative, so that no sum of two is infinite.
+GREATEST = 1e300
 
 
 class Bucket(NamedTuple):
@@ -37,16 +45,23 @@ class Series:
     def __init__(self, smoothing: float = 0.9) -> None:
         self.smoothing = _sound(smoothing)
         self.steps: list[int] = []
+        """The step of each point; of one that stands for several, their first."""
         self.values: list[float] = []
-        """As appended, NaN and infinities included."""
+        """As appended, NaN and infinities included; of a point that stands for several, the newest finite one."""
         self.smoothed: list[float] = []
         """The exponential moving average; NaN where the value is a gap."""
         self.gaps: list[int] = []
-        """Steps whose value is not finite."""
+        """The newest steps whose value is not finite."""
         # The same values with each gap as the neutral element of min and max, so that both run at C speed.
         self._raw = _Extremes()
         self._smooth = _Extremes()
         self._average = 0.0
+        self._averages: list[float] = []
+        self._finite = 0
+        self._last_step: int | None = None
+        #: Values that a point stands for, and how many of them the newest point has got.
+        self._stride = 1
+        self._filled = 1
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -59,7 +74,7 @@ class Series:
     @property
     def last_step(self) -> int | None:
         """The newest step; None when empty."""
-        return self.steps[-1] if self.steps else None
+        return self._last_step
 
     @property
     def last_smoothed(self) -> float | None:
@@ -67,46 +82,90 @@ class Series:
         return self.smoothed[-1] if self.smoothed and math.isfinite(self.smoothed[-1]) else None
 
     def append(self, step: int, value: float) -> None:
-        """Add a point. A step that is not beyond the last one replaces everything from it on, as a resumed run does."""
-        if self.steps and step <= self.steps[-1]:
+        """Add a value. A step that is not beyond the last one replaces everything from it on, as a resumed run does."""
+        if self._last_step is not None and step <= self._last_step:
             self.truncate(step)
-        self.steps.append(step)
-        self.values.append(value)
-        self._raw.append(value)
+        self._last_step = step
+        average = math.nan
         if math.isfinite(value):
             # The window grows with the points: at a fixed one a short run's curve lags far above its falling loss.
-            earlier = len(self.values) - 1 - len(self.gaps)
-            weight = max(1.0 - self.smoothing, YOUNG_WEIGHT / (earlier + YOUNG_WEIGHT))
-            self._average += weight * (value - self._average)
-            value = self._average
+            weight = max(1.0 - self.smoothing, YOUNG_WEIGHT / (self._finite + YOUNG_WEIGHT))
+            bounded = value if -GREATEST < value < GREATEST else math.copysign(GREATEST, value)
+            self._average += weight * (bounded - self._average)
+            self._finite += 1
+            average = self._average
         else:
             self.gaps.append(step)
-            value = math.nan
-        self.smoothed.append(value)
-        self._smooth.append(value)
+            if len(self.gaps) > 2 * MOST_POINTS:
+                del self.gaps[:-MOST_POINTS]
+        if self._filled < self._stride and self.steps:
+            self._filled += 1
+            if math.isfinite(value) or not math.isfinite(self.values[-1]):
+                self.values[-1], self.smoothed[-1] = value, average
+            self._averages[-1] = self._average
+            self._raw.widen(value)
+            self._smooth.widen(average)
+            return
+        self.steps.append(step)
+        self.values.append(value)
+        self.smoothed.append(average)
+        self._averages.append(self._average)
+        self._raw.append(value)
+        self._smooth.append(average)
+        self._filled = 1
+        if len(self.steps) >= MOST_POINTS:
+            self._halve()
+
+    def _halve(self) -> None:
+        """Let each two neighbors become one point."""
+        is_even = len(self.steps) % 2 == 0
+        for values in (self.values, self.smoothed):
+            values[:] = [
+                second if math.isfinite(second) else first
+                for first, second in zip(values[::2], values[1::2] + values[-1:], strict=False)
+            ]
+        self.steps = self.steps[::2]
+        self._averages = _seconds(self._averages)
+        self._raw.halve()
+        self._smooth.halve()
+        self._filled += self._stride if is_even else 0
+        self._stride *= 2
 
     def truncate(self, step: int) -> None:
         """Drop the points from ``step`` on."""
-        keep = bisect_left(self.steps, step)
-        if keep == len(self.steps):
+        if self._last_step is None or self._last_step < step:
             return
-        del self.steps[keep:], self.values[keep:], self.smoothed[keep:]
+        keep = bisect_left(self.steps, step)
+        del self.steps[keep:], self.values[keep:], self.smoothed[keep:], self._averages[keep:]
         del self.gaps[bisect_left(self.gaps, step) :]
         self._raw.truncate(keep)
         self._smooth.truncate(keep)
-        self._average = next((value for value in reversed(self.smoothed) if math.isfinite(value)), 0.0)
+        self._average = self._averages[-1] if keep else 0.0
+        # Of a point that stands for several, some may have been dropped; which is not known any more.
+        is_exact = self._stride == 1
+        self._finite = keep - len(self.gaps) if is_exact else keep * self._stride
+        self._last_step = (self.steps[-1] if is_exact else step - 1) if keep else None
+        self._stride = self._stride if keep else 1
+        self._filled = self._stride
 
     def smooth(self, smoothing: float) -> None:
         """Smooth everything again, with another share."""
         fresh = Series(smoothing)
         for step, value in zip(self.steps, self.values, strict=True):
             fresh.append(step, value)
-        vars(self).update(vars(fresh))
+        self.smoothing, self.smoothed, self._smooth = fresh.smoothing, fresh.smoothed, fresh._smooth
+        self._averages, self._average = fresh._averages, fresh._average
 
     def at(self, step: int) -> float | None:
         """The value of the newest point not beyond ``step``; None when there is none."""
         index = bisect_right(self.steps, step) - 1
         return self.values[index] if index >= 0 else None
+
+    def least_positive(self) -> float | None:
+        """The least finite value above 0 that is known, for a logarithmic axis; None when there is none."""
+        return min(
+            filter(lambda value: 0 < value < math.inf, itertools.chain(self._raw.lows, self.values)), default=None
+        )
 
     def bounds(
         self, first: int | None = None, last: int | None = None, *, smooth: bool = False
@@ -186,28 +245,52 @@ def _sound(smoothing: float) -> float:
     return min(max(smoothing, 0.0), 0.9999)
 
 
+def _seconds(values: list[float]) -> list[float]:
+    """The second one of each two, and the last one where it has none beside it."""
+    return values[1::2] + (values[-1:] if len(values) % 2 else [])
+
+
 class _Extremes:
-    """Least and greatest finite value of any slice."""
+    """Least and greatest finite value of any slice of points."""
 
     def __init__(self) -> None:
-        self._lows: list[float] = []
+        self.lows: list[float] = []
         self._highs: list[float] = []
-        self._whole = (math.inf, -math.inf)
+        # Of all points up to each one, so that points can be dropped without looking at the others.
+        self._low_so_far: list[float] = []
+        self._high_so_far: list[float] = []
 
     def append(self, value: float) -> None:
         finite = math.isfinite(value)
-        self._lows.append(value if finite else math.inf)
-        self._highs.append(value if finite else -math.inf)
-        if finite:
-            low, high = self._whole
-            self._whole = (value if value < low else low, value if value > high else high)
+        low, high = (value, value) if finite else (math.inf, -math.inf)
+        self.lows.append(low)
+        self._highs.append(high)
+        least, greatest = (self._low_so_far[-1], self._high_so_far[-1]) if self._low_so_far else (low, high)
+        self._low_so_far.append(low if low < least else least)
+        self._high_so_far.append(high if high > greatest else greatest)
+
+    def widen(self, value: float) -> None:
+        """Let the last point stand for one more value."""
+        # Neither holds for NaN; infinities are left out like it.
+        if value < self.lows[-1] and value != -math.inf:
+            self.lows[-1] = value
+            self._low_so_far[-1] = min(self._low_so_far[-1], value)
+        if value > self._highs[-1] and value != math.inf:
+            self._highs[-1] = value
+            self._high_so_far[-1] = max(self._high_so_far[-1], value)
+
+    def halve(self) -> None:
+        """Let each two neighbors become one point."""
+        self.lows = list(map(min, self.lows[::2], self.lows[1::2] + self.lows[-1:]))
+        self._highs = list(map(max, self._highs[::2], self._highs[1::2] + self._highs[-1:]))
+        self._low_so_far, self._high_so_far = _seconds(self._low_so_far), _seconds(self._high_so_far)
 
     def truncate(self, keep: int) -> None:
-        del self._lows[keep:], self._highs[keep:]
-        self._whole = (min(self._lows, default=math.inf), max(self._highs, default=-math.inf))
+        for values in (self.lows, self._highs, self._low_so_far, self._high_so_far):
+            del values[keep:]
 
     def of(self, begin: int, end: int) -> tuple[float, float]:
         """(inf, -inf) when the slice holds no finite value."""
-        if begin <= 0 and end >= len(self._lows):
-            return self._whole
-        return min(self._lows[begin:end], default=math.inf), max(self._highs[begin:end], default=-math.inf)
+        if begin <= 0 and end >= len(self.lows) and self.lows:
+            return self._low_so_far[-1], self._high_so_far[-1]
+        return min(self.lows[begin:end], default=math.inf), max(self._highs[begin:end], default=-math.inf)

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.atomic import write_atomic
+from core.atomic import NO_ROOM, overwrite, write_atomic
+from core.runs.events import TIME_LIMIT
 from core.runs.process import hostname, is_same_process
+from core.small_files import read_small
 from core.text import one_line
+from core.units import format_duration
 
 #: States that a worker writes.
 ACTIVE_STATES = frozenset({"queued", "starting", "training", "paused", "stopping"})
@@ -23,6 +26,10 @@ INFERRED_STATES = frozenset({"lost", "stalled"})
 STALE_SECONDS = 30.0
 #: Seconds that a queued run may have no process before it counts as lost.
 QUEUED_SECONDS = 60.0
+#: A file of more bytes is no state.
+FILE_LIMIT = 1 << 20
+#: Process ids that the kernel can give, and numbers of steps.
+_PIDS, _COUNTS = range(1 << 31), range(1 << 63)
 
 EXIT_CODES = {"finished": 0, "stopped": 3, "failed": 4}
 
@@ -46,6 +53,9 @@ class RunState:
     """The file in which the worker's control group counts what was killed for want of memory."""
     memory_kills: int | None = None
     """What it counted when the worker began."""
+    beat: float | None = None
+    """The heartbeat by the clock of :func:`time.monotonic`, which nobody sets; it means something while the process
+    that wrote it lives."""
 
     @property
     def is_over(self) -> bool:
@@ -53,18 +63,31 @@ class RunState:
         return self.state in END_STATES or self.state == "lost"
 
     def write(self, path: Path) -> None:
-        """Replace ``state.json``; only an end state is fsynced, as a heartbeat need not survive a power cut."""
-        text = json.dumps(dataclasses.asdict(self), indent=1) + "\n"
-        write_atomic(path, text, durable=self.state in END_STATES)
+        """Replace ``state.json``; only an end state is fsynced, as a heartbeat need not survive a power cut.
+
+        Where the disk has no room for a second file, it is overwritten in place.
+
+        Raises:
+            OSError: If it cannot be written either way.
+        """
+        data = (json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode("utf-8")
+        durable = self.state in END_STATES
+        try:
+            write_atomic(path, data, durable=durable)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            try:
+                overwrite(path, data, durable=durable)
+            except OSError:
+                raise error from None
 
     @classmethod
     def read(cls, path: Path) -> RunState | None:
         """What the file says, its texts safe to show; None when it is missing, unreadable or of an unknown state."""
-        try:
-            data: Any = json.loads(path.read_bytes())
-        except (OSError, ValueError, RecursionError):
-            return None
-        if not isinstance(data, dict):
+        # Once more, as a file that is overwritten in place may be read when half of it is.
+        data = _load(path) or _load(path)
+        if data is None:
             return None
         values = {item.name: data[item.name] for item in dataclasses.fields(cls) if item.name in data}
         if "state" not in values or not all(_is_sound(name, value) for name, value in values.items()):
@@ -73,17 +96,26 @@ class RunState:
         return cls(**values)
 
 
+def _load(path: Path) -> dict[str, Any] | None:
+    try:
+        data: Any = json.loads(read_small(path, FILE_LIMIT))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
 def _is_sound(name: str, value: Any) -> bool:
     """Whether a value of ``state.json`` is of the type that its name promises."""
     if value is None:
-        return name in ("pid", "pid_started", "socket", "step_started", "memory_events", "memory_kills")
-    if name in ("updated", "step_started"):
-        return type(value) in (int, float) and abs(value) < 1e15
+        return name in ("pid", "pid_started", "socket", "step_started", "memory_events", "memory_kills", "beat")
+    if name in ("updated", "step_started", "beat"):
+        return type(value) in (int, float) and abs(value) <= TIME_LIMIT
     if name == "state":
         return isinstance(value, str) and (value in ACTIVE_STATES or value in END_STATES)
     if name in ("pid", "step", "total_steps", "memory_kills"):
-        return type(value) is int and 0 <= value < 2**63
-    return isinstance(value, str)
+        return type(value) is int and value in (_PIDS if name == "pid" else _COUNTS)
+    # No path and no identity has a NUL in it.
+    return isinstance(value, str) and (name in ("reason", "host") or "\0" not in value)
 
 
 def infer_state(recorded: RunState, *, now: float | None = None) -> RunState:
@@ -91,26 +123,47 @@ def infer_state(recorded: RunState, *, now: float | None = None) -> RunState:
 
     Args:
         recorded: What ``state.json`` says.
-        now: Unix seconds; the present by default.
+        now: Unix seconds, by which the heartbeat's age is told; by default the present, and for a process of this
+            machine the clock that nobody sets.
 
     Returns:
         The same state, or one with ``state`` and ``reason`` replaced.
     """
     if recorded.state not in ACTIVE_STATES:
         return recorded
-    now = time.time() if now is None else now
-    age = now - recorded.updated
     on_this_host = not recorded.host or recorded.host == hostname()
     if recorded.pid is None:
-        if recorded.state == "queued" and age < QUEUED_SECONDS:
+        age = _wall_age(recorded, now)
+        if recorded.state == "queued" and abs(age) < QUEUED_SECONDS:
             return recorded
         return dataclasses.replace(recorded, state="lost", reason="its process never started")
     if on_this_host and not is_same_process(recorded.pid, recorded.pid_started):
         reason = f"its process {recorded.pid} is gone and wrote no end; see worker.log"
         return dataclasses.replace(recorded, state="lost", reason=reason)
-    if age > STALE_SECONDS:
-        reason = f"no sign of life for {age:.0f} s"
-        if recorded.step_started is not None:
-            reason += f"; step {recorded.step + 1} has been running for {now - recorded.step_started:.0f} s"
+    age = _age(recorded) if on_this_host and now is None else _wall_age(recorded, now)
+    if abs(age) <= STALE_SECONDS:
+        return recorded
+    if age < 0:
+        reason = f"its last sign of life lies {_duration(-age)} in the future, as if the clock had been set back"
         return dataclasses.replace(recorded, state="stalled", reason=reason)
-    return recorded
+    reason = f"no sign of life for {_duration(age)}"
+    if recorded.step_started is not None and recorded.updated >= recorded.step_started:
+        running = age + recorded.updated - recorded.step_started
+        reason += f"; step {recorded.step + 1} has been running for {_duration(running)}"
+    return dataclasses.replace(recorded, state="stalled", reason=reason)
+
+
+def _age(recorded: RunState) -> float:
+    """Seconds since the heartbeat of a process that lives on this machine."""
+    age = time.monotonic() - recorded.beat if recorded.beat is not None else -1.0
+    # A beat in the future is none of this process.
+    return age if age >= 0 else _wall_age(recorded, None)
+
+
+def _wall_age(recorded: RunState, now: float | None) -> float:
+    """Seconds since the heartbeat by the clock on the wall, which may have been set: negative where it was set back."""
+    return (time.time() if now is None else now) - recorded.updated
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 600 else format_duration(seconds)

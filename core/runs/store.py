@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import os
 import re
 import shutil
@@ -12,24 +11,29 @@ import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
+
+import tomli
 
 from core import paths
 from core.atomic import write_atomic
 from core.config.document import ConfigDocument, dump_config
+from core.config.files import FileText
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
 from core.redact import redact
+from core.runs.events import FinishedEvent, HardwareEvent
 from core.runs.oom import memory_death
 from core.runs.process import hostname
+from core.runs.sockets import SOCKET_PATH_LIMIT, runtime_dir, socket_name
 from core.runs.state import RunState, infer_state
+from core.runs.tail import last_events
 from core.text import one_line
 
-#: Bytes that a Unix socket's path may have, with room to spare (the kernel's limit is 108).
-SOCKET_PATH_LIMIT = 100
-#: Names of the sockets in the runtime directory.
-RUNTIME_SOCKETS = "localtune-*.sock"
 #: What a run id begins with.
 _STAMP = "%Y%m%d-%H%M%S"
+#: Seconds by which the last heartbeat may be later than the end that is told after it.
+_END_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,11 @@ class Run:
     def created(self) -> datetime | None:
         """The local time that its id begins with; None for a directory that was renamed."""
         try:
-            return datetime.strptime(self.id[: len("YYYYMMDD-HHMMSS")], _STAMP)
-        except ValueError:
+            moment = datetime.strptime(self.id[: len("YYYYMMDD-HHMMSS")], _STAMP)
+            moment.timestamp()  # there is none of the first and the last days of the calendar
+        except (ValueError, OverflowError, OSError):
             return None
+        return moment
 
     @property
     def config_path(self) -> Path:
@@ -92,19 +98,25 @@ class Run:
         inside = self.path / "control.sock"
         if len(os.fsencode(inside)) <= SOCKET_PATH_LIMIT:
             return inside
-        # Of the whole path: ids may be equal in two homes, and equal in all that a short name could keep of them.
-        digest = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]
-        return runtime_dir() / RUNTIME_SOCKETS.replace("*", digest)
+        return runtime_dir() / socket_name(self.path)
 
     def state(self) -> RunState:
-        """The state as it is now, ``lost`` and ``stalled`` inferred; ``lost`` as well when nothing can be read."""
+        """The state as it is now, ``lost`` and ``stalled`` inferred; ``lost`` as well when nothing can be read.
+
+        A worker that is gone has not always been able to write its end into ``state.json``; the end that its record
+        tells counts then.
+        """
         recorded = RunState.read(self.state_path)
         if recorded is None:
             return RunState(state="lost", reason="state.json is missing or unreadable")
         state = infer_state(recorded)
-        if state.state == "lost" and (cause := memory_death(recorded, self.events_path)) is not None:
-            return dataclasses.replace(state, reason=cause)
-        return state
+        if state.state != "lost" or recorded.pid is None:
+            return state
+        if (end := _told_end(recorded, self.events_path)) is not None:
+            reason = one_line(end.reason)
+            return dataclasses.replace(recorded, state=end.type, reason=reason, socket=None, step_started=None)
+        cause = memory_death(recorded, self.events_path)
+        return state if cause is None else dataclasses.replace(state, reason=cause)
 
     @property
     def trains_adapter(self) -> bool:
@@ -120,6 +132,34 @@ class Run:
         """
         return ConfigDocument.load(self.config_path).validate()
 
+    def values(self) -> dict[str, Any]:
+        """The values in ``run.toml``, ``section.key`` to value, unchecked; none where it cannot be read."""
+        try:
+            data = tomli.loads(FileText.read(self.config_path).text)
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return {
+            f"{section}.{key}": value
+            for section, table in data.items()
+            if isinstance(table, dict)
+            for key, value in table.items()
+        }
+
+
+def _told_end(recorded: RunState, events: Path) -> FinishedEvent | None:
+    """The end that a worker has told last of all; None where it went on, or where a later one has begun since."""
+    try:
+        status = os.stat(events)
+    except OSError:
+        return None
+    return _read_end(recorded, events, (status.st_size, status.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=256)
+def _read_end(recorded: RunState, events: Path, _stamp: tuple[int, int]) -> FinishedEvent | None:
+    last = next((event for event in last_events(events) if not isinstance(event, HardwareEvent)), None)
+    return last if isinstance(last, FinishedEvent) and last.t >= recorded.updated - _END_SECONDS else None
+
 
 @functools.lru_cache(maxsize=64)
 def _trains_adapter(config_path: Path) -> bool:
@@ -127,11 +167,6 @@ def _trains_adapter(config_path: Path) -> bool:
         return ConfigDocument.load(config_path).validate().method.name not in WEIGHT_METHODS
     except UserError:
         return True
-
-
-def runtime_dir() -> Path:
-    """Where the sockets are whose paths in their run directories would be too long."""
-    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/localtune-{os.getuid()}")  # noqa: S108
 
 
 def make_slug(name: str) -> str:
@@ -178,10 +213,17 @@ def create_run(config: Config, name: str) -> Run:
 def list_runs() -> list[Run]:
     """All runs, newest first."""
     try:
-        found = [Run(path) for path in paths.runs_dir().iterdir() if (path / "run.toml").is_file()]
+        found = [Run(path) for path in paths.runs_dir().iterdir() if _is_run(path)]
     except OSError:
         return []
     return sorted(found, key=lambda run: run.id, reverse=True)
+
+
+def _is_run(path: Path) -> bool:
+    try:
+        return (path / "run.toml").is_file()
+    except OSError:  # not to be looked into, or longer than a path can be
+        return False
 
 
 def find_run(name: str) -> Run:
@@ -190,8 +232,7 @@ def find_run(name: str) -> Run:
     Raises:
         UserError: If there is none, more than one, or none is named.
     """
-    # Not the method of Path, which raises on names that no file can have.
-    if os.sep in name and os.path.isfile(Path(name) / "run.toml"):
+    if os.sep in name and _is_run(Path(name)):
         return Run(Path(name).absolute())
     if not any(map(str.isalnum, name)):
         # The empty text, as a variable that is not set gives, and a dash are parts of every id.

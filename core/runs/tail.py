@@ -1,4 +1,4 @@
-"""Follow ``events.jsonl`` while another process writes it."""
+"""Follow ``events.jsonl`` while another process writes it, or look at its end."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from core.runs.events import Event, MalformedEventError, decode_event
+from core.runs.events import LINE_LIMIT, Event, MalformedEventError, decode_event
+from core.small_files import open_regular
 
 #: Bytes read at a time, so that a long history does not hold up the reader's event loop.
 CHUNK_BYTES = 1 << 20
-#: A line longer than this is no event.
-LINE_LIMIT = 8 << 20
+_END_BYTES = 64 << 10
 
 
 class EventTail:
@@ -30,6 +30,7 @@ class EventTail:
         self._inode: int | None = None
         self._rest = b""
         self._overlong = False
+        self._is_behind = False
 
     def poll(self, limit: int = CHUNK_BYTES) -> list[Event]:
         """The events that are new since the last call, from at most ``limit`` bytes; empty when there are none.
@@ -37,17 +38,19 @@ class EventTail:
         A file that has been replaced or has become shorter is read again from its start.
         """
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 status = os.fstat(file.fileno())
                 if self._inode is None:
                     self._inode = status.st_ino
                 if status.st_ino != self._inode or status.st_size < self._offset:
                     self._inode, self._offset, self._rest, self._overlong = status.st_ino, 0, b"", False
                 file.seek(self._offset)
-                data = file.read(limit)
+                data = file.read(limit) or b""
         except OSError:
+            self._is_behind = False
             return []
         self._offset += len(data)
+        self._is_behind = self._offset < status.st_size
         lines = (self._rest + data).split(b"\n")
         self._rest = lines.pop()
         if self._overlong and lines:
@@ -58,6 +61,11 @@ class EventTail:
             self.skipped += not self._overlong
             self._rest, self._overlong = b"", True
         return self._decode(lines)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the last look did not come to the end of the file."""
+        return self._is_behind
 
     @property
     def offset(self) -> int:
@@ -92,3 +100,45 @@ class EventTail:
             if event is not None:
                 found.append(event)
         return found
+
+
+def last_events(path: Path, kind: str = "", limit: int = _END_BYTES) -> Iterator[Event]:
+    """The events at the end of a file, the newest first; none where it cannot be read.
+
+    Args:
+        path: The file.
+        kind: Only events of this type; all others are passed over without being read.
+        limit: The most bytes that are searched.
+    """
+    sign = f'"{kind}"'.encode() if kind else b""
+    for line in _last_lines(path, limit):
+        if sign not in line or not line.strip() or len(line) > LINE_LIMIT:
+            continue
+        try:
+            event = decode_event(line)
+        except MalformedEventError:
+            continue
+        if event is not None and (not kind or event.type == kind):
+            yield event
+
+
+def _last_lines(path: Path, limit: int) -> Iterator[bytes]:
+    """The lines at the end of a file, the last one first; what has no newline yet is none."""
+    try:
+        with open_regular(path) as file:
+            place = file.seek(0, os.SEEK_END)
+            stop, rest, is_end = max(place - limit, 0), b"", True
+            while place > stop:
+                begin = max(place - _END_BYTES, stop)
+                file.seek(begin)
+                lines = ((file.read(place - begin) or b"") + rest).split(b"\n")
+                place = begin
+                # The first piece is the end of a line that begins earlier, unless the file begins with it.
+                # Of a line that is too long, no more is kept than shows that.
+                rest = lines.pop(0)[: LINE_LIMIT + 1] if place else b""
+                if is_end and lines:
+                    lines.pop()
+                    is_end = False
+                yield from reversed(lines)
+    except OSError:
+        return

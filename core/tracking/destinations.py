@@ -108,7 +108,7 @@ class TensorBoard(Destination):
     def restore(self, memory: Mapping[str, Any], *, clean: bool) -> bool:
         """Cut the file to what is known to be whole."""
         size = memory.get("size")
-        if isinstance(size, int) and self.path.is_file() and self.path.stat().st_size >= size:
+        if type(size) is int and self.path.is_file() and 0 <= size <= self.path.stat().st_size:
             os.truncate(self.path, size)
             return True
         self.path.unlink(missing_ok=True)

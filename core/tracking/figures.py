@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeGuard
 
 from core.config.schema import Config
-from core.runs.events import EvalEvent, Event, HardwareEvent, MemoryEvent, StepEvent
+from core.runs.events import INTEGER_LIMIT, EvalEvent, Event, HardwareEvent, MemoryEvent, StepEvent
 
 _STEP = ("loss", "lr", "grad_norm", "epoch", "tokens", "supervised_tokens", "seconds", "tokens_per_second")
 _EVAL = ("loss", "perplexity", "seconds", "exact_match", "valid_json", "rows")
 _DEVICE = ("temperature_c", "memory_used", "utilization", "power_w", "fan", "clock")
+#: What a device is called; a tracker makes a series of each name.
+_DEVICE_NAME = re.compile(r"[a-z]{1,16}([:-][0-9]{1,4})?")
 #: Sections of the configuration that a tracker is told; what is trained on and what is said stays here.
 _TOLD = ("method", "train", "memory")
 
@@ -25,20 +28,24 @@ def figures(event: Event) -> dict[str, float]:
     if isinstance(event, EvalEvent):
         return _numbers("eval", event, _EVAL)
     if isinstance(event, MemoryEvent):
+        if not _DEVICE_NAME.fullmatch(event.device):
+            return {}
         name = f"memory/{event.device.replace(':', '-')}"
         return _numbers(name, event, ("peak_bytes", "rehearsed_bytes", "limit_bytes"))
     if isinstance(event, HardwareEvent):
         found = _numbers("hardware", event, ("energy_wh",))
         for device in event.devices:
-            name = f"hardware/{device.get('kind', 'device')}-{device.get('index', 0)}"
-            found |= {f"{name}/{key}": float(device[key]) for key in _DEVICE if _is_number(device.get(key))}
+            name = f"{device.get('kind', 'device')}-{device.get('index', 0)}"
+            if _DEVICE_NAME.fullmatch(name):
+                values = {key: device.get(key) for key in _DEVICE}
+                found |= {f"hardware/{name}/{key}": float(value) for key, value in values.items() if _is_number(value)}
         return found
     return {}
 
 
 def step_of(event: Event, before: int) -> int:
     """The optimizer step that an event belongs to: its own, else the latest one."""
-    return event.step if isinstance(event, (StepEvent, EvalEvent)) else before
+    return event.step if isinstance(event, (StepEvent, EvalEvent)) and 0 <= event.step < INTEGER_LIMIT else before
 
 
 def told_configuration(config: Config) -> dict[str, Any]:
@@ -53,5 +60,5 @@ def _numbers(prefix: str, event: Event, names: Iterable[str]) -> dict[str, float
     return {f"{prefix}/{name}": float(value) for name, value in found.items() if _is_number(value)}
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -10,11 +10,14 @@ from typing import Any
 
 from core.atomic import write_atomic
 from core.paths import make_private_dir
+from core.runs.events import INTEGER_LIMIT
 from core.runs.process import is_same_process
 from core.runs.store import Run
+from core.small_files import read_small
 from core.text import one_line
 from core.tracking import Tracker
 
+_FILE_LIMIT = 1 << 20
 #: States in which a process is at work.
 WORKING = frozenset({"waiting", "sending"})
 
@@ -60,13 +63,14 @@ class Position:
     def read(cls, path: Path) -> Position:
         """What the file says; the beginning where there is none or it is damaged."""
         try:
-            data: Any = json.loads(path.read_bytes())
+            data: Any = json.loads(read_small(path, _FILE_LIMIT))
             found = cls(**{item.name: data[item.name] for item in dataclasses.fields(cls) if item.name in data})
         except (OSError, ValueError, TypeError, RecursionError):
             return cls()
-        counts = (found.offset, found.rows, found.step)
-        is_sound = all(type(value) is int and value >= 0 for value in counts) and isinstance(found.memory, dict)
-        if not is_sound or not isinstance(found.state, str) or not isinstance(found.reason, str):
+        counts = (found.offset, found.rows, found.step, found.pid or 0)
+        texts = (found.state, found.reason, found.pid_started or "")
+        is_sound = all(type(value) is int and 0 <= value < INTEGER_LIMIT for value in counts)
+        if not is_sound or not all(isinstance(text, str) for text in texts) or not isinstance(found.memory, dict):
             return cls()
         return dataclasses.replace(found, reason=one_line(found.reason))
 

@@ -41,9 +41,14 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_CODES["failed"]
     controls = Controls()
     install_signals(controls)
-    recorder = Recorder(
-        run, resume=args.resume, vanished=lambda: controls.request_stop("the removal of its directory", now=True)
-    )
+    try:
+        recorder = Recorder(
+            run, resume=args.resume, vanished=lambda: controls.request_stop("the removal of its directory", now=True)
+        )
+    except OSError as error:
+        log(f"error: {run.events_path} cannot be written: {error.strerror or error}.")
+        os.close(lock)
+        return EXIT_CODES["failed"]
     try:
         return _work(run, recorder, controls, resume=args.resume)
     finally:
@@ -54,6 +59,7 @@ def _work(run: Run, recorder: Recorder, controls: Controls, *, resume: bool) -> 
     server: ControlServer | None = None
     try:
         server = ControlServer(run.socket_path, controls, lambda: _status(recorder))
+        recorder.update(socket=str(server.path))
         recorder.phase("importing")
         from core.worker.libraries import import_libraries
 

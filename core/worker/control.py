@@ -18,7 +18,6 @@ from types import FrameType
 from typing import Any
 
 from core.errors import UserError
-from core.paths import DIRECTORY_MODE
 from core.runs.protocol import (
     COMMANDS,
     LINE_LIMIT,
@@ -28,11 +27,14 @@ from core.runs.protocol import (
     encode_message,
     peer_uid,
 )
-from core.runs.store import RUNTIME_SOCKETS, runtime_dir
+from core.runs.sockets import RUNTIME_SOCKETS, is_private, made_directories, private_socket_path, runtime_dir
+from core.text import one_line
 from core.worker.log import log
 
 #: Seconds that a peer may take to read what it has asked for.
 SEND_SECONDS = 5
+#: Commands that wait at most; a person gives one at a time.
+WAITING_LIMIT = 100
 #: Seconds between two tries to accept a connection when the system has no room for one.
 ACCEPT_SECONDS = 0.5
 
@@ -55,13 +57,16 @@ class Command:
     """Sends one line to the asker; quietly does nothing when it has gone."""
     cancelled: threading.Event = field(default_factory=threading.Event)
     """Set when the asker has closed the connection."""
+    answered: bool = False
 
     def answer(self, **fields: Any) -> None:
         """Answer with success."""
+        self.answered = True
         self.send({"id": self.request.id, "ok": True, **fields})
 
     def refuse(self, error: str, hint: str = "") -> None:
         """Answer with a sentence that says why not."""
+        self.answered = True
         self.send({"id": self.request.id, "ok": False, "error": error, "hint": hint})
 
     def token(self, text: str, source: str) -> None:
@@ -93,7 +98,12 @@ class Controls:
             return
         if command.request.command == "stop":
             self.request_stop("socket", now=command.request.args.get("now") is True)
-        self._queue.put(command)
+        if self._queue.qsize() < WAITING_LIMIT:
+            self._queue.put(command)
+        elif command.request.command == "stop":
+            command.answer()
+        else:
+            command.refuse("Too many commands are waiting.", "Try again when the training has got to them.")
 
     def request_stop(self, sender: str, *, now: bool = False) -> None:
         """Ask for a stop; safe in a signal handler.
@@ -164,17 +174,21 @@ def install_signals(controls: Controls) -> None:
 
 
 def remove_stale_sockets() -> list[Path]:
-    """Remove the sockets in the runtime directory that killed workers of this user have left; returns them.
+    """Remove the sockets outside of run directories that killed workers of this user have left; returns them.
 
     What a worker leaves in its run directory, the next worker of that run replaces.
     """
     removed: list[Path] = []
-    for path in runtime_dir().glob(RUNTIME_SOCKETS):
-        with contextlib.suppress(OSError):  # it may be gone by now, or another's
-            status = path.lstat()
-            if status.st_uid == os.getuid() and stat.S_ISSOCK(status.st_mode) and not _is_served(path):
-                path.unlink()
-                removed.append(path)
+    made = made_directories()
+    for directory in [*([runtime_dir()] if is_private(runtime_dir()) else []), *made]:
+        for path in directory.glob(RUNTIME_SOCKETS):
+            with contextlib.suppress(OSError):  # it may be gone by now, or another's
+                status = path.lstat()
+                if status.st_uid == os.getuid() and stat.S_ISSOCK(status.st_mode) and not _is_served(path):
+                    path.unlink()
+                    removed.append(path)
+                    if directory in made:
+                        directory.rmdir()
     return removed
 
 
@@ -193,7 +207,8 @@ class ControlServer:
     """Listens on a Unix socket for this user alone, and queues what it hears.
 
     Args:
-        path: Where to listen; a socket left by an earlier worker is replaced.
+        path: Where to listen, if that is safe (:func:`private_socket_path`); a socket left by an earlier worker is
+            replaced.
         controls: Where commands go.
         status: Fields that answer a ``ping``.
 
@@ -202,17 +217,13 @@ class ControlServer:
     """
 
     def __init__(self, path: Path, controls: Controls, status: Callable[[], dict[str, Any]]) -> None:
-        self._path = path
         self._controls = controls
         self._status = status
         self._closed = threading.Event()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            path.parent.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
-            owner = path.parent.stat().st_uid
-            if owner != os.getuid():
-                raise PermissionError(f"{path.parent} belongs to another user")
             remove_stale_sockets()
+            self._wanted, path = path, private_socket_path(path)
             # Under another name until it listens: a socket that refuses is one of a worker that is gone.
             hidden = path.with_name(f".{os.getpid()}")
             hidden.unlink(missing_ok=True)
@@ -223,6 +234,8 @@ class ControlServer:
                 os.umask(mask)
             self._listener.listen(8)
             os.replace(hidden, path)
+            self.path = path
+            """Where it listens."""
         except OSError as error:
             self._listener.close()
             raise UserError(
@@ -234,7 +247,10 @@ class ControlServer:
     def close(self) -> None:
         """Stop listening and remove the socket."""
         self._closed.set()
-        self._path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
+        if self.path != self._wanted:
+            with contextlib.suppress(OSError):
+                self.path.parent.rmdir()
         self._listener.close()
 
     def _accept(self) -> None:
@@ -288,7 +304,10 @@ class ControlServer:
         if request.command == "ping":
             command.answer(**self._status())
         elif request.command in COMMANDS:
+            running[:] = [other for other in running if not other.answered]
             running.append(command)
             self._controls.put(command)
         else:
-            command.refuse(f"There is no command {request.command}.", f"Commands are {', '.join(COMMANDS)}.")
+            command.refuse(
+                f"There is no command {one_line(request.command, 80)}.", f"Commands are {', '.join(COMMANDS)}."
+            )

@@ -74,6 +74,8 @@ class Keeper:
         began = time.monotonic()
         try:
             self.check_room()
+            # Whoever goes on from a checkpoint has the events of the steps before it.
+            self._recorder.sync()
             written = self._write(step)
         except MemoryShortageError as error:
             self.postponed = True

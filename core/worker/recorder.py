@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from core.atomic import fsync_dir
 from core.hardware.cpu import memory as cpu_memory
 from core.hardware.cpu import process_rss
 from core.hardware.sampler import Sampler
@@ -72,9 +73,11 @@ class Recorder:
             self._state = dataclasses.replace(self._state, step=before.step, total_steps=before.total_steps)
         self._lock = threading.RLock()
         self._failing: set[str] = set()
+        self._step_began: float | None = None
         self._torn = False
         self._closed = threading.Event()
-        self._file = os.open(run.events_path, os.O_RDWR | os.O_APPEND | os.O_CREAT, FILE_MODE)
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        self._file = os.open(run.events_path, flags, FILE_MODE)
         self._mend_last_line()
         self._sampler = Sampler(HEARTBEAT_SECONDS)
         self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -164,7 +167,10 @@ class Recorder:
         if "reason" in changes:
             changes["reason"] = redact(changes["reason"])
         with self._lock:
-            self._state = dataclasses.replace(self._state, **changes, updated=time.time())
+            now, beat, began = time.time(), time.monotonic(), self._step_began
+            # Told of the present, so that it is right for a reader even when the clock has been set meanwhile.
+            started = now - (beat - began) if began is not None else None
+            self._state = dataclasses.replace(self._state, **changes, updated=now, beat=beat, step_started=started)
             try:
                 self._state.write(self.run.state_path)
                 self._failing.discard("state.json")
@@ -176,13 +182,15 @@ class Recorder:
     def begin_step(self) -> None:
         """An optimizer step begins; the next heartbeat tells since when it runs."""
         with self._lock:
-            self._state = dataclasses.replace(self._state, step_started=time.time())
+            self._step_began = time.monotonic()
         self._pace.begin()
 
     def end_step(self, step: int) -> None:
         """An optimizer step is done."""
         self._pace.end()
-        self.update(step=step, step_started=None)
+        with self._lock:
+            self._step_began = None
+            self.update(step=step)
 
     def close(self, state: str, reason: str, final: Event) -> None:
         """Write the last event and the end state; nothing is written afterwards."""
@@ -193,12 +201,18 @@ class Recorder:
         self._sampler.close()
         self.event(final)
         with self._lock:
-            try:
-                os.fsync(self._file)
-            except OSError as error:
-                self._complain("events.jsonl", error)
-            self.update(state=state, reason=reason, socket=None, step_started=None)
+            self.sync()
+            self._step_began = None
+            self.update(state=state, reason=reason, socket=None)
             os.close(self._file)
+
+    def sync(self) -> None:
+        """Make the events so far survive a power cut."""
+        try:
+            os.fsync(self._file)
+            fsync_dir(self.run.path)
+        except OSError as error:
+            self._complain("events.jsonl", error)
 
     def _beat(self) -> None:
         while not self._closed.wait(HEARTBEAT_SECONDS):

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core import units
 from core.units import exact_number, format_bytes, format_duration, format_number, format_rate, parse_bytes
 
 
@@ -136,3 +137,40 @@ def test_numbers_of_a_configuration_are_written_as_people_do(value: float, text:
 @given(st.floats(allow_nan=False))
 def test_a_number_of_a_configuration_loses_no_digit(value: float) -> None:
     assert float(exact_number(value)) == value
+
+
+ANY_NUMBER = st.floats() | st.integers(-(10**400), 10**400) | st.sampled_from([10**400, -(10**400), 1e308, 5e-324])
+
+
+@given(ANY_NUMBER, st.integers(0, 6))
+def test_any_number_is_shown_in_a_few_characters(value: float, digits: int) -> None:
+    shown = [
+        units.format_bytes(value),
+        units.format_duration(value),
+        units.format_number(value),
+        units.format_fixed(value, digits),
+        units.format_rate(value),
+        units.format_moment(value, "%Y-%m-%d"),
+        units.exact_number(value),
+    ]
+    assert all(0 < len(text) < 30 for text in shown), shown
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (units.format_bytes(math.inf), "∞ PB"),
+        (units.format_bytes(1e30), "1.0e15 PB"),
+        (units.format_bytes(-2e15), "-2.0 PB"),
+        (units.format_duration(1e300), "–"),
+        (units.format_number(10**400), "∞"),
+        (units.format_fixed(0.825, 1), "0.8"),
+        (units.format_fixed(1e300, 1), "1.0e300"),
+        (units.format_fixed(None, 1), "–"),
+        (units.format_rate(1e20), "1.0e20 tok/s"),
+        (units.format_moment(1e18, "%Y"), "–"),
+        (units.parse_bytes("9" * 400 + "PB"), None),
+    ],
+)
+def test_what_is_beyond_all_measure(shown: str | None, expected: str | None) -> None:
+    assert shown == expected

@@ -170,8 +170,8 @@ class LineChart(Widget):
         """The extremes of everything that is shown; on a log axis of what is positive."""
         found: list[float] = []
         for series in (self.data.loss, self.data.evals):
-            if self.log_axis:
-                found += [min((value for value in series.values if 0 < value < math.inf), default=math.nan)]
+            if self.log_axis and (least := series.least_positive()) is not None:
+                found.append(least)
             found += series.bounds() or ()
         return [value for value in found if math.isfinite(value)]
 

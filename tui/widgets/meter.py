@@ -20,7 +20,8 @@ WORD_COLORS = {OK: "ok", NEAR: "near", LIMIT: "limit"}
 
 def bar(fraction: float, width: int, glyphs: GlyphSet) -> tuple[str, str]:
     """The filled and the empty part of a bar of so many cells; a fraction outside 0 to 1 is cut."""
-    full = round(min(max(fraction, 0.0), 1.0) * width)
+    # NaN is no part of it.
+    full = round(min(fraction, 1.0) * width) if fraction > 0 else 0
     return glyphs.bar_full * full, glyphs.bar_empty * (width - full)
 
 

@@ -51,12 +51,18 @@ _QUADRANTS = " ▘▝▀▖▌▞▛▗▚▐▜▄▙▟█"
 BLOCK = GlyphSet("block", 2, 2, _QUADRANTS, _QUADRANTS, "◆", "▼", "│", "─", "└", "┤", "┬", "━", "─")
 ASCII = GlyphSet("ascii", 1, 2, " ***", " '.:", "o", "v", "|", "-", "+", "+", "+", "#", ".")
 
+#: Where an axis ends at the latest, on either side of 0, and the least positive value on a logarithmic one.
+GREATEST, LEAST = 1e300, 1e-300
+
 GLYPH_SETS = {glyphs.name: glyphs for glyphs in (BRAILLE, BLOCK, ASCII)}
 
 
 @dataclass(frozen=True)
 class Scale:
-    """An axis from ``low`` to ``high``, linear or logarithmic; ``low < high``, and both positive on a log axis."""
+    """An axis from ``low`` to ``high``, linear or logarithmic; ``low < high``, and both positive on a log axis.
+
+    What lies beyond an end is at that end.
+    """
 
     low: float
     high: float
@@ -67,13 +73,16 @@ class Scale:
         if not math.isfinite(value) or (self.log and value <= 0):
             return None
         if self.log:
-            return (math.log(value) - math.log(self.low)) / (math.log(self.high) - math.log(self.low))
-        return (value - self.low) / (self.high - self.low)
+            low, high, value = math.log(self.low), math.log(self.high), math.log(value)
+        else:
+            low, high = self.low, self.high
+        # The ends of steps that no float tells apart are one.
+        return min(max((min(value, high) - low) / (high - low), 0.0), 1.0) if high - low > 0 else 0.0
 
     def dot(self, value: float, dots: int) -> int | None:
         """The nearest of so many dots, counted from the low end, ends included; None where it has no place."""
         fraction = self.fraction(value)
-        return None if fraction is None else min(max(round(fraction * (dots - 1)), 0), dots - 1)
+        return None if fraction is None else round(fraction * (dots - 1))
 
 
 def value_scale(values: Iterable[float], log: bool = False) -> Scale:
@@ -83,16 +92,19 @@ def value_scale(values: Iterable[float], log: bool = False) -> Scale:
         values: What is shown; values that are not finite do not count.
         log: Whether a logarithmic axis is wanted; it becomes linear when no value is positive.
     """
-    finite = [value for value in values if math.isfinite(value)]
-    positive = [value for value in finite if value > 0]
+    finite = [min(max(value, -GREATEST), GREATEST) for value in values if math.isfinite(value)]
+    positive = [max(value, LEAST) for value in finite if value > 0]
     if log and positive:
         low, high = min(positive), max(positive)
-        factor = max((high / low) ** 0.04, 1.02)
+        factor = min(max(math.exp((math.log(high) - math.log(low)) * 0.04), 1.02), 1e6)
         return Scale(low / factor, high * factor, log=True)
     if not finite:
         return Scale(0.0, 1.0)
     low, high = min(finite), max(finite)
-    air = (high - low) * 0.02 or max(abs(high) * 0.05, 1e-9)
+    # Never so little that it makes no difference to the values.
+    air = (
+        max((high - low) * 0.02, max(abs(low), abs(high)) * 1e-9, LEAST) if low < high else max(abs(high) * 0.05, 1e-9)
+    )
     # Bounds on a coarse grid: a value a little beyond the others then leaves the rest of the picture where it is.
     grid = nice_ceiling((high - low + 2 * air) / 25)
     bottom, top = math.floor((low - air) / grid) * grid, math.ceil((high + air) / grid) * grid

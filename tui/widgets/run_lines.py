@@ -10,7 +10,7 @@ from textual.content import Content
 from core.runs.sentences import ALL_DONE, phase_name
 from core.runs.series import Series
 from core.text import one_line
-from core.units import format_duration, format_number, format_rate
+from core.units import format_duration, format_fixed, format_number, format_rate
 from tui.keys import KeyTable
 from tui.state import STATE_COLORS, STATE_GLYPHS, RunView
 from tui.widgets.meter import bar
@@ -57,18 +57,18 @@ def numbers(view: RunView, width: int) -> Content:
         text = f"{format_number(last.loss)} @{last.step}"
         fields.append(Content.assemble(("eval ", "$muted"), text))
         if last.exact_match is not None and width >= 96:
-            fields.append(Content.assemble(("exact ", "$muted"), f"{last.exact_match:.2f}"))
+            fields.append(Content.assemble(("exact ", "$muted"), format_fixed(last.exact_match, 2)))
         if last.valid_json is not None and width >= 110:
-            fields.append(Content.assemble(("JSON ", "$muted"), f"{last.valid_json:.2f}"))
+            fields.append(Content.assemble(("JSON ", "$muted"), format_fixed(last.valid_json, 2)))
     if step.reward_margin is not None:
         fields.append(Content.assemble(("margin ", "$muted"), format_number(step.reward_margin).rjust(6)))
     if step.reward_accuracy is not None:
-        fields.append(Content.assemble(("acc ", "$muted"), f"{step.reward_accuracy:.2f}"))
+        fields.append(Content.assemble(("acc ", "$muted"), format_fixed(step.reward_accuracy, 2)))
     fields.append(Content.assemble(("grad ", "$muted"), format_number(step.grad_norm).rjust(6)))
     fields.append(Content.assemble(("lr ", "$muted"), format_number(step.lr).rjust(7)))
     fields.append(Content(format_rate(history.tokens_per_second).rjust(9)))
     if history.energy_wh is not None:
-        fields.append(Content(f"{history.energy_wh:.1f} Wh"))
+        fields.append(Content(f"{format_fixed(history.energy_wh, 1)} Wh"))
     gap = "   " if width >= 90 else "  "
     kept: list[Content] = []
     used = 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.cells import cell_len, set_cell_size
@@ -17,7 +16,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from core.text import one_line
-from core.units import format_duration, format_number
+from core.units import format_duration, format_moment, format_number
 from tui.state import STATE_COLORS, STATE_GLYPHS
 
 if TYPE_CHECKING:
@@ -58,8 +57,8 @@ def _loss(row: RunRow, _now: float) -> str:
 
 def _when(row: RunRow, now: float) -> str:
     """``today 14:36``, else the date."""
-    moment, present = datetime.fromtimestamp(row.started), datetime.fromtimestamp(now)
-    return moment.strftime("today %H:%M" if moment.date() == present.date() else "%d %b %H:%M")
+    is_today = format_moment(row.started, "%x") == format_moment(now, "%x")
+    return format_moment(row.started, "today %H:%M" if is_today else "%d %b %H:%M")
 
 
 def _took(row: RunRow, _now: float) -> str:

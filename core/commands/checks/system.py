@@ -16,6 +16,7 @@ from pathlib import Path
 from core import paths
 from core.commands.checks.finding import Finding
 from core.hardware.cpu import cpu_name, memory
+from core.runs.sockets import private_socket_path
 from core.runs.store import Run
 from core.units import format_bytes
 
@@ -66,16 +67,21 @@ def check_socket() -> Finding:
     intended = Run(paths.runs_dir() / ("20260101-000000-" + "x" * 16)).socket_path
     inside = paths.runs_dir() in intended.parents
     place = paths.existing_parent(intended.parent)
+    why = "" if inside else " (the home's path is too long for a socket)"
+    finding = Finding("control", "ok", f"sockets work in {place}{why}")
     hint = "Put LOCALTUNE_HOME on a local disk with a short path, or set XDG_RUNTIME_DIR."
     try:
-        if place.stat().st_uid != os.getuid() and not inside:
-            return Finding("control", "fail", f"{place} belongs to another user.", "Set XDG_RUNTIME_DIR.")
+        if place == intended.parent and not inside and (made := private_socket_path(intended)) != intended:
+            made.parent.rmdir()
+            what = f"{place} is not this user's alone, or its path is too long"
+            place = made.parent.parent
+            what = f"{what}; a run makes a directory in {place}{why}"
+            finding = Finding("control", "warn", what, "Set XDG_RUNTIME_DIR to a private directory with a short path.")
         with tempfile.TemporaryDirectory(dir=place, prefix=".lt-") as directory:
             _connect_once(f"{directory}/s")
     except OSError as error:
         return Finding("control", "fail", f"No Unix socket can be made in {place}: {error}.", hint)
-    why = "" if inside else " (the home's path is too long for a socket)"
-    return Finding("control", "ok", f"sockets work in {place}{why}")
+    return finding
 
 
 def _connect_once(path: str) -> None:

@@ -8,16 +8,19 @@ from typing import Any
 from hypothesis import strategies as st
 
 from core.runs import events
+from core.runs.events import TIME_LIMIT
 
 _TEXT = st.text(st.characters(), max_size=30)
 _BY_ANNOTATION: dict[str, st.SearchStrategy[Any]] = {
     "int": st.integers(-(2**63), 2**63),
     "float": st.floats(),
+    "t": st.floats(-TIME_LIMIT, TIME_LIMIT),
     "str": _TEXT,
     "dict[str, int]": st.dictionaries(_TEXT, st.integers(0, 2**40), max_size=3),
     "list[dict[str, Any]]": st.lists(
         st.dictionaries(
-            _TEXT, st.one_of(st.none(), st.integers(), _TEXT, st.floats(allow_nan=False, allow_infinity=False))
+            _TEXT,
+            st.one_of(st.none(), st.integers(-(2**63), 2**63), _TEXT, st.floats(allow_nan=False, allow_infinity=False)),
         ),
         max_size=2,
     ),
@@ -30,7 +33,9 @@ def _field(annotation: str) -> st.SearchStrategy[Any]:
 
 
 def _of(kind: type[events.Event]) -> st.SearchStrategy[events.Event]:
-    return st.builds(kind, **{item.name: _field(str(item.type)) for item in dataclasses.fields(kind)})
+    return st.builds(
+        kind, **{item.name: _field("t" if item.name == "t" else str(item.type)) for item in dataclasses.fields(kind)}
+    )
 
 
 EVENTS: st.SearchStrategy[events.Event] = st.one_of([_of(kind) for kind in events._TYPES.values()])
@@ -39,4 +44,68 @@ JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | _TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXT, inner, max_size=3),
     max_leaves=8,
+)
+
+#: JSON that no worker writes, as the text that stands in a line.
+HOSTILE_VALUES = [
+    *("1e308", "-1e308", "1e999", "-1e999", "5e-324", "-5e-324", "-0.0", "0.5", "NaN", "Infinity", "-Infinity"),
+    *('"NaN"', '"Infinity"', '"-Infinity"', '"1"', "true", "false", "null", "0", "-1", "1", "2", "3", "1e15", "1e18"),
+    *(str(2**63), str(-(2**63)), str(2**63 + 1), str(2**62), "9" * 400, "-" + "9" * 400, "9" * 5000, "253402300800"),
+    *(
+        '""',
+        r'"\ud800"',
+        r'"\u0000"',
+        r'"\u001b]0;x\u0007"',
+        '"[/red][@click=app.quit]x[/]"',
+        '"importing"',
+        '"training"',
+    ),
+    *('"evaluating"', '"warning"', '"../../x"', '"/etc"', '"cpu"', f'"{"x" * 5000}"', f'"{"w" * 300}.w = 1"'),
+    *('"train.learning_rate = 1e999, eval.every_steps = 99999999999999999999"', '"refused: no"', '"set"', '"generate"'),
+    *(
+        "[]",
+        "{}",
+        "[[[[]]]]",
+        "[" * 300 + "]" * 300,
+        '{"a":' * 300 + "1" + "}" * 300,
+        '{"a": {"b": [1, {}]}}',
+        "[1, null]",
+    ),
+    *('{"x": 1, "y": -5}', f'{{"x": {"9" * 400}}}', f'{{"{"k" * 5000}": 1}}', "[{}, {}]", '[{"index": true}]'),
+    '[{"index": 0, "kind": "cpu", "name": "c", "memory_used": 9e9, "memory_total": 0, "temperature_c": 1e308}]',
+    f'[{{"index": {"9" * 400}, "kind": "cuda", "name": "n"}}]',
+    f'[{{"index": 1, "kind": "cuda", "name": "\\u009b[/x]", "memory_used": {2**63}, "memory_total": 1, "clock": 1e300,'
+    f' "temperature_c": -1e300, "power_w": {"9" * 400}, "fan": "NaN", "throttle_reasons": [{{}}, [[]], "a", 5]}}]',
+    f'[{{"index": 0, "kind": "cpu", "name": "c", "memory_used": {2**62}, "memory_total": 5, "utilization": NaN}}]',
+]
+_USUAL = {
+    "int": ["1", "2", "3", "7"],
+    "float": ["0.5", "1.0", "2.5"],
+    "str": ['"cpu"', '"training"', '"importing"', '"x"'],
+    "dict[str, int]": ['{"a": 1}'],
+    "list[dict[str, Any]]": ['[{"index": 0, "kind": "cpu", "name": "c", "memory_used": 5, "memory_total": 9}]'],
+}
+
+
+@st.composite
+def _hostile_event(draw: st.DrawFn) -> bytes:
+    """An event with some values that make no sense, and now and then a key twice or not at all."""
+    kind = draw(st.sampled_from(sorted(events._TYPES)))
+    fields = [f'"type": "{kind}"']
+    for item in dataclasses.fields(events._TYPES[kind]):
+        usual = _USUAL[str(item.type).removesuffix(" | None")]
+        for _ in range(draw(st.sampled_from([1, 1, 1, 1, 1, 1, 1, 1, 2, 0]))):
+            value = draw(st.sampled_from(HOSTILE_VALUES if draw(st.integers(0, 3)) == 0 else usual))
+            fields.append(f'"{events._FILE_NAMES.get(item.name, item.name)}": {value}')
+    return ("{" + ", ".join(fields) + "}").encode()
+
+
+#: Lines of an ``events.jsonl`` of anybody's.
+HOSTILE_LINES: st.SearchStrategy[bytes] = st.one_of(
+    *[_hostile_event()] * 6,
+    EVENTS.map(lambda event: events.encode_event(event).strip().encode()),
+    st.binary(max_size=60).map(lambda data: data.replace(b"\n", b"")),
+    st.sampled_from(
+        [b"[" * 50_000, b'{"a":' * 50_000, b"\0" * 100, b"{" + b'"t": 1, ' * 1000, b'{"type": 5}', b"\xff"]
+    ),
 )

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
 import socket
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 from core.errors import UserError
+from core.runs import client as client_module
 from core.runs import protocol
 from core.runs.client import ControlClient
 from core.runs.process import hostname, own_identity
@@ -238,3 +241,60 @@ def test_the_state_file_says_where_the_socket_is(live: Run, serve: Callable[[Han
     assert recorded is not None
     RunState(**{**vars(recorded), "socket": str(moved)}).write(live.state_path)
     assert ControlClient(live).request("ping") == {"where": "moved"}
+
+
+@pytest.mark.parametrize("command", ["pause", "generate"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"id": "another", "token": "x"}\n' * 2000,
+        b'{"id": null, "note": "neither token nor answer"}\n' * 2000,
+        b"x" * 100_000,
+    ],
+)
+def test_a_peer_that_never_comes_to_an_answer_is_left(
+    live: Run, serve: Callable[[Handler], Server], monkeypatch: pytest.MonkeyPatch, command: str, line: bytes
+) -> None:
+    monkeypatch.setattr(client_module, "EXCHANGE_LIMIT", 4 << 20)
+
+    def flood(connection: socket.socket, _: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection.sendall(line)
+
+    serve(flood)
+    client = ControlClient(live)
+    ask = (lambda: list(client.generate({}))) if command == "generate" else (lambda: client.request(command))
+    assert "does not speak its protocol" in message_of(ask)
+
+
+def test_what_comes_without_a_pause_does_not_put_the_deadline_off(
+    live: Run, serve: Callable[[Handler], Server]
+) -> None:
+    def drip(connection: socket.socket, _: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                say(connection, id="another", token="x")
+
+    serve(drip)
+    with ControlClient(live, timeout=0.3) as client:
+        assert "did not answer pause within 0.3 s" in message_of(lambda: client.request("pause"))
+
+
+@pytest.mark.parametrize("answer", [b"9" * 400, b"1e999", b"NaN", b"[" * 40 + b"]" * 40])
+def test_an_answer_with_a_value_that_nobody_can_use_is_none(
+    live: Run, serve: Callable[[Handler], Server], answer: bytes
+) -> None:
+    def handler(connection: socket.socket, request: dict[str, Any]) -> None:
+        connection.sendall(b'{"id": "%s", "ok": true, "step": %s}\n' % (request["id"].encode(), answer))
+
+    serve(handler)
+    assert "does not speak its protocol" in message_of(lambda: ControlClient(live).request("pause"))
+
+
+@pytest.mark.parametrize("path", ["\ud800/x", "/" + "x" * 300, "relative"])
+def test_a_socket_that_no_path_leads_to_cannot_be_reached(live: Run, path: str) -> None:
+    state = RunState.read(live.state_path)
+    assert state is not None
+    dataclasses.replace(state, socket=path).write(live.state_path)
+    assert "control socket cannot be reached" in message_of(lambda: ControlClient(live).request("pause"))

@@ -129,3 +129,57 @@ def test_unknown_types_and_fields_and_absent_optional_ones_are_tolerated() -> No
 def test_deeply_nested_json_is_malformed() -> None:
     with pytest.raises(MalformedEventError):
         decode_event("[" * 100_000)
+
+
+@pytest.mark.parametrize("value", [2**63 + 1, -(2**63) - 1, 10**400, 10**4299])
+def test_an_integer_of_more_than_64_bits_is_no_number(value: int) -> None:
+    fields = json.loads(encode_event(STEP))
+    for name in ("step", "tokens", "loss"):
+        with pytest.raises(MalformedEventError):
+            decode_event(json.dumps({**fields, name: value}))
+    found = decode_event(json.dumps({**fields, "step": 2**63, "tokens": -(2**63)}))
+    assert isinstance(found, StepEvent)
+    assert (found.step, found.tokens) == (2**63, -(2**63))
+
+
+@pytest.mark.parametrize("moment", ["NaN", "Infinity", 1e12, -1e300, 10**18])
+def test_what_happened_at_no_time_is_told_all_the_same(moment: object) -> None:
+    found = decode_event(json.dumps({**json.loads(encode_event(STEP)), "t": moment}))
+    assert isinstance(found, StepEvent)
+    assert math.isnan(found.t)
+
+
+def test_texts_and_lists_have_an_end() -> None:
+    sample = events.SampleEvent(step=1, prompt="p" * 60_000, text="\ud800" * 60_000, source="s" * 60_000)
+    line = encode_event(sample)
+    assert len(line) < events.LINE_LIMIT
+    found = decode_event(line)
+    assert isinstance(found, events.SampleEvent)
+    assert (len(found.prompt), len(found.text), len(found.source)) == (50_000, 50_000, 4_000)
+    assert found.prompt.endswith("p…")
+    raw = {"t": 1, "type": "sample", "step": 1, "prompt": "p" * 60_000, "text": "", "source": "s" * 5000}
+    read = decode_event(json.dumps(raw))
+    assert isinstance(read, events.SampleEvent)
+    assert (len(read.prompt), len(read.source)) == (50_000, 4_000)
+
+
+def test_nothing_is_nested_in_a_device() -> None:
+    nested: object = 1
+    for _ in range(200):
+        nested = [nested]
+    device = {"index": 0, "deep": nested, "object": {"a": 1}, "huge": 10**400, "list": ["a", [1], {}, 2], "k" * 500: 1}
+    found = decode_event(json.dumps({"t": 1, "type": "hardware", "devices": [device]}))
+    assert isinstance(found, events.HardwareEvent)
+    (read,) = found.devices
+    assert read == {"index": 0, "deep": [], "object": None, "huge": None, "list": ["a", 2], "k" * 200: 1}
+    assert decode_event(encode_event(found)) == found
+    many: list[object] = [{}] * 300
+    for devices in (many, [{"a": 1}, 5]):
+        with pytest.raises(MalformedEventError):
+            decode_event(json.dumps({"t": 1, "type": "hardware", "devices": devices}))
+
+
+def test_a_value_that_nobody_can_write_out_is_malformed() -> None:
+    for depth in range(700, 990):
+        with pytest.raises(MalformedEventError):
+            decode_event('{"t": 1, "type": "phase", "name": ' + "[" * depth + "]" * depth + "}")

@@ -13,13 +13,17 @@ from core.runs.protocol import ProtocolError, Request
 from tests.core.runs.event_strategies import JSON
 
 PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=6,
 )
 
 
-@given(st.text(), st.text(), st.dictionaries(st.text(), PLAIN, max_size=3))
+@given(st.text(max_size=200), st.text(max_size=200), st.dictionaries(st.text(), PLAIN, max_size=3))
 def test_what_is_sent_arrives(identity: str, command: str, args: dict[str, object]) -> None:
     request = Request(identity, command, args)
     line = protocol.encode_request(request)
@@ -63,3 +67,19 @@ def test_the_peer_is_known_by_the_kernel() -> None:
     left, right = socket.socketpair()
     with left, right:
         assert protocol.peer_uid(left) == os.getuid()
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["9" * 400, str(2**63 + 1), "1e999", "NaN", "-Infinity", "[" * 30 + "]" * 30, '{"a":' * 30 + "1" + "}" * 30],
+)
+def test_numbers_are_finite_and_nothing_is_nested_deep(value: str) -> None:
+    with pytest.raises(ProtocolError):
+        protocol.decode_message(b'{"id": "1", "ok": true, "x": %s}' % value.encode())
+
+
+@pytest.mark.parametrize("line", [b'{"id": true, "command": "ping"}', b'{"id": "%s", "command": "ping"}' % (b"x" * 500),
+                                  b'{"id": 1, "command": "%s"}' % (b"x" * 500)])  # fmt: skip
+def test_a_request_has_a_short_name(line: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        protocol.decode_request(line)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.runs import series as series_module
 from core.runs.series import Series
 
 VALUES = st.one_of(
@@ -167,3 +168,51 @@ def test_smoothing_anew_keeps_the_points() -> None:
     assert same(series.smoothed, [1.0, 3.0, math.nan, 4.0])
     assert series.gaps == [3]
     assert len(series) == 4
+
+
+@given(POINTS, st.integers(3, 9), st.integers(2, 60), st.booleans())
+def test_many_points_become_few_and_lose_no_extreme(
+    points: list[tuple[int, float]], most: int, width: int, smooth: bool
+) -> None:
+    whole = build(points)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(series_module, "MOST_POINTS", most)
+        series = build(points)
+    assert len(series) <= most
+    assert series.bounds(smooth=smooth) == whole.bounds(smooth=smooth)
+    assert series.last_step == whole.last_step
+    assert series.steps == sorted(set(series.steps))
+    assert set(series.steps) <= set(whole.steps)
+    buckets = series.bucket(width, smooth=smooth)
+    if buckets:
+        assert (min(b.low for b in buckets), max(b.high for b in buckets)) == whole.bounds(smooth=smooth)
+        assert all(b.low <= b.first <= b.high and b.low <= b.last <= b.high for b in buckets)
+
+
+@given(POINTS, st.integers(3, 9), st.lists(st.integers(0, 300), max_size=4))
+def test_what_is_dropped_of_few_points_stays_dropped(
+    points: list[tuple[int, float]], most: int, steps: list[int]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(series_module, "MOST_POINTS", most)
+        series = build(points)
+        for step in steps:
+            series.truncate(step)
+            assert series.last_step is None or series.last_step < step or not steps
+            assert all(each < step for each in series.steps)
+            assert (series.last_step is None) == (len(series) == 0)
+            series.append(max(step, 1) + 1, 1.0)
+            assert series.last_step == max(step, 1) + 1
+            assert len(series.values) == len(series.smoothed) == len(series.steps)
+            assert (series.bounds() is None) or series.bounds()[0] <= 1.0 <= series.bounds()[1]  # type: ignore[index]
+
+
+def test_the_least_positive_value_is_known() -> None:
+    assert build([(1, -1.0), (1, math.nan), (1, 3.0), (1, 0.5), (1, math.inf)]).least_positive() == 0.5
+    assert build([(1, -1.0)]).least_positive() is None
+
+
+def test_the_greatest_floats_are_smoothed() -> None:
+    series = build([(1, 1.7e308), (1, -1.7e308), (1, 1.7e308), (1, 1.0)])
+    assert all(map(math.isfinite, series.smoothed))
+    assert series.bounds() == (-1.7e308, 1.7e308)

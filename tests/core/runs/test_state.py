@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import json
 import math
 import os
+import re
 import subprocess
 import tempfile
 import time
@@ -13,9 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.atomic import write_atomic
 from core.runs import state as state_module
 from core.runs.process import hostname, is_same_process, own_identity, start_identity
 from core.runs.state import ACTIVE_STATES, END_STATES, RunState, infer_state
+from core.text import one_line
 from tests.core.runs.event_strategies import JSON
 
 
@@ -145,3 +150,85 @@ def test_a_command_name_with_parentheses_is_read_right(tmp_path: Path) -> None:
         child.kill()
     assert identity is not None
     assert identity.endswith("/" + stat.rpartition(")")[2].split()[19])
+
+
+def test_a_heartbeat_in_the_future_means_stalled() -> None:
+    ahead = infer_state(live(updated=time.time() + 2 * 86400))
+    assert (ahead.state, ahead.is_over) == ("stalled", False)
+    assert ahead.reason == "its last sign of life lies 2d 00h in the future, as if the clock had been set back"
+    # Clocks of two machines differ a little.
+    assert infer_state(live(updated=time.time() + 5)).state == "training"
+    queued = RunState(state="queued", host=hostname(), updated=time.time() + 86400)
+    assert infer_state(queued).state == "lost"
+
+
+@pytest.mark.parametrize("days", [-2, 1])
+def test_a_clock_that_was_set_neither_hides_a_hang_nor_makes_one(days: int) -> None:
+    jumped = time.time() + days * 86400
+    alive = live(updated=jumped, beat=time.monotonic() - 1, step_started=jumped - 3)
+    assert infer_state(alive) == alive
+    hung = infer_state(dataclasses.replace(alive, beat=time.monotonic() - 45))
+    assert hung.state == "stalled"
+    assert re.fullmatch(r"no sign of life for 4\d s; step 1 has been running for 4\d s", hung.reason)
+
+
+def test_a_beat_that_cannot_be_is_none() -> None:
+    assert infer_state(live(beat=time.monotonic() + 1000)).state == "training"
+    assert infer_state(live(beat=time.monotonic() + 1000, updated=time.time() - 60)).state == "stalled"
+    assert infer_state(live(host="elsewhere", beat=time.monotonic() - 1000)).state == "training"
+
+
+def test_a_long_silence_is_told_in_days() -> None:
+    assert infer_state(live(updated=time.time() - 3 * 86400 - 60)).reason == "no sign of life for 3d 00h"
+
+
+def fill(directory: Path) -> None:
+    """Leave no room for another file."""
+    with contextlib.suppress(OSError), (directory / "ballast").open("wb", buffering=0) as file:
+        while file.write(b"x" * 4096):
+            pass
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="not run: only root can mount a small disk")
+@pytest.mark.parametrize("reason", ["no space", "a long reason " * 100])
+def test_an_end_is_written_on_a_full_disk(tmp_path: Path, reason: str) -> None:
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", tmp_path], check=False)
+    if mounted.returncode:
+        pytest.skip("not run: nothing can be mounted here")
+    try:
+        path = tmp_path / "state.json"
+        live(reason="r" * 700).write(path)
+        fill(tmp_path)
+        with pytest.raises(OSError, match="No space left"):
+            write_atomic(tmp_path / "other", b"x" * 5000)
+        failed = live(state="failed", reason=reason, step=7)
+        failed.write(path)
+        assert RunState.read(path) == dataclasses.replace(failed, reason=one_line(reason))
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def no_second_file(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_what_does_not_fit_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "state.json"
+    before = live(step=3)
+    before.write(path)
+    monkeypatch.setattr(state_module, "write_atomic", no_second_file)
+    live(step=4).write(path)
+    read = RunState.read(path)
+    assert read is not None
+    assert read.step == 4
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, at: pwrite(file, data[:50] if b"five" in data else data, at))
+    with pytest.raises(OSError, match="No space left"):
+        live(step=5, reason="five").write(path)
+    assert RunState.read(path) == read
+    with pytest.raises(OSError, match="No space left"):
+        live().write(tmp_path / "none" / "state.json")
+    (tmp_path / "link").symlink_to(path)
+    with pytest.raises(OSError, match="No space left"):
+        live(step=6).write(tmp_path / "link")
+    assert RunState.read(path) == read

@@ -11,7 +11,17 @@ import pytest
 from core.atomic import write_atomic
 from core.config.schema import Config
 from core.errors import UserError
-from core.runs import store
+from core.runs import sockets
+from core.runs.events import (
+    Event,
+    FailedEvent,
+    FinishedEvent,
+    HardwareEvent,
+    PhaseEvent,
+    StoppedEvent,
+    encode_event,
+)
+from core.runs.state import RunState
 from core.runs.store import Run, create_run, find_run, list_runs, make_slug
 from tests.core.runs.helpers import config_for
 
@@ -52,7 +62,7 @@ def test_two_runs_of_one_second_get_different_places(home: Path, monkeypatch: py
     deep = [Run(Path("/" + "d" * 90) / run.id) for run in runs] + [Run(Path("/" + "e" * 90) / run.id) for run in runs]
     assert len({run.socket_path for run in deep}) == 6
     assert all(run.socket_path.parent == Path("/run/user/1") for run in deep)
-    assert all(len(os.fsencode(run.socket_path)) <= store.SOCKET_PATH_LIMIT for run in deep)
+    assert all(len(os.fsencode(run.socket_path)) <= sockets.SOCKET_PATH_LIMIT for run in deep)
     assert runs[0].socket_path == runs[0].path / "control.sock"
 
 
@@ -126,3 +136,41 @@ def test_an_invalid_configuration_names_its_file(run: Run) -> None:
     assert isinstance(run, Run)
     run.config_path.write_text('[data]\ntrain = "x"\n')
     assert isinstance(run.config(), Config)
+
+
+def dead_run(home: Path, *told: Event, updated: float = 100.0) -> Run:
+    """A run whose worker is gone, with what it has told."""
+    run = create_run(config_for(home), "tickets")
+    RunState(state="training", pid=2**22 + 1, pid_started="x/1", step=3, total_steps=9, updated=updated).write(
+        run.state_path
+    )
+    run.events_path.write_text("".join(map(encode_event, told)))
+    return run
+
+
+@pytest.mark.parametrize("kind", [FinishedEvent, StoppedEvent, FailedEvent])
+def test_an_end_that_only_the_record_tells_is_the_end(home: Path, kind: type[FinishedEvent]) -> None:
+    end = kind(t=101.0, reason="the disk is \x1b full", step=3)
+    run = dead_run(home, HardwareEvent(t=99.0, devices=[]), end, HardwareEvent(t=102.0, devices=[]))
+    state = run.state()
+    assert (state.state, state.step, state.is_over) == (kind.type, 3, True)
+    assert state.reason == "the disk is \ufffd full"
+
+
+def test_an_end_counts_only_where_it_is_the_last_word_of_the_worker(home: Path) -> None:
+    end = FailedEvent(t=101.0, reason="no space", step=3)
+    assert dead_run(home, end, PhaseEvent(t=105.0, name="importing")).state().state == "lost"
+    # A worker that came after it was heard later.
+    assert dead_run(home, end, updated=110.0).state().state == "lost"
+    assert dead_run(home).state().state == "lost"
+    half = dead_run(home)
+    half.events_path.write_text(encode_event(end).rstrip())
+    assert half.state().state == "lost"
+
+
+def test_an_end_that_is_told_later_is_seen(home: Path) -> None:
+    run = dead_run(home, PhaseEvent(t=90.0, name="training"))
+    assert run.state().state == "lost"
+    with run.events_path.open("a") as file:
+        file.write(encode_event(StoppedEvent(t=101.0, reason="stopped by SIGTERM", step=3)))
+    assert run.state().state == "stopped"

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from core.runs import tail as tail_module
 from core.runs.events import Event, NoticeEvent, encode_event
-from core.runs.tail import EventTail
+from core.runs.tail import EventTail, last_events
 from tests.core.runs.event_strategies import EVENTS
 
 GARBAGE = st.sampled_from([b"not json", b'{"t": 1}', b"\xff\xfe", b'{"t": 1, "type": "step"}', b'{"t": 1', b"[]"])
@@ -107,3 +109,49 @@ def test_a_reader_begins_again_where_another_stopped(tmp_path: Path) -> None:
     assert EventTail(path, path.stat().st_size).read_all() == []
     path.write_text(encode_event(notice("new")))
     assert EventTail(path, 10_000).read_all() == [notice("new")]
+
+
+@given(st.lists(EVENTS | GARBAGE, max_size=8), st.integers(1, 400), st.integers(1, 3000), st.booleans())
+def test_the_end_of_a_file_reads_as_the_whole_backwards(
+    pieces: list[Event | bytes], chunk: int, limit: int, unfinished: bool
+) -> None:
+    lines = [p + b"\n" if isinstance(p, bytes) else encode_event(p).encode() for p in pieces]
+    with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tail_module, "_END_BYTES", chunk)
+        path = Path(directory, "events.jsonl")
+        path.write_bytes(b"".join(lines) + (b'{"t": 1, "type": "no' if unfinished else b""))
+        whole = list(reversed(EventTail(path).read_all()))
+        assert repr(list(last_events(path, limit=1 << 20))) == repr(whole)
+        searched = list(last_events(path, limit=limit))
+        assert repr(searched) == repr(whole[: len(searched)])
+        for kind in ("step", "notice"):
+            assert repr(list(last_events(path, kind, 1 << 20))) == repr(
+                [event for event in whole if event.type == kind]
+            )
+
+
+def test_a_gigabyte_without_a_newline_is_looked_at_in_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(encode_event(notice("before")).encode())
+    os.truncate(path, 1 << 30)
+    tail = EventTail(path)
+    tracemalloc.start()
+    try:
+        for _ in range(20):
+            tail.poll()
+        assert list(last_events(path, limit=16 << 20)) == []
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+    assert (tail.skipped, tail.is_behind) == (1, True)
+
+
+def test_it_tells_whether_there_is_more(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    tail = EventTail(path)
+    assert (tail.poll(), tail.is_behind) == ([], False)
+    path.write_text(encode_event(notice("one")) * 20)
+    tail.poll(limit=100)
+    assert tail.is_behind
+    tail.read_all()
+    assert not tail.is_behind

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from core.errors import UserError
+from core.runs import sockets
 from core.runs.protocol import LINE_LIMIT
 from core.worker import control
 from core.worker.control import Command, Controls, ControlServer, StopRequested, install_signals
@@ -119,6 +120,9 @@ def test_another_user_is_turned_away_even_where_the_file_lets_him_in(place: Plac
         (b"[" * 200_000 + b"\n", "Not understood"),
         (b'{"id": 1.5, "command": "ping"}\n', "Not understood"),
         (b'{"id": "1", "command": "explode"}\n', "There is no command explode"),
+        (b'{"id": "1", "command": "\x1b%s"}\n' % (b"x" * 500), "Not understood"),
+        (b'{"id": true, "command": "ping"}\n', "Not understood"),
+        (b'{"id": "1", "command": "set", "args": {"a": 1%s}}\n' % (b"0" * 500), "Not understood"),
     ],
 )
 def test_garbage_is_refused_and_the_connection_goes_on(place: Place, line: bytes, error: str) -> None:
@@ -276,3 +280,97 @@ def test_a_stop_at_once_goes_before_one_that_saves() -> None:
     with pytest.raises(StopRequested) as caught:
         controls.check_stop()
     assert (caught.value.sender, caught.value.now) == ("SIGTERM", True)
+
+
+def test_commands_do_not_wait_without_number(place: Place) -> None:
+    peer = Peer(place.path)
+    for number in range(control.WAITING_LIMIT + 1):
+        peer.send("checkpoint", str(number))
+    refused = peer.read()
+    assert (refused["id"], refused["error"]) == (str(control.WAITING_LIMIT), "Too many commands are waiting.")
+    # A stop is heard whatever waits.
+    peer.send("stop", "stop")
+    assert peer.read() == {"id": "stop", "ok": True}
+    assert place.controls.stop_sender == "socket"
+    for command in place.controls.waiting():
+        command.answer()
+    assert peer.read()["ok"] is True
+
+
+def listens(server: ControlServer) -> bool:
+    peer = Peer(server.path)
+    peer.send("ping")
+    return peer.read()["ok"] is True
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A runtime directory that is not there yet, in a directory that everybody may write to."""
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o1777)
+        monkeypatch.setenv("XDG_RUNTIME_DIR", f"{directory}/localtune-0")
+        monkeypatch.setattr(sockets, "_socket_places", lambda: [Path(directory, "none"), Path(directory)])
+        yield Path(directory, "localtune-0")
+
+
+def plant_link(place: Path) -> None:
+    (place.parent / "trap").mkdir(mode=0o700)
+    place.symlink_to("trap")
+
+
+def plant_open(place: Path) -> None:
+    place.mkdir()
+    place.chmod(0o777)
+
+
+def plant_foreign(place: Path) -> None:
+    place.mkdir(mode=0o700)
+    os.chown(place, 65534, 65534)
+
+
+def plant_foreign_link(place: Path) -> None:
+    plant_link(place)
+    os.chown(place, 65534, 65534, follow_symlinks=False)
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [plant_link, plant_open, plant_foreign, plant_foreign_link, Path.touch, lambda place: place.symlink_to("nowhere")],
+)
+def test_what_others_have_planted_is_neither_used_nor_in_the_way(runtime: Path, plant: Callable[[Path], None]) -> None:
+    if plant in (plant_foreign, plant_foreign_link) and os.getuid() != 0:
+        pytest.skip("not run: only root can give a file away")
+    plant(runtime)
+    server = ControlServer(runtime / "localtune-1.sock", Controls(), dict)
+    directory = server.path.parent
+    assert directory.parent == runtime.parent
+    assert directory not in (runtime, runtime.parent / "trap")
+    assert stat.S_IMODE(directory.lstat().st_mode) == 0o700
+    assert listens(server)
+    server.close()
+    assert not directory.exists()
+
+
+def test_a_private_runtime_directory_is_made_and_used(runtime: Path) -> None:
+    server = ControlServer(runtime / "localtune-1.sock", Controls(), dict)
+    assert server.path == runtime / "localtune-1.sock"
+    assert stat.S_IMODE(runtime.lstat().st_mode) == 0o700
+    assert listens(server)
+    server.close()
+
+
+def test_a_path_that_is_too_long_for_a_socket_is_not_in_the_way(runtime: Path) -> None:
+    server = ControlServer(runtime / ("x" * 120), Controls(), dict)
+    assert listens(server)
+    server.close()
+
+
+def test_what_a_killed_worker_left_in_a_directory_of_its_own_goes_with_the_next(runtime: Path) -> None:
+    plant_open(runtime)
+    left = sockets.private_socket_path(runtime / "localtune-1.sock")
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(left))
+    server = ControlServer(runtime / "localtune-2.sock", Controls(), dict)
+    assert not left.parent.exists()
+    assert server.path.exists()
+    server.close()

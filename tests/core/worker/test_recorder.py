@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import pytest
 
 from core.config.schema import Config, DataSection
 from core.runs.events import (
+    FailedEvent,
     FinishedEvent,
     HardwareEvent,
     MemoryEvent,
@@ -227,3 +229,58 @@ def test_the_state_says_since_when_a_step_runs(recorder: Recorder, run: Run) -> 
     assert recorded(run).step_started is not None
     recorder.end_step(4)
     assert (recorded(run).step, recorded(run).step_started) == (4, None)
+
+
+def test_a_step_under_way_has_its_age_when_the_clock_is_set(
+    recorder: Recorder, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder.begin_step()
+    recorder.update()
+    before = recorded(run)
+    assert before.beat is not None
+    assert abs(before.beat - time.monotonic()) < 60
+    now = time.time
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: now() - 86400)
+        recorder.update()
+        state = recorded(run)
+        assert state.updated < before.updated - 80_000
+        assert state.step_started is not None
+        assert 0 <= state.updated - state.step_started < 60
+
+
+def test_events_reach_the_disk_when_they_must(run: Run, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[os.stat_result] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file)))
+    recorder.event(step(1))
+    assert synced == []
+    recorder.sync()
+    assert os.path.samestat(synced[0], run.events_path.stat())
+    assert os.path.samestat(synced[1], run.path.stat())
+
+
+def test_an_end_on_a_full_disk_is_known(full_disk: Path, run: Run) -> None:
+    run = Run(full_disk.parent / run.id)
+    recorder = Recorder(run)
+    recorder.update(state="training", step=5, total_steps=9)
+    full_disk.write_bytes(b"x" * shutil.disk_usage(full_disk.parent).free)
+    recorder.update(step=6)
+    assert recorded(run).step == 6, "the heartbeat goes on"
+    reason = "The adapter cannot be written: no space left on device."
+    recorder.close("failed", reason, FailedEvent(reason=reason, step=6))
+    assert (run.state().state, run.state().reason) == ("failed", reason)
+    assert json.loads(run.state_path.read_text())["state"] == "failed"
+
+
+@pytest.mark.parametrize("kind", ["link", "directory"])
+def test_events_go_into_no_other_file(run: Run, tmp_path: Path, kind: str) -> None:
+    other = tmp_path / "profile"
+    other.write_text("export A=1\n")
+    run.events_path.symlink_to(other) if kind == "link" else run.events_path.mkdir()
+    process = subprocess.run(
+        [sys.executable, "-m", "core.worker", run.path], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert process.returncode == 4
+    assert f"error: {run.events_path} cannot be written: " in process.stderr
+    assert "Traceback" not in process.stderr
+    assert other.read_text() == "export A=1\n"

@@ -1,0 +1,89 @@
+"""Where the control sockets of runs are: places that no other user can have a hand in."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+from core.paths import DIRECTORY_MODE
+
+#: Bytes that a Unix socket's path may have, with room to spare (the kernel's limit is 108).
+SOCKET_PATH_LIMIT = 100
+#: Names of the sockets outside of run directories.
+RUNTIME_SOCKETS = "localtune-*.sock"
+#: What directories begin with that are made for a socket where there is no other safe place.
+_MADE_PREFIX = "localtune-run-"
+
+
+def socket_name(directory: Path) -> str:
+    """The name outside of it of the socket of a run directory."""
+    # Of the whole path: ids may be equal in two homes, and equal in all that a short name could keep of them.
+    return RUNTIME_SOCKETS.replace("*", hashlib.sha256(os.fsencode(directory)).hexdigest()[:16])
+
+
+def runtime_dir() -> Path:
+    """Where the sockets are whose paths in their run directories would be too long; see :func:`is_private`."""
+    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/localtune-{os.getuid()}")  # noqa: S108
+
+
+def is_private(directory: Path) -> bool:
+    """Whether it is a directory of this user's, no link, that nobody else can look into or put anything into."""
+    try:
+        status = os.lstat(directory)
+    except OSError:
+        return False
+    others = stat.S_IRWXG | stat.S_IRWXO
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & others
+
+
+def _socket_places() -> list[Path]:
+    """Directories for a private directory with a socket in it, best first; the path of a socket must be short."""
+    return [Path(place) for place in dict.fromkeys([tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"])]  # noqa: S108
+
+
+def private_socket_path(path: Path) -> Path:
+    """The path itself, if nobody else can have a hand in what is there; else one in a new directory of this user's.
+
+    In a directory that everybody may write to, another user may have put anything under a name that can be foreseen.
+
+    Args:
+        path: Where a socket is to be, in a run directory or in the runtime directory; its parents are made.
+
+    Raises:
+        OSError: If no such directory can be made anywhere.
+    """
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+    is_safe = is_private(path.parent) if path.parent == runtime_dir() else _is_own(path.parent)
+    if is_safe and len(os.fsencode(path)) <= SOCKET_PATH_LIMIT:
+        return path
+    error: OSError = PermissionError(errno.EACCES, "its directory is not this user's alone", str(path))
+    name = socket_name(path.parent)
+    for place in _socket_places():
+        # The name of the directory ends with eight characters that nobody can foresee.
+        if len(os.fsencode(place / f"{_MADE_PREFIX}12345678" / name)) > SOCKET_PATH_LIMIT:
+            continue
+        try:
+            return Path(tempfile.mkdtemp(prefix=_MADE_PREFIX, dir=place)) / name
+        except OSError as failure:
+            error = failure
+    raise error
+
+
+def _is_own(directory: Path) -> bool:
+    """Whether a directory is this user's, and nobody else can put anything into it."""
+    try:
+        status = directory.stat()
+    except OSError:
+        return False
+    return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def made_directories() -> list[Path]:
+    """The directories that :func:`private_socket_path` has made for this user, and that are still there."""
+    return [place for parent in _socket_places() for place in parent.glob(f"{_MADE_PREFIX}*") if is_private(place)]
