@@ -30,7 +30,7 @@ from core.template.preview import SAMPLE
 from core.template.sandboxed import RowMasks, preview
 from core.template.settings import MaskSettings
 from tests.conftest import CHATML
-from tests.core.data.files import json_lines, pairs, write_arrow, write_parquet, write_zstd
+from tests.core.data.files import json_lines, pairs, write, write_arrow, write_parquet, write_zstd
 
 #: Numbers at which fields of a format turn over.
 _EDGES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 2**48, 2**63 - 1, 2**64 - 1)
@@ -141,6 +141,7 @@ def readers(directory: Path, model: Path, gguf: Path | None = None) -> list[Read
         model: A small model's directory.
         gguf: A GGUF file that is whole; without one headers of GGUF are left out.
     """
+    write(directory / "rows.jsonl", json_lines(pairs(3)))
     found = [
         *_texts(),
         *_packed(directory),
@@ -154,7 +155,7 @@ def readers(directory: Path, model: Path, gguf: Path | None = None) -> list[Read
 
 def _texts() -> Iterator[Reader]:
     axolotl = (
-        "base_model: x/y\nadapter: qlora\nlora_r: 8\nlearning_rate: 2e-4\nval_set_size: 0.1\nsequence_len: 512\n"
+        "base_model: x/y\nadapter: qlora\nload_in_4bit: true\nlora_r: 8\nlearning_rate: 2e-4\nval_set_size: 0.1\nsequence_len: 512\n"
         "special_tokens: {pad_token: <pad>}\n"
         "datasets:\n  - &d {path: rows.jsonl, type: alpaca}\n  - {<<: *d, split: a}\n"
     )
