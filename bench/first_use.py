@@ -49,9 +49,6 @@ def first_use(tree: Path, model: Path, data: Path) -> dict[str, float]:
             begun = time.monotonic()
             terminal.press("T")
             found["template preview after T"] = seconds_to(r"row 1 · \d+ tokens · \d+ learned", begun)
-            terminal.press("\x1b")
-            terminal.press("\x11")
-            terminal.wait_for_end(30)
     return found
 
 

@@ -155,8 +155,8 @@ def readers(directory: Path, model: Path, gguf: Path | None = None) -> list[Read
 
 def _texts() -> Iterator[Reader]:
     axolotl = (
-        "base_model: x/y\nadapter: qlora\nload_in_4bit: true\nlora_r: 8\nlearning_rate: 2e-4\nval_set_size: 0.1\nsequence_len: 512\n"
-        "special_tokens: {pad_token: <pad>}\n"
+        "base_model: x/y\nadapter: qlora\nload_in_4bit: true\nlora_r: 8\nlearning_rate: 2e-4\n"
+        "val_set_size: 0.1\nsequence_len: 512\nspecial_tokens: {pad_token: <pad>}\n"
         "datasets:\n  - &d {path: rows.jsonl, type: alpaca}\n  - {<<: *d, split: a}\n"
     )
     factory = (
