@@ -14,7 +14,7 @@ from pathlib import Path
 
 from core import __version__
 from core.commands import COMMANDS, load_command
-from core.commands.common import EXIT_USAGE, invoke, note, say
+from core.commands.common import EXIT_ERROR, EXIT_USAGE, invoke, note, say
 
 PROGRAM = "localtune-tui"
 
@@ -62,12 +62,26 @@ def _open_app(args: argparse.Namespace) -> int:
     # them, and warn on the terminal, into the screen, once a process is started after that.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from tui.app import LocaltuneApp
+    from tui.ending import end_process, whole_terminal
 
-    config = Path(args.config) if args.config else None
-    line = LocaltuneApp(config, run=args.run, demo=args.demo).run(mouse=not args.no_mouse)
+    app = LocaltuneApp(Path(args.config) if args.config else None, run=args.run, demo=args.demo)
+    line = None
+    try:
+        with whole_terminal():
+            line = app.run(mouse=not args.no_mouse)
+    except KeyboardInterrupt:
+        app.drafts.look()
+        raise
+    except BaseException as error:
+        # What is no Exception passes Textual by: a panic of a library in Rust, for one.
+        app.end_by_mistake(error)
+    if words := app.last_words():
+        note(f"{PROGRAM}: {words}")
+        app.mistakes.print_traceback()
+        return end_process(EXIT_ERROR)
     if line:
         say(line)
-    return 0
+    return end_process(0)
 
 
 def _refuse_config(parser: argparse.ArgumentParser, name: str) -> None:
