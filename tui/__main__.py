@@ -10,11 +10,12 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from core import __version__
 from core.commands import COMMANDS, load_command
-from core.commands.common import EXIT_ERROR, EXIT_USAGE, invoke, note, say
+from core.commands.common import EXIT_ERROR, EXIT_USAGE, OutputError, invoke, note, say
 
 PROGRAM = "localtune-tui"
 
@@ -70,18 +71,20 @@ def _open_app(args: argparse.Namespace) -> int:
         with whole_terminal():
             line = app.run(mouse=not args.no_mouse)
     except KeyboardInterrupt:
-        app.drafts.look()
+        # It came before the app took signals as a wish to leave.
         raise
     except BaseException as error:
         # What is no Exception passes Textual by: a panic of a library in Rust, for one.
         app.end_by_mistake(error)
-    if words := app.last_words():
-        note(f"{PROGRAM}: {words}")
-        app.mistakes.print_traceback()
-        return end_process(EXIT_ERROR)
-    if line:
-        say(line)
-    return end_process(0)
+    words = app.last_words()
+    # The terminal may have gone, and then there is nobody to tell.
+    with suppress(OSError, OutputError):
+        if words:
+            note(f"{PROGRAM}: {words}")
+            app.mistakes.print_traceback()
+        elif line:
+            say(line)
+    end_process(EXIT_ERROR if words else 0)
 
 
 def _refuse_config(parser: argparse.ArgumentParser, name: str) -> None:

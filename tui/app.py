@@ -124,7 +124,7 @@ class LocaltuneApp(FormDesk):
         """Take signals as a wish to leave, so that the terminal is given back as it was."""
         loop = asyncio.get_running_loop()
         loop.set_default_executor(LeavingExecutor(max_workers=_THREADS, thread_name_prefix="app"))
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             # Only the main thread can take signals; elsewhere (in tests) there are none to take.
             with suppress(RuntimeError, ValueError):
                 loop.add_signal_handler(number, self.leave)
@@ -141,11 +141,13 @@ class LocaltuneApp(FormDesk):
 
     def _handle_exception(self, error: Exception) -> None:
         """End by a mistake: what is not saved is kept, the details go to a file, and no traceback to the terminal."""
-        self._return_code = EXIT_ERROR
         # The first one is raised again where a test has driven the app.
         if self._exception is None:
             self._exception = error
             self._exception_event.set()
+        if not self._exit:
+            # What is still under way while the app leaves may miss what has gone already; it leaves all the same.
+            self._return_code = EXIT_ERROR
             self.end_by_mistake(error)
         self._close_messages_no_wait()
 

@@ -9,9 +9,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 #: Seconds that threads get to end by themselves.
-_GRACE = 0.3
+_GRACE = 0.4
 
 #: What a terminal is told on the way out, in case the app could not: no mouse, no bracketed paste, no reports of focus,
 #: size and pixels, wrapped lines, keys as usual, the main screen, a cursor.
@@ -41,22 +42,20 @@ def whole_terminal() -> Iterator[None]:
                 termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, attributes)
 
 
-def end_process(code: int) -> int:
-    """The exit code, once nothing runs any more; where a thread goes on, the process ends here and now.
+def end_process(code: int) -> NoReturn:
+    """End the process; what threads are in the middle of gets a moment to come to its end, and is not waited for.
 
-    Python waits for threads at its end, and one may be in the middle of a file of a hundred gigabytes.
+    Python itself waits for threads, and one may be in the middle of a file of a hundred gigabytes; and it takes the
+    program apart piece by piece, which is of no use to anybody. Files are written whole or not at all.
 
     Args:
         code: The exit code.
     """
     until = time.monotonic() + _GRACE
-    others = [thread for thread in threading.enumerate() if thread is not threading.current_thread()]
-    waited_for = [thread for thread in others if not thread.daemon]
-    for thread in waited_for:
-        thread.join(max(0.0, until - time.monotonic()))
-    if any(thread.is_alive() for thread in waited_for):
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):
-                stream.flush()
-        os._exit(code)
-    return code
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(max(0.0, until - time.monotonic()))
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)

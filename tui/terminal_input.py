@@ -18,8 +18,8 @@ from textual.message import Message
 
 from tui.messages import PasteRefused
 
-#: Most columns and rows that are drawn: more than any screen has, and still painted within a second.
-LARGEST_SIZE = (1000, 500)
+#: Most columns and rows that are drawn: as many as a large screen has in small letters.
+LARGEST_SIZE = (640, 240)
 #: Most bytes of a paste; a file is the way for more.
 LARGEST_PASTE = 4 << 20
 #: Seconds of silence after which a sequence that has begun is given up, and a paste is taken to be at its end.
