@@ -19,7 +19,7 @@ from core.text import one_line, sanitize
 
 #: Reports that are kept; older ones are removed.
 KEPT = 10
-#: Most characters that a report may have, and that are looked at for secrets; the message of an exception may be a file.
+#: Most characters that a report has, and that are looked at for secrets: an exception's message may be a whole file.
 _LONGEST, _LOOKED_AT = 200_000, 2_000_000
 
 

@@ -1,7 +1,7 @@
 """Drafts: what somebody is working on in the app and has not saved, so that it outlives the app.
 
-A draft is a small JSON file in :func:`core.paths.drafts_dir`. It names the process that writes it: while that one lives,
-the draft is its own; afterwards it is whoever's who takes it up.
+A draft is a small JSON file in :func:`core.paths.drafts_dir`. It names the process that writes it: while that one
+lives, the draft is its own; afterwards it is whoever's who takes it up.
 """
 
 from __future__ import annotations

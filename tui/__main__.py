@@ -84,7 +84,7 @@ def _open_app(args: argparse.Namespace) -> int:
             app.mistakes.print_traceback()
         elif line:
             say(line)
-    end_process(EXIT_ERROR if words else 0)
+    return end_process(EXIT_ERROR if words else 0)
 
 
 def _refuse_config(parser: argparse.ArgumentParser, name: str) -> None:

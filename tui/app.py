@@ -236,7 +236,8 @@ class LocaltuneApp(FormDesk):
         pane = self.pane("config")
         pane.call_later(pane.take_up, found.text, found.unread, found.time)
         save, undo = self.keys["config.save"].display, self.keys["config.undo"].display
-        text = f"Edits of {found.time} that were not saved are back in the Config pane: {save} saves them, {undo} there gives them up."
+        what = f"Edits of {found.time} that were not saved are back in the Config pane"
+        text = f"{what}: {save} saves them, {undo} undoes them."
         self.notify(text, title="Kept for you", timeout=12, markup=False)
 
     @on(messages.PasteRefused)

@@ -126,12 +126,13 @@ _TOLD = ("speaker", "stats", "error", "hint")
 
 def _reply(data: dict[str, Any]) -> Reply | None:
     source, text, state = data.get("source"), data.get("text"), data.get("state")
-    told = {name: data.get(name) for name in _TOLD}
+    told = {name: value for name in _TOLD if isinstance(value := data.get(name), str)}
     if source not in ("tuned", "base") or state not in ("done", "stopped", "failed") or not isinstance(text, str):
         return None
-    if not all(isinstance(value, str) for value in told.values()):
-        return None
-    return Reply(source, text, state, **told)
+    reply = Reply(source, text, state)
+    for name, value in told.items():
+        setattr(reply, name, value)
+    return reply
 
 
 def speaker_name(source: str) -> str:

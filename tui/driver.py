@@ -35,7 +35,7 @@ class TerminalDriver(LinuxDriver):
         super().__init__(app, debug=debug, mouse=mouse, size=size)
         self._size = size or self._get_terminal_size()
         # Textual writes to it as to any stream.
-        self._file = cast(TextIO, OutputStream(self._file))
+        self._file = cast(Any, OutputStream(cast(TextIO, self._file)))
         self._ahead = 0
 
     def _get_terminal_size(self) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 import traceback
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from textual.worker import WorkerFailed
 
 from core import __version__
 from core.crashes import describe, write_report
-from core.errors import UserError
 from core.redact import redact
 from core.text import one_line, sanitize
 
@@ -37,16 +37,15 @@ class Mistakes:
             return
         # A worker's failure says nothing but that there was an exception.
         self.first = error = error.error if isinstance(error, WorkerFailed) else error
-        facts = {
-            "localtune-tui": __version__,
-            "Python": platform.python_version(),
-            "Textual": version("textual"),
-            "terminal": f"{os.environ.get('TERM', '')}, {size[0]}×{size[1]}",
-        }
-        try:
+        # Whatever fails in here, the app has to end, and to say so.
+        with suppress(Exception):
+            facts = {
+                "localtune-tui": __version__,
+                "Python": platform.python_version(),
+                "Textual": version("textual"),
+                "terminal": f"{os.environ.get('TERM', '')}, {size[0]}×{size[1]}",
+            }
             self.report = write_report(error, facts)
-        except (OSError, UserError):
-            self.report = None
 
     def sentence(self, kept: str = "", run: str = "") -> str:
         """What has happened, where the details are, and what is not lost; for a line on standard error.

@@ -298,7 +298,7 @@ class RunDesk(App[str]):
         if (pane := self.pane("chat")) is not None:
             pane.set_target(view.run, view.is_live)
             if when := self.drafts.restore_chat():
-                clear = self.keys["chat.clear"].display
+                clear = pane.keys["chat.clear"].display
                 text = f"The conversation of {when} is back in the Chat pane; {clear} there begins a new one."
                 self.notify(text, title="Kept for you", timeout=10, markup=False)
             pane.note_phase(view.history.phase.name if view.history.phase is not None else "")

@@ -1,7 +1,7 @@
 """What a terminal sends, as events: any bytes at all, with nothing raised and nothing growing without end.
 
 Textual's parser knows what keys and reports mean. It is given one whole key or report at a time: where a sequence ends
-is found here, so that one that is broken, unknown or too long is dropped, rather than typed into the app letter by letter.
+is found here, so that one that is broken, unknown or too long is dropped, rather than typed letter by letter.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class TerminalInput:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.reports_size = False
-        """Whether the terminal has been asked to tell its size in a sequence; one that was not asked is not believed."""
+        """Whether the terminal has been asked to tell its size in sequences; else they are not believed."""
         self._clock = clock
         self._heard = clock()
         self._parser = XTermParser()
@@ -309,4 +309,3 @@ class TerminalInput:
 def _is_sound(event: Message) -> bool:
     """Whether a key is one that can be written down: half of a character cannot be."""
     return not isinstance(event, events.Key) or not _SURROGATE.search(event.key + (event.character or ""))
-

@@ -49,11 +49,11 @@ def fail_twice(app: LocaltuneApp) -> None:
 
 
 def fail_unreadably(_: LocaltuneApp) -> None:
-    class Unreadable(Exception):
+    class UnreadableError(Exception):
         def __str__(self) -> str:
             raise ValueError("no words")
 
-    raise Unreadable
+    raise UnreadableError
 
 
 def work_without_end(app: LocaltuneApp) -> None:
@@ -78,5 +78,5 @@ MISTAKES: dict[str, Callable[[LocaltuneApp], None]] = {
 }
 
 if __name__ == "__main__":
-    LocaltuneApp.action_tile = MISTAKES[sys.argv[1]]  # type: ignore[method-assign]
+    LocaltuneApp.action_tile = MISTAKES[sys.argv[1]]  # type: ignore[method-assign,assignment]
     sys.exit(main(sys.argv[2:]))

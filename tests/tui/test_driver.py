@@ -38,7 +38,9 @@ def is_well(terminal: Terminal) -> bool:
 
 def send(terminal: Terminal, data: bytes) -> None:
     """Send more than a terminal takes at once, reading what comes meanwhile."""
-    writer = threading.Thread(target=lambda: [os.write(terminal.descriptor, data[at : at + 1024]) for at in range(0, len(data), 1024)])
+    writer = threading.Thread(
+        target=lambda: [os.write(terminal.descriptor, data[at : at + 1024]) for at in range(0, len(data), 1024)]
+    )
     writer.start()
     while writer.is_alive():
         terminal.pump(0.01)

@@ -1,4 +1,4 @@
-"""The app ended by a mistake of its own: the terminal is whole, one sentence says what has happened, and no work is lost."""
+"""The app ended by a mistake of its own: the terminal is whole, one sentence tells it, and no work is lost."""
 
 from __future__ import annotations
 

@@ -11,7 +11,14 @@ from textual import events
 from textual.message import Message
 
 from tui.messages import PasteRefused
-from tui.terminal_input import LARGEST_PASTE, LARGEST_SIZE, PASTE_SECONDS, SEQUENCE_SECONDS, TerminalInput, within_limits
+from tui.terminal_input import (
+    LARGEST_PASTE,
+    LARGEST_SIZE,
+    PASTE_SECONDS,
+    SEQUENCE_SECONDS,
+    TerminalInput,
+    within_limits,
+)
 
 
 class Clock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 WIDE = 90
 # Ten times a second is as live as reading goes, and leaves the link and the keys alone.
 _FLUSH_SECONDS = 0.1
+#: Seconds that a model has to end with the pane.
+_RELEASE_SECONDS = 0.2
 
 
 class Transcript(VerticalScroll, can_focus=True, inherit_bindings=False):
@@ -87,8 +90,10 @@ class ChatPane(Pane):
         self._show_taken_up()
 
     def on_unmount(self) -> None:
-        """The model goes with the pane."""
-        self._talker.release()
+        """The model goes with the pane. One that is busy is not waited for: it ends as it loses this process."""
+        closing = threading.Thread(target=self._talker.release, daemon=True)
+        closing.start()
+        closing.join(_RELEASE_SECONDS)
 
     def on_resize(self, event: events.Resize) -> None:
         """Put two answers side by side where there is room for them."""

@@ -67,7 +67,8 @@ def stale_draft_dialog(name: str, when: str) -> ChoiceDialog:
         when: When they were made.
     """
     text = Content.assemble(
-        (one_line(name, 60), "bold"), f" has edits of {when} that were not saved, and was changed by something else since."
+        (one_line(name, 60), "bold"),
+        f" has edits of {when} that were not saved, and was changed by something else since.",
     )
     return ChoiceDialog(
         "Kept for you",
