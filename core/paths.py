@@ -39,6 +39,16 @@ def runs_dir() -> Path:
     return home() / "runs"
 
 
+def drafts_dir() -> Path:
+    """What has been edited in the app and is in no file yet, a file each."""
+    return home() / "drafts"
+
+
+def crashes_dir() -> Path:
+    """Reports of mistakes that ended the app, a file each."""
+    return home() / "crashes"
+
+
 def config_dir() -> Path:
     """``$XDG_CONFIG_HOME/localtune``, else ``~/.config/localtune``: the user's keymap and themes; not created."""
     return _expanded(os.environ.get("XDG_CONFIG_HOME") or "~/.config") / "localtune"

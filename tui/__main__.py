@@ -10,11 +10,12 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from core import __version__
 from core.commands import COMMANDS, load_command
-from core.commands.common import EXIT_USAGE, invoke, note, say
+from core.commands.common import EXIT_ERROR, EXIT_USAGE, OutputError, invoke, note, say
 from core.commands.parser import ArgumentParser
 from core.text import one_line
 
@@ -61,12 +62,28 @@ def _open_app(args: argparse.Namespace) -> int:
     # them, and warn on the terminal, into the screen, once a process is started after that.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from tui.app import LocaltuneApp
+    from tui.ending import end_process, whole_terminal
 
-    config = Path(args.config) if args.config else None
-    line = LocaltuneApp(config, run=args.run, demo=args.demo).run(mouse=not args.no_mouse)
-    if line:
-        say(line)
-    return 0
+    app = LocaltuneApp(Path(args.config) if args.config else None, run=args.run, demo=args.demo)
+    line = None
+    try:
+        with whole_terminal():
+            line = app.run(mouse=not args.no_mouse)
+    except KeyboardInterrupt:
+        # It came before the app took signals as a wish to leave.
+        raise
+    except BaseException as error:
+        # What is no Exception passes Textual by: a panic of a library in Rust, for one.
+        app.end_by_mistake(error)
+    words = app.last_words()
+    # The terminal may have gone, and then there is nobody to tell.
+    with suppress(OSError, OutputError):
+        if words:
+            note(f"{PROGRAM}: {words}")
+            app.mistakes.print_traceback()
+        elif line:
+            say(line)
+    return end_process(EXIT_ERROR if words else 0)
 
 
 def _refuse_config(parser: ArgumentParser, name: str) -> None:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import on, work
 from textual.app import InvalidThemeError
 from textual.binding import BindingType
 from textual.command import Provider
+from textual.driver import Driver
 from textual.widget import Widget
 
+from core.commands.common import EXIT_ERROR
 from core.errors import UserError
 from core.hub.entries import is_hub_entry
 from core.paths import config_dir
@@ -24,12 +28,22 @@ from core.text import one_line
 from themes.loader import DEFAULT, load_builtin, load_user, variable_defaults
 from tui import messages
 from tui.data_paths import data_paths
+from tui.draft_keeper import LOOK_SECONDS, ConfigDraft
+from tui.driver import TerminalDriver
 from tui.form_desk import FormDesk
 from tui.keys import Key, KeyTable, bindings, load_keymap
+from tui.mistakes import Mistakes
 from tui.panes import pane_spec
 from tui.screens.main import TILED_SIZE, MainScreen
 from tui.settings import load_settings, resolve_glyphs, save_theme
 from tui.widgets.plot_geometry import GLYPH_SETS
+
+if TYPE_CHECKING:
+    from core.config.document import ConfigDocument
+
+
+#: Most threads at once: some follow a run or sample the devices for as long as the app is there.
+_THREADS = 32
 
 
 def _key_commands() -> type[Provider]:
@@ -37,6 +51,14 @@ def _key_commands() -> type[Provider]:
     from tui.palette import KeyCommands
 
     return KeyCommands
+
+
+class LeavingExecutor(ThreadPoolExecutor):
+    """Threads that the end of the app does not wait for: a file may be long, and a template without end."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
+        """Begin nothing more."""
+        super().shutdown(wait=False, cancel_futures=True)
 
 
 class LocaltuneApp(FormDesk):
@@ -54,6 +76,7 @@ class LocaltuneApp(FormDesk):
     COMMANDS: ClassVar[set[Callable[[], type[Provider]]]] = {_key_commands}  # type: ignore[assignment]
 
     def __init__(self, config_path: Path | None = None, run: str | None = None, demo: bool = False) -> None:
+        self.mistakes = Mistakes()
         super().__init__()
         self._config_path, self._run_name, self._demo = config_path, run, demo
         self._is_arriving = run is None and not demo
@@ -83,6 +106,10 @@ class LocaltuneApp(FormDesk):
             self._complaints.append(f"there is no theme {one_line(wanted, 40)}")
             self.theme = DEFAULT
 
+    def get_driver_class(self) -> type[Driver]:
+        """The terminal."""
+        return TerminalDriver
+
     def get_theme_variable_defaults(self) -> dict[str, str]:
         """The app's own colors, for themes that do not set them."""
         return variable_defaults(self.current_theme.dark)
@@ -96,15 +123,50 @@ class LocaltuneApp(FormDesk):
     def on_mount(self) -> None:
         """Take signals as a wish to leave, so that the terminal is given back as it was."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        loop.set_default_executor(LeavingExecutor(max_workers=_THREADS, thread_name_prefix="app"))
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             # Only the main thread can take signals; elsewhere (in tests) there are none to take.
             with suppress(RuntimeError, ValueError):
                 loop.add_signal_handler(number, self.leave)
         self.theme_changed_signal.subscribe(self, self._theme_changed)
+        self.set_interval(LOOK_SECONDS, self.drafts.look)
 
     async def on_unmount(self) -> None:
         """End the threads."""
         self.bridge.close()
+
+    @on(messages.TerminalGone)
+    def _terminal_gone(self) -> None:
+        self.leave()
+
+    def _handle_exception(self, error: Exception) -> None:
+        """End by a mistake: what is not saved is kept, the details go to a file, and no traceback to the terminal."""
+        # The first one is raised again where a test has driven the app.
+        if self._exception is None:
+            self._exception = error
+            self._exception_event.set()
+        if not self._exit:
+            # What is still under way while the app leaves may miss what has gone already; it leaves all the same.
+            self._return_code = EXIT_ERROR
+            self.end_by_mistake(error)
+        self._close_messages_no_wait()
+
+    def panic(self, *renderables: Any) -> None:
+        """What Textual calls for a mistake that it has words for itself."""
+        error = sys.exc_info()[1]
+        self._handle_exception(error if isinstance(error, Exception) else RuntimeError(*map(str, renderables)))
+
+    def end_by_mistake(self, error: BaseException) -> None:
+        """Report a mistake, and keep what is not saved."""
+        self.mistakes.record(error, self.size)
+        # The mistake may be in what is kept.
+        with suppress(Exception):
+            self.drafts.look()
+
+    def last_words(self) -> str:
+        """What is told of a mistake after the app; empty where there was none."""
+        view = self.state.live_run
+        return self.mistakes.sentence(self.drafts.kept, view.run.id if view is not None else "")
 
     @on(messages.FirstPaint)
     async def _first_paint(self) -> None:
@@ -155,8 +217,41 @@ class LocaltuneApp(FormDesk):
         self.state.document, self.state.saved_text = document, document.dumps()
         if (pane := self.pane("config")) is not None:
             pane.load(document)
+            self._offer_draft(document)
         self._show_data(document)
         self.show_header()
+
+    def _offer_draft(self, document: ConfigDocument) -> None:
+        """Bring back edits of this configuration that an earlier app has left, or ask where its file is another one."""
+        found = self.drafts.find_config(document)
+        if found is None:
+            return
+        if not found.is_stale:
+            self._take_up_draft(document, found)
+            return
+        from tui.screens.dialogs import DISCARD, RESTORE, stale_draft_dialog
+
+        def answered(answer: str | None) -> None:
+            if answer == RESTORE and self.state.document is document:
+                self._take_up_draft(document, found)
+            elif answer == DISCARD:
+                found.discard()
+
+        self.push_screen(stale_draft_dialog(self.state.file_name or "The configuration", found.time), answered)
+
+    def _take_up_draft(self, document: ConfigDocument, found: ConfigDraft) -> None:
+        self.drafts.take_up_config(document, found)
+        # Behind the building of the form, which loading it has asked for.
+        pane = self.pane("config")
+        pane.call_later(pane.take_up, found.text, found.unread, found.time)
+        save, undo = self.keys["config.save"].display, self.keys["config.undo"].display
+        what = f"Edits of {found.time} that were not saved are back in the Config pane"
+        text = f"{what}: {save} saves them, {undo} undoes them."
+        self.notify(text, title="Kept for you", timeout=12, markup=False)
+
+    @on(messages.PasteRefused)
+    def _paste_refused(self, message: messages.PasteRefused) -> None:
+        self.warn("Not pasted", f"It is longer than {message.limit >> 20} MiB. Put it in a file, and name that.")
 
     @on(messages.ConfigEdited)
     def _config_edited(self, message: messages.ConfigEdited) -> None:

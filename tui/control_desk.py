@@ -80,7 +80,7 @@ class ControlDesk(RunDesk):
     @on(messages.ControlAnswered)
     def _control_answered(self, message: messages.ControlAnswered) -> None:
         if message.command == "stop" and self._leave_line is not None:
-            self.leave()
+            self.leave_by_choice()
             return
         if message.command == "set":
             self._settings_changed(message)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from core.chat.request import Source
 from core.units import format_rate
@@ -83,10 +83,56 @@ class Dialogue:
                 messages.append({"role": "assistant", "content": answer})
         return [*messages, {"role": "user", "content": self.exchanges[-1].question}]
 
+    def to_data(self) -> list[dict[str, Any]]:
+        """The exchanges as JSON has them; what has not come yet of an answer is not in it."""
+        return [
+            {
+                "question": exchange.question,
+                "replies": [
+                    {
+                        "source": reply.source,
+                        "text": reply.text,
+                        "state": "stopped" if reply.is_open else reply.state,
+                        **{name: getattr(reply, name) for name in _TOLD},
+                    }
+                    for reply in exchange.replies
+                ],
+            }
+            for exchange in self.exchanges
+        ]
+
+    @classmethod
+    def from_data(cls, data: object) -> Dialogue:
+        """The exchanges that :meth:`to_data` has written; what is none of that is left out."""
+        dialogue = cls()
+        for item in data if isinstance(data, list) else []:
+            if not isinstance(item, dict) or not isinstance(question := item.get("question"), str):
+                continue
+            written = item.get("replies")
+            replies = [_reply(one) for one in written if isinstance(one, dict)] if isinstance(written, list) else []
+            if kept := [reply for reply in replies if reply is not None][:2]:
+                dialogue.exchanges.append(Exchange(question, kept))
+        return dialogue
+
     def last_answer(self) -> Reply | None:
         """The newest reply with a text; of two to the same question, the tuned model's."""
         replies = (reply for exchange in reversed(self.exchanges) for reply in exchange.replies)
         return next((reply for reply in replies if reply.text), None)
+
+
+#: What is kept of a reply beside its text.
+_TOLD = ("speaker", "stats", "error", "hint")
+
+
+def _reply(data: dict[str, Any]) -> Reply | None:
+    source, text, state = data.get("source"), data.get("text"), data.get("state")
+    told = {name: value for name in _TOLD if isinstance(value := data.get(name), str)}
+    if source not in ("tuned", "base") or state not in ("done", "stopped", "failed") or not isinstance(text, str):
+        return None
+    reply = Reply(source, text, state)
+    for name, value in told.items():
+        setattr(reply, name, value)
+    return reply
 
 
 def speaker_name(source: str) -> str:

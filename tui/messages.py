@@ -207,5 +207,18 @@ class ActionFailed(Message):
 
 
 @dataclass
+class PasteRefused(Message):
+    """Something has been pasted that is longer than a paste may be; nothing of it was taken."""
+
+    limit: int
+    """Most bytes."""
+
+
+@dataclass
+class TerminalGone(Message):
+    """Nothing will come from the terminal any more."""
+
+
+@dataclass
 class FirstPaint(Message):
     """The first screen is on the terminal; what is slow to import may come now."""

@@ -16,6 +16,7 @@ from core.hub.entries import short_name
 from core.text import one_line
 from tui import messages
 from tui.bridge import Bridge
+from tui.draft_keeper import DraftKeeper
 from tui.screens.main import MainScreen
 from tui.state import AppState, RunView
 from tui.widgets.run_list import RunList
@@ -38,6 +39,7 @@ class RunDesk(App[str]):
         self.clock: Callable[[], float] = time.time
         """The present, in Unix seconds."""
         self.bridge = Bridge(self)
+        self.drafts = DraftKeeper(self)
         self._leave_line: str | None = None
         self._chat_told = 0.0
 
@@ -53,7 +55,14 @@ class RunDesk(App[str]):
     # Leaving.
 
     def leave(self) -> None:
-        """Leave at once, whatever is on the screen; a run is not affected."""
+        """Leave at once, whatever is on the screen, because that was asked from outside: a run is not affected, and
+        what is not saved is kept."""
+        self.drafts.look()
+        self.exit(self.leave_line())
+
+    def leave_by_choice(self) -> None:
+        """Leave because the user wants to, who was asked about edits; nothing is kept, and a run is not affected."""
+        self.drafts.drop()
         self.exit(self.leave_line())
 
     def leave_line(self) -> str | None:
@@ -83,7 +92,7 @@ class RunDesk(App[str]):
         if self.state.is_dirty and not isinstance(self.screen, QuitDialog):
             self.push_screen(UnsavedDialog(self.state.file_name, view), self._unsaved_answered)
         elif view is None or isinstance(self.screen, QuitDialog):
-            self.leave()
+            self.leave_by_choice()
         else:
             self.push_screen(QuitDialog(view), self._quit_answered)
 
@@ -92,20 +101,20 @@ class RunDesk(App[str]):
 
         form = self.pane("config")
         if answer == DISCARD:
-            self.leave()
+            self.leave_by_choice()
         elif answer == SAVE and form is not None:
             # It may have to ask for a name, or whether to overwrite what somebody else has written.
             while len(self.screen_stack) > 1:
                 self.pop_screen()
             self.main.show_pane("config", zoom=self.main.zoomed)
             # The pane gets the keys first; what it asks for gets them then.
-            self.call_later(form.save_then, self.leave)
+            self.call_later(form.save_then, self.leave_by_choice)
 
     def _quit_answered(self, answer: str | None) -> None:
         from tui.screens.dialogs import LEAVE, STOP
 
         if answer == LEAVE:
-            self.leave()
+            self.leave_by_choice()
         elif answer == STOP and (view := self.state.live_run) is not None:
             self._leave_line = (
                 f"Run {view.run.id} stops after a checkpoint. Continue it with: localtune-tui continue {view.run.id}"
@@ -288,6 +297,10 @@ class RunDesk(App[str]):
     def _set_chat_target(self, view: RunView) -> None:
         if (pane := self.pane("chat")) is not None:
             pane.set_target(view.run, view.is_live)
+            if when := self.drafts.restore_chat():
+                clear = pane.keys["chat.clear"].display
+                text = f"The conversation of {when} is back in the Chat pane; {clear} there begins a new one."
+                self.notify(text, title="Kept for you", timeout=10, markup=False)
             pane.note_phase(view.history.phase.name if view.history.phase is not None else "")
 
     def _show_run(self) -> None:

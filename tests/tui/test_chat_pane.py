@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -445,3 +446,20 @@ def test_speakers_and_stats() -> None:
     assert format_stats(1, 0.5, 0.0) == "1 token · first 0.50 s"
     assert format_stats(0, 0.0, 0.0) == "0 tokens"
     assert format_stats(256, 0.5, 20.0, "length").endswith("20 tok/s · cut at the longest answer allowed")
+
+
+async def test_a_model_that_does_not_end_does_not_keep_the_pane(tmp_path: Path) -> None:
+    session, gate = fake(), threading.Event()
+
+    def close() -> None:
+        gate.wait(60)
+
+    session.close = close  # type: ignore[method-assign]
+    pane = ChatPane(factory(session))
+    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
+        pane.set_target(make_run(tmp_path))
+        await ask(pilot, pane, "hello")
+        await finished(pilot, pane)
+        began = time.monotonic()
+    assert time.monotonic() - began < 30
+    gate.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 WIDE = 90
 # Ten times a second is as live as reading goes, and leaves the link and the keys alone.
 _FLUSH_SECONDS = 0.1
+#: Seconds that a model has to end with the pane.
+_RELEASE_SECONDS = 0.2
 
 
 class Transcript(VerticalScroll, can_focus=True, inherit_bindings=False):
@@ -68,6 +71,7 @@ class ChatPane(Pane):
         self._step: int | None = None
         self._phase = ""
         self._is_waiting = False
+        self._taken_up = ""
         self._current: Exchange | None = None
         self._talker = Talker(open_session)
         self._flush: Timer | None = None
@@ -83,10 +87,13 @@ class ChatPane(Pane):
         """Say what can be talked to."""
         self._flush = self.set_interval(_FLUSH_SECONDS, self._flush_pending, pause=True)
         self._show_target()
+        self._show_taken_up()
 
     def on_unmount(self) -> None:
-        """The model goes with the pane."""
-        self._talker.release()
+        """The model goes with the pane. One that is busy is not waited for: it ends as it loses this process."""
+        closing = threading.Thread(target=self._talker.release, daemon=True)
+        closing.start()
+        closing.join(_RELEASE_SECONDS)
 
     def on_resize(self, event: events.Resize) -> None:
         """Put two answers side by side where there is room for them."""
@@ -117,6 +124,43 @@ class ChatPane(Pane):
             self.sources = ("tuned",)
         if self.is_mounted:
             self._show_target()
+
+    @property
+    def subject(self) -> str:
+        """What the conversation belongs to: the directory of the run, or the model; empty where there is neither."""
+        if self.target is None or isinstance(self.target, (str, Path)):
+            return str(self.target or "")
+        return str(self.target.path.absolute())
+
+    @property
+    def unsent(self) -> str:
+        """What is written in the prompt."""
+        return self.prompt.text if self.is_mounted else self._taken_up
+
+    def take_up(self, dialogue: Dialogue, unsent: str) -> None:
+        """Go on with a conversation of an earlier time.
+
+        Args:
+            dialogue: What was said.
+            unsent: What was written in the prompt; it is not put over what is written there now.
+        """
+        self._stop_answer()
+        self._begin_anew()
+        self.dialogue, self._taken_up = dialogue, unsent
+        if self.is_mounted:
+            self._show_taken_up()
+
+    def _show_taken_up(self) -> None:
+        exchanges, unsent = self.dialogue.exchanges, self._taken_up
+        self._taken_up = ""
+        for exchange in exchanges:
+            self.prompt.remember(exchange.question)
+        if unsent and not self.prompt.text:
+            self.prompt.insert(unsent)
+        if exchanges:
+            self.transcript.mount_all(ExchangeView(exchange, wide=self.size.width >= WIDE) for exchange in exchanges)
+            self.transcript.anchor()
+        self._refresh()
 
     def note_step(self, step: int) -> None:
         """Tell which step the live run is at, for the title."""

@@ -46,6 +46,32 @@ class ConfigFiles(Pane):
         return self.model.document
 
     @property
+    def unread_text(self) -> str:
+        """What was written in the editor and is no configuration yet; empty where nothing is."""
+        return self._draft
+
+    def take_up(self, text: str, unread: str, when: str) -> None:
+        """Go on with edits of an earlier time; undone, the configuration is as its file has it.
+
+        Args:
+            text: The whole configuration.
+            unread: What was written in the editor and is no configuration; empty where nothing was.
+            when: When that was.
+        """
+        try:
+            self.document.rewrite(text)
+        except UserError as error:
+            self.say(f"✗ {error}")
+            return
+        save, undo = self.keys["config.save"].display, self.keys["config.undo"].display
+        told = f"✓ edits of {when} that were not saved are back: {save} saves them, {undo} gives them up"
+        self.edited(f"the edits of {when}", told)
+        self._draft = unread
+        if unread:
+            editor = self.keys["config.editor"].display
+            self.say(f"✗ What was written in the editor at {when} is not valid TOML yet; {editor} opens it.")
+
+    @property
     def ask_bar(self) -> AskBar:
         """Where searches, file names and decisions are typed."""
         return self.query_one("#config-ask", AskBar)

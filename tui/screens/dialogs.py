@@ -11,6 +11,7 @@ from tui.state import RunView
 
 LEAVE, STOP = "leave", "stop"
 SAVE, DISCARD = "save", "discard"
+RESTORE = "restore"
 STOP_NOW, SIGNAL, KILL = "stop now", "signal", "kill"
 YES = "yes"
 
@@ -56,6 +57,28 @@ class UnsavedDialog(ChoiceDialog):
                 Choice("escape", "", "stay"),
             ],
         )
+
+
+def stale_draft_dialog(name: str, when: str) -> ChoiceDialog:
+    """Whether edits that an earlier app has left are still wanted, now that their file is another one.
+
+    Args:
+        name: The configuration's file name.
+        when: When they were made.
+    """
+    text = Content.assemble(
+        (one_line(name, 60), "bold"),
+        f" has edits of {when} that were not saved, and was changed by something else since.",
+    )
+    return ChoiceDialog(
+        "Kept for you",
+        text,
+        [
+            Choice("escape", "", "decide at the next start"),
+            Choice("r", RESTORE, "take the edits", "nothing is written before you save"),
+            Choice("d", DISCARD, "give the edits up", "the file is as it is"),
+        ],
+    )
 
 
 def _run_sentence(view: RunView) -> Content:

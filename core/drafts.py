@@ -1,0 +1,140 @@
+"""Drafts: what somebody is working on in the app and has not saved, so that it outlives the app.
+
+A draft is a small JSON file in :func:`core.paths.drafts_dir`. It names the process that writes it: while that one
+lives, the draft is its own; afterwards it is whoever's who takes it up.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from core import paths
+from core.atomic import write_atomic
+from core.runs.process import is_same_process, own_identity
+from core.small_files import read_small
+
+#: Drafts that are kept, of one kind; the oldest that nobody is writing go first.
+KEPT = 50
+#: Most bytes of a draft.
+LIMIT = 8 << 20
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Something that is not saved."""
+
+    kind: str
+    """What it is: ``config`` or ``chat``."""
+    subject: str
+    """What it belongs to: the path of a configuration, the directory of a run."""
+    data: Mapping[str, Any]
+    """What is kept, as JSON has it."""
+    time: float = field(default_factory=time.time)
+    """When it was written last, in Unix seconds."""
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
+    """The name of its file."""
+    pid: int | None = None
+    """The process that wrote it last."""
+    started: str | None = None
+    """When that process was started, as :func:`core.runs.process.start_identity` tells it."""
+
+    @property
+    def is_left(self) -> bool:
+        """Whether the process that wrote it has gone, so that it can be taken up."""
+        return not is_same_process(self.pid, self.started)
+
+
+def write_draft(draft: Draft) -> None:
+    """Write a draft as this process's, over an earlier state of it; readable by the user alone.
+
+    Raises:
+        UserError: If the directory cannot be made.
+        OSError: If it cannot be written, or is too large; an earlier state is untouched.
+    """
+    pid, started = _identity()
+    content = {
+        "kind": draft.kind,
+        "subject": draft.subject,
+        "time": draft.time,
+        "pid": pid,
+        "started": started,
+        "data": draft.data,
+    }
+    raw = json.dumps(content).encode()
+    if len(raw) > LIMIT:
+        raise OSError(None, f"it is larger than {LIMIT >> 20} MiB", draft.id)
+    path = _path(draft.id)
+    is_new = not path.exists()
+    paths.make_private_dir(path.parent)
+    # It outlives the process, which is what it is for; a power cut may cost the last second of it.
+    write_atomic(path, raw, durable=False)
+    if is_new:
+        for old in [other for other in list_drafts(draft.kind) if other.is_left][KEPT:]:
+            remove_draft(old.id)
+
+
+def list_drafts(kind: str) -> list[Draft]:
+    """The drafts of a kind, the newest first; files that are none are left out."""
+    try:
+        files = [path for path in paths.drafts_dir().iterdir() if path.suffix == ".json"]
+    except OSError:
+        return []
+    found = (_read(path) for path in files)
+    return sorted((one for one in found if one is not None and one.kind == kind), key=lambda one: -one.time)
+
+
+def find_draft(kind: str, subject: str) -> Draft | None:
+    """The newest draft of a subject that no living process is writing; None where there is none."""
+    return next((draft for draft in list_drafts(kind) if draft.subject == subject and draft.is_left), None)
+
+
+def remove_draft(identity: str) -> None:
+    """Remove a draft, by its id; nothing happens where it is gone or cannot be removed."""
+    with suppress(OSError):
+        _path(identity).unlink(missing_ok=True)
+
+
+def _path(identity: str) -> Path:
+    return paths.drafts_dir() / f"{identity}.json"
+
+
+@cache
+def _identity_of(_pid: int) -> tuple[int, str | None]:
+    return own_identity()
+
+
+def _identity() -> tuple[int, str | None]:
+    return _identity_of(os.getpid())
+
+
+def _read(path: Path) -> Draft | None:
+    try:
+        content = json.loads(read_small(path, LIMIT))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(content, dict):
+        return None
+    kind, subject, data, when = (content.get(name) for name in ("kind", "subject", "data", "time"))
+    pid, started = content.get("pid"), content.get("started")
+    if not (isinstance(kind, str) and isinstance(subject, str) and isinstance(data, dict)):
+        return None
+    if isinstance(when, bool) or not isinstance(when, (int, float)) or not 0 <= when < 1e11:
+        return None
+    return Draft(
+        kind,
+        subject,
+        data,
+        float(when),
+        path.stem,
+        pid if isinstance(pid, int) and not isinstance(pid, bool) and 0 < pid < 1 << 31 else None,
+        started if isinstance(started, str) else None,
+    )

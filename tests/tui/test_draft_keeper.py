@@ -1,0 +1,207 @@
+"""What is not saved comes back: edits, the conversation, what is half written, text that is no configuration yet."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from textual.pilot import Pilot
+
+from core import paths
+from core.drafts import list_drafts
+from tests.tui.config_panes import write_config
+from tests.tui.fake_session import FakeSession, factory
+from tests.tui.harness import HOSTILE, paste, screen_text, wait_for
+from tests.tui.scripted_run import ScriptedRun
+from tests.tui.test_app import ready
+from tui.app import LocaltuneApp
+from tui.dialogue import Dialogue, Exchange, Reply
+from tui.panes.chat import ChatPane
+from tui.panes.config import ConfigPane
+
+
+def leave_behind() -> None:
+    """Make all drafts those of a process that has gone."""
+    for path in paths.drafts_dir().glob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"started": "another boot"}))
+
+
+async def chatting(pilot: Pilot[Any]) -> ChatPane:
+    app = await ready(pilot)
+    await wait_for(pilot, lambda: app.state.view is not None and app.pane("chat").target is not None)
+    pane = app.pane("chat")
+    assert isinstance(pane, ChatPane)
+    pane._talker._factory = factory(FakeSession({"tuned": ["forty", "-two"], "base": ["I", " see"]}))
+    await pilot.press("4")
+    return pane
+
+
+async def test_a_conversation_comes_back_with_what_was_half_written(home: Path) -> None:
+    ScriptedRun(home).end("finished")
+    app = LocaltuneApp()
+    async with app.run_test(size=(100, 30)) as pilot:
+        pane = await chatting(pilot)
+        await pilot.press("i")
+        await paste(pilot, f"what is it {HOSTILE}")
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: pane.dialogue.exchanges and not pane.is_answering)
+        await paste(pilot, "and why")
+        app.drafts.look()
+        assert app.drafts.kept == "the conversation is kept"
+        app.leave()
+    leave_behind()
+
+    app = LocaltuneApp()
+    async with app.run_test(size=(100, 30)) as pilot:
+        pane = await chatting(pilot)
+        await wait_for(pilot, lambda: "forty-two" in screen_text(app))
+        assert "what is it" in screen_text(app)
+        assert pane.prompt.text == "and why"
+        assert [reply.state for exchange in pane.dialogue.exchanges for reply in exchange.replies] == ["done"]
+        assert "is back in the Chat pane" in " ".join(note.message for note in app._notifications)
+        await pilot.press("escape", "ctrl+l")
+        pane.prompt.clear()
+        await wait_for(pilot, lambda: not pane.dialogue.exchanges)
+        app.drafts.look()
+        assert not list_drafts("chat")
+
+
+async def test_a_conversation_of_another_run_stays_away(home: Path) -> None:
+    ScriptedRun(home, "20261124-100000-first").end("finished")
+    app = LocaltuneApp()
+    async with app.run_test(size=(100, 30)) as pilot:
+        pane = await chatting(pilot)
+        pane.take_up(dialogue(), "")
+        app.leave()
+    leave_behind()
+    ScriptedRun(home, "20261124-110000-second").end("finished")
+    app = LocaltuneApp()
+    async with app.run_test(size=(100, 30)) as pilot:
+        pane = await chatting(pilot)
+        await pilot.pause()
+        assert not pane.dialogue.exchanges
+    assert len(list_drafts("chat")) == 1
+
+
+async def test_leaving_by_choice_keeps_nothing(home: Path) -> None:
+    ScriptedRun(home).end("finished")
+    app = LocaltuneApp()
+    async with app.run_test(size=(100, 30)) as pilot:
+        pane = await chatting(pilot)
+        pane.take_up(dialogue(), "half")
+        app.drafts.look()
+        assert list_drafts("chat")
+        await pilot.press("5", "q")
+        await wait_for(pilot, lambda: not app.is_running)
+    assert not list_drafts("chat")
+
+
+async def test_a_configuration_without_a_file_comes_back_where_it_was_begun(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("here", "elsewhere"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    app = LocaltuneApp()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot)
+        app.set_options({"train.epochs": 7.0})
+        app.leave()
+    leave_behind()
+    for name, expected in (("elsewhere", None), ("here", 7.0)):
+        monkeypatch.chdir(tmp_path / name)
+        app = LocaltuneApp()
+        async with app.run_test(size=(100, 30)) as pilot:
+            await ready(pilot)
+            await pilot.pause()
+            document = app.state.document
+            assert document is not None
+            assert document.get("train.epochs") == expected
+            assert document.path is None
+
+
+async def test_text_that_is_no_configuration_yet_comes_back(home: Path, tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    app = LocaltuneApp(config_path=path)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot)
+        pane = app.pane("config")
+        pane._take_edited("", "[data\n# half a line")
+        app.leave()
+    leave_behind()
+    app = LocaltuneApp(config_path=path)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot)
+        pane = app.pane("config")
+        assert isinstance(pane, ConfigPane)
+        await wait_for(pilot, lambda: pane.unread_text == "[data\n# half a line")
+        assert "is not valid TOML yet" in screen_text(app)
+    assert "half a line" not in path.read_text()
+
+
+async def test_what_is_saved_is_no_draft_any_more(home: Path, tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    app = LocaltuneApp(config_path=path)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot)
+        app.set_options({"train.epochs": 7.0})
+        app.drafts.look()
+        assert len(list_drafts("config")) == 1
+        app.pane("config").action_save()
+        await wait_for(pilot, lambda: not app.state.is_dirty)
+        app.drafts.look()
+        assert not list_drafts("config")
+
+
+async def test_where_nothing_can_be_kept_the_app_goes_on(home: Path, tmp_path: Path) -> None:
+    (home / "drafts").write_text("a file where a directory belongs")
+    app = LocaltuneApp(config_path=write_config(tmp_path))
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot)
+        app.set_options({"train.epochs": 7.0})
+        app.drafts.look()
+        assert app.drafts.kept == ""
+        app.leave()
+
+
+def dialogue() -> Dialogue:
+    found = Dialogue()
+    found.exchanges.append(Exchange("what", [Reply("tuned", "that", "done", "tuned", "1 token")]))
+    return found
+
+
+TEXTS = st.text(max_size=8)
+REPLIES = st.builds(
+    Reply,
+    st.sampled_from(["tuned", "base"]),
+    TEXTS,
+    st.sampled_from(["waiting", "streaming", "done", "stopped", "failed"]),
+    *[TEXTS] * 4,
+)
+
+
+@given(st.lists(st.builds(Exchange, TEXTS, st.lists(REPLIES, min_size=1, max_size=2)), max_size=4))
+def test_exchanges_are_read_as_they_were_written(exchanges: list[Exchange]) -> None:
+    before = Dialogue()
+    before.exchanges = exchanges
+    data = json.loads(json.dumps(before.to_data()))
+    after = Dialogue.from_data(data)
+    assert after.to_data() == data
+    assert all(not reply.is_open for exchange in after.exchanges for reply in exchange.replies)
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text(max_size=4) | st.sampled_from(["tuned", "done"]),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from(["question", "replies", "source", "text", "state"]), inner, max_size=5)
+        ),
+    )
+)
+def test_data_of_any_shape_is_a_dialogue(data: object) -> None:
+    assert Dialogue.from_data(data).to_data() is not None

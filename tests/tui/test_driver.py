@@ -1,0 +1,126 @@
+"""The app on a terminal that misbehaves: it goes on, or leaves in order, and is never ended by what comes in."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import signal
+import struct
+import sys
+import termios
+import threading
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+from tests.tui.terminal import Terminal
+from tests.tui.test_terminal_input import BROKEN
+from tui.driver import OutputStream
+
+HANG_UP = b"the line is dead"
+
+
+@pytest.fixture
+def environment(home: Path) -> dict[str, str]:
+    return {"LOCALTUNE_HOME": str(home), "XDG_CONFIG_HOME": str(home.parent / "config")}
+
+
+def is_well(terminal: Terminal) -> bool:
+    """Whether the app answers: help opens, and closes."""
+    terminal.press("?")
+    terminal.wait_for_text("Help · ")
+    terminal.press("\x1b")
+    terminal.wait_for(lambda: "Help · " not in terminal.text)
+    return not terminal.has_ended()
+
+
+def send(terminal: Terminal, data: bytes) -> None:
+    """Send more than a terminal takes at once, reading what comes meanwhile."""
+
+    def write() -> None:
+        for start in range(0, len(data), 1024):
+            os.write(terminal.descriptor, data[start : start + 1024])
+
+    writer = threading.Thread(target=write, daemon=True)
+    writer.start()
+    while writer.is_alive():
+        terminal.pump(0.01)
+        assert not terminal.has_ended(), terminal.output[-2000:]
+
+
+def test_no_bytes_end_the_app_or_leave_it_deaf(environment: dict[str, str]) -> None:
+    # What a key means is no matter here, so that there are none.
+    quiet = bytes(byte for byte in range(256) if not 0x20 < byte < 0x7F and byte not in (0x0D, 0x11, 0x1A, 0x1B))
+    noise = bytes(random.Random(1).choices(quiet, k=1 << 15))
+    with Terminal.app(environment=environment) as terminal:
+        terminal.wait_for_text("No run yet.")
+        terminal.wait_for_text("5 Runs")
+        for data, expected in BROKEN:
+            if "q" not in expected:
+                send(terminal, data + b"\x1b[I")
+        send(terminal, noise)
+        send(terminal, b"\x1b]" + b"q" * (1 << 16) + b"\x1b\\")
+        send(terminal, b"\x1b[200~" + b"q" * (1 << 16) + b"\x1b[201~")
+        assert is_well(terminal)
+        terminal.press("q")
+        assert terminal.wait_for_end() == 0
+        assert b"Traceback" not in terminal.output
+
+
+def blind(terminal: Terminal) -> None:
+    """Stop reading what is drawn as a screen: this one is not as large as what is drawn."""
+    terminal._stream.feed = lambda _: None
+
+
+def resize(terminal: Terminal, columns: int, rows: int) -> None:
+    fcntl.ioctl(terminal.descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    terminal.signal(signal.SIGWINCH)
+
+
+def test_no_size_ends_the_app(environment: dict[str, str]) -> None:
+    with Terminal.app(environment=environment) as terminal:
+        terminal.wait_for_text("5 Runs")
+        feed = terminal._stream.feed
+        blind(terminal)
+        for columns, rows in ((0, 0), (1, 1), (65535, 1), (1, 65535), (65535, 65535)):
+            before = len(terminal.output)
+            resize(terminal, columns, rows)
+            terminal.wait_for(lambda: len(terminal.output) > before)  # noqa: B023 - within this turn of the loop
+        terminal._stream.feed = feed
+        resize(terminal, 80, 24)
+        assert is_well(terminal)
+        terminal.press("q")
+        assert terminal.wait_for_end() == 0
+
+
+def test_it_starts_in_a_terminal_of_any_size(environment: dict[str, str]) -> None:
+    with Terminal.app(environment={**environment, "COLUMNS": "99999999", "LINES": "99999999"}) as terminal:
+        blind(terminal)
+        terminal.wait_for(lambda: b"No run yet." in terminal.output)
+        terminal.press("q")
+        assert terminal.wait_for_end() == 0
+
+
+def test_a_terminal_that_goes_without_a_signal_ends_the_app_in_order(environment: dict[str, str], home: Path) -> None:
+    command = ["sh", "-c", f"trap '' HUP; exec {sys.executable} -m tui"]
+    with Terminal(command, environment=environment) as terminal:
+        terminal.wait_for_text("5 Runs")
+        terminal.hang_up()
+        assert terminal.wait_for_end() == 0
+    assert not (home / "crashes").exists()
+
+
+def test_what_cannot_be_written_is_lost_and_raises_nothing() -> None:
+    class Dead(StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(5, HANG_UP.decode())
+
+        def flush(self) -> None:
+            raise OSError(5, HANG_UP.decode())
+
+    stream = OutputStream(Dead())
+    assert stream.write("drawn") == 5
+    stream.flush()
+    assert stream.isatty() is False

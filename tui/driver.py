@@ -1,0 +1,124 @@
+"""The terminal of the app: Textual's driver, with input and output that nothing at the other end can bring down."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any, TextIO, cast
+
+from textual.app import App
+from textual.drivers.linux_driver import LinuxDriver
+from textual.message import Message
+
+from tui.messages import TerminalGone
+from tui.terminal_input import TerminalInput, within_limits
+
+#: Seconds between two looks at input that has begun, and at whether the app ends.
+_TICK = 0.1
+_READ = 4096
+#: Events that the app may be behind; more are left in the terminal until it has caught up.
+_AHEAD = 1024
+#: Seconds for the app to catch up; it may be busy, and a widget gone.
+_PATIENCE = 10.0
+
+
+class TerminalDriver(LinuxDriver):
+    """Reads keys by :class:`~tui.terminal_input.TerminalInput`, and knows sizes that can be drawn alone."""
+
+    def __init__(
+        self, app: App[Any], *, debug: bool = False, mouse: bool = True, size: tuple[int, int] | None = None
+    ) -> None:
+        super().__init__(app, debug=debug, mouse=mouse, size=size)
+        self._size = size or self._get_terminal_size()
+        # Textual writes to it as to any stream.
+        self._file = cast(Any, OutputStream(cast(TextIO, self._file)))
+        self._ahead = 0
+
+    def _get_terminal_size(self) -> tuple[int, int]:
+        return within_limits(*super()._get_terminal_size())
+
+    def stop_application_mode(self) -> None:
+        """Give the terminal back as it was."""
+        if self._mouse_pixels:
+            self.write("\x1b[?1016l")
+        super().stop_application_mode()
+
+    def _run_input_thread(self) -> None:
+        """Read until the app ends; a mistake in here ends it like any other."""
+        try:
+            self.run_input_thread()
+        except BaseException as error:
+            self._app.call_later(self._app._handle_exception, error)
+
+    def run_input_thread(self) -> None:
+        """Read what the terminal sends, and tell the app; where there is no terminal any more, tell that."""
+        reader = TerminalInput()
+        with selectors.SelectSelector() as selector:
+            selector.register(self.fileno, selectors.EVENT_READ)
+            while not self.exit_event.is_set():
+                reader.reports_size = self._in_band_window_resize
+                if selector.select(_TICK):
+                    try:
+                        data = os.read(self.fileno, _READ)
+                    except (BlockingIOError, InterruptedError):
+                        continue
+                    except OSError:
+                        data = b""
+                    if not data:
+                        self.send_message(TerminalGone())
+                        return
+                    self._tell(reader.feed(data))
+                self._tell(reader.tick())
+
+    def _tell(self, messages: Iterable[Message]) -> None:
+        for message in messages:
+            self.process_message(message)
+            self._ahead += 1
+            if self._ahead >= _AHEAD:
+                self._wait_for_app()
+
+    def _wait_for_app(self) -> None:
+        """Wait, within limits, until the app and the widget that has the keys have got to what they were told."""
+        self._ahead = 0
+        reached = threading.Event()
+
+        def pass_on() -> None:
+            focused = self._app.focused
+            if focused is None or not focused.call_later(reached.set):
+                reached.set()
+
+        if self._app.call_later(pass_on):
+            # The widget may go away before it gets there.
+            until = time.monotonic() + _PATIENCE
+            while not reached.wait(_TICK) and not self.exit_event.is_set() and time.monotonic() < until:
+                pass
+
+
+class OutputStream:
+    """A stream to a terminal that may have gone: what it does not take is lost, and that is all.
+
+    Args:
+        stream: The stream.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, as far as that can be done."""
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Pass on what has been written, as far as that can be done."""
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is as the stream has it."""
+        return getattr(self._stream, name)
