@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from core.hardware.snapshot import Device
+from core.runs.launcher import terminate
+from core.runs.store import list_runs
 
 CPU = Device(
     index=0,
@@ -19,10 +22,13 @@ CPU = Device(
 
 
 @pytest.fixture
-def home(private_home: Path) -> Path:
-    """The home of localtune, there and empty."""
+def home(private_home: Path) -> Iterator[Path]:
+    """The home of localtune, there and empty; a run that a key has started in it is ended after the test."""
     private_home.mkdir(parents=True, exist_ok=True)
-    return private_home
+    yield private_home
+    for run in list_runs():
+        if not run.state().is_over:
+            terminate(run, force=True)
 
 
 @pytest.fixture(autouse=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 import signal
 import stat
 import sys
 import termios
+import time
 from pathlib import Path
 
 import pytest
@@ -52,14 +54,22 @@ def edit_epochs(terminal: Terminal, value: str) -> None:
 
 
 def answer(terminal: Terminal, key: str, question: str) -> None:
-    """Press a key until a question is gone: pressed before the question could be read, it is no answer."""
+    """Press a key until a question is gone: pressed before the question could be read, it is no answer.
+
+    Not at every look, as the key means something else once the question has been answered and is still on the screen.
+    """
+    pressed = -math.inf
 
     def is_gone() -> bool:
-        if question in terminal.text and not terminal.has_ended():
+        nonlocal pressed
+        if question not in terminal.text or terminal.has_ended():
+            return True
+        if time.monotonic() - pressed > 5:
             terminal.press(key)
-        return question not in terminal.text or terminal.has_ended()
+            pressed = time.monotonic()
+        return False
 
-    terminal.wait_for(is_gone)
+    terminal.wait_for(is_gone, 60)
 
 
 def is_on(output: bytes, mode: str) -> bool:
