@@ -189,7 +189,11 @@ def test_the_app_opens_what_was_asked_for(tmp_path: Path, monkeypatch: pytest.Mo
         def run(self, *, mouse: bool) -> None:
             mice.append(mouse)
 
+        def last_words(self) -> str:
+            return ""
+
     monkeypatch.setattr("tui.app.LocaltuneApp", Recorded)
+    monkeypatch.setattr("tui.ending.end_process", int)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
@@ -215,7 +219,11 @@ def test_the_app_tokenizes_in_one_thread_unless_the_user_says_otherwise(
         def run(self, *, mouse: bool) -> None:
             pass
 
+        def last_words(self) -> str:
+            return ""
+
     monkeypatch.setattr("tui.app.LocaltuneApp", Recorded)
+    monkeypatch.setattr("tui.ending.end_process", int)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
