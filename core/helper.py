@@ -111,9 +111,10 @@ class Helper:
         with self._ending:
             if not self._is_ended:
                 self._is_ended = True
-                # Its number is its own until it is waited for.
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(self.process.pid, signal.SIGKILL)
+                # Its number is its own until it has been waited for; what it has left behind ends with the lifeline.
+                if self.process.returncode is None:
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.killpg(self.process.pid, signal.SIGKILL)
                 os.close(self._lifeline)
             return self.process.wait()
 
@@ -144,5 +145,7 @@ def tie_to_parent() -> None:
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
     # Whoever started it may have gone before the kernel was told.
-    if select.select([lifeline], [], [], 0)[0]:
+    poll = select.poll()
+    poll.register(lifeline, select.POLLIN)
+    if poll.poll(0):
         os._exit(1)

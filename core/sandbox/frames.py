@@ -64,7 +64,7 @@ def _read(stream: Stream, count: int, deadline: float | None) -> bytes:
     while missing:
         if deadline is not None:
             left = deadline - time.monotonic()
-            if left <= 0 or not select.select([stream], [], [], left)[0]:
+            if left <= 0 or not _has_more(stream, left):
                 raise FrameError(is_late=True)
         piece = stream.read(min(missing, 1 << 20))
         if not piece:
@@ -72,3 +72,10 @@ def _read(stream: Stream, count: int, deadline: float | None) -> bytes:
         pieces.append(piece)
         missing -= len(piece)
     return b"".join(pieces)
+
+
+def _has_more(stream: Stream, seconds: float) -> bool:
+    # Not select, which takes no descriptor beyond 1023.
+    poll = select.poll()
+    poll.register(stream.fileno(), select.POLLIN)
+    return bool(poll.poll(seconds * 1000))

@@ -13,6 +13,7 @@ from core.errors import UserError
 from core.template.mask import MaskedRow, Masker
 from core.template.tokenizer import load_tokenizer
 from core.worker.template import Encoder, TokenizedRow, read_template, stop_token_ids
+from tests.tiny_model import CHATML
 
 LLAMA3 = (
     "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] + '\n\n' + m['content'] | trim }}<|im_end|>"
@@ -219,3 +220,17 @@ def test_a_missing_template_file_is_named(tmp_path: Path) -> None:
     assert read_template(None) is None
     with pytest.raises(UserError, match=r"nowhere\.jinja"):
         read_template(str(tmp_path / "nowhere.jinja"))
+
+
+def test_a_template_that_takes_for_ever_is_a_sentence(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.worker.template._SECONDS", 1)
+    slow = CHATML + (
+        "{% if messages[0].content == 'bad' %}{% set l = range(90000) | list %}"
+        "{% for i in range(2000) %}{% set x = l | map('string') | sort %}{% endfor %}{% endif %}"
+    )
+    encoder = Encoder(tokenizer, [tokenizer.eos_token_id], slow)
+    good, bad = talk("good", "yes"), talk("bad", "yes")
+    assert not isinstance(encoder.encode([good])[0], RowError)
+    with pytest.raises(UserError, match="takes more than 1 s for 2 rows"):
+        encoder.encode([good, bad])
+    assert not isinstance(encoder.encode([good])[0], RowError)
