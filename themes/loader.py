@@ -12,9 +12,12 @@ import tomli
 from textual.color import Color, ColorParseError
 from textual.theme import Theme
 
+from core.small_files import read_small
 from core.text import one_line
 
 DEFAULT = "localtune-dark"
+#: Bytes of a theme.
+_LIMIT = 1 << 20
 
 #: Colors that a theme may set under ``[colors]``; ``primary`` must be there.
 COLORS = (
@@ -92,6 +95,8 @@ def parse_theme(text: str) -> Theme:
         data = tomli.loads(text)
     except tomli.TOMLDecodeError as error:
         raise ThemeError(f"not TOML: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ThemeError("not TOML: it is nested too deep, or has a number that is too long") from error
     _refuse_unknown(data, {"name", "dark", "ansi", "colors", "variables"}, "")
     name = data.get("name")
     if not isinstance(name, str) or not name or not all(part.isalnum() for part in name.split("-")):
@@ -144,7 +149,7 @@ def load_user(directory: Path) -> LoadedThemes:
         return LoadedThemes([], [])
     for entry in entries:
         try:
-            themes.append(parse_theme(entry.read_text(encoding="utf-8")))
+            themes.append(parse_theme(read_small(directory / entry.name, _LIMIT).decode("utf-8")))
         except (OSError, UnicodeDecodeError) as error:
             failures.append(f"{one_line(entry.name, 60)}: {one_line(str(error), 100)}")
         except ThemeError as error:

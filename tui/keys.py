@@ -16,7 +16,9 @@ from typing import Any
 from textual.binding import Binding
 from textual.keys import KEY_NAME_REPLACEMENTS, Keys, key_to_character
 
+from core.small_files import read_small
 from core.text import one_line
+from tui.settings import LIMIT
 
 #: Screens that lie over the panes; the keys of the app do not work there.
 SCREENS = ("template", "columns")
@@ -436,10 +438,10 @@ def load_keymap(path: Path) -> KeymapFile:
     import tomli
 
     try:
-        data = tomli.loads(path.read_text(encoding="utf-8"))
+        data = tomli.loads(read_small(path, LIMIT).decode("utf-8"))
     except FileNotFoundError:
         return KeymapFile({}, [])
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return KeymapFile({}, [f"it cannot be read: {one_line(str(error), 120)}"])
     overrides: dict[str, str] = {}
     problems: list[str] = []

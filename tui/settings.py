@@ -9,8 +9,11 @@ from pathlib import Path
 
 import tomli
 
+from core.small_files import read_small
 from core.text import one_line
 
+#: Bytes of a file of the user's settings.
+LIMIT = 1 << 20
 GLYPH_SETS = ("auto", "braille", "block", "ascii")
 
 
@@ -29,10 +32,10 @@ class Settings:
 def load_settings(path: Path) -> tuple[Settings, list[str]]:
     """Read the file; what is wrong in it is left at its default and reported, a missing file is all defaults."""
     try:
-        data = tomli.loads(path.read_text(encoding="utf-8"))
+        data = tomli.loads(read_small(path, LIMIT).decode("utf-8"))
     except FileNotFoundError:
         return Settings(), []
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return Settings(), [f"it cannot be read: {one_line(str(error), 120)}"]
     return _check(data)
 
@@ -66,8 +69,8 @@ def save_theme(path: Path, name: str) -> None:
 
     make_private_dir(path.parent)
     try:
-        document = tomlkit.parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        document = tomlkit.parse(read_small(path, LIMIT).decode("utf-8"))
+    except (OSError, ValueError, RecursionError):
         # A file that cannot be read as TOML was reported at start; the choice replaces it.
         document = tomlkit.document()
     document["theme"] = name

@@ -23,7 +23,11 @@ from core.runs.after_end import start_again
 from core.runs.client import ControlClient
 from core.runs.launcher import complete_checkpoints
 from core.runs.store import Run, find_run
+from core.small_files import read_small
 from core.text import one_line, sanitize
+
+#: Bytes of a checkpoint's manifest, which names a few dozen files.
+_MANIFEST_LIMIT = 16 << 20
 
 __all__ = ["Answer", "ChatSession", "GenerationSettings", "Token", "open_session"]
 
@@ -316,7 +320,7 @@ def _find_base_hash(run: Run) -> str | None:
     """What the newest checkpoint says the base was; None where none says it."""
     for checkpoint in reversed(complete_checkpoints(run)):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-            return str(json.loads((checkpoint / "manifest.json").read_bytes())["base_sha256"])
+            return str(_manifest(checkpoint)["base_sha256"])
     return None
 
 
@@ -327,11 +331,15 @@ def _is_adapter(directory: Path) -> bool:
 def _matches_manifest(checkpoint: Path, part: str) -> bool:
     """Whether the files of a part are those that the manifest describes, by size and SHA-256."""
     try:
-        files: dict[str, Any] = json.loads((checkpoint / "manifest.json").read_bytes())["files"]
+        files: dict[str, Any] = _manifest(checkpoint)["files"]
         expected = {name: facts for name, facts in files.items() if name.startswith(part)}
         return bool(expected) and all(_is_file(checkpoint / name, facts) for name, facts in expected.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
+
+
+def _manifest(checkpoint: Path) -> Any:
+    return json.loads(read_small(checkpoint / "manifest.json", _MANIFEST_LIMIT))
 
 
 def _is_file(path: Path, facts: dict[str, Any]) -> bool:

@@ -15,12 +15,15 @@ from core.data.names import SPLIT_NAMES, ending, holds_rows, natural, split_of
 from core.data.rows import NoRowsError, Progress, Row, RowFile
 from core.data.source import cannot_open
 from core.errors import UserError
+from core.small_files import read_small
 from core.text import one_line
 
 #: Files of one dataset that are read; each is kept open.
 MOST_SHARDS = 512
 
 _DEEPEST = 4
+#: Bytes of the state of a saved dataset, which names its files.
+_STATE_LIMIT = 16 << 20
 
 
 def list_shards(directory: Path, split: str = "") -> list[Path]:
@@ -217,9 +220,9 @@ def _saved_files(directory: Path) -> list[Path]:
     """The files that a dataset saved by ``datasets`` names in its state."""
     state = directory / "state.json"
     try:
-        listed = json.loads(state.read_text(encoding="utf-8"))["_data_files"]
+        listed = json.loads(read_small(state, _STATE_LIMIT))["_data_files"]
         names = [str(item["filename"]) for item in listed]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{one_line(str(state))} is no state of a saved dataset.", "Save the dataset again.") from error
     if not names:
         raise UserError(f"{one_line(str(directory))} is a saved dataset without files.", "Save it again.")

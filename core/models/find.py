@@ -15,6 +15,7 @@ from core.errors import UserError
 from core.hub.entries import DEFAULT_REVISION, HubEntry, is_hub_entry, is_hub_id, parse_entry
 from core.models.files import read_record
 from core.paths import user_path
+from core.small_files import read_small
 from core.text import one_line
 
 #: The model that needs no hub, and is prepared when it is first wanted.
@@ -160,6 +161,6 @@ def find_in_hub_cache(entry: HubEntry) -> Path | None:
     commits = [entry.revision] if _is_hash(entry.revision) else []
     with contextlib.suppress(OSError, UnicodeDecodeError):
         reference = directory / "refs" / (entry.revision or DEFAULT_REVISION)
-        commits.append(reference.read_text(encoding="ascii").strip())
+        commits.append(read_small(reference, 1 << 10).decode("ascii").strip())
     snapshots = [directory / "snapshots" / commit for commit in commits if re.fullmatch(r"\w+", commit)]
     return next((snapshot for snapshot in snapshots if os.path.isdir(snapshot)), None)

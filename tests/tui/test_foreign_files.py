@@ -150,3 +150,23 @@ async def test_a_hostile_template_is_a_sentence_in_the_pane(
         await wait_for(pilot, lambda: part in " ".join(screen_text(app).split()), PATIENCE)
         await pilot.press("question_mark")
         await wait_for(pilot, lambda: isinstance(app.screen, HelpScreen))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"a = " + b"[" * 20_000, b"x = 0x" + b"f" * 200_000, b"# " + b"x" * (2 << 20), b"\xff\xfe"],
+    ids=["depth", "digits", "size", "bytes"],
+)
+async def test_files_of_the_user_that_cannot_be_read_are_reported(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    directory = tmp_path / "localtune"
+    (directory / "themes").mkdir(parents=True)
+    for name in ("settings.toml", "keymap.toml", "themes/mine.toml"):
+        (directory / name).write_bytes(content)
+    app = LocaltuneApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await wait_for(pilot, lambda: "No run yet." in screen_text(app), PATIENCE)
+    assert [complaint.partition(":")[0] for complaint in app._complaints][:2] == ["settings.toml", "keymap.toml"]
+    assert any("mine.toml" in complaint for complaint in app._complaints)
