@@ -19,6 +19,8 @@ from core.errors import UserError
 
 #: The environment variable that tells a helper which descriptor its lifeline is.
 _LIFELINE = "LOCALTUNE_LIFELINE"
+#: The signals by which a helper is ended, and a piece of work interrupted.
+_ENDING = (signal.SIGIO, signal.SIGXCPU, signal.SIGPROF)
 # A helper imports this package from wherever it was found, whatever the directory it is started in.
 _ROOT = str(Path(__file__).resolve().parents[1])
 
@@ -47,7 +49,10 @@ class Helper:
         pass_fds: Sequence[int] = (),
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        reading, self._lifeline = os.pipe()
+        try:
+            reading, self._lifeline = os.pipe()
+        except OSError as error:
+            raise _no_room(error) from error
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
@@ -67,9 +72,7 @@ class Helper:
             )
         except OSError as error:
             os.close(self._lifeline)
-            raise UserError(
-                f"No helper process can be started: {error.strerror}.", "Close something, then do it again."
-            ) from error
+            raise _no_room(error) from error
         finally:
             os.close(reading)
         if self.process.stdin is None or self.process.stdout is None:
@@ -119,6 +122,10 @@ class Helper:
             return self.process.wait()
 
 
+def _no_room(error: OSError) -> UserError:
+    return UserError(f"No helper process can be started: {error.strerror}.", "Close something, then do it again.")
+
+
 def describe_end(status: int) -> str:
     """How a process ended, as the rest of a sentence: ``was ended by SIGKILL``."""
     if status >= 0:
@@ -136,12 +143,15 @@ def tie_to_parent() -> None:
     it also reaches a process that is deep in a library's code; and other than ``PR_SET_PDEATHSIG`` it does not depend
     on the thread that started the helper, which often ends before the work is done.
     """
+    # What ends it must not be ignored or held back, as whoever started it may have it.
+    for ending in _ENDING:
+        signal.signal(ending, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
     number = os.environ.pop(_LIFELINE, "")
     if not number:
         return
     lifeline = int(number)
     os.set_inheritable(lifeline, False)
-    signal.signal(signal.SIGIO, signal.SIG_DFL)
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
     # Whoever started it may have gone before the kernel was told.

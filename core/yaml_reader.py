@@ -22,9 +22,12 @@ MOST_VALUES = 20_000
 LONGEST_KEY = 200
 
 _DEEPEST = 40
+#: Characters of a text that count for one value more.
+_CHARACTERS = 64
 #: Numbers beyond this are no setting of anything.
 _LARGEST = 1 << 63
 _MAP, _SEQUENCE, _MERGE = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:merge"
+_TEXT = "tag:yaml.org,2002:str"
 _SCALARS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str")}
 # A date means nothing to any of the tools; what is written is kept as text.
 _TEXTS = {"tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:value"}
@@ -123,7 +126,8 @@ class _Reader:
         if len(above) > _DEEPEST:
             self.refuse(node.start_mark.line, "is nested too deep for a configuration")
         inside = {*above, id(node)}
-        size = 1
+        # A long text counts for several, as aliases repeat it.
+        size = 1 + (len(node.value) // _CHARACTERS if node.tag == _TEXT else 0)
         for child in _children(node):
             size += self._measure(child, inside)
             if size > MOST_VALUES:

@@ -23,7 +23,7 @@ from core.runs.after_end import start_again
 from core.runs.client import ControlClient
 from core.runs.launcher import complete_checkpoints
 from core.runs.store import Run, find_run
-from core.small_files import read_small
+from core.small_files import open_regular, read_small
 from core.text import one_line, sanitize
 
 #: Bytes of a checkpoint's manifest, which names a few dozen files.
@@ -333,6 +333,8 @@ def _matches_manifest(checkpoint: Path, part: str) -> bool:
     try:
         files: dict[str, Any] = _manifest(checkpoint)["files"]
         expected = {name: facts for name, facts in files.items() if name.startswith(part)}
+        if any(".." in Path(name).parts for name in expected):
+            return False
         return bool(expected) and all(_is_file(checkpoint / name, facts) for name, facts in expected.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
@@ -343,10 +345,10 @@ def _manifest(checkpoint: Path) -> Any:
 
 
 def _is_file(path: Path, facts: dict[str, Any]) -> bool:
-    if path.stat().st_size != facts["bytes"]:
-        return False
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size != facts["bytes"]:
+            return False
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest() == str(facts["sha256"])

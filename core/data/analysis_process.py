@@ -19,6 +19,7 @@ from core.data.row_facts import BATCH_SECONDS
 from core.errors import UserError
 from core.helper import tie_to_parent
 from core.sandbox.limits import TimeLimitError, confine
+from core.text import one_line
 
 _SECONDS_BETWEEN = 0.1
 #: Bytes that it may have. What is kept of a row is a few dozen bytes.
@@ -46,6 +47,11 @@ def main() -> int:
         answer = {"error": text, "hint": "Take another template (template.file), or get the model again."}
     except BrokenPipeError:
         return _leave()
+    except BaseException as error:  # what libraries raise at a model's files, a panic of theirs among it
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+        reason = one_line(f"{type(error).__name__}: {error}", 200).rstrip(".")
+        answer = {"error": f"The rows cannot be looked at: {reason}.", "hint": "Get the model's files again."}
     try:
         _write(answer)
     except BrokenPipeError:

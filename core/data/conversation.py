@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,6 +122,12 @@ class Example:
     def is_preference(self) -> bool:
         """Whether the row compares two answers."""
         return bool(self.chosen)
+
+    @property
+    def characters(self) -> int:
+        """Characters of its texts, for how much is rendered and tokenized at once."""
+        turns = (*self.messages, *self.chosen, *self.rejected)
+        return len(self.text) + sum(len(turn.content) + len(turn.reasoning) for turn in turns)
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -290,3 +296,16 @@ def _check_answers(turns: tuple[Message, ...]) -> None:
     for number, turn in enumerate(turns, 1):
         if turn.role == "assistant" and not turn.tool_calls and not turn.content.strip():
             raise RowError("empty_answer", f"Message {number}, an assistant's, is empty.")
+
+
+def portions(examples: Sequence[Example], characters: int) -> Iterator[Sequence[Example]]:
+    """Examples in their order, as many at once as have so many characters together; of longer ones each by itself."""
+    begin, taken = 0, 0
+    for place, example in enumerate(examples):
+        size = example.characters
+        if taken and taken + size > characters:
+            yield examples[begin:place]
+            begin, taken = place, 0
+        taken += size
+    if begin < len(examples):
+        yield examples[begin:]

@@ -9,7 +9,7 @@ from core.errors import UserError
 from core.memory.gguf import GgufHeader, read_gguf_header
 from core.text import one_line
 
-_BLOCK = re.compile(r"(?:^|\.)blk\.(\d+)\.")
+_BLOCK = re.compile(r"(?:^|\.)blk\.(\d{1,9})\.")
 _AGAIN = "Copy or fetch it again."
 
 

@@ -25,7 +25,7 @@ _EMBEDDINGS = (
 )
 _HEADS = ("lm_head.weight", "embed_out.weight")
 #: The number of a layer in the name of a tensor or a module, and what is named within it.
-LAYER_NAME = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.(.+)")
+LAYER_NAME = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d{1,9})\.(.+)")
 _EXPERT = re.compile(r"(.+\.experts)\.(\d{1,9})\.(.+)")
 #: As many layers cost nothing, whatever the weights have.
 _FEW_LAYERS = 256

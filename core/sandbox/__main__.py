@@ -6,7 +6,6 @@ from the process that started it and is a pickle; an answer is JSON, as what is 
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import pickle
@@ -65,8 +64,11 @@ def _answer(request: bytes) -> tuple[bytes, bool]:
 
 def _stand_in(directory: str, variables: dict[str, str]) -> None:
     """See what the one who asks sees: relative paths, and where its home is."""
-    with contextlib.suppress(OSError):
+    try:
         os.chdir(directory)
+    except OSError:
+        # It has been removed: not the directory of the one who asked before.
+        os.chdir("/")
     # Tokenizers would use all cores, beside a run that needs them.
     variables["TOKENIZERS_PARALLELISM"] = "false"
     if os.environ != variables:

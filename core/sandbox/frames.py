@@ -7,7 +7,7 @@ import time
 from typing import IO, Protocol
 
 #: Largest answer that is taken, in bytes.
-LARGEST = 256 << 20
+LARGEST = 64 << 20
 _LENGTH = 8
 
 

@@ -11,6 +11,7 @@ import pickle
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 from pydantic import ValidationError
@@ -35,11 +36,43 @@ class SandboxError(UserError):
     """A bound of the sandbox was reached, or what was read ended its process."""
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What is asked of a process, for the sentences about how it failed; see :func:`sandboxed`."""
+
+    about: str
+    seconds: float
+    hint: str
+
+    def bound(self, status: int, error: FrameError) -> SandboxError:
+        """Why there is no answer."""
+        if error.is_late or status == -signal.SIGXCPU:
+            return self.too_slow()
+        if error.is_large or status in (-signal.SIGABRT, -signal.SIGKILL):
+            # Libraries that are not Python's abort where they get no memory.
+            return self.too_large()
+        return self.failure(f"its reader {describe_end(status)}")
+
+    def too_slow(self) -> SandboxError:
+        return SandboxError(f"{self.about} takes more than {self.seconds:g} s, which none should.", self.hint)
+
+    def too_large(self) -> SandboxError:
+        return SandboxError(f"{self.about} needs more than {MEMORY >> 30} GB of memory, which none should.", self.hint)
+
+    def failure(self, reason: str) -> SandboxError:
+        return SandboxError(f"{self.about} cannot be read: {reason}.", self.hint)
+
+    def ended(self) -> SandboxError:
+        return SandboxError(f"{self.about} is no longer read: the program ends.")
+
+
 class _Process:
     """One process of the sandbox."""
 
     def __init__(self) -> None:
         self.helper = Helper("core.sandbox")
+        self.is_closed = False
+        """Whether it was ended because nobody wants its answer any more."""
 
     @property
     def is_fit(self) -> bool:
@@ -83,6 +116,7 @@ class SandboxPool:
         about: str,
         seconds: float,
         keep: str,
+        hint: str,
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> R:
@@ -93,16 +127,16 @@ class SandboxPool:
         called = (function.__module__, function.__qualname__, seconds, args, kwargs)
         request = pickle.dumps((*called, _directory(), dict(os.environ)))
         if not keep:
-            return self._call(function, about, seconds, keep, request)
+            return self._call(function, _Work(about, seconds, hint), keep, request)
         with self._lock:
             turn = self._turns.setdefault(keep, threading.Lock())
         with turn:
-            return self._call(function, about, seconds, keep, request)
+            return self._call(function, _Work(about, seconds, hint), keep, request)
 
     def warm(self, *modules: str) -> None:
         """Have a process ready, with what it will need imported."""
         if not is_confined():
-            self.call(_import_modules, "The program", SECONDS, "", list(modules))
+            self.call(_import_modules, "The program", SECONDS, "", _HINT, list(modules))
 
     def close(self) -> None:
         """End all processes; calls under way end with an error, later ones start new processes."""
@@ -113,20 +147,21 @@ class SandboxPool:
         for process in idle:
             process.close()
         for process in busy:
+            process.is_closed = True
             # Its pipes belong to the thread that waits for an answer.
             process.helper.end()
 
-    def _call(self, function: Callable[..., R], about: str, seconds: float, keep: str, request: bytes) -> R:
+    def _call(self, function: Callable[..., R], work: _Work, keep: str, request: bytes) -> R:
         process = self._take(keep)
         try:
-            answer = json.loads(process.ask(request, max(seconds * _PATIENCE, _LEAST_WAIT)))
-            found = self._value(function, about, seconds, answer)
+            answer = json.loads(process.ask(request, max(work.seconds * _PATIENCE, _LEAST_WAIT)))
+            found = self._value(function, work, answer)
         except FrameError as error:
             status = self._end(process)
-            raise _bound(about, seconds, status, error) from None
+            raise (work.ended() if process.is_closed else work.bound(status, error)) from None
         except (ValueError, RecursionError, ValidationError) as error:
             self._end(process)
-            raise SandboxError(f"{about} cannot be read: what was found in it makes no sense.", _HINT) from error
+            raise work.failure("what was found in it makes no sense") from error
         except SandboxError:
             self._end(process)
             raise
@@ -140,17 +175,16 @@ class SandboxPool:
         return found
 
     @staticmethod
-    def _value(function: Callable[..., R], about: str, seconds: float, answer: dict[str, Any]) -> R:
+    def _value(function: Callable[..., R], work: _Work, answer: dict[str, Any]) -> R:
         if "value" in answer:
             return check(function, answer["value"])
         if "error" in answer:
             raise UserError(str(answer["error"]), str(answer["hint"]))
         if "memory" in answer:
-            raise _too_large(about)
+            raise work.too_large()
         if "late" in answer:
-            raise _too_slow(about, seconds)
-        reason = one_line(str(answer.get("failure")), 200).rstrip(".")
-        raise SandboxError(f"{about} cannot be read: {reason}.", _HINT)
+            raise work.too_slow()
+        raise work.failure(one_line(str(answer.get("failure")), 200).rstrip("."))
 
     def _take(self, keep: str) -> _Process:
         """A process for a call: its own, the spare one, or a new one."""
@@ -194,7 +228,9 @@ POOL = SandboxPool()
 atexit.register(POOL.close)
 
 
-def sandboxed(function: Callable[P, R], about: str, *, seconds: float | None = None, keep: str = "") -> Callable[P, R]:
+def sandboxed(
+    function: Callable[P, R], about: str, *, seconds: float | None = None, keep: str = "", hint: str = _HINT
+) -> Callable[P, R]:
     """A function that is called in the sandbox; blocks, so call it from a thread where a person waits.
 
     In a process that is bounded itself it is called directly.
@@ -206,12 +242,13 @@ def sandboxed(function: Callable[P, R], about: str, *, seconds: float | None = N
         seconds: Processor time that it may take; :data:`~core.sandbox.limits.SECONDS` by default.
         keep: A name for calls that share a process, which keeps what it has read for the next of them; these are
             made one after the other. Empty: any process.
+        hint: What to do where a bound is reached.
 
     Raises:
         UserError: As the function; a :class:`SandboxError` where it needs more memory or time than it may have, or what
             it reads ends its process.
     """
-    return functools.partial(POOL.call, function, about, SECONDS if seconds is None else seconds, keep)
+    return functools.partial(POOL.call, function, about, SECONDS if seconds is None else seconds, keep, hint)
 
 
 def _import_modules(modules: list[str]) -> None:
@@ -219,24 +256,6 @@ def _import_modules(modules: list[str]) -> None:
 
     for module in modules:
         importlib.import_module(module)
-
-
-def _bound(about: str, seconds: float, status: int, error: FrameError) -> SandboxError:
-    """Why there is no answer."""
-    if error.is_late or status == -signal.SIGXCPU:
-        return _too_slow(about, seconds)
-    if error.is_large or status in (-signal.SIGABRT, -signal.SIGKILL):
-        # Libraries that are not Python's abort where they get no memory.
-        return _too_large(about)
-    return SandboxError(f"{about} cannot be read: its reader {describe_end(status)}.", _HINT)
-
-
-def _too_slow(about: str, seconds: float) -> SandboxError:
-    return SandboxError(f"{about} takes more than {seconds:g} s, which none should.", _HINT)
-
-
-def _too_large(about: str) -> SandboxError:
-    return SandboxError(f"{about} needs more than {MEMORY >> 30} GB of memory, which none should.", _HINT)
 
 
 def _directory() -> str:

@@ -18,6 +18,8 @@ SAMPLE = Example(
 
 #: The answers of a preference pair, as people call them.
 PAIR = ("better", "worse")
+#: Tokens of a row that are shown; nobody reads further, and a screen of millions takes seconds to lay out.
+MOST_SHOWN = 50_000
 
 
 @dataclass(frozen=True)
@@ -37,15 +39,15 @@ class PreviewRow:
     """Tokens that the model sees at once."""
 
     tokens: tuple[PreviewToken, ...]
+    """The first of them, at most :data:`MOST_SHOWN`."""
+    length: int
+    """How many there are."""
+    learned: int = 0
+    """Tokens that enter the loss."""
     cut: int | None = None
     """Where the greatest length ends it."""
     answer: str = ""
     """Which answer of a preference pair it ends with: one of :data:`PAIR`; empty for other rows."""
-
-    @property
-    def learned(self) -> int:
-        """Tokens that enter the loss."""
-        return sum(token.learned for token in self.tokens)
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Preview:
     @property
     def tokens(self) -> int:
         """Tokens of all rows."""
-        return sum(len(row.tokens) for row in self.rows)
+        return sum(row.length for row in self.rows)
 
     @property
     def learned(self) -> int:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from core.data.conversation import Example, RowError
 from core.errors import UserError
 from core.template.mask import MaskedRow, Masker
-from core.template.preview import PAIR, Preview, PreviewRow, PreviewToken
+from core.template.preview import MOST_SHOWN, PAIR, Preview, PreviewRow, PreviewToken
 from core.template.render import ChatTemplate, template_line
 from core.template.settings import Supervise
 from core.template.tokenizer import ModelTokenizer
@@ -91,16 +91,23 @@ def generation_prompt(
 
 
 def _row(row: MaskedRow, tokenizer: ModelTokenizer, prompt: str, answer: str) -> PreviewRow:
-    texts = tokenizer.token_texts(row.ids)
-    prompts = _prompt_places(texts, row.supervised, prompt)
-    return PreviewRow(
-        tuple(
-            PreviewToken(text, bool(learned), token in tokenizer.special_ids, place in prompts)
-            for place, (token, learned, text) in enumerate(zip(row.ids, row.supervised, texts, strict=True))
-        ),
-        row.cut,
-        answer,
-    )
+    ids, supervised = row.ids[:MOST_SHOWN], row.supervised[:MOST_SHOWN]
+    texts = tokenizer.token_texts(ids)
+    prompts = _prompt_places(texts, supervised, prompt)
+    shown = [
+        PreviewToken(text, bool(learned), token in tokenizer.special_ids, place in prompts)
+        for place, (token, learned, text) in enumerate(zip(ids, supervised, texts, strict=True))
+    ]
+    return _preview_row(shown, len(row), row.supervised_count, row.cut, answer)
+
+
+def _preview_row(
+    shown: Sequence[PreviewToken], length: int, learned: int = 0, cut: int | None = None, answer: str = ""
+) -> PreviewRow:
+    """A row of which some tokens are shown; how many more there are stands behind them."""
+    further = length - len(shown)
+    end = (PreviewToken(f"\n… and {further:,} more tokens".replace(",", " ")),) if further > 0 else ()
+    return PreviewRow((*shown, *end), length, learned, cut, answer)
 
 
 def _prompt_places(texts: Sequence[str], supervised: bytearray, prompt: str) -> set[int]:
@@ -132,14 +139,15 @@ def _as_text(template: ChatTemplate, example: Example, tokenizer: ModelTokenizer
             text = template.render(messages, tools=example.tools)
         except RowError as error:
             return Preview(problem=error.message, line=template_line(error))
-        rows.append(PreviewRow(tuple(_pieces(text, tokenizer)), answer=name))
+        rows.append(_as_row(text, tokenizer, name))
     return Preview(tuple(rows))
 
 
-def _pieces(text: str, tokenizer: ModelTokenizer | None) -> Iterator[PreviewToken]:
+def _as_row(text: str, tokenizer: ModelTokenizer | None, answer: str) -> PreviewRow:
     if tokenizer is None:
-        yield from (PreviewToken(piece) for piece in _PIECE.findall(text))
-        return
+        pieces = _PIECE.findall(text)
+        return _preview_row([PreviewToken(piece) for piece in pieces[:MOST_SHOWN]], len(pieces), answer=answer)
     ids = tokenizer.encode([text.encode("utf-8", "replace").decode()])[0]
-    for token, shown in zip(ids, tokenizer.token_texts(ids), strict=True):
-        yield PreviewToken(shown, special=token in tokenizer.special_ids)
+    shown = zip(ids[:MOST_SHOWN], tokenizer.token_texts(ids[:MOST_SHOWN]), strict=True)
+    tokens = [PreviewToken(piece, special=token in tokenizer.special_ids) for token, piece in shown]
+    return _preview_row(tokens, len(ids), answer=answer)

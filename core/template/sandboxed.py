@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.data.conversation import Example
+from core.data.conversation import Example, portions
 from core.errors import UserError
 from core.sandbox.pool import POOL, SandboxError, sandboxed
 from core.template.preview import Preview, PreviewRow, Refusal, RowLength
@@ -27,8 +27,14 @@ if TYPE_CHECKING:
 
 #: The process that keeps tokenizers between calls.
 _KEEP = "template"
-#: Rows that take too much before no more are tried.
+#: Rows one after the other that take too much, before no more are tried.
 _MOST_BOUNDS = 3
+#: Characters of the rows that are measured at once.
+_CHARACTERS = 1 << 20
+_ROW, _ROW_HINT = (
+    "The row as tokens",
+    "Shorten the row or leave it out; if all are so, it is the template or the tokenizer.",
+)
 #: The files that a tokenizer is read from.
 _FILES = ("*.json", "*.jinja", "additional_chat_templates/*.jinja")
 _Stamps = tuple[tuple[str, int, int], ...]
@@ -77,8 +83,8 @@ def check_template(source: str) -> None:
 class RowMasks:
     """Rows as tokens, in one way of making them; may be asked from several threads.
 
-    A row that takes too much is refused alone. Where rows keep doing that, it is the tokenizer or the template, and no
-    more of them are tried.
+    A row that takes too much is refused alone. Where one row after the other does, it is the tokenizer or the template,
+    and no more of them are tried.
 
     Args:
         settings: How rows become tokens.
@@ -107,10 +113,12 @@ class RowMasks:
         """
         self._see_failure()
         try:
-            return sandboxed(_mask_row, self._about, keep=_KEEP)(self.settings, example)
-        except SandboxError as error:
-            self._count(error)
+            found = sandboxed(_mask_row, _ROW, keep=_KEEP, hint=_ROW_HINT)(self.settings, example)
+        except SandboxError:
+            self._count()
             raise
+        self._bounds = 0
+        return found
 
     def lengths(self, examples: Sequence[Example]) -> list[RowLength | Refusal | UserError]:
         """The lengths of rows as tokens, in order; an error for a row that takes too much.
@@ -118,23 +126,32 @@ class RowMasks:
         Raises:
             UserError: As :meth:`row`, where it is not for single rows.
         """
+        return [length for portion in portions(examples, _CHARACTERS) for length in self._lengths(portion)]
+
+    def _lengths(self, examples: Sequence[Example]) -> list[RowLength | Refusal | UserError]:
         self._see_failure()
         try:
-            return [*sandboxed(_measure_rows, self._about, keep=_KEEP)(self.settings, list(examples))]
+            found = sandboxed(_measure_rows, _ROW, keep=_KEEP, hint=_ROW_HINT)(self.settings, list(examples))
         except SandboxError as error:
-            self._count(error)
-            if len(examples) == 1:
-                return [error]
-        return [length for example in examples for length in self.lengths([example])]
+            if len(examples) > 1:
+                # Together they may take long without one of them being to blame.
+                return [length for example in examples for length in self._lengths([example])]
+            self._count()
+            return [error]
+        self._bounds = 0
+        return [*found]
 
     def _see_failure(self) -> None:
         if self._failure is not None:
             raise self._failure
 
-    def _count(self, error: SandboxError) -> None:
+    def _count(self) -> None:
         self._bounds += 1
         if self._bounds >= _MOST_BOUNDS:
-            self._failure = error
+            self._failure = SandboxError(
+                f"{self._about} takes more time or memory than any should, row after row, so no more rows are tried.",
+                "Get it again from where it is from, or take another one.",
+            )
 
 
 def preview(source: str, example: Example, settings: MaskSettings | None) -> Preview:

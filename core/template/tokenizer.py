@@ -6,6 +6,7 @@ import codecs
 import functools
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from core.template.named import TEMPLATE_LIMIT
 from core.template.render import ChatTemplate
 from core.text import one_line
 
+_NUMBER = re.compile(r"[0-9]{1,9}")
 #: Names of single special tokens in tokenizer_config.json, as transformers has them.
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 #: Tokenizers in other forms, from which transformers can make a tokenizer.json.
@@ -328,7 +330,7 @@ def _add_tokens(backend: Tokenizer, settings: Mapping[str, Any]) -> None:
         return
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     missing = []
-    for _, value in sorted(declared.items(), key=lambda item: int(item[0]) if str(item[0]).isdigit() else 0):
+    for _, value in sorted(declared.items(), key=lambda item: int(item[0]) if _NUMBER.fullmatch(item[0]) else 0):
         text = _token_text(value)
         if text is not None and text not in known and isinstance(value, dict):
             flags = {key: bool(value[key]) for key in ("lstrip", "rstrip", "single_word", "normalized") if key in value}
@@ -344,7 +346,11 @@ def _chat_templates(place: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     if isinstance(value, dict):
         found = dict(value)
     elif isinstance(value, list):
-        found = {item["name"]: item.get("template") for item in value if isinstance(item, dict) and "name" in item}
+        found = {
+            item["name"]: item.get("template")
+            for item in value
+            if isinstance(item, dict) and isinstance(item.get("name"), str)
+        }
     files = {path.stem: path for path in sorted((place / "additional_chat_templates").glob("*.jinja"))}
     if (path := place / "chat_template.jinja").is_file():
         files["default"] = path
@@ -371,7 +377,11 @@ def _stop_ids(place: Path, config: Mapping[str, Any], backend: Tokenizer, eos: s
     values = value if isinstance(value, list) else [value]
     if eos is not None:
         values = [*values, backend.token_to_id(eos)]
-    return [number for number in dict.fromkeys(values) if isinstance(number, int) and not isinstance(number, bool)]
+    return [number for number in dict.fromkeys(filter(_is_token, values)) if number is not None]
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 32
 
 
 def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

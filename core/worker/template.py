@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from core.data.conversation import Example, RowError
+from core.data.conversation import Example, RowError, portions
 from core.errors import UserError
 from core.sandbox.limits import TimeLimitError, cpu_limit, growth_limit
 from core.template.mask import MaskedRow, Masker
@@ -24,6 +25,8 @@ from core.text import one_line
 
 #: Processor time for the rows that are made into tokens at once; a hundredth of a second is usual.
 _SECONDS = 60
+#: Characters of these rows, beyond which fewer are made at once.
+_CHARACTERS = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -106,17 +109,20 @@ class Encoder:
         Raises:
             UserError: If template or tokenizer take more memory or time than any should.
         """
+        masked = itertools.chain.from_iterable(map(self._mask, portions(examples, _CHARACTERS)))
+        return [row if isinstance(row, RowError) else _tokenized(row) for row in masked]
+
+    def _mask(self, examples: Sequence[Example]) -> list[MaskedRow | RowError]:
         hint = "Take another template (template.file), or get the model again from where it is from."
         try:
             with growth_limit(), cpu_limit(_SECONDS, kills=False):
-                masked = self._masker.mask(examples)
+                return self._masker.mask(examples)
         except TimeLimitError as error:
             text = f"The chat template or the tokenizer takes more than {_SECONDS} s for {len(examples)} rows."
             raise UserError(text, hint) from error
         except MemoryError as error:
             text = f"The chat template or the tokenizer needs more memory than it may have for {len(examples)} rows."
             raise UserError(text, hint) from error
-        return [row if isinstance(row, RowError) else _tokenized(row) for row in masked]
 
     @property
     def ended(self) -> int:

@@ -262,7 +262,7 @@ class DatasetMasks(DatasetPane):
                 for part in result
             ]
         )
-        tokens, learned = sum(len(part.tokens) for part in result), sum(part.learned for part in result)
+        tokens, learned = sum(part.length for part in result), sum(part.learned for part in result)
         counts = _pair_lengths(result) if result[0].answer else counted(tokens, "token")
         self.show_place(f"{counts} · {spaced(learned)} learned · {learned / max(tokens, 1):.0%}")
         self.tokens_shown()
@@ -330,11 +330,11 @@ class DatasetMasks(DatasetPane):
 def _heading(part: PreviewRow, label: bool | None) -> str:
     """What stands over a part: the answers of a pair, and those with a label, are named."""
     name = part.answer if label is None else label_word(label)
-    return f"{name} answer · {counted(len(part.tokens), 'token')} · {spaced(part.learned)} learned" if name else ""
+    return f"{name} answer · {counted(part.length, 'token')} · {spaced(part.learned)} learned" if name else ""
 
 
 def _pair_lengths(parts: Sequence[PreviewRow]) -> str:
-    return f"pair of {' and '.join(spaced(len(part.tokens)) for part in parts)} tokens"
+    return f"pair of {' and '.join(spaced(part.length) for part in parts)} tokens"
 
 
 def _length_of(result: Length, cuts: bool) -> RowLength:

@@ -11,6 +11,7 @@ from typing import TypeAlias
 from textual.message import Message
 
 from core.errors import UserError
+from core.text import one_line
 from tui.panes.dataset_plan import Reading
 from tui.panes.dataset_view import Cancelled, DatasetView, Match, Recognized
 
@@ -117,6 +118,10 @@ def open_dataset(path: Path, reading: Reading, post: Post) -> None:
         view = DatasetView(path, reading)
     except UserError as error:
         post(OpenFailed(path, error))
+        return
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        reason = one_line(str(error) or type(error).__name__, 200).rstrip(".")
+        post(OpenFailed(path, UserError(f"{one_line(str(path))} cannot be read: {reason}.", "Check the file.")))
         return
     post(Opened(view))
 

@@ -44,6 +44,13 @@ def variable(name: str) -> str | None:
     return os.environ.get(name)
 
 
+def match_for_ever() -> bool:
+    """A library's work that never comes back to Python and cannot be interrupted by it."""
+    import re
+
+    return re.match("(a+)+$", "a" * 60 + "b") is not None
+
+
 def directory() -> str:
     return os.getcwd()
 

@@ -31,7 +31,7 @@ def pool() -> Iterator[SandboxPool]:
 def call(
     pool: SandboxPool, function: Callable[..., object], *args: object, seconds: float = 10, keep: str = ""
 ) -> object:
-    return pool.call(function, "The file", seconds, keep, *args)
+    return pool.call(function, "The file", seconds, keep, "Try another.", *args)
 
 
 def is_over(pid: int) -> bool:
@@ -152,7 +152,7 @@ def test_closing_ends_processes_and_what_they_are_at(pool: SandboxPool) -> None:
     pool.close()
     thread.join(30)
     assert not thread.is_alive()
-    assert errors
+    assert [str(error) for error in errors] == ["The file is no longer read: the program ends."]
     assert all(is_over(int(str(pid))) for pid in pids)
 
 
@@ -184,3 +184,65 @@ def test_no_room_for_a_process_is_a_sentence(pool: SandboxPool, monkeypatch: pyt
     monkeypatch.setattr(subprocess, "Popen", refuse)
     with pytest.raises(UserError, match="No helper process can be started"):
         call(pool, readers.process)
+
+
+@pytest.mark.parametrize("how", ["SIG_BLOCK", "SIG_IGN"])
+def test_signals_that_are_held_back_in_the_one_who_asks_end_it_all_the_same(tmp_path: Path, how: str) -> None:
+    hold = (
+        "signal.pthread_sigmask(signal.SIG_BLOCK, held)"
+        if how == "SIG_BLOCK"
+        else "[signal.signal(number, signal.SIG_IGN) for number in held]"
+    )
+    script = (
+        "import os, signal, sys; from pathlib import Path; from core.sandbox.pool import sandboxed, SandboxError\n"
+        "from tests.core.sandbox.readers import match_for_ever, start_child\n"
+        f"held = {{signal.SIGIO, signal.SIGXCPU, signal.SIGPROF}}; {hold}\n"
+        "try: sandboxed(match_for_ever, 'It', seconds=0.2)()\n"
+        "except SandboxError as error: print(error.message, flush=True)\n"
+        "sandboxed(start_child, 'It', seconds=600)(Path(sys.argv[1]))\n"
+    )
+    written = tmp_path / "pids"
+    command = [sys.executable, "-c", script, str(written)]
+    surroundings = {**os.environ, "PYTHONPATH": os.getcwd()}
+    with subprocess.Popen(command, env=surroundings, stdout=subprocess.PIPE, text=True) as asker:
+        assert asker.stdout is not None
+        assert asker.stdout.readline() == "It takes more than 0.2 s, which none should.\n"
+        wait_for(lambda: written.exists() and written.read_text().endswith("\n"), 60, "the call to begin")
+        pids = [int(pid) for pid in written.read_text().split()]
+        asker.kill()
+    wait_for(lambda: all(map(is_over, pids)), 10, "the sandbox and its child to end")
+
+
+def test_no_descriptor_for_a_process_is_a_sentence(pool: SandboxPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> tuple[int, int]:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "pipe", refuse)
+    with pytest.raises(UserError, match="No helper process can be started: Too many open files"):
+        call(pool, readers.process)
+
+
+def test_a_directory_that_has_been_removed_is_not_the_one_of_an_earlier_call(
+    pool: SandboxPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier, removed = tmp_path / "earlier", tmp_path / "removed"
+    earlier.mkdir()
+    removed.mkdir()
+    monkeypatch.chdir(earlier)
+    assert call(pool, readers.directory) == str(earlier)
+    monkeypatch.chdir(removed)
+    removed.rmdir()
+    assert call(pool, readers.directory) == "/"
+
+
+def test_failures_leave_neither_descriptors_nor_processes(pool: SandboxPool) -> None:
+    def counted() -> tuple[int, int]:
+        return len(os.listdir("/proc/self/fd")), len(psutil.Process().children(recursive=True))
+
+    with pytest.raises(SandboxError):
+        call(pool, readers.leave)
+    before = counted()
+    for _ in range(8):
+        with pytest.raises(SandboxError):
+            call(pool, readers.leave)
+    assert counted() == before

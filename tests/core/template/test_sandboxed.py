@@ -9,17 +9,19 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import core.template.sandboxed as sandboxed_module
 from core.data.conversation import Example, Message
 from core.errors import UserError
 from core.sandbox import pool
 from core.sandbox.pool import SandboxError
 from core.template.mask import MaskedRow
-from core.template.preview import PAIR, SAMPLE, Preview, PreviewRow, Refusal, RowLength
+from core.template.preview import MOST_SHOWN, PAIR, SAMPLE, Preview, PreviewRow, Refusal, RowLength
 from core.template.sandboxed import RowMasks, check_template, preview, read_tokenizer
 from core.template.settings import MaskSettings
 from tests.conftest import CHATML
@@ -145,13 +147,65 @@ def test_rows_that_keep_taking_too_much_end_the_trying(tiny_model_dir: Path) -> 
     masks = RowMasks(MaskSettings(str(tiny_model_dir), source))
     masks.check()
     for _ in range(3):
-        with pytest.raises(SandboxError, match=r"^The chat template takes more than 2 s"):
+        with pytest.raises(SandboxError, match=r"^The row as tokens takes more than 2 s"):
             masks.row(SAMPLE)
     began = time.process_time()
     for _ in range(100):
-        with pytest.raises(SandboxError):
+        with pytest.raises(SandboxError, match=r"^The chat template takes more .* so no more rows are tried"):
             masks.lengths([SAMPLE])
     assert time.process_time() - began < 1
+
+
+def test_rows_that_take_long_together_are_measured_alone_and_count_for_nothing(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks = RowMasks(MaskSettings(str(tiny_model_dir)))
+    real = pool.sandboxed
+
+    def slow_together(function: Any, *args: Any, **options: Any) -> Any:
+        def call(settings: MaskSettings, examples: list[Example]) -> Any:
+            if len(examples) > 1:
+                raise SandboxError("The row as tokens takes more than 10 s, which none should.")
+            return real(function, *args, **options)(settings, examples)
+
+        return call
+
+    monkeypatch.setattr(sandboxed_module, "sandboxed", slow_together)
+    for _ in range(4):
+        assert all(isinstance(length, RowLength) for length in masks.lengths([SAMPLE] * 3))
+
+
+def test_a_row_of_a_million_characters_is_shown_by_its_beginning(tiny_model_dir: Path) -> None:
+    masks = RowMasks(MaskSettings(str(tiny_model_dir)))
+    long = Example(messages=(Message("user", "q"), Message("assistant", "ab cd " * 50_000)))
+    rows = masks.row(long)
+    assert isinstance(rows, tuple)
+    assert len(rows[0].tokens) == MOST_SHOWN + 1
+    assert rows[0].tokens[-1].text.endswith("more tokens")
+    assert masks.lengths([long]) == [RowLength(rows[0].length, rows[0].learned)]
+    assert preview(CHATML, long, None).tokens > MOST_SHOWN
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("generation_config.json", {"eos_token_id": [-1, 2**80, 4294967296]}),
+        (
+            "tokenizer_config.json",
+            {"added_tokens_decoder": {"²": {"content": "<zz>"}, "9" * 5000: {"content": "<yy>"}}},
+        ),
+        ("tokenizer_config.json", {"chat_template": [{"name": {"a": 1}, "template": "x"}, {"name": "b"}, 3]}),
+    ],
+    ids=["stops", "numbers", "names"],
+)
+def test_odd_values_beside_a_tokenizer_are_passed_over(
+    tmp_path: Path, tiny_model_dir: Path, name: str, change: dict[str, object]
+) -> None:
+    model = broken(tmp_path / "model", tiny_model_dir, lambda _: None)
+    path = model / name
+    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **change}))
+    masks = RowMasks(MaskSettings(str(model), CHATML))
+    assert isinstance(masks.row(SAMPLE), tuple)
 
 
 def test_a_tokenizer_that_panics_is_a_sentence(tmp_path: Path, tiny_model_dir: Path) -> None:
