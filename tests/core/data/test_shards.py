@@ -144,3 +144,10 @@ def test_what_may_not_be_read_is_a_sentence(tmp_path: Path, mode: int) -> None:
                 open_rows(path)
     finally:
         directory.chmod(0o700)
+
+
+@pytest.mark.parametrize("state", ['{"_data_files":' + "[" * 100_000, '{"_data_files": 3}', "x" * (17 << 20), "\0"])
+def test_any_state_of_a_saved_dataset_is_a_sentence(tmp_path: Path, state: str) -> None:
+    write(tmp_path / "set" / "dataset_info.json", "{}")
+    write(tmp_path / "set" / "state.json", state)
+    assert "is no state of a saved dataset" in refusal(tmp_path / "set").message

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from core.errors import UserError
 from core.models import tensors
+from core.models.shapes import by_layer
 from core.models.tensors import FILE_TENSORS, HEADER_LIMIT, Tensor, read_header, read_weights
 
 from .spoiling import copy_model, split_weights, write_safetensors
@@ -152,3 +153,9 @@ def test_any_json_for_a_header_raises_nothing_else(tmp_path: Path, header: Any) 
     write_safetensors(path, header, b"")
     with contextlib.suppress(UserError):
         read_header(path)
+
+
+def test_a_layer_of_five_thousand_digits_is_none() -> None:
+    tensor = Tensor("F32", (2, 2))
+    found = by_layer({"model.layers.3.a.weight": tensor, f"model.layers.{'1' * 5000}.a.weight": tensor})
+    assert list(found) == [3]
