@@ -31,4 +31,6 @@ class UserError(Exception):
 
 
 def _bounded(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 2]} …"
+    # A name stands at the beginning, what is wrong with it at the end.
+    half = LONGEST // 2 - 2
+    return text if len(text) <= LONGEST else f"{text[:half]} … {text[-half:]}"
