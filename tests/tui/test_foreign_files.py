@@ -18,7 +18,7 @@ from tui.app import LocaltuneApp
 from tui.screens.help import HelpScreen
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 #: Opens a configuration in the real app, looks at a row as tokens, at the templates, at the model, and imports a file.
 SCRIPT = """
