@@ -90,7 +90,7 @@ CASES = {
     ),
     "weights that lack a part": Case(
         _spoiled_model(lambda model: drop_tensors(model, "post_attention_layernorm")),
-        "model.layers.0.post_attention_layernorm.weight and 1 more",
+        "model.layers.0.post_attention_layernorm.weight, model.layers.1.post_attention_layernorm.weight",
         "from the same model",
     ),
     "a quantized base": Case(
