@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import io
+import json
 import os
 import select
 import signal
@@ -13,7 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from core.errors import UserError
 
@@ -101,9 +102,11 @@ class Helper:
         while view:
             view = view[self.stdin.write(view) :]
 
-    def lines(self) -> Iterator[bytes]:
-        """What it writes to its standard output, line by line; the last one may lack its end."""
-        yield from io.BufferedReader(cast("io.RawIOBase", self.stdout))
+    def answers(self) -> Iterator[Any]:
+        """The JSON that it writes to its standard output, a value a line; a line that it was killed in is left out."""
+        for line in io.BufferedReader(cast("io.RawIOBase", self.stdout)):
+            if line.endswith(b"\n"):
+                yield json.loads(line)
 
     def end(self) -> int:
         """End it with the processes that it has started, if it has not ended itself; from any thread, and again.

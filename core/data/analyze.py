@@ -69,10 +69,7 @@ class AnalysisJob:
             helper.send(json.dumps(self.request.to_dict()).encode() + b"\n")
         with contextlib.suppress(OSError):
             helper.stdin.close()
-        for line in helper.lines():
-            if not line.endswith(b"\n"):
-                break  # it was ended in the middle of its answer
-            answer = json.loads(line)
+        for answer in helper.answers():
             if "analysis" in answer:
                 return Analysis.from_dict(answer["analysis"])
             if "error" in answer:

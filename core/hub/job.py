@@ -129,10 +129,7 @@ class FetchJob:
         confirm: Callable[[FetchPlan], bool],
     ) -> FetchPlan:
         _tell(helper, json.dumps({"entry": str(self.entry)}))
-        for line in helper.lines():
-            if not line.endswith(b"\n"):
-                break  # it was killed in the middle of a line
-            answer = json.loads(line)
+        for answer in helper.answers():
             if "result" in answer:
                 return FetchPlan.from_dict(answer["result"])
             if "error" in answer:

@@ -1,4 +1,4 @@
-"""What a hub answers about a repository, believed only as far as it has the form of such an answer."""
+"""Listings of a repository as a hub answers them, believed only as far as it has the form of such an answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tells one base from another: SHA-256 over the whole of its files, computed once.
+"""Fingerprints of base models: SHA-256 over the whole of their files, computed once.
 
 The files are gigabytes, so what was found is kept in the home, ``cache/hashes.json``, for the very files it was found
 of (path, device, inode, size, times of change); where those are as they were, nothing is read again.

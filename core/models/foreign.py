@@ -1,4 +1,4 @@
-"""What a description may ask for that is not in the weights: code, native kernels, other files. It is refused.
+"""Foreign code in a model's configuration: keys that ask for code, native kernels or other files are refused.
 
 transformers reads more keys than it documents, in the parts of a composite model as well, so that every depth counts.
 """

@@ -1,4 +1,4 @@
-"""Whether a GGUF file is whole, as its header tells: asked before anything is built from it."""
+"""Check that a GGUF file is whole, by its header alone, before anything is built from it."""
 
 from __future__ import annotations
 

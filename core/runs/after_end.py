@@ -1,4 +1,4 @@
-"""What can be done with a run that has ended before its last step."""
+"""Ways to go on with a run that has ended before its last step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What passes between a process and its sandbox: a length of eight bytes, then that many bytes."""
+"""Frames between a process and its sandbox: a length of eight bytes, then that many bytes."""
 
 from __future__ import annotations
 

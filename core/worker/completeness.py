@@ -1,4 +1,4 @@
-"""Whether weights are those of the architecture, no more and no fewer.
+"""Missing, unexpected and mismatched weights: a model must have those of its architecture, no more and no fewer.
 
 transformers fills what is missing or of another shape with noise, leaves out what it does not know, and goes on; its
 report is looked at here.
