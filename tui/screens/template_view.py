@@ -203,6 +203,7 @@ class TemplateView(Overlay[None]):
     @on(TemplatesLoaded)
     def _loaded(self, message: TemplatesLoaded) -> None:
         self.templates = message.templates
+        self.mask_view.say("Rendering the row …")
         self.show_again(message.templates.in_force or OWN)
 
     @on(RowRead)
