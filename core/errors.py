@@ -30,6 +30,11 @@ class UserError(Exception):
         return f"{self.message} {self.hint}".strip()
 
 
+def is_panic(error: BaseException) -> bool:
+    """Whether a library in Rust gave up on its input (a panic), which in Python is a ``BaseException`` of its own."""
+    return type(error).__name__ == "PanicException"
+
+
 def _bounded(text: str) -> str:
     # A name stands at the beginning, what is wrong with it at the end.
     half = LONGEST // 2 - 2

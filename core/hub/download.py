@@ -23,8 +23,8 @@ from core.data.shards import MOST_SHARDS
 from core.directories import disk_error, exclusive_lock, require_space
 from core.errors import UserError
 from core.helper import tie_to_parent
-from core.hub.confine import confined
 from core.hub.entries import DEFAULT_REVISION, HubEntry, is_commit, parse_entry
+from core.hub.safe_path import safe_path
 from core.hub.selection import data_names, read_subsets
 from core.hub.store import PARTIAL_NAME, Record, note_ref, repository_dir, select_files
 from core.models.check import check_model_config, check_model_directory
@@ -112,7 +112,7 @@ class Transfer:
         self._before, self._total = whole, total
 
     def fetch(self, name: str, target: Path) -> None:
-        """Download a file, and move it to its place, as :func:`confined` gives it, once it is whole.
+        """Download a file, and move it to its place, as :func:`safe_path` gives it, once it is whole.
 
         Raises:
             UserError: If it cannot be fetched.
@@ -135,7 +135,7 @@ class Transfer:
         """Where a file lies while it comes; its hash is in the name, so that nothing else is ever gone on with."""
         file = self._listing.files[name]
         digest = hashlib.sha256(f"{name}\0{file.sha256 or file.blob}\0{file.size}".encode()).hexdigest()
-        return confined(self._scratch, f"{digest[:32]}.part")
+        return safe_path(self._scratch, f"{digest[:32]}.part")
 
 
 def fetch_dataset(client: HubClient, entry: HubEntry, reporter: Reporter) -> dict[str, Any]:
@@ -151,11 +151,11 @@ def fetch_dataset(client: HubClient, entry: HubEntry, reporter: Reporter) -> dic
     names = data_names(listing.files)
     files = {name: listing.files[name].size for name in names}
     repository = repository_dir(entry)
-    directory = confined(repository, listing.commit)
+    directory = safe_path(repository, listing.commit)
     record = Record(entry.repository, listing.commit, files, read_subsets(listing.card))
     selection = select_files(entry, record)
-    places = {name: confined(repository, listing.commit, name) for name in selection.names}
-    transfer = Transfer(client, entry, listing, confined(repository, listing.commit, PARTIAL_NAME), reporter)
+    places = {name: safe_path(repository, listing.commit, name) for name in selection.names}
+    transfer = Transfer(client, entry, listing, safe_path(repository, listing.commit, PARTIAL_NAME), reporter)
 
     def missing() -> list[str]:
         # Only whole files are ever moved into the directory, whether or not the record was written after them.
@@ -219,9 +219,9 @@ def fetch_model(client: HubClient, entry: HubEntry, reporter: Reporter) -> dict[
     if _is_this_model(target, listing.commit):
         _note_revision(entry, listing.commit)
         return plan
-    scratch = confined(models, f".{target.name}.{listing.commit}.fetched")
-    places = {name: confined(scratch, name) for name in names}
-    transfer = Transfer(client, entry, listing, confined(scratch, PARTIAL_NAME), reporter)
+    scratch = safe_path(models, f".{target.name}.{listing.commit}.fetched")
+    places = {name: safe_path(scratch, name) for name in names}
+    transfer = Transfer(client, entry, listing, safe_path(scratch, PARTIAL_NAME), reporter)
 
     def missing() -> list[str]:
         return [name for name in names if not _is_whole(places[name], listing.files[name].size)]

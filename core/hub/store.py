@@ -17,9 +17,9 @@ from typing import Any
 
 from core.atomic import write_atomic
 from core.errors import UserError
-from core.hub.confine import confined
 from core.hub.entries import DEFAULT_REVISION, HubEntry, is_commit, is_hub_entry, is_safe_name, parse_dataset
 from core.hub.listing import is_size
+from core.hub.safe_path import safe_path
 from core.hub.selection import Selection, Subset, data_names, select
 from core.models.files import RECORD_NAME
 from core.paths import datasets_dir
@@ -149,13 +149,13 @@ def find_fetched(entry: HubEntry) -> Fetched:
     if not commit:
         raise NotFetchedError(entry)
     repository = repository_dir(entry)
-    directory = confined(repository, commit)
+    directory = safe_path(repository, commit)
     record = Record.read(directory)
     if record is None:
         raise NotFetchedError(entry)
     selection = select_files(entry, record)
     for parent in {PurePosixPath(name).parent for name in selection.names}:
-        confined(repository, commit, *parent.parts)
+        safe_path(repository, commit, *parent.parts)
     missing = [name for name in selection.names if not is_here(directory, record, name)]
     if missing:
         few = f"{one_line(missing[0], 120)} is missing" if len(missing) == 1 else f"{len(missing)} files are missing"

@@ -14,7 +14,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from core.errors import UserError
+from core.errors import UserError, is_panic
 from core.small_files import read_small
 from core.template.named import TEMPLATE_LIMIT
 from core.template.render import ChatTemplate
@@ -81,7 +81,7 @@ class ModelTokenizer:
         try:
             return [found.ids for found in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
         except BaseException as error:  # as in _read_backend
-            if not is_library_failure(error):
+            if not (isinstance(error, Exception) or is_panic(error)):
                 raise
             reason = one_line(str(error), 160).rstrip(".")
             raise UserError(
@@ -254,14 +254,6 @@ def load_tokenizer(directory: Path | str) -> ModelTokenizer:
     )
 
 
-def is_library_failure(error: BaseException) -> bool:
-    """Whether an error is what the tokenizers library makes of a bad file or text.
-
-    A panic of its Rust code is a ``BaseException`` and no ``Exception``; those of Python's own are for the interpreter.
-    """
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
-
-
 def _read_backend(place: Path) -> Tokenizer:
     path = place / "tokenizer.json"
     try:
@@ -280,7 +272,7 @@ def _read_backend(place: Path) -> Tokenizer:
     try:
         backend = Tokenizer.from_file(str(path))
     except BaseException as error:  # bare Exception for a missing file as for a damaged one; a panic is not even that
-        if not is_library_failure(error):
+        if not (isinstance(error, Exception) or is_panic(error)):
             raise
         reason = one_line(str(error), 160).rstrip(".")
         raise UserError(

@@ -142,8 +142,3 @@ def unconverted(error: BaseException) -> list[str]:
         if isinstance(failed, dict) and failed:
             return sorted(map(str, failed))
     return []
-
-
-def is_panic(error: BaseException) -> bool:
-    """Whether a library in Rust gave up on its input: that is no ``Exception`` in Python."""
-    return type(error).__name__ == "PanicException"

@@ -15,12 +15,12 @@ from typing import Any
 from core import paths
 from core.atomic import fsync_file, write_atomic
 from core.directories import Progress, partial_directory, require_space
-from core.errors import UserError
+from core.errors import UserError, is_panic
 from core.memory.gguf import GgufHeader
 from core.models.files import RECORD_NAME, read_record
 from core.models.gguf import check_gguf
 from core.text import one_line
-from core.worker.completeness import check_loaded, check_size, is_panic, tell
+from core.worker.completeness import check_loaded, check_size, tell
 
 GGUF_MAGIC = b"GGUF"
 #: In ``localtune.json`` of a conversion: that all weights were there, and no other.

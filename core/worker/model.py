@@ -20,13 +20,13 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from core.config.schema import WEIGHT_METHODS
-from core.errors import UserError
+from core.errors import UserError, is_panic
 from core.hardware.cpu import has_bf16
 from core.models.description import read_description
 from core.models.tensors import read_weights
 from core.text import one_line
 from core.worker.adapters import load_adapter
-from core.worker.completeness import TAKE_BOTH, check_loaded, is_panic, tell, unconverted
+from core.worker.completeness import TAKE_BOTH, check_loaded, tell, unconverted
 from core.worker.nf4 import quantize_quickly
 from core.worker.offload import ActivationOffload
 

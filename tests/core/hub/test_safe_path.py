@@ -9,20 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import UserError
-from core.hub.confine import confined
+from core.hub.safe_path import safe_path
 
 
 def test_names_lie_below_the_directory_whether_or_not_they_are_there(tmp_path: Path) -> None:
     root = tmp_path / "root"
-    assert confined(root, "a" * 40, "data/x.jsonl") == root / ("a" * 40) / "data" / "x.jsonl"
+    assert safe_path(root, "a" * 40, "data/x.jsonl") == root / ("a" * 40) / "data" / "x.jsonl"
     (root / "data").mkdir(parents=True)
-    assert confined(root, "data") == root / "data"
+    assert safe_path(root, "data") == root / "data"
 
 
 def test_the_directory_itself_may_be_reached_by_a_link(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "root").symlink_to(tmp_path / "real")
-    assert confined(tmp_path / "root", "x") == tmp_path / "root" / "x"
+    assert safe_path(tmp_path / "root", "x") == tmp_path / "root" / "x"
 
 
 @pytest.mark.parametrize("target", ["../other", "inside", "nowhere", "link", "../root/inside", "/"])
@@ -33,7 +33,7 @@ def test_a_link_below_it_is_refused_wherever_it_leads(tmp_path: Path, target: st
     (root / "link").symlink_to(target)
     for names in (("link",), ("link", "x.jsonl"), ("link/x/y.jsonl",)):
         with pytest.raises(UserError, match="is a link") as caught:
-            confined(root, *names)
+            safe_path(root, *names)
         assert str(root) in caught.value.hint
 
 
@@ -41,7 +41,7 @@ def test_a_link_below_it_is_refused_wherever_it_leads(tmp_path: Path, target: st
 def test_no_name_leads_outside(names: list[str]) -> None:
     root = Path("/nowhere/root")
     try:
-        path = confined(root, *names)
+        path = safe_path(root, *names)
     except UserError:
         return
     assert path.is_relative_to(root)

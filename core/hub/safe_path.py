@@ -1,4 +1,4 @@
-"""Names of a hub as paths on this machine: below the directory they belong into, and never by way of a link."""
+"""Safe paths for names of a hub: below the directory they belong into, and never by way of a link."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from core.hub.entries import is_safe_name
 from core.text import one_line
 
 
-def confined(root: Path, *names: str) -> Path:
+def safe_path(root: Path, *names: str) -> Path:
     """Where something with these names lies below a directory, whether or not it is there.
 
     Only the directory itself may be a link: it is the user's to choose the disk that it is on. What a link below it led
