@@ -12,9 +12,11 @@ from hypothesis import HealthCheck, settings
 from tests.tiny_model import CHATML as CHATML
 from tests.tiny_model import write_tiny_model
 
-# The machine may be busy; how long an example takes says nothing about the code.
-settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("patient")
+# The machine may be busy; how long an example takes says nothing about the code. The examples are the same ones each
+# time, so that a change answers for its own failures; 'pytest --hypothesis-profile=search' draws new ones.
+settings.register_profile("search", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("steady", settings.get_profile("search"), derandomize=True)
+settings.load_profile("steady")
 
 # A job in the background of a shell ignores ctrl-c, and so would every process that the tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

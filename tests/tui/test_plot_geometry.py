@@ -6,7 +6,7 @@ import math
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from core.runs.series import Series
@@ -35,6 +35,14 @@ def test_nice_ticks_lie_inside_and_are_not_too_many(low: float, span: float, mos
     # Of a range that is tiny beside its place, the ticks are as exact as floats are there.
     slack = span * 1e-6 + 4 * math.ulp(low)
     assert all(low - slack <= tick <= low + span + slack for tick in ticks)
+
+
+@given(st.floats() | st.integers(-(2**64), 2**64), st.floats() | st.integers(-(2**64), 2**64))
+@example(-288230376151711745, -2.8823037615171174e17)  # unequal as numbers, yet nothing apart as floats
+@example(0.0, 5e-324)
+@example(-1.7e308, 1.7e308)
+def test_nice_ticks_hold_any_range(low: float, high: float) -> None:
+    assert len(geometry.nice_ticks(low, high, 7)) <= 7
 
 
 @pytest.mark.parametrize(

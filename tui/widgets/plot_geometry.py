@@ -6,6 +6,7 @@ Positions are in dots, several of which share a character cell; row 0 is at the 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -136,9 +137,9 @@ def step_window(first: float, last: float, total: int) -> Scale:
 
 def nice_ticks(low: float, high: float, most: int) -> list[float]:
     """At most so many round values (1, 2 or 5 times a power of ten apart) in a range."""
-    if most < 1 or not high > low:
+    raw = (high - low) / max(most, 1)
+    if most < 1 or not sys.float_info.min <= raw < math.inf:
         return []
-    raw = (high - low) / most
     power = 10.0 ** math.floor(math.log10(raw))
     for factor in (1, 2, 5, 10, 20, 50):
         step = factor * power
