@@ -28,7 +28,7 @@ help: ## Show this list
 
 demo: $(APP) ## Train the starter model on sample tickets and talk to it; HEADLESS=1: without the app
 	@echo "Preparing the starter model"
-	@$(BIN)/python -m core.worker.starter >/dev/null
+	@$(BIN)/python -m core.worker.model.starter >/dev/null
 	@if [ -t 0 ] && [ -t 1 ] && [ "$(HEADLESS:0=)" = "" ]; then \
 	  exec $(BIN)/localtune-tui --demo; else exec $(BIN)/localtune-tui demo; fi
 
@@ -38,7 +38,7 @@ test: $(TESTS) ## Check style, types and layers, and run all tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	@echo "Preparing the starter model for the tests"
-	@LOCALTUNE_HOME="$$LOCALTUNE_TEST_CACHE" $(BIN)/python -m core.worker.starter >/dev/null
+	@LOCALTUNE_HOME="$$LOCALTUNE_TEST_CACHE" $(BIN)/python -m core.worker.model.starter >/dev/null
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses $(TEST_PROCESSES) --dist worksteal
 
 format: $(TESTS) ## Put the code into its standard form

@@ -62,7 +62,7 @@ def ours(file: str, total: int, kept: bool) -> Values:
     """Open, index, turn pages; ``kept`` says that the index must be there already."""
     clock = Clock()
     with clock.time("import_s"):
-        from core.data.reader import open_rows
+        from core.data.files.reader import open_rows
     with clock.time("first_page_s"):
         opened = open_rows(Path(file))
         first = opened.rows(0, PAGE)
@@ -145,8 +145,8 @@ def polars_read(file: str, total: int) -> Values:
 
 def analysis(file: str, total: int, model: str | None) -> Values:
     """Every row looked at, with the tokens of a model or without."""
-    from core.data.analysis import AnalysisRequest
-    from core.data.analyze import analyze
+    from core.analysis.job import analyze
+    from core.analysis.result import AnalysisRequest
 
     clock = Clock()
     with clock.time("seconds"):

@@ -25,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.core.worker.gguf_files import write_gguf
+from tests.core.worker.model.gguf_files import write_gguf
 from tests.fuzzing import Reader, mutate, outcome, readers
 from tests.tiny_model import write_tiny_model
 

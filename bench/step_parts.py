@@ -15,7 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from core.worker import environment
+from core.worker.process import environment
 
 environment.prepare()
 
@@ -26,15 +26,15 @@ from torch.profiler import ProfilerActivity, profile
 from bench.train_rows import Case, full_rows, tickets
 from core import paths
 from core.config.schema import Config
-from core.worker.adapters import attach_adapters
-from core.worker.gradients import WindowGradients, make_accelerator
-from core.worker.heap import keep_freed_memory
-from core.worker.loss import SupervisedLoss
-from core.worker.model import load_model, trainable_parameters
-from core.worker.optim import make_optimizer
-from core.worker.speed import arrange_rows, fuse_layers, lays_out
-from core.worker.template import TokenizedRow
-from core.worker.trial import try_model
+from core.worker.data.encode import TokenizedRow
+from core.worker.loss.loss import SupervisedLoss
+from core.worker.model.adapters import attach_adapters
+from core.worker.model.model import load_model, trainable_parameters
+from core.worker.optim.optim import make_optimizer
+from core.worker.process.malloc import keep_freed_memory
+from core.worker.setup.fast_paths import arrange_rows, fuse_layers, lays_out
+from core.worker.setup.self_check import try_model
+from core.worker.steps.window import WindowGradients, make_accelerator
 
 RANK, WARM, STEPS = 16, 3, 6
 PRODUCTS = {"aten::mm", "aten::addmm_", "aten::addmm", "aten::linear", "aten::matmul"}
@@ -123,7 +123,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model = paths.models_dir() / "smollm2-135m-instruct"
     if not model.is_dir():
-        raise SystemExit("The starter model is not prepared: python -m core.worker.starter")
+        raise SystemExit("The starter model is not prepared: python -m core.worker.model.starter")
     for rows in (512, 1024):
         rates = [matmul_rate(rows, 576, 1536, dtype) / 1e9 for dtype in (torch.bfloat16, torch.float32)]
         print(f"{rows} x 576 x 1536: {rates[0]:.0f} GFLOP/s in bf16, {rates[1]:.0f} in fp32")

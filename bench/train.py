@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.train_rows import ROOT, SEED, Case, full_rows, tickets, write_jsonl
 from core import paths
-from core.worker.schedule import warmup_steps
+from core.worker.optim.schedule import warmup_steps
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl")
 WARMUP = 0.05
@@ -45,10 +45,10 @@ from pathlib import Path
 from core.worker import environment
 environment.prepare()
 import numpy as np, torch
-from core.worker.batches import collate, split_window
-from core.worker.loss import SupervisedLoss
-from core.worker.model import load_model
-from core.worker.template import TokenizedRow
+from core.worker.data.batches import collate, split_window
+from core.worker.loss.loss import SupervisedLoss
+from core.worker.model.model import load_model
+from core.worker.data.encode import TokenizedRow
 rows = [json.loads(line) for line in open(sys.argv[2])]
 rows = [TokenizedRow(np.array(r["input_ids"], np.int32), np.array([l != -100 for l in r["labels"]])) for r in rows]
 loaded = load_model(Path(sys.argv[1]), method="qlora", precision="auto", device="auto", adapter=Path(sys.argv[3]))
@@ -251,7 +251,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model = paths.models_dir() / "smollm2-135m-instruct"
     if not model.is_dir():
-        raise SystemExit("The starter model is not prepared: python -m core.worker.starter")
+        raise SystemExit("The starter model is not prepared: python -m core.worker.model.starter")
     trainings: dict[str, Training] = {"localtune": ours({})}
     if arguments.parts:
         trainings |= {

@@ -51,9 +51,9 @@ def tickets(model: Path, steps: int) -> Case:
     from transformers import AutoTokenizer
 
     from core.config.schema import Config
-    from core.worker.batches import DataOrder
-    from core.worker.dataset import load_dataset
-    from core.worker.template import Encoder
+    from core.worker.data.batches import DataOrder
+    from core.worker.data.dataset import load_dataset
+    from core.worker.data.encode import Encoder
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     encoder = Encoder(tokenizer, [tokenizer.eos_token_id])

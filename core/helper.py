@@ -34,7 +34,7 @@ class Helper:
     :func:`tie_to_parent`.
 
     Args:
-        module: What it runs: ``core.data.unpack``.
+        module: What it runs: ``core.data.files.unpack``.
         arguments: Its command line.
         pass_fds: Descriptors that it has as well.
         environment: Its variables; by default those of this process.

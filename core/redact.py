@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from core.data.secrets import REDACTED, redact_secrets
+from core.secrets import REDACTED, redact_secrets
 
 _SECRET_NAME = re.compile(
     r"(^|_)(TOKEN|API_?KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS|ACCESS_KEY(_ID)?|PRIVATE_KEY)$", re.IGNORECASE
@@ -47,7 +47,7 @@ def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
     """A text with ``***`` for every secret in it.
 
     Secrets are the values of the environment's variables with a name like one, and what is written like a key
-    (:mod:`core.data.secrets`).
+    (:mod:`core.secrets`).
 
     Args:
         text: Any text.

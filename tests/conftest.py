@@ -46,7 +46,7 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def starter_model_dir(request: pytest.FixtureRequest) -> Path:
     """The starter model, converted once and kept in ``LOCALTUNE_TEST_CACHE`` (default: pytest's cache directory)."""
     from core.errors import UserError
-    from core.worker.starter import prepare_starter
+    from core.worker.model.starter import prepare_starter
 
     default = request.config.rootpath / ".pytest_cache" / "localtune"
     with pytest.MonkeyPatch.context() as patch:

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from core.config.document import ConfigDocument
-from core.config.importers.convert import import_config
 from core.data.conversation import RowError
-from core.data.reader import open_rows
-from core.data.registry import load_registry, resolve_source
+from core.data.files.reader import open_rows
+from core.data.registries.resolve import load_registry, resolve_source
 from core.errors import LONGEST, UserError
 from core.hub.listing import read_listing
+from core.importers.convert import import_config
 from core.memory.sandboxed import load_architecture
 from core.models.sandboxed import check_model_config, check_model_directory
 from core.runs.history import read_history
@@ -30,7 +30,7 @@ from core.template.preview import SAMPLE
 from core.template.sandboxed import RowMasks, preview
 from core.template.settings import MaskSettings
 from tests.conftest import CHATML
-from tests.core.data.files import json_lines, pairs, write, write_arrow, write_parquet, write_zstd
+from tests.core.data.sample_files import json_lines, pairs, write, write_arrow, write_parquet, write_zstd
 
 #: Numbers at which fields of a format turn over.
 _EDGES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 2**48, 2**63 - 1, 2**64 - 1)

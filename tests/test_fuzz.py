@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.core.worker.gguf_files import write_gguf
+from tests.core.worker.model.gguf_files import write_gguf
 from tests.fuzzing import Reader, mutate, outcome, readers
 
 #: Mutations of each kind, divided by what one of them costs.

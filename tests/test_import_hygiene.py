@@ -54,7 +54,7 @@ def modules_of(package: object) -> list[str]:
 def test_all_of_core_but_the_worker_is_light_and_knows_no_interface() -> None:
     # Three parts are loaded by processes of their own alone: the worker, what speaks with a hub, and what unpacks
     # tables, where pyarrow's computing brings numpy.
-    apart = ("core.worker", "core.hub.client", "core.data.arrow_text")
+    apart = ("core.worker", "core.hub.client", "core.data.files.arrow_text")
     names = [name for name in modules_of(core) if not name.startswith(apart) and "__main__" not in name]
     loaded = loaded_by(f"import {', '.join(names)}")
     assert not HEAVY & loaded
@@ -69,7 +69,9 @@ def test_all_of_the_interface_is_light() -> None:
     assert not {name for name in loaded if name.startswith("core.worker")}
 
 
-@pytest.mark.parametrize("name", ["pydantic", "tomlkit", "pynvml", "psutil", "tui.panes.data", "tui.panes.config"])
+@pytest.mark.parametrize(
+    "name", ["pydantic", "tomlkit", "pynvml", "psutil", "tui.panes.data.pane", "tui.panes.config.pane"]
+)
 def test_nothing_slow_is_imported_before_the_first_paint(name: str) -> None:
     assert name not in loaded_by("from tui.app import LocaltuneApp; LocaltuneApp()")
     assert name not in loaded_by("import tui.__main__")

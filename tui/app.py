@@ -22,21 +22,21 @@ from textual.widget import Widget
 
 from core.commands.common import EXIT_ERROR
 from core.errors import UserError
-from core.hub.entries import is_hub_entry
+from core.hub_uri import is_hub_entry
 from core.paths import config_dir
 from core.text import one_line
 from themes.loader import DEFAULT, load_builtin, load_user, variable_defaults
 from tui import messages
+from tui.controllers.configuration import FormDesk
 from tui.data_paths import data_paths
 from tui.draft_keeper import LOOK_SECONDS, ConfigDraft
 from tui.driver import TerminalDriver
-from tui.form_desk import FormDesk
 from tui.keys import Key, KeyTable, bindings, load_keymap
+from tui.main_screen import TILED_SIZE, MainScreen
 from tui.mistakes import Mistakes
 from tui.panes import pane_spec
-from tui.screens.main import TILED_SIZE, MainScreen
 from tui.settings import load_settings, resolve_glyphs, save_theme
-from tui.widgets.plot_geometry import GLYPH_SETS
+from tui.widgets.charts.plot_geometry import GLYPH_SETS
 
 if TYPE_CHECKING:
     from core.config.document import ConfigDocument

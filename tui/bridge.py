@@ -161,7 +161,7 @@ class Bridge:
         self._listing = stop = threading.Event()
 
         def work() -> None:
-            from tui.catalog import RunCatalog
+            from core.runs.catalog import RunCatalog
 
             catalog = RunCatalog()
             while not stop.is_set():
@@ -174,7 +174,7 @@ class Bridge:
         """Start a run of a checked configuration."""
 
         def work() -> None:
-            from core.runs.launcher import start_run
+            from core.launch.launcher import start_run
 
             self._post(RunStarted(start_run(config, name)))
 
@@ -186,7 +186,7 @@ class Bridge:
         def work() -> None:
             import sample_data
             from core.config.document import ConfigDocument
-            from core.runs.launcher import start_run
+            from core.launch.launcher import start_run
 
             config = ConfigDocument.load(sample_data.path("tickets.toml")).validate()
             self._post(RunStarted(start_run(config, "tickets")))
@@ -197,7 +197,7 @@ class Bridge:
         """Let an ended run go on."""
 
         def work() -> None:
-            from core.runs.launcher import continue_run
+            from core.launch.launcher import continue_run
 
             continue_run(run)
             self._post(RunStarted(run))
@@ -230,7 +230,7 @@ class Bridge:
         """Tell a worker whose socket does not answer to stop after a checkpoint."""
 
         def work() -> None:
-            from core.runs.launcher import terminate_when_begun
+            from core.launch.launcher import terminate_when_begun
 
             terminate_when_begun(run, SIGNAL_SECONDS)
             self._post(ControlAnswered(run, "signal"))
@@ -241,7 +241,7 @@ class Bridge:
         """End the process of a run, whatever it does."""
 
         def work() -> None:
-            from core.runs.force import kill
+            from core.launch.force import kill
 
             kill(run, KILL_SECONDS)
             self._post(ControlAnswered(run, "kill"))
@@ -262,8 +262,8 @@ def follow_run(run: Run, post: Callable[[object], None], stop: threading.Event, 
         stop: Ends it.
         found: Whether the app came upon the run by itself.
     """
+    from core.launch.launcher import reap
     from core.runs.history import RunHistory
-    from core.runs.launcher import reap
     from core.runs.tail import EventTail
 
     tail, history = EventTail(run.events_path), RunHistory()

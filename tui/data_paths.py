@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.hub.entries import absolute, is_hub_entry
+from core.hub_uri import absolute, is_hub_entry
 
 if TYPE_CHECKING:
     from core.config.document import ConfigDocument

@@ -18,7 +18,7 @@ from typing import IO, Any
 from core import paths
 from core.chat.request import ChatRequest
 from core.errors import UserError
-from core.runs.launcher import worker_environment
+from core.launch.launcher import worker_environment
 from core.runs.protocol import ProtocolError, Request, decode_message, encode_request
 from core.text import one_line
 
@@ -65,7 +65,7 @@ class ChatEngine:
     """
 
     def __init__(self, command: list[str] | None = None) -> None:
-        self._command = command or [sys.executable, "-u", "-m", "core.worker.chat_engine"]
+        self._command = command or [sys.executable, "-u", "-m", "core.worker.generate.chat_engine"]
         self._ids = map(str, itertools.count(1))
         self._guard = threading.Lock()
         self._pending: dict[str, queue.Queue[dict[str, Any] | None]] = {}

@@ -10,10 +10,10 @@ from core import paths
 from core.commands.common import note
 from core.config.document import ConfigDocument
 from core.config.facts import Facts, find_missing_trackers, read_shape
-from core.config.presets.choose import Choice, choose_preset
-from core.config.presets.library import Aim, apply_preset, find_preset
 from core.config.schema import Config
 from core.hardware.card import find_card
+from core.presets.choose import Choice, choose_preset
+from core.presets.library import Aim, apply_preset, find_preset
 
 #: The name that has a preset chosen.
 AUTO = "auto"
@@ -64,7 +64,7 @@ def choose(name: str, config: Config, aim: Aim = "balanced") -> Choice:
     Raises:
         UserError: If there is none.
     """
-    from core.data.row_lengths import sample_lengths
+    from core.analysis.row_lengths import sample_lengths
 
     if name != AUTO:
         preset = find_preset(name)

@@ -18,7 +18,7 @@ def run(args: argparse.Namespace) -> int:
     """Go on; the exit code is that of the run: 0 finished, 3 stopped, 4 failed."""
     from core.commands.follow import Interrupts
     from core.commands.train import follow_to_end, report_detached
-    from core.runs.launcher import continue_run
+    from core.launch.launcher import continue_run
     from core.runs.store import find_run
 
     target = find_run(args.run)

@@ -39,8 +39,8 @@ def add_timeout(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Send the command, wait until it has had its effect, and print the state reached."""
+    from core.launch.launcher import wait_until
     from core.runs.client import ControlClient
-    from core.runs.launcher import wait_until
 
     command: str = args.command
     target = find_live_run(args.run, command)
@@ -79,7 +79,7 @@ def _newest_checkpoint(target: Run) -> str:
     Raises:
         UserError: If there is none, against what the worker has said.
     """
-    from core.runs.launcher import complete_checkpoints
+    from core.launch.launcher import complete_checkpoints
 
     complete = complete_checkpoints(target)
     if not complete:

@@ -17,11 +17,11 @@ from core.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from core.analysis.lengths import Lengths
+    from core.analysis.problems import Problem
+    from core.analysis.result import Analysis, AnalysisRequest, Progress
+    from core.analysis.row_tokens import Token, TokenSample
     from core.config.schema import Config
-    from core.data.analysis import Analysis, AnalysisRequest, Progress
-    from core.data.lengths import Lengths
-    from core.data.problems import Problem
-    from core.data.sample import Token, TokenSample
 
 _BAR = 40
 
@@ -42,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Look at every row and print what was found; the exit code is 0 whatever that is."""
-    from core.data.analyze import analyze
-    from core.data.sample import sample_row
+    from core.analysis.job import analyze
+    from core.analysis.row_tokens import sample_row
 
     request = make_request(args)
     if args.template is not None and args.model is None and args.config is None:
@@ -74,10 +74,10 @@ def make_request(args: argparse.Namespace) -> AnalysisRequest:
     Raises:
         UserError: If there is neither a file nor a configuration, or the model or the template cannot be found.
     """
+    from core.analysis.result import request_for
     from core.config.document import load_config
     from core.config.schema import Config
-    from core.data.analysis import request_for
-    from core.template.named import template_source
+    from core.template.builtin import template_source
 
     if args.file is not None and not args.file.strip():
         raise _nothing_named()
@@ -107,7 +107,7 @@ def _nothing_named() -> UserError:
 
 
 def _model_directory(args: argparse.Namespace, config: Config) -> str | None:
-    from core.data.sample import tokenizer_directory
+    from core.analysis.row_tokens import tokenizer_directory
 
     if args.model is not None:
         return str(tokenizer_directory(args.model))

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from core.commands.common import CLEAR_LINE, add_json_flag, emit, note, say
 
 if TYPE_CHECKING:
-    from core.hub.entries import HubEntry
     from core.hub.job import FetchPlan, FetchProgress
+    from core.hub_uri import HubEntry
 
 #: Seconds between two lines of progress where standard error is no terminal.
 PLAIN_SECONDS = 5.0
@@ -34,8 +34,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: If the entry or the address of the hub is none, or it cannot be fetched.
     """
-    from core.hub.entries import parse_entry
     from core.hub.job import FetchCancelledError, FetchJob, hub_endpoint, hub_host
+    from core.hub_uri import parse_entry
 
     entry = parse_entry(args.entry)
     hub_endpoint()

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from core.commands.common import EXIT_INTERRUPTED, PROGRAM, note
 from core.errors import UserError
-from core.runs import launcher
+from core.launch import launcher
 from core.runs.client import ControlClient
 from core.runs.events import Event, MemoryEvent
 from core.runs.history import LogLine, RunHistory

@@ -12,7 +12,7 @@ from core.commands.common import EXIT_ERROR, PROGRAM, add_json_flag, emit, note,
 from core.errors import UserError
 
 if TYPE_CHECKING:
-    from core.config.importers.translation import Unknown
+    from core.importers.translation import Unknown
 
 #: Whose configurations are read; known before anything is loaded.
 KINDS = ("axolotl", "llama-factory", "unsloth")
@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry it over; the exit code is 1 where the file has keys that its tool does not know."""
-    from core.config.importers.convert import import_config
-    from core.config.importers.report import render
+    from core.importers.convert import import_config
+    from core.importers.report import render
 
     path = Path(args.file)
     out = Path(args.out) if args.out not in (None, "-") else None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from core.commands.common import PROGRAM, add_json_flag, emit, note, put, say
 
 if TYPE_CHECKING:
-    from core.config.presets.choose import Choice
+    from core.presets.choose import Choice
 
 _AIMS = ("quick-look", "balanced", "best-quality", "long-context", "full-fine-tuning")
 
@@ -101,14 +101,14 @@ def _stem(path: str) -> str:
 
 
 def _toml(values: dict[str, Any]) -> str:
-    from core.config.presets.draft import draft_config
+    from core.presets.draft import draft_config
 
     return draft_config(values)
 
 
 def _draft(values: dict[str, Any], choice: Choice) -> str:
-    from core.config.presets.draft import draft_config
-    from core.config.presets.switch import note_line
+    from core.presets.draft import draft_config
+    from core.presets.switch import note_line
 
     head = [
         note_line(choice.preset.name).removeprefix("# "),
@@ -134,7 +134,7 @@ def _write(path: Path, text: str, *, force: bool) -> None:
 
 
 def _list(*, as_json: bool) -> int:
-    from core.config.presets.library import presets
+    from core.presets.library import presets
 
     if as_json:
         emit(

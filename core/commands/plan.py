@@ -13,9 +13,9 @@ from core.errors import UserError
 
 if TYPE_CHECKING:
     from core.config.schema import Config
-    from core.memory.forecast import Estimate, Forecast
     from core.memory.plan import Plan
     from core.memory.rows import Rows
+    from core.runs.forecast import Estimate, Forecast
 
 #: Characters of the stacked bar.
 BAR_WIDTH = 60
@@ -48,10 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Plan; the exit code is 0 whether it fits or not."""
     from core.config.document import load_config
-    from core.memory.forecast import forecast, this_machine
-    from core.memory.model_files import find_model
     from core.memory.planner import make_plan
     from core.memory.sandboxed import load_architecture
+    from core.models.architecture.load import find_model
+    from core.runs.forecast import forecast, this_machine
 
     config = load_config(Path(args.config), args.set)
     machine = this_machine(config, _size(args.gpu_memory))
@@ -97,11 +97,11 @@ def _size(text: str | None) -> int | None:
 
 def _rows(config: Config, wanted: str) -> Rows | None:
     """The rows' lengths, where they can be measured."""
-    from core.data.analysis import request_for
-    from core.data.analyze import analyze
-    from core.data.sample import tokenizer_directory
+    from core.analysis.job import analyze
+    from core.analysis.result import request_for
+    from core.analysis.row_tokens import tokenizer_directory
     from core.memory.rows import rows_of_lengths
-    from core.template.named import template_source
+    from core.template.builtin import template_source
 
     if wanted == "never":
         return None

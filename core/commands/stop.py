@@ -37,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask, or kill; wait until the run is over, and print the state reached."""
+    from core.launch.force import kill
     from core.runs.after_end import way_on
-    from core.runs.force import kill
 
     target = find_live_run(args.run, "stop")
     if args.force:
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _say_what_is_lost(target: Run) -> None:
-    from core.runs.launcher import complete_checkpoints
+    from core.launch.launcher import complete_checkpoints
 
     state = target.state()
     saved = [int(path.name.removeprefix("step-")) for path in complete_checkpoints(target)]
@@ -70,7 +70,7 @@ def _ask(target: Run, timeout: float, *, now: bool) -> RunState:
     Raises:
         UserError: If it does not within the time given.
     """
-    from core.runs import launcher
+    from core.launch import launcher
 
     _send(target, timeout, now=now)
     try:
@@ -81,7 +81,7 @@ def _ask(target: Run, timeout: float, *, now: bool) -> RunState:
 
 def _send(target: Run, timeout: float, *, now: bool) -> None:
     """Ask the worker over its socket; one that does not answer is at least told to stop by a signal."""
-    from core.runs import launcher
+    from core.launch import launcher
     from core.runs.client import ControlClient
 
     try:

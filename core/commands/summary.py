@@ -9,8 +9,8 @@ from typing import Any
 from core.commands.common import PROGRAM, describe_state, emit, exit_code, say
 from core.commands.follow import Followed
 from core.errors import UserError
+from core.launch.launcher import complete_checkpoints, failure_reason
 from core.runs.after_end import way_on
-from core.runs.launcher import complete_checkpoints, failure_reason
 from core.runs.store import Run
 from core.text import one_line
 from core.tracking.start import places

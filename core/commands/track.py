@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0, or 1 when one of them failed.
     """
-    from core.runs.launcher import worker_environment
+    from core.launch.launcher import worker_environment
     from core.runs.store import find_run
     from core.tracking.start import start_tracker
 

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, get_args
 from core.commands.common import PROGRAM, add_json_flag, emit, note, say
 
 if TYPE_CHECKING:
+    from core.analysis.preflight import RefusalCode
     from core.commands.follow import Interrupts
     from core.config.schema import Config
-    from core.data.preflight import RefusalCode
     from core.runs.store import Run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    from core.data.preflight import RefusalCode
+    from core.analysis.preflight import RefusalCode
 
     parser.add_argument("config", metavar="CONFIG", help="configuration file (TOML)")
     parser.add_argument(
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 def allow(config: Config, codes: Sequence[RefusalCode]) -> Config:
     """The configuration with more codes in ``data.allow``."""
-    from core.data.preflight import allowed_codes
+    from core.analysis.preflight import allowed_codes
 
     every = [*allowed_codes(config.data.allow), *codes]
     return config.model_copy(update={"data": config.data.model_copy(update={"allow": list(dict.fromkeys(every))})})
@@ -109,8 +109,8 @@ def check_data(config: Config) -> None:
     Raises:
         UserError: For the first file that cannot be used.
     """
-    from core.data.formats import SAMPLE, refuse_untrainable
-    from core.data.registry import resolve_sources, training_sources
+    from core.data.formats.detect import SAMPLE, refuse_untrainable
+    from core.data.registries.resolve import resolve_sources, training_sources
 
     data = config.data
     groups = [sources for sources, _ in training_sources(data)]
@@ -125,7 +125,7 @@ def start(config: Config, name: str) -> Run:
     Raises:
         UserError: If the run directory cannot be written or the process cannot be started.
     """
-    from core.runs.launcher import start_run
+    from core.launch.launcher import start_run
 
     return start_run(config, name)
 

@@ -12,8 +12,8 @@ from typing import Any, Literal
 from core.config.document import ConfigDocument
 from core.config.explain import shown
 from core.config.schema import Option, options
-from core.hub.entries import absolute
 from core.hub.store import pinned
+from core.hub_uri import absolute
 
 #: Options that name files; a relative path is relative to the configuration.
 _FILES = ("data.train", "data.eval", "template.file", "eval.prompts")

@@ -21,11 +21,11 @@ from core.config.lines import line_of, repeated_line
 from core.config.rules import Remark, check_rules
 from core.config.schema import Config, find_option
 from core.config.values import describe_type, parse_value
-from core.data.secrets import find_secret
 from core.errors import UserError
-from core.hub.entries import absolute
 from core.hub.store import pinned
+from core.hub_uri import absolute
 from core.redact import secret_variable
+from core.secrets import find_secret
 from core.text import is_unicode, one_line
 
 __all__ = ["ConfigDocument", "describe_type", "dump_config", "load_config", "parse_value"]

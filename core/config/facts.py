@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from core.errors import UserError
-from core.memory.architecture import Architecture
-from core.memory.model_files import find_model
 from core.memory.sandboxed import load_architecture
+from core.models.architecture.architecture import Architecture
+from core.models.architecture.load import find_model
 from core.tracking import TRACKERS
 
 

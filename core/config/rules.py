@@ -14,7 +14,7 @@ from typing import Literal
 from core.config.facts import Facts
 from core.config.schema import WEIGHT_METHODS, Config
 from core.config.targets import expression_problem
-from core.data.shapes import COMPARED, LEARNED
+from core.data.formats.shapes import COMPARED, LEARNED
 from core.errors import UserError
 from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan

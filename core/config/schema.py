@@ -16,10 +16,10 @@ from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.fields import FieldInfo
 
+from core.analysis.preflight import RefusalCode
 from core.config.manual import NOTHING_SAID, Entry, manual
-from core.data.mapping import ColumnRole
-from core.data.preflight import RefusalCode
-from core.data.shapes import Objective
+from core.data.formats.mapping import ColumnRole
+from core.data.formats.shapes import Objective
 from core.tracking import Tracker
 
 #: Names of files, models and runs, none of which can have a NUL in it.

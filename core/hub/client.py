@@ -24,9 +24,9 @@ from huggingface_hub.utils import get_session
 
 from core import __version__
 from core.errors import UserError
-from core.hub.entries import HubEntry
 from core.hub.job import hub_endpoint, hub_host
 from core.hub.listing import ANSWER_LIMIT, NOT_A_HUB, Listing, RemoteFile, read_listing
+from core.hub_uri import HubEntry
 from core.paths import FILE_MODE
 from core.text import one_line
 

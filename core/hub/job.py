@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from core.errors import UserError
 from core.helper import Helper, describe_end
-from core.hub.entries import HubEntry
+from core.hub_uri import HubEntry
 from core.text import one_line
 
 DEFAULT_ENDPOINT = "https://huggingface.co"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.errors import UserError
-from core.hub.entries import is_commit
+from core.hub_uri import is_commit
 from core.text import one_line
 
 #: The largest answer about a repository, in bytes; a file takes some 300 of them.

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from core.errors import UserError
-from core.hub.entries import is_safe_name
+from core.hub_uri import is_safe_name
 from core.text import one_line
 
 

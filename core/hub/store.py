@@ -17,10 +17,10 @@ from typing import Any
 
 from core.atomic import write_atomic
 from core.errors import UserError
-from core.hub.entries import DEFAULT_REVISION, HubEntry, is_commit, is_hub_entry, is_safe_name, parse_dataset
 from core.hub.listing import is_size
 from core.hub.safe_path import safe_path
 from core.hub.selection import Selection, Subset, data_names, select
+from core.hub_uri import DEFAULT_REVISION, HubEntry, is_commit, is_hub_entry, is_safe_name, parse_dataset
 from core.models.files import RECORD_NAME
 from core.paths import datasets_dir
 from core.small_files import read_small

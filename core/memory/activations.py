@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from core.memory.architecture import Experts, Layer, Linear
 from core.memory.attention import attention_step, keeps_output
 from core.memory.norms import keeps_input, norm_form, norm_step
 from core.memory.steps import FP32, Adapters, Arithmetic, Step
+from core.models.architecture.architecture import Experts, Layer, Linear
 
 #: What is noted of a token for each expert that sees it: places, weights and choices.
 ROUTED = 64

@@ -8,11 +8,11 @@ from typing import Any
 
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
-from core.memory.architecture import Architecture
 from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
 from core.memory.rows import Rows
 from core.memory.sizes import updates_in_backward
+from core.models.architecture.architecture import Architecture
 from core.units import format_bytes
 
 #: How many answers are given.

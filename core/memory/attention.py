@@ -3,9 +3,9 @@ rows, and products written out."""
 
 from __future__ import annotations
 
-from core.memory.architecture import Attention
 from core.memory.batching import SHORT_ROW
 from core.memory.steps import FP32, Arithmetic, Step
+from core.models.architecture.architecture import Attention
 
 
 def keeps_output(attention: Attention, how: Arithmetic, row: int) -> bool:

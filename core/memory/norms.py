@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from core.memory.architecture import Layer
 from core.memory.steps import FP32, Arithmetic, Step
+from core.models.architecture.architecture import Layer
 
 #: ``layer``: torch's own function, with mean and bias. ``rms``: four operations in fp32, as transformers writes them.
 #: ``fused rms``: the worker's function, which keeps the input and one number for each normalization.

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core.memory.activations import LayerSteps
-from core.memory.architecture import Architecture
 from core.memory.attention import scores_of_sdpa
 from core.memory.batching import chunk_positions
 from core.memory.norms import norm_backward, norm_form, norm_kept
 from core.memory.sizes import OFFLOAD_IN_FLIGHT
 from core.memory.steps import FP32, Adapters, Arithmetic, LayerMemory, layer_memory
+from core.models.architecture.architecture import Architecture
 
 
 @dataclass(frozen=True)

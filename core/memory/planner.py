@@ -1,6 +1,6 @@
 """Makes the memory plan: what a run will hold at its peak, part by part.
 
-Every figure is arithmetic on shapes, but for the constants of the environment in :mod:`core.memory.surroundings`, which
+Every figure is arithmetic on shapes, but for the constants of the environment in :mod:`core.memory.overhead`, which
 say where they were measured. docs/memory.md has the model, and how wrong it is.
 """
 
@@ -13,8 +13,8 @@ from dataclasses import replace
 
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
-from core.memory.architecture import Architecture
 from core.memory.batching import TOKEN_BUDGETS, WHOLE, chunk_positions, padded_length, tokens_of_rows
+from core.memory.overhead import around_cpu, around_gpu, process
 from core.memory.phases import MicroBatch, Pass, Phase
 from core.memory.plan import Machine, Part, Plan
 from core.memory.rows import Rows
@@ -30,8 +30,8 @@ from core.memory.sizes import (
 )
 from core.memory.static import adapter_parts, copied_weights, is_mapped, own_weight_parts, weight_parts
 from core.memory.steps import FP32, Adapters, Arithmetic
-from core.memory.surroundings import around_cpu, around_gpu, process
 from core.memory.weights import Tensors, split_layers, trained_tensors, with_updates
+from core.models.architecture.architecture import Architecture
 from core.units import format_bytes
 
 #: A run's files beside adapter and optimizer: manifest, random state, adapter configuration.

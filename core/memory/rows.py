@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from core.data.lengths import Lengths
+from core.analysis.lengths import Lengths
 from core.memory.batching import (
     LENGTH_MULTIPLE,
     Runs,

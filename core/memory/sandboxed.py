@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from core.memory.architecture import Architecture
+from core.models.architecture.architecture import Architecture
 from core.sandbox.pool import sandboxed
 from core.text import one_line
 
 
 def load_architecture(path: Path) -> Architecture:
-    """See :func:`core.memory.model_files.load_architecture`; blocks.
+    """See :func:`core.models.architecture.load.load_architecture`; blocks.
 
     Raises:
         UserError: As there, and where reading it takes more memory or time than any model's should.
@@ -19,6 +19,6 @@ def load_architecture(path: Path) -> Architecture:
 
 
 def _load(path: Path) -> Architecture:
-    from core.memory.model_files import load_architecture as load
+    from core.models.architecture.load import load_architecture as load
 
     return load(path)

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from core.config.schema import WEIGHT_METHODS, Config
 from core.config.targets import is_target
-from core.data.shapes import Objective
-from core.memory.architecture import Layer
+from core.data.formats.shapes import Objective
 from core.memory.steps import FP32
+from core.models.architecture.architecture import Layer
 
 #: NF4: half a byte a weight; for each block of 64 weights one byte, and for each 256 of these blocks four (QLoRA,
 #: arXiv 2305.14314, with bitsandbytes' block sizes).

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from core.memory.architecture import Architecture
 from core.memory.plan import Part
 from core.memory.sizes import quantized_bytes
 from core.memory.steps import FP32, Adapters, Arithmetic
+from core.models.architecture.architecture import Architecture
 
 #: What the optimizers keep.
 STATES = {

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from core.config.schema import Config
-from core.memory.architecture import Architecture, Layer
 from core.memory.phases import Phase
 from core.memory.sizes import FP32_STATES, updates_in_backward
 from core.memory.steps import FP32, Adapters
+from core.models.architecture.architecture import Architecture, Layer
 
 #: Tensors as ``(rows, columns, how many)``.
 Tensors = list[tuple[int, int, int]]

@@ -12,7 +12,7 @@ from typing import Any
 
 from core import paths
 from core.errors import UserError
-from core.hub.entries import DEFAULT_REVISION, HubEntry, is_hub_entry, is_hub_id, parse_entry
+from core.hub_uri import DEFAULT_REVISION, HubEntry, is_hub_entry, is_hub_id, parse_entry
 from core.models.files import read_record
 from core.paths import user_path
 from core.small_files import read_small

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from core.errors import UserError
-from core.memory.gguf import GgufHeader, read_gguf_header
+from core.models.architecture.gguf_header import GgufHeader, read_gguf_header
 from core.text import one_line
 
 _BLOCK = re.compile(r"(?:^|\.)blk\.(\d{1,9})\.")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.memory.architecture import Architecture
-from core.memory.families import read_architecture
+from core.models.architecture.architecture import Architecture
+from core.models.architecture.families import read_architecture
 from core.models.architectures import saved_quantization
 from core.models.description import walk
 from core.models.tensors import Tensor
@@ -48,8 +48,8 @@ def embedding_rows(tensors: Mapping[str, Tensor]) -> int | None:
 def check_shapes(config: dict[str, Any], tensors: Mapping[str, Tensor], directory: Path) -> None:
     """See that the weights have the layers and shapes that ``config.json`` describes.
 
-    Families that :mod:`core.memory.families` does not know are looked at as far as they can be: the rest is seen when
-    the model is loaded.
+    Families that :mod:`core.models.architecture.families` does not know are looked at as far as they can be: the rest
+    is seen when the model is loaded.
 
     Args:
         config: The content of ``config.json``.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from core.runs.launcher import complete_checkpoints
+from core.launch.launcher import complete_checkpoints
 from core.runs.store import Run
 
 

@@ -11,16 +11,16 @@ from typing import Any
 
 from core.data.conversation import IGNORED_LABEL, Example, Message, RowError
 from core.errors import UserError
+from core.template.answer_turns import RowText, Turn, group_turns, read_turn
 from core.template.calls import readable_calls
-from core.template.pieces import RowTokenizer, TokenRow, any_of, stop_text
 from core.template.prompt_check import PromptCheck
 from core.template.reasoning import place_reasoning
 from core.template.render import ChatTemplate
+from core.template.render_cache import Shapes
+from core.template.row_tokenizer import RowTokenizer, TokenRow, any_of, stop_text
 from core.template.settings import Supervise
-from core.template.shapes import Shapes
 from core.template.stops import stop_token_ids
 from core.template.tokenizer import ModelTokenizer
-from core.template.turns import RowText, Turn, group_turns, read_turn
 
 #: Reasons to refuse a row that lie with the chat template rather than with the row.
 TEMPLATE_CODES = frozenset({"template_error", "template_rewrites", "template_drops", "no_reasoning", "no_stop_token"})
@@ -73,7 +73,7 @@ class Masker:
     """Renders examples, tokenizes them and marks what is learned.
 
     What is learned of a conversation is what the model must produce after the generation prompt, token for token, the
-    token that stops it included and nothing after it. How that is found is told in :mod:`core.template.turns`.
+    token that stops it included and nothing after it. How that is found is told in :mod:`core.template.answer_turns`.
 
     The text of a special token inside a message (a user who writes ``<|im_end|>``) would become that token here as at
     inference, and end the turn. Such a row is refused as ``special_in_content``; with ``allow_special`` it is used, and

@@ -17,8 +17,8 @@ from jinja2.utils import Namespace
 
 from core.data.conversation import RowError
 from core.errors import UserError
-from core.template.limits import BoundedEnvironment, bounded_filter
-from core.template.named import TEMPLATE_LIMIT
+from core.template.builtin import TEMPLATE_LIMIT
+from core.template.jinja_sandbox import BoundedEnvironment, bounded_filter
 from core.text import one_line
 
 #: Names that the reasoning of a message goes by; most templates read the first, some one of the others.
@@ -91,8 +91,8 @@ def _raise_exception(message: str) -> None:
 def make_environment() -> BoundedEnvironment:
     """The sandbox in which transformers renders chat templates: the same settings, filters and functions.
 
-    Other than there, a rendering has an end; see :mod:`core.template.limits`. ``strftime_now`` comes with the context,
-    as each :class:`ChatTemplate` has a moment of its own.
+    Other than there, a rendering has an end; see :mod:`core.template.jinja_sandbox`. ``strftime_now`` comes with the
+    context, as each :class:`ChatTemplate` has a moment of its own.
     """
     environment = BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlocks, jinja2.ext.loopcontrols]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from core.data.conversation import RowError
-from core.template.named import stop_texts
+from core.template.builtin import stop_texts
 from core.template.render import ChatTemplate
 from core.template.tokenizer import ModelTokenizer
 

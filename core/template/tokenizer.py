@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from core.errors import UserError, is_panic
 from core.small_files import read_small
-from core.template.named import TEMPLATE_LIMIT
+from core.template.builtin import TEMPLATE_LIMIT
 from core.template.render import ChatTemplate
 from core.text import one_line
 

@@ -17,11 +17,11 @@ from core.runs.lock import hold_worker_lock
 from core.runs.sentences import sender
 from core.runs.state import EXIT_CODES
 from core.runs.store import Run
-from core.worker import environment
-from core.worker.control import Controls, ControlServer, StopRequested, install_signals
-from core.worker.health import NotFiniteError
-from core.worker.log import log, log_exception, redact_streams
-from core.worker.recorder import Recorder
+from core.worker.process import environment
+from core.worker.process.control import Controls, ControlServer, StopRequested, install_signals
+from core.worker.process.log import log, log_exception, redact_streams
+from core.worker.process.recorder import Recorder
+from core.worker.progress.finite import NotFiniteError
 
 
 def main(argv: list[str] | None = None) -> int:

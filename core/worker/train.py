@@ -22,41 +22,41 @@ from core.models.fingerprint import BaseFingerprint
 from core.runs.events import StepEvent
 from core.runs.sentences import ALL_DONE
 from core.runs.store import Run
-from core.worker.adapters import adapted_layers, attach_adapters, parameter_groups
-from core.worker.attendant import Attendant
-from core.worker.batches import DataOrder
-from core.worker.checkpoint import Checkpoint
-from core.worker.control import Controls, StopRequested
-from core.worker.evaluate import Evaluator
-from core.worker.fused_loss import choose_for_run
-from core.worker.gradients import WindowGradients, first_budget, make_accelerator
-from core.worker.health import Health
-from core.worker.heap import keep_freed_memory
-from core.worker.keeper import Keeper
-from core.worker.loss import SupervisedLoss
-from core.worker.model import (
+from core.worker.checkpoint.checkpoint import Checkpoint
+from core.worker.checkpoint.checkpointer import Keeper
+from core.worker.checkpoint.rollback import Recovery
+from core.worker.control_point import Attendant
+from core.worker.data.batches import DataOrder
+from core.worker.evaluate.evaluate import Evaluator
+from core.worker.evaluate.samples import SampleWriter, choose_questions
+from core.worker.loss.fused_loss import choose_for_run
+from core.worker.loss.loss import SupervisedLoss
+from core.worker.loss.objectives import make_objectives
+from core.worker.loss.reference import Measured
+from core.worker.model.activation_offload import available_offload
+from core.worker.model.adapters import adapted_layers, attach_adapters, parameter_groups
+from core.worker.model.full_weights import choose_weights, trained_tensors
+from core.worker.model.model import (
     choose_device,
     choose_dtype,
     load_model,
     trainable_parameters,
 )
-from core.worker.noise import EmbeddingNoise
-from core.worker.objectives import make_objectives
-from core.worker.offload import available_offload
-from core.worker.optim import make_optimizer
-from core.worker.own_weights import choose_weights, trained_tensors
-from core.worker.prediction import decide_memory, predict_memory
-from core.worker.preparation import prepare
-from core.worker.recorder import Recorder
-from core.worker.recovery import Recovery
-from core.worker.reference import Measured
-from core.worker.samples import SampleWriter, choose_questions
-from core.worker.schedule import lr_factor, warmup_steps
-from core.worker.selection import Selection
-from core.worker.shortage import MemoryShortageError, Persistence, TornUpdateError
-from core.worker.speed import arrange_rows, compile_layers, fuse_layers, lays_out
-from core.worker.trial import check_head, try_model
-from core.worker.update import AdapterUpdate, Update, WeightUpdate
+from core.worker.oom.retry import MemoryShortageError, Persistence, TornUpdateError
+from core.worker.optim.optim import make_optimizer
+from core.worker.optim.schedule import lr_factor, warmup_steps
+from core.worker.optim.update import AdapterUpdate, Update, WeightUpdate
+from core.worker.process.control import Controls, StopRequested
+from core.worker.process.malloc import keep_freed_memory
+from core.worker.process.recorder import Recorder
+from core.worker.progress.best import Selection
+from core.worker.progress.finite import Health
+from core.worker.setup.fast_paths import arrange_rows, compile_layers, fuse_layers, lays_out
+from core.worker.setup.memory_decision import decide_memory, predict_memory
+from core.worker.setup.preparation import prepare
+from core.worker.setup.self_check import check_head, try_model
+from core.worker.steps.neftune import EmbeddingNoise
+from core.worker.steps.window import WindowGradients, first_budget, make_accelerator
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from core.data.secrets import find_secret
 from core.redact import is_secret_name, redact
+from core.secrets import find_secret
 
 TOKEN = "hf_" + "aB3dE" * 7
 SECRETS = {

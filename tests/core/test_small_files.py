@@ -9,7 +9,7 @@ import pytest
 
 from core.errors import UserError
 from core.small_files import read_small
-from core.template.named import template_source
+from core.template.builtin import template_source
 from core.template.tokenizer import load_tokenizer
 from tests.tui.data_panes import make_tokenizer
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from core.errors import UserError
 from core.yaml_reader import LIMIT, read_document
-from tests.core.data.files import write
+from tests.core.data.sample_files import write
 
 
 def bomb(levels: int) -> str:

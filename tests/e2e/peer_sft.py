@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from core.worker import environment
+from core.worker.process import environment
 
 environment.prepare()
 

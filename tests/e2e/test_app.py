@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from core.config.document import dump_config
-from core.runs import launcher
+from core.launch import launcher
 from core.runs.history import read_history
 from core.runs.state import RunState
 from core.runs.store import Run, list_runs

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from core.runs import launcher
+from core.launch import launcher
 from core.runs.events import NoticeEvent
 from core.runs.store import Run
 from tests.core.models.spoiling import drop_tensors, edit_json

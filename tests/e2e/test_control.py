@@ -16,7 +16,7 @@ from core.runs.events import CheckpointEvent, ControlEvent, EvalEvent, PhaseEven
 from core.runs.history import read_history
 from core.runs.protocol import LINE_LIMIT
 from core.runs.store import Run
-from core.worker.checkpoint import newest_valid
+from core.worker.checkpoint.checkpoint import newest_valid
 from tests.waiting import wait_for
 
 from .workers import (

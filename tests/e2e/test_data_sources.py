@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from core.runs.events import DataEvent, EvalEvent, StepEvent
-from tests.core.data.files import write_parquet
+from tests.core.data.sample_files import write_parquet
 
 from .workers import Workers, exit_code, kill, log, only, wait_until_step, write_rows
 

@@ -12,7 +12,7 @@ from core.runs.client import ControlClient
 from core.runs.events import CheckpointEvent, ControlEvent, EvalEvent, PhaseEvent, SampleEvent
 from core.runs.history import read_history
 from core.runs.store import Run
-from core.worker.checkpoint import checkpoint_name, verify_checkpoint
+from core.worker.checkpoint.checkpoint import checkpoint_name, verify_checkpoint
 from tests.waiting import wait_for
 
 from .workers import (

@@ -16,7 +16,7 @@ from core.runs.client import ControlClient
 from core.runs.events import CheckpointEvent, NoticeEvent
 from core.runs.history import read_history
 from core.runs.store import Run
-from core.worker.checkpoint import verify_checkpoint
+from core.worker.checkpoint.checkpoint import verify_checkpoint
 from tests.waiting import wait_for
 
 from .workers import (

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.core.data.files import json_lines, pairs, write
+from tests.core.data.sample_files import json_lines, pairs, write
 from tests.waiting import wait_for
 
 GOOD = json_lines([{"prompt": "q", "completion": "a"}])

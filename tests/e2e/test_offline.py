@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from core.config.document import dump_config
-from core.hub.entries import parse_entry
 from core.hub.job import FetchJob
-from core.runs.launcher import worker_environment
+from core.hub_uri import parse_entry
+from core.launch.launcher import worker_environment
 from tests.core.hub.fake_hub import Repository, running_hub
 
 from .workers import Workers
@@ -102,7 +102,7 @@ def test_no_internet_socket_and_no_reporting_thread_is_ever_made(workers: Worker
     lines = train_and_record(workers, tmp_path)
     # The recorder saw the worker at work: its control socket, its heartbeat.
     assert f"socket {_FAMILY_UNIX}" in lines
-    assert "thread core.worker.recorder.Recorder._beat" in lines
+    assert "thread core.worker.process.recorder.Recorder._beat" in lines
     assert {line for line in lines if line.startswith(("socket", "lookup"))} == {f"socket {_FAMILY_UNIX}"}
     threads = {line.removeprefix("thread ") for line in lines if line.startswith("thread")}
     # The chat engine is started as a module, so its own threads are those of __main__.

@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from core.launch.launcher import worker_environment
 from core.runs.events import CheckpointEvent, EvalEvent, MemoryEvent, NoticeEvent
 from core.runs.history import read_history
-from core.runs.launcher import worker_environment
 from core.runs.store import Run
-from core.worker.checkpoint import verify_checkpoint
+from core.worker.checkpoint.checkpoint import verify_checkpoint
 
 from .workers import Workers, ending, failure, finish, notice_codes, only, steps
 

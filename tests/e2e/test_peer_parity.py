@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from core.worker.batches import DataOrder
-from core.worker.dataset import Dataset, load_dataset
-from core.worker.schedule import warmup_steps
-from core.worker.template import Encoder
+from core.worker.data.batches import DataOrder
+from core.worker.data.dataset import Dataset, load_dataset
+from core.worker.data.encode import Encoder
+from core.worker.optim.schedule import warmup_steps
 
 from .workers import Workers, exit_code, log, steps, write_rows
 
@@ -27,9 +27,9 @@ LEARNING_RATE = 5e-3
 
 def write_initial_adapter(workers: Workers, directory: Path) -> None:
     """The adapter that our run begins with."""
-    from core.worker.adapters import attach_adapters
-    from core.worker.checkpoint import save_adapter
-    from core.worker.model import load_model
+    from core.worker.checkpoint.checkpoint import save_adapter
+    from core.worker.model.adapters import attach_adapters
+    from core.worker.model.model import load_model
 
     config = workers.config(**OPTIONS)
     loaded = load_model(workers.model, method="lora", precision="fp32", device="cpu")

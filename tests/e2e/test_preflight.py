@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from core.runs import launcher
+from core.launch import launcher
 from core.runs.events import DataEvent, NoticeEvent, PhaseEvent
 
 from .workers import Workers, exit_code, failure, log, only, write_rows

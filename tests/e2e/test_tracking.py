@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from core.runs import launcher
+from core.launch import launcher
 from core.runs.events import FinishedEvent, StepEvent
 from core.runs.store import Run
 from core.tracking.position import Place

@@ -15,7 +15,7 @@ from core.chat.request import ChatRequest, GenerationSettings
 from core.errors import UserError
 from tests.canary import name_code, plant_code, plant_everything, plant_pickle
 from tests.core.models.spoiling import edit_json
-from tests.core.worker.gguf_files import write_gguf
+from tests.core.worker.model.gguf_files import write_gguf
 
 from .workers import Workers, adapter_bytes, failure, finish
 

@@ -22,14 +22,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from core.commands.runs import describe_run
-from core.runs import launcher, oom
+from core.launch import launcher
+from core.runs import oom
 from core.runs.client import ControlClient
 from core.runs.events import CheckpointEvent, ControlEvent, NoticeEvent
 from core.runs.state import RunState, infer_state
 from core.runs.store import Run
-from core.worker.batches import DataOrder
-from core.worker.checkpoint import list_checkpoints, newest_valid
-from core.worker.health import NONFINITE_LIMIT
+from core.worker.checkpoint.checkpoint import list_checkpoints, newest_valid
+from core.worker.data.batches import DataOrder
+from core.worker.progress.finite import NONFINITE_LIMIT
 from tests.waiting import wait_for
 
 from .workers import (
@@ -62,9 +63,9 @@ ENDLESS: dict[str, Any] = {
 #: Makes a worker hang in its twelfth step until a file appears, and counts any step as long that takes 10 times more.
 HANG = """
 import os, time
-import core.worker.step_pace
-from core.worker.batches import DataOrder
-core.worker.step_pace.LONG_SECONDS = 0.0
+import core.worker.process.step_watchdog
+from core.worker.data.batches import DataOrder
+core.worker.process.step_watchdog.LONG_SECONDS = 0.0
 window = DataOrder.window
 def hang(self, step):
     while step == 11 and not os.path.exists(os.environ["TEST_RELEASE"]):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from core.chat.request import GenerationSettings
 from core.chat.session import Answer, open_session
 from core.runs.store import Run
-from core.worker.model import load_model
+from core.worker.model.model import load_model
 
 from .workers import Workers, ending, exit_code, failure, finish, kill, notice_codes, wait_until_step
 

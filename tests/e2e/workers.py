@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import pytest
 
 from core.config.schema import Config
-from core.runs import launcher
+from core.launch import launcher
 from core.runs.events import Event, FailedEvent, FinishedEvent, NoticeEvent, PhaseEvent, StepEvent
 from core.runs.state import RunState
 from core.runs.store import Run

@@ -11,8 +11,8 @@ import pytest
 
 import sample_data
 from core.config.document import load_config
-from core.data.formats import choose, detect, to_example
-from core.data.reader import read_rows
+from core.data.files.reader import read_rows
+from core.data.formats.detect import choose, detect, to_example
 
 AREAS = {"network", "billing", "shipping", "hardware", "account"}
 URGENCIES = {"low", "normal", "high"}

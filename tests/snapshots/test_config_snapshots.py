@@ -15,7 +15,7 @@ from core.runs.store import Run, create_run
 from tests.snapshots.conftest import MOMENT, Compare, until
 from tests.tui.harness import screen_text, wait_for
 from tui.app import LocaltuneApp
-from tui.widgets.plan_bar import PlanView
+from tui.widgets.charts.plan_bar import PlanView
 
 SIZES = {"80x24": (80, 24), "200x50": (200, 50)}
 GB = 1_000_000_000

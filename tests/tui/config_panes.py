@@ -10,8 +10,8 @@ from core.config.document import ConfigDocument
 from core.config.schema import options
 from tests.tui.harness import screen_text, wait_for
 from tui.messages import ConfigEdited
-from tui.panes.config import ConfigPane
-from tui.widgets.option_field import OptionField
+from tui.panes.config.pane import ConfigPane
+from tui.widgets.forms.option_field import OptionField
 
 
 class RecordingPane(ConfigPane):

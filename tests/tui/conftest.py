@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from core.hardware.snapshot import Device
-from core.runs.launcher import terminate
+from core.launch.launcher import terminate
 from core.runs.store import list_runs
 
 CPU = Device(

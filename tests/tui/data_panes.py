@@ -9,13 +9,13 @@ from typing import Any
 
 from textual.pilot import Pilot
 
+from core.analysis.job import AnalysisJob
+from core.analysis.result import Analysis, AnalysisRequest
 from core.config.document import ConfigDocument
-from core.data.analysis import Analysis, AnalysisRequest
-from core.data.analyze import AnalysisJob
 from tests.conftest import CHATML
 from tests.core.template.toy_tokenizers import make_backend, save
 from tests.tui.harness import screen_text, wait_for
-from tui.panes.data import DataPane
+from tui.panes.data.pane import DataPane
 
 #: Processes are started, and the machine may be busy.
 PATIENCE = 60.0

@@ -21,7 +21,7 @@ from tui.panes import TILED
 from tui.screens.choice import ChoiceDialog
 from tui.screens.dialogs import QuitDialog
 from tui.screens.help import HelpScreen
-from tui.widgets.line_chart import LineChart
+from tui.widgets.charts.line_chart import LineChart
 from tui.widgets.too_small import TooSmall
 
 
@@ -323,7 +323,7 @@ async def test_starting_validates_and_launches(tmp_path: Path, home: Path, monke
         script.write_state(state="starting")
         return script.run
 
-    monkeypatch.setattr("core.runs.launcher.start_run", start_run)
+    monkeypatch.setattr("core.launch.launcher.start_run", start_run)
     app = LocaltuneApp()
     async with app.run_test(size=(80, 24)) as pilot:
         await ready(pilot)

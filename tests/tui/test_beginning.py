@@ -9,7 +9,7 @@ from tests.tui.harness import screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.data_paths import data_paths, path_text
-from tui.panes.config_model import ConfigModel
+from tui.panes.config.model import ConfigModel
 
 
 async def test_without_a_live_run_the_newest_one_is_shown(home: Path) -> None:

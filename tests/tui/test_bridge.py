@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from core.runs.catalog import RunCatalog, read_model
 from core.runs.store import Run
 from tests.tui.scripted_run import ScriptedRun
 from tests.waiting import wait_for
 from tui import bridge
-from tui.catalog import RunCatalog, read_model
 from tui.messages import DevicesSampled, RunAdvanced, RunAttached, RunsListed
 
 
@@ -80,7 +80,7 @@ def test_the_catalog_reads_each_run_once_until_it_changes(home: Path, monkeypatc
         reads.append(run.id)
         return "m"
 
-    monkeypatch.setattr("tui.catalog.read_model", read)
+    monkeypatch.setattr("core.runs.catalog.read_model", read)
     catalog = RunCatalog()
     rows = catalog.rows()
     assert [(row.run.id[-6:], row.state, row.step, row.total_steps) for row in rows] == [

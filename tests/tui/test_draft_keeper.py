@@ -20,8 +20,8 @@ from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_app import ready
 from tui.app import LocaltuneApp
 from tui.dialogue import Dialogue, Exchange, Reply
-from tui.panes.chat import ChatPane
-from tui.panes.config import ConfigPane
+from tui.panes.chat.pane import ChatPane
+from tui.panes.config.pane import ConfigPane
 
 
 def leave_behind() -> None:

@@ -26,7 +26,7 @@ import asyncio, sys
 from pathlib import Path
 from tests.tui.harness import screen_text, wait_for
 from tui.app import LocaltuneApp
-from tui.screens.template import TemplateScreen
+from tui.screens.template.template import TemplateScreen
 
 async def main():
     app = LocaltuneApp(Path(sys.argv[1]))

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.hardware.snapshot import Device
+from core.runs.catalog import RunCatalog
 from core.runs.state import RunState
 from core.runs.store import Run
 from tests.core.runs.event_strategies import HOSTILE_LINES
@@ -22,15 +23,14 @@ from tests.tui.harness import FORBIDDEN, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui import bridge
 from tui.app import LocaltuneApp
-from tui.catalog import RunCatalog
 from tui.keys import KeyTable
 from tui.messages import RunAdvanced, RunAttached
 from tui.state import AppState, RunView
-from tui.widgets import run_list
-from tui.widgets.device_panel import device_lines
-from tui.widgets.line_chart import ChartData, LineChart
-from tui.widgets.meter import bar
-from tui.widgets.plot_geometry import ASCII, BLOCK, BRAILLE
+from tui.widgets.charts.device_panel import device_lines
+from tui.widgets.charts.line_chart import ChartData, LineChart
+from tui.widgets.charts.meter import bar
+from tui.widgets.charts.plot_geometry import ASCII, BLOCK, BRAILLE
+from tui.widgets.lists import run_list
 from tui.widgets.run_lines import banner, numbers, phases, progress
 from tui.widgets.status_bar import fit, header_segments
 

@@ -25,12 +25,12 @@ from tui.screens.dialogs import QuitDialog, error_dialog, kill_dialog, stop_dial
 from tui.screens.help import HelpScreen
 from tui.state import AppState, RunRow, RunView
 from tui.widgets import run_lines
-from tui.widgets.device_panel import DevicePanel
+from tui.widgets.charts.device_panel import DevicePanel
+from tui.widgets.charts.line_chart import ChartData, LineChart
+from tui.widgets.charts.plot_geometry import BRAILLE
 from tui.widgets.empty_state import EmptyState
-from tui.widgets.line_chart import ChartData, LineChart
-from tui.widgets.log_view import LogView
-from tui.widgets.plot_geometry import BRAILLE
-from tui.widgets.run_list import RunList
+from tui.widgets.lists.log_view import LogView
+from tui.widgets.lists.run_list import RunList
 from tui.widgets.status_bar import StatusBar
 from tui.widgets.text_block import TextBlock
 

@@ -12,7 +12,7 @@ from tests.tui.config_panes import go_to, write_config
 from tests.tui.harness import screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
-from tui.panes.config import ConfigPane
+from tui.panes.config.pane import ConfigPane
 from tui.screens.dialogs import UnsavedDialog
 
 

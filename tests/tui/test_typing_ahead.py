@@ -19,16 +19,16 @@ from tests.tui.harness import PaneApp, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_app import record_commands
 from tui.app import LocaltuneApp
-from tui.panes.config import ConfigPane
-from tui.panes.data import DataPane
-from tui.panes.dataset_view import DatasetView
+from tui.datasets.view import DatasetView
+from tui.panes.config.pane import ConfigPane
+from tui.panes.data.pane import DataPane
 from tui.screens.choice import ChoiceDialog
-from tui.screens.columns import ColumnsScreen
-from tui.screens.columns_view import ColumnForm
+from tui.screens.columns.columns import ColumnsScreen
+from tui.screens.columns.columns_view import ColumnForm
 from tui.screens.difference import DifferenceScreen
 from tui.screens.pick import PickScreen
 from tui.screens.presets import PresetScreen
-from tui.widgets.safe_input import SafeInput
+from tui.widgets.forms.safe_input import SafeInput
 
 
 def type_at_once(pilot: Pilot[Any], text: str) -> None:

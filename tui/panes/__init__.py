@@ -29,10 +29,10 @@ class PaneSpec:
 
 
 PANES: tuple[PaneSpec, ...] = (
-    PaneSpec("data", 1, "Data", "tui.panes.data", "DataPane"),
-    PaneSpec("config", 2, "Config", "tui.panes.config", "ConfigPane"),
+    PaneSpec("data", 1, "Data", "tui.panes.data.pane", "DataPane"),
+    PaneSpec("config", 2, "Config", "tui.panes.config.pane", "ConfigPane"),
     PaneSpec("train", 3, "Train", "tui.panes.train", "TrainPane", at_once=True),
-    PaneSpec("chat", 4, "Chat", "tui.panes.chat", "ChatPane"),
+    PaneSpec("chat", 4, "Chat", "tui.panes.chat.pane", "ChatPane"),
     PaneSpec("runs", 5, "Runs", "tui.panes.runs", "RunsPane"),
 )
 

@@ -11,7 +11,7 @@ from textual.widget import Widget
 
 from core.text import one_line
 from tui.keys import KeyTable, yields_to_text
-from tui.widgets.ask_bar import takes_text
+from tui.widgets.forms.ask_bar import takes_text
 
 
 class Pane(Vertical):

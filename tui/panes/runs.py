@@ -16,7 +16,7 @@ from textual.widgets import Input
 from tui.keys import bindings
 from tui.messages import ContinueRequested, OpenRunRequested
 from tui.widgets.empty_state import EmptyState
-from tui.widgets.run_list import RunList
+from tui.widgets.lists.run_list import RunList
 
 if TYPE_CHECKING:
     from tui.app import LocaltuneApp

@@ -13,10 +13,10 @@ from core.text import one_line
 from tui.keys import bindings
 from tui.messages import ContinueRequested, ControlRequested, SampleRequested
 from tui.widgets import run_lines
-from tui.widgets.device_panel import DevicePanel
+from tui.widgets.charts.device_panel import DevicePanel
+from tui.widgets.charts.line_chart import ChartData, LineChart
 from tui.widgets.empty_state import EmptyState
-from tui.widgets.line_chart import ChartData, LineChart
-from tui.widgets.log_view import LogView
+from tui.widgets.lists.log_view import LogView
 from tui.widgets.text_block import TextBlock
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from textual.content import Content
 
 from core.config.compare import DiffLine
 from core.text import one_line
-from tui.panes.dataset_summary import counted
+from tui.datasets.summary import counted
 from tui.screens.overlay import Overlay
 from tui.widgets.text_block import TextBlock
 

@@ -13,14 +13,14 @@ from textual.content import Content
 from textual.message import Message
 
 from core.errors import UserError
-from core.hub.entries import HubEntry
 from core.hub.job import FetchCancelledError, FetchJob, FetchPlan, FetchProgress, hub_host
+from core.hub_uri import HubEntry
 from core.text import one_line, sanitize
 from core.units import format_bytes
 from tui.keys import display_key
 from tui.screens.overlay import Overlay
-from tui.widgets.meter import bar
-from tui.widgets.plot_geometry import GLYPH_SETS, GlyphSet
+from tui.widgets.charts.meter import bar
+from tui.widgets.charts.plot_geometry import GLYPH_SETS, GlyphSet
 from tui.widgets.text_block import TextBlock
 
 #: Bytes from which the size is a question of its own.

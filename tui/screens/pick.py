@@ -16,8 +16,8 @@ from textual.widgets.option_list import Option
 
 from core.text import one_line
 from tui.screens.overlay import Overlay
-from tui.widgets.choice_list import ChoiceList
-from tui.widgets.safe_input import SafeInput
+from tui.widgets.forms.safe_input import SafeInput
+from tui.widgets.lists.choice_list import ChoiceList
 from tui.widgets.strips import fit
 
 #: Entries that are listed at once; more are found by typing.

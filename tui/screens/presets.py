@@ -16,15 +16,15 @@ from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from core.config.document import ConfigDocument
-from core.config.presets.choose import Choice
-from core.config.presets.library import Preset, presets
-from core.config.presets.switch import Change, Switch, plan_switch, preset_in
 from core.config.schema import find_option
 from core.errors import UserError
+from core.presets.choose import Choice
+from core.presets.library import Preset, presets
+from core.presets.switch import Change, Switch, plan_switch, preset_in
 from core.text import one_line
 from tui.screens.overlay import Overlay
-from tui.widgets.choice_list import ChoiceList
-from tui.widgets.option_field import format_value
+from tui.widgets.forms.option_field import format_value
+from tui.widgets.lists.choice_list import ChoiceList
 from tui.widgets.strips import fit
 from tui.widgets.text_block import TextBlock
 

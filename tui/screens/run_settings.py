@@ -22,8 +22,8 @@ from core.text import one_line, sanitize
 from core.units import exact_number, format_number
 from tui.screens.overlay import Overlay
 from tui.state import RunView
-from tui.widgets.option_field import format_value
-from tui.widgets.safe_input import SafeInput
+from tui.widgets.forms.option_field import format_value
+from tui.widgets.forms.safe_input import SafeInput
 from tui.widgets.text_block import TextBlock
 
 _LABELS = {

@@ -13,7 +13,7 @@ from textual.widgets import Input, TextArea
 if TYPE_CHECKING:
     from tui.app import LocaltuneApp
     from tui.keys import Key
-    from tui.screens.main import MainScreen
+    from tui.main_screen import MainScreen
 
 
 class KeyBar(Widget):

@@ -14,7 +14,7 @@ from core.hardware.snapshot import Device
 from core.text import one_line
 from core.units import format_duration, format_number
 from tui.state import STATE_GLYPHS, AppState, RunView
-from tui.widgets.meter import WORD_COLORS, memory_word, temperature_word
+from tui.widgets.charts.meter import WORD_COLORS, memory_word, temperature_word
 from tui.widgets.run_lines import state_style
 
 

@@ -15,7 +15,7 @@ import core
 from core import liger
 from core.commands.checks.finding import Finding
 from core.commands.checks.gpu import DriverReport
-from core.runs.launcher import worker_environment
+from core.launch.launcher import worker_environment
 from core.text import one_line
 from core.units import format_bytes
 
@@ -77,7 +77,7 @@ def check_torch(driver: DriverReport | None = None, timeout: float = PROBE_SECON
         driver: What the driver says, so that a card which torch does not use is explained.
         timeout: Seconds that it may take.
     """
-    command = [sys.executable, "-m", "core.worker.probe"]
+    command = [sys.executable, "-m", "core.worker.process.probe"]
     try:
         done = subprocess.run(
             command,

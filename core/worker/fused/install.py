@@ -31,7 +31,7 @@ class Fused:
     norms: int
     rotary: bool
     attention: bool
-    """Whether rows can be laid out; see :mod:`core.worker.layout`."""
+    """Whether rows can be laid out; see :mod:`core.worker.data.packing`."""
 
     def keep_weights(self, dtype: torch.dtype) -> None:
         """Dequantize every 4-bit matrix once, to stay so.

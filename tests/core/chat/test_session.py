@@ -28,7 +28,7 @@ from core.errors import UserError
 from core.runs.process import hostname, own_identity
 from core.runs.state import RunState
 from core.runs.store import Run, create_run
-from core.worker.control import Command, Controls, ControlServer
+from core.worker.process.control import Command, Controls, ControlServer
 
 ASK = [{"role": "user", "content": "Count."}]
 FAKE = str(Path(__file__).with_name("fake_engine.py"))

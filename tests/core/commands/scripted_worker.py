@@ -29,8 +29,8 @@ from core.runs.events import (
     StoppedEvent,
 )
 from core.runs.store import Run
-from core.worker.control import Command, Controls, ControlServer, install_signals
-from core.worker.recorder import Recorder
+from core.worker.process.control import Command, Controls, ControlServer, install_signals
+from core.worker.process.recorder import Recorder
 
 HOSTILE = "a \x1b]52;c;x\x07 word"
 

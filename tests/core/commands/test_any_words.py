@@ -104,8 +104,8 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
 def place(surroundings: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """These surroundings, where no process is started."""
     monkeypatch.setattr(subprocess, "Popen", refuse)
-    monkeypatch.setattr("core.runs.launcher.start_run", refuse)
-    monkeypatch.setattr("core.runs.launcher.continue_run", refuse)
+    monkeypatch.setattr("core.launch.launcher.start_run", refuse)
+    monkeypatch.setattr("core.launch.launcher.continue_run", refuse)
     monkeypatch.setattr(sys, "stdin", open(os.devnull, encoding="utf-8"))  # noqa: SIM115 - until the test ends
     return surroundings
 

@@ -14,13 +14,13 @@ import pytest
 from core.commands.import_ import KINDS
 from core.commands.import_ import write as write_result
 from core.config.document import load_config
-from core.config.importers.convert import TOOLS
 from core.errors import UserError
-from tests.core.config.importers.test_axolotl import QLORA as AXOLOTL
-from tests.core.config.importers.test_llama_factory import QLORA as LLAMA_FACTORY
-from tests.core.config.importers.test_llama_factory import registry
-from tests.core.config.importers.test_unsloth import USUAL as UNSLOTH
-from tests.core.data.files import json_lines, pairs, write
+from core.importers.convert import TOOLS
+from tests.core.data.sample_files import json_lines, pairs, write
+from tests.core.importers.tools.test_axolotl import QLORA as AXOLOTL
+from tests.core.importers.tools.test_llama_factory import QLORA as LLAMA_FACTORY
+from tests.core.importers.tools.test_llama_factory import registry
+from tests.core.importers.tools.test_unsloth import USUAL as UNSLOTH
 
 ROOT = Path(__file__).parents[3]
 SAMPLES = {"axolotl": AXOLOTL, "llama-factory": LLAMA_FACTORY, "unsloth": UNSLOTH}

@@ -9,8 +9,8 @@ import pytest
 import sample_data
 from core.commands import configuration
 from core.config.document import ConfigDocument
-from core.config.presets.library import find_preset, presets
 from core.hardware.card import Card
+from core.presets.library import find_preset, presets
 from core.runs.store import find_run
 
 from .conftest import CommandLine

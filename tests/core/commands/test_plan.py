@@ -11,13 +11,13 @@ import pytest
 
 from core.commands.plan import bar
 from core.config.schema import Config
-from core.memory.families import read_architecture
 from core.memory.plan import Machine
 from core.memory.planner import make_plan
+from core.models.architecture.families import read_architecture
 from core.runs.events import StepEvent, encode_event
 from core.runs.store import create_run
 from tests.core.commands.conftest import CommandLine
-from tests.core.memory import published
+from tests.core.models.architecture import published
 
 FIELDS = {"total_bytes", "parts", "limit_bytes", "fits", "advice", "disk_bytes", "disk_free_bytes", "notes", "estimate"}
 

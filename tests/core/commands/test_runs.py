@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from core.runs import launcher
+from core.launch import launcher
 from core.runs.events import decode_event
 from core.runs.store import find_run
 from core.runs.tail import EventTail

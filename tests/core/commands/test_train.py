@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from core.runs import launcher
+from core.launch import launcher
 from core.runs.store import find_run, list_runs
 
 from .conftest import CommandLine, wait_for

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from core.config.schema import Option, options
-from core.data.shapes import COMPARED, LEARNED
+from core.data.formats.shapes import COMPARED, LEARNED
 
 MINIMAL = '[data]\ntrain = "rows.jsonl"\n'
 EVERY = list(options())

@@ -12,8 +12,8 @@ from jsonschema import Draft202012Validator
 import sample_data
 from core.config.document import ConfigDocument
 from core.config.json_schema import DIALECT, json_schema
-from core.config.presets.library import Preset, apply_preset, presets
 from core.config.schema import Option, sections
+from core.presets.library import Preset, apply_preset, presets
 from tests.core.config.strategies import CHANGES, EVERY, MINIMAL
 
 SCHEMA = json_schema()

@@ -13,9 +13,9 @@ from core.config.facts import Facts, read_shape
 from core.config.rules import RULES, check_rules, total_steps
 from core.config.schema import Config, find_option
 from core.errors import UserError
-from core.memory.families import read_architecture
-from tests.core.memory import published
-from tests.core.memory.test_gguf import write_gguf
+from core.models.architecture.families import read_architecture
+from tests.core.models.architecture import published
+from tests.core.models.architecture.test_gguf_header import write_gguf
 
 LLAMA = read_architecture(published.LLAMA_3_8B, "llama")
 GPT2 = read_architecture(published.GPT_2, "gpt2")

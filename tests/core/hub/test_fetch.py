@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from core import paths
-from core.data.registry import resolve_source
+from core.data.registries.resolve import resolve_source
 from core.errors import UserError
 from core.helper import Helper
-from core.hub.entries import HubEntry, parse_entry
 from core.hub.job import FetchCancelledError, FetchJob, FetchPlan, FetchProgress
 from core.hub.store import NotFetchedError, find_fetched
+from core.hub_uri import HubEntry, parse_entry
 from core.models.check import check_model_directory
 from core.models.find import find_model
 from tests.waiting import wait_for

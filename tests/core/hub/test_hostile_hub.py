@@ -14,9 +14,9 @@ import pytest
 
 from core import paths
 from core.errors import UserError
-from core.hub.entries import HubEntry, parse_entry
 from core.hub.job import FetchJob, hub_host
 from core.hub.store import find_fetched
+from core.hub_uri import HubEntry, parse_entry
 
 from .conftest import rows
 from .fake_hub import FakeHub, Reply, Repository

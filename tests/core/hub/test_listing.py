@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import UserError
-from core.hub.entries import is_commit
 from core.hub.listing import MOST_BYTES, MOST_FILES, is_size, read_listing
+from core.hub_uri import is_commit
 
 COMMIT = "a" * 40
 SHA1, SHA256 = "b" * 40, "c" * 64

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from core.errors import UserError
-from core.hub.entries import parse_entry
 from core.hub.selection import data_names, read_subsets, select
+from core.hub_uri import parse_entry
 
 SPLITS = ["data/test-0.parquet", "data/train-0.parquet", "data/train-1.parquet", "data/validation-0.parquet"]
 LANGUAGES = ["de/test.jsonl", "de/train.jsonl", "en/test.jsonl", "en/train.jsonl"]

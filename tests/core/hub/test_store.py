@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from core.errors import UserError
-from core.hub.entries import HubEntry
 from core.hub.selection import Subset
 from core.hub.store import NotFetchedError, Record, find_fetched, known_commit, note_ref, repository_dir
+from core.hub_uri import HubEntry
 
 from .conftest import rows
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from core.config.schema import Config
 from core.memory.advice import advise, changed
-from core.memory.families import read_architecture
 from core.memory.plan import Machine
 from core.memory.planner import make_plan
 from core.memory.rows import Rows
-from tests.core.memory import published
+from core.models.architecture.families import read_architecture
+from tests.core.models.architecture import published
 
 
 def config_of(**sections: Any) -> Config:

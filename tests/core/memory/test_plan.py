@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from core.config.schema import Config
 from core.errors import UserError
-from core.memory.families import read_architecture
 from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
 from core.memory.rows import Rows
 from core.memory.sizes import optimizer_bytes, quantized_bytes
-from tests.core.memory import published
+from core.models.architecture.families import read_architecture
+from tests.core.models.architecture import published
 
 GIB = 1 << 30
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from core import paths
-from core.hub.entries import is_hub_id, parse_entry
+from core.hub_uri import is_hub_id, parse_entry
 from core.models.find import STARTER_NAME, find_in_hub_cache, find_model, gguf_identity, missing_model
 
 

@@ -12,7 +12,7 @@ import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 
 from core.errors import UserError
-from core.memory.gguf import GgufTensor, read_gguf_header
+from core.models.architecture.gguf_header import GgufTensor, read_gguf_header
 from core.models.gguf import check_gguf
 
 PARTS = ("attn_q", "attn_k", "ffn_up")

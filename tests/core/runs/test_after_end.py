@@ -8,11 +8,11 @@ import pytest
 
 from core.commands.common import find_live_run
 from core.errors import UserError
-from core.runs import force
+from core.launch import force
+from core.launch.launcher import complete_checkpoints, continue_run
 from core.runs.after_end import way_on
 from core.runs.client import ControlClient
 from core.runs.events import StoppedEvent
-from core.runs.launcher import complete_checkpoints, continue_run
 from core.runs.state import RunState
 from core.runs.store import Run, create_run
 from core.runs.tail import EventTail
@@ -42,7 +42,7 @@ def test_continue_is_advised_only_where_it_does_something(
             ask()
         assert caught.value.hint == said
     started: list[Run] = []
-    monkeypatch.setattr("core.runs.launcher._spawn", lambda run, **_: started.append(run))
+    monkeypatch.setattr("core.launch.launcher._spawn", lambda run, **_: started.append(run))
     if saved:
         continue_run(run)
         assert started == [run]

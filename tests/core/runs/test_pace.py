@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from core.config.schema import Config
-from core.memory.forecast import estimate
 from core.runs import pace as pace_module
 from core.runs.events import Event, HardwareEvent, StepEvent, encode_event
+from core.runs.forecast import estimate
 from core.runs.history import RunHistory, read_history
 from core.runs.pace import Pace, PaceBook, earlier_pace
 from core.runs.store import Run, create_run, list_runs

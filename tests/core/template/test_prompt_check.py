@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from core.data.conversation import Message, make_conversation
-from core.template.named import NAMED_TEMPLATES
+from core.template.builtin import NAMED_TEMPLATES
 from core.template.prompt_check import PromptCheck
 from core.template.render import ChatTemplate
 from tests.conftest import CHATML

@@ -10,7 +10,7 @@ import pytest
 
 from core.data.conversation import Message, RowError
 from core.errors import UserError
-from core.template.named import NAMED_TEMPLATES
+from core.template.builtin import NAMED_TEMPLATES
 from core.template.render import ChatTemplate
 from tests.core.template.families import FAMILIES
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.data.conversation import Example, Message
+from core.template.builtin import NAMED_TEMPLATES
 from core.template.mask import MaskedRow, Masker
-from core.template.named import NAMED_TEMPLATES
 from core.template.preview import SAMPLE, Preview
 from core.template.render_preview import preview_template
 from tests.core.template.families import FAMILIES, GEMMA3, LLAMA3, MISTRAL, SMOLLM2, Family

@@ -49,7 +49,7 @@ def test_each_segment_is_tokenized_by_itself(tiny_model_dir: Path, parts: list[t
 
 def test_the_worker_makes_the_same_of_it(tiny_model_dir: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    from core.worker.template import Encoder, TokenizedRow
+    from core.worker.data.encode import Encoder, TokenizedRow
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model_dir)
     example = make_segments([Segment("a <|im_start|>", False), Segment("b<|im_end|>", True)])

@@ -228,7 +228,7 @@ class TestCuts:
 
 def test_nothing_heavy_is_imported() -> None:
     code = (
-        "import sys, core.template.mask, core.template.named; "
+        "import sys, core.template.mask, core.template.builtin; "
         "print([name for name in ('torch', 'transformers', 'numpy', 'datasets') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from core.config.schema import Config, DataSection, TrackingSection
+from core.launch.launcher import worker_environment
 from core.runs.events import (
     EvalEvent,
     Event,
@@ -25,7 +26,6 @@ from core.runs.events import (
     StepEvent,
     encode_event,
 )
-from core.runs.launcher import worker_environment
 from core.runs.process import hostname, own_identity
 from core.runs.state import RunState
 from core.runs.store import Run, create_run

@@ -19,11 +19,11 @@ from transformers import (
 )
 
 from core.config.schema import MethodSection
-from core.worker.adapters import TRAINED, attach_adapters
 from core.worker.fused.attention import NAME
 from core.worker.fused.install import fuse
-from core.worker.loss import SupervisedLoss
-from core.worker.model import load_model
+from core.worker.loss.loss import SupervisedLoss
+from core.worker.model.adapters import TRAINED, attach_adapters
+from core.worker.model.model import load_model
 
 SMALL: dict[str, Any] = {
     "vocab_size": 64,

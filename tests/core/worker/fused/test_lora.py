@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from core.config.schema import MethodSection
-from core.worker.adapters import TRAINED, attach_adapters, switched_off
 from core.worker.fused.lora import FusedLora, can_fuse
-from core.worker.model import load_model
+from core.worker.model.adapters import TRAINED, attach_adapters, switched_off
+from core.worker.model.model import load_model
 
 
 def adapted(directory: Path, *, method: str = "qlora", **options: Any) -> Any:

@@ -1,0 +1,177 @@
+"""What a run is refused for before its model is loaded, as it would be wasted; each may be allowed by its code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from typing import Literal
+
+from core.analysis.duplicates import digest, normalized
+from core.data.conversation import Example
+from core.errors import UserError
+
+RefusalCode = Literal["format_ambiguous", "template_missing", "nothing_supervised", "stop_untrained", "eval_leak"]
+
+#: Greatest share of the rows read that may have nothing to learn.
+NOTHING_SUPERVISED_SHARE = 0.1
+#: Least share of the conversations used in which the token that ends an answer is learned.
+STOP_LEARNED_SHARE = 0.5
+#: Greatest share of the held-out rows that may also be trained on.
+EVAL_LEAK_SHARE = 0.05
+
+#: Told code, message and hint of what was found and goes on.
+Notice = Callable[[str, str, str], None]
+
+
+def allowed_codes(value: RefusalCode | list[RefusalCode] | None) -> tuple[RefusalCode, ...]:
+    """The codes of ``data.allow``."""
+    return () if value is None else (value,) if isinstance(value, str) else tuple(value)
+
+
+class Preflight:
+    """Refuses a run, or says what was found where its user has allowed it.
+
+    Args:
+        allowed: Codes of ``data.allow``.
+        notice: Told what was found and goes on.
+    """
+
+    def __init__(self, allowed: Collection[RefusalCode] = (), notice: Notice = lambda *_: None) -> None:
+        self._allowed = allowed
+        self._notice = notice
+
+    def refuse(self, code: RefusalCode, message: str, hint: str) -> None:
+        """Refuse, unless that is allowed.
+
+        Args:
+            code: What was found.
+            message: That in one sentence.
+            hint: How it is mended, with the key of the configuration.
+
+        Raises:
+            UserError: If it is not allowed.
+        """
+        if code not in self._allowed:
+            raise UserError(message, f'{hint} To train all the same: --allow {code}, or data.allow = ["{code}"].')
+        self._notice(code, message, f"It goes on, as data.allow holds {code}.")
+
+    def check_format(self, name: str, ambiguity: str) -> None:
+        """Refuse rows that may be read in more than one way.
+
+        Args:
+            name: What the configuration calls them.
+            ambiguity: What :func:`~core.data.formats.ambiguity.find_ambiguity` says.
+
+        Raises:
+            UserError: If they may, and that is not allowed.
+        """
+        if ambiguity:
+            self.refuse(
+                "format_ambiguous",
+                f"How {name} is read is not clear: {ambiguity}",
+                "Say it with data.format, or split it.",
+            )
+
+    def check_template(self, base: str) -> None:
+        """Refuse conversations for a model that has no chat template.
+
+        Args:
+            base: What the configuration calls the model.
+
+        Raises:
+            UserError: If that is not allowed.
+        """
+        self.refuse(
+            "template_missing",
+            f"{base} has no chat template, so conversations cannot be rendered.",
+            "Set template.name (alpaca and vicuna suit every tokenizer) or template.file, or take an "
+            "instruction-tuned model.",
+        )
+
+    def check_supervised(self, read: int, nothing: int, example: str) -> None:
+        """Refuse rows of which too many have nothing to learn.
+
+        Args:
+            read: Rows read.
+            nothing: Those with nothing to learn.
+            example: A sentence about the first of them.
+
+        Raises:
+            UserError: If they are too many, and that is not allowed.
+        """
+        if nothing > NOTHING_SUPERVISED_SHARE * read:
+            self.refuse(
+                "nothing_supervised",
+                f"{nothing} of {read} rows have nothing to learn, more than "
+                f"{_percent(NOTHING_SUPERVISED_SHARE)}. {example}".rstrip(),
+                "See data.supervise, the train flags of the messages and train.max_length.",
+            )
+
+    def check_stop(self, conversations: int, stopped: int) -> None:
+        """Refuse conversations that do not teach the model to end its answers.
+
+        Args:
+            conversations: Rows that are conversations or tokens, those that are dropped for having no such token
+                included; plain text need not end.
+            stopped: Those in which a token that ends an answer is learned.
+
+        Raises:
+            UserError: If they are too few, and that is not allowed.
+        """
+        if conversations and stopped < STOP_LEARNED_SHARE * conversations:
+            self.refuse(
+                "stop_untrained",
+                f"The token that ends an answer is learned in {stopped} of {conversations} rows, less than "
+                f"{_percent(STOP_LEARNED_SHARE)}: the model would not learn to stop.",
+                "Raise train.max_length where answers are cut, name a template that ends them in template.name, "
+                "or let the labels take the token in.",
+            )
+
+    def tell_ended(self, answers: int) -> None:
+        """Say that answers are ended by us, which happens only where ``stop_untrained`` is allowed.
+
+        Args:
+            answers: Those that the chat template ends with no token that stops the model.
+        """
+        if answers:
+            self.refuse(
+                "stop_untrained",
+                f"The chat template ends {answers} answers with no token that stops the model; the end of text was put "
+                "behind each.",
+                "Name a template that ends answers in template.name or template.file.",
+            )
+
+    def tell_alike(self) -> None:
+        """Say that rows held out are almost the same as rows trained on, as too few others are there."""
+        self._notice(
+            "near_leak",
+            "So many rows are almost the same that some like those held out are trained on.",
+            "Give a file of other rows in data.eval; 'localtune-tui data --config CONFIG' lists them as near_leaked.",
+        )
+
+    def check_leak(self, train: Iterable[Example], held_out: Iterable[Example]) -> None:
+        """Refuse held-out rows that are also trained on; case and spaces make no difference.
+
+        Raises:
+            UserError: If they are too many, and that is not allowed.
+        """
+        keys = [digest(example, normalized(example)) for example in held_out]
+        wanted = set(keys)
+        trained = wanted & {digest(example, normalized(example)) for example in train} if wanted else wanted
+        leaked = sum(key in trained for key in keys)
+        if not leaked:
+            return
+        share = leaked / len(keys)
+        hint = "Remove them from data.train or data.eval; 'localtune-tui data --config CONFIG' lists them as leaked."
+        if share > EVAL_LEAK_SHARE:
+            self.refuse(
+                "eval_leak",
+                f"{leaked} of {len(keys)} held-out rows ({_percent(share)}) are also trained on, more than "
+                f"{_percent(EVAL_LEAK_SHARE)}: what is measured would be memory.",
+                hint,
+            )
+        else:
+            self._notice("eval_leak", f"{leaked} of {len(keys)} held-out rows are also trained on.", hint)
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}"

@@ -1,0 +1,89 @@
+"""The process that carries out an analysis: ``python -m core.analysis.process``.
+
+It reads one request as a line of JSON from standard input and writes lines of JSON: ``{"progress": …}`` several times a
+second, then ``{"analysis": …}`` or ``{"error", "hint"}``. It ends by itself when nobody reads them any more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from typing import Any
+
+from core.analysis.result import AnalysisRequest, Progress
+from core.analysis.row_facts import BATCH_SECONDS
+from core.errors import UserError
+from core.helper import tie_to_parent
+from core.sandbox.limits import TimeLimitError, confine
+from core.text import one_line
+
+_SECONDS_BETWEEN = 0.1
+#: Bytes that it may have. What is kept of a row is a few dozen bytes.
+_MEMORY = 4 << 30
+
+
+def main() -> int:
+    """Do it; returns the exit code."""
+    tie_to_parent()
+    confine(_MEMORY)
+    # Each process tokenizes by itself; threads of the library would not survive the fork.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    from core.analysis.survey import survey
+
+    request = AnalysisRequest.from_dict(json.loads(sys.stdin.readline()))
+    reporter = _Reporter()
+    try:
+        answer: dict[str, Any] = {"analysis": survey(request, reporter).to_dict()}
+    except UserError as error:
+        answer = {"error": error.message, "hint": error.hint}
+    except (BrokenProcessPool, MemoryError):
+        answer = {"error": "The analysis ran out of memory.", "hint": "Close something, or look at a part of the rows."}
+    except TimeLimitError:
+        text = f"The chat template or the tokenizer takes more than {BATCH_SECONDS} s for a few rows."
+        answer = {"error": text, "hint": "Take another template (template.file), or get the model again."}
+    except BrokenPipeError:
+        return _leave()
+    except BaseException as error:  # what libraries raise at a model's files, a panic of theirs among it
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+        reason = one_line(f"{type(error).__name__}: {error}", 200).rstrip(".")
+        answer = {"error": f"The rows cannot be looked at: {reason}.", "hint": "Get the model's files again."}
+    try:
+        _write(answer)
+    except BrokenPipeError:
+        return _leave()
+    return 0
+
+
+class _Reporter:
+    """Writes progress, not too often."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+        self._stage = ""
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now < self._next and progress.stage == self._stage:
+            return
+        self._next, self._stage = now + _SECONDS_BETWEEN, progress.stage
+        _write({"progress": asdict(progress)})
+
+
+def _write(value: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+def _leave() -> int:
+    # What is still buffered would raise again when the interpreter closes standard output.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,273 @@
+"""What is to be known of each row for an analysis: looked at in portions, by several processes."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from core.analysis.duplicates import digest, normalized, signature
+from core.analysis.result import Overlong
+from core.analysis.scripts import main_script
+from core.data.conversation import Example, Message, RowError
+from core.data.files.rows import Row
+from core.data.formats.detect import Detection
+from core.data.formats.shapes import COMPARED, LEARNED, Format, Objective, find_parts
+from core.sandbox.limits import cpu_limit
+from core.secrets import find_email, find_secret
+from core.template.mask import MaskedRow, Masker
+from core.text import one_line
+
+#: Rows rendered and tokenized in one call, and the characters beyond which fewer are.
+BATCH_ROWS, BATCH_CHARACTERS = 128, 4 << 20
+#: Processor time for such a call; a tenth of a second is usual.
+BATCH_SECONDS = 30
+#: Longest stretch of a text that is searched for damage and secrets.
+SEARCHED = 1 << 20
+
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+# UTF-8 that was read as Latin-1 or Windows-1252: a lead byte's letter, then what its continuation bytes look like.
+_MOJIBAKE = re.compile(
+    "[\u00c2\u00c3][\u0080-\u00bf]|\u00c3[\u0192\u201a\u201e\u2026\u2020\u2021\u02c6\u2030\u0160\u2039\u0152\u017d]"
+    "|\u00e2\u20ac[\u0080-\u00bf\u2018-\u203a\u0153\u0161\u017e\u02dc\u2122\u0152]|\u00ef\u00bb\u00bf|\u00f0\u0178[\u0080-\u203a]"
+)
+_LABEL = re.compile(r"[A-Za-z0-9_+.-]{1,20}")
+_ANSWER_COLUMNS = frozenset(
+    (
+        *("label", "labels", "gold", "gold_answer", "target", "ground_truth", "groundtruth", "reference_answer"),
+        *("expected", "expected_output", "expected_answer", "answer_key", "answerkey", "correct_answer", "correct"),
+        *("answer", "answers", "final_answer", "gold_label", "solution", "solutions", "correct_answers"),
+        *(
+            "expected_response",
+            "is_correct",
+            "canonical_solution",
+            "test",
+            "tests",
+            "test_cases",
+            "test_list",
+            "unit_tests",
+            "answer_idx",
+        ),
+    )
+)
+_READ_COLUMNS: dict[Format, frozenset[str]] = {
+    "tokens": frozenset({"labels"}),
+    "kto": frozenset({"label"}),
+}
+#: Shortest answer whose standing in the prompt says something, in characters.
+_REPEATED = 24
+
+
+@dataclass
+class RowFacts:
+    """What is known of a portion of rows, small enough to be sent to another process.
+
+    Rows have their numbers; what is packed is in the order of ``used``.
+    """
+
+    read: int = 0
+    dropped: list[tuple[int, str, str]] = field(default_factory=list)
+    """Number, reason and a sentence."""
+    found: list[tuple[int, str, str]] = field(default_factory=list)
+    """Number, code and a sentence of other problems."""
+    compared: array[int] = field(default_factory=lambda: array("I"))
+    """Rows that have a digest and a signature, whether used or not."""
+    keys: bytearray = field(default_factory=bytearray)
+    signatures: bytearray = field(default_factory=bytearray)
+    measured: array[int] = field(default_factory=lambda: array("I"))
+    """Rows that have a length, those beyond the limit among them."""
+    lengths: array[int] = field(default_factory=lambda: array("I"))
+    tokens: int = 0
+    supervised: int = 0
+    stop_learned: int = 0
+    used: int = 0
+    turns: Counter[int] = field(default_factory=Counter)
+    scripts: Counter[str] = field(default_factory=Counter)
+
+
+class Examiner:
+    """Looks at rows.
+
+    Args:
+        detection: How they are read.
+        masker: Renders and tokenizes; None for no tokens.
+        max_length: The most tokens of a row; 0 for no limit.
+        overlong: What happens to longer ones.
+        objective: As ``train.objective``.
+    """
+
+    def __init__(
+        self,
+        detection: Detection,
+        masker: Masker | None,
+        max_length: int,
+        overlong: Overlong,
+        objective: Objective = "sft",
+    ) -> None:
+        self._detection = detection
+        self._masker = masker
+        self._max_length = max_length
+        self._overlong = overlong
+        wanted, held = LEARNED.get(objective), detection.format
+        learned = held not in COMPARED if wanted is None else held == wanted
+        self._shown_only = "" if learned else COMPARED.get(held, f"of the format {held}")
+        self._answer_columns: dict[tuple[str, ...], str] = {}
+
+    def examine(self, rows: Iterable[Row], first: int = 0) -> RowFacts:
+        """The facts of some rows; ``first`` is added to their numbers."""
+        facts = RowFacts()
+        for batch in self._batches(rows, first, facts):
+            if self._masker is None:
+                for number, _ in batch:
+                    self._use(number, facts)
+                continue
+            with cpu_limit(BATCH_SECONDS):
+                masked = self._masker.mask([example for _, example in batch])
+            for (number, example), row in zip(batch, masked, strict=True):
+                self._measure(number, example, row, facts)
+        return facts
+
+    def keys(self, rows: Iterable[Row], first: int = 0) -> RowFacts:
+        """Only what rows are compared by."""
+        facts = RowFacts()
+        for _ in self._batches(rows, first, facts, quick=True):
+            pass
+        return facts
+
+    def _batches(
+        self, rows: Iterable[Row], first: int, facts: RowFacts, *, quick: bool = False
+    ) -> Iterator[list[tuple[int, Example]]]:
+        batch: list[tuple[int, Example]] = []
+        characters = 0
+        for row in rows:
+            facts.read += 1
+            number = first + row.index
+            try:
+                example = self._detection.example(row)
+            except RowError as error:
+                facts.dropped.append((number, error.code, one_line(error.message, 300)))
+                continue
+            text = normalized(example)
+            facts.compared.append(number)
+            facts.keys += digest(example, text)
+            facts.signatures += signature(example, text)
+            if not quick:
+                self._look(number, row.data or {}, example, facts)
+            batch.append((number, example))
+            characters += len(text)
+            if len(batch) >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
+                yield batch
+                batch, characters = [], 0
+        if batch:
+            yield batch
+
+    def _look(self, number: int, data: Mapping[str, Any], example: Example, facts: RowFacts) -> None:
+        turns = (*example.messages, *example.chosen)
+        if turns:
+            facts.turns[len(turns)] += 1
+        texts = [turn.content for turn in turns] + [turn.reasoning for turn in turns if turn.reasoning]
+        text = "\n".join(texts) if turns else example.text
+        if example.ids is None:
+            facts.scripts[main_script(text)] += 1
+        found = [*_text_problems(text[:SEARCHED]), *_turn_problems(turns, example)]
+        columns = tuple(data)
+        if columns not in self._answer_columns:
+            self._answer_columns[columns] = self._unread_answers(data)
+        if column := self._answer_columns[columns]:
+            found.append(("test_answers", f"The column {one_line(column, 40)} is not read."))
+        elif data.get("split") in ("test", "validation"):
+            found.append(("test_answers", f"The row says that it is of the {data['split']} split."))
+        facts.found += [(number, code, detail) for code, detail in found]
+
+    def _unread_answers(self, data: Mapping[str, Any]) -> str:
+        mapped, wanted = self._detection.columns, self._detection.format
+        if mapped is not None:
+            read: Iterable[str] = mapped.read_columns
+        else:
+            read = {*_READ_COLUMNS.get(wanted, ()), *find_parts(data, wanted).values()}
+        return next((name for name in data if name.lower() in _ANSWER_COLUMNS and name not in read), "")
+
+    def _measure(self, number: int, example: Example, row: MaskedRow | RowError, facts: RowFacts) -> None:
+        if isinstance(row, RowError):
+            facts.dropped.append((number, row.code, one_line(row.message, 300)))
+            return
+        parts = [part for sequence in row.sequences for part in sequence.rows]
+        length = row.longest
+        facts.measured.append(number)
+        facts.lengths.append(length)
+        facts.tokens += sum(len(part) for part in parts)
+        facts.supervised += sum(part.supervised_count for part in parts)
+        if self._shown_only:
+            self._use(number, facts)
+            return
+        limit = self._max_length or length
+        if length > limit and (reason := self._too_long(row.sequences, length)) is not None:
+            facts.dropped.append((number, reason.code, reason.message))
+            return
+        self._use(number, facts)
+        if row.left_out:
+            facts.found.append((number, "prompt_drops", row.left_out))
+        if length > limit:
+            facts.found.append((number, "truncated", f"The row has {length} tokens and is cut at {limit}."))
+        if self._learns_stop(row, limit):
+            facts.stop_learned += 1
+        elif example.ids is not None or example.segments:
+            facts.found.append((number, "no_stop_learned", "The last token learned does not end an answer."))
+
+    def _use(self, number: int, facts: RowFacts) -> None:
+        """A row that nothing is wrong with."""
+        if self._shown_only:
+            message = f"The rows are {self._shown_only}, and train.objective learns from others."
+            facts.dropped.append((number, "not_trained_on", message))
+        else:
+            facts.used += 1
+
+    def _too_long(self, sequences: Sequence[MaskedRow], length: int) -> RowError | None:
+        """Why a row beyond the limit is not used; None if it is cut and used."""
+        limit = self._max_length
+        if self._overlong != "truncate":
+            refused = " A run is refused for it, as data.overlong says." if self._overlong == "refuse" else ""
+            return RowError("overlong", f"The row has {length} tokens, more than train.max_length = {limit}.{refused}")
+        if all(any(part.supervised.count(1, 1, limit) for part in sequence.rows) for sequence in sequences):
+            return None
+        return RowError("nothing_supervised", f"Cut at {limit} tokens, nothing of the row is learned.")
+
+    def _learns_stop(self, row: MaskedRow, limit: int) -> bool:
+        stops = self._masker.stop_ids if self._masker is not None else ()
+        for part in row.rows:
+            last = part.supervised.rfind(1, 1, limit)
+            if last >= 0 and part.ids[last] in stops:
+                return True
+        return False
+
+
+def _text_problems(text: str) -> Iterator[tuple[str, str]]:
+    if (found := _CONTROL.search(text)) is not None:
+        yield "control_characters", f"It holds U+{ord(found.group()):04X}."
+    if not text.isascii():
+        if "\ufffd" in text:
+            yield "encoding_damage", "It holds U+FFFD, which stands for a character that was lost."
+        elif (found := _MOJIBAKE.search(text)) is not None:
+            yield "encoding_damage", f"It holds {one_line(found.group())}, UTF-8 read in another encoding."
+    if (secret := find_secret(text)) is not None:
+        yield "secret", f"It holds what looks like {secret}."
+    if find_email(text):
+        yield "email", "It holds an e-mail address."
+
+
+def _turn_problems(turns: Sequence[Message], example: Example) -> Iterator[tuple[str, str]]:
+    for number, turn in enumerate(turns, 1):
+        if turn.role in ("user", "system") and not turn.content.strip():
+            yield "empty_content", f"Message {number}, the {turn.role}'s, is empty."
+            break
+    if turns and turns[-1].role == "assistant":
+        answer = turns[-1].content.strip()
+        if _LABEL.fullmatch(answer) and not turns[-1].tool_calls and example.label is None:
+            yield "label_only", f"The answer is {answer}."
+        elif len(answer) >= _REPEATED:
+            asked = next((turn for turn in reversed(turns[:-1]) if turn.role in ("user", "system")), None)
+            if asked is not None and answer in asked.content:
+                yield "answer_in_prompt", f"The answer is also in the question: {one_line(answer, 60)}"

@@ -1,0 +1,70 @@
+"""How long the first rows of a dataset are, for a choice that cannot wait for all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import TYPE_CHECKING
+
+from core.analysis.result import AnalysisRequest, request_for
+from core.analysis.row_tokens import tokenizer_directory
+from core.data.conversation import RowError
+from core.data.formats.detect import SAMPLE
+from core.data.registries.resolve import resolve_sources
+from core.errors import UserError
+from core.sandbox.pool import sandboxed
+from core.text import one_line
+
+if TYPE_CHECKING:
+    from core.config.schema import Config
+
+#: Rows looked at in each source.
+ROWS = 300
+#: Processor time for all of them.
+_SECONDS = 30
+
+
+def sample_lengths(config: Config) -> list[int]:
+    """Tokens of the first rows of each source, of a pair those of the longer answer, before any are cut; nothing where
+    there is no tokenizer on this machine. They are made in the sandbox.
+
+    Args:
+        config: A checked configuration, its data readable.
+
+    Raises:
+        UserError: If tokenizer or template take more than the sandbox lets them.
+    """
+    from core.template.builtin import template_source
+
+    try:
+        model = str(tokenizer_directory(config.model.base))
+        template = template_source(config.template.file, config.template.name)
+        request = dataclasses.replace(request_for(config, model=model, template=template), max_length=0)
+    except UserError:
+        return []
+    about = "chat template" if template is not None else f"tokenizer or chat template of {model}"
+    return sandboxed(_lengths, f"The {one_line(about)}", seconds=_SECONDS)(request)
+
+
+def _lengths(request: AnalysisRequest) -> list[int]:
+    settings = request.mask_settings
+    if settings is None:
+        return []
+    try:
+        masker = settings.masker()
+    except UserError:
+        return []
+    lengths: list[int] = []
+    groups = resolve_sources(list(request.train), request.format, request.columns)
+    for source in itertools.chain.from_iterable(groups):
+        with source.open() as file:
+            rows = file.rows(0, ROWS)
+            detection = source.detect(rows[:SAMPLE])
+            examples = []
+            for row in rows:
+                try:
+                    examples.append(detection.example(row))
+                except RowError:
+                    continue
+            lengths += [masked.longest for masked in masker.mask(examples) if not isinstance(masked, RowError)]
+    return lengths

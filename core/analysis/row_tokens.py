@@ -1,0 +1,143 @@
+"""One row as the tokens that a model would see, for a person to look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.analysis.result import Analysis, AnalysisRequest
+from core.data.conversation import RowError
+from core.data.files.rows import Row
+from core.data.formats.detect import SAMPLE, Detection
+from core.data.registries.resolve import DataSource, resolve_sources
+from core.errors import UserError
+from core.models.find import find_model, missing_model
+from core.sandbox.pool import sandboxed
+from core.text import one_line
+
+if TYPE_CHECKING:
+    from core.template.mask import MaskedRow, Masker
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token; a character made of several tokens is given with the last of them."""
+
+    id: int
+    text: str
+    supervised: bool
+
+
+@dataclass(frozen=True)
+class TokenSample:
+    """A row as tokens, or why it has none.
+
+    Args:
+        index: Its number, from 0, through all sources.
+        tokens: Those of its first row of training.
+        further: Those of its further rows, for turns that the template shows differently once later ones follow.
+        cut: Where the greatest length ends it, if it is longer.
+        rejected: Of a preference pair the tokens with the worse answer; ``tokens`` are those with the better one.
+        rejected_cut: Where the greatest length ends these.
+        label: Whether its answer is called good; None for other rows.
+        code: The reason why it is not used; empty if it is.
+        error: That in a sentence.
+    """
+
+    index: int
+    tokens: tuple[Token, ...] = ()
+    further: tuple[tuple[Token, ...], ...] = ()
+    cut: int | None = None
+    rejected: tuple[Token, ...] = ()
+    rejected_cut: int | None = None
+    label: bool | None = None
+    code: str = ""
+    error: str = ""
+
+
+def sample_row(request: AnalysisRequest, analysis: Analysis, number: int | None = None) -> TokenSample | None:
+    """A row of an analyzed dataset as tokens, made in the sandbox.
+
+    Args:
+        request: What was looked at; it must name a model.
+        analysis: What was found.
+        number: Which row, from 1; None for the first one that is used, or would be if rows of its format were.
+
+    Returns:
+        The row; None where there is no such row and none was named.
+
+    Raises:
+        UserError: If there is no such row, or the model's tokenizer cannot be read.
+    """
+    if request.model is None:
+        raise UserError("There is no tokenizer.", "Name a model.")
+    sample = sandboxed(_sample, f"The tokenizer or chat template of {one_line(request.model)}")
+    if number is not None:
+        if not 1 <= number <= analysis.rows:
+            raise UserError(f"There is no row {number}.", f"The rows are counted from 1 to {analysis.rows}.")
+        return sample(request, number - 1)
+    reasons = (item for item in analysis.problems if item.kind.level == "drop" and item.code != "not_trained_on")
+    unused = {index for problem in reasons for index in problem.indices}
+    first = next((index for index in range(analysis.rows) if index not in unused), None)
+    return None if first is None else sample(request, first)
+
+
+def _sample(request: AnalysisRequest, index: int) -> TokenSample:
+    settings = request.mask_settings
+    if settings is None:
+        raise ValueError("The request names no model.")
+    masker = settings.masker()
+    row, detection = _find(request, index)
+    try:
+        masked = masker.mask([detection.example(row)])[0]
+    except RowError as error:
+        masked = error
+    if isinstance(masked, RowError):
+        return TokenSample(index, code=masked.code, error=one_line(masked.message, 300))
+    first, *further = (_tokens(masker, part) for part in masked.rows)
+    worse = masked.rejected
+    return TokenSample(
+        index,
+        first,
+        tuple(further),
+        masked.cut,
+        rejected=() if worse is None else _tokens(masker, worse),
+        rejected_cut=None if worse is None else worse.cut,
+        label=masked.label,
+    )
+
+
+def _tokens(masker: Masker, row: MaskedRow) -> tuple[Token, ...]:
+    texts = masker.tokenizer.token_texts(row.ids)
+    return tuple(
+        Token(number, text, bool(learned)) for number, text, learned in zip(row.ids, texts, row.supervised, strict=True)
+    )
+
+
+def _find(request: AnalysisRequest, index: int) -> tuple[Row, Detection]:
+    first = 0
+    sources: list[DataSource] = [
+        source for group in resolve_sources(list(request.train), request.format, request.columns) for source in group
+    ]
+    for source in sources:
+        with source.open() as file:
+            while not file.complete and file.count_known <= max(index - first, SAMPLE - 1):
+                file.advance()
+            rows = file.count_known if source.limit is None else min(file.count_known, source.limit)
+            if index - first < rows:
+                return file.row(index - first), source.detect(file.rows(0, min(SAMPLE, rows)))
+            first += rows
+    raise UserError(f"There is no row {index + 1}.", "The files may have changed.")
+
+
+def tokenizer_directory(name: str) -> Path:
+    """Where the tokenizer of a model is; see :func:`core.models.find.find_model`.
+
+    Raises:
+        UserError: If the model is not on this machine.
+    """
+    found = find_model(name)
+    if found is None:
+        raise missing_model(name)
+    return found

@@ -1,0 +1,293 @@
+"""An analysis carried out: every row looked at, on all cores, and what was found put together."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+from core.analysis.division import HELD_OUT, NOT_SAMPLED, divide_rows
+from core.analysis.duplicates import Fingerprints, find_near, find_same, find_shared
+from core.analysis.lengths import measure_lengths
+from core.analysis.problems import Place, Problem, ProblemTally
+from core.analysis.result import Analysis, AnalysisRequest, Progress, SourceFormat
+from core.analysis.row_facts import Examiner, RowFacts
+from core.data.files.rows import Row, RowFile
+from core.data.formats.ambiguity import find_ambiguity
+from core.data.formats.detect import SAMPLE, Detection
+from core.data.registries.resolve import DataSource, refuse_two_evals, resolve_sources, weights_of
+from core.sandbox.limits import limit_growth
+from core.template.mask import Masker
+from core.text import one_line
+
+Report = Callable[[Progress], None]
+
+#: Rows that a process looks at between two reports.
+PORTION = 512
+#: Rows read at once; each may be as large as the reader's limit.
+_PAGE = 32
+#: Fewer rows are done before other processes have started.
+_WORTH_PROCESSES = 1500
+_MOST_PROCESSES = 8
+#: Bytes that each of them may take beside what it shares with the one it was forked from.
+_GROWTH = 1 << 30
+
+
+@dataclass
+class OpenSource:
+    """A source, open and indexed."""
+
+    source: DataSource
+    file: RowFile
+    detection: Detection
+    examiner: Examiner
+    first: int
+    """The number of its first row."""
+    rows: int
+    held_out: bool
+    entry: int
+    """The entry of ``data.train`` or ``data.eval`` that it is of."""
+
+    def head(self) -> list[Row]:
+        """The rows that its format is told from."""
+        return self.file.rows(0, min(SAMPLE, self.rows))
+
+
+#: The sources of this process's survey; those that do its work are forked from it and find them here.
+_open_sources: list[OpenSource] = []
+
+
+def survey(request: AnalysisRequest, report: Report = lambda _: None) -> Analysis:
+    """Look at every row; blocks, and forks processes, so it is done in a process of its own.
+
+    Args:
+        request: What to look at.
+        report: Told how far it is; may raise to stop.
+
+    Raises:
+        UserError: If a file cannot be read, its format is not known or the model has no tokenizer.
+    """
+    began = time.monotonic()
+    settings = request.mask_settings
+    masker = settings.masker() if settings is not None else None
+    opened: list[OpenSource] = []
+    try:
+        refuse_two_evals(request.eval_share, bool(request.eval))
+        for references, held_out in ((request.train, False), (request.eval, True)):
+            groups = resolve_sources(list(references), request.format, request.columns) if references else []
+            first = 0
+            for entry, source in ((entry, source) for entry, group in enumerate(groups) for source in group):
+                opened.append(_open(source, request, masker, first, held_out, entry, report))
+                first += opened[-1].rows
+        _open_sources[:] = opened
+        return _Findings(request, opened).gather(report, began)
+    finally:
+        _open_sources.clear()
+        for item in opened:
+            item.file.close()
+
+
+def _open(
+    source: DataSource,
+    request: AnalysisRequest,
+    masker: Masker | None,
+    first: int,
+    held_out: bool,
+    entry: int,
+    report: Report,
+) -> OpenSource:
+    file = source.open()
+    try:
+        file.index(lambda done, total: report(Progress("indexing", done, total)))
+        rows = file.count_known if source.limit is None else min(file.count_known, source.limit)
+        detection = source.detect(file.rows(0, min(SAMPLE, rows)))
+    except BaseException:
+        file.close()
+        raise
+    examiner = Examiner(detection, masker, request.max_length, request.overlong, request.objective)
+    return OpenSource(source, file, detection, examiner, first, rows, held_out, entry)
+
+
+class _Findings:
+    """What was found so far, portion by portion in the order of the rows."""
+
+    def __init__(self, request: AnalysisRequest, opened: Sequence[OpenSource]) -> None:
+        self._request = request
+        self._train = [item for item in opened if not item.held_out]
+        self._opened = opened
+        self._tally = ProblemTally()
+        self._rows, self._eval_rows = Fingerprints(), Fingerprints()
+        self._weights = weights_of(request.weights, len(request.train))
+        self._divides = bool(request.eval_share) or any(weight != 1 for weight in self._weights)
+        self._used: list[array[int]] = [array("I") for _ in request.train]
+        """By entry, the places among the fingerprints of the rows that can be used; only where they are divided."""
+        self._total = RowFacts()
+        self._eval_read = 0
+        self._dropped: dict[str, int] = {}
+
+    def gather(self, report: Report, began: float) -> Analysis:
+        """Look at all rows."""
+        total = sum(item.rows for item in self._opened)
+        done = 0
+        report(Progress("reading", done, total))
+        for item, facts in _examine_all(self._opened):
+            done += facts.read
+            self._add(item, facts)
+            report(Progress("reading", done, total))
+        report(Progress("comparing", 0, total))
+        self._compare()
+        self._divide()
+        return self._sum_up(began)
+
+    def _add(self, item: OpenSource, facts: RowFacts) -> None:
+        if item.held_out:
+            self._eval_read += facts.read
+            self._eval_rows.extend(facts.compared, facts.keys, facts.signatures)
+            return
+        whole = self._total
+        whole.read += facts.read
+        whole.used += facts.used
+        whole.tokens += facts.tokens
+        whole.supervised += facts.supervised
+        whole.stop_learned += facts.stop_learned
+        whole.measured += facts.measured
+        whole.lengths += facts.lengths
+        whole.turns.update(facts.turns)
+        whole.scripts.update(facts.scripts)
+        if self._divides:
+            unused = {number for number, _, _ in facts.dropped}
+            places = enumerate(facts.compared, len(self._rows))
+            self._used[item.entry].extend(place for place, number in places if number not in unused)
+        self._rows.extend(facts.compared, facts.keys, facts.signatures)
+        for number, code, detail in facts.dropped:
+            self._dropped[code] = self._dropped.get(code, 0) + 1
+            self._tally.add(code, number, detail)
+        for number, code, detail in facts.found:
+            self._tally.add(code, number, detail)
+
+    def _compare(self) -> None:
+        same = find_same(self._rows)
+        self._note_twins("duplicate", same, self._rows, "It is the same as row {}.")
+        self._note_twins("near_duplicate", find_near(self._rows, same), self._rows, "It is almost the same as row {}.")
+        if len(self._eval_rows):
+            leaked, near = find_shared(self._rows, self._eval_rows)
+            self._note_twins("leaked", leaked, self._eval_rows, "It is the same as row {} of data.eval.")
+            self._note_twins("near_leaked", near, self._eval_rows, "It is almost the same as row {} of data.eval.")
+
+    def _divide(self) -> None:
+        """Take out of the rows used what is held out and what weights leave out."""
+        if not self._divides:
+            return
+        usable = self._rows.at(list(itertools.chain.from_iterable(self._used)))
+        bounds = list(itertools.accumulate(map(len, self._used), initial=0))
+        division = divide_rows(usable, bounds, self._weights, self._request.eval_share, self._request.seed)
+        kept_out = division.held_out
+        left_out = division.counts.count(0) - len(kept_out)
+        self._total.used -= len(kept_out) + left_out
+        self._dropped |= {code: count for code, count in ((HELD_OUT, len(kept_out)), (NOT_SAMPLED, left_out)) if count}
+        if division.crosses:
+            held_out = usable.at(sorted(kept_out))
+            trained = usable.at([place for place, count in enumerate(division.counts) if count])
+            _, near = find_shared(trained, held_out)
+            for place in sorted(near):
+                other = held_out.numbers[near[place]] + 1
+                self._tally.add(
+                    "near_leaked", trained.numbers[place], f"It is almost the same as row {other}, which is held out."
+                )
+
+    def _note_twins(self, code: str, twins: dict[int, int], others: Fingerprints, sentence: str) -> None:
+        for place in sorted(twins):
+            self._tally.add(code, self._rows.numbers[place], sentence.format(others.numbers[twins[place]] + 1))
+
+    def _sum_up(self, began: float) -> Analysis:
+        whole = self._total
+        problems = [*self._tally.problems(self._place), *self._source_problems()]
+        return Analysis(
+            sources=tuple(
+                SourceFormat(one_line(item.source.name), item.detection.format, item.detection.reason, item.rows)
+                for item in self._train
+            ),
+            rows=whole.read,
+            used=whole.used,
+            dropped=dict(sorted(self._dropped.items(), key=lambda pair: (-pair[1], pair[0]))),
+            problems=tuple(sorted(problems, key=Problem.rank)),
+            turns=dict(sorted(whole.turns.items())),
+            scripts=dict(sorted(whole.scripts.items(), key=lambda pair: -pair[1])),
+            lengths=measure_lengths(whole.lengths, whole.measured, whole.tokens, whole.supervised),
+            stop_learned=whole.stop_learned if self._request.model is not None else None,
+            eval_rows=self._eval_read,
+            seconds=time.monotonic() - began,
+        )
+
+    def _source_problems(self) -> Iterator[Problem]:
+        """What is wrong with a source as a whole."""
+        for item in self._train:
+            numbers = array("I", range(item.first, item.first + item.rows))
+            name = one_line(item.source.name)
+            if sentence := find_ambiguity(item.head(), item.detection, item.source.format):
+                yield Problem("format_ambiguous", item.rows, (), numbers, f"{name}: {sentence}")
+
+    def _place(self, number: int) -> Place:
+        item = next(item for item in reversed(self._train) if item.first <= number)
+        row = item.file.row(number - item.first)
+        several = len(self._train) > 1 or row.file
+        return Place(number, row.line, one_line(row.file or item.source.path.name) if several else "")
+
+
+def _examine_all(opened: Sequence[OpenSource]) -> Iterator[tuple[OpenSource, RowFacts]]:
+    """The facts of all portions in the order of the rows, and what source they are of."""
+    portions = [
+        (place, start, min(PORTION, item.rows - start))
+        for place, item in enumerate(opened)
+        for start in range(0, item.rows, PORTION)
+    ]
+    processes = min(len(os.sched_getaffinity(0)), _MOST_PROCESSES, len(portions))
+    if processes < 2 or sum(item.rows for item in opened) < _WORTH_PROCESSES:
+        for portion in portions:
+            yield opened[portion[0]], _examine(*portion)
+        return
+    lifeline = os.pipe()
+    try:
+        # Forked, so that the files, their indexes and the tokenizer are shared and not sent.
+        with ProcessPoolExecutor(processes, get_context("fork"), _hold_on, lifeline) as pool:
+            waiting: deque[tuple[OpenSource, Future[RowFacts]]] = deque()
+            for portion in portions:
+                waiting.append((opened[portion[0]], pool.submit(_examine, *portion)))
+                if len(waiting) > 2 * processes:
+                    item, future = waiting.popleft()
+                    yield item, future.result()
+            for item, future in waiting:
+                yield item, future.result()
+    finally:
+        for end in lifeline:
+            os.close(end)
+
+
+def _hold_on(reading: int, writing: int) -> None:
+    """In a forked process: end when the one it was forked from does, however that ends."""
+    os.close(writing)
+    limit_growth(_GROWTH)
+    # Whoever reads what that one writes must see it end.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+
+    def wait() -> None:
+        os.read(reading, 1)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _examine(place: int, start: int, count: int) -> RowFacts:
+    item = _open_sources[place]
+    pages = (item.file.rows(at, min(_PAGE, start + count - at)) for at in range(start, start + count, _PAGE))
+    rows = itertools.chain.from_iterable(pages)
+    return item.examiner.keys(rows, item.first) if item.held_out else item.examiner.examine(rows, item.first)

@@ -1,0 +1,1 @@
+"""Files become rows: formats of text, columns and archives, read lazily and by position."""

@@ -1,0 +1,135 @@
+"""The bytes that rows are found in: of the file itself, or of what a helper process unpacks from it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Protocol
+
+from core.data.files.layout import Layout
+from core.data.files.source import Source
+from core.errors import UserError
+
+
+class ByteSource(Protocol):
+    """Bytes of a text that may still be growing. One thread advances it; any may read, and close."""
+
+    source: Source
+    layout: Layout
+
+    @property
+    def available(self) -> int:
+        """Bytes that can be read by now."""
+        ...
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing will come after them."""
+        ...
+
+    @property
+    def done(self) -> int:
+        """Bytes of the file itself that ``available`` stands for."""
+        ...
+
+    def advance(self) -> None:
+        """Wait until more is available, or until it is final or closed.
+
+        Raises:
+            UserError: If the file is damaged.
+        """
+        ...
+
+    def read(self, offset: int, count: int) -> bytes | None:
+        """So many bytes exactly, of those available; None once closed.
+
+        Raises:
+            FileChangedError: If the file has become shorter.
+            UserError: If it cannot be read.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give everything back; may be called twice, and from any thread."""
+        ...
+
+
+class Descriptor:
+    """An open file that one thread may close while another reads it.
+
+    Read with ``pread``, never mapped: a mapped file that another process truncates kills its reader.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def is_closed(self) -> bool:
+        """Whether :meth:`close` has been called."""
+        return self._closed
+
+    def read(self, offset: int, count: int) -> bytes | None:
+        """At most so many bytes; empty behind the end, None once closed."""
+        with self._lock:
+            return None if self._closed else os.pread(self.number, count, offset)
+
+    def close(self) -> None:
+        """Close it, once."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                os.close(self.number)
+
+
+def read_exactly(descriptor: Descriptor, source: Source, offset: int, count: int) -> bytes | None:
+    """As :meth:`ByteSource.read`."""
+    pieces: list[bytes] = []
+    while count > 0:
+        try:
+            piece = descriptor.read(offset, count)
+        except OSError as error:
+            raise UserError(f"{source.shown} cannot be read: {error.strerror}.", "Check the disk it is on.") from error
+        if piece is None:
+            return None
+        if not piece:
+            raise source.changed("has become shorter")
+        pieces.append(piece)
+        offset += len(piece)
+        count -= len(piece)
+    return b"".join(pieces)
+
+
+class PlainBytes:
+    """A file as it is; all of it is available at once. Takes over the source's descriptor."""
+
+    def __init__(self, source: Source, layout: Layout) -> None:
+        self.source = source
+        self.layout = layout
+        self._descriptor = Descriptor(source.descriptor)
+
+    @property
+    def available(self) -> int:
+        """See :class:`ByteSource`."""
+        return self.source.size
+
+    @property
+    def final(self) -> bool:
+        """See :class:`ByteSource`."""
+        return True
+
+    @property
+    def done(self) -> int:
+        """See :class:`ByteSource`."""
+        return self.source.size
+
+    def advance(self) -> None:
+        """Nothing to wait for."""
+
+    def read(self, offset: int, count: int) -> bytes | None:
+        """See :class:`ByteSource`."""
+        return read_exactly(self._descriptor, self.source, offset, count)
+
+    def close(self) -> None:
+        """See :class:`ByteSource`."""
+        self._descriptor.close()

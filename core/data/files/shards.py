@@ -1,0 +1,265 @@
+"""A dataset that is a directory: its shards in order, read as one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import threading
+from bisect import bisect_right
+from collections.abc import Callable
+from pathlib import Path
+
+from core.data.files.layout import Kind
+from core.data.files.rows import NoRowsError, Progress, Row, RowFile
+from core.data.files.source import cannot_open
+from core.errors import UserError
+from core.hub.shard_names import SPLIT_NAMES, ending, holds_rows, natural, split_of
+from core.small_files import read_small
+from core.text import one_line
+
+#: Files of one dataset that are read; each is kept open.
+MOST_SHARDS = 512
+
+_DEEPEST = 4
+#: Bytes of the state of a saved dataset, which names its files.
+_STATE_LIMIT = 16 << 20
+
+
+def list_shards(directory: Path, split: str = "") -> list[Path]:
+    """The data files of a directory in their order.
+
+    A directory that ``datasets`` has saved names its files itself; else every data file in it and below counts, in the
+    order of their names with numbers as numbers. Links to directories are not followed; what is called a data file
+    and cannot be read is refused when it is opened, never passed over.
+
+    Args:
+        directory: The directory.
+        split: Take only the files whose names say this split (``train``, ``test``, ``validation``).
+
+    Raises:
+        UserError: If there are none, too many, of several kinds or of several splits.
+    """
+    shown = one_line(str(directory))
+    try:
+        os.stat(directory / "state.json")
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise cannot_open(error, shown) from error
+    if (directory / "dataset_dict.json").is_file() and not split:
+        saved = sorted(entry.name for entry in directory.iterdir() if (entry / "state.json").is_file())
+        if not saved:
+            raise UserError(f"{shown} is a saved dataset without splits.", "Save it again.")
+        raise UserError(f"{shown} holds the splits {', '.join(saved)}.", f"Name one: {shown}#{saved[-1]}.")
+    if (directory / "dataset_dict.json").is_file() and (directory / split / "state.json").is_file():
+        return _saved_files(directory / split)
+    if (directory / "state.json").is_file():
+        return _saved_files(directory)
+    found = _data_files(directory, shown)
+    splits = {path: split_of(path.relative_to(directory)) for path in found}
+    if split:
+        wanted = SPLIT_NAMES.get(split, split)
+        found = [path for path in found if splits[path] == wanted]
+        if not found:
+            raise UserError(f"{shown} has no file of the split '{one_line(split, 40)}'.", "Check the names in it.")
+    names = sorted({splits[path] for path in found if splits[path]})
+    if len(names) > 1:
+        raise UserError(f"{shown} holds the splits {', '.join(names)}.", f"Name one: {shown}#{names[-1]}.")
+    if not found:
+        raise UserError(f"{shown} is a directory without data files.", "Name a data file, or a directory of them.")
+    endings = sorted({ending(path) for path in found})
+    if len(endings) > 1:
+        raise UserError(f"{shown} holds data files of several kinds ({', '.join(endings)}).", "Name one file in it.")
+    return found
+
+
+def split_reference(path: Path) -> tuple[Path, str]:
+    """A directory and the split in it that ``directory#split`` names; other paths stay as they are."""
+    name, mark, split = path.name.rpartition("#")
+    if not mark or os.path.exists(path):
+        return path, ""
+    directory = path.with_name(name) if name else path.parent
+    return (directory, split) if os.path.isdir(directory) else (path, "")
+
+
+class ShardedRows(RowFile):
+    """The rows of several files, one after the other. A shard without rows is passed over.
+
+    Args:
+        path: The directory, for messages.
+        shards: Its files.
+        open_shard: Opens one.
+
+    Raises:
+        UserError: If the first cannot be read, or none has rows.
+    """
+
+    def __init__(self, path: Path, shards: list[Path], open_shard: Callable[[Path], RowFile]) -> None:
+        self.path = path
+        self._waiting = list(reversed(shards))
+        self._open_shard = open_shard
+        self._sizes = {shard: _size_of(shard) for shard in shards}
+        self._files: list[RowFile] = []
+        self._bases: list[int] = []
+        self._lock = threading.Lock()
+        self._indexing = threading.Lock()
+        self._closed = threading.Event()
+        self._open_next()
+        if not self._files:
+            raise NoRowsError(f"{one_line(str(path))} holds no rows.", "Give files with at least one row.")
+
+    @property
+    def kind(self) -> Kind:
+        """See :class:`~core.data.files.rows.RowFile`."""
+        return self._files[0].kind
+
+    @property
+    def columns(self) -> list[str]:
+        """See :class:`~core.data.files.rows.RowFile`."""
+        return self._files[0].columns
+
+    @property
+    def size(self) -> int:
+        """See :class:`~core.data.files.rows.RowFile`."""
+        return sum(self._sizes.values())
+
+    @property
+    def count_known(self) -> int:
+        """See :class:`~core.data.files.rows.RowFile`."""
+        with self._lock:
+            return self._bases[-1] + self._files[-1].count_known
+
+    @property
+    def complete(self) -> bool:
+        """See :class:`~core.data.files.rows.RowFile`."""
+        return not self._waiting and self._files[-1].complete
+
+    def advance(self) -> tuple[int, int]:
+        """See :class:`~core.data.files.rows.RowFile`."""
+        before = sum(file.size for file in self._files[:-1])
+        if self._closed.is_set():
+            return self.size, self.size
+        if not self._files[-1].complete:
+            return before + self._files[-1].advance()[0], self.size
+        self._open_next()
+        return before, self.size
+
+    def index(self, progress: Progress | None = None) -> None:
+        """See :class:`~core.data.files.rows.RowFile`."""
+        with self._indexing:
+            while not self.complete and not self._closed.is_set():
+                if not self._files[-1].complete:
+                    self._index_last(progress)
+                self._open_next()
+
+    def rows(self, start: int, count: int) -> list[Row]:
+        """See :class:`~core.data.files.rows.RowFile`."""
+        first, last = max(start, 0), min(max(start + count, 0), self.count_known)
+        found: list[Row] = []
+        while first < last:
+            file, base = self._at(first)
+            page = file.rows(first - base, last - first)
+            if not page:
+                break
+            found += [self._placed(row, file, base) for row in page]
+            first += len(page)
+        return found
+
+    def row(self, index: int, limit: int | None = None) -> Row:
+        """See :class:`~core.data.files.rows.RowFile`."""
+        if not 0 <= index < self.count_known:
+            raise IndexError(index)
+        file, base = self._at(index)
+        return self._placed(file.row(index - base, limit), file, base)
+
+    def close(self) -> None:
+        """See :class:`~core.data.files.rows.RowFile`."""
+        with self._lock:
+            self._closed.set()
+            for file in self._files:
+                file.close()
+
+    def _index_last(self, progress: Progress | None) -> None:
+        before = sum(file.size for file in self._files[:-1])
+
+        def report(done: int, _: int) -> None:
+            if progress is not None:
+                progress(before + done, self.size)
+
+        self._files[-1].index(report)
+
+    def _open_next(self) -> None:
+        """Open shards until one has rows, or none is left."""
+        while self._waiting and not self._closed.is_set():
+            try:
+                file = self._open_shard(self._waiting[-1])
+            except NoRowsError:
+                self._waiting.pop()
+                continue
+            with self._lock:
+                if self._closed.is_set():
+                    file.close()
+                    return
+                self._bases.append(self._bases[-1] + self._files[-1].count_known if self._files else 0)
+                self._files.append(file)
+            self._waiting.pop()
+            return
+
+    def _at(self, index: int) -> tuple[RowFile, int]:
+        with self._lock:
+            position = bisect_right(self._bases, index) - 1
+            return self._files[position], self._bases[position]
+
+    def _placed(self, row: Row, file: RowFile, base: int) -> Row:
+        name = str(file.path.relative_to(self.path)) if file.path.is_relative_to(self.path) else file.path.name
+        return dataclasses.replace(row, index=base + row.index, file=name)
+
+
+def _saved_files(directory: Path) -> list[Path]:
+    """The files that a dataset saved by ``datasets`` names in its state."""
+    state = directory / "state.json"
+    try:
+        listed = json.loads(read_small(state, _STATE_LIMIT))["_data_files"]
+        names = [str(item["filename"]) for item in listed]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{one_line(str(state))} is no state of a saved dataset.", "Save the dataset again.") from error
+    if not names:
+        raise UserError(f"{one_line(str(directory))} is a saved dataset without files.", "Save it again.")
+    if any(Path(name).name != name for name in names):
+        raise UserError(f"{one_line(str(state))} names files outside its directory.", "Save the dataset again.")
+    _refuse_many(len(names), one_line(str(directory)))
+    return [directory / name for name in names]
+
+
+def _data_files(directory: Path, shown: str) -> list[Path]:
+    found: list[Path] = []
+    waiting = [(directory, 0)]
+    while waiting:
+        place, depth = waiting.pop()
+        try:
+            entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+        except OSError as error:
+            raise cannot_open(error, one_line(str(place))) from error
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                if depth < _DEEPEST:
+                    waiting.append((Path(entry.path), depth + 1))
+            elif holds_rows(entry.name):
+                found.append(Path(entry.path))
+                _refuse_many(len(found), shown)
+    return sorted(found, key=natural)
+
+
+def _refuse_many(count: int, shown: str) -> None:
+    if count > MOST_SHARDS:
+        raise UserError(f"{shown} holds more than {MOST_SHARDS} data files.", "Join some of them.")
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise cannot_open(error, one_line(str(path))) from error

@@ -1,0 +1,210 @@
+"""One open file for all in this process who want its rows: it is opened, unpacked and indexed once.
+
+Who opens a file gets a handle of its own. The first to ask for all rows finds them, the others wait for it and hear of
+its progress; where the first is closed before the end, the next goes on from there. The file is closed with its last
+handle. Handles share only what is the very same file (device, inode, size, time of modification): one that has been
+replaced or has changed since is opened anew.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from core.data.files.layout import Kind
+from core.data.files.reader import open_files, open_rows
+from core.data.files.rows import Progress, Row, RowFile
+from core.data.files.shards import list_shards, split_reference
+from core.data.files.source import Identity
+from core.errors import UserError
+from core.text import one_line
+
+_Key: TypeAlias = tuple[tuple[str, Identity], ...]
+
+
+class _LeftError(Exception):
+    """Who was finding the rows has been closed."""
+
+
+class _Shared:
+    """What the handles of a file have in common."""
+
+    def __init__(self, key: _Key | None) -> None:
+        self.key = key
+        self.file: RowFile | None = None
+        self.opening = threading.Lock()
+        self.handles = 0
+        self.listeners: list[Progress] = []
+        self.turn = threading.Condition()
+        self.is_indexed_by_someone = False
+
+    def tell(self, done: int, total: int) -> None:
+        """Let all who wait for the rows know how far it is."""
+        with self.turn:
+            listeners = tuple(self.listeners)
+        for listener in listeners:
+            listener(done, total)
+
+
+_lock = threading.Lock()
+_known: dict[_Key, _Shared] = {}
+
+
+def open_shared(path: Path, files: Sequence[Path] = ()) -> RowFile:
+    """Open a dataset as :func:`~core.data.files.reader.open_rows` does, together with others who have it open.
+
+    Args:
+        path: As there, or the directory of ``files``.
+        files: Those of the directory that are read; empty for what ``path`` says by itself.
+
+    Raises:
+        UserError: As :func:`~core.data.files.reader.open_rows`.
+    """
+    key = _key_of(path, files)
+    with _lock:
+        shared = (_known.get(key) if key is not None else None) or _Shared(key)
+        if key is not None:
+            _known[key] = shared
+        shared.handles += 1
+    try:
+        with shared.opening:
+            if shared.file is None:
+                shared.file = open_files(path, files) if files else open_rows(path)
+            return SharedRows(shared, shared.file)
+    except BaseException:
+        _let_go(shared)
+        raise
+
+
+def _key_of(path: Path, files: Sequence[Path]) -> _Key | None:
+    """The files as they are now; None where that cannot be told, and whoever opens them says why."""
+    try:
+        directory, split = split_reference(path)
+        names = list(files) or (list_shards(directory, split) if directory.is_dir() else [path])
+        return tuple((str(name.absolute()), Identity.of(name.stat())) for name in names)
+    except (OSError, ValueError, UserError):
+        return None
+
+
+def _let_go(shared: _Shared) -> None:
+    with _lock:
+        shared.handles -= 1
+        if shared.handles:
+            return
+        if shared.key is not None and _known.get(shared.key) is shared:
+            del _known[shared.key]
+    if shared.file is not None:
+        shared.file.close()
+
+
+class SharedRows(RowFile):
+    """One handle of a shared file. Made by :func:`open_shared`; closing it does not disturb the others."""
+
+    def __init__(self, shared: _Shared, file: RowFile) -> None:
+        self.path = file.path
+        self._shared = shared
+        self._file = file
+        self._closing = threading.Lock()
+        self._is_closed = False
+
+    @property
+    def kind(self) -> Kind:
+        """See :class:`~core.data.files.rows.RowFile`."""
+        return self._file.kind
+
+    @property
+    def columns(self) -> list[str]:
+        """See :class:`~core.data.files.rows.RowFile`."""
+        return self._file.columns
+
+    @property
+    def size(self) -> int:
+        """See :class:`~core.data.files.rows.RowFile`."""
+        return self._file.size
+
+    @property
+    def count_known(self) -> int:
+        """See :class:`~core.data.files.rows.RowFile`."""
+        return self._file.count_known
+
+    @property
+    def complete(self) -> bool:
+        """See :class:`~core.data.files.rows.RowFile`."""
+        return self._file.complete
+
+    def advance(self) -> tuple[int, int]:
+        """See :class:`~core.data.files.rows.RowFile`."""
+        if not self._take_turn():
+            return self.size, self.size
+        try:
+            return self._file.advance()
+        finally:
+            self._end_turn()
+
+    def index(self, progress: Progress | None = None) -> None:
+        """See :class:`~core.data.files.rows.RowFile`."""
+        shared = self._shared
+        if progress is not None:
+            with shared.turn:
+                shared.listeners.append(progress)
+        try:
+            if self._take_turn():
+                try:
+                    self._file.index(self._report(shared.tell))
+                except _LeftError:
+                    return
+                finally:
+                    self._end_turn()
+        finally:
+            if progress is not None:
+                with shared.turn:
+                    shared.listeners.remove(progress)
+
+    def _report(self, tell: Progress) -> Callable[[int, int], None]:
+        def report(done: int, total: int) -> None:
+            if self._is_closed:
+                raise _LeftError
+            tell(done, total)
+
+        return report
+
+    def _take_turn(self) -> bool:
+        """Wait until no other handle looks for rows; false once this one is closed."""
+        shared = self._shared
+        with shared.turn:
+            shared.turn.wait_for(lambda: self._is_closed or not shared.is_indexed_by_someone)
+            if self._is_closed:
+                return False
+            shared.is_indexed_by_someone = True
+            return True
+
+    def _end_turn(self) -> None:
+        with self._shared.turn:
+            self._shared.is_indexed_by_someone = False
+            self._shared.turn.notify_all()
+
+    def rows(self, start: int, count: int) -> list[Row]:
+        """See :class:`~core.data.files.rows.RowFile`."""
+        self._refuse_closed()
+        return self._file.rows(start, count)
+
+    def row(self, index: int, limit: int | None = None) -> Row:
+        """See :class:`~core.data.files.rows.RowFile`."""
+        self._refuse_closed()
+        return self._file.row(index, limit)
+
+    def _refuse_closed(self) -> None:
+        if self._is_closed:
+            raise UserError(f"{one_line(str(self.path))} has been closed.", "Open it again.")
+
+    def close(self) -> None:
+        """See :class:`~core.data.files.rows.RowFile`."""
+        with self._closing:
+            if self._is_closed:
+                return
+            self._is_closed = True
+        with self._shared.turn:
+            self._shared.turn.notify_all()
+        _let_go(self._shared)

@@ -1,0 +1,223 @@
+"""Open a dataset file, or say in one sentence why it is none."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from core.data.files.layout import HEAD_BYTES, READ, Kind, Layout, is_column_arrays, recognize
+from core.errors import UserError
+from core.text import one_line
+
+__all__ = ["READ", "FileChangedError", "Identity", "Kind", "Layout", "Packing", "Source", "open_source"]
+
+#: How a file is packed: nothing to undo, compressed, a table in binary form (``columns``: a JSON object of arrays), or
+#: one of these compressed; ``json`` stands for JSON of any layout, which shows when it is unpacked.
+Packing = Literal[
+    "",
+    "gzip",
+    "zstd",
+    "parquet",
+    "arrow",
+    "columns",
+    "gzip+parquet",
+    "gzip+arrow",
+    "gzip+json",
+    "zstd+parquet",
+    "zstd+arrow",
+    "zstd+json",
+]
+#: The packings of tables, which have no lines.
+TABLES: frozenset[Packing] = frozenset(
+    {"parquet", "arrow", "columns", "gzip+parquet", "gzip+arrow", "zstd+parquet", "zstd+arrow"}
+)
+
+_COMPRESSED: dict[str, Packing] = {".gz": "gzip", ".gzip": "gzip", ".zst": "zstd", ".zstd": "zstd"}
+_COLUMNAR: dict[str, Packing] = {".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"}
+_BOTH: dict[tuple[str, str], Packing] = {
+    ("gzip", "parquet"): "gzip+parquet",
+    ("gzip", "arrow"): "gzip+arrow",
+    ("gzip", "json"): "gzip+json",
+    ("zstd", "parquet"): "zstd+parquet",
+    ("zstd", "arrow"): "zstd+arrow",
+    ("zstd", "json"): "zstd+json",
+}
+_PACKED_MAGIC: tuple[tuple[bytes, Packing], ...] = (
+    (b"\x1f\x8b", "gzip"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"PAR1", "parquet"),
+    (b"ARROW1", "arrow"),
+    (b"\xff\xff\xff\xff", "arrow"),
+)
+# What people do have, and how it is turned into something that is read.
+_FOREIGN_SUFFIXES = {
+    **dict.fromkeys([".bz2", ".xz", ".zip", ".tar", ".tgz", ".7z"], "an archive"),
+    **dict.fromkeys([".xls", ".xlsx", ".ods"], "a spreadsheet"),
+    **dict.fromkeys([".md", ".yaml", ".yml", ".toml", ".xml", ".pdf", ".html"], "a document, not a table of rows"),
+}
+_FOREIGN_MAGIC = (
+    (b"BZh", "an archive"),
+    (b"\xfd7zXZ\x00", "an archive"),
+    (b"PK\x03\x04", "an archive or a spreadsheet"),
+)
+_CONVERT = {
+    "an archive": "Decompress it first",
+    "a spreadsheet": "Save it as CSV first",
+    "an archive or a spreadsheet": "Decompress it, or save it as CSV, first",
+}
+_SPECIAL = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+class FileChangedError(UserError):
+    """The file is not the one that was opened; opening it again reads the new one."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What tells whether a file is still the same."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Identity:
+        """From a ``stat``."""
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@dataclass(frozen=True)
+class Source:
+    """An open, regular, readable file of a kind that is read. Whoever opened it closes ``descriptor``.
+
+    Args:
+        path: Where it is.
+        descriptor: Open for reading.
+        identity: As it was opened.
+        packing: What has to be undone before there are rows to see.
+        suffix: Ending of the name, in lower case; of a compressed file, the one before.
+        layout: How the rows lie in it; None where it is packed.
+    """
+
+    path: Path
+    descriptor: int
+    identity: Identity
+    packing: Packing
+    suffix: str
+    layout: Layout | None
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.identity.size
+
+    @property
+    def shown(self) -> str:
+        """The path, safe to print."""
+        return one_line(str(self.path))
+
+    def refuse_changed(self) -> None:
+        """Look whether it is still the same file.
+
+        Raises:
+            FileChangedError: If it is gone, replaced or changed.
+        """
+        try:
+            now = Identity.of(self.path.stat())
+        except OSError:
+            raise self.changed("is gone") from None
+        if now == self.identity:
+            return
+        if (now.device, now.inode) != (self.identity.device, self.identity.inode):
+            raise self.changed("has been replaced")
+        raise self.changed("has become shorter" if now.size < self.identity.size else "has changed")
+
+    def changed(self, what: str) -> FileChangedError:
+        """The error for a file that is another one now."""
+        return FileChangedError(f"{self.shown} {what} since it was opened.", "Open it again.")
+
+
+def open_source(path: Path) -> Source:
+    """Open a dataset file; never blocks on a pipe, never touches a device.
+
+    Raises:
+        UserError: If it is missing, a directory or special, unreadable, empty, not text or of a kind that is not read.
+    """
+    shown = one_line(str(path))
+    try:
+        _refuse_special(path.stat(), shown)
+        # Non-blocking, so that a pipe put there in between cannot hold us.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        raise cannot_open(error, shown) from error
+    try:
+        status = os.fstat(descriptor)
+        _refuse_special(status, shown)
+        head = os.pread(descriptor, HEAD_BYTES, 0)
+        packing, suffix = _packing(path, head, shown)
+        layout = None if packing else recognize(suffix, head, shown)
+    except OSError as error:
+        os.close(descriptor)
+        raise cannot_open(error, shown) from error
+    except UserError:
+        os.close(descriptor)
+        raise
+    return Source(path, descriptor, Identity.of(status), packing, suffix, layout)
+
+
+def cannot_open(error: OSError | ValueError, shown: str) -> UserError:
+    """Why a path cannot be opened, in a sentence."""
+    code = error.errno if isinstance(error, OSError) else errno.EINVAL
+    if code in (errno.ENOENT, errno.ENOTDIR):
+        return UserError(f"There is no file at {shown}.", "Check the path.")
+    if code == errno.ELOOP:
+        return UserError(f"{shown} is a symbolic link that leads back to itself.", "Name the file itself.")
+    if code in (errno.EACCES, errno.EPERM):
+        return UserError(f"{shown} may not be read by you.", "Mend its permissions, or copy it.")
+    reason = os.strerror(code or errno.EIO)
+    return UserError(f"{shown} cannot be read: {reason}.", "Check the path and the disk it is on.")
+
+
+def _refuse_special(status: os.stat_result, shown: str) -> None:
+    if stat.S_ISREG(status.st_mode):
+        return
+    noun = next((noun for test, noun in _SPECIAL if test(status.st_mode)), "no regular file")
+    hint = "Name the data file in it." if noun == "a directory" else "Copy its contents to a file and name that."
+    raise UserError(f"{shown} is {noun}, not a data file.", hint)
+
+
+def _packing(path: Path, head: bytes, shown: str) -> tuple[Packing, str]:
+    """How the file is packed, and the ending that tells what is inside."""
+    if not head:
+        raise UserError(f"{shown} is empty.", "Give a file with at least one row.")
+    suffix = path.suffix.lower()
+    packing = next((packing for magic, packing in _PACKED_MAGIC if head.startswith(magic)), None)
+    if packing in ("gzip", "zstd"):
+        inner = Path(path.stem).suffix.lower() if suffix in _COMPRESSED else suffix
+        if inner == ".tar":
+            raise UserError(f"{shown} is a compressed {inner[1:]} file.", f"Decompress it first: {READ}.")
+        if inner in _COLUMNAR:
+            return _BOTH[packing, _COLUMNAR[inner]], ".jsonl"
+        return (_BOTH[packing, "json"], inner) if inner == ".json" else (packing, inner)
+    if packing is not None:
+        return packing, ".jsonl"
+    expected = _COMPRESSED.get(suffix) or _COLUMNAR.get(suffix)
+    if expected:
+        raise UserError(
+            f"{shown} is no {expected} file, whatever its name says.", "It is damaged, or has the wrong ending."
+        )
+    noun = next((noun for magic, noun in _FOREIGN_MAGIC if head.startswith(magic)), _FOREIGN_SUFFIXES.get(suffix))
+    if noun:
+        raise UserError(f"{shown} is {noun}.", f"{_CONVERT.get(noun, 'Convert it first')}: {READ}.")
+    return ("columns" if suffix == ".json" and is_column_arrays(head) else ""), suffix

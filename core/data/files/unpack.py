@@ -1,0 +1,351 @@
+"""The helper process that turns a packed file into text: ``python -m core.data.files.unpack PACKING SOURCE SPOOL``.
+
+It decompresses gzip and zstd, and writes Parquet, Arrow and JSON objects of arrays as JSON Lines. It is a process of
+its own because pyarrow brings numpy with it, which the app does not load, and because a damaged or malicious file may
+then crash or fill its memory without harm to anyone else.
+
+It reads from the descriptor SOURCE, appends to SPOOL, and works only when asked: for each line on standard input it
+unpacks some megabytes more and answers with one JSON object, ``{"bytes", "done", "end"}`` or ``{"error", "hint"}``. It
+ends when standard input does.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+import tempfile
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from core.data.files.layout import HEAD_BYTES, is_column_arrays
+from core.helper import tie_to_parent
+from core.paths import home, make_private_dir
+from core.sandbox.limits import TimeLimitError, confine, cpu_limit
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: Bytes written for each request.
+PORTION = 4 << 20
+#: A file may become this many times larger, once its text is beyond ``FREE_BYTES``.
+LARGEST_RATIO = 250
+FREE_BYTES = 256 << 20
+#: And this many bytes in any case.
+LARGEST_BYTES = 128 << 30
+#: Bytes that are left on the disk.
+RESERVE = 512 << 20
+
+#: Processor time for a portion. Of a compressed table all is unpacked before the first row is read.
+_PORTION_SECONDS = 600
+
+_READ = 1 << 20
+_MEMORY_LIMIT = 4 << 30
+_COLUMN_ARRAYS_LIMIT = 256 << 20
+_BATCH_BYTES = 16 << 20
+_BATCH_ROWS = 1024
+# Batches that are read before the first of them is written.
+_AHEAD = 2
+_DAMAGED = "Get the file again, or write it again."
+
+
+class UnpackError(Exception):
+    """What is wrong with the file, to be put behind its name; and what to do."""
+
+    def __init__(self, message: str, hint: str = _DAMAGED) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+def gunzip(file: BinaryIO) -> Iterator[bytes]:
+    """The members of a gzip file, one after the other."""
+    machine = zlib.decompressobj(31)
+    data = file.read(_READ)
+    while data:
+        try:
+            yield machine.decompress(data, _READ)
+        except zlib.error as error:
+            raise UnpackError(f"is damaged: {error}") from error
+        data = machine.unconsumed_tail or (b"" if machine.eof else file.read(_READ))
+        if machine.eof:
+            # Another member may follow; so may the zeros that tapes are filled up with.
+            data = (machine.unused_data or file.read(_READ)).lstrip(b"\0")
+            if data:
+                machine = zlib.decompressobj(31)
+    if not machine.eof:
+        # What is left inside comes out before the end is missed.
+        yield machine.flush()
+        raise UnpackError("ends in the middle of its gzip data")
+
+
+def unzstd(file: BinaryIO) -> Iterator[bytes]:
+    """The frames of a zstd file, one after the other."""
+    import pyarrow as pa
+
+    try:
+        with pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd") as stream:
+            while piece := stream.read(_READ):
+                yield piece
+    except (OSError, pa.ArrowException) as error:
+        raise UnpackError(f"is damaged: {_first_line(error)}") from error
+
+
+def parquet_lines(file: BinaryIO) -> Iterator[tuple[bytes, float]]:
+    """The rows of a Parquet file as JSON Lines, some at a time, each time with the share of the file that is done."""
+    yield from _converted(_parquet_batches(file))
+
+
+def _parquet_batches(file: BinaryIO) -> Iterator[tuple[pa.RecordBatch, float]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(file, pre_buffer=False)
+        _refuse_twins(table.schema_arrow.names)
+        total, done = max(table.metadata.num_rows, 1), 0
+        for group in range(table.num_row_groups):
+            about = table.metadata.row_group(group)
+            each = max(about.total_byte_size // max(about.num_rows, 1), 1)
+            size = max(min(_BATCH_BYTES // each, _BATCH_ROWS), 1)
+            for batch in table.iter_batches(batch_size=size, row_groups=[group], use_threads=False):
+                done += batch.num_rows
+                for part in _parts(batch):
+                    yield part, done / total
+    except (OSError, pa.ArrowException) as error:
+        raise UnpackError(f"cannot be read as Parquet: {_first_line(error)}") from error
+
+
+def arrow_lines(file: BinaryIO) -> Iterator[tuple[bytes, float]]:
+    """The rows of an Arrow file or stream as :func:`parquet_lines` has them."""
+    yield from _converted(_arrow_batches(file))
+
+
+def _arrow_batches(file: BinaryIO) -> Iterator[tuple[pa.RecordBatch, float]]:
+    import pyarrow as pa
+
+    size = max(os.fstat(file.fileno()).st_size, 1)
+    is_file = file.read(6) == b"ARROW1"
+    file.seek(0)
+    try:
+        reader = pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
+        _refuse_twins(reader.schema.names)
+        count = reader.num_record_batches if is_file else 0
+        batches = map(reader.get_batch, range(count)) if is_file else iter(reader)
+        for number, batch in enumerate(batches, 1):
+            share = number / count if is_file else file.tell() / size
+            for part in _parts(batch):
+                yield part, share
+    except (OSError, pa.ArrowException) as error:
+        raise UnpackError(f"cannot be read as Arrow: {_first_line(error)}") from error
+
+
+def _parts(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """A batch in parts of a bounded size: it may be all of a file."""
+    each = max(batch.nbytes // max(batch.num_rows, 1), 1)
+    step = max(min(_BATCH_BYTES // each, _BATCH_ROWS), 1)
+    return (batch.slice(start, step) for start in range(0, batch.num_rows, step))
+
+
+def _converted(batches: Iterator[tuple[pa.RecordBatch, float]]) -> Iterator[tuple[bytes, float]]:
+    """Batches as JSON Lines, each written by a thread while the next one is read; pyarrow lets both run."""
+    import pyarrow as pa
+
+    from core.data.files.arrow_text import json_lines
+
+    # Batches come and go in one size; the pool of pyarrow's own keeps tens of megabytes more for them.
+    pa.set_memory_pool(pa.system_memory_pool())
+    waiting: deque[tuple[Future[bytes], float]] = deque()
+    failure: Exception | None = None
+    with ThreadPoolExecutor(1) as pool:
+        while True:
+            try:
+                batch, share = next(batches)
+            except StopIteration:
+                break
+            except Exception as error:  # of a damaged file; what precedes the damage comes out first
+                failure = error
+                break
+            waiting.append((pool.submit(json_lines, batch, plain), share))
+            if len(waiting) > _AHEAD:
+                done, share = waiting.popleft()
+                yield done.result(), share
+        for done, share in waiting:
+            yield done.result(), share
+    if failure is not None:
+        raise failure
+
+
+def column_lines(file: BinaryIO) -> Iterator[tuple[bytes, float]]:
+    """The rows of a JSON object of arrays, a column each, as JSON Lines."""
+    if os.fstat(file.fileno()).st_size > _COLUMN_ARRAYS_LIMIT:
+        raise UnpackError("is a JSON object of arrays of more than 268 MB", "Write it as JSON Lines.")
+    try:
+        columns = json.loads(file.read().decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UnpackError(f"is not JSON: {_first_line(error)}", "Mend it, or write it as JSON Lines.") from error
+    if not isinstance(columns, dict) or not all(isinstance(value, list) for value in columns.values()):
+        raise UnpackError("is one JSON object, and not all of its values are arrays", "Write one object a line.")
+    lengths = {len(value) for value in columns.values()}
+    if len(lengths) > 1:
+        raise UnpackError(
+            f"has columns of different lengths, from {min(lengths)} to {max(lengths)} rows", "Write one object a line."
+        )
+    names, total = list(columns), max(lengths, default=0)
+    for start in range(0, total, _BATCH_ROWS):
+        pages = (columns[name][start : start + _BATCH_ROWS] for name in names)
+        rows = [dict(zip(names, cells, strict=True)) for cells in zip(*pages, strict=True)]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        # Lone surrogates cannot be in UTF-8; JSON can spell them, so that the row is reported and not the file.
+        yield text.encode("utf-8", "backslashreplace"), min(start + _BATCH_ROWS, total) / total
+
+
+_TABLES = {"parquet": parquet_lines, "arrow": arrow_lines, "columns": column_lines}
+
+
+def portions(packing: str, file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """What the file unpacks to, piece by piece, each with the bytes of the file that are done.
+
+    Raises:
+        UnpackError: If it is damaged.
+    """
+    size = os.fstat(file.fileno()).st_size
+    compression, _, inner = packing.partition("+")
+    if compression in _TABLES:
+        for text, share in _TABLES[compression](file):
+            yield text, int(share * size)
+        return
+
+    def done() -> int:
+        return size if file.closed else file.tell()  # pyarrow closes it at its end
+
+    pieces = gunzip(file) if compression == "gzip" else unzstd(file)
+    if inner == "json":
+        # Whether it is an object of arrays shows at its beginning.
+        first = b""
+        for piece in pieces:
+            first += piece
+            if len(first) >= HEAD_BYTES:
+                break
+        pieces = itertools.chain([first], pieces)
+        inner = "columns" if is_column_arrays(first) else ""
+    if not inner:
+        for piece in pieces:
+            yield piece, done()
+        return
+    with tempfile.TemporaryFile(dir=make_private_dir(home() / "cache")) as table:
+        # A table is read from its end, so it has to be whole first.
+        whole = Spool(table.fileno())
+        for piece in pieces:
+            whole.write(piece, done())
+            yield b"", 0
+        table.seek(0)
+        for text, share in _TABLES[inner](table):
+            yield text, int(share * size)
+
+
+def plain(value: Any) -> Any:
+    """What JSON has no notion of, as a text."""
+    if isinstance(value, (bytes, bytearray)):
+        return f"<{len(value)} bytes>"
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    return list(value) if isinstance(value, (set, tuple)) else str(value)
+
+
+class Spool:
+    """Where the text goes, within bounds."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.written = 0
+
+    def write(self, piece: bytes, done: int) -> None:
+        """Append a piece.
+
+        Raises:
+            UnpackError: If the text grows beyond reason, or the disk has no room for it.
+        """
+        written = self.written + len(piece)
+        too_dense = written > FREE_BYTES and written > LARGEST_RATIO * max(done, 1)
+        if too_dense or written > LARGEST_BYTES:
+            raise UnpackError(
+                f"unpacks to more than {written / 1e9:.1f} GB from {done / 1e6:.3g} MB, which no dataset does",
+                "If it is one, decompress it yourself.",
+            )
+        disk = os.fstatvfs(self._descriptor)
+        if disk.f_bavail * disk.f_frsize < len(piece) + RESERVE:
+            raise UnpackError("unpacks to more than the disk of LOCALTUNE_HOME has room for", "Free some space on it.")
+        view = memoryview(piece)
+        while view:
+            view = view[os.write(self._descriptor, view) :]
+        self.written = written
+
+
+def serve(packing: str, source: int, spool: Spool) -> None:
+    """Answer requests until the file or standard input ends."""
+    with os.fdopen(source, "rb") as file:
+        pieces = portions(packing, file)
+        for _ in sys.stdin.buffer:
+            begun, done, end = spool.written, 0, False
+            try:
+                with cpu_limit(_PORTION_SECONDS):
+                    while spool.written - begun < PORTION:
+                        piece = next(pieces, None)
+                        if piece is None:
+                            end = True
+                            break
+                        done = piece[1]
+                        spool.write(*piece)
+            except UnpackError as error:
+                _answer({"bytes": spool.written, "error": str(error), "hint": error.hint})
+                return
+            except TimeLimitError:
+                reason = f"takes more than {_PORTION_SECONDS} s for {PORTION >> 20} MiB of text"
+                _answer({"bytes": spool.written, "error": reason, "hint": _DAMAGED})
+                return
+            except MemoryError:
+                _answer({"bytes": spool.written, "error": "needs more memory than it may have", "hint": _DAMAGED})
+                return
+            except OSError as error:
+                reason = os.strerror(error.errno) if error.errno else str(error)
+                _answer({"bytes": spool.written, "error": f"cannot be unpacked: {reason}", "hint": "Check the disk."})
+                return
+            except Exception as error:  # a damaged file makes pyarrow raise what it likes
+                reason = f"cannot be read: {_first_line(error)}"
+                _answer({"bytes": spool.written, "error": reason, "hint": _DAMAGED})
+                return
+            _answer({"bytes": spool.written, "done": done, "end": end})
+            if end:
+                return
+
+
+def _answer(values: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(values) + "\n")
+    sys.stdout.flush()
+
+
+def _refuse_twins(names: list[str]) -> None:
+    if len(set(names)) < len(names):
+        twice = next(name for position, name in enumerate(names) if name in names[:position])
+        raise UnpackError(f"has two columns called '{twice[:60]}'", "Give each column a name of its own.")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
+
+
+def main(arguments: list[str]) -> int:
+    """Run the helper."""
+    packing, source, spool = arguments[0], int(arguments[1]), int(arguments[2])
+    tie_to_parent()
+    confine(_MEMORY_LIMIT)
+    serve(packing, source, Spool(spool))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

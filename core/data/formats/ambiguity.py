@@ -1,0 +1,56 @@
+"""Whether a file may be read in more than one way, so that its user must say which is meant."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from core.data.files.rows import Row
+from core.data.formats.detect import Detection
+from core.data.formats.shapes import FITS, Format, format_of
+
+#: Share of the rows that must be of another format for the file to be called mixed.
+MIXED_SHARE = 0.05
+# Formats of which the one says nothing that the other does not: a column of text beside a conversation is mostly its
+# rendering, and answers with a label are also answers.
+_COMPATIBLE: tuple[frozenset[Format], ...] = (
+    frozenset({"messages", "sharegpt"}),
+    frozenset({"alpaca", "prompt_completion"}),
+)
+
+
+def find_ambiguity(rows: Iterable[Row], detection: Detection, wanted: str = "auto") -> str:
+    """Why it is not clear how rows are read, one sentence; empty where it is, or where the user has said it.
+
+    Args:
+        rows: The first rows.
+        detection: How they are going to be read.
+        wanted: ``data.format``.
+    """
+    if wanted != "auto" or detection.columns is not None:
+        return ""
+    readable = [row.data for row in rows if row.data is not None]
+    votes = Counter(found for data in readable if (found := format_of(data)) is not None)
+    others = [(name, count) for name, count in votes.most_common() if not _same(name, detection.format)]
+    if others and others[0][1] > MIXED_SHARE * len(readable):
+        name, count = others[0]
+        return (
+            f"{votes[detection.format]} of the first {len(readable)} rows are {detection.format}, {count} are {name}."
+        )
+    for data in readable:
+        if second := _second_reading(data, detection.format):
+            return f"The rows have the columns of {detection.format} and those of {second}."
+    return ""
+
+
+def _second_reading(data: Mapping[str, Any], chosen: Format) -> str:
+    """Another conversation that a row holds, in columns of its own."""
+    if chosen not in ("messages", "sharegpt") or not FITS[chosen](data):
+        return ""
+    structured: tuple[Format, ...] = ("alpaca", "prompt_completion")
+    return next((name for name in structured if FITS[name](data)), "")
+
+
+def _same(one: Format, other: Format) -> bool:
+    return one == other or any({one, other} <= group for group in _COMPATIBLE)

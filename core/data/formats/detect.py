@@ -1,0 +1,217 @@
+"""Which of the usual dataset formats a file has, and a row of it as an example."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from core.data.conversation import Example, RowError
+from core.data.files.rows import Row
+from core.data.formats.mapping import ColumnMap, missing_columns
+from core.data.formats.shapes import COMPARED, FITS, FORMATS, LEARNED, READERS, Format, Objective, format_of
+from core.errors import UserError
+from core.text import one_line
+
+__all__ = [
+    "FORMATS",
+    "SAMPLE",
+    "Detection",
+    "Format",
+    "choose",
+    "detect",
+    "refuse_untrainable",
+    "row_example",
+    "to_example",
+]
+
+#: Rows looked at to recognize a format.
+SAMPLE = 200
+
+_KNOWN_COLUMNS = (
+    *("messages", "conversations", "instruction", "input", "context", "output", "response"),
+    *("prompt", "completion", "question", "answer", "text", "system", "history"),
+    *("chosen", "rejected", "label", "input_ids"),
+)
+#: Formats that a map of columns may be asked to be as well, as they are read alike.
+_ALIKE: dict[str, tuple[str, ...]] = {
+    "messages": ("messages", "sharegpt"),
+    "prompt_completion": ("prompt_completion", "alpaca"),
+}
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What was recognized, and why, in one sentence.
+
+    Args:
+        format: How the rows are read.
+        reason: Why.
+        columns: The columns that were named by hand, if they were.
+    """
+
+    format: Format
+    reason: str
+    columns: ColumnMap | None = None
+
+    def example(self, row: Row) -> Example:
+        """A row as an example; see :func:`row_example`."""
+        return row_example(row, self.format, self.columns)
+
+
+def detect(rows: Iterable[Row], source: str = "The file") -> Detection:
+    """Recognize the format from the first rows that can be read: what most of them fit.
+
+    Args:
+        rows: Rows, of which the first 200 are looked at.
+        source: What the rows come from, for messages.
+
+    Raises:
+        UserError: If no row can be read or none fits; the message names the columns, the hint the nearest known one.
+    """
+    readable = _readable(rows, source)
+    votes: dict[Format, int] = {}
+    for data in readable:
+        if (found := format_of(data)) is not None:
+            votes[found] = votes.get(found, 0) + 1
+    if not votes:
+        raise _unknown_columns(readable[0], source)
+    winner = max(votes, key=lambda name: votes[name])
+    return Detection(winner, f"{_share(votes[winner], len(readable))} {FORMATS[winner]}.")
+
+
+def choose(
+    rows: Iterable[Row], wanted: str = "auto", source: str = "The file", columns: ColumnMap | None = None
+) -> Detection:
+    """The format that the configuration asks for, or what :func:`detect` finds where it says ``auto``.
+
+    Args:
+        rows: Rows, of which the first 200 are looked at.
+        wanted: A format, or ``auto``.
+        source: What the rows come from, for messages.
+        columns: The columns named by hand; they decide the format.
+
+    Raises:
+        UserError: As :func:`detect`, or if not one row is of the wanted format or has the named columns.
+    """
+    if columns is not None:
+        return _choose_by_columns(rows, wanted, source, columns)
+    if wanted == "auto":
+        return detect(rows, source)
+    readable = _readable(rows, source)
+    chosen = next((name for name in FORMATS if name == wanted), None)
+    if chosen is None:
+        raise UserError(f"There is no format {one_line(wanted, 60)}.", f"The formats are {', '.join(FORMATS)}.")
+    if not any(FITS[chosen](data) for data in readable):
+        error = _unknown_columns(readable[0], source)
+        raise UserError(f"{error.message[:-1]}, and {chosen} needs {FORMATS[chosen]}.", error.hint)
+    return Detection(chosen, f"The configuration says {chosen}: {FORMATS[chosen]}.")
+
+
+def refuse_untrainable(detection: Detection, source: str, objective: Objective) -> None:
+    """Refuse rows that a run with this objective cannot learn from.
+
+    Args:
+        detection: How the rows are read.
+        source: What they come from, for messages.
+        objective: As ``train.objective``.
+
+    Raises:
+        UserError: For preference pairs and labeled answers where others are learned, and the other way around.
+    """
+    noun = COMPARED.get(detection.format)
+    wanted = LEARNED.get(objective)
+    if wanted is None and noun is not None:
+        raise UserError(
+            f"{source} holds {noun}, and train.objective is sft, which learns answers as they are.",
+            "Set train.objective = dpo or orpo. To train on the good answers alone, name them: "
+            'data.columns = {user = "prompt", assistant = "chosen"}.'
+            if detection.format == "preference"
+            else "Set train.objective = kto. To train on all answers alike: "
+            'data.columns = {user = "prompt", assistant = "completion"}.',
+        )
+    if wanted is not None and detection.format != wanted:
+        held = noun or f"rows of the format {detection.format}"
+        fitting = "kto" if detection.format == "kto" else "dpo" if detection.format == "preference" else "sft"
+        raise UserError(
+            f"{source} holds {held}, and train.objective is {objective}, which learns from {COMPARED[wanted]}.",
+            f"Give it {FORMATS[wanted]}, or set train.objective = {fitting}.",
+        )
+
+
+def row_example(row: Row, format: Format, columns: ColumnMap | None = None) -> Example:  # noqa: A002
+    """A row of a file as an example; an unreadable one raises its own error.
+
+    Raises:
+        RowError: As :func:`to_example`, or with the row's own code.
+    """
+    if row.data is None:
+        raise RowError(row.code, row.error)
+    return to_example(row.data if columns is None else columns.apply(row.data), format)
+
+
+def to_example(data: Mapping[str, Any], format: Format) -> Example:  # noqa: A002
+    """One row's columns as an example, checked.
+
+    Raises:
+        RowError: With a code from the list in :class:`~core.data.conversation.RowError`.
+    """
+    return READERS[format](data)
+
+
+def _choose_by_columns(rows: Iterable[Row], wanted: str, source: str, columns: ColumnMap) -> Detection:
+    allowed = ("auto", *_ALIKE.get(columns.format, (columns.format,)))
+    if wanted not in allowed:
+        raise UserError(
+            f"data.columns describes rows of the format {columns.format}, and data.format says {one_line(wanted, 60)}.",
+            "Remove one of the two.",
+        )
+    if (error := missing_columns(columns, _readable(rows, source), source)) is not None:
+        raise error
+    return Detection(columns.format, f"The columns are named: {columns.describe()}.", columns)
+
+
+def _readable(rows: Iterable[Row], source: str) -> list[Mapping[str, Any]]:
+    readable: list[Mapping[str, Any]] = []
+    first_error: Row | None = None
+    for seen, row in enumerate(rows):
+        if seen >= SAMPLE:
+            break
+        if row.data is not None:
+            readable.append(row.data)
+        elif first_error is None:
+            first_error = row
+    if readable:
+        return readable
+    if first_error is None:
+        raise UserError(f"{source} has no rows.", "Give a file with at least one row.")
+    raise UserError(
+        f"{source} has no row that can be read: {first_error.place}: {one_line(first_error.error, 300)}",
+        "Each row must be one JSON object, or one record of a CSV with a header.",
+    )
+
+
+def _share(count: int, total: int) -> str:
+    if total == 1:
+        return "The first row has"
+    return f"Each of the first {total} rows has" if count == total else f"{count} of the first {total} rows have"
+
+
+def _unknown_columns(data: Mapping[str, Any], source: str) -> UserError:
+    columns = [str(key) for key in data]
+    shown = ", ".join(one_line(name, 40) for name in columns[:12]) + (", …" if len(columns) > 12 else "")
+    message = f"{source} has rows of no known format: their columns are {shown or 'none'}."
+    for name in columns:
+        known = _nearest_column(name)
+        if known is not None and known not in columns:
+            return UserError(message, f"Did you mean {known}? Rename the column {one_line(name, 40)}.")
+    every = "; ".join(f"{name} ({description})" for name, description in FORMATS.items())
+    return UserError(message, f"Name the columns in data.columns. The formats read as they are: {every}.")
+
+
+def _nearest_column(name: str) -> str | None:
+    if name in _KNOWN_COLUMNS:
+        return None
+    found = difflib.get_close_matches(name.strip().lower()[:40], _KNOWN_COLUMNS, n=1, cutoff=0.75)
+    return found[0] if found else None

@@ -1,0 +1,191 @@
+"""Columns named by hand: which column of a row plays which part."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast, get_args
+
+from core.data.conversation import RowError
+from core.data.formats.shapes import Format
+from core.data.formats.turns import CALL_ROLE, parsed
+from core.errors import UserError
+from core.text import one_line
+
+ColumnRole = Literal[
+    "messages",
+    "user",
+    "assistant",
+    "context",
+    "system",
+    "history",
+    "tools",
+    "text",
+    "chosen",
+    "rejected",
+    "label",
+    "input_ids",
+    "labels",
+    "role",
+    "content",
+    "train",
+    "user_role",
+    "assistant_role",
+    "system_role",
+    "tool_role",
+    "call_role",
+]
+
+ROLES: tuple[ColumnRole, ...] = get_args(ColumnRole)
+#: What is no column but a key inside a message, or the name of a speaker.
+_KEYS: tuple[ColumnRole, ...] = ("role", "content", "train")
+_SPEAKERS: dict[ColumnRole, str] = {
+    "user_role": "user",
+    "assistant_role": "assistant",
+    "system_role": "system",
+    "tool_role": "tool",
+    "call_role": CALL_ROLE,
+}
+_OPTIONAL: frozenset[ColumnRole] = frozenset({"context", "system", "history", "tools", "labels"})
+#: What each column is called in the format that reads it.
+_CANONICAL: dict[ColumnRole, str] = {"user": "prompt", "assistant": "completion"}
+
+
+@dataclass(frozen=True)
+class ColumnMap:
+    """Parts and the columns that play them; columns that are not named are left out.
+
+    Args:
+        columns: For ``messages``, ``user``, ``assistant``, ``context`` (put under the user's text), ``system``,
+            ``history``, ``tools``, ``text``, ``chosen``, ``rejected``, ``label``, ``input_ids``, ``labels``: the
+            column. For ``role``, ``content`` and ``train`` (whether it is learned): the keys of a message. For
+            ``user_role`` and its like: the speaker's name, or several with commas between.
+        constants: Columns with the same value in every row, under their canonical names: ``system``.
+
+    Raises:
+        UserError: If the parts make no row to learn from.
+    """
+
+    columns: Mapping[ColumnRole, str]
+    constants: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        named = set(self.columns)
+        hint = 'Write, for example, data.columns = {user = "question", assistant = "answer"}.'
+        if unknown := sorted(named - set(ROLES)):
+            raise UserError(
+                f"data.columns has no part {one_line(unknown[0], 40)}.", f"The parts are {', '.join(ROLES)}."
+            )
+        if ("chosen" in named) != ("rejected" in named):
+            raise UserError("data.columns names only one of chosen and rejected.", "Name both, or neither.")
+        if self._format() is None:
+            raise UserError("data.columns names no column to learn from.", hint)
+        if "assistant" in named and not named & {"user", "messages", "history"}:
+            raise UserError("data.columns names an answer and nothing that is asked.", hint)
+        if named & {*_KEYS, *_SPEAKERS} and not named & {"messages", "chosen"}:
+            raise UserError("data.columns names keys of messages and no column of messages.", 'Add messages = "...".')
+
+    @property
+    def format(self) -> Format:
+        """The format of the rows that :meth:`apply` makes."""
+        return cast(Format, self._format())
+
+    @property
+    def read_columns(self) -> frozenset[str]:
+        """The columns that something is read from."""
+        return frozenset(self.columns.values())
+
+    def _format(self) -> Format | None:
+        known: tuple[tuple[ColumnRole, Format], ...] = (
+            ("input_ids", "tokens"),
+            ("chosen", "preference"),
+            ("label", "kto"),
+            ("messages", "messages"),
+            ("assistant", "prompt_completion"),
+            ("text", "text"),
+        )
+        return next((name for role, name in known if role in self.columns), None)
+
+    @functools.cached_property
+    def _speakers(self) -> dict[str, str]:
+        named = [(name, self.columns[part]) for part, name in _SPEAKERS.items() if part in self.columns]
+        return {speaker.strip(): name for name, speakers in named for speaker in speakers.split(",")}
+
+    def describe(self) -> str:
+        """The parts and their columns in words."""
+        pairs = [f"{role} is {one_line(column, 40)}" for role, column in self.columns.items()]
+        return ", ".join(pairs)
+
+    def missing(self, data: Mapping[str, Any]) -> list[str]:
+        """The columns that a row should have and has not."""
+        needed = [role for role in self.columns if role not in (*_OPTIONAL, *_KEYS, *_SPEAKERS)]
+        return [self.columns[role] for role in needed if self.columns[role] not in data]
+
+    def apply(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """A row with the columns that its format reads.
+
+        Raises:
+            RowError: ``wrong_keys`` if a column is missing.
+        """
+        if absent := self.missing(data):
+            raise RowError(
+                "wrong_keys", f"The row has no column '{one_line(absent[0], 40)}', which data.columns names."
+            )
+        row: dict[str, Any] = dict(self.constants)
+        for role, column in self.columns.items():
+            if role in (*_KEYS, *_SPEAKERS, "context") or column not in data:
+                continue
+            value = data[column]
+            row[_CANONICAL.get(role, role)] = (
+                self._renamed(value) if role in ("messages", "chosen", "rejected") else value
+            )
+        context = data.get(self.columns["context"]) if "context" in self.columns else None
+        if isinstance(context, str) and context.strip() and isinstance(row.get("prompt"), str):
+            row["prompt"] = f"{row['prompt']}\n{context}" if row["prompt"].strip() else context
+        return row
+
+    def _renamed(self, value: Any) -> Any:
+        """Messages with the usual keys and names of speakers."""
+        found = parsed(value)
+        if isinstance(found, dict):
+            return self._renamed_turn(found)
+        return [self._renamed_turn(turn) for turn in found] if isinstance(found, list) else value
+
+    def _renamed_turn(self, turn: Any) -> Any:
+        if not isinstance(turn, dict):
+            return turn
+        role_key, content_key, train_key = (self.columns.get(part) for part in _KEYS)
+        kept = {key: value for key, value in turn.items() if key not in (role_key, content_key)}
+        if train_key in turn:
+            kept["train"] = turn[train_key]
+        role = turn.get(role_key) if role_key else next((turn[key] for key in ("role", "from") if key in turn), None)
+        content_keys = (content_key,) if content_key else ("content", "value")
+        for key in content_keys:
+            if key in turn:
+                kept["content"] = turn[key]
+                break
+        if role is not None:
+            kept["role"] = self._speakers.get(role.strip(), role) if isinstance(role, str) else role
+        return kept
+
+
+def missing_columns(columns: ColumnMap, rows: Iterable[Mapping[str, Any]], source: str) -> UserError | None:
+    """The error where not one row has the columns that are named; None where one has."""
+    first: tuple[str, list[str]] | None = None
+    for data in rows:
+        absent = columns.missing(data)
+        if not absent:
+            return None
+        if first is None:
+            first = absent[0], [str(key) for key in data]
+    if first is None:
+        return None
+    column, present = first
+    near = difflib.get_close_matches(column[:40], present, n=1, cutoff=0.6)
+    shown = ", ".join(one_line(name, 40) for name in present[:12]) + (", …" if len(present) > 12 else "")
+    return UserError(
+        f"{source} has no column '{one_line(column, 40)}', which data.columns names; it has {shown or 'none'}.",
+        f"Did you mean {one_line(near[0], 40)}?" if near else "Mend data.columns.",
+    )

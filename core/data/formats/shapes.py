@@ -1,0 +1,300 @@
+"""The shapes that rows of datasets have: which one a row fits, and how it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from core.data.conversation import (
+    Example,
+    Message,
+    RowError,
+    Segment,
+    make_conversation,
+    make_labeled,
+    make_preference,
+    make_segments,
+    make_text,
+    make_tokens,
+)
+from core.data.formats.turns import (
+    CONVERSATION_KEYS,
+    find_turns,
+    is_pair_turn,
+    is_spelled_out,
+    parsed,
+    read_content,
+    read_history,
+    read_messages,
+    read_tools,
+    turn_keys,
+    with_system,
+)
+from core.text import one_line
+
+Format = Literal[
+    "messages", "sharegpt", "alpaca", "prompt_completion", "segments", "text", "tokens", "preference", "kto"
+]
+
+#: Every format, and what its rows hold.
+FORMATS: dict[Format, str] = {
+    "messages": "messages: a list of objects with role and content",
+    "sharegpt": "conversations: a list of objects with from and value",
+    "alpaca": "instruction, perhaps input, and output",
+    "prompt_completion": "prompt and completion, or question and answer",
+    "segments": "segments: a list of objects with text and label, true where it is learned",
+    "text": "text",
+    "tokens": "input_ids, perhaps with labels",
+    "preference": "chosen and rejected answers",
+    "kto": "an answer and a label that is true or false",
+}
+#: Formats that say how good answers are, which needs another loss than the usual one.
+COMPARED: dict[Format, str] = {"preference": "preference pairs", "kto": "answers labeled good or bad"}
+#: What is learned: answers as they are, or which ones are better.
+Objective = Literal["sft", "dpo", "orpo", "kto"]
+#: The format of the rows that an objective learns from; those that are not here take all others.
+LEARNED: dict[Objective, Format] = {"dpo": "preference", "orpo": "preference", "kto": "kto"}
+
+_PAIRS = (
+    *(("prompt", answer) for answer in ("completion", "response", "answer", "output")),
+    *(("question", answer) for answer in ("answer", "response", "output")),
+    *(("query", answer) for answer in ("response", "answer", "output")),
+    *(("input", answer) for answer in ("output", "target", "response")),
+    *(("inputs", "targets"), ("problem", "solution"), ("user", "assistant"), ("human", "assistant")),
+    ("source", "target"),
+)
+_CONTEXT_KEYS = ("input", "context")
+_OUTPUT_KEYS = ("output", "response")
+_LABEL_KEYS = ("label", "kto_tag")
+_ASKED_KEYS = ("prompt", "question", "query", "instruction", "input")
+
+
+def format_of(data: Mapping[str, Any]) -> Format | None:
+    """The first format that a row fits; None for none."""
+    return next((name for name, fits in FITS.items() if fits(data)), None)
+
+
+def find_parts(data: Mapping[str, Any], wanted: Format) -> dict[str, str]:
+    """Columns of a row by the parts that they play in a format (see :data:`core.data.formats.mapping.ColumnRole`)."""
+    known: dict[str, tuple[str, ...]] = {}
+    if wanted in ("text", "tokens"):
+        known = {"text": ("text",)} if wanted == "text" else {"input_ids": ("input_ids",), "labels": ("labels",)}
+    elif wanted in ("messages", "sharegpt") or find_turns(data) is not None:
+        known = {"messages": CONVERSATION_KEYS}
+    elif wanted == "preference":
+        known = {"user": _ASKED_KEYS}
+    elif _fits_alpaca(data):
+        known = {"user": ("instruction",), "assistant": _OUTPUT_KEYS, "context": _CONTEXT_KEYS}
+    elif (pair := _pair(data)) is not None:
+        known = {"user": (pair[0],), "assistant": (pair[1],)}
+    if wanted not in ("text", "tokens"):
+        known |= {"system": ("system", "system_prompt"), "tools": ("tools", "functions")}
+    if "user" in known:
+        known["history"] = ("history",)
+    if wanted == "preference":
+        known |= {"chosen": ("chosen",), "rejected": ("rejected",)}
+    elif wanted == "kto":
+        known["label"] = _LABEL_KEYS
+    return {part: key for part, keys in known.items() if (key := next((key for key in keys if key in data), None))}
+
+
+def _first(data: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
+    return next((data[key] for key in keys if key in data), None)
+
+
+def _pair(data: Mapping[str, Any]) -> tuple[str, str] | None:
+    return next((pair for pair in _PAIRS if pair[0] in data and pair[1] in data), None)
+
+
+def _first_turn_keys(data: Mapping[str, Any]) -> tuple[str, str] | None:
+    turns = find_turns(data)
+    return turn_keys(turns[0]) if turns else None
+
+
+def _fits_messages(data: Mapping[str, Any]) -> bool:
+    return _first_turn_keys(data) == ("role", "content")
+
+
+def _fits_sharegpt(data: Mapping[str, Any]) -> bool:
+    turns = find_turns(data)
+    if not turns:
+        return False
+    return is_pair_turn(turns[0]) or turn_keys(turns[0]) not in (None, ("role", "content"))
+
+
+def _fits_alpaca(data: Mapping[str, Any]) -> bool:
+    return "instruction" in data and any(key in data for key in _OUTPUT_KEYS)
+
+
+def _fits_tokens(data: Mapping[str, Any]) -> bool:
+    ids = data.get("input_ids")
+    return isinstance(ids, list) and all(isinstance(token, int) for token in ids[:8])
+
+
+def _fits_segments(data: Mapping[str, Any]) -> bool:
+    segments = parsed(data.get("segments"))
+    if not isinstance(segments, list) or not segments:
+        return False
+    return all(isinstance(item, dict) and {"text", "label"} <= item.keys() for item in segments[:8])
+
+
+def _fits_preference(data: Mapping[str, Any]) -> bool:
+    return all(isinstance(data.get(key), (str, list, dict)) for key in ("chosen", "rejected"))
+
+
+def _fits_kto(data: Mapping[str, Any]) -> bool:
+    labeled = any(isinstance(data.get(key), bool) for key in _LABEL_KEYS)
+    return labeled and (find_turns(data) is not None or _fits_alpaca(data) or _pair(data) is not None)
+
+
+#: Whether a row is of a format, the special before the general.
+FITS: dict[Format, Callable[[Mapping[str, Any]], bool]] = {
+    "tokens": _fits_tokens,
+    "segments": _fits_segments,
+    "preference": _fits_preference,
+    "kto": _fits_kto,
+    "messages": _fits_messages,
+    "sharegpt": _fits_sharegpt,
+    "alpaca": _fits_alpaca,
+    "prompt_completion": lambda data: _pair(data) is not None,
+    "text": lambda data: isinstance(data.get("text"), str),
+}
+
+
+def _wrong_keys(data: Mapping[str, Any], wanted: Format) -> RowError:
+    shown = ", ".join(one_line(str(key), 40) for key in list(data)[:8]) or "none"
+    return RowError("wrong_keys", f"The row needs {FORMATS[wanted]}; its columns are {shown}.")
+
+
+def _turns_of(data: Mapping[str, Any], wanted: Format) -> list[Message]:
+    turns = find_turns(data)
+    if turns is None:
+        raise _wrong_keys(data, wanted)
+    keys = ("role", "content") if wanted == "messages" else None
+    return with_system(data, read_messages(turns, keys))
+
+
+def _alpaca_question(data: Mapping[str, Any]) -> list[Message]:
+    question = read_content(data.get("instruction"), "The instruction")
+    context = read_content(_first(data, _CONTEXT_KEYS), "The input")
+    if context.strip():
+        question = f"{question}\n{context}"
+    return [*read_history(data), Message("user", question)]
+
+
+def _alpaca_turns(data: Mapping[str, Any]) -> list[Message]:
+    if not _fits_alpaca(data):
+        raise _wrong_keys(data, "alpaca")
+    answer = read_content(_first(data, _OUTPUT_KEYS), "The output")
+    return with_system(data, [*_alpaca_question(data), Message("assistant", answer)])
+
+
+def _pair_turns(data: Mapping[str, Any]) -> list[Message]:
+    pair = _pair(data)
+    if pair is None:
+        raise _wrong_keys(data, "prompt_completion")
+    asked = [*read_history(data), *_side(data[pair[0]], "user", f"The {pair[0]}", 1)]
+    answered = _side(data[pair[1]], "assistant", f"The {pair[1]}", len(asked) + 1)
+    return with_system(data, [*asked, *answered])
+
+
+def _side(value: Any, role: str, where: str, first: int) -> list[Message]:
+    """A prompt or a completion: a text, one message, or a list of messages."""
+    turns = [value] if isinstance(value, dict) else value
+    if isinstance(value, str):
+        # A table keeps messages as JSON text; but an answer may be JSON as well, and is then a text.
+        turns = found if is_spelled_out(found := parsed(value)) else None
+    if isinstance(turns, list) and turns and turn_keys(turns[0]) is not None:
+        return read_messages(turns, first=first)
+    return [Message(role, read_content(value, where))]
+
+
+def _read_text(data: Mapping[str, Any]) -> Example:
+    text = data.get("text")
+    if not isinstance(text, str):
+        raise _wrong_keys(data, "text")
+    return make_text(text)
+
+
+def _read_segments(data: Mapping[str, Any]) -> Example:
+    if not _fits_segments(data):
+        raise _wrong_keys(data, "segments")
+    segments = []
+    for number, item in enumerate(parsed(data["segments"]), 1):
+        text, label = (item.get("text"), item.get("label")) if isinstance(item, dict) else (None, None)
+        if not isinstance(text, str):
+            raise RowError("bad_content", f"Segment {number} has no text.")
+        if not isinstance(label, bool):
+            raise RowError("bad_label", f"Segment {number} has no label that is true or false.")
+        segments.append(Segment(text, label))
+    return make_segments(segments, is_framed=data.get("add_special_tokens") is True)
+
+
+def _read_tokens(data: Mapping[str, Any]) -> Example:
+    ids, labels, mask = (parsed(data.get(key)) for key in ("input_ids", "labels", "attention_mask"))
+    if not isinstance(ids, list):
+        raise _wrong_keys(data, "tokens")
+    if labels is not None and not isinstance(labels, list):
+        raise RowError("bad_label", "The labels are no list.")
+    if isinstance(mask, list):
+        if len(mask) != len(ids):
+            raise RowError("bad_tokens", f"The row has {len(ids)} tokens and an attention mask of {len(mask)}.")
+        # What is masked is padding; batches are padded here anew.
+        kept = [place for place, seen in enumerate(mask) if seen]
+        if labels is not None and len(labels) == len(ids):
+            labels = [labels[place] for place in kept]
+        ids = [ids[place] for place in kept]
+    return make_tokens(ids, labels)
+
+
+def _read_preference(data: Mapping[str, Any]) -> Example:
+    if not _fits_preference(data):
+        raise _wrong_keys(data, "preference")
+    chosen = _side(data["chosen"], "assistant", "The chosen answer", 1)
+    rejected = _side(data["rejected"], "assistant", "The rejected answer", 1)
+    if find_turns(data) is not None:
+        asked = _turns_of(data, "sharegpt")
+    elif "instruction" in data:
+        asked = with_system(data, _alpaca_question(data))
+    elif (key := next((key for key in _ASKED_KEYS if key in data), None)) is not None:
+        asked = with_system(data, [*read_history(data), *_side(data[key], "user", f"The {key}", 1)])
+    else:
+        asked = []
+    if chosen[0].role in ("user", "system"):
+        # Whole conversations: what they share is what was asked.
+        shared = 0
+        while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
+            shared += 1
+        asked, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+    if not asked:
+        raise RowError("no_messages", "The row has two answers and nothing that was asked.")
+    return make_preference(asked, chosen, rejected, read_tools(data))
+
+
+def _read_kto(data: Mapping[str, Any]) -> Example:
+    label = next((data[key] for key in _LABEL_KEYS if isinstance(data.get(key), bool)), None)
+    if label is None:
+        raise RowError("bad_label", "The row has no label that is true or false.")
+    if find_turns(data) is not None:
+        turns = _turns_of(data, "sharegpt")
+    elif _fits_alpaca(data):
+        turns = _alpaca_turns(data)
+    elif _pair(data) is not None:
+        turns = _pair_turns(data)
+    else:
+        raise _wrong_keys(data, "kto")
+    return make_labeled(turns, label, read_tools(data))
+
+
+#: A row as an example, by format.
+READERS: dict[Format, Callable[[Mapping[str, Any]], Example]] = {
+    "messages": lambda data: make_conversation(_turns_of(data, "messages"), read_tools(data)),
+    "sharegpt": lambda data: make_conversation(_turns_of(data, "sharegpt"), read_tools(data)),
+    "alpaca": lambda data: make_conversation(_alpaca_turns(data)),
+    "prompt_completion": lambda data: make_conversation(_pair_turns(data), read_tools(data)),
+    "segments": _read_segments,
+    "text": _read_text,
+    "tokens": _read_tokens,
+    "preference": _read_preference,
+    "kto": _read_kto,
+}

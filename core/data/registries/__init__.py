@@ -1,0 +1,1 @@
+"""Entries of datasets: files, hub datasets, and the registries of other tools."""

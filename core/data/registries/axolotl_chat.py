@@ -1,0 +1,283 @@
+"""Axolotl's dataset type ``chat_template``: its keys, and a row of it as messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from core.data.conversation import RowError
+from core.data.formats.derived_columns import BuiltColumns
+from core.data.formats.mapping import ColumnMap, ColumnRole
+from core.data.formats.turns import parsed
+from core.errors import UserError
+from core.text import one_line
+
+#: Keys of an entry that have no counterpart here: only these values are taken, as they mean what is done anyway.
+FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "message_field_training_detail": ((None,), "Remove it; whole messages are learned or not"),
+    "train_on_eos": ((None, "turn"), "Remove it; the end of an answer is always learned, and no other"),
+    "train_on_eot": ((None, "turn"), "Remove it; the end of an answer is always learned, and no other"),
+    "chat_template_jinja": ((None,), "Remove it, and set template.file"),
+    "field_human": ((None,), "Write message_property_mappings"),
+    "field_model": ((None,), "Write message_property_mappings"),
+}
+#: Names that Axolotl has for chat templates, and those here that write a conversation so, or nearly so.
+TEMPLATES: dict[str, str] = {
+    "chatml": "chatml",
+    "llama3": "llama3",
+    "alpaca": "alpaca",
+    **dict.fromkeys(["gemma", "gemma3", "gemma3n"], "gemma"),
+    **dict.fromkeys(["phi_3", "phi_35"], "phi3"),
+    **dict.fromkeys(["qwen2_vl", "qwen_25"], "qwen"),
+    **dict.fromkeys(["mistral_v1", "mistral_v2v3", "mistral_v3_tekken"], "mistral"),
+}
+#: Which of a message's keys, as a chat template knows them, have a place in a conversation here.
+_PROPERTIES = ("role", "content", "reasoning_content", "tool_calls", "name", "tool_call_id")
+_ROLES = {"human": "user", "gpt": "assistant"}
+_SPEAKERS: dict[str, ColumnRole] = {
+    "user": "user_role",
+    "assistant": "assistant_role",
+    "system": "system_role",
+    "tool": "tool_role",
+}
+_TARGETS = tuple(_SPEAKERS)
+_THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
+_THOUGHTS = (
+    ("<think>", "</think>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+)
+_SOLUTION = ("<|begin_of_solution|>", "<|end_of_solution|>")
+
+
+@dataclass(frozen=True)
+class ChatReading:
+    """How a message is read.
+
+    Args:
+        properties: What a key is called in the rows.
+        roles: Speakers by the names that the rows have for them.
+        training: The key that says whether a message is learned; empty for none.
+        learns: Whether an answer is learned where nothing is said.
+        drop_system: Whether a system message in front is left out.
+        split_thinking: Whether reasoning is taken out of the content.
+    """
+
+    properties: Mapping[str, str]
+    roles: Mapping[str, str] = field(default_factory=lambda: dict(_ROLES))
+    training: str = ""
+    learns: bool = True
+    drop_system: bool = False
+    split_thinking: bool = False
+
+    def message(self, turn: Any, number: int) -> dict[str, Any]:
+        """One message with the usual keys.
+
+        Raises:
+            RowError: If it is none, or asks for what is not learned here.
+        """
+        if not isinstance(turn, dict):
+            raise RowError("wrong_keys", f"Message {number} is no object.")
+        found = {key: turn[source] for key, source in self.properties.items() if turn.get(source) is not None}
+        role = found.get("role")
+        found["role"] = role = self.roles.get(role, role) if isinstance(role, str) else role
+        for key in ("content", "reasoning_content"):
+            _refuse_parts(found.get(key), number)
+        if self.split_thinking and role == "assistant":
+            _split_thoughts(found, number)
+        wanted = turn.get(self.training) if self.training else None
+        if wanted is not None and not isinstance(wanted, bool):
+            key = one_line(self.training, 40)
+            raise RowError("bad_label", f"Message {number} has a {key} that is neither true nor false.")
+        if role == "assistant":
+            found["train"] = self.learns if wanted is None else wanted
+        elif wanted:
+            speaker = one_line(str(role), 40)
+            raise RowError("bad_role", f"Message {number}, the {speaker}'s, is to be learned, and only answers are.")
+        return found
+
+
+def read_chat(entry: Mapping[str, Any], where: str) -> ColumnMap:
+    """The columns of an entry of the type ``chat_template``.
+
+    Raises:
+        UserError: If a key asks for what has no counterpart here.
+    """
+    _refuse_template(entry, where)
+    reading = _chat_reading(entry, where)
+    messages, system = _name(entry, "field_messages", "messages", where), _name(entry, "field_system", "system", where)
+    tools = _name(entry, "field_tools", "tools", where)
+
+    def build(data: Mapping[str, Any]) -> dict[str, Any]:
+        turns = parsed(data[messages])
+        if not isinstance(turns, list):
+            raise RowError("wrong_keys", f"The column '{one_line(messages, 40)}' is no list of messages.")
+        read = [reading.message(turn, number) for number, turn in enumerate(turns, 1)]
+        own = bool(read) and read[0]["role"] == "system"
+        if reading.drop_system and own:
+            read, own = read[1:], False
+        row: dict[str, Any] = {"messages": read}
+        if not own and not reading.drop_system and system in data:
+            row["system"] = data[system]
+        if data.get(tools):
+            row["tools"] = data[tools]
+        return row
+
+    words = f"the messages are in {one_line(messages, 40)}, " + ", ".join(
+        f"{key} is {one_line(source, 40)}" for key, source in reading.properties.items() if key in ("role", "content")
+    )
+    return BuiltColumns({"messages": messages}, reads="messages", build=build, words=words, optional=(system, tools))
+
+
+def plain_columns(entry: Mapping[str, Any], where: str) -> ColumnMap | None:
+    """The columns of such an entry as ``data.columns`` can say them; None where it asks for more than that.
+
+    Raises:
+        UserError: As :func:`read_chat`.
+    """
+    reading = _chat_reading(entry, where)
+    renamed = {key for key, source in reading.properties.items() if key != source}
+    asks_more = reading.training or not reading.learns or reading.drop_system or reading.split_thinking
+    is_odd = any("," in name or name != name.strip() for name in reading.roles)
+    if asks_more or is_odd or not renamed <= {"role", "content"}:
+        return None
+    parts: dict[ColumnRole, str] = {"messages": _name(entry, "field_messages", "messages", where)}
+    if renamed:
+        parts |= {"role": reading.properties["role"], "content": reading.properties["content"]}
+    for target, part in _SPEAKERS.items():
+        own = [name for name, meant in reading.roles.items() if meant == target]
+        if any(_ROLES.get(name, name) != target for name in own):
+            parts[part] = ",".join(own)
+    parts["system"] = _name(entry, "field_system", "system", where)
+    parts["tools"] = _name(entry, "field_tools", "tools", where)
+    return ColumnMap(parts)
+
+
+def _chat_reading(entry: Mapping[str, Any], where: str) -> ChatReading:
+    return ChatReading(
+        _properties(entry, where),
+        _roles(entry, where),
+        _name(entry, "message_field_training", "", where),
+        _learns(entry, where),
+        _flag(entry, "drop_system_message", where),
+        _flag(entry, "split_thinking", where),
+    )
+
+
+def _properties(entry: Mapping[str, Any], where: str) -> dict[str, str]:
+    mappings = entry.get("message_property_mappings") or {}
+    if not isinstance(mappings, dict) or not all(isinstance(name, str) and name for name in mappings.values()):
+        raise UserError(f"{where}: message_property_mappings is no table of names.", "Write role and content.")
+    if unknown := next((key for key in mappings if key not in _PROPERTIES), None):
+        raise UserError(
+            f"{where}: message_property_mappings has {one_line(str(unknown), 40)}, which no message has here.",
+            f"The properties are {', '.join(_PROPERTIES)}.",
+        )
+    key = entry.get("template_thinking_key")
+    if key is not None and key not in _THINKING_KEYS:
+        raise UserError(
+            f"{where} has template_thinking_key: {one_line(str(key), 40)}, which is not known.",
+            f"Remove it; a template that reads {', '.join(_THINKING_KEYS)} is served by itself.",
+        )
+    found = {name: name for name in _PROPERTIES}
+    found["role"] = _name(entry, "message_field_role", "role", where)
+    found["content"] = _name(entry, "message_field_content", "content", where)
+    found["reasoning_content"] = _name(entry, "field_thinking", "reasoning_content", where)
+    return {**found, **mappings}
+
+
+def _roles(entry: Mapping[str, Any], where: str) -> dict[str, str]:
+    roles = entry.get("roles") or {}
+    if not isinstance(roles, dict) or not set(roles) <= set(_TARGETS):
+        raise UserError(f"{where}: roles may name {', '.join(_TARGETS)}.", "Mend it.")
+    named = {}
+    for target, sources in roles.items():
+        for source in sources if isinstance(sources, list) else [sources]:
+            named[str(source)] = target
+    return {**_ROLES, **named}
+
+
+def _learns(entry: Mapping[str, Any], where: str) -> bool:
+    """Whether answers are learned where a message does not say so itself.
+
+    Raises:
+        UserError: If somebody else's turns are to be learned, or nothing.
+    """
+    wanted = entry.get("roles_to_train")
+    if wanted is None:
+        return True
+    if not isinstance(wanted, list) or not {_ROLES.get(str(role), str(role)) for role in wanted} <= {"assistant"}:
+        raise UserError(
+            f"{where} has roles_to_train: {one_line(str(wanted), 60)}; only answers are learned.",
+            'Remove it; data.supervise = "all" learns the whole text.',
+        )
+    if not wanted and not entry.get("message_field_training"):
+        raise UserError(f"{where} has no roles_to_train, so nothing is learned.", "Remove the key.")
+    return bool(wanted)
+
+
+def _refuse_template(entry: Mapping[str, Any], where: str) -> None:
+    wanted = entry.get("chat_template")
+    known = isinstance(wanted, str) and (
+        wanted == "tokenizer_default" or wanted.startswith("tokenizer_default_fallback_")
+    )
+    if wanted is None or known:
+        return
+    name = TEMPLATES.get(str(wanted))
+    raise UserError(
+        f"{where} has chat_template: {one_line(str(wanted), 40)}, and an entry has none of its own here.",
+        f'Remove it, and set template.name = "{name}".' if name else "Remove it, and set template.file.",
+    )
+
+
+def _name(entry: Mapping[str, Any], key: str, default: str, where: str) -> str:
+    value = entry.get(key)
+    if value is None or value == "":
+        return default
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {key} is no name.", "Mend it.")
+    return value
+
+
+def _flag(entry: Mapping[str, Any], key: str, where: str) -> bool:
+    value = entry.get(key)
+    if value is None:
+        return False
+    if not isinstance(value, bool):
+        raise UserError(f"{where}: {key} is not true or false.", "Mend it.")
+    return value
+
+
+def _refuse_parts(content: Any, number: int) -> None:
+    """Refuse a content of which only parts are to be learned.
+
+    Raises:
+        RowError: ``bad_content``.
+    """
+    for part in content if isinstance(content, list) else ():
+        if isinstance(part, dict) and not part.get("train", part.get("weight", True)):
+            raise RowError("bad_content", f"Message {number} has a part that is not to be learned; whole messages are.")
+
+
+def _split_thoughts(message: dict[str, Any], number: int) -> None:
+    """Move the reasoning that an answer begins with into a key of its own.
+
+    Raises:
+        RowError: ``bad_content`` if something stands before it, which would be lost.
+    """
+    content = message.get("content")
+    if not isinstance(content, str):
+        return
+    for begin, end in _THOUGHTS:
+        if begin not in content or end not in content:
+            continue
+        before, _, rest = content.partition(begin)
+        thought, found, rest = rest.partition(end)
+        if before.strip() or not found:
+            raise RowError("bad_content", f"Message {number} does not begin with its {begin}, and would lose text.")
+        rest = rest.lstrip()
+        if _SOLUTION[0] in rest and _SOLUTION[1] in rest:
+            rest = rest.partition(_SOLUTION[0])[2].partition(_SOLUTION[1])[0].strip()
+        message["reasoning_content"], message["content"] = thought.strip(), rest
+        return

@@ -1,0 +1,174 @@
+"""Entries of LLaMA-Factory's ``dataset_info.json``."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from core.data.formats.mapping import ColumnMap, ColumnRole
+from core.data.registries.named_files import note_outside
+from core.data.registries.resolve import DataSource, hub_source, load_registry, refuse_unknown_keys
+from core.errors import UserError
+from core.hub_uri import HubEntry, make_entry
+from core.text import one_line
+
+# Where LLaMA-Factory would fetch an entry from, other than the Hugging Face Hub.
+_REMOTE = ("ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
+_KEYS = {
+    *_REMOTE,
+    "hf_hub_url",
+    *("file_name", "formatting", "ranking", "subset", "folder", "num_samples", "split", "columns", "tags"),
+}
+_COLUMNS: dict[str, ColumnRole] = {
+    "prompt": "user",
+    "query": "context",
+    "response": "assistant",
+    "history": "history",
+    "messages": "messages",
+    "system": "system",
+    "tools": "tools",
+    "chosen": "chosen",
+    "rejected": "rejected",
+    "kto_tag": "label",
+}
+_MEDIA = ("images", "videos", "audios")
+_TAGS: dict[str, ColumnRole] = {
+    "role_tag": "role",
+    "content_tag": "content",
+    "user_tag": "user_role",
+    "assistant_tag": "assistant_role",
+    "observation_tag": "tool_role",
+    "function_tag": "call_role",
+    "system_tag": "system_role",
+}
+# What holds where an entry has no columns or no tags at all; one that has some has no others.
+_DEFAULT_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "messages": "conversations"}
+_DEFAULT_TAGS = {
+    "role_tag": "from",
+    "content_tag": "value",
+    "user_tag": "human",
+    "assistant_tag": "gpt",
+    "observation_tag": "observation",
+    "function_tag": "function_call",
+    "system_tag": "system",
+}
+_FORMATTINGS = ("alpaca", "sharegpt", "openai")
+_MEANT = {"format": "formatting", "formating": "formatting", "file": "file_name", "path": "file_name"}
+
+
+def read_llama_factory(path: Path, name: str) -> DataSource:
+    """One entry.
+
+    Args:
+        path: The ``dataset_info.json``; ``file_name`` is relative to its directory.
+        name: The entry.
+
+    Raises:
+        UserError: If there is no such entry, it asks for what is not done here, or it names a file that it may not
+            (see :func:`~core.data.registries.named_files.note_outside`).
+    """
+    registry = load_registry(path)
+    if not isinstance(registry, dict):
+        raise UserError(f"{one_line(str(path))} is no object of datasets.", "Check the path.")
+    if name not in registry:
+        near = difflib.get_close_matches(name[:60], list(map(str, registry)), n=1, cutoff=0.5)
+        known = ", ".join(one_line(str(known), 40) for known in list(registry)[:12])
+        hint = f"Did you mean {one_line(near[0], 60)}?" if near else f"It has {known}."
+        raise UserError(f"{one_line(str(path))} has no dataset {one_line(name, 60)}.", hint)
+    where = f"{one_line(str(path))}#{one_line(name, 60)}"
+    entry = registry[name]
+    if not isinstance(entry, dict):
+        raise UserError(f"{where} is no object.", 'Write {"file_name": "..."}.')
+    refuse_unknown_keys(where, entry, _KEYS, _MEANT)
+    samples = entry.get("num_samples")
+    if samples is not None and (not isinstance(samples, int) or isinstance(samples, bool) or samples < 1):
+        raise UserError(f"{where}: num_samples must be a whole number from 1 up.", "Mend it.")
+    name = f"{path}#{name}"
+    if entry.get("hf_hub_url"):
+        return hub_source(_hub_entry(entry, where), DataSource(name, path, "auto", _column_map(entry, where), samples))
+    file = _local_file(path, entry, where)
+    note = note_outside(path, file, where)
+    return DataSource(name, file, "auto", _column_map(entry, where), samples, note=note)
+
+
+def _local_file(path: Path, entry: Mapping[str, Any], where: str) -> Path:
+    """The data file of an entry that is on this machine."""
+    if remote := next((key for key in _REMOTE if entry.get(key)), None):
+        raise UserError(f"{where} is fetched from the net ({remote}).", "Download it, and give its path as file_name.")
+    file_name = entry.get("file_name")
+    if not isinstance(file_name, str) or not file_name:
+        raise UserError(f"{where} has no file_name.", "Add the path of its data file.")
+    if entry.get("split", "train") != "train":
+        raise UserError(
+            f"{where} has the split {one_line(str(entry['split']), 40)}, and files have none.", "Remove it."
+        )
+    return path.parent / file_name
+
+
+def _hub_entry(entry: Mapping[str, Any], where: str) -> HubEntry:
+    """What ``hf_hub_url`` and the keys beside it name."""
+    try:
+        return make_entry(
+            str(entry["hf_hub_url"]),
+            path=entry.get("folder"),
+            subset=entry.get("subset"),
+            split=entry.get("split", "train"),
+        )
+    except UserError as error:
+        raise UserError(f"{where}: {error.message}", error.hint) from error
+
+
+def _column_map(entry: Mapping[str, Any], where: str) -> ColumnMap:
+    formatting = entry.get("formatting", "alpaca")
+    if formatting not in _FORMATTINGS:
+        raise UserError(
+            f"{where} has the formatting {one_line(str(formatting), 40)}.", f"It may be {', '.join(_FORMATTINGS)}."
+        )
+    columns = _texts(entry, "columns", {*_COLUMNS, *_MEDIA}, _DEFAULT_COLUMNS, where)
+    if media := next((key for key in _MEDIA if key in columns), None):
+        raise UserError(f"{where} has {media}; only text is read.", "Use a dataset of texts.")
+    parts: dict[ColumnRole, str] = {_COLUMNS[key]: column for key, column in columns.items()}
+    is_pair = bool(entry.get("ranking"))
+    if is_pair and not {"chosen", "rejected"} <= parts.keys():
+        raise UserError(f"{where} is ranked and its columns name no chosen and rejected.", "Add both to columns.")
+    if not is_pair:
+        parts.pop("chosen", None)
+        parts.pop("rejected", None)
+    if formatting == "alpaca":
+        parts.pop("messages", None)
+        if is_pair:
+            parts.pop("assistant", None)
+        elif set(parts) == {"user"}:
+            # Continued pre-training: the prompt is the text.
+            parts = {"text": parts["user"]}
+    else:
+        for part in ("user", "context", "assistant", "history"):
+            parts.pop(part, None)
+        if "messages" not in parts:
+            raise UserError(f"{where} is {formatting} and its columns name no messages.", "Add messages to columns.")
+        tags = _texts(entry, "tags", set(_TAGS), _DEFAULT_TAGS if formatting == "sharegpt" else {}, where)
+        parts |= {_TAGS[key]: tag for key, tag in tags.items()}
+    return _checked(parts, where)
+
+
+def _checked(parts: dict[ColumnRole, str], where: str) -> ColumnMap:
+    try:
+        return ColumnMap(parts)
+    except UserError as error:
+        raise UserError(f"{where}: {error.message.replace('data.columns', 'columns')}", "Mend its columns.") from error
+
+
+def _texts(entry: Mapping[str, Any], key: str, known: set[str], default: dict[str, str], where: str) -> dict[str, str]:
+    """A table of an entry, those of its values that are null left out."""
+    if entry.get(key) is None:
+        return default
+    table = entry[key]
+    if not isinstance(table, dict):
+        raise UserError(f"{where}: {key} is no object.", "Write names as keys and columns as values.")
+    refuse_unknown_keys(f"{where}: {key}", table, known, {})
+    given = {name: value for name, value in table.items() if value is not None}
+    if wrong := next((name for name, value in given.items() if not isinstance(value, str) or not value), None):
+        raise UserError(f"{where}: {key}.{wrong} is no text.", "Give the name of a column.")
+    return given

@@ -1,0 +1,1 @@
+"""Options that several tools share, carried over alike."""

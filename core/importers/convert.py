@@ -1,0 +1,207 @@
+"""A configuration of another tool as ours: recognized, carried over by its table, and written as TOML."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+
+from core.config.document import ConfigDocument
+from core.config.facts import Facts
+from core.config.schema import options
+from core.errors import UserError
+from core.importers.common.steps import count_rows
+from core.importers.places import Places
+from core.importers.redact import cleaned, redact_name, shown
+from core.importers.rules import Tool
+from core.importers.tools.axolotl import AXOLOTL
+from core.importers.tools.llama_factory import LLAMA_FACTORY
+from core.importers.tools.unsloth import UNSLOTH
+from core.importers.translation import Entry, Translation, Unknown, file_name
+from core.text import one_line
+from core.yaml_file import YamlFile, read_yaml
+
+#: The tools whose configurations are read, by the name that ``--from`` takes.
+TOOLS: dict[str, Tool] = {tool.kind: tool for tool in (AXOLOTL, LLAMA_FACTORY, UNSLOTH)}
+
+#: What TOML leaves as it is and a terminal does not: DEL, C1, bidirectional controls, separators.
+_ACTED_ON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+# Files that lie beside configurations and are none: a few of their keys, and what they are.
+_OTHERS: tuple[tuple[frozenset[str], str], ...] = (
+    (frozenset({"compute_environment", "distributed_type", "num_processes"}), "a configuration of accelerate"),
+    (
+        frozenset({"train_dataset", "model_class", "peft_config", "dist_config", "kernel_config", "quant_config"}),
+        "a configuration of LLaMA-Factory's second generation, which is not read; the first has model_name_or_path",
+    ),
+    (frozenset({"zero_optimization", "train_micro_batch_size_per_gpu"}), "a configuration of DeepSpeed"),
+)
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A configuration carried over.
+
+    Args:
+        kind: Whose it was: ``axolotl``, ``llama-factory`` or ``unsloth``.
+        title: The tool's name.
+        reason: How that was recognized, in a sentence.
+        toml: Our configuration; a line with a comment was decided, one without was copied.
+        carried: The keys that mean the same here.
+        changed: The keys that mean something a little else, and the defaults of the tool that are not ours.
+        unsupported: The keys that are not offered, each with what happens instead, and those the tool does not have.
+        unknown: Of these, the ones that the tool does not have.
+        remarks: What the rules between options say of the result, each in a sentence or two.
+    """
+
+    kind: str
+    title: str
+    reason: str
+    toml: str
+    carried: list[Entry]
+    changed: list[Entry]
+    unsupported: list[Entry]
+    unknown: list[Unknown]
+    remarks: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``import --json`` prints it."""
+        lists = {"carried": self.carried, "changed": self.changed, "unsupported": self.unsupported}
+        return {
+            "kind": self.kind,
+            "reason": self.reason,
+            "toml": self.toml,
+            **{name: [entry.to_dict() for entry in entries] for name, entries in lists.items()},
+            "remarks": self.remarks,
+        }
+
+
+def import_config(path: Path, kind: str | None = None, home: Path | None = None) -> Imported:
+    """Carry a configuration over.
+
+    Args:
+        path: The YAML file.
+        kind: Whose it is, as ``--from`` takes it; recognized from its keys if it is not said.
+        home: The directory in which the result will lie; paths below it are written relative to it, others absolute.
+
+    Raises:
+        UserError: If the file cannot be read, it cannot be told whose it is, a value is of the wrong kind, or keys
+            contradict each other in a way that the tool itself refuses. The message names file, line and key.
+    """
+    source = read_yaml(path, cleaned)
+    tool, reason = _tool(source, kind)
+    values, empty = _flatten(tool, source)
+    work = Translation(tool, source, Places.find(path, tool.places(source.values), home), values, inner=dict(empty))
+    work.run()
+    for key in empty:
+        if not work.is_done(key):
+            work.note_empty(key)
+    toml = _write(work)
+    facts = Facts(rows=count_rows(work))
+    remarks = [f"{remark.sentence} {remark.hint}" for remark in ConfigDocument(toml).remarks(facts)]
+    lists = (work.carried, work.changed, work.unsupported, work.unknown)
+    return Imported(tool.kind, tool.title, reason, toml, *lists, remarks)
+
+
+def _flatten(tool: Tool, source: YamlFile) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The keys that say something, those of sections as ``section.key``; and those that say nothing."""
+    values: dict[str, Any] = {}
+    empty: dict[str, Any] = {}
+    for key, value in source.values.items():
+        pairs: Iterable[tuple[str, Any]] = [(key, value)]
+        if key in tool.sections and value is not None:
+            if not isinstance(value, dict):
+                place, hint = source.place(key), f"Write {key}: and its keys below."
+                raise UserError(f"{place}: {key} must be a table of keys, not {shown(key, value)}.", hint)
+            pairs = [(f"{key}.{name}", inner) for name, inner in value.items()]
+        for name, inner in pairs:
+            if inner is None or (isinstance(inner, str) and not inner.strip()):
+                empty[name] = inner
+            else:
+                values[name] = inner
+    return values, empty
+
+
+# Whose it is.
+
+
+def _tool(source: YamlFile, kind: str | None) -> tuple[Tool, str]:
+    if kind is not None:
+        return TOOLS[kind], "It was said with --from."
+    keys = set(source.values)
+    own = {name: _own_keys(tool, keys, source.values) for name, tool in TOOLS.items()}
+    ranked = sorted(own, key=lambda name: -len(own[name]))
+    best, second = ranked[0], ranked[1]
+    if (other := _other_kind(keys, own)) is not None:
+        raise UserError(f"{source.shown} is {other}.", "Name the configuration of a training.")
+    names = ", ".join(TOOLS)
+    if not own[best]:
+        raise UserError(
+            f"{source.shown} has no key by which a configuration of Axolotl, LLaMA-Factory or Unsloth is known.",
+            f"If it is one, say which with --from: {names}.",
+        )
+    if len(own[second]) * 3 > len(own[best]):
+        raise UserError(
+            f"{source.shown} has keys of {TOOLS[best].title} ({_some(own[best])}) and of {TOOLS[second].title} "
+            f"({_some(own[second])}).",
+            f"Say which it is with --from: {names}.",
+        )
+    return TOOLS[best], f"It has {_some(own[best])}, as configurations of {TOOLS[best].title} have."
+
+
+def _own_keys(tool: Tool, keys: set[str], values: Mapping[str, Any]) -> list[str]:
+    """The keys of a file that only this tool has, the most telling first."""
+    others = {key for other in TOOLS.values() if other is not tool for key in other.table}
+    if tool.sections:
+        mine = [key for key in tool.signs if key in tool.sections and isinstance(values.get(key), dict)]
+        # Its keys stand inside of the sections; each of these counts as much as several flat ones.
+        return mine + [f"{key}.{name}" for key in mine for name in values[key] if f"{key}.{name}" in tool.table]
+    mine = [key for key in tool.table if key in keys and key not in others]
+    telling = [key for key in tool.signs if key in mine]
+    return telling + [key for key in mine if key not in telling]
+
+
+def _other_kind(keys: set[str], own: Mapping[str, list[str]]) -> str | None:
+    for signs, noun in _OTHERS:
+        if len(signs & keys) >= 2 and all(len(found) < 4 for found in own.values()):
+            return noun
+    return None
+
+
+def _some(keys: list[str]) -> str:
+    first = [one_line(redact_name(key), 40) for key in keys[:3]]
+    return first[0] if len(first) == 1 else f"{', '.join(first[:-1])} and {first[-1]}"
+
+
+# The configuration.
+
+
+def _write(work: Translation) -> str:
+    name, title = file_name(work.source.path), work.tool.title
+    lines = [
+        f"# Imported from {name}, a configuration of {title}.",
+        "# A line with a comment was decided or asks for something, one without was copied.",
+    ]
+    section = ""
+    for option in options():
+        setting = work.settings.get(option.name)
+        if setting is None:
+            continue
+        if option.section != section:
+            section = option.section
+            lines += ["", f"[{section}]"]
+        comment = f"  # {one_line(setting.comment, 400)}" if setting.comment else ""
+        lines.append(f"{option.key} = {_toml_value(setting.value)}{comment}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    item: Any = tomlkit.item(value)
+    if isinstance(value, Mapping):
+        item = tomlkit.inline_table()
+        item.update(value)
+    return _ACTED_ON.sub(lambda found: f"\\u{ord(found[0]):04x}", item.as_string())

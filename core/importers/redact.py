@@ -1,0 +1,84 @@
+"""Keys and passwords of other services, kept out of everything that an import writes or prints."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from core.hub_uri import is_hub_entry
+from core.secrets import find_secret
+from core.text import one_line
+
+REDACTED = "(redacted)"
+
+#: Longest text of a value in a report, in characters.
+_LONGEST = 400
+# Names whose values are never shown, whatever they look like.
+_SECRET_NAME = re.compile(
+    r"(?:^|[_.\-\]])(?:token|api_?key|access_?key|private_?key|secrets?|passw(?:or)?d|passphrase|auth|authorization|"
+    r"credentials?|webhook_url|cookie)$",
+    re.IGNORECASE,
+)
+# Tokens of a vocabulary are no secrets.
+_VOCABULARY = re.compile(r"(?:^|[_.])(?:bos|eos|pad|unk|cls|sep|mask|eot|image|audio|video|start|end|stop)_token$")
+# What the scanner of datasets leaves alone as too short or too vague is still not passed on here.
+_LIKELY = re.compile(r"\b(?:hf_[A-Za-z0-9]{12,}|(?:sk|pk|ghp|gho|ghs|wandb)[-_][A-Za-z0-9_-]{16,})\b")
+# Also the form of a commit, which is no secret: see below, and the directories of the Hugging Face cache.
+_HEX_KEY = re.compile(r"(?<!/snapshots/)\b[0-9a-f]{40}\b")
+
+
+def is_secret_name(key: str) -> bool:
+    """Whether a key is called as those are that hold secrets."""
+    return bool(_SECRET_NAME.search(key)) and not _VOCABULARY.search(key)
+
+
+def holds_secret(text: str, key: str = "") -> bool:
+    """Whether a text holds, or may well hold, a key or a password."""
+    if find_secret(text) is not None or _LIKELY.search(text):
+        return True
+    # An entry of the Hub may name a commit.
+    rest = text.partition("@")[2].partition("/")[2] if is_hub_entry(text) else text
+    return "revision" not in key and _HEX_KEY.search(rest) is not None
+
+
+def redact(key: str, value: Any) -> Any:
+    """A value as it may be shown and written to a report: secrets replaced, long texts cut.
+
+    Args:
+        key: What it belongs to; its name alone may make it a secret.
+        value: Anything that YAML holds.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, Mapping):
+        return {redact_name(name): redact(f"{key}.{name}", inner) for name, inner in value.items()}
+    if is_secret_name(key):
+        return REDACTED
+    if isinstance(value, (list, tuple)):
+        return [redact(key, inner) for inner in value]
+    if isinstance(value, (int, float)):
+        return value
+    text = str(value)
+    if holds_secret(text, key):
+        return REDACTED
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def redact_name(name: str) -> str:
+    """The name of a key, unless somebody has written a secret there."""
+    return REDACTED if holds_secret(name, "revision") else name
+
+
+def shown(key: str, value: Any, limit: int = 40) -> str:
+    """A value in a message: redacted, on one line and short."""
+    safe = redact(key, value)
+    return one_line(safe if isinstance(safe, str) else repr(safe), limit)
+
+
+def cleaned(text: str) -> str:
+    """A sentence that somebody else has made of the values, without the words that hold secrets."""
+    if not holds_secret(text, "revision"):
+        return text
+    words = " ".join(REDACTED if holds_secret(word, "revision") else word for word in text.split(" "))
+    return words if not holds_secret(words, "revision") else REDACTED

@@ -1,0 +1,1 @@
+"""Configurations of other tools, one module or a few for each."""

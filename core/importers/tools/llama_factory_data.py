@@ -1,0 +1,163 @@
+"""The datasets of a LLaMA-Factory configuration, and how they are mixed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from core.data.registries.llama_factory import read_llama_factory
+from core.errors import UserError
+from core.hub.store import NotFetchedError
+from core.hub_uri import is_hub_id
+from core.importers.common.data_files import PLACEHOLDER, Written, put_sources, write_dataset
+from core.importers.common.shared import HELD_OUT_OPTIONS, SPECIAL_OPTION, held_out, let_special_tokens_act
+from core.importers.common.steps import count_entries
+from core.importers.redact import shown
+from core.importers.translation import Translation
+from core.models.find import hub_cache_dir
+
+#: What the keys that hold datasets may set.
+DATA_OPTIONS = ("data.train", "data.eval", "data.columns", "data.weights", SPECIAL_OPTION, *HELD_OUT_OPTIONS)
+REGISTRY = "dataset_info.json"
+
+_ONLINE, _REMOTE = "ONLINE", "REMOTE:"
+#: Entries of the registry that are looked into; each look reads it whole.
+_CHECKED = 50
+# How a dataset is read that has no entry in a registry.
+_ALPACA = {"user": "instruction", "context": "input", "assistant": "output"}
+
+
+def datasets(work: Translation) -> None:
+    """Carry the datasets over, what is held out of them, and how often their rows are used."""
+    if not work.boolean("split_special_tokens"):
+        let_special_tokens_act(work)
+    directory = work.text("dataset_dir") or "data"
+    names = work.texts("dataset")
+    held = work.texts("eval_dataset")
+    registry = _registry(work, directory)
+    if names:
+        put_sources(work, "dataset", "data.train", _sources(work, directory, registry, names))
+    else:
+        work.change("dataset", "data.train", PLACEHOLDER, "The file names no dataset: put your data.")
+    if held:
+        put_sources(work, "eval_dataset", "data.eval", _sources(work, directory, registry, held))
+    if directory == _ONLINE and (names or held):
+        work.change("dataset_dir", "data.columns", _ALPACA, "How a dataset of the Hub is read without a registry.")
+    elif registry is None:
+        work.drop("dataset_dir", f"Put that {REGISTRY} into a directory, name it here, and import again.")
+    elif work.has("dataset_dir"):
+        work.note_change("dataset_dir", "data.train", f"The directory of {REGISTRY}, which data.train names.")
+    held_out(work, "val_size", bool(held))
+    _mix(work)
+
+
+def _registry(work: Translation, directory: str) -> Path | None:
+    """Where the registry is; None where there is none, or it is on the Hub alone."""
+    if not _is_remote(directory):
+        return work.places.locate(directory) / REGISTRY
+    if directory == _ONLINE:
+        return None
+    repository = directory.removeprefix(_REMOTE)
+    if not is_hub_id(repository):
+        work.refuse("dataset_dir", f"names no repository of the Hub: {shown('dataset_dir', repository)}")
+    # Where LLaMA-Factory itself puts it.
+    directory_name = f"datasets--{repository.replace('/', '--')}"
+    found = hub_cache_dir().glob(f"{directory_name}/snapshots/*/{REGISTRY}")
+    return max(found, key=lambda path: path.lstat().st_mtime, default=None)
+
+
+def _is_remote(directory: str) -> bool:
+    """Whether ``dataset_dir`` stands for a hub."""
+    return directory == _ONLINE or directory.startswith(_REMOTE)
+
+
+def _sources(work: Translation, directory: str, registry: Path | None, names: list[str]) -> list[Written]:
+    if directory == _ONLINE:
+        return [write_dataset(work, name) for name in names]
+    if registry is None:
+        where = shown("dataset_dir", directory.removeprefix(_REMOTE), 120)
+        return [
+            Written(name, f"An entry of a {REGISTRY} of the Hub, in {where}, which is not here.", False)
+            for name in names
+        ]
+    return [_source(work, registry, name, is_checked=place < _CHECKED) for place, name in enumerate(names)]
+
+
+def _source(work: Translation, registry: Path, name: str, *, is_checked: bool) -> Written:
+    """An entry of the registry, as ``dataset_info.json#name``; checked, where the registry is there."""
+    places = work.places
+    text = places.write(registry, f"#{name}")
+    if not registry.is_file():
+        where = shown("dataset_dir", str(registry), 120)
+        return Written(text, f"There is no {where}, where {work.tool.title} would look.", False)
+    if not is_checked:
+        return Written(text, "", True)
+    note = f"An entry of {REGISTRY}; paths start where {work.tool.title} is run: {shown('path', str(places.base), 80)}."
+    try:
+        source = read_llama_factory(registry, name)
+    except NotFetchedError as error:
+        return Written(text, note, True, (str(error.entry),))
+    except UserError as error:
+        return Written(text, str(error), False)
+    if not source.path.exists():
+        return Written(text, f"The file of {shown('dataset', name, 60)} is not there: {source.path}.", False)
+    return Written(text, note, True)
+
+
+def _mix(work: Translation) -> None:
+    """How often the rows of each entry are used.
+
+    ``max_samples`` takes so many of each; ``interleave_*`` draws from all until one, or each, is used up.
+    """
+    most = work.integer("max_samples")
+    strategy = str(work.values.get("mix_strategy", "concat")).strip().lower()
+    raw = work.values.get("interleave_probs")
+    parts = raw.split(",") if isinstance(raw, str) else raw if isinstance(raw, list) else []
+    shares = [share for part in parts if (share := _as_share(part)) is not None]
+    if strategy == "concat":
+        if work.has("mix_strategy"):
+            work.carry("mix_strategy", None, reason="As it is here.")
+        if work.has("interleave_probs"):
+            work.drop("interleave_probs", "It counts only with mix_strategy: interleave_under or interleave_over.")
+    counts = count_entries(work)
+    if counts is None or not all(counts) or not work.has("dataset"):
+        for key in ("max_samples", "mix_strategy", "interleave_probs"):
+            if work.has(key):
+                work.drop(key, "All rows are used, and how many there are is not known yet. Set data.weights.")
+        return
+    taken = [min(count, most) if most and most > 0 else count for count in counts]
+    if strategy in ("interleave_under", "interleave_over"):
+        wanted = shares or [1 / len(counts)] * len(counts)
+        if len(wanted) == len(counts):
+            pick = min if strategy == "interleave_under" else max
+            drawn = pick(rows / share for rows, share in zip(taken, wanted, strict=True))
+            taken = [max(round(drawn * share), 1) for share in wanted]
+            _put_weights(work, "mix_strategy", counts, taken)
+            for key in ("interleave_probs", "max_samples"):
+                if work.has(key):
+                    work.note_change(key, "data.weights", "See mix_strategy.")
+            return
+    for key in ("mix_strategy", "interleave_probs"):
+        if work.has(key):
+            work.drop(key, "Each row is used once in an epoch; data.weights says how often those of an entry are.")
+    if taken == counts:
+        if work.has("max_samples"):
+            work.carry("max_samples", None, reason="No entry has more.")
+    else:
+        _put_weights(work, "max_samples", counts, taken)
+
+
+def _put_weights(work: Translation, key: str, counts: list[int], taken: list[int]) -> None:
+    """Set ``data.weights`` so that so many of the rows of each entry are used."""
+    # As many digits as make the same number of rows again.
+    weights = [round(rows / count, len(str(count)) + 1) for rows, count in zip(taken, counts, strict=True)]
+    few = [f"{rows} of {count}" for rows, count in zip(taken[:4], counts, strict=False)]
+    said = ", ".join(few) + (", …" if len(taken) > 4 else "")
+    work.change(key, "data.weights", weights, f"{said} rows in an epoch; which, decides train.seed.")
+
+
+def _as_share(part: object) -> float | None:
+    try:
+        number = float(str(part))
+    except ValueError:
+        return None
+    return number if 1e-6 <= number <= 1 else None

@@ -1,0 +1,359 @@
+"""One file being carried over: what is set so far, and what became of each key."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pydantic import ValidationError
+
+from core.config.document import describe_type
+from core.config.schema import Config, find_option
+from core.errors import UserError
+from core.importers.places import Places
+from core.importers.redact import cleaned, holds_secret, redact, redact_name, shown
+from core.importers.rules import Choice, Copy, Joint, Kind, Missing, Tool, is_one_of
+from core.text import one_line
+from core.yaml_file import YamlFile
+
+_WANTED: dict[Kind, str] = {
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "text": "a text",
+    "texts": "a text or a list of texts",
+}
+_TRUE, _FALSE = {"true", "yes", "on"}, {"false", "no", "off"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What became of a key.
+
+    Args:
+        key: Its name in the file; one that stands for a default of the tool is there too, without a value.
+        value: What the file says, secrets replaced; None where it says nothing.
+        to: Our options, with commas between; None where there is none.
+        reason: A sentence; may be empty where the value was copied.
+    """
+
+    key: str
+    value: Any
+    to: str | None
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the command prints it."""
+        return {"key": self.key, "value": self.value, "to": self.to, "reason": self.reason}
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """A key that the tool does not have.
+
+    Args:
+        key: Its name.
+        line: Where it stands, counted from 1.
+        guess: The key that was most likely meant; empty if none is near.
+    """
+
+    key: str
+    line: int | None
+    guess: str
+
+
+@dataclass
+class Setting:
+    """A line of the configuration being made, with why it was decided; no comment where it was copied."""
+
+    value: Any
+    comment: str = ""
+
+
+@dataclass
+class Translation:
+    """The work on one file.
+
+    Args:
+        tool: Whose file it is.
+        source: The file.
+        places: What its relative paths stand for.
+        values: Its keys, those of the tool's sections as ``section.key``; keys without a value left out.
+    """
+
+    tool: Tool
+    source: YamlFile
+    places: Places
+    values: dict[str, Any]
+    settings: dict[str, Setting] = field(default_factory=dict)
+    carried: list[Entry] = field(default_factory=list)
+    changed: list[Entry] = field(default_factory=list)
+    unsupported: list[Entry] = field(default_factory=list)
+    unknown: list[Unknown] = field(default_factory=list)
+    inner: dict[str, Any] = field(default_factory=dict)
+    """Values inside of a key's value, as ``datasets[1].path``, for what is said of them."""
+    counted: dict[tuple[str, ...], list[int] | None] = field(default_factory=dict)
+    """Rows of the entries of ``data.train``, by their names, as they have been counted."""
+    _done: set[str] = field(default_factory=set)
+    _as_text: set[str] = field(default_factory=set)
+
+    # Reading what the file says.
+
+    def has(self, key: str) -> bool:
+        """Whether the file gives the key a value."""
+        return key in self.values
+
+    def refuse(self, key: str, what: str, hint: str = "Mend it.") -> NoReturn:
+        """End the import with a sentence about a key.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError(f"{self.source.place(key)}: {redact_name(key)} {what}.", hint)
+
+    def get(self, key: str, kind: Kind) -> Any:
+        """The value of a key as a kind of value; None where there is none.
+
+        Numbers and truth values that are written as texts are taken for what they are: YAML itself reads ``2e-4``,
+        which has no point, as a text.
+
+        Raises:
+            UserError: If it is of another kind.
+        """
+        if key not in self.values:
+            return None
+        value = self.values[key]
+        found = _as_kind(value, kind)
+        if found is None:
+            self.refuse(key, f"must be {_WANTED[kind]}, not {shown(key, value)}")
+        if isinstance(value, str) and kind in ("integer", "number", "boolean"):
+            self._as_text.add(key)
+        return found
+
+    def integer(self, key: str) -> int | None:
+        """See :meth:`get`."""
+        found: int | None = self.get(key, "integer")
+        return found
+
+    def number(self, key: str) -> float | None:
+        """See :meth:`get`."""
+        found: float | None = self.get(key, "number")
+        return found
+
+    def boolean(self, key: str) -> bool | None:
+        """See :meth:`get`."""
+        found: bool | None = self.get(key, "boolean")
+        return found
+
+    def text(self, key: str) -> str | None:
+        """See :meth:`get`."""
+        found: str | None = self.get(key, "text")
+        return found
+
+    def texts(self, key: str) -> list[str] | None:
+        """See :meth:`get`; a text with commas is several."""
+        found: list[str] | None = self.get(key, "texts")
+        return found
+
+    # Saying what becomes of it; what is said of a key first, counts.
+
+    def put(self, option: str, value: Any, comment: str = "") -> str | None:
+        """Set an option; a comment says that it was decided.
+
+        Returns:
+            None, or why the option cannot have the value; it then keeps its default.
+        """
+        declared = find_option(option)
+        assert declared is not None, option  # noqa: S101 - the tables are checked by a test
+        if any(holds_secret(text) for text in _texts_in(value)):
+            return "It looks like a secret, and none is written to a configuration."
+        section, _, name = option.partition(".")
+        table = {section: {name: value}}
+        table.setdefault("data", {}).setdefault("train", "rows")
+        try:
+            Config.model_validate(table)
+        except ValidationError:
+            return f"{option} must be {describe_type(declared)}; it keeps its default."
+        self.settings[option] = Setting(value, cleaned(comment))
+        return None
+
+    def carry(self, key: str, option: str | None, value: Any = None, reason: str = "") -> None:
+        """A key that is copied: set the option, if a value is given, and note it."""
+        if key in self._done:
+            return
+        problem = self.put(option, value) if option and value is not None else None
+        if problem:
+            self._note(self.unsupported, key, None, problem)
+        else:
+            if not reason and key in self._as_text:
+                reason = "YAML reads this as text; it is taken for what it stands for."
+            self._note(self.carried, key, option, reason)
+
+    def change(self, key: str, option: str, value: Any, reason: str) -> None:
+        """A key that means something a little else here: set the option with a comment, and note it."""
+        if key in self._done:
+            return
+        problem = self.put(option, value, reason)
+        if problem:
+            self._note(self.unsupported, key, None, problem)
+        else:
+            self._note(self.changed, key, option, reason)
+
+    def note_change(self, key: str, to: str, reason: str) -> None:
+        """A key of which several options were set."""
+        self._note(self.changed, key, to, reason)
+
+    def drop(self, key: str, reason: str, option: str | None = None, value: Any = None) -> None:
+        """A key that is not offered; an option may be set in its place."""
+        if key in self._done:
+            return
+        is_set = option is not None and value is not None and self.put(option, value, reason) is None
+        self._note(self.unsupported, key, option if is_set else None, reason)
+
+    def note_unknown(self, key: str, known: Iterable[str]) -> None:
+        """A key that the tool does not have."""
+        near = difflib.get_close_matches(key[:60], list(known), n=1, cutoff=0.72)
+        guess = near[0] if near else ""
+        meant = f" Did you mean {guess}?" if guess else ""
+        self.unknown.append(Unknown(redact_name(key), self.source.lines.get(key), guess))
+        self._note(self.unsupported, key, None, f"Unknown: {self.tool.title} has no such key.{meant}")
+
+    def is_done(self, key: str) -> bool:
+        """Whether it has been said what becomes of a key."""
+        return key in self._done
+
+    def _note(self, where: list[Entry], key: str, to: str | None, reason: str) -> None:
+        if key in self._done:
+            return
+        self._done.add(key)
+        value = self.values[key] if key in self.values else self.inner.get(key)
+        where.append(Entry(redact_name(key), redact(key, value), to, cleaned(reason)))
+
+    # Carrying out the table.
+
+    def run(self) -> None:
+        """Carry everything over, each key of the file ending in exactly one of the lists."""
+        functions = dict.fromkeys(rule.function for rule in self.tool.table.values() if isinstance(rule, Joint))
+        for function in functions:
+            function(self)
+        for key, rule in self.tool.table.items():
+            if isinstance(rule, Copy):
+                self.copy(key, rule)
+            elif isinstance(rule, Choice):
+                self.choose(key, rule)
+            elif self.has(key) and not self.is_done(key):
+                self._leave(key, rule)
+        for key in self.values:
+            if not self.is_done(key):
+                self.note_unknown(key, [*self.tool.table, *self.tool.sections])
+
+    def note_empty(self, key: str) -> None:
+        """A key without a value: the default holds, which may have been decided already."""
+        if key not in self.tool.table and key not in self.tool.sections:
+            self.note_unknown(key, [*self.tool.table, *self.tool.sections])
+        else:
+            self._note(self.carried, key, None, "Empty: the default holds.")
+
+    def copy(self, key: str, rule: Copy) -> None:
+        """Carry out a :class:`Copy`."""
+        if self.is_done(key):
+            return
+        raw = self.values.get(key)
+        if raw is None or is_one_of(raw, rule.unset):
+            if self._differs(rule):
+                self.change(key, rule.option, rule.absent, rule.why)
+            elif raw is not None:
+                self.carry(key, None, reason="It says nothing here either.")
+        elif isinstance(raw, str) and raw in rule.also:
+            self.drop(key, rule.also[raw])
+        else:
+            self.carry(key, rule.option, self.get(key, rule.kind))
+
+    def choose(self, key: str, rule: Choice) -> None:
+        """Carry out a :class:`Choice`."""
+        if self.is_done(key):
+            return
+        if not self.has(key):
+            if self._differs(rule):
+                self.change(key, rule.option, rule.absent, rule.why)
+            return
+        raw = self.values[key]
+        if not isinstance(raw, (str, bool, int, float)):
+            self.refuse(key, f"must be a name, not {shown(key, raw)}")
+        word = raw.strip().lower() if isinstance(raw, str) else raw
+        if (found := _look_up(rule.same, word)) is not None:
+            self.carry(key, rule.option, found[0], "" if found[0] is not None else "As it is here.")
+        elif (found := _look_up(rule.near, word)) is not None:
+            ours, reason = found[0]
+            self.change(key, rule.option, ours, reason)
+        else:
+            ours, reason = rule.otherwise
+            self.drop(key, reason, rule.option, ours)
+
+    def _differs(self, rule: Copy | Choice) -> bool:
+        """Whether what the tool does without the key must be written down to be done here."""
+        declared = find_option(rule.option)
+        ours = declared.default if declared is not None else None
+        return rule.absent is not None and rule.absent != ours and rule.option not in self.settings
+
+    def _leave(self, key: str, rule: Missing | Joint) -> None:
+        if isinstance(rule, Joint):
+            self.drop(key, "It has no effect here.")
+        elif is_one_of(self.values[key], rule.off):
+            self.carry(key, None, reason="As it is here.")
+        else:
+            self.drop(key, rule.instead)
+
+
+def _look_up(table: Mapping[Any, Any], word: Any) -> tuple[Any] | None:
+    return next(((ours,) for theirs, ours in table.items() if is_one_of(word, (theirs,))), None)
+
+
+def _texts_in(value: Any) -> Iterable[str]:
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, Mapping):
+        return (str(item) for item in value.values())
+    return (str(item) for item in value) if isinstance(value, list) else ()
+
+
+def _as_kind(value: Any, kind: Kind) -> Any:
+    """A value as a kind, or None where it is none."""
+    if kind == "boolean":
+        word = value.strip().lower() if isinstance(value, str) else ""
+        return value if isinstance(value, bool) else True if word in _TRUE else False if word in _FALSE else None
+    if kind == "text":
+        plain = isinstance(value, (str, int, float)) and not isinstance(value, bool)
+        return (str(value).strip() or None) if plain else None
+    if kind == "texts":
+        parts = value.split(",") if isinstance(value, str) else value
+        if not isinstance(parts, list) or not all(isinstance(part, (str, int)) for part in parts):
+            return None
+        return [str(part).strip() for part in parts if str(part).strip()]
+    number = _as_number(value)
+    if number is None or kind == "number":
+        return number
+    return int(number) if number == int(number) else None
+
+
+def _as_number(value: Any) -> float | int | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    try:
+        return value if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def file_name(path: Path) -> str:
+    """The name of a file, for a comment."""
+    return cleaned(one_line(path.name, 80))

@@ -1,0 +1,79 @@
+"""A worker that answers nothing: killed, and its end recorded in its place."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+
+from core.errors import UserError
+from core.launch.launcher import complete_checkpoints, reap, terminate
+from core.paths import FILE_MODE
+from core.runs.after_end import way_on
+from core.runs.events import ControlEvent, StoppedEvent, encode_event
+from core.runs.lock import try_lock
+from core.runs.state import RunState
+from core.runs.store import Run
+
+
+def kill(run: Run, timeout: float) -> RunState:
+    """End a worker that answers nothing by SIGKILL, and record in its place that it was stopped, and by whom.
+
+    What it did since its last checkpoint is lost. One that is stopped (SIGSTOP) or waits for a device is ended as well.
+
+    Args:
+        run: The run.
+        timeout: Seconds to wait for the process to be gone; one that waits for a broken disk may never be.
+
+    Returns:
+        The state afterwards: ``stopped``, unless the worker ended by itself at that moment.
+
+    Raises:
+        UserError: As for :func:`core.launch.launcher.terminate`, or if the process is still there after the timeout.
+    """
+    terminate(run, force=True)
+    deadline = time.monotonic() + timeout
+    while (lock := try_lock(run)) is None or not run.state().is_over:
+        if lock is not None:
+            os.close(lock)
+        if time.monotonic() >= deadline:
+            raise UserError(
+                f"The process of run {run.id} is still there {timeout:g} s after it was killed.",
+                "It waits for a device or a disk that does not answer; only a restart of the machine may end it.",
+            )
+        time.sleep(0.05)
+        reap()
+    try:
+        recorded = RunState.read(run.state_path)
+        # One that has told its end, and hung after that, has been stopped by nobody.
+        if recorded is not None and run.state().state == "lost":
+            _record_kill(run, recorded)
+    finally:
+        os.close(lock)
+    return run.state()
+
+
+def _record_kill(run: Run, recorded: RunState) -> None:
+    """Write the end that a killed worker could not write."""
+    step = recorded.step
+    reason = f"stopped by SIGKILL after step {step}"
+    found = complete_checkpoints(run)
+    adapter = str((found[-1] / "adapter").relative_to(run.path)) if found else None
+    result = "killed on request, without a checkpoint"
+    lines = encode_event(ControlEvent(command="stop", sender="SIGKILL", result=result))
+    lines += encode_event(StoppedEvent(reason=reason, step=step, adapter=adapter, hint=way_on(run)))
+    try:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with os.fdopen(os.open(run.events_path, flags, FILE_MODE), "ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                # The line that it was killed in is ended first.
+                lines = lines if file.read(1) == b"\n" else "\n" + lines
+            file.write(lines.encode("utf-8"))
+    except OSError as error:
+        raise UserError(f"{run.events_path} cannot be written: {error.strerror}.", "Mend its permissions.") from error
+    over = dataclasses.replace(recorded, state="stopped", reason=reason, socket=None, step_started=None)
+    try:
+        dataclasses.replace(over, updated=time.time()).write(run.state_path)
+    except OSError as error:
+        raise UserError(f"{run.state_path} cannot be written: {error.strerror}.", "Mend its permissions.") from error

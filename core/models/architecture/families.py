@@ -1,0 +1,420 @@
+"""``config.json`` of the known families as an :class:`~core.models.architecture.architecture.Architecture`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from core.errors import UserError
+from core.models.architecture.architecture import Architecture, Attention, Experts, Layer, Linear
+from core.models.architecture.config_values import MOST_LAYERS, ConfigValues
+from core.models.architecture.deepseek import read_deepseek
+from core.models.architecture.vision import read_siglip
+from core.text import one_line
+
+#: Keys that show that a model of an unknown family is not built like Llama.
+_UNLIKE = (
+    "num_local_experts",
+    "num_experts",
+    "n_routed_experts",
+    "moe_intermediate_size",
+    "kv_lora_rank",
+    "ssm_cfg",
+    "state_size",
+    "mamba_d_state",
+    "linear_num_key_heads",
+    "is_encoder_decoder",
+)
+#: Tensors of the inner width that an activation function keeps for backward; those not named keep one.
+_ACTIVATION_COPIES = {"gelu_new": 4, "gelu_fast": 4, "quick_gelu": 2, "relu2": 2}
+
+
+@dataclass(frozen=True)
+class _Family:
+    """How the configuration of a family like Llama differs from Llama's own."""
+
+    tied: bool = False
+    heads: int | None = None
+    kv_heads: int | None = None
+    """Keys and values where the configuration does not say; None: as many as there are queries."""
+    head_dim: int | None = None
+    vocabulary: int | None = None
+    qkv_bias: bool | str = "attention_bias"
+    """Whether there is one, or the key that says so."""
+    output_bias: bool | str = "attention_bias"
+    mlp_bias: bool | str = "mlp_bias"
+    normed: Literal["", "head", "all"] = ""
+    norms: int = 2
+    eager: bool = False
+    """Whether attention is eager, as no other kernel can do it."""
+    sinks: bool = False
+    """Whether each head has a score of its own that takes a share away."""
+    softcap: bool = False
+    """Whether scores and logits are capped where the configuration does not say; attention is then eager."""
+    fused: bool = False
+    window: str = ""
+    """The key of the sliding window, where every second layer or so has one."""
+    expert_count: str = ""
+    """The key that says how many experts there are."""
+    expert_width: str = "moe_intermediate_size"
+    expert_bias: bool = False
+    """Whether experts and router add one."""
+    experts_adapted: bool = True
+    shared_expert: bool = False
+    plain: tuple[str, str] | None = None
+    """Names of the two linear layers of a feed-forward network without a gate."""
+    norm: Literal["rms", "layer"] = "rms"
+    norm_bias: bool = False
+    offset_norm: bool = False
+    """Whether norms weigh with one more than their weight."""
+
+
+_LIKE_LLAMA: dict[str, _Family] = {
+    "llama": _Family(),
+    "mistral": _Family(kv_heads=8, qkv_bias=False, output_bias=False, mlp_bias=False, window="sliding_window"),
+    "ministral": _Family(kv_heads=8, qkv_bias=False, output_bias=False, mlp_bias=False, window="sliding_window"),
+    "smollm3": _Family(tied=True, kv_heads=4, window="sliding_window"),
+    "granite": _Family(),
+    "olmo2": _Family(normed="all", mlp_bias=False),
+    "qwen2": _Family(qkv_bias=True, output_bias=False, mlp_bias=False, kv_heads=32),
+    "qwen3": _Family(normed="head", head_dim=128, mlp_bias=False, kv_heads=32),
+    "gemma": _Family(tied=True, head_dim=256, kv_heads=16, mlp_bias=False, offset_norm=True),
+    "gemma2": _Family(
+        tied=True,
+        head_dim=256,
+        kv_heads=4,
+        heads=8,
+        norms=4,
+        offset_norm=True,
+        softcap=True,
+        mlp_bias=False,
+        window="sliding_window",
+    ),
+    "gemma3_text": _Family(
+        tied=True,
+        head_dim=256,
+        heads=8,
+        kv_heads=4,
+        vocabulary=262_208,
+        norms=4,
+        offset_norm=True,
+        normed="head",
+        mlp_bias=False,
+        window="sliding_window",
+    ),
+    "phi3": _Family(fused=True, qkv_bias=False, output_bias=False, mlp_bias=False, window="sliding_window"),
+    "starcoder2": _Family(
+        tied=True,
+        kv_heads=2,
+        qkv_bias="use_bias",
+        output_bias="use_bias",
+        mlp_bias="use_bias",
+        plain=("mlp.c_fc", "mlp.c_proj"),
+        norm="layer",
+        norm_bias=True,
+        window="sliding_window",
+    ),
+    "mixtral": _Family(
+        kv_heads=8,
+        qkv_bias=False,
+        output_bias=False,
+        expert_count="num_local_experts",
+        expert_width="intermediate_size",
+        window="sliding_window",
+    ),
+    "qwen2_moe": _Family(
+        kv_heads=16,
+        qkv_bias=True,
+        output_bias=False,
+        mlp_bias=False,
+        expert_count="num_experts",
+        experts_adapted=False,
+        shared_expert=True,
+    ),
+    "gpt_oss": _Family(
+        head_dim=64,
+        kv_heads=8,
+        qkv_bias="attention_bias",
+        eager=True,
+        sinks=True,
+        expert_count="num_local_experts",
+        expert_width="intermediate_size",
+        expert_bias=True,
+        experts_adapted=False,
+        window="sliding_window",
+    ),
+    "qwen3_moe": _Family(kv_heads=4, normed="head", mlp_bias=False, expert_count="num_experts"),
+}
+#: Keys and values of models whose file leaves them out: these families then have one for each query.
+_KV_AS_QUERIES = frozenset({"qwen2", "qwen3", "gemma"})
+#: Models of several kinds of input, to the family of their text part.
+_TEXT_PARTS = {"gemma3": "gemma3_text", "mistral3": "mistral"}
+
+
+def known_families() -> tuple[str, ...]:
+    """The ``model_type`` of every family that is not guessed."""
+    return (*_LIKE_LLAMA, *_BUILDERS, *_TEXT_PARTS)
+
+
+def read_architecture(config: Mapping[str, Any], where: str) -> Architecture:
+    """A model from what its ``config.json`` says.
+
+    Args:
+        config: Its content; the text part is taken where it describes several.
+        where: What to call it in messages.
+
+    Returns:
+        The architecture; ``guessed`` where the family is unknown and it was read like Llama.
+
+    Raises:
+        UserError: If it describes no causal language model, or leaves out what the shape depends on.
+    """
+    family = _model_type(config, where)
+    if isinstance(config.get("text_config"), Mapping):
+        vision = config.get("vision_config") if family == "gemma3" else None
+        text = {**config["text_config"]}
+        # What the parts share may be said once, outside.
+        text.setdefault("tie_word_embeddings", config.get("tie_word_embeddings"))
+        named = text.get("model_type")
+        text["model_type"] = named if isinstance(named, str) else _TEXT_PARTS.get(family, family)
+        text.pop("text_config", None)
+        found = read_architecture(text, where)
+        if isinstance(vision, Mapping):
+            found = replace(found, tower=read_siglip(vision, found.hidden, where))
+        return found
+    family = _TEXT_PARTS.get(family, family)
+    values = ConfigValues(config, where)
+    if family in _BUILDERS:
+        return _BUILDERS[family](values, family)
+    if family in _LIKE_LLAMA:
+        return _like_llama(values, family, _LIKE_LLAMA[family])
+    unlike = next((key for key in _UNLIKE if config.get(key)), None)
+    if unlike is not None:
+        raise UserError(
+            f"{where} is of the family {one_line(family, 60)}, whose memory cannot be told (it has {unlike}).",
+            f"Known are {', '.join(sorted(known_families()))}, and what is built like Llama.",
+        )
+    return replace(_like_llama(values, family, _LIKE_LLAMA["llama"]), guessed=True)
+
+
+def _model_type(config: Mapping[str, Any], where: str) -> str:
+    family = config.get("model_type")
+    if isinstance(family, str) and family:
+        return family
+    raise UserError(f"{where} has no model_type, so it is no model's.", "Copy the model's own config.json.")
+
+
+def _bias(values: ConfigValues, rule: bool | str) -> bool:
+    return values.flag(rule, False) if isinstance(rule, str) else rule
+
+
+def _attention(values: ConfigValues, family: str, rules: _Family, hidden: int) -> Attention:
+    heads = values.count("num_attention_heads", rules.heads)
+    kv_default = heads if family in _KV_AS_QUERIES or rules.kv_heads is None else rules.kv_heads
+    window = values.get(rules.window) if rules.window else None
+    if values.get("use_sliding_window") is False or not isinstance(window, int) or window < 1:
+        window = None
+    return Attention(
+        heads=heads,
+        kv_heads=values.count("num_key_value_heads", kv_default),
+        head_dim=values.count("head_dim", rules.head_dim or max(hidden // heads, 1)),
+        kernel="eager" if rules.softcap or rules.eager else "sdpa",
+        fused=rules.fused,
+        normed=rules.normed,
+        softcap=rules.softcap and values.capped("attn_logit_softcapping", True),
+        window=window,
+        dropout=values.share("attention_dropout"),
+    )
+
+
+def _like_llama(values: ConfigValues, family: str, rules: _Family) -> Architecture:
+    hidden, depth = values.count("hidden_size"), values.count("num_hidden_layers", most=MOST_LAYERS)
+    attention = _attention(values, family, rules, hidden)
+    norm = hidden * (2 if rules.norm_bias else 1)
+    other = rules.norms * norm
+    if rules.normed == "head":
+        other += 2 * attention.head_dim
+    elif rules.normed == "all":
+        other += attention.queries + attention.keys
+    if rules.sinks:
+        other += attention.heads
+    linears = _attention_linears(values, rules, attention, hidden)
+    dense = Layer(
+        depth,
+        linears,
+        attention,
+        0,
+        norms=rules.norms,
+        norm=rules.norm,
+        offset_norm=rules.offset_norm,
+        other=other,
+    )
+    if rules.plain is not None:
+        width = values.count("intermediate_size")
+        bias = _bias(values, rules.mlp_bias)
+        network = (Linear(rules.plain[0], hidden, width, bias), Linear(rules.plain[1], width, hidden, bias))
+        layers: tuple[Layer, ...] = (replace(dense, linears=(*linears, *network), width=width, gate=""),)
+    elif rules.expert_count:
+        layers = _with_experts(values, rules, dense, hidden, depth)
+    else:
+        layers = (_with_network(values, rules, dense, hidden),)
+    return Architecture(
+        family=family,
+        hidden=hidden,
+        vocabulary=values.count("vocab_size", rules.vocabulary),
+        tied=values.flag("tie_word_embeddings", rules.tied),
+        layers=layers,
+        prefix="model.layers",
+        positions=values.count("max_position_embeddings") if values.get("max_position_embeddings") else None,
+        softcap=values.capped("final_logit_softcapping", rules.softcap),
+        other=norm,
+    )
+
+
+def _attention_linears(values: ConfigValues, rules: _Family, attention: Attention, hidden: int) -> tuple[Linear, ...]:
+    bias, queries, keys = _bias(values, rules.qkv_bias), attention.queries, attention.keys
+    output = Linear("self_attn.o_proj", queries, hidden, _bias(values, rules.output_bias))
+    if rules.fused:
+        return (Linear("self_attn.qkv_proj", hidden, queries + 2 * keys, bias), output)
+    return (
+        Linear("self_attn.q_proj", hidden, queries, bias),
+        Linear("self_attn.k_proj", hidden, keys, bias),
+        Linear("self_attn.v_proj", hidden, keys, bias),
+        output,
+    )
+
+
+def _with_network(values: ConfigValues, rules: _Family, layer: Layer, hidden: int) -> Layer:
+    width, bias = values.count("intermediate_size"), _bias(values, rules.mlp_bias)
+    down = Linear("mlp.down_proj", width, hidden, bias)
+    if rules.fused:
+        network: tuple[Linear, ...] = (Linear("mlp.gate_up_proj", hidden, 2 * width, bias), down)
+    else:
+        network = (Linear("mlp.gate_proj", hidden, width, bias), Linear("mlp.up_proj", hidden, width, bias), down)
+    gate: Literal["separate", "fused"] = "fused" if rules.fused else "separate"
+    return replace(layer, linears=(*layer.linears, *network), width=width, gate=gate)
+
+
+def _with_experts(values: ConfigValues, rules: _Family, layer: Layer, hidden: int, depth: int) -> tuple[Layer, ...]:
+    experts = Experts(
+        count=values.count(rules.expert_count, 8),
+        active=values.count("num_experts_per_tok", 2),
+        hidden=hidden,
+        width=values.count(rules.expert_width),
+        adapted=rules.experts_adapted,
+        clamped=rules.expert_bias,
+    )
+    bias = experts.count * (2 * experts.width + hidden + 1) if rules.expert_bias else 0
+    sparse = replace(layer, experts=experts, other=layer.other + bias)
+    if rules.shared_expert:
+        width = values.count("shared_expert_intermediate_size")
+        shared = (
+            Linear("mlp.shared_expert.gate_proj", hidden, width),
+            Linear("mlp.shared_expert.up_proj", hidden, width),
+            Linear("mlp.shared_expert.down_proj", width, hidden),
+            Linear("mlp.shared_expert_gate", hidden, 1),
+        )
+        sparse = replace(sparse, linears=(*layer.linears, *shared), width=width)
+    only = values.get("mlp_only_layers", ())
+    plain_layers = {number for number in only if isinstance(number, int)} if isinstance(only, (list, tuple)) else set()
+    step = values.count("decoder_sparse_step", 1)
+    plain_layers |= {number for number in range(depth) if (number + 1) % step}
+    count = len([number for number in plain_layers if 0 <= number < depth])
+    if not count:
+        return (sparse,)
+    plain = replace(_with_network(values, rules, layer, hidden), count=count)
+    if experts.adapted:
+        own = {linear.name for linear in layer.linears}
+        linears = (replace(linear, among_all=linear.name in own) for linear in plain.linears)
+        plain = replace(plain, linears=tuple(linears))
+    return (plain,) if count == depth else (replace(sparse, count=depth - count), plain)
+
+
+def _gpt2(values: ConfigValues, family: str) -> Architecture:
+    hidden, depth = values.count("hidden_size"), values.count("num_hidden_layers", most=MOST_LAYERS)
+    heads, width = values.count("num_attention_heads"), values.count("intermediate_size", 4 * hidden)
+    positions = values.count("max_position_embeddings", 1024)
+    linears = (
+        Linear("attn.c_attn", hidden, 3 * hidden, True, transposed=True),
+        Linear("attn.c_proj", hidden, hidden, True, transposed=True),
+        Linear("mlp.c_fc", hidden, width, True, transposed=True),
+        Linear("mlp.c_proj", width, hidden, True, transposed=True),
+    )
+    attention = Attention(
+        heads,
+        heads,
+        max(hidden // heads, 1),
+        fused=True,
+        rotary=False,
+        dropout=_share_or(values, "attn_pdrop", 0.1),
+    )
+    layer = Layer(
+        depth,
+        linears,
+        attention,
+        width,
+        gate="",
+        activation_copies=_ACTIVATION_COPIES.get(str(values.get("activation_function", "gelu_new")), 1),
+        norm="layer",
+        dropout=_share_or(values, "resid_pdrop", 0.1),
+        other=4 * hidden,
+    )
+    return Architecture(
+        family=family,
+        hidden=hidden,
+        vocabulary=values.count("vocab_size", 50_257),
+        tied=values.flag("tie_word_embeddings", True),
+        layers=(layer,),
+        prefix="transformer.h",
+        positions=positions,
+        learned_positions=True,
+        other=positions * hidden + 2 * hidden,
+    )
+
+
+def _share_or(values: ConfigValues, key: str, default: float) -> float:
+    return values.share(key) if values.get(key) is not None else default
+
+
+def _gpt_neox(values: ConfigValues, family: str) -> Architecture:
+    hidden, depth = values.count("hidden_size"), values.count("num_hidden_layers", most=MOST_LAYERS)
+    heads, width = values.count("num_attention_heads"), values.count("intermediate_size")
+    bias = values.flag("attention_bias", True)
+    linears = (
+        Linear("attention.query_key_value", hidden, 3 * hidden, bias),
+        Linear("attention.dense", hidden, hidden, bias),
+        Linear("mlp.dense_h_to_4h", hidden, width, True),
+        Linear("mlp.dense_4h_to_h", width, hidden, True),
+    )
+    attention = Attention(heads, heads, max(hidden // heads, 1), fused=True, dropout=values.share("attention_dropout"))
+    layer = Layer(
+        depth,
+        linears,
+        attention,
+        width,
+        gate="",
+        activation_copies=_ACTIVATION_COPIES.get(str(values.get("hidden_act", "gelu")), 1),
+        norm="layer",
+        parallel=values.flag("use_parallel_residual", True),
+        dropout=values.share("hidden_dropout"),
+        other=4 * hidden,
+    )
+    return Architecture(
+        family=family,
+        hidden=hidden,
+        vocabulary=values.count("vocab_size"),
+        tied=values.flag("tie_word_embeddings", False),
+        layers=(layer,),
+        prefix="gpt_neox.layers",
+        positions=values.count("max_position_embeddings", 2048),
+        other=2 * hidden,
+    )
+
+
+_BUILDERS: dict[str, Callable[[ConfigValues, str], Architecture]] = {
+    "gpt2": _gpt2,
+    "gpt_neox": _gpt_neox,
+    "deepseek_v2": read_deepseek,
+    "deepseek_v3": read_deepseek,
+}

@@ -1,0 +1,112 @@
+"""A model by the name that a configuration has for it, read from ``config.json`` or from a file's header.
+
+A directory may hold nothing but ``config.json``; where the weights are there too, their number is exact.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from core.errors import UserError
+from core.models.architecture.architecture import Architecture, Checkpoint
+from core.models.architecture.families import read_architecture
+from core.models.architecture.gguf_header import read_gguf_header
+from core.models.description import read_description
+from core.models.find import find_model as find_shared
+from core.models.find import missing_model, model_path
+from core.models.tensors import Tensor, read_header
+from core.text import one_line
+
+_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1}
+
+
+def find_model(name: str, relative_to: Path | None = None) -> Path:
+    """Where a model is on this machine.
+
+    Args:
+        name: A directory, a GGUF file, a prepared model's name, or a hub id that is in the local Hugging Face cache.
+        relative_to: What a relative path is relative to; the working directory by default.
+
+    Raises:
+        UserError: If it is not here.
+    """
+    if os.path.exists(path := model_path(name, relative_to)):
+        return path
+    if (found := find_shared(name, relative_to)) is not None:
+        return found
+    raise UserError(
+        f"The model {one_line(name, 200)} is not on this machine, so its memory cannot be told.",
+        f"{missing_model(name, relative_to).hint} For a plan, a directory with its config.json is enough.",
+    )
+
+
+def load_architecture(path: Path) -> Architecture:
+    """Read a model's architecture.
+
+    Args:
+        path: A directory with ``config.json``, or a GGUF file.
+
+    Raises:
+        UserError: If it is none, or its shape cannot be known.
+    """
+    if path.is_file():
+        return read_architecture(read_gguf_header(path).config(str(path)), str(path))
+    config_path = path / "config.json"
+    architecture = read_architecture(_read_config(path, config_path), str(config_path))
+    if (tokenizer := path / "tokenizer.json").is_file():
+        architecture = replace(architecture, tokenizer_bytes=tokenizer.stat().st_size)
+    files = sorted(path.glob("*.safetensors"))
+    try:
+        tensors = [item for file in files for item in read_header(file).items()]
+        return with_checkpoint(architecture, tensors, sum(file.stat().st_size for file in files))
+    except (UserError, OSError):
+        # What is wrong with the weights is told when they are to be loaded.
+        return architecture
+
+
+def _read_config(directory: Path, path: Path) -> dict[str, Any]:
+    config = read_description(path)
+    if config is not None:
+        return config
+    if (directory / "adapter_config.json").is_file():
+        raise UserError(
+            f"{directory} holds an adapter, not a model.", "Give the model that the adapter was trained on."
+        )
+    raise UserError(
+        f"{directory} has no config.json, so it is not a model.",
+        "Give a directory with at least the model's config.json, or a GGUF file.",
+    )
+
+
+def with_checkpoint(architecture: Architecture, tensors: Iterable[tuple[str, Tensor]], size: int) -> Architecture:
+    """Put the weights' exact number beside an architecture.
+
+    Args:
+        architecture: As the configuration says.
+        tensors: Every tensor by its name.
+        size: Bytes of the files.
+
+    Returns:
+        The architecture with its ``checkpoint``; unchanged where there are no tensors. Parameters that the
+        configuration does not explain are added to those outside the layers.
+    """
+    total, largest, kinds = 0, 0, Counter[str]()
+    names = set()
+    for name, tensor in tensors:
+        names.add(name)
+        total += tensor.elements
+        largest = max(largest, tensor.elements * _BYTES.get(tensor.dtype, 4))
+        kinds[tensor.dtype] += tensor.elements
+    if not total:
+        return architecture
+    checkpoint = Checkpoint(bytes=size, largest=largest, parameters=total, dtype=kinds.most_common(1)[0][0])
+    # A head that is tied may be saved all the same; it is one tensor in memory.
+    saved_head = architecture.tied and any(name.endswith("lm_head.weight") for name in names)
+    explained = architecture.parameters + (architecture.vocabulary * architecture.hidden if saved_head else 0)
+    other = architecture.other + max(total - explained, 0)
+    return replace(architecture, other=other, checkpoint=checkpoint)

@@ -1,0 +1,144 @@
+"""Which preset suits a model, a card and the data, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from core.config.facts import Facts
+from core.config.schema import Config
+from core.errors import UserError
+from core.memory.plan import Machine
+from core.memory.planner import make_plan
+from core.models.architecture.architecture import Architecture
+from core.presets.library import Aim, Preset, presets
+from core.units import format_bytes
+
+_GIB = 1 << 30
+#: Cards report a little less than they are sold with: with error correction a card of 24 GB has 22.5 GiB.
+_REPORTED_SHARE = 0.9
+#: Share of the card that a run may need by the memory plan; a desktop and a display take the rest.
+_USABLE_SHARE = 0.95
+#: Rows that may be longer than a preset takes before another one is looked for.
+_OVERLONG_SHARE = 0.05
+#: The size of model that is assumed where it is not known, on a card and on a CPU.
+_ASSUMED_BILLIONS, _ASSUMED_BILLIONS_CPU = 8.0, 0.2
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A preset and why it was chosen.
+
+    Args:
+        preset: The preset.
+        max_length: ``train.max_length`` to set instead of the preset's; None to leave it.
+        why: The reasons in one sentence.
+    """
+
+    preset: Preset
+    max_length: int | None
+    why: str
+
+
+def choose_preset(
+    facts: Facts, aim: Aim = "balanced", *, lengths: Sequence[int] = (), card_name: str = "the card"
+) -> Choice:
+    """The preset for what is known; the CPU's where no card is known.
+
+    Args:
+        facts: The model's shape and the card's memory. A preset is taken only if a run fits by the memory plan.
+        aim: What is wanted; the balanced preset is taken where there is none for it.
+        lengths: Tokens of some rows.
+        card_name: What the card is called in the sentence.
+
+    Raises:
+        UserError: If the model is too large for the card.
+    """
+    card = facts.device_bytes or 0
+    known = None if facts.model is None else facts.model.parameters / 1e9
+    billions = known or (_ASSUMED_BILLIONS if card else _ASSUMED_BILLIONS_CPU)
+    fitting = [
+        preset
+        for preset in presets().values()
+        if _fits_card(preset, card) and preset.parameters[0] <= billions <= preset.parameters[1]
+    ]
+    if not fitting and card:
+        raise UserError(
+            f"The model has {billions:.3g} billion parameters, and there is no preset for that on {card_name} "
+            f"({card / _GIB:.0f} GB).",
+            "Choose a smaller model, or name a preset and change what it says.",
+        )
+    # A model too large for the CPU trains there too, in its own time.
+    fitting = fitting or [preset for preset in presets().values() if preset.memory_gb == 0]
+    size = f"{billions:.3g} billion" if billions >= 1 else f"{billions * 1000:.0f} million"
+    reasons = [
+        f"the model has {size} parameters" if known else f"{size} parameters are assumed for a model of unknown shape",
+        f"{card_name} has {card / _GIB:.0f} GB" if card else "no NVIDIA card was found",
+    ]
+    chosen = _best(fitting, aim)
+    if chosen.aim != aim:
+        reasons.append(f"there is none for {aim} there")
+    elif aim == "balanced" and lengths and _overlong(lengths, chosen) > _OVERLONG_SHARE:
+        chosen = _best(fitting, "long-context")
+    if card and facts.model is not None:
+        first, chosen = chosen, _roomy(fitting, chosen, facts.model, card)
+        if chosen is not first:
+            needed = format_bytes(_needed(first, facts.model))
+            reasons.append(f"{first.name} would need {needed} with this model")
+    limit = chosen.values["train.max_length"]
+    if lengths:
+        over = _overlong(lengths, chosen)
+        longer = f"{over:.0%} of the rows looked at are longer" if over else "no row looked at is longer"
+        reasons.append(f"{longer} than {limit} tokens")
+    positions = facts.model.positions if facts.model is not None else None
+    cut = positions if positions is not None and positions < limit else None
+    if cut is not None:
+        reasons.append(f"train.max_length is {cut}, as the model reads no more")
+    return Choice(chosen, cut, f"{chosen.name}, as {_enumerate(reasons)}.")
+
+
+def _best(candidates: Sequence[Preset], aim: Aim) -> Preset:
+    """The one of this aim that is for the largest card; the balanced one where there is none for a like card."""
+    balanced = max((preset for preset in candidates if preset.aim == "balanced"), key=lambda preset: preset.memory_gb)
+    alike = [preset for preset in candidates if preset.aim == aim and 2 * preset.memory_gb >= balanced.memory_gb]
+    return max(alike, key=lambda preset: preset.memory_gb, default=balanced)
+
+
+def _roomy(candidates: Sequence[Preset], wanted: Preset, model: Architecture, card: int) -> Preset:
+    """The wanted preset where the model fits with it by the memory plan; else the next one with which it does."""
+    others = [preset for preset in candidates if preset is not wanted]
+    others.sort(key=lambda preset: (preset.aim != wanted.aim, preset.aim != "balanced", -preset.memory_gb))
+    least = None
+    for preset in (wanted, *others):
+        needed = _needed(preset, model)
+        if needed <= _USABLE_SHARE * card:
+            return preset
+        least = min(needed, least or needed)
+    raise UserError(
+        f"The model needs {format_bytes(least)} at least, and the card has {format_bytes(card)}.",
+        "Choose a smaller model, or name a preset and change what it says; 'localtune-tui plan' tells what that takes.",
+    )
+
+
+def _needed(preset: Preset, model: Architecture) -> int:
+    """Memory of a GPU that a run of a preset needs with rows as long as it takes."""
+    sections: dict[str, dict[str, object]] = {"data": {"train": "rows.jsonl"}}
+    for name, value in preset.values.items():
+        section, _, key = name.partition(".")
+        sections.setdefault(section, {})[key] = value
+    return make_plan(model, Config.model_validate(sections), Machine("cuda")).needed_bytes
+
+
+def _fits_card(preset: Preset, card: int) -> bool:
+    if preset.memory_gb == 0 or card == 0:
+        return preset.memory_gb == card == 0
+    return card >= preset.memory_gb * _REPORTED_SHARE * _GIB
+
+
+def _overlong(lengths: Sequence[int], preset: Preset) -> float:
+    limit = int(preset.values["train.max_length"])
+    return sum(length > limit for length in lengths) / len(lengths)
+
+
+def _enumerate(parts: Sequence[str]) -> str:
+    return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]

@@ -1,0 +1,151 @@
+"""A configuration's plan on this machine: the model found, the machine looked at, the rest asked of the plan."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from core import paths
+from core.config.schema import Config
+from core.errors import UserError
+from core.memory.advice import Advice, advise
+from core.memory.plan import Machine, Plan
+from core.memory.planner import make_plan
+from core.memory.rows import Rows
+from core.memory.sandboxed import load_architecture
+from core.models.architecture.architecture import Architecture
+from core.models.architecture.load import find_model
+from core.runs.pace import Pace, PaceBook
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How long it takes, by an earlier run's pace.
+
+    Args:
+        seconds: Of the optimizer steps.
+        steps: How many of them.
+        watt_hours: What they take; None where the earlier run had no reading.
+        run: The earlier run.
+    """
+
+    seconds: float
+    steps: int
+    watt_hours: float | None
+    run: str
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """All there is to say before a run."""
+
+    base: Path
+    architecture: Architecture
+    plan: Plan
+    advice: tuple[Advice, ...]
+    estimate: Estimate | None
+
+
+def forecast(
+    config: Config,
+    machine: Machine,
+    rows: Rows | None = None,
+    paces: PaceBook | None = None,
+    count: int | None = None,
+) -> Forecast:
+    """Plan a configuration's run.
+
+    Args:
+        config: What is planned.
+        machine: Where.
+        rows: The rows' lengths; None where they are not known.
+        paces: Earlier runs that have been read already; None to read them now.
+        count: How many rows there are, where their lengths are not known.
+
+    Raises:
+        UserError: If the model is not here or its memory cannot be told, or the rows do not suit it.
+    """
+    base = find_model(config.model.base)
+    architecture = load_architecture(base)
+    plan = make_plan(architecture, config, machine, rows)
+    pace = (PaceBook() if paces is None else paces).pace(config)
+    return Forecast(
+        base,
+        architecture,
+        plan,
+        advise(architecture, config, machine, rows, plan),
+        None if pace is None else estimate(config, rows, pace, count),
+    )
+
+
+def estimate(config: Config, rows: Rows | None, pace: Pace, count: int | None = None) -> Estimate | None:
+    """How long a run takes at an earlier run's pace; None where its steps cannot be counted.
+
+    Where the rows' tokens are not known, a row is taken to last as long as one of the earlier run.
+
+    Args:
+        config: The run.
+        rows: Its rows' lengths; None where they are not known.
+        pace: That of the earlier run.
+        count: How many rows there are, where their lengths are not known.
+    """
+    train = config.train
+    kept = rows.limited(train.max_length, config.data.overlong) if rows is not None else None
+    count = count if kept is None else kept.count
+    if count:
+        steps = train.max_steps or math.ceil(train.epochs * math.ceil(count / train.batch_size))
+    elif train.max_steps is not None:
+        steps = train.max_steps
+    else:
+        return None
+    if kept is None or kept.tokens is None:
+        seconds = steps * pace.seconds_per_step * train.batch_size / pace.rows_per_step
+        watts = pace.watt_hours_per_second
+        return Estimate(seconds, steps, None if watts is None else watts * seconds, pace.run)
+    tokens = steps * min(train.batch_size, kept.count) * kept.tokens / kept.count
+    energy = pace.watt_hours_per_token
+    return Estimate(tokens / pace.tokens_per_second, steps, None if energy is None else energy * tokens, pace.run)
+
+
+def this_machine(config: Config, gpu_memory: int | None = None) -> Machine:
+    """The machine that a run would find here now.
+
+    Args:
+        config: For the device that it asks for.
+        gpu_memory: Plan for a GPU with so many free bytes instead.
+
+    Raises:
+        UserError: If a GPU is asked for that is not there.
+    """
+    from core.hardware.cpu import has_bf16
+    from core.hardware.cpu import memory as cpu_memory
+    from core.hardware.sampler import snapshot
+
+    machine = Machine("cpu", disk_free_bytes=_disk_free(), bf16=has_bf16())
+    if gpu_memory is not None:
+        return replace(machine, kind="cuda", limit_bytes=gpu_memory)
+    wanted = config.hardware.device
+    gpus = [] if wanted == "cpu" else [device for device in snapshot(timeout=5.0) if device.kind == "cuda"]
+    if gpus:
+        used, total = gpus[0].memory_used, gpus[0].memory_total
+        host_used, host_total = cpu_memory()
+        limit = None if used is None or total is None else total - used
+        return replace(machine, kind="cuda", limit_bytes=limit, host_bytes=host_total - host_used)
+    if wanted == "cuda":
+        raise UserError(
+            "hardware.device is cuda, and no GPU is found here.", "Say how much memory it has with --gpu-memory 24GB."
+        )
+    used_bytes, total_bytes = cpu_memory()
+    return replace(machine, limit_bytes=total_bytes - used_bytes)
+
+
+def _disk_free() -> int | None:
+    directory = paths.runs_dir()
+    while not directory.exists() and directory != directory.parent:
+        directory = directory.parent
+    try:
+        return shutil.disk_usage(directory).free
+    except OSError:
+        return None

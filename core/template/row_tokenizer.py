@@ -1,0 +1,243 @@
+"""Rows of text as tokens, each answer beginning where inference begins to generate."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from core.data.conversation import RowError
+from core.template.answer_turns import RowText
+from core.template.tokenizer import ModelTokenizer
+from core.template.word_cache import WordTokenizer
+
+#: Stretches of text whose tokens are kept: what templates write is the same in every row.
+_CACHE_ENTRIES = 4096
+_CACHE_LENGTH = 2048
+
+#: A stretch of text with the places in it where answers begin, or one special token.
+_Piece = tuple["str | int", "tuple[int, ...]"]
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """Tokens and which of them are learned: one byte each, 1 or 0."""
+
+    ids: array[int]
+    supervised: bytearray
+
+
+class RowTokenizer:
+    """Tokenizes rows, many at once.
+
+    Text is cut at special tokens, which no tokenization crosses, and what has been seen is not tokenized again. Where
+    an answer begins inside such a stretch, the prompt's part of it is tokenized by itself too: if those tokens are what
+    the whole begins with, both the prompt and the row are exact. If not (an answer beginning with a newline that merges
+    with the one before), the answer is tokenized by itself after the prompt's own tokens, as the model would generate
+    it, and later answers get a row in which that place stands as inference would show it then.
+
+    Args:
+        tokenizer: The model's.
+        stop_ids: The tokens that end an answer.
+        template: The text of the chat template, which shows the special tokens that rows will have.
+    """
+
+    def __init__(self, tokenizer: ModelTokenizer, stop_ids: Sequence[int], template: str) -> None:
+        self._tokenizer = tokenizer
+        self._words = WordTokenizer(tokenizer)
+        self._stop_ids = tuple(stop_ids)
+        texts = [text for text in (stop_text(tokenizer, token) for token in stop_ids) if text]
+        self._cuts = tokenizer.cuts("\0".join([template, *tokenizer.special_tokens.values(), *texts]))
+        self._splitter = any_of(self._cuts) if self._cuts else None
+        self.stops = any_of(texts)
+        self._count_stops = not all(text in self._cuts for text in texts)
+        self._cache: dict[str, array[int]] = {}
+
+    def tokenize(self, rows: Sequence[RowText]) -> list[list[TokenRow] | RowError]:
+        """Tokens of each row; a row that cannot be exact as one comes as several, the last answer's first.
+
+        Returns:
+            For each row its tokens, or a ``no_stop_token`` error.
+        """
+        laid_out = [self._lay_out(row) for row in rows]
+        self._prepare(laid_out)
+        found: list[list[TokenRow] | RowError] = []
+        for row, pieces in zip(rows, laid_out, strict=True):
+            try:
+                found.append([self._whole(row)] if row.last is not None else self._assemble(row, pieces))
+            except RowError as error:
+                found.append(error)
+        return found
+
+    def encode(self, text: str) -> array[int]:
+        """Tokens of one text."""
+        pieces = self._lay_out(RowText(text, ()))
+        self._prepare([pieces])
+        ids = array("i")
+        for piece, _ in pieces:
+            ids.extend([piece] if isinstance(piece, int) else self._cache[piece])
+        return ids
+
+    def _lay_out(self, row: RowText) -> list[_Piece]:
+        starts = [start for start, _ in row.spans]
+        parts = self._splitter.split(row.text) if self._splitter is not None else [row.text]
+        pieces: list[_Piece] = []
+        position = taken = 0
+        for number, part in enumerate(parts):
+            end = position + len(part)
+            first = taken
+            while taken < len(starts) and starts[taken] <= end:
+                taken += 1
+            offsets = tuple(start - position for start in starts[first:taken]) if taken > first else ()
+            if number % 2:
+                pieces.append((self._cuts[part], offsets))
+            elif part or offsets:
+                pieces.append((part, offsets))
+            position = end
+        return pieces
+
+    def _prepare(self, laid_out: Sequence[Sequence[_Piece]]) -> None:
+        """Tokenize all that is not known yet in one call."""
+        if len(self._cache) > _CACHE_ENTRIES:
+            self._cache.clear()
+        wanted: dict[str, None] = {}
+        for pieces in laid_out:
+            for piece, offsets in pieces:
+                if isinstance(piece, int):
+                    continue
+                if piece not in self._cache:
+                    wanted[piece] = None
+                for offset in offsets:
+                    if 0 < offset < len(piece) and (head := piece[:offset]) not in self._cache:
+                        wanted[head] = None
+        texts = list(wanted)
+        self._cache.update(zip(texts, self._words.encode(texts), strict=True))
+
+    def _assemble(self, row: RowText, pieces: Sequence[_Piece]) -> list[TokenRow]:
+        ids = array("i")
+        starts: list[int] = []
+        for piece, offsets in pieces:
+            if isinstance(piece, int):
+                ids.append(piece)
+                if offsets:
+                    text = self._tokenizer.added_tokens[piece].content
+                    if any(0 < offset < len(text) for offset in offsets):
+                        return self._split(row, len(starts))
+                    starts += [len(ids) - (offset == 0) for offset in offsets]
+                continue
+            tokens = self._cache[piece]
+            for offset in offsets:
+                if offset == 0:
+                    starts.append(len(ids))
+                elif offset == len(piece):
+                    starts.append(len(ids) + len(tokens))
+                else:
+                    head = self._cache[piece[:offset]]
+                    if tokens[: len(head)] != head:
+                        return self._split(row, len(starts))
+                    starts.append(len(ids) + len(head))
+            ids.extend(tokens)
+        return [self._mark(row, ids, starts)]
+
+    def _split(self, row: RowText, broken: int) -> list[TokenRow]:
+        """Two rows, as the tokens where one answer begins depend on whether it is generated or shown."""
+        spans, later = row.spans[: broken + 1], row.spans[broken + 1 :]
+        start, end = spans[-1]
+        ids = self.encode(row.text[:start])
+        begun = len(ids)
+        ids.extend(self._tokenizer.encode_continuation(row.text[start:end]))
+        starts = self._starts(RowText(row.text[:start], spans[:-1]))
+        own = self._mark(RowText(row.text[:end], spans), ids, [*starts, begun])
+        if not later:
+            return [own]
+        following = RowText(row.text, later)
+        pieces = self._lay_out(following)
+        self._prepare([pieces])
+        return [*self._assemble(following, pieces), own]
+
+    def _whole(self, row: RowText) -> TokenRow:
+        """A row learned as a whole: where an answer that is marked begins, a token does, as when it is generated."""
+        spans = [*row.spans, *([] if row.last is None or row.last in row.spans else [row.last])]
+        ids, position, starts = array("i"), 0, []
+        for edge in (*(start for start, _ in spans), len(row.text)):
+            whole = self.encode(row.text[:edge])
+            if whole[: len(ids)] == ids:
+                ids = whole
+            else:
+                ids.extend(self._tokenizer.encode_continuation(row.text[position:edge]))
+            starts.append(len(ids))
+            position = edge
+        stops = [self._stop_after(row.text[:end], ids, start) for (_, end), start in zip(spans, starts, strict=False)]
+        supervised = bytearray(b"\x01" * len(ids))
+        for start, stop in zip(starts[: len(row.spans)], stops, strict=False):
+            supervised[start : stop + 1] = bytes(stop + 1 - start)
+        return TokenRow(ids, supervised)
+
+    def _starts(self, row: RowText) -> list[int]:
+        """Where answers begin, of a row in which all of them are known to begin between two tokens."""
+        return [len(self.encode(row.text[:start])) for start, _ in row.spans]
+
+    def _mark(self, row: RowText, ids: array[int], starts: Sequence[int]) -> TokenRow:
+        supervised = bytearray(b"\x01" * len(ids) if row.inverted else len(ids))
+        for (_, end), start in zip(row.spans, starts, strict=True):
+            stop = self._stop_after(row.text[:end] if self._count_stops else "", ids, start)
+            supervised[start : stop + 1] = b"\x01" * (stop + 1 - start)
+        return TokenRow(ids, supervised)
+
+    def _stop_after(self, text: str, ids: array[int], start: int) -> int:
+        """The place of the token that ends an answer; ``text`` is what the row has up to its end."""
+        stop = self._first_stop(ids, start)
+        if stop is None or (self._count_stops and not self._agrees(text, ids, stop)):
+            raise RowError("no_stop_token", "The token that ends an answer is not one token of this tokenizer.")
+        return stop
+
+    def _first_stop(self, ids: array[int], start: int) -> int | None:
+        found = None
+        for stop in self._stop_ids:
+            try:
+                place = ids.index(stop, start) if found is None else ids.index(stop, start, found)
+            except ValueError:
+                continue
+            found = place
+        return found
+
+    def _agrees(self, text: str, ids: array[int], stop: int) -> bool:
+        """Whether each stop token up to a place is one of the stop texts up to it."""
+        stops = frozenset(self._stop_ids)
+        return sum(token in stops for token in ids[: stop + 1]) == len(self.stops.findall(text))
+
+
+def stop_text(tokenizer: ModelTokenizer, token: int) -> str:
+    """The text of a token that ends answers; empty if the tokenizer does not make that token of it."""
+    added = tokenizer.added_tokens.get(token)
+    text = tokenizer.token_text(token) if added is None else added.content
+    return text if text and tokenizer.encode([text])[0] == [token] else ""
+
+
+def any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """A pattern, with one group, of any of some texts; of those that begin at one place the longest."""
+    tree: dict[str, Any] = {}
+    for text in texts:
+        node = tree
+        for character in text:
+            node = node.setdefault(character, {})
+        node[""] = {}
+    return re.compile(f"({_expression(tree)})" if tree else "(?!)")
+
+
+def _expression(tree: dict[str, Any]) -> str:
+    """Alternatives with what they have in common at the beginning written once: there may be thousands."""
+    ends = "" in tree
+    branches = []
+    for character, below in tree.items():
+        prefix = re.escape(character)
+        while len(below) == 1 and "" not in below:
+            ((character, below),) = below.items()
+            prefix += re.escape(character)
+        if character:
+            branches.append(prefix + _expression(below))
+    if not branches:
+        return ""
+    return f"(?:{'|'.join(branches)}){'?' if ends else ''}"

@@ -1,0 +1,421 @@
+"""Checkpoints that are whole or do not exist.
+
+A checkpoint is written into a hidden directory, every file fsynced, ``manifest.json`` with sizes and SHA-256 last; then
+the directory is renamed and its parent fsynced. What has no valid manifest is no checkpoint.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import io
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from core.atomic import fsync_dir, fsync_file
+from core.errors import UserError
+from core.memory.sizes import optimizer_bytes
+from core.paths import DIRECTORY_MODE, FILE_MODE
+from core.small_files import read_small
+from core.text import one_line
+from core.units import format_bytes
+from core.worker.model.adapters import adapter_state, initial_parameters, load_state
+from core.worker.model.full_weights import trained_tensors
+from core.worker.model.safetensors_io import read_tensors, write_tensors
+
+MANIFEST = "manifest.json"
+#: The largest manifest: it has some kilobytes.
+MANIFEST_LIMIT = 16 << 20
+#: Where the weights are of a run that trains the model's own.
+WEIGHTS = "weights/trained.safetensors"
+FORMAT_VERSION = 1
+#: What every checkpoint holds besides its manifest and its weights.
+STATE_FILES = ("optimizer.pt", "rng.pt")
+_EARLIER = "An earlier checkpoint is used instead."
+#: Free bytes that must be left after a checkpoint.
+DISK_RESERVE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint directory that has a manifest."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return int(self.manifest["step"])
+
+    @property
+    def adapter_path(self) -> Path:
+        """The adapter in PEFT's format."""
+        return self.path / "adapter"
+
+    @property
+    def weights_path(self) -> Path:
+        """The trained weights of a run without an adapter."""
+        return self.path / WEIGHTS
+
+
+def checkpoint_name(step: int) -> str:
+    """``step-00000120``."""
+    return f"step-{step:08d}"
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_manifest(manifest: dict[str, Any]) -> str:
+    """SHA-256 of what a manifest says, its own hash left out; in hexadecimal."""
+    said = {name: value for name, value in manifest.items() if name != "manifest_sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode("utf-8")).hexdigest()
+
+
+def save_adapter(model: Any, directory: Path) -> None:
+    """Write a ``PeftModel``'s adapter in PEFT's format: ``adapter_model.safetensors`` and ``adapter_config.json``.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    directory.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+    state, config = adapter_state(model)
+    (directory / "adapter_model.safetensors").write_bytes(
+        save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, metadata={"format": "pt"})
+    )
+    config.inference_mode = True
+    config.save_pretrained(str(directory))
+
+
+def save_model(model: Any, directory: Path) -> None:
+    """Write a whole model in the transformers format, as safetensors.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    try:
+        model.save_pretrained(str(directory))
+    except SafetensorError as error:  # how its writer tells of a full disk
+        raise OSError(str(error)) from error
+
+
+def save_checkpoint(
+    checkpoints: Path,
+    *,
+    model: Any,
+    optimizer: Any,
+    step: int,
+    facts: dict[str, Any],
+) -> Checkpoint:
+    """Write a checkpoint; on failure nothing of it remains.
+
+    Args:
+        checkpoints: The run's directory of checkpoints.
+        model: A ``PeftModel``, whose adapter is saved, or a model whose trained weights are.
+        optimizer: Has ``state_dict``, which is saved with torch's safe format.
+        step: Optimizer steps done.
+        facts: What must be equal at resume (configuration and data hashes) and what is restored besides (schedule,
+            token counts); JSON.
+
+    Raises:
+        OSError: If it cannot be written, for want of room above all.
+    """
+    checkpoints.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+    final = checkpoints / checkpoint_name(step)
+
+    def fill(directory: Path) -> None:
+        if isinstance(model, PeftModel):
+            save_adapter(model, directory / "adapter")
+        else:
+            (directory / WEIGHTS).parent.mkdir(mode=DIRECTORY_MODE)
+            write_tensors(directory / WEIGHTS, trained_tensors(model))
+        save_tensors(optimizer.state_dict(), directory / "optimizer.pt")
+        save_tensors(rng_state(), directory / "rng.pt")
+        files = {
+            str(path.relative_to(directory)): {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+            for path in sorted(directory.rglob("*"))
+            if path.is_file()
+        }
+        manifest.update({"version": FORMAT_VERSION, "step": step, **facts, "files": files})
+        manifest["manifest_sha256"] = hash_manifest(manifest)
+        (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+    manifest: dict[str, Any] = {}
+    write_directory(final, fill)
+    return Checkpoint(final, manifest)
+
+
+def write_directory(final: Path, fill: Callable[[Path], None]) -> None:
+    """Make a directory that is whole or not there: filled under a hidden name, fsynced, renamed, the parent fsynced.
+
+    Args:
+        final: Where it goes; what is there already is replaced.
+        fill: Writes its files.
+
+    Raises:
+        OSError: If it cannot be written; nothing of it remains then.
+    """
+    for leftover in final.parent.glob(f".{glob.escape(final.name)}.*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(mode=DIRECTORY_MODE)
+        fill(temporary)
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                path.chmod(FILE_MODE)
+                fsync_file(path)
+            else:
+                fsync_dir(path)
+        fsync_dir(temporary)
+        if final.exists():
+            former = final.with_name(f".{final.name}.{os.getpid()}.old.tmp")
+            os.replace(final, former)
+            os.replace(temporary, final)
+            shutil.rmtree(former, ignore_errors=True)
+        else:
+            os.replace(temporary, final)
+        fsync_dir(final.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def save_tensors(state: Any, path: Path) -> None:
+    """``torch.save`` through a Python file, so that a full disk is an OSError."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    path.write_bytes(buffer.getbuffer())
+
+
+def size_estimate(model: Any, optimizer: str = "adamw") -> int:
+    """Bytes that a checkpoint of this model will take: what is trained, the optimizer's states, and what the adapter
+    began with.
+
+    Args:
+        model: The model.
+        optimizer: As ``train.optimizer``.
+    """
+    trained = trained_tensors(model).values()
+    states = sum(optimizer_bytes(optimizer, t.numel(), t.shape[-1] if t.dim() > 1 else 1) for t in trained)
+    return sum(t.numel() * t.element_size() for t in trained) + states + initial_parameters(model) * 4
+
+
+def check_room(directory: Path, needed: int) -> None:
+    """Refuse when a checkpoint would not fit.
+
+    Raises:
+        UserError: If less than ``needed`` bytes and a reserve are free.
+    """
+    free = shutil.disk_usage(directory).free
+    needed += DISK_RESERVE_BYTES
+    if free < needed:
+        raise UserError(
+            f"{directory} has {format_bytes(free)} free, and a checkpoint needs {format_bytes(needed)}.",
+            "Make room, lower checkpoint.keep, or set LOCALTUNE_HOME to a larger disk.",
+        )
+
+
+def list_checkpoints(checkpoints: Path) -> list[Path]:
+    """Directories that claim to be checkpoints, newest first."""
+    if not checkpoints.is_dir():
+        return []
+    return sorted((path for path in checkpoints.iterdir() if path.name.startswith("step-")), reverse=True)
+
+
+def verify_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint's manifest and check that the directory holds what it says, and nothing else.
+
+    Raises:
+        UserError: If the manifest is missing, unreadable or another checkpoint's; if a file is missing, of another size
+            or of other content, cannot be read, is a link or is not in the manifest.
+    """
+    try:
+        return _verified(path)
+    except OSError as error:
+        where = Path(error.filename).name if isinstance(error.filename, (str, os.PathLike)) else "a file"
+        raise UserError(f"{path.name}: {where} cannot be read: {error.strerror}.", _EARLIER) from error
+
+
+def _verified(path: Path) -> Checkpoint:
+    if path.is_symlink():
+        raise UserError(f"{path.name} is a link, not a checkpoint.", _EARLIER)
+    try:
+        manifest = json.loads(read_small(path / MANIFEST, MANIFEST_LIMIT))
+        sound = manifest["manifest_sha256"] == hash_manifest(manifest)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path.name} has no valid manifest.", _EARLIER) from error
+    if not sound:
+        raise UserError(f"{path.name}: {MANIFEST} is damaged.", _EARLIER)
+    if manifest.get("version") != FORMAT_VERSION:
+        raise UserError(f"{path.name} was written by another version.", "Use the version that wrote it.")
+    files = manifest.get("files")
+    if manifest.get("step") != _step_of(path) or not _are_whole(files):
+        raise UserError(f"{path.name}: {MANIFEST} is that of another checkpoint.", _EARLIER)
+    found = _files_below(path)
+    for name, facts in files.items():
+        if name not in found:
+            raise UserError(f"{path.name} lacks {one_line(name, 120)}.", _EARLIER)
+        file = path / name
+        if file.stat().st_size != facts["bytes"] or hash_file(file) != facts["sha256"]:
+            raise UserError(f"{path.name}: {one_line(name, 120)} is damaged.", _EARLIER)
+    extra = sorted(found - set(files) - {MANIFEST})
+    if extra:
+        raise UserError(f"{path.name}: {one_line(extra[0], 120)} is not part of the checkpoint.", _EARLIER)
+    return Checkpoint(path, manifest)
+
+
+def _are_whole(files: Any) -> bool:
+    """Whether the files of a manifest are what a checkpoint is made of, each with its size and hash."""
+    return (
+        isinstance(files, dict)
+        and set(STATE_FILES) <= set(files)
+        and any(name.endswith(".safetensors") for name in files)
+        and all(isinstance(facts, dict) and {"bytes", "sha256"} <= set(facts) for facts in files.values())
+    )
+
+
+def _step_of(path: Path) -> int | None:
+    number = path.name.removeprefix("step-")
+    return int(number) if number.isascii() and number.isdigit() else None
+
+
+def _files_below(directory: Path) -> set[str]:
+    """The files in a checkpoint, relative to it.
+
+    Raises:
+        UserError: If one is a link, which could lead anywhere, or something else than a file.
+        OSError: If a directory cannot be read.
+    """
+    found = set()
+    waiting = [directory]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                name = str(Path(entry.path).relative_to(directory))
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(Path(entry.path))
+                elif entry.is_file(follow_symlinks=False):
+                    found.add(name)
+                else:
+                    what = "a link" if entry.is_symlink() else "no file"
+                    raise UserError(f"{directory.name}: {one_line(name, 120)} is {what}.", _EARLIER)
+    return found
+
+
+def newest_valid(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint, and a sentence for each newer one that is damaged."""
+    damaged: list[str] = []
+    for path in list_checkpoints(checkpoints):
+        try:
+            return verify_checkpoint(path), damaged
+        except UserError as error:
+            damaged.append(error.message)
+    return None, damaged
+
+
+def restore(checkpoint: Checkpoint, *, model: Any, optimizer: Any) -> None:
+    """Put what was trained, optimizer and random state back, bit for bit.
+
+    Raises:
+        UserError: If it does not fit the model.
+    """
+    if isinstance(model, PeftModel):
+        _restore_adapter(checkpoint, model)
+    else:
+        read_tensors(checkpoint.weights_path, trained_tensors(model))
+    optimizer.load_state_dict(torch.load(checkpoint.path / "optimizer.pt", map_location="cpu", weights_only=True))
+    restore_rng(torch.load(checkpoint.path / "rng.pt", map_location="cpu", weights_only=True))
+
+
+def _restore_adapter(checkpoint: Checkpoint, model: Any) -> None:
+    state = load_file(checkpoint.adapter_path / "adapter_model.safetensors")
+    try:
+        wrong = load_state(model, state)
+    except RuntimeError as error:  # a weight of another shape
+        raise UserError(
+            f"{checkpoint.path.name} does not fit this model.",
+            "The base model has changed since; put the former one back.",
+        ) from error
+    if wrong:
+        raise UserError(
+            f"{checkpoint.path.name} does not fit this model: {wrong[0]}.",
+            "The base model has changed since; put the former one back.",
+        )
+
+
+def rotate(checkpoints: Path, keep: int, *, newest: Path, protected: Collection[int] = ()) -> list[Path]:
+    """Delete old checkpoints and what interrupted writes have left.
+
+    Args:
+        checkpoints: The run's directory of checkpoints.
+        keep: How many are kept.
+        newest: The one just written. Those with higher numbers were found damaged when the run was resumed before
+            them; they do not count.
+        protected: Steps whose checkpoints stay as well.
+
+    Returns:
+        What was deleted.
+    """
+    found = list_checkpoints(checkpoints)
+    past = [path for path in found if path.name <= newest.name]
+    spared = {checkpoint_name(step) for step in protected}
+    gone = [path for path in found if path not in past] + [path for path in past[keep:] if path.name not in spared]
+    gone += [path for path in checkpoints.iterdir() if path.name.startswith(".step-")]
+    for path in gone:
+        # Renamed first, so that a deletion that is cut short leaves nothing that looks like a checkpoint.
+        hidden = path if path.name.startswith(".") else path.with_name(f".{path.name}.tmp")
+        if hidden != path:
+            os.replace(path, hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+    return gone
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of every random generator that training draws from; tensors and plain values only."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    version, internal, gauss_next = random.getstate()
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "numpy": [
+            str(kind),
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(gauss),
+        ],
+        "python": [version, list(internal), gauss_next],
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def restore_rng(state: dict[str, Any]) -> None:
+    """Put :func:`rng_state` back."""
+    torch.set_rng_state(state["torch"])
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])

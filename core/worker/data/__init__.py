@@ -1,0 +1,1 @@
+"""Training data: rows encoded with their masks, put in order, cut into micro-batches and packed."""

@@ -1,0 +1,140 @@
+"""Which rows make up which optimizer step, and how a step's rows are cut into what the device sees at once.
+
+The order depends on the seed and the step's number alone, so that a resumed run meets the rows that an uninterrupted
+one would have met.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from core.memory.batching import largest_shape, length_runs, padded_length
+from core.worker.data.encode import TokenizedRow
+
+#: Steps whose rows are sorted by length together: enough for little padding, few enough to keep the order random.
+BUCKET_STEPS = 16
+
+
+@dataclass(frozen=True)
+class DataOrder:
+    """The rows of every optimizer step, epoch after epoch.
+
+    Args:
+        lengths: Tokens of each row.
+        batch_size: Rows in a step; the last step of an epoch has what is left.
+        seed: Seed of the shuffling.
+    """
+
+    lengths: Sequence[int]
+    batch_size: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one pass over the rows."""
+        return math.ceil(len(self.lengths) / self.batch_size)
+
+    def epoch(self, number: int) -> list[list[int]]:
+        """The windows of one epoch, counted from 0: lists of row indices, rows of like length together."""
+        random = np.random.default_rng((self.seed, number))
+        shuffled = random.permutation(len(self.lengths))
+        windows: list[list[int]] = []
+        bucket_rows = self.batch_size * BUCKET_STEPS
+        for start in range(0, len(shuffled), bucket_rows):
+            bucket = sorted(shuffled[start : start + bucket_rows].tolist(), key=lambda row: (self.lengths[row], row))
+            cut = [bucket[at : at + self.batch_size] for at in range(0, len(bucket), self.batch_size)]
+            windows += [cut[place] for place in random.permutation(len(cut))]
+        return windows
+
+    def window(self, step: int) -> list[int]:
+        """The rows of optimizer step ``step``, counted from 0."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        cached: tuple[int, list[list[int]]] | None = self.__dict__.get("_cached")
+        if cached is None or cached[0] != epoch:
+            cached = (epoch, self.epoch(epoch))
+            self.__dict__["_cached"] = cached
+        return cached[1][place]
+
+
+def split_window(
+    window: Sequence[int], lengths: Sequence[int], token_budget: int, max_rows: int | None = None
+) -> list[list[int]]:
+    """Cut a step's rows into micro-batches.
+
+    Args:
+        window: Row indices.
+        lengths: Tokens of each row of the data.
+        token_budget: The most tokens of a micro-batch, padding included; a single longer row is one all the same.
+        max_rows: The most rows of a micro-batch.
+
+    Returns:
+        Lists of row indices, longest rows first, so that what does not fit shows at once.
+    """
+    ordered = sorted(window, key=lambda row: (-lengths[row], row))
+    cut: list[list[int]] = []
+    for row in ordered:
+        if cut:
+            width = padded_length(lengths[cut[-1][0]])
+            fits = (len(cut[-1]) + 1) * width <= token_budget
+            if fits and (max_rows is None or len(cut[-1]) < max_rows):
+                cut[-1].append(row)
+                continue
+        cut.append([row])
+    return cut
+
+
+def largest_micro_batch(
+    lengths: Sequence[int], batch_size: int, token_budget: int, max_rows: int | None = None, *, shared: int = 0
+) -> list[int]:
+    """The micro-batch with most tokens, padding included, that the data can produce: what the rehearsal runs.
+
+    Args:
+        lengths: Tokens of each row.
+        batch_size: Rows in an optimizer step.
+        token_budget: The most tokens of a micro-batch.
+        max_rows: The most rows of one.
+        shared: Tokens at the beginning of all rows that are computed once for all of them.
+    """
+    longest = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    start, rows, _ = largest_shape(length_runs(lengths), batch_size, token_budget, max_rows, shared=shared)
+    return longest[start : start + rows]
+
+
+def collate(rows: Sequence[TokenizedRow], pad_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad rows on the right into one batch.
+
+    Returns:
+        ``input_ids`` ``(rows, length)`` int64 and ``supervised`` ``(rows, length)`` bool, on the device.
+    """
+    width = padded_length(max(len(row) for row in rows))
+    input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)
+    supervised = np.zeros((len(rows), width), dtype=np.bool_)
+    for place, row in enumerate(rows):
+        input_ids[place, : len(row)] = row.input_ids
+        supervised[place, : len(row)] = row.supervised
+    return torch.from_numpy(input_ids).to(device), torch.from_numpy(supervised).to(device)
+
+
+def supervised_count(row: TokenizedRow) -> int:
+    """Tokens of a row that enter the loss: the supervised ones, but for a first token, which nothing predicts; of a
+    pair those of both answers."""
+    return sum(int(sequence.supervised[1:].sum()) for sequence in row.sequences)
+
+
+def fingerprint(rows: Sequence[TokenizedRow]) -> str:
+    """SHA-256 over all tokens, masks and labels in order: whether a resumed run sees the data it began with."""
+    digest = hashlib.sha256()
+    for row in rows:
+        for sequence in row.sequences:
+            digest.update(len(sequence).to_bytes(8, "little"))
+            digest.update(sequence.input_ids.astype("<i4").tobytes())
+            digest.update(sequence.supervised.tobytes())
+        if row.label is not None:
+            digest.update(bytes([row.label]))
+    return digest.hexdigest()

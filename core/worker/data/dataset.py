@@ -1,0 +1,322 @@
+"""Data files turned into tokenized rows, every row accounted for."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from core.analysis.division import HELD_OUT as HELD_OUT
+from core.analysis.division import NOT_SAMPLED as NOT_SAMPLED
+from core.analysis.division import divide_rows
+from core.analysis.duplicates import Fingerprints
+from core.analysis.places import Place, name_places
+from core.analysis.preflight import Preflight
+from core.config.schema import Config
+from core.data.conversation import IGNORED_LABEL, Example, RowError
+from core.data.files.rows import Row
+from core.data.formats.ambiguity import find_ambiguity
+from core.data.formats.detect import SAMPLE, Detection, refuse_untrainable
+from core.data.registries.resolve import DataSource, resolve_sources, training_sources
+from core.errors import UserError
+from core.runs.events import DataEvent
+from core.template.mask import TEMPLATE_CODES
+from core.text import one_line
+from core.worker.data.batches import supervised_count
+from core.worker.data.encode import Encoder, TokenizedRow
+
+#: Rows tokenized in one call.
+CHUNK_ROWS = 256
+
+NOTHING_SUPERVISED, NO_STOP_TOKEN = "nothing_supervised", "no_stop_token"
+
+
+@dataclass
+class Dataset:
+    """The usable rows of some files; ``rows``, ``examples`` and ``places`` go together."""
+
+    rows: list[TokenizedRow] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)
+    """Where each row comes from; empty where that is not known."""
+    read: int = 0
+    repeated: int = 0
+    """How many of ``rows`` are there again, as ``data.weights`` asks."""
+    further: int = 0
+    """How many of ``rows`` are further rows of an example, for turns that its first does not show as inference does."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    first_dropped: dict[str, str] = field(default_factory=dict)
+    """Reason to a sentence about the first row dropped for it."""
+    formats: dict[str, str] = field(default_factory=dict)
+    """Entry of the configuration to its format and why."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row, of a pair those of the longer sequence."""
+        return [row.longest for row in self.rows]
+
+    def place(self, position: int) -> str:
+        """Where one of ``rows`` comes from: ``rows.jsonl line 7``."""
+        return name_places(self.places[position : position + 1]) if self.places else f"row {position + 1}"
+
+    def event(self) -> DataEvent:
+        """The ``data`` event about these rows; tokens are those of an epoch, repeated rows included."""
+        return DataEvent(
+            rows=self.read,
+            used=len(self.rows) - self.repeated - self.further,
+            dropped=dict(sorted(self.dropped.items())),
+            tokens=sum(row.tokens for row in self.rows),
+            supervised_tokens=sum(supervised_count(row) for row in self.rows),
+            longest=max(self.lengths, default=0),
+        )
+
+    def unfold(self) -> None:
+        """Put the further rows of each example beside its first."""
+        chosen = [place for place, first in enumerate(self.rows) for _ in first.rows]
+        self.further += len(chosen) - len(self.rows)
+        self.rows = [row for first in self.rows for row in first.rows]
+        self.examples = [self.examples[place] for place in chosen]
+        self.places = [self.places[place] for place in chosen]
+
+
+class Loader:
+    """Reads, renders and tokenizes rows.
+
+    Args:
+        config: For the formats, the greatest length and what happens beyond it, and what is held out.
+        encoder: Renders and tokenizes.
+        vocabulary: Tokens that the model knows, to check rows that are tokens already; None to trust them.
+        progress: Told how many rows have been read; may raise to stop.
+        preflight: Refuses what would waste the run; None to refuse nothing.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        encoder: Encoder,
+        *,
+        vocabulary: int | None = None,
+        progress: Callable[[int], None] = lambda _: None,
+        preflight: Preflight | None = None,
+    ) -> None:
+        self._config = config
+        self._encoder = encoder
+        self._vocabulary = vocabulary
+        self._progress = progress
+        self._preflight = preflight
+
+    def training(self) -> tuple[Dataset, Dataset | None]:
+        """What is trained on, and what is measured on, if anything is.
+
+        Raises:
+            UserError: As :meth:`load`, or if what was read would waste the run and is not allowed.
+        """
+        config, dataset = self._config, Dataset()
+        weighted = training_sources(config.data)
+        bounds = [0]
+        for sources, _ in weighted:
+            for source in sources:
+                self._load_source(source, dataset, None)
+            bounds.append(len(dataset.rows))
+        self._check_rows(dataset)
+        _refuse_nothing(dataset, [source.name for sources, _ in weighted for source in sources])
+        held_out = None
+        if config.data.eval is not None:
+            held_out = self.load(config.data.eval, limit=config.eval.max_rows)
+        weights = [weight for _, weight in weighted]
+        if config.data.eval_share or any(weight != 1 for weight in weights):
+            divided = self._divide(dataset, bounds, weights)
+            if divided is not None:
+                divided.unfold()
+                held_out = divided
+        dataset.unfold()
+        if self._preflight is not None and held_out is not None:
+            self._preflight.check_leak(dataset.examples, held_out.examples)
+        return dataset, held_out
+
+    def _check_rows(self, dataset: Dataset) -> None:
+        if self._preflight is None:
+            return
+        self._preflight.check_supervised(
+            dataset.read, dataset.dropped[NOTHING_SUPERVISED], dataset.first_dropped.get(NOTHING_SUPERVISED, "")
+        )
+        ends = [
+            any(self._encoder.learns_stop(part) for part in row.rows)
+            for row, example in zip(dataset.rows, dataset.examples, strict=True)
+            if not example.text
+        ]
+        self._preflight.tell_ended(self._encoder.ended)
+        self._preflight.check_stop(len(ends) + dataset.dropped[NO_STOP_TOKEN], sum(ends))
+
+    def load(self, references: str | list[str], *, limit: int | None = None) -> Dataset:
+        """The rows of files, directories and entries of registries.
+
+        Args:
+            references: One or several.
+            limit: Use at most so many rows.
+
+        Raises:
+            UserError: If one cannot be read, its format is not known or not trained on, a row is too long where that is
+                refused, or nothing is left to use.
+        """
+        dataset = Dataset()
+        groups = resolve_sources(references, self._config.data.format, self._config.data.columns)
+        sources = [source for group in groups for source in group]
+        for source in sources:
+            self._load_source(source, dataset, limit)
+            if limit is not None and len(dataset.rows) >= limit:
+                break
+        _refuse_nothing(dataset, [source.name for source in sources])
+        dataset.unfold()
+        return dataset
+
+    def _load_source(self, source: DataSource, dataset: Dataset, limit: int | None) -> None:
+        rows = source.rows()
+        head = list(itertools.islice(rows, SAMPLE))
+        detection = source.detect(head)
+        refuse_untrainable(detection, one_line(source.name), self._config.train.objective)
+        if self._preflight is not None:
+            self._preflight.check_format(one_line(source.name), find_ambiguity(head, detection, source.format))
+        dataset.formats[source.name] = f"{detection.format}: {detection.reason}"
+        for chunk in _chunks(itertools.chain(head, rows)):
+            if limit is not None and len(dataset.rows) >= limit:
+                return
+            dataset.read += len(chunk)
+            numbered = list(_examples(chunk, detection, source, dataset))
+            for (row, example), encoded in zip(numbered, self._encode([item for _, item in numbered]), strict=True):
+                kept = self._fit(encoded)
+                if limit is not None and len(dataset.rows) >= limit:
+                    dataset.read -= 1
+                elif isinstance(kept, RowError):
+                    if kept.code == "overlong" and self._config.data.overlong == "refuse":
+                        raise UserError(
+                            f"{_place(source, row)}: {kept.message}",
+                            "Raise train.max_length, or set data.overlong to drop or truncate.",
+                        )
+                    _drop(dataset, kept, source, row)
+                else:
+                    dataset.rows.append(kept)
+                    dataset.examples.append(example)
+                    # Tables have rows and no lines.
+                    dataset.places.append(Place(row.file or source.path.name, row.line or row.index + 1))
+            self._progress(dataset.read)
+
+    def _encode(self, examples: list[Example]) -> list[TokenizedRow | RowError]:
+        encoded = iter(self._encoder.encode([example for example in examples if example.ids is None]))
+        return [next(encoded) if example.ids is None else self._as_tokens(example) for example in examples]
+
+    def _as_tokens(self, example: Example) -> TokenizedRow | RowError:
+        """A row that is tokens already."""
+        ids = np.asarray(example.ids, dtype=np.int32)
+        if self._vocabulary is not None and int(ids.max()) >= self._vocabulary:
+            return RowError(
+                "bad_tokens", f"The row has the token {int(ids.max())}; the model knows those below {self._vocabulary}."
+            )
+        supervised = np.asarray(example.labels, dtype=np.int32) != IGNORED_LABEL
+        supervised[0] = False  # nothing precedes it, so it is not predicted
+        if not supervised.any():
+            return RowError(NOTHING_SUPERVISED, "No token of the row is learned.")
+        return TokenizedRow(ids, supervised)
+
+    def _fit(self, row: TokenizedRow | RowError) -> TokenizedRow | RowError:
+        limit = self._config.train.max_length
+        if isinstance(row, RowError) or (longest := max(part.longest for part in row.rows)) <= limit:
+            return row
+        if self._config.data.overlong == "truncate":
+            cut = [_cut(part, limit) for part in row.rows]
+            if useful := [part for part in cut if all(map(supervised_count, part.sequences))]:
+                return dataclasses.replace(useful[0], further=tuple(useful[1:]))
+            return RowError(NOTHING_SUPERVISED, f"Cut at {limit} tokens, nothing of the row is learned.")
+        return RowError("overlong", f"The row has {longest} tokens, more than train.max_length = {limit}.")
+
+    def _divide(self, dataset: Dataset, bounds: list[int], weights: list[float]) -> Dataset | None:
+        """Hold rows out and repeat the others by weight; ``bounds`` are where each entry's rows begin and end."""
+        share, seed = self._config.data.eval_share, self._config.train.seed
+        prints = Fingerprints()
+        for number, example in enumerate(dataset.examples):
+            prints.add(number, example)
+        division = divide_rows(prints, bounds, weights, share, seed)
+        kept_out, counts = division.held_out, division.counts
+        if division.crosses and self._preflight is not None:
+            self._preflight.tell_alike()
+        if share and not kept_out:
+            raise UserError("No row can be held out: all rows are the same.", "Set data.eval_share = 0.")
+        measured = sorted(kept_out)[: self._config.eval.max_rows]
+        held_out = Dataset(
+            [dataset.rows[position] for position in measured],
+            [dataset.examples[position] for position in measured],
+            [dataset.places[position] for position in measured],
+            read=len(measured),
+            formats=dict(dataset.formats),
+        )
+        used = [position for position, count in enumerate(counts) for _ in range(count)]
+        if not used:
+            raise UserError("No row is left to train on.", "Raise data.weights, or lower data.eval_share.")
+        skipped = sum(not count for count in counts) - len(kept_out)
+        dataset.dropped += Counter({HELD_OUT: len(kept_out), NOT_SAMPLED: skipped})
+        dataset.repeated = len(used) - len(set(used))
+        dataset.rows = [dataset.rows[position] for position in used]
+        dataset.examples = [dataset.examples[position] for position in used]
+        dataset.places = [dataset.places[position] for position in used]
+        return held_out if kept_out else None
+
+
+def load_dataset(
+    paths: str | list[str],
+    config: Config,
+    encoder: Encoder,
+    *,
+    limit: int | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Dataset:
+    """Read, render and tokenize files; see :meth:`Loader.load`."""
+    return Loader(config, encoder, progress=progress).load(paths, limit=limit)
+
+
+def _refuse_nothing(dataset: Dataset, names: list[str]) -> None:
+    if dataset.rows:
+        return
+    reasons = "; ".join(f"{count} x {code}" for code, count in dataset.dropped.most_common())
+    first = next(iter(dataset.first_dropped.values()), "")
+    by_template = set(dataset.dropped) & TEMPLATE_CODES
+    raise UserError(
+        f"No row of {', '.join(map(one_line, names))} can be used ({reasons or 'no rows'}). {first}".rstrip(),
+        "Mend the chat template, or name another one in template.file."
+        if by_template
+        else "Look at the rows, train.max_length and data.format.",
+    )
+
+
+def _cut(row: TokenizedRow, limit: int) -> TokenizedRow:
+    rejected = None if row.rejected is None else _cut(row.rejected, limit)
+    return TokenizedRow(row.input_ids[:limit], row.supervised[:limit], rejected=rejected, label=row.label)
+
+
+def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    iterator = iter(rows)
+    while chunk := list(itertools.islice(iterator, CHUNK_ROWS)):
+        yield chunk
+
+
+def _examples(
+    chunk: list[Row], detection: Detection, source: DataSource, dataset: Dataset
+) -> Iterator[tuple[Row, Example]]:
+    for row in chunk:
+        try:
+            yield row, detection.example(row)
+        except RowError as error:
+            _drop(dataset, error, source, row)
+
+
+def _place(source: DataSource, row: Row) -> str:
+    return f"{source.path / row.file if row.file else source.path}, {row.place}"
+
+
+def _drop(dataset: Dataset, error: RowError, source: DataSource, row: Row) -> None:
+    dataset.dropped[error.code] += 1
+    place = f"{row.file or source.path.name}, {row.place}"
+    dataset.first_dropped.setdefault(error.code, f"{place}: {error.message}")

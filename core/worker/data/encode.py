@@ -1,0 +1,234 @@
+"""Conversations as tokens, with the ones to be learned marked: :mod:`core.template` with transformers' tokenizer."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from core.data.conversation import Example, RowError, portions
+from core.errors import UserError
+from core.sandbox.limits import TimeLimitError, cpu_limit, growth_limit
+from core.template.builtin import template_source
+from core.template.mask import MaskedRow, Masker
+from core.template.render import ChatTemplate
+from core.template.settings import Supervise
+from core.template.stops import stop_token_ids as stops_of
+from core.template.tokenizer import SPECIAL_NAMES, ModelTokenizer
+from core.text import one_line
+
+#: Processor time for the rows that are made into tokens at once; a hundredth of a second is usual.
+_SECONDS = 60
+#: Characters of these rows, beyond which fewer are made at once.
+_CHARACTERS = 4 << 20
+
+
+@dataclass(frozen=True)
+class TokenizedRow:
+    """One row, ready for batching."""
+
+    input_ids: np.ndarray[Any, np.dtype[np.int32]]
+    """``(length,)``, int32."""
+    supervised: np.ndarray[Any, np.dtype[np.bool_]]
+    """``(length,)``, bool: the tokens that are learned; never the first, which nothing predicts."""
+    further: tuple[TokenizedRow, ...] = ()
+    """Rows of the same example, for turns that this one does not show as inference does."""
+    rejected: TokenizedRow | None = None
+    """Of a preference pair, the same prompt with the worse answer; this row has the better one."""
+    label: bool | None = None
+    """Whether the answer was called good; None for other rows."""
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def rows(self) -> tuple[TokenizedRow, ...]:
+        """This row and the further ones."""
+        return (TokenizedRow(self.input_ids, self.supervised), *self.further) if self.further else (self,)
+
+    @property
+    def sequences(self) -> tuple[TokenizedRow, ...]:
+        """What goes through the model: this row, and of a pair the other one."""
+        return (self,) if self.rejected is None else (self, self.rejected)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest of its sequences."""
+        return max(map(len, self.sequences))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all its sequences."""
+        return sum(map(len, self.sequences))
+
+
+class Encoder:
+    """Renders examples with the model's chat template and tokenizes them; what is learned is told in ``core.template``.
+
+    Args:
+        tokenizer: The model's tokenizer, of transformers.
+        stop_ids: The tokens that end an answer.
+        template: A Jinja chat template instead of the tokenizer's own.
+        supervise: What is learned of a conversation.
+        allow_special: Use rows whose messages write special tokens.
+        end_answers: Put the end of text behind answers that the template does not end.
+        now: The moment of the date that a template writes; None for the present one.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        stop_ids: Sequence[int],
+        template: str | None = None,
+        *,
+        supervise: Supervise = "assistant",
+        allow_special: bool = False,
+        end_answers: bool = False,
+        now: datetime | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        ours = as_model_tokenizer(tokenizer, stop_ids)
+        self._masker = Masker(
+            ours,
+            _chat_template(ours, template, now),
+            supervise,
+            allow_special=allow_special,
+            end_answers=end_answers,
+        )
+        self._stops = frozenset(self._masker.stop_ids)
+
+    def encode(self, examples: Sequence[Example]) -> list[TokenizedRow | RowError]:
+        """Tokenize examples, in order; an example that cannot be used yields the reason.
+
+        Raises:
+            UserError: If template or tokenizer take more memory or time than any should.
+        """
+        masked = itertools.chain.from_iterable(map(self._mask, portions(examples, _CHARACTERS)))
+        return [row if isinstance(row, RowError) else _tokenized(row) for row in masked]
+
+    def _mask(self, examples: Sequence[Example]) -> list[MaskedRow | RowError]:
+        hint = "Take another template (template.file), or get the model again from where it is from."
+        try:
+            with growth_limit(), cpu_limit(_SECONDS, kills=False):
+                return self._masker.mask(examples)
+        except TimeLimitError as error:
+            text = f"The chat template or the tokenizer takes more than {_SECONDS} s for {len(examples)} rows."
+            raise UserError(text, hint) from error
+        except MemoryError as error:
+            text = f"The chat template or the tokenizer needs more memory than it may have for {len(examples)} rows."
+            raise UserError(text, hint) from error
+
+    @property
+    def ended(self) -> int:
+        """Answers so far behind which the end of text was put."""
+        return self._masker.ended
+
+    def learns_stop(self, row: TokenizedRow) -> bool:
+        """Whether a token that ends an answer is learned."""
+        return not self._stops.isdisjoint(row.input_ids[row.supervised].tolist())
+
+    def prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """A conversation as text, ready for the model to answer."""
+        return self._masker.prompt(messages)
+
+    def prompt_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The same as tokens: those that a row of training has before the answer."""
+        return self._masker.prompt_ids(messages)
+
+
+def _tokenized(row: MaskedRow) -> TokenizedRow:
+    return TokenizedRow(
+        np.frombuffer(row.ids, dtype=np.int32),
+        np.frombuffer(row.supervised, dtype=np.bool_),
+        tuple(_tokenized(further) for further in row.further),
+        None if row.rejected is None else _tokenized(row.rejected),
+        row.label,
+    )
+
+
+def as_model_tokenizer(tokenizer: Any, stop_ids: Sequence[int]) -> ModelTokenizer:
+    """A tokenizer of transformers as one of ours, which gives the same tokens.
+
+    Raises:
+        UserError: If it is of a kind that cannot be converted.
+    """
+    template = tokenizer.chat_template
+    named = template if isinstance(template, dict) else {"default": template}
+    specials = {name: getattr(tokenizer, name, None) for name in SPECIAL_NAMES}
+    return ModelTokenizer(
+        _backend(tokenizer),
+        special_tokens={name: str(text) for name, text in specials.items() if text is not None},
+        stop_ids=stop_ids,
+        chat_template=named.get("default"),
+        tool_template=named.get("tool_use"),
+        max_length=None,
+    )
+
+
+def _backend(tokenizer: Any) -> Tokenizer:
+    """The tokenizers object inside; one is made where transformers works with sentencepiece or Python."""
+    found = getattr(tokenizer, "backend_tokenizer", None)
+    if isinstance(found, Tokenizer):
+        # What an earlier call asked for stays in the object.
+        found.no_truncation()
+        found.no_padding()
+        return found
+    try:
+        return _converted(tokenizer)
+    except Exception as error:  # whatever the converters of each kind raise
+        reason = one_line(str(error), 160).rstrip(".")
+        raise UserError(
+            f"The model's tokenizer ({type(tokenizer).__name__}) cannot be converted: {reason}.",
+            "Take a version of the model that has a tokenizer.json.",
+        ) from error
+
+
+@functools.lru_cache(maxsize=1)
+def _converted(tokenizer: Any) -> Tokenizer:
+    from transformers.convert_slow_tokenizer import convert_slow_tokenizer
+
+    converted: Tokenizer = convert_slow_tokenizer(tokenizer)
+    return converted
+
+
+def read_template(path: str | None, name: str | None = None) -> str | None:
+    """The template of a file or of a name, or None for the model's own.
+
+    Raises:
+        UserError: If both are given, or it cannot be read.
+    """
+    return template_source(path, name)
+
+
+def stop_token_ids(generation_config: Any, tokenizer: Any, template: str | None = None) -> list[int]:
+    """The tokens that end an answer, without duplicates.
+
+    They are the generation configuration's, the tokenizer's, those that a template of ours brings, and where none of
+    them is what the chat template ends an answer with, the token that it ends one with.
+
+    Args:
+        generation_config: The model's, of transformers; None where it has none.
+        tokenizer: The model's.
+        template: A chat template instead of the tokenizer's own.
+    """
+    found: list[int] = []
+    configured = getattr(generation_config, "eos_token_id", None)
+    for value in (configured, tokenizer.eos_token_id):
+        for token in value if isinstance(value, (list, tuple)) else [value]:
+            if token is not None and token not in found:
+                found.append(int(token))
+    ours = as_model_tokenizer(tokenizer, found)
+    return stops_of(ours, _chat_template(ours, template))
+
+
+def _chat_template(tokenizer: ModelTokenizer, source: str | None, now: datetime | None = None) -> ChatTemplate | None:
+    """The template of a source, or the model's own."""
+    if source is None:
+        return tokenizer.own_template(now)
+    return ChatTemplate(source, tokenizer.special_tokens, now=now)

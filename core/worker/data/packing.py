@@ -1,0 +1,178 @@
+"""Rows of a batch laid one behind another, so that nothing is computed twice and padding hardly at all.
+
+What is behind a row's last supervised token changes nothing and is left out. Where rows begin alike, as conversations
+with one system prompt or the two answers of a pair do, the common beginning lies there once, and each row continues it:
+every hidden state that the loss needs is what it would be with the row alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from core.memory.batching import padded_length
+from core.worker.data.encode import TokenizedRow
+from core.worker.fused.attention import Group, Layout
+
+#: A beginning that saves fewer tokens than this share of the batch is not worth its own part of each attention.
+WORTHWHILE = 0.05
+
+#: Members of each group, and the length of their prefix.
+Grouping = list[tuple[list[int], int]]
+IntRows = np.ndarray[Any, np.dtype[np.int64]]
+BoolRows = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+@dataclass(frozen=True)
+class LaidOut:
+    """A batch as one sequence."""
+
+    input_ids: torch.Tensor
+    """``(1, tokens)``, int64."""
+    position_ids: torch.Tensor
+    """``(1, tokens)``, int64: the place of each token in its row; of padding, that of the row's last token."""
+    layout: Layout
+    before: torch.Tensor
+    """``(supervised,)``, int64: for each supervised token, row by row, where in the sequence the token before it is."""
+
+
+def choose_layout(
+    input_ids: IntRows, supervised: BoolRows, device: torch.device, *, most_shared: int | None = None, pack: bool
+) -> LaidOut | None:
+    """Lay out a padded batch in the way that leaves the fewest tokens.
+
+    Args:
+        input_ids: ``(rows, width)``.
+        supervised: ``(rows, width)``: what is learned. A first token, which nothing predicts, does not count.
+        device: Where the sequence is to be.
+        most_shared: The most tokens of what rows begin with alike that are computed once; None for no limit.
+        pack: Leave out all padding; otherwise rows behind one prefix have one width.
+
+    Returns:
+        None where the padded batch is as good.
+    """
+    lengths = _lengths(supervised)
+    free = [_free(row) for row in supervised]
+    if most_shared is not None:
+        free = [min(tokens, most_shared) for tokens in free]
+    groups = _best_grouping(input_ids, lengths, free)
+    if pack:
+        groups = [single for members, prefix in groups for single in _split(members, prefix, lengths)]
+    elif _tokens(groups, lengths) > (1 - WORTHWHILE) * input_ids.size:
+        return None
+    return lay_out(input_ids, supervised, device, groups)
+
+
+def _lengths(supervised: BoolRows) -> list[int]:
+    """Tokens of each row up to its last supervised one."""
+    return [int(row.nonzero()[0].max(initial=0)) + 1 for row in supervised]
+
+
+def _free(supervised: np.ndarray[Any, np.dtype[np.bool_]]) -> int:
+    """How many tokens at a row's beginning may be shared: the token before the first supervised one stays in the row,
+    as its hidden state predicts for this row alone."""
+    return max(0, int(supervised.argmax()) - 1)
+
+
+def common_beginning(rows: Iterable[TokenizedRow]) -> int:
+    """How many tokens all rows begin with alike, before any of them is learned from.
+
+    Args:
+        rows: Of the data, something learned in each of them; both answers of a pair count.
+    """
+    first: np.ndarray[Any, np.dtype[np.int32]] | None = None
+    for sequence in itertools.chain.from_iterable(row.sequences for row in rows):
+        free = _free(sequence.supervised)
+        if first is None:
+            first = sequence.input_ids[:free]
+            continue
+        limit = min(len(first), free)
+        differs = sequence.input_ids[:limit] != first[:limit]
+        first = first[: int(differs.argmax()) if differs.any() else limit]
+        if not len(first):
+            return 0
+    return 0 if first is None else len(first)
+
+
+def _best_grouping(input_ids: IntRows, lengths: Sequence[int], free: Sequence[int]) -> Grouping:
+    rows = len(lengths)
+    together = list(range(rows))
+    candidates = [[(together, 0)], [(together, _common(input_ids, together, free))]]
+    if rows % 2 == 0 and rows > 2:
+        # The two answers of a pair come half a batch apart; see core.worker.loss.objectives.
+        pairs = [[row, row + rows // 2] for row in range(rows // 2)]
+        candidates.append([(pair, _common(input_ids, pair, free)) for pair in pairs])
+    return min(candidates, key=lambda groups: _tokens(groups, lengths))
+
+
+def _common(input_ids: IntRows, members: Sequence[int], free: Sequence[int]) -> int:
+    """How many tokens rows have in common before any of them is learned from; 0 for a single one."""
+    limit = min(free[row] for row in members)
+    if len(members) < 2 or limit <= 0:
+        return 0
+    differs = (input_ids[members, :limit] != input_ids[members[0], :limit]).any(axis=0)
+    return int(differs.argmax()) if differs.any() else limit
+
+
+def _tokens(groups: Grouping, lengths: Sequence[int]) -> int:
+    return sum(prefix + len(members) * _width(members, prefix, lengths) for members, prefix in groups)
+
+
+def _width(members: Sequence[int], prefix: int, lengths: Sequence[int]) -> int:
+    return padded_length(max(lengths[row] for row in members) - prefix)
+
+
+def _split(members: list[int], prefix: int, lengths: Sequence[int]) -> Grouping:
+    """Rows without a prefix one by one; those behind one stay together."""
+    if prefix:
+        return [(members, prefix)]
+    ordered = sorted(members, key=lambda row: lengths[row])
+    same: dict[int, list[int]] = {}
+    for row in ordered:
+        same.setdefault(lengths[row], []).append(row)
+    return [(alike, 0) for alike in same.values()]
+
+
+def lay_out(input_ids: IntRows, supervised: BoolRows, device: torch.device, groups: Grouping) -> LaidOut:
+    """Lay out a padded batch in given groups.
+
+    Args:
+        input_ids: ``(rows, width)``.
+        supervised: ``(rows, width)``.
+        device: Where the sequence is to be.
+        groups: Rows that begin alike, with the length of the beginning; each row is in one of them. Rows of one
+            length without a beginning are not padded.
+    """
+    lengths = _lengths(supervised)
+    ids: list[IntRows] = []
+    positions: list[IntRows] = []
+    starts: dict[int, tuple[int, int]] = {}
+    made: list[Group] = []
+    at = 0
+    for members, prefix in groups:
+        alike = not prefix and len({lengths[row] for row in members}) == 1
+        width = lengths[members[0]] if alike else _width(members, prefix, lengths)
+        made.append(Group(prefix, len(members), width))
+        ids.append(input_ids[members[0], :prefix])
+        positions.append(np.arange(prefix))
+        at += prefix
+        for row in members:
+            own = input_ids[row, prefix : prefix + width]
+            ids.append(np.pad(own, (0, width - len(own))))
+            # Padding behind the last place of the row would lie beyond what learned positions there are.
+            positions.append(np.minimum(np.arange(prefix, prefix + width), lengths[row] - 1))
+            starts[row] = (at, prefix)
+            at += width
+    # Of what is predicted, the places before it: none predicts a first token.
+    before = [np.flatnonzero(supervised[row, 1:]) - starts[row][1] + starts[row][0] for row in range(len(input_ids))]
+    return LaidOut(
+        torch.from_numpy(np.concatenate(ids)).to(device)[None],
+        torch.from_numpy(np.concatenate(positions)).to(device)[None],
+        Layout(tuple(made)),
+        torch.from_numpy(np.concatenate(before)).to(device),
+    )

@@ -1,0 +1,123 @@
+"""What the model says to the same few questions at each evaluation, so that its learning can be seen."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.chat.prompts import read_prompts
+from core.config.schema import Config
+from core.errors import UserError
+from core.runs.events import SampleEvent
+from core.worker.data.batches import supervised_count
+from core.worker.data.dataset import Dataset
+from core.worker.generate.generate import generate_batch
+from core.worker.model.model import LoadedModel, evaluation_mode
+
+#: Room for an answer beyond the longest expected one.
+ANSWER_MARGIN_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What is asked at each evaluation."""
+
+    conversations: list[list[dict[str, Any]]]
+    """Messages as chat templates expect them, the last one the user's."""
+    max_new_tokens: int
+    """The longest answer."""
+
+
+def choose_questions(config: Config, held_out: Dataset | None) -> Questions:
+    """The prompts of ``eval.prompts``, or some of the held-out questions; the first of those, each once.
+
+    Where ``eval.exact_match`` answers the held-out questions anyway, they are not asked a second time.
+
+    Raises:
+        UserError: If the file of prompts cannot be used.
+    """
+    longest = config.chat.max_new_tokens
+    if config.eval.prompts is not None:
+        return Questions([*read_prompts(Path(config.eval.prompts), config.chat.system)], longest)
+    if held_out is None or config.eval.exact_match:
+        return Questions([], longest)
+    chosen = {id(example): (example, row) for row, example in zip(held_out.rows, held_out.examples, strict=True)}
+    asked = [(example, row) for example, row in chosen.values() if example.messages][: config.eval.samples]
+    expected = max((supervised_count(row) for _, row in asked), default=0)
+    return Questions(
+        [[message.fields() for message in example.prompt] for example, _ in asked],
+        min(longest, expected + ANSWER_MARGIN_TOKENS),
+    )
+
+
+class SampleWriter:
+    """Has a model answer the same questions, greedily.
+
+    Args:
+        loaded: The model; it is put back into training mode after each time.
+        questions: What is asked.
+        autocast: Makes the context of the forward passes.
+        template: A chat template instead of the tokenizer's own.
+        complain: Told, once, why there are no answers: ``complain(message, hint)``.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        questions: Questions,
+        *,
+        autocast: Callable[[], contextlib.AbstractContextManager[Any]],
+        template: str | None,
+        complain: Callable[[str, str], None],
+    ) -> None:
+        self._loaded = loaded
+        self._questions = questions
+        self._autocast = autocast
+        self._template = template
+        self._complain = complain
+        self._failing = False
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether there is anything to answer."""
+        return bool(self._questions.conversations)
+
+    def write(self, step: int, progress: Callable[[int, int], None]) -> list[SampleEvent]:
+        """The answers of the model as it is after ``step`` optimizer steps; none where it cannot answer.
+
+        Args:
+            step: Optimizer steps done.
+            progress: Told rows done, of how many, every few tokens; it may raise to give up.
+        """
+        asked = self._questions
+        if not asked.conversations:
+            return []
+        try:
+            with evaluation_mode(self._loaded.model), self._autocast():
+                texts = generate_batch(
+                    self._loaded.model,
+                    self._loaded.tokenizer,
+                    asked.conversations,
+                    asked.max_new_tokens,
+                    progress,
+                    template=self._template,
+                )
+        except UserError as error:
+            # Samples are for the eye; a run does not end for want of them.
+            if not self._failing:
+                self._complain(f"There are no samples: {error.message}", error.hint)
+            self._failing = True
+            return []
+        return samples_of(step, asked.conversations, texts)
+
+
+def samples_of(step: int, conversations: Sequence[Sequence[dict[str, Any]]], texts: Sequence[str]) -> list[SampleEvent]:
+    """Answers as events, each with the question that it is to."""
+    source = f"step-{step}" if step else "base"
+    return [
+        SampleEvent(step=step, prompt=str(messages[-1]["content"]) if messages else "", text=text, source=source)
+        for messages, text in zip(conversations, texts, strict=True)
+    ]

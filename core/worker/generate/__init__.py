@@ -1,0 +1,1 @@
+"""Generation of text, and the engine of the chat."""

@@ -1,0 +1,239 @@
+"""The chat engine: a child of the app that holds one model and answers as its base or with its adapter.
+
+``python -m core.worker.generate.chat_engine`` speaks :mod:`core.runs.protocol` on standard input and output. It ends
+when its input is closed, whatever it is doing. Commands:
+
+``load``
+    ``base``, ``adapter`` (a directory or null), ``weights`` (a file of trained weights or null), ``method``,
+    ``precision``, ``device``, ``template`` (a Jinja file or null), ``source_name`` (what answers of the adapter, or of
+    trained weights, are called), ``base_sha256`` (of the base that they were trained on, or null). Sends
+    ``{"id", "progress", "done", "total"}`` before its answer.
+``generate``
+    :class:`core.chat.request.ChatRequest`. Sends ``{"id", "token"}`` before its answer.
+``cancel``
+    ``id`` of the ``generate`` to end; answered at once, in the middle of it.
+``ping``
+    Answered at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from core.chat.request import ChatRequest
+from core.errors import UserError
+from core.runs.protocol import LINE_LIMIT, ProtocolError, Request, decode_request, encode_message
+from core.worker.process import environment
+
+if TYPE_CHECKING:
+    from core.worker.model.model import LoadedModel
+
+COMMANDS = ("load", "generate", "cancel", "ping")
+
+
+class ChatEngine:
+    """Carries out commands on the main thread while another one reads them.
+
+    Args:
+        requests: Lines from the app.
+        answers: Lines to the app.
+    """
+
+    def __init__(self, requests: IO[bytes], answers: IO[bytes]) -> None:
+        self._requests = requests
+        self._answers = answers
+        self._writing = threading.Lock()
+        self._queue: queue.Queue[Request] = queue.Queue()
+        self._cancelled: dict[str, threading.Event] = {}
+        self._loaded: LoadedModel | None = None
+        self._names: dict[str, str] = {}
+        self._template: str | None = None
+
+    def serve(self) -> None:
+        """Work until the process ends; it ends with its input."""
+        threading.Thread(target=self._read, name="requests", daemon=True).start()
+        while True:
+            self._carry_out(self._queue.get())
+
+    def _read(self) -> None:
+        while line := self._requests.readline(LINE_LIMIT + 1):
+            try:
+                if len(line) > LINE_LIMIT:
+                    raise ProtocolError("the line is too long")
+                self._hear(decode_request(line))
+            except ProtocolError as error:
+                self._send({"id": None, "ok": False, "error": f"Not understood: {error}.", "hint": ""})
+        # The app has gone. The main thread may be in the middle of a long call, and there is nothing to save.
+        os._exit(0)
+
+    def _hear(self, request: Request) -> None:
+        """On the reading thread: what can be answered at once is, the rest is queued."""
+        if request.command == "ping":
+            self._send({"id": request.id, "ok": True, "pid": os.getpid(), "loaded": self._loaded is not None})
+        elif request.command == "cancel":
+            event = self._cancelled.get(str(request.args.get("id")))
+            if event is not None:
+                event.set()
+            self._send({"id": request.id, "ok": True, "found": event is not None})
+        elif request.command in COMMANDS:
+            self._cancelled[request.id] = threading.Event()
+            self._queue.put(request)
+        else:
+            self._refuse(request, f"There is no command {request.command}.", f"Commands are {', '.join(COMMANDS)}.")
+
+    def _carry_out(self, request: Request) -> None:
+        try:
+            result = self._load(request) if request.command == "load" else self._generate(request)
+            self._send({"id": request.id, "ok": True, **result})
+        except UserError as error:
+            self._refuse(request, error.message, error.hint)
+        except Exception as error:
+            # A bug, or a failure of a library that nobody has foreseen: it costs this answer, not the engine.
+            traceback.print_exc()
+            self._refuse(
+                request, f"The chat engine failed: {type(error).__name__}: {error}", "Its log has the details."
+            )
+        finally:
+            self._cancelled.pop(request.id, None)
+
+    def _load(self, request: Request) -> dict[str, Any]:
+        began = time.monotonic()
+        args = request.args
+
+        def report(detail: str, done: int | None = None, total: int | None = None) -> None:
+            self._send({"id": request.id, "progress": detail, "done": done, "total": total})
+
+        report("importing the libraries")
+        from core.models.adapters import check_adapter
+        from core.models.fingerprint import BaseFingerprint
+        from core.template.builtin import NAMED_TEMPLATES
+        from core.worker.data.encode import read_template
+        from core.worker.model.full_weights import put_weights
+        from core.worker.model.model import load_model
+        from core.worker.model.starter import resolve_base
+        from core.worker.model.support import check_base
+
+        # The former model goes first: two may not fit.
+        self._loaded = None
+        base = resolve_base(str(args["base"]), report)
+        method = str(args.get("method", "lora"))
+        check_base(base, method)
+        adapter, weights, recorded = args.get("adapter"), args.get("weights"), args.get("base_sha256")
+        if adapter:
+            check_adapter(Path(adapter), base)
+        # Beside the loading, which reads the same files.
+        fingerprint = BaseFingerprint(base) if recorded else None
+        template = args.get("template")
+        named = template in NAMED_TEMPLATES
+        self._template = read_template(None, template) if named else read_template(template)
+        report("loading the model")
+        loaded = load_model(
+            base,
+            method=method,
+            precision=str(args.get("precision", "auto")),
+            device=str(args.get("device", "auto")),
+            adapter=Path(adapter) if adapter else None,
+        )
+        if fingerprint is not None:
+            report("comparing the base model with that of the training")
+            fingerprint.settle()
+            if not fingerprint.matches(str(recorded)):
+                raise UserError(
+                    f"The base model {base} has changed since {adapter or weights} was trained on it.",
+                    "Put the former one back: with another, the answers mean nothing.",
+                )
+        if weights:
+            put_weights(loaded.model, Path(weights), method)
+        loaded.model.eval()
+        _allow_fast_kernels(loaded.model)
+        tuned = str(args.get("source_name", "adapter"))
+        # A model without an adapter is its own base, unless its weights have been trained; then it has a name.
+        self._names = {"tuned": tuned, "base": "base" if adapter or tuned == "adapter" else tuned}
+        if not adapter:
+            self._names["tuned"] = self._names["base"]
+        self._loaded = loaded
+        return {
+            "device": str(loaded.device),
+            "dtype": str(loaded.dtype).removeprefix("torch."),
+            "seconds": time.monotonic() - began,
+        }
+
+    def _generate(self, request: Request) -> dict[str, Any]:
+        if self._loaded is None:
+            raise UserError("No model is loaded.", "Open a model first.")
+        from core.worker.generate.generate import answering_as, generate
+
+        asked = ChatRequest.from_args(request.args)
+        cancelled = self._cancelled[request.id]
+        with answering_as(self._loaded.model, asked.source):
+            generation = generate(
+                self._loaded.model,
+                self._loaded.tokenizer,
+                asked.messages,
+                asked.settings,
+                lambda text: self._send({"id": request.id, "token": text}),
+                cancelled.is_set,
+                self._template,
+            )
+        return {
+            "text": generation.text,
+            "tokens": generation.tokens,
+            "first_token_seconds": generation.first_token_seconds,
+            "tokens_per_second": generation.tokens_per_second,
+            "finish": generation.finish,
+            "source": self._names[asked.source],
+        }
+
+    def _refuse(self, request: Request, error: str, hint: str) -> None:
+        self._send({"id": request.id, "ok": False, "error": error, "hint": hint})
+
+    def _send(self, message: dict[str, Any]) -> None:
+        try:
+            with self._writing:
+                self._answers.write(encode_message(message))
+                self._answers.flush()
+        except OSError:
+            os._exit(0)  # nobody listens any more
+
+
+def _allow_fast_kernels(model: Any) -> None:
+    """Let 4-bit layers on a CPU use their kernel for inference: twice the speed of one conversation here.
+
+    It has no backward pass, which is why models that are trained must not use it; this process never trains.
+    """
+    import bitsandbytes as bnb
+    from bitsandbytes.functional import has_avx512bf16
+
+    supported = bool(has_avx512bf16())
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = supported
+
+
+def main() -> None:
+    """Keep the protocol's descriptors to ourselves, and serve."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Libraries print and prompt: what they print goes to the log, what they ask gets no answer.
+    requests = os.fdopen(os.dup(0), "rb")
+    answers = os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    with contextlib.suppress(AttributeError):  # stderr is a plain stream under some wrappers
+        sys.stderr.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    environment.prepare()
+    ChatEngine(requests, answers).serve()
+
+
+if __name__ == "__main__":
+    main()

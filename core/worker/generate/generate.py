@@ -1,0 +1,279 @@
+"""Answers of a model that may be in the middle of its training.
+
+The decoding loop is written out rather than taken from ``model.generate``: it can be cancelled between two tokens and
+between two pieces of a long prompt, and it leaves no trace in the model. The random state of training, the training
+flags and the gradients are the same before and after.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from core.chat.request import GenerationSettings
+from core.data.conversation import RowError
+from core.errors import UserError
+from core.worker.data.encode import Encoder, stop_token_ids
+from core.worker.generate.decoding import BatchDecoder, KeyValues, Sampler, TextStream
+from core.worker.model.adapters import switched_off
+from core.worker.oom.retry import MemoryShortageError, attempt, is_out_of_memory, release, tell_nobody
+
+__all__ = ["Generation", "GenerationSettings", "answering_as", "generate", "generate_batch"]
+
+#: Bounds of a batch in :func:`generate_batch`: rows, and tokens with the answers (keys and values stay).
+BATCH_ROWS = 32
+BATCH_TOKENS = 8192
+#: Steps between two reports of :func:`generate_batch`.
+STEPS_PER_REPORT = 4
+
+Finish = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """An answer and how it came."""
+
+    text: str
+    """As the model wrote it; sanitize it to show it."""
+    tokens: int
+    """Tokens of the text, the one that ended it not counted."""
+    first_token_seconds: float
+    """From the question to the first token."""
+    tokens_per_second: float
+    """After the first token."""
+    finish: Finish
+
+
+@contextlib.contextmanager
+def answering_as(model: Any, source: str) -> Iterator[None]:
+    """Let a ``PeftModel`` answer as its ``base`` or ``tuned`` inside; other models are their own base."""
+    if source == "base" and hasattr(model, "disable_adapter"):
+        with switched_off(model):
+            yield
+    else:
+        yield
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    messages: Sequence[dict[str, str]],
+    settings: GenerationSettings,
+    on_token: Callable[[str], None],
+    cancelled: Callable[[], bool],
+    template: str | None = None,
+) -> Generation:
+    """Answer a conversation, streaming.
+
+    Args:
+        model: A causal language model, or a ``PeftModel`` around one; in training mode or not.
+        tokenizer: Its tokenizer.
+        messages: ``role`` and ``content`` each.
+        settings: Length and randomness.
+        on_token: Called with each piece of text, whole characters only.
+        cancelled: Asked between two tokens.
+        template: A chat template instead of the tokenizer's own.
+
+    Raises:
+        UserError: If the conversation cannot be rendered or is too long for the model, or the model computes no
+            numbers.
+        MemoryShortageError: If it does not fit in memory.
+    """
+    began = time.monotonic()
+    network = _network(model)
+    stop_ids = frozenset(stop_token_ids(getattr(network, "generation_config", None), tokenizer, template))
+    prompt = _encode(tokenizer, [messages], stop_ids, template)[0]
+    budget = _room(network, prompt, settings.max_new_tokens)
+    stream = TextStream(tokenizer)
+    finish: Finish = "length"
+    first = began
+    with _out_of_memory_explained(), _no_gradients(model):
+        state = KeyValues(network)
+        logits = state.read(prompt, cancelled)
+        if logits is None:
+            return Generation("", 0, time.monotonic() - began, 0.0, "cancelled")
+        sampler = Sampler(settings)
+        while True:
+            token = sampler.choose(logits[0])
+            if not stream.tokens:
+                first = time.monotonic()
+            if token in stop_ids:
+                finish = "stop"
+                break
+            if piece := stream.push(token):
+                on_token(piece)
+            if len(stream.tokens) >= budget:
+                break
+            if cancelled():
+                finish = "cancelled"
+                break
+            logits = state.extend(torch.tensor([[token]]))
+    if piece := stream.flush():
+        on_token(piece)
+    ended = time.monotonic()
+    count = len(stream.tokens)
+    decoded, seconds = (count - 1, ended - first) if count > 1 else (count, ended - began)
+    return Generation(stream.text, count, first - began, decoded / max(seconds, 1e-9), finish)
+
+
+def generate_batch(
+    model: Any,
+    tokenizer: Any,
+    conversations: Sequence[Sequence[dict[str, str]]],
+    max_new_tokens: int,
+    progress: Callable[[int, int], None],
+    *,
+    template: str | None = None,
+    notice: Callable[[str], None] = tell_nobody,
+) -> list[str]:
+    """Answer many conversations, always with the likeliest token; the answers are in the order of the questions.
+
+    Conversations of similar length are answered together, what all of them begin with (a system prompt) is read once,
+    and rows that are done leave the batch. A batch that runs out of memory is halved and begun again.
+
+    Args:
+        model: As for :func:`generate`.
+        tokenizer: Its tokenizer.
+        conversations: ``role`` and ``content`` each.
+        max_new_tokens: Longest answer.
+        progress: Told rows done, of how many, several times a batch; it may raise to give up.
+        template: A chat template instead of the tokenizer's own.
+        notice: Told in a sentence when memory ran out, and what was cut.
+
+    Raises:
+        UserError: As :func:`generate`.
+        MemoryShortageError: If a conversation does not fit by itself.
+    """
+    network = _network(model)
+    stop_ids = frozenset(stop_token_ids(getattr(network, "generation_config", None), tokenizer, template))
+    prompts = _encode(tokenizer, conversations, stop_ids, template)
+    budgets = [_room(network, prompt, max_new_tokens) for prompt in prompts]
+    answers: list[list[int]] = [[] for _ in prompts]
+    done = 0
+
+    def answer(batch: list[int]) -> list[list[int]]:
+        chosen, budget = [prompts[row] for row in batch], min(budgets[row] for row in batch)
+        decoder = BatchDecoder(network, chosen, tokenizer.pad_token_id or 0, stop_ids)
+        reported = -1
+        for step in range(budget):
+            decoder.step()
+            if decoder.finished != reported or step % STEPS_PER_REPORT == 0:
+                reported = decoder.finished
+                progress(done + reported, len(prompts))
+            if decoder.finished == len(batch):
+                break
+        return decoder.answers
+
+    waiting = _batches([len(prompt) for prompt in prompts], max_new_tokens)
+    with _no_gradients(model):
+        while waiting:
+            batch = waiting.pop(0)
+            tried = attempt(functools.partial(answer, batch))
+            if tried.result is None and len(batch) == 1:
+                tried = attempt(functools.partial(answer, batch))  # what was cached has been given back
+            if tried.result is None:
+                if len(batch) == 1:
+                    raise _too_large(tried.reason or "")
+                half = (len(batch) + 1) // 2
+                notice(f"Memory ran out in answering {len(batch)} prompts at once: it is done with {half}.")
+                rows = [row for each in (batch, *waiting) for row in each]
+                waiting = [rows[begin : begin + half] for begin in range(0, len(rows), half)]
+                continue
+            for row, tokens in zip(batch, tried.result, strict=True):
+                answers[row] = tokens
+            done += len(batch)
+            progress(done, len(prompts))
+    return [
+        str(text)
+        for text in tokenizer.batch_decode(answers, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    ]
+
+
+def _batches(lengths: Sequence[int], max_new_tokens: int) -> list[list[int]]:
+    """Rows of similar length together, the longest first, so that a batch that is too big shows at once."""
+    batches: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        current = batches[-1] if batches else []
+        rows_that_fit = BATCH_TOKENS // (lengths[current[0]] + max_new_tokens) if current else 0
+        if current and len(current) < min(BATCH_ROWS, rows_that_fit):
+            current.append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
+def _network(model: Any) -> Any:
+    """The transformers model inside, adapters and all."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _encode(
+    tokenizer: Any,
+    conversations: Sequence[Sequence[dict[str, str]]],
+    stop_ids: frozenset[int],
+    template: str | None,
+) -> list[list[int]]:
+    """The conversations as tokens, ready for the answer: rendered and tokenized by the same code as training rows."""
+    encoder = Encoder(tokenizer, sorted(stop_ids), template)
+    try:
+        return [encoder.prompt_ids(messages) for messages in conversations]
+    except RowError as error:
+        raise UserError(error.message, "Change the conversation, or the template in template.file.") from error
+
+
+def _room(network: Any, prompt: Sequence[int], wanted: int) -> int:
+    """Tokens that the answer may have."""
+    limit = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    if not limit:
+        return wanted
+    if len(prompt) >= limit:
+        raise UserError(
+            f"The conversation has {len(prompt)} tokens, and the model reads at most {limit}.",
+            "Begin a new one, or remove earlier turns.",
+        )
+    return min(wanted, int(limit) - len(prompt))
+
+
+@contextlib.contextmanager
+def _no_gradients(model: Any) -> Iterator[None]:
+    """Evaluation mode without gradients inside, every module's own mode after.
+
+    Not inference mode: what layers keep from their first pass (tables, converted weights) would then be refused by the
+    backward pass of the next training step.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextlib.contextmanager
+def _out_of_memory_explained() -> Iterator[None]:
+    """Turn running out of memory into a sentence, and give the memory back."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    else:
+        return
+    # Outside of the handler, which would keep the failed pass's tensors alive.
+    release()
+    raise _too_large(reason)
+
+
+def _too_large(reason: str) -> MemoryShortageError:
+    return MemoryShortageError(
+        f"The answer does not fit in memory: {reason}", "Ask with a shorter conversation, or when no run is on."
+    )

@@ -1,0 +1,325 @@
+"""The loss on supervised positions only, so that full-vocabulary logits of a batch never exist."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's name for it
+from peft import PeftModel
+from torch.autograd.function import once_differentiable
+
+from core.memory.batching import chunk_positions
+from core.worker.data.packing import LaidOut, choose_layout
+from core.worker.fused.attention import LayoutError, masks_left_out
+from core.worker.fused.mode import comparable
+
+#: Sums the cross-entropy of a head's logits, as :func:`chunked_cross_entropy` does.
+SummedLoss = Callable[[Any, torch.Tensor, torch.Tensor, int], torch.Tensor]
+
+
+def chunked_cross_entropy(head: Any, hidden: torch.Tensor, targets: torch.Tensor, chunk: int) -> torch.Tensor:
+    """Summed cross-entropy of a head's logits, chunk by chunk.
+
+    The gradient with respect to ``hidden`` is taken while each chunk's logits exist, so backward needs no logits. A
+    head with trainable parameters goes through activation checkpointing instead, so that these get their gradients too.
+
+    Args:
+        head: Maps hidden states to logits, ``(n, hidden) -> (n, vocabulary)``.
+        hidden: Hidden states of the supervised positions, ``(n, hidden)``.
+        targets: Their next tokens, ``(n,)``, int64.
+        chunk: Positions at a time.
+
+    Returns:
+        A scalar in fp32.
+    """
+    if hidden.requires_grad and _is_frozen(head):
+        summed: torch.Tensor = _ChunkedCrossEntropy.apply(hidden, targets, head, chunk)  # type: ignore[no-untyped-call]
+        return summed
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for start in range(0, len(targets), chunk):
+        part, wanted = hidden[start : start + chunk], targets[start : start + chunk]
+        if hidden.requires_grad:
+            total = total + torch.utils.checkpoint.checkpoint(_cross_entropy, head, part, wanted, use_reentrant=False)
+        else:
+            total = total + _cross_entropy(head, part, wanted)
+    return total
+
+
+def chunked_token_losses(head: Any, hidden: torch.Tensor, targets: torch.Tensor, chunk: int) -> torch.Tensor:
+    """The cross-entropy of each position, chunk by chunk as in :func:`chunked_cross_entropy`.
+
+    Args:
+        head: As there.
+        hidden: As there.
+        targets: As there.
+        chunk: As there.
+
+    Returns:
+        ``(n,)``, fp32.
+    """
+    if hidden.requires_grad and _is_frozen(head):
+        losses: torch.Tensor = _ChunkedTokenLosses.apply(hidden, targets, head, chunk)  # type: ignore[no-untyped-call]
+        return losses
+    parts = []
+    for start in range(0, len(targets), chunk):
+        part, wanted = hidden[start : start + chunk], targets[start : start + chunk]
+        if hidden.requires_grad:
+            parts.append(torch.utils.checkpoint.checkpoint(_token_losses, head, part, wanted, use_reentrant=False))
+        else:
+            parts.append(_token_losses(head, part, wanted))
+    return torch.cat(parts)
+
+
+def _cross_entropy(head: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(head(hidden).float(), targets, reduction="sum")
+
+
+def _token_losses(head: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(head(hidden).float(), targets, reduction="none")
+
+
+def _is_frozen(head: Any) -> bool:
+    return not any(parameter.requires_grad for parameter in head.parameters())
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: Any, chunk: int) -> torch.Tensor:
+        gradient = torch.empty_like(hidden)
+        total = hidden.new_zeros((), dtype=torch.float32)
+        for start in range(0, len(targets), chunk):
+            with torch.enable_grad():
+                part = hidden[start : start + chunk].detach().requires_grad_()
+                loss = _cross_entropy(head, part, targets[start : start + chunk])
+            (gradient[start : start + chunk],) = torch.autograd.grad(loss, part)
+            total += loss.detach()
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * outputs[0].to(gradient.dtype), None, None, None
+
+
+class _ChunkedTokenLosses(torch.autograd.Function):
+    """A position's loss depends on its own hidden state alone, so its gradient can be taken before its factor is known,
+    and be multiplied by that in backward."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: Any, chunk: int) -> torch.Tensor:
+        gradient = torch.empty_like(hidden)
+        losses = hidden.new_empty(len(targets), dtype=torch.float32)
+        for start in range(0, len(targets), chunk):
+            with torch.enable_grad():
+                part = hidden[start : start + chunk].detach().requires_grad_()
+                found = _token_losses(head, part, targets[start : start + chunk])
+                (gradient[start : start + chunk],) = torch.autograd.grad(found.sum(), part)
+            losses[start : start + chunk] = found.detach()
+        ctx.save_for_backward(gradient)
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * outputs[0][:, None]).to(gradient.dtype), None, None, None
+
+
+class Head(torch.nn.Module):
+    """A causal language model's way from hidden states to logits, with the scalings that some families put on top.
+
+    Gemma caps logits (``final_logit_softcapping``), Cohere multiplies (``logit_scale``), Granite divides
+    (``logits_scaling``), each as its config names it.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        # Kept in a list so that the head's parameters are not registered a second time.
+        self._linear = [model.get_output_embeddings()]
+        config = model.config.get_text_config()
+        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        self.scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
+            getattr(config, "logits_scaling", None) or 1.0
+        )
+
+    @property
+    def linear(self) -> Any:
+        """The output embeddings."""
+        return self._linear[0]
+
+    @property
+    def vocabulary(self) -> int:
+        """Logits of a position."""
+        return int(self._linear[0].weight.shape[0])
+
+    def parameters(self, recurse: bool = True) -> Any:
+        """The parameters of the output embeddings."""
+        return self._linear[0].parameters(recurse)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits, ``(n, vocabulary)``."""
+        logits: torch.Tensor = self._linear[0](hidden)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits
+
+
+class SupervisedLoss:
+    """Runs a causal language model up to its hidden states, and its head on the supervised positions alone.
+
+    Args:
+        model: A causal language model or a ``PeftModel`` around one.
+
+    Attributes:
+        head: Of the model.
+        sum_losses: Sums the losses of a batch; ours, unless :mod:`core.worker.loss.fused_loss` has another.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.sum_losses: SummedLoss = chunked_cross_entropy
+        self._causal = model.get_base_model() if isinstance(model, PeftModel) else model
+        self._decoder = self._causal.get_decoder()
+        self.head = Head(self._causal)
+        self.share = False
+        """Whether what rows begin with alike is computed once; see :mod:`core.worker.data.packing`."""
+        self.pack = False
+        """Whether rows lie one behind another without padding."""
+        self.common = 0
+        """Tokens that all rows of the data begin with alike, before any is learned from."""
+        self._most_shared: int | None = None
+
+    def __call__(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
+        """Summed loss of a padded batch.
+
+        Rows are padded on the right. Causal attention never looks to the right, so real tokens do not see padding and
+        no mask is needed; what padding itself computes is not used.
+
+        Args:
+            input_ids: ``(rows, length)``, int64.
+            supervised: ``(rows, length)``, bool: which tokens are to be learned. A row's first token cannot be.
+
+        Returns:
+            A scalar in fp32: the sum over supervised tokens of their negative log-likelihood.
+        """
+        hidden = self.hidden(input_ids, supervised)
+        chunk = chunk_positions(self.head.vocabulary)
+        return self.sum_losses(self.head, hidden, _learned(input_ids, supervised), chunk)
+
+    def log_probabilities(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
+        """The log-probability of what is supervised in each row, as the sum over its tokens.
+
+        It is computed by the same arithmetic with gradients and without, so that the two can be compared.
+
+        Args:
+            input_ids: As in a call; padded on the right.
+            supervised: As in a call.
+
+        Returns:
+            ``(rows,)``, fp32.
+        """
+        with comparable():
+            hidden = self.hidden(input_ids, supervised)
+        chunk = chunk_positions(self.head.vocabulary)
+        losses = chunked_token_losses(self.head, hidden, _learned(input_ids, supervised), chunk)
+        # Not index_add, whose order on a GPU, and so whose last bits, differ from run to run.
+        counts = supervised[:, 1:].sum(dim=1).tolist()
+        rows = losses.split(counts)  # type: ignore[no-untyped-call]
+        return torch.stack([-row.sum() for row in rows])
+
+    def hidden(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
+        """The hidden states that predict the supervised tokens of a batch, row by row.
+
+        Args:
+            input_ids: As in a call.
+            supervised: As in a call.
+
+        Returns:
+            ``(supervised, hidden)``.
+        """
+        laid = self._lay_out(input_ids, supervised)
+        # Raised by the first layer that asks for more; the padded batch has it.
+        with contextlib.suppress(LayoutError):
+            if laid is not None:
+                return self.hidden_laid_out(laid)
+        states = self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state
+        predicting: torch.Tensor = states[:, :-1][supervised[:, 1:]]
+        return predicting
+
+    def tokens(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> int:
+        """How many tokens of a batch go through the layers, padding included.
+
+        Args:
+            input_ids: As in a call.
+            supervised: As in a call.
+        """
+        laid = self._lay_out(input_ids, supervised)
+        return (input_ids if laid is None else laid.input_ids).numel()
+
+    def _lay_out(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> LaidOut | None:
+        if not (self.share or self.pack):
+            return None
+        shared = self._most_shared if self.share else 0
+        ids, learned = input_ids.to("cpu").numpy(), supervised.to("cpu").numpy()
+        return choose_layout(ids, learned, input_ids.device, most_shared=shared, pack=self.pack)
+
+    def hidden_laid_out(self, laid: LaidOut) -> torch.Tensor:
+        """What :meth:`hidden` returns, of a batch that is laid out.
+
+        Args:
+            laid: The batch.
+
+        Raises:
+            LayoutError: If the model's attention does not allow it for rows of this length.
+        """
+        with masks_left_out(laid.layout):
+            states = self._decoder(
+                input_ids=laid.input_ids, position_ids=laid.position_ids, use_cache=False, layout=laid.layout
+            ).last_hidden_state
+        found: torch.Tensor = states[0].index_select(0, laid.before)
+        return found
+
+    @property
+    def shared_by_all(self) -> int:
+        """Tokens at the beginning that any rows of the data share, and that are computed once."""
+        return self.common if self.share else 0
+
+    @contextlib.contextmanager
+    def sharing_least(self) -> Iterator[None]:
+        """Inside, rows share no more than all rows of the data do: what takes the most memory."""
+        self._most_shared = self.shared_by_all
+        try:
+            yield
+        finally:
+            self._most_shared = None
+
+    @torch.no_grad()
+    def verify(self, input_ids: torch.Tensor) -> tuple[float, torch.Tensor]:
+        """The largest difference between our logits and the model's own on short rows; families that put something
+        between hidden states and logits that this module does not know show here.
+
+        Args:
+            input_ids: ``(rows, length)``, int64.
+
+        Returns:
+            It, and the hidden states, ``(rows, length, hidden)``.
+        """
+        states: list[torch.Tensor] = []
+        handle = self._decoder.register_forward_hook(lambda _module, _inputs, out: states.append(out.last_hidden_state))
+        try:
+            theirs = self._causal(input_ids=input_ids, use_cache=False).logits
+        finally:
+            handle.remove()
+        ours = self.head(states[0])
+        return float((ours.float() - theirs.float()).abs().max()), states[0]
+
+
+def _learned(input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
+    """The supervised tokens of a batch, row by row: ``(supervised,)``, int64."""
+    return input_ids[:, 1:][supervised[:, 1:]]

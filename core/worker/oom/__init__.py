@@ -1,0 +1,1 @@
+"""Out of memory: work that is tried again in smaller parts."""

@@ -1,0 +1,74 @@
+"""Rows gone through in batches without gradient, in smaller ones from then on where memory runs out."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from core.memory.batching import padded_length
+from core.worker.data.batches import split_window
+from core.worker.oom.retry import MemoryShortageError, attempt
+
+T = TypeVar("T")
+
+
+class Portions:
+    """Cuts rows into batches by a token budget.
+
+    Args:
+        token_budget: The most tokens of a batch, padding included; halved for good when memory runs out.
+        told: Told of each time: ``told(rows, now)``, the rows that were too many at once, and how many are taken now.
+        refusal: Says of a single row that does not fit what it is and what would help: ``refusal(row)`` gives message
+            and hint; why it did not fit is added.
+        sequences_per_row: How many sequences a row is for the model.
+    """
+
+    def __init__(
+        self,
+        token_budget: int,
+        told: Callable[[int, int], None],
+        refusal: Callable[[int], tuple[str, str]],
+        *,
+        sequences_per_row: int = 1,
+    ) -> None:
+        self.token_budget = token_budget
+        self._told = told
+        self._refusal = refusal
+        self._sequences = sequences_per_row
+
+    def through(self, lengths: Sequence[int], work: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
+        """Go through all rows.
+
+        Args:
+            lengths: Tokens of each row, where it has several sequences of the longest.
+            work: Done with the indices of each batch's rows; begun again where memory runs out.
+
+        Yields:
+            Each batch with what the work gave.
+
+        Raises:
+            MemoryShortageError: If a single row does not fit, at the second try either.
+        """
+        waiting = self._split(range(len(lengths)), lengths)
+        tried_alone = False
+        while waiting:
+            batch = waiting[0]
+            tried = attempt(functools.partial(work, batch))
+            if tried.result is not None:
+                tried_alone = False
+                waiting = waiting[1:]
+                yield batch, tried.result
+            elif len(batch) > 1:
+                width = padded_length(max(lengths[row] for row in batch))
+                self.token_budget = max(1, len(batch) * width * self._sequences // 2)
+                waiting = self._split([row for rows in waiting for row in rows], lengths)
+                self._told(len(batch), len(waiting[0]))
+            elif tried_alone:
+                message, hint = self._refusal(batch[0])
+                raise MemoryShortageError(f"{message}: {tried.reason}", hint)
+            else:
+                tried_alone = True  # once more, with what was cached given back
+
+    def _split(self, rows: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
+        return split_window(rows, lengths, max(1, self.token_budget // self._sequences))

@@ -1,0 +1,121 @@
+"""Running out of memory: recognized, what it held alive let go, and the work done again where that is right."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+
+from core.errors import UserError
+from core.text import one_line
+from core.worker.process.log import log
+from core.worker.process.malloc import give_back
+
+T = TypeVar("T")
+
+#: How often the same work is tried before it is taken not to fit.
+TRIES = 3
+#: The longest part of an error's first line that is repeated.
+REASON_LENGTH = 200
+
+
+class MemoryShortageError(UserError):
+    """Something does not fit in memory, however it is cut."""
+
+
+class TornUpdateError(MemoryShortageError):
+    """Memory ran out when some of the weights of a step had been updated, so that it cannot be run again."""
+
+
+@dataclass(frozen=True)
+class Attempt(Generic[T]):
+    """What an attempt gave: a result, or why memory did not suffice."""
+
+    result: T | None
+    reason: str | None
+
+    @property
+    def failed(self) -> bool:
+        """Whether memory ran out."""
+        return self.reason is not None
+
+
+def tell_nobody(*_: str) -> None:
+    """For those who have nobody to tell of it."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on the device or on the host.
+
+    Torch has a class of its own for its allocators on a device; that of the CPU and some libraries tell by a sentence.
+    """
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, Exception) and (
+        should_reduce_batch_size(error)
+        or (isinstance(error, RuntimeError) and "CUDA error: out of memory" in str(error))
+    )
+
+
+def attempt(work: Callable[[], T]) -> Attempt[T]:
+    """Do something, and survive that memory runs out; every other error is passed on.
+
+    When it returns, the error is gone, and with it the tensors that its traceback held alive, and what the allocator
+    had cached is given back.
+    """
+    try:
+        return Attempt(work(), None)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = one_line((str(error).splitlines() or [type(error).__name__])[0], REASON_LENGTH)
+        log(f"out of memory: {error}")
+    release()
+    return Attempt(None, reason)
+
+
+def release() -> None:
+    """Give back what is held and not used: tensors in reference cycles, and the allocator's cached blocks."""
+    gc.collect()
+    give_back()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
+
+
+@dataclass(frozen=True)
+class Persistence:
+    """Does again what has run out of memory and can be begun again.
+
+    Args:
+        where: Names the place for messages: ``step 12``.
+        notice: Told of each time: ``notice(code, message, hint)``.
+    """
+
+    where: Callable[[], str] = lambda: "a step"
+    notice: Callable[[str, str, str], None] = tell_nobody
+
+    def insist(self, work: Callable[[], T], undo: Callable[[], None], what: str, hint: str) -> T:
+        """Do something until it is done.
+
+        Args:
+            work: What is done.
+            undo: Puts back what a failed try has changed.
+            what: For messages: ``in the optimizer``.
+            hint: What would help when it fails to the last.
+
+        Raises:
+            MemoryShortageError: If memory runs out at every try; the last one is undone too.
+        """
+        for number in range(1, TRIES + 1):
+            tried = attempt(work)
+            if not tried.failed:
+                return tried.result  # type: ignore[return-value]
+            undo()
+            if number < TRIES:
+                message = f"Memory ran out at {self.where()} {what}: it is done again with what was cached given back."
+                self.notice("memory_again", message, "It is done once, and the result is the same.")
+        raise MemoryShortageError(f"Memory ran out at {self.where()} {what}, {TRIES} times in a row.", hint)

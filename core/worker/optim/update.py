@@ -1,0 +1,365 @@
+"""How the gradients of a window become new values of what is trained.
+
+:class:`AdapterUpdate` has one optimizer for all adapters, which are fp32. :class:`WeightUpdate` updates the model's own
+weights tensor by tensor, each with an optimizer of its own: after the window, or inside backward as soon as a tensor's
+gradient is there, so that the gradients of a whole model never exist at once (LOMO, arXiv 2306.09782, is the idea; the
+states are those of any optimizer here).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+
+from core.worker.oom.retry import Persistence
+from core.worker.optim.optim import set_learning_rate
+from core.worker.optim.retryable_step import HINT, WHAT, RestartableStep, keep_state
+from core.worker.optim.rounding import add_slices
+
+#: Makes an optimizer, without weight decay, over the given parameters.
+OptimizerMaker = Callable[[list[torch.nn.Parameter]], Any]
+
+
+class Update(Protocol):
+    """What the recipe asks of a way to update."""
+
+    in_backward: bool
+    """Whether weights change while gradients are made, so that a window must be one micro-batch."""
+
+    def begin(self, learning_rate: float) -> None:
+        """Before a window's gradients are made."""
+
+    def measure(self) -> float:
+        """After they are made: their norm, before clipping."""
+
+    def apply(self) -> None:
+        """Update by the gradients, clipped, and drop them."""
+
+    def skip(self) -> None:
+        """Drop the gradients. What was done inside backward stays."""
+
+    @property
+    def partial(self) -> bool:
+        """Whether weights of the window on hand have been changed already, so that it cannot be run again."""
+
+    def rehearsal(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, gradients change nothing, but take the memory that they will take."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimizer states; plain values and tensors."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put :meth:`state_dict` back."""
+
+
+class AdapterUpdate:
+    """Clips by the norm of all gradients, and takes one step of one optimizer.
+
+    When memory runs out in either, the part on hand is done again; see :mod:`core.worker.optim.retryable_step`.
+
+    Args:
+        accelerator: Has the gradient scaler, where fp16 needs one.
+        optimizer: Over the parameters.
+        parameters: What is trained.
+        max_grad_norm: Gradients are clipped to this norm; 0 leaves them.
+        persistence: Does again what has run out of memory.
+    """
+
+    in_backward = False
+    partial = False
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        optimizer: Any,
+        parameters: list[torch.nn.Parameter],
+        max_grad_norm: float,
+        persistence: Persistence,
+    ) -> None:
+        self._accelerator = accelerator
+        self._persistence = persistence
+        # On the optimizer itself, as the gradient scaler calls it there.
+        optimizer.step = RestartableStep(optimizer, persistence)
+        self._optimizer = accelerator.prepare_optimizer(optimizer)
+        self._parameters = parameters
+        self._limit = max_grad_norm or math.inf
+
+    def begin(self, learning_rate: float) -> None:
+        """Set the learning rate, in each group by its own ratio."""
+        set_learning_rate(self._optimizer, learning_rate)
+
+    def measure(self) -> float:
+        """Clip, and tell the norm from before."""
+        self._accelerator.unscale_gradients()
+        return self._persistence.insist(self._clip, lambda: None, "in clipping the gradients", HINT)
+
+    def apply(self) -> None:
+        """One step of the optimizer."""
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def skip(self) -> None:
+        """No step; the scaler has seen an overflow when the gradients were clipped, and backs off."""
+        if self._accelerator.scaler is not None:
+            self._accelerator.scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def _clip(self) -> float:
+        # It takes memory for the norms only, and scales in place afterwards: what fails has changed nothing.
+        return float(torch.nn.utils.clip_grad_norm_(self._parameters, self._limit))
+
+    @contextlib.contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Nothing is different: what makes gradients drops them."""
+        yield
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of the optimizer."""
+        state: dict[str, Any] = self._optimizer.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Into the optimizer."""
+        self._optimizer.load_state_dict(state)
+
+
+class WeightUpdate:
+    """Updates the weights of a model tensor by tensor.
+
+    Args:
+        parameters: What is trained, by name; bf16 or fp32.
+        make_optimizer: Makes the optimizer of a tensor.
+        states_in_fp32: Whether the optimizer keeps its states in the dtype of its parameter, which must be fp32 then;
+            those of bitsandbytes do not.
+        weight_decay: Decoupled; norms and biases have none.
+        max_grad_norm: Gradients are clipped to this norm; 0 leaves them. Inside backward the norm is known when all is
+            done, and nothing is clipped.
+        in_backward: When to update.
+        persistence: Does again what has run out of memory.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, torch.nn.Parameter],
+        make_optimizer: OptimizerMaker,
+        *,
+        states_in_fp32: bool,
+        weight_decay: float,
+        max_grad_norm: float,
+        in_backward: bool,
+        persistence: Persistence | None = None,
+    ) -> None:
+        persistence = persistence or Persistence()
+        self._persistence = persistence
+        self.in_backward = in_backward
+        self._limit = max_grad_norm or math.inf
+        self._learning_rate = 0.0
+        self._square_sum = 0.0
+        self._done = 0
+        self._rehearsing = False
+        self._steppers = {
+            name: _TensorStepper(parameter, make_optimizer, states_in_fp32, weight_decay, persistence)
+            for name, parameter in parameters.items()
+        }
+        if in_backward:
+            for stepper in self._steppers.values():
+                parameter: Any = stepper.parameter  # torch has no types for this
+                parameter.register_post_accumulate_grad_hook(self._hook(stepper))
+
+    @property
+    def partial(self) -> bool:
+        """Whether a tensor has been updated since :meth:`begin`."""
+        return self._done > 0
+
+    def begin(self, learning_rate: float) -> None:
+        """Set the learning rate, and forget the former window."""
+        self._learning_rate = learning_rate
+        self._square_sum = 0.0
+        self._done = 0
+
+    def measure(self) -> float:
+        """The norm of what is there, or of what was."""
+        if not self.in_backward:
+            self._square_sum = self._persistence.insist(
+                lambda: sum(_square(stepper.parameter.grad) for stepper in self._steppers.values()),
+                lambda: None,
+                "in taking the norm of the gradients",
+                HINT,
+            )
+        return math.sqrt(self._square_sum)
+
+    def apply(self) -> None:
+        """Inside backward all is done by now; else clip and step."""
+        scale = min(1.0, self._limit / (math.sqrt(self._square_sum) + 1e-6))
+        for stepper in self._steppers.values():
+            if stepper.parameter.grad is not None:
+                stepper.step(self._learning_rate, scale)
+        self.skip()
+
+    def skip(self) -> None:
+        """Drop what is there."""
+        for stepper in self._steppers.values():
+            stepper.parameter.grad = None
+        self._done = 0
+
+    @contextlib.contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Inside, the optimizers run on zero learning rate, so that their states come to be; those that had none
+        before are without any afterwards."""
+        self._rehearsing = True
+        try:
+            yield
+        finally:
+            self._rehearsing = False
+            for stepper in self._steppers.values():
+                stepper.end_rehearsal()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of every tensor's optimizer, by name."""
+        return {name: stepper.optimizer.state_dict() for name, stepper in self._steppers.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Into every tensor's optimizer."""
+        for name, stepper in self._steppers.items():
+            stepper.load(state[name])
+
+    def _hook(self, stepper: _TensorStepper) -> Callable[[torch.Tensor], None]:
+        def update(parameter: torch.Tensor) -> None:
+            if self._rehearsing:
+                stepper.rehearse()
+            else:
+                square = _square(parameter.grad)
+                self._square_sum += square
+                if math.isfinite(square):
+                    self._done += 1
+                    stepper.step(self._learning_rate)
+            parameter.grad = None
+
+        return update
+
+
+def _square(gradient: torch.Tensor | None) -> float:
+    """The square of a gradient's norm, summed in fp32."""
+    if gradient is None:
+        return 0.0
+    return float(torch.linalg.vector_norm(gradient, dtype=torch.float32)) ** 2
+
+
+class _TensorStepper:
+    """One tensor and its optimizer.
+
+    The optimizer works on a stand-in that is zero before each step, so that what it leaves there is the update alone;
+    this is then added to the tensor with the rounding that the tensor needs. Optimizers whose step depends on the
+    values of their parameter, but for weight decay, cannot be used so.
+
+    When memory runs out, the optimizer's part is done again with its states put back: the small ones from a copy, while
+    those as large as the tensor change in the optimizer's last call alone, after all memory has been taken. Adding the
+    update goes on where it failed. The result is the same, but for the draws of stochastic rounding.
+    """
+
+    def __init__(
+        self,
+        parameter: torch.nn.Parameter,
+        make_optimizer: OptimizerMaker,
+        fp32: bool,
+        weight_decay: float,
+        persistence: Persistence,
+    ) -> None:
+        self.parameter = parameter
+        self._persistence = persistence
+        self._dtype = torch.float32 if fp32 else parameter.dtype
+        self._make = make_optimizer
+        self._decay = weight_decay if parameter.dim() > 1 else 0.0
+        self._fresh = True
+        self._renew()
+
+    def _renew(self) -> None:
+        self._stand_in = torch.nn.Parameter(self._nothing())
+        self.optimizer = self._make([self._stand_in])
+
+    def _nothing(self) -> torch.Tensor:
+        return torch.empty(0, dtype=self._dtype, device=self.parameter.device)
+
+    def step(self, learning_rate: float, scale: float = 1.0) -> None:
+        """Update the tensor by its gradient, times ``scale``."""
+        self._fresh = False
+        update = self._run_to_the_end(learning_rate, scale)
+        keep, done = 1.0 - learning_rate * self._decay, 0
+
+        def add() -> None:
+            nonlocal done
+            for end in add_slices(self.parameter.data, update, keep=keep, begin=done):
+                done = end
+
+        self._persistence.insist(add, lambda: None, WHAT, HINT)
+
+    def _run_to_the_end(self, learning_rate: float, scale: float) -> torch.Tensor:
+        kept: list[Callable[[], None]] = []
+
+        def run() -> torch.Tensor:
+            state = self.optimizer.state.get(self._stand_in)
+            if state:
+                kept.append(keep_state(state, smaller_than=self.parameter.numel()))
+            else:
+                kept.append(lambda: self.optimizer.state.pop(self._stand_in, None))
+            return self._run(learning_rate, scale)
+
+        def undo() -> None:
+            self._stand_in.grad = None
+            self._stand_in.data = self._nothing()
+            while kept:
+                kept.pop()()
+
+        return self._persistence.insist(run, undo, WHAT, HINT)
+
+    def rehearse(self) -> None:
+        """Take the memory of a step."""
+        if self._fresh:
+            self._run(0.0, 0.0)
+
+    def end_rehearsal(self) -> None:
+        """Forget the states that only the rehearsal has made."""
+        if self._fresh:
+            self._renew()
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Put an optimizer's state back, in place of the one there is; paged states become paged again."""
+        self._fresh = not state["state"]
+        before = self.optimizer.state.get(self._stand_in, {})
+        if not getattr(self.optimizer, "is_paged", False):
+            self.optimizer.load_state_dict(state)
+            return
+        self.optimizer.load_state_dict(state, move_to_device=False)
+        for values in self.optimizer.state.values():
+            for name, value in values.items():
+                if not isinstance(value, torch.Tensor):
+                    continue
+                if name.startswith("state"):
+                    # Paged memory is never given back, so what is there is written over.
+                    buffer = before.get(name)
+                    if buffer is None or buffer.dtype != value.dtype:
+                        shape = torch.empty(self.parameter.shape, dtype=self._dtype, device=self.parameter.device)
+                        buffer = self.optimizer.get_state_buffer(shape, dtype=value.dtype)
+                    values[name] = buffer.copy_(value)
+                else:
+                    values[name] = value.to(self.parameter.device)
+
+    @torch.no_grad()
+    def _run(self, learning_rate: float, scale: float) -> torch.Tensor:
+        gradient = self.parameter.grad
+        if gradient is None:
+            raise ValueError("The tensor has no gradient.")
+        self._stand_in.data = torch.zeros(self.parameter.shape, dtype=self._dtype, device=self.parameter.device)
+        self._stand_in.grad = gradient.to(self._dtype) if scale == 1.0 else gradient.to(self._dtype) * scale
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        update = self._stand_in.data
+        self._stand_in.grad = None
+        self._stand_in.data = self._nothing()
+        return update

@@ -1,0 +1,102 @@
+"""Probe of torch and its family: what they can do here, as one JSON object on standard output.
+
+A process of its own, because an import of these libraries takes seconds and a broken installation of one may end the
+process that tries it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from core.worker.process import environment
+
+
+def probe() -> dict[str, Any]:
+    """The facts; what fails is told under ``errors``, by library."""
+    environment.prepare()
+    facts: dict[str, Any] = {"errors": {}}
+    for name, ask in (("torch", _torch), ("bitsandbytes", _bitsandbytes), ("transformers", _versions)):
+        _gather(facts, name, ask)
+    return facts
+
+
+def _gather(facts: dict[str, Any], name: str, ask: Callable[[], dict[str, Any]]) -> None:
+    try:
+        facts.update(ask())
+    except Exception as error:  # any failure of a library is a finding here, whatever its kind
+        facts["errors"][name] = f"{type(error).__name__}: {error}"
+
+
+def _torch() -> dict[str, Any]:
+    import torch
+
+    devices = []
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            devices.append(
+                {
+                    "name": properties.name,
+                    "capability": f"{properties.major}.{properties.minor}",
+                    "memory": properties.total_memory,
+                    # Emulated bfloat16 works on older cards, at a fraction of the speed.
+                    "bf16": properties.major >= 8,
+                }
+            )
+    capability = getattr(torch.backends.cpu, "get_cpu_capability", lambda: None)()
+    return {
+        "cuda_error": _cuda_error(),
+        "architectures": torch.cuda.get_arch_list(),
+        "torch": torch.__version__,
+        "cuda_build": torch.version.cuda,
+        "hip_build": torch.version.hip,
+        "cuda": bool(devices),
+        "devices": devices,
+        "threads": torch.get_num_threads(),
+        "cpu_capability": capability,
+    }
+
+
+def _cuda_error() -> str | None:
+    """Why a torch with CUDA cannot use a card; None where it can, or was built without."""
+    import torch
+
+    if torch.version.cuda is None and torch.version.hip is None:
+        return None
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        # An installation without kernels for this card imports well and fails at the first product.
+        square = torch.ones(16, 16, device="cuda")
+        torch.cuda.synchronize((square @ square).device)
+    except Exception as error:  # whatever it is, it keeps the card from being used
+        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return None
+
+
+def _bitsandbytes() -> dict[str, Any]:
+    import torch
+    from bitsandbytes import __version__
+    from bitsandbytes.cextension import lib
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    weights = torch.linspace(-1, 1, 4096, device=device).reshape(64, 64)
+    packed, state = quantize_4bit(weights, quant_type="nf4")
+    error = (dequantize_4bit(packed, state) - weights).abs().max().item()
+    library = os.path.basename(str(getattr(getattr(lib, "_lib", None), "_name", "") or ""))
+    return {"bitsandbytes": __version__, "bnb_library": library, "nf4_error": error, "nf4_device": device}
+
+
+def _versions() -> dict[str, Any]:
+    import peft
+    import transformers
+
+    return {"transformers": transformers.__version__, "peft": peft.__version__}
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(probe()) + "\n")

@@ -1,0 +1,281 @@
+"""What the worker tells the world: events, state and heartbeat, hardware samples."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import resource
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from core.atomic import fsync_dir
+from core.hardware.cpu import memory as cpu_memory
+from core.hardware.cpu import process_rss
+from core.hardware.sampler import Sampler
+from core.paths import FILE_MODE
+from core.redact import redact
+from core.runs.events import (
+    Event,
+    HardwareEvent,
+    MemoryEvent,
+    NoticeEvent,
+    PhaseEvent,
+    SampleEvent,
+    StepEvent,
+    encode_event,
+)
+from core.runs.oom import own_counter
+from core.runs.process import hostname, own_identity
+from core.runs.state import END_STATES, RunState
+from core.runs.store import Run
+from core.worker.process.log import log
+from core.worker.process.step_watchdog import StepPace
+
+#: Seconds between heartbeats (the contract allows five) and between hardware samples.
+HEARTBEAT_SECONDS = 2.0
+#: Seconds between two reports of how far a phase is.
+REPORT_SECONDS = 0.5
+
+
+class Recorder:
+    """Writes ``events.jsonl`` and ``state.json`` of one run; may be used from any thread.
+
+    A full disk or another failure to write never ends training: it is printed to the log, once, and writing is tried
+    again with the next event. The heartbeat has a thread of its own, so that a step that hangs is told from a process
+    that is gone.
+
+    Args:
+        run: The run directory.
+        resume: Whether ``events.jsonl`` is continued.
+        vanished: Called when the run directory is not there any more, so that nobody will see what is written.
+    """
+
+    def __init__(self, run: Run, *, resume: bool = False, vanished: Callable[[], None] = lambda: None) -> None:
+        self.run = run
+        self._vanished = vanished
+        self._directory = os.stat(run.path)
+        self._pace = StepPace()
+        pid, identity = own_identity()
+        counter, kills = own_counter()
+        self._state = RunState(
+            state="starting",
+            pid=pid,
+            pid_started=identity,
+            host=hostname(),
+            socket=str(run.socket_path),
+            memory_events=counter,
+            memory_kills=kills,
+        )
+        if resume and (before := RunState.read(run.state_path)) is not None:
+            self._state = dataclasses.replace(self._state, step=before.step, total_steps=before.total_steps)
+        self._lock = threading.RLock()
+        self._failing: set[str] = set()
+        self._step_began: float | None = None
+        self._torn = False
+        self._closed = threading.Event()
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        self._file = os.open(run.events_path, flags, FILE_MODE)
+        self._mend_last_line()
+        self._sampler = Sampler(HEARTBEAT_SECONDS)
+        self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self.update()
+        self._heart.start()
+
+    @property
+    def state(self) -> RunState:
+        """The state as last written."""
+        return self._state
+
+    def event(self, event: Event) -> None:
+        """Append one event, secrets in its texts replaced."""
+        if isinstance(event, StepEvent):
+            self._pace.done(event.seconds)
+        data = encode_event(_redacted(event)).encode("utf-8", errors="replace")
+        with self._lock:
+            if self._torn:
+                # The disk filled up within an earlier line; this one must not be glued to its half.
+                data = b"\n" + data
+            try:
+                written = os.write(self._file, data)
+                if written < len(data):
+                    self._torn = True
+                    raise OSError("only a part of the event could be written")
+                self._torn = False
+                self._failing.discard("events.jsonl")
+            except OSError as error:
+                self._complain("events.jsonl", error)
+
+    def phase(self, name: str, detail: str = "", done: int | None = None, total: int | None = None) -> None:
+        """Say which phase it is, or how far."""
+        self.event(PhaseEvent(name=name, detail=detail, done=done, total=total))
+
+    def reporter(
+        self, name: str, check: Callable[[], None] = lambda: None
+    ) -> Callable[[str, int | None, int | None], None]:
+        """A function that tells how far a phase is, twice a second at most; it calls ``check`` each time, which may
+        raise to give up."""
+        last = 0.0
+
+        def report(detail: str, done: int | None, total: int | None) -> None:
+            nonlocal last
+            check()
+            now = time.monotonic()
+            if now - last >= REPORT_SECONDS or (done is not None and done == total):
+                last = now
+                self.phase(name, detail, done, total)
+
+        return report
+
+    def notice(self, level: str, code: str, message: str, hint: str = "") -> None:
+        """Tell the user something, in the run's record and in the log."""
+        self.event(NoticeEvent(level=level, code=code, message=message, hint=hint))
+        log(f"{level}: {message} {hint}".rstrip())
+
+    def memory(self, device: str, **values: Any) -> None:
+        """Record the device's memory, and the peak of this process's resident memory."""
+        if device != "cpu":
+            self.event(MemoryEvent(device=device, **values))
+            values = {}
+        self.event(MemoryEvent(device="cpu", **{**values, "peak_bytes": peak_rss_bytes()}))
+
+    def memory_of_process(self, predicted: dict[str, int] | None, *, rehearsed: bool) -> None:
+        """Record the memory of a run on the CPU: resident memory, the libraries and the loading of the model included,
+        as in the plan.
+
+        Args:
+            predicted: The plan's parts.
+            rehearsed: Whether the rehearsal has just been done, so that the peak so far is its own.
+        """
+        used, total = cpu_memory()
+        peak = peak_rss_bytes()
+        limit = total - used + (process_rss(os.getpid()) or 0)
+        self.event(
+            MemoryEvent(
+                device="cpu",
+                predicted_bytes=predicted,
+                rehearsed_bytes=peak if rehearsed else None,
+                peak_bytes=peak,
+                limit_bytes=limit,
+            )
+        )
+
+    def update(self, **changes: Any) -> None:
+        """Change fields of the state and write it, heartbeat included."""
+        if "reason" in changes:
+            changes["reason"] = redact(changes["reason"])
+        with self._lock:
+            now, beat, began = time.time(), time.monotonic(), self._step_began
+            # Told of the present, so that it is right for a reader even when the clock has been set meanwhile.
+            started = now - (beat - began) if began is not None else None
+            self._state = dataclasses.replace(self._state, **changes, updated=now, beat=beat, step_started=started)
+            try:
+                self._state.write(self.run.state_path)
+                self._failing.discard("state.json")
+            except OSError as error:
+                self._complain("state.json", error)
+                if self._has_vanished():
+                    self._vanished()
+
+    def begin_step(self) -> None:
+        """An optimizer step begins; the next heartbeat tells since when it runs."""
+        with self._lock:
+            self._step_began = time.monotonic()
+        self._pace.begin()
+
+    def end_step(self, step: int) -> None:
+        """An optimizer step is done."""
+        self._pace.end()
+        with self._lock:
+            self._step_began = None
+            self.update(step=step)
+
+    def close(self, state: str, reason: str, final: Event) -> None:
+        """Write the last event and the end state; nothing is written afterwards."""
+        if state not in END_STATES:
+            raise ValueError(f"{state} is not an end state")
+        self._closed.set()
+        self._heart.join(timeout=2 * HEARTBEAT_SECONDS)
+        self._sampler.close()
+        self.event(final)
+        with self._lock:
+            self.sync()
+            self._step_began = None
+            self.update(state=state, reason=reason, socket=None)
+            os.close(self._file)
+
+    def sync(self) -> None:
+        """Make the events so far survive a power cut."""
+        try:
+            os.fsync(self._file)
+            fsync_dir(self.run.path)
+        except OSError as error:
+            self._complain("events.jsonl", error)
+
+    def _beat(self) -> None:
+        while not self._closed.wait(HEARTBEAT_SECONDS):
+            self.update()
+            if self._has_vanished():
+                # A directory that was made anew takes the state, and nobody looks for it there.
+                self._vanished()
+            if (slow := self._pace.look()) is not None:
+                self._tell_slow(*slow)
+            devices = self._sampler.latest()
+            if devices:
+                self.event(
+                    HardwareEvent(devices=[device.to_dict() for device in devices], energy_wh=self._sampler.energy_wh)
+                )
+
+    def _tell_slow(self, seconds: float, median: float) -> None:
+        self.notice(
+            "warning",
+            "slow_step",
+            f"Step {self._state.step + 1} takes long: {seconds:.0f} s so far, where the median is {median:.2g} s.",
+            "Look at the meters: another program may hold the device, or memory may be swapped out. "
+            f"'localtune-tui stop --force {self.run.id}' ends a step that hangs.",
+        )
+
+    def _has_vanished(self) -> bool:
+        """Whether the run directory was removed, or replaced by another one."""
+        try:
+            return not os.path.samestat(os.stat(self.run.path), self._directory)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False  # a file system that does not answer may answer again
+
+    def _mend_last_line(self) -> None:
+        """A line that a killed worker left unfinished gets its newline, so that readers count it as one bad line."""
+        size = os.fstat(self._file).st_size
+        if size and os.pread(self._file, 1, size - 1) != b"\n":
+            os.write(self._file, b"\n")
+
+    def _complain(self, name: str, error: OSError) -> None:
+        if name not in self._failing:
+            log(f"error: {name} cannot be written: {error}")
+        self._failing.add(name)
+
+
+def _redacted(event: Event) -> Event:
+    """The event without secrets; what a model has said is left as it is."""
+    if isinstance(event, SampleEvent):
+        return event
+    texts: dict[str, Any] = {
+        field.name: redact(value)
+        for field in dataclasses.fields(event)
+        if isinstance(value := getattr(event, field.name), str)
+    }
+    return dataclasses.replace(event, **texts) if texts else event
+
+
+def peak_rss_bytes() -> int:
+    """The highest resident memory of this process so far, in bytes (``VmHWM``)."""
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError as error:
+        log(f"error: /proc/self/status: {error}")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,187 @@
+"""The memory plan of a run that is about to train: whether activations are recomputed, and what is put beside what the
+rehearsal measures."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from core.config.schema import Config
+from core.errors import UserError
+from core.hardware import cpu
+from core.memory.overhead import CUDA_RUNTIME
+from core.memory.plan import DeviceKind, Machine, Plan
+from core.memory.planner import make_plan
+from core.memory.rows import rows_of_tokens
+from core.memory.sizes import sequences_per_row
+from core.models.architecture.load import find_model, load_architecture
+from core.units import format_bytes
+from core.worker.data.batches import supervised_count
+
+if TYPE_CHECKING:
+    from core.worker.data.dataset import Dataset
+    from core.worker.steps.window import WindowGradients
+
+
+@dataclass(frozen=True)
+class MemoryDecision:
+    """What a run does about its memory from the beginning."""
+
+    checkpointing: bool
+    """Whether activations are recomputed in backward."""
+    checkpointing_reason: str
+    offload: bool
+    """Whether what that starts from is kept in the machine's memory."""
+    offload_reason: str
+    """Empty where there is nothing to say."""
+    dequantized: bool
+    """Whether 16-bit copies of 4-bit weights are kept."""
+
+
+def decide_memory(config: Config, device: torch.device, dataset: Dataset, token_budget: int) -> MemoryDecision:
+    """Decide it when the model is loaded: as the configuration says, and where that says auto by the plan, with the
+    memory that is free by then.
+
+    Args:
+        config: Of the run.
+        device: Where it runs.
+        dataset: What is trained on.
+        token_budget: Tokens of a micro-batch.
+    """
+    recomputing, why = decide_checkpointing(config, device, dataset, token_budget)
+    offload, why_offload = decide_offload(config, device, dataset, token_budget, recomputing)
+    machine = Machine(_kind(device.type), limit_bytes=_limit(device), bf16=cpu.has_bf16())
+    plan = _plan(config, machine, dataset, token_budget, checkpointing=recomputing, offload=offload)
+    return MemoryDecision(recomputing, why, offload, why_offload, plan is not None and plan.dequantized)
+
+
+def predict_memory(
+    config: Config, device: str, dataset: Dataset, windows: WindowGradients, *, dequantized: bool = False
+) -> dict[str, int] | None:
+    """What the plan says of a run, its micro-batches and checkpointing as they are now.
+
+    Args:
+        config: Of the run.
+        device: ``cpu`` or ``cuda``.
+        dataset: What is trained on.
+        windows: Has decided how rows are cut.
+        dequantized: Whether 16-bit copies of 4-bit weights are kept.
+
+    Returns:
+        Part to bytes; None for a model whose memory cannot be told, which is no reason not to train it.
+    """
+    machine = Machine(_kind(device), bf16=cpu.has_bf16())
+    plan = _plan(
+        config,
+        machine,
+        dataset,
+        windows.token_budget,
+        checkpointing=windows.checkpointing,
+        offload=windows.offloading,
+        dequantized=dequantized,
+    )
+    return None if plan is None else plan.by_name()
+
+
+def decide_checkpointing(config: Config, device: torch.device, dataset: Dataset, token_budget: int) -> tuple[bool, str]:
+    """Whether activations are recomputed in backward from the beginning, and why, in a sentence.
+
+    ``auto`` follows the plan, with the memory that is free for the run now that its model is loaded.
+    """
+    wanted = config.memory.gradient_checkpointing
+    if wanted == "auto" and config.memory.activation_offload == "on" and device.type == "cuda":
+        return True, "Activations are recomputed, as memory.activation_offload = on moves what that starts from."
+    if wanted != "auto":
+        what = "recomputed" if wanted == "on" else "kept unless memory runs out"
+        return wanted == "on", f"Activations are {what}: memory.gradient_checkpointing = {wanted}."
+    limit = _limit(device)
+    machine = Machine(_kind(device.type), limit_bytes=limit, bf16=cpu.has_bf16())
+    kept = config.memory.keep_dequantized == "on"
+    plan = _plan(config, machine, dataset, token_budget, checkpointing=False, offload=False, dequantized=kept)
+    if plan is None:
+        return False, "Activations are kept unless memory runs out: the memory of this model cannot be planned."
+    needed, free = format_bytes(plan.needed_bytes), format_bytes(limit)
+    if plan.fits:
+        return False, f"Activations are kept: the run would take {needed} of {free}."
+    return True, f"Activations are recomputed: with all of them kept the run would take {needed}, and {free} are free."
+
+
+def decide_offload(
+    config: Config, device: torch.device, dataset: Dataset, token_budget: int, recomputing: bool
+) -> tuple[bool, str]:
+    """Whether what recomputing starts from is kept in the machine's memory from the beginning, and why, in a sentence;
+    an empty one where there is nothing to say.
+
+    Args:
+        config: Of the run.
+        device: Where it runs.
+        dataset: What is trained on.
+        token_budget: Tokens of a micro-batch.
+        recomputing: Whether activations are recomputed.
+    """
+    wanted = config.memory.activation_offload
+    if device.type != "cuda":
+        ignored = "memory.activation_offload is on, and on a CPU all activations are in the machine's memory anyway."
+        return False, ignored if wanted == "on" else ""
+    if wanted != "auto" or not recomputing:
+        asked = wanted == "on" and recomputing
+        return asked, "Layers' inputs are moved off the GPU: memory.activation_offload = on." if asked else ""
+    limit, (used, total) = _limit(device), cpu.memory()
+    machine = Machine("cuda", limit_bytes=limit, bf16=cpu.has_bf16(), host_bytes=total - used)
+    here = _plan(config, machine, dataset, token_budget, checkpointing=True, offload=False)
+    there = _plan(config, machine, dataset, token_budget, checkpointing=True, offload=True)
+    if here is None or there is None or here.fits or not there.offload:
+        return False, ""
+    needed, free = format_bytes(here.needed_bytes), format_bytes(limit)
+    if not there.host_fits:
+        pinned, room = format_bytes(there.host_bytes), format_bytes(there.host_free_bytes)
+        return False, (
+            f"Layers' inputs stay on the GPU, where the run would take {needed} of {free}: they would take {pinned} of "
+            f"the machine's memory, and {room} are free."
+        )
+    return True, f"Layers' inputs are moved off the GPU: with them there the run would take {needed} of {free}."
+
+
+def _plan(
+    config: Config,
+    machine: Machine,
+    dataset: Dataset,
+    token_budget: int,
+    *,
+    checkpointing: bool,
+    offload: bool,
+    dequantized: bool | None = None,
+) -> Plan | None:
+    """The plan of a run; None where it cannot be made."""
+    try:
+        return make_plan(
+            load_architecture(find_model(config.model.base)),
+            config,
+            machine,
+            rows_of_tokens(
+                dataset.lengths,
+                sum(map(supervised_count, dataset.rows)) // sequences_per_row(config.train.objective),
+            ),
+            token_budget=token_budget,
+            checkpointing=checkpointing,
+            offload=offload,
+            dequantized=dequantized,
+        )
+    except UserError:
+        return None
+
+
+def _kind(device: str) -> DeviceKind:
+    return "cuda" if device == "cuda" else "cpu"
+
+
+def _limit(device: torch.device) -> int:
+    """Memory for the whole run: what is free, and what the run has taken already, as the plan counts both."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free) + torch.cuda.memory_reserved(device) + CUDA_RUNTIME
+    used, total = cpu.memory()
+    return total - used + (cpu.process_rss(os.getpid()) or 0)

@@ -1,0 +1,153 @@
+"""What of a run is known before its model is loaded: base, tokenizer, template and rows, and whether to go on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, GenerationConfig
+
+from core.analysis.preflight import Preflight, allowed_codes
+from core.config.schema import Config
+from core.data.formats.detect import SAMPLE
+from core.data.registries.resolve import resolve_sources
+from core.errors import UserError
+from core.template.settings import supervised_turns
+from core.text import one_line
+from core.worker.data.batches import fingerprint
+from core.worker.data.dataset import HELD_OUT, NOT_SAMPLED, Dataset, Loader
+from core.worker.data.encode import Encoder, read_template, stop_token_ids
+from core.worker.model.model import load_tokenizer
+from core.worker.model.starter import resolve_base
+from core.worker.model.support import check_base
+from core.worker.process.recorder import Recorder
+
+#: Formats whose rows are not rendered.
+UNRENDERED = ("text", "tokens")
+#: The template that is taken where none is there and that is allowed: it suits every tokenizer.
+FALLBACK_TEMPLATE = "alpaca"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run is made of, its model's weights aside."""
+
+    base: Path
+    """Directory of the base model."""
+    tokenizer: Any
+    """The model's, of transformers."""
+    template: str | None
+    """A chat template instead of the tokenizer's own."""
+    dataset: Dataset
+    held_out: Dataset | None
+    data_fingerprint: str
+    """SHA-256 over the rows trained on."""
+    held_out_fingerprint: str
+    """The same over the rows that are measured; empty where there are none."""
+
+
+def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None], now: datetime | None) -> Prepared:
+    """Make the base ready, read and tokenize the rows, and refuse what would waste the run.
+
+    Args:
+        config: The configuration, paths absolute.
+        recorder: Told how far it is, of what is dropped, and of what was found and is allowed.
+        check_stop: Called often; may raise to stop.
+        now: The date for templates that insert one: a run that goes on another day keeps the one it began with, so
+            that its rows are the same. None: today's.
+
+    Raises:
+        UserError: If there is no such model, or the rows cannot be used or would waste the run.
+    """
+    check_stop()
+    base = resolve_base(config.model.base, recorder.reporter("preparing_model", check_stop))
+    check_base(base, config.method.name)
+    recorder.phase("preparing_data")
+    tokenizer = load_tokenizer(base)
+    allowed = allowed_codes(config.data.allow)
+    preflight = Preflight(
+        allowed,
+        lambda code, message, hint: recorder.notice("warning", code, message, hint),
+    )
+    template = read_template(config.template.file, config.template.name)
+    if template is None and not tokenizer.chat_template and _has_conversations(config):
+        preflight.check_template(config.model.base)
+        template = read_template(None, FALLBACK_TEMPLATE)
+    encoder = Encoder(
+        tokenizer,
+        stop_token_ids(_generation_config(base), tokenizer, template),
+        template,
+        supervise=supervised_turns(config.train.objective, config.data.supervise),
+        allow_special=config.data.special_tokens == "keep",
+        end_answers="stop_untrained" in allowed,
+        now=now,
+    )
+
+    def progress(rows: int) -> None:
+        check_stop()
+        recorder.phase("preparing_data", done=rows)
+
+    vocabulary = _vocabulary_size(base)
+    loader = Loader(config, encoder, vocabulary=vocabulary, progress=progress, preflight=preflight)
+    dataset, held_out = loader.training()
+    _check_tokens(dataset, base, vocabulary)
+    recorder.event(dataset.event())
+    _tell_dropped(dataset, recorder)
+    measured = fingerprint(held_out.rows) if held_out is not None else ""
+    return Prepared(base, tokenizer, template, dataset, held_out, fingerprint(dataset.rows), measured)
+
+
+def _has_conversations(config: Config) -> bool:
+    """Whether any source has rows that a chat template renders."""
+    data = config.data
+    groups = [*resolve_sources(data.train, data.format, data.columns)]
+    groups += resolve_sources(data.eval, data.format, data.columns)
+    return any(
+        source.detect(list(itertools.islice(source.rows(), SAMPLE))).format not in UNRENDERED
+        for source in itertools.chain.from_iterable(groups)
+    )
+
+
+def _generation_config(base: Path) -> Any:
+    """What the model would have as its ``generation_config``."""
+    try:
+        return GenerationConfig.from_pretrained(base, local_files_only=True)
+    except OSError:
+        return GenerationConfig.from_model_config(_read_config(base))
+
+
+def _vocabulary_size(base: Path) -> int:
+    """Rows of the model's embedding."""
+    return int(_read_config(base).get_text_config().vocab_size)
+
+
+def _read_config(base: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        first = one_line(str(error).strip().partition("\n")[0], 200).rstrip(".")
+        raise UserError(
+            f"The model in {base} cannot be loaded: {first}.", "Check its config.json, or choose another model."
+        ) from error
+
+
+def _check_tokens(dataset: Dataset, base: Path, vocabulary: int) -> None:
+    highest = max(int(sequence.input_ids.max()) for row in dataset.rows for sequence in row.sequences)
+    if highest >= vocabulary:
+        raise UserError(
+            f"The tokenizer in {base} makes the token {highest}; the model knows those below {vocabulary}.",
+            "Take the tokenizer that belongs to the model.",
+        )
+
+
+def _tell_dropped(dataset: Dataset, recorder: Recorder) -> None:
+    for code, count in dataset.dropped.most_common():
+        if code in (HELD_OUT, NOT_SAMPLED):
+            continue
+        hint = "Raise train.max_length or set data.overlong." if code == "overlong" else "Mend or remove these rows."
+        unused = "1 row is not used." if count == 1 else f"{count} rows are not used."
+        recorder.notice("warning", f"dropped_{code}", f"{unused} {dataset.first_dropped[code]}", hint)

@@ -1,0 +1,213 @@
+"""What is tried on a model before it is trained: whether our way through it gives what its own gives."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from core.errors import UserError
+from core.worker.checkpoint.checkpoint import restore_rng, rng_state
+from core.worker.data.batches import collate
+from core.worker.data.encode import TokenizedRow
+from core.worker.data.packing import LaidOut, lay_out
+from core.worker.fused.attention import LayoutError
+from core.worker.loss.loss import SupervisedLoss
+from core.worker.model.model import LoadedModel, decoder_layers, evaluation_mode
+from core.worker.oom.retry import MemoryShortageError, attempt, is_out_of_memory
+
+#: The greatest difference between our logits and the model's own that rounding explains.
+LOGIT_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 1.0, torch.float16: 0.25}
+#: How far hidden states of rows laid out may be from those of the rows alone, as a share of their size. Rounding to 16
+#: bit stays below a hundredth; a row that sees another one is off by more than a tenth.
+LAYOUT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}
+#: Tokens of the rows that are tried, and how many of them are a common beginning.
+LENGTH, PREFIX = 24, 10
+#: Tokens of the one row that is tried where these do not fit.
+LEAST = 16
+#: Two behind their common beginning, and one by itself.
+GROUPS = (([0, 1], PREFIX), ([2], 0))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of it."""
+
+    logits_differ: float
+    """The largest difference between our logits and the model's own."""
+    mixed: str | None
+    """Why rows laid one behind another would not be what they are alone; None where they are, or were not tried."""
+    draws: bool = False
+    """Whether the model has random draws of its own in training; told where rows were laid out."""
+
+
+def try_model(
+    loaded: LoadedModel,
+    loss: SupervisedLoss,
+    rows: Sequence[TokenizedRow],
+    autocast: Callable[[], AbstractContextManager[Any]],
+    *,
+    laid_out: bool,
+) -> Trial:
+    """Run three short rows through the model in its own way and in ours, in evaluation mode: dropout would make the two
+    differ. The random state is left as it is.
+
+    Where these do not fit in memory, the beginning of one of them is tried, which tells of the logits alone.
+
+    Args:
+        loaded: The model.
+        loss: Of the model.
+        rows: Of the data, whose tokens are taken.
+        autocast: The arithmetic of training.
+        laid_out: Whether to try them one behind another, too; see :mod:`core.worker.data.packing`.
+
+    Raises:
+        MemoryShortageError: If not even that fits.
+    """
+    made = _rows(rows)
+    whole = attempt(lambda: _try_rows(loaded, loss, made, autocast, laid_out=laid_out))
+    if whole.result is not None:
+        return whole.result
+    least = attempt(lambda: _try_head(loaded, loss, made[0], autocast))
+    if least.result is None:
+        raise MemoryShortageError(
+            f"Memory ran out with {LEAST} tokens, before training: {least.reason}",
+            "Close what else holds its memory, or choose a smaller base model.",
+        )
+    return Trial(least.result, f"memory ran out in trying it ({whole.reason})")
+
+
+@torch.no_grad()
+def _try_head(
+    loaded: LoadedModel, loss: SupervisedLoss, row: TokenizedRow, autocast: Callable[[], AbstractContextManager[Any]]
+) -> float:
+    ids = torch.as_tensor(row.input_ids[:LEAST], dtype=torch.int64, device=loaded.device)[None]
+    with evaluation_mode(loaded.model), autocast():
+        difference, _ = loss.verify(ids)
+    return difference
+
+
+@torch.no_grad()
+def _try_rows(
+    loaded: LoadedModel,
+    loss: SupervisedLoss,
+    rows: Sequence[TokenizedRow],
+    autocast: Callable[[], AbstractContextManager[Any]],
+    *,
+    laid_out: bool,
+) -> Trial:
+    ids, supervised = collate(rows, 0, torch.device("cpu"))
+    laid = lay_out(ids.numpy(), supervised.numpy(), loaded.device, groups=list(GROUPS))
+    ids, supervised = ids.to(loaded.device), supervised.to(loaded.device)
+    mixed, draws = None, False
+    with evaluation_mode(loaded.model), autocast():
+        difference, states = loss.verify(ids)
+        if laid_out:
+            mixed = _mixed(loaded, loss, laid, states[:, :-1][supervised[:, 1:]])
+    if laid_out and mixed is None and _may_draw(loaded.model):
+        with autocast():
+            mixed, draws = _in_training(loaded, loss, laid)
+    return Trial(difference, mixed, draws)
+
+
+def _mixed(loaded: LoadedModel, loss: SupervisedLoss, laid: LaidOut, wanted: torch.Tensor) -> str | None:
+    """Why rows laid out would not be what they are alone; None where they are.
+
+    Args:
+        loaded: The model.
+        loss: Of the model.
+        laid: The rows.
+        wanted: Their hidden states alone, ``(supervised, hidden)``.
+    """
+    try:
+        found = loss.hidden_laid_out(laid)
+    except Exception as error:  # whatever a model makes of arguments it does not know
+        if is_out_of_memory(error):
+            raise
+        first = (str(error).splitlines() or [""])[0]
+        return f"the model refuses it ({type(error).__name__}: {first})"
+    layers, attended = len(decoder_layers(loaded.model)), len(laid.layout.attended)
+    if attended < layers:
+        # A convolution or a state runs over the ends of rows, and may do so by less than rounding here.
+        return f"{attended} of its {layers} layers have attention that can be told where rows end"
+    share = float((found.float() - wanted.float()).norm() / wanted.float().norm())
+    return None if share <= LAYOUT_TOLERANCE[loaded.dtype] else f"its hidden states would differ by {share:.1%}"
+
+
+def _may_draw(model: Any) -> bool:
+    """Whether anything in a model is called dropout or jitter and is not zero; the adapters' own has been looked at."""
+    settings: dict[str, Any] = model.config.to_dict()
+    places = [settings, *(vars(module) for module in model.modules())]
+    named = (
+        value
+        for place in places
+        for name, value in place.items()
+        if ("drop" in name or "jitter" in name) and isinstance(value, float)
+    )
+    modules = (module.p for module in model.modules() if isinstance(module, torch.nn.modules.dropout._DropoutNd))
+    return any(share > 0 for share in itertools.chain(named, modules))
+
+
+def _in_training(loaded: LoadedModel, loss: SupervisedLoss, laid: LaidOut) -> tuple[str | None, bool]:
+    """Why rows cannot be laid out in training, if they cannot; and whether the model draws random numbers there, as one
+    with dropout of its own does."""
+    before = rng_state()
+    was_training = loaded.model.training
+    loaded.model.train()
+    try:
+        loss.hidden_laid_out(laid)
+    except LayoutError as error:
+        return str(error), True
+    finally:
+        draws = not _is_same(rng_state(), before)
+        restore_rng(before)
+        loaded.model.train(was_training)
+    return None, draws
+
+
+def _is_same(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Whether torch's generators are in the same states."""
+    pairs = zip(_generators(first), _generators(second), strict=True)
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+def _generators(state: dict[str, Any]) -> list[torch.Tensor]:
+    return [state["torch"], *state.get("cuda", [])]
+
+
+def check_head(trial: Trial, dtype: torch.dtype, base: str) -> None:
+    """Refuse a model whose way from hidden states to logits is not known here.
+
+    Args:
+        trial: Of the model.
+        dtype: Of its arithmetic.
+        base: Its name.
+
+    Raises:
+        UserError: If our logits are not the model's own.
+    """
+    if not trial.logits_differ <= LOGIT_TOLERANCE[dtype]:
+        raise UserError(
+            f"The output head of {base} works in a way that is not known here "
+            f"(logits differ by {trial.logits_differ:.3g}).",
+            "Report the model's architecture; training it would go wrong silently.",
+        )
+
+
+def _rows(rows: Sequence[TokenizedRow]) -> list[TokenizedRow]:
+    """Three short rows of the data's own tokens with one beginning, of different lengths."""
+    tokens = np.concatenate([row.input_ids for row in rows[:64]])
+    tokens = np.resize(tokens, 4 * LENGTH)
+    made = []
+    for number in range(1, 4):
+        own = tokens[number * LENGTH : (number + 1) * LENGTH - number]
+        ids = np.concatenate([tokens[:PREFIX], own[PREFIX:]]).astype(np.int32)
+        supervised = np.zeros(len(ids), dtype=np.bool_)
+        supervised[PREFIX + 2 :] = True
+        made.append(TokenizedRow(ids, supervised))
+    return made

@@ -1,0 +1,124 @@
+"""What is held out, and that no copy of it is trained on, exact or near."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+
+from core.analysis.division import divide_rows
+from core.analysis.duplicates import Fingerprints, find_near, find_same, find_shared, group_keys
+from core.analysis.result import AnalysisRequest
+from core.analysis.survey import survey
+from core.data.conversation import Example, make_text
+from tests.core.data.sample_files import json_lines, write
+
+WORDS = [f"word{number}" for number in range(400)]
+
+
+def prose(seed: int, count: int = 60) -> str:
+    return " ".join(random.Random(seed).choices(WORDS, k=count))
+
+
+def changed(text: str, seed: int, words: int = 1) -> str:
+    found, chance = text.split(), random.Random(seed)
+    for _ in range(words):
+        found[chance.randrange(len(found))] = f"other{chance.randrange(10**6)}"
+    return " ".join(found)
+
+
+def prints(texts: list[str]) -> Fingerprints:
+    found = Fingerprints()
+    for number, text in enumerate(texts):
+        found.add(number, make_text(text))
+    return found
+
+
+def near_pairs(texts: list[str], held_out: set[int]) -> tuple[int, int]:
+    rows = prints(texts)
+    inside = rows.at(sorted(held_out))
+    outside = rows.at([place for place in range(len(texts)) if place not in held_out])
+    same, near = find_shared(outside, inside)
+    return len(same), len(near)
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.integers(0, 4)), min_size=30, max_size=120),
+    st.floats(0.05, 0.4),
+    st.integers(0, 99),
+)
+def test_neither_copies_nor_near_copies_cross(kinds: list[tuple[int, int]], share: float, seed: int) -> None:
+    texts = [changed(prose(base), version, 1) if version else prose(base) for base, version in kinds]
+    division = divide_rows(prints(texts), [0, len(texts)], [1], share, seed)
+    same, near = near_pairs(texts, division.held_out)
+    assert not same
+    assert division.crosses or not near
+    assert [not count for count in division.counts] == [place in division.held_out for place in range(len(texts))]
+    assert division == divide_rows(prints(texts), [0, len(texts)], [1], share, seed)
+
+
+def test_every_pair_that_is_reported_as_near_is_in_one_group() -> None:
+    texts = [changed(prose(number % 60), number, number % 4) for number in range(600)]
+    rows = prints(texts)
+    groups, same = group_keys(rows), find_same(rows)
+    near = find_near(rows, same)
+    assert near
+    assert all(groups[place] == groups[other] for place, other in (*same.items(), *near.items()))
+    assert len(set(groups)) >= 60
+
+
+def test_the_order_of_the_rows_makes_no_difference() -> None:
+    texts = [changed(prose(number % 50), number) for number in range(200)]
+    sides = []
+    for order in (texts, texts[::-1]):
+        division = divide_rows(prints(order), [0, len(order)], [1], 0.2, 3)
+        assert not division.crosses
+        sides.append({order[place] for place in division.held_out})
+    assert sides[0] == sides[1]
+    assert len(sides[0]) == 40
+
+
+def test_where_all_rows_are_almost_the_same_copies_alone_are_kept_together() -> None:
+    long = prose(1, 300)
+    texts = [f"{long} {number}" for number in range(100)] * 2
+    division = divide_rows(prints(texts), [0, 200], [1], 0.1, 0)
+    assert len(division.held_out) == 20
+    assert division.crosses
+    assert near_pairs(texts, division.held_out)[0] == 0
+
+
+def test_copies_alone_do_not_cross() -> None:
+    texts = ["the same"] * 9 + ["another"]
+    division = divide_rows(prints(texts), [0, 10], [1], 0.5, 0)
+    assert (division.held_out, division.crosses) == ({9}, False)
+
+
+def test_rows_of_tokens_are_grouped_too() -> None:
+    from array import array
+
+    rows = Fingerprints()
+    for number in range(20):
+        ids = array("i", range(number // 2 * 1000, number // 2 * 1000 + 200))
+        ids[7] += number
+        rows.add(number, Example(ids=ids, labels=ids))
+    assert len(set(group_keys(rows))) == 10
+
+
+@pytest.mark.parametrize("alike", [False, True])
+def test_the_analysis_tells_what_crosses(tmp_path: Path, alike: bool) -> None:
+    texts = [f"{prose(1, 300)} {number}" if alike else changed(prose(number // 2), number) for number in range(100)]
+    # What cannot be used must not take part: the run does not see it.
+    rows = [{"prompt": text, "completion": "" if number == 0 else "yes"} for number, text in enumerate(texts)]
+    found = survey(AnalysisRequest((str(write(tmp_path / "a.jsonl", json_lines(rows))),), eval_share=0.1))
+    assert found.dropped == {"held_out": 10, "empty_answer": 1}
+    problem = found.problem("near_leaked")
+    if not alike:
+        assert problem is None
+        return
+    assert problem is not None
+    assert problem.count == 89
+    assert "which is held out" in problem.detail

@@ -1,0 +1,318 @@
+"""What a survey finds over whole datasets: copies, leaks, rows beyond the limit; of every kind of file."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from core.analysis.duplicates import Fingerprints, digest, find_near, find_same, find_shared, normalized, signature
+from core.analysis.result import Analysis, AnalysisRequest, Progress
+from core.analysis.survey import survey
+from core.data.conversation import Example, make_tokens
+from core.errors import UserError
+from tests.core.data.sample_files import json_lines, write, write_arrow, write_parquet, write_zstd
+
+WORDS = [f"word{number}" for number in range(500)]
+
+
+def prose(seed: int, count: int = 60) -> str:
+    return " ".join(random.Random(seed).choices(WORDS, k=count))
+
+
+def row(question: str, answer: str = "An answer of its own.") -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def altered(text: str, words: int, seed: int = 0) -> str:
+    """The text with some words in a row replaced."""
+    found = text.split()
+    start = random.Random(seed).randrange(len(found) - words)
+    found[start : start + words] = [f"other{number}" for number in range(words)]
+    return " ".join(found)
+
+
+def look(*train: Path, **options: Any) -> Analysis:
+    found = survey(AnalysisRequest(tuple(map(str, train)), **options))
+    assert found.rows == found.used + sum(found.dropped.values())
+    return found
+
+
+def rows_of(analysis: Analysis, code: str) -> list[int]:
+    problem = analysis.problem(code)
+    return [] if problem is None else list(problem.indices)
+
+
+# Copies.
+
+
+def test_copies_are_those_that_say_the_same_whatever_case_and_spaces(tmp_path: Path) -> None:
+    rows = [
+        row(prose(1)),
+        row("  " + prose(1).upper().replace(" ", "\n\n")),
+        row(prose(1), "Another answer."),
+        row(prose(2)),
+        row(prose(1)),
+    ]
+    found = look(write(tmp_path / "a.jsonl", json_lines(rows)))
+    assert rows_of(found, "duplicate") == [1, 4]
+    problem = found.problem("duplicate")
+    assert problem is not None
+    assert problem.detail == "It is the same as row 1."
+    assert rows_of(found, "near_duplicate") == [2]
+
+
+def test_almost_the_same_is_a_few_words_and_not_half(tmp_path: Path) -> None:
+    texts = [prose(seed) for seed in range(40)]
+    few = [altered(text, 1, seed) for seed, text in enumerate(texts)]
+    half = [altered(text, 30, seed) for seed, text in enumerate(texts)]
+    found = look(write(tmp_path / "a.jsonl", json_lines(row(text) for text in [*texts, *half, *few])))
+    near = set(rows_of(found, "near_duplicate"))
+    assert not near & set(range(80))
+    # An estimate: nearly all of those with one word in sixty changed.
+    assert len(near) >= 36
+
+
+def test_a_shared_system_message_makes_no_rows_alike(tmp_path: Path) -> None:
+    system = {"role": "system", "content": prose(99, 300)}
+    rows = [{"messages": [system, *row(prose(seed, 30))["messages"]]} for seed in range(20)]
+    found = look(write(tmp_path / "a.jsonl", json_lines(rows)))
+    assert rows_of(found, "near_duplicate") == rows_of(found, "duplicate") == []
+
+
+def test_short_rows_and_scripts_without_spaces(tmp_path: Path) -> None:
+    chinese = "".join(chr(0x4E00 + number) for number in random.Random(5).sample(range(3000), 120))
+    rows = [row("yes", "no"), row("yes", "nope"), row(chinese), row(chinese[:-1] + "\u4e00"), row(chinese[::-1])]
+    found = look(write(tmp_path / "a.jsonl", json_lines(rows)))
+    assert rows_of(found, "duplicate") == []
+    assert rows_of(found, "near_duplicate") == [3]
+
+
+def test_copies_are_found_across_files(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.jsonl", json_lines([row(prose(1)), row(prose(2))]))
+    second = write(tmp_path / "b.csv", f"prompt,completion\n{prose(2)},An answer of its own.\n{prose(3)},x\n")
+    found = look(first, second)
+    problem = found.problem("duplicate")
+    assert problem is not None
+    assert list(problem.indices) == [2]
+    assert (problem.places[0].file, problem.places[0].line) == ("b.csv", 2)
+    assert problem.detail == "It is the same as row 2."
+    assert [(source.format, source.rows) for source in found.sources] == [("messages", 2), ("prompt_completion", 2)]
+
+
+# Leaks.
+
+
+def test_leaks_exact_and_near(tmp_path: Path) -> None:
+    held_out = [row(prose(seed)) for seed in range(5)]
+    train = [
+        row(prose(10)),
+        row(prose(1).upper()),
+        row(altered(prose(2), 1, 3)),
+        row(prose(11)),
+        row(altered(prose(3), 30)),
+    ]
+    files = [write(tmp_path / name, json_lines(rows)) for name, rows in (("t.jsonl", train), ("e.jsonl", held_out))]
+    found = look(files[0], eval=(str(files[1]),))
+    assert (found.rows, found.used, found.eval_rows) == (5, 5, 5)
+    assert rows_of(found, "leaked") == [1]
+    assert rows_of(found, "near_leaked") == [2]
+    leaked = found.problem("leaked")
+    assert leaked is not None
+    assert leaked.detail == "It is the same as row 2 of data.eval."
+
+
+def test_leaks_from_rows_that_cannot_be_used_are_not_counted(tmp_path: Path) -> None:
+    held_out = write(tmp_path / "e.jsonl", json_lines([row(prose(1), " "), row(prose(2))]) + "{broken\n")
+    train = write(tmp_path / "t.jsonl", json_lines([row(prose(1), " "), row(prose(3))]))
+    found = look(train, eval=(str(held_out),))
+    assert found.eval_rows == 3
+    assert found.dropped == {"empty_answer": 1}
+    assert found.problem("leaked") is None
+
+
+def test_leaks_among_many_rows_and_processes(tmp_path: Path) -> None:
+    train = write(tmp_path / "t.jsonl", json_lines(row(f"question {n} {prose(n, 5)}") for n in range(2500)))
+    held_out = write(tmp_path / "e.jsonl", json_lines(row(f"question {n} {prose(n, 5)}") for n in range(2400, 3000)))
+    told: list[Progress] = []
+    found = survey(AnalysisRequest((str(train),), (str(held_out),)), told.append)
+    assert rows_of(found, "leaked") == list(range(2400, 2500))
+    assert found.eval_rows == 600
+    reading = [progress.done for progress in told if progress.stage == "reading"]
+    assert reading == sorted(reading)
+    assert reading[-1] == 3100 == told[-1].total
+    assert told[-1].stage == "comparing"
+
+
+# Files of every kind.
+
+TEXTS = [row(prose(seed), "" if seed % 10 == 3 else f"answer {seed}") for seed in range(30)]
+
+
+@pytest.mark.parametrize("kind", ["gz", "zst", "parquet", "arrow", "columns"])
+def test_packed_files_are_counted_as_plain_ones(tmp_path: Path, kind: str) -> None:
+    text = json_lines(TEXTS)
+    plain = look(write(tmp_path / "plain.jsonl", text))
+    path = {
+        "gz": lambda: write(tmp_path / "a.jsonl.gz", gzip.compress(text.encode())),
+        "zst": lambda: write_zstd(tmp_path / "a.jsonl.zst", text.encode()),
+        "parquet": lambda: write_parquet(tmp_path / "a.parquet", TEXTS),
+        "arrow": lambda: write_arrow(tmp_path / "a.arrow", TEXTS, stream=True),
+        "columns": lambda: write(tmp_path / "a.json", json.dumps({"messages": [item["messages"] for item in TEXTS]})),
+    }[kind]()
+    found = look(path)
+    assert (found.rows, found.used, found.dropped) == (plain.rows, plain.used, plain.dropped) == (
+        30, 27, {"empty_answer": 3},
+    )  # fmt: skip
+    assert rows_of(found, "empty_answer") == rows_of(plain, "empty_answer") == [3, 13, 23]
+    assert found.turns == plain.turns
+
+
+def test_shards_are_one_dataset_with_places_in_their_files(tmp_path: Path) -> None:
+    directory = tmp_path / "shards"
+    for number in range(3):
+        write(directory / f"part-{number}.jsonl", "\n" + json_lines(TEXTS[10 * number : 10 * number + 10]))
+    write(directory / "part-3.jsonl", "\n \n")
+    found = look(directory)
+    assert (found.rows, found.used) == (30, 27)
+    problem = found.problem("empty_answer")
+    assert problem is not None
+    assert [(place.file, place.line) for place in problem.places] == [
+        ("part-0.jsonl", 5), ("part-1.jsonl", 5), ("part-2.jsonl", 5),
+    ]  # fmt: skip
+
+
+def test_a_damaged_shard_or_packed_file_is_a_sentence(tmp_path: Path) -> None:
+    directory = tmp_path / "shards"
+    write(directory / "part-0.jsonl.gz", gzip.compress(json_lines(TEXTS).encode()))
+    write(directory / "part-1.jsonl.gz", gzip.compress(json_lines(TEXTS * 20).encode())[:-200])
+    with pytest.raises(UserError, match=r"part-1\.jsonl\.gz ends in the middle"):
+        look(directory)
+
+
+# Lengths.
+
+
+def test_rows_beyond_the_limit_by_option(tmp_path: Path, tiny_model_dir: Path) -> None:
+    rows = [row("short"), row("a", "z" * 300), row("z" * 300, "a"), row("b", "z" * 20)]
+    path = write(tmp_path / "a.jsonl", json_lines(rows))
+    model = {"model": str(tiny_model_dir), "max_length": 120}
+    dropped = look(path, **model)
+    assert (dropped.used, dropped.dropped) == (2, {"overlong": 2})
+    assert rows_of(dropped, "overlong") == [1, 2]
+    refused = look(path, **model, overlong="refuse")
+    assert refused.dropped == dropped.dropped
+    cut = look(path, **model, overlong="truncate")
+    assert (cut.used, cut.dropped) == (3, {"nothing_supervised": 1})
+    assert rows_of(cut, "truncated") == [1]
+    # A cut answer is never ended.
+    assert (cut.stop_learned, dropped.stop_learned) == (2, 2)
+    unlimited = look(path, model=str(tiny_model_dir))
+    assert (unlimited.used, unlimited.stop_learned) == (4, 4)
+    # Lengths are those before anything is cut or dropped.
+    assert unlimited.lengths is not None
+    assert dropped.lengths == refused.lengths == cut.lengths == unlimited.lengths
+    longest = unlimited.lengths.max
+    assert look(path, model=str(tiny_model_dir), max_length=longest).used == 4
+    assert look(path, model=str(tiny_model_dir), max_length=longest - 1).used < 4
+
+
+def test_an_answer_cut_before_its_last_token_only(tmp_path: Path, tiny_model_dir: Path) -> None:
+    path = write(tmp_path / "a.jsonl", json_lines([{"input_ids": [5] * 9 + [2], "labels": [-100] * 9 + [2]}]))
+    model = {"model": str(tiny_model_dir), "overlong": "truncate"}
+    assert look(path, **model, max_length=10).stop_learned == 1
+    assert look(path, **model, max_length=9).dropped == {"nothing_supervised": 1}
+
+
+# Comparing.
+
+
+def fingerprints(examples: list[Example]) -> Fingerprints:
+    found = Fingerprints()
+    for number, example in enumerate(examples):
+        text = normalized(example)
+        found.extend([number], digest(example, text), signature(example, text))
+    return found
+
+
+def test_rows_of_tokens_are_compared_too() -> None:
+    ids = random.Random(1).choices(range(1000), k=200)
+    rows = [make_tokens(ids), make_tokens([*ids[:-1], 7]), make_tokens(ids[::-1]), make_tokens(ids)]
+    found = fingerprints(rows)
+    same = find_same(found)
+    assert same == {3: 0}
+    assert find_near(found, same) == {1: 0}
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.integers(0, 5), max_size=30), st.lists(st.integers(0, 8), max_size=30))
+def test_same_and_shared_are_what_comparing_all_with_all_finds(train: list[int], held_out: list[int]) -> None:
+    texts = [f"Row  number {number}" for number in range(9)]
+    rows = fingerprints([Example(text=texts[number].upper() if number % 2 else texts[number]) for number in train])
+    others = fingerprints([Example(text=texts[number].lower()) for number in held_out])
+    first = {place: train.index(number) for place, number in enumerate(train) if train.index(number) != place}
+    assert find_same(rows) == first
+    leaked, near = find_shared(rows, others)
+    assert set(leaked) == {place for place, number in enumerate(train) if number in held_out}
+    assert all(held_out[leaked[place]] == train[place] for place in leaked)
+    assert near == {}
+
+
+# Answers.
+
+
+@pytest.mark.parametrize(
+    ("rows", "code", "part"),
+    [
+        ([{"instruction": "a b", "output": "c d", "expected": "c"}] * 2, "test_answers", "expected"),
+        ([{"question": "a b", "answer": "c d", "solution": "c"}] * 2, "test_answers", "solution"),
+        ([{"prompt": "a b", "completion": "c d", "answer": "c"}] * 2, "test_answers", "answer"),
+        ([{**row("a b"), "gold": "c"}] * 2, "test_answers", "gold"),
+        ([{"prompt": "Which?", "completion": "spam"}] * 2, "label_only", "spam"),
+        (
+            [{"prompt": "Read: it rains in the hills today. What?", "completion": "it rains in the hills today."}] * 2,
+            "answer_in_prompt",
+            "it rains",
+        ),
+    ],
+)
+def test_answers_that_may_be_no_answers(tmp_path: Path, rows: list[dict[str, Any]], code: str, part: str) -> None:
+    problem = look(write(tmp_path / "a.jsonl", json_lines(rows))).problem(code)
+    assert problem is not None
+    assert (problem.count, [place.index for place in problem.places]) == (2, [0, 1])
+    assert part in problem.detail
+    assert problem.hint
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"question": "a b", "answer": "c d"},
+        {"problem": "a b", "solution": "c d"},
+        {"source": "a b", "target": "c d"},
+        {"prompt": "in the hills", "completion": "the hills"},
+    ],
+)
+def test_columns_that_are_read_and_quotes_of_a_few_words_are_no_problem(tmp_path: Path, data: dict[str, Any]) -> None:
+    assert not look(write(tmp_path / "a.jsonl", json_lines([data]))).problems
+
+
+def test_what_the_template_leaves_out_of_a_prompt_is_a_problem(tmp_path: Path, tiny_model_dir: Path) -> None:
+    template = (
+        "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    system = {"role": "system", "content": "Be brief."}
+    rows = [row("a b"), {"messages": [system, *row("c d")["messages"]]}]
+    found = look(write(tmp_path / "a.jsonl", json_lines(rows)), model=str(tiny_model_dir), template=template)
+    problem = found.problem("prompt_drops")
+    assert problem is not None
+    assert (problem.count, list(problem.indices), found.used) == (1, [1], 2)
+    assert problem.detail == "The chat template leaves out the system message."
+    assert "template.file" in problem.hint

@@ -1,0 +1,266 @@
+"""Compressed and columnar files, unpacked by a helper process."""
+
+from __future__ import annotations
+
+import datetime
+import gzip
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from core.data.files import unpack
+from core.data.files.reader import NoRowsError, open_rows, read_rows
+from core.data.files.rows import Row
+from core.data.files.source import FileChangedError
+from core.errors import UserError
+from tests.core.data.sample_files import (
+    descriptors,
+    json_lines,
+    pairs,
+    values,
+    write,
+    write_arrow,
+    write_parquet,
+    write_zstd,
+)
+
+ROWS = pairs(40)
+TEXT = json_lines(ROWS).encode()
+#: The same rows as an object of arrays.
+COLUMNS = json.dumps({name: [row[name] for row in ROWS] for name in ROWS[0]}).encode()
+
+
+def refusal(path: Path) -> UserError:
+    with pytest.raises(UserError) as caught:
+        list(read_rows(path))
+    assert caught.value.hint
+    return caught.value
+
+
+def test_every_packing_holds_the_same_rows(tmp_path: Path) -> None:
+    paths = [
+        write(tmp_path / "a.jsonl.gz", gzip.compress(TEXT)),
+        write(tmp_path / "members.jsonl.gz", gzip.compress(TEXT[:100]) + gzip.compress(TEXT[100:]) + b"\0" * 512),
+        write(tmp_path / "named-wrong.jsonl", gzip.compress(TEXT)),
+        write_zstd(tmp_path / "a.jsonl.zst", TEXT),
+        write_parquet(tmp_path / "a.parquet", ROWS),
+        write_arrow(tmp_path / "a.arrow", ROWS, stream=False),
+        write_arrow(tmp_path / "stream.arrow", ROWS, stream=True),
+        write(tmp_path / "array.json.gz", gzip.compress(json.dumps(ROWS).encode())),
+        write(tmp_path / "lines.json.gz", gzip.compress(TEXT)),
+        write(tmp_path / "columns.json.gz", gzip.compress(COLUMNS)),
+        write_zstd(tmp_path / "columns.json.zst", COLUMNS),
+        write(tmp_path / "a.parquet.gz", gzip.compress(write_parquet(tmp_path / "b.parquet", ROWS).read_bytes())),
+        write_zstd(tmp_path / "a.parquet.zst", (tmp_path / "b.parquet").read_bytes()),
+        write(
+            tmp_path / "a.arrow.gz", gzip.compress(write_arrow(tmp_path / "b.arrow", ROWS, stream=False).read_bytes())
+        ),
+        write_zstd(tmp_path / "a.feather.zst", (tmp_path / "b.arrow").read_bytes()),
+    ]
+    for path in paths:
+        with open_rows(path) as file:
+            file.index()
+            assert (file.complete, file.count_known, file.size) == (True, 40, path.stat().st_size), path
+            assert values(file.rows(0, 99)) == ROWS, path
+        assert values(read_rows(path)) == ROWS, path
+
+
+def test_what_is_inside_is_recognized_by_the_inner_ending(tmp_path: Path) -> None:
+    table = write(tmp_path / "a.csv.gz", gzip.compress(b"\xef\xbb\xbfprompt;completion\r\nq;1,5\r\n"))
+    with open_rows(table) as file:
+        assert (file.kind, file.columns) == ("csv", ["prompt", "completion"])
+        assert values(file.rows(0, 9)) == [{"prompt": "q", "completion": "1,5"}]
+    assert values(read_rows(write(tmp_path / "a.txt.gz", gzip.compress(b"one\n\ntwo\n")))) == [
+        {"text": "one"},
+        {"text": "two"},
+    ]
+
+
+def test_values_without_a_counterpart_in_json_become_texts(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    day = datetime.datetime(2024, 5, 6, 7, 8, 9)
+    pq.write_table(pa.table({"when": [day], "image": [b"123"], "none": pa.nulls(1), "nested": [{"a": [1]}]}), path)
+    assert values(read_rows(path)) == [
+        {"when": "2024-05-06T07:08:09", "image": "<3 bytes>", "none": None, "nested": {"a": [1]}}
+    ]
+
+
+def test_damaged_files_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    # What does not compress, so that a cut takes rows away and not only a checksum.
+    noise = json_lines({"n": n, "s": os.urandom(40).hex()} for n in range(30_000)).encode()
+    packed, table = gzip.compress(noise), write_parquet(tmp_path / "whole.parquet", ROWS).read_bytes()
+    frame = write_zstd(tmp_path / "whole.jsonl.zst", noise).read_bytes()
+    stream = write_arrow(tmp_path / "whole.arrow", ROWS, stream=True).read_bytes()
+    assert "ends in the middle of its gzip data" in refusal(write(tmp_path / "a.gz.jsonl", packed[:-50_000])).message
+    spoiled = packed[:1_000_000] + b"\xff" * 1000 + packed[1_001_000:]
+    assert "is damaged" in refusal(write(tmp_path / "b.jsonl.gz", spoiled)).message
+    assert "is damaged" in refusal(write(tmp_path / "c.jsonl.zst", frame[:-1000] + b"\xff" * 1000)).message
+    assert "cannot be read as Parquet" in refusal(write(tmp_path / "d.parquet", table[: len(table) // 2])).message
+    assert "cannot be read as Arrow" in refusal(write(tmp_path / "e.arrow", stream[: len(stream) // 2])).message
+    assert "is not text" in refusal(write(tmp_path / "f.jsonl.gz", gzip.compress(bytes(5000)))).message
+    assert "is empty inside" in refusal(write(tmp_path / "g.jsonl.gz", gzip.compress(b""))).message
+
+
+def test_what_is_there_before_the_damage_can_be_looked_at(tmp_path: Path) -> None:
+    noise = json_lines({"n": n, "s": os.urandom(60).hex()} for n in range(120_000)).encode()
+    path = write(tmp_path / "a.jsonl.gz", gzip.compress(noise, 1)[:-1_000_000])
+    with open_rows(path) as file:
+        assert (file.rows(0, 1)[0].data or {})["n"] == 0
+        for _ in range(2):
+            with pytest.raises(UserError, match="ends in the middle"):
+                file.index()
+        assert file.count_known > 512
+        assert not file.complete
+
+
+def test_no_rows(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "empty.parquet")
+    with pytest.raises(NoRowsError, match="is empty inside"):
+        open_rows(tmp_path / "empty.parquet")
+
+
+@pytest.mark.parametrize("filler", [b"x", b"\n"])
+def test_a_bomb_is_stopped_before_it_fills_the_disk(tmp_path: Path, filler: bytes) -> None:
+    path = tmp_path / "bomb.jsonl.gz"
+    with gzip.open(path, "wb") as file:
+        file.write(b'{"n": 0}\n{"text": "')
+        for _ in range(300):
+            file.write(filler * (1 << 20))
+    with pytest.raises(UserError, match="which no dataset does"), open_rows(path) as opened:
+        opened.index()
+
+
+def test_a_table_may_be_a_bomb_too(tmp_path: Path) -> None:
+    rows = pa.DictionaryArray.from_arrays(pa.array([0] * 200_000, pa.int32()), pa.array(["x" * 2000]))
+    pq.write_table(pa.table({"text": rows}), tmp_path / "bomb.parquet")
+    assert "which no dataset does" in refusal(tmp_path / "bomb.parquet").message
+
+
+def test_a_huge_row_and_many_columns(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a", "x" * 100_000_000, "b"]}), tmp_path / "huge.parquet")
+    found = list(read_rows(tmp_path / "huge.parquet"))
+    assert [row.code for row in found] == ["", "too_long", ""]
+    assert "100 MB long" in found[1].error
+    wide = {f"c{n}": "v" for n in range(10_000)}
+    assert values(read_rows(write_parquet(tmp_path / "wide.parquet", [wide]))) == [wide]
+    header = ",".join(wide)
+    assert values(read_rows(write(tmp_path / "wide.csv", f"{header}\n{','.join(wide.values())}\n"))) == [wide]
+
+
+def test_only_so_much_is_unpacked_as_is_looked_at(tmp_path: Path) -> None:
+    noise = json_lines({"n": n, "s": os.urandom(60).hex()} for n in range(300_000)).encode()
+    path = write(tmp_path / "a.jsonl.gz", gzip.compress(noise, 1))
+    calls: list[tuple[int, int]] = []
+    with open_rows(path) as file:
+        assert file.count_known < 100_000
+        assert not file.complete
+        file.index(lambda done, total: calls.append((done, total)))
+        assert file.count_known == 300_000
+    assert calls == sorted(calls)
+    assert calls[-1] == (path.stat().st_size,) * 2
+
+
+def test_closing_ends_the_index_and_leaves_nothing(tmp_path: Path, private_home: Path) -> None:
+    noise = json_lines({"n": n, "s": os.urandom(60).hex()} for n in range(200_000)).encode()
+    path = write(tmp_path / "a.jsonl.gz", gzip.compress(noise, 1))
+    file = open_rows(path)
+    reached = threading.Event()
+
+    def report(done: int, total: int) -> None:
+        reached.set()
+
+    thread = threading.Thread(target=file.index, args=(report,))
+    thread.start()
+    assert reached.wait(60)
+    file.close()
+    thread.join(60)
+    assert not thread.is_alive()
+    file.close()
+    del file, thread
+    assert descriptors(tmp_path) == descriptors(private_home) == []
+    assert [entry for entry in (private_home / "cache").rglob("*") if entry.is_file()] == []
+
+
+def test_the_end_of_the_helper_is_told(tmp_path: Path) -> None:
+    noise = json_lines({"n": n, "s": os.urandom(60).hex()} for n in range(300_000)).encode()
+    path = write(tmp_path / "a.jsonl.gz", gzip.compress(noise, 1))
+    with open_rows(path) as file:
+        helper = file._bytes._helper  # type: ignore[attr-defined]
+        helper.process.kill()
+        helper.process.wait()
+        with pytest.raises(UserError, match="its reader was ended by SIGKILL"):
+            file.index()
+
+
+def test_a_packed_file_that_changes_is_noticed(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl.gz", gzip.compress(TEXT))
+    with open_rows(path) as file:
+        path.write_bytes(gzip.compress(TEXT + TEXT))
+        with pytest.raises(FileChangedError, match=r"has changed|has become shorter"):
+            file.rows(0, 1)
+
+
+def test_json_object_of_arrays(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", json.dumps({"prompt": ["q1", "q2"], "completion": ["a1", "a2"]}))
+    assert values(read_rows(path)) == [{"prompt": "q1", "completion": "a1"}, {"prompt": "q2", "completion": "a2"}]
+    uneven = write(tmp_path / "b.json", json.dumps({"prompt": ["q1", "q2"], "completion": ["a1"]}, indent=1))
+    assert "columns of different lengths, from 1 to 2 rows" in refusal(uneven).message
+    mixed = write(tmp_path / "c.json", json.dumps({"prompt": ["q1"], "name": "x"}))
+    assert "not all of its values are arrays" in refusal(mixed).message
+
+
+def test_the_interface_stays_without_numpy(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", ROWS)
+    code = (
+        "import sys; from pathlib import Path; from core.data.registries.resolve import single_source\n"
+        f"with single_source({str(path)!r}).open() as file: assert len(file.rows(0, 9)) == 9\n"
+        "print([name for name in ('numpy', 'pyarrow', 'datasets', 'torch') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=300), st.integers(0, 400), st.binary(max_size=20), st.booleans())
+def test_gzip_of_any_bytes_comes_out_or_is_refused(
+    tmp_path: Path, content: bytes, place: int, spoil: bytes, spoiled: bool
+) -> None:
+    packed = gzip.compress(content)
+    if spoiled:
+        packed = packed[:place] + spoil + packed[place + len(spoil) :]
+    path = write(tmp_path / "x.gz", packed)
+    pieces: list[bytes] = []
+    refused = ""
+    with path.open("rb") as file:
+        try:
+            pieces.extend(piece for piece, _ in unpack.portions("gzip", file))
+        except unpack.UnpackError as error:
+            refused = str(error)
+    assert refused or spoiled or b"".join(pieces) == content
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 3000), st.binary(min_size=1, max_size=40), st.sampled_from(["parquet", "arrow"]))
+def test_a_spoiled_table_is_read_or_refused(tmp_path: Path, place: int, spoil: bytes, packing: str) -> None:
+    whole = tmp_path / f"whole.{packing}"
+    if not whole.exists():
+        write_parquet(whole, ROWS) if packing == "parquet" else write_arrow(whole, ROWS, stream=True)
+    raw = whole.read_bytes()
+    place %= len(raw)
+    path = write(tmp_path / f"x.{packing}", raw[:place] + spoil + raw[place + len(spoil) :])
+    found: list[Row] = []
+    hint = ""
+    try:
+        found += read_rows(path)
+    except UserError as error:
+        hint = error.hint
+    assert found or hint

@@ -1,0 +1,358 @@
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.data.files import text_rows
+from core.data.files.parsers import RAW_LIMIT, parse_csv, parse_json, parse_text
+from core.data.files.reader import Row, open_rows, read_rows
+from core.data.files.source import FileChangedError
+from core.errors import UserError
+from tests.core.data.sample_files import descriptors
+
+
+def write(directory: Path, name: str, content: str | bytes) -> Path:
+    path = directory / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def values(found: list[Row]) -> list[dict[str, Any] | None]:
+    return [row.data for row in found]
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", b'\xef\xbb\xbf{"n": 0}\r\n\r\n  \n{"n": 1}\n{"n": 2}')
+    with open_rows(path) as file:
+        assert (file.kind, file.count_known, file.complete, file.size) == ("jsonl", 3, True, path.stat().st_size)
+        found = file.rows(0, 10)
+    assert values(found) == [{"n": 0}, {"n": 1}, {"n": 2}]
+    assert [(row.index, row.line) for row in found] == [(0, 1), (1, 4), (2, 5)]
+    assert list(read_rows(path)) == found
+
+
+def test_a_page_is_a_slice(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", "".join(f'{{"n": {n}}}\n' for n in range(50)))
+    with open_rows(path) as file:
+        assert values(file.rows(20, 3)) == [{"n": 20}, {"n": 21}, {"n": 22}]
+        assert values(file.rows(48, 9)) == [{"n": 48}, {"n": 49}]
+        assert file.rows(50, 1) == file.rows(3, 0) == file.rows(-5, 2) == []
+        assert file.row(7).data == {"n": 7}
+        with pytest.raises(IndexError):
+            file.row(50)
+
+
+def test_json_array(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.json", '[\n {"n": 0, "s": "],{\\""},\n {"n": {"m": [1]}},\n 7\n]\n')
+    found = list(read_rows(path))
+    assert values(found) == [{"n": 0, "s": '],{"'}, {"n": {"m": [1]}}, None]
+    assert [row.line for row in found] == [2, 3, 4]
+    assert found[2].code == "not_an_object"
+
+
+def test_an_array_without_its_end_is_reported(tmp_path: Path) -> None:
+    found = list(read_rows(write(tmp_path, "a.json", '[{"n": 0},\n')))
+    assert found[0].data == {"n": 0}
+    assert found[1].code == "not_json"
+    assert "closing ]" in found[1].error
+
+
+def test_rows_in_an_array_inside_an_object(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.json", '{"version": "1",\n"data": [\n{"n": 0},\n{"n": [1]}\n], "more": {"x": [1, 2]}}\n')
+    found = list(read_rows(path))
+    assert values(found) == [{"n": 0}, {"n": [1]}]
+    assert [row.line for row in found] == [3, 4]
+    two = write(tmp_path, "b.json", '{"train": [{"n": 0}],\n"test": [{"n": 1}]}\n')
+    found = list(read_rows(two))
+    assert values(found) == [{"n": 0}, None]
+    assert (found[1].line, found[1].error) == (
+        2,
+        "Another array of rows begins here; only the first of a file is read.",
+    )
+    cut = list(read_rows(write(tmp_path, "c.json", '{"data": [{"n": 0}, {"n":')))
+    assert [row.code for row in cut] == ["", "not_json"]
+
+
+def test_text_has_a_row_a_line(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.txt", b"\xef\xbb\xbf one\r\n\r\n{two}\n\xff\n")
+    found = list(read_rows(path))
+    assert values(found) == [{"text": "one"}, {"text": "{two}"}, None]
+    assert [(row.line, row.code) for row in found] == [(1, ""), (3, ""), (4, "not_utf8")]
+
+
+def test_csv_and_tsv(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", 'prompt, completion\r\n"a ""b"",\nc",d\r\n\r\nlone\r\n,x\r\n')
+    with open_rows(path) as file:
+        assert file.columns == ["prompt", "completion"]
+        assert file.count_known == 3
+        found = file.rows(0, 9)
+    assert values(found) == [{"prompt": 'a "b",\nc', "completion": "d"}, None, {"prompt": "", "completion": "x"}]
+    assert [row.line for row in found] == [2, 5, 6]
+    assert found[1].error == "The row has 1 cells, the header has 2."
+    assert found[1].code == "bad_csv"
+    tsv = write(tmp_path, "a.tsv", "prompt\tcompletion\na, b\tc\n")
+    assert values(list(read_rows(tsv))) == [{"prompt": "a, b", "completion": "c"}]
+
+
+def test_a_csv_cell_may_be_longer_than_the_modules_own_limit(tmp_path: Path) -> None:
+    cell = "x" * 300_000
+    path = write(tmp_path, "a.csv", f"text\n{cell}\n")
+    assert values(list(read_rows(path))) == [{"text": cell}]
+
+
+def test_unreadable_rows_come_with_a_reason_and_their_beginning(tmp_path: Path) -> None:
+    lines = [
+        b'{"n": 0}',
+        b"not json",
+        b'{"s": "\xff"}',
+        b'{"s": "\x00"}',
+        b"\x00\x00\x00",
+        b"[1]",
+        b"3",
+        b"[" * 100_000,
+        b'{"n": ' + b"9" * 5000 + b"}",
+        b'{"n": 9}',
+    ]
+    found = list(read_rows(write(tmp_path, "a.jsonl", b"\n".join(lines))))
+    codes = [
+        "",
+        "not_json",
+        "not_utf8",
+        "not_json",
+        "not_json",
+        "not_an_object",
+        "not_an_object",
+        "not_json",
+        "not_json",
+    ]
+    assert [row.code for row in found] == [*codes, ""]
+    assert all(bool(row.error) == bool(row.code) == (row.data is None) for row in found)
+    assert found[1].raw == "not json"
+    assert found[2].raw == '{"s": "\ufffd"}'
+    assert len(found[7].raw) == RAW_LIMIT
+
+
+def test_hostile_text_arrives_as_it_is(tmp_path: Path) -> None:
+    text = "\x1b]52;c;eA==\x07 \x9b2J \u202e [/] \x00"
+    path = write(tmp_path, "a.jsonl", json.dumps({"text": text}))
+    assert values(list(read_rows(path))) == [{"text": text}]
+
+
+def test_a_row_beyond_the_limit_is_not_parsed(tmp_path: Path) -> None:
+    long = json.dumps({"text": "x" * 5_000_000})
+    path = write(tmp_path, "a.jsonl", f'{{"n": 0}}\n{long}\n{{"n": 2}}\n')
+    with open_rows(path, row_limit=1_000_000) as file:
+        found = file.rows(0, 3)
+        assert found[1].error == "The row is 5.0 MB long; rows up to 1.0 MB are read."
+        assert (found[1].data, found[1].code) == (None, "too_long")
+        assert found[1].raw == long[:RAW_LIMIT]
+        assert [row.line for row in found] == [1, 2, 3]
+        assert file.row(1, limit=6_000_000).data == json.loads(long)
+    assert [row.code for row in read_rows(path)] == ["", "", ""]
+    assert [row.code for row in read_rows(path, row_limit=1000)] == ["", "too_long", ""]
+
+
+def test_a_huge_row_costs_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with path.open("wb") as file:
+        file.write(b'{"n": 0}\n{"text": "' + b"x" * 1_000_000)
+        file.truncate(100_000_000)
+    with open_rows(path) as opened:
+        assert opened.count_known == 1
+        opened.index()
+        assert opened.count_known == 2
+        assert opened.rows(1, 1)[0].error == "The row is 100 MB long; rows up to 8.4 MB are read."
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "part"),
+    [
+        ("a.jsonl", "\n \r\n\n", "holds no rows"),
+        ("a.json", "[]", "holds no rows"),
+        ("a.csv", "prompt,completion\n", "holds a header and no rows"),
+        ("a.csv", "\n\n", "holds no rows"),
+        ("a.csv", "text,text\na,b\n", "two columns called 'text'"),
+        ("a.csv", b"t\xffxt\na\n", "no readable header"),
+        ("a.csv", b'"' + b"x" * 9_000_000, "a header of more than"),
+    ],
+)
+def test_a_file_without_rows_is_refused(tmp_path: Path, name: str, content: str | bytes, part: str) -> None:
+    path = write(tmp_path, name, content)
+    with pytest.raises(UserError, match=r"holds|header|columns") as caught:
+        open_rows(path).rows(0, 1)
+    assert part in caught.value.message
+    assert caught.value.hint
+    assert descriptors(tmp_path) == []
+
+
+def large(directory: Path, count: int = 60_000) -> Path:
+    """A file of which opening indexes the beginning only."""
+    line = '{"n": %d, "text": "' + "x" * 200 + '"}\n'
+    return write(directory, "large.jsonl", "".join(line % n for n in range(count)))
+
+
+def test_the_first_page_is_there_before_the_index(tmp_path: Path) -> None:
+    path = large(tmp_path)
+    calls: list[tuple[int, int]] = []
+    with open_rows(path) as file:
+        at_first = (file.complete, file.count_known)
+        assert file.rows(0, 1)[0].data is not None
+        assert file.rows(59_999, 1) == []
+        file.index(lambda done, total: calls.append((done, total)))
+        assert file.complete
+        assert file.count_known == 60_000
+        last = file.rows(59_999, 5)
+        assert (last[0].data or {})["n"] == 59_999
+        assert last[0].line == 60_000
+    assert at_first[0] is False
+    assert 0 < at_first[1] < 60_000
+    size = path.stat().st_size
+    assert calls[-1] == (size, size)
+    assert calls == sorted(calls)
+    assert len(calls) > 5
+
+
+def test_pages_are_read_while_another_thread_indexes(tmp_path: Path) -> None:
+    path = large(tmp_path)
+    with open_rows(path) as file:
+        started, resume = threading.Event(), threading.Event()
+
+        def hold(done: int, total: int) -> None:
+            started.set()
+            assert resume.wait(30)
+
+        thread = threading.Thread(target=file.index, args=(hold,))
+        thread.start()
+        assert started.wait(30)
+        known = file.count_known
+        assert not file.complete
+        assert (file.rows(known - 1, 1)[0].data or {})["n"] == known - 1
+        resume.set()
+        seen = 0
+        while thread.is_alive():
+            known = file.count_known
+            assert known >= seen
+            assert (file.rows(known - 1, 1)[0].data or {})["n"] == known - 1
+            seen = known
+        thread.join()
+        assert file.count_known == 60_000
+
+
+def test_closing_ends_the_index(tmp_path: Path) -> None:
+    file = open_rows(large(tmp_path))
+    file.index(lambda *_: file.close())
+    assert not file.complete
+    file.close()
+    with pytest.raises(UserError, match="has been closed"):
+        file.rows(0, 1)
+
+
+def test_streaming_reads_past_the_first_part(tmp_path: Path) -> None:
+    assert [(row.data or {})["n"] for row in read_rows(large(tmp_path))] == list(range(60_000))
+
+
+def test_a_truncated_file_is_an_error_and_not_a_crash(tmp_path: Path) -> None:
+    path = large(tmp_path)
+    with open_rows(path) as file:
+        os.truncate(path, 1000)
+        for action in (file.index, lambda: file.rows(0, 5), lambda: file.row(0)):
+            with pytest.raises(FileChangedError, match="has become shorter since it was opened"):
+                action()
+
+
+def test_a_file_that_is_changed_replaced_or_removed_is_noticed(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", '{"n": 0}\n')
+    with open_rows(path) as file:
+        with path.open("a") as other:
+            other.write('{"n": 1}\n')
+        with pytest.raises(FileChangedError, match="has changed"):
+            file.rows(0, 1)
+    with open_rows(path) as file:
+        os.replace(write(tmp_path, "b.jsonl", '{"n": 5}\n'), path)
+        with pytest.raises(FileChangedError, match="has been replaced"):
+            file.rows(0, 1)
+    with open_rows(path) as file:
+        assert values(file.rows(0, 1)) == [{"n": 5}]
+        path.unlink()
+        with pytest.raises(FileChangedError, match="is gone"):
+            file.rows(0, 1)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.binary(max_size=200) | st.text('{}[]",:\\ab1\n\r\x00\ufeff', max_size=80).map(str.encode),
+    st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.tsv", "a.txt", "a"]),
+)
+def test_any_bytes_are_rows_or_a_user_error(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, name: str
+) -> None:
+    path = write(tmp_path_factory.mktemp("any"), name, content)
+    found: list[Row] = []
+    refused: UserError | None = None
+    try:
+        found += read_rows(path, row_limit=100)
+    except UserError as error:
+        refused = error
+    assert bool(found) == (refused is None)
+    assert refused is None or (refused.message and refused.hint)
+    for index, row in enumerate(found):
+        assert row.index == index
+        assert row.line >= 0
+        assert (row.data is None) == bool(row.error) == bool(row.code)
+
+
+@given(st.binary(max_size=100))
+def test_parsers_never_raise(raw: bytes) -> None:
+    for row in (parse_json(0, 1, raw), parse_csv(0, 1, raw, ["a", "b"], ","), parse_text(0, 1, raw)):
+        assert (row.data is None) == bool(row.error)
+
+
+def test_more_rows_than_memory_has_room_for_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_rows, "MOST_ROWS", 600_000)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"1\n" * 2_000_000)
+    with open_rows(path) as file:
+        for _ in range(2):
+            with pytest.raises(UserError, match="has more than 600,000 rows"):
+                file.index()
+        assert not file.complete
+        assert file.count_known < 600_000 + (1 << 20)
+        assert len(file.rows(0, 5)) == 5
+
+
+def test_neighboring_rows_are_read_at_once_and_far_ones_by_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_rows, "_BLOCK", 4000)
+    rows = [{"n": n, "s": "é" * 10} for n in range(60)]
+    rows[20]["s"], rows[40]["s"] = "x" * 5000, "x" * 20_000
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    lines.insert(30, "\n" * 100_000)
+    path = write(tmp_path, "a.jsonl", "\n".join(lines) + "\n")
+    with open_rows(path, row_limit=10_000) as file:
+        file.index()
+        source = file._bytes  # type: ignore[attr-defined]
+        reads: list[int] = []
+        read = source.read
+
+        def counted(offset: int, count: int) -> bytes | None:
+            reads.append(count)
+            found: bytes | None = read(offset, count)
+            return found
+
+        monkeypatch.setattr(source, "read", counted)
+        page = file.rows(0, 99)
+        # Those before row 20, it alone, those up to the gap, those up to row 40, the beginning of that, the others.
+        assert len(reads) == 6
+        assert max(reads) <= 4 * RAW_LIMIT
+        assert page == [file.row(index) for index in range(60)]
+        assert [row.index for row in page if row.data is None] == [40]
+        assert [row.line for row in page][29:31] == [30, 100_032]
+        assert file.rows(19, 3) == page[19:22]

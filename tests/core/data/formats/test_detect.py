@@ -1,0 +1,382 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.data.conversation import Example, RowError
+from core.data.files.reader import Row
+from core.data.formats.detect import FORMATS, Format, choose, detect, refuse_untrainable, row_example, to_example
+from core.errors import UserError
+
+USER = {"role": "user", "content": "q"}
+ASSISTANT = {"role": "assistant", "content": "a"}
+
+
+def rows(*data: dict[str, Any] | None) -> list[Row]:
+    return [
+        Row(index, index + 1, item, "" if item is not None else "The row is not JSON.", "" if item else "not_json")
+        for index, item in enumerate(data)
+    ]
+
+
+def spoken(example: Example) -> list[tuple[str, str]]:
+    return [(message.role, message.content) for message in example.messages]
+
+
+@pytest.mark.parametrize(
+    ("data", "format_", "messages"),
+    [
+        ({"messages": [USER, ASSISTANT]}, "messages", [("user", "q"), ("assistant", "a")]),
+        ({"conversations": [USER, ASSISTANT], "id": 3}, "messages", [("user", "q"), ("assistant", "a")]),
+        (
+            {"messages": [{"role": "developer", "content": "s"}, USER, ASSISTANT]},
+            "messages",
+            [("system", "s"), ("user", "q"), ("assistant", "a")],
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "on"}, "e"]}, ASSISTANT]},
+            "messages",
+            [("user", "one"), ("assistant", "a")],
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "system": "s"},
+            "sharegpt",
+            [("system", "s"), ("user", "q"), ("assistant", "a")],
+        ),
+        (
+            {
+                "conversations": [
+                    {"from": "system", "value": "s"},
+                    {"from": "user", "value": "q"},
+                    {"from": "bot", "value": "a"},
+                ]
+            },
+            "sharegpt",
+            [("system", "s"), ("user", "q"), ("assistant", "a")],
+        ),
+        ({"instruction": "do", "input": "", "output": "a"}, "alpaca", [("user", "do"), ("assistant", "a")]),
+        ({"instruction": "do", "input": "it", "output": "a"}, "alpaca", [("user", "do\nit"), ("assistant", "a")]),
+        ({"instruction": "do", "context": "it", "response": "a"}, "alpaca", [("user", "do\nit"), ("assistant", "a")]),
+        (
+            {"instruction": "do", "output": "a", "system": "s", "history": [["q1", "a1"]]},
+            "alpaca",
+            [("system", "s"), ("user", "q1"), ("assistant", "a1"), ("user", "do"), ("assistant", "a")],
+        ),
+        ({"prompt": "q", "completion": "a"}, "prompt_completion", [("user", "q"), ("assistant", "a")]),
+        ({"question": "q", "answer": "a"}, "prompt_completion", [("user", "q"), ("assistant", "a")]),
+        ({"prompt": [USER], "completion": [ASSISTANT]}, "prompt_completion", [("user", "q"), ("assistant", "a")]),
+        ({"prompt": [USER], "completion": "a"}, "prompt_completion", [("user", "q"), ("assistant", "a")]),
+        ({"query": "q", "response": "a"}, "prompt_completion", [("user", "q"), ("assistant", "a")]),
+        ({"problem": "q", "solution": "a"}, "prompt_completion", [("user", "q"), ("assistant", "a")]),
+        (
+            {"prompt": '[{"role": "user", "content": "q"}]', "completion": '{"from": "A", "text": "b"}'},
+            "prompt_completion",
+            [("user", "q"), ("assistant", '{"from": "A", "text": "b"}')],
+        ),
+        (
+            {"messages": '[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]'},
+            "messages",
+            [("user", "q"), ("assistant", "a")],
+        ),
+        (
+            {"conversation": [{"human": "q", "assistant": "a"}, {"human": "q2", "assistant": "a2"}]},
+            "sharegpt",
+            [("user", "q"), ("assistant", "a"), ("user", "q2"), ("assistant", "a2")],
+        ),
+        (
+            {"dialogue": [{"speaker": "Human", "text": "q"}, {"speaker": "AI", "text": "a"}]},
+            "sharegpt",
+            [("user", "q"), ("assistant", "a")],
+        ),
+        (
+            {"conversations": [{"from": "human", "content": "q"}, {"from": "gpt", "content": "a"}]},
+            "sharegpt",
+            [("user", "q"), ("assistant", "a")],
+        ),
+    ],
+)
+def test_recognizes_and_reads(data: dict[str, Any], format_: Format, messages: list[tuple[str, str]]) -> None:
+    assert detect(rows(data)).format == format_
+    assert spoken(to_example(data, format_)) == messages
+
+
+def test_openai_messages_with_tools_thoughts_and_weights() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"city": "Ulm"}'}}
+    data = {
+        "messages": [
+            USER,
+            {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "hm", "weight": 0},
+            {"role": "tool", "content": "rain", "tool_call_id": "c1", "name": "look", "tool_calls": None},
+            {
+                "role": "assistant",
+                "content": [{"type": "thinking", "thinking": "so"}, {"type": "text", "text": "It rains."}],
+                "weight": 1,
+            },
+        ],
+        "tools": [{"type": "function", "function": {"name": "look"}}, {"name": "bare", "parameters": {}}],
+    }
+    assert detect(rows(data)).format == "messages"
+    example = to_example(data, "messages")
+    asked, called, answered, said = example.messages
+    assert (asked.train, called.train, said.train) == (None, False, True)
+    assert called.tool_calls == (
+        {"type": "function", "function": {"name": "look", "arguments": {"city": "Ulm"}}, "id": "c1"},
+    )
+    assert (called.content, called.reasoning, said.content, said.reasoning) == ("", "hm", "It rains.", "so")
+    assert (answered.role, answered.name, answered.tool_call_id) == ("tool", "look", "c1")
+    assert [tool["function"]["name"] for tool in example.tools] == ["look", "bare"]
+
+
+@pytest.mark.parametrize(
+    ("data", "asked"),
+    [
+        ({"prompt": "q", "chosen": "good", "rejected": "bad"}, [("user", "q")]),
+        ({"instruction": "do", "input": "it", "chosen": "good", "rejected": "bad"}, [("user", "do\nit")]),
+        ({"question": "q", "system": "s", "chosen": "good", "rejected": "bad"}, [("system", "s"), ("user", "q")]),
+        (
+            {
+                "prompt": [USER],
+                "chosen": [{**ASSISTANT, "content": "good"}],
+                "rejected": [{**ASSISTANT, "content": "bad"}],
+            },
+            [("user", "q")],
+        ),
+        (
+            {
+                "prompt": "ignored, as the conversations begin with it",
+                "chosen": [USER, {**ASSISTANT, "content": "good"}],
+                "rejected": [USER, {**ASSISTANT, "content": "bad"}],
+            },
+            [("user", "q")],
+        ),
+        (
+            {
+                "conversations": [{"from": "human", "value": "q"}],
+                "chosen": {"from": "gpt", "value": "good"},
+                "rejected": {"from": "gpt", "value": "bad"},
+            },
+            [("user", "q")],
+        ),
+    ],
+)
+def test_preference_pairs(data: dict[str, Any], asked: list[tuple[str, str]]) -> None:
+    detection = detect(rows(data))
+    assert detection.format == "preference"
+    example = to_example(data, "preference")
+    assert spoken(example) == asked
+    assert ([turn.content for turn in example.chosen], [turn.content for turn in example.rejected]) == (
+        ["good"],
+        ["bad"],
+    )
+    with pytest.raises(UserError, match=r"f\.jsonl holds preference pairs, and train\.objective is sft") as caught:
+        refuse_untrainable(detection, "f.jsonl", "sft")
+    assert "train.objective = dpo" in caught.value.hint
+    assert "data.columns" in caught.value.hint
+    refuse_untrainable(detection, "f.jsonl", "dpo")
+    refuse_untrainable(detection, "f.jsonl", "orpo")
+    with pytest.raises(UserError, match=r"train\.objective is kto, which learns from answers labeled") as caught:
+        refuse_untrainable(detection, "f.jsonl", "kto")
+    assert "train.objective = dpo" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"prompt": "q", "completion": "a", "label": False},
+        {"messages": [USER, ASSISTANT], "label": False},
+        {"instruction": "q", "output": "a", "kto_tag": False},
+    ],
+)
+def test_labeled_answers(data: dict[str, Any]) -> None:
+    detection = detect(rows(data))
+    assert detection.format == "kto"
+    example = to_example(data, "kto")
+    assert (spoken(example), example.label) == ([("user", "q"), ("assistant", "a")], False)
+    with pytest.raises(UserError, match="answers labeled good or bad") as caught:
+        refuse_untrainable(detection, "f.jsonl", "sft")
+    assert "train.objective = kto" in caught.value.hint
+    refuse_untrainable(detection, "f.jsonl", "kto")
+    with pytest.raises(UserError, match=r"train\.objective is dpo, which learns from preference pairs"):
+        refuse_untrainable(detection, "f.jsonl", "dpo")
+
+
+def test_a_label_that_is_no_yes_or_no_is_just_a_column() -> None:
+    assert detect(rows({"prompt": "q", "completion": "a", "label": "spam"})).format == "prompt_completion"
+
+
+def test_tokens() -> None:
+    data = {"input_ids": [7, 8, 0], "labels": [-100, 8, -100], "attention_mask": [1, 1, 0], "text": "x"}
+    detection = detect(rows(data))
+    assert detection.format == "tokens"
+    refuse_untrainable(detection, "f.jsonl", "sft")
+    with pytest.raises(UserError, match=r"rows of the format tokens, and train\.objective is kto") as caught:
+        refuse_untrainable(detection, "f.jsonl", "kto")
+    assert "train.objective = sft" in caught.value.hint
+    example = to_example(data, "tokens")
+    assert (list(example.ids or []), list(example.labels or [])) == ([7, 8], [-100, 8])
+
+
+def test_text() -> None:
+    assert detect(rows({"text": "plain"})).format == "text"
+    assert to_example({"text": "plain"}, "text") == Example(text="plain")
+
+
+def test_the_reason_counts() -> None:
+    good = {"prompt": "q", "completion": "a"}
+    assert detect(rows(good)).reason == "The first row has prompt and completion, or question and answer."
+    assert detect(rows(good, good)).reason.startswith("Each of the first 2 rows has prompt and completion")
+    assert detect(rows(good, None, {"text": "x"}, good)).reason.startswith("2 of the first 3 rows have prompt")
+
+
+def test_what_most_rows_fit_wins() -> None:
+    assert detect(rows({"text": "x"}, {"prompt": "q", "completion": "a"}, {"text": "y"})).format == "text"
+
+
+def test_looks_at_the_first_rows_only() -> None:
+    def endless() -> Any:
+        index = 0
+        while True:
+            yield Row(index, index + 1, {"text": "x"})
+            index += 1
+
+    assert detect(endless()).format == "text"
+
+
+@pytest.mark.parametrize(
+    ("data", "meant", "column"),
+    [
+        ({"mesages": [USER, ASSISTANT]}, "messages", "mesages"),
+        ({"instuction": "do", "output": "a"}, "instruction", "instuction"),
+        ({"instruction": "do", "ouput": "a"}, "output", "ouput"),
+        ({"Prompt": "q", "Completion": "a"}, "prompt", "Prompt"),
+        ({"conversation_s": [USER]}, "conversations", "conversation_s"),
+    ],
+)
+def test_a_near_miss_is_named(data: dict[str, Any], meant: str, column: str) -> None:
+    with pytest.raises(UserError) as caught:
+        detect(rows(data), "my.jsonl")
+    assert "my.jsonl" in caught.value.message
+    assert column in caught.value.message
+    assert caught.value.hint == f"Did you mean {meant}? Rename the column {column}."
+
+
+def test_unknown_columns_get_the_list_of_formats() -> None:
+    with pytest.raises(UserError) as caught:
+        detect(rows({"\x1b[2Jzzz": 1, "qqq": 2}))
+    assert "\x1b" not in str(caught.value)
+    assert all(name in caught.value.hint for name in FORMATS)
+
+
+def test_no_readable_row_names_the_first_error() -> None:
+    with pytest.raises(UserError, match="line 1: The row is not JSON"):
+        detect(rows(None, None))
+    with pytest.raises(UserError, match="no rows"):
+        detect([])
+
+
+def test_a_wanted_format_is_taken_or_refused() -> None:
+    data = {"instruction": "q", "output": "a", "text": "t"}
+    assert choose(rows(data)).format == "alpaca"
+    assert choose(rows(data), "text").format == "text"
+    with pytest.raises(UserError, match="sharegpt needs conversations"):
+        choose(rows(data), "sharegpt", "f.jsonl")
+    with pytest.raises(UserError, match="no format nope"):
+        choose(rows(data), "nope")
+
+
+@pytest.mark.parametrize(
+    ("data", "format_", "code"),
+    [
+        ({"text": "x"}, "messages", "wrong_keys"),
+        ({"messages": "x"}, "messages", "wrong_keys"),
+        ({"messages": []}, "messages", "no_messages"),
+        ({"messages": ["hi"]}, "messages", "wrong_keys"),
+        ({"messages": [{"role": "user"}]}, "messages", "wrong_keys"),
+        ({"messages": [{"content": "q"}]}, "messages", "wrong_keys"),
+        ({"messages": [{"role": 7, "content": "q"}]}, "messages", "bad_role"),
+        ({"messages": [USER, {"role": "narrator", "content": "x"}]}, "messages", "bad_role"),
+        ({"messages": [ASSISTANT, USER]}, "messages", "role_order"),
+        ({"messages": [USER]}, "messages", "no_answer"),
+        ({"messages": [USER, {"role": "assistant", "content": None}]}, "messages", "empty_answer"),
+        ({"messages": [USER, {"role": "assistant", "content": 4}]}, "messages", "bad_content"),
+        ({"messages": [USER, {"role": "assistant", "content": {"a": 1}}]}, "messages", "bad_content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ASSISTANT]}, "messages", "bad_content"),
+        ({"messages": [USER, {"role": "assistant", "tool_calls": [{}]}]}, "messages", "bad_tool_call"),
+        (
+            {"messages": [USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "x"}}]}]},
+            "messages",
+            "bad_tool_call",
+        ),
+        ({"messages": [USER, ASSISTANT], "tools": "nonsense"}, "messages", "bad_tool_call"),
+        ({"conversations": [{"from": "human", "value": "q"}]}, "sharegpt", "no_answer"),
+        (
+            {"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": "not json"}]},
+            "sharegpt",
+            "bad_tool_call",
+        ),
+        ({"chosen": "a", "rejected": "b"}, "preference", "no_messages"),
+        ({"prompt": "q", "chosen": "a"}, "preference", "wrong_keys"),
+        ({"prompt": "q", "chosen": "a", "rejected": ""}, "preference", "empty_answer"),
+        ({"prompt": "q", "completion": "a", "label": 1}, "kto", "bad_label"),
+        ({"label": True}, "kto", "wrong_keys"),
+        ({"input_ids": [1], "labels": "x"}, "tokens", "bad_label"),
+        ({"input_ids": [1], "attention_mask": [1, 1]}, "tokens", "bad_tokens"),
+        ({"input_ids": "x"}, "tokens", "wrong_keys"),
+        ({"instruction": "do"}, "alpaca", "wrong_keys"),
+        ({"instruction": "do", "output": " "}, "alpaca", "empty_answer"),
+        ({"instruction": "do", "output": "a", "history": "x"}, "alpaca", "wrong_keys"),
+        ({"instruction": "do", "output": "a", "history": [["q"]]}, "alpaca", "wrong_keys"),
+        ({"prompt": "q"}, "prompt_completion", "wrong_keys"),
+        ({"prompt": "q", "completion": ""}, "prompt_completion", "empty_answer"),
+        ({"prompt": "q", "completion": True}, "prompt_completion", "bad_content"),
+        ({"text": 5}, "text", "wrong_keys"),
+        ({"text": ""}, "text", "empty_answer"),
+    ],
+)
+def test_a_bad_row_has_a_code_and_a_sentence(data: dict[str, Any], format_: Format, code: str) -> None:
+    with pytest.raises(RowError) as caught:
+        to_example(data, format_)
+    assert caught.value.code == code
+    assert caught.value.message.endswith(".")
+
+
+def test_an_unreadable_row_keeps_its_own_error() -> None:
+    with pytest.raises(RowError) as caught:
+        row_example(Row(0, 1, None, "The row is 100 MB long.", "too_long"), "messages")
+    assert (caught.value.code, caught.value.message) == ("too_long", "The row is 100 MB long.")
+
+
+_KEYS = st.sampled_from(
+    [
+        *("messages", "conversations", "role", "content", "from", "value", "type", "tool_calls", "system", "history"),
+        *("instruction", "input", "output", "prompt", "completion", "question", "answer", "text"),
+    ]
+)
+_WORDS = st.sampled_from(["user", "assistant", "system", "human", "gpt", "text", ""])
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | _WORDS | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_KEYS | st.text(max_size=6), inner, max_size=4),
+    max_leaves=25,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(_KEYS | st.text(max_size=9), _JSON, max_size=5), st.sampled_from(list(FORMATS)))
+def test_any_object_is_an_example_or_an_error(data: dict[str, Any], format_: Format) -> None:
+    example, code, hint = None, "", ""
+    try:
+        example = to_example(data, format_)
+    except RowError as error:
+        code = error.code
+    assert (example is None) == bool(code)
+    if example is not None:
+        calls = example.messages and example.messages[-1].tool_calls
+        assert example.text.strip() or example.answer.strip() or example.ids or calls
+    try:
+        detect(rows(data))
+    except UserError as error:
+        hint = error.hint
+    assert hint or choose(rows(data)).format in FORMATS

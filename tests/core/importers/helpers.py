@@ -1,0 +1,79 @@
+"""Files of other tools, written and carried over."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from core.config.document import ConfigDocument, load_config
+from core.config.schema import Config
+from core.importers.convert import Imported, import_config
+from core.importers.translation import Entry
+from tests.core.data.sample_files import json_lines, pairs, write
+
+
+def carry(directory: Path, text: str, kind: str | None = None) -> Imported:
+    """Import a file with this text; the result is to lie beside it."""
+    return import_config(write(directory / "theirs.yml", text), kind, directory)
+
+
+def entries(imported: Imported) -> list[Entry]:
+    """The three lists in one."""
+    return [*imported.carried, *imported.changed, *imported.unsupported]
+
+
+def entry(imported: Imported, key: str) -> tuple[str, Entry]:
+    """The list that a key is in, and what is said of it there; a key is in one list only."""
+    found = [
+        (name, entry)
+        for name in ("carried", "changed", "unsupported")
+        for entry in getattr(imported, name)
+        if entry.key == key
+    ]
+    assert len(found) == 1, (key, found)
+    return found[0]
+
+
+def keys_of(text: str, sections: frozenset[str]) -> list[str]:
+    """The keys of a file, those of sections as ``section.key``."""
+    found = []
+    for key, value in yaml.safe_load(text).items():
+        found += [f"{key}.{name}" for name in value] if key in sections and isinstance(value, dict) else [key]
+    return found
+
+
+def assert_all_accounted(imported: Imported, keys: list[str]) -> None:
+    """Every key is in exactly one of the lists."""
+    counts = Counter(entry.key for entry in entries(imported))
+    assert {key: counts[key] for key in keys} == dict.fromkeys(keys, 1)
+
+
+def loaded(directory: Path, imported: Imported) -> Config:
+    """The result, written beside the source and loaded as a run would."""
+    path = write(directory / "ours.toml", imported.toml)
+    return load_config(path)
+
+
+def setting(imported: Imported, name: str) -> Any:
+    """What the configuration says of an option; None where it says nothing."""
+    return ConfigDocument(imported.toml).get(name)
+
+
+def comment(imported: Imported, name: str) -> str:
+    """The comment on the line of an option; empty where it has none."""
+    section, _, key = name.partition(".")
+    current = ""
+    for line in imported.toml.splitlines():
+        if line.startswith("["):
+            current = line.strip("[]")
+        elif current == section and line.partition(" = ")[0] == key:
+            return line.partition("  # ")[2]
+    raise AssertionError(f"{name} is not set in\n{imported.toml}")
+
+
+def rows(path: Path) -> Path:
+    """A small data file."""
+    return write(path, json_lines(pairs(3)))

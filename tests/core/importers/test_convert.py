@@ -1,0 +1,277 @@
+"""Whose a file is, and that no key of any tool is lost."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from core.config.document import ConfigDocument
+from core.config.schema import find_option
+from core.errors import UserError
+from core.importers.convert import TOOLS, import_config
+from core.importers.rules import Choice, Copy, Missing, Tool, is_one_of, missing, options_of
+from tests.core.data.sample_files import write
+from tests.core.importers.helpers import assert_all_accounted, carry, entries, entry, keys_of, loaded, setting
+
+EVERY = list(TOOLS.values())
+MINIMAL = {
+    "axolotl": "base_model: a/b\nsequence_len: 64\n",
+    "llama-factory": "model_name_or_path: a/b\ncutoff_len: 64\n",
+    "unsloth": "model: a/b\ntraining: {max_seq_length: 64}\n",
+}
+
+
+@pytest.mark.parametrize("tool", EVERY, ids=lambda tool: tool.kind)
+def test_the_options_that_a_table_names_exist(tool: Tool) -> None:
+    for key, rule in tool.table.items():
+        for name in options_of(rule):
+            assert find_option(name) is not None, (key, name)
+        if isinstance(rule, Choice):
+            option = find_option(rule.option)
+            assert option is not None
+            ours = [*rule.same.values(), *(value for value, _ in rule.near.values()), rule.otherwise[0], rule.absent]
+            assert {value for value in ours if value is not None} <= set(option.choices), key
+        if isinstance(rule, Missing):
+            assert rule.instead.endswith("."), key
+        if isinstance(rule, Copy) and rule.absent is not None:
+            assert rule.why, key
+
+
+def test_a_key_has_one_rule() -> None:
+    assert set(missing({"One.": "a b", "Two.": "c"})) == {"a", "b", "c"}
+    with pytest.raises(ValueError, match="two rules for a"):
+        missing({"One.": "a b", "Two.": "a"})
+
+
+@pytest.mark.parametrize("kind", TOOLS)
+def test_whose_it_is_is_seen_from_its_keys(tmp_path: Path, kind: str) -> None:
+    imported = carry(tmp_path, MINIMAL[kind])
+    assert imported.kind == kind
+    assert imported.title in imported.reason
+    first = next(iter(yaml.safe_load(MINIMAL[kind])))
+    assert first in imported.reason or "training" in imported.reason
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("learning_rate: 1e-4\nseed: 3\n", "no key by which"),
+        ("base_model: x\nsequence_len: 5\ncutoff_len: 5\nmodel_name_or_path: x\n", "keys of"),
+        ("compute_environment: LOCAL_MACHINE\ndistributed_type: FSDP\n", "a configuration of accelerate"),
+        ("model: x\ntrain_dataset: y\nmodel_class: llm\n", "second generation"),
+        ("zero_optimization: {}\ntrain_micro_batch_size_per_gpu: auto\n", "DeepSpeed"),
+    ],
+)
+def test_files_of_which_it_cannot_be_told(tmp_path: Path, text: str, part: str) -> None:
+    with pytest.raises(UserError, match=part) as caught:
+        carry(tmp_path, text)
+    assert "--from" in caught.value.hint or "training" in caught.value.hint
+
+
+def test_it_may_be_said(tmp_path: Path) -> None:
+    imported = carry(tmp_path, "learning_rate: 1e-4\n", "llama-factory")
+    assert (imported.kind, imported.reason) == ("llama-factory", "It was said with --from.")
+    assert setting(imported, "train.learning_rate") == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("kind", "line", "guess"),
+    [
+        ("axolotl", "lora_rr: 8", "lora_r"),
+        ("axolotl", "microbatch_size: 8", "micro_batch_size"),
+        ("llama-factory", "lora_rnk: 8", "lora_rank"),
+        ("llama-factory", "datset: x", "dataset"),
+        ("unsloth", "lora: {lora_rr: 8}", "lora.lora_r"),
+        ("unsloth", "trainng: 8", "training"),
+        ("axolotl", "qqqqq: 8", ""),
+        ("axolotl", "qqqqq:", ""),
+    ],
+)
+def test_a_key_that_the_tool_does_not_have(tmp_path: Path, kind: str, line: str, guess: str) -> None:
+    imported = carry(tmp_path, MINIMAL[kind] + line + "\n")
+    (unknown,) = imported.unknown
+    assert (unknown.line, unknown.guess) == (3, guess)
+    where, said = entry(imported, unknown.key)
+    assert where == "unsupported"
+    assert said.reason.startswith("Unknown")
+    assert not guess or f"Did you mean {guess}?" in said.reason
+
+
+def test_wrong_kinds_of_values_name_file_line_and_key(tmp_path: Path) -> None:
+    for kind, line, part in (
+        ("axolotl", "lora_r: many", "lora_r must be a whole number, not many"),
+        ("axolotl", "num_epochs: [1]", "num_epochs must be a number, not [1]"),
+        ("axolotl", "learning_rate: .nan", "learning_rate must be a number"),
+        ("axolotl", "peft_use_dora: 3", "peft_use_dora must be true or false, not 3"),
+        ("axolotl", "datasets: {path: x}", "datasets must be a list of datasets"),
+        ("axolotl", "datasets: [x]", "datasets has an entry that is no table"),
+        ("axolotl", "optimizer: [x]", "optimizer must be a name"),
+        ("llama-factory", "lora_rank: 8.5", "lora_rank must be a whole number, not 8.5"),
+        ("llama-factory", "dataset: {a: 1}", "dataset must be a text or a list of texts"),
+        ("unsloth", "lora: 3", "lora must be a table of keys, not 3"),
+        ("unsloth", "lora: {lora_r: x}", "lora.lora_r must be a whole number, not x"),
+    ):
+        with pytest.raises(UserError) as caught:
+            carry(tmp_path, MINIMAL[kind] + line + "\n")
+        assert caught.value.message.startswith(f"{tmp_path}/theirs.yml, line 3: {part}"), caught.value.message
+
+
+def test_what_is_out_of_our_range_keeps_the_default(tmp_path: Path) -> None:
+    imported = carry(
+        tmp_path, MINIMAL["axolotl"] + "lora_r: 4096\nlora_dropout: 1.0\nseed: -1\nsave_total_limit: 5000\n"
+    )
+    for key in ("lora_r", "lora_dropout", "seed", "save_total_limit"):
+        where, said = entry(imported, key)
+        assert (where, said.to) == ("unsupported", None)
+        assert "must be" in said.reason
+    loaded(tmp_path, imported)
+
+
+def test_lines_are_decided_or_copied(tmp_path: Path) -> None:
+    imported = carry(tmp_path, MINIMAL["llama-factory"] + "lora_rank: 32\n")
+    lines = imported.toml.splitlines()
+    assert "rank = 32" in lines
+    assert "alpha = 64.0  # Not given: LLaMA-Factory takes twice the rank." in lines
+
+
+def test_paths_start_where_the_tool_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file below ``configs`` whose paths start at the top, imported from somewhere else."""
+    repo, elsewhere = tmp_path / "repo", tmp_path / "elsewhere"
+    write(repo / "data" / "a.jsonl", '{"text": "x"}\n')
+    (repo / "models" / "m").mkdir(parents=True)
+    elsewhere.mkdir()
+    text = "base_model: models/m\nsequence_len: 64\ndatasets: [{path: data/a.jsonl, type: completion}]\n"
+    path = write(repo / "configs" / "deep" / "x.yml", text)
+    monkeypatch.chdir(elsewhere)
+    imported = import_config(path)
+    assert setting(imported, "data.train") == str(repo / "data" / "a.jsonl")
+    assert setting(imported, "model.base") == str(repo / "models" / "m")
+    assert str(repo) in entry(imported, "datasets")[1].reason
+    near = import_config(path, None, repo)
+    assert setting(near, "data.train") == os.path.join("data", "a.jsonl")
+    config = loaded(repo, near)
+    assert config.data.train == str(repo / "data" / "a.jsonl")
+    assert config.model.base == str(repo / "models" / "m")
+
+
+# No key is lost, whatever a file says.
+
+_TEXTS = st.sampled_from(
+    ["", "none", "all", "auto", "x", "a, b", "steps", "epoch", "cosine", "adamw_torch", "2e-4", "7"]
+)
+_SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-2, 70_000), st.floats(0, 2), _TEXTS)
+_ANY = st.recursive(
+    _SCALARS | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=6), inner, max_size=2),
+    max_leaves=4,
+)
+_NUMBERS = st.none() | st.integers(0, 3000) | st.floats(0, 3) | st.sampled_from(["2e-4", "16", "0.1"])
+_KINDS: dict[str, st.SearchStrategy[Any]] = {
+    "integer": st.none() | st.integers(0, 5000) | st.just("16"),
+    "number": _NUMBERS,
+    "boolean": st.none() | st.booleans() | st.just("true"),
+    "text": st.none() | _TEXTS,
+    "texts": st.none() | _TEXTS | st.lists(st.sampled_from(["a", "b"]), max_size=2),
+}
+_WORDS = ("load_in", "train_on", "mask_", "bf16", "fp16", "gptq", "float", "linear", "pure_")
+_COUNTS = ("steps", "size", "ratio", "len", "_r", "rank", "alpha", "bit", "accumulation", "epochs")
+
+
+def _value(tool: Tool, key: str) -> st.SearchStrategy[Any]:
+    """Mostly values that the key may have."""
+    rule = tool.table[key]
+    if isinstance(rule, Copy):
+        return _KINDS[rule.kind]
+    if isinstance(rule, Choice):
+        return st.none() | st.sampled_from([*rule.same, *rule.near, "another"])
+    if isinstance(rule, Missing):
+        return _ANY
+    name = key.rpartition(".")[2]
+    if name in ("datasets", "test_datasets"):
+        entry_ = st.fixed_dictionaries(
+            {"path": st.sampled_from(["a/b", "x.jsonl", "json"])},
+            optional={
+                "type": st.sampled_from([None, "alpaca", "chat_template", "completion", "sharegpt", "jeopardy", "odd"]),
+                "split": st.sampled_from(["train", "test[:5]", "a+b", "train[:5%]", "[", 3]),
+                "data_files": st.sampled_from(["x.jsonl", ["y.jsonl"]]),
+                "chat_template": st.sampled_from(["llama3", "odd"]),
+                "name": _TEXTS,
+                "revision": st.sampled_from(["main", "a b", "0" * 40]),
+                "odd": _SCALARS,
+            },
+        )
+        return st.none() | st.lists(entry_, max_size=3)
+    if any(word in name for word in _WORDS):
+        return _KINDS["boolean"]
+    if any(word in name for word in _COUNTS) and "warmup" not in name:
+        return st.none() | st.integers(0, 4096)
+    return _NUMBERS if "warmup" in name else _KINDS["texts"]
+
+
+@st.composite
+def _files(draw: st.DrawFn) -> tuple[Tool, dict[str, Any]]:
+    tool = draw(st.sampled_from(EVERY))
+    offered = [key for key, rule in tool.table.items() if not isinstance(rule, Missing)]
+    keys = draw(st.lists(st.sampled_from(offered), unique=True, max_size=12))
+    keys += draw(st.lists(st.sampled_from([key for key in tool.table if key not in offered]), unique=True, max_size=6))
+    values: dict[str, Any] = {}
+    for key in keys:
+        section, _, name = key.rpartition(".")
+        place = values.setdefault(section, {}) if section else values
+        place[name] = draw(_value(tool, key))
+    if draw(st.booleans()):
+        values[draw(st.text(st.characters(categories=("L", "N", "P")), min_size=1, max_size=10))] = draw(_ANY)
+    return tool, values
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(_files())
+def test_every_key_is_accounted_for_once(
+    tmp_path_factory: pytest.TempPathFactory, file: tuple[Tool, dict[str, Any]]
+) -> None:
+    tool, values = file
+    directory = tmp_path_factory.getbasetemp()
+    text = yaml.safe_dump(values, allow_unicode=True)
+    imported, refused = None, ""
+    try:
+        imported = carry(directory, text, tool.kind)
+    except UserError as error:
+        refused = str(error)
+    if imported is None:
+        assert "theirs.yml" in refused
+        assert "\n" not in refused
+        return
+    assert_all_accounted(imported, keys_of(text, tool.sections))
+    declared = {name for rule in tool.table.values() for name in options_of(rule)}
+    named = [name for said in entries(imported) for name in (said.to.split(", ") if said.to else [])]
+    assert set(named) <= declared
+    document = ConfigDocument(imported.toml, directory / "ours.toml")
+    document.validate()
+    assert not document.problems()
+    assert {f"{section}.{key}" for section, table in tomli.loads(document.dumps()).items() for key in table} <= declared
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=30))
+def test_texts_are_what_they_were(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    directory = tmp_path_factory.getbasetemp()
+    source = yaml.safe_dump({"base_model": text, "sequence_len": 64, "lora_target_modules": [text]})
+    imported = carry(directory, source)
+    found = ConfigDocument(imported.toml).get("model.base")
+    where, _ = entry(imported, "base_model")
+    assert where != "carried" or not text.strip() or found == text.strip()
+    assert not set("\x1b\x7f\x9b\u202e\u2028") & set(imported.toml)
+
+
+def test_truth_values_are_no_numbers() -> None:
+    assert not is_one_of(True, (1,))
+    assert not is_one_of(0, (False,))
+    assert is_one_of("None", ("none",))
+    assert is_one_of([], ([],))

@@ -1,0 +1,535 @@
+"""Axolotl's YAML carried over: its rules, its traps, its datasets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.data.formats.detect import SAMPLE
+from core.data.registries.resolve import training_sources
+from core.errors import UserError
+from core.importers.tools.axolotl import AXOLOTL
+from tests.core.data.sample_files import json_lines, write
+from tests.core.importers.helpers import (
+    assert_all_accounted,
+    carry,
+    comment,
+    entry,
+    keys_of,
+    loaded,
+    rows,
+    setting,
+)
+
+QLORA = """\
+base_model: meta/llama
+load_in_8bit: false
+load_in_4bit: true
+adapter: qlora
+datasets:
+  - path: rows.jsonl
+    type:
+      field_instruction: prompt
+      field_output: completion
+val_set_size: 0.1
+sequence_len: 1024
+sample_packing: false
+lora_r: 32
+lora_alpha: 16
+lora_dropout: 0.05
+lora_target_linear: true
+gradient_accumulation_steps: 4
+micro_batch_size: 2
+num_epochs: 3
+optimizer: paged_adamw_8bit
+lr_scheduler: cosine
+learning_rate: 2e-4
+bf16: auto
+gradient_checkpointing: true
+warmup_ratio: 0.1
+evals_per_epoch: 4
+saves_per_epoch: 1
+weight_decay: 0.0
+wandb_project:
+special_tokens:
+  pad_token: "<|end|>"
+"""
+BASE = "base_model: a/b\nadapter: lora\nlora_r: 8\nlora_alpha: 16\nsequence_len: 64\nlearning_rate: 1e-4\n"
+# Every key of the tool's documentation for supervised fine-tuning, with a value that says something.
+DOCUMENTED: dict[str, str] = {
+    "model": "base_model base_model_config model_type tokenizer_type tokenizer_config trust_remote_code special_tokens "
+    "tokens attn_implementation flash_attention sdp_attention xformers_attention flex_attention eager_attention",
+    "adapter": "adapter load_in_4bit load_in_8bit lora_model_dir lora_r lora_alpha lora_dropout lora_target_modules "
+    "lora_target_linear lora_modules_to_save peft_use_dora peft_use_rslora peft_init_lora_weights "
+    "peft_layers_to_transform loraplus_lr_ratio loraplus_lr_embedding bnb_config_kwargs lora_mlp_kernel "
+    "lora_qkv_kernel lora_o_kernel",
+    "data": "datasets test_datasets pretraining_dataset dataset_prepared_path val_set_size shuffle_merged_datasets "
+    "dataset_exact_deduplication chat_template chat_template_jinja default_system_message eot_tokens train_on_inputs",
+    "length": "sequence_len sample_packing eval_sample_packing pad_to_sequence_len excess_length_strategy "
+    "min_sample_len group_by_length",
+    "run": "micro_batch_size gradient_accumulation_steps num_epochs max_steps learning_rate optimizer lr_scheduler "
+    "warmup_steps warmup_ratio weight_decay max_grad_norm bf16 fp16 tf32 gradient_checkpointing neftune_noise_alpha "
+    "auto_find_batch_size seed",
+    "save": "evals_per_epoch eval_steps saves_per_epoch save_steps save_total_limit save_only_model save_first_step "
+    "early_stopping_patience loss_watchdog_threshold loss_watchdog_patience resume_from_checkpoint "
+    "auto_resume_from_checkpoints dynamic_checkpoint generate_samples output_dir logging_steps",
+    "tracking": "wandb_project wandb_entity wandb_name wandb_watch wandb_log_model use_tensorboard use_mlflow "
+    "mlflow_tracking_uri mlflow_experiment_name use_comet comet_api_key comet_workspace use_trackio "
+    "trackio_project_name use_otel_metrics",
+    "preference": "rl rl_beta dpo_loss_type dpo_label_smoothing orpo_alpha simpo_gamma kto_desirable_weight "
+    "kto_undesirable_weight",
+    "scale": "deepspeed fsdp fsdp_config fsdp_version gpu_memory_limit plugins",
+}
+
+
+def test_a_usual_file(tmp_path: Path) -> None:
+    rows(tmp_path / "rows.jsonl")
+    imported = carry(tmp_path, QLORA)
+    assert_all_accounted(imported, keys_of(QLORA, AXOLOTL.sections))
+    assert not imported.unknown
+    config = loaded(tmp_path, imported)
+    assert config.data.train == str(tmp_path / "rows.jsonl")
+    assert config.data.columns == {
+        "user": "prompt",
+        "context": "input",
+        "assistant": "completion",
+        "system": "system",
+    }
+    method, train = config.method, config.train
+    assert (method.name, method.rank, method.alpha, method.dropout) == ("qlora", 32, 16, 0.05)
+    assert method.target_modules == "all-linear"
+    assert (train.batch_size, train.micro_batch_size, train.max_length, train.epochs) == (8, 2, 1024, 3)
+    assert (train.learning_rate, train.optimizer, train.warmup) == (2e-4, "paged_adamw_8bit", 0.1)
+    assert config.data.eval_share == 0.1
+    assert config.data.overlong == "drop"
+    assert config.memory.gradient_checkpointing == "on"
+    assert entry(imported, "learning_rate")[1].reason.startswith("YAML reads this as text")
+    assert entry(imported, "sample_packing")[0] == "carried"
+    assert entry(imported, "special_tokens")[1].value == {"pad_token": "<|end|>"}
+    for key in ("evals_per_epoch", "saves_per_epoch"):
+        where, said = entry(imported, key)
+        assert where == "changed"
+        assert "2 rows / batch size 8 = 1 steps" in said.reason
+    assert "2 at once x 4 times" in comment(imported, "train.batch_size")
+    assert comment(imported, "train.max_length") == ""
+
+
+@pytest.mark.parametrize("group", DOCUMENTED)
+def test_each_documented_key_is_handled_or_listed(tmp_path: Path, group: str) -> None:
+    for key in DOCUMENTED[group].split():
+        assert key in AXOLOTL.table, key
+        imported = carry(tmp_path, f"{key}:\n", "axolotl")
+        assert entry(imported, key)[1].value is None
+        assert not imported.unknown
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("rl: dpo\nrl_beta: 0.2\n", ("dpo", 0.2, "sigmoid", 1.0)),
+        ("rl: dpo\ndpo_beta: 0.3\nrl_beta: 0.2\ndpo_loss_type: [hinge]\n", ("dpo", 0.3, "hinge", 1.0)),
+        ("rl: ipo\n", ("dpo", 0.1, "ipo", 1.0)),
+        ("rl: orpo\norpo_alpha: 0.5\n", ("orpo", 0.5, "sigmoid", 1.0)),
+        ("rl: kto\nkto_desirable_weight: 1.33\n", ("kto", 0.1, "sigmoid", 1.33)),
+        ("rl: grpo\nrl_beta: 0.2\nkto_desirable_weight: 1.33\n", ("sft", 0.1, "sigmoid", 1.0)),
+    ],
+)
+def test_preferences(tmp_path: Path, text: str, wanted: tuple[Any, ...]) -> None:
+    rows(tmp_path / "rows.jsonl")
+    imported = carry(tmp_path, BASE + text)
+    assert_all_accounted(imported, keys_of(BASE + text, AXOLOTL.sections))
+    train = loaded(tmp_path, imported).train
+    assert (train.objective, train.beta, train.dpo_loss, train.desirable_weight) == wanted
+
+
+def test_what_does_not_go_with_a_comparison_is_left_out(tmp_path: Path) -> None:
+    rows(tmp_path / "rows.jsonl")
+    text = f"{BASE}rl: dpo\ntrain_on_inputs: true\nneftune_noise_alpha: 5\npeft_init_lora_weights: loftq\n"
+    imported = carry(tmp_path, text)
+    for key in ("train_on_inputs", "neftune_noise_alpha", "peft_init_lora_weights"):
+        assert entry(imported, key)[0] == "unsupported"
+    config = loaded(tmp_path, imported)
+    assert (config.train.objective, config.data.supervise, config.method.neftune_alpha) == ("dpo", "assistant", None)
+
+
+def test_a_loss_or_a_number_that_does_not_count_is_told(tmp_path: Path) -> None:
+    text = f"{BASE}rl: dpo\ndpo_beta: 0.3\nrl_beta: 0.2\ndpo_loss_type: [hinge, ipo]\norpo_alpha: 1\n"
+    imported = carry(tmp_path, text)
+    assert entry(imported, "rl_beta")[0] == "unsupported"
+    assert entry(imported, "dpo_loss_type")[0] == "unsupported"
+    assert entry(imported, "orpo_alpha")[1].reason == "It counts only for rl: orpo."
+
+
+def test_what_is_not_offered_says_what_happens_instead(tmp_path: Path) -> None:
+    text = (
+        f"{BASE}noisy_embedding_alpha: 5\ndeepspeed: ds.json\nuse_comet: true\nwandb_entity: mine\n"
+        "sample_packing: true\nrl: grpo\n"
+        "lora_modules_to_save: [lm_head]\nresume_from_checkpoint: ckpt\nplugins: [x.y]\nearly_stopping_patience: 3\n"
+        "auto_find_batch_size: true\nmodel_type: LlamaForCausalLM\n"
+    )
+    imported = carry(tmp_path, text)
+    for key in list(keys_of(text, AXOLOTL.sections))[6:]:
+        where, said = entry(imported, key)
+        assert where == "unsupported", key
+        assert said.to is None
+        assert len(said.reason) > 15
+    assert "multiply by their number" in comment(imported, "train.batch_size")
+    assert "Packed rows" in comment(imported, "train.batch_size")
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        # Lengths: longer rows are dropped unless it is said otherwise, and the default is short.
+        ("excess_length_strategy: truncate", "data.overlong", "truncate"),
+        ("excess_length_strategy: raise", "data.overlong", "refuse"),
+        ("excess_length_strategy: drop", "data.overlong", "drop"),
+        # Batches.
+        ("micro_batch_size: 4", "train.batch_size", 4),
+        ("gradient_accumulation_steps: 16", "train.batch_size", 16),
+        ("micro_batch_size: 4\nbatch_size: 32", "train.batch_size", 32),
+        ("micro_batch_size: 4\ngradient_accumulation_steps: 2\nbatch_size: 32", "train.batch_size", 8),
+        # Warm-up.
+        ("warmup_steps: 10", "train.warmup", 10),
+        ("warmup_steps: 0.1", "train.warmup", 0.1),
+        ("warmup_steps: 10\nwarmup_ratio: 0.2", "train.warmup", 10),
+        ("warmup_steps: 0\nwarmup_ratio: 0.2", "train.warmup", 0.2),
+        ("warmup_ratio: 0.2", "train.warmup", 0.2),
+        ("warmup_ratio: 1.0", "train.warmup", None),
+        ("seed: 1", "train.warmup", 0.03),
+        ("lr_scheduler: constant\nwarmup_ratio: 0.2", "train.warmup", 0),
+        ("lr_scheduler: constant_with_warmup\nwarmup_ratio: 0.2", "train.warmup", 0.2),
+        ("lr_scheduler: constant_with_warmup", "train.scheduler", "constant"),
+        ("lr_scheduler: rex", "train.scheduler", "cosine"),
+        # Optimizers.
+        ("optimizer: adamw_bnb_8bit", "train.optimizer", "adamw_8bit"),
+        ("optimizer: adamw_torch_fused", "train.optimizer", "adamw"),
+        ("optimizer: muon", "train.optimizer", "adamw"),
+        ("optimizer: adafactor", "train.optimizer", "adafactor"),
+        ("optimizer: lion_8bit", "train.optimizer", "lion_8bit"),
+        ("optimizer: lion_pytorch", "train.optimizer", "lion_8bit"),
+        ("optimizer: galore_adamw", "train.optimizer", "adamw"),
+        # Precision.
+        ("bf16: true", "train.precision", "bf16"),
+        ("bf16: false\nfp16: true", "train.precision", "fp16"),
+        ("bf16: false\nfp16:", "train.precision", "fp32"),
+        ("bf16: full", "train.precision", "bf16"),
+        ("fp16: true", "train.precision", "fp16"),
+        ("bf16: true\nfp16: true", "train.precision", "bf16"),
+        ("float16: true", "train.precision", "fp16"),
+        # What is learned.
+        ("train_on_inputs: true", "data.supervise", "all"),
+        ("train_on_inputs: false", "data.supervise", None),
+        # Checkpoints and memory.
+        ("save_steps: 50", "checkpoint.every_steps", 50),
+        ("save_steps: 0.25\nmax_steps: 200", "checkpoint.every_steps", 50),
+        ("save_steps: 0.25", "checkpoint.every_steps", None),
+        ("gradient_checkpointing: offload", "memory.gradient_checkpointing", "on"),
+        ("gradient_checkpointing: offload", "memory.activation_offload", "on"),
+        ("gradient_checkpointing: offload_disk", "memory.activation_offload", "on"),
+        ("gradient_checkpointing: true", "memory.activation_offload", None),
+        ("gradient_checkpointing: often", "memory.gradient_checkpointing", "auto"),
+        ("activation_offloading: true", "memory.activation_offload", "on"),
+        ("liger_fused_linear_cross_entropy: true", "memory.liger", "auto"),
+        ("liger_fused_linear_cross_entropy: false", "memory.liger", "off"),
+        ("plugins: [axolotl.integrations.liger.LigerPlugin]", "memory.liger", "auto"),
+        (
+            "plugins: [axolotl.integrations.liger.LigerPlugin, a.Plugin]\nliger_fused_linear_cross_entropy: false",
+            "memory.liger",
+            "off",
+        ),
+        ("plugins: [a.Plugin]", "memory.liger", None),
+        ("plugins: []", "memory.liger", None),
+        ("activation_offloading: hidden_states", "memory.gradient_checkpointing", "on"),
+        ("activation_offloading: legacy\ngradient_checkpointing: false", "memory.gradient_checkpointing", "on"),
+        ("activation_offloading: disk", "memory.activation_offload", "on"),
+        ("activation_offloading: sometimes", "memory.activation_offload", None),
+        ("activation_offloading: false", "memory.activation_offload", None),
+        ("gradient_checkpointing: false", "memory.gradient_checkpointing", "off"),
+        # Layers.
+        ("lora_target_modules: [q_proj, v_proj]", "method.target_modules", ["q_proj", "v_proj"]),
+        ("lora_target_modules: '.*.[0-9]+.(q|v)_proj'", "method.target_modules", ["re:.*.[0-9]+.(q|v)_proj"]),
+        ("lora_target_modules: '.*.(q|v_proj'", "method.target_modules", "all-linear"),
+        ("lora_target_modules: ['.*q_proj', v_proj]", "method.target_modules", "all-linear"),
+        # How adapters begin and learn.
+        ("peft_init_lora_weights: pissa", "method.init", "pissa"),
+        ("peft_init_lora_weights: pissa_niter_16", "method.init", "pissa"),
+        ("peft_init_lora_weights: loftq", "method.init", None),
+        ("peft_init_lora_weights: true", "method.init", "default"),
+        ("peft_init_lora_weights: gaussian", "method.init", "default"),
+        ("loraplus_lr_ratio: 16", "method.loraplus_ratio", 16),
+        ("loraplus_lr_ratio: 0.5", "method.loraplus_ratio", None),
+        ("neftune_noise_alpha: 5", "method.neftune_alpha", 5),
+        ("neftune_noise_alpha: 0", "method.neftune_alpha", None),
+        ("lora_target_modules: [q_proj]\nlora_target_linear: true", "method.target_modules", "all-linear"),
+        ("lora_target_modules:\nlora_target_linear:", "method.target_modules", "all-linear"),
+        # Templates.
+        ("chat_template: chatml", "template.name", "chatml"),
+        ("chat_template: tokenizer_default", "template.name", None),
+        ("chat_template: gemma3", "template.name", "gemma"),
+        ("chat_template: qwen3", "template.name", None),
+        ("chat_template: tokenizer_default_fallback_chatml", "template.name", None),
+        ("chat_template: phi_35", "template.name", "phi3"),
+    ],
+)
+def test_traps(tmp_path: Path, text: str, name: str, value: Any) -> None:
+    imported = carry(tmp_path, f"{BASE}{text}\n")
+    assert setting(imported, name) == value
+    assert_all_accounted(imported, keys_of(BASE + text, AXOLOTL.sections))
+    loaded(tmp_path, imported)
+
+
+def test_defaults_that_are_not_ours_are_written(tmp_path: Path) -> None:
+    imported = carry(tmp_path, "base_model: a/b\nmicro_batch_size: 1\n")
+    assert setting(imported, "train.max_length") == 512
+    assert "512" in comment(imported, "train.max_length")
+    assert entry(imported, "sequence_len") == ("changed", entry(imported, "sequence_len")[1])
+    assert entry(imported, "sequence_len")[1].value is None
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "part"),
+    [
+        ("adapter: lora", "lora", ""),
+        ("adapter: lora\nload_in_8bit: true", "qlora", "8 bits are not offered"),
+        ("adapter: lora\nload_in_4bit: true", "lora", ""),
+        ("adapter: qlora\nload_in_4bit: true", "qlora", ""),
+        ("adapter:", "full", "all weights"),
+        ("lora_r: 8", "full", "all weights"),
+        ("adapter: llama-adapter", "lora", "not offered"),
+    ],
+)
+def test_methods(tmp_path: Path, text: str, name: str, part: str) -> None:
+    imported = carry(tmp_path, f"base_model: a/b\nsequence_len: 64\n{text}\n")
+    assert setting(imported, "method.name") == name
+    assert part in comment(imported, "method.name")
+    assert bool(part) == bool(comment(imported, "method.name"))
+    assert_all_accounted(imported, keys_of(f"base_model: x\nsequence_len: 1\n{text}", AXOLOTL.sections))
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "part"),
+    [
+        ("adapter: qlora", 3, "adapter is qlora, which needs load_in_4bit: true"),
+        ("adapter: qlora\nload_in_4bit: false", 3, "needs load_in_4bit"),
+        ("adapter: qlora\nload_in_4bit: true\nload_in_8bit: true", 5, "load_in_8bit does not go with adapter: qlora"),
+        ("adapter: qlora\nload_in_4bit: true\ngptq: true", 5, "gptq does not go with"),
+        ("load_in_4bit: true", 3, "load_in_4bit needs an adapter"),
+        ("load_in_8bit: true", 3, "load_in_8bit needs an adapter"),
+    ],
+)
+def test_what_axolotl_refuses_is_refused(tmp_path: Path, text: str, line: int, part: str) -> None:
+    with pytest.raises(UserError) as caught:
+        carry(tmp_path, f"base_model: a/b\nsequence_len: 64\n{text}\n")
+    assert f", line {line}: " in caught.value.message
+    assert part in caught.value.message
+    assert caught.value.hint
+
+
+# What is measured.
+
+
+@pytest.mark.parametrize(
+    ("text", "share", "steps"),
+    [
+        ("val_set_size: 0.1\neval_steps: 20", 0.1, 20),
+        ("val_set_size: 0.0\neval_steps: 20", None, None),
+        ("eval_steps: 20", None, None),
+        ("val_set_size: 200\neval_steps: 20", None, None),
+        ("val_set_size: 0.8", 0.5, None),
+        ("val_set_size: 0.1\neval_steps: 0.5\nmax_steps: 10", 0.1, 5),
+    ],
+)
+def test_held_out_rows(tmp_path: Path, text: str, share: float | None, steps: int | None) -> None:
+    imported = carry(tmp_path, f"{BASE}{text}\n")
+    assert setting(imported, "data.eval_share") == share
+    assert setting(imported, "eval.every_steps") == steps
+    assert_all_accounted(imported, keys_of(BASE + text, AXOLOTL.sections))
+
+
+def test_rows_to_measure_on(tmp_path: Path) -> None:
+    rows(tmp_path / "a.jsonl")
+    rows(tmp_path / "b.jsonl")
+    text = (
+        f"{BASE}datasets: [{{path: a.jsonl, type: completion, field: prompt}}]\n"
+        "test_datasets: [{path: b.jsonl, type: completion, field: prompt, split: train}]\nval_set_size: 0.1\n"
+    )
+    imported = carry(tmp_path, text)
+    config = loaded(tmp_path, imported)
+    assert config.data.eval == str(tmp_path / "b.jsonl")
+    assert config.data.eval_share == 0
+    assert entry(imported, "val_set_size")[0] == "unsupported"
+
+
+# Its datasets.
+
+
+def learned(directory: Path, text: str) -> list[list[tuple[str, str]]]:
+    """What the data of an imported file says, a list of turns for each row (a text as one of its own)."""
+    config = loaded(directory, carry(directory, f"{BASE}{text}"))
+    found = []
+    for sources, _ in training_sources(config.data):
+        for source in sources:
+            detection = source.detect(list(source.rows())[:SAMPLE])
+            for row in source.rows():
+                example = detection.example(row)
+                turns = [(message.role, message.content) for message in example.messages]
+                found.append(turns or [("text", example.text or str(list(example.ids or [])))])
+    return found
+
+
+def test_each_type_is_read_as_it_says(tmp_path: Path) -> None:
+    talk = [{"from": "human", "value": "hi"}, {"from": "bot", "value": "ho"}]
+    write(tmp_path / "talk.jsonl", json_lines([{"talk": talk}]))
+    write(tmp_path / "qa.jsonl", json_lines([{"question": "q", "answer": "a"}]))
+    write(tmp_path / "alpaca.jsonl", json_lines([{"instruction": "do", "input": "it", "output": "done"}]))
+    write(tmp_path / "text.jsonl", json_lines([{"body": "words"}]))
+    write(tmp_path / "ids.jsonl", json_lines([{"input_ids": [1, 2], "attention_mask": [1, 1], "labels": [-100, 2]}]))
+    chat = (
+        "{path: talk.jsonl, type: chat_template, field_messages: talk, "
+        "message_property_mappings: {role: from, content: value}, roles: {user: [human], assistant: [bot]}}"
+    )
+    assert learned(tmp_path, f"datasets: [{chat}]\n") == [[("user", "hi"), ("assistant", "ho")]]
+    assert learned(tmp_path, "datasets: [{path: qa.jsonl, type: alpaca_chat.load_qa}]\n") == [
+        [("user", "q"), ("assistant", "a")]
+    ]
+    assert learned(tmp_path, "datasets: [{path: alpaca.jsonl, type: alpaca}]\n") == [
+        [("user", "do\nit"), ("assistant", "done")]
+    ]
+    assert learned(tmp_path, "datasets: [{path: text.jsonl, type: completion, field: body}]\n") == [[("text", "words")]]
+    assert learned(tmp_path, "datasets: [{path: ids.jsonl, type: }]\n") == [[("text", "[1, 2]")]]
+    assert learned(tmp_path, "pretraining_dataset: [{path: text.jsonl, text_column: body}]\n") == [[("text", "words")]]
+    assert learned(tmp_path, "pretraining_dataset: {path: text.jsonl, text_column: body}\n") == [[("text", "words")]]
+    # Of several types, each entry is read as the file says.
+    prompted = "{field_instruction: question, field_output: answer, system_prompt: be brief}"
+    assert learned(tmp_path, f"datasets: [{{path: qa.jsonl, type: {prompted}}}]\n") == [
+        [("system", "be brief"), ("user", "q"), ("assistant", "a")]
+    ]
+    both = f"datasets: [{chat}, {{path: text.jsonl, type: completion, field: body}}]\n"
+    assert learned(tmp_path, both) == [[("user", "hi"), ("assistant", "ho")], [("text", "words")]]
+
+
+def test_instruction_types_bring_their_form_along(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", json_lines([{"instruction": "do", "output": "done"}]))
+    text = f"{BASE}datasets: [{{path: a.jsonl, type: alpaca}}]\nchat_template: llama3\n"
+    imported = carry(tmp_path, text)
+    assert setting(imported, "template.name") == "alpaca"
+    assert comment(imported, "template.name")
+    assert entry(imported, "chat_template")[0] == "unsupported"
+    styles = (("alpaca:chat", "vicuna"), ("alpaca:phi", "phi3"), ("metharme", None), ("chat_template", "llama3"))
+    for kind, name in styles:
+        other = carry(tmp_path, text.replace("type: alpaca", f"type: '{kind}'"))
+        assert setting(other, "template.name") == (name or "llama3"), kind
+
+
+def test_files_splits_and_loaders(tmp_path: Path) -> None:
+    rows(tmp_path / "set" / "train-0.jsonl")
+    rows(tmp_path / "set" / "test-0.jsonl")
+    cases: tuple[tuple[str, str | list[str]], ...] = (
+        ("{path: set, split: train, type: completion}", "set#train"),
+        ("{path: set, split: validation, type: completion}", "set"),
+        ("{path: json, data_files: [set/train-0.jsonl], ds_type: json, type: completion}", "set/train-0.jsonl"),
+        ("{path: set, data_files: test-0.jsonl, type: completion}", "set/test-0.jsonl"),
+        ("{path: set, split: train+test, type: completion}", ["set#train", "set#test"]),
+        ("{path: squad, type: completion}", "squad"),
+        ("{path: 's3://bucket/x.jsonl', type: completion}", "s3://bucket/x.jsonl"),
+    )
+    for text, value in cases:
+        imported = carry(tmp_path, f"{BASE}datasets: [{text}]\n")
+        assert setting(imported, "data.train") == value, text
+        there = value[0].startswith("set") if isinstance(value, list) else value.startswith("set")
+        assert entry(imported, "datasets")[0] == ("changed" if there else "unsupported"), text
+        loaded(tmp_path, imported)
+
+
+def test_entries_that_are_not_done_are_said_one_by_one(tmp_path: Path) -> None:
+    rows(tmp_path / "a.jsonl")
+    text = (
+        f"{BASE}datasets:\n"
+        "  - {path: a.jsonl, type: sharegpt, conversation: chatml}\n"
+        "  - {path: a.jsonl, type: jeopardy}\n"
+        "  - {path: a.jsonl, type: chat_template, train_on_eos: none}\n"
+        "  - {path: a.jsonl, type: completion, split: 'train[:10%]', revision: main, feild: x}\n"
+        "  - {type: completion}\n"
+    )
+    imported = carry(tmp_path, text)
+    assert "which Axolotl has removed" in entry(imported, "datasets[1]")[1].reason
+    assert "data.columns cannot say" in entry(imported, "datasets[4]")[1].reason
+    assert "train_on_eos" in entry(imported, "datasets[3]")[1].reason
+    assert entry(imported, "datasets[4].revision")[0] == "unsupported"
+    assert entry(imported, "datasets[4].split")[0] == "changed"
+    assert [(unknown.key, unknown.guess) for unknown in imported.unknown] == [
+        ("datasets[4].feild", "datasets[4].field")
+    ]
+    assert entry(imported, "datasets[5]")[1].reason == "It has no path."
+    assert len(setting(imported, "data.train")) == 4
+    assert json.dumps(imported.to_dict())
+
+
+def test_no_data_leaves_a_place_for_it(tmp_path: Path) -> None:
+    imported = carry(tmp_path, BASE)
+    assert setting(imported, "data.train") == "train.jsonl"
+    assert "put yours" in comment(imported, "data.train")
+    loaded(tmp_path, imported)
+
+
+def test_templates_of_their_own(tmp_path: Path) -> None:
+    write(tmp_path / "own.jinja", "{{ messages }}")
+    rows(tmp_path / "a.jsonl")
+    one = "datasets: [{path: a.jsonl, type: chat_template, chat_template: llama3}]\n"
+    cases: tuple[tuple[str, str, Any], ...] = (
+        ("chat_template: jinja\nchat_template_jinja: own.jinja\n", "template.file", "own.jinja"),
+        ("chat_template_jinja: own.jinja\n", "template.file", "own.jinja"),
+        ("chat_template_jinja: '{{ messages }}'\n", "template.file", None),
+        ("chat_template: llama3\nchat_template_jinja: own.jinja\n", "template.name", "llama3"),
+        (one, "template.name", "llama3"),
+        (f"{one}chat_template: chatml\n", "template.name", "llama3"),
+        (one.replace("}]", "}, {path: a.jsonl, type: chat_template}]"), "template.name", None),
+    )
+    for text, name, value in cases:
+        imported = carry(tmp_path, BASE + text)
+        assert setting(imported, name) == value, text
+        assert_all_accounted(imported, keys_of(BASE + text, AXOLOTL.sections))
+        loaded(tmp_path, imported)
+
+
+def test_loftq_goes_with_4_bits_only(tmp_path: Path) -> None:
+    text = f"{BASE}peft_init_lora_weights: loftq\n"
+    where, said = entry(carry(tmp_path, text), "peft_init_lora_weights")
+    assert where == "unsupported"
+    assert "nothing is rounded" in said.reason
+    text = text.replace("adapter: lora", "adapter: qlora\nload_in_4bit: true")
+    assert setting(carry(tmp_path, text), "method.init") == "loftq"
+
+
+@pytest.mark.parametrize(
+    ("lines", "tools", "mode"),
+    [
+        ("wandb_project: mine\nwandb_name: first\n", ["wandb"], "offline"),
+        ("wandb_project: mine\nwandb_name: first\nwandb_mode: online\n", ["wandb"], "online"),
+        ("wandb_project: mine\nwandb_name: first\nwandb_mode: disabled\n", None, "offline"),
+        (
+            "use_tensorboard: true\nuse_trackio: true\ntrackio_project_name: mine\ntrackio_run_name: first\n",
+            2,
+            "offline",
+        ),
+        ("wandb_project: mine\ntrackio_project_name: other\nuse_trackio: yes\nwandb_name: first\n", 3, "offline"),
+        ("use_wandb: ''\nwandb_project: ''\nuse_tensorboard: false\n", None, "offline"),
+    ],
+)
+def test_trackers_are_carried_over(tmp_path: Path, lines: str, tools: list[str] | int | None, mode: str) -> None:
+    rows(tmp_path / "rows.jsonl")
+    imported = carry(tmp_path, f"{BASE}datasets: [{{path: rows.jsonl, type: alpaca}}]\n{lines}", "axolotl")
+    tracking = loaded(tmp_path, imported).tracking
+    several = {2: ["tensorboard", "trackio"], 3: ["trackio", "wandb"]}
+    assert tracking.tools == (several[tools] if isinstance(tools, int) else tools)
+    assert tracking.wandb_mode == mode
+    if "mine" in lines:
+        assert (tracking.project, tracking.name) == ("mine", "first")
+    if "other" in lines:
+        assert entry(imported, "trackio_project_name")[0] == "unsupported"
+    if tools == ["wandb"] and mode == "offline":
+        assert "tracking.wandb_mode = online" in comment(imported, "tracking.wandb_mode")

@@ -1,0 +1,341 @@
+"""LLaMA-Factory's YAML carried over: its defaults, its traps, its registry of datasets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.data.registries.resolve import training_sources
+from core.errors import UserError
+from core.importers.tools.llama_factory import LLAMA_FACTORY
+from tests.core.data.sample_files import json_lines, write
+from tests.core.importers.helpers import (
+    assert_all_accounted,
+    carry,
+    comment,
+    entry,
+    keys_of,
+    loaded,
+    setting,
+)
+
+QLORA = """\
+### model
+model_name_or_path: org/model
+quantization_bit: 4
+quantization_method: bnb
+trust_remote_code: true
+
+### method
+stage: sft
+do_train: true
+finetuning_type: lora
+lora_rank: 16
+lora_target: all
+
+### dataset
+dataset: mine, talks
+template: llama3
+cutoff_len: 1024
+max_samples: 1000
+overwrite_cache: true
+
+### output
+output_dir: saves/x
+logging_steps: 10
+save_steps: 500
+plot_loss: true
+report_to: none
+
+### train
+per_device_train_batch_size: 2
+gradient_accumulation_steps: 8
+learning_rate: 1.0e-4
+num_train_epochs: 2.0
+lr_scheduler_type: cosine
+warmup_ratio: 0.1
+bf16: true
+val_size: 0.1
+eval_strategy: steps
+eval_steps: 100
+per_device_eval_batch_size: 1
+"""
+BASE = "model_name_or_path: a/b\nstage: sft\nfinetuning_type: lora\nlora_rank: 8\ncutoff_len: 64\n"
+DOCUMENTED: dict[str, str] = {
+    "model": "model_name_or_path adapter_name_or_path trust_remote_code cache_dir model_revision flash_attn "
+    "rope_scaling resize_vocab add_tokens use_unsloth enable_liger_kernel disable_gradient_checkpointing "
+    "upcast_layernorm infer_backend",
+    "quantization": "quantization_bit quantization_method quantization_type double_quantization",
+    "method": "stage do_train finetuning_type pure_bf16",
+    "lora": "lora_rank lora_alpha lora_dropout lora_target additional_target loraplus_lr_ratio use_rslora use_dora "
+    "pissa_init pissa_iter pissa_convert create_new_adapter",
+    "freeze": "freeze_trainable_layers freeze_trainable_modules freeze_extra_modules",
+    "optimizers": "use_galore galore_rank galore_target galore_update_interval galore_scale use_apollo apollo_rank "
+    "apollo_scale use_badam badam_mode use_adam_mini use_muon",
+    "preference": "pref_beta pref_ftx pref_loss dpo_label_smoothing simpo_gamma kto_chosen_weight kto_rejected_weight "
+    "ref_model reward_model",
+    "data": "dataset eval_dataset dataset_dir template cutoff_len max_samples val_size train_on_prompt mask_history "
+    "packing neat_packing mix_strategy interleave_probs streaming preprocessing_num_workers overwrite_cache "
+    "tokenized_path default_system tool_format enable_thinking",
+    "run": "output_dir per_device_train_batch_size gradient_accumulation_steps learning_rate num_train_epochs "
+    "max_steps lr_scheduler_type warmup_ratio warmup_steps bf16 fp16 optim max_grad_norm logging_steps save_steps "
+    "save_total_limit save_only_model eval_strategy eval_steps per_device_eval_batch_size neftune_noise_alpha "
+    "report_to resume_from_checkpoint seed deepspeed ddp_timeout plot_loss early_stopping_steps overwrite_output_dir",
+    "export": "export_dir export_size export_device export_quantization_bit export_quantization_dataset "
+    "export_legacy_format export_hub_model_id",
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("stage: dpo\npref_beta: 0.2\n", ("dpo", 0.2, "sigmoid", 1.0)),
+        ("stage: dpo\npref_loss: ipo\n", ("dpo", 0.1, "ipo", 1.0)),
+        ("stage: dpo\npref_loss: simpo\n", ("dpo", 0.1, "sigmoid", 1.0)),
+        ("stage: dpo\npref_loss: orpo\npref_beta: 0.3\n", ("orpo", 0.3, "sigmoid", 1.0)),
+        ("stage: kto\nkto_rejected_weight: 0.5\npref_beta: 0.3\n", ("kto", 0.3, "sigmoid", 0.5)),
+        ("stage: sft\nkto_rejected_weight: 0.5\npref_beta: 0.3\npref_loss: ipo\n", ("sft", 0.1, "sigmoid", 1.0)),
+        ("stage: ppo\n", ("sft", 0.1, "sigmoid", 1.0)),
+    ],
+)
+def test_preferences(tmp_path: Path, text: str, wanted: tuple[Any, ...]) -> None:
+    registry(tmp_path)
+    whole = BASE.replace("stage: sft\n", "") + "dataset: mine\n" + text
+    imported = carry(tmp_path, whole)
+    assert_all_accounted(imported, keys_of(whole, LLAMA_FACTORY.sections))
+    train = loaded(tmp_path, imported).train
+    assert (train.objective, train.beta, train.dpo_loss, train.undesirable_weight) == wanted
+    assert (entry(imported, "stage")[0] == "unsupported") == ("ppo" in text)
+
+
+def registry(directory: Path) -> None:
+    """A ``data`` directory with a registry of two datasets, and one of a hub."""
+    write(directory / "data" / "mine.jsonl", json_lines([{"instruction": "q", "input": "", "output": "a"}]))
+    talk = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]
+    write(directory / "data" / "talks.jsonl", json_lines([{"conversations": talk}]))
+    known = {
+        "mine": {"file_name": "mine.jsonl"},
+        "talks": {"file_name": "talks.jsonl", "formatting": "sharegpt"},
+        "far": {"hf_hub_url": "org/far"},
+        "gone": {"file_name": "gone.jsonl"},
+        "scope": {"ms_hub_url": "org/far"},
+        "bucket": {"cloud_file_name": "s3://b/x.jsonl"},
+    }
+    write(directory / "data" / "dataset_info.json", json.dumps(known))
+
+
+def test_a_usual_file(tmp_path: Path) -> None:
+    registry(tmp_path)
+    imported = carry(tmp_path, QLORA)
+    assert_all_accounted(imported, keys_of(QLORA, LLAMA_FACTORY.sections))
+    assert not imported.unknown
+    config = loaded(tmp_path, imported)
+    base = tmp_path / "data" / "dataset_info.json"
+    assert config.data.train == [f"{base}#mine", f"{base}#talks"]
+    assert [sources[0].path.name for sources, _ in training_sources(config.data)] == ["mine.jsonl", "talks.jsonl"]
+    method, train = config.method, config.train
+    assert (method.name, method.rank, method.alpha, method.target_modules) == ("qlora", 16, 32, "all-linear")
+    assert "twice the rank" in comment(imported, "method.alpha")
+    assert (train.batch_size, train.micro_batch_size, train.max_length, train.epochs) == (16, 2, 1024, 2)
+    assert (train.learning_rate, train.scheduler, train.warmup, train.precision) == (1e-4, "cosine", 0.1, "bf16")
+    assert (config.data.eval_share, config.eval.every_steps, config.checkpoint.every_steps) == (0.1, 100, 500)
+    assert (config.data.overlong, config.template.name) == ("truncate", "llama3")
+    assert "cuts longer rows" in comment(imported, "data.overlong")
+    assert entry(imported, "cutoff_len")[0] == "changed"
+    assert entry(imported, "max_samples")[1].reason == "No entry has more."
+    assert entry(imported, "report_to")[0] == "carried"
+
+
+@pytest.mark.parametrize("group", DOCUMENTED)
+def test_each_documented_key_is_handled_or_listed(tmp_path: Path, group: str) -> None:
+    for key in DOCUMENTED[group].split():
+        assert key in LLAMA_FACTORY.table, key
+        imported = carry(tmp_path, f"{key}:\n", "llama-factory")
+        assert entry(imported, key)[1].value is None
+        assert not imported.unknown
+
+
+def test_its_defaults_are_not_ours(tmp_path: Path) -> None:
+    imported = carry(tmp_path, "model_name_or_path: a/b\nstage: sft\n")
+    for name, value in (
+        ("method.name", "lora"),
+        ("method.rank", 8),
+        ("method.alpha", 16),
+        ("train.learning_rate", 5e-5),
+        ("train.epochs", 3),
+        ("train.batch_size", 8),
+        ("train.scheduler", "linear"),
+        ("train.warmup", 0),
+        ("data.overlong", "truncate"),
+        ("data.train", "train.jsonl"),
+    ):
+        assert setting(imported, name) == value, name
+        assert comment(imported, name), name
+    loaded(tmp_path, imported)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("lora_alpha: 7", "method.alpha", 7),
+        ("lora_alpha:", "method.alpha", 16),
+        ("lora_target: q_proj,v_proj", "method.target_modules", ["q_proj", "v_proj"]),
+        ("lora_target: [q_proj, v_proj]", "method.target_modules", ["q_proj", "v_proj"]),
+        # What is learned: the history too, unless it is masked.
+        ("mask_history: true", "data.supervise", "last"),
+        ("mask_history: false", "data.supervise", None),
+        ("train_on_prompt: true", "data.supervise", "all"),
+        ("per_device_train_batch_size: 2\ngradient_accumulation_steps: 8", "train.batch_size", 16),
+        ("gradient_accumulation_steps: 2", "train.batch_size", 16),
+        ("max_steps: -1", "train.max_steps", None),
+        ("max_steps: 30", "train.max_steps", 30),
+        ("lr_scheduler_type: constant\nwarmup_steps: 5", "train.warmup", 0),
+        ("lr_scheduler_type: polynomial", "train.scheduler", "linear"),
+        ("optim: paged_adamw_32bit", "train.optimizer", "adamw"),
+        ("optim: lion_8bit", "train.optimizer", "lion_8bit"),
+        ("optim: paged_lion_32bit", "train.optimizer", "lion_8bit"),
+        ("optim: adafactor", "train.optimizer", "adafactor"),
+        ("use_galore: true", "train.optimizer", None),
+        ("pissa_init: true\npissa_iter: 16\npissa_convert: true", "method.init", "pissa"),
+        ("pissa_init: false", "method.init", "default"),
+        ("loraplus_lr_ratio: 8.0", "method.loraplus_ratio", 8),
+        ("neftune_noise_alpha: 5", "method.neftune_alpha", 5),
+        ("optim: adamw_8bit", "train.optimizer", "adamw_8bit"),
+        ("fp16: true", "train.precision", "fp16"),
+        ("bf16: false", "train.precision", None),
+        ("pure_bf16: true", "train.precision", "bf16"),
+        ("disable_gradient_checkpointing: true", "memory.gradient_checkpointing", "off"),
+        ("disable_gradient_checkpointing: false", "memory.gradient_checkpointing", "on"),
+        ("use_unsloth_gc: true", "memory.activation_offload", "on"),
+        ("use_unsloth_gc: true", "memory.gradient_checkpointing", "on"),
+        ("enable_liger_kernel: true", "memory.liger", "auto"),
+        ("enable_liger_kernel: false", "memory.liger", "off"),
+        ("use_liger_kernel: true", "memory.liger", "auto"),
+        ("use_unsloth_gc: false", "memory.activation_offload", None),
+        ("use_unsloth_gc: true\ndisable_gradient_checkpointing: true", "memory.activation_offload", None),
+        ("quantization_bit: 4", "method.name", "qlora"),
+        ("quantization_bit: 8", "method.name", "qlora"),
+        ("quantization_bit: 4\nquantization_method: hqq", "method.name", "qlora"),
+        ("use_dora: true", "method.dora", True),
+        ("use_rslora: true", "method.rslora", True),
+        ("template: qwen", "template.name", "qwen"),
+        ("template: qwen3_nothink", "template.name", None),
+        ("template: phi", "template.name", "phi3"),
+        ("temperature: 0.5", "chat.temperature", 0.5),
+    ],
+)
+def test_traps(tmp_path: Path, text: str, name: str, value: Any) -> None:
+    imported = carry(tmp_path, f"{BASE}{text}\n")
+    assert setting(imported, name) == value
+    assert_all_accounted(imported, keys_of(BASE + text, LLAMA_FACTORY.sections))
+    loaded(tmp_path, imported)
+
+
+def test_other_methods_are_adapters_here(tmp_path: Path) -> None:
+    imported = carry(tmp_path, "model_name_or_path: a/b\nfinetuning_type: oft\n")
+    where, said = entry(imported, "finetuning_type")
+    assert (where, said.to, setting(imported, "method.name")) == ("unsupported", "method.name", "lora")
+    assert "OFT" in comment(imported, "method.name")
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"),
+    [("full", None), ("freeze", None), ("freeze\nfreeze_trainable_layers: -3\nfreeze_trainable_modules: all", 3)],
+)
+def test_weights_are_trained_as_there(tmp_path: Path, text: str, layers: int | None) -> None:
+    imported = carry(tmp_path, f"model_name_or_path: a/b\nfinetuning_type: {text}\n")
+    assert entry(imported, "finetuning_type")[0] == "carried"
+    assert setting(imported, "method.name") == text.splitlines()[0]
+    assert setting(imported, "method.trainable_layers") == layers
+    assert setting(imported, "method.trainable_end") == (None if layers is None else "first")
+    assert setting(imported, "memory.optimizer_in_backward") == "off", "they add gradients up"
+    loaded(tmp_path, imported)
+
+
+def test_single_modules_of_layers_are_not_trained_alone(tmp_path: Path) -> None:
+    text = "model_name_or_path: a/b\nfinetuning_type: freeze\nfreeze_trainable_modules: mlp\n"
+    assert entry(carry(tmp_path, text), "freeze_trainable_modules")[0] == "unsupported"
+
+
+def test_what_it_refuses_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="mask_history does not go with train_on_prompt"):
+        carry(tmp_path, f"{BASE}mask_history: true\ntrain_on_prompt: true\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "share", "steps"),
+    [
+        ("val_size: 0.1", 0.1, None),
+        ("val_size: 0.1\neval_steps: 50", 0.1, None),
+        ("val_size: 0.1\neval_strategy: steps\neval_steps: 50", 0.1, 50),
+        ("val_size: 0.1\nevaluation_strategy: steps\neval_steps: 50", 0.1, 50),
+        ("val_size: 0.1\neval_strategy: steps", 0.1, 500),
+        ("val_size: 0.1\neval_strategy: steps\nlogging_steps: 10", 0.1, 10),
+        ("val_size: 0.1\neval_strategy: epoch\neval_steps: 50", 0.1, None),
+        ("val_size: 0.1\neval_strategy: no\neval_steps: 50", 0.1, None),
+        ("eval_strategy: steps\neval_steps: 50", None, None),
+        ("val_size: 100", None, None),
+    ],
+)
+def test_held_out_rows(tmp_path: Path, text: str, share: float | None, steps: int | None) -> None:
+    imported = carry(tmp_path, f"{BASE}{text}\n")
+    assert setting(imported, "data.eval_share") == share
+    assert setting(imported, "eval.every_steps") == steps
+    assert_all_accounted(imported, keys_of(BASE + text, LLAMA_FACTORY.sections))
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "part"),
+    [
+        ("dataset: mine", "data/dataset_info.json#mine", "start where"),
+        ("dataset: [mine]", "data/dataset_info.json#mine", "start where"),
+        ("dataset: mime", "data/dataset_info.json#mime", "Did you mean mine?"),
+        ("dataset: far", "data/dataset_info.json#far", "'localtune-tui fetch hf://datasets/org/far#train'"),
+        ("dataset: scope", "data/dataset_info.json#scope", "fetched from the net (ms_hub_url)"),
+        ("dataset: bucket", "data/dataset_info.json#bucket", "fetched from the net (cloud_file_name)"),
+        ("dataset: gone", "data/dataset_info.json#gone", "is not there"),
+        ("dataset: mine\ndataset_dir: elsewhere", "elsewhere/dataset_info.json#mine", "There is no"),
+        ("dataset: org/x\ndataset_dir: ONLINE", "hf://datasets/org/x#train", "localtune-tui fetch"),
+        ("dataset: x\ndataset_dir: ONLINE", "x", "hf://datasets/owner/name"),
+        ("dataset: x\ndataset_dir: 'REMOTE:org/y'", "x", "of the Hub, in org/y"),
+    ],
+)
+def test_entries_of_the_registry(tmp_path: Path, text: str, value: str, part: str) -> None:
+    registry(tmp_path)
+    imported = carry(tmp_path, f"{BASE}{text}\n")
+    assert setting(imported, "data.train").endswith(value)
+    where, said = entry(imported, "dataset")
+    assert where == ("changed" if part == "start where" or "localtune-tui fetch" in part else "unsupported")
+    assert part in said.reason
+    loaded(tmp_path, imported)
+
+
+def test_rows_to_measure_on(tmp_path: Path) -> None:
+    registry(tmp_path)
+    imported = carry(tmp_path, f"{BASE}dataset: mine\neval_dataset: talks\nval_size: 0.1\n")
+    config = loaded(tmp_path, imported)
+    assert config.data.eval == f"{tmp_path}/data/dataset_info.json#talks"
+    assert config.data.eval_share == 0
+    assert entry(imported, "val_size")[0] == "unsupported"
+
+
+@pytest.mark.parametrize(
+    ("value", "tools", "where"),
+    [
+        ("wandb", ["wandb"], "carried"),
+        ("[tensorboard, trackio]", ["tensorboard", "trackio"], "carried"),
+        ("[wandb, mlflow]", ["wandb"], "changed"),
+        ("mlflow", None, "unsupported"),
+        ("all", None, "unsupported"),
+        ("none", None, "carried"),
+    ],
+)
+def test_reports_become_trackers(tmp_path: Path, value: str, tools: list[str] | None, where: str) -> None:
+    registry(tmp_path)
+    imported = carry(tmp_path, f"{BASE}dataset: mine\nreport_to: {value}\nrun_name: first\n")
+    assert entry(imported, "report_to")[0] == where
+    tracking = loaded(tmp_path, imported).tracking
+    assert (tracking.tools, tracking.name) == (tools, "first")

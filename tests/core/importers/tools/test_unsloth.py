@@ -1,0 +1,163 @@
+"""The YAML of Unsloth's command line carried over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.importers.tools.unsloth import UNSLOTH
+from tests.core.importers.helpers import (
+    assert_all_accounted,
+    carry,
+    comment,
+    entry,
+    keys_of,
+    loaded,
+    rows,
+    setting,
+)
+
+USUAL = """\
+model: org/model
+data:
+  local_dataset: [rows.jsonl]
+  format_type: auto
+training:
+  training_type: lora
+  max_seq_length: 1024
+  load_in_4bit: true
+  output_dir: outputs
+  num_epochs: 1
+  learning_rate: 2e-4
+  batch_size: 4
+  gradient_accumulation_steps: 2
+  warmup_steps: 10
+  max_steps: 0
+  save_steps: 25
+  weight_decay: 0.001
+  random_seed: 7
+  packing: false
+  train_on_completions: true
+  gradient_checkpointing: unsloth
+lora:
+  lora_r: 32
+  lora_alpha: 64
+  lora_dropout: 0.1
+  target_modules: "q_proj, v_proj"
+  use_rslora: true
+  use_loftq: false
+  use_dora: false
+  finetune_vision_layers: false
+logging:
+  enable_wandb: true
+  wandb_project: mine
+  enable_tensorboard: false
+  tensorboard_dir: runs
+"""
+DOCUMENTED = (
+    "model data.dataset data.local_dataset data.format_type training.training_type training.max_seq_length "
+    "training.load_in_4bit training.output_dir training.num_epochs training.learning_rate training.batch_size "
+    "training.gradient_accumulation_steps training.warmup_steps training.max_steps training.save_steps "
+    "training.weight_decay training.random_seed training.packing training.train_on_completions "
+    "training.gradient_checkpointing lora.lora_r lora.lora_alpha lora.lora_dropout lora.target_modules "
+    "lora.use_rslora lora.use_loftq lora.use_dora lora.finetune_vision_layers lora.finetune_language_layers "
+    "lora.finetune_attention_modules lora.finetune_mlp_modules lora.vision_all_linear logging.enable_wandb "
+    "logging.wandb_project logging.wandb_token logging.enable_tensorboard logging.tensorboard_dir logging.hf_token"
+)
+
+
+def test_a_usual_file(tmp_path: Path) -> None:
+    rows(tmp_path / "rows.jsonl")
+    imported = carry(tmp_path, USUAL)
+    assert imported.kind == "unsloth"
+    assert_all_accounted(imported, keys_of(USUAL, UNSLOTH.sections))
+    assert not imported.unknown
+    config = loaded(tmp_path, imported)
+    assert config.data.train == str(tmp_path / "rows.jsonl")
+    method, train = config.method, config.train
+    assert (method.name, method.rank, method.alpha, method.dropout) == ("qlora", 32, 64, 0.1)
+    assert method.target_modules == ["q_proj", "v_proj"]
+    assert (train.batch_size, train.micro_batch_size, train.max_length, train.epochs) == (8, 4, 1024, 1)
+    assert (train.warmup, train.scheduler, train.optimizer, train.seed) == (10, "linear", "adamw_8bit", 7)
+    assert (config.data.supervise, config.data.overlong) == ("assistant", "truncate")
+    assert config.checkpoint.every_steps == 25
+    assert train.max_steps is None
+    assert entry(imported, "logging.enable_wandb")[0] == "carried"
+    tracking = config.tracking
+    assert (tracking.tools, tracking.project, tracking.wandb_mode) == (["wandb"], "mine", "offline")
+
+
+@pytest.mark.parametrize("key", DOCUMENTED.split())
+def test_each_documented_key_is_handled_or_listed(tmp_path: Path, key: str) -> None:
+    section, _, name = key.rpartition(".")
+    text = f"{section}:\n  {name}:\n" if section else f"{name}:\n"
+    imported = carry(tmp_path, text, "unsloth")
+    assert entry(imported, key)[1].value is None
+    assert not imported.unknown
+
+
+def test_its_defaults_are_not_ours(tmp_path: Path) -> None:
+    imported = carry(tmp_path, "model: a/b\ndata:\ntraining: {training_type: lora}\n")
+    for name, value in (
+        ("method.rank", 64),
+        ("method.alpha", 16),
+        ("train.epochs", 3),
+        ("train.seed", 3407),
+        ("train.weight_decay", 0.01),
+        ("train.warmup", 5),
+        ("train.batch_size", 8),
+        ("train.scheduler", "linear"),
+        ("train.optimizer", "adamw_8bit"),
+        ("data.supervise", "all"),
+        ("data.overlong", "truncate"),
+        ("data.train", "train.jsonl"),
+    ):
+        assert setting(imported, name) == value, name
+        assert comment(imported, name), name
+    assert entry(imported, "data")[0] == "carried"
+    loaded(tmp_path, imported)
+
+
+@pytest.mark.parametrize(
+    ("section", "line", "name", "value"),
+    [
+        ("training", "train_on_completions: false", "data.supervise", "all"),
+        ("training", "load_in_4bit: false", "method.name", "lora"),
+        ("training", "training_type: full", "method.name", "full"),
+        ("training", "max_steps: 60", "train.max_steps", 60),
+        ("training", "warmup_ratio: 0.1", "train.warmup", 0.1),
+        ("training", "lr_scheduler_type: cosine", "train.scheduler", "cosine"),
+        ("training", "optim: adamw_torch", "train.optimizer", "adamw"),
+        ("training", "gradient_checkpointing: none", "memory.gradient_checkpointing", "off"),
+        ("training", "gradient_checkpointing: true", "memory.gradient_checkpointing", "on"),
+        ("training", "gradient_checkpointing: true", "memory.activation_offload", None),
+        ("training", "gradient_checkpointing: unsloth", "memory.gradient_checkpointing", "on"),
+        ("training", "gradient_checkpointing: unsloth", "memory.activation_offload", "on"),
+        ("training", "gradient_checkpointing: 'true'", "memory.gradient_checkpointing", "on"),
+        ("lora", "target_modules: [all-linear]", "method.target_modules", "all-linear"),
+        ("lora", "target_modules: ''", "method.target_modules", "all-linear"),
+        ("lora", "use_loftq: true", "method.init", "loftq"),
+        ("lora", "use_loftq: false", "method.init", None),
+        ("data", "format_type: chatml", "data.format", "messages"),
+        ("data", "format_type: sharegpt", "data.format", "sharegpt"),
+        ("data", "dataset: org/name", "data.train", "hf://datasets/org/name#train"),
+        ("inference", "temperature: 0.6", "chat.temperature", 0.6),
+    ],
+)
+def test_traps(tmp_path: Path, section: str, line: str, name: str, value: Any) -> None:
+    text = f"model: a/b\n{section}:\n  {line}\n"
+    imported = carry(tmp_path, text, "unsloth")
+    assert setting(imported, name) == value
+    assert_all_accounted(imported, keys_of(text, UNSLOTH.sections))
+    loaded(tmp_path, imported)
+
+
+def test_loftq_goes_with_4_bits_only(tmp_path: Path) -> None:
+    text = "model: a/b\ntraining:\n  load_in_4bit: false\nlora:\n  use_loftq: true\n"
+    imported = carry(tmp_path, text, "unsloth")
+    assert setting(imported, "method.init") is None
+    where, said = entry(imported, "lora.use_loftq")
+    assert where == "unsupported"
+    assert "nothing is rounded" in said.reason

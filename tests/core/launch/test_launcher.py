@@ -1,0 +1,421 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from core.config.schema import TrackingSection
+from core.errors import UserError
+from core.launch import launcher
+from core.runs import lock
+from core.runs.events import StepEvent, encode_event
+from core.runs.process import hostname, start_identity
+from core.runs.state import RunState
+from core.runs.store import Run, create_run
+from core.tracking.position import Place
+from tests.core.runs.helpers import config_for, wait_for
+
+FAKE = Path(__file__).with_name("fake_worker.py")
+
+
+@pytest.fixture(autouse=True)
+def fake_worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def command(run: Run, *, resume: bool = False) -> list[str]:
+        return [sys.executable, str(FAKE), str(run.path), *(["--resume"] if resume else [])]
+
+    monkeypatch.setattr(launcher, "worker_command", command)
+    monkeypatch.setenv("FAKE_WORKER", "train")
+    yield
+    for child in launcher._children.values():
+        child.kill()
+        child.wait()
+    launcher._children.clear()
+
+
+def is_training(state: RunState) -> bool:
+    return state.state == "training"
+
+
+def add_checkpoint(run: Run, step: int = 3, *, manifest: bool = True) -> None:
+    directory = run.checkpoints_path / f"step-{step:08d}"
+    directory.mkdir(parents=True)
+    if manifest:
+        (directory / "manifest.json").write_text("{}")
+
+
+def kill_worker(run: Run) -> None:
+    state = RunState.read(run.state_path)
+    assert state is not None
+    assert state.pid is not None
+    os.kill(state.pid, signal.SIGKILL)
+    wait_for(lambda: run.state().state == "lost")
+
+
+def test_the_worker_is_the_training_module_of_this_interpreter(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    assert launcher.worker_command(run) == [sys.executable, "-m", "core.worker", str(run.path)]
+    assert launcher.worker_command(run, resume=True)[-1] == "--resume"
+
+
+def test_a_worker_has_its_own_session_and_nothing_of_the_starter_but_its_lock(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_WORKER", "report")
+    monkeypatch.setenv("HF_TOKEN", "secret-1")
+    monkeypatch.setenv("WANDB_API_KEY", "secret-2")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-3")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    with (run.path / "open-in-the-starter").open("w") as leak:
+        os.set_inheritable(leak.fileno(), True)
+        launcher.launch(run)
+        launcher.wait_until(run, lambda state: state.state == "finished", 30)
+    report = json.loads((run.path / "report.json").read_text())
+    assert report["session"] == report["pid"] != os.getsid(0)
+    assert Path(report["cwd"]) == run.path
+    assert report["umask"] == 0o077
+    assert not [value for value in report["environment"].values() if "secret-" in value]
+    assert report["environment"]["TOKENIZERS_PARALLELISM"] == "false"
+    paths = {Path(target) for name, target in report["descriptors"].items() if name not in "012"}
+    assert {path for path in paths if not str(path).startswith("/proc/")} == {run.path / "worker.lock"}
+    assert report["descriptors"]["0"] == "/dev/null"
+    assert report["descriptors"]["1"] == report["descriptors"]["2"] == str(run.log_path)
+    assert run.log_path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_worker_outlives_the_process_that_started_it(run: Run) -> None:
+    program = (
+        "import sys, os, pathlib\n"
+        "from core.runs import launcher\nfrom core.runs.store import Run\n"
+        f"launcher.worker_command = lambda run, resume=False: [sys.executable, {str(FAKE)!r}, str(run.path)]\n"
+        f"launcher.launch(Run(pathlib.Path({str(run.path)!r})))\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    starter = subprocess.run([sys.executable, "-c", program], cwd=FAKE.parents[3], check=False, timeout=60)
+    assert starter.returncode == -signal.SIGKILL
+    state = launcher.wait_until(run, is_training, 30)
+    assert state.pid is not None
+    try:
+        assert psutil.pid_exists(state.pid)
+        assert launcher.terminate(run)
+        wait_for(lambda: run.state().state == "stopped")
+    finally:
+        if psutil.pid_exists(state.pid) and start_identity(state.pid) == state.pid_started:
+            os.kill(state.pid, signal.SIGKILL)
+
+
+def test_an_ended_worker_is_no_zombie_after_reaping(run: Run) -> None:
+    pid = launcher.launch(run)
+    launcher.wait_until(run, is_training, 30)
+    os.kill(pid, signal.SIGTERM)
+    wait_for(lambda: run.state().state == "stopped")
+
+    def gone() -> bool:
+        launcher.reap()
+        return not psutil.pid_exists(pid)
+
+    wait_for(gone)
+
+
+def test_a_worker_that_dies_at_once_is_reported_with_the_end_of_its_log(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_WORKER", "crash")
+    launcher.launch(run)
+    with pytest.raises(UserError) as caught:
+        launcher.wait_until(run, is_training, 30)
+    assert "ValueError: no such weights\ufffd[31m" in caught.value.message
+    assert str(run.log_path) in caught.value.hint
+    state = run.state()
+    assert state.state == "failed"
+    assert "code 1" in state.reason
+    assert "no such weights" in launcher.failure_reason(run)
+
+
+def test_a_recorded_failure_is_the_reason(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_WORKER", "fail")
+    launcher.launch(run)
+    with pytest.raises(UserError, match="the disk is full"):
+        launcher.wait_until(run, is_training, 30)
+
+
+def test_waiting_ends_when_the_time_is_up(run: Run) -> None:
+    with pytest.raises(UserError, match=r"still queued after 0\.1 s"):
+        launcher.wait_until(run, is_training, 0.1)
+
+
+def test_a_second_worker_is_refused_while_the_first_lives(run: Run) -> None:
+    launcher.launch(run)
+    # At once, before the first has written anything.
+    with pytest.raises(UserError, match="already has a worker"):
+        launcher.launch(run)
+    launcher.wait_until(run, is_training, 30)
+    with pytest.raises(UserError, match="already has a worker"):
+        launcher.continue_run(run)
+    assert len((run.path / "starts").read_text().splitlines()) == 1
+
+
+def test_of_many_launchers_at_once_one_wins(run: Run) -> None:
+    program = (
+        "import sys, pathlib\n"
+        "from core.errors import UserError\nfrom core.runs import launcher\nfrom core.runs.store import Run\n"
+        f"launcher.worker_command = lambda run, resume=False: [sys.executable, {str(FAKE)!r}, str(run.path)]\n"
+        "sys.stdin.readline()\n"
+        f"try: launcher.launch(Run(pathlib.Path({str(run.path)!r}))); print('started')\n"
+        "except UserError as error: print('refused')\n"
+    )
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            cwd=FAKE.parents[3],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    try:
+        for racer in racers:
+            assert racer.stdin is not None
+            racer.stdin.write("go\n")
+            racer.stdin.flush()
+        outcomes = [racer.communicate(timeout=60)[0].strip() for racer in racers]
+        launcher.wait_until(run, is_training, 30)
+    finally:
+        launcher.terminate(run, force=True)
+    assert sorted(outcomes) == ["refused"] * 3 + ["started"]
+    assert len((run.path / "starts").read_text().splitlines()) == 1
+
+
+def test_a_worker_started_by_hand_is_refused_too(run: Run) -> None:
+    launcher.launch(run)
+    launcher.wait_until(run, is_training, 30)
+    done = subprocess.run(
+        [sys.executable, str(FAKE), str(run.path)],
+        env={**os.environ, "PYTHONPATH": str(FAKE.parents[3])},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 5
+    assert "already has a worker" in done.stderr
+
+
+def test_the_lock_goes_with_the_worker(run: Run) -> None:
+    assert not lock.is_locked(run)
+    launcher.launch(run)
+    assert lock.is_locked(run)
+    launcher.wait_until(run, is_training, 30)
+    kill_worker(run)
+    assert not lock.is_locked(run)
+
+
+def test_a_foreign_descriptor_is_not_taken_for_the_lock(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("0", "99999999999999999999", "x", "-1"):
+        monkeypatch.setenv(lock.LOCK_VARIABLE, value)
+        descriptor = lock.hold_worker_lock(run)
+        assert os.path.samestat(os.fstat(descriptor), os.stat(run.path / "worker.lock"))
+        assert lock.is_locked(run)
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize("state", ["stopped", "failed", "lost"])
+def test_an_ended_run_continues_with_resume(run: Run, state: str) -> None:
+    RunState(state=state, reason="x", step=3, total_steps=9, host=hostname()).write(run.state_path)
+    add_checkpoint(run)
+    launcher.continue_run(run)
+    launcher.wait_until(run, is_training, 30)
+    assert (run.path / "starts").read_text().split()[1] == "--resume"
+
+
+def test_continuing_keeps_the_step_while_it_is_queued(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    RunState(state="stopped", reason="x", pid=1, pid_started="y", step=3, total_steps=9, host="elsewhere").write(
+        run.state_path
+    )
+    add_checkpoint(run)
+    monkeypatch.setattr(launcher, "worker_command", lambda *_, **__: ["/bin/true"])
+    launcher.continue_run(run)
+    recorded = RunState.read(run.state_path)
+    assert recorded is not None
+    assert (recorded.state, recorded.step, recorded.total_steps, recorded.pid) == ("queued", 3, 9, None)
+    assert recorded.host == hostname()
+
+
+def test_what_cannot_be_continued_is_refused_and_left_alone(run: Run) -> None:
+    for state, message in (("finished", "finished"), ("stopped", "no complete checkpoint")):
+        RunState(state=state, host=hostname()).write(run.state_path)
+        add_checkpoint(run, 1 + len(state), manifest=False)
+        before = run.state_path.read_bytes()
+        with pytest.raises(UserError, match=message):
+            launcher.continue_run(run)
+        assert run.state_path.read_bytes() == before
+        assert not (run.path / "starts").exists()
+
+
+def test_a_run_on_another_machine_is_not_continued(run: Run) -> None:
+    RunState(state="training", pid=5, pid_started="x", host="elsewhere", updated=time.time()).write(run.state_path)
+    add_checkpoint(run)
+    with pytest.raises(UserError, match="training on elsewhere"):
+        launcher.continue_run(run)
+    with pytest.raises(UserError, match="runs on elsewhere"):
+        launcher.terminate(run)
+
+
+def test_checkpoints_count_only_with_their_manifest_and_by_number(run: Run) -> None:
+    for step in (90, 100, 20):
+        add_checkpoint(run, step)
+    add_checkpoint(run, 110, manifest=False)
+    (run.checkpoints_path / "step-x").mkdir()
+    assert [path.name for path in launcher.complete_checkpoints(run)] == [
+        "step-00000020",
+        "step-00000090",
+        "step-00000100",
+    ]
+
+
+def test_a_signal_never_reaches_a_process_that_only_has_the_same_pid(run: Run) -> None:
+    with subprocess.Popen(["sleep", "60"]) as bystander:
+        try:
+            state = RunState(state="training", pid=bystander.pid, pid_started="another boot/1", host=hostname())
+            state.write(run.state_path)
+            assert not launcher.terminate(run)
+            assert not launcher.terminate(run, force=True)
+            assert bystander.poll() is None
+            replace(state, pid_started=start_identity(bystander.pid)).write(run.state_path)
+            assert launcher.terminate(run)
+            assert bystander.wait(20) == -signal.SIGTERM
+            assert not launcher.terminate(run)
+        finally:
+            bystander.kill()
+
+
+def test_a_deaf_worker_is_killed_by_force(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_WORKER", "deaf")
+    launcher.launch(run)
+    launcher.wait_until(run, is_training, 30)
+    assert launcher.terminate(run)
+    assert run.state().state == "training"
+    assert launcher.terminate(run, force=True)
+    wait_for(lambda: run.state().state == "lost")
+    assert "lost" in _message(lambda: launcher.wait_until(run, is_training, 1))
+
+
+def _message(action: object) -> str:
+    assert callable(action)
+    with pytest.raises(UserError) as caught:
+        action()
+    return caught.value.message
+
+
+def test_a_process_that_cannot_be_started_is_a_failed_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "worker_command", lambda *_, **__: ["/no/such/python"])
+    with pytest.raises(UserError, match="could not be started"):
+        launcher.launch(run)
+    assert run.state().state == "failed"
+    assert not lock.is_locked(run)
+
+
+def test_start_run_makes_and_launches(home: Path) -> None:
+    run = launcher.start_run(config_for(home), "My tickets!")
+    assert run.id.endswith("-my-tickets")
+    assert launcher.wait_until(run, is_training, 30).step == 3
+
+
+def test_the_log_of_an_earlier_worker_is_not_the_reason(run: Run) -> None:
+    run.log_path.write_text(
+        "== worker started once\nold trouble\n== worker started again\n\nnew\x07 line\r 10%\r 20%\n"
+    )
+    assert launcher.log_tail(run) == [" 20%"]
+    run.log_path.write_bytes(b"\xff\xfe\n" * 3)
+    assert len(launcher.log_tail(run, 2)) == 2
+    run.log_path.unlink()
+    assert launcher.log_tail(run) == []
+    assert "log is empty" in launcher.failure_reason(create_run(config_for(run.path), "other"))
+
+
+def test_a_worker_finds_core_from_anywhere(tmp_path: Path) -> None:
+    foreign = tmp_path / "core"
+    foreign.mkdir()
+    (foreign / "__init__.py").write_text("raise SystemExit('the wrong core')")
+    done = subprocess.run(
+        [sys.executable, "-c", "import core.runs.lock, core; print(core.__file__)"],
+        cwd=os.sep,
+        env=launcher.worker_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert Path(done.stdout.strip()) == FAKE.parents[3] / "core" / "__init__.py"
+
+
+def _trackers_left() -> list[subprocess.Popen[bytes]]:
+    launcher.reap()
+    return launcher._trackers
+
+
+def test_trackers_are_started_beside_the_worker_and_take_nothing_from_it(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A library that hangs as soon as it is imported, another that is broken.
+    (tmp_path / "tensorboard.py").write_text("raise RuntimeError('broken')")
+    (tmp_path / "wandb.py").write_text("import threading; threading.Event().wait()")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("WANDB_API_KEY", "secret-2")
+    monkeypatch.setenv("FAKE_WORKER", "report")
+    tracking = TrackingSection(tools=["wandb", "tensorboard"])
+    run = create_run(config_for(home).model_copy(update={"tracking": tracking}), "tracked")
+    step = StepEvent(
+        step=1,
+        epoch=0.1,
+        loss=2.0,
+        lr=0.1,
+        grad_norm=1.0,
+        tokens=1,
+        supervised_tokens=1,
+        seconds=1.0,
+        tokens_per_second=1.0,
+    )
+    run.events_path.write_text(encode_event(step))
+    before = len(launcher._trackers)
+    launcher.launch(run)
+    try:
+        launcher.wait_until(run, lambda state: state.state == "finished", 30)
+        hanging, broken = Place(run, "wandb"), Place(run, "tensorboard")
+        wait_for(lambda: hanging.position().state == "sending" and broken.position().state == "failed", 30)
+        assert hanging.position().is_working
+        environment = Path(f"/proc/{hanging.position().pid}/environ").read_bytes()
+        assert b"secret-2" not in environment
+        assert b"WANDB_MODE=offline" in environment
+        # The broken one has ended and is collected, the hanging one goes its own way.
+        wait_for(lambda: len(_trackers_left()) == before + 1)
+    finally:
+        for process in launcher._trackers[before:]:
+            process.kill()
+            process.wait()
+    assert "its process hung or was ended" in hanging.position().reason
+
+
+def test_a_tracker_that_cannot_be_started_is_written_down_and_the_run_goes_on(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_process(*_: object) -> None:
+        raise OSError("too many processes")
+
+    monkeypatch.setattr(launcher, "start_tracker", no_process)
+    monkeypatch.setenv("FAKE_WORKER", "report")
+    run = create_run(config_for(home).model_copy(update={"tracking": TrackingSection(tools="trackio")}), "tracked")
+    place = Place(run, "trackio")
+    place.make()
+    launcher.launch(run)
+    launcher.wait_until(run, lambda state: state.state == "finished", 30)
+    assert "too many processes" in place.position().reason

@@ -1,0 +1,131 @@
+"""``config.json`` as an architecture: exact parameter counts, the names PEFT sees, and refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.errors import UserError
+from core.memory.sizes import target_linears
+from core.models.architecture.families import known_families, read_architecture
+from tests.core.models.architecture import published
+
+
+@pytest.mark.parametrize("name", published.PARAMETERS)
+def test_published_models_have_exactly_their_parameters(name: str) -> None:
+    config, parameters = published.PARAMETERS[name]
+    architecture = read_architecture(config, name)
+    assert architecture.parameters == parameters
+    assert not architecture.guessed
+
+
+def test_a_tied_head_is_counted_once() -> None:
+    tied = read_architecture({**published.LLAMA_3_8B, "tie_word_embeddings": True}, "x")
+    assert read_architecture(published.LLAMA_3_8B, "x").parameters - tied.parameters == 128256 * 4096
+
+
+def test_the_text_part_of_several_is_read() -> None:
+    architecture = read_architecture(published.GEMMA_3_4B, "x")
+    assert (architecture.family, architecture.hidden, architecture.depth) == ("gemma3_text", 2560, 34)
+    attention = architecture.layers[0].attention
+    assert (attention.heads, attention.kv_heads, attention.head_dim) == (8, 4, 256)
+
+
+def test_layers_of_two_kinds_are_told_apart() -> None:
+    config = {**published.QWEN_1_5_MOE, "mlp_only_layers": [0, 1], "decoder_sparse_step": 2}
+    architecture = read_architecture(config, "x")
+    sparse, dense = architecture.layers
+    assert (sparse.count, dense.count) == (11, 13)
+    assert sparse.experts is not None
+    assert dense.experts is None
+    assert dense.width == 5632
+
+
+@pytest.mark.parametrize(
+    ("targets", "names"),
+    [
+        ("all-linear", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}),
+        (["q_proj", "v_proj"], {"q_proj", "v_proj"}),
+        (["self_attn.q_proj"], {"q_proj"}),
+        (["model.layers.0.mlp.up_proj"], {"up_proj"}),
+        (["proj"], set()),
+        (["lm_head"], set()),
+    ],
+)
+def test_targets_are_chosen_as_peft_chooses_them(targets: Any, names: set[str]) -> None:
+    layer = read_architecture(published.LLAMA_3_8B, "x").layers[0]
+    assert {name.rpartition(".")[2] for name in target_linears(layer, "model.layers.0", targets)} == names
+
+
+def test_an_unknown_family_like_llama_is_guessed_and_says_so() -> None:
+    architecture = read_architecture({**published.LLAMA_3_8B, "model_type": "somebodys_llama"}, "x")
+    assert architecture.guessed
+    assert architecture.parameters == 8_030_261_248
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({}, "no model_type"),
+        ({"model_type": "llama"}, "no num_attention_heads|no hidden_size"),
+        ({**published.LLAMA_3_8B, "hidden_size": "4096"}, "hidden_size is '4096', not a size"),
+        ({**published.LLAMA_3_8B, "hidden_size": 0}, "hidden_size is 0"),
+        ({**published.LLAMA_3_8B, "num_hidden_layers": True}, "num_hidden_layers is True"),
+        ({**published.LLAMA_3_8B, "vocab_size": 10**30}, "vocab_size"),
+        ({**published.LLAMA_3_8B, "num_hidden_layers": 2_000_000_000}, "num_hidden_layers is 2000000000"),
+        ({**published.LLAMA_3_8B, "attention_dropout": 7}, "attention_dropout is 7, not a share"),
+        ({**published.LLAMA_3_8B, "model_type": "dots1", "n_routed_experts": 256}, "n_routed_experts"),
+        ({**published.DEEPSEEK_V3, "kv_lora_rank": "512"}, "kv_lora_rank is '512', not a size"),
+        ({**published.GEMMA_3_4B, "vision_config": {"patch_size": 0}}, "vision_config: patch_size is 0"),
+        ({"model_type": "jamba", "mamba_d_state": 16}, "mamba_d_state"),
+        ({"model_type": "t5", "is_encoder_decoder": True}, "is_encoder_decoder"),
+    ],
+)
+def test_what_cannot_be_known_is_refused_in_one_sentence(config: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words) as refusal:
+        read_architecture(config, "model/config.json")
+    assert "model/config.json" in refusal.value.message
+    assert refusal.value.hint
+
+
+def test_what_sees_images_counts_but_is_no_layer() -> None:
+    architecture = read_architecture(published.GEMMA_3_4B, "x")
+    assert architecture.tower is not None
+    assert architecture.tower.parameters == 416_866_032 + 1152 * 2560 + 1152
+    assert (architecture.depth, architecture.prefix) == (34, "model.layers")
+
+
+def test_deepseeks_first_layers_have_no_experts() -> None:
+    dense, sparse = read_architecture(published.DEEPSEEK_V3, "x").layers
+    assert (dense.count, sparse.count) == (3, 58)
+    assert dense.experts is None
+    assert sparse.experts is not None
+    for first in (0, None, -1, True, "3"):
+        (only,) = read_architecture({**published.DEEPSEEK_V3, "first_k_dense_replace": first}, "x").layers
+        assert only.count == 61
+    (only,) = read_architecture({**published.DEEPSEEK_V3, "first_k_dense_replace": 99}, "x").layers
+    assert only.experts is None
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=4,
+)
+KEYS = st.sampled_from(
+    [*published.LLAMA_3_8B, *published.GPT_2, *published.QWEN_1_5_MOE, *published.DEEPSEEK_V3, *published.GEMMA_3_4B]
+)
+
+
+@given(st.sampled_from(known_families()), st.dictionaries(KEYS, JSON, max_size=4))
+def test_any_json_gives_an_architecture_or_a_refusal(family: str, changes: dict[str, Any]) -> None:
+    config = {**published.DEEPSEEK_V3, **published.QWEN_1_5_MOE, **published.GPT_2, "model_type": family, **changes}
+    try:
+        architecture = read_architecture(config, "x")
+    except UserError:
+        return
+    assert architecture.parameters > 0
+    assert architecture.depth >= 1

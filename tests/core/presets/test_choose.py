@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from core.config.facts import Facts
+from core.errors import UserError
+from core.models.architecture.architecture import Architecture
+from core.models.architecture.families import read_architecture
+from core.presets.choose import choose_preset
+from core.presets.library import AIMS, Aim, presets
+from tests.core.models.architecture import published
+
+GIB = 1 << 30
+
+
+def model(billions: float, positions: int | None = 131072) -> Architecture:
+    """A model of about this size in the shape of one that there is, as deep as it takes."""
+    shapes = ((1, published.SMOLLM2_135M), (5, published.QWEN_3_4B), (9.5, published.LLAMA_3_8B))
+    larger = published.QWEN_2_5_14B if billions < 16 else published.QWEN_2_5_32B
+    shape = next((shape for most, shape in shapes if billions < most), larger)
+    found = read_architecture(shape, "m")
+    (layer,) = found.layers
+    depth = max(round((billions * 1e9 - found.embeddings) / layer.parameters), 1)
+    return replace(found, layers=(replace(layer, count=depth),), positions=positions)
+
+
+def facts(billions: float | None, card: float | None, positions: int | None = 131072) -> Facts:
+    """A model of this size, and a card of so many GiB."""
+    return Facts(
+        model=None if billions is None else model(billions, positions),
+        device_bytes=None if card is None else round(card * GIB),
+    )
+
+
+@pytest.mark.parametrize(
+    ("billions", "card", "aim", "name"),
+    [
+        (0.13, None, "balanced", "cpu-small"),
+        (0.13, None, "quick-look", "cpu-small-quick-look"),
+        (None, None, "balanced", "cpu-small"),
+        (None, 23.99, "balanced", "24gb-7b"),
+        (None, 7.99, "balanced", "8gb-7b"),
+        (3.2, 8.0, "balanced", "8gb-small"),
+        (8.0, 7.99, "balanced", "8gb-7b"),
+        (8.0, 11.99, "long-context", "12gb-7b-long-context"),
+        (8.0, 15.99, "quick-look", "12gb-7b-quick-look"),
+        # With error correction, as on a data center's card.
+        (8.0, 22.5, "balanced", "24gb-7b"),
+        (8.0, 23.99, "best-quality", "24gb-7b-best-quality"),
+        # Too large for 16 bits on that card.
+        (9.2, 23.99, "best-quality", "16gb-7b-best-quality"),
+        (14.7, 23.99, "balanced", "24gb-13b"),
+        (32.8, 23.99, "balanced", "24gb-30b"),
+        (32.8, 79.6, "balanced", "24gb-30b"),
+    ],
+)
+def test_the_preset_for_a_model_and_a_card(billions: float | None, card: float | None, aim: Aim, name: str) -> None:
+    choice = choose_preset(facts(billions, card), aim)
+    assert choice.preset.name == name
+    assert choice.why.startswith(f"{name}, as ")
+    assert choice.why.endswith(".")
+    assert choice.max_length is None
+
+
+@pytest.mark.parametrize("aim", AIMS)
+def test_whatever_is_known_there_is_a_preset_or_a_sentence(aim: Aim) -> None:
+    for billions in (None, 0.01, 1, 4.5, 8, 9.5, 14, 16, 35, 70, 700):
+        for card in (None, 1, 4, 8, 12, 16, 24, 80):
+            known = facts(billions, card)
+            try:
+                choice = choose_preset(known, aim, lengths=[10, 5000])
+            except UserError as error:
+                assert billions is None or billions > 8 or (card or 0) < 8
+                assert "parameters" in error.message  # noqa: PT017
+                continue
+            preset = choice.preset
+            assert preset.memory_gb <= (card or 0)
+            if known.model is not None and card:
+                assert preset.parameters[0] <= known.model.parameters / 1e9 <= preset.parameters[1]
+
+
+def test_why_is_said() -> None:
+    choice = choose_preset(facts(8.03, 23.99), lengths=[100] * 10, card_name="the RTX 4090")
+    assert choice.why == (
+        "24gb-7b, as the model has 8.03 billion parameters, the RTX 4090 has 24 GB and no row looked at is longer than "
+        "4096 tokens."
+    )
+    assert "there is none for best-quality there" in choose_preset(facts(0.1, None), "best-quality").why
+    assert "135 million" in choose_preset(facts(0.135, None)).why
+
+
+def test_long_rows_have_a_preset_for_long_rows_chosen() -> None:
+    long, short = [6000] * 2 + [100] * 8, [6000] + [100] * 99
+    assert choose_preset(facts(8, 24), lengths=long).preset.name == "24gb-7b-long-context"
+    assert "no row looked at is longer than 16384" in choose_preset(facts(8, 24), lengths=long).why
+    choice = choose_preset(facts(8, 24), lengths=short)
+    assert choice.preset.name == "24gb-7b"
+    assert "1% of the rows looked at are longer than 4096 tokens" in choice.why
+    # What was asked for stands.
+    assert choose_preset(facts(8, 24), "best-quality", lengths=long).preset.name == "24gb-7b-best-quality"
+    assert choose_preset(facts(8, 8), lengths=long).preset.name == "8gb-7b"
+
+
+def test_the_length_is_cut_to_what_the_model_reads() -> None:
+    choice = choose_preset(facts(8, 24, positions=2048))
+    assert choice.max_length == 2048
+    assert "train.max_length is 2048, as the model reads no more" in choice.why
+    assert presets()[choice.preset.name].values["train.max_length"] == 4096
+
+
+def test_a_preset_with_which_the_model_would_not_fit_is_not_taken() -> None:
+    """Gemma 2 holds attention scores, which take more than its number of parameters lets one expect."""
+    gemma = read_architecture({**published.GEMMA_2_9B, "max_position_embeddings": 8192}, "gemma")
+    choice = choose_preset(Facts(model=gemma, device_bytes=16 * GIB), card_name="the card")
+    assert choice.preset.name == "12gb-7b"
+    assert "16gb-7b would need 2" in choice.why
+    long = choose_preset(Facts(model=gemma, device_bytes=24 * GIB), "long-context")
+    assert long.preset.name == "12gb-7b-long-context"
+
+
+def test_a_model_of_experts_that_stay_in_16_bit_is_too_large_and_it_is_said() -> None:
+    mixture = read_architecture(published.QWEN_3_30B_A3B, "qwen")
+    with pytest.raises(UserError, match=r"needs 7\d\.\d GB at least, and the card has 25\.8 GB"):
+        choose_preset(Facts(model=mixture, device_bytes=24 * GIB))

@@ -1,0 +1,410 @@
+"""Checkpoints that are whole or do not exist."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from core.config.schema import MethodSection, TrainSection
+from core.errors import UserError
+from core.worker.checkpoint import checkpoint as checkpoints
+from core.worker.model.adapters import attach_adapters
+from core.worker.model.model import load_model, trainable_parameters
+from core.worker.optim.optim import make_optimizer
+
+FACTS: dict[str, Any] = {"config_sha256": "c", "overrides": {"train.learning_rate": 1e-3}, "best": None}
+FILES = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors", "manifest.json", "optimizer.pt", "rng.pt")
+
+
+class Training:
+    """A tiny model in the middle of its training."""
+
+    def __init__(self, directory: Path, *, seed: int = 0, optimizer: Any = "adamw", **method: Any) -> None:
+        loaded = load_model(directory, method="lora", precision="fp32", device="cpu")
+        section = MethodSection(**{"rank": 2, "dropout": 0.2} | method)
+        self.model = attach_adapters(loaded.model, section, seed=seed)
+        train = TrainSection(learning_rate=1e-2, optimizer=optimizer)
+        self.optimizer = make_optimizer(trainable_parameters(self.model), train)
+
+    def step(self) -> float:
+        ids = torch.randint(0, 300, (2, 12))
+        loss = self.model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return float(loss.detach())
+
+    def save(self, where: Path, step: int) -> checkpoints.Checkpoint:
+        return checkpoints.save_checkpoint(
+            where, model=self.model, optimizer=self.optimizer, step=step, facts=dict(FACTS)
+        )
+
+
+@pytest.fixture(scope="module")
+def training(tiny_model_dir: Path) -> Training:
+    training = Training(tiny_model_dir)
+    training.step()
+    return training
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory, training: Training) -> Path:
+    """Two checkpoints, never touched."""
+    where = tmp_path_factory.mktemp("saved") / "checkpoints"
+    for step in (10, 20):
+        training.save(where, step)
+    return where
+
+
+@pytest.fixture
+def where(saved: Path, tmp_path: Path) -> Path:
+    """Two checkpoints, to be damaged."""
+    return Path(shutil.copytree(saved, tmp_path / "checkpoints"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"dora": True},
+        # From 4096 elements on a moment is kept in 8 bits.
+        {"optimizer": "adamw_8bit", "rank": 80},
+        {"optimizer": "paged_adamw_8bit", "rank": 80},
+    ],
+)
+def test_restore_is_exact(tiny_model_dir: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    original = Training(tiny_model_dir, **options)
+    torch.manual_seed(3)
+    for _ in range(3):
+        original.step()
+    written = original.save(tmp_path, 3)
+    expected = [original.step() for _ in range(3)], np.random.random(), random.random()
+
+    other = Training(tiny_model_dir, seed=9, **options)
+    other.step()
+    checkpoints.restore(checkpoints.verify_checkpoint(written.path), model=other.model, optimizer=other.optimizer)
+    assert ([other.step() for _ in range(3)], np.random.random(), random.random()) == expected
+    for mine, theirs in zip(trainable_parameters(original.model), trainable_parameters(other.model), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_a_checkpoint_is_private_complete_and_says_what_it_is(saved: Path) -> None:
+    path = saved / "step-00000020"
+    assert sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()) == sorted(FILES)
+    for entry in [path, *path.rglob("*")]:
+        assert stat.S_IMODE(entry.stat().st_mode) == (0o700 if entry.is_dir() else 0o600)
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert manifest["step"] == 20
+    assert manifest["overrides"] == FACTS["overrides"]
+    assert set(manifest["files"]) == set(FILES) - {"manifest.json"}
+    for name, facts in manifest["files"].items():
+        assert facts == {"bytes": (path / name).stat().st_size, "sha256": checkpoints.hash_file(path / name)}
+    assert not [entry for entry in saved.iterdir() if entry.name.startswith(".")]
+
+
+def _remove(path: Path) -> None:
+    path.unlink()
+
+
+def _cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 2)
+
+
+def _empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def _flip(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 0b100
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("damage", [_remove, _cut, _empty, _flip])
+@pytest.mark.parametrize("name", FILES)
+def test_any_damage_to_any_file_brings_the_older_checkpoint(
+    where: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    damage(where / "step-00000020" / name)
+    found, damaged = checkpoints.newest_valid(where)
+    assert found is not None
+    assert found.step == 10
+    (sentence,) = damaged
+    assert sentence.startswith("step-00000020")
+    assert sentence.endswith(".")
+    damage(where / "step-00000010" / name)
+    found, damaged = checkpoints.newest_valid(where)
+    assert found is None
+    assert [sentence.split(":")[0].split()[0] for sentence in damaged] == ["step-00000020", "step-00000010"]
+
+
+def _rewrite_manifest(path: Path, **changes: Any) -> None:
+    """A manifest that says something else, and whose own hash is right."""
+    manifest = json.loads((path / "manifest.json").read_text()) | changes
+    manifest["manifest_sha256"] = checkpoints.hash_manifest(manifest)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def _files_of(path: Path) -> dict[str, Any]:
+    files: dict[str, Any] = json.loads((path / "manifest.json").read_text())["files"]
+    return files
+
+
+def _with_the_manifest_of_another(path: Path) -> None:
+    shutil.copy(path.parent / "step-00000010" / "manifest.json", path / "manifest.json")
+
+
+def _with_the_files_of_another(path: Path) -> None:
+    shutil.rmtree(path)
+    shutil.copytree(path.parent / "step-00000010", path)
+
+
+def _with_more_named(path: Path) -> None:
+    outside = path.parent.parent / "outside"
+    outside.write_text("x")
+    facts = {"bytes": 1, "sha256": checkpoints.hash_file(outside)}
+    _rewrite_manifest(path, files={**_files_of(path), "../../outside": facts})
+
+
+def _with_less_named(name: str) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        _rewrite_manifest(path, files={other: facts for other, facts in _files_of(path).items() if other != name})
+        (path / name).unlink()
+
+    return damage
+
+
+def _as_links(name: str) -> Callable[[Path], None]:
+    """The same content, but it lies elsewhere, where it may change."""
+
+    def damage(path: Path) -> None:
+        target = path.parent.parent / "elsewhere"
+        (path / name).rename(target)
+        (path / name).symlink_to(target)
+
+    return damage
+
+
+def _as_link(path: Path) -> None:
+    target = path.parent.parent / "elsewhere"
+    path.rename(target)
+    path.symlink_to(target)
+
+
+def _in_a_loop(path: Path) -> None:
+    (path / "rng.pt").unlink()
+    (path / "rng.pt").symlink_to(path / "rng.pt")
+
+
+def _with_a_directory(path: Path) -> None:
+    (path / "rng.pt").unlink()
+    (path / "rng.pt").mkdir()
+
+
+def _with_a_pipe(name: str) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        (path / name).unlink()
+        os.mkfifo(path / name)
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (_with_the_manifest_of_another, "manifest.json is that of another checkpoint"),
+        (_with_the_files_of_another, "manifest.json is that of another checkpoint"),
+        (lambda path: _rewrite_manifest(path, step=21), "that of another checkpoint"),
+        (lambda path: _rewrite_manifest(path, files=[]), "that of another checkpoint"),
+        (lambda path: _rewrite_manifest(path, files=dict.fromkeys(_files_of(path), 1)), "that of another checkpoint"),
+        (lambda path: _rewrite_manifest(path, version=99), "written by another version"),
+        (_with_more_named, "lacks ../../outside"),
+        *((_with_less_named(name), "that of another checkpoint") for name in ("optimizer.pt", "rng.pt")),
+        (_with_less_named("adapter/adapter_model.safetensors"), "that of another checkpoint"),
+        (lambda path: (path / "notes.txt").write_text("x"), "notes.txt is not part of the checkpoint"),
+        (lambda path: (path / "adapter" / "adapter_model.bin").write_bytes(b"x"), "adapter_model.bin is not part of"),
+        (lambda path: (path / "adapter" / "more.pt").symlink_to("/dev/zero"), "adapter/more.pt is a link"),
+        *((_as_links(name), f"{name} is a link") for name in FILES if name != "manifest.json"),
+        (_as_links("manifest.json"), "manifest.json is a link"),
+        (_as_links("adapter"), "adapter is a link"),
+        (_as_link, "is a link, not a checkpoint"),
+        (_in_a_loop, "rng.pt is a link"),
+        (_with_a_directory, "lacks rng.pt"),
+        (_with_a_pipe("optimizer.pt"), "optimizer.pt is no file"),
+        (_with_a_pipe("manifest.json"), "has no valid manifest"),
+    ],
+)
+def test_what_was_changed_by_hand_is_passed_over_and_said(
+    where: Path, damage: Callable[[Path], object], says: str
+) -> None:
+    damage(where / "step-00000020")
+    found, damaged = checkpoints.newest_valid(where)
+    assert found is not None
+    assert found.step == 10
+    (sentence,) = damaged
+    assert says in sentence
+    assert sentence.startswith("step-00000020")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "optimizer.pt", "adapter"])
+def test_what_may_not_be_read_is_no_checkpoint(saved: Path, name: str) -> None:
+    # Not below the directories of pytest, which others may not enter.
+    with tempfile.TemporaryDirectory() as directory:
+        where = Path(shutil.copytree(saved, Path(directory) / "checkpoints"))
+        for path in (Path(directory), where, *where.rglob("*")):
+            path.chmod(0o755)
+        (where / "step-00000020" / name).chmod(0)
+        is_root = os.geteuid() == 0
+        if is_root:
+            os.seteuid(65534)
+        try:
+            found, damaged = checkpoints.newest_valid(where)
+        finally:
+            if is_root:
+                os.seteuid(0)
+            (where / "step-00000020" / name).chmod(0o755)
+    assert found is not None
+    assert found.step == 10
+    (sentence,) = damaged
+    assert "Permission denied" in sentence or "no valid manifest" in sentence
+
+
+def test_no_flipped_bit_of_a_manifest_is_believed(where: Path) -> None:
+    path = where / "step-00000010" / "manifest.json"
+    raw = path.read_bytes()
+    sound = json.loads(raw)
+    for place in range(len(raw)):
+        changed = bytearray(raw)
+        changed[place] ^= 1 << (place % 8)
+        path.write_bytes(changed)
+        try:
+            found = checkpoints.verify_checkpoint(path.parent)
+        except UserError:
+            continue
+        assert found.manifest == sound, f"byte {place}"
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", "{}", '{"step": 1, "files": {}, "version": 1}', "[" * 100_000])
+def test_a_manifest_of_another_shape_is_none(where: Path, text: str) -> None:
+    (where / "step-00000020" / "manifest.json").write_text(text)
+    found, damaged = checkpoints.newest_valid(where)
+    assert found is not None
+    assert found.step == 10
+    assert len(damaged) == 1
+
+
+def test_what_is_not_a_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
+    assert checkpoints.newest_valid(tmp_path / "none") == (None, [])
+    (tmp_path / ".step-00000030.1.tmp").mkdir()
+    (tmp_path / "notes").mkdir()
+    assert checkpoints.newest_valid(tmp_path) == (None, [])
+    (tmp_path / "step-00000001").write_text("a file")
+    found, damaged = checkpoints.newest_valid(tmp_path)
+    assert found is None
+    assert damaged == ["step-00000001 has no valid manifest."]
+
+
+def test_a_failed_write_leaves_nothing_and_the_former_content(tmp_path: Path) -> None:
+    final = tmp_path / "adapter"
+
+    def first(directory: Path) -> None:
+        (directory / "inner").mkdir()
+        (directory / "inner" / "a").write_text("one")
+
+    def broken(directory: Path) -> None:
+        (directory / "b").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    checkpoints.write_directory(final, first)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.write_directory(final, broken)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    assert (final / "inner" / "a").read_text() == "one"
+    (tmp_path / ".adapter.999.tmp").mkdir()  # left by a process that was killed
+    checkpoints.write_directory(final, lambda _: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    assert list(final.iterdir()) == []
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk too small for a checkpoint."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(mount)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("not run: a small disk can be mounted by root only, and not everywhere")
+    yield mount
+    subprocess.run(["umount", "-l", str(mount)], check=True)
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing(training: Training, tiny_disk: Path) -> None:
+    with pytest.raises(OSError, match="No space left"):
+        training.save(tiny_disk / "checkpoints", 1)
+    assert list((tiny_disk / "checkpoints").iterdir()) == []
+    with pytest.raises(UserError, match=r"has .* free, and a checkpoint needs .*") as caught:
+        checkpoints.check_room(tiny_disk, checkpoints.size_estimate(training.model))
+    assert "checkpoint.keep" in caught.value.hint
+
+
+def test_the_estimate_of_a_checkpoint_covers_its_tensors(training: Training, saved: Path) -> None:
+    path = saved / "step-00000010"
+    tensors = sum((path / name).stat().st_size for name in ("optimizer.pt", "adapter/adapter_model.safetensors"))
+    estimate = checkpoints.size_estimate(training.model)
+    assert estimate <= tensors <= 2 * estimate
+
+
+def _touch(where: Path, *names: str) -> None:
+    for name in names:
+        (where / name).mkdir()
+
+
+def test_old_checkpoints_and_leftovers_are_deleted(tmp_path: Path) -> None:
+    _touch(tmp_path, "step-00000010", "step-00000020", "step-00000030", ".step-00000005.77.tmp", "notes")
+    checkpoints.rotate(tmp_path, 2, newest=tmp_path / "step-00000030")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "step-00000020", "step-00000030"]
+
+
+def test_damaged_checkpoints_of_a_higher_number_never_displace_the_one_just_written(tmp_path: Path) -> None:
+    # 20 and 30 were damaged, the run went on from 10, and 15 is new.
+    _touch(tmp_path, "step-00000010", "step-00000015", "step-00000020", "step-00000030")
+    checkpoints.rotate(tmp_path, 2, newest=tmp_path / "step-00000015")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000015"]
+
+
+def test_a_checkpoint_of_another_model_is_refused(tiny_model_dir: Path, saved: Path) -> None:
+    other = Training(tiny_model_dir, rank=4)
+    found = checkpoints.verify_checkpoint(saved / "step-00000010")
+    with pytest.raises(UserError, match="does not fit this model"):
+        checkpoints.restore(found, model=other.model, optimizer=other.optimizer)
+
+
+def test_the_random_state_of_all_generators_is_put_back() -> None:
+    def draw() -> tuple[Any, ...]:
+        return torch.rand(2).tolist(), np.random.standard_normal(), random.gauss(0, 1)
+
+    draw()
+    before = checkpoints.rng_state()
+    first = draw()
+    draw()
+    checkpoints.restore_rng(before)
+    assert draw() == first
+
+
+def test_protected_checkpoints_stay_beside_those_that_are_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4, 5):
+        (tmp_path / f"step-{step:08d}").mkdir()
+    checkpoints.rotate(tmp_path, 1, newest=tmp_path / "step-00000004", protected={2, 4, 5, 9})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000004"]

@@ -1,0 +1,236 @@
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+from transformers import AutoTokenizer
+
+import sample_data
+from core.data.conversation import Example, Message, RowError
+from core.errors import UserError
+from core.template.mask import MaskedRow, Masker
+from core.template.tokenizer import load_tokenizer
+from core.worker.data.encode import Encoder, TokenizedRow, read_template, stop_token_ids
+from tests.tiny_model import CHATML
+
+LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] + '\n\n' + m['content'] | trim }}<|im_end|>"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n\n' }}{% endif %}"
+)
+DROPS_REASONING = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['role'] == 'assistant' and not loop.last %}{{ message['content'].split('</think>')[-1] }}"
+    "{% else %}{{ message['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+OTHER_PROMPT = DROPS_REASONING.replace("<|im_start|>assistant\n", "<|im_start|>model\n")
+NO_STOP = (
+    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def talk(*contents: str, system: str = "") -> Example:
+    roles = ["user", "assistant"] * len(contents)
+    turns = [Message(role, content) for role, content in zip(roles, contents, strict=False)]
+    return Example(messages=tuple([Message("system", system), *turns] if system else turns))
+
+
+@pytest.fixture
+def tokenizer(tiny_model_dir: Path) -> Any:
+    return AutoTokenizer.from_pretrained(tiny_model_dir)
+
+
+def encode(tokenizer: Any, example: Example, template: str | None = None) -> TokenizedRow:
+    (row,) = Encoder(tokenizer, [tokenizer.eos_token_id], template).encode([example])
+    assert isinstance(row, TokenizedRow), row
+    return row
+
+
+@pytest.mark.parametrize("template", [None, LLAMA3])
+@pytest.mark.parametrize(
+    "example",
+    [talk("hi", "hello"), talk("a", "b", "c c", " d "), talk("q", "{}", system="be brief"), talk("ü ✓", "<b>")],
+)
+def test_what_is_learned_is_what_the_model_must_say_after_each_generation_prompt(
+    tokenizer: Any, example: Example, template: str | None
+) -> None:
+    row = encode(tokenizer, example, template)
+    encoder = Encoder(tokenizer, [tokenizer.eos_token_id], template)
+    learned = [int(token) for token, wanted in zip(row.input_ids, row.supervised, strict=True) if wanted]
+    expected: list[int] = []
+    for place, message in enumerate(example.messages):
+        if message.role == "assistant":
+            said = message.content.strip() if template else message.content
+            expected += tokenizer(said, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+            # The tokens before it are exactly those of the prompt that inference would give.
+            before = [{"role": turn.role, "content": turn.content} for turn in example.messages[:place]]
+            prompt = tokenizer(encoder.prompt(before), add_special_tokens=False)["input_ids"]
+            if place <= 2:
+                assert row.input_ids[: len(prompt)].tolist() == prompt
+    assert learned == expected
+
+
+def test_the_whole_row_is_the_rendered_conversation(tokenizer: Any) -> None:
+    example = talk("one", "two", "three", "four")
+    row = encode(tokenizer, example)
+    rendered = tokenizer.apply_chat_template(
+        [{"role": message.role, "content": message.content} for message in example.messages], tokenize=False
+    )
+    assert tokenizer.decode(row.input_ids.tolist()) == rendered
+
+
+def test_the_stop_token_is_learned_and_what_follows_it_is_not(tokenizer: Any) -> None:
+    row = encode(tokenizer, talk("hi", "hello"))
+    last = max(place for place, learned in enumerate(row.supervised) if learned)
+    assert row.input_ids[last] == tokenizer.eos_token_id
+    assert last < len(row) - 1
+
+
+def test_plain_text_is_learned_whole_and_ended(tokenizer: Any) -> None:
+    row = encode(tokenizer, Example(text="just text"))
+    assert row.supervised.tolist() == [False] + [True] * (len(row) - 1), "nothing predicts a first token"
+    assert row.input_ids[-1] == tokenizer.eos_token_id
+
+
+def test_turns_that_look_different_later_get_rows_of_their_own(tokenizer: Any) -> None:
+    row = encode(tokenizer, talk("a", "<think>x</think>b", "c", "<think>y</think>d"), DROPS_REASONING)
+    last, first = row.rows
+    assert [tokenizer.decode(part.input_ids[part.supervised]) for part in (first, last)] == [
+        "<think>x</think>b<|im_end|>",
+        "<think>y</think>d<|im_end|>",
+    ]
+    assert tokenizer.decode(last.input_ids) == (
+        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
+        "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n<think>y</think>d<|im_end|>\n"
+    )
+
+
+def test_what_is_learned_may_be_chosen(tokenizer: Any) -> None:
+    example = talk("a", "b", "c", "<|endoftext|>")
+    (refused,) = Encoder(tokenizer, [tokenizer.eos_token_id]).encode([example])
+    assert isinstance(refused, RowError)
+    assert refused.code == "special_in_content"
+    (row,) = Encoder(tokenizer, [tokenizer.eos_token_id], supervise="last", allow_special=True).encode([example])
+    assert isinstance(row, TokenizedRow)
+    assert tokenizer.decode(row.input_ids[row.supervised]) == "<|endoftext|><|im_end|>"
+
+
+def test_the_date_of_a_run_is_the_one_that_is_given(tokenizer: Any) -> None:
+    template = "{{ strftime_now('%d %b %Y') }}" + DROPS_REASONING
+    encoder = Encoder(tokenizer, [tokenizer.eos_token_id], template, now=datetime(2024, 2, 29))
+    (row,) = encoder.encode([talk("a", "b")])
+    assert isinstance(row, TokenizedRow)
+    assert tokenizer.decode(row.input_ids.tolist()).startswith("29 Feb 2024<|im_start|>")
+
+
+def test_inference_gives_the_tokens_that_training_has_before_an_answer(tokenizer: Any) -> None:
+    encoder = Encoder(tokenizer, [tokenizer.eos_token_id], DROPS_REASONING)
+    example = talk("hi <b>", "<think>x</think>\n\nyes", "ü ✓\n", "<think>y</think>no")
+    (row,) = encoder.encode([example])
+    assert isinstance(row, TokenizedRow)
+    for part, turns in zip(row.rows, (3, 1), strict=True):
+        before = encoder.prompt_ids([message.fields() for message in example.messages[:turns]])
+        assert part.input_ids[: len(before)].tolist() == before
+        assert part.supervised[len(before)]
+        assert not part.supervised[: len(before)].any()
+
+
+def test_the_end_of_a_template_stops_where_the_model_names_another(tokenizer: Any) -> None:
+    tokenizer.eos_token = "<|endoftext|>"
+    assert tokenizer.convert_ids_to_tokens(stop_token_ids(None, tokenizer, DROPS_REASONING)) == [
+        "<|endoftext|>",
+        "<|im_end|>",
+    ]
+
+
+def test_a_named_template_brings_its_stop(tokenizer: Any) -> None:
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.chat_template = None
+    chatml = read_template(None, "chatml")
+    assert stop_token_ids(None, tokenizer) == [tokenizer.eos_token_id]
+    stops = stop_token_ids(None, tokenizer, chatml)
+    assert stops == [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    (row,) = Encoder(tokenizer, stops, chatml).encode([talk("a", "b")])
+    assert isinstance(row, TokenizedRow)
+    assert tokenizer.decode(row.input_ids[row.supervised]) == "b<|im_end|>"
+
+
+def test_tokens_are_those_that_transformers_gives_the_rendered_conversation(starter_model_dir: Path) -> None:
+    starter = AutoTokenizer.from_pretrained(starter_model_dir)
+    lines = (Path(sample_data.__file__).parent / "tickets_train.jsonl").read_text(encoding="utf-8").splitlines()
+    conversations = [json.loads(line)["messages"] for line in lines]
+    examples = [Example(messages=tuple(Message(**message) for message in turns)) for turns in conversations]
+    rows = Encoder(starter, [starter.eos_token_id]).encode(examples)
+    masker = Masker(load_tokenizer(starter_model_dir))
+    for turns, row, light in zip(conversations, rows, masker.mask(examples), strict=True):
+        assert isinstance(row, TokenizedRow)
+        assert isinstance(light, MaskedRow)
+        assert row.input_ids.tolist() == starter.apply_chat_template(turns)["input_ids"] == list(light.ids)
+        assert row.supervised.tolist() == [bool(learned) for learned in light.supervised]
+        prompt = starter.apply_chat_template(turns[:1], add_generation_prompt=True)["input_ids"]
+        assert row.supervised.argmax() == len(prompt)
+        answer = starter(turns[1]["content"] + "<|im_end|>", add_special_tokens=False)["input_ids"]
+        assert row.input_ids[row.supervised].tolist() == answer
+
+
+def test_a_tokenizer_of_sentencepiece_alone_is_converted(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("the ticket is about an order that did not arrive\n" * 50, encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus), model_prefix=str(tmp_path / "tokenizer"), vocab_size=60, model_type="bpe",
+        byte_fallback=False, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "eos_token": "</s>"}')
+    with pytest.raises(UserError, match="only the training process reads"):
+        load_tokenizer(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    (row,) = Encoder(tokenizer, [tokenizer.eos_token_id], read_template(None, "zephyr")).encode([talk("the", "order")])
+    assert isinstance(row, TokenizedRow)
+    assert tokenizer.decode(row.input_ids[row.supervised]).strip() == "order</s>"
+
+
+@pytest.mark.parametrize(
+    ("template", "code"),
+    [
+        (OTHER_PROMPT, "template_rewrites"),
+        (NO_STOP, "no_stop_token"),
+        ("{{ raise_exception('roles must alternate') }}", "template_error"),
+    ],
+)
+def test_a_template_that_cannot_be_masked_exactly_is_refused_with_the_reason(
+    tokenizer: Any, template: str, code: str
+) -> None:
+    example = talk("a", "<think>x</think>b", "c", "<think>y</think>d")
+    (row,) = Encoder(tokenizer, [tokenizer.eos_token_id], template).encode([example])
+    assert isinstance(row, RowError)
+    assert row.code == code
+
+
+def test_a_model_without_a_template_is_refused(tokenizer: Any) -> None:
+    tokenizer.chat_template = None
+    with pytest.raises(UserError, match="no chat template"):
+        Encoder(tokenizer, [tokenizer.eos_token_id]).encode([talk("a", "b")])
+
+
+def test_a_missing_template_file_is_named(tmp_path: Path) -> None:
+    assert read_template(None) is None
+    with pytest.raises(UserError, match=r"nowhere\.jinja"):
+        read_template(str(tmp_path / "nowhere.jinja"))
+
+
+def test_a_template_that_takes_for_ever_is_a_sentence(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.worker.data.encode._SECONDS", 1)
+    slow = CHATML + (
+        "{% if messages[0].content == 'bad' %}{% set l = range(90000) | list %}"
+        "{% for i in range(2000) %}{% set x = l | map('string') | sort %}{% endfor %}{% endif %}"
+    )
+    encoder = Encoder(tokenizer, [tokenizer.eos_token_id], slow)
+    good, bad = talk("good", "yes"), talk("bad", "yes")
+    assert not isinstance(encoder.encode([good])[0], RowError)
+    with pytest.raises(UserError, match="takes more than 1 s for 2 rows"):
+        encoder.encode([good, bad])
+    assert not isinstance(encoder.encode([good])[0], RowError)

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.worker.data.encode import TokenizedRow
+from core.worker.data.packing import LaidOut, choose_layout, common_beginning
+from core.worker.fused.attention import Group
+
+CPU = torch.device("cpu")
+Row = tuple[list[int], int]
+
+
+def padded(rows: list[Row]) -> tuple[Any, Any]:
+    """Rows of tokens, learned from a place on, padded to eight."""
+    width = -(-max(len(ids) for ids, _ in rows) // 8) * 8
+    ids = np.zeros((len(rows), width), dtype=np.int64)
+    supervised = np.zeros((len(rows), width), dtype=np.bool_)
+    for place, (tokens, first) in enumerate(rows):
+        ids[place, : len(tokens)] = tokens
+        supervised[place, first : len(tokens)] = True
+    return ids, supervised
+
+
+def seen_by(laid: LaidOut) -> list[list[int]]:
+    """For each place of the sequence, the places that it sees, itself last."""
+    found: list[list[int]] = []
+    at = 0
+    for group in laid.layout.groups:
+        prefix = list(range(at, at + group.prefix))
+        found += [prefix[: place + 1] for place in range(group.prefix)]
+        at += group.prefix
+        for _ in range(group.rows):
+            found += [prefix + list(range(at, at + place + 1)) for place in range(group.width)]
+            at += group.width
+    return found
+
+
+rows_strategy = st.lists(
+    st.tuples(st.integers(0, 12), st.lists(st.integers(1, 3), min_size=2, max_size=20), st.integers(1, 100)),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(rows_strategy, st.booleans(), st.booleans())
+def test_every_supervised_token_is_predicted_from_what_is_before_it_in_its_row(
+    drawn: list[tuple[int, list[int], int]], share: bool, pack: bool
+) -> None:
+    common = list(range(20, 32))
+    rows = [(common[:shared] + own, 1 + first % (shared + len(own) - 1)) for shared, own, first in drawn]
+    ids, supervised = padded(rows)
+    laid = choose_layout(ids, supervised, CPU, most_shared=None if share else 0, pack=pack)
+    if laid is None:
+        assert not pack
+        return
+    sequence, places, seen = laid.input_ids[0].tolist(), laid.position_ids[0].tolist(), seen_by(laid)
+    assert len(sequence) == len(places) == len(seen) == sum(group.tokens for group in laid.layout.groups)
+    before = iter(laid.before.tolist())
+    for tokens, first in rows:
+        for target in range(first, len(tokens)):
+            place = next(before)
+            assert [sequence[other] for other in seen[place]] == tokens[:target]
+            assert [places[other] for other in seen[place]] == list(range(target))
+    assert next(before, None) is None
+    assert len(set(laid.before.tolist())) == len(laid.before)
+    assert len(sequence) <= ids.size
+
+
+def test_a_common_beginning_is_there_once() -> None:
+    system = list(range(10, 30))
+    laid = choose_layout(*padded([([*system, 1, 2, 3, 4], 22), ([*system, 5, 6, 7, 8], 22)]), CPU, pack=False)
+    assert laid is not None
+    assert laid.layout.groups == (Group(20, 2, 8),)
+
+
+def test_padding_has_no_position_that_no_token_has() -> None:
+    """A model with learned positions has none beyond its longest row."""
+    common = list(range(10, 21))
+    laid = choose_layout(*padded([([*common, *([row] * 21)], 13) for row in (1, 2, 3)]), CPU, pack=False)
+    assert laid is not None
+    assert laid.layout.groups == (Group(11, 3, 24),)
+    assert int(laid.position_ids.max()) == 31
+
+
+def test_the_question_of_a_pair_is_there_once_for_both_answers() -> None:
+    one, other = [1] * 20, [2] * 20
+    rows = [([*question, *answer], 21) for answer in ([3, 4, 5], [6, 7, 8]) for question in (one, other)]
+    laid = choose_layout(*padded(rows), CPU, pack=False)
+    assert laid is not None
+    assert laid.layout.groups == (Group(20, 2, 8), Group(20, 2, 8))
+
+
+def test_what_is_learned_is_never_shared() -> None:
+    same = list(range(10, 26))
+    assert choose_layout(*padded([(same, 1), (same, 1)]), CPU, pack=False) is None
+
+
+def test_nothing_is_laid_out_where_little_would_be_saved() -> None:
+    rows = [([1, *range(10, 25)], 8), ([1, *range(30, 45)], 8)]
+    assert choose_layout(*padded(rows), CPU, pack=False) is None
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_packed_rows_have_no_padding(share: bool) -> None:
+    rows = [([1, 2, 3], 1), ([4, 5, 6, 7, 8], 2), ([9, 10, 11], 1)]
+    laid = choose_layout(*padded(rows), CPU, most_shared=None if share else 0, pack=True)
+    assert laid is not None
+    assert laid.layout.groups == (Group(0, 2, 3), Group(0, 1, 5))
+    assert laid.input_ids.tolist() == [[1, 2, 3, 9, 10, 11, 4, 5, 6, 7, 8]]
+
+
+def row(tokens: list[int], first: int, rejected: TokenizedRow | None = None) -> TokenizedRow:
+    supervised = np.zeros(len(tokens), dtype=np.bool_)
+    supervised[first:] = True
+    return TokenizedRow(np.array(tokens, dtype=np.int32), supervised, rejected=rejected)
+
+
+@given(rows_strategy)
+def test_all_rows_begin_with_what_is_common_and_no_batch_shares_less(
+    drawn: list[tuple[int, list[int], int]],
+) -> None:
+    common = list(range(20, 32))
+    rows = [(common[:shared] + own, 1 + first % (shared + len(own) - 1)) for shared, own, first in drawn]
+    found = common_beginning([row(*each) for each in rows])
+    assert all(tokens[:found] == rows[0][0][:found] and found < first for tokens, first in rows)
+    longer = {tuple(tokens[: found + 1]) for tokens, _ in rows}
+    assert len(longer) > 1 or found + 1 >= min(first for _, first in rows)
+
+
+def test_both_answers_of_a_pair_count_for_what_is_common() -> None:
+    system = list(range(50, 60))
+    pair = row([*system, 1, 2, 3], 11, rejected=row([*system[:6], 4, 5, 6, 7, 8, 9], 11))
+    assert common_beginning([row([*system, 7, 8, 9], 11), pair]) == 6
+    assert common_beginning([]) == 0
+
+
+def test_no_more_is_shared_than_is_asked_for() -> None:
+    system = list(range(50, 80))
+    rows: list[Row] = [([*system, number, 2, 3, 4], 32) for number in range(4)]
+    laid = choose_layout(*padded(rows), CPU, most_shared=20, pack=False)
+    assert laid is not None
+    assert laid.layout.groups == (Group(20, 4, 16),)
+
+
+def test_a_first_token_is_predicted_by_nothing() -> None:
+    ids, supervised = padded([([1, 2, 3, 4], 0), ([5, 6], 0), ([7], 0)])
+    laid = choose_layout(ids, supervised, CPU, pack=True)
+    assert laid is not None
+    assert laid.input_ids[0, laid.before].tolist() == [1, 2, 3, 5]

@@ -1,0 +1,253 @@
+"""Measuring on held-out rows."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.config.schema import MethodSection
+from core.data.conversation import Example, Message
+from core.worker.checkpoint.checkpoint import rng_state
+from core.worker.data.dataset import Dataset
+from core.worker.data.encode import Encoder
+from core.worker.evaluate import evaluate
+from core.worker.evaluate.evaluate import Evaluator, answers_match, parse_json
+from core.worker.evaluate.samples import ANSWER_MARGIN_TOKENS
+from core.worker.loss.loss import SupervisedLoss
+from core.worker.model.adapters import attach_adapters
+from core.worker.model.model import LoadedModel, load_model, trainable_parameters
+from core.worker.oom.retry import MemoryShortageError
+from core.worker.process.control import StopRequested
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+ANSWERS = ('{"area": "login", "ref": 1}', '{"area": "printer", "ref": 2}', '{"area": "network", "ref": 300}')
+
+
+@given(value=JSON)
+def test_json_matches_itself_however_it_is_written(value: Any) -> None:
+    import json
+
+    assert answers_match(json.dumps(value), json.dumps(value, indent=2))
+    if value is not None:
+        assert not answers_match(json.dumps(value), json.dumps([value]))
+
+
+@pytest.mark.parametrize(
+    ("expected", "answer", "match"),
+    [
+        ('{"a": 1, "b": 2}', '{"b":2,"a":1}', True),
+        ('{"a": 1}', '{"a": 1, "b": 2}', False),
+        ('{"a": 1}', '{"a": 1.0}', True),
+        ('{"a": 1}', '{"a": true}', False),
+        ("true", "1", False),
+        ("[0]", "[false]", False),
+        ('{"a": "x"}', '{"a": "X"}', False),
+        ('{"a": 1}', 'The answer is {"a": 1}', False),
+        ('{"a": 1}', "", False),
+        ("yes", " yes\n", True),
+        ("yes", "Yes", False),
+        ("null", "null", True),
+        ("null", "", False),
+    ],
+)
+def test_what_counts_as_the_same_answer(expected: str, answer: str, match: bool) -> None:
+    assert answers_match(expected, answer) is match
+
+
+def test_what_is_no_json_is_none() -> None:
+    assert parse_json("{") is None
+    assert parse_json("[" * 100_000) is None
+    assert parse_json("0") == 0
+
+
+class Bench:
+    """A tiny model with adapters that do something, and rows to measure it on."""
+
+    def __init__(self, directory: Path) -> None:
+        loaded = load_model(directory, method="lora", precision="fp32", device="cpu")
+        model = attach_adapters(loaded.model, MethodSection(rank=2, dropout=0.5), seed=0)
+        for parameter in trainable_parameters(model):
+            torch.nn.init.normal_(parameter, std=0.05)
+        self.loaded = LoadedModel(model, loaded.tokenizer, loaded.device, loaded.dtype)
+        encoder = Encoder(loaded.tokenizer, [loaded.tokenizer.eos_token_id])
+        examples = [
+            Example((Message("user", f"ticket {'word ' * number}"), Message("assistant", answer)))
+            for number, answer in enumerate(ANSWERS)
+        ]
+        rows = [row for row in encoder.encode(examples) if not isinstance(row, Exception)]
+        self.dataset = Dataset(rows=rows, examples=examples, read=len(rows))
+
+    def evaluator(self, *, token_budget: int = 1000, max_new_tokens: int = 0, check: Any = lambda: None) -> Evaluator:
+        return Evaluator(
+            self.loaded,
+            SupervisedLoss(self.loaded.model),
+            self.dataset,
+            token_budget=token_budget,
+            autocast=contextlib.nullcontext,
+            max_new_tokens=max_new_tokens,
+            template=None,
+            check=check,
+        )
+
+
+@pytest.fixture(scope="module")
+def bench(tiny_model_dir: Path) -> Bench:
+    return Bench(tiny_model_dir)
+
+
+@pytest.mark.parametrize("token_budget", [1, 100, 1000])
+def test_the_loss_is_the_mean_over_all_supervised_tokens(bench: Bench, token_budget: int) -> None:
+    total, tokens = 0.0, 0
+    bench.loaded.model.eval()
+    for row in bench.dataset.rows:
+        ids = torch.as_tensor(row.input_ids, dtype=torch.int64)[None]
+        with torch.no_grad():
+            likelihood = torch.log_softmax(bench.loaded.model(input_ids=ids).logits[0], dim=-1)
+        for place in np.flatnonzero(row.supervised):
+            total -= float(likelihood[place - 1, ids[0, place]])
+            tokens += 1
+    bench.loaded.model.train()
+    told: list[tuple[str, int, int]] = []
+    event, samples = bench.evaluator(token_budget=token_budget).measure(
+        4, lambda what, done, total: told.append((what, done, total))
+    )
+    assert event.loss == pytest.approx(total / tokens, rel=1e-5)
+    assert event.perplexity == pytest.approx(math.exp(event.loss))
+    assert (event.step, event.rows, event.exact_match, event.valid_json) == (4, 3, None, None)
+    assert samples == []
+    assert told[-1] == ("loss", 3, 3)
+
+
+def test_measuring_leaves_no_trace(bench: Bench) -> None:
+    model = bench.loaded.model
+    before = rng_state()["torch"]
+    bench.evaluator(max_new_tokens=4).measure(1, lambda *_: None)
+    assert torch.equal(rng_state()["torch"], before)
+    assert all(module.training for module in model.modules())
+    assert all(parameter.requires_grad for name, parameter in model.named_parameters() if "lora_" in name)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_answers_are_counted_and_shown(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def answer(model: Any, tokenizer: Any, conversations: Any, limit: int, report: Any, **_: Any) -> list[str]:
+        asked.append((conversations, limit, model.training))
+        return [ANSWERS[0], "{}", "no idea"]
+
+    monkeypatch.setattr(evaluate, "generate_batch", answer)
+    event, samples = bench.evaluator(max_new_tokens=500).measure(7, lambda *_: None)
+    assert event.exact_match == pytest.approx(1 / 3)
+    assert event.valid_json == pytest.approx(2 / 3)
+    assert [sample.text for sample in samples] == [ANSWERS[0], "{}", "no idea"]
+    assert {sample.source for sample in samples} == {"step-7"}
+    assert samples[2].prompt == "ticket word word "
+    ((conversations, limit, training),) = asked
+    assert conversations[1] == [{"role": "user", "content": "ticket word "}]
+    assert not training
+    longest = max(int(row.supervised.sum()) for row in bench.dataset.rows)
+    assert limit == longest + ANSWER_MARGIN_TOKENS
+    assert bench.evaluator(max_new_tokens=500).measure(0, lambda *_: None)[1][0].source == "base"
+
+
+def test_real_answers_are_given_within_their_limit(bench: Bench) -> None:
+    event, samples = bench.evaluator(max_new_tokens=3).measure(2, lambda *_: None)
+    assert event.exact_match == 0
+    tokenizer = bench.loaded.tokenizer
+    longest = max(len(tokenizer.decode([token])) for token in range(len(tokenizer)))
+    assert len(samples) == 3
+    assert all(0 < len(sample.text) <= 3 * longest for sample in samples)
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_a_stop_ends_it_and_the_model_trains_again(bench: Bench, calls: int) -> None:
+    left = calls
+
+    def check() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise StopRequested("SIGTERM")
+
+    with pytest.raises(StopRequested):
+        bench.evaluator(token_budget=1, max_new_tokens=2, check=check).measure(1, lambda *_: None)
+    assert bench.loaded.model.training
+
+
+class LimitedLoss:
+    """Runs out of memory with more than so many rows, or in some calls."""
+
+    def __init__(self, model: Any, rows: int, fail_at: set[int]) -> None:
+        self.loss, self.rows, self.fail_at, self.calls = SupervisedLoss(model), rows, fail_at, 0
+        self.sizes: list[int] = []
+
+    def __call__(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if len(input_ids) > self.rows or self.calls in self.fail_at:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        self.sizes.append(len(input_ids))
+        return self.loss(input_ids, supervised)
+
+
+def limited(bench: Bench, rows: int, fail_at: set[int]) -> tuple[Evaluator, LimitedLoss, list[str]]:
+    told: list[str] = []
+    loss = LimitedLoss(bench.loaded.model, rows, fail_at)
+    evaluator = Evaluator(
+        bench.loaded,
+        loss,  # type: ignore[arg-type]
+        bench.dataset,
+        token_budget=1000,
+        autocast=contextlib.nullcontext,
+        max_new_tokens=4,
+        template=None,
+        check=lambda: None,
+        notice=lambda code, _message, _hint: told.append(code),
+    )
+    return evaluator, loss, told
+
+
+def test_what_does_not_fit_at_once_is_measured_in_smaller_batches_from_then_on(bench: Bench) -> None:
+    wanted, _ = bench.evaluator().measure(1, lambda *_: None)
+    # The second call is that of the first single row, which is tried once more.
+    evaluator, loss, told = limited(bench, 1, {2})
+    event, _ = evaluator.measure(1, lambda *_: None)
+    assert event.loss == pytest.approx(wanted.loss, rel=1e-5)
+    assert loss.sizes == [1, 1, 1]
+    assert told == ["memory_evaluation"]
+    calls = loss.calls
+    evaluator.measure(2, lambda *_: None)
+    assert loss.calls == calls + 3, "the smaller size is kept"
+
+
+def test_a_held_out_row_that_does_not_fit_is_said_and_the_model_is_left_in_training(bench: Bench) -> None:
+    evaluator, loss, _ = limited(bench, 0, set())
+    with pytest.raises(MemoryShortageError, match=r"a single held-out row of \d+ tokens"):
+        evaluator.measure(1, lambda *_: None)
+    assert loss.sizes == []
+    assert all(module.training for module in bench.loaded.model.modules())
+
+
+def test_answers_that_do_not_fit_are_left_out_and_the_loss_is_told(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: Any, **_kwargs: Any) -> list[str]:
+        raise MemoryShortageError("The answer does not fit in memory.", "")
+
+    monkeypatch.setattr(evaluate, "generate_batch", fail)
+    evaluator, _, told = limited(bench, 3, set())
+    event, samples = evaluator.measure(1, lambda *_: None)
+    assert told == ["memory_answers"]
+    assert math.isfinite(event.loss)
+    assert (event.exact_match, samples) == (None, [])

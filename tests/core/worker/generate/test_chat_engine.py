@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.chat.engine import ChatEngine, ModelSpec
+from core.chat.request import ChatRequest, GenerationSettings
+from core.errors import UserError
+from core.template.builtin import NAMED_TEMPLATES
+from tests.waiting import wait_for
+
+ASK = [{"role": "user", "content": "the ticket"}]
+LONG = ChatRequest(ASK, settings=GenerationSettings(450))
+
+
+def quiet(_detail: str, _done: int | None, _total: int | None) -> None:
+    """Progress that nobody looks at."""
+
+
+@pytest.fixture(scope="module")
+def adapter_dir(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
+    """An adapter that changes the tiny model's answers."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    directory = tmp_path_factory.mktemp("adapter")
+    torch.manual_seed(3)
+    config = LoraConfig(r=4, lora_alpha=64, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model_dir), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(str(directory))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, adapter_dir: Path) -> Iterator[ChatEngine]:
+    """A real engine with the tiny model and its adapter."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCALTUNE_HOME", str(tmp_path_factory.mktemp("engine-home")))
+        found = ChatEngine()
+        found.load(spec(tiny_model_dir, adapter_dir), quiet)
+    yield found
+    found.close()
+
+
+def spec(base: Path, adapter: Path | None, **more: Any) -> ModelSpec:
+    return ModelSpec(
+        str(base), str(adapter) if adapter else None, precision="fp32", device="cpu", source_name="step-7", **more
+    )
+
+
+def test_base_and_tuned_answer_differently_from_one_loaded_model(engine: ChatEngine) -> None:
+    answers = {}
+    for source in ("tuned", "base"):
+        request = ChatRequest(ASK, source, GenerationSettings(20))
+        *pieces, answer = engine.generate(request)
+        assert "".join(piece["token"] for piece in pieces) == answer["text"]
+        answers[answer["source"]] = answer["text"]
+    assert set(answers) == {"step-7", "base"}
+    assert answers["step-7"] != answers["base"]
+
+
+def test_an_answer_can_be_cancelled_in_the_middle(engine: ChatEngine) -> None:
+    answers = engine.generate(LONG)
+    next(answers)
+    engine.cancel()
+    last = list(answers)[-1]
+    assert last["finish"] == "cancelled"
+    assert 0 < last["tokens"] < 400
+
+
+def test_a_ping_is_answered_during_an_answer(engine: ChatEngine) -> None:
+    answers = engine.generate(LONG)
+    next(answers)
+    assert engine.ping()
+    answers.close()
+
+
+def test_an_interrupt_of_the_terminal_does_not_reach_it(engine: ChatEngine) -> None:
+    assert engine.pid is not None
+    os.kill(engine.pid, signal.SIGINT)
+    assert list(engine.generate(ChatRequest(ASK, settings=GenerationSettings(3))))[-1]["tokens"] == 3
+
+
+def test_a_refusal_costs_one_answer_not_the_engine(engine: ChatEngine, tmp_path: Path) -> None:
+    too_long = ChatRequest([{"role": "user", "content": "ticket " * 600}])
+    with pytest.raises(UserError, match="reads at most 512"):
+        list(engine.generate(too_long))
+    assert list(engine.generate(ChatRequest(ASK, settings=GenerationSettings(3))))[-1]["tokens"] == 3
+
+
+def test_a_template_may_be_named(tiny_model_dir: Path, tmp_path: Path) -> None:
+    written = tmp_path / "mistral.jinja"
+    written.write_text(NAMED_TEMPLATES["mistral"].source, encoding="utf-8")
+    engine, answers = ChatEngine(), []
+    try:
+        for template in ("mistral", str(written), None):
+            engine.load(ModelSpec(str(tiny_model_dir), precision="fp32", device="cpu", template=template), quiet)
+            answers.append(list(engine.generate(ChatRequest(ASK, settings=GenerationSettings(12))))[-1]["text"])
+    finally:
+        engine.close()
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_four_bit_weights_and_a_template_of_ones_own(tiny_model_dir: Path, tmp_path: Path) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ raise_exception('the template was used') }}")
+    with ChatEngine() as engine:
+        facts = engine.load(ModelSpec(str(tiny_model_dir), method="qlora", device="cpu"), quiet)
+        assert facts["device"] == "cpu"
+        answer = list(engine.generate(ChatRequest(ASK, "tuned", GenerationSettings(5))))[-1]
+        # Without an adapter there is only the base, whatever was asked for.
+        assert answer["source"] == "base"
+        assert answer["tokens"] == 5
+        engine.load(ModelSpec(str(tiny_model_dir), device="cpu", template=str(template)), quiet)
+        with pytest.raises(UserError, match="the template was used"):
+            list(engine.generate(ChatRequest(ASK)))
+        with pytest.raises(UserError, match="was not found"):
+            engine.load(ModelSpec("no-such-model"), quiet)
+        with pytest.raises(UserError, match="No model is loaded"):
+            list(engine.generate(ChatRequest(ASK)))
+
+
+class RawEngine:
+    """The engine's process, spoken to line by line."""
+
+    def __init__(self, program: str, stderr: Path) -> None:
+        with stderr.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
+            )
+
+    def ask(self, line: bytes) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(line + b"\n")
+        self.process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return answer
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.wait(20)
+        self.process.stdout.close()
+
+
+NOISY = """
+import os
+from core.worker import chat_engine, environment
+def noise():
+    print('a library prints')
+    os.write(1, b'and so does C code\\n')
+    try:
+        input('and one asks')
+    except EOFError:
+        print('and gets no answer')
+environment.prepare = noise
+chat_engine.main()
+"""
+
+
+def test_what_libraries_print_or_ask_does_not_reach_the_protocol(tmp_path: Path) -> None:
+    engine = RawEngine(NOISY, tmp_path / "log")
+    assert engine.ask(b'{"id": "1", "command": "ping"}')["ok"] is True
+    engine.close()
+    log = (tmp_path / "log").read_text()
+    assert all(said in log for said in ("a library prints", "and so does C code", "and gets no answer"))
+
+
+def test_lines_that_make_no_sense_are_refused_and_it_goes_on(tmp_path: Path) -> None:
+    engine = RawEngine("from core.worker.generate.chat_engine import main; main()", tmp_path / "log")
+    assert engine.ask(b"nonsense")["error"] == "Not understood: the line is not JSON."
+    assert "no command fly" in engine.ask(b'{"id": "1", "command": "fly"}')["error"]
+    assert engine.ask(b'{"id": "2", "command": "cancel", "args": {"id": "9"}}') == {
+        "id": "2",
+        "ok": True,
+        "found": False,
+    }
+    assert "No model is loaded" in engine.ask(b'{"id": "3", "command": "generate"}')["error"]
+    engine.close()
+    assert engine.process.returncode == 0
+
+
+def test_it_ends_with_its_input_in_the_middle_of_an_answer(tiny_model_dir: Path) -> None:
+    engine = ChatEngine()
+    engine.load(spec(tiny_model_dir, None), quiet)
+    answers = engine.generate(LONG)
+    next(answers)
+    process = engine._process
+    assert process is not None
+    assert process.stdin is not None
+    process.stdin.close()
+    wait_for(lambda: process.poll() == 0, 10, "the engine to end")
+    engine.close()
+
+
+def test_the_engine_does_not_import_torch_before_a_model_is_asked_for(tmp_path: Path) -> None:
+    heavy = "[name for name in ('torch', 'transformers') if name in sys.modules]"
+    program = f"import core.worker.generate.chat_engine, sys; print({heavy})"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from core.chat.request import GenerationSettings
+from core.errors import UserError
+from core.worker.generate.decoding import Sampler, TextStream, common_prefix
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Every byte a token, so that most characters are cut somewhere."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={letter: place for place, letter in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+BYTES = byte_tokenizer()
+
+
+@given(st.text())
+def test_text_comes_in_whole_characters(text: str) -> None:
+    text = text.encode("utf-8", "ignore").decode()
+    stream = TextStream(BYTES)
+    pieces = [stream.push(token) for token in BYTES(text, add_special_tokens=False)["input_ids"]]
+    assert all("\ufffd" not in piece for piece in pieces) or "\ufffd" in text
+    pieces.append(stream.flush())
+    assert "".join(pieces) == stream.text == text
+
+
+@given(st.lists(st.integers(0, 255), max_size=40))
+def test_any_tokens_give_the_text_that_they_give_together(tokens: list[int]) -> None:
+    stream = TextStream(BYTES)
+    for token in tokens:
+        stream.push(token)
+    stream.flush()
+    whole = BYTES.decode(tokens)
+    # Broken bytes may count as more or fewer replacement characters, depending on where they are cut.
+    assert stream.text.replace("\ufffd", "") == whole.replace("\ufffd", "")
+    assert ("\ufffd" in stream.text) == ("\ufffd" in whole)
+
+
+def test_broken_bytes_do_not_hold_the_stream_up_forever() -> None:
+    stream = TextStream(BYTES)
+    broken = BYTES.convert_tokens_to_ids(chr(0xFF))
+    assert any(stream.push(broken) for _ in range(20))
+
+
+def test_the_likeliest_token_is_taken_without_temperature() -> None:
+    assert Sampler(GenerationSettings(temperature=0)).choose(torch.tensor([0.1, 2.0, 1.9])) == 1
+
+
+def test_tokens_are_drawn_by_their_probability() -> None:
+    sampler = Sampler(GenerationSettings(temperature=2.0))
+    logits = torch.tensor([0.6, 0.3, 0.1]).log() * 2
+    drawn = Counter(sampler.choose(logits) for _ in range(3000))
+    assert drawn[0] / 3000 == pytest.approx(0.6, abs=0.06)
+    assert drawn[2] / 3000 == pytest.approx(0.1, abs=0.04)
+
+
+def test_top_p_keeps_the_smallest_set_that_holds_the_share() -> None:
+    logits = torch.tensor([0.05, 0.5, 0.3, 0.15]).log()
+    sampler = Sampler(GenerationSettings(temperature=1.0, top_p=0.7))
+    assert {sampler.choose(logits) for _ in range(300)} == {1, 2}
+    assert {Sampler(GenerationSettings(temperature=1.0, top_p=1e-6)).choose(logits) for _ in range(20)} == {1}
+
+
+def test_drawing_leaves_the_random_state_of_training_alone() -> None:
+    before = torch.get_rng_state()
+    Sampler(GenerationSettings(temperature=1.0)).choose(torch.zeros(50))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_are_said(value: float, temperature: float) -> None:
+    with pytest.raises(UserError, match="no numbers"):
+        Sampler(GenerationSettings(temperature=temperature)).choose(torch.tensor([1.0, value, 0.0]))
+
+
+@given(st.lists(st.lists(st.integers(0, 2), max_size=6), max_size=5))
+def test_the_common_prefix_is_the_longest_that_all_share(sequences: list[list[int]]) -> None:
+    length = common_prefix(sequences)
+    if not sequences:
+        assert length == 0
+        return
+    assert len({tuple(sequence[:length]) for sequence in sequences}) == 1
+    assert any(len(sequence) == length for sequence in sequences) or (
+        len({sequence[length] for sequence in sequences}) > 1
+    )

@@ -1,0 +1,97 @@
+"""A tiny model with adapters that do something, and rows to compare answers on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from core.config.schema import Config, MethodSection
+from core.worker.data.batches import collate
+from core.worker.data.encode import TokenizedRow
+from core.worker.loss.loss import SupervisedLoss
+from core.worker.loss.objectives import Objective, make_objective
+from core.worker.loss.reference import AdapterOff
+from core.worker.model.adapters import attach_adapters
+from core.worker.model.model import LoadedModel, load_model, trainable_parameters
+from core.worker.steps.window import WindowGradients, make_accelerator
+
+
+def make_rows(objective: str, count: int = 8) -> list[TokenizedRow]:
+    """Rows of an objective, the same ones each time; all of different lengths."""
+    random = np.random.default_rng(0)
+
+    def row(prompt: Any, length: int) -> TokenizedRow:
+        answer = random.integers(5, 250, length)
+        ids = np.concatenate([prompt, answer]).astype(np.int32)
+        return TokenizedRow(ids, np.arange(len(ids)) >= len(prompt))
+
+    rows = []
+    for number in range(count):
+        prompt = random.integers(5, 250, random.integers(3, 20))
+        better, worse = (row(prompt, int(length)) for length in random.integers(1, 25, 2))
+        paired = objective in ("dpo", "orpo")
+        rows.append(
+            TokenizedRow(
+                better.input_ids,
+                better.supervised,
+                rejected=worse if paired else None,
+                label=number % 3 != 0 if objective == "kto" else None,
+            )
+        )
+    return rows
+
+
+class Bench:
+    """Model, objective and windows."""
+
+    def __init__(self, directory: Path, *, dropout: float = 0.0, **train: Any) -> None:
+        loaded = load_model(directory, method="lora", precision="fp32", device="cpu")
+        model = attach_adapters(loaded.model, MethodSection(rank=4, dropout=dropout), seed=0)
+        torch.manual_seed(1)
+        for parameter in trainable_parameters(model):
+            torch.nn.init.normal_(parameter, std=0.1)
+        self.loaded = LoadedModel(model, loaded.tokenizer, loaded.device, loaded.dtype)
+        self.loss = SupervisedLoss(model)
+        self.config = Config.model_validate({"data": {"train": "x"}, "train": {"max_length": 64, **train}})
+        self.rows = make_rows(self.config.train.objective)
+        self.accelerator = make_accelerator(self.loaded)
+        self.objective: Objective = make_objective(
+            self.config,
+            self.loss,
+            self.rows,
+            AdapterOff(model, self.loss),
+            self.loaded,
+            self.accelerator.autocast,
+        )
+        self.notices: list[str] = []
+        self.windows = WindowGradients(
+            self.loaded,
+            self.loss,
+            self.rows,
+            accelerator=self.accelerator,
+            max_rows=None,
+            notice=lambda code, _message, _hint: self.notices.append(code),
+            objective=self.objective,
+        )
+
+    def learn(self, rows: list[TokenizedRow]) -> None:
+        """Make some answers likelier than they were for the base."""
+        batch = collate(rows, 0, self.loaded.device)
+        before = AdapterOff(self.loaded.model, self.loss)(rows, *batch).sum()
+        optimizer = torch.optim.Adam(trainable_parameters(self.loaded.model), lr=0.01)
+        for _ in range(60):
+            likelihood = self.loss.log_probabilities(*batch).sum()
+            if likelihood > before + len(rows):
+                break
+            optimizer.zero_grad()
+            (-likelihood).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        self.loaded.model.zero_grad()
+
+    def gradient(self) -> torch.Tensor:
+        """All gradients in one row."""
+        grads = [parameter.grad for parameter in trainable_parameters(self.loaded.model)]
+        return torch.cat([grad.flatten() for grad in grads if grad is not None])

@@ -1,0 +1,197 @@
+"""What recomputing starts from, moved away and back: which tensors go, and that nothing else changes.
+
+The copies themselves are pinned memory and need a GPU; here a store of numpy arrays takes their place.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from core.config.schema import Config
+from core.errors import UserError
+from core.worker.loss.loss import SupervisedLoss
+from core.worker.model.activation_offload import (
+    ActivationOffload,
+    available_offload,
+    is_activation,
+    is_large_activation,
+)
+from core.worker.model.full_weights import choose_weights, trained_tensors
+from core.worker.model.model import LoadedModel, evaluation_mode, load_model
+from core.worker.optim.optim import make_optimizer
+from core.worker.optim.update import WeightUpdate
+from core.worker.steps.window import WindowGradients, make_accelerator
+from tests.core.worker.loss.preference_bench import Bench, make_rows
+
+WINDOW = list(range(8))
+#: Of the tiny model.
+LAYERS, HIDDEN = 2, 64
+
+
+class Elsewhere:
+    """Memory that is not torch's, and what was put there."""
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+        self.offload = ActivationOffload(is_activation, self.store)
+
+    def store(self, tensor: torch.Tensor) -> torch.Tensor:
+        assert not tensor.requires_grad
+        self.shapes.append(tuple(tensor.shape))
+        return torch.from_numpy(tensor.contiguous().view(torch.uint8).numpy().copy()).view(tensor.dtype)
+
+
+class Moving(Bench):
+    """A bench whose windows have a way to move activations."""
+
+    def __init__(self, directory: Path, *, dropout: float = 0.0, loss: Any = None, **train: Any) -> None:
+        super().__init__(directory, dropout=dropout, **train)
+        self.elsewhere = Elsewhere()
+        self.windows = WindowGradients(
+            self.loaded,
+            self.loss if loss is None else loss(self.loss),
+            self.rows,
+            accelerator=self.accelerator,
+            max_rows=None,
+            notice=lambda code, _message, _hint: self.notices.append(code),
+            objective=self.objective if loss is None else None,
+            offload=self.elsewhere.offload,
+        )
+
+    def run(self, *, offload: bool, budget: int = 100) -> tuple[float, torch.Tensor]:
+        self.loaded.model.zero_grad()
+        self.windows.token_budget = budget
+        self.windows.set_checkpointing(True, offload=offload)
+        torch.manual_seed(5)
+        return self.windows.run(WINDOW, where="step 1").loss, self.gradient()
+
+
+def test_the_inputs_of_layers_are_moved_and_nothing_else(tiny_model_dir: Path) -> None:
+    bench = Moving(tiny_model_dir)
+    bench.run(offload=True, budget=1)
+    assert len(bench.elsewhere.shapes) == LAYERS * len(WINDOW)
+    assert {shape[0] for shape in bench.elsewhere.shapes} == {1}
+    assert {shape[2] for shape in bench.elsewhere.shapes} == {HIDDEN}
+
+
+@pytest.mark.parametrize("objective", ["sft", "dpo", "orpo", "kto"])
+def test_gradients_are_the_same_to_the_last_bit(tiny_model_dir: Path, objective: str) -> None:
+    bench = Moving(tiny_model_dir, dropout=0.2, objective=objective)
+    loss, wanted = bench.run(offload=False)
+    assert not bench.elsewhere.shapes
+    moved, gradient = bench.run(offload=True)
+    assert bench.elsewhere.shapes
+    assert moved == loss
+    assert torch.equal(gradient, wanted)
+    assert bench.windows.offloading
+    count = len(bench.elsewhere.shapes)
+    bench.run(offload=False)
+    assert len(bench.elsewhere.shapes) == count, "turned off again, nothing goes"
+
+
+def test_weights_that_change_inside_backward_become_the_same(tiny_model_dir: Path) -> None:
+    """The weights of a layer change while those before it still wait for their inputs."""
+    train = Config.model_validate({"data": {"train": "x"}}).train
+
+    def weights(offload: bool) -> list[torch.Tensor]:
+        loaded = load_model(tiny_model_dir, method="full", precision="fp32", device="cpu", for_training=True)
+        config = Config.model_validate({"data": {"train": "x"}, "method": {"name": "full"}})
+        choose_weights(loaded.model, config.method, seed=0)
+        update = WeightUpdate(
+            trained_tensors(loaded.model),
+            lambda parameters: make_optimizer(parameters, train, weight_decay=0.0),
+            states_in_fp32=True,
+            weight_decay=0.0,
+            max_grad_norm=0.0,
+            in_backward=True,
+        )
+        elsewhere = Elsewhere()
+        windows = WindowGradients(
+            LoadedModel(loaded.model, loaded.tokenizer, loaded.device, loaded.dtype),
+            SupervisedLoss(loaded.model),
+            make_rows("sft"),
+            accelerator=make_accelerator(loaded),
+            max_rows=None,
+            notice=lambda *_: None,
+            partial=lambda: update.partial,
+            whole=True,
+            offload=elsewhere.offload,
+        )
+        windows.set_checkpointing(True, offload=offload)
+        for _ in range(2):
+            update.begin(1e-3)
+            windows.run(WINDOW, where="a step")
+            update.apply()
+        assert len(elsewhere.shapes) == (2 * LAYERS if offload else 0)
+        return [parameter.detach() for parameter in loaded.model.parameters()]
+
+    assert all(map(torch.equal, weights(True), weights(False)))
+
+
+class Failing:
+    """Runs out of memory at one call, or at all, when the model has run."""
+
+    def __init__(self, loss: SupervisedLoss, at: int) -> None:
+        self.loss, self.at, self.calls = loss, at, 0
+
+    def __call__(self, *batch: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        found = self.loss(*batch)
+        if self.at in (0, self.calls):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return found
+
+
+def test_a_window_that_ran_out_of_memory_is_run_again_with_its_activations_moved(tiny_model_dir: Path) -> None:
+    failing = Moving(tiny_model_dir, dropout=0.2, loss=lambda loss: Failing(loss, at=2))
+    _, gradient = failing.run(offload=True)
+    assert failing.notices == ["memory_cut"]
+    calm = Moving(tiny_model_dir, dropout=0.2)
+    _, wanted = calm.run(offload=True, budget=failing.windows.token_budget)
+    assert torch.equal(gradient, wanted)
+
+
+def test_one_row_that_does_not_fit_is_recomputed_then_moved_and_then_named(tiny_model_dir: Path) -> None:
+    bench = Moving(tiny_model_dir, loss=lambda loss: Failing(loss, at=0))
+    bench.windows.token_budget = 1
+    with pytest.raises(UserError, match="recomputed from what is kept in the machine's memory") as caught:
+        bench.windows.run(WINDOW[:1], where="step 1")
+    assert bench.notices == ["memory_checkpointing", "memory_offload"]
+    assert len(bench.elsewhere.shapes) == LAYERS
+    assert "train.max_length" in caught.value.hint
+
+
+def test_measuring_moves_nothing(tiny_model_dir: Path) -> None:
+    bench = Moving(tiny_model_dir)
+    bench.windows.set_checkpointing(True, offload=True)
+    ids, learned = torch.ones(2, 9, dtype=torch.long), torch.ones(2, 9, dtype=torch.bool)
+    with torch.no_grad():
+        bench.loss(ids, learned)
+        with evaluation_mode(bench.loaded.model):
+            bench.loss(ids, learned)
+    assert not bench.elsewhere.shapes
+
+
+def test_neither_weights_nor_masks_nor_small_tensors_are_moved() -> None:
+    weight = torch.nn.Parameter(torch.ones(4, 4))
+    for tensor in (weight, weight.view(16), weight[:2], weight.t(), torch.ones(4), torch.ones(4, dtype=torch.long)):
+        assert not is_activation(tensor)
+    activation = torch.ones(1 << 20) * weight[0, 0]
+    assert is_activation(activation)
+    assert not is_large_activation(activation), "on a CPU there is nothing to move it from"
+
+
+def test_there_is_a_way_on_a_gpu_only_and_where_it_is_wanted() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert available_offload("on", cpu) is None
+    assert available_offload("off", cuda) is None
+    assert available_offload("auto", cuda) == available_offload("on", cuda) == ActivationOffload()
+
+
+def test_a_model_without_such_layers_is_refused() -> None:
+    with pytest.raises(ValueError, match="no layers"):
+        ActivationOffload().install(torch.nn.Linear(2, 2))

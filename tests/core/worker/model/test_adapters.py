@@ -1,0 +1,410 @@
+"""How adapters begin, which layers get them, and what is saved of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes as bnb
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from core.config.schema import MethodSection, TrainSection
+from core.errors import UserError
+from core.worker.checkpoint import checkpoint as checkpoints
+from core.worker.generate.generate import answering_as
+from core.worker.model.adapters import (
+    INITIAL,
+    adapted_layers,
+    attach_adapters,
+    initial_parameters,
+    load_adapter,
+    parameter_groups,
+    switched_off,
+)
+from core.worker.model.model import LoadedModel, load_model, trainable_parameters
+from core.worker.optim.optim import make_optimizer, set_learning_rate
+
+IDS = torch.arange(1, 41).reshape(2, 20)
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def load(directory: Path, name: str = "lora", precision: str = "fp32") -> LoadedModel:
+    return load_model(directory, method=name, precision=precision, device="cpu", for_training=True)
+
+
+def adapt(directory: Path, *, name: Any = "lora", precision: str = "fp32", fresh: bool = True, **method: Any) -> Any:
+    section = MethodSection(**{"name": name, "rank": 4} | method)
+    return attach_adapters(load(directory, name, precision).model, section, seed=0, base=directory, fresh=fresh)
+
+
+@torch.no_grad()
+def logits(model: Any, precision: str = "fp32") -> torch.Tensor:
+    model.eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        found: torch.Tensor = model(input_ids=IDS).logits.float()
+    model.train()
+    return found
+
+
+def distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The largest difference at a position, of the position in the middle.
+
+    After steps this large a single position may be far off in bf16, depending on the processor.
+    """
+    return float((one - other).abs().amax(dim=-1).median())
+
+
+def train(model: Any, steps: int = 5, *, optimizer: Any = None) -> list[float]:
+    """Steps large enough that every matrix moves."""
+    optimizer = optimizer or torch.optim.AdamW(trainable_parameters(model), lr=2e-2)
+    losses = []
+    for _ in range(steps):
+        ids = torch.randint(0, 300, (2, 12))
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def layer_of(model: Any, name: str = "model.layers.0.mlp.up_proj") -> Any:
+    return model.get_base_model().get_submodule(name)
+
+
+# Taken from the base: PiSSA.
+
+
+@pytest.mark.parametrize(("name", "precision", "tolerance"), [("lora", "fp32", 1e-5), ("qlora", "bf16", 0.03)])
+def test_before_the_first_step_the_model_is_the_base(
+    tiny_model_dir: Path, name: str, precision: str, tolerance: float
+) -> None:
+    base = logits(load(tiny_model_dir, name, precision).model, precision)
+    model = adapt(tiny_model_dir, name=name, precision=precision, init="pissa")
+    assert float((logits(model, precision) - base).abs().max()) <= tolerance
+    assert float(layer_of(model).lora_B["default"].weight.detach().abs().max()) > 0
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_pissa_begins_with_the_principal_directions(tiny_model_dir: Path, rslora: bool) -> None:
+    layer = layer_of(adapt(tiny_model_dir, init="pissa", rslora=rslora, alpha=24.0))
+    weight = layer.get_base_layer().weight.detach()
+    left, values, right = torch.linalg.svd(weight)
+    wanted = left[:, :4] @ torch.diag(values[:4]) @ right[:4]
+    down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    torch.testing.assert_close(layer.scaling["default"] * (up @ down).detach(), wanted, atol=1e-5, rtol=1e-4)
+    # Both factors share the singular values, so that neither learns faster than the other.
+    torch.testing.assert_close(down.norm(dim=1), up.norm(dim=0), atol=1e-5, rtol=1e-4)
+
+
+def test_what_is_learned_is_the_gradient_of_pissa_itself(tiny_model_dir: Path) -> None:
+    """Beside a residual base, as the paper has it, the trained matrices have the same gradients."""
+    ours = adapt(tiny_model_dir, init="pissa")
+    paper = adapt(tiny_model_dir, init="default")
+    for name in LINEAR:
+        for number in range(2):
+            block = "self_attn" if name in LINEAR[:4] else "mlp"
+            place = f"model.layers.{number}.{block}.{name}"
+            mine, theirs = layer_of(ours, place), layer_of(paper, place)
+            with torch.no_grad():
+                theirs.lora_A["default"].weight.copy_(mine.lora_A["default"].weight)
+                theirs.lora_B["default"].weight.copy_(mine.lora_B["default"].weight)
+                begun = mine.lora_B["default"].weight @ mine.lora_A["default"].weight
+                theirs.get_base_layer().weight.sub_(mine.scaling["default"] * begun)
+    for model in (ours, paper):
+        model(input_ids=IDS, labels=IDS).loss.backward()
+    pairs = zip(trainable_parameters(ours), trainable_parameters(paper), strict=True)
+    for first, second in pairs:
+        torch.testing.assert_close(first.grad, second.grad, atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize(("name", "precision", "tolerance"), [("lora", "fp32", 1e-4), ("qlora", "bf16", 0.05)])
+def test_the_saved_adapter_is_plain_lora_for_the_original_base(
+    tiny_model_dir: Path, tmp_path: Path, rslora: bool, name: str, precision: str, tolerance: float
+) -> None:
+    model = adapt(tiny_model_dir, name=name, precision=precision, init="pissa", rslora=rslora)
+    train(model)
+    expected = logits(model, precision)
+    checkpoints.save_adapter(model, tmp_path)
+    said = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (said["r"], said["init_lora_weights"], said["use_rslora"]) == (8, True, False)
+    base = load(tiny_model_dir, name, precision).model
+    untouched = logits(base, precision)
+    again = load_model(tiny_model_dir, method=name, precision=precision, device="cpu", adapter=tmp_path).model
+    assert distance(expected, untouched) > 10 * tolerance
+    assert distance(logits(again, precision), expected) <= tolerance
+
+
+def test_the_base_answers_untouched_and_the_beginning_stays_frozen(tiny_model_dir: Path) -> None:
+    model = adapt(tiny_model_dir, name="qlora", precision="bf16", init="pissa", dropout=0.1)
+    train(model, 2)
+    frozen = {name: tensor.clone() for name, tensor in model.state_dict().items() if f".{INITIAL}." in name}
+    assert frozen
+    with switched_off(model):
+        assert torch.equal(logits(model, "bf16"), logits(load(tiny_model_dir, "qlora", "bf16").model, "bf16"))
+    with answering_as(model, "base"):
+        pass
+    assert all(f".{INITIAL}." not in name for name, tensor in model.named_parameters() if tensor.requires_grad)
+    train(model, 2)
+    state = model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in frozen.items())
+
+
+def test_a_checkpoint_says_how_large_it_becomes(tiny_model_dir: Path, tmp_path: Path) -> None:
+    model = adapt(tiny_model_dir, init="pissa", rank=8)
+    trained = sum(parameter.numel() for parameter in trainable_parameters(model))
+    assert initial_parameters(model) == trained
+    checkpoints.save_adapter(model, tmp_path)
+    size = (tmp_path / "adapter_model.safetensors").stat().st_size
+    assert size == pytest.approx(8 * trained, rel=0.05)
+    # Beside the adapters two moments, and the number of steps for each tensor.
+    tensors = len(trainable_parameters(model))
+    assert checkpoints.size_estimate(model) == 16 * trained + 4 * tensors
+
+
+# Making up for 4 bits: LoftQ.
+
+
+def shard(directory: Path, target: Path) -> Path:
+    """The model with its weights in two files and an index."""
+    shutil.copytree(directory, target)
+    tensors = load_file(target / "model.safetensors")
+    (target / "model.safetensors").unlink()
+    names = sorted(tensors)
+    parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for file, held in parts.items():
+        save_file({name: tensors[name] for name in held}, target / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: file for file, held in parts.items() for name in held}}
+    (target / "model.safetensors.index.json").write_text(json.dumps(index))
+    return target
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("alpha", [4.0, 32.0])
+def test_loftq_brings_every_layer_nearer_to_its_16_bit_weights(
+    tiny_model_dir: Path, tmp_path: Path, sharded: bool, alpha: float
+) -> None:
+    directory = shard(tiny_model_dir, tmp_path / "sharded") if sharded else tiny_model_dir
+    model = adapt(directory, name="qlora", precision="bf16", init="loftq", rank=16, alpha=alpha)
+    full = dict(load(directory).model.named_parameters())
+    for name in ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"):
+        layer = layer_of(model, name)
+        weight = layer.get_base_layer().weight
+        quantized = bnb.functional.dequantize_4bit(weight.data, weight.quant_state).float()
+        added = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+        error = full[f"{name}.weight"].detach() - quantized
+        values = torch.linalg.svdvals(error)
+        # The nearest of that rank leaves what the other singular values hold (Eckart and Young).
+        assert float((error - added).detach().norm()) == pytest.approx(float(values[16:].norm()), rel=1e-3)
+        assert float(values[16:].norm()) < 0.95 * float(error.norm())
+
+
+def test_loftq_without_4_bits_is_refused(tiny_model_dir: Path) -> None:
+    with pytest.raises(UserError, match="this base is not rounded"):
+        adapt(tiny_model_dir, init="loftq")
+
+
+def test_loftq_names_the_weight_that_the_files_lack(tiny_model_dir: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(tiny_model_dir, tmp_path / "other"))
+    tensors = load_file(other / "model.safetensors")
+    fused = {name.replace("gate_proj", "gate_up_proj"): tensor for name, tensor in tensors.items()}
+    save_file(fused, other / "model.safetensors", metadata={"format": "pt"})
+    base = load(tiny_model_dir, "qlora", "bf16").model
+    section = MethodSection(name="qlora", rank=4, init="loftq")
+    with pytest.raises(UserError, match=r"model\.layers\.0\.mlp\.gate_proj\.weight"):
+        attach_adapters(base, section, seed=0, base=other)
+
+
+@pytest.mark.parametrize("init", ["pissa", "loftq"])
+def test_a_rank_beyond_a_layer_is_refused(tiny_model_dir: Path, init: str) -> None:
+    with pytest.raises(UserError, match=r"at rank 1024 needs layers of that rank"):
+        adapt(tiny_model_dir, name="qlora", precision="bf16", init=init, rank=1024)
+
+
+# Going on.
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"init": "pissa"},
+        {"init": "loftq", "name": "qlora", "precision": "bf16"},
+        {"init": "pissa", "name": "qlora", "precision": "bf16"},
+        {"loraplus_ratio": 16.0},
+        {"loraplus_ratio": 8.0, "dora": True},
+    ],
+    ids=lambda options: "-".join(str(value) for value in options.values()),
+)
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion_8bit"])
+def test_going_on_from_a_checkpoint_is_exact(
+    tiny_model_dir: Path, tmp_path: Path, options: dict[str, Any], optimizer: Any
+) -> None:
+    settings = {"dropout": 0.2, "rank": 32} | options
+    section = TrainSection(learning_rate=1e-3, optimizer=optimizer)
+
+    def begin(*, fresh: bool) -> tuple[Any, Any]:
+        model = adapt(tiny_model_dir, fresh=fresh, **settings)
+        made = make_optimizer(parameter_groups(model, settings.get("loraplus_ratio")), section)
+        set_learning_rate(made, 5e-3)
+        return model, made
+
+    model, first = begin(fresh=True)
+    train(model, 3, optimizer=first)
+    written = checkpoints.save_checkpoint(tmp_path, model=model, optimizer=first, step=3, facts={})
+    expected = train(model, 3, optimizer=first)
+
+    other, second = begin(fresh=False)
+    checkpoints.restore(checkpoints.verify_checkpoint(written.path), model=other, optimizer=second)
+    set_learning_rate(second, 5e-3)
+    assert train(other, 3, optimizer=second) == expected
+    wanted = dict(model.named_parameters())
+    for name, parameter in other.named_parameters():
+        assert torch.equal(parameter, wanted[name]), name
+
+
+def test_a_checkpoint_of_another_kind_of_beginning_is_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
+    model = adapt(tiny_model_dir, init="default", rank=3)
+    optimizer = make_optimizer(trainable_parameters(model), TrainSection())
+    written = checkpoints.save_checkpoint(tmp_path, model=model, optimizer=optimizer, step=1, facts={})
+    other = adapt(tiny_model_dir, init="pissa", rank=3)
+    optimizer = make_optimizer(trainable_parameters(other), TrainSection())
+    with pytest.raises(UserError, match="does not fit this model"):
+        checkpoints.restore(checkpoints.verify_checkpoint(written.path), model=other, optimizer=optimizer)
+
+
+# Learning rates by group.
+
+
+def test_loraplus_gives_the_matrices_that_begin_at_zero_a_higher_rate(tiny_model_dir: Path) -> None:
+    model = adapt(tiny_model_dir, dora=True)
+    rest, up = parameter_groups(model, 16.0)
+    assert isinstance(up, dict)
+    assert isinstance(rest, dict)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert {names[id(parameter)].split(".")[-3] for parameter in up["params"]} == {"lora_B"}
+    assert "lora_B" not in {names[id(parameter)].split(".")[-3] for parameter in rest["params"]}
+    assert len(up["params"]) + len(rest["params"]) == len(trainable_parameters(model))
+
+    optimizer = make_optimizer([rest, up], TrainSection())
+    set_learning_rate(optimizer, 1e-3)
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 16e-3]
+    # Adam's first step moves every weight by its rate.
+    before = {id(parameter): parameter.detach().clone() for parameter in trainable_parameters(model)}
+    model(input_ids=IDS, labels=IDS).loss.backward()
+    optimizer.step()
+    moved = {
+        which: max(float((parameter.detach() - before[id(parameter)]).abs().max()) for parameter in group["params"])
+        for which, group in (("rest", rest), ("up", up))
+    }
+    assert moved["up"] == pytest.approx(16e-3, rel=1e-2)
+    assert moved["rest"] <= 1.01e-3
+
+
+def test_without_a_ratio_there_is_one_rate(tiny_model_dir: Path) -> None:
+    model = adapt(tiny_model_dir)
+    optimizer = make_optimizer(parameter_groups(model, None), TrainSection())
+    set_learning_rate(optimizer, 3e-4)
+    assert [group["lr"] for group in optimizer.param_groups] == [3e-4]
+
+
+@pytest.mark.parametrize("kind", ["adafactor", "lion_8bit"])
+def test_adapters_that_begin_at_zero_learn_with_the_rates_that_are_said(tiny_model_dir: Path, kind: Any) -> None:
+    model = adapt(tiny_model_dir, rank=32)
+    rate = 1e-3 if kind == "adafactor" else 1e-4
+    optimizer = make_optimizer(trainable_parameters(model), TrainSection(optimizer=kind, learning_rate=rate))
+    losses = []
+    for _ in range(30):
+        loss = model(input_ids=IDS, labels=IDS).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0] - 0.05
+
+
+# Which layers.
+
+
+@pytest.mark.parametrize(
+    ("targets", "found"),
+    [
+        ("all-linear", dict.fromkeys(LINEAR, 2)),
+        (["q_proj", "v_proj"], {"q_proj": 2, "v_proj": 2}),
+        (["*_proj"], dict.fromkeys(LINEAR, 2)),
+        (["mlp.*"], {"gate_proj": 2, "up_proj": 2, "down_proj": 2}),
+        (["layers.1.self_attn.?_proj"], {"q_proj": 1, "k_proj": 1, "v_proj": 1, "o_proj": 1}),
+        ([r"re:model\.layers\.0\..*\.(q|v)_proj"], {"q_proj": 1, "v_proj": 1}),
+        ([r"re:.*", "q_proj"], dict.fromkeys(LINEAR, 2)),
+        (["layers.[0-9].mlp.up*", "o_proj"], {"up_proj": 2, "o_proj": 2}),
+    ],
+)
+def test_what_names_and_patterns_stand_for(tiny_model_dir: Path, targets: Any, found: dict[str, int]) -> None:
+    assert adapted_layers(adapt(tiny_model_dir, target_modules=targets)) == found
+
+
+@pytest.mark.parametrize("targets", [["w_qkv"], ["w_*"], ["re:q_proj"], ["re:.*norm"]])
+def test_targets_that_match_nothing_are_refused_with_those_there_are(tiny_model_dir: Path, targets: list[str]) -> None:
+    with pytest.raises(UserError, match=r"(?s)matches no layer.*q_proj") as caught:
+        adapt(tiny_model_dir, target_modules=targets)
+    assert targets[0] in caught.value.message
+
+
+def test_an_adapter_chosen_by_pattern_is_loaded_again(tiny_model_dir: Path, tmp_path: Path) -> None:
+    model = adapt(tiny_model_dir, target_modules=["re:.*1.*"])
+    train(model)
+    checkpoints.save_adapter(model, tmp_path)
+    again = load_model(tiny_model_dir, method="lora", precision="fp32", device="cpu", adapter=tmp_path).model
+    torch.testing.assert_close(logits(again), logits(model), atol=1e-5, rtol=1e-5)
+
+
+# Put on a base.
+
+
+def saved_adapter(directory: Path, base: Path, **method: Any) -> Path:
+    """An adapter that was trained, as it is saved."""
+    model = adapt(base, **method)
+    train(model, 1)
+    checkpoints.save_adapter(model, directory)
+    return directory
+
+
+@pytest.mark.parametrize("method", [{}, {"dora": True}, {"rslora": True}, {"init": "pissa"}])
+def test_a_whole_adapter_is_put_on_its_base(tmp_path: Path, tiny_model_dir: Path, method: dict[str, Any]) -> None:
+    adapter = saved_adapter(tmp_path / "adapter", tiny_model_dir, **method)
+    model = load_adapter(load(tiny_model_dir).model, adapter, trainable=False)
+    saved = load_file(adapter / "adapter_model.safetensors")
+    name = "base_model.model.model.layers.1.mlp.up_proj.lora_B"
+    assert torch.equal(model.get_parameter(f"{name}.default.weight"), saved[f"{name}.weight"])
+
+
+UP = "base_model.model.model.layers.1.mlp.up_proj"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda state: [state.pop(f"{UP}.lora_A.weight")], rf"lacks factors .*{UP}\.lora_A"),
+        (lambda state: [state.pop(f"{UP}.lora_{end}.weight") for end in "AB"], rf"lacks .*{UP}\.lora_A.*{UP}\.lora_B"),
+        (
+            lambda state: [state.update({f"{UP}s.lora_A.weight": torch.ones(4, 64)})],
+            rf"has no place for: .*{UP}s\.lora_A",
+        ),
+        (lambda state: [state.update({"base_model.model.other": torch.ones(4)})], "has no place for: .*other"),
+        (lambda state: [state.update({f"{UP}.lora_A.weight": torch.ones(2, 64)})], "does not fit this model"),
+    ],
+)
+def test_factors_that_are_missing_or_left_over_are_told_by_name(
+    tmp_path: Path, tiny_model_dir: Path, change: Any, says: str
+) -> None:
+    adapter = saved_adapter(tmp_path / "adapter", tiny_model_dir)
+    state = load_file(adapter / "adapter_model.safetensors")
+    change(state)
+    save_file(state, adapter / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=says) as caught:
+        load_adapter(load(tiny_model_dir).model, adapter, trainable=False)
+    assert "\n" not in caught.value.message

@@ -1,0 +1,198 @@
+"""Weights that a model lacks, has too many of, or has in another shape: told by name, whatever they are stored in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from core.errors import UserError
+from core.models.check import check_model_directory
+from core.worker.model.completeness import tell
+from core.worker.model.model import load_model
+from core.worker.model.support import check_base
+from tests.core.models.spoiling import copy_model, edit_json, split_weights
+
+State = dict[str, torch.Tensor]
+#: A family whose shapes are compared with its headers, one that is taken for a kind of Llama, one with experts.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"num_key_value_heads": 2},
+    "arcee": {"num_key_value_heads": 2},
+    "qwen3_moe": {"num_key_value_heads": 2, "head_dim": 16, "moe_intermediate_size": 32, "num_experts": 4},
+}
+SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> dict[str, Path]:
+    """A small model of each family, saved as it is published, with the tiny model's tokenizer."""
+    rows = json.loads((tiny_model_dir / "config.json").read_text())["vocab_size"]
+    found = {}
+    for family, more in FAMILIES.items():
+        found[family] = copy_model(tiny_model_dir, tmp_path_factory.mktemp("family") / family)
+        torch.manual_seed(0)
+        tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+        config = AutoConfig.for_model(family, vocab_size=rows, **SIZES, **tokens, **more)
+        AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(found[family])
+    return found
+
+
+def spoil(model: Path, change: Callable[[State], object]) -> Path:
+    """Change the weights of a model."""
+    state = load_file(model / "model.safetensors")
+    change(state)
+    save_file(state, model / "model.safetensors", metadata={"format": "pt"})
+    return model
+
+
+def load(model: Path, method: str = "lora") -> Any:
+    """What a run does with a base, up to the model in memory."""
+    check_base(check_model_directory(model), method)
+    return load_model(model, method=method, precision="fp32", device="cpu").model
+
+
+@pytest.fixture
+def copy(tmp_path: Path, bases: dict[str, Path]) -> Callable[[str], Path]:
+    return lambda family: copy_model(bases[family], tmp_path / family)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_whole_models_are_loaded_in_one_file_and_in_shards(
+    copy: Callable[[str], Path], family: str, method: str
+) -> None:
+    model = copy(family)
+    assert load(model, method) is not None
+    split_weights(model)
+    assert load(model, method) is not None
+
+
+NORM = "model.layers.1.post_attention_layernorm.weight"
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+def _drop(*names: str) -> Callable[[State], object]:
+    return lambda state: [state.pop(name) for name in names]
+
+
+def _put(name: str, *shape: int) -> Callable[[State], object]:
+    return lambda state: state.update({name: torch.ones(shape, dtype=torch.bfloat16)})
+
+
+@pytest.mark.parametrize("shards", [False, True])
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+@pytest.mark.parametrize(
+    ("family", "change", "says"),
+    [
+        ("llama", _drop(NORM), [NORM]),
+        ("llama", _drop(NORM, "model.norm.weight"), [NORM, "model.norm.weight"]),
+        ("arcee", _drop(UP), [UP]),
+        ("arcee", _put(UP, 128, 32), [UP, "128 x 32 in place of 128 x 64"]),
+        ("llama", _put(NORM, 32), [NORM, "32 in place of 64"]),
+        ("llama", _put("model.layers.1.self_attn.q_proj.bias", 64), ["model.layers.1.self_attn.q_proj.bias"]),
+        ("llama", _put("model.layers.1.mlp.extra.weight", 4, 4), ["does not take: model.layers.1.mlp.extra.weight"]),
+        ("arcee", _put("model.layers.2.mlp.up_proj.weight", 128, 64), ["model.layers.2.mlp.up_proj.weight"]),
+        ("llama", _put("v_head.weight", 1, 64), ["v_head.weight"]),
+        ("qwen3_moe", _drop("model.layers.1.mlp.experts.1.up_proj.weight"), ["experts.1.up_proj.weight"]),
+        (
+            "qwen3_moe",
+            _drop("model.layers.1.mlp.experts.3.up_proj.weight"),
+            ["model.layers.1.mlp.experts.gate_up_proj"],
+        ),
+        ("qwen3_moe", _drop("model.layers.1.mlp.experts.3.down_proj.weight"), ["model.layers.1.mlp.experts.down_proj"]),
+    ],
+)
+def test_what_is_missing_different_or_left_over_is_told_by_name(
+    copy: Callable[[str], Path],
+    family: str,
+    change: Callable[[State], object],
+    says: list[str],
+    method: str,
+    shards: bool,
+) -> None:
+    model = spoil(copy(family), change)
+    if shards:
+        split_weights(model)
+    with pytest.raises(UserError) as caught:
+        load(model, method)
+    assert all(part in caught.value.message for part in says), caught.value.message
+    assert "\n" not in caught.value.message
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("config", "change"),
+    [
+        ({}, _put("model.layers.0.self_attn.rotary_emb.inv_freq", 8)),
+        ({}, _put("model.layers.0.attn.bias", 1, 1, 16, 16)),
+        ({}, _put("model.layers.0.attn.masked_bias")),
+        ({}, _put("mtp.layers.0.mlp.up_proj.weight", 4, 4)),
+        ({"vision_config": {"hidden_size": 4}}, _put("vision_tower.layers.0.fc1.weight", 4, 4)),
+        ({"num_nextn_predict_layers": 1}, _put("model.layers.2.mlp.up_proj.weight", 128, 64)),
+    ],
+)
+def test_tables_and_parts_that_write_no_text_may_be_there(
+    copy: Callable[[str], Path], config: dict[str, Any], change: Callable[[State], object]
+) -> None:
+    model = spoil(copy("arcee"), change)
+    edit_json(model / "config.json", **config)
+    assert load(model) is not None
+    edit_json(model / "config.json", **dict.fromkeys(config))
+    if config:
+        with pytest.raises(UserError, match="does not take"):
+            load(model)
+
+
+def test_a_head_that_is_tied_may_be_missing_or_there(copy: Callable[[str], Path]) -> None:
+    model = copy("arcee")
+    edit_json(model / "config.json", tie_word_embeddings=True)
+    spoil(model, lambda state: state.update({"lm_head.weight": state["model.embed_tokens.weight"].clone()}))
+    assert load(model) is not None
+    spoil(model, _drop("lm_head.weight"))
+    assert load(model) is not None
+
+
+@pytest.mark.parametrize("size", ["intermediate_size", "vocab_size", "num_key_value_heads"])
+def test_a_model_that_is_described_as_immense_is_refused_before_anything_is_made(
+    copy: Callable[[str], Path], size: str
+) -> None:
+    model = copy("arcee")
+    edit_json(model / "config.json", **{size: 1 << 30})
+    with pytest.raises(UserError) as caught:
+        check_base(model, "lora")
+    assert str(model) in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"num_attention_heads": 0},
+        {"hidden_act": "nonsense"},
+        {"rope_parameters": "nonsense"},
+        {"_attn_implementation": "flash_attention_2"},
+        {"_attn_implementation": "nonsense"},
+        {"layer_types": ["nonsense"] * 2},
+        {"rms_norm_eps": "nonsense"},
+    ],
+)
+@pytest.mark.parametrize("family", ["llama", "arcee"])
+def test_a_configuration_of_nonsense_is_a_sentence(
+    copy: Callable[[str], Path], family: str, config: dict[str, Any]
+) -> None:
+    model = copy(family)
+    edit_json(model / "config.json", **config)
+    try:
+        load(model)  # some are read generously
+    except UserError as error:
+        assert "\n" not in error.message  # noqa: PT017 - whether it is raised is left to the library
+
+
+def test_ten_names_are_told_and_the_rest_is_counted() -> None:
+    assert tell(["b", "a"]) == "a, b"
+    assert tell(f"w{number:02}" for number in range(12)).endswith("w09 and 2 more")

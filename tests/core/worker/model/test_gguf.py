@@ -1,0 +1,112 @@
+"""GGUF files that are not those of their architecture: refused by name, before anything is built from them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from core import paths
+from core.errors import UserError
+from core.models.files import RECORD_NAME, read_record
+from core.models.find import gguf_identity
+from core.worker.model import gguf
+from core.worker.model.starter import resolve_base
+
+from .gguf_files import write_gguf
+
+
+def quiet(_detail: str, _done: int | None, _total: int | None) -> None:
+    """Progress that nobody looks at."""
+
+
+def zeros(*shape: int) -> Any:
+    return np.zeros(shape, dtype=np.float32)
+
+
+def converted() -> list[Path]:
+    """The directories of conversions."""
+    found = paths.models_dir().iterdir() if paths.models_dir().is_dir() else iter(())
+    return [path for path in found if not path.name.endswith(".lock")]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"without": ("blk.1.ffn_down.weight",)}, ["lacks weights", "blk.1.ffn_down.weight"]),
+        (
+            {"without": ("blk.0.attn_q.weight", "blk.1.attn_norm.weight", "output_norm.weight")},
+            ["blk.0.attn_q.weight", "blk.1.attn_norm.weight", "output_norm.weight"],
+        ),
+        ({"without": ("token_embd.weight",)}, ["token_embd.weight"]),
+        ({"num_hidden_layers": 100_000_000}, ["llama.block_count is 100000000", "of 2 blocks"]),
+        ({"num_hidden_layers": 1}, ["llama.block_count is 1", "of 2 blocks"]),
+        ({"extra": {"blk.1.attn_q.bias": zeros(64)}}, ["does not take", "blk.1.attn_q.bias"]),
+        ({"extra": {"blk.0.ffn_gate_exps.weight": zeros(2, 128, 64)}}, ["does not take", "blk.0.ffn_gate_exps"]),
+        ({"extra": {"anything.else": zeros(3)}}, ["does not take", "anything.else"]),
+        ({"extra": {"blk.1.attn_norm.weight": zeros(32)}}, ["other shapes", "blk.1.attn_norm.weight (32"]),
+        ({"extra": {"blk.1.ffn_up.weight": zeros(64, 128)}}, ["other shapes", "model.layers.1.mlp.up_proj.weight"]),
+        ({"intermediate_size": 1 << 30}, ["is described as one of"]),
+        ({"intermediate_size": 130}, ["other shapes", "blk.0.ffn_down.weight (64 x 128 in place of 8,320 numbers)"]),
+        ({"vocab_size": 1 << 31}, ["is described as one of"]),
+        ({"num_key_value_heads": 0}, ["cannot read"]),
+    ],
+)
+def test_what_is_not_of_its_architecture_is_refused_by_name(
+    tmp_path: Path, tiny_model_dir: Path, options: dict[str, Any], says: list[str]
+) -> None:
+    path = write_gguf(tiny_model_dir, tmp_path / "model.gguf", **options)
+    with pytest.raises(UserError) as caught:
+        resolve_base(str(path), quiet)
+    assert all(part in caught.value.message for part in says), caught.value.message
+    assert str(path) in caught.value.message
+    assert caught.value.hint
+    assert converted() == []
+
+
+@pytest.mark.parametrize("name", ["rope_freqs.weight", "rope_factors_long.weight"])
+def test_tables_of_the_rotary_embedding_may_be_there(tmp_path: Path, tiny_model_dir: Path, name: str) -> None:
+    path = write_gguf(tiny_model_dir, tmp_path / "model.gguf", extra={name: zeros(8)})
+    assert (resolve_base(str(path), quiet) / "model.safetensors").is_file()
+
+
+def test_a_head_of_its_own_is_taken(tmp_path: Path, tiny_model_dir: Path) -> None:
+    rows = json.loads((tiny_model_dir / "config.json").read_text())["vocab_size"]
+    path = write_gguf(tiny_model_dir, tmp_path / "model.gguf", extra={"output.weight": zeros(rows, 64)})
+    config = json.loads((resolve_base(str(path), quiet) / "config.json").read_text())
+    assert config["tie_word_embeddings"] is False
+
+
+def _as_an_earlier_version_left_it(directory: Path, path: Path) -> None:
+    """The record of a conversion that was not looked at."""
+    record = json.loads((directory / RECORD_NAME).read_text())
+    del record[gguf.CHECKED]
+    record["identity"] = gguf_identity(path)
+    (directory / RECORD_NAME).write_text(json.dumps(record))
+
+
+def test_what_an_earlier_version_converted_is_looked_at_once(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_gguf(tiny_model_dir, tmp_path / "model.gguf")
+    directory = resolve_base(str(path), quiet)
+    weights = (directory / "model.safetensors").stat()
+    _as_an_earlier_version_left_it(directory, path)
+    assert resolve_base(str(path), quiet) == directory
+    assert (read_record(directory) or {})[gguf.CHECKED] is True
+    assert (directory / "model.safetensors").stat().st_ino == weights.st_ino
+    monkeypatch.setattr(gguf, "check_gguf", lambda _path: pytest.fail("it was looked at again"))
+    assert resolve_base(str(path), quiet) == directory
+
+
+def test_holes_that_an_earlier_version_filled_are_told(tmp_path: Path, tiny_model_dir: Path) -> None:
+    whole = resolve_base(str(write_gguf(tiny_model_dir, tmp_path / "whole.gguf")), quiet)
+    holes = write_gguf(tiny_model_dir, tmp_path / "holes.gguf", without=("blk.1.ffn_down.weight",))
+    filled = Path(shutil.copytree(whole, paths.models_dir() / "holes-0123456789ab"))
+    _as_an_earlier_version_left_it(filled, holes)
+    with pytest.raises(UserError, match=r"lacks weights of its architecture: blk\.1\.ffn_down\.weight"):
+        resolve_base(str(holes), quiet)

@@ -1,0 +1,139 @@
+import copy
+import itertools
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes as bnb
+import pytest
+import torch
+
+from core.config.schema import MethodSection
+from core.errors import UserError
+from core.worker.loss.loss import SupervisedLoss
+from core.worker.model.adapters import attach_adapters
+from core.worker.model.model import (
+    LoadedModel,
+    choose_device,
+    choose_dtype,
+    evaluation_mode,
+    load_model,
+    set_gradient_checkpointing,
+    trainable_parameters,
+)
+
+IDS = torch.arange(1, 41).reshape(2, 20)
+LEARNED = torch.ones(2, 20, dtype=torch.bool)
+
+
+def load(directory: Path, method: str = "qlora", precision: str = "bf16") -> LoadedModel:
+    loaded = load_model(directory, method=method, precision=precision, device="cpu", for_training=True)
+    loaded.model = attach_adapters(loaded.model, MethodSection(rank=4), seed=0)
+    for parameter in trainable_parameters(loaded.model):
+        torch.nn.init.normal_(parameter, std=0.02)
+    return loaded
+
+
+def gradient(model: Any) -> torch.Tensor:
+    model.zero_grad(set_to_none=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.autograd.backward(SupervisedLoss(model)(IDS, LEARNED))
+    grads = [parameter.grad for parameter in trainable_parameters(model)]
+    return torch.cat([grad.flatten() for grad in grads if grad is not None])
+
+
+def evaluate(model: Any) -> None:
+    with evaluation_mode(model), torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        SupervisedLoss(model)(IDS, LEARNED)
+
+
+def test_qlora_is_nf4_with_double_quantization_in_blocks_of_64(tiny_model_dir: Path) -> None:
+    model = load(tiny_model_dir).model
+    layers = [module for module in model.modules() if isinstance(module, bnb.nn.Linear4bit)]
+    assert len(layers) == 14
+    for layer in layers:
+        state = layer.weight.quant_state
+        assert (state.quant_type, state.nested, state.blocksize) == ("nf4", True, 64)
+        assert layer.compute_dtype == torch.bfloat16
+
+
+def test_embeddings_norms_and_head_keep_their_dtype_and_adapters_are_fp32(tiny_model_dir: Path) -> None:
+    model = load(tiny_model_dir).model
+    base = model.get_base_model()
+    assert base.get_input_embeddings().weight.dtype == torch.bfloat16
+    assert base.get_output_embeddings().weight.dtype == torch.bfloat16
+    assert base.model.norm.weight.dtype == torch.bfloat16
+    trained = trainable_parameters(model)
+    assert trained
+    assert all(parameter.dtype == torch.float32 for parameter in trained)
+    assert all(".lora_" in name for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
+def test_gradients_after_an_evaluation_are_those_of_an_untouched_model(tiny_model_dir: Path) -> None:
+    untouched = gradient(load(tiny_model_dir).model)
+    model = load(tiny_model_dir).model
+    for parameter, other in zip(
+        trainable_parameters(model), trainable_parameters(load(tiny_model_dir).model), strict=True
+    ):
+        assert parameter.shape == other.shape
+    evaluate(model)
+    after = gradient(model)
+    assert torch.nn.functional.cosine_similarity(untouched, after, dim=0) >= 0.9999
+    torch.testing.assert_close(after, untouched)
+
+
+def test_checkpointing_activations_changes_no_gradient(tiny_model_dir: Path) -> None:
+    model = load(tiny_model_dir).model
+    kept = gradient(model)
+    set_gradient_checkpointing(model, True)
+    torch.testing.assert_close(gradient(model), kept, atol=1e-5, rtol=1e-4)
+    set_gradient_checkpointing(model, False)
+    torch.testing.assert_close(gradient(model), kept)
+
+
+def test_the_same_seed_gives_the_same_adapters(tiny_model_dir: Path) -> None:
+    def fresh(seed: int) -> list[torch.nn.Parameter]:
+        loaded = load_model(tiny_model_dir, method="lora", precision="fp32", device="cpu")
+        return trainable_parameters(attach_adapters(loaded.model, MethodSection(), seed=seed))
+
+    assert all(map(torch.equal, fresh(1), fresh(1)))
+    assert not all(map(torch.equal, fresh(1), fresh(2)))
+
+
+def test_target_modules_that_match_nothing_are_refused_with_those_there_are(tiny_model_dir: Path) -> None:
+    loaded = load_model(tiny_model_dir, method="lora", precision="fp32", device="cpu")
+    with pytest.raises(UserError, match=r"(?s)matches no layer.*q_proj") as caught:
+        attach_adapters(loaded.model, MethodSection(target_modules=["w_qkv"]), seed=0)
+    assert "w_qkv" in caught.value.message
+
+
+@pytest.mark.parametrize(("dora", "rslora"), list(itertools.product([False, True], repeat=2)))
+def test_the_variants_of_lora_have_gradients(dora: bool, rslora: bool, tiny_model_dir: Path) -> None:
+    loaded = load_model(tiny_model_dir, method="qlora", precision="bf16", device="cpu")
+    model = attach_adapters(loaded.model, MethodSection(rank=4, dora=dora, rslora=rslora), seed=0)
+    assert gradient(model).norm() > 0
+
+
+def test_the_base_is_frozen(tiny_model_dir: Path) -> None:
+    loaded = load(tiny_model_dir, "lora", "fp32")
+    before = copy.deepcopy(loaded.model.get_base_model().model.norm.weight)
+    optimizer = torch.optim.AdamW(loaded.model.parameters(), lr=0.1)
+    torch.autograd.backward(SupervisedLoss(loaded.model)(IDS, LEARNED))
+    optimizer.step()
+    assert torch.equal(before, loaded.model.get_base_model().model.norm.weight)
+
+
+def test_a_directory_that_holds_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_model(tmp_path, method="lora", precision="fp32", device="cpu")
+
+
+def test_what_the_cpu_cannot_do_is_refused() -> None:
+    cpu = torch.device("cpu")
+    assert choose_dtype("fp32", cpu) == torch.float32
+    assert choose_dtype("auto", cpu) in (torch.bfloat16, torch.float32)
+    with pytest.raises(UserError, match="fp16"):
+        choose_dtype("fp16", cpu)
+    if not torch.cuda.is_available():
+        assert choose_device("auto") == cpu
+        with pytest.raises(UserError, match=r"hardware\.device is cuda"):
+            choose_device("cuda")

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.worker.model.nf4 import AT_ONCE, quantize_4bit
+
+#: What bitsandbytes makes of tensors in a process in which nothing has been put in its place.
+REFERENCE = """
+import sys, torch, bitsandbytes
+tensors = torch.load(sys.argv[1], weights_only=True)
+torch.save([torch.ops.bitsandbytes.quantize_4bit(*tensor, torch.uint8) for tensor in tensors], sys.argv[2])
+"""
+
+
+def cases() -> list[tuple[torch.Tensor, int, str]]:
+    torch.manual_seed(0)
+    bounds = torch.linspace(-1, 1, 4096)
+    weights = [
+        torch.randn(96, 64).to(torch.bfloat16),
+        torch.randn(7, 9),
+        torch.randn(3, 64).half(),
+        torch.zeros(4, 64),
+        torch.cat([torch.ones(1), bounds, bounds.nextafter(torch.tensor(2.0))])[:4096],
+        torch.randn(AT_ONCE + 100),
+        torch.tensor([float("inf"), *[1.0] * 63, float("nan"), *[-1.0] * 63]),
+        torch.full((64,), 1e-42),
+    ]
+    return [(tensor, size, kind) for tensor in weights for size in (64, 128) for kind in ("nf4", "fp4")]
+
+
+def test_it_is_what_bitsandbytes_makes(tmp_path_factory: pytest.TempPathFactory) -> None:
+    place = tmp_path_factory.mktemp("nf4")
+    torch.save(cases(), place / "weights")
+    subprocess.run([sys.executable, "-c", REFERENCE, str(place / "weights"), str(place / "wanted")], check=True)
+    wanted = torch.load(place / "wanted", weights_only=True)
+    for (tensor, size, kind), (packed, largest) in zip(cases(), wanted, strict=True):
+        found = quantize_4bit(tensor, size, kind, torch.uint8)
+        assert torch.equal(found[0], packed), (tensor.shape, size, kind)
+        torch.testing.assert_close(found[1], largest, rtol=0, atol=0, equal_nan=True)
+
+
+@given(st.lists(st.floats(-10, 10, width=32), min_size=64, max_size=64))
+def test_every_weight_becomes_the_nearest_value(drawn: list[float]) -> None:
+    import bitsandbytes as bnb
+
+    weights = torch.tensor(drawn)
+    packed, largest = quantize_4bit(weights, 64, "nf4", torch.uint8)
+    values = bnb.functional.get_4bit_type("nf4", device="cpu")
+    codes = torch.stack([packed[:, 0] >> 4, packed[:, 0] & 15], dim=1).flatten().int()
+    scaled = weights / largest.clamp(min=1e-38)
+    nearest = (scaled[:, None] - values[None]).abs().amin(dim=1)
+    torch.testing.assert_close((scaled - values[codes]).abs(), nearest, rtol=0, atol=1e-6)
+
+
+def test_other_storage_holds_the_same_bytes() -> None:
+    weights = torch.randn(8, 64)
+    packed, _ = quantize_4bit(weights, 64, "nf4", torch.uint8)
+    stored, _ = quantize_4bit(weights, 64, "nf4", torch.bfloat16)
+    assert stored.dtype == torch.bfloat16
+    assert torch.equal(stored.view(torch.uint8).flatten(), packed.flatten())

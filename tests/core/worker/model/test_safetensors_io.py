@@ -1,0 +1,66 @@
+"""Tensors to and from safetensors files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from core.errors import UserError
+from core.worker.model.safetensors_io import read_tensors, tensor_names, write_tensors
+
+
+def some() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return {
+        "a.weight": torch.randn(3, 5).to(torch.bfloat16),
+        "b.weight": torch.randn(4, 6).t(),
+        "c": torch.tensor(1.5),
+        "none": torch.empty(0, 4),
+        "bytes": torch.arange(7, dtype=torch.uint8),
+    }
+
+
+def test_the_library_reads_what_is_written(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "x.safetensors", some())
+    found = load_file(tmp_path / "x.safetensors")
+    assert found.keys() == some().keys() == set(tensor_names(tmp_path / "x.safetensors"))
+    assert all(torch.equal(found[name], tensor) for name, tensor in some().items())
+
+
+def test_read_over_what_is_there(tmp_path: Path) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in some().items()}, tmp_path / "x.safetensors")
+    into = {name: torch.zeros_like(tensor) for name, tensor in some().items()}
+    read_tensors(tmp_path / "x.safetensors", into)
+    assert all(torch.equal(into[name], tensor) for name, tensor in some().items())
+
+
+@pytest.mark.parametrize(
+    ("into", "says"),
+    [
+        ({"a": torch.zeros(2)}, "b"),
+        ({"a": torch.zeros(2), "b": torch.zeros(3), "d": torch.zeros(1)}, "d"),
+        ({"a": torch.zeros(2), "b": torch.zeros(4)}, r"b is \(3,\)"),
+        ({"a": torch.zeros(2), "b": torch.zeros(3, dtype=torch.bfloat16)}, "float32"),
+    ],
+)
+def test_what_does_not_fit_is_a_sentence(tmp_path: Path, into: dict[str, torch.Tensor], says: str) -> None:
+    write_tensors(tmp_path / "x.safetensors", {"a": torch.ones(2), "b": torch.ones(3)})
+    with pytest.raises(UserError, match=says):
+        read_tensors(tmp_path / "x.safetensors", into)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 20, b"{}"])
+def test_what_is_no_such_file_is_a_sentence(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match="cannot be read"):
+        tensor_names(tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_tensors(tmp_path / "missing.safetensors", {})
+
+
+def test_a_full_disk_is_an_oserror() -> None:
+    with pytest.raises(OSError, match="No space left"):
+        write_tensors(Path("/dev/full"), {"a": torch.ones(100_000)})

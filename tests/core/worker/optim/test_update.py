@@ -1,0 +1,209 @@
+"""Updates of the model's own weights: after the window or inside backward, with each optimizer."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from core.config.schema import Config
+from core.memory.sizes import FP32_STATES
+from core.worker.optim.optim import make_optimizer
+from core.worker.optim.update import WeightUpdate
+
+OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw_8bit")
+
+
+class Net(torch.nn.Module):
+    """Two layers, large enough for 8-bit states, and a tied use of the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(128, 64)
+        self.second = torch.nn.Linear(64, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.second(torch.tanh(self.first(x)))
+        return torch.nn.functional.linear(hidden, self.first.weight.t())
+
+
+class Setup:
+    """A net, its update and a way to do steps."""
+
+    def __init__(self, optimizer: Any, *, in_backward: bool, dtype: torch.dtype = torch.float32, **options: Any):
+        torch.manual_seed(0)
+        self.net = Net().to(dtype)
+        self.dtype = dtype
+        train = Config.model_validate({"data": {"train": "x"}, "train": {"optimizer": optimizer}}).train
+        self.update = WeightUpdate(
+            dict(self.net.named_parameters()),
+            lambda parameters: make_optimizer(parameters, train, weight_decay=0.0),
+            states_in_fp32=optimizer in FP32_STATES,
+            in_backward=in_backward,
+            **{"weight_decay": 0.1, "max_grad_norm": 0.0, **options},
+        )
+
+    def backward(self, seed: int) -> None:
+        data = torch.randn(16, 128, generator=torch.Generator().manual_seed(seed)).to(self.dtype)
+        (self.net(data).float() - 1).square().mean().backward()
+
+    def step(self, seed: int, lr: float = 1e-2) -> float:
+        self.update.begin(lr)
+        self.backward(seed)
+        norm = self.update.measure()
+        self.update.apply()
+        return norm
+
+    def weights(self) -> list[torch.Tensor]:
+        return [parameter.detach().clone() for parameter in self.net.parameters()]
+
+
+def equal(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("in_backward", [False, True])
+def test_adamw_is_that_of_torch(in_backward: bool) -> None:
+    setup = Setup("adamw", in_backward=in_backward)
+    theirs = copy.deepcopy(setup.net)
+    matrices = [p for p in theirs.parameters() if p.dim() > 1]
+    rest = [p for p in theirs.parameters() if p.dim() == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}], lr=1e-2
+    )
+    for step in range(5):
+        data = torch.randn(16, 128, generator=torch.Generator().manual_seed(step))
+        (theirs(data) - 1).square().mean().backward()
+        square_sum = sum(float(p.grad.square().sum()) for p in theirs.parameters() if p.grad is not None)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert setup.step(step) == pytest.approx(math.sqrt(square_sum), rel=1e-5)
+        for ours, their in zip(setup.net.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(ours, their, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_when_it_is_done_makes_no_difference(optimizer: str, dtype: torch.dtype) -> None:
+    after, inside = (Setup(optimizer, in_backward=where, dtype=dtype) for where in (False, True))
+    for step in range(4):
+        losses = []
+        for setup in (after, inside):
+            losses.append(setup.step(step))
+        assert losses[0] == pytest.approx(losses[1], rel=2e-2)
+    for one, other in zip(after.weights(), inside.weights(), strict=True):
+        # The order of the tensors decides which random bits round which tensor.
+        torch.testing.assert_close(one.float(), other.float(), rtol=2e-2, atol=2e-2)
+
+
+def test_no_two_gradients_exist_at_once_inside_backward() -> None:
+    setup = Setup("adamw", in_backward=True)
+    seen: list[int] = []
+
+    def count(_: torch.Tensor) -> None:
+        seen.append(sum(parameter.grad is not None for parameter in setup.net.parameters()))
+
+    for parameter in setup.net.parameters():
+        hooked: Any = parameter
+        hooked.register_post_accumulate_grad_hook(count)  # runs after the one that updates
+    setup.step(0)
+    assert seen == [0, 0, 0, 0]
+
+
+def test_bf16_weights_learn_from_updates_that_rounding_would_lose() -> None:
+    setup = Setup("adamw", in_backward=True, dtype=torch.bfloat16, weight_decay=0.0)
+    before = setup.weights()
+    for step in range(20):
+        setup.step(step, lr=2e-5)  # far below 1/256 of most weights
+    moved = [
+        float((now.float() - then.float()).abs().mean()) for now, then in zip(setup.weights(), before, strict=True)
+    ]
+    assert all(distance > 1e-5 for distance in moved)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("in_backward", [False, True])
+def test_states_go_on_bit_for_bit(optimizer: str, in_backward: bool) -> None:
+    def run(setup: Setup, first: int, last: int) -> None:
+        for step in range(first, last):
+            torch.manual_seed(step)
+            setup.step(step)
+
+    whole, cut = (Setup(optimizer, in_backward=in_backward, dtype=torch.bfloat16) for _ in range(2))
+    run(whole, 0, 6)
+    run(cut, 0, 3)
+    state = copy.deepcopy(cut.update.state_dict())
+    resumed = Setup(optimizer, in_backward=in_backward, dtype=torch.bfloat16)
+    resumed.net.load_state_dict(cut.net.state_dict())
+    resumed.update.load_state_dict(state)
+    run(resumed, 3, 6)
+    assert equal(whole.weights(), resumed.weights())
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("in_backward", [False, True])
+def test_a_rehearsal_leaves_no_trace(optimizer: str, in_backward: bool) -> None:
+    rehearsed, calm = (Setup(optimizer, in_backward=in_backward) for _ in range(2))
+    before = rehearsed.weights()
+    with rehearsed.update.rehearsal():
+        rehearsed.backward(9)
+        for parameter in rehearsed.net.parameters():
+            parameter.grad = None
+    assert equal(before, rehearsed.weights())
+    assert not rehearsed.update.partial
+    for setup in (rehearsed, calm):
+        setup.step(0)
+        setup.step(1)
+    with rehearsed.update.rehearsal():  # states that are real by now stay as they are
+        rehearsed.backward(9)
+        for parameter in rehearsed.net.parameters():
+            parameter.grad = None
+    for setup in (rehearsed, calm):
+        setup.step(2)
+    assert equal(rehearsed.weights(), calm.weights())
+
+
+def test_gradients_are_clipped_after_the_window() -> None:
+    torch.manual_seed(0)
+    net = Net()
+    update = WeightUpdate(
+        dict(net.named_parameters()),
+        lambda parameters: torch.optim.SGD(parameters, lr=1.0),
+        states_in_fp32=True,
+        weight_decay=0.0,
+        max_grad_norm=0.5,
+        in_backward=False,
+    )
+    before = [parameter.detach().clone() for parameter in net.parameters()]
+    update.begin(1.0)
+    (net(torch.randn(16, 128)) - 1).square().sum().backward()
+    assert update.measure() > 0.5
+    update.apply()
+    moved = [now - then for now, then in zip(net.parameters(), before, strict=True)]
+    assert float(torch.cat([change.flatten() for change in moved]).norm()) == pytest.approx(0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("in_backward", [False, True])
+def test_a_gradient_that_is_not_finite_changes_nothing(in_backward: bool) -> None:
+    setup = Setup("adamw", in_backward=in_backward)
+    before = setup.weights()
+    setup.update.begin(1e-2)
+    (setup.net(torch.ones(16, 128)).square().sum() * math.nan).backward()
+    assert not math.isfinite(setup.update.measure())
+    setup.update.skip()
+    assert equal(before, setup.weights())
+    assert all(parameter.grad is None for parameter in setup.net.parameters())
+
+
+def test_it_is_known_when_a_window_cannot_be_run_again() -> None:
+    setup = Setup("adamw", in_backward=True)
+    setup.update.begin(1e-2)
+    moments = [setup.update.partial]
+    setup.backward(0)
+    moments.append(setup.update.partial)
+    setup.update.apply()
+    moments.append(setup.update.partial)
+    assert moments == [False, True, False]

@@ -1,0 +1,376 @@
+"""The socket and the queue between those who ask and the training thread."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.errors import UserError
+from core.runs import sockets
+from core.runs.protocol import LINE_LIMIT
+from core.worker.process import control
+from core.worker.process.control import Command, Controls, ControlServer, StopRequested, install_signals
+from tests.waiting import wait_for
+
+
+class Peer:
+    """A connection that speaks the protocol by hand."""
+
+    def __init__(self, path: Path) -> None:
+        self.connection = socket.socket(socket.AF_UNIX)
+        self.connection.settimeout(20)
+        self.connection.connect(str(path))
+        self.lines = self.connection.makefile("rb")
+
+    def send(self, command: str, identity: str = "1", **args: Any) -> None:
+        self.raw(json.dumps({"id": identity, "command": command, "args": args}).encode() + b"\n")
+
+    def raw(self, data: bytes) -> None:
+        self.connection.sendall(data)
+
+    def read(self) -> dict[str, Any]:
+        message = json.loads(self.lines.readline())
+        assert isinstance(message, dict)
+        return message
+
+    def close(self) -> None:
+        self.lines.close()
+        self.connection.close()
+
+
+class Place:
+    """A server in a directory of its own; nobody carries out commands but the test."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "control.sock"
+        self.controls = Controls()
+        self.server = ControlServer(self.path, self.controls, lambda: {"state": "training", "step": 7})
+
+    def next(self) -> Command:
+        command = self.controls.wait(20)
+        assert command is not None
+        return command
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    # Not tmp_path, which may be too long for a socket.
+    with tempfile.TemporaryDirectory() as directory:
+        made = Place(Path(directory))
+        yield made
+        made.controls.close()
+        made.server.close()
+
+
+def test_a_ping_is_answered_whatever_the_training_thread_does(place: Place) -> None:
+    peer = Peer(place.path)
+    peer.send("ping", "a")
+    assert peer.read() == {"id": "a", "ok": True, "state": "training", "step": 7}
+
+
+def test_the_socket_is_for_this_user_alone_and_goes_with_the_server(place: Place) -> None:
+    assert stat.S_IMODE(place.path.stat().st_mode) == 0o600
+    second = Controls()
+    ControlServer(place.path, second, dict).close()  # replaces what an earlier worker left
+    assert not place.path.exists()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="not run: only root can become another user")
+def test_another_user_is_turned_away_even_where_the_file_lets_him_in(place: Place) -> None:
+    place.path.chmod(0o666)
+    place.path.parent.chmod(0o711)
+    program = (
+        "import os, socket, sys\nos.setgid(65534); os.setuid(65534)\npeer = socket.socket(socket.AF_UNIX)\n"
+        'peer.settimeout(20)\npeer.connect(sys.argv[1])\npeer.sendall(b\'{"id": 1, "command": "ping"}\\n\')\n'
+        "print(repr(peer.recv(1000)))"
+    )
+    done = subprocess.run(
+        [shutil.which("python3") or sys.executable, "-c", program, str(place.path)],
+        capture_output=True, text=True, check=False, cwd="/",
+    )  # fmt: skip
+    assert done.stdout.strip() == "b''" or "ConnectionResetError" in done.stderr or "BrokenPipe" in done.stderr
+    assert '"ok"' not in done.stdout
+    peer = Peer(place.path)
+    peer.send("ping")
+    assert peer.read()["ok"] is True
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        (b"\xff\x00\n", "Not understood"),
+        (b"[]\n", "Not understood"),
+        (b"{}\n", "Not understood"),
+        (b"[" * 200_000 + b"\n", "Not understood"),
+        (b'{"id": 1.5, "command": "ping"}\n', "Not understood"),
+        (b'{"id": "1", "command": "explode"}\n', "There is no command explode"),
+        (b'{"id": "1", "command": "\x1b%s"}\n' % (b"x" * 500), "Not understood"),
+        (b'{"id": true, "command": "ping"}\n', "Not understood"),
+        (b'{"id": "1", "command": "set", "args": {"a": 1%s}}\n' % (b"0" * 500), "Not understood"),
+    ],
+)
+def test_garbage_is_refused_and_the_connection_goes_on(place: Place, line: bytes, error: str) -> None:
+    peer = Peer(place.path)
+    peer.raw(line)
+    answer = peer.read()
+    assert answer["ok"] is False
+    assert answer["error"].startswith(error)
+    peer.send("ping")
+    assert peer.read()["ok"] is True
+    assert place.controls.wait(0.01) is None
+
+
+def test_a_line_without_end_is_cut_off(place: Place) -> None:
+    peer = Peer(place.path)
+    peer.raw(b"x" * (LINE_LIMIT + 1))
+    assert peer.read()["error"] == "The line is too long."
+    assert peer.lines.readline() == b""
+
+
+def test_commands_wait_in_order_and_are_answered_to_who_asked(place: Place) -> None:
+    first, second = Peer(place.path), Peer(place.path)
+    first.send("pause", "a")
+    command = place.next()
+    second.send("set", "b", key=1)
+    later = place.next()
+    assert (command.request.command, later.request.command, later.request.args) == ("pause", "set", {"key": 1})
+    later.refuse("No.", "Do not.")
+    command.token("hel", "base")
+    command.answer(step=3)
+    assert second.read() == {"id": "b", "ok": False, "error": "No.", "hint": "Do not."}
+    assert first.read() == {"id": "a", "token": "hel", "source": "base"}
+    assert first.read() == {"id": "a", "ok": True, "step": 3}
+
+
+def test_a_stop_is_known_before_it_is_carried_out(place: Place) -> None:
+    assert place.controls.stop_sender is None
+    place.controls.check_stop()
+    Peer(place.path).send("stop")
+    wait_for(lambda: place.controls.stop_sender, 20, "the stop")
+    with pytest.raises(StopRequested) as caught:
+        place.controls.check_stop()
+    assert caught.value.sender == "socket"
+    place.controls.request_stop("SIGTERM")
+    assert place.controls.stop_sender == "socket", "who asked first"
+
+
+def test_closing_the_connection_cancels_what_it_asked_for(place: Place) -> None:
+    peer = Peer(place.path)
+    peer.send("generate")
+    command = place.next()
+    assert not command.cancelled.is_set()
+    peer.close()
+    assert command.cancelled.wait(20)
+    command.token("nobody reads this", "base")
+    command.answer()
+
+
+def test_a_peer_that_does_not_read_holds_up_the_training_once_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(control, "SEND_SECONDS", 1)
+    with tempfile.TemporaryDirectory() as directory:
+        place = Place(Path(directory))
+        peer = Peer(place.path)
+        peer.send("generate")
+        command = place.next()
+        began = time.monotonic()
+        for _ in range(50):
+            command.token("x" * 100_000, "base")
+        assert 0.9 < time.monotonic() - began < 5
+        assert command.cancelled.wait(20)
+        place.controls.close()
+        place.server.close()
+
+
+def test_waiting_ends_with_a_command_a_signal_or_the_time(place: Place) -> None:
+    assert place.controls.wait(0.01) is None
+    waited: queue.Queue[Command | None] = queue.Queue()
+    thread = threading.Thread(target=lambda: waited.put(place.controls.wait(60)))
+    thread.start()
+    place.controls.request_stop("SIGINT")
+    assert waited.get(timeout=20) is None
+    thread.join()
+
+
+def test_at_the_end_everyone_is_told(place: Place) -> None:
+    asking, stopping, late = Peer(place.path), Peer(place.path), Peer(place.path)
+    asking.send("generate")
+    wait_for(lambda: not place.controls._queue.empty(), 20, "the first command")
+    stopping.send("stop")
+    wait_for(lambda: place.controls.stop_sender, 20, "the stop")
+    wait_for(lambda: place.controls._queue.qsize() == 2, 20, "the second command")
+    place.controls.close()
+    assert asking.read()["error"] == "The run has ended."
+    assert stopping.read() == {"id": "1", "ok": True, "state": "over"}
+    late.send("pause")
+    assert late.read()["ok"] is False
+
+
+def test_a_socket_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"control socket .* cannot be made") as caught:
+        ControlServer(tmp_path / "file" / "control.sock", Controls(), dict)
+    assert "XDG_RUNTIME_DIR" in caught.value.hint
+
+
+def test_signals_ask_for_a_stop_and_the_terminal_going_means_nothing() -> None:
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            controls = Controls()
+            install_signals(controls)
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert controls.stop_sender is None
+            os.kill(os.getpid(), number)
+            wait_for(partial(getattr, controls, "stop_sender"), 20, "the signal")
+            assert controls.stop_sender == number.name
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def test_sockets_that_killed_workers_left_are_removed_by_the_next_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as dead:
+        runtime = Path(directory)
+        monkeypatch.setenv("XDG_RUNTIME_DIR", directory)
+        left, served, full, other, file = (
+            runtime / name
+            for name in ("localtune-1.sock", "localtune-2.sock", "localtune-3.sock", "bus.sock", "localtune-4.sock")
+        )
+        dead.bind(str(left))
+        with socket.socket(socket.AF_UNIX) as foreign, socket.socket(socket.AF_UNIX) as busy:
+            foreign.bind(str(other))
+            busy.bind(str(full))
+            busy.listen(0)
+            with socket.socket(socket.AF_UNIX) as waiting:
+                waiting.connect(str(full))
+                file.touch()
+                server = ControlServer(served, Controls(), dict)
+                assert sorted(runtime.iterdir()) == sorted([served, full, other, file])
+                assert control.remove_stale_sockets() == []
+                server.close()
+
+
+def test_a_stop_at_once_goes_before_one_that_saves() -> None:
+    controls = Controls()
+    controls.request_stop("SIGTERM")
+    with pytest.raises(StopRequested) as caught:
+        controls.check_stop()
+    assert (caught.value.sender, caught.value.now) == ("SIGTERM", False)
+    controls.request_stop("socket", now=True)
+    controls.request_stop("SIGINT")
+    with pytest.raises(StopRequested) as caught:
+        controls.check_stop()
+    assert (caught.value.sender, caught.value.now) == ("SIGTERM", True)
+
+
+def test_commands_do_not_wait_without_number(place: Place) -> None:
+    peer = Peer(place.path)
+    for number in range(control.WAITING_LIMIT + 1):
+        peer.send("checkpoint", str(number))
+    refused = peer.read()
+    assert (refused["id"], refused["error"]) == (str(control.WAITING_LIMIT), "Too many commands are waiting.")
+    # A stop is heard whatever waits.
+    peer.send("stop", "stop")
+    assert peer.read() == {"id": "stop", "ok": True}
+    assert place.controls.stop_sender == "socket"
+    for command in place.controls.waiting():
+        command.answer()
+    assert peer.read()["ok"] is True
+
+
+def listens(server: ControlServer) -> bool:
+    peer = Peer(server.path)
+    peer.send("ping")
+    return peer.read()["ok"] is True
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A runtime directory that is not there yet, in a directory that everybody may write to."""
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o1777)
+        monkeypatch.setenv("XDG_RUNTIME_DIR", f"{directory}/localtune-0")
+        monkeypatch.setattr(sockets, "_socket_places", lambda: [Path(directory, "none"), Path(directory)])
+        yield Path(directory, "localtune-0")
+
+
+def plant_link(place: Path) -> None:
+    (place.parent / "trap").mkdir(mode=0o700)
+    place.symlink_to("trap")
+
+
+def plant_open(place: Path) -> None:
+    place.mkdir()
+    place.chmod(0o777)
+
+
+def plant_foreign(place: Path) -> None:
+    place.mkdir(mode=0o700)
+    os.chown(place, 65534, 65534)
+
+
+def plant_foreign_link(place: Path) -> None:
+    plant_link(place)
+    os.chown(place, 65534, 65534, follow_symlinks=False)
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [plant_link, plant_open, plant_foreign, plant_foreign_link, Path.touch, lambda place: place.symlink_to("nowhere")],
+)
+def test_what_others_have_planted_is_neither_used_nor_in_the_way(runtime: Path, plant: Callable[[Path], None]) -> None:
+    if plant in (plant_foreign, plant_foreign_link) and os.getuid() != 0:
+        pytest.skip("not run: only root can give a file away")
+    plant(runtime)
+    server = ControlServer(runtime / "localtune-1.sock", Controls(), dict)
+    directory = server.path.parent
+    assert directory.parent == runtime.parent
+    assert directory not in (runtime, runtime.parent / "trap")
+    assert stat.S_IMODE(directory.lstat().st_mode) == 0o700
+    assert listens(server)
+    server.close()
+    assert not directory.exists()
+
+
+def test_a_private_runtime_directory_is_made_and_used(runtime: Path) -> None:
+    server = ControlServer(runtime / "localtune-1.sock", Controls(), dict)
+    assert server.path == runtime / "localtune-1.sock"
+    assert stat.S_IMODE(runtime.lstat().st_mode) == 0o700
+    assert listens(server)
+    server.close()
+
+
+def test_a_path_that_is_too_long_for_a_socket_is_not_in_the_way(runtime: Path) -> None:
+    server = ControlServer(runtime / ("x" * 120), Controls(), dict)
+    assert listens(server)
+    server.close()
+
+
+def test_what_a_killed_worker_left_in_a_directory_of_its_own_goes_with_the_next(runtime: Path) -> None:
+    plant_open(runtime)
+    left = sockets.private_socket_path(runtime / "localtune-1.sock")
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(left))
+    server = ControlServer(runtime / "localtune-2.sock", Controls(), dict)
+    assert not left.parent.exists()
+    assert server.path.exists()
+    server.close()

@@ -1,0 +1,286 @@
+"""Events, state and heartbeat as they reach the disk."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from core.config.schema import Config, DataSection
+from core.runs.events import (
+    FailedEvent,
+    FinishedEvent,
+    HardwareEvent,
+    MemoryEvent,
+    NoticeEvent,
+    PhaseEvent,
+    StepEvent,
+    StoppedEvent,
+)
+from core.runs.state import RunState
+from core.runs.store import Run, create_run
+from core.runs.tail import EventTail
+from core.worker.process import recorder as recorder_module
+from core.worker.process.recorder import Recorder, peak_rss_bytes
+from tests.waiting import wait_for
+
+
+@pytest.fixture
+def run(private_home: Path) -> Run:
+    return create_run(Config(data=DataSection(train="rows.jsonl")), "test")
+
+
+@pytest.fixture
+def recorder(run: Run) -> Iterator[Recorder]:
+    made = Recorder(run)
+    yield made
+    if made.state.state == "starting":
+        made.close("stopped", "the test is over", StoppedEvent(reason="", step=0))
+
+
+def step(number: int, loss: float = 1.0) -> StepEvent:
+    return StepEvent(
+        step=number, epoch=0.1, loss=loss, lr=1e-3, grad_norm=1.0, tokens=8, supervised_tokens=4, seconds=0.1,
+        tokens_per_second=80.0,
+    )  # fmt: skip
+
+
+def recorded(run: Run) -> RunState:
+    state = RunState.read(run.state_path)
+    assert state is not None
+    return state
+
+
+def test_it_begins_with_this_process_and_ends_with_the_end(run: Run) -> None:
+    recorder = Recorder(run)
+    state = recorded(run)
+    assert (state.state, state.pid, state.step) == ("starting", os.getpid(), 0)
+    assert state.socket == str(run.socket_path)
+    assert run.state().state == "starting"
+    recorder.update(state="training", step=3, total_steps=9)
+    assert (recorded(run).step, recorded(run).total_steps) == (3, 9)
+    with pytest.raises(ValueError, match="not an end state"):
+        recorder.close("training", "", StoppedEvent(reason="", step=0))
+    recorder.close("finished", "all done", FinishedEvent(reason="all done", step=9))
+    state = recorded(run)
+    assert (state.state, state.reason, state.socket) == ("finished", "all done", None)
+    assert isinstance(EventTail(run.events_path).read_all()[-1], FinishedEvent)
+    for path in (run.state_path, run.events_path):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_events_are_whole_lines_and_nan_stays_nan(run: Run, recorder: Recorder) -> None:
+    recorder.event(step(1, math.nan))
+    recorder.phase("training", "a\nb", done=1, total=2)
+    recorder.notice("warning", "odd", "Half a character: \ud800.", "Mend it.")
+    first, second, third = EventTail(run.events_path).read_all()
+    assert isinstance(first, StepEvent)
+    assert math.isnan(first.loss)
+    assert isinstance(second, PhaseEvent)
+    assert (second.detail, second.done, second.total) == ("a\nb", 1, 2)
+    assert isinstance(third, NoticeEvent)
+    assert '"loss": "NaN"' in run.events_path.read_text()
+
+
+def test_events_of_many_threads_do_not_mix(run: Run, recorder: Recorder) -> None:
+    def write(first: int) -> None:
+        for number in range(first, first + 200):
+            recorder.event(step(number))
+            recorder.update(step=number)
+
+    threads = [threading.Thread(target=write, args=(start,)) for start in (0, 1000, 2000)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    tail = EventTail(run.events_path)
+    numbers = [event.step for event in tail.read_all() if isinstance(event, StepEvent)]
+    assert tail.skipped == 0
+    assert sorted(numbers) == [*range(200), *range(1000, 1200), *range(2000, 2200)]
+
+
+def test_the_heart_beats_and_the_devices_are_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "HEARTBEAT_SECONDS", 0.05)
+    recorder = Recorder(run)
+    first = recorded(run).updated
+    wait_for(lambda: recorded(run).updated > first, 10, "a heartbeat")
+    wait_for(
+        lambda: any(isinstance(event, HardwareEvent) for event in EventTail(run.events_path).read_all()),
+        10,
+        "a hardware event",
+    )
+    recorder.close("stopped", "", StoppedEvent(reason="", step=0))
+    ended = run.events_path.read_bytes(), run.state_path.read_bytes()
+    assert not any(thread.name == "heartbeat" for thread in threading.enumerate())
+    assert (run.events_path.read_bytes(), run.state_path.read_bytes()) == ended
+
+
+def test_memory_of_the_device_and_of_the_process(run: Run, recorder: Recorder) -> None:
+    recorder.memory("cuda:0", peak_bytes=5, limit_bytes=9)
+    recorder.memory("cpu", rehearsed_bytes=3)
+    card, process, cpu = (event for event in EventTail(run.events_path).read_all() if isinstance(event, MemoryEvent))
+    assert (card.device, card.peak_bytes, card.limit_bytes) == ("cuda:0", 5, 9)
+    assert (process.device, process.limit_bytes) == ("cpu", None)
+    assert process.peak_bytes is not None
+    assert cpu.rehearsed_bytes == 3
+
+
+def test_the_peak_is_what_memory_there_was(run: Run) -> None:
+    program = (
+        "from core.worker.process.recorder import peak_rss_bytes\nbefore = peak_rss_bytes()\n"
+        "block = b'x' * (200 << 20)\ndel block\nprint(peak_rss_bytes() - before)"
+    )
+    grown = int(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
+    assert 190 << 20 < grown < 260 << 20
+    assert peak_rss_bytes() > 10 << 20
+
+
+def test_a_resumed_run_keeps_its_step_and_mends_the_line_that_a_killed_worker_left(run: Run) -> None:
+    recorder = Recorder(run)
+    recorder.event(step(1))
+    recorder.update(step=7, total_steps=9)
+    recorder.close("stopped", "", StoppedEvent(reason="", step=7))
+    with run.events_path.open("a") as file:
+        file.write('{"t": 1, "type": "st')
+    recorder = Recorder(run, resume=True)
+    assert (recorded(run).state, recorded(run).step, recorded(run).total_steps) == ("starting", 7, 9)
+    recorder.event(step(8))
+    tail = EventTail(run.events_path)
+    assert isinstance(tail.read_all()[-1], StepEvent)
+    assert tail.skipped == 1
+    recorder.close("stopped", "", StoppedEvent(reason="", step=8))
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path, run: Run) -> Iterator[Path]:
+    """The run directory on a tiny disk; the file returned fills it but for the rest of its last page."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(mount)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("not run: a small disk can be mounted by root only, and not everywhere")
+    shutil.copytree(run.path, mount / run.id)
+    yield mount / "filler"
+    subprocess.run(["umount", "-l", str(mount)], check=True)
+
+
+def test_a_full_disk_and_a_full_log_are_survived_and_no_later_event_is_lost(
+    full_disk: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(full_disk.parent / run.id)
+    recorder = Recorder(run)
+    # Unbuffered, as the worker's standard error is.
+    with io.TextIOWrapper(io.FileIO("/dev/full", "w"), write_through=True) as log:
+        monkeypatch.setattr(sys, "stderr", log)
+        recorder.event(step(1))
+        free = shutil.disk_usage(full_disk.parent).free
+        full_disk.write_bytes(b"x" * free)
+        for number in range(2, 60):
+            recorder.event(step(number))
+            recorder.update(step=number)
+        recorder.notice("warning", "full", "The log is full as well.")
+        full_disk.unlink()
+        assert recorder.state.step == 59
+        assert not run.events_path.read_bytes().endswith(b"\n"), "the disk filled up within a line"
+        for number in (100, 101):
+            recorder.event(step(number))
+        monkeypatch.undo()
+    tail = EventTail(run.events_path)
+    numbers = [event.step for event in tail.read_all() if isinstance(event, StepEvent)]
+    assert tail.skipped == 1
+    assert numbers[0] == 1
+    assert numbers[-2:] == [100, 101]
+    recorder.close("stopped", "", StoppedEvent(reason="", step=59))
+    assert json.loads(run.state_path.read_text())["state"] == "stopped"
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_directory_that_is_gone_or_another_one_is_noticed(run: Run, replaced: bool) -> None:
+    gone = threading.Event()
+    recorder = Recorder(run, vanished=gone.set)
+    try:
+        recorder.update(step=1)
+        assert not gone.is_set()
+        shutil.rmtree(run.path)
+        if replaced:
+            run.path.mkdir()
+        else:
+            recorder.update(step=2)
+            assert gone.is_set()
+        assert gone.wait(20), "the heartbeat saw nothing"
+    finally:
+        recorder.close("stopped", "", StoppedEvent(reason="", step=2))
+
+
+def test_the_state_says_since_when_a_step_runs(recorder: Recorder, run: Run) -> None:
+    recorder.begin_step()
+    recorder.update()
+    assert recorded(run).step_started is not None
+    recorder.end_step(4)
+    assert (recorded(run).step, recorded(run).step_started) == (4, None)
+
+
+def test_a_step_under_way_has_its_age_when_the_clock_is_set(
+    recorder: Recorder, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder.begin_step()
+    recorder.update()
+    before = recorded(run)
+    assert before.beat is not None
+    assert abs(before.beat - time.monotonic()) < 60
+    now = time.time
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: now() - 86400)
+        recorder.update()
+        state = recorded(run)
+        assert state.updated < before.updated - 80_000
+        assert state.step_started is not None
+        assert 0 <= state.updated - state.step_started < 60
+
+
+def test_events_reach_the_disk_when_they_must(run: Run, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[os.stat_result] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file)))
+    recorder.event(step(1))
+    assert synced == []
+    recorder.sync()
+    assert os.path.samestat(synced[0], run.events_path.stat())
+    assert os.path.samestat(synced[1], run.path.stat())
+
+
+def test_an_end_on_a_full_disk_is_known(full_disk: Path, run: Run) -> None:
+    run = Run(full_disk.parent / run.id)
+    recorder = Recorder(run)
+    recorder.update(state="training", step=5, total_steps=9)
+    full_disk.write_bytes(b"x" * shutil.disk_usage(full_disk.parent).free)
+    recorder.update(step=6)
+    assert recorded(run).step == 6, "the heartbeat goes on"
+    reason = "The adapter cannot be written: no space left on device."
+    recorder.close("failed", reason, FailedEvent(reason=reason, step=6))
+    assert (run.state().state, run.state().reason) == ("failed", reason)
+    assert json.loads(run.state_path.read_text())["state"] == "failed"
+
+
+@pytest.mark.parametrize("kind", ["link", "directory"])
+def test_events_go_into_no_other_file(run: Run, tmp_path: Path, kind: str) -> None:
+    other = tmp_path / "profile"
+    other.write_text("export A=1\n")
+    run.events_path.symlink_to(other) if kind == "link" else run.events_path.mkdir()
+    process = subprocess.run(
+        [sys.executable, "-m", "core.worker", run.path], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert process.returncode == 4
+    assert f"error: {run.events_path} cannot be written: " in process.stderr
+    assert "Traceback" not in process.stderr
+    assert other.read_text() == "export A=1\n"

@@ -1,0 +1,77 @@
+"""Losses and gradients that are no numbers, or nothing."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from core.analysis.places import NAMED_LINES, Place, name_places
+from core.worker.progress.finite import NONFINITE_LIMIT, Health
+
+PLACES = [Place("a.jsonl", 4), Place("b.jsonl", 2), Place("a.jsonl", 3)]
+
+
+class Told:
+    def __init__(self) -> None:
+        self.notices: list[tuple[str, str, str]] = []
+        self.health = Health(lambda *notice: self.notices.append(notice), PLACES)
+
+    def accepts(self, loss: float, norm: float, *, overflow: bool = False) -> bool:
+        return self.health.accepts(9, loss, norm, [0, 2], overflow=overflow)
+
+
+@pytest.mark.parametrize(("loss", "norm"), [(math.nan, math.nan), (1.0, math.inf), (math.inf, 1.0)])
+def test_an_update_that_is_not_finite_is_refused_with_its_rows(loss: float, norm: float) -> None:
+    told = Told()
+    assert not told.accepts(loss, norm)
+    ((code, message, hint),) = told.notices
+    assert code == "nonfinite"
+    assert "a.jsonl lines 3 and 4" in message
+    assert str(NONFINITE_LIMIT) in hint
+    assert told.health.skipped == 1
+
+
+def test_only_failures_in_a_row_are_hopeless() -> None:
+    told = Told()
+    for _ in range(NONFINITE_LIMIT - 1):
+        told.accepts(math.nan, math.nan)
+    assert told.accepts(1.0, 1.0)
+    for _ in range(NONFINITE_LIMIT):
+        assert not told.health.is_hopeless
+        told.accepts(math.nan, math.nan)
+    assert told.health.is_hopeless
+    assert told.health.skipped == 2 * NONFINITE_LIMIT - 1
+    verdict = told.health.verdict(4)
+    assert "a.jsonl lines 3 and 4; the last good checkpoint is that of step 4." in verdict.message
+    assert "no checkpoint is known to be good" in told.health.verdict(None).message
+    again = Told()
+    again.health.restore(told.health.facts())
+    assert again.health.is_hopeless
+
+
+def test_an_overflow_that_a_smaller_scale_mends_is_passed_over() -> None:
+    told = Told()
+    assert not told.accepts(1.0, math.inf, overflow=True)
+    assert not told.accepts(math.nan, math.nan, overflow=True)
+    assert [code for code, _, _ in told.notices] == ["nonfinite"]
+
+
+@pytest.mark.parametrize(("loss", "words"), [(0.0, "Loss and gradient"), (2.5, "although its loss is 2.5")])
+def test_a_gradient_of_nothing_is_noticed_once(loss: float, words: str) -> None:
+    told = Told()
+    assert told.accepts(0.0, 0.1)
+    assert told.accepts(loss, 0.0)
+    assert told.accepts(loss, 0.0)
+    ((code, message, _),) = told.notices
+    assert code == "zero_gradient"
+    assert words in message
+
+
+def test_places_are_named_once_in_order_and_not_all_of_many() -> None:
+    assert name_places([]) == "their places are not known"
+    assert name_places([*PLACES, *PLACES]) == "a.jsonl lines 3 and 4; b.jsonl line 2"
+    assert name_places([Place("\x1b[31m.jsonl", 1)]).isprintable()
+    many = name_places([Place("a", line) for line in range(1, NAMED_LINES + 11)])
+    assert many.startswith("a lines 1, 2, ")
+    assert many.endswith(f", {NAMED_LINES} and 10 more")

@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    FalconConfig,
+    GPT2Config,
+    Lfm2Config,
+    LlamaConfig,
+    Mamba2Config,
+    MistralConfig,
+)
+
+from core.config.schema import Config
+from core.errors import UserError
+from core.worker.data.batches import collate
+from core.worker.data.encode import TokenizedRow
+from core.worker.fused.install import Fused
+from core.worker.fused.lora import LoraLinear
+from core.worker.loss.loss import SupervisedLoss
+from core.worker.loss.reference import AdapterOff
+from core.worker.model.adapters import attach_adapters
+from core.worker.model.model import LoadedModel, decoder_layers, load_model, trainable_parameters
+from core.worker.setup.fast_paths import arrange_rows, compile_layers, fuse_layers, lays_out
+from core.worker.setup.self_check import try_model
+from core.worker.steps.window import WindowGradients, make_accelerator
+
+SYSTEM = np.arange(30, 50)
+
+
+def rows(count: int = 6) -> list[TokenizedRow]:
+    random = np.random.default_rng(0)
+    made = []
+    for _ in range(count):
+        own = random.integers(5, 250, random.integers(4, 20))
+        ids = np.concatenate([SYSTEM, own]).astype(np.int32)
+        supervised = np.zeros(len(ids), dtype=np.bool_)
+        supervised[len(SYSTEM) + 2 :] = True
+        made.append(TokenizedRow(ids, supervised))
+    return made
+
+
+def config(**sections: dict[str, Any]) -> Config:
+    return Config.model_validate({"data": {"train": "rows.jsonl"}, **sections})
+
+
+def settle(wanted: Config, loaded: LoadedModel, loss: SupervisedLoss, fused: Fused) -> None:
+    trial = try_model(loaded, loss, rows(), contextlib.nullcontext, laid_out=lays_out(wanted, fused))
+    arrange_rows(wanted, loaded, loss, rows(), fused, trial)
+
+
+class Setup:
+    def __init__(self, directory: Path, wanted: Config, precision: str = "fp32") -> None:
+        loaded = load_model(directory, method="lora", precision=precision, device="cpu")
+        model = attach_adapters(loaded.model, wanted.method, seed=0)
+        for parameter in trainable_parameters(model):
+            torch.nn.init.normal_(parameter, std=0.05)
+        self.loaded = LoadedModel(model, loaded.tokenizer, loaded.device, loaded.dtype)
+        self.loss = SupervisedLoss(model)
+        self.fused = fuse_layers(wanted, self.loaded)
+        settle(wanted, self.loaded, self.loss, self.fused)
+
+    def gradient(self, chosen: list[TokenizedRow]) -> torch.Tensor:
+        """Of the summed loss of some rows as one batch."""
+        parameters = trainable_parameters(self.loaded.model)
+        loss = self.loss(*collate(chosen, 0, self.loaded.device))
+        return torch.cat([part.flatten() for part in torch.autograd.grad(loss, parameters)])
+
+
+@pytest.mark.parametrize("train", [{}, {"packing": True}, {"packing": True, "share_prefix": False}])
+def test_gradients_of_rows_together_are_those_of_each_row_alone(tiny_model_dir: Path, train: dict[str, Any]) -> None:
+    plain = Setup(tiny_model_dir, config(train={"fused_layers": False, "share_prefix": False}))
+    together = Setup(tiny_model_dir, config(train=train))
+    assert (together.loss.share, together.loss.pack) == (train.get("share_prefix", True), train.get("packing", False))
+    wanted = torch.stack([plain.gradient([row]) for row in rows()]).sum(dim=0)
+    torch.testing.assert_close(together.gradient(rows()), wanted, atol=1e-5, rtol=1e-3)
+
+
+def test_one_row_sees_nothing_of_another_in_a_pack(tiny_model_dir: Path) -> None:
+    """The gradient of two packed rows changes by that of the second alone when the second changes."""
+    setup = Setup(tiny_model_dir, config(train={"packing": True, "share_prefix": False}))
+    first, second, third = rows()[:3]
+    left = setup.gradient([first, second]) - setup.gradient([second])
+    right = setup.gradient([first, third]) - setup.gradient([third])
+    torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("method", [{"dropout": 0.1}, {"neftune_alpha": 5.0}])
+def test_rows_with_draws_of_their_own_share_nothing(tiny_model_dir: Path, method: dict[str, Any]) -> None:
+    assert not Setup(tiny_model_dir, config(method=method)).loss.share
+
+
+@pytest.mark.parametrize("kind", ["resid_pdrop", "attn_pdrop"])
+def test_rows_share_nothing_where_the_model_has_dropout_of_its_own(kind: str) -> None:
+    shape = {"vocab_size": 260, "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}
+    still = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+    before = torch.get_rng_state()
+    assert arrange(GPT2Config(**shape, **still)).share
+    assert not arrange(GPT2Config(**shape, **still | {kind: 0.1})).share
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(GPT2Config(**shape, **still))
+    after = torch.get_rng_state()
+    arrange(GPT2Config(**shape, **still | {kind: 0.1}))
+    assert torch.equal(torch.get_rng_state(), after), "the trial leaves no trace"
+    torch.set_rng_state(before)
+
+
+def test_packing_is_refused_where_attention_has_dropout_in_training() -> None:
+    with pytest.raises(UserError, match="its attention is not plainly causal or has dropout"):
+        arrange(MistralConfig(**SMALL, **LLAMA, attention_dropout=0.1), packing=True)
+
+
+def test_beginnings_are_shared_with_activations_recomputed(tiny_model_dir: Path) -> None:
+    from core.worker.model.model import set_gradient_checkpointing
+
+    setup = Setup(tiny_model_dir, config())
+    wanted = setup.gradient(rows())
+    set_gradient_checkpointing(setup.loaded.model, True)
+    torch.testing.assert_close(setup.gradient(rows()), wanted, atol=1e-6, rtol=1e-4)
+
+
+class Windows(Setup):
+    """A whole step over all rows."""
+
+    def __init__(self, directory: Path, wanted: Config) -> None:
+        super().__init__(directory, wanted)
+        self.notices: list[str] = []
+        self.windows = WindowGradients(
+            self.loaded,
+            self.loss,
+            rows(),
+            accelerator=make_accelerator(self.loaded),
+            max_rows=None,
+            notice=lambda code, _message, _hint: self.notices.append(code),
+            relieve=self.fused.drop_weights,
+        )
+
+    def run(self) -> tuple[float, torch.Tensor]:
+        """Loss and gradient."""
+        result = self.windows.run(range(len(rows())), where="step 1")
+        grads = [parameter.grad for parameter in trainable_parameters(self.loaded.model)]
+        return result.loss, torch.cat([grad.flatten() for grad in grads if grad is not None])
+
+
+@pytest.mark.parametrize("train", [{}, {"packing": True}])
+@pytest.mark.parametrize("budget", [1, 90])
+def test_a_step_with_shared_beginnings_does_not_depend_on_the_cut(
+    tiny_model_dir: Path, train: dict[str, Any], budget: int
+) -> None:
+    whole, cut = (Windows(tiny_model_dir, config(train=train)) for _ in range(2))
+    assert whole.loss.share
+    cut.windows.token_budget = budget
+    loss, gradient = whole.run()
+    other, found = cut.run()
+    assert other == pytest.approx(loss, rel=1e-6)
+    torch.testing.assert_close(found, gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_a_step_is_run_again_when_memory_runs_out_within_a_fused_backward(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = Windows(tiny_model_dir, config())
+    setup.windows.token_budget = 200
+    loss, gradient = setup.run()
+    usual: Any = LoraLinear.backward
+    calls = 0
+
+    def failing(ctx: Any, *outputs: torch.Tensor) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 7:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return usual(ctx, *outputs)
+
+    monkeypatch.setattr(LoraLinear, "backward", staticmethod(failing))
+    for parameter in trainable_parameters(setup.loaded.model):
+        parameter.grad = None
+    other, found = setup.run()
+    assert setup.notices == ["memory_cut"]
+    assert calls > 7
+    assert other == pytest.approx(loss, rel=1e-6)
+    torch.testing.assert_close(found, gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_log_probabilities_are_the_same_to_the_last_bit_with_gradients_and_without(tiny_model_dir: Path) -> None:
+    """What preference training compares differs by what was learned alone, not by two ways to round."""
+    setup = Setup(tiny_model_dir, config(), precision="bf16")
+    for name, parameter in setup.loaded.model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.zero_()
+    batch = collate(rows(), 0, setup.loaded.device)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = setup.loss.log_probabilities(*batch).detach()
+        before = AdapterOff(setup.loaded.model, setup.loss)(rows(), *batch)
+    assert torch.equal(found, before)
+
+
+def arrange(model_config: Any, **train: Any) -> SupervisedLoss:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(model_config)
+    wanted = config(train=train)
+    loaded = LoadedModel(model, None, torch.device("cpu"), torch.float32)
+    loss = SupervisedLoss(model)
+    settle(wanted, loaded, loss, fuse_layers(wanted, loaded))
+    return loss
+
+
+SMALL = {"vocab_size": 260, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0}
+LLAMA = {"intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+def test_packing_is_refused_where_a_state_would_run_from_row_to_row() -> None:
+    recurrent = Mamba2Config(**SMALL, num_heads=8, head_dim=8, state_size=8, n_groups=1, chunk_size=8)
+    assert not arrange(recurrent).share
+    with pytest.raises(UserError, match=r"train\.packing is on, and rows .* would not be kept apart"):
+        arrange(recurrent, packing=True)
+
+
+def test_packing_is_refused_where_rows_run_into_one_another_by_less_than_rounding() -> None:
+    """Convolutions of three tokens, whose weights are as small as new ones are."""
+    kinds = ["conv", "full_attention"]
+    convolved = Lfm2Config(**SMALL, **LLAMA, layer_types=kinds, block_ff_dim=48, block_multiple_of=8)
+    assert not arrange(convolved).share
+    with pytest.raises(UserError, match="1 of its 2 layers have attention that can be told where rows end"):
+        arrange(convolved, packing=True)
+
+
+def test_packing_is_refused_where_the_attention_cannot_be_told() -> None:
+    eager = LlamaConfig(**SMALL, **LLAMA, attn_implementation="eager")
+    with pytest.raises(UserError, match="the model's attention is eager"):
+        arrange(eager, packing=True)
+    with pytest.raises(UserError, match="its attention has code of its own"):
+        arrange(FalconConfig(**SMALL, num_attention_heads=4), packing=True)
+
+
+def test_rows_longer_than_a_window_go_padded() -> None:
+    """A window shorter than the rows: refused by the layout, and right all the same."""
+    loss = arrange(MistralConfig(**SMALL, **LLAMA, sliding_window=26), packing=True)
+    assert loss.pack
+    batch = collate(rows(), 0, torch.device("cpu"))
+    with torch.no_grad():
+        found = loss(*batch)
+        loss.share = loss.pack = False
+        torch.testing.assert_close(found, loss(*batch))
+
+
+def test_nothing_is_fused_that_is_not_wanted(tiny_model_dir: Path) -> None:
+    setup = Setup(tiny_model_dir, config(train={"fused_layers": False}))
+    assert setup.fused == Fused((), 0, False, False)
+    assert not setup.loss.share
+
+
+def told(into: list[str]) -> Any:
+    return lambda code, message, _hint: into.append(f"{code}: {message}")
+
+
+def test_compiled_layers_learn_the_same(tiny_model_dir: Path) -> None:
+    plain = Setup(tiny_model_dir, config(train={"fused_layers": False, "share_prefix": False}))
+    compiled = Setup(tiny_model_dir, config(train={"compile": True}))
+    notices: list[str] = []
+    # Traced and differentiated as for the real compiler, without the minute that this takes.
+    compile_layers(compiled.loaded, told(notices), backend="aot_eager")
+    assert notices == []
+    assert compiled.loss.share
+    for chosen in (rows()[:2], rows()):
+        wanted = torch.stack([plain.gradient([row]) for row in chosen]).sum(dim=0)
+        torch.testing.assert_close(compiled.gradient(chosen), wanted, atol=1e-5, rtol=1e-3)
+
+
+def test_without_a_compiler_the_layers_stay_as_they_are(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import cpp_builder
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def none_found() -> str:
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none_found)
+    setup = Setup(tiny_model_dir, config(train={"compile": True}))
+    notices: list[str] = []
+    compile_layers(setup.loaded, told(notices))
+    assert notices == ["not_compiled: The layers are not compiled: there is no C++ compiler on this machine."]
+    assert all(layer._compiled_call_impl is None for layer in decoder_layers(setup.loaded.model))

@@ -1,0 +1,521 @@
+"""The memory plan against what torch and bitsandbytes really allocate, layer by layer and in the whole.
+
+All on the CPU, whose allocator reports every block; on a GPU the arithmetic is the same but for what ``Arithmetic``
+names.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import bitsandbytes as bnb
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from tokenizers import Tokenizer, models
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from core.config.schema import WEIGHT_METHODS, Config
+from core.hardware import cpu
+from core.memory.batching import SHORT_ROW, length_runs
+from core.memory.plan import Machine, Plan
+from core.memory.planner import make_plan
+from core.memory.rows import Rows
+from core.memory.sizes import optimizer_bytes, quantized_bytes
+from core.models.architecture.families import read_architecture
+from core.models.architecture.load import load_architecture
+from core.worker.data.dataset import Dataset
+from core.worker.data.encode import TokenizedRow
+from core.worker.fused.install import fuse
+from core.worker.loss.loss import SupervisedLoss
+from core.worker.model.activation_offload import ActivationOffload, is_activation
+from core.worker.model.adapters import TRAINED, adapted_layers, attach_adapters, initial_parameters
+from core.worker.model.full_weights import choose_weights
+from core.worker.model.model import (
+    LoadedModel,
+    load_model,
+    set_gradient_checkpointing,
+    trainable_parameters,
+)
+from core.worker.optim.optim import make_optimizer
+from core.worker.setup import memory_decision as prediction
+from core.worker.setup.fast_paths import fuse_layers
+from core.worker.setup.memory_decision import decide_checkpointing, decide_offload, predict_memory
+from core.worker.steps.window import WindowGradients, make_accelerator
+from tests.core.models.architecture import published
+
+SMALL = {
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "vocab_size": 3000,
+}
+PLAIN = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 3, "num_attention_heads": 4}
+#: A model whose layers' inputs are much of what it takes.
+DEEP = {**SMALL, "model_type": "llama", "intermediate_size": 256, "num_hidden_layers": 8}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {**SMALL, "model_type": "llama", "tie_word_embeddings": False},
+    "qwen2": {**SMALL, "model_type": "qwen2"},
+    "qwen3": {**SMALL, "model_type": "qwen3"},
+    "mistral": {**SMALL, "model_type": "mistral"},
+    "gemma": {**SMALL, "model_type": "gemma"},
+    "gemma2": {**SMALL, "model_type": "gemma2"},
+    "gemma3": {**SMALL, "model_type": "gemma3_text"},
+    "phi3": {**SMALL, "model_type": "phi3"},
+    "starcoder2": {**SMALL, "model_type": "starcoder2"},
+    "olmo2": {**SMALL, "model_type": "olmo2"},
+    "granite": {**SMALL, "model_type": "granite"},
+    "gpt2": {"model_type": "gpt2", "n_embd": 256, "n_layer": 3, "n_head": 4, "vocab_size": 3000},
+    "gpt-neox": {**PLAIN, "model_type": "gpt_neox", "vocab_size": 3000},
+}
+EXPERTS = {**SMALL, "num_experts_per_tok": 2, "moe_intermediate_size": 192}
+MIXTURES: dict[str, dict[str, Any]] = {
+    "mixtral": {**SMALL, "model_type": "mixtral", "num_local_experts": 4},
+    "qwen2-moe": {**EXPERTS, "model_type": "qwen2_moe", "num_experts": 8, "shared_expert_intermediate_size": 384},
+    "qwen3-moe": {**EXPERTS, "model_type": "qwen3_moe", "num_experts": 8},
+}
+LATENT = {
+    "kv_lora_rank": 64,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 32,
+    "v_head_dim": 48,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "num_key_value_heads": 4,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+}
+MIXTURES |= {
+    "qwen3-moe, one plain": {**MIXTURES["qwen3-moe"], "mlp_only_layers": [0]},
+    "gpt-oss": {**SMALL, "model_type": "gpt_oss", "num_local_experts": 8, "num_experts_per_tok": 2},
+    "deepseek-v2": {**EXPERTS, **LATENT, "model_type": "deepseek_v2", "q_lora_rank": None, "head_dim": 32},
+    "deepseek-v3": {**EXPERTS, **LATENT, "model_type": "deepseek_v3", "q_lora_rank": 96, "head_dim": 32},
+}
+#: A model that sees images too.
+SEEING = {
+    "gemma3, images": {
+        "model_type": "gemma3",
+        "text_config": {**SMALL, "model_type": "gemma3_text"},
+        "vision_config": {
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
+    }
+}
+ROWS, LENGTH = 2, 256
+ROTATION = "apply_rotary_pos_emb"
+#: That of each modeling file as it was.
+rotations: dict[str, Any] = {}
+
+
+@pytest.fixture(scope="module")
+def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Directories of random models, each made once."""
+    made: dict[str, Path] = {}
+
+    def make(family: str) -> Path:
+        if family not in made:
+            directory = made[family] = tmp_path_factory.mktemp(family)
+            ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(
+                AutoConfig.for_model(**(FAMILIES | MIXTURES | SEEING | {"deep": DEEP})[family], **ids)
+            )
+            model.to(torch.bfloat16).save_pretrained(directory)
+            words = {"<pad>": 0, "<s>": 1, "</s>": 2, "a": 3}
+            tokenizer = Tokenizer(models.WordLevel(words, unk_token="a"))
+            PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>").save_pretrained(directory)
+        return made[family]
+
+    return make
+
+
+def config_of(
+    base: Path, precision: str = "bf16", checkpointing: bool = False, fused: bool = True, **method: Any
+) -> Config:
+    return Config.model_validate(
+        {
+            "model": {"base": str(base)},
+            "data": {"train": "x"},
+            "method": method,
+            "train": {"precision": precision, "batch_size": ROWS, "fused_layers": fused},
+            "memory": {"gradient_checkpointing": "on" if checkpointing else "off"},
+        }
+    )
+
+
+def prepare(config: Config) -> LoadedModel:
+    AcceleratorState._reset_state()
+    loaded = load_model(
+        Path(config.model.base),
+        method=config.method.name,
+        precision=config.train.precision,
+        device="cpu",
+        for_training=True,
+    )
+    own = config.method.name in WEIGHT_METHODS
+    loaded.model = (choose_weights if own else attach_adapters)(loaded.model, config.method, seed=0)
+    # The rotation is replaced for all models of a family in this process.
+    file = sys.modules[type(loaded.model if own else loaded.model.get_base_model()).__module__]
+    if hasattr(file, ROTATION):
+        setattr(file, ROTATION, rotations.setdefault(file.__name__, getattr(file, ROTATION)))
+    fuse_layers(config, loaded)
+    set_gradient_checkpointing(loaded.model, config.memory.gradient_checkpointing == "on")
+    return loaded
+
+
+def peak_of_tensors(loaded: LoadedModel, supervised: float, length: int = LENGTH) -> int:
+    """The most bytes that torch's allocator hands out in a pass over a micro-batch, beyond those before it.
+
+    A first pass leaves its gradients, as the first micro-batch of a window does.
+    """
+    loss, accelerator = SupervisedLoss(loaded.model), make_accelerator(loaded)
+    ids = torch.randint(3, 2000, (ROWS, length))
+    learned = torch.zeros(ROWS, length, dtype=torch.bool)
+    learned[:, int(length * (1 - supervised)) :] = True
+
+    def run() -> None:
+        with accelerator.autocast():
+            total = loss(ids, learned)
+        accelerator.backward(total)
+
+    run()
+    gc.collect()  # models of earlier tests, whose end would count
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
+        run()
+    results: Any = profile.profiler
+    events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def plan_of(config: Config, supervised: float, length: int = LENGTH) -> Plan:
+    rows = Rows(length_runs([length] * ROWS), supervised)
+    return make_plan(load_architecture(Path(config.model.base)), config, Machine("cpu"), rows)
+
+
+def comes_and_goes(plan: Plan) -> int:
+    parts = plan.by_name()
+    return sum(parts.get(name, 0) for name in ("activations", "adapter_activations", "layer", "loss"))
+
+
+#: Family, settings, share of the tokens that is learned: few of them leave the layers as the peak, all the logits.
+SETTINGS: list[tuple[str, dict[str, Any], float]] = [
+    *((family, {"checkpointing": on}, 0.02) for family in FAMILIES for on in (False, True)),
+    *((family, {"checkpointing": on}, 1.0) for family in ("llama", "gemma2") for on in (False, True)),
+    ("llama", {"precision": "fp32"}, 0.02),
+    ("llama", {"precision": "fp32"}, 1.0),
+    ("llama", {"precision": "fp32", "checkpointing": True}, 0.02),
+    ("gemma2", {"precision": "fp32"}, 0.02),
+    ("gpt2", {"precision": "fp32"}, 0.02),
+    ("llama", {"name": "lora"}, 0.02),
+    ("llama", {"rank": 64}, 0.02),
+    ("llama", {"dropout": 0.1}, 0.02),
+    ("llama", {"dora": True}, 0.02),
+    ("llama", {"target_modules": ["q_proj", "v_proj"]}, 0.02),
+    ("llama", {"target_modules": ["down_proj"], "name": "lora"}, 0.02),
+    ("llama", {"target_modules": ["layers.1.*", "re:.*[02].mlp.up_proj"]}, 0.02),
+    *(("llama", {"init": "pissa", "rank": 64, **settings}, 0.02) for settings in ({}, {"checkpointing": True})),
+    ("llama", {"init": "pissa", "rank": 64, "name": "lora"}, 0.02),
+]
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
+@pytest.mark.parametrize(("family", "settings", "supervised"), SETTINGS, ids=str)
+def test_the_plan_is_what_torch_allocates(
+    family: str, settings: dict[str, Any], supervised: float, fused: bool, model_of: Callable[[str], Path]
+) -> None:
+    config = config_of(model_of(family), fused=fused, **settings)
+    measured = peak_of_tensors(prepare(config), supervised)
+    assert comes_and_goes(plan_of(config, supervised)) == pytest.approx(measured, rel=0.07)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt-neox"])
+def test_rows_beyond_the_fused_attention_are_told_as_well(
+    family: str, checkpointing: bool, model_of: Callable[[str], Path]
+) -> None:
+    config, length = config_of(model_of(family), checkpointing=checkpointing), 2 * SHORT_ROW
+    measured = peak_of_tensors(prepare(config), 0.02, length)
+    assert comes_and_goes(plan_of(config, 0.02, length)) == pytest.approx(measured, rel=0.07)
+
+
+def test_compiled_layers_have_the_attention_fused_alone(model_of: Callable[[str], Path]) -> None:
+    """Measured on layers that wait to be compiled, which run as they are until then."""
+    config = config_of(model_of("llama"))
+    config = config.model_copy(update={"train": config.train.model_copy(update={"compile": True})})
+    measured = peak_of_tensors(prepare(config), 0.02)
+    assert comes_and_goes(plan_of(config, 0.02)) == pytest.approx(measured, rel=0.07)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_frozen_layers_have_their_norms_fused(checkpointing: bool, model_of: Callable[[str], Path]) -> None:
+    """Above the layers whose own weights are trained."""
+    method: dict[str, Any] = {"name": "freeze", "trainable_layers": 1, "trainable_end": "first"}
+    config = config_of(model_of("llama"), checkpointing=checkpointing, **method)
+    measured = peak_of_tensors(prepare(config), 0.02)
+    assert comes_and_goes(plan_of(config, 0.02)) == pytest.approx(measured, rel=0.07)
+
+
+def test_weights_that_stay_dequantized_are_not_dequantized_again(model_of: Callable[[str], Path]) -> None:
+    config = config_of(model_of("llama"))
+    memory = config.memory.model_copy(update={"keep_dequantized": "on"})
+    config = config.model_copy(update={"memory": memory})
+    loaded = prepare(config)
+    fuse(loaded.model, TRAINED).keep_weights(loaded.dtype)
+    measured = peak_of_tensors(loaded, 0.02)
+    assert comes_and_goes(plan_of(config, 0.02)) == pytest.approx(measured, rel=0.07)
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
+def test_what_is_moved_away_is_missing_in_the_peak(fused: bool, model_of: Callable[[str], Path]) -> None:
+    """To memory that is not torch's, as pinned memory is not the device's."""
+    config = config_of(model_of("deep"), checkpointing=True, fused=fused)
+    length, loaded = 1024, prepare(config)
+    rows = Rows(length_runs([length] * ROWS), 0.02)
+    architecture, machine = load_architecture(Path(config.model.base)), Machine("cpu")
+    moved = []
+
+    def store(tensor: torch.Tensor) -> torch.Tensor:
+        moved.append(tensor.nbytes)
+        return torch.from_numpy(tensor.view(torch.uint8).numpy().copy()).view(tensor.dtype)
+
+    for offload in (None, ActivationOffload(is_activation, store)):
+        set_gradient_checkpointing(loaded.model, True, offload)
+        plan = make_plan(architecture, config, machine, rows, checkpointing=True, offload=offload is not None)
+        assert plan.offload is (offload is not None)
+        measured = peak_of_tensors(loaded, 0.02, length)
+        assert comes_and_goes(plan) == pytest.approx(measured, rel=0.07)
+    # The pass was run twice.
+    assert sum(moved) == 2 * 8 * ROWS * length * 256 * 2
+    assert sum(moved) / 2 <= plan.host_bytes <= 2 * sum(moved)
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", MIXTURES)
+def test_mixtures_of_experts_are_told_roughly(
+    family: str, checkpointing: bool, fused: bool, model_of: Callable[[str], Path]
+) -> None:
+    config = config_of(model_of(family), checkpointing=checkpointing, fused=fused)
+    loaded = prepare(config)
+    plan = plan_of(config, 0.02)
+    trained = sum(parameter.numel() for parameter in trainable_parameters(loaded.model))
+    assert plan.trainable == trained
+    assert 0.92 <= comes_and_goes(plan) / peak_of_tensors(loaded, 0.02) <= 1.25
+
+
+@pytest.mark.parametrize("name", published.PARAMETERS)
+def test_parameters_are_those_of_transformers(name: str) -> None:
+    """Of models as large as they are, built without memory."""
+    config, parameters = published.PARAMETERS[name]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    assert read_architecture(config, name).parameters == parameters
+
+
+@pytest.mark.parametrize("name", ["Gemma-3-4B", "DeepSeek-V2-Lite", "gpt-oss-20b", "Phi-4-mini", "SmolLM3-3B"])
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "o_proj", "qkv_proj"]])
+def test_adapters_are_those_that_peft_puts_there(name: str, targets: Any) -> None:
+    config = dict(published.PARAMETERS[name][0])
+    method = Config.model_validate({"data": {"train": "x"}, "method": {"rank": 4, "target_modules": targets}}).method
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+        model.requires_grad_(False)
+        adapted = attach_adapters(model, method, seed=0)
+    whole = Config.model_validate({"data": {"train": "x"}, "method": method.model_dump()})
+    plan = make_plan(read_architecture(config, name), whole, Machine("cuda"))
+    assert plan.trainable == sum(parameter.numel() for parameter in trainable_parameters(adapted))
+
+
+@pytest.mark.parametrize("method", ["qlora", "lora"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3, images"])
+def test_weights_and_adapters_are_counted_to_the_byte(
+    family: str, method: str, model_of: Callable[[str], Path]
+) -> None:
+    config = config_of(model_of(family), name=method, rank=8)
+    loaded, parts = prepare(config), plan_of(config, 1.0).by_name()
+    trained = trainable_parameters(loaded.model)
+    assert parts["adapters"] == sum(parameter.numel() * parameter.element_size() for parameter in trained)
+    frozen = 0
+    for parameter in loaded.model.parameters():
+        if parameter.requires_grad:
+            continue
+        frozen += parameter.numel() * parameter.element_size()
+        if isinstance(parameter, bnb.nn.Params4bit):
+            state = parameter.quant_state
+            tables = (state.absmax, state.state2.absmax, state.code, state.state2.code, state.offset)
+            frozen += sum(table.numel() * table.element_size() for table in tables)
+    assert parts["linear_weights"] + parts["embeddings"] + parts["norms"] == frozen
+
+
+def test_a_quantized_matrix_is_what_bitsandbytes_keeps() -> None:
+    # It is quantized when it is put on a device.
+    layer = bnb.nn.Linear4bit(320, 96, bias=False, quant_type="nf4", compress_statistics=True).to("cpu")
+    state = layer.weight.quant_state
+    tables = (layer.weight, state.absmax, state.state2.absmax, state.code, state.state2.code, state.offset)
+    assert quantized_bytes(320 * 96) == sum(table.numel() * table.element_size() for table in tables)
+
+
+def test_the_frozen_beginning_is_counted_to_the_byte(model_of: Callable[[str], Path]) -> None:
+    config = config_of(model_of("llama"), init="pissa", rank=8)
+    loaded, plan = prepare(config), plan_of(config, 1.0)
+    parts = plan.by_name()
+    assert parts["initial"] == parts["adapters"] == 4 * initial_parameters(loaded.model)
+    plain = plan_of(config_of(model_of("llama"), rank=8), 1.0)
+    assert plan.checkpoint_bytes - plain.checkpoint_bytes == parts["initial"]
+
+
+@pytest.mark.parametrize(
+    "targets", ["all-linear", ["q_proj", "mlp.*"], ["layers.1.*_proj"], ["re:.*[02].*(q|up)_proj"]]
+)
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_plan_finds_the_layers_that_the_run_does(
+    family: str, targets: Any, model_of: Callable[[str], Path]
+) -> None:
+    if family == "gpt2" and "_proj" in str(targets):
+        targets = ["h.1.*", "re:.*[02].mlp.c_fc"]
+    config = config_of(model_of(family), target_modules=targets)
+    loaded, plan = prepare(config), plan_of(config, 1.0)
+    assert dict(plan.targets) == adapted_layers(loaded.model)
+    assert plan.trainable == sum(parameter.numel() for parameter in trainable_parameters(loaded.model))
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion_8bit"])
+def test_optimizer_states_are_what_is_kept(kind: str) -> None:
+    train = Config.model_validate({"data": {"train": "x"}, "train": {"optimizer": kind}}).train
+    sizes: list[tuple[int, ...]] = [(16, 100), (64, 640), (8, 768), (900,)]
+    parameters = [torch.nn.Parameter(torch.randn(size)) for size in sizes]
+    optimizer = make_optimizer(parameters, train)
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    kept = 0
+    for parameter in parameters:
+        for name, value in optimizer.state[parameter].items():
+            if torch.is_tensor(value) and not name.startswith("qmap"):
+                kept += value.numel() * value.element_size()
+    columns = [size[1] if len(size) == 2 else 1 for size in sizes]
+    pairs = zip(parameters, columns, strict=True)
+    assert sum(optimizer_bytes(kind, parameter.numel(), width) for parameter, width in pairs) == kept
+
+
+def windows_of(config: Config, tokens: int = 100) -> tuple[Dataset, WindowGradients]:
+    loaded = prepare(config)
+    ids, learned = np.full(tokens, 3, dtype=np.int32), np.ones(tokens, dtype=np.bool_)
+    dataset = Dataset(rows=[TokenizedRow(ids, learned)] * 3)
+    windows = WindowGradients(
+        loaded,
+        SupervisedLoss(loaded.model),
+        dataset.rows,
+        accelerator=make_accelerator(loaded),
+        max_rows=None,
+        notice=lambda *_: None,
+    )
+    return dataset, windows
+
+
+def test_activations_are_recomputed_where_the_run_would_not_fit(
+    model_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(model_of("llama"))
+    dataset, windows = windows_of(config)
+    parts = predict_memory(config, "cpu", dataset, windows)
+    assert parts is not None
+    needed = sum(size for name, size in parts.items() if name != "weights_file")
+    cpu = torch.device("cpu")
+    for choice, limit, wanted in (
+        ("auto", needed, False),
+        ("auto", needed - 1, True),
+        ("off", 1, False),
+        ("on", 1 << 50, True),
+    ):
+        monkeypatch.setattr(prediction, "_limit", lambda _device, limit=limit: limit)
+        chosen = config.model_copy(
+            update={"memory": config.memory.model_copy(update={"gradient_checkpointing": choice})}
+        )
+        decided, reason = decide_checkpointing(chosen, cpu, dataset, windows.token_budget)
+        assert decided is wanted
+        assert reason.startswith("Activations are recomputed" if wanted else "Activations are kept")
+        assert ("memory.gradient_checkpointing" in reason) is (choice != "auto")
+
+
+@pytest.mark.parametrize(
+    ("choice", "short", "room", "wanted", "said"),
+    [
+        ("auto", 0, 1 << 40, False, ""),
+        ("auto", 1, 1 << 40, True, "Layers' inputs are moved off the GPU: with them there the run would take "),
+        ("auto", 1, 1, False, "Layers' inputs stay on the GPU"),
+        ("off", 1, 1 << 40, False, ""),
+        ("on", 0, 1 << 40, True, "Layers' inputs are moved off the GPU: memory.activation_offload = on."),
+    ],
+)
+def test_activations_are_moved_off_a_gpu_where_the_run_would_not_fit_recomputed(
+    choice: str,
+    short: int,
+    room: int,
+    wanted: bool,
+    said: str,
+    model_of: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = config_of(model_of("deep"), checkpointing=True)
+    config = config.model_copy(update={"memory": config.memory.model_copy(update={"activation_offload": choice})})
+    dataset, windows = windows_of(config, tokens=1024)
+    cuda = torch.device("cuda")
+    here = prediction._plan(config, Machine("cuda"), dataset, windows.token_budget, checkpointing=True, offload=False)
+    assert here is not None
+    needed = here.needed_bytes
+    monkeypatch.setattr(prediction, "_limit", lambda _device: needed - short)
+    monkeypatch.setattr(cpu, "memory", lambda: (0, room))
+    decided, reason = decide_offload(config, cuda, dataset, windows.token_budget, recomputing=True)
+    assert decided is wanted
+    assert reason.startswith(said)
+    assert bool(reason) is bool(said)
+    assert decide_offload(config, cuda, dataset, windows.token_budget, recomputing=False) == (False, "")
+    # A run for a GPU that finds itself on a CPU goes on, and says so where it was asked to move something.
+    decided, reason = decide_offload(config, torch.device("cpu"), dataset, windows.token_budget, recomputing=True)
+    assert (decided, bool(reason)) == (False, choice == "on")
+    by_need = config.model_copy(update={"memory": config.memory.model_copy(update={"gradient_checkpointing": "auto"})})
+    monkeypatch.setattr(prediction, "_limit", lambda _device: 1 << 50)
+    assert decide_checkpointing(by_need, cuda, dataset, windows.token_budget)[0] is (choice == "on")
+
+
+def test_a_run_predicts_its_own_memory(model_of: Callable[[str], Path]) -> None:
+    config = config_of(model_of("llama"))
+    dataset, windows = windows_of(config)
+    whole = predict_memory(config, "cpu", dataset, windows)
+    assert whole is not None
+    assert whole["runtime"] > 0
+    windows.set_checkpointing(True)
+    windows.token_budget = 104
+    cut = predict_memory(config, "cpu", dataset, windows)
+    assert cut is not None
+    assert cut["activations"] < 0.5 * whole["activations"]
+
+
+def test_a_model_that_cannot_be_told_is_trained_without_a_prediction(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "jamba", "mamba_d_state": 16}))
+    windows: Any = SimpleNamespace(token_budget=100, checkpointing=False, offloading=False)
+    assert predict_memory(config_of(tmp_path), "cpu", Dataset(), windows) is None

@@ -1,0 +1,145 @@
+"""Noise on embeddings: where it is, how strong, and what it depends on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.config.schema import MethodSection
+from core.worker.checkpoint.checkpoint import restore_rng, rng_state
+from core.worker.data.dataset import Dataset
+from core.worker.evaluate.evaluate import Evaluator
+from core.worker.loss.loss import SupervisedLoss
+from core.worker.model.adapters import attach_adapters
+from core.worker.model.model import LoadedModel, load_model, trainable_parameters
+from core.worker.steps.neftune import EmbeddingNoise
+from core.worker.steps.window import WindowGradients, make_accelerator
+from tests.core.worker.steps.test_window import WINDOW, FailingLoss, make_rows
+
+ALPHA = 40.0
+
+
+class Noisy:
+    """A tiny model whose windows have noise, or have none."""
+
+    def __init__(self, directory: Path, alpha: float | None = ALPHA, fail_at: set[int] | None = None) -> None:
+        loaded = load_model(directory, method="lora", precision="fp32", device="cpu")
+        model = attach_adapters(loaded.model, MethodSection(rank=4), seed=0)
+        for parameter in trainable_parameters(model):
+            torch.nn.init.normal_(parameter, std=0.05)
+        self.loaded = LoadedModel(model, loaded.tokenizer, loaded.device, loaded.dtype)
+        self.noise = None if alpha is None else EmbeddingNoise(model, alpha)
+        self.loss = SupervisedLoss(model)
+        self.accelerator = make_accelerator(self.loaded)
+        self.windows = WindowGradients(
+            self.loaded,
+            FailingLoss(self.loss, fail_at or set()),  # type: ignore[arg-type]
+            make_rows(),
+            accelerator=self.accelerator,
+            max_rows=None,
+            notice=lambda *_: None,
+            noise=self.noise,
+        )
+
+    def run(self, window: list[int] = WINDOW) -> tuple[float, torch.Tensor]:
+        for parameter in trainable_parameters(self.loaded.model):
+            parameter.grad = None
+        loss = self.windows.run(window, where="step 1").loss
+        grads = [parameter.grad for parameter in trainable_parameters(self.loaded.model)]
+        return loss, torch.cat([grad.flatten() for grad in grads if grad is not None])
+
+
+def added(model: Noisy, rows: list[int], lengths: list[int], ids: torch.Tensor) -> torch.Tensor:
+    """What is put on the embeddings."""
+    assert model.noise is not None
+    embeddings = model.loaded.model.get_input_embeddings()
+    clean = embeddings(ids)
+    with model.noise.on(rows, lengths):
+        noisy = embeddings(ids)
+    assert torch.equal(embeddings(ids), clean)
+    difference: torch.Tensor = (noisy - clean).detach()
+    return difference
+
+
+def test_noise_is_uniform_as_strong_as_the_paper_says_and_on_real_tokens_only(tiny_model_dir: Path) -> None:
+    model = Noisy(tiny_model_dir, alpha=5.0)
+    ids = torch.randint(5, 200, (2, 400))
+    noise = added(model, [0, 1], [400, 100], ids)
+    assert not noise[1, 100:].any()
+    hidden = noise.shape[-1]
+    for row, length in ((0, 400), (1, 100)):
+        limit = 5.0 / (length * hidden) ** 0.5
+        part = noise[row, :length]
+        assert float(part.abs().max()) <= limit * 1.001
+        assert float(part.abs().max()) > 0.99 * limit
+        assert float(part.std()) == pytest.approx(limit / 3**0.5, rel=0.02)
+        assert abs(float(part.mean())) < 0.02 * limit
+
+
+def test_training_has_noise_and_what_measures_has_none(tiny_model_dir: Path) -> None:
+    plain, noisy = Noisy(tiny_model_dir, None), Noisy(tiny_model_dir)
+    clean, _ = plain.run()
+    assert abs(noisy.run()[0] - clean) > 1e-4
+    for model in (plain, noisy):
+        rows = torch.as_tensor(make_rows()[0].input_ids[None].astype("int64"))
+        assert model.loss.verify(rows)[0] < 1e-3
+    measured = []
+    for model in (plain, noisy):
+        evaluator = Evaluator(
+            model.loaded,
+            model.loss,
+            Dataset(rows=make_rows(), examples=[], read=8),
+            token_budget=512,
+            autocast=model.accelerator.autocast,
+            max_new_tokens=0,
+            template=None,
+            check=lambda: None,
+        )
+        event, _ = evaluator.measure(1, lambda *_: None)
+        measured.append(event.loss)
+    assert measured[0] == measured[1]
+
+
+def test_the_same_state_gives_the_same_noise_and_another_window_another(tiny_model_dir: Path) -> None:
+    model = Noisy(tiny_model_dir)
+    state = rng_state()
+    first = model.run()
+    second = model.run()
+    restore_rng(state)
+    again = model.run()
+    assert first[0] == again[0]
+    assert torch.equal(first[1], again[1])
+    assert first[0] != second[0]
+
+
+@pytest.mark.parametrize("budget", [1, 40, 100])
+def test_noise_does_not_depend_on_the_cut(tiny_model_dir: Path, budget: int) -> None:
+    whole, cut = Noisy(tiny_model_dir), Noisy(tiny_model_dir)
+    cut.windows.token_budget = budget
+    state = rng_state()
+    loss, gradient = whole.run()
+    restore_rng(state)
+    other, theirs = cut.run()
+    assert other == pytest.approx(loss, abs=1e-6)
+    torch.testing.assert_close(theirs, gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_a_window_that_is_run_again_has_the_noise_that_it_had(tiny_model_dir: Path) -> None:
+    whole, failing = Noisy(tiny_model_dir), Noisy(tiny_model_dir, fail_at={1, 3})
+    state = rng_state()
+    loss, gradient = whole.run()
+    restore_rng(state)
+    other, theirs = failing.run()
+    assert other == pytest.approx(loss, abs=1e-6)
+    torch.testing.assert_close(theirs, gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_a_row_that_a_window_has_twice_gets_two_noises(tiny_model_dir: Path) -> None:
+    model = Noisy(tiny_model_dir)
+    assert model.noise is not None
+    model.noise.begin_window()
+    ids = torch.randint(5, 200, (1, 30)).repeat(2, 1)
+    noise = added(model, [3, 3], [30, 30], ids)
+    assert not torch.equal(noise[0], noise[1])

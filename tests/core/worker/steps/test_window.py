@@ -1,0 +1,205 @@
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from core.config.schema import MethodSection
+from core.errors import UserError
+from core.worker.checkpoint.checkpoint import rng_state
+from core.worker.data.encode import TokenizedRow
+from core.worker.loss.loss import SupervisedLoss
+from core.worker.model.adapters import attach_adapters
+from core.worker.model.model import LoadedModel, load_model, trainable_parameters
+from core.worker.oom.retry import MemoryShortageError, TornUpdateError
+from core.worker.steps.window import WindowGradients, make_accelerator
+
+WINDOW = [0, 1, 2, 3, 4, 5, 6, 7]
+
+
+def make_rows(count: int = 8) -> list[TokenizedRow]:
+    random = np.random.default_rng(0)
+    rows = []
+    for length in random.integers(5, 40, count):
+        supervised = random.random(length) < 0.5
+        supervised[-1] = True
+        rows.append(TokenizedRow(random.integers(5, 250, length).astype(np.int32), supervised))
+    return rows
+
+
+class FailingLoss:
+    """Raises torch's own out-of-memory error at chosen calls, or for every batch beyond so many tokens."""
+
+    def __init__(self, loss: SupervisedLoss, fail_at: set[int], max_tokens: int = 10_000) -> None:
+        self.loss = loss
+        self.calls = 0
+        self.fail_at = fail_at
+        self.max_tokens = max_tokens
+        self.sizes: list[int] = []
+
+    @property
+    def shared_by_all(self) -> int:
+        return self.loss.shared_by_all
+
+    def sharing_least(self) -> AbstractContextManager[None]:
+        return self.loss.sharing_least()
+
+    def tokens(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> int:
+        return self.loss.tokens(input_ids, supervised)
+
+    def __call__(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.calls in self.fail_at or input_ids.numel() > self.max_tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        self.sizes.append(input_ids.numel())
+        return self.loss(input_ids, supervised)
+
+
+class Setup:
+    def __init__(self, directory: Path, *, dropout: float = 0.0, **failing: Any) -> None:
+        loaded = load_model(directory, method="lora", precision="fp32", device="cpu")
+        model = attach_adapters(loaded.model, MethodSection(rank=4, dropout=dropout), seed=0)
+        for parameter in trainable_parameters(model):
+            torch.nn.init.normal_(parameter, std=0.05)
+        self.loaded = LoadedModel(model, loaded.tokenizer, loaded.device, loaded.dtype)
+        self.loss = FailingLoss(SupervisedLoss(model), failing.get("fail_at", set()), failing.get("max_tokens", 10_000))
+        self.notices: list[str] = []
+        self.windows = WindowGradients(
+            self.loaded,
+            self.loss,  # type: ignore[arg-type]
+            make_rows(),
+            accelerator=make_accelerator(self.loaded),
+            max_rows=None,
+            notice=lambda code, _message, _hint: self.notices.append(code),
+        )
+
+    def gradient(self) -> torch.Tensor:
+        grads = [parameter.grad for parameter in trainable_parameters(self.loaded.model)]
+        return torch.cat([grad.flatten() for grad in grads if grad is not None])
+
+
+@pytest.mark.parametrize("budget", [1, 40, 100, 200])
+def test_loss_and_gradients_do_not_depend_on_the_cut(tiny_model_dir: Path, budget: int) -> None:
+    whole, cut = Setup(tiny_model_dir), Setup(tiny_model_dir)
+    cut.windows.token_budget = budget
+    first, second = whole.windows.run(WINDOW, where="step 1"), cut.windows.run(WINDOW, where="step 1")
+    assert whole.loss.calls == 1
+    assert cut.loss.calls > 1
+    assert second.loss == pytest.approx(first.loss, abs=1e-6)
+    assert (first.tokens, first.supervised_tokens) == (second.tokens, second.supervised_tokens)
+    torch.testing.assert_close(cut.gradient(), whole.gradient(), atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("fail_at", [{1}, {2}, {1, 2}])
+def test_a_window_that_ran_out_of_memory_is_run_again_in_smaller_pieces(
+    tiny_model_dir: Path, fail_at: set[int]
+) -> None:
+    calm, failing = Setup(tiny_model_dir), Setup(tiny_model_dir, fail_at=fail_at)
+    for setup in (calm, failing):
+        setup.windows.token_budget = 200
+    wanted = calm.windows.run(WINDOW, where="step 1")
+    result = failing.windows.run(WINDOW, where="step 1")
+    assert failing.notices == ["memory_cut"] * len(fail_at)
+    assert result.loss == pytest.approx(wanted.loss, abs=1e-6)
+    assert result.supervised_tokens == wanted.supervised_tokens
+    torch.testing.assert_close(failing.gradient(), calm.gradient(), atol=1e-6, rtol=1e-4)
+    before = failing.windows.token_budget
+    failing.windows.run(WINDOW, where="step 2")
+    assert failing.windows.token_budget == before, "the smaller size is kept"
+
+
+def test_the_random_state_is_put_back_before_the_second_try(tiny_model_dir: Path) -> None:
+    setup = Setup(tiny_model_dir, dropout=0.5, fail_at={2})
+    setup.windows.token_budget = 40
+    torch.manual_seed(7)
+    setup.windows.run(WINDOW, where="step 1")
+    state_after, budget = rng_state()["torch"], setup.windows.token_budget
+    calm = Setup(tiny_model_dir, dropout=0.5)
+    calm.windows.token_budget = budget
+    torch.manual_seed(7)
+    calm.windows.run(WINDOW, where="step 1")
+    assert torch.equal(rng_state()["torch"], state_after)
+    assert torch.equal(calm.gradient(), setup.gradient())
+
+
+def test_one_row_that_does_not_fit_brings_checkpointing_and_then_a_clear_end(tiny_model_dir: Path) -> None:
+    setup = Setup(tiny_model_dir, max_tokens=0)
+    with pytest.raises(UserError, match=r"single row of \d+ tokens") as caught:
+        setup.windows.run(WINDOW, where="step 3")
+    assert setup.windows.checkpointing
+    assert setup.notices[-1] == "memory_checkpointing"
+    assert "train.max_length" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryShortageError("three times", "")]
+)
+def test_a_window_that_has_changed_weights_is_not_run_again(tiny_model_dir: Path, error: Exception) -> None:
+    """Inside backward the optimizer, too, may be what runs out of memory, after some tries of its own."""
+    setup = Setup(tiny_model_dir)
+    updated: list[bool] = []
+
+    def update_and_fail(_: torch.Tensor) -> None:
+        updated.append(True)
+        raise error
+
+    hooked: Any = trainable_parameters(setup.loaded.model)[-1]
+    hooked.register_post_accumulate_grad_hook(update_and_fail)
+    setup.windows._partial = lambda: bool(updated)
+    with pytest.raises(TornUpdateError, match="Memory ran out at step 3, when a part of the weights"):
+        setup.windows.run(WINDOW, where="step 3")
+    assert updated == [True]
+    assert all(parameter.grad is None for parameter in trainable_parameters(setup.loaded.model))
+
+
+def test_the_rehearsal_finds_the_size_and_leaves_no_trace(tiny_model_dir: Path) -> None:
+    setup = Setup(tiny_model_dir, dropout=0.5, max_tokens=90)
+    before = rng_state()["torch"]
+    rows, length = setup.windows.rehearse(8)
+    assert rows == 2
+    assert length == max(len(row) for row in make_rows())
+    assert torch.equal(rng_state()["torch"], before)
+    assert all(parameter.grad is None for parameter in trainable_parameters(setup.loaded.model))
+    setup.windows.run(WINDOW, where="step 1")
+    assert max(setup.loss.sizes) <= 90
+
+
+def test_a_window_with_the_longest_rows_is_a_rehearsal(tiny_model_dir: Path) -> None:
+    setup = Setup(tiny_model_dir)
+    lengths = [len(row) for row in make_rows()]
+    longest = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    assert setup.windows.has_largest(longest[:3], 3)
+    assert not setup.windows.has_largest(longest[-3:], 3)
+    assert not setup.windows.has_largest(longest[:2], 3)
+
+
+def test_a_window_that_shares_more_than_others_is_no_rehearsal(tiny_model_dir: Path) -> None:
+    setup = Setup(tiny_model_dir)
+    setup.loss.loss.share = True
+    alike = np.arange(5, 45, dtype=np.int32)
+    learned = np.arange(40) >= 35
+    rows = [TokenizedRow(np.concatenate([alike[:30], alike[:10] + end]), learned) for end in range(4)]
+    rows += [TokenizedRow(row.input_ids + end, learned) for end, row in enumerate(rows, start=50)]
+    windows = WindowGradients(
+        setup.loaded,
+        setup.loss,  # type: ignore[arg-type]
+        rows,
+        accelerator=make_accelerator(setup.loaded),
+        max_rows=None,
+        notice=lambda *_: None,
+    )
+    assert not windows.has_largest(range(4), 4), "these share 30 tokens"
+    assert windows.has_largest(range(4, 8), 4)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(tiny_model_dir: Path) -> None:
+    setup = Setup(tiny_model_dir)
+
+    def broken(*_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("shape mismatch")
+
+    setup.loss.loss = broken  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        setup.windows.run(WINDOW, where="step 1")

@@ -1,0 +1,96 @@
+"""The line over the rows, as far as there is room for it."""
+
+from __future__ import annotations
+
+from array import array
+from pathlib import Path
+
+import pytest
+
+from core.analysis.problems import KINDS
+from core.analysis.result import Analysis
+from tests.tui.data_panes import analyzed, opened, write_lines
+from tests.tui.harness import PaneApp, screen_text
+from tui.datasets.marks import RowFilter
+from tui.datasets.summary import LINES, describe_dropped, describe_filter, summarize_analysis
+from tui.keys import KeyTable
+from tui.panes.data.pane import DataPane
+
+_REASONS = [code for code, kind in KINDS.items() if kind.level == "drop"]
+
+
+def analysis(reasons: int, *, rows: int = 1_000_000) -> Analysis:
+    """So many reasons for dropped rows, the first the most frequent."""
+    dropped = {code: 1_000 - place for place, code in enumerate(_REASONS[:reasons])}
+    return Analysis(
+        sources=(),
+        rows=rows,
+        used=rows - sum(dropped.values()),
+        dropped=dropped,
+        problems=(),
+        turns={},
+        scripts={},
+        lengths=None,
+        stop_learned=None,
+        eval_rows=0,
+        seconds=1.0,
+    )
+
+
+@pytest.mark.parametrize("width", [58, 76, 196])
+@pytest.mark.parametrize("reasons", [0, 1, 4, 5, len(_REASONS)])
+def test_it_is_never_longer_than_its_lines_and_says_what_is_left_out(width: int, reasons: int) -> None:
+    found = analysis(reasons)
+    line = summarize_analysis(found, 12_345, KeyTable(), width)
+    assert len(line.wrap(width)) <= LINES
+    text = line.plain
+    assert text.startswith(f"{found.used:,} used".replace(",", " "))
+    assert "12 345 problems" in text
+    named = [code for code in found.dropped if code in text]
+    assert named == list(found.dropped)[: len(named)]
+    if width == 196 and reasons:
+        assert len(named) == min(reasons, 4)
+    left = reasons - len(named)
+    assert (f"… {left} " in text) == bool(left)
+
+
+def test_without_a_width_nothing_is_left_out() -> None:
+    dropped = analysis(9).dropped
+    assert all(code in describe_dropped(dropped) for code in dropped)
+    assert "…" not in describe_dropped(dropped)
+    assert describe_dropped(dropped, 0) == f"{sum(dropped.values()):,} dropped: … 9 reasons".replace(",", " ")
+
+
+def test_a_filter_keeps_the_ways_out_of_it_in_view() -> None:
+    chosen = RowFilter("overlong", "longer than " * 4, "Do this. " * 12, array("I", [1]), 5)
+    line = describe_filter(chosen, KeyTable(), 76)
+    assert "esc all rows" in line.plain
+    assert "… 2 more (s)" in line.plain
+
+
+async def test_the_report_has_all_of_it(tmp_path: Path) -> None:
+    lines = [
+        "{broken",
+        "[1]",
+        '{"messages": []}',
+        '{"messages": [{"role": "user", "content": "a"}]}',
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]}',
+        '{"messages": [{"role": "boss", "content": "a"}, {"role": "assistant", "content": "b"}]}',
+        '{"messages": [{"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}]}',
+        '{"other": 1}',
+    ]
+    good = '{"messages": [{"role": "user", "content": "a%d"}, {"role": "assistant", "content": "b"}]}'
+    path = write_lines(tmp_path / "a.jsonl", [*(good % number for number in range(9)), *lines])
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
+        await opened(pilot, pane, path)
+        found = await analyzed(pilot, pane)
+        assert len(found.dropped) > 5
+        text = screen_text(pilot.app)
+        assert f"{found.used} used" in text
+        assert "more" in text
+        assert "8 problems (p" in text
+        await pilot.press("s")
+        await pilot.pause()
+        report = " ".join(screen_text(pilot.app).split())
+        assert all(code in report for code in found.dropped)

@@ -1,0 +1,93 @@
+"""Importing another tool's configuration in the config pane."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from textual.pilot import Pilot
+
+from core.config.schema import options
+from tests.tui.harness import FORBIDDEN, PaneApp, paste, screen_text, wait_for
+from tui.messages import ConfigEdited
+from tui.panes.config.pane import ConfigPane
+from tui.screens.choice import ChoiceDialog
+
+
+class RecordingPane(ConfigPane):
+    """Keeps what the app would be told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told = 0
+
+    def on_config_edited(self, message: ConfigEdited) -> None:
+        assert message.document is self.document
+        self.told += 1
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Path:
+    (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n')
+    path = tmp_path / "qlora.yml"
+    path.write_text(
+        "base_model: org/model\nadapter: lora\nlora_r: 24\nlora_alpha: 8\nsequence_len: 256\ndeepspeed: x.json\n"
+        'datasets: [{path: rows.jsonl, type: completion}]\nlora_rr: 3\nnote: "a\\e]52;c;x\\a"\n'
+    )
+    return path
+
+
+async def ask(pilot: Pilot[None], pane: ConfigPane, path: Path) -> None:
+    await wait_for(pilot, lambda: len(pane.form.fields) == len(list(options())))
+    await pilot.press("I")
+    await paste(pilot, str(path))
+    await pilot.press("enter")
+
+
+async def test_a_file_becomes_a_new_configuration_with_its_report(theirs: Path) -> None:
+    pane = RecordingPane()
+    async with PaneApp(pane).run_test(size=(100, 40)) as pilot:
+        await ask(pilot, pane, theirs)
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, ChoiceDialog))
+        text = screen_text(pilot.app)
+        assert "Imported from qlora.yml" in text
+        assert "deepspeed" in text
+        await pilot.press("end")
+        await wait_for(pilot, lambda: "Did you mean lora_r?" in screen_text(pilot.app))
+        assert not FORBIDDEN & set(screen_text(pilot.app).replace("\n", ""))
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: not isinstance(pilot.app.screen, ChoiceDialog))
+        assert pane.document.get("method.rank") == 24
+        assert pane.document.get("data.train") == str(theirs.parent / "rows.jsonl")
+        assert pane.document.path is None
+        assert pane.model.is_edited
+        assert pane.told == 1
+        await wait_for(pilot, lambda: "not saved yet" in screen_text(pilot.app))
+
+
+async def test_what_is_not_saved_is_not_given_up_without_asking(theirs: Path) -> None:
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
+        await wait_for(pilot, lambda: len(pane.form.fields) == len(list(options())))
+        pane.document.set("train.epochs", 7.0)
+        pane.reload_values()
+        await pilot.press("I")
+        await wait_for(pilot, lambda: "has not been saved" in screen_text(pilot.app))
+        await pilot.press("escape")
+        assert pane.document.get("train.epochs") == 7.0
+        await pilot.press("I", "y")
+        await paste(pilot, str(theirs))
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, ChoiceDialog))
+        assert pane.document.get("train.epochs") is None
+
+
+async def test_a_file_that_is_none_is_said_and_nothing_changes(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.yml"
+    wrong.write_text("a: [\n")
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
+        before = pane.document
+        await ask(pilot, pane, wrong)
+        await wait_for(pilot, lambda: "is not YAML" in screen_text(pilot.app))
+        assert pane.document is before

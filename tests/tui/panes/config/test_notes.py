@@ -1,0 +1,222 @@
+"""What the config pane says beside the values: warnings, the last run, the long help, the plan, why not to start."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from textual.pilot import Pilot
+
+from core.config.compare import DiffLine, diff_values
+from core.config.document import ConfigDocument
+from core.hardware.card import Card
+from core.runs.store import create_run
+from tests.tui.config_panes import flat, go_to, opened, type_value, write_config
+from tests.tui.harness import PaneApp, screen_lines, screen_text, wait_for
+from tui.app import LocaltuneApp
+from tui.messages import StartRequested
+from tui.panes.config.pane import ConfigPane
+from tui.widgets.charts.plan_bar import PlanBar, PlanView
+from tui.widgets.forms.option_help import OptionHelp
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 300,
+    "max_position_embeddings": 512,
+}
+
+
+class StartingPane(ConfigPane):
+    def __init__(self) -> None:
+        super().__init__()
+        self.starts = 0
+
+    def on_start_requested(self, message: StartRequested) -> None:
+        self.starts += 1
+
+
+async def show_help(pilot: Pilot[None], pane: ConfigPane, name: str) -> None:
+    """The cursor on an option, and its long help there."""
+    await go_to(pilot, pane, name)
+    await wait_for(pilot, lambda: str(pane.query_one(OptionHelp).border_title) == name)
+    key = name.partition(".")[2]
+    await wait_for(pilot, lambda: any("▸" in row and key in row for row in screen_lines(pilot.app)))
+
+
+async def test_a_warning_stands_below_its_option_and_goes_when_it_is_mended(tmp_path: Path) -> None:
+    path = write_config(tmp_path, '[data]\ntrain = "rows.jsonl"\n[train]\nlearning_rate = 1e-6\nmax_length = 16\n')
+    pane = StartingPane()
+    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
+        await opened(pilot, pane, path)
+        field = await go_to(pilot, pane, "train.learning_rate")
+        assert any("▸! learning_rate" in line for line in screen_lines(pilot.app))
+        usual = "too low for adapters. 1e-4 to 3e-4 is usual."
+        await wait_for(pilot, lambda: usual in flat(screen_text(pilot.app)))
+        await wait_for(pilot, lambda: "warning" in screen_lines(pilot.app)[0])
+        await go_to(pilot, pane, "train.epochs")
+        await pilot.press("p")
+        await wait_for(
+            pilot, lambda: pane.form.current is field or bool(pane.form.current and pane.form.current.warning)
+        )
+        pane.request_start()
+        await wait_for(pilot, lambda: pane.starts == 1)
+        await type_value(pilot, pane, "train.learning_rate", "2e-4")
+        assert field.warning == ""
+
+
+async def test_model_card_and_disk_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(LLAMA))
+    monkeypatch.setattr("core.hardware.card.find_card", lambda: Card("GTX 1080", 8 << 30, (6, 1)))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(total=10, used=9, free=1))
+    text = '[model]\nbase = "model"\n[data]\ntrain = "rows.jsonl"\n[train]\nprecision = "bf16"\nmax_length = 1024\n'
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(120, 40)) as pilot:
+        await opened(pilot, pane, write_config(tmp_path, text))
+        await wait_for(pilot, lambda: "train.precision" in pane.problems)
+        assert "which this card does not have" in pane.problems["train.precision"]
+        await wait_for(pilot, lambda: "checkpoint.keep" in pane.problems)
+        assert "the disk of the runs has 1 B free" in pane.problems["checkpoint.keep"]
+        field = pane.form.field("train.max_length")
+        assert field is not None
+        await wait_for(pilot, lambda: "made for rows of 512 tokens" in field.warning)
+        # Rows are known once they are counted: three, and a step takes eight.
+        batch = pane.form.field("train.batch_size")
+        assert batch is not None
+        await wait_for(pilot, lambda: "there are 3 rows" in batch.warning)
+
+
+async def test_what_differs_from_the_last_run_is_marked(tmp_path: Path, home: Path) -> None:
+    path = write_config(tmp_path)
+    document = ConfigDocument.load(path)
+    document.set("train.learning_rate", 1e-3)
+    document.set("method.dora", True)
+    create_run(document.validate(), "tickets")
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
+        await opened(pilot, pane, path)
+        await wait_for(pilot, lambda: pane.last_run is not None)
+        await pilot.press("c")
+        assert [field.option.name for field in pane.form.shown] == [
+            "method.dora",
+            "train.epochs",
+            "train.learning_rate",
+        ]
+        await wait_for(pilot, lambda: any("≠ last run 0.001" in line for line in screen_lines(pilot.app)))
+        assert any("≠ last run true" in line for line in screen_lines(pilot.app))
+        assert not any("rows.jsonl" in note for field in pane.form.fields for note in field.notes)
+        await type_value(pilot, pane, "train.learning_rate", "1e-3")
+        assert pane.form.field("train.learning_rate").notes == ()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("size", [(60, 20), (80, 24), (200, 50)])
+async def test_the_long_help_is_beside_or_below_and_scrolls(tmp_path: Path, size: tuple[int, int]) -> None:
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=size) as pilot:
+        await opened(pilot, pane, write_config(tmp_path))
+        await pilot.press("x", "G", "h")
+        panel = pane.query_one(OptionHelp)
+        await wait_for(pilot, lambda: panel.display and panel.size.height > 0)
+        for name in ("train.learning_rate", "model.base", "method.rank"):
+            await show_help(pilot, pane, name)
+        top = panel.scroll_y
+        assert top == 0
+        if panel.max_scroll_y:
+            await pilot.press("J")
+            await wait_for(pilot, lambda: panel.scroll_y > 0)
+            await pilot.press("K")
+            await wait_for(pilot, lambda: panel.scroll_y == 0)
+        text = flat(
+            "".join(line.text for line in panel.render_lines(panel.region.reset_offset)) + screen_text(pilot.app)
+        )
+        assert "rank" in text
+        panel.focus()
+        await pilot.press("j", "escape")
+        await wait_for(pilot, lambda: pane.form.has_focus)
+        await pilot.press("h")
+        assert not panel.display
+        assert all(len(line) == size[0] for line in screen_lines(pilot.app))
+
+
+async def test_every_option_has_a_long_help(tmp_path: Path) -> None:
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(200, 50)) as pilot:
+        await opened(pilot, pane, write_config(tmp_path))
+        await pilot.press("x", "h")
+        await show_help(pilot, pane, "method.rslora")
+        text = flat(screen_text(pilot.app))
+        for part in ("accepts true or false", "default false", "source", "rule"):
+            assert part in text
+
+
+@pytest.mark.parametrize("size", [(80, 24), (200, 50)])
+async def test_a_start_with_errors_goes_to_the_first_and_says_how_many(
+    tmp_path: Path, home: Path, size: tuple[int, int]
+) -> None:
+    text = '[data]\ntrain = "rows.jsonl"\n[method]\ndropout = 3.0\n[train]\nepochs = -1\n[chat]\ntop_p = 9.0\n'
+    app = LocaltuneApp(write_config(tmp_path, text))
+    async with app.run_test(size=size, notifications=True) as pilot:
+        await wait_for(pilot, lambda: app.state.document is not None and app.pane("config").form.fields)
+        app.main.show_pane("runs")
+        await pilot.press("r")
+        pane = app.pane("config")
+        await wait_for(pilot, lambda: "✗ Not started. 1 of 3 problems (p next): method.dropout" in screen_text(app))
+        assert pane.form.has_focus
+        assert pane.form.current is pane.form.field("method.dropout")
+        assert any("▸✗ dropout" in line for line in screen_lines(app))
+        await pilot.press("p")
+        await wait_for(pilot, lambda: pane.form.current is pane.form.field("train.epochs"))
+
+
+async def test_the_plan_is_made_anew_with_every_edit(tmp_path: Path) -> None:
+    seen: list[tuple[int, bool]] = []
+
+    def planner(document: ConfigDocument) -> PlanView | None:
+        rank = document.get("method.rank") or 16
+        seen.append((rank, threading.current_thread() is threading.main_thread()))
+        total = 3_000_000_000 + rank * 1_000_000
+        parts = (("weights", 3_000_000_000), ("adapters", rank * 1_000_000))
+        return PlanView(parts, total, 3_100_000_000, total < 3_100_000_000, ("method.rank = 8 saves memory",))
+
+    pane = ConfigPane()
+    pane.planner = planner
+    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
+        await opened(pilot, pane, write_config(tmp_path))
+        await wait_for(pilot, lambda: "✓ fits" in screen_text(pilot.app))
+        assert "→ method.rank = 8 saves memory" in screen_text(pilot.app)
+        await type_value(pilot, pane, "method.rank", "512")
+        await wait_for(pilot, lambda: "✗ does not fit" in screen_text(pilot.app))
+        assert "┃" in screen_text(pilot.app)
+        assert not any(in_main for _, in_main in seen)
+        pane.query_one(PlanBar).show(None)
+        await pilot.pause()
+        assert "does not fit" not in screen_text(pilot.app)
+
+
+async def test_small_numbers_are_shown_as_people_write_them_and_stay_as_they_were_written(tmp_path: Path) -> None:
+    text = '[data]\ntrain = "rows.jsonl"\n\n[train]\nlearning_rate = 0.0001 # slow\n'
+    path = write_config(tmp_path, text)
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
+        await opened(pilot, pane, path)
+        field = await go_to(pilot, pane, "train.learning_rate")
+        assert "1e-4" in flat(screen_text(pilot.app))
+        assert "0.0001" not in screen_text(pilot.app)
+        # Looked at and left alone.
+        await pilot.press("enter", "enter")
+        await wait_for(pilot, lambda: pane.form.has_focus)
+        assert pane.document.dumps() == text
+        await type_value(pilot, pane, "train.learning_rate", "3e-4")
+        assert field.value == 3e-4
+        assert "learning_rate = 3e-4 # slow" in pane.document.dumps()
+        assert diff_values({"train.learning_rate": 1e-4}, {"train.learning_rate": 3e-4})[1:] == [
+            DiffLine("removed", "learning_rate = 1e-4"),
+            DiffLine("added", "learning_rate = 3e-4"),
+        ]

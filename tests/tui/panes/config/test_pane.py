@@ -1,0 +1,470 @@
+"""The config pane with real files: typing, problems, search, saving, conflicts, the editor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from textual.pilot import Pilot
+
+from core.config.document import ConfigDocument
+from core.config.schema import options
+from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, paste, screen_lines, screen_text, wait_for
+from tui.messages import ConfigEdited, ConfigLoaded, ConfigSaved, StartRequested
+from tui.panes.config.pane import ConfigPane
+
+SIZES = [(60, 20), (80, 22), (92, 30), (200, 50)]
+
+
+class RecordingPane(ConfigPane):
+    """Keeps what the app would be told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[str] = []
+
+    def on_config_edited(self, message: ConfigEdited) -> None:
+        assert message.document is self.document
+        self.told.append("edited")
+
+    def on_config_saved(self, message: ConfigSaved) -> None:
+        assert message.document is self.document
+        self.told.append("saved")
+
+    def on_config_loaded(self, message: ConfigLoaded) -> None:
+        self.told.append("loaded")
+
+    def on_start_requested(self, message: StartRequested) -> None:
+        self.told.append("start")
+
+
+class SuspendableApp(PaneApp):
+    """Lends a terminal that it does not have."""
+
+    @contextmanager
+    def suspend(self) -> Iterator[None]:
+        yield
+
+
+@pytest.fixture
+def data_file(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "one"}\n{"text": "two"}\n{"text": "three"}\n')
+    return path
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, data_file: Path) -> Path:
+    path = tmp_path / "tickets.toml"
+    path.write_text('# mine\n[data]\ntrain = "rows.jsonl" # rows\n\n[train]\nepochs = 2.0\n')
+    return path
+
+
+async def ready(pilot: Pilot[None], pane: ConfigPane, path: Path | None = None) -> None:
+    await wait_for(pilot, lambda: len(pane.form.fields) == len(list(options())))
+    if path is not None:
+        pane.load(ConfigDocument.load(path))
+        await pilot.pause()
+        await wait_for(pilot, lambda: path.name in screen_text(pilot.app))
+
+
+async def go_to(pilot: Pilot[None], pane: ConfigPane, name: str) -> None:
+    field = pane.form.field(name)
+    assert field is not None
+    pane.form.go_to(field)
+    await pilot.pause()
+    assert pane.form.current is field
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_new_configuration_shows_the_basic_options_and_what_is_needed(size: tuple[int, int]) -> None:
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=size) as pilot:
+        await ready(pilot, pane)
+        text = screen_text(pilot.app)
+        assert "data.train is missing." in text
+        assert "1 problem" in screen_lines(pilot.app)[0]
+        shown = {field.option.name for field in pane.form.shown}
+        assert shown == {option.name for option in options() if option.basic}
+        assert all(len(line) == size[0] for line in screen_lines(pilot.app))
+
+
+async def test_x_shows_every_option_and_takes_them_away_again() -> None:
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
+        await ready(pilot, pane)
+        basic = len(pane.form.shown)
+        await pilot.press("x")
+        assert len(pane.form.shown) == len(list(options()))
+        await pilot.press("x")
+        assert len(pane.form.shown) == basic
+
+
+async def test_every_option_can_be_reached_and_opened(config_file: Path) -> None:
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
+        await ready(pilot, pane, config_file)
+        before = pane.document.dumps()
+        await pilot.press("x", "g")
+        for number, option in enumerate(options()):
+            assert pane.form.current is not None
+            assert pane.form.current.option.name == option.name
+            if number % 4 == 0 and not pane.form.current.choices:
+                await pilot.press("enter")
+                assert pane.form.current.is_editing
+                await pilot.press("escape")
+            await pilot.press("j")
+        assert pane.document.dumps() == before
+
+
+async def test_typing_is_checked_with_every_key_and_esc_undoes(config_file: Path) -> None:
+    pane = RecordingPane()
+    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
+        await ready(pilot, pane, config_file)
+        await go_to(pilot, pane, "method.rank")
+        await pilot.press("enter", "ctrl+u", "9")
+        await pilot.pause()
+        assert pane.problems == {}
+        await pilot.press("9", "9", "9")
+        await pilot.pause()
+        assert "method.rank must be a whole number from 1 to 1024, not 9999" in screen_text(pilot.app)
+        await pilot.press("escape")
+        await pilot.pause()
+        assert pane.problems == {}
+        assert pane.document.get("method.rank") is None
+        assert pane.form.has_focus
+        assert pane.told == []
+
+
+async def test_enter_keeps_the_value_and_marks_the_difference(config_file: Path) -> None:
+    pane = RecordingPane()
+    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
+        await ready(pilot, pane, config_file)
+        await go_to(pilot, pane, "train.learning_rate")
+        await pilot.press("enter", "ctrl+u", *"1e-3", "enter")
+        await pilot.pause()
+        assert pane.document.get("train.learning_rate") == 1e-3
+        assert pane.told == ["edited"]
+        assert any("▸• learning_rate" in line and "0.001" in line for line in screen_lines(pilot.app))
+        assert "•edited" in screen_lines(pilot.app)[0]
+        await pilot.press("d")
+        await pilot.pause()
+        assert pane.document.get("train.learning_rate") is None
+        assert "•edited" not in screen_lines(pilot.app)[0]
+
+
+async def test_what_is_no_number_is_kept_as_a_problem(config_file: Path) -> None:
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
+        await ready(pilot, pane, config_file)
+        await go_to(pilot, pane, "train.batch_size")
+        await pilot.press("enter", "ctrl+u", *"many", "enter")
+        await pilot.pause()
+        assert "train.batch_size must be a whole number" in screen_text(pilot.app)
+        assert "1 problem" in screen_lines(pilot.app)[0]
+
+
+async def test_choices_and_switches_step_without_an_input(config_file: Path) -> None:
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
+        await ready(pilot, pane, config_file)
+        await go_to(pilot, pane, "method.name")
+        await pilot.press("space")
+        assert pane.document.get("method.name") == "lora"
+        await pilot.press("left")
+        assert pane.document.get("method.name") == "qlora"
+        await pilot.press("x")
+        await go_to(pilot, pane, "method.dora")
+        await pilot.press("enter")
+        assert pane.document.get("method.dora") is True
+        await pilot.press("right")
+        assert pane.document.get("method.dora") is False
+
+
+async def test_paths_complete_from_the_directory_of_the_configuration(config_file: Path) -> None:
+    (config_file.parent / "held_out.jsonl").write_text('{"text": "x"}\n')
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        await ready(pilot, pane, config_file)
+        await go_to(pilot, pane, "data.eval")
+        await pilot.press("enter", *"hel", "tab", "enter")
+        await pilot.pause()
+        assert pane.document.get("data.eval") == "held_out.jsonl"
+        assert pane.problems == {}
+
+
+async def test_missing_data_file_is_a_problem_before_the_start(config_file: Path) -> None:
+    pane = RecordingPane()
+    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
+        await ready(pilot, pane, config_file)
+        (config_file.parent / "rows.jsonl").unlink()
+        await go_to(pilot, pane, "train.epochs")
+        pane.request_start()
+        await pilot.pause()
+        assert "start" not in pane.told
+        assert "There is no file at" in screen_text(pilot.app)
+        assert pane.form.current is not None
+        assert pane.form.current.option.name == "data.train"
+
+
+async def test_start_is_asked_for_when_nothing_is_wrong(config_file: Path) -> None:
+    pane = RecordingPane()
+    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
+        await ready(pilot, pane, config_file)
+        pane.request_start()
+        await pilot.pause()
+        assert pane.told == ["start"]
+
+
+async def test_a_problem_among_the_hidden_options_is_shown(config_file: Path) -> None:
+    config_file.write_text(config_file.read_text() + '\n[hardware]\ndevice = "tpu"\n')
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        await ready(pilot, pane, config_file)
+        assert pane.focus_first_problem()
+        await pilot.pause()
+        assert pane.form.current is not None
+        assert pane.form.current.option.name == "hardware.device"
+        await pilot.press("space")
+        await pilot.pause()
+        assert pane.problems == {}
+
+
+async def test_unknown_keys_are_named_with_the_nearest(config_file: Path) -> None:
+    config_file.write_text(config_file.read_text() + "learning_rat = 1\n")
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        await ready(pilot, pane, config_file)
+        assert "There is no option train.learning_rat." in screen_text(pilot.app)
+
+
+async def test_search_by_name_and_help(config_file: Path) -> None:
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        await ready(pilot, pane, config_file)
+        basic = len(pane.form.shown)
+        await pilot.press("slash", *"decay")
+        await pilot.pause()
+        assert [field.option.name for field in pane.form.shown] == ["train.weight_decay"]
+        await pilot.press("enter")
+        assert pane.form.has_focus
+        await pilot.press("escape")
+        assert len(pane.form.shown) == basic
+        await pilot.press("slash", *"zzz")
+        await pilot.pause()
+        assert "No option has “zzz”" in screen_text(pilot.app)
+        await pilot.press("escape")
+        assert len(pane.form.shown) == basic
+        assert pane.form.has_focus
+
+
+async def test_saving_keeps_comments(config_file: Path) -> None:
+    pane = RecordingPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        await ready(pilot, pane, config_file)
+        await go_to(pilot, pane, "train.epochs")
+        await pilot.press("enter", "ctrl+u", "3", "ctrl+s")
+        await pilot.pause()
+        text = config_file.read_text()
+        assert "epochs = 3.0" in text
+        assert text.startswith("# mine")
+        assert "# rows" in text
+        assert "✓ saved to" in screen_text(pilot.app)
+        assert "saved" in pane.told
+        assert "•edited" not in screen_lines(pilot.app)[0]
+
+
+async def test_a_new_configuration_asks_for_a_path(tmp_path: Path) -> None:
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        await ready(pilot, pane)
+        await go_to(pilot, pane, "train.epochs")
+        await pilot.press("enter", "ctrl+u", "5", "enter", "ctrl+s", "ctrl+u")
+        await paste(pilot, str(tmp_path / "new"))
+        await pilot.press("enter")
+        await pilot.pause()
+        assert (tmp_path / "new.toml").read_text() == "[train]\nepochs = 5.0\n"
+        assert "new.toml" in screen_lines(pilot.app)[0]
+        assert pane.form.has_focus
+
+
+async def test_an_existing_file_is_replaced_only_when_told_so(tmp_path: Path) -> None:
+    other = tmp_path / "other.toml"
+    other.write_text("# not yours\n")
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        await ready(pilot, pane)
+        await pilot.press("ctrl+s", "ctrl+u")
+        await paste(pilot, str(other))
+        await pilot.press("enter")
+        await pilot.pause()
+        assert "exists already" in screen_text(pilot.app)
+        await pilot.press("escape")
+        assert other.read_text() == "# not yours\n"
+        await pilot.press("ctrl+s", "ctrl+u")
+        await paste(pilot, str(other))
+        await pilot.press("enter")
+        await pilot.pause()
+        await pilot.press("y")
+        await pilot.pause()
+        assert "not yours" not in other.read_text()
+
+
+@pytest.mark.parametrize("key", ["o", "l", "escape"])
+async def test_a_file_changed_behind_the_app_is_never_overwritten_silently(config_file: Path, key: str) -> None:
+    theirs = '[data]\ntrain = "rows.jsonl"\n[train]\nepochs = 7.0\n'
+    pane = RecordingPane()
+    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
+        await ready(pilot, pane, config_file)
+        await go_to(pilot, pane, "method.rank")
+        await pilot.press("enter", "ctrl+u", *"64", "enter")
+        config_file.write_text(theirs)
+        await pilot.press("ctrl+s")
+        await pilot.pause()
+        assert "changed by something else" in screen_text(pilot.app)
+        assert config_file.read_text() == theirs
+        await pilot.press(key)
+        await pilot.pause()
+        if key == "o":
+            assert "rank = 64" in config_file.read_text()
+        else:
+            assert config_file.read_text() == theirs
+        assert pane.document.get("train.epochs") == (7.0 if key == "l" else 2.0)
+        assert pane.document.get("method.rank") == (None if key == "l" else 64)
+
+
+async def test_a_place_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
+        await ready(pilot, pane)
+        await pilot.press("ctrl+s", "ctrl+u")
+        await paste(pilot, str(tmp_path / "no" / "where.toml"))
+        await pilot.press("enter")
+        await pilot.pause()
+        assert "cannot be written" in screen_text(pilot.app)
+
+
+def make_editor(directory: Path, script: str) -> str:
+    path = directory / "editor.sh"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+async def test_the_editor_changes_the_configuration(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VISUAL", make_editor(tmp_path, 'sed -i "s/epochs = 2.0/epochs = 4.0/" "$1"'))
+    pane = RecordingPane()
+    async with SuspendableApp(pane).run_test(size=(120, 30)) as pilot:
+        await ready(pilot, pane, config_file)
+        await pilot.press("e")
+        await pilot.pause()
+        assert pane.document.get("train.epochs") == 4.0
+        assert pane.told == ["edited"]
+        assert "•edited" in screen_lines(pilot.app)[0]
+        assert "epochs = 2.0" in config_file.read_text(), "only ctrl+s writes the file"
+        await pilot.press("ctrl+s")
+        await pilot.pause()
+        assert "epochs = 4.0" in config_file.read_text()
+
+
+async def test_what_the_editor_broke_is_explained_and_kept(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = tmp_path / "seen"
+    monkeypatch.setenv("VISUAL", make_editor(tmp_path, f'cp "$1" {seen}; echo "oops = = 1" >> "$1"'))
+    pane = RecordingPane()
+    async with SuspendableApp(pane).run_test(size=(120, 30)) as pilot:
+        await ready(pilot, pane, config_file)
+        await pilot.press("e")
+        await pilot.pause()
+        assert "is not valid TOML: line 7" in screen_text(pilot.app).replace("\n", " ")
+        assert pane.document.get("train.epochs") == 2.0
+        await pilot.press("e")
+        await pilot.pause()
+        assert "oops = = 1" in seen.read_text(), "the second try begins where the first one ended"
+
+
+@pytest.mark.parametrize(
+    ("editor", "sentence"), [("false", "nothing has changed"), ("/no/such/editor", "did not work"), ("true", "Nothing")]
+)
+async def test_an_editor_that_does_nothing(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, editor: str, sentence: str
+) -> None:
+    monkeypatch.setenv("VISUAL", editor)
+    pane = RecordingPane()
+    async with SuspendableApp(pane).run_test(size=(120, 30)) as pilot:
+        await ready(pilot, pane, config_file)
+        await pilot.press("e")
+        await pilot.pause()
+        assert sentence in screen_text(pilot.app)
+        assert pane.told == []
+
+
+async def test_without_a_terminal_to_lend_the_editor_is_refused(config_file: Path) -> None:
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
+        await ready(pilot, pane, config_file)
+        await pilot.press("e")
+        await pilot.pause()
+        assert "cannot be lent" in screen_text(pilot.app)
+
+
+async def test_summary_counts_rows_and_steps(config_file: Path) -> None:
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
+        await ready(pilot, pane, config_file)
+        await wait_for(pilot, lambda: "3 rows · batch 8 · about 2 steps" in screen_text(pilot.app))
+        assert "rows.jsonl" in screen_lines(pilot.app)[1]
+
+
+async def test_hostile_values_never_reach_a_strip(config_file: Path) -> None:
+    document = ConfigDocument.load(config_file)
+    document.set("model.base", HOSTILE)
+    document.set("chat.system", HOSTILE)
+    document.set("train.seed", HOSTILE)
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(80, 30)) as pilot:
+        await ready(pilot, pane)
+        pane.load(document)
+        await pilot.press("x")
+        await pilot.pause()
+        assert "[/]i[bold]j" in screen_text(pilot.app)
+        for name in ("model.base", "chat.system", "train.seed"):
+            await go_to(pilot, pane, name)
+            assert not FORBIDDEN & set(screen_text(pilot.app))
+            await pilot.press("enter")
+            await pilot.pause()
+            assert not FORBIDDEN & set(screen_text(pilot.app))
+            await pilot.press("escape")
+
+
+async def test_resizing_live_keeps_the_cursor_in_view(config_file: Path) -> None:
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(200, 50)) as pilot:
+        await ready(pilot, pane, config_file)
+        await pilot.press("x", "G")
+        for size in [(60, 20), (160, 45), (80, 24)]:
+            await pilot.resize_terminal(*size)
+            await pilot.pause()
+            await wait_for(pilot, lambda: any("▸  top_p" in line for line in screen_lines(pilot.app)))
+
+
+def test_environment_has_no_editor_surprises(monkeypatch: pytest.MonkeyPatch) -> None:
+    from core.errors import UserError
+    from tui.editor import find_editor
+
+    monkeypatch.setenv("VISUAL", "code --wait")
+    assert find_editor() == ["code", "--wait"]
+    monkeypatch.setenv("VISUAL", "'unbalanced")
+    with pytest.raises(UserError, match="cannot be read as a command"):
+        find_editor()
+    monkeypatch.setenv("VISUAL", "")
+    monkeypatch.setenv("EDITOR", "")
+    monkeypatch.setenv("PATH", os.devnull)
+    with pytest.raises(UserError, match="There is no editor"):
+        find_editor()

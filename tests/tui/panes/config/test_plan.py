@@ -1,0 +1,125 @@
+"""The memory plan of the configuration being edited."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from core.config.document import ConfigDocument
+from core.errors import UserError
+from core.runs import pace
+from core.runs.events import HardwareEvent
+from core.runs.pace import PaceBook
+from core.runs.store import Run, list_runs
+from tests.core.runs.test_pace import record, step
+from tests.tui.config_panes import opened, type_value
+from tests.tui.harness import PaneApp, screen_lines, screen_text, wait_for
+from tui.panes.config.pane import ConfigPane
+from tui.panes.config.plan import plan_document
+from tui.widgets.charts.plan_bar import PlanBar, PlanView, draw_plan
+
+LLAMA = """{
+  "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336,
+  "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+  "max_position_embeddings": 8192, "tie_word_embeddings": false
+}"""
+
+
+def document(directory: Path, model: str, text: str = "") -> ConfigDocument:
+    (directory / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    return ConfigDocument(f'data.train = "rows.jsonl"\nmodel.base = "{model}"\n{text}', directory / "mine.toml")
+
+
+def model(directory: Path, config: str = LLAMA) -> Path:
+    (directory / "base").mkdir()
+    (directory / "base" / "config.json").write_text(config)
+    return directory / "base"
+
+
+def test_the_parts_make_up_the_total(tmp_path: Path) -> None:
+    view = plan_document(document(tmp_path, str(model(tmp_path)), 'hardware.device = "cpu"\n'))
+    assert view is not None
+    assert sum(size for _, size in view.parts) == view.total
+    assert view.total > 5 << 30
+    assert view.limit is not None
+    assert view.fits == (view.total <= view.limit) or view.fits
+
+
+def test_a_gpu_that_is_not_here_is_planned_without_a_limit(tmp_path: Path) -> None:
+    view = plan_document(document(tmp_path, str(model(tmp_path)), 'hardware.device = "cuda"\n'))
+    assert view is not None
+    assert view.limit is None
+    assert view.fits is None
+
+
+def test_what_cannot_be_planned_yet_has_no_plan(tmp_path: Path) -> None:
+    assert plan_document(document(tmp_path, "not-here")) is None
+    (tmp_path / "tokenizer").mkdir()
+    assert plan_document(document(tmp_path, str(tmp_path / "tokenizer"))) is None
+    assert plan_document(document(tmp_path, str(model(tmp_path)), "train.epochs = -1\n")) is None
+
+
+def test_a_model_of_an_unknown_shape_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"config\.json"):
+        plan_document(document(tmp_path, str(model(tmp_path, '{"model_type": "nothing-known"}'))))
+
+
+def run_of(configuration: ConfigDocument, seconds: float = 2.0) -> str:
+    """A run of it that has ended, of five steps."""
+    events = [
+        *(step(number, seconds=seconds) for number in range(1, 6)),
+        HardwareEvent(t=6.0, devices=[], energy_wh=5.0),
+    ]
+    return record(configuration.validate(), events)
+
+
+def test_it_says_how_long_it_takes_by_the_last_run_alike(tmp_path: Path, private_home: Path) -> None:
+    made = document(tmp_path, str(model(tmp_path)), 'hardware.device = "cpu"\ntrain.batch_size = 8\ntrain.epochs = 1\n')
+    run = run_of(made)
+    view = plan_document(made, PaceBook(), 800)
+    assert view is not None
+    assert view.time == f"about 3m 20s · 100 Wh · at the pace of {run}"
+    assert plan_document(made, None, 800).time == ""  # type: ignore[union-attr]
+    assert plan_document(made, PaceBook(), None).time == ""  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("width", "lines"), [(196, 3), (76, 4)])
+def test_the_time_stands_beside_the_verdict_where_there_is_room(width: int, lines: int) -> None:
+    time = "about 14m 02s · 41 Wh · at the pace of 20261124-143601-tickets"
+    view = PlanView([("base", 5)], 5_000_000_000, 22_900_000_000, True, (), time)
+    drawn = draw_plan(view, width).plain.split("\n")
+    assert len(drawn) == lines
+    assert time in drawn[-1]
+    assert all(len(line) <= width for line in drawn)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (200, 50)])
+async def test_the_pane_shows_the_time_reads_the_runs_once_and_again_when_one_ends(
+    tmp_path: Path, private_home: Path, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mine.toml"
+    made = document(tmp_path, str(model(tmp_path)), 'hardware.device = "cpu"\n[train]\nmax_steps = 100\n')
+    path.write_text(made.dumps())
+    first = run_of(made)
+    listed: list[str] = []
+
+    def count(*_: object) -> list[Run]:
+        listed.append("")
+        return list_runs()
+
+    monkeypatch.setattr(pace, "list_runs", count)
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=size) as pilot:
+        await opened(pilot, pane, path)
+        bar = pane.query_one(PlanBar)
+        await wait_for(pilot, lambda: bar.plan is not None and first in bar.plan.time)
+        await wait_for(pilot, lambda: f"about 3m 20s · 100 Wh · at the pace of {first}" in screen_text(pilot.app))
+        await type_value(pilot, pane, "train.max_steps", "50")
+        await wait_for(pilot, lambda: "about 1m 40s · 50 Wh" in screen_text(pilot.app))
+        assert len(listed) == 1
+        second = run_of(made, seconds=20.0)
+        pane.run_ended()
+        await wait_for(pilot, lambda: f"about 16m 40s · 50 Wh · at the pace of {second}" in screen_text(pilot.app))
+        assert len(listed) == 2
+        assert {line[-1] for line in screen_lines(pilot.app)[1:-1]} == {"│"}

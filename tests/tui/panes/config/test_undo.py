@@ -1,0 +1,142 @@
+"""Undo and redo in the config pane, whatever has changed the configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from textual.pilot import Pilot
+
+from core.config.document import ConfigDocument
+from tests.tui.config_panes import RecordingPane, go_to, opened, type_value, write_config
+from tests.tui.harness import PaneApp, paste, screen_lines, screen_text, wait_for
+from tui.app import LocaltuneApp
+from tui.panes.config.pane import ConfigPane
+from tui.screens.choice import ChoiceDialog
+
+
+async def said(pilot: Pilot[None], text: str) -> None:
+    await wait_for(pilot, lambda: text in screen_text(pilot.app))
+
+
+async def test_edits_are_undone_and_done_again_one_by_one(tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    pane = RecordingPane()
+    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
+        await opened(pilot, pane, path)
+        await type_value(pilot, pane, "train.epochs", "3")
+        await go_to(pilot, pane, "method.name")
+        await pilot.press("space")
+        await go_to(pilot, pane, "train.epochs")
+        await pilot.press("d")
+        after = pane.document.dumps()
+        await pilot.press("u")
+        await said(pilot, "Undone: train.epochs is 3 again (was 1 by default).")
+        await pilot.press("u")
+        await said(pilot, "Undone: method.name is qlora by default again (was lora).")
+        assert pane.form.current is pane.form.field("method.name")
+        await pilot.press("u")
+        await said(pilot, "Undone: train.epochs is 2 again (was 3).")
+        assert pane.document.dumps() == path.read_text()
+        assert "•edited" not in screen_lines(pilot.app)[0]
+        await pilot.press("u")
+        await said(pilot, "There is nothing to undo.")
+        await pilot.press("ctrl+r", "U", "ctrl+r")
+        await said(pilot, "Done again: train.epochs is 1 by default again (was 3).")
+        assert pane.document.dumps() == after
+        await pilot.press("ctrl+r")
+        await said(pilot, "There is nothing to do again.")
+        assert pane.told[-1].document is pane.document
+
+
+async def test_esc_in_an_input_leaves_the_text_to_the_byte(tmp_path: Path) -> None:
+    path = write_config(tmp_path, '[data]\ntrain="rows.jsonl"\n[train]\nepochs=2.00 # two\n')
+    pane = RecordingPane()
+    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
+        await opened(pilot, pane, path)
+        await go_to(pilot, pane, "train.epochs")
+        await pilot.press("enter", "ctrl+u", "5", "escape")
+        await pilot.pause()
+        assert pane.document.dumps() == path.read_text()
+        await pilot.press("u")
+        await said(pilot, "There is nothing to undo.")
+
+
+async def test_an_import_is_undone_and_the_file_is_the_old_one_again(tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    theirs = tmp_path / "qlora.yml"
+    theirs.write_text(
+        "base_model: org/model\nadapter: lora\nlora_r: 24\ndatasets: [{path: rows.jsonl, type: completion}]\n"
+    )
+    pane = RecordingPane()
+    async with PaneApp(pane).run_test(size=(120, 40)) as pilot:
+        await opened(pilot, pane, path)
+        await type_value(pilot, pane, "train.epochs", "3")
+        await pilot.press("I", "y")
+        await paste(pilot, str(theirs))
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, ChoiceDialog))
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: pane.document.get("method.rank") == 24)
+        imported = pane.document.dumps()
+        await pilot.press("u")
+        await said(pilot, "Undone: importing qlora.yml.")
+        assert pane.document.path == path
+        assert pane.document.get("train.epochs") == 3.0
+        assert pane.told[-1].saved == path.read_text()
+        await pilot.press("ctrl+r")
+        await said(pilot, "Done again: importing qlora.yml.")
+        await wait_for(pilot, lambda: pane.document.path is None)
+        assert pane.document.dumps() == imported
+        await pilot.press("u", "u", "ctrl+s")
+        await said(pilot, "✓ saved")
+        assert path.read_text() == '# mine\n[data]\ntrain = "rows.jsonl" # rows\n\n[train]\nepochs = 2.0\n'
+
+
+async def test_lines_end_as_they_did_after_an_undo(tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    before = path.read_bytes()
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
+        await opened(pilot, pane, path)
+        await type_value(pilot, pane, "train.epochs", "3")
+        await pilot.press("ctrl+s")
+        await said(pilot, "✓ saved")
+        assert path.read_bytes() == before.replace(b"2.0", b"3.0")
+        await pilot.press("u", "ctrl+s")
+        await wait_for(pilot, lambda: path.read_bytes() == before)
+
+
+async def test_what_other_panes_choose_can_be_undone(home: Path, tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    app = LocaltuneApp(path)
+    async with app.run_test(size=(120, 34)) as pilot:
+        await wait_for(pilot, lambda: app.state.document is not None and app.pane("config").form.fields)
+        app.set_options({"template.name": "chatml", "data.format": "text"}, "chosen")
+        pane = app.pane("config")
+        assert app.state.is_dirty
+        app.main.show_pane("config")
+        await pilot.press("u")
+        await wait_for(pilot, lambda: "Undone: 2 options." in screen_text(app))
+        assert pane.document.dumps() == path.read_text()
+        await wait_for(pilot, lambda: not app.state.is_dirty)
+
+
+async def test_opening_another_file_is_undone_in_the_app(home: Path, tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    other = tmp_path / "other.toml"
+    other.write_text('[data]\ntrain = "rows.jsonl"\n[method]\nrank = 4\n')
+    app = LocaltuneApp(path)
+    async with app.run_test(size=(120, 34)) as pilot:
+        await wait_for(pilot, lambda: app.state.document is not None and app.pane("config").form.fields)
+        app.main.show_pane("config")
+        await pilot.press("O")
+        await paste(pilot, str(other))
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: app.state.document is not None and app.state.document.path == other)
+        assert not app.state.is_dirty
+        await pilot.press("u")
+        await wait_for(pilot, lambda: app.state.document is not None and app.state.document.path == path)
+        assert not app.state.is_dirty
+        assert app.pane("config").document is app.state.document
+        assert isinstance(app.state.document, ConfigDocument)

@@ -1,0 +1,166 @@
+"""Several configurations in the config pane: saved elsewhere, copied, opened again, compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from core.config.recent import recent_configs, remember_config
+from core.runs.store import create_run
+from tests.tui.config_panes import RecordingPane, flat, opened, type_value, write_config
+from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, paste, screen_lines, screen_text, wait_for
+from tui.panes.config.files import free_name
+from tui.panes.config.pane import ConfigPane
+from tui.screens.difference import DifferenceScreen
+from tui.screens.pick import PickScreen
+
+
+async def test_save_as_goes_on_in_the_other_file_and_paths_mean_the_same(tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    before = path.read_text()
+    (tmp_path / "sub").mkdir()
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
+        await opened(pilot, pane, path)
+        await type_value(pilot, pane, "train.epochs", "3")
+        await pilot.press("S", "ctrl+u")
+        await paste(pilot, str(tmp_path / "sub" / "b"))
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: (tmp_path / "sub" / "b.toml").is_file())
+        await wait_for(pilot, lambda: "data.train written as seen from there" in flat(screen_text(pilot.app)))
+        assert path.read_text() == before
+        assert pane.document.path == tmp_path / "sub" / "b.toml"
+        assert pane.document.get("data.train") == str(tmp_path / "rows.jsonl")
+        assert "# rows" in pane.document.dumps()
+        assert pane.problems == {}
+        assert "b.toml · " in screen_lines(pilot.app)[0]
+        assert recent_configs()[:1] == [tmp_path / "sub" / "b.toml"]
+
+
+async def test_a_save_that_fails_leaves_the_paths_alone(tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
+        await opened(pilot, pane, path)
+        await pilot.press("S", "ctrl+u")
+        await paste(pilot, str(tmp_path / "no" / "b.toml"))
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: "cannot be written" in screen_text(pilot.app))
+        assert pane.document.dumps() == path.read_text()
+
+
+async def test_a_copy_is_not_saved_yet_and_gets_a_free_name(tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    pane = RecordingPane()
+    async with PaneApp(pane).run_test(size=(160, 30)) as pilot:
+        await opened(pilot, pane, path)
+        await pilot.press("y")
+        await wait_for(pilot, lambda: "✓ a copy of tickets.toml" in screen_text(pilot.app))
+        assert "not saved yet" in screen_lines(pilot.app)[0]
+        assert pane.told[-1].saved == ""
+        assert pane.problems == {}
+        await pilot.press("ctrl+s")
+        await wait_for(pilot, lambda: "tickets-2.toml" in screen_text(pilot.app))
+        await pilot.press("enter")
+        copy = tmp_path / "tickets-2.toml"
+        await wait_for(pilot, copy.is_file)
+        assert copy.read_text() == path.read_text()
+
+
+def test_free_names(tmp_path: Path) -> None:
+    for name in ("a.toml", "a-2.toml", "b-7.toml"):
+        (tmp_path / name).touch()
+    assert free_name(tmp_path / "a.toml").name == "a-3.toml"
+    assert free_name(tmp_path / "b-7.toml").name == "b-8.toml"
+    assert free_name(tmp_path / "run-20261124.toml").name == "run-20261124-2.toml"
+
+
+async def test_the_last_ones_can_be_opened_again(tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    other = tmp_path / "other.toml"
+    other.write_text('[data]\ntrain = "rows.jsonl"\n')
+    remember_config(other)
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
+        await opened(pilot, pane, path)
+        await type_value(pilot, pane, "train.epochs", "3")
+        await pilot.press("O")
+        await wait_for(pilot, lambda: "has not been saved" in screen_text(pilot.app))
+        await pilot.press("y")
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
+        text = screen_text(pilot.app)
+        assert "other.toml" in text
+        assert "another file" in text
+        assert text.count("tickets.toml") <= 1, "the one that is open is not offered"
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: pane.document.path == other)
+        await pilot.press("u")
+        await wait_for(pilot, lambda: pane.document.path == path)
+        assert pane.document.get("train.epochs") == 3.0
+
+
+async def test_compare_with_the_file(tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
+        await opened(pilot, pane, path)
+        await type_value(pilot, pane, "train.epochs", "3")
+        await pilot.press("v", "f")
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, DifferenceScreen))
+        text = screen_text(pilot.app)
+        assert "- epochs = 2.0" in text
+        assert "+ epochs = 3.0" in text
+        assert "tickets.toml on the disk" in text
+        await pilot.press("escape", "u", "v", "f")
+        await wait_for(pilot, lambda: "They say the same." in screen_text(pilot.app))
+
+
+async def test_compare_with_the_last_run_and_another_file(tmp_path: Path, home: Path) -> None:
+    path = write_config(tmp_path)
+    other = tmp_path / "other.toml"
+    other.write_text('[data]\ntrain = "rows.jsonl"\n[chat]\nsystem = "a\\u001b[31mb"\n')
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        await opened(pilot, pane, path)
+        create_run(pane.document.validate(), "tickets")
+        pane.look_around(anew=True)
+        await wait_for(pilot, lambda: pane.last_run is not None)
+        await type_value(pilot, pane, "method.rank", "4")
+        await pilot.press("v", "l")
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, DifferenceScreen))
+        text = screen_text(pilot.app)
+        assert "[method]" in text
+        assert "- rank = 16" in text
+        assert "+ rank = 4" in text
+        assert "train =" not in text
+        await pilot.press("escape", "v", "o")
+        await paste(pilot, str(other))
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, DifferenceScreen))
+        text = screen_text(pilot.app)
+        assert "- system" in text
+        assert not FORBIDDEN & set(text)
+
+
+@pytest.mark.parametrize("purpose", ["O", "v"])
+async def test_a_file_that_cannot_be_read_is_explained(tmp_path: Path, purpose: str) -> None:
+    (tmp_path / "bad.toml").write_text("= 3")
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
+        await opened(pilot, pane, write_config(tmp_path))
+        await pilot.press(*([purpose] if purpose == "O" else ["v", "o"]))
+        await paste(pilot, str(tmp_path / "bad.toml"))
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: "is not valid TOML" in flat(screen_text(pilot.app)))
+        assert pane.document.get("train.epochs") == 2.0
+
+
+async def test_hostile_text_in_a_comparison(tmp_path: Path) -> None:
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(120, 40)) as pilot:
+        await opened(pilot, pane, write_config(tmp_path))
+        pane.document.set("chat.system", HOSTILE)
+        await pilot.press("v", "f")
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, DifferenceScreen))
+        assert not FORBIDDEN & set(screen_text(pilot.app))

@@ -1,0 +1,229 @@
+"""Only the rows with one problem: listed under their own numbers, with every move inside them; real analyses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.tui.data_panes import (
+    PATIENCE,
+    analyzed,
+    configuration,
+    make_tokenizer,
+    messy,
+    opened,
+    row,
+    shows,
+    write_lines,
+)
+from tests.tui.harness import PaneApp, screen_lines, wait_for
+from tui.panes.data.pane import DataPane
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tokenizer(tmp_path_factory.mktemp("model"))
+
+
+def code_of(pane: DataPane) -> str:
+    """What the rows that are listed have in common; empty for all rows."""
+    return pane.filter.code if pane.filter is not None else ""
+
+
+def numbers(pane: DataPane, lines: list[str]) -> list[int]:
+    """The numbers of the rows that the list shows."""
+    inner = [line.strip("│").lstrip(" ▸✗!").split(" ")[0] for line in lines[2 : 2 + pane.rows.size.height]]
+    return [int(text) for text in inner if text.isdecimal()]
+
+
+async def test_a_problem_of_the_report_lists_its_rows_alone(tmp_path: Path, model: Path) -> None:
+    path = messy(tmp_path / "rows.jsonl")
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        pane.configure(configuration(tmp_path, model__base=str(model), train__max_length=128))
+        await opened(pilot, pane, path)
+        analysis = await analyzed(pilot, pane)
+        assert analysis.dropped == {"not_json": 3, "overlong": 2}
+        await pilot.press("s")
+        await wait_for(pilot, lambda: shows(pilot, "60 rows read · 55 used · 5 dropped: 3 not_json, 2 overlong"))
+        await pilot.press("j", "enter")
+        await pilot.pause()
+        assert screen_lines(pilot.app)[0].startswith("╭─ 1 Data · rows.jsonl · overlong · 2 of 60 rows ─")
+        assert numbers(pane, screen_lines(pilot.app)) == [10, 50]
+        assert shows(pilot, "Raise train.max_length")
+        assert pane.rows.has_focus
+        assert pane.index == 9
+        await pilot.press("j")
+        assert pane.index == 49
+        await pilot.pause()
+        assert "question 50" in pane.conversation.turns[0].text
+        await pilot.press("g")
+        assert pane.index == 9
+        await pilot.press("escape")
+        await pilot.pause()
+        assert code_of(pane) == ""
+        assert pane.rows.count == 60
+        assert pane.index == 9, "the cursor stays on its row"
+        assert shows(pilot, "55 used · 5 dropped")
+
+
+async def test_a_key_goes_through_the_filters(tmp_path: Path) -> None:
+    path = messy(tmp_path / "rows.jsonl")
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        await opened(pilot, pane, path)
+        if pane.view is not None and pane.view.analysis is None:
+            await pilot.press("f")
+            assert code_of(pane) == "", "nothing to filter by before the rows have been looked at"
+        await analyzed(pilot, pane)
+        codes = []
+        for key in ("f", "f", "f", "F", "F", "F"):
+            await pilot.press(key)
+            codes.append(code_of(pane))
+        assert codes == ["not_json", "email", "", "email", "not_json", ""]
+
+
+async def test_moves_search_and_row_numbers_stay_inside_the_filter(tmp_path: Path) -> None:
+    path = messy(tmp_path / "rows.jsonl")
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        await opened(pilot, pane, path)
+        await analyzed(pilot, pane)
+        await pilot.press("f")
+        await pilot.pause()
+        assert numbers(pane, screen_lines(pilot.app)) == [5, 25, 45]
+        visited = []
+        for key in ("p", "p", "p", "P", "G", "k", "home"):
+            await pilot.press(key)
+            visited.append(pane.index + 1)
+        assert visited == [25, 45, 5, 45, 45, 25, 5]
+        await pilot.press("slash", *"broken 45", "enter")
+        await wait_for(pilot, lambda: pane.index == 44)
+        await pilot.press("slash", "ctrl+u", *"question", "enter")
+        await wait_for(pilot, lambda: shows(pilot, "None of these rows has “question” in it."))
+        assert pane.index == 44
+        await pilot.press("colon", *"25", "enter")
+        await wait_for(pilot, lambda: pane.index == 24)
+        await pilot.press("colon", *"26", "enter")
+        await wait_for(pilot, lambda: shows(pilot, "Row 26 has no not_json; the nearest that has is row 45."))
+        assert pane.index == 44
+        await pilot.press("escape")
+        assert code_of(pane) == "not_json", "the mark of the search goes first"
+        await pilot.press("escape")
+        assert code_of(pane) == ""
+        assert pane.index == 44
+
+
+async def test_the_row_as_tokens_inside_a_filter(tmp_path: Path, model: Path) -> None:
+    path = messy(tmp_path / "rows.jsonl")
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        pane.configure(configuration(tmp_path, model__base=str(model), train__max_length=128))
+        await opened(pilot, pane, path)
+        await analyzed(pilot, pane)
+        await pilot.press("f", "f", "m", "j")
+        assert code_of(pane) == "overlong"
+        await wait_for(
+            pilot, lambda: "question 50" in "".join(cell.text for part in pane.mask_view.parts for cell in part.cells)
+        )
+        assert pane.mask_view.parts[0].cut == 128
+        await wait_for(pilot, lambda: pane.cells(1, 1)[0].cells[0].isdecimal())
+        assert [cell.number for cell in pane.cells(0, 9)] == [10, 50]
+        assert {cell.mark for cell in pane.cells(0, 9)} == {"drop"}
+
+
+async def test_the_longest_row_is_gone_to_from_a_filter_without_it(tmp_path: Path, model: Path) -> None:
+    path = messy(tmp_path / "rows.jsonl")
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        pane.configure(configuration(tmp_path, model__base=str(model), train__max_length=128))
+        await opened(pilot, pane, path)
+        await analyzed(pilot, pane)
+        await pilot.press("f", "l")
+        assert code_of(pane) == ""
+        assert pane.index == 49
+        await pilot.pause()
+        assert shows(pilot, "It has no not_json; all rows are shown again.")
+        await pilot.press("g", "f", "f", "l")
+        assert code_of(pane) == "overlong", "the longest row is"
+        assert pane.index == 49
+
+
+async def test_a_filter_goes_on_after_the_rows_are_looked_at_anew(tmp_path: Path, model: Path) -> None:
+    path = messy(tmp_path / "rows.jsonl")
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        document = configuration(tmp_path, model__base=str(model), train__max_length=128)
+        pane.configure(document)
+        await opened(pilot, pane, path)
+        await analyzed(pilot, pane)
+        await pilot.press("f", "f")
+        document.set("train.max_length", 64)
+        pane.configure(document)
+        await wait_for(pilot, lambda: pane.view is not None and pane.view.analysis is None)
+        await analyzed(pilot, pane)
+        assert code_of(pane) == "overlong"
+        document.set("train.max_length", 4096)
+        pane.configure(document)
+        await wait_for(pilot, lambda: code_of(pane) == "", PATIENCE)
+        await wait_for(pilot, lambda: shows(pilot, "No row has the problem overlong any more"))
+        assert pane.rows.count == 60
+
+
+async def test_leaving_a_filter_keeps_the_cursor_in_view(tmp_path: Path) -> None:
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(100, 24)) as pilot:
+        await opened(pilot, pane, messy(tmp_path / "rows.jsonl"))
+        await analyzed(pilot, pane)
+        await pilot.press("f", "G")
+        await pilot.pause()
+        assert shows(pilot, "▸  45")
+        await pilot.press("escape")
+        await pilot.pause()
+        assert shows(pilot, "▸  45")
+        assert shows(pilot, "44  question 44 of many")
+
+
+async def test_keys_that_lead_to_rows_leave_the_report(tmp_path: Path, model: Path) -> None:
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(100, 24)) as pilot:
+        pane.configure(configuration(tmp_path, model__base=str(model)))
+        await opened(pilot, pane, messy(tmp_path / "rows.jsonl"))
+        await analyzed(pilot, pane)
+        for keys, index in ((["p"], 4), (["l"], 49), (["colon", "3", "enter"], 2), (["f"], 4), (["p"], 24)):
+            await pilot.press("s")
+            assert pane.shows_report
+            await pilot.press(*keys)
+            await wait_for(pilot, lambda: not pane.shows_report)
+            await wait_for(pilot, lambda: pane.index == index)  # noqa: B023
+            await wait_for(pilot, lambda: pane.rows.has_focus)
+
+
+async def test_clean_rows_have_nothing_to_filter_by(tmp_path: Path) -> None:
+    lines = [row("What is it?", "A test, and a short one."), row("How is it?", "Quite well, thank you kindly.")]
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        await opened(pilot, pane, write_lines(tmp_path / "rows.jsonl", lines))
+        await analyzed(pilot, pane)
+        await pilot.press("f")
+        await pilot.pause()
+        assert shows(pilot, "No problems, so there is nothing to filter by.")
+        await pilot.press("p")
+        await pilot.pause()
+        assert shows(pilot, "No problems.")
+
+
+async def test_keys_that_follow_at_once_meet_the_list(tmp_path: Path) -> None:
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        await opened(pilot, pane, messy(tmp_path / "rows.jsonl"))
+        await analyzed(pilot, pane)
+        for key in ("s", "s", "slash"):
+            pilot.app.simulate_key(key)
+        await wait_for(pilot, lambda: pane.ask_bar.is_asking)
+        await pilot.press(*"question 7", "enter")
+        await wait_for(pilot, lambda: pane.index == 6)
+        assert pane.rows.has_focus
+        await pilot.press("enter")
+        assert pane.conversation.has_focus

@@ -1,0 +1,301 @@
+"""The data pane follows the configuration: what changes what is seen is seen at once, what does not changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.analysis.job import AnalysisCancelledError, AnalysisJob
+from core.analysis.result import Analysis, AnalysisRequest, Progress
+from core.config.document import ConfigDocument
+from tests.core.data.sample_files import json_lines, write, write_parquet
+from tests.tui.data_panes import (
+    PATIENCE,
+    CountingJob,
+    analyzed,
+    configuration,
+    make_tokenizer,
+    messy,
+    opened,
+    row,
+    shows,
+    write_lines,
+)
+from tests.tui.harness import PaneApp, wait_for
+from tui.panes.data.pane import DataPane
+
+SWAPPED = [{"frage": f"warum {number}?", "antwort": f"darum {number}."} for number in range(8)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tokenizer(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def requests(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[AnalysisRequest]]:
+    """What real analyses were asked for."""
+    CountingJob.requests = []
+    monkeypatch.setattr("tui.panes.data.report.AnalysisJob", CountingJob)
+    return CountingJob.requests  # type: ignore[return-value]
+
+
+async def test_format_and_columns_reach_rows_tokens_and_analysis(
+    tmp_path: Path, model: Path, requests: list[AnalysisRequest]
+) -> None:
+    path = write(tmp_path / "rows.jsonl", json_lines(SWAPPED))
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
+        document = configuration(tmp_path, model__base=str(model), data__train="rows.jsonl")
+        pane.configure(document)
+        await opened(pilot, pane, path)
+        await wait_for(pilot, lambda: shows(pilot, "of no known format"))
+        assert pane.view is not None
+        assert requests == []
+        document.set("data.columns", {"user": "frage", "assistant": "antwort"})
+        pane.configure(document)
+        analysis = await analyzed(pilot, pane)
+        assert (analysis.rows, analysis.used, analysis.sources[0].format) == (8, 8, "prompt_completion")
+        assert [(turn.role, turn.text) for turn in pane.conversation.turns] == [
+            ("user", "warum 0?"),
+            ("assistant", "darum 0."),
+        ]
+        await pilot.press("m")
+        await wait_for(pilot, lambda: pane.mask_view.parts)
+        learned = "".join(cell.text for cell in pane.mask_view.parts[0].cells if cell.learned)
+        assert learned == "darum 0.<|im_end|>"
+        document.set("data.columns", {"text": "antwort"})
+        pane.configure(document)
+        await wait_for(pilot, lambda: pane.view is not None and pane.view.format_name == "plain text")
+        analysis = await analyzed(pilot, pane)
+        assert analysis.sources[0].format == "text"
+        assert pane.columns == ("tok", "sup", "text")
+        await wait_for(
+            pilot, lambda: next(cell.text for part in pane.mask_view.parts for cell in part.cells) != "<|im_start|>"
+        )
+        assert [request.columns for request in requests] == [
+            {"user": "frage", "assistant": "antwort"},
+            {"text": "antwort"},
+        ]
+
+
+async def test_only_what_is_seen_starts_over(tmp_path: Path, model: Path, requests: list[AnalysisRequest]) -> None:
+    path = messy(tmp_path / "rows.jsonl")
+    write_lines(tmp_path / "eval.jsonl", [row("question 1 of many", "the answer is 1")])
+    write(
+        tmp_path / "mine.jinja",
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}",
+    )
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
+        document = configuration(tmp_path, model__base=str(model), data__train="rows.jsonl")
+        pane.configure(document)
+        await opened(pilot, pane, path)
+        await analyzed(pilot, pane)
+        assert len(requests) == 1
+        view = pane.view
+        unseen: tuple[tuple[str, Any], ...] = (
+            ("train.learning_rate", 1e-3),
+            ("method.rank", 4),
+            ("chat.system", "be brief"),
+            ("eval.every_steps", 5),
+        )
+        for name, value in unseen:
+            document.set(name, value)
+            pane.configure(document)
+            await pilot.pause()
+            assert pane.view is view
+            assert view is not None
+            assert view.analysis is not None, name
+        seen: tuple[tuple[str, Any], ...] = (
+            ("data.eval", "eval.jsonl"),
+            ("data.weights", [2.0]),
+            ("train.max_length", 64),
+            ("data.overlong", "truncate"),
+            ("data.supervise", "last"),
+            ("data.special_tokens", "keep"),
+            ("data.format", "messages"),
+            ("template.file", "mine.jinja"),
+        )
+        for name, value in seen:
+            before = len(requests)
+            document.set(name, value)
+            pane.configure(document)
+            await wait_for(pilot, lambda: len(requests) == before + 1, PATIENCE)  # noqa: B023
+            await analyzed(pilot, pane)
+            assert pane.view is view, "the file stays open"
+        last = requests[-1]
+        assert (last.max_length, last.overlong, last.supervise, last.allow_special) == (64, "truncate", "last", True)
+        assert (last.format, last.eval) == ("messages", (str(tmp_path / "eval.jsonl"),))
+        assert last.template is not None
+        analysis = await analyzed(pilot, pane)
+        assert analysis.problem("leaked") is not None
+        assert analysis.dropped == {"not_json": 3, "nothing_supervised": 2}, "cut, the long rows have no answer left"
+
+
+class HeldJob(AnalysisJob):
+    """An analysis that does not come to an end before it is closed."""
+
+    def __init__(self, request: AnalysisRequest) -> None:
+        super().__init__(request)
+        self.ended = threading.Event()
+
+    def run(self, progress: Callable[[Progress], None] | None = None) -> Analysis:
+        assert progress is not None
+        progress(Progress("reading", 43, 100))
+        self.ended.wait()
+        raise AnalysisCancelledError
+
+    def close(self) -> None:
+        self.ended.set()
+
+
+async def test_what_is_on_the_screen_has_marks_before_the_analysis_is_done(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tui.panes.data.report.AnalysisJob", HeldJob)
+    path = messy(tmp_path / "rows.jsonl")
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(120, 40)) as pilot:
+        document = configuration(tmp_path, model__base=str(model), train__max_length=128)
+        pane.configure(document)
+        await opened(pilot, pane, path)
+        await wait_for(pilot, lambda: shows(pilot, "reading 43%"))
+        await wait_for(pilot, lambda: pane.view is not None and pane.view.marks.count == 3)
+        assert pane.view is not None
+        assert [pane.view.marks.level(index) for index in (4, 9, 24, 49)] == ["drop", "drop", "drop", None]
+        visited = []
+        for key in ("p", "p", "p", "p"):
+            await pilot.press(key)
+            visited.append(pane.index + 1)
+        assert visited == [5, 10, 25, 5]
+        await wait_for(pilot, lambda: shows(pilot, "3 problems seen (p shows them) · reading 43%"))
+        await pilot.press("f")
+        await wait_for(pilot, lambda: shows(pilot, "Every row must be looked at first (43% so far)."))
+        document.set("data.overlong", "truncate")
+        pane.configure(document)
+        await wait_for(pilot, lambda: pane.cells(9, 1)[0].mark == "warn")
+
+
+async def test_problems_come_from_one_reading_by_the_analysis(tmp_path: Path, requests: list[AnalysisRequest]) -> None:
+    """Rows beyond the screen are read by nobody but the analysis, and their marks are those it found."""
+    path = messy(tmp_path / "rows.jsonl")
+    pane = DataPane()
+    read: set[int] = set()
+    async with PaneApp(pane).run_test(size=(120, 24)) as pilot:
+        await opened(pilot, pane, path)
+        assert pane.view is not None
+        rows = pane.view.file.rows
+
+        def counting(start: int, count: int) -> Any:
+            read.update(range(start, start + count))
+            return rows(start, count)
+
+        pane.view.file.rows = counting  # type: ignore[method-assign]
+        await analyzed(pilot, pane)
+        assert max(read, default=0) < 30
+        assert pane.view.marks.level(44) == "drop"
+        await pilot.press("P")
+        assert pane.index == 44
+        assert len(requests) == 1
+
+
+async def test_entries_of_registries_are_read_by_their_own_mapping(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "rows.parquet", SWAPPED)
+    entry = {"file_name": "rows.parquet", "num_samples": 5, "columns": {"prompt": "frage", "response": "antwort"}}
+    write(tmp_path / "dataset_info.json", json.dumps({"mine": entry}))
+    write(
+        tmp_path / "axolotl.yml",
+        "datasets:\n  - path: rows.parquet\n    type:\n      field_instruction: frage\n      field_output: antwort\n",
+    )
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
+        # A format that the entries do not have; it is for files.
+        pane.configure(configuration(tmp_path, data__format="text"))
+        for name, rows in (("dataset_info.json#mine", 5), ("axolotl.yml", 8)):
+            await opened(pilot, pane, tmp_path / name)
+            analysis = await analyzed(pilot, pane)
+            assert (analysis.rows, analysis.used) == (rows, rows)
+            assert [turn.text for turn in pane.conversation.turns] == ["warum 0?", "darum 0."]
+            assert shows(pilot, f"{rows} rows")
+            await pilot.press("G")
+            assert pane.index == rows - 1
+
+
+async def test_a_failed_analysis_is_said_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requests: list[AnalysisRequest]
+) -> None:
+    path = write_lines(tmp_path / "rows.jsonl", [row(f"q {n}?", f"a {n}") for n in range(60_000)])
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
+        await opened(pilot, pane, path)
+        await wait_for(pilot, lambda: pane._job is not None and pane._job._helper is not None, PATIENCE)
+        assert pane._job is not None
+        assert pane._job._helper is not None
+        os.killpg(pane._job._helper.process.pid, signal.SIGKILL)
+        await wait_for(pilot, lambda: shows(pilot, "✗ The analysis has no result"), PATIENCE)
+        assert shows(pilot, "look at a part of the rows. f5 opens it again.")
+        assert shows(pilot, "q 0?"), "the rows are still shown"
+        for key in ("p", "f", "l"):
+            await pilot.press(key)
+            await pilot.pause()
+            assert shows(pilot, "✗ The analysis has no result"), key
+        await pilot.press("s")
+        await wait_for(pilot, lambda: shows(pilot, "✗ The analysis has no result"))
+        await pilot.press("s", "f5")
+        await wait_for(pilot, lambda: len(requests) == 2, PATIENCE)
+        await analyzed(pilot, pane)
+
+
+async def test_a_model_that_becomes_ready_is_noticed(tmp_path: Path, model: Path) -> None:
+    path = messy(tmp_path / "rows.jsonl")
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
+        document = configuration(tmp_path, model__base="mine")
+        pane.configure(document)
+        await opened(pilot, pane, path)
+        assert (await analyzed(pilot, pane)).lengths is None
+        await pilot.press("l")
+        await pilot.pause()
+        assert shows(pilot, "The lengths of rows are not known: There are no tokens to show. The model mine")
+        os.symlink(model, tmp_path / "mine")
+        pane.configure(document)
+        await wait_for(
+            pilot,
+            lambda: pane.view is not None and pane.view.analysis is not None and pane.view.analysis.lengths,
+            PATIENCE,
+        )
+
+
+async def test_the_file_of_the_configuration_is_shown_once(tmp_path: Path) -> None:
+    first, second = messy(tmp_path / "a.jsonl"), messy(tmp_path / "b.jsonl")
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
+        document = configuration(tmp_path, data__train="a.jsonl")
+        pane.follow(document)
+        await wait_for(pilot, lambda: pane.view is not None)
+        view = pane.view
+        # As after the editor, when any option may be another.
+        pane.follow(ConfigDocument(document.dumps(), document.path))
+        await pilot.pause()
+        assert pane.view is view
+        assert pane._opening is None
+        await opened(pilot, pane, second)
+        document.set("train.seed", 7)
+        pane.follow(document)
+        await pilot.pause()
+        assert pane._opening is None, "another file that is looked at stays"
+        document.set("data.train", "b.jsonl")
+        pane.follow(document)
+        assert pane._opening is None, "it is there already"
+        document.set("data.train", "a.jsonl")
+        pane.follow(document)
+        await wait_for(pilot, lambda: pane.view is not None and pane.view.path == first)

@@ -1,0 +1,367 @@
+"""The data pane with real files: rows, problems, search, errors, hostile text, a million rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from textual.pilot import Pilot
+
+from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, paste, screen_lines, screen_text, wait_for
+from tui.datasets.view import DatasetView
+from tui.messages import DatasetChosen
+from tui.panes.data.pane import DataPane
+from tui.widgets.lists.row_list import RowList
+
+SIZES = [(60, 20), (80, 22), (92, 30), (200, 50)]
+
+
+class RecordingPane(DataPane):
+    """Keeps what the app would be told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.chosen: list[DatasetChosen] = []
+
+    def on_dataset_chosen(self, message: DatasetChosen) -> None:
+        self.chosen.append(message)
+
+
+def write_rows(path: Path, count: int, *, bad: set[int] = frozenset()) -> Path:  # type: ignore[assignment]
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(1, count + 1):
+            if number in bad:
+                file.write("{broken\n")
+                continue
+            turns = [
+                {"role": "user", "content": f"question {number}"},
+                {"role": "assistant", "content": f"answer {number}"},
+            ]
+            file.write(json.dumps({"messages": turns}) + "\n")
+    return path
+
+
+async def opened(pilot: Pilot[None], pane: DataPane, path: Path) -> DatasetView:
+    pane.show(path)
+    await wait_for(pilot, lambda: pane.view is not None and pane.view.path == path)
+    await pilot.pause()
+    assert pane.view is not None
+    return pane.view
+
+
+async def checked(pilot: Pilot[None], pane: DataPane) -> None:
+    """Wait until every row has been looked at, by the real process."""
+    await wait_for(pilot, lambda: pane.view is not None and pane.view.analysis is not None, 60)
+    await pilot.pause()
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_empty_pane_says_what_is_missing_and_the_keys(size: tuple[int, int]) -> None:
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=size) as pilot:
+        await pilot.pause()
+        text = screen_text(pilot.app)
+        assert "No data yet." in text
+        for key in ("o", "b", "d"):
+            assert any(line.lstrip("│ ").startswith(f"{key}   ") for line in screen_lines(pilot.app))
+
+
+async def test_sample_data_is_one_key_away() -> None:
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        await pilot.press("d")
+        await wait_for(pilot, lambda: pane.view is not None)
+        await checked(pilot, pane)
+        text = screen_text(pilot.app)
+        assert "tickets_train.jsonl" in text
+        assert "chat messages" in text
+        assert "no problems" in text
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_rows_and_the_row_under_the_cursor(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", 300)
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=size) as pilot:
+        await opened(pilot, pane, path)
+        await checked(pilot, pane)
+        lines = screen_lines(pilot.app)
+        assert "300 rows" in lines[0]
+        assert any("▸   1  question 1 " in line and "answer 1" in line for line in lines)
+        await pilot.press("j", "down", "j")
+        await pilot.pause()
+        assert pane.rows.cursor == 3
+        shown = {(turn.role, turn.text) for turn in pane.conversation.turns}
+        assert shown == {("user", "question 4"), ("assistant", "answer 4")}
+        assert all(len(line) == size[0] for line in screen_lines(pilot.app))
+
+
+async def test_movement_keys(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", 1000)
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
+        await opened(pilot, pane, path)
+        for key, cursor in (("G", 999), ("k", 998), ("g", 0), ("end", 999), ("home", 0)):
+            await pilot.press(key)
+            assert pane.rows.cursor == cursor, key
+        await pilot.press("pagedown")
+        page = pane.rows.cursor
+        assert 5 < page < 20
+        await pilot.press("pagedown", "pageup")
+        assert pane.rows.cursor == page
+        assert f"question {page + 1} " in screen_text(pilot.app)
+
+
+async def test_the_row_takes_the_keys_and_gives_them_back(tmp_path: Path) -> None:
+    path = tmp_path / "long.jsonl"
+    text = "\n".join(f"line {number}" for number in range(100))
+    path.write_text(json.dumps({"prompt": text, "completion": "ok"}) + "\n")
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
+        await opened(pilot, pane, path)
+        await pilot.press("enter")
+        assert pane.conversation.has_focus
+        assert "line 50" not in screen_text(pilot.app)
+        await pilot.press("G")
+        await pilot.pause()
+        assert "line 99" in screen_text(pilot.app)
+        assert pane.rows.cursor == 0
+        await pilot.press("escape")
+        assert pane.rows.has_focus
+
+
+async def test_problems_are_counted_and_shown_with_their_reason(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", 50, bad={7, 31})
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        await opened(pilot, pane, path)
+        await checked(pilot, pane)
+        assert "2 problems" in screen_text(pilot.app)
+        await pilot.press("p")
+        assert pane.rows.cursor == 6
+        assert "✗ The row is not JSON" in screen_text(pilot.app)
+        await pilot.pause()
+        assert [turn.role for turn in pane.conversation.turns] == ["problem", "file"]
+        await pilot.press("p")
+        assert pane.rows.cursor == 30
+        await pilot.press("p")
+        assert pane.rows.cursor == 6
+
+
+async def test_search_forward_back_and_around(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", 500)
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        await opened(pilot, pane, path)
+        await pilot.press("slash", *"WER 33", "enter")
+        await wait_for(pilot, lambda: pane.rows.cursor == 32)
+        assert pane.rows.has_focus
+        await pilot.press("n")
+        await wait_for(pilot, lambda: pane.rows.cursor == 329)
+        await pilot.press("N", "N")
+        await wait_for(pilot, lambda: pane.rows.cursor == 338)
+        assert "from the other end" in screen_text(pilot.app)
+        await pilot.press("slash", "ctrl+u", *"nowhere", "enter")
+        await wait_for(pilot, lambda: "No row has “nowhere”" in screen_text(pilot.app))
+        assert pane.rows.cursor == 338
+
+
+async def test_search_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tui.datasets.view._BREATH_SECONDS", 0.05)
+    path = write_rows(tmp_path / "rows.jsonl", 100_000)
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        await opened(pilot, pane, path)
+        await wait_for(pilot, lambda: pane.view is not None and pane.view.file.complete)
+        await pilot.press("slash", *"nowhere", "enter")
+        await wait_for(pilot, lambda: "of 100 000 rows · esc stops" in screen_text(pilot.app))
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: "Search stopped." in screen_text(pilot.app))
+
+
+async def test_go_to_a_row_by_number(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", 500)
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
+        await opened(pilot, pane, path)
+        await pilot.press("colon", *"321", "enter")
+        await pilot.pause()
+        assert pane.rows.cursor == 320
+        await pilot.press("ctrl+g", *"501", "enter")
+        await pilot.pause()
+        assert pane.rows.cursor == 320
+        assert "rows go from 1 to 500" in screen_text(pilot.app)
+
+
+async def test_typing_a_path_completes_and_opens(tmp_path: Path) -> None:
+    write_rows(tmp_path / "tickets_train.jsonl", 3)
+    write_rows(tmp_path / "tickets_eval.jsonl", 2)
+    (tmp_path / "notes.txt").write_text("no data")
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        await pilot.press("o")
+        await paste(pilot, f"{tmp_path}/t")
+        await pilot.press("tab")
+        await pilot.pause()
+        text = screen_text(pilot.app)
+        assert "tickets_eval.jsonl  tickets_train.jsonl" in text
+        assert "notes.txt" not in text
+        await pilot.press("e", "tab", "enter")
+        await wait_for(pilot, lambda: pane.view is not None)
+        assert pane.view is not None
+        assert pane.view.path == tmp_path / "tickets_eval.jsonl"
+
+
+async def test_browsing_opens_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    write_rows(tmp_path / "sub" / "inner.jsonl", 3)
+    write_rows(tmp_path / "rows.jsonl", 3)
+    (tmp_path / "notes.md").write_text("no data")
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
+        await pilot.press("b")
+        await wait_for(pilot, lambda: "rows.jsonl" in screen_text(pilot.app))
+        assert "notes.md" not in screen_text(pilot.app)
+        await pilot.press("j", "enter")
+        await wait_for(pilot, lambda: "inner.jsonl" in screen_text(pilot.app))
+        await pilot.press("j", "enter")
+        await wait_for(pilot, lambda: pane.view is not None)
+        assert pane.view is not None
+        assert pane.view.path.name == "inner.jsonl"
+        assert pane.rows.has_focus
+
+
+async def test_using_the_file_for_training_and_evaluation(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", 3)
+    pane = RecordingPane()
+    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
+        await pilot.press("t")
+        assert not pane.chosen
+        await opened(pilot, pane, path)
+        await pilot.press("t", "e")
+        await pilot.pause()
+        assert [(message.path, message.use) for message in pane.chosen] == [(path, "train"), (path, "eval")]
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda _: None, "There is no file at"),
+        (lambda path: path.mkdir(), "is a directory"),
+        (lambda path: path.write_bytes(b""), "is empty"),
+        (lambda path: path.write_bytes(bytes(range(256)) * 50), "is not text"),
+    ],
+    ids=["missing", "directory", "empty", "binary"],
+)
+async def test_a_file_that_cannot_be_opened_is_explained(tmp_path: Path, make: object, sentence: str) -> None:
+    assert callable(make)
+    path = tmp_path / "rows.jsonl"
+    make(path)
+    good = write_rows(tmp_path / "good.jsonl", 3)
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(120, 24)) as pilot:
+        pane.show(path)
+        await wait_for(pilot, lambda: sentence in screen_text(pilot.app).replace("\n", " "))
+        assert "open" in screen_text(pilot.app)
+        await opened(pilot, pane, good)
+        assert "3 rows" in screen_text(pilot.app)
+        pane.show(path)
+        await wait_for(pilot, lambda: sentence in screen_text(pilot.app))
+        assert pane.view is not None
+        assert pane.view.path == good, "what was open stays open"
+
+
+async def test_rows_of_no_known_format_are_shown_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"qestion": "why?", "number": 5}\n')
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(120, 24)) as pilot:
+        await opened(pilot, pane, path)
+        text = screen_text(pilot.app)
+        assert "unknown format" in text
+        assert "Did you mean question?" in text
+        assert [(turn.role, turn.text) for turn in pane.conversation.turns] == [("qestion", "why?"), ("number", "5")]
+
+
+async def test_a_file_that_changes_is_noticed_and_can_be_opened_again(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", 40)
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(120, 24)) as pilot:
+        await opened(pilot, pane, path)
+        await checked(pilot, pane)
+        write_rows(path, 55)
+        await pilot.press("G")
+        await wait_for(pilot, lambda: "has changed since" in screen_text(pilot.app))
+        await pilot.press("f5")
+        await wait_for(pilot, lambda: "55 rows" in screen_text(pilot.app))
+        assert "since it was opened" not in screen_text(pilot.app)
+
+
+@pytest.mark.parametrize("size", [(60, 20), (200, 50)])
+async def test_hostile_text_never_reaches_a_strip(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = tmp_path / "evil\x1b]0;x\x07[b].jsonl"
+    good = {"messages": [{"role": "user", "content": HOSTILE}, {"role": "assistant", "content": HOSTILE}]}
+    rows = [good, {HOSTILE: 1}, {"messages": [{"role": HOSTILE, "content": HOSTILE}]}]
+    lines = [json.dumps(row) for row in rows] + ["{" + HOSTILE.replace("\x00", "")]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=size) as pilot:
+        await opened(pilot, pane, path)
+        await checked(pilot, pane)
+        assert "[/]i[bold]j" in screen_text(pilot.app)
+        for _ in range(len(lines)):
+            text = screen_text(pilot.app)
+            assert not FORBIDDEN & set(text), sorted(FORBIDDEN & set(text))
+            await pilot.press("j")
+            await pilot.pause()
+        await pilot.press("slash", *"[/]i", "enter")
+        await wait_for(pilot, lambda: "next" in screen_text(pilot.app))
+        assert not FORBIDDEN & set(screen_text(pilot.app))
+        await pilot.press("b")
+        await wait_for(pilot, lambda: "backspace goes up" in screen_text(pilot.app))
+        await pilot.pause()
+        assert not FORBIDDEN & set(screen_text(pilot.app))
+
+
+async def test_resizing_live_keeps_the_cursor_in_view(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", 200)
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(200, 50)) as pilot:
+        await opened(pilot, pane, path)
+        assert pane.has_class("-beside")
+        await pilot.press("G")
+        for size in [(60, 20), (160, 45), (80, 24)]:
+            await pilot.resize_terminal(*size)
+            await pilot.pause()
+            assert "▸ 200" in screen_text(pilot.app)
+        assert not pane.has_class("-beside")
+
+
+async def test_a_million_rows_are_paged_to_their_end(tmp_path: Path) -> None:
+    path = tmp_path / "million.jsonl"
+    row = '{"text": "%07d is the number of this row"}\n'
+    with path.open("w") as file:
+        for begin in range(0, 1_000_000, 10_000):
+            file.write("".join(row % number for number in range(begin + 1, begin + 10_001)))
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        view = await opened(pilot, pane, path)
+        assert "0000001 is the number" in screen_text(pilot.app)
+        await wait_for(pilot, lambda: view.file.complete and pane.rows.count == 1_000_000, seconds=30)
+        await pilot.press("G")
+        await wait_for(pilot, lambda: "1000000 is the number" in screen_text(pilot.app))
+        await pilot.press("colon", *"654321", "enter")
+        await wait_for(pilot, lambda: "0654321 is the number" in screen_text(pilot.app))
+
+
+async def test_row_list_draws_nothing_without_rows() -> None:
+    rows = RowList()
+    rows.add_class("-first-focus")
+    holder = DataPane()
+    async with PaneApp(holder).run_test(size=(60, 20)) as pilot:
+        await holder.mount(rows)
+        rows.show(None, ("text",))
+        await pilot.pause()
+        assert rows.count == 0

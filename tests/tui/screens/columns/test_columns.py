@@ -1,0 +1,439 @@
+"""The screen for columns in the real app: chosen, seen, saved, cleared; hostile names, thousands of columns."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.cells import cell_len
+from textual.pilot import Pilot
+
+from core.config.document import ConfigDocument
+from core.data.registries.resolve import training_sources
+from tests.tui.harness import FORBIDDEN, HOSTILE, paste, screen_lines, screen_text, wait_for
+from tui.app import LocaltuneApp
+from tui.screens.columns.column_plan import candidates, preview_columns, read_sample
+from tui.screens.columns.columns import ColumnsScreen
+from tui.screens.help import HelpScreen
+from tui.screens.pick import PickScreen
+
+SIZES = [(60, 20), (80, 24), (200, 50)]
+CSV = "frage;antwort;persona\nWie geht das?;So geht das.;freundlich\nUnd das?;Auch so.;knapp\nWas?;;knapp\n"
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A configuration with a file whose columns no format has."""
+    (tmp_path / "mine.csv").write_text(CSV)
+    (tmp_path / "c.toml").write_text('# mine\n[data]\ntrain = "mine.csv" # rows\n')
+    return tmp_path
+
+
+def write(directory: Path, rows: list[dict[str, Any]], more: str = "") -> None:
+    (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (directory / "c.toml").write_text(f'[data]\ntrain = "rows.jsonl"\n{more}')
+
+
+def make_app(directory: Path) -> LocaltuneApp:
+    return LocaltuneApp(config_path=directory / "c.toml")
+
+
+async def opened(pilot: Pilot[Any]) -> ColumnsScreen:
+    """Open the screen from the data pane, and wait until the rows have been read."""
+    app = pilot.app
+    assert isinstance(app, LocaltuneApp)
+    await wait_for(pilot, lambda: app.state.document is not None and app.pane("data") is not None)
+    await wait_for(pilot, lambda: app.pane("data").view is not None)
+    await pilot.press("1", "C")
+    await wait_for(pilot, lambda: isinstance(app.screen, ColumnsScreen))
+    screen = app.screen
+    assert isinstance(screen, ColumnsScreen)
+    await seen(pilot, screen)
+    return screen
+
+
+async def seen(pilot: Pilot[Any], screen: ColumnsScreen) -> None:
+    await wait_for(pilot, lambda: screen.preview is not None)
+    await pilot.pause()
+
+
+async def go_to(pilot: Pilot[Any], screen: ColumnsScreen, part: str) -> None:
+    await pilot.press("g")
+    for _ in range(40):
+        await pilot.pause()
+        if screen.current == part:
+            return
+        await pilot.press("j")
+    raise AssertionError(f"{part} is not reached:\n{screen_text(pilot.app)}")
+
+
+def words(pilot: Pilot[Any]) -> str:
+    """What the terminal shows as one text, whatever lines it is on."""
+    return " ".join(screen_text(pilot.app).replace("│", " ").split())
+
+
+def spoken(screen: ColumnsScreen) -> list[tuple[str, str]]:
+    return [(turn.role, turn.text) for turn in screen.conversation.turns if not turn.role.startswith("──")]
+
+
+def is_chosen(screen: ColumnsScreen, part: str, name: str) -> bool:
+    return {str(role): column for role, column in screen.columns.items()}.get(part) == name
+
+
+def value(pilot: Pilot[Any], name: str) -> Any:
+    return pilot.app.state.document.get(name)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_columns_are_chosen_seen_and_saved(directory: Path, size: tuple[int, int]) -> None:
+    async with make_app(directory).run_test(size=size, notifications=True) as pilot:
+        screen = await opened(pilot)
+        text = words(pilot)
+        assert "✗ mine.csv has rows of no known format" in text
+        assert "Choose a column for user" in text
+        assert ("frage", "Wie geht das?") in spoken(screen), "the rows are shown as they are"
+        await go_to(pilot, screen, "user")
+        await pilot.press("right")
+        await go_to(pilot, screen, "assistant")
+        await pilot.press("left", "left")
+        await seen(pilot, screen)
+        assert screen.columns == {"user": "frage", "assistant": "antwort"}
+        assert "! 2 of the first 3 rows can be used" in words(pilot)
+        assert "row 3: Message 2, an assistant's, is empty." in words(pilot)
+        assert spoken(screen)[:2] == [("user", "Wie geht das?"), ("assistant", "So geht das.")]
+        assert "by hand" in screen_lines(pilot.app)[0]
+        assert all(len(line) == size[0] for line in screen_lines(pilot.app))
+        await pilot.press("s")
+        await wait_for(pilot, lambda: value(pilot, "data.columns") is not None)
+        text = pilot.app.state.document.dumps()  # type: ignore[attr-defined]
+        assert 'columns = {user = "frage", assistant = "antwort"}' in text
+        assert "# rows" in text
+        assert "user is frage, assistant is antwort" in words(pilot)
+        assert "columns" not in (directory / "c.toml").read_text(), "the file is written when it is saved"
+        config = ConfigDocument(text, directory / "c.toml").validate()
+        [([source], _)] = training_sources(config.data)
+        rows = list(source.rows())
+        assert source.detect(rows).example(rows[0]).answer == "So geht das."
+
+
+async def test_picking_from_the_list_by_typing(directory: Path) -> None:
+    async with make_app(directory).run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot)
+        await go_to(pilot, screen, "user")
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
+        await pilot.pause()
+        text = words(pilot)
+        assert "Column for user" in text
+        assert "frage Wie geht das?" in text, "each column with a value of it"
+        await pilot.press(*"PERS", "enter")
+        await wait_for(pilot, lambda: screen.columns.get("user") == "persona")
+        await pilot.press("enter", "up", "enter")
+        await wait_for(pilot, lambda: "user" not in screen.columns or screen.columns["user"] != "persona")
+        await pilot.press("enter", *"zz")
+        await wait_for(pilot, lambda: "as typed" in screen_text(pilot.app))
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: pilot.app.screen is screen)
+
+
+async def test_what_is_recognized_is_filled_in_and_not_written_unless_changed(directory: Path) -> None:
+    write(directory, [{"question": "q", "answer": "a", "persona": "p"}] * 2)
+    async with make_app(directory).run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot)
+        assert "as recognized" in screen_lines(pilot.app)[0]
+        assert screen.columns == {"user": "question", "assistant": "answer"}
+        assert screen.named is None
+        assert "prompt_completion: Each of the first 2 rows has prompt and completion" in words(pilot)
+        assert "✓ 2 of the first 2 rows can be used" in words(pilot)
+        await pilot.press("s")
+        await wait_for(pilot, lambda: not isinstance(pilot.app.screen, ColumnsScreen))
+        assert not pilot.app.state.is_dirty  # type: ignore[attr-defined]
+        screen = await opened(pilot)
+        await go_to(pilot, screen, "system")
+        await pilot.press("left")
+        await seen(pilot, screen)
+        assert ("system", "p") in spoken(screen)
+        await pilot.press("ctrl+s")
+        await wait_for(pilot, lambda: value(pilot, "data.columns") is not None)
+        assert value(pilot, "data.columns") == {"user": "question", "assistant": "answer", "system": "persona"}
+
+
+async def test_clear_takes_the_columns_out_again(directory: Path) -> None:
+    write(directory, [{"question": "q", "answer": "a", "b": "c"}], 'columns = {user = "b", assistant = "answer"}\n')
+    async with make_app(directory).run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot)
+        assert screen.named == {"user": "b", "assistant": "answer"}
+        assert spoken(screen)[0] == ("user", "c")
+        await pilot.press("c")
+        await seen(pilot, screen)
+        assert spoken(screen)[0] == ("user", "q")
+        assert value(pilot, "data.columns") is not None, "nothing is changed before it is saved"
+        await pilot.press("escape")
+        await pilot.pause()
+        assert value(pilot, "data.columns") is not None
+        screen = await opened(pilot)
+        await pilot.press("c", "s")
+        await wait_for(pilot, lambda: value(pilot, "data.columns") is None)
+
+
+async def test_the_format_can_be_overridden(directory: Path) -> None:
+    write(directory, [{"instruction": "i", "output": "o", "text": "the text"}])
+    async with make_app(directory).run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot)
+        assert screen.current == "format"
+        assert "alpaca: The first row has" in words(pilot)
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
+        await pilot.pause()
+        assert "● auto" in words(pilot)
+        assert "alpaca: The first row has instruction" in words(pilot)
+        await pilot.press(*"text", "enter")
+        await wait_for(pilot, lambda: screen.wanted == "text")
+        await seen(pilot, screen)
+        assert spoken(screen) == [("text", "the text")]
+        assert screen.columns == {"text": "text"}
+        await pilot.press("s")
+        await wait_for(pilot, lambda: value(pilot, "data.format") == "text")
+        assert value(pilot, "data.columns") is None
+        screen = await opened(pilot)
+        await pilot.press("d", "s")
+        await wait_for(pilot, lambda: value(pilot, "data.format") is None)
+
+
+async def test_a_format_that_contradicts_the_columns_is_not_saved(directory: Path) -> None:
+    more = 'format = "text"\ncolumns = {user = "a", assistant = "b"}\n'
+    write(directory, [{"a": "q", "b": "r"}], more)
+    async with make_app(directory).run_test(size=(100, 30)) as pilot:
+        await opened(pilot)
+        assert "data.format says text" in words(pilot)
+        await pilot.press("s")
+        await wait_for(pilot, lambda: "✗ Not saved." in screen_text(pilot.app))
+        assert isinstance(pilot.app.screen, ColumnsScreen)
+
+
+async def test_messages_with_keys_and_speakers_of_their_own(directory: Path) -> None:
+    turns = [{"wer": "Kunde", "was": "q"}, {"wer": "Agent", "was": "a"}]
+    write(directory, [{"verlauf": turns}])
+    async with make_app(directory).run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot)
+        assert "user_role" not in screen_text(pilot.app), "keys and speakers only once there are messages"
+        await go_to(pilot, screen, "messages")
+        await pilot.press("right")
+        for part, wanted in (("role", "wer"), ("content", "was"), ("user_role", "Kunde"), ("assistant_role", "Agent")):
+            await go_to(pilot, screen, part)
+            for _ in range(4):
+                if screen.columns.get(part) != wanted:  # type: ignore[call-overload]
+                    await pilot.press("right")
+                    await pilot.pause()
+        await seen(pilot, screen)
+        assert spoken(screen) == [("user", "q"), ("assistant", "a")]
+        await pilot.press("s")
+        await wait_for(pilot, lambda: value(pilot, "data.columns") is not None)
+        assert value(pilot, "data.columns") == {
+            "messages": "verlauf",
+            "role": "wer",
+            "content": "was",
+            "user_role": "Kunde",
+            "assistant_role": "Agent",
+        }
+
+
+async def test_a_part_that_does_not_exist_is_told_and_left_out(directory: Path) -> None:
+    write(directory, [{"a": "q", "b": "r"}], 'columns = {user = "a", assistant = "b", usr = "c"}\n')
+    async with make_app(directory).run_test(size=(100, 30)) as pilot:
+        await opened(pilot)
+        assert "! data.columns has no part usr; what you save is without it." in words(pilot)
+        await pilot.press("s")
+        await wait_for(pilot, lambda: value(pilot, "data.columns") == {"user": "a", "assistant": "b"})
+
+
+async def test_formats_that_are_only_shown_are_told(directory: Path) -> None:
+    write(directory, [{"prompt": "q", "chosen": "good", "rejected": "bad"}])
+    async with make_app(directory).run_test(size=(100, 30)) as pilot:
+        screen = await opened(pilot)
+        assert screen.columns == {"user": "prompt", "chosen": "chosen", "rejected": "rejected"}
+        assert "train.objective is sft" in words(pilot)
+
+
+async def test_another_file_than_the_configuration_names(directory: Path) -> None:
+    (directory / "other.jsonl").write_text('{"a": "q", "b": "r"}\n')
+    async with make_app(directory).run_test(size=(120, 30)) as pilot:
+        app = pilot.app
+        assert isinstance(app, LocaltuneApp)
+        await wait_for(pilot, lambda: app.state.document is not None and app.pane("data") is not None)
+        await wait_for(pilot, lambda: app.pane("data").view is not None)
+        app.pane("data").show(directory / "other.jsonl")
+        await wait_for(pilot, lambda: app.pane("data").view.path.name == "other.jsonl")
+        screen = await opened(pilot)
+        await go_to(pilot, screen, "user")
+        await pilot.press("right", "j", "left")
+        await seen(pilot, screen)
+        await pilot.press("s")
+        await wait_for(pilot, lambda: "The configuration trains on mine.csv" in screen_text(app))
+        await pilot.press("escape")
+        await pilot.pause()
+        assert app.screen is screen
+        await pilot.press("s")
+        await pilot.pause()
+        await pilot.press("t")
+        await wait_for(pilot, lambda: value(pilot, "data.train") == "other.jsonl")
+        assert value(pilot, "data.columns") == {"user": "a", "assistant": "b"}
+
+
+async def test_without_data_and_for_entries_of_a_registry_it_is_refused(directory: Path) -> None:
+    (directory / "c.toml").write_text("")
+    (directory / "dataset_info.json").write_text(json.dumps({"x": {"file_name": "a.json"}}))
+    (directory / "a.json").write_text(json.dumps([{"instruction": "i", "output": "o"}]))
+    async with make_app(directory).run_test(size=(100, 30), notifications=True) as pilot:
+        app = pilot.app
+        assert isinstance(app, LocaltuneApp)
+        await wait_for(pilot, lambda: app.state.document is not None and app.pane("data") is not None)
+        await pilot.press("1", "C")
+        await wait_for(pilot, lambda: any("open a data file first" in note.message for note in app._notifications))
+        app.pane("data").show(directory / "dataset_info.json#x")
+        await wait_for(pilot, lambda: app.pane("data").view is not None)
+        await pilot.press("C")
+        await wait_for(pilot, lambda: any("an entry of a registry" in note.message for note in app._notifications))
+        assert not isinstance(app.screen, ColumnsScreen)
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_hostile_names_and_values(directory: Path, size: tuple[int, int]) -> None:
+    names = [HOSTILE, "[red]", " spaced ", "x" * 5000, "\n", "𝔘 wide 文字"]
+    write(directory, [{**dict.fromkeys(names, HOSTILE), "half \ud800": "y", "": "z", "long": "w" * 200_000}])
+    async with make_app(directory).run_test(size=size) as pilot:
+        screen = await opened(pilot)
+        assert screen.sample is not None
+        assert [one.value for one in screen.sample.columns] == [*names, "long"]
+        assert "2 columns cannot be chosen" in words(pilot)
+        for part, name in (("user", HOSTILE), ("assistant", "[red]"), ("system", " spaced ")):
+            await go_to(pilot, screen, part)
+            await pilot.press("enter")
+            await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
+            await pilot.pause()
+            assert not FORBIDDEN & set(screen_text(pilot.app))
+            assert all(cell_len(line) == size[0] for line in screen_lines(pilot.app))
+            await pilot.press(*["down"] * (names.index(name) + 1), "enter")
+            await wait_for(pilot, partial(is_chosen, screen, part, name))
+        await seen(pilot, screen)
+        text = screen_text(pilot.app)
+        assert not FORBIDDEN & set(text)
+        assert "[red]" in text
+        await pilot.press("s")
+        await wait_for(pilot, lambda: value(pilot, "data.columns") is not None)
+        assert not FORBIDDEN & set(screen_text(pilot.app))
+        document = pilot.app.state.document  # type: ignore[attr-defined]
+        config = ConfigDocument(document.dumps(), directory / "c.toml").validate()
+        assert config.data.columns == {"user": HOSTILE, "assistant": "[red]", "system": " spaced "}
+
+
+async def test_ten_thousand_columns(directory: Path) -> None:
+    write(directory, [{f"column {number}": f"value {number}" for number in range(10_000)}] * 5)
+    async with make_app(directory).run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot)
+        await go_to(pilot, screen, "user")
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
+        await pilot.pause()
+        await pilot.press(*"n 9876", "enter")
+        await wait_for(pilot, lambda: screen.columns.get("user") == "column 9876")
+        await pilot.press("j", "enter")
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
+        await pilot.press(*"column 12", "pagedown", "up", "enter")
+        await wait_for(pilot, lambda: "assistant" in screen.columns)
+        await seen(pilot, screen)
+        assert spoken(screen)[0] == ("user", "value 9876")
+
+
+async def test_unreadable_rows_and_a_file_that_has_changed(directory: Path) -> None:
+    write(directory, [{"a": "q", "b": "r"}])
+    path = directory / "rows.jsonl"
+    path.write_text("{broken\n" + path.read_text() + "[1]\n")
+    async with make_app(directory).run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot)
+        await go_to(pilot, screen, "user")
+        await pilot.press("right", "j", "left")
+        await seen(pilot, screen)
+        assert "! 1 of the first 3 rows can be used · row 1: The row is not JSON" in words(pilot)
+        assert [role for role, _ in spoken(screen)] == ["problem", "user", "assistant", "problem"]
+        await pilot.press("escape")
+        path.write_text("something else\n" * 10)
+        await pilot.press("C")
+        await wait_for(pilot, lambda: "✗" in words(pilot) and "since it was opened" in words(pilot))
+        await pilot.press("s", "c", "d", "right", "enter", "escape")
+        await wait_for(pilot, lambda: not isinstance(pilot.app.screen, ColumnsScreen))
+
+
+async def test_it_reads_without_color_and_tab_scrolls_the_rows(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    async with make_app(directory).run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot)
+        assert "▸ format" in screen_text(pilot.app)
+        await pilot.press("j", "right")
+        await seen(pilot, screen)
+        assert "▸ user" in screen_text(pilot.app)
+        await pilot.press("tab")
+        assert screen.conversation.has_focus
+        await pilot.press("G")
+        await wait_for(pilot, lambda: "── row 3" in screen_text(pilot.app))
+        await pilot.press("tab")
+        assert screen.options.has_focus
+        await pilot.press("question_mark")
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, HelpScreen))
+        assert "Help · Columns" in screen_text(pilot.app)
+
+
+async def test_the_config_pane_opens_it_from_its_fields(directory: Path) -> None:
+    async with make_app(directory).run_test(size=(80, 24)) as pilot:
+        app = pilot.app
+        assert isinstance(app, LocaltuneApp)
+        await wait_for(pilot, lambda: app.state.document is not None and app.pane("config") is not None)
+        await wait_for(pilot, lambda: app.pane("data").view is not None)
+        await pilot.press("2", "x")
+        form = app.pane("config").form
+        for name in ("data.columns", "data.format"):
+            form.go_to(form.field(name))
+            await pilot.press("o")
+            await wait_for(pilot, lambda: isinstance(app.screen, ColumnsScreen))
+            await pilot.press("escape")
+            await wait_for(pilot, lambda: not isinstance(app.screen, ColumnsScreen))
+
+
+async def test_typing_a_column_that_the_first_rows_do_not_have(directory: Path) -> None:
+    async with make_app(directory).run_test(size=(100, 30)) as pilot:
+        screen = await opened(pilot)
+        await go_to(pilot, screen, "text")
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
+        await paste(pilot, "frgae")
+        await wait_for(pilot, lambda: "as typed" in screen_text(pilot.app))
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: screen.columns == {"text": "frgae"})
+        await seen(pilot, screen)
+        assert "mine.csv has no column 'frgae'" in words(pilot)
+        assert "Did you mean frage?" in words(pilot)
+
+
+def test_a_huge_row_is_sampled_in_bounds(tmp_path: Path) -> None:
+    from tui.datasets.view import DatasetView
+
+    path = tmp_path / "rows.jsonl"
+    with path.open("w") as file:
+        for number in range(30):
+            file.write(json.dumps({"a": "x" * 3_000_000, "n": number, "m": [{"role": "user"}, 5, "x"]}) + "\n")
+    view = DatasetView(path)
+    try:
+        view.file.index()
+        sample = read_sample(view)
+    finally:
+        view.close()
+    assert 3 <= len(sample.rows) < 12
+    assert all(len(one.example) <= 120 for one in sample.columns)
+    assert [one.value for one in candidates("role", {"messages": "m"}, sample)] == ["role"]
+    assert preview_columns(sample, "auto", {"text": "a"}).used == len(sample.rows)
+    assert preview_columns(sample, "nonsense", None).problem is not None

@@ -1,0 +1,512 @@
+"""The screen with the chat templates in the real app: seen, chosen, edited, and what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.command import CommandPalette
+from textual.pilot import Pilot
+
+import tui.app
+from core.template.builtin import NAMED_TEMPLATES
+from tests.conftest import CHATML
+from tests.tui.harness import FORBIDDEN, HOSTILE, paste, screen_lines, screen_text, wait_for
+from tui.app import LocaltuneApp
+from tui.screens.help import HelpScreen
+from tui.screens.template.template import TemplateScreen
+
+SIZES = [(60, 20), (80, 24), (200, 50)]
+ROWS = [("what is it", "a reply"), ("and this", "another\nreply"), ("tell me", "")]
+
+
+class SuspendableApp(LocaltuneApp):
+    """Lends a terminal that it does not have."""
+
+    CSS_PATH = str(Path(tui.app.__file__).parent / "app.tcss")
+
+    @contextmanager
+    def suspend(self) -> Iterator[None]:
+        yield
+
+
+@pytest.fixture
+def directory(tmp_path: Path, tiny_model_dir: Path) -> Path:
+    """A configuration with rows and a model."""
+    rows = "".join(json.dumps({"prompt": ask, "completion": answer}) + "\n" for ask, answer in ROWS)
+    (tmp_path / "rows.jsonl").write_text(rows)
+    text = f'[model]\nbase = "{tiny_model_dir}"\n\n[data]\ntrain = "rows.jsonl" # mine\n'
+    (tmp_path / "tickets.toml").write_text(text)
+    return tmp_path
+
+
+def make_app(directory: Path) -> LocaltuneApp:
+    return SuspendableApp(config_path=directory / "tickets.toml")
+
+
+async def opened(pilot: Pilot[Any]) -> TemplateScreen:
+    """Open the screen from the data pane, and wait until every template has been seen."""
+    app = pilot.app
+    assert isinstance(app, LocaltuneApp)
+    await wait_for(pilot, lambda: app.state.document is not None and app.pane("data") is not None)
+    if app.state.document is not None and app.state.document.get("data.train") is not None:
+        await wait_for(pilot, lambda: app.pane("data").view is not None)
+    await pilot.press("1", "T")
+    await wait_for(pilot, lambda: isinstance(app.screen, TemplateScreen))
+    screen = app.screen
+    assert isinstance(screen, TemplateScreen)
+    await seen(pilot, screen)
+    return screen
+
+
+def words(pilot: Pilot[Any]) -> str:
+    """What the terminal shows as one text, whatever lines it is on."""
+    return " ".join(screen_text(pilot.app).replace("│", " ").split())
+
+
+def is_shown(pilot: Pilot[Any], text: str) -> bool:
+    return text in screen_text(pilot.app)
+
+
+def is_wide(pilot: Pilot[Any], width: int) -> bool:
+    return len(screen_lines(pilot.app)[0]) == width
+
+
+async def seen(pilot: Pilot[Any], screen: TemplateScreen) -> None:
+    await wait_for(
+        pilot, lambda: screen.templates is not None and len(screen.previews) == len(screen.templates.entries)
+    )
+    await pilot.pause()
+
+
+def lit(screen: TemplateScreen) -> str:
+    """What is learned, as it is shown."""
+    return "".join(cell.text for part in screen.mask_view.parts for cell in part.cells if cell.learned)
+
+
+def value(pilot: Pilot[Any], name: str) -> Any:
+    document = pilot.app.state.document  # type: ignore[attr-defined]
+    return document.get(name)
+
+
+def make_editor(directory: Path, script: str) -> str:
+    path = directory / "editor.sh"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_the_template_in_force_its_source_and_the_row(directory: Path, size: tuple[int, int]) -> None:
+    async with make_app(directory).run_test(size=size) as pilot:
+        screen = await opened(pilot)
+        text = screen_text(pilot.app)
+        assert "in force: model's own" in text
+        assert "▸● model's own" in text
+        assert "row 1 ·" in text
+        assert "<|im_start|>user⏎" in text
+        assert "for message in messages" in text
+        assert lit(screen) == "a reply<|im_end|>"
+        assert ("generation prompt" if size[0] > 60 else "special  prompt") in text
+        assert all(len(line) == size[0] for line in screen_lines(pilot.app))
+
+
+async def test_moving_through_the_list_previews_live(directory: Path) -> None:
+    async with make_app(directory).run_test(size=(120, 40)) as pilot:
+        screen = await opened(pilot)
+        assert screen.source_view.source == CHATML
+        for key, name in (("G", "vicuna"), ("k", "alpaca"), ("up", "zephyr"), ("g", ""), ("j", "chatml")):
+            await pilot.press(key)
+            await pilot.pause()
+            assert screen.current is not None
+            assert screen.source_view.source == (NAMED_TEMPLATES[name].source if name else CHATML), key
+        await pilot.press("G", "k")
+        await pilot.pause()
+        assert "### Response:" in screen_text(pilot.app)
+        assert "reply" in lit(screen)
+        assert value(pilot, "template.name") is None, "nothing is chosen by looking"
+
+
+async def test_enter_chooses_and_the_first_entry_removes_again(directory: Path) -> None:
+    (directory / "mine.jinja").write_text(CHATML)
+    path = directory / "tickets.toml"
+    path.write_text(path.read_text() + '\n[template]\nfile = "./mine.jinja" # as it is\n')
+    async with make_app(directory).run_test(size=(80, 24), notifications=True) as pilot:
+        screen = await opened(pilot)
+        assert "in force: mine.jinja, by template.file" in screen_text(pilot.app)
+        await pilot.press("enter")
+        await pilot.pause()
+        assert value(pilot, "template.file") == "./mine.jinja", "what is in force stays as it is spelled"
+        screen = await opened(pilot)
+        await pilot.press("g", *["j"] * 2)
+        assert screen.current is not None
+        assert screen.current.title == "chatml"
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: value(pilot, "template.name") == "chatml")
+        assert value(pilot, "template.file") is None
+        assert "chatml is the chat template." in screen_text(pilot.app)
+        await wait_for(pilot, lambda: pilot.app.pane("config").form.field("template.name").value == "chatml")  # type: ignore[attr-defined]
+        assert "chatml" not in path.read_text(), "the file is written when it is saved"
+        await opened(pilot)
+        assert "in force: chatml, by template.name" in screen_text(pilot.app)
+        await pilot.press("g", "enter")
+        await wait_for(pilot, lambda: value(pilot, "template.name") is None)
+        assert "template" not in pilot.app.state.document.dumps()  # type: ignore[attr-defined]
+
+
+async def test_esc_changes_nothing(directory: Path) -> None:
+    async with make_app(directory).run_test(size=(80, 24)) as pilot:
+        await opened(pilot)
+        await pilot.press("j", "j", "escape")
+        await wait_for(pilot, lambda: not isinstance(pilot.app.screen, TemplateScreen))
+        assert value(pilot, "template.name") is None
+        assert not pilot.app.state.is_dirty  # type: ignore[attr-defined]
+        assert pilot.app.pane("data").rows.has_focus  # type: ignore[attr-defined]
+
+
+async def test_a_template_that_does_not_suit_the_model_is_marked(directory: Path) -> None:
+    async with make_app(directory).run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot)
+        lines = [line for line in screen_lines(pilot.app) if "llama3" in line]
+        assert "✗" in lines[0]
+        assert not any("✗" in line for line in screen_lines(pilot.app) if " chatml " in line)
+        place = [entry.id for entry in screen.templates.entries].index("llama3")  # type: ignore[union-attr]
+        await pilot.press(*["j"] * place)
+        await pilot.pause()
+        text = screen_text(pilot.app)
+        assert "the model has no token <|eot_id|>" in text
+        assert "✗ The chat template does not end an answer with a token" in text
+        assert lit(screen) == ""
+        assert "<|eot_" in text, "the row is shown all the same"
+
+
+async def test_other_rows_and_rows_that_cannot_be_used(directory: Path) -> None:
+    async with make_app(directory).run_test(size=(100, 30)) as pilot:
+        screen = await opened(pilot)
+        await pilot.press("n")
+        await wait_for(pilot, lambda: lit(screen) == "another\nreply<|im_end|>")
+        assert "row 2 ·" in screen_text(pilot.app)
+        await pilot.press("right")
+        await wait_for(pilot, lambda: "an example, as row 3 cannot be used" in screen_text(pilot.app))
+        assert "Rome.<|im_end|>" in lit(screen)
+        await pilot.press("n", "N", "left")
+        await wait_for(pilot, lambda: lit(screen) == "a reply<|im_end|>")
+
+
+async def test_tab_scrolls_the_row_and_the_source(directory: Path) -> None:
+    async with make_app(directory).run_test(size=(60, 20)) as pilot:
+        screen = await opened(pilot)
+        await pilot.press("j", "tab")
+        assert screen.mask_view.has_focus
+        await pilot.press("tab")
+        assert screen.source_view.has_focus
+        await pilot.press("G")
+        await wait_for(pilot, lambda: "27 {%- endif %}" in screen_text(pilot.app))
+        await pilot.press("g")
+        await wait_for(pilot, lambda: " 1 {%-" in screen_text(pilot.app))
+        assert screen.current is not None
+        assert screen.current.id == "chatml"
+
+
+async def test_editing_makes_a_copy_beside_the_configuration_and_uses_it(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(
+        "VISUAL", make_editor(directory, 'sed -i "s/user/human/; s/CHATML//" "$1"; echo "{# mine #}" >> "$1"')
+    )
+    async with make_app(directory).run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot)
+        await pilot.press("j", "e")
+        await pilot.pause()
+        assert "save the copy as chatml.jinja" in screen_text(pilot.app)
+        await pilot.press("enter")
+        path = directory / "chatml.jinja"
+        await wait_for(pilot, lambda: value(pilot, "template.file") == "chatml.jinja")
+        assert path.read_text() == NAMED_TEMPLATES["chatml"].source + "{# mine #}\n"
+        assert value(pilot, "template.name") is None
+        await seen(pilot, screen)
+        text = screen_text(pilot.app)
+        assert "in force: chatml.jinja, by template.file" in text
+        assert "✓ chatml.jinja is saved and is the chat template." in text
+        assert screen.current is not None
+        assert screen.current.path == path
+        assert screen.source_view.source.endswith("{# mine #}\n")
+        assert lit(screen) == "a reply<|im_end|>"
+
+
+async def test_a_broken_template_says_its_line_and_nothing_is_lost(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen_by_editor = directory / "seen"
+    script = f'cp "$1" {seen_by_editor}; echo "{{% if %}}" >> "$1"'
+    monkeypatch.setenv("VISUAL", make_editor(directory, script))
+    async with make_app(directory).run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot)
+        await pilot.press("j", "e", "enter")
+        await wait_for(pilot, lambda: screen.current is not None and screen.current.id == "file")
+        await seen(pilot, screen)
+        text = words(pilot)
+        number = NAMED_TEMPLATES["chatml"].source.count("\n") + 1
+        assert f"not valid in line {number}" in text
+        assert "not used until it is mended" in text
+        assert f"✗{number} " in text, "the line is marked and in view"
+        assert value(pilot, "template.file") is None
+        assert "{% if %}" in (directory / "chatml.jinja").read_text()
+        monkeypatch.setenv("VISUAL", make_editor(directory, 'sed -i "s/{% if %}/{# ok #}/" "$1"'))
+        await pilot.press("e")
+        await wait_for(pilot, lambda: value(pilot, "template.file") == "chatml.jinja")
+        await seen(pilot, screen)
+        assert lit(screen) == "a reply<|im_end|>"
+
+
+async def test_a_template_that_fails_on_the_row_says_where(directory: Path) -> None:
+    (directory / "mine.jinja").write_text(
+        "a\n{% for m in messages %}\n{{ raise_exception('not ' + m.role) }}{% endfor %}"
+    )
+    path = directory / "tickets.toml"
+    path.write_text(path.read_text() + '\n[template]\nfile = "mine.jinja"\n')
+    async with make_app(directory).run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot)
+        text = screen_text(pilot.app)
+        assert "✗ Line 3: The chat template refuses the" in text
+        assert screen.source_view.marked == 3
+        assert any("✗ 3 " in line for line in screen_lines(pilot.app))
+
+
+@pytest.mark.parametrize(
+    ("editor", "sentence"),
+    [("false", "nothing has changed"), ("/no/such/editor", "did not work"), ("true", "Nothing has changed")],
+)
+async def test_an_editor_that_does_nothing_leaves_nothing(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, editor: str, sentence: str
+) -> None:
+    monkeypatch.setenv("VISUAL", editor)
+    async with make_app(directory).run_test(size=(80, 24)) as pilot:
+        await opened(pilot)
+        await pilot.press("j", "e", "enter")
+        await wait_for(pilot, lambda: sentence in screen_text(pilot.app))
+        assert not (directory / "chatml.jinja").exists()
+        assert value(pilot, "template.file") is None
+
+
+async def test_without_a_terminal_to_lend_the_editor_is_refused(directory: Path) -> None:
+    async with LocaltuneApp(config_path=directory / "tickets.toml").run_test(size=(80, 24)) as pilot:
+        await opened(pilot)
+        await pilot.press("j", "e", "enter")
+        await wait_for(pilot, lambda: "cannot be lent" in screen_text(pilot.app))
+
+
+async def test_a_file_that_is_there_is_not_replaced_unasked(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VISUAL", "true")
+    path = directory / "chatml.jinja"
+    path.write_text(CHATML)
+    async with make_app(directory).run_test(size=(80, 24)) as pilot:
+        await opened(pilot)
+        await pilot.press("j", "e", "enter")
+        await wait_for(pilot, lambda: "exists already" in screen_text(pilot.app))
+        await pilot.press("u")
+        await wait_for(pilot, lambda: value(pilot, "template.file") == "chatml.jinja")
+        assert path.read_text() == CHATML
+
+
+async def test_what_cannot_be_written_is_kept_for_another_path(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VISUAL", make_editor(directory, 'echo "{# kept #}" >> "$1"'))
+    async with make_app(directory).run_test(size=(120, 30)) as pilot:
+        await opened(pilot)
+        await pilot.press("j", "e", "ctrl+u")
+        await paste(pilot, "no/such/place/t.jinja")
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: "Your text is kept; e saves it elsewhere." in screen_text(pilot.app))
+        monkeypatch.setenv("VISUAL", "false")
+        await pilot.press("e", "ctrl+u")
+        await paste(pilot, "mine")
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: value(pilot, "template.file") == "mine.jinja")
+        assert (directory / "mine.jinja").read_text().endswith("{# kept #}\n")
+
+
+async def test_an_edited_template_reaches_the_data_pane(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (directory / "mine.jinja").write_text(CHATML)
+    path = directory / "tickets.toml"
+    path.write_text(path.read_text() + '\n[template]\nfile = "mine.jinja"\n')
+    monkeypatch.setenv("VISUAL", make_editor(directory, 'sed -i "s/im_start|>/im_start|>X/" "$1"'))
+    async with make_app(directory).run_test(size=(80, 24)) as pilot:
+        app = pilot.app
+        assert isinstance(app, LocaltuneApp)
+        await opened(pilot)
+        before = app.pane("data").masks
+        await pilot.press("e")
+        await wait_for(pilot, lambda: "is saved and is the chat template" in words(pilot))
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: app.pane("data").masks not in (None, before))
+        assert "im_start|>X" in app.pane("data").masks.settings.template
+
+
+async def test_both_options_at_once_are_an_error_that_a_choice_mends(directory: Path) -> None:
+    path = directory / "tickets.toml"
+    path.write_text(path.read_text() + '\n[template]\nfile = "mine.jinja"\nname = "qwen"\n')
+    async with make_app(directory).run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot)
+        text = screen_text(pilot.app)
+        assert "template.name and template.file are both set" in text
+        await pilot.press("j")
+        await pilot.pause()
+        assert screen.current is not None
+        assert "cannot be read" in screen.current.problem
+        await pilot.press("enter")
+        await pilot.pause()
+        assert isinstance(pilot.app.screen, TemplateScreen), "a file that is not there is not chosen"
+        await pilot.press("j", "enter")
+        await wait_for(pilot, lambda: value(pilot, "template.file") is None)
+        assert value(pilot, "template.name") == "chatml"
+
+
+async def test_without_a_model_the_templates_are_shown_as_text(directory: Path) -> None:
+    path = directory / "tickets.toml"
+    path.write_text('[model]\nbase = "no/model"\n[data]\ntrain = "rows.jsonl"\n')
+    async with make_app(directory).run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot)
+        text = screen_text(pilot.app)
+        assert "is not on this machine" in text
+        await pilot.press("j")
+        await pilot.pause()
+        assert "<|im_start|>user⏎" in screen_text(pilot.app)
+        assert lit(screen) == ""
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: value(pilot, "template.name") == "chatml")
+
+
+async def test_without_data_an_example_is_shown(directory: Path, tiny_model_dir: Path) -> None:
+    (directory / "tickets.toml").write_text(f'[model]\nbase = "{tiny_model_dir}"\n')
+    async with make_app(directory).run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot)
+        assert "an example, as no data is open" in screen_text(pilot.app)
+        assert lit(screen) == "Paris.<|im_end|>Rome.<|im_end|>"
+
+
+async def test_a_section_that_is_none_leaves_everything_as_it_was(directory: Path) -> None:
+    path = directory / "tickets.toml"
+    path.write_text('template = "chatml"\n' + path.read_text())
+    async with make_app(directory).run_test(size=(80, 24)) as pilot:
+        await opened(pilot)
+        before = pilot.app.state.document.dumps()  # type: ignore[attr-defined]
+        await pilot.press("j", "enter")
+        await wait_for(pilot, lambda: "The configuration is not changed" in screen_text(pilot.app))
+        assert pilot.app.state.document.dumps() == before  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_hostile_text_never_reaches_a_strip(directory: Path, size: tuple[int, int]) -> None:
+    name = "evil\x1b]0;x\x07[b].jinja"
+    (directory / name).write_text("{% for m in messages %}" + HOSTILE + "{{ m.content }}<|im_end|>{% endfor %}")
+    row = {"prompt": HOSTILE, "completion": HOSTILE}
+    (directory / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    path = directory / "tickets.toml"
+    path.write_text(path.read_text() + f"\n[template]\nfile = {json.dumps(name)}\n")
+    async with make_app(directory).run_test(size=size) as pilot:
+        screen = await opened(pilot)
+        for _ in range(4):
+            assert not FORBIDDEN & set(screen_text(pilot.app))
+            await pilot.press("j")
+            await pilot.pause()
+        await pilot.press("g", "j")
+        await pilot.pause()
+        assert screen.current is not None
+        assert "[/]i[bold]j" in screen_text(pilot.app).replace("\n", "")
+        assert not FORBIDDEN & set(screen_text(pilot.app))
+
+
+async def test_it_reads_without_color(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    async with make_app(directory).run_test(size=(80, 24)) as pilot:
+        await opened(pilot)
+        segments = [s for strip in pilot.app.screen._compositor.render_strips() for s in strip]
+        underlined = "".join(s.text for s in segments if s.style and s.style.underline)
+        assert underlined == "learneda reply<|im_end|>"
+        assert "▸● model's own" in screen_text(pilot.app)
+        prompt = "".join(s.text for s in segments if s.style and s.style.bold and not s.style.underline)
+        assert "<|im_start|>assistant⏎" in prompt
+
+
+async def test_the_config_pane_opens_it_from_its_fields(directory: Path) -> None:
+    async with make_app(directory).run_test(size=(80, 24)) as pilot:
+        app = pilot.app
+        assert isinstance(app, LocaltuneApp)
+        await wait_for(pilot, lambda: app.state.document is not None and app.pane("config") is not None)
+        await pilot.press("2", "x")
+        form = app.pane("config").form
+        for name in ("template.name", "template.file"):
+            form.go_to(form.field(name))
+            await wait_for(pilot, partial(is_shown, pilot, f"{name} (o shows it with the rows)"))
+            await pilot.press("o")
+            await wait_for(pilot, lambda: isinstance(app.screen, TemplateScreen))
+            await pilot.press("escape")
+            await wait_for(pilot, lambda: not isinstance(app.screen, TemplateScreen))
+        form.go_to(form.field("train.seed"))
+        await pilot.press("o")
+        await wait_for(pilot, lambda: "Such a screen is there for template.name" in screen_text(app))
+
+
+async def test_help_lists_the_keys(directory: Path) -> None:
+    async with make_app(directory).run_test(size=(80, 24)) as pilot:
+        await opened(pilot)
+        await pilot.press("question_mark")
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, HelpScreen))
+        text = screen_text(pilot.app)
+        assert "Help · Chat template" in text
+        assert "Edit the template" in text
+
+
+async def test_resizing_live(directory: Path) -> None:
+    async with make_app(directory).run_test(size=(200, 50)) as pilot:
+        screen = await opened(pilot)
+        assert "ChatML: <|im_start|>role" in screen_text(pilot.app)
+        await pilot.press("j", "j")
+        for size in [(60, 20), (160, 45), (80, 24)]:
+            await pilot.resize_terminal(*size)
+            await wait_for(pilot, partial(is_wide, pilot, size[0]))
+            await pilot.pause()
+            assert screen.current is not None
+            assert screen.current.id == "qwen"
+            assert "▸  qwen" in screen_text(pilot.app)
+
+
+async def test_a_click_looks_and_the_second_one_chooses(directory: Path) -> None:
+    async with make_app(directory).run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot)
+        await pilot.click("#template-list", offset=(5, 2))
+        await pilot.pause()
+        assert screen.current is not None
+        assert screen.current.id == "qwen"
+        assert pilot.app.screen is screen
+        await pilot.click("#template-list", offset=(5, 2))
+        await wait_for(pilot, lambda: value(pilot, "template.name") == "qwen")
+
+
+async def test_a_template_that_is_no_jinja_is_not_chosen(directory: Path) -> None:
+    (directory / "mine.jinja").write_text("{% if")
+    path = directory / "tickets.toml"
+    path.write_text(path.read_text() + '\n[template]\nfile = "mine.jinja"\n')
+    async with make_app(directory).run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot)
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: "Mend it" in words(pilot))
+        assert pilot.app.screen is screen
+
+
+async def test_the_palette_opens_it(directory: Path) -> None:
+    async with make_app(directory).run_test(size=(80, 24)) as pilot:
+        await opened(pilot)
+        await pilot.press("escape", "ctrl+p")
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, CommandPalette))
+        await pilot.press(*"edit the chat template")
+        await wait_for(pilot, lambda: is_shown(pilot, "choose or edit the chat template"))
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, TemplateScreen))

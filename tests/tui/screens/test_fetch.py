@@ -1,0 +1,157 @@
+"""Entries of a hub in the data pane: asked for, downloaded from a real server, cancelled, and used without it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from textual.pilot import Pilot
+
+from core.config.document import ConfigDocument
+from tests.core.hub.conftest import rows
+from tests.core.hub.fake_hub import FakeHub, Repository, running_hub
+from tests.tui.harness import PaneApp, paste, screen_text, wait_for
+from tui.data_paths import data_paths, entry_text, path_text
+from tui.messages import DatasetChosen
+from tui.panes.config.model import ConfigModel
+from tui.panes.data.pane import DataPane
+from tui.screens import fetch
+from tui.screens.fetch import FetchDialog
+
+ENTRY = "hf://datasets/me/set"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    with running_hub() as found:
+        monkeypatch.setenv("HF_ENDPOINT", found.endpoint)
+        found.datasets["me/set"] = Repository({"train.jsonl": rows(1, 2), "test.jsonl": rows(9)})
+        yield found
+
+
+class RecordingPane(DataPane):
+    """Keeps what the app would be told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.chosen: list[DatasetChosen] = []
+
+    def on_dataset_chosen(self, message: DatasetChosen) -> None:
+        self.chosen.append(message)
+
+
+async def ask(pilot: Pilot[None], entry: str = ENTRY) -> None:
+    """Type an entry behind the prompt of the pane."""
+    await pilot.press("o")
+    await paste(pilot, entry)
+    await pilot.press("enter")
+    await wait_for(pilot, lambda: isinstance(pilot.app.screen, FetchDialog))
+
+
+@pytest.mark.parametrize("size", [(60, 20), (80, 24), (200, 50)])
+async def test_nothing_is_asked_of_the_hub_before_the_user_agrees(hub: FakeHub, size: tuple[int, int]) -> None:
+    pane = DataPane()
+    app = PaneApp(pane)
+    async with app.run_test(size=size) as pilot:
+        await ask(pilot)
+        words = " ".join(screen_text(app).replace("│", " ").split())
+        assert f"{ENTRY} is not on this machine." in words
+        assert hub.endpoint.removeprefix("http://") in words
+        # The key that sent the prompt off agrees to nothing.
+        await pilot.press("enter")
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: not isinstance(app.screen, FetchDialog))
+        assert "is not on this machine" in " ".join(screen_text(app).split())
+        assert hub.asked == []
+        await pilot.press("f5")
+        await wait_for(pilot, lambda: isinstance(app.screen, FetchDialog))
+
+
+async def test_it_is_downloaded_opened_and_used(hub: FakeHub) -> None:
+    pane = RecordingPane()
+    app = PaneApp(pane)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ask(pilot)
+        await pilot.press("y")
+        await wait_for(pilot, lambda: pane.view is not None, 60)
+        assert pane.view is not None
+        assert pane.view.count == 2
+        assert pane.view.detection is not None
+        assert "The split train is 1 of 2 data files." in pane.view.detection.reason
+        await pilot.press("t")
+        await wait_for(pilot, lambda: pane.chosen)
+        document = ConfigDocument("", Path("/somewhere/run.toml"))
+        assert path_text(document, pane.chosen[0].path) == ENTRY
+        # Opened again, it is not asked for.
+        asked = len(hub.asked)
+        await pilot.press("o")
+        await wait_for(pilot, lambda: ENTRY in screen_text(app))
+        await pilot.press("enter")
+        await pilot.pause()
+        assert not isinstance(app.screen, FetchDialog)
+        assert len(hub.asked) == asked
+
+
+async def test_a_download_can_be_cancelled_and_goes_on_later(hub: FakeHub) -> None:
+    hub.datasets["me/set"] = Repository({"train.jsonl": rows(*range(100_000))})
+    hub.stalls["train.jsonl"] = 2 << 20
+    pane = DataPane()
+    app = PaneApp(pane)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await ask(pilot)
+        await pilot.press("y")
+        await wait_for(pilot, lambda: "what has come is kept" in screen_text(app), 60)
+        assert "downloading train.jsonl" in screen_text(app)
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: not isinstance(app.screen, FetchDialog))
+        assert pane.view is None
+        hub.stalls.clear()
+        hub.resume.set()
+        await pilot.press("f5")
+        await wait_for(pilot, lambda: isinstance(app.screen, FetchDialog))
+        await pilot.press("y")
+        await wait_for(pilot, lambda: pane.view is not None, 60)
+    assert any("range" in asked.headers for asked in hub.asked)
+
+
+async def test_a_large_one_is_asked_about_twice(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "LARGE", 50)
+    pane = DataPane()
+    app = PaneApp(pane)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await ask(pilot)
+        await pilot.press("y")
+        await wait_for(pilot, lambda: "1 file, 74 B" in screen_text(app), 60)
+        assert hub.files_asked() == []
+        await pilot.press("y")
+        await wait_for(pilot, lambda: pane.view is not None, 60)
+    assert hub.files_asked() == ["train.jsonl"]
+
+
+async def test_what_goes_wrong_is_said_in_the_dialog(hub: FakeHub) -> None:
+    pane = DataPane()
+    app = PaneApp(pane)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await ask(pilot, "hf://datasets/me/none")
+        await pilot.press("y")
+        await wait_for(pilot, lambda: "There is no dataset me/none" in screen_text(app), 60)
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: not isinstance(app.screen, FetchDialog))
+
+
+async def test_what_a_configuration_names_is_not_asked_for_unasked(hub: FakeHub) -> None:
+    pane = DataPane()
+    app = PaneApp(pane)
+    document = ConfigDocument(f'data.train = "{ENTRY}"\n')
+    async with app.run_test(size=(80, 24)) as pilot:
+        (path,) = data_paths(document, "train")
+        assert entry_text(path) == ENTRY
+        pane.show(path)
+        await wait_for(pilot, lambda: "is not on this machine" in screen_text(app))
+        assert not isinstance(app.screen, FetchDialog)
+        assert "asks whether to download it" in " ".join(screen_text(app).split())
+    problems = ConfigModel(document).problems()
+    assert problems["data.train"].startswith(f"{ENTRY} is not on this machine")
+    assert hub.asked == []

@@ -1,0 +1,385 @@
+"""Rows as tokens in the data pane, with a real tokenizer: what is learned, what cannot be, lengths, statistics."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from rich.color import ColorSystem
+from rich.style import Style
+from wcwidth import wcswidth
+
+from core.analysis.lengths import Bucket
+from core.config.document import ConfigDocument
+from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, screen_lines, screen_text, wait_for
+from tui.panes.data.pane import DataPane
+from tui.widgets.charts.histogram import draw_histogram
+from tui.widgets.lists.mask_view import _mark, _Piece, wrap_pieces
+
+
+def write(path: Path, rows: list[tuple[str, str]]) -> Path:
+    path.write_text("".join(json.dumps({"prompt": ask, "completion": answer}) + "\n" for ask, answer in rows))
+    return path
+
+
+def configured(model: Path | str, **options: object) -> DataPane:
+    document = ConfigDocument()
+    document.set("model.base", str(model))
+    for name, value in options.items():
+        document.set(name.replace("__", "."), value)
+    pane = DataPane()
+    pane.on_mount_document = document  # type: ignore[attr-defined]
+    return pane
+
+
+def _says(pane: DataPane, sentence: str) -> bool:
+    return sentence in pane.mask_view.message
+
+
+async def shown(pilot: object, pane: DataPane, path: Path) -> None:
+    pane.configure(pane.on_mount_document)  # type: ignore[attr-defined]
+    pane.show(path)
+    await wait_for(pilot, lambda: pane.view is not None)  # type: ignore[arg-type]
+    await wait_for(pilot, lambda: pane.masks is not None or pane.masker_error is not None)  # type: ignore[arg-type]
+
+
+#: What terminals do not agree on the width of.
+SIGNS = "की sign"
+UNSTEADY = [
+    "👨\u200d👩\u200d👧 family",
+    "🇩🇪 flag",
+    "❤\ufe0f heart",
+    "👍🏽 tone",
+    SIGNS,
+    "z" + "\u0301" * 40,
+    "co\u00adop ✌",
+]
+
+
+@pytest.mark.parametrize("size", [(80, 24), (200, 50)])
+async def test_borders_stay_where_they_are_whatever_a_row_holds(
+    tmp_path: Path, tiny_model_dir: Path, size: tuple[int, int]
+) -> None:
+    path = write(tmp_path / "rows.jsonl", [(text * 9, text) for text in UNSTEADY])
+    pane = configured(tiny_model_dir)
+    async with PaneApp(pane).run_test(size=size) as pilot:
+        await shown(pilot, pane, path)
+
+        def lines() -> list[str]:
+            return screen_lines(pilot.app)[1:-1]
+
+        for tokens in (False, True):
+            if tokens:
+                await pilot.press("m")
+                await wait_for(pilot, lambda: pane.mask_view.parts)
+            await pilot.press("g")
+            for text in UNSTEADY:
+                await pilot.pause()
+                # As a conversation a row is read, and the signs of a script are kept.
+                if text == SIGNS and not tokens:
+                    pane.conversation.show(())
+                    await pilot.pause()
+                drawn = lines()
+                assert {line[-1] for line in drawn} == {"│"}
+                assert {wcswidth(line) for line in drawn} == {size[0]}
+                await pilot.press("j")
+
+
+@pytest.mark.parametrize("size", [(60, 20), (80, 22), (200, 50)])
+async def test_a_row_as_tokens_with_exactly_the_answer_learned(
+    tmp_path: Path, tiny_model_dir: Path, size: tuple[int, int]
+) -> None:
+    path = write(tmp_path / "rows.jsonl", [("first", "one"), ("second", "two\nlines")])
+    pane = configured(tiny_model_dir)
+    async with PaneApp(pane).run_test(size=size) as pilot:
+        await shown(pilot, pane, path)
+        await pilot.press("m")
+        await wait_for(pilot, lambda: pane.mask_view.parts)
+        await pilot.press("j")
+        await wait_for(
+            pilot, lambda: "second" in "".join(cell.text for part in pane.mask_view.parts for cell in part.cells)
+        )
+        cells = pane.mask_view.parts[0].cells
+        assert "".join(cell.text for cell in cells if cell.learned) == "two\nlines<|im_end|>"
+        assert {cell.text for cell in cells if cell.special} == {"<|im_start|>", "<|im_end|>"}
+        assert "two⏎" in screen_text(pilot.app).replace(" ", "")
+        learned = sum(cell.learned for cell in cells)
+        assert f"{len(cells)} tokens · {learned} learned" in screen_text(pilot.app)
+        await pilot.press("m")
+        await pilot.pause()
+        assert pane.conversation.display
+        assert not pane.mask_view.display
+
+
+@pytest.mark.parametrize("size", [(60, 20), (80, 24), (200, 50)])
+async def test_both_answers_of_a_pair_and_a_label_are_named_in_words(
+    tmp_path: Path, tiny_model_dir: Path, size: tuple[int, int]
+) -> None:
+    pairs, labels = tmp_path / "pairs.jsonl", tmp_path / "labels.jsonl"
+    pairs.write_text(json.dumps({"prompt": "ask", "chosen": "yes", "rejected": "no, and not ever"}) + "\n")
+    labels.write_text(json.dumps({"prompt": "ask", "completion": "hm", "label": False}) + "\n")
+    pane = configured(tiny_model_dir)
+    async with PaneApp(pane).run_test(size=size) as pilot:
+        await shown(pilot, pane, pairs)
+        await pilot.press("m")
+        await wait_for(pilot, lambda: len(pane.mask_view.parts) == 2)
+
+        def listed() -> tuple[list[str], list[str]]:
+            """The words of the list's heading and of its first row."""
+            lines = screen_lines(pilot.app)
+            place = next(number for number, line in enumerate(lines) if " tok " in line)
+            return lines[place].split()[1:], lines[place + 1].split()[1:]
+
+        await wait_for(pilot, lambda: "–" not in listed()[1])
+        better, worse = pane.mask_view.parts
+        counts = [(len(part.cells), sum(cell.learned for cell in part.cells)) for part in (better, worse)]
+        text = screen_text(pilot.app)
+        for name, (tokens, learned) in zip(("better", "worse"), counts, strict=True):
+            assert f"── {name} answer · {tokens} tokens · {learned} learned ─" in text
+        assert "".join(cell.text for cell in worse.cells if cell.learned) == "no, and not ever<|im_end|>"
+        assert f"pair of {counts[0][0]} and {counts[1][0]} tokens" in text
+        head, first = listed()
+        assert head[:5] == ["#", "tok", "sup", "user", "better"]
+        assert (head[5] == "worse") == (size[0] > 60)
+        assert first[1:4] == ["1", str(counts[1][0]), str(counts[1][1])], "those of the longer answer"
+        assert "yes" in first
+        assert ("no," in first) == (size[0] > 60)
+
+        pane.show(labels)
+        await wait_for(pilot, lambda: len(pane.mask_view.parts) == 1)
+        await pilot.pause()
+        assert "── bad answer · " in screen_text(pilot.app)
+        head, first = listed()
+        assert head[3:5] == ["label", "user"]
+        assert "bad" in first
+
+
+async def test_what_is_learned_is_told_without_color(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    pane = configured(tiny_model_dir)
+    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
+        await shown(pilot, pane, write(tmp_path / "rows.jsonl", [("ask", "zyx")]))
+        await pilot.press("m")
+        await wait_for(pilot, lambda: pane.mask_view.parts)
+        await pilot.pause()
+        segments = [segment for strip in pilot.app.screen._compositor.render_strips() for segment in strip]
+        underlined = "".join(segment.text for segment in segments if segment.style and segment.style.underline)
+        assert underlined == "learnedzyx<|im_end|>"
+
+
+def _strip_styles(pane: DataPane, lines: int) -> dict[str, Style]:
+    """The style that each stretch of the token view has."""
+    found: dict[str, Style] = {}
+    for line in range(lines):
+        for segment in pane.mask_view.render_line(line):
+            if segment.text.strip() and segment.style is not None:
+                found[segment.text.strip()] = segment.style
+    return found
+
+
+@pytest.mark.parametrize("no_color", ["", "1"])
+async def test_every_kind_of_token_has_attributes_of_its_own(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, no_color: str
+) -> None:
+    """Bold, underline and reverse alone tell them apart, as on a terminal that has no colors; a rule marks the cut."""
+    if no_color:
+        monkeypatch.setenv("NO_COLOR", no_color)
+    pane = configured(tiny_model_dir, train__max_length=30)
+    async with PaneApp(pane).run_test(size=(80, 30)) as pilot:
+        await shown(pilot, pane, write(tmp_path / "rows.jsonl", [("ask me", "zyx and some more")]))
+        await pilot.press("m")
+        await wait_for(pilot, lambda: pane.mask_view.parts)
+        await pilot.press("slash", *"me", "enter")
+        await wait_for(pilot, lambda: pane.mask_view.match_place == (1, 2))
+        styles = _strip_styles(pane, 12)
+
+        def attributes(text: str) -> tuple[bool, bool, bool]:
+            style = styles[text]
+            return bool(style.bold), bool(style.underline), bool(style.reverse)
+
+        assert attributes("ask") == (False, False, False)
+        assert attributes("<|im_start|>") == (False, False, True)
+        assert attributes("zyx and so") == (True, True, False)
+        assert attributes("<|im_end|>") == (True, True, True), "the last one of the row, which is learned"
+        assert attributes("me")[2], "a match"
+        assert any("✂ train.max_length = 30" in text for text in styles)
+        kinds = [attributes(text) for text in ("ask", "<|im_start|>", "zyx and so", "<|im_end|>")]
+        assert len(set(kinds)) == len(kinds)
+        legend = [segment for segment in pane.mask_view.render_line(0) if segment.text.strip()]
+        assert [segment.text for segment in legend][:4] == ["learned", "ignored", "special", "2 matches"]
+
+
+async def test_in_256_colors_no_two_kinds_look_alike(tmp_path: Path, tiny_model_dir: Path) -> None:
+    pane = configured(tiny_model_dir)
+    async with PaneApp(pane).run_test(size=(80, 30)) as pilot:
+        for theme in ("localtune-dark", "localtune-light"):
+            pilot.app.theme = theme
+            await shown(pilot, pane, write(tmp_path / "rows.jsonl", [("ask", "zyx")]))
+            if not pane.shows_tokens:
+                await pilot.press("m")
+            await wait_for(pilot, lambda: pane.mask_view.parts)
+            await pilot.pause()
+            styles = _strip_styles(pane, 8)
+            colors = []
+            for text in ("ask", "zyx"):
+                color = styles[text].color
+                assert color is not None
+                colors.append(color.downgrade(ColorSystem.EIGHT_BIT).number)
+            assert len(set(colors)) == 2, theme
+
+
+async def test_matches_are_marked_across_tokens_and_gone_through(tmp_path: Path, tiny_model_dir: Path) -> None:
+    needle = "urgency of a ticket"
+    long = "\n".join(f"line {number} " + (needle if number in (40, 90) else "of text") for number in range(100))
+    rows = [("ask", "first"), (long, "second"), ("ask", "third"), (f"{needle.upper()} again", "fourth")]
+    pane = configured(tiny_model_dir)
+    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
+        await shown(pilot, pane, write(tmp_path / "rows.jsonl", rows))
+        await pilot.press("m")
+        await wait_for(pilot, lambda: pane.mask_view.parts)
+        await pilot.press("slash", *needle, "enter")
+        await wait_for(pilot, lambda: pane.index == 1 and pane.mask_view.match_place == (1, 2))
+        assert "line 40" in screen_text(pilot.app), "it is scrolled to the match"
+        assert "line 90" not in screen_text(pilot.app)
+        cells = pane.mask_view.parts[0].cells
+        assert all(needle not in cell.text for cell in cells), "the text is divided between tokens"
+        marked = _strip_styles(pane, pane.mask_view.size.height)
+        assert "".join(text for text, style in marked.items() if needle in text and style.reverse) == needle
+        # With the keys in the row, first through the row, then on to the next.
+        await pilot.press("enter", "n")
+        await pilot.pause()
+        assert pane.mask_view.match_place == (2, 2)
+        assert "line 90" in screen_text(pilot.app)
+        assert "2 of 2 in row 2" in screen_text(pilot.app)
+        await pilot.press("n")
+        await wait_for(pilot, lambda: pane.index == 3 and pane.mask_view.match_place == (1, 1))
+        await pilot.press("N")
+        await wait_for(pilot, lambda: pane.index == 1 and pane.mask_view.match_place == (2, 2))
+        await pilot.press("N")
+        await pilot.pause()
+        assert pane.mask_view.match_place == (1, 2)
+        # With the keys in the list, straight to the next row.
+        await pilot.press("escape", "n")
+        await wait_for(pilot, lambda: pane.index == 3)
+        await pilot.press("escape")
+        await pilot.pause()
+        assert pane.mask_view.match_place == (0, 0)
+        assert "match" not in screen_text(pilot.app)
+
+
+async def test_matches_in_the_conversation_are_gone_through(tmp_path: Path) -> None:
+    long = "\n".join(f"line {number} " + ("needle" if number in (40, 90) else "text") for number in range(100))
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
+        pane.show(write(tmp_path / "rows.jsonl", [("ask", "first"), (long, "second")]))
+        await wait_for(pilot, lambda: pane.view is not None)
+        await pilot.press("slash", *"NEEDLE", "enter")
+        await wait_for(pilot, lambda: pane.index == 1 and "line 40 needle" in screen_text(pilot.app))
+        await pilot.press("enter", "n")
+        await pilot.pause()
+        assert "line 90 needle" in screen_text(pilot.app)
+        assert pane.conversation.match_place == (2, 2)
+
+
+@given(
+    st.lists(st.text(alphabet="abİ \n", max_size=4), max_size=12),
+    st.text(alphabet="ab", min_size=1, max_size=3),
+    st.integers(0, 3),
+)
+def test_marked_pieces_are_the_tokens_again_and_hold_the_matches(texts: list[str], term: str, before: int) -> None:
+    tokens = [_Piece(text, f"style {number}") for number, text in enumerate(texts)]
+    marked, count = _mark(tokens, term, before)
+    assert ["".join(piece.text for piece in pieces) for pieces in marked] == texts
+    assert all(piece.style == f"style {number}" for number, pieces in enumerate(marked) for piece in pieces)
+    found: dict[int, str] = {}
+    for piece in (piece for pieces in marked for piece in pieces if piece.match):
+        found[piece.match] = found.get(piece.match, "") + piece.text
+    whole = "".join(texts).lower()
+    expected = whole.count(term) if len(whole) == len("".join(texts)) else 0
+    assert found == dict.fromkeys(range(before + 1, before + expected + 1), term)
+    assert count == before + expected
+
+
+async def test_the_greatest_length_is_marked(tmp_path: Path, tiny_model_dir: Path) -> None:
+    pane = configured(tiny_model_dir, train__max_length=8)
+    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
+        await shown(pilot, pane, write(tmp_path / "rows.jsonl", [("ask", "a long answer")]))
+        await pilot.press("m")
+        await wait_for(pilot, lambda: "train.max_length = 8: longer rows are dropped" in screen_text(pilot.app))
+        assert pane.mask_view.parts[0].cut == 8
+
+
+async def test_hostile_text_in_tokens_never_reaches_a_strip(tmp_path: Path, tiny_model_dir: Path) -> None:
+    pane = configured(tiny_model_dir)
+    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
+        await shown(pilot, pane, write(tmp_path / "rows.jsonl", [(HOSTILE, HOSTILE)]))
+        await pilot.press("m")
+        await wait_for(pilot, lambda: pane.mask_view.parts)
+        await pilot.press("enter", "G")
+        await pilot.pause()
+        text = screen_text(pilot.app)
+        assert "[/]i[bold]j" in text
+        assert not FORBIDDEN & set(text)
+
+
+async def test_a_row_that_cannot_be_masked_and_a_model_that_is_not_there(tmp_path: Path, tiny_model_dir: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [("ask", "stop <|im_end|> here")])
+    for model, sentence in ((tiny_model_dir, "would end the answer"), ("smollm2-135m-instruct", "is not prepared yet")):
+        pane = configured(model)
+        async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
+            await shown(pilot, pane, path)
+            await pilot.press("m")
+            await wait_for(pilot, partial(_says, pane, sentence))
+            assert "✗" in screen_text(pilot.app)
+
+
+async def test_lengths_in_the_list_the_summary_and_the_statistics(tmp_path: Path, tiny_model_dir: Path) -> None:
+    rows = [(f"question number {number}", f"{number} is the answer") for number in range(30)]
+    rows[12] = ("very " * 40, "long")
+    path = write(tmp_path / "rows.jsonl", rows)
+    with path.open("a") as file:
+        file.write("{broken\n")
+    pane = configured(tiny_model_dir)
+    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
+        await shown(pilot, pane, path)
+        await wait_for(pilot, lambda: pane.view is not None and pane.view.analysis is not None, 60)
+        await wait_for(pilot, lambda: "30 used · 1 dropped: 1 not_json · 1 problem" in screen_text(pilot.app))
+        await wait_for(pilot, lambda: pane.cells(0, 1)[0].cells[0].isdecimal())
+        await pilot.press("l")
+        assert pane.rows.cursor == 12
+        await pilot.press("right_square_bracket")
+        assert pane.rows.cursor == 30
+        await pilot.press("g", "s")
+        await pilot.pause()
+        text = screen_text(pilot.app)
+        assert "31 rows read · 30 used · 1 dropped: 1 not_json" in text
+        assert "1 row  no JSON" in text
+        assert "tokens: shortest" in text
+        await pilot.press("enter")
+        await pilot.pause()
+        assert not pane.shows_report
+        assert pane.index == 30
+        assert pane.rows.count == 1, "only the rows with the problem are listed"
+
+
+@pytest.mark.parametrize("width", [1, 2, 7, 40])
+def test_no_line_is_wider_than_the_view(width: int) -> None:
+    pieces = [_Piece(text, "learned") for text in ("word", " 日本語", "\n", "a" * 50, "", " \n\n x")]
+    lines = list(wrap_pieces(pieces, width))
+    assert all(cell_len("".join(piece.text for piece in line)) <= max(width, 2) for line in lines)
+    assert "".join(piece.text for line in lines for piece in line) == "".join(p.text for p in pieces).replace("\n", "⏎")
+
+
+def test_a_histogram_shows_every_bar_that_has_rows() -> None:
+    lines = draw_histogram([Bucket(0, 10, 1000), Bucket(10, 20, 0), Bucket(20, 30, 1)], 40, 4)
+    assert lines[0].startswith("1 000┤███")
+    assert "▁" in lines[3]
+    assert all(len(line) <= 40 for line in lines[:5])
+    assert draw_histogram([], 40, 4) == []

@@ -1,0 +1,1 @@
+"""Controllers: actions of the app on runs and configurations, without any widget."""

@@ -1,0 +1,1 @@
+"""Datasets as panes and screens see them, without any widget."""

@@ -1,0 +1,116 @@
+"""Which rows of a dataset have a problem, and those that have one and the same."""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from core.analysis.problems import Level, Problem
+from core.analysis.result import Analysis
+
+#: Problems of a source as a whole: its rows are not marked one by one.
+OF_THE_WHOLE = frozenset({"not_trained_on", "format_ambiguous"})
+
+_LEVELS: dict[int, Level] = {1: "warn", 2: "drop"}
+_CODES: dict[Level, int] = {"warn": 1, "drop": 2}
+
+
+class RowMarks:
+    """The worst problem of each row, a byte a row: ``drop``, ``warn`` or nothing; rows that are only noted have none.
+
+    It is filled row by row as rows are seen, or at once by :meth:`of`.
+    """
+
+    def __init__(self) -> None:
+        self._levels = bytearray()
+
+    @classmethod
+    def of(cls, analysis: Analysis) -> RowMarks:
+        """The marks of every row; takes tenths of a second for a million problems, so it is done in a thread."""
+        marks = cls()
+        marks._levels = bytearray(analysis.rows)
+        # Those that are not used last, as they count more.
+        for level in ("warn", "drop"):
+            code = _CODES[level]
+            for problem in analysis.problems:
+                if problem.kind.level == level and problem.code not in OF_THE_WHOLE:
+                    for index in problem.indices:
+                        marks._levels[index] = code
+        return marks
+
+    @property
+    def count(self) -> int:
+        """How many rows have a problem."""
+        return len(self._levels) - self._levels.count(0)
+
+    def note(self, index: int, level: Level) -> None:
+        """Remember the problem of a row that has been seen."""
+        if level not in _CODES:
+            return
+        if index >= len(self._levels):
+            self._levels.extend(bytes(index + 1 - len(self._levels)))
+        self._levels[index] = max(self._levels[index], _CODES[level])
+
+    def level(self, index: int) -> Level | None:
+        """The worst problem of a row."""
+        return _LEVELS.get(self._levels[index]) if index < len(self._levels) else None
+
+    def after(self, index: int) -> int | None:
+        """The nearest row with a problem after one, from the top again behind the last; None without any."""
+        for begin, end in ((index + 1, len(self._levels)), (0, index + 1)):
+            found = [place for code in _LEVELS if (place := self._levels.find(code, begin, end)) >= 0]
+            if found:
+                return min(found)
+        return None
+
+    def before(self, index: int) -> int | None:
+        """The nearest row with a problem before one, from the end again above the first; None without any."""
+        for begin, end in ((0, index), (index, len(self._levels))):
+            found = max(self._levels.rfind(code, begin, end) for code in _LEVELS)
+            if found >= 0:
+                return found
+        return None
+
+
+@dataclass(frozen=True)
+class RowFilter:
+    """The rows that have one problem.
+
+    Args:
+        code: What the problem is called.
+        title: The same in a few words.
+        hint: What to do about it.
+        indices: The rows, ascending; a problem knows the first million of them.
+        total: How many there are.
+    """
+
+    code: str
+    title: str
+    hint: str
+    indices: array[int]
+    total: int
+
+    @classmethod
+    def of(cls, problem: Problem) -> RowFilter:
+        """The rows of a problem."""
+        return cls(problem.code, problem.kind.title, problem.hint, problem.indices, problem.count)
+
+    def place(self, index: int) -> int | None:
+        """Where a row stands among these; None where it does not."""
+        place = bisect_left(self.indices, index)
+        return place if place < len(self.indices) and self.indices[place] == index else None
+
+    def nearest(self, index: int) -> int:
+        """Where the first of these from a row on stands; the last one where there is none further down."""
+        return min(bisect_left(self.indices, index), len(self.indices) - 1)
+
+
+def next_filter(problems: Sequence[Problem], code: str | None, step: int) -> RowFilter | None:
+    """The filter after (or before) the one with a code, all rows between the last and the first; None for all rows."""
+    usable = [problem for problem in problems if problem.indices]
+    codes: list[str | None] = [None, *(problem.code for problem in usable)]
+    place = codes.index(code) if code in codes else 0
+    place = (place + step) % len(codes)
+    return RowFilter.of(usable[place - 1]) if place else None

@@ -1,0 +1,124 @@
+"""A dataset in one line: how far it has been read, what becomes of its rows, and what it was taken for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from textual.content import Content
+
+from core.analysis.result import Analysis, Progress
+from core.text import one_line
+from tui.datasets.marks import OF_THE_WHOLE, RowFilter
+from tui.datasets.view import DatasetView
+from tui.keys import KeyTable
+
+#: Reasons that are named one by one where there is room for them.
+_REASONS = 4
+#: Lines that a summary takes at most.
+LINES = 2
+
+_Parts = list[tuple[str, str]]
+
+
+def summarize(
+    view: DatasetView, indexed: float, keys: KeyTable, progress_of: Progress | None = None, width: int | None = None
+) -> Content:
+    """What becomes of the rows once that is known; until then problems seen, progress and the reason of the format.
+
+    Args:
+        view: The dataset.
+        indexed: Share of the file that has been indexed.
+        keys: The keys as the user has them.
+        progress_of: How far the analysis is, while it is under way.
+        width: Columns; what does not fit into two lines of them is left out, the least important first. None for all.
+    """
+    count = view.marks.count
+    if view.analysis is not None:
+        return summarize_analysis(view.analysis, count, keys, width)
+    if indexed < 1:
+        progress = f"indexing {indexed:.0%}"
+    elif progress_of is not None:
+        share = f" {progress_of.done / progress_of.total:.0%}" if progress_of.total else ""
+        progress = f"{progress_of.stage}{share}"
+    else:
+        progress = "looking at every row"
+    found = f"{counted(count, 'problem')} seen ({keys['data.problem'].display} shows them)" if count else ""
+    reason = view.detection.reason if view.detection is not None else ""
+    return _fitted([(found, "$near"), (progress, ""), (reason, "")], width, keys)
+
+
+def describe_filter(chosen: RowFilter, keys: KeyTable, width: int | None = None) -> Content:
+    """What the rows that are listed have in common, the keys that list others, and what to do about it."""
+    first = f"the first {spaced(len(chosen.indices))} are listed" if len(chosen.indices) < chosen.total else ""
+    ways = f"{keys['data.filter'].display} next filter  {keys['data.back'].display} all rows"
+    return _fitted([(chosen.title, "$near"), (ways, ""), (chosen.hint, ""), (first, "")], width, keys)
+
+
+def describe_dropped(dropped: Mapping[str, int], most: int | None = None) -> str:
+    """``12 dropped: 10 overlong, 2 not_json``; with ``most``, so many reasons and how many there are more."""
+    reasons = sorted(dropped.items(), key=lambda item: (-item[1], item[0]))
+    named = [f"{spaced(count)} {one_line(reason, 40)}" for reason, count in reasons[:most]]
+    if most is not None and (others := len(reasons) - len(named)):
+        named.append(f"… {others} more" if named else f"… {counted(others, 'reason')}")
+    total = f"{spaced(sum(dropped.values()))} dropped"
+    return f"{total}: {', '.join(named)}" if named else total
+
+
+def summarize_analysis(analysis: Analysis, count: int, keys: KeyTable, width: int | None = None) -> Content:
+    """``400 used · 12 dropped: 10 overlong, 2 not_json · 12 problems · longest 212 · p95 131 · sup 33 %``.
+
+    Args:
+        analysis: What was found.
+        count: Rows with a problem.
+        keys: The keys as the user has them.
+        width: As in :func:`summarize`. Reasons of dropped rows give way first: the report has them all.
+    """
+    for most in range(_REASONS, -1, -1):
+        parts = _analyzed(analysis, count, keys, most)
+        if width is None or len(_line(parts).wrap(width)) <= LINES:
+            return _line(parts)
+    return _fitted(_analyzed(analysis, count, keys, 1), width, keys)
+
+
+def _analyzed(analysis: Analysis, count: int, keys: KeyTable, most: int) -> _Parts:
+    """The parts, the most important first."""
+    dropped = describe_dropped(analysis.dropped, most)
+    parts = [(f"{spaced(analysis.used)} used", ""), (dropped, "$near" if analysis.dropped else "")]
+    whole = [problem.kind.title for problem in analysis.problems if problem.code in OF_THE_WHOLE]
+    parts += [(title, "$near") for title in whole]
+    if count:
+        parts.append((f"{counted(count, 'problem')} ({keys['data.problem'].display} shows them)", "$near"))
+    elif not whole:
+        parts.append(("no problems", ""))
+    if (lengths := analysis.lengths) is not None:
+        parts += [(f"longest {spaced(lengths.max)}", ""), (f"p95 {spaced(lengths.p95)}", "")]
+        parts.append((f"sup {lengths.supervised_share * 100:.0f} %", ""))
+    elif analysis.stop_learned is None:
+        parts.append((f"tokens not counted ({keys['data.tokens'].display} says why)", ""))
+    return parts
+
+
+def _fitted(parts: _Parts, width: int | None, keys: KeyTable) -> Content:
+    """As many of the parts as there is room for, and how many there are more; the report has the rest."""
+    parts = [part for part in parts if part[0]]
+    for kept in range(len(parts), 0, -1):
+        more = f"… {len(parts) - kept} more ({keys['data.report'].display})"
+        shown = _line([*parts[:kept], *([(more, "")] if kept < len(parts) else [])])
+        if width is None or len(shown.wrap(width)) <= LINES:
+            return shown
+    return _line(parts[:1])
+
+
+def _line(parts: _Parts) -> Content:
+    """Parts with dots between them, empty ones left out."""
+    return Content(" · ").join(Content.styled(one_line(text), style) for text, style in parts if text)
+
+
+def spaced(number: int) -> str:
+    """A count with its thousands apart: ``1 000 000``."""
+    return f"{number:,}".replace(",", " ")
+
+
+def counted(number: int, noun: str) -> str:
+    """A count with its noun: ``1 row``, ``400 rows``."""
+    return f"{spaced(number)} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,517 @@
+"""The chat pane: talk to the model in training, to the tuned model afterwards, and to the base beside it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from textual import events, on, work
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.timer import Timer
+from textual.widget import Widget
+from textual.widgets import Static
+
+from core.text import one_line, sanitize
+from tui.dialogue import Dialogue, Exchange, Reply, format_stats, speaker_name
+from tui.keys import bindings, display_key
+from tui.messages import AnswerAwaited
+from tui.panes.base import Pane
+from tui.panes.chat.session_holder import Talker
+from tui.panes.chat.turn import Answered, Failed, Loading, Speaking, TurnEnded, hold_turn
+from tui.widgets.chat_message import ExchangeView, ReplyMessage
+from tui.widgets.forms.prompt_input import PromptInput
+from tui.widgets.start_here import StartHere
+
+if TYPE_CHECKING:
+    from core.chat.request import Source
+    from tui.panes.chat.session_holder import SessionFactory, Target
+
+#: Columns from which two answers stand side by side.
+WIDE = 90
+# Ten times a second is as live as reading goes, and leaves the link and the keys alone.
+_FLUSH_SECONDS = 0.1
+#: Seconds that a model has to end with the pane.
+_RELEASE_SECONDS = 0.2
+
+
+class Transcript(VerticalScroll, can_focus=True, inherit_bindings=False):
+    """The exchanges; keys are bound by the pane it is in."""
+
+    DEFAULT_CSS = "Transcript { height: 1fr; background: transparent; scrollbar-size-vertical: 1; }"
+
+
+class ChatPane(Pane):
+    """Ask, read, compare.
+
+    Args:
+        open_session: Makes a session on a target; the real one where None.
+    """
+
+    DEFAULT_CSS = """
+    ChatPane {
+        & > #chat-status { height: auto; max-height: 2; color: $muted; }
+        & > #chat-prompt { dock: bottom; }
+    }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("chat")]
+
+    def __init__(self, open_session: SessionFactory | None = None, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self.dialogue = Dialogue()
+        self.sources: tuple[Source, ...] = ("tuned",)
+        """Who answers the next question."""
+        self.target: Target | None = None
+        self.is_live = False
+        """Whether the target is a run that is on."""
+        self._step: int | None = None
+        self._phase = ""
+        self._is_waiting = False
+        self._taken_up = ""
+        self._current: Exchange | None = None
+        self._talker = Talker(open_session)
+        self._flush: Timer | None = None
+
+    def compose(self) -> ComposeResult:
+        """The empty state or the transcript, a line for what goes on, the prompt."""
+        yield StartHere("", id="chat-empty")
+        yield Transcript(id="chat-transcript")
+        yield Static(id="chat-status", markup=False)
+        yield PromptInput(id="chat-prompt")
+
+    def on_mount(self) -> None:
+        """Say what can be talked to."""
+        self._flush = self.set_interval(_FLUSH_SECONDS, self._flush_pending, pause=True)
+        self._show_target()
+        self._show_taken_up()
+
+    def on_unmount(self) -> None:
+        """The model goes with the pane. One that is busy is not waited for: it ends as it loses this process."""
+        closing = threading.Thread(target=self._talker.release, daemon=True)
+        closing.start()
+        closing.join(_RELEASE_SECONDS)
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Put two answers side by side where there is room for them."""
+        for view in self.query(ExchangeView):
+            view.set_class(event.size.width >= WIDE, "-wide")
+
+    # What is talked to.
+
+    def set_target(self, run: Target | None, live: bool = False) -> None:
+        """Talk to something else: a run, live or ended, or a model's name or directory.
+
+        The session on what was there before is closed, which frees its memory; the first question opens a new one.
+        """
+        if run == self.target and live == self.is_live:
+            return
+        same_run = run == self.target
+        self._stop_answer()
+        self.target, self.is_live = run, live
+        if not same_run:
+            self._step = None
+            self._begin_anew()
+        self._talker.set_target(run)
+        if self.is_mounted:
+            self._close_retired()
+        if not self._has_adapter:
+            self.sources = ("base",)
+        elif not same_run:
+            self.sources = ("tuned",)
+        if self.is_mounted:
+            self._show_target()
+
+    @property
+    def subject(self) -> str:
+        """What the conversation belongs to: the directory of the run, or the model; empty where there is neither."""
+        if self.target is None or isinstance(self.target, (str, Path)):
+            return str(self.target or "")
+        return str(self.target.path.absolute())
+
+    @property
+    def unsent(self) -> str:
+        """What is written in the prompt."""
+        return self.prompt.text if self.is_mounted else self._taken_up
+
+    def take_up(self, dialogue: Dialogue, unsent: str) -> None:
+        """Go on with a conversation of an earlier time.
+
+        Args:
+            dialogue: What was said.
+            unsent: What was written in the prompt; it is not put over what is written there now.
+        """
+        self._stop_answer()
+        self._begin_anew()
+        self.dialogue, self._taken_up = dialogue, unsent
+        if self.is_mounted:
+            self._show_taken_up()
+
+    def _show_taken_up(self) -> None:
+        exchanges, unsent = self.dialogue.exchanges, self._taken_up
+        self._taken_up = ""
+        for exchange in exchanges:
+            self.prompt.remember(exchange.question)
+        if unsent and not self.prompt.text:
+            self.prompt.insert(unsent)
+        if exchanges:
+            self.transcript.mount_all(ExchangeView(exchange, wide=self.size.width >= WIDE) for exchange in exchanges)
+            self.transcript.anchor()
+        self._refresh()
+
+    def note_step(self, step: int) -> None:
+        """Tell which step the live run is at, for the title."""
+        if step != self._step and self.is_live:
+            self._step = step
+            self._refresh_title()
+
+    def note_phase(self, name: str) -> None:
+        """Tell which phase the live run is in, for a question that waits; empty where none is known."""
+        if name != self._phase:
+            self._phase = name
+            if self._is_waiting and self.is_live:
+                self._say_waiting()
+
+    async def release(self) -> None:
+        """Close the session and wait for it, so that its memory is free; for the app to call before it starts a run."""
+        self._stop_answer()
+        await self._release().wait()
+
+    @work(thread=True, group="chat-release")
+    def _close_retired(self) -> None:
+        self._talker.close_retired()
+
+    @work(thread=True, group="chat-release")
+    def _release(self) -> None:
+        self._talker.release()
+
+    @property
+    def _has_adapter(self) -> bool:
+        return not isinstance(self.target, (str, Path)) and (self.target is None or self.target.trains_adapter)
+
+    @property
+    def prompt(self) -> PromptInput:
+        """Where questions are written."""
+        return self.query_one("#chat-prompt", PromptInput)
+
+    @property
+    def transcript(self) -> Transcript:
+        """What has been said."""
+        return self.query_one("#chat-transcript", Transcript)
+
+    @property
+    def _reader(self) -> Widget:
+        """What has the keys while nothing is being written."""
+        return self.transcript if self.transcript.display else self.query_one("#chat-empty")
+
+    def _begin_anew(self) -> None:
+        self.dialogue = Dialogue()
+        if self.is_mounted:
+            self.transcript.remove_children()
+
+    def _show_target(self) -> None:
+        empty = self.query_one("#chat-empty", StartHere)
+        if self.target is None:
+            empty.explain(
+                "Nothing to talk to yet.",
+                [
+                    (
+                        self.keys["app.start"].display,
+                        "Start a run; its model answers here while it trains",
+                    ),
+                    (self.keys["app.runs"].display, "Open a run that has ended, and talk to what it made"),
+                ],
+            )
+        else:
+            empty.explain(self._invitation(), self._invitation_keys())
+        self._refresh()
+
+    def _invitation(self) -> str:
+        if self.is_live:
+            return "Ask the model that is being trained; it answers between two steps, and says which step that was."
+        if not self._has_adapter:
+            return "Ask the model; it is loaded when the first question comes."
+        return "Ask the tuned model; it is loaded with its base when the first question comes."
+
+    def _invitation_keys(self) -> list[tuple[str, str]]:
+        toggles = [(self.keys[name].display, self.keys[name].help) for name in ("chat.source", "chat.both")]
+        return [
+            (self.keys["chat.write"].display, "Write to the model below; enter sends, esc leaves the prompt"),
+            *(toggles if self._has_adapter else []),
+        ]
+
+    def _refresh(self) -> None:
+        """Title, hints, and which of the parts are shown."""
+        has_target = self.target is not None
+        blank = not self.dialogue.exchanges
+        empty = self.query_one("#chat-empty", StartHere)
+        reader = empty if blank else self.transcript
+        had_keys = self.has_focus_within and not self.prompt.has_focus
+        empty.display = blank
+        self.transcript.display = not blank
+        self.prompt.display = has_target
+        # The prompt takes every letter, so it gets the keys only when it is asked for.
+        for widget in (empty, self.transcript):
+            widget.set_class(widget is reader, "-first-focus")
+        if had_keys or (self.prompt.has_focus and not has_target):
+            reader.focus()
+        self._refresh_hints()
+        self._refresh_title()
+
+    def on_descendant_focus(self) -> None:
+        """Keys that are letters only work outside the prompt, so the hints follow the focus."""
+        self._refresh_hints()
+
+    def on_descendant_blur(self) -> None:
+        """The same, when the focus goes to another pane."""
+        self._refresh_hints()
+
+    def _refresh_hints(self) -> None:
+        prompt = self.prompt
+        if prompt.has_focus:
+            prompt.placeholder = f"ask {self._mode}  ·  enter sends  ·  esc leaves the prompt"
+        else:
+            prompt.placeholder = f"{self.keys['chat.write'].display} writes a question to {self._mode}"
+        if self.target is None:
+            self.set_hints(["app.start", "app.runs"])
+            return
+        toggles = ["chat.source", "chat.both"] if self._has_adapter else []
+        cancel = self.keys["chat.cancel"].display
+        leave = "stops the answer" if self.is_answering else "leaves the prompt"
+        keys = [(self._key_while_writing(name), self.keys[name].description) for name in toggles]
+        prompt.footer_keys = ((cancel, leave), ("enter", "sends"), *keys, ("↑", "earlier questions"))
+        if not prompt.has_focus:
+            self.set_hints(["chat.write", *toggles])
+            return
+        words = ["enter send", *(f"{key} {what}" for key, what in keys), f"{cancel} {leave.partition(' ')[0][:-1]}"]
+        self.border_subtitle = Content("  ".join(words))
+
+    def _key_while_writing(self, identity: str) -> str:
+        """A key of an action that is no letter; its first key where all are."""
+        keys = self.keys[identity].keys.split(",")
+        pressable = (key for key in keys if key.startswith("ctrl+") or (key[0] == "f" and key[1:].isdecimal()))
+        return display_key(next(pressable, keys[0]))
+
+    @property
+    def _mode(self) -> str:
+        return " and ".join(self.sources)
+
+    def _refresh_title(self) -> None:
+        if self.target is None:
+            self.set_title("4 Chat")
+        elif self.is_live:
+            step = f", step {self._step}" if self._step is not None else ""
+            self.set_title("4 Chat", f"model in training{step}", self._mode)
+        else:
+            name = self.target.id if not isinstance(self.target, (str, Path)) else Path(self.target).name
+            self.set_title("4 Chat", name, self._mode)
+
+    def _say(self, text: str, style: str = "") -> None:
+        line = self.query_one("#chat-status", Static)
+        line.display = bool(text)
+        line.update(Content.styled(one_line(text), style))
+
+    # Asking.
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether an answer is under way."""
+        return self._current is not None
+
+    @on(PromptInput.Submitted)
+    def _submitted(self, message: PromptInput.Submitted) -> None:
+        message.stop()
+        if self.target is None:
+            return
+        if self.is_answering:
+            self._say(f"The model is still answering; {self.keys['chat.cancel'].display} stops it.", "$near")
+            return
+        question = message.text.strip()
+        self.prompt.remember(question)
+        self.prompt.clear()
+        self._ask(question)
+
+    def _ask(self, question: str) -> None:
+        exchange = self.dialogue.ask(question, self.sources)
+        self._current = exchange
+        self._refresh()
+        self.transcript.mount(ExchangeView(exchange, wide=self.size.width >= WIDE))
+        self.transcript.anchor()
+        self._is_waiting = True
+        self._say_waiting()
+        if self.is_live:
+            self.post_message(AnswerAwaited(True))
+        if self._flush is not None:
+            self._flush.resume()
+        self._talk(exchange, self._talker.epoch)
+
+    def _say_waiting(self) -> None:
+        """What the question waits for."""
+        if not self.is_live:
+            waiting = "" if self._talker.is_loaded else "loading the model …"
+        elif self._phase == "evaluating":
+            waiting = "the model is being measured; the answer follows …"
+        elif self._phase in ("training", ""):
+            waiting = "waiting for the end of a step …"
+        else:
+            waiting = "the run is still starting; the answer follows …"
+        self._say(f"{waiting} {self.keys['chat.cancel'].display} cancels" if waiting else "")
+
+    @work(thread=True, group="chat-talk")
+    def _talk(self, exchange: Exchange, epoch: int) -> None:
+        hold_turn(self._talker, self.dialogue, exchange, epoch, self.post_message)
+
+    @on(Loading)
+    def _loading(self, message: Loading) -> None:
+        if self.is_live:
+            # Reaching the worker takes no time; what takes time is its coming to the question.
+            return
+        if self.is_answering:
+            share = f" {message.done / message.total:.0%}" if message.done is not None and message.total else ""
+            self._say(f"{message.detail}{share} … {self.keys['chat.cancel'].display} cancels")
+
+    @on(Speaking)
+    def _speaking(self) -> None:
+        self._is_waiting = False
+        self._say("")
+
+    def _flush_pending(self) -> None:
+        exchange = self._current
+        if exchange is None:
+            return
+        for reply in exchange.replies:
+            if reply.is_open and reply.take_pending():
+                self._show_reply(reply)
+
+    @on(Answered)
+    def _answered(self, message: Answered) -> None:
+        reply, answer = message.reply, message.answer
+        was_open = reply.is_open
+        reply.take_pending()
+        if was_open:
+            reply.state = "done" if answer is not None else "stopped"
+        if answer is not None:
+            if was_open:
+                reply.text = answer.text
+            reply.speaker = speaker_name(answer.source)
+            reply.stats = format_stats(
+                answer.tokens, answer.first_token_seconds, answer.tokens_per_second, answer.finish
+            )
+            if answer.source.startswith("step-") and answer.source[5:].isdecimal():
+                self.note_step(int(answer.source[5:]))
+        self._show_reply(reply)
+
+    @on(Failed)
+    def _failed(self, message: Failed) -> None:
+        reply = message.reply
+        if reply.is_open:
+            reply.take_pending()
+            reply.state, reply.error, reply.hint = "failed", message.error.message, message.error.hint
+        self._show_reply(reply)
+
+    @on(TurnEnded)
+    def _turn_ended(self, message: TurnEnded) -> None:
+        if message.exchange is self._current:
+            self._finish_turn()
+
+    def _finish_turn(self) -> None:
+        exchange, self._current = self._current, None
+        self._is_waiting = False
+        self.post_message(AnswerAwaited(False))
+        if self._flush is not None:
+            self._flush.pause()
+        self._say("")
+        self._refresh_hints()
+        for reply in exchange.replies if exchange is not None else []:
+            if reply.is_open:
+                reply.take_pending()
+                reply.state = "stopped"
+                self._show_reply(reply)
+
+    def _show_reply(self, reply: Reply) -> None:
+        for widget in self.query(ReplyMessage):
+            if widget.reply is reply:
+                widget.refresh_reply()
+
+    def _stop_answer(self) -> None:
+        """End the answer under way; its stats may still come."""
+        if self.is_answering:
+            self._talker.cancel()
+            self._finish_turn()
+
+    # Keys.
+
+    def action_write(self) -> None:
+        """Give the keys to the prompt."""
+        if self.target is not None:
+            # At once, other than with focus(): what is typed ahead belongs into the prompt.
+            self.screen.set_focus(self.prompt)
+
+    def action_cancel(self) -> None:
+        """Stop the answer; without one, leave the prompt."""
+        if self.is_answering:
+            self._stop_answer()
+        elif self.prompt.has_focus:
+            self._reader.focus()
+        self._say("")
+
+    def action_toggle_source(self) -> None:
+        """Ask the base instead of the tuned model, or back."""
+        self._set_sources(("tuned",) if self.sources == ("base",) else ("base",))
+
+    def action_toggle_both(self) -> None:
+        """Ask both, or the tuned one alone."""
+        self._set_sources(("tuned",) if len(self.sources) > 1 else ("tuned", "base"))
+
+    def _set_sources(self, sources: tuple[Source, ...]) -> None:
+        if self.target is None:
+            return
+        if not self._has_adapter:
+            trained = not isinstance(self.target, (str, Path))
+            self._say(
+                "Its weights themselves are trained: there is no base to switch to."
+                if trained
+                else "This model has no adapter: it is the base.",
+                "$near",
+            )
+            return
+        self.sources = sources
+        self._say("")
+        self._refresh()
+
+    def action_clear(self) -> None:
+        """Begin a new conversation with the same model."""
+        self._stop_answer()
+        self._begin_anew()
+        self._say("")
+        self._refresh()
+
+    @on(PromptInput.CopyWanted)
+    def action_copy(self) -> None:
+        """Copy the last answer to the terminal's clipboard."""
+        reply = self.dialogue.last_answer()
+        if reply is None:
+            self._say("There is no answer to copy yet.", "$near")
+            return
+        text = sanitize(reply.text).strip()
+        self.app.copy_to_clipboard(text)
+        tmux = "; tmux passes it on with set-clipboard on" if os.environ.get("TMUX") else ""
+        self._say(f"✓ answer of {reply.label} ({len(text)} characters) sent to your terminal's clipboard{tmux}")
+
+    def action_move(self, rows: int) -> None:
+        """Scroll by lines."""
+        self.transcript.scroll_relative(y=rows, animate=False)
+
+    def action_move_page(self, direction: int) -> None:
+        """Scroll by pages."""
+        self.transcript.scroll_relative(y=direction * max(1, self.transcript.size.height - 1), animate=False)
+
+    def action_move_end(self, direction: int) -> None:
+        """To the beginning or the end."""
+        if direction < 0:
+            self.transcript.scroll_home(animate=False)
+        else:
+            self.transcript.scroll_end(animate=False)

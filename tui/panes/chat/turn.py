@@ -1,0 +1,97 @@
+"""One turn of the chat, in a thread: every source asked after the other; what happens becomes messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from textual.message import Message
+
+from core.errors import UserError
+from tui.dialogue import Dialogue, Exchange, Reply
+from tui.panes.chat.session_holder import Talker
+
+if TYPE_CHECKING:
+    from core.chat.session import Answer
+
+Post: TypeAlias = Callable[[Message], object]
+
+
+@dataclass
+class Loading(Message):
+    """What goes on before the first token."""
+
+    detail: str
+    done: int | None
+    total: int | None
+
+    def can_replace(self, message: Message) -> bool:
+        """Only the newest one matters."""
+        return isinstance(message, Loading)
+
+
+@dataclass
+class Speaking(Message):
+    """The model has been loaded or reached, and begins to answer."""
+
+    reply: Reply
+
+
+@dataclass
+class Answered(Message):
+    """An answer has ended; None where it was cancelled before it began."""
+
+    reply: Reply
+    answer: Answer | None
+
+
+@dataclass
+class Failed(Message):
+    """An answer cannot be given."""
+
+    reply: Reply
+    error: UserError
+
+
+@dataclass
+class TurnEnded(Message):
+    """Nobody will say anything more to this question."""
+
+    exchange: Exchange
+
+
+def hold_turn(talker: Talker, dialogue: Dialogue, exchange: Exchange, epoch: int, post: Post) -> None:
+    """Ask for the replies of an exchange; on the first error the rest is left out. Blocks.
+
+    Tokens go to each reply's ``pending``, from where the pane takes them at its own pace.
+
+    Args:
+        talker: Who asks.
+        dialogue: The conversation, the exchange its last.
+        exchange: The question.
+        epoch: The talker's epoch when it was asked.
+        post: Where the messages go.
+    """
+    from core.chat.session import Answer
+
+    def report(detail: str, done: int | None, total: int | None) -> None:
+        post(Loading(detail, done, total))
+
+    reply = exchange.replies[0]
+    try:
+        system, settings = talker.settings()
+        for reply in exchange.replies:
+            answer: Answer | None = None
+            messages = dialogue.messages(reply.source, system)
+            for item in talker.answer(messages, reply.source, settings, epoch, report):
+                if isinstance(item, Answer):
+                    answer = item
+                else:
+                    if not reply.pending and not reply.text:
+                        post(Speaking(reply))
+                    reply.pending.append(item.text)
+            post(Answered(reply, answer))
+    except UserError as error:
+        post(Failed(reply, error))
+    post(TurnEnded(exchange))

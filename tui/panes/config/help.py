@@ -1,0 +1,111 @@
+"""What the form says about options beyond their declaration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from core.config.document import describe_type
+from core.config.rules import RULES
+from core.config.schema import Option
+from core.presets.library import Preset
+from core.text import one_line
+from tui.panes.config.model import DATA_PATHS
+from tui.widgets.forms.option_field import OptionField, format_value
+from tui.widgets.lists.data_tree import DATA_SUFFIXES
+
+#: Options whose values are completed from the file system, with the endings that are offered.
+PATH_OPTIONS: dict[str, Sequence[str]] = {
+    **dict.fromkeys(DATA_PATHS, DATA_SUFFIXES),
+    "model.base": (".gguf",),
+    "template.file": (".jinja", ".j2", ".txt"),
+}
+#: Options that are also chosen in a screen that shows the rows, with its name.
+FORMS: dict[str, Literal["template", "columns"]] = {
+    "template.name": "template",
+    "template.file": "template",
+    "data.format": "columns",
+    "data.columns": "columns",
+}
+#: What an absent value means, where a dash would not tell.
+UNSET_TEXTS = {
+    "data.train": "needed",
+    "data.eval": "none",
+    "data.columns": "by the format",
+    "template.name": "the model's own",
+    "template.file": "the model's own",
+    "train.max_steps": "no limit",
+    "train.micro_batch_size": "chosen",
+    "eval.every_steps": "at the end",
+    "checkpoint.every_steps": "ten times",
+    "chat.system": "none",
+}
+
+
+#: Characters of another value beside an option.
+_SHORT = 18
+_LONG = 200
+
+
+def difference_notes(field: OptionField, preset: Preset | None, others: Mapping[str, Any]) -> tuple[str, ...]:
+    """How the value of a field differs from the preset in force and from the last run, a note each.
+
+    Args:
+        field: The field, its value and baseline up to date.
+        preset: The preset in force.
+        others: The options that had another value in the last run, with that value.
+    """
+    name, notes = field.option.name, []
+    if preset is not None and name in preset.values and field.is_changed:
+        notes.append(f"• was {_short(name, preset.values[name])} in preset")
+    if name in others:
+        notes.append(f"≠ last run {_short(name, others[name])}")
+    return tuple(notes)
+
+
+def help_facts(field: OptionField, preset: Preset | None, run: str) -> list[tuple[str, str]]:
+    """What the long help says of a field beside its manual, each with what it is called.
+
+    Args:
+        field: The field.
+        preset: The preset in force.
+        run: The id of the last run; empty where there is none.
+    """
+    option = field.option
+    default = "" if option.required else _full(option.name, option.default)
+    accepts = describe_type(option) + (f" ({option.unit})" if option.unit else "")
+    facts = [("accepts", accepts), ("default", default or "none; it must be given")]
+    if preset is not None and option.name in preset.values:
+        note = preset.notes.get(option.name, "")
+        value = _full(option.name, preset.values[option.name])
+        facts.append(("preset", f"{value} in {preset.name}" + (f": {note}" if note else "")))
+    facts += [("last run", f"{note.removeprefix('≠ last run ')} in {run}") for note in field.notes if "≠" in note]
+    facts += [("rule", rule.says) for rule in RULES if option.name in rule.options]
+    return facts
+
+
+def _full(name: str, value: Any) -> str:
+    return one_line(format_value(value), _LONG) or UNSET_TEXTS.get(name, "none")
+
+
+def _short(name: str, value: Any) -> str:
+    """A value in a few characters; of a path its last part."""
+    if name in PATH_OPTIONS:
+        texts = value if isinstance(value, list) else [value]
+        value = [Path(text).name if isinstance(text, str) else text for text in texts]
+    return one_line(format_value(value), _SHORT) or UNSET_TEXTS.get(name, "none")
+
+
+def explain(option: Option, form_key: str = "") -> str:
+    """An option in full: name, help, what it accepts and what holds without it.
+
+    Args:
+        option: The declaration.
+        form_key: The key that opens the screen of an option that has one.
+    """
+    default = format_value(option.default) or UNSET_TEXTS.get(option.name, "none")
+    accepts = describe_type(option) + (f" ({option.unit})" if option.unit else "")
+    about = "needed" if option.required else f"default {default}"
+    form = f" ({form_key} shows it with the rows)" if form_key and option.name in FORMS else ""
+    return one_line(f"{option.name}{form}: {option.help} {accepts[0].upper()}{accepts[1:]}; {about}.")

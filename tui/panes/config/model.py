@@ -1,0 +1,222 @@
+"""The configuration being edited: what it says, what is wrong with it, and whether its file is still as it was."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.config.document import ConfigDocument, parse_value
+from core.config.facts import Facts
+from core.config.schema import Option, options
+from core.errors import UserError
+from core.hub.store import is_fetched
+from core.hub_uri import is_hub_entry, short_name
+from core.presets.library import Preset
+from core.text import one_line
+from tui.data_paths import entry_path, entry_text
+from tui.datasets.summary import counted
+from tui.widgets.forms.option_field import format_value
+
+#: Options whose values are paths of data files.
+DATA_PATHS = ("data.train", "data.eval")
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What tells whether a file is still the one that was read."""
+
+    modified_ns: int
+    digest: str
+
+    @classmethod
+    def of(cls, path: Path) -> Fingerprint | None:
+        """Of a file as it is now; None when it cannot be read."""
+        try:
+            modified = path.stat().st_mtime_ns
+            return cls(modified, hashlib.sha256(path.read_bytes()).hexdigest())
+        except OSError:
+            return None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is wrong with a configuration and what most likely was not meant: option to sentence, in order."""
+
+    problems: Mapping[str, str]
+    warnings: Mapping[str, str]
+
+
+class ConfigModel:
+    """A document, the text its file had, and the checks that a form needs.
+
+    Args:
+        document: The document; its path, where it has one, is the file that ``save`` replaces.
+    """
+
+    def __init__(self, document: ConfigDocument) -> None:
+        self.document = document
+        self.options: tuple[Option, ...] = tuple(options())
+        self.saved_text = ""
+        self.disk: Fingerprint | None = None
+        self.note_saved()
+        if self.disk is None:
+            self.saved_text = ""
+
+    @property
+    def base(self) -> Path:
+        """What relative paths in it are relative to."""
+        return self.document.path.parent if self.document.path is not None else Path.cwd()
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether it says anything that its file does not."""
+        return self.document.dumps() != self.saved_text
+
+    def note_saved(self) -> None:
+        """Remember the file as it is now."""
+        path = self.document.path
+        self.disk = Fingerprint.of(path) if path is not None else None
+        try:
+            self.saved_text = path.read_text(encoding="utf-8-sig") if path is not None else ""
+        except (OSError, UnicodeDecodeError):
+            self.saved_text = ""
+
+    @property
+    def has_changed_on_disk(self) -> bool:
+        """Whether somebody else has written the file since; a file that is gone can be written again."""
+        if self.document.path is None:
+            return False
+        now = Fingerprint.of(self.document.path)
+        return now is not None and (self.disk is None or now.digest != self.disk.digest)
+
+    def set_text(self, option: Option, text: str) -> None:
+        """Set an option to what was typed; nothing typed means the default.
+
+        What is no value of the option's type is kept as it is, and is a problem from then on.
+
+        Raises:
+            UserError: If the option's section is not one in this file.
+        """
+        if not text.strip():
+            value: Any = None
+        else:
+            try:
+                value = parse_value(option, text)
+            except UserError:
+                value = text
+        self.document.set(option.name, value, text)
+
+    def baseline(self, option: Option, preset: Preset | None) -> Any:
+        """What an option is compared with: the value of the preset in force, else its default."""
+        return option.default if preset is None else preset.values.get(option.name, option.default)
+
+    def changed_count(self, preset: Preset | None = None) -> int:
+        """Options whose value differs from that of the preset in force, or from their default."""
+        optional = [option for option in self.options if not option.required]
+        return sum(self.effective(option.name) != self.baseline(option, preset) for option in optional)
+
+    @property
+    def run_name(self) -> str:
+        """What a run of it is called: after its file, else after its data."""
+        if self.document.path is not None:
+            return self.document.path.stem
+        train = self.document.get("data.train")
+        first = train[0] if isinstance(train, list) and train else train
+        return short_name(first) if isinstance(first, str) else ""
+
+    def findings(self, facts: Facts | None = None) -> Findings:
+        """Problems and warnings, as far as they can be told with what is known."""
+        problems = self.problems()
+        warnings: dict[str, str] = {}
+        for remark in reversed(self.document.remarks(facts)):
+            found = problems if remark.level == "error" else warnings
+            # Under the option to change first, whichever the file writes.
+            found[remark.options[0]] = f"{remark.sentence} {remark.hint}".strip()
+        return Findings(self._in_order(problems), self._in_order(warnings))
+
+    def _in_order(self, found: Mapping[str, str]) -> dict[str, str]:
+        order = {option.name: position for position, option in enumerate(self.options)}
+        return dict(sorted(found.items(), key=lambda item: order.get(item[0], -1)))
+
+    def problems(self) -> dict[str, str]:
+        """Every problem, ``section.key`` (or ``section``) to one sentence; a data file that is not there is one."""
+        found = self.document.problems()
+        for name in DATA_PATHS:
+            if name not in found and (sentence := self._missing_file(self.document.get(name))):
+                found[name] = sentence
+        return self._in_order(found)
+
+    def _missing_file(self, value: Any) -> str:
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, str):
+                path = self.resolve(item)
+                if not is_there(path) and is_hub_entry(path):
+                    return f"{entry_text(path)} is not on this machine; opened in the Data pane, it can be downloaded."
+                if not is_there(path):
+                    return f"There is no file at {path}."
+        return ""
+
+    def resolve(self, text: str) -> Path:
+        """A path in it, made absolute."""
+        return entry_path(text, self.base)
+
+    def effective(self, name: str) -> Any:
+        """The value that holds: the file's, else the default."""
+        value = self.document.get(name)
+        if value is not None:
+            return value
+        return next((option.default for option in self.options if option.name == name), None)
+
+    def train_paths(self) -> list[Path]:
+        """The training files that exist."""
+        value = self.document.get("data.train")
+        texts = value if isinstance(value, list) else [value]
+        paths = [self.resolve(text) for text in texts if isinstance(text, str) and text.strip()]
+        return [path for path in paths if is_there(path)]
+
+    def summary(self, rows: Mapping[Path, int]) -> str:
+        """Model, method, data, rows, batch and steps on one line.
+
+        Args:
+            rows: Rows of the training files, as far as they have been counted.
+        """
+        model = Path(str(self.effective("model.base"))).name or str(self.effective("model.base"))
+        method = f"{self.effective('method.name')} rank {format_value(self.effective('method.rank'))}"
+        files = self.train_paths()
+        batch = self.effective("train.batch_size")
+        parts = [model, method]
+        if not files:
+            return one_line(" · ".join([*parts, "no training data", f"batch {format_value(batch)}"]))
+        parts.append(files[0].name if len(files) == 1 else f"{len(files)} files")
+        if all(path in rows for path in files):
+            count = sum(rows[path] for path in files)
+            parts += [counted(count, "row"), f"batch {format_value(batch)}", self._steps(count, batch)]
+        else:
+            parts.append(f"batch {format_value(batch)}")
+        return one_line(" · ".join(part for part in parts if part))
+
+    def _steps(self, rows: int, batch: Any) -> str:
+        """How many steps the run will do, as the worker counts them; empty where an option it hangs on is wrong."""
+        epochs, steps = self.effective("train.epochs"), self.effective("train.max_steps")
+        if steps is None:
+            if not _is_number(batch) or batch < 1 or not _is_number(epochs) or epochs <= 0:
+                return ""
+            steps = math.ceil(epochs * math.ceil(rows / batch))
+            # Rows that turn out to be of no use are not trained on.
+            return f"about {counted(steps, 'step')}"
+        return counted(steps, "step") if _is_number(steps) and steps >= 1 else ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file or directory exists, or that of which an entry is named behind ``#``, or has been fetched."""
+    if is_hub_entry(path):
+        return is_fetched(path)
+    return path.exists() or ("#" in path.name and Path(str(path).rpartition("#")[0]).exists())

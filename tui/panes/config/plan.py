@@ -1,0 +1,59 @@
+"""The memory plan of the configuration being edited, as the bar below the form shows it."""
+
+from __future__ import annotations
+
+from core.config.document import ConfigDocument
+from core.errors import UserError
+from core.memory.plan import Machine
+from core.models.find import find_model
+from core.runs.forecast import Estimate, forecast, this_machine
+from core.runs.pace import PaceBook
+from core.text import one_line
+from core.units import format_duration
+from tui.widgets.charts.plan_bar import PlanView
+
+
+def plan_document(document: ConfigDocument, paces: PaceBook | None = None, count: int | None = None) -> PlanView | None:
+    """Plan a configuration; asks the driver and reads headers, so call it from a thread.
+
+    Args:
+        document: The configuration.
+        paces: Earlier runs, for how long it takes; None says nothing of that.
+        count: How many rows there are, where that is known.
+
+    Returns:
+        None while it has problems, which the form shows, or its model is not on this machine or says no shape.
+
+    Raises:
+        UserError: If the memory of its model cannot be told.
+    """
+    try:
+        config = document.validate()
+    except UserError:
+        return None
+    base = find_model(config.model.base)
+    if base is None or (base.is_dir() and not (base / "config.json").is_file()):
+        return None
+    try:
+        machine = this_machine(config)
+    except UserError:
+        # It asks for a GPU that is not here: what it takes can be told, what is free cannot.
+        machine = Machine("cuda")
+    found = forecast(config, machine, None, PaceBook(()) if paces is None else paces, count)
+    return PlanView(
+        [(part.name, part.bytes) for part in found.plan.parts if part.bytes],
+        found.plan.total_bytes,
+        found.plan.limit_bytes,
+        found.plan.fits,
+        [advice.text for advice in found.advice],
+        _time(found.estimate),
+    )
+
+
+def _time(guess: Estimate | None) -> str:
+    """``about 14m 02s · 41 Wh · at the pace of 20261124-143601-tickets``; empty where nothing tells."""
+    if guess is None:
+        return ""
+    hours = guess.watt_hours
+    energy = f" · {hours:.{1 if hours < 9.95 else 0}f} Wh" if hours is not None else ""
+    return f"about {format_duration(guess.seconds)}{energy} · at the pace of {one_line(guess.run, 80)}"

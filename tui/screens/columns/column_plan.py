@@ -1,0 +1,290 @@
+"""Columns named by hand, without any widget: what a file offers, what can be chosen, and what its rows then are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from core.config.schema import find_option
+from core.data.conversation import RowError
+from core.data.files.rows import Row
+from core.data.formats.detect import FORMATS, SAMPLE, Detection, choose, detect, refuse_untrainable
+from core.data.formats.mapping import ROLES, ColumnMap, ColumnRole
+from core.data.formats.shapes import FITS, Objective, find_parts
+from core.data.formats.turns import CONTENT_KEYS, ROLE_KEYS, parsed
+from core.errors import UserError
+from core.text import one_line
+from tui.datasets.view import DatasetView, turns_of
+from tui.widgets.lists.conversation import Turn
+
+#: Columns that are offered; a file with more of them has none that a person would look for in a list.
+COLUMN_LIMIT = 20_000
+#: Rows that the preview shows.
+SHOWN_ROWS = 3
+#: Characters of the rows that are kept; a few rows of a file with enormous ones tell as much.
+_SAMPLE_CHARACTERS = 16 << 20
+_EXAMPLE_CHARACTERS = 120
+
+#: The parts, in groups: the title, and the parts with what their column holds.
+GROUPS: tuple[tuple[str, tuple[tuple[ColumnRole, str], ...]], ...] = (
+    (
+        "Question and answer",
+        (
+            ("user", "what is asked"),
+            ("assistant", "the answer, which is learned"),
+            ("context", "put under what is asked"),
+            ("system", "the system message"),
+            ("history", "earlier questions and answers, in pairs"),
+            ("tools", "tools that may be called"),
+        ),
+    ),
+    (
+        "A conversation in one column",
+        (
+            ("messages", "the list of messages"),
+            ("role", "key of a message: who speaks"),
+            ("content", "key of a message: what is said"),
+            ("train", "key of a message: whether it is learned"),
+            ("user_role", "name of the user"),
+            ("assistant_role", "name of the assistant"),
+            ("system_role", "name of the system message"),
+            ("tool_role", "name of a tool's answer"),
+            ("call_role", "name of a call of a tool"),
+        ),
+    ),
+    ("Plain text", (("text", "learned as it is"),)),
+    (
+        "Answers that are judged",
+        (("chosen", "the better answer"), ("rejected", "the worse answer"), ("label", "whether the answer is good")),
+    ),
+    ("Tokens", (("input_ids", "token ids"), ("labels", "what of them is learned"))),
+)
+#: Parts that are keys inside a message.
+KEY_ROLES: tuple[ColumnRole, ...] = ("role", "content", "train")
+#: Parts that are names of speakers.
+SPEAKER_ROLES: tuple[ColumnRole, ...] = ("user_role", "assistant_role", "system_role", "tool_role", "call_role")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something that can be chosen for a part; texts may be anything: sanitize them."""
+
+    value: str
+    example: str = ""
+
+
+@dataclass(frozen=True)
+class ColumnSample:
+    """The first rows of a file, and the columns found in them."""
+
+    source: str
+    """What the file is called in messages."""
+    rows: tuple[Row, ...]
+    columns: tuple[Candidate, ...]
+    left_out: int = 0
+    """Columns that are not offered: too many, or with a name that no configuration can hold."""
+    detection: Detection | None = None
+    """How rows are read where nothing is said of it."""
+    unknown: UserError | None = None
+    """Why that is not known."""
+
+    def parts(self, wanted: str) -> dict[ColumnRole, str]:
+        """The columns that a format reads, or the detected one for ``auto``; none where it is unknown."""
+        known = next((name for name in FORMATS if name == wanted), None)
+        if wanted == "auto" and self.detection is not None:
+            known = self.detection.format
+        if known is None:
+            return {}
+        row = next((row.data for row in self.rows if row.data is not None and FITS[known](row.data)), {})
+        found = find_parts(row, known)
+        return {role: found[role] for role in ROLES if role in found}
+
+    def example(self, column: str) -> str:
+        """A value of a column, on one line."""
+        return next((one.example for one in self.columns if one.value == column), "")
+
+
+def read_sample(view: DatasetView) -> ColumnSample:
+    """The first rows of an open file; blocks.
+
+    Raises:
+        UserError: If the file cannot be read any more.
+    """
+    rows: list[Row] = []
+    examples: dict[str, str] = {}
+    left_out: set[str] = set()
+    size = 0
+    while len(rows) < SAMPLE and size < _SAMPLE_CHARACTERS:
+        page = view.file.rows(len(rows), 20)
+        if not page:
+            break
+        for row in page[: SAMPLE - len(rows)]:
+            rows.append(row)
+            size += _collect(row.data or {}, examples, left_out)
+            if size >= _SAMPLE_CHARACTERS:
+                break
+    source = one_line(view.path.name, 80)
+    detection, unknown = None, None
+    try:
+        detection = detect(rows, source)
+    except UserError as error:
+        unknown = error
+    columns = tuple(Candidate(name, text) for name, text in examples.items())
+    return ColumnSample(source, tuple(rows), columns, len(left_out), detection, unknown)
+
+
+def _collect(data: Mapping[str, Any], examples: dict[str, str], left_out: set[str]) -> int:
+    """Note the columns of a row, each with the first value that is not empty; returns its size in characters."""
+    size = 0
+    for name, value in data.items():
+        text = _text(value)
+        size += len(name) + len(text)
+        if not examples.get(name):
+            if not _is_writable(name) or (name not in examples and len(examples) >= COLUMN_LIMIT):
+                left_out.add(name)
+            else:
+                shown = "" if value is None else text.strip()[:_EXAMPLE_CHARACTERS]
+                examples[name] = one_line(shown)
+    return size
+
+
+def _is_writable(name: str) -> bool:
+    """Whether a configuration, which is UTF-8, can hold a name."""
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+# Choosing.
+
+
+def visible_roles(columns: Mapping[ColumnRole, str]) -> Iterator[tuple[str, list[tuple[ColumnRole, str]]]]:
+    """The groups with the parts that make sense; keys and speakers only once there are messages."""
+    has_messages = bool({"messages", "chosen"} & set(columns))
+    for title, parts in GROUPS:
+        shown = [
+            (role, about)
+            for role, about in parts
+            if has_messages or role in columns or role not in (*KEY_ROLES, *SPEAKER_ROLES)
+        ]
+        yield title, shown
+
+
+def candidates(role: ColumnRole, columns: Mapping[ColumnRole, str], sample: ColumnSample) -> Sequence[Candidate]:
+    """What can be chosen for a part: columns, keys of messages, or names of speakers, as they are in the first rows."""
+    if role not in (*KEY_ROLES, *SPEAKER_ROLES):
+        return sample.columns
+    turns = list(_turns(columns, sample))
+    if role in KEY_ROLES:
+        keys: dict[str, str] = {}
+        for turn in turns:
+            for key, value in turn.items():
+                if _is_writable(key):
+                    keys.setdefault(key, one_line(_text(value), _EXAMPLE_CHARACTERS))
+        return [Candidate(key, text) for key, text in list(keys.items())[:200]]
+    role_keys = (columns["role"],) if "role" in columns else ROLE_KEYS
+    contents = (columns["content"],) if "content" in columns else CONTENT_KEYS
+    names: dict[str, str] = {}
+    for turn in turns:
+        speaker = next((turn[k] for k in role_keys if k in turn), None)
+        if isinstance(speaker, str) and speaker.strip() and _is_writable(speaker):
+            said = next((turn[k] for k in contents if k in turn), "")
+            names.setdefault(speaker.strip(), one_line(_text(said), _EXAMPLE_CHARACTERS))
+    return [Candidate(name, text) for name, text in list(names.items())[:200]]
+
+
+def _turns(columns: Mapping[ColumnRole, str], sample: ColumnSample) -> Iterator[Mapping[str, Any]]:
+    for row in sample.rows:
+        for role in ("messages", "chosen", "rejected"):
+            found = parsed((row.data or {}).get(columns.get(role, "")))
+            for turn in found if isinstance(found, list) else [found]:
+                if isinstance(turn, dict):
+                    yield turn
+
+
+def format_candidates(sample: ColumnSample) -> list[Candidate]:
+    """The formats that the configuration may name, with what their rows hold."""
+    option = find_option("data.format")
+    found = sample.detection
+    reason = f"{found.format}: {found.reason}" if found is not None else "no known format is recognized"
+    known: dict[str, str] = {"auto": reason, **{str(name): text for name, text in FORMATS.items()}}
+    return [Candidate(name, known.get(name, "")) for name in (option.choices if option is not None else ("auto",))]
+
+
+# Seeing.
+
+
+@dataclass(frozen=True)
+class ColumnPreview:
+    """The first rows as they are read with a format and columns."""
+
+    turns: tuple[Turn, ...] = ()
+    problem: UserError | None = None
+    """Why no row can be read so."""
+    detection: Detection | None = None
+    used: int = 0
+    total: int = 0
+    warning: str = ""
+    """What else is to be known: a row that cannot be used, or a format that is not trained on."""
+
+
+def preview_columns(
+    sample: ColumnSample, wanted: str, columns: Mapping[ColumnRole, str] | None, objective: Objective = "sft"
+) -> ColumnPreview:
+    """Read the first rows with a format and, where they are named, columns; never raises for what is in them."""
+    total = len(sample.rows)
+    try:
+        named = ColumnMap(dict(columns)) if columns is not None else None
+        detection = choose(sample.rows, wanted, sample.source, named)
+    except UserError as error:
+        turns = tuple(_numbered(sample.rows, lambda row: [Turn(_label(k), _text(v)) for k, v in _cells(row)]))
+        return ColumnPreview(turns, error, total=total)
+    failures: list[tuple[Row, RowError]] = []
+    for row in sample.rows:
+        try:
+            detection.example(row)
+        except RowError as error:
+            failures.append((row, error))
+
+    def shown(row: Row) -> list[Turn]:
+        try:
+            return list(turns_of(detection.example(row)))
+        except RowError as error:
+            return [Turn("problem", error.message)]
+
+    warning = ""
+    try:
+        refuse_untrainable(detection, sample.source, objective)
+    except UserError as error:
+        warning = str(error)
+    if failures and not warning:
+        row, first = failures[0]
+        warning = f"row {row.index + 1}: {first.message}"
+    turns = tuple(_numbered(sample.rows, shown))
+    return ColumnPreview(turns, None, detection, total - len(failures), total, warning)
+
+
+def _numbered(rows: Iterable[Row], show: Callable[[Row], Iterable[Turn]]) -> Iterator[Turn]:
+    for row in list(rows)[:SHOWN_ROWS]:
+        yield Turn(f"── row {row.index + 1}", "")
+        yield from show(row)
+
+
+def _cells(row: Row) -> list[tuple[str, Any]]:
+    return list(row.data.items())[:40] if row.data is not None else [("file", row.raw)]
+
+
+def _label(name: str) -> str:
+    return one_line(name, 40)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (ValueError, RecursionError):  # nested as deep as it could just be read
+        return "…"

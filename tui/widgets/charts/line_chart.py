@@ -1,0 +1,294 @@
+"""The loss chart: raw dots, a smoothed line, evaluations and events over steps, on the line API.
+
+A frame that differs little from the one before refreshes only the cells that changed: that is what keeps the chart
+cheap over SSH.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from rich.cells import cell_len
+from rich.segment import Segment
+from rich.style import Style
+from textual.geometry import Region
+from textual.reactive import reactive
+from textual.strip import Strip
+from textual.widget import Widget
+
+from core.runs.series import Series
+from core.text import one_line
+from tui.widgets.charts import plot_geometry as geometry
+from tui.widgets.charts.plot_geometry import BRAILLE, DotGrid, GlyphSet, Scale
+
+#: A cell of a frame: a character and the name of the component that colors it.
+Cell = tuple[str, str]
+_BLANK: Cell = (" ", "")
+
+
+@dataclass(frozen=True)
+class ChartData:
+    """What the chart shows; steps rise, and values that are not finite leave gaps."""
+
+    loss: Series = field(default_factory=Series)
+    evals: Series = field(default_factory=Series)
+    marks: Sequence[tuple[float, str]] = ()
+    """Events: a step and a few words each."""
+    total_steps: int = 0
+
+
+@dataclass
+class _Frame:
+    """A picture in cells, by rows."""
+
+    width: int
+    height: int
+    cells: list[list[Cell]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.cells = [[_BLANK] * self.width for _ in range(self.height)]
+
+    def put(self, x: int, y: int, text: str, style: str) -> None:
+        """Write single-width text, cut at the edges."""
+        if 0 <= y < self.height:
+            for offset, character in enumerate(text):
+                if 0 <= x + offset < self.width:
+                    self.cells[y][x + offset] = (character, style)
+
+    def is_free(self, x: int, y: int, width: int) -> bool:
+        """Whether nothing is drawn there."""
+        return x >= 0 and x + width <= self.width and all(cell[0] in " \u2800" for cell in self.cells[y][x : x + width])
+
+
+class LineChart(Widget):
+    """Loss over steps."""
+
+    DEFAULT_CSS = """
+    LineChart { width: 100%; height: 1fr; min-height: 4; }
+    LineChart > .line-chart--smooth { color: $chart-smooth; }
+    LineChart > .line-chart--raw { color: $chart-raw; }
+    LineChart > .line-chart--eval { color: $chart-eval; text-style: bold; }
+    LineChart > .line-chart--event { color: $chart-event; }
+    LineChart > .line-chart--axis { color: $chart-axis; }
+    LineChart > .line-chart--label { color: $muted; }
+    """
+    COMPONENT_CLASSES: ClassVar[set[str]] = {
+        "line-chart--smooth",
+        "line-chart--raw",
+        "line-chart--eval",
+        "line-chart--event",
+        "line-chart--axis",
+        "line-chart--label",
+    }
+
+    log_axis: reactive[bool] = reactive(False, init=False)
+    """Whether the loss axis is logarithmic."""
+
+    def __init__(self, glyphs: GlyphSet = BRAILLE) -> None:
+        super().__init__()
+        self.glyphs = glyphs
+        self.data = ChartData()
+        self._frame: _Frame | None = None
+        self._styles: dict[str, Style] = {}
+
+    def show(self, data: ChartData) -> None:
+        """Show new data, and repaint only what looks different."""
+        self.data = data
+        before = self._frame
+        if before is None or (before.width, before.height) != (self.size.width, self.size.height):
+            self._frame = None
+            self.refresh()
+            return
+        self._frame = after = self._draw(before.width, before.height)
+        regions = [
+            Region(first, y, last - first + 1, 1)
+            for y, (old, new) in enumerate(zip(before.cells, after.cells, strict=True))
+            if old != new
+            for first, last in [_changed(old, new)]
+        ]
+        if regions:
+            self.refresh(*regions)
+
+    def watch_log_axis(self) -> None:
+        """Draw again on the other axis."""
+        self._frame = None
+        self.refresh()
+
+    def notify_style_update(self) -> None:
+        """Forget colors of the old theme."""
+        super().notify_style_update()
+        self._styles.clear()
+
+    def render_line(self, y: int) -> Strip:
+        """One row of the frame."""
+        width, height = self.size
+        if self._frame is None or (self._frame.width, self._frame.height) != (width, height):
+            self._frame = self._draw(width, height)
+        if y >= height:
+            return Strip.blank(width, self.rich_style)
+        segments: list[Segment] = []
+        text, current = "", ""
+        for character, style in self._frame.cells[y]:
+            if style != current and text:
+                segments.append(Segment(text, self._style(current)))
+                text = ""
+            text, current = text + character, style
+        segments.append(Segment(text, self._style(current)))
+        return Strip(segments, width)
+
+    def _style(self, name: str) -> Style:
+        if name not in self._styles:
+            self._styles[name] = self.get_component_rich_style(f"line-chart--{name}") if name else self.rich_style
+        return self._styles[name]
+
+    def _draw(self, width: int, height: int) -> _Frame:
+        """The whole picture: axes, dots, line, marks, legend."""
+        frame = _Frame(width, height)
+        if width < 12 or height < 4:
+            return frame
+        data = self.data
+        scale = geometry.value_scale(self._bounds(), self.log_axis)
+        plot_rows = height - 2
+        y_ticks = geometry.ticks(scale, max(min(plot_rows // 2, 6), 2))
+        labels = geometry.tick_labels(y_ticks)
+        left = max([cell_len(label) for label in labels], default=1) + 1
+        plot = _Plot(frame, self.glyphs, left + 1, plot_rows, scale, self._window())
+        plot.axes(list(zip(y_ticks, labels, strict=True)))
+        if not self._bounds():
+            return frame
+        plot.series(data)
+        plot.evaluations(data)
+        if plot_rows >= 6 and width >= 50:
+            plot.legend(log=scale.log, evals=len(data.evals) > 0)
+        plot.marks(data.marks)
+        return frame
+
+    def _bounds(self) -> list[float]:
+        """The extremes of everything that is shown; on a log axis of what is positive."""
+        found: list[float] = []
+        for series in (self.data.loss, self.data.evals):
+            if self.log_axis and (least := series.least_positive()) is not None:
+                found.append(least)
+            found += series.bounds() or ()
+        return [value for value in found if math.isfinite(value)]
+
+    def _window(self) -> Scale:
+        shown = [series for series in (self.data.loss, self.data.evals) if len(series)]
+        first = min((series.steps[0] for series in shown), default=1)
+        last = max((series.steps[-1] for series in shown), default=1)
+        return geometry.step_window(first, last, self.data.total_steps)
+
+
+def _changed(old: Sequence[Cell], new: Sequence[Cell]) -> tuple[int, int]:
+    """The first and last column in which two different rows differ."""
+    columns = [x for x, (before, after) in enumerate(zip(old, new, strict=True)) if before != after]
+    return columns[0], columns[-1]
+
+
+@dataclass
+class _Plot:
+    """Draws the parts of a chart into a frame; the plot's own area begins at column ``left``."""
+
+    frame: _Frame
+    glyphs: GlyphSet
+    left: int
+    rows: int
+    scale: Scale
+    window: Scale
+
+    @property
+    def width(self) -> int:
+        """Cells across the plot's own area."""
+        return self.frame.width - self.left
+
+    def column(self, step: float) -> int | None:
+        """The cell column of a step; None outside the window."""
+        if not self.window.low <= step <= self.window.high:
+            return None
+        dots = self.width * self.glyphs.columns
+        dot = self.window.dot(step, dots)
+        return None if dot is None else self.left + dot // self.glyphs.columns
+
+    def row(self, value: float) -> int | None:
+        """The cell row of a value; None where it has no place."""
+        dot = self.scale.dot(value, self.rows * self.glyphs.rows)
+        return None if dot is None else self.rows - 1 - dot // self.glyphs.rows
+
+    def axes(self, y_ticks: Sequence[tuple[float, str]]) -> None:
+        """Both axes with ticks and labels."""
+        glyphs, frame, axis = self.glyphs, self.frame, self.left - 1
+        for y in range(self.rows):
+            frame.put(axis, y, glyphs.vertical, "axis")
+        for value, label in y_ticks:
+            y_row = self.row(value)
+            if y_row is not None:
+                frame.put(axis - len(label), y_row, label, "label")
+                frame.put(axis, y_row, glyphs.tick_left, "axis")
+        frame.put(axis, self.rows, glyphs.corner + glyphs.horizontal * self.width, "axis")
+        self._step_labels()
+
+    def _step_labels(self) -> None:
+        word, end = "step", self.frame.width
+        self.frame.put(end - len(word), self.rows + 1, word, "label")
+        values = [
+            value
+            for value in geometry.nice_ticks(self.window.low, self.window.high, max(self.width // 10, 2))
+            if value == int(value)
+        ]
+        for value, label in zip(values, geometry.tick_labels(values), strict=True):
+            x = self.column(value)
+            if x is None:
+                continue
+            self.frame.put(x, self.rows, self.glyphs.tick_down, "axis")
+            start = min(max(x - len(label) // 2, 0), end - len(label))
+            if start + len(label) < end - len(word):
+                self.frame.put(start, self.rows + 1, label, "label")
+
+    def series(self, data: ChartData) -> None:
+        """Raw dots, and the smoothed line over them: a cell shows one of the two."""
+        dots, line = (DotGrid(self.width, self.rows, self.glyphs) for _ in range(2))
+        first, last = int(self.window.low), int(self.window.high)
+        geometry.draw_points(dots, data.loss.bucket(dots.columns, first, last), self.scale)
+        geometry.draw_line(line, data.loss.bucket(line.columns, first, last, smooth=True), self.scale)
+        for y in range(self.rows):
+            for x in range(self.width):
+                if pattern := line.bits[y][x]:
+                    self.frame.cells[y][self.left + x] = (self.glyphs.line[pattern], "smooth")
+                elif pattern := dots.bits[y][x]:
+                    self.frame.cells[y][self.left + x] = (self.glyphs.points[pattern], "raw")
+
+    def evaluations(self, data: ChartData) -> None:
+        """A mark for each evaluation."""
+        for step, value in zip(data.evals.steps, data.evals.values, strict=True):
+            x, y = self.column(step), self.row(value)
+            if x is not None and y is not None:
+                self.frame.put(x, y, self.glyphs.eval_mark, "eval")
+
+    def legend(self, *, log: bool, evals: bool) -> None:
+        """What the marks mean, at the top right."""
+        ascii_only = self.glyphs.name == "ascii"
+        parts = [("raw ", "label"), ("." if ascii_only else "·", "raw"), ("  smooth ", "label")]
+        parts.append(("*" if ascii_only else "━", "smooth"))
+        if evals:
+            parts += [("  eval ", "label"), (self.glyphs.eval_mark, "eval")]
+        if log:
+            parts.insert(0, ("log axis  ", "label"))
+        x = self.frame.width - sum(len(text) for text, _ in parts) - 1
+        for text, style in parts:
+            self.frame.put(x, 0, text, style)
+            x += len(text)
+
+    def marks(self, marks: Sequence[tuple[float, str]]) -> None:
+        """A mark for each event below the legend, with its words where there is room."""
+        y = 1 if self.rows >= 6 else 0
+        for step, label in marks:
+            x = self.column(step)
+            if x is None:
+                continue
+            self.frame.put(x, y, self.glyphs.event_mark, "event")
+            text = " " + one_line(label, 32)
+            if cell_len(text) == len(text) and self.frame.is_free(x + 1, y, len(text) + 1):
+                self.frame.put(x + 1, y, text, "event")

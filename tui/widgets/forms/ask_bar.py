@@ -1,0 +1,214 @@
+"""One line at the foot of a pane that asks for something: a text, a path, or one of a few keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from textual import events, on
+from textual.app import ComposeResult
+from textual.containers import Horizontal, Vertical
+from textual.content import Content
+from textual.css.query import NoMatches
+from textual.message import Message
+from textual.widget import Widget
+from textual.widgets import Input, Static, TextArea
+from textual.widgets.input import Selection
+
+from core.text import one_line
+from tui.widgets.forms.path_input import PathInput
+from tui.widgets.forms.safe_input import SafeInput
+
+
+class KeyQuestion(Static, can_focus=True):
+    """A question that is answered by one key."""
+
+    DEFAULT_CSS = """
+    KeyQuestion { width: 1fr; height: auto; background: $surface; &:focus { background: $panel; } }
+    """
+
+    @dataclass
+    class Answered(Message):
+        """One of the offered keys, or ``escape``."""
+
+        key: str
+
+    def __init__(self, question: str, answers: Mapping[str, str]) -> None:
+        self.answers = dict(answers)
+        self._is_read = False
+        parts: list[tuple[str, str] | str] = [(one_line(question), "bold $near"), "  "]
+        for key, meaning in self.answers.items():
+            parts += [(key, "bold $accent"), f" {meaning}  "]
+        super().__init__(Content.assemble(*parts, ("esc", "bold $accent"), " cancel"))
+
+    def on_mount(self) -> None:
+        """From when it has been painted, it can be answered."""
+        self.call_after_refresh(self._painted)
+
+    def _painted(self) -> None:
+        self._is_read = True
+
+    def on_key(self, event: events.Key) -> None:
+        """Take the offered keys and ``esc``; tab and the app's own keys stay theirs.
+
+        What was typed before the question could be read is neither an answer to it nor a command.
+        """
+        if not self._is_read:
+            event.stop()
+            event.prevent_default()
+            return
+        key = event.character if event.character in self.answers else event.key
+        if key in self.answers or key == "escape":
+            event.stop()
+            self.post_message(self.Answered(key))
+
+
+def takes_text(widget: Widget | None) -> bool:
+    """Whether the keys pressed now are text, or answer a question: no key of a pane may take them away."""
+    return isinstance(widget, (Input, TextArea, KeyQuestion))
+
+
+class AskBar(Vertical):
+    """Hidden until something is asked; gives the focus back where it was when answered or cancelled."""
+
+    DEFAULT_CSS = """
+    AskBar {
+        height: auto;
+        display: none;
+        &.-asking { display: block; }
+        & > Horizontal { height: auto; }
+        & .ask-label { width: auto; padding-right: 1; color: $accent; text-style: bold; }
+        & .ask-candidates { height: auto; max-height: 3; color: $muted; }
+    }
+    """
+
+    @dataclass
+    class Changed(Message):
+        """The text has changed while it is typed."""
+
+        purpose: str
+        value: str
+
+    @dataclass
+    class Submitted(Message):
+        """The text is complete; ``path`` is set where a path was asked for."""
+
+        purpose: str
+        value: str
+        path: Path | None = None
+
+    @dataclass
+    class Chosen(Message):
+        """A key question has been answered."""
+
+        purpose: str
+        key: str
+
+    @dataclass
+    class Cancelled(Message):
+        """The user gave up."""
+
+        purpose: str
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self.purpose = ""
+        self._back_to: Widget | None = None
+
+    def compose(self) -> ComposeResult:
+        """The candidates of a path above the line itself."""
+        yield Static(classes="ask-candidates")
+        yield Horizontal(classes="ask-line")
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether a question is open."""
+        return bool(self.purpose)
+
+    def ask(self, purpose: str, label: str, value: str = "", placeholder: str = "") -> None:
+        """Ask for a text; what is typed takes the place of the value that it begins with."""
+        field = SafeInput(value, placeholder=placeholder)
+        field.selection = Selection(0, len(field.value))
+        self._open(purpose, label, field)
+
+    def ask_path(
+        self, purpose: str, label: str, value: str = "", *, base: Path | None = None, suffixes: Sequence[str] = ()
+    ) -> None:
+        """Ask for a path, with completion."""
+        self._open(
+            purpose, label, PathInput(value, base=base, suffixes=suffixes, placeholder="tab completes, esc cancels")
+        )
+
+    def ask_key(self, purpose: str, question: str, answers: Mapping[str, str]) -> None:
+        """Ask a question that one key answers."""
+        self._open(purpose, "", KeyQuestion(question, answers))
+
+    def close(self) -> None:
+        """Hide, and give the focus back."""
+        back = self._back_to
+        self.purpose = ""
+        self.remove_class("-asking")
+        line = self.query_one(".ask-line")
+        had_focus = any(child.has_focus for child in line.children)
+        line.remove_children()
+        if had_focus and back is not None and back.is_attached and back.display:
+            # At once: another question may follow, and must not lose the keys again to what had them before.
+            self.screen.set_focus(back)
+
+    def _open(self, purpose: str, label: str, field: Widget) -> None:
+        focused = self.screen.focused
+        # One question may follow another before the focus is back: what had it first gets it in the end.
+        if focused is not None and self not in focused.ancestors and focused.is_attached:
+            self._back_to = focused
+        self.purpose = purpose
+        self._show_candidates([])
+        line = self.query_one(".ask-line")
+        line.remove_children()
+        line.mount(*([Static(label, classes="ask-label", markup=False)] if label else []), field)
+        self.add_class("-asking")
+        # At once: what is typed ahead is its text. What waits in its queue is looked at once it is mounted.
+        self.screen.set_focus(field)
+
+    def _show_candidates(self, names: Sequence[str]) -> None:
+        try:
+            line = self.query_one(".ask-candidates", Static)
+        except NoMatches:
+            return
+        line.display = bool(names)
+        shown = list(names[:40])
+        more = f"  … {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+        line.update(Content("  ".join(shown) + more))
+
+    @on(PathInput.Candidates)
+    def _candidates(self, message: PathInput.Candidates) -> None:
+        message.stop()
+        self._show_candidates(message.names)
+
+    @on(SafeInput.Changed)
+    def _changed(self, message: SafeInput.Changed) -> None:
+        message.stop()
+        if self.is_asking and message.input.is_attached:
+            self.post_message(self.Changed(self.purpose, message.value))
+
+    @on(SafeInput.Submitted)
+    def _submitted(self, message: SafeInput.Submitted) -> None:
+        message.stop()
+        purpose, field = self.purpose, message.input
+        path = field.resolved() if isinstance(field, PathInput) and field.value.strip() else None
+        self.close()
+        self.post_message(self.Submitted(purpose, message.value, path))
+
+    @on(KeyQuestion.Answered)
+    def _answered(self, message: KeyQuestion.Answered) -> None:
+        message.stop()
+        purpose = self.purpose
+        self.close()
+        self.post_message(self.Cancelled(purpose) if message.key == "escape" else self.Chosen(purpose, message.key))
+
+    @on(SafeInput.Cancelled)
+    def _cancelled(self, message: SafeInput.Cancelled) -> None:
+        message.stop()
+        purpose = self.purpose
+        self.close()
+        self.post_message(self.Cancelled(purpose))

@@ -1,0 +1,304 @@
+"""One option of the configuration on one line: mark, key, value and help, and below it what is wrong with the value."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.cells import cell_len
+from textual import events, on
+from textual.content import Content
+from textual.geometry import Size
+from textual.message import Message
+from textual.reactive import reactive
+from textual.widget import Widget
+
+from core.text import one_line
+from core.units import exact_number
+from tui.widgets.forms.path_input import PathInput
+from tui.widgets.forms.safe_input import SafeInput
+from tui.widgets.strips import fit
+
+if TYPE_CHECKING:
+    from core.config.schema import Option
+
+_MARK_WIDTH = 3
+_KEY_WIDTH = 23
+
+
+def format_value(value: Any) -> str:
+    """A value as it is typed into the form."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return exact_number(value)
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {_toml_string(str(item))}' for key, item in value.items())}}}"
+    if isinstance(value, list):
+        parts = [format_value(item) if isinstance(item, float) else str(item) for item in value]
+        return ", ".join(parts) if all("," not in part for part in parts) else json.dumps(parts, ensure_ascii=False)
+    return str(value)
+
+
+def _toml_string(text: str) -> str:
+    """A text as TOML writes it: as JSON does, but for the one control character that only JSON leaves as it is."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+class OptionField(Widget):
+    """Shows an option; edits it in place with an input when asked to.
+
+    Args:
+        option: The declaration.
+        base: What a relative path is relative to.
+        suffixes: Endings of the files that completion offers, where the value is a path; None where it is none.
+    """
+
+    DEFAULT_CSS = """
+    OptionField {
+        width: 1fr;
+        height: auto;
+        layout: horizontal;
+        &.-cursor { background: $selected-background; }
+        & > SafeInput { width: 24; height: 1; background: $panel; }
+    }
+    """
+
+    value: reactive[Any] = reactive(None)
+    """What the file says; None where it says nothing and the default holds."""
+    problem = reactive("", layout=True)
+    """One sentence, or nothing."""
+    warning = reactive("", layout=True)
+    """What most likely was not meant, in a sentence or two; nothing where all is well."""
+    notes: reactive[tuple[str, ...]] = reactive((), layout=True)
+    """How the value differs from others: ``• was 32 in preset``, ``≠ last run 1e-4``."""
+    baseline: reactive[Any] = reactive(None)
+    """The value that would hold if nobody had changed it: that of a preset, else the default."""
+    is_cursor = reactive(False, toggle_class="-cursor")
+    """Whether the cursor of the form is on it."""
+    lights_up = reactive(False)
+    """Whether the form has the keys; without them the cursor is only hinted at."""
+
+    @dataclass
+    class Typed(Message):
+        """The text in the input has changed."""
+
+        field: OptionField
+        text: str
+
+    @dataclass
+    class Committed(Message):
+        """The input has been left with its text."""
+
+        field: OptionField
+        refocus: bool
+
+    @dataclass
+    class Abandoned(Message):
+        """The input has been left with ``esc``; the value is to be what it was."""
+
+        field: OptionField
+        before: Any
+
+    @dataclass
+    class Clicked(Message):
+        """The mouse has been on it."""
+
+        field: OptionField
+
+    def __init__(self, option: Option, *, base: Path, suffixes: Sequence[str] | None = None) -> None:
+        super().__init__()
+        self.option = option
+        self.base = base
+        self.suffixes = suffixes
+        self.unset_text = ""
+        self._before: Any = None
+        self._text = ""
+        self.set_reactive(OptionField.baseline, option.default)
+
+    @property
+    def is_editing(self) -> bool:
+        """Whether its input is open."""
+        return bool(self._nodes)
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the value differs from the baseline; what must be given anyway differs from nothing."""
+        value = self.option.default if self.value is None else self.value
+        return not self.option.required and value != self.baseline
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The values that can be stepped through; none where the value is typed."""
+        if self.option.type == "boolean":
+            return ("false", "true")
+        return self.option.choices if self.option.type == "choice" else ()
+
+    def next_choice(self, step: int) -> str | None:
+        """The choice so many steps on, from the other end again; None where the value is typed."""
+        if not self.choices:
+            return None
+        present = format_value(self.option.default if self.value is None else self.value)
+        index = self.choices.index(present) if present in self.choices else -1
+        return self.choices[(index + step) % len(self.choices)]
+
+    def edit(self) -> None:
+        """Open the input."""
+        if self.is_editing:
+            return
+        self._before = self.value
+        self._text = text = format_value(self.value if self.value is not None else self.option.default)
+        entry: SafeInput
+        if self.suffixes is not None:
+            entry = PathInput(text, base=self.base, suffixes=self.suffixes)
+        else:
+            entry = SafeInput(text)
+        entry.styles.margin = (0, 0, 0, _MARK_WIDTH + self._key_width)
+        entry.styles.width = (
+            max(self.size.width - _MARK_WIDTH - self._key_width, 8) if self._is_long else self._value_width
+        )
+        self.mount(entry)
+        # At once: what is typed ahead is its text.
+        self.screen.set_focus(entry)
+
+    def close(self) -> None:
+        """Close the input."""
+        self.remove_children()
+        self.refresh(layout=True)
+
+    def commit(self, *, refocus: bool) -> None:
+        """Close the input and say so, if it is open."""
+        if self.is_editing:
+            self.close()
+            self.post_message(self.Committed(self, refocus))
+
+    # Drawing.
+
+    @property
+    def _is_long(self) -> bool:
+        return self.suffixes is not None or self.option.type in ("text", "paths", "list", "numbers", "table")
+
+    @property
+    def _key_width(self) -> int:
+        return self._key_width_in(self.size.width)
+
+    @staticmethod
+    def _key_width_in(width: int) -> int:
+        return _KEY_WIDTH if width >= 56 else 18
+
+    @property
+    def _value_width(self) -> int:
+        return self._value_width_in(self.size.width)
+
+    @staticmethod
+    def _value_width_in(width: int) -> int:
+        rest = width - _MARK_WIDTH - OptionField._key_width_in(width)
+        return max(min(rest, 24 if width < 110 else 36), 1)
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:  # noqa: ARG002 - Textual calls it
+        """One line, and as many as notes, problem and warning take."""
+        return 1 + len(self._lines_below(width))
+
+    def _lines_below(self, width: int) -> list[tuple[str, str]]:
+        """Lines with their style; notes are among them only where there is no room for them beside the value."""
+        beside = self._room_beside(width)
+        notes = "  ".join(self.notes)
+        texts = [
+            ("" if cell_len(notes) <= beside else notes, "$accent"),
+            (f"✗ {self.problem}" if self.problem else "", "$limit"),
+            (f"! {self.warning}" if self.warning and not self.problem else "", "$near"),
+        ]
+        room = max(width - _MARK_WIDTH - 2, 8)
+        return [(line.plain, style) for text, style in texts if text for line in Content(one_line(text)).wrap(room)]
+
+    def _room_beside(self, width: int) -> int:
+        """Columns for help or notes behind the value."""
+        return width - _MARK_WIDTH - self._key_width_in(width) - self._value_width_in(width) - 1
+
+    def render(self) -> Content:
+        """The line, and below it the problem."""
+        width = self.size.width
+        mark, mark_style = (
+            ("✗", "$limit bold")
+            if self.problem
+            else ("!", "$near bold")
+            if self.warning
+            else ("•", "$accent bold")
+            if self.is_changed
+            else (" ", "")
+        )
+        pointer = "▸" if self.is_cursor else " "
+        rest = self._room_beside(width)
+        notes = "  ".join(self.notes)
+        has_notes = 0 < cell_len(notes) <= rest
+        parts: list[tuple[str, str]] = [
+            (pointer, "$primary bold" if self.lights_up else "$muted"),
+            (f"{mark} ", mark_style),
+            (fit(self.option.key, self._key_width), "bold" if self.is_cursor and self.lights_up else ""),
+            (self._value_text(), self._value_style),
+            (" " + fit(notes if has_notes else self.option.help, rest), "$accent" if has_notes else "$muted")
+            if rest > 8 or has_notes
+            else ("", ""),
+        ]
+        lines = [Content.assemble(*parts)]
+        indent = " " * (_MARK_WIDTH + 2)
+        lines += [Content.styled(indent + line, style) for line, style in self._lines_below(width)]
+        return Content("\n").join(lines)
+
+    @property
+    def _value_style(self) -> str:
+        if self.problem:
+            return "$limit"
+        return "bold $foreground" if self.is_changed else "$muted" if self.value is None else "$foreground"
+
+    def _value_text(self) -> str:
+        width = self._value_width
+        value = self.option.default if self.value is None else self.value
+        text = one_line(format_value(value)) or self.unset_text or "–"
+        if self.choices:
+            text += " ▾" if self.option.type == "choice" else ""
+        elif self.option.unit and value is not None and len(text) + len(self.option.unit) + 1 <= width:
+            text += f" {self.option.unit}"
+        elif len(text) > width and self.suffixes is not None:
+            # The end of a path tells more than its beginning.
+            text = "…" + text[-(width - 1) :]
+        return fit(text, width)
+
+    def watch_value(self) -> None:
+        """The mark and the text follow."""
+        self.refresh()
+
+    # Events.
+
+    def on_click(self, event: events.Click) -> None:
+        """Tell the form."""
+        event.stop()
+        self.post_message(self.Clicked(self))
+
+    @on(SafeInput.Changed)
+    def _typed(self, message: SafeInput.Changed) -> None:
+        message.stop()
+        # The input also announces the text it was opened with.
+        if message.input.is_attached and self.is_editing and message.value != self._text:
+            self._text = message.value
+            self.post_message(self.Typed(self, message.value))
+
+    @on(SafeInput.Submitted)
+    def _submitted(self, message: SafeInput.Submitted) -> None:
+        message.stop()
+        self.commit(refocus=True)
+
+    @on(SafeInput.Cancelled)
+    def _cancelled(self, message: SafeInput.Cancelled) -> None:
+        message.stop()
+        self.close()
+        self.post_message(self.Abandoned(self, self._before))
+
+    def on_descendant_blur(self) -> None:
+        """Leaving the input by the mouse or by tab keeps its text."""
+        self.commit(refocus=False)

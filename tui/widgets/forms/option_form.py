@@ -1,0 +1,143 @@
+"""The options of a configuration as a form that is walked through with a cursor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from textual import on
+from textual.containers import VerticalScroll
+from textual.message import Message
+from textual.reactive import reactive
+from textual.widgets import Static
+
+from tui.widgets.forms.option_field import OptionField
+
+
+class SectionTitle(Static):
+    """The name of a section."""
+
+    DEFAULT_CSS = "SectionTitle { height: 1; width: 1fr; color: $primary; text-style: bold; }"
+
+    def __init__(self, section: str) -> None:
+        super().__init__(section.capitalize(), markup=False)
+        self.section = section
+
+
+class OptionForm(VerticalScroll, can_focus=True, inherit_bindings=False):
+    """Fields under the titles of their sections; keys are bound by the pane it is in."""
+
+    DEFAULT_CSS = """
+    OptionForm { height: 1fr; background: transparent; scrollbar-size-vertical: 1; scrollbar-gutter: stable; }
+    """
+
+    cursor = reactive(0, always_update=True)
+    """Which of the visible fields the cursor is on."""
+
+    @dataclass
+    class Moved(Message):
+        """The cursor is on another field; None when no field is visible."""
+
+        field: OptionField | None
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self.fields: list[OptionField] = []
+        self._visible: list[OptionField] = []
+
+    async def build(self, fields: Sequence[OptionField]) -> None:
+        """Mount the fields, in this order, with their section titles."""
+        await self.remove_children()
+        self.fields = list(fields)
+        widgets: list[SectionTitle | OptionField] = []
+        section = ""
+        for field in fields:
+            if field.option.section != section:
+                section = field.option.section
+                widgets.append(SectionTitle(section))
+            widgets.append(field)
+        await self.mount_all(widgets)
+
+    def filter(self, keep: Callable[[OptionField], bool]) -> None:
+        """Show only some of the fields; the cursor stays on its field where that is still there."""
+        present = self.current
+        for field in self.fields:
+            field.display = keep(field)
+        self._visible = [field for field in self.fields if field.display]
+        shown = {field.option.section for field in self._visible}
+        for title in self.query(SectionTitle):
+            title.display = title.section in shown
+        self.cursor = self._visible.index(present) if present in self._visible else 0
+
+    @property
+    def current(self) -> OptionField | None:
+        """The field under the cursor."""
+        return self._visible[self.cursor] if 0 <= self.cursor < len(self._visible) else None
+
+    @property
+    def shown(self) -> Sequence[OptionField]:
+        """The fields that are shown."""
+        return self._visible
+
+    def field(self, name: str) -> OptionField | None:
+        """The field of ``section.key``, shown or not."""
+        return next((field for field in self.fields if field.option.name == name), None)
+
+    def go_to(self, field: OptionField) -> None:
+        """Put the cursor on a visible field."""
+        if field in self._visible:
+            self.cursor = self._visible.index(field)
+
+    def move(self, rows: int) -> None:
+        """Move the cursor by so many fields."""
+        self.cursor += rows
+
+    def move_page(self, direction: int) -> None:
+        """Move the cursor by a screenful."""
+        self.move(direction * max(1, self.size.height - 2))
+
+    def validate_cursor(self, cursor: int) -> int:
+        """Stay within the visible fields."""
+        return max(0, min(cursor, len(self._visible) - 1))
+
+    def watch_cursor(self) -> None:
+        """Light up the field, keep it in view and tell the pane."""
+        current = self.current
+        for field in self.fields:
+            field.is_cursor = field is current
+            field.lights_up = self.has_focus_within
+        if current is not None:
+            first = self.cursor == 0
+            self.call_after_refresh(self.scroll_home if first else current.scroll_visible, animate=False)
+        self.post_message(self.Moved(current))
+
+    def on_resize(self) -> None:
+        """Keep the cursor in view in the new size."""
+        if (current := self.current) is not None:
+            self.call_after_refresh(current.scroll_visible, animate=False)
+
+    def on_focus(self) -> None:
+        """The cursor lights up."""
+        for field in self.fields:
+            field.lights_up = True
+
+    def on_blur(self) -> None:
+        """The cursor is only hinted at, unless a field is being edited."""
+        for field in self.fields:
+            field.lights_up = field.is_editing
+
+    @on(OptionField.Clicked)
+    def _clicked(self, message: OptionField.Clicked) -> None:
+        message.stop()
+        again = message.field is self.current
+        self.go_to(message.field)
+        if not message.field.is_editing:
+            self.focus()
+            if again:
+                self.post_message(self.Activated(message.field))
+
+    @dataclass
+    class Activated(Message):
+        """A field has been clicked a second time: it is to be edited."""
+
+        field: OptionField

@@ -1,0 +1,261 @@
+"""A list of rows of any length, drawn line by line: only what is on the screen is ever read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from rich.segment import Segment
+from rich.style import Style
+from textual import events
+from textual.geometry import Size
+from textual.message import Message
+from textual.reactive import reactive
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+from core.analysis.problems import Level
+from core.text import steady
+from tui.widgets.strips import fit, mark_matches
+
+#: What stands before the number of a row that can be read and has a problem, and its style.
+_MARKS = {"drop": ("✗", "problem"), "warn": ("!", "warning")}
+#: Columns that hold numbers, on the right of their cells, and one that holds a short word; all narrow, and the first.
+_COUNTS, _WORD = ("tok", "sup"), "label"
+_NARROW = 5
+#: Cells that a text needs to say anything; columns that would have fewer are left out, the last ones first.
+_LEAST = 12
+
+
+@dataclass(frozen=True)
+class RowCells:
+    """One row as the list shows it; texts are sanitized and hold no newline."""
+
+    cells: tuple[str, ...]
+    problem: str = ""
+    """Why the row cannot be read; shown in place of the cells."""
+    number: int = 0
+    """Its number, from 1, where it is not its place in the list."""
+    mark: Level | Literal[""] = ""
+    """The worst problem of a row that can be read."""
+
+
+RowSource = Callable[[int, int], Sequence[RowCells]]
+"""``source(start, count)``: the cells of a window of rows, in constant time whatever ``start`` is."""
+
+
+class RowList(ScrollView, can_focus=True, inherit_bindings=False):
+    """A virtual list with a cursor and a fixed header; keys are bound by the pane it is in."""
+
+    DEFAULT_CSS = """
+    RowList {
+        height: 1fr;
+        background: transparent;
+        scrollbar-size-vertical: 1;
+        overflow-x: hidden;
+        & > .row-list--header { color: $muted; text-style: bold; }
+        & > .row-list--number { color: $muted; }
+        & > .row-list--cursor { background: $selected-background; }
+        & > .row-list--problem { color: $limit; }
+        & > .row-list--warning { color: $near; }
+        & > .row-list--match { color: $near; text-style: underline; }
+        &:focus > .row-list--cursor { text-style: bold; }
+    }
+    """
+
+    COMPONENT_CLASSES: ClassVar[set[str]] = {
+        "row-list--header",
+        "row-list--number",
+        "row-list--cursor",
+        "row-list--problem",
+        "row-list--warning",
+        "row-list--match",
+    }
+
+    cursor = reactive(0, always_update=True)
+    """The place of the cursor in the list, counted from 0."""
+    count = reactive(0)
+    """How many rows the list has, so far."""
+
+    @dataclass
+    class Moved(Message):
+        """The cursor is on another row, or that row has changed."""
+
+        index: int
+
+    @dataclass
+    class Opened(Message):
+        """A row has been double-clicked."""
+
+        index: int
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self.columns: tuple[str, ...] = ()
+        self.term = ""
+        self._source: RowSource | None = None
+        self._window: tuple[int, Sequence[RowCells]] = (0, ())
+        self._highest = 0
+
+    def show(self, source: RowSource | None, columns: Sequence[str], count: int = 0) -> None:
+        """Show other rows, the cursor on the first.
+
+        Args:
+            source: Where the cells come from; None shows nothing.
+            columns: Headings of the cells, without the row number.
+            count: Rows known so far; set ``count`` as more become known.
+        """
+        self._source, self.columns, self.term = source, tuple(columns), ""
+        self.show_part(count)
+
+    def show_part(self, count: int, cursor: int = 0, highest: int = 0) -> None:
+        """Show other rows of the same source.
+
+        Args:
+            count: How many.
+            cursor: Where the cursor goes.
+            highest: The highest number among all rows; 0 where the list has all of them.
+        """
+        self._window = (0, ())
+        self.set_reactive(RowList.count, count)
+        self._highest = highest
+        self.virtual_size = Size(self.size.width, count + 1)
+        self.scroll_to(y=0, animate=False, immediate=True)
+        self.cursor = cursor
+        # How far it can be scrolled is known only after the new layout.
+        self.call_after_refresh(self._scroll_to_cursor)
+
+    def highlight(self, term: str) -> None:
+        """Mark a text wherever it is on the screen, whatever its case; nothing where empty."""
+        self.term = steady(term).lower()
+        self.refresh()
+
+    def invalidate(self) -> None:
+        """Read the visible rows again."""
+        self._window = (0, ())
+        self.refresh()
+
+    def move(self, rows: int) -> None:
+        """Move the cursor by so many rows."""
+        self.cursor += rows
+
+    def move_page(self, direction: int) -> None:
+        """Move the cursor by a screenful."""
+        self.cursor += direction * max(1, self.size.height - 2)
+
+    def validate_cursor(self, cursor: int) -> int:
+        """Stay within the rows."""
+        return max(0, min(cursor, self.count - 1))
+
+    def watch_cursor(self, cursor: int) -> None:
+        """Keep the cursor in view and tell the pane."""
+        self._scroll_to_cursor()
+        self.refresh()
+        if self.count:
+            self.post_message(self.Moved(cursor))
+
+    def watch_count(self, before: int, count: int) -> None:
+        """Grow or shrink the scrollable area; rows that were short before are read again."""
+        self.virtual_size = Size(self.size.width, count + 1)
+        if before - self._window[0] < self.size.height:
+            self.invalidate()
+        if before == 0 and count:
+            self.cursor = 0
+
+    def on_resize(self) -> None:
+        """Keep the cursor in view in the new size."""
+        self.virtual_size = Size(self.size.width, self.count + 1)
+        # How far it can be scrolled is known only after the new layout.
+        self.call_after_refresh(self._scroll_to_cursor)
+
+    def _scroll_to_cursor(self) -> None:
+        body = self.size.height - 1
+        if body < 1:
+            return
+        top = round(self.scroll_y)
+        if self.cursor < top:
+            self.scroll_to(y=self.cursor, animate=False, immediate=True)
+        elif self.cursor >= top + body:
+            self.scroll_to(y=self.cursor - body + 1, animate=False, immediate=True)
+
+    def _row(self, index: int, top: int) -> RowCells | None:
+        """The cells of a row, read a screenful at a time."""
+        start, rows = self._window
+        if not start <= index < start + len(rows):
+            if self._source is None:
+                return None
+            count = min(max(self.size.height, 1), self.count - top)
+            rows = self._source(top, count)
+            start = top
+            self._window = (start, rows)
+        return rows[index - start] if 0 <= index - start < len(rows) else None
+
+    def render_line(self, y: int) -> Strip:
+        """The header, or one row."""
+        width = self.scrollable_content_region.width
+        if width < 1:
+            return Strip.blank(0)
+        if y == 0:
+            return self._draw(("#", *self.columns), width, self.get_component_rich_style("row-list--header"), "  ")
+        top = round(self.scroll_y)
+        index = top + y - 1
+        if index >= self.count:
+            return Strip.blank(width, self.rich_style)
+        row = self._row(index, top)
+        if row is None:
+            return Strip.blank(width, self.rich_style)
+        at_cursor = index == self.cursor
+        base = self.get_component_rich_style("row-list--cursor") if at_cursor else self.rich_style
+        number = str(row.number or index + 1)
+        if row.problem:
+            problem = self.get_component_rich_style("row-list--problem", partial=True)
+            return self._draw((number, f"✗ {row.problem}"), width, base + problem, "▸ " if at_cursor else "  ")
+        return self._draw((number, *row.cells), width, base, "▸" if at_cursor else " ", row.mark)
+
+    def _widths(self, width: int, cells: int) -> list[int]:
+        """Cell widths: the number as wide as the last one, the last of two columns two fifths of the rest."""
+        number = max(3, len(str(self._highest or self.count)))
+        narrow = [_NARROW] * sum(map(_is_narrow, self.columns)) if cells == len(self.columns) + 1 else []
+        rest = width - number - 2 - sum(size + 2 for size in narrow)
+        texts = cells - 1 - len(narrow)
+        while texts > 1 and rest - 2 * texts < texts * _LEAST:
+            texts -= 1
+        rest -= 2 * texts
+        share = rest * 3 // 5 if texts == 2 else rest // max(texts, 1)
+        before = [share] * (texts - 1)
+        return [number, *narrow, *before, max(rest - sum(before), 0)]
+
+    def _draw(self, cells: Sequence[str], width: int, style: Style, cursor: str, level: str | None = None) -> Strip:
+        widths = self._widths(width, len(cells))
+        number = cells[0].rjust(widths[0])
+        muted = self.get_component_rich_style("row-list--number", partial=True)
+        segments = [Segment(cursor, style)]
+        if level is not None:
+            mark, name = _MARKS.get(level, (" ", "number"))
+            segments.append(Segment(mark, style + self.get_component_rich_style(f"row-list--{name}", partial=True)))
+        segments.append(Segment(number, style + muted))
+        for place, (text, size) in enumerate(zip(cells[1:], widths[1:], strict=False)):
+            segments.append(Segment("  ", style))
+            if len(cells) == len(self.columns) + 1 and _is_narrow(self.columns[place]):
+                aligned = text.rjust(size) if self.columns[place] in _COUNTS else text
+                segments.append(Segment(fit(aligned, size), style + muted))
+                continue
+            segments.extend(self._marked(fit(steady(text), size), style))
+        return Strip(segments).adjust_cell_length(width, style)
+
+    def _marked(self, text: str, style: Style) -> list[Segment]:
+        match = style + self.get_component_rich_style("row-list--match", partial=True)
+        return mark_matches(text, self.term, style, match)
+
+    def on_click(self, event: events.Click) -> None:
+        """Put the cursor on the clicked row; open it at the second click."""
+        index = round(self.scroll_y) + event.y - 1
+        if event.y >= 1 and index < self.count:
+            self.cursor = index
+            if event.chain == 2:
+                self.post_message(self.Opened(index))
+
+
+def _is_narrow(column: str) -> bool:
+    return column in _COUNTS or column == _WORD
