@@ -17,11 +17,12 @@ from typing import Any
 from core.config.document import ConfigDocument
 from core.data.conversation import RowError
 from core.data.files.reader import open_rows
-from core.data.registries.resolve import load_registry, resolve_source
+from core.data.registries.resolve import resolve_source
+from core.data.registries.source import load_registry
 from core.errors import LONGEST, UserError
 from core.hub.listing import read_listing
 from core.importers.convert import import_config
-from core.memory.sandboxed import load_architecture
+from core.models.architecture.sandboxed import load_architecture
 from core.models.sandboxed import check_model_config, check_model_directory
 from core.runs.history import read_history
 from core.runs.state import RunState

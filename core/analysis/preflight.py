@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from typing import Literal
 
 from core.analysis.duplicates import digest, normalized
+from core.config.choices import RefusalCode
 from core.data.conversation import Example
 from core.errors import UserError
-
-RefusalCode = Literal["format_ambiguous", "template_missing", "nothing_supervised", "stop_untrained", "eval_leak"]
 
 #: Greatest share of the rows read that may have nothing to learn.
 NOTHING_SUPERVISED_SHARE = 0.1
@@ -20,11 +18,6 @@ EVAL_LEAK_SHARE = 0.05
 
 #: Told code, message and hint of what was found and goes on.
 Notice = Callable[[str, str, str], None]
-
-
-def allowed_codes(value: RefusalCode | list[RefusalCode] | None) -> tuple[RefusalCode, ...]:
-    """The codes of ``data.allow``."""
-    return () if value is None else (value,) if isinstance(value, str) else tuple(value)
 
 
 class Preflight:

@@ -11,15 +11,12 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from core.analysis.lengths import Lengths
-from core.analysis.preflight import allowed_codes
 from core.analysis.problems import Problem
-from core.data.formats.shapes import Objective
-from core.template.settings import MaskSettings, Supervise, supervised_turns
+from core.config.choices import Objective, Overlong, Supervise, allowed_codes
+from core.template.settings import MaskSettings, supervised_turns
 
 if TYPE_CHECKING:
     from core.config.schema import Config
-
-Overlong = Literal["drop", "truncate", "refuse"]
 
 
 @dataclass(frozen=True)
@@ -107,7 +104,7 @@ class SourceFormat:
 
     Args:
         name: What it is called in the configuration.
-        format: One of :data:`~core.data.formats.shapes.FORMATS`.
+        format: One of :data:`~core.config.choices.FORMATS`.
         reason: Why, one sentence.
         rows: How many it has; the first has the number 0, those of the next source go on from there.
     """

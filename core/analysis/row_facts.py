@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.analysis.duplicates import digest, normalized, signature
-from core.analysis.result import Overlong
 from core.analysis.scripts import main_script
+from core.config.choices import COMPARED, LEARNED, Format, Objective, Overlong
 from core.data.conversation import Example, Message, RowError
 from core.data.files.rows import Row
 from core.data.formats.detect import Detection
-from core.data.formats.shapes import COMPARED, LEARNED, Format, Objective, find_parts
+from core.data.formats.shapes import find_parts
 from core.sandbox.limits import cpu_limit
 from core.secrets import find_email, find_secret
 from core.template.mask import MaskedRow, Masker

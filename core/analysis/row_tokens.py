@@ -10,7 +10,8 @@ from core.analysis.result import Analysis, AnalysisRequest
 from core.data.conversation import RowError
 from core.data.files.rows import Row
 from core.data.formats.detect import SAMPLE, Detection
-from core.data.registries.resolve import DataSource, resolve_sources
+from core.data.registries.resolve import resolve_sources
+from core.data.registries.source import DataSource
 from core.errors import UserError
 from core.models.find import find_model, missing_model
 from core.sandbox.pool import sandboxed

@@ -22,7 +22,8 @@ from core.analysis.row_facts import Examiner, RowFacts
 from core.data.files.rows import Row, RowFile
 from core.data.formats.ambiguity import find_ambiguity
 from core.data.formats.detect import SAMPLE, Detection
-from core.data.registries.resolve import DataSource, refuse_two_evals, resolve_sources, weights_of
+from core.data.registries.resolve import refuse_two_evals, resolve_sources, weights_of
+from core.data.registries.source import DataSource
 from core.sandbox.limits import limit_growth
 from core.template.mask import Masker
 from core.text import one_line

@@ -17,12 +17,11 @@ from core.chat.engine import ChatEngine, ModelSpec, Progress
 from core.chat.request import ChatRequest, GenerationSettings, Source
 from core.config.schema import WEIGHT_METHODS, Config, ModelSection
 from core.errors import UserError
-from core.launch.launcher import complete_checkpoints
 from core.models.find import find_model
 from core.paths import user_path
 from core.runs.after_end import start_again
 from core.runs.client import ControlClient
-from core.runs.store import Run, find_run
+from core.runs.store import Run, complete_checkpoints, find_run
 from core.small_files import open_regular, read_small
 from core.text import one_line, sanitize
 

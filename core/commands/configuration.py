@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from core import paths
@@ -12,6 +13,7 @@ from core.config.document import ConfigDocument
 from core.config.facts import Facts, find_missing_trackers, read_shape
 from core.config.schema import Config
 from core.hardware.card import find_card
+from core.memory.disk import disk_need
 from core.presets.choose import Choice, choose_preset
 from core.presets.library import Aim, apply_preset, find_preset
 
@@ -88,11 +90,13 @@ def gather_facts(config: Config) -> Facts:
         free = shutil.disk_usage(paths.existing_parent(paths.runs_dir())).free
     except OSError:
         free = None
+    model = read_shape(config.model.base)
     return Facts(
-        model=read_shape(config.model.base),
+        model=model,
         device="cuda" if card is not None else None,
         bf16=card.has_bf16 if card is not None else None,
         device_bytes=card.memory_total if card is not None else None,
         free_bytes=free,
         missing_trackers=find_missing_trackers() if config.tracking.tools else None,
+        disk_need=partial(disk_need, model),
     )

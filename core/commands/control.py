@@ -79,7 +79,7 @@ def _newest_checkpoint(target: Run) -> str:
     Raises:
         UserError: If there is none, against what the worker has said.
     """
-    from core.launch.launcher import complete_checkpoints
+    from core.runs.store import complete_checkpoints
 
     complete = complete_checkpoints(target)
     if not complete:

@@ -49,8 +49,8 @@ def run(args: argparse.Namespace) -> int:
     """Plan; the exit code is 0 whether it fits or not."""
     from core.config.document import load_config
     from core.memory.planner import make_plan
-    from core.memory.sandboxed import load_architecture
     from core.models.architecture.load import find_model
+    from core.models.architecture.sandboxed import load_architecture
     from core.runs.forecast import forecast, this_machine
 
     config = load_config(Path(args.config), args.set)

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _say_what_is_lost(target: Run) -> None:
-    from core.launch.launcher import complete_checkpoints
+    from core.runs.store import complete_checkpoints
 
     state = target.state()
     saved = [int(path.name.removeprefix("step-")) for path in complete_checkpoints(target)]

@@ -9,9 +9,9 @@ from typing import Any
 from core.commands.common import PROGRAM, describe_state, emit, exit_code, say
 from core.commands.follow import Followed
 from core.errors import UserError
-from core.launch.launcher import complete_checkpoints, failure_reason
+from core.launch.launcher import failure_reason
 from core.runs.after_end import way_on
-from core.runs.store import Run
+from core.runs.store import Run, complete_checkpoints
 from core.text import one_line
 from core.tracking.start import places
 from core.units import format_bytes, format_number, format_rate

@@ -7,8 +7,8 @@ import subprocess
 from typing import TYPE_CHECKING, Any
 
 from core.commands.common import EXIT_ERROR, add_json_flag, add_run_argument, emit, note, say
+from core.config.choices import TRACKERS, Tracker
 from core.errors import UserError
-from core.tracking import TRACKERS, Tracker
 
 if TYPE_CHECKING:
     from core.runs.store import Run

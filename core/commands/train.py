@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, get_args
 from core.commands.common import PROGRAM, add_json_flag, emit, note, say
 
 if TYPE_CHECKING:
-    from core.analysis.preflight import RefusalCode
     from core.commands.follow import Interrupts
+    from core.config.choices import RefusalCode
     from core.config.schema import Config
     from core.runs.store import Run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    from core.analysis.preflight import RefusalCode
+    from core.config.choices import RefusalCode
 
     parser.add_argument("config", metavar="CONFIG", help="configuration file (TOML)")
     parser.add_argument(
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 def allow(config: Config, codes: Sequence[RefusalCode]) -> Config:
     """The configuration with more codes in ``data.allow``."""
-    from core.analysis.preflight import allowed_codes
+    from core.config.choices import allowed_codes
 
     every = [*allowed_codes(config.data.allow), *codes]
     return config.model_copy(update={"data": config.data.model_copy(update={"allow": list(dict.fromkeys(every))})})

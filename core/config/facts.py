@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
+from core.config.choices import TRACKERS
+from core.config.schema import Config
 from core.errors import UserError
-from core.memory.sandboxed import load_architecture
 from core.models.architecture.architecture import Architecture
 from core.models.architecture.load import find_model
-from core.tracking import TRACKERS
+from core.models.architecture.sandboxed import load_architecture
+
+
+class DiskNeed(NamedTuple):
+    """Bytes that a run writes: a checkpoint, and the whole of it with the checkpoints that are kept."""
+
+    checkpoint: int
+    run: int
+
+
+def _unknown_need(_: Config) -> DiskNeed | None:
+    return None
 
 
 @dataclass(frozen=True)
@@ -26,6 +39,7 @@ class Facts:
         free_bytes: Room on the disk of the runs.
         rows: Rows that are trained on in an epoch.
         missing_trackers: Those that are not installed.
+        disk_need: Tells what a run of a configuration writes; None where that cannot be told.
     """
 
     model: Architecture | None = None
@@ -35,6 +49,7 @@ class Facts:
     free_bytes: int | None = None
     rows: int | None = None
     missing_trackers: frozenset[str] | None = None
+    disk_need: Callable[[Config], DiskNeed | None] = _unknown_need
 
 
 def find_missing_trackers() -> frozenset[str]:

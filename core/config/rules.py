@@ -11,14 +11,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from core.config.choices import COMPARED, LEARNED
+from core.config.derived import updates_in_backward
 from core.config.facts import Facts
 from core.config.schema import WEIGHT_METHODS, Config
 from core.config.targets import expression_problem
-from core.data.formats.shapes import COMPARED, LEARNED
-from core.errors import UserError
-from core.memory.plan import Machine, Plan
-from core.memory.planner import make_plan
-from core.memory.sizes import updates_in_backward
 from core.text import one_line
 from core.units import format_bytes
 
@@ -87,17 +84,6 @@ def total_steps(config: Config, facts: Facts) -> int | None:
     if facts.rows is None:
         return None
     return math.ceil(config.train.epochs * math.ceil(facts.rows / config.train.batch_size))
-
-
-def disk_plan(config: Config, facts: Facts) -> Plan | None:
-    """The memory plan, for what it says of the disk; None where it cannot be told, or the room there is not known."""
-    if facts.model is None or facts.free_bytes is None:
-        return None
-    try:
-        # What is written is the same on every device.
-        return make_plan(facts.model, config, Machine("cpu", disk_free_bytes=facts.free_bytes))
-    except UserError:
-        return None
 
 
 def _rule(level: Level, *options: str) -> Callable[[Callable[[Config, Facts], Findings]], None]:
@@ -638,9 +624,9 @@ def _checkpoint_in_run(config: Config, facts: Facts) -> Findings:
 @_rule("error", "checkpoint.keep", "method.rank")
 def _room_for_one(config: Config, facts: Facts) -> Findings:
     """There is room on the disk for a checkpoint and the adapter."""
-    plan, free = disk_plan(config, facts), facts.free_bytes
-    if plan is not None and free is not None and plan.checkpoint_bytes > free:
-        size = format_bytes(plan.checkpoint_bytes)
+    need, free = facts.disk_need(config), facts.free_bytes
+    if need is not None and free is not None and need.checkpoint > free:
+        size = format_bytes(need.checkpoint)
         yield (
             f"A checkpoint takes about {size}, and the disk of the runs has {format_bytes(free)} free.",
             "Make room, set LOCALTUNE_HOME to a larger disk, or lower method.rank.",
@@ -650,12 +636,12 @@ def _room_for_one(config: Config, facts: Facts) -> Findings:
 @_rule("warning", "checkpoint.keep", "method.rank")
 def _room_for_all(config: Config, facts: Facts) -> Findings:
     """There is room on the disk for as many checkpoints as are kept, and one more."""
-    plan, free, keep = disk_plan(config, facts), facts.free_bytes, config.checkpoint.keep
-    if plan is not None and free is not None and plan.checkpoint_bytes <= free and not plan.disk_fits:
-        fewer = keep - math.ceil((plan.disk_bytes - free) / plan.checkpoint_bytes)
+    need, free, keep = facts.disk_need(config), facts.free_bytes, config.checkpoint.keep
+    if need is not None and free is not None and need.checkpoint <= free < need.run:
+        fewer = keep - math.ceil((need.run - free) / need.checkpoint)
         lower = f"Lower checkpoint.keep to {fewer}, or make" if fewer >= 1 else "Make"
         yield (
-            f"{_checkpoints(keep)}, the one being written and the adapter take about {format_bytes(plan.disk_bytes)}, "
+            f"{_checkpoints(keep)}, the one being written and the adapter take about {format_bytes(need.run)}, "
             f"and on the disk of the runs {format_bytes(free)} are free.",
             f"{lower} room.",
         )

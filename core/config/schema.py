@@ -16,11 +16,8 @@ from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.fields import FieldInfo
 
-from core.analysis.preflight import RefusalCode
+from core.config.choices import ColumnRole, Objective, Overlong, RefusalCode, Supervise, Tracker
 from core.config.manual import NOTHING_SAID, Entry, manual
-from core.data.formats.mapping import ColumnRole
-from core.data.formats.shapes import Objective
-from core.tracking import Tracker
 
 #: Names of files, models and runs, none of which can have a NUL in it.
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, pattern=r"^[^\x00]*$")]
@@ -87,7 +84,7 @@ class DataSection(Section):
     weights: list[Weight] | None = _option(
         None, "How often the rows of each entry of data.train are used in an epoch: 0.5 is half of them, 2 is twice."
     )
-    supervise: Literal["assistant", "last", "all"] = _option(
+    supervise: Supervise = _option(
         "assistant",
         "What is learned of a conversation: the assistant's turns, its last one, or the whole text; "
         "a message's train flag says for itself.",
@@ -96,7 +93,7 @@ class DataSection(Section):
         "drop",
         "Rows whose messages write special tokens such as <|im_end|>: drop them, or keep them and let them act so.",
     )
-    overlong: Literal["drop", "truncate", "refuse"] = _option(
+    overlong: Overlong = _option(
         "drop", "What happens to rows longer than train.max_length; the count is always reported."
     )
     allow: RefusalCode | list[RefusalCode] | None = _option(

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from core import paths
 from core.atomic import fsync_dir, write_atomic
-from core.data.files.shards import MOST_SHARDS
 from core.directories import disk_error, exclusive_lock, require_space
 from core.errors import UserError
 from core.helper import tie_to_parent
 from core.hub.safe_path import safe_path
 from core.hub.selection import data_names, read_subsets
+from core.hub.shard_names import MOST_SHARDS
 from core.hub.store import PARTIAL_NAME, Record, note_ref, repository_dir, select_files
 from core.hub_uri import DEFAULT_REVISION, HubEntry, is_commit, parse_entry
 from core.models.check import check_model_config, check_model_directory

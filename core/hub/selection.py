@@ -10,9 +10,8 @@ from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Any
 
-from core.data.files.shards import MOST_SHARDS
 from core.errors import UserError
-from core.hub.shard_names import SPLIT_NAMES, ending, holds_rows, natural, split_of
+from core.hub.shard_names import MOST_SHARDS, SPLIT_NAMES, ending, holds_rows, natural, split_of
 from core.hub_uri import HubEntry, why_unsafe
 from core.models.files import RECORD_NAME
 from core.text import one_line

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import PurePath
 
+#: Files of one dataset that are read; each is kept open.
+MOST_SHARDS = 512
 #: Other words for a split, and the one that is used here.
 SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "validation"}
 

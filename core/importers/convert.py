@@ -17,13 +17,14 @@ from core.errors import UserError
 from core.importers.common.steps import count_rows
 from core.importers.places import Places
 from core.importers.redact import cleaned, redact_name, shown
-from core.importers.rules import Tool
+from core.importers.tool import Tool, carry_over
 from core.importers.tools.axolotl import AXOLOTL
 from core.importers.tools.llama_factory import LLAMA_FACTORY
 from core.importers.tools.unsloth import UNSLOTH
 from core.importers.translation import Entry, Translation, Unknown, file_name
 from core.text import one_line
-from core.yaml_file import YamlFile, read_yaml
+from core.yaml.file import YamlFile
+from core.yaml.sandboxed import read_yaml
 
 #: The tools whose configurations are read, by the name that ``--from`` takes.
 TOOLS: dict[str, Tool] = {tool.kind: tool for tool in (AXOLOTL, LLAMA_FACTORY, UNSLOTH)}
@@ -95,11 +96,9 @@ def import_config(path: Path, kind: str | None = None, home: Path | None = None)
     source = read_yaml(path, cleaned)
     tool, reason = _tool(source, kind)
     values, empty = _flatten(tool, source)
-    work = Translation(tool, source, Places.find(path, tool.places(source.values), home), values, inner=dict(empty))
-    work.run()
-    for key in empty:
-        if not work.is_done(key):
-            work.note_empty(key)
+    places = Places.find(path, tool.places(source.values), home)
+    work = Translation(tool.title, source, places, values, inner=dict(empty))
+    carry_over(tool, work, empty)
     toml = _write(work)
     facts = Facts(rows=count_rows(work))
     remarks = [f"{remark.sentence} {remark.hint}" for remark in ConfigDocument(toml).remarks(facts)]
@@ -181,7 +180,7 @@ def _some(keys: list[str]) -> str:
 
 
 def _write(work: Translation) -> str:
-    name, title = file_name(work.source.path), work.tool.title
+    name, title = file_name(work.source.path), work.title
     lines = [
         f"# Imported from {name}, a configuration of {title}.",
         "# A line with a comment was decided or asks for something, one without was copied.",

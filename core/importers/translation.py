@@ -16,9 +16,9 @@ from core.config.schema import Config, find_option
 from core.errors import UserError
 from core.importers.places import Places
 from core.importers.redact import cleaned, holds_secret, redact, redact_name, shown
-from core.importers.rules import Choice, Copy, Joint, Kind, Missing, Tool, is_one_of
+from core.importers.rules import Choice, Copy, Kind, is_one_of
 from core.text import one_line
-from core.yaml_file import YamlFile
+from core.yaml.file import YamlFile
 
 _WANTED: dict[Kind, str] = {
     "integer": "a whole number",
@@ -79,13 +79,13 @@ class Translation:
     """The work on one file.
 
     Args:
-        tool: Whose file it is.
+        title: Name of the tool whose file it is.
         source: The file.
         places: What its relative paths stand for.
         values: Its keys, those of the tool's sections as ``section.key``; keys without a value left out.
     """
 
-    tool: Tool
+    title: str
     source: YamlFile
     places: Places
     values: dict[str, Any]
@@ -220,7 +220,11 @@ class Translation:
         guess = near[0] if near else ""
         meant = f" Did you mean {guess}?" if guess else ""
         self.unknown.append(Unknown(redact_name(key), self.source.lines.get(key), guess))
-        self._note(self.unsupported, key, None, f"Unknown: {self.tool.title} has no such key.{meant}")
+        self._note(self.unsupported, key, None, f"Unknown: {self.title} has no such key.{meant}")
+
+    def note_empty(self, key: str) -> None:
+        """A key without a value: the default holds, which may have been decided already."""
+        self._note(self.carried, key, None, "Empty: the default holds.")
 
     def is_done(self, key: str) -> bool:
         """Whether it has been said what becomes of a key."""
@@ -233,30 +237,7 @@ class Translation:
         value = self.values[key] if key in self.values else self.inner.get(key)
         where.append(Entry(redact_name(key), redact(key, value), to, cleaned(reason)))
 
-    # Carrying out the table.
-
-    def run(self) -> None:
-        """Carry everything over, each key of the file ending in exactly one of the lists."""
-        functions = dict.fromkeys(rule.function for rule in self.tool.table.values() if isinstance(rule, Joint))
-        for function in functions:
-            function(self)
-        for key, rule in self.tool.table.items():
-            if isinstance(rule, Copy):
-                self.copy(key, rule)
-            elif isinstance(rule, Choice):
-                self.choose(key, rule)
-            elif self.has(key) and not self.is_done(key):
-                self._leave(key, rule)
-        for key in self.values:
-            if not self.is_done(key):
-                self.note_unknown(key, [*self.tool.table, *self.tool.sections])
-
-    def note_empty(self, key: str) -> None:
-        """A key without a value: the default holds, which may have been decided already."""
-        if key not in self.tool.table and key not in self.tool.sections:
-            self.note_unknown(key, [*self.tool.table, *self.tool.sections])
-        else:
-            self._note(self.carried, key, None, "Empty: the default holds.")
+    # Carrying out rules for single keys.
 
     def copy(self, key: str, rule: Copy) -> None:
         """Carry out a :class:`Copy`."""
@@ -299,14 +280,6 @@ class Translation:
         declared = find_option(rule.option)
         ours = declared.default if declared is not None else None
         return rule.absent is not None and rule.absent != ours and rule.option not in self.settings
-
-    def _leave(self, key: str, rule: Missing | Joint) -> None:
-        if isinstance(rule, Joint):
-            self.drop(key, "It has no effect here.")
-        elif is_one_of(self.values[key], rule.off):
-            self.carry(key, None, reason="As it is here.")
-        else:
-            self.drop(key, rule.instead)
 
 
 def _look_up(table: Mapping[Any, Any], word: Any) -> tuple[Any] | None:

@@ -7,13 +7,13 @@ import os
 import time
 
 from core.errors import UserError
-from core.launch.launcher import complete_checkpoints, reap, terminate
+from core.launch.launcher import reap, terminate
 from core.paths import FILE_MODE
 from core.runs.after_end import way_on
 from core.runs.events import ControlEvent, StoppedEvent, encode_event
 from core.runs.lock import try_lock
 from core.runs.state import RunState
-from core.runs.store import Run
+from core.runs.store import Run, complete_checkpoints
 
 
 def kill(run: Run, timeout: float) -> RunState:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from core.redact import is_secret_name
 from core.runs.lock import LOCK_VARIABLE, try_lock
 from core.runs.process import hostname, is_same_process
 from core.runs.state import RunState
-from core.runs.store import Run, create_run
+from core.runs.store import Run, complete_checkpoints, create_run
 from core.small_files import open_regular
 from core.text import one_line
 from core.tracking.start import places, record_failure, start_tracker
@@ -117,19 +116,6 @@ def continue_run(run: Run) -> None:
         _spawn(run, resume=True, lock=lock)
     finally:
         os.close(lock)
-
-
-def complete_checkpoints(run: Run) -> list[Path]:
-    """Checkpoint directories that have their manifest, oldest first; the worker checks whether its hashes hold."""
-    try:
-        found = [
-            (int(match[1]), path)
-            for path in (run.checkpoints_path.iterdir() if run.checkpoints_path.is_dir() else ())
-            if (match := re.fullmatch(r"step-(\d{1,18})", path.name)) and (path / "manifest.json").is_file()
-        ]
-    except OSError:  # a directory that cannot be looked into holds none to go on from
-        return []
-    return [path for _, path in sorted(found)]
 
 
 def wait_until(run: Run, predicate: Callable[[RunState], bool], timeout: float, *, interval: float = 0.05) -> RunState:

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from core.config.derived import updates_in_backward
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
 from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
 from core.memory.rows import Rows
-from core.memory.sizes import updates_in_backward
 from core.models.architecture.architecture import Architecture
 from core.units import format_bytes
 

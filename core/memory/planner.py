@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
+from core.config.derived import sequences_per_row, updates_in_backward
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
 from core.memory.batching import TOKEN_BUDGETS, WHOLE, chunk_positions, padded_length, tokens_of_rows
@@ -24,9 +25,7 @@ from core.memory.sizes import (
     is_any_target,
     optimizer_bytes,
     pinned_bytes,
-    sequences_per_row,
     split_by_targets,
-    updates_in_backward,
 )
 from core.memory.static import adapter_parts, copied_weights, is_mapped, own_weight_parts, weight_parts
 from core.memory.steps import FP32, Adapters, Arithmetic

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from core.analysis.lengths import Lengths
+from core.config.choices import Overlong
 from core.memory.batching import (
     LENGTH_MULTIPLE,
     Runs,
@@ -49,7 +49,7 @@ class Rows:
                 return before, rows, width
         return best
 
-    def limited(self, max_length: int, overlong: Literal["drop", "truncate", "refuse"]) -> Rows | None:
+    def limited(self, max_length: int, overlong: Overlong) -> Rows | None:
         """The rows that are left of these when none may be longer; None for none.
 
         Tokens go down in proportion, as only the lengths' histogram may be known.

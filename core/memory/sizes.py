@@ -6,9 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from core.config.schema import WEIGHT_METHODS, Config
 from core.config.targets import is_target
-from core.data.formats.shapes import Objective
 from core.memory.steps import FP32
 from core.models.architecture.architecture import Layer
 
@@ -47,22 +45,6 @@ def pinned_bytes(layers: int, size: int) -> int:
         size: Bytes of one, in the largest micro-batch.
     """
     return 2 * layers * (1 << max(size - 1, 0).bit_length())
-
-
-def updates_in_backward(config: Config) -> bool:
-    """Whether weights are updated inside backward: by choice, and by itself where a whole model is trained."""
-    wanted = config.memory.optimizer_in_backward
-    trains_weights = config.method.name in WEIGHT_METHODS
-    return trains_weights and (wanted == "on" or (wanted == "auto" and config.method.name == "full"))
-
-
-def sequences_per_row(objective: Objective) -> int:
-    """How many sequences a row is for the model: both answers of a pair go through it together."""
-    return 2 if objective in ("dpo", "orpo") else 1
-
-
-#: Optimizers that keep their states in the dtype of the parameter; the others are of bitsandbytes.
-FP32_STATES = frozenset({"adamw", "adafactor"})
 
 
 def optimizer_bytes(kind: str, elements: int, columns: int = 1) -> int:

@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from core.config.derived import FP32_STATES, updates_in_backward
 from core.config.schema import Config
 from core.memory.phases import Phase
-from core.memory.sizes import FP32_STATES, updates_in_backward
 from core.memory.steps import FP32, Adapters
 from core.models.architecture.architecture import Architecture, Layer
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from core.launch.launcher import complete_checkpoints
-from core.runs.store import Run
+from core.runs.store import Run, complete_checkpoints
 
 
 def way_on(run: Run) -> str:

@@ -14,9 +14,9 @@ from core.memory.advice import Advice, advise
 from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
 from core.memory.rows import Rows
-from core.memory.sandboxed import load_architecture
 from core.models.architecture.architecture import Architecture
 from core.models.architecture.load import find_model
+from core.models.architecture.sandboxed import load_architecture
 from core.runs.pace import Pace, PaceBook
 
 

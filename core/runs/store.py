@@ -253,3 +253,16 @@ def find_run(name: str) -> Run:
             "Give more of the id.",
         )
     return matches[0]
+
+
+def complete_checkpoints(run: Run) -> list[Path]:
+    """Checkpoint directories that have their manifest, oldest first; the worker checks whether its hashes hold."""
+    try:
+        found = [
+            (int(match[1]), path)
+            for path in (run.checkpoints_path.iterdir() if run.checkpoints_path.is_dir() else ())
+            if (match := re.fullmatch(r"step-(\d{1,18})", path.name)) and (path / "manifest.json").is_file()
+        ]
+    except OSError:  # a directory that cannot be looked into holds none to go on from
+        return []
+    return [path for _, path in sorted(found)]

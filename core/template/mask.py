@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from core.config.choices import Supervise
 from core.data.conversation import IGNORED_LABEL, Example, Message, RowError
 from core.errors import UserError
 from core.template.answer_turns import RowText, Turn, group_turns, read_turn
@@ -18,7 +19,6 @@ from core.template.reasoning import place_reasoning
 from core.template.render import ChatTemplate
 from core.template.render_cache import Shapes
 from core.template.row_tokenizer import RowTokenizer, TokenRow, any_of, stop_text
-from core.template.settings import Supervise
 from core.template.stops import stop_token_ids
 from core.template.tokenizer import ModelTokenizer
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from core.config.choices import Supervise
 from core.data.conversation import Example, RowError
 from core.errors import UserError
 from core.template.mask import MaskedRow, Masker
 from core.template.preview import MOST_SHOWN, PAIR, Preview, PreviewRow, PreviewToken
 from core.template.render import ChatTemplate, template_line
-from core.template.settings import Supervise
 from core.template.tokenizer import ModelTokenizer
 
 #: A piece of text that no tokenizer has cut.

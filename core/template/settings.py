@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
+
+from core.config.choices import Supervise
 
 if TYPE_CHECKING:
     from core.template.mask import Masker
     from core.template.tokenizer import ModelTokenizer
-
-Supervise = Literal["assistant", "last", "all"]
 
 
 @dataclass(frozen=True)

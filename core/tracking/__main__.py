@@ -16,12 +16,12 @@ import time
 import traceback
 from pathlib import Path
 
+from core.config.choices import TRACKERS
 from core.errors import UserError
 from core.paths import FILE_MODE
 from core.redact import redact, redact_streams
 from core.runs.store import Run
 from core.text import one_line
-from core.tracking import TRACKERS
 from core.tracking.destinations import DESTINATIONS, refuse_missing
 from core.tracking.figures import told_configuration
 from core.tracking.forward import Forwarder

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from core.config.choices import Tracker
 from core.errors import UserError
-from core.tracking import Tracker
 from core.tracking.position import Place
 
 #: The package of each tracker, which is an extra of this project too.

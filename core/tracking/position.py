@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from core.atomic import write_atomic
+from core.config.choices import Tracker
 from core.paths import make_private_dir
 from core.runs.events import INTEGER_LIMIT
 from core.runs.process import is_same_process
 from core.runs.store import Run
 from core.small_files import read_small
 from core.text import one_line
-from core.tracking import Tracker
 
 _FILE_LIMIT = 1 << 20
 #: States in which a process is at work.

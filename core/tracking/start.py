@@ -8,10 +8,10 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 
+from core.config.choices import TRACKERS
 from core.config.schema import Config
 from core.paths import FILE_MODE
 from core.runs.store import Run
-from core.tracking import TRACKERS
 from core.tracking.position import Place
 
 #: Seconds that a tracker may take for one call before its process is ended.

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import torch
 
+from core.config.derived import FP32_STATES, updates_in_backward
 from core.config.schema import WEIGHT_METHODS, Config
 from core.memory.batching import TOKEN_BUDGETS
-from core.memory.sizes import FP32_STATES, updates_in_backward
 from core.models.fingerprint import BaseFingerprint
 from core.runs.events import StepEvent
 from core.runs.sentences import ALL_DONE

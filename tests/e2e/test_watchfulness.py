@@ -262,7 +262,7 @@ def test_a_worker_that_the_kernel_killed_for_want_of_memory_is_named(
         "import os, pathlib, sys\n"
         "pathlib.Path(sys.argv[1], 'cgroup.procs').write_text(str(os.getpid()))\n"
         "from core.config.schema import Config\n"
-        "from core.runs import launcher\n"
+        "from core.launch import launcher\n"
         "print(launcher.start_run(Config.model_validate_json(open(sys.argv[2]).read()), 'starved').path)\n"
     )
     with workers.environment():

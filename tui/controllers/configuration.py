@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from textual import on
 
-from core.data.formats.shapes import Objective
+from core.config.choices import Objective
 from core.errors import UserError
 from core.text import one_line
 from tui import messages

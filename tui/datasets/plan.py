@@ -15,7 +15,8 @@ from typing import Any
 from core.analysis.result import AnalysisRequest
 from core.config.document import ConfigDocument
 from core.config.schema import find_option
-from core.data.registries.resolve import DataSource, single_source
+from core.data.registries.resolve import single_source
+from core.data.registries.source import DataSource
 from core.errors import UserError
 from core.hub_uri import absolute
 from core.models.find import STARTER_NAME, find_model, missing_model

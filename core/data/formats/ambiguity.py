@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from core.config.choices import Format
 from core.data.files.rows import Row
 from core.data.formats.detect import Detection
-from core.data.formats.shapes import FITS, Format, format_of
+from core.data.formats.shapes import FITS, format_of
 
 #: Share of the rows that must be of another format for the file to be called mixed.
 MIXED_SHARE = 0.05

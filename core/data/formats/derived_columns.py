@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from core.config.choices import Format
 from core.data.conversation import RowError
 from core.data.formats.mapping import ColumnMap
-from core.data.formats.shapes import Format
 from core.errors import UserError
 from core.text import one_line
 

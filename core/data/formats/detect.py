@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from core.config.choices import COMPARED, FORMATS, LEARNED, Format, Objective
 from core.data.conversation import Example, RowError
 from core.data.files.rows import Row
 from core.data.formats.mapping import ColumnMap, missing_columns
-from core.data.formats.shapes import COMPARED, FITS, FORMATS, LEARNED, READERS, Format, Objective, format_of
+from core.data.formats.shapes import FITS, READERS, format_of
 from core.errors import UserError
 from core.text import one_line
 

@@ -6,39 +6,14 @@ import difflib
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
+from core.config.choices import ROLES, ColumnRole, Format
 from core.data.conversation import RowError
-from core.data.formats.shapes import Format
 from core.data.formats.turns import CALL_ROLE, parsed
 from core.errors import UserError
 from core.text import one_line
 
-ColumnRole = Literal[
-    "messages",
-    "user",
-    "assistant",
-    "context",
-    "system",
-    "history",
-    "tools",
-    "text",
-    "chosen",
-    "rejected",
-    "label",
-    "input_ids",
-    "labels",
-    "role",
-    "content",
-    "train",
-    "user_role",
-    "assistant_role",
-    "system_role",
-    "tool_role",
-    "call_role",
-]
-
-ROLES: tuple[ColumnRole, ...] = get_args(ColumnRole)
 #: What is no column but a key inside a message, or the name of a speaker.
 _KEYS: tuple[ColumnRole, ...] = ("role", "content", "train")
 _SPEAKERS: dict[ColumnRole, str] = {

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
+from core.config.choices import FORMATS, Format
 from core.data.conversation import (
     Example,
     Message,
@@ -32,29 +33,6 @@ from core.data.formats.turns import (
 )
 from core.text import one_line
 
-Format = Literal[
-    "messages", "sharegpt", "alpaca", "prompt_completion", "segments", "text", "tokens", "preference", "kto"
-]
-
-#: Every format, and what its rows hold.
-FORMATS: dict[Format, str] = {
-    "messages": "messages: a list of objects with role and content",
-    "sharegpt": "conversations: a list of objects with from and value",
-    "alpaca": "instruction, perhaps input, and output",
-    "prompt_completion": "prompt and completion, or question and answer",
-    "segments": "segments: a list of objects with text and label, true where it is learned",
-    "text": "text",
-    "tokens": "input_ids, perhaps with labels",
-    "preference": "chosen and rejected answers",
-    "kto": "an answer and a label that is true or false",
-}
-#: Formats that say how good answers are, which needs another loss than the usual one.
-COMPARED: dict[Format, str] = {"preference": "preference pairs", "kto": "answers labeled good or bad"}
-#: What is learned: answers as they are, or which ones are better.
-Objective = Literal["sft", "dpo", "orpo", "kto"]
-#: The format of the rows that an objective learns from; those that are not here take all others.
-LEARNED: dict[Objective, Format] = {"dpo": "preference", "orpo": "preference", "kto": "kto"}
-
 _PAIRS = (
     *(("prompt", answer) for answer in ("completion", "response", "answer", "output")),
     *(("question", answer) for answer in ("answer", "response", "output")),
@@ -75,7 +53,7 @@ def format_of(data: Mapping[str, Any]) -> Format | None:
 
 
 def find_parts(data: Mapping[str, Any], wanted: Format) -> dict[str, str]:
-    """Columns of a row by the parts that they play in a format (see :data:`core.data.formats.mapping.ColumnRole`)."""
+    """Columns of a row by the parts that they play in a format (see :data:`core.config.choices.ColumnRole`)."""
     known: dict[str, tuple[str, ...]] = {}
     if wanted in ("text", "tokens"):
         known = {"text": ("text",)} if wanted == "text" else {"input_ids": ("input_ids",), "labels": ("labels",)}

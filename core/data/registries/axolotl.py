@@ -13,7 +13,7 @@ from core.data.formats.mapping import ColumnMap
 from core.data.registries.axolotl_chat import FIXED, read_chat
 from core.data.registries.axolotl_types import read_table, read_type, type_keys
 from core.data.registries.named_files import note_outside
-from core.data.registries.resolve import DataSource, hub_source, load_registry, refuse_unknown_keys
+from core.data.registries.source import DataSource, hub_source, load_registry, refuse_unknown_keys
 from core.errors import UserError
 from core.hub_uri import HubEntry, is_hub_entry, is_hub_id, make_entry, parse_dataset
 from core.paths import user_path

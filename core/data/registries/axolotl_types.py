@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from core.config.choices import ColumnRole
 from core.data.conversation import RowError
 from core.data.formats.derived_columns import BuiltColumns, TextFormat, text_of
-from core.data.formats.mapping import ColumnMap, ColumnRole
+from core.data.formats.mapping import ColumnMap
 from core.data.formats.turns import parsed
 from core.errors import UserError
 from core.text import one_line

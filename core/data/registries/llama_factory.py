@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from core.data.formats.mapping import ColumnMap, ColumnRole
+from core.config.choices import ColumnRole
+from core.data.formats.mapping import ColumnMap
 from core.data.registries.named_files import note_outside
-from core.data.registries.resolve import DataSource, hub_source, load_registry, refuse_unknown_keys
+from core.data.registries.source import DataSource, hub_source, load_registry, refuse_unknown_keys
 from core.errors import UserError
 from core.hub_uri import HubEntry, make_entry
 from core.text import one_line

@@ -58,7 +58,7 @@ def write_file(work: Translation, name: str, mark: str = "") -> Written:
         name: As the tool names it.
         mark: What our reader takes behind the path, as ``#split``.
     """
-    places, title = work.places, work.tool.title
+    places, title = work.places, work.title
     if "://" in name:
         return Written(name, f"{shown('path', name)} must be downloaded first; then name the file.", False)
     if not places.is_local(name):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.data.formats.shapes import Objective
+from core.config.choices import Objective
 from core.importers.translation import Translation
 
 _LOSSES = ("sigmoid", "ipo", "hinge")

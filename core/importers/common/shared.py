@@ -151,7 +151,7 @@ def held_out(work: Translation, key: str, has_rows: bool) -> bool:
 
 def let_special_tokens_act(work: Translation) -> None:
     """Special tokens in the text of a row are those tokens in all three tools; here such rows would be dropped."""
-    work.put(SPECIAL_OPTION, "keep", f"In {work.tool.title}, special tokens that a row writes act as such.")
+    work.put(SPECIAL_OPTION, "keep", f"In {work.title}, special tokens that a row writes act as such.")
 
 
 def _held_out_rows(work: Translation, key: str, wanted: int) -> bool:
@@ -196,7 +196,7 @@ def epochs(work: Translation, key: str, steps: str, default: float) -> float:
     elif number:
         work.carry(key, "train.epochs", number)
     elif default != TrainSection().epochs or number is not None:
-        work.change(key, "train.epochs", default, f"No number of epochs: {work.tool.title} takes {default:g}.")
+        work.change(key, "train.epochs", default, f"No number of epochs: {work.title} takes {default:g}.")
     return number or default
 
 
@@ -231,7 +231,7 @@ def joined_batch(work: Translation, micro: str, accumulate: str, defaults: tuple
 
 def cut_length(work: Translation, key: str, default: int) -> None:
     """The most tokens of a row, in tools that cut what is longer; here it would be dropped."""
-    title = work.tool.title
+    title = work.title
     cut = f"{title} cuts longer rows; here at their end, so that an answer may lose its end."
     length = work.integer(key)
     problem = work.put("train.max_length", default if length is None else length, "" if length else f"{title}'s own.")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from core.config.choices import Tracker
 from core.importers.translation import Translation
-from core.tracking import Tracker
 
 #: All that the functions here may set.
 TRACKING_OPTIONS = ("tracking.tools", "tracking.project", "tracking.name", "tracking.wandb_mode")

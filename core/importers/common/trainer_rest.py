@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from core.importers.rules import Missing, missing
+from core.importers.rules import Missing
+from core.importers.tool import missing
 
 #: Keys of ``Seq2SeqTrainingArguments`` and of its older versions, without those that a tool carries over.
 TRAINER_REST: dict[str, Missing] = missing(

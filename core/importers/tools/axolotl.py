@@ -34,7 +34,8 @@ from core.importers.common.shared import (
 )
 from core.importers.common.steps import every, per_epoch, save_strategy
 from core.importers.common.tracking import TRACKING_OPTIONS, axolotl_trackers
-from core.importers.rules import Choice, Copy, Joint, Rule, Tool, is_one_of, table
+from core.importers.rules import Choice, Copy, is_one_of
+from core.importers.tool import Joint, Rule, Tool, table
 from core.importers.tools.axolotl_data import DATA_OPTIONS, datasets
 from core.importers.tools.axolotl_rest import NOT_OFFERED
 from core.importers.translation import Translation

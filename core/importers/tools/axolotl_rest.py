@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from core.importers.rules import OFF, Missing, missing
+from core.importers.rules import OFF, Missing
+from core.importers.tool import missing
 
 _ATTENTION = (
     "attn_implementation flash_attention sdp_attention xformers_attention flex_attention eager_attention "

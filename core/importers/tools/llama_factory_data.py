@@ -88,10 +88,10 @@ def _source(work: Translation, registry: Path, name: str, *, is_checked: bool) -
     text = places.write(registry, f"#{name}")
     if not registry.is_file():
         where = shown("dataset_dir", str(registry), 120)
-        return Written(text, f"There is no {where}, where {work.tool.title} would look.", False)
+        return Written(text, f"There is no {where}, where {work.title} would look.", False)
     if not is_checked:
         return Written(text, "", True)
-    note = f"An entry of {REGISTRY}; paths start where {work.tool.title} is run: {shown('path', str(places.base), 80)}."
+    note = f"An entry of {REGISTRY}; paths start where {work.title} is run: {shown('path', str(places.base), 80)}."
     try:
         source = read_llama_factory(registry, name)
     except NotFetchedError as error:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from core.importers.common.trainer_rest import TRAINER_REST
-from core.importers.rules import OFF, Missing, missing, table
+from core.importers.rules import OFF, Missing
+from core.importers.tool import missing, table
 
 _GALORE = "galore_target galore_rank galore_update_interval galore_scale galore_proj_type galore_layerwise"
 _APOLLO = (

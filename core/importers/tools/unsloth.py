@@ -28,7 +28,8 @@ from core.importers.common.shared import (
 )
 from core.importers.common.steps import every
 from core.importers.common.tracking import TRACKING_OPTIONS, unsloth_trackers
-from core.importers.rules import Choice, Copy, Joint, Rule, Tool, missing, table
+from core.importers.rules import Choice, Copy
+from core.importers.tool import Joint, Rule, Tool, missing, table
 from core.importers.translation import Translation
 
 

@@ -21,7 +21,8 @@ from core.data.conversation import IGNORED_LABEL, Example, RowError
 from core.data.files.rows import Row
 from core.data.formats.ambiguity import find_ambiguity
 from core.data.formats.detect import SAMPLE, Detection, refuse_untrainable
-from core.data.registries.resolve import DataSource, resolve_sources, training_sources
+from core.data.registries.resolve import resolve_sources, training_sources
+from core.data.registries.source import DataSource
 from core.errors import UserError
 from core.runs.events import DataEvent
 from core.template.mask import TEMPLATE_CODES

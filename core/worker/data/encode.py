@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from core.config.choices import Supervise
 from core.data.conversation import Example, RowError, portions
 from core.errors import UserError
 from core.sandbox.limits import TimeLimitError, cpu_limit, growth_limit
 from core.template.builtin import template_source
 from core.template.mask import MaskedRow, Masker
 from core.template.render import ChatTemplate
-from core.template.settings import Supervise
 from core.template.stops import stop_token_ids as stops_of
 from core.template.tokenizer import SPECIAL_NAMES, ModelTokenizer
 from core.text import one_line

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from core import liger
+from core.config.choices import Objective
 from core.config.schema import Config
-from core.data.formats.shapes import Objective
 from core.errors import UserError
 from core.memory.batching import chunk_positions
 from core.text import one_line

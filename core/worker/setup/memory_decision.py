@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from core.config.derived import sequences_per_row
 from core.config.schema import Config
 from core.errors import UserError
 from core.hardware import cpu
@@ -16,7 +17,6 @@ from core.memory.overhead import CUDA_RUNTIME
 from core.memory.plan import DeviceKind, Machine, Plan
 from core.memory.planner import make_plan
 from core.memory.rows import rows_of_tokens
-from core.memory.sizes import sequences_per_row
 from core.models.architecture.load import find_model, load_architecture
 from core.units import format_bytes
 from core.worker.data.batches import supervised_count

@@ -11,7 +11,8 @@ from typing import Any
 
 from transformers import AutoConfig, GenerationConfig
 
-from core.analysis.preflight import Preflight, allowed_codes
+from core.analysis.preflight import Preflight
+from core.config.choices import allowed_codes
 from core.config.schema import Config
 from core.data.formats.detect import SAMPLE
 from core.data.registries.resolve import resolve_sources

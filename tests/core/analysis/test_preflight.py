@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from core.analysis.preflight import Preflight, RefusalCode
+from core.analysis.preflight import Preflight
+from core.config.choices import RefusalCode
 from core.data.conversation import Example, Message
 from core.errors import UserError
 

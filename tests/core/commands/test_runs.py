@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from core.launch import launcher
 from core.runs.events import decode_event
-from core.runs.store import find_run
+from core.runs.store import complete_checkpoints, find_run
 from core.runs.tail import EventTail
 
 from .conftest import CommandLine, wait_for
@@ -182,7 +181,7 @@ def test_set_changes_options_of_a_live_run(cli: CommandLine) -> None:
 def test_stop_by_force_says_what_is_lost_kills_and_records_it(cli: CommandLine) -> None:
     run = cli.start(steps=10_000, pace=0.02)
     assert cli("checkpoint", run.id).code == 0
-    saved = int(launcher.complete_checkpoints(run)[-1].name.removeprefix("step-"))
+    saved = int(complete_checkpoints(run)[-1].name.removeprefix("step-"))
     state = run.state()
     assert state.pid is not None
     os.kill(state.pid, signal.SIGSTOP)

@@ -6,8 +6,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from core.config.choices import COMPARED, LEARNED
 from core.config.schema import Option, options
-from core.data.formats.shapes import COMPARED, LEARNED
 
 MINIMAL = '[data]\ntrain = "rows.jsonl"\n'
 EVERY = list(options())

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,18 @@ from core.config.facts import Facts, read_shape
 from core.config.rules import RULES, check_rules, total_steps
 from core.config.schema import Config, find_option
 from core.errors import UserError
+from core.memory.disk import disk_need
 from core.models.architecture.families import read_architecture
 from tests.core.models.architecture import published
 from tests.core.models.architecture.test_gguf_header import write_gguf
 
 LLAMA = read_architecture(published.LLAMA_3_8B, "llama")
 GPT2 = read_architecture(published.GPT_2, "gpt2")
+
+
+def _on_disk(free: int) -> Facts:
+    """A known model, and so much room on the disk."""
+    return Facts(model=LLAMA, free_bytes=free, disk_need=partial(disk_need, LLAMA))
 
 
 def config(**values: Any) -> Config:
@@ -154,10 +161,15 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
         "it is measured at the end only",
     ),
     ({"checkpoint__every_steps": 11, "train__max_steps": 10}, Facts(), "warning", "begins anew"),
-    ({}, Facts(model=LLAMA, free_bytes=10**8), "error", "A checkpoint takes about 503 MB, and the disk"),
     (
         {},
-        Facts(model=LLAMA, free_bytes=10**9),
+        _on_disk(10**8),
+        "error",
+        "A checkpoint takes about 503 MB, and the disk",
+    ),
+    (
+        {},
+        _on_disk(10**9),
         "warning",
         "3 checkpoints, the one being written and",
     ),
@@ -185,10 +197,13 @@ KEPT: list[tuple[dict[str, Any], Facts]] = [
     ({"method__dora": True, "method__name": "lora"}, Facts()),
     ({"train__max_steps": 10, "train__warmup": 9.0, "checkpoint__every_steps": 10}, Facts()),
     ({"train__micro_batch_size": 8}, Facts(rows=8)),
-    ({}, Facts(model=LLAMA, free_bytes=10**10)),
-    ({"method__target_modules": ["q_proj"]}, Facts(model=LLAMA, free_bytes=5 * 10**8)),
+    ({}, _on_disk(10**10)),
+    (
+        {"method__target_modules": ["q_proj"]},
+        _on_disk(5 * 10**8),
+    ),
     # What cannot be planned is refused elsewhere.
-    ({"method__target_modules": ["no_such"]}, Facts(model=LLAMA, free_bytes=1)),
+    ({"method__target_modules": ["no_such"]}, _on_disk(1)),
     ({}, Facts(free_bytes=1)),
 ]
 
@@ -263,7 +278,7 @@ def test_a_remark_is_placed_at_the_option_that_the_file_writes(tmp_path: Path) -
 
 @pytest.mark.parametrize("free", [6 * 10**8, 10**9, 17 * 10**8, 2 * 10**9, 2_190_000_000])
 def test_with_as_many_checkpoints_as_are_advised_there_is_room(free: int) -> None:
-    facts = Facts(model=LLAMA, free_bytes=free)
+    facts = _on_disk(free)
     (remark,) = check_rules(config(), facts)
     match = re.search(r"Lower checkpoint.keep to (\d+)", remark.hint)
     if match is None:

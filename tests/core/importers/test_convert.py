@@ -16,7 +16,8 @@ from core.config.document import ConfigDocument
 from core.config.schema import find_option
 from core.errors import UserError
 from core.importers.convert import TOOLS, import_config
-from core.importers.rules import Choice, Copy, Missing, Tool, is_one_of, missing, options_of
+from core.importers.rules import Choice, Copy, Missing, is_one_of
+from core.importers.tool import Tool, missing, options_of
 from tests.core.data.sample_files import write
 from tests.core.importers.helpers import assert_all_accounted, carry, entries, entry, keys_of, loaded, setting
 

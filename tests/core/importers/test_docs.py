@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from core.importers.convert import TOOLS
-from core.importers.rules import Missing, Tool
+from core.importers.rules import Missing
+from core.importers.tool import Tool
 
 PAGE = Path(__file__).parents[3] / "docs" / "import.md"
 

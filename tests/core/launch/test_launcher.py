@@ -20,7 +20,7 @@ from core.runs import lock
 from core.runs.events import StepEvent, encode_event
 from core.runs.process import hostname, start_identity
 from core.runs.state import RunState
-from core.runs.store import Run, create_run
+from core.runs.store import Run, complete_checkpoints, create_run
 from core.tracking.position import Place
 from tests.core.runs.helpers import config_for, wait_for
 
@@ -94,7 +94,7 @@ def test_a_worker_has_its_own_session_and_nothing_of_the_starter_but_its_lock(
 def test_a_worker_outlives_the_process_that_started_it(run: Run) -> None:
     program = (
         "import sys, os, pathlib\n"
-        "from core.runs import launcher\nfrom core.runs.store import Run\n"
+        "from core.launch import launcher\nfrom core.runs.store import Run\n"
         f"launcher.worker_command = lambda run, resume=False: [sys.executable, {str(FAKE)!r}, str(run.path)]\n"
         f"launcher.launch(Run(pathlib.Path({str(run.path)!r})))\n"
         "os.kill(os.getpid(), 9)\n"
@@ -166,7 +166,7 @@ def test_a_second_worker_is_refused_while_the_first_lives(run: Run) -> None:
 def test_of_many_launchers_at_once_one_wins(run: Run) -> None:
     program = (
         "import sys, pathlib\n"
-        "from core.errors import UserError\nfrom core.runs import launcher\nfrom core.runs.store import Run\n"
+        "from core.errors import UserError\nfrom core.launch import launcher\nfrom core.runs.store import Run\n"
         f"launcher.worker_command = lambda run, resume=False: [sys.executable, {str(FAKE)!r}, str(run.path)]\n"
         "sys.stdin.readline()\n"
         f"try: launcher.launch(Run(pathlib.Path({str(run.path)!r}))); print('started')\n"
@@ -275,7 +275,7 @@ def test_checkpoints_count_only_with_their_manifest_and_by_number(run: Run) -> N
         add_checkpoint(run, step)
     add_checkpoint(run, 110, manifest=False)
     (run.checkpoints_path / "step-x").mkdir()
-    assert [path.name for path in launcher.complete_checkpoints(run)] == [
+    assert [path.name for path in complete_checkpoints(run)] == [
         "step-00000020",
         "step-00000090",
         "step-00000100",

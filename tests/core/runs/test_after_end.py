@@ -9,12 +9,12 @@ import pytest
 from core.commands.common import find_live_run
 from core.errors import UserError
 from core.launch import force
-from core.launch.launcher import complete_checkpoints, continue_run
+from core.launch.launcher import continue_run
 from core.runs.after_end import way_on
 from core.runs.client import ControlClient
 from core.runs.events import StoppedEvent
 from core.runs.state import RunState
-from core.runs.store import Run, create_run
+from core.runs.store import Run, complete_checkpoints, create_run
 from core.runs.tail import EventTail
 from tests.core.runs.helpers import config_for
 

@@ -20,11 +20,11 @@ from core.commands.common import emit, say
 from core.commands.follow import Followed
 from core.commands.summary import summarize, summary_lines
 from core.config.document import dump_config
-from core.launch.launcher import complete_checkpoints, failure_reason, log_tail
+from core.launch.launcher import failure_reason, log_tail
 from core.runs import oom, pace
 from core.runs.history import RunHistory, last_step, read_history
 from core.runs.state import RunState
-from core.runs.store import Run, find_run, list_runs
+from core.runs.store import Run, complete_checkpoints, find_run, list_runs
 from core.runs.tail import EventTail
 from core.tracking.figures import figures, step_of
 from tests.core.runs.event_strategies import HOSTILE_LINES

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from core.tracking import TRACKERS, Tracker
+from core.config.choices import TRACKERS, Tracker
 from core.tracking.position import Place
 from tests.core.tracking.conftest import Desk, steps
 

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from textual.worker import get_current_worker
 from core.config.document import ConfigDocument
 from core.config.facts import Facts, find_missing_trackers, read_shape
 from core.errors import UserError
+from core.memory.disk import disk_need
 from core.text import one_line
 from tui.panes.config.files import ConfigFiles
 from tui.widgets.charts.plan_bar import PlanBar, Planner, PlanView
@@ -180,7 +182,12 @@ class ConfigFacts(ConfigFiles):
 
     @on(_LookedAround)
     def _looked_around(self, message: _LookedAround) -> None:
-        self.facts = replace(self.facts, model=message.model, free_bytes=message.free_bytes)
+        self.facts = replace(
+            self.facts,
+            model=message.model,
+            free_bytes=message.free_bytes,
+            disk_need=partial(disk_need, message.model),
+        )
         self.last_run = message.last_run
         self.refresh_fields()
 

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from core.config.choices import ROLES, ColumnRole, Objective
 from core.config.schema import find_option
 from core.data.conversation import RowError
 from core.data.files.rows import Row
 from core.data.formats.detect import FORMATS, SAMPLE, Detection, choose, detect, refuse_untrainable
-from core.data.formats.mapping import ROLES, ColumnMap, ColumnRole
-from core.data.formats.shapes import FITS, Objective, find_parts
+from core.data.formats.mapping import ColumnMap
+from core.data.formats.shapes import FITS, find_parts
 from core.data.formats.turns import CONTENT_KEYS, ROLE_KEYS, parsed
 from core.errors import UserError
 from core.text import one_line

@@ -9,7 +9,7 @@ from typing import Any, cast
 from textual import on
 from textual.widgets import OptionList
 
-from core.data.formats.mapping import ROLES, ColumnRole
+from core.config.choices import ROLES, ColumnRole
 from core.text import one_line
 from tui.datasets.view import DatasetView
 from tui.messages import OptionsChosen

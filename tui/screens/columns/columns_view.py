@@ -15,8 +15,7 @@ from textual.message import Message
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
-from core.data.formats.mapping import ROLES, ColumnRole
-from core.data.formats.shapes import Objective
+from core.config.choices import ROLES, ColumnRole, Objective
 from core.errors import UserError
 from core.text import one_line
 from tui.datasets.summary import counted

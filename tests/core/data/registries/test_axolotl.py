@@ -16,7 +16,8 @@ from core.data.formats.derived_columns import TextFormat
 from core.data.formats.mapping import ColumnMap
 from core.data.registries.axolotl_chat import TEMPLATES, plain_columns
 from core.data.registries.axolotl_types import JOINED, PLAIN, REFUSED
-from core.data.registries.resolve import DataSource, single_source
+from core.data.registries.resolve import single_source
+from core.data.registries.source import DataSource
 from core.errors import UserError
 from core.importers.tools.axolotl_template import TEMPLATES as IMPORTED
 from tests.core.data.registries.test_resolve import examples, spoken

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from core import paths
-from core.data.registries.resolve import DataSource, resolve_source
+from core.data.registries.resolve import resolve_source
+from core.data.registries.source import DataSource
 from core.errors import UserError
 from core.hub_uri import HubEntry
 from core.models.find import hub_cache_dir

@@ -13,7 +13,8 @@ from core.config.document import load_config
 from core.config.schema import DataSection
 from core.data.conversation import Example
 from core.data.formats.detect import SAMPLE, refuse_untrainable
-from core.data.registries.resolve import DataSource, resolve_source, single_source, training_sources
+from core.data.registries.resolve import resolve_source, single_source, training_sources
+from core.data.registries.source import DataSource
 from core.errors import UserError
 from core.hub.store import Record, note_ref, repository_dir
 from core.hub_uri import HubEntry

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from core.config.derived import FP32_STATES
 from core.config.schema import Config
-from core.memory.sizes import FP32_STATES
 from core.worker.optim.optim import make_optimizer
 from core.worker.optim.update import WeightUpdate
 

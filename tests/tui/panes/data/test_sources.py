@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from core.config.choices import FORMATS
 from core.config.document import parse_value
 from core.config.schema import find_option
-from core.data.formats.shapes import FORMATS
 from tests.core.data.sample_files import json_lines, pairs, write, write_parquet
 from tui.datasets.view import FORMAT_NAMES, DatasetView
 from tui.widgets.forms.option_field import format_value

@@ -12,7 +12,7 @@ import yaml
 
 from core.errors import UserError
 from core.text import one_line
-from core.yaml_file import YamlFile
+from core.yaml.file import YamlFile
 
 #: Largest file read, in bytes. Configurations are a few kilobytes.
 LIMIT = 128 << 10
@@ -34,7 +34,7 @@ _TEXTS = {"tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:value"}
 
 
 def read_document(path: Path, clean: Callable[[str], str] = str) -> YamlFile:
-    """Read a file with PyYAML's safe loader, in this process; see :func:`core.yaml_file.read_yaml`.
+    """Read a file with PyYAML's safe loader, in this process; see :func:`core.yaml.sandboxed.read_yaml`.
 
     Raises:
         UserError: As there.

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from core.errors import UserError
-from core.yaml_reader import LIMIT, read_document
+from core.yaml.reader import LIMIT, read_document
 from tests.core.data.sample_files import write
 
 

@@ -1,0 +1,121 @@
+"""Sources of rows: which files, how they are read, and the registry files that name them."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from core.data.files.reader import all_rows, open_files, open_rows
+from core.data.files.rows import Row, RowFile
+from core.data.files.shared_rows import open_shared
+from core.data.formats.detect import Detection, choose
+from core.data.formats.mapping import ColumnMap
+from core.errors import UserError
+from core.hub.store import find_fetched
+from core.hub_uri import HubEntry
+from core.sandbox.pool import sandboxed
+from core.small_files import read_small
+from core.text import one_line
+from core.yaml.sandboxed import read_yaml
+
+#: Largest registry file read, in bytes.
+REGISTRY_LIMIT = 4 << 20
+
+YAML_SUFFIXES = (".yml", ".yaml")
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Rows to be read, and how.
+
+    Args:
+        name: What the configuration calls it.
+        path: What :func:`~core.data.files.reader.open_rows` opens.
+        format: How a row is read, or ``auto``.
+        columns: The columns, where they are named.
+        limit: The most rows used; None for all.
+        files: Those of the directory ``path`` that are read; empty for what ``path`` says by itself.
+        note: Which files they are, in a sentence.
+    """
+
+    name: str
+    path: Path
+    format: str = "auto"
+    columns: ColumnMap | None = None
+    limit: int | None = None
+    files: tuple[Path, ...] = ()
+    note: str = ""
+
+    def open(self) -> RowFile:
+        """Open it for pages; see :func:`~core.data.files.reader.open_rows`."""
+        return open_files(self.path, self.files) if self.files else open_rows(self.path)
+
+    def open_shared(self) -> RowFile:
+        """Open it together with others in this process; see :mod:`core.data.files.shared_rows`."""
+        return open_shared(self.path, self.files)
+
+    def rows(self) -> Iterator[Row]:
+        """All rows in order, as far as ``limit`` lets; see :func:`~core.data.files.reader.read_rows`."""
+        with self.open() as file:
+            yield from itertools.islice(all_rows(file), self.limit)
+
+    def detect(self, rows: Iterable[Row], shown: str = "") -> Detection:
+        """The format, from the first rows (see :func:`~core.data.formats.detect.choose`).
+
+        ``shown`` is the name of the source in messages.
+        """
+        found = choose(rows, self.format, shown or one_line(self.name), self.columns)
+        return replace(found, reason=f"{found.reason} {self.note}") if self.note else found
+
+
+def hub_source(entry: HubEntry, source: DataSource) -> DataSource:
+    """A source with the files that an entry of a hub takes.
+
+    Raises:
+        NotFetchedError: If they are not on this machine.
+        UserError: If it takes nothing that can be read.
+    """
+    fetched = find_fetched(entry)
+    if len(fetched.files) == 1:
+        return replace(source, path=fetched.files[0], note=fetched.reason)
+    return replace(source, path=fetched.directory, files=fetched.files, note=fetched.reason)
+
+
+def load_registry(path: Path) -> Any:
+    """A registry file, JSON or YAML, read in the sandbox; blocks.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    if path.suffix.lower() in YAML_SUFFIXES:
+        return read_yaml(path).values
+    return sandboxed(_load_json, one_line(str(path)))(path)
+
+
+def _load_json(path: Path) -> Any:
+    shown = one_line(str(path))
+    try:
+        return json.loads(read_small(path, REGISTRY_LIMIT).decode("utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{shown} cannot be read: {error.strerror}.", "Check the path.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{shown} is not JSON: {one_line(str(error), 200)}.", "Mend it.") from error
+
+
+def refuse_unknown_keys(where: str, given: Iterable[Any], known: Collection[str], meant: Mapping[str, str]) -> None:
+    """Refuse a key that is none, and name the one that was meant.
+
+    Raises:
+        UserError: For the first one.
+    """
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(str(key)[:40], known, n=1, cutoff=0.6)
+            guess = meant.get(str(key)) or (near[0] if near else None)
+            hint = f"Did you mean {guess}?" if guess else f"The keys are {', '.join(sorted(known))}."
+            raise UserError(f"{where} has the unknown key {one_line(str(key), 40)}.", hint)
