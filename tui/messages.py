@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from core.config.document import ConfigDocument
     from core.errors import UserError
     from core.hardware.snapshot import Device
+    from core.runs.catalog import RunRow
     from core.runs.events import Event
     from core.runs.history import RunHistory
     from core.runs.state import RunState
     from core.runs.store import Run
-    from tui.state import RunRow
 
 
 @dataclass

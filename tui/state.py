@@ -44,22 +44,6 @@ STATE_COLORS = {
 }
 
 
-@dataclass(frozen=True)
-class RunRow:
-    """One run in the list of runs."""
-
-    run: Run
-    state: str
-    model: str
-    step: int
-    total_steps: int
-    loss: float | None
-    started: float
-    """Unix seconds."""
-    seconds: float | None
-    """From start to end, or until now while it lives."""
-
-
 @dataclass
 class RunView:
     """The run that is shown."""

@@ -4,22 +4,56 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from core.runs.events import StepEvent
 from core.runs.history import last_step
 from core.runs.store import Run, list_runs
 from core.text import one_line
-from tui.state import RunRow
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """A run in the list of runs.
+
+    Args:
+        run: The run.
+        state: Its state, inferred where its process is gone.
+        model: The base model's name and the method, for reading; empty where the configuration cannot be read.
+        step: Optimizer steps done.
+        total_steps: Optimizer steps of the whole run; 0 while that is unknown.
+        loss: Of the last step; None before the first one.
+        started: When it was made, in Unix seconds.
+        seconds: From start to end, or until now while it lives.
+        reason: Why it is in that state; may be empty.
+        base: ``model.base`` as the run has it; None where the configuration cannot be read.
+        updated: When its state was written last, in Unix seconds; 0 where that is unknown.
+    """
+
+    run: Run
+    state: str
+    model: str
+    step: int
+    total_steps: int
+    loss: float | None
+    started: float
+    seconds: float | None
+    reason: str = ""
+    base: str | None = None
+    updated: float = 0.0
 
 
 @dataclass(frozen=True)
 class _Known:
-    """What was found about a run, and the modification times of its files then."""
+    """Facts of a run, and the modification times of its files when they were read."""
 
     stamp: tuple[int, int]
+    base: str | None
     model: str
-    loss: float | None
+    last: StepEvent | None
 
 
 class RunCatalog:
@@ -31,31 +65,37 @@ class RunCatalog:
     def rows(self) -> list[RunRow]:
         """All runs as they are now, newest first."""
         runs = list_runs()
-        found = [self._row(run) for run in runs]
+        found = [self.row(run) for run in runs]
         alive = {run.id for run in runs}
         self._known = {identity: known for identity, known in self._known.items() if identity in alive}
         return found
 
-    def _row(self, run: Run) -> RunRow:
+    def row(self, run: Run) -> RunRow:
+        """One run as it is now."""
         state = run.state()
         stamp = (_modified(run.config_path), _modified(run.events_path))
         known = self._known.get(run.id)
         if known is None or known.stamp != stamp:
-            same_config = known is not None and known.stamp[0] == stamp[0]
-            model = known.model if known is not None and same_config else read_model(run)
-            step = last_step(run)
-            known = self._known[run.id] = _Known(stamp, model, step.loss if step is not None else None)
-        started = started_at(run)
+            if known is not None and known.stamp[0] == stamp[0]:
+                known = replace(known, stamp=stamp, last=last_step(run))
+            else:
+                values = run.values()
+                known = _Known(stamp, _base(values), _label(values), last_step(run))
+            self._known[run.id] = known
+        started, last = started_at(run), known.last
         ended = time.time() if not state.is_over else max(state.updated, started)
         return RunRow(
             run=run,
             state=state.state,
             model=known.model,
-            step=state.step,
+            step=state.step or (last.step if last is not None else 0),
             total_steps=state.total_steps,
-            loss=known.loss,
+            loss=last.loss if last is not None else None,
             started=started,
             seconds=max(ended - started, 0.0),
+            reason=state.reason,
+            base=known.base,
+            updated=state.updated,
         )
 
 
@@ -73,9 +113,17 @@ def started_at(run: Run) -> float:
 
 def read_model(run: Run) -> str:
     """The base model's name and the method of a run; empty where its configuration cannot be read."""
-    values = run.values()
-    base, kind, rank = (values.get(name) for name in ("model.base", "method.name", "method.rank"))
-    if not isinstance(base, str):
+    return _label(run.values())
+
+
+def _base(values: Mapping[str, Any]) -> str | None:
+    base = values.get("model.base")
+    return base if isinstance(base, str) else None
+
+
+def _label(values: Mapping[str, Any]) -> str:
+    base, kind, rank = _base(values), values.get("method.name"), values.get("method.rank")
+    if base is None:
         return ""
     name = one_line(Path(base).name or base, 60).removesuffix(".gguf")
     is_known = isinstance(kind, str) and type(rank) is int and 0 < rank < 1 << 31

@@ -21,9 +21,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from core.commands.runs import describe_run
 from core.launch import launcher
 from core.runs import oom
+from core.runs.catalog import RunCatalog
 from core.runs.client import ControlClient
 from core.runs.events import CheckpointEvent, ControlEvent, NoticeEvent
 from core.runs.state import RunState, infer_state
@@ -279,7 +279,7 @@ def test_a_worker_that_the_kernel_killed_for_want_of_memory_is_named(
     state = wait_for(lambda: found if (found := run.state()).state == "lost" else None, PATIENCE, "the kill")
     assert state is not None
     assert state.reason.startswith("killed by the kernel, as its control group ran out of memory; "), log(run)
-    assert "lower train.micro_batch_size" in describe_run(run)["reason"]
+    assert "lower train.micro_batch_size" in RunCatalog().row(run).reason
     assert state.reason in launcher.failure_reason(run)
 
     # Where the kernel's messages may not be read, the counter of the control group tells.

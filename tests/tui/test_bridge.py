@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,11 +77,13 @@ def test_the_catalog_reads_each_run_once_until_it_changes(home: Path, monkeypatc
     second.train_to(5)
     reads: list[str] = []
 
-    def read(run: Run) -> str:
-        reads.append(run.id)
-        return "m"
+    read = Run.values
 
-    monkeypatch.setattr("core.runs.catalog.read_model", read)
+    def counted(run: Run) -> dict[str, Any]:
+        reads.append(run.id)
+        return read(run)
+
+    monkeypatch.setattr(Run, "values", counted)
     catalog = RunCatalog()
     rows = catalog.rows()
     assert [(row.run.id[-6:], row.state, row.step, row.total_steps) for row in rows] == [

@@ -14,6 +14,7 @@ from textual.widget import Widget
 from core.errors import UserError
 from core.hardware.snapshot import Device
 from core.runs import events
+from core.runs.catalog import RunRow
 from core.runs.history import RunHistory
 from core.runs.state import RunState
 from core.runs.store import Run
@@ -23,7 +24,7 @@ from themes.loader import variable_defaults
 from tui.keys import KeyTable
 from tui.screens.dialogs import QuitDialog, error_dialog, kill_dialog, stop_dialog, unanswered_dialog
 from tui.screens.help import HelpScreen
-from tui.state import AppState, RunRow, RunView
+from tui.state import AppState, RunView
 from tui.widgets import run_lines
 from tui.widgets.charts.device_panel import DevicePanel
 from tui.widgets.charts.line_chart import ChartData, LineChart

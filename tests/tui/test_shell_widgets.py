@@ -12,6 +12,7 @@ from textual.content import Content
 from textual.widget import Widget
 
 from core.hardware.snapshot import Device
+from core.runs.catalog import RunRow
 from core.runs.history import LogLine, read_history
 from core.runs.state import RunState
 from core.runs.store import Run
@@ -20,7 +21,7 @@ from tests.tui.scripted_run import GPU, ScriptedRun
 from themes.loader import variable_defaults
 from tui.keys import KeyTable
 from tui.settings import load_settings, resolve_glyphs, save_theme
-from tui.state import AppState, RunRow, RunView
+from tui.state import AppState, RunView
 from tui.widgets import run_lines
 from tui.widgets.charts import meter
 from tui.widgets.charts.device_panel import device_lines

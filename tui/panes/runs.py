@@ -19,8 +19,8 @@ from tui.widgets.empty_state import EmptyState
 from tui.widgets.lists.run_list import RunList
 
 if TYPE_CHECKING:
+    from core.runs.catalog import RunRow
     from tui.app import LocaltuneApp
-    from tui.state import RunRow
 
 
 class FilterInput(Input):

@@ -22,6 +22,7 @@ from core.commands.summary import summarize, summary_lines
 from core.config.document import dump_config
 from core.launch.launcher import failure_reason, log_tail
 from core.runs import oom, pace
+from core.runs.catalog import RunCatalog
 from core.runs.history import RunHistory, last_step, read_history
 from core.runs.state import RunState
 from core.runs.store import Run, complete_checkpoints, find_run, list_runs
@@ -64,8 +65,8 @@ def show_all(run: Run) -> str:
             for line in summary_lines(followed, summarize(followed)):
                 say(line)
             progress.Progress().message(progress._present(followed))
-        runs._print_table([runs.describe_run(run)])
-        emit([runs.describe_run(run)])
+        runs._print_table([RunCatalog().row(run)])
+        emit([runs.describe_row(RunCatalog().row(run))])
     return out.getvalue()
 
 
@@ -249,7 +250,7 @@ def test_the_values_of_a_damaged_configuration_are_what_can_be_read(tmp_path: Pa
     run.config_path.write_text(text)
     values = run.values()
     assert set(values) <= {"method.rank", "model.base"}
-    assert runs.describe_run(run)["model"] is None
+    assert RunCatalog().row(run).base is None
 
 
 def test_a_state_that_is_sound_is_still_read(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from core.units import format_duration, format_moment, format_number
 from tui.state import STATE_COLORS, STATE_GLYPHS
 
 if TYPE_CHECKING:
-    from tui.state import RunRow
+    from core.runs.catalog import RunRow
 
 _HEADER_ROWS = 1
 
