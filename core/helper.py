@@ -63,13 +63,7 @@ class Helper:
                 bufsize=0,
                 pass_fds=(*pass_fds, reading),
                 start_new_session=True,
-                # A directory called "core" where the user happens to stand must not be taken for ours.
-                env={
-                    **(os.environ if environment is None else environment),
-                    "PYTHONSAFEPATH": "1",
-                    "PYTHONPATH": os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH")))),
-                    _LIFELINE: str(reading),
-                },
+                env=finding_core(os.environ if environment is None else environment) | {_LIFELINE: str(reading)},
             )
         except OSError as error:
             os.close(self._lifeline)
@@ -125,6 +119,44 @@ class Helper:
             return self.process.wait()
 
 
+def finding_core(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which ``python -m core.X`` runs this very package.
+
+    A directory called ``core`` where the user happens to stand is not taken for ours.
+    """
+    path = os.pathsep.join(filter(None, (_ROOT, environment.get("PYTHONPATH"))))
+    return {**environment, "PYTHONSAFEPATH": "1", "PYTHONPATH": path}
+
+
+def start_detached(
+    command: Sequence[str], *, log: int, cwd: Path, environment: Mapping[str, str], pass_fds: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Start a process that goes on when this one is gone, in a session of its own, its output in a log.
+
+    Args:
+        command: Its command line.
+        log: Descriptor that standard output and standard error go to.
+        cwd: Where it starts.
+        environment: Its variables.
+        pass_fds: Descriptors that it has as well.
+
+    Raises:
+        OSError: If it cannot be started.
+    """
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        cwd=cwd,
+        env=environment,
+        start_new_session=True,
+        close_fds=True,
+        pass_fds=pass_fds,
+        umask=0o077,
+    )
+
+
 def _no_room(error: OSError) -> UserError:
     return UserError(f"No helper process can be started: {error.strerror}.", "Close something, then do it again.")
 
@@ -132,7 +164,7 @@ def _no_room(error: OSError) -> UserError:
 def describe_end(status: int) -> str:
     """How a process ended, as the rest of a sentence: ``was ended by SIGKILL``."""
     if status >= 0:
-        return f"ended with {status}"
+        return f"ended with code {status}"
     try:
         return f"was ended by {signal.Signals(-status).name}"
     except ValueError:

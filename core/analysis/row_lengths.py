@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from typing import TYPE_CHECKING
 
 from core.analysis.result import AnalysisRequest, request_for
 from core.analysis.row_tokens import tokenizer_directory
 from core.data.conversation import RowError
-from core.data.formats.detect import SAMPLE
-from core.data.registries.resolve import resolve_sources
+from core.data.registries.resolve import flat_sources
 from core.errors import UserError
 from core.sandbox.pool import sandboxed
 from core.text import one_line
@@ -55,13 +53,11 @@ def _lengths(request: AnalysisRequest) -> list[int]:
     except UserError:
         return []
     lengths: list[int] = []
-    groups = resolve_sources(list(request.train), request.format, request.columns)
-    for source in itertools.chain.from_iterable(groups):
+    for source in flat_sources(list(request.train), request.format, request.columns):
         with source.open() as file:
-            rows = file.rows(0, ROWS)
-            detection = source.detect(rows[:SAMPLE])
+            detection = source.recognize(file)
             examples = []
-            for row in rows:
+            for row in file.rows(0, ROWS):
                 try:
                     examples.append(detection.example(row))
                 except RowError:

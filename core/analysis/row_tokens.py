@@ -10,8 +10,7 @@ from core.analysis.result import Analysis, AnalysisRequest
 from core.data.conversation import RowError
 from core.data.files.rows import Row
 from core.data.formats.detect import SAMPLE, Detection
-from core.data.registries.resolve import resolve_sources
-from core.data.registries.source import DataSource
+from core.data.registries.resolve import flat_sources
 from core.errors import UserError
 from core.models.find import find_model, missing_model
 from core.sandbox.pool import sandboxed
@@ -118,16 +117,13 @@ def _tokens(masker: Masker, row: MaskedRow) -> tuple[Token, ...]:
 
 def _find(request: AnalysisRequest, index: int) -> tuple[Row, Detection]:
     first = 0
-    sources: list[DataSource] = [
-        source for group in resolve_sources(list(request.train), request.format, request.columns) for source in group
-    ]
-    for source in sources:
+    for source in flat_sources(list(request.train), request.format, request.columns):
         with source.open() as file:
             while not file.complete and file.count_known <= max(index - first, SAMPLE - 1):
                 file.advance()
             rows = file.count_known if source.limit is None else min(file.count_known, source.limit)
             if index - first < rows:
-                return file.row(index - first), source.detect(file.rows(0, min(SAMPLE, rows)))
+                return file.row(index - first), source.recognize(file)
             first += rows
     raise UserError(f"There is no row {index + 1}.", "The files may have changed.")
 

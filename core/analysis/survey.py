@@ -108,7 +108,7 @@ def _open(
     try:
         file.index(lambda done, total: report(Progress("indexing", done, total)))
         rows = file.count_known if source.limit is None else min(file.count_known, source.limit)
-        detection = source.detect(file.rows(0, min(SAMPLE, rows)))
+        detection = source.recognize(file)
     except BaseException:
         file.close()
         raise

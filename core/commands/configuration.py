@@ -9,13 +9,14 @@ from pathlib import Path
 
 from core import paths
 from core.commands.common import note
+from core.config.choices import Aim
 from core.config.document import ConfigDocument
 from core.config.facts import Facts, find_missing_trackers, read_shape
 from core.config.schema import Config
 from core.hardware.card import find_card
 from core.memory.disk import disk_need
 from core.presets.choose import Choice, choose_preset
-from core.presets.library import Aim, apply_preset, find_preset
+from core.presets.library import apply_preset, find_preset
 
 #: The name that has a preset chosen.
 AUTO = "auto"

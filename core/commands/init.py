@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.commands.common import PROGRAM, add_json_flag, emit, note, put, say
+from core.config.choices import AIMS
 
 if TYPE_CHECKING:
     from core.presets.choose import Choice
-
-_AIMS = ("quick-look", "balanced", "best-quality", "long-context", "full-fine-tuning")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="FILE", action="append", help="training rows; may be repeated")
     parser.add_argument("--eval", metavar="FILE", action="append", help="rows to measure on; may be repeated")
     parser.add_argument("--preset", metavar="NAME", default="auto", help="preset, or auto to have it chosen (default)")
-    parser.add_argument("--aim", choices=_AIMS, default="balanced", help="what auto looks for (default: balanced)")
+    parser.add_argument("--aim", choices=AIMS, default="balanced", help="what auto looks for (default: balanced)")
     parser.add_argument("--out", metavar="FILE", help="file to write, - for standard output (default: the data's name)")
     parser.add_argument("--force", action="store_true", help="replace the file if it is there")
     parser.add_argument("--list", action="store_true", help="list the presets")

@@ -49,14 +49,14 @@ def run(args: argparse.Namespace) -> int:
     """Plan; the exit code is 0 whether it fits or not."""
     from core.config.document import load_config
     from core.memory.planner import make_plan
-    from core.models.architecture.load import find_model
+    from core.models.architecture.load import locate_model
     from core.models.architecture.sandboxed import load_architecture
     from core.runs.forecast import forecast, this_machine
 
     config = load_config(Path(args.config), args.set)
     machine = this_machine(config, _size(args.gpu_memory))
     # What is wrong with the model or the options is said before the rows are measured, which may take a while.
-    base = find_model(config.model.base)
+    base = locate_model(config.model.base)
     _warn(base, config)
     make_plan(load_architecture(base), config, machine)
     found = forecast(config, machine, _rows(config, args.lengths))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -109,14 +108,14 @@ def check_data(config: Config) -> None:
     Raises:
         UserError: For the first file that cannot be used.
     """
-    from core.data.formats.detect import SAMPLE, refuse_untrainable
-    from core.data.registries.resolve import resolve_sources, training_sources
+    from core.data.formats.detect import refuse_untrainable
+    from core.data.registries.resolve import flat_sources, training_sources
 
     data = config.data
-    groups = [sources for sources, _ in training_sources(data)]
-    for source in itertools.chain.from_iterable([*groups, *resolve_sources(data.eval, data.format, data.columns)]):
+    trained = [source for sources, _ in training_sources(data) for source in sources]
+    for source in [*trained, *flat_sources(data.eval, data.format, data.columns)]:
         with source.open() as file:
-            refuse_untrainable(source.detect(file.rows(0, SAMPLE)), source.name, config.train.objective)
+            refuse_untrainable(source.recognize(file), source.name, config.train.objective)
 
 
 def start(config: Config, name: str) -> Run:

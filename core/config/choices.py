@@ -71,3 +71,7 @@ def allowed_codes(value: RefusalCode | list[RefusalCode] | None) -> tuple[Refusa
 #: A tracker; each is the package of its library, and an extra of this project.
 Tracker = Literal["wandb", "tensorboard", "trackio"]
 TRACKERS: tuple[Tracker, ...] = get_args(Tracker)
+
+#: What a preset is made for.
+Aim = Literal["quick-look", "balanced", "best-quality", "long-context", "full-fine-tuning"]
+AIMS: tuple[Aim, ...] = get_args(Aim)

@@ -12,7 +12,7 @@ from core.config.choices import TRACKERS
 from core.config.schema import Config
 from core.errors import UserError
 from core.models.architecture.architecture import Architecture
-from core.models.architecture.load import find_model
+from core.models.architecture.load import locate_model
 from core.models.architecture.sandboxed import load_architecture
 
 
@@ -65,7 +65,7 @@ def read_shape(base: str, relative_to: Path | None = None) -> Architecture | Non
         relative_to: What a relative path is relative to; the working directory by default.
     """
     try:
-        return load_architecture(find_model(base, relative_to))
+        return load_architecture(locate_model(base, relative_to))
     except (UserError, OSError, ValueError):
         # What is wrong with it is told by those who need it.
         return None

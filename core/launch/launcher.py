@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import signal
 import subprocess
@@ -15,10 +14,10 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
-import core
 from core import paths
 from core.config.schema import Config
 from core.errors import UserError
+from core.helper import describe_end, finding_core, start_detached
 from core.redact import is_secret_name
 from core.runs.lock import LOCK_VARIABLE, try_lock
 from core.runs.process import hostname, is_same_process
@@ -161,7 +160,9 @@ def reap() -> None:
         run = Run(path)
         recorded = RunState.read(run.state_path)
         if recorded is not None and recorded.state == "queued" and recorded.pid is None:
-            _record_failure(run, recorded, f"{_describe_exit(child.returncode)}{_because(run)}")
+            _record_failure(
+                run, recorded, f"its process {describe_end(child.returncode)} before it began{_because(run)}"
+            )
 
 
 def failure_reason(run: Run) -> str:
@@ -270,18 +271,9 @@ def _lock_or_refuse(run: Run) -> int:
 def _spawn(run: Run, *, resume: bool, lock: int) -> int:
     try:
         with _open_log(run, resume) as log:
-            child = subprocess.Popen(
-                worker_command(run, resume=resume),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=run.path,
-                env=worker_environment() | {LOCK_VARIABLE: str(lock)},
-                start_new_session=True,
-                close_fds=True,
-                pass_fds=(lock,),
-                umask=0o077,
-            )
+            environment = worker_environment() | {LOCK_VARIABLE: str(lock)}
+            command = worker_command(run, resume=resume)
+            child = start_detached(command, log=log, cwd=run.path, environment=environment, pass_fds=(lock,))
     except OSError as error:
         reason = f"its process could not be started: {error.strerror}"
         recorded = RunState.read(run.state_path) or RunState(state="queued")
@@ -337,32 +329,7 @@ def worker_environment() -> dict[str, str]:
     environment = {
         name: value for name, value in os.environ.items() if not is_secret_name(name) and name not in _NOT_PASSED
     }
-    environment.update(PYTHONUNBUFFERED="1", PYTHONFAULTHANDLER="1", PYTHONSAFEPATH="1")
-    root = Path(core.__file__).resolve().parent.parent
-    if not _finds_core(root, environment.get("PYTHONPATH", "")):
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), environment.get("PYTHONPATH", "")]))
-    return environment
-
-
-@functools.cache
-def _finds_core(root: Path, python_path: str) -> bool:
-    """Whether a fresh interpreter that starts elsewhere imports this very ``core`` by itself."""
-    program = "import importlib.util as u; s = u.find_spec('core'); print(s.origin if s else '')"
-    environment = {**os.environ, "PYTHONPATH": python_path, "PYTHONSAFEPATH": "1"}
-    try:
-        answer = subprocess.run(
-            [sys.executable, "-c", program],
-            cwd=os.sep,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=False,
-        ).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return bool(answer) and Path(answer).resolve().parent.parent == root
+    return finding_core(environment) | {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
 
 
 def _write_state(run: Run, state: RunState) -> None:
@@ -376,16 +343,6 @@ def _write_state(run: Run, state: RunState) -> None:
 
 def _record_failure(run: Run, recorded: RunState, reason: str) -> None:
     _write_state(run, dataclasses.replace(recorded, state="failed", reason=reason, updated=time.time()))
-
-
-def _describe_exit(code: int) -> str:
-    if code >= 0:
-        return f"its process ended with code {code} before it began"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    return f"its process was killed by {name} before it began"
 
 
 def _because(run: Run) -> str:

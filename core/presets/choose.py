@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from core.config.choices import Aim
 from core.config.facts import Facts
 from core.config.schema import Config
 from core.errors import UserError
 from core.memory.plan import Machine
 from core.memory.planner import make_plan
 from core.models.architecture.architecture import Architecture
-from core.presets.library import Aim, Preset, presets
+from core.presets.library import Preset, presets
 from core.units import format_bytes
 
 _GIB = 1 << 30

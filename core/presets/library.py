@@ -6,18 +6,17 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import tomli
 
+from core.config.choices import Aim
 from core.config.document import ConfigDocument
 from core.config.explain import nearest
 from core.config.schema import options
 from core.errors import UserError
 from core.text import one_line
 
-Aim = Literal["quick-look", "balanced", "best-quality", "long-context", "full-fine-tuning"]
-AIMS: tuple[Aim, ...] = get_args(Aim)
 DIRECTORY = Path(__file__).parent
 #: Options of which one is of no use without the other: a preset sets them together or not at all.
 TOGETHER = (("train.epochs", "train.max_steps"), ("method.rank", "method.alpha"))

@@ -15,7 +15,7 @@ from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
 from core.memory.rows import Rows
 from core.models.architecture.architecture import Architecture
-from core.models.architecture.load import find_model
+from core.models.architecture.load import locate_model
 from core.models.architecture.sandboxed import load_architecture
 from core.runs.pace import Pace, PaceBook
 
@@ -67,7 +67,7 @@ def forecast(
     Raises:
         UserError: If the model is not here or its memory cannot be told, or the rows do not suit it.
     """
-    base = find_model(config.model.base)
+    base = locate_model(config.model.base)
     architecture = load_architecture(base)
     plan = make_plan(architecture, config, machine, rows)
     pace = (PaceBook() if paces is None else paces).pace(config)

@@ -15,6 +15,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from core.errors import UserError, is_panic
+from core.models.description import read_description
 from core.small_files import read_small
 from core.template.builtin import TEMPLATE_LIMIT
 from core.template.render import ChatTemplate
@@ -284,21 +285,7 @@ def _read_backend(place: Path) -> Tokenizer:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, empty where the file does not exist.
-
-    Raises:
-        UserError: If it exists and is no JSON object.
-    """
-    try:
-        data = json.loads(read_small(path, _SETTINGS_LIMIT))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{path} cannot be read: {one_line(reason, 160)}.", "Copy it again.") from error
-    if not isinstance(data, dict):
-        raise UserError(f"{path} is not a JSON object.", "Copy it again.")
-    return data
+    return read_description(path, _SETTINGS_LIMIT) or {}
 
 
 def _token_text(value: Any) -> str | None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from core.config.choices import TRACKERS
 from core.config.schema import Config
+from core.helper import start_detached
 from core.paths import FILE_MODE
 from core.runs.store import Run
 from core.tracking.position import Place
@@ -81,17 +82,8 @@ def start_tracker(place: Place, base: Mapping[str, str]) -> subprocess.Popen[byt
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
     log = os.open(place.log, flags, FILE_MODE)
     try:
-        return subprocess.Popen(
-            tracker_command(place),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            cwd=place.data,
-            env=tracker_environment(base, place),
-            start_new_session=True,
-            close_fds=True,
-            umask=0o077,
-        )
+        environment = tracker_environment(base, place)
+        return start_detached(tracker_command(place), log=log, cwd=place.data, environment=environment)
     finally:
         os.close(log)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -76,6 +77,19 @@ def resolve_sources(
     """
     names = [references] if isinstance(references, str) else references or []
     return [resolve_source(name, wanted, columns) for name in names]
+
+
+def flat_sources(
+    references: str | list[str] | None,
+    wanted: str = "auto",
+    columns: Mapping[Any, str] | None = None,
+) -> list[DataSource]:
+    """Sources of all entries of ``data.train`` or ``data.eval``, in order.
+
+    Raises:
+        UserError: As :func:`resolve_source`.
+    """
+    return list(itertools.chain.from_iterable(resolve_sources(references, wanted, columns)))
 
 
 def single_source(reference: str, wanted: str = "auto", columns: Mapping[Any, str] | None = None) -> DataSource:

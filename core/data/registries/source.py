@@ -13,7 +13,7 @@ from typing import Any
 from core.data.files.reader import all_rows, open_files, open_rows
 from core.data.files.rows import Row, RowFile
 from core.data.files.shared_rows import open_shared
-from core.data.formats.detect import Detection, choose
+from core.data.formats.detect import SAMPLE, Detection, choose
 from core.data.formats.mapping import ColumnMap
 from core.errors import UserError
 from core.hub.store import find_fetched
@@ -63,6 +63,10 @@ class DataSource:
         """All rows in order, as far as ``limit`` lets; see :func:`~core.data.files.reader.read_rows`."""
         with self.open() as file:
             yield from itertools.islice(all_rows(file), self.limit)
+
+    def recognize(self, file: RowFile, shown: str = "") -> Detection:
+        """The format, from the first rows of the file that :meth:`open` gave, as far as ``limit`` lets."""
+        return self.detect(file.rows(0, SAMPLE if self.limit is None else min(SAMPLE, self.limit)), shown)
 
     def detect(self, rows: Iterable[Row], shown: str = "") -> Detection:
         """The format, from the first rows (see :func:`~core.data.formats.detect.choose`).

@@ -17,15 +17,14 @@ from core.models.architecture.architecture import Architecture, Checkpoint
 from core.models.architecture.families import read_architecture
 from core.models.architecture.gguf_header import read_gguf_header
 from core.models.description import read_description
-from core.models.find import find_model as find_shared
-from core.models.find import missing_model, model_path
+from core.models.find import find_model, missing_model, model_path
 from core.models.tensors import Tensor, read_header
 from core.text import one_line
 
 _BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1}
 
 
-def find_model(name: str, relative_to: Path | None = None) -> Path:
+def locate_model(name: str, relative_to: Path | None = None) -> Path:
     """Where a model is on this machine.
 
     Args:
@@ -37,7 +36,7 @@ def find_model(name: str, relative_to: Path | None = None) -> Path:
     """
     if os.path.exists(path := model_path(name, relative_to)):
         return path
-    if (found := find_shared(name, relative_to)) is not None:
+    if (found := find_model(name, relative_to)) is not None:
         return found
     raise UserError(
         f"The model {one_line(name, 200)} is not on this machine, so its memory cannot be told.",

@@ -17,7 +17,7 @@ from core.memory.overhead import CUDA_RUNTIME
 from core.memory.plan import DeviceKind, Machine, Plan
 from core.memory.planner import make_plan
 from core.memory.rows import rows_of_tokens
-from core.models.architecture.load import find_model, load_architecture
+from core.models.architecture.load import load_architecture, locate_model
 from core.units import format_bytes
 from core.worker.data.batches import supervised_count
 
@@ -158,7 +158,7 @@ def _plan(
     """The plan of a run; None where it cannot be made."""
     try:
         return make_plan(
-            load_architecture(find_model(config.model.base)),
+            load_architecture(locate_model(config.model.base)),
             config,
             machine,
             rows_of_tokens(

@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 
+from core.config.choices import AIMS, Aim
 from core.config.facts import Facts
 from core.errors import UserError
 from core.models.architecture.architecture import Architecture
 from core.models.architecture.families import read_architecture
 from core.presets.choose import choose_preset
-from core.presets.library import AIMS, Aim, presets
+from core.presets.library import presets
 from tests.core.models.architecture import published
 
 GIB = 1 << 30

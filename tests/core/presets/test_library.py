@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 
+from core.config.choices import AIMS
 from core.config.document import ConfigDocument
 from core.config.facts import Facts
 from core.config.rules import check_rules
@@ -12,7 +13,7 @@ from core.errors import UserError
 from core.memory.plan import Machine
 from core.memory.planner import make_plan
 from core.models.architecture.families import read_architecture
-from core.presets.library import AIMS, DIRECTORY, Preset, apply_preset, find_preset, presets
+from core.presets.library import DIRECTORY, Preset, apply_preset, find_preset, presets
 from tests.core.models.architecture import published
 
 EVERY = list(presets().values())

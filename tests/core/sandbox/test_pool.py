@@ -80,7 +80,7 @@ def test_what_its_function_refuses_is_told(pool: SandboxPool) -> None:
         (readers.recurse, (), "The file cannot be read: RecursionError"),
         (readers.no_json, (), "The file cannot be read: TypeError"),
         (readers.wrong_kind, (), "The file cannot be read: what was found in it makes no sense."),
-        (readers.leave, (), "The file cannot be read: its reader ended with 7."),
+        (readers.leave, (), "The file cannot be read: its reader ended with code 7."),
         (readers.die, (signal.SIGSEGV,), "The file cannot be read: its reader was ended by SIGSEGV."),
         (readers.die, (signal.SIGBUS,), "The file cannot be read: its reader was ended by SIGBUS."),
         (readers.fill, (), "The file needs more than 2 GB of memory"),

@@ -131,8 +131,11 @@ def test_what_truncation_and_padding_were_saved_is_not_used(directory: Path) -> 
             lambda place: (place / "tokenizer_config.json").write_text("[1]"),
             "tokenizer_config.json is not a JSON object",
         ),
-        (lambda place: (place / "config.json").write_text("{]"), "config.json cannot be read"),
-        (lambda place: (place / "generation_config.json").write_text("["), "generation_config.json cannot be read"),
+        (lambda place: (place / "config.json").write_text("{]"), "config.json is damaged"),
+        (
+            lambda place: (place / "generation_config.json").write_text("["),
+            "generation_config.json is damaged: it is not JSON",
+        ),
         (lambda place: (place / "chat_template.jinja").write_bytes(b"\xff"), "chat_template.jinja cannot be read"),
     ],
 )

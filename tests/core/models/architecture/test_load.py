@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from core.errors import UserError
-from core.models.architecture.load import find_model, load_architecture
+from core.models.architecture.load import load_architecture, locate_model
 from tests.core.models.architecture import published
 
 SMALL = {**published.SMOLLM2_135M, "num_hidden_layers": 1}
@@ -38,7 +38,7 @@ def write_header(path: Path, shapes: dict[str, list[int]], dtype: str = "BF16") 
 
 
 def test_a_directory_with_nothing_but_a_configuration_is_enough(tmp_path: Path) -> None:
-    architecture = load_architecture(find_model(str(write_model(tmp_path / "m"))))
+    architecture = load_architecture(locate_model(str(write_model(tmp_path / "m"))))
     assert architecture.depth == 1
     assert architecture.checkpoint is None
 
@@ -78,13 +78,13 @@ def test_prepared_models_and_the_hubs_cache_are_found(
     tmp_path: Path, private_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared = write_model(private_home / "models" / "small")
-    assert find_model("small") == prepared
+    assert locate_model("small") == prepared
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     repository = tmp_path / "hub" / "models--some--model"
     snapshot = write_model(repository / "snapshots" / "abc")
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("abc")
-    assert find_model("some/model") == snapshot
+    assert locate_model("some/model") == snapshot
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_prepared_models_and_the_hubs_cache_are_found(
 )
 def test_a_model_that_is_not_here_is_refused_in_one_sentence(name: str) -> None:
     with pytest.raises(UserError, match="is not on this machine") as refusal:
-        find_model(name)
+        locate_model(name)
     assert "\x1b" not in refusal.value.message
     assert "config.json" in refusal.value.hint
 
