@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from textual.css.query import NoMatches
 
+from core.chat.dialogue import Dialogue
 from core.drafts import Draft, find_draft, remove_draft, write_draft
 from core.errors import UserError
-from tui.dialogue import Dialogue
 
 if TYPE_CHECKING:
     from core.config.document import ConfigDocument

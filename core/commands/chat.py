@@ -112,12 +112,13 @@ class Conversation:
     """
 
     def __init__(self, session: ChatSession, settings: GenerationSettings, system: str, source: Source) -> None:
-        from core.chat.transcript import Transcript
+        from core.chat.dialogue import Dialogue
 
         self._session = session
         self._settings = settings
+        self._system = system
         self._source: Source = source if session.has_tuned else "base"
-        self._transcript = Transcript(system)
+        self._dialogue = Dialogue()
 
     def ask(self, prompt: str, *, quiet: bool = False) -> Answer:
         """Put a question and print the answer as it comes.
@@ -132,10 +133,11 @@ class Conversation:
         """
         from core.chat.session import Answer
 
-        self._transcript.ask(prompt)
+        exchange = self._dialogue.ask(prompt, (self._source,))
+        messages = self._dialogue.messages(self._source, self._system)
         answer: Answer | None = None
         try:
-            for piece in self._session.generate(self._transcript.messages, self._source, self._settings):
+            for piece in self._session.generate(messages, self._source, self._settings):
                 if isinstance(piece, Answer):
                     answer = piece
                 elif not quiet:
@@ -145,9 +147,9 @@ class Conversation:
                 raise UserError("The model gave no answer.", "Ask again.")
         except BaseException:
             self._session.cancel()
-            self._transcript.drop_last()
+            self._dialogue.exchanges.remove(exchange)
             raise
-        self._transcript.answer(answer.text, answer.source)
+        exchange.replies[0].text = answer.text
         if not quiet:
             say("")
             note(_statistics(answer))
@@ -198,7 +200,7 @@ class Conversation:
         elif line == "/tuned":
             note("Nothing was learned here; there is only the base model.")
         elif line == "/clear":
-            self._transcript.clear()
+            self._dialogue.exchanges.clear()
             note("The conversation is forgotten.")
         else:
             note(_HELP)

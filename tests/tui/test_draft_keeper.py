@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from textual.pilot import Pilot
 
 from core import paths
+from core.chat.dialogue import Dialogue, Exchange, Reply
 from core.drafts import list_drafts
 from tests.tui.config_panes import write_config
 from tests.tui.fake_session import FakeSession, factory
@@ -19,7 +18,6 @@ from tests.tui.harness import HOSTILE, paste, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_app import ready
 from tui.app import LocaltuneApp
-from tui.dialogue import Dialogue, Exchange, Reply
 from tui.panes.chat.pane import ChatPane
 from tui.panes.config.pane import ConfigPane
 
@@ -172,36 +170,3 @@ def dialogue() -> Dialogue:
     found = Dialogue()
     found.exchanges.append(Exchange("what", [Reply("tuned", "that", "done", "tuned", "1 token")]))
     return found
-
-
-TEXTS = st.text(max_size=8)
-REPLIES = st.builds(
-    Reply,
-    st.sampled_from(["tuned", "base"]),
-    TEXTS,
-    st.sampled_from(["waiting", "streaming", "done", "stopped", "failed"]),
-    *[TEXTS] * 4,
-)
-
-
-@given(st.lists(st.builds(Exchange, TEXTS, st.lists(REPLIES, min_size=1, max_size=2)), max_size=4))
-def test_exchanges_are_read_as_they_were_written(exchanges: list[Exchange]) -> None:
-    before = Dialogue()
-    before.exchanges = exchanges
-    data = json.loads(json.dumps(before.to_data()))
-    after = Dialogue.from_data(data)
-    assert after.to_data() == data
-    assert all(not reply.is_open for exchange in after.exchanges for reply in exchange.replies)
-
-
-@given(
-    st.recursive(
-        st.none() | st.integers() | st.text(max_size=4) | st.sampled_from(["tuned", "done"]),
-        lambda inner: (
-            st.lists(inner, max_size=3)
-            | st.dictionaries(st.sampled_from(["question", "replies", "source", "text", "state"]), inner, max_size=5)
-        ),
-    )
-)
-def test_data_of_any_shape_is_a_dialogue(data: object) -> None:
-    assert Dialogue.from_data(data).to_data() is not None

@@ -7,8 +7,8 @@ from textual.containers import Container, Horizontal, Vertical
 from textual.content import Content
 from textual.widgets import Static
 
+from core.chat.dialogue import Exchange, Reply
 from core.text import one_line, sanitize
-from tui.dialogue import Exchange, Reply
 
 
 class ChatMessage(Horizontal):

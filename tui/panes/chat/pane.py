@@ -16,8 +16,8 @@ from textual.timer import Timer
 from textual.widget import Widget
 from textual.widgets import Static
 
+from core.chat.dialogue import Dialogue, Exchange, Reply, format_stats, speaker_name
 from core.text import one_line, sanitize
-from tui.dialogue import Dialogue, Exchange, Reply, format_stats, speaker_name
 from tui.keys import bindings, display_key
 from tui.messages import AnswerAwaited
 from tui.panes.base import Pane

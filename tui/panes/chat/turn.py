@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from textual.message import Message
 
+from core.chat.dialogue import Dialogue, Exchange, Reply
 from core.errors import UserError
-from tui.dialogue import Dialogue, Exchange, Reply
 from tui.panes.chat.session_holder import Talker
 
 if TYPE_CHECKING:

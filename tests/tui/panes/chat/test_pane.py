@@ -14,7 +14,6 @@ from core.errors import UserError
 from core.runs.store import Run
 from tests.tui.fake_session import FakeSession, factory
 from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, paste, screen_lines, screen_text, wait_for
-from tui.dialogue import Dialogue, format_stats, speaker_name
 from tui.panes.chat.pane import ChatPane
 
 SIZES = [(60, 20), (80, 22), (92, 30), (200, 50)]
@@ -426,26 +425,6 @@ async def test_long_conversations_scroll_and_resize(tmp_path: Path) -> None:
         await pilot.press("g")
         await pilot.pause()
         assert "question 0" in screen_text(pilot.app)
-
-
-def test_dialogue_gives_each_source_its_own_answers() -> None:
-    dialogue = Dialogue()
-    first = dialogue.ask("one", ("tuned", "base"))
-    first.replies[0].text, first.replies[1].text = "tuned one", "base one"
-    second = dialogue.ask("two", ("tuned",))
-    second.replies[0].text = "tuned two"
-    dialogue.ask("nobody answered", ("base",))
-    dialogue.ask("three", ("base",))
-    contents = [message["content"] for message in dialogue.messages("base", "system")]
-    assert contents == ["system", "one", "base one", "two", "tuned two", "three"]
-
-
-def test_speakers_and_stats() -> None:
-    assert speaker_name("step-34") == "step 34"
-    assert speaker_name("adapter") == "tuned"
-    assert format_stats(1, 0.5, 0.0) == "1 token · first 0.50 s"
-    assert format_stats(0, 0.0, 0.0) == "0 tokens"
-    assert format_stats(256, 0.5, 20.0, "length").endswith("20 tok/s · cut at the longest answer allowed")
 
 
 async def test_a_model_that_does_not_end_does_not_keep_the_pane(tmp_path: Path) -> None:

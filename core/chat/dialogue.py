@@ -1,4 +1,4 @@
-"""A conversation with one or two models at once, without any widget."""
+"""Conversations with one model, or with two at once."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Dialogue:
 
     def messages(self, source: Source, system: str = "") -> list[dict[str, str]]:
         """What a source is given to answer the last question: earlier questions nobody answered are left out."""
-        messages = [{"role": "system", "content": system}] if system else []
+        messages = [{"role": "system", "content": system}] if system.strip() else []
         for exchange in self.exchanges[:-1]:
             if answer := exchange.answer_of(source):
                 messages.append({"role": "user", "content": exchange.question})
