@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -84,68 +85,82 @@ _CONFIGS: dict[str, dict[str, dict[str, object]]] = {
 }
 
 
-def collect(home: Path) -> dict[str, JSON]:
-    """Each contract by name.
+def contracts(home: Path) -> dict[str, Callable[[], JSON]]:
+    """Each contract by name, with what reads it from the code.
 
     Args:
-        home: A copy of the home with a run, ``LOCALTUNE_HOME`` in the environment.
+        home: A copy of the home with a run; ``LOCALTUNE_HOME`` in the environment when something is read.
     """
-    (made,) = (home / "runs").iterdir()
-    run = Run(made)
+    run = Run(next(home.glob("runs/*-contracts")))
     return {
-        "names in a run directory": names(run),
-        "a new run": new_run(),
-        "states": {
-            "active": [*sorted(ACTIVE_STATES)],
-            "ended": [*sorted(END_STATES)],
-            "inferred": [*sorted(INFERRED_STATES)],
-        },
-        "exit codes of a run": dict(EXIT_CODES),
-        "exit codes of a command": {
+        "names in a run directory": lambda: names(run),
+        "a new run": new_run,
+        "states": states,
+        "exit codes of a run": lambda: dict(EXIT_CODES),
+        "exit codes of a command": lambda: {
             "error": EXIT_ERROR,
             "usage": EXIT_USAGE,
             "lost": EXIT_LOST,
             "interrupted": EXIT_INTERRUPTED,
             "broken pipe": EXIT_BROKEN_PIPE,
         },
-        "fields of state.json": fields(RunState),
-        "events": {kind.type: event_fields(kind) for kind in event_types(events.Event)},
-        "lines of events": {kind.type: event_line(kind) for kind in event_types(events.Event)},
-        "phases": list(get_args(events.PhaseName)),
-        "fields of a device in a hardware event": list(Device(index=0, kind="cpu", name="").to_dict()),
-        "control commands": list(protocol.COMMANDS),
-        "a control request": protocol.encode_request(protocol.Request("1", "set", {"a": 1})).decode(),
-        "options that a run takes while it is on": list(CHANGEABLE),
-        "options": {option.name: option_of(option) for option in options()},
-        "run.toml of as little as can be": dump_config(Config.model_validate(_CONFIGS["as little as can be"])),
-        "sections in the configuration hash": list(FIXED_SECTIONS),
-        "configuration hashes": {name: config_hash(Config.model_validate(values)) for name, values in _CONFIGS.items()},
-        "presets": {name: preset.aim for name, preset in presets().items()},
-        "aims of presets": list(AIMS),
-        "trackers": list(TRACKERS),
-        "fields of a tracker's position": fields(Position),
-        "commands": {name: arguments(name) for name in COMMANDS},
-        "options of the app": usage("tui"),
-        "arguments of the worker": usage("core.worker"),
-        "arguments of a tracker": usage("core.tracking"),
-        "fields of --json": json_fields(run),
-        "keys": {key.id: key.keys for key in KEYS},
-        "scopes of keys": list(SCOPES),
-        "settings.toml": fields(Settings) | {"glyph sets": list(GLYPH_SETS)},
-        "the home": {
-            "models": paths.models_dir().relative_to(home).as_posix(),
-            "datasets": paths.datasets_dir().relative_to(home).as_posix(),
-            "runs": paths.runs_dir().relative_to(home).as_posix(),
-            "mode of directories": oct(paths.DIRECTORY_MODE),
-            "mode of files": oct(paths.FILE_MODE),
-        },
-        "records of what was fetched": {
+        "fields of state.json": lambda: fields(RunState),
+        "events": lambda: {kind.type: event_fields(kind) for kind in event_types(events.Event)},
+        "lines of events": lambda: {kind.type: event_line(kind) for kind in event_types(events.Event)},
+        "phases": lambda: list(get_args(events.PhaseName)),
+        "fields of a device in a hardware event": lambda: list(Device(index=0, kind="cpu", name="").to_dict()),
+        "control commands": lambda: list(protocol.COMMANDS),
+        "a control request": lambda: protocol.encode_request(protocol.Request("1", "set", {"a": 1})).decode(),
+        "options that a run takes while it is on": lambda: list(CHANGEABLE),
+        "options": lambda: {option.name: option_of(option) for option in options()},
+        "run.toml of as little as can be": lambda: dump_config(config("as little as can be")),
+        "sections in the configuration hash": lambda: list(FIXED_SECTIONS),
+        "configuration hashes": lambda: {name: config_hash(config(name)) for name in _CONFIGS},
+        "presets": lambda: {name: preset.aim for name, preset in presets().items()},
+        "aims of presets": lambda: list(AIMS),
+        "trackers": lambda: list(TRACKERS),
+        "fields of a tracker's position": lambda: fields(Position),
+        "commands": lambda: {name: arguments(name) for name in COMMANDS},
+        "options of the app": lambda: usage("tui"),
+        "arguments of the worker": lambda: usage("core.worker"),
+        "arguments of a tracker": lambda: usage("core.tracking"),
+        "fields of --json": lambda: json_fields(run),
+        "keys": lambda: {key.id: key.keys for key in KEYS},
+        "scopes of keys": lambda: list(SCOPES),
+        "settings.toml": lambda: fields(Settings) | {"glyph sets": list(GLYPH_SETS)},
+        "the home": lambda: places(home),
+        "records of what was fetched": lambda: {
             "record": RECORD_NAME,
             "refs": REFS_NAME,
             "of a dataset": keys_of(json.loads(Record("owner/name", "0" * 40, {}).to_json())),
         },
-        "modules that are run": {name: has_main(name) for name in ("core.worker", "core.tracking", "tui")},
-        "project": project(),
+        "modules that are run": lambda: {name: has_main(name) for name in ("core.worker", "core.tracking", "tui")},
+        "project": project,
+    }
+
+
+def config(name: str) -> Config:
+    """One of the configurations whose hash is known."""
+    return Config.model_validate(_CONFIGS[name])
+
+
+def states() -> dict[str, JSON]:
+    """The states of a run."""
+    return {
+        "active": [*sorted(ACTIVE_STATES)],
+        "ended": [*sorted(END_STATES)],
+        "inferred": [*sorted(INFERRED_STATES)],
+    }
+
+
+def places(home: Path) -> dict[str, JSON]:
+    """What is where in the home, and for whom."""
+    return {
+        "models": paths.models_dir().relative_to(home).as_posix(),
+        "datasets": paths.datasets_dir().relative_to(home).as_posix(),
+        "runs": paths.runs_dir().relative_to(home).as_posix(),
+        "mode of directories": oct(paths.DIRECTORY_MODE),
+        "mode of files": oct(paths.FILE_MODE),
     }
 
 
@@ -176,7 +191,7 @@ def names(run: Run) -> dict[str, JSON]:
 
 def new_run() -> dict[str, JSON]:
     """The directory of a run that is to be started."""
-    run = create_run(Config.model_validate(_CONFIGS["as little as can be"]), "My Tickets, v2")
+    run = create_run(config("as little as can be"), "My Tickets, v2")
     files: dict[str, JSON] = {path.name: oct(path.stat().st_mode & 0o777) for path in sorted(run.path.iterdir())}
     state = json.loads(run.state_path.read_text(encoding="utf-8"))
     return {
@@ -324,7 +339,7 @@ def write() -> None:
         home = Path(directory) / "home"
         shutil.copytree(HOME, home)
         os.environ["LOCALTUNE_HOME"] = str(home)
-        found = {**written_down(), **collect(home)}
+        found = {**written_down(), **{name: read() for name, read in contracts(home).items()}}
     WRITTEN.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -34,9 +34,10 @@ def assert_contract(name: str, found: JSON) -> None:
 
 def compare(wanted: JSON, found: JSON, place: str = "") -> Iterator[str]:
     """The differences, a line each; the order of keys in an object does not count, that of a list does."""
+    beginning = f"{place} / " if place else ""
     if isinstance(wanted, dict) and isinstance(found, dict):
         for key in [*wanted, *(key for key in found if key not in wanted)]:
-            where = f"{place} / {key}" if place else key
+            where = f"{beginning}{key}"
             if key not in found:
                 yield f"  missing: {where}"
             elif key not in wanted:
@@ -44,10 +45,10 @@ def compare(wanted: JSON, found: JSON, place: str = "") -> Iterator[str]:
             else:
                 yield from compare(wanted[key], found[key], where)
     elif isinstance(wanted, list) and isinstance(found, list) and all(isinstance(x, str) for x in wanted + found):
-        yield from (f"  missing: {place} / {item}" for item in wanted if item not in found)
-        yield from (f"  new: {place} / {item}" for item in found if item not in wanted)
+        yield from (f"  missing: {beginning}{item}" for item in wanted if item not in found)
+        yield from (f"  new: {beginning}{item}" for item in found if item not in wanted)
         if wanted != found and sorted(map(str, wanted)) == sorted(map(str, found)):
-            yield f"  another order: {place}: {', '.join(map(str, found))}"
+            yield f"  another order: {place or 'it'}: {', '.join(map(str, found))}"
     elif wanted != found or type(wanted) is not type(found):
         yield f"  another: {place or 'it'} was {json.dumps(wanted)} and is {json.dumps(found)}"
 

@@ -7,10 +7,11 @@ new, and meant, is added to the file by ``python -m tests.contracts.collect``; w
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 
-from tests.contracts.collect import HOME, collect
+from tests.contracts.collect import HOME, contracts
 from tests.contracts.contract import SEEN_IN_A_RUN, assert_contract, compare, written_down
 from tests.contracts.talking import JSON
 
@@ -18,21 +19,18 @@ LISTED = written_down()
 
 
 @pytest.fixture(scope="module")
-def collected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, JSON]:
-    home = tmp_path_factory.mktemp("contracts") / "home"
-    shutil.copytree(HOME, home)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOCALTUNE_HOME", str(home))
-        return collect(home)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(HOME, tmp_path_factory.mktemp("contracts") / "home"))
 
 
 @pytest.mark.parametrize("name", [name for name in LISTED if name not in SEEN_IN_A_RUN])
-def test_it_holds(name: str, collected: dict[str, JSON]) -> None:
-    assert_contract(name, collected[name])
+def test_it_holds(name: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCALTUNE_HOME", str(home))
+    assert_contract(name, contracts(home)[name]())
 
 
-def test_all_are_listed(collected: dict[str, JSON]) -> None:
-    assert set(LISTED) == {*collected, *SEEN_IN_A_RUN}
+def test_all_are_listed(home: Path) -> None:
+    assert set(LISTED) == {*contracts(home), *SEEN_IN_A_RUN}
 
 
 def test_a_failure_says_what_is_missing_new_or_another() -> None:
