@@ -25,7 +25,7 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.contracts.talking import Message, answer_to, socket_of, take_steps
+from tests.contracts.talking import Message, answer_to, take_steps
 from tests.tiny_model import write_tiny_model
 from tests.waiting import wait_for
 
@@ -139,12 +139,11 @@ def begin(code: Path, home: Path) -> Path:
         config.write_text(CONFIG, encoding="utf-8")
         identity = json.loads(_command(code, home, "train", str(config), "--detach", "--json"))["run"]
     run = home / "runs" / str(identity)
-    socket = socket_of(run)
     # Asked before there is anything to do, so that it is carried out before the first step.
-    answer_to(socket, "pause")
-    answer_to(socket, "set", OVERRIDES)
-    assert take_steps(socket, STEPS_BEFORE) < TOTAL_STEPS
-    answer_to(socket, "stop")
+    answer_to(run, "pause")
+    answer_to(run, "set", OVERRIDES)
+    assert take_steps(run, STEPS_BEFORE) < TOTAL_STEPS
+    answer_to(run, "stop")
     wait_for(lambda: json.loads((run / "state.json").read_text())["state"] == "stopped", 60, "the end")
     return run
 

@@ -16,21 +16,11 @@ Message: TypeAlias = dict[str, JSON]
 PATIENCE = 120.0
 
 
-def socket_of(run: Path) -> Path:
-    """Where the worker of a run listens, once it has written it down."""
-
-    def named() -> JSON:
-        state: Message = json.loads((run / "state.json").read_text(encoding="utf-8"))
-        return state["socket"]
-
-    return Path(str(wait_for(named, PATIENCE, "the worker to listen")))
-
-
-def ask(path: Path, *requests: tuple[str, Message]) -> list[list[Message]]:
+def ask(run: Path, *requests: tuple[str, Message]) -> list[list[Message]]:
     """Send commands in one go, and wait for what comes back.
 
     Args:
-        path: The socket.
+        run: The run's directory; its worker may have yet to begin.
         *requests: Commands with their arguments, in the order in which they are carried out.
 
     Returns:
@@ -43,7 +33,7 @@ def ask(path: Path, *requests: tuple[str, Message]) -> list[list[Message]]:
     ]
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(PATIENCE)
-        wait_for(lambda: _connects(connection, path), PATIENCE, "the worker to listen")
+        wait_for(lambda: _connects(connection, run), PATIENCE, "the worker to listen")
         connection.sendall("".join(lines).encode())
         with connection.makefile("rb") as received:
             while not all(found and "ok" in found[-1] for found in answers.values()):
@@ -52,25 +42,28 @@ def ask(path: Path, *requests: tuple[str, Message]) -> list[list[Message]]:
     return list(answers.values())
 
 
-def _connects(connection: socket.socket, path: Path) -> bool:
-    """Whether the worker listens already: earlier versions write down where before they do."""
+def _connects(connection: socket.socket, run: Path) -> bool:
+    """Whether the worker listens already, where its state says; what it says first may not be where it comes to be."""
+    state: Message = json.loads((run / "state.json").read_text(encoding="utf-8"))
+    if not isinstance(path := state["socket"], str):
+        return False
     try:
-        connection.connect(str(path))
+        connection.connect(path)
     except (FileNotFoundError, ConnectionRefusedError):
         return False
     return True
 
 
-def answer_to(path: Path, command: str, args: Message | None = None) -> Message:
+def answer_to(run: Path, command: str, args: Message | None = None) -> Message:
     """The answer to one command."""
-    return ask(path, (command, args or {}))[0][-1]
+    return ask(run, (command, args or {}))[0][-1]
 
 
-def take_steps(path: Path, wanted: int) -> int:
+def take_steps(run: Path, wanted: int) -> int:
     """Have a paused run do some steps, one after another; it is paused again afterwards.
 
     Args:
-        path: The socket.
+        run: The run's directory; its worker may have yet to begin.
         wanted: The number of steps that are to be done at least.
 
     Returns:
@@ -79,7 +72,7 @@ def take_steps(path: Path, wanted: int) -> int:
     done = 0
     while done < wanted:
         # Together: a pause that follows by itself could come after the last step.
-        _, (paused,) = ask(path, ("resume", {}), ("pause", {}))
+        _, (paused,) = ask(run, ("resume", {}), ("pause", {}))
         step = paused["step"]
         assert isinstance(step, int)
         done = step

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from core.runs import launcher
 from tests.contracts.contract import assert_contract, keys_of
 from tests.contracts.make_run import OVERRIDES, arithmetic, environment
-from tests.contracts.talking import PATIENCE, Message, answer_to, ask, socket_of, take_steps
+from tests.contracts.talking import PATIENCE, Message, answer_to, ask, take_steps
 from tui.__main__ import main
 
 ROOT = Path(__file__).parents[2]
@@ -107,7 +107,7 @@ def continued(tmp_path_factory: pytest.TempPathFactory) -> Continued:
 
     def talk() -> None:
         asked: list[tuple[str, Message]] = [("pause", {}), ("ping", {}), ("checkpoint", {}), ("set", OVERRIDES)]
-        found.answers = ask(socket_of(run), *asked, ("generate", QUESTION), ("resume", {}))
+        found.answers = ask(run, *asked, ("generate", QUESTION), ("resume", {}))
 
     def command(_run: object, *, resume: bool = False) -> list[str]:
         assert resume
@@ -222,11 +222,10 @@ def test_a_run_that_was_only_started_begins(tmp_path: Path) -> None:
         stderr=subprocess.DEVNULL,
     )
     try:
-        socket = socket_of(run)
-        _, (refused,), _ = ask(socket, ("pause", {}), ("checkpoint", {}), ("set", OVERRIDES))
+        _, (refused,), _ = ask(run, ("pause", {}), ("checkpoint", {}), ("set", OVERRIDES))
         assert_contract("a refusal on the control socket", keys_of(refused))
-        done = take_steps(socket, 3)
-        assert answer_to(socket, "stop")["state"] in ("stopping", "over")
+        done = take_steps(run, 3)
+        assert answer_to(run, "stop")["state"] in ("stopping", "over")
         assert worker.wait(PATIENCE) == 3
     finally:
         worker.kill()
