@@ -1,0 +1,347 @@
+"""The contracts as the code has them now: ``python -m tests.contracts.collect`` writes them into ``contracts.json``.
+
+Contracts there that only a run can show stay as they are. Where a module is moved, its import here is what changes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import importlib.util
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+import tomli
+
+from core import paths
+from core.chat.session import Answer
+from core.commands import COMMANDS, load_command
+from core.commands import chat as chat_command
+from core.commands import fetch as fetch_command
+from core.commands.common import EXIT_BROKEN_PIPE, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_LOST, EXIT_USAGE
+from core.commands.control import describe
+from core.commands.demo import summarize_demo
+from core.commands.follow import Followed
+from core.config.document import dump_config
+from core.config.live import CHANGEABLE
+from core.config.presets.library import AIMS, presets
+from core.config.schema import Config, Option, options
+from core.hardware.snapshot import Device
+from core.hub.entries import parse_entry
+from core.hub.job import FetchPlan
+from core.hub.store import REFS_NAME, Record
+from core.models.files import RECORD_NAME
+from core.runs import events, protocol
+from core.runs.lock import LOCK_VARIABLE
+from core.runs.state import ACTIVE_STATES, END_STATES, EXIT_CODES, INFERRED_STATES, RunState
+from core.runs.store import Run, create_run
+from core.tracking import TRACKERS
+from core.tracking.position import Position
+from core.worker.checkpoint import FORMAT_VERSION, MANIFEST, STATE_FILES, WEIGHTS, checkpoint_name
+from core.worker.keeper import FIXED_SECTIONS, config_hash
+from tests.contracts.contract import WRITTEN, keys_of, written_down
+from tests.contracts.talking import JSON
+from tui.__main__ import main
+from tui.keys import KEYS, SCOPES
+from tui.settings import GLYPH_SETS, Settings
+
+ROOT = Path(__file__).parents[2]
+HOME = Path(__file__).with_name("run_at_4b94b32") / "home"
+#: Values for the fields of events that have to have one, by annotation.
+_SOME: dict[str, object] = {"str": "", "int": 1, "float": 1.0, "dict[str, int]": {}, "list[dict[str, Any]]": []}
+#: Configurations whose hash is known. Checkpoints hold it, so that a run goes on with what it began with.
+_CONFIGS: dict[str, dict[str, dict[str, object]]] = {
+    "as little as can be": {"data": {"train": "/data/rows.jsonl"}},
+    "lists and tables": {
+        "model": {"base": "/models/base"},
+        "data": {"train": ["/data/a.jsonl", "hf://datasets/owner/name@" + "0" * 40 + "#train"], "format": "auto"},
+        "method": {"name": "lora", "rank": 8, "alpha": 16, "target_modules": ["q_proj", "v_proj"], "rslora": True},
+        "train": {"max_steps": 100, "learning_rate": 3e-4, "warmup": 0.1, "optimizer": "adamw_8bit", "seed": 7},
+    },
+    "what is as always, written out": {
+        "data": {"train": "/data/rows.jsonl", "format": "auto"},
+        "method": {"name": "qlora"},
+        "train": {"seed": 42},
+    },
+    "all weights": {"data": {"train": "/data/rows.jsonl"}, "method": {"name": "full"}, "train": {"precision": "bf16"}},
+    "preferences": {"data": {"train": "/data/pairs.jsonl"}, "train": {"objective": "dpo", "beta": 0.2}},
+    "sections that are left out of it": {
+        "data": {"train": "/data/rows.jsonl"},
+        "memory": {"gradient_checkpointing": "on"},
+        "eval": {"every_steps": 5},
+        "checkpoint": {"keep": 7},
+        "chat": {"system": "Be short."},
+    },
+}
+
+
+def contracts(home: Path) -> dict[str, Callable[[], JSON]]:
+    """Each contract by name, with what reads it from the code.
+
+    Args:
+        home: A copy of the home with a run; ``LOCALTUNE_HOME`` in the environment when something is read.
+    """
+    run = Run(next(home.glob("runs/*-contracts")))
+    return {
+        "names in a run directory": lambda: names(run),
+        "a new run": new_run,
+        "states": states,
+        "exit codes of a run": lambda: dict(EXIT_CODES),
+        "exit codes of a command": lambda: {
+            "error": EXIT_ERROR,
+            "usage": EXIT_USAGE,
+            "lost": EXIT_LOST,
+            "interrupted": EXIT_INTERRUPTED,
+            "broken pipe": EXIT_BROKEN_PIPE,
+        },
+        "fields of state.json": lambda: fields(RunState),
+        "events": lambda: {kind.type: event_fields(kind) for kind in event_types(events.Event)},
+        "lines of events": lambda: {kind.type: event_line(kind) for kind in event_types(events.Event)},
+        "phases": lambda: list(get_args(events.PhaseName)),
+        "fields of a device in a hardware event": lambda: list(Device(index=0, kind="cpu", name="").to_dict()),
+        "control commands": lambda: list(protocol.COMMANDS),
+        "a control request": lambda: protocol.encode_request(protocol.Request("1", "set", {"a": 1})).decode(),
+        "options that a run takes while it is on": lambda: list(CHANGEABLE),
+        "options": lambda: {option.name: option_of(option) for option in options()},
+        "run.toml of as little as can be": lambda: dump_config(config("as little as can be")),
+        "sections in the configuration hash": lambda: list(FIXED_SECTIONS),
+        "configuration hashes": lambda: {name: config_hash(config(name)) for name in _CONFIGS},
+        "presets": lambda: {name: preset.aim for name, preset in presets().items()},
+        "aims of presets": lambda: list(AIMS),
+        "trackers": lambda: list(TRACKERS),
+        "fields of a tracker's position": lambda: fields(Position),
+        "commands": lambda: {name: arguments(name) for name in COMMANDS},
+        "options of the app": lambda: usage("tui"),
+        "arguments of the worker": lambda: usage("core.worker"),
+        "arguments of a tracker": lambda: usage("core.tracking"),
+        "fields of --json": lambda: json_fields(run),
+        "keys": lambda: {key.id: key.keys for key in KEYS},
+        "scopes of keys": lambda: list(SCOPES),
+        "settings.toml": lambda: fields(Settings) | {"glyph sets": list(GLYPH_SETS)},
+        "the home": lambda: places(home),
+        "records of what was fetched": lambda: {
+            "record": RECORD_NAME,
+            "refs": REFS_NAME,
+            "of a dataset": keys_of(json.loads(Record("owner/name", "0" * 40, {}).to_json())),
+        },
+        "modules that are run": lambda: {name: has_main(name) for name in ("core.worker", "core.tracking", "tui")},
+        "project": project,
+    }
+
+
+def config(name: str) -> Config:
+    """One of the configurations whose hash is known."""
+    return Config.model_validate(_CONFIGS[name])
+
+
+def states() -> dict[str, JSON]:
+    """The states of a run."""
+    return {
+        "active": [*sorted(ACTIVE_STATES)],
+        "ended": [*sorted(END_STATES)],
+        "inferred": [*sorted(INFERRED_STATES)],
+    }
+
+
+def places(home: Path) -> dict[str, JSON]:
+    """What is where in the home, and for whom."""
+    return {
+        "models": paths.models_dir().relative_to(home).as_posix(),
+        "datasets": paths.datasets_dir().relative_to(home).as_posix(),
+        "runs": paths.runs_dir().relative_to(home).as_posix(),
+        "mode of directories": oct(paths.DIRECTORY_MODE),
+        "mode of files": oct(paths.FILE_MODE),
+    }
+
+
+def names(run: Run) -> dict[str, JSON]:
+    """What is where in a run directory, as the code says it."""
+    found: dict[str, JSON] = {
+        name: path.relative_to(run.path).as_posix()
+        for name, path in (
+            ("configuration", run.config_path),
+            ("state", run.state_path),
+            ("events", run.events_path),
+            ("log", run.log_path),
+            ("checkpoints", run.checkpoints_path),
+            ("adapter", run.adapter_path),
+            ("model", run.model_path),
+        )
+    }
+    return found | {
+        "a checkpoint": checkpoint_name(120),
+        "manifest": MANIFEST,
+        "version of a manifest": FORMAT_VERSION,
+        "states in a checkpoint": list(STATE_FILES),
+        "weights in a checkpoint": WEIGHTS,
+        "control socket": Run(Path("/r")).socket_path.name,
+        "variable with the lock": LOCK_VARIABLE,
+    }
+
+
+def new_run() -> dict[str, JSON]:
+    """The directory of a run that is to be started."""
+    run = create_run(config("as little as can be"), "My Tickets, v2")
+    files: dict[str, JSON] = {path.name: oct(path.stat().st_mode & 0o777) for path in sorted(run.path.iterdir())}
+    state = json.loads(run.state_path.read_text(encoding="utf-8"))
+    return {
+        "id": re.sub(r"\d", "9", run.id.removesuffix("-my-tickets-v2")) + "-my-tickets-v2",
+        "mode": oct(run.path.stat().st_mode & 0o777),
+        "files": files,
+        "state": state["state"],
+    }
+
+
+def fields(kind: type) -> dict[str, JSON]:
+    """The fields of a dataclass, each with its type and default."""
+    found: dict[str, JSON] = {}
+    for item in dataclasses.fields(kind):
+        default = "" if item.default is dataclasses.MISSING else f" = {item.default!r}"
+        found[item.name] = f"{item.type}{default}"
+    return found
+
+
+def event_types(base: type[events.Event]) -> list[type[events.Event]]:
+    """All types of events."""
+    found = [kind for below in base.__subclasses__() for kind in (below, *event_types(below))]
+    return sorted((kind for kind in found if kind.type), key=lambda kind: kind.type)
+
+
+def an_event(kind: type[events.Event]) -> events.Event:
+    """An event of a type, what has to be said being said."""
+    required = [item for item in dataclasses.fields(kind) if item.default is dataclasses.MISSING and item.name != "t"]
+    event: events.Event = kind(t=0.5, **{item.name: _SOME.get(str(item.type)) for item in required})
+    return event
+
+
+def event_fields(kind: type[events.Event]) -> dict[str, JSON]:
+    """Its fields as they are called in the file, each with its type and default."""
+    # Written in the order of their declaration, after time and type.
+    written = [name for name in json.loads(events.encode_event(an_event(kind))) if name not in ("t", "type")]
+    declared = {name: said for name, said in fields(kind).items() if name != "t"}
+    return dict(zip(written, declared.values(), strict=True))
+
+
+def event_line(kind: type[events.Event]) -> str:
+    """A whole line of the file."""
+    return events.encode_event(an_event(kind))
+
+
+def option_of(option: Option) -> str:
+    """What a configuration may say for an option."""
+    limits = (
+        (option.minimum, "above" if option.above else "from"),
+        (option.maximum, "below" if option.below else "to"),
+    )
+    return "".join(
+        (
+            option.type,
+            " or absent" if option.optional else "",
+            ", required" if option.required else f" = {option.default!r}",
+            f" of {', '.join(option.choices)}" if option.choices else "",
+            " and no others" if option.closed else "",
+            *(f" {word} {limit:.15g}" for limit, word in limits if limit is not None),
+        )
+    )
+
+
+def arguments(command: str) -> dict[str, JSON]:
+    """The words and flags that a command takes."""
+    parser = argparse.ArgumentParser(prog=command)
+    load_command(command).add_arguments(parser)
+    found: dict[str, JSON] = {}
+    for action in parser._actions:
+        if action.dest == "help":
+            continue
+        name = ", ".join(action.option_strings) or str(action.metavar or action.dest)
+        choices = "" if action.choices is None else f" of {', '.join(map(str, action.choices))}"
+        default = f" = {action.default!r}" if action.default not in (None, False, argparse.SUPPRESS) else ""
+        takes = f" {action.nargs}" if action.nargs else ""
+        found[name] = f"{action.dest}{takes}{choices}{default}"
+    return found
+
+
+def usage(module: str) -> list[JSON]:
+    """The flags and words that ``python -m MODULE --help`` lists."""
+    process = subprocess.run(
+        [sys.executable, "-m", module, "--help"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    )
+    listed = re.findall(r"^  (-[-\w]+|\w+|\{\S+\})(?=[, \n])", process.stdout, re.MULTILINE)
+    return [word for word in dict.fromkeys(listed) if word not in COMMANDS]
+
+
+def printed(*words: str) -> str:
+    """What a command prints with ``--json``."""
+    with contextlib.redirect_stdout(io.StringIO()) as found, contextlib.redirect_stderr(io.StringIO()) as told:
+        main([*words, "--json"])
+    assert found.getvalue(), told.getvalue()
+    return found.getvalue()
+
+
+def json_fields(run: Run) -> dict[str, JSON]:
+    """The keys of what the commands print with ``--json``, where they can be asked without a training."""
+    data = str(next(run.path.parents[1].glob("datasets/*/*/train.jsonl")))
+    other = run.path / "other.yaml"
+    other.write_text(f"base_model: tiny-llama\ndatasets:\n- path: {data}\n  type: alpaca\n", encoding="utf-8")
+    followed = Followed(run, run.state())
+    for step in (0, 1):
+        followed.apply(events.EvalEvent(step=step, loss=1.0, perplexity=1.0, seconds=1.0))
+    rows: dict[str, JSON] = json.loads(printed("data", data, "--model", "tiny-llama", "--row", "1"))
+    plan: dict[str, JSON] = json.loads(printed("plan", str(run.config_path)))
+    listed: list[dict[str, JSON]] = json.loads(printed("init", "--list"))
+    fetched = FetchPlan("hf://datasets/a/b", "0" * 40, "/d", 1, 1, 0, "")
+    # The keys of what is emptied are names and numbers of the data, or what there is hangs on the machine.
+    return {
+        "runs": keys_of(json.loads(printed("runs"))),
+        "data": keys_of(rows | dict.fromkeys(("dropped", "turns", "scripts", "lengths"), "")),
+        "plan": keys_of(plan | dict.fromkeys(("targets", "parts", "explanations", "advice", "notes"), "")),
+        "doctor": keys_of(json.loads(printed("doctor", "--quick"))),
+        "init --list": keys_of([preset | {"values": ""} for preset in listed]),
+        "init": keys_of(json.loads(printed("init", "--data", data, "--model", "tiny-llama", "--out", "-"))),
+        "import": keys_of(json.loads(printed("import", str(other)))),
+        "schema": sorted(json.loads(printed("schema"))),
+        "pause, resume, stop": keys_of(describe(run, "pause", run.state())),
+        "demo": keys_of(summarize_demo(followed) | {"phases": ""}),
+        "chat": keys_of(chat_command._fields(Answer("", 1, 1.0, 1.0, "base"))),
+        "fetch": keys_of(fetch_command._as_json(parse_entry("hf://datasets/a/b"), fetched, [])),
+    }
+
+
+def has_main(module: str) -> bool:
+    """Whether ``python -m MODULE`` runs something."""
+    return importlib.util.find_spec(f"{module}.__main__") is not None
+
+
+def project() -> dict[str, JSON]:
+    """What is installed, as ``pyproject.toml`` says it."""
+    declared = tomli.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return {
+        "name": declared["project"]["name"],
+        "scripts": declared["project"]["scripts"],
+        "extras": sorted(declared["project"]["optional-dependencies"]),
+        "packages in the wheel": declared["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"],
+    }
+
+
+def write() -> None:
+    """Write down what the code has now."""
+    with tempfile.TemporaryDirectory() as directory:
+        home = Path(directory) / "home"
+        shutil.copytree(HOME, home)
+        os.environ["LOCALTUNE_HOME"] = str(home)
+        found = {**written_down(), **{name: read() for name, read in contracts(home).items()}}
+    WRITTEN.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()

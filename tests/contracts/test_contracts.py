@@ -1,0 +1,47 @@
+"""The contracts that others rely on: users' files and scripts, and runs of earlier versions.
+
+``contracts.json`` lists them. A failure says which one has changed, what is missing in it and what is new. What is only
+new, and meant, is added to the file by ``python -m tests.contracts.collect``; what is missing breaks somebody's work.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.contracts.collect import HOME, contracts
+from tests.contracts.contract import SEEN_IN_A_RUN, assert_contract, compare, written_down
+from tests.contracts.talking import JSON
+
+LISTED = written_down()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(HOME, tmp_path_factory.mktemp("contracts") / "home"))
+
+
+@pytest.mark.parametrize("name", [name for name in LISTED if name not in SEEN_IN_A_RUN])
+def test_it_holds(name: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCALTUNE_HOME", str(home))
+    assert_contract(name, contracts(home)[name]())
+
+
+def test_all_are_listed(home: Path) -> None:
+    assert set(LISTED) == {*contracts(home), *SEEN_IN_A_RUN}
+
+
+def test_a_failure_says_what_is_missing_new_or_another() -> None:
+    wanted: JSON = {"events": {"step": {"loss": "float", "lr": "float"}}, "names": ["a", "b"], "code": 3}
+    found: JSON = {"events": {"step": {"loss": "float", "rate": "float"}}, "names": ["b", "c"], "code": 4}
+    assert list(compare(wanted, found)) == [
+        "  missing: events / step / lr",
+        '  new: events / step / rate = "float"',
+        "  missing: names / a",
+        "  new: names / c",
+        "  another: code was 3 and is 4",
+    ]
+    assert list(compare(["a", "b"], ["b", "a"], "names")) == ["  another order: names: b, a"]
+    assert list(compare(wanted, wanted)) == []
