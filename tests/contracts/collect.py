@@ -32,23 +32,23 @@ from core.commands.common import EXIT_BROKEN_PIPE, EXIT_ERROR, EXIT_INTERRUPTED,
 from core.commands.control import describe
 from core.commands.demo import summarize_demo
 from core.commands.follow import Followed
+from core.config.choices import AIMS, TRACKERS
 from core.config.document import dump_config
 from core.config.live import CHANGEABLE
-from core.config.presets.library import AIMS, presets
 from core.config.schema import Config, Option, options
 from core.hardware.snapshot import Device
-from core.hub.entries import parse_entry
 from core.hub.job import FetchPlan
 from core.hub.store import REFS_NAME, Record
+from core.hub_uri import parse_entry
 from core.models.files import RECORD_NAME
+from core.presets.library import presets
 from core.runs import events, protocol
 from core.runs.lock import LOCK_VARIABLE
 from core.runs.state import ACTIVE_STATES, END_STATES, EXIT_CODES, INFERRED_STATES, RunState
 from core.runs.store import Run, create_run
-from core.tracking import TRACKERS
 from core.tracking.position import Position
-from core.worker.checkpoint import FORMAT_VERSION, MANIFEST, STATE_FILES, WEIGHTS, checkpoint_name
-from core.worker.keeper import FIXED_SECTIONS, config_hash
+from core.worker.checkpoint.checkpoint import FORMAT_VERSION, MANIFEST, STATE_FILES, WEIGHTS, checkpoint_name
+from core.worker.checkpoint.checkpointer import FIXED_SECTIONS, config_hash
 from tests.contracts.contract import WRITTEN, keys_of, written_down
 from tests.contracts.talking import JSON
 from tui.__main__ import main

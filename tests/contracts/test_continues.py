@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from core.runs import launcher
+from core.launch import launcher
 from tests.contracts.contract import assert_contract, keys_of
 from tests.contracts.make_run import OVERRIDES, arithmetic, environment
 from tests.contracts.talking import PATIENCE, Message, answer_to, ask, take_steps
