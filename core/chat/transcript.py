@@ -1,4 +1,4 @@
-"""A conversation as it is shown, asked with and saved."""
+"""A conversation for display, for requests to a model, and for saving."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Turn:
     """``user`` or ``assistant``."""
     content: str
     source: str = ""
-    """Who answered: ``base``, ``adapter`` or ``step-N``; empty for the user."""
+    """The source of an answer: ``base``, ``adapter`` or ``step-N``; empty for the user."""
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Transcript:
     turns: list[Turn] = field(default_factory=list)
 
     def ask(self, content: str) -> None:
-        """Add the user's message; a question without an answer before it is replaced.
+        """Add the user's message; it replaces an unanswered question before it.
 
         Raises:
             UserError: If it is empty.
@@ -49,17 +49,17 @@ class Transcript:
         self.turns.append(Turn("assistant", content, source))
 
     def drop_answer(self) -> bool:
-        """Take the last answer back, so that its question can be asked again; False if there is none."""
+        """Remove the last answer, so that its question can be asked again; False if there is none."""
         if not self.turns or self.turns[-1].role != "assistant":
             return False
         self.turns.pop()
         return True
 
     def drop_last(self) -> str:
-        """Take the last question back, with its answer if it has one.
+        """Remove the last question, with its answer if it has one.
 
         Returns:
-            The question, to be changed and asked again; empty if there was none.
+            The question, for editing and asking again; empty if there was none.
         """
         self.drop_answer()
         return self.turns.pop().content if self.turns else ""
@@ -70,12 +70,12 @@ class Transcript:
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """The conversation as a model is asked with it and as a dataset holds it."""
+        """The conversation in the format of model requests and datasets."""
         system = [{"role": "system", "content": self.system}] if self.system.strip() else []
         return [*system, *({"role": turn.role, "content": turn.content} for turn in self.turns)]
 
     def to_json(self) -> str:
-        """One line: ``messages``, and ``sources`` with who gave each answer."""
+        """The conversation as one line: ``messages``, and ``sources`` with the source of each answer."""
         record: dict[str, Any] = {
             "messages": self.messages,
             "sources": [turn.source for turn in self.turns if turn.role == "assistant"],
@@ -83,7 +83,7 @@ class Transcript:
         return json.dumps(record, ensure_ascii=False)
 
     def save(self, path: Path) -> None:
-        """Append the conversation to a JSONL file, as a row that can be trained on; the file is made if need be.
+        """Append the conversation to a JSONL file, as a row for training; the file is made if need be.
 
         Raises:
             UserError: If there is nothing to save, or the file cannot be written.
@@ -104,6 +104,6 @@ class Transcript:
 
 
 def _ends_in_mid_line(descriptor: int) -> bool:
-    """Whether a file's last line has no newline, so that another row would be glued to it."""
+    """Whether a file's last line has no newline, so that another row would be joined to it."""
     size = os.fstat(descriptor).st_size
     return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "localtune-tui"
 
-#: Characters that JSON leaves as they are and a terminal acts on: DEL, C1, bidirectional controls, separators, surrogates.
+#: Characters that JSON leaves as they are and a terminal acts on: DEL, C1, bidi controls, separators, lone surrogates.
 _ACTED_ON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 #: Clears the line of the cursor.

@@ -112,9 +112,7 @@ def check_logout(root: Path = Path("/")) -> Finding:
 
 
 def kill_user_processes(root: Path = Path("/")) -> bool:
-    """Whether logind kills a user's processes at logout: its own answer, else its configuration files, else systemd's
-    default, yes.
-    """
+    """Whether logind kills a user's processes at logout: its answer, else its configuration files, else its default."""
     if root == Path("/"):
         answer = output(
             [
