@@ -91,7 +91,7 @@ def _epsilon(module: Any) -> float | None:
 
 
 def _is_rms_norm(module: Any) -> bool:
-    """Whether a module is a frozen RMS norm, by name and by test: some families add one to the weight, or weigh in fp32."""
+    """Whether a module is a frozen RMS norm by name and test: some families add one to the weight, or weigh in fp32."""
     weight = getattr(module, "weight", None)
     if not type(module).__name__.endswith("RMSNorm") or not isinstance(weight, torch.nn.Parameter):
         return False
