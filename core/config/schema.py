@@ -349,7 +349,7 @@ class Option:
 
     @property
     def name(self) -> str:
-        """``section.key``."""
+        """The name of the option: ``section.key``."""
         return f"{self.section}.{self.key}"
 
     @property
