@@ -29,9 +29,9 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-#: Rows that are analyzed.
+#: Rows in the analysis.
 ANALYZED = 100_000
-#: Seconds between two looks at how much memory a probe and its helpers use.
+#: Seconds between two samples of the memory that a probe and its helpers use.
 _SAMPLING = 0.2
 _COLUMNS = (
     ("first page s", "first_page_s", 3),
@@ -48,7 +48,7 @@ _ANALYSIS_COLUMNS = (("seconds", "seconds", 1), ("rows/s", "rows_per_s", 0), ("a
 
 @dataclass
 class Case:
-    """One measurement of one tool."""
+    """Measurements of one tool in one case."""
 
     table: str
     name: str
@@ -56,15 +56,15 @@ class Case:
     arguments: dict[str, Any]
     values: dict[str, list[float]] = field(default_factory=dict)
     unmeasured: str = ""
-    """Why there are no values."""
+    """The reason why there are no values."""
 
     def add(self, values: dict[str, float]) -> None:
-        """What one round found."""
+        """Add the values of one round."""
         for name, value in values.items():
             self.values.setdefault(name, []).append(value)
 
     def summary(self) -> dict[str, Any]:
-        """For the JSON file."""
+        """The values and their summary for the JSON file."""
         if self.unmeasured:
             return {"not_measured": self.unmeasured}
         return {
@@ -78,7 +78,7 @@ class Case:
 
 
 class Bench:
-    """The files, and the probes that look at them."""
+    """The files, and the probes that read them."""
 
     def __init__(self, directory: Path, rows: int, model: str | None, cold: bool) -> None:
         self._directory = directory
@@ -106,11 +106,11 @@ class Bench:
             os.utime(path, (time.time() - 60,) * 2)
 
     def bytes(self) -> dict[str, int]:
-        """Sizes of the files."""
+        """Sizes of the files in bytes."""
         return {"jsonl": os.path.getsize(self._lines), "parquet": os.path.getsize(self._table)}
 
     def round(self, number: int, chosen: str) -> None:
-        """All cases once, with nothing kept from the round before."""
+        """Run all cases once, with nothing kept from the round before."""
         for name in ("home", "cache"):
             shutil.rmtree(self._directory / name, ignore_errors=True)
             (self._directory / name).mkdir()
@@ -170,7 +170,7 @@ class Bench:
 
 
 class _MemoryOfAll:
-    """The most memory of a process and its children together, shared pages counted once (PSS); sampled."""
+    """The peak memory of a process and its children together, shared pages counted once (PSS); sampled."""
 
     def __init__(self, number: int) -> None:
         self._number = number
@@ -180,7 +180,7 @@ class _MemoryOfAll:
         self._thread.start()
 
     def stop(self) -> float:
-        """Megabytes."""
+        """Stop sampling; returns the peak in megabytes."""
         self._ended.set()
         self._thread.join()
         return self._peak / 1e6
@@ -232,7 +232,7 @@ def starter_model() -> str | None:
 
 
 def machine() -> dict[str, Any]:
-    """Where it is measured, and how busy that is."""
+    """The machine of the measurement, and its load."""
     model = next(
         (
             line.partition(":")[2].strip()
@@ -254,7 +254,7 @@ def machine() -> dict[str, Any]:
 def table(
     cases: Sequence[Case], columns: Sequence[tuple[str, str, int]], typical: Callable[[list[float]], float]
 ) -> list[str]:
-    """Aligned lines, one number for the rounds of each value."""
+    """Aligned lines, one value per round."""
     width = max(len(case.name) for case in cases)
     lines = [f"{cases[0].table:<{width}}" + "".join(f"  {title:>12}" for title, _, _ in columns)]
     for case in cases:
@@ -267,7 +267,7 @@ def table(
 
 
 def report(cases: Sequence[Case], rounds: int) -> list[str]:
-    """All tables: the medians, and where there are several rounds what was least disturbed."""
+    """All tables: the medians, and with several rounds the least disturbed values."""
     lines: list[str] = []
     summaries: list[tuple[str, Callable[[list[float]], float]]] = [("Medians", statistics.median), ("Minima", min)]
     for title, typical in summaries[: 1 if rounds == 1 else 2]:

@@ -1,4 +1,4 @@
-"""What ``bench/data.py`` measures, each in a process of its own: ``python bench/data_probes.py PROBE '{"file": ...}'``.
+"""The probes of ``bench/data.py``, each in a process of its own: ``python bench/data_probes.py PROBE '{"file": ...}'``.
 
 Prints one JSON object: seconds, and the process's own peak resident memory (VmHWM, mapped files included).
 """
@@ -18,11 +18,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-#: Rows of a page: what a tall terminal shows.
+#: Rows of a page: the height of a tall terminal.
 PAGE = 50
 #: Random pages that are timed.
 PAGES = 300
-#: The same where each must be sought from the beginning of the file.
+#: The same where each is searched from the beginning of the file.
 FEW_PAGES = 7
 
 Values = dict[str, Any]
@@ -30,14 +30,14 @@ Page = Callable[[int, int], list[Values]]
 
 
 class Clock:
-    """Seconds of named stretches."""
+    """A clock for named intervals, in seconds."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def time(self, name: str) -> Any:
-        """Add what is done inside to a name."""
+        """Add the time inside the context to a name."""
         begun = time.perf_counter()
         try:
             yield
@@ -46,7 +46,7 @@ class Clock:
 
 
 def page_times(page: Page, total: int, count: int = PAGES) -> Values:
-    """Milliseconds of pages anywhere in the file; each is checked to be the right one."""
+    """Milliseconds of random pages; each is checked to hold the right rows."""
     random_, times = random.Random(7), []
     for _ in range(count):
         start = random_.randrange(max(total - PAGE, 1))
@@ -59,7 +59,7 @@ def page_times(page: Page, total: int, count: int = PAGES) -> Values:
 
 
 def ours(file: str, total: int, kept: bool) -> Values:
-    """Open, index, turn pages; ``kept`` says that the index must be there already."""
+    """Our reader: open, index, read pages; ``kept`` asserts that the index exists already."""
     clock = Clock()
     with clock.time("import_s"):
         from core.data.files.reader import open_rows
@@ -79,7 +79,7 @@ def ours(file: str, total: int, kept: bool) -> Values:
 
 
 def _nameless(directory: str) -> int:
-    """Bytes of the files in a directory that are open here and have no name any more."""
+    """Bytes of the open files in a directory whose names have been removed."""
     size = 0
     for link in Path("/proc/self/fd").iterdir():
         try:
@@ -91,7 +91,7 @@ def _nameless(directory: str) -> int:
 
 
 def hf_datasets(file: str, total: int, cache: str) -> Values:
-    """``load_dataset`` without streaming, then slices."""
+    """datasets: ``load_dataset`` without streaming, then slices."""
     clock = Clock()
     with clock.time("import_s"):
         import datasets
@@ -109,12 +109,12 @@ def hf_datasets(file: str, total: int, cache: str) -> Values:
 
     pages = page_times(page, total)
     disk = sum(path.stat().st_size for path in Path(cache).rglob("*") if path.is_file())
-    # Nothing is left to be done once the first page is there.
+    # Nothing is left to do once the first page is there.
     return {**clock.seconds, "index_s": 0.0, **pages, "disk_mb": disk / 1e6}
 
 
 def polars_scan(file: str, total: int) -> Values:
-    """A lazy scan, each page a query of its own."""
+    """polars: a lazy scan, each page a query of its own."""
     clock = Clock()
     with clock.time("import_s"):
         import polars as pl
@@ -131,7 +131,7 @@ def polars_scan(file: str, total: int) -> Values:
 
 
 def polars_read(file: str, total: int) -> Values:
-    """The whole file in memory, then slices."""
+    """polars: the whole file in memory, then slices."""
     clock = Clock()
     with clock.time("import_s"):
         import polars as pl
@@ -144,7 +144,7 @@ def polars_read(file: str, total: int) -> Values:
 
 
 def analysis(file: str, total: int, model: str | None) -> Values:
-    """Every row looked at, with the tokens of a model or without."""
+    """Our analysis of every row, with the tokens of a model or without."""
     from core.analysis.job import analyze
     from core.analysis.result import AnalysisRequest
 
@@ -157,7 +157,7 @@ def analysis(file: str, total: int, model: str | None) -> Values:
 
 
 def hf_map(file: str, total: int, model: str, cache: str) -> Values:
-    """``Dataset.map`` with the model's chat template and tokenizer on all cores: tokens, and nothing else."""
+    """datasets: ``Dataset.map`` with the model's chat template and tokenizer on all cores: tokens, and nothing else."""
     import datasets
     from transformers import AutoTokenizer
 
@@ -188,13 +188,13 @@ PROBES: dict[str, Callable[..., Values]] = {
 
 
 def peak_mb() -> float:
-    """The most memory that this process has had resident; not that of whoever started it, as ``ru_maxrss`` may be."""
+    """Peak resident memory of this process; ``ru_maxrss`` may be that of its parent."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1000
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Do one and print it."""
+    """Run one probe and print its values."""
     values = PROBES[arguments[0]](**json.loads(arguments[1]))
     print(json.dumps({**values, "peak_mb": peak_mb()}))
 

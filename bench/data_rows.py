@@ -15,7 +15,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
-#: Sentences that rows are put together from.
+#: Sentences from which rows are composed.
 SENTENCES = 50_000
 #: Rows of a Parquet row group.
 GROUP = 10_000

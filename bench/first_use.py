@@ -24,7 +24,7 @@ SIZE = (200, 50)
 
 
 def first_use(tree: Path, model: Path, data: Path) -> dict[str, float]:
-    """Start the app of a checkout, and look at a row and at the chat templates."""
+    """Seconds to the first paint, row and chat template of a checkout's app."""
     found = {}
     with tempfile.TemporaryDirectory() as home:
         config = Path(home) / "mine.toml"
@@ -39,7 +39,7 @@ def first_use(tree: Path, model: Path, data: Path) -> dict[str, float]:
             found["first paint"] = seconds_to("quit", terminal.started)
             found["first page"] = seconds_to("Ticket:", terminal.started)
             found["token counts in the list"] = seconds_to(r"1 +\d+ +\d+ +Ticket:", terminal.started)
-            # What is still under way when the first page is there is not a part of the key's time.
+            # Work that is still running when the first page is there is not a part of the key's time.
             terminal.wait_for_text("no problems", 120)
             terminal.press("1")
             terminal.wait_for_text("m tokens", 120)

@@ -32,14 +32,14 @@ from tests.tiny_model import write_tiny_model
 
 @dataclass
 class Tally:
-    """What became of the mutations of one kind of file."""
+    """The results of mutations of one kind of file."""
 
     name: str
     tried: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     slowest_s: float = 0.0
     failures: dict[str, str] = field(default_factory=dict)
-    """Kind of failure and the file that brings it about."""
+    """Kind of failure and the file that triggers it."""
 
 
 def fuzz(reader: Reader, seconds: float, seed: int, directory: Path, kept: Path) -> Tally:

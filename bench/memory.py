@@ -52,12 +52,12 @@ PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token
 
 
 def environment() -> dict[str, str]:
-    """Of the processes: one thread, so that the peaks do not depend on the number of cores."""
+    """The environment of the processes: one thread, so that the peaks do not depend on the number of cores."""
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
 
 
 def model_directory(shape: str, starter: Path, home: Path) -> Path:
-    """The model of a shape, made when it is not there yet."""
+    """The model directory of a shape, made if it does not exist yet."""
     if shape == STARTER:
         return starter
     directory = home / "models" / shape
@@ -69,7 +69,7 @@ def model_directory(shape: str, starter: Path, home: Path) -> Path:
 
 
 def prepare(case: Case, base: Path, home: Path) -> Run:
-    """A run whose rows are tokens drawn at random, so that every length is exact."""
+    """A run whose rows are random tokens, so that every length is exact."""
     config = json.loads((base / "config.json").read_text())
     vocabulary = int(config["vocab_size"])
     drawn = random.Random(1)
@@ -83,10 +83,10 @@ def prepare(case: Case, base: Path, home: Path) -> Run:
     settings = {
         "model.base": str(base),
         "data.train": str(data),
-        # Drawn at random, rows do not end as answers do.
+        # Random rows do not end as answers do.
         "data.allow": ["stop_untrained"],
         "train.batch_size": len(case.lengths),
-        # In the second step gradients, optimizer states and activations are all there.
+        # The second step has gradients, optimizer states and activations at once.
         "train.max_steps": 2,
         "train.max_length": 8192,
         **case.settings,
@@ -97,7 +97,7 @@ def prepare(case: Case, base: Path, home: Path) -> Run:
 
 
 def measure(case: Case, base: Path, home: Path) -> dict[str, Any]:
-    """Train, and read what was predicted and what was measured from the run's own record."""
+    """Train, and read the predicted and the measured peak from the run's own record."""
     run = prepare(case, base, home)
     with run.log_path.open("wb") as log:
         ended = subprocess.run(
@@ -110,7 +110,7 @@ def measure(case: Case, base: Path, home: Path) -> dict[str, Any]:
     parts = dict(predicted.predicted_bytes or {})
     peak = max(event.peak_bytes or 0 for event in memory if event.device == predicted.device)
     on_gpu = predicted.device != "cpu"
-    # The allocator's peak knows neither what it holds unused nor the context.
+    # The allocator's peak includes neither its unused memory nor the context.
     apart = ("fragmentation", "runtime") if on_gpu else ()
     total = sum(size for name, size in parts.items() if name not in apart)
     return {
@@ -126,7 +126,7 @@ def measure(case: Case, base: Path, home: Path) -> dict[str, Any]:
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The smallest value that so great a share does not exceed."""
+    """The smallest value that is not exceeded by the given share of the values."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))]
 
@@ -154,7 +154,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measure all, or those whose name holds one of the words given."""
+    """Measure all cases, or those whose name holds one of the given words."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("words", nargs="*", help="measure only configurations whose name holds one of these")
     parser.add_argument("--out", type=Path, help="where the results go (default: bench/results/memory-DATE.json)")
@@ -178,7 +178,7 @@ def main() -> None:
                 continue
             found[case.name] = measure(case, model_directory(case.shape, starter, home), home)
             print(f"{case.name}: {found[case.name]['error']:+.1%}", file=sys.stderr, flush=True)
-            # What is measured stays measured when this is interrupted.
+            # Earlier measurements are kept when this is interrupted.
             write(out, today, found)
     written = write(out, today, found)
     print(table(written["results"]))
@@ -186,7 +186,7 @@ def main() -> None:
 
 
 def write(out: Path, today: str, found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Write the results in the order of the cases, and return what is written."""
+    """Write the results in the order of the cases, and return them."""
     results = [found[case.name] for case in CASES if case.name in found]
     written = {
         "date": today,

@@ -1,14 +1,14 @@
-"""What ``bench/memory.py`` measures: small models in the shapes of real families, and the settings of their runs."""
+"""Cases of ``bench/memory.py``: small models in the shapes of real families, and the settings of their runs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
-#: The starter model's name, whose shape is its own.
+#: The starter model's name; it has its own shape.
 STARTER = "smollm2-135m-instruct"
 
-#: Per family: its ``model_type`` and what its ``config.json`` says, real proportions made small.
+#: Per family: its ``model_type`` and ``config.json``, real proportions made small.
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": {
         "model_type": "llama",
@@ -144,14 +144,14 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement.
+    """A measurement.
 
     Args:
-        name: What it is about.
+        name: Its subject.
         shape: A key of :data:`SHAPES`, or :data:`STARTER`.
         lengths: Tokens of the rows of one optimizer step.
         settings: ``section.key`` to value, beyond the defaults.
-        supervised: Share of each row that is learned, at its end.
+        supervised: Share of supervised tokens in each row, at its end.
     """
 
     name: str

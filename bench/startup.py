@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--trainer", action="store_true", help="also measure the import of transformers.Trainer")
     arguments = parser.parse_args()
-    first_paint((80, 24))  # Once for the caches.
+    first_paint((80, 24))  # Once to fill the caches.
     result: dict[str, object] = {}
     for size in ((80, 24), (200, 50)):
         times = [first_paint(size) for _ in range(arguments.runs)]

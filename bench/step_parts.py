@@ -42,7 +42,7 @@ ATTENTION = {"aten::bmm", "aten::baddbmm", "aten::baddbmm_", "aten::_softmax", "
 
 
 def matmul_rate(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> float:
-    """What a product of this size reaches when nothing else is done, in operations a second."""
+    """Operations per second of a matrix product of this size, with nothing else running."""
     left, right = torch.randn(rows, inputs).to(dtype), torch.randn(outputs, inputs).to(dtype)
     torch.nn.functional.linear(left, right)
     times = []
@@ -54,7 +54,7 @@ def matmul_rate(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> flo
 
 
 def part(name: str, shapes: Any, vocabulary: int) -> str:
-    """Which part of a step an operation belongs to."""
+    """The part of a step that an operation belongs to."""
     sizes = {size for shape in shapes for size in shape} if shapes else set()
     if "bitsandbytes" in name or "dequantize" in name:
         return "dequantizing 4-bit weights"
@@ -116,7 +116,7 @@ def report(case: Case, model: Path, options: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Measure."""
+    """Measure all cases."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--full", action="store_true", help="also rows of 512 tokens, all of them learned")
     parser.add_argument("--plain", action="store_true", help="without fused layers and shared beginnings")

@@ -19,7 +19,7 @@ from tests.tui.terminal import ROOT, Terminal
 
 
 def measure(size: tuple[int, int], seconds: float, before: int, keys: str = "") -> float:
-    """Bytes a second after the app has attached and settled."""
+    """Bytes per second after the app has attached and settled."""
     with tempfile.TemporaryDirectory() as home:
         environment = {"LOCALTUNE_HOME": home, "XDG_CONFIG_HOME": home}
         writer = subprocess.Popen(

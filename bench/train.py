@@ -34,11 +34,11 @@ from core.worker.optim.schedule import warmup_steps
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl")
 WARMUP = 0.05
-#: Steps at the beginning that are not counted: caches fill, and memory is taken.
+#: Steps at the beginning that are not counted: caches fill, and memory is allocated.
 SKIPPED = 2
-#: What is measured in the first round alone: slower peers, whose distance is no matter of noise.
+#: Programs that are measured in the first round only: slower peers, whose distance is not a matter of noise.
 ONCE = ("TRL, as it comes", "LLaMA-Factory")
-#: Measures adapters: the model they belong to, the rows, and the directories come as arguments.
+#: Program that measures adapters: the model they belong to, the rows, and the directories are its arguments.
 MEASURE = """
 import json, sys
 from pathlib import Path
@@ -63,41 +63,41 @@ print(total / sum(int(row.supervised[1:].sum()) for row in rows))
 
 @dataclass(frozen=True)
 class Measured:
-    """One training."""
+    """The measurements of one training."""
 
     tokens_per_second: float
     peak_rss: int
-    """Bytes."""
+    """Peak of resident memory in bytes."""
     first_step: float
     """Seconds from launch to the end of the first step."""
     loss: float
-    """Held out, after the last step."""
+    """Held-out loss, after the last step."""
 
 
 class Failed(Exception):  # noqa: N818 - it is no error of this program
-    """A training has not come to its end; with what it said last."""
+    """A training that did not finish; the text is its last output."""
 
 
 Training = Callable[[Case, Path, Path, int], Measured]
 
 
 def environment() -> dict[str, str]:
-    """Of all processes."""
+    """The environment of all processes."""
     return {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 
 
 def measured(
     case: Case, launched: float, ends: list[float], peak: int, model: Path, adapter: Path, to: Path
 ) -> Measured:
-    """Put together what a training gave.
+    """The measurements of a training.
 
     Args:
-        case: What was trained.
-        launched: When, in Unix seconds.
-        ends: When each step had ended.
-        peak: Of resident memory, bytes.
-        model: The base.
-        adapter: What was made of it.
+        case: The comparison.
+        launched: Time of the start, in Unix seconds.
+        ends: End of each step, in Unix seconds.
+        peak: Peak of resident memory, in bytes.
+        model: The base model.
+        adapter: The trained adapter.
         to: A directory for the held-out rows.
     """
     rates = [
@@ -119,7 +119,7 @@ def wait(arguments: list[str], log: Path) -> tuple[float, int]:
     """Run a process to its end.
 
     Returns:
-        When it was launched, in Unix seconds, and its peak of resident memory in bytes.
+        Time of the start, in Unix seconds, and peak of resident memory in bytes.
     """
     with log.open("wb") as file:
         launched = time.time()
@@ -132,7 +132,7 @@ def wait(arguments: list[str], log: Path) -> tuple[float, int]:
 
 
 def ours(options: dict[str, Any]) -> Training:
-    """Our own training, with some options changed."""
+    """A training by our worker, with some options changed."""
 
     def train(case: Case, model: Path, directory: Path, seed: int) -> Measured:
         from core.config.document import ConfigDocument
@@ -166,7 +166,7 @@ def ours(options: dict[str, Any]) -> Training:
     return train
 
 
-#: Our worker, the rows in the order of the file, as the peers have them.
+#: Program that runs our worker with the rows in the order of the file, as the peers have them.
 IN_ORDER = """
 import sys
 from core.worker import environment
@@ -181,9 +181,9 @@ def peer(python: str, script: str, *, checkpointing: bool) -> Training:
     """A training by another program.
 
     Args:
-        python: The interpreter that has it.
-        script: The file beside this one that runs it.
-        checkpointing: Whether activations are recomputed.
+        python: The interpreter of its environment.
+        script: The file in this directory that runs it.
+        checkpointing: Whether it uses gradient checkpointing.
     """
 
     def train(case: Case, model: Path, directory: Path, seed: int) -> Measured:
@@ -211,7 +211,7 @@ def peer(python: str, script: str, *, checkpointing: bool) -> Training:
 
 
 def median(values: list[Measured], field: str) -> float:
-    """Of one field."""
+    """The median of one field."""
     return float(statistics.median(getattr(value, field) for value in values))
 
 
@@ -240,7 +240,7 @@ def table(found: dict[str, list[Measured]]) -> str:
 
 
 def main() -> None:
-    """Measure."""
+    """Measure all trainings."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=["tickets", "full"], help="one of the cases")
@@ -298,7 +298,7 @@ def main() -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of what is installed."""
+    """Versions of the installed packages."""
     found = {}
     for name in LIBRARIES:
         try:

@@ -27,7 +27,7 @@ from bench.train_rows import ROOT, write_jsonl
 
 LIMIT_BYTES = 24 * 1024**3
 ROWS, LENGTH, STEPS, SKIPPED = 2, 2048, 12, 3
-#: Llama-3.1-8B, but for the tokenizer.
+#: The shape of Llama-3.1-8B, but for the tokenizer.
 SHAPE: dict[str, Any] = {
     "model_type": "llama",
     "vocab_size": 128256,
@@ -60,7 +60,7 @@ words = {"<pad>": 0, "<s>": 1, "</s>": 2, "a": 3}
 tokenizer = Tokenizer(models.WordLevel(words, unk_token="a"))
 PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>").save_pretrained(sys.argv[2])
 """
-#: A process that may use no more of the card than the limit; what follows is run in it.
+#: Program that limits its use of the card's memory, followed by the training.
 LIMITED = """
 import torch
 torch.cuda.set_per_process_memory_fraction(min(1.0, {limit} / torch.cuda.get_device_properties(0).total_memory))
@@ -76,13 +76,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def rate(ends: list[float]) -> float:
-    """Tokens a second, from the moments at which steps had ended."""
+    """Tokens per second, from the ends of the steps."""
     steps = [end - begin for begin, end in zip(ends[SKIPPED - 1 :], ends[SKIPPED:], strict=False)]
     return ROWS * LENGTH / statistics.median(steps)
 
 
 def ours(model: Path, rows: Path, directory: Path, options: dict[str, Any]) -> dict[str, float]:
-    """Our own training."""
+    """A training by our worker."""
     from core.config.document import ConfigDocument
     from core.runs.events import MemoryEvent, StepEvent
     from core.runs.store import create_run
@@ -119,7 +119,7 @@ def ours(model: Path, rows: Path, directory: Path, options: dict[str, Any]) -> d
 
 
 def trl(model: Path, rows: Path, directory: Path, *, checkpointing: bool) -> dict[str, float]:
-    """TRL's SFTTrainer."""
+    """A training by TRL's SFTTrainer."""
     spec = {
         "model": str(model),
         "rows": str(rows),
@@ -159,7 +159,7 @@ def attempted(what: str, work: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure."""
+    """Measure all trainings."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--small", action="store_true", help="a model of two layers")
     parser.add_argument("--out", type=Path, help="where the results go (default: bench/results/train-gpu-DATE.json)")

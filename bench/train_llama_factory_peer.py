@@ -1,6 +1,6 @@
 """``python train_llama_factory_peer.py SPEC``: one training by LLaMA-Factory, in an environment that has it.
 
-Reads and writes what ``train_peer.py`` reads and writes.
+Its input and output are those of ``train_peer.py``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ os.environ.update(
 try:
     import torchaudio  # noqa: F401
 except (ImportError, OSError):
-    # It reads sound with it, which nothing here has; one of another build than torch's cannot be imported.
+    # It uses torchaudio, which nothing here has; one built for another torch cannot be imported.
     sys.modules["torchaudio"] = importlib.util.module_from_spec(importlib.machinery.ModuleSpec("torchaudio", None))
 
 from datasets import Dataset, DatasetDict
@@ -30,7 +30,7 @@ from transformers import TrainerCallback
 
 
 class Clock(TrainerCallback):
-    """Tells when each step has ended."""
+    """A callback that records the end of each step."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("w")
@@ -40,7 +40,7 @@ class Clock(TrainerCallback):
 
 
 def main() -> None:
-    """Train."""
+    """Run the training."""
     spec = json.loads(Path(sys.argv[1]).read_text())
     rows = [json.loads(line) for line in Path(spec["rows"]).read_text().splitlines()]
     nothing = {"images": None, "videos": None, "audios": None}
@@ -58,7 +58,7 @@ def main() -> None:
             "do_train": True,
             "model_name_or_path": spec["model"],
             "tokenized_path": str(tokenized),
-            "dataset": "rows",  # asked for, though the rows are tokens already
+            "dataset": "rows",  # required, though the rows are tokens already
             "template": "empty",
             "finetuning_type": "lora",
             "lora_rank": 16,

@@ -24,14 +24,14 @@ from trl import SFTConfig, SFTTrainer
 
 
 class InOrder(SFTTrainer):  # type: ignore[misc]
-    """Takes the rows as they come."""
+    """A trainer that takes the rows in their order."""
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> SequentialSampler:
         return SequentialSampler(dataset if dataset is not None else self.train_dataset)
 
 
 class Clock(TrainerCallback):  # type: ignore[misc]
-    """Tells when each step has ended, and its loss."""
+    """A callback that records the end of each step and its loss."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("w")
@@ -45,7 +45,7 @@ class Clock(TrainerCallback):  # type: ignore[misc]
 
 
 def main() -> None:
-    """Train."""
+    """Run the training."""
     spec = json.loads(Path(sys.argv[1]).read_text())
     rows = [json.loads(line) for line in Path(spec["rows"]).read_text().splitlines()]
     dataset = Dataset.from_list(

@@ -1,4 +1,4 @@
-"""The rows that trainings are compared on, as tokens, so that every program learns exactly the same."""
+"""Tokenized rows for comparing trainings, so that every program learns exactly the same."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ SEED = 42
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison.
+    """A comparison.
 
     Args:
-        name: For the table.
+        name: The name in the table.
         train: Rows in the order of training, each ``input_ids`` and ``labels``.
-        held_out: Rows that are measured afterwards.
+        held_out: Rows for the held-out loss.
         batch_size: Rows in an optimizer step.
         steps: Optimizer steps.
         learning_rate: The peak.
@@ -47,7 +47,7 @@ def _row(input_ids: Any, supervised: Any) -> dict[str, list[int]]:
 
 
 def tickets(model: Path, steps: int) -> Case:
-    """The sample tickets: short conversations, a quarter of the tokens learned."""
+    """The sample tickets: short conversations, a quarter of the tokens supervised."""
     from transformers import AutoTokenizer
 
     from core.config.schema import Config
@@ -61,7 +61,7 @@ def tickets(model: Path, steps: int) -> Case:
     config = Config.model_validate({"data": {"train": str(data / "tickets_train.jsonl")}})
     rows = load_dataset(str(data / "tickets_train.jsonl"), config, encoder).rows
     held_out = load_dataset(str(data / "tickets_eval.jsonl"), config, encoder).rows
-    # What our data order would take from all rows; these rows then are the data, and every program keeps their order.
+    # The rows that our data order takes; they then are the data, and every program keeps their order.
     order = DataOrder([len(row) for row in rows], 8, SEED)
     chosen = [rows[place] for step in range(steps) for place in order.window(step)]
     return Case(
@@ -75,7 +75,7 @@ def tickets(model: Path, steps: int) -> Case:
 
 
 def full_rows(model: Path, steps: int) -> Case:
-    """Prose in rows of 512 tokens, every one of them learned."""
+    """Prose in rows of 512 tokens, all of them supervised."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)

@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, never half of it."""
+"""Atomic and durable file writes: a reader finds the old file or the new one, never half of it."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def fsync_file(path: Path) -> None:
 
 
 def write_atomic(path: Path, data: str | bytes, *, mode: int = FILE_MODE, durable: bool = True) -> None:
-    """Replace a file in one step: written beside it, fsynced, renamed over it, the directory fsynced.
+    """Replace a file atomically: written next to it, fsynced, renamed over it, the directory fsynced.
 
-    What is there and is no file (a device, a pipe, a directory), or a link to such a thing, is never replaced.
+    An existing path that is not a file (a device, a pipe, a directory), or a link to one, is never replaced.
 
     Args:
         path: The file. Its directory must exist.
@@ -62,7 +62,7 @@ def write_atomic(path: Path, data: str | bytes, *, mode: int = FILE_MODE, durabl
 
 
 def _refuse_special(path: Path) -> None:
-    # A rename asks nobody: root would put a file in the place of /dev/null.
+    # A rename checks nothing: root would replace /dev/null by a file.
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
@@ -73,15 +73,15 @@ def _refuse_special(path: Path) -> None:
         raise OSError(errno.EINVAL, "it is a device, a pipe or a socket", str(path))
 
 
-#: What says that there is no room for another file.
+#: Error numbers for a lack of room for another file.
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def overwrite(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Write over a file in the room that it has, for where there is none for a second file beside it.
+    """Overwrite a file in place, for a disk without room for a second file next to it.
 
-    What is left of a longer old content is filled with blanks, so the content must be of a kind in which blanks at the
-    end mean nothing. The file keeps its old content where the new one does not fit.
+    The rest of a longer old content is filled with blanks, so the format must ignore blanks at the end. The file keeps
+    its old content if the new one does not fit.
 
     Args:
         path: The file, which must exist.
@@ -94,7 +94,7 @@ def overwrite(path: Path, data: bytes, *, durable: bool = True) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         before = os.pread(descriptor, 1 << 20, 0)
-        # In one piece, so that a reader finds the one or the other.
+        # In one write, so that a reader finds the one or the other.
         written = os.pwrite(descriptor, data.ljust(len(before)), 0)
         if written < len(data):
             os.pwrite(descriptor, before, 0)

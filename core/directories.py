@@ -1,4 +1,4 @@
-"""Directories that are made whole or not at all, by one process at a time."""
+"""Directories made atomically, by one process at a time, and disk space for them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from core import paths
 from core.atomic import fsync_dir
 from core.errors import UserError
 
-#: What is being done, how much of it is done, and of how much; the numbers are None where nobody knows.
+#: A progress report: the activity, the amount done, and the total; the numbers are None where they are unknown.
 Progress = Callable[[str, "int | None", "int | None"], None]
 
 
 @contextlib.contextmanager
 def partial_directory(target: Path) -> Iterator[Path]:
-    """A directory to build ``target`` in: renamed to it at the end, gone after a failure.
+    """A temporary directory for building ``target``: renamed to it at the end, removed after a failure.
 
-    The caller holds the lock of ``target``, so what earlier attempts have left behind is removed first.
+    The caller holds the lock of ``target``, so leftovers of earlier attempts are removed first.
 
     Raises:
         UserError: If the disk is full or cannot be written.
@@ -48,7 +48,7 @@ def partial_directory(target: Path) -> Iterator[Path]:
 
 
 def disk_error(directory: Path, error: OSError) -> UserError:
-    """The sentence for a write that failed."""
+    """The error for a failed write."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(
             f"The disk that holds {directory} is full.", "Make room, or set LOCALTUNE_HOME to a larger disk."
@@ -60,7 +60,7 @@ def disk_error(directory: Path, error: OSError) -> UserError:
 
 
 def require_space(directory: Path, needed: int) -> None:
-    """Refuse to begin what the disk cannot hold.
+    """Refuse to start when the disk has too little space.
 
     Args:
         directory: Any directory on the disk.
@@ -79,7 +79,7 @@ def require_space(directory: Path, needed: int) -> None:
 
 @contextlib.contextmanager
 def exclusive_lock(target: Path, progress: Progress) -> Iterator[None]:
-    """Hold the lock of a directory in the making; the kernel releases it when a holder dies.
+    """Hold the lock of a directory while it is being made; the kernel releases it when its holder dies.
 
     Raises:
         UserError: If the lock file cannot be made.

@@ -1,7 +1,7 @@
-"""Drafts: what somebody is working on in the app and has not saved, so that it outlives the app.
+"""Drafts: unsaved work in the app, kept so that it survives the end of the app.
 
-A draft is a small JSON file in :func:`core.paths.drafts_dir`. It names the process that writes it: while that one
-lives, the draft is its own; afterwards it is whoever's who takes it up.
+A draft is a small JSON file in :func:`core.paths.drafts_dir`. It records the process that writes it: while that process
+lives, the draft belongs to it; afterwards any other may take it over.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from core.atomic import write_atomic
 from core.runs.process import is_same_process, own_identity
 from core.small_files import read_small
 
-#: Drafts that are kept, of one kind; the oldest that nobody is writing go first.
+#: Most drafts of one kind; the oldest that no process is writing are removed first.
 KEPT = 50
 #: Most bytes of a draft.
 LIMIT = 8 << 20
@@ -30,35 +30,35 @@ LIMIT = 8 << 20
 
 @dataclass(frozen=True)
 class Draft:
-    """Something that is not saved."""
+    """Unsaved work."""
 
     kind: str
-    """What it is: ``config`` or ``chat``."""
+    """The kind: ``config`` or ``chat``."""
     subject: str
-    """What it belongs to: the path of a configuration, the directory of a run."""
+    """The subject: the path of a configuration, the directory of a run."""
     data: Mapping[str, Any]
-    """What is kept, as JSON has it."""
+    """The content, as JSON values."""
     time: float = field(default_factory=time.time)
-    """When it was written last, in Unix seconds."""
+    """The time of the last write, in Unix seconds."""
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     """The name of its file."""
     pid: int | None = None
     """The process that wrote it last."""
     started: str | None = None
-    """When that process was started, as :func:`core.runs.process.start_identity` tells it."""
+    """The start identity of that process, as from :func:`core.runs.process.start_identity`."""
 
     @property
     def is_left(self) -> bool:
-        """Whether the process that wrote it has gone, so that it can be taken up."""
+        """Whether the process that wrote it has ended, so that it can be taken over."""
         return not is_same_process(self.pid, self.started)
 
 
 def write_draft(draft: Draft) -> None:
-    """Write a draft as this process's, over an earlier state of it; readable by the user alone.
+    """Write a draft as this process's, over an earlier version; readable by the user alone.
 
     Raises:
         UserError: If the directory cannot be made.
-        OSError: If it cannot be written, or is too large; an earlier state is untouched.
+        OSError: If it cannot be written, or is too large; an earlier version is untouched.
     """
     pid, started = _identity()
     content = {
@@ -75,7 +75,7 @@ def write_draft(draft: Draft) -> None:
     path = _path(draft.id)
     is_new = not path.exists()
     paths.make_private_dir(path.parent)
-    # It outlives the process, which is what it is for; a power cut may cost the last second of it.
+    # Not fsynced: a draft must survive the process; a power cut may cost its last second.
     write_atomic(path, raw, durable=False)
     if is_new:
         for old in [other for other in list_drafts(draft.kind) if other.is_left][KEPT:]:
@@ -83,7 +83,7 @@ def write_draft(draft: Draft) -> None:
 
 
 def list_drafts(kind: str) -> list[Draft]:
-    """The drafts of a kind, the newest first; files that are none are left out."""
+    """The drafts of a kind, the newest first; invalid files are left out."""
     try:
         files = [path for path in paths.drafts_dir().iterdir() if path.suffix == ".json"]
     except OSError:
@@ -98,7 +98,7 @@ def find_draft(kind: str, subject: str) -> Draft | None:
 
 
 def remove_draft(identity: str) -> None:
-    """Remove a draft, by its id; nothing happens where it is gone or cannot be removed."""
+    """Remove a draft by its id; nothing happens if it is gone or cannot be removed."""
     with suppress(OSError):
         _path(identity).unlink(missing_ok=True)
 

@@ -1,21 +1,21 @@
-"""The one exception that users see."""
+"""The error for users."""
 
 from __future__ import annotations
 
-#: Characters of a sentence. It may quote a key, a name or a text of somebody else's, however long that is.
+#: The most characters of a sentence, which may quote a key, a name or a text of any length.
 LONGEST = 1000
 
 
 class UserError(Exception):
-    """Something the user can put right: one sentence that says what and where, and one that says what to do.
+    """An error that the user can fix: one sentence with the problem and its place, and one with the remedy.
 
     Commands print it as a line on standard error and exit non-zero; the app shows it as a notice or a dialog.
-    Anything else that escapes is a bug. Secrets in either sentence, as an exception of a library may bring them along,
-    are replaced; what it quotes cannot make it longer than :data:`LONGEST` characters.
+    Any other exception that escapes is a bug. Secrets in either sentence, which the exception of a library may contain,
+    are replaced; quotes cannot make it longer than :data:`LONGEST` characters.
 
     Args:
-        message: What is wrong and where (file, line, key), as one sentence.
-        hint: What to do about it, as one sentence; may be empty.
+        message: The problem and its place (file, line, key), as one sentence.
+        hint: The remedy, as one sentence; may be empty.
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
@@ -36,6 +36,6 @@ def is_panic(error: BaseException) -> bool:
 
 
 def _bounded(text: str) -> str:
-    # A name stands at the beginning, what is wrong with it at the end.
+    # A name is at the beginning of a sentence, the problem with it at the end.
     half = LONGEST // 2 - 2
     return text if len(text) <= LONGEST else f"{text[:half]} … {text[-half:]}"

@@ -1,4 +1,4 @@
-"""Helper processes: ``python -m core.X``, started so that none of them outlives the process that started it."""
+"""Helper processes: ``python -m core.X``, started so that none outlives the process that started it."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from typing import Any, cast
 
 from core.errors import UserError
 
-#: The environment variable that tells a helper which descriptor its lifeline is.
+#: The environment variable with the descriptor of a helper's lifeline.
 _LIFELINE = "LOCALTUNE_LIFELINE"
-#: The signals by which a helper is ended, and a piece of work interrupted.
+#: The signals that end a helper or interrupt its work.
 _ENDING = (signal.SIGIO, signal.SIGXCPU, signal.SIGPROF)
-# A helper imports this package from wherever it was found, whatever the directory it is started in.
+# A helper imports this package from its own location, whatever directory it is started in.
 _ROOT = str(Path(__file__).resolve().parents[1])
 
 
 class Helper:
     """A helper process with pipes to its standard streams, in a session of its own.
 
-    Ctrl-C in the terminal is for the one who started it. A lifeline, a pipe whose other end nobody else holds, ends the
-    helper and all processes of its session in the moment when this process is gone, however that ends; see
+    Ctrl-C in the terminal does not reach it. A lifeline, a pipe whose other end only this process holds, ends the
+    helper and all processes of its session as soon as this process is gone, however that ends; see
     :func:`tie_to_parent`.
 
     Args:
-        module: What it runs: ``core.data.files.unpack``.
-        arguments: Its command line.
-        pass_fds: Descriptors that it has as well.
-        environment: Its variables; by default those of this process.
+        module: The module to run: ``core.data.files.unpack``.
+        arguments: Its command-line arguments.
+        pass_fds: Descriptors that it inherits as well.
+        environment: Its environment; by default that of this process.
 
     Raises:
-        UserError: If the system has no room for another process.
+        UserError: If the system cannot start another process.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Helper:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """End it and close its pipes; for the thread that reads them."""
+        """End it and close its pipes; call this in the thread that reads them."""
         self.end()
         for stream in (self.stdin, self.stdout):
             with contextlib.suppress(OSError):
@@ -90,20 +90,20 @@ class Helper:
         """Write to its standard input.
 
         Raises:
-            OSError: If it reads no more.
+            OSError: If it has stopped reading.
         """
         view = memoryview(data)
         while view:
             view = view[self.stdin.write(view) :]
 
     def answers(self) -> Iterator[Any]:
-        """The JSON that it writes to its standard output, a value a line; a line that it was killed in is left out."""
+        """The JSON values of its standard output, one per line; a line cut short by its end is left out."""
         for line in io.BufferedReader(cast("io.RawIOBase", self.stdout)):
             if line.endswith(b"\n"):
                 yield json.loads(line)
 
     def end(self) -> int:
-        """End it with the processes that it has started, if it has not ended itself; from any thread, and again.
+        """End it and the processes that it has started, if it still runs; safe from any thread, and to call again.
 
         Returns:
             Its exit status, negative for a signal.
@@ -111,7 +111,7 @@ class Helper:
         with self._ending:
             if not self._is_ended:
                 self._is_ended = True
-                # Its number is its own until it has been waited for; what it has left behind ends with the lifeline.
+                # Its pid is not reused until it has been waited for; its own processes end with the lifeline.
                 if self.process.returncode is None:
                     with contextlib.suppress(ProcessLookupError, PermissionError):
                         os.killpg(self.process.pid, signal.SIGKILL)
@@ -122,7 +122,7 @@ class Helper:
 def finding_core(environment: Mapping[str, str]) -> dict[str, str]:
     """An environment in which ``python -m core.X`` runs this very package.
 
-    A directory called ``core`` where the user happens to stand is not taken for ours.
+    A directory called ``core`` in the user's working directory is not imported instead.
     """
     path = os.pathsep.join(filter(None, (_ROOT, environment.get("PYTHONPATH"))))
     return {**environment, "PYTHONSAFEPATH": "1", "PYTHONPATH": path}
@@ -131,14 +131,14 @@ def finding_core(environment: Mapping[str, str]) -> dict[str, str]:
 def start_detached(
     command: Sequence[str], *, log: int, cwd: Path, environment: Mapping[str, str], pass_fds: Sequence[int] = ()
 ) -> subprocess.Popen[bytes]:
-    """Start a process that goes on when this one is gone, in a session of its own, its output in a log.
+    """Start a process that outlives this one, in a session of its own, with its output in a log.
 
     Args:
-        command: Its command line.
-        log: Descriptor that standard output and standard error go to.
-        cwd: Where it starts.
-        environment: Its variables.
-        pass_fds: Descriptors that it has as well.
+        command: The command line.
+        log: Descriptor for standard output and standard error.
+        cwd: The working directory.
+        environment: Its environment.
+        pass_fds: Descriptors that it inherits as well.
 
     Raises:
         OSError: If it cannot be started.
@@ -162,7 +162,7 @@ def _no_room(error: OSError) -> UserError:
 
 
 def describe_end(status: int) -> str:
-    """How a process ended, as the rest of a sentence: ``was ended by SIGKILL``."""
+    """The end of a process in words, as the rest of a sentence: ``was ended by SIGKILL``."""
     if status >= 0:
         return f"ended with code {status}"
     try:
@@ -172,13 +172,13 @@ def describe_end(status: int) -> str:
 
 
 def tie_to_parent() -> None:
-    """In a helper: have the kernel end this process and its children when the process that started it is gone.
+    """In a helper: have the kernel end this process and its children when its parent is gone.
 
     The kernel sends SIGIO to the process group when the other end of the lifeline is closed. That needs no thread, so
-    it also reaches a process that is deep in a library's code; and other than ``PR_SET_PDEATHSIG`` it does not depend
+    it also reaches a process that is deep in a library's code; unlike ``PR_SET_PDEATHSIG`` it does not depend
     on the thread that started the helper, which often ends before the work is done.
     """
-    # What ends it must not be ignored or held back, as whoever started it may have it.
+    # The signal must not be ignored or blocked, as the parent may have it.
     for ending in _ENDING:
         signal.signal(ending, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
@@ -189,7 +189,7 @@ def tie_to_parent() -> None:
     os.set_inheritable(lifeline, False)
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
-    # Whoever started it may have gone before the kernel was told.
+    # The parent may have ended before the kernel was asked.
     poll = select.poll()
     poll.register(lifeline, select.POLLIN)
     if poll.poll(0):

@@ -1,4 +1,4 @@
-"""Entries of the Hugging Face Hub as a configuration writes them: ``hf://datasets/owner/name@revision/path#split``."""
+"""Hub entries in a configuration: ``hf://datasets/owner/name@revision/path#split`` on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Kind = Literal["dataset", "model"]
 FORM = "hf://datasets/owner/name, perhaps with @revision, /path and #split behind it"
 DEFAULT_REVISION = "main"
 
-# Path() makes one slash of two, so an entry that has been a path is one all the same.
+# Path() makes one slash of two, so an entry that has been a path is still recognized.
 _PREFIX = re.compile(r"hf:/+", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w./+-]{0,199}", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# Revisions with a slash that the Hub makes itself; in others it is written %2F.
+# Revisions with a slash that the Hub makes itself; in others the slash is written %2F.
 _SLASHED = re.compile(r"refs/(?:convert/[\w.-]+|pr/\d+)(?=/|$)", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-# Bytes: of one name in a directory, as file systems have it, and of a path, so that no home makes it too long.
+# Bytes of a file name, as file systems limit it, and of a path, so that no home directory makes it too long.
 _LONGEST_PART = 255
 _LONGEST_NAME = 1024
-# Of "owner/name", so that the names of directories made of it keep below what a file system allows.
+# Limit of "owner/name", so that directory names made from it stay below that of a file system.
 _LONGEST_REPOSITORY = 160
 
 
@@ -40,11 +40,11 @@ class HubEntry:
     """A repository of the Hub, or a part of it.
 
     Args:
-        kind: Of what it is.
+        kind: The kind of repository.
         repository: ``owner/name``.
         revision: A branch, a tag or a commit; empty for the default branch.
-        path: A file in it, a directory or a pattern; empty for all of it.
-        part: What is named behind ``#``: a split, a subset, or ``subset/split``.
+        path: A file in it, a directory or a pattern; empty for the whole repository.
+        part: The name after ``#``: a split, a subset, or ``subset/split``.
     """
 
     kind: Kind
@@ -55,20 +55,20 @@ class HubEntry:
 
     @property
     def commit(self) -> str:
-        """The revision, if it is a whole commit hash; else nothing."""
+        """The revision, if it is a full commit hash; else an empty string."""
         return self.revision if is_commit(self.revision) else ""
 
     @property
     def directory_name(self) -> str:
-        """What its directory on this machine is called."""
+        """The name of its local directory."""
         return self.repository.replace("/", "--")
 
     def at(self, commit: str) -> HubEntry:
-        """The same entry of one commit."""
+        """The same entry at one commit."""
         return replace(self, revision=commit)
 
     def __str__(self) -> str:
-        """As a configuration writes it."""
+        """The entry as a configuration writes it."""
         text = f"hf://{'datasets/' if self.kind == 'dataset' else ''}{self.repository}"
         if self.revision:
             slashed = _SLASHED.fullmatch(self.revision)
@@ -77,7 +77,7 @@ class HubEntry:
 
 
 def is_hub_entry(text: str | Path) -> bool:
-    """Whether a text, or a path made of one, is meant as an entry of the Hub."""
+    """Whether a text, or a path made from one, denotes an entry of the Hub."""
     return _PREFIX.match(str(text)) is not None
 
 
@@ -90,19 +90,19 @@ def is_hub_id(name: str) -> bool:
 
 
 def is_commit(revision: str) -> bool:
-    """Whether a revision is a whole commit hash, which never means anything else."""
+    """Whether a revision is a full commit hash, which never changes its meaning."""
     return _COMMIT.fullmatch(revision) is not None
 
 
 def parse_entry(text: str | Path) -> HubEntry:
-    """An entry taken apart.
+    """Parse an entry.
 
     Args:
         text: ``hf://datasets/owner/name`` or, of a model, ``hf://owner/name``; ``@revision``, ``/path`` and, of a
             dataset, ``#part`` may follow.
 
     Raises:
-        UserError: If it is none.
+        UserError: If it is not a valid entry.
     """
     written = _PREFIX.sub("", str(text), count=1)
     shown = one_line(f"hf://{written}", 200)
@@ -136,10 +136,10 @@ def parse_entry(text: str | Path) -> HubEntry:
 
 
 def parse_dataset(text: str | Path) -> HubEntry:
-    """As :func:`parse_entry`, where a dataset is wanted.
+    """Parse an entry that must be a dataset.
 
     Raises:
-        UserError: Also if it names a model.
+        UserError: If it is not a valid entry, or is a model.
     """
     entry = parse_entry(text)
     if entry.kind != "dataset":
@@ -150,10 +150,10 @@ def parse_dataset(text: str | Path) -> HubEntry:
 def make_entry(
     repository: str, *, revision: object = None, path: object = None, subset: object = None, split: object = None
 ) -> HubEntry:
-    """A dataset as other tools name it, key by key; what is None or empty is not named.
+    """Make the entry of a dataset from the keys that other tools use; None or an empty value leaves a part out.
 
     Raises:
-        UserError: If a part of it is none.
+        UserError: If a part is not valid.
     """
     named = [("revision", revision), ("path", path), ("subset", subset), ("split", split)]
     if wrong := next((name for name, value in named if value and not isinstance(value, str)), None):
@@ -170,7 +170,7 @@ def make_entry(
 
 
 def short_name(text: str) -> str:
-    """What an entry of a configuration is called in a word: the file without its ending, or the repository's name."""
+    """A short name for an entry of a configuration: the file without its extension, or the repository's name."""
     if is_hub_entry(text):
         with contextlib.suppress(UserError):
             return parse_entry(text).repository.partition("/")[2]
@@ -178,14 +178,14 @@ def short_name(text: str) -> str:
 
 
 def is_safe_name(name: str) -> bool:
-    """Whether a file name of a repository is the name of a file inside a directory; see :func:`why_unsafe`."""
+    """Whether a file name of a repository is a safe path inside a directory; see :func:`why_unsafe`."""
     return not why_unsafe(name)
 
 
 def why_unsafe(name: str) -> str:
-    """What keeps a file name of a repository from being written to a disk, as the end of a sentence; else empty.
+    """The reason why a file name of a repository must not be written to a disk, as the end of a sentence; else empty.
 
-    A safe name is relative, with forward slashes and without ``..``, and every file system that holds UTF-8 takes it.
+    A safe name is relative, with forward slashes and without ``..``, and valid in every file system that holds UTF-8.
     """
     if any(part in ("", ".", "..") for part in name.split("/")) or "\\" in name:
         return "leads out of its directory"
@@ -200,7 +200,7 @@ def why_unsafe(name: str) -> str:
 
 
 def absolute(text: str, base: Path) -> str:
-    """An entry of a configuration made absolute: a path by its base; an entry of the Hub is left as it is."""
+    """An entry of a configuration made absolute: a path from its base; an entry of the Hub is left as it is."""
     if is_hub_entry(text):
         return _PREFIX.sub("hf://", text, count=1)
     return os.path.normpath(base / user_path(text))

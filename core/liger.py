@@ -1,4 +1,4 @@
-"""Liger's kernels, an optional package: what is known of it without importing it."""
+"""Liger's kernels, an optional package: its version, found without importing it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ INSTALL = "pip install 'localtune-tui[liger]'"
 
 
 def installed_version() -> str | None:
-    """The version that is installed; None for none."""
+    """The installed version; None if it is not installed."""
     try:
         return metadata.version(PACKAGE)
     except metadata.PackageNotFoundError:

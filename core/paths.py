@@ -1,4 +1,4 @@
-"""Where things live: the home directory of localtune and what is in it (design: one directory, private to the user)."""
+"""Paths of localtune: the home directory, private to the user, and its contents."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ FILE_MODE = 0o600
 
 
 def home() -> Path:
-    """``$LOCALTUNE_HOME``, else ``$XDG_DATA_HOME/localtune``, else ``~/.local/share/localtune``; not created.
+    """The home directory: ``$LOCALTUNE_HOME``, else ``$XDG_DATA_HOME/localtune``, else ``~/.local/share/localtune``.
+
+    It is not created.
 
     Raises:
-        UserError: If there is no telling where that is.
+        UserError: If none of them is defined.
     """
     if explicit := os.environ.get("LOCALTUNE_HOME"):
         return _expanded(explicit)
@@ -25,12 +27,12 @@ def home() -> Path:
 
 
 def models_dir() -> Path:
-    """Models made ready for offline use, a directory each."""
+    """Prepared models for offline use, a directory each."""
     return home() / "models"
 
 
 def datasets_dir() -> Path:
-    """Datasets fetched from a hub, a directory each."""
+    """Datasets downloaded from a hub, a directory each."""
     return home() / "datasets"
 
 
@@ -40,24 +42,27 @@ def runs_dir() -> Path:
 
 
 def drafts_dir() -> Path:
-    """What has been edited in the app and is in no file yet, a file each."""
+    """Unsaved work in the app, a file each."""
     return home() / "drafts"
 
 
 def crashes_dir() -> Path:
-    """Reports of mistakes that ended the app, a file each."""
+    """Crash reports of the app, a file each."""
     return home() / "crashes"
 
 
 def config_dir() -> Path:
-    """``$XDG_CONFIG_HOME/localtune``, else ``~/.config/localtune``: the user's keymap and themes; not created."""
+    """The directory of the user's keymap and themes: ``$XDG_CONFIG_HOME/localtune``, else ``~/.config/localtune``.
+
+    It is not created.
+    """
     return _expanded(os.environ.get("XDG_CONFIG_HOME") or "~/.config") / "localtune"
 
 
 def _expanded(path: str) -> Path:
     user_home = os.environ.get("HOME", "/")
     if path.startswith("~/") and not os.path.isabs(user_home):
-        # Empty it would stand for the root of the file system, relative for a place in whatever directory one is in.
+        # An empty one would mean the root of the file system, a relative one a place in the current directory.
         raise UserError(f"HOME is '{user_home}', which is no absolute path.", "Set HOME or LOCALTUNE_HOME to one.")
     try:
         return Path(path).expanduser().absolute()
@@ -68,10 +73,10 @@ def _expanded(path: str) -> Path:
 
 
 def user_path(path: str | Path) -> Path:
-    """A path as a user writes it, with ``~`` and ``~name`` replaced.
+    """A path that a user typed, with ``~`` and ``~name`` replaced.
 
-    Unlike ``Path.expanduser`` it raises nothing: the home of a user who does not exist stays as it is written, and is
-    then a file that is not there.
+    Unlike ``Path.expanduser`` it raises nothing: the home of a user who does not exist stays as it is written, and
+    is then a missing file.
     """
     try:
         return Path(os.path.expanduser(path))
@@ -80,7 +85,7 @@ def user_path(path: str | Path) -> Path:
 
 
 def shown_path(path: Path) -> str:
-    """A path as people write it: what lies in the user's home begins with ``~``."""
+    """A path for display: one in the user's home begins with ``~``."""
     try:
         return str(Path("~") / path.relative_to(Path.home()))
     except (ValueError, RuntimeError):
@@ -93,7 +98,7 @@ def existing_parent(path: Path) -> Path:
 
 
 def make_private_dir(path: Path) -> Path:
-    """Create a directory and its parents, the new ones readable by the user alone.
+    """Create a directory and its parents, the new ones accessible to the user alone.
 
     Raises:
         UserError: If it cannot be created or is not writable.

@@ -1,4 +1,4 @@
-"""Secrets, kept out of everything that is written or shown: configurations, logs, events, messages."""
+"""Redaction of secrets in everything that is written or shown: configurations, logs, events, messages."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from core.secrets import REDACTED, redact_secrets
 _SECRET_NAME = re.compile(
     r"(^|_)(TOKEN|API_?KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS|ACCESS_KEY(_ID)?|PRIVATE_KEY)$", re.IGNORECASE
 )
-#: Values shorter than this are no secrets worth the name, and would be found inside of words.
+#: Values shorter than this are hardly secrets, and would be found inside words.
 _SHORTEST = 8
-#: From so many characters on a value is no word that may stand in a text by chance.
+#: A value of this length is not a word that appears in a text by chance.
 _NO_WORD = 12
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a variable or a key of this name holds a secret: ``HF_TOKEN``, ``wandb_api_key``."""
+    """Whether a variable or a key with this name holds a secret: ``HF_TOKEN``, ``wandb_api_key``."""
     return _SECRET_NAME.search(name) is not None
 
 
 def secret_variable(text: str, environment: Mapping[str, str] = os.environ) -> str | None:
-    """The variable of the environment that a text has the secret value of; None where it has none.
+    """The environment variable whose secret value is in a text; None where there is none.
 
-    Words such as ``password`` and ``localhost``, and paths of files, are no secrets, whatever their variable is called:
-    other than :func:`redact`, which replaces too much rather than too little, this is for refusing a text.
+    Words such as ``password`` and ``localhost``, and file paths, are not secrets, whatever their variable is called:
+    unlike :func:`redact`, which replaces too much rather than too little, this is for refusing a text.
 
     Args:
         text: Any text.
-        environment: Whose values are looked for.
+        environment: The environment with the values.
     """
     for name, value in environment.items():
         secret = value.strip()
@@ -44,14 +44,14 @@ def secret_variable(text: str, environment: Mapping[str, str] = os.environ) -> s
 
 
 def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
-    """A text with ``***`` for every secret in it.
+    """Replace every secret in a text with ``***``.
 
-    Secrets are the values of the environment's variables with a name like one, and what is written like a key
+    Secrets are the values of environment variables with a secret's name, and strings in the form of a key
     (:mod:`core.secrets`).
 
     Args:
         text: Any text.
-        environment: Whose values are looked for.
+        environment: The environment with the values.
     """
     for name, value in environment.items():
         if len(value) >= _SHORTEST and value in text and is_secret_name(name):
@@ -60,9 +60,9 @@ def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
 
 
 def redact_streams() -> None:
-    """Put what libraries print, warn of and log through the same sieve.
+    """Redact the standard streams, so that prints, warnings and logs of libraries hold no secrets.
 
-    What native code writes to the file descriptor itself does not pass here.
+    Output of native code to the file descriptor itself is not redacted.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -71,10 +71,10 @@ def redact_streams() -> None:
 
 
 class RedactedStream:
-    """A text stream that replaces secrets; a line is written when it is complete, the rest when flushed.
+    """A text stream that redacts secrets; a line is written when it is complete, the rest when flushed.
 
     Args:
-        stream: Where the text goes.
+        stream: The stream to write to.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -82,24 +82,24 @@ class RedactedStream:
         self._line = ""
 
     def write(self, text: str) -> int:
-        """Take text; complete lines go on."""
+        """Accept text; complete lines are written."""
         whole, newline, self._line = (self._line + text).rpartition("\n")
         if newline:
             self._stream.write(redact(whole) + newline)
         return len(text)
 
     def flush(self) -> None:
-        """Pass on what there is of an unfinished line too."""
+        """Write an unfinished line too, and flush."""
         if self._line:
             self._stream.write(redact(self._line))
             self._line = ""
         self._stream.flush()
 
     def writelines(self, lines: Any) -> None:
-        """Take several texts."""
+        """Accept several texts."""
         for line in lines:
             self.write(line)
 
     def __getattr__(self, name: str) -> Any:
-        """Everything else is as the stream has it."""
+        """Every other attribute of the stream."""
         return getattr(self._stream, name)

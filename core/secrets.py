@@ -1,20 +1,20 @@
-"""What should not be learned by heart: keys, passwords and addresses, found by how they are written."""
+"""Secrets that a model should not memorize: keys, passwords and e-mail addresses, found by their form."""
 
 from __future__ import annotations
 
 import re
 
-#: What stands where a secret stood.
+#: The replacement of a secret.
 REDACTED = "***"
 
-# A text that the pattern's matches always hold, sought first as that is far quicker; the pattern; what it is.
+# A substring of all the pattern's matches, searched first as that is far quicker; the pattern; the kind of secret.
 _SECRETS: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
     (mark, re.compile(pattern), noun)
     for mark, pattern, noun in (
         ("PRIVATE KEY", r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----", "a private key"),
         ("AKIA", r"\bAKIA[0-9A-Z]{16}\b", "an AWS access key"),
         ("ASIA", r"\bASIA[0-9A-Z]{16}\b", "an AWS access key"),
-        # With a run of letters and digits, as file names such as sk-tickets-2024-cleaned have none.
+        # Needs a run of letters and digits, which file names such as sk-tickets-2024-cleaned do not have.
         ("sk-", r"\bsk-(?=[\w-]*?[A-Za-z0-9]{16})(?=[\w-]*?\d)[A-Za-z0-9_-]{20,}", "an API key"),
         ("sk_live_", r"\b[sr]k_live_[A-Za-z0-9]{16,}", "a payment key"),
         ("ghp_", r"\bghp_[A-Za-z0-9]{36,}", "a GitHub token"),
@@ -36,7 +36,7 @@ _SECRETS: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
         ),
     )
 )
-#: ``password = "..."`` and its like; a value in quotes, or one with letters and digits.
+#: Assignments like ``password = "..."``; a value in quotes, or one with letters and digits.
 _ASSIGNED = re.compile(
     r"\b(?:pass(?:word|wd)|passphrase|secret(?:[_-]?key)?|api[_-]?key|access[_-]?token|auth[_-]?token)\b[\"']?"
     r"\s{0,3}[:=]\s{0,3}"
@@ -48,14 +48,14 @@ _PLACEHOLDER = re.compile(
     r"example|sample|placeholder|change.?me|your|xxx|\*\*\*|\.\.\.|<|\{|dummy|redacted", re.IGNORECASE
 )
 _EMAIL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._%+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,4}[A-Za-z]{2,24}\b")
-# Reserved for examples by RFC 2606 and RFC 6761, and addresses that are no people's.
+# Reserved for examples by RFC 2606 and RFC 6761, and addresses that do not belong to people.
 _EXAMPLE_HOSTS = re.compile(
     r"(?:^|\.)(?:example\.(?:com|org|net|edu)|[\w-]+\.(?:example|test|invalid|localhost))$", re.I
 )
 
 
 def find_secret(text: str) -> str | None:
-    """What kind of key or password a text holds, in words; None for none. The secret itself is never given back."""
+    """The kind of key or password in a text, in words; None for none. The secret itself is never returned."""
     for mark, pattern, noun in _SECRETS:
         if mark in text and (found := pattern.search(text)) is not None and not _PLACEHOLDER.search(found.group()):
             return noun
@@ -69,14 +69,14 @@ def find_secret(text: str) -> str | None:
     return None
 
 
-#: A private key from its first line on: the lines of letters and digits below it, however their ends are written.
+#: A private key from its first line on: the lines of letters and digits below it, whatever their line ends.
 _KEY_BODY = re.compile(r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----(?:[\s\\rn]*[A-Za-z0-9+/=]{16,})*")
 
 
 def redact_secrets(text: str) -> str:
-    """The text with :data:`REDACTED` where :func:`find_secret` finds a key or a password.
+    """Replace each key or password that :func:`find_secret` finds with :data:`REDACTED`.
 
-    What stands around it stays: the host of a URL, the name that a password is given to.
+    The surrounding text stays: the host of a URL, the name that a password is assigned to.
     """
     if "PRIVATE KEY" in text:
         text = _KEY_BODY.sub(REDACTED, text)

@@ -1,4 +1,4 @@
-"""Files of others: regular ones only, and those that are read whole, such as templates and settings, up to a size."""
+"""Safe reading of foreign files: regular files only, and small ones, such as templates and settings, up to a size."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _SPECIAL = (
 
 
 def open_regular(path: Path | str) -> FileIO:
-    """A regular file, to be read; opening it waits for nobody, as opening a named pipe would.
+    """Open a regular file for reading, without blocking, as opening a named pipe would.
 
     Raises:
-        OSError: If it is no regular file or cannot be opened; ``strerror`` says why in words.
+        OSError: If it is not a regular file or cannot be opened; ``strerror`` has the reason in words.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -36,18 +36,18 @@ def open_regular(path: Path | str) -> FileIO:
 
 
 def read_small(path: Path | str, limit: int) -> bytes:
-    """The bytes of a regular file; never waits for one, and never reads more than the limit.
+    """Read the bytes of a regular file, without blocking, and never more than the limit.
 
     Args:
         path: The file.
-        limit: Most bytes that it may have.
+        limit: The most bytes allowed.
 
     Raises:
-        OSError: If it is no regular file, too large or cannot be read; ``strerror`` says why in words.
+        OSError: If it is not a regular file, too large or cannot be read; ``strerror`` has the reason in words.
     """
     with open_regular(path) as file:
         pieces, size = [], 0
-        # What a file system makes up, as /proc does, is as long as it turns out to be.
+        # Generated files, as in /proc, have no size beforehand.
         while piece := file.read(limit + 1 - size):
             pieces.append(piece)
             size += len(piece)

@@ -1,10 +1,10 @@
-"""Text from outside (dataset cells, model output, logs, file names), made safe to show in a terminal."""
+"""Sanitizing of text from outside (dataset cells, model output, logs, file names) for a terminal."""
 
 from __future__ import annotations
 
 import unicodedata
 
-#: What a control character is shown as.
+#: The replacement of a control character.
 REPLACEMENT = "\ufffd"
 
 _TABLE: dict[int, str | None] = {
@@ -19,7 +19,7 @@ _TABLE.update(dict.fromkeys(range(0xD800, 0xE000), REPLACEMENT))
 
 
 def sanitize(text: str) -> str:
-    """Replace everything that a terminal could act on; keep tabs and newlines.
+    """Replace every character that a terminal could act on; keep tabs and newlines.
 
     C0 controls, DEL and C1 become U+FFFD, bidirectional controls disappear, CR LF and lone CR become LF.
     Works character by character, so a stream may be cut anywhere and sanitized in pieces, except that a CR LF pair cut
@@ -29,7 +29,7 @@ def sanitize(text: str) -> str:
         text: Any text.
 
     Returns:
-        Text that holds no character a terminal interprets besides tab and newline.
+        Text without characters that a terminal interprets, except tab and newline.
     """
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
@@ -37,7 +37,7 @@ def sanitize(text: str) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text can be written as UTF-8; what comes of names and arguments in other bytes cannot."""
+    """Whether a text can be written as UTF-8; names and arguments from other encodings cannot."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -57,15 +57,15 @@ def one_line(text: str, limit: int = 2000) -> str:
     return safe if len(cut) <= limit else safe[: limit - 1] + "…"
 
 
-#: What stands for a character that has no picture of its own, or whose width terminals do not agree on.
+#: The placeholder for a character without a glyph of its own, or whose width differs between terminals.
 PLACEHOLDER = "◌"
 
 # Marks drawn over one character; more of them only make terminals run out of room for the cell.
 _MOST_MARKS = 4
 _REGIONAL = range(0x1F1E6, 0x1F200)
 _SKIN_TONES = range(0x1F3FB, 0x1F400)
-# Joiners, spaces without width and other format characters, variation selectors, tags: most terminals draw nothing for
-# them, and some draw what stands around them in fewer or more cells.
+# Joiners, zero-width spaces and other format characters, variation selectors, tags: most terminals draw nothing for
+# them, and some draw the text around them in fewer or more cells.
 _SILENT = frozenset(
     [
         *(0x034F, 0xFEFF),
@@ -85,18 +85,18 @@ _DISPUTED = frozenset(
 
 
 def steady(text: str, *, whole: bool = False) -> str:
-    """Text that takes the same cells in every terminal, so that what is drawn behind it stays where it belongs.
+    """Text that has the same width in every terminal, so that whatever follows it stays in its place.
 
-    Terminals disagree on what several characters make together: a family of emoji is two cells wide in some and six in
-    others. So they are shown apart: a flag as its two letters, a family as its members, a heart without the selector
-    that asks for color. What has no width that all agree on (vowel signs of Indic scripts, characters that no version
-    of Unicode knows here) is shown as ``◌``.
+    Terminals disagree on the width of several combined characters: a family of emoji is two cells wide in some and six
+    in others. So they are shown apart: a flag as its two letters, a family as its members, a heart without the selector
+    for color. Characters without a width that all agree on (vowel signs of Indic scripts, characters unknown to
+    Python's version of Unicode) are shown as ``◌``.
 
     The width of the result is the sum of the widths of its characters.
 
     Args:
         text: Sanitized text.
-        whole: Keep vowel signs, for text that is read rather than looked over; only emoji are taken apart.
+        whole: Keep vowel signs, for text that is read rather than skimmed; only emoji are taken apart.
     """
     if text.isascii():
         return text
@@ -105,7 +105,7 @@ def steady(text: str, *, whole: bool = False) -> str:
     for character in text:
         code = ord(character)
         if code < 0x300:
-            # The soft hyphen is drawn by some terminals alone.
+            # The soft hyphen is drawn by some terminals only.
             found.append("-" if code == 0xAD else character)
             marks = 0
             continue

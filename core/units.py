@@ -1,6 +1,6 @@
-"""Numbers as people read them, in widths that do not jump.
+"""Formatting and parsing of numbers with units, in steady widths.
 
-Whatever number there is can be shown: one beyond what a float holds reads as infinite, and none fills a line with
+Every number can be shown: one beyond the range of a float reads as infinite, and none fills a line with
 digits.
 """
 
@@ -13,9 +13,9 @@ from datetime import datetime
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?)b?", re.IGNORECASE)
 _MOST_BYTES = 2**64
 _BYTE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
-#: Numbers from here on are written with a power of ten.
+#: Numbers from this size on are written with a power of ten.
 _LONG = 1e6
-#: Seconds from which a duration says nothing any more: ten thousand years.
+#: Seconds from which a duration is meaningless: ten thousand years.
 _ENDLESS = 10_000 * 365 * 86_400.0
 
 
@@ -28,14 +28,14 @@ def to_float(value: float) -> float:
 
 
 def format_bytes(count: float | None) -> str:
-    """Bytes in decimal units with three significant digits: ``39.0 MB``; ``–`` where unknown."""
+    """A size in bytes in decimal units with three significant digits: ``39.0 MB``; ``–`` where unknown."""
     if count is None:
         return "–"
     value = to_float(count)
     if not math.isfinite(value) or abs(value) >= _LONG * 1e15:
         return f"{format_number(value / 1e15)} PB"
     for unit in _BYTE_UNITS:
-        # Compared as it would be rounded, so that 999.9 kB becomes 1.0 MB and not 1000 kB.
+        # Compared after rounding, so that 999.9 kB becomes 1.0 MB and not 1000 kB.
         if abs(value) < 999.5 or unit == _BYTE_UNITS[-1]:
             if unit == "B":
                 return f"{value:.0f} B"
@@ -47,7 +47,7 @@ def format_bytes(count: float | None) -> str:
 def parse_bytes(text: str) -> int | None:
     """A size that a person typed, in bytes: ``24GB`` and ``24g`` are decimal, ``24GiB`` is binary, ``24`` is 24 bytes.
 
-    None for what is no size, or more than any machine addresses.
+    None for a text that is not a size, or for more than any machine can address.
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
@@ -62,7 +62,7 @@ def parse_bytes(text: str) -> int | None:
 
 
 def format_duration(seconds: float | None) -> str:
-    """Seconds as ``8.2s``, ``1m 12s``, ``3h 04m`` or ``2d 05h``; ``–`` where unknown."""
+    """A duration in seconds as ``8.2s``, ``1m 12s``, ``3h 04m`` or ``2d 05h``; ``–`` where unknown."""
     if seconds is None or not 0 <= (seconds := to_float(seconds)) < _ENDLESS:
         return "–"
     if seconds < 9.95:
@@ -100,19 +100,19 @@ def format_number(value: float | None, digits: int = 3) -> str:
 
 
 def format_fixed(value: float | None, decimals: int) -> str:
-    """A measured number with so many decimals: ``0.83``; from a million on as :func:`format_number`."""
+    """A measured number with a fixed count of decimals: ``0.83``; from a million on as :func:`format_number`."""
     if value is None or not abs(to_float(value)) < _LONG:
         return format_number(value)
     return f"{value:.{decimals}f}"
 
 
 def exact_number(value: float) -> str:
-    """A number of a configuration with all its digits, as people write it: ``0.05``, ``2``, ``1e-4`` below 0.001."""
+    """A number of a configuration with all its digits, in its usual form: ``0.05``, ``2``, ``1e-4`` below 0.001."""
     value = to_float(value)
     if not math.isfinite(value) or value == 0 or abs(value) >= 1e-3:
         short = f"{value:g}"
         return short if float(short) == value else repr(value)
-    # The shortest digits that are this number and no other.
+    # The shortest digits that denote exactly this number.
     mantissa, _, power = next(text for digits in range(17) if float(text := f"{value:.{digits}e}") == value).partition(
         "e"
     )
@@ -120,7 +120,7 @@ def exact_number(value: float) -> str:
 
 
 def format_rate(tokens_per_second: float | None) -> str:
-    """Tokens a second: ``318 tok/s``; ``–`` where unknown."""
+    """A speed in tokens per second: ``318 tok/s``; ``–`` where unknown."""
     if tokens_per_second is None or not math.isfinite(rate := to_float(tokens_per_second)):
         return "–"
     count = f"{rate:,.0f}".replace(",", " ") if abs(rate) < 1e9 else format_number(rate)
@@ -128,7 +128,7 @@ def format_rate(tokens_per_second: float | None) -> str:
 
 
 def format_moment(moment: float, pattern: str, unknown: str = "–") -> str:
-    """A Unix time in local time, by a pattern of ``strftime``; ``unknown`` where it is no moment of a calendar."""
+    """A Unix time in local time, formatted by ``strftime``; ``unknown`` where it is outside the calendar."""
     try:
         return datetime.fromtimestamp(moment).strftime(pattern)
     except (ValueError, OverflowError, OSError):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-#: What is in it.
+#: The files of the sample.
 NAMES = ("tickets.toml", "tickets_train.jsonl", "tickets_eval.jsonl", "README.md")
 
 
 def path(name: str) -> Path:
-    """Where a file of the sample lies, in a checkout as in an installed wheel.
+    """The path of a sample file, in a checkout or an installed wheel.
 
     Args:
         name: One of :data:`NAMES`.

@@ -1,1 +1,1 @@
-"""Themes: TOML files and the loader that checks them before the app may use one."""
+"""Themes: TOML files, and the loader that validates them before the app uses one."""

@@ -1,4 +1,4 @@
-"""Read TOML themes and check every color before Textual sees one: a bad color would end the app when it is used."""
+"""The theme loader: every color is checked before Textual gets it, as a bad one would end the app when it is used."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from core.small_files import read_small
 from core.text import one_line
 
 DEFAULT = "localtune-dark"
-#: Bytes of a theme.
+#: Most bytes of a theme file.
 _LIMIT = 1 << 20
 
-#: Colors that a theme may set under ``[colors]``; ``primary`` must be there.
+#: Colors that a theme may set under ``[colors]``; ``primary`` is required.
 COLORS = (
     "primary",
     "secondary",
@@ -34,7 +34,7 @@ COLORS = (
     "boost",
 )
 
-#: The app's own colors, with what they are in a theme that does not set them: (dark, light).
+#: The app's own colors, with their defaults for a theme that does not set them: (dark, light).
 VARIABLES: dict[str, tuple[str, str]] = {
     "muted": ("#8a8a8a", "#626262"),
     "border": ("#444444", "#b2b2b2"),
@@ -69,27 +69,27 @@ class _TextFile(Protocol):
 
 
 class ThemeError(ValueError):
-    """A theme file that cannot be used; the text says why."""
+    """A theme file that cannot be used; the text is the reason."""
 
 
 @dataclass(frozen=True)
 class LoadedThemes:
-    """Themes that can be registered, and the files that cannot, with the reason."""
+    """The usable themes, and the files that are not usable, with the reason."""
 
     themes: list[Theme]
     failures: list[str]
 
 
 def variable_defaults(dark: bool) -> dict[str, str]:
-    """The app's own colors for a theme that leaves them out."""
+    """The defaults of the app's own colors, for a theme that leaves them out."""
     return {name: pair[0 if dark else 1] for name, pair in VARIABLES.items()}
 
 
 def parse_theme(text: str) -> Theme:
-    """A theme file's text as a theme.
+    """The theme in the text of a theme file.
 
     Raises:
-        ThemeError: If it is not TOML, has a key that is unknown, lacks one that it needs, or a color cannot be read.
+        ThemeError: If it is not TOML, has an unknown key, lacks a required one, or a color cannot be read.
     """
     try:
         data = tomli.loads(text)
@@ -131,7 +131,7 @@ def _colors(data: Mapping[str, Any], section: str, known: Iterable[str]) -> dict
 
 
 def load_builtin() -> list[Theme]:
-    """The themes that come with the app.
+    """The built-in themes.
 
     Raises:
         ThemeError: If one of them is broken, which is a bug.
@@ -140,7 +140,7 @@ def load_builtin() -> list[Theme]:
 
 
 def load_user(directory: Path) -> LoadedThemes:
-    """The user's own themes; a missing directory is none, a broken file is reported and left out."""
+    """The user's own themes; a missing directory has none, a broken file is reported and left out."""
     themes: list[Theme] = []
     failures: list[str] = []
     try:

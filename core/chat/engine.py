@@ -1,4 +1,4 @@
-"""The app's side of the chat engine: a child process that holds a model, asked over its standard input and output."""
+"""The client of the chat engine: a child process that holds a model, with requests over standard input and output."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from core.launch.launcher import worker_environment
 from core.runs.protocol import ProtocolError, Request, decode_message, encode_request
 from core.text import one_line
 
-#: What is being done, how much of it is done, and of how much.
+#: A progress report: the activity, the amount done, and the total.
 Progress = Callable[[str, "int | None", "int | None"], None]
 
-#: Seconds without any sign of a load before it counts as hung; weights of 30 GB come from a slow disk in less.
+#: Seconds without progress of a load before it counts as hung; weights of 30 GB come from a slow disk in less.
 LOAD_SECONDS = 1800.0
-#: Seconds without a token before an answer counts as hung; a long prompt is read before the first one.
+#: Seconds without a token before an answer counts as hung; a long prompt is processed before the first one.
 TOKEN_SECONDS = 600.0
-#: Seconds that an engine has to end by itself.
+#: Seconds allowed for the engine to end by itself.
 CLOSE_SECONDS = 2.0
 #: Engine logs kept.
 LOGS_KEPT = 5
@@ -44,7 +44,7 @@ class ModelSpec:
     adapter: str | None = None
     """A directory in PEFT's format."""
     weights: str | None = None
-    """A checkpoint's safetensors file with weights to put over those of the base."""
+    """A checkpoint's safetensors file with weights that replace those of the base."""
     method: str = "lora"
     """``qlora`` loads the base in 4 bit."""
     precision: str = "auto"
@@ -52,16 +52,16 @@ class ModelSpec:
     template: str | None = None
     """A chat template that replaces the model's own: a Jinja file, or the name of one of ours."""
     source_name: str = "adapter"
-    """What answers of the adapter are called; or of the model itself, where its weights have been trained."""
+    """The name of the tuned source in answers: the adapter, or the model itself where its weights were trained."""
     base_sha256: str | None = None
-    """The :class:`core.models.fingerprint.BaseFingerprint` of the base that was trained on, where it is known."""
+    """The :class:`core.models.fingerprint.BaseFingerprint` of the base in training, where it is known."""
 
 
 class ChatEngine:
     """One engine process. Methods block and belong in a thread; ``cancel`` and ``close`` may be called from any other.
 
     Args:
-        command: What is run instead of the engine, for tests.
+        command: The command line to run instead of the engine, for tests.
     """
 
     def __init__(self, command: list[str] | None = None) -> None:
@@ -73,15 +73,15 @@ class ChatEngine:
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
         self.log_path: Path | None = None
-        """Where the engine's own output goes, once it has been started."""
+        """The log of the engine's own output, once it has been started."""
 
     @property
     def pid(self) -> int | None:
-        """The engine's process, once it has been started."""
+        """The process id of the engine, once it has been started."""
         return self._process.pid if self._process else None
 
     def start(self) -> None:
-        """Start the process; does nothing if it has been.
+        """Start the process; does nothing if it is running already.
 
         Raises:
             UserError: If the home cannot be written or the process cannot be started.
@@ -100,10 +100,10 @@ class ChatEngine:
                         stdin=subprocess.PIPE,
                         stdout=subprocess.PIPE,
                         stderr=log,
-                        # Python looks for modules where it starts, and nobody puts a foreign 'core' into our home.
+                        # Python imports from its working directory, and nobody puts a foreign 'core' into our home.
                         cwd=home,
                         env=worker_environment(),
-                        # Ctrl+C and a hang-up of the terminal are the app's business; the engine ends with its input.
+                        # Ctrl+C and a hang-up of the terminal are handled by the app; the engine ends with its input.
                         start_new_session=True,
                     )
             except OSError as error:
@@ -111,11 +111,11 @@ class ChatEngine:
         threading.Thread(target=self._read, args=(self._process.stdout,), name="chat-engine", daemon=True).start()
 
     def load(self, spec: ModelSpec, progress: Progress) -> dict[str, Any]:
-        """Load a model in place of the one before.
+        """Load a model in place of the previous one.
 
         Args:
             spec: The model.
-            progress: Told what goes on.
+            progress: Called with reports of the progress.
 
         Returns:
             ``device``, ``dtype`` and ``seconds``.
@@ -135,7 +135,7 @@ class ChatEngine:
         """Answer a conversation.
 
         Yields:
-            ``{"token": text}`` for each piece, then the answer. The text is as the model wrote it. Closing the
+            ``{"token": text}`` for each piece, then the answer. The text is the model's own, unchanged. Closing the
             generator before its end cancels the answer.
 
         Raises:
@@ -157,14 +157,14 @@ class ChatEngine:
                     self._generating = None
 
     def cancel(self) -> None:
-        """End the answer that is being written, within about one token; it then says ``cancelled``."""
+        """Cancel the current answer, within about one token; it then says ``cancelled``."""
         with self._guard:
             target = self._generating
         if target is not None:
             self._cancel(target)
 
     def _cancel(self, target: str) -> None:
-        with contextlib.suppress(UserError):  # an engine that has gone writes nothing any more
+        with contextlib.suppress(UserError):  # an engine that has ended writes nothing any more
             self._write(self._request("cancel", {"id": target}))
 
     def ping(self, timeout: float = 5.0) -> bool:
@@ -202,7 +202,7 @@ class ChatEngine:
         return Request(next(self._ids), command, args)
 
     def _exchange(self, request: Request, timeout: float) -> Iterator[dict[str, Any]]:
-        """Send a request and yield what comes back, the answer last."""
+        """Send a request and yield its replies, the answer last."""
         messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
         with self._guard:
             self._pending[request.id] = messages
@@ -249,17 +249,17 @@ class ChatEngine:
             with self._guard:
                 process.stdin.write(encode_request(request))
                 process.stdin.flush()
-        except (OSError, ValueError) as error:  # a closed pipe is the one or the other
+        except (OSError, ValueError) as error:  # a closed pipe raises one or the other
             raise self._death() from error
 
     def _read(self, lines: IO[bytes]) -> None:
-        """On a thread of its own: hand each line to whom it answers."""
+        """The reader thread: pass each line to the request that it answers."""
         with lines:
             for line in lines:
                 try:
                     message = decode_message(line)
                 except ProtocolError:
-                    continue  # only the engine writes here; half a line is what a killed one leaves
+                    continue  # only the engine writes here; a killed one leaves half a line
                 with self._guard:
                     waiting = self._pending.get(str(message.get("id")))
                 if waiting is not None:
@@ -267,7 +267,7 @@ class ChatEngine:
         self._release()
 
     def _release(self) -> None:
-        """Wake whoever still waits."""
+        """Wake all threads that are still waiting."""
         with self._guard:
             waiting = list(self._pending.values())
         for messages in waiting:
@@ -277,7 +277,7 @@ class ChatEngine:
         return self._process is None or self._process.poll() is not None
 
     def _death(self) -> UserError:
-        """What to say of an engine that has ended."""
+        """The error for an engine that has ended."""
         if self._closed:
             return UserError("The chat has been closed.")
         code = None
@@ -300,7 +300,7 @@ def _new_log(directory: Path) -> Path:
     logs = sorted(directory.glob("chat-*.log"), key=lambda path: path.name)
     for path in logs[: max(0, len(logs) - LOGS_KEPT + 1)]:
         path.unlink(missing_ok=True)
-    # One reading of the clock, so that names sort as the engines were started, also within a second.
+    # One reading of the clock, so that names sort by the start, also within a second.
     seconds, fraction = divmod(time.time_ns(), 10**9)
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(seconds))
     path = directory / f"chat-{stamp}-{fraction:09d}-{os.getpid()}.log"

@@ -1,4 +1,4 @@
-"""A file of prompts: the questions that a run answers at each evaluation."""
+"""Prompt files: the questions that a run answers at each evaluation."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from core.small_files import read_small
 #: Most prompts in a file: all of them are answered at every evaluation.
 PROMPT_LIMIT = 100
 _BYTES_LIMIT = 4 << 20
-#: Endings of the files whose lines are JSON objects.
+#: Extensions of the files whose lines are JSON objects.
 _JSON_LINES = (".jsonl", ".ndjson")
 
 
 def read_prompts(path: Path, system: str = "") -> list[list[dict[str, str]]]:
-    """The conversations that a file of prompts asks, each ending with the user's turn.
+    """The conversations in a prompt file, each ending with the user's turn.
 
-    A file that ends in ``.jsonl`` has an object a line, with ``messages`` (``role`` and ``content`` each; an answer at
-    their end is left out) or ``prompt``; any other file has a prompt a line. Empty lines are skipped.
+    A file that ends in ``.jsonl`` has one object per line, with ``messages`` (``role`` and ``content`` each; a final
+    answer is left out) or ``prompt``; any other file has one prompt per line. Empty lines are skipped.
 
     Args:
         path: The file.
-        system: What a prompt gets as its system message; empty: none.
+        system: The system message that is added to a prompt; empty for none.
 
     Raises:
-        UserError: If it cannot be read, has no prompt or more than :data:`PROMPT_LIMIT`, or a line is no prompt.
+        UserError: If it cannot be read, has no prompt or more than :data:`PROMPT_LIMIT`, or a line is not a prompt.
     """
     try:
         text = read_small(path, _BYTES_LIMIT).decode("utf-8-sig")
@@ -36,7 +36,7 @@ def read_prompts(path: Path, system: str = "") -> list[list[dict[str, str]]]:
         raise UserError(f"{path} is not UTF-8.", "Save it as UTF-8.") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.", "Mend eval.prompts, or leave it out.") from error
-    # Not splitlines, which also splits at characters that JSON allows in a text.
+    # Not splitlines, which also splits at characters that are allowed in a JSON string.
     numbered = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not numbered:
         raise UserError(f"{path} has no prompt.", "Write one on each line, or leave eval.prompts out.")
@@ -72,6 +72,6 @@ def _conversation(line: str, front: list[dict[str, str]]) -> list[dict[str, str]
             messages = messages[:-1]
     else:
         raise UserError("It has neither messages nor a prompt.", "Give one of the two.")
-    # Refuses what no model could be asked.
+    # Refuses conversations that no model could answer.
     ChatRequest(messages)
     return [{"role": message["role"], "content": message["content"]} for message in messages]

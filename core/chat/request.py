@@ -1,4 +1,4 @@
-"""What is asked of a model in a chat: the same arguments on the control socket and for the chat engine."""
+"""Chat requests: the same arguments on the control socket and for the chat engine."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ MESSAGE_LIMIT = 10_000
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How an answer is written."""
+    """Sampling settings of an answer."""
 
     max_new_tokens: int = 256
     """Longest answer, in tokens."""
     temperature: float = 0.0
-    """Randomness; 0 always takes the likeliest token."""
+    """Randomness; 0 always takes the most likely token."""
     top_p: float = 1.0
-    """Share of probability that is sampled from, above 0 and at most 1."""
+    """Cumulative probability of the tokens that are sampled from, above 0 and at most 1."""
 
     def __post_init__(self) -> None:
         if not _is_int(self.max_new_tokens) or not 1 <= self.max_new_tokens <= 32768:
@@ -36,12 +36,12 @@ class GenerationSettings:
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """One question with the conversation before it."""
+    """A question with the conversation before it."""
 
     messages: list[dict[str, str]]
     """``role`` and ``content`` each, the last one the user's."""
     source: Source = "tuned"
-    """Who answers: the model with its adapter, or the base it stands on."""
+    """The model that answers: with its adapter, or the base alone."""
     settings: GenerationSettings = field(default_factory=GenerationSettings)
 
     def __post_init__(self) -> None:
@@ -55,7 +55,7 @@ class ChatRequest:
 
     @classmethod
     def from_args(cls, args: dict[str, Any]) -> ChatRequest:
-        """Read the arguments of a ``generate`` command; those that are absent have the defaults.
+        """Parse the arguments of a ``generate`` command; absent ones have the defaults.
 
         Raises:
             UserError: If one of them is of the wrong type or out of range.
@@ -70,7 +70,7 @@ class ChatRequest:
 
 
 def _check_messages(messages: Any) -> None:
-    """Refuse what is no conversation that a model could answer."""
+    """Refuse messages that no model could answer."""
     if not isinstance(messages, list) or not 1 <= len(messages) <= MESSAGE_LIMIT:
         raise UserError("A conversation needs at least one message.", "Write one.")
     for message in messages:

@@ -1,4 +1,4 @@
-"""Talking to a model, wherever it is: in the worker that trains it, or in an engine of our own."""
+"""Chat sessions: conversations with a model in training, in its worker, or with another model, in an engine process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from core.runs.store import Run, complete_checkpoints, find_run
 from core.small_files import open_regular, read_small
 from core.text import one_line, sanitize
 
-#: Bytes of a checkpoint's manifest, which names a few dozen files.
+#: Most bytes of a checkpoint's manifest, which names a few dozen files.
 _MANIFEST_LIMIT = 16 << 20
 
 __all__ = ["Answer", "ChatSession", "GenerationSettings", "Token", "open_session"]
@@ -33,14 +33,14 @@ __all__ = ["Answer", "ChatSession", "GenerationSettings", "Token", "open_session
 
 @dataclass(frozen=True)
 class Token:
-    """A piece of an answer in the making, safe to show."""
+    """A piece of an unfinished answer, safe to show."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer, safe to show."""
+    """A complete answer, safe to show."""
 
     text: str
     tokens: int
@@ -52,45 +52,45 @@ class Answer:
 
 
 class ChatSession(Protocol):
-    """Somebody to talk to.
+    """A model to chat with.
 
     Methods block and belong in a thread; ``cancel`` and ``close`` may be called from any other.
     """
 
     @property
     def description(self) -> str:
-        """Who it is, in a few words."""
+        """The model in a few words."""
 
     @property
     def has_tuned(self) -> bool:
         """Whether there is an adapter, and so a choice between ``tuned`` and ``base``. A run that trains the weights
-        themselves has none, and answers as what it has become, whichever is asked."""
+        themselves has none, and answers with the trained weights for either."""
 
     def prepare(self, progress: Progress) -> None:
-        """Make it ready to answer, so that the first answer does not wait for the loading of the model.
+        """Make the model ready, so that the first answer does not wait for loading.
 
         Raises:
-            UserError: If it cannot be loaded or reached.
+            UserError: If the model cannot be loaded or reached.
         """
 
     def generate(
         self, messages: Sequence[dict[str, str]], source: Source, settings: GenerationSettings
     ) -> Iterator[Token | Answer]:
-        """Ask: any number of tokens, then the answer. Closing the iterator before its end cancels the answer.
+        """Generate an answer: tokens as they come, then the answer. Closing the iterator early cancels the answer.
 
         Raises:
-            UserError: If it cannot answer.
+            UserError: If the model cannot answer.
         """
 
     def cancel(self) -> None:
-        """End the answer that is being written; it then ends as ``cancelled``."""
+        """Cancel the current answer; it then ends as ``cancelled``."""
 
     def close(self) -> None:
-        """Let go of it. The session takes no more questions."""
+        """Close the session, which then takes no more questions."""
 
 
 class LiveSession:
-    """The model in training, asked between two steps of its worker.
+    """A session with the model in training, which answers between two steps of its worker.
 
     Args:
         run: The run.
@@ -109,14 +109,14 @@ class LiveSession:
         return f"{self._run.id}, in training"
 
     def prepare(self, progress: Progress) -> None:
-        """See that the worker answers."""
+        """Check that the worker answers."""
         progress("reaching the worker", None, None)
         self._client.request("ping")
 
     def generate(
         self, messages: Sequence[dict[str, str]], source: Source, settings: GenerationSettings
     ) -> Iterator[Token | Answer]:
-        """Ask the worker."""
+        """Generate an answer in the worker."""
         request = ChatRequest(list(messages), source, settings)
         pieces: list[str] = []
         speaker: str = source
@@ -135,7 +135,7 @@ class LiveSession:
         except UserError:
             if not self._cancelled.is_set():
                 raise
-            # A cancelled answer is one whose connection was closed, so what it had become is known here only.
+            # A cancelled answer is one whose connection was closed, so its partial text is known here only.
             rate = (len(pieces) - 1) / (last - first) if last > first else 0.0
             yield Answer("".join(pieces), len(pieces), first - began, rate, speaker, "cancelled")
 
@@ -148,18 +148,18 @@ class LiveSession:
         client.close()
 
     def close(self) -> None:
-        """Cancel what is being written."""
+        """Cancel the current answer."""
         self._closed = True
         self.cancel()
 
 
 class EngineSession:
-    """A model in an engine of our own; it is loaded at the first need.
+    """A session with a model in an engine of our own; the model is loaded when first needed.
 
     Args:
         spec: The model.
-        description: Who it is.
-        engine: The process that holds it.
+        description: The model in a few words.
+        engine: The process that holds the model.
     """
 
     def __init__(self, spec: ModelSpec, description: str, engine: ChatEngine | None = None) -> None:
@@ -180,7 +180,7 @@ class EngineSession:
         return self.spec.adapter is not None
 
     def prepare(self, progress: Progress) -> None:
-        """Start the engine and load the model; at once when that has been done."""
+        """Start the engine and load the model; returns at once if that has been done."""
         with self._loading:
             if not self._loaded:
                 self._engine.load(self.spec, progress)
@@ -189,7 +189,7 @@ class EngineSession:
     def generate(
         self, messages: Sequence[dict[str, str]], source: Source, settings: GenerationSettings
     ) -> Iterator[Token | Answer]:
-        """Ask the engine."""
+        """Generate an answer in the engine."""
         request = ChatRequest(list(messages), source, settings)
         self.prepare(lambda _detail, _done, _total: None)
         with contextlib.closing(self._engine.generate(request)) as incoming:
@@ -200,7 +200,7 @@ class EngineSession:
                     yield _answer(message)
 
     def cancel(self) -> None:
-        """Tell the engine."""
+        """Cancel the answer in the engine."""
         self._engine.cancel()
 
     def close(self) -> None:
@@ -209,14 +209,14 @@ class EngineSession:
 
 
 def open_session(target: Run | Path | str) -> ChatSession:
-    """Somebody to talk to: nothing is loaded or connected yet.
+    """The chat session for a target; nothing is loaded or connected yet.
 
     Args:
         target: A run (live: its worker; ended: its base with its adapter), the directory of one, a directory or file of
-            a model, the name of a model, or what :func:`core.runs.store.find_run` understands.
+            a model, the name of a model, or any reference that :func:`core.runs.store.find_run` accepts.
 
     Raises:
-        UserError: If there is no such run or model, or the run has nothing to talk to.
+        UserError: If there is no such run or model, or the run has no model to chat with.
     """
     if isinstance(target, str) and not _names_model(target):
         target = find_run(target)
@@ -239,7 +239,7 @@ def _names_model(name: str) -> bool:
 
 def _base_session(target: Path | str) -> ChatSession:
     path = user_path(target)
-    # The engine works elsewhere, so a relative path would mean another file there.
+    # The engine has another working directory, so a relative path would mean another file there.
     base = str(path.absolute()) if os.path.exists(path) or isinstance(target, Path) else str(target)
     return EngineSession(ModelSpec(base=base), one_line(path.name or str(target), 80))
 
@@ -248,7 +248,7 @@ def _ended_session(run: Run) -> ChatSession:
     config = run.config()
     if config.method.name in WEIGHT_METHODS:
         found, source_name = _find_weights(run)
-        # The finished model is whole; a checkpoint has what was trained, to be put over the base.
+        # The finished model is complete; a checkpoint has only the trained weights, which replace those of the base.
         whole = found == run.model_path
         base, adapter, weights = (str(found) if whole else config.model.base), None, (None if whole else str(found))
     else:
@@ -269,14 +269,14 @@ def _ended_session(run: Run) -> ChatSession:
 
 
 def _find_template(run: Run, config: Config) -> str | None:
-    """The template of the training: as saved with what was trained, else the file or name in the configuration."""
+    """The chat template of the training: as saved with the result, else the file or name in the configuration."""
     output = run.model_path if config.method.name in WEIGHT_METHODS else run.adapter_path
     saved = output / "chat_template.jinja"
     return str(saved) if saved.is_file() else config.template.file or config.template.name
 
 
 def _find_adapter(run: Run) -> tuple[Path, str]:
-    """The final adapter, or that of the newest whole checkpoint, and what its answers are called.
+    """The final adapter, or that of the newest complete checkpoint, and the name of its answers.
 
     Raises:
         UserError: If the run has neither.
@@ -290,7 +290,7 @@ def _find_adapter(run: Run) -> tuple[Path, str]:
 
 
 def _find_weights(run: Run) -> tuple[Path, str]:
-    """The final model, or the trained weights of the newest whole checkpoint, and what its answers are called.
+    """The final model, or the trained weights of the newest complete checkpoint, and the name of its answers.
 
     Raises:
         UserError: If the run has neither.
@@ -316,7 +316,7 @@ def _nothing_to_talk_to(run: Run, wanted: str) -> UserError:
 
 
 def _find_base_hash(run: Run) -> str | None:
-    """What the newest checkpoint says the base was; None where none says it."""
+    """The hash of the base model in the newest checkpoint; None where none has it."""
     for checkpoint in reversed(complete_checkpoints(run)):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             return str(_manifest(checkpoint)["base_sha256"])
@@ -328,7 +328,7 @@ def _is_adapter(directory: Path) -> bool:
 
 
 def _matches_manifest(checkpoint: Path, part: str) -> bool:
-    """Whether the files of a part are those that the manifest describes, by size and SHA-256."""
+    """Whether the files of a part match the manifest, by size and SHA-256."""
     try:
         files: dict[str, Any] = _manifest(checkpoint)["files"]
         expected = {name: facts for name, facts in files.items() if name.startswith(part)}
@@ -354,7 +354,7 @@ def _is_file(path: Path, facts: dict[str, Any]) -> bool:
 
 
 def _answer(message: dict[str, Any]) -> Answer:
-    """An answer as it came from another process."""
+    """An answer from the message of another process."""
     finish = message.get("finish", "stop")
     return Answer(
         text=sanitize(str(message.get("text", ""))),

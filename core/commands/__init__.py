@@ -1,6 +1,6 @@
 """The commands of ``localtune-tui``, one module each: ``add_arguments(parser)`` and ``run(args) -> int``.
 
-A command module imports nothing heavy at its top: what it needs, its ``run`` imports.
+A command module imports nothing heavy at its top; ``run`` imports the libraries that it needs.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-#: Name of each command, in the order of the help, to its module and its one-line description.
+#: Command name to its module and its one-line description, in the order of the help.
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "train the starter model on the sample tickets, and ask it before and after"),
     "init": ("init", "a configuration to start from, made from a preset for the model, the card and the data"),

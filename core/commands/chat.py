@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def find_target(name: str) -> Run | Path | str:
-    """What a user means by ``RUN|MODEL``: a run, the path of a model, or a model's name.
+    """The target of ``RUN|MODEL``: a run, the path of a model, or a model's name.
 
     Raises:
         UserError: If the name is empty, or a part of several runs' ids.
@@ -84,14 +84,14 @@ def find_target(name: str) -> Run | Path | str:
     if not name.strip():
         raise UserError("No run and no model is named.", "Name one, or take 'latest' for the newest run.")
     path = user_path(name)
-    # Not the methods of Path, which raise on names that no file can have.
+    # Not the methods of Path, which raise on names that are impossible for a file.
     exists = os.path.exists(path)
     if os.path.isfile(path / "run.toml"):
         return find_run(os.fspath(path.absolute()))
     if os.sep in name and exists:
         return path
     runs = [known.id for known in list_runs()]
-    # A model that is here goes before a run that has the word somewhere in its id, but not before the whole id.
+    # A local model takes precedence over a run with the word in its id, but not over a run whose id is the word.
     if name == "latest" or name in runs:
         return find_run(name)
     if not exists and find_model(name) is not None:
@@ -102,13 +102,13 @@ def find_target(name: str) -> Run | Path | str:
 
 
 class Conversation:
-    """A conversation with one session.
+    """A conversation in one chat session.
 
     Args:
-        session: Where the model is.
-        settings: How answers are written.
+        session: The chat session that holds the model.
+        settings: The sampling settings.
         system: The system prompt; empty for none.
-        source: Who answers.
+        source: The name of the model that answers.
     """
 
     def __init__(self, session: ChatSession, settings: GenerationSettings, system: str, source: Source) -> None:
@@ -121,7 +121,7 @@ class Conversation:
         self._dialogue = Dialogue()
 
     def ask(self, prompt: str, *, quiet: bool = False) -> Answer:
-        """Put a question and print the answer as it comes.
+        """Ask a question and print the answer as it is generated.
 
         Args:
             prompt: The question; it and its answer join the conversation.
@@ -207,7 +207,7 @@ class Conversation:
 
 
 def _prepare(session: ChatSession) -> None:
-    """Load the model, and say on a terminal what is being waited for."""
+    """Load the model, and say on a terminal that it is being loaded."""
     from core.text import one_line
 
     live = sys.stderr.isatty()
@@ -227,14 +227,14 @@ def _prepare(session: ChatSession) -> None:
 
 
 def _read_prompt(args: argparse.Namespace) -> str | None:
-    """The prompt of the command line or of a pipe; None when there is a person to ask.
+    """The prompt from the command line or a pipe; None at an interactive terminal.
 
     Raises:
-        UserError: If there is nothing in it, or more than any model reads.
+        UserError: If it is empty, or longer than any model reads.
     """
     prompt: str | None = args.prompt
     if prompt == "-" or (prompt is None and not args.json and not sys.stdin.isatty()):
-        # A pipe may have no end.
+        # A pipe may be endless.
         prompt = sys.stdin.read(_PROMPT_LIMIT + 1)
         if len(prompt) > _PROMPT_LIMIT:
             raise UserError(f"The prompt on standard input has more than {_PROMPT_LIMIT} characters.", "Shorten it.")

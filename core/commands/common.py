@@ -1,4 +1,4 @@
-"""What the commands share: output, exit codes and the arguments that several of them take."""
+"""Shared parts of the commands: output, exit codes and common arguments."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ if TYPE_CHECKING:
 
 PROGRAM = "localtune-tui"
 
-#: What JSON leaves as it is and a terminal does not: DEL, C1, bidirectional controls, separators, lone surrogates.
+#: Characters that JSON leaves as they are and a terminal acts on: DEL, C1, bidi controls, separators, lone surrogates.
 _ACTED_ON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
-#: Takes the line away that the cursor is on.
+#: Clears the line of the cursor.
 CLEAR_LINE = "\r\x1b[K"
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
-#: A run that ended without a word counts as failed.
+#: A run that ended without a final state counts as failed.
 EXIT_LOST = 4
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
 
 class OutputError(Exception):
-    """Standard output takes nothing more, because its disk is full for instance."""
+    """Standard output cannot be written, for instance because its disk is full."""
 
 
 def put(text: str) -> None:
     """Write to standard output, as it is.
 
     Raises:
-        OutputError: If it takes nothing more.
+        OutputError: If it cannot be written.
     """
     try:
         sys.stdout.write(text)
@@ -54,10 +54,10 @@ def put(text: str) -> None:
 
 
 def flush() -> None:
-    """Pass on what has been written to standard output.
+    """Flush standard output.
 
     Raises:
-        OutputError: If it takes nothing more.
+        OutputError: If it cannot be written.
     """
     try:
         sys.stdout.flush()
@@ -88,7 +88,7 @@ def emit(value: Any) -> None:
 
 
 def escape_json(text: str) -> str:
-    """JSON that says the same, and holds no character that a terminal acts on."""
+    """Equivalent JSON without characters that a terminal acts on."""
     return _ACTED_ON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
@@ -98,18 +98,18 @@ def report_error(error: UserError) -> None:
 
 
 def invoke(action: Callable[[], int]) -> int:
-    """Carry out a command so that no traceback reaches the user.
+    """Run a command so that no traceback reaches the user.
 
     Args:
         action: The command; returns its exit code.
 
     Returns:
-        The exit code: the command's own, 1 after an error, 130 after Ctrl-C, 141 when nobody reads the output any more.
+        The exit code: the command's own, 1 after an error, 130 after Ctrl-C, 141 when the reader of the output is gone.
     """
     _open_missing_streams()
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors != "replace":
-            # A locale without UTF-8 must not end a command over a dash or somebody's data, in or out.
+            # A locale without UTF-8 must not end a command because of a dash or a user's data, in or out.
             stream.reconfigure(errors="replace")
     try:
         return action()
@@ -120,11 +120,11 @@ def invoke(action: Callable[[], int]) -> int:
         note("")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # What is still buffered would raise again when the interpreter closes standard output.
+        # The buffered rest would raise again when the interpreter closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
     except OutputError as error:
-        # What is still buffered would raise again, now and when the interpreter closes standard output.
+        # The buffered rest would raise again, now and when the interpreter closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         report_error(UserError(f"The output cannot be written: {error}.", "Make room, or send it elsewhere."))
         return EXIT_ERROR
@@ -150,7 +150,7 @@ def _trace() -> None:
 
 
 def _refused_by_system(error: OSError | UnicodeEncodeError) -> UserError:
-    """What the system will not do, where nothing nearer to it has a better sentence."""
+    """The error for a refusal by the system that no other part has turned into a better sentence."""
     try:
         os.getcwd()
     except OSError:
@@ -168,35 +168,35 @@ def _refused_by_system(error: OSError | UnicodeEncodeError) -> UserError:
 
 
 def _open_missing_streams() -> None:
-    """Put the null device where the caller has closed a standard stream, so that no file of ours gets its number."""
+    """Open the null device for each standard stream that the caller has closed, so that no file gets its number."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - open until the end
 
 
 def exit_code(state: str) -> int:
-    """The exit code for a run that was followed to its end: 0 finished, 3 stopped, 4 failed or lost."""
+    """The exit code for the end state of a followed run: 0 finished, 3 stopped, 4 failed or lost."""
     from core.runs.state import EXIT_CODES
 
     return EXIT_CODES.get(state, EXIT_LOST)
 
 
 def add_json_flag(parser: argparse.ArgumentParser, what: str = "print the result as one JSON object") -> None:
-    """Give a command its ``--json``."""
+    """Add ``--json`` to a command."""
     parser.add_argument("--json", action="store_true", help=what)
 
 
 def add_run_argument(parser: argparse.ArgumentParser) -> None:
-    """Give a command its ``RUN``."""
+    """Add ``RUN`` to a command."""
     parser.add_argument("run", metavar="RUN", help="a run: its id, a part of it, its directory, or 'latest'")
 
 
 def find_live_run(name: str, purpose: str) -> Run:
-    """The run that a user means, if it is one that still does something.
+    """The live run with a name.
 
     Args:
-        name: What the user typed.
-        purpose: What it is wanted for, as a verb: ``pause``.
+        name: The name that the user typed.
+        purpose: The purpose, as a verb: ``pause``.
 
     Raises:
         UserError: If there is no such run, or it has ended.

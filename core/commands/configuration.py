@@ -1,4 +1,4 @@
-"""Reading a configuration for a run: checked against what is known here, its warnings told."""
+"""The configuration of a run, read and checked against this machine; its warnings are printed."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from core.memory.disk import disk_need
 from core.presets.choose import Choice, choose_preset
 from core.presets.library import apply_preset, find_preset
 
-#: The name that has a preset chosen.
+#: The name for an automatically chosen preset.
 AUTO = "auto"
 
 
 def read_config(path: Path, assignments: Iterable[str] = (), preset: str | None = None) -> Config:
-    """Read, override and check a configuration file; what the rules between options warn of is told as notes.
+    """Read, override and check a configuration file; warnings of the rules between options are printed as notes.
 
     Args:
         path: The TOML file.
         assignments: ``section.key=value`` overrides.
-        preset: Name of a preset, or ``auto``, for the options that neither file nor overrides say anything about.
+        preset: Name of a preset, or ``auto``, for the options that neither the file nor the overrides set.
 
     Raises:
         UserError: One sentence that names file, line and key.
@@ -57,15 +57,15 @@ def _fill(document: ConfigDocument, config: Config, name: str) -> Config:
 
 
 def choose(name: str, config: Config, aim: Aim = "balanced") -> Choice:
-    """The preset of a name, or the one that suits the model, the card and the first rows of the data.
+    """The preset with a name, or the one that suits the model, the card and the first rows of the data.
 
     Args:
         name: Its name, or ``auto``.
         config: A checked configuration, its data readable.
-        aim: What ``auto`` looks for.
+        aim: The aim of ``auto``.
 
     Raises:
-        UserError: If there is none.
+        UserError: If there is none with that name.
     """
     from core.analysis.row_lengths import sample_lengths
 
@@ -82,9 +82,9 @@ def choose(name: str, config: Config, aim: Aim = "balanced") -> Choice:
 
 
 def gather_facts(config: Config) -> Facts:
-    """What this machine tells about a run before it is started.
+    """The facts about a run that this machine provides before the start.
 
-    The card is asked for only where the configuration depends on it, as a driver may take its time.
+    The card is queried only where the configuration depends on it, as a driver may take its time.
     """
     card = find_card() if config.train.precision == "bf16" and config.hardware.device != "cpu" else None
     try:

@@ -1,4 +1,4 @@
-"""``continue RUN``: an ended run goes on from its last checkpoint, and is followed to its end."""
+"""``continue RUN``: continue an ended run from its last checkpoint, and follow it to its end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Go on; the exit code is that of the run: 0 finished, 3 stopped, 4 failed."""
+    """Continue; the exit code is that of the run: 0 finished, 3 stopped, 4 failed."""
     from core.commands.follow import Interrupts
     from core.commands.train import follow_to_end, report_detached
     from core.launch.launcher import continue_run

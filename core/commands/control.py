@@ -1,4 +1,4 @@
-"""``pause``, ``resume`` and ``checkpoint``: one command to a live run, and what became of it."""
+"""``pause``, ``resume`` and ``checkpoint``: send one command to a live run and report its effect."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from core.runs.state import RunState
     from core.runs.store import Run
 
-#: Seconds given to a run to reach the state that was asked for; an optimizer step of a large model takes a while.
+#: Seconds allowed for reaching the requested state; an optimizer step of a large model takes a while.
 DEFAULT_TIMEOUT = 120.0
 
 _REACHED = {"pause": "paused", "resume": "training"}
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_timeout(parser: argparse.ArgumentParser) -> None:
-    """Give a command its ``--timeout``."""
+    """Add ``--timeout`` to a command."""
     parser.add_argument(
         "--timeout",
         metavar="SECONDS",
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(target: Run, command: str, state: RunState) -> dict[str, Any]:
-    """What a command came to, for ``--json``."""
+    """The result of a command, for ``--json``."""
     return {
         "run": target.id,
         "command": command,
@@ -77,7 +77,7 @@ def _newest_checkpoint(target: Run) -> str:
     """The checkpoint that has just been saved, relative to the run directory.
 
     Raises:
-        UserError: If there is none, against what the worker has said.
+        UserError: If there is none, although the worker has reported one.
     """
     from core.runs.store import complete_checkpoints
 

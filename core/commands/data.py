@@ -1,4 +1,4 @@
-"""``data FILE``: what a dataset is, what is wrong with it, and what a model would learn of it."""
+"""``data FILE``: a dataset's properties, its faults, and what a model would learn from it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Look at every row and print what was found; the exit code is 0 whatever that is."""
+    """Analyze every row and print the findings; the exit code is 0 whatever they are."""
     from core.analysis.job import analyze
     from core.analysis.row_tokens import sample_row
 
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def make_request(args: argparse.Namespace) -> AnalysisRequest:
-    """What the arguments ask for.
+    """The analysis that the arguments ask for.
 
     Raises:
         UserError: If there is neither a file nor a configuration, or the model or the template cannot be found.
@@ -85,7 +85,7 @@ def make_request(args: argparse.Namespace) -> AnalysisRequest:
     if args.config is not None:
         config = load_config(Path(args.config))
     elif args.file is not None:
-        # What it says of the file is replaced below, as the name of a file may be one that no configuration holds.
+        # Its data files are replaced below, as a configuration cannot hold every possible file name.
         config = Config.model_validate({"data": {"train": "-"}})
     else:
         raise _nothing_named()
@@ -94,7 +94,7 @@ def make_request(args: argparse.Namespace) -> AnalysisRequest:
         template = template_source(config.template.file, config.template.name)
     request = request_for(config, model=_model_directory(args, config), template=template)
     if args.config is None:
-        # Without a configuration nobody has set a limit; what the defaults would drop is not dropped here.
+        # Without a configuration nobody has set a limit, so the default limit does not drop rows here.
         request = dataclasses.replace(request, max_length=0)
     if args.file is None:
         return request
@@ -116,7 +116,7 @@ def _model_directory(args: argparse.Namespace, config: Config) -> str | None:
     try:
         return str(tokenizer_directory(config.model.base))
     except UserError as error:
-        # The rows can be looked at without the model.
+        # Rows can be analyzed without the model.
         note(f"Tokens are not counted. {error}")
         return None
 
@@ -125,7 +125,7 @@ def _model_directory(args: argparse.Namespace, config: Config) -> str | None:
 
 
 def as_json(analysis: Analysis, sample: TokenSample | None) -> dict[str, Any]:
-    """The result as ``docs/commands.md`` has it."""
+    """The result as described in ``docs/commands.md``."""
     first = analysis.sources[0]
     result: dict[str, Any] = {
         "format": first.format,
@@ -215,7 +215,7 @@ def _render_lengths(lengths: Lengths, limit: int) -> list[str]:
     for empty, group in itertools.groupby(lengths.buckets, key=lambda bucket: not bucket.count):
         buckets = list(group)
         if empty and (len(buckets) > 2 or buckets[0] is lengths.buckets[0]):
-            # Nothing is to be seen before the shortest row, and little between most rows and one that is far longer.
+            # Empty buckets before the shortest row are left out, and gaps before far longer rows are shortened.
             lines += [f"{'':<10} {'...':>7}"] if buckets[0] is not lengths.buckets[0] else []
             continue
         for bucket in buckets:
@@ -232,7 +232,7 @@ def _render_problem(problem: Problem) -> list[str]:
     shown = [str(place.index + 1) if numbered else place.shown for place in places]
     where = f"{'row' if numbered else 'line'}{'s' if len(shown) > 1 else ''} {', '.join(shown)}" if shown else ""
     if any(place.line not in (0, place.index + 1) for place in places):
-        # What --row and the Data pane call them.
+        # Row numbers, as --row and the Data pane count them.
         where += f" (row{'s' if len(shown) > 1 else ''} {', '.join(str(place.index + 1) for place in places)})"
     more = ", ..." if places and problem.count > len(places) else ""
     lines = [f"{problem.kind.level:<5} {problem.count:>8} x {problem.code}: {problem.kind.title}"]
@@ -245,7 +245,7 @@ def _render_problem(problem: Problem) -> list[str]:
 
 
 def render_sample(sample: TokenSample, *, color: bool) -> list[str]:
-    """A row as its tokens: in color, learned ones lit and others dim; else learned ones in double brackets."""
+    """A row as its tokens: in color, supervised ones bright and others dim; else supervised ones in double brackets."""
     if sample.error:
         return [f"row {sample.index + 1} is not used: {sample.error}"]
     name = f"row {sample.index + 1}"
@@ -256,7 +256,7 @@ def render_sample(sample: TokenSample, *, color: bool) -> list[str]:
     answer = "" if sample.label is None else f", {'good' if sample.label else 'bad'} answer"
     lines = _render_tokens(name + answer, sample.tokens, sample.cut, color=color)
     for number, tokens in enumerate(sample.further, 2):
-        # Turns that the template shows differently once later ones follow are learned in rows of their own.
+        # Turns that the template renders differently once later ones follow are learned in rows of their own.
         lines += ["", *_render_tokens(f"{name}, part {number}", tokens, None, color=color)]
     return lines
 
@@ -299,7 +299,7 @@ def _has_color() -> bool:
 
 
 class _Progress:
-    """One line on standard error that is drawn over and over."""
+    """A progress line on standard error that is redrawn."""
 
     def __call__(self, progress: Progress) -> None:
         share = f" {progress.done / progress.total:4.0%}" if progress.total else ""

@@ -1,4 +1,4 @@
-"""``demo``: the starter model, the sample tickets, and the same questions before and after."""
+"""``demo``: fine-tune the starter model on the sample tickets, with the same questions before and after."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train on the sample, or join the sample run that is on; the exit code is that of the run."""
+    """Train on the sample, or join a live sample run; the exit code is that of the run."""
     import sample_data
     from core.commands.follow import Interrupts, follow, leave
     from core.commands.progress import Progress
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def find_live_sample(config: Config) -> Run | None:
-    """The newest run on the sample data that is not over; None when there is none."""
+    """The newest live run on the sample data; None when there is none."""
     from core.errors import UserError
     from core.runs.store import list_runs
 

@@ -1,4 +1,4 @@
-"""``doctor``: what this machine can do, and what would go wrong on it."""
+"""``doctor``: the abilities of this machine, and problems that a run would meet on it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Look at everything and print what was found; the exit code is 0 unless something fails."""
+    """Run all checks and print the findings; the exit code is 0 unless something fails."""
     findings = examine(quick=args.quick)
     failed = sum(finding.status == "fail" for finding in findings)
     warned = sum(finding.status == "warn" for finding in findings)
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def examine(*, quick: bool = False) -> list[Finding]:
-    """All findings, the ground first and what stands on it later."""
+    """All findings, the basics first and what depends on them later."""
     from core.commands.checks import gpu, security, software, system, terminal
 
     driver = gpu.check_gpu()
@@ -59,7 +59,7 @@ def examine(*, quick: bool = False) -> list[Finding]:
 
 
 def render(findings: list[Finding], width: int) -> list[str]:
-    """Aligned lines: status, name, what was found, and below it what to do."""
+    """Aligned lines: status, name, finding, and below it the remedy."""
     column = max((len(finding.name) for finding in findings), default=0)
     indent = " " * (column + 8)
     room = max(min(width, 120) - len(indent), 30)

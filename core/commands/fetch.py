@@ -1,4 +1,4 @@
-"""``fetch ENTRY``: the only command that downloads from a hub, and nothing but what it is told to."""
+"""``fetch ENTRY``: the only command that downloads from a hub, and only the given entry."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Download; what is here already is not downloaded again.
+    """Download an entry; files that are here already are not downloaded again.
 
     Raises:
-        UserError: If the entry or the address of the hub is none, or it cannot be fetched.
+        UserError: If the entry or the address of the hub is invalid, or it cannot be fetched.
     """
     from core.hub.job import FetchCancelledError, FetchJob, hub_endpoint, hub_host
     from core.hub_uri import parse_entry
@@ -98,7 +98,7 @@ def _render(entry: HubEntry, plan: FetchPlan, proposed: list[FetchPlan]) -> list
 
 
 class _Progress:
-    """One line that is drawn over and over; where standard error is no terminal, a line now and then."""
+    """A progress line that is redrawn; where standard error is no terminal, a line now and then."""
 
     def __init__(self) -> None:
         self._live = sys.stderr.isatty()
@@ -122,7 +122,7 @@ class _Progress:
             note(text)
 
     def clear(self) -> None:
-        """Take the line away."""
+        """Clear the line."""
         if self._drawn:
             sys.stderr.write(CLEAR_LINE)
             sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Follow a run to its end: read its events as they come, show them, and do the right thing on Ctrl-C."""
+"""Following a run to its end: its events are read and shown as they come, and Ctrl-C is handled."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from core.runs.store import Run
 from core.runs.tail import EventTail
 
 POLL_SECONDS = 0.2
-#: Seconds that the last events may come after the end state.
+#: Seconds allowed for the last events after the end state.
 GRACE_SECONDS = 2.0
-#: Seconds that a worker may take from its start until it can be told to stop.
+#: Seconds allowed for a worker's start, until it can be asked to stop.
 START_SECONDS = 60.0
 
 
 class View(Protocol):
-    """Shows a run to the user while it is followed."""
+    """The display of a followed run."""
 
     def event(self, event: Event, log: list[LogLine], followed: Followed) -> None:
-        """Show an event, which ``followed`` has taken in already, and the lines that it has added to the log."""
+        """Show an event, which ``followed`` has applied already, and the log lines that it has added."""
 
     def tick(self, followed: Followed) -> None:
         """Show the state; called several times a second, after the new events."""
@@ -46,7 +46,7 @@ class View(Protocol):
 
 @dataclass
 class Followed:
-    """A run as far as it has been read."""
+    """The state of a run, as far as its events have been read."""
 
     run: Run
     state: RunState
@@ -55,7 +55,7 @@ class Followed:
     """Most memory that the worker process has held at once."""
 
     def apply(self, event: Event) -> list[LogLine]:
-        """Take in one event, and give the lines that it adds to the log."""
+        """Apply one event, and return the log lines that it adds."""
         before = self.history.log_count
         self.history.apply(event)
         if isinstance(event, MemoryEvent) and event.device == "cpu" and event.peak_bytes is not None:
@@ -64,7 +64,7 @@ class Followed:
 
 
 class Interrupts:
-    """Counts Ctrl-C instead of raising, so that it never cuts a read or a line in two."""
+    """A counter of Ctrl-C instead of an exception, so that no read or line is cut in two."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -93,11 +93,11 @@ def follow(
 
     Args:
         run: The run.
-        view: Where it is shown.
-        skip_past: Whether what has happened already is taken in, but not shown.
+        view: The display.
+        skip_past: Whether past events are applied but not shown.
         stop_on_interrupt: Whether the first Ctrl-C asks the run to stop after a checkpoint, and only the second
             leaves; otherwise the first one leaves.
-        interrupts: Counts Ctrl-C already, where the run was started just now.
+        interrupts: The counter, where it is active since before the run was started.
 
     Returns:
         The run at its end; None when the user left it running.
@@ -114,7 +114,7 @@ def follow(
         with nullcontext(interrupts) if interrupts is not None else Interrupts() as counted:
             while True:
                 launcher.reap()
-                # The state first: what was written before the end is then read before it is believed.
+                # The state is read first, so that all events before the end are read before the end is believed.
                 followed.state = run.state()
                 for batch in tail.batches():
                     for event in batch:
@@ -146,7 +146,7 @@ def _request_stop(run: Run, report: Callable[[str], None]) -> None:
             with ControlClient(run) as client:
                 client.request("stop")
         except UserError:
-            # It listens only once it has started; the signal means the same.
+            # The worker listens only once it has started; the signal means the same.
             try:
                 launcher.terminate_when_begun(run, START_SECONDS)
             except UserError as error:
@@ -156,6 +156,6 @@ def _request_stop(run: Run, report: Callable[[str], None]) -> None:
 
 
 def leave(run: Run) -> int:
-    """Say how to come back to a run that goes on, and give the exit code."""
+    """Print how to come back to a live run, and return the exit code."""
     note(f"{run.id} goes on. Come back with: {PROGRAM} watch {run.id}   (or {PROGRAM} --run {run.id})")
     return EXIT_INTERRUPTED

@@ -1,4 +1,4 @@
-"""``import FILE``: a configuration of another tool as one of ours, with a report of what became of every key."""
+"""``import FILE``: another tool's configuration converted to ours, with a report on every key."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from core.errors import UserError
 if TYPE_CHECKING:
     from core.importers.translation import Unknown
 
-#: Whose configurations are read; known before anything is loaded.
+#: The supported tools, known before anything is loaded.
 KINDS = ("axolotl", "llama-factory", "unsloth")
 
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry it over; the exit code is 1 where the file has keys that its tool does not know."""
+    """Convert the file; the exit code is 1 where it has keys that its tool does not know."""
     from core.importers.convert import import_config
     from core.importers.report import render
 
@@ -56,12 +56,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def refuse_existing(out: Path, source: Path, *, force: bool) -> None:
-    """Refuse to write over something, before anything is done.
+    """Refuse to overwrite a file, before anything is done.
 
     Raises:
-        UserError: If there is something at the path, unless it is another file than the one read and ``force`` is set.
+        UserError: If the path exists, unless it is another file than the source and ``force`` is set.
     """
-    # Not the methods of Path, which raise on names that no file can have.
+    # Not the methods of Path, which raise on names that are impossible for a file.
     if os.path.isdir(out):
         raise UserError(f"{out} is a directory.", "Name a file in it.")
     if os.path.exists(out) and os.path.exists(source) and os.path.samefile(out, source):
@@ -71,10 +71,10 @@ def refuse_existing(out: Path, source: Path, *, force: bool) -> None:
 
 
 def write(out: Path, toml: str, *, force: bool) -> None:
-    """Write the configuration whole or not at all; without ``force`` never in the place of another file.
+    """Write the configuration atomically; without ``force`` never over another file.
 
     Raises:
-        UserError: If it cannot be written, or somebody else has meanwhile made a file of that name.
+        UserError: If it cannot be written, or another program has meanwhile made a file of that name.
     """
     from core.atomic import write_atomic
     from core.config.files import FileText
@@ -86,7 +86,7 @@ def write(out: Path, toml: str, *, force: bool) -> None:
             return
         write_atomic(beside, toml, mode=0o644)
         try:
-            # Other than a rename, a link fails where there is a file by now.
+            # Unlike a rename, a link fails if the file exists by now.
             os.link(beside, out)
         finally:
             beside.unlink(missing_ok=True)
@@ -101,7 +101,7 @@ def _exists(out: Path) -> UserError:
 
 
 def unknown_key(path: Path, title: str, unknown: Unknown) -> UserError:
-    """The error for a key that the tool does not have; the rest has been carried over."""
+    """The error for a key that the tool does not have; the others have been converted."""
     place = f"{path}, line {unknown.line}" if unknown.line else str(path)
     guess = f"Did you mean {unknown.guess}?" if unknown.guess else "Remove it, or mend it."
     return UserError(f"{place}: {title} has no key {unknown.key}; it was left out.", guess)

@@ -1,4 +1,4 @@
-"""``init``: a configuration to start from, made from a preset for the model, the card and the data."""
+"""``init``: a new configuration from a preset for the model, the card and the data."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the file, and say which preset was taken and why."""
+    """Write the file, and print the chosen preset with the reason."""
     from core.commands.configuration import choose, gather_facts
     from core.commands.train import check_data, check_model
     from core.config.document import ConfigDocument
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{out} exists already.", "Choose another name with --out, or replace it with --force.")
     base = out.parent if out is not None else Path()
     asked = _asked(args, base)
-    # Checked before anything is chosen, as the choice looks at the model and at the rows.
+    # Checked before the choice, which reads the model and the rows.
     probe = ConfigDocument(_toml(asked), base / "draft.toml")
     config = probe.validate()
     check_model(config)
@@ -73,11 +73,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _asked(args: argparse.Namespace, base: Path) -> dict[str, Any]:
-    """What the arguments say, its paths relative to where the file will be."""
+    """The options that the arguments set, with paths relative to the directory of the new file."""
     from core.config.schema import ModelSection
 
     model = args.model if args.model is not None else ModelSection().base
-    # A model may be a name; only what exists as a path is one.
+    # A model may be a hub name; only an existing path is changed.
     exists = args.model is not None and os.path.exists(os.path.expanduser(model))
     values: dict[str, Any] = {"model.base": _relative(model, base) if exists else model}
     for name, given in (("data.train", args.data), ("data.eval", args.eval)):
@@ -88,13 +88,13 @@ def _asked(args: argparse.Namespace, base: Path) -> dict[str, Any]:
 
 
 def _relative(path: str, base: Path) -> str:
-    """A path as seen from a directory: relative where it is below it, else absolute."""
+    """A path relative to a directory: relative where it is below it, else absolute."""
     whole, directory = os.path.abspath(os.path.expanduser(path)), os.path.abspath(base)
     return os.path.relpath(whole, directory) if whole.startswith(directory.rstrip("/") + "/") else whole
 
 
 def _stem(path: str) -> str:
-    """``rows`` of ``data/rows.jsonl.gz``, ``name`` of ``dataset_info.json#name``."""
+    """The stem of a data file's name: ``rows`` of ``data/rows.jsonl.gz``, ``name`` of ``dataset_info.json#name``."""
     file, _, entry = path.rpartition("#")
     return entry if file and entry else (os.path.basename(os.path.abspath(path)).split(".")[0] or "localtune")
 
@@ -123,7 +123,7 @@ def _write(path: Path, text: str, *, force: bool) -> None:
 
     try:
         if not force:
-            # Claims the name, so that a file which has come since is not replaced.
+            # Claims the name, so that a file made in the meantime is not replaced.
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
         FileText("").write(path, text)
     except FileExistsError as error:

@@ -1,4 +1,4 @@
-"""The parser of every command line: what it prints is safe for a terminal, whatever the words of the line hold."""
+"""The command-line parser: its output is safe for a terminal, whatever the arguments hold."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any, NoReturn
 from core.commands.common import flush, put
 from core.text import one_line, sanitize
 
-#: The most characters of an error; a word of the command line may have millions.
+#: The most characters of an error message; an argument may have millions.
 _SHOWN = 400
-#: The most seconds that can be waited for: eleven days.
+#: The longest wait in seconds: eleven days.
 _LONGEST = 1_000_000
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """A parser whose help and errors pass through :func:`core.text.sanitize`, an error being one line.
+    """A parser whose help and errors pass through :func:`core.text.sanitize`; an error is one line.
 
-    Options have to be written out, as a shortened one would mean another once there are more of them. Parsers of
+    Options must be written out, as an abbreviation would change its meaning once there are more of them. Parsers of
     subcommands are of the same kind.
 
     Args:
@@ -31,11 +31,11 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(**{**options, "allow_abbrev": False})
 
     def error(self, message: str) -> NoReturn:
-        """Print the usage and what is wrong with the line, and end with 2."""
+        """Print the usage and the error, and exit with 2."""
         super().error(one_line(message, _SHOWN))
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """Where everything that argparse prints goes through."""
+        """Sanitized output: everything that argparse prints goes through here."""
         if file is sys.stdout:
             put(sanitize(message))
             flush()
@@ -44,10 +44,10 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def seconds(text: str) -> float:
-    """Seconds to wait, above 0; the type of an argument.
+    """A number of seconds to wait, above 0; the type of an argument.
 
     Raises:
-        argparse.ArgumentTypeError: If the text is none, or so many that no clock counts them.
+        argparse.ArgumentTypeError: If the text is not one, or too large for a clock.
     """
     return _number(text, float, lambda value: 0 < value <= _LONGEST, f"a number above 0, at most {_LONGEST}")
 
@@ -56,7 +56,7 @@ def whole_number(text: str) -> int:
     """A whole number from 1 to 10^18; the type of an argument.
 
     Raises:
-        argparse.ArgumentTypeError: If the text is none.
+        argparse.ArgumentTypeError: If the text is not one.
     """
     return int(_number(text, int, lambda value: 1 <= value <= 10**18, "a whole number from 1 to 10^18"))
 

@@ -1,4 +1,4 @@
-"""``plan CONFIG``: the memory a run would take, part by part, and whether it fits."""
+"""``plan CONFIG``: the memory that a run would need, part by part, and whether it fits."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 #: Characters of the stacked bar.
 BAR_WIDTH = 60
-#: What stands for a part in it.
+#: The letter of each part in the bar.
 LETTERS = "ABCDEFGHIJKLMNOP"
-#: Data of more bytes is not looked at without being asked for.
+#: Data above this size is analyzed only on request.
 QUICK_DATA_BYTES = 64 << 20
 
 
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
     config = load_config(Path(args.config), args.set)
     machine = this_machine(config, _size(args.gpu_memory))
-    # What is wrong with the model or the options is said before the rows are measured, which may take a while.
+    # Errors of the model or the options are reported before the rows are measured, which may take a while.
     base = locate_model(config.model.base)
     _warn(base, config)
     make_plan(load_architecture(base), config, machine)
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _warn(base: Path, config: Config) -> None:
-    """Say what would be refused about the model; a directory with no more than its ``config.json`` is enough here."""
+    """Warn about a model that a run would refuse; a directory with only its ``config.json`` is enough here."""
     from core.models.architectures import check_quantization
     from core.models.sandboxed import check_model_config, check_model_directory
 
@@ -96,7 +96,7 @@ def _size(text: str | None) -> int | None:
 
 
 def _rows(config: Config, wanted: str) -> Rows | None:
-    """The rows' lengths, where they can be measured."""
+    """The lengths of the rows, where they can be measured."""
     from core.analysis.job import analyze
     from core.analysis.result import request_for
     from core.analysis.row_tokens import tokenizer_directory
@@ -123,7 +123,7 @@ def _rows(config: Config, wanted: str) -> Rows | None:
 
 
 def _is_large(config: Config) -> bool:
-    """Whether the training data is too much to be looked at without being asked for; what is not there is not."""
+    """Whether the training data is too large to be analyzed without a request; missing data is not."""
     entries = [config.data.train] if isinstance(config.data.train, str) else config.data.train
     total = 0
     for entry in entries:
@@ -140,7 +140,7 @@ def _is_large(config: Config) -> bool:
 
 
 def as_json(found: Forecast) -> dict[str, Any]:
-    """The result as ``docs/commands.md`` has it."""
+    """The result as described in ``docs/commands.md``."""
     plan = found.plan
     guess = found.estimate
     return {
@@ -228,13 +228,13 @@ def render(found: Forecast) -> list[str]:
 
 
 def bar(plan: Plan, width: int = BAR_WIDTH) -> str:
-    """The parts side by side, a letter each, against what is free: dots are free, ``|`` is where it ends."""
+    """The parts as a stacked bar, a letter each, against the free memory: dots are free, ``|`` is its end."""
     limit = None if plan.limit_bytes is None else plan.limit_bytes + plan.reclaimable_bytes
     scale = max(plan.total_bytes, limit or 0)
     cells, passed = "", 0
     for letter, part in zip(LETTERS, plan.parts, strict=False):
         passed += part.bytes
-        # Rounded from the beginning, so that the whole is as long as the sum.
+        # Rounded cumulatively, so that the bar is as long as the sum.
         cells += letter * (round(width * passed / scale) - len(cells))
     if limit is None:
         return f"[{cells}]"

@@ -21,7 +21,7 @@ _DEFAULT_COLUMNS = 80
 
 
 def step_words(event: StepEvent, total_steps: int) -> str:
-    """An optimizer step: ``step 34/120  loss 0.412  lr 8.1e-4  grad 0.61  318 tok/s``."""
+    """An optimizer step in words: ``step 34/120  loss 0.412  lr 8.1e-4  grad 0.61  318 tok/s``."""
     step = f"{event.step}/{total_steps}" if total_steps else f"{event.step}"
     margin = "" if event.reward_margin is None else f"margin {format_number(event.reward_margin)}  "
     accuracy = "" if event.reward_accuracy is None else f"acc {format_fixed(event.reward_accuracy, 2)}  "
@@ -32,28 +32,28 @@ def step_words(event: StepEvent, total_steps: int) -> str:
 
 
 def log_words(line: LogLine) -> str:
-    """A line of the log, its level in front unless it is information."""
+    """A log line, with its level in front unless it is information."""
     return line.text if line.level == "info" else f"{line.level}: {line.text}"
 
 
 class Progress:
-    """Shows a followed run to the person who waits for it; a :class:`~core.commands.follow.View`."""
+    """The progress display of a followed run; a :class:`~core.commands.follow.View`."""
 
     def __init__(self) -> None:
         self._live = sys.stderr.isatty()
-        # Another thread may have a message while the line is drawn.
+        # Another thread may print a message while the line is drawn.
         self._lock = threading.Lock()
         self._line = ""
         self._printed = time.monotonic()
         self._stalled = False
 
     def event(self, event: Event, log: list[LogLine], followed: Followed) -> None:  # noqa: ARG002
-        """Print what the event adds to the log."""
+        """Print the log lines that the event adds."""
         for line in log:
             self.message(log_words(line))
 
     def tick(self, followed: Followed) -> None:
-        """Bring the live line up to date."""
+        """Update the live line."""
         state = followed.state
         if (state.state == "stalled") != self._stalled:
             self._stalled = not self._stalled
@@ -77,7 +77,7 @@ class Progress:
             self._printed = time.monotonic()
 
     def close(self) -> None:
-        """Take the live line away."""
+        """Clear the live line."""
         with self._lock:
             if self._live and self._line:
                 self._write(CLEAR_LINE)
@@ -87,7 +87,7 @@ class Progress:
         if text == self._line:
             return
         try:
-            # A terminal that nobody has sized says 0.
+            # A terminal without a size reports 0.
             width = os.get_terminal_size(sys.stderr.fileno()).columns or _DEFAULT_COLUMNS
         except OSError:
             width = _DEFAULT_COLUMNS
@@ -104,7 +104,7 @@ class Progress:
 
 
 def _present(followed: Followed) -> str:
-    """What the run does right now, on one line."""
+    """The current activity of the run, on one line."""
     state, history = followed.state, followed.history
     last, phase = history.last_step, history.phase
     if state.state == "paused":

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Send the changes, and print what holds from the next step on."""
+    """Send the changes, and print the values from the next step on."""
     from core.runs.client import ControlClient
 
     changes: dict[str, Any] = {}

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ask, or kill; wait until the run is over, and print the state reached."""
+    """Ask, or kill; wait until the run is over, and print its state."""
     from core.launch.force import kill
     from core.runs.after_end import way_on
 
@@ -65,10 +65,10 @@ def _say_what_is_lost(target: Run) -> None:
 
 
 def _ask(target: Run, timeout: float, *, now: bool) -> RunState:
-    """Have a run stop by itself.
+    """Ask a run to stop by itself.
 
     Raises:
-        UserError: If it does not within the time given.
+        UserError: If it does not stop within the time given.
     """
     from core.launch import launcher
 
@@ -80,7 +80,7 @@ def _ask(target: Run, timeout: float, *, now: bool) -> RunState:
 
 
 def _send(target: Run, timeout: float, *, now: bool) -> None:
-    """Ask the worker over its socket; one that does not answer is at least told to stop by a signal."""
+    """Ask the worker over its socket; if it does not answer, ask it by a signal."""
     from core.launch import launcher
     from core.runs.client import ControlClient
 

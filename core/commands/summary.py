@@ -1,4 +1,4 @@
-"""What a followed run came to, as fields for ``--json`` and as lines for a reader."""
+"""The summary of a followed run, as fields for ``--json`` and as lines for a reader."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def summarize(followed: Followed) -> dict[str, Any]:
 
 
 def adapter_of(followed: Followed) -> str | None:
-    """Where the adapter of a run that has ended is; None where it has none."""
+    """The path of an ended run's adapter; None where it has none."""
     end = followed.history.end
     if end is None or not end.adapter:
         return None
@@ -56,7 +56,7 @@ def adapter_of(followed: Followed) -> str | None:
 
 
 def report(followed: Followed, *, as_json: bool) -> int:
-    """Print the summary of a run that is over, and give the exit code."""
+    """Print the summary of an ended run, and return the exit code."""
     summary = summarize(followed)
     if as_json:
         emit(summary)
@@ -89,7 +89,7 @@ def summary_lines(followed: Followed, summary: dict[str, Any]) -> list[str]:
 
 
 def _tracker_lines(run: Run) -> list[str]:
-    """The trackers that have failed so far; one that is still at work is not waited for."""
+    """Lines about trackers that have failed so far; one that is still at work is not waited for."""
     try:
         asked = list(places(run, run.config()))
     except UserError:

@@ -1,4 +1,4 @@
-"""``track RUN``: send a run's figures to a tracker, each of them once."""
+"""``track RUN``: send a run's metrics to a tracker, each of them once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Send what the trackers do not have yet; those of a live run follow it in the background.
+    """Send the metrics that the trackers do not have yet; those of a live run follow in the background.
 
     Returns:
         0, or 1 when one of them failed.
@@ -68,10 +68,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _places(target: Run, names: list[Tracker] | None, *, online: bool) -> list[Place]:
-    """The trackers to send to.
+    """The tracker destinations.
 
     Raises:
-        UserError: If none is named, or one that has no server shall be sent online.
+        UserError: If none is named, or one that has no server is asked for online.
     """
     from core.tracking.position import Place
     from core.tracking.start import places
@@ -90,11 +90,11 @@ def _places(target: Run, names: list[Tracker] | None, *, online: bool) -> list[P
 
 
 def _wait(process: subprocess.Popen[bytes]) -> None:
-    """Wait for a tracker's process; it ends a library that hangs by itself."""
+    """Wait for a tracker's process, which itself ends a library that hangs."""
     try:
         process.wait()
     except BaseException:
-        # What it had not passed on for certain is sent again the next time.
+        # Metrics whose delivery was not confirmed are sent again the next time.
         process.terminate()
         process.wait()
         raise

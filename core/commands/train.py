@@ -1,4 +1,4 @@
-"""``train CONFIG``: check, start a detached run, and follow it to its end."""
+"""``train CONFIG``: check a configuration, start a detached run, and follow it to its end."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         config = allow(config, args.allow)
     check_model(config)
     check_data(config)
-    # Held from here on: a Ctrl-C between the start and the first look would leave a run that nobody knows of.
+    # Interrupts are counted from here on: a Ctrl-C between the start and the first read would leave an unknown run.
     with Interrupts() as interrupts:
         started = start(config, args.name or path.stem)
         if args.detach:
@@ -74,12 +74,12 @@ def allow(config: Config, codes: Sequence[RefusalCode]) -> Config:
 
 
 def check_model(config: Config) -> None:
-    """Refuse a base model that is missing or described as one that cannot be trained, and missing templates or prompts.
+    """Refuse a base model that is missing or cannot be trained by its description, and missing templates or prompts.
 
-    What is only not prepared yet, the worker prepares; it looks at tokenizer and weights too.
+    A model that is only not prepared yet is prepared by the worker, which also checks tokenizer and weights.
 
     Raises:
-        UserError: If so.
+        UserError: In these cases.
     """
     from core.errors import UserError
     from core.models.architectures import check_quantization
@@ -103,7 +103,7 @@ def check_model(config: Config) -> None:
 
 
 def check_data(config: Config) -> None:
-    """Open every data file and recognize its format, so that a bad one is refused before anything is started.
+    """Open every data file and recognize its format, so that a bad one is refused before the start.
 
     Raises:
         UserError: For the first file that cannot be used.
@@ -130,7 +130,7 @@ def start(config: Config, name: str) -> Run:
 
 
 def report_detached(started: Run, *, as_json: bool) -> None:
-    """Print the id of a run that goes on by itself, and how to come back to it."""
+    """Print the id of a detached run, and how to come back to it."""
     if as_json:
         emit({"run": started.id})
         return
@@ -143,9 +143,9 @@ def follow_to_end(started: Run, interrupts: Interrupts, *, as_json: bool, skip_p
 
     Args:
         started: The run.
-        interrupts: Has counted Ctrl-C since before it was started.
+        interrupts: The counter of Ctrl-C, active since before the start.
         as_json: Whether the summary is printed as JSON.
-        skip_past: Whether only what is still to come is shown.
+        skip_past: Whether only new events are shown.
 
     Returns:
         The exit code of the run, or 130 when the user left it.

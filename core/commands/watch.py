@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show the whole history, then what comes, until the run is over; Ctrl-C leaves it running.
+    """Show the whole history, then new events, until the run is over; Ctrl-C leaves it running.
 
     Returns:
         The exit code of the run, or 130 when the user left it.
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 class JsonLines:
-    """Prints each event as JSON; a :class:`~core.commands.follow.View`."""
+    """A view that prints each event as JSON; a :class:`~core.commands.follow.View`."""
 
     def event(self, event: Event, log: list[LogLine], followed: Followed) -> None:  # noqa: ARG002
         """Print the event."""
@@ -61,25 +61,25 @@ class JsonLines:
         put(escape_json(encode_event(event)))
 
     def tick(self, followed: Followed) -> None:  # noqa: ARG002
-        """Pass on what has been printed."""
+        """Flush the output."""
         flush()
 
     def message(self, text: str) -> None:
-        """Print a line of the command itself, apart from the events."""
+        """Print a message of the command itself, apart from the events."""
         note(text)
 
     def close(self) -> None:
-        """Nothing is left open."""
+        """Nothing to clean up."""
 
 
 class Log:
-    """Prints a line an event with its time; a :class:`~core.commands.follow.View`."""
+    """A view that prints a line per event with its time; a :class:`~core.commands.follow.View`."""
 
     def __init__(self) -> None:
         self._state = ""
 
     def event(self, event: Event, log: list[LogLine], followed: Followed) -> None:
-        """Print what the event says."""
+        """Print the event in words."""
         from core.commands.progress import log_words, step_words
         from core.runs.events import SampleEvent, StepEvent
         from core.runs.sentences import clock
@@ -94,7 +94,7 @@ class Log:
             say(f'{clock(event.t)} {one_line(event.source, 40)} to "{question}": {answer}')
 
     def tick(self, followed: Followed) -> None:
-        """Print a state that no event tells of."""
+        """Print a state that no event reports."""
         from core.runs.sentences import clock
 
         state = followed.state
@@ -103,8 +103,8 @@ class Log:
         self._state = state.state
 
     def message(self, text: str) -> None:
-        """Print a line of the command itself."""
+        """Print a message of the command itself."""
         note(text)
 
     def close(self) -> None:
-        """Nothing is left open."""
+        """Nothing to clean up."""

@@ -1,4 +1,4 @@
-"""Choices: the words that options may be set to, and what those of formats and objectives stand for."""
+"""Choices: the values that options accept, with a description of each format and objective."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Literal, get_args
 
 #: Turns of a conversation that are learned.
 Supervise = Literal["assistant", "last", "all"]
-#: What becomes of a row that is longer than ``train.max_length``.
+#: The treatment of a row that is longer than ``train.max_length``.
 Overlong = Literal["drop", "truncate", "refuse"]
 
 Format = Literal[
     "messages", "sharegpt", "alpaca", "prompt_completion", "segments", "text", "tokens", "preference", "kto"
 ]
 
-#: Every format, and what its rows hold.
+#: Every dataset format, with a description of its rows.
 FORMATS: dict[Format, str] = {
     "messages": "messages: a list of objects with role and content",
     "sharegpt": "conversations: a list of objects with from and value",
@@ -25,14 +25,14 @@ FORMATS: dict[Format, str] = {
     "preference": "chosen and rejected answers",
     "kto": "an answer and a label that is true or false",
 }
-#: Formats that say how good answers are, which needs another loss than the usual one.
+#: Preference formats: rows that say how good answers are, which need another loss than supervised fine-tuning.
 COMPARED: dict[Format, str] = {"preference": "preference pairs", "kto": "answers labeled good or bad"}
-#: What is learned: answers as they are, or which ones are better.
+#: The training objective: supervised fine-tuning on answers, or preference optimization.
 Objective = Literal["sft", "dpo", "orpo", "kto"]
-#: The format of the rows that an objective learns from; those that are not here take all others.
+#: The format that an objective needs; an objective that is not here takes all the others.
 LEARNED: dict[Objective, Format] = {"dpo": "preference", "orpo": "preference", "kto": "kto"}
 
-#: Parts that columns of a row play, keys of a message, and names of speakers.
+#: Roles: of columns in a row, of keys in a message, and of speakers.
 ColumnRole = Literal[
     "messages",
     "user",
@@ -68,10 +68,10 @@ def allowed_codes(value: RefusalCode | list[RefusalCode] | None) -> tuple[Refusa
     return () if value is None else (value,) if isinstance(value, str) else tuple(value)
 
 
-#: A tracker; each is the package of its library, and an extra of this project.
+#: An experiment tracker; each is the package of its library, and an extra of this project.
 Tracker = Literal["wandb", "tensorboard", "trackio"]
 TRACKERS: tuple[Tracker, ...] = get_args(Tracker)
 
-#: What a preset is made for.
+#: The aim of a preset.
 Aim = Literal["quick-look", "balanced", "best-quality", "long-context", "full-fine-tuning"]
 AIMS: tuple[Aim, ...] = get_args(Aim)

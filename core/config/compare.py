@@ -1,4 +1,4 @@
-"""What differs: between two configurations by option, and between two texts by line."""
+"""Comparison of two configurations by option, and of two texts by line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from core.hub_uri import absolute
 
 #: Options that name files; a relative path is relative to the configuration.
 _FILES = ("data.train", "data.eval", "template.file", "eval.prompts")
-#: Lines of one text that are compared; what is longer is no configuration.
+#: Lines of one text that are compared; a longer text is no configuration.
 LINE_LIMIT = 5_000
 
 Kind = Literal["head", "same", "removed", "added"]
@@ -25,14 +25,14 @@ Kind = Literal["head", "same", "removed", "added"]
 
 @dataclass(frozen=True)
 class DiffLine:
-    """A line of a comparison; its text is as it was written, not yet made safe for a terminal."""
+    """A line of a comparison; its text is as written, not yet made safe for a terminal."""
 
     kind: Kind
     text: str
 
 
 def holding_values(document: ConfigDocument) -> dict[str, Any]:
-    """The values that hold, ``section.key`` to value: the file's, else the defaults; paths as a run resolves them."""
+    """The effective values, ``section.key`` to value: the file's, else the defaults; paths as a run resolves them."""
     base = document.path.parent.absolute() if document.path is not None else Path.cwd()
     found = {}
     for option in options():
@@ -42,7 +42,7 @@ def holding_values(document: ConfigDocument) -> dict[str, Any]:
 
 
 def differences(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
-    """The options whose value is another there, with that value; the default where nothing is said there.
+    """The options whose value differs in ``others``, with that value; an option that ``others`` lacks has its default.
 
     Args:
         values: From :func:`holding_values`.
@@ -57,7 +57,7 @@ def differences(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[st
 
 
 def diff_texts(before: str, after: str) -> list[DiffLine]:
-    """Two texts line by line with what is around the differences; nothing where they are equal."""
+    """A unified diff of two texts with lines of context; empty where they are equal."""
     old, new = before.split("\n")[:LINE_LIMIT], after.split("\n")[:LINE_LIMIT]
     found = []
     for line in list(difflib.unified_diff(old, new, lineterm="", n=3))[2:]:
@@ -70,7 +70,7 @@ def diff_texts(before: str, after: str) -> list[DiffLine]:
 
 
 def diff_values(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[DiffLine]:
-    """Two configurations option by option, below the names of their sections; nothing where they are equal."""
+    """A diff of two configurations by option, under the names of their sections; empty where they are equal."""
     return list(_diff_values(before, after))
 
 
@@ -113,7 +113,7 @@ def _resolve(name: str, value: Any, base: Path) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """A list of one entry means the entry; true is not 1."""
+    """A value in its plain form for the comparison: a list of one entry is that entry, and true is not 1."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     return (isinstance(value, bool), value)

@@ -1,4 +1,4 @@
-"""The configuration file: read, checked, edited without losing its comments, and written whole or not at all."""
+"""The configuration file: read, validated, edited without losing its comments, and written atomically."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ConfigDocument:
 
     Args:
         text: The TOML text; empty for a new configuration.
-        path: Where it came from, for messages and for ``save``; relative paths inside are relative to its directory.
+        path: The path of the file, for messages and for ``save``; relative paths inside are relative to its directory.
 
     Raises:
         UserError: If the text is not TOML; the message names file, line and column.
@@ -61,7 +61,7 @@ class ConfigDocument:
             if isinstance(error, tomlkit.exceptions.ParseError) and error.col:
                 place = f"line {error.line}, column {error.col}: "
             else:
-                # Of a key that is there twice tomlkit does not say where.
+                # tomlkit does not say where a repeated key is.
                 line = repeated_line(text)
                 place = f"line {line}: " if line else ""
             raise UserError(
@@ -102,18 +102,18 @@ class ConfigDocument:
 
     @property
     def has_changed_on_disk(self) -> bool:
-        """Whether something else has written the file since it was read or saved here."""
+        """Whether another program has written the file since it was read or saved here."""
         return self.path is not None and self._file is not None and not self._file.is_still(self.path)
 
     def save(self, path: Path | None = None, *, overwrite: bool = False) -> None:
-        """Write the file whole or not at all; its line ends and permissions stay as they are.
+        """Write the file atomically; its line ends and permissions stay as they are.
 
         Args:
-            path: Where to; the file that it is from by default.
-            overwrite: Also where something else has changed that file since.
+            path: The target; the file that was read by default.
+            overwrite: Write even if another program has changed the file since.
 
         Raises:
-            UserError: If there is no path, the file it is from has been changed by something else, or it cannot be
+            UserError: If there is no path, another program has changed the file, or it cannot be
                 written; the old file is untouched.
         """
         target = path or self.path
@@ -137,7 +137,7 @@ class ConfigDocument:
         self._overridden.clear()
 
     def rewrite(self, text: str) -> None:
-        """Take another text for the same file, to the byte; the file is as it was until it is saved.
+        """Replace the text of the file, to the byte; nothing is written until it is saved.
 
         Raises:
             UserError: If the text is not TOML; the old one stays.
@@ -145,19 +145,19 @@ class ConfigDocument:
         self._toml = self._parse(text)
 
     def get(self, name: str) -> Any:
-        """What the file says for ``section.key``; None where it says nothing."""
+        """The value of ``section.key`` in the file; None where it is not written."""
         section, _, key = name.partition(".")
         table = self._toml.get(section)
         value = table.get(key) if isinstance(table, Mapping) else None
         return value.unwrap() if isinstance(value, Item) else value
 
     def set(self, name: str, value: Any, typed: str = "") -> None:
-        """Write ``section.key``; None removes it, and its section when nothing is left in it: the default holds again.
+        """Write ``section.key``; None removes it, and its section once empty, so that the default applies again.
 
         Args:
             name: The option.
             value: Its value.
-            typed: How somebody has written it: a number that TOML can hold is put down just so, ``3e-4`` for 0.0003.
+            typed: The value as a person typed it: a number that TOML can hold is written that way, ``3e-4`` for 0.0003.
 
         Raises:
             UserError: If no such option exists, or the file uses the section's name for something else.
@@ -198,11 +198,11 @@ class ConfigDocument:
             self._overridden.add(option.name)
 
     def problems(self) -> dict[str, str]:
-        """Every problem found, ``section.key`` (or ``section``) to one sentence; empty when it is valid."""
+        """Every validation error, ``section.key`` (or ``section``) to one sentence; empty when the file is valid."""
         return {name: sentence for name, (sentence, _) in self._check()[1].items()}
 
     def validate(self) -> Config:
-        """The configuration, checked, with data, template and model paths made absolute.
+        """The validated configuration, with data, template and model paths made absolute.
 
         Raises:
             UserError: On the first problem; the message names file, line and key.
@@ -215,10 +215,10 @@ class ConfigDocument:
         return self._resolve_paths(config)
 
     def remarks(self, facts: Facts | None = None) -> list[Remark]:
-        """What the rules between options say (:mod:`core.config.rules`), errors first; nothing while it is not valid.
+        """Findings of the rules between options (:mod:`core.config.rules`), errors first; empty for an invalid file.
 
         Args:
-            facts: What is known beside the configuration.
+            facts: Facts about model, device, disk and rows, as far as they are known.
         """
         config, problems = self._check()
         if config is None:
@@ -226,11 +226,11 @@ class ConfigDocument:
         return [remark for remark in check_rules(config, facts) if self._subject(remark) not in problems]
 
     def complaint(self, remark: Remark) -> UserError:
-        """A remark with its place in the file: file, line and key."""
+        """The error for a remark, with its place in the file: file, line and key."""
         return UserError(f"{self.place(self._subject(remark))}: {remark.sentence}", remark.hint)
 
     def place(self, name: str) -> str:
-        """Where ``section.key`` is written: file and line, ``--set``, or the file alone where it is not."""
+        """The place where ``section.key`` is written: file and line, ``--set``, or the file alone if not written."""
         if name in self._overridden:
             return f"--set {name}"
         section, _, key = name.partition(".")
@@ -239,7 +239,7 @@ class ConfigDocument:
         return f"{self._where}, line {line}" if line else self._where
 
     def _subject(self, remark: Remark) -> str:
-        """The first option of a remark that the file says anything about."""
+        """The first option of a remark that the file sets."""
         return next((name for name in remark.options if self.get(name) is not None), remark.options[0])
 
     def _check(self) -> tuple[Config | None, dict[str, tuple[str, str]]]:
@@ -264,20 +264,20 @@ class ConfigDocument:
                 for text in _texts(value):
                     variable = secret_variable(text)
                     noun = f"the value of the variable {variable}" if variable is not None else find_secret(text)
-                    # A path that happens to look like one is none.
+                    # A path that happens to look like a key is none.
                     if noun is not None and not os.path.lexists(absolute(text, self._base)):
                         yield name, (f"{name} holds {noun}.", SECRET_HINT)
 
     @property
     def _base(self) -> Path:
-        """What relative paths are relative to."""
+        """The directory that relative paths start from."""
         return self.path.parent.absolute() if self.path else Path.cwd()
 
     def _resolve_paths(self, config: Config) -> Config:
         base = self._base
 
         def entry(value: str) -> str:
-            # What a run reads is written down with its commit, so that it reads the same when it goes on.
+            # A hub dataset is recorded with its commit, so that a continued run reads the same rows.
             return pinned(absolute(value, base))
 
         def every(value: str | list[str] | None) -> str | list[str] | None:
@@ -291,7 +291,7 @@ class ConfigDocument:
             update["eval"] = config.eval.model_copy(update={"prompts": absolute(config.eval.prompts, base)})
         if config.template.file:
             update["template"] = config.template.model_copy(update={"file": absolute(config.template.file, base)})
-        # A model may be a name; only what exists as a path is one.
+        # A model may be a hub name; only an existing path is made absolute.
         if os.path.exists(absolute(config.model.base, base)):
             update["model"] = config.model.model_copy(update={"base": absolute(config.model.base, base)})
         return config.model_copy(update=update)
@@ -313,10 +313,10 @@ def load_config(path: Path, assignments: Iterable[str] = ()) -> Config:
 
 
 def dump_config(config: Config) -> str:
-    """A configuration as TOML with every value written out, absent ones left out.
+    """A configuration as TOML with every value written out; absent values are left out.
 
     Raises:
-        UserError: If a value is no Unicode text, as the path of a directory may be that an older system has named.
+        UserError: If a value is not valid Unicode, as the name of a directory from an older system may be.
     """
     document = tomlkit.document()
     for section, values in config.model_dump(exclude_none=True).items():
@@ -347,7 +347,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _as_item(value: Any, typed: str = "") -> Any:
-    """A table on one line, so that it stays where its key stands; a number as typed; other values as they are."""
+    """The value as a tomlkit item: a table inline, so that it stays at its key; a number as typed; others unchanged."""
     if isinstance(value, float) and typed:
         with suppress(tomlkit.exceptions.TOMLKitError):
             item = tomlkit.value(typed.strip())

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, as sentences with a hint."""
+"""Validation errors of a configuration, as sentences with a hint."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from core.units import exact_number
 
 #: The most characters of a value that are shown.
 _SHOWN = 80
-#: What is wrong with a text goes before its not being the list that might stand in its place. What is missing comes
-#: last: it may be there under a wrong name, which is said then.
+#: Order of Pydantic's error types where one key has several: the error about a text comes before "not a list", and
+#: "missing" comes last, since the option may be there under a misspelled name, which is then reported.
 _ORDER = {"string_unicode": 0, "string_pattern_mismatch": 0, "missing": 2}
-#: What to do about a secret in a file.
+#: The hint for a secret in a file.
 SECRET_HINT = "Keys and tokens are read from the environment (HF_TOKEN, WANDB_API_KEY), never from a file; remove it."  # noqa: S105
 
 
@@ -33,7 +33,7 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 def shown(value: Any) -> str:
-    """A value as people write it in TOML, on one line, cut where it is long, and without secrets."""
+    """A value as it is written in TOML, on one line, shortened where it is long, and without secrets."""
     if isinstance(value, float) and 0 < abs(value) < 1e-3:
         return exact_number(value)
     try:
@@ -63,7 +63,7 @@ def unknown_option(name: str) -> UserError:
 
 
 def explain(error: ValidationError) -> dict[str, tuple[str, str]]:
-    """Pydantic's findings as a sentence and a hint per ``section.key`` (or ``section``)."""
+    """Pydantic's errors as a sentence and a hint per ``section.key`` (or ``section``)."""
     found: dict[str, tuple[str, str]] = {}
     for item in sorted(error.errors(include_url=False), key=lambda item: _ORDER.get(item["type"], 1)):
         location = [str(part) for part in item["loc"]]

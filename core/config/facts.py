@@ -1,4 +1,4 @@
-"""What may be known beside a configuration: the model's shape, the device, the room on the disk, the rows."""
+"""Facts about a run that the configuration does not hold: the model's shape, the device, the disk space, the rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from core.models.architecture.sandboxed import load_architecture
 
 
 class DiskNeed(NamedTuple):
-    """Bytes that a run writes: a checkpoint, and the whole of it with the checkpoints that are kept."""
+    """Bytes that a run writes: one checkpoint, and everything together with the checkpoints that are kept."""
 
     checkpoint: int
     run: int
@@ -29,17 +29,17 @@ def _unknown_need(_: Config) -> DiskNeed | None:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known; None where it is not.
+    """Known facts; None where something is unknown.
 
     Args:
         model: The base model's shape.
-        device: What will be trained on.
-        bf16: Whether that device does bf16 well.
-        device_bytes: Memory of the card in all.
-        free_bytes: Room on the disk of the runs.
-        rows: Rows that are trained on in an epoch.
-        missing_trackers: Those that are not installed.
-        disk_need: Tells what a run of a configuration writes; None where that cannot be told.
+        device: The training device.
+        bf16: Whether that device computes well in bf16.
+        device_bytes: Total memory of the card.
+        free_bytes: Free space on the disk of the runs.
+        rows: Training rows of an epoch.
+        missing_trackers: Trackers that are not installed.
+        disk_need: Computes the bytes that a run of a configuration writes; None where that is unknown.
     """
 
     model: Architecture | None = None
@@ -53,19 +53,19 @@ class Facts:
 
 
 def find_missing_trackers() -> frozenset[str]:
-    """The trackers whose libraries are not installed; none is imported for that."""
+    """The trackers whose libraries are not installed, found without importing any."""
     return frozenset(tool for tool in TRACKERS if find_spec(tool) is None)
 
 
 def read_shape(base: str, relative_to: Path | None = None) -> Architecture | None:
-    """The shape of a base model that is on this machine, of a GGUF file too; None where it cannot be told.
+    """The shape of a local base model, a GGUF file included; None where it is unknown.
 
     Args:
         base: As ``model.base``.
-        relative_to: What a relative path is relative to; the working directory by default.
+        relative_to: The directory that a relative path starts from; the working directory by default.
     """
     try:
         return load_architecture(locate_model(base, relative_to))
     except (UserError, OSError, ValueError):
-        # What is wrong with it is told by those who need it.
+        # Errors of the model are reported where it is needed.
         return None

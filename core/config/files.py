@@ -1,4 +1,4 @@
-"""A text file that people edit too: its line ends and permissions stay, and what others write into it is noticed."""
+"""A text file that people edit too: its line ends and permissions are kept, and changes by others are noticed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from core.atomic import write_atomic
 from core.small_files import read_small
 
-#: Most bytes that are read; configurations have a few thousand.
+#: Most bytes that are read; a configuration has a few thousand.
 LIMIT = 1 << 20
 
 _BOM = "\ufeff"
@@ -20,7 +20,7 @@ _NEW_FILE = 0o644
 
 @dataclass(frozen=True)
 class FileText:
-    """The text of a file, with line feeds alone, and how the file has it.
+    """The text of a file with line feeds only, and its line ends, byte order mark and digest.
 
     Args:
         text: The text.
@@ -50,9 +50,9 @@ class FileText:
         return cls(text.replace("\r\n", "\n"), pairs > text.count("\n") / 2, bom, _digest(raw))
 
     def write(self, path: Path, text: str) -> FileText:
-        """Write another text to a file in this one's manner, whole or not at all.
+        """Write another text with this file's line ends and byte order mark, atomically.
 
-        Where the path is a link, the file behind it is replaced. Permissions of a file that is there stay.
+        Where the path is a link, its target is replaced. Permissions of an existing file are kept.
 
         Returns:
             The file as it is now.
@@ -67,7 +67,7 @@ class FileText:
         return FileText(text, self.crlf, self.bom, _digest(raw))
 
     def is_still(self, path: Path) -> bool:
-        """Whether a file has these bytes, or is gone, so that nothing is lost when it is written."""
+        """Whether a file still has these bytes, or is gone, so that writing it loses nothing."""
         try:
             return _digest(read_small(path, LIMIT)) == self.digest
         except FileNotFoundError:

@@ -8,15 +8,15 @@ from typing import Any
 from core.config.schema import Config, Option, find_option, sections
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-#: Texts of an option's own are stripped before they are looked at, so that one of blanks alone is an empty one.
+#: Texts are stripped before they are validated, so a text of blanks alone is empty.
 _NOT_BLANK = r"\S"
 
 
 def json_schema() -> dict[str, Any]:
     """The schema of a configuration file.
 
-    Sections and options stand in the order of the reference. Nothing is referred to by ``$ref``: editors show what
-    stands in place, and not all of them follow references. TOML has no null, so what may be absent has no null either.
+    Sections and options stand in the order of the reference. ``$ref`` is not used, as not all editors follow it. TOML
+    has no null, so an optional value has no null either.
     """
     written = Config.model_json_schema(mode="validation")
     definitions = written.pop("$defs")
@@ -56,13 +56,13 @@ def describe(option: Option) -> str:
 
 
 def _clean(node: Any) -> Any:
-    """Pydantic's schema without its titles, without null, and with blank texts refused."""
+    """Pydantic's schema without its titles and without null, and with blank texts refused."""
     if isinstance(node, list):
         return [_clean(item) for item in node]
     if not isinstance(node, dict):
         return node
     cleaned = {
-        # The names of properties are not ours to drop.
+        # A property may be called "title"; names of properties are kept.
         key: {name: _clean(inner) for name, inner in value.items()} if key == "properties" else _clean(value)
         for key, value in node.items()
         if key not in ("title", "unit", "basic")
@@ -79,7 +79,7 @@ def _clean(node: Any) -> Any:
 
 
 def _arms(arms: list[Any]) -> Iterator[Any]:
-    """The alternatives without null, those of alternatives among them."""
+    """The alternatives of a union without null, those of nested unions among them."""
     for arm in arms:
         if arm == {"type": "null"}:
             continue

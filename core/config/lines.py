@@ -1,4 +1,4 @@
-"""On which line of a TOML file a key is written."""
+"""The line of a TOML file on which a key is written."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 import tomli
 
-#: Beginnings of a file that are read at most; one value over a thousand lines is not worth more.
+#: The most beginnings of a file that are parsed; one value over a thousand lines is not worth more.
 _ATTEMPTS = 600
 
 
 def line_of(text: str, *path: str) -> int | None:
     """The line, counted from 1, on which a key or a section begins; None where it is not written.
 
-    Whatever TOML allows is understood, since the file is read by a parser: the key is written on the first line after
-    the longest beginning of the file that is TOML and does not have it.
+    All of TOML is understood, since the file is parsed: the key is written on the first line after the longest
+    beginning of the file that is valid TOML and does not have the key.
 
     Args:
         text: The TOML text.
@@ -28,7 +28,7 @@ def line_of(text: str, *path: str) -> int | None:
     low, high, attempts = 0, len(lines), 0
     while high - low > 1:
         middle = (low + high) // 2
-        # In the middle of a value that takes several lines neither is TOML: back to its beginning, else on to its end.
+        # In the middle of a value of several lines neither holds: back to its beginning, else on to its end.
         for count in [*range(middle, low, -1), *range(middle + 1, high)]:
             attempts += 1
             if attempts > _ATTEMPTS:
@@ -46,7 +46,7 @@ def line_of(text: str, *path: str) -> int | None:
 
 
 def repeated_line(text: str) -> int | None:
-    """The line, counted from 1, on which a key or a section is a second time; None where none is, or it is far down."""
+    """The line, counted from 1, on which a key or a section is repeated; None where none is, or it is too far down."""
     lines = text.split("\n")
     for count in range(1, min(len(lines), _ATTEMPTS) + 1):
         try:
@@ -54,18 +54,18 @@ def repeated_line(text: str) -> int | None:
         except RecursionError:
             return None
         except ValueError as error:
-            # Other errors may come of a value that goes on below.
+            # Other errors may come from a value that continues below.
             if str(error).startswith("Cannot "):
                 return count
     return None
 
 
 def _read(lines: Sequence[str], count: int) -> Mapping[str, Any] | None:
-    """The first lines as a document; None where they are none."""
+    """The first lines as a TOML document; None where they are not valid."""
     try:
         return tomli.loads("\n".join(lines[:count]))
     except (ValueError, RecursionError):
-        # Numbers of too many digits are told by an error of Python's own.
+        # Numbers of too many digits raise an error of Python's own.
         return None
 
 

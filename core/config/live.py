@@ -1,4 +1,4 @@
-"""Options that may be changed while a run is on."""
+"""Options that may be changed during a run."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ CHANGEABLE = ("train.learning_rate", "eval.every_steps", "checkpoint.every_steps
 
 
 def read_changes(config: Config, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Changes of a live run as the values that are meant; all of them or none.
+    """Requested changes of a live run as validated values; all of them or none.
 
     Args:
         config: The configuration that the run was started with.
-        asked: ``section.key`` to value; a text is read as a person types it, None is no value.
+        asked: ``section.key`` to value; a text is parsed as a person types it, None is no value.
 
     Raises:
-        UserError: If nothing is asked for, an option cannot be changed, or a value is none that it can have.
+        UserError: If nothing is requested, an option cannot be changed, or a value is not valid for its option.
     """
     if not asked:
         raise UserError("Nothing was named to set.", f"These can be: {', '.join(CHANGEABLE)}.")
@@ -43,14 +43,14 @@ def read_changes(config: Config, asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changed(config: Config, changes: Mapping[str, Any]) -> Config:
-    """The configuration with other values.
+    """The configuration with some values replaced.
 
     Args:
-        config: What it is based on.
+        config: The configuration to start from.
         changes: ``section.key`` to value.
 
     Raises:
-        pydantic.ValidationError: If a value is none that its option can have.
+        pydantic.ValidationError: If a value is not valid for its option.
     """
     dumped = config.model_dump()
     for name, value in changes.items():

@@ -1,4 +1,4 @@
-"""The long help of the options, read from ``manual.toml`` beside this file."""
+"""The long help of the options, read from ``manual.toml`` in this directory."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ MANUAL = Path(__file__).with_name("manual.toml")
 
 @dataclass(frozen=True)
 class Entry:
-    """What there is to say about one option beyond its declaration; each part on one line.
+    """The manual entry of one option, beyond its declaration; each part on one line.
 
     Args:
-        about: What it does, when to change it, what is usual; a few sentences.
-        memory: What it costs in memory or on disk, in a phrase; empty where it costs none to speak of.
-        time: What it costs in time, likewise.
-        source: The paper or specification that it is from; empty where there is none.
+        about: Its effect, when to change it, usual values; a few sentences.
+        memory: Its cost in memory or on disk, in a phrase; empty where it is negligible.
+        time: Its cost in time, likewise.
+        source: The paper or specification that it comes from; empty where there is none.
     """
 
     about: str = ""
@@ -34,7 +34,7 @@ NOTHING_SAID = Entry()
 
 @functools.cache
 def manual() -> Mapping[str, Entry]:
-    """Option name to its entry."""
+    """The manual: option name to its entry."""
     sections = tomli.loads(MANUAL.read_text(encoding="utf-8"))
     return {
         f"{section}.{key}": Entry(**{part: " ".join(text.split()) for part, text in parts.items()})

@@ -1,4 +1,4 @@
-"""The configurations that were open last, so that they can be opened again."""
+"""Recently opened configurations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from core import paths
 from core.atomic import write_atomic
 from core.errors import UserError
 
-#: How many are remembered.
+#: The most paths that are remembered.
 KEPT = 30
 _LARGEST_FILE = 1 << 20
 
@@ -21,7 +21,7 @@ def recent_path() -> Path:
 
 
 def recent_configs() -> list[Path]:
-    """The configurations that were open, the last one first; those that are gone are left out."""
+    """The recently opened configurations, the last one first; deleted files are left out."""
     try:
         path = recent_path()
         if path.stat().st_size > _LARGEST_FILE:
@@ -35,11 +35,11 @@ def recent_configs() -> list[Path]:
 
 
 def remember_config(path: Path) -> None:
-    """Put a configuration first in the list; where the list cannot be written, it stays as it is."""
+    """Put a configuration first in the list; if the list cannot be written, it stays as it is."""
     whole = path.absolute()
     names = [whole, *(other for other in recent_configs() if other != whole)][:KEPT]
     text = json.dumps([str(name) for name in names], indent=0) + "\n"
-    # A file name that is no text cannot be in it.
+    # A file name that is not valid text cannot be stored.
     with suppress(OSError, UserError, UnicodeError):
         paths.make_private_dir(paths.home())
         write_atomic(recent_path(), text, durable=False)

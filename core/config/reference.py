@@ -77,14 +77,14 @@ def _default(option: Option) -> str:
 
 
 def _toml(value: Any) -> str:
-    """A default as the file would have it."""
+    """A default as it is written in TOML."""
     if isinstance(value, float):
         return exact_number(value)
     return json.dumps(value, ensure_ascii=False)
 
 
 def _anchor(option: Option) -> str:
-    """The anchor that Markdown viewers give a heading: without its dot."""
+    """The anchor that Markdown viewers give a heading: the name without its dot."""
     return option.name.replace(".", "")
 
 

@@ -1,7 +1,7 @@
-"""Rules between options: what cannot go together, and what most likely was not meant.
+"""Rules between options: combinations that are impossible, and those that are most likely a mistake.
 
-An error keeps a run from starting; a warning is told and the run goes on. A rule looks at a valid configuration and at
-what is known beside it, and says nothing about what is not known.
+An error keeps a run from starting; a warning is shown and the run goes on. A rule looks at a valid configuration and at
+the known facts, and is silent about anything unknown.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _NO_EVAL = "Set data.eval or data.eval_share, or remove it."
 
 @dataclass(frozen=True)
 class Remark:
-    """What a rule says about a configuration.
+    """A rule's finding about a configuration.
 
     Args:
         level: ``error`` or ``warning``.
-        options: The options that it is about, the one to change first.
-        sentence: What is wrong.
-        hint: What to do.
+        options: The options concerned, the one to change first.
+        sentence: The problem.
+        hint: The remedy.
     """
 
     level: Level
@@ -45,7 +45,7 @@ class Remark:
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule: its level, the options that it is about, the check, and in its documentation what it asks for."""
+    """A rule: its level, the options concerned, and the check, whose docstring states the requirement to users."""
 
     level: Level
     options: tuple[str, ...]
@@ -53,20 +53,20 @@ class Rule:
 
     @property
     def says(self) -> str:
-        """What it asks for, in a sentence."""
+        """The requirement, in a sentence."""
         return " ".join((self.check.__doc__ or "").split())
 
 
-#: All rules, in the order in which they speak.
+#: All rules, in the order of their findings.
 RULES: list[Rule] = []
 
 
 def check_rules(config: Config, facts: Facts | None = None) -> list[Remark]:
-    """What the rules have to say, errors first.
+    """The findings of all rules, errors first.
 
     Args:
         config: A valid configuration.
-        facts: What is known beside it; nothing by default.
+        facts: Known facts; none by default.
     """
     known = facts or Facts()
     found = [
@@ -78,7 +78,7 @@ def check_rules(config: Config, facts: Facts | None = None) -> list[Remark]:
 
 
 def total_steps(config: Config, facts: Facts) -> int | None:
-    """Optimizer steps of the run; None while the rows are not counted."""
+    """Optimizer steps of the run; None while the number of rows is unknown."""
     if config.train.max_steps is not None:
         return config.train.max_steps
     if facts.rows is None:
@@ -186,7 +186,7 @@ def _one_template(config: Config, _: Facts) -> Findings:
         yield "template.name and template.file are both set.", "Remove one of the two."
 
 
-# What is learned.
+# The objective.
 
 
 @_rule("error", "train.objective", "data.format")
@@ -362,7 +362,7 @@ def _offload_needs_recomputing(config: Config, _: Facts) -> Findings:
         )
 
 
-# Training the weights themselves.
+# Training of the weights themselves.
 
 
 @_rule("error", "train.precision", "method.name")

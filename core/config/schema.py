@@ -1,8 +1,8 @@
-"""Every option, declared once: its type, range, default, unit and help.
+"""The options of the configuration, each declared once: its type, range, default, unit and help.
 
-The form of the app, ``--set section.key=value``, the messages of the validation, the JSON Schema and the reference page
-all read these declarations; the long help of each option is in ``manual.toml``. An option that the engine does not
-honor is not declared.
+The app's form, ``--set section.key=value``, the validation messages, the JSON Schema and the reference page all read
+these declarations; the long help of each option is in ``manual.toml``. An option that the engine does not implement is
+not declared.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from pydantic.fields import FieldInfo
 from core.config.choices import ColumnRole, Objective, Overlong, RefusalCode, Supervise, Tracker
 from core.config.manual import NOTHING_SAID, Entry, manual
 
-#: Names of files, models and runs, none of which can have a NUL in it.
+#: Text of file, model and run names, which cannot contain NUL.
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, pattern=r"^[^\x00]*$")]
 #: The name of a column, which may begin or end with a space.
 Column = Annotated[str, StringConstraints(min_length=1)]
 Paths = Text | Annotated[list[Text], Field(min_length=1)]
 Weight = Annotated[float, Field(gt=0, le=1000)]
 
-#: The most steps and rows that can be asked for; beyond 64 bits a number means nothing to anyone who reads the run.
+#: The largest number of steps and rows; beyond 64 bits a number is of no use to anyone who reads the run.
 _MOST = 1_000_000_000
-#: Values of method.name that train the model's own weights, and have no adapter.
+#: Values of method.name that train the model's own weights and make no adapter.
 WEIGHT_METHODS = frozenset({"full", "freeze"})
 
 
@@ -292,7 +292,7 @@ class TrackingSection(Section):
 
     @property
     def asked(self) -> frozenset[Tracker]:
-        """The trackers that are wanted."""
+        """The trackers that are asked for."""
         return frozenset([self.tools] if isinstance(self.tools, str) else self.tools or [])
 
 
@@ -323,7 +323,7 @@ class Config(Section):
 
 @dataclass(frozen=True)
 class Option:
-    """One option as its declaration says it."""
+    """An option with the attributes of its declaration."""
 
     section: str
     key: str
@@ -339,27 +339,27 @@ class Option:
     minimum: float | None = None
     maximum: float | None = None
     above: bool = False
-    """Whether the minimum itself is too little."""
+    """Whether the minimum itself is excluded."""
     below: bool = False
-    """Whether the maximum itself is too much."""
+    """Whether the maximum itself is excluded."""
     closed: bool = False
-    """Whether a list may hold nothing but choices."""
+    """Whether a list accepts only the choices."""
     manual: Entry = NOTHING_SAID
-    """The long help: what it does, what it costs, where it is from."""
+    """The long help: effect, cost and source."""
 
     @property
     def name(self) -> str:
-        """``section.key``."""
+        """The name of the option: ``section.key``."""
         return f"{self.section}.{self.key}"
 
     @property
     def audience(self) -> Literal["basic", "expert"]:
-        """Who it is for: everybody, or those who want to decide more than most runs need."""
+        """The audience: everybody, or those who want to decide more than most runs need."""
         return "basic" if self.basic else "expert"
 
 
 def sections() -> dict[str, type[Section]]:
-    """Section name to its declaration, in the order of the file."""
+    """The sections: name to declaration, in the order of the file."""
     found: dict[str, type[Section]] = {}
     for name, field in Config.model_fields.items():
         found[name] = cast(type[Section], field.annotation)
@@ -385,7 +385,7 @@ def _kind(annotation: Any) -> tuple[Any, bool, tuple[str, ...], str]:
 
 
 def _is_closed(annotation: Any) -> bool:
-    """Whether a list is among what an annotation takes, and its items are choices."""
+    """Whether an annotation accepts a list whose items are choices."""
     return any(get_origin(arm) is list and get_origin(get_args(arm)[0]) is Literal for arm in get_args(annotation))
 
 
@@ -451,5 +451,5 @@ def options() -> Iterator[Option]:
 
 
 def find_option(name: str) -> Option | None:
-    """The option called ``section.key``, or None."""
+    """The option with the name ``section.key``, or None."""
     return _by_name().get(name)

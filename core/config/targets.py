@@ -1,4 +1,4 @@
-"""Which layers ``method.target_modules`` stands for: names, wildcards and regular expressions."""
+"""Target modules: matching of layer names with ``method.target_modules`` (names, wildcards, regular expressions)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-#: What an entry begins with that is a regular expression.
+#: The prefix of an entry that is a regular expression.
 EXPRESSION = "re:"
 _WILDCARDS = re.compile(r"[*?\[]")
-#: What a regular expression says of single characters, which repeats nothing by itself.
+#: The parts of a regular expression that match a single character and repeat nothing.
 _CHARACTERS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
 _REPEATED_GROUP = re.compile(r"\)\s*[*+{]")
 #: The most repetitions in one expression; each multiplies the time for a name by its length.
@@ -22,14 +22,14 @@ def is_pattern(entry: str) -> bool:
 
 
 def has_patterns(targets: str | Sequence[str]) -> bool:
-    """Whether any entry is a pattern; ``all-linear`` is none."""
+    """Whether any entry is a pattern; ``all-linear`` is not."""
     return not isinstance(targets, str) and any(map(is_pattern, targets))
 
 
 def expression_problem(entry: str) -> str | None:
-    """What is wrong with an entry that is a regular expression; None where nothing is.
+    """The error of an entry that is a regular expression; None where it is valid.
 
-    Repeated groups are refused: they may take longer than anybody lives, and no layer's name needs one.
+    Repeated groups are refused: matching may take exponential time, and no layer's name needs one.
     """
     if not entry.startswith(EXPRESSION):
         return None
@@ -47,11 +47,11 @@ def expression_problem(entry: str) -> str | None:
 
 
 def is_target(name: str, entry: str) -> bool:
-    """Whether an entry stands for a module.
+    """Whether an entry matches a module.
 
-    A name stands for every module that is called so, or whose name ends with it after a dot, as in PEFT. A wildcard
-    (``*``, ``?``, ``[...]``) has to match a whole name or what follows a dot in it. ``re:`` and a regular expression,
-    which has to match the whole name, is what PEFT takes where it is given a text instead of a list.
+    A name matches every module that has it, or whose name ends with it after a dot, as in PEFT. A wildcard
+    (``*``, ``?``, ``[...]``) must match a whole name or the part after a dot. ``re:`` and a regular expression, which
+    must match the whole name, corresponds to a string instead of a list in PEFT.
 
     Args:
         name: The module's name in the model: ``model.layers.0.self_attn.q_proj``.

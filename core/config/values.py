@@ -1,4 +1,4 @@
-"""Values of options in words, and words as values."""
+"""Conversion between option values and their text."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from core.text import one_line
 
 
 def parse_value(option: Option, raw: str) -> Any:
-    """A value typed by a person, as the option's type.
+    """A value typed by a person, converted to the option's type.
 
     Raises:
-        UserError: If it cannot be one.
+        UserError: If it is not valid for the option.
     """
     text = raw.strip()
     if text == "" and option.optional:
@@ -63,13 +63,13 @@ def _parse_toml(option: Option, text: str, wanted: str) -> Any:
     except (tomlkit.exceptions.TOMLKitError, ValueError, RecursionError) as error:
         raise refusal from error
     if len(found) > 1:
-        # It goes on behind the value, on a line of its own.
+        # A suffix after the value, on a line of its own.
         raise refusal
     return found["x"]
 
 
 def describe_type(option: Option) -> str:
-    """What an option accepts, in words: ``a whole number from 1 to 1024``."""
+    """The accepted values of an option, in words: ``a whole number from 1 to 1024``."""
     if option.type == "choice":
         return f"one of {', '.join(option.choices)}"
     if option.type == "boolean":

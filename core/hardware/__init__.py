@@ -1,1 +1,1 @@
-"""What the machine is doing: GPUs and CPU as snapshots."""
+"""Hardware: GPUs and CPU, read as snapshots."""

@@ -1,4 +1,4 @@
-"""Which NVIDIA card a run would use, known without torch."""
+"""The NVIDIA card that a run would use, found without torch."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 from core.hardware.nvml import Nvml, NvmlUnavailableError
 
-#: Seconds that the driver may take.
+#: Seconds allowed for the driver's answers.
 _DRIVER_SECONDS = 5.0
-#: The first compute capability whose tensor cores do bf16 (Ampere).
+#: The first compute capability whose tensor cores support bf16 (Ampere).
 BF16_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU: its name, its memory in bytes, and its compute capability; None where the driver does not tell."""
+    """A GPU: its name, its memory in bytes, and its compute capability; None where the driver does not report it."""
 
     name: str
     memory_total: int | None
@@ -26,7 +26,7 @@ class Card:
 
     @property
     def has_bf16(self) -> bool | None:
-        """Whether it does bf16 well; None where its capability is not known."""
+        """Whether it computes well in bf16; None where its capability is unknown."""
         return None if self.capability is None else self.capability >= BF16_CAPABILITY
 
 
@@ -34,14 +34,14 @@ def find_card(timeout: float = _DRIVER_SECONDS, environment: Mapping[str, str] =
     """The card that ``hardware.device = "auto"`` takes; None where there is none, or the driver does not answer.
 
     Args:
-        timeout: Seconds that the driver may take.
-        environment: Where ``CUDA_VISIBLE_DEVICES`` is looked up.
+        timeout: Seconds allowed for the driver's answers.
+        environment: Environment variables, for ``CUDA_VISIBLE_DEVICES``.
     """
     index = _first_visible(environment.get("CUDA_VISIBLE_DEVICES"))
     if index is None:
         return None
     answers: queue.Queue[Card | None] = queue.Queue()
-    # A thread of its own, and a daemon: a call into a wedged driver never returns and cannot be interrupted.
+    # A daemon thread: a call into a wedged driver never returns and cannot be interrupted.
     threading.Thread(target=lambda: answers.put(_ask(index)), name="driver", daemon=True).start()
     try:
         return answers.get(timeout=timeout)
@@ -50,7 +50,7 @@ def find_card(timeout: float = _DRIVER_SECONDS, environment: Mapping[str, str] =
 
 
 def _first_visible(value: str | None) -> int | None:
-    """The first device of ``CUDA_VISIBLE_DEVICES``; one that is named by its UUID counts as the first card."""
+    """The first device of ``CUDA_VISIBLE_DEVICES``; a UUID counts as the first card."""
     if value is None:
         return 0
     first = value.partition(",")[0].strip()

@@ -1,4 +1,4 @@
-"""The CPU and the memory beside it: the device that is trained on where there is no GPU."""
+"""The CPU and its memory: the training device where there is no GPU."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from core.text import one_line
 
 #: Sensor chips that measure the processor itself, best first.
 _CHIPS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "cpu-thermal", "soc_thermal", "acpitz")
-#: Labels of the sensor that stands for the whole processor.
+#: Labels of the sensor for the whole processor.
 _WHOLE = ("Package id 0", "Tctl", "Tdie")
 _LIMIT_RANGE_C = (50.0, 125.0)
-#: Processor seconds (over all cores) below which a share of busy ticks means nothing.
+#: Processor seconds (over all cores) below which a share of busy ticks is meaningless.
 _SHORTEST_SPAN = 0.2
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 class Cpu:
-    """Reads the CPU; utilization is the share since the last reading, so the first one has none."""
+    """A reader of the CPU; utilization is the share since the last reading, so the first one has none."""
 
     def __init__(self) -> None:
         self._name = cpu_name()
@@ -30,7 +30,7 @@ class Cpu:
         self._percent: float | None = None
 
     def device(self) -> Device:
-        """The CPU as it is now; its memory is that of the machine, or of the container it is confined to."""
+        """The current state of the CPU; its memory is that of the machine, or the limit of its container."""
         used, total = memory()
         temperature, limit = _temperature()
         return Device(
@@ -47,7 +47,7 @@ class Cpu:
 
     def _utilization(self) -> float | None:
         times = psutil.cpu_times()
-        # Guest time is contained in user time already.
+        # Guest time is included in user time already.
         total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
         busy = total - times.idle - getattr(times, "iowait", 0.0)
         if self._before is None:
@@ -59,7 +59,7 @@ class Cpu:
 
 
 def cpu_name() -> str:
-    """The model name of the processor, or its architecture where none is given."""
+    """The model name of the processor, or its architecture where the name is unknown."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -74,12 +74,12 @@ def cpu_name() -> str:
 
 
 def memory(cgroup: Path = _CGROUP) -> tuple[int, int]:
-    """Memory in use and in total, in bytes; a container's limit counts where it is the lower one."""
+    """Used and total memory in bytes; a container's limit counts where it is lower."""
     machine = psutil.virtual_memory()
     used, total = int(machine.total - machine.available), int(machine.total)
     limit, current = _integer(cgroup / "memory.max"), _integer(cgroup / "memory.current")
     if limit is not None and current is not None and limit < total:
-        # Cached file pages are given back before anything is killed.
+        # Cached file pages are reclaimed before anything is killed.
         return max(current - _inactive_file(cgroup), 0), limit
     return used, total
 
@@ -94,7 +94,7 @@ def has_bf16() -> bool:
 
 
 def process_rss(pid: int) -> int | None:
-    """Resident memory of a process in bytes; None when it is gone."""
+    """Resident memory of a process in bytes; None when it has ended."""
     try:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.Error:

@@ -1,7 +1,7 @@
 """NVIDIA GPUs, read through the driver's management library (NVML).
 
-Every value is asked for by itself: a card that does not report one (a laptop's fan, a virtual GPU's power) leaves that
-value None and keeps the others. Reading needs no rights beyond those to use the card.
+Every value is queried separately: a card that does not report one (a laptop's fan, a virtual GPU's power) leaves that
+value None and keeps the others. Reading needs no permissions beyond those to use the card.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from core.text import one_line
 
 T = TypeVar("T")
 
-#: What holds the clocks back, by the bit that NVML reports; idling is no reason to point out.
+#: Reasons for throttling, by NVML's bit; idling is not reported.
 EVENT_REASONS: dict[int, str] = {
     0x002: "application clocks",
     0x004: "power cap",
@@ -26,7 +26,7 @@ EVENT_REASONS: dict[int, str] = {
     0x080: "power brake",
     0x100: "display clock",
 }
-#: A slowdown threshold outside of this range in °C is a driver's placeholder.
+#: Plausible slowdown thresholds in °C; a value outside is a driver's placeholder.
 LIMIT_RANGE_C = (50, 120)
 
 _INIT_SENTENCES: dict[int, tuple[str, str]] = {
@@ -51,7 +51,7 @@ _GONE = {
 class NvmlUnavailableError(Exception):
     """NVML cannot be used; ``reason`` and ``hint`` are sentences.
 
-    ``absent`` tells a machine that has no NVIDIA driver from one whose driver is broken.
+    ``absent`` distinguishes a machine without an NVIDIA driver from one whose driver is broken.
     """
 
     def __init__(self, reason: str, hint: str, *, absent: bool) -> None:
@@ -63,14 +63,14 @@ class NvmlUnavailableError(Exception):
 
 @dataclass(frozen=True)
 class GpuProcess:
-    """A process that holds memory of a GPU; ``memory`` in bytes, None when the driver does not tell."""
+    """A process that uses memory of a GPU; ``memory`` in bytes, None when the driver does not report it."""
 
     pid: int
     memory: int | None
 
 
 class Nvml:
-    """An open NVML. Its calls may hang with a broken driver: never call it from the thread of the interface.
+    """An open NVML handle. Its calls may hang with a broken driver: never call it from the thread of the interface.
 
     Raises:
         NvmlUnavailableError: If there is no usable driver.
@@ -96,30 +96,30 @@ class Nvml:
         self._names: dict[int, str] = {}
 
     def close(self) -> None:
-        """Let go of the library."""
+        """Shut the library down."""
         self._ask(self._nvml.nvmlShutdown)
 
     @property
     def driver_version(self) -> str | None:
-        """``580.95.05``."""
+        """The driver version: ``580.95.05``."""
         return self._ask(self._nvml.nvmlSystemGetDriverVersion)
 
     @property
     def cuda_version(self) -> str | None:
-        """The newest CUDA that the driver can serve: ``13.0``."""
+        """The newest CUDA version that the driver supports: ``13.0``."""
         number = self._ask(self._nvml.nvmlSystemGetCudaDriverVersion)
         return f"{number // 1000}.{number % 1000 // 10}" if number else None
 
     def count(self) -> int:
-        """How many GPUs there are, the lost ones included."""
+        """Number of GPUs, the lost ones included."""
         return self._ask(self._nvml.nvmlDeviceGetCount) or 0
 
     def devices(self) -> list[Device]:
-        """All GPUs as they are now; one that cannot be read says why in ``problem``."""
+        """All GPUs in their current state; one that cannot be read has the reason in ``problem``."""
         return [self._device(index) for index in range(self.count())]
 
     def energy_joules(self, index: int) -> float | None:
-        """Energy that a GPU has used since the driver was loaded; None when it does not count."""
+        """Energy that a GPU has used since the driver was loaded; None without a counter."""
         handle, _ = self._handle(index)
         if handle is None:
             return None
@@ -127,7 +127,7 @@ class Nvml:
         return None if millijoules is None else millijoules / 1000
 
     def processes(self, index: int) -> list[GpuProcess]:
-        """Who holds memory of a GPU, most first."""
+        """The processes that use memory of a GPU, most first."""
         handle, _ = self._handle(index)
         if handle is None:
             return []
@@ -141,7 +141,7 @@ class Nvml:
         return sorted((GpuProcess(pid, memory) for pid, memory in found.items()), key=lambda item: -(item.memory or 0))
 
     def compute_capability(self, index: int) -> tuple[int, int] | None:
-        """``(8, 9)`` for an RTX 4090."""
+        """The compute capability: ``(8, 9)`` for an RTX 4090."""
         handle, _ = self._handle(index)
         found = None if handle is None else self._ask(self._nvml.nvmlDeviceGetCudaComputeCapability, handle)
         return None if found is None else (int(found[0]), int(found[1]))
@@ -151,7 +151,7 @@ class Nvml:
         if handle is None:
             return Device(index=index, kind="cuda", name=self._names.get(index, f"GPU {index}"), problem=error)
         nvml, ask = self._nvml, self._ask
-        # The first question tells whether the card is still there; the others then need not say.
+        # The first query shows whether the card is still there; the others then need not report it.
         problem = ""
         try:
             self._names[index] = one_line(nvml.nvmlDeviceGetName(handle), 80)
@@ -203,9 +203,9 @@ class Nvml:
         return None if value is None else float(value)
 
     def _limit(self, index: int, handle: Any, temperature: float | None) -> float | None:
-        """Where the card begins to slow itself down, in °C.
+        """The temperature at which the card begins to slow down, in °C.
 
-        Cards from Ada on report distances instead: the margin left now, and the margin at which they slow down. The sum
+        Cards from Ada on report margins instead: the current one, and the one at which they slow down. The sum
         moves by a degree with every reading, so the lowest one seen is kept.
         """
         nvml = self._nvml
@@ -224,7 +224,7 @@ class Nvml:
         return self._limits.get(index)
 
     def _field(self, handle: Any, field: int) -> int | None:
-        """A field value that is a whole number."""
+        """A field value that is an integer."""
         nvml = self._nvml
         values = self._ask(nvml.nvmlDeviceGetFieldValues, handle, [field])
         if not values or values[0].nvmlReturn != nvml.NVML_SUCCESS:

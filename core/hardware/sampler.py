@@ -1,4 +1,4 @@
-"""Devices sampled in the background, so that a driver that hangs never holds up whoever looks at the meters."""
+"""Background sampling of the devices, so that a driver that hangs never blocks the meters."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from core.hardware.cpu import Cpu
 from core.hardware.nvml import Nvml, NvmlUnavailableError
 from core.hardware.snapshot import Device
 
-#: Seconds that :func:`snapshot` waits for a fresh reading before it takes the last one.
+#: Seconds that :func:`snapshot` waits for a fresh reading before it returns the last one.
 SNAPSHOT_SECONDS = 0.5
-#: Longest time between two readings over which power is taken as constant, in seconds.
+#: Longest time between two readings over which power is assumed constant, in seconds.
 _LONGEST_GAP = 30.0
 
 
 @dataclass(frozen=True)
 class Reading:
-    """All devices at one moment (``time.monotonic``), and the joules that each GPU has counted so far."""
+    """All devices at one moment (``time.monotonic``), and the joules counted by each GPU so far."""
 
     moment: float
     devices: list[Device]
@@ -28,9 +28,9 @@ class Reading:
 
 
 class DeviceReader:
-    """Reads the GPUs, else the CPU. May hang: it belongs in a background thread.
+    """A reader of the GPUs, else the CPU. It may hang, so it belongs in a background thread.
 
-    ``reason`` says why there are no GPUs.
+    ``reason`` explains why there are no GPUs.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class DeviceReader:
 
 
 class EnergyMeter:
-    """Energy over a series of readings: by the cards' counters, or by their power where they do not count."""
+    """Energy over a series of readings: by the cards' counters, or by their power where they have none."""
 
     def __init__(self) -> None:
         self._before: Reading | None = None
@@ -66,7 +66,7 @@ class EnergyMeter:
         return None if self._joules is None else self._joules / 3600
 
     def add(self, reading: Reading) -> None:
-        """Take one more reading in."""
+        """Add a reading."""
         before, self._before = self._before, reading
         for device in reading.devices:
             if device.index in reading.joules or device.power_w is not None:
@@ -76,7 +76,7 @@ class EnergyMeter:
 
 def _joules_between(before: Reading, after: Reading, device: Device) -> float:
     if device.index in before.joules and device.index in after.joules:
-        # A counter starts again when the driver is loaded again.
+        # A counter restarts when the driver is loaded again.
         return max(after.joules[device.index] - before.joules[device.index], 0.0)
     earlier = next((item.power_w for item in before.devices if item.index == device.index), None)
     seconds = after.moment - before.moment
@@ -86,7 +86,7 @@ def _joules_between(before: Reading, after: Reading, device: Device) -> float:
 
 
 class Sampler:
-    """Samples the devices in a daemon thread of its own until closed.
+    """A sampler of the devices in a daemon thread of its own, until closed.
 
     Args:
         interval: Seconds between two readings.
@@ -109,7 +109,7 @@ class Sampler:
 
     @property
     def reason(self) -> str:
-        """Why there are no GPUs; empty when there are, or when it is not known yet."""
+        """The reason why there are no GPUs; empty when there are, or when it is not known yet."""
         return self._reason
 
     def latest(self) -> list[Device]:
@@ -123,7 +123,7 @@ class Sampler:
         return time.monotonic() - reading.moment if reading else None
 
     def refresh(self, timeout: float) -> list[Device]:
-        """Ask for a reading now, and wait at most ``timeout`` seconds for it; the last one when that is not enough."""
+        """Request a reading, and wait at most ``timeout`` seconds for it; the last one if that is not enough."""
         asked = time.monotonic()
         self._wanted.set()
         with self._fresh:
@@ -131,7 +131,7 @@ class Sampler:
         return self.latest()
 
     def close(self) -> None:
-        """Let the thread end; it is not waited for, since it may hang in the driver."""
+        """End the thread; it is not waited for, since it may hang in the driver."""
         self._closed.set()
         self._wanted.set()
 
@@ -143,7 +143,7 @@ class Sampler:
             try:
                 reading = reader.read()
             except (OSError, ValueError, RuntimeError, psutil.Error) as error:
-                # A sensor that fails now may answer next time; meanwhile the last reading grows old, which age() shows.
+                # A sensor that fails now may answer next time; meanwhile age() shows how old the last reading is.
                 self._reason = f"The devices cannot be read: {error}."
             else:
                 self._meter.add(reading)
@@ -155,12 +155,12 @@ class Sampler:
 
 _shared: Sampler | None = None
 _shared_guard = threading.Lock()
-#: A sampler that is only read on demand has no rhythm of its own.
+#: A sampler that is only read on demand has practically no interval.
 _ON_DEMAND = 3600.0
 
 
 def snapshot(timeout: float = SNAPSHOT_SECONDS) -> list[Device]:
-    """GPUs where there are any, else the CPU, as they are now.
+    """The current devices: GPUs where there are any, else the CPU.
 
     Never raises, and waits at most ``timeout`` seconds: with a driver that hangs, the last reading is returned (empty
     when there has been none).

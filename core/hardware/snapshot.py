@@ -1,4 +1,4 @@
-"""One device at one moment, whatever reported it."""
+"""A snapshot of one device, whatever its source."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-#: No machine has more devices, and none of them a greater reading in any of its units.
+#: Limits of plausible values: no machine has more devices, nor a device a greater reading in any of its units.
 _MOST_DEVICES, _MOST = 1 << 16, 1e9
 _MOST_BYTES = 1 << 60
 
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """A GPU or the CPU. What a device does not report is None, never 0.
+    """A GPU or the CPU. A value that the device does not report is None, never 0.
 
     Temperatures in °C, memory in bytes, utilization and fan in percent, power in W, clock in MHz.
     """
@@ -33,20 +33,20 @@ class Device:
     fan: float | None = None
     clock: float | None = None
     throttle_reasons: list[str] = field(default_factory=list)
-    """What holds the clock back, in words: ``power cap``, ``thermal slowdown``."""
+    """Reasons for throttling, in words: ``power cap``, ``thermal slowdown``."""
     problem: str = ""
-    """Why the device cannot be read, as one sentence; empty while it can."""
+    """The reason why the device cannot be read, as one sentence; empty while it can."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As it stands in a ``hardware`` event."""
+        """The device as in a ``hardware`` event."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: object) -> Device:
-        """Back from an event; unknown keys are ignored, and a value of the wrong type reads as not reported.
+        """A device from an event; unknown keys are ignored, and a value of the wrong type counts as not reported.
 
         Raises:
-            TypeError: If it is no object, or has no index, kind or name.
+            TypeError: If it is not an object, or has no index, kind or name.
         """
         if not isinstance(data, Mapping):
             raise TypeError(f"{data!r} is no device")
@@ -75,7 +75,7 @@ class Device:
 
     @classmethod
     def all_from(cls, items: Iterable[object]) -> list[Device]:
-        """The devices of an event; what is none is left out, as a meter less is better than no view of the run."""
+        """The devices of an event; invalid ones are left out, as a missing meter is better than no view of the run."""
         found: list[Device] = []
         for item in items:
             with suppress(TypeError):

@@ -1,1 +1,1 @@
-"""Configurations of other tools, turned into ours: a table of keys for each tool, and a report on every key."""
+"""Importers: configurations of other tools converted to ours, with a table of keys per tool and a report on each."""

@@ -1,4 +1,4 @@
-"""A configuration of another tool as ours: recognized, carried over by its table, and written as TOML."""
+"""Conversion of another tool's configuration to ours: recognized, converted by its table, and written as TOML."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from core.text import one_line
 from core.yaml.file import YamlFile
 from core.yaml.sandboxed import read_yaml
 
-#: The tools whose configurations are read, by the name that ``--from`` takes.
+#: The supported tools, by the name that ``--from`` takes.
 TOOLS: dict[str, Tool] = {tool.kind: tool for tool in (AXOLOTL, LLAMA_FACTORY, UNSLOTH)}
 
-#: What TOML leaves as it is and a terminal does not: DEL, C1, bidirectional controls, separators.
+#: Characters that TOML leaves as they are and a terminal acts on: DEL, C1, bidirectional controls, separators.
 _ACTED_ON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
-# Files that lie beside configurations and are none: a few of their keys, and what they are.
+# Files next to configurations that are not configurations: some of their keys, and what the files are.
 _OTHERS: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"compute_environment", "distributed_type", "num_processes"}), "a configuration of accelerate"),
     (
@@ -45,18 +45,18 @@ _OTHERS: tuple[tuple[frozenset[str], str], ...] = (
 
 @dataclass(frozen=True)
 class Imported:
-    """A configuration carried over.
+    """A converted configuration.
 
     Args:
-        kind: Whose it was: ``axolotl``, ``llama-factory`` or ``unsloth``.
+        kind: Its tool: ``axolotl``, ``llama-factory`` or ``unsloth``.
         title: The tool's name.
-        reason: How that was recognized, in a sentence.
-        toml: Our configuration; a line with a comment was decided, one without was copied.
+        reason: The evidence for the tool, in a sentence.
+        toml: Our configuration; a value with a comment was decided, one without was copied.
         carried: The keys that mean the same here.
-        changed: The keys that mean something a little else, and the defaults of the tool that are not ours.
-        unsupported: The keys that are not offered, each with what happens instead, and those the tool does not have.
-        unknown: Of these, the ones that the tool does not have.
-        remarks: What the rules between options say of the result, each in a sentence or two.
+        changed: The keys whose meaning differs slightly, and defaults of the tool that differ from ours.
+        unsupported: The keys that are not supported, each with the consequence, and those unknown to the tool.
+        unknown: Those of them that are unknown to the tool.
+        remarks: Findings of the rules between options about the result, each in a sentence or two.
     """
 
     kind: str
@@ -70,7 +70,7 @@ class Imported:
     remarks: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``import --json`` prints it."""
+        """The result as ``import --json`` prints it."""
         lists = {"carried": self.carried, "changed": self.changed, "unsupported": self.unsupported}
         return {
             "kind": self.kind,
@@ -82,15 +82,15 @@ class Imported:
 
 
 def import_config(path: Path, kind: str | None = None, home: Path | None = None) -> Imported:
-    """Carry a configuration over.
+    """Convert a configuration.
 
     Args:
         path: The YAML file.
-        kind: Whose it is, as ``--from`` takes it; recognized from its keys if it is not said.
-        home: The directory in which the result will lie; paths below it are written relative to it, others absolute.
+        kind: The tool, as ``--from`` takes it; recognized from its keys by default.
+        home: The directory of the result; paths below it are written relative to it, others absolute.
 
     Raises:
-        UserError: If the file cannot be read, it cannot be told whose it is, a value is of the wrong kind, or keys
+        UserError: If the file cannot be read, its tool is unclear, a value is of the wrong kind, or keys
             contradict each other in a way that the tool itself refuses. The message names file, line and key.
     """
     source = read_yaml(path, cleaned)
@@ -107,7 +107,7 @@ def import_config(path: Path, kind: str | None = None, home: Path | None = None)
 
 
 def _flatten(tool: Tool, source: YamlFile) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The keys that say something, those of sections as ``section.key``; and those that say nothing."""
+    """The keys with values, those of sections as ``section.key``; and the keys without."""
     values: dict[str, Any] = {}
     empty: dict[str, Any] = {}
     for key, value in source.values.items():
@@ -125,7 +125,7 @@ def _flatten(tool: Tool, source: YamlFile) -> tuple[dict[str, Any], dict[str, An
     return values, empty
 
 
-# Whose it is.
+# Recognition of the tool.
 
 
 def _tool(source: YamlFile, kind: str | None) -> tuple[Tool, str]:
@@ -157,7 +157,7 @@ def _own_keys(tool: Tool, keys: set[str], values: Mapping[str, Any]) -> list[str
     others = {key for other in TOOLS.values() if other is not tool for key in other.table}
     if tool.sections:
         mine = [key for key in tool.signs if key in tool.sections and isinstance(values.get(key), dict)]
-        # Its keys stand inside of the sections; each of these counts as much as several flat ones.
+        # Its keys are inside sections; each of these counts as much as several flat ones.
         return mine + [f"{key}.{name}" for key in mine for name in values[key] if f"{key}.{name}" in tool.table]
     mine = [key for key in tool.table if key in keys and key not in others]
     telling = [key for key in tool.signs if key in mine]

@@ -1,4 +1,4 @@
-"""What the relative paths of another tool's file stand for, and how they are written so that they still hold."""
+"""Relative paths of another tool's file, resolved and rewritten so that they stay valid."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 
 from core.hub.shard_names import is_data_name
 
-#: How many directories above the file are tried as the place where the tool is run.
+#: The most parent directories of the file that are tried as the tool's working directory.
 _UPWARD = 5
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where a tool is run, and where our configuration will lie.
+    """The working directory of a tool, and the directory of our configuration.
 
     Args:
         base: The directory that relative paths start from.
-        home: The directory of the configuration being made; None if it is not known yet.
+        home: The directory of the new configuration; None if it is not known yet.
     """
 
     base: Path
@@ -27,10 +27,10 @@ class Places:
 
     @classmethod
     def find(cls, file: Path, names: Iterable[str], home: Path | None = None) -> Places:
-        """Decide where the tool is run: a file does not say it.
+        """Guess the tool's working directory, which a file does not record.
 
-        The present directory, that of the file and those above it are tried; the first in which most of the named
-        paths exist is taken, and the present one where none does.
+        The current directory, that of the file and its parents are tried; the first in which most of the named
+        paths exist is taken, and the current one where none exists.
         """
         here = Path.cwd()
         start = Path(os.path.abspath(file)).parent
@@ -40,26 +40,26 @@ class Places:
         return cls(best, Path(os.path.abspath(home)) if home is not None else None)
 
     def locate(self, name: str) -> Path:
-        """The absolute path that a name stands for."""
+        """The absolute path of a name."""
         return Path(os.path.normpath(self.base / os.path.expanduser(name)))
 
     def exists(self, name: str) -> bool:
-        """Whether there is something at a path of the file."""
+        """Whether a path of the file exists."""
         return _exists(self.locate(name))
 
     def is_local(self, name: str) -> bool:
-        """Whether a name stands for a path of this machine, and not for something on a hub or in a store."""
+        """Whether a name is a path of this machine, and not an entry of a hub or a store."""
         if "://" in name:
             return False
         plain = name.startswith(("/", "./", "../", "~")) or name in (".", "..") or is_data_name(name)
         return plain or self.exists(name)
 
     def write(self, path: Path, mark: str = "") -> str:
-        """A path as our configuration names it: relative below its own directory, else absolute.
+        """A path for our configuration: relative below its own directory, else absolute.
 
         Args:
-            path: An absolute one.
-            mark: What stands behind the path, as ``#name``.
+            path: An absolute path.
+            mark: A suffix after the path, as ``#name``.
         """
         if self.home is not None and path.is_relative_to(self.home) and path != self.home:
             return f"{path.relative_to(self.home)}{mark}"

@@ -1,4 +1,4 @@
-"""Keys and passwords of other services, kept out of everything that an import writes or prints."""
+"""Redaction: keys and passwords of other services are kept out of everything that an import writes or prints."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ _SECRET_NAME = re.compile(
     r"credentials?|webhook_url|cookie)$",
     re.IGNORECASE,
 )
-# Tokens of a vocabulary are no secrets.
+# Tokens of a vocabulary are not secrets.
 _VOCABULARY = re.compile(r"(?:^|[_.])(?:bos|eos|pad|unk|cls|sep|mask|eot|image|audio|video|start|end|stop)_token$")
-# What the scanner of datasets leaves alone as too short or too vague is still not passed on here.
+# Strings that the secret scanner of datasets ignores as too short or too vague are redacted here.
 _LIKELY = re.compile(r"\b(?:hf_[A-Za-z0-9]{12,}|(?:sk|pk|ghp|gho|ghs|wandb)[-_][A-Za-z0-9_-]{16,})\b")
-# Also the form of a commit, which is no secret: see below, and the directories of the Hugging Face cache.
+# Also the form of a commit, which is not a secret: see below, and the directories of the Hugging Face cache.
 _HEX_KEY = re.compile(r"(?<!/snapshots/)\b[0-9a-f]{40}\b")
 
 
 def is_secret_name(key: str) -> bool:
-    """Whether a key is called as those are that hold secrets."""
+    """Whether a key has the name of a secret."""
     return bool(_SECRET_NAME.search(key)) and not _VOCABULARY.search(key)
 
 
 def holds_secret(text: str, key: str = "") -> bool:
-    """Whether a text holds, or may well hold, a key or a password."""
+    """Whether a text contains, or may contain, a key or a password."""
     if find_secret(text) is not None or _LIKELY.search(text):
         return True
     # An entry of the Hub may name a commit.
@@ -43,11 +43,11 @@ def holds_secret(text: str, key: str = "") -> bool:
 
 
 def redact(key: str, value: Any) -> Any:
-    """A value as it may be shown and written to a report: secrets replaced, long texts cut.
+    """A value for display or a report: secrets replaced, long texts shortened.
 
     Args:
-        key: What it belongs to; its name alone may make it a secret.
-        value: Anything that YAML holds.
+        key: Its key; the name alone may make it a secret.
+        value: Any YAML value.
     """
     if value is None or isinstance(value, bool):
         return value
@@ -66,7 +66,7 @@ def redact(key: str, value: Any) -> Any:
 
 
 def redact_name(name: str) -> str:
-    """The name of a key, unless somebody has written a secret there."""
+    """The name of a key, unless it contains a secret."""
     return REDACTED if holds_secret(name, "revision") else name
 
 
@@ -77,7 +77,7 @@ def shown(key: str, value: Any, limit: int = 40) -> str:
 
 
 def cleaned(text: str) -> str:
-    """A sentence that somebody else has made of the values, without the words that hold secrets."""
+    """A sentence about the values from another library, without the words that contain secrets."""
     if not holds_secret(text, "revision"):
         return text
     words = " ".join(REDACTED if holds_secret(word, "revision") else word for word in text.split(" "))

@@ -1,4 +1,4 @@
-"""What became of every key, in lines for people."""
+"""The report on every key, in lines for people."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LONGEST_VALUE = 32
 
 
 def render(imported: Imported, width: int) -> list[str]:
-    """The report: whose it was, what was copied in short, the rest a line or two for each key; then the rules."""
+    """The report: the tool, the copied keys in short, each other key in a line or two; then findings of the rules."""
     lines = [f"Read as a configuration of {imported.title}. {imported.reason}", ""]
     copied = [entry.key for entry in imported.carried if entry.to]
     idle = len(imported.carried) - len(copied)
@@ -33,7 +33,7 @@ def render(imported: Imported, width: int) -> list[str]:
 
 
 def _render_entries(entries: list[Entry], width: int) -> list[str]:
-    """Each key with its value and what it became, those with the same reason together."""
+    """Each key with its value and its result, those with the same reason together."""
     groups: dict[tuple[str | None, str], list[str]] = {}
     for entry in entries:
         value = "not given" if entry.value is None else _short(entry.value)

@@ -1,4 +1,4 @@
-"""Rules for single keys of another tool, as data."""
+"""Conversion rules for single keys of another tool, as data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 Kind = Literal["integer", "number", "boolean", "text", "texts"]
 
-#: Values that ask for nothing where a key turns something on.
+#: Values that turn a key off.
 OFF: tuple[Any, ...] = (False, 0, "", "none", "no", [], {})
 
 
@@ -18,12 +18,12 @@ class Copy:
 
     Args:
         option: Our ``section.key``.
-        kind: What its value must be.
-        unset: Values with which it says nothing.
-        absent: What the tool does where the key is missing, if we would do otherwise; None where there is nothing to
+        kind: The kind of its value.
+        unset: Values that mean the same as no value.
+        absent: The tool's behavior without the key, if ours differs; None where there is nothing to
             write.
-        why: The sentence that goes with ``absent``.
-        also: Values that we have no way to say, each with what happens instead.
+        why: The sentence for ``absent``.
+        also: Values without an equivalent here, each with the consequence.
     """
 
     option: str
@@ -40,9 +40,9 @@ class Choice:
 
     Args:
         option: Our ``section.key``.
-        same: The tool's value to ours, where both mean the same; None where it is what happens here anyway.
-        near: The tool's value to ours and the sentence that says what differs.
-        otherwise: Our value for every other one, None for the default, and what it means.
+        same: The tool's value to ours, where both mean the same; None where it is our behavior anyway.
+        near: The tool's value to ours, with a sentence about the difference.
+        otherwise: Our value for every other one, None for the default, and its meaning.
         absent: As in :class:`Copy`.
         why: As in :class:`Copy`.
     """
@@ -56,17 +56,17 @@ class Choice:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """What it may set."""
+        """The options that it may set."""
         return (self.option,)
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A key that asks for what is not offered here.
+    """A key that is not supported here.
 
     Args:
-        instead: What happens instead.
-        off: The values that ask for what happens here anyway.
+        instead: The consequence.
+        off: The values for which our behavior is the same anyway.
     """
 
     instead: str
@@ -74,7 +74,7 @@ class Missing:
 
 
 def is_one_of(value: Any, values: Iterable[Any]) -> bool:
-    """Whether a value is among others; other than ``in``, it tells ``True`` from 1 and knows no case of letters."""
+    """Whether a value is among others; unlike ``in``, it distinguishes ``True`` from 1 and ignores case."""
 
     def form(item: Any) -> Any:
         return (isinstance(item, bool), item.lower() if isinstance(item, str) else item)

@@ -1,4 +1,4 @@
-"""Tables of rules: how the keys of another tool are carried over, a table for each tool."""
+"""Tools: a table of conversion rules for the keys of each."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from core.importers.translation import Translation
 
 @dataclass(frozen=True)
 class Joint:
-    """Keys that mean something only together.
+    """A rule for keys that have a meaning only together.
 
     Args:
-        function: Carries them all over; is called once.
-        options: Our options that it may set.
+        function: Converts all of them; is called once.
+        options: The options that it may set.
     """
 
     function: Callable[[Translation], None]
@@ -29,14 +29,14 @@ _R = TypeVar("_R", bound=Rule)
 
 @dataclass(frozen=True)
 class Tool:
-    """Another tool's configuration.
+    """The configuration format of another tool.
 
     Args:
         kind: Its name on the command line.
         title: Its name.
-        table: Every key of its own, and what becomes of it; keys inside of ``sections`` are written ``section.key``.
-        signs: Keys by which its files are recognized, the most telling first.
-        places: The relative paths that a file names, of which some should exist where the tool is run.
+        table: Each of its keys with its rule; keys inside ``sections`` are written ``section.key``.
+        signs: Keys that identify its files, the most telling first.
+        places: The relative paths that a file names, some of which should exist in the tool's working directory.
         sections: Keys whose values are tables of keys in their own right.
     """
 
@@ -49,12 +49,12 @@ class Tool:
 
 
 def carry_over(tool: Tool, work: Translation, empty: Iterable[str] = ()) -> None:
-    """Carry a file over by a tool's table, each key of the file ending in exactly one of the lists.
+    """Convert a file by a tool's table; each key of the file ends up in exactly one of the lists.
 
     Args:
-        tool: Whose file it is.
-        work: What the file says, and what becomes of it.
-        empty: Keys that have no value.
+        tool: The tool of the file.
+        work: The file and its translation.
+        empty: Keys without a value.
     """
     for function in dict.fromkeys(rule.function for rule in tool.table.values() if isinstance(rule, Joint)):
         function(work)
@@ -88,11 +88,11 @@ def _leave(work: Translation, key: str, rule: Missing | Joint) -> None:
 
 
 def missing(groups: Mapping[str, str], off: Mapping[str, tuple[Any, ...]] | None = None) -> dict[str, Missing]:
-    """Rules for keys that are not offered.
+    """Rules for keys that are not supported.
 
     Args:
-        groups: What happens instead, to the names of the keys with blanks between.
-        off: For single keys, the values that ask for what happens here anyway.
+        groups: The consequence, to the names of the keys separated by blanks.
+        off: For single keys, the values for which our behavior is the same anyway.
     """
     special = off or {}
     return table(
@@ -101,7 +101,7 @@ def missing(groups: Mapping[str, str], off: Mapping[str, tuple[Any, ...]] | None
 
 
 def table(*parts: Mapping[str, _R]) -> dict[str, _R]:
-    """Rules in one table.
+    """Rules joined in one table.
 
     Raises:
         ValueError: If a key has two rules.

@@ -1,4 +1,4 @@
-"""One file being carried over: what is set so far, and what became of each key."""
+"""The translation of one file: the options set so far, and the result for each key."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _TRUE, _FALSE = {"true", "yes", "on"}, {"false", "no", "off"}
 
 @dataclass(frozen=True)
 class Entry:
-    """What became of a key.
+    """The result for a key.
 
     Args:
-        key: Its name in the file; one that stands for a default of the tool is there too, without a value.
-        value: What the file says, secrets replaced; None where it says nothing.
-        to: Our options, with commas between; None where there is none.
+        key: Its name in the file; a default of the tool is listed too, without a value.
+        value: The value in the file, secrets replaced; None where there is none.
+        to: Our options, separated by commas; None where there is none.
         reason: A sentence; may be empty where the value was copied.
     """
 
@@ -47,7 +47,7 @@ class Entry:
     reason: str
 
     def to_dict(self) -> dict[str, Any]:
-        """As the command prints it."""
+        """The entry as the command prints it."""
         return {"key": self.key, "value": self.value, "to": self.to, "reason": self.reason}
 
 
@@ -57,8 +57,8 @@ class Unknown:
 
     Args:
         key: Its name.
-        line: Where it stands, counted from 1.
-        guess: The key that was most likely meant; empty if none is near.
+        line: Its line, counted from 1.
+        guess: The key that was most likely meant; empty if none is similar.
     """
 
     key: str
@@ -68,7 +68,7 @@ class Unknown:
 
 @dataclass
 class Setting:
-    """A line of the configuration being made, with why it was decided; no comment where it was copied."""
+    """A value of the new configuration, with the reason for a decision; no comment where it was copied."""
 
     value: Any
     comment: str = ""
@@ -76,12 +76,12 @@ class Setting:
 
 @dataclass
 class Translation:
-    """The work on one file.
+    """The translation of one file.
 
     Args:
         title: Name of the tool whose file it is.
         source: The file.
-        places: What its relative paths stand for.
+        places: The resolution of its relative paths.
         values: Its keys, those of the tool's sections as ``section.key``; keys without a value left out.
     """
 
@@ -95,20 +95,20 @@ class Translation:
     unsupported: list[Entry] = field(default_factory=list)
     unknown: list[Unknown] = field(default_factory=list)
     inner: dict[str, Any] = field(default_factory=dict)
-    """Values inside of a key's value, as ``datasets[1].path``, for what is said of them."""
+    """Values inside a key's value, as ``datasets[1].path``, for messages about them."""
     counted: dict[tuple[str, ...], list[int] | None] = field(default_factory=dict)
-    """Rows of the entries of ``data.train``, by their names, as they have been counted."""
+    """Counted rows of the entries of ``data.train``, by their names."""
     _done: set[str] = field(default_factory=set)
     _as_text: set[str] = field(default_factory=set)
 
-    # Reading what the file says.
+    # Reading values of the file.
 
     def has(self, key: str) -> bool:
         """Whether the file gives the key a value."""
         return key in self.values
 
     def refuse(self, key: str, what: str, hint: str = "Mend it.") -> NoReturn:
-        """End the import with a sentence about a key.
+        """End the import with an error about a key.
 
         Raises:
             UserError: Always.
@@ -116,10 +116,10 @@ class Translation:
         raise UserError(f"{self.source.place(key)}: {redact_name(key)} {what}.", hint)
 
     def get(self, key: str, kind: Kind) -> Any:
-        """The value of a key as a kind of value; None where there is none.
+        """The value of a key, converted to a kind; None where there is none.
 
-        Numbers and truth values that are written as texts are taken for what they are: YAML itself reads ``2e-4``,
-        which has no point, as a text.
+        Numbers and booleans written as strings are converted: YAML itself reads ``2e-4``, which has no point, as a
+        string.
 
         Raises:
             UserError: If it is of another kind.
@@ -135,37 +135,37 @@ class Translation:
         return found
 
     def integer(self, key: str) -> int | None:
-        """See :meth:`get`."""
+        """The integer value of a key; see :meth:`get`."""
         found: int | None = self.get(key, "integer")
         return found
 
     def number(self, key: str) -> float | None:
-        """See :meth:`get`."""
+        """The number value of a key; see :meth:`get`."""
         found: float | None = self.get(key, "number")
         return found
 
     def boolean(self, key: str) -> bool | None:
-        """See :meth:`get`."""
+        """The boolean value of a key; see :meth:`get`."""
         found: bool | None = self.get(key, "boolean")
         return found
 
     def text(self, key: str) -> str | None:
-        """See :meth:`get`."""
+        """The string value of a key; see :meth:`get`."""
         found: str | None = self.get(key, "text")
         return found
 
     def texts(self, key: str) -> list[str] | None:
-        """See :meth:`get`; a text with commas is several."""
+        """The list of strings of a key; see :meth:`get`. A string with commas is split."""
         found: list[str] | None = self.get(key, "texts")
         return found
 
-    # Saying what becomes of it; what is said of a key first, counts.
+    # Recording the result for each key; the first record counts.
 
     def put(self, option: str, value: Any, comment: str = "") -> str | None:
-        """Set an option; a comment says that it was decided.
+        """Set an option; a comment marks it as a decision.
 
         Returns:
-            None, or why the option cannot have the value; it then keeps its default.
+            None, or the reason why the option cannot have the value; it then keeps its default.
         """
         declared = find_option(option)
         assert declared is not None, option  # noqa: S101 - the tables are checked by a test
@@ -182,7 +182,7 @@ class Translation:
         return None
 
     def carry(self, key: str, option: str | None, value: Any = None, reason: str = "") -> None:
-        """A key that is copied: set the option, if a value is given, and note it."""
+        """Record a copied key, and set its option if a value is given."""
         if key in self._done:
             return
         problem = self.put(option, value) if option and value is not None else None
@@ -194,7 +194,7 @@ class Translation:
             self._note(self.carried, key, option, reason)
 
     def change(self, key: str, option: str, value: Any, reason: str) -> None:
-        """A key that means something a little else here: set the option with a comment, and note it."""
+        """Record a key whose meaning differs slightly here, and set its option with a comment."""
         if key in self._done:
             return
         problem = self.put(option, value, reason)
@@ -204,18 +204,18 @@ class Translation:
             self._note(self.changed, key, option, reason)
 
     def note_change(self, key: str, to: str, reason: str) -> None:
-        """A key of which several options were set."""
+        """Record a key for which several options were set."""
         self._note(self.changed, key, to, reason)
 
     def drop(self, key: str, reason: str, option: str | None = None, value: Any = None) -> None:
-        """A key that is not offered; an option may be set in its place."""
+        """Record a key that is not supported; an option may be set instead."""
         if key in self._done:
             return
         is_set = option is not None and value is not None and self.put(option, value, reason) is None
         self._note(self.unsupported, key, option if is_set else None, reason)
 
     def note_unknown(self, key: str, known: Iterable[str]) -> None:
-        """A key that the tool does not have."""
+        """Record a key that the tool does not have."""
         near = difflib.get_close_matches(key[:60], list(known), n=1, cutoff=0.72)
         guess = near[0] if near else ""
         meant = f" Did you mean {guess}?" if guess else ""
@@ -223,11 +223,11 @@ class Translation:
         self._note(self.unsupported, key, None, f"Unknown: {self.title} has no such key.{meant}")
 
     def note_empty(self, key: str) -> None:
-        """A key without a value: the default holds, which may have been decided already."""
+        """Record a key without a value: the default applies, which may have been decided already."""
         self._note(self.carried, key, None, "Empty: the default holds.")
 
     def is_done(self, key: str) -> bool:
-        """Whether it has been said what becomes of a key."""
+        """Whether a key has been recorded."""
         return key in self._done
 
     def _note(self, where: list[Entry], key: str, to: str | None, reason: str) -> None:
@@ -237,10 +237,10 @@ class Translation:
         value = self.values[key] if key in self.values else self.inner.get(key)
         where.append(Entry(redact_name(key), redact(key, value), to, cleaned(reason)))
 
-    # Carrying out rules for single keys.
+    # Applying rules for single keys.
 
     def copy(self, key: str, rule: Copy) -> None:
-        """Carry out a :class:`Copy`."""
+        """Apply a :class:`Copy`."""
         if self.is_done(key):
             return
         raw = self.values.get(key)
@@ -255,7 +255,7 @@ class Translation:
             self.carry(key, rule.option, self.get(key, rule.kind))
 
     def choose(self, key: str, rule: Choice) -> None:
-        """Carry out a :class:`Choice`."""
+        """Apply a :class:`Choice`."""
         if self.is_done(key):
             return
         if not self.has(key):
@@ -276,7 +276,7 @@ class Translation:
             self.drop(key, reason, rule.option, ours)
 
     def _differs(self, rule: Copy | Choice) -> bool:
-        """Whether what the tool does without the key must be written down to be done here."""
+        """Whether the tool's default must be written out, because ours differs."""
         declared = find_option(rule.option)
         ours = declared.default if declared is not None else None
         return rule.absent is not None and rule.absent != ours and rule.option not in self.settings
@@ -295,7 +295,7 @@ def _texts_in(value: Any) -> Iterable[str]:
 
 
 def _as_kind(value: Any, kind: Kind) -> Any:
-    """A value as a kind, or None where it is none."""
+    """A value converted to a kind; None where that is impossible."""
     if kind == "boolean":
         word = value.strip().lower() if isinstance(value, str) else ""
         return value if isinstance(value, bool) else True if word in _TRUE else False if word in _FALSE else None

@@ -1,5 +1,5 @@
-"""Presets: parts of a configuration that fit a card and a size of model; the TOML files in this directory.
+"""Presets: partial configurations that fit a card and a model size; the TOML files in this directory.
 
-``[preset]`` says what one is for; the other sections hold options, and neither model nor data. ``extends`` names a
-preset whose options hold where this one says nothing.
+``[preset]`` describes the preset; the other sections hold options, but neither model nor data. ``extends`` names a
+preset whose options apply where this one has none.
 """

@@ -1,4 +1,4 @@
-"""Which preset suits a model, a card and the data, and why."""
+"""The choice of a preset for a model, a card and the data, with the reason."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from core.presets.library import Preset, presets
 from core.units import format_bytes
 
 _GIB = 1 << 30
-#: Cards report a little less than they are sold with: with error correction a card of 24 GB has 22.5 GiB.
+#: Share of its nominal memory that a card reports at least: with error correction a card of 24 GB has 22.5 GiB.
 _REPORTED_SHARE = 0.9
 #: Share of the card that a run may need by the memory plan; a desktop and a display take the rest.
 _USABLE_SHARE = 0.95
-#: Rows that may be longer than a preset takes before another one is looked for.
+#: Share of rows that may be longer than a preset takes before another preset is looked for.
 _OVERLONG_SHARE = 0.05
-#: The size of model that is assumed where it is not known, on a card and on a CPU.
+#: The model size that is assumed where it is unknown, on a card and on a CPU.
 _ASSUMED_BILLIONS, _ASSUMED_BILLIONS_CPU = 8.0, 0.2
 
 
@@ -44,13 +44,13 @@ class Choice:
 def choose_preset(
     facts: Facts, aim: Aim = "balanced", *, lengths: Sequence[int] = (), card_name: str = "the card"
 ) -> Choice:
-    """The preset for what is known; the CPU's where no card is known.
+    """The preset for the known facts; the CPU's where no card is known.
 
     Args:
         facts: The model's shape and the card's memory. A preset is taken only if a run fits by the memory plan.
-        aim: What is wanted; the balanced preset is taken where there is none for it.
-        lengths: Tokens of some rows.
-        card_name: What the card is called in the sentence.
+        aim: The aim; the balanced preset is taken where there is none for it.
+        lengths: Lengths in tokens of some rows.
+        card_name: The card's name in the sentence.
 
     Raises:
         UserError: If the model is too large for the card.
@@ -99,14 +99,14 @@ def choose_preset(
 
 
 def _best(candidates: Sequence[Preset], aim: Aim) -> Preset:
-    """The one of this aim that is for the largest card; the balanced one where there is none for a like card."""
+    """The preset of this aim for the largest card; the balanced one where there is none for such a card."""
     balanced = max((preset for preset in candidates if preset.aim == "balanced"), key=lambda preset: preset.memory_gb)
     alike = [preset for preset in candidates if preset.aim == aim and 2 * preset.memory_gb >= balanced.memory_gb]
     return max(alike, key=lambda preset: preset.memory_gb, default=balanced)
 
 
 def _roomy(candidates: Sequence[Preset], wanted: Preset, model: Architecture, card: int) -> Preset:
-    """The wanted preset where the model fits with it by the memory plan; else the next one with which it does."""
+    """The wanted preset if the model fits by the memory plan; else the next one with which it fits."""
     others = [preset for preset in candidates if preset is not wanted]
     others.sort(key=lambda preset: (preset.aim != wanted.aim, preset.aim != "balanced", -preset.memory_gb))
     least = None
@@ -122,7 +122,7 @@ def _roomy(candidates: Sequence[Preset], wanted: Preset, model: Architecture, ca
 
 
 def _needed(preset: Preset, model: Architecture) -> int:
-    """Memory of a GPU that a run of a preset needs with rows as long as it takes."""
+    """GPU memory that a run of a preset needs with rows of its maximum length."""
     sections: dict[str, dict[str, object]] = {"data": {"train": "rows.jsonl"}}
     for name, value in preset.values.items():
         section, _, key = name.partition(".")

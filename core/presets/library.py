@@ -1,4 +1,4 @@
-"""The presets that come with the program: listed, read, and put into a configuration."""
+"""The built-in presets: listed, read, and applied to a configuration."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from core.errors import UserError
 from core.text import one_line
 
 DIRECTORY = Path(__file__).parent
-#: Options of which one is of no use without the other: a preset sets them together or not at all.
+#: Pairs of options that a preset sets together or not at all, as one is of no use without the other.
 TOGETHER = (("train.epochs", "train.max_steps"), ("method.rank", "method.alpha"))
 
 
@@ -27,13 +27,13 @@ class Preset:
     """Options for a card and a size of model.
 
     Args:
-        name: That of its file.
-        about: What it is for, a sentence.
-        aim: What it is after.
-        memory_gb: Memory of the card that it is made for, in GB as cards are sold; 0 for the CPU.
-        parameters: The smallest and the largest model that it is made for, in billions.
-        values: ``section.key`` to value, those of the preset it extends among them.
-        notes: What the file says about a value, by option.
+        name: The name of its file.
+        about: Its purpose, a sentence.
+        aim: Its aim.
+        memory_gb: Memory of the intended card, in GB as cards are sold; 0 for the CPU.
+        parameters: The smallest and the largest intended model, in billions of parameters.
+        values: ``section.key`` to value, those of the preset it extends included.
+        notes: The file's comment on a value, by option.
     """
 
     name: str
@@ -54,10 +54,10 @@ def presets() -> Mapping[str, Preset]:
 
 
 def find_preset(name: str) -> Preset:
-    """The preset of a name.
+    """The preset with a name.
 
     Raises:
-        UserError: If there is none.
+        UserError: If there is none with that name.
     """
     found = presets().get(name)
     if found is None:
@@ -68,12 +68,12 @@ def find_preset(name: str) -> Preset:
 
 
 def apply_preset(document: ConfigDocument, preset: Preset, *, keep_written: bool = False) -> list[str]:
-    """Put the options of a preset into a configuration; its model, its data and all else stay.
+    """Set the options of a preset in a configuration; its model, its data and everything else stay.
 
     Args:
         document: The configuration.
         preset: The preset.
-        keep_written: Leave options alone that the file writes, and those that go together with one of them.
+        keep_written: Leave alone the options that the file sets, and those that go together with one of them.
 
     Returns:
         The options that were set.
@@ -101,7 +101,7 @@ def _read(name: str) -> Preset:
     notes = _notes(text)
     if (parent := head.get("extends")) is not None:
         base = _read(parent)
-        # The one that ends a run is this preset's to name.
+        # The preset alone decides which option ends a run.
         dropped = {"train.epochs", "train.max_steps"} if own.keys() & {"train.epochs", "train.max_steps"} else set()
         inherited = {name: value for name, value in base.values.items() if name not in dropped}
         notes = {name: note for name, note in base.notes.items() if name not in own} | notes

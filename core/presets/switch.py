@@ -1,6 +1,6 @@
-"""Going from one preset to another, without losing what the user wrote; which preset is in force is noted in the file.
+"""Switching between presets without losing the user's own values; the file itself records its preset.
 
-The note is a comment in the head of the file, ``# preset: 24gb-7b``: it is saved, copied and undone with the rest.
+The record is a comment at the top of the file, ``# preset: 24gb-7b``: it is saved, copied and undone with the rest.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _NOTE = re.compile(r"#\s*preset:\s*(\S+)\s*")
 
 @dataclass(frozen=True)
 class Change:
-    """An option that a preset gives another value.
+    """An option whose value a preset changes.
 
     Args:
         option: ``section.key``.
-        before: What the file says; None where it says nothing.
-        after: What it will say; None where the default will hold.
+        before: The value in the file; None where it is not written.
+        after: The value that will be written; None where the default will apply.
     """
 
     option: str
@@ -32,7 +32,7 @@ class Change:
 
     @property
     def is_felt(self) -> bool:
-        """Whether another value holds afterwards; writing a default down changes nothing."""
+        """Whether the effective value changes; writing out a default changes nothing."""
         return bool(self._holds(self.before) != self._holds(self.after))
 
     def _holds(self, value: Any) -> Any:
@@ -42,12 +42,12 @@ class Change:
 
 @dataclass(frozen=True)
 class Switch:
-    """What taking a preset does to a configuration.
+    """The changes that switching to a preset makes in a configuration.
 
     Args:
         preset: The preset.
         changes: The options that are written or removed, in the order of the file.
-        kept: Options that the user wrote and that keep their value; ``after`` is what the preset would have said.
+        kept: Options that the user wrote and that keep their value; ``after`` is the preset's value.
     """
 
     preset: Preset
@@ -56,18 +56,18 @@ class Switch:
 
     @property
     def felt(self) -> tuple[Change, ...]:
-        """The changes after which another value holds."""
+        """The changes that alter an effective value."""
         return tuple(change for change in self.changes if change.is_felt)
 
 
 def preset_in(document: ConfigDocument) -> Preset | None:
-    """The preset that the head of a configuration names; None where it names none that there is."""
+    """The preset that the top of a configuration names; None where it names no known preset."""
     place = _find_note(document.dumps().split("\n"))
     return presets().get(place[1]) if place is not None else None
 
 
 def note_preset(text: str, name: str) -> str:
-    """A configuration's text with the name of its preset in the head; the rest stays to the byte."""
+    """A configuration's text with the name of its preset at the top; the rest stays to the byte."""
     lines = text.split("\n")
     place = _find_note(lines)
     if place is not None:
@@ -86,16 +86,16 @@ def note_line(name: str) -> str:
 def plan_switch(
     document: ConfigDocument, preset: Preset, *, max_length: int | None = None, keep_own: bool = True
 ) -> Switch:
-    """What taking a preset would do; nothing is changed.
+    """The changes that a preset would make; nothing is changed yet.
 
-    Model, data and everything else that no preset says anything about stay. A value counts as the user's own where it
-    is written and is not that of the preset in force.
+    Model, data and everything else that the preset does not set stay. A value counts as the user's own if it is written
+    and differs from the current preset's.
 
     Args:
         document: The configuration.
         preset: The preset to take.
         max_length: ``train.max_length`` instead of the preset's.
-        keep_own: Keep the user's own values, and leave options alone that go together with one of them.
+        keep_own: Keep the user's own values, and leave alone the options that go together with one of them.
     """
     new = dict(preset.values) | ({} if max_length is None else {"train.max_length": max_length})
     present = preset_in(document)
@@ -124,7 +124,7 @@ def plan_switch(
 
 
 def apply_switch(document: ConfigDocument, switch: Switch) -> None:
-    """Make the changes, and note the preset in the head of the file.
+    """Make the changes, and record the preset at the top of the file.
 
     Raises:
         UserError: If the file uses the name of a section for something else.

@@ -1,1 +1,1 @@
-"""A run's figures, told to Weights & Biases, TensorBoard or trackio by processes beside the training."""
+"""Experiment trackers: a run's metrics sent to Weights & Biases, TensorBoard or trackio by separate processes."""

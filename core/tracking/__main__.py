@@ -1,7 +1,7 @@
-"""The process of a tracker: ``python -m core.tracking RUN TOOL [--online]``.
+"""The tracker process: ``python -m core.tracking RUN TOOL [--online]``.
 
-It reads what the run writes and is known to nothing that trains, so that a library that fails, ends the process or
-hangs takes only the tracker with it. It leaves with 0 when everything was passed on, and with 4 when not.
+It reads the run directory and the training does not know of it, so a library that fails, ends the process or
+hangs takes only the tracker with it. It exits with 0 when everything was sent, and with 4 when not.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from core.tracking.start import EXIT_BUSY, EXIT_FAILED, PATIENCE
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Pass a run's figures on; returns the exit code."""
+    """Send a run's metrics; returns the exit code."""
     parser = argparse.ArgumentParser(prog="core.tracking", description="Tells a tracker the figures of a run.")
     parser.add_argument("run", type=Path, help="the run directory")
     parser.add_argument("tool", choices=TRACKERS)
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     redact_streams()
     os.umask(0o077)
-    # The cores are the training's.
+    # The cores belong to the training.
     os.nice(10)
     place = Place(Run(args.run.absolute()), args.tool, args.online)
     try:
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _forward(place: Place, patience: float) -> int:
     def alive() -> None:
-        # The watch is kept by a thread that needs no interpreter, so that it ends a library that holds it as well.
+        # The watchdog is a thread that needs no interpreter, so it also ends a library that holds the GIL.
         faulthandler.dump_traceback_later(patience, exit=True, file=2)
 
     reason = ""
@@ -74,7 +74,7 @@ def _forward(place: Place, patience: float) -> int:
         print(f"{count} sets of figures passed on to {place.name}", file=sys.stderr)
     except UserError as error:
         reason = str(error)
-    except (Exception, SystemExit) as error:  # whatever a library does, it is this process's end and not the run's
+    except (Exception, SystemExit) as error:  # whatever a library raises ends this process and not the run
         print(traceback.format_exc(), file=sys.stderr)
         first = (str(error).splitlines() or [""])[0]
         reason = f"{type(error).__name__}: {first}"
@@ -83,13 +83,13 @@ def _forward(place: Place, patience: float) -> int:
         print(f"error: {reason}", file=sys.stderr)
         failed = dataclasses.replace(Position.read(place.position_path), state="failed", reason=reason)
         failed.write(place.position_path)
-    # What a library still does when its interpreter ends is watched too.
+    # The libraries' work at the exit of the interpreter is watched too.
     faulthandler.dump_traceback_later(min(patience, 30.0), exit=True, file=2)
     return EXIT_FAILED if reason else 0
 
 
 def _lock(place: Place, patience: float) -> int | None:
-    """The right to be the only one; waits for one that is about to end. None when it is not given."""
+    """The lock of the tracker; waits for a holder that is about to end. None when it is not acquired."""
     descriptor = os.open(place.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
     deadline = time.monotonic() + patience
     while True:

@@ -1,6 +1,6 @@
-"""The trackers: what each one needs to be opened, told figures, and brought back to what is known to have arrived.
+"""Destinations: opening each tracker, logging metrics to it, and restoring it to the last confirmed position.
 
-A library is imported when its destination is opened, in the tracker's own process and nowhere else.
+A library is imported only when its destination is opened, in the tracker's own process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TITLES: Mapping[Tracker, str] = {"wandb": "Weights & Biases", "tensorboard": "T
 
 
 def refuse_missing(tool: Tracker) -> None:
-    """Say how to get a library that is not there.
+    """Refuse a tracker whose library is missing, with the command that installs it.
 
     Raises:
         UserError: If it is not installed.
@@ -33,16 +33,16 @@ def refuse_missing(tool: Tracker) -> None:
 
 
 class Destination(ABC):
-    """Where figures go.
+    """The destination of metrics.
 
     Args:
         place: The files of the tracker.
         project: ``tracking.project``.
-        name: What the run is called there.
-        told: What the tracker is told of the configuration.
+        name: The run's name in the tracker.
+        told: The part of the configuration that is sent to the tracker.
     """
 
-    #: Whether figures are safe once flushed, and not only once the destination is closed.
+    #: Whether metrics are safe once flushed, and not only once the destination is closed.
     durable = False
 
     def __init__(self, place: Place, project: str, name: str, told: dict[str, Any]) -> None:
@@ -53,46 +53,46 @@ class Destination(ABC):
 
     @abstractmethod
     def restore(self, memory: Mapping[str, Any], *, clean: bool) -> bool:
-        """Undo what has been told since the position was remembered.
+        """Undo everything sent after the remembered position.
 
         Args:
-            memory: As :meth:`remember` gave it.
-            clean: Whether it was closed since.
+            memory: The result of :meth:`remember`.
+            clean: Whether the destination was closed since.
 
         Returns:
-            False if that cannot be done otherwise than by undoing everything: the run is told from its first event.
+            False if only everything can be undone: the run is then sent from its first event.
         """
 
     @abstractmethod
     def open(self) -> None:
-        """Import the library and begin or go on."""
+        """Import the library and start or resume the run."""
 
     @abstractmethod
     def tell(self, figures: Mapping[str, float], step: int, time: float, row: int) -> None:
-        """Pass figures on.
+        """Log metrics.
 
         Args:
-            figures: Numbers by name.
+            figures: Metrics by name.
             step: The optimizer step.
             time: Unix seconds of the event.
-            row: How many sets of figures came before in this run.
+            row: Number of sets of metrics before this one in the run.
         """
 
     def flush(self) -> None:
-        """Make what was told safe, where the tracker can."""
+        """Make logged metrics safe, where the tracker can."""
         return
 
     @abstractmethod
     def close(self) -> None:
-        """Make what was told safe, and end."""
+        """Make logged metrics safe, and end."""
 
     def remember(self) -> dict[str, Any]:
-        """What :meth:`restore` will need."""
+        """The state that :meth:`restore` needs."""
         return {}
 
 
 class TensorBoard(Destination):
-    """One event file in TensorBoard's format, appended to; the remembered size undoes what a crash left behind it."""
+    """An event file in TensorBoard's format, appended to; a crash's remainder is cut off by the remembered size."""
 
     durable = True
     _file: BinaryIO
@@ -106,7 +106,7 @@ class TensorBoard(Destination):
         return self.place.data / "events.out.tfevents.0000000000.localtune"
 
     def restore(self, memory: Mapping[str, Any], *, clean: bool) -> bool:
-        """Cut the file to what is known to be whole."""
+        """Truncate the file to its confirmed size."""
         size = memory.get("size")
         if type(size) is int and self.path.is_file() and 0 <= size <= self.path.stat().st_size:
             os.truncate(self.path, size)
@@ -115,7 +115,7 @@ class TensorBoard(Destination):
         return False
 
     def open(self) -> None:
-        """Open the file; a new one gets the record that says what it is."""
+        """Open the file; a new one gets the record of the format version."""
         self._protos = importlib.import_module("tensorboard.compat.proto.event_pb2")
         self._summaries = importlib.import_module("tensorboard.compat.proto.summary_pb2")
         records = importlib.import_module("tensorboard.summary.writer.record_writer")
@@ -126,7 +126,7 @@ class TensorBoard(Destination):
             self._write(self._protos.Event(wall_time=begun.timestamp() if begun else 0.0, file_version="brain.Event:2"))
 
     def tell(self, figures: Mapping[str, float], step: int, time: float, row: int) -> None:
-        """Write the figures as scalars."""
+        """Write the metrics as scalars."""
         values = [self._summaries.Summary.Value(tag=tag, simple_value=value) for tag, value in figures.items()]
         self._write(self._protos.Event(wall_time=time, step=step, summary=self._summaries.Summary(value=values)))
 
@@ -134,7 +134,7 @@ class TensorBoard(Destination):
         self._writer.write(event.SerializeToString())
 
     def flush(self) -> None:
-        """Bring the file to the disk."""
+        """Sync the file to disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -144,15 +144,15 @@ class TensorBoard(Destination):
         self._file.close()
 
     def remember(self) -> dict[str, Any]:
-        """The size up to which the file is whole."""
+        """The confirmed size of the file."""
         return {"size": self.path.stat().st_size}
 
 
 class Wandb(Destination):
     """Weights & Biases: a directory for ``wandb sync`` at each opening, or its server where that was asked for.
 
-    The same run id and rising row numbers make the server drop what it has already; offline, a directory that was not
-    closed properly is removed and told again.
+    With the same run id and rising row numbers the server drops rows that it has already; offline, a directory that was
+    not closed properly is removed and its rows are sent again.
     """
 
     _run: Any
@@ -165,7 +165,7 @@ class Wandb(Destination):
         return sorted(path.name for path in self._root.glob("offline-run-*"))
 
     def restore(self, memory: Mapping[str, Any], *, clean: bool) -> bool:
-        """Remove what was not closed."""
+        """Remove directories that were not closed."""
         kept = memory.get("directories")
         for name in self._directories():
             if not isinstance(kept, list) or name not in kept:
@@ -173,14 +173,14 @@ class Wandb(Destination):
         return isinstance(kept, list) or self.place.online
 
     def open(self) -> None:
-        """Begin or go on with the run there."""
+        """Start or resume the run."""
         if self.place.online and not os.environ.get("WANDB_API_KEY"):
             raise UserError(
                 "WANDB_API_KEY is not set, and tracking.wandb_mode is online.",
                 "Set it in the environment, or take offline and send the run later with 'wandb sync'.",
             )
         wandb = importlib.import_module("wandb")
-        # Figures only: neither the machine, nor the program, nor what is printed.
+        # Metrics only: neither the machine, nor the program, nor its output.
         quiet = ("silent", "disable_code", "disable_git", "x_disable_stats", "x_disable_meta")
         wanted: dict[str, Any] = dict.fromkeys(quiet, True)
         wanted |= {"console": "off", "x_save_requirements": False}
@@ -200,7 +200,7 @@ class Wandb(Destination):
         self._run.define_metric("*", step_metric="step")
 
     def tell(self, figures: Mapping[str, float], step: int, time: float, row: int) -> None:
-        """Log the figures under a row number that never comes twice."""
+        """Log the metrics under a row number that is never used twice."""
         self._run.log({**figures, "step": step, "unix_time": time}, step=row)
 
     def close(self) -> None:
@@ -208,17 +208,17 @@ class Wandb(Destination):
         self._run.finish()
 
     def remember(self) -> dict[str, Any]:
-        """The directories that are whole."""
+        """The directories that are complete."""
         return {"directories": self._directories()}
 
 
 class Trackio(Destination):
-    """trackio's own database, in the run directory; one that was not closed properly is made anew."""
+    """The trackio database in the run directory; one that was not closed properly is made anew."""
 
     _run: Any
 
     def restore(self, memory: Mapping[str, Any], *, clean: bool) -> bool:
-        """Keep the database, if it was closed, else remove it."""
+        """Keep the database if it was closed, else remove it."""
         if clean:
             return True
         shutil.rmtree(self.place.data, ignore_errors=True)
@@ -226,7 +226,7 @@ class Trackio(Destination):
         return False
 
     def open(self) -> None:
-        """Begin or go on with the run there."""
+        """Start or resume the run."""
         trackio = importlib.import_module("trackio")
         self._run = trackio.init(
             project=self.project,
@@ -239,7 +239,7 @@ class Trackio(Destination):
         )
 
     def tell(self, figures: Mapping[str, float], step: int, time: float, row: int) -> None:
-        """Log the figures at their step."""
+        """Log the metrics at their step."""
         self._run.log({**figures, "unix_time": time}, step=step)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What a tracker is told of an event: numbers with a name, and nothing else."""
+"""Metrics of an event for a tracker: numbers with a name, and nothing else."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from core.runs.events import INTEGER_LIMIT, EvalEvent, Event, HardwareEvent, Mem
 _STEP = ("loss", "lr", "grad_norm", "epoch", "tokens", "supervised_tokens", "seconds", "tokens_per_second")
 _EVAL = ("loss", "perplexity", "seconds", "exact_match", "valid_json", "rows")
 _DEVICE = ("temperature_c", "memory_used", "utilization", "power_w", "fan", "clock")
-#: What a device is called; a tracker makes a series of each name.
+#: The form of a device's name; a tracker makes a series of each name.
 _DEVICE_NAME = re.compile(r"[a-z]{1,16}([:-][0-9]{1,4})?")
-#: Sections of the configuration that a tracker is told; what is trained on and what is said stays here.
+#: Sections of the configuration that are sent to a tracker; data and prompts are not.
 _TOLD = ("method", "train", "memory")
 
 
 def figures(event: Event) -> dict[str, float]:
-    """The numbers of an event by name, as ``train/loss``; empty for an event that has none.
+    """The metrics of an event by name, as ``train/loss``; empty for an event that has none.
 
-    Units are those of the events: seconds, bytes, °C, percent, W, MHz. What was not reported is left out.
+    Units are those of the events: seconds, bytes, °C, percent, W, MHz. Unreported values are left out.
     """
     if isinstance(event, StepEvent):
         return _numbers("train", event, _STEP)
@@ -44,12 +44,12 @@ def figures(event: Event) -> dict[str, float]:
 
 
 def step_of(event: Event, before: int) -> int:
-    """The optimizer step that an event belongs to: its own, else the latest one."""
+    """The optimizer step of an event: its own, else the latest one."""
     return event.step if isinstance(event, (StepEvent, EvalEvent)) and 0 <= event.step < INTEGER_LIMIT else before
 
 
 def told_configuration(config: Config) -> dict[str, Any]:
-    """What a tracker is told of the configuration, ``section.key`` to value."""
+    """The part of the configuration that is sent to a tracker, ``section.key`` to value."""
     told: dict[str, Any] = {"model.base": config.model.base}
     dumped = config.model_dump(mode="json")
     return told | {f"{section}.{key}": value for section in _TOLD for key, value in dumped[section].items()}

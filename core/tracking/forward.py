@@ -1,4 +1,4 @@
-"""A run's events passed on to a tracker, each one once, until the run is over."""
+"""Forwarding of a run's events to a tracker, each one once, until the run is over."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from core.tracking.destinations import Destination
 from core.tracking.figures import figures, step_of
 from core.tracking.position import Place, Position
 
-#: Seconds between two looks at a run that has nothing new.
+#: Seconds between two polls of a run that has nothing new.
 LOOK_SECONDS = 1.0
 
 
 class Forwarder:
-    """Tails a run and tells a destination.
+    """A reader that tails a run and logs its metrics to a destination.
 
-    The position moves only when the destination has what it was told for certain; whatever ends the process before
-    that, the next one undoes the rest (:meth:`Destination.restore`) and goes on from there.
+    The position advances only when the destination has confirmed the metrics; whatever ends the process before that,
+    the next one undoes the rest (:meth:`Destination.restore`) and continues from there.
 
     Args:
         place: The files of the tracker.
-        destination: Where figures go; it is opened at the first figures, so that nothing is made where there are none.
-        alive: Called whenever the tracker has answered, and before it is asked again.
+        destination: The destination; it is opened at the first metrics, so that nothing is made where there are none.
+        alive: Called after each answer of the tracker, and before the next call.
     """
 
     def __init__(self, place: Place, destination: Destination, alive: Callable[[], None]) -> None:
@@ -41,10 +41,10 @@ class Forwarder:
         self._is_open = False
 
     def run(self) -> int:
-        """Pass everything on, until the run is over.
+        """Forward everything, until the run is over.
 
         Returns:
-            How many sets of figures were passed on.
+            Number of sets of metrics sent.
         """
         if not self._is_first and not self._destination.restore(self._position.memory, clean=self._was_clean):
             self._position = dataclasses.replace(self._position, offset=0, rows=0, step=0, memory={})
@@ -53,7 +53,7 @@ class Forwarder:
         tail = EventTail(self._place.run.events_path, self._position.offset)
         rows, step = self._position.rows, self._position.step
         while True:
-            # Asked before the events are read: what is read after an end is all there is.
+            # Checked before the events are read: after an end, all events have then been read.
             is_over = self._place.run.state().is_over
             for events in tail.batches():
                 self._alive()
@@ -83,7 +83,7 @@ class Forwarder:
             self._is_open = True
 
     def _commit(self, reached: dict[str, Any], state: str | None = None) -> None:
-        """Remember how far it is, once the destination has it."""
+        """Save the position, once the destination has confirmed it."""
         if self._is_open:
             if state is None:
                 self._destination.flush()

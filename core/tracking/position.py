@@ -1,4 +1,4 @@
-"""How far a tracker has got with a run's events, and how it fares: ``tracking/NAME.json`` in the run directory."""
+"""The position of a tracker in a run's events, and its state: ``tracking/NAME.json`` in the run directory."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from core.small_files import read_small
 from core.text import one_line
 
 _FILE_LIMIT = 1 << 20
-#: States in which a process is at work.
+#: States in which a process is running.
 WORKING = frozenset({"waiting", "sending"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """What the tracker holds for certain. Everything after it is sent again.
+    """The confirmed position of a tracker. Everything after it is sent again.
 
     Args:
-        offset: Bytes of ``events.jsonl`` that it has been told.
-        rows: Sets of figures among them.
+        offset: Bytes of ``events.jsonl`` that have been sent.
+        rows: Sets of metrics among them.
         step: The latest optimizer step among them.
-        memory: What the destination needs to undo what was told after that.
+        memory: The state that the destination needs to undo everything after that.
         state: ``waiting``, ``sending``, ``done`` or ``failed``; empty before the first attempt.
-        reason: Why it failed, in a sentence.
-        pid: The process at work.
+        reason: The reason for a failure, in a sentence.
+        pid: The running process.
         pid_started: Its start identity.
     """
 
@@ -48,7 +48,7 @@ class Position:
 
     @property
     def is_working(self) -> bool:
-        """Whether its process is at work now."""
+        """Whether its process is running."""
         return self.state in WORKING and is_same_process(self.pid, self.pid_started)
 
     def write(self, path: Path) -> None:
@@ -61,7 +61,7 @@ class Position:
 
     @classmethod
     def read(cls, path: Path) -> Position:
-        """What the file says; the beginning where there is none or it is damaged."""
+        """The position in the file; the beginning where there is none or it is damaged."""
         try:
             data: Any = json.loads(read_small(path, _FILE_LIMIT))
             found = cls(**{item.name: data[item.name] for item in dataclasses.fields(cls) if item.name in data})
@@ -82,7 +82,7 @@ class Place:
     Args:
         run: The run.
         tool: The tracker.
-        online: Whether it is sent to its server; that is a place of its own, which begins at the first event.
+        online: Whether metrics go to its server; that has a directory of its own, which begins at the first event.
     """
 
     run: Run
@@ -91,7 +91,7 @@ class Place:
 
     @property
     def name(self) -> str:
-        """``tensorboard``, ``wandb``, ``wandb-online``."""
+        """The name of the place: ``tensorboard``, ``wandb``, ``wandb-online``."""
         return f"{self.tool}-online" if self.online else self.tool
 
     @property
@@ -101,26 +101,26 @@ class Place:
 
     @property
     def data(self) -> Path:
-        """What the tracker itself writes."""
+        """The directory of the tracker's own files."""
         return self.root / self.name
 
     @property
     def log(self) -> Path:
-        """What its process prints."""
+        """The log of the process."""
         return self.root / f"{self.name}.log"
 
     @property
     def lock(self) -> Path:
-        """Held by the process at work."""
+        """The lock, held by the running process."""
         return self.root / f"{self.name}.lock"
 
     @property
     def position_path(self) -> Path:
-        """Where the position is kept."""
+        """The file of the position."""
         return self.root / f"{self.name}.json"
 
     def position(self) -> Position:
-        """The position; one whose process is gone without a word reads ``failed``."""
+        """The position; one whose process ended without a final state reads ``failed``."""
         found = Position.read(self.position_path)
         if found.state in WORKING and not found.is_working:
             reason = f"its process hung or was ended; see {self.log}"
@@ -128,7 +128,7 @@ class Place:
         return found
 
     def make(self) -> None:
-        """Make the directories, for the user alone.
+        """Make the directories, readable by the user alone.
 
         Raises:
             UserError: If they cannot be made.

@@ -1,4 +1,4 @@
-"""Trackers started: a process each, detached, beside the worker or after the run."""
+"""Start of the tracker processes, one each, detached, during the run or after it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from core.tracking.position import Place
 #: Seconds that a tracker may take for one call before its process is ended.
 PATIENCE = 120.0
 EXIT_FAILED = 4
-#: Another process sends the same run to the same tracker.
+#: Exit code when another process sends the same run to the same tracker.
 EXIT_BUSY = 5
-#: Nothing is reported to the makers of the libraries.
+#: Settings that keep the libraries from reporting to their makers.
 _PRIVATE = {
     "DO_NOT_TRACK": "1",
     "GRADIO_ANALYTICS_ENABLED": "False",
@@ -28,12 +28,12 @@ _PRIVATE = {
     "HF_HUB_OFFLINE": "1",
     "WANDB_ERROR_REPORTING": "false",
 }
-#: What would send a run elsewhere than to the run directory.
+#: Variables that would send a run elsewhere than to the run directory.
 _DIVERTING = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_BUCKET_ID", "TRACKIO_WEBHOOK_URL", "WANDB_RUN_ID")
 
 
 def places(run: Run, config: Config) -> Iterator[Place]:
-    """The trackers that a configuration asks for, in the order of their names."""
+    """The trackers in a configuration, in the order of their names."""
     asked = config.tracking.asked
     for tool in TRACKERS:
         if tool in asked:
@@ -51,13 +51,13 @@ def tracker_environment(base: Mapping[str, str], place: Place) -> dict[str, str]
     """The environment of a tracker's process.
 
     Args:
-        base: That of a worker, which has no secrets.
-        place: The tracker; only one that goes online gets its key, from this process's environment.
+        base: The environment of a worker, which has no secrets.
+        place: The tracker; only an online one gets its key, from this process's environment.
     """
     found = {name: value for name, value in base.items() if name not in _DIVERTING} | _PRIVATE
     data = str(place.data)
     if place.tool == "trackio":
-        # The library keeps its settings there.
+        # The library stores its settings there.
         return found | {"TRACKIO_DIR": data, "HF_HOME": data}
     if place.tool == "wandb":
         found |= {f"WANDB_{name}_DIR": f"{data}/{name.lower()}" for name in ("CACHE", "CONFIG", "DATA", "ARTIFACT")}
@@ -68,7 +68,7 @@ def tracker_environment(base: Mapping[str, str], place: Place) -> dict[str, str]
 
 
 def start_tracker(place: Place, base: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start the process of a tracker, detached, its output in its log.
+    """Start the process of a tracker, detached, with its output in its log.
 
     Args:
         place: The tracker.
@@ -89,9 +89,9 @@ def start_tracker(place: Place, base: Mapping[str, str]) -> subprocess.Popen[byt
 
 
 def record_failure(place: Place, reason: str) -> None:
-    """Write down that a tracker could not be started.
+    """Record that a tracker could not be started.
 
     Raises:
-        OSError: If that cannot be written either.
+        OSError: If the record cannot be written either.
     """
     dataclasses.replace(place.position(), state="failed", reason=reason).write(place.position_path)

@@ -1,1 +1,1 @@
-"""What ``doctor`` looks at, a subject a file; every check returns its findings and raises nothing."""
+"""The checks of ``doctor``, one module per subject; every check returns its findings and raises nothing."""

@@ -1,4 +1,4 @@
-"""One thing that ``doctor`` found."""
+"""A finding of ``doctor``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Status = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True)
 class Finding:
-    """``what`` is a sentence, ``hint`` says what to do about it; empty when there is nothing to do."""
+    """A finding: ``what`` is a sentence, ``hint`` the remedy; empty when there is nothing to do."""
 
     name: str
     status: Status
@@ -18,5 +18,5 @@ class Finding:
     hint: str = ""
 
     def to_dict(self) -> dict[str, str]:
-        """For ``--json``."""
+        """The finding as fields for ``--json``."""
         return asdict(self)

@@ -1,4 +1,4 @@
-"""The GPUs, their driver, and who holds their memory."""
+"""Checks of the GPUs, their driver, and the processes that use their memory."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from core.hardware.snapshot import Device
 from core.text import one_line
 from core.units import format_bytes
 
-#: Seconds that the driver may take to answer everything.
+#: Seconds allowed for all answers of the driver.
 DRIVER_SECONDS = 15.0
-#: Share of a card's memory below which what is free is worth a warning.
+#: Share of a card's memory below which the free memory is worth a warning.
 _ENOUGH_FREE = 0.85
 
 
 @dataclass(frozen=True)
 class DriverReport:
-    """What was found of driver and cards; ``cuda`` is the newest CUDA that the driver serves, ``(13, 0)``."""
+    """The driver and the cards; ``cuda`` is the newest CUDA version that the driver supports, ``(13, 0)``."""
 
     findings: list[Finding]
     cards: int = 0
@@ -32,13 +32,13 @@ class DriverReport:
 
 
 def check_gpu(timeout: float = DRIVER_SECONDS) -> DriverReport:
-    """The driver and the cards; a driver that hangs is a finding too."""
+    """Check the driver and the cards; a driver that hangs is a finding too."""
     answers: queue.Queue[DriverReport] = queue.Queue()
 
     def ask() -> None:
         answers.put(_ask_driver())
 
-    # Of its own, and a daemon: a call into a wedged driver never returns and cannot be interrupted.
+    # A daemon thread: a call into a wedged driver never returns and cannot be interrupted.
     threading.Thread(target=ask, name="driver", daemon=True).start()
     try:
         return answers.get(timeout=timeout)
@@ -76,7 +76,7 @@ def _version(text: str | None) -> tuple[int, int] | None:
 
 
 def describe_device(device: Device, capability: tuple[int, int] | None, processes: list[GpuProcess]) -> list[Finding]:
-    """What is to be said of one card."""
+    """The findings about one card."""
     name = f"gpu {device.index}"
     if device.problem:
         return [Finding(name, "fail", f"{device.name}: {device.problem}.", "Reboot before you train on it.")]
@@ -113,7 +113,7 @@ def _memory(name: str, free: int, total: int, processes: list[GpuProcess]) -> Fi
 
 
 def describe_process(item: GpuProcess) -> str:
-    """``pid 4312 (ollama of anna, 5.1 GB)``."""
+    """A process in words: ``pid 4312 (ollama of anna, 5.1 GB)``."""
     try:
         process = psutil.Process(item.pid)
         who = f"{one_line(process.name(), 40)} of {one_line(process.username(), 40)}"
@@ -124,7 +124,7 @@ def describe_process(item: GpuProcess) -> str:
 
 
 def _pci_card(root: Path = Path("/sys/bus/pci/devices")) -> bool:
-    """Whether an NVIDIA display device sits on the bus, driver or not."""
+    """Whether an NVIDIA display device is on the bus, with or without a driver."""
     try:
         devices = list(root.iterdir())
     except OSError:

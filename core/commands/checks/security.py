@@ -1,4 +1,4 @@
-"""Versions with known holes, packages that fetch code, and what may look into a hub."""
+"""Security checks: versions with known vulnerabilities, packages that fetch code, and access to a hub."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from importlib import metadata
 from core.commands.checks.finding import Finding
 from core.commands.checks.software import reinstall, satisfies
 
-#: Library, the first version without the hole, its number, and what it lets happen. Only what a run could meet: files
+#: Library, first fixed version, number of the vulnerability, and its effect. Only those that a run could meet: files
 #: that are loaded, templates that are rendered.
 HOLES: tuple[tuple[str, str, str, str], ...] = (
     ("transformers", "5.3.0", "CVE-2026-4372", "a model's config.json can run code"),
@@ -21,13 +21,13 @@ _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
 def check_holes() -> Finding:
-    """Installed versions against those with known holes."""
+    """Compare the installed versions with those of known vulnerabilities."""
     open_ones = []
     for name, fixed, number, what in HOLES:
         try:
             found = metadata.version(name)
         except metadata.PackageNotFoundError:
-            continue  # told with the libraries
+            continue  # check_libraries reports it
         if not satisfies(found, ">=", fixed):
             open_ones.append(f"{name} {found}: {what} ({number}, closed in {fixed})")
     if open_ones:
@@ -37,7 +37,7 @@ def check_holes() -> Finding:
 
 
 def check_hub(environment: Mapping[str, str] = os.environ) -> Finding:
-    """What may fetch something: the package kernels, and a hub's libraries that are not told to be offline."""
+    """Check for network access: the package kernels, and hub libraries that are not set to be offline."""
     offline = [name for name in _OFFLINE if environment.get(name, "").upper() in ("1", "ON", "YES", "TRUE")]
     if importlib.util.find_spec("kernels") is not None:
         return Finding(

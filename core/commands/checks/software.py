@@ -1,4 +1,4 @@
-"""Python, the libraries, and what torch can do with this machine."""
+"""Checks of Python, the libraries, and torch on this machine."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from core.units import format_bytes
 
 DISTRIBUTION = "localtune-tui"
 _OLDEST_PYTHON = (3, 10)
-#: Seconds that importing torch and its family may take; a cold disk is slow.
+#: Seconds allowed for importing torch and its family; a cold disk is slow.
 PROBE_SECONDS = 180.0
 _REQUIREMENT = re.compile(r"^\s*([A-Za-z0-9._-]+)(?:\[[^\]]*\])?\s*(>=|==)\s*([0-9][0-9.]*)")
 
 
 def check_python() -> Finding:
-    """The interpreter."""
+    """Check the Python version."""
     version = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info[:2] < _OLDEST_PYTHON:
         return Finding("python", "fail", f"Python {version} is too old.", "Install Python 3.10 or newer.")
@@ -35,7 +35,7 @@ def check_python() -> Finding:
 
 
 def check_libraries() -> Finding:
-    """Installed versions against the oldest ones that the project allows."""
+    """Compare the installed versions with the oldest ones that the project supports."""
     requirements = _requirements()
     if not requirements:
         return Finding("libraries", "warn", "The project's requirements cannot be found.", reinstall())
@@ -54,10 +54,10 @@ def check_libraries() -> Finding:
 
 
 def check_liger(driver: DriverReport | None = None) -> Finding:
-    """The optional kernels for the loss on a GPU.
+    """Check the optional kernels of Liger for the loss on a GPU.
 
     Args:
-        driver: What the driver says: without a card they are of no use.
+        driver: The driver's report; without a card the kernels are of no use.
     """
     version = liger.installed_version()
     if version is None:
@@ -71,11 +71,11 @@ def check_liger(driver: DriverReport | None = None) -> Finding:
 
 
 def check_torch(driver: DriverReport | None = None, timeout: float = PROBE_SECONDS) -> list[Finding]:
-    """Imports torch and its family in a process of their own, and tries a 4-bit quantization.
+    """Import torch and its family in a process of their own, and try a 4-bit quantization.
 
     Args:
-        driver: What the driver says, so that a card which torch does not use is explained.
-        timeout: Seconds that it may take.
+        driver: The driver's report, to explain a card that torch does not use.
+        timeout: Seconds allowed.
     """
     command = [sys.executable, "-m", "core.worker.process.probe"]
     try:
@@ -103,7 +103,7 @@ def check_torch(driver: DriverReport | None = None, timeout: float = PROBE_SECON
 
 
 def describe_probe(facts: dict[str, Any], driver: DriverReport | None = None) -> list[Finding]:
-    """The findings that a probe's facts amount to, beside what the driver says."""
+    """The findings from a probe's facts together with the driver's report."""
     errors = {str(key): one_line(str(value), 300) for key, value in dict(facts.get("errors") or {}).items()}
     found = [
         Finding(library, "fail", f"{library} cannot be used: {reason}", reinstall())
@@ -143,7 +143,7 @@ def _torch(facts: dict[str, Any], driver: DriverReport | None) -> Finding:
 def _unused_card(
     facts: dict[str, Any], devices: list[dict[str, Any]], driver: DriverReport | None
 ) -> tuple[str, str] | None:
-    """Why torch does not use a card that is there, and what to do; None where it does, or there is none."""
+    """The reason why torch does not use an existing card, and the remedy; None where it does, or there is none."""
     for item in devices:
         if not _has_kernels(str(item["capability"]), facts.get("architectures") or []):
             return (
@@ -186,7 +186,7 @@ def _has_kernels(capability: str, architectures: list[str]) -> bool:
         built = (int(match[2]), int(match[3]))
         if built <= have and (match[1] == "compute" or built[0] == have[0]):
             return True
-    # ROCm names its architectures in another way.
+    # ROCm names its architectures differently.
     return not any(name.startswith("sm_") for name in architectures)
 
 
@@ -209,7 +209,7 @@ def _requirements() -> list[tuple[str, str, str]]:
 
 
 def _checkout_requirements() -> list[str]:
-    """From the project file, when the app is run from a checkout that is not installed."""
+    """The requirements from the project file, when the app runs from a checkout that is not installed."""
     import tomli
 
     path = Path(core.__file__).resolve().parent.parent / "pyproject.toml"
@@ -221,7 +221,7 @@ def _checkout_requirements() -> list[str]:
 
 
 def satisfies(found: str, sign: str, wanted: str) -> bool:
-    """Whether a version is as a requirement asks, ``>=`` or ``==``; what follows its numbers is not looked at."""
+    """Whether a version satisfies a requirement, ``>=`` or ``==``; any suffix after its numbers is ignored."""
     have, need = _release(found), _release(wanted)
     length = max(len(have), len(need))
     have, need = have + (0,) * (length - len(have)), need + (0,) * (length - len(need))
@@ -247,5 +247,5 @@ def _last_object(text: str) -> dict[str, Any] | None:
 
 
 def reinstall() -> str:
-    """How to install the program again, as advice."""
+    """Advice on installing the program again."""
     return f"Install again: 'pipx reinstall {DISTRIBUTION}', 'uv tool upgrade {DISTRIBUTION}', or 'make demo'."

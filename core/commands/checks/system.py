@@ -1,4 +1,4 @@
-"""Memory, disk, sockets, sessions, and Linux under Windows."""
+"""Checks of memory, disk, sockets, login sessions, and Linux under Windows."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from core.runs.store import Run
 from core.units import format_bytes
 
 _GB = 10**9
-#: A starter model and a run of it, and a 7B model with its checkpoints.
+#: Disk space for a starter model and a run of it, and for a 7B model with its checkpoints.
 _DISK_NEEDED, _DISK_COMFORT = 2 * _GB, 30 * _GB
 _MEMORY_NEEDED, _MEMORY_COMFORT = 3 * _GB, 12 * _GB
 _LOGIND_PLACES = ("/usr/lib", "/usr/local/lib", "/etc", "/run")
 
 
 def check_memory() -> Finding:
-    """The machine's (or container's) memory."""
+    """Check the memory of the machine or the container."""
     used, total = memory()
     free = total - used
     what = f"{format_bytes(free)} of {format_bytes(total)} free, {os.cpu_count()} × {cpu_name()}"
@@ -42,7 +42,7 @@ def check_memory() -> Finding:
 
 
 def check_home() -> Finding:
-    """Whether the home can be written, and how much room there is."""
+    """Check that the home directory is writable, and its free space."""
     home = paths.home()
     place = paths.existing_parent(home)
     try:
@@ -63,7 +63,7 @@ def check_home() -> Finding:
 
 
 def check_socket() -> Finding:
-    """Whether a run could listen on its control socket: one is made where it would be, and connected to."""
+    """Check that a run could listen on its control socket: one is made in the same place, and connected to."""
     intended = Run(paths.runs_dir() / ("20260101-000000-" + "x" * 16)).socket_path
     inside = paths.runs_dir() in intended.parents
     place = paths.existing_parent(intended.parent)
@@ -93,7 +93,7 @@ def _connect_once(path: str) -> None:
 
 
 def check_logout(root: Path = Path("/")) -> Finding:
-    """Whether the system would end a run when its user logs out."""
+    """Check whether the system would end a run when its user logs out."""
     name = "logout"
     if not (root / "run/systemd/system").is_dir():
         return Finding(name, "ok", "no systemd here; runs outlive the session")
@@ -112,7 +112,7 @@ def check_logout(root: Path = Path("/")) -> Finding:
 
 
 def kill_user_processes(root: Path = Path("/")) -> bool:
-    """What logind says, else what its configuration files say; systemd's own default, yes, where they are silent."""
+    """Whether logind kills a user's processes at logout: its answer, else its configuration files, else its default."""
     if root == Path("/"):
         answer = output(
             [
@@ -128,13 +128,13 @@ def kill_user_processes(root: Path = Path("/")) -> bool:
         try:
             parser.read_string(_read(path))
         except configparser.Error:
-            continue  # logind skips what it cannot read, too
+            continue  # logind too skips files that it cannot read
         value = parser.get("Login", "KillUserProcesses", fallback=value) or value
     return value.strip().lower() in ("yes", "true", "on", "1", "y", "t")
 
 
 def _logind_files(root: Path) -> Iterable[Path]:
-    """The main file, then the drop-ins in the order of their names, as systemd reads them."""
+    """The main configuration file of logind, then the drop-ins in the order of their names, as systemd reads them."""
     main = [root / place.lstrip("/") / "systemd/logind.conf" for place in _LOGIND_PLACES]
     yield from (path for path in main if path.is_file())
     drop_ins: dict[str, Path] = {}
@@ -155,7 +155,7 @@ def _lingers(root: Path) -> bool:
 
 
 def check_wsl(root: Path = Path("/")) -> list[Finding]:
-    """What is special where Linux runs under Windows; nothing to say elsewhere."""
+    """Check the limits of Linux under Windows; no findings elsewhere."""
     kernel = _read(root / "proc/version").lower()
     if "microsoft" not in kernel:
         return []
@@ -185,7 +185,7 @@ def _read(path: Path) -> str:
 
 
 def output(command: list[str]) -> str:
-    """What a command prints; nothing where it fails, hangs or is not there."""
+    """The output of a command; empty where it fails, hangs or does not exist."""
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):

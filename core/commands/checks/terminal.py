@@ -1,4 +1,4 @@
-"""What the terminal can show, and what stands between it and the app."""
+"""Checks of the terminal's abilities, and of tmux between it and the app."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from core.commands.checks.system import output
 
 _SMALLEST_SCREEN = (60, 20)
 _TRUE_COLOR = ("truecolor", "24bit")
-#: Milliseconds that tmux may wait for the rest of a key before escape feels dead.
+#: The longest wait in milliseconds of tmux for the rest of a key, before escape feels dead.
 _LONGEST_ESCAPE_MS = 100
 
 
 def check_terminal(environment: Mapping[str, str] = os.environ) -> list[Finding]:
-    """What the terminal can show."""
+    """Check the terminal's abilities."""
     found = [_check_locale(), _check_colors(environment)]
     if environment.get("TMUX"):
         found += check_tmux(environment)
@@ -34,11 +34,11 @@ def check_terminal(environment: Mapping[str, str] = os.environ) -> list[Finding]
 
 
 def check_tmux(environment: Mapping[str, str], ask: Callable[[list[str]], str] = output) -> list[Finding]:
-    """What tmux keeps from the app: colors of the terminal around it, and time at the escape key.
+    """Check tmux: whether it passes on true color, and how long it delays the escape key.
 
     Args:
-        environment: Where ``COLORTERM`` is looked up.
-        ask: Runs a command and gives what it prints, nothing where it fails.
+        environment: Environment variables, for ``COLORTERM``.
+        ask: Runs a command and returns its output; empty where it fails.
     """
     problems = []
     features = ask(["tmux", "display-message", "-p", "#{client_termfeatures}"])

@@ -1,1 +1,1 @@
-"""Options that several tools share, carried over alike."""
+"""Rules for options that several tools share."""

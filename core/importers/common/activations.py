@@ -1,4 +1,4 @@
-"""How activations are kept until the backward pass, as the other tools say it."""
+"""Gradient checkpointing and activation offloading, from the keys of the other tools."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LLAMA_FACTORY = Choice(
 
 
 def axolotl_activations(work: Translation) -> None:
-    """``activation_offloading``, and ``gradient_checkpointing`` with its own words for the same."""
+    """Axolotl: ``activation_offloading``, and the values of ``gradient_checkpointing`` that mean the same."""
     _axolotl_offloading(work)
     way = work.values.get("gradient_checkpointing")
     moved = "memory.activation_offload" in work.settings
@@ -49,7 +49,7 @@ def _axolotl_offloading(work: Translation) -> None:
     elif is_one_of(value, (True, "true", "hidden_states")):
         _move(work, key)
     elif is_one_of(value, ("legacy",)):
-        # It moves whatever is saved, recomputed or not.
+        # It offloads every saved activation, recomputed or not.
         _move(work, key, _BOTH)
     elif is_one_of(value, ("disk",)):
         _move(work, key, _NO_DISK)
@@ -58,7 +58,7 @@ def _axolotl_offloading(work: Translation) -> None:
 
 
 def unsloth_activations(work: Translation) -> None:
-    """``unsloth`` is recomputing with the layers' inputs in the machine's memory."""
+    """Unsloth: the value ``unsloth`` is checkpointing with the layers' inputs offloaded to host memory."""
     key = "training.gradient_checkpointing"
     if is_one_of(work.values.get(key), ("unsloth",)):
         _move(work, key)
@@ -67,7 +67,7 @@ def unsloth_activations(work: Translation) -> None:
 
 
 def llama_factory_activations(work: Translation) -> None:
-    """``use_unsloth_gc`` is a way of recomputing, where that is not disabled."""
+    """LLaMA-Factory: ``use_unsloth_gc`` is a kind of gradient checkpointing, unless that is disabled."""
     disabled, key = work.values.get("disable_gradient_checkpointing"), "use_unsloth_gc"
     if work.has(key):
         if not work.boolean(key):

@@ -1,4 +1,4 @@
-"""Data files and datasets of hubs, as ``data.train`` and ``data.eval`` name them."""
+"""Data files and hub datasets as entries of ``data.train`` and ``data.eval``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from core.importers.common.splits import Part
 from core.importers.redact import holds_secret, shown
 from core.importers.translation import Translation
 
-#: What stands in ``data.train`` where the file names no data.
+#: The value of ``data.train`` where the file names no data.
 PLACEHOLDER = "train.jsonl"
 _HUB = "A dataset of the Hub, which is on this machine."
 
@@ -22,11 +22,11 @@ class Written:
     """A source of rows as our configuration names it.
 
     Args:
-        text: What stands in the configuration.
-        note: What was decided about it; empty where it was copied.
-        is_read: Whether it is read here, at once or when it has been fetched.
-        fetch: What must be fetched before.
-        part: The part of it that is wanted; None for all of it.
+        text: The entry in the configuration.
+        note: The decision about it; empty where it was copied.
+        is_read: Whether it can be read here, at once or after a download.
+        fetch: The hub entry that must be downloaded first.
+        part: The wanted part of it; None for all of it.
     """
 
     text: str
@@ -37,11 +37,11 @@ class Written:
 
 
 def fetch_sentence(entries: Sequence[str], texts: Iterable[str] = ()) -> str:
-    """Which command makes entries of a hub ready.
+    """A sentence with the command that downloads hub entries.
 
     Args:
         entries: The entries.
-        texts: What stands beside the sentence, and need not be said again.
+        texts: Texts next to the sentence, which need not be repeated.
     """
     if len(entries) == 1:
         return f"'localtune-tui fetch {entries[0]}' downloads it."
@@ -55,8 +55,8 @@ def write_file(work: Translation, name: str, mark: str = "") -> Written:
 
     Args:
         work: The translation.
-        name: As the tool names it.
-        mark: What our reader takes behind the path, as ``#split``.
+        name: The tool's name for it.
+        mark: A suffix that our reader takes after the path, as ``#split``.
     """
     places, title = work.places, work.title
     if "://" in name:
@@ -74,7 +74,7 @@ def write_file(work: Translation, name: str, mark: str = "") -> Written:
 
 
 def write_dataset(work: Translation, name: str) -> Written:
-    """What is a path where there is something, and else a dataset of the Hub, of which the split ``train`` is taken."""
+    """A path if it exists, else a dataset of the Hub, of which the split ``train`` is taken."""
     if work.places.is_local(name) or not (is_hub_entry(name) or is_hub_id(name)):
         return write_file(work, name)
     try:
@@ -87,27 +87,27 @@ def write_entry(entry: HubEntry, text: str = "") -> Written:
     """A dataset of the Hub.
 
     Args:
-        entry: What is taken of it.
-        text: What stands in the configuration; the entry by default.
+        entry: The wanted part of the dataset.
+        text: Its text in the configuration; the entry by default.
     """
     try:
         find_fetched(entry)
         missing: tuple[str, ...] = ()
     except UserError:
-        # Also where what it takes is not clear: the command says so, and offers what there is.
+        # Also where the wanted split is unclear: the command then reports it, with the choices.
         missing = (str(entry),)
     return Written(text or str(entry), "" if missing else _HUB, True, missing)
 
 
 def put_sources(work: Translation, key: str, option: str, sources: list[Written], also: str = "") -> None:
-    """Set ``data.train`` or ``data.eval`` and note the key.
+    """Set ``data.train`` or ``data.eval`` and record the key.
 
     Args:
         work: The translation.
         key: The key that names the sources.
-        option: Ours.
+        option: Our option.
         sources: At least one.
-        also: What else was decided; it makes a copied key a changed one.
+        also: Any other decision; it makes a copied key a changed one.
     """
     texts = [source.text for source in sources]
     value = texts[0] if len(texts) == 1 else texts
@@ -127,6 +127,6 @@ def put_sources(work: Translation, key: str, option: str, sources: list[Written]
 
 
 def put_placeholder(work: Translation, option: str = "data.train") -> None:
-    """Name a file that is not there, as a configuration must name its data."""
+    """Name a missing file as a placeholder, as a configuration must name its data."""
     if option == "data.train":
         work.put(option, PLACEHOLDER, "The file names no data that can be read here: put yours.")

@@ -1,4 +1,4 @@
-"""Kernels of Liger, as the other tools ask for them."""
+"""Liger kernels, from the keys of the other tools."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LIGER = Choice(
 
 
 def axolotl_plugins(work: Translation) -> None:
-    """``plugins``: Liger's brings the kernel that we have a way to use; others are not loaded."""
+    """Axolotl: ``plugins``; Liger's brings the kernel that we support, others are not loaded."""
     if not work.has("plugins"):
         return
     if is_one_of(work.values["plugins"], OFF):

@@ -1,4 +1,4 @@
-"""Learning from comparisons, as other tools ask for it."""
+"""Preference training, from the keys of the other tools."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _LOSSES = ("sigmoid", "ipo", "hinge")
 
 
 def llama_factory_stage(work: Translation) -> None:
-    """``stage`` says what is learned, ``pref_loss`` how pairs are; ``pref_beta`` counts in both."""
+    """LLaMA-Factory: ``stage`` is the objective, ``pref_loss`` the loss of pairs; ``pref_beta`` applies to both."""
     stage = (work.text("stage") or "sft").strip().lower()
     kind = (work.text("pref_loss") or "sigmoid").strip().lower()
     objective: Objective = "sft"
@@ -40,7 +40,7 @@ def llama_factory_stage(work: Translation) -> None:
 
 
 def axolotl_rl(work: Translation) -> None:
-    """``rl`` says what is learned; each kind has a key of its own for the same number."""
+    """Axolotl: ``rl`` is the objective; each has a key of its own for the same number."""
     kind = (work.text("rl") or "").strip().lower()
     objectives: dict[str, Objective] = {"dpo": "dpo", "ipo": "dpo", "orpo": "orpo", "kto": "kto"}
     objective = objectives.get(kind)
@@ -76,7 +76,7 @@ def axolotl_rl(work: Translation) -> None:
 
 
 def _leave_out(work: Translation, objective: Objective, whole: str) -> None:
-    """What does not go with a comparison of answers."""
+    """Drop the keys that cannot be combined with preference training."""
     if objective == "sft":
         return
     if work.boolean(whole):
@@ -111,7 +111,7 @@ def _idle(work: Translation, key: str, where: str) -> None:
         work.carry(key, None, reason=f"It counts only for {where}.")
 
 
-#: What the functions above may set.
+#: Options that the functions above may set.
 PREFERENCE_OPTIONS = (
     *("train.objective", "train.beta", "train.dpo_loss", "train.desirable_weight", "train.undesirable_weight"),
 )

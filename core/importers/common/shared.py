@@ -1,4 +1,4 @@
-"""What several tools have in common, most of it from the trainer of transformers that they all build on."""
+"""Rules that several tools share, mostly for keys of the transformers trainer that they all build on."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ OPTIMIZERS = Choice(
     otherwise=("adamw", "This optimizer is not offered: AdamW, for which the learning rate may not be right."),
 )
 
-#: LoRA+ and NEFTune, as transformers and PEFT mean them.
+#: LoRA+ and NEFTune, as in PEFT and transformers.
 LORAPLUS = Copy("method.loraplus_ratio", "number", unset=(0,))
 NEFTUNE = Copy("method.neftune_alpha", "number", unset=(0,))
 
@@ -62,32 +62,32 @@ SCHEDULERS = Choice(
     otherwise=("cosine", "This schedule is not offered: cosine."),
 )
 
-#: All that :func:`cut_length` may set.
+#: Options that :func:`cut_length` may set.
 LENGTH_OPTIONS = ("train.max_length", "data.overlong")
-#: All that :func:`joined_batch` may set.
+#: Options that :func:`joined_batch` may set.
 BATCH_OPTIONS = ("train.batch_size", "train.micro_batch_size")
-#: All that :func:`epochs` may set.
+#: Options that :func:`epochs` may set.
 EPOCH_OPTIONS = ("train.epochs", "train.max_steps")
-#: All that :func:`schedule` may set.
+#: Options that :func:`schedule` may set.
 SCHEDULE_OPTIONS = ("train.scheduler", "train.warmup")
-#: What :func:`let_special_tokens_act` sets.
+#: The option that :func:`let_special_tokens_act` sets.
 SPECIAL_OPTION = "data.special_tokens"
-#: All that :func:`held_out` may set.
+#: Options that :func:`held_out` may set.
 HELD_OUT_OPTIONS = ("data.eval_share",)
 
 
 def schedule(
     work: Translation, name: str, ratio: str, steps: str, choice: Choice, absent: tuple[float, str] | None
 ) -> None:
-    """The learning rate's course: ``constant`` has no warm-up there, and has one here.
+    """Learning rate schedule and warmup: ``constant`` has no warmup in the other tool, and has one here.
 
     Args:
         work: The translation.
         name: The key of the schedule.
-        ratio: The key of the warm-up as a share; empty where the tool has none.
-        steps: The key of the warm-up in steps.
-        choice: How schedules are named.
-        absent: The tool's warm-up where neither key is given, and the sentence for it; None where it is ours.
+        ratio: The key of the warmup as a share; empty where the tool has none.
+        steps: The key of the warmup in steps.
+        choice: The tool's names of schedules.
+        absent: The tool's warmup where neither key is given, with its sentence; None where it equals ours.
     """
     flat = is_one_of(work.values.get(name), ("constant",))
     work.choose(name, choice)
@@ -120,15 +120,15 @@ def schedule(
 
 
 def held_out(work: Translation, key: str, has_rows: bool) -> bool:
-    """A share of the rows, or a number of them, kept out of training.
+    """Held-out rows: a share or a number of the rows, kept out of training.
 
     Args:
         work: The translation.
         key: The key of the share.
-        has_rows: Whether rows to measure on are given otherwise.
+        has_rows: Whether rows for evaluation are given otherwise.
 
     Returns:
-        Whether there is something to measure on.
+        Whether there are rows for evaluation.
     """
     share = work.number(key)
     if share is None or share == 0:
@@ -150,12 +150,12 @@ def held_out(work: Translation, key: str, has_rows: bool) -> bool:
 
 
 def let_special_tokens_act(work: Translation) -> None:
-    """Special tokens in the text of a row are those tokens in all three tools; here such rows would be dropped."""
+    """Special tokens in the text of a row act as tokens in all three tools; by our default such rows are dropped."""
     work.put(SPECIAL_OPTION, "keep", f"In {work.title}, special tokens that a row writes act as such.")
 
 
 def _held_out_rows(work: Translation, key: str, wanted: int) -> bool:
-    """A number of rows, as the share that they are."""
+    """A number of rows, converted to a share."""
     counts = count_entries(work)
     if counts is None:
         reason = f"What share {wanted} rows are is not known before the data is here: nothing is held out."
@@ -165,23 +165,23 @@ def _held_out_rows(work: Translation, key: str, wanted: int) -> bool:
     if 2 * wanted > total:
         work.change(key, "data.eval_share", 0.5, f"{wanted} of {total} rows; at most half of them can be held out.")
     else:
-        # As many digits as make the same number of rows again.
+        # As many digits as give the same number of rows again.
         share = round(wanted / total, len(str(total)) + 1)
         work.change(key, "data.eval_share", share, f"{wanted} of {total} rows; eval.max_rows of them are measured.")
     return True
 
 
 def epochs(work: Translation, key: str, steps: str, default: float) -> float:
-    """How long the run is: a number of steps counts alone, where there is one.
+    """The length of the run: a number of steps overrides the epochs.
 
     Args:
         work: The translation.
         key: The key of the epochs.
         steps: The key of the steps.
-        default: The epochs that the tool takes.
+        default: The tool's default number of epochs.
 
     Returns:
-        The epochs, whether or not they count.
+        The epochs, whether they apply or not.
     """
     most, number = work.integer(steps), work.number(key)
     is_by_steps = most is not None and most > 0
@@ -201,14 +201,14 @@ def epochs(work: Translation, key: str, steps: str, default: float) -> float:
 
 
 def joined_batch(work: Translation, micro: str, accumulate: str, defaults: tuple[int, int], devices: str) -> None:
-    """Rows in one optimizer step: those at once on the device, times the times that gradients are added up.
+    """Batch size: the rows of an optimizer step, as the device's batch size times gradient accumulation steps.
 
     Args:
         work: The translation.
-        micro: The key of the rows at once.
-        accumulate: The key of the number of times.
-        defaults: What the tool takes for the two.
-        devices: What to add where the file is made for several devices; may be empty.
+        micro: The key of the batch size on the device.
+        accumulate: The key of the gradient accumulation steps.
+        defaults: The tool's defaults of the two.
+        devices: A remark where the file is made for several devices; may be empty.
     """
     at_once = work.integer(micro)
     times = work.integer(accumulate)
@@ -230,7 +230,7 @@ def joined_batch(work: Translation, micro: str, accumulate: str, defaults: tuple
 
 
 def cut_length(work: Translation, key: str, default: int) -> None:
-    """The most tokens of a row, in tools that cut what is longer; here it would be dropped."""
+    """Maximum length, in tools that truncate longer rows; by our default they are dropped."""
     title = work.title
     cut = f"{title} cuts longer rows; here at their end, so that an answer may lose its end."
     length = work.integer(key)
@@ -243,17 +243,17 @@ def cut_length(work: Translation, key: str, default: int) -> None:
 
 
 def is_measured(work: Translation) -> bool:
-    """Whether there are rows to measure on."""
+    """Whether there are rows for evaluation."""
     return bool({"data.eval", *HELD_OUT_OPTIONS} & work.settings.keys())
 
 
 def model_base(work: Translation, key: str, revisions: tuple[str, ...] = ()) -> None:
-    """The model: a path as it holds here, a name as it is, with the command that makes it ready.
+    """The base model: a local path resolved, a hub name kept, with the command that downloads it.
 
     Args:
         work: The translation.
         key: The key of the model.
-        revisions: The keys of its version on the hub.
+        revisions: The keys of its revision on the hub.
     """
     name = work.text(key)
     given = [revision for revision in revisions if work.has(revision)]
@@ -285,14 +285,14 @@ _ALL = ("all", "all-linear", "all_linear")
 
 
 def target_modules(work: Translation, key: str, names: list[str], *, is_text: bool = False) -> None:
-    """The layers that get adapters: names, a pattern, or all linear ones.
+    """Target modules of the adapters: names, a pattern, or all linear layers.
 
     Args:
         work: The translation.
-        key: The key that names them.
-        names: What it says.
-        is_text: Whether the tool hands a single text to PEFT as it is, which takes it for a regular expression; in
-            lists PEFT knows names only.
+        key: The key of the target modules.
+        names: Its value.
+        is_text: Whether the tool passes a single string to PEFT unchanged, which takes it for a regular expression; in
+        lists PEFT knows names only.
     """
     if any(name.lower() in _ALL for name in names):
         work.carry(key, "method.target_modules", "all-linear")
@@ -310,20 +310,20 @@ def target_modules(work: Translation, key: str, names: list[str], *, is_text: bo
         work.carry(key, "method.target_modules", names)
 
 
-#: What a method decides.
+#: Options that depend on the method.
 METHOD_OPTIONS = ("method.name", "memory.optimizer_in_backward")
 
 NO_FP16_WEIGHTS = "Weights that are trained themselves are never fp16: the device decides between bf16 and fp32."
 
 
 def trains_weights(work: Translation) -> bool:
-    """Whether the method trains the model's own weights, as far as it has been carried over."""
+    """Whether the method trains the model's own weights, as converted so far."""
     method = work.settings.get("method.name")
     return method is not None and method.value in WEIGHT_METHODS
 
 
 def train_weights(work: Translation) -> None:
-    """What goes with weights that are trained themselves: gradients that are added up and clipped, as elsewhere."""
+    """Weight training: gradients are accumulated and clipped, as in the other tools."""
     work.put(
         "memory.optimizer_in_backward",
         "off",

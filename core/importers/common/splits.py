@@ -1,4 +1,4 @@
-"""Splits of a dataset, and parts of them, as ``datasets`` reads them: ``train``, ``train[:10%]``, ``train+test``."""
+"""Splits of a dataset and slices of them, in the syntax of ``datasets``: ``train``, ``train[:10%]``, ``train+test``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _PART = re.compile(r"([^\[\]+]*)(?:\[\s*(-?\d+)?\s*(%)?\s*:\s*(-?\d+)?\s*(%)?\s*
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of a split.
+    """A slice of a split.
 
     Args:
         split: Its name.
         begin: The first row, or percent of the rows.
-        end: The one behind the last; None for the end of the split.
+        end: The end, exclusive; None for the end of the split.
         is_percent: Whether the two are percents.
     """
 
@@ -26,11 +26,11 @@ class Part:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is the split itself."""
+        """Whether it is the whole split."""
         return self.begin == 0 and (self.end is None or (self.is_percent and self.end == 100))
 
     def share(self, rows: int | None) -> float | None:
-        """The share that it is of the split; None where that takes a count of its rows that is not known."""
+        """The share of the split; None where it depends on the unknown number of its rows."""
         if self.is_percent:
             rows = 100
         if rows is None or rows < 1:
@@ -40,10 +40,10 @@ class Part:
 
 
 def read_splits(text: str) -> list[Part]:
-    """The parts that a ``split`` names.
+    """The slices that a ``split`` names.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If the text is not valid.
     """
     parts = []
     for piece in text.split("+"):

@@ -14,18 +14,18 @@ from core.hub_uri import absolute
 from core.importers.rules import is_one_of
 from core.importers.translation import Translation
 
-#: Most bytes of data files that are counted; larger ones would keep whoever imports waiting.
+#: Most bytes of data files that are counted; larger ones would keep the user waiting.
 COUNTED_BYTES = 256 << 20
-# Files that are unpacked before they are counted, and what a byte of them takes against one of text.
+# Compressed files, and the cost of one of their bytes in bytes of text.
 _PACKED, _UNPACKING = (".gz", ".zst", ".parquet", ".arrow", ".feather"), 8
 
 _NOT_KNOWN = "The rows cannot be counted before the data is here (import again then)"
 
 
 def count_entries(work: Translation) -> list[int] | None:
-    """The rows of each entry of ``data.train``, as the files have them; None where one cannot be counted.
+    """Rows of each entry of ``data.train``, counted in the files; None where one cannot be counted.
 
-    Files that are missing, damaged, not fetched yet or large are not counted. ``data.train`` must be set already.
+    Files that are missing, damaged, not downloaded yet or large are not counted. ``data.train`` must be set already.
     """
     setting = work.settings.get("data.train")
     if setting is None:
@@ -55,16 +55,16 @@ def _count(names: Sequence[str]) -> list[int] | None:
                     rows += file.count_known if source.limit is None else min(file.count_known, source.limit)
             found.append(rows)
     except (UserError, OSError, ValueError):
-        # Whoever opens them for a run says what is wrong.
+        # The run itself reports errors in the files.
         return None
     return found if sum(found) else None
 
 
 def count_rows(work: Translation) -> int | None:
-    """The rows of an epoch: those held out left out, those of each entry as often as ``data.weights`` says.
+    """Rows of an epoch, without the held-out ones, each entry's weighted by ``data.weights``.
 
     Returns:
-        About how many; None where they cannot be counted.
+        An estimate; None where they cannot be counted.
     """
     entries = count_entries(work)
     if entries is None:
@@ -78,7 +78,7 @@ def count_rows(work: Translation) -> int | None:
 
 
 def steps_of_epoch(work: Translation) -> tuple[int, str] | None:
-    """The steps of an epoch, and how they are known; ``train.batch_size`` must be set already."""
+    """Steps of an epoch, and how they were found; ``train.batch_size`` must be set already."""
     rows = count_rows(work)
     if rows is None:
         return None
@@ -89,14 +89,14 @@ def steps_of_epoch(work: Translation) -> tuple[int, str] | None:
 
 
 def every(work: Translation, key: str, option: str, instead: str, epochs: float | None = None) -> None:
-    """So many steps between two of something; below 1 a share of all steps.
+    """An interval in steps; a value below 1 is a share of all steps.
 
     Args:
         work: The translation.
         key: The key of the number.
-        option: Ours.
-        instead: What happens where the number cannot be known.
-        epochs: The epochs of the run, where ``max_steps`` does not count.
+        option: Our option.
+        instead: The consequence where the number is unknown.
+        epochs: The epochs of the run, where ``max_steps`` does not apply.
     """
     steps = work.number(key)
     if steps is None:
@@ -120,19 +120,19 @@ def every(work: Translation, key: str, option: str, instead: str, epochs: float 
 def per_epoch(
     work: Translation, key: str, option: str, times: float, instead: str, epochs: float | None = None
 ) -> None:
-    """So many times in an epoch.
+    """An interval from a number of times per epoch.
 
     Args:
         work: The translation.
         key: The key that asks for it.
-        option: Ours, in steps.
-        times: How often.
-        instead: What happens where the number cannot be known.
-        epochs: The epochs that a run of ``max_steps`` is taken for, where the tool does so.
+        option: Our option, in steps.
+        times: Times per epoch.
+        instead: The consequence where the number is unknown.
+        epochs: The epochs that a run of ``max_steps`` counts as, where the tool does so.
     """
     total = _most_steps(work)
     if total is not None and epochs:
-        # As Axolotl does: a share of the steps, however many they are.
+        # As Axolotl does: a share of the steps, whatever their number.
         number = _whole(total / times / epochs)
         work.change(key, option, number, f"{total} steps / {times:g} times in each of {epochs:g} epochs.")
     elif (found := steps_of_epoch(work)) is not None:
@@ -144,11 +144,11 @@ def per_epoch(
 
 
 def save_strategy(work: Translation, instead: str) -> None:
-    """When checkpoints are written; before ``save_steps``, which counts only with ``steps``.
+    """Checkpoint interval from the save strategy; called before ``save_steps``, which applies only with ``steps``.
 
     Args:
         work: The translation.
-        instead: What happens where the steps of an epoch cannot be known.
+        instead: The consequence where the steps of an epoch are unknown.
     """
     key, option = "save_strategy", "checkpoint.every_steps"
     value = work.values.get(key)
@@ -170,7 +170,7 @@ def save_strategy(work: Translation, instead: str) -> None:
 
 
 def _whole(number: float) -> int:
-    """A number of steps, which is at least one and not endless."""
+    """A finite number of steps, at least one."""
     return max(math.ceil(min(number, 1e12)), 1)
 
 

@@ -1,4 +1,4 @@
-"""Trackers, as the tools ask for them: W&B, TensorBoard and trackio are fed here too, and others are named."""
+"""Experiment trackers, from the keys of the other tools: W&B, TensorBoard and trackio are kept, others reported."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Iterable
 from core.config.choices import Tracker
 from core.importers.translation import Translation
 
-#: All that the functions here may set.
+#: Options that the functions here may set.
 TRACKING_OPTIONS = ("tracking.tools", "tracking.project", "tracking.name", "tracking.wandb_mode")
 _OFFLINE = "Runs are kept in their directory unless tracking.wandb_mode = online asks for the server."
 _AS_HERE = "As it is here."
-#: What reports are called in transformers.
+#: Names of trackers in transformers.
 _REPORTS: dict[str, Tracker] = {"wandb": "wandb", "tensorboard": "tensorboard", "trackio": "trackio"}
 
 
 def axolotl_trackers(work: Translation) -> None:
-    """A project turns W&B on in Axolotl; its mode is online there, and offline here where none is given."""
+    """Axolotl: a project turns W&B on; without a mode it is online there, and offline here."""
     tools: list[Tracker] = []
     project, wanted = _given(work, "wandb_project"), _is_on(work, "use_wandb")
     mode = (_given(work, "wandb_mode") or "").lower()
@@ -43,7 +43,7 @@ def axolotl_trackers(work: Translation) -> None:
 
 
 def trainer_trackers(work: Translation) -> None:
-    """``report_to`` of transformers: one name or several; ``all`` is what happens to be installed."""
+    """Transformers: ``report_to`` has one name or several; ``all`` means all that are installed."""
     names = [name.strip().lower() for name in work.texts("report_to") or []]
     tools = [_REPORTS[name] for name in names if name in _REPORTS]
     others = [name for name in names if name not in _REPORTS and name not in ("none", "")]
@@ -62,7 +62,7 @@ def trainer_trackers(work: Translation) -> None:
 
 
 def unsloth_trackers(work: Translation) -> None:
-    """Unsloth's switches; its project counts only with W&B."""
+    """Unsloth: its switches for trackers; its project applies only to W&B."""
     tools: list[Tracker] = []
     _switches(work, {"logging.enable_wandb": "wandb", "logging.enable_tensorboard": "tensorboard"}, tools)
     if "wandb" in tools:
@@ -81,7 +81,7 @@ def _switches(work: Translation, keys: dict[str, Tracker], tools: list[Tracker])
 
 
 def _given(work: Translation, key: str) -> str | None:
-    """A text; None where there is none, or an empty one."""
+    """A text; None where it is absent or empty."""
     return None if _is_blank(work, key) else work.text(key)
 
 
@@ -95,7 +95,7 @@ def _is_blank(work: Translation, key: str) -> bool:
 
 
 def _note(work: Translation, key: str, option: str | None) -> None:
-    """A key whose part in the list of trackers is known, or that asks for nothing."""
+    """Record a key that has been taken into account in the list of trackers, or that asks for nothing."""
     if work.has(key):
         work.carry(key, option, reason="" if option else _AS_HERE)
 

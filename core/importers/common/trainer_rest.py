@@ -1,4 +1,4 @@
-"""Arguments of the trainer of transformers that have no counterpart here."""
+"""Keys of the transformers trainer without a counterpart here."""
 
 from __future__ import annotations
 

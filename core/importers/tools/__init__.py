@@ -1,1 +1,1 @@
-"""Configurations of other tools, one module or a few for each."""
+"""The supported tools, each with a module or a few."""

@@ -1,4 +1,4 @@
-"""Axolotl's training YAML."""
+"""Axolotl: its training YAML."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _length_of_run(work: Translation) -> None:
 
 
 def _evaluation(work: Translation) -> None:
-    """``evals_per_epoch`` becomes a share of all steps in Axolotl."""
+    """Evaluation: ``evals_per_epoch`` becomes a share of all steps in Axolotl."""
     has_rows, times = is_measured(work), work.number("evals_per_epoch")
     if times is not None:
         if times <= 0 or not has_rows:
@@ -98,7 +98,7 @@ def _leave(work: Translation, key: str, has_rows: bool, *, is_off: bool) -> None
 
 
 def _method(work: Translation) -> None:
-    """The rules of Axolotl itself: what it refuses is refused here, what it ignores has no effect here."""
+    """Method: Axolotl's own validation; what it refuses is refused here, what it ignores has no effect here."""
     adapter = (work.text("adapter") or "").lower()
     in_4bit, in_8bit, gptq = (work.boolean(key) for key in ("load_in_4bit", "load_in_8bit", "gptq"))
     if not adapter:
@@ -134,7 +134,7 @@ def _method(work: Translation) -> None:
 
 
 def _adapters(work: Translation) -> None:
-    """Rank and scale have no defaults in Axolotl."""
+    """Adapters: rank and alpha have no defaults in Axolotl."""
     ours = MethodSection()
     is_lora = work.has("adapter")
     for key, option, default in (("lora_r", "method.rank", ours.rank), ("lora_alpha", "method.alpha", ours.alpha)):
@@ -171,7 +171,7 @@ _BEGINNINGS = Choice(
 
 
 def _beginning(work: Translation) -> None:
-    """LoftQ makes up for the rounding to 4 bits, and is something else on a base that is not rounded."""
+    """Initialization: LoftQ compensates for quantization to 4 bits, and differs on a base that is not quantized."""
     key = "peft_init_lora_weights"
     method = work.settings.get("method.name")
     if work.values.get(key) == "loftq" and (method is None or method.value != "qlora"):
@@ -185,7 +185,7 @@ def _batch(work: Translation) -> None:
         work.integer(key) for key in ("micro_batch_size", "gradient_accumulation_steps", "batch_size")
     )
     if total is not None and times is None and total >= (micro or 1) > 0:
-        # As Axolotl does; the sentence of the one is then right for the other.
+        # As Axolotl does; its sentence for the one then fits the other.
         work.values["gradient_accumulation_steps"] = total // (micro or 1)
         work.carry("batch_size", "train.batch_size")
     elif total is not None:
@@ -295,7 +295,7 @@ _OFFERED: dict[str, Rule] = {
     "train_on_inputs": Joint(_supervise, ("data.supervise",)),
     **dict.fromkeys(("micro_batch_size", "gradient_accumulation_steps", "batch_size"), Joint(_batch, BATCH_OPTIONS)),
     **dict.fromkeys(("num_epochs", "max_steps"), Joint(_length_of_run, EPOCH_OPTIONS)),
-    # After what says how long a step and the run are.
+    # After the rules for the length of a step and of the run.
     **dict.fromkeys(
         ("evals_per_epoch", "eval_steps", "eval_strategy", "evaluation_strategy"),
         Joint(_evaluation, ("eval.every_steps",)),

@@ -1,4 +1,4 @@
-"""The datasets of an Axolotl configuration, as ``data.train`` and ``data.eval``."""
+"""Axolotl: its datasets, as ``data.train`` and ``data.eval``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from core.importers.redact import shown
 from core.importers.tools.axolotl_template import Style, choose_template
 from core.importers.translation import Translation, file_name
 
-#: What the keys that hold datasets may set.
+#: Options that the keys of datasets may set.
 DATA_OPTIONS = (
     "data.train",
     "data.eval",
@@ -34,12 +34,12 @@ DATA_OPTIONS = (
 # Loaders of files: the entry's files are in data_files.
 _LOADERS = ("json", "csv", "parquet", "arrow", "text")
 _TEXT_COLUMN = "text_column"
-# Keys of an entry that say where on the Hub its rows are; of a path of this machine they say nothing.
+# Keys of an entry that locate its rows on the Hub; they do not apply to a local path.
 _OF_HUB = {
     "name": "It names a part of a dataset of the Hub, and the data is on this machine.",
     "revision": "It names a version of a dataset of the Hub, and the data is on this machine.",
 }
-# Keys of an entry without a counterpart that leave the rows as they are.
+# Keys of an entry without a counterpart that leave the rows unchanged.
 _LEFT: dict[str, str] = {
     "trust_remote_code": "Code that comes with a dataset is not run.",
     "preprocess_shards": "Rows are read in one go.",
@@ -64,24 +64,24 @@ _LEFT: dict[str, str] = {
     "seed": "Rows are not made up.",
 }
 _ENTRY_KEYS = {*KEYS, *_LEFT, *_OF_HUB, _TEXT_COLUMN}
-# How instruction types write a row, by the part of the type behind the colon: the template that comes nearest.
+# Instruction types to the nearest template, by the part of the type after the colon.
 _STYLES = {"": "alpaca", "instruct": "alpaca", "chat": "vicuna", "chatml": "chatml", "phi": "phi3"}
 _ALPACA_TYPES = ("alpaca", "gpteacher", "oasst")
 
 
 @dataclass(frozen=True)
 class _Dataset:
-    """An entry, as far as it can be read.
+    """A dataset entry, as far as it can be read.
 
     Args:
         key: ``datasets[1]``.
         sources: Its files.
-        format: How its rows are read, or ``auto``.
-        columns: The columns that its type names, as ``data.columns`` can say them.
-        needs_file: Whether its type asks for more than format and columns can say.
-        is_readable: Whether it is one of ``datasets`` and our reader takes it as it stands in the file.
-        style: The named template that writes rows as its type does, or comes near.
-        template: The ``chat_template`` of its own.
+        format: The format of its rows, or ``auto``.
+        columns: The columns that its type names, as in ``data.columns``.
+        needs_file: Whether its type needs more than format and columns can express.
+        is_readable: Whether it is one of ``datasets`` and our reader takes it as it is in the file.
+        style: The named template nearest to the format of its type.
+        template: Its own ``chat_template``.
     """
 
     key: str
@@ -95,7 +95,7 @@ class _Dataset:
 
     @property
     def is_instruction(self) -> bool:
-        """Whether Axolotl writes its rows in a form of the type's own."""
+        """Whether Axolotl formats its rows by the type instead of a chat template."""
         return self.columns is not None and "assistant" in self.columns.columns
 
     @property
@@ -105,15 +105,15 @@ class _Dataset:
 
 
 def datasets(work: Translation) -> bool:
-    """Carry ``datasets``, ``pretraining_dataset``, ``test_datasets`` and ``chat_template`` over.
+    """Convert ``datasets``, ``pretraining_dataset``, ``test_datasets`` and ``chat_template``.
 
     Returns:
-        Whether there are rows to measure on.
+        Whether there are rows for evaluation.
     """
     train = _read(work, "datasets") + _read(work, "pretraining_dataset")
     held = _read(work, "test_datasets")
     every = [*train, *held]
-    # Entries that are named in the YAML file say for themselves how they are read; data.columns is for the others.
+    # Entries in the YAML file define their own format and columns; data.columns is for the others.
     named = [entry for entry in every if entry.needs_file and entry.is_readable]
     plain = [entry for entry in every if entry not in named]
     if any(entry.reading != plain[0].reading for entry in plain):
@@ -152,7 +152,7 @@ def _written(work: Translation, entry: _Dataset, *, is_named: bool) -> list[Writ
 
 
 def _remark(work: Translation, entries: list[_Dataset], named: list[_Dataset]) -> str:
-    """What was decided for all entries."""
+    """A remark on the decisions for all entries."""
     if any(entry in named for entry in entries):
         return f"Rows are read as {file_name(work.source.path)} says, which must stay where it is."
     own = [entry for entry in entries if entry.is_instruction and entry.style is None]
@@ -160,7 +160,7 @@ def _remark(work: Translation, entries: list[_Dataset], named: list[_Dataset]) -
 
 
 def _put_reading(work: Translation, entry: _Dataset) -> None:
-    """Format and columns, for all that are no entries of the file."""
+    """Set format and columns, for all sources that are not entries of the file."""
     format_, columns = entry.reading
     if columns:
         work.put("data.columns", columns, f"As the type of {entry.key} says.")
@@ -171,7 +171,7 @@ def _put_reading(work: Translation, entry: _Dataset) -> None:
 
 
 def _take_parts(work: Translation, option: str, entries: list[_Dataset], sources: list[Written]) -> None:
-    """Parts of splits as ``data.weights``: as many rows, though not the same ones."""
+    """Slices of splits as ``data.weights``: the same number of rows, though not the same rows."""
     parted = [entry for entry in entries if any(source.part is not None for source in entry.sources)]
     if not parted or option != "data.train":
         for entry in parted:
@@ -263,7 +263,7 @@ def _read_entry(work: Translation, key: str, entry: Mapping[str, Any]) -> _Datas
 
 
 def _is_found(work: Translation, entry: Mapping[str, Any], sources: list[Written]) -> bool:
-    """Whether our reader, for which paths start at the file, takes the same rows of the entry."""
+    """Whether our reader, whose paths start at the file, takes the same rows of the entry."""
     file, split = Path(os.path.abspath(work.source.path)), str(entry.get("split") or "")
     if file.suffix.lower() not in (".yml", ".yaml") or "[" in split or "+" in split:
         return False
@@ -275,7 +275,7 @@ def _is_found(work: Translation, entry: Mapping[str, Any], sources: list[Written
 
 
 def _style(kind: str) -> str | None:
-    """The named template that writes rows as an instruction type does, or comes near."""
+    """The named template nearest to the format of an instruction type."""
     name, _, style = kind.partition(":")
     if name in _ALPACA_TYPES:
         return _STYLES.get(style)
@@ -283,7 +283,7 @@ def _style(kind: str) -> str | None:
 
 
 def _sources(work: Translation, key: str, entry: Mapping[str, Any]) -> list[Written]:
-    """The files of an entry, or what it takes of the Hub."""
+    """The files of an entry, or its part of a Hub dataset."""
     path, listed = entry["path"], entry.get("data_files")
     files = [listed] if isinstance(listed, str) else listed or []
     if not isinstance(files, list) or not all(isinstance(name, str) and name for name in files):
@@ -309,7 +309,7 @@ def _sources(work: Translation, key: str, entry: Mapping[str, Any]) -> list[Writ
 
 
 def _of_hub(key: str, entry: Mapping[str, Any], parts: Iterable[Part]) -> list[Written] | None:
-    """What an entry takes of the Hub; None where its path is none there."""
+    """The Hub datasets of an entry; None where its path is not a Hub name."""
     found: list[Written] = []
     try:
         for part in parts:
@@ -323,7 +323,7 @@ def _of_hub(key: str, entry: Mapping[str, Any], parts: Iterable[Part]) -> list[W
 
 
 def _names_split(work: Translation, path: str, split: str) -> bool:
-    """Whether the split is to be written: for a directory that has it, and for one that is still to be downloaded."""
+    """Whether the split must be named: for a directory that has it, and for one that is yet to be downloaded."""
     if not work.places.exists(path):
         return split != "train" and not work.places.is_local(path)
     try:

@@ -1,4 +1,4 @@
-"""Axolotl's keys that have no counterpart here, those of the plugins in its own tree included."""
+"""Axolotl: keys without a counterpart here, those of the plugins in its own tree included."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The chat template of an Axolotl configuration."""
+"""Axolotl: its chat template."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from core.importers.translation import Translation
 
 @dataclass(frozen=True)
 class Style:
-    """How Axolotl writes the rows of a dataset.
+    """The format in which Axolotl writes the rows of a dataset.
 
     Args:
         key: ``datasets[1]``.
-        style: The named template that writes rows as its type does, or comes near; None for conversations.
-        template: The ``chat_template`` of its own.
+        style: The named template nearest to the format of its type; None for conversations.
+        template: Its own ``chat_template``.
     """
 
     key: str
@@ -25,7 +25,7 @@ class Style:
     template: str | None
 
 
-#: ``chat_template``: most others are those that the models bring along.
+#: ``chat_template``: most others are the models' own.
 TEMPLATES = Choice(
     "template.name",
     same={
@@ -51,7 +51,7 @@ _FALLBACK = "tokenizer_default_fallback_"
 
 
 def choose_template(work: Translation, train: Sequence[Style]) -> None:
-    """Which chat template: instruction types write a row in a form of their own, whatever ``chat_template`` says."""
+    """Choose the chat template: instruction types have a format of their own, whatever ``chat_template`` is."""
     styles = {entry.style for entry in train}
     if len(styles) == 1 and (style := next(iter(styles))) is not None:
         reason = f"The form in which Axolotl writes the type of {train[0].key}, or nearly so."

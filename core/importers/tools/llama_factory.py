@@ -1,4 +1,4 @@
-"""LLaMA-Factory's training YAML."""
+"""LLaMA-Factory: its training YAML."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _length_of_run(work: Translation) -> None:
 
 
 def _evaluation(work: Translation) -> None:
-    """``eval_steps`` counts only with ``eval_strategy: steps``; without it nothing is measured there."""
+    """Evaluation: ``eval_steps`` applies only with ``eval_strategy: steps``; without it there is no evaluation."""
     has_rows = is_measured(work)
     if work.boolean("eval_on_start"):
         if has_rows:
@@ -99,7 +99,7 @@ def _device(work: Translation) -> None:
 
 
 def _layers(work: Translation, kind: str) -> None:
-    """The last layers by a positive number, the first ones by a negative one."""
+    """Trainable layers: the last ones by a positive number, the first ones by a negative one."""
     layers = work.integer("freeze_trainable_layers")
     if layers is not None and kind == "freeze":
         if layers < 0:
@@ -115,7 +115,7 @@ def _layers(work: Translation, kind: str) -> None:
 
 
 def _method(work: Translation) -> None:
-    """QLoRA is adapters on a quantized base."""
+    """Method: QLoRA is LoRA on a quantized base."""
     kind = (work.text("finetuning_type") or "lora").lower()
     bits = work.integer("quantization_bit")
     if kind == "lora":
@@ -149,7 +149,7 @@ def _method(work: Translation) -> None:
 
 
 def _adapters(work: Translation) -> None:
-    """``lora_alpha`` is twice the rank where it is not given."""
+    """Adapters: ``lora_alpha`` defaults to twice the rank."""
     rank = work.integer("lora_rank")
     if rank is None:
         rank = 8
@@ -189,7 +189,7 @@ def _saves(work: Translation) -> None:
 
 
 def _supervise(work: Translation) -> None:
-    """History is learned there as here; ``mask_history`` leaves it out."""
+    """Supervised turns: earlier turns are learned there as here; ``mask_history`` leaves them out."""
     whole, last = work.boolean("train_on_prompt"), work.boolean("mask_history")
     if whole and last:
         work.refuse("mask_history", "does not go with train_on_prompt", "Remove one; LLaMA-Factory refuses both.")
@@ -218,7 +218,7 @@ def _precision(work: Translation) -> None:
             work.carry(key, "train.precision", value)
 
 
-#: Templates by name; most others are those that the models bring along.
+#: Templates by name; most others are the models' own.
 _TEMPLATES = Choice(
     "template.name",
     same={
@@ -277,7 +277,7 @@ _OFFERED: dict[str, Rule] = {
     ),
     "learning_rate": Copy("train.learning_rate", "number", absent=5e-5, why=f"Not given: {_TITLE} takes 5e-5."),
     **dict.fromkeys(("num_train_epochs", "max_steps"), Joint(_length_of_run, EPOCH_OPTIONS)),
-    # After what says how long a step and the run are.
+    # After the rules for the length of a step and of the run.
     **dict.fromkeys(
         ("eval_strategy", "evaluation_strategy", "eval_steps", "eval_on_start"),
         Joint(_evaluation, ("eval.every_steps", "eval.baseline")),

@@ -1,4 +1,4 @@
-"""The datasets of a LLaMA-Factory configuration, and how they are mixed."""
+"""LLaMA-Factory: its datasets, and how they are mixed."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from core.importers.redact import shown
 from core.importers.translation import Translation
 from core.models.find import hub_cache_dir
 
-#: What the keys that hold datasets may set.
+#: Options that the keys of datasets may set.
 DATA_OPTIONS = ("data.train", "data.eval", "data.columns", "data.weights", SPECIAL_OPTION, *HELD_OUT_OPTIONS)
 REGISTRY = "dataset_info.json"
 
 _ONLINE, _REMOTE = "ONLINE", "REMOTE:"
-#: Entries of the registry that are looked into; each look reads it whole.
+#: The most registry entries that are checked; each check reads the whole file.
 _CHECKED = 50
-# How a dataset is read that has no entry in a registry.
+# The format of a dataset without an entry in a registry.
 _ALPACA = {"user": "instruction", "context": "input", "assistant": "output"}
 
 
 def datasets(work: Translation) -> None:
-    """Carry the datasets over, what is held out of them, and how often their rows are used."""
+    """Convert the datasets, the held-out share, and the mixing weights."""
     if not work.boolean("split_special_tokens"):
         let_special_tokens_act(work)
     directory = work.text("dataset_dir") or "data"
@@ -51,7 +51,7 @@ def datasets(work: Translation) -> None:
 
 
 def _registry(work: Translation, directory: str) -> Path | None:
-    """Where the registry is; None where there is none, or it is on the Hub alone."""
+    """The path of the registry; None where there is none, or it is on the Hub only."""
     if not _is_remote(directory):
         return work.places.locate(directory) / REGISTRY
     if directory == _ONLINE:
@@ -59,14 +59,14 @@ def _registry(work: Translation, directory: str) -> Path | None:
     repository = directory.removeprefix(_REMOTE)
     if not is_hub_id(repository):
         work.refuse("dataset_dir", f"names no repository of the Hub: {shown('dataset_dir', repository)}")
-    # Where LLaMA-Factory itself puts it.
+    # LLaMA-Factory's own location.
     directory_name = f"datasets--{repository.replace('/', '--')}"
     found = hub_cache_dir().glob(f"{directory_name}/snapshots/*/{REGISTRY}")
     return max(found, key=lambda path: path.lstat().st_mtime, default=None)
 
 
 def _is_remote(directory: str) -> bool:
-    """Whether ``dataset_dir`` stands for a hub."""
+    """Whether ``dataset_dir`` is on a hub."""
     return directory == _ONLINE or directory.startswith(_REMOTE)
 
 
@@ -83,7 +83,7 @@ def _sources(work: Translation, directory: str, registry: Path | None, names: li
 
 
 def _source(work: Translation, registry: Path, name: str, *, is_checked: bool) -> Written:
-    """An entry of the registry, as ``dataset_info.json#name``; checked, where the registry is there."""
+    """An entry of the registry, as ``dataset_info.json#name``; checked if the registry exists."""
     places = work.places
     text = places.write(registry, f"#{name}")
     if not registry.is_file():
@@ -104,9 +104,9 @@ def _source(work: Translation, registry: Path, name: str, *, is_checked: bool) -
 
 
 def _mix(work: Translation) -> None:
-    """How often the rows of each entry are used.
+    """Mixing weights of the entries.
 
-    ``max_samples`` takes so many of each; ``interleave_*`` draws from all until one, or each, is used up.
+    ``max_samples`` takes that many rows of each; ``interleave_*`` draws from all until one, or each, is used up.
     """
     most = work.integer("max_samples")
     strategy = str(work.values.get("mix_strategy", "concat")).strip().lower()
@@ -147,8 +147,8 @@ def _mix(work: Translation) -> None:
 
 
 def _put_weights(work: Translation, key: str, counts: list[int], taken: list[int]) -> None:
-    """Set ``data.weights`` so that so many of the rows of each entry are used."""
-    # As many digits as make the same number of rows again.
+    """Set ``data.weights`` so that the given number of rows of each entry is used."""
+    # As many digits as give the same number of rows again.
     weights = [round(rows / count, len(str(count)) + 1) for rows, count in zip(taken, counts, strict=True)]
     few = [f"{rows} of {count}" for rows, count in zip(taken[:4], counts, strict=False)]
     said = ", ".join(few) + (", …" if len(taken) > 4 else "")

@@ -1,4 +1,4 @@
-"""LLaMA-Factory's own keys that have no counterpart here."""
+"""LLaMA-Factory: keys without a counterpart here."""
 
 from __future__ import annotations
 

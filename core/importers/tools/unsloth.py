@@ -1,4 +1,4 @@
-"""The YAML file of Unsloth's command line, and those that its Studio saves."""
+"""Unsloth: the YAML file of its command line, and those that its Studio saves."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _targets(work: Translation) -> None:
 
 
 def _loftq(work: Translation) -> None:
-    """LoftQ makes up for the rounding to 4 bits; Unsloth passes over it where nothing is rounded."""
+    """LoftQ: it compensates for quantization to 4 bits; Unsloth ignores it on a base that is not quantized."""
     key = "lora.use_loftq"
     if not work.boolean(key):
         if work.has(key):

@@ -1,7 +1,7 @@
-"""Parts of a model's layers computed faster and with less kept for backward than by the modules that they stand for.
+"""Fused layers: faster forms of a model's layers that keep less for backward than the modules that they replace.
 
-Each part takes the place of a module's forward where it is known, or measured, to compute the same; what is not
-recognized goes the usual way. Passes without gradients, as for evaluation and chat, take the adapters' part alone;
-those of preference training, which are compared with ones with gradients, take all of them
+Each fused form replaces a module's forward where it is known, or measured, to compute the same; anything that is not
+recognized keeps its own. Passes without gradients, as for evaluation and chat, use the fused adapters only;
+those of preference training, which are compared with ones with gradients, use all of them
 (:mod:`core.worker.fused.mode`).
 """

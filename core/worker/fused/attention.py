@@ -1,6 +1,6 @@
-"""Causal self-attention over rows that lie one behind another, with what they begin with alike computed once.
+"""Packed attention: causal self-attention over packed rows, with a shared prefix computed once.
 
-It is registered with transformers under :data:`NAME`, beside its own implementations. Called without a
+It is registered with transformers under :data:`NAME`, next to its own implementations. Called without a
 :class:`Layout` it is torch's SDPA, as transformers calls it. With one, the sequence is cut into its groups, and each
 group's rows attend to the group's prefix and to themselves, never to another row.
 
@@ -26,25 +26,25 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from core.memory.batching import SHORT_ROW
 from core.worker.fused.mode import is_fused
 
-#: The implementation's name: what ``set_attn_implementation`` takes.
+#: The implementation's name for ``set_attn_implementation``.
 NAME = "localtune"
-#: What else an attention layer may ask for that rows in a layout do not get, by the names of transformers.
+#: Arguments of attention layers that packed rows do not support, by the names of transformers.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias", "attention_bias")
 
 
 class LayoutError(Exception):
-    """A model asks for attention that rows in a layout would not get; they go padded, one by one in a batch."""
+    """A model needs attention that packed rows do not support; its rows are padded in a batch instead."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Rows of one width behind the prefix that they share."""
+    """Rows of one width after a shared prefix."""
 
     prefix: int
     """Tokens of the prefix; 0 for none."""
     rows: int
     width: int
-    """Tokens of each row behind the prefix, padding included."""
+    """Tokens of each row after the prefix, padding included."""
 
     @property
     def tokens(self) -> int:
@@ -54,16 +54,16 @@ class Group:
 
 @dataclass(frozen=True)
 class Layout:
-    """Groups, in the order in which they lie in the sequence."""
+    """The layout of a packed sequence: its groups, in their order."""
 
     groups: tuple[Group, ...]
     attended: set[int] = field(default_factory=set, init=False, repr=False, compare=False)
-    """The attention layers that have kept to it, by identity."""
+    """The attention layers that have used the layout, by identity."""
     _masks: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def mask(self, query: torch.Tensor, keys: int) -> torch.Tensor:
-        """What :func:`_later` makes, for queries ``(rows, heads, queries, head)``: once for all layers of a batch. Long
-        ones take much memory, so they go with the batch."""
+        """The mask of :func:`_later` for queries ``(rows, heads, queries, head)``, made once for all layers of a batch.
+        A long one takes much memory, so it is dropped with the batch."""
         wanted = (query.shape[2], keys, query.device, query.dtype)
         if wanted not in self._masks:
             self._masks[wanted] = _later(*wanted)
@@ -80,10 +80,10 @@ _layout_on: list[Layout] = []
 
 @contextlib.contextmanager
 def masks_left_out(layout: Layout) -> Iterator[None]:
-    """Inside, a model makes no attention masks: the layout says who sees whom.
+    """A context in which a model makes no attention masks, as the layout defines the visible tokens.
 
     Args:
-        layout: What the model is about to be called with.
+        layout: The layout of the next forward.
     """
     _layout_on.append(layout)
     try:
@@ -147,14 +147,14 @@ def _is_short(query: torch.Tensor, keys: int) -> bool:
 def _attend_groups(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scaling: float | None
 ) -> torch.Tensor:
-    """Attention of one flat sequence.
+    """Attention over one flat sequence.
 
     Args:
         query: ``(1, heads, tokens, head)``.
         key: ``(1, key heads, tokens, head)``.
         value: The same.
-        layout: Where the rows are.
-        scaling: Of the scores; None for one by the root of the head's size.
+        layout: The layout of the rows.
+        scaling: The factor of the scores; None for one over the root of the head's size.
 
     Returns:
         ``(1, tokens, heads, head)``.
@@ -180,7 +180,7 @@ def _attend_groups(
 
 
 def _rows(tensor: torch.Tensor, begin: int, end: int, group: Group) -> torch.Tensor:
-    """Part of ``(1, heads, tokens, head)`` as ``(rows, heads, width, head)``."""
+    """A slice of ``(1, heads, tokens, head)`` as ``(rows, heads, width, head)``."""
     heads, size = tensor.shape[1], tensor.shape[3]
     return tensor[0, :, begin:end].reshape(heads, group.rows, group.width, size).transpose(0, 1)
 
@@ -208,7 +208,7 @@ def _attend(
 
 
 def _later(queries: int, keys: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """Minus infinity where a key lies behind a query, else 0: ``(queries, keys)``."""
+    """The causal mask, minus infinity where a key comes after a query, else 0: ``(queries, keys)``."""
     with torch.inference_mode(False):
         full = torch.full((queries, keys), float("-inf"), device=device, dtype=dtype)
         return full.triu(keys - queries + 1)
@@ -227,14 +227,14 @@ class ShortAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-        """Attend.
+        """Compute the attention.
 
         Args:
-            ctx: Torch's.
+            ctx: The autograd context.
             query: ``(rows, heads, queries, head)``.
-            key: ``(rows, key heads, keys, head)``; the last query is that of the last key.
+            key: ``(rows, key heads, keys, head)``; the last query belongs to the last key.
             value: ``(rows, key heads, keys, value)``.
-            scale: Of the scores.
+            scale: The factor of the scores.
 
         Returns:
             ``(rows, heads, queries, value)``.
@@ -242,7 +242,7 @@ class ShortAttention(torch.autograd.Function):
         folded, keys, values = _folded(query, key), key.flatten(0, 1), value.flatten(0, 1)
         queries, length = query.shape[2], key.shape[2]
         mask = _later_of_short(queries, length).repeat(folded.shape[1] // queries, 1)
-        # Autocast would take the scores back to 16 bit.
+        # Autocast would compute the scores in 16 bit.
         with torch.autocast(query.device.type, enabled=False):
             scores = torch.baddbmm(mask, folded.float(), keys.float().transpose(1, 2), alpha=scale)
             shares = torch.softmax(scores, dim=-1).to(value.dtype)
@@ -257,7 +257,7 @@ class ShortAttention(torch.autograd.Function):
         """Gradients of queries, keys and values."""
         query, key, value, shares = ctx.saved_tensors
         folded, keys, values = _folded(query, key), key.flatten(0, 1), value.flatten(0, 1)
-        # As in forward, should backward be called within autocast.
+        # As in forward, in case backward is called within autocast.
         with torch.autocast(query.device.type, enabled=False):
             gradient = _folded(outputs[0], key)
             to_value = torch.bmm(shares.transpose(1, 2), gradient)
@@ -270,16 +270,16 @@ class ShortAttention(torch.autograd.Function):
 
 
 def _folded(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """Queries of all heads that share a key head, one behind another: ``(rows * key heads, share * queries, head)``."""
+    """Queries of all heads that share a key head, concatenated: ``(rows * key heads, share * queries, head)``."""
     return query.reshape(query.shape[0] * key.shape[1], -1, query.shape[-1])
 
 
 def _unfolded(folded: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
-    """Back into the rows and heads of the queries; values may have a size of their own."""
+    """The inverse of :func:`_folded`: the rows and heads of the queries; values may have a size of their own."""
     return folded.view(*query.shape[:-1], folded.shape[-1])
 
 
 def register() -> None:
-    """Make the implementation known to transformers; again does no harm."""
+    """Register the implementation with transformers; safe to call again."""
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, _mask)

@@ -1,4 +1,4 @@
-"""The matrix of a frozen linear layer, as the arithmetic takes it."""
+"""The weight matrix of a frozen linear layer, in the dtype of the arithmetic."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 
 
 class FrozenWeight:
-    """A frozen linear layer's matrix, ``(outputs, inputs)``, in the dtype of the arithmetic.
+    """A frozen linear layer's weight, ``(outputs, inputs)``, in the dtype of the arithmetic.
 
-    A 4-bit matrix is dequantized whenever it is asked for, or, kept, once.
+    A 4-bit matrix is dequantized at each use, or once, if it is kept.
 
     Args:
         layer: A ``torch.nn.Linear`` or a ``bitsandbytes.nn.Linear4bit``.
@@ -23,28 +23,28 @@ class FrozenWeight:
 
     @property
     def is_quantized(self) -> bool:
-        """Whether it is held in 4 bits."""
+        """Whether it is stored in 4 bits."""
         return isinstance(self._layer.weight, bnb.nn.Params4bit)
 
     @property
     def is_kept(self) -> bool:
-        """Whether it has been dequantized to stay so."""
+        """Whether a dequantized copy is kept."""
         return self._kept is not None
 
     def keep(self, dtype: torch.dtype) -> None:
-        """Dequantize it once, to stay so; one that is not quantized is as it is."""
+        """Dequantize it once and keep the copy; a matrix that is not quantized is left alone."""
         if self.is_quantized:
             self._kept = self._dequantized().to(dtype)
 
     def drop(self) -> None:
-        """Give up what :meth:`keep` has made."""
+        """Drop the copy of :meth:`keep`."""
         self._kept = None
 
     def matrix(self, dtype: torch.dtype) -> torch.Tensor:
         """The matrix, without a gradient.
 
         Args:
-            dtype: Of the arithmetic.
+            dtype: The dtype of the arithmetic.
         """
         if self._kept is not None and self._kept.dtype == dtype:
             return self._kept

@@ -1,4 +1,4 @@
-"""Puts the fused parts in the place of a model's own, where they compute the same."""
+"""Installation of the fused layers in a model, where they compute the same as its own."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ from core.worker.fused.lora import FusedLora, can_fuse
 from core.worker.fused.mode import is_fused
 from core.worker.fused.rms_norm import RmsNormFunction
 
-#: By how much each number of a norm may differ from its module's, as a share of it: the last bit of 16, fp32's noise.
+#: Largest relative difference of a norm's values from its module's: the last bit of 16, and fp32's noise.
 TOLERANCE = {torch.bfloat16: 2**-7, torch.float16: 2**-9, torch.float32: 1e-5}
-#: Features of a head that rotations are compared on.
+#: Features of a head in the comparison of rotary embeddings.
 ROTARY_TRIAL = 8
 
 
 @dataclass(frozen=True)
 class Fused:
-    """What has been put into a model."""
+    """The fused layers that a model has got."""
 
     lora: tuple[FusedLora, ...]
     norms: int
     rotary: bool
     attention: bool
-    """Whether rows can be laid out; see :mod:`core.worker.data.packing`."""
+    """Whether packing is possible; see :mod:`core.worker.data.packing`."""
 
     def keep_weights(self, dtype: torch.dtype) -> None:
-        """Dequantize every 4-bit matrix once, to stay so.
+        """Dequantize every 4-bit matrix once and keep the copies.
 
         Args:
-            dtype: Of the arithmetic.
+            dtype: The dtype of the arithmetic.
         """
         for layer in self.lora:
             layer.weight.keep(dtype)
 
     @property
     def keeps_weights(self) -> bool:
-        """Whether :meth:`keep_weights` has made copies that are still there."""
+        """Whether copies of :meth:`keep_weights` exist."""
         return any(layer.weight.is_kept for layer in self.lora)
 
     def drop_weights(self) -> bool:
-        """Give up what :meth:`keep_weights` has made; says whether there was anything."""
+        """Drop the copies of :meth:`keep_weights`; returns whether there were any."""
         kept = self.keeps_weights
         for layer in self.lora:
             layer.weight.drop()
@@ -56,12 +56,12 @@ class Fused:
 
 
 def fuse(model: Any, adapter: str, *, attention_alone: bool = False) -> Fused:
-    """Fuse what is recognized of a model, adapters attached.
+    """Fuse the layers of a model that are recognized, adapters attached.
 
     Args:
         model: A causal language model of transformers, or a ``PeftModel`` around one.
-        adapter: The name of the adapter that is trained.
-        attention_alone: Leave the rest as it is.
+        adapter: The name of the trained adapter.
+        attention_alone: Leave all other layers unfused.
     """
     causal = model.get_base_model() if isinstance(model, PeftModel) else model
     if attention_alone:
@@ -91,7 +91,7 @@ def _epsilon(module: Any) -> float | None:
 
 
 def _is_rms_norm(module: Any) -> bool:
-    """Whether a module is one by name, frozen, and by trial: some families add one to the weight, or weigh in fp32."""
+    """Whether a module is a frozen RMS norm by name and test: some families add one to the weight, or weigh in fp32."""
     weight = getattr(module, "weight", None)
     if not type(module).__name__.endswith("RMSNorm") or not isinstance(weight, torch.nn.Parameter):
         return False
@@ -104,7 +104,7 @@ def _is_rms_norm(module: Any) -> bool:
     x = torch.randn(4, len(weight), generator=generator, device=weight.device, dtype=torch.float32).to(weight.dtype)
     with torch.no_grad():
         wanted, found = module(x), RmsNormFunction.apply(x, weight, epsilon)  # type: ignore[no-untyped-call]
-    # Number by number: beside the few large weights that trained norms have, one more or less would not show.
+    # Compared value by value: next to the few large weights of trained norms, an added one would not show.
     return wanted.dtype == found.dtype and torch.allclose(found, wanted, rtol=TOLERANCE[weight.dtype], atol=1e-6)
 
 
@@ -122,7 +122,7 @@ def _normalize(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
 
 
 def _fuse_rotary(causal: Any) -> bool:
-    """Replace the function of the model's file; it is one for all models of the family in this process, and does the
+    """Replace the function in the model's module; it is one for all models of the family in this process, and computes
     same for each of them."""
     file = sys.modules[type(causal).__module__]
     usual = getattr(file, "apply_rotary_pos_emb", None)
@@ -161,5 +161,5 @@ def _fuse_attention(causal: Any) -> bool:
         return False
     attention.register()
     causal.set_attn_implementation(attention.NAME)
-    # Some families cannot be told and stay as they are.
+    # Some families cannot be switched and stay as they are.
     return bool(causal.config._attn_implementation == attention.NAME)

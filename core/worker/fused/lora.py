@@ -1,6 +1,6 @@
-"""A frozen linear layer and the adapter beside it as one function.
+"""Fused LoRA: a frozen linear layer and its adapter as one autograd function.
 
-``y = x W' + b + s (x A') B'``, with gradients for ``x``, ``A`` and ``B`` alone. Beside ``x`` only ``x A'`` is kept for
+``y = x W' + b + s (x A') B'``, with gradients for ``x``, ``A`` and ``B`` only. Besides ``x`` only ``x A'`` is kept for
 backward, the adapter's part is added within the matrix product, and no copy of ``x`` in fp32 is made.
 
 Source: LoRA, arXiv 2106.09685; QLoRA, arXiv 2305.14314.
@@ -19,7 +19,7 @@ from core.worker.fused.frozen_weight import FrozenWeight
 
 
 class LoraLinear(torch.autograd.Function):
-    """See the module; all matrix products in the dtype of the arithmetic, gradients of the adapter in its own."""
+    """The autograd function; matrix products are in the dtype of the arithmetic, the adapter's gradients in its own."""
 
     @staticmethod
     def forward(
@@ -35,14 +35,14 @@ class LoraLinear(torch.autograd.Function):
         """The layer's output.
 
         Args:
-            ctx: Torch's.
+            ctx: The autograd context.
             x: ``(..., inputs)``.
-            dropped: The adapter's input where that is another: ``x`` after dropout.
+            dropped: The adapter's input where it differs: ``x`` after dropout.
             down: ``A``, ``(rank, inputs)``.
             up: ``B``, ``(outputs, rank)``.
             scale: ``s``.
             weight: ``W`` and ``b``.
-            dtype: Of the arithmetic, and of the output.
+            dtype: The dtype of the arithmetic, and of the output.
         """
         flat = x.reshape(-1, x.shape[-1]).to(dtype)
         seen = flat if dropped is None else dropped.reshape(flat.shape).to(dtype)
@@ -57,7 +57,7 @@ class LoraLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Gradients of ``x``, what was dropped, ``A`` and ``B``."""
+        """Gradients of ``x``, ``dropped``, ``A`` and ``B``."""
         seen, low, down, up = ctx.saved_tensors
         dtype = ctx.dtype
         gradient = outputs[0].reshape(-1, outputs[0].shape[-1]).to(dtype)
@@ -76,7 +76,7 @@ class LoraLinear(torch.autograd.Function):
 
 
 class FusedLora:
-    """Stands for the forward of a LoRA layer in training.
+    """The forward of a LoRA layer in training.
 
     Args:
         layer: A layer that :func:`can_fuse` accepts.
@@ -91,7 +91,7 @@ class FusedLora:
 
     def __call__(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The layer's output; where adapters are off or merged, or a single token is asked for without a gradient, by
-        the layer's own way, which has kernels of its own for that."""
+        the layer's own forward, which has kernels of its own for that."""
         layer = self._layer
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
@@ -117,7 +117,7 @@ class FusedLora:
 
 
 def can_fuse(layer: Any, adapter: str) -> bool:
-    """Whether :class:`FusedLora` computes what a module computes: one plain adapter beside a frozen linear layer.
+    """Whether :class:`FusedLora` computes the same as a module: one plain adapter on a frozen linear layer.
 
     Args:
         layer: Any module.

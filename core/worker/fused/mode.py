@@ -1,4 +1,4 @@
-"""Which passes the fused parts are taken for: those with gradients, and those that are compared with them."""
+"""Passes that use the fused layers: those with gradients, and those that are compared with them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _compared: list[None] = []
 
 @contextlib.contextmanager
 def comparable() -> Iterator[None]:
-    """Inside, passes without gradients are computed as those with them.
+    """A context in which passes without gradients are computed like those with them.
 
-    Where the log-probability of an answer is taken once with gradients and once without, the difference is what is
-    learned from. Two ways to round would put a difference of their own there, which grows with the answer.
+    Where the log-probability of an answer is computed once with gradients and once without, the difference is the
+    training signal. Two ways of rounding would add a difference of their own, which grows with the answer.
     """
     _compared.append(None)
     try:
@@ -25,5 +25,5 @@ def comparable() -> Iterator[None]:
 
 
 def is_fused() -> bool:
-    """Whether this pass is one for the fused parts."""
+    """Whether the current pass uses the fused layers."""
     return torch.is_grad_enabled() or bool(_compared)

@@ -1,7 +1,7 @@
-"""Root mean square normalization with a frozen weight (arXiv 1910.07467).
+"""Fused RMSNorm: root mean square normalization with a frozen weight (arXiv 1910.07467).
 
-The modules of transformers go through fp32 in four steps and keep each of them for backward; here the input and one
-number a token are kept.
+The modules of transformers go through fp32 in four steps and keep each of them for backward; here only the input and
+one number per token are kept.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from torch.autograd.function import once_differentiable
 
 
 class RmsNormFunction(torch.autograd.Function):
-    """``w * (x / rms(x))``, normalized in fp32, rounded to the input's dtype, then weighted."""
+    """The autograd function ``w * (x / rms(x))``, normalized in fp32, rounded to the input's dtype, then weighted."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         """Normalize the last dimension of ``x``.
 
         Args:
-            ctx: Torch's.
+            ctx: The autograd context.
             x: ``(..., hidden)``.
             weight: ``(hidden,)``, frozen.
             epsilon: Added to the mean of squares.

@@ -1,10 +1,10 @@
-"""Rotary position embedding (RoFormer, arXiv 2104.09864) of queries or keys, in the half-split form of transformers.
+"""Fused rotary position embedding (RoFormer, arXiv 2104.09864) of queries or keys, in transformers' half-split form.
 
-Where there are fewer angles than features, the first ones are turned, and the others left as they are. What is turned
-keeps its dtype: some families have their angles in fp32 beside features in 16 bit.
+Where there are fewer angles than features, the first ones are rotated, and the others left as they are. The result
+keeps its dtype: some families have their angles in fp32 and their features in 16 bit.
 
 ``rotate_half`` in the modeling files makes copies of both halves and keeps them; a rotation's backward is the rotation
-by the negative angle, and needs nothing but the angles.
+by the negative angle, and needs only the angles.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch.autograd.function import once_differentiable
 
 
 class RotaryFunction(torch.autograd.Function):
-    """``x cos + rotate_half(x) sin``."""
+    """The autograd function ``x cos + rotate_half(x) sin``."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        """Rotate.
+        """Rotate the first features.
 
         Args:
-            ctx: Torch's.
+            ctx: The autograd context.
             x: ``(batch, heads, length, head)``.
             cos: ``(batch or 1, 1, length, turned)``, both halves alike; at most as many as ``head``.
             sin: The same.
@@ -53,14 +53,14 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float) 
 def apply_rotary_pos_emb(
     q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, unsqueeze_dim: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the function of this name in transformers' modeling files computes.
+    """Rotary embedding of queries and keys, with the signature of the function in transformers' modeling files.
 
     Args:
         q: Queries, ``(batch, heads, length, head)``.
         k: Keys, likewise.
         cos: ``(batch or 1, length, turned)``.
         sin: The same.
-        unsqueeze_dim: Where ``cos`` and ``sin`` get the dimension of the heads.
+        unsqueeze_dim: The position at which ``cos`` and ``sin`` get the dimension of the heads.
     """
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
     return RotaryFunction.apply(q, cos, sin), RotaryFunction.apply(k, cos, sin)  # type: ignore[no-untyped-call]
