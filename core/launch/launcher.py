@@ -1,6 +1,4 @@
-"""Run launcher: starts, continues and ends workers, which are detached processes that outlive the process that started
-them.
-"""
+"""Run launcher: starts, continues and ends workers, detached processes that outlive the one that started them."""
 
 from __future__ import annotations
 
