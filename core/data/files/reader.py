@@ -1,4 +1,4 @@
-"""Dataset reader: opens data files and directories; any page of rows at once whatever the size, or all rows in order."""
+"""Dataset reader: opens data files and directories; any page of rows at once, or all rows in order."""
 
 from __future__ import annotations
 
