@@ -100,7 +100,7 @@ class Fingerprints:
         return len(self.numbers)
 
     def extend(self, numbers: Sequence[int], keys: bytes | bytearray, signatures: bytes | bytearray) -> None:
-        """Add rows."""
+        """Add rows with their digests and signatures."""
         self.numbers.extend(numbers)
         self._keys += keys
         self._signatures += signatures

@@ -314,7 +314,7 @@ def _wait(headers: Any) -> float | None:
 
 
 def _open_partial(target: Path) -> Any:
-    """Open a file to append to, refusing one with another hard link, through which something else would be written."""
+    """Open a file to append to, replacing one that has another hard link, as that would be written to as well."""
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = os.open(target, flags, FILE_MODE)
     status = os.fstat(descriptor)

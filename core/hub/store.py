@@ -82,7 +82,7 @@ class Record:
 
     @classmethod
     def read(cls, directory: Path) -> Record | None:
-        """The record in a commit's directory; None if there is none, or if it belongs to another directory."""
+        """The record in a commit's directory; None if there is none, or if it is of another commit."""
         try:
             data: dict[str, Any] = json.loads(read_small(directory / RECORD_NAME, _RECORD_LIMIT))
             files, have = _files(data["files"]), _texts(data["have"])

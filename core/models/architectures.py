@@ -115,8 +115,8 @@ def saved_quantization(config: Mapping[str, Any]) -> str | None:
 def check_quantization(config: Mapping[str, Any], directory: Path, method: str) -> None:
     """Refuse weights saved in a quantization that the method cannot use.
 
-    QLoRA takes what bitsandbytes saved as NF4, which is what it would make itself; any other would need kernels without
-    a backward pass, or train on another base than requested.
+    QLoRA accepts weights that bitsandbytes saved as NF4, which it would produce itself; any other would need kernels
+    without a backward pass, or train on another base than requested.
 
     Raises:
         UserError: If the method cannot use them.

@@ -14,7 +14,7 @@ from core.paths import DIRECTORY_MODE
 
 #: Most bytes of a Unix socket's path, with some margin (the kernel's limit is 108).
 SOCKET_PATH_LIMIT = 100
-#: Name pattern of sockets outside of run directories.
+#: Glob pattern of sockets outside of run directories.
 RUNTIME_SOCKETS = "localtune-*.sock"
 #: Prefix of directories made for a socket when there is no other safe place.
 _MADE_PREFIX = "localtune-run-"

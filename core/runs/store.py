@@ -30,7 +30,7 @@ from core.runs.state import RunState, infer_state
 from core.runs.tail import last_events
 from core.text import one_line
 
-#: Pattern of the beginning of a run id.
+#: Time format of the beginning of a run id.
 _STAMP = "%Y%m%d-%H%M%S"
 #: Seconds by which the last heartbeat may be later than the recorded end.
 _END_SECONDS = 1.0

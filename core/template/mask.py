@@ -31,7 +31,7 @@ class MaskedRow:
     """One row as a training sequence."""
 
     ids: array[int]
-    """Tokens, 32-bit."""
+    """Token ids, 32-bit."""
     supervised: bytearray
     """1 for each token that is trained on, else 0; 0 for the first token, which is not predicted."""
     cut: int | None = None

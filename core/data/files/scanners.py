@@ -103,7 +103,7 @@ class CsvScanner:
     def feed(self, data: bytes, base: int, final: bool) -> int:
         """See :class:`Scanner`."""
         position, size = 0, len(data)
-        # A quote may be half of a doubled one, a carriage return may stand before its newline: what follows decides.
+        # A quote may be half of a doubled one, a carriage return may stand before its newline: the next byte decides.
         limit = size if final else size - (data[-1:] in (b'"', b"\r"))
         while position < limit:
             if self._start is None:

@@ -167,7 +167,7 @@ def _converted(batches: Iterator[tuple[pa.RecordBatch, float]]) -> Iterator[tupl
                 batch, share = next(batches)
             except StopIteration:
                 break
-            except Exception as error:  # of a damaged file; what precedes the damage comes out first
+            except Exception as error:  # of a damaged file; rows before the damage are written first
                 failure = error
                 break
             waiting.append((pool.submit(json_lines, batch, plain), share))
