@@ -16,7 +16,8 @@ from core.analysis.split import held_out_rows, repeats
 HELD_OUT, NOT_SAMPLED = "held_out", "not_sampled"
 
 
-#: Least part of the held-out share that must be reached without near duplicates on both sides; below it, they may be.
+#: Least ratio of the held-out rows to the share asked for, or the other way around, if near duplicates stay on one
+#: side; beyond it only equal rows do.
 _LEAST_PART = 0.5
 
 

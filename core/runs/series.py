@@ -13,8 +13,8 @@ import math
 from bisect import bisect_left, bisect_right
 from typing import NamedTuple
 
-#: Early smoothing: a new point weighs the first number over the second plus the number of points before it, until that
-#: is less than its final share.
+#: Weight of an early point: this, over the sum of this and the number of points before it, until that is less than its
+#: final weight.
 YOUNG_WEIGHT = 4.0
 #: Most points kept; at this number, pairs of neighbors are merged.
 MOST_POINTS = 1 << 16

@@ -28,7 +28,7 @@ STALE_SECONDS = 30.0
 QUEUED_SECONDS = 60.0
 #: Largest state file, in bytes.
 FILE_LIMIT = 1 << 20
-#: Largest process id of the kernel, and largest step number.
+#: Valid process ids of the kernel, and valid step numbers.
 _PIDS, _COUNTS = range(1 << 31), range(1 << 63)
 
 EXIT_CODES = {"finished": 0, "stopped": 3, "failed": 4}
