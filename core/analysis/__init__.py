@@ -1,1 +1,1 @@
-"""Analysis of a whole dataset: lengths, problems, duplicates and what a run will use, made by a helper process."""
+"""Dataset analysis: lengths, problems, duplicates and the rows a run will use, computed by a helper process."""

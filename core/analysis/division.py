@@ -1,6 +1,6 @@
-"""What becomes of the rows that could be used: trained on, how often, or not, as the configuration asks.
+"""Training split: which usable rows are held out, and how often each other row is trained on, as configured.
 
-The worker and the analysis both count with it, so that what is shown before a run is what the run then does.
+The worker and the analysis share it, so that the counts shown before a run are those of the run.
 """
 
 from __future__ import annotations
@@ -11,22 +11,24 @@ from dataclasses import dataclass
 from core.analysis.duplicates import Fingerprints, group_keys
 from core.analysis.split import held_out_rows, repeats
 
-#: Reasons that the configuration gives and no row is to blame for: kept for measuring, left out by ``data.weights``.
+#: Reasons that come from the configuration, not from a defect of the row: held out for evaluation, left out by
+#: ``data.weights``.
 HELD_OUT, NOT_SAMPLED = "held_out", "not_sampled"
 
 
-#: Least part of the share asked for that rows which are like no others must make up, to be all that is held out.
+#: Least ratio of the held-out rows to the share asked for, or the other way around, if near duplicates stay on one
+#: side; beyond it only equal rows do.
 _LEAST_PART = 0.5
 
 
 @dataclass(frozen=True)
 class Division:
-    """What is held out, and what is trained on.
+    """Rows held out, and repetitions of the rows trained on.
 
     Args:
         held_out: Positions of the rows held out.
-        counts: For each row how often it is trained on in an epoch.
-        crosses: Whether rows that are almost the same may be on both sides; rows that are the same never are.
+        counts: Times that each row is trained on in an epoch.
+        crosses: Whether near duplicates may be on both sides; equal rows never are.
     """
 
     held_out: set[int]
@@ -37,14 +39,14 @@ class Division:
 def divide_rows(
     rows: Fingerprints, bounds: Sequence[int], weights: Sequence[float], share: float, seed: int
 ) -> Division:
-    """Hold rows out and repeat the others by weight.
+    """Split rows into held-out rows and rows trained on, repeated by weight.
 
-    Rows that are almost the same are on one side. Where so many are that too few others are left to hold out, as of one
-    long question asked about many things, only those that are the same are.
+    Near duplicates stay on one side. If so many rows are near duplicates that too few others can be held out, as with
+    one long question asked about many subjects, only equal rows stay on one side.
 
     Args:
         rows: The usable rows.
-        bounds: Where the rows of each entry of ``data.train`` begin, and where the last one's end.
+        bounds: First row of each entry of ``data.train``, and the end of the last one's.
         weights: One for each entry; see :func:`~core.analysis.split.repeats`.
         share: Of all rows, to be held out; see :func:`~core.analysis.split.held_out_rows`.
         seed: Decides which rows.

@@ -1,9 +1,10 @@
-"""Rows that say the same, or almost the same: found by digests and by min-hashing, in little memory.
+"""Near-duplicate detection: equal and nearly equal rows, by digests and MinHash signatures, in little memory.
 
-Two rows are the same if their words are, whatever the case and the spaces between them. They are almost the same if of
-the runs of three words in either about 5 of 6 are in both. This is estimated by one-permutation min-hashing (Li, Owen,
-Zhang: "One Permutation Hashing", NIPS 2012): the values of all runs are divided into equal ranges, the least value of
-each is kept, and rows that agree in some ranges are compared in all of them. An empty range takes the next one's.
+Two rows are equal if their words are, regardless of case and whitespace. They are near duplicates if the Jaccard
+similarity of their word trigrams is about 5/6 or more. This is estimated by one-permutation min-hashing (Li, Owen,
+Zhang: "One Permutation Hashing", NIPS 2012): the hashes of all trigrams are divided into equal ranges (bins), the least
+hash of each is kept, and rows that agree in a band of bins are compared in all of them. An empty bin takes the value of
+the next one.
 """
 
 from __future__ import annotations
@@ -17,28 +18,28 @@ from zlib import crc32
 
 from core.data.conversation import Example
 
-#: Ranges of values; rows are candidates where they agree in all of a band's.
+#: Bins of a signature; rows are candidates if they agree in all bins of a band.
 RANGES = 24
 BAND = 3
-#: Ranges that must agree for two rows to be almost the same.
+#: Bins that must agree for two rows to be near duplicates.
 AGREEING = 20
 #: Bytes of a digest, and of a signature.
 KEY_BYTES, SIGNATURE_BYTES = 8, 4 * RANGES
 
 _RUN = 3
-#: Rows with fewer runs of words are only compared as wholes.
+#: Rows with fewer word trigrams are compared only by digest.
 _LEAST_RUNS = 12
 _MOST_WORDS = 4096
 _LEAST = -(1 << 63)
 _BOUNDS = [_LEAST + (number << 64) // RANGES for number in range(RANGES)]
-#: Rows of a band that a row is compared with when groups are made.
+#: Most rows of a band that a row is compared with when groups are made.
 _COMPARED = 8
-#: The signature of a row that has none.
+#: Signature of a row that is too short for one.
 NO_SIGNATURE = bytes(SIGNATURE_BYTES)
 
 
 def normalized(example: Example) -> str:
-    """All that a row says, in lower case, with one space between words; who says it is left out."""
+    """Text of a row for comparison, in lower case and with single spaces between words; roles are left out."""
     turns = (*example.messages, *example.chosen, *example.rejected)
     if not turns:
         return " ".join(example.text.casefold().split())
@@ -48,7 +49,7 @@ def normalized(example: Example) -> str:
 
 
 def digest(example: Example, text: str) -> bytes:
-    """What rows that say the same have in common.
+    """Digest of a row's normalized text, the same for equal rows.
 
     Args:
         example: The row.
@@ -61,9 +62,10 @@ def digest(example: Example, text: str) -> bytes:
 
 
 def signature(example: Example, text: str) -> bytes:
-    """The least value of each range; :data:`NO_SIGNATURE` for rows that are too short to be compared.
+    """MinHash signature of a row, the least hash of each bin; :data:`NO_SIGNATURE` for rows that are too short to be
+    compared.
 
-    Instructions that many rows share are left out: what a system message says does not make two rows alike.
+    System messages are left out: instructions that many rows share do not make them near duplicates.
     """
     if example.messages and example.messages[0].role == "system":
         text = normalized(Example(messages=example.messages[1:], chosen=example.chosen, rejected=example.rejected))
@@ -73,7 +75,7 @@ def signature(example: Example, text: str) -> bytes:
     else:
         words = text.encode("utf-8", "surrogatepass").split()
         if len(text) > 16 * len(words):
-            # No spaces between words: characters stand for them.
+            # A text without spaces between words: characters take the place of words.
             units = list(map(ord, text[:_MOST_WORDS]))
         else:
             units = list(map(crc32, words[:_MOST_WORDS]))
@@ -86,11 +88,11 @@ def signature(example: Example, text: str) -> bytes:
 
 
 class Fingerprints:
-    """Digest and signature of many rows, packed."""
+    """Digests and signatures of many rows, packed."""
 
     def __init__(self) -> None:
         self.numbers = array("I")
-        """The number of each row."""
+        """Number of each row."""
         self._keys = bytearray()
         self._signatures = bytearray()
 
@@ -98,7 +100,7 @@ class Fingerprints:
         return len(self.numbers)
 
     def extend(self, numbers: Sequence[int], keys: bytes | bytearray, signatures: bytes | bytearray) -> None:
-        """Add rows."""
+        """Add rows with their digests and signatures."""
         self.numbers.extend(numbers)
         self._keys += keys
         self._signatures += signatures
@@ -109,7 +111,7 @@ class Fingerprints:
         self.extend((number,), digest(example, text), signature(example, text))
 
     def at(self, places: Sequence[int]) -> Fingerprints:
-        """Those of the rows at some places."""
+        """The fingerprints of the rows at some positions."""
         found = Fingerprints()
         for place in places:
             key, start = place * KEY_BYTES, place * SIGNATURE_BYTES
@@ -126,24 +128,24 @@ class Fingerprints:
         return (keys[at : at + KEY_BYTES] for at in range(0, len(keys), KEY_BYTES))
 
     def bands(self, number: int) -> Iterator[bytes]:
-        """Part ``number`` of each signature."""
+        """Band ``number`` of each signature."""
         size = 4 * BAND
         signatures, start = self._signatures, number * size
         return (bytes(signatures[at : at + size]) for at in range(start, len(signatures), SIGNATURE_BYTES))
 
     def signature(self, place: int) -> memoryview:
-        """The signature of the row at a place."""
+        """Signature of the row at a position."""
         at = place * SIGNATURE_BYTES
         return memoryview(self._signatures)[at : at + SIGNATURE_BYTES].cast("I")
 
     def has_signature(self, place: int) -> bool:
-        """Whether a row is long enough to be compared."""
+        """Whether a row is long enough for a signature."""
         at = place * SIGNATURE_BYTES
         return self._signatures[at : at + SIGNATURE_BYTES] != NO_SIGNATURE
 
 
 def find_same(rows: Fingerprints) -> dict[int, int]:
-    """Places of rows that are the same as an earlier one, each to the place of the first such."""
+    """Positions of rows that are equal to an earlier one, each to the position of the first such row."""
     first: dict[bytes, int] = {}
     found = {}
     for place, key in enumerate(rows.keys()):
@@ -154,7 +156,7 @@ def find_same(rows: Fingerprints) -> dict[int, int]:
 
 
 def find_near(rows: Fingerprints, same: dict[int, int]) -> dict[int, int]:
-    """Places of rows that are almost the same as an earlier one, those that are the same left out."""
+    """Positions of rows that are near duplicates of an earlier one, without those that are equal to one."""
     found: dict[int, int] = {}
     for number in range(RANGES // BAND):
         first: dict[bytes, int] = {}
@@ -168,10 +170,10 @@ def find_near(rows: Fingerprints, same: dict[int, int]) -> dict[int, int]:
 
 
 def group_keys(rows: Fingerprints) -> list[bytes]:
-    """For each row what all rows of its group have in common: the least of their digests.
+    """Group key of each row, shared by all rows of its group: the least of their digests.
 
-    Rows that are the same or almost the same are of one group, and so are those that a chain of such rows joins. In a
-    band that many rows share, each is compared with the first and the last few.
+    Equal rows and near duplicates are in one group, transitively. In a band that many rows share, each is compared with
+    the first and the last few.
     """
     keys = list(rows.keys())
     parents = array("I", range(len(rows)))
@@ -184,7 +186,7 @@ def group_keys(rows: Fingerprints) -> list[bytes]:
 
     def join(one: int, other: int) -> None:
         first, second = root(one), root(other)
-        # By digest, so that the order of the rows makes no difference to what a group is called.
+        # By digest, so that the key of a group does not depend on the order of rows.
         parents[max(first, second, key=keys.__getitem__)] = min(first, second, key=keys.__getitem__)
 
     same = find_same(rows)
@@ -210,10 +212,10 @@ def group_keys(rows: Fingerprints) -> list[bytes]:
 
 
 def find_shared(rows: Fingerprints, others: Fingerprints) -> tuple[dict[int, int], dict[int, int]]:
-    """Rows that are also among others.
+    """Rows that are also in another set.
 
     Returns:
-        Places in ``rows`` to places in ``others``: of those that are the same, and of those that are almost.
+        Positions in ``rows`` to positions in ``others``: first of the equal rows, then of the near duplicates.
     """
     known = {key: place for place, key in enumerate(others.keys())}
     same = {place: known[key] for place, key in enumerate(rows.keys()) if key in known}
@@ -230,5 +232,5 @@ def find_shared(rows: Fingerprints, others: Fingerprints) -> tuple[dict[int, int
 
 
 def alike(one: memoryview, other: memoryview) -> bool:
-    """Whether two signatures agree in enough ranges."""
+    """Whether two signatures agree in enough bins."""
     return one == other or sum(map(eq, one.tolist(), other.tolist())) >= AGREEING

@@ -1,4 +1,4 @@
-"""Ask for an analysis: done by processes of its own, so that whoever asks is not held up."""
+"""Analysis jobs: an analysis in processes of its own, so that the caller is not blocked."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class AnalysisCancelledError(Exception):
 
 
 class AnalysisJob:
-    """One analysis under way. ``run`` blocks, so call it from a thread; ``close`` ends it from any other.
+    """One analysis in progress. ``run`` blocks, so call it from a thread; ``close`` ends it from any other.
 
     Args:
-        request: What to look at.
+        request: Datasets and settings.
     """
 
     def __init__(self, request: AnalysisRequest) -> None:
@@ -31,13 +31,13 @@ class AnalysisJob:
         self._closed = False
 
     def run(self, progress: Callable[[Progress], None] | None = None) -> Analysis:
-        """Do it.
+        """Run the analysis.
 
         Args:
-            progress: Told several times a second how far it is.
+            progress: Called several times a second.
 
         Raises:
-            AnalysisCancelledError: If it was closed meanwhile.
+            AnalysisCancelledError: If it is closed meanwhile.
             UserError: If a file cannot be read, its format is not known or the model has no tokenizer.
         """
         with self._lock:
@@ -57,15 +57,15 @@ class AnalysisJob:
         )
 
     def close(self) -> None:
-        """End it; may be called twice, and after its end."""
+        """End it; may be called twice, and after it has ended."""
         with self._lock:
             self._closed = True
             if self._helper is not None:
                 self._helper.end()
 
     def _follow(self, helper: Helper, progress: Callable[[Progress], None] | None) -> Analysis | None:
-        """The result; None if the process has ended without one."""
-        with contextlib.suppress(OSError, ValueError):  # it has died, or was closed: the missing answer tells
+        """Result of the process; None if it has ended without one."""
+        with contextlib.suppress(OSError, ValueError):  # it died or was closed: its missing answer tells
             helper.send(json.dumps(self.request.to_dict()).encode() + b"\n")
         with contextlib.suppress(OSError):
             helper.stdin.close()
@@ -80,7 +80,7 @@ class AnalysisJob:
 
 
 def analyze(request: AnalysisRequest, progress: Callable[[Progress], None] | None = None) -> Analysis:
-    """Do an analysis and wait for it.
+    """Run an analysis and wait for it.
 
     Raises:
         UserError: As :meth:`AnalysisJob.run`.

@@ -1,4 +1,4 @@
-"""How long rows are in tokens, in a few numbers and a histogram."""
+"""Token count statistics: percentiles and a histogram of row lengths."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-#: Bars of the histogram at most.
+#: Most bars of the histogram.
 BUCKETS = 24
 
 _NICE = (1, 2, 4, 5, 8)
@@ -16,7 +16,7 @@ _NICE = (1, 2, 4, 5, 8)
 
 @dataclass(frozen=True)
 class Bucket:
-    """Rows of ``low`` up to, not including, ``high`` tokens."""
+    """Range of a histogram bar: rows of ``low`` up to, not including, ``high`` tokens."""
 
     low: int
     high: int
@@ -25,16 +25,16 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of the rows that the template can render, before any are cut or dropped for their length.
+    """Token counts of the rows that the template can render, before rows are truncated or dropped for their length.
 
     Args:
-        rows: How many they are.
-        min: Of the shortest.
-        p50: Half are no longer.
-        p95: 95 of 100 are no longer.
-        max: Of the longest.
-        tokens: In all.
-        supervised: Of these, the ones that are learned.
+        rows: Number of rows.
+        min: Tokens of the shortest row.
+        p50: Median.
+        p95: 95th percentile.
+        max: Tokens of the longest row.
+        tokens: Tokens of all rows.
+        supervised: Those of them that are trained on.
         longest: Number of the longest row.
         buckets: The histogram, all bars of the same width.
     """
@@ -51,30 +51,30 @@ class Lengths:
 
     @property
     def supervised_share(self) -> float:
-        """Share of the tokens that is learned."""
+        """Share of tokens that are trained on."""
         return self.supervised / self.tokens if self.tokens else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """A dictionary for JSON."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "buckets"}
         histogram = [[bucket.low, bucket.high, bucket.count] for bucket in self.buckets]
         return {**values, "supervised_share": self.supervised_share, "histogram": histogram}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Lengths:
-        """From :meth:`to_dict`."""
+        """The inverse of :meth:`to_dict`."""
         values = {name: data[name] for name in cls.__dataclass_fields__ if name != "buckets"}
         return cls(**values, buckets=tuple(Bucket(*bucket) for bucket in data["histogram"]))
 
 
 def measure_lengths(lengths: Sequence[int], numbers: Sequence[int], tokens: int, supervised: int) -> Lengths | None:
-    """Sum up lengths; None for no rows.
+    """Statistics of row lengths; None for no rows.
 
     Args:
         lengths: Tokens of each row.
         numbers: The number of each of these rows.
-        tokens: Of all of them, those of a row that is learned in several parts counted in each.
-        supervised: How many of these are learned.
+        tokens: Tokens of all rows; a row trained on in several sequences counts the tokens of each.
+        supervised: Those of them that are trained on.
     """
     if not lengths:
         return None
@@ -94,7 +94,7 @@ def measure_lengths(lengths: Sequence[int], numbers: Sequence[int], tokens: int,
 
 
 def percentile(ordered: Sequence[int], share: float) -> int:
-    """The smallest of ascending values that so great a share does not exceed (nearest rank)."""
+    """Percentile of ascending values by the nearest-rank method."""
     return ordered[max(math.ceil(share * len(ordered)), 1) - 1]
 
 
@@ -107,7 +107,7 @@ def _histogram(ordered: Sequence[int]) -> tuple[Bucket, ...]:
 
 
 def _bucket_width(longest: int) -> int:
-    """The smallest round width with which the bars are few enough."""
+    """The smallest round bar width that gives few enough bars."""
     scale = 1
     while True:
         for step in _NICE:

@@ -1,4 +1,4 @@
-"""Where a row comes from, and a few such places as words."""
+"""Row positions: file and line of a row, and a list of them in words."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import NamedTuple
 
 from core.text import one_line
 
-#: Lines that are named; beyond them only their number is.
+#: Lines that are listed; of any more, only the count is given.
 NAMED_LINES = 40
 
 
 class Place(NamedTuple):
-    """File and line of a row; the line counts rows where a file has no lines."""
+    """File and line of a row; in a file without lines, its row number."""
 
     file: str
     line: int
 
 
 def name_places(places: Iterable[Place]) -> str:
-    """``train.jsonl lines 3, 17 and 24; more.csv line 2``, safe to show; each place once, in order."""
+    """Positions in words, ``train.jsonl lines 3, 17 and 24; more.csv line 2``, safe to show; each once, in order."""
     by_file: dict[str, list[int]] = {}
     for place in sorted(set(places)):
         by_file.setdefault(place.file, []).append(place.line)

@@ -1,4 +1,4 @@
-"""What a run is refused for before its model is loaded, as it would be wasted; each may be allowed by its code."""
+"""Preflight checks: reasons to refuse a run before its model is loaded; each may be allowed by its code."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from core.config.choices import RefusalCode
 from core.data.conversation import Example
 from core.errors import UserError
 
-#: Greatest share of the rows read that may have nothing to learn.
+#: Greatest share of rows without any trained token.
 NOTHING_SUPERVISED_SHARE = 0.1
-#: Least share of the conversations used in which the token that ends an answer is learned.
+#: Least share of conversations in which the token that ends an answer is trained on.
 STOP_LEARNED_SHARE = 0.5
-#: Greatest share of the held-out rows that may also be trained on.
+#: Greatest share of held-out rows that are also trained on.
 EVAL_LEAK_SHARE = 0.05
 
-#: Told code, message and hint of what was found and goes on.
+#: Receives code, message and hint of a finding that is allowed.
 Notice = Callable[[str, str, str], None]
 
 
 class Preflight:
-    """Refuses a run, or says what was found where its user has allowed it.
+    """Refuses a run, or reports the finding if the user has allowed it.
 
     Args:
         allowed: Codes of ``data.allow``.
-        notice: Told what was found and goes on.
+        notice: Receives findings that are allowed.
     """
 
     def __init__(self, allowed: Collection[RefusalCode] = (), notice: Notice = lambda *_: None) -> None:
@@ -33,12 +33,12 @@ class Preflight:
         self._notice = notice
 
     def refuse(self, code: RefusalCode, message: str, hint: str) -> None:
-        """Refuse, unless that is allowed.
+        """Refuse the run, unless the code is allowed.
 
         Args:
-            code: What was found.
-            message: That in one sentence.
-            hint: How it is mended, with the key of the configuration.
+            code: Code of the finding.
+            message: The finding in one sentence.
+            hint: Remedy, with the configuration key.
 
         Raises:
             UserError: If it is not allowed.
@@ -48,14 +48,14 @@ class Preflight:
         self._notice(code, message, f"It goes on, as data.allow holds {code}.")
 
     def check_format(self, name: str, ambiguity: str) -> None:
-        """Refuse rows that may be read in more than one way.
+        """Refuse rows with an ambiguous format.
 
         Args:
-            name: What the configuration calls them.
-            ambiguity: What :func:`~core.data.formats.ambiguity.find_ambiguity` says.
+            name: Name of the rows in the configuration.
+            ambiguity: Result of :func:`~core.data.formats.ambiguity.find_ambiguity`.
 
         Raises:
-            UserError: If they may, and that is not allowed.
+            UserError: If they are ambiguous, and that is not allowed.
         """
         if ambiguity:
             self.refuse(
@@ -68,7 +68,7 @@ class Preflight:
         """Refuse conversations for a model that has no chat template.
 
         Args:
-            base: What the configuration calls the model.
+            base: Name of the model in the configuration.
 
         Raises:
             UserError: If that is not allowed.
@@ -81,15 +81,15 @@ class Preflight:
         )
 
     def check_supervised(self, read: int, nothing: int, example: str) -> None:
-        """Refuse rows of which too many have nothing to learn.
+        """Refuse a dataset if too many rows have no trained token.
 
         Args:
             read: Rows read.
-            nothing: Those with nothing to learn.
+            nothing: Rows without a trained token.
             example: A sentence about the first of them.
 
         Raises:
-            UserError: If they are too many, and that is not allowed.
+            UserError: If there are too many, and that is not allowed.
         """
         if nothing > NOTHING_SUPERVISED_SHARE * read:
             self.refuse(
@@ -103,12 +103,12 @@ class Preflight:
         """Refuse conversations that do not teach the model to end its answers.
 
         Args:
-            conversations: Rows that are conversations or tokens, those that are dropped for having no such token
-                included; plain text need not end.
-            stopped: Those in which a token that ends an answer is learned.
+            conversations: Rows that are conversations or tokens, including those dropped for having no such token;
+                plain text need not end.
+            stopped: Those in which a token that ends an answer is trained on.
 
         Raises:
-            UserError: If they are too few, and that is not allowed.
+            UserError: If there are too few, and that is not allowed.
         """
         if conversations and stopped < STOP_LEARNED_SHARE * conversations:
             self.refuse(
@@ -120,10 +120,10 @@ class Preflight:
             )
 
     def tell_ended(self, answers: int) -> None:
-        """Say that answers are ended by us, which happens only where ``stop_untrained`` is allowed.
+        """Report that an end-of-text token is appended to answers, which happens only if ``stop_untrained`` is allowed.
 
         Args:
-            answers: Those that the chat template ends with no token that stops the model.
+            answers: Number of answers that the chat template does not end with a stop token.
         """
         if answers:
             self.refuse(
@@ -134,7 +134,7 @@ class Preflight:
             )
 
     def tell_alike(self) -> None:
-        """Say that rows held out are almost the same as rows trained on, as too few others are there."""
+        """Report that held-out rows have near duplicates among the rows trained on, as there are too few other rows."""
         self._notice(
             "near_leak",
             "So many rows are almost the same that some like those held out are trained on.",
@@ -142,10 +142,10 @@ class Preflight:
         )
 
     def check_leak(self, train: Iterable[Example], held_out: Iterable[Example]) -> None:
-        """Refuse held-out rows that are also trained on; case and spaces make no difference.
+        """Refuse held-out rows that are also trained on, compared regardless of case and whitespace.
 
         Raises:
-            UserError: If they are too many, and that is not allowed.
+            UserError: If there are too many, and that is not allowed.
         """
         keys = [digest(example, normalized(example)) for example in held_out]
         wanted = set(keys)

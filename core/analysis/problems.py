@@ -1,4 +1,4 @@
-"""What can be wrong with the rows of a dataset: every kind once, and those that were found."""
+"""Dataset problems: the catalog of their kinds, and a tally of those found."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-#: Rows that a problem names with their lines.
+#: Rows of a problem that are listed with their lines.
 EXAMPLES = 20
-#: Rows that a problem knows the number of, to be filtered by.
+#: Rows of a problem whose numbers are kept, to filter by.
 INDEXED = 1_000_000
 
-#: ``drop``: the row is not used; ``warn``: it is used and should not be; ``note``: it may be meant so.
+#: ``drop``: the row is not used; ``warn``: it is used but should not be; ``note``: it may be intended.
 Level = Literal["drop", "warn", "note"]
 LEVELS: tuple[Level, ...] = ("drop", "warn", "note")
 
@@ -23,9 +23,9 @@ class Kind:
     """A kind of problem.
 
     Args:
-        level: What it means for the rows.
-        title: What it is, a few words.
-        hint: What to do, one sentence.
+        level: Consequence for the rows.
+        title: Name of the problem, a few words.
+        hint: Remedy, one sentence.
     """
 
     level: Level
@@ -120,18 +120,18 @@ _OTHER = _drop("not usable", "Look at these rows.")
 
 
 def kind_of(code: str) -> Kind:
-    """The kind with a code; a plain one for codes that are not known here."""
+    """The kind with a code; a generic one for unknown codes."""
     return KINDS.get(code, _OTHER)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a row is.
+    """Position of a row.
 
     Args:
         index: Number of the row, from 0, through all sources in their order.
-        line: Line of its file, from 1; 0 where that does not tell it from others.
-        file: The name of its file, where there are several; else empty. Sanitize it.
+        line: Line of its file, from 1; 0 if it shares the line with others.
+        file: Name of its file if there are several, else empty. Sanitize it.
     """
 
     index: int
@@ -140,7 +140,9 @@ class Place:
 
     @property
     def shown(self) -> str:
-        """Its line, with its file where there are several, or its number where it has no line of its own."""
+        """Position for messages: the line, with the file if there are several, or the row number if it has no line of
+        its own.
+        """
         where = str(self.line) if self.line else f"row {self.index + 1}"
         return f"{self.file}:{where}" if self.file and self.line else f"{self.file} {where}" if self.file else where
 
@@ -152,7 +154,7 @@ class Problem:
     Args:
         code: A key of :data:`KINDS`.
         count: How many rows have it.
-        places: The first of them, at most :data:`EXAMPLES`.
+        places: Positions of the first of them, at most :data:`EXAMPLES`.
         indices: The numbers of the first :data:`INDEXED`, ascending.
         detail: A sentence about the first of them; it may quote the row: sanitize it.
     """
@@ -165,20 +167,20 @@ class Problem:
 
     @property
     def kind(self) -> Kind:
-        """What it is and what to do."""
+        """Kind of the problem, with title and hint."""
         return kind_of(self.code)
 
     @property
     def hint(self) -> str:
-        """What to do, one sentence."""
+        """Remedy, one sentence."""
         return self.kind.hint
 
     def rank(self) -> tuple[int, int, str]:
-        """Sorts what costs rows first, then by how many rows have it."""
+        """Sort key: problems that cost rows first, then by number of rows."""
         return LEVELS.index(self.kind.level), -self.count, self.code
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, the numbers of the rows packed."""
+        """A dictionary for JSON, with the row numbers packed."""
         # Base 85 would be shorter, but Python does it in lists that take a hundred megabytes for a million rows.
         return {
             "code": self.code,
@@ -190,7 +192,7 @@ class Problem:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Problem:
-        """From :meth:`to_dict`."""
+        """The inverse of :meth:`to_dict`."""
         indices = array("I")
         indices.frombytes(base64.b64decode(data["indices"]))
         places = tuple(Place(*place) for place in data["places"])
@@ -206,7 +208,7 @@ class ProblemTally:
         self._details: dict[str, str] = {}
 
     def add(self, code: str, number: int, detail: str = "") -> None:
-        """Note that a row has a problem."""
+        """Record a problem of a row."""
         count = self._counts.get(code, 0)
         self._counts[code] = count + 1
         if count == 0:
@@ -215,7 +217,7 @@ class ProblemTally:
             self._indices[code].append(number)
 
     def problems(self, place: Callable[[int], Place]) -> list[Problem]:
-        """What was found; ``place`` tells where a row is."""
+        """The problems found; ``place`` returns the position of a row."""
         return [
             Problem(
                 code,

@@ -1,7 +1,7 @@
-"""The process that carries out an analysis: ``python -m core.analysis.process``.
+"""Analysis process: ``python -m core.analysis.process``.
 
 It reads one request as a line of JSON from standard input and writes lines of JSON: ``{"progress": …}`` several times a
-second, then ``{"analysis": …}`` or ``{"error", "hint"}``. It ends by itself when nobody reads them any more.
+second, then ``{"analysis": …}`` or ``{"error", "hint"}``. It ends by itself when its output is no longer read.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from core.sandbox.limits import TimeLimitError, confine
 from core.text import one_line
 
 _SECONDS_BETWEEN = 0.1
-#: Bytes that it may have. What is kept of a row is a few dozen bytes.
+#: Memory limit in bytes. A few dozen bytes are kept of each row.
 _MEMORY = 4 << 30
 
 
 def main() -> int:
-    """Do it; returns the exit code."""
+    """Serve one request; returns the exit code."""
     tie_to_parent()
     confine(_MEMORY)
-    # Each process tokenizes by itself; threads of the library would not survive the fork.
+    # Parallelism comes from processes; threads of the tokenizers library would not survive a fork.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from core.analysis.survey import survey
 
@@ -47,7 +47,7 @@ def main() -> int:
         answer = {"error": text, "hint": "Take another template (template.file), or get the model again."}
     except BrokenPipeError:
         return _leave()
-    except BaseException as error:  # what libraries raise at a model's files, a panic of theirs among it
+    except BaseException as error:  # any exception of the libraries, Rust panics included
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise
         reason = one_line(f"{type(error).__name__}: {error}", 200).rstrip(".")
@@ -60,7 +60,7 @@ def main() -> int:
 
 
 class _Reporter:
-    """Writes progress, not too often."""
+    """Writes progress, at a limited rate."""
 
     def __init__(self) -> None:
         self._next = 0.0
@@ -80,7 +80,7 @@ def _write(value: dict[str, Any]) -> None:
 
 
 def _leave() -> int:
-    # What is still buffered would raise again when the interpreter closes standard output.
+    # Buffered output would raise again when the interpreter closes standard output.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
 

@@ -1,7 +1,7 @@
-"""What a whole dataset is like: how many rows are used, what is wrong with the others, how long they are.
+"""Analysis request and result: rows used, problems of the others, and token counts.
 
-:class:`AnalysisRequest` says what to look at, :class:`Analysis` is the answer; :mod:`core.analysis.job` gets it without
-holding up who asks.
+:class:`AnalysisRequest` is the request, :class:`Analysis` the result; :mod:`core.analysis.job` computes it in processes
+of its own, so that the caller is not blocked.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AnalysisRequest:
-    """What to look at, and how.
+    """Datasets and settings of an analysis.
 
     Args:
         train: Entries as in ``data.train``.
-        eval: Entries as in ``data.eval``, looked at for rows that are also trained on.
+        eval: Entries as in ``data.eval``, checked for rows that are also trained on.
         format: As ``data.format``.
         columns: As ``data.columns``.
-        model: Directory with the tokenizer; None for no tokens.
+        model: Directory of the tokenizer; None to skip tokenization.
         template: Text of a chat template instead of the model's own.
         supervise: As ``data.supervise``.
         allow_special: Use rows whose messages write special tokens.
-        end_answers: Put the end of text behind answers that the template does not end, as where ``data.allow`` holds
+        end_answers: Append the end-of-text token to answers that the template does not end, as if ``data.allow`` holds
             ``stop_untrained``.
         max_length: As ``train.max_length``; 0 for no limit.
         overlong: As ``data.overlong``.
         weights: As ``data.weights``, one for each entry of ``train``; None: all 1.
         eval_share: As ``data.eval_share``.
-        seed: As ``train.seed``, which decides what is held out and left out.
-        objective: As ``train.objective``, which decides what rows are trained on.
+        seed: As ``train.seed``, which decides the rows held out and left out.
+        objective: As ``train.objective``, which decides the rows trained on.
     """
 
     train: tuple[str, ...]
@@ -60,7 +60,7 @@ class AnalysisRequest:
 
     @property
     def mask_settings(self) -> MaskSettings | None:
-        """How rows become tokens; None for no tokens."""
+        """Settings of tokenization and loss mask; None without a tokenizer."""
         if self.model is None:
             return None
         return MaskSettings(
@@ -73,24 +73,24 @@ class AnalysisRequest:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """A dictionary for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> AnalysisRequest:
-        """From :meth:`to_dict`."""
+        """The inverse of :meth:`to_dict`."""
         weights = None if data["weights"] is None else tuple(data["weights"])
         return cls(**{**data, "train": tuple(data["train"]), "eval": tuple(data["eval"]), "weights": weights})
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an analysis is.
+    """Progress of an analysis.
 
     Args:
         stage: ``indexing`` (bytes), ``reading`` (rows) or ``comparing`` (rows).
-        done: Of what the stage counts.
-        total: In all; None while that is not known.
+        done: Units done, as counted by the stage.
+        total: Units in all; None while unknown.
     """
 
     stage: Literal["indexing", "reading", "comparing"]
@@ -100,13 +100,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class SourceFormat:
-    """How one source is read.
+    """Detected format of one source.
 
     Args:
-        name: What it is called in the configuration.
+        name: Name in the configuration.
         format: One of :data:`~core.config.choices.FORMATS`.
-        reason: Why, one sentence.
-        rows: How many it has; the first has the number 0, those of the next source go on from there.
+        reason: Reason for the format, one sentence.
+        rows: Number of rows; they are numbered from 0 through all sources.
     """
 
     name: str
@@ -117,21 +117,21 @@ class SourceFormat:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What was found; ``rows == used + sum(dropped.values())``, as the run with that configuration counts.
+    """Result of an analysis; ``rows == used + sum(dropped.values())``, as in the run with that configuration.
 
     Args:
         sources: The sources that are trained on.
         rows: Rows read.
         used: Rows trained on.
-        dropped: Reason to number of rows that are not. Those that need tokens are only found where there is a model.
-        problems: What costs rows first, then what should be looked at; a row may have several.
-        turns: Number of messages of a conversation to the number of rows that have so many.
-        scripts: Writing system to the number of rows mostly written in it; no row counts twice.
-        lengths: Tokens, where there is a model.
-        stop_learned: Usable rows whose last learned token ends an answer, where there is a model; those that are held
-            out or left out by weight are among them.
+        dropped: Number of rows not trained on, by reason. Reasons that need tokens are found only with a model.
+        problems: Problems that drop rows first, then those to be reviewed; a row may have several.
+        turns: Number of rows by number of messages.
+        scripts: Number of rows by main writing system; each row counts once.
+        lengths: Token counts, if there is a model.
+        stop_learned: Usable rows whose last trained token ends an answer, if there is a model; includes rows held out
+            or left out by weight.
         eval_rows: Held-out rows read.
-        seconds: How long it took.
+        seconds: Duration in seconds.
     """
 
     sources: tuple[SourceFormat, ...]
@@ -147,11 +147,11 @@ class Analysis:
     seconds: float = 0.0
 
     def problem(self, code: str) -> Problem | None:
-        """The problem with a code, if there is any."""
+        """The problem with a code; None if not found."""
         return next((problem for problem in self.problems if problem.code == code), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON between processes."""
+        """A dictionary for JSON between processes."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {
             **values,
@@ -163,7 +163,7 @@ class Analysis:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Analysis:
-        """From :meth:`to_dict`."""
+        """The inverse of :meth:`to_dict`."""
         values = {
             **data,
             "sources": tuple(SourceFormat(**source) for source in data["sources"]),
@@ -175,11 +175,11 @@ class Analysis:
 
 
 def request_for(config: Config, *, model: str | None, template: str | None = None) -> AnalysisRequest:
-    """What a run with a configuration would look at.
+    """The analysis request for a run with a configuration.
 
     Args:
         config: The configuration.
-        model: Directory with the tokenizer, or None.
+        model: Directory of the tokenizer, or None.
         template: Text of a chat template instead of the model's own.
     """
 

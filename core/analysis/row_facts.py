@@ -1,4 +1,4 @@
-"""What is to be known of each row for an analysis: looked at in portions, by several processes."""
+"""Row facts for an analysis: lengths, problems and fingerprints, computed in portions by several processes."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from core.secrets import find_email, find_secret
 from core.template.mask import MaskedRow, Masker
 from core.text import one_line
 
-#: Rows rendered and tokenized in one call, and the characters beyond which fewer are.
+#: Rows rendered and tokenized in one call, and the characters that limit such a portion.
 BATCH_ROWS, BATCH_CHARACTERS = 128, 4 << 20
 #: Processor time for such a call; a tenth of a second is usual.
 BATCH_SECONDS = 30
-#: Longest stretch of a text that is searched for damage and secrets.
+#: Longest part of a text that is searched for damage and secrets.
 SEARCHED = 1 << 20
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
@@ -57,28 +57,28 @@ _READ_COLUMNS: dict[Format, frozenset[str]] = {
     "tokens": frozenset({"labels"}),
     "kto": frozenset({"label"}),
 }
-#: Shortest answer whose standing in the prompt says something, in characters.
+#: Shortest answer, in characters, for which being contained in the prompt is a problem.
 _REPEATED = 24
 
 
 @dataclass
 class RowFacts:
-    """What is known of a portion of rows, small enough to be sent to another process.
+    """Facts of a portion of rows, small enough to be sent to another process.
 
-    Rows have their numbers; what is packed is in the order of ``used``.
+    Rows are identified by number; packed fields are in the order of ``used``.
     """
 
     read: int = 0
     dropped: list[tuple[int, str, str]] = field(default_factory=list)
-    """Number, reason and a sentence."""
+    """Number, reason and message of each dropped row."""
     found: list[tuple[int, str, str]] = field(default_factory=list)
-    """Number, code and a sentence of other problems."""
+    """Number, code and message of each other problem."""
     compared: array[int] = field(default_factory=lambda: array("I"))
-    """Rows that have a digest and a signature, whether used or not."""
+    """Numbers of rows with a digest and a signature, used or not."""
     keys: bytearray = field(default_factory=bytearray)
     signatures: bytearray = field(default_factory=bytearray)
     measured: array[int] = field(default_factory=lambda: array("I"))
-    """Rows that have a length, those beyond the limit among them."""
+    """Numbers of rows with a length, including those beyond the limit."""
     lengths: array[int] = field(default_factory=lambda: array("I"))
     tokens: int = 0
     supervised: int = 0
@@ -89,13 +89,13 @@ class RowFacts:
 
 
 class Examiner:
-    """Looks at rows.
+    """Computes the facts of rows.
 
     Args:
-        detection: How they are read.
+        detection: Format of the rows.
         masker: Renders and tokenizes; None for no tokens.
-        max_length: The most tokens of a row; 0 for no limit.
-        overlong: What happens to longer ones.
+        max_length: Most tokens of a row; 0 for no limit.
+        overlong: Treatment of longer rows.
         objective: As ``train.objective``.
     """
 
@@ -117,7 +117,7 @@ class Examiner:
         self._answer_columns: dict[tuple[str, ...], str] = {}
 
     def examine(self, rows: Iterable[Row], first: int = 0) -> RowFacts:
-        """The facts of some rows; ``first`` is added to their numbers."""
+        """Facts of some rows; ``first`` is added to their numbers."""
         facts = RowFacts()
         for batch in self._batches(rows, first, facts):
             if self._masker is None:
@@ -131,7 +131,7 @@ class Examiner:
         return facts
 
     def keys(self, rows: Iterable[Row], first: int = 0) -> RowFacts:
-        """Only what rows are compared by."""
+        """Only the digests and signatures of some rows."""
         facts = RowFacts()
         for _ in self._batches(rows, first, facts, quick=True):
             pass
@@ -218,7 +218,7 @@ class Examiner:
             facts.found.append((number, "no_stop_learned", "The last token learned does not end an answer."))
 
     def _use(self, number: int, facts: RowFacts) -> None:
-        """A row that nothing is wrong with."""
+        """Record a row without defects."""
         if self._shown_only:
             message = f"The rows are {self._shown_only}, and train.objective learns from others."
             facts.dropped.append((number, "not_trained_on", message))
@@ -226,7 +226,7 @@ class Examiner:
             facts.used += 1
 
     def _too_long(self, sequences: Sequence[MaskedRow], length: int) -> RowError | None:
-        """Why a row beyond the limit is not used; None if it is cut and used."""
+        """The reason to drop a row beyond the limit; None if it is truncated and used."""
         limit = self._max_length
         if self._overlong != "truncate":
             refused = " A run is refused for it, as data.overlong says." if self._overlong == "refuse" else ""

@@ -1,4 +1,4 @@
-"""How long the first rows of a dataset are, for a choice that cannot wait for all of them."""
+"""Row length sample: token counts of a dataset's first rows, for decisions that cannot wait for a full analysis."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from core.text import one_line
 if TYPE_CHECKING:
     from core.config.schema import Config
 
-#: Rows looked at in each source.
+#: Rows sampled of each source.
 ROWS = 300
 #: Processor time for all of them.
 _SECONDS = 30
 
 
 def sample_lengths(config: Config) -> list[int]:
-    """Tokens of the first rows of each source, of a pair those of the longer answer, before any are cut; nothing where
-    there is no tokenizer on this machine. They are made in the sandbox.
+    """Token counts of the first rows of each source before truncation, made in the sandbox; of a preference pair, those
+    with the longer answer. Empty if the tokenizer is not on this machine.
 
     Args:
         config: A checked configuration, its data readable.
 
     Raises:
-        UserError: If tokenizer or template take more than the sandbox lets them.
+        UserError: If tokenizer or template exceed the limits of the sandbox.
     """
     from core.template.builtin import template_source
 

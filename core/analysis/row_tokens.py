@@ -1,4 +1,4 @@
-"""One row as the tokens that a model would see, for a person to look at."""
+"""Token preview: one row of a dataset as the tokens that the model would see."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Token:
-    """One token; a character made of several tokens is given with the last of them."""
+    """One token for display; a character made of several tokens is given with the last of them."""
 
     id: int
     text: str
@@ -31,18 +31,19 @@ class Token:
 
 @dataclass(frozen=True)
 class TokenSample:
-    """A row as tokens, or why it has none.
+    """A row as tokens, or the reason why it has none.
 
     Args:
-        index: Its number, from 0, through all sources.
-        tokens: Those of its first row of training.
-        further: Those of its further rows, for turns that the template shows differently once later ones follow.
-        cut: Where the greatest length ends it, if it is longer.
-        rejected: Of a preference pair the tokens with the worse answer; ``tokens`` are those with the better one.
-        rejected_cut: Where the greatest length ends these.
-        label: Whether its answer is called good; None for other rows.
-        code: The reason why it is not used; empty if it is.
-        error: That in a sentence.
+        index: Number of the row, from 0, through all sources.
+        tokens: Tokens of its first training sequence.
+        further: Tokens of its further training sequences, for turns that the template renders differently once later
+            ones follow.
+        cut: Position at which it is truncated, if it is longer than the limit.
+        rejected: Tokens with the worse answer of a preference pair; ``tokens`` has the better one.
+        rejected_cut: Position at which these are truncated.
+        label: Whether its answer is labeled good; None for other rows.
+        code: Code of the reason not to use it; empty if it is used.
+        error: That reason in a sentence.
     """
 
     index: int
@@ -57,15 +58,16 @@ class TokenSample:
 
 
 def sample_row(request: AnalysisRequest, analysis: Analysis, number: int | None = None) -> TokenSample | None:
-    """A row of an analyzed dataset as tokens, made in the sandbox.
+    """Tokens of one row of an analyzed dataset, computed in the sandbox.
 
     Args:
-        request: What was looked at; it must name a model.
-        analysis: What was found.
-        number: Which row, from 1; None for the first one that is used, or would be if rows of its format were.
+        request: Request of the analysis; it must name a model.
+        analysis: Result of the analysis.
+        number: Number of the row, from 1; None for the first one that is used, or would be if its format could be
+            trained on.
 
     Returns:
-        The row; None where there is no such row and none was named.
+        The row; None if there is no such row and ``number`` is None.
 
     Raises:
         UserError: If there is no such row, or the model's tokenizer cannot be read.
@@ -129,7 +131,7 @@ def _find(request: AnalysisRequest, index: int) -> tuple[Row, Detection]:
 
 
 def tokenizer_directory(name: str) -> Path:
-    """Where the tokenizer of a model is; see :func:`core.models.find.find_model`.
+    """Directory of a model's tokenizer; see :func:`core.models.find.find_model`.
 
     Raises:
         UserError: If the model is not on this machine.

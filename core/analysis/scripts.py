@@ -1,4 +1,4 @@
-"""Which writing system a text is mostly in: a rough guess from its first letters."""
+"""Script detection: a rough guess at the main writing system of a text, from its first letters."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import re
 from bisect import bisect_right
 from collections import Counter
 
-#: Letters looked at.
+#: Letters inspected.
 SAMPLE = 400
 
-# First code point of each stretch, in order, and the script of the letters in it; Unicode's blocks, roughly.
+# First code point of each range, in order, and the script of its letters; roughly Unicode's blocks.
 _STRETCHES: tuple[tuple[int, str], ...] = (
     (0x0000, "Latin"),
     (0x0370, "Greek"),
@@ -68,7 +68,7 @@ def main_script(text: str) -> str:
         return "Latin" if head.upper() != head.lower() or text.upper() != text.lower() else "none"
     counts: dict[str, int] = {}
     head = text[: 4 * SAMPLE]
-    # Letters of ASCII are counted as bytes: most texts have little else.
+    # Letters of ASCII are counted as bytes: most texts consist of them.
     if latin := len(head.encode("ascii", "ignore").translate(None, _ASCII_NO_LETTERS)):
         counts["Latin"] = latin
     for character, count in Counter("".join(_BEYOND_ASCII.findall(head))).items():

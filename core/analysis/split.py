@@ -1,4 +1,4 @@
-"""Rows held out of training, and rows mixed by weight: both decided by a seed, the same each time."""
+"""Held-out split and weighted repetition of rows: both decided by a seed, the same each time."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 
 def held_out_rows(keys: Sequence[bytes], share: float, seed: int) -> set[int]:
-    """Which rows are kept out of training.
+    """Choose the rows to hold out of training.
 
-    Rows with the same key stay together, so that no copy of a held-out row is trained on. Groups are taken in an order
-    that the seed decides, each if it fits, until the share is reached; one group at least is held out and one at least
-    left.
+    Rows with the same key stay together, so that no copy of a held-out row is trained on. Groups are taken in a random
+    order fixed by the seed, each if it fits, until the share is reached; at least one group is held out and at least
+    one is left.
 
     Args:
         keys: One for each row, equal for equal rows.
@@ -19,7 +19,7 @@ def held_out_rows(keys: Sequence[bytes], share: float, seed: int) -> set[int]:
         seed: Decides the order.
 
     Returns:
-        Their positions; empty where the share is 0 or all rows are equal.
+        Positions of the held-out rows; empty if the share is 0 or all rows are equal.
     """
     groups: dict[bytes, list[int]] = {}
     for position, key in enumerate(keys):
@@ -36,20 +36,20 @@ def held_out_rows(keys: Sequence[bytes], share: float, seed: int) -> set[int]:
 
 
 def repeats(keys: Sequence[bytes], weight: float, seed: int) -> list[int]:
-    """How often each row of a file is used in an epoch.
+    """Number of times that each row of a file is used in an epoch.
 
-    The whole part of the weight counts for each row; its fraction for that share of the rows which the seed decides:
-    0.5 uses half of them once, 2 all of them twice, 1.5 all of them once and half of them again.
+    The integer part of the weight applies to every row; its fraction to that share of the rows, chosen by the seed: 0.5
+    uses half of them once, 2 all of them twice, 1.5 all of them once and half of them again.
 
     Args:
         keys: One for each row.
         weight: Above 0.
-        seed: Decides which rows the fraction takes.
+        seed: Decides which rows the fraction applies to.
     """
     whole = int(weight)
     extra = round((weight - whole) * len(keys))
     if not whole and not extra:
-        # A small weight on a small file still means some of it.
+        # A small weight on a small file still uses at least one row.
         extra = min(len(keys), 1)
     ranked = sorted(range(len(keys)), key=lambda position: (_rank(keys[position], seed), position))
     counts = [whole] * len(keys)

@@ -1,4 +1,4 @@
-"""An analysis carried out: every row looked at, on all cores, and what was found put together."""
+"""Survey of a dataset: every row examined on all cores, and the findings merged into an analysis."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from core.text import one_line
 
 Report = Callable[[Progress], None]
 
-#: Rows that a process looks at between two reports.
+#: Rows that a process examines between two reports.
 PORTION = 512
-#: Rows read at once; each may be as large as the reader's limit.
+#: Rows per read; each may be as large as the reader's limit.
 _PAGE = 32
-#: Fewer rows are done before other processes have started.
+#: Smaller datasets are done before other processes have started.
 _WORTH_PROCESSES = 1500
 _MOST_PROCESSES = 8
-#: Bytes that each of them may take beside what it shares with the one it was forked from.
+#: Bytes that each forked process may allocate on top of the memory it shares with its parent.
 _GROWTH = 1 << 30
 
 
@@ -50,27 +50,27 @@ class OpenSource:
     detection: Detection
     examiner: Examiner
     first: int
-    """The number of its first row."""
+    """Number of its first row."""
     rows: int
     held_out: bool
     entry: int
-    """The entry of ``data.train`` or ``data.eval`` that it is of."""
+    """Index of its entry of ``data.train`` or ``data.eval``."""
 
     def head(self) -> list[Row]:
-        """The rows that its format is told from."""
+        """First rows, for format detection."""
         return self.file.rows(0, min(SAMPLE, self.rows))
 
 
-#: The sources of this process's survey; those that do its work are forked from it and find them here.
+#: Sources of this process's survey; a global, so that forked worker processes inherit them.
 _open_sources: list[OpenSource] = []
 
 
 def survey(request: AnalysisRequest, report: Report = lambda _: None) -> Analysis:
-    """Look at every row; blocks, and forks processes, so it is done in a process of its own.
+    """Examine every row; blocks, and forks processes, so it belongs in a process of its own.
 
     Args:
-        request: What to look at.
-        report: Told how far it is; may raise to stop.
+        request: Datasets and settings.
+        report: Called with the progress; may raise to stop.
 
     Raises:
         UserError: If a file cannot be read, its format is not known or the model has no tokenizer.
@@ -117,7 +117,7 @@ def _open(
 
 
 class _Findings:
-    """What was found so far, portion by portion in the order of the rows."""
+    """Findings so far, portion by portion in the order of rows."""
 
     def __init__(self, request: AnalysisRequest, opened: Sequence[OpenSource]) -> None:
         self._request = request
@@ -128,13 +128,13 @@ class _Findings:
         self._weights = weights_of(request.weights, len(request.train))
         self._divides = bool(request.eval_share) or any(weight != 1 for weight in self._weights)
         self._used: list[array[int]] = [array("I") for _ in request.train]
-        """By entry, the places among the fingerprints of the rows that can be used; only where they are divided."""
+        """Positions in the fingerprints of the usable rows, by entry; filled only if rows are divided."""
         self._total = RowFacts()
         self._eval_read = 0
         self._dropped: dict[str, int] = {}
 
     def gather(self, report: Report, began: float) -> Analysis:
-        """Look at all rows."""
+        """Examine all rows."""
         total = sum(item.rows for item in self._opened)
         done = 0
         report(Progress("reading", done, total))
@@ -183,7 +183,7 @@ class _Findings:
             self._note_twins("near_leaked", near, self._eval_rows, "It is almost the same as row {} of data.eval.")
 
     def _divide(self) -> None:
-        """Take out of the rows used what is held out and what weights leave out."""
+        """Remove rows that are held out or left out by weight from the rows used."""
         if not self._divides:
             return
         usable = self._rows.at(list(itertools.chain.from_iterable(self._used)))
@@ -228,7 +228,7 @@ class _Findings:
         )
 
     def _source_problems(self) -> Iterator[Problem]:
-        """What is wrong with a source as a whole."""
+        """Problems of a source as a whole."""
         for item in self._train:
             numbers = array("I", range(item.first, item.first + item.rows))
             name = one_line(item.source.name)
@@ -243,7 +243,7 @@ class _Findings:
 
 
 def _examine_all(opened: Sequence[OpenSource]) -> Iterator[tuple[OpenSource, RowFacts]]:
-    """The facts of all portions in the order of the rows, and what source they are of."""
+    """Facts of all portions in the order of rows, each with its source."""
     portions = [
         (place, start, min(PORTION, item.rows - start))
         for place, item in enumerate(opened)
@@ -272,10 +272,10 @@ def _examine_all(opened: Sequence[OpenSource]) -> Iterator[tuple[OpenSource, Row
 
 
 def _hold_on(reading: int, writing: int) -> None:
-    """In a forked process: end when the one it was forked from does, however that ends."""
+    """In a forked process: exit when its parent does, however the parent ends."""
     os.close(writing)
     limit_growth(_GROWTH)
-    # Whoever reads what that one writes must see it end.
+    # The readers of the parent's output must see end of file.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.close(nowhere)

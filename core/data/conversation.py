@@ -1,4 +1,4 @@
-"""What a row means to training: a conversation, plain text, or one of the shapes that other methods learn from."""
+"""Training examples: conversations, plain text, preference pairs, labeled answers and tokens, made from rows."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from core.text import one_line
 
 ROLES = ("system", "user", "assistant", "tool")
 
-#: The label of a token that is not learned, as pre-tokenized datasets write it.
+#: Label of a token that is not in the loss, as in pre-tokenized datasets.
 IGNORED_LABEL = -100
 
-#: Messages of a conversation that is read. To find what is learned, each answer is rendered with all that precedes it,
-#: so that the time grows with the square of their number.
+#: Most messages of a conversation. To find the trained tokens, each answer is rendered with all messages before it, so
+#: that the time grows with the square of their number.
 MOST_MESSAGES = 1000
 
 #: Half of a UTF-16 pair; JSON can spell one, no tokenizer can encode it.
@@ -25,7 +25,7 @@ _LARGEST_ID = 2**31 - 1
 
 
 class RowError(Exception):
-    """Why one row cannot be used.
+    """Reason why one row cannot be used.
 
     Args:
         code: The kind of problem, one word for counting: ``not_json``, ``not_an_object``, ``not_utf8``, ``bad_csv``,
@@ -42,15 +42,15 @@ class RowError(Exception):
 
 @dataclass(frozen=True)
 class Message:
-    """One turn.
+    """One turn of a conversation.
 
     Args:
         role: ``system``, ``user``, ``assistant`` or ``tool``.
         content: The text, as the dataset has it.
-        train: Whether the row says that an assistant's turn is learned or not; None where it says nothing.
-        reasoning: What the assistant thought before it answered, where the dataset keeps that apart.
+        train: Whether the row marks an assistant's turn as trained on; None if it does not say.
+        reasoning: Reasoning of the assistant before its answer, if the dataset stores it separately.
         tool_calls: Calls of tools, each ``{"type": "function", "id": ..., "function": {"name", "arguments"}}`` with the
-            arguments as an object; ``id`` only where the dataset has one.
+            arguments as an object; ``id`` only if the dataset has one.
         name: The tool that answers, or the speaker.
         tool_call_id: The call that a ``tool`` message answers.
     """
@@ -64,7 +64,7 @@ class Message:
     tool_call_id: str = ""
 
     def fields(self) -> dict[str, Any]:
-        """The turn as chat templates expect it: ``role``, ``content``, and what else it has."""
+        """The turn as chat templates expect it: ``role``, ``content``, and the other fields that it has."""
         values: dict[str, Any] = {"role": self.role, "content": self.content}
         if self.reasoning:
             values["reasoning_content"] = self.reasoning
@@ -79,11 +79,11 @@ class Message:
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a text that no template is put around.
+    """A segment of text without a chat template.
 
     Args:
-        text: As the model is given it; special tokens written in it are those tokens.
-        train: Whether it is learned.
+        text: Text for the model; special tokens written in it are encoded as such.
+        train: Whether it is trained on.
     """
 
     text: str
@@ -92,19 +92,20 @@ class Segment:
 
 @dataclass(frozen=True)
 class Example:
-    """One row, ready for the template: either ``messages``, ``text`` or ``ids``.
+    """One row ready for the chat template, with one of ``messages``, ``text`` and ``ids`` set.
 
     Args:
-        messages: The conversation; of a preference pair, what both answers follow.
+        messages: The conversation; of a preference pair, the prompt of both answers.
         text: Plain text.
         tools: Tools that the conversation may call, as JSON schemas.
         chosen: The better answer of a preference pair.
         rejected: The worse one.
         label: Whether the answer was good (KTO); None for other rows.
-        ids: A row that is tokens already.
-        labels: The same tokens where they are learned, :data:`IGNORED_LABEL` where not.
-        segments: What ``text`` is made of, where only parts of it are learned; each is tokenized by itself.
-        is_framed: Whether the tokens that begin and end a text are put around the segments; other plain text has them.
+        ids: The tokens of a pre-tokenized row.
+        labels: The tokens that are trained on, :data:`IGNORED_LABEL` for the others.
+        segments: The segments of ``text``, if only parts of it are trained on; each is tokenized by itself.
+        is_framed: Whether the tokens that begin and end a text are added around the segments; other plain text always
+            has them.
     """
 
     messages: tuple[Message, ...] = ()
@@ -120,18 +121,18 @@ class Example:
 
     @property
     def is_preference(self) -> bool:
-        """Whether the row compares two answers."""
+        """Whether the row is a preference pair."""
         return bool(self.chosen)
 
     @property
     def characters(self) -> int:
-        """Characters of its texts, for how much is rendered and tokenized at once."""
+        """Characters of its texts, which bound how many rows are rendered and tokenized at once."""
         turns = (*self.messages, *self.chosen, *self.rejected)
         return len(self.text) + sum(len(turn.content) + len(turn.reasoning) for turn in turns)
 
     @property
     def prompt(self) -> tuple[Message, ...]:
-        """The turns before the last answer."""
+        """Turns before the last answer."""
         return self.messages if self.is_preference else self.messages[:-1]
 
     @property
@@ -142,9 +143,9 @@ class Example:
 
 
 def make_conversation(messages: Iterable[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Example:
-    """Check the turns and make an example of them.
+    """Make an example of checked turns.
 
-    A conversation is: perhaps one system message, then user and assistant in turn, an assistant's last. Where the
+    A conversation is: optionally one system message, then user and assistant in turn, an assistant's last. Where the
     assistant calls tools, their answers and then the assistant follow.
 
     Raises:
@@ -158,10 +159,10 @@ def make_conversation(messages: Iterable[Message], tools: Sequence[Mapping[str, 
 
 
 def make_text(text: str) -> Example:
-    """An example of plain text.
+    """Make an example of plain text.
 
     Raises:
-        RowError: ``empty_answer`` if nothing is in it, ``bad_content`` if it is no valid Unicode.
+        RowError: ``empty_answer`` if it is empty, ``bad_content`` if it is not valid Unicode.
     """
     if not text.strip():
         raise RowError("empty_answer", "The text is empty.")
@@ -170,11 +171,11 @@ def make_text(text: str) -> Example:
 
 
 def make_segments(segments: Iterable[Segment], *, is_framed: bool = False) -> Example:
-    """An example of text of which only parts are learned.
+    """Make an example of text with only some segments trained on.
 
     Raises:
-        RowError: ``empty_answer`` if nothing is in it, ``no_answer`` if nothing of it is learned, ``bad_content`` if it
-            is no valid Unicode.
+        RowError: ``empty_answer`` if it is empty, ``no_answer`` if no segment is trained on, ``bad_content`` if it is
+            not valid Unicode.
     """
     parts = tuple(segments)
     if not any(part.text for part in parts):
@@ -192,7 +193,7 @@ def make_preference(
     rejected: Iterable[Message],
     tools: Sequence[Mapping[str, Any]] = (),
 ) -> Example:
-    """A better and a worse answer to the same prompt.
+    """Make a preference pair: a better and a worse answer to the same prompt.
 
     Raises:
         RowError: As :func:`make_conversation`, for either answer.
@@ -206,7 +207,7 @@ def make_preference(
 
 
 def make_labeled(messages: Iterable[Message], label: bool, tools: Sequence[Mapping[str, Any]] = ()) -> Example:
-    """A conversation whose answer is called good or bad.
+    """Make a conversation whose answer is labeled good or bad.
 
     Raises:
         RowError: As :func:`make_conversation`.
@@ -216,14 +217,14 @@ def make_labeled(messages: Iterable[Message], label: bool, tools: Sequence[Mappi
 
 
 def make_tokens(ids: Sequence[int], labels: Sequence[int] | None = None) -> Example:
-    """A row that is tokens already.
+    """Make an example of a pre-tokenized row.
 
     Args:
         ids: The tokens.
-        labels: For each of them the token itself, or -100 where it is not learned; absent: all are learned.
+        labels: For each token the token itself, or -100 if it is not in the loss; None if all are trained on.
 
     Raises:
-        RowError: ``bad_tokens`` if they are no tokens, ``bad_label`` if the labels are not theirs.
+        RowError: ``bad_tokens`` if they are not token ids, ``bad_label`` if the labels do not match them.
     """
     if not ids:
         raise RowError("empty_answer", "The row has no tokens.")
@@ -241,7 +242,7 @@ def make_tokens(ids: Sequence[int], labels: Sequence[int] | None = None) -> Exam
 
 
 def check_text(text: str, where: str) -> None:
-    """Refuse what no tokenizer can encode.
+    """Refuse text that no tokenizer can encode.
 
     Raises:
         RowError: ``bad_content``.
@@ -284,7 +285,7 @@ def _check_order(turns: tuple[Message, ...]) -> None:
 
 
 def _next_roles(turn: Message) -> tuple[str, ...]:
-    """Whose turn it is after one."""
+    """Roles that may follow a turn."""
     if turn.role == "user":
         return ("assistant",)
     if turn.role == "tool":
@@ -299,7 +300,7 @@ def _check_answers(turns: tuple[Message, ...]) -> None:
 
 
 def portions(examples: Sequence[Example], characters: int) -> Iterator[Sequence[Example]]:
-    """Examples in their order, as many at once as have so many characters together; of longer ones each by itself."""
+    """Examples in order, in portions of at most ``characters`` characters; a longer example is a portion of its own."""
     begin, taken = 0, 0
     for place, example in enumerate(examples):
         size = example.characters

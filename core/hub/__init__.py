@@ -1,1 +1,1 @@
-"""Repositories of a hub, named as ``hf://datasets/owner/name``: fetched when asked for, read without the network."""
+"""Hub repositories, named as ``hf://datasets/owner/name``: fetched on request, then read without the network."""

@@ -1,9 +1,9 @@
-"""The one module that speaks with a hub: asks what a repository holds, and downloads a file of it.
+"""Hub client, the only module that connects to a hub: lists the files of a repository, and downloads them.
 
-It is imported by the process that downloads and by no other. It asks anonymously first; the token of the user is sent
-only where a repository refuses without one, and never over a connection that others can read. Of the library it takes
-the connection and how it is set up. What is sent is written here, as the library's own headers tell more, and ask a
-server for what they tell; what comes is read here, piece by piece, so that no answer is larger than expected.
+It is imported by the process that downloads and by no other. It asks anonymously first; the user's token is sent only
+if a repository requires one, and never over an unencrypted connection. From huggingface_hub it takes the HTTP
+connection and its configuration. Requests are made here, as the library's own headers reveal more about the user;
+answers are read here, piece by piece, so that none is larger than expected.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from core.text import one_line
 
 T = TypeVar("T")
 
-#: Seconds that the next piece of an answer is waited for.
+#: Timeout in seconds for the next piece of an answer.
 TIMEOUT = 30.0
-#: Attempts in a row that bring nothing before a download is given up.
+#: Consecutive attempts without progress before a download fails.
 FRUITLESS = 2
-#: How often a hub may ask to wait before a download is given up, and the most seconds that are waited each time.
+#: Times that a hub may ask to wait before a download fails, and the longest wait in seconds.
 PATIENCE, LONGEST_WAIT = 5, 60.0
 
 _HASH_PIECE = 4 << 20
@@ -45,12 +45,12 @@ _OK, _PART, _BAD_RANGE, _BUSY = 200, 206, 416, (408, 429)
 
 
 class _RefusedError(Exception):
-    """An answer that is no success.
+    """An HTTP error status.
 
     Args:
-        status: Of HTTP.
-        code: What the hub calls it; empty where it has no name for it.
-        wait: Seconds after which one may ask again, as far as it says.
+        status: HTTP status.
+        code: The hub's error code; empty if there is none.
+        wait: Seconds to wait before a retry, if given.
     """
 
     def __init__(self, status: int, code: str, wait: float | None) -> None:
@@ -61,14 +61,14 @@ class _RefusedError(Exception):
 
 
 class _OtherLengthError(Exception):
-    """More or less has come than the hub has announced, and room was made for."""
+    """The length of an answer differs from the announced one, for which disk space was checked."""
 
 
 class HubClient:
-    """Speaks with the hub of ``HF_ENDPOINT``, by default huggingface.co.
+    """Client of the hub in ``HF_ENDPOINT``, by default huggingface.co.
 
     Raises:
-        UserError: If the variable holds no address.
+        UserError: If the variable is not an address.
     """
 
     def __init__(self) -> None:
@@ -77,14 +77,14 @@ class HubClient:
 
     @property
     def host(self) -> str:
-        """Who is asked."""
+        """Host name of the hub."""
         return hub_host()
 
     def list_files(self, entry: HubEntry) -> Listing:
-        """Ask what a repository holds.
+        """List the files of a repository.
 
         Raises:
-            UserError: If it does not exist, is not to be seen, the hub cannot be reached, or answers what cannot be.
+            UserError: If it does not exist, is not accessible, the hub cannot be reached, or its answer is invalid.
         """
         url = f"{self._endpoint}/api/{entry.kind}s/{entry.repository}"
         if entry.revision:
@@ -101,18 +101,18 @@ class HubClient:
     def download(
         self, entry: HubEntry, commit: str, file: RemoteFile, target: Path, report: Callable[[int], None]
     ) -> None:
-        """Download a file, going on with what is there of it, and compare it with the hash that the hub has.
+        """Download a file, resuming a partial one, and verify the hub's hash.
 
         Args:
             entry: The repository.
-            commit: Of which commit.
+            commit: Commit of the file.
             file: The file.
-            target: Where its bytes go.
-            report: Told how many of its bytes are there.
+            target: File to write to.
+            report: Called with the number of bytes present.
 
         Raises:
             OSError: If ``target`` cannot be written.
-            UserError: If it cannot be fetched or is not what it should be; what is there of it stays, unless wrong.
+            UserError: If it cannot be fetched or fails verification; a partial file is kept, unless wrong.
         """
         of_kind = "datasets/" if entry.kind == "dataset" else ""
         url = f"{self._endpoint}/{of_kind}{entry.repository}/resolve/{commit}/{quote(file.name)}"
@@ -130,7 +130,7 @@ class HubClient:
             )
 
     def _read_answer(self, url: str) -> bytes:
-        """What is answered to a question."""
+        """Body of an answer."""
         raw = bytearray()
         with self._asked(url) as answer:
             for piece in answer.iter_raw():
@@ -143,7 +143,7 @@ class HubClient:
         return bytes(raw)
 
     def _transfer(self, url: str, file: RemoteFile, target: Path, report: Callable[[int], None]) -> None:
-        """Append what is missing of a file, again and again as long as that brings more of it."""
+        """Append the missing bytes of a file, with retries as long as they make progress."""
         fruitless = waits = 0
         while True:
             seconds = 1.0
@@ -162,7 +162,7 @@ class HubClient:
                         seconds = min(error.wait if error.wait is not None else 2.0**waits, LONGEST_WAIT)
                         waits += 1
                     elif error.status == _BAD_RANGE:
-                        # The hub has no such range: what is there is of another file.
+                        # The hub has no such range: the partial file is of another file.
                         raw.truncate(0)
                         fruitless += 1
                     else:
@@ -180,7 +180,7 @@ class HubClient:
     def _receive(self, url: str, file: RemoteFile, raw: Any, begun: int, report: Callable[[int], None]) -> None:
         with self._asked(url, {"range": f"bytes={begun}-"} if begun else {}) as answer:
             if answer.status_code != _PART and begun:
-                # The whole file comes, as if no range had been asked for.
+                # The server ignores the range and sends the whole file.
                 raw.truncate(0)
                 begun = 0
             for piece in answer.iter_raw():
@@ -196,14 +196,14 @@ class HubClient:
 
     @contextlib.contextmanager
     def _asked(self, url: str, more: dict[str, str] | None = None) -> Iterator[Any]:
-        """The answer to a request, before its body is read.
+        """The response to a request, before its body is read.
 
         Raises:
-            HTTPError: If there is none.
-            _RefusedError: If it is no success.
-            UserError: If the environment forbids or prevents a connection, or it is packed.
+            HTTPError: If there is no response.
+            _RefusedError: If its status is an error.
+            UserError: If the environment forbids or prevents a connection, or it is compressed.
         """
-        # Packed on its way, a file could not be gone on with in its middle, and an answer would have any length.
+        # A compressed transfer could not be resumed, and its decompressed length would be unbounded.
         headers = {"user-agent": f"localtune-tui/{__version__}", "accept-encoding": "identity", **(more or {})}
         if self._token is not None:
             headers["authorization"] = f"Bearer {self._token}"
@@ -217,7 +217,7 @@ class HubClient:
 
     @staticmethod
     def _enter(stack: contextlib.ExitStack, url: str, headers: dict[str, str]) -> Any:
-        """The answer, by a connection as the library makes it: with proxies and certificates of the environment."""
+        """The response over the library's connection, with the proxies and certificates of the environment."""
         try:
             session = get_session()
         except Exception as error:
@@ -230,11 +230,11 @@ class HubClient:
         except (HTTPError, OfflineModeIsEnabled):
             raise
         except Exception as error:
-            # Hosts that no name server knows by such a name are told in many ways; a hub may send us to them.
+            # Name resolution fails with various exceptions; a hub may redirect to any host.
             raise HTTPError("there is no host of that name") from error
 
     def _allowed(self, ask: Callable[[], T]) -> T:
-        """Ask without a token; where that is refused and there is one, with it."""
+        """Make a request without a token, and repeat it with the user's token if refused."""
         try:
             return ask()
         except _RefusedError as error:
@@ -245,7 +245,7 @@ class HubClient:
         return ask()
 
     def _find_token(self) -> str | None:
-        """The user's token: from ``HF_TOKEN``, else from the file that ``hf auth login`` writes."""
+        """The user's token: from ``HF_TOKEN``, else from the file written by ``hf auth login``."""
         endpoint = urlsplit(self._endpoint)
         if endpoint.scheme != "https" and endpoint.hostname not in _LOOPBACK:
             return None
@@ -259,7 +259,7 @@ class HubClient:
 
     @contextlib.contextmanager
     def _explained(self, entry: HubEntry, name: str = "") -> Iterator[None]:
-        """What goes wrong with a question, as a sentence."""
+        """Converts errors of a request into clear messages."""
         try:
             yield
         except _RefusedError as error:
@@ -285,7 +285,7 @@ class HubClient:
             return UserError(f"{repository} has no revision {one_line(entry.revision, 60)} on {host}.", "Check it.")
         if error.code == "EntryNotFound":
             return UserError(f"{repository} has no file {one_line(name, 120)} on {host}.", "Fetch it again.")
-        # A repository that is hidden from the one who asks is answered as one that is not there.
+        # A private repository is reported as missing to users without access.
         if error.code == "RepoNotFound" or (error.status == 401 and self._token is None):
             return UserError(
                 f"There is no {noun} {repository} on {host} that you may read.",
@@ -308,13 +308,13 @@ def _reason(error: Exception) -> str:
 
 
 def _wait(headers: Any) -> float | None:
-    """Seconds after which one may ask again, as an answer says."""
+    """Seconds to wait before a retry, from the headers of a response."""
     said = headers.get("retry-after", "")
     return float(said) if said.isascii() and said.isdigit() and len(said) < 10 else None
 
 
 def _open_partial(target: Path) -> Any:
-    """A file to append to that has no other name, so that nothing else is written through it."""
+    """Open a file to append to, replacing one that has another hard link, as that would be written to as well."""
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = os.open(target, flags, FILE_MODE)
     status = os.fstat(descriptor)
@@ -326,12 +326,12 @@ def _open_partial(target: Path) -> Any:
 
 
 def _is_as_expected(path: Path, file: RemoteFile) -> bool:
-    """Whether a file has the size and the hash that the hub has for it."""
+    """Whether a file has the size and the hash recorded by the hub."""
     if path.stat().st_size != file.size:
         return False
     if not file.sha256 and not file.blob:
         return True
-    # Small files are kept in git itself, which hashes them with their length in front.
+    # Small files are stored in git itself, which hashes them with a header of their length.
     digest = hashlib.sha256() if file.sha256 else hashlib.sha1(f"blob {file.size}\0".encode(), usedforsecurity=False)
     with path.open("rb") as content:
         while piece := content.read(_HASH_PIECE):

@@ -1,8 +1,8 @@
-"""The process that fetches from a hub: ``python -m core.hub.download``.
+"""Download process: ``python -m core.hub.download``.
 
 It reads one request as a line of JSON from standard input, ``{"entry"}``, and writes lines of JSON: ``{"progress"}``
-several times a second, ``{"plan"}`` when it knows how much there is to download, then waits for a line, and ends with
-``{"result"}`` or ``{"error", "hint"}``. It ends by itself when nobody reads them any more.
+several times a second, ``{"plan"}`` when the size of the download is known, then waits for a line, and ends with
+``{"result"}`` or ``{"error", "hint"}``. It ends by itself when its output is no longer read.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
     from core.hub.client import HubClient
     from core.hub.listing import Listing, RemoteFile
 
-#: Bytes that are left on the disk.
+#: Bytes left free on the disk.
 RESERVE = 512 << 20
 
 _SECONDS_BETWEEN = 0.1
-# Of this process, in bytes: what a hub answers, and the description of a model, are read whole.
+# Memory limit of this process, in bytes: listings and model descriptions are read whole.
 _MEMORY_LIMIT = 4 << 30
 _SHARD = re.compile(r"model-\d{1,9}-of-\d{1,9}\.safetensors", re.ASCII)
-# What describes a model and its tokenizer, in the format of transformers; never code.
+# Description files of a model and its tokenizer in the format of transformers; never code.
 _ABOUT_MODEL = {
     *TOKENIZERS,
     *("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -53,32 +53,32 @@ _ABOUT_MODEL = {
 
 
 class _LeftError(Exception):
-    """Nobody waits for the result any more."""
+    """The result is no longer wanted."""
 
 
 class Reporter:
-    """Writes what goes on, not too often."""
+    """Writes progress, at a limited rate."""
 
     def __init__(self) -> None:
         self._next = 0.0
         self._stage = ""
 
     def progress(self, stage: str, done: int | None, total: int | None) -> None:
-        """Say how far it is."""
+        """Report progress."""
         now = time.monotonic()
         if now >= self._next or stage != self._stage or done == total:
             self._next, self._stage = now + _SECONDS_BETWEEN, stage
             self.send({"progress": {"stage": stage, "done": done, "total": total}})
 
     def propose(self, plan: dict[str, Any]) -> None:
-        """Say what would be downloaded, and wait for the word."""
+        """Report the planned download, and wait for confirmation."""
         self.send({"plan": plan})
         if not sys.stdin.readline():
             raise _LeftError
 
     @staticmethod
     def send(value: dict[str, Any]) -> None:
-        """Write a line."""
+        """Write a message as one line."""
         sys.stdout.write(json.dumps(value) + "\n")
         sys.stdout.flush()
 
@@ -87,11 +87,11 @@ class Transfer:
     """Downloads the files of one repository, one after the other.
 
     Args:
-        client: Speaks with the hub.
+        client: Client of the hub.
         entry: The repository.
-        listing: What it holds.
-        scratch: Where files lie until they are whole; reached by no link.
-        reporter: Told how far it is.
+        listing: Files of the repository.
+        scratch: Directory for partial files; not reachable by a link.
+        reporter: Receives the progress.
     """
 
     def __init__(self, client: HubClient, entry: HubEntry, listing: Listing, scratch: Path, reporter: Reporter) -> None:
@@ -104,15 +104,15 @@ class Transfer:
         self._total = 0
 
     def remaining(self, names: Sequence[str]) -> int:
-        """Bytes that are still to come, of these files."""
+        """Bytes of these files still to be downloaded."""
         return sum(max(self._listing.files[name].size - _size(self._place(name)), 0) for name in names)
 
     def begin(self, whole: int, total: int) -> None:
-        """Count from here on: so many bytes are there already, of so many in all."""
+        """Reset the progress: ``whole`` bytes are present already, of ``total``."""
         self._before, self._total = whole, total
 
     def fetch(self, name: str, target: Path) -> None:
-        """Download a file, and move it to its place, as :func:`safe_path` gives it, once it is whole.
+        """Download a file, and move it into place, at its :func:`safe_path`, once it is complete.
 
         Raises:
             UserError: If it cannot be fetched.
@@ -132,7 +132,7 @@ class Transfer:
         self._before += file.size
 
     def _place(self, name: str) -> Path:
-        """Where a file lies while it comes; its hash is in the name, so that nothing else is ever gone on with."""
+        """Path of a partial file; the file's hash is in the name, so that a download never resumes another file."""
         file = self._listing.files[name]
         digest = hashlib.sha256(f"{name}\0{file.sha256 or file.blob}\0{file.size}".encode()).hexdigest()
         return safe_path(self._scratch, f"{digest[:32]}.part")
@@ -142,10 +142,10 @@ def fetch_dataset(client: HubClient, entry: HubEntry, reporter: Reporter) -> dic
     """Fetch the data files that an entry takes.
 
     Returns:
-        What is here now, for the one who asked.
+        Summary of the files on this machine, for the caller.
 
     Raises:
-        UserError: If there is no such dataset, nothing in it that is read, or no room for it.
+        UserError: If there is no such dataset, no readable file in it, or no room for it.
     """
     listing = client.list_files(entry)
     names = data_names(listing.files)
@@ -158,7 +158,7 @@ def fetch_dataset(client: HubClient, entry: HubEntry, reporter: Reporter) -> dic
     transfer = Transfer(client, entry, listing, safe_path(repository, listing.commit, PARTIAL_NAME), reporter)
 
     def missing() -> list[str]:
-        # Only whole files are ever moved into the directory, whether or not the record was written after them.
+        # Only complete files are moved into the directory, so those not in the record yet can be trusted.
         return [name for name in selection.names if not _is_whole(places[name], files[name])]
 
     total = sum(files[name] for name in selection.names)
@@ -192,10 +192,10 @@ def fetch_dataset(client: HubClient, entry: HubEntry, reporter: Reporter) -> dic
 
 
 def fetch_model(client: HubClient, entry: HubEntry, reporter: Reporter) -> dict[str, Any]:
-    """Fetch a model in the format of transformers: its configuration, tokenizer and safetensors, and nothing else.
+    """Fetch a model in the format of transformers: configuration, tokenizer and safetensors only.
 
     Returns:
-        What is here now, for the one who asked.
+        Summary of the files on this machine, for the caller.
 
     Raises:
         UserError: If there is no such model, it has no safetensors or brings code, or there is no room for it.
@@ -238,7 +238,7 @@ def fetch_model(client: HubClient, entry: HubEntry, reporter: Reporter) -> dict[
         described = False
         for name in wanted:
             if name.endswith(".safetensors") and not described:
-                # Said before gigabytes are fetched in vain.
+                # Reported before gigabytes are fetched in vain.
                 check_model_config(scratch)
                 described = True
             transfer.fetch(name, places[name])
@@ -255,7 +255,7 @@ def fetch_model(client: HubClient, entry: HubEntry, reporter: Reporter) -> dict[
 
 
 def _model_directory(entry: HubEntry, commit: str) -> Path:
-    """Where a model of a commit is, or will be: under its own name where no revision of it was asked for."""
+    """Directory for a model's commit: under the model's own name if no revision was requested."""
     for directory, record in fetched_models(entry):
         if entry.revision and record.get("commit") == commit:
             return directory
@@ -264,7 +264,7 @@ def _model_directory(entry: HubEntry, commit: str) -> Path:
 
 
 def _note_revision(entry: HubEntry, commit: str) -> None:
-    """Remember, in the models' records, which commit an entry's branch or tag is now."""
+    """Record, in the models' records, the commit of an entry's branch or tag."""
     if is_commit(entry.revision):
         return
     revision = entry.revision or DEFAULT_REVISION
@@ -276,7 +276,7 @@ def _note_revision(entry: HubEntry, commit: str) -> None:
 
 
 def _is_this_model(target: Path, commit: str) -> bool:
-    """Whether the model is here already.
+    """Whether the model is on this machine already.
 
     Raises:
         UserError: If something else is in its place.
@@ -294,7 +294,7 @@ def _is_this_model(target: Path, commit: str) -> bool:
 
 
 def _model_files(entry: HubEntry, listing: Listing) -> list[str]:
-    """The files of a model that are taken, the small ones that describe it first."""
+    """Files of a model to fetch, the small description files first."""
     names = list(listing.files)
     weights = [WEIGHTS] if WEIGHTS in names else [name for name in names if _SHARD.fullmatch(name)]
     if not weights:
@@ -316,10 +316,10 @@ def _model_files(entry: HubEntry, listing: Listing) -> list[str]:
 
 
 def _refuse_shared(places: Mapping[str, Path]) -> None:
-    """Refuse files that are one file on this disk, as their names are where it takes capitals for small letters.
+    """Refuse files that would be one file on this disk, as on a case-insensitive file system.
 
     Raises:
-        UserError: If two are.
+        UserError: If there are two such files.
     """
     seen: dict[tuple[int, int], str] = {}
     for name, path in places.items():
@@ -333,7 +333,7 @@ def _refuse_shared(places: Mapping[str, Path]) -> None:
 
 
 def _checked_room(directory: Path, needed: int) -> int:
-    """So many bytes, if the disk has room for them and some more."""
+    """``needed``, if the disk has room for that many bytes plus a reserve."""
     if needed:
         require_space(directory, needed + RESERVE)
     return needed
@@ -343,7 +343,7 @@ def _remove_if_empty(directory: Path) -> None:
     try:
         directory.rmdir()
     except OSError:
-        return  # gone already, or what else has begun to come is in it
+        return  # gone already, or not empty because of another partial file
 
 
 def _is_whole(path: Path, size: int) -> bool:
@@ -358,14 +358,14 @@ def _size(path: Path) -> int:
 
 
 def main() -> int:
-    """Do it; returns the exit code."""
+    """Serve one request; returns the exit code."""
     tie_to_parent()
     confine(_MEMORY_LIMIT)
     reporter = Reporter()
     try:
         reporter.send(_carry_out(json.loads(sys.stdin.readline()), reporter))
     except (_LeftError, BrokenPipeError):
-        # What is still buffered would raise again when the interpreter closes standard output.
+        # Buffered output would raise again when the interpreter closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0

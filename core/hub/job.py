@@ -1,4 +1,4 @@
-"""Ask for a download: done by a process of its own, the only one that ever connects to a hub."""
+"""Download jobs: run in a process of its own, the only one that ever connects to a hub."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEFAULT_ENDPOINT = "https://huggingface.co"
 #: In the order in which huggingface_hub reads them.
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _TRUE = ("1", "on", "yes", "true")
-#: No telemetry, no look for a newer version, no second protocol with servers of its own, no bars in nobody's log.
+#: No telemetry, no check for a newer version, no Xet protocol with servers of its own, no progress bars.
 _QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "DISABLE_TELEMETRY": "1",
@@ -31,17 +31,17 @@ _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_EXPERIMENTAL_WARNING": "1",
 }
-# The first writes requests with their headers into a log, the others say who asks or with what to get a token.
+# The first logs requests with their headers, the others add a user agent or provide credentials.
 _REMOVED = ("HF_DEBUG", "HF_HUB_USER_AGENT_ORIGIN", "HF_OIDC_RESOURCE")
 
 
 class FetchCancelledError(Exception):
-    """The download was closed, or not wanted, before it was done; what has come is kept."""
+    """The download was closed, or not confirmed, before it was done; partial files are kept."""
 
 
 @dataclass(frozen=True)
 class FetchProgress:
-    """How far a download is; ``done`` and ``total`` are bytes, None where nobody knows."""
+    """Progress of a download; ``done`` and ``total`` are bytes, None if unknown."""
 
     stage: str
     done: int | None = None
@@ -50,16 +50,16 @@ class FetchProgress:
 
 @dataclass(frozen=True)
 class FetchPlan:
-    """What an entry takes of its repository.
+    """Files that an entry takes of its repository.
 
     Args:
-        entry: The entry as it was asked for.
-        commit: The commit that its revision is now.
-        directory: Where it is, or will be.
-        files: How many files it takes.
-        bytes: How large they are together.
-        remaining: How many of these are yet to come.
-        reason: Which files they are, in a sentence.
+        entry: The entry as requested.
+        commit: The commit of its revision now.
+        directory: Directory for the files.
+        files: Number of files.
+        bytes: Total size of the files.
+        remaining: Bytes still to be downloaded.
+        reason: Description of the selection, in a sentence.
     """
 
     entry: str
@@ -72,7 +72,7 @@ class FetchPlan:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> FetchPlan:
-        """From the lines of the process; texts become safe to show."""
+        """From a message of the process; texts are made safe to show."""
         values: dict[str, Any] = {field.name: data[field.name] for field in fields(cls)}
         for name, value in values.items():
             values[name] = one_line(value) if isinstance(value, str) else value
@@ -96,14 +96,14 @@ class FetchJob:
         """Connect, and download.
 
         Args:
-            progress: Told several times a second how far it is.
-            confirm: Asked once the size is known, unless everything is here already.
+            progress: Called several times a second.
+            confirm: Called once the size is known, unless everything is on this machine already.
 
         Returns:
-            What is here now.
+            The files on this machine now.
 
         Raises:
-            FetchCancelledError: If it was closed meanwhile, or not confirmed.
+            FetchCancelledError: If it is closed meanwhile, or not confirmed.
             UserError: If it cannot be fetched.
         """
         refuse_offline()
@@ -116,7 +116,7 @@ class FetchJob:
             return self._follow(helper, progress, confirm)
 
     def close(self) -> None:
-        """End it; may be called twice, and after its end."""
+        """End it; may be called twice, and after it has ended."""
         with self._lock:
             self._closed = True
             if self._helper is not None:
@@ -149,16 +149,16 @@ class FetchJob:
 
 
 def hub_endpoint() -> str:
-    """The address of the hub that would be asked: ``HF_ENDPOINT``, by default huggingface.co.
+    """Address of the hub: ``HF_ENDPOINT``, by default huggingface.co.
 
     Raises:
-        UserError: If the variable holds no address.
+        UserError: If the variable is not an address.
     """
     written = os.environ.get("HF_ENDPOINT", "").strip() or DEFAULT_ENDPOINT
     try:
         parts = urlsplit(written)
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # brackets that do not close, a port that is none
+    except ValueError:  # unclosed brackets, an invalid port
         is_address = False
     if not is_address or not written.isascii() or not written.isprintable() or set(" ?#") & set(written):
         raise UserError(
@@ -168,7 +168,7 @@ def hub_endpoint() -> str:
 
 
 def hub_host() -> str:
-    """The host that would be asked, safe to show: without a password that its address may hold."""
+    """Host of the hub, safe to show: without a password that its address may contain."""
     try:
         place = urlsplit(hub_endpoint()).netloc
     except UserError:
@@ -177,12 +177,12 @@ def hub_host() -> str:
 
 
 def refuse_offline() -> None:
-    """Respect the variables by which people forbid their Hugging Face libraries the network.
+    """Refuse to connect if the user has set Hugging Face's offline variables.
 
-    huggingface_hub reads TRANSFORMERS_OFFLINE where HF_HUB_OFFLINE is empty, and so does this.
+    As in huggingface_hub, TRANSFORMERS_OFFLINE counts if HF_HUB_OFFLINE is empty.
 
     Raises:
-        UserError: If the one that counts is set.
+        UserError: If offline mode is on.
     """
     name = next((name for name in _OFFLINE if os.environ.get(name)), _OFFLINE[0])
     if os.environ.get(name, "").strip().lower() in _TRUE:
@@ -190,7 +190,7 @@ def refuse_offline() -> None:
 
 
 def _tell(helper: Helper, line: str) -> None:
-    with contextlib.suppress(OSError, ValueError):  # it has died, or was closed: the missing answer tells
+    with contextlib.suppress(OSError, ValueError):  # it died or was closed: its missing answer tells
         helper.send(line.encode() + b"\n")
 
 

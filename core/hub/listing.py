@@ -1,4 +1,4 @@
-"""Listings of a repository as a hub answers them, believed only as far as it has the form of such an answer."""
+"""Repository listings from a hub, strictly validated, as they are untrusted."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from core.errors import UserError
 from core.hub_uri import is_commit
 from core.text import one_line
 
-#: The largest answer about a repository, in bytes; a file takes some 300 of them.
+#: Largest listing of a repository, in bytes; each file takes some 300 of them.
 ANSWER_LIMIT = 32 << 20
-#: Files of a repository that are looked through.
+#: Most files of a repository.
 MOST_FILES = 100_000
-#: The largest file that a hub may name, in bytes; disks of consumers are far from it.
+#: Largest file that a listing may have, in bytes, far beyond consumer disks.
 MOST_BYTES = 1 << 50
 
-#: What to do about an answer that is none of a hub.
+#: Hint for an invalid answer.
 NOT_A_HUB = "If HF_ENDPOINT is set, check that it is a hub; a network may also want a login in a browser first."
 
 _SHA1 = re.compile(r"[0-9a-f]{40}")
@@ -32,9 +32,9 @@ class RemoteFile:
 
     Args:
         name: Its path in the repository, as the hub writes it; not yet a path on this machine.
-        size: Bytes.
-        sha256: Of its content, where the hub knows it; empty otherwise.
-        blob: The hash that git has for it; empty where the hub does not say.
+        size: Size in bytes.
+        sha256: Hash of its content, if the hub has it; else empty.
+        blob: Its git blob hash; empty if the hub does not give it.
     """
 
     name: str
@@ -45,7 +45,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a repository holds at one commit; ``card`` is the data of its card, as anybody may have written it."""
+    """Files of a repository at one commit; ``card`` is the metadata of its card, which is untrusted."""
 
     commit: str
     files: Mapping[str, RemoteFile]
@@ -53,19 +53,19 @@ class Listing:
 
 
 def is_size(value: object) -> bool:
-    """Whether a value is a number of bytes that a file can have."""
+    """Whether a value is a valid file size in bytes."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_BYTES
 
 
 def read_listing(raw: bytes, host: str) -> Listing:
-    """The answer to the question what a repository holds.
+    """Parse a hub's listing of a repository.
 
     Args:
         raw: JSON, at most :data:`ANSWER_LIMIT` bytes.
-        host: Who has answered, for messages.
+        host: Name of the hub, for messages.
 
     Raises:
-        UserError: If it is none, or names a commit, a size or a hash that cannot be one.
+        UserError: If it is not a listing, or has an invalid commit, size or hash.
     """
     try:
         answer = json.loads(raw)
@@ -113,7 +113,7 @@ def _read_file(item: object, host: str) -> RemoteFile:
 
 
 def _hash(value: object, form: re.Pattern[str]) -> str | None:
-    """A hash; empty where there is none, None where it cannot be one."""
+    """A hash; empty if missing, None if invalid."""
     if value is None or value == "":
         return ""
     return value if isinstance(value, str) and form.fullmatch(value) else None

@@ -1,4 +1,4 @@
-"""Safe paths for names of a hub: below the directory they belong into, and never by way of a link."""
+"""Safe paths for names from a hub: always below their directory, and never through a link."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from core.text import one_line
 
 
 def safe_path(root: Path, *names: str) -> Path:
-    """Where something with these names lies below a directory, whether or not it is there.
+    """Path of a file with these names below a directory, whether or not it exists.
 
-    Only the directory itself may be a link: it is the user's to choose the disk that it is on. What a link below it led
-    to would be written or read in place of what the names say.
+    Only the directory itself may be a link: users choose its disk. A link below it could redirect reads and writes to
+    any file.
 
     Args:
         root: The directory.
-        names: What is below it, each name in the one before; each may have slashes.
+        names: Path components below it; each may contain slashes.
 
     Raises:
         UserError: If a name would lead out of the directory, or there is a link on the way.

@@ -1,4 +1,4 @@
-"""Which files of a repository an entry takes, told from their names and from what the dataset's card says."""
+"""File selection: the files of a repository that an entry takes, from their names and the dataset card."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from core.models.files import RECORD_NAME
 from core.text import one_line
 
 _SHOWN = 12
-# What a card declares is anybody's writing: so much of it is kept, ...
+# The metadata of a card is untrusted: limits on what is kept of it, ...
 _MOST_PATTERNS = 10_000
 _LONGEST_PATTERN = 1024
-# ... and so many parts of patterns are compared with parts of names, which takes some seconds.
+# ... and on comparisons of pattern parts with name parts, which take some seconds.
 _MOST_COMPARISONS = 5_000_000
-# Names that are looked through for the one that was meant.
+# Most names searched for a suggestion.
 _MOST_NEAR = 1000
 
 
 @dataclass(frozen=True)
 class Subset:
-    """A part of a dataset that its card declares (a ``config`` there).
+    """A subset of a dataset declared in its card (a ``config`` there).
 
     Args:
-        name: What it is called.
-        is_default: Whether it is meant where none is named.
-        splits: Name of each split to the patterns of its files.
+        name: Name of the subset.
+        is_default: Whether it is the default.
+        splits: File patterns of each split by name.
     """
 
     name: str
@@ -43,17 +43,17 @@ class Subset:
 
 @dataclass(frozen=True)
 class Selection:
-    """The files taken, in their order, and in a sentence which they are."""
+    """Files selected, in order, and a description of the selection in a sentence."""
 
     names: tuple[str, ...]
     reason: str
 
 
 def data_names(names: Iterable[str]) -> list[str]:
-    """The files of a repository that may hold rows, in the order of their names.
+    """Files of a repository that may hold rows, in natural order.
 
     Raises:
-        UserError: If one could not be put into a directory beside the others.
+        UserError: If one could not be stored in a directory with the others.
     """
     found = [name for name in names if holds_rows(PurePosixPath(name).name)]
     if unsafe := next((name for name in found if why_unsafe(name)), None):
@@ -72,16 +72,16 @@ def data_names(names: Iterable[str]) -> list[str]:
 
 
 def _is_reserved(name: str) -> bool:
-    """Whether a name is hidden, or that of what is kept beside the files of a repository."""
+    """Whether a name is hidden, or reserved for the record stored with a repository's files."""
     parts = name.split("/")
     return any(part.startswith(".") for part in parts) or parts[0].casefold() == RECORD_NAME
 
 
 def read_subsets(card: Any) -> list[Subset]:
-    """The subsets that a dataset's card declares under ``configs``; what is not understood is left out.
+    """Subsets declared under ``configs`` in a dataset's card; invalid ones are ignored.
 
     Raises:
-        UserError: If there is more of it than is read.
+        UserError: If there are more than are supported.
     """
     declared = card.get("configs") if isinstance(card, Mapping) else None
     found: list[Subset] = []
@@ -102,18 +102,18 @@ def read_subsets(card: Any) -> list[Subset]:
 
 
 def select(entry: HubEntry, names: Sequence[str], subsets: Sequence[Subset]) -> Selection:
-    """The files that an entry takes.
+    """Select the files that an entry takes.
 
-    A path takes what it names. Without one, the card's subset counts, or else the names: the files of the split that
-    is named behind ``#``; else those of the split ``train``; else, where no name tells a split, all of them.
+    A path selects the files it names. Without one, the card's subset is used, or else the file names: the files of the
+    split named after ``#``; else those of the split ``train``; else, if no name has a split, all of them.
 
     Args:
         entry: The entry.
-        names: The data files of its repository, as :func:`data_names` gives them.
-        subsets: What the card declares.
+        names: The data files of its repository, from :func:`data_names`.
+        subsets: Subsets declared in the card.
 
     Raises:
-        UserError: If it takes none, files of several kinds, more than can be read, or if it is not clear which.
+        UserError: If it selects no file, files of several kinds, too many, or if the choice is ambiguous.
     """
     if not names:
         raise UserError(
@@ -168,7 +168,7 @@ def _by_card(entry: HubEntry, names: Sequence[str], subsets: Sequence[Subset]) -
 
 
 def _named_subset(entry: HubEntry, subsets: Sequence[Subset]) -> tuple[Subset | None, str]:
-    """The subset that is named behind ``#``, if one is, and the split."""
+    """The subset named after ``#``, if any, and the split."""
     first, slash, split = entry.part.partition("/")
     named = next((subset for subset in subsets if subset.name == first), None)
     if named is not None or not slash:
@@ -178,10 +178,10 @@ def _named_subset(entry: HubEntry, subsets: Sequence[Subset]) -> tuple[Subset | 
 
 
 def _pick_split(entry: HubEntry, wanted: str, known: Collection[str], subset: str = "") -> str:
-    """The split that is meant, of those that are known.
+    """Choose the split among the known ones.
 
     Raises:
-        UserError: If there is none of that name, or none is named and several could be meant.
+        UserError: If there is none of that name, or none is named and the choice is ambiguous.
     """
     if not wanted:
         if "train" in known:
@@ -204,10 +204,10 @@ def _by_names(entry: HubEntry, names: Sequence[str]) -> Selection:
     prefix = f"{entry.path}/" if entry.path else ""
     pool, of_directory = list(names), ""
     known = sorted({split_of(_below(name, prefix)) for name in names} - {""})
-    # Files whose names tell no split are all for training.
+    # Files without a split in their names are all for training.
     is_split = SPLIT_NAMES.get(first, first) in (known or ["train"])
     if first and (slash or not is_split):
-        # No split of that name: then it is a directory, which is how subsets without a card are kept.
+        # Not the name of a split, so a directory, which is how subsets without a card are stored.
         pool = [name for name in names if name.startswith(f"{prefix}{first}/")]
         if not pool:
             kinds = _listed(known) if known else "none that its file names tell"
@@ -226,7 +226,7 @@ def _by_names(entry: HubEntry, names: Sequence[str]) -> Selection:
 
 
 def _of_one_kind(entry: HubEntry, selection: Selection) -> Selection:
-    """The selection without what lies beside the data, such as a list of requirements beside tables."""
+    """The selection without files of other kinds, such as a list of requirements next to tables."""
     kinds: dict[str, list[str]] = {}
     for name in selection.names:
         kinds.setdefault(ending(PurePosixPath(name)), []).append(name)
@@ -275,10 +275,10 @@ def _read_splits(files: Any, directory: Any) -> dict[str, list[str]]:
 
 
 def _matching(entry: HubEntry, patterns: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The names that one of the patterns means, in their order.
+    """Names that match one of the patterns, in order.
 
     Raises:
-        UserError: If there is too much to compare.
+        UserError: If there are too many comparisons.
     """
     plain = {pattern for pattern in patterns if not re.search(r"[*?\[]", pattern)}
     others = [pattern for pattern in dict.fromkeys(patterns) if pattern not in plain]
@@ -296,9 +296,11 @@ def _plural(patterns: Sequence[str]) -> str:
 
 
 def _matches(pattern: str, name: str) -> bool:
-    """Whether a pattern of the Hub means a file: ``*`` stays in a directory, ``**`` stands for any number of them."""
+    """Whether a hub glob pattern matches a file: ``*`` stays in a directory, ``**`` matches any number of
+    directories.
+    """
     parts = pattern.split("/")
-    # All places of the pattern that the directories so far can have reached, so that no pattern takes long.
+    # All pattern positions reachable after the directories so far, so that matching takes linear time.
     places = _passing({0}, parts)
     for segment in name.split("/"):
         reached = set()
@@ -312,7 +314,7 @@ def _matches(pattern: str, name: str) -> bool:
 
 
 def _passing(places: set[int], parts: Sequence[str]) -> set[int]:
-    """Places, and those that are reached from them by a ``**`` that stands for nothing."""
+    """Positions, and those reachable from them by a ``**`` that matches nothing."""
     reached = set(places)
     for place, part in enumerate(parts):
         if place in reached and part == "**":

@@ -1,8 +1,8 @@
-"""Datasets of a hub that are on this machine: where they are, and what of them is there. The network is never asked.
+"""Hub store: datasets of a hub on this machine, and the files of each that are present. Never uses the network.
 
 ``datasets/<owner>--<name>/`` holds ``refs.json`` (revision to commit, as last fetched) and a directory for each commit.
-In it lie the files under the names they have in the repository, and ``localtune.json``, written last: what the
-repository holds and which of it has been fetched whole. A file that it does not list is not there.
+It holds the files under their names in the repository, and ``localtune.json``, written last: the files of the
+repository and those that have been fetched completely. A file that it does not list counts as missing.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from core.small_files import read_small
 from core.text import one_line
 
 REFS_NAME = "refs.json"
-#: Where files lie until they are whole.
+#: Directory for partial files.
 PARTIAL_NAME = ".partial"
 
 _SHORT = 7
-# Bytes: of refs.json, and of localtune.json, which may take twice what the hub's answer did.
+# Size limits in bytes of refs.json and of localtune.json, which may be twice as large as the hub's listing.
 _REFS_LIMIT = 4 << 20
 _RECORD_LIMIT = 128 << 20
 
@@ -51,14 +51,14 @@ class NotFetchedError(UserError):
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a repository at one commit.
+    """Record of a repository at one commit.
 
     Args:
         repository: ``owner/name``.
         commit: The commit.
-        files: Its data files and their bytes.
-        subsets: What its card declares.
-        have: The files that are here.
+        files: Its data files and their sizes.
+        subsets: Subsets declared in its card.
+        have: Files on this machine.
     """
 
     repository: str
@@ -68,7 +68,7 @@ class Record:
     have: frozenset[str] = frozenset()
 
     def to_json(self) -> str:
-        """For ``localtune.json``."""
+        """JSON for ``localtune.json``."""
         subsets = [
             {
                 "name": item.name,
@@ -82,7 +82,7 @@ class Record:
 
     @classmethod
     def read(cls, directory: Path) -> Record | None:
-        """That of a commit's directory; None where there is none, or one that was not written for it."""
+        """The record in a commit's directory; None if there is none, or if it is of another commit."""
         try:
             data: dict[str, Any] = json.loads(read_small(directory / RECORD_NAME, _RECORD_LIMIT))
             files, have = _files(data["files"]), _texts(data["have"])
@@ -121,9 +121,9 @@ class Fetched:
 
     Args:
         entry: The entry, with its commit.
-        directory: Where the repository's files are.
-        files: Those that it takes, in order.
-        reason: Which they are, in a sentence.
+        directory: Directory of the repository's files.
+        files: Files that it takes, in order.
+        reason: Description of the selection, in a sentence.
     """
 
     entry: HubEntry
@@ -138,12 +138,12 @@ def repository_dir(entry: HubEntry) -> Path:
 
 
 def find_fetched(entry: HubEntry) -> Fetched:
-    """What an entry takes, on this machine.
+    """Find the files of an entry on this machine.
 
     Raises:
-        NotFetchedError: If it, or one of its files, is not here.
-        UserError: If it takes nothing that can be read (see :func:`~core.hub.selection.select`), or a link leads from
-            its directory to what has not been fetched.
+        NotFetchedError: If it, or one of its files, is not on this machine.
+        UserError: If it selects no readable file (see :func:`~core.hub.selection.select`), or a link leads out of its
+            directory.
     """
     commit = known_commit(entry)
     if not commit:
@@ -164,7 +164,7 @@ def find_fetched(entry: HubEntry) -> Fetched:
 
 
 def is_fetched(entry: str | Path) -> bool:
-    """Whether all that an entry takes is on this machine."""
+    """Whether all files that an entry takes are on this machine."""
     try:
         find_fetched(parse_dataset(entry))
     except UserError:
@@ -173,12 +173,12 @@ def is_fetched(entry: str | Path) -> bool:
 
 
 def select_files(entry: HubEntry, record: Record) -> Selection:
-    """The files of a repository that an entry takes; see :func:`~core.hub.selection.select`."""
+    """Select the files of a repository that an entry takes; see :func:`~core.hub.selection.select`."""
     return select(entry, data_names(record.files), record.subsets)
 
 
 def is_here(directory: Path, record: Record, name: str) -> bool:
-    """Whether a file has been fetched, and is a file of its size and no link to one."""
+    """Whether a file has been fetched, and is a regular file of its size, not a link."""
     try:
         status = os.stat(directory / name, follow_symlinks=False)
     except OSError:
@@ -187,7 +187,7 @@ def is_here(directory: Path, record: Record, name: str) -> bool:
 
 
 def known_commit(entry: HubEntry) -> str:
-    """The commit that an entry's revision was when it was last fetched; empty where it never was."""
+    """Commit of an entry's revision when it was last fetched; empty if never."""
     if entry.commit:
         return entry.commit
     revision = entry.revision or DEFAULT_REVISION
@@ -202,7 +202,7 @@ def known_commit(entry: HubEntry) -> str:
 
 
 def read_refs(entry: HubEntry) -> dict[str, str]:
-    """Revision to commit, as last fetched."""
+    """Revisions to commits, as last fetched."""
     try:
         refs = json.loads(read_small(repository_dir(entry) / REFS_NAME, _REFS_LIMIT))
     except (OSError, ValueError, RecursionError):
@@ -212,7 +212,7 @@ def read_refs(entry: HubEntry) -> dict[str, str]:
 
 
 def note_ref(entry: HubEntry, commit: str) -> None:
-    """Remember which commit an entry's revision is.
+    """Record the commit of an entry's revision.
 
     Raises:
         OSError: If it cannot be written.
@@ -223,9 +223,9 @@ def note_ref(entry: HubEntry, commit: str) -> None:
 
 
 def pinned(text: str) -> str:
-    """An entry of the Hub with the commit that is on this machine, so that a run can be repeated; others as they are.
+    """Pin an entry of the hub to the commit on this machine, so that a run can be repeated; other texts are unchanged.
 
-    What is not here, or is no entry, is left as it is, to be refused where it is opened.
+    A missing or invalid entry is unchanged too, and refused when it is opened.
     """
     if not is_hub_entry(text):
         return text

@@ -1,1 +1,1 @@
-"""Processes of a run: started, ended, and seen to."""
+"""Processes of a run: starting, continuing and ending its worker, and starting its trackers."""

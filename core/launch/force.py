@@ -1,4 +1,4 @@
-"""A worker that answers nothing: killed, and its end recorded in its place."""
+"""Forced end of an unresponsive worker: SIGKILL, and its end recorded on its behalf."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from core.runs.store import Run, complete_checkpoints
 
 
 def kill(run: Run, timeout: float) -> RunState:
-    """End a worker that answers nothing by SIGKILL, and record in its place that it was stopped, and by whom.
+    """End an unresponsive worker by SIGKILL, and record on its behalf that it was stopped, and by whom.
 
-    What it did since its last checkpoint is lost. One that is stopped (SIGSTOP) or waits for a device is ended as well.
+    Its progress since the last checkpoint is lost. A process that is suspended (SIGSTOP) or waits for a device is ended
+    as well.
 
     Args:
         run: The run.
@@ -45,7 +46,7 @@ def kill(run: Run, timeout: float) -> RunState:
         reap()
     try:
         recorded = RunState.read(run.state_path)
-        # One that has told its end, and hung after that, has been stopped by nobody.
+        # A worker that recorded its end and then hung was not stopped by anybody.
         if recorded is not None and run.state().state == "lost":
             _record_kill(run, recorded)
     finally:
@@ -54,7 +55,7 @@ def kill(run: Run, timeout: float) -> RunState:
 
 
 def _record_kill(run: Run, recorded: RunState) -> None:
-    """Write the end that a killed worker could not write."""
+    """Record the end that a killed worker could not record."""
     step = recorded.step
     reason = f"stopped by SIGKILL after step {step}"
     found = complete_checkpoints(run)
@@ -67,7 +68,7 @@ def _record_kill(run: Run, recorded: RunState) -> None:
         with os.fdopen(os.open(run.events_path, flags, FILE_MODE), "ab+") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
-                # The line that it was killed in is ended first.
+                # A line that the kill cut short is terminated first.
                 lines = lines if file.read(1) == b"\n" else "\n" + lines
             file.write(lines.encode("utf-8"))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Workers started, continued and ended: detached processes that outlive whoever started them."""
+"""Run launcher: starts, continues and ends workers, detached processes that outlive the one that started them."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from core.small_files import open_regular
 from core.text import one_line
 from core.tracking.start import places, record_failure, start_tracker
 
-#: Of no use to a worker, and not to be lent to what it loads.
+#: Environment variables that a worker does not need, and that libraries it loads must not see.
 _NOT_PASSED = frozenset({"SSH_AUTH_SOCK", "SSH_AGENT_PID"})
 _LOG_HEADER = "== worker started "
 _LOG_TAIL_BYTES = 64 << 10
-#: Seconds that a worker may take to exit after it has written its end.
+#: Seconds that a worker may take to exit after it has recorded its end.
 _EXIT_SECONDS = 10.0
 
 _children: dict[Path, subprocess.Popen[bytes]] = {}
@@ -40,11 +40,11 @@ _children_guard = threading.Lock()
 
 
 def start_run(config: Config, name: str) -> Run:
-    """Make a run directory and start its worker.
+    """Create a run directory and start its worker.
 
     Args:
         config: The checked configuration, paths absolute.
-        name: What the run is about; its slug ends the run id.
+        name: Subject of the run; its slug ends the run id.
 
     Raises:
         UserError: If the home cannot be written or no process can be started.
@@ -59,7 +59,7 @@ def launch(run: Run, *, resume: bool = False) -> int:
 
     Args:
         run: A queued run.
-        resume: Whether the worker goes on from the last checkpoint.
+        resume: Whether the worker continues from the last checkpoint.
 
     Returns:
         The worker's pid.
@@ -75,7 +75,7 @@ def launch(run: Run, *, resume: bool = False) -> int:
 
 
 def continue_run(run: Run) -> None:
-    """Let an ended run (stopped, failed or lost) go on from its last checkpoint.
+    """Continue an ended run (stopped, failed or lost) from its last checkpoint.
 
     Raises:
         UserError: If the run is live or finished, or has no checkpoint; nothing is changed then.
@@ -118,13 +118,13 @@ def continue_run(run: Run) -> None:
 
 
 def wait_until(run: Run, predicate: Callable[[RunState], bool], timeout: float, *, interval: float = 0.05) -> RunState:
-    """Wait for a run to get somewhere.
+    """Wait until the state of a run satisfies a predicate.
 
     Args:
         run: The run.
-        predicate: What is waited for, asked with the inferred state.
+        predicate: Condition on the inferred state.
         timeout: Seconds to wait at most.
-        interval: Seconds between two looks.
+        interval: Seconds between two checks.
 
     Returns:
         The first state that satisfies the predicate.
@@ -147,7 +147,7 @@ def wait_until(run: Run, predicate: Callable[[RunState], bool], timeout: float, 
 
 
 def reap() -> None:
-    """Collect the workers and trackers of this process that have ended, so that none stays a zombie.
+    """Reap the ended workers and trackers of this process, so that none stays a zombie.
 
     A worker that ended before it wrote any state is recorded as failed, with the end of its log as the reason.
     """
@@ -166,7 +166,7 @@ def reap() -> None:
 
 
 def failure_reason(run: Run) -> str:
-    """Why a run is not training any more, in one line: its recorded reason, else the end of its log."""
+    """Reason why a run is not training any more, in one line: the recorded one, else the end of its log."""
     state = run.state()
     if state.state == "lost":
         return f"{state.reason or 'its process is gone'}{_because(run)}"
@@ -196,7 +196,7 @@ def log_tail(run: Run, lines: int = 20) -> list[str]:
 def terminate(run: Run, *, force: bool = False) -> bool:
     """End a worker by signal, for when its socket does not answer: SIGTERM lets it save a checkpoint first.
 
-    The signal goes to the recorded process only, told by its start time as well as its pid.
+    The signal goes to the recorded process only, identified by its start time as well as its pid.
 
     Args:
         run: The run.
@@ -235,7 +235,7 @@ def terminate(run: Run, *, force: bool = False) -> bool:
 
 
 def terminate_when_begun(run: Run, timeout: float) -> bool:
-    """End a worker by SIGTERM as soon as it has written who it is: one that was started just now has not yet.
+    """End a worker by SIGTERM as soon as it has recorded its pid, which one that was just started has not done yet.
 
     Args:
         run: The run.
@@ -260,7 +260,7 @@ def _lock_or_refuse(run: Run) -> int:
     lock = try_lock(run)
     deadline = time.monotonic() + _EXIT_SECONDS
     while lock is None and run.state().is_over and time.monotonic() < deadline:
-        # Its worker has written its end and is about to exit.
+        # Its worker has recorded its end and is about to exit.
         time.sleep(0.05)
         lock = try_lock(run)
     if lock is None:
@@ -286,14 +286,14 @@ def _spawn(run: Run, *, resume: bool, lock: int) -> int:
 
 
 def start_trackers(run: Run) -> None:
-    """Start the trackers that the run's configuration asks for, each in a process of its own beside the worker's.
+    """Start the trackers that the run's configuration asks for, each in its own process next to the worker's.
 
-    What goes wrong with one is written down in the run's ``tracking`` directory, and never holds up the run.
+    An error of a tracker is recorded in the run's ``tracking`` directory, and never delays the run.
     """
     try:
         asked = list(places(run, run.config()))
     except UserError:
-        # The worker says what is wrong with the configuration.
+        # The worker reports the error in the configuration.
         return
     for place in asked:
         try:
@@ -324,8 +324,9 @@ def worker_command(run: Run, *, resume: bool = False) -> list[str]:
 
 
 def worker_environment() -> dict[str, str]:
-    """The environment of a worker: this one without secrets, as it works offline and needs none, and with ``core``
-    importable."""
+    """Environment of a worker: this process's without secrets, as a worker is offline and needs none, and with ``core``
+    importable.
+    """
     environment = {
         name: value for name, value in os.environ.items() if not is_secret_name(name) and name not in _NOT_PASSED
     }

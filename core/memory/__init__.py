@@ -1,1 +1,1 @@
-"""How much memory a training run will take, told before it starts (docs/memory.md)."""
+"""Memory planning: an estimate of a training run's memory use before it starts (docs/memory.md)."""

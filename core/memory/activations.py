@@ -1,8 +1,8 @@
-"""What one decoder layer keeps for backward, and what it needs beside that while it runs.
+"""Activation memory of one decoder layer: tensors kept for backward, and transient memory while it runs.
 
-A layer is written down as the steps of its forward pass, in order, operation by operation: those of eager PyTorch with
+A layer is modeled as the steps of its forward pass, in order, operation by operation: those of eager PyTorch with
 transformers' models and PEFT's adapters, or those of the worker's own functions (:mod:`core.worker.fused`) where these
-take their place. Tests compare the figures with what torch really allocates.
+replace them. Tests compare the figures with torch's actual allocations.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from core.memory.norms import keeps_input, norm_form, norm_step
 from core.memory.steps import FP32, Adapters, Arithmetic, Step
 from core.models.architecture.architecture import Experts, Layer, Linear
 
-#: What is noted of a token for each expert that sees it: places, weights and choices.
+#: Routing bytes of a token per active expert: positions, weights and choices.
 ROUTED = 64
 
-#: How a linear layer is computed: frozen and without an adapter; with its own weights trained; with an adapter by PEFT;
+#: Computation of a linear layer: frozen and without an adapter; with its own weights trained; with an adapter by PEFT;
 #: with an adapter by the worker's function.
 LinearForm = Literal["frozen", "trained", "peft", "fused"]
 
 
 class LayerSteps:
-    """The forward pass of one layer.
+    """Steps of the forward pass of one layer.
 
     Args:
-        layer: Its shapes.
-        hidden: Features between the layers.
-        arithmetic: How it is computed.
-        adapters: What is trained.
+        layer: Shapes of the layer.
+        hidden: Hidden size.
+        arithmetic: Dtypes and kernels.
+        adapters: Trained parameters.
         row: Tokens of the longest row, padding included: a sliding window shorter than it needs a mask.
     """
 
@@ -44,11 +44,11 @@ class LayerSteps:
 
     @property
     def keeps_input(self) -> bool:
-        """Whether what the first norm keeps is the layer's own input."""
+        """Whether the tensor that the first norm keeps is the layer's own input."""
         return keeps_input(self._norm, self._how)
 
     def steps(self) -> list[Step]:
-        """The steps in the order of the forward pass."""
+        """Steps in the order of the forward pass."""
         return list(self._steps())
 
     def _steps(self) -> Iterator[Step]:
@@ -56,12 +56,12 @@ class LayerSteps:
         by_name = {linear.name: linear for linear in layer.linears}
         attention = [linear for linear in layer.linears if "mlp" not in linear.name]
         network = [by_name[linear.name] for linear in layer.linears if "mlp" in linear.name]
-        # Where the norm keeps it, it is counted there.
+        # If the norm keeps it, it is counted there.
         residual = 0 if self._norm == "fused rms" else a * hidden
         yield self._normalize(hidden, residual)
         *projections, output = attention
         yield from self._project(projections, residual)
-        # The caller holds the input of attention and of the feed-forward network until they have run.
+        # The caller references the input of attention and of the feed-forward network until they have run.
         held = residual + self._unkept_input(projections)
         yield from self._attend(held)
         yield from self._linear(
@@ -82,14 +82,14 @@ class LayerSteps:
             yield self._normalize(hidden, residual)
 
     def _normalize(self, width: int, held: float, heads: int = 1, *, again: bool = False) -> Step:
-        """A normalization; ``heads`` of it for each token when it goes over the features of a head.
+        """A normalization; ``heads`` of them per token if it is over the features of a head.
 
-        ``again`` when its input is one that has been kept already.
+        ``again`` if its input is kept already.
         """
         trained = self._adapters.weights
         return norm_step(self._norm, self._how, width, held, heads=heads, again=again, trained=trained)
 
-    # Linear layers.
+    # Linear layers
 
     def _form(self, linear: Linear) -> LinearForm:
         adapters, how = self._adapters, self._how
@@ -97,12 +97,12 @@ class LayerSteps:
             return "trained"
         if linear.name not in adapters.targets:
             return "frozen"
-        # One that lies the other way round is turned when it is quantized.
+        # A transposed one is transposed back when it is quantized.
         plain = not adapters.dora and not adapters.paired and (how.quantized or not linear.transposed)
         return "fused" if how.fused_layers and plain else "peft"
 
     def _keeps_input(self, linear: Linear) -> bool:
-        """Whether it keeps its input as it is, which others may hold too."""
+        """Whether a linear layer keeps its input unchanged, which other steps may share."""
         form = self._form(linear)
         if form == "trained":
             return True
@@ -110,13 +110,13 @@ class LayerSteps:
         return form != "frozen" and not self._adapters.dropout and not private
 
     def _linear(self, linear: Linear, *, held: float, shared: bool, alone: bool = False) -> Iterator[Step]:
-        """A linear layer with its adapter, where it has one.
+        """A linear layer with its adapter, if it has one.
 
         Args:
             linear: The layer.
-            held: Bytes a token of what else is alive meanwhile, its input left out.
-            shared: Whether an earlier step has kept the same input already.
-            alone: Whether no other layer has the same input.
+            held: Bytes per token alive meanwhile, without its input.
+            shared: Whether an earlier step keeps the same input.
+            alone: Whether no other layer reads the same input.
         """
         how, a, form = self._how, self._how.bytes, self._form(linear)
         held += 0 if self._keeps_input(linear) or (form == "frozen" and shared) else a * linear.inputs
@@ -132,7 +132,7 @@ class LayerSteps:
             beside_backward_once=workspace,
         )
         if form == "trained":
-            # The gradient of the weights needs the input; it is made beside that of the input.
+            # The gradient of the weights needs the input; it is computed together with that of the input.
             yield Step(
                 f"{linear.name} weights",
                 kept=0 if shared else a * linear.inputs,
@@ -144,7 +144,7 @@ class LayerSteps:
             yield self._peft_adapter(linear, held, shared)
 
     def _fused_adapter(self, linear: Linear, held: float, shared: bool, alone: bool) -> Step:
-        """Layer and adapter as one function, which keeps its input and what the adapter has inside."""
+        """Layer and adapter as one autograd function, which keeps its input and the adapter's intermediate."""
         how, a, rank = self._how, self._how.bytes, self._adapters.rank
         kept = a * rank
         if self._adapters.dropout:
@@ -152,7 +152,7 @@ class LayerSteps:
         elif not shared:
             kept += a * linear.inputs
         workspace = a * linear.weights if how.quantized and not how.dequantized else 0
-        # The gradients of output and input, and where others have the same input, what theirs have come to.
+        # The gradients of output and input, and if others read the same input, their accumulated gradient.
         backward = a * (linear.outputs + linear.inputs * (1 if alone else 2))
         casts = (a if how.autocast else 0) * rank * linear.inputs + (FP32 + a) * rank * linear.outputs
         return Step(
@@ -201,12 +201,13 @@ class LayerSteps:
         )
 
     def _dropped(self, width: int) -> int:
-        """Bytes kept for a feature of an adapter's input with dropout: what was dropped, and the input that is left; on
-        the CPU the former is held in the input's own numbers, ``width`` bytes each."""
+        """Bytes kept per input feature of an adapter with dropout: the mask, and the remaining input; on the CPU the
+        mask has the input's dtype, ``width`` bytes per element.
+        """
         return (1 if self._how.cuda else width) + self._how.bytes
 
     def _unkept_input(self, linears: list[Linear]) -> float:
-        """Bytes a token of the input that these layers share, where none of them keeps it as it is."""
+        """Bytes per token of the input that these layers share, if none of them keeps it unchanged."""
         return 0 if any(map(self._keeps_input, linears)) else self._how.bytes * linears[0].inputs
 
     def _project(self, projections: list[Linear], residual: float) -> Iterator[Step]:
@@ -216,7 +217,7 @@ class LayerSteps:
             shared = shared or self._keeps_input(linear)
             held += self._how.bytes * linear.outputs
 
-    # Attention.
+    # Attention
 
     def _attend(self, residual: float) -> Iterator[Step]:
         a, attention = self._how.bytes, self._layer.attention
@@ -228,7 +229,7 @@ class LayerSteps:
             yield self._normalize(keys, projected, attention.kv_heads if per_head else 1)
         yield attention_step(attention, self._how, self._row, residual)
 
-    # Feed-forward networks.
+    # Feed-forward networks
 
     def _feed_forward(self, network: list[Linear], residual: float) -> Iterator[Step]:
         layer, a, width = self._layer, self._how.bytes, self._layer.width
@@ -250,7 +251,7 @@ class LayerSteps:
             yield Step("activation", kept=3 * a * width, beside=held + a * width, beside_backward=4 * a * width)
         else:
             copies = layer.activation_copies
-            # Gradients of output and input, and of what an activation of several operations has between them.
+            # Gradients of output and input, and of the intermediates of an activation made of several operations.
             backward = (3 if copies > 1 else 2) * a * width
             yield Step("activation", kept=copies * a * width, beside=held + a * width, beside_backward=backward)
         yield from self._linear(second, held=held, shared=False, alone=True)
@@ -263,7 +264,7 @@ class LayerSteps:
         once = 0.0
         if self._experts_adapted(experts):
             kept += tokens * (a * experts.hidden + a * experts.width) + a * experts.hidden
-            # The adapted matrices are made anew, for all experts at once.
+            # The adapted matrices are computed again, for all experts at once.
             once = a * 3 * experts.count * experts.hidden * experts.width
         yield Step(
             "experts",
@@ -279,6 +280,6 @@ class LayerSteps:
         return experts.adapted and "mlp.experts" in self._adapters.targets
 
     def _drop(self, share: float, width: int) -> Iterator[Step]:
-        """Dropout of the model itself."""
+        """Dropout of the model itself, not of adapters."""
         if share:
             yield Step("dropout", kept=(1 if self._how.cuda else self._how.bytes) * width)

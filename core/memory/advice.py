@@ -1,4 +1,4 @@
-"""What would make a run fit, or what its room is good for: each answer is planned again with the change in it."""
+"""Memory advice: changes that make a run fit, or use its free memory; each is planned again to check it."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from core.memory.rows import Rows
 from core.models.architecture.architecture import Architecture
 from core.units import format_bytes
 
-#: How many answers are given.
+#: Most pieces of advice.
 ANSWERS = 2
-#: Pairs of changes that are tried at most, so that an answer comes at once.
+#: Most pairs of changes tried, so that the answer is immediate.
 PAIRS = 40
-#: Rows are not advised to be made shorter than this, in tokens.
+#: Shortest row length advised, in tokens.
 SHORTEST = 256
-#: Share of the limit that must be left before a plan that fits is advised to spend memory.
+#: Free share of the limit from which a plan that fits is advised to spend memory.
 ROOM = 0.15
 
 
 @dataclass(frozen=True)
 class Advice:
-    """Changes that would make it fit, or make it faster.
+    """Changes that make a run fit, or make it faster.
 
     Args:
         changes: ``section.key`` to its new value.
-        cost: What one pays for them, or gains, as a sentence.
-        saves_bytes: Less memory than the plan; negative where it is more.
-        total_bytes: The peak with the changes.
-        fits: Whether it fits then.
+        cost: Their cost or gain, as a sentence.
+        saves_bytes: Memory saved against the plan; negative if more is used.
+        total_bytes: Peak with the changes.
+        fits: Whether the run fits then.
     """
 
     changes: dict[str, Any]
@@ -45,7 +45,7 @@ class Advice:
 
     @property
     def text(self) -> str:
-        """The whole of it as one line."""
+        """The advice in one line."""
         changes = " and ".join(f"{name} = {_shown(value)}" for name, value in self.changes.items())
         verb = "saves" if self.saves_bytes >= 0 else "takes"
         outcome = "" if self.fits else ", which is not enough"
@@ -55,19 +55,19 @@ class Advice:
 def advise(
     architecture: Architecture, config: Config, machine: Machine, rows: Rows | None, plan: Plan
 ) -> tuple[Advice, ...]:
-    """One or two answers to a plan.
+    """One or two pieces of advice on a plan.
 
     Args:
         architecture: As for :func:`~core.memory.planner.make_plan`.
-        config: The same.
-        machine: The same.
-        rows: The same.
-        plan: What came of them.
+        config: As for that function.
+        machine: As for that function.
+        rows: As for that function.
+        plan: Its result.
 
     Returns:
-        Where it does not fit: the cheapest single changes that make it fit; where none does, the fewest together;
-        where nothing is enough, all of them together with ``fits`` false. Where it fits with room to spare: what that
-        room would buy, if anything. Nothing where the limit is unknown.
+        If it does not fit: the cheapest single changes that make it fit; if none does, the smallest combination; if
+        nothing suffices, all of them together with ``fits`` false. If it fits with room to spare: changes that use that
+        room, if any. Empty if the limit is unknown.
     """
     if plan.limit_bytes is None:
         return ()
@@ -94,7 +94,7 @@ class _Adviser:
                 continue
             if advice.fits:
                 if any(other.changes.keys() == changes.keys() for other in single):
-                    continue  # the smaller change of the same option is enough
+                    continue  # the smaller change of the same option suffices
                 single.append(advice)
                 if len(single) == ANSWERS:
                     return single
@@ -118,7 +118,7 @@ class _Adviser:
         return [replace(best, cost=f"{best.cost} Choose a smaller base model.")] if best is not None else []
 
     def _pair(self, helpful: list[tuple[dict[str, Any], str]]) -> Advice | None:
-        """The cheapest two changes that make it fit together."""
+        """The cheapest pair of changes that makes it fit."""
         tried = 0
         for later, (second, second_cost) in enumerate(helpful):
             for first, first_cost in helpful[:later]:
@@ -137,7 +137,7 @@ class _Adviser:
         if not plan.checkpointing or self._config.memory.gradient_checkpointing == "off":
             return []
         room = (1 - ROOM) * (plan.limit_bytes or 0)
-        # Nothing is moved by need where there is room.
+        # Offloading on demand is not used if there is room.
         asked = self._config.memory.activation_offload == "on"
         stay: dict[str, Any] = {"memory.activation_offload": "auto"} if asked else {}
         kept = {"memory.gradient_checkpointing": "off", **stay}, "Steps take about a quarter less time."
@@ -149,7 +149,7 @@ class _Adviser:
         return []
 
     def _without_needless(self, advice: Advice, costs: Mapping[str, str]) -> Advice:
-        """The same without the changes that it fits without."""
+        """The advice without changes that are not needed for it to fit."""
         for name in list(advice.changes):
             fewer = {key: value for key, value in advice.changes.items() if key != name}
             tried = self._try(fewer, _joined(costs[key] for key in fewer))
@@ -168,7 +168,7 @@ class _Adviser:
         return Advice(dict(changes), cost, saves, tried.total_bytes, bool(tried.fits) and tried.host_fits is not False)
 
     def _candidates(self) -> Iterator[tuple[dict[str, Any], str]]:
-        """Changes with what they cost, the cheapest first."""
+        """Candidate changes with their costs, the cheapest first."""
         config, plan = self._config, self._plan
         if plan.micro_batch.rows > 1 and not updates_in_backward(config):
             rows = plan.micro_batch.rows // 2
@@ -231,14 +231,14 @@ def _joined(costs: Iterable[str]) -> str:
 
 
 def _costs_by_option(helpful: list[tuple[dict[str, Any], str]]) -> Iterator[tuple[str, str]]:
-    """Each option that was tried, with what changing it costs."""
+    """Each option that was tried, with the cost of changing it."""
     for changes, cost in helpful:
         for name in changes:
             yield name, cost
 
 
 def changed(config: Config, changes: Mapping[str, Any]) -> Config:
-    """A configuration with some options of other values."""
+    """A configuration with some options changed."""
     sections: dict[str, Any] = {}
     for name, value in changes.items():
         section, _, key = name.partition(".")

@@ -1,5 +1,4 @@
-"""What attention keeps for backward, and what it takes while it runs: torch's kernels, the worker's function for short
-rows, and products written out."""
+"""Attention memory, kept and transient: torch's kernels, the worker's function for short rows, and eager attention."""
 
 from __future__ import annotations
 
@@ -9,28 +8,28 @@ from core.models.architecture.architecture import Attention
 
 
 def keeps_output(attention: Attention, how: Arithmetic, row: int) -> bool:
-    """Whether the output is kept for attention itself: for torch's kernels that hold no scores.
+    """Whether the output is kept for attention itself: torch's kernels that do not materialize scores keep it.
 
     Args:
-        attention: Its shapes.
-        how: How it is computed.
+        attention: Shapes of the attention.
+        how: Dtypes and kernels.
         row: Tokens of a row, padding included.
     """
     return attention.kernel == "sdpa" and not _is_short(attention, how, row) and not _makes_scores(attention, how)
 
 
 def attention_step(attention: Attention, how: Arithmetic, row: int, held: float) -> Step:
-    """Attention from queries, keys and values on, rotated on the way.
+    """Attention step, from the projected queries, keys and values on, rotary embeddings included.
 
     Args:
-        attention: Its shapes.
-        how: How it is computed.
+        attention: Shapes of the attention.
+        how: Dtypes and kernels.
         row: Tokens of a row, padding included: a sliding window shorter than it needs a mask.
-        held: Bytes a token of what else is alive meanwhile.
+        held: Bytes per token alive meanwhile.
     """
     a, queries, keys = how.bytes, attention.queries, attention.keys
-    # After the rotation queries and keys are new tensors; the values are those that the projection gave, and hold all
-    # of it alive where it is a fused one. Without a rotation all three are parts of it.
+    # After the rotation queries and keys are new tensors; the values are views of the projection's output, and keep all
+    # of it alive if the projection is fused. Without rotation all three are views of it.
     kept = a * (queries + keys) if attention.rotary else 0
     kept += a * ((queries + 2 * keys) if attention.fused else keys)
     beside = held + a * (queries + keys) + a * queries
@@ -55,11 +54,11 @@ def attention_step(attention: Attention, how: Arithmetic, row: int, held: float)
 
 
 def scores_of_sdpa(attention: Attention, how: Arithmetic, row: int) -> int:
-    """Bytes for each token and token of its row that SDPA takes for scores, where it makes some.
+    """Bytes of SDPA's scores per pair of tokens of a row, if it materializes them.
 
     Args:
-        attention: Its shapes.
-        how: How it is computed.
+        attention: Shapes of the attention.
+        how: Dtypes and kernels.
         row: Tokens of a row, padding included.
     """
     made = attention.kernel == "sdpa" and not _is_short(attention, how, row) and _makes_scores(attention, how)
@@ -67,7 +66,7 @@ def scores_of_sdpa(attention: Attention, how: Arithmetic, row: int) -> int:
 
 
 def _scores(attention: Attention) -> tuple[int, int]:
-    """What is kept of SDPA's own scores, and what is alive beside that, as in :func:`scores_of_sdpa`."""
+    """Kept and transient bytes of SDPA's own scores, as in :func:`scores_of_sdpa`."""
     return (3 if attention.dropout else 1) * FP32 * attention.heads, FP32 * attention.heads
 
 
@@ -76,18 +75,22 @@ def _is_masked(attention: Attention, row: int) -> bool:
 
 
 def _is_short(attention: Attention, how: Arithmetic, row: int) -> bool:
-    """Whether it is the worker's own function for short rows."""
+    """Whether the worker's own function for short rows is used."""
     plain = attention.kernel == "sdpa" and not attention.dropout and not _is_masked(attention, row)
     return how.short_attention and plain and row <= SHORT_ROW
 
 
 def _makes_scores(attention: Attention, how: Arithmetic) -> bool:
-    """Whether SDPA makes scores, in fp32: the CPU has no kernel with dropout, or for values narrower than keys."""
+    """Whether SDPA materializes scores, in fp32: the CPU has no kernel with dropout, or for values narrower
+    than keys.
+    """
     return bool(attention.dropout or attention.uneven) and not how.cuda
 
 
 def _short(attention: Attention, how: Arithmetic, row: int, kept: float, held: float) -> Step:
-    """Queries, keys, values and probabilities are kept; scores and their gradients are fp32."""
+    """Attention of short rows: queries, keys, values and probabilities are kept; scores and their gradients are
+    fp32.
+    """
     a, queries, keys, heads = how.bytes, attention.queries, attention.keys, attention.heads
     # In fp32 probabilities are not cast.
     narrow = a != FP32
@@ -106,7 +109,7 @@ def _short(attention: Attention, how: Arithmetic, row: int, kept: float, held: f
 
 def _eager(attention: Attention, how: Arithmetic, beside: float) -> Step:
     a, queries = how.bytes, attention.queries
-    # The softmax is taken in fp32 and cast back, which makes no second tensor of fp32 scores.
+    # The softmax is computed in fp32 and cast back, which makes no second tensor of fp32 scores.
     scores = attention.heads * (FP32 + (a if how.autocast else 0) + (a if attention.softcap else 0))
     return Step(
         "attention",

@@ -1,4 +1,4 @@
-"""How an optimizer step's rows are cut into micro-batches, as far as sizes go: the worker's rule, and the plan's."""
+"""Micro-batching rule: rows of an optimizer step into micro-batches, the same for the worker and the memory plan."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-#: Tokens of a micro-batch, padding included, to begin with. On a CPU more does not make it faster.
+#: Initial token budget of a micro-batch, padding included. On a CPU a larger one is not faster.
 TOKEN_BUDGETS = {"cpu": 2048, "cuda": 8192}
-#: A token budget that no window reaches: all rows of a step at once.
+#: Token budget that no window reaches: all rows of a step at once.
 WHOLE = 1 << 40
-#: Row lengths are padded to a multiple of this, so that the shapes are few.
+#: Row lengths are padded to a multiple of this, for few distinct shapes.
 LENGTH_MULTIPLE = 8
-#: What the fp32 logits of a chunk of supervised positions and their gradient may take together. More of them make a CPU
+#: Bytes of the fp32 logits of a chunk of supervised positions and of their gradient together. Larger chunks make a CPU
 #: slower: at a vocabulary of 49,152, chunks of 1,024 positions take 1.8 times the time of 512, at 128,256 1.5 times
-#: that of 256; fewer positions than this leaves read the head too often to keep a GPU busy.
+#: that of 256; smaller chunks read the head too often to keep a GPU busy.
 LOGITS_BYTES = 256 << 20
-#: Chunks are powers of two between these: smaller ones leave the products of the head too thin to be fast.
+#: Chunk sizes are powers of two between these: smaller ones make the matrix products of the head too thin to be fast.
 FEWEST_POSITIONS, MOST_POSITIONS = 64, 1024
 
-#: The longest rows that go through the worker's own attention on a CPU; torch's kernel is faster from there on.
+#: Longest rows for the worker's own attention on a CPU; torch's kernel is faster from there on.
 SHORT_ROW = 256
 
 #: Rows of one padded length, longest first: ``(length, rows)``.
@@ -28,42 +28,42 @@ Runs = Sequence[tuple[int, int]]
 
 
 def padded_length(length: int) -> int:
-    """A row's length on the device."""
+    """Length of a row after padding."""
     return math.ceil(length / LENGTH_MULTIPLE) * LENGTH_MULTIPLE
 
 
 def chunk_positions(vocabulary: int) -> int:
-    """Supervised positions whose logits exist at one time.
+    """Chunk size of the loss: supervised positions whose logits exist at one time.
 
     Args:
-        vocabulary: Logits of a position.
+        vocabulary: Size of the vocabulary.
     """
     within = max(LOGITS_BYTES // (2 * 4 * vocabulary), 1)
     return min(max(1 << (within.bit_length() - 1), FEWEST_POSITIONS), MOST_POSITIONS)
 
 
 def length_runs(lengths: Iterable[int]) -> list[tuple[int, int]]:
-    """How many rows there are of each padded length, longest first."""
+    """Number of rows of each padded length, longest first."""
     return sorted(Counter(map(padded_length, lengths)).items(), reverse=True)
 
 
 def largest_shape(
     runs: Runs, batch_size: int, token_budget: int, max_rows: int | None = None, *, shared: int = 0
 ) -> tuple[int, int, int]:
-    """The micro-batch with most tokens, padding included, that rows of these lengths can make.
+    """Largest micro-batch, in tokens with padding, that rows of these lengths can form.
 
     Args:
-        runs: As :func:`length_runs` makes them; not empty.
+        runs: Result of :func:`length_runs`; not empty.
         batch_size: Rows in an optimizer step.
-        token_budget: The most tokens of a micro-batch; a single longer row is one all the same.
-        max_rows: The most rows of a micro-batch.
-        shared: Tokens at the beginning of all rows that are there once for all of them.
+        token_budget: Most tokens of a micro-batch; a single longer row still forms one.
+        max_rows: Most rows of a micro-batch.
+        shared: Prefix tokens that all rows share and that are stored once.
 
     Returns:
-        How many longer rows come before its first one, its rows, and its padded length.
+        Number of longer rows before its first one, number of its rows, and its padded length.
     """
     total = sum(count for _, count in runs)
-    # A shorter longest row may leave room for so many rows that the whole is larger.
+    # A shorter longest row may allow more rows and so a larger micro-batch.
     best, most, before = (0, 1, runs[0][0]), 0, 0
     for width, count in runs:
         rows = min(batch_size, max_rows or batch_size, max(1, token_budget // width), total - before)
@@ -75,12 +75,12 @@ def largest_shape(
 
 
 def tokens_of_rows(runs: Runs, before: int, rows: int) -> int:
-    """Tokens of some rows next to one another, their own padding included but not that to the longest of them.
+    """Tokens of consecutive rows, each padded to its own length, not to the longest of them.
 
     Args:
-        runs: As :func:`length_runs` makes them.
-        before: How many longer rows come before the first of them.
-        rows: How many there are.
+        runs: Result of :func:`length_runs`.
+        before: Number of longer rows before the first of them.
+        rows: Number of rows.
     """
     found = 0
     for width, count in runs:
@@ -91,7 +91,7 @@ def tokens_of_rows(runs: Runs, before: int, rows: int) -> int:
 
 
 def runs_of_histogram(bars: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Runs from a histogram: each bar's rows taken as long as its longest can be.
+    """Runs from a histogram: the rows of each bar count as long as its longest can be.
 
     Args:
         bars: For each bar its longest length and its number of rows.

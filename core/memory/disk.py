@@ -1,4 +1,4 @@
-"""Disk space of a run: what its checkpoints and its adapter take."""
+"""Disk space of a run: its checkpoints and its adapter."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from core.models.architecture.architecture import Architecture
 
 
 def disk_need(model: Architecture | None, config: Config) -> DiskNeed | None:
-    """Bytes that a run writes; None where they cannot be told.
+    """Bytes that a run writes; None if unknown.
 
     Args:
-        model: The base model's shape, where it is known.
-        config: Of the run.
+        model: Architecture of the base model, if known.
+        config: Configuration of the run.
     """
     if model is None:
         return None
     try:
-        # What is written is the same on every device.
+        # Files are the same on every device.
         plan = make_plan(model, config, Machine("cpu"))
     except UserError:
         return None

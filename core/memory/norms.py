@@ -1,4 +1,4 @@
-"""What a normalization keeps for backward and takes while it runs, in each of the ways in which it is computed."""
+"""Normalization memory, kept and transient, for each implementation."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ NormForm = Literal["layer", "rms", "fused rms"]
 
 
 def norm_form(layer: Layer, how: Arithmetic, *, trained: bool) -> NormForm:
-    """How the norms of a layer, and the one behind the last layer, are computed.
+    """Implementation of the norms of a layer, and of the final norm after the last layer.
 
     Args:
         layer: The layer.
-        how: How it is computed.
-        trained: Whether the norms' own weights are trained, which the fused function does not know of.
+        how: Dtypes and kernels.
+        trained: Whether the norms' own weights are trained, which the fused function does not support.
     """
     if layer.norm == "layer":
         return "layer"
@@ -26,18 +26,18 @@ def norm_form(layer: Layer, how: Arithmetic, *, trained: bool) -> NormForm:
 
 
 def keeps_input(form: NormForm, how: Arithmetic) -> bool:
-    """Whether what is kept is the input itself, which others may hold too."""
+    """Whether the kept tensor is the input itself, which other steps may share."""
     return form == "fused rms" or (form == "layer" and not _is_cast(how))
 
 
 def norm_kept(form: NormForm, how: Arithmetic, width: int, heads: int = 1) -> float:
-    """Bytes kept for each token, a weight that is trained left out.
+    """Bytes kept per token, without a trained weight.
 
     Args:
-        form: How it is computed.
-        how: How numbers are held.
+        form: Implementation.
+        how: Dtypes and kernels.
         width: Features.
-        heads: How many normalizations of a token there are, each over its share of the features.
+        heads: Number of normalizations per token, each over its share of the features.
     """
     a = how.bytes
     if form == "layer":
@@ -47,31 +47,31 @@ def norm_kept(form: NormForm, how: Arithmetic, width: int, heads: int = 1) -> fl
 
 
 def norm_backward(form: NormForm, how: Arithmetic, width: int) -> float:
-    """Bytes a token that are alive while the gradient is made, besides what is kept."""
+    """Transient bytes per token of the backward pass, in addition to kept tensors."""
     if form == "layer":
         return 3 * how.bytes * width
-    # The gradient weighed, the normalized input and their product in fp32; the gradients of output and residual.
+    # The scaled gradient, the normalized input and their product in fp32; the gradients of output and residual.
     return (3 * FP32 + 2 * how.bytes if form == "fused rms" else 5 * FP32) * width
 
 
 def norm_step(
     form: NormForm, how: Arithmetic, width: int, held: float, *, heads: int = 1, again: bool = False, trained: bool
 ) -> Step:
-    """A normalization as a step.
+    """A normalization step.
 
     Args:
-        form: How it is computed.
-        how: How numbers are held.
+        form: Implementation.
+        how: Dtypes and kernels.
         width: Features.
-        held: Bytes a token of what else is alive meanwhile.
+        held: Bytes per token alive meanwhile.
         heads: As for :func:`norm_kept`.
-        again: Whether the input has been kept already.
-        trained: Whether the weight is trained; what it is multiplied with is kept then.
+        again: Whether the input is kept already.
+        trained: Whether the weight is trained; the normalized input is kept then.
     """
     a = how.bytes
     kept = norm_kept(form, how, width, heads)
     if form == "layer":
-        # In fp32 on CUDA it gives fp32, which each product casts again.
+        # On CUDA its output is fp32, which each product casts again.
         beside = (FP32 + a) * width if _is_cast(how) else a * width
     elif form == "fused rms":
         beside = (2 * FP32 + (a if a != FP32 else 0)) * width

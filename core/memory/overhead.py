@@ -1,4 +1,4 @@
-"""What a process takes around its tensors: interpreter and libraries, the tokenizer, what the allocator holds unused.
+"""Memory overhead of a process apart from its tensors: interpreter, libraries, tokenizer, allocator fragmentation.
 
 Nothing here follows from shapes; the constants are measured by ``bench/memory.py``, or assumed where they say so.
 """
@@ -11,33 +11,33 @@ from core.memory.phases import Phase
 from core.memory.plan import Part
 from core.models.architecture.architecture import Architecture
 
-#: What a CUDA context, its libraries and their workspaces take; an assumption, not measured here.
+#: CUDA context, libraries and their workspaces; an assumption, not measured here.
 CUDA_RUNTIME = 600 << 20
-#: What the caching allocator holds beyond what is used of it; an assumption for growing segments.
+#: Fragmentation of the caching allocator, as a share of the memory in use; an assumption for expandable segments.
 CUDA_FRAGMENTATION = 0.04
 #: Resident memory of the worker's interpreter and libraries before a model is loaded: CPython 3.11, torch 2.13 for
 #: the CPU, transformers 5.24, peft 0.21, bitsandbytes 0.50; measured by bench/memory.py.
 CPU_RUNTIME = 420 << 20
-#: What malloc holds beyond what is used of it: so much always, and a share of the most that comes and goes. It keeps
-#: what is freed (core.worker.process.malloc) for the next moment, which needs no more; but where logits in 16 bit
-#: were, those in fp32 do not fit, and where SDPA's scores were, hardly anything that is large. Measured by the same.
+#: Fragmentation of malloc: a constant, and a share of the largest transient memory. malloc keeps freed blocks
+#: (core.worker.process.malloc) for the next phase, which needs no more; but fp32 logits do not fit into the freed
+#: blocks of 16-bit logits, and hardly any large tensor fits into those of SDPA's scores. Measured by the same.
 CPU_SLACK, CPU_FRAGMENTATION = 64 << 20, 0.05
-#: Where weights are trained, tensors that stay come to lie between those that go, and an update of a large one does not
-#: fit there: what is lost is a share of what it takes. Chosen on seven configurations of the same.
+#: With full training, long-lived tensors are scattered among transient ones, and the update of a large one does not fit
+#: into the gaps: the loss is a share of the update's size. Fitted to seven configurations of the same.
 CPU_SCATTERED = 0.38
-#: Weights that are converted in loading and not quantized, as those of LoRA in fp32, leave as much more as this share
-#: of their file; why is not known. Chosen on two configurations of the same.
+#: Weights that are converted at load and not quantized, as in LoRA in fp32, leave behind this share of their file; the
+#: cause is unknown. Fitted to two configurations of the same.
 CPU_CONVERTED = 0.5
-#: What a tokenizer takes for each token that it knows, and at most for each byte of its file; measured on vocabularies
-#: of 49,152 and 128,000 tokens.
+#: Bytes of a tokenizer per vocabulary entry, and at most per byte of its file; measured on vocabularies of 49,152 and
+#: 128,000 tokens.
 TOKENIZER_TOKEN, TOKENIZER_FILE = 1000, 19
 
 
 def around_gpu(tensors: Iterable[Part]) -> list[Part]:
-    """On a GPU.
+    """Overhead on a GPU.
 
     Args:
-        tensors: What the allocator gives out at the peak.
+        tensors: Memory allocated at the peak.
     """
     used = sum(part.bytes for part in tensors)
     return [
@@ -47,12 +47,12 @@ def around_gpu(tensors: Iterable[Part]) -> list[Part]:
 
 
 def around_cpu(model: Architecture, phases: Mapping[str, Phase], converted: int) -> list[Part]:
-    """On a CPU, whose process counts as a whole.
+    """Overhead on a CPU, whose process counts as a whole.
 
     Args:
-        model: For its tokenizer.
-        phases: What comes and goes at each moment.
-        converted: Bytes of the file whose weights are converted in loading and not quantized.
+        model: Base model, for its tokenizer.
+        phases: Transient memory of each phase.
+        converted: Size of the weight file if its weights are converted at load and not quantized.
     """
     most = max(phase.total for phase in phases.values())
     gaps = max(phase.gaps for phase in phases.values())
@@ -62,7 +62,7 @@ def around_cpu(model: Architecture, phases: Mapping[str, Phase], converted: int)
 
 
 def process(model: Architecture) -> list[Part]:
-    """A CPU's process without any tensors."""
+    """Memory of a CPU process without any tensors."""
     return [
         Part("tokenizer", _tokenizer_bytes(model), "the tokenizer's vocabulary and merges"),
         Part("runtime", CPU_RUNTIME, "the interpreter and its libraries"),

@@ -1,4 +1,4 @@
-"""What comes and goes with a micro-batch, at the moments that may be the worst."""
+"""Phases of a micro-batch: transient memory at the moments that may be the peak."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from core.models.architecture.architecture import Architecture
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The largest micro-batch that the data can make.
+    """Largest micro-batch that the data can form.
 
     Args:
-        rows: Its rows.
+        rows: Number of its rows.
         length: Their length, padding included.
-        supervised: Positions that are learned.
+        supervised: Number of positions in the loss.
     """
 
     rows: int
@@ -30,16 +30,17 @@ class MicroBatch:
 
     @property
     def tokens(self) -> int:
-        """Padding included."""
+        """Number of tokens, padding included."""
         return self.rows * self.length
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Bytes alive at one moment: kept for backward, kept for the adapters, one layer at work, the loss, its logits.
+    """Memory alive at one moment, in bytes: kept for backward, kept for the adapters, the running layer, the loss, its
+    logits.
 
-    ``gaps`` are part of none of these: where tensors have been that are smaller than those that follow. ``gradients``
-    and ``update`` are of weights that are updated inside backward, or after it.
+    ``gaps`` is fragmentation: freed blocks smaller than the tensors that follow. ``gradients`` and ``update`` are of
+    weights that are updated inside backward, or after it.
     """
 
     kept: float
@@ -53,22 +54,22 @@ class Phase:
 
     @property
     def total(self) -> float:
-        """All of it, at the one moment."""
+        """Sum of all parts."""
         return self.kept + self.adapters + self.layer + self.loss + self.logits + self.gradients + self.update
 
 
 class Pass:
-    """A pass over a micro-batch, forward and backward.
+    """Forward and backward pass of a micro-batch.
 
     Args:
         model: The base model.
-        arithmetic: How numbers are held.
-        adapters: What is trained, for each kind of layer.
+        arithmetic: Dtypes and kernels.
+        adapters: Trained parameters of each kind of layer.
         batch: The micro-batch.
-        checkpointing: Whether activations are recomputed.
-        offload: Whether what recomputing starts from is in the machine's memory.
-        gradient_from: What is the first to need a gradient: ``embeddings``, ``first layer``, or the first layer whose
-            own weights are ``trained``.
+        checkpointing: Whether gradient checkpointing is on.
+        offload: Whether checkpointed layer inputs are offloaded to host memory.
+        gradient_from: First to need a gradient: ``embeddings``, ``first layer``, or the first layer whose own weights
+            are ``trained``.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Pass:
         self._offload = offload
 
     def phases(self) -> dict[str, Phase]:
-        """What comes and goes with a micro-batch, at the two moments that may be the worst."""
+        """Memory of a micro-batch at the two moments that may be the peak."""
         model, a, tokens = self._model, self._how.bytes, self._batch.tokens
         hidden = a * model.hidden * tokens
         memories = self._layers()
@@ -107,7 +108,7 @@ class Pass:
             here = min(model.depth, OFFLOAD_IN_FLIGHT) if self._offload else model.depth
             inputs = here * hidden + masks
             casts = sum(memory.casts for memory in memories)
-            # The gradient that a layer is met with; the norm that ends one of four of them has made its own in fp32.
+            # The incoming gradient of a layer; a norm at the end of a layer with four norms has made its own in fp32.
             gradient = hidden + (tokens * FP32 * model.hidden if last_layer.norms == 4 else 0)
             worst = max(memories, key=lambda memory: max(memory.again + gradient, memory.backward))
             layer = max(worst.again + gradient, worst.backward) - worst.adapters
@@ -122,12 +123,12 @@ class Pass:
         }
 
     def _layers(self) -> list[LayerMemory]:
-        """The memory of every layer, the first one first."""
+        """Memory of every layer, in order."""
         found: list[LayerMemory] = []
         reached = self._gradient_from == "embeddings"
         for layer, adapters in zip(self._model.layers, self._adapters, strict=True):
             passed = LayerSteps(layer, self._model.hidden, self._how, adapters, self._batch.length)
-            # Recomputing starts from the layers' inputs, which are counted by themselves.
+            # Recomputation starts from the layers' inputs, which are counted separately.
             there_already = self._how.bytes * self._model.hidden if self._checkpointing and passed.keeps_input else 0.0
             steps = passed.steps()
             for first in [True] + [False] * (layer.count > 1):
@@ -143,7 +144,7 @@ class Pass:
         return found
 
     def _masks(self) -> int:
-        """Attention masks: none where causality alone is asked of a fused kernel."""
+        """Attention masks: none if a fused kernel only needs causality."""
         scores, found = self._batch.tokens * self._batch.length, 0
         attention = self._model.layers[0].attention
         if attention.kernel == "eager":
@@ -153,8 +154,9 @@ class Pass:
         return found
 
     def _gaps(self) -> int:
-        """The logits of a chunk before they are fp32, and where they are capped, what comes between; and the scores of
-        a layer where SDPA makes some."""
+        """Fragmentation: the logits of a chunk before the cast to fp32, with soft-capping its intermediates too; and
+        the scores of a layer if SDPA makes some.
+        """
         batch = self._batch
         scores = (scores_of_sdpa(layer.attention, self._how, batch.length) for layer in self._model.layers)
         made = 0 if self._how.bytes == FP32 else 3 if self._model.softcap else 1
@@ -165,6 +167,7 @@ class Pass:
         return min(chunk_positions(self._model.vocabulary), self._batch.supervised)
 
     def _logits(self) -> int:
-        """The logits of a chunk of supervised positions: log-probabilities, their gradient and that of the logits, all
-        fp32, are alive at once."""
+        """Logits of a chunk of supervised positions: log-probabilities, their gradient and that of the logits, all
+        fp32, are alive at once.
+        """
         return self._chunk() * self._model.vocabulary * (3 * FP32 + (self._how.bytes if self._model.softcap else 0))

@@ -1,6 +1,6 @@
-"""What a memory plan is made for, and what it says: the machine, the parts of the peak, and whether they fit.
+"""Memory plan: the machine, the parts of the peak, and whether they fit.
 
-docs/memory.md has the model, and how wrong it is.
+docs/memory.md explains the model and its errors.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ DeviceKind = Literal["cpu", "cuda"]
 
 @dataclass(frozen=True)
 class Machine:
-    """What it is to run on.
+    """Machine that a run is planned for.
 
     Args:
         kind: The kind of device.
-        limit_bytes: Memory that is free on it for the run; None where unknown.
-        disk_free_bytes: Free bytes of the disk that holds the runs; None where unknown.
-        bf16: Whether the CPU computes in bf16 natively.
-        host_bytes: Memory that is free around a GPU; None where unknown.
+        limit_bytes: Memory of it that is free for the run; None if unknown.
+        disk_free_bytes: Free bytes of the disk that holds the runs; None if unknown.
+        bf16: Whether the CPU has native bf16 instructions.
+        host_bytes: Free host memory of a GPU machine; None if unknown.
     """
 
     kind: DeviceKind
@@ -34,7 +34,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the memory: its name, bytes, and what it is in one line."""
+    """One part of the memory: its name, bytes, and a description in one line."""
 
     name: str
     bytes: int
@@ -43,26 +43,26 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will take.
+    """Memory plan of a run.
 
     Args:
-        parts: Of the memory at the peak; they sum up to it.
-        phase: When the peak is: ``loading``, ``loss`` or ``backward``.
-        micro_batch: The largest one.
-        needed_bytes: Of the peak, what must be there: without the views of a file that the system takes back.
-        trainable: Parameters that are trained.
-        parameters: Of the base model.
-        limit_bytes: What is free for it.
-        checkpoint_bytes: One checkpoint.
+        parts: Parts of the memory at the peak; they sum up to it.
+        phase: Phase of the peak: ``loading``, ``loss`` or ``backward``.
+        micro_batch: Largest micro-batch.
+        needed_bytes: The part of the peak that must be resident: without file mappings that the system can reclaim.
+        trainable: Number of trained parameters.
+        parameters: Number of parameters of the base model.
+        limit_bytes: Free memory.
+        checkpoint_bytes: Size of one checkpoint.
         disk_bytes: All checkpoints that exist at once, and the final adapter.
-        disk_free_bytes: What is free for them.
-        checkpointing: Whether activations are recomputed.
+        disk_free_bytes: Free disk space.
+        checkpointing: Whether gradient checkpointing is on.
         device: The kind of device.
-        offload: Whether what recomputing starts from is in the machine's memory.
-        host_bytes: The most that it takes there, pinned.
-        host_free_bytes: What is free for it there.
-        notes: What one should know about the figures, as sentences.
-        targets: The last part of the names of the layers that get adapters, and how many are called so.
+        offload: Whether activation offloading is on: checkpointed layer inputs are in host memory.
+        host_bytes: Most pinned host memory for it.
+        host_free_bytes: Free host memory.
+        notes: Remarks on the figures, as sentences.
+        targets: Last name components of the layers that get adapters, and the number of layers of each.
         dequantized: Whether 16-bit copies of 4-bit weights are kept.
     """
 
@@ -87,29 +87,29 @@ class Plan:
 
     @property
     def total_bytes(self) -> int:
-        """The peak."""
+        """Memory at the peak."""
         return sum(part.bytes for part in self.parts)
 
     @property
     def reclaimable_bytes(self) -> int:
-        """Of the peak, what the system takes back when memory is short."""
+        """Part of the peak that the system can reclaim when memory is short."""
         return self.total_bytes - self.needed_bytes
 
     @property
     def fits(self) -> bool | None:
-        """Whether what is needed does; None where the limit is unknown."""
+        """Whether the needed memory fits; None if the limit is unknown."""
         return None if self.limit_bytes is None else self.needed_bytes <= self.limit_bytes
 
     @property
     def host_fits(self) -> bool | None:
-        """Whether the machine has room for what is moved to its memory; None where that is unknown."""
+        """Whether offloaded activations fit into host memory; None if unknown."""
         return None if self.host_free_bytes is None else self.host_bytes <= self.host_free_bytes
 
     @property
     def disk_fits(self) -> bool | None:
-        """Whether the disk has room; None where that is unknown."""
+        """Whether the disk has room; None if unknown."""
         return None if self.disk_free_bytes is None else self.disk_bytes <= self.disk_free_bytes
 
     def by_name(self) -> dict[str, int]:
-        """Name of each part to its bytes."""
+        """Bytes of each part by name."""
         return {part.name: part.bytes for part in self.parts}

@@ -1,7 +1,7 @@
-"""Makes the memory plan: what a run will hold at its peak, part by part.
+"""Memory planner: a run's memory at its peak, part by part.
 
-Every figure is arithmetic on shapes, but for the constants of the environment in :mod:`core.memory.overhead`, which
-say where they were measured. docs/memory.md has the model, and how wrong it is.
+Every figure is arithmetic on shapes, except the constants of the environment in :mod:`core.memory.overhead`, which say
+where they were measured. docs/memory.md explains the model and its errors.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from core.memory.weights import Tensors, split_layers, trained_tensors, with_upd
 from core.models.architecture.architecture import Architecture
 from core.units import format_bytes
 
-#: A run's files beside adapter and optimizer: manifest, random state, adapter configuration.
+#: Bytes of a run's files other than adapter and optimizer: manifest, random state, adapter configuration.
 CHECKPOINT_EXTRA = 64 << 10
-#: Tokenizer and chat template beside the final adapter.
+#: Bytes of tokenizer and chat template next to the final adapter.
 ADAPTER_EXTRA = 16 << 20
-#: Paged states beyond this are worth a word about the machine's memory.
+#: Paged optimizer states beyond this get a remark about host memory.
 PAGED_NOTE = 1 << 30
-#: 16-bit copies of 4-bit weights are kept where the run with them takes no more than this share of what is free.
+#: Dequantized 16-bit copies of 4-bit weights are kept if the run with them takes at most this share of free memory.
 COPIES_SHARE = 0.5
 
 
@@ -54,21 +54,21 @@ def make_plan(
     dequantized: bool | None = None,
     offload: bool | None = None,
 ) -> Plan:
-    """Plan a run.
+    """Make the memory plan of a run.
 
     Args:
         architecture: The base model.
-        config: What is to be done with it.
-        machine: What it runs on.
-        rows: What is known of the training rows; absent: all as long as they may be, and all of it learned.
-        token_budget: Tokens of a micro-batch, where the worker has cut them already.
-        checkpointing: Whether activations are recomputed, where the worker has decided already.
-        dequantized: Whether 16-bit copies of 4-bit weights are kept, where the worker has decided already.
-        offload: Whether what that starts from is in the machine's memory, where the worker has decided already.
+        config: Configuration of the run.
+        machine: Machine of the run.
+        rows: Lengths of the training rows; None to assume the greatest length, with all tokens in the loss.
+        token_budget: Token budget of a micro-batch, if the worker has decided it.
+        checkpointing: Whether gradient checkpointing is on, if the worker has decided it.
+        dequantized: Whether dequantized copies of 4-bit weights are kept, if the worker has decided it.
+        offload: Whether checkpointed layer inputs are offloaded to host memory, if the worker has decided it.
 
-    Where nobody has decided and ``memory.gradient_checkpointing`` is auto, activations are recomputed if the run would
-    not fit without, as the worker does; where the limit is unknown, on a GPU. In the same way what that starts from is
-    moved off a GPU if the run would not fit with it there, and the machine has room for it.
+    If undecided and ``memory.gradient_checkpointing`` is auto, gradient checkpointing is on if the run would not fit
+    without it, as in the worker; with an unknown limit, on a GPU. Likewise the checkpointed layer inputs are offloaded
+    from a GPU if the run would not fit otherwise, and host memory has room for them.
 
     Raises:
         UserError: If no layer of the model is trained, or its positions are fewer than the rows' tokens.
@@ -79,7 +79,7 @@ def make_plan(
         return _Planner(architecture, config, machine, rows, token_budget, recomputed, moved, keeps).plan()
 
     found = _by_need(config, machine, checkpointing, offload, lambda recomputed, moved: plan(recomputed, moved, keeps))
-    # Where room was made already, there is none for copies.
+    # If memory had to be freed already, there is none for copies.
     tight = found.checkpointing and config.memory.gradient_checkpointing != "on"
     wanted = dequantized is None and config.memory.keep_dequantized == "auto"
     if wanted and not tight and machine.limit_bytes is not None:
@@ -96,7 +96,7 @@ def _by_need(
     offload: bool | None,
     plan: Callable[[bool | None, bool], Plan],
 ) -> Plan:
-    """The plan with what is not decided yet as the run needs it."""
+    """The plan with everything undecided chosen as the run needs it."""
     memory, known = config.memory, machine.limit_bytes is not None
     moved = (machine.kind == "cuda" and memory.activation_offload == "on") if offload is None else offload
     if checkpointing is None and memory.gradient_checkpointing == "auto" and known and not moved:
@@ -131,7 +131,7 @@ class _Planner:
         self.machine = machine
         self.rows = rows
         self.cuda = machine.kind == "cuda"
-        # What is free on a GPU is all but always known; where it is not, the smaller need is the safer one to name.
+        # Free GPU memory is nearly always known; if not, the smaller need is the safer one to report.
         self.checkpointing = (
             checkpointing
             if checkpointing is not None
@@ -166,7 +166,7 @@ class _Planner:
                 f"Its linear layers are {', '.join(names)}; or use all-linear.",
             )
 
-    # Sizes.
+    # Sizes
 
     def _micro_batch(self) -> MicroBatch:
         train, model = self.config.train, self.model
@@ -200,7 +200,7 @@ class _Planner:
         return found
 
     def _trained_tensors(self) -> Tensors:
-        """Rows and columns of each kind of trained tensor, and how many there are of it."""
+        """Rows, columns and number of each kind of trained tensor."""
         if self.weights:
             return trained_tensors(self.model, self.adapters, whole=self.config.method.name == "full")
         rank = self.config.method.rank
@@ -216,7 +216,7 @@ class _Planner:
         return found
 
     def _idle_adapters(self) -> int:
-        """Adapters on what is not run: they are there, and are saved, but never have gradients."""
+        """Elements of adapters on modules that are not run: they are allocated and saved, but never have gradients."""
         method, tower = self.config.method, self.model.tower
         if tower is None or self.weights:
             return 0
@@ -226,7 +226,7 @@ class _Planner:
                 found += method.rank * (linear.inputs + linear.outputs) + (linear.outputs if method.dora else 0)
         return found
 
-    # Phases.
+    # Phases
 
     def plan(self) -> Plan:
         tensors = self._trained_tensors()
@@ -252,7 +252,7 @@ class _Planner:
         moving = self._moving(phases[name])
         parts = [*static, *moving, *self._surroundings([*static, *moving], phases)]
         loading = self._loading(weights)
-        # Paged states give way to whatever else needs the card, and are in the machine's memory then.
+        # Paged optimizer states move to host memory when anything else needs the GPU.
         paged = states if self.cuda and self.config.train.optimizer.startswith("paged_") else 0
         needed = max(_needed(parts) - paged, _needed(loading))
         if paged > PAGED_NOTE:
@@ -268,7 +268,7 @@ class _Planner:
         saved = trainable * width * (2 if self._paired else 1)
         checkpoint = saved + states + CHECKPOINT_EXTRA
         final = self.model.parameters * width if self.weights else saved
-        # A new checkpoint is whole before the oldest is deleted.
+        # A new checkpoint is complete before the oldest is deleted.
         disk = (self.config.checkpoint.keep + 1) * checkpoint + final + ADAPTER_EXTRA
         return Plan(
             parts=tuple(part for part in parts if part.bytes),
@@ -305,7 +305,7 @@ class _Planner:
 
     @property
     def _paired(self) -> bool:
-        """Whether a frozen adapter lies beside each trained one."""
+        """Whether each trained adapter has a frozen reference adapter."""
         return any(adapters.paired for adapters in self.adapters)
 
     def _moving(self, phase: Phase) -> list[Part]:
@@ -328,12 +328,12 @@ class _Planner:
         if not self.cuda:
             kept = self.how.quantized or is_mapped(self.model, self.how)
             return around_cpu(self.model, phases, 0 if kept else self._file_bytes())
-        # Paged states are not of the allocator.
+        # Paged optimizer states are not in the caching allocator.
         paged = self.config.train.optimizer.startswith("paged_")
         return around_gpu(part for part in tensors if not (paged and part.name == "optimizer"))
 
     def _loading(self, weights: list[Part]) -> list[Part]:
-        """While weights are converted, the file that they come from is mapped beside them."""
+        """Loading: while weights are converted, their source file is memory-mapped at the same time."""
         if self.cuda or is_mapped(self.model, self.how):
             return []
         file = Part("weights_file", self._file_bytes(), "the weight file, mapped while it is converted")
@@ -359,7 +359,7 @@ def _needed(parts: list[Part]) -> int:
 
 
 def arithmetic(config: Config, machine: Machine) -> Arithmetic:
-    """How a run computes, and how it holds numbers meanwhile."""
+    """Arithmetic of a run: dtypes, quantization and kernels."""
     precision, cuda = config.train.precision, machine.kind == "cuda"
     wide = precision == "fp32" or (precision == "auto" and not cuda and not machine.bf16)
     quantized = config.method.name == "qlora"

@@ -1,4 +1,4 @@
-"""What is known of the training rows before they are loaded: how many there are of each length."""
+"""Row lengths for the memory plan: the number of training rows of each length, known before they are loaded."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from core.memory.batching import (
 
 @dataclass(frozen=True)
 class Rows:
-    """The training rows.
+    """Lengths of the training rows.
 
     Args:
-        runs: Rows of each padded length, longest first.
-        supervised: Share of the tokens that is learned.
-        tokens: Of all rows, padding left out; None where unknown.
-        blur: By how much a row may be shorter than its run says, where only a histogram is known.
+        runs: Number of rows of each padded length, longest first.
+        supervised: Share of tokens in the loss.
+        tokens: Tokens of all rows without padding; None if unknown.
+        blur: Most tokens by which a row may be shorter than its run, if only a histogram is known.
     """
 
     runs: Runs
@@ -34,14 +34,16 @@ class Rows:
 
     @property
     def count(self) -> int:
-        """How many rows there are."""
+        """Number of rows."""
         return sum(count for _, count in self.runs)
 
     def largest_shape(self, batch_size: int, token_budget: int, max_rows: int | None = None) -> tuple[int, int, int]:
-        """As :func:`~core.memory.batching.largest_shape`; where lengths are blurred, the largest that there may be."""
+        """Largest micro-batch, as :func:`~core.memory.batching.largest_shape`; with blurred lengths, the largest
+        possible.
+        """
         best = largest_shape(self.runs, batch_size, token_budget, max_rows)
         if self.blur:
-            # Were all rows shorter, more of them would share a micro-batch.
+            # If all rows are shorter, more of them share a micro-batch.
             shorter = [(max(width - self.blur, LENGTH_MULTIPLE), count) for width, count in self.runs]
             before, rows, width = largest_shape(shorter, batch_size, token_budget, max_rows)
             width = max(width, min(width + self.blur, token_budget // rows // LENGTH_MULTIPLE * LENGTH_MULTIPLE))
@@ -50,9 +52,9 @@ class Rows:
         return best
 
     def limited(self, max_length: int, overlong: Overlong) -> Rows | None:
-        """The rows that are left of these when none may be longer; None for none.
+        """Rows after truncating or dropping the overlong ones; None if none are left.
 
-        Tokens go down in proportion, as only the lengths' histogram may be known.
+        Tokens are reduced in proportion, as only a histogram of lengths may be known.
         """
         widest = padded_length(max_length)
         if self.runs[0][0] <= widest:
@@ -70,9 +72,9 @@ class Rows:
 
 
 def rows_of_lengths(lengths: Lengths) -> Rows:
-    """Rows as the analysis of a dataset has measured them.
+    """Rows from the token counts of a dataset analysis.
 
-    Every row is taken to be as long as the longest of its bar, so that no micro-batch comes out too small.
+    Every row counts as long as the longest of its bar, so that no micro-batch is underestimated.
     """
     bars = [(min(bucket.high - 1, lengths.max), bucket.count) for bucket in lengths.buckets]
     blur = padded_length(max((bucket.high - bucket.low for bucket in lengths.buckets), default=0))
@@ -80,11 +82,11 @@ def rows_of_lengths(lengths: Lengths) -> Rows:
 
 
 def rows_of_tokens(lengths: list[int], supervised: int) -> Rows:
-    """Rows whose lengths are known one by one.
+    """Rows with individually known lengths.
 
     Args:
-        lengths: Tokens of each.
-        supervised: Tokens that are learned, of all.
+        lengths: Tokens of each row.
+        supervised: Tokens in the loss, of all rows.
     """
     total = sum(lengths)
     return Rows(length_runs(lengths), supervised / total if total else 1.0, total)

@@ -1,4 +1,4 @@
-"""What lies in memory throughout a run: the model's weights, and what is trained with its gradients and states."""
+"""Static memory of a run: model weights, trained parameters, gradients and optimizer states."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from core.memory.sizes import quantized_bytes
 from core.memory.steps import FP32, Adapters, Arithmetic
 from core.models.architecture.architecture import Architecture
 
-#: What the optimizers keep.
+#: Notes on the optimizers' states.
 STATES = {
     "adamw": "two fp32 moments",
     "adamw_8bit": "two 8-bit moments",
@@ -20,18 +20,18 @@ STATES = {
 
 
 def weight_parts(model: Architecture, how: Arithmetic, copied: int) -> list[Part]:
-    """The base model.
+    """Memory of the base model's weights.
 
     Args:
-        model: Its shapes.
-        how: How it is held.
+        model: Architecture of the model.
+        how: Dtypes and quantization.
         copied: Elements of quantized matrices of which dequantized copies are kept.
     """
     a = how.bytes
     matrices = [(linear.weights, layer.count) for layer in model.layers for linear in layer.linears]
     matrices += [(linear.weights, 1) for linear in (model.tower.linears if model.tower is not None else ())]
-    # Experts are stacked into one tensor, which is no linear layer: bitsandbytes leaves it as it is.
-    # On the CPU what is not changed in loading stays a view of the file, which is mapped into memory.
+    # Experts are stacked into one tensor, which is not a linear layer: bitsandbytes leaves it as it is. On the CPU
+    # tensors not converted at load stay views of the memory-mapped file.
     experts = sum(layer.count * layer.experts.weights for layer in model.layers if layer.experts is not None)
     rest = model.parameters - model.embeddings - model.linear_weights - experts
     found = []
@@ -55,16 +55,16 @@ def weight_parts(model: Architecture, how: Arithmetic, copied: int) -> list[Part
 
 
 def is_mapped(model: Architecture, how: Arithmetic) -> bool:
-    """Whether tensors stay views of the weight file: they do when they need not be converted."""
+    """Whether tensors stay views of the memory-mapped weight file: they do unless they must be converted."""
     return how.bytes == 2 and (model.checkpoint is None or model.checkpoint.dtype == "BF16")
 
 
 def copied_weights(model: Architecture, adapters: Sequence[Adapters]) -> int:
-    """Elements of the linear layers that have plain adapters, which are those that can be kept dequantized.
+    """Elements of the linear layers with plain adapters, those that can be kept dequantized.
 
     Args:
-        model: Its shapes.
-        adapters: What is trained, for each kind of layer.
+        model: Architecture of the model.
+        adapters: Trained parameters of each kind of layer.
     """
     return sum(
         linear.weights * layer.count
@@ -75,14 +75,14 @@ def copied_weights(model: Architecture, adapters: Sequence[Adapters]) -> int:
 
 
 def own_weight_parts(optimizer: str, trainable: int, states: int, width: int, *, in_backward: bool) -> list[Part]:
-    """Gradients and states where the model's own weights are trained.
+    """Memory of gradients and optimizer states in full training, of the model's own weights.
 
     Args:
         optimizer: As ``train.optimizer``.
-        trainable: Elements that are trained.
+        trainable: Number of trained elements.
         states: Bytes of the optimizer's states.
         width: Bytes of an element.
-        in_backward: Whether they are updated inside backward, where gradients come and go with the layers.
+        in_backward: Whether weights are updated inside backward, so that only one layer has gradients at a time.
     """
     size = 0 if in_backward else width * trainable
     return [
@@ -92,14 +92,14 @@ def own_weight_parts(optimizer: str, trainable: int, states: int, width: int, *,
 
 
 def adapter_parts(optimizer: str, trainable: int, learned: int, states: int, *, paired: bool) -> list[Part]:
-    """Adapters with their gradients and states.
+    """Memory of adapters with their gradients and optimizer states.
 
     Args:
         optimizer: As ``train.optimizer``.
         trainable: Elements of the adapters.
-        learned: Of these, elements that get gradients.
+        learned: Those of them that get gradients.
         states: Bytes of the optimizer's states.
-        paired: Whether a frozen adapter lies beside each.
+        paired: Whether each has a frozen reference adapter.
     """
     return [
         Part("adapters", FP32 * trainable, f"{_count(trainable)} trained parameters in fp32"),

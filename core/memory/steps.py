@@ -1,4 +1,4 @@
-"""A decoder layer's forward pass as steps, and their sum: what is kept for backward, and what is alive at once."""
+"""Forward pass of a decoder layer as steps, and their sums: memory kept for backward, and peak memory."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ FP32 = 4
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How it is computed, and how numbers are held meanwhile.
+    """Arithmetic of a run: dtypes, quantization, kernels.
 
     Args:
-        bytes: Of an element of the hidden states.
-        autocast: Adapters are fp32 and are cast for each product.
-        private_inputs: Every adapter keeps a copy of its input of its own. PEFT casts the input to fp32 first, except
-            on quantized layers where it sees that autocast is on, which it looks for on CUDA only.
-        quantized: The linear layers are NF4 and are dequantized for each product.
-        cuda: It runs on a GPU, whose kernels keep other things than the CPU's in a few places.
-        fused_layers: Adapters and norms go through the worker's own functions, where these know them.
-        short_attention: So does attention of short rows.
-        dequantized: Those linear layers that go through them have their weights dequantized once, to stay so.
+        bytes: Bytes of an element of the hidden states.
+        autocast: Whether adapters are fp32 and cast for each product.
+        private_inputs: Whether every adapter keeps its own copy of its input. PEFT casts the input to fp32 first,
+            except on quantized layers if it sees that autocast is on, which it checks on CUDA only.
+        quantized: Whether the linear layers are NF4 and dequantized for each product.
+        cuda: Whether it runs on a GPU, whose kernels keep other tensors than the CPU's in a few places.
+        fused_layers: Whether adapters and norms use the worker's own functions where supported.
+        short_attention: Whether attention of short rows does.
+        dequantized: Whether linear layers of these functions keep their weights dequantized.
     """
 
     bytes: int
@@ -35,10 +35,10 @@ class Arithmetic:
 
 @dataclass(frozen=True)
 class Adapters:
-    """What is trained of a layer.
+    """Trained parameters of a layer.
 
-    PEFT's adapters on linear layers: rank, dropout and DoRA, the names of the layers that get some, and whether a
-    frozen adapter lies beside each; or, with ``weights``, the layer's own weights.
+    PEFT's adapters on linear layers: rank, dropout and DoRA, the names of their layers, and whether each has a frozen
+    reference adapter; or, with ``weights``, the layer's own weights.
     """
 
     rank: int
@@ -53,7 +53,7 @@ class Adapters:
 class Step:
     """One step of a layer's forward pass.
 
-    Bytes for each token, for each token and token of its row (attention scores), and once for the layer.
+    Sizes are bytes per token, per pair of tokens of a row (attention scores), and once per layer.
     """
 
     name: str
@@ -61,32 +61,31 @@ class Step:
     kept_scores: float = 0.0
     kept_once: float = 0.0
     adapter: bool = False
-    """Whether what is kept is kept for an adapter."""
+    """Whether the kept tensors are kept for an adapter."""
     beside: float = 0.0
-    """Alive during the step only, besides everything kept up to its end."""
+    """Transient memory of the step, in addition to everything kept up to its end."""
     beside_scores: float = 0.0
     beside_once: float = 0.0
     beside_backward: float = 0.0
-    """Alive while its gradient is made, besides everything kept up to its end."""
+    """Transient memory of its backward pass, in addition to everything kept up to its end."""
     beside_backward_scores: float = 0.0
     beside_backward_once: float = 0.0
     unfinished: float = 0.0
-    """What of ``beside`` is not reached when the layer is run again and this is the last step that keeps anything."""
+    """Part of ``beside`` that is not reached in recomputation if this is the last step that keeps anything."""
     starts_gradient: bool = False
-    """Whether a gradient is needed from here on, where none was before."""
+    """Whether this is the first step that needs a gradient."""
 
 
 @dataclass(frozen=True)
 class LayerMemory:
-    """A layer's activations in bytes, for given numbers of tokens.
+    """Activation memory of a layer in bytes, for given numbers of tokens.
 
     Args:
-        kept: Kept for backward, those for the adapters left out.
-        adapters: Kept for the adapters, the casts of their weights among them.
-        forward: The most that is alive at once in the forward pass, what is kept by then included.
-        again: The same for a forward pass that is run a second time for its activations only, and the backward pass
-            that follows at once.
-        backward: The same for the backward pass alone, when it was not run again.
+        kept: Kept for backward, without those for the adapters.
+        adapters: Kept for the adapters, including the casts of their weights.
+        forward: Peak of the forward pass, including kept tensors.
+        again: Peak of the recomputation of activations and the backward pass that follows at once.
+        backward: Peak of the backward pass without recomputation.
         casts: Copies of the adapters' weights in the dtype of the products; part of ``adapters``.
     """
 
@@ -101,14 +100,14 @@ class LayerMemory:
 def layer_memory(
     steps: list[Step], tokens: int, row: int, *, with_gradient: bool, there_already: float = 0.0
 ) -> LayerMemory:
-    """Sum a layer's steps up.
+    """Sum up the steps of a layer.
 
     Args:
-        steps: Of its forward pass.
-        tokens: In the micro-batch, padding included.
+        steps: Steps of its forward pass.
+        tokens: Tokens of the micro-batch, padding included.
         row: Tokens of a row, padding included.
-        with_gradient: Whether what comes before the layer needs a gradient, so that all of it keeps something.
-        there_already: Bytes of a token that the first step keeps and that are counted elsewhere.
+        with_gradient: Whether the layer's input needs a gradient, so that all of its steps keep tensors.
+        there_already: Bytes per token that the first step keeps and that are counted elsewhere.
     """
     kept = adapters = casts = forward = again = backward = 0.0
     last = max((place for place, step in enumerate(steps) if step.kept), default=0)

@@ -1,4 +1,4 @@
-"""What is trained where the model's own weights are: which tensors, and what an update of them takes."""
+"""Full training of the model's own weights: the trained tensors, and the memory of their updates."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from core.memory.phases import Phase
 from core.memory.steps import FP32, Adapters
 from core.models.architecture.architecture import Architecture, Layer
 
-#: Tensors as ``(rows, columns, how many)``.
+#: Tensors as ``(rows, columns, count)``.
 Tensors = list[tuple[int, int, int]]
 
-#: Elements that an update adds at a time, and the bytes that it takes for each: the sum in fp32, random bits, and what
-#: masks them.
+#: Elements of a slice of the update, and bytes per element: the sum in fp32, random bits, and their mask.
 SLICE, SLICE_BYTES = 1 << 24, 2 * FP32 + 4
 
 _NOTHING = Adapters(0, 0.0, False, frozenset())
@@ -24,10 +23,10 @@ _WEIGHTS = Adapters(0, 0.0, False, frozenset(), weights=True)
 
 
 def split_layers(model: Architecture, config: Config) -> tuple[Architecture, list[Adapters]]:
-    """The model with its layers parted into those that are trained and those that are not, in the order in which they
-    are run, and what is trained of each part.
+    """The model with its layers split into trained and frozen ones, in execution order, and the trained parameters of
+    each part.
 
-    Where layers of several kinds alternate, each kind gives its share.
+    If layers of several kinds alternate, each kind is split in proportion.
     """
     if config.method.name == "full":
         return model, [_WEIGHTS] * len(model.layers)
@@ -46,12 +45,12 @@ def split_layers(model: Architecture, config: Config) -> tuple[Architecture, lis
 
 
 def trained_tensors(model: Architecture, trained: list[Adapters], *, whole: bool) -> Tensors:
-    """The tensors that are trained.
+    """Shapes of the trained tensors.
 
     Args:
-        model: With its layers parted.
-        trained: What is trained of each part.
-        whole: Whether embeddings, head and the rest outside the layers are, too.
+        model: Model with its layers split.
+        trained: Trained parameters of each part.
+        whole: Whether embeddings, head and other parameters outside the layers are trained too.
     """
     found = list(
         itertools.chain.from_iterable(
@@ -78,14 +77,14 @@ def _of_layer(layer: Layer, hidden: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _small(elements: int, hidden: int, count: int) -> Tensors:
-    """Norms and the like: vectors taken to be as wide as the model, but for a rest."""
+    """Norms and the like as vectors: as wide as the model, but for a remainder."""
     whole, rest = divmod(elements, hidden)
     return [(size, 1, number) for size, number in ((hidden, whole * count), (rest, count)) if size and number]
 
 
 def update_bytes(largest: int, width: int, optimizer: str, *, cuda: bool) -> int:
-    """What the update of the largest tensor takes: the stand-in that the optimizer works on, the gradient in its dtype
-    where that is another, what the optimizer makes meanwhile, and then the slices that are added.
+    """Transient memory of the update of the largest tensor: the copy that the optimizer works on, the gradient in its
+    dtype if that differs, the optimizer's temporaries, and the slices that are added.
 
     Args:
         largest: Elements of the largest tensor.
@@ -95,8 +94,8 @@ def update_bytes(largest: int, width: int, optimizer: str, *, cuda: bool) -> int
     """
     fp32 = optimizer in FP32_STATES
     stand_in = (FP32 if fp32 else width) + (FP32 if fp32 and width != FP32 else 0)
-    # Adafactor squares the gradient and scales it in copies. On the CPU bitsandbytes takes states, gradient and
-    # parameter apart into fp32, and makes a denominator of them in two steps.
+    # Adafactor squares the gradient and scales it in copies. On the CPU bitsandbytes dequantizes states to fp32, casts
+    # gradient and parameter, and computes the denominator in two steps.
     copies = 2 if optimizer == "adafactor" else 6 if not cuda and not fp32 else 0
     return largest * stand_in + max(largest * copies * FP32, min(largest, SLICE) * SLICE_BYTES)
 
@@ -104,13 +103,13 @@ def update_bytes(largest: int, width: int, optimizer: str, *, cuda: bool) -> int
 def with_updates(
     phases: Mapping[str, Phase], model: Architecture, config: Config, tensors: Tensors, width: int, *, cuda: bool
 ) -> dict[str, Phase]:
-    """The moments of a pass with what gradients and updates of weights take, and the moment of the largest update.
+    """Phases of a pass with the gradients and updates of weights added, and the phase of the largest update.
 
     Args:
-        phases: ``loss`` and ``backward``, of the activations alone.
+        phases: Phases ``loss`` and ``backward``, with activations only.
         model: The base model.
         config: The method and the optimizer.
-        tensors: What is trained.
+        tensors: Trained tensors.
         width: Bytes of an element of the weights.
         cuda: Whether it runs on a GPU.
     """
@@ -125,8 +124,8 @@ def with_updates(
         return {**phases, "update": replace(nothing, update=update(largest))}
     head = model.vocabulary * model.hidden if config.method.name == "full" else 0
     inner = max((linear.weights for layer in model.layers for linear in layer.linears), default=0)
-    # Each chunk of the loss makes a gradient of the head, which is added to that of the others. Where head and
-    # embeddings are one, it waits for that of the embeddings, which comes last.
+    # Each chunk of the loss has a gradient of the head, accumulated over chunks. With tied embeddings it stays until
+    # the gradient of the embeddings, which comes last.
     waiting = width * head if model.tied else 0
     kept = 0.0 if model.tied else phases["loss"].kept
     return {

@@ -1,1 +1,1 @@
-"""Base models on this machine: where one is, and whether it can be loaded. Nothing heavy is imported."""
+"""Base models on this machine: finding, checking and describing them, without heavy imports."""

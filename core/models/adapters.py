@@ -1,4 +1,4 @@
-"""Whether a directory holds an adapter in PEFT's format that can be loaded safely, and that fits a base."""
+"""Adapter directory checks: an adapter in PEFT's format must be safe to load and fit its base."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from core.text import one_line
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-#: A rank that costs nothing, whatever the factors have: a default that patterns replace everywhere.
+#: Ranks up to this are accepted whatever the factors have, as they cost little: a default that patterns override.
 _ANY_RANK = 256
 _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
 
 
 def wanted_base(config: Mapping[str, Any] | None) -> str | None:
-    """The base that an adapter was trained on, as its ``adapter_config.json`` has it."""
+    """Base model that an adapter was trained on, as in its ``adapter_config.json``."""
     name = (config or {}).get("base_model_name_or_path")
     return one_line(name, 200) if isinstance(name, str) and name else None
 
 
 def not_a_model(directory: Path, config: Mapping[str, Any] | None) -> UserError:
-    """The sentence for an adapter where a model is asked for."""
+    """The error for an adapter in place of a model."""
     base = wanted_base(config)
     return UserError(
         f"{directory} holds an adapter{f' for {base}' if base else ''}, not a model.",
@@ -39,13 +39,13 @@ def not_a_model(directory: Path, config: Mapping[str, Any] | None) -> UserError:
 
 
 def check_adapter(adapter: Path, base: Path) -> None:
-    """See that an adapter is whole, is no pickle, asks for nobody's code, and is for a base, by its shapes.
+    """Check that an adapter is complete, not a pickle, needs no foreign code, and fits a base by its shapes.
 
-    Names do not tell: a base may be moved and renamed.
+    Names do not decide: a base may be moved and renamed.
 
     Args:
         adapter: Its directory.
-        base: The directory of the model it is to be put on.
+        base: Directory of the base model.
 
     Raises:
         UserError: If not.
@@ -73,12 +73,12 @@ def check_adapter(adapter: Path, base: Path) -> None:
     _check_ranks(config, factors, adapter)
     model = read_description(base / "config.json") or {}
     if saved_quantization(model) is not None or isinstance(model.get("text_config"), dict):
-        return  # packed weights do not show their shapes; models of several parts have several layers of each number
+        return  # packed weights do not show their shapes; composite models repeat layer numbers
     _check_factors(factors, read_weights(base), adapter, base, wanted_base(config))
 
 
 def _check_ranks(config: Mapping[str, Any], factors: Mapping[str, Tensor], adapter: Path) -> None:
-    """See that the ranks are those of the factors: what they ask for is made before the factors are read.
+    """Check the ranks against the factors: PEFT allocates by rank before the factors are read.
 
     Raises:
         UserError: If there are no factors, or a rank is none or larger than any factor has.
@@ -110,14 +110,14 @@ def _check_factors(
     layers = by_layer(weights)
     for name, factor in factors.items():
         match = _FACTOR.fullmatch(name)
-        # By layer, as what stands before it may be left out on disk.
+        # By layer, as the prefix before it may be omitted on disk.
         place = LAYER_NAME.search(match[1]) if match is not None else None
         weight = layers.get(int(place[1]), {}).get(f"{place[2]}.weight") if place is not None else None
         if match is None or weight is None or len(weight.shape) != 2 or len(factor.shape) != 2:
             continue
         matched += 1
         features = factor.shape[1] if match[2] == "A" else factor.shape[0]
-        # GPT-2 keeps its matrices the other way round.
+        # GPT-2 stores its matrices transposed.
         expected = {weight.shape[1], weight.shape[0]} if ".h." in name else {weight.shape[1 if match[2] == "A" else 0]}
         if features not in expected:
             side = "inputs" if match[2] == "A" else "outputs"

@@ -1,7 +1,7 @@
-"""What kind of model a ``config.json`` describes, and whether it writes text from left to right.
+"""Model classes: whether a ``config.json`` describes a causal language model, and its saved quantization.
 
-``model_type`` alone does not tell: transformers builds a decoder out of a BERT when it is asked to, with a head that
-was never trained. The class that the weights were saved from tells.
+``model_type`` does not suffice: transformers builds a decoder from a BERT on request, with an untrained head. The class
+that the weights were saved from decides.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _OTHERS = {
     **dict.fromkeys(_CAPTIONS, "a model of images and their captions"),
     **dict.fromkeys(_AUDIO, "an audio model"),
 }
-#: Ends of class names, to what such a model does instead of writing.
+#: Suffixes of class names, to the task of such a model instead of generating text.
 _HEADS = {
     "ForMaskedLM": "it fills in masked words",
     "ForPreTraining": "it fills in masked words",
@@ -61,11 +61,11 @@ _CHOOSE = "Choose a causal language model: one whose config.json names an archit
 
 
 def check_architecture(config: Mapping[str, Any], directory: Path) -> None:
-    """See that a ``config.json`` is that of a causal language model, as far as it tells by itself.
+    """Check that a ``config.json`` describes a causal language model, as far as it says so itself.
 
     Args:
         config: Its content.
-        directory: What to call it in messages.
+        directory: Name of the model in messages.
 
     Raises:
         UserError: If not.
@@ -87,18 +87,18 @@ def check_architecture(config: Mapping[str, Any], directory: Path) -> None:
     if family in _ENCODERS and not (writes and config.get("is_decoder") is True):
         raise UserError(shown.format("an encoder", ""), _CHOOSE)
     does = next((does for name in names for end, does in _HEADS.items() if name.endswith(end)), None)
-    # GPT-2's class for pretraining is the one that writes.
+    # GPT-2's class for pretraining is the one that generates text.
     if does is not None and not writes and not (family.startswith("gpt") and names[0].endswith("ForPreTraining")):
         raise UserError(shown.format(f"a {one_line(family, 40)} with another head", f": {does}"), _CHOOSE)
 
 
 def saved_quantization(config: Mapping[str, Any]) -> str | None:
-    """How the weights have been quantized before they were saved; None where they have not been.
+    """Quantization of the saved weights; None if they are not quantized.
 
     Returns:
         ``bitsandbytes NF4``, ``bitsandbytes 4-bit (FP4)``, ``bitsandbytes 8-bit``, ``GPTQ``, ``AWQ``, …
     """
-    # Of a model of several parts any may say it.
+    # In a composite model any part may have the key.
     found = (value for _, key, value in walk(config) if key == "quantization_config" and isinstance(value, Mapping))
     said = next(found, None)
     if said is None:
@@ -113,13 +113,13 @@ def saved_quantization(config: Mapping[str, Any]) -> str | None:
 
 
 def check_quantization(config: Mapping[str, Any], directory: Path, method: str) -> None:
-    """Refuse weights that were saved quantized in a way that the method cannot take.
+    """Refuse weights saved in a quantization that the method cannot use.
 
-    QLoRA takes what bitsandbytes saved as NF4, which is what it would make itself; everything else would need kernels
-    without a backward pass, or train on another base than was asked for.
+    QLoRA accepts weights that bitsandbytes saved as NF4, which it would produce itself; any other would need kernels
+    without a backward pass, or train on another base than requested.
 
     Raises:
-        UserError: If so.
+        UserError: If the method cannot use them.
     """
     saved = saved_quantization(config)
     if saved is None or (saved == "bitsandbytes NF4" and method == "qlora"):

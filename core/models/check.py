@@ -1,6 +1,6 @@
-"""Whether a directory holds a model that can be loaded without running anybody's code; nothing heavy is imported.
+"""Model directory checks: whether a model can be loaded without running foreign code; no heavy imports.
 
-What is found here costs no loading: descriptions are JSON, and so are the headers of safetensors.
+Nothing is loaded for it: descriptions are JSON, and so are the headers of safetensors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from core.models.tokens import check_tokens
 
 
 def check_model_directory(directory: Path) -> Path:
-    """See that a directory holds a whole causal language model in the transformers format.
+    """Check that a directory holds a complete causal language model in the transformers format.
 
     Returns:
         The directory.
@@ -41,7 +41,7 @@ def check_model_directory(directory: Path) -> Path:
 
 
 def check_model_config(directory: Path) -> dict[str, Any]:
-    """See that a directory describes a causal language model, and one that needs no code but that of transformers.
+    """Check that a directory describes a causal language model that needs no code but transformers'.
 
     Returns:
         The content of its ``config.json``.
@@ -65,7 +65,7 @@ def check_model_config(directory: Path) -> dict[str, Any]:
             "Give a directory with config.json, a tokenizer and safetensors weights, or a GGUF file.",
         )
     if adapter is not None:
-        # transformers would load the base that it names instead of the weights that are here.
+        # transformers would load the base that it names instead of the weights in the directory.
         base = wanted_base(adapter)
         raise UserError(
             f"{directory} holds a model and an adapter{f' for {base}' if base else ''} at once.",

@@ -1,4 +1,4 @@
-"""The JSON files that describe a model, read up to a size and refused with a sentence where they are damaged."""
+"""Model description files: JSON read up to a size limit, and refused with a clear error if damaged."""
 
 from __future__ import annotations
 
@@ -11,35 +11,34 @@ from typing import Any
 from core.errors import UserError
 from core.small_files import read_small
 
-#: The largest ``config.json`` and its like; those of real models have kilobytes, with all tokens in them up to 4 MB.
+#: Largest ``config.json`` and similar files; those of real models have kilobytes, with all tokens in them up to 4 MB.
 DESCRIPTION_LIMIT = 8 << 20
-#: The largest ``tokenizer.json``; those of 262,144 tokens have 34 MB.
+#: Largest ``tokenizer.json``; those of 262,144 tokens have 34 MB.
 TOKENIZER_LIMIT = 64 << 20
-#: How deep objects and lists may lie in one another; real ones are less than ten deep. What reads them afterwards goes
-#: down by calling itself.
+#: Deepest nesting of objects and lists; real ones are less than ten deep. The code that reads them is recursive.
 DEPTH_LIMIT = 64
-#: A file may have an object or list for so many bytes of its limit.
+#: Bytes of the size limit per object or list that a file may have.
 _BYTES_PER_OBJECT = 32
 
 
 def read_description(path: Path, limit: int = DESCRIPTION_LIMIT) -> dict[str, Any] | None:
-    """The JSON object in a file; None where there is no such file.
+    """The JSON object in a file; None if there is no such file.
 
     Args:
         path: The file.
-        limit: Most bytes that it may have.
+        limit: Largest size in bytes.
 
     Raises:
-        UserError: If it is there and cannot be read, is too large or too deep, or holds no JSON object.
+        UserError: If it exists but cannot be read, is too large or too deep, or is not a JSON object.
     """
     try:
         raw = read_small(path, limit)
     except (FileNotFoundError, NotADirectoryError):
-        # A link whose target is not there, as an interrupted download of a hub's cache leaves it, is no file either.
+        # A dangling link, as an interrupted download of a hub's cache leaves it, is no file either.
         return None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.", _hint(error)) from error
-    # Millions of small objects take seconds and gigabytes. Texts may have brackets as well.
+    # Millions of small objects take seconds and gigabytes. Strings may have brackets as well.
     if raw.count(b"{") + raw.count(b"[") > limit // _BYTES_PER_OBJECT:
         raise UserError(f"{path} has too many objects in it.", "Copy it again from where the model is from.")
     try:
@@ -58,13 +57,13 @@ def read_description(path: Path, limit: int = DESCRIPTION_LIMIT) -> dict[str, An
 
 
 def walk(content: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    """Every key in a description, at any depth.
+    """Every key of a description, at any depth.
 
     Args:
-        content: What :func:`read_description` gave, which is not deep.
+        content: Result of :func:`read_description`, whose depth is bounded.
 
     Yields:
-        Where it is (``text_config._attn_implementation``), its name, and its value.
+        Its path (``text_config._attn_implementation``), its name, and its value.
     """
     waiting: list[tuple[str, Any]] = [("", content)]
     while waiting:
@@ -93,18 +92,18 @@ def _is_deep(data: Any) -> bool:
 
 
 def text_part(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a configuration that describes the language model."""
+    """The language model's part of a configuration."""
     inner = config.get("text_config")
     return inner if isinstance(inner, dict) else config
 
 
 def is_lfs_pointer(start: bytes) -> bool:
-    """Whether a file that begins so stands for one that Git LFS has not fetched."""
+    """Whether a file that begins with ``start`` is a Git LFS pointer, not the file itself."""
     return start.startswith(b"version https://git-lfs.github.com/spec/")
 
 
 def lfs_pointer(path: Path) -> UserError:
-    """The sentence for a pointer of Git LFS in place of a file."""
+    """The error for a Git LFS pointer in place of a file."""
     return UserError(
         f"{path} is a Git LFS pointer, not the file itself.",
         f"Run 'git lfs pull' in {path.parent}, or fetch the model with 'localtune-tui fetch'.",
@@ -112,7 +111,7 @@ def lfs_pointer(path: Path) -> UserError:
 
 
 def unreadable(path: Path, error: OSError) -> UserError:
-    """The sentence for a file or directory that the system does not let us read."""
+    """The error for a file or directory that the system does not permit to read."""
     return UserError(f"{path} cannot be read: {error.strerror or os.strerror(error.errno or 0)}.", _hint(error))
 
 

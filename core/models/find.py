@@ -1,4 +1,4 @@
-"""Where a base model is on this machine, told alike to the worker, the commands and the app; no network is asked."""
+"""Base model lookup on this machine, the same for the worker, the commands and the app; never uses the network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from core.paths import user_path
 from core.small_files import read_small
 from core.text import one_line
 
-#: The model that needs no hub, and is prepared when it is first wanted.
+#: Model that needs no hub; it is prepared on first use.
 STARTER_NAME = "smollm2-135m-instruct"
 
 
@@ -26,16 +26,16 @@ def find_model(name: str, relative_to: Path | None = None) -> Path | None:
     """The directory of a base model, if it is on this machine and ready.
 
     Args:
-        name: A directory; a GGUF file, where it has been converted; the name of a prepared model; a hub id
-            (``owner/name`` or ``hf://owner/name@revision``), where that revision of the model has been fetched or is
-            in the local Hugging Face cache.
-        relative_to: What a relative path is relative to; the working directory by default.
+        name: A directory; a GGUF file, if it has been converted; the name of a prepared model; a hub id (``owner/name``
+            or ``hf://owner/name@revision``), if that revision of the model has been fetched or is in the local Hugging
+            Face cache.
+        relative_to: Base of a relative path; the working directory by default.
 
     Returns:
-        An absolute path; whether everything is in the directory has not been looked at.
+        An absolute path; the content of the directory is not checked.
     """
     path = model_path(name, relative_to)
-    # Not the methods of Path, which raise on names that no file can have.
+    # Not the methods of Path, which raise on impossible file names.
     if os.path.isdir(path):
         return path
     if os.path.isfile(path):
@@ -48,12 +48,12 @@ def find_model(name: str, relative_to: Path | None = None) -> Path | None:
 
 
 def model_path(name: str, relative_to: Path | None = None) -> Path:
-    """The path that a name would be, absolute."""
+    """A name as an absolute path."""
     return (relative_to or Path.cwd()).absolute() / user_path(name)
 
 
 def model_entry(name: str) -> HubEntry | None:
-    """The model of a hub that ``owner/name`` or ``hf://owner/name@revision`` names; None of other names."""
+    """The hub model named by ``owner/name`` or ``hf://owner/name@revision``; None for other names."""
     if is_hub_id(name):
         return HubEntry("model", name)
     if not is_hub_entry(name):
@@ -66,7 +66,7 @@ def model_entry(name: str) -> HubEntry | None:
 
 
 def fetched_models(entry: HubEntry) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Directories with what has been fetched of a hub's model, at any commit, each with its record."""
+    """Directories of a hub model's fetched files, at any commit, each with its record."""
     models = paths.models_dir()
     for directory in (models / entry.directory_name, *sorted(models.glob(f"{glob.escape(entry.directory_name)}@*"))):
         record = read_record(directory)
@@ -75,13 +75,13 @@ def fetched_models(entry: HubEntry) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def revisions_of(record: Mapping[str, Any]) -> list[str]:
-    """The branches and tags that were a fetched model's commit when they were last fetched."""
+    """Branches and tags that pointed to a fetched model's commit when they were last fetched."""
     found = record.get("revisions")
     return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
 
 
 def find_fetched_model(entry: HubEntry) -> Path | None:
-    """The directory of a model that has been fetched from a hub, at the revision that the entry names."""
+    """The directory of a model fetched from a hub, at the revision that the entry names."""
     plain = paths.models_dir() / entry.directory_name
     if not entry.revision and os.path.isdir(plain):
         return plain
@@ -94,12 +94,12 @@ def find_fetched_model(entry: HubEntry) -> Path | None:
 
 
 def _is_hash(revision: str) -> bool:
-    """Whether a revision may be the beginning of a commit's hash."""
+    """Whether a revision may be an abbreviated commit hash."""
     return re.fullmatch(r"[0-9a-f]{7,40}", revision) is not None
 
 
 def missing_model(name: str, relative_to: Path | None = None) -> UserError:
-    """Why :func:`find_model` finds nothing under a name, and what to do."""
+    """The error for a name that :func:`find_model` does not find, with a hint."""
     shown, path = one_line(name, 200), model_path(name, relative_to)
     if os.path.isfile(path):
         return UserError(f"The model {shown} is not converted yet.", "The first run with it converts it.")
@@ -119,7 +119,7 @@ def missing_model(name: str, relative_to: Path | None = None) -> UserError:
 
 
 def find_converted(gguf: Path) -> Path | None:
-    """The directory that a GGUF file, as it is now, has been converted to; None if it has not."""
+    """The directory that a GGUF file, in its present state, was converted to; None if it was not."""
     try:
         identity = gguf_identity(gguf)
     except OSError:
@@ -132,22 +132,22 @@ def find_converted(gguf: Path) -> Path | None:
 
 
 def gguf_identity(gguf: Path) -> dict[str, Any]:
-    """What tells whether a GGUF file is still the one that was converted.
+    """Identity of a GGUF file, to detect that it has changed since it was converted.
 
     Raises:
-        OSError: If it cannot be looked at.
+        OSError: If the file is not accessible.
     """
     facts = gguf.stat()
     return {"path": str(gguf.absolute()), "bytes": facts.st_size, "modified_ns": facts.st_mtime_ns}
 
 
 def converted_stem(gguf: Path) -> str:
-    """What the directories begin with that a GGUF file is converted to."""
+    """Prefix of the directories that a GGUF file is converted to."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", gguf.stem).strip("-.")[:80] or "model"
 
 
 def hub_cache_dir() -> Path:
-    """The Hugging Face cache, where the variables of that library say it is."""
+    """The Hugging Face cache directory, from that library's environment variables."""
     if explicit := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
         return user_path(explicit)
     hub_home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
@@ -156,7 +156,8 @@ def hub_cache_dir() -> Path:
 
 def find_in_hub_cache(entry: HubEntry) -> Path | None:
     """The snapshot of a hub model in the local Hugging Face cache: of the revision that the entry names, else of its
-    default branch. The network is not asked."""
+    default branch. Never uses the network.
+    """
     directory = hub_cache_dir() / f"models--{entry.directory_name}"
     commits = [entry.revision] if _is_hash(entry.revision) else []
     with contextlib.suppress(OSError, UnicodeDecodeError):

@@ -1,7 +1,7 @@
-"""Fingerprints of base models: SHA-256 over the whole of their files, computed once.
+"""Base model fingerprints: SHA-256 over all of a model's files, computed once.
 
-The files are gigabytes, so what was found is kept in the home, ``cache/hashes.json``, for the very files it was found
-of (path, device, inode, size, times of change); where those are as they were, nothing is read again.
+The files are gigabytes, so hashes are cached in the home, ``cache/hashes.json``, by file identity (path, device, inode,
+size, times of change); unchanged files are not read again.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from core.models.tensors import weight_files
 from core.paths import home, make_private_dir
 from core.small_files import read_small
 
-#: What a fingerprint begins with. Those of earlier versions, of the ends of the weights alone, begin with nothing.
+#: Prefix of a fingerprint. Those of earlier versions, of the ends of the weights alone, have none.
 PREFIX = "sha256:"
-#: Hashes kept, those that were used last.
+#: Cached hashes, the most recently used ones.
 KEPT = 512
 _CACHE_LIMIT = 4 << 20
 _BLOCK = 1 << 20
@@ -34,26 +34,27 @@ _BLOCK = 1 << 20
 _ENDS = 1 << 20
 # A file changed twice within a tick of its clock looks the same; the hash of one so young is not kept.
 _SETTLED_SECONDS = 2.0
-#: What decides how the weights are used, and which tokens they are given. Templates are seen in the rows.
+#: Files that decide how the weights are used, and which tokens they get. Templates show in the rows.
 _DESCRIPTIONS = (
     *("config.json", "generation_config.json", WEIGHTS_INDEX, "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "merges.txt", *TOKENIZERS),
 )
-#: Seconds between two looks at whether a run is to be stopped.
+#: Seconds between two checks whether the run is to be stopped.
 _PATIENCE = 0.2
 
-#: What a file is, short of its bytes: device, inode, size, and the times at which content and entry were changed, in
-#: nanoseconds. A tool that puts the first of them back does not put back the second.
+#: Identity of a file apart from its content: device, inode, size, and the times at which content and entry were
+#: changed, in nanoseconds. A tool that puts the first of them back does not put back the second.
 _Identity = tuple[int, int, int, int, int]
-#: Numbers of an identity, and the hash.
+#: Length of an identity and of the hash.
 _ENTRY_LENGTH = 6
 
 
 class BaseFingerprint:
-    """The fingerprint of a base model, computed on a thread beside the loading of the model.
+    """Fingerprint of a base model, computed on a thread while the model is loaded.
 
     Args:
-        directory: The model's, in the transformers format; not to be changed until :meth:`settle` has returned.
+        directory: Directory of the model, in the transformers format; must not change until :meth:`settle` has
+            returned.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -76,7 +77,7 @@ class BaseFingerprint:
 
     @property
     def value(self) -> str:
-        """``sha256:`` and 64 hexadecimal digits; waits for them.
+        """``sha256:`` and 64 hexadecimal digits; blocks until computed.
 
         Raises:
             UserError: If a file cannot be read.
@@ -87,10 +88,11 @@ class BaseFingerprint:
         return self._value
 
     def settle(self, check: Callable[[], None] = lambda: None) -> None:
-        """Wait for the fingerprint of a model that was loaded meanwhile, and see that it is of what was loaded.
+        """Wait for the fingerprint of a model that was loaded meanwhile, and check that the files did not change during
+        it.
 
         Args:
-            check: Called several times a second; may raise to give up.
+            check: Called several times a second; may raise to abort.
 
         Raises:
             UserError: If a file cannot be read, or has changed since the beginning.
@@ -104,7 +106,7 @@ class BaseFingerprint:
                 raise UserError(f"{path} was changed while it was read.", "Wait until it is whole, and start again.")
 
     def matches(self, recorded: str) -> bool:
-        """Whether a fingerprint that was written down, by this version or an earlier one, is that of these files.
+        """Whether a recorded fingerprint, of this version or an earlier one, is that of these files.
 
         Raises:
             UserError: If a file cannot be read.
@@ -118,7 +120,7 @@ class BaseFingerprint:
 
 
 def ends_fingerprint(directory: Path) -> str:
-    """SHA-256 over the names, sizes and both ends of the weight files, as earlier versions wrote it into checkpoints.
+    """SHA-256 over the names, sizes and both ends of the weight files, as earlier versions recorded it in checkpoints.
 
     Raises:
         OSError: If a file cannot be read.
@@ -151,7 +153,7 @@ def _identity_now(path: Path) -> _Identity | None:
 
 
 def _hash_files(identities: dict[Path, _Identity]) -> str:
-    """SHA-256 over names and contents, those that are known taken from the cache."""
+    """SHA-256 over names and contents, with known hashes taken from the cache."""
     known = _read_cache()
     found: dict[str, list[Any]] = {}
     whole = hashlib.sha256()
@@ -181,7 +183,7 @@ def _cache_path() -> Path:
 
 
 def _read_cache() -> dict[str, list[Any]]:
-    """What is known, by path; nothing where the file is not there, damaged, or not of ours."""
+    """Cached hashes by path; empty if the file is missing, damaged or foreign."""
     try:
         content = json.loads(read_small(_cache_path(), _CACHE_LIMIT))
     except (OSError, ValueError, RecursionError, UserError):
@@ -200,7 +202,7 @@ def _is_entry(entry: Any) -> bool:
 
 def _write_cache(entries: dict[str, list[Any]]) -> None:
     newest = dict(list(entries.items())[-KEPT:])
-    # A full or read-only home costs the time of another look, nothing else.
+    # A full or read-only home only costs another computation.
     with contextlib.suppress(OSError, UserError):
         path = _cache_path()
         make_private_dir(path.parent)

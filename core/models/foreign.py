@@ -1,6 +1,6 @@
 """Foreign code in a model's configuration: keys that ask for code, native kernels or other files are refused.
 
-transformers reads more keys than it documents, in the parts of a composite model as well, so that every depth counts.
+transformers reads more keys than it documents, in the parts of a composite model as well, so all depths are checked.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from core.errors import UserError
 from core.models.description import walk
 from core.text import one_line
 
-#: Keys that name classes in Python files beside the weights, or in a repository.
+#: Keys that name classes in Python files next to the weights, or in a repository.
 _CODE = ("auto_map", "custom_generate")
-#: Keys that replace layers by kernels out of repositories.
+#: Keys that replace layers by kernels from repositories.
 _KERNELS = ("use_kernels", "use_hub_kernels", "kernel_config")
-#: A key that names the weights' file in place of the usual one.
+#: A key that replaces the usual name of the weight file.
 _OTHER_WEIGHTS = "transformers_weights"
 _HINT = "Remove the key from the file if the model works without it; else choose another model."
 
 
 def refuse_foreign(content: Mapping[str, Any], path: Path) -> None:
-    """See that a description asks for nothing but what transformers and the weights' files have.
+    """Refuse a description that needs anything beyond transformers and the weight files.
 
     Args:
-        content: What the file says, as :func:`core.models.description.read_description` gives it.
+        content: Content of the file, from :func:`core.models.description.read_description`.
         path: The file.
 
     Raises:
@@ -60,7 +60,7 @@ def _is_said(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a token's number: some configurations have their vocabulary in them."""
+    """Whether a key is a token id: some configurations contain their vocabulary."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 

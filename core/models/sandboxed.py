@@ -1,4 +1,4 @@
-"""Checks of a model's directory, made in the sandbox for the commands: descriptions and headers are foreign."""
+"""Model directory checks in the sandbox, for the commands: descriptions and headers are untrusted."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from core.text import one_line
 
 
 def check_model_directory(directory: Path) -> None:
-    """See :func:`core.models.check.check_model_directory`; blocks.
+    """Check a model directory; see :func:`core.models.check.check_model_directory`; blocks.
 
     Raises:
-        UserError: As there, and where reading it takes more memory or time than any model's should.
+        UserError: As that function, or if reading takes more memory or time than any model's should.
     """
     sandboxed(_check_directory, f"The model in {one_line(str(directory))}")(directory)
 
 
 def check_model_config(directory: Path) -> dict[str, Any]:
-    """See :func:`core.models.check.check_model_config`; blocks.
+    """Check a model's description; see :func:`core.models.check.check_model_config`; blocks.
 
     Raises:
         UserError: As :func:`check_model_directory`.

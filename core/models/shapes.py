@@ -1,4 +1,4 @@
-"""Whether weights and ``config.json`` belong together, as the headers of the weights tell."""
+"""Weight shapes against ``config.json``, checked from the headers of the weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from core.models.description import walk
 from core.models.tensors import Tensor
 from core.text import one_line
 
-#: Ends of the names of input embeddings, in the families that transformers knows.
+#: Name suffixes of input embeddings, in the families that transformers knows.
 _EMBEDDINGS = (
     "embed_tokens.weight",
     "wte.weight",
@@ -24,12 +24,12 @@ _EMBEDDINGS = (
     "tok_embeddings.weight",
 )
 _HEADS = ("lm_head.weight", "embed_out.weight")
-#: The number of a layer in the name of a tensor or a module, and what is named within it.
+#: Layer number in the name of a tensor or a module, and the name within the layer.
 LAYER_NAME = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d{1,9})\.(.+)")
 _EXPERT = re.compile(r"(.+\.experts)\.(\d{1,9})\.(.+)")
-#: As many layers cost nothing, whatever the weights have.
+#: Numbers of layers up to this are accepted whatever the weights have, as they cost little.
 _FEW_LAYERS = 256
-#: What configurations call the number of their layers.
+#: Keys of the number of layers in configurations.
 _DEPTHS = frozenset(
     [
         *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "decoder_layers", "encoder_layers"),
@@ -40,21 +40,21 @@ _HINT = "Take config.json and weights from the same model."
 
 
 def embedding_rows(tensors: Mapping[str, Tensor]) -> int | None:
-    """Rows of the input embedding: how many tokens the model knows. None where it is not found."""
+    """Rows of the input embedding, the size of the model's vocabulary; None if not found."""
     found = _embedding(tensors)
     return found[1].shape[0] if found is not None else None
 
 
 def check_shapes(config: dict[str, Any], tensors: Mapping[str, Tensor], directory: Path) -> None:
-    """See that the weights have the layers and shapes that ``config.json`` describes.
+    """Check that the weights have the layers and shapes that ``config.json`` describes.
 
-    Families that :mod:`core.models.architecture.families` does not know are looked at as far as they can be: the rest
-    is seen when the model is loaded.
+    Families that :mod:`core.models.architecture.families` does not know are checked as far as possible: the rest shows
+    when the model is loaded.
 
     Args:
         config: The content of ``config.json``.
         tensors: As the headers describe them.
-        directory: What to call them in messages.
+        directory: Name of the model in messages.
 
     Raises:
         UserError: At the first difference.
@@ -62,7 +62,7 @@ def check_shapes(config: dict[str, Any], tensors: Mapping[str, Tensor], director
     if not tensors:
         raise UserError(f"{directory} has weights without a single tensor.", "Copy or fetch them again.")
     for place, key, value in walk(config):
-        # A layer has a tensor at least. More would be built one by one, until memory ends.
+        # A layer has at least one tensor. Excess layers would be built one by one until memory runs out.
         if key in _DEPTHS and type(value) is int and value > max(len(tensors), _FEW_LAYERS):
             raise UserError(
                 f"{directory}: the weights have {len(tensors):,} tensors in all, and config.json says that "
@@ -74,11 +74,11 @@ def check_shapes(config: dict[str, Any], tensors: Mapping[str, Tensor], director
     if architecture is None:
         return
     if (found := _embedding(tensors)) is not None:
-        # An unknown family may embed in another width than it has between the layers.
+        # An unknown family may have embeddings of another width than its hidden states.
         width = found[1].shape[1] if architecture.guessed else architecture.hidden
         _compare(found[0], found[1], (architecture.vocabulary, width), directory)
     layers = by_layer(tensors)
-    # Unknown families may have more for other purposes: predicting several tokens.
+    # Unknown families may have more layers for other purposes: multi-token prediction.
     if layers and (len(layers) < architecture.depth or (len(layers) > architecture.depth and not architecture.guessed)):
         raise UserError(
             f"{directory}: the weights have {len(layers)} layers and config.json says {architecture.depth}.", _HINT
@@ -94,22 +94,22 @@ def check_shapes(config: dict[str, Any], tensors: Mapping[str, Tensor], director
 
 
 def shapes_are_known(config: dict[str, Any], directory: Path) -> bool:
-    """Whether :func:`check_shapes` compares all large weights; the rest is seen when the model is loaded."""
+    """Whether :func:`check_shapes` compares all large weights; the others show when the model is loaded."""
     architecture = _known_architecture(config, directory)
     return architecture is not None and not architecture.guessed
 
 
 def _known_architecture(config: dict[str, Any], directory: Path) -> Architecture | None:
     if saved_quantization(config) is not None or isinstance(config.get("text_config"), dict):
-        return None  # packed weights have other shapes; models of several parts have several layers of each number
+        return None  # packed weights have other shapes; composite models repeat layer numbers
     try:
         return read_architecture(config, str(directory / "config.json"))
     except UserError:
-        return None  # what its parts are is not known here, which is no fault of theirs
+        return None  # unsupported families are not an error here
 
 
 def _check_experts(tensors: Mapping[str, Tensor], directory: Path) -> None:
-    """See that experts are numbered without gaps: they are stacked by their order, whatever their numbers."""
+    """Check that experts are numbered without gaps: they are stacked in order, whatever their numbers."""
     numbers: dict[tuple[str, str], set[int]] = {}
     for name in tensors:
         if (match := _EXPERT.fullmatch(name)) is not None:
@@ -131,7 +131,7 @@ def _check_linears(architecture: Architecture, layers: Mapping[int, Mapping[str,
         for name, shape in shapes.items():
             tensor = layer.get(f"{name}.weight")
             if tensor is not None:
-                # GPT-2 keeps its matrices the other way round.
+                # GPT-2 stores its matrices transposed.
                 if tensor.shape != shape[::-1]:
                     _compare(f"layer {number}, {name}.weight", tensor, shape, directory)
             elif alike and f"{name}.weight" in named:
@@ -157,7 +157,7 @@ def _embedding(tensors: Mapping[str, Tensor]) -> tuple[str, Tensor] | None:
 
 
 def by_layer(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    """The tensors by layer, and by their name within it."""
+    """Tensors by layer, and by their name within it."""
     layers: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if (match := LAYER_NAME.search(name)) is not None:

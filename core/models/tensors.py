@@ -1,6 +1,6 @@
-"""The headers of safetensors files: names, types and shapes of the weights, without reading the weights.
+"""Safetensors headers: names, dtypes and shapes of the weights, without reading the weights.
 
-The format: eight bytes with the length of the header (little endian), the header as JSON, then the tensors one behind
+The format: eight bytes with the length of the header (little endian), the header as JSON, then the tensors one after
 the other without gaps (https://github.com/huggingface/safetensors, README, "Format").
 """
 
@@ -19,16 +19,16 @@ from core.models.description import is_lfs_pointer, lfs_pointer, read_descriptio
 from core.models.files import PICKLES, WEIGHTS, WEIGHTS_INDEX
 from core.text import one_line
 
-#: The longest header of a file, in bytes; 65,000 tensors take half of it.
+#: Longest header of a file, in bytes; 65,000 tensors take half of it.
 HEADER_LIMIT = 16 << 20
-#: The most tensors in a file, and in all files of a model.
+#: Most tensors in a file, and in all files of a model.
 FILE_TENSORS, MODEL_TENSORS = 1 << 16, 1 << 18
-#: The largest index, in bytes, and the most files that it may name.
+#: Largest index, in bytes, and most files that it may name.
 INDEX_LIMIT, MOST_FILES = 32 << 20, 4096
-#: How often a tensor's entry has these signs, and some more for texts.
+#: Characters per tensor entry, plus some more for strings.
 _MOST_SIGNS = {b"{": 2, b"[": 4, b",": 24}
 _MOST_DIMENSIONS, _LARGEST_DIMENSION, _MOST_ELEMENTS = 8, 1 << 48, 1 << 60
-#: Beyond this a place is a wrong one: no file has as many bytes.
+#: Largest plausible offset: no file has as many bytes.
 _FARTHEST = 1 << 62
 _BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 1),
@@ -40,7 +40,7 @@ _BYTES = {
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor as the header describes it.
+    """A tensor as described in the header.
 
     Args:
         dtype: In the format's names: ``BF16``, ``F16``, ``F32``, ``U8``.
@@ -52,7 +52,7 @@ class Tensor:
 
     @property
     def elements(self) -> int:
-        """How many numbers it has."""
+        """Number of elements."""
         return math.prod(self.shape)
 
     def __str__(self) -> str:
@@ -60,7 +60,7 @@ class Tensor:
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
-    """The tensors in a safetensors file, which is seen to be as long as its header says.
+    """Read the header of a safetensors file, and check that the file is as long as the header says.
 
     Raises:
         UserError: If it cannot be read, is damaged or cut short, or is a pointer of Git LFS.
@@ -82,7 +82,8 @@ def read_header(path: Path) -> dict[str, Tensor]:
             raw = file.read(length)
     except OSError as error:
         raise unreadable(path, error) from error
-    # Counted before it is parsed: millions of small objects take seconds and gigabytes. Texts may have braces as well.
+    # Counted before it is parsed: millions of small objects take seconds and gigabytes. Strings may have braces as
+    # well.
     if any(raw.count(sign) > most * FILE_TENSORS for sign, most in _MOST_SIGNS.items()):
         raise _damaged(path, f"its header has more than {FILE_TENSORS:,} tensors")
     try:
@@ -118,7 +119,7 @@ def _tensor(entry: dict[str, Any]) -> Tensor:
     if not all(type(number) is int and 0 <= number <= _FARTHEST for number in (begin, end)):
         raise ValueError("a place that is none")
     elements, size = math.prod(shape), _BYTES.get(dtype)
-    # Types of less than a byte, and those that are yet to come, are left to the library.
+    # Sub-byte and unknown dtypes are left to the library to check.
     if elements >= _MOST_ELEMENTS or begin > end or (size is not None and end - begin != size * elements):
         raise ValueError("a tensor of another size than its shape says")
     return Tensor(dtype, tuple(shape))
@@ -135,7 +136,7 @@ def _damaged(path: Path, why: str) -> UserError:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The files that hold the weights, every one that the index names.
+    """The weight files of a model, all that the index names.
 
     Raises:
         UserError: If there are none, or only pickles, or some are missing.
@@ -144,10 +145,10 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def read_weights(directory: Path) -> dict[str, Tensor]:
-    """The tensors of a model, out of the headers of all its weight files.
+    """Read the tensors of a model from the headers of all its weight files.
 
     Raises:
-        UserError: If a file is missing or damaged, or lacks what the index says is in it.
+        UserError: If a file is missing or damaged, or lacks tensors of the index.
     """
     index = _index(directory)
     headers: dict[str, dict[str, Tensor]] = {}
@@ -165,7 +166,7 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
 
 
 def _index(directory: Path) -> dict[str, str]:
-    """Tensors to the shards they are in; empty where the weights are in one file.
+    """Tensor names to shards; empty if the weights are in one file.
 
     Raises:
         UserError: As :func:`weight_files`.
@@ -210,7 +211,7 @@ def _no_weights(directory: Path) -> UserError:
             f"{directory} has its weights as pickles only, which run code when they are loaded.",
             "Use the safetensors version of the model, or convert it where you trust it.",
         )
-    if WEIGHTS in names:  # a directory, or a link to what is not there
+    if WEIGHTS in names:  # a directory, or a dangling link
         return UserError(f"{directory / WEIGHTS} is not a file that is there.", "Copy or fetch the weights again.")
     ggufs = [name for name in names if name.endswith(".gguf")]
     if ggufs:

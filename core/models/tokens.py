@@ -1,4 +1,4 @@
-"""Whether a tokenizer and a model's embedding belong together, as far as their files tell."""
+"""Tokenizer and embedding consistency: token ids must be within the embedding, as far as the files show."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _HINT = "Take the tokenizer that belongs to the model."
 
 
 def check_tokens(config: dict[str, Any], rows: int | None, directory: Path) -> None:
-    """See that no token that is used lies outside the embedding.
+    """Check that no token in use is outside the embedding.
 
-    Added tokens that nothing uses may: models are published so (the image token of a model whose text part alone is
-    there). The tokens of the data are looked at when the data is.
+    Unused added tokens may be: models are published so (the image token of a model without its vision part). Tokens of
+    the data are checked with the data.
 
     Args:
         config: The content of ``config.json``.
-        rows: Rows of the input embedding; None: what the configuration says.
-        directory: The model's.
+        rows: Rows of the input embedding; None for the configuration's.
+        directory: Directory of the model.
 
     Raises:
-        UserError: If one does, or a file of the tokenizer is damaged.
+        UserError: If one is, or a file of the tokenizer is damaged.
     """
     rows = rows or text_part(config).get("vocab_size")
     settings = read_description(directory / "tokenizer_config.json") or {}
@@ -75,7 +75,7 @@ def _check_backend(backend: Mapping[str, Any], used: Mapping[str, str], rows: in
         for token in (added if isinstance(added, list) else [])
         if isinstance(token, dict) and isinstance(token.get("content"), str) and type(token.get("id")) is int
     }
-    # A vocabulary may repeat the added tokens at its end, so they are told apart before it is judged.
+    # A vocabulary may repeat the added tokens at its end, so they are separated before it is checked.
     if isinstance(vocabulary, dict) and highest >= rows:
         highest = max((i for text, i in vocabulary.items() if type(i) is int and text not in numbers), default=-1)
     if highest >= rows:
@@ -89,7 +89,7 @@ def _check_backend(backend: Mapping[str, Any], used: Mapping[str, str], rows: in
 
 
 def _used(settings: Mapping[str, Any], specials: Mapping[str, Any], directory: Path) -> dict[str, str]:
-    """What uses tokens: a role to the token that has it, and the chat template under an empty name."""
+    """Tokens in use: role to token, and the chat template under an empty name."""
     used = {}
     for source in (specials, settings):
         for role in _ROLES:

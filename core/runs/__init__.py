@@ -1,1 +1,1 @@
-"""Runs: their directories, events and states, the processes behind them and the way to talk to those."""
+"""Runs: their directories, events and states, their worker processes and the control protocol."""

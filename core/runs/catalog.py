@@ -1,4 +1,4 @@
-"""The list of runs, read again and again at little cost: what cannot have changed is not read twice."""
+"""Run catalog: the list of runs, cheap to read repeatedly, as unchanged runs are cached."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from core.text import one_line
 
 @dataclass(frozen=True)
 class RunRow:
-    """A run in the list of runs.
+    """Row of the list of runs.
 
     Args:
         run: The run.
-        state: Its state, inferred where its process is gone.
-        model: The base model's name and the method, for reading; empty where the configuration cannot be read.
+        state: Its state, inferred if its process is gone.
+        model: The base model's name and the method, for display; empty if the configuration cannot be read.
         step: Optimizer steps done.
-        total_steps: Optimizer steps of the whole run; 0 while that is unknown.
-        loss: Of the last step; None before the first one.
-        started: When it was made, in Unix seconds.
-        seconds: From start to end, or until now while it lives.
-        reason: Why it is in that state; may be empty.
-        base: ``model.base`` as the run has it; None where the configuration cannot be read.
-        updated: When its state was written last, in Unix seconds; 0 where that is unknown.
+        total_steps: Optimizer steps of the whole run; 0 while unknown.
+        loss: Loss of the last step; None before the first one.
+        started: Time of creation, in Unix seconds.
+        seconds: Duration from start to end, or until now while it lives.
+        reason: Reason for its state; may be empty.
+        base: ``model.base`` of the run; None if the configuration cannot be read.
+        updated: Time of the last state update, in Unix seconds; 0 if unknown.
     """
 
     run: Run
@@ -48,7 +48,7 @@ class RunRow:
 
 @dataclass(frozen=True)
 class _Known:
-    """Facts of a run, and the modification times of its files when they were read."""
+    """Cached facts of a run, and the modification times of its files when they were read."""
 
     stamp: tuple[int, int]
     base: str | None
@@ -63,7 +63,7 @@ class RunCatalog:
         self._known: dict[str, _Known] = {}
 
     def rows(self) -> list[RunRow]:
-        """All runs as they are now, newest first."""
+        """Rows of all runs as they are now, newest first."""
         runs = list_runs()
         found = [self.row(run) for run in runs]
         alive = {run.id for run in runs}
@@ -71,7 +71,7 @@ class RunCatalog:
         return found
 
     def row(self, run: Run) -> RunRow:
-        """One run as it is now."""
+        """Row of one run as it is now."""
         state = run.state()
         stamp = (_modified(run.config_path), _modified(run.events_path))
         known = self._known.get(run.id)
@@ -107,12 +107,12 @@ def _modified(path: Path) -> int:
 
 
 def started_at(run: Run) -> float:
-    """When a run was made, in Unix seconds: by its id, else by its directory."""
+    """Creation time of a run in Unix seconds: from its id, else from its directory."""
     return run.created.timestamp() if run.created is not None else _modified(run.path) / 1e9
 
 
 def read_model(run: Run) -> str:
-    """The base model's name and the method of a run; empty where its configuration cannot be read."""
+    """Base model's name and method of a run; empty if its configuration cannot be read."""
     return _label(run.values())
 
 

@@ -1,4 +1,4 @@
-"""Changes of a live run, as its record tells them and as people say them."""
+"""Changes to a live run: their form in the event record, and in words."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 from core.units import exact_number
 
-#: Who a change comes from that a run has been continued with.
+#: Sender of changes that a run was continued with.
 KEPT = "checkpoint"
 _CHANGE = re.compile(r"(\w{1,40}\.\w{1,40}) = ([^\s,]{1,40})(?=,|\s|$)")
-#: Greater numbers, and those that are not finite, are no values of an option.
+#: Largest plausible value of an option; numbers that are greater or not finite are ignored.
 _GREATEST = 1e300
-#: What an option is called, and what it comes to where it has no value.
+#: Display names of options, and texts for options without a value.
 _NOUNS = {
     "train.learning_rate": ("learning rate {}", ""),
     "eval.every_steps": ("evaluation every {} steps", "no evaluation by steps"),
@@ -28,7 +28,7 @@ def record(changes: Mapping[str, Any]) -> str:
 
 
 def recall(result: str) -> dict[str, Any]:
-    """The changes that a result records, ``section.key`` to a number or None; what is not understood is left out."""
+    """Parse the changes that a result records, ``section.key`` to a number or None; unknown parts are ignored."""
     found: dict[str, Any] = {}
     for name, text in _CHANGE.findall(result):
         if text == "None":
@@ -44,7 +44,7 @@ def recall(result: str) -> dict[str, Any]:
 
 
 def in_words(changes: Mapping[str, Any]) -> str:
-    """``learning rate 2e-4, evaluation every 50 steps``."""
+    """Changes in words: ``learning rate 2e-4, evaluation every 50 steps``."""
     return ", ".join(_sentence(name, value) for name, value in changes.items())
 
 

@@ -1,4 +1,4 @@
-"""Commands to a live run, over the control socket of its worker."""
+"""Control client: sends commands to a live run over its worker's control socket."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from core.runs.state import RunState
 from core.runs.store import Run
 from core.text import one_line
 
-#: Seconds for the connection itself; the worker's listener never waits for a training step.
+#: Timeout in seconds of the connection itself; the worker's listener never waits for a training step.
 CONNECT_SECONDS = 5.0
-#: Seconds for an answer: a command is carried out between two steps, and a step may be long.
+#: Timeout in seconds of an answer: a command is executed between two steps, and a step may be long.
 ANSWER_SECONDS = 60.0
-#: The most bytes that come back for one command; the longest answer of a model has far fewer.
+#: Most bytes of the answers to one command; the longest answer of a model has far fewer.
 EXCHANGE_LIMIT = 64 << 20
 _CHUNK_BYTES = 64 << 10
 
 
 class ControlClient:
-    """Talks to one run. Every command has a connection of its own, so a late answer never meets the wrong question.
+    """Client of one run. Every command has a connection of its own, so that a late answer is never taken for another's.
 
     Methods block and belong in a thread; ``close`` may be called from any other.
 
@@ -45,7 +45,7 @@ class ControlClient:
         self._closed = False
 
     def request(self, command: str, **args: Any) -> dict[str, Any]:
-        """Have one command carried out.
+        """Execute one command.
 
         Args:
             command: One of :data:`core.runs.protocol.COMMANDS`.
@@ -63,15 +63,15 @@ class ControlClient:
         raise AssertionError("unreachable: an exchange ends with an answer or an error")
 
     def generate(self, args: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Let the model of the run write an answer.
+        """Generate an answer with the run's model.
 
         Args:
             args: ``messages``, ``source`` and the settings of the generation.
 
         Yields:
-            ``{"token": text}`` for each piece, with ``source`` where the worker tells it, then the answer. The text is
-            as the model wrote it: sanitize it
-            to show it. Closing the iterator (or the client) before its end cancels the generation.
+            ``{"token": text}`` for each piece, with ``source`` if the worker sends it, then the answer. The text is as
+            the model wrote it: sanitize it to show it. Closing the iterator (or the client) before its end cancels the
+            generation.
 
         Raises:
             UserError: As :meth:`request`.
@@ -85,7 +85,7 @@ class ControlClient:
                 yield {"token": message["token"], **({"source": source} if isinstance(source, str) else {})}
 
     def close(self) -> None:
-        """Give up whatever is under way; waiting calls end with an error. The client takes no more commands."""
+        """Cancel all requests; waiting calls end with an error. The client accepts no more commands."""
         with self._guard:
             self._closed = True
             connections = list(self._open)
@@ -101,7 +101,7 @@ class ControlClient:
         self.close()
 
     def _exchange(self, command: str, args: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Send one request and yield what comes back under its id, the answer last."""
+        """Send one request and yield the messages with its id, the answer last."""
         request = protocol.Request(uuid.uuid4().hex, command, args)
         connection = self._connect()
         try:
@@ -138,7 +138,7 @@ class ControlClient:
                 if self._closed:
                     raise self._was_closed()
                 self._open.add(connection)
-        except ValueError as error:  # half a character in the path
+        except ValueError as error:  # a lone surrogate in the path
             connection.close()
             raise self._unreachable(OSError(None, "its path is none")) from error
         except OSError as error:
@@ -150,7 +150,7 @@ class ControlClient:
         return connection
 
     def _messages(self, connection: socket.socket, request: protocol.Request) -> Iterator[dict[str, Any]]:
-        """What comes back for a request. An answer that is streamed has its time anew with each piece."""
+        """Messages in answer to a request. The timeout starts again with each piece of a streamed answer."""
         command, pending, received = request.command, bytearray(), 0
         deadline = time.monotonic() + self.timeout
         while True:
@@ -175,7 +175,7 @@ class ControlClient:
                     message = protocol.decode_message(line)
                 except protocol.ProtocolError as error:
                     raise self._garbage() from error
-                # A worker that could not read the request's id answers under none.
+                # A worker that could not read the request's id answers without one.
                 if message.get("id") in (request.id, None):
                     yield message
                     if command == "generate":

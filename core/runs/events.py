@@ -1,10 +1,10 @@
-"""What a run tells: typed events, one JSON object a line in ``events.jsonl``.
+"""Run events: typed, one JSON object per line in ``events.jsonl``.
 
 Every event carries ``t`` (Unix seconds) and ``type``. Numbers that are not finite are written as the strings ``"NaN"``,
 ``"Infinity"`` and ``"-Infinity"``, since JSON has no such numbers and a loss of NaN must never read as 0.
 
-A record may come from anywhere, so whoever reads an event can rely on its values: integers are of 64 bits, times are
-those of a calendar or NaN, texts and lists have a length that is bounded, and nothing in them is nested further.
+A record may come from anywhere, so decoding guarantees the ranges of values: integers have at most 64 bits, times are
+calendar times or NaN, texts and lists have a bounded length, and are not nested.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias
 
-#: A line of more bytes is no event.
+#: Longest line of an event, in bytes.
 LINE_LIMIT = 1 << 20
-#: The most characters of a prompt or an answer, and of any other text; longer ones are cut. What they come to fits into
-#: a line, even where every character is escaped.
+#: Most characters of a prompt or an answer, and of any other text; longer ones are truncated. They fit into a line
+#: together, even if every character is escaped.
 TEXT_LIMIT, SENTENCE_LIMIT = 50_000, 4_000
-#: The most entries of a list or a dictionary, and the most characters of a key or a text in one.
+#: Most entries of a list or a dictionary, and most characters of a key or a text in one.
 ENTRIES_LIMIT, NAME_LIMIT = 256, 200
-#: The greatest integer, positive or negative.
+#: Greatest integer, positive or negative.
 INTEGER_LIMIT = 1 << 63
-#: Times beyond this, positive or negative, are in no calendar, in Unix seconds; it is the year 9891.
+#: Greatest time, positive or negative, in Unix seconds: the year 9891, within the calendar of datetime.
 TIME_LIMIT = 2.5e11
 
 
@@ -47,7 +47,7 @@ PhaseName = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseEvent(Event):
-    """A phase has begun or got further; ``done`` of ``total`` where it can be counted."""
+    """A phase has begun or progressed; ``done`` of ``total`` if it can be counted."""
 
     type: ClassVar[str] = "phase"
     name: str
@@ -58,7 +58,7 @@ class PhaseEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class DataEvent(Event):
-    """What became of the rows: ``rows == used + sum(dropped.values())``; lengths in tokens."""
+    """Outcome of data preparation: ``rows == used + sum(dropped.values())``; lengths in tokens."""
 
     type: ClassVar[str] = "data"
     rows: int
@@ -71,7 +71,7 @@ class DataEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryEvent(Event):
-    """Memory of the device, in bytes."""
+    """Memory use of the device, in bytes."""
 
     type: ClassVar[str] = "memory"
     device: str
@@ -85,8 +85,8 @@ class MemoryEvent(Event):
 class StepEvent(Event):
     """One optimizer step. ``tokens`` leaves padding out; ``seconds`` leaves pauses out.
 
-    Where answers are compared, ``reward_margin`` is the mean reward of better ones less that of worse ones, and
-    ``reward_accuracy`` the share on the right side.
+    In preference training, ``reward_margin`` is the mean reward of better answers less that of worse ones, and
+    ``reward_accuracy`` the share of pairs in the right order.
     """
 
     type: ClassVar[str] = "step"
@@ -106,8 +106,9 @@ class StepEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class EvalEvent(Event):
-    """A measurement on held-out rows; where answers are compared, without perplexity and with the rewards as in
-    :class:`StepEvent`."""
+    """An evaluation on held-out rows; in preference training without perplexity, and with the rewards as in
+    :class:`StepEvent`.
+    """
 
     type: ClassVar[str] = "eval"
     step: int
@@ -123,7 +124,7 @@ class EvalEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleEvent(Event):
-    """An answer of the model; ``source`` is ``base`` or ``step-N``."""
+    """A generated answer of the model; ``source`` is ``base`` or ``step-N``."""
 
     type: ClassVar[str] = "sample"
     step: int
@@ -134,7 +135,7 @@ class SampleEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class HardwareEvent(Event):
-    """Devices as dictionaries of :class:`core.hardware.snapshot.Device`; what one does not report is null."""
+    """Devices as dictionaries of :class:`core.hardware.snapshot.Device`; missing figures are null."""
 
     type: ClassVar[str] = "hardware"
     devices: list[dict[str, Any]]
@@ -154,7 +155,7 @@ class CheckpointEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class GovernorEvent(Event):
-    """Training was held back for heat or power."""
+    """Training was paused or throttled for heat or power."""
 
     type: ClassVar[str] = "governor"
     action: str
@@ -165,7 +166,7 @@ class GovernorEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class NoticeEvent(Event):
-    """Something the user should know; ``level`` is ``info``, ``warning`` or ``error``."""
+    """A message for the user; ``level`` is ``info``, ``warning`` or ``error``."""
 
     type: ClassVar[str] = "notice"
     level: str
@@ -176,7 +177,7 @@ class NoticeEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ControlEvent(Event):
-    """A command was carried out (or refused); ``sender`` (in the file: ``from``) is ``socket``, ``SIGTERM``, …"""
+    """A command was executed (or refused); ``sender`` (in the file: ``from``) is ``socket``, ``SIGTERM``, …"""
 
     type: ClassVar[str] = "control"
     command: str
@@ -236,11 +237,11 @@ JSONValue: TypeAlias = Any
 
 
 class MalformedEventError(ValueError):
-    """A line that is no event."""
+    """A line that is not an event."""
 
 
 def as_json(value: JSONValue) -> JSONValue:
-    """A value with the numbers that JSON lacks as the strings that stand for them."""
+    """A value with non-finite numbers replaced by the strings that stand for them."""
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
     if isinstance(value, dict):
@@ -251,7 +252,7 @@ def as_json(value: JSONValue) -> JSONValue:
 
 
 def encode_event(event: Event) -> str:
-    """One line of ``events.jsonl``, newline included; it can always be encoded as UTF-8."""
+    """An event as one line of ``events.jsonl``, newline included; always valid UTF-8."""
     fields = {_FILE_NAMES.get(key, key): as_json(_cut(key, value)) for key, value in dataclasses.asdict(event).items()}
     ordered = {"t": fields.pop("t"), "type": event.type, **fields}
     line = json.dumps(ordered, ensure_ascii=False, allow_nan=False)
@@ -264,7 +265,7 @@ def encode_event(event: Event) -> str:
 
 
 def _cut(name: str, value: JSONValue) -> JSONValue:
-    """The value of a field: a text at the length it may have, anything else as it is."""
+    """Value of a field: a text truncated to its limit, anything else unchanged."""
     if not isinstance(value, str):
         return value
     limit = TEXT_LIMIT if name in ("prompt", "text") else SENTENCE_LIMIT
@@ -288,7 +289,7 @@ def _to_float(value: JSONValue) -> float:
 
 
 def _to_time(value: JSONValue) -> float:
-    """What happened at no time is told all the same."""
+    """A time in seconds; an event with an invalid time is kept, with NaN."""
     moment = _to_float(value)
     return moment if -TIME_LIMIT <= moment <= TIME_LIMIT else math.nan
 
@@ -306,7 +307,7 @@ def _to_objects(value: JSONValue) -> list[dict[str, Any]]:
 
 
 def _to_plain(value: JSONValue) -> JSONValue:
-    """A value without anything nested in it: a number, a text or a list of them; None for what is none of these."""
+    """A value without nesting: a number, a text or a list of them; None for anything else."""
     if isinstance(value, list):
         return [_to_plain(item) for item in _first(value) if not isinstance(item, (list, dict))]
     if isinstance(value, str):
@@ -320,7 +321,7 @@ def _first(items: Iterable[Any]) -> list[Any]:
     return list(itertools.islice(items, ENTRIES_LIMIT))
 
 
-#: What a field's annotation accepts from JSON, and how it is read.
+#: Annotations of fields to the JSON types they accept, and their conversion.
 _READERS: dict[str, tuple[frozenset[type], Callable[[JSONValue], JSONValue]]] = {
     "int": (frozenset({int}), _to_integer),
     "float": (frozenset({int, float, str}), _to_float),
@@ -332,7 +333,7 @@ _READERS: dict[str, tuple[frozenset[type], Callable[[JSONValue], JSONValue]]] = 
 
 @dataclass(frozen=True)
 class _Field:
-    """How one field of an event is read."""
+    """Decoding of one field of an event."""
 
     name: str
     key: str
@@ -351,7 +352,7 @@ def _describe_field(item: dataclasses.Field[Any]) -> _Field:
     elif read is _same:
         read = functools.partial(_cut, item.name)
     has_default = item.default is not dataclasses.MISSING or item.default_factory is not dataclasses.MISSING
-    # The time has a default for those who make events, not for those who read them.
+    # The time has a default when events are created, but is required when they are read.
     required = not has_default or item.name == "t"
     return _Field(item.name, _FILE_NAMES.get(item.name, item.name), required, optional, accepted, read)
 
@@ -362,7 +363,7 @@ _FIELDS: dict[type[Event], list[_Field]] = {
 
 
 def decode_event(line: str | bytes) -> Event | None:
-    """Read one line.
+    """Decode one line.
 
     Args:
         line: A line of ``events.jsonl``.

@@ -1,4 +1,4 @@
-"""A configuration's plan on this machine: the model found, the machine looked at, the rest asked of the plan."""
+"""Run forecast: a configuration's memory plan on this machine, with an estimate of duration and energy."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from core.runs.pace import Pace, PaceBook
 
 @dataclass(frozen=True)
 class Estimate:
-    """How long it takes, by an earlier run's pace.
+    """Estimated duration and energy, from an earlier run's pace.
 
     Args:
-        seconds: Of the optimizer steps.
-        steps: How many of them.
-        watt_hours: What they take; None where the earlier run had no reading.
+        seconds: Duration of the optimizer steps.
+        steps: Number of optimizer steps.
+        watt_hours: Energy of the steps; None if the earlier run had no reading.
         run: The earlier run.
     """
 
@@ -39,7 +39,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Forecast:
-    """All there is to say before a run."""
+    """Memory plan and estimates before a run."""
 
     base: Path
     architecture: Architecture
@@ -55,17 +55,17 @@ def forecast(
     paces: PaceBook | None = None,
     count: int | None = None,
 ) -> Forecast:
-    """Plan a configuration's run.
+    """Forecast a configuration's run.
 
     Args:
-        config: What is planned.
-        machine: Where.
-        rows: The rows' lengths; None where they are not known.
-        paces: Earlier runs that have been read already; None to read them now.
-        count: How many rows there are, where their lengths are not known.
+        config: Configuration of the run.
+        machine: Machine of the run.
+        rows: Lengths of the rows; None if unknown.
+        paces: Earlier runs, if already read; None to read them now.
+        count: Number of rows, if their lengths are unknown.
 
     Raises:
-        UserError: If the model is not here or its memory cannot be told, or the rows do not suit it.
+        UserError: If the model is not on this machine or its memory cannot be planned, or the rows do not suit it.
     """
     base = locate_model(config.model.base)
     architecture = load_architecture(base)
@@ -81,15 +81,15 @@ def forecast(
 
 
 def estimate(config: Config, rows: Rows | None, pace: Pace, count: int | None = None) -> Estimate | None:
-    """How long a run takes at an earlier run's pace; None where its steps cannot be counted.
+    """Estimated duration at an earlier run's pace; None if the number of steps is unknown.
 
-    Where the rows' tokens are not known, a row is taken to last as long as one of the earlier run.
+    If the rows' tokens are unknown, a row is assumed to take as long as one of the earlier run.
 
     Args:
-        config: The run.
-        rows: Its rows' lengths; None where they are not known.
-        pace: That of the earlier run.
-        count: How many rows there are, where their lengths are not known.
+        config: Configuration of the run.
+        rows: Lengths of its rows; None if unknown.
+        pace: Pace of the earlier run.
+        count: Number of rows, if their lengths are unknown.
     """
     train = config.train
     kept = rows.limited(train.max_length, config.data.overlong) if rows is not None else None
@@ -110,14 +110,14 @@ def estimate(config: Config, rows: Rows | None, pace: Pace, count: int | None = 
 
 
 def this_machine(config: Config, gpu_memory: int | None = None) -> Machine:
-    """The machine that a run would find here now.
+    """This machine's present resources for a run.
 
     Args:
-        config: For the device that it asks for.
-        gpu_memory: Plan for a GPU with so many free bytes instead.
+        config: Configuration, for its device.
+        gpu_memory: Free bytes of a hypothetical GPU to plan for instead.
 
     Raises:
-        UserError: If a GPU is asked for that is not there.
+        UserError: If the requested GPU does not exist.
     """
     from core.hardware.cpu import has_bf16
     from core.hardware.cpu import memory as cpu_memory

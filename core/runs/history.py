@@ -1,4 +1,4 @@
-"""The events of a run, folded into what is to be known of it now."""
+"""Run history: the events of a run, folded into its present view."""
 
 from __future__ import annotations
 
@@ -37,29 +37,29 @@ from core.runs.tail import EventTail, last_events
 
 T = TypeVar("T")
 
-#: Newest log lines and samples kept, and the most characters of a line.
+#: Newest log lines and samples kept, and most characters of a line.
 LOG_LINES = 5000
 LINE_CHARACTERS = 2000
 SAMPLES = 500
-#: The most characters of all samples that are kept.
+#: Most characters of all samples kept.
 SAMPLE_CHARACTERS = 1 << 22
-#: Newest evaluations, checkpoints, notices and marks that are kept at least; there may be twice as many.
+#: Least number of newest evaluations, checkpoints, notices and marks kept; there may be twice as many.
 KEPT = 500
-#: Phases and devices told apart; a run has a handful of each.
+#: Most distinct phases and devices; a run has a handful of each.
 NAMES = 32
-#: Newest steps that can be taken back one by one.
+#: Newest steps that can be rolled back one by one.
 REWOUND_STEPS = 1 << 15
-#: Steps whose pace an estimate of the rest rests on.
+#: Steps whose pace the remaining time is estimated from.
 RECENT_STEPS = 50
 _LONGEST_SECONDS = 3e9
 _TAIL_LIMIT = 16 << 20
-#: Phases that come again and again within one start.
+#: Phases that recur within one start.
 _RECURRING = frozenset({"training", "evaluating", "saving"})
 
 
 @dataclass
 class Phase:
-    """One phase of the newest start of the run; coming back to it adds to its seconds."""
+    """One phase of the newest start of the run; re-entering it adds to its seconds."""
 
     name: str
     detail: str = ""
@@ -71,7 +71,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class LogLine:
-    """One line for the log: Unix seconds, ``info``, ``warning`` or ``error``, and a sentence safe to show."""
+    """One log line: Unix seconds, ``info``, ``warning`` or ``error``, and a sentence safe to show."""
 
     time: float
     level: str
@@ -85,7 +85,7 @@ class LogLine:
 
 @dataclass(frozen=True)
 class Mark:
-    """Something to point out on the chart: ``warning``, ``error``, ``governor`` or ``resumed``, at a step."""
+    """Annotation of the chart at a step: ``warning``, ``error``, ``governor`` or ``resumed``."""
 
     step: int
     kind: str
@@ -94,9 +94,9 @@ class Mark:
 
 @dataclass
 class _Totals:
-    """Sums up to and including each of the newest steps, so that steps which are replayed can be taken back.
+    """Cumulative sums at each of the newest steps, so that replayed steps can be rolled back.
 
-    Where a run goes back further than is kept, they begin anew.
+    If a run goes back further than is kept, they start from zero.
     """
 
     steps: list[int] = field(default_factory=list)
@@ -104,7 +104,7 @@ class _Totals:
     seconds: list[float] = field(default_factory=list)
     paused: list[float] = field(default_factory=list)
     dropped: int = 0
-    """Steps that went before."""
+    """Number of older steps, which have been dropped."""
 
     def append(self, event: StepEvent) -> None:
         self.steps.append(event.step)
@@ -117,7 +117,7 @@ class _Totals:
                 del sums[:-REWOUND_STEPS]
 
     def truncate(self, step: int) -> None:
-        """Take back the steps from ``step`` on."""
+        """Roll back the steps from ``step`` on."""
         keep = bisect_left(self.steps, step)
         for sums in (self.steps, self.tokens, self.seconds, self.paused):
             del sums[keep:]
@@ -129,21 +129,21 @@ class RunHistory:
 
     def __init__(self) -> None:
         self.phases: dict[str, Phase] = {}
-        """Phases of the newest start, in the order in which they were first entered."""
+        """Phases of the newest start, in order of first entry."""
         self.phase: Phase | None = None
-        """The phase under way; None before the first and after the end."""
+        """Present phase; None before the first and after the end."""
         self.phase_seconds: dict[str, float] = {}
         """Seconds per phase over all starts of the run."""
         self.data: DataEvent | None = None
         self.memory: dict[str, MemoryEvent] = {}
-        """What is known of each device's memory, gathered from all reports."""
+        """Newest figures of each device's memory, merged from all reports."""
         self.last_step: StepEvent | None = None
         # A lighter average than elsewhere: in a short run a heavy one lags visibly behind the falling loss.
         self.loss = Series(0.8)
         self.grad_norm = Series()
         self.learning_rate = Series()
         self.throughput = Series()
-        """Tokens a second of each step."""
+        """Tokens per second of each step."""
         self.eval_loss = Series()
         self.exact_match = Series()
         self.evals: list[EvalEvent] = []
@@ -151,23 +151,23 @@ class RunHistory:
         self.checkpoints: list[CheckpointEvent] = []
         self.notices: list[NoticeEvent] = []
         self.governor: GovernorEvent | None = None
-        """What the governor did last."""
+        """Last action of the governor."""
         self.devices: list[Device] = []
         self.energy_wh: float | None = None
         self.marks: list[Mark] = []
         self.log: deque[LogLine] = deque(maxlen=LOG_LINES)
         self.log_count = 0
-        """Log lines ever written; what is beyond ``log`` has been dropped from its front."""
+        """Number of log lines ever written; those beyond ``log`` have been dropped from its front."""
         self.settings: dict[str, Any] = {}
-        """Options with which the newest start goes on otherwise than configured, ``section.key`` to value."""
+        """Options of the newest start that differ from the configuration, ``section.key`` to value."""
         self.end: FinishedEvent | None = None
-        """How the run ended (also a StoppedEvent or FailedEvent); None while it has not, or has been continued."""
+        """End of the run (also a StoppedEvent or FailedEvent); None while it has not ended, or has been continued."""
         self.starts = 0
-        """How many times a worker has begun on the run."""
+        """Number of times a worker has started on the run."""
         self.skipped = 0
-        """Lines of the file that were no events, as far as the reader counted them."""
+        """Number of lines that were not events, as counted by the reader."""
         self.updated: float | None = None
-        """Time of the last event that tells one, in Unix seconds."""
+        """Time of the last event that has one, in Unix seconds."""
         self._totals = _Totals()
         self._sample_characters = 0
         self._overhead_seconds = 0.0
@@ -191,22 +191,22 @@ class RunHistory:
 
     @property
     def step(self) -> int:
-        """The last optimizer step done; 0 before the first."""
+        """Last completed optimizer step; 0 before the first."""
         return self.last_step.step if self.last_step else 0
 
     @property
     def step_count(self) -> int:
-        """Optimizer steps done, replayed steps left out."""
+        """Number of optimizer steps done, without replayed steps."""
         return self._totals.dropped + len(self._totals.steps)
 
     @property
     def tokens(self) -> int:
-        """Tokens trained on, padding and replayed steps left out."""
+        """Tokens trained on, without padding and replayed steps."""
         return self._totals.tokens[-1] if self._totals.tokens else 0
 
     @property
     def step_seconds(self) -> float:
-        """Seconds spent in optimizer steps, pauses and replayed steps left out."""
+        """Seconds spent in optimizer steps, without pauses and replayed steps."""
         return self._totals.seconds[-1] if self._totals.seconds else 0.0
 
     @property
@@ -220,10 +220,10 @@ class RunHistory:
         return self.tokens / self.step_seconds if self.step_seconds > 0 else None
 
     def eta_seconds(self, total_steps: int) -> float | None:
-        """Seconds until the last step at the recent pace, with the share that evaluating and saving have taken.
+        """Seconds until the last step at the recent pace, including the usual share for evaluation and checkpoints.
 
         Returns:
-            None when nothing can be said yet, 0 at the end.
+            None while unknown, 0 at the end.
         """
         if self.end is not None:
             return 0.0 if not isinstance(self.end, (StoppedEvent, FailedEvent)) else None
@@ -238,18 +238,18 @@ class RunHistory:
         return remaining * (spent / recent + self._overhead_seconds / max(done, 1))
 
     def phase_elapsed(self, now: float) -> float:
-        """Seconds in the phase under way, at the Unix time ``now``; 0 when there is none."""
+        """Seconds in the present phase, at the Unix time ``now``; 0 if there is none."""
         if self.phase is None or self.updated is None:
             return 0.0
         return self.phase.seconds + max(now - self.updated, 0.0)
 
     def log_since(self, count: int) -> list[LogLine]:
-        """The lines written after the first ``count`` ever (see ``log_count``), as far as they are kept."""
+        """Lines written after the first ``count`` ever (see ``log_count``), as far as they are kept."""
         fresh = min(self.log_count - count, len(self.log))
         return list(islice(self.log, len(self.log) - fresh, None)) if fresh > 0 else []
 
     def apply(self, event: Event) -> None:
-        """Take one event in."""
+        """Apply one event."""
         starting = isinstance(event, PhaseEvent) and self._is_new_start(event)
         if self.phase is not None and self.updated is not None and not starting:
             # The time between a killed worker and its successor belongs to no phase.
@@ -264,7 +264,7 @@ class RunHistory:
             handler(event)
 
     def _is_new_start(self, event: PhaseEvent) -> bool:
-        """Whether a worker has begun: the first phase comes again, or the first event after an end is a phase."""
+        """Whether a worker has started: the first phase comes again, or the first event after an end is a phase."""
         if self.phase is None:
             return not self.phases or self.end is not None
         return event.name not in _RECURRING and event.name == next(iter(self.phases)) and event.name != self.phase.name
@@ -318,7 +318,7 @@ class RunHistory:
             self._write(event.t, "error", f"the loss is not a finite number at step {event.step}")
 
     def _rewind(self, step: int) -> None:
-        """Forget what steps from ``step`` on have reported: they are being done again."""
+        """Forget the reports of steps from ``step`` on: they are being replayed."""
         self._totals.truncate(step)
         for series in (
             self.loss,
@@ -388,25 +388,25 @@ class RunHistory:
 
 
 def _sound(seconds: float) -> float:
-    """A duration as it can only be: not negative (a clock may have been set back), and no more than a life is long."""
+    """A plausible duration: not negative (a clock may have been set back), and no longer than a life."""
     return seconds if 0 < seconds < _LONGEST_SECONDS else 0.0
 
 
 def _append(items: list[T], item: T) -> None:
-    """Add one, and drop the oldest where there are many."""
+    """Append an item, and drop the oldest if there are many."""
     items.append(item)
     if len(items) > 2 * KEPT:
         del items[:-KEPT]
 
 
 def _truncate(items: list[Any], step: int) -> None:
-    """Drop what belongs to a step from ``step`` on; steps rise."""
+    """Drop items of the steps from ``step`` on; steps are ascending."""
     while items and items[-1].step >= step:
         items.pop()
 
 
 def read_history(run: Run) -> RunHistory:
-    """The history of a run as its file tells it now; empty when there is no file yet."""
+    """The history of a run from its file; empty if there is no file yet."""
     history, tail = RunHistory(), EventTail(run.events_path)
     for events in tail.batches():
         for event in events:
@@ -416,7 +416,7 @@ def read_history(run: Run) -> RunHistory:
 
 
 def last_step(run: Run) -> StepEvent | None:
-    """The last step that a run has reported, found from the end of its file; None when there is none.
+    """The last step that a run has reported, searched from the end of its file; None if there is none.
 
     At most the last 16 MB are searched.
     """

@@ -1,4 +1,4 @@
-"""The newest run that is like a configuration, and the values that it was started with."""
+"""Newest similar run: the last run of a configuration, and the values that it was started with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from core.runs.store import Run, list_runs, make_slug
 
-#: Runs that are looked at, newest first.
+#: Most runs examined, newest first.
 LOOKED_AT = 100
 _STAMP = re.compile(r"\d{8}-\d{6}-")
 
@@ -24,10 +24,10 @@ class LikeRun:
 
 
 def newest_like(name: str, model: str) -> LikeRun | None:
-    """The newest run of a configuration's name, else the newest with its model; None where there is neither.
+    """The newest run with a configuration's name, else the newest with its model; None if there is neither.
 
     Args:
-        name: What a run of the configuration is called, as :func:`~core.runs.store.create_run` takes it.
+        name: Name of a run of the configuration, as for :func:`~core.runs.store.create_run`.
         model: ``model.base`` as a run resolves it.
     """
     slug = re.compile(rf"{re.escape(make_slug(name))}(-\d+)?")

@@ -1,7 +1,7 @@
-"""One worker a run: a lock on ``worker.lock`` that lives exactly as long as the worker does.
+"""Worker lock: one worker per run, by a lock on ``worker.lock`` that lives exactly as long as the worker does.
 
 The launcher takes the lock, and the worker inherits the open descriptor, so there is no moment between the two at which
-a second launcher could get in. The kernel lets go of it when the worker ends, however it ends.
+a second launcher could get in. The kernel releases it when the worker ends, however it ends.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from core import paths
 from core.errors import UserError
 from core.runs.store import Run
 
-#: Names the inherited descriptor in the worker's environment.
+#: Environment variable with the inherited descriptor.
 LOCK_VARIABLE = "LOCALTUNE_WORKER_LOCK"
 _NO_LOCKS_HERE = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
 
 
 def try_lock(run: Run) -> int | None:
-    """Take the run's lock.
+    """Try to take the run's lock.
 
     Returns:
-        The descriptor that holds it (close it to let go), or None when another process has it. On a file system without
-        locks the descriptor is returned all the same.
+        The descriptor that holds it (close it to release), or None if another process has it. On a file system without
+        locks a descriptor is returned nevertheless.
 
     Raises:
         UserError: If the lock file cannot be made.
@@ -58,13 +58,13 @@ def is_locked(run: Run) -> bool:
 
 
 def hold_worker_lock(run: Run) -> int:
-    """Called by the worker before anything else: adopt the inherited lock, or take it when started by hand.
+    """Adopt the inherited lock, or take it if started by hand; called by the worker before anything else.
 
     Returns:
         The descriptor, to be kept open for the life of the process; the worker's own children do not get it.
 
     Raises:
-        UserError: If another worker has the run.
+        UserError: If another worker has the lock.
     """
     inherited = os.environ.pop(LOCK_VARIABLE, "")
     if inherited.isascii() and inherited.isdigit() and _is_lock_of(run, int(inherited)):

@@ -1,7 +1,7 @@
-"""Whether a worker that is gone was killed by the kernel because the machine ran out of memory.
+"""OOM kills: whether a worker that is gone was killed by the kernel because the machine ran out of memory.
 
-Nothing can be written by who is killed so, and its parent may be gone as well. What is left are the kernel's messages,
-the counter of the control group, and the last figures of the worker's own record; they are asked in this order.
+A killed process cannot record anything, and its parent may be gone as well. The evidence is, in this order, the
+kernel's messages, the counter of the control group, and the last figures of the worker's own record.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from core.runs.tail import last_events
 from core.small_files import open_regular, read_small
 from core.units import format_bytes
 
-#: What to do about it.
+#: Hint for the user.
 ADVICE = (
     "lower train.micro_batch_size or train.max_length, take fewer rows or a smaller model, close other programs, or "
     "give it more memory"
 )
-#: How each sentence about it begins.
+#: Beginning of each message.
 SIGN = "killed by the kernel"
-#: Share of the memory in use from which a kill is taken for the cause where there is no other witness.
+#: Share of memory in use from which an OOM kill is assumed without other evidence.
 FULL_SHARE = 0.95
 _CGROUPS = Path("/sys/fs/cgroup")
 _KERNEL_MESSAGES = Path("/dev/kmsg")
@@ -36,8 +36,9 @@ _VICTIM = re.compile(rb"(Memory cgroup out of memory|Out of memory)[^\n]*?Killed
 
 
 def own_counter() -> tuple[str | None, int | None]:
-    """The file in which this process's control group counts kills for want of memory, and what it counts now; None
-    where there is no such group."""
+    """File in which this process's control group counts OOM kills, and its present count; None if there is no such
+    group.
+    """
     for path in _counter_files():
         if (count := read_kills(path)) is not None:
             return str(path), count
@@ -45,20 +46,22 @@ def own_counter() -> tuple[str | None, int | None]:
 
 
 def read_kills(path: Path) -> int | None:
-    """The ``oom_kill`` of a ``memory.events`` (version 2) or ``memory.oom_control`` (version 1); None without one."""
+    """The ``oom_kill`` count of a ``memory.events`` (version 2) or ``memory.oom_control`` (version 1); None without
+    one.
+    """
     try:
         lines = read_small(path, _COUNTER_BYTES).decode("ascii", errors="replace").splitlines()
-    except (OSError, ValueError):  # the path is what somebody's state.json says
+    except (OSError, ValueError):  # the path comes from a state.json, which is untrusted
         return None
     counts = [line.removeprefix("oom_kill ") for line in lines if line.startswith("oom_kill ")]
     return int(counts[0]) if counts and re.fullmatch("[0-9]{1,19}", counts[0]) else None
 
 
 def memory_death(recorded: RunState, events: Path) -> str | None:
-    """Why a worker is gone, if it was for want of the machine's memory, and what to do; one line.
+    """Reason for the end of a worker if it was an OOM kill, with a hint, in one line.
 
     Args:
-        recorded: What its ``state.json`` says last.
+        recorded: Last content of its ``state.json``.
         events: Its ``events.jsonl``.
     """
     try:
@@ -66,7 +69,7 @@ def memory_death(recorded: RunState, events: Path) -> str | None:
     except OSError:
         return None
     if recorded.pid is None or not is_of_this_boot:
-        return None  # of another machine, or of a time whose witnesses are gone
+        return None  # another machine, or an earlier boot
     return _memory_death(recorded, events)
 
 
@@ -86,7 +89,7 @@ def _memory_death(recorded: RunState, events: Path) -> str | None:
 
 
 def _counter_files() -> list[Path]:
-    """Where the counter may be, best first."""
+    """Candidate paths of the counter, best first."""
     try:
         lines = Path("/proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -95,7 +98,7 @@ def _counter_files() -> list[Path]:
     for line in lines:
         _, _, rest = line.partition(":")
         controllers, _, group = rest.partition(":")
-        # In a container the path may be that of the host, and the group the root of what is seen.
+        # In a container the path may be that of the host, and the group the root of the visible hierarchy.
         groups = (group.lstrip("/"), "")
         if "memory" in controllers.split(","):
             found += [_CGROUPS / "memory" / inner / "memory.oom_control" for inner in groups]
@@ -105,8 +108,9 @@ def _counter_files() -> list[Path]:
 
 
 def _killed_by_message(pid: int, since: float) -> bool | None:
-    """Whether the kernel says that it killed a process for its control group (True) or the machine (False); None
-    where it says neither."""
+    """Whether the kernel's messages say that it killed a process for its control group (True) or the machine (False);
+    None if they say neither.
+    """
     texts = [_kernel_messages()]
     for path in _LOGS:
         try:
@@ -124,7 +128,7 @@ def _killed_by_message(pid: int, since: float) -> bool | None:
 
 
 def _kernel_messages() -> bytes:
-    """The kernel's messages since boot, as far as they are kept and may be read."""
+    """The kernel's messages since boot, as far as they are kept and readable."""
     try:
         descriptor = os.open(_KERNEL_MESSAGES, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -136,7 +140,7 @@ def _kernel_messages() -> bytes:
     except BlockingIOError:
         pass  # that was the last one
     except OSError:
-        return b"".join(pieces)  # overwritten while it was read
+        return b"".join(pieces)  # overwritten while being read
     finally:
         os.close(descriptor)
     return b"".join(pieces)

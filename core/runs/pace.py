@@ -1,4 +1,4 @@
-"""How fast earlier runs have trained, for a guess at how long the next one takes."""
+"""Pace of earlier runs, to estimate the duration of the next one."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from core.errors import UserError
 from core.runs.history import read_history
 from core.runs.store import Run, list_runs
 
-#: Runs looked at, newest first, until one tells.
+#: Most runs examined, newest first, for a comparable one.
 LOOKED_AT = 50
-#: Steps that a run must have done before its pace means something.
+#: Steps that a run must have done for its pace to be meaningful.
 FEWEST_STEPS = 3
-#: Records of more bytes are not read for a guess.
+#: Largest record read for an estimate, in bytes.
 LONGEST_RECORD = 64 << 20
-#: No run has a greater figure.
+#: Largest plausible figure.
 _GREATEST = 1e12
 
 
@@ -28,12 +28,12 @@ class Pace:
     """The pace of an earlier run.
 
     Args:
-        run: Its id.
+        run: Id of the run.
         tokens_per_second: Tokens without padding over the seconds in steps.
         seconds_per_step: Mean of its steps.
-        watt_hours_per_token: Over the whole run; None where no device told its power.
+        watt_hours_per_token: Energy over the whole run; None if no device reports power.
         rows_per_step: Its batch size.
-        watt_hours_per_second: Over the seconds in steps; None where no device told its power.
+        watt_hours_per_second: Energy over the seconds in steps; None if no device reports power.
     """
 
     run: str
@@ -45,9 +45,9 @@ class Pace:
 
 
 class PaceBook:
-    """The runs there are, read once: asking for a pace looks at no directory any more.
+    """Cached list of runs with their paces, so that repeated estimates do not read directories again.
 
-    The record of a run is read when its pace is first asked for, and then remembered.
+    The record of a run is read when its pace is first needed, and then cached.
 
     Args:
         runs: The runs, newest first; None for all there are.
@@ -59,7 +59,9 @@ class PaceBook:
         self._paces: dict[str, Pace | None] = {}
 
     def pace(self, config: Config) -> Pace | None:
-        """That of the newest run with the same base, method, device and recomputing of activations; None for none."""
+        """Pace of the newest run with the same base, method, device and gradient checkpointing; None if there
+        is none.
+        """
         mine = os.path.realpath(config.model.base)
         for run, other, theirs in self._runs:
             if not _is_alike(config, mine, other, theirs):
@@ -72,7 +74,7 @@ class PaceBook:
 
 
 def earlier_pace(config: Config) -> Pace | None:
-    """The pace that a book made now would give."""
+    """Pace of a comparable earlier run, from a new :class:`PaceBook`."""
     return PaceBook().pace(config)
 
 
@@ -110,6 +112,6 @@ def _pace(run: Run, config: Config) -> Pace | None:
         config.train.batch_size,
         energy / history.step_seconds if energy else None,
     )
-    # What no run can have done says nothing of the next one.
+    # Implausible figures predict nothing.
     figures = (pace.tokens_per_second, pace.seconds_per_step, pace.watt_hours_per_token, pace.watt_hours_per_second)
     return pace if all(figure is None or 0 < figure < _GREATEST for figure in figures) else None

@@ -1,4 +1,4 @@
-"""Which process is which: a pid alone is reused, a pid with its start time is not."""
+"""Process identity: a pid with its start time, since a pid alone is reused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 
 def start_identity(pid: int) -> str | None:
-    """A text that no other process with this pid will ever have; None when there is none, or only its zombie.
+    """Start identity: a text that no other process with this pid will ever have; None if there is no process, or only
+    its zombie.
 
     It is the boot's id with the process's start in clock ticks since boot (``/proc/PID/stat``, field 22), which no
     change of the wall clock moves.
@@ -18,7 +19,7 @@ def start_identity(pid: int) -> str | None:
         boot = boot_id()
     except OSError:
         return None
-    # The command name, in parentheses, may itself hold spaces and parentheses.
+    # The command name, in parentheses, may itself contain spaces and parentheses.
     fields = stat.rpartition(")")[2].split()
     if len(fields) < 20 or fields[0] in ("Z", "X"):
         return None
@@ -26,7 +27,7 @@ def start_identity(pid: int) -> str | None:
 
 
 def boot_id() -> str:
-    """The id that the kernel gave itself when it booted.
+    """Boot id of the kernel.
 
     Raises:
         OSError: If it cannot be read.
@@ -45,5 +46,5 @@ def own_identity() -> tuple[int, str | None]:
 
 
 def hostname() -> str:
-    """The name of this machine, as recorded in ``state.json``."""
+    """Name of this machine, as recorded in ``state.json``."""
     return socket.gethostname()

@@ -1,8 +1,8 @@
-"""The line protocol of the control socket and of the chat engine: one JSON object a line, both ways.
+"""The line protocol of the control socket and of the chat engine: one JSON object per line, both ways.
 
 A request is ``{"id", "command", "args"}``; its answer ``{"id", "ok", …}``, before which a ``generate`` may send any
-number of ``{"id", "token"}`` (a worker adds ``source``). An answer that is not ok carries
-``error`` (a sentence) and ``hint``.
+number of ``{"id", "token"}`` (a worker adds ``source``). An answer that is not ok carries ``error`` (a sentence) and
+``hint``.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 COMMANDS = ("ping", "pause", "resume", "stop", "checkpoint", "generate", "set")
-#: The longest line accepted from a peer.
+#: Longest line accepted from a peer.
 LINE_LIMIT = 4 << 20
-#: The most characters of a request's id and of a command's name.
+#: Most characters of a request's id and of a command's name.
 NAME_LIMIT = 200
-#: How deep a message may be nested, and the greatest integer in it, positive or negative.
+#: Deepest nesting of a message, and the greatest integer in it, positive or negative.
 DEPTH_LIMIT, INTEGER_LIMIT = 16, 1 << 63
 
 
 class ProtocolError(ValueError):
-    """A line that is no request or answer."""
+    """A line that is not a request or answer."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Request:
 
 
 def encode_message(message: dict[str, Any]) -> bytes:
-    """One line, newline included."""
+    """A message as one line, newline included."""
     return json.dumps(message, ensure_ascii=True, allow_nan=False).encode("ascii") + b"\n"
 
 
@@ -47,10 +47,10 @@ def encode_request(request: Request) -> bytes:
 
 
 def decode_message(line: bytes) -> dict[str, Any]:
-    """A line as an object, its numbers finite, its integers of 64 bits, and nothing in it nested deep.
+    """Decode a line; its numbers are finite, its integers have at most 64 bits, and its nesting is bounded.
 
     Raises:
-        ProtocolError: If it is not one.
+        ProtocolError: If it is not such an object.
     """
     try:
         message = json.loads(line, parse_int=_integer, parse_float=_number, parse_constant=_number)
@@ -88,10 +88,10 @@ def _is_shallow(message: dict[str, Any]) -> bool:
 
 
 def decode_request(line: bytes) -> Request:
-    """A line as a request.
+    """Decode a line as a request.
 
     Raises:
-        ProtocolError: If it is not one.
+        ProtocolError: If it is not a request.
     """
     message = decode_message(line)
     identity, command, args = message.get("id"), message.get("command"), message.get("args", {})
@@ -103,7 +103,7 @@ def decode_request(line: bytes) -> Request:
 
 
 def peer_uid(connection: socket.socket) -> int:
-    """The user id of the process at the other end of a Unix socket (``SO_PEERCRED``)."""
+    """User id of the process at the other end of a Unix socket (``SO_PEERCRED``)."""
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     _, uid, _ = struct.unpack("3i", raw)
     return int(uid)

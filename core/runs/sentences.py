@@ -1,4 +1,4 @@
-"""Events as the sentences of a log, safe to show and one line each."""
+"""Log sentences of events, one line each and safe to show."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from core.runs.events import (
 from core.text import one_line
 from core.units import format_bytes, format_fixed, format_moment, format_number
 
-#: What a phase is called.
+#: Display names of phases.
 PHASES = {
     "importing": "importing",
     "preparing_model": "making the model ready",
@@ -29,9 +29,9 @@ PHASES = {
     "evaluating": "evaluating",
     "saving": "saving",
 }
-#: The reason of a run that went to its last step, and whose adapter is that of its last step.
+#: End reason of a run that reached its last step, and whose adapter is that of its last step.
 ALL_DONE = "all steps done"
-#: Phases that report something of their own when they are through.
+#: Phases that report their own result.
 _SILENT = frozenset({"evaluating", "saving"})
 _REASONS = {
     "overlong": "too long",
@@ -39,7 +39,7 @@ _REASONS = {
     "no_supervised_tokens": "nothing to learn from",
     "invalid": "not readable",
 }
-#: Commands as what has been done.
+#: Commands as past participles.
 _DONE = {
     "pause": "paused",
     "resume": "resumed",
@@ -48,42 +48,42 @@ _DONE = {
     "set": "changed",
     "generate": "answered a question",
 }
-#: Commands as what was asked for, where their names are no nouns.
+#: Commands as nouns, if their names are not.
 _ASKED = {"set": "change", "generate": "question"}
-#: What the worker reports of a question: who answered, the tokens, and how it ended.
+#: The worker's report of a generated answer: its source, tokens, and end.
 _GENERATED = re.compile(r"([\w.-]+): (\d+) tokens, (\w+)")
 _FINISHES = {"stop": "", "length": ", cut at the longest answer allowed", "cancelled": ", broken off by the asker"}
 
 
 def clock(moment: float) -> str:
-    """Local time of day, ``14:37:02``; dashes where the time makes none."""
+    """Local time of day, ``14:37:02``; dashes for an invalid time."""
     return format_moment(moment, "%H:%M:%S", "--:--:--")
 
 
 def safe(text: str) -> str:
-    """Text from outside, for one line of the screen."""
+    """Untrusted text, sanitized for one line of the screen."""
     return one_line(text, 500)
 
 
 def size(count: int) -> str:
-    """Bytes without a needless ``.0``: ``39 MB``."""
+    """Size in bytes without a needless ``.0``: ``39 MB``."""
     return format_bytes(count).replace(".0 ", " ")
 
 
 def phase_name(name: str) -> str:
-    """What a phase is called: ``loading the model``."""
+    """Display name of a phase: ``loading the model``."""
     return PHASES.get(name) or safe(name.replace("_", " "))
 
 
 def phase(event: PhaseEvent) -> str:
-    """``loading the model: SmolLM2``; empty for phases that report by themselves."""
+    """Sentence of a phase, ``loading the model: SmolLM2``; empty for phases that report their own result."""
     if event.name in _SILENT:
         return ""
     return phase_name(event.name) + (f": {safe(event.detail)}" if event.detail else "")
 
 
 def data(event: DataEvent) -> str:
-    """``410 of 412 rows used (dropped: 2 too long), longest 212 tokens, 33 % supervised``."""
+    """Sentence of a data event, ``410 of 412 rows used (dropped: 2 too long), longest 212 tokens, 33 % supervised``."""
     line = f"{event.used} of {event.rows} {'row' if event.rows == 1 else 'rows'} used"
     dropped = [f"{count} {_REASONS.get(why) or safe(why.replace('_', ' '))}" for why, count in event.dropped.items()]
     if dropped:
@@ -94,7 +94,7 @@ def data(event: DataEvent) -> str:
 
 
 def evaluation(event: EvalEvent) -> str:
-    """``eval loss 0.455, exact match 0.83 (60 rows)``."""
+    """Sentence of an evaluation, ``eval loss 0.455, exact match 0.83 (60 rows)``."""
     line = f"eval loss {format_number(event.loss)}"
     if event.exact_match is not None:
         line += f", exact match {format_fixed(event.exact_match, 2)}"
@@ -108,12 +108,12 @@ def evaluation(event: EvalEvent) -> str:
 
 
 def checkpoint(event: CheckpointEvent) -> str:
-    """``checkpoint step-30 (1.2 s, 39 MB)``."""
+    """Sentence of a checkpoint, ``checkpoint step-30 (1.2 s, 39 MB)``."""
     return f"checkpoint step-{event.step} ({format_fixed(event.seconds, 1)} s, {size(event.bytes)})"
 
 
 def governor(event: GovernorEvent) -> str:
-    """``governor: pause, temperature 86 (limit 83)``."""
+    """Sentence of a governor action, ``governor: pause, temperature 86 (limit 83)``."""
     line = f"governor: {safe(event.action)}, {safe(event.cause)}"
     if event.value is not None:
         line += f" {format_number(event.value)}"
@@ -121,17 +121,19 @@ def governor(event: GovernorEvent) -> str:
 
 
 def notice(event: NoticeEvent) -> str:
-    """The message, then what to do."""
+    """Sentence of a notice: the message, then the hint."""
     return safe(_joined(event.message, event.hint))
 
 
 def sender(name: str) -> str:
-    """Who gave a command, as people say it: ``on request`` for the control socket, ``by SIGTERM`` for a signal."""
+    """Sender of a command in words: ``on request`` for the control socket, ``by SIGTERM`` for a signal."""
     return "on request" if name == "socket" else f"by {name}"
 
 
 def control(event: ControlEvent) -> str:
-    """``paused on request``, ``answered a question as step-34: 106 tokens``, ``pause on request refused: …``."""
+    """Sentence of a command, ``paused on request``, ``answered a question as step-34: 106 tokens``, ``pause on request
+    refused: …``.
+    """
     who, result = sender(event.sender), event.result
     if event.command == "generate" and (found := _GENERATED.fullmatch(result)):
         source, count, finish = found.groups()
@@ -147,7 +149,7 @@ def control(event: ControlEvent) -> str:
 
 
 def end(event: FinishedEvent) -> str:
-    """``finished at step 120, adapter in adapter/. Talk to it: …``, ``failed at step 3: …``."""
+    """Sentence of an end, ``finished at step 120, adapter in adapter/. Talk to it: …``, ``failed at step 3: …``."""
     reason = safe(event.reason) if event.reason != ALL_DONE else ""
     line = reason if reason.startswith(event.type) else f"{event.type} at step {event.step}"
     if event.best is not None and event.best != event.step:
@@ -160,7 +162,7 @@ def end(event: FinishedEvent) -> str:
 
 
 def _joined(sentence: str, hint: str) -> str:
-    """A sentence and what to do, with a full stop between them."""
+    """A sentence and a hint, with a full stop between them."""
     sentence, hint = sentence.strip(), hint.strip()
     if sentence and hint and sentence[-1] not in ".!?:…":
         sentence += "."

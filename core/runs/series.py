@@ -1,9 +1,9 @@
-"""A curve over steps, ready to be drawn: smoothed as it grows, and reduced to as many columns as there are pixels.
+"""Chart series: a curve over steps, smoothed as it grows, and reduced to pixel columns for drawing.
 
 Values that are not finite are gaps: they interrupt the curve, are listed, and never touch bounds or smoothing.
 
-A curve never has more points than a screen could tell apart. Where it would, neighbors become one point, which keeps
-the extremes of what it stands for.
+A curve never has more points than a screen can resolve. If it would, neighbors are merged into one point, which keeps
+their extremes.
 """
 
 from __future__ import annotations
@@ -13,43 +13,44 @@ import math
 from bisect import bisect_left, bisect_right
 from typing import NamedTuple
 
-#: A new point weighs this much against this much and one for each point before it, until that is less than its share.
+#: Weight of an early point: this, over the sum of this and the number of points before it, until that is less than its
+#: final weight.
 YOUNG_WEIGHT = 4.0
-#: The most points kept; when there are as many, each two neighbors become one.
+#: Most points kept; at this number, pairs of neighbors are merged.
 MOST_POINTS = 1 << 16
-#: Smoothing takes greater values for this, positive or negative, so that no sum of two is infinite.
+#: Smoothing clamps values to this, positive or negative, so that no sum of two is infinite.
 GREATEST = 1e300
 
 
 class Bucket(NamedTuple):
-    """What falls into one pixel column."""
+    """Points that fall into one pixel column."""
 
     x: int
     """The column, from 0."""
     low: float
     high: float
     first: float
-    """The earliest finite value in the column, and ``last`` the latest: a line enters and leaves there."""
+    """Earliest finite value in the column, and ``last`` the latest: a line enters and leaves there."""
     last: float
     joined: bool
-    """Whether the curve comes uninterrupted from the bucket before."""
+    """Whether the curve is uninterrupted from the previous bucket."""
 
 
 class Series:
     """Values by step, steps ascending.
 
     Args:
-        smoothing: Share that the past keeps in the moving average, 0 (none) to just below 1.
+        smoothing: Weight of the past in the moving average, 0 (none) to just below 1.
     """
 
     def __init__(self, smoothing: float = 0.9) -> None:
         self.smoothing = _sound(smoothing)
         self.steps: list[int] = []
-        """The step of each point; of one that stands for several, their first."""
+        """Step of each point; of a merged point, the first step."""
         self.values: list[float] = []
-        """As appended, NaN and infinities included; of a point that stands for several, the newest finite one."""
+        """Values as appended, NaN and infinities included; of a merged point, the newest finite one."""
         self.smoothed: list[float] = []
-        """The exponential moving average; NaN where the value is a gap."""
+        """Exponential moving average; NaN where the value is a gap."""
         self.gaps: list[int] = []
         """The newest steps whose value is not finite."""
         # The same values with each gap as the neutral element of min and max, so that both run at C speed.
@@ -59,7 +60,7 @@ class Series:
         self._averages: list[float] = []
         self._finite = 0
         self._last_step: int | None = None
-        #: Values that a point stands for, and how many of them the newest point has got.
+        #: Values per merged point, and the number already in the newest point.
         self._stride = 1
         self._filled = 1
 
@@ -68,27 +69,27 @@ class Series:
 
     @property
     def last(self) -> float | None:
-        """The newest value, NaN included; None when empty."""
+        """Newest value, NaN included; None if empty."""
         return self.values[-1] if self.values else None
 
     @property
     def last_step(self) -> int | None:
-        """The newest step; None when empty."""
+        """Newest step; None if empty."""
         return self._last_step
 
     @property
     def last_smoothed(self) -> float | None:
-        """The newest smoothed value; None when empty or at a gap."""
+        """Newest smoothed value; None if empty or at a gap."""
         return self.smoothed[-1] if self.smoothed and math.isfinite(self.smoothed[-1]) else None
 
     def append(self, step: int, value: float) -> None:
-        """Add a value. A step that is not beyond the last one replaces everything from it on, as a resumed run does."""
+        """Append a value. A step not beyond the last one replaces everything from it on, as in a resumed run."""
         if self._last_step is not None and step <= self._last_step:
             self.truncate(step)
         self._last_step = step
         average = math.nan
         if math.isfinite(value):
-            # The window grows with the points: at a fixed one a short run's curve lags far above its falling loss.
+            # The window grows with the points: with a fixed one a short run's curve lags far above its falling loss.
             weight = max(1.0 - self.smoothing, YOUNG_WEIGHT / (self._finite + YOUNG_WEIGHT))
             bounded = value if -GREATEST < value < GREATEST else math.copysign(GREATEST, value)
             self._average += weight * (bounded - self._average)
@@ -117,7 +118,7 @@ class Series:
             self._halve()
 
     def _halve(self) -> None:
-        """Let each two neighbors become one point."""
+        """Merge pairs of neighbors."""
         is_even = len(self.steps) % 2 == 0
         for values in (self.values, self.smoothed):
             values[:] = [
@@ -141,7 +142,7 @@ class Series:
         self._raw.truncate(keep)
         self._smooth.truncate(keep)
         self._average = self._averages[-1] if keep else 0.0
-        # Of a point that stands for several, some may have been dropped; which is not known any more.
+        # Some steps of a merged point may have been dropped; their values are unknown.
         is_exact = self._stride == 1
         self._finite = keep - len(self.gaps) if is_exact else keep * self._stride
         self._last_step = (self.steps[-1] if is_exact else step - 1) if keep else None
@@ -149,7 +150,7 @@ class Series:
         self._filled = self._stride
 
     def smooth(self, smoothing: float) -> None:
-        """Smooth everything again, with another share."""
+        """Smooth everything again, with another weight."""
         fresh = Series(smoothing)
         for step, value in zip(self.steps, self.values, strict=True):
             fresh.append(step, value)
@@ -157,12 +158,12 @@ class Series:
         self._averages, self._average = fresh._averages, fresh._average
 
     def at(self, step: int) -> float | None:
-        """The value of the newest point not beyond ``step``; None when there is none."""
+        """Value of the newest point not beyond ``step``; None if there is none."""
         index = bisect_right(self.steps, step) - 1
         return self.values[index] if index >= 0 else None
 
     def least_positive(self) -> float | None:
-        """The least finite value above 0 that is known, for a logarithmic axis; None when there is none."""
+        """Least finite value above 0, for a logarithmic axis; None if there is none."""
         return min(
             filter(lambda value: 0 < value < math.inf, itertools.chain(self._raw.lows, self.values)), default=None
         )
@@ -170,7 +171,7 @@ class Series:
     def bounds(
         self, first: int | None = None, last: int | None = None, *, smooth: bool = False
     ) -> tuple[float, float] | None:
-        """The least and the greatest finite value between two steps (inclusive); None when there is none."""
+        """Least and greatest finite value between two steps (inclusive); None if there is none."""
         extremes = self._smooth if smooth else self._raw
         low, high = extremes.of(*self._slice(first, last))
         return (low, high) if low <= high else None
@@ -182,12 +183,12 @@ class Series:
 
         Args:
             width: Columns; the step ``first`` falls into column 0, ``last`` into column ``width - 1``.
-            first: Step at the left edge; the first one by default. It need not have a point.
+            first: Step at the left edge; the first one by default. It need not have a value.
             last: Step at the right edge; the last one by default.
-            smooth: Take the moving average instead of the values.
+            smooth: Use the moving average instead of the values.
 
         Returns:
-            The columns that hold a finite value, from left to right.
+            The columns with a finite value, from left to right.
         """
         start, stop = self._slice(first, last)
         if start >= stop or width < 1:
@@ -211,7 +212,7 @@ class Series:
         return found
 
     def _columns(self, start: int, stop: int, left: int, span: int, width: int) -> list[tuple[int, int, int]]:
-        """(column, begin, end) of every column that holds a point."""
+        """(column, begin, end) of every column with a point."""
         if span <= 0 or width == 1:
             return [(0, start, stop)]
         steps, scale = self.steps, (width - 1) / span
@@ -241,12 +242,12 @@ class Series:
 
 
 def _sound(smoothing: float) -> float:
-    """A share that leaves something to the present: at 1 the average would never move."""
+    """A valid weight, which leaves some to the present: at 1 the average would never move."""
     return min(max(smoothing, 0.0), 0.9999)
 
 
 def _seconds(values: list[float]) -> list[float]:
-    """The second one of each two, and the last one where it has none beside it."""
+    """The second value of each pair, and the last one if it has no partner."""
     return values[1::2] + (values[-1:] if len(values) % 2 else [])
 
 
@@ -256,7 +257,7 @@ class _Extremes:
     def __init__(self) -> None:
         self.lows: list[float] = []
         self._highs: list[float] = []
-        # Of all points up to each one, so that points can be dropped without looking at the others.
+        # Running extremes, so that points can be dropped without reading the others.
         self._low_so_far: list[float] = []
         self._high_so_far: list[float] = []
 
@@ -270,8 +271,8 @@ class _Extremes:
         self._high_so_far.append(high if high > greatest else greatest)
 
     def widen(self, value: float) -> None:
-        """Let the last point stand for one more value."""
-        # Neither holds for NaN; infinities are left out like it.
+        """Merge one more value into the last point."""
+        # Neither comparison holds for NaN; infinities are left out like it.
         if value < self.lows[-1] and value != -math.inf:
             self.lows[-1] = value
             self._low_so_far[-1] = min(self._low_so_far[-1], value)
@@ -280,7 +281,7 @@ class _Extremes:
             self._high_so_far[-1] = max(self._high_so_far[-1], value)
 
     def halve(self) -> None:
-        """Let each two neighbors become one point."""
+        """Merge pairs of neighbors."""
         self.lows = list(map(min, self.lows[::2], self.lows[1::2] + self.lows[-1:]))
         self._highs = list(map(max, self._highs[::2], self._highs[1::2] + self._highs[-1:]))
         self._low_so_far, self._high_so_far = _seconds(self._low_so_far), _seconds(self._high_so_far)
@@ -290,7 +291,7 @@ class _Extremes:
             del values[keep:]
 
     def of(self, begin: int, end: int) -> tuple[float, float]:
-        """(inf, -inf) when the slice holds no finite value."""
+        """Extremes of a slice; (inf, -inf) if it has no finite value."""
         if begin <= 0 and end >= len(self.lows) and self.lows:
             return self._low_so_far[-1], self._high_so_far[-1]
         return min(self.lows[begin:end], default=math.inf), max(self._highs[begin:end], default=-math.inf)

@@ -1,4 +1,4 @@
-"""Where the control sockets of runs are: places that no other user can have a hand in."""
+"""Control socket paths: places that other users cannot tamper with."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from pathlib import Path
 
 from core.paths import DIRECTORY_MODE
 
-#: Bytes that a Unix socket's path may have, with room to spare (the kernel's limit is 108).
+#: Most bytes of a Unix socket's path, with some margin (the kernel's limit is 108).
 SOCKET_PATH_LIMIT = 100
-#: Names of the sockets outside of run directories.
+#: Glob pattern of sockets outside of run directories.
 RUNTIME_SOCKETS = "localtune-*.sock"
-#: What directories begin with that are made for a socket where there is no other safe place.
+#: Prefix of directories made for a socket when there is no other safe place.
 _MADE_PREFIX = "localtune-run-"
 
 
 def socket_name(directory: Path) -> str:
-    """The name outside of it of the socket of a run directory."""
-    # Of the whole path: ids may be equal in two homes, and equal in all that a short name could keep of them.
+    """Name of a run's socket outside of its run directory."""
+    # A hash of the whole path: two homes may have equal ids, and long ids equal beginnings.
     return RUNTIME_SOCKETS.replace("*", hashlib.sha256(os.fsencode(directory)).hexdigest()[:16])
 
 
 def runtime_dir() -> Path:
-    """Where the sockets are whose paths in their run directories would be too long; see :func:`is_private`."""
+    """Directory of sockets whose paths in their run directories would be too long; see :func:`is_private`."""
     return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/localtune-{os.getuid()}")  # noqa: S108
 
 
 def is_private(directory: Path) -> bool:
-    """Whether it is a directory of this user's, no link, that nobody else can look into or put anything into."""
+    """Whether a directory is this user's, is not a link, and is closed to all other users."""
     try:
         status = os.lstat(directory)
     except OSError:
@@ -42,17 +42,17 @@ def is_private(directory: Path) -> bool:
 
 
 def _socket_places() -> list[Path]:
-    """Directories for a private directory with a socket in it, best first; the path of a socket must be short."""
+    """Parents for a private socket directory, best first; the path of a socket must be short."""
     return [Path(place) for place in dict.fromkeys([tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"])]  # noqa: S108
 
 
 def private_socket_path(path: Path) -> Path:
-    """The path itself, if nobody else can have a hand in what is there; else one in a new directory of this user's.
+    """The path itself, if no other user can tamper with it; else one in a new directory of this user's.
 
-    In a directory that everybody may write to, another user may have put anything under a name that can be foreseen.
+    In a world-writable directory, another user may have placed anything under a predictable name.
 
     Args:
-        path: Where a socket is to be, in a run directory or in the runtime directory; its parents are made.
+        path: Preferred path of the socket, in a run directory or in the runtime directory; its parents are made.
 
     Raises:
         OSError: If no such directory can be made anywhere.
@@ -65,7 +65,7 @@ def private_socket_path(path: Path) -> Path:
     error: OSError = PermissionError(errno.EACCES, "its directory is not this user's alone", str(path))
     name = socket_name(path.parent)
     for place in _socket_places():
-        # The name of the directory ends with eight characters that nobody can foresee.
+        # The name of the directory ends with eight random characters.
         if len(os.fsencode(place / f"{_MADE_PREFIX}12345678" / name)) > SOCKET_PATH_LIMIT:
             continue
         try:
@@ -76,7 +76,7 @@ def private_socket_path(path: Path) -> Path:
 
 
 def _is_own(directory: Path) -> bool:
-    """Whether a directory is this user's, and nobody else can put anything into it."""
+    """Whether a directory is this user's and not writable by others."""
     try:
         status = directory.stat()
     except OSError:
@@ -85,5 +85,5 @@ def _is_own(directory: Path) -> bool:
 
 
 def made_directories() -> list[Path]:
-    """The directories that :func:`private_socket_path` has made for this user, and that are still there."""
+    """Directories made by :func:`private_socket_path` for this user that still exist."""
     return [place for parent in _socket_places() for place in parent.glob(f"{_MADE_PREFIX}*") if is_private(place)]

@@ -1,4 +1,4 @@
-"""The state of a run: what ``state.json`` says, and what a reader makes of it."""
+"""Run state: the content of ``state.json``, and the state that a reader infers from it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ INFERRED_STATES = frozenset({"lost", "stalled"})
 
 #: Seconds without a heartbeat after which a live worker counts as stalled; it writes one at least every five.
 STALE_SECONDS = 30.0
-#: Seconds that a queued run may have no process before it counts as lost.
+#: Seconds that a queued run may be without a process before it counts as lost.
 QUEUED_SECONDS = 60.0
-#: A file of more bytes is no state.
+#: Largest state file, in bytes.
 FILE_LIMIT = 1 << 20
-#: Process ids that the kernel can give, and numbers of steps.
+#: Valid process ids of the kernel, and valid step numbers.
 _PIDS, _COUNTS = range(1 << 31), range(1 << 63)
 
 EXIT_CODES = {"finished": 0, "stopped": 3, "failed": 4}
@@ -48,14 +48,13 @@ class RunState:
     updated: float = 0.0
     socket: str | None = None
     step_started: float | None = None
-    """Since when the step under way runs, in Unix seconds; None between steps."""
+    """Start of the present step, in Unix seconds; None between steps."""
     memory_events: str | None = None
-    """The file in which the worker's control group counts what was killed for want of memory."""
+    """File in which the worker's control group counts OOM kills."""
     memory_kills: int | None = None
-    """What it counted when the worker began."""
+    """OOM kills counted when the worker started."""
     beat: float | None = None
-    """The heartbeat by the clock of :func:`time.monotonic`, which nobody sets; it means something while the process
-    that wrote it lives."""
+    """Heartbeat by :func:`time.monotonic`, which cannot be set; valid while the process that wrote it lives."""
 
     @property
     def is_over(self) -> bool:
@@ -65,7 +64,7 @@ class RunState:
     def write(self, path: Path) -> None:
         """Replace ``state.json``; only an end state is fsynced, as a heartbeat need not survive a power cut.
 
-        Where the disk has no room for a second file, it is overwritten in place.
+        If the disk has no room for a second file, it is overwritten in place.
 
         Raises:
             OSError: If it cannot be written either way.
@@ -84,8 +83,8 @@ class RunState:
 
     @classmethod
     def read(cls, path: Path) -> RunState | None:
-        """What the file says, its texts safe to show; None when it is missing, unreadable or of an unknown state."""
-        # Once more, as a file that is overwritten in place may be read when half of it is.
+        """The state in a file, its texts safe to show; None if it is missing, unreadable or of an unknown state."""
+        # Read again, as a file that is overwritten in place may be read half-written.
         data = _load(path) or _load(path)
         if data is None:
             return None
@@ -105,7 +104,7 @@ def _load(path: Path) -> dict[str, Any] | None:
 
 
 def _is_sound(name: str, value: Any) -> bool:
-    """Whether a value of ``state.json`` is of the type that its name promises."""
+    """Whether a value of ``state.json`` has the type of its field."""
     if value is None:
         return name in ("pid", "pid_started", "socket", "step_started", "memory_events", "memory_kills", "beat")
     if name in ("updated", "step_started", "beat"):
@@ -114,17 +113,18 @@ def _is_sound(name: str, value: Any) -> bool:
         return isinstance(value, str) and (value in ACTIVE_STATES or value in END_STATES)
     if name in ("pid", "step", "total_steps", "memory_kills"):
         return type(value) is int and value in (_PIDS if name == "pid" else _COUNTS)
-    # No path and no identity has a NUL in it.
+    # No path or identity contains a NUL.
     return isinstance(value, str) and (name in ("reason", "host") or "\0" not in value)
 
 
 def infer_state(recorded: RunState, *, now: float | None = None) -> RunState:
-    """What a recorded state means now: ``lost`` when its process is gone, ``stalled`` when its heartbeat is old.
+    """Infer the present state from a recorded one: ``lost`` if its process is gone, ``stalled`` if its heartbeat is
+    old.
 
     Args:
-        recorded: What ``state.json`` says.
-        now: Unix seconds, by which the heartbeat's age is told; by default the present, and for a process of this
-            machine the clock that nobody sets.
+        recorded: Content of ``state.json``.
+        now: Unix seconds to compute the heartbeat's age with; by default the present, or the monotonic clock for a
+            process of this machine.
 
     Returns:
         The same state, or one with ``state`` and ``reason`` replaced.
@@ -156,12 +156,12 @@ def infer_state(recorded: RunState, *, now: float | None = None) -> RunState:
 def _age(recorded: RunState) -> float:
     """Seconds since the heartbeat of a process that lives on this machine."""
     age = time.monotonic() - recorded.beat if recorded.beat is not None else -1.0
-    # A beat in the future is none of this process.
+    # A heartbeat in the future is not of this process.
     return age if age >= 0 else _wall_age(recorded, None)
 
 
 def _wall_age(recorded: RunState, now: float | None) -> float:
-    """Seconds since the heartbeat by the clock on the wall, which may have been set: negative where it was set back."""
+    """Seconds since the heartbeat by the wall clock; negative if that was set back."""
     return (time.time() if now is None else now) - recorded.updated
 
 

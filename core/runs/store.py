@@ -1,4 +1,4 @@
-"""The run directories: made, listed and found."""
+"""Run directories: creating, listing and finding them."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from core.runs.state import RunState, infer_state
 from core.runs.tail import last_events
 from core.text import one_line
 
-#: What a run id begins with.
+#: Time format of the beginning of a run id.
 _STAMP = "%Y%m%d-%H%M%S"
-#: Seconds by which the last heartbeat may be later than the end that is told after it.
+#: Seconds by which the last heartbeat may be later than the recorded end.
 _END_SECONDS = 1.0
 
 
@@ -44,67 +44,66 @@ class Run:
 
     @property
     def id(self) -> str:
-        """``YYYYMMDD-HHMMSS-slug``."""
+        """Id of the run, ``YYYYMMDD-HHMMSS-slug``."""
         return self.path.name
 
     @property
     def created(self) -> datetime | None:
-        """The local time that its id begins with; None for a directory that was renamed."""
+        """Local time that its id begins with; None for a directory that was renamed."""
         try:
             moment = datetime.strptime(self.id[: len("YYYYMMDD-HHMMSS")], _STAMP)
-            moment.timestamp()  # there is none of the first and the last days of the calendar
+            moment.timestamp()  # fails for the first and last days of the calendar
         except (ValueError, OverflowError, OSError):
             return None
         return moment
 
     @property
     def config_path(self) -> Path:
-        """The configuration as used, every value resolved."""
+        """Configuration of the run, every value resolved."""
         return self.path / "run.toml"
 
     @property
     def state_path(self) -> Path:
-        """The heartbeat and the state."""
+        """File of the state and the heartbeat."""
         return self.path / "state.json"
 
     @property
     def events_path(self) -> Path:
-        """The append-only record."""
+        """Append-only event record."""
         return self.path / "events.jsonl"
 
     @property
     def log_path(self) -> Path:
-        """What the worker and its libraries print."""
+        """Output of the worker and its libraries."""
         return self.path / "worker.log"
 
     @property
     def checkpoints_path(self) -> Path:
-        """Checkpoints, a directory each."""
+        """Parent of the checkpoint directories."""
         return self.path / "checkpoints"
 
     @property
     def adapter_path(self) -> Path:
-        """The final adapter, in PEFT's format."""
+        """Final adapter, in PEFT's format."""
         return self.path / "adapter"
 
     @property
     def model_path(self) -> Path:
-        """The final model, of a run that trained the model's own weights."""
+        """Final model, of a run that trained the model's own weights."""
         return self.path / "model"
 
     @property
     def socket_path(self) -> Path:
-        """Where the worker listens: in the run directory, or in the runtime directory when that path is too long."""
+        """Control socket of the worker: in the run directory, or in the runtime directory if that path is too long."""
         inside = self.path / "control.sock"
         if len(os.fsencode(inside)) <= SOCKET_PATH_LIMIT:
             return inside
         return runtime_dir() / socket_name(self.path)
 
     def state(self) -> RunState:
-        """The state as it is now, ``lost`` and ``stalled`` inferred; ``lost`` as well when nothing can be read.
+        """Present state, with ``lost`` and ``stalled`` inferred; also ``lost`` if nothing can be read.
 
-        A worker that is gone has not always been able to write its end into ``state.json``; the end that its record
-        tells counts then.
+        A worker may end without being able to update ``state.json``; then the end in its event record counts.
         """
         recorded = RunState.read(self.state_path)
         if recorded is None:
@@ -120,12 +119,13 @@ class Run:
 
     @property
     def trains_adapter(self) -> bool:
-        """Whether there is an adapter beside the base, so that both can be talked to; read once, as a run's
-        configuration does not change."""
+        """Whether the run trains an adapter, so that the base can be chatted with too; cached, as a run's configuration
+        does not change.
+        """
         return _trains_adapter(self.config_path)
 
     def config(self) -> Config:
-        """The configuration the run was started with.
+        """Configuration that the run was started with.
 
         Raises:
             UserError: If ``run.toml`` is missing or invalid.
@@ -133,7 +133,7 @@ class Run:
         return ConfigDocument.load(self.config_path).validate()
 
     def values(self) -> dict[str, Any]:
-        """The values in ``run.toml``, ``section.key`` to value, unchecked; none where it cannot be read."""
+        """Values in ``run.toml``, ``section.key`` to value, unchecked; empty if it cannot be read."""
         try:
             data = tomli.loads(FileText.read(self.config_path).text)
         except (OSError, ValueError, RecursionError):
@@ -147,7 +147,7 @@ class Run:
 
 
 def _told_end(recorded: RunState, events: Path) -> FinishedEvent | None:
-    """The end that a worker has told last of all; None where it went on, or where a later one has begun since."""
+    """The end event at the end of a record; None if the worker went on, or a later one has started since."""
     try:
         status = os.stat(events)
     except OSError:
@@ -170,22 +170,22 @@ def _trains_adapter(config_path: Path) -> bool:
 
 
 def make_slug(name: str) -> str:
-    """A short lower-case name for a run id: letters, digits and dashes."""
+    """Slug for a run id: a short lower-case name of letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:32].strip("-") or "run"
 
 
 def create_run(config: Config, name: str) -> Run:
-    """Make a run directory with ``run.toml`` and a queued ``state.json``; nothing is left behind on failure.
+    """Create a run directory with ``run.toml`` and a queued ``state.json``; nothing remains on failure.
 
     Args:
         config: The checked configuration, paths absolute.
-        name: What the run is about; its slug ends the run id.
+        name: Subject of the run; its slug ends the run id.
 
     Raises:
         UserError: If the home cannot be written or is full.
     """
     directory = paths.make_private_dir(paths.runs_dir())
-    # A name may be that of a file, and a file's that of a secret's value; the id is shown everywhere.
+    # A name may come from a file name, which may contain a secret; the id is shown everywhere.
     stamp, slug = datetime.now().strftime(_STAMP), make_slug(redact(name))
     number = 1
     while True:
@@ -222,20 +222,20 @@ def list_runs() -> list[Run]:
 def _is_run(path: Path) -> bool:
     try:
         return (path / "run.toml").is_file()
-    except OSError:  # not to be looked into, or longer than a path can be
+    except OSError:  # not accessible, or longer than a path can be
         return False
 
 
 def find_run(name: str) -> Run:
-    """The run that a user means by an id, the beginning or a part of one, a path, or ``latest``.
+    """Find the run that a user names by an id, the beginning or a part of one, a path, or ``latest``.
 
     Raises:
-        UserError: If there is none, more than one, or none is named.
+        UserError: If there is no such run, more than one, or the name is empty.
     """
     if os.sep in name and _is_run(Path(name)):
         return Run(Path(name).absolute())
     if not any(map(str.isalnum, name)):
-        # The empty text, as a variable that is not set gives, and a dash are parts of every id.
+        # The empty text, as from an unset variable, and a dash are parts of every id.
         raise UserError("No run is named.", "Name one, or take 'latest' for the newest.")
     runs = list_runs()
     if not runs:
@@ -256,13 +256,13 @@ def find_run(name: str) -> Run:
 
 
 def complete_checkpoints(run: Run) -> list[Path]:
-    """Checkpoint directories that have their manifest, oldest first; the worker checks whether its hashes hold."""
+    """Checkpoint directories with a manifest, oldest first; the worker verifies its hashes."""
     try:
         found = [
             (int(match[1]), path)
             for path in (run.checkpoints_path.iterdir() if run.checkpoints_path.is_dir() else ())
             if (match := re.fullmatch(r"step-(\d{1,18})", path.name)) and (path / "manifest.json").is_file()
         ]
-    except OSError:  # a directory that cannot be looked into holds none to go on from
+    except OSError:  # an inaccessible directory has no usable checkpoints
         return []
     return [path for _, path in sorted(found)]

@@ -1,4 +1,4 @@
-"""Follow ``events.jsonl`` while another process writes it, or look at its end."""
+"""Event file reading: follows ``events.jsonl`` while it is written, or reads it from its end."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 from core.runs.events import LINE_LIMIT, Event, MalformedEventError, decode_event
 from core.small_files import open_regular
 
-#: Bytes read at a time, so that a long history does not hold up the reader's event loop.
+#: Bytes per read, so that a long history does not block the reader's event loop.
 CHUNK_BYTES = 1 << 20
 _END_BYTES = 64 << 10
 
 
 class EventTail:
-    """An incremental reader: whole lines only, unknown types ignored, lines that are no events counted.
+    """Incremental reader: whole lines only, unknown types ignored, invalid lines counted.
 
     Args:
         path: The file; it need not exist yet.
-        offset: Bytes that have been read before, up to the end of a line.
+        offset: Bytes already read, up to the end of a line.
     """
 
     def __init__(self, path: Path, offset: int = 0) -> None:
@@ -33,7 +33,7 @@ class EventTail:
         self._is_behind = False
 
     def poll(self, limit: int = CHUNK_BYTES) -> list[Event]:
-        """The events that are new since the last call, from at most ``limit`` bytes; empty when there are none.
+        """Events written since the last call, from at most ``limit`` bytes; empty if there are none.
 
         A file that has been replaced or has become shorter is read again from its start.
         """
@@ -54,7 +54,7 @@ class EventTail:
         lines = (self._rest + data).split(b"\n")
         self._rest = lines.pop()
         if self._overlong and lines:
-            # The end of a line whose beginning was given up.
+            # The rest of a line whose beginning was discarded.
             lines.pop(0)
             self._overlong = False
         if len(self._rest) > LINE_LIMIT or self._overlong:
@@ -64,20 +64,20 @@ class EventTail:
 
     @property
     def is_behind(self) -> bool:
-        """Whether the last look did not come to the end of the file."""
+        """Whether the last read did not reach the end of the file."""
         return self._is_behind
 
     @property
     def offset(self) -> int:
-        """Bytes read, up to the end of the last whole line; a reader can begin there again."""
+        """Bytes read, up to the end of the last whole line; another reader can start there."""
         return self._offset - len(self._rest)
 
     def read_all(self) -> list[Event]:
-        """Everything there is up to the present end of the file."""
+        """All events up to the present end of the file."""
         return [event for batch in self.batches() for event in batch]
 
     def batches(self) -> Iterator[list[Event]]:
-        """Everything there is up to the present end of the file, piece by piece: a long history is read for a while."""
+        """All events up to the present end of the file, in batches: a long history takes a while to read."""
         while True:
             before = self._offset
             yield self.poll()
@@ -103,12 +103,12 @@ class EventTail:
 
 
 def last_events(path: Path, kind: str = "", limit: int = _END_BYTES) -> Iterator[Event]:
-    """The events at the end of a file, the newest first; none where it cannot be read.
+    """Events at the end of a file, the newest first; none if it cannot be read.
 
     Args:
         path: The file.
-        kind: Only events of this type; all others are passed over without being read.
-        limit: The most bytes that are searched.
+        kind: Only events of this type; all others are skipped without being parsed.
+        limit: Most bytes searched.
     """
     sign = f'"{kind}"'.encode() if kind else b""
     for line in _last_lines(path, limit):
@@ -123,7 +123,7 @@ def last_events(path: Path, kind: str = "", limit: int = _END_BYTES) -> Iterator
 
 
 def _last_lines(path: Path, limit: int) -> Iterator[bytes]:
-    """The lines at the end of a file, the last one first; what has no newline yet is none."""
+    """Lines at the end of a file, the last one first; an unterminated line is skipped."""
     try:
         with open_regular(path) as file:
             place = file.seek(0, os.SEEK_END)
@@ -133,8 +133,8 @@ def _last_lines(path: Path, limit: int) -> Iterator[bytes]:
                 file.seek(begin)
                 lines = ((file.read(place - begin) or b"") + rest).split(b"\n")
                 place = begin
-                # The first piece is the end of a line that begins earlier, unless the file begins with it.
-                # Of a line that is too long, no more is kept than shows that.
+                # The first piece is the rest of a line that begins earlier, unless the file begins with it. Of a line
+                # that is too long, no more is kept than shows that.
                 rest = lines.pop(0)[: LINE_LIMIT + 1] if place else b""
                 if is_end and lines:
                     lines.pop()

@@ -1,6 +1,6 @@
-"""The sandbox: processes with limits of the operating system that read what comes from outside.
+"""The sandbox: processes with operating system limits that read untrusted input.
 
-Templates, tokenizers, registries, the files of other tools and the headers of models are somebody else's. They are read
-by a helper process (:mod:`core.sandbox.__main__`) that is bounded in memory and time and ends with the process that
-started it. :func:`core.sandbox.pool.sandboxed` is how a function is called there.
+Templates, tokenizers, registries, the files of other tools and the headers of models are untrusted. They are read by a
+helper process (:mod:`core.sandbox.__main__`) that is limited in memory and time and ends with the process that started
+it. :func:`core.sandbox.pool.sandboxed` calls a function there.
 """

@@ -1,7 +1,7 @@
-"""The process of the sandbox: ``python -m core.sandbox``.
+"""Sandbox process: ``python -m core.sandbox``.
 
-It calls one function after the other, as :mod:`core.sandbox.pool` asks, until its standard input ends. A request comes
-from the process that started it and is a pickle; an answer is JSON, as what is behind it comes from outside.
+It serves calls from :mod:`core.sandbox.pool`, one after the other, until its standard input ends. A request comes from
+the process that started it and is a pickle; an answer is JSON, as it derives from untrusted input.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from core.sandbox.signature import dump
 
 
 def main() -> int:
-    """Serve; returns the exit code."""
+    """Serve calls; returns the exit code."""
     tie_to_parent()
     confine()
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    # What a library prints is no answer.
+    # Output of libraries must not mix with the answers.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     requests = os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0)
@@ -40,10 +40,10 @@ def main() -> int:
 
 
 def _answer(request: bytes) -> tuple[bytes, bool]:
-    """The answer to a request, and whether this process is no longer fit for another."""
+    """The answer to a request, and whether this process must not be reused."""
     is_spent = False
     try:
-        # Of the process that started this one, so there is nothing foreign in it.
+        # From the process that started this one, so it is trusted.
         module, name, seconds, args, kwargs, directory, variables = pickle.loads(request)  # noqa: S301
         _stand_in(directory, variables)
         function: Callable[..., Any] = getattr(importlib.import_module(module), name)
@@ -57,19 +57,19 @@ def _answer(request: bytes) -> tuple[bytes, bool]:
         value, is_spent = {"memory": True}, True
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # what a library raises at what it is given, a panic of its own among it
+    except BaseException as error:  # any exception of the libraries, Rust panics included
         value = {"failure": f"{type(error).__name__}: {error}"[:2000]}
     return dump(value), is_spent
 
 
 def _stand_in(directory: str, variables: dict[str, str]) -> None:
-    """See what the one who asks sees: relative paths, and where its home is."""
+    """Adopt the caller's working directory and environment, for relative paths and the home."""
     try:
         os.chdir(directory)
     except OSError:
-        # It has been removed: not the directory of the one who asked before.
+        # It has been removed; the previous caller's directory must not be used.
         os.chdir("/")
-    # Tokenizers would use all cores, beside a run that needs them.
+    # Tokenizers would use all cores, which a run may need.
     variables["TOKENIZERS_PARALLELISM"] = "false"
     if os.environ != variables:
         os.environ.clear()

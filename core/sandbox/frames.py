@@ -1,4 +1,4 @@
-"""Frames between a process and its sandbox: a length of eight bytes, then that many bytes."""
+"""Message framing between a process and its sandbox: a length of eight bytes, then that many bytes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import select
 import time
 from typing import IO, Protocol
 
-#: Largest answer that is taken, in bytes.
+#: Largest answer, in bytes.
 LARGEST = 64 << 20
 _LENGTH = 8
 
@@ -15,14 +15,14 @@ class Stream(Protocol):
     """An unbuffered end of a pipe."""
 
     def fileno(self) -> int:
-        """Its descriptor."""
+        """File descriptor of the pipe."""
 
     def read(self, size: int, /) -> bytes | None:
-        """At most so many bytes, as soon as there are any."""
+        """At most ``size`` bytes, as soon as there are any."""
 
 
 class FrameError(Exception):
-    """The other side has not sent a whole frame: it has ended, sent nothing in time, or too much."""
+    """The peer did not send a whole frame: it has ended, sent nothing in time, or too much."""
 
     def __init__(self, *, is_late: bool = False, is_large: bool = False) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ def write_frame(stream: IO[bytes], data: bytes) -> None:
     """Send a frame.
 
     Raises:
-        OSError: If nobody reads it any more.
+        OSError: If the peer has closed the pipe.
     """
     view = memoryview(len(data).to_bytes(_LENGTH, "big") + data)
     while view:
@@ -43,14 +43,14 @@ def write_frame(stream: IO[bytes], data: bytes) -> None:
 
 
 def read_frame(stream: Stream, seconds: float | None = None) -> bytes:
-    """The next frame.
+    """Read the next frame.
 
     Args:
-        stream: Where from; must not be buffered.
-        seconds: Until when it has to be there; None waits for as long as it takes.
+        stream: Pipe to read; must not be buffered.
+        seconds: Timeout; None to wait without limit.
 
     Raises:
-        FrameError: If it is not there in time, the stream ends, or it is larger than :data:`LARGEST`.
+        FrameError: If it does not arrive in time, the stream ends, or it is larger than :data:`LARGEST`.
     """
     deadline = None if seconds is None else time.monotonic() + seconds
     length = int.from_bytes(_read(stream, _LENGTH, deadline), "big")
@@ -75,7 +75,7 @@ def _read(stream: Stream, count: int, deadline: float | None) -> bytes:
 
 
 def _has_more(stream: Stream, seconds: float) -> bool:
-    # Not select, which takes no descriptor beyond 1023.
+    # Not select, which does not support descriptors beyond 1023.
     poll = select.poll()
     poll.register(stream.fileno(), select.POLLIN)
     return bool(poll.poll(seconds * 1000))

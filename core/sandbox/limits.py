@@ -1,7 +1,7 @@
-"""Limits that the operating system puts on a process which reads what comes from outside.
+"""Resource limits of the operating system for processes that read untrusted input.
 
-They hold for all that it does, in Python and in libraries alike: a file, a template or a tokenizer that asks for more
-ends its reader, and nothing else.
+They apply to Python and native libraries alike: a file, a template or a tokenizer that asks for more ends its reader,
+and nothing else.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ import threading
 import time
 from collections.abc import Iterator
 
-#: Most bytes that a reader of files and templates may have. The largest tokenizer in use takes about half a gigabyte.
+#: Memory limit in bytes of a reader of files and templates. The largest tokenizer in use takes about half a gigabyte.
 MEMORY = 2 << 30
-#: Processor time of one piece of work, in seconds.
+#: Limit of processor time of one piece of work, in seconds.
 SECONDS = 10
-#: Seconds between the two ways of ending a piece of work.
+#: Seconds between the soft and the hard end of a piece of work.
 _GRACE = 3
-#: Seconds after which work that goes on all the same is interrupted once more.
+#: Seconds after which work that goes on nevertheless is interrupted again.
 _AGAIN = 0.5
 
 _is_confined = False
 
 
 def confine(memory: int = MEMORY) -> None:
-    """Bound this process for the rest of its life.
+    """Confine this process for the rest of its life.
 
-    It may have ``memory`` bytes, or half of what the machine has where that is less; it leaves no core file; and it is
-    the first to be ended where the machine itself runs out of memory, before a run.
+    It may allocate ``memory`` bytes, or half of the machine's memory if that is less; it leaves no core file; and the
+    kernel's OOM killer takes it first, before a run.
 
     Args:
-        memory: Bytes that are written to (``RLIMIT_DATA``); the address space that allocators reserve does not matter.
+        memory: Bytes of writable memory (``RLIMIT_DATA``); address space reserved by allocators does not count.
     """
     global _is_confined
     _lower(resource.RLIMIT_DATA, min(memory, _half_of_memory()))
@@ -45,28 +45,29 @@ def confine(memory: int = MEMORY) -> None:
 
 
 def is_confined() -> bool:
-    """Whether this process has been bounded, so that it may read what comes from outside by itself."""
+    """Whether this process is confined, so that it may read untrusted input itself."""
     return _is_confined
 
 
 class TimeLimitError(BaseException):
-    """A piece of work has taken more processor time than it may.
+    """A piece of work exceeded its processor time.
 
-    Not an ``Exception``, so that what guards against the mistakes of a template does not take it for one.
+    Not an ``Exception``, so that handlers for errors of a template do not catch it.
     """
 
 
 @contextlib.contextmanager
 def cpu_limit(seconds: float = SECONDS, *, kills: bool = True) -> Iterator[None]:
-    """Processor time for a piece of work, of all threads together; what other processes take does not count.
+    """Limit the processor time of a piece of work, of all threads together; other processes do not count.
 
     Args:
-        seconds: How much. Beyond it :class:`TimeLimitError` is raised between two steps of Python, in the main thread;
-            what another thread does is only bounded by ``kills``.
-        kills: Have the kernel end the process (SIGXCPU) some seconds later, as a library may not come back to Python.
+        seconds: The limit. Beyond it :class:`TimeLimitError` is raised between two bytecode instructions, in the main
+            thread; other threads are only limited by ``kills``.
+        kills: Have the kernel end the process (SIGXCPU) some seconds later, as a native library may not return to
+            Python.
 
     Raises:
-        TimeLimitError: If it takes more.
+        TimeLimitError: If the limit is exceeded.
     """
     before, most = resource.getrlimit(resource.RLIMIT_CPU)
     if kills:
@@ -85,11 +86,11 @@ def cpu_limit(seconds: float = SECONDS, *, kills: bool = True) -> Iterator[None]
 
 @contextlib.contextmanager
 def _timer(seconds: float) -> Iterator[None]:
-    # One limit may lie within another, whose rest is what counts again afterwards.
+    # Limits may be nested; afterwards the rest of the outer one applies again.
     left, _ = signal.getitimer(signal.ITIMER_PROF)
     handler = signal.signal(signal.SIGPROF, _interrupt)
     try:
-        # Again and again: where the interpreter is at the end of an object's life, it drops what is raised.
+        # Repeatedly: the interpreter drops exceptions raised in finalizers.
         signal.setitimer(signal.ITIMER_PROF, seconds, _AGAIN)
         yield
     finally:
@@ -104,10 +105,10 @@ def _timer(seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def growth_limit(memory: int = MEMORY) -> Iterator[None]:
-    """Memory for a piece of work in a process that may have more in all: what it has now and so much.
+    """Limit the memory growth of a piece of work in a process with a larger limit overall.
 
     Args:
-        memory: Bytes; half of what the machine has where that is less.
+        memory: Bytes on top of present use; half of the machine's memory if that is less.
     """
     before, most = resource.getrlimit(resource.RLIMIT_DATA)
     limit_growth(memory)
@@ -118,7 +119,9 @@ def growth_limit(memory: int = MEMORY) -> Iterator[None]:
 
 
 def limit_growth(memory: int) -> None:
-    """Bound this process to what it has now and so many bytes, or half of what the machine has where that is less."""
+    """Limit this process to its present memory plus ``memory`` bytes, or half of the machine's memory if that
+    is less.
+    """
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
     limit = _data_bytes() + min(memory, _half_of_memory())
     resource.setrlimit(resource.RLIMIT_DATA, (limit if most == resource.RLIM_INFINITY else min(limit, most), most))
@@ -129,7 +132,7 @@ def _interrupt(_: int, __: object) -> None:
 
 
 def _data_bytes() -> int:
-    """What RLIMIT_DATA counts of this process."""
+    """Memory of this process that RLIMIT_DATA counts."""
     with open("/proc/self/statm", encoding="ascii") as file:
         # Data and stack together, the sixth number, in pages.
         return int(file.read().split()[5]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,4 +1,4 @@
-"""Calls into the sandbox, and the processes that are kept for them."""
+"""Sandbox process pool: calls functions in sandboxed processes, and keeps those processes."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ from core.text import one_line
 P = ParamSpec("P")
 R = TypeVar("R")
 
-#: How much longer than its processor time an answer may take, on a machine that does other things; and seconds that it
+#: Wall time of an answer as a multiple of its processor time, on a machine that does other things; and seconds that it
 #: may take in any case.
 _PATIENCE, _LEAST_WAIT = 6, 60
 _HINT = "Get it again from where it is from, or take another one."
 
 
 class SandboxError(UserError):
-    """A bound of the sandbox was reached, or what was read ended its process."""
+    """A limit of the sandbox was reached, or the input crashed its process."""
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What is asked of a process, for the sentences about how it failed; see :func:`sandboxed`."""
+    """Description of a call for its error messages; see :func:`sandboxed`."""
 
     about: str
     seconds: float
     hint: str
 
     def bound(self, status: int, error: FrameError) -> SandboxError:
-        """Why there is no answer."""
+        """The error for a missing answer."""
         if error.is_late or status == -signal.SIGXCPU:
             return self.too_slow()
         if error.is_large or status in (-signal.SIGABRT, -signal.SIGKILL):
-            # Libraries that are not Python's abort where they get no memory.
+            # Native libraries abort when they get no memory.
             return self.too_large()
         return self.failure(f"its reader {describe_end(status)}")
 
@@ -72,15 +72,15 @@ class _Process:
     def __init__(self) -> None:
         self.helper = Helper("core.sandbox")
         self.is_closed = False
-        """Whether it was ended because nobody wants its answer any more."""
+        """Whether it was ended because its answer is no longer wanted."""
 
     @property
     def is_fit(self) -> bool:
-        """Whether it is still there."""
+        """Whether it is alive."""
         return self.helper.process.poll() is None
 
     def ask(self, request: bytes, seconds: float) -> bytes:
-        """An answer.
+        """Send a request and return the answer.
 
         Raises:
             FrameError: If there is none.
@@ -92,13 +92,13 @@ class _Process:
         return read_frame(self.helper.stdout, seconds)
 
     def close(self) -> int:
-        """End it; returns how it ended."""
+        """End it; returns its exit status."""
         with self.helper as helper:
             return helper.end()
 
 
 class SandboxPool:
-    """The processes of the sandbox: one for each kind of call that keeps something between calls, and a spare one.
+    """Processes of the sandbox: one for each kind of call that keeps something between calls, and a spare one.
 
     All methods may be called from any thread.
     """
@@ -120,7 +120,7 @@ class SandboxPool:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> R:
-        """See :func:`sandboxed`."""
+        """Call a function; see :func:`sandboxed`."""
         if is_confined():
             with cpu_limit(seconds):
                 return function(*args, **kwargs)
@@ -134,12 +134,12 @@ class SandboxPool:
             return self._call(function, _Work(about, seconds, hint), keep, request)
 
     def warm(self, *modules: str) -> None:
-        """Have a process ready, with what it will need imported."""
+        """Start a process ahead of time, with the modules imported."""
         if not is_confined():
             self.call(_import_modules, "The program", SECONDS, "", _HINT, list(modules))
 
     def close(self) -> None:
-        """End all processes; calls under way end with an error, later ones start new processes."""
+        """End all processes; calls in progress end with an error, later ones start new processes."""
         with self._lock:
             idle, busy = [*self._spare, *self._kept.values()], [*self._busy]
             self._spare.clear()
@@ -187,7 +187,7 @@ class SandboxPool:
         raise work.failure(one_line(str(answer.get("failure")), 200).rstrip("."))
 
     def _take(self, keep: str) -> _Process:
-        """A process for a call: its own, the spare one, or a new one."""
+        """A process for a call: the kept one, the spare one, or a new one."""
         while True:
             with self._lock:
                 process = self._kept.pop(keep, None) or (self._spare.pop() if self._spare else None)
@@ -217,13 +217,13 @@ class SandboxPool:
     def _end(self, process: _Process) -> int:
         with self._lock:
             self._busy.discard(process)
-        # One that has ended itself keeps its own status.
+        # A process that ended by itself keeps its own status.
         with contextlib.suppress(Exception):
             process.helper.process.wait(0.5)
         return process.close()
 
 
-#: The sandbox of this process.
+#: Sandbox of this process.
 POOL = SandboxPool()
 atexit.register(POOL.close)
 
@@ -231,22 +231,22 @@ atexit.register(POOL.close)
 def sandboxed(
     function: Callable[P, R], about: str, *, seconds: float | None = None, keep: str = "", hint: str = _HINT
 ) -> Callable[P, R]:
-    """A function that is called in the sandbox; blocks, so call it from a thread where a person waits.
+    """Wrap a function so that it runs in the sandbox; blocks, so call it from a thread if a person waits.
 
-    In a process that is bounded itself it is called directly.
+    In a process that is itself confined the function is called directly.
 
     Args:
-        function: One of a module of ``core``. What it is given is pickled; what it returns is JSON, checked against its
-            annotation.
-        about: What it reads, as the beginning of a sentence: ``The chat template``.
-        seconds: Processor time that it may take; :data:`~core.sandbox.limits.SECONDS` by default.
-        keep: A name for calls that share a process, which keeps what it has read for the next of them; these are
-            made one after the other. Empty: any process.
-        hint: What to do where a bound is reached.
+        function: A module-level function of ``core``. Its arguments are pickled; its result is JSON, checked against
+            the annotation.
+        about: Its input, as the beginning of a sentence: ``The chat template``.
+        seconds: Limit of processor time; :data:`~core.sandbox.limits.SECONDS` by default.
+        keep: Name for calls that share a process, which keeps loaded data for the next of them; these run one at a
+            time. Empty for any process.
+        hint: Remedy if a limit is reached.
 
     Raises:
-        UserError: As the function; a :class:`SandboxError` where it needs more memory or time than it may have, or what
-            it reads ends its process.
+        UserError: As the function; a :class:`SandboxError` if it exceeds the limits of memory or time, or its input
+            crashes the process.
     """
     return functools.partial(POOL.call, function, about, SECONDS if seconds is None else seconds, keep, hint)
 
@@ -259,7 +259,7 @@ def _import_modules(modules: list[str]) -> None:
 
 
 def _directory() -> str:
-    """The working directory; empty where it has been removed."""
+    """Working directory; empty if it has been removed."""
     try:
         return os.getcwd()
     except OSError:

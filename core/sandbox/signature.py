@@ -1,4 +1,4 @@
-"""The results of functions that are called in the sandbox, as JSON and back."""
+"""Return values of sandboxed functions, as JSON and back."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ R = TypeVar("R")
 
 
 def dump(answer: dict[str, Any]) -> bytes:
-    """An answer as JSON, dataclasses as objects.
+    """Encode a return value as JSON, dataclasses as objects.
 
     Raises:
-        TypeError: If it holds what JSON has no form for.
+        TypeError: If it contains a value that JSON cannot represent.
     """
     return json.dumps(answer, default=_as_json).encode()
 
 
 def check(function: Callable[..., R], value: Any) -> R:
-    """What JSON says that a function has returned, as its annotation has it.
+    """Validate decoded JSON against the function's return annotation.
 
     Raises:
-        pydantic.ValidationError: If it is something else.
+        pydantic.ValidationError: If it does not match.
     """
     found: R = _adapter(function).validate_python(value)
     return found

@@ -1,9 +1,9 @@
-"""Which text the model must produce: the assistant's turns of a rendered conversation, found without markers.
+"""Supervised turns: the assistant's text in a rendered conversation, found by comparing renderings, without markers.
 
 For every assistant turn two renderings are compared: what inference shows the model before the turn (the messages
-before it, with the generation prompt) and the conversation up to and with the turn. What the second adds to the first,
-up to and including the token that stops the model, is what the model must say. Nothing is guessed from how a template
-looks, so a template is either read exactly or refused with the reason.
+before it, with the generation prompt) and the conversation up to and with the turn. The text that the second adds to
+the first, up to and including the stop token, is what the model must say. Nothing is guessed from the text of a
+template, so a template is either read exactly or refused with the reason.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from core.template.reasoning import (
 )
 from core.text import one_line
 
-#: The content of an invented message, to see what a template writes before a turn that follows an answer.
+#: Content of a probe message, to find what a template writes before a turn that follows an answer.
 FOLLOW_UP = "\U0010fffd"
 
-#: What an excerpt in a sentence shows of a text.
+#: Characters of an excerpt in an error.
 _EXCERPT = 30
-#: In how many characters at the end of a text a block of reasoning is looked for.
+#: Characters at the end of a text that are searched for a block of reasoning.
 _PROMPT_END = 100
 
 
@@ -43,19 +43,19 @@ class Turn:
     """One turn of the assistant as text."""
 
     index: int
-    """Its message."""
+    """Index of its message."""
     prompt: str
-    """What inference shows the model."""
+    """Text that inference shows the model."""
     answer: str
-    """What the model must say then, the text of the stop token at its end."""
+    """Text that the model must produce then, ending with the text of the stop token."""
     rest: str
-    """What the template writes after it."""
+    """Text that the template writes after it."""
     is_ended: bool = False
-    """Whether the template ends it with no token that stops the model, so that one was put there."""
+    """Whether a stop token was appended, as the template does not end the turn with one."""
 
     @property
     def learned(self) -> str:
-        """The text up to the end of the answer."""
+        """Text up to the end of the answer."""
         return self.prompt + self.answer
 
     @property
@@ -66,15 +66,15 @@ class Turn:
 
 @dataclass(frozen=True)
 class RowText:
-    """The text of one row and the stretches of it that are learned."""
+    """Text of one row and its supervised spans."""
 
     text: str
     spans: tuple[tuple[int, int], ...]
     """Start and end of each answer, in order; the text before a start is what inference shows the model."""
     inverted: bool = False
-    """Everything is learned but the spans."""
+    """Whether the spans are the only part that is not supervised."""
     last: tuple[int, int] | None = None
-    """Of an inverted row the answer at its end, which begins where inference begins to generate."""
+    """Of an inverted row the answer at its end, which begins at the end of the generation prompt."""
 
 
 def read_turn(
@@ -86,23 +86,23 @@ def read_turn(
     opaque: bool = False,
     ending: str = "",
 ) -> Turn:
-    """What inference shows before an assistant's message, and what the model must say.
+    """Prompt that inference shows before an assistant's message, and the text that the model must produce.
 
     Args:
         render: Renders messages.
         messages: The conversation.
         index: The assistant's message.
-        stops: Finds the text of a token that stops the model.
-        opaque: The contents are placeholders, so what would have to look at them is refused.
-        ending: Text that is put behind an answer which nothing stops; empty to refuse it.
+        stops: Pattern of the stop tokens' texts.
+        opaque: The contents are placeholders, so anything that would have to inspect them is refused.
+        ending: Text to append to an answer without a stop token; empty to refuse it.
 
     Raises:
         RowError: ``role_order`` if nothing precedes it, ``template_rewrites`` or ``template_drops`` if the template
             does not show the turn as inference has it, ``no_reasoning`` if the prompt begins reasoning and the message
-            has none, ``no_stop_token`` if nothing in it stops the model.
+            has none, ``no_stop_token`` if it has no stop token.
     """
     if index == 0:
-        # Templates are not written for it, and inference has nothing to show.
+        # Templates do not expect this, and inference has no prompt for it.
         raise RowError("role_order", "The conversation begins with an assistant message.")
     shown = messages[: index + 1]
     thought = None if opaque else thought_of(messages[index])
@@ -135,11 +135,11 @@ def read_turn(
 
 
 def group_turns(turns: Sequence[Turn]) -> list[RowText]:
-    """The fewest rows in which every turn stands exactly as inference has it.
+    """The fewest rows in which every turn is exactly as in inference.
 
-    One row, where the template only adds to what it wrote before. Where it writes earlier turns differently once later
-    ones follow (reasoning left out, another end of turn), such a turn gets a row of its own that ends with it. The row
-    of the last turn comes first, the others in the order of the conversation.
+    One row, if the template only appends to its earlier output. If it renders earlier turns differently once later ones
+    follow (reasoning left out, another end of turn), such a turn gets a row of its own that ends with it. The row of
+    the last turn comes first, the others in the order of the conversation.
     """
     rows: list[RowText] = []
     open_turns = list(turns)
@@ -151,15 +151,15 @@ def group_turns(turns: Sequence[Turn]) -> list[RowText]:
     return [*rows[:1], *reversed(rows[1:])]
 
 
-# Prompts that the rendered answer does not begin with.
+# Prompts that are not a prefix of the rendered answer
 
 
 def _go_on(render: Render, shown: Sequence[dict[str, Any]], prompt: str, answered: str, thought: Thought | None) -> str:
-    """What follows a prompt that the rendered conversation does not begin with.
+    """Continuation of a prompt that is not a prefix of the rendered conversation.
 
-    Four things are known to make the difference: the template is careless with spaces; it writes something before the
-    last message only as long as that is the last, such as the system's message; the prompt begins a block of reasoning,
-    inside which the model must go on; the prompt begins and ends one, after which it must go on.
+    Four causes are known: the template is careless with spaces; it writes something before the last message only while
+    that is the last, such as the system message; the prompt begins a block of reasoning, inside which the model must go
+    on; the prompt begins and ends one, after which it must go on.
     """
     if (tail := _after_same_text(render, shown, prompt, answered)) is not None:
         return tail
@@ -189,9 +189,9 @@ def _go_on(render: Render, shown: Sequence[dict[str, Any]], prompt: str, answere
 
 
 def _after_marked_message(render: Render, shown: Sequence[dict[str, Any]], prompt: str, answered: str) -> str | None:
-    """What follows the prompt, where it and the rendered conversation differ before the last message only.
+    """Continuation of the prompt, if it and the rendered conversation differ only before the last message.
 
-    Where that is in both is seen by rendering them with another content in it. None where they differ otherwise.
+    The last message is located in both by rendering them with another content. None if they differ elsewhere.
     """
     content = text_of(shown[-2])
     marked = [*shown[:-2], {**shown[-2], "content": FOLLOW_UP}, shown[-1]]
@@ -209,10 +209,10 @@ def _after_marked_message(render: Render, shown: Sequence[dict[str, Any]], promp
 
 
 def _after_last_message(prompt: str, answered: str, content: str) -> str:
-    """The end of a text, from where another one ends after the content of the last message.
+    """End of a text, from where another text ends after the content of the last message.
 
     Raises:
-        RowError: ``template_rewrites`` if they do not go on alike after it.
+        RowError: ``template_rewrites`` if they differ after that content.
     """
     after, follow = prompt.rpartition(content)[2], answered.rpartition(content)[2]
     if prompt.count(content) == answered.count(content) == 1 and follow.startswith(after):
@@ -221,9 +221,9 @@ def _after_last_message(prompt: str, answered: str, content: str) -> str:
 
 
 def _block_of(render: Render, shown: Sequence[dict[str, Any]], prompt: str, *, look_back: int = 0) -> Block | None:
-    """The block of reasoning that the generation prompt ends with.
+    """Block of reasoning at the end of the generation prompt.
 
-    Where a template always writes the prompt, nothing tells where it begins; ``look_back`` characters are looked at.
+    If a template always writes the generation prompt, its start is unknown; ``look_back`` characters are searched.
     """
     before = render(shown[:-1], False)
     begin = len(prompt) - look_back if before == prompt else _common(before, prompt)
@@ -231,7 +231,7 @@ def _block_of(render: Render, shown: Sequence[dict[str, Any]], prompt: str, *, l
 
 
 def _begins_reasoning(render: Render, shown: Sequence[dict[str, Any]], prompt: str) -> bool:
-    """Whether the prompt is what an answer with reasoning begins with."""
+    """Whether the generation prompt is the start of an answer with reasoning."""
     try:
         return render([*shown[:-1], {**shown[-1], "reasoning_content": FOLLOW_UP}], False).startswith(prompt)
     except RowError:
@@ -239,9 +239,10 @@ def _begins_reasoning(render: Render, shown: Sequence[dict[str, Any]], prompt: s
 
 
 def _after_same_text(render: Render, shown: Sequence[dict[str, Any]], prompt: str, text: str) -> str | None:
-    """What follows the prompt in a text that is the same but for spaces; None if it is not.
+    """Continuation of the prompt in a text that differs only in spaces; None if it differs otherwise.
 
-    Of the spaces where the two part, those are the answer's that its message has and the template does not write.
+    Of the spaces where the two diverge, those belong to the answer that its message has and the template does not
+    write.
     """
     end = _end_of_same(prompt, text)
     if end is None:
@@ -257,7 +258,7 @@ def _after_same_text(render: Render, shown: Sequence[dict[str, Any]], prompt: st
 
 
 def _end_of_same(prompt: str, text: str) -> int | None:
-    """Where in a text the last character of a prompt stands, if the two differ in spaces only."""
+    """Position in a text of the last character of a prompt, if the two differ only in spaces."""
     place = after = _common(prompt, text)
     end = len(text[:after].rstrip())
     while True:
@@ -274,7 +275,7 @@ def _end_of_same(prompt: str, text: str) -> int | None:
 
 
 def _spaces_before_content(render: Render, shown: Sequence[dict[str, Any]], prompt: str) -> str | None:
-    """The spaces that a template writes between the prompt and the content of an answer."""
+    """Spaces that a template writes between the prompt and the content of an answer."""
     try:
         text = render([*shown[:-1], {**shown[-1], "content": FOLLOW_UP}], False)
     except RowError:
@@ -286,7 +287,7 @@ def _spaces_before_content(render: Render, shown: Sequence[dict[str, Any]], prom
 
 
 def _common(first: str, second: str) -> int:
-    """How many characters two texts begin with alike."""
+    """Length of the common prefix of two texts."""
     low, high = 0, min(len(first), len(second))
     while low < high:
         middle = (low + high + 1) // 2
@@ -298,7 +299,7 @@ def _common(first: str, second: str) -> int:
 
 
 def _excerpt(text: str) -> str:
-    """The beginning of a text, in quotation marks."""
+    """Beginning of a text, in quotation marks."""
     return repr(one_line(text, _EXCERPT)) if text else "nothing"
 
 
@@ -306,7 +307,7 @@ def _excerpt_end(text: str) -> str:
     return repr(one_line(text[-_EXCERPT:], _EXCERPT + 1))
 
 
-# The end of an answer.
+# The end of an answer
 
 
 def _following_stop(
@@ -316,7 +317,7 @@ def _following_stop(
     tail: str,
     stops: re.Pattern[str],
 ) -> str:
-    """The stop that the next turn begins with, of templates that end a turn with the beginning of another."""
+    """Stop text that the next turn begins with, for templates that end a turn with the beginning of another."""
     index = len(shown) - 1
     follow: dict[str, Any] = {"role": "user"}
     if index + 1 < len(messages) and messages[index + 1]["role"] != "assistant":
@@ -336,7 +337,7 @@ def _following_stop(
     except RowError as error:
         raise refusal from error
     header = continued.rfind(FOLLOW_UP)
-    # How the answer ends; where it begins may look different, as earlier reasoning may be left out by now.
+    # Only the end of the answer is compared; its beginning may differ, as earlier reasoning may be left out by now.
     content = text_of(shown[-1]).strip()
     endings = [tail.strip(), re.split(r"</\w+>", tail)[-1].strip()]
     endings += [content] if tail.rstrip().endswith(content) else []

@@ -1,4 +1,4 @@
-"""Chat templates by name, for base models that have none."""
+"""Built-in chat templates, by name, for base models without one."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from core.errors import UserError
 from core.small_files import read_small
 
-#: Bytes of a template at most; those of models have up to a hundred thousand, a megabyte is compiled for minutes.
+#: Most bytes of a template; those of models have up to a hundred thousand, and a megabyte compiles for minutes.
 TEMPLATE_LIMIT = 256 << 10
 
-#: What is said of conversations for which a template has no form.
+#: Errors for conversations that a template has no form for.
 _NO_TOOLS = (
     "{%- for message in messages %}{%- if message.role == 'tool' or message.tool_calls %}"
     "{{ raise_exception('it has no form for tools') }}{%- endif %}{%- endfor %}"
@@ -24,7 +24,7 @@ _CHATML_TOOLS = """\
 
 
 def _chatml(default_system: str = "") -> str:
-    """ChatML: each turn between two tokens of its own; tools in the form that Hermes and Qwen use."""
+    """ChatML: each turn between two special tokens; tools in the format of Hermes and Qwen."""
     return f"""\
 {{%- set has_system = messages[0].role == 'system' %}}
 {{%- set system = messages[0].content if has_system else '{default_system}' %}}
@@ -154,13 +154,13 @@ _VICUNA = (
 
 @dataclass(frozen=True)
 class NamedTemplate:
-    """A chat template that is chosen by name.
+    """A built-in chat template.
 
     Args:
         name: As in ``template.name``.
-        about: What it is, in a few words.
+        about: Description in a few words.
         source: The Jinja template.
-        stops: Texts of the tokens with which it ends an answer, where they are not the tokenizer's own end of text.
+        stops: Texts of the tokens with which it ends an answer, if not the tokenizer's own end-of-text token.
     """
 
     name: str
@@ -169,7 +169,7 @@ class NamedTemplate:
     stops: tuple[str, ...] = ()
 
 
-#: Every named template, in the order in which they are offered.
+#: Every built-in template, in display order.
 NAMED_TEMPLATES: dict[str, NamedTemplate] = {
     template.name: template
     for template in (
@@ -189,12 +189,12 @@ NAMED_TEMPLATES: dict[str, NamedTemplate] = {
 
 
 def stop_texts(source: str) -> tuple[str, ...]:
-    """The stops of the named template that a text is; none for other templates."""
+    """Stop texts of the built-in template with this text; empty for other templates."""
     return next((template.stops for template in NAMED_TEMPLATES.values() if template.source == source), ())
 
 
 def template_source(file: str | None, name: str | None) -> str | None:
-    """The text of the template that the configuration asks for, or None for the model's own.
+    """Text of the template set in the configuration, or None for the model's own.
 
     Args:
         file: ``template.file``.

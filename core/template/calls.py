@@ -1,4 +1,4 @@
-"""Calls of tools, as the template at hand reads their arguments."""
+"""Tool calls: arguments in the form that the template at hand reads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from core.template.reasoning import Render
 
 
 def readable_calls(render: Render, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with the arguments of tool calls as the template reads them: an object, else JSON text."""
+    """Messages with the arguments of tool calls in the form that the template reads: an object, else JSON text."""
     as_text = [_with_json_arguments(message) if "tool_calls" in message else message for message in messages]
     try:
         text = render(messages, False)
@@ -20,7 +20,7 @@ def readable_calls(render: Render, messages: list[dict[str, Any]]) -> list[dict[
         except RowError:
             raise error from None
         return as_text
-    # A template that writes an object out as it stands gets it written in the way of Python, where it means JSON.
+    # A template that outputs an object directly would write Python's repr instead of JSON.
     arguments = [call["function"]["arguments"] for message in messages for call in message.get("tool_calls", ())]
     if any(isinstance(value, dict) and value and str(value) in text for value in arguments):
         try:

@@ -1,4 +1,4 @@
-"""Whether a rendered answer says all that its message does."""
+"""Completeness check: a rendered answer must contain everything that its message has."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from core.template.reasoning import Thought, text_of
 
 
 def check_complete(message: dict[str, Any], thought: Thought | None, said: str, number: int) -> None:
-    """Refuse an answer of which the template leaves something out.
+    """Refuse an answer if the template leaves out a part of it.
 
     Args:
-        message: The assistant's, as the template got it.
+        message: The assistant's message, as passed to the template.
         thought: Its reasoning.
-        said: What is rendered of it.
-        number: Its number, from 1, for the sentence.
+        said: Its rendered text.
+        number: Its number, from 1, for the error.
 
     Raises:
         RowError: ``template_drops``.
@@ -43,7 +43,7 @@ def check_complete(message: dict[str, Any], thought: Thought | None, said: str, 
 
 
 def _leaves(arguments: Any) -> Iterable[Any]:
-    """The single values of the arguments of a call."""
+    """Scalar values in the arguments of a tool call."""
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
@@ -62,7 +62,7 @@ def _leaves(arguments: Any) -> Iterable[Any]:
 
 
 def _is_in(value: Any, said: str) -> bool:
-    """Whether a value stands in a text in one of the forms that templates give it."""
+    """Whether a value is in a text in one of the forms that templates write it in."""
     if not isinstance(value, str):
         return json.dumps(value) in said or str(value) in said
     if value.strip() in said:

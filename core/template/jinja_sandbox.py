@@ -1,9 +1,9 @@
-"""A sandbox in which every template comes to an end, within bounded memory.
+"""Bounded Jinja sandbox: every rendering ends, within bounded time and memory.
 
-A template is a program of somebody else's, and Jinja lets it go through loops in loops for years, or double a text
-until memory is full. Here each rendering has a number of steps, one for every turn of a loop and every call, and room
-for a number of characters, taken by every text and list that it makes or writes. Both grow with the conversation, so
-that what looks at all messages for each message, or at each character, has enough.
+A template is an untrusted program, and Jinja lets it run nested loops for years, or double a text until memory is full.
+Here each rendering has a budget of steps, one for every loop iteration and every call, and of characters, spent by
+every text and list that it makes or writes. Both grow with the conversation, so that a template that reads all messages
+for each message, or every character, has enough.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from jinja2.visitor import NodeTransformer
 
 from core.template.size_bounds import FILTER_SIZES, TooLargeError, deep_size, filter_size, method_size, own_size
 
-#: Steps of a rendering, whatever the conversation.
+#: Step budget of a rendering, whatever the conversation.
 STEPS = 100_000
-#: Characters of a rendering, whatever the conversation; an entry of a list takes eight.
+#: Character budget of a rendering, whatever the conversation; an entry of a list costs eight.
 ROOM = 16 << 20
-#: Largest number that a function is given, width of a text and length of what is repeated.
+#: Largest number passed to a function, width of a text and length of a repeated sequence.
 LARGEST = 1 << 20
 
 _COUNTED, _JOINED, _MADE = "_counted", "_joined", "_made"
-#: Digits that a number is rounded to.
+#: Most digits to round a number to.
 _MOST_DIGITS = 1000
 _SIZED = (list, tuple, dict, str, range)
 _TOO_LARGE = "it makes something far larger than a conversation"
@@ -45,7 +45,7 @@ def _check_numbers(values: Iterable[Any], largest: int = LARGEST) -> None:
 
 
 class _Context(jinja2.runtime.Context):
-    """The names of one rendering, and how many steps and how much room are left to it."""
+    """Variables of one rendering, and its remaining budget."""
 
     def __init__(self, environment: jinja2.Environment, parent: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         super().__init__(environment, parent, *args, **kwargs)
@@ -58,7 +58,7 @@ class _Context(jinja2.runtime.Context):
         return context
 
     def spend(self, steps: int = 1) -> None:
-        """Take steps away.
+        """Spend steps.
 
         Raises:
             SecurityError: If none are left.
@@ -68,7 +68,7 @@ class _Context(jinja2.runtime.Context):
             raise jinja2.exceptions.SecurityError("its loops do not come to an end")
 
     def take(self, characters: int) -> None:
-        """Take room away.
+        """Spend characters.
 
         Raises:
             SecurityError: If none is left.
@@ -78,7 +78,7 @@ class _Context(jinja2.runtime.Context):
             _refuse_size()
 
     def check(self, size: Callable[[int], int]) -> None:
-        """See that there is room for what is about to be made; ``size`` is told how much there is.
+        """Check that there is room for a result about to be made; ``size`` receives the remaining room.
 
         Raises:
             SecurityError: If there is not.
@@ -98,7 +98,7 @@ class _Context(jinja2.runtime.Context):
 
 
 class _Meter:
-    """What is left to one rendering."""
+    """Remaining budget of one rendering."""
 
     def __init__(self, names: dict[str, Any]) -> None:
         self.steps = STEPS + _allowance(names.get("messages"))
@@ -106,12 +106,14 @@ class _Meter:
         self._names: dict[str, Any] | None = names
 
     def extend(self, wanted: int) -> bool:
-        """Make the room as large as the conversation asks for, which most never need; whether so much is there then."""
+        """Extend the room to the size of the conversation, which most renderings never need; returns whether it is
+        enough then.
+        """
         if self._names is not None:
             messages = self._names.get("messages")
             count = len(messages) if isinstance(messages, list) else 0
             size = sum(deep_size(self._names.get(name), 1 << 40) for name in ("messages", "tools"))
-            # Each message may be looked at in all its shapes, and the text so far be written anew for each of them.
+            # Each message may be read in all its forms, and the text so far written again for each of them.
             self.room += 2 * (count + 16) * size
             self._names = None
         return self.room >= wanted
@@ -126,7 +128,7 @@ def _allowance(messages: Any) -> int:
 
 @pass_context
 def _counted(context: _Context, values: Any) -> Any:
-    """What a loop goes through, each turn taking a step."""
+    """The values of a loop; each iteration spends a step."""
     if isinstance(values, _SIZED):
         context.spend(len(values))
         return values
@@ -141,7 +143,7 @@ def _one_by_one(context: _Context, values: Iterable[Any]) -> Iterator[Any]:
 
 @pass_context
 def _joined(context: _Context, values: Iterable[Any]) -> str:
-    """What ``~`` makes."""
+    """Result of the ``~`` operator."""
     context.check(lambda room: sum(deep_size(value, room) for value in values))
     text = "".join(map(str, values))
     context.take(len(text))
@@ -150,16 +152,16 @@ def _joined(context: _Context, values: Iterable[Any]) -> str:
 
 @pass_context
 def _made(context: _Context, value: Any) -> Any:
-    """A part of a text or a list, which takes room of its own."""
+    """An element of a text or a list, which spends room of its own."""
     context.take(own_size(value))
     return value
 
 
 def bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that is only called where there is room for what it makes.
+    """Wrap a filter so that it is called only if there is room for its result.
 
     Args:
-        name: What it is called in templates.
+        name: Its name in templates.
         function: The filter.
     """
     kind = getattr(function, "jinja_pass_arg", None)
@@ -168,7 +170,7 @@ def bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any
     @pass_context
     def bounded(context: _Context, *args: Any, **kwargs: Any) -> Any:
         if name in ("join", "list", "sum") and args and not isinstance(args[0], _SIZED):
-            # What comes one by one can only be gone through once.
+            # An iterator can be consumed only once.
             args = (list(_one_by_one(context, args[0])), *args[1:])
         _check_numbers(args)
         _check_numbers(kwargs.values(), _MOST_DIGITS if name == "tojson" else LARGEST)
@@ -202,7 +204,7 @@ def _bounded_lipsum(n: int = 5, html: bool = True, min: int = 20, max: int = 100
 
 
 class _Watched(NodeTransformer):
-    """Lets what makes texts and goes through loops pass by the meter."""
+    """Compiles templates so that their texts and loops spend the budget."""
 
     def visit_For(self, node: jinja2.nodes.For) -> jinja2.nodes.Node:  # noqa: N802 - as jinja2 has it
         self.generic_visit(node)
@@ -218,7 +220,7 @@ class _Watched(NodeTransformer):
         return _filtered(_MADE, node) if isinstance(node.arg, jinja2.nodes.Slice) else node
 
     def visit_TemplateData(self, node: jinja2.nodes.TemplateData) -> jinja2.nodes.Node:  # noqa: N802
-        # Written like any other text, and counted so.
+        # Output and counted like any other text.
         return jinja2.nodes.Const(node.data, lineno=node.lineno)
 
 
@@ -227,7 +229,7 @@ def _filtered(name: str, node: jinja2.nodes.Node) -> jinja2.nodes.Filter:
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
-    """jinja2's sandbox with an end to every rendering; one that goes beyond raises ``SecurityError``."""
+    """jinja2's sandbox with a budget for every rendering; one that exceeds it raises ``SecurityError``."""
 
     context_class = _Context
     intercepted_binops = frozenset(["*", "**", "+", "%"])
@@ -236,7 +238,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         super().__init__(*args, **kwargs)
         self.finalize = _finalized
         self.convert: Callable[[Any], Any] = lambda value: value
-        """Applied to what is not text before it is written."""
+        """Converts values other than text before they are written."""
         self.globals["lipsum"] = _bounded_lipsum
         for name in FILTER_SIZES:
             if name in self.filters:
@@ -250,7 +252,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return tree
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - as jinja2 has it
-        """Call something for a template; macros and recursive loops come this way too."""
+        """Call an object from a template; macros and recursive loops are called here too."""
         __context.spend()
         _check_numbers(args)
         _check_numbers(kwargs.values())
@@ -265,7 +267,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return made
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Add, multiply, format or raise to a power, unless the result would be far too large."""
+        """Add, multiply, format or exponentiate, unless the result would be far too large."""
         if operator == "+":
             if isinstance(left, (str, list, tuple, bytes)) and isinstance(right, (str, list, tuple, bytes)):
                 context.take(own_size(left) + own_size(right))
@@ -293,7 +295,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
 @pass_context
 def _finalized(context: Any, value: Any) -> Any:
-    """What is about to be written, as text."""
+    """A value as text, before it is written."""
     if type(value) is not str:
         value = context.environment.convert(value)
         if type(value) is not str:

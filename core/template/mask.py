@@ -1,4 +1,4 @@
-"""What of a row is learned: its tokens, and which of them the model must produce."""
+"""Loss mask: a row's tokens, and which of them are supervised, that is, enter the loss."""
 
 from __future__ import annotations
 
@@ -22,40 +22,44 @@ from core.template.row_tokenizer import RowTokenizer, TokenRow, any_of, stop_tex
 from core.template.stops import stop_token_ids
 from core.template.tokenizer import ModelTokenizer
 
-#: Reasons to refuse a row that lie with the chat template rather than with the row.
+#: Reasons to refuse a row that are defects of the chat template, not of the row.
 TEMPLATE_CODES = frozenset({"template_error", "template_rewrites", "template_drops", "no_reasoning", "no_stop_token"})
 
 
 @dataclass(frozen=True)
 class MaskedRow:
-    """One row as the model is trained on it."""
+    """One row as a training sequence."""
 
     ids: array[int]
-    """Tokens, 32-bit."""
+    """Token ids, 32-bit."""
     supervised: bytearray
-    """1 for each token that is learned, else 0; 0 for the first, which nothing predicts."""
+    """1 for each token that is trained on, else 0; 0 for the first token, which is not predicted."""
     cut: int | None = None
-    """Where the greatest length ends the row, if it is longer."""
+    """Position at which the row is truncated, if it exceeds the greatest length."""
     further: tuple[MaskedRow, ...] = ()
-    """Rows of turns that the template shows differently once later turns follow; each turn is learned in one row."""
+    """Sequences for turns that the template renders differently once later turns follow; each turn is trained on in one
+    sequence.
+    """
     left_out: str = ""
-    """What of the prompt the template does not show, a sentence; empty where it shows all."""
+    """Part of the prompt that the template does not render, in a sentence; empty if it renders all."""
     rejected: MaskedRow | None = None
-    """Of a preference pair, the same prompt with the worse answer; this row has the better one."""
+    """The same prompt with the worse answer of a preference pair; this row has the better one."""
     label: bool | None = None
-    """Whether the answer was called good; None for other rows."""
+    """Whether the answer is labeled good; None for other rows."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def sequences(self) -> tuple[MaskedRow, ...]:
-        """What goes through the model: this row, and of a pair the other one; a pair has no further rows."""
+        """Sequences for the model: this row, and of a preference pair the other one; a pair has no further
+        sequences.
+        """
         return (self,) if self.rejected is None else (self, self.rejected)
 
     @property
     def longest(self) -> int:
-        """Tokens of its longest sequence, which is what the greatest length is for."""
+        """Tokens of its longest sequence, which the length limit applies to."""
         return max(len(part) for sequence in self.sequences for part in sequence.rows)
 
     @property
@@ -65,30 +69,30 @@ class MaskedRow:
 
     @property
     def supervised_count(self) -> int:
-        """Tokens that enter the loss, further rows not counted."""
+        """Number of tokens in the loss, without further sequences."""
         return self.supervised.count(1)
 
 
 class Masker:
-    """Renders examples, tokenizes them and marks what is learned.
+    """Renders examples with the chat template, tokenizes them and makes their loss mask.
 
-    What is learned of a conversation is what the model must produce after the generation prompt, token for token, the
-    token that stops it included and nothing after it. How that is found is told in :mod:`core.template.answer_turns`.
+    Supervised are exactly the tokens that the model must produce after the generation prompt, up to and including the
+    stop token. :mod:`core.template.answer_turns` explains how they are found.
 
     The text of a special token inside a message (a user who writes ``<|im_end|>``) would become that token here as at
     inference, and end the turn. Such a row is refused as ``special_in_content``; with ``allow_special`` it is used, and
-    the text acts as the token, except that an answer can never hold what would stop it. Plain text is used as it is.
+    the text acts as the token, except that an answer can never contain a stop token. Plain text is used as it is.
 
     Args:
         tokenizer: The model's.
         template: Another template than the model's own.
-        supervise: ``assistant``: all of the assistant's turns; ``last``: the last of them; ``all``: the whole text.
-            A message whose ``train`` is set says for itself.
+        supervise: ``assistant``: all of the assistant's turns; ``last``: the last of them; ``all``: the whole text. The
+            ``train`` flag of a message overrides it.
         allow_special: Use rows that write special tokens.
-        end_answers: Put the tokenizer's end of text behind answers that the template ends with no token which stops
-            the model, so that it learns to stop at that; else their rows are refused.
+        end_answers: Append the tokenizer's end-of-text token to answers that the template does not end with a stop
+            token, so that the model learns to stop there; otherwise such rows are refused.
         max_length: The greatest length, for :attr:`MaskedRow.cut`.
-        stop_ids: The tokens that end an answer, where others than the tokenizer's and the template's.
+        stop_ids: Stop tokens, if others than the tokenizer's and the template's.
     """
 
     def __init__(
@@ -113,16 +117,16 @@ class Masker:
         self._rows = RowTokenizer(tokenizer, self.stop_ids, "" if template is None else template.all_sources)
         eos = tokenizer.eos_id
         self.ended = 0
-        """Answers so far behind which the end of text was put."""
+        """Number of answers so far with an end-of-text token appended."""
         self._ending = stop_text(tokenizer, eos) if end_answers and eos in self.stop_ids and eos is not None else ""
         self._shapes = Shapes(template, self._rows.stops) if template is not None else None
         self._prompts = PromptCheck(template) if template is not None else None
 
     def mask(self, examples: Sequence[Example]) -> list[MaskedRow | RowError]:
-        """Rows for examples, in order; for an example that cannot be used, the reason.
+        """Training sequences of examples, in order; for an example that cannot be used, the reason.
 
-        Of a preference pair both answers become rows, the worse one beside the better; where either cannot be used, or
-        is not one sequence, neither is.
+        Of a preference pair both answers become sequences, the worse one as ``rejected`` of the better one; if either
+        cannot be used, or is not a single sequence, neither is used.
 
         Raises:
             UserError: If there are conversations and the model has no chat template.
@@ -137,7 +141,7 @@ class Masker:
         ]
 
     def _mask(self, examples: Sequence[Example]) -> list[MaskedRow | RowError]:
-        """Rows for examples, of pairs the better answer alone."""
+        """Training sequences of examples, of preference pairs the better answer alone."""
         texts: list[list[RowText] | RowError] = [self._texts(example) for example in examples]
         flat = [row for rows in texts if not isinstance(rows, RowError) for row in rows]
         tokens = iter(self._rows.tokenize(flat))
@@ -155,7 +159,7 @@ class Masker:
         return masked
 
     def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
-        """A conversation as text, ready for the model to answer.
+        """Render a conversation as a prompt, ready for the model to answer.
 
         Raises:
             UserError: If the model has no chat template.
@@ -164,7 +168,7 @@ class Masker:
         return self._needed().render(messages, tools=tools, add_generation_prompt=True)
 
     def prompt_ids(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
-        """The same as tokens, those that stand before an answer in a row of training.
+        """Tokens of a prompt, the same as those before an answer in a training sequence.
 
         Raises:
             UserError: As :meth:`prompt`.
@@ -182,17 +186,19 @@ class Masker:
 
     @functools.cached_property
     def _special(self) -> re.Pattern[str]:
-        """Finds what would become a special token in a message."""
+        """Pattern of the text in a message that would become a special token."""
         return any_of(
             token.content
             for number, token in self.tokenizer.added_tokens.items()
             if (token.special or number in self.stop_ids) and token.content.strip()
         )
 
-    # Text.
+    # Rendering
 
     def _texts(self, example: Example) -> list[RowText] | RowError:
-        """The example as rows of text; none for what is tokens already, or becomes them piece by piece."""
+        """Sequences of text of an example; empty for pre-tokenized rows and for segments, which are tokenized one by
+        one.
+        """
         if example.ids is not None or example.segments:
             return []
         turns = (*example.messages, *example.chosen)
@@ -268,7 +274,7 @@ class Masker:
                         f"A tool's description holds {found.group()}, which is a special token.",
                     )
 
-    # Tokens.
+    # Tokenization
 
     def _finish(self, example: Example, found: Sequence[list[TokenRow] | RowError]) -> MaskedRow | RowError:
         rows: list[TokenRow] = []
@@ -284,7 +290,7 @@ class Masker:
         except RowError as error:
             return error
         if example.text and (example.is_framed or not example.segments):
-            # The end belongs to the last segment: it is learned if that is.
+            # The end-of-text token belongs to the last segment: it is trained on if that is.
             learned = not example.segments or example.segments[-1].train
             rows = [self._plain(row, learned) for row in rows]
         masked = [self._masked(row) for row in rows if row.supervised.find(1, 1) >= 0]
@@ -293,7 +299,7 @@ class Masker:
         return replace(masked[0], further=tuple(masked[1:])) if len(masked) > 1 else masked[0]
 
     def _segments(self, example: Example) -> TokenRow:
-        """Segments one after the other, each tokenized by itself, as inference tokenizes what it goes on from."""
+        """Segments tokenized one by one and concatenated, as inference tokenizes the prompt by itself."""
         ids, supervised = array("i"), bytearray()
         for segment, tokens in zip(
             example.segments, self.tokenizer.encode([part.text for part in example.segments]), strict=True
@@ -321,7 +327,7 @@ class Masker:
 
 
 def _paired(better: MaskedRow | RowError, worse: MaskedRow | RowError) -> MaskedRow | RowError:
-    """Two answers as one row; or why that cannot be."""
+    """A preference pair as one row, or the reason why it cannot be used."""
     if isinstance(better, RowError):
         return better
     if isinstance(worse, RowError):
@@ -338,7 +344,7 @@ def _labeled(row: MaskedRow | RowError, label: bool | None) -> MaskedRow | RowEr
 
 
 def _wanted(turns: Sequence[Message], supervise: Supervise, first: int) -> tuple[int, ...]:
-    """The assistant's messages from ``first`` on that are learned."""
+    """The assistant's messages from ``first`` on that are trained on."""
     spoken = [index for index, turn in enumerate(turns) if turn.role == "assistant" and index >= first]
     if not spoken:
         raise RowError("no_answer", "No message is the assistant's, so there is nothing to learn.")
@@ -350,7 +356,7 @@ def _wanted(turns: Sequence[Message], supervise: Supervise, first: int) -> tuple
 
 
 def _encodable(rows: list[RowText]) -> list[RowText]:
-    """Rows that a tokenizer can read: the messages have been looked at before, what the template adds has not."""
+    """Rows of valid Unicode: messages have been checked before, text added by the template has not."""
     for row in rows:
         try:
             _ = row.text.isascii() or row.text.encode()
@@ -360,7 +366,7 @@ def _encodable(rows: list[RowText]) -> list[RowText]:
 
 
 def _given_tokens(example: Example, tokenizer: ModelTokenizer) -> TokenRow:
-    """A row that is tokens already; what is learned is as its labels say."""
+    """A pre-tokenized row; its labels are the loss mask."""
     ids = example.ids if example.ids is not None else array("i")
     if ids and not 0 <= min(ids) <= max(ids) < tokenizer.vocabulary_size:
         raise RowError(
@@ -372,7 +378,7 @@ def _given_tokens(example: Example, tokenizer: ModelTokenizer) -> TokenRow:
 
 
 def _strings(value: Any) -> Iterable[str]:
-    """All text in a JSON value, keys too."""
+    """All strings in a JSON value, keys included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):

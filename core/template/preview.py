@@ -1,4 +1,4 @@
-"""A row as a chat template shows it to the model: plain values for a person to look at."""
+"""Token previews of rows: plain values for display, which can be sent between processes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from core.data.conversation import Example, Message
 
-#: Shown where there is no row of a conversation: two questions, so that what stands between turns is seen too.
+#: Example for previews without a conversation; two questions, so that the text between turns is visible too.
 SAMPLE = Example(
     messages=(
         Message("user", "What is the capital of France?"),
@@ -16,77 +16,78 @@ SAMPLE = Example(
     )
 )
 
-#: The answers of a preference pair, as people call them.
+#: Display names of the answers of a preference pair.
 PAIR = ("better", "worse")
-#: Tokens of a row that are shown; nobody reads further, and a screen of millions takes seconds to lay out.
+#: Most tokens displayed of a row; nobody reads further, and layout of millions takes seconds.
 MOST_SHOWN = 50_000
 
 
 @dataclass(frozen=True)
 class PreviewToken:
-    """One token of a row, or a piece of its text where there is no tokenizer."""
+    """One token of a row, or a piece of its text if there is no tokenizer."""
 
     text: str
-    """A character made of several tokens is given with the last of them."""
+    """Text of the token; a character made of several tokens is given with the last of them."""
     learned: bool = False
     special: bool = False
     prompt: bool = False
-    """Whether it is of the generation prompt, with which inference lets the model begin an answer."""
+    """Whether it is part of the generation prompt, with which inference begins an answer."""
 
 
 @dataclass(frozen=True)
 class PreviewRow:
-    """Tokens that the model sees at once."""
+    """One training sequence of a row."""
 
     tokens: tuple[PreviewToken, ...]
-    """The first of them, at most :data:`MOST_SHOWN`."""
+    """Its first tokens, at most :data:`MOST_SHOWN`."""
     length: int
-    """How many there are."""
+    """Number of tokens."""
     learned: int = 0
-    """Tokens that enter the loss."""
+    """Number of tokens in the loss."""
     cut: int | None = None
-    """Where the greatest length ends it."""
+    """Position at which the row is truncated."""
     answer: str = ""
-    """Which answer of a preference pair it ends with: one of :data:`PAIR`; empty for other rows."""
+    """Answer of a preference pair, one of :data:`PAIR`; empty for other rows."""
 
 
 @dataclass(frozen=True)
 class Preview:
-    """A row as a template shows it."""
+    """Preview of a row as a template renders it."""
 
     rows: tuple[PreviewRow, ...] = ()
-    """Several, where the template shows earlier turns differently, and of a preference pair both answers; without
-    anything learned, where it is refused."""
+    """Several if the template renders earlier turns differently, and both answers of a preference pair; without
+    supervised tokens if the row is refused.
+    """
     generation_prompt: str = ""
     problem: str = ""
-    """Why the template cannot be used for the row, one sentence that may quote the template: sanitize it."""
+    """Reason why the template cannot be used for the row, one sentence that may quote the template: sanitize it."""
     line: int | None = None
-    """The line of the template that the problem comes from, from 1, where that is known."""
+    """Line of the template that causes the problem, from 1, if known."""
 
     @property
     def tokens(self) -> int:
-        """Tokens of all rows."""
+        """Number of tokens of all sequences."""
         return sum(row.length for row in self.rows)
 
     @property
     def learned(self) -> int:
-        """Tokens that enter the loss."""
+        """Number of tokens in the loss, of all sequences."""
         return sum(row.learned for row in self.rows)
 
 
 @dataclass(frozen=True)
 class RowLength:
-    """How long a row is as tokens: of all that the model sees of it, of a pair those of its longer answer."""
+    """Token count of a row: of all its sequences, of a preference pair those of its longer answer."""
 
     tokens: int
     learned: int
     is_long: bool = False
-    """Whether any part of it goes beyond the greatest length."""
+    """Whether any of its sequences exceeds the greatest length."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a row cannot be used; see :class:`~core.data.conversation.RowError`."""
+    """Reason why a row cannot be used; see :class:`~core.data.conversation.RowError`."""
 
     code: str
     message: str

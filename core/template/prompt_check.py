@@ -1,4 +1,4 @@
-"""Whether a chat template shows the model all that a prompt says: nothing refuses a template that leaves out a part."""
+"""Prompt completeness check: reports parts of a prompt that a chat template leaves out, which is not an error."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 from core.data.conversation import Example, Message, RowError
 from core.template.render import ChatTemplate
 
-#: Put in the place of a text, to see whether it is shown; letters alone, so that no escaping changes it.
+#: Replaces a text, to test whether it is rendered; letters alone, so that no escaping changes it.
 _PROBE = "qzlocaltuneprobe"
-#: Situations that are remembered, and messages by which they are told apart.
+#: Cached situations, and the messages of each that are compared.
 _REMEMBERED, _LONGEST = 1024, 64
 
 _Situation = tuple[tuple[str, ...], tuple[bool, ...], bool]
 
 
 class PromptCheck:
-    """Tells what a template leaves out, looked at once for all rows of the same roles.
+    """Reports parts of prompts that a template leaves out, checked once for all rows of the same roles.
 
     Args:
         template: The chat template.
@@ -28,7 +28,7 @@ class PromptCheck:
         self._known: dict[_Situation, str] = {}
 
     def left_out(self, example: Example) -> str:
-        """What of the prompt of a conversation is rendered nowhere, a sentence; empty where all is."""
+        """Part of a conversation's prompt that is not rendered, in a sentence; empty if all is."""
         turns = (*example.messages, *example.chosen)
         looked_at = turns[:_LONGEST]
         situation = (
@@ -63,7 +63,7 @@ class PromptCheck:
         try:
             return _PROBE in self._template.render(messages, tools=tools, add_generation_prompt=True).casefold()
         except RowError:
-            # It is refused, for this or for its real text, rather than left out.
+            # The template refuses the message, for the probe or for its real text, rather than leaving it out.
             return True
 
 

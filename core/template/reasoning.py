@@ -1,4 +1,6 @@
-"""Reasoning before an answer: where a message has it, how a template shows it, and what a prompt says of it."""
+"""Reasoning before an answer: its place in a message, its rendering by a template, and the reasoning blocks of
+prompts.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +11,13 @@ from typing import Any
 
 from core.data.conversation import RowError
 
-#: Renders messages; the second argument asks for the generation prompt.
+#: Renders messages; the second argument adds the generation prompt.
 Render = Callable[[Sequence[dict[str, Any]], bool], str]
 
-#: Ends the reasoning that a content begins with.
+#: End of the reasoning at the start of a content.
 REASONING_END = "</think>"
 _OPENING, _CLOSING = "<think>", REASONING_END
-#: A block that ends a prompt: begun, or begun and ended with at most a heading in it, or ended only.
+#: A block at the end of a prompt: opened, or opened and closed with at most a heading in it, or only closed.
 _PROMPT_BLOCK = re.compile(
     r"(?:"
     r"<(?P<xml>[A-Za-z_][\w:]*)>(?P<xml_end>\s*</(?P=xml)>)?"
@@ -25,10 +27,10 @@ _PROMPT_BLOCK = re.compile(
     r"|(?P<lone></[A-Za-z_][\w:]*>)"
     r")\s*\Z"
 )
-#: The same with nothing in it at the beginning of an answer: an empty block, or the end of one.
+#: An empty block, or the end of one, at the beginning of an answer.
 _EMPTY_BLOCK = re.compile(r"\s*(?:<(?P<tag>[A-Za-z_][\w:]*)>(?P<inside>\s*)</(?P=tag)>|</[A-Za-z_][\w:]*>)")
 _THOUGHT = re.compile(rf"(?P<opening>\s*{_OPENING})?(?P<inside>.*?){_CLOSING}(?P<visible>.*)", re.DOTALL)
-#: How templates read a field of reasoning, and markup for it that is not ours.
+#: Templates' accesses to a field of reasoning, and their markup for it other than ours.
 _READS_FIELD = re.compile(r"(?:\.|\[['\"]|get\(['\"])(?:reasoning_content|reasoning|thinking)\b")
 _READS_PARTS = re.compile(r"==\s*['\"]thinking['\"]")
 _OWN_MARKUP = re.compile(
@@ -38,27 +40,27 @@ _OWN_MARKUP = re.compile(
 
 @dataclass(frozen=True)
 class Block:
-    """A block of reasoning that ends a prompt."""
+    """A block of reasoning at the end of a prompt."""
 
     start: int
     opening: str
-    """Its text without spaces after it; empty where it is only ended."""
+    """Its text without trailing spaces; empty if the prompt only closes it."""
     text: str
     closed: bool
 
 
 @dataclass(frozen=True)
 class Thought:
-    """The reasoning of a message and what is said after it."""
+    """Reasoning of a message and the text after it."""
 
     inside: str
     visible: str
     kept: str | None = None
-    """The text before what is visible, as the message has it; None where the reasoning has a field of its own."""
+    """Text before the visible answer, as in the message; None if the reasoning has a field of its own."""
 
     @property
     def bare(self) -> str:
-        """The reasoning without spaces around it."""
+        """The reasoning, stripped."""
         return self.inside.strip()
 
 
@@ -71,7 +73,7 @@ def text_of(message: dict[str, Any]) -> str:
 
 
 def thought_of(message: dict[str, Any]) -> Thought | None:
-    """The reasoning of a message: of its field, of a part of its content, or of a block in the content."""
+    """Reasoning of a message: from its field, from a part of its content, or from a block in the content."""
     content = message.get("content")
     if isinstance(content, list):
         thoughts = [str(part["thinking"]) for part in content if isinstance(part, dict) and part.get("thinking")]
@@ -86,7 +88,7 @@ def thought_of(message: dict[str, Any]) -> Thought | None:
 
 
 def prompt_block(prompt: str, begin: int) -> Block | None:
-    """The block of reasoning that a generation prompt ends with; ``begin`` is where the generation prompt begins."""
+    """Block of reasoning at the end of a generation prompt, which starts at ``begin``."""
     found = _PROMPT_BLOCK.search(prompt, begin)
     if found is None:
         return None
@@ -96,11 +98,11 @@ def prompt_block(prompt: str, begin: int) -> Block | None:
 
 
 def place_reasoning(render: Render, messages: Sequence[dict[str, Any]], source: str) -> list[dict[str, Any]]:
-    """The messages, their reasoning where the template looks for it.
+    """Messages with their reasoning moved to where the template reads it.
 
-    That is a field of its own, or parts of the content. A template that knows neither gets it as the model would write
-    it, in a ``<think>`` block before the answer, unless it has markup of its own for reasoning: then the reasoning
-    stays where it is, and is missed later.
+    That is a field of its own, or parts of the content. For a template that reads neither, it is written as the model
+    would write it, in a ``<think>`` block before the answer, unless the template has other markup for reasoning: then
+    the reasoning stays in place, and the completeness check reports it missing.
 
     Args:
         render: Renders messages.
@@ -141,14 +143,14 @@ def _in_content(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def restore_thought(thought: Thought, tail: str, *, begun: bool) -> str:
-    """A rendered answer with the reasoning that the template leaves out of it.
+    """A rendered answer with the reasoning that the template left out.
 
-    Left as it is where it has the reasoning, and where nothing tells in which form it belongs there.
+    Unchanged if it has the reasoning, or if its form is unknown.
 
     Args:
         thought: The reasoning.
-        tail: What is rendered after the prompt.
-        begun: Whether the prompt begins a block of reasoning.
+        tail: Text rendered after the prompt.
+        begun: Whether the prompt opens a block of reasoning.
     """
     if thought.bare in tail:
         return tail
@@ -165,7 +167,7 @@ def restore_thought(thought: Thought, tail: str, *, begun: bool) -> str:
 
 
 def after_closed(block: Block, tail: str, content: str) -> str:
-    """What follows a prompt that ends the reasoning, from a rendered answer that does not have that block.
+    """Continuation of a prompt that closes the reasoning, from a rendered answer without that block.
 
     Raises:
         RowError: ``template_rewrites`` if the rendered answer begins with reasoning.
@@ -177,19 +179,19 @@ def after_closed(block: Block, tail: str, content: str) -> str:
 
 
 def closed_error() -> RowError:
-    """The refusal of an answer with reasoning after a prompt that ends the reasoning."""
+    """The error for an answer with reasoning after a prompt that closes the reasoning."""
     return RowError("template_rewrites", "The chat template's prompt ends the reasoning that the answer begins with.")
 
 
 def inside_begun(block: Block, tail: str, thought: Thought | None, content: str) -> str:
-    """What the model must say inside a block that the prompt begins and the rendered answer does not have.
+    """Text that the model must produce inside a block that the prompt opens and the rendered answer lacks.
 
     Raises:
         RowError: ``no_reasoning`` if the answer has none, ``template_rewrites`` if it is shown in another form.
     """
     ended = _empty_block(tail, content if thought is None else thought.visible)
     if ended is not None and ended["tag"] is None:
-        # The template itself shows that nothing was thought; what was thought stands before the end of the block.
+        # The template itself renders an empty block; the reasoning belongs before its end.
         return tail if thought is None else thought.bare + tail
     if thought is None:
         raise RowError(
@@ -208,13 +210,13 @@ def inside_begun(block: Block, tail: str, thought: Thought | None, content: str)
 
 
 def _empty_block(tail: str, visible: str) -> re.Match[str] | None:
-    """The empty block, or end of one, that a template writes before what is visible."""
+    """The empty block, or end of one, that a template writes before the visible answer."""
     found = _EMPTY_BLOCK.match(tail)
     return None if found is None or visible.lstrip().startswith(found.group().strip()) else found
 
 
 def _visible_at(thought: Thought, tail: str) -> int | None:
-    """Where what is visible begins in a rendered answer, if nothing but spaces precedes it."""
+    """Position of the visible answer in a rendered answer, if only spaces precede it."""
     visible = thought.visible.strip()
     if not visible:
         return len(thought.visible) if tail.startswith(thought.visible) else 0

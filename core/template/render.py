@@ -1,4 +1,4 @@
-"""Chat templates, rendered as transformers renders them."""
+"""Chat template rendering, with the same results as transformers."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ from core.template.builtin import TEMPLATE_LIMIT
 from core.template.jinja_sandbox import BoundedEnvironment, bounded_filter
 from core.text import one_line
 
-#: Names that the reasoning of a message goes by; most templates read the first, some one of the others.
+#: Field names for the reasoning of a message; most templates read the first, some another.
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 _READS_REASONING = re.compile(r"(?:\.|\[['\"]|get\(['\"])reasoning\b")
-#: The content of an invented message, to see whether a template shows it.
+#: Content of a probe message, to test whether a template renders it.
 _PROBE = "\U0010fffc"
 
-#: What Jinja calls the file of a template that has none, in tracebacks.
+#: Jinja's file name for a template from a string, in tracebacks.
 _TEMPLATE_FILE = "<template>"
 
 
 class _GenerationBlocks(jinja2.ext.Extension):
-    """Accepts ``{% generation %}``, which some templates put around what the assistant says; it writes nothing."""
+    """Jinja extension for ``{% generation %}`` blocks, which some templates put around the assistant's text; renders
+    them unchanged.
+    """
 
     tags = {"generation"}  # noqa: RUF012 - declared so by jinja2
 
@@ -46,7 +48,7 @@ class _GenerationBlocks(jinja2.ext.Extension):
 
 
 class _Dictionary:
-    """``dict`` as templates get it: to be called, not to be looked into."""
+    """``dict`` for templates, which can be called but not inspected."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -56,7 +58,7 @@ class _Dictionary:
 
 
 class _Namespace(Namespace):
-    """``namespace`` without names that begin with an underscore, which would lead out of the sandbox."""
+    """``namespace`` without attributes that begin with an underscore, which would lead out of the sandbox."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:  # a template may call an attribute "self"
         self, values = args[0], dict(*args[1:], **kwargs)
@@ -89,10 +91,10 @@ def _raise_exception(message: str) -> None:
 
 
 def make_environment() -> BoundedEnvironment:
-    """The sandbox in which transformers renders chat templates: the same settings, filters and functions.
+    """Make the Jinja environment of transformers' chat templates: the same settings, filters and functions.
 
-    Other than there, a rendering has an end; see :mod:`core.template.jinja_sandbox`. ``strftime_now`` comes with the
-    context, as each :class:`ChatTemplate` has a moment of its own.
+    Unlike there, renderings are bounded; see :mod:`core.template.jinja_sandbox`. ``strftime_now`` comes with the
+    context, as each :class:`ChatTemplate` has its own time.
     """
     environment = BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlocks, jinja2.ext.loopcontrols]
@@ -110,16 +112,16 @@ def _compile(source: str) -> jinja2.Template:
 
 
 class ChatTemplate:
-    """A chat template: a conversation goes in, the text that the model sees comes out.
+    """A chat template: renders a conversation to the text that the model sees.
 
-    Templates that write the date write that of one moment, so that all rows of a run have the same, whenever each of
-    them is rendered. Templates that read a content only as a list of parts get one part of text.
+    Templates that write the date get the same time for every rendering, so that all rows of a run agree. Templates that
+    accept content only as a list of parts get a list with one text part.
 
     Args:
         source: The Jinja template.
-        special_tokens: Names that the template may use, such as ``bos_token``, and the text of each.
-        with_tools: Another template for conversations that have tools, where the model has one.
-        now: The moment of the date that it writes; None for the present one.
+        special_tokens: Texts of the special tokens by the names in templates, such as ``bos_token``.
+        with_tools: Template for conversations with tools, if the model has a separate one.
+        now: Time for templates that write the date; None for the present.
     """
 
     def __init__(
@@ -142,15 +144,15 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = False,
     ) -> str:
-        """The text of a conversation.
+        """Render a conversation.
 
         Args:
-            messages: ``role`` and ``content`` each, and what else they have.
-            tools: JSON schemas of what the assistant may call.
-            add_generation_prompt: End with the opening of the assistant's turn.
+            messages: Messages with ``role``, ``content`` and optional fields.
+            tools: JSON schemas of the tools that the assistant may call.
+            add_generation_prompt: Append the opening of the assistant's turn.
 
         Raises:
-            RowError: ``template_error`` if the template is no Jinja or refuses the conversation.
+            RowError: ``template_error`` if the template is not valid Jinja or refuses the conversation.
         """
         if tools and self.with_tools is not None:
             return self.with_tools.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
@@ -160,7 +162,7 @@ class ChatTemplate:
             raise RowError("template_error", f"{self._syntax(error)}.") from error
         except MemoryError as error:
             raise RowError("template_error", "The chat template needs more memory than it may have.") from error
-        except Exception as error:  # a template is a program of somebody else's and raises what it likes
+        except Exception as error:  # a template is an untrusted program and may raise anything
             reason = one_line(str(error) or type(error).__name__, 200).rstrip(".")
             raise RowError("template_error", f"The chat template refuses the conversation: {reason}.") from error
 
@@ -170,11 +172,11 @@ class ChatTemplate:
         return self.source if self.with_tools is None else f"{self.source}\0{self.with_tools.source}"
 
     def source_for(self, tools: Sequence[Mapping[str, Any]]) -> str:
-        """The text of the template that renders a conversation with such tools."""
+        """Text of the template for a conversation with these tools."""
         return self.source if self.with_tools is None or not tools else self.with_tools.source
 
     def check(self) -> None:
-        """See that the template is Jinja.
+        """Check that the template is valid Jinja.
 
         Raises:
             UserError: If it is not; the message names the line.
@@ -189,9 +191,9 @@ class ChatTemplate:
         except RecursionError as error:
             raise UserError("The chat template is nested too deep.", hint) from error
         except MemoryError as error:
-            # Python's own compiler has this for code that is nested too deep, too.
+            # Python's own compiler also raises this for code nested too deep.
             raise UserError("The chat template is nested too deep, or far too large.", hint) from error
-        except Exception as error:  # what the compiler raises at what a template is made of
+        except Exception as error:  # the compiler may raise anything for an odd template
             reason = one_line(str(error) or type(error).__name__, 200).rstrip(".")
             raise UserError(f"The chat template cannot be compiled: {reason}.", hint) from error
 
@@ -201,7 +203,7 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None,
         add_generation_prompt: bool,
     ) -> dict[str, Any]:
-        """All names that the template sees."""
+        """All variables of a rendering."""
         return {
             **self._names,
             "messages": [self._as_passed(message) for message in messages],
@@ -215,7 +217,7 @@ class ChatTemplate:
 
     @functools.cached_property
     def _wants_parts(self) -> bool:
-        """Whether the template shows a content that is a list of parts, and none that is text."""
+        """Whether the template renders content that is a list of parts, but no content that is text."""
         return not self._shows(_PROBE) and self._shows([{"type": "text", "text": _PROBE}])
 
     @functools.cached_property
@@ -235,7 +237,7 @@ class ChatTemplate:
         return {"strftime_now": self._now.strftime, "tools": None, "documents": None, **self.special_tokens}
 
     def _as_passed(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """A message without empty fields, its reasoning under the names that templates read."""
+        """A message without empty fields, with its reasoning under the names that templates read."""
         fields = {key: value for key, value in message.items() if value is not None}
         content = fields.get("content")
         if not isinstance(content, list) and content is not None and self._wants_parts:
@@ -243,7 +245,7 @@ class ChatTemplate:
         for name in _REASONING_FIELDS:
             if (reasoning := fields.get(name)) is not None:
                 fields = {"thinking": reasoning, **fields, "reasoning_content": reasoning}
-                # Not one of the names that transformers adds, so only where it is asked for.
+                # Not a name that transformers adds, so only for templates that read it.
                 return {"reasoning": reasoning, **fields} if self._reads_reasoning else fields
         return fields
 
@@ -254,7 +256,7 @@ class ChatTemplate:
 
 
 def template_line(error: BaseException) -> int | None:
-    """The line of the template, from 1, that an error of :class:`ChatTemplate` comes from; None where none is known."""
+    """Line of the template, from 1, that an error of :class:`ChatTemplate` comes from; None if unknown."""
     cause = error.__cause__
     if isinstance(cause, jinja2.TemplateSyntaxError):
         return cause.lineno

@@ -1,4 +1,4 @@
-"""Rows of conversations of one shape, rendered once."""
+"""Render cache: conversations of the same shape are rendered once."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from core.template.render import ChatTemplate
 from core.template.trace import FIRST_MARK, Assumption, InspectedError, TracedTemplate, holds, placeholder
 
 _SHAPES = 1024
-#: Longer conversations are rendered one by one; few have the same shape.
+#: Longer conversations are rendered individually; few have the same shape.
 _LONGEST = 64
 _MARKS = re.compile("([\U00100000-\U0010fff0])")
 
 
 @dataclass(frozen=True)
 class _RowShape:
-    """A row of text with places for the contents of messages."""
+    """Text of a row with placeholders for the contents of messages."""
 
     parts: tuple[str | int, ...]
     bounds: tuple[int, ...]
-    """Numbers of the parts before which an answer begins or ends, by turns."""
+    """Indices of the parts at which an answer begins or ends, alternating."""
 
     def fill(self, contents: Sequence[str]) -> RowText:
         pieces = [part if isinstance(part, str) else contents[part] for part in self.parts]
@@ -45,11 +45,11 @@ class _Shape:
 
 
 class Shapes:
-    """Renders conversations by filling contents into what a template writes for their roles.
+    """Renders conversations by filling contents into a cached rendering of their roles.
 
     Args:
         template: The chat template.
-        stops: Finds the text of a token that stops the model.
+        stops: Pattern of the stop tokens' texts.
     """
 
     def __init__(self, template: ChatTemplate, stops: re.Pattern[str]) -> None:
@@ -58,11 +58,11 @@ class Shapes:
         self._known: dict[tuple[tuple[str, ...], tuple[int, ...]], _Shape | None] = {}
 
     def rows(self, turns: Sequence[Message], wanted: tuple[int, ...]) -> list[RowText] | None:
-        """The rows of a conversation, or None if it must be rendered by itself.
+        """Sequences of text of a conversation, or None if it must be rendered individually.
 
         Args:
             turns: The conversation.
-            wanted: The assistant's messages that are learned.
+            wanted: The assistant's messages that are trained on.
         """
         if len(turns) > _LONGEST:
             return None
@@ -81,7 +81,7 @@ class Shapes:
         if any(REASONING_END in contents[index] for index in wanted):
             # An answer with reasoning in it may not fit its prompt.
             return None
-        # A message of nothing but spaces may be left out as a whole, which is for the real rendering to tell.
+        # A blank message may be left out as a whole, which only a real rendering shows.
         if not all(content and not content.isspace() for content in contents):
             return None
         if not all(holds(assumption, contents) for assumption in shape.assumptions):

@@ -1,4 +1,4 @@
-"""Previews of rows through a chat template, for people who choose a template or write one, or look at a row."""
+"""Render previews: rows rendered and tokenized for display, while a template is chosen or written."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from core.template.preview import MOST_SHOWN, PAIR, Preview, PreviewRow, Preview
 from core.template.render import ChatTemplate, template_line
 from core.template.tokenizer import ModelTokenizer
 
-#: A piece of text that no tokenizer has cut.
+#: A piece of text, for previews without a tokenizer.
 _PIECE = re.compile(r"\S{1,40}[^\S\n]*\n?|\s")
-#: Stand for the special tokens of a model that is not at hand.
+#: Placeholders for the special tokens of a model that is not on this machine.
 _STAND_INS = {name: f"<{name}>" for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
 
 
@@ -31,16 +31,17 @@ def preview_template(
     end_answers: bool = False,
     max_length: int | None = None,
 ) -> Preview:
-    """Show a conversation through a template; never raises for what is in either.
+    """Render a conversation with a template for display; never raises for errors in either.
 
     Args:
         source: The Jinja template.
         example: A conversation.
-        tokenizer: The model's; without it the text is shown with nothing learned, special tokens as their names.
+        tokenizer: The model's tokenizer; without it the text has no supervised tokens, and special tokens appear as
+            their names.
         supervise: As in :class:`~core.template.mask.Masker`.
-        allow_special: As there.
-        end_answers: As there.
-        max_length: As there.
+        allow_special: As in :class:`~core.template.mask.Masker`.
+        end_answers: As in :class:`~core.template.mask.Masker`.
+        max_length: As in :class:`~core.template.mask.Masker`.
     """
     template = ChatTemplate(source, tokenizer.special_tokens if tokenizer is not None else _STAND_INS)
     try:
@@ -66,12 +67,12 @@ def preview_template(
 
 
 def masked_rows(masked: MaskedRow, tokenizer: ModelTokenizer, prompt: str = "") -> tuple[PreviewRow, ...]:
-    """All that the model sees of a row, of a pair the better answer first.
+    """All training sequences of a row for display, of a preference pair the better answer first.
 
     Args:
         masked: The row.
-        tokenizer: The one that made its tokens.
-        prompt: The generation prompt, to be marked where it stands before what is learned; empty marks nothing.
+        tokenizer: Tokenizer of its tokens.
+        prompt: The generation prompt, to be marked before supervised tokens; empty marks nothing.
     """
     names = PAIR if masked.rejected is not None else ("",)
     named = zip(names, masked.sequences, strict=True)
@@ -81,7 +82,7 @@ def masked_rows(masked: MaskedRow, tokenizer: ModelTokenizer, prompt: str = "") 
 def generation_prompt(
     template: ChatTemplate, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
 ) -> str:
-    """What a template adds to messages for the model to begin its answer; empty where it adds nothing of its own."""
+    """Generation prompt that a template appends to messages; empty if it appends nothing."""
     try:
         shown = template.render(messages, tools=tools)
         asked = template.render(messages, tools=tools, add_generation_prompt=True)
@@ -104,14 +105,14 @@ def _row(row: MaskedRow, tokenizer: ModelTokenizer, prompt: str, answer: str) ->
 def _preview_row(
     shown: Sequence[PreviewToken], length: int, learned: int = 0, cut: int | None = None, answer: str = ""
 ) -> PreviewRow:
-    """A row of which some tokens are shown; how many more there are stands behind them."""
+    """A display row with the first tokens; the number of the rest is appended."""
     further = length - len(shown)
     end = (PreviewToken(f"\n… and {further:,} more tokens".replace(",", " ")),) if further > 0 else ()
     return PreviewRow((*shown, *end), length, learned, cut, answer)
 
 
 def _prompt_places(texts: Sequence[str], supervised: bytearray, prompt: str) -> set[int]:
-    """The tokens of the generation prompt before each stretch that is learned."""
+    """Positions of the generation prompt's tokens before each supervised span."""
     found: set[int] = set()
     # Some tokenizers write a space before a word that has none in the text.
     wanted = prompt.replace(" ", "")
@@ -130,7 +131,7 @@ def _prompt_places(texts: Sequence[str], supervised: bytearray, prompt: str) -> 
 
 
 def _as_text(template: ChatTemplate, example: Example, tokenizer: ModelTokenizer | None = None) -> Preview:
-    """The whole conversation with nothing learned, as tokens or, without a tokenizer, in pieces."""
+    """The whole conversation without supervised tokens, as tokens or, without a tokenizer, in pieces."""
     answers = zip(PAIR, (example.chosen, example.rejected), strict=True) if example.is_preference else (("", ()),)
     rows = []
     for name, answer in answers:

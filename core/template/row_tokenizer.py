@@ -1,4 +1,4 @@
-"""Rows of text as tokens, each answer beginning where inference begins to generate."""
+"""Row tokenization: token boundaries where answers begin, as inference tokenizes the prompt by itself."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from core.template.answer_turns import RowText
 from core.template.tokenizer import ModelTokenizer
 from core.template.word_cache import WordTokenizer
 
-#: Stretches of text whose tokens are kept: what templates write is the same in every row.
+#: Cached segments of text: text written by templates is the same in every row.
 _CACHE_ENTRIES = 4096
 _CACHE_LENGTH = 2048
 
-#: A stretch of text with the places in it where answers begin, or one special token.
+#: A segment of text with the offsets at which answers begin in it, or one special token.
 _Piece = tuple["str | int", "tuple[int, ...]"]
 
 
 @dataclass(frozen=True)
 class TokenRow:
-    """Tokens and which of them are learned: one byte each, 1 or 0."""
+    """Tokens of a row and their loss mask: one byte each, 1 or 0."""
 
     ids: array[int]
     supervised: bytearray
@@ -32,16 +32,16 @@ class TokenRow:
 class RowTokenizer:
     """Tokenizes rows, many at once.
 
-    Text is cut at special tokens, which no tokenization crosses, and what has been seen is not tokenized again. Where
-    an answer begins inside such a stretch, the prompt's part of it is tokenized by itself too: if those tokens are what
-    the whole begins with, both the prompt and the row are exact. If not (an answer beginning with a newline that merges
-    with the one before), the answer is tokenized by itself after the prompt's own tokens, as the model would generate
-    it, and later answers get a row in which that place stands as inference would show it then.
+    Text is split at special tokens, which no tokenization crosses, and segments are cached. If an answer begins inside
+    a segment, the prompt's part of it is tokenized by itself too: if its tokens are a prefix of those of the whole
+    segment, both the prompt and the row are exact. If not (an answer beginning with a newline that merges with the one
+    before), the answer is tokenized by itself after the prompt's own tokens, as the model would generate it, and later
+    answers get a sequence of their own, with that place tokenized as inference would then.
 
     Args:
         tokenizer: The model's.
         stop_ids: The tokens that end an answer.
-        template: The text of the chat template, which shows the special tokens that rows will have.
+        template: Text of the chat template, in which the special tokens of rows are looked for.
     """
 
     def __init__(self, tokenizer: ModelTokenizer, stop_ids: Sequence[int], template: str) -> None:
@@ -56,7 +56,8 @@ class RowTokenizer:
         self._cache: dict[str, array[int]] = {}
 
     def tokenize(self, rows: Sequence[RowText]) -> list[list[TokenRow] | RowError]:
-        """Tokens of each row; a row that cannot be exact as one comes as several, the last answer's first.
+        """Tokens of each row; a row that cannot be exact as one sequence becomes several, the one of the last answer
+        first.
 
         Returns:
             For each row its tokens, or a ``no_stop_token`` error.
@@ -99,7 +100,7 @@ class RowTokenizer:
         return pieces
 
     def _prepare(self, laid_out: Sequence[Sequence[_Piece]]) -> None:
-        """Tokenize all that is not known yet in one call."""
+        """Tokenize all segments that are not cached in one call."""
         if len(self._cache) > _CACHE_ENTRIES:
             self._cache.clear()
         wanted: dict[str, None] = {}
@@ -142,7 +143,9 @@ class RowTokenizer:
         return [self._mark(row, ids, starts)]
 
     def _split(self, row: RowText, broken: int) -> list[TokenRow]:
-        """Two rows, as the tokens where one answer begins depend on whether it is generated or shown."""
+        """Two sequences, because the tokens at the start of an answer depend on whether it is generated or part of the
+        prompt.
+        """
         spans, later = row.spans[: broken + 1], row.spans[broken + 1 :]
         start, end = spans[-1]
         ids = self.encode(row.text[:start])
@@ -158,7 +161,7 @@ class RowTokenizer:
         return [*self._assemble(following, pieces), own]
 
     def _whole(self, row: RowText) -> TokenRow:
-        """A row learned as a whole: where an answer that is marked begins, a token does, as when it is generated."""
+        """A row supervised as a whole: a marked answer begins at a token boundary, as when it is generated."""
         spans = [*row.spans, *([] if row.last is None or row.last in row.spans else [row.last])]
         ids, position, starts = array("i"), 0, []
         for edge in (*(start for start, _ in spans), len(row.text)):
@@ -176,7 +179,7 @@ class RowTokenizer:
         return TokenRow(ids, supervised)
 
     def _starts(self, row: RowText) -> list[int]:
-        """Where answers begin, of a row in which all of them are known to begin between two tokens."""
+        """Token positions of the starts of answers, in a row in which each is known to be at a token boundary."""
         return [len(self.encode(row.text[:start])) for start, _ in row.spans]
 
     def _mark(self, row: RowText, ids: array[int], starts: Sequence[int]) -> TokenRow:
@@ -187,7 +190,7 @@ class RowTokenizer:
         return TokenRow(ids, supervised)
 
     def _stop_after(self, text: str, ids: array[int], start: int) -> int:
-        """The place of the token that ends an answer; ``text`` is what the row has up to its end."""
+        """Position of the token that ends an answer; ``text`` is the row's text up to its end."""
         stop = self._first_stop(ids, start)
         if stop is None or (self._count_stops and not self._agrees(text, ids, stop)):
             raise RowError("no_stop_token", "The token that ends an answer is not one token of this tokenizer.")
@@ -204,20 +207,20 @@ class RowTokenizer:
         return found
 
     def _agrees(self, text: str, ids: array[int], stop: int) -> bool:
-        """Whether each stop token up to a place is one of the stop texts up to it."""
+        """Whether the stop tokens up to a position are the stop texts up to it."""
         stops = frozenset(self._stop_ids)
         return sum(token in stops for token in ids[: stop + 1]) == len(self.stops.findall(text))
 
 
 def stop_text(tokenizer: ModelTokenizer, token: int) -> str:
-    """The text of a token that ends answers; empty if the tokenizer does not make that token of it."""
+    """Text of a stop token; empty if the tokenizer does not encode it as that token."""
     added = tokenizer.added_tokens.get(token)
     text = tokenizer.token_text(token) if added is None else added.content
     return text if text and tokenizer.encode([text])[0] == [token] else ""
 
 
 def any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    """A pattern, with one group, of any of some texts; of those that begin at one place the longest."""
+    """Pattern, with one group, that matches any of some texts, at each position the longest."""
     tree: dict[str, Any] = {}
     for text in texts:
         node = tree
@@ -228,7 +231,7 @@ def any_of(texts: Iterable[str]) -> re.Pattern[str]:
 
 
 def _expression(tree: dict[str, Any]) -> str:
-    """Alternatives with what they have in common at the beginning written once: there may be thousands."""
+    """Alternatives with common prefixes written once: there may be thousands."""
     ends = "" in tree
     branches = []
     for character, below in tree.items():

@@ -1,8 +1,8 @@
-"""Templates and tokenizers, read and used in the sandbox for the app and the commands.
+"""Sandboxed templates and tokenizers, for the app and the commands.
 
-Both are somebody else's: a template is a program, and a tokenizer can make a gigabyte of a word. The functions here
-have the work done in a process with limits; what it has read is kept there for the next call, while its files are as
-they were. All of them block.
+Both are untrusted: a template is a program, and a tokenizer can make a gigabyte of a word. The functions here run the
+work in a process with limits, which keeps what it has loaded for the next call as long as the files are unchanged. All
+of them block.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ if TYPE_CHECKING:
     from core.template.mask import Masker
     from core.template.tokenizer import ModelTokenizer
 
-#: The process that keeps tokenizers between calls.
+#: The sandbox process that keeps tokenizers between calls.
 _KEEP = "template"
-#: Rows one after the other that take too much, before no more are tried.
+#: Consecutive rows over the limits before no more are tried.
 _MOST_BOUNDS = 3
-#: Characters of the rows that are measured at once.
+#: Characters of the rows measured in one call.
 _CHARACTERS = 1 << 20
 _ROW, _ROW_HINT = (
     "The row as tokens",
     "Shorten the row or leave it out; if all are so, it is the template or the tokenizer.",
 )
-#: The files that a tokenizer is read from.
+#: Files that a tokenizer is loaded from.
 _FILES = ("*.json", "*.jinja", "additional_chat_templates/*.jinja")
 _Stamps = tuple[tuple[str, int, int], ...]
 
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """What a model's tokenizer says of templates.
+    """Facts about a model's tokenizer that matter for templates.
 
     Args:
         chat_template: The model's own, if it has one.
-        missing: Of the texts asked for, those that are no token of the model.
+        missing: Requested texts that are not tokens of the model.
     """
 
     chat_template: str | None
@@ -54,16 +54,16 @@ class TokenizerFacts:
 
 
 def warm() -> None:
-    """Have a process of the sandbox ready with the libraries that templates and tokenizers need."""
+    """Start a sandbox process with the libraries for templates and tokenizers loaded."""
     POOL.warm("core.template.sandboxed", "core.template.render_preview")
 
 
 def read_tokenizer(model: Path, texts: Sequence[str] = ()) -> TokenizerFacts:
-    """The facts of a model's tokenizer.
+    """Load a model's tokenizer and return its facts.
 
     Args:
         model: The model's directory.
-        texts: What may be tokens of it.
+        texts: Texts to check for being tokens.
 
     Raises:
         UserError: If it cannot be read.
@@ -72,7 +72,7 @@ def read_tokenizer(model: Path, texts: Sequence[str] = ()) -> TokenizerFacts:
 
 
 def check_template(source: str) -> None:
-    """See that a chat template is Jinja.
+    """Check that a chat template is valid Jinja.
 
     Raises:
         UserError: If it is not; the message names the line.
@@ -81,13 +81,13 @@ def check_template(source: str) -> None:
 
 
 class RowMasks:
-    """Rows as tokens, in one way of making them; may be asked from several threads.
+    """Tokenizes and masks rows with fixed settings, in the sandbox; may be used from several threads.
 
-    A row that takes too much is refused alone. Where one row after the other does, it is the tokenizer or the template,
-    and no more of them are tried.
+    A row over the limits is refused alone. If consecutive rows are, the tokenizer or the template is at fault, and no
+    more rows are tried.
 
     Args:
-        settings: How rows become tokens.
+        settings: Settings of tokenization and loss mask.
     """
 
     def __init__(self, settings: MaskSettings) -> None:
@@ -98,18 +98,18 @@ class RowMasks:
         self._failure: SandboxError | None = None
 
     def check(self) -> None:
-        """Read tokenizer and template, so that rows can be masked at once.
+        """Load tokenizer and template, so that rows can be masked at once.
 
         Raises:
-            UserError: If one of them cannot be read.
+            UserError: If one of them cannot be loaded.
         """
         sandboxed(_check_settings, self._about, keep=_KEEP)(self.settings)
 
     def row(self, example: Example) -> tuple[PreviewRow, ...] | Refusal:
-        """A row as tokens: all that the model sees of it, of a pair the better answer first.
+        """A row as training sequences for display, of a preference pair the better answer first.
 
         Raises:
-            UserError: If tokenizer or template cannot be read, or take too much.
+            UserError: If tokenizer or template cannot be loaded, or exceed the limits.
         """
         self._see_failure()
         try:
@@ -121,10 +121,10 @@ class RowMasks:
         return found
 
     def lengths(self, examples: Sequence[Example]) -> list[RowLength | Refusal | UserError]:
-        """The lengths of rows as tokens, in order; an error for a row that takes too much.
+        """Token counts of rows, in order; an error for a row over the limits.
 
         Raises:
-            UserError: As :meth:`row`, where it is not for single rows.
+            UserError: As :meth:`row`, unless it concerns single rows.
         """
         return [length for portion in portions(examples, _CHARACTERS) for length in self._lengths(portion)]
 
@@ -134,7 +134,7 @@ class RowMasks:
             found = sandboxed(_measure_rows, _ROW, keep=_KEEP, hint=_ROW_HINT)(self.settings, list(examples))
         except SandboxError as error:
             if len(examples) > 1:
-                # Together they may take long without one of them being to blame.
+                # Together they may take long without any single one being at fault.
                 return [length for example in examples for length in self._lengths([example])]
             self._count()
             return [error]
@@ -155,15 +155,15 @@ class RowMasks:
 
 
 def preview(source: str, example: Example, settings: MaskSettings | None) -> Preview:
-    """A conversation through a template; see :func:`~core.template.render_preview.preview_template`.
+    """Preview of a conversation with a template; see :func:`~core.template.render_preview.preview_template`.
 
     Args:
         source: The template.
         example: The conversation.
-        settings: How its tokens are learned; its own template is not looked at. None where there is no tokenizer.
+        settings: Settings of tokenization and loss mask; their template is ignored. None without a tokenizer.
 
     Returns:
-        With a ``problem`` for what the template does wrong, the time and the memory that it takes included.
+        With a ``problem`` for errors of the template, including limits of time and memory.
 
     Raises:
         UserError: If the tokenizer cannot be read.
@@ -171,7 +171,7 @@ def preview(source: str, example: Example, settings: MaskSettings | None) -> Pre
     return sandboxed(_preview, "The chat template", keep=_KEEP)(source, example, settings)
 
 
-# In the process of the sandbox.
+# Runs inside the sandbox process
 
 
 def _read_tokenizer(model: Path, texts: tuple[str, ...]) -> TokenizerFacts:
@@ -247,7 +247,7 @@ def _masker(settings: MaskSettings, stamps: _Stamps) -> Masker:
 
 
 def _stamps(model: str) -> _Stamps:
-    """What tells whether the files of a tokenizer are as they were."""
+    """Stamps of a tokenizer's files, to detect changes."""
     return tuple(sorted(_stamped(Path(model))))
 
 

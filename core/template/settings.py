@@ -1,4 +1,4 @@
-"""Mask settings: what of the configuration decides how rows become tokens, and which of them are learned."""
+"""Mask settings: the part of the configuration that decides tokenization and loss mask."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MaskSettings:
-    """What a :class:`~core.template.mask.Masker` is made from; plain values, so that they can be sent to a process.
+    """Settings of a :class:`~core.template.mask.Masker`; plain values, so that they can be sent to a process.
 
     Args:
         model: The directory of the tokenizer.
         template: Text of a chat template instead of the model's own.
         supervise: As in :class:`~core.template.mask.Masker`.
-        allow_special: As there.
-        end_answers: As there.
-        max_length: As there.
+        allow_special: As in :class:`~core.template.mask.Masker`.
+        end_answers: As in :class:`~core.template.mask.Masker`.
+        max_length: As in :class:`~core.template.mask.Masker`.
     """
 
     model: str
@@ -33,10 +33,10 @@ class MaskSettings:
     max_length: int | None = None
 
     def masker(self, tokenizer: ModelTokenizer | None = None) -> Masker:
-        """The masker of these settings.
+        """Make the masker.
 
         Args:
-            tokenizer: The model's, where it has been read already; reading it is slow.
+            tokenizer: The model's tokenizer if it is loaded already; loading is slow.
 
         Raises:
             UserError: If tokenizer or template cannot be read.
@@ -62,7 +62,7 @@ class MaskSettings:
 
 
 def supervised_turns(objective: str, supervise: Supervise) -> Supervise:
-    """What is learned of a conversation: where its answer has a label (``train.objective = "kto"``), that answer alone.
+    """Supervised turns of a conversation: with labeled answers (``train.objective = "kto"``) the answer alone.
 
     Args:
         objective: As ``train.objective``.

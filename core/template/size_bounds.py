@@ -1,4 +1,4 @@
-"""How large the texts are that a template is about to make: bounds from above, known before they are made."""
+"""Size bounds: upper bounds on the texts that a template is about to make, known before they are made."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-#: Longest a filter's text can become, by each character that it is given.
+#: Most output characters of a filter per input character.
 FILTER_SIZES: dict[str, int] = {
     **dict.fromkeys(("trim", "string", "safe", "striptags", "truncate", "join", "list", "sum", "replace"), 1),
     **dict.fromkeys(("center", "indent", "format", "batch", "slice", "wordcount"), 1),
@@ -17,34 +17,34 @@ FILTER_SIZES: dict[str, int] = {
     "wordwrap": 2,
 }
 _NUMBERS = re.compile(r"\d+")
-#: Widths that are among what is formatted: of ``%``, and of ``format``.
+#: Widths given as arguments, in formats of ``%`` and of ``format``.
 _GIVEN_WIDTH = re.compile(r"\*|\{[^{}]*\{")
-#: Filters whose result is longer the deeper its parts are nested, and by how many characters a level.
+#: Filters that indent nested values, and the characters per level.
 _NESTED = {"pprint": 2, "tojson": 0}
 _ENTRY = 8
 _OBJECT = 64
-#: Least that a row of a table of a text's parts takes.
+#: Least size of an entry in the list of parts that a text is split into.
 _PART = 56
 
 
 class TooLargeError(Exception):
-    """There is more than was asked about."""
+    """The size exceeds the allowed room."""
 
 
 def own_size(value: Any) -> int:
-    """What a text or a list takes by itself, the things in a list counted elsewhere."""
+    """Size of a text or a list without the elements of the list."""
     if isinstance(value, (str, bytes)):
         return len(value)
     return _ENTRY * len(value) if isinstance(value, (list, tuple, dict)) else 0
 
 
 def deep_size(value: Any, most: int, level: int = 0) -> int:
-    """Characters that a value takes when it is written out.
+    """Number of characters of a value when it is written out.
 
     Args:
-        value: A text, a number, or lists and tables of them; what is in one twice counts twice.
-        most: The look at it ends there.
-        level: Characters before everything, by each level of nesting.
+        value: A text, a number, or lists and tables of them; repeated elements count each time.
+        most: Limit at which counting stops.
+        level: Characters of indentation per level of nesting.
 
     Raises:
         TooLargeError: If it takes more than ``most``.
@@ -75,16 +75,16 @@ def deep_size(value: Any, most: int, level: int = 0) -> int:
 
 
 def filter_size(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], room: int) -> int:
-    """The most that a filter makes of what it is given.
+    """Upper bound on the output of a filter.
 
     Args:
-        name: The filter.
-        args: What it is given, the value first.
-        kwargs: The same by name.
-        room: What there is.
+        name: Name of the filter.
+        args: Its arguments, the value first.
+        kwargs: Its keyword arguments.
+        room: Allowed size.
 
     Raises:
-        TooLargeError: If that is more than ``room``.
+        TooLargeError: If the bound exceeds ``room``.
     """
     value = args[0] if args else ""
     given = [*args[1:], *kwargs.values()]
@@ -107,10 +107,10 @@ def filter_size(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], room:
 
 
 def method_size(text: str | bytes, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], room: int) -> int:
-    """The most that a method of a text makes; ``%`` is one of them.
+    """Upper bound on the result of a string method; ``%`` is one of them.
 
     Raises:
-        TooLargeError: If that is more than ``room``.
+        TooLargeError: If the bound exceeds ``room``.
     """
     given = [*args, *kwargs.values()]
     if name in ("format", "format_map", "%"):
@@ -132,7 +132,7 @@ def method_size(text: str | bytes, name: str, args: Sequence[Any], kwargs: Mappi
 
 
 def _parts(text: Any, args: Sequence[Any]) -> int:
-    """How many parts a text is split into."""
+    """Number of parts that a text is split into."""
     if args and isinstance(args[0], type(text)) and args[0]:
         return int(text.count(args[0])) + 1
     return len(text) // 2 + 1
@@ -143,7 +143,7 @@ def _replaced(text: Any, old: Any, new: Any) -> int:
 
 
 def _formatted(text: str | bytes, given: Sequence[Any], room: int) -> int:
-    """What a format makes at most: each of its places may hold all that is given, as wide as any number says."""
+    """Upper bound on a formatted text: each field may hold all arguments, as wide as the largest number in them."""
     shown = text if isinstance(text, str) else text.decode("latin-1")
     places = shown.count("%") + shown.count("{")
     if not places:
@@ -166,6 +166,6 @@ def _length(value: Any) -> int:
 
 
 def _width(given: Sequence[Any]) -> int:
-    """How far JSON is indented, by the number or the text that says it."""
+    """Indentation of JSON, given as a number or as text."""
     whole: Callable[[Any], int] = lambda item: item if isinstance(item, int) and item > 0 else _length(item)  # noqa: E731
     return max(map(whole, given), default=0)

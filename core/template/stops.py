@@ -1,4 +1,4 @@
-"""Which tokens end an answer: those that the model's files name, and those with which its template ends one."""
+"""Stop tokens: those in the model's files, and those with which its chat template ends an answer."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from core.template.builtin import stop_texts
 from core.template.render import ChatTemplate
 from core.template.tokenizer import ModelTokenizer
 
-#: Contents of invented messages, to see what a template writes around them.
+#: Contents of probe messages, to find what a template writes around them.
 _QUESTION, _ANSWER, _THOUGHT, _NEXT = "\U0010fff1", "\U0010fff2", "\U0010fff3", "\U0010fff4"
 _USER = {"role": "user", "content": _QUESTION}
 
 
 def stop_token_ids(tokenizer: ModelTokenizer, template: ChatTemplate | None = None) -> list[int]:
-    """The tokens that end an answer.
+    """Stop tokens of a model with a template.
 
-    Those of the tokenizer and of a named template; and where none of them is what the template ends an answer with, the
-    token that it does end one with, if there is one. A model's files often name only the token that ends a text, when
-    they come without the configuration of its generation.
+    These are the tokens of the tokenizer and of a built-in template; if the template ends answers with none of them,
+    the token that it does end them with, if any, is added. Model files without a generation configuration often name
+    only the end-of-text token.
     """
     named = [tokenizer.token_id(text) for text in stop_texts(template.source)] if template is not None else []
     known = list(dict.fromkeys([*tokenizer.stop_ids, *(token for token in named if token is not None)]))
@@ -28,7 +28,7 @@ def stop_token_ids(tokenizer: ModelTokenizer, template: ChatTemplate | None = No
 
 
 class _Ends:
-    """Looks at what a template writes after answers."""
+    """Finds the special tokens that a template writes after answers."""
 
     def __init__(self, tokenizer: ModelTokenizer, template: ChatTemplate, known: Sequence[int]) -> None:
         self._template = template
@@ -58,9 +58,9 @@ class _Ends:
         return any(stop in text for stop in self._stops)
 
     def _after_answer(self) -> str | None:
-        """The special token right after an answer that is text, unless a known one is there.
+        """Special token right after an answer of text, unless a known stop token is there.
 
-        What also follows the answer when the conversation goes on ends the turn; the rest ends the text.
+        A token that also follows the answer when the conversation goes on ends the turn; any other ends the text.
         """
         text = self._render(_USER, _says(_ANSWER))
         if text is None or _ANSWER not in text:
@@ -71,7 +71,7 @@ class _Ends:
         token = self._first_token(shared) or self._first_token(after)
         if token is None or self._has_stop(shared if self._first_token(shared) else after):
             return None
-        # What also stands between reasoning and answer, or before a call, does not end the turn.
+        # A token that is also between reasoning and answer, or before a call, does not end the turn.
         reasoned = self._render(_USER, {**_says(_ANSWER), "reasoning_content": _THOUGHT})
         for other in (reasoned, self._called(_ANSWER, 1)):
             following = (other or "").rpartition(_QUESTION)[2]
@@ -81,7 +81,7 @@ class _Ends:
         return token
 
     def _after_call(self) -> str | None:
-        """The special token that a turn with calls of tools ends with, unless a known one is in it."""
+        """Special token that ends a turn with tool calls, unless it contains a known stop token."""
         for count in (2, 1):
             text = self._called("", count)
             if text is None:
@@ -97,7 +97,7 @@ class _Ends:
         return None
 
     def _next_turns(self) -> list[str]:
-        """The tokens that begin the next turn, of templates that hand over to user and tools by a token each."""
+        """Tokens that begin the next turn, for templates that hand over to user and tools by a token each."""
         text = self._render(_USER, _says(_ANSWER))
         if text is None or text.rpartition(_ANSWER)[2].strip() or self._has_stop(text.rpartition(_ANSWER)[2]):
             return []
@@ -123,7 +123,7 @@ class _Ends:
         return list(dict.fromkeys(found))
 
     def _called(self, content: str, count: int) -> str | None:
-        """A turn with calls; their arguments are an object, or text for templates that want that."""
+        """A rendered turn with calls; their arguments are an object, or text for templates that expect that."""
         for arguments in ({"q": "y"}, '{"q": "y"}'):
             text = self._render(_USER, _calls(content, count, arguments), tools=_TOOLS)
             if text is not None:
@@ -131,7 +131,7 @@ class _Ends:
         return None
 
     def _first_token(self, text: str) -> str | None:
-        """The token that a text begins with."""
+        """The special token that a text begins with."""
         text = text.lstrip()
         return next((token for token in self._longest_first if text.startswith(token)), None)
 

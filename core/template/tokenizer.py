@@ -1,4 +1,4 @@
-"""A model's tokenizer, read from its directory with the tokenizers library alone."""
+"""Tokenizer loading and encoding, from a model's directory with the tokenizers library alone, without transformers."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from core.template.render import ChatTemplate
 from core.text import one_line
 
 _NUMBER = re.compile(r"[0-9]{1,9}")
-#: Names of single special tokens in tokenizer_config.json, as transformers has them.
+#: Names of single special tokens in tokenizer_config.json, as in transformers.
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-#: Tokenizers in other forms, from which transformers can make a tokenizer.json.
+#: Tokenizer files of other forms, which transformers can convert to a tokenizer.json.
 _OTHER_FORMS = ("tokenizer.model", "spiece.model", "tekken.json", "vocab.json", "vocab.txt")
-#: Text that other text can follow without growing together with it; a tokenizer has at least one of them.
+#: Texts that do not merge with the text after them; a tokenizer has at least one of them.
 _ANCHORS = ("\n", "\0", "\x01", "a", "0", ".")
-#: A length beyond this in tokenizer_config.json means that none was set.
+#: A length beyond this in tokenizer_config.json means that there is no limit.
 _NO_LENGTH = 1 << 30
-#: Bytes of a tokenizer.json, and of a JSON file beside it, at most; the largest known tokenizers have about 35 MB.
+#: Most bytes of a tokenizer.json, and of another JSON file next to it; the largest known tokenizers have about 35 MB.
 _TOKENIZER_LIMIT, _SETTINGS_LIMIT = 512 << 20, 64 << 20
 
 
 class ModelTokenizer:
-    """Text to tokens and back, and which of the tokens have a meaning of their own.
+    """Tokenizer of a model: encoding, decoding and special tokens.
 
     Args:
-        backend: The tokenizer itself; it is neither cut nor padded by this class.
+        backend: The tokenizer of the tokenizers library; truncation and padding are off.
         special_tokens: Name (``bos_token``) to text.
         stop_ids: The tokens that end an answer.
         chat_template: The model's own chat template, if it has one.
-        tool_template: Another one for conversations with tools, if it has that.
-        max_length: The most tokens that the model reads, if that is known.
-        vocabulary_size: Tokens that the model knows, those that only fill up its vocabulary included; None: as many as
-            the tokenizer.
+        tool_template: Its separate template for conversations with tools, if it has one.
+        max_length: Context length of the model, if known.
+        vocabulary_size: Vocabulary size of the model, padding of the embeddings included; None for that of the
+            tokenizer.
     """
 
     def __init__(
@@ -76,7 +76,9 @@ class ModelTokenizer:
         return ChatTemplate(self.chat_template, self.special_tokens, with_tools=self.tool_template, now=now)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokens of many texts at once; none are added, and the text of a special token is that token."""
+        """Tokens of many texts at once; no special tokens are added, and special tokens written in a text are encoded
+        as such.
+        """
         if not texts:
             return []
         try:
@@ -90,7 +92,7 @@ class ModelTokenizer:
             ) from error
 
     def encode_continuation(self, text: str) -> list[int]:
-        """Tokens of text that follows other text, without the space that some tokenizers put before all they read."""
+        """Tokens of text that follows other text, without the space that some tokenizers prepend to their input."""
         if self._adds_prefix:
             for anchor in _ANCHORS:
                 lead, both = self.encode([anchor, anchor + text])
@@ -103,22 +105,22 @@ class ModelTokenizer:
         return str(self.backend.decode(list(ids), skip_special_tokens=False))
 
     def token_id(self, text: str) -> int | None:
-        """The token that a text is as a whole, or None."""
+        """The single token for a whole text, or None."""
         found: int | None = self.backend.token_to_id(text)
         return found
 
     def token_text(self, token: int) -> str:
-        """What one token stands for; bytes that are no whole character become U+FFFD."""
+        """Text of one token; an incomplete character becomes U+FFFD."""
         return self.token_bytes(token).decode("utf-8", errors="replace")
 
     def token_texts(self, ids: Iterable[int]) -> list[str]:
-        """What each token stands for; a character made of several tokens is given with the last of them."""
+        """Text of each token; a character made of several tokens is given with the last of them."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         return [decoder.decode(self.token_bytes(token)) for token in ids]
 
     @functools.lru_cache(maxsize=65536)  # noqa: B019 - as long-lived as the tokenizer itself
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that one token stands for."""
+        """Bytes of one token."""
         added = self.added_tokens.get(token)
         if added is not None:
             return added.content.encode()
@@ -136,7 +138,7 @@ class ModelTokenizer:
 
     @functools.cached_property
     def text_prefix(self) -> list[int]:
-        """What the tokenizer puts before plain text, such as the token that begins a text."""
+        """Tokens that the tokenizer puts before plain text, such as the beginning-of-sequence token."""
         with_added = self.backend.encode("a", add_special_tokens=True).ids
         without = self.backend.encode("a", add_special_tokens=False).ids
         for place in range(len(with_added) - len(without) + 1):
@@ -146,15 +148,15 @@ class ModelTokenizer:
 
     @property
     def eos_id(self) -> int | None:
-        """The token that ends a text."""
+        """End-of-sequence token."""
         eos = self.special_tokens.get("eos_token")
         return None if eos is None else self.token_id(eos)
 
     def cuts(self, text: str) -> dict[str, int]:
-        """Special tokens of a text before and after which tokenization begins anew, whatever stands there: text to id.
+        """Special tokens of a text that split its tokenization, whatever the text around them: text to id.
 
-        None, where the tokenizer treats the beginning of a text differently from its middle. A token that swallows
-        spaces beside it, or of which another token could take a part, is none.
+        Empty if the tokenizer treats the beginning of a text differently from its middle. Excluded are tokens that
+        strip adjacent spaces, and those that could be matched partly by another token.
         """
         if self._is_first_different:
             return {}
@@ -171,7 +173,7 @@ class ModelTokenizer:
 
     @functools.cached_property
     def state(self) -> dict[str, Any]:
-        """How text is cut and put together: the tokenizer without its vocabulary, as tokenizer.json has it."""
+        """The tokenizer's rules without its vocabulary, as in tokenizer.json."""
         parts = {name: getattr(self.backend, name) for name in ("normalizer", "pre_tokenizer", "decoder")}
         return {name: None if part is None else json.loads(part.__getstate__()) for name, part in parts.items()}
 
@@ -198,7 +200,7 @@ def _types(state: Any) -> Iterable[str]:
 
 
 def _values(state: Any, key: str) -> Iterable[Any]:
-    """All values of a key, however deep."""
+    """All values of a key, at any depth."""
     if isinstance(state, dict):
         for name, value in state.items():
             if name == key:
@@ -210,7 +212,7 @@ def _values(state: Any, key: str) -> Iterable[Any]:
 
 
 def _takes_part_of(other: str, token: str) -> bool:
-    """Whether another token, matched in text, could swallow a part of a token: it contains it or runs into it."""
+    """Whether another token, matched in text, could consume a part of a token: it contains it or overlaps with it."""
     if other == token:
         return False
     return token in other or other.endswith(tuple(token[:count] for count in range(1, len(token))))
@@ -218,7 +220,7 @@ def _takes_part_of(other: str, token: str) -> bool:
 
 @functools.cache
 def _byte_alphabet() -> dict[str, int]:
-    """The characters by which byte-level tokenizers write bytes: printable ones as they are, others from U+0100."""
+    """Byte-level alphabet: the characters that stand for bytes, printable ones for themselves, others from U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     alphabet = {chr(byte): byte for byte in printable}
     others = (byte for byte in range(256) if byte not in set(printable))
@@ -227,10 +229,10 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 def load_tokenizer(directory: Path | str) -> ModelTokenizer:
-    """Read the tokenizer of a model's directory; weights are not needed.
+    """Load the tokenizer of a model's directory; weights are not needed.
 
     Raises:
-        UserError: If there is none, or none that can be read without transformers.
+        UserError: If there is no tokenizer that can be read without transformers.
     """
     place = Path(directory)
     if not os.path.isdir(place):
@@ -272,7 +274,7 @@ def _read_backend(place: Path) -> Tokenizer:
         raise UserError(f"{path} is too large for a tokenizer.", "Copy it again from where the model is from.")
     try:
         backend = Tokenizer.from_file(str(path))
-    except BaseException as error:  # bare Exception for a missing file as for a damaged one; a panic is not even that
+    except BaseException as error:  # bare Exception for missing and damaged files; a Rust panic is not even that
         if not (isinstance(error, Exception) or is_panic(error)):
             raise
         reason = one_line(str(error), 160).rstrip(".")
@@ -303,7 +305,7 @@ def _special_tokens(settings: Mapping[str, Any], older: Mapping[str, Any]) -> di
 
 
 def _add_tokens(backend: Tokenizer, settings: Mapping[str, Any]) -> None:
-    """Tokens that tokenizer_config.json knows and tokenizer.json does not."""
+    """Add the special tokens of tokenizer_config.json that tokenizer.json lacks."""
     declared = settings.get("added_tokens_decoder")
     if not isinstance(declared, dict):
         return
@@ -319,7 +321,7 @@ def _add_tokens(backend: Tokenizer, settings: Mapping[str, Any]) -> None:
 
 
 def _chat_templates(place: Path, settings: Mapping[str, Any]) -> dict[str, str]:
-    """The templates by name, ``default`` and others: of files of their own, or of a JSON file."""
+    """Chat templates by name, ``default`` and others, from files of their own or from a JSON file."""
     value = _read_json(place / "chat_template.json").get("chat_template", settings.get("chat_template"))
     found: dict[str, Any] = {"default": value}
     if isinstance(value, dict):
@@ -349,7 +351,9 @@ def _chat_templates(place: Path, settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _stop_ids(place: Path, config: Mapping[str, Any], backend: Tokenizer, eos: str | None) -> list[int]:
-    """As generation has it: the generation configuration's, else the model's, and the tokenizer's own."""
+    """Stop tokens as in generation: those of the generation configuration, else of the model's, and the tokenizer's
+    own.
+    """
     path = place / "generation_config.json"
     source = _read_json(path) if path.exists() else {**_text_config(config), **config}
     value = source.get("eos_token_id")

@@ -1,10 +1,10 @@
-"""Proof that a template only copies the contents of messages, so that one rendering serves all rows of a shape.
+"""Template tracing: proof that a template only copies the contents of messages, so that one rendering serves all rows
+of a shape.
 
-A template is a program. Here it runs with placeholders for the contents that can be written out, put together and
-trimmed, and of which it can be asked a few questions. Each question is answered as it is for ordinary text and noted
-as an assumption; anything else that looks at a placeholder ends the attempt. If the program runs to its end, then for
-every row of the same roles whose contents fulfil the assumptions it would take the same way, and its output is the
-traced one with the contents in the places of the placeholders.
+A template is a program. It runs here on placeholders for the contents, which support output, concatenation, trimming
+and a few tests. Each test gets the result for ordinary text, which is recorded as an assumption; any other inspection
+of a placeholder ends the trace. If the program completes, it would take the same path for every row of the same roles
+whose contents fulfil the assumptions, and its output is the traced one with the placeholders replaced by the contents.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from jinja2.parser import Parser
 
 from core.template.render import ChatTemplate, make_environment
 
-#: Placeholders in traced output: one character of a private plane for the content of each message.
+#: Placeholders in traced output: one private-use character for the content of each message.
 FIRST_MARK, LAST_MARK = 0x100000, 0x10FFF0
-#: What returns the text it wrote to the program, which could then look at it unnoticed.
+#: Constructs that return rendered text to the program, which could then inspect it unnoticed.
 _CAPTURES: tuple[type[jinja2.nodes.Node], ...] = (
     jinja2.nodes.Macro,
     jinja2.nodes.CallBlock,
@@ -32,10 +32,10 @@ _CAPTURES: tuple[type[jinja2.nodes.Node], ...] = (
     jinja2.nodes.Block,
 )
 
-#: A text of which the template asked something, the question and its argument.
+#: A text that the template tested, the test and its argument.
 Assumption = tuple[tuple["str | int", ...], str, "str | None"]
 
-#: Question to its check on real text: whether the traced answer holds.
+#: Check of each test on real text: whether the traced result holds.
 _CHECKS: dict[str, Callable[[str, Any], bool]] = {
     "not_empty": lambda text, _: bool(text),
     "lacks": lambda text, argument: argument not in text,
@@ -49,7 +49,7 @@ _CHECKS: dict[str, Callable[[str, Any], bool]] = {
 
 
 class InspectedError(Exception):
-    """The template looks at a content in a way that is not followed."""
+    """The template inspects a content in a way that cannot be traced."""
 
 
 class _Watch:
@@ -64,7 +64,7 @@ class _Watch:
 
 
 class Opaque:
-    """A text that cannot be looked at: literal text and contents of messages, by number, in a row."""
+    """A text that cannot be inspected: a sequence of literal texts and numbers of message contents."""
 
     __slots__ = ("_parts", "_watch")
 
@@ -140,7 +140,7 @@ class Opaque:
         return self
 
     def _trimmed(self, side: str, characters: str | None) -> Opaque:
-        """Trimmed on one side: literal text is, contents are assumed to have nothing there to trim."""
+        """Trimmed on one side: literal text is trimmed, contents are assumed to have nothing to trim there."""
         if characters is not None and type(characters) is not str:
             self._watch.refuse()
         parts = list(self._parts)
@@ -160,7 +160,7 @@ class Opaque:
         return Opaque(tuple(parts), self._watch)
 
     def _written(self) -> str:
-        """As it stands in traced output."""
+        """The text as in traced output."""
         return "".join(part if isinstance(part, str) else chr(FIRST_MARK + part) for part in self._parts)
 
     def _refuse(self, *_: Any) -> NoReturn:
@@ -176,7 +176,7 @@ class Opaque:
 
 
 class _InlineGeneration(jinja2.ext.Extension):
-    """``{% generation %}`` without the capture of its text, which it only passes on."""
+    """Jinja extension for ``{% generation %}`` that does not capture the text, which it only passes on."""
 
     tags = {"generation"}  # noqa: RUF012 - declared so by jinja2
 
@@ -214,9 +214,9 @@ class TracedTemplate:
         """Render messages whose contents are placeholders, as made by :func:`placeholder`.
 
         Args:
-            messages: ``role`` and ``content`` each; contents that are no placeholder are ordinary text.
+            messages: ``role`` and ``content`` each; contents other than placeholders are ordinary text.
             add_generation_prompt: As for :meth:`ChatTemplate.render`.
-            assumptions: Gets what must hold of the contents for the output to be that of a real rendering.
+            assumptions: Receives the assumptions on the contents under which the output is that of a real rendering.
 
         Raises:
             InspectedError: If the output depends on the contents in another way, or the template refuses the messages.
@@ -228,7 +228,7 @@ class TracedTemplate:
         shown = [{**message, "content": _opaque(message["content"], watch)} for message in messages]
         try:
             text = compiled.render(self._template.context(shown, None, add_generation_prompt))
-        except Exception as error:  # whatever the template raises, the real rendering will say it better
+        except Exception as error:  # the real rendering reports the error better
             raise InspectedError from error
         if watch.looked_at:
             raise InspectedError
@@ -256,7 +256,7 @@ class TracedTemplate:
 
 
 def placeholder(number: int) -> str:
-    """The text that stands for the content of a message while a template is traced."""
+    """The placeholder for the content of a message while a template is traced."""
     return chr(FIRST_MARK + number)
 
 
@@ -267,7 +267,7 @@ def _opaque(content: str, watch: _Watch) -> Opaque | str:
 
 
 def holds(assumption: Assumption, contents: Sequence[str]) -> bool:
-    """Whether an assumption is true of the contents of a row's messages."""
+    """Whether an assumption holds for the contents of a row's messages."""
     parts, check, argument = assumption
     text = (
         contents[parts[0]]

@@ -1,10 +1,9 @@
-"""Text as tokens word by word, each word tokenized once, for the tokenizers of which that gives the same tokens.
+"""Word cache: each word is tokenized once, for tokenizers whose tokens never cross word boundaries.
 
-Most tokenizers cut text into words before they look for tokens, and never join what they have cut. Between a character
-that is no space, one space, and another character that is no space, all of the usual rules cut before the space,
-whatever else stands around it; so the words of a text can be looked up one by one, which takes a fraction of the time.
-Whether a tokenizer is of that kind is told from its rules alone: one with a rule that is not known here gets its texts
-whole.
+Most tokenizers split text into words (pre-tokenization) before they look for tokens, and never merge across words. All
+of the usual rules split before a single space between two non-space characters, whatever the text around it; so the
+words of a text can be looked up one by one, which takes a fraction of the time. A tokenizer is recognized as such by
+its rules alone: with any unknown rule, texts are tokenized whole.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from tokenizers import models
 
 from core.template.tokenizer import ModelTokenizer
 
-#: Words whose tokens are kept, and the characters of all of them; beyond either they are forgotten.
+#: Most cached words, and most characters of all of them; beyond either the cache is emptied.
 KEPT_WORDS, KEPT_CHARACTERS = 1 << 16, 4 << 20
 
 _CUT = re.compile(r"(?<=\S) (?=\S)")
 
-# Alternatives of the expressions by which tokenizers cut text. None of them matches a space behind something that is no
-# space, and none looks back, or ahead of anything but spaces: so a match that ends before such a space ends there
-# whatever follows, and what is matched from the space on does not depend on what precedes it.
+# Alternatives of the pre-tokenization patterns of tokenizers. None of them matches a space after a non-space character,
+# and none looks behind, or ahead at anything but spaces: so a match that ends before such a space ends there whatever
+# follows, and the matches from the space on do not depend on the text before it.
 _ANY_SPACES = r"\s+"
 _CONTRACTED = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _CASED = (
@@ -48,7 +47,7 @@ _KNOWN = frozenset(
 
 
 class WordTokenizer:
-    """Tokenizes texts, word by word where that makes no difference.
+    """Tokenizes texts, word by word if that gives the same tokens.
 
     Args:
         tokenizer: The model's.
@@ -57,13 +56,13 @@ class WordTokenizer:
     def __init__(self, tokenizer: ModelTokenizer) -> None:
         self._tokenizer = tokenizer
         self.by_words = cuts_at_spaces(tokenizer)
-        """Whether words are looked up."""
+        """Whether words are looked up in the cache."""
         self._first: dict[str, bytes] = {}
-        """What texts begin with, up to the first cut, to tokens of 32 bits."""
+        """First words of texts, up to the first split, to their tokens of 32 bits."""
         self._later: dict[str, bytes] = {}
-        """The same of words behind a space, which is theirs and left out here."""
+        """Words after a space, without that space, to the tokens of both."""
         self._last: dict[str, bytes] = {}
-        """The same of what texts end with, if that is a space."""
+        """Last words of texts that end with a space, to their tokens."""
         self._characters = 0
 
     def encode(self, texts: Sequence[str]) -> list[array[int]]:
@@ -79,7 +78,7 @@ class WordTokenizer:
         first = [words.pop(0) for words in cut]
         last: dict[int, str] = {}
         new = set().union(*cut).difference(self._later)
-        # What is no word between two single spaces is never kept, so only texts with new words can have such.
+        # Odd words (empty, or with a space at an end) are never cached, so only texts with new words can have them.
         odd = {word for word in new if not word or word[0].isspace() or word[-1].isspace()}
         unsure = [
             place
@@ -104,7 +103,7 @@ class WordTokenizer:
         return found
 
     def _learn(self, first: Iterable[str], later: Iterable[str], last: Iterable[str]) -> None:
-        """Tokenize words that are not known."""
+        """Tokenize words that are not cached."""
         begin, follow, end = list(first), list(later), list(last)
         words = [*begin, *(f" {word}" for word in (*follow, *end))]
         self._characters += sum(map(len, words))
@@ -115,14 +114,14 @@ class WordTokenizer:
 
 
 def cuts_at_spaces(tokenizer: ModelTokenizer) -> bool:
-    """Whether a tokenizer begins anew before each single space between two characters that are none."""
+    """Whether a tokenizer always splits before a single space between two non-space characters."""
     model = tokenizer.backend.model
     if not isinstance(model, models.BPE) or model.dropout:
         return False
     if (normalizer := tokenizer.state["normalizer"]) is not None and normalizer != {"type": "NFC"}:
         return False
     for token in tokenizer.added_tokens.values():
-        # It must neither hold such a space nor take one beside it.
+        # It must neither contain such a space nor strip an adjacent one.
         reaches = token.lstrip or token.rstrip or token.single_word
         if reaches or token.content == " " or " " in token.content.strip(" "):
             return False
@@ -135,7 +134,7 @@ def cuts_at_spaces(tokenizer: ModelTokenizer) -> bool:
 
 
 def _cuts(step: Any) -> bool | None:
-    """Whether a step cuts there; None of one that is not known, and may join what stands on both sides."""
+    """Whether a step splits there; None for an unknown step, which may merge across."""
     kind = None if step is None else step["type"]
     if kind == "Digits":
         return False
@@ -143,13 +142,13 @@ def _cuts(step: Any) -> bool | None:
         return bool(step["use_regex"])
     if kind == "Split" and step["behavior"] == "Isolated" and not step["invert"] and "Regex" in step["pattern"]:
         parts = _alternatives(step["pattern"]["Regex"])
-        # Only one that matches all spaces cuts before each: what no expression matches stays together.
+        # Only a pattern that matches all spaces splits before each: text that no pattern matches is not split.
         return _ANY_SPACES in parts if _KNOWN.issuperset(parts) else None
     return None
 
 
 def _alternatives(expression: str) -> list[str]:
-    """What stands between the bars of an expression that are in no group and no set."""
+    """Top-level alternatives of a pattern, outside of groups and sets."""
     parts, start, depth, in_set, position = [], 0, 0, False, 0
     while position < len(expression):
         character = expression[position]

@@ -11,13 +11,13 @@ from core.text import one_line
 
 @dataclass(frozen=True)
 class YamlFile:
-    """What a file says.
+    """The content of a YAML file.
 
     Args:
-        path: Where it is.
+        path: Path of the file.
         values: Its keys, in order.
-        lines: The line of each key, counted from 1; of keys inside of a table as ``table.key``, of those of a list of
-            tables as ``list[1].key``.
+        lines: The line of each key, counted from 1; nested keys as ``table.key``, those in a list of tables as
+            ``list[1].key``.
     """
 
     path: Path
@@ -30,6 +30,6 @@ class YamlFile:
         return one_line(str(self.path))
 
     def place(self, key: str) -> str:
-        """``file, line 12`` for a key; the file alone for one that it does not have."""
+        """Position of a key for messages, ``file, line 12``; the file alone for a missing key."""
         line = self.lines.get(key)
         return f"{self.shown}, line {line}" if line else self.shown

@@ -1,4 +1,4 @@
-"""A reader of YAML within bounds, which notes the line of every key."""
+"""Bounded YAML reader that records the line of every key."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from core.yaml.file import YamlFile
 
 #: Largest file read, in bytes. Configurations are a few kilobytes.
 LIMIT = 128 << 10
-#: Most values that a file may stand for, its aliases written out.
+#: Most values that a file may stand for once its aliases are expanded.
 MOST_VALUES = 20_000
-#: Longest name of a key, in characters.
+#: Longest key, in characters.
 LONGEST_KEY = 200
 
 _DEEPEST = 40
-#: Characters of a text that count for one value more.
+#: Characters of a string that count as one more value.
 _CHARACTERS = 64
-#: Numbers beyond this are no setting of anything.
+#: Numbers beyond this are no plausible setting.
 _LARGEST = 1 << 63
 _MAP, _SEQUENCE, _MERGE = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:merge"
 _TEXT = "tag:yaml.org,2002:str"
 _SCALARS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str")}
-# A date means nothing to any of the tools; what is written is kept as text.
+# None of the tools has dates as values; they are kept as text.
 _TEXTS = {"tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:value"}
 
 
@@ -37,7 +37,7 @@ def read_document(path: Path, clean: Callable[[str], str] = str) -> YamlFile:
     """Read a file with PyYAML's safe loader, in this process; see :func:`core.yaml.sandboxed.read_yaml`.
 
     Raises:
-        UserError: As there.
+        UserError: As :func:`core.yaml.sandboxed.read_yaml`.
     """
     shown = one_line(str(path))
     reader = _Reader(shown, clean)
@@ -56,7 +56,7 @@ def read_document(path: Path, clean: Callable[[str], str] = str) -> YamlFile:
 
 def _text(path: Path, shown: str) -> str:
     try:
-        # Non-blocking, so that a pipe put there cannot hold us.
+        # Non-blocking, so that a pipe put there cannot block this process.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
         raise UserError(f"There is no file at {shown}.", "Check the path.") from error
@@ -84,7 +84,7 @@ def _text(path: Path, shown: str) -> str:
 
 
 class _Reader:
-    """Turns the nodes of a document into plain values, and notes the lines of the keys."""
+    """Converts the nodes of a document to plain values, and records the lines of the keys."""
 
     def __init__(self, shown: str, clean: Callable[[str], str]) -> None:
         self.lines: dict[str, int] = {}
@@ -117,7 +117,7 @@ class _Reader:
         raise UserError(f"{self._shown}{place} {one_line(self._clean(what), 160)}.", hint)
 
     def _measure(self, node: yaml.Node, above: set[int]) -> int:
-        """How many values a node stands for when all its aliases are written out."""
+        """Number of values that a node stands for with all its aliases expanded."""
         known = self._sizes.get(id(node))
         if known is not None:
             return known

@@ -1,4 +1,4 @@
-"""YAML files of other tools, read in the sandbox."""
+"""YAML files of other tools, parsed in the sandbox."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def read_yaml(path: Path, clean: Callable[[str], str] = str) -> YamlFile:
 
     Args:
         path: The file.
-        clean: Applied to what an error quotes of it, which may hold a secret; a function of a module.
+        clean: Redacts text that an error quotes, which may hold a secret; must be picklable: a module-level function.
 
     Raises:
-        UserError: If it cannot be read, is not one YAML document, is no table of keys, has a key twice, or stands for
+        UserError: If it cannot be read, is not one YAML document, is not a mapping, has a duplicate key, or stands for
             more than a configuration would. The message names file and line.
     """
     return sandboxed(_read, one_line(str(path)))(path, clean)

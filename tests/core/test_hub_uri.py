@@ -1,4 +1,4 @@
-"""Entries as people write them, taken apart and put together again."""
+"""Hub URIs in users' spellings, parsed and formatted again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs on data that comes packed, mapped, mixed and split; resumed, they go on with the same rows."""
+"""Data sources of runs: compressed, mapped, mixed and split; a resumed run continues with the same rows."""
 
 from __future__ import annotations
 

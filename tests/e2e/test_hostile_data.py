@@ -1,4 +1,4 @@
-"""Hostile files given to ``localtune-tui data``: a sentence, or every row accounted for; and never much memory."""
+"""Hostile files for ``localtune-tui data``: a clear error, or every row accounted for; and bounded memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nobody's code is run: not by a worker, not by the chat engine, whatever lies in the directory of a model."""
+"""Unsafe models: foreign code is never run, by a worker or the chat engine, whatever is in the model's directory."""
 
 from __future__ import annotations
 

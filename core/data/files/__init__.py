@@ -1,1 +1,1 @@
-"""Files become rows: formats of text, columns and archives, read lazily and by position."""
+"""Data files: lazy, random-access rows of text, columnar and compressed files."""

@@ -1,6 +1,6 @@
-"""Arrow tables as JSON Lines, column by column: what ``json.dumps`` would write of each row, without the rows.
+"""Arrow tables to JSON Lines, column by column: the same text as ``json.dumps`` of each row, without making the rows.
 
-Only in the helper process that unpacks files: pyarrow is not loaded elsewhere.
+Used only in the helper process that unpacks files: pyarrow is not loaded elsewhere.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-#: Below it are the bytes that no JSON string holds, and the commonest of those.
+#: Bytes below this one may not be in a JSON string, and are the most common that need escaping.
 _FIRST_PLAIN, _COMMON = pa.scalar(0x20, pa.uint8()), (b"\n", b"\t")
-#: The commonest ones and how they are written; the first is in what is written for the others.
+#: The most common escaped characters and their escapes; the first (the backslash) is part of the other escapes.
 _ESCAPES = (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\t", "\\t"))
 
 Plain = Callable[[Any], Any]
-#: The text of each value in parts, which follow one another: the same for all values, or one for each.
+#: JSON text of each value as consecutive parts: one constant for all values, or one text per value.
 _Parts = list["str | pa.Array"]
 
 
 def json_lines(batch: pa.RecordBatch, plain: Plain) -> bytes:
-    """The rows of a batch, a line each, the names of its columns all different.
+    """JSON Lines of a record batch, one line per row; its column names must be distinct.
 
     Args:
         batch: The rows.
-        plain: What to write for values that JSON has no notion of.
+        plain: Converts values that JSON cannot represent.
 
     Raises:
         pyarrow.ArrowException: If they cannot be written.
@@ -38,7 +38,7 @@ def json_lines(batch: pa.RecordBatch, plain: Plain) -> bytes:
 
 
 def _parts(array: pa.Array, plain: Plain) -> _Parts:
-    """The JSON text of each value."""
+    """Parts of the JSON text of each value."""
     kind = array.type
     if pa.types.is_dictionary(kind):
         return _parts(array.dictionary_decode(), plain)
@@ -71,7 +71,7 @@ def _object(names: list[str], values: list[_Parts]) -> _Parts:
 
 
 def _joined(parts: _Parts, count: int) -> pa.Array:
-    """Parts put together, which copies the text: done once for as many as possible."""
+    """Parts concatenated, which copies the text: done once for as many parts as possible."""
     merged: _Parts = [""]
     for part in parts:
         if isinstance(part, str) and isinstance(merged[-1], str):
@@ -84,7 +84,7 @@ def _joined(parts: _Parts, count: int) -> pa.Array:
 
 
 def _elements(array: pa.Array, plain: Plain) -> pa.Array:
-    """What stands between the brackets of each list."""
+    """The text between the brackets of each list."""
     values = array.flatten()
     texts = _joined(_parts(values, plain), len(values))
     ends = pc.cumulative_sum(pc.list_value_length(array).fill_null(0).cast(pa.int32()))
@@ -93,7 +93,7 @@ def _elements(array: pa.Array, plain: Plain) -> pa.Array:
 
 
 def _escaped(array: pa.Array) -> pa.Array:
-    """Strings as they stand between quotation marks; null stays null."""
+    """Strings escaped as between quotation marks; null stays null."""
     data = _data(array)
     controls = pc.less(pa.Array.from_buffers(pa.uint8(), len(data), [None, pa.py_buffer(data)]), _FIRST_PLAIN)
     count = controls.true_count
@@ -107,12 +107,12 @@ def _escaped(array: pa.Array) -> pa.Array:
 
 
 def _string(text: bytes) -> bytes:
-    # What is no UTF-8 stays as it is: its row is reported, and no other.
+    # Invalid UTF-8 is kept: its row is reported, and no other.
     return encode_basestring(text.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
 
 
 def _data(array: pa.Array) -> bytes:
-    """The bytes of all strings of an array, one after the other."""
+    """The bytes of all strings of an array, concatenated."""
     _, offsets, values = array.buffers()
     if values is None or offsets is None:
         return b""

@@ -1,4 +1,4 @@
-"""The bytes that rows are found in: of the file itself, or of what a helper process unpacks from it."""
+"""Byte sources: the bytes in which rows are found, of a plain file or of the output of the unpacking helper."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from core.errors import UserError
 
 
 class ByteSource(Protocol):
-    """Bytes of a text that may still be growing. One thread advances it; any may read, and close."""
+    """Interface of a text that may still be growing. One thread advances it; any thread may read and close it."""
 
     source: Source
     layout: Layout
 
     @property
     def available(self) -> int:
-        """Bytes that can be read by now."""
+        """Number of bytes that can be read now."""
         ...
 
     @property
     def final(self) -> bool:
-        """Whether nothing will come after them."""
+        """Whether ``available`` will not grow any more."""
         ...
 
     @property
     def done(self) -> int:
-        """Bytes of the file itself that ``available`` stands for."""
+        """Bytes of the file itself that ``available`` corresponds to."""
         ...
 
     def advance(self) -> None:
@@ -41,7 +41,7 @@ class ByteSource(Protocol):
         ...
 
     def read(self, offset: int, count: int) -> bytes | None:
-        """So many bytes exactly, of those available; None once closed.
+        """Exactly ``count`` of the available bytes; None once closed.
 
         Raises:
             FileChangedError: If the file has become shorter.
@@ -50,7 +50,7 @@ class ByteSource(Protocol):
         ...
 
     def close(self) -> None:
-        """Give everything back; may be called twice, and from any thread."""
+        """Release the file and its helper; may be called twice, and from any thread."""
         ...
 
 
@@ -70,12 +70,12 @@ class Descriptor:
         return self._closed
 
     def read(self, offset: int, count: int) -> bytes | None:
-        """At most so many bytes; empty behind the end, None once closed."""
+        """At most ``count`` bytes; empty at the end, None once closed."""
         with self._lock:
             return None if self._closed else os.pread(self.number, count, offset)
 
     def close(self) -> None:
-        """Close it, once."""
+        """Close it; later calls do nothing."""
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -83,7 +83,7 @@ class Descriptor:
 
 
 def read_exactly(descriptor: Descriptor, source: Source, offset: int, count: int) -> bytes | None:
-    """As :meth:`ByteSource.read`."""
+    """Exactly ``count`` bytes; None once closed. Raises as :meth:`ByteSource.read`."""
     pieces: list[bytes] = []
     while count > 0:
         try:
@@ -101,7 +101,7 @@ def read_exactly(descriptor: Descriptor, source: Source, offset: int, count: int
 
 
 class PlainBytes:
-    """A file as it is; all of it is available at once. Takes over the source's descriptor."""
+    """A file without packing; all of it is available at once. Takes ownership of the source's descriptor."""
 
     def __init__(self, source: Source, layout: Layout) -> None:
         self.source = source
@@ -124,7 +124,7 @@ class PlainBytes:
         return self.source.size
 
     def advance(self) -> None:
-        """Nothing to wait for."""
+        """Does nothing: all bytes are available."""
 
     def read(self, offset: int, count: int) -> bytes | None:
         """See :class:`ByteSource`."""

@@ -1,7 +1,7 @@
-"""Where the rows of large files begin, kept for the next time they are opened.
+"""Row index cache: the byte ranges of the rows of large files, kept for the next time they are opened.
 
-An index is a file under the home directory's ``cache/index``, named for the path. It counts only for the very file it
-was made of (device, inode, size, time of modification), and only if its checksum is right.
+An index is a file under the home directory's ``cache/index``, named for the path. It is used only for the very file it
+was made from (device, inode, size, time of modification), and only if its checksum is right.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from core.data.files.source import Identity, Source
 from core.errors import UserError
 from core.paths import home, make_private_dir
 
-#: Files from this size on have their index kept, in bytes; smaller ones are indexed at once.
+#: Smallest file whose index is kept, in bytes; smaller ones are indexed at once.
 SMALLEST = 16 << 20
-#: Indexes kept, the newest ones.
+#: Number of indexes kept, the newest ones.
 KEPT = 64
 
 _MAGIC = b"LTROWS1\n"
@@ -34,7 +34,7 @@ _SETTLED_SECONDS = 2.0
 
 
 def load_index(source: Source, layout: Layout) -> Spans | None:
-    """The rows of a file as they were found before; None where that is not known."""
+    """The kept index of a file; None if there is none that is valid."""
     if source.size < SMALLEST:
         return None
     path = _path_of(source)
@@ -58,7 +58,7 @@ def load_index(source: Source, layout: Layout) -> Spans | None:
 
 
 def save_index(source: Source, layout: Layout, spans: Spans) -> None:
-    """Keep the rows of a large file; what cannot be kept is found again the next time."""
+    """Keep the index of a large file; a failure to write it only costs another indexing."""
     age = time.time() - source.identity.modified_ns / 1e9
     if source.size < SMALLEST or age < _SETTLED_SECONDS:
         return

@@ -1,4 +1,4 @@
-"""How the rows lie in a text file, told from its first bytes and the ending of its name."""
+"""Layout of a text file's rows, recognized from its first bytes and its extension."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from core.errors import UserError
 
 Kind = Literal["jsonl", "json", "csv", "text"]
 
-#: What is read, for messages.
+#: Supported kinds of files, for messages.
 READ = (
     "JSON Lines (.jsonl), JSON (.json), CSV (.csv, .tsv), Parquet (.parquet), Arrow (.arrow), text (.txt), and .gz or "
     ".zst of these are read"
 )
-#: How much of the beginning of a file is looked at.
+#: Bytes at the beginning of a file that are inspected.
 HEAD_BYTES = 64 << 10
 
 _BOM = b"\xef\xbb\xbf"
@@ -28,13 +28,13 @@ _SUFFIX_KINDS: dict[str, Kind] = {
     ".tsv": "csv",
     ".txt": "text",
 }
-# Bytes that text does not hold; a few may be noise in one row, many mean that this is no text.
+# Bytes that text does not contain; a few may be noise in one row, many mean that the file is not text.
 _CONTROL = bytes(code for code in range(0x20) if code not in b"\t\n\r\x0b\x0c\x1b")
 _CONTROL_SHARE = 0.1
 _SPACE = b" \t\r\n"
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _SCALAR = re.compile(rb"[^,\[\]{}\"]+")
-# Columns whose value is a list within one row: an object with such a list is a row, and holds none.
+# Columns whose value is a list within one row: an object with such a list is a row, not a container of rows.
 _LISTS_OF_OBJECTS = {
     *("messages", "conversations", "conversation", "dialogue", "dialog", "turns"),
     *("tools", "functions", "prompt", "completion", "chosen", "rejected", "segments"),
@@ -44,14 +44,14 @@ _LISTS_OF_OTHERS = {"history", "input_ids", "labels", "attention_mask"}
 
 @dataclass(frozen=True)
 class Layout:
-    """How rows lie in a text.
+    """Layout of the rows of a text file.
 
     Args:
-        kind: What they are written as.
-        start: Byte offset of the first character, behind a byte order mark; of an array inside an object, its bracket.
+        kind: Kind of the file.
+        start: Byte offset of the first character after a byte order mark; of an array inside an object, its bracket.
         delimiter: Between the cells of a CSV; empty for the others.
-        nested: Whether the array stands inside an object, which goes on behind it.
-        line: The line that ``start`` is on, from 1.
+        nested: Whether the array is a value of an object, which may go on after it.
+        line: Line of ``start``, from 1.
     """
 
     kind: Kind
@@ -62,10 +62,10 @@ class Layout:
 
 
 def recognize(suffix: str, head: bytes, shown: str) -> Layout:
-    """How the rows lie in a file that begins with ``head``, its name ending in ``suffix``.
+    """Recognize the layout of a file that begins with ``head`` and whose extension is ``suffix``.
 
     Raises:
-        UserError: If it is not text, or none that is read.
+        UserError: If it is not text, or not of a supported kind.
     """
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UserError(f"{shown} is UTF-16 text.", "Save it as UTF-8.")
@@ -103,9 +103,9 @@ def is_column_arrays(head: bytes) -> bool:
 
 
 def _first_array(head: bytes, start: int) -> int | None:
-    """Offset of the bracket of the first array that is a value of the object the file is; None if it is a row.
+    """Offset of the bracket of the first array among the values of the file's one object; None if that object is a row.
 
-    Several objects one a line are rows, and so is an object whose lists are a row's own.
+    Several objects, one per line, are rows, and so is an object whose lists are a row's own.
     """
     position = start + len(head[start:]) - len(head[start:].lstrip(_SPACE))
     if head[position : position + 1] != b"{" or _is_object_a_line(head[position:]):
@@ -125,7 +125,7 @@ def _first_array(head: bytes, start: int) -> int | None:
 
 
 def _skip(head: bytes, position: int, mark: bytes) -> int:
-    """Behind spaces and at most one mark."""
+    """Position after spaces and at most one ``mark``."""
     size = len(head)
     while position < size and head[position] in _SPACE + mark:
         position += 1
@@ -140,7 +140,7 @@ def _is_object_a_line(text: bytes) -> bool:
     try:
         return isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
-        # A first line longer than the head that was read, or one that is damaged: what follows it tells.
+        # The first line is longer than the head that was read, or damaged: the text after it decides.
         return True
 
 

@@ -1,4 +1,4 @@
-"""Bytes of one row as its columns; a parser never raises, what is wrong becomes the row's error."""
+"""Row parsers: the bytes of one row to its columns. A parser never raises; a defect becomes the row's error."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import threading
 
 from core.data.files.rows import Row
 
-#: How much of a row that cannot be parsed is kept to be shown, in characters.
+#: Characters of an unparsable row that are kept for display.
 RAW_LIMIT = 4000
 
 _csv_limit = threading.Lock()
 
 
 def parse_json(index: int, line: int, raw: bytes) -> Row:
-    """A row of JSON; never raises."""
+    """Parse a row of JSON; never raises."""
     try:
         data = json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -35,7 +35,7 @@ def parse_json(index: int, line: int, raw: bytes) -> Row:
 
 
 def parse_csv(index: int, line: int, raw: bytes, header: list[str], delimiter: str) -> Row:
-    """A record of a CSV as a row; never raises."""
+    """Parse a record of a CSV file; never raises."""
     try:
         cells = split_csv(raw.decode("utf-8"), delimiter)
     except UnicodeDecodeError as error:
@@ -49,7 +49,7 @@ def parse_csv(index: int, line: int, raw: bytes, header: list[str], delimiter: s
 
 
 def parse_text(index: int, line: int, raw: bytes) -> Row:
-    """A line of plain text as a row with the column ``text``; never raises."""
+    """Parse a line of plain text into a row with the column ``text``; never raises."""
     try:
         return Row(index, line, {"text": raw.decode("utf-8").rstrip("\r")})
     except UnicodeDecodeError as error:
@@ -60,7 +60,7 @@ def split_csv(text: str, delimiter: str) -> list[str]:
     """The cells of one record.
 
     Raises:
-        csv.Error: If it is not exactly one.
+        csv.Error: If the text is not exactly one record.
     """
     # The module's own limit of 128 kB a cell is global to the process; rows are bounded before they come here.
     with _csv_limit:

@@ -1,4 +1,4 @@
-"""Rows of a dataset: any page at once, whatever its size, or all of them in order."""
+"""Dataset reader: opens data files and directories; any page of rows at once, or all rows in order."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def open_rows(path: Path, row_limit: int = ROW_LIMIT) -> RowFile:
         UserError: If it is missing, special, unreadable, empty, damaged, of a kind that is not read, or without rows.
     """
     path, split = split_reference(path)
-    if os.path.isdir(path):  # not the method, which raises where one may not look
+    if os.path.isdir(path):  # not the method, which raises without permission
         return open_files(path, list_shards(path, split), row_limit)
     return TextRows(open_source(path), row_limit)
 
@@ -57,7 +57,7 @@ def read_rows(path: Path, row_limit: int = ROW_LIMIT) -> Iterator[Row]:
 
 
 def all_rows(file: RowFile) -> Iterator[Row]:
-    """All rows of an open dataset in order, which is closed behind them.
+    """All rows of an open dataset in order; the dataset is closed at the end.
 
     Raises:
         FileChangedError: If a file changes meanwhile.

@@ -1,4 +1,4 @@
-"""What a dataset looks like to those who read it: rows, by page or in order."""
+"""Dataset rows and their interface: by page or in order, from any kind of file."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ Progress = Callable[[int, int], None]
 
 
 class NoRowsError(UserError):
-    """The file can be read and has nothing in it."""
+    """The file can be read but has no rows."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row as the file has it.
+    """One row as it is in the file.
 
     Args:
         index: From 0, blank lines not counted.
-        line: Line of the file it begins on, from 1; 0 in a table, which has no lines, and where it shares its line with
-            other rows, as in an array that is written on one.
-        data: The columns; None where the row cannot be read.
-        error: Why it cannot be read, one sentence; empty where it can. It may quote the row: sanitize it.
-        code: The kind of error, as in :class:`~core.data.conversation.RowError`; empty without one.
+        line: Line of the file it begins on, from 1; 0 in a table, which has no lines, and if it shares its line with
+            other rows, as in an array written on one line.
+        data: The columns; None if the row cannot be read.
+        error: Why it cannot be read, one sentence; empty if it can. It may quote the row: sanitize it.
+        code: The kind of error, as in :class:`~core.data.conversation.RowError`; empty without an error.
         raw: The beginning of an unreadable row, undecodable bytes replaced; empty without an error. Sanitize it.
-        file: The shard it is in, of a dataset of several files; empty of a single one.
+        file: The shard of a dataset of several files; empty for a single file.
     """
 
     index: int
@@ -44,7 +44,7 @@ class Row:
 
     @property
     def place(self) -> str:
-        """Where it is, for a sentence: its line, or its number where that tells more."""
+        """Position of the row for messages: its line, or its number if that is more precise."""
         return f"line {self.line}" if self.line else f"row {self.index + 1}"
 
 
@@ -60,7 +60,9 @@ class RowFile(ABC):
     @property
     @abstractmethod
     def kind(self) -> Kind:
-        """``jsonl``, ``json`` (an array), ``csv`` or ``text`` (a row a line); of packed files, what is inside."""
+        """``jsonl``, ``json`` (an array), ``csv`` or ``text`` (one row per line); of packed files, the kind of the
+        content.
+        """
 
     @property
     @abstractmethod
@@ -70,24 +72,24 @@ class RowFile(ABC):
     @property
     @abstractmethod
     def size(self) -> int:
-        """Bytes on disk."""
+        """Size on disk in bytes."""
 
     @property
     @abstractmethod
     def count_known(self) -> int:
-        """Rows found so far."""
+        """Number of rows indexed so far."""
 
     @property
     @abstractmethod
     def complete(self) -> bool:
-        """Whether ``count_known`` is the whole count."""
+        """Whether ``count_known`` is the final count."""
 
     @abstractmethod
     def advance(self) -> tuple[int, int]:
-        """Find some rows more; blocks for milliseconds. Does nothing when complete or closed.
+        """Index some more rows; blocks for milliseconds. Does nothing when complete or closed.
 
         Returns:
-            Bytes of the files done, and in all.
+            Bytes of the files done, and their total.
 
         Raises:
             FileChangedError: If a file is no longer the one that was opened.
@@ -96,10 +98,10 @@ class RowFile(ABC):
 
     @abstractmethod
     def index(self, progress: Progress | None = None) -> None:
-        """Find all rows; blocks, so call it from a thread. Ends early, without an error, when the file is closed.
+        """Index all rows; blocks, so call it from a thread. Ends early, without an error, when the file is closed.
 
         Args:
-            progress: Called after each megabyte with the bytes done and the bytes in all.
+            progress: Called after each megabyte with the bytes done and the total.
 
         Raises:
             FileChangedError: If a file is no longer the one that was opened.
@@ -108,7 +110,7 @@ class RowFile(ABC):
 
     @abstractmethod
     def rows(self, start: int, count: int) -> list[Row]:
-        """The rows from ``start`` on, at most ``count``, of those found so far.
+        """Rows from ``start`` on, at most ``count``, among those indexed so far.
 
         Raises:
             FileChangedError: If a file is no longer the one that was opened.
@@ -120,13 +122,13 @@ class RowFile(ABC):
         """One row, parsed up to another ``limit`` in bytes.
 
         Raises:
-            IndexError: If it has not been found (yet).
+            IndexError: If it is not indexed (yet).
             UserError: As :meth:`rows`.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Give the files back; may be called twice, and from any thread."""
+        """Close the files; may be called twice, and from any thread."""
 
     def __enter__(self) -> RowFile:
         return self

@@ -1,7 +1,7 @@
-"""Where rows begin and end in a file, found chunk by chunk without parsing them.
+"""Row scanners: byte ranges of rows, found chunk by chunk without parsing.
 
-A scanner is fed consecutive chunks and appends what it finds to a :class:`Spans`. It tells how many bytes of the chunk
-it is done with; the rest, a few bytes at most, comes again at the head of the next chunk.
+A scanner is fed consecutive chunks and appends the rows it finds to a :class:`Spans`. It returns the number of bytes
+consumed; the rest, a few bytes at most, is fed again at the head of the next chunk.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _NO_SPACE = re.compile(rb"[^ \t\r\n\x0b\x0c]")
 
 
 class Spans:
-    """Byte ranges and first lines of the rows, 20 bytes each."""
+    """Byte ranges and first lines of rows, 20 bytes each."""
 
     def __init__(self) -> None:
         self.starts = array("Q")
@@ -27,20 +27,20 @@ class Spans:
         return len(self.lines)
 
     def add(self, start: int, end: int, line: int) -> None:
-        """One row: bytes ``start`` to ``end``, on ``line`` counted from 1."""
+        """Add one row: bytes ``start`` to ``end``, on ``line`` counted from 1."""
         self.starts.append(start)
         self.ends.append(end)
         self.lines.append(line)
 
 
 class Scanner(Protocol):
-    """Finds rows in consecutive chunks."""
+    """Interface of the scanners: finds rows in consecutive chunks."""
 
     def feed(self, data: bytes, base: int, final: bool) -> int:
-        """Look through a chunk that begins at file offset ``base``; ``final`` when nothing comes after it.
+        """Scan a chunk that begins at file offset ``base``; ``final`` if it is the last.
 
         Returns:
-            How many of its bytes need not come again.
+            Number of bytes consumed; the others are fed again.
         """
         ...
 
@@ -86,8 +86,8 @@ class CsvScanner:
     A quote opens only where a cell begins, and a doubled one inside is a character, as in :mod:`csv`.
 
     Args:
-        spans: What to append to.
-        delimiter: Between cells, one byte.
+        spans: Receives the records.
+        delimiter: The byte between cells.
     """
 
     def __init__(self, spans: Spans, delimiter: str) -> None:
@@ -103,7 +103,7 @@ class CsvScanner:
     def feed(self, data: bytes, base: int, final: bool) -> int:
         """See :class:`Scanner`."""
         position, size = 0, len(data)
-        # A quote may be half of a doubled one, a carriage return may stand before its newline: what follows decides.
+        # A quote may be half of a doubled one, a carriage return may stand before its newline: the next byte decides.
         limit = size if final else size - (data[-1:] in (b'"', b"\r"))
         while position < limit:
             if self._start is None:
@@ -117,7 +117,7 @@ class CsvScanner:
             )
         if final and self._start is not None:
             self._end(data, base, size)
-        # A doubled quote may have been taken whole, its second half beyond the limit.
+        # A doubled quote may have been consumed whole, with its second half beyond the limit.
         return max(position, limit)
 
     def _inside(self, data: bytes, position: int, limit: int) -> int:
@@ -151,12 +151,12 @@ class CsvScanner:
 
 
 class ArrayScanner:
-    """Elements of a JSON array: what stands between its brackets and commas, nested ones left whole.
+    """Elements of a JSON array: the text between its brackets and commas, nested values left whole.
 
     Args:
-        spans: What to append to.
-        nested: Whether the array stands inside an object. What follows it is then passed over, unless it is another
-            array of objects: that is reported as a row that cannot be read.
+        spans: Receives the elements.
+        nested: Whether the array is a value of an object. The rest of the object is then skipped, unless it has another
+            array of objects: that is reported as an unreadable row.
         line: The line it begins on.
     """
 
@@ -192,7 +192,7 @@ class ArrayScanner:
             self._pass_over(data, base, match.start(), position)
             self._in_string = match.group(1) is None
             if self._in_string and position < size:
-                # A backslash ends the chunk: what it escapes comes with the next one.
+                # A backslash ends the chunk: the escaped character comes with the next one.
                 if not final:
                     return position
                 break
@@ -204,7 +204,7 @@ class ArrayScanner:
         return size
 
     def _behind(self, data: bytes, base: int, position: int, final: bool) -> int:
-        """What follows an array inside an object."""
+        """Skip the rest of the object around an array; another array of objects in it becomes a row of its own."""
         another = self._ANOTHER.search(data, position) if self._start is None else None
         if another is not None:
             self._start = base + another.start()
@@ -234,7 +234,7 @@ class ArrayScanner:
             self._pass_over(data, base, position, position + 1)
 
     def _pass_over(self, data: bytes, base: int, position: int, end: int) -> None:
-        """Count lines, and let an element begin at the first byte that is no space."""
+        """Count lines, and start an element at the first byte that is not whitespace."""
         if position >= end:
             return
         if self._start is None:

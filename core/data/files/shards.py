@@ -1,4 +1,4 @@
-"""A dataset that is a directory: its shards in order, read as one."""
+"""Sharded datasets: a directory of data files, read in order as one dataset."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from core.small_files import read_small
 from core.text import one_line
 
 _DEEPEST = 4
-#: Bytes of the state of a saved dataset, which names its files.
+#: Most bytes read of the state file of a saved dataset, which names its files.
 _STATE_LIMIT = 16 << 20
 
 
 def list_shards(directory: Path, split: str = "") -> list[Path]:
-    """The data files of a directory in their order.
+    """The data files of a directory in order.
 
-    A directory that ``datasets`` has saved names its files itself; else every data file in it and below counts, in the
-    order of their names with numbers as numbers. Links to directories are not followed; what is called a data file
-    and cannot be read is refused when it is opened, never passed over.
+    A directory saved by ``datasets`` names its files itself; of any other, all data files in it and below are taken, in
+    natural order of their names. Links to directories are not followed; a file named like a data file that cannot be
+    read is refused when it is opened, never skipped.
 
     Args:
         directory: The directory.
         split: Take only the files whose names say this split (``train``, ``test``, ``validation``).
 
     Raises:
-        UserError: If there are none, too many, of several kinds or of several splits.
+        UserError: If there are no files, too many, of several kinds or of several splits.
     """
     shown = one_line(str(directory))
     try:
@@ -72,7 +72,9 @@ def list_shards(directory: Path, split: str = "") -> list[Path]:
 
 
 def split_reference(path: Path) -> tuple[Path, str]:
-    """A directory and the split in it that ``directory#split`` names; other paths stay as they are."""
+    """A directory and the split of it that ``directory#split`` names; other paths are returned unchanged, without a
+    split.
+    """
     name, mark, split = path.name.rpartition("#")
     if not mark or os.path.exists(path):
         return path, ""
@@ -81,12 +83,12 @@ def split_reference(path: Path) -> tuple[Path, str]:
 
 
 class ShardedRows(RowFile):
-    """The rows of several files, one after the other. A shard without rows is passed over.
+    """The rows of several files, one after the other. A shard without rows is skipped.
 
     Args:
         path: The directory, for messages.
-        shards: Its files.
-        open_shard: Opens one.
+        shards: Its data files.
+        open_shard: Opens one of them.
 
     Raises:
         UserError: If the first cannot be read, or none has rows.
@@ -187,7 +189,7 @@ class ShardedRows(RowFile):
         self._files[-1].index(report)
 
     def _open_next(self) -> None:
-        """Open shards until one has rows, or none is left."""
+        """Open the next shard that has rows, if any is left."""
         while self._waiting and not self._closed.is_set():
             try:
                 file = self._open_shard(self._waiting[-1])
@@ -214,7 +216,7 @@ class ShardedRows(RowFile):
 
 
 def _saved_files(directory: Path) -> list[Path]:
-    """The files that a dataset saved by ``datasets`` names in its state."""
+    """Files named in the state of a dataset saved by ``datasets``."""
     state = directory / "state.json"
     try:
         listed = json.loads(read_small(state, _STATE_LIMIT))["_data_files"]

@@ -1,9 +1,9 @@
-"""One open file for all in this process who want its rows: it is opened, unpacked and indexed once.
+"""Shared datasets: a file is opened, unpacked and indexed once per process, however many parts of it read its rows.
 
-Who opens a file gets a handle of its own. The first to ask for all rows finds them, the others wait for it and hear of
-its progress; where the first is closed before the end, the next goes on from there. The file is closed with its last
-handle. Handles share only what is the very same file (device, inode, size, time of modification): one that has been
-replaced or has changed since is opened anew.
+Every caller gets a handle of its own. The first handle asked to index does the work, the others wait for it and receive
+its progress; if it is closed before the end, the next one continues. The file is closed with its last handle. Handles
+share a file only if it is the very same one (device, inode, size, time of modification): one that has been replaced or
+has changed since is opened anew.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _Key: TypeAlias = tuple[tuple[str, Identity], ...]
 
 
 class _LeftError(Exception):
-    """Who was finding the rows has been closed."""
+    """The handle that was indexing has been closed."""
 
 
 class _Shared:
-    """What the handles of a file have in common."""
+    """State shared by the handles of one file."""
 
     def __init__(self, key: _Key | None) -> None:
         self.key = key
@@ -41,7 +41,7 @@ class _Shared:
         self.is_indexed_by_someone = False
 
     def tell(self, done: int, total: int) -> None:
-        """Let all who wait for the rows know how far it is."""
+        """Report progress to all handles that wait for the index."""
         with self.turn:
             listeners = tuple(self.listeners)
         for listener in listeners:
@@ -53,11 +53,11 @@ _known: dict[_Key, _Shared] = {}
 
 
 def open_shared(path: Path, files: Sequence[Path] = ()) -> RowFile:
-    """Open a dataset as :func:`~core.data.files.reader.open_rows` does, together with others who have it open.
+    """Open a dataset as :func:`~core.data.files.reader.open_rows` does, shared with the other handles in this process.
 
     Args:
-        path: As there, or the directory of ``files``.
-        files: Those of the directory that are read; empty for what ``path`` says by itself.
+        path: As for :func:`~core.data.files.reader.open_rows`, or the directory of ``files``.
+        files: The files of the directory to read; empty to let ``path`` decide.
 
     Raises:
         UserError: As :func:`~core.data.files.reader.open_rows`.
@@ -79,7 +79,7 @@ def open_shared(path: Path, files: Sequence[Path] = ()) -> RowFile:
 
 
 def _key_of(path: Path, files: Sequence[Path]) -> _Key | None:
-    """The files as they are now; None where that cannot be told, and whoever opens them says why."""
+    """Identities of the files as they are now; None if one cannot be read, which opening it then reports."""
     try:
         directory, split = split_reference(path)
         names = list(files) or (list_shards(directory, split) if directory.is_dir() else [path])
@@ -171,7 +171,7 @@ class SharedRows(RowFile):
         return report
 
     def _take_turn(self) -> bool:
-        """Wait until no other handle looks for rows; false once this one is closed."""
+        """Wait until no other handle is indexing; returns False once this handle is closed."""
         shared = self._shared
         with shared.turn:
             shared.turn.wait_for(lambda: self._is_closed or not shared.is_indexed_by_someone)

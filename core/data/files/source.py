@@ -1,4 +1,4 @@
-"""Open a dataset file, or say in one sentence why it is none."""
+"""Dataset files: opened safely, with packing and layout recognized, or refused with the reason in one sentence."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from core.text import one_line
 
 __all__ = ["READ", "FileChangedError", "Identity", "Kind", "Layout", "Packing", "Source", "open_source"]
 
-#: How a file is packed: nothing to undo, compressed, a table in binary form (``columns``: a JSON object of arrays), or
-#: one of these compressed; ``json`` stands for JSON of any layout, which shows when it is unpacked.
+#: Packing of a file: none, compressed, columnar (``columns``: a JSON object of arrays), or columnar and compressed;
+#: ``json`` is JSON of a layout that is known only once it is decompressed.
 Packing = Literal[
     "",
     "gzip",
@@ -31,7 +31,7 @@ Packing = Literal[
     "zstd+arrow",
     "zstd+json",
 ]
-#: The packings of tables, which have no lines.
+#: Columnar packings, which have no lines.
 TABLES: frozenset[Packing] = frozenset(
     {"parquet", "arrow", "columns", "gzip+parquet", "gzip+arrow", "zstd+parquet", "zstd+arrow"}
 )
@@ -53,7 +53,7 @@ _PACKED_MAGIC: tuple[tuple[bytes, Packing], ...] = (
     (b"ARROW1", "arrow"),
     (b"\xff\xff\xff\xff", "arrow"),
 )
-# What people do have, and how it is turned into something that is read.
+# Kinds of files that users have and that cannot be read, with the way to convert each.
 _FOREIGN_SUFFIXES = {
     **dict.fromkeys([".bz2", ".xz", ".zip", ".tar", ".tgz", ".7z"], "an archive"),
     **dict.fromkeys([".xls", ".xlsx", ".ods"], "a spreadsheet"),
@@ -84,7 +84,7 @@ class FileChangedError(UserError):
 
 @dataclass(frozen=True)
 class Identity:
-    """What tells whether a file is still the same."""
+    """Identity of a file, to detect that it was replaced or changed."""
 
     device: int
     inode: int
@@ -93,21 +93,21 @@ class Identity:
 
     @classmethod
     def of(cls, status: os.stat_result) -> Identity:
-        """From a ``stat``."""
+        """The identity in a ``stat`` result."""
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 @dataclass(frozen=True)
 class Source:
-    """An open, regular, readable file of a kind that is read. Whoever opened it closes ``descriptor``.
+    """An open, regular, readable file of a supported kind. The caller of :func:`open_source` closes ``descriptor``.
 
     Args:
-        path: Where it is.
+        path: Path of the file.
         descriptor: Open for reading.
-        identity: As it was opened.
-        packing: What has to be undone before there are rows to see.
-        suffix: Ending of the name, in lower case; of a compressed file, the one before.
-        layout: How the rows lie in it; None where it is packed.
+        identity: Identity at the time of opening.
+        packing: Packing to undo before rows can be read.
+        suffix: Extension of the name, in lower case; of a compressed file, the inner one.
+        layout: Layout of the rows; None if the file is packed.
     """
 
     path: Path
@@ -119,7 +119,7 @@ class Source:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return self.identity.size
 
     @property
@@ -128,7 +128,7 @@ class Source:
         return one_line(str(self.path))
 
     def refuse_changed(self) -> None:
-        """Look whether it is still the same file.
+        """Check that the file is still the one that was opened.
 
         Raises:
             FileChangedError: If it is gone, replaced or changed.
@@ -144,7 +144,7 @@ class Source:
         raise self.changed("has become shorter" if now.size < self.identity.size else "has changed")
 
     def changed(self, what: str) -> FileChangedError:
-        """The error for a file that is another one now."""
+        """The error for a file that was replaced or changed."""
         return FileChangedError(f"{self.shown} {what} since it was opened.", "Open it again.")
 
 
@@ -157,7 +157,7 @@ def open_source(path: Path) -> Source:
     shown = one_line(str(path))
     try:
         _refuse_special(path.stat(), shown)
-        # Non-blocking, so that a pipe put there in between cannot hold us.
+        # Non-blocking, so that a pipe put there in between cannot block this process.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         raise cannot_open(error, shown) from error
@@ -177,7 +177,7 @@ def open_source(path: Path) -> Source:
 
 
 def cannot_open(error: OSError | ValueError, shown: str) -> UserError:
-    """Why a path cannot be opened, in a sentence."""
+    """The error, in one sentence, for a path that cannot be opened."""
     code = error.errno if isinstance(error, OSError) else errno.EINVAL
     if code in (errno.ENOENT, errno.ENOTDIR):
         return UserError(f"There is no file at {shown}.", "Check the path.")
@@ -198,7 +198,7 @@ def _refuse_special(status: os.stat_result, shown: str) -> None:
 
 
 def _packing(path: Path, head: bytes, shown: str) -> tuple[Packing, str]:
-    """How the file is packed, and the ending that tells what is inside."""
+    """Packing of the file, and the extension of its content."""
     if not head:
         raise UserError(f"{shown} is empty.", "Give a file with at least one row.")
     suffix = path.suffix.lower()

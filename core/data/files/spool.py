@@ -1,4 +1,4 @@
-"""A packed file as text: a helper process unpacks it, on request, into a file that has no name."""
+"""Decompression on demand: a helper process unpacks a file into an unnamed temporary file, from which rows are read."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from core.text import one_line
 
 
 class SpooledBytes:
-    """What a packed file unpacks to. Takes over the source's descriptor.
+    """The unpacked text of a packed file. Takes ownership of the source's descriptor.
 
     The helper is one portion ahead of the reader, so both work at once, and stops there: a file that is opened for its
-    first page is not unpacked whole. The text lies in the cache directory until it is closed.
+    first page is not unpacked whole. The text is kept in the cache directory until it is closed.
 
     Raises:
-        UserError: If the file is damaged in its first portion, or is no text inside.
+        UserError: If the file is damaged in its first portion, or does not unpack to text.
     """
 
     def __init__(self, source: Source) -> None:
@@ -96,7 +96,7 @@ class SpooledBytes:
             )
             raise self._failure
         self._done = int(answer["done"])
-        # The flag before the count: a reader that sees all bytes also sees that they are all.
+        # The flag before the count: a reader that sees all bytes then also sees that no more will come.
         self._final = bool(answer["end"])
         self._available = int(answer["bytes"])
         if self._final:
@@ -117,7 +117,7 @@ class SpooledBytes:
         try:
             self._helper.send(b"more\n")
         except (OSError, ValueError):
-            # It has died or been closed: the missing answer tells.
+            # A helper that died or was closed is noticed by its missing answer.
             return
 
     def _end_helper(self) -> None:

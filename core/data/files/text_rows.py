@@ -1,4 +1,4 @@
-"""Rows of one file, found byte by byte and parsed only when asked for."""
+"""Lazy text rows: the byte ranges of a file's rows are indexed, and rows are parsed only on access."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from core.text import one_line
 from core.units import format_bytes
 
 _CHUNK = 1 << 20
-# Indexed before the first page is shown: what comes first, rows or bytes.
+# Indexed before the first page is shown, whichever limit is reached first.
 _FIRST_ROWS = 512
 _FIRST_BYTES = 8 << 20
-# Bytes of neighboring rows that are read at once.
+# Bytes of neighboring rows that one read covers.
 _BLOCK = 256 << 10
-#: Rows of one file that are read; where each begins and ends is kept in memory, in 20 bytes.
+#: Most rows read of one file; the index holds each row's byte range in memory, 20 bytes a row.
 MOST_ROWS = 50_000_000
 
 
 class TextRows(RowFile):
-    """The rows of one open file, packed or not. Takes over the source's descriptor.
+    """The rows of one open file, plain or packed. Takes ownership of the source's descriptor.
 
     Args:
         source: The file.
         row_limit: Longest row parsed, in bytes; a longer one is reported with its size.
 
     Raises:
-        NoRowsError: If there are none.
+        NoRowsError: If it has no rows.
         UserError: If it cannot be read.
     """
 
@@ -160,7 +160,7 @@ class TextRows(RowFile):
         self._bytes.close()
 
     def _block(self, first: int, last: int) -> list[Row]:
-        """At least one row from ``first`` on, and as many before ``last`` as are read at once."""
+        """At least one row from ``first`` on, and as many before ``last`` as one read covers."""
         starts, ends, skip = self._spans.starts, self._spans.ends, self._skip
         base, stop = starts[first + skip], first
         most = base + min(_BLOCK, self.row_limit)
@@ -168,7 +168,7 @@ class TextRows(RowFile):
             stop += 1
         if stop - first < 2:
             return [self._row(first)]
-        # One call for all: each gives the interpreter up, and may have to wait for it.
+        # One call for all rows: each call releases the GIL, and may wait to get it back.
         block = self._read(base, ends[stop - 1 + skip] - base)
         return [
             self._parsed(index, block[starts[index + skip] - base : ends[index + skip] - base])
@@ -201,7 +201,7 @@ class TextRows(RowFile):
         return parse_text(index, line, raw) if self.kind == "text" else parse_json(index, line, raw)
 
     def _line(self, position: int) -> int:
-        """The line that a row begins on; 0 where that does not tell it from others."""
+        """The line that a row begins on; 0 if the row shares it with another."""
         if self._source.packing in TABLES:
             return 0
         lines = self._spans.lines

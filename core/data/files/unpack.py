@@ -1,4 +1,5 @@
-"""The helper process that turns a packed file into text: ``python -m core.data.files.unpack PACKING SOURCE SPOOL``.
+"""Unpacking helper, a process that turns a packed file into text: ``python -m core.data.files.unpack PACKING SOURCE
+SPOOL``.
 
 It decompresses gzip and zstd, and writes Parquet, Arrow and JSON objects of arrays as JSON Lines. It is a process of
 its own because pyarrow brings numpy with it, which the app does not load, and because a damaged or malicious file may
@@ -32,15 +33,15 @@ if TYPE_CHECKING:
 
 #: Bytes written for each request.
 PORTION = 4 << 20
-#: A file may become this many times larger, once its text is beyond ``FREE_BYTES``.
+#: Greatest ratio of text to file, once the text is beyond ``FREE_BYTES``.
 LARGEST_RATIO = 250
 FREE_BYTES = 256 << 20
-#: And this many bytes in any case.
+#: Most bytes of text in any case.
 LARGEST_BYTES = 128 << 30
-#: Bytes that are left on the disk.
+#: Bytes left free on the disk.
 RESERVE = 512 << 20
 
-#: Processor time for a portion. Of a compressed table all is unpacked before the first row is read.
+#: Processor time for a portion. A compressed table is decompressed whole before its first row is read.
 _PORTION_SECONDS = 600
 
 _READ = 1 << 20
@@ -48,13 +49,13 @@ _MEMORY_LIMIT = 4 << 30
 _COLUMN_ARRAYS_LIMIT = 256 << 20
 _BATCH_BYTES = 16 << 20
 _BATCH_ROWS = 1024
-# Batches that are read before the first of them is written.
+# Batches read ahead of the writer.
 _AHEAD = 2
 _DAMAGED = "Get the file again, or write it again."
 
 
 class UnpackError(Exception):
-    """What is wrong with the file, to be put behind its name; and what to do."""
+    """A defect of the file as the end of a sentence that begins with its name, and a hint."""
 
     def __init__(self, message: str, hint: str = _DAMAGED) -> None:
         super().__init__(message)
@@ -72,12 +73,12 @@ def gunzip(file: BinaryIO) -> Iterator[bytes]:
             raise UnpackError(f"is damaged: {error}") from error
         data = machine.unconsumed_tail or (b"" if machine.eof else file.read(_READ))
         if machine.eof:
-            # Another member may follow; so may the zeros that tapes are filled up with.
+            # Another member may follow, or the zero padding of tapes.
             data = (machine.unused_data or file.read(_READ)).lstrip(b"\0")
             if data:
                 machine = zlib.decompressobj(31)
     if not machine.eof:
-        # What is left inside comes out before the end is missed.
+        # The bytes still buffered are emitted before the missing end is reported.
         yield machine.flush()
         raise UnpackError("ends in the middle of its gzip data")
 
@@ -95,7 +96,7 @@ def unzstd(file: BinaryIO) -> Iterator[bytes]:
 
 
 def parquet_lines(file: BinaryIO) -> Iterator[tuple[bytes, float]]:
-    """The rows of a Parquet file as JSON Lines, some at a time, each time with the share of the file that is done."""
+    """The rows of a Parquet file as JSON Lines, batch by batch, each with the share of the file done."""
     yield from _converted(_parquet_batches(file))
 
 
@@ -120,7 +121,7 @@ def _parquet_batches(file: BinaryIO) -> Iterator[tuple[pa.RecordBatch, float]]:
 
 
 def arrow_lines(file: BinaryIO) -> Iterator[tuple[bytes, float]]:
-    """The rows of an Arrow file or stream as :func:`parquet_lines` has them."""
+    """The rows of an Arrow file or stream as JSON Lines, like :func:`parquet_lines`."""
     yield from _converted(_arrow_batches(file))
 
 
@@ -144,19 +145,19 @@ def _arrow_batches(file: BinaryIO) -> Iterator[tuple[pa.RecordBatch, float]]:
 
 
 def _parts(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """A batch in parts of a bounded size: it may be all of a file."""
+    """Slices of a batch of bounded size: one batch may be the whole file."""
     each = max(batch.nbytes // max(batch.num_rows, 1), 1)
     step = max(min(_BATCH_BYTES // each, _BATCH_ROWS), 1)
     return (batch.slice(start, step) for start in range(0, batch.num_rows, step))
 
 
 def _converted(batches: Iterator[tuple[pa.RecordBatch, float]]) -> Iterator[tuple[bytes, float]]:
-    """Batches as JSON Lines, each written by a thread while the next one is read; pyarrow lets both run."""
+    """Batches as JSON Lines, each written by a thread while the next one is read; pyarrow releases the GIL in both."""
     import pyarrow as pa
 
     from core.data.files.arrow_text import json_lines
 
-    # Batches come and go in one size; the pool of pyarrow's own keeps tens of megabytes more for them.
+    # Batches are all of one size; pyarrow's own memory pool keeps tens of megabytes more for them.
     pa.set_memory_pool(pa.system_memory_pool())
     waiting: deque[tuple[Future[bytes], float]] = deque()
     failure: Exception | None = None
@@ -166,7 +167,7 @@ def _converted(batches: Iterator[tuple[pa.RecordBatch, float]]) -> Iterator[tupl
                 batch, share = next(batches)
             except StopIteration:
                 break
-            except Exception as error:  # of a damaged file; what precedes the damage comes out first
+            except Exception as error:  # of a damaged file; rows before the damage are written first
                 failure = error
                 break
             waiting.append((pool.submit(json_lines, batch, plain), share))
@@ -180,7 +181,7 @@ def _converted(batches: Iterator[tuple[pa.RecordBatch, float]]) -> Iterator[tupl
 
 
 def column_lines(file: BinaryIO) -> Iterator[tuple[bytes, float]]:
-    """The rows of a JSON object of arrays, a column each, as JSON Lines."""
+    """The rows of a JSON object of arrays, one per column, as JSON Lines."""
     if os.fstat(file.fileno()).st_size > _COLUMN_ARRAYS_LIMIT:
         raise UnpackError("is a JSON object of arrays of more than 268 MB", "Write it as JSON Lines.")
     try:
@@ -199,7 +200,7 @@ def column_lines(file: BinaryIO) -> Iterator[tuple[bytes, float]]:
         pages = (columns[name][start : start + _BATCH_ROWS] for name in names)
         rows = [dict(zip(names, cells, strict=True)) for cells in zip(*pages, strict=True)]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        # Lone surrogates cannot be in UTF-8; JSON can spell them, so that the row is reported and not the file.
+        # Lone surrogates cannot be in UTF-8; they are escaped in JSON, so that the row is reported and not the file.
         yield text.encode("utf-8", "backslashreplace"), min(start + _BATCH_ROWS, total) / total
 
 
@@ -207,7 +208,7 @@ _TABLES = {"parquet": parquet_lines, "arrow": arrow_lines, "columns": column_lin
 
 
 def portions(packing: str, file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """What the file unpacks to, piece by piece, each with the bytes of the file that are done.
+    """Unpacked text of the file piece by piece, each with the bytes of the file done so far.
 
     Raises:
         UnpackError: If it is damaged.
@@ -224,7 +225,7 @@ def portions(packing: str, file: BinaryIO) -> Iterator[tuple[bytes, int]]:
 
     pieces = gunzip(file) if compression == "gzip" else unzstd(file)
     if inner == "json":
-        # Whether it is an object of arrays shows at its beginning.
+        # An object of arrays is recognized at its beginning.
         first = b""
         for piece in pieces:
             first += piece
@@ -237,7 +238,7 @@ def portions(packing: str, file: BinaryIO) -> Iterator[tuple[bytes, int]]:
             yield piece, done()
         return
     with tempfile.TemporaryFile(dir=make_private_dir(home() / "cache")) as table:
-        # A table is read from its end, so it has to be whole first.
+        # The metadata of a table is at its end, so the file must be decompressed whole first.
         whole = Spool(table.fileno())
         for piece in pieces:
             whole.write(piece, done())
@@ -248,7 +249,7 @@ def portions(packing: str, file: BinaryIO) -> Iterator[tuple[bytes, int]]:
 
 
 def plain(value: Any) -> Any:
-    """What JSON has no notion of, as a text."""
+    """A value that JSON cannot represent, as a string."""
     if isinstance(value, (bytes, bytearray)):
         return f"<{len(value)} bytes>"
     if hasattr(value, "isoformat"):
@@ -257,14 +258,14 @@ def plain(value: Any) -> Any:
 
 
 class Spool:
-    """Where the text goes, within bounds."""
+    """Output file of the helper, within bounds on size and disk space."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self.written = 0
 
     def write(self, piece: bytes, done: int) -> None:
-        """Append a piece.
+        """Append a piece of text.
 
         Raises:
             UnpackError: If the text grows beyond reason, or the disk has no room for it.
@@ -314,7 +315,7 @@ def serve(packing: str, source: int, spool: Spool) -> None:
                 reason = os.strerror(error.errno) if error.errno else str(error)
                 _answer({"bytes": spool.written, "error": f"cannot be unpacked: {reason}", "hint": "Check the disk."})
                 return
-            except Exception as error:  # a damaged file makes pyarrow raise what it likes
+            except Exception as error:  # a damaged file makes pyarrow raise any exception
                 reason = f"cannot be read: {_first_line(error)}"
                 _answer({"bytes": spool.written, "error": reason, "hint": _DAMAGED})
                 return
@@ -339,7 +340,7 @@ def _first_line(error: Exception) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the helper."""
+    """Run the helper; returns the exit code."""
     packing, source, spool = arguments[0], int(arguments[1]), int(arguments[2])
     tie_to_parent()
     confine(_MEMORY_LIMIT)

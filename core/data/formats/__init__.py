@@ -1,1 +1,1 @@
-"""Rows become examples: the formats of rows, how one is recognized, and a mapping of columns."""
+"""Dataset formats: detection, column mapping, and conversion of rows to training examples."""

@@ -1,4 +1,4 @@
-"""Whether a file may be read in more than one way, so that its user must say which is meant."""
+"""Format ambiguity: datasets that can be read in more than one way, so that the user must choose."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from core.data.files.rows import Row
 from core.data.formats.detect import Detection
 from core.data.formats.shapes import FITS, format_of
 
-#: Share of the rows that must be of another format for the file to be called mixed.
+#: Least share of rows in another format for a file to be reported as mixed.
 MIXED_SHARE = 0.05
-# Formats of which the one says nothing that the other does not: a column of text beside a conversation is mostly its
-# rendering, and answers with a label are also answers.
+# Formats of which one is redundant: a text column next to a conversation is mostly its rendering, and answers with a
+# label are also answers.
 _COMPATIBLE: tuple[frozenset[Format], ...] = (
     frozenset({"messages", "sharegpt"}),
     frozenset({"alpaca", "prompt_completion"}),
@@ -22,11 +22,11 @@ _COMPATIBLE: tuple[frozenset[Format], ...] = (
 
 
 def find_ambiguity(rows: Iterable[Row], detection: Detection, wanted: str = "auto") -> str:
-    """Why it is not clear how rows are read, one sentence; empty where it is, or where the user has said it.
+    """Reason why the reading of rows is ambiguous, one sentence; empty if it is not, or if the user has chosen.
 
     Args:
         rows: The first rows.
-        detection: How they are going to be read.
+        detection: The format chosen for them.
         wanted: ``data.format``.
     """
     if wanted != "auto" or detection.columns is not None:
@@ -46,7 +46,7 @@ def find_ambiguity(rows: Iterable[Row], detection: Detection, wanted: str = "aut
 
 
 def _second_reading(data: Mapping[str, Any], chosen: Format) -> str:
-    """Another conversation that a row holds, in columns of its own."""
+    """Another conversation in a row, in columns of its own."""
     if chosen not in ("messages", "sharegpt") or not FITS[chosen](data):
         return ""
     structured: tuple[Format, ...] = ("alpaca", "prompt_completion")

@@ -1,4 +1,4 @@
-"""Rows put together from several columns, as some datasets want it before anything can be learned of them."""
+"""Derived columns: rows composed from several columns, for dataset types that need it before training."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ Build = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 @dataclass(frozen=True)
 class TextFormat:
-    """A text with named places in it, as ``"Q: {question}"``; doubled braces are braces.
+    """A format string with named fields, as ``"Q: {question}"``; doubled braces are literal braces.
 
     Args:
-        pieces: What stands before each place, and the place's name; None at the end.
+        pieces: The literal text before each field, and the field's name; None at the end.
     """
 
     pieces: tuple[tuple[str, str | None], ...]
 
     @classmethod
     def parse(cls, text: str, names: Collection[str], where: str) -> TextFormat:
-        """Read one.
+        """Parse a format string.
 
         Args:
             text: The text.
-            names: What places may be called.
-            where: What it is, for the error.
+            names: Allowed names of fields.
+            where: Name of the format string, for the error.
 
         Raises:
-            UserError: If its braces do not match, or a place is none of those or more than a name.
+            UserError: If its braces do not match, or a field is not one of ``names`` or more than a name.
         """
         pieces: list[tuple[str, str | None]] = []
         try:
@@ -52,21 +52,21 @@ class TextFormat:
         return cls(tuple(pieces))
 
     def fill(self, values: Mapping[str, str]) -> str:
-        """The text with its places filled; braces in the values are only braces."""
+        """The text with its fields filled in; braces in the values are literal."""
         return "".join(literal + (values[name] if name is not None else "") for literal, name in self.pieces)
 
 
 @dataclass(frozen=True)
 class BuiltColumns(ColumnMap):
-    """A :class:`~core.data.formats.mapping.ColumnMap` that puts rows together by a function.
+    """A :class:`~core.data.formats.mapping.ColumnMap` that composes rows with a function.
 
     Args:
-        columns: The columns that a row must have, by any part; they are looked for and named in messages.
-        constants: See there.
+        columns: Required columns, under arbitrary roles; they are checked, and named in messages.
+        constants: As in :class:`~core.data.formats.mapping.ColumnMap`.
         reads: The format of the rows that ``build`` makes.
         build: Makes a row of that format; may raise :class:`~core.data.conversation.RowError`.
-        words: What is put together, in words.
-        optional: Columns that are read where they are there.
+        words: Description of the composed row, in words.
+        optional: Columns that are read if present.
     """
 
     reads: Format = "prompt_completion"
@@ -75,31 +75,31 @@ class BuiltColumns(ColumnMap):
     optional: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Nothing to check: whoever makes one knows what it needs."""
+        """Skips the checks of :class:`~core.data.formats.mapping.ColumnMap`: the roles are arbitrary here."""
 
     @property
     def format(self) -> Format:
-        """The format of the rows that :meth:`apply` makes."""
+        """Format of the rows that :meth:`apply` makes."""
         return self.reads
 
     @property
     def read_columns(self) -> frozenset[str]:
-        """The columns that something is read from."""
+        """Columns that are read."""
         return frozenset((*self.columns.values(), *self.optional))
 
     def describe(self) -> str:
-        """What is put together, in words."""
+        """Description of the composed row, in words."""
         return self.words
 
     def missing(self, data: Mapping[str, Any]) -> list[str]:
-        """The columns that a row should have and has not."""
+        """The required columns that a row lacks."""
         return [column for column in self.columns.values() if column not in data]
 
     def apply(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """A row with the columns that its format reads.
+        """A row converted to the columns that its format reads.
 
         Raises:
-            RowError: ``wrong_keys`` if a column is missing, or what ``build`` raises.
+            RowError: ``wrong_keys`` if a column is missing, or any that ``build`` raises.
         """
         if absent := self.missing(data):
             raise RowError("wrong_keys", f"The row has no column '{one_line(absent[0], 40)}'.")
@@ -107,10 +107,10 @@ class BuiltColumns(ColumnMap):
 
 
 def text_of(data: Mapping[str, Any], column: str) -> str:
-    """A column's text; an absent one is empty.
+    """Text of a column; empty if missing.
 
     Raises:
-        RowError: ``bad_content`` if it is none.
+        RowError: ``bad_content`` if it is not text.
     """
     value = data.get(column)
     if value is None:

@@ -1,4 +1,4 @@
-"""Which of the usual dataset formats a file has, and a row of it as an example."""
+"""Dataset format detection, and conversion of a row to an example."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
     "to_example",
 ]
 
-#: Rows looked at to recognize a format.
+#: Rows inspected to recognize a format.
 SAMPLE = 200
 
 _KNOWN_COLUMNS = (
@@ -35,7 +35,7 @@ _KNOWN_COLUMNS = (
     *("prompt", "completion", "question", "answer", "text", "system", "history"),
     *("chosen", "rejected", "label", "input_ids"),
 )
-#: Formats that a map of columns may be asked to be as well, as they are read alike.
+#: Formats that may be requested for a column mapping of another format, as they are read alike.
 _ALIKE: dict[str, tuple[str, ...]] = {
     "messages": ("messages", "sharegpt"),
     "prompt_completion": ("prompt_completion", "alpaca"),
@@ -44,12 +44,12 @@ _ALIKE: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Detection:
-    """What was recognized, and why, in one sentence.
+    """A recognized format, with the reason in one sentence.
 
     Args:
-        format: How the rows are read.
-        reason: Why.
-        columns: The columns that were named by hand, if they were.
+        format: Format of the rows.
+        reason: Why this format.
+        columns: The column mapping, if the configuration has one.
     """
 
     format: Format
@@ -57,16 +57,16 @@ class Detection:
     columns: ColumnMap | None = None
 
     def example(self, row: Row) -> Example:
-        """A row as an example; see :func:`row_example`."""
+        """Convert a row to an example; see :func:`row_example`."""
         return row_example(row, self.format, self.columns)
 
 
 def detect(rows: Iterable[Row], source: str = "The file") -> Detection:
-    """Recognize the format from the first rows that can be read: what most of them fit.
+    """Detect the format of rows: the one that most of the first readable rows fit.
 
     Args:
-        rows: Rows, of which the first 200 are looked at.
-        source: What the rows come from, for messages.
+        rows: Rows, of which the first 200 are inspected.
+        source: Name of the rows' source, for messages.
 
     Raises:
         UserError: If no row can be read or none fits; the message names the columns, the hint the nearest known one.
@@ -85,16 +85,16 @@ def detect(rows: Iterable[Row], source: str = "The file") -> Detection:
 def choose(
     rows: Iterable[Row], wanted: str = "auto", source: str = "The file", columns: ColumnMap | None = None
 ) -> Detection:
-    """The format that the configuration asks for, or what :func:`detect` finds where it says ``auto``.
+    """The format that the configuration asks for, or the detected one for ``auto``.
 
     Args:
-        rows: Rows, of which the first 200 are looked at.
+        rows: Rows, of which the first 200 are inspected.
         wanted: A format, or ``auto``.
-        source: What the rows come from, for messages.
-        columns: The columns named by hand; they decide the format.
+        source: Name of the rows' source, for messages.
+        columns: The column mapping of the configuration; it decides the format.
 
     Raises:
-        UserError: As :func:`detect`, or if not one row is of the wanted format or has the named columns.
+        UserError: As :func:`detect`, or if not one row is of the wanted format or has the mapped columns.
     """
     if columns is not None:
         return _choose_by_columns(rows, wanted, source, columns)
@@ -111,15 +111,15 @@ def choose(
 
 
 def refuse_untrainable(detection: Detection, source: str, objective: Objective) -> None:
-    """Refuse rows that a run with this objective cannot learn from.
+    """Refuse rows that the training objective cannot use.
 
     Args:
-        detection: How the rows are read.
-        source: What they come from, for messages.
+        detection: Format of the rows.
+        source: Name of the rows' source, for messages.
         objective: As ``train.objective``.
 
     Raises:
-        UserError: For preference pairs and labeled answers where others are learned, and the other way around.
+        UserError: For preference pairs and labeled answers if the objective needs other rows, and the other way around.
     """
     noun = COMPARED.get(detection.format)
     wanted = LEARNED.get(objective)
@@ -142,7 +142,7 @@ def refuse_untrainable(detection: Detection, source: str, objective: Objective) 
 
 
 def row_example(row: Row, format: Format, columns: ColumnMap | None = None) -> Example:  # noqa: A002
-    """A row of a file as an example; an unreadable one raises its own error.
+    """Convert a row of a file to an example; an unreadable row raises its own error.
 
     Raises:
         RowError: As :func:`to_example`, or with the row's own code.
@@ -153,7 +153,7 @@ def row_example(row: Row, format: Format, columns: ColumnMap | None = None) -> E
 
 
 def to_example(data: Mapping[str, Any], format: Format) -> Example:  # noqa: A002
-    """One row's columns as an example, checked.
+    """Convert the columns of one row to a checked example.
 
     Raises:
         RowError: With a code from the list in :class:`~core.data.conversation.RowError`.

@@ -1,4 +1,4 @@
-"""Columns named by hand: which column of a row plays which part."""
+"""Column mapping: the columns of a row by their roles, as set in ``data.columns``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from core.data.formats.turns import CALL_ROLE, parsed
 from core.errors import UserError
 from core.text import one_line
 
-#: What is no column but a key inside a message, or the name of a speaker.
+#: Roles that are not columns but keys of a message, or names of speakers.
 _KEYS: tuple[ColumnRole, ...] = ("role", "content", "train")
 _SPEAKERS: dict[ColumnRole, str] = {
     "user_role": "user",
@@ -24,23 +24,23 @@ _SPEAKERS: dict[ColumnRole, str] = {
     "call_role": CALL_ROLE,
 }
 _OPTIONAL: frozenset[ColumnRole] = frozenset({"context", "system", "history", "tools", "labels"})
-#: What each column is called in the format that reads it.
+#: Column names in the format that reads the mapped row.
 _CANONICAL: dict[ColumnRole, str] = {"user": "prompt", "assistant": "completion"}
 
 
 @dataclass(frozen=True)
 class ColumnMap:
-    """Parts and the columns that play them; columns that are not named are left out.
+    """Column mapping from roles to the columns of a dataset; other columns are ignored.
 
     Args:
         columns: For ``messages``, ``user``, ``assistant``, ``context`` (put under the user's text), ``system``,
             ``history``, ``tools``, ``text``, ``chosen``, ``rejected``, ``label``, ``input_ids``, ``labels``: the
-            column. For ``role``, ``content`` and ``train`` (whether it is learned): the keys of a message. For
-            ``user_role`` and its like: the speaker's name, or several with commas between.
+            column. For ``role``, ``content`` and ``train`` (whether it is trained on): the keys of a message. For
+            ``user_role`` and its like: the speaker's name, or several, separated by commas.
         constants: Columns with the same value in every row, under their canonical names: ``system``.
 
     Raises:
-        UserError: If the parts make no row to learn from.
+        UserError: If the roles do not make a trainable row.
     """
 
     columns: Mapping[ColumnRole, str]
@@ -64,12 +64,12 @@ class ColumnMap:
 
     @property
     def format(self) -> Format:
-        """The format of the rows that :meth:`apply` makes."""
+        """Format of the rows that :meth:`apply` makes."""
         return cast(Format, self._format())
 
     @property
     def read_columns(self) -> frozenset[str]:
-        """The columns that something is read from."""
+        """Columns that are read."""
         return frozenset(self.columns.values())
 
     def _format(self) -> Format | None:
@@ -89,17 +89,17 @@ class ColumnMap:
         return {speaker.strip(): name for name, speakers in named for speaker in speakers.split(",")}
 
     def describe(self) -> str:
-        """The parts and their columns in words."""
+        """The roles and their columns in words."""
         pairs = [f"{role} is {one_line(column, 40)}" for role, column in self.columns.items()]
         return ", ".join(pairs)
 
     def missing(self, data: Mapping[str, Any]) -> list[str]:
-        """The columns that a row should have and has not."""
+        """The required columns that a row lacks."""
         needed = [role for role in self.columns if role not in (*_OPTIONAL, *_KEYS, *_SPEAKERS)]
         return [self.columns[role] for role in needed if self.columns[role] not in data]
 
     def apply(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """A row with the columns that its format reads.
+        """A row converted to the columns that its format reads.
 
         Raises:
             RowError: ``wrong_keys`` if a column is missing.
@@ -122,7 +122,7 @@ class ColumnMap:
         return row
 
     def _renamed(self, value: Any) -> Any:
-        """Messages with the usual keys and names of speakers."""
+        """Messages with their keys and speakers renamed to the standard ones."""
         found = parsed(value)
         if isinstance(found, dict):
             return self._renamed_turn(found)
@@ -147,7 +147,7 @@ class ColumnMap:
 
 
 def missing_columns(columns: ColumnMap, rows: Iterable[Mapping[str, Any]], source: str) -> UserError | None:
-    """The error where not one row has the columns that are named; None where one has."""
+    """The error if not one row has the mapped columns; None if one has them."""
     first: tuple[str, list[str]] | None = None
     for data in rows:
         absent = columns.missing(data)

@@ -1,4 +1,4 @@
-"""The shapes that rows of datasets have: which one a row fits, and how it is read."""
+"""Row schemas of the dataset formats: a predicate that recognizes each, and a parser that reads it."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ _ASKED_KEYS = ("prompt", "question", "query", "instruction", "input")
 
 
 def format_of(data: Mapping[str, Any]) -> Format | None:
-    """The first format that a row fits; None for none."""
+    """The first format that a row fits; None if there is none."""
     return next((name for name, fits in FITS.items() if fits(data)), None)
 
 
 def find_parts(data: Mapping[str, Any], wanted: Format) -> dict[str, str]:
-    """Columns of a row by the parts that they play in a format (see :data:`core.config.choices.ColumnRole`)."""
+    """Columns of a row by their roles in a format (see :data:`core.config.choices.ColumnRole`)."""
     known: dict[str, tuple[str, ...]] = {}
     if wanted in ("text", "tokens"):
         known = {"text": ("text",)} if wanted == "text" else {"input_ids": ("input_ids",), "labels": ("labels",)}
@@ -125,7 +125,7 @@ def _fits_kto(data: Mapping[str, Any]) -> bool:
     return labeled and (find_turns(data) is not None or _fits_alpaca(data) or _pair(data) is not None)
 
 
-#: Whether a row is of a format, the special before the general.
+#: Predicates of the formats, special formats before general ones.
 FITS: dict[Format, Callable[[Mapping[str, Any]], bool]] = {
     "tokens": _fits_tokens,
     "segments": _fits_segments,
@@ -180,7 +180,7 @@ def _side(value: Any, role: str, where: str, first: int) -> list[Message]:
     """A prompt or a completion: a text, one message, or a list of messages."""
     turns = [value] if isinstance(value, dict) else value
     if isinstance(value, str):
-        # A table keeps messages as JSON text; but an answer may be JSON as well, and is then a text.
+        # A table keeps messages as JSON text; but an answer may be JSON as well, and then stays text.
         turns = found if is_spelled_out(found := parsed(value)) else None
     if isinstance(turns, list) and turns and turn_keys(turns[0]) is not None:
         return read_messages(turns, first=first)
@@ -217,7 +217,7 @@ def _read_tokens(data: Mapping[str, Any]) -> Example:
     if isinstance(mask, list):
         if len(mask) != len(ids):
             raise RowError("bad_tokens", f"The row has {len(ids)} tokens and an attention mask of {len(mask)}.")
-        # What is masked is padding; batches are padded here anew.
+        # Tokens outside the attention mask are padding; batches are padded again here.
         kept = [place for place, seen in enumerate(mask) if seen]
         if labels is not None and len(labels) == len(ids):
             labels = [labels[place] for place in kept]
@@ -239,7 +239,7 @@ def _read_preference(data: Mapping[str, Any]) -> Example:
     else:
         asked = []
     if chosen[0].role in ("user", "system"):
-        # Whole conversations: what they share is what was asked.
+        # Whole conversations: their common prefix is the prompt.
         shared = 0
         while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
             shared += 1
@@ -264,7 +264,7 @@ def _read_kto(data: Mapping[str, Any]) -> Example:
     return make_labeled(turns, label, read_tools(data))
 
 
-#: A row as an example, by format.
+#: Parsers of a row to an example, by format.
 READERS: dict[Format, Callable[[Mapping[str, Any]], Example]] = {
     "messages": lambda data: make_conversation(_turns_of(data, "messages"), read_tools(data)),
     "sharegpt": lambda data: make_conversation(_turns_of(data, "sharegpt"), read_tools(data)),

@@ -1,4 +1,4 @@
-"""Messages as datasets spell them, read into :class:`~core.data.conversation.Message`."""
+"""Message parsing: the spellings of messages in datasets, read into :class:`~core.data.conversation.Message`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROLE_KEYS = ("role", "from", "speaker")
 CONTENT_KEYS = ("content", "value", "text")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
-#: The role of a message whose content is a call of a tool, as ShareGPT has it.
+#: Role of a message whose content is a tool call, as in ShareGPT.
 CALL_ROLE = "function_call"
 ROLE_NAMES = {
     **dict.fromkeys(["system", "developer"], "system"),
@@ -27,7 +27,7 @@ ROLE_NAMES = {
 
 
 def parsed(value: Any) -> Any:
-    """A list or object that a table keeps as JSON text, read; anything else as it is."""
+    """A list or object that a table stores as JSON text, parsed; any other value unchanged."""
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
         return value
     try:
@@ -37,7 +37,7 @@ def parsed(value: Any) -> Any:
 
 
 def find_turns(data: Mapping[str, Any]) -> list[Any] | None:
-    """The list of messages of a row; None where it has none."""
+    """The list of messages of a row; None if it has none."""
     for key in CONVERSATION_KEYS:
         if isinstance(found := parsed(data.get(key)), list):
             return found
@@ -45,7 +45,7 @@ def find_turns(data: Mapping[str, Any]) -> list[Any] | None:
 
 
 def turn_keys(turn: Any) -> tuple[str, str] | None:
-    """Which keys of a message hold role and content; None of what is no message."""
+    """The keys that hold role and content of a message; None if it is not a message."""
     if not isinstance(turn, dict):
         return None
     role = next((key for key in ROLE_KEYS if key in turn), None)
@@ -58,7 +58,7 @@ def turn_keys(turn: Any) -> tuple[str, str] | None:
 
 
 def is_spelled_out(value: Any) -> bool:
-    """Whether a value is a list of messages beyond doubt: each with a known role and a content."""
+    """Whether a value is unambiguously a list of messages: each with a known role and a content."""
     return isinstance(value, list) and all(
         isinstance(turn, dict) and "content" in turn and str(turn.get("role")).lower() in ROLE_NAMES for turn in value
     )
@@ -72,11 +72,11 @@ def is_pair_turn(turn: Any) -> bool:
 
 
 def read_messages(turns: list[Any], keys: tuple[str, str] | None = None, first: int = 1) -> list[Message]:
-    """A list of messages.
+    """Parse a list of messages.
 
     Args:
-        turns: What the row has.
-        keys: The keys of role and content; absent: those of each message.
+        turns: The list in the row.
+        keys: The keys of role and content; None to recognize them in each message.
         first: Number of the first one, for errors.
 
     Raises:
@@ -125,7 +125,7 @@ def _read_message(turn: Any, number: int, keys: tuple[str, str]) -> Message:
 
 
 def _train_flag(turn: Mapping[str, Any]) -> bool | None:
-    """Whether the dataset says that a message is learned: ``train`` or ``training``, or OpenAI's ``weight``."""
+    """Whether the dataset says that a message is trained on: ``train`` or ``training``, or OpenAI's ``weight``."""
     for key in ("train", "training"):
         if isinstance(turn.get(key), bool):
             return bool(turn[key])
@@ -134,7 +134,7 @@ def _train_flag(turn: Mapping[str, Any]) -> bool | None:
 
 
 def read_content(value: Any, where: str) -> str:
-    """A message's content as text; parts are joined, an absent one is empty.
+    """A message's content as text; parts are joined, a missing content is empty.
 
     Raises:
         RowError: ``bad_content``.
@@ -143,7 +143,7 @@ def read_content(value: Any, where: str) -> str:
 
 
 def _split_parts(value: Any, where: str) -> tuple[str, str]:
-    """The text of a content, and what its parts of reasoning say."""
+    """The text of a content, and the text of its reasoning parts."""
     if isinstance(value, str):
         return value, ""
     if value is None:
@@ -200,7 +200,7 @@ def _read_call(call: Any, where: str) -> Mapping[str, Any]:
 
 
 def read_tools(data: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
-    """The tools a row declares, in OpenAI's shape.
+    """The tools declared in a row, in OpenAI's schema.
 
     Raises:
         RowError: ``bad_tool_call``.
@@ -220,19 +220,19 @@ def read_tools(data: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
 
 
 def read_system(data: Mapping[str, Any]) -> list[Message]:
-    """The system message that a column of its own holds, if one does."""
+    """The system message in a column of its own, if there is one."""
     text = read_content(data.get("system", data.get("system_prompt")), "The system column")
     return [Message("system", text)] if text.strip() else []
 
 
 def with_system(data: Mapping[str, Any], messages: list[Message]) -> list[Message]:
-    """The system column before the messages; the conversation's own system message counts for more."""
+    """Messages with the system column's message prepended, unless the conversation has a system message itself."""
     own = bool(messages) and messages[0].role == "system"
     return messages if own or not messages else [*read_system(data), *messages]
 
 
 def read_history(data: Mapping[str, Any]) -> list[Message]:
-    """Alpaca's earlier turns: pairs of question and answer.
+    """Alpaca's ``history`` column: earlier turns, as pairs of question and answer.
 
     Raises:
         RowError: ``wrong_keys`` or ``bad_content``.

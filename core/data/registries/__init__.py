@@ -1,1 +1,1 @@
-"""Entries of datasets: files, hub datasets, and the registries of other tools."""
+"""Dataset references: files, hub datasets, and entries of other tools' registries."""

@@ -1,4 +1,4 @@
-"""The ``datasets`` of an Axolotl configuration."""
+"""Axolotl datasets: the ``datasets`` entries of an Axolotl configuration."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from core.hub_uri import HubEntry, is_hub_entry, is_hub_id, make_entry, parse_da
 from core.paths import user_path
 from core.text import one_line
 
-#: The keys of an entry that are read.
+#: Supported keys of an entry.
 KEYS = {
     *("path", "type", "split", "name", "data_files", "data_dir", "ds_type", "field", "shards", "shards_idx"),
     *("revision", "field_system", "template_thinking_key"),
@@ -27,10 +27,10 @@ KEYS = {
     *("message_property_mappings", "message_field_training", "message_field_training_detail", "roles_to_train"),
     *("train_on_eos", "train_on_eot", "roles", "drop_system_message", "split_thinking", "message_field_role"),
     *("message_field_content", "conversation", "field_human", "field_model", "preprocess_shards", "strict"),
-    # These say nothing about the rows of the types that are read.
+    # These do not affect rows of the supported types.
     *("input_transform", "input_format", "logprobs_field", "temperature"),
 }
-# Keys that change what is learned and have no counterpart in an entry here: only these values are taken.
+# Keys that change the training and have no counterpart in an entry here: only these values are accepted.
 _FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "shards": ((None, 0, 1), "Write the rows that are wanted to a file of their own"),
     "shards_idx": ((None, 0), "Write the rows that are wanted to a file of their own"),
@@ -40,15 +40,15 @@ _LOADERS = ("json", "csv", "parquet", "arrow", "text")
 
 
 def read_axolotl(path: Path, entry: str) -> list[DataSource]:
-    """The entries of ``datasets``.
+    """Read the entries of ``datasets``.
 
     Args:
         path: The YAML file; paths in it are relative to its directory.
-        entry: Which one, counted from 1, or its path; empty for all.
+        entry: Number of the entry, from 1, or its path; empty for all.
 
     Raises:
-        UserError: If there is no such entry, it asks for what is not done here, or it names a file that it may not
-            (see :func:`~core.data.registries.named_files.note_outside`).
+        UserError: If there is no such entry, it uses an unsupported option, or it names a file that it must not (see
+            :func:`~core.data.registries.named_files.note_outside`).
     """
     shown = one_line(str(path))
     config = load_registry(path)
@@ -73,7 +73,7 @@ def _read_entry(file: Path, number: int, entry: Any) -> list[DataSource]:
     format_, columns = entry_reading(entry, where)
     source = DataSource(f"{file}#{number}", file, format_, columns)
     path = entry.get("path")
-    # What is on this machine goes before.
+    # A local path takes precedence over the hub.
     is_here = isinstance(path, str) and os.path.exists(file.parent / path)
     if not is_here and (entries := hub_entries(entry, where)) is not None:
         return [hub_source(item, source) for item in entries]
@@ -81,14 +81,14 @@ def _read_entry(file: Path, number: int, entry: Any) -> list[DataSource]:
 
 
 def entry_reading(entry: Mapping[str, Any], where: str) -> tuple[str, ColumnMap | None]:
-    """How the rows of an entry are read: the format, and the columns where they are named.
+    """Format of an entry's rows, and its column mapping if it names columns.
 
     Args:
-        entry: The entry; its paths are not looked at.
-        where: What it is called in messages.
+        entry: The entry; its paths are not checked.
+        where: Name of the entry in messages.
 
     Raises:
-        UserError: If it has a key that is none, or asks for what is not done here.
+        UserError: If it has an unknown key, or uses an unsupported option.
     """
     refuse_unknown_keys(where, entry, KEYS, {"format": "type", "file": "path"})
     for key, (allowed, hint) in _FIXED.items():
@@ -99,14 +99,14 @@ def entry_reading(entry: Mapping[str, Any], where: str) -> tuple[str, ColumnMap 
 
 
 def hub_entries(entry: Mapping[str, Any], where: str) -> list[HubEntry] | None:
-    """What an entry takes of a hub; None where its path is of another form than ``owner/name``.
+    """Hub datasets of an entry; None if its path is not of the form ``owner/name``.
 
     Args:
-        entry: The entry; whether there is a directory of that name is not looked at.
-        where: What it is called in messages.
+        entry: The entry; a local directory of that name is not checked for.
+        where: Name of the entry in messages.
 
     Raises:
-        UserError: If it takes a part of a split, or names no files.
+        UserError: If it selects a part of a split, or names no files.
     """
     path = entry.get("path")
     if not isinstance(path, str) or not (is_hub_id(path) or is_hub_entry(path)):
@@ -124,7 +124,7 @@ def hub_entries(entry: Mapping[str, Any], where: str) -> list[HubEntry] | None:
 
 
 def _listed(entry: Mapping[str, Any], where: str) -> list[str]:
-    """The ``data_files`` of an entry."""
+    """``data_files`` of an entry as a list."""
     listed = entry.get("data_files")
     names = [listed] if isinstance(listed, str) else listed or []
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
@@ -133,7 +133,7 @@ def _listed(entry: Mapping[str, Any], where: str) -> list[str]:
 
 
 def _paths(file: Path, entry: Mapping[str, Any], where: str) -> list[tuple[Path, str]]:
-    """The files of an entry, and what there is to say about where each lies."""
+    """Files of an entry, each with a remark on its location."""
     path, split = entry.get("path"), entry.get("split")
     if not isinstance(path, str) or not path:
         raise UserError(f"{where} has no path.", "Add the path of its data file.")

@@ -1,4 +1,4 @@
-"""Axolotl's dataset type ``chat_template``: its keys, and a row of it as messages."""
+"""Axolotl dataset type ``chat_template``: its keys, and the conversion of its rows to messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from core.data.formats.turns import parsed
 from core.errors import UserError
 from core.text import one_line
 
-#: Keys of an entry that have no counterpart here: only these values are taken, as they mean what is done anyway.
+#: Keys of an entry that have no counterpart here: only these values are accepted, as they ask for the behavior here.
 FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "message_field_training_detail": ((None,), "Remove it; whole messages are learned or not"),
     "train_on_eos": ((None, "turn"), "Remove it; the end of an answer is always learned, and no other"),
@@ -23,7 +23,7 @@ FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "field_human": ((None,), "Write message_property_mappings"),
     "field_model": ((None,), "Write message_property_mappings"),
 }
-#: Names that Axolotl has for chat templates, and those here that write a conversation so, or nearly so.
+#: Axolotl's names of chat templates, and the built-in templates that render the same, or nearly the same.
 TEMPLATES: dict[str, str] = {
     "chatml": "chatml",
     "llama3": "llama3",
@@ -33,7 +33,7 @@ TEMPLATES: dict[str, str] = {
     **dict.fromkeys(["qwen2_vl", "qwen_25"], "qwen"),
     **dict.fromkeys(["mistral_v1", "mistral_v2v3", "mistral_v3_tekken"], "mistral"),
 }
-#: Which of a message's keys, as a chat template knows them, have a place in a conversation here.
+#: Message keys of chat templates that conversations here support.
 _PROPERTIES = ("role", "content", "reasoning_content", "tool_calls", "name", "tool_call_id")
 _ROLES = {"human": "user", "gpt": "assistant"}
 _SPEAKERS: dict[str, ColumnRole] = {
@@ -54,15 +54,15 @@ _SOLUTION = ("<|begin_of_solution|>", "<|end_of_solution|>")
 
 @dataclass(frozen=True)
 class ChatReading:
-    """How a message is read.
+    """Conversion of Axolotl messages.
 
     Args:
-        properties: What a key is called in the rows.
-        roles: Speakers by the names that the rows have for them.
-        training: The key that says whether a message is learned; empty for none.
-        learns: Whether an answer is learned where nothing is said.
-        drop_system: Whether a system message in front is left out.
-        split_thinking: Whether reasoning is taken out of the content.
+        properties: The rows' names of message keys.
+        roles: Roles by the rows' names of speakers.
+        training: The key that says whether a message is trained on; empty for none.
+        learns: Whether an answer without that key is trained on.
+        drop_system: Whether a leading system message is dropped.
+        split_thinking: Whether reasoning is split from the content.
     """
 
     properties: Mapping[str, str]
@@ -73,10 +73,10 @@ class ChatReading:
     split_thinking: bool = False
 
     def message(self, turn: Any, number: int) -> dict[str, Any]:
-        """One message with the usual keys.
+        """One message with the standard keys.
 
         Raises:
-            RowError: If it is none, or asks for what is not learned here.
+            RowError: If it is not a message, or asks for unsupported training.
         """
         if not isinstance(turn, dict):
             raise RowError("wrong_keys", f"Message {number} is no object.")
@@ -100,10 +100,10 @@ class ChatReading:
 
 
 def read_chat(entry: Mapping[str, Any], where: str) -> ColumnMap:
-    """The columns of an entry of the type ``chat_template``.
+    """Columns of an entry of type ``chat_template``.
 
     Raises:
-        UserError: If a key asks for what has no counterpart here.
+        UserError: If a key asks for something unsupported.
     """
     _refuse_template(entry, where)
     reading = _chat_reading(entry, where)
@@ -132,7 +132,7 @@ def read_chat(entry: Mapping[str, Any], where: str) -> ColumnMap:
 
 
 def plain_columns(entry: Mapping[str, Any], where: str) -> ColumnMap | None:
-    """The columns of such an entry as ``data.columns`` can say them; None where it asks for more than that.
+    """Columns of such an entry as ``data.columns`` can express them; None if it needs more than that.
 
     Raises:
         UserError: As :func:`read_chat`.
@@ -200,10 +200,10 @@ def _roles(entry: Mapping[str, Any], where: str) -> dict[str, str]:
 
 
 def _learns(entry: Mapping[str, Any], where: str) -> bool:
-    """Whether answers are learned where a message does not say so itself.
+    """Whether answers are trained on by default, unless a message says otherwise.
 
     Raises:
-        UserError: If somebody else's turns are to be learned, or nothing.
+        UserError: If turns other than the assistant's are to be trained on, or none.
     """
     wanted = entry.get("roles_to_train")
     if wanted is None:
@@ -251,7 +251,7 @@ def _flag(entry: Mapping[str, Any], key: str, where: str) -> bool:
 
 
 def _refuse_parts(content: Any, number: int) -> None:
-    """Refuse a content of which only parts are to be learned.
+    """Refuse a content with only some parts trained on.
 
     Raises:
         RowError: ``bad_content``.
@@ -262,10 +262,10 @@ def _refuse_parts(content: Any, number: int) -> None:
 
 
 def _split_thoughts(message: dict[str, Any], number: int) -> None:
-    """Move the reasoning that an answer begins with into a key of its own.
+    """Move the reasoning that begins an answer to a key of its own.
 
     Raises:
-        RowError: ``bad_content`` if something stands before it, which would be lost.
+        RowError: ``bad_content`` if there is text before it, which would be lost.
     """
     content = message.get("content")
     if not isinstance(content, str):

@@ -1,8 +1,8 @@
-"""The dataset types of Axolotl: the columns of each, and how what it learns becomes a row here.
+"""Axolotl dataset types: their columns, and the conversion of their prompts to rows.
 
-Axolotl's older types write a prompt around the columns: markers of turns, and for some a sentence that says what the
-task is. Markers are what a chat template is for, so here the model's own takes their place. A sentence is a part of
-what is learned; types that have one are refused, and the sentence can be given in the entry instead.
+Axolotl's older types write a prompt around the columns: markers of turns, and for some an instruction sentence that
+describes the task. Markers are the job of a chat template, so the model's own replaces them. An instruction sentence is
+part of the trained text; types that have one are refused, and the sentence can be given in the entry instead.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from core.text import one_line
 _ALPACA: dict[ColumnRole, str] = {"user": "instruction", "context": "input", "assistant": "output"}
 _ORCA: dict[ColumnRole, str] = {"system": "system_prompt", "user": "question", "assistant": "response"}
 _ALPACA_SYSTEM: dict[ColumnRole, str] = {**_ALPACA, "system": "system"}
-#: Types whose rows are a question and an answer: their columns by part.
+#: Prompt and answer types: their columns by role.
 PLAIN: dict[str, dict[ColumnRole, str]] = {
     "alpaca": _ALPACA,
     "alpaca_instruct": _ALPACA,
@@ -40,7 +40,7 @@ PLAIN: dict[str, dict[ColumnRole, str]] = {
     "gpteacher": {"user": "instruction", "context": "input", "assistant": "response"},
     "oasst": {"user": "INSTRUCTION", "assistant": "RESPONSE"},
 }
-#: Types that put texts of several columns, and words of their own, into the question or the answer.
+#: Types that compose the prompt or the answer from several columns and fixed words.
 JOINED: dict[str, tuple[tuple[str, ...], str, str]] = {
     "jeopardy": (("question", "category", "answer"), "{question}\n{category}", "what is {answer}"),
     "context_qa.load_v2": (
@@ -52,7 +52,7 @@ JOINED: dict[str, tuple[tuple[str, ...], str, str]] = {
 _SENTENCE = "writes sentences of Axolotl's own around each row, which are a part of what is learned"
 _REWARD = "is for reward models, which are not trained here"
 _PAIRS = "holds preference pairs written in a way of Axolotl's own; name a file with chosen and rejected instead"
-#: Types that are known and not carried over, with the reason.
+#: Known types that are not supported, with the reason.
 REFUSED: dict[str, str] = {
     **dict.fromkeys(
         [
@@ -72,7 +72,7 @@ _TYPE_KEYS = {
     *("system_prompt", "system_format", "field_system", "field_instruction", "field_input", "field_output"),
     *("format", "no_input_format", "field"),
 }
-# What a format may say without being one: the parts alone, which the chat template puts into turns.
+# Trivial formats: the fields alone, which the chat template puts into turns.
 _PARTS_ALONE = {
     "format": ("{instruction}", "{instruction}\n{input}"),
     "no_input_format": ("{instruction}",),
@@ -88,10 +88,10 @@ Refuse = Callable[[str, Mapping[str, Any]], None]
 
 
 def read_type(name: str, entry: Mapping[str, Any], where: str) -> tuple[str, ColumnMap | None]:
-    """Format and columns of a type, other than ``chat_template``.
+    """Format and columns of a dataset type other than ``chat_template``.
 
     Raises:
-        UserError: If it is not known or cannot be carried over.
+        UserError: If it is unknown or not supported.
     """
     base = name.partition(":")[0].removesuffix(".load")
     if base in ("completion", "pretrain"):
@@ -118,13 +118,12 @@ def read_type(name: str, entry: Mapping[str, Any], where: str) -> tuple[str, Col
 
 
 def read_table(kind: Mapping[str, Any], where: str, refuse_unknown: Refuse) -> ColumnMap:
-    """Columns of a type that is a table of ``field_*`` and formats.
+    """Columns of a custom type, a table of ``field_*`` keys and formats.
 
-    Formats of one's own are carried over as they are: the text that they make is what the model goes on from, without
-    a chat template.
+    Custom formats are kept as they are: their text is the prompt, without a chat template.
 
     Raises:
-        UserError: If a key or a place in a format is not known.
+        UserError: If a key or a field of a format is unknown.
     """
     refuse_unknown(f"{where}: type", kind)
     wrong = next((key for key, value in kind.items() if value is not None and not isinstance(value, str)), None)
@@ -146,7 +145,7 @@ def read_table(kind: Mapping[str, Any], where: str, refuse_unknown: Refuse) -> C
 
 
 def type_keys() -> set[str]:
-    """The keys that a type which is a table may have."""
+    """Keys allowed in a custom type."""
     return set(_TYPE_KEYS)
 
 
@@ -162,7 +161,7 @@ def _joined(columns: tuple[str, ...], question: str, answer: str) -> ColumnMap:
 
 
 def _formatted(kind: Mapping[str, Any], fields: Mapping[str, str], where: str) -> ColumnMap:
-    """Rows whose prompt is written by the formats of the entry, as text that no template is put around."""
+    """Columns for custom formats: rows whose prompt is plain text, without a chat template."""
     places = {"format": ("instruction", "input"), "no_input_format": ("instruction",), "system_format": ("system",)}
     formats = {
         key: TextFormat.parse(kind.get(key) or default, places[key], f"{where}: type.{key}")
@@ -186,7 +185,7 @@ def _formatted(kind: Mapping[str, Any], fields: Mapping[str, str], where: str) -
 
 
 def _metharme() -> ColumnMap:
-    """Prompts that hold their own markers of turns, so that no template may be put around them."""
+    """Prompts that contain their own turn markers, so that no chat template may be applied."""
 
     def build(data: Mapping[str, Any]) -> dict[str, Any]:
         answer = text_of(data, "generation")
@@ -199,7 +198,7 @@ def _metharme() -> ColumnMap:
 
 
 def _pygmalion() -> ColumnMap:
-    """Conversations with a character, whose description is the system message."""
+    """Conversations with a character, whose description becomes the system message."""
 
     def build(data: Mapping[str, Any]) -> dict[str, Any]:
         messages = []
@@ -218,7 +217,7 @@ def _pygmalion() -> ColumnMap:
 
 
 def _llama2_chat() -> ColumnMap:
-    """Conversations of ``human`` and ``gpt``; what they say is stripped, an answer before any question left out."""
+    """Conversations of ``human`` and ``gpt``; texts are stripped, and an answer before any question is left out."""
 
     def build(data: Mapping[str, Any]) -> dict[str, Any]:
         messages = []
@@ -245,13 +244,13 @@ _OTHERS: dict[str, Callable[[], ColumnMap]] = {
 
 
 def _needed(*columns: str) -> dict[ColumnRole, str]:
-    """Columns under parts that only have to differ."""
+    """Required columns under arbitrary, distinct roles."""
     parts: tuple[ColumnRole, ...] = ("user", "assistant", "context", "system")
     return dict(zip(parts, columns, strict=False))
 
 
 def _raw(prompt: str, answer: str) -> dict[str, Any]:
-    """A row of text: the prompt as it is, and the answer, which is learned with the end of text behind it."""
+    """A row of text segments: the prompt, and the answer, which is trained on with an end-of-text token appended."""
     segments = [{"text": prompt, "label": False}, {"text": answer, "label": True}]
     return {"segments": segments, "add_special_tokens": True}
 

@@ -1,4 +1,4 @@
-"""Entries of LLaMA-Factory's ``dataset_info.json``."""
+"""LLaMA-Factory datasets: entries of ``dataset_info.json``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from core.errors import UserError
 from core.hub_uri import HubEntry, make_entry
 from core.text import one_line
 
-# Where LLaMA-Factory would fetch an entry from, other than the Hugging Face Hub.
+# Keys of sources other than local files and the Hugging Face Hub.
 _REMOTE = ("ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
 _KEYS = {
     *_REMOTE,
@@ -44,7 +44,7 @@ _TAGS: dict[str, ColumnRole] = {
     "function_tag": "call_role",
     "system_tag": "system_role",
 }
-# What holds where an entry has no columns or no tags at all; one that has some has no others.
+# Defaults of an entry without columns or without tags; one that sets any of them gets no defaults for the others.
 _DEFAULT_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "messages": "conversations"}
 _DEFAULT_TAGS = {
     "role_tag": "from",
@@ -60,15 +60,15 @@ _MEANT = {"format": "formatting", "formating": "formatting", "file": "file_name"
 
 
 def read_llama_factory(path: Path, name: str) -> DataSource:
-    """One entry.
+    """Read one entry of ``dataset_info.json``.
 
     Args:
         path: The ``dataset_info.json``; ``file_name`` is relative to its directory.
         name: The entry.
 
     Raises:
-        UserError: If there is no such entry, it asks for what is not done here, or it names a file that it may not
-            (see :func:`~core.data.registries.named_files.note_outside`).
+        UserError: If there is no such entry, it uses an unsupported option, or it names a file that it must not (see
+            :func:`~core.data.registries.named_files.note_outside`).
     """
     registry = load_registry(path)
     if not isinstance(registry, dict):
@@ -95,7 +95,7 @@ def read_llama_factory(path: Path, name: str) -> DataSource:
 
 
 def _local_file(path: Path, entry: Mapping[str, Any], where: str) -> Path:
-    """The data file of an entry that is on this machine."""
+    """Data file of an entry that is on this machine."""
     if remote := next((key for key in _REMOTE if entry.get(key)), None):
         raise UserError(f"{where} is fetched from the net ({remote}).", "Download it, and give its path as file_name.")
     file_name = entry.get("file_name")
@@ -109,7 +109,7 @@ def _local_file(path: Path, entry: Mapping[str, Any], where: str) -> Path:
 
 
 def _hub_entry(entry: Mapping[str, Any], where: str) -> HubEntry:
-    """What ``hf_hub_url`` and the keys beside it name."""
+    """Hub dataset named by ``hf_hub_url`` and its companion keys."""
     try:
         return make_entry(
             str(entry["hf_hub_url"]),
@@ -142,7 +142,7 @@ def _column_map(entry: Mapping[str, Any], where: str) -> ColumnMap:
         if is_pair:
             parts.pop("assistant", None)
         elif set(parts) == {"user"}:
-            # Continued pre-training: the prompt is the text.
+            # Continued pre-training: the prompt column is the text.
             parts = {"text": parts["user"]}
     else:
         for part in ("user", "context", "assistant", "history"):
@@ -162,7 +162,7 @@ def _checked(parts: dict[ColumnRole, str], where: str) -> ColumnMap:
 
 
 def _texts(entry: Mapping[str, Any], key: str, known: set[str], default: dict[str, str], where: str) -> dict[str, str]:
-    """A table of an entry, those of its values that are null left out."""
+    """A table of an entry, without its null values."""
     if entry.get(key) is None:
         return default
     table = entry[key]

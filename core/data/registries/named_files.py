@@ -1,4 +1,4 @@
-"""Files that a registry of datasets names: in its own directory, or somewhere else, which is said or refused."""
+"""Files named by dataset registries: outside of the registry's directory they are reported or refused."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from core.text import one_line
 
 
 def note_outside(registry: Path, named: Path, where: str) -> str:
-    """What there is to say about where a file lies that a registry names; empty where it lies beside the registry.
+    """Remark on the location of a file that a registry names; empty if it is in the registry's directory.
 
-    The owner of a registry may name any file, which is said with the rows, as one who has the registry from somebody
-    else may not expect it. A registry that came with a download is not its owner's word: it reaches no file but those
-    that came with it. Links count as what they lead to.
+    The owner of a registry may name any file; the remark is shown with the rows, as a user who got the registry from
+    somebody else may not expect it. A registry that was downloaded is not trusted: it may name only files of the same
+    download. Links are resolved.
 
     Args:
-        registry: The registry, by the path that it was named by.
+        registry: Path of the registry, as given.
         named: A file or directory that an entry of it names.
         where: The entry, for messages.
 
     Raises:
-        UserError: If the registry was downloaded, and the file is none of that download.
+        UserError: If the registry was downloaded, and the file is not part of that download.
     """
     try:
         target = os.path.realpath(named)
-    except ValueError as error:  # a NUL, or what is no text
+    except ValueError as error:  # a NUL, or invalid Unicode
         raise UserError(f"{where} names {one_line(str(named), 200)}, which no file is called.", "Mend it.") from error
     if (download := _download_of(registry)) is not None:
         if _is_below(target, download):
@@ -43,7 +43,7 @@ def note_outside(registry: Path, named: Path, where: str) -> str:
 
 
 def _download_of(registry: Path) -> str | None:
-    """The directory of the repository that a registry was downloaded with; None for one of the user's own."""
+    """Directory of the repository that a registry was downloaded with; None for a registry of the user's own."""
     for downloads in (paths.datasets_dir(), paths.models_dir(), hub_cache_dir()):
         root = os.path.realpath(downloads)
         for place in (os.path.realpath(registry), os.path.realpath(registry.parent)):

@@ -1,4 +1,4 @@
-"""What ``data.train`` may name: data files, directories, datasets of a hub, and entries of other tools' registries."""
+"""Dataset reference resolution: ``data.train`` entries to files, directories, hub datasets and registry entries."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ def resolve_source(
     wanted: str = "auto",
     columns: Mapping[Any, str] | None = None,
 ) -> list[DataSource]:
-    """What one entry of ``data.train`` or ``data.eval`` stands for.
+    """Resolve one entry of ``data.train`` or ``data.eval`` to its sources.
 
     Args:
-        reference: A data file; a directory of them, perhaps with ``#split``; ``hf://datasets/owner/name``, a dataset of
-            a hub that has been fetched (the network is never asked); ``dataset_info.json#name``, an entry of
+        reference: A data file; a directory of them, optionally with ``#split``; ``hf://datasets/owner/name``, a dataset
+            of a hub that has been fetched (the network is never asked); ``dataset_info.json#name``, an entry of
             LLaMA-Factory's registry; ``config.yml`` or ``config.yml#2``, the datasets of an Axolotl configuration, all
             or one of them counted from 1.
-        wanted: The format of files and directories, or ``auto``; entries say their own.
-        columns: Their columns, by part.
+        wanted: The format of files and directories, or ``auto``; registry entries state their own.
+        columns: Their columns, by role.
 
     Raises:
         NotFetchedError: If it is a dataset of a hub that is not on this machine.
-        UserError: If a registry cannot be read, has no such entry, or the entry asks for what is not done here.
+        UserError: If a registry cannot be read, has no such entry, or the entry uses an unsupported option.
     """
     if is_hub_entry(reference):
         dataset = parse_dataset(reference)
         named = ColumnMap(columns) if columns is not None else None
         return [hub_source(dataset, DataSource(str(dataset), Path(), wanted, named))]
     path = Path(reference)
-    # Not the methods of paths, which raise where one may not look: whoever opens it says so in a sentence.
+    # Not the methods of Path, which raise without permission: opening the file reports that in a sentence.
     if os.path.isfile(path) and path.suffix.lower() in YAML_SUFFIXES:
         return read_axolotl(path, "")
     file, mark, entry = reference.rpartition("#")
@@ -70,7 +70,7 @@ def resolve_sources(
     wanted: str = "auto",
     columns: Mapping[Any, str] | None = None,
 ) -> list[list[DataSource]]:
-    """What each entry of ``data.train`` or ``data.eval`` stands for, in order.
+    """Resolve each entry of ``data.train`` or ``data.eval`` to its sources, in order.
 
     Raises:
         UserError: As :func:`resolve_source`.
@@ -93,7 +93,7 @@ def flat_sources(
 
 
 def single_source(reference: str, wanted: str = "auto", columns: Mapping[Any, str] | None = None) -> DataSource:
-    """What a reference stands for, where one set of rows is wanted, as for looking at it.
+    """Resolve a reference to its only source, as for a preview.
 
     Raises:
         UserError: As :func:`resolve_source`, or if it stands for several.
@@ -107,11 +107,11 @@ def single_source(reference: str, wanted: str = "auto", columns: Mapping[Any, st
 
 
 def training_sources(data: DataSection) -> list[tuple[list[DataSource], float]]:
-    """What is trained on, each entry of ``data.train`` with its weight.
+    """Sources of each entry of ``data.train``, with its weight.
 
     Raises:
-        UserError: As :func:`resolve_source`, or if the weights are not as many as the entries, or rows are held out in
-            two ways.
+        UserError: As :func:`resolve_source`, or if the number of weights is not that of entries, or both ``data.eval``
+            and ``data.eval_share`` hold rows out.
     """
     groups = resolve_sources(data.train, data.format, data.columns)
     weights = weights_of(data.weights, len(groups))
@@ -120,10 +120,10 @@ def training_sources(data: DataSection) -> list[tuple[list[DataSource], float]]:
 
 
 def weights_of(weights: Sequence[float] | None, entries: int) -> list[float]:
-    """``data.weights``, one for each entry of ``data.train``.
+    """``data.weights``, one for each entry of ``data.train``; all 1 by default.
 
     Raises:
-        UserError: If they are not as many.
+        UserError: If their number is not that of the entries.
     """
     found = list(weights or [1.0] * entries)
     if len(found) != entries:
@@ -134,10 +134,10 @@ def weights_of(weights: Sequence[float] | None, entries: int) -> list[float]:
 
 
 def refuse_two_evals(share: float, has_files: bool) -> None:
-    """Refuse rows that are held out in two ways.
+    """Refuse ``data.eval`` and ``data.eval_share`` together.
 
     Raises:
-        UserError: If they are.
+        UserError: If both are set.
     """
     if share and has_files:
         raise UserError("data.eval and data.eval_share both say what is held out.", "Remove one of the two.")

@@ -1,4 +1,4 @@
-"""Sources of rows: which files, how they are read, and the registry files that name them."""
+"""Data sources: the files of a dataset with their format and columns, and the registry files that name them."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ YAML_SUFFIXES = (".yml", ".yaml")
 
 @dataclass(frozen=True)
 class DataSource:
-    """Rows to be read, and how.
+    """A source of rows with its format and columns.
 
     Args:
-        name: What the configuration calls it.
-        path: What :func:`~core.data.files.reader.open_rows` opens.
-        format: How a row is read, or ``auto``.
-        columns: The columns, where they are named.
+        name: Name in the configuration.
+        path: Path for :func:`~core.data.files.reader.open_rows`.
+        format: Format of its rows, or ``auto``.
+        columns: The column mapping, if the configuration has one.
         limit: The most rows used; None for all.
-        files: Those of the directory ``path`` that are read; empty for what ``path`` says by itself.
-        note: Which files they are, in a sentence.
+        files: The files of the directory ``path`` to read; empty to let ``path`` decide.
+        note: A remark on the location of its files, in a sentence.
     """
 
     name: str
@@ -52,24 +52,24 @@ class DataSource:
     note: str = ""
 
     def open(self) -> RowFile:
-        """Open it for pages; see :func:`~core.data.files.reader.open_rows`."""
+        """Open the source for paging; see :func:`~core.data.files.reader.open_rows`."""
         return open_files(self.path, self.files) if self.files else open_rows(self.path)
 
     def open_shared(self) -> RowFile:
-        """Open it together with others in this process; see :mod:`core.data.files.shared_rows`."""
+        """Open the source, shared with others in this process; see :mod:`core.data.files.shared_rows`."""
         return open_shared(self.path, self.files)
 
     def rows(self) -> Iterator[Row]:
-        """All rows in order, as far as ``limit`` lets; see :func:`~core.data.files.reader.read_rows`."""
+        """All rows in order, up to ``limit``; see :func:`~core.data.files.reader.read_rows`."""
         with self.open() as file:
             yield from itertools.islice(all_rows(file), self.limit)
 
     def recognize(self, file: RowFile, shown: str = "") -> Detection:
-        """The format, from the first rows of the file that :meth:`open` gave, as far as ``limit`` lets."""
+        """Detect the format from the first rows of the file returned by :meth:`open`, up to ``limit``."""
         return self.detect(file.rows(0, SAMPLE if self.limit is None else min(SAMPLE, self.limit)), shown)
 
     def detect(self, rows: Iterable[Row], shown: str = "") -> Detection:
-        """The format, from the first rows (see :func:`~core.data.formats.detect.choose`).
+        """Detect the format from the first rows (see :func:`~core.data.formats.detect.choose`).
 
         ``shown`` is the name of the source in messages.
         """
@@ -78,11 +78,11 @@ class DataSource:
 
 
 def hub_source(entry: HubEntry, source: DataSource) -> DataSource:
-    """A source with the files that an entry of a hub takes.
+    """A source with the files that a hub entry selects.
 
     Raises:
         NotFetchedError: If they are not on this machine.
-        UserError: If it takes nothing that can be read.
+        UserError: If it selects no readable file.
     """
     fetched = find_fetched(entry)
     if len(fetched.files) == 1:
@@ -91,7 +91,7 @@ def hub_source(entry: HubEntry, source: DataSource) -> DataSource:
 
 
 def load_registry(path: Path) -> Any:
-    """A registry file, JSON or YAML, read in the sandbox; blocks.
+    """Parse a registry file, JSON or YAML, in the sandbox; blocks.
 
     Raises:
         UserError: If it cannot be read.
@@ -112,7 +112,7 @@ def _load_json(path: Path) -> Any:
 
 
 def refuse_unknown_keys(where: str, given: Iterable[Any], known: Collection[str], meant: Mapping[str, str]) -> None:
-    """Refuse a key that is none, and name the one that was meant.
+    """Refuse unknown keys, and suggest the key that was meant.
 
     Raises:
         UserError: For the first one.

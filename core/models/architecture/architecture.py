@@ -1,4 +1,4 @@
-"""What a model is made of, as far as memory goes: the shapes of its layers, and the names PEFT knows them by."""
+"""Model architecture for memory planning: the shapes of its layers, and their module names as PEFT sees them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ class Linear:
     """A linear layer.
 
     Args:
-        name: Within its decoder layer: ``self_attn.q_proj``.
-        inputs: Features in.
-        outputs: Features out.
-        bias: Whether it adds one.
-        transposed: Whether its matrix lies the other way round, as that of transformers' ``Conv1D``.
-        among_all: Whether it gets an adapter for ``all-linear``. Where PEFT puts adapters on stacked experts instead of
+        name: Name within its decoder layer: ``self_attn.q_proj``.
+        inputs: Input features.
+        outputs: Output features.
+        bias: Whether it has a bias.
+        transposed: Whether its matrix is transposed, as in transformers' ``Conv1D``.
+        among_all: Whether it gets an adapter for ``all-linear``. If PEFT puts adapters on stacked experts instead of
             layers of these names, other layers of these names get none.
     """
 
@@ -29,12 +29,12 @@ class Linear:
 
     @property
     def weights(self) -> int:
-        """Elements of its matrix."""
+        """Number of elements of its matrix."""
         return self.inputs * self.outputs
 
     @property
     def parameters(self) -> int:
-        """Weights and bias."""
+        """Number of parameters: weights and bias."""
         return self.weights + (self.outputs if self.bias else 0)
 
 
@@ -43,17 +43,17 @@ class Attention:
     """Self-attention.
 
     Args:
-        heads: Of the queries.
-        kv_heads: Of keys and values.
+        heads: Query heads.
+        kv_heads: Key and value heads.
         head_dim: Features of one head.
-        kernel: ``sdpa`` holds no scores, ``eager`` does.
-        fused: Queries, keys and values come out of one linear layer.
-        rotary: Positions turn queries and keys, which makes copies of them.
-        normed: What queries and keys are normalized over: nothing, each head, or all heads together.
-        softcap: The scores are capped.
-        window: Tokens that a layer with a sliding window looks back; None without.
+        kernel: ``sdpa`` does not materialize scores, ``eager`` does.
+        fused: Whether one linear layer projects queries, keys and values.
+        rotary: Whether rotary position embeddings are applied, which copies queries and keys.
+        normed: Normalization of queries and keys: none, per head, or over all heads.
+        softcap: Whether the scores are soft-capped.
+        window: Tokens of the sliding window; None without.
         dropout: Share of the scores dropped in training, by the model's own configuration.
-        uneven: Values are narrower than keys.
+        uneven: Whether values are narrower than keys.
     """
 
     heads: int
@@ -70,26 +70,26 @@ class Attention:
 
     @property
     def queries(self) -> int:
-        """Features of all queries of a token."""
+        """Features of all query heads of a token."""
         return self.heads * self.head_dim
 
     @property
     def keys(self) -> int:
-        """Features of all keys of a token; the values have as many."""
+        """Features of all key heads of a token; the values have as many."""
         return self.kv_heads * self.head_dim
 
 
 @dataclass(frozen=True)
 class Experts:
-    """A mixture of experts. Its matrices are stacked into one tensor, which bitsandbytes does not quantize.
+    """Mixture of experts. Its matrices are stacked into one tensor, which bitsandbytes does not quantize.
 
     Args:
-        count: How many there are.
-        active: How many of them see a token.
-        hidden: Features in and out.
+        count: Number of experts.
+        active: Experts per token.
+        hidden: Input and output features.
         width: Features inside one expert.
         adapted: Whether PEFT puts adapters on them for ``all-linear``.
-        clamped: Gate and inner values are clamped and the latter shifted, which makes as many tensors again.
+        clamped: Gate and inner values are clamped and the latter shifted, which makes as many tensors more.
     """
 
     count: int
@@ -101,7 +101,7 @@ class Experts:
 
     @property
     def weights(self) -> int:
-        """Elements of all their matrices, the router's among them."""
+        """Number of elements of all their matrices, including the router's."""
         return self.count * (3 * self.hidden * self.width + self.hidden)
 
 
@@ -110,19 +110,19 @@ class Layer:
     """Decoder layers of one kind.
 
     Args:
-        count: How many layers of the model are like this.
-        linears: Its linear layers in the order in which they are run.
+        count: Number of such layers in the model.
+        linears: Its linear layers in execution order.
         attention: Its attention.
-        width: Features inside the feed-forward network; 0 where there are experts only.
-        gate: How the feed-forward network is gated: not at all, by a second linear layer, or by half of a fused one.
-        activation_copies: Tensors of the inner width that the activation function keeps for backward.
-        norms: Normalizations over the hidden size.
+        width: Intermediate features of the feed-forward network; 0 with experts only.
+        gate: Gating of the feed-forward network: none, by a second linear layer, or by half of a fused one.
+        activation_copies: Tensors of the intermediate width that the activation function keeps for backward.
+        norms: Number of normalizations over the hidden size.
         norm: Their kind.
-        offset_norm: What they weigh with is one more than their weight, in fp32, as in Gemma.
-        parallel: Attention and feed-forward start from the same residual.
+        offset_norm: Whether they scale by one plus their weight, in fp32, as in Gemma.
+        parallel: Whether attention and feed-forward start from the same residual.
         dropout: Share of the outputs of attention and feed-forward dropped in training, by the model's configuration.
-        experts: Its experts, where it has any.
-        other: Parameters in none of the linear layers: norms.
+        experts: Its mixture of experts, if any.
+        other: Parameters outside of the linear layers: norms.
     """
 
     count: int
@@ -141,20 +141,20 @@ class Layer:
 
     @property
     def parameters(self) -> int:
-        """Of one such layer."""
+        """Number of parameters of one such layer."""
         experts = self.experts.weights if self.experts is not None else 0
         return sum(linear.parameters for linear in self.linears) + experts + self.other
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The weights as they lie on disk.
+    """Weights of a model on disk.
 
     Args:
-        bytes: Of all weight files.
-        largest: Bytes of the largest tensor.
-        parameters: Elements of all tensors.
-        dtype: Of most of them: ``BF16``, ``F16``, ``F32``.
+        bytes: Total size of the weight files.
+        largest: Size of the largest tensor.
+        parameters: Number of elements of all tensors.
+        dtype: Most common dtype: ``BF16``, ``F16``, ``F32``.
     """
 
     bytes: int
@@ -165,12 +165,13 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Tower:
-    """A part of the model that is loaded but not run, as rows are text: its weights count, and adapters on them.
+    """A part of the model that is loaded but not run, as rows are text: its weights take memory, and so do adapters on
+    them.
 
     Args:
-        prefix: What stands before the names of its modules: ``model.vision_tower``.
+        prefix: Prefix of its module names: ``model.vision_tower``.
         linears: All its linear layers.
-        other: Parameters in none of them.
+        other: Parameters outside of them.
     """
 
     prefix: str
@@ -179,30 +180,30 @@ class Tower:
 
     @property
     def parameters(self) -> int:
-        """All parameters."""
+        """Number of parameters."""
         return sum(linear.parameters for linear in self.linears) + self.other
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A causal language model.
+    """Architecture of a causal language model.
 
     Args:
         family: Its ``model_type``.
-        hidden: Features of a token between the layers.
-        vocabulary: Tokens it knows.
-        tied: Input embeddings and output head share their weights.
+        hidden: Features of the hidden states.
+        vocabulary: Size of the vocabulary.
+        tied: Whether input embeddings and output head share their weights.
         layers: Its decoder layers by kind.
-        prefix: What stands before a layer's number in the names of its modules: ``model.layers``.
-        positions: The longest row it was made for; None where unknown.
-        learned_positions: Whether the positions are a table, which no longer row fits.
-        softcap: The logits are capped.
-        other: Parameters outside layers, embeddings and head: the last norm, a table of positions.
-        head_bias: The output head adds a bias.
-        guessed: The family is not known; it was taken for one like Llama.
-        tower: What is loaded beside the text's part.
-        checkpoint: Its weights on disk, where they are there.
-        tokenizer_bytes: Of ``tokenizer.json``, where it is there.
+        prefix: Module name prefix before a layer's number: ``model.layers``.
+        positions: Longest sequence it was made for; None if unknown.
+        learned_positions: Whether position embeddings are learned, so that no longer sequence is possible.
+        softcap: Whether the logits are soft-capped.
+        other: Parameters outside layers, embeddings and head: the final norm, position embeddings.
+        head_bias: Whether the output head has a bias.
+        guessed: Whether the family is unknown, and was read like Llama.
+        tower: Part that is loaded in addition to the language model.
+        checkpoint: Its weights on disk, if present.
+        tokenizer_bytes: Size of ``tokenizer.json``, if present.
     """
 
     family: str
@@ -223,23 +224,23 @@ class Architecture:
 
     @property
     def depth(self) -> int:
-        """Decoder layers."""
+        """Number of decoder layers."""
         return sum(layer.count for layer in self.layers)
 
     @property
     def embeddings(self) -> int:
-        """Parameters of the input embeddings, and of the output head where it is not the same."""
+        """Number of parameters of the input embeddings, and of the output head if it is not tied."""
         head = self.vocabulary if self.head_bias else 0
         return self.vocabulary * self.hidden * (1 if self.tied else 2) + head
 
     @property
     def linear_weights(self) -> int:
-        """Elements of the linear layers' matrices, those that QLoRA quantizes."""
+        """Number of elements of the linear layers' matrices, which QLoRA quantizes."""
         inside = sum(layer.count * linear.weights for layer in self.layers for linear in layer.linears)
         return inside + sum(linear.weights for linear in (self.tower.linears if self.tower is not None else ()))
 
     @property
     def parameters(self) -> int:
-        """All parameters."""
+        """Number of all parameters."""
         tower = self.tower.parameters if self.tower is not None else 0
         return self.embeddings + self.other + tower + sum(layer.count * layer.parameters for layer in self.layers)

@@ -1,4 +1,4 @@
-"""The keys of a ``config.json``, under whatever name a family has for them, checked as they are read."""
+"""Configuration values: the keys of a ``config.json`` under any of the families' names, checked on access."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 from core.errors import UserError
 from core.text import one_line
 
-#: The most that a dimension can sensibly be; what is beyond is no model but a mistake.
+#: Largest plausible dimension; a greater one is a mistake.
 MOST = 1 << 31
-#: The same for the number of layers.
+#: Largest plausible number of layers.
 MOST_LAYERS = 10_000
 _ALIASES = {
     "hidden_size": ("n_embd", "d_model", "dim"),
@@ -28,7 +28,7 @@ class ConfigValues:
 
     Args:
         values: The content.
-        where: What to call it in messages.
+        where: Name of the model in messages.
     """
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
@@ -36,19 +36,19 @@ class ConfigValues:
         self._where = where
 
     def get(self, key: str, default: Any = None) -> Any:
-        """A value under any of its names; null counts as left out."""
+        """A value under any of its names; null counts as missing."""
         for name in (key, *_ALIASES.get(key, ())):
             if self._values.get(name) is not None:
                 return self._values[name]
         return default
 
     def count(self, key: str, default: int | None = None, *, most: int = MOST) -> int:
-        """A number of at least 1.
+        """An integer of at least 1.
 
         Args:
             key: Its name.
-            default: What holds where it is left out; None where it must not be.
-            most: The most that it can be.
+            default: Value if it is missing; None if it is required.
+            most: Largest valid value.
 
         Raises:
             UserError: If it is missing and has no default, or is something else.
@@ -65,7 +65,7 @@ class ConfigValues:
         return value
 
     def share(self, key: str) -> float:
-        """A number from 0 to 1; 0 where it is left out.
+        """A number from 0 to 1; 0 if missing.
 
         Raises:
             UserError: If it is something else.
@@ -79,9 +79,9 @@ class ConfigValues:
         return float(value)
 
     def capped(self, key: str, default: bool) -> bool:
-        """Whether a cap is set; null says that it is not, where leaving the key out does not."""
+        """Whether a cap is set; null means that it is not, a missing key means ``default``."""
         return bool(self._values[key]) if key in self._values else default
 
     def flag(self, key: str, default: bool) -> bool:
-        """Whether something is so."""
+        """A boolean value."""
         return bool(self.get(key, default))

@@ -1,7 +1,7 @@
-"""DeepSeek's models as an ``Architecture``: latent attention, shared experts.
+"""DeepSeek models as an ``Architecture``: latent attention, shared experts.
 
-Queries and keys come out of narrow layers (multi-head latent attention, arXiv 2405.04434), which wide ones then spread
-over the heads. Values are narrower than keys; they are taken to be as wide, as the kernels pad them.
+Queries and keys are projected down and up again (multi-head latent attention, arXiv 2405.04434). Values are narrower
+than keys; they are counted as wide as keys, as the kernels pad them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def read_deepseek(values: ConfigValues, family: str) -> Architecture:
 
 
 def _attention(values: ConfigValues, hidden: int) -> tuple[tuple[Linear, ...], Attention, int]:
-    """The linear layers of latent attention, what the kernel sees, and the parameters of its norms."""
+    """Linear layers of latent attention, the attention as the kernel sees it, and the parameters of its norms."""
     heads, rope = values.count("num_attention_heads"), values.count("qk_rope_head_dim", 64)
     plain, value = values.count("qk_nope_head_dim", 128), values.count("v_head_dim", 128)
     latent, bias = values.count("kv_lora_rank", 512), values.flag("attention_bias", False)

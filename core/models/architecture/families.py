@@ -1,4 +1,4 @@
-"""``config.json`` of the known families as an :class:`~core.models.architecture.architecture.Architecture`."""
+"""Known model families: ``config.json`` to an :class:`~core.models.architecture.architecture.Architecture`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from core.models.architecture.deepseek import read_deepseek
 from core.models.architecture.vision import read_siglip
 from core.text import one_line
 
-#: Keys that show that a model of an unknown family is not built like Llama.
+#: Keys that show that a model of an unknown family differs from Llama.
 _UNLIKE = (
     "num_local_experts",
     "num_experts",
@@ -26,40 +26,40 @@ _UNLIKE = (
     "linear_num_key_heads",
     "is_encoder_decoder",
 )
-#: Tensors of the inner width that an activation function keeps for backward; those not named keep one.
+#: Tensors of the intermediate width that an activation function keeps for backward; others keep one.
 _ACTIVATION_COPIES = {"gelu_new": 4, "gelu_fast": 4, "quick_gelu": 2, "relu2": 2}
 
 
 @dataclass(frozen=True)
 class _Family:
-    """How the configuration of a family like Llama differs from Llama's own."""
+    """Differences of a family's configuration from Llama's."""
 
     tied: bool = False
     heads: int | None = None
     kv_heads: int | None = None
-    """Keys and values where the configuration does not say; None: as many as there are queries."""
+    """Key and value heads if the configuration does not say; None for as many as query heads."""
     head_dim: int | None = None
     vocabulary: int | None = None
     qkv_bias: bool | str = "attention_bias"
-    """Whether there is one, or the key that says so."""
+    """Whether the query, key and value projections have a bias, or the key that says so."""
     output_bias: bool | str = "attention_bias"
     mlp_bias: bool | str = "mlp_bias"
     normed: Literal["", "head", "all"] = ""
     norms: int = 2
     eager: bool = False
-    """Whether attention is eager, as no other kernel can do it."""
+    """Whether attention is eager, as no other kernel supports it."""
     sinks: bool = False
-    """Whether each head has a score of its own that takes a share away."""
+    """Whether each head has an attention sink, a score of its own in the softmax."""
     softcap: bool = False
-    """Whether scores and logits are capped where the configuration does not say; attention is then eager."""
+    """Whether scores and logits are soft-capped if the configuration does not say; attention is then eager."""
     fused: bool = False
     window: str = ""
-    """The key of the sliding window, where every second layer or so has one."""
+    """Key of the sliding window, if some of the layers have one."""
     expert_count: str = ""
-    """The key that says how many experts there are."""
+    """Key of the number of experts."""
     expert_width: str = "moe_intermediate_size"
     expert_bias: bool = False
-    """Whether experts and router add one."""
+    """Whether experts and router have a bias."""
     experts_adapted: bool = True
     shared_expert: bool = False
     plain: tuple[str, str] | None = None
@@ -67,7 +67,7 @@ class _Family:
     norm: Literal["rms", "layer"] = "rms"
     norm_bias: bool = False
     offset_norm: bool = False
-    """Whether norms weigh with one more than their weight."""
+    """Whether norms scale by one plus their weight."""
 
 
 _LIKE_LLAMA: dict[str, _Family] = {
@@ -146,35 +146,35 @@ _LIKE_LLAMA: dict[str, _Family] = {
     ),
     "qwen3_moe": _Family(kv_heads=4, normed="head", mlp_bias=False, expert_count="num_experts"),
 }
-#: Keys and values of models whose file leaves them out: these families then have one for each query.
+#: Key and value heads of models whose file omits them: these families then have one for each query head.
 _KV_AS_QUERIES = frozenset({"qwen2", "qwen3", "gemma"})
-#: Models of several kinds of input, to the family of their text part.
+#: Families of multimodal models, to the family of their text part.
 _TEXT_PARTS = {"gemma3": "gemma3_text", "mistral3": "mistral"}
 
 
 def known_families() -> tuple[str, ...]:
-    """The ``model_type`` of every family that is not guessed."""
+    """The ``model_type`` of every supported family."""
     return (*_LIKE_LLAMA, *_BUILDERS, *_TEXT_PARTS)
 
 
 def read_architecture(config: Mapping[str, Any], where: str) -> Architecture:
-    """A model from what its ``config.json`` says.
+    """Read an architecture from the content of ``config.json``.
 
     Args:
-        config: Its content; the text part is taken where it describes several.
-        where: What to call it in messages.
+        config: Its content; of a composite model the text part is read.
+        where: Name of the model in messages.
 
     Returns:
-        The architecture; ``guessed`` where the family is unknown and it was read like Llama.
+        The architecture; ``guessed`` if the family is unknown and was read like Llama.
 
     Raises:
-        UserError: If it describes no causal language model, or leaves out what the shape depends on.
+        UserError: If it does not describe a causal language model, or omits a required key.
     """
     family = _model_type(config, where)
     if isinstance(config.get("text_config"), Mapping):
         vision = config.get("vision_config") if family == "gemma3" else None
         text = {**config["text_config"]}
-        # What the parts share may be said once, outside.
+        # Keys that the parts share may be at the top level.
         text.setdefault("tie_word_embeddings", config.get("tie_word_embeddings"))
         named = text.get("model_type")
         text["model_type"] = named if isinstance(named, str) else _TEXT_PARTS.get(family, family)

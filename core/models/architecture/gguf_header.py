@@ -1,4 +1,4 @@
-"""The header of a GGUF file: what the model is, and the shapes of its tensors. The weights are not read.
+"""GGUF headers: metadata of the model and shapes of its tensors, without reading the weights.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -17,21 +17,21 @@ from core.text import one_line
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-#: More than any header has; beyond, the file is damaged. Vocabularies have up to 262,144 tokens, as many scores and
-#: types, and twice as many merges; the library that reads them afterwards takes microseconds for each.
+#: Limits above those of any valid header; beyond them the file is damaged. Vocabularies have up to 262,144 tokens, as
+#: many scores and types, and twice as many merges; the library that reads them afterwards takes microseconds for each.
 MOST_ENTRIES, MOST_TENSORS = 1 << 12, 1 << 16
 MOST_STRINGS, MOST_NUMBERS = 1 << 21, 1 << 21
-#: The longest text that is taken, and all of them together, in bytes; chat templates have some kilobytes.
+#: Longest string, and total length of all strings, in bytes; chat templates have some kilobytes.
 LONGEST_TEXT, MOST_TEXT = 16 << 20, 64 << 20
-#: The longest name of a tensor; llama.cpp takes 63 bytes.
+#: Longest name of a tensor; llama.cpp accepts 63 bytes.
 _LONGEST_NAME = 1024
 _MOST_DIMENSIONS, _DEEPEST_ARRAY = 4, 2
 _LARGEST_DIMENSION, _MOST_ELEMENTS = 1 << 48, 1 << 60
-#: Beyond this an offset is a wrong one: no file has as many bytes.
+#: Largest plausible offset: no file has as many bytes.
 _FARTHEST = 1 << 62
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
-#: A tensor's type to the elements in a block and the bytes that it takes.
+#: Tensor types, to the elements and the bytes of a block.
 _BLOCKS = {
     0: (1, 4),  # F32
     1: (1, 2),  # F16
@@ -87,7 +87,7 @@ _FAMILIES = {
     "granite": "granite",
     "olmo2": "olmo2",
 }
-#: Keys of the metadata, after the architecture's name, to those of ``config.json``.
+#: Metadata keys, without the architecture's prefix, to keys of ``config.json``.
 _KEYS = {
     "embedding_length": "hidden_size",
     "block_count": "num_hidden_layers",
@@ -107,11 +107,11 @@ _KEYS = {
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """A tensor as the header describes it.
+    """A tensor as described in the header.
 
     Args:
         shape: Its dimensions, innermost first.
-        kind: The number of its type.
+        kind: Number of its type.
         offset: Bytes from the beginning of the data.
     """
 
@@ -121,12 +121,12 @@ class GgufTensor:
 
     @property
     def elements(self) -> int:
-        """How many numbers it has."""
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
     def size(self) -> int | None:
-        """Bytes in the file; None for a type that is not known."""
+        """Bytes in the file; None for an unknown type."""
         if self.kind not in _BLOCKS:
             return None
         block, size = _BLOCKS[self.kind]
@@ -138,17 +138,17 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """Metadata, arrays as their number of elements; the tensors by name; and the bytes of data behind the header."""
+    """Content of a GGUF header: metadata, with arrays as their lengths; tensors by name; and the size of the data."""
 
     metadata: dict[str, Any]
     tensors: dict[str, GgufTensor]
     data_bytes: int
 
     def config(self, where: str) -> dict[str, Any]:
-        """What ``config.json`` would say of the model.
+        """Equivalent ``config.json`` content of the model.
 
         Raises:
-            UserError: If its architecture is not known.
+            UserError: If its architecture is not supported.
         """
         name = self.metadata.get("general.architecture")
         family = _FAMILIES.get(name) if isinstance(name, str) else None
@@ -175,7 +175,7 @@ class GgufHeader:
 
 
 class _Reader:
-    """Walks through a header; what is beyond its limits raises ``ValueError``."""
+    """Parses a header; data beyond its limits raise ``ValueError``."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
@@ -204,7 +204,7 @@ class _Reader:
         return piece.decode("utf-8", errors="replace")
 
     def value(self, kind: int) -> Any:
-        """A value of the metadata; of an array its length."""
+        """Read a metadata value; of an array only its length."""
         if kind in _SCALARS:
             return self.number(_SCALARS[kind])
         return self.text() if kind == _STRING else self._skip_array(kind)
@@ -216,7 +216,7 @@ class _Reader:
         if inner in _SCALARS:
             self._numbers -= length
         else:
-            # Arrays within arrays, which no known model has, are ten times as slow.
+            # Nested arrays, which no known model has, are ten times as slow to skip.
             self._strings -= length if inner == _STRING else 16 * length
         if min(self._numbers, self._strings) < 0:
             raise ValueError("too many entries")
@@ -231,7 +231,7 @@ class _Reader:
         return length
 
     def _skip_strings(self, count: int) -> None:
-        # Hundreds of thousands of them: nothing but the lengths is looked at.
+        # Hundreds of thousands of them: only the lengths are read.
         data, at, unpack = self._data, self.at, struct.Struct("<Q").unpack_from
         for _ in range(count):
             at += 8 + unpack(data, at)[0]
@@ -245,10 +245,10 @@ class _Reader:
 
 
 def read_gguf_header(path: Path) -> GgufHeader:
-    """Read a file's header.
+    """Read the header of a GGUF file.
 
     Raises:
-        UserError: If the file cannot be read, is no GGUF of a known version, or is damaged.
+        UserError: If the file cannot be read, is not GGUF of a supported version, or is damaged.
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

@@ -1,6 +1,6 @@
-"""A model by the name that a configuration has for it, read from ``config.json`` or from a file's header.
+"""Architecture loading: from a model's ``config.json``, or from a GGUF header.
 
-A directory may hold nothing but ``config.json``; where the weights are there too, their number is exact.
+A directory may hold nothing but ``config.json``; if the weights are present too, the number of parameters is exact.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8, "F8_E4M3": 1, "F8_E5M2": 1, "
 
 
 def locate_model(name: str, relative_to: Path | None = None) -> Path:
-    """Where a model is on this machine.
+    """The path of a model on this machine.
 
     Args:
         name: A directory, a GGUF file, a prepared model's name, or a hub id that is in the local Hugging Face cache.
-        relative_to: What a relative path is relative to; the working directory by default.
+        relative_to: Base of a relative path; the working directory by default.
 
     Raises:
-        UserError: If it is not here.
+        UserError: If it is not on this machine.
     """
     if os.path.exists(path := model_path(name, relative_to)):
         return path
@@ -45,13 +45,13 @@ def locate_model(name: str, relative_to: Path | None = None) -> Path:
 
 
 def load_architecture(path: Path) -> Architecture:
-    """Read a model's architecture.
+    """Load the architecture of a model.
 
     Args:
         path: A directory with ``config.json``, or a GGUF file.
 
     Raises:
-        UserError: If it is none, or its shape cannot be known.
+        UserError: If it is not a model, or its shape cannot be determined.
     """
     if path.is_file():
         return read_architecture(read_gguf_header(path).config(str(path)), str(path))
@@ -64,7 +64,7 @@ def load_architecture(path: Path) -> Architecture:
         tensors = [item for file in files for item in read_header(file).items()]
         return with_checkpoint(architecture, tensors, sum(file.stat().st_size for file in files))
     except (UserError, OSError):
-        # What is wrong with the weights is told when they are to be loaded.
+        # Defects of the weights are reported when they are to be loaded.
         return architecture
 
 
@@ -83,16 +83,16 @@ def _read_config(directory: Path, path: Path) -> dict[str, Any]:
 
 
 def with_checkpoint(architecture: Architecture, tensors: Iterable[tuple[str, Tensor]], size: int) -> Architecture:
-    """Put the weights' exact number beside an architecture.
+    """Add the exact size of the weights to an architecture.
 
     Args:
-        architecture: As the configuration says.
+        architecture: Architecture from the configuration.
         tensors: Every tensor by its name.
         size: Bytes of the files.
 
     Returns:
-        The architecture with its ``checkpoint``; unchanged where there are no tensors. Parameters that the
-        configuration does not explain are added to those outside the layers.
+        The architecture with its ``checkpoint``; unchanged without tensors. Parameters that the configuration does not
+        explain are added to those outside the layers.
     """
     total, largest, kinds = 0, 0, Counter[str]()
     names = set()
@@ -104,7 +104,7 @@ def with_checkpoint(architecture: Architecture, tensors: Iterable[tuple[str, Ten
     if not total:
         return architecture
     checkpoint = Checkpoint(bytes=size, largest=largest, parameters=total, dtype=kinds.most_common(1)[0][0])
-    # A head that is tied may be saved all the same; it is one tensor in memory.
+    # A tied head may be saved nevertheless; it is one tensor in memory.
     saved_head = architecture.tied and any(name.endswith("lm_head.weight") for name in names)
     explained = architecture.parameters + (architecture.vocabulary * architecture.hidden if saved_head else 0)
     other = architecture.other + max(total - explained, 0)

@@ -1,4 +1,4 @@
-"""A model's architecture, read in the sandbox for the app and the commands: configurations and headers are foreign."""
+"""Architecture loading in the sandbox, for the app and the commands: configurations and headers are untrusted."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from core.text import one_line
 
 
 def load_architecture(path: Path) -> Architecture:
-    """See :func:`core.models.architecture.load.load_architecture`; blocks.
+    """Load an architecture; see :func:`core.models.architecture.load.load_architecture`; blocks.
 
     Raises:
-        UserError: As there, and where reading it takes more memory or time than any model's should.
+        UserError: As that function, or if reading takes more memory or time than any model's should.
     """
     return sandboxed(_load, f"The model in {one_line(str(path))}")(path)
 

@@ -1,4 +1,4 @@
-"""The part of a model that sees images, loaded beside the text's but never run here: SigLIP, as Gemma 3 has it."""
+"""Vision tower of a multimodal model, loaded but never run here: SigLIP, as in Gemma 3."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from core.models.architecture.config_values import MOST_LAYERS, ConfigValues
 
 
 def read_siglip(config: Mapping[str, Any], hidden: int, where: str) -> Tower:
-    """SigLIP and Gemma 3's projection of it.
+    """Read SigLIP and Gemma 3's projection of it.
 
     Args:
-        config: The ``vision_config``; what it leaves out is the default of transformers.
-        hidden: Features between the layers of the text's part.
-        where: What to call it in messages.
+        config: The ``vision_config``; omitted keys have the defaults of transformers.
+        hidden: Hidden size of the language model.
+        where: Name of the model in messages.
 
     Raises:
-        UserError: If a dimension is no size.
+        UserError: If a dimension is not a valid size.
     """
     values = ConfigValues(config, f"{where}, vision_config")
     width, inner = values.count("hidden_size", 768), values.count("intermediate_size", 3072)
@@ -30,11 +30,11 @@ def read_siglip(config: Mapping[str, Any], hidden: int, where: str) -> Tower:
         Linear(f"self_attn.{name}", width, width, True) for name in ("k_proj", "v_proj", "q_proj", "out_proj")
     )
     linears = {f"encoder.layers.{number}": (*projections, *network) for number in range(depth)}
-    # Patches and their places, the norms, and the projection with its own norm.
+    # Patch and position embeddings, the norms, and the projection with its own norm.
     other = (channels * patch**2 + 1 + patches) * width + (2 * depth + 1) * norm + width * hidden + width
     if values.flag("vision_use_head", True):
         linears["head"] = (Linear("attention.out_proj", width, width, True), *network)
-        # The probe, a norm, and queries, keys and values in one matrix that is no linear layer.
+        # The probe, a norm, and queries, keys and values in one matrix that is not a linear layer.
         other += width + norm + 3 * (width * width + width)
     return Tower(
         "model.vision_tower",

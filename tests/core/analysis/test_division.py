@@ -1,4 +1,4 @@
-"""What is held out, and that no copy of it is trained on, exact or near."""
+"""Training split: held-out rows, with no exact or near duplicate of them trained on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An analysis as processes: what becomes of them when it is closed, killed, or its file changes meanwhile."""
+"""Analysis jobs: their processes when a job is closed, killed, or its file changes meanwhile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The process of an analysis: what a template or a tokenizer takes is bounded, and told."""
+"""Analysis process: the resources of templates and tokenizers are limited, and exceeding them is reported."""
 
 from __future__ import annotations
 

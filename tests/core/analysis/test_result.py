@@ -1,4 +1,4 @@
-"""What an analysis says of messy data: every row accounted for, every problem found and no other."""
+"""Analysis of messy data: every row accounted for, every problem found and no other."""
 
 from __future__ import annotations
 

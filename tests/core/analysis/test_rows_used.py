@@ -1,4 +1,4 @@
-"""What is shown before a run and what the run then does: the same rows used, the same dropped for the same reasons."""
+"""Row counts shown before a run and those of the run: the same rows used, the same dropped for the same reasons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a survey finds over whole datasets: copies, leaks, rows beyond the limit; of every kind of file."""
+"""Dataset survey: duplicates, leaks and overlong rows, in every kind of file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``localtune-tui data`` as people and scripts call it."""
+"""Command ``localtune-tui data``, as users and scripts call it."""
 
 from __future__ import annotations
 

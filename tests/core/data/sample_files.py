@@ -1,4 +1,4 @@
-"""Data files that tests write."""
+"""Data files written for tests."""
 
 from __future__ import annotations
 

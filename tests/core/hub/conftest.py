@@ -1,4 +1,4 @@
-"""A hub that is asked instead of the real one, and rows to put into it."""
+"""Fixtures: a fake hub in place of the real one, and rows for its repositories."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A download that is killed in the middle of a line: ``python -m tests.core.hub.dying``."""
+"""Download process that is killed in the middle of a line: ``python -m tests.core.hub.dying``."""
 
 import os
 

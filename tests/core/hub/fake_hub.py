@@ -1,4 +1,4 @@
-"""A hub on this machine: a real HTTP server that speaks as much of the Hugging Face Hub as its client asks for."""
+"""Fake hub on this machine: a real HTTP server with the part of the Hugging Face Hub's API that the client uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many downloads by one process: the real one, without its start for each of them."""
+"""Download process for tests: many downloads by one process, the real one, without a start for each."""
 
 from __future__ import annotations
 

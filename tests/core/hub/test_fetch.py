@@ -1,4 +1,4 @@
-"""Fetching with the real client from a hub on this machine: whole, cut short, refused, unsafe, without a network."""
+"""Downloads with the real client from a fake hub: complete, interrupted, refused, unsafe, without a network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A hub that lies: whatever it answers, nothing outside a repository's directory changes, and what is wrong is said."""
+"""Hostile hub: whatever it answers, nothing outside a repository's directory changes, and the error is reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers of a hub, read into what is believed of them."""
+"""Repository listings: answers of a hub, parsed and validated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names as paths below a directory, with links wherever they may lie."""
+"""Safe paths below a directory, with links at every position."""
 
 from __future__ import annotations
 

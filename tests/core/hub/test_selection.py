@@ -1,4 +1,4 @@
-"""Which files of a repository are taken, and how that is said."""
+"""File selection: the files of a repository that an entry takes, and their description."""
 
 from __future__ import annotations
 

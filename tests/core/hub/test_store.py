@@ -1,4 +1,4 @@
-"""What has been fetched, read back from files that anybody may have changed since."""
+"""Hub store: fetched files, read back after anybody may have changed them."""
 
 from __future__ import annotations
 

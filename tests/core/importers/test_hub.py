@@ -1,4 +1,4 @@
-"""Datasets and models of the Hub in the files of other tools."""
+"""Hub datasets and models in the configurations of other tools."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs in a home of its own for every test, as those of the files of runs have them."""
+"""Fixtures: runs in a separate home for every test, as for the tests of run files."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A worker without torch, for tests of the processes around it: ``fake_worker.py RUN [--resume]``.
 
-``FAKE_WORKER`` says how it behaves: ``train`` until SIGTERM, ``report`` its surroundings and finish, ``crash`` before
+``FAKE_WORKER`` selects its behavior: ``train`` until SIGTERM, ``report`` its surroundings and finish, ``crash`` before
 it writes anything, ``fail`` properly, ``deaf`` (trains and ignores SIGTERM).
 """
 

@@ -1,4 +1,4 @@
-"""Workers that are killed, and what is recorded in their place."""
+"""Forced end of workers, and the record written on their behalf."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Advice: what is advised really fits when it is done, and costs what it says."""
+"""Memory advice: advised changes really make the run fit, at the stated cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The largest micro-batch from runs of lengths: against every micro-batch there can be."""
+"""Largest micro-batch from runs of lengths, against all possible micro-batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plan: its arithmetic, what published measurements say, what must not make it smaller, and refusals."""
+"""Memory plan: its arithmetic, published measurements, lower bounds, and refusals."""
 
 from __future__ import annotations
 

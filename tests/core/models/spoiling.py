@@ -1,4 +1,4 @@
-"""Copies of a model, and what can be wrong with them."""
+"""Damaged copies of a model, one for each kind of defect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters that are no adapters, or for another base."""
+"""Adapter checks: directories that are not adapters, and adapters for another base."""
 
 from __future__ import annotations
 

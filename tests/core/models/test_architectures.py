@@ -1,4 +1,4 @@
-"""What a model was saved as, and what a method can take."""
+"""Model classes and saved quantizations, and the methods that accept them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What cannot be loaded, or not safely, is refused with a sentence before anything is loaded."""
+"""Model directory checks: unloadable or unsafe models are refused with a clear error before anything is loaded."""
 
 from __future__ import annotations
 

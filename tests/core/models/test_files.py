@@ -1,4 +1,4 @@
-"""The record beside a model, as it is read back."""
+"""Model records, read back from a model's directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a model is found, by whatever name it goes."""
+"""Base model lookup, by every kind of name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One base told from another by all of its bytes, which are read once."""
+"""Base model fingerprints: over all bytes, which are read once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Descriptions that ask for code, kernels or files of others, wherever in them."""
+"""Foreign code in model descriptions: keys that ask for code, kernels or other files, at any depth."""
 
 from __future__ import annotations
 

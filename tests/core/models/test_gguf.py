@@ -1,4 +1,4 @@
-"""GGUF files that are not whole, told by their headers."""
+"""Incomplete GGUF files, recognized by their headers."""
 
 from __future__ import annotations
 

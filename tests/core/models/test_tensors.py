@@ -1,4 +1,4 @@
-"""Headers of safetensors, sound and not."""
+"""Safetensors headers, valid and damaged."""
 
 from __future__ import annotations
 

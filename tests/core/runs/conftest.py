@@ -1,4 +1,4 @@
-"""A home of its own for every test."""
+"""Fixture: a separate home for every test."""
 
 from __future__ import annotations
 

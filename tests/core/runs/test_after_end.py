@@ -1,4 +1,4 @@
-"""What an ended run is said to be good for is what ``continue`` does with it."""
+"""Hints after the end of a run agree with the behavior of ``continue``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run directories that no worker of ours has written, through everything that reads them."""
+"""Foreign run directories, not written by a worker, through everything that reads them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The newest run that is like a configuration."""
+"""Newest similar run of a configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a worker that is gone was killed for want of memory, by what it and the kernel left."""
+"""OOM kills of a worker, recognized from its record and the kernel's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pace of earlier runs: of those alike only, and none where they tell none."""
+"""Pace of earlier runs: only of comparable ones, and none without figures."""
 
 from __future__ import annotations
 

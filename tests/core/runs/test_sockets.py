@@ -1,4 +1,4 @@
-"""Places for sockets that nobody else can have a hand in."""
+"""Socket paths that other users cannot tamper with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits of the operating system: each holds, and each is put back."""
+"""Operating system limits: each applies, and each is restored."""
 
 from __future__ import annotations
 

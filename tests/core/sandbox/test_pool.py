@@ -1,4 +1,4 @@
-"""Calls into the sandbox: what comes back, what a bound does, and what becomes of its processes."""
+"""Sandbox calls: results, limits, and the processes behind them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What inference shows and what the model must say then, from transformers alone."""
+"""Reference prompts and answers: the text that inference shows and the model must produce, from transformers alone."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Templates of the structures that models of reasoning brought: prompts that begin or end a block, and their like.
+"""Reasoning templates, of the structures that reasoning models have: prompts that open or close a block, and similar.
 
-As in :mod:`tests.core.template.families`, a ``generation`` block holds what the model must say after the prompt.
+As in :mod:`tests.core.template.families`, a ``generation`` block holds the text that the model must produce after the
+prompt.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Named templates suit base models, or say why not."""
+"""Built-in templates with base models: usable, or refused with the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls of tools are learned whole, their arguments in the form that the template means."""
+"""Tool calls: supervised as a whole, with arguments in the form that the template reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Templates that would not come to an end, and that they do."""
+"""Bounded Jinja sandbox: templates that would never end are stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is learned is what the model must say at inference, token for token: compared with transformers and by hand."""
+"""Loss mask: exactly the tokens that the model must produce at inference, compared with transformers and by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a chat template leaves out of a prompt is told."""
+"""Prompt completeness check: parts of a prompt that a template leaves out are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts that begin or end a block of reasoning, and templates that show reasoning in a form of their own."""
+"""Reasoning templates: prompts that open or close a block of reasoning, and markup of the template's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Templates are rendered as transformers renders them."""
+"""Chat template rendering, compared with transformers."""
 
 from __future__ import annotations
 

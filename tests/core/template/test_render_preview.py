@@ -1,4 +1,4 @@
-"""Rows seen through a template: what is learned, the generation prompt, and what is wrong with the template."""
+"""Render previews of rows: supervised tokens, the generation prompt, and errors of the template."""
 
 from __future__ import annotations
 

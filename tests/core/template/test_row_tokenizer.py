@@ -1,4 +1,4 @@
-"""Rows are tokenized in pieces, with the tokens that the tokenizer gives the whole."""
+"""Row tokenization in pieces, with the same tokens as for the whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hostile templates and tokenizers: a bound of the sandbox is a sentence, and the next row is shown."""
+"""Hostile templates and tokenizers: a limit of the sandbox becomes a clear error, and the next row is shown."""
 
 from __future__ import annotations
 

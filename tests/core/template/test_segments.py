@@ -1,4 +1,4 @@
-"""Text in segments: tokens as each segment has them by itself, learned as its label says, no template."""
+"""Text segments: tokenized one by one, trained on by label, without a template."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tokens that end an answer: named by the model's files, or found in what its template writes."""
+"""Stop tokens: named in the model's files, or found in the output of its template."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tokenizer is read from a model's directory, or it is said why not."""
+"""Tokenizer loading from a model's directory, or an error with the reason."""
 
 from __future__ import annotations
 

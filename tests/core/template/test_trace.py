@@ -1,4 +1,4 @@
-"""One rendering for all rows of a shape is only used where it gives what rendering each row by itself gives."""
+"""Template tracing: one rendering for all rows of a shape is used only if it equals rendering each row by itself."""
 
 from __future__ import annotations
 

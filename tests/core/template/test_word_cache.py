@@ -1,4 +1,4 @@
-"""Tokens of texts looked up word by word: the same as those of whole texts, or looked up as whole texts."""
+"""Word cache: the same tokens as for whole texts, or texts tokenized whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small tokenizers of the kinds that real models have, made on the spot."""
+"""Toy tokenizers of the kinds that real models have, made on the fly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading the YAML file of another tool: within bounds, and with the line of every key."""
+"""YAML files of other tools: read within bounds, with the line of every key."""
 
 from __future__ import annotations
 

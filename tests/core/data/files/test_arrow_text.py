@@ -1,4 +1,4 @@
-"""Arrow tables as JSON Lines: byte for byte what ``json.dumps`` writes of their rows."""
+"""Arrow tables to JSON Lines: byte for byte the output of ``json.dumps``."""
 
 from __future__ import annotations
 

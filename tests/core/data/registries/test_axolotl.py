@@ -1,4 +1,4 @@
-"""Rows of every dataset type of Axolotl: what they become, and what is refused with its reason."""
+"""Axolotl dataset types: the rows of each after conversion, and unsupported ones refused with the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that registries of other tools name: beside them, elsewhere, by links, and in what was downloaded."""
+"""Files named by other tools' registries: in their directory, elsewhere, through links, and in downloads."""
 
 from __future__ import annotations
 

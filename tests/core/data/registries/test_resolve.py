@@ -1,4 +1,4 @@
-"""What a configuration may name as its data: files, directories, and entries of other tools' registries."""
+"""Dataset references in a configuration: files, directories, and entries of other tools' registries."""
 
 from __future__ import annotations
 

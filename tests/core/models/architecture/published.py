@@ -1,4 +1,4 @@
-"""``config.json`` of published models, as far as their shape goes, and how many parameters they have."""
+"""Published models: their ``config.json``, as far as it decides shapes, and their numbers of parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``config.json`` as an architecture: exact parameter counts, the names PEFT sees, and refusals."""
+"""Model families: ``config.json`` to exact parameter counts and PEFT's module names, and refusals."""
 
 from __future__ import annotations
 

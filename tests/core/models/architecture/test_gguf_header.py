@@ -1,4 +1,4 @@
-"""The header of a GGUF file, read without its weights: against the reference writer, and damaged files."""
+"""GGUF headers, read without the weights: against the reference writer, and from damaged files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models by their names: directories with and without weights, prepared ones, the hub's cache, and what is not here."""
+"""Architecture loading by name: directories with and without weights, prepared models, the hub cache, missing ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data files as tokenized rows, every row accounted for."""
+"""Tokenized datasets from data files, with every row accounted for."""
 
 from __future__ import annotations
 

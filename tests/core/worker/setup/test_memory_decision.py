@@ -1,7 +1,7 @@
-"""The memory plan against what torch and bitsandbytes really allocate, layer by layer and in the whole.
+"""Memory plan against the actual allocations of torch and bitsandbytes, layer by layer and as a whole.
 
-All on the CPU, whose allocator reports every block; on a GPU the arithmetic is the same but for what ``Arithmetic``
-names.
+All on the CPU, whose allocator reports every block; on a GPU the arithmetic is the same except for the differences that
+``Arithmetic`` lists.
 """
 
 from __future__ import annotations
