@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_AR
 APP := $(VENV)/.installed-app
 TESTS := $(VENV)/.installed-tests
 
-.PHONY: help demo test format clean
+.PHONY: help demo check test format clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
@@ -32,14 +32,24 @@ demo: $(APP) ## Train the starter model on sample tickets and talk to it; HEADLE
 	@if [ -t 0 ] && [ -t 1 ] && [ "$(HEADLESS:0=)" = "" ]; then \
 	  exec $(BIN)/localtune-tui --demo; else exec $(BIN)/localtune-tui demo; fi
 
+# Style, types and layers.
+define STATIC
+$(BIN)/ruff check .
+$(BIN)/ruff format --check .
+$(BIN)/mypy
+$(BIN)/lint-imports
+endef
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses $(TEST_PROCESSES) --dist worksteal
+
+check: $(TESTS) ## Check style, types and layers, and run the unit tests without training: two minutes
+	$(STATIC)
+	$(PYTEST) -m "not slow" --hypothesis-profile=quick -q
+
 test: $(TESTS) ## Check style, types and layers, and run all tests
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(STATIC)
 	@echo "Preparing the starter model for the tests"
 	@LOCALTUNE_HOME="$$LOCALTUNE_TEST_CACHE" $(BIN)/python -m core.worker.model.starter >/dev/null
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses $(TEST_PROCESSES) --dist worksteal
+	$(PYTEST)
 
 format: $(TESTS) ## Put the code into its standard form
 	$(BIN)/ruff check --fix .

@@ -16,7 +16,58 @@ from tests.tiny_model import write_tiny_model
 # time, so that a change answers for its own failures; 'pytest --hypothesis-profile=search' draws new ones.
 settings.register_profile("search", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("steady", settings.get_profile("search"), derandomize=True)
+# A look at each property, for 'make check'.
+settings.register_profile("quick", settings.get_profile("steady"), max_examples=15)
 settings.load_profile("steady")
+
+#: Folders and modules whose tests train, start processes, drive the app or go through many cases; 'make check' leaves
+#: them out. A single test of another module has ``@pytest.mark.slow``.
+SLOW = (
+    "tests/e2e",
+    "tests/snapshots",
+    "tests/tui",
+    "tests/contracts/test_continues.py",
+    "tests/core/worker",
+    "tests/core/commands",
+    "tests/core/launch",
+    "tests/core/tracking",
+    "tests/core/hub/test_fetch.py",
+    "tests/core/hub/test_hostile_hub.py",
+    "tests/core/sandbox",
+    "tests/core/data/files/test_packed.py",
+    "tests/core/data/files/test_index_cache.py",
+    "tests/core/analysis/test_job.py",
+    "tests/core/analysis/test_process.py",
+    "tests/core/config/test_absurd_values.py",
+    "tests/core/template/test_jinja_sandbox.py",
+    "tests/core/template/test_sandboxed.py",
+    "tests/core/runs/test_foreign_runs.py",
+    "tests/core/importers/test_tables.py",
+    "tests/test_cli.py",
+    "tests/test_fuzz.py",
+    "tests/test_import_hygiene.py",
+)
+#: Modules of slow folders that are quick all the same.
+QUICK = (
+    "tests/core/worker/data/test_batches.py",
+    "tests/core/worker/optim/test_schedule.py",
+    "tests/tui/test_keys.py",
+    "tests/tui/test_driver.py",
+    "tests/tui/widgets/charts",
+    "tests/tui/widgets/forms/test_path_input.py",
+    "tests/tui/panes/config/test_history.py",
+    "tests/tui/datasets/test_marks.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the slow ones."""
+    root = Path(__file__).resolve().parents[1]
+    for item in items:
+        name = item.path.relative_to(root).as_posix()
+        if name.startswith(SLOW) and not name.startswith(QUICK):
+            item.add_marker("slow")
+
 
 # A job in the background of a shell ignores ctrl-c, and so would every process that the tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
