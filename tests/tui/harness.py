@@ -76,6 +76,12 @@ class PaneApp(ShellApp):
         self.copied.append(text)
 
 
+def pane_of(app: App[Any], name: str) -> Any:
+    """A pane of the whole app, by its id; None until it has been loaded."""
+    assert isinstance(app, tui.app.LocaltuneApp)
+    return app.desktop.panes.find(name)
+
+
 def screen_lines(app: App[Any]) -> list[str]:
     """What the terminal shows, a line each."""
     strips = app.screen._compositor.render_strips()

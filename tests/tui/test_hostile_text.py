@@ -177,7 +177,7 @@ async def test_the_whole_app_shows_a_hostile_run(home: Any) -> None:
         await wait_for(pilot, lambda: "failed at step" in screen_text(app))
         assert not FORBIDDEN & set(screen_text(app))
         app.notify(EVIL, markup=False)
-        app.warn("title", EVIL)
+        app.desktop.warn("title", EVIL)
         await pilot.pause()
         assert app.is_running
 

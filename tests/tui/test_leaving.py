@@ -9,7 +9,7 @@ import pytest
 from textual.pilot import Pilot
 
 from tests.tui.config_panes import go_to, write_config
-from tests.tui.harness import screen_text, wait_for
+from tests.tui.harness import pane_of, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.panes.config.pane import ConfigPane
@@ -18,8 +18,8 @@ from tui.screens.dialogs import UnsavedDialog
 
 async def edited(pilot: Pilot[Any], app: LocaltuneApp) -> ConfigPane:
     """The config pane with an edit that no file has."""
-    await wait_for(pilot, lambda: app.state.document is not None and app.pane("config") is not None)
-    pane = app.pane("config")
+    await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config") is not None)
+    pane = pane_of(app, "config")
     assert isinstance(pane, ConfigPane)
     await wait_for(pilot, lambda: bool(pane.form.shown) and pane.document is app.state.document)
     await pilot.press("2")

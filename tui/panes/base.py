@@ -26,6 +26,8 @@ class Pane(Vertical):
     HELP: ClassVar[str] = ""
     """A sentence or two for the help screen."""
 
+    _shown_title = ""
+
     @cached_property
     def shell(self) -> Shell:
         """The app."""
@@ -44,7 +46,11 @@ class Pane(Vertical):
 
     def set_title(self, *parts: str) -> None:
         """Write the title: its parts with dots between them, external text made harmless, empty parts left out."""
-        self.border_title = Content(" · ".join(one_line(part, 120) for part in parts if part))
+        title = " · ".join(one_line(part, 120) for part in parts if part)
+        # Writing to the border repaints the whole pane.
+        if title != self._shown_title:
+            self._shown_title = title
+            self.border_title = Content(title)
 
     def set_hints(self, identities: Sequence[str]) -> None:
         """Write the most needed keys in the lower border."""

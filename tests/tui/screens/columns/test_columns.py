@@ -13,7 +13,7 @@ from textual.pilot import Pilot
 
 from core.config.document import ConfigDocument
 from core.data.registries.resolve import training_sources
-from tests.tui.harness import FORBIDDEN, HOSTILE, paste, screen_lines, screen_text, wait_for
+from tests.tui.harness import FORBIDDEN, HOSTILE, pane_of, paste, screen_lines, screen_text, wait_for
 from tui.app import LocaltuneApp
 from tui.screens.columns.column_plan import candidates, preview_columns, read_sample
 from tui.screens.columns.columns import ColumnsScreen
@@ -45,8 +45,8 @@ async def opened(pilot: Pilot[Any]) -> ColumnsScreen:
     """Open the screen from the data pane, and wait until the rows have been read."""
     app = pilot.app
     assert isinstance(app, LocaltuneApp)
-    await wait_for(pilot, lambda: app.state.document is not None and app.pane("data") is not None)
-    await wait_for(pilot, lambda: app.pane("data").view is not None)
+    await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "data") is not None)
+    await wait_for(pilot, lambda: pane_of(app, "data").view is not None)
     await pilot.press("1", "C")
     await wait_for(pilot, lambda: isinstance(app.screen, ColumnsScreen))
     screen = app.screen
@@ -263,10 +263,10 @@ async def test_another_file_than_the_configuration_names(directory: Path) -> Non
     async with make_app(directory).run_test(size=(120, 30)) as pilot:
         app = pilot.app
         assert isinstance(app, LocaltuneApp)
-        await wait_for(pilot, lambda: app.state.document is not None and app.pane("data") is not None)
-        await wait_for(pilot, lambda: app.pane("data").view is not None)
-        app.pane("data").show(directory / "other.jsonl")
-        await wait_for(pilot, lambda: app.pane("data").view.path.name == "other.jsonl")
+        await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "data") is not None)
+        await wait_for(pilot, lambda: pane_of(app, "data").view is not None)
+        pane_of(app, "data").show(directory / "other.jsonl")
+        await wait_for(pilot, lambda: pane_of(app, "data").view.path.name == "other.jsonl")
         screen = await opened(pilot)
         await go_to(pilot, screen, "user")
         await pilot.press("right", "j", "left")
@@ -290,11 +290,11 @@ async def test_without_data_and_for_entries_of_a_registry_it_is_refused(director
     async with make_app(directory).run_test(size=(100, 30), notifications=True) as pilot:
         app = pilot.app
         assert isinstance(app, LocaltuneApp)
-        await wait_for(pilot, lambda: app.state.document is not None and app.pane("data") is not None)
+        await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "data") is not None)
         await pilot.press("1", "C")
         await wait_for(pilot, lambda: any("open a data file first" in note.message for note in app._notifications))
-        app.pane("data").show(directory / "dataset_info.json#x")
-        await wait_for(pilot, lambda: app.pane("data").view is not None)
+        pane_of(app, "data").show(directory / "dataset_info.json#x")
+        await wait_for(pilot, lambda: pane_of(app, "data").view is not None)
         await pilot.press("C")
         await wait_for(pilot, lambda: any("an entry of a registry" in note.message for note in app._notifications))
         assert not isinstance(app.screen, ColumnsScreen)
@@ -392,10 +392,10 @@ async def test_the_config_pane_opens_it_from_its_fields(directory: Path) -> None
     async with make_app(directory).run_test(size=(80, 24)) as pilot:
         app = pilot.app
         assert isinstance(app, LocaltuneApp)
-        await wait_for(pilot, lambda: app.state.document is not None and app.pane("config") is not None)
-        await wait_for(pilot, lambda: app.pane("data").view is not None)
+        await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config") is not None)
+        await wait_for(pilot, lambda: pane_of(app, "data").view is not None)
         await pilot.press("2", "x")
-        form = app.pane("config").form
+        form = pane_of(app, "config").form
         for name in ("data.columns", "data.format"):
             form.go_to(form.field(name))
             await pilot.press("o")
