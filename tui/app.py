@@ -297,7 +297,7 @@ class LocaltuneApp(App[str]):
 
     @on(messages.RunsListed)
     def _runs_listed(self, message: messages.RunsListed) -> None:
-        self.runs.show_list(message.rows)
+        self.runs.listed(message)
 
     @on(messages.ControlRequested)
     def _control_requested(self, message: messages.ControlRequested) -> None:

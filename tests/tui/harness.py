@@ -18,6 +18,7 @@ import tui.app
 from themes.loader import DEFAULT, load_builtin, variable_defaults
 from tui.glyphs import BRAILLE
 from tui.keys import Key, KeyTable
+from tui.screens.choice import ChoiceDialog
 from tui.state import AppState
 
 #: Text that takes over a careless terminal: an escape sequence, OSC 52, C1, NUL, DEL, bidi, an unbalanced markup tag.
@@ -80,6 +81,11 @@ def pane_of(app: App[Any], name: str) -> Any:
     """A pane of the whole app, by its id; None until it has been loaded."""
     assert isinstance(app, tui.app.LocaltuneApp)
     return app.desktop.panes.find(name)
+
+
+def asks(app: App[Any], label: str) -> bool:
+    """Whether a dialog is on the screen that has this choice."""
+    return isinstance(app.screen, ChoiceDialog) and any(choice.label == label for choice in app.screen.choices)
 
 
 def screen_lines(app: App[Any]) -> list[str]:

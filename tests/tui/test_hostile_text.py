@@ -22,7 +22,7 @@ from tests.tui.scripted_run import ScriptedRun
 from themes.loader import variable_defaults
 from tui.glyphs import BRAILLE
 from tui.keys import KeyTable
-from tui.screens.dialogs import QuitDialog, error_dialog, kill_dialog, stop_dialog, unanswered_dialog
+from tui.screens.dialogs import error_dialog, kill_dialog, quit_dialog, stop_dialog, unanswered_dialog
 from tui.screens.help import HelpScreen
 from tui.state import AppState, RunRow, RunView
 from tui.widgets import run_lines
@@ -148,7 +148,7 @@ async def test_a_widget_draws_nothing_hostile(name: str, view: RunView) -> None:
 @pytest.mark.parametrize("kind", ["quit", "stop", "kill", "unanswered", "error", "help"])
 async def test_a_dialog_draws_nothing_hostile(kind: str, view: RunView) -> None:
     screens: dict[str, Callable[[], Screen[Any]]] = {
-        "quit": lambda: QuitDialog(view),
+        "quit": lambda: quit_dialog(view),
         "stop": lambda: stop_dialog(view),
         "kill": lambda: kill_dialog(view),
         "unanswered": lambda: unanswered_dialog(UserError(EVIL, EVIL)),

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tui.bridge import Bridge
 from tui.controllers.desktop import Desktop
 from tui.draft_keeper import DraftKeeper
 from tui.state import AppState
+
+if TYPE_CHECKING:
+    from tui.screens.choice import ChoiceDialog
 
 
 class Leaving:
@@ -14,6 +19,8 @@ class Leaving:
     def __init__(self, desktop: Desktop, state: AppState, bridge: Bridge, drafts: DraftKeeper) -> None:
         self._desktop, self._state, self._bridge, self._drafts = desktop, state, bridge, drafts
         self._line: str | None = None
+        self._edits_question: ChoiceDialog | None = None
+        self._run_question: ChoiceDialog | None = None
 
     def leave(self) -> None:
         """Leave at once, whatever is on the screen, because that was asked from outside: a run is not affected, and
@@ -50,21 +57,23 @@ class Leaving:
 
     def ask(self) -> None:
         """Leave; ask first what is to become of edits that are not saved, and else of a run that is on."""
-        from tui.screens.dialogs import QuitDialog, UnsavedDialog
+        from tui.screens.dialogs import quit_dialog, unsaved_dialog
 
         view, top = self._state.live_run, self._desktop.top
-        if isinstance(top, UnsavedDialog):
+        if top is self._edits_question:
             # Asked again, which is no answer: edits are not given up by a key that is held down.
             return
         if (form := self._desktop.panes.config) is not None:
             form.commit_open()
         # Asked again while the question is on the screen, the least drastic answer is meant.
-        if self._state.is_dirty and not isinstance(top, QuitDialog):
-            self._desktop.open(UnsavedDialog(self._state.file_name, view), self._unsaved_answered)
-        elif view is None or isinstance(top, QuitDialog):
+        if self._state.is_dirty and top is not self._run_question:
+            self._edits_question = unsaved_dialog(self._state.file_name, view)
+            self._desktop.open(self._edits_question, self._unsaved_answered)
+        elif view is None or top is self._run_question:
             self.leave_by_choice()
         else:
-            self._desktop.open(QuitDialog(view), self._quit_answered)
+            self._run_question = quit_dialog(view)
+            self._desktop.open(self._run_question, self._quit_answered)
 
     def _unsaved_answered(self, answer: str | None) -> None:
         from tui.screens.dialogs import DISCARD, SAVE

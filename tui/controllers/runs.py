@@ -11,8 +11,8 @@ from core.text import one_line
 from tui.bridge import Bridge
 from tui.controllers.desktop import Desktop
 from tui.draft_keeper import DraftKeeper
-from tui.messages import RunAdvanced, RunAttached
-from tui.state import AppState, RunRow, RunView
+from tui.messages import RunAdvanced, RunAttached, RunsListed
+from tui.state import AppState, RunView
 
 if TYPE_CHECKING:
     from core.hardware.snapshot import Device
@@ -236,7 +236,7 @@ class Runs:
         self._state.devices = devices
         self._desktop.show_header()
 
-    def show_list(self, rows: Sequence[RunRow]) -> None:
+    def listed(self, message: RunsListed) -> None:
         """Show the runs on this machine."""
         if (pane := self._desktop.panes.runs) is not None:
-            pane.show(rows)
+            pane.show(message.rows)
