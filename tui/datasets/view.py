@@ -19,9 +19,9 @@ from core.data.formats.detect import SAMPLE, Detection
 from core.errors import UserError
 from core.template.preview import PAIR
 from core.text import one_line
-from tui.datasets.display import RowCells, Turn
 from tui.datasets.marks import RowMarks
 from tui.datasets.plan import Reading
+from tui.datasets.rows import RowCells, Turn
 
 #: Formats as people call them.
 FORMAT_NAMES = {

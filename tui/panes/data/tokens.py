@@ -18,8 +18,8 @@ from core.errors import UserError
 from core.template.preview import PreviewRow, Refusal
 from core.template.preview import RowLength as Measured
 from core.template.sandboxed import RowMasks
-from tui.datasets.display import RowCells
 from tui.datasets.plan import TokenPlan, plan_data
+from tui.datasets.rows import RowCells
 from tui.datasets.summary import counted, spaced
 from tui.datasets.tasks import ReadAgain, read_again
 from tui.datasets.view import DatasetView, label_word

@@ -13,7 +13,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from core.text import sanitize, steady
-from tui.datasets.display import Turn
+from tui.datasets.rows import Turn
 from tui.widgets.strips import find_matches, fit, mark_matches, next_match, scroll_into_view
 
 #: Characters of one turn that are shown; more than anyone reads, and still quick to wrap.

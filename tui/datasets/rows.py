@@ -1,4 +1,4 @@
-"""A row as lists and conversations draw it."""
+"""Rows as text: the cells of one in the list, and the turns of one as a conversation."""
 
 from __future__ import annotations
 
