@@ -160,8 +160,7 @@ class Configuration:
         self._desktop.open(TemplateScreen(plan, view, index))
 
     def _open_columns(self, document: ConfigDocument) -> None:
-        from tui.screens.columns.columns import ColumnsScreen
-        from tui.screens.columns.columns_view import ColumnForm
+        from tui.screens.columns.columns import ColumnForm, ColumnsScreen
 
         pane = self._desktop.panes.data
         view = pane.view if pane is not None else None
