@@ -17,7 +17,7 @@ YES = "yes"
 
 
 def quit_dialog(view: RunView) -> ChoiceDialog:
-    """What is to become of the run that is on."""
+    """The question about the run that is on, when the app is left."""
     return ChoiceDialog(
         "Leave",
         _run_sentence(view),
@@ -30,7 +30,7 @@ def quit_dialog(view: RunView) -> ChoiceDialog:
 
 
 def unsaved_dialog(name: str, view: RunView | None) -> ChoiceDialog:
-    """What is to become of edits that no file has.
+    """The question about edits that no file has, when the app is left.
 
     Args:
         name: The file of the configuration; empty where it has none yet.

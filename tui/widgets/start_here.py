@@ -13,7 +13,7 @@ from tui.widgets.text_block import TextBlock
 
 
 class StartHere(TextBlock, can_focus=True):
-    """What is missing and the keys that mend it; it takes the focus while nothing else in the pane could."""
+    """An empty state that takes the focus while nothing else in the pane could."""
 
     DEFAULT_CSS = "StartHere { height: 1fr; padding: 1 2; }"
 
