@@ -30,9 +30,9 @@ async def shoot(run: str, questions: list[str], config: Path) -> str:
                     raise SystemExit("The app did not get there in time.")
                 await pilot.pause(0.1)
 
-        await until(lambda: app.state.view is not None and app.pane("chat") is not None)
+        await until(lambda: app.state.view is not None and app.desktop.panes.chat is not None)
         for question in questions:
-            app.pane("chat").query_one("PromptInput").focus()
+            app.main.query_one("PromptInput").focus()
             await pilot.press(*question, "enter")
             await until(lambda: "tok/s" in app.export_screenshot().replace("&#160;", " ").split("4 Chat")[-1])
         await pilot.press("escape", "3", "0")

@@ -6,41 +6,42 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from textual import on, work
-from textual.app import InvalidThemeError
+from textual.app import App, InvalidThemeError
 from textual.binding import BindingType
 from textual.command import Provider
 from textual.driver import Driver
-from textual.widget import Widget
 
 from core.commands.common import EXIT_ERROR
 from core.errors import UserError
-from core.hub_uri import is_hub_entry
 from core.paths import config_dir
 from core.text import one_line
 from themes.loader import DEFAULT, load_builtin, load_user, variable_defaults
 from tui import messages
-from tui.controllers.configuration import FormDesk
-from tui.data_paths import data_paths
-from tui.draft_keeper import LOOK_SECONDS, ConfigDraft
+from tui.bridge import Bridge
+from tui.controllers.configuration import Configuration
+from tui.controllers.desktop import Desktop
+from tui.controllers.leaving import Leaving
+from tui.controllers.run_control import RunControl
+from tui.controllers.runs import Runs
+from tui.draft_keeper import LOOK_SECONDS, DraftKeeper
 from tui.driver import TerminalDriver
+from tui.glyphs import GLYPH_SETS
 from tui.keys import Key, KeyTable, bindings, load_keymap
 from tui.main_screen import TILED_SIZE, MainScreen
 from tui.mistakes import Mistakes
 from tui.panes import pane_spec
 from tui.settings import load_settings, resolve_glyphs, save_theme
-from tui.widgets.charts.plot_geometry import GLYPH_SETS
-
-if TYPE_CHECKING:
-    from core.config.document import ConfigDocument
-
+from tui.state import AppState
+from tui.widgets.lists.run_list import RunList
 
 #: Most threads at once: some follow a run or sample the devices for as long as the app is there.
 _THREADS = 32
@@ -61,7 +62,7 @@ class LeavingExecutor(ThreadPoolExecutor):
         super().shutdown(wait=False, cancel_futures=True)
 
 
-class LocaltuneApp(FormDesk):
+class LocaltuneApp(App[str]):
     """localtune-tui.
 
     Args:
@@ -79,7 +80,6 @@ class LocaltuneApp(FormDesk):
         self.mistakes = Mistakes()
         super().__init__()
         self._config_path, self._run_name, self._demo = config_path, run, demo
-        self._is_arriving = run is None and not demo
         self._settings, self._complaints = load_settings(config_dir() / "settings.toml")
         self._complaints = [f"settings.toml: {problem}" for problem in self._complaints]
         self.glyphs = GLYPH_SETS[resolve_glyphs(self._settings.glyphs)]
@@ -90,6 +90,21 @@ class LocaltuneApp(FormDesk):
         if not self._settings.animations:
             self.animation_level = "none"
         self._load_themes()
+        self.state = AppState()
+        self.clock: Callable[[], float] = time.time
+        """The present, in Unix seconds."""
+        self.bridge = Bridge(self)
+        self.desktop = Desktop(self, self.state)
+        self.drafts = DraftKeeper(self.state, self.desktop.panes)
+        self.leaving = Leaving(self.desktop, self.state, self.bridge, self.drafts)
+        self.runs = Runs(self.desktop, self.state, self.bridge, self.drafts, lambda: self.clock())
+        self.run_control = RunControl(self.desktop, self.state, self.bridge, self.leaving)
+        self.configuration = Configuration(self.desktop, self.state, self.drafts, self.keys)
+
+    @property
+    def main(self) -> MainScreen:
+        """The screen with the panes."""
+        return self.desktop.main
 
     def _load_themes(self) -> None:
         """Register our themes and the user's, and take the chosen one."""
@@ -127,7 +142,7 @@ class LocaltuneApp(FormDesk):
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             # Only the main thread can take signals; elsewhere (in tests) there are none to take.
             with suppress(RuntimeError, ValueError):
-                loop.add_signal_handler(number, self.leave)
+                loop.add_signal_handler(number, self.leaving.leave)
         self.theme_changed_signal.subscribe(self, self._theme_changed)
         self.set_interval(LOOK_SECONDS, self.drafts.look)
 
@@ -137,7 +152,7 @@ class LocaltuneApp(FormDesk):
 
     @on(messages.TerminalGone)
     def _terminal_gone(self) -> None:
-        self.leave()
+        self.leaving.leave()
 
     def _handle_exception(self, error: Exception) -> None:
         """End by a mistake: what is not saved is kept, the details go to a file, and no traceback to the terminal."""
@@ -171,22 +186,17 @@ class LocaltuneApp(FormDesk):
     @on(messages.FirstPaint)
     async def _first_paint(self) -> None:
         """What is slow to import, now that there is something to look at."""
-        self.show_header()
+        self.desktop.show_header()
         self.bridge.sample_devices()
-        if self._demo:
-            self.bridge.start_sample()
-        elif self._run_name is not None:
-            self.bridge.open_run(self._run_name)
-        else:
-            self.bridge.find_run()
+        landing = "config" if self._config_path is not None else ""
+        self.runs.begin(self._run_name, sample=self._demo, landing=landing)
         await self.main.load_panes()
         self._warm_sandbox()
-        if self.state.view is not None:
-            self._set_chat_target(self.state.view)
+        self.runs.offer_to_chat()
         self.bridge.load_config(self._config_path)
         if self._complaints:
             text = "\n".join(self._complaints)
-            self.notify(text, title="Left out of your settings", severity="warning", timeout=12, markup=False)
+            self.desktop.tell(text, "Left out of your settings", severity="warning", seconds=12)
 
     @work(thread=True, group="sandbox")
     def _warm_sandbox(self) -> None:
@@ -196,108 +206,125 @@ class LocaltuneApp(FormDesk):
         with suppress(UserError):  # Whoever needs it says why there is none.
             warm()
 
-    def land_without_run(self) -> None:
-        """With a configuration to open, begin there, unless the user has gone somewhere meanwhile."""
-        if self._config_path is not None and self._is_arriving and self.main.current == "train":
-            self.main.show_pane("config")
-        self._is_arriving = False
-
     def _theme_changed(self, _: object) -> None:
-        self.show_header()
+        self.desktop.show_header()
+
+    # What the panes ask for, and what the threads find.
 
     @on(messages.PaneRequested)
     def _pane_requested(self, message: messages.PaneRequested) -> None:
-        self.main.show_pane(message.pane)
-
-    # The configuration.
-
-    @on(messages.ConfigLoaded)
-    def _config_loaded(self, message: messages.ConfigLoaded) -> None:
-        document = message.document
-        self.state.document, self.state.saved_text = document, document.dumps()
-        if (pane := self.pane("config")) is not None:
-            pane.load(document)
-            self._offer_draft(document)
-        self._show_data(document)
-        self.show_header()
-
-    def _offer_draft(self, document: ConfigDocument) -> None:
-        """Bring back edits of this configuration that an earlier app has left, or ask where its file is another one."""
-        found = self.drafts.find_config(document)
-        if found is None:
-            return
-        if not found.is_stale:
-            self._take_up_draft(document, found)
-            return
-        from tui.screens.dialogs import DISCARD, RESTORE, stale_draft_dialog
-
-        def answered(answer: str | None) -> None:
-            if answer == RESTORE and self.state.document is document:
-                self._take_up_draft(document, found)
-            elif answer == DISCARD:
-                found.discard()
-
-        self.push_screen(stale_draft_dialog(self.state.file_name or "The configuration", found.time), answered)
-
-    def _take_up_draft(self, document: ConfigDocument, found: ConfigDraft) -> None:
-        self.drafts.take_up_config(document, found)
-        # Behind the building of the form, which loading it has asked for.
-        pane = self.pane("config")
-        pane.call_later(pane.take_up, found.text, found.unread, found.time)
-        save, undo = self.keys["config.save"].display, self.keys["config.undo"].display
-        what = f"Edits of {found.time} that were not saved are back in the Config pane"
-        text = f"{what}: {save} saves them, {undo} undoes them."
-        self.notify(text, title="Kept for you", timeout=12, markup=False)
-
-    @on(messages.PasteRefused)
-    def _paste_refused(self, message: messages.PasteRefused) -> None:
-        self.warn("Not pasted", f"It is longer than {message.limit >> 20} MiB. Put it in a file, and name that.")
-
-    @on(messages.ConfigEdited)
-    def _config_edited(self, message: messages.ConfigEdited) -> None:
-        self.state.document = message.document
-        if message.saved is not None:
-            self.state.saved_text = message.saved
-        if message.option in ("", "data.train"):
-            self._show_data(message.document)
-        else:
-            self.configure_data(message.document)
-        self.show_header()
-
-    @on(messages.ConfigSaved)
-    def _config_saved(self, message: messages.ConfigSaved) -> None:
-        self.state.document, self.state.saved_text = message.document, message.document.dumps()
-        self.show_header()
-
-    def _show_data(self, document: Any) -> None:
-        """Let the data pane show what the configuration trains on."""
-        if (pane := self.pane("data")) is not None:
-            pane.follow(document)
-
-    @on(messages.DatasetChosen)
-    def _dataset_chosen(self, message: messages.DatasetChosen) -> None:
-        document = self.state.document
-        if document is None:
-            return
-        other = "eval" if message.use == "train" else "train"
-        if (message.path if is_hub_entry(message.path) else message.path.resolve()) in data_paths(document, other):
-            name = one_line(message.path.name, 60)
-            if message.use == "eval":
-                text = f"{name} is trained on; rows that are trained on cannot be held out. Choose another file."
-            else:
-                text = f"{name} is held out of training; it cannot be trained on too. Choose another file."
-            self.warn("Not both", text)
-            return
-        verb = "trained on" if message.use == "train" else "held out of training"
-        self.set_options({f"data.{message.use}": message.path}, f"{message.path.name} will be {verb}.")
-
-    # Keys.
+        self.desktop.show_pane(message.pane)
 
     @on(messages.PaneShown)
     def _pane_shown(self, message: messages.PaneShown) -> None:
         if message.pane == "runs":
             self.bridge.list_runs(message.shown)
-        self.show_header()
+        self.desktop.show_header()
+
+    @on(messages.PasteRefused)
+    def _paste_refused(self, message: messages.PasteRefused) -> None:
+        text = f"It is longer than {message.limit >> 20} MiB. Put it in a file, and name that."
+        self.desktop.warn("Not pasted", text)
+
+    @on(messages.ActionFailed)
+    def _action_failed(self, message: messages.ActionFailed) -> None:
+        self.leaving.stay()
+        self.runs.action_failed(message.title, message.error)
+
+    @on(messages.ConfigLoaded)
+    def _config_loaded(self, message: messages.ConfigLoaded) -> None:
+        self.configuration.loaded(message.document)
+
+    @on(messages.ConfigEdited)
+    def _config_edited(self, message: messages.ConfigEdited) -> None:
+        self.configuration.edited(message)
+
+    @on(messages.ConfigSaved)
+    def _config_saved(self, message: messages.ConfigSaved) -> None:
+        self.configuration.saved(message.document)
+
+    @on(messages.DatasetChosen)
+    def _dataset_chosen(self, message: messages.DatasetChosen) -> None:
+        self.configuration.use_dataset(message)
+
+    @on(messages.OptionsChosen)
+    def _options_chosen(self, message: messages.OptionsChosen) -> None:
+        self.configuration.set_options(message.values, message.notice)
+
+    @on(messages.FormRequested)
+    def _form_requested(self, message: messages.FormRequested) -> None:
+        self.configuration.open_form(message.form)
+
+    @on(messages.SampleRequested)
+    def _sample_requested(self) -> None:
+        self.runs.start_sample()
+
+    @on(messages.ContinueRequested)
+    def _continue_requested(self, message: messages.ContinueRequested) -> None:
+        self.runs.continue_run(message.run)
+
+    @on(RunList.Chosen)
+    def _run_chosen(self, message: RunList.Chosen) -> None:
+        self.runs.open(message.row.run)
+
+    @on(messages.OpenRunRequested)
+    def _open_run_requested(self, message: messages.OpenRunRequested) -> None:
+        self.runs.open(message.run)
+
+    @on(messages.RunStarted)
+    def _run_started(self, message: messages.RunStarted) -> None:
+        self.runs.started(message.run)
+
+    @on(messages.RunAttached)
+    def _run_attached(self, message: messages.RunAttached) -> None:
+        self.runs.attached(message)
+
+    @on(messages.RunAdvanced)
+    def _run_advanced(self, message: messages.RunAdvanced) -> None:
+        self.runs.advanced(message)
+
+    @on(messages.NoRunFound)
+    def _no_run_found(self) -> None:
+        self.runs.none_found()
+
+    @on(messages.AnswerAwaited)
+    def _answer_awaited(self, message: messages.AnswerAwaited) -> None:
+        self.runs.await_answer(message.waiting)
+
+    @on(messages.DevicesSampled)
+    def _devices_sampled(self, message: messages.DevicesSampled) -> None:
+        self.runs.show_devices(message.devices)
+
+    @on(messages.RunsListed)
+    def _runs_listed(self, message: messages.RunsListed) -> None:
+        self.runs.listed(message)
+
+    @on(messages.ControlRequested)
+    def _control_requested(self, message: messages.ControlRequested) -> None:
+        self.run_control.request(message.command)
+
+    @on(messages.SettingsRequested)
+    def _settings_requested(self, message: messages.SettingsRequested) -> None:
+        self.run_control.change_settings(message.run, message.settings)
+
+    @on(messages.ControlAnswered)
+    def _control_answered(self, message: messages.ControlAnswered) -> None:
+        self.run_control.answered(message)
+
+    @on(messages.ControlFailed)
+    def _control_failed(self, message: messages.ControlFailed) -> None:
+        self.run_control.failed(message)
+
+    # Keys.
+
+    async def action_quit(self) -> None:
+        """Leave, after the questions that there are."""
+        self.leaving.ask()
+
+    @on(messages.StartRequested)
+    def action_start(self) -> None:
+        """Start a run of the configuration."""
+        self.runs.start()
 
     def action_show_pane(self, name: str) -> None:
         """Show a pane."""
@@ -307,11 +334,9 @@ class LocaltuneApp(FormDesk):
         """Put the panes side by side."""
         self.main.tile()
         if not self.main.can_tile:
-            self.notify(
+            self.desktop.tell(
                 f"Panes stand side by side from {TILED_SIZE[0]}×{TILED_SIZE[1]} on; "
-                f"this terminal is {self.main.size.width}×{self.main.size.height}.",
-                timeout=4,
-                markup=False,
+                f"this terminal is {self.main.size.width}×{self.main.size.height}."
             )
 
     def action_help_quit(self) -> None:
@@ -319,7 +344,7 @@ class LocaltuneApp(FormDesk):
         live = self.state.live_run is not None
         text = f"{self.keys['app.quit'].display} leaves the app." + (" Training goes on without it." if live else "")
         if not any(note.message == text for note in self._notifications):
-            self.notify(text, timeout=4, markup=False)
+            self.desktop.tell(text)
 
     def action_save_picture(self) -> None:
         """Write what is on the screen into the working directory, or home where that cannot be written."""
@@ -332,27 +357,26 @@ class LocaltuneApp(FormDesk):
             except OSError as error:
                 reason = error.strerror or str(error)
                 continue
-            self.notify(f"The picture is in {one_line(str(path), 200)}", timeout=8, markup=False)
+            self.desktop.tell(f"The picture is in {one_line(str(path), 200)}", seconds=8)
             return
-        self.warn("The picture is not saved", f"{path.parent} cannot be written to: {reason}.")
+        self.desktop.warn("The picture is not saved", f"{path.parent} cannot be written to: {reason}.")
 
     def action_help(self) -> None:
         """Explain the pane that has the keys."""
         from tui.screens.help import HelpScreen
 
-        if len(self.screen_stack) > 1:
+        if self.desktop.is_covered:
             return
         spec = pane_spec(self.main.current)
-        pane = self.pane(spec.id)
-        about = str(getattr(pane, "HELP", "") or "")
-        self.push_screen(HelpScreen(spec.title, about, self.keys, spec.id))
+        pane = self.desktop.panes.find(spec.id)
+        self.push_screen(HelpScreen(spec.title, pane.HELP if pane is not None else "", self.keys, spec.id))
 
     def can_run(self, key: Key) -> bool:
         """Whether what a key does makes sense now; the palette leaves out what does not."""
         if key.scope == "app":
             return True
-        pane = self.pane(key.scope)
-        return isinstance(pane, Widget) and pane.check_action(key.action.partition("(")[0], ()) is not False
+        pane = self.desktop.panes.find(key.scope)
+        return pane is not None and pane.check_action(key.action.partition("(")[0], ()) is not False
 
     async def run_key(self, key: Key) -> None:
         """Do what a key does, in the pane it belongs to."""
@@ -360,7 +384,7 @@ class LocaltuneApp(FormDesk):
             await self.run_action(key.action)
             return
         self.main.show_pane(key.scope, zoom=self.main.zoomed)
-        if isinstance(pane := self.pane(key.scope), Widget):
+        if (pane := self.desktop.panes.find(key.scope)) is not None:
             await pane.run_action(key.action)
 
     def search_themes(self) -> None:
@@ -377,4 +401,4 @@ class LocaltuneApp(FormDesk):
         try:
             save_theme(config_dir() / "settings.toml", name)
         except (OSError, UserError) as error:
-            self.warn("The theme is not remembered", str(error))
+            self.desktop.warn("The theme is not remembered", str(error))

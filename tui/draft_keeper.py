@@ -12,9 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-
-from textual.css.query import NoMatches
+from typing import TYPE_CHECKING, Any
 
 from core.chat.dialogue import Dialogue
 from core.drafts import Draft, find_draft, remove_draft, write_draft
@@ -22,22 +20,12 @@ from core.errors import UserError
 
 if TYPE_CHECKING:
     from core.config.document import ConfigDocument
+    from tui.panes import Panes
     from tui.state import AppState
 
 
 #: Seconds between two looks at what has changed.
 LOOK_SECONDS = 1.0
-
-
-class Panes(Protocol):
-    """What the keeper needs of the app."""
-
-    @property
-    def state(self) -> AppState:
-        """What the app knows."""
-
-    def pane(self, name: str) -> Any:
-        """A pane, by its id; None until it has been loaded."""
 
 
 @dataclass
@@ -76,11 +64,12 @@ class DraftKeeper:
     """Writes the drafts of one app, and finds what an earlier one has left.
 
     Args:
-        app: The app.
+        state: The configuration, and what its file has.
+        panes: Where unread text and the conversation are.
     """
 
-    def __init__(self, app: Panes) -> None:
-        self._app = app
+    def __init__(self, state: AppState, panes: Panes) -> None:
+        self._state, self._panes = state, panes
         self._config = _Slot("config")
         self._chat = _Slot("chat")
         self._document: ConfigDocument | None = None
@@ -106,16 +95,10 @@ class DraftKeeper:
             parts.append("the conversation")
         return f"{' and '.join(parts)} {'are' if self._config.written is not None else 'is'} kept" if parts else ""
 
-    def _pane(self, name: str) -> Any:
-        """A pane, if it is there: the app may be beginning or ending."""
-        with suppress(NoMatches, StopIteration):
-            return self._app.pane(name)
-        return None
-
     # The configuration.
 
     def _look_at_config(self) -> None:
-        state = self._app.state
+        state = self._state
         document = state.document
         if document is None:
             return
@@ -123,7 +106,7 @@ class DraftKeeper:
             # Another one was opened over it, which asks first.
             self._config.drop()
             self._document = document
-        pane = self._pane("config")
+        pane = self._panes.config
         text, unread = document.dumps(), pane.unread_text if pane is not None else ""
         if text == state.saved_text and not unread:
             self._config.drop()
@@ -159,10 +142,10 @@ class DraftKeeper:
     # The conversation.
 
     def _look_at_chat(self) -> None:
-        pane = self._pane("chat")
+        pane = self._panes.chat
         if pane is None:
             return
-        dialogue: Dialogue = pane.dialogue
+        dialogue = pane.dialogue
         if dialogue is not self._dialogue:
             # Begun anew, or with another model.
             self._chat.drop()
@@ -179,7 +162,7 @@ class DraftKeeper:
         Returns:
             When it was, for a notice; empty where there is none.
         """
-        pane = self._pane("chat")
+        pane = self._panes.chat
         if pane is None or not pane.subject or pane.dialogue.exchanges:
             return ""
         draft = find_draft("chat", pane.subject)

@@ -1,4 +1,4 @@
-"""Every key of the app, in one table that feeds bindings, footer, help, palette and the user's keymap file.
+"""The keys of the app: one table, ``keys.toml``, feeds bindings, footer, help, palette and the user's keymap file.
 
 A pane takes its rows with ``BINDINGS = bindings("train")`` and shows the most needed ones with ``hints("train", ...)``.
 The user's ``keymap.toml`` has a section a scope and a line a key: ``pause = "space"`` under ``[train]`` rebinds
@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import tomli
 from textual.binding import Binding
 from textual.keys import KEY_NAME_REPLACEMENTS, Keys, key_to_character
 
@@ -78,289 +79,88 @@ def display_key(key: str) -> str:
     return known or (character if character and character.isprintable() and character != " " else key)
 
 
-KEYS: tuple[Key, ...] = (
-    # The whole app. Nothing here is a key that tmux, screen or a terminal keeps for itself.
-    Key("app.data", "1", "app.show_pane('data')", "Data", "Show the data"),
-    Key("app.config", "2", "app.show_pane('config')", "Config", "Show the configuration"),
-    Key("app.train", "3", "app.show_pane('train')", "Train", "Show the run"),
-    Key("app.chat", "4", "app.show_pane('chat')", "Chat", "Talk to the model"),
-    Key("app.runs", "5", "app.show_pane('runs')", "Runs", "Show all runs"),
-    Key("app.tile", "0", "app.tile", "tiles", "Show the panes side by side again, where the terminal is large enough"),
-    Key("app.start", "r", "app.start", "run", "Start a run with the present configuration", footer=True),
-    Key("app.help", "question_mark,f1", "app.help", "help", "Explain the keys of this pane", footer=True, show="?"),
-    Key(
-        "app.palette",
-        "ctrl+p",
-        "app.command_palette",
-        "palette",
-        "Find any command by name",
-        footer=True,
-        palette=False,
-    ),
-    Key("app.theme", "f2", "app.change_theme", "theme", "Choose the colors"),
-    Key("app.picture", "f4", "app.save_picture", "screenshot", "Save a screenshot as an SVG file"),
-    Key("app.quit", "q,ctrl+q", "app.quit", "quit", "Leave; a run that is on goes on unless you stop it", footer=True),
-    # Data.
-    Key(
-        "data.open", "o", "ask_path", "open", "Open a data file by its path; tab completes", footer=True, priority=True
-    ),
-    Key("data.browse", "b", "browse", "browse", "Pick a data file from the directories"),
-    Key("data.sample", "d", "open_sample", "sample data", "Open the support tickets that come with the app"),
-    Key("data.search", "slash", "search", "search", "Find a text in the rows", footer=True, priority=True),
-    Key("data.next", "n", "search_again(1)", "next", "The next match: in the row while you read it, else the next row"),
-    Key("data.previous", "N", "search_again(-1)", "previous", "The match before, in the row or in the rows before"),
-    Key("data.goto", "colon,ctrl+g", "ask_row", "row number", "Go to a row by its number", priority=True),
-    Key(
-        "data.tokens",
-        "m",
-        "toggle_tokens",
-        "tokens",
-        "Show the row as tokens, the learned ones lit, or back",
-        footer=True,
-    ),
-    Key("data.report", "s", "report", "statistics", "Problems and lengths of the whole file, or back", footer=True),
-    Key("data.filter", "f", "filter(1)", "filter", "Only the rows with one kind of problem, then the next kind"),
-    Key("data.filter_back", "F", "filter(-1)", "filter before", "Only the rows with the kind of problem before"),
-    Key("data.problem", "p,right_square_bracket", "next_problem(1)", "next problem", "Go to the next problem row"),
-    Key(
-        "data.problem_before",
-        "P,left_square_bracket",
-        "next_problem(-1)",
-        "problem before",
-        "Go to the row with a problem before this one",
-    ),
-    Key("data.longest", "l", "longest", "longest row", "Go to the row with the most tokens"),
-    Key("data.train", "t", "use('train')", "train on it", "Use this file as data.train", footer=True),
-    Key("data.eval", "e", "use('eval')", "hold it out", "Use this file as data.eval", footer=True),
-    Key("data.template", "T", "form('template')", "template", "See, choose or edit the chat template"),
-    Key("data.columns", "C", "form('columns')", "columns", "Say by hand which column plays which part"),
-    Key("data.reload", "f5", "reload", "reload", "Open the file again, as it is now"),
-    Key("data.read", "enter", "read_row", "read the row", "Scroll in the row under the cursor", palette=False),
-    Key(
-        "data.back",
-        "escape",
-        "back",
-        "back",
-        "Stop a search, go back to the list, take marks or the filter away",
-        palette=False,
-    ),
-    Key("data.down", "j,down", "move(1)", "down", "One row down", palette=False),
-    Key("data.up", "k,up", "move(-1)", "up", "One row up", palette=False),
-    Key("data.page_down", "pagedown,space", "move_page(1)", "page down", "A page down", palette=False),
-    Key("data.page_up", "pageup", "move_page(-1)", "page up", "A page up", palette=False),
-    Key("data.top", "g,home", "move_end(-1)", "first", "The first row", palette=False),
-    Key("data.bottom", "G,end", "move_end(1)", "last", "The last row", palette=False),
-    # Config.
-    Key("config.edit", "enter", "edit", "edit", "Change the option under the cursor", footer=True, priority=True),
-    Key(
-        "config.search",
-        "slash",
-        "search",
-        "search",
-        "Show only options with a text in their name or help",
-        footer=True,
-        priority=True,
-    ),
-    Key("config.save", "ctrl+s", "save", "save", "Write the configuration to its file", footer=True, priority=True),
-    Key(
-        "config.expert",
-        "x",
-        "toggle_expert",
-        "all options",
-        "Show all options, or only the ones most runs need",
-        footer=True,
-    ),
-    Key(
-        "config.presets",
-        "P",
-        "presets",
-        "presets",
-        "Choose a preset; what it would change is shown first",
-        footer=True,
-        priority=True,
-    ),
-    Key("config.undo", "u", "undo", "undo", "Undo the last edit"),
-    Key("config.redo", "ctrl+r,U", "redo", "redo", "Make the edit again that was undone"),
-    Key(
-        "config.help",
-        "h",
-        "toggle_help",
-        "long help",
-        "All about the option under the cursor: cost, usual values, source",
-    ),
-    Key(
-        "config.changed",
-        "c",
-        "toggle_changed",
-        "changed only",
-        "Show only what differs from the preset, the defaults or the last run, or all again",
-    ),
-    Key(
-        "config.compare",
-        "v",
-        "compare",
-        "compare",
-        "Compare with its file, the last run, the preset or another file",
-        priority=True,
-    ),
-    Key("config.open", "O", "open", "open…", "Open another configuration, the last ones first", priority=True),
-    Key(
-        "config.save_as",
-        "S",
-        "save_as",
-        "save as…",
-        "Write the configuration to another file, and go on in that one",
-        priority=True,
-    ),
-    Key("config.duplicate", "y", "duplicate", "duplicate", "Go on in a copy; the file stays as it is"),
-    Key("config.editor", "e", "open_editor", "$EDITOR", "Edit the configuration as TOML in your editor"),
-    Key(
-        "config.import",
-        "I",
-        "import_file",
-        "import…",
-        "Open a configuration of Axolotl, LLaMA-Factory or Unsloth as a new one",
-        priority=True,
-    ),
-    Key(
-        "config.form",
-        "o",
-        "form",
-        "preview",
-        "Choose a template, a format or columns in a screen that shows the rows",
-    ),
-    Key("config.default", "d,delete", "reset", "default", "Give the option under the cursor its default again"),
-    Key("config.problem", "p", "next_problem", "next problem", "Go to the next option with a problem"),
-    Key("config.help_down", "J", "scroll_help(3)", "down", "Scroll the long help down", palette=False),
-    Key("config.help_up", "K", "scroll_help(-3)", "up", "Scroll the long help up", palette=False),
-    Key("config.cycle", "space,right", "cycle(1)", "next value", "The next value of a choice", palette=False),
-    Key("config.cycle_back", "left", "cycle(-1)", "previous value", "The value before of a choice", palette=False),
-    Key("config.back", "escape", "back", "back", "Show all rows again after a search or a filter", palette=False),
-    Key("config.down", "j,down", "move(1)", "down", "One option down", palette=False),
-    Key("config.up", "k,up", "move(-1)", "up", "One option up", palette=False),
-    Key("config.page_down", "pagedown", "move_page(1)", "page down", "A page down", palette=False),
-    Key("config.page_up", "pageup", "move_page(-1)", "page up", "A page up", palette=False),
-    Key("config.top", "g,home", "move_end(-1)", "first", "The first option", palette=False),
-    Key("config.bottom", "G,end", "move_end(1)", "last", "The last option", palette=False),
-    # Train.
-    Key("train.pause", "p", "toggle_pause", "pause", "Pause the run between two steps, or let it go on", footer=True),
-    Key("train.checkpoint", "c", "checkpoint", "checkpoint", "Save a checkpoint now", footer=True),
-    Key(
-        "train.stop",
-        "s",
-        "stop",
-        "stop",
-        "Stop the run: with a checkpoint, without one, or kill it",
-        footer=True,
-        priority=True,
-    ),
-    Key(
-        "train.settings",
-        "e",
-        "change_settings",
-        "settings",
-        "Change learning rate, evaluation or saving while it runs",
-        footer=True,
-        priority=True,
-    ),
-    Key("train.continue", "C", "continue_run", "continue", "Continue this run from its last checkpoint", footer=True),
-    Key("train.sample", "d", "sample", "try the sample", "Train the starter model on the sample data (3 minutes)"),
-    Key("train.log_axis", "y", "toggle_log_axis", "log axis", "Switch the loss axis between linear and logarithmic"),
-    Key("train.follow", "end,G", "follow_log", "follow", "Follow the end of the log again", palette=False),
-    # Chat.
-    Key("chat.write", "i,enter", "write", "write", "Write to the model", footer=True, priority=True),
-    Key(
-        "chat.source",
-        "b,ctrl+t",
-        "toggle_source",
-        "base/tuned",
-        "Ask the base model instead of the tuned one, or back",
-        footer=True,
-    ),
-    Key(
-        "chat.both",
-        "vertical_line,f3",
-        "toggle_both",
-        "both",
-        "Ask both models and put the answers side by side",
-        footer=True,
-    ),
-    Key("chat.clear", "ctrl+l", "clear", "clear", "Begin a new conversation"),
-    Key("chat.copy", "ctrl+y", "copy", "copy", "Copy the last answer to the clipboard of your terminal"),
-    Key(
-        "chat.cancel", "escape", "cancel", "cancel", "Stop the answer, or leave the prompt", footer=True, palette=False
-    ),
-    Key("chat.down", "j,down", "move(1)", "down", "One line down", palette=False),
-    Key("chat.up", "k,up", "move(-1)", "up", "One line up", palette=False),
-    Key("chat.page_down", "pagedown", "move_page(1)", "page down", "A page down", palette=False),
-    Key("chat.page_up", "pageup", "move_page(-1)", "page up", "A page up", palette=False),
-    Key("chat.top", "g,home", "move_end(-1)", "first", "The beginning of the conversation", palette=False),
-    Key("chat.bottom", "G,end", "move_end(1)", "last", "The end of the conversation", palette=False),
-    # Runs.
-    Key("runs.open", "enter", "open", "open", "Show this run, and follow it if it is live", footer=True),
-    Key("runs.continue", "C", "continue_run", "continue", "Continue this run from its last checkpoint", footer=True),
-    Key(
-        "runs.filter",
-        "slash",
-        "filter",
-        "filter",
-        "Show only runs whose id, state or model has a text in it",
-        footer=True,
-        priority=True,
-    ),
-    Key("runs.down", "j,down", "move(1)", "down", "One run down", palette=False),
-    Key("runs.up", "k,up", "move(-1)", "up", "One run up", palette=False),
-    Key("runs.page_down", "pagedown", "move_page(1)", "page down", "A page down", palette=False),
-    Key("runs.page_up", "pageup", "move_page(-1)", "page up", "A page up", palette=False),
-    Key("runs.top", "g,home", "move_end(-1)", "first", "The newest run", palette=False),
-    Key("runs.bottom", "G,end", "move_end(1)", "last", "The oldest run", palette=False),
-    # The screen with the chat templates.
-    Key("template.use", "enter", "use", "use", "Use the template under the cursor", palette=False),
-    Key(
-        "template.edit",
-        "e",
-        "edit",
-        "edit",
-        "Edit the template, in a file of yours, and use that",
-        palette=False,
-        priority=True,
-    ),
-    Key("template.row", "n,right", "step_row(1)", "next row", "Show the next row", palette=False),
-    Key("template.row_before", "N,left", "step_row(-1)", "row before", "Show the row before", palette=False),
-    Key("template.part", "tab", "app.focus_next", "next part", "Scroll in the row or the source", palette=False),
-    Key("template.down", "j,down", "move(1)", "down", "One template or line down", palette=False),
-    Key("template.up", "k,up", "move(-1)", "up", "One template or line up", palette=False),
-    Key("template.page_down", "pagedown,space", "move_page(1)", "page down", "A page down", palette=False),
-    Key("template.page_up", "pageup", "move_page(-1)", "page up", "A page up", palette=False),
-    Key("template.top", "g,home", "move_end(-1)", "first", "The first template or line", palette=False),
-    Key("template.bottom", "G,end", "move_end(1)", "last", "The last template or line", palette=False),
-    Key("template.help", "question_mark,f1", "help", "help", "Explain the keys", palette=False, show="?"),
-    Key("template.back", "escape", "back", "back", "Go back; what was in use stays so", palette=False),
-    # The screen with the columns.
-    Key(
-        "columns.choose",
-        "enter",
-        "choose",
-        "choose",
-        "Choose a column for the part under the cursor",
-        palette=False,
-        priority=True,
-    ),
-    Key("columns.next", "right,space", "step(1)", "next", "The next column of the file", palette=False),
-    Key("columns.previous", "left", "step(-1)", "before", "The column before of the file", palette=False),
-    Key("columns.none", "d,delete", "leave_out", "leave out", "No column for this part", palette=False),
-    Key("columns.clear", "c", "clear", "clear", "Name no columns; the format is detected again", palette=False),
-    Key("columns.save", "s,ctrl+s", "save", "save", "Put format and columns into the configuration", palette=False),
-    Key("columns.part", "tab", "app.focus_next", "preview", "Scroll in the rows, or back to the parts", palette=False),
-    Key("columns.down", "j,down", "move(1)", "down", "One part or line down", palette=False),
-    Key("columns.up", "k,up", "move(-1)", "up", "One part or line up", palette=False),
-    Key("columns.page_down", "pagedown", "move_page(1)", "page down", "A page down", palette=False),
-    Key("columns.page_up", "pageup", "move_page(-1)", "page up", "A page up", palette=False),
-    Key("columns.top", "g,home", "move_end(-1)", "first", "The first part or line", palette=False),
-    Key("columns.bottom", "G,end", "move_end(1)", "last", "The last part or line", palette=False),
-    Key("columns.help", "question_mark,f1", "help", "help", "Explain the keys", palette=False, show="?"),
-    Key("columns.back", "escape", "back", "back", "Go back; nothing is changed", palette=False),
-)
+_KEY_NAMES = {
+    *(key.value for key in Keys),
+    *KEY_NAME_REPLACEMENTS.values(),
+    *("space", "enter", "tab", "escape", "backspace", "delete", "insert"),
+}
+
+
+def is_key(name: str) -> bool:
+    """Whether Textual could ever deliver a key of this name."""
+    bare = name
+    for modifier in ("ctrl+", "shift+", "alt+"):
+        bare = bare.removeprefix(modifier)
+    return (len(bare) == 1 and bare.isprintable()) or name in _KEY_NAMES or bare in _KEY_NAMES or bool(_character(bare))
+
+
+def _character(name: str) -> str | None:
+    character = key_to_character(name)
+    return character if character and len(character) == 1 and name.isidentifier() else None
+
+
+class KeysTableError(ValueError):
+    """The app's own table of keys is wrong."""
+
+
+def read_table(text: str) -> tuple[Key, ...]:
+    """The keys that a table has, as ``keys.toml`` describes it.
+
+    Raises:
+        KeysTableError: If a scope, a field or a key is unknown, a field has another type, or one is missing.
+        tomli.TOMLDecodeError: If it is not TOML, or has an id twice.
+    """
+    data: dict[str, object] = tomli.loads(text)
+    if unknown := data.keys() - set(SCOPES):
+        raise KeysTableError(f"there is no scope {min(unknown)}")
+    return tuple(
+        _read_key(f"{scope}.{name}", entry) for scope, section in data.items() for name, entry in _table(scope, section)
+    )
+
+
+def _table(identity: str, value: object) -> Iterable[tuple[str, object]]:
+    if not isinstance(value, dict):
+        raise KeysTableError(f"{identity} must be a table")
+    return value.items()
+
+
+def _read_key(identity: str, entry: object) -> Key:
+    given = dict(_table(identity, entry))
+    keys = _joined(given.pop("keys", ""))
+    if keys is None or not keys or not all(is_key(key) for key in keys.split(",")):
+        raise KeysTableError(f"{identity}.keys must be a key or a list of keys")
+    texts: dict[str, str] = {}
+    flags: dict[str, bool] = {}
+    for name, value in given.items():
+        if name in ("action", "description", "help", "show") and isinstance(value, str):
+            texts[name] = value
+        elif name in ("footer", "palette", "priority") and isinstance(value, bool):
+            flags[name] = value
+        else:
+            raise KeysTableError(f"{identity}.{name} is unknown, or has a value of another type")
+    if missing := {"action", "description"} - texts.keys():
+        raise KeysTableError(f"{identity} has no {min(missing)}")
+    return Key(
+        identity,
+        keys,
+        texts["action"],
+        texts["description"],
+        texts.get("help", ""),
+        flags.get("footer", False),
+        flags.get("palette", True),
+        texts.get("show", ""),
+        flags.get("priority", False),
+    )
+
+
+def _joined(keys: object) -> str | None:
+    """Keys as Textual takes them, commas between them; None for what is neither a text nor a list of texts."""
+    if isinstance(keys, list) and all(isinstance(key, str) for key in keys):
+        return ",".join(keys)
+    return keys if isinstance(keys, str) else None
+
+
+KEYS = read_table(Path(__file__).with_name("keys.toml").read_text(encoding="utf-8"))
 
 
 def is_text(keys: str) -> bool:
@@ -435,8 +235,6 @@ def load_keymap(path: Path) -> KeymapFile:
     Args:
         path: ``keymap.toml``.
     """
-    import tomli
-
     try:
         data = tomli.loads(read_small(path, LIMIT).decode("utf-8"))
     except FileNotFoundError:
@@ -447,10 +245,10 @@ def load_keymap(path: Path) -> KeymapFile:
     problems: list[str] = []
     known = {key.id for key in KEYS}
     for identity, value in _flatten(data):
-        keys = ",".join(value) if isinstance(value, list) and all(isinstance(item, str) for item in value) else value
+        keys = _joined(value)
         if identity not in known:
             problems.append(f"there is no key {one_line(identity, 60)}")
-        elif not isinstance(keys, str) or not keys.strip():
+        elif keys is None or not keys.strip():
             problems.append(f"{identity} must be a key or a list of keys")
         elif wrong := [part for part in _parts(keys) if not is_key(part)]:
             problems.append(f"{identity}: {one_line(wrong[0], 40)} is no key")
@@ -481,22 +279,6 @@ def _flatten(data: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
             yield from ((f"{name}.{inner}", keys) for inner, keys in value.items())
         else:
             yield name, value
-
-
-_KEY_NAMES = {key.value for key in Keys} | {"space", "enter", "tab", "escape", "backspace", "delete", "insert"}
-
-
-def is_key(name: str) -> bool:
-    """Whether Textual could ever deliver a key of this name."""
-    bare = name
-    for modifier in ("ctrl+", "shift+", "alt+"):
-        bare = bare.removeprefix(modifier)
-    return (len(bare) == 1 and bare.isprintable()) or name in _KEY_NAMES or bare in _KEY_NAMES or bool(_character(bare))
-
-
-def _character(name: str) -> str | None:
-    character = key_to_character(name)
-    return character if character and len(character) == 1 and name.isidentifier() else None
 
 
 def conflicts(overrides: Mapping[str, str]) -> list[tuple[str, str, str]]:

@@ -16,7 +16,8 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from tui.messages import FirstPaint, PaneShown
-from tui.panes import PANES, TILED, PaneSpec, pane_spec
+from tui.panes import TILED, PaneSpec, pane_spec
+from tui.panes.base import Pane
 from tui.widgets.key_bar import KeyBar
 from tui.widgets.status_bar import StatusBar
 from tui.widgets.too_small import TooSmall
@@ -30,24 +31,24 @@ SMALLEST = (60, 20)
 class PaneSlot(Container):
     """The place of one pane: an empty frame at first, the pane itself once it has been imported."""
 
-    def __init__(self, spec: PaneSpec) -> None:
+    def __init__(self, spec: PaneSpec[Pane]) -> None:
         super().__init__(id=f"slot-{spec.id}")
         self.spec = spec
-        self.pane: Widget | None = None
+        self.pane: Pane | None = None
 
     def compose(self) -> ComposeResult:
         if self.spec.at_once:
-            self.pane = self.spec.create()
+            self.pane = self.spec.load()()
             yield self.pane
         else:
             frame = Static("", classes="pane-frame", markup=False)
             frame.border_title = f"{self.spec.number} {self.spec.title}"
             yield frame
 
-    async def load(self) -> Widget:
+    async def load(self) -> Pane:
         """Import the pane and put it in the frame's place."""
         if self.pane is None:
-            self.pane = self.spec.create()
+            self.pane = self.spec.load()()
             await self.query_children(".pane-frame").remove()
             await self.mount(self.pane)
         return self.pane
@@ -154,7 +155,10 @@ class MainScreen(Screen[None]):
                 slot.set_class(name == self.current, "-current")
             self.query_one(TooSmall).display = self.is_too_small
             self._arranged = True
-            self.query_one(KeyBar).refresh()
+            self._show_keys()
+
+    def _show_keys(self) -> None:
+        self.query_one(KeyBar).show(self.current, offers_tiles=self.can_tile and not self.is_tiled)
 
     @on(events.DescendantFocus)
     def _focus_moved(self, event: events.DescendantFocus) -> None:
@@ -162,8 +166,5 @@ class MainScreen(Screen[None]):
         if slot is not None and slot.spec.id != self.current:
             self.current = slot.spec.id
             self._arrange()
-        self.query_one(KeyBar).refresh()
-
-    def pane_numbers(self) -> list[PaneSpec]:
-        """The panes in the order of their numbers."""
-        return list(PANES)
+        else:
+            self._show_keys()

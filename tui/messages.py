@@ -102,6 +102,15 @@ class ControlRequested(Message):
 
 
 @dataclass
+class SettingsRequested(Message):
+    """A run that is on is to have other settings."""
+
+    run: Run
+    settings: Mapping[str, Any]
+    """``section.key`` to value, as ``set`` of the control protocol takes them."""
+
+
+@dataclass
 class ControlAnswered(Message):
     """A worker has carried out a command, or what is done without its help (``signal``, ``kill``) is done."""
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, cast
 
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 from textual.content import Content
 
+from tui.keys import Key
 from tui.panes import PANES
-
-if TYPE_CHECKING:
-    from tui.app import LocaltuneApp
-    from tui.keys import Key
+from tui.shell import Shell, shell_of
 
 _TITLES = {spec.id: spec.title for spec in PANES}
 
@@ -22,12 +19,12 @@ class KeyCommands(Provider):
     """Offers what the keys do; an action of a pane first shows that pane."""
 
     @property
-    def _localtune(self) -> LocaltuneApp:
-        return cast("LocaltuneApp", self.app)
+    def _shell(self) -> Shell:
+        return shell_of(self.screen)
 
     def _entries(self) -> Iterator[tuple[str, str, Key]]:
-        for key in self._localtune.keys.keys:
-            if key.palette and self._localtune.can_run(key):
+        for key in self._shell.keys.keys:
+            if key.palette and self._shell.can_run(key):
                 sentence = key.help or key.description
                 prefix = f"{_TITLES[key.scope]}: " if key.scope in _TITLES else ""
                 yield f"{prefix}{sentence}", key.display, key
@@ -35,7 +32,7 @@ class KeyCommands(Provider):
     async def discover(self) -> Hits:
         """Everything, while nothing has been typed."""
         for text, shown, key in self._entries():
-            yield DiscoveryHit(Content(text), partial(self._localtune.run_key, key), text=text, help=f"key {shown}")
+            yield DiscoveryHit(Content(text), partial(self._shell.run_key, key), text=text, help=f"key {shown}")
 
     async def search(self, query: str) -> Hits:
         """What the typed words fit."""
@@ -43,5 +40,5 @@ class KeyCommands(Provider):
         for text, shown, key in self._entries():
             score = matcher.match(text)
             if score > 0:
-                run = partial(self._localtune.run_key, key)
+                run = partial(self._shell.run_key, key)
                 yield Hit(score, matcher.highlight(text), run, text=text, help=f"key {shown}")

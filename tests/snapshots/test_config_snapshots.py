@@ -13,7 +13,7 @@ from core.hardware.card import Card
 from core.runs.state import RunState
 from core.runs.store import Run, create_run
 from tests.snapshots.conftest import MOMENT, Compare, until
-from tests.tui.harness import screen_text, wait_for
+from tests.tui.harness import pane_of, screen_text, wait_for
 from tui.app import LocaltuneApp
 from tui.widgets.charts.plan_bar import PlanView
 
@@ -46,8 +46,8 @@ def config(tmp_path: Path, private_home: Path, app: LocaltuneApp, monkeypatch: p
 
 async def ready(pilot: Pilot[Any], app: LocaltuneApp) -> None:
     """The pane alone on the screen, with all that it gathers."""
-    await wait_for(pilot, lambda: app.state.document is not None and app.pane("config").form.fields)
-    pane = app.pane("config")
+    await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config").form.fields)
+    pane = pane_of(app, "config")
     await pilot.press("2")
     await wait_for(
         pilot, lambda: pane.last_run is not None and pane.card is not None and "about 25 steps" in screen_text(app)
@@ -57,12 +57,12 @@ async def ready(pilot: Pilot[Any], app: LocaltuneApp) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_config(snap_compare: Compare, app: LocaltuneApp, config: Path, size: str) -> None:
     async def run(pilot: Pilot[Any]) -> None:
-        await wait_for(pilot, lambda: app.state.document is not None and app.pane("config").form.fields)
-        app.pane("config").planner = plan
+        await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config").form.fields)
+        pane_of(app, "config").planner = plan
         await ready(pilot, app)
-        app.pane("config").refresh_plan()
+        pane_of(app, "config").refresh_plan()
         await pilot.press("h")
-        app.pane("config").go_to_option("train.learning_rate")
+        pane_of(app, "config").go_to_option("train.learning_rate")
         await wait_for(pilot, lambda: "✓ fits" in screen_text(app))
         await until("The highest learning rate")(pilot)
 
@@ -85,7 +85,7 @@ def test_presets(snap_compare: Compare, app: LocaltuneApp, config: Path, size: s
 def test_compare(snap_compare: Compare, app: LocaltuneApp, config: Path, size: str) -> None:
     async def run(pilot: Pilot[Any]) -> None:
         await ready(pilot, app)
-        app.pane("config").document.set("train.learning_rate", 1e-4)
+        pane_of(app, "config").document.set("train.learning_rate", 1e-4)
         await pilot.press("v", "f")
         await until("- learning_rate = 2e-2 # high")(pilot)
 

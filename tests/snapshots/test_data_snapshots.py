@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tests.conftest import CHATML
 from tests.core.template.toy_tokenizers import save
 from tests.snapshots.conftest import Compare, make_app
-from tests.tui.harness import screen_text, wait_for
+from tests.tui.harness import pane_of, screen_text, wait_for
 from tui.app import LocaltuneApp
 
 SPECIALS = ("<|im_start|>", "<|im_end|>")
@@ -71,9 +71,9 @@ def showing(place: str, *keys: str, ready: Callable[[Any], object] = lambda _: T
 
     async def run(pilot: Pilot[Any]) -> None:
         shell: Any = pilot.app
-        await wait_for(pilot, lambda: shell.state.document is not None and shell.pane("data") is not None)
+        await wait_for(pilot, lambda: shell.state.document is not None and pane_of(shell, "data") is not None)
         await pilot.press(*before)
-        pane = shell.pane("data")
+        pane = pane_of(shell, "data")
         await wait_for(pilot, lambda: pane.view is not None and pane.view.analysis is not None, 60)
         await pilot.press(*keys)
         await wait_for(pilot, lambda: ready(pane))

@@ -10,7 +10,7 @@ import pytest
 from textual.pilot import Pilot
 
 from tests.snapshots.conftest import MOMENT, Compare, settle, until
-from tests.tui.harness import screen_text, wait_for
+from tests.tui.harness import pane_of, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 
@@ -132,7 +132,7 @@ def test_templates(snap_compare: Compare, app: LocaltuneApp, forms_config: Path,
     app._config_path = forms_config
 
     async def run(pilot: Pilot[Any]) -> None:
-        await wait_for(pilot, lambda: app.state.document is not None and app.pane("data").view is not None)
+        await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "data").view is not None)
         await pilot.press("1", "T")
         await wait_for(pilot, lambda: getattr(app.screen, "templates", None) is not None)
         screen: Any = app.screen
@@ -148,7 +148,7 @@ def test_columns(snap_compare: Compare, app: LocaltuneApp, forms_config: Path, s
     app._config_path = forms_config
 
     async def run(pilot: Pilot[Any]) -> None:
-        await wait_for(pilot, lambda: app.state.document is not None and app.pane("data").view is not None)
+        await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "data").view is not None)
         await pilot.press("1", "C")
         await wait_for(pilot, lambda: "2 of the first 3 rows" in screen_text(app))
 

@@ -13,13 +13,12 @@ from textual.widgets import Input
 from core.errors import UserError
 from core.runs.client import ControlClient
 from core.runs.store import Run
-from tests.tui.harness import screen_text, wait_for
+from tests.tui.harness import asks, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.messages import ActionFailed, DatasetChosen, RunAdvanced, RunAttached, StartRequested
 from tui.panes import TILED
 from tui.screens.choice import ChoiceDialog
-from tui.screens.dialogs import QuitDialog
 from tui.screens.help import HelpScreen
 from tui.widgets.charts.line_chart import LineChart
 from tui.widgets.too_small import TooSmall
@@ -201,12 +200,12 @@ async def test_quitting_beside_a_live_run_asks_and_can_leave_it(home: Path) -> N
     async with app.run_test(size=(80, 24)) as pilot:
         await wait_for(pilot, lambda: app.state.view is not None)
         await pilot.press("q")
-        await wait_for(pilot, lambda: isinstance(app.screen, QuitDialog))
+        await wait_for(pilot, lambda: asks(app, "leave it running"))
         await pilot.press("escape")
-        await wait_for(pilot, lambda: not isinstance(app.screen, QuitDialog))
+        await wait_for(pilot, lambda: not asks(app, "leave it running"))
         assert app.is_running
         await pilot.press("ctrl+q")
-        await wait_for(pilot, lambda: isinstance(app.screen, QuitDialog))
+        await wait_for(pilot, lambda: asks(app, "leave it running"))
         await pilot.press("l")
     assert app.return_value is not None
     assert f"localtune-tui watch {script.run.id}" in app.return_value
@@ -221,7 +220,7 @@ async def test_quitting_with_stop_sends_stop_and_leaves(home: Path, monkeypatch:
     async with app.run_test(size=(80, 24)) as pilot:
         await wait_for(pilot, lambda: app.state.view is not None)
         await pilot.press("q")
-        await wait_for(pilot, lambda: isinstance(app.screen, QuitDialog))
+        await wait_for(pilot, lambda: asks(app, "leave it running"))
         await pilot.press("s")
         await wait_for(pilot, lambda: app.return_value is not None)
     assert sent == ["stop"]
@@ -235,7 +234,7 @@ async def test_a_stop_that_fails_keeps_the_app_open(home: Path) -> None:
     async with app.run_test(size=(80, 24)) as pilot:
         await wait_for(pilot, lambda: app.state.view is not None)
         await pilot.press("q")
-        await wait_for(pilot, lambda: isinstance(app.screen, QuitDialog))
+        await wait_for(pilot, lambda: asks(app, "leave it running"))
         await pilot.press("s")
         await wait_for(pilot, lambda: "Stop failed" in screen_text(app))
         assert "cannot be reached" in screen_text(app)

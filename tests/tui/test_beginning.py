@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from core.config.document import ConfigDocument
-from tests.tui.harness import screen_text, wait_for
+from tests.tui.harness import pane_of, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.data_paths import data_paths, path_text
@@ -20,8 +20,8 @@ async def test_without_a_live_run_the_newest_one_is_shown(home: Path) -> None:
     async with app.run_test(size=(120, 34)) as pilot:
         await wait_for(pilot, lambda: "stopped on request after step 30" in screen_text(app))
         assert "No run yet." not in screen_text(app)
-        assert app.leave_line() is None, "a run that was only found says nothing when the app is left"
-        await wait_for(pilot, lambda: app.pane("chat") is not None and app.pane("chat").target == script.run)
+        assert app.leaving.line() is None, "a run that was only found says nothing when the app is left"
+        await wait_for(pilot, lambda: pane_of(app, "chat") is not None and pane_of(app, "chat").target == script.run)
 
 
 async def test_the_prompt_takes_the_keys_only_when_asked(home: Path) -> None:
@@ -29,10 +29,10 @@ async def test_the_prompt_takes_the_keys_only_when_asked(home: Path) -> None:
     script.train_to(30)
     app = LocaltuneApp()
     async with app.run_test(size=(160, 45)) as pilot:
-        await wait_for(pilot, lambda: app.pane("chat") is not None and app.pane("chat").target == script.run)
+        await wait_for(pilot, lambda: pane_of(app, "chat") is not None and pane_of(app, "chat").target == script.run)
         await pilot.press("4")
         await wait_for(pilot, lambda: app.main.current == "chat")
-        prompt = app.pane("chat").prompt
+        prompt = pane_of(app, "chat").prompt
         assert not prompt.has_focus
         await pilot.press("0", "4", "i")
         await wait_for(pilot, lambda: prompt.has_focus)

@@ -14,7 +14,7 @@ from core.chat.dialogue import Dialogue, Exchange, Reply
 from core.drafts import list_drafts
 from tests.tui.config_panes import write_config
 from tests.tui.fake_session import FakeSession, factory
-from tests.tui.harness import HOSTILE, paste, screen_text, wait_for
+from tests.tui.harness import HOSTILE, pane_of, paste, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_app import ready
 from tui.app import LocaltuneApp
@@ -30,8 +30,8 @@ def leave_behind() -> None:
 
 async def chatting(pilot: Pilot[Any]) -> ChatPane:
     app = await ready(pilot)
-    await wait_for(pilot, lambda: app.state.view is not None and app.pane("chat").target is not None)
-    pane = app.pane("chat")
+    await wait_for(pilot, lambda: app.state.view is not None and pane_of(app, "chat").target is not None)
+    pane = pane_of(app, "chat")
     assert isinstance(pane, ChatPane)
     pane._talker._factory = factory(FakeSession({"tuned": ["forty", "-two"], "base": ["I", " see"]}))
     await pilot.press("4")
@@ -50,7 +50,7 @@ async def test_a_conversation_comes_back_with_what_was_half_written(home: Path) 
         await paste(pilot, "and why")
         app.drafts.look()
         assert app.drafts.kept == "the conversation is kept"
-        app.leave()
+        app.leaving.leave()
     leave_behind()
 
     app = LocaltuneApp()
@@ -74,7 +74,7 @@ async def test_a_conversation_of_another_run_stays_away(home: Path) -> None:
     async with app.run_test(size=(100, 30)) as pilot:
         pane = await chatting(pilot)
         pane.take_up(dialogue(), "")
-        app.leave()
+        app.leaving.leave()
     leave_behind()
     ScriptedRun(home, "20261124-110000-second").end("finished")
     app = LocaltuneApp()
@@ -107,8 +107,8 @@ async def test_a_configuration_without_a_file_comes_back_where_it_was_begun(
     app = LocaltuneApp()
     async with app.run_test(size=(100, 30)) as pilot:
         await ready(pilot)
-        app.set_options({"train.epochs": 7.0})
-        app.leave()
+        app.configuration.set_options({"train.epochs": 7.0})
+        app.leaving.leave()
     leave_behind()
     for name, expected in (("elsewhere", None), ("here", 7.0)):
         monkeypatch.chdir(tmp_path / name)
@@ -127,14 +127,14 @@ async def test_text_that_is_no_configuration_yet_comes_back(home: Path, tmp_path
     app = LocaltuneApp(config_path=path)
     async with app.run_test(size=(100, 30)) as pilot:
         await ready(pilot)
-        pane = app.pane("config")
+        pane = pane_of(app, "config")
         pane._take_edited("", "[data\n# half a line")
-        app.leave()
+        app.leaving.leave()
     leave_behind()
     app = LocaltuneApp(config_path=path)
     async with app.run_test(size=(100, 30)) as pilot:
         await ready(pilot)
-        pane = app.pane("config")
+        pane = pane_of(app, "config")
         assert isinstance(pane, ConfigPane)
         await wait_for(pilot, lambda: pane.unread_text == "[data\n# half a line")
         assert "is not valid TOML yet" in screen_text(app)
@@ -146,10 +146,10 @@ async def test_what_is_saved_is_no_draft_any_more(home: Path, tmp_path: Path) ->
     app = LocaltuneApp(config_path=path)
     async with app.run_test(size=(100, 30)) as pilot:
         await ready(pilot)
-        app.set_options({"train.epochs": 7.0})
+        app.configuration.set_options({"train.epochs": 7.0})
         app.drafts.look()
         assert len(list_drafts("config")) == 1
-        app.pane("config").action_save()
+        pane_of(app, "config").action_save()
         await wait_for(pilot, lambda: not app.state.is_dirty)
         app.drafts.look()
         assert not list_drafts("config")
@@ -160,10 +160,10 @@ async def test_where_nothing_can_be_kept_the_app_goes_on(home: Path, tmp_path: P
     app = LocaltuneApp(config_path=write_config(tmp_path))
     async with app.run_test(size=(100, 30)) as pilot:
         await ready(pilot)
-        app.set_options({"train.epochs": 7.0})
+        app.configuration.set_options({"train.epochs": 7.0})
         app.drafts.look()
         assert app.drafts.kept == ""
-        app.leave()
+        app.leaving.leave()
 
 
 def dialogue() -> Dialogue:

@@ -13,7 +13,7 @@ import pytest
 
 from core.sandbox import pool
 from tests.conftest import CHATML
-from tests.tui.harness import screen_text, wait_for
+from tests.tui.harness import pane_of, screen_text, wait_for
 from tui.app import LocaltuneApp
 from tui.screens.help import HelpScreen
 
@@ -24,22 +24,22 @@ PATIENCE = 120.0
 SCRIPT = """
 import asyncio, sys
 from pathlib import Path
-from tests.tui.harness import screen_text, wait_for
+from tests.tui.harness import pane_of, screen_text, wait_for
 from tui.app import LocaltuneApp
 from tui.screens.template.template import TemplateScreen
 
 async def main():
     app = LocaltuneApp(Path(sys.argv[1]))
     async with app.run_test(size=(200, 50)) as pilot:
-        await wait_for(pilot, lambda: app.pane("data") is not None and app.pane("data").masks is not None, 90)
+        await wait_for(pilot, lambda: pane_of(app, "data") is not None and pane_of(app, "data").masks is not None, 90)
         await pilot.press("1", "m")
         await wait_for(pilot, lambda: "learned" in screen_text(app), 90)
-        await wait_for(pilot, lambda: app.pane("data").view.analysis is not None, 90)
-        await wait_for(pilot, lambda: app.pane("config").facts.model is not None, 90)
+        await wait_for(pilot, lambda: pane_of(app, "data").view.analysis is not None, 90)
+        await wait_for(pilot, lambda: pane_of(app, "config").facts.model is not None, 90)
         await pilot.press("T")
         await wait_for(pilot, lambda: isinstance(app.screen, TemplateScreen) and app.screen.previews, 90)
         await pilot.press("escape")
-        app.pane("config")._carry_over(Path(sys.argv[2]))
+        pane_of(app, "config")._carry_over(Path(sys.argv[2]))
         await wait_for(pilot, lambda: "Imported from" in screen_text(app), 90)
     print("loaded:", *sorted({name.partition(".")[0] for name in sys.modules}))
 
@@ -116,10 +116,10 @@ async def test_a_hostile_registry_is_a_sentence_and_the_app_goes_on(
     app = LocaltuneApp(configuration(directory, tiny_model_dir, "split.yml"))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     async with app.run_test(size=(120, 40)) as pilot:
-        await wait_for(pilot, lambda: app.state.document is not None and app.pane("data") is not None, PATIENCE)
+        await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "data") is not None, PATIENCE)
         await pilot.press("1")
         await wait_for(pilot, lambda: "split.yml" in screen_text(app) and "opening" not in screen_text(app), PATIENCE)
-        assert app.pane("data").view is None
+        assert pane_of(app, "data").view is None
         await pilot.press("question_mark")
         await wait_for(pilot, lambda: isinstance(app.screen, HelpScreen))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
@@ -145,7 +145,9 @@ async def test_a_hostile_template_is_a_sentence_in_the_pane(
     (directory / "own.jinja").write_text(template)
     app = LocaltuneApp(configuration(directory, tiny_model_dir, "rows.jsonl", 'template.file = "own.jinja"'))
     async with app.run_test(size=(120, 40)) as pilot:
-        await wait_for(pilot, lambda: app.pane("data") is not None and app.pane("data").view is not None, PATIENCE)
+        await wait_for(
+            pilot, lambda: pane_of(app, "data") is not None and pane_of(app, "data").view is not None, PATIENCE
+        )
         await pilot.press("1", "m")
         await wait_for(pilot, lambda: part in " ".join(screen_text(app).split()), PATIENCE)
         await pilot.press("question_mark")

@@ -21,14 +21,14 @@ from core.runs.store import Run
 from tests.tui.harness import FORBIDDEN, HOSTILE, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from themes.loader import variable_defaults
+from tui.glyphs import BRAILLE
 from tui.keys import KeyTable
-from tui.screens.dialogs import QuitDialog, error_dialog, kill_dialog, stop_dialog, unanswered_dialog
+from tui.screens.dialogs import error_dialog, kill_dialog, quit_dialog, stop_dialog, unanswered_dialog
 from tui.screens.help import HelpScreen
 from tui.state import AppState, RunView
 from tui.widgets import run_lines
 from tui.widgets.charts.device_panel import DevicePanel
 from tui.widgets.charts.line_chart import ChartData, LineChart
-from tui.widgets.charts.plot_geometry import BRAILLE
 from tui.widgets.empty_state import EmptyState
 from tui.widgets.lists.log_view import LogView
 from tui.widgets.lists.run_list import RunList
@@ -149,7 +149,7 @@ async def test_a_widget_draws_nothing_hostile(name: str, view: RunView) -> None:
 @pytest.mark.parametrize("kind", ["quit", "stop", "kill", "unanswered", "error", "help"])
 async def test_a_dialog_draws_nothing_hostile(kind: str, view: RunView) -> None:
     screens: dict[str, Callable[[], Screen[Any]]] = {
-        "quit": lambda: QuitDialog(view),
+        "quit": lambda: quit_dialog(view),
         "stop": lambda: stop_dialog(view),
         "kill": lambda: kill_dialog(view),
         "unanswered": lambda: unanswered_dialog(UserError(EVIL, EVIL)),
@@ -178,7 +178,7 @@ async def test_the_whole_app_shows_a_hostile_run(home: Any) -> None:
         await wait_for(pilot, lambda: "failed at step" in screen_text(app))
         assert not FORBIDDEN & set(screen_text(app))
         app.notify(EVIL, markup=False)
-        app.warn("title", EVIL)
+        app.desktop.warn("title", EVIL)
         await pilot.pause()
         assert app.is_running
 

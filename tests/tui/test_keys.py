@@ -6,7 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from tui.keys import KEYS, SCOPES, Key, KeyTable, bindings, conflicts, display_key, is_key, load_keymap
+from tui.keys import (
+    KEYS,
+    SCOPES,
+    Key,
+    KeysTableError,
+    KeyTable,
+    bindings,
+    conflicts,
+    display_key,
+    is_key,
+    load_keymap,
+    read_table,
+)
 
 #: Keys that tmux, screen or a terminal keeps for itself, or delivers as another key.
 UNSAFE = {"ctrl+a", "ctrl+b", "ctrl+h", "ctrl+i", "ctrl+j", "ctrl+m", "ctrl+space", "ctrl+tab", "ctrl+z", "shift+enter"}
@@ -30,6 +42,38 @@ def test_no_key_means_two_things_in_one_place() -> None:
             seen[key.scope, part] = key.id
 
 
+def test_the_table_is_read_in_its_order() -> None:
+    text = """
+    [train]
+    pause = { keys = ["p", "/"], action = "toggle", description = "pause", palette = false, priority = true }
+    stop = { keys = "s", action = "stop", description = "stop", help = "Stop the run", show = "S", footer = true }
+    """
+    assert read_table(text.replace("/", "slash")) == (
+        Key("train.pause", "p,slash", "toggle", "pause", palette=False, priority=True),
+        Key("train.stop", "s", "stop", "stop", "Stop the run", footer=True, show="S"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ('[trian]\npause = { keys = "p", action = "a", description = "d" }', "trian"),
+        ("train = 3", "train"),
+        ('[train]\npause = "p"', "train.pause"),
+        ('[train]\npause = { action = "a", description = "d" }', "train.pause.keys"),
+        ('[train]\npause = { keys = "nokey", action = "a", description = "d" }', "train.pause.keys"),
+        ('[train]\npause = { keys = [1], action = "a", description = "d" }', "train.pause.keys"),
+        ('[train]\npause = { keys = "p", description = "d" }', "train.pause has no action"),
+        ('[train]\npause = { keys = "p", action = "a" }', "train.pause has no description"),
+        ('[train]\npause = { keys = "p", action = "a", description = "d", footer = 1 }', "train.pause.footer"),
+        ('[train]\npause = { keys = "p", action = "a", description = "d", foot = true }', "train.pause.foot"),
+    ],
+)
+def test_a_wrong_table_is_refused(text: str, named: str) -> None:
+    with pytest.raises(KeysTableError, match=named):
+        read_table(text)
+
+
 def test_bindings_carry_their_ids() -> None:
     assert {binding.id for binding in bindings("train")} == {key.id for key in KEYS if key.scope == "train"}
 
@@ -42,7 +86,7 @@ def test_keys_are_written_as_people_write_them(key: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "known"), [("space", True), ("f5", True), ("ctrl+t", True), ("x", True), ("spce", False)]
+    ("name", "known"), [("space", True), ("f5", True), ("ctrl+t", True), ("x", True), ("slash", True), ("spce", False)]
 )
 def test_a_key_that_no_terminal_sends_is_told(name: str, known: bool) -> None:
     assert is_key(name) is known
@@ -86,6 +130,13 @@ def test_a_character_and_its_name_are_the_same_key(tmp_path: Path) -> None:
     path = tmp_path / "keymap.toml"
     path.write_text('[train]\npause = "?"\n', encoding="utf-8")
     assert load_keymap(path).overrides == {}
+
+
+def test_every_key_of_the_table_can_be_given_to_another_action(tmp_path: Path) -> None:
+    path = tmp_path / "keymap.toml"
+    for key in {part for entry in KEYS for part in entry.keys.split(",")}:
+        path.write_text(f'[runs]\nbottom = "{key}"\n', encoding="utf-8")
+        assert not [problem for problem in load_keymap(path).problems if "is no key" in problem]
 
 
 def test_no_file_is_no_problem(tmp_path: Path) -> None:

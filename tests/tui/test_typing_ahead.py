@@ -23,8 +23,7 @@ from tui.datasets.view import DatasetView
 from tui.panes.config.pane import ConfigPane
 from tui.panes.data.pane import DataPane
 from tui.screens.choice import ChoiceDialog
-from tui.screens.columns.columns import ColumnsScreen
-from tui.screens.columns.columns_view import ColumnForm
+from tui.screens.columns.columns import ColumnForm, ColumnsScreen
 from tui.screens.difference import DifferenceScreen
 from tui.screens.pick import PickScreen
 from tui.screens.presets import PresetScreen

@@ -1,32 +1,116 @@
-"""The part of the app that changes the configuration for others: options that panes and screens choose."""
+"""The configuration in the app: loaded, edited, kept while it is unsaved, and given options chosen elsewhere."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
-
-from textual import on
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from core.config.choices import Objective
 from core.errors import UserError
+from core.hub_uri import is_hub_entry
 from core.text import one_line
-from tui import messages
-from tui.controllers.run_control import ControlDesk
+from tui.controllers.desktop import Desktop
 from tui.data_paths import data_paths, path_text
+from tui.draft_keeper import ConfigDraft, DraftKeeper
+from tui.keys import KeyTable
+from tui.messages import ConfigEdited, DatasetChosen
+from tui.state import AppState
 
 if TYPE_CHECKING:
     from core.config.document import ConfigDocument
 
 
-class FormDesk(ControlDesk):
-    """Opens the screens in which options are chosen, and puts what was chosen into the configuration."""
+class Configuration:
+    """Changes the configuration in the state, and lets the panes show it."""
 
-    def configure_data(self, document: ConfigDocument) -> None:
+    def __init__(self, desktop: Desktop, state: AppState, drafts: DraftKeeper, keys: KeyTable) -> None:
+        self._desktop, self._state, self._drafts, self._keys = desktop, state, drafts, keys
+
+    def loaded(self, document: ConfigDocument) -> None:
+        """Show a configuration that has been read or begun, and offer edits of it that an earlier app has left."""
+        self._state.document, self._state.saved_text = document, document.dumps()
+        if (form := self._desktop.panes.config) is not None:
+            form.load(document)
+            self._offer_draft(document)
+        self._show_data(document)
+        self._desktop.show_header()
+
+    def edited(self, message: ConfigEdited) -> None:
+        """Take over what has been edited in the form, or a configuration opened there."""
+        self._state.document = message.document
+        if message.saved is not None:
+            self._state.saved_text = message.saved
+        if message.option in ("", "data.train"):
+            self._show_data(message.document)
+        else:
+            self._configure_data(message.document)
+        self._desktop.show_header()
+
+    def saved(self, document: ConfigDocument) -> None:
+        """What is in the app is what the file says."""
+        self._state.document, self._state.saved_text = document, document.dumps()
+        self._desktop.show_header()
+
+    def _show_data(self, document: ConfigDocument) -> None:
+        """Let the data pane show what the configuration trains on."""
+        if (pane := self._desktop.panes.data) is not None:
+            pane.follow(document)
+
+    def _configure_data(self, document: ConfigDocument) -> None:
         """Let the data pane know the model, the template and how rows are read."""
-        if (pane := self.pane("data")) is not None:
+        if (pane := self._desktop.panes.data) is not None:
             pane.configure(document)
+
+    # Drafts.
+
+    def _offer_draft(self, document: ConfigDocument) -> None:
+        """Bring back edits of this configuration that an earlier app has left, or ask where its file is another one."""
+        found = self._drafts.find_config(document)
+        if found is None:
+            return
+        if not found.is_stale:
+            self._take_up_draft(document, found)
+            return
+        from tui.screens.dialogs import DISCARD, RESTORE, stale_draft_dialog
+
+        def answered(answer: str | None) -> None:
+            if answer == RESTORE and self._state.document is document:
+                self._take_up_draft(document, found)
+            elif answer == DISCARD:
+                found.discard()
+
+        name = self._state.file_name or "The configuration"
+        self._desktop.open(stale_draft_dialog(name, found.time), answered)
+
+    def _take_up_draft(self, document: ConfigDocument, found: ConfigDraft) -> None:
+        self._drafts.take_up_config(document, found)
+        # Behind the building of the form, which loading it has asked for.
+        if (form := self._desktop.panes.config) is not None:
+            form.call_later(form.take_up, found.text, found.unread, found.time)
+        save, undo = self._keys["config.save"].display, self._keys["config.undo"].display
+        what = f"Edits of {found.time} that were not saved are back in the Config pane"
+        self._desktop.tell(f"{what}: {save} saves them, {undo} undoes them.", "Kept for you", seconds=12)
+
+    # Options chosen elsewhere.
+
+    def use_dataset(self, message: DatasetChosen) -> None:
+        """Train on a file, or hold it out, unless it is used in the other way already."""
+        document = self._state.document
+        if document is None:
+            return
+        other = "eval" if message.use == "train" else "train"
+        if (message.path if is_hub_entry(message.path) else message.path.resolve()) in data_paths(document, other):
+            name = one_line(message.path.name, 60)
+            if message.use == "eval":
+                text = f"{name} is trained on; rows that are trained on cannot be held out. Choose another file."
+            else:
+                text = f"{name} is held out of training; it cannot be trained on too. Choose another file."
+            self._desktop.warn("Not both", text)
+            return
+        verb = "trained on" if message.use == "train" else "held out of training"
+        self.set_options({f"data.{message.use}": message.path}, f"{message.path.name} will be {verb}.")
 
     def set_options(self, values: Mapping[str, Any], notice: str = "") -> None:
         """Give options other values, all of them or none, and show that everywhere.
@@ -35,7 +119,7 @@ class FormDesk(ControlDesk):
             values: As in :class:`~tui.messages.OptionsChosen`.
             notice: What is said when it is done.
         """
-        document = self.state.document
+        document = self._state.document
         if document is None:
             return
         before = {name: document.get(name) for name in values}
@@ -47,25 +131,21 @@ class FormDesk(ControlDesk):
             for name, value in before.items():
                 if document.get(name) != value:
                     document.set(name, value)
-            self.fail("The configuration is not changed", error)
+            self._desktop.fail("The configuration is not changed", error)
             return
-        self.configure_data(document)
-        if (pane := self.pane("config")) is not None:
+        self._configure_data(document)
+        if (pane := self._desktop.panes.config) is not None:
             pane.load(document)
         if notice:
-            self.notify(one_line(notice, 200), timeout=4, markup=False)
-        self.show_header()
+            self._desktop.tell(one_line(notice, 200))
+        self._desktop.show_header()
 
-    @on(messages.OptionsChosen)
-    def _options_chosen(self, message: messages.OptionsChosen) -> None:
-        self.set_options(message.values, message.notice)
-
-    @on(messages.FormRequested)
-    def _form_requested(self, message: messages.FormRequested) -> None:
-        document = self.state.document
-        if document is None or len(self.screen_stack) > 1:
+    def open_form(self, form: Literal["template", "columns"]) -> None:
+        """Open the screen in which the template or the columns are chosen."""
+        document = self._state.document
+        if document is None or self._desktop.is_covered:
             return
-        if message.form == "template":
+        if form == "template":
             self._open_template(document)
         else:
             self._open_columns(document)
@@ -74,28 +154,27 @@ class FormDesk(ControlDesk):
         from tui.datasets.plan import plan_tokens
         from tui.screens.template.template import TemplateScreen
 
-        plan, pane = plan_tokens(document), self.pane("data")
+        plan, pane = plan_tokens(document), self._desktop.panes.data
         view = pane.view if pane is not None else None
-        index = pane.index if view is not None else 0
-        self.push_screen(TemplateScreen(plan, view, index))
+        index = pane.index if pane is not None and view is not None else 0
+        self._desktop.open(TemplateScreen(plan, view, index))
 
     def _open_columns(self, document: ConfigDocument) -> None:
-        from tui.screens.columns.columns import ColumnsScreen
-        from tui.screens.columns.columns_view import ColumnForm
+        from tui.screens.columns.columns import ColumnForm, ColumnsScreen
 
-        pane = self.pane("data")
+        pane = self._desktop.panes.data
         view = pane.view if pane is not None else None
         if view is None:
-            self.warn("No data is open", "Columns are chosen with rows in view: open a data file first.")
+            self._desktop.warn("No data is open", "Columns are chosen with rows in view: open a data file first.")
             return
         if view.is_entry:
             text = f"{view.path.name} is an entry of a registry, which says its columns itself. Change them there."
-            self.warn("The columns are not chosen here", text)
+            self._desktop.warn("The columns are not chosen here", text)
             return
         columns, wanted = document.get("data.columns"), document.get("data.format")
         trained = data_paths(document, "train")
         is_named = not trained or view.path.resolve() in (*trained, *data_paths(document, "eval"))
-        self.push_screen(
+        self._desktop.open(
             ColumnsScreen(
                 view,
                 ColumnForm(

@@ -1,51 +1,43 @@
-"""The part of the app that tells a run what to do: pause, save, stop, change its settings, be killed."""
+"""Control of the run that is shown: pause, save, stop, change its settings, end its process."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
-from textual import on
-
-from core.errors import UserError
 from core.runs import changes
-from tui import messages
-from tui.controllers.runs import RunDesk
+from tui.bridge import Bridge
+from tui.controllers.desktop import Desktop
+from tui.controllers.leaving import Leaving
+from tui.messages import ControlAnswered, ControlFailed
+from tui.state import AppState
 
 if TYPE_CHECKING:
     from core.runs.store import Run
     from tui.screens.run_settings import RunSettings
 
 
-class ControlDesk(RunDesk):
+class RunControl:
     """Asks before a run is stopped, sends what is wanted, and tells what the worker answers."""
 
-    @on(messages.ControlRequested)
-    def _control(self, message: messages.ControlRequested) -> None:
+    def __init__(self, desktop: Desktop, state: AppState, bridge: Bridge, leaving: Leaving) -> None:
+        self._desktop, self._state, self._bridge, self._leaving = desktop, state, bridge, leaving
+
+    def request(self, command: str) -> None:
+        """Send a command to the worker; a stop is asked about first."""
         from tui.screens.dialogs import stop_dialog
 
-        view = self.state.live_run
+        view = self._state.live_run
         if view is None:
-            self.warn("No run is on", "There is nothing to control.")
-        elif message.command == "stop":
-            self.push_screen(stop_dialog(view), self._stop_chosen(view.run))
+            self._desktop.warn("No run is on", "There is nothing to control.")
+        elif command == "stop":
+            self._desktop.open(stop_dialog(view), self._stop_chosen(view.run))
         else:
-            self.bridge.control(view.run, message.command)
+            self._bridge.control(view.run, command)
 
-    def change_settings(self) -> None:
-        """Ask for other settings of the run that is on."""
-        view = self.state.live_run
-        if view is None:
-            return
-        # The keys typed behind the one that asks are text: the screen is there before they are looked at.
-        from tui.screens.run_settings import RunSettings
-
-        try:
-            config = view.run.config()
-        except UserError as error:
-            self.fail("The settings cannot be changed", error)
-            return
-        self.push_screen(RunSettings(view, config, lambda asked: self.bridge.control(view.run, "set", **asked)))
+    def change_settings(self, run: Run, settings: Mapping[str, Any]) -> None:
+        """Give a run other settings."""
+        self._bridge.control(run, "set", **settings)
 
     def _stop_chosen(self, run: Run) -> Callable[[str | None], None]:
         """What becomes of an answer to a question about a stop of this run; the one shown may be another by then."""
@@ -53,11 +45,11 @@ class ControlDesk(RunDesk):
 
         def chosen(answer: str | None) -> None:
             if answer == STOP:
-                self.bridge.control(run, "stop")
+                self._bridge.control(run, "stop")
             elif answer == STOP_NOW:
-                self.bridge.control(run, "stop", now=True)
+                self._bridge.control(run, "stop", now=True)
             elif answer == SIGNAL:
-                self.bridge.signal(run)
+                self._bridge.signal(run)
             elif answer == KILL:
                 self._ask_to_kill(run)
 
@@ -66,21 +58,21 @@ class ControlDesk(RunDesk):
     def _ask_to_kill(self, run: Run) -> None:
         from tui.screens.dialogs import YES, kill_dialog
 
-        view = self.state.live_run
+        view = self._state.live_run
         if view is None or view.run != run:
-            self.warn("Nothing is killed", f"{run.id} has ended by itself.")
+            self._desktop.warn("Nothing is killed", f"{run.id} has ended by itself.")
             return
 
         def answered(answer: str | None) -> None:
             if answer == YES:
-                self.bridge.kill(run)
+                self._bridge.kill(run)
 
-        self.push_screen(kill_dialog(view), answered)
+        self._desktop.open(kill_dialog(view), answered)
 
-    @on(messages.ControlAnswered)
-    def _control_answered(self, message: messages.ControlAnswered) -> None:
-        if message.command == "stop" and self._leave_line is not None:
-            self.leave_by_choice()
+    def answered(self, message: ControlAnswered) -> None:
+        """Tell what has been done; after a stop that was asked for while leaving, leave."""
+        if message.command == "stop" and self._leaving.awaits_stop:
+            self._leaving.leave_by_choice()
             return
         if message.command == "set":
             self._settings_changed(message)
@@ -94,31 +86,31 @@ class ControlDesk(RunDesk):
             "signal": "The signal is sent; the run stops after a checkpoint",
             "kill": "Killed",
         }
-        self.notify(done.get(message.command, message.command), timeout=3, markup=False)
+        self._desktop.tell(done.get(message.command, message.command), seconds=3)
 
-    def _settings_changed(self, message: messages.ControlAnswered) -> None:
+    def _settings_changed(self, message: ControlAnswered) -> None:
         if (dialog := self._settings_dialog) is not None:
             dialog.accept(message.args)
         step = message.answer.get("step")
         after = f" after step {step}" if isinstance(step, int) and step else ""
-        self.notify(f"Changed{after}: {changes.in_words(message.args)}", timeout=4, markup=False)
+        self._desktop.tell(f"Changed{after}: {changes.in_words(message.args)}")
 
-    @on(messages.ControlFailed)
-    def _control_failed(self, message: messages.ControlFailed) -> None:
+    def failed(self, message: ControlFailed) -> None:
+        """Tell what the worker refuses; where it does not answer to a stop, ask how else to stop it."""
         from tui.screens.dialogs import unanswered_dialog
 
-        self._leave_line = None
-        view = self.state.live_run
+        self._leaving.stay()
+        view = self._state.live_run
         if message.command == "set" and (dialog := self._settings_dialog) is not None:
             dialog.refuse(message.error)
         elif message.command == "stop" and view is not None and view.run == message.run and view.has_process:
-            self.push_screen(unanswered_dialog(message.error), self._stop_chosen(message.run))
+            self._desktop.open(unanswered_dialog(message.error), self._stop_chosen(message.run))
         else:
-            self.fail(f"{message.command.capitalize()} failed", message.error)
+            self._desktop.fail(f"{message.command.capitalize()} failed", message.error)
 
     @property
     def _settings_dialog(self) -> RunSettings | None:
         """The dialog that asks for settings, whatever lies over it; None where none is open."""
         from tui.screens.run_settings import RunSettings
 
-        return next((screen for screen in self.screen_stack if isinstance(screen, RunSettings)), None)
+        return self._desktop.find_screen(RunSettings)

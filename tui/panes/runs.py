@@ -3,51 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar
 
 from textual import on
 from textual.app import ComposeResult
-from textual.binding import BindingType
-from textual.content import Content
-from textual.events import Key as KeyEvent
-from textual.widget import Widget
+from textual.binding import Binding, BindingType
 from textual.widgets import Input
 
+from core.runs.catalog import RunRow
 from tui.keys import bindings
 from tui.messages import ContinueRequested, OpenRunRequested
+from tui.panes.base import Pane
 from tui.widgets.empty_state import EmptyState
+from tui.widgets.forms.safe_input import SafeInput
 from tui.widgets.lists.run_list import RunList
 
-if TYPE_CHECKING:
-    from core.runs.catalog import RunRow
-    from tui.app import LocaltuneApp
 
+class FilterInput(SafeInput):
+    """The line in which the filter is typed; it stays as long as there is one, and arrows lead back to the list."""
 
-class FilterInput(Input):
-    """The line in which the filter is typed; ``esc`` empties it and gives the keys back to the list."""
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("down,up", "submit", show=False)]
 
     #: What the line of keys shows while this has the focus.
     footer_keys: ClassVar[tuple[tuple[str, str], ...]] = (("esc", "clears the filter"), ("enter", "keeps it"))
 
-    class Left(Input.Submitted):
-        """The user has left the line, with the filter kept or emptied."""
 
-    async def on_key(self, event: KeyEvent) -> None:
-        """``esc`` clears, arrows go to the list."""
-        if event.key in ("escape", "down", "up"):
-            event.stop()
-            event.prevent_default()
-            if event.key == "escape":
-                self.value = ""
-            self.post_message(self.Left(self, self.value))
-
-
-class RunsPane(Widget):
+class RunsPane(Pane):
     """A list of runs with a filter."""
 
     DEFAULT_CSS = """
-    RunsPane { layout: vertical; padding: 0 1; }
-    RunsPane FilterInput { dock: bottom; height: 1; border: none; padding: 0; background: $panel; display: none; }
+    RunsPane FilterInput { dock: bottom; background: $panel; display: none; }
     RunsPane FilterInput.-open { display: block; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("runs")]
@@ -58,22 +43,17 @@ class RunsPane(Widget):
     def __init__(self) -> None:
         super().__init__()
         self._rows: Sequence[RunRow] | None = None
-        self._title = ""
-
-    @property
-    def _app(self) -> LocaltuneApp:
-        return cast("LocaltuneApp", self.app)
 
     def compose(self) -> ComposeResult:
         yield EmptyState("Looking for runs …", id="empty")
-        yield RunList(self._app.clock)
-        yield FilterInput(placeholder="filter by id, model or state · enter keep · esc clear", select_on_focus=False)
+        yield RunList(self.shell.clock)
+        yield FilterInput(placeholder="filter by id, model or state · enter keep · esc clear")
 
     def on_mount(self) -> None:
         """Begin without a list."""
-        self.border_title = "5 Runs"
+        self.set_title("5 Runs")
         self.query_one(RunList).display = False
-        self.border_subtitle = Content(self._app.keys.hints(["runs.open", "runs.continue", "runs.filter"]))
+        self.set_hints(["runs.open", "runs.continue", "runs.filter"])
 
     def show(self, rows: Sequence[RunRow]) -> None:
         """Show the list, keeping the cursor on its run."""
@@ -91,7 +71,7 @@ class RunsPane(Widget):
         run_list.show(kept)
         run_list.display = bool(kept)
         empty.display = not kept
-        keys = self._app.keys
+        keys = self.keys
         if not rows:
             start = (keys["app.start"].display, "start with the configuration")
             empty.say("No runs yet.", [start, (keys["app.train"].display, "show the pane where a run appears")])
@@ -101,17 +81,9 @@ class RunsPane(Widget):
             1 for row in rows if row.state in ("queued", "starting", "training", "paused", "stopping", "stalled")
         )
         count = f"{len(kept)} of {len(rows)}" if words else str(len(rows))
-        title = f"5 Runs · {count}" + (f" · {live} live" if live else "")
-        if title != self._title:
-            # Writing to the border repaints the whole pane.
-            self._title = title
-            self.border_title = Content(title)
+        self.set_title("5 Runs", count, f"{live} live" if live else "")
         if had_focus and kept and not self.has_focus_within:
             run_list.focus()
-
-    def focus_default(self) -> Widget:
-        """What gets the keys when the pane does."""
-        return self.query_one(RunList)
 
     @on(Input.Changed)
     def _changed(self, event: Input.Changed) -> None:
@@ -125,10 +97,18 @@ class RunsPane(Widget):
         line.set_class(bool(line.value), "-open")
         self.query_one(RunList).focus()
 
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
-        """Moving and opening need a list; where the filter is typed, the key that begins it is text."""
+    @on(SafeInput.Cancelled)
+    def _cancelled(self, event: SafeInput.Cancelled) -> None:
+        event.stop()
+        line = self.query_one(FilterInput)
+        line.value = ""
+        line.remove_class("-open")
+        self.query_one(RunList).focus()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Moving and opening need a list."""
         if action == "filter":
-            return not isinstance(self.screen.focused, Input)
+            return super().check_action(action, parameters)
         return self.query_one(RunList).selected is not None
 
     def action_filter(self) -> None:

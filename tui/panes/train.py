@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.content import Content
-from textual.widget import Widget
 
+from core.errors import UserError
 from core.text import one_line
 from tui.keys import bindings
-from tui.messages import ContinueRequested, ControlRequested, SampleRequested
+from tui.messages import ActionFailed, ContinueRequested, ControlRequested, SampleRequested, SettingsRequested
+from tui.panes.base import Pane
 from tui.widgets import run_lines
 from tui.widgets.charts.device_panel import DevicePanel
 from tui.widgets.charts.line_chart import ChartData, LineChart
@@ -20,18 +21,16 @@ from tui.widgets.lists.log_view import LogView
 from tui.widgets.text_block import TextBlock
 
 if TYPE_CHECKING:
-    from tui.app import LocaltuneApp
     from tui.state import RunView
 
 #: Seconds after which the devices of a live run count as not reported any more.
 STALE_SECONDS = 15.0
 
 
-class TrainPane(Widget, can_focus=True):
+class TrainPane(Pane, can_focus=True):
     """Numbers, loss chart, progress, devices and log of one run."""
 
     DEFAULT_CSS = """
-    TrainPane { layout: vertical; padding: 0 1; }
     TrainPane #phases { padding: 1 0; height: 1fr; }
     TrainPane #banner { margin-bottom: 1; }
     TrainPane LogView { height: 1fr; min-height: 2; max-height: 40%; }
@@ -50,12 +49,8 @@ class TrainPane(Widget, can_focus=True):
         self._log_count = 0
         self._hints: list[tuple[str, str]] | None = None
 
-    @property
-    def _app(self) -> LocaltuneApp:
-        return cast("LocaltuneApp", self.app)
-
     def compose(self) -> ComposeResult:
-        glyphs = self._app.glyphs
+        glyphs = self.shell.glyphs
         yield EmptyState("", id="empty")
         yield TextBlock(id="banner")
         yield TextBlock(id="numbers")
@@ -67,7 +62,6 @@ class TrainPane(Widget, can_focus=True):
 
     def on_mount(self) -> None:
         """Begin empty; the seconds of a phase tick while there is one."""
-        self.border_title = "3 Train"
         self.show(None)
         self.query_one("#empty", EmptyState).say("Looking for runs …")
         self.set_interval(1.0, self._tick)
@@ -79,7 +73,7 @@ class TrainPane(Widget, can_focus=True):
         self.set_class(view is None, "-empty")
         empty = self.query_one("#empty", EmptyState)
         if view is None:
-            keys = self._app.keys
+            keys = self.keys
             start = (keys["app.start"].display, "start with the configuration")
             empty.say("No run yet.", [start, (keys["train.sample"].display, "try the sample first (3 min)")])
         empty.display = view is None
@@ -87,12 +81,12 @@ class TrainPane(Widget, can_focus=True):
         if view is None:
             for kind in (LineChart, DevicePanel):
                 self.query_one(kind).display = False
-            self.border_title = "3 Train"
+            self.set_title("3 Train")
         else:
             if fresh:
                 self._log_count = 0
                 self.query_one(LogView).clear()
-                self.border_title = Content(f"3 Train · {one_line(view.run.id, 60)}")
+                self.set_title("3 Train", one_line(view.run.id, 60))
             self._update(view)
         self._subtitle()
 
@@ -110,15 +104,15 @@ class TrainPane(Widget, can_focus=True):
         self._log_count = history.log_count
 
     def _update_lines(self, view: RunView) -> None:
-        width, now, glyphs = self.content_size.width, self._app.clock(), self._app.glyphs
+        width, now, glyphs = self.content_size.width, self.shell.clock(), self.shell.glyphs
         charted = len(view.history.loss) > 0
-        self.query_one("#banner", TextBlock).show(run_lines.banner(view, self._app.keys))
+        self.query_one("#banner", TextBlock).show(run_lines.banner(view, self.keys))
         self.query_one("#numbers", TextBlock).show(run_lines.numbers(view, width))
         self.query_one("#phases", TextBlock).show(
             Content("") if charted else run_lines.phases(view, now, width, glyphs)
         )
         self.query_one("#progress", TextBlock).show(
-            run_lines.progress(view, width, glyphs, now, answer_awaited=self._app.state.answer_awaited)
+            run_lines.progress(view, width, glyphs, now, answer_awaited=self.shell.state.answer_awaited)
         )
         panel = self.query_one(DevicePanel)
         panel.display = view.is_live and bool(view.history.devices)
@@ -143,7 +137,7 @@ class TrainPane(Widget, can_focus=True):
             self._update_lines(self._view)
 
     def _subtitle(self) -> None:
-        keys, view = self._app.keys, self._view
+        keys, view = self.keys, self._view
         if view is None:
             entries = []
         elif view.is_live:
@@ -164,7 +158,7 @@ class TrainPane(Widget, can_focus=True):
                 Content.assemble((key, "$foreground bold"), f" {text}") for key, text in entries
             )
 
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Only what makes sense for the run that is shown."""
         view = self._view
         if action in ("toggle_pause", "checkpoint", "stop", "change_settings"):
@@ -173,7 +167,9 @@ class TrainPane(Widget, can_focus=True):
             return view is not None and not view.is_live
         if action == "sample":
             return view is None or not view.is_live
-        return view is not None if action in ("toggle_log_axis", "follow_log") else True
+        if action in ("toggle_log_axis", "follow_log"):
+            return view is not None
+        return super().check_action(action, parameters)
 
     def action_toggle_pause(self) -> None:
         """Pause, or go on."""
@@ -189,8 +185,23 @@ class TrainPane(Widget, can_focus=True):
         self.post_message(ControlRequested("stop"))
 
     def action_change_settings(self) -> None:
-        """Change what can be changed while it runs; at once, so that what is typed ahead is the value."""
-        self._app.change_settings()
+        """Ask for other settings of the run that is on."""
+        view = self.shell.state.live_run
+        if view is None:
+            return
+        from tui.screens.run_settings import RunSettings
+
+        try:
+            config = view.run.config()
+        except UserError as error:
+            self.post_message(ActionFailed("The settings cannot be changed", error))
+            return
+
+        def send(settings: dict[str, Any]) -> None:
+            self.post_message(SettingsRequested(view.run, settings))
+
+        # Not by a message: the keys typed behind the one that asks are text, and come before it.
+        self.app.push_screen(RunSettings(view, config, send))
 
     def action_continue_run(self) -> None:
         """Go on from the last checkpoint."""

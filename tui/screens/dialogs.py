@@ -16,47 +16,39 @@ STOP_NOW, SIGNAL, KILL = "stop now", "signal", "kill"
 YES = "yes"
 
 
-class QuitDialog(ChoiceDialog):
-    """Asks what is to become of the run that is on.
-
-    Args:
-        view: That run.
-    """
-
-    def __init__(self, view: RunView) -> None:
-        super().__init__(
-            "Leave",
-            _run_sentence(view),
-            [
-                Choice("l", LEAVE, "leave it running"),
-                Choice("s", STOP, "stop it after a checkpoint", "it can be continued"),
-                Choice("escape", "", "stay"),
-            ],
-        )
+def quit_dialog(view: RunView) -> ChoiceDialog:
+    """The question about the run that is on, when the app is left."""
+    return ChoiceDialog(
+        "Leave",
+        _run_sentence(view),
+        [
+            Choice("l", LEAVE, "leave it running"),
+            Choice("s", STOP, "stop it after a checkpoint", "it can be continued"),
+            Choice("escape", "", "stay"),
+        ],
+    )
 
 
-class UnsavedDialog(ChoiceDialog):
-    """Asks what is to become of edits that no file has.
+def unsaved_dialog(name: str, view: RunView | None) -> ChoiceDialog:
+    """The question about edits that no file has, when the app is left.
 
     Args:
         name: The file of the configuration; empty where it has none yet.
         view: The run that is on, which is not affected; None for none.
     """
-
-    def __init__(self, name: str, view: RunView | None) -> None:
-        shown = one_line(name, 60)
-        text = Content.assemble((shown or "The configuration", "bold"), " has edits that are not saved.")
-        if view is not None:
-            text = Content.assemble(text, "\n\n", _run_sentence(view))
-        super().__init__(
-            "Leave",
-            text,
-            [
-                Choice("s", SAVE, "save and leave", "" if shown else "asks for the name of a file first"),
-                Choice("d", DISCARD, "leave without saving"),
-                Choice("escape", "", "stay"),
-            ],
-        )
+    shown = one_line(name, 60)
+    text = Content.assemble((shown or "The configuration", "bold"), " has edits that are not saved.")
+    if view is not None:
+        text = Content.assemble(text, "\n\n", _run_sentence(view))
+    return ChoiceDialog(
+        "Leave",
+        text,
+        [
+            Choice("s", SAVE, "save and leave", "" if shown else "asks for the name of a file first"),
+            Choice("d", DISCARD, "leave without saving"),
+            Choice("escape", "", "stay"),
+        ],
+    )
 
 
 def stale_draft_dialog(name: str, when: str) -> ChoiceDialog:

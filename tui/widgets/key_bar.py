@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
-
 from rich.cells import cell_len
 from textual.content import Content
 from textual.style import Style
 from textual.widget import Widget
 from textual.widgets import Input, TextArea
 
-if TYPE_CHECKING:
-    from tui.app import LocaltuneApp
-    from tui.keys import Key
-    from tui.main_screen import MainScreen
+from tui.keys import Key
+from tui.shell import shell_of
 
 
 class KeyBar(Widget):
@@ -31,6 +27,21 @@ class KeyBar(Widget):
     # Clickable text would be drawn as links; here the whole line is keys.
     auto_links = False
 
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self._current = ""
+        self._offers_tiles = False
+
+    def show(self, current: str, *, offers_tiles: bool) -> None:
+        """Show where the keys go now.
+
+        Args:
+            current: The pane that has them.
+            offers_tiles: Whether the panes could stand side by side and do not.
+        """
+        self._current, self._offers_tiles = current, offers_tiles
+        self.refresh()
+
     def on_mount(self) -> None:
         """Follow the focus: in a text input other keys work."""
         self.watch(self.screen, "focused", self._focus_moved, init=False)
@@ -40,23 +51,23 @@ class KeyBar(Widget):
 
     def render(self) -> Content:
         """The panes by number, then the keys of the app; what works in a text input while one has the keys."""
-        app, screen = cast("LocaltuneApp", self.app), cast("MainScreen", self.screen)
+        keys, focused = shell_of(self).keys, self.screen.focused
         key_style = Style.from_styles(self.get_component_styles("key-bar--key"))
-        if isinstance(screen.focused, (Input, TextArea)):
-            return self._writing_keys(screen.focused, key_style)
+        if isinstance(focused, (Input, TextArea)):
+            return self._writing_keys(focused, keys["app.palette"], key_style)
         current_style = Style.from_styles(self.get_component_styles("key-bar--current"))
         parts: list[Content] = []
-        for key in app.keys.scope("app"):
+        for key in keys.scope("app"):
             name = key.id.partition(".")[2]
             if key.action.startswith("app.show_pane"):
-                active = name == screen.current
+                active = name == self._current
                 style = current_style if active else key_style
                 parts.append(self._entry(key, style, style if active else None))
-            elif name == "tile" and screen.can_tile and not screen.is_tiled:
+            elif name == "tile" and self._offers_tiles:
                 parts.append(self._entry(key, key_style))
         width = self.size.width - 1
         used = sum(cell_len(part.plain) + 2 for part in parts)
-        for key in app.keys.scope("app"):
+        for key in keys.scope("app"):
             if key.footer:
                 entry = self._entry(key, key_style)
                 used += cell_len(entry.plain) + 2
@@ -64,11 +75,10 @@ class KeyBar(Widget):
                     parts.append(entry)
         return Content(" ") + Content("  ").join(parts)
 
-    def _writing_keys(self, focused: Widget, style: Style) -> Content:
+    def _writing_keys(self, focused: Widget, palette: Key, style: Style) -> Content:
         """Numbers and letters are text there, so they are not offered."""
-        keys = getattr(focused, "footer_keys", (("esc", "leaves"), ("enter", "accepts")))
-        palette = cast("LocaltuneApp", self.app).keys["app.palette"]
-        parts = [Content.assemble((key, style), " ", what) for key, what in keys]
+        offered = getattr(focused, "footer_keys", (("esc", "leaves"), ("enter", "accepts")))
+        parts = [Content.assemble((key, style), " ", what) for key, what in offered]
         parts.append(self._entry(palette, style))
         return Content(" ") + Content("  ").join(parts)
 

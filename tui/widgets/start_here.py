@@ -8,11 +8,14 @@ from textual.content import Content
 
 from core.errors import UserError
 from core.text import one_line
-from tui.widgets.empty_state import EmptyState, empty_content
+from tui.widgets.empty_state import empty_content
+from tui.widgets.text_block import TextBlock
 
 
-class StartHere(EmptyState, can_focus=True):
-    """An :class:`EmptyState` that takes the focus while there is nothing else in the pane that could."""
+class StartHere(TextBlock, can_focus=True):
+    """An empty state that takes the focus while nothing else in the pane could."""
+
+    DEFAULT_CSS = "StartHere { height: 1fr; padding: 1 2; }"
 
     def explain(self, message: str, keys: Sequence[tuple[str, str]], error: UserError | None = None) -> None:
         """Show other words.

@@ -78,7 +78,7 @@ class ChatPane(Pane):
 
     def compose(self) -> ComposeResult:
         """The empty state or the transcript, a line for what goes on, the prompt."""
-        yield StartHere("", id="chat-empty")
+        yield StartHere(id="chat-empty")
         yield Transcript(id="chat-transcript")
         yield Static(id="chat-status", markup=False)
         yield PromptInput(id="chat-prompt")

@@ -74,7 +74,7 @@ class DataPane(DatasetOpening):
     def compose(self) -> ComposeResult:
         """Status, list and row; the tree and the empty state take their place when needed."""
         yield Static(id="data-status", markup=False)
-        yield StartHere("", id="data-empty")
+        yield StartHere(id="data-empty")
         with Container(id="data-body"):
             yield RowList(id="data-rows")
             with Vertical(id="data-row"):

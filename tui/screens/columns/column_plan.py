@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from core.config.choices import ROLES, ColumnRole, Objective
 from core.config.schema import find_option
@@ -17,8 +17,8 @@ from core.data.formats.shapes import FITS, find_parts
 from core.data.formats.turns import CONTENT_KEYS, ROLE_KEYS, parsed
 from core.errors import UserError
 from core.text import one_line
+from tui.datasets.rows import Turn
 from tui.datasets.view import DatasetView, turns_of
-from tui.widgets.lists.conversation import Turn
 
 #: Columns that are offered; a file with more of them has none that a person would look for in a list.
 COLUMN_LIMIT = 20_000
@@ -213,6 +213,70 @@ def format_candidates(sample: ColumnSample) -> list[Candidate]:
     reason = f"{found.format}: {found.reason}" if found is not None else "no known format is recognized"
     known: dict[str, str] = {"auto": reason, **{str(name): text for name, text in FORMATS.items()}}
     return [Candidate(name, known.get(name, "")) for name in (option.choices if option is not None else ("auto",))]
+
+
+# Choosing.
+
+#: What a row of the form chooses: a column for a part, or the format of all rows.
+Choosable = ColumnRole | Literal["format"]
+FORMAT: Literal["format"] = "format"
+
+
+@dataclass
+class ColumnChoice:
+    """Format and columns as they are chosen so far."""
+
+    wanted: str = "auto"
+    """The format."""
+    columns: dict[ColumnRole, str] = field(default_factory=dict)
+    """The columns by part, named by hand or recognized."""
+    by_hand: bool = False
+    """Whether the columns are named by hand."""
+
+    @property
+    def named(self) -> dict[ColumnRole, str] | None:
+        """The columns as the configuration is to have them; None where it names none."""
+        return dict(self.columns) if self.by_hand and self.columns else None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is chosen at all."""
+        return self.named is None and self.wanted == "auto"
+
+    def value(self, part: Choosable) -> str:
+        """What is chosen for a part; empty where nothing is."""
+        return self.wanted if part == FORMAT else self.columns.get(part, "")
+
+    def recognize(self, sample: ColumnSample) -> None:
+        """Without columns by hand: those that the format reads."""
+        if not self.by_hand:
+            self.columns = sample.parts(self.wanted)
+
+    def take(self, part: Choosable, value: str, sample: ColumnSample) -> bool:
+        """Choose something for a part, nothing for an empty text.
+
+        Returns:
+            Whether that may be another thing than before.
+        """
+        if part == FORMAT:
+            self.wanted = value or "auto"
+            self.recognize(sample)
+            return True
+        if value == self.columns.get(part, ""):
+            return False
+        changed = {**self.columns, part: value}
+        self.columns = {known: changed[known] for known in ROLES if changed.get(known)}
+        self.by_hand = True
+        return True
+
+    def clear(self, sample: ColumnSample) -> None:
+        """Name no columns, and let the format be detected."""
+        self.by_hand, self.wanted = False, "auto"
+        self.recognize(sample)
+
+    def candidates(self, part: Choosable, sample: ColumnSample) -> Sequence[Candidate]:
+        """What can be chosen for a part."""
+        return format_candidates(sample) if part == FORMAT else candidates(part, self.columns, sample)
 
 
 # Seeing.

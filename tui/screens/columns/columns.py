@@ -1,23 +1,47 @@
-"""Columns named by hand: chosen for each part, and put into the configuration."""
+"""Columns named by hand: chosen for each part, with the first rows as they are then read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar
 
-from textual import on
+from textual import events, on, work
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Container, Vertical
+from textual.content import Content
+from textual.message import Message
 from textual.widgets import OptionList
 
-from core.config.choices import ROLES, ColumnRole
+from core.config.choices import ROLES, ColumnRole, Objective
+from core.errors import UserError
 from core.text import one_line
+from tui.datasets.summary import counted
 from tui.datasets.view import DatasetView
+from tui.keys import KeyTable, bindings, yields_to_text
 from tui.messages import OptionsChosen
-from tui.screens.columns.column_plan import Candidate, candidates, format_candidates
-from tui.screens.columns.columns_view import FORMAT, ColumnForm, ColumnsView
+from tui.screens.columns.column_plan import (
+    FORMAT,
+    Choosable,
+    ColumnChoice,
+    ColumnPreview,
+    ColumnSample,
+    preview_columns,
+    read_sample,
+)
+from tui.screens.columns.part_list import PartList, summary
 from tui.screens.help import HelpScreen
+from tui.screens.overlay import Overlay
 from tui.screens.pick import Pick, PickScreen
-from tui.widgets.forms.ask_bar import AskBar
+from tui.shell import shell_of
+from tui.widgets.forms.ask_bar import AskBar, takes_text
+from tui.widgets.lists.conversation import Conversation
+from tui.widgets.text_block import TextBlock
+
+#: Columns from which the parts stand beside the rows instead of above them.
+WIDE = 120
 
 HELP = (
     "Say which column plays which part, where the format is not recognized or is recognized wrongly. What is dim was "
@@ -26,36 +50,237 @@ HELP = (
 )
 
 
-class ColumnsScreen(ColumnsView):
-    """Shows and chooses; posts :class:`~tui.messages.OptionsChosen` to the app."""
+@dataclass(frozen=True)
+class ColumnForm:
+    """What the screen begins with, from the configuration.
+
+    Args:
+        wanted: ``data.format``.
+        columns: ``data.columns``; None where it is not set.
+        train: What the configuration trains on instead, where it does not name the file that is shown.
+        objective: ``train.objective``.
+    """
+
+    wanted: str = "auto"
+    columns: Mapping[str, str] | None = None
+    train: str = ""
+    objective: Objective = "sft"
+
+
+@dataclass
+class SampleRead(Message):
+    """The first rows have been read, or cannot be."""
+
+    sample: ColumnSample | None
+    error: UserError | None = None
+
+
+@dataclass
+class ColumnsPreviewed(Message):
+    """The first rows have been read with columns."""
+
+    wanted: str
+    columns: Mapping[ColumnRole, str] | None
+    preview: ColumnPreview
+
+
+class ColumnsScreen(Overlay[None]):
+    """Shows the parts and the rows, and chooses; posts :class:`~tui.messages.OptionsChosen` to the app.
+
+    Args:
+        view: The dataset.
+        form: What the configuration says.
+    """
+
+    DEFAULT_CSS = """
+    ColumnsScreen {
+        background: $background;
+        & > #columns-box {
+            height: 100%; width: 100%; padding: 0 1; background: $background;
+            border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted;
+        }
+        & #columns-note { height: auto; max-height: 3; }
+        & #columns-body { height: 1fr; layout: vertical; }
+        & #columns-list { width: 100%; height: 1fr; max-height: 100%; }
+        & #columns-preview {
+            width: 100%; height: 1fr; border-top: solid $border; border-title-color: $muted;
+            &:focus-within { border-top: solid $border-focus; border-title-color: $foreground; }
+        }
+        & #columns-problem { height: auto; max-height: 4; }
+        &.-wide #columns-body { layout: horizontal; }
+        &.-wide #columns-list { width: 88; height: 100%; }
+        &.-wide #columns-preview { width: 1fr; height: 100%; border-left: solid $border; padding-left: 1; }
+    }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("columns")]
+    AUTO_FOCUS = "#columns-list"
 
     def __init__(self, view: DatasetView, form: ColumnForm) -> None:
-        super().__init__(view, form)
+        super().__init__()
+        self.view, self.form = view, form
+        given = form.columns or {}
+        self.choice = ColumnChoice(
+            form.wanted,
+            {role: given[role] for role in ROLES if isinstance(given.get(role), str)},
+            form.columns is not None,
+        )
+        """What is chosen so far."""
+        self.sample: ColumnSample | None = None
+        """What the file offers, once it has been read."""
+        self.preview: ColumnPreview | None = None
+        """The first rows as they are read so; None while that is found out."""
         self._is_saving = False
 
-    def rows_seen(self) -> None:
-        """Save now, if that was asked for before the rows had been read."""
-        if self._is_saving:
-            self.action_save()
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Where something is being written, the keys that begin it are text."""
+        if yields_to_text(action, self.keys) and takes_text(self.focused):
+            return False
+        return super().check_action(action, parameters)
 
-    def _candidates(self, part: str) -> Sequence[Candidate]:
-        if self.sample is None or not part:
-            return ()
-        if part == FORMAT:
-            return format_candidates(self.sample)
-        return candidates(cast(ColumnRole, part), self.columns, self.sample)
+    def compose(self) -> ComposeResult:
+        with Vertical(id="columns-box"):
+            with Container(id="columns-body"):
+                yield PartList(id="columns-list")
+                with Vertical(id="columns-preview"):
+                    yield TextBlock(id="columns-problem")
+                    yield Conversation(id="columns-rows")
+            yield TextBlock(id="columns-note")
+            yield AskBar(id="columns-ask")
+
+    def on_mount(self) -> None:
+        """Read the first rows."""
+        self._refresh_title()
+        hints = self.keys.hints(
+            f"columns.{name}" for name in ("choose", "next", "none", "clear", "save", "help", "back")
+        )
+        self.query_one("#columns-box").border_subtitle = Content(hints)
+        self._read()
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Put the parts beside the rows where there is room for it."""
+        self.set_class(event.size.width >= WIDE, "-wide")
+
+    # Parts.
+
+    @property
+    def keys(self) -> KeyTable:
+        """The keys as the user has them."""
+        return shell_of(self).keys
+
+    @property
+    def parts(self) -> PartList:
+        """The format and the parts."""
+        return self.query_one("#columns-list", PartList)
+
+    @property
+    def conversation(self) -> Conversation:
+        """The rows as they are read."""
+        return self.query_one("#columns-rows", Conversation)
+
+    def say(self, text: str) -> None:
+        """Say something below, until the next key; empty says nothing."""
+        style = "$limit" if text.startswith("✗") else "$foreground"
+        self.query_one("#columns-note", TextBlock).show(Content.styled(one_line(text, 400), style))
+
+    # Reading. Workers are described, or Textual would do it with the repr of what they get, which is whole rows.
+
+    @work(thread=True, exclusive=True, group="columns-read", description="columns-read")
+    def _read(self) -> None:
+        try:
+            self.post_message(SampleRead(read_sample(self.view)))
+        except UserError as error:
+            self.post_message(SampleRead(None, error))
+
+    @on(SampleRead)
+    def _sample_read(self, message: SampleRead) -> None:
+        self.sample = message.sample
+        if message.sample is None:
+            self.say(f"✗ {message.error}")
+            return
+        if message.sample.left_out:
+            columns = counted(message.sample.left_out, "column")
+            self.say(f"! {columns} cannot be chosen: too many, or with a name that no text file can hold.")
+        if strangers := [key for key in self.form.columns or {} if key not in ROLES]:
+            self.say(f"! data.columns has no part {one_line(strangers[0], 40)}; what you save is without it.")
+        choice = self.choice
+        choice.recognize(message.sample)
+        self.show_again(FORMAT if not choice.by_hand else next(iter(choice.columns), FORMAT))
+
+    def show_again(self, at: Choosable | None = None) -> None:
+        """Show the form anew, and read the rows again."""
+        self.preview = None
+        self._show_form(at or self.parts.current)
+        self._refresh_title()
+        if self.sample is not None:
+            self._preview(self.sample, self.choice.wanted, self.choice.named)
+
+    @work(thread=True, exclusive=True, group="columns-preview", description="columns-preview")
+    def _preview(self, sample: ColumnSample, wanted: str, columns: Mapping[ColumnRole, str] | None) -> None:
+        self.post_message(
+            ColumnsPreviewed(wanted, columns, preview_columns(sample, wanted, columns, self.form.objective))
+        )
+
+    @on(ColumnsPreviewed)
+    async def _previewed(self, message: ColumnsPreviewed) -> None:
+        if (message.wanted, message.columns) != (self.choice.wanted, self.choice.named):
+            return
+        self.preview = message.preview
+        self.conversation.show(message.preview.turns)
+        self.query_one("#columns-problem", TextBlock).show(summary(message.preview, self.choice.named is not None))
+        self._show_form(self.parts.current)
+        if self._is_saving:
+            await self.action_save()
+
+    # What is shown.
+
+    def _refresh_title(self) -> None:
+        choice, box = self.choice, self.query_one("#columns-box")
+        how = "by hand" if choice.named is not None else "as recognized" if choice.is_plain else "by its format"
+        box.border_title = Content(f"Columns · {one_line(self.view.path.name, 60)} · {how}")
+        self.query_one("#columns-preview").border_title = Content(" the first rows ")
+
+    def _show_form(self, at: Choosable | None) -> None:
+        if self.sample is not None:
+            self.parts.show(self.sample, self.choice, self.preview, at)
+
+    @on(OptionList.OptionHighlighted)
+    def _moved(self, message: OptionList.OptionHighlighted) -> None:
+        message.stop()
+        self._show_form(self.parts.current)
+
+    # Moving.
+
+    def action_move(self, rows: int) -> None:
+        """Move the cursor, or scroll the rows where they have the keys."""
+        if self.conversation.has_focus:
+            self.conversation.move(rows)
+        else:
+            self.parts.move(rows)
+
+    def action_move_page(self, direction: int) -> None:
+        """A page up or down."""
+        if self.conversation.has_focus:
+            self.conversation.move_page(direction)
+        else:
+            self.parts.move(direction * max(1, self.parts.size.height - 2))
+
+    def action_move_end(self, direction: int) -> None:
+        """To the first or the last part or line."""
+        self.action_move(direction * 10**6)
+
+    # Choosing.
 
     def action_choose(self) -> None:
         """Choose from a list, found by typing."""
-        part = self.current
-        if self.sample is None or not part:
+        part, choice = self.parts.current, self.choice
+        if self.sample is None or part is None:
             return
-        picks = [Pick(candidate.value, candidate.example) for candidate in self._candidates(part)]
+        picks = [Pick(candidate.value, candidate.example) for candidate in choice.candidates(part, self.sample)]
         if part == FORMAT:
-            self.app.push_screen(PickScreen("Format", picks, self.wanted), lambda value: self._take(part, value))
-            return
-        present = self.columns.get(cast(ColumnRole, part))
-        screen = PickScreen(f"Column for {part}", picks, present, none="leave it out", is_free=True)
+            screen = PickScreen("Format", picks, choice.wanted)
+        else:
+            present = choice.columns.get(part)
+            screen = PickScreen(f"Column for {part}", picks, present, none="leave it out", is_free=True)
         self.app.push_screen(screen, lambda value: self._take(part, value))
 
     @on(OptionList.OptionSelected)
@@ -63,53 +288,45 @@ class ColumnsScreen(ColumnsView):
         message.stop()
         self.action_choose()
 
-    def _take(self, part: str, value: str | None) -> None:
+    def _take(self, part: Choosable, value: str | None) -> None:
         """Give a part another column, or none for an empty text; nothing changes for None."""
         if value is None or self.sample is None:
             return
         self.say("")
         self._is_saving = False
-        if part == FORMAT:
-            self.wanted = value or "auto"
-            self.recognize()
-        else:
-            role = cast(ColumnRole, part)
-            if value == self.columns.get(role, ""):
-                return
-            changed = {**self.columns, role: value}
-            self.columns = {known: changed[known] for known in ROLES if changed.get(known)}
-            self.by_hand = True
-        self.show_again()
+        if self.choice.take(part, value, self.sample):
+            self.show_again()
 
     def action_step(self, step: int) -> None:
         """The next column for the part under the cursor, none after the last."""
-        part = self.current
-        values = [candidate.value for candidate in self._candidates(part)]
+        part = self.parts.current
+        if part is None or self.sample is None:
+            return
+        values = [candidate.value for candidate in self.choice.candidates(part, self.sample)]
         if part != FORMAT:
             values.insert(0, "")
-        present = self.wanted if part == FORMAT else self.columns.get(cast(ColumnRole, part), "")
         if values:
+            present = self.choice.value(part)
             here = values.index(present) if present in values else 0
             self._take(part, values[(here + step) % len(values)])
 
     def action_leave_out(self) -> None:
         """No column for the part under the cursor; the format is detected."""
-        if self.current:
-            self._take(self.current, "")
+        if (part := self.parts.current) is not None:
+            self._take(part, "")
 
     def action_clear(self) -> None:
         """Name no columns, and let the format be detected."""
         if self.sample is None:
             return
-        self.by_hand, self.wanted = False, "auto"
+        self.choice.clear(self.sample)
         self._is_saving = False
-        self.recognize()
         self.say(f"No columns are named now; {self.keys['columns.save'].display} takes them out of the configuration.")
         self.show_again()
 
     # Saving.
 
-    def action_save(self) -> None:
+    async def action_save(self) -> None:
         """Put format and columns into the configuration, if rows can be read so."""
         if self.sample is None:
             return
@@ -117,28 +334,24 @@ class ColumnsScreen(ColumnsView):
         self._is_saving = self.preview is None
         if self.preview is None:
             return
-        is_plain = self.named is None and self.wanted == "auto"
-        if self.preview.problem is not None and not is_plain:
+        if self.preview.problem is not None and not self.choice.is_plain:
             self.say(f"✗ Not saved. {self.preview.problem}")
-        elif self.form.train and not is_plain:
-            shown = one_line(self.form.train, 60)
-            question = f"The configuration trains on {shown}, not on this file."
-            self.query_one(AskBar).ask_key("train", question, {"t": "train on this file", "k": "keep that"})
+        elif self.form.train and not self.choice.is_plain:
+            await self.query_one(AskBar).converse(self._ask_what_to_train_on())
         else:
             self._save({})
 
-    @on(AskBar.Chosen)
-    def _answered(self, message: AskBar.Chosen) -> None:
-        message.stop()
-        self._save({"data.train": self.view.path.absolute()} if message.key == "t" else {})
-
-    @on(AskBar.Cancelled)
-    def _cancelled(self, message: AskBar.Cancelled) -> None:
-        message.stop()
+    async def _ask_what_to_train_on(self) -> None:
+        question = f"The configuration trains on {one_line(self.form.train, 60)}, not on this file."
+        answers = {"t": "train on this file", "k": "keep that"}
+        key = await self.query_one(AskBar).prompt_key(question, answers)
+        if key is not None:
+            self._save({"data.train": self.view.path.absolute()} if key == "t" else {})
 
     def _save(self, more: Mapping[str, Path]) -> None:
-        named = self.named
-        values: dict[str, Any] = {"data.columns": named, "data.format": None if self.wanted == "auto" else self.wanted}
+        choice = self.choice
+        named, format_ = choice.named, None if choice.wanted == "auto" else choice.wanted
+        values: dict[str, Any] = {"data.columns": named, "data.format": format_}
         if named is None:
             notice = "No columns are named; rows are read by their format."
         else:

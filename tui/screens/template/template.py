@@ -1,28 +1,56 @@
-"""The chat template of the configuration: chosen from a list, or edited in a file of the user's own."""
+"""The chat template of the configuration: chosen from a list with a row in view, or edited in a file of the user."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
-from textual import on, work
-from textual.app import SuspendNotSupported
+from textual import events, on, work
+from textual.app import ComposeResult, SuspendNotSupported
+from textual.binding import BindingType
+from textual.containers import Container, Vertical
+from textual.content import Content
+from textual.message import Message
 from textual.widgets import OptionList
+from textual.worker import get_current_worker
 
 from core.atomic import write_atomic
 from core.errors import UserError
+from core.template.preview import Preview
 from core.template.sandboxed import check_template
+from core.template.settings import MaskSettings
 from core.text import one_line
+from tui.datasets.plan import TokenPlan
+from tui.datasets.summary import counted, spaced
+from tui.datasets.view import DatasetView
 from tui.editor import edit_text
+from tui.keys import KeyTable, bindings, yields_to_text
 from tui.messages import OptionsChosen
 from tui.screens.help import HelpScreen
-from tui.screens.template.template_entries import FILE, OWN, TemplateEntry, file_entry
-from tui.screens.template.template_view import TemplateView
-from tui.widgets.forms.ask_bar import AskBar
+from tui.screens.overlay import Overlay
+from tui.screens.template.template_entries import (
+    FILE,
+    OWN,
+    ShownRow,
+    TemplateEntry,
+    TemplateSet,
+    file_entry,
+    load_templates,
+    preview_entry,
+    row_for,
+)
+from tui.screens.template.template_list import TemplateList, head, problem, token_parts
+from tui.shell import shell_of
+from tui.widgets.forms.ask_bar import AskBar, takes_text
+from tui.widgets.lists.mask_view import MaskView
+from tui.widgets.lists.source_view import SourceView
+from tui.widgets.text_block import TextBlock
 
+#: Columns from which row and source stand side by side, and the list says what each template looks like.
+WIDE = 120
 SUFFIXES = (".jinja", ".j2", ".txt")
 
 HELP = (
@@ -33,19 +61,294 @@ HELP = (
 )
 
 
-class TemplateScreen(TemplateView):
-    """Shows and chooses; posts :class:`~tui.messages.OptionsChosen` to the app."""
+@dataclass
+class TemplatesLoaded(Message):
+    """Templates and tokenizer have been read."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    templates: TemplateSet
+
+
+@dataclass
+class RowRead(Message):
+    """A row to show the templates with has been read."""
+
+    wanted: int
+    row: ShownRow
+
+
+@dataclass
+class TemplatePreviewed(Message):
+    """A row has been shown through a template."""
+
+    entry: TemplateEntry
+    row: ShownRow
+    preview: Preview
+
+
+class TemplateScreen(Overlay[None]):
+    """Shows and chooses; posts :class:`~tui.messages.OptionsChosen` to the app.
+
+    Args:
+        plan: What the configuration says about templates and tokens.
+        view: The dataset whose rows are shown; None where none is open.
+        index: The row to begin with.
+    """
+
+    DEFAULT_CSS = """
+    TemplateScreen {
+        background: $background;
+        & > #template-box {
+            height: 100%; width: 100%; padding: 0 1; background: $background;
+            border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted;
+        }
+        & #template-head { max-height: 4; }
+        & #template-note { height: auto; max-height: 3; }
+        & #template-body { height: 1fr; layout: horizontal; }
+        & #template-list { width: 18; height: 100%; max-height: 100%; }
+        & #template-parts { width: 1fr; height: 100%; layout: vertical; }
+        & .template-part {
+            height: 1fr; padding: 0 0 0 1;
+            border-top: solid $border; border-left: solid $border; border-title-color: $muted;
+            &:focus-within { border-top: solid $border-focus; border-title-color: $foreground; }
+        }
+        & #template-row { height: 3fr; }
+        & #template-source { height: 2fr; }
+        & #template-problem { height: auto; max-height: 5; }
+        &.-wide #template-list { width: 44; }
+        &.-wide #template-parts { layout: horizontal; }
+        &.-wide #template-row { width: 1fr; height: 100%; }
+        &.-wide #template-source { width: 1fr; height: 100%; }
+    }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("template")]
+    AUTO_FOCUS = "#template-list"
+
+    def __init__(self, plan: TokenPlan, view: DatasetView | None, index: int) -> None:
+        super().__init__()
+        self.plan = plan
+        self.templates: TemplateSet | None = None
+        """What can be chosen, once it has been read."""
+        self.row: ShownRow | None = None
+        """The conversation that is shown."""
+        self._view, self._index = view, index
+        self.previews: dict[str, Preview] = {}
+        """The row through each of them, by id, as far as that is known."""
+        self._said_of: TemplateEntry | None = None
         self._draft: str | None = None
         """What an editor left that could not be written."""
-        self._target: Path | None = None
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Where something is being written, the keys that begin it are text."""
+        if yields_to_text(action, self.keys) and takes_text(self.focused):
+            return False
+        return super().check_action(action, parameters)
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="template-box"):
+            yield TextBlock(id="template-head")
+            with Container(id="template-body"):
+                yield TemplateList(id="template-list")
+                with Container(id="template-parts"):
+                    with Vertical(id="template-row", classes="template-part"):
+                        yield TextBlock(id="template-problem")
+                        yield MaskView(id="template-mask")
+                    with Vertical(id="template-code", classes="template-part"):
+                        yield SourceView(id="template-source")
+            yield TextBlock(id="template-note")
+            yield AskBar(id="template-ask")
+
+    def on_mount(self) -> None:
+        """Read what there is to choose from."""
+        box = self.query_one("#template-box")
+        box.border_title = "Chat template"
+        hints = self.keys.hints([f"template.{name}" for name in ("use", "edit", "row", "part", "help", "back")])
+        box.border_subtitle = Content(hints)
+        self.mask_view.say("Reading the tokenizer …")
+        self._load(self.plan)
+        self._read_row(self._index)
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Put row and source side by side where there is room for it."""
+        was_wide = self.has_class("-wide")
+        self.set_class(event.size.width >= WIDE, "-wide")
+        self.choices.is_wide = self.has_class("-wide")
+        if was_wide != self.has_class("-wide"):
+            self._show_list()
+
+    # Parts.
+
+    @property
+    def keys(self) -> KeyTable:
+        """The keys as the user has them."""
+        return shell_of(self).keys
+
+    @property
+    def choices(self) -> TemplateList:
+        """The templates."""
+        return self.query_one("#template-list", TemplateList)
 
     @property
     def ask_bar(self) -> AskBar:
         """Where paths are typed."""
         return self.query_one("#template-ask", AskBar)
+
+    @property
+    def mask_view(self) -> MaskView:
+        """The row through the template under the cursor."""
+        return self.query_one("#template-mask", MaskView)
+
+    @property
+    def source_view(self) -> SourceView:
+        """The source of the template under the cursor."""
+        return self.query_one("#template-source", SourceView)
+
+    @property
+    def current(self) -> TemplateEntry | None:
+        """The template under the cursor."""
+        return self.choices.current
+
+    def say(self, text: str) -> None:
+        """Say something below, until the cursor moves; empty says nothing."""
+        style = "$limit" if text.startswith("✗") else "$foreground"
+        self._said_of = self.current
+        self.query_one("#template-note", TextBlock).show(Content.styled(one_line(text), style))
+
+    # Reading. Workers are described, or Textual would do it with the repr of what they get, which is whole rows.
+
+    @work(thread=True, exclusive=True, group="template-load", description="template-load")
+    def _load(self, plan: TokenPlan) -> None:
+        self.post_message(TemplatesLoaded(load_templates(plan)))
+
+    @work(thread=True, exclusive=True, group="template-row", description="template-row")
+    def _read_row(self, index: int) -> None:
+        self.post_message(RowRead(index, row_for(self._view, index)))
+
+    @on(TemplatesLoaded)
+    def _loaded(self, message: TemplatesLoaded) -> None:
+        self.templates = message.templates
+        self.mask_view.say("Rendering the row …")
+        self.show_again(message.templates.in_force or OWN)
+
+    @on(RowRead)
+    def _row_read(self, message: RowRead) -> None:
+        if message.wanted == self._index:
+            self.row = message.row
+            self._refresh()
+
+    def show_again(self, at: str) -> None:
+        """Show the templates after a change to them, with the cursor on one."""
+        self._show_list(at)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """Show every template anew, the one under the cursor first."""
+        self.previews.clear()
+        self._show_current()
+        if self.templates is not None and self.row is not None:
+            current = self.current
+            order = sorted(self.templates.entries, key=lambda entry: entry is not current)
+            self._preview(order, self.row, self.templates.settings)
+
+    @work(thread=True, exclusive=True, group="template-preview", description="template-preview")
+    def _preview(self, entries: list[TemplateEntry], row: ShownRow, settings: MaskSettings | None) -> None:
+        worker = get_current_worker()
+        for entry in entries:
+            if worker.is_cancelled:
+                return
+            self.post_message(TemplatePreviewed(entry, row, preview_entry(entry, row, settings)))
+
+    @on(TemplatePreviewed)
+    def _previewed(self, message: TemplatePreviewed) -> None:
+        if message.row is not self.row or self.templates is None or message.entry not in self.templates.entries:
+            return
+        self.previews[message.entry.id] = message.preview
+        self.choices.show_anew(message.entry)
+        if message.entry == self.current:
+            self._show_current()
+
+    # What is shown.
+
+    def _show_list(self, at: str | None = None) -> None:
+        """Fill the list; the cursor goes to an entry, or stays."""
+        if self.templates is not None:
+            self.choices.show(self.templates, self.previews, at)
+            self._show_head()
+
+    def _show_head(self) -> None:
+        if self.templates is not None:
+            self.query_one("#template-head", TextBlock).show(head(self.templates, self.current))
+
+    @on(OptionList.OptionHighlighted)
+    def _moved(self, message: OptionList.OptionHighlighted) -> None:
+        message.stop()
+        if self.current is not self._said_of:
+            self.say("")
+        self.choices.mark_cursor()
+        self._show_head()
+        self._show_current()
+
+    def _show_current(self) -> None:
+        """Row and source of the template under the cursor."""
+        entry = self.current
+        if entry is None:
+            return
+        preview = self.previews.get(entry.id)
+        self.source_view.show(entry.source or "", preview.line if preview is not None else None)
+        lines = counted(self.source_view.line_count, "line") if entry.source is not None else "no source"
+        self._title("#template-code", entry.title, lines)
+        if preview is not None and self.row is not None:
+            self._show_preview(preview, self.row)
+
+    def _show_preview(self, preview: Preview, row: ShownRow) -> None:
+        self.query_one("#template-problem", TextBlock).show(problem(preview))
+        cells = token_parts(preview, self.plan.max_length)
+        self.mask_view.show(cells) if cells else self.mask_view.say("")
+        known = self.templates is not None and self.templates.settings is not None
+        counts = [counted(preview.tokens, "token"), f"{spaced(preview.learned)} learned"] if known and cells else []
+        if not preview.problem and not preview.generation_prompt:
+            counts.append("no generation prompt")
+        where = f"row {spaced(row.index + 1)}" if row.index is not None else f"an example, as {row.reason}"
+        self._title("#template-row", where, *counts)
+
+    def _title(self, part: str, *words: str) -> None:
+        text = " · ".join(one_line(word, 160) for word in words)
+        self.query_one(part).border_title = Content(f"{text} ")
+
+    # Keys.
+
+    def action_move(self, rows: int) -> None:
+        """Move the cursor, or scroll the part that has the keys."""
+        part = self._scrolled
+        if part is not None:
+            part.move(rows)
+        else:
+            self.choices.move(rows)
+
+    def action_move_page(self, direction: int) -> None:
+        """A page up or down."""
+        part = self._scrolled
+        if part is not None:
+            part.move_page(direction)
+        else:
+            self.action_move(direction * max(1, self.choices.size.height // 2))
+
+    def action_move_end(self, direction: int) -> None:
+        """To the first or the last template or line."""
+        self.action_move(direction * 10**6)
+
+    @property
+    def _scrolled(self) -> MaskView | SourceView | None:
+        return next((part for part in (self.mask_view, self.source_view) if part.has_focus), None)
+
+    def action_step_row(self, step: int) -> None:
+        """Show the templates with the next row, or the one before."""
+        if self._view is None:
+            self.say("No data is open.")
+            return
+        index = self._index + step
+        if 0 <= index < self._view.count:
+            self._index = index
+            self._read_row(index)
 
     # Choosing.
 
@@ -84,65 +387,42 @@ class TemplateScreen(TemplateView):
 
     # Editing.
 
-    def action_edit(self) -> None:
+    async def action_edit(self) -> None:
         """Edit the file of a template in place, any other in a copy; ask where that is to be."""
         entry = self.current
         if entry is None:
             return
         if self._draft is not None:
-            self._ask_path(entry)
+            await self.ask_bar.converse(self._edit_copy(entry))
         elif entry.path is not None:
             self._edit_file(entry.path)
         elif entry.source is None:
             self.say(f"✗ {entry.problem}")
         else:
-            self._ask_path(entry)
+            await self.ask_bar.converse(self._edit_copy(entry))
 
-    def _ask_path(self, entry: TemplateEntry) -> None:
-        directory = self.plan.directory
-        self.ask_bar.ask_path("copy", "save the copy as", entry.file_name, base=directory, suffixes=SUFFIXES)
-
-    @on(AskBar.Submitted)
-    def _path_given(self, message: AskBar.Submitted) -> None:
-        message.stop()
-        if message.path is None:
+    async def _edit_copy(self, entry: TemplateEntry) -> None:
+        """Ask for a file, and write there what an editor left before, else edit a copy of a template."""
+        bar, directory = self.ask_bar, self.plan.directory
+        given = await bar.prompt_path("save the copy as", entry.file_name, base=directory, suffixes=SUFFIXES)
+        if given is None:
             return
-        path = message.path if message.path.suffix else message.path.with_suffix(".jinja")
+        path = given if given.suffix else given.with_suffix(".jinja")
         if os.path.isdir(path):
             self.say(f"✗ {path} is a directory. Give the file a name.")
-        elif os.path.exists(path) and self._draft is None:
-            self._target = path
-            answers = {"u": "edit it as it is", "r": "replace it"}
-            self.ask_bar.ask_key("exists", f"{path.name} exists already.", answers)
-        elif os.path.exists(path):
-            self._target = path
-            self.ask_bar.ask_key("exists", f"{path.name} exists already.", {"r": "replace it"})
-        else:
-            self._go_on(path)
-
-    @on(AskBar.Chosen)
-    def _existing_chosen(self, message: AskBar.Chosen) -> None:
-        message.stop()
-        path = self._target
-        if path is None:
             return
-        if message.key == "r":
-            self._go_on(path)
-            return
-        self._edit_file(path)
-
-    @on(AskBar.Changed)
-    @on(AskBar.Cancelled)
-    def _asking(self, message: AskBar.Changed | AskBar.Cancelled) -> None:
-        message.stop()
-
-    def _go_on(self, path: Path) -> None:
-        """With a path: write what an editor left before, else edit a copy of the template under the cursor."""
-        entry = self.current
+        if os.path.exists(path):
+            as_it_is = {"u": "edit it as it is"} if self._draft is None else {}
+            key = await bar.prompt_key(f"{path.name} exists already.", {**as_it_is, "r": "replace it"})
+            if key == "u":
+                self._edit_file(path)
+            if key != "r":
+                return
+        current = self.current
         if self._draft is not None:
             self._write(self._draft, path)
-        elif entry is not None and entry.source is not None:
-            self._edit(entry.source, path)
+        elif current is not None and current.source is not None:
+            self._edit(current.source, path)
 
     def _edit_file(self, path: Path) -> None:
         """Edit a file as it is now, which somebody else may have changed."""

@@ -15,7 +15,7 @@ from core.config.document import ConfigDocument
 from core.hardware.card import Card
 from core.runs.store import create_run
 from tests.tui.config_panes import flat, go_to, opened, type_value, write_config
-from tests.tui.harness import PaneApp, screen_lines, screen_text, wait_for
+from tests.tui.harness import PaneApp, pane_of, screen_lines, screen_text, wait_for
 from tui.app import LocaltuneApp
 from tui.messages import StartRequested
 from tui.panes.config.pane import ConfigPane
@@ -163,10 +163,10 @@ async def test_a_start_with_errors_goes_to_the_first_and_says_how_many(
     text = '[data]\ntrain = "rows.jsonl"\n[method]\ndropout = 3.0\n[train]\nepochs = -1\n[chat]\ntop_p = 9.0\n'
     app = LocaltuneApp(write_config(tmp_path, text))
     async with app.run_test(size=size, notifications=True) as pilot:
-        await wait_for(pilot, lambda: app.state.document is not None and app.pane("config").form.fields)
+        await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config").form.fields)
         app.main.show_pane("runs")
         await pilot.press("r")
-        pane = app.pane("config")
+        pane = pane_of(app, "config")
         await wait_for(pilot, lambda: "✗ Not started. 1 of 3 problems (p next): method.dropout" in screen_text(app))
         assert pane.form.has_focus
         assert pane.form.current is pane.form.field("method.dropout")

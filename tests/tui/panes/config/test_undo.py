@@ -8,7 +8,7 @@ from textual.pilot import Pilot
 
 from core.config.document import ConfigDocument
 from tests.tui.config_panes import RecordingPane, go_to, opened, type_value, write_config
-from tests.tui.harness import PaneApp, paste, screen_lines, screen_text, wait_for
+from tests.tui.harness import PaneApp, pane_of, paste, screen_lines, screen_text, wait_for
 from tui.app import LocaltuneApp
 from tui.panes.config.pane import ConfigPane
 from tui.screens.choice import ChoiceDialog
@@ -111,9 +111,9 @@ async def test_what_other_panes_choose_can_be_undone(home: Path, tmp_path: Path)
     path = write_config(tmp_path)
     app = LocaltuneApp(path)
     async with app.run_test(size=(120, 34)) as pilot:
-        await wait_for(pilot, lambda: app.state.document is not None and app.pane("config").form.fields)
-        app.set_options({"template.name": "chatml", "data.format": "text"}, "chosen")
-        pane = app.pane("config")
+        await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config").form.fields)
+        app.configuration.set_options({"template.name": "chatml", "data.format": "text"}, "chosen")
+        pane = pane_of(app, "config")
         assert app.state.is_dirty
         app.main.show_pane("config")
         await pilot.press("u")
@@ -128,7 +128,7 @@ async def test_opening_another_file_is_undone_in_the_app(home: Path, tmp_path: P
     other.write_text('[data]\ntrain = "rows.jsonl"\n[method]\nrank = 4\n')
     app = LocaltuneApp(path)
     async with app.run_test(size=(120, 34)) as pilot:
-        await wait_for(pilot, lambda: app.state.document is not None and app.pane("config").form.fields)
+        await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config").form.fields)
         app.main.show_pane("config")
         await pilot.press("O")
         await paste(pilot, str(other))
@@ -138,5 +138,5 @@ async def test_opening_another_file_is_undone_in_the_app(home: Path, tmp_path: P
         await pilot.press("u")
         await wait_for(pilot, lambda: app.state.document is not None and app.state.document.path == path)
         assert not app.state.is_dirty
-        assert app.pane("config").document is app.state.document
+        assert pane_of(app, "config").document is app.state.document
         assert isinstance(app.state.document, ConfigDocument)

@@ -13,7 +13,7 @@ from textual.pilot import Pilot
 
 from core.config.document import ConfigDocument
 from core.data.registries.resolve import training_sources
-from tests.tui.harness import FORBIDDEN, HOSTILE, paste, screen_lines, screen_text, wait_for
+from tests.tui.harness import FORBIDDEN, HOSTILE, pane_of, paste, screen_lines, screen_text, wait_for
 from tui.app import LocaltuneApp
 from tui.screens.columns.column_plan import candidates, preview_columns, read_sample
 from tui.screens.columns.columns import ColumnsScreen
@@ -45,8 +45,8 @@ async def opened(pilot: Pilot[Any]) -> ColumnsScreen:
     """Open the screen from the data pane, and wait until the rows have been read."""
     app = pilot.app
     assert isinstance(app, LocaltuneApp)
-    await wait_for(pilot, lambda: app.state.document is not None and app.pane("data") is not None)
-    await wait_for(pilot, lambda: app.pane("data").view is not None)
+    await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "data") is not None)
+    await wait_for(pilot, lambda: pane_of(app, "data").view is not None)
     await pilot.press("1", "C")
     await wait_for(pilot, lambda: isinstance(app.screen, ColumnsScreen))
     screen = app.screen
@@ -64,7 +64,7 @@ async def go_to(pilot: Pilot[Any], screen: ColumnsScreen, part: str) -> None:
     await pilot.press("g")
     for _ in range(40):
         await pilot.pause()
-        if screen.current == part:
+        if screen.parts.current == part:
             return
         await pilot.press("j")
     raise AssertionError(f"{part} is not reached:\n{screen_text(pilot.app)}")
@@ -80,7 +80,7 @@ def spoken(screen: ColumnsScreen) -> list[tuple[str, str]]:
 
 
 def is_chosen(screen: ColumnsScreen, part: str, name: str) -> bool:
-    return {str(role): column for role, column in screen.columns.items()}.get(part) == name
+    return {str(role): column for role, column in screen.choice.columns.items()}.get(part) == name
 
 
 def value(pilot: Pilot[Any], name: str) -> Any:
@@ -100,7 +100,7 @@ async def test_columns_are_chosen_seen_and_saved(directory: Path, size: tuple[in
         await go_to(pilot, screen, "assistant")
         await pilot.press("left", "left")
         await seen(pilot, screen)
-        assert screen.columns == {"user": "frage", "assistant": "antwort"}
+        assert screen.choice.columns == {"user": "frage", "assistant": "antwort"}
         assert "! 2 of the first 3 rows can be used" in words(pilot)
         assert "row 3: Message 2, an assistant's, is empty." in words(pilot)
         assert spoken(screen)[:2] == [("user", "Wie geht das?"), ("assistant", "So geht das.")]
@@ -130,9 +130,9 @@ async def test_picking_from_the_list_by_typing(directory: Path) -> None:
         assert "Column for user" in text
         assert "frage Wie geht das?" in text, "each column with a value of it"
         await pilot.press(*"PERS", "enter")
-        await wait_for(pilot, lambda: screen.columns.get("user") == "persona")
+        await wait_for(pilot, lambda: screen.choice.columns.get("user") == "persona")
         await pilot.press("enter", "up", "enter")
-        await wait_for(pilot, lambda: "user" not in screen.columns or screen.columns["user"] != "persona")
+        await wait_for(pilot, lambda: "user" not in screen.choice.columns or screen.choice.columns["user"] != "persona")
         await pilot.press("enter", *"zz")
         await wait_for(pilot, lambda: "as typed" in screen_text(pilot.app))
         await pilot.press("escape")
@@ -144,8 +144,8 @@ async def test_what_is_recognized_is_filled_in_and_not_written_unless_changed(di
     async with make_app(directory).run_test(size=(80, 24)) as pilot:
         screen = await opened(pilot)
         assert "as recognized" in screen_lines(pilot.app)[0]
-        assert screen.columns == {"user": "question", "assistant": "answer"}
-        assert screen.named is None
+        assert screen.choice.columns == {"user": "question", "assistant": "answer"}
+        assert screen.choice.named is None
         assert "prompt_completion: Each of the first 2 rows has prompt and completion" in words(pilot)
         assert "✓ 2 of the first 2 rows can be used" in words(pilot)
         await pilot.press("s")
@@ -165,7 +165,7 @@ async def test_clear_takes_the_columns_out_again(directory: Path) -> None:
     write(directory, [{"question": "q", "answer": "a", "b": "c"}], 'columns = {user = "b", assistant = "answer"}\n')
     async with make_app(directory).run_test(size=(80, 24)) as pilot:
         screen = await opened(pilot)
-        assert screen.named == {"user": "b", "assistant": "answer"}
+        assert screen.choice.named == {"user": "b", "assistant": "answer"}
         assert spoken(screen)[0] == ("user", "c")
         await pilot.press("c")
         await seen(pilot, screen)
@@ -183,7 +183,7 @@ async def test_the_format_can_be_overridden(directory: Path) -> None:
     write(directory, [{"instruction": "i", "output": "o", "text": "the text"}])
     async with make_app(directory).run_test(size=(80, 24)) as pilot:
         screen = await opened(pilot)
-        assert screen.current == "format"
+        assert screen.parts.current == "format"
         assert "alpaca: The first row has" in words(pilot)
         await pilot.press("enter")
         await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
@@ -191,10 +191,10 @@ async def test_the_format_can_be_overridden(directory: Path) -> None:
         assert "● auto" in words(pilot)
         assert "alpaca: The first row has instruction" in words(pilot)
         await pilot.press(*"text", "enter")
-        await wait_for(pilot, lambda: screen.wanted == "text")
+        await wait_for(pilot, lambda: screen.choice.wanted == "text")
         await seen(pilot, screen)
         assert spoken(screen) == [("text", "the text")]
-        assert screen.columns == {"text": "text"}
+        assert screen.choice.columns == {"text": "text"}
         await pilot.press("s")
         await wait_for(pilot, lambda: value(pilot, "data.format") == "text")
         assert value(pilot, "data.columns") is None
@@ -225,7 +225,7 @@ async def test_messages_with_keys_and_speakers_of_their_own(directory: Path) -> 
         for part, wanted in (("role", "wer"), ("content", "was"), ("user_role", "Kunde"), ("assistant_role", "Agent")):
             await go_to(pilot, screen, part)
             for _ in range(4):
-                if screen.columns.get(part) != wanted:  # type: ignore[call-overload]
+                if screen.choice.columns.get(part) != wanted:  # type: ignore[call-overload]
                     await pilot.press("right")
                     await pilot.pause()
         await seen(pilot, screen)
@@ -254,7 +254,7 @@ async def test_formats_that_are_only_shown_are_told(directory: Path) -> None:
     write(directory, [{"prompt": "q", "chosen": "good", "rejected": "bad"}])
     async with make_app(directory).run_test(size=(100, 30)) as pilot:
         screen = await opened(pilot)
-        assert screen.columns == {"user": "prompt", "chosen": "chosen", "rejected": "rejected"}
+        assert screen.choice.columns == {"user": "prompt", "chosen": "chosen", "rejected": "rejected"}
         assert "train.objective is sft" in words(pilot)
 
 
@@ -263,10 +263,10 @@ async def test_another_file_than_the_configuration_names(directory: Path) -> Non
     async with make_app(directory).run_test(size=(120, 30)) as pilot:
         app = pilot.app
         assert isinstance(app, LocaltuneApp)
-        await wait_for(pilot, lambda: app.state.document is not None and app.pane("data") is not None)
-        await wait_for(pilot, lambda: app.pane("data").view is not None)
-        app.pane("data").show(directory / "other.jsonl")
-        await wait_for(pilot, lambda: app.pane("data").view.path.name == "other.jsonl")
+        await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "data") is not None)
+        await wait_for(pilot, lambda: pane_of(app, "data").view is not None)
+        pane_of(app, "data").show(directory / "other.jsonl")
+        await wait_for(pilot, lambda: pane_of(app, "data").view.path.name == "other.jsonl")
         screen = await opened(pilot)
         await go_to(pilot, screen, "user")
         await pilot.press("right", "j", "left")
@@ -290,11 +290,11 @@ async def test_without_data_and_for_entries_of_a_registry_it_is_refused(director
     async with make_app(directory).run_test(size=(100, 30), notifications=True) as pilot:
         app = pilot.app
         assert isinstance(app, LocaltuneApp)
-        await wait_for(pilot, lambda: app.state.document is not None and app.pane("data") is not None)
+        await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "data") is not None)
         await pilot.press("1", "C")
         await wait_for(pilot, lambda: any("open a data file first" in note.message for note in app._notifications))
-        app.pane("data").show(directory / "dataset_info.json#x")
-        await wait_for(pilot, lambda: app.pane("data").view is not None)
+        pane_of(app, "data").show(directory / "dataset_info.json#x")
+        await wait_for(pilot, lambda: pane_of(app, "data").view is not None)
         await pilot.press("C")
         await wait_for(pilot, lambda: any("an entry of a registry" in note.message for note in app._notifications))
         assert not isinstance(app.screen, ColumnsScreen)
@@ -339,11 +339,11 @@ async def test_ten_thousand_columns(directory: Path) -> None:
         await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
         await pilot.pause()
         await pilot.press(*"n 9876", "enter")
-        await wait_for(pilot, lambda: screen.columns.get("user") == "column 9876")
+        await wait_for(pilot, lambda: screen.choice.columns.get("user") == "column 9876")
         await pilot.press("j", "enter")
         await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
         await pilot.press(*"column 12", "pagedown", "up", "enter")
-        await wait_for(pilot, lambda: "assistant" in screen.columns)
+        await wait_for(pilot, lambda: "assistant" in screen.choice.columns)
         await seen(pilot, screen)
         assert spoken(screen)[0] == ("user", "value 9876")
 
@@ -382,7 +382,7 @@ async def test_it_reads_without_color_and_tab_scrolls_the_rows(
         await pilot.press("G")
         await wait_for(pilot, lambda: "── row 3" in screen_text(pilot.app))
         await pilot.press("tab")
-        assert screen.options.has_focus
+        assert screen.parts.has_focus
         await pilot.press("question_mark")
         await wait_for(pilot, lambda: isinstance(pilot.app.screen, HelpScreen))
         assert "Help · Columns" in screen_text(pilot.app)
@@ -392,10 +392,10 @@ async def test_the_config_pane_opens_it_from_its_fields(directory: Path) -> None
     async with make_app(directory).run_test(size=(80, 24)) as pilot:
         app = pilot.app
         assert isinstance(app, LocaltuneApp)
-        await wait_for(pilot, lambda: app.state.document is not None and app.pane("config") is not None)
-        await wait_for(pilot, lambda: app.pane("data").view is not None)
+        await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config") is not None)
+        await wait_for(pilot, lambda: pane_of(app, "data").view is not None)
         await pilot.press("2", "x")
-        form = app.pane("config").form
+        form = pane_of(app, "config").form
         for name in ("data.columns", "data.format"):
             form.go_to(form.field(name))
             await pilot.press("o")
@@ -413,7 +413,7 @@ async def test_typing_a_column_that_the_first_rows_do_not_have(directory: Path) 
         await paste(pilot, "frgae")
         await wait_for(pilot, lambda: "as typed" in screen_text(pilot.app))
         await pilot.press("enter")
-        await wait_for(pilot, lambda: screen.columns == {"text": "frgae"})
+        await wait_for(pilot, lambda: screen.choice.columns == {"text": "frgae"})
         await seen(pilot, screen)
         assert "mine.csv has no column 'frgae'" in words(pilot)
         assert "Did you mean frage?" in words(pilot)

@@ -16,7 +16,7 @@ from textual.pilot import Pilot
 import tui.app
 from core.template.builtin import NAMED_TEMPLATES
 from tests.conftest import CHATML
-from tests.tui.harness import FORBIDDEN, HOSTILE, paste, screen_lines, screen_text, wait_for
+from tests.tui.harness import FORBIDDEN, HOSTILE, pane_of, paste, screen_lines, screen_text, wait_for
 from tui.app import LocaltuneApp
 from tui.screens.help import HelpScreen
 from tui.screens.template.template import TemplateScreen
@@ -53,9 +53,9 @@ async def opened(pilot: Pilot[Any]) -> TemplateScreen:
     """Open the screen from the data pane, and wait until every template has been seen."""
     app = pilot.app
     assert isinstance(app, LocaltuneApp)
-    await wait_for(pilot, lambda: app.state.document is not None and app.pane("data") is not None)
+    await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "data") is not None)
     if app.state.document is not None and app.state.document.get("data.train") is not None:
-        await wait_for(pilot, lambda: app.pane("data").view is not None)
+        await wait_for(pilot, lambda: pane_of(app, "data").view is not None)
     await pilot.press("1", "T")
     await wait_for(pilot, lambda: isinstance(app.screen, TemplateScreen))
     screen = app.screen
@@ -150,7 +150,7 @@ async def test_enter_chooses_and_the_first_entry_removes_again(directory: Path) 
         await wait_for(pilot, lambda: value(pilot, "template.name") == "chatml")
         assert value(pilot, "template.file") is None
         assert "chatml is the chat template." in screen_text(pilot.app)
-        await wait_for(pilot, lambda: pilot.app.pane("config").form.field("template.name").value == "chatml")  # type: ignore[attr-defined]
+        await wait_for(pilot, lambda: pane_of(pilot.app, "config").form.field("template.name").value == "chatml")
         assert "chatml" not in path.read_text(), "the file is written when it is saved"
         await opened(pilot)
         assert "in force: chatml, by template.name" in screen_text(pilot.app)
@@ -166,7 +166,7 @@ async def test_esc_changes_nothing(directory: Path) -> None:
         await wait_for(pilot, lambda: not isinstance(pilot.app.screen, TemplateScreen))
         assert value(pilot, "template.name") is None
         assert not pilot.app.state.is_dirty  # type: ignore[attr-defined]
-        assert pilot.app.pane("data").rows.has_focus  # type: ignore[attr-defined]
+        assert pane_of(pilot.app, "data").rows.has_focus
 
 
 async def test_a_template_that_does_not_suit_the_model_is_marked(directory: Path) -> None:
@@ -341,12 +341,12 @@ async def test_an_edited_template_reaches_the_data_pane(directory: Path, monkeyp
         app = pilot.app
         assert isinstance(app, LocaltuneApp)
         await opened(pilot)
-        before = app.pane("data").masks
+        before = pane_of(app, "data").masks
         await pilot.press("e")
         await wait_for(pilot, lambda: "is saved and is the chat template" in words(pilot))
         await pilot.press("escape")
-        await wait_for(pilot, lambda: app.pane("data").masks not in (None, before))
-        assert "im_start|>X" in app.pane("data").masks.settings.template
+        await wait_for(pilot, lambda: pane_of(app, "data").masks not in (None, before))
+        assert "im_start|>X" in pane_of(app, "data").masks.settings.template
 
 
 async def test_both_options_at_once_are_an_error_that_a_choice_mends(directory: Path) -> None:
@@ -439,9 +439,9 @@ async def test_the_config_pane_opens_it_from_its_fields(directory: Path) -> None
     async with make_app(directory).run_test(size=(80, 24)) as pilot:
         app = pilot.app
         assert isinstance(app, LocaltuneApp)
-        await wait_for(pilot, lambda: app.state.document is not None and app.pane("config") is not None)
+        await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config") is not None)
         await pilot.press("2", "x")
-        form = app.pane("config").form
+        form = pane_of(app, "config").form
         for name in ("template.name", "template.file"):
             form.go_to(form.field(name))
             await wait_for(pilot, partial(is_shown, pilot, f"{name} (o shows it with the rows)"))

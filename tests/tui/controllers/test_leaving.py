@@ -9,17 +9,16 @@ import pytest
 from textual.pilot import Pilot
 
 from tests.tui.config_panes import go_to, write_config
-from tests.tui.harness import screen_text, wait_for
+from tests.tui.harness import asks, pane_of, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.panes.config.pane import ConfigPane
-from tui.screens.dialogs import UnsavedDialog
 
 
 async def edited(pilot: Pilot[Any], app: LocaltuneApp) -> ConfigPane:
     """The config pane with an edit that no file has."""
-    await wait_for(pilot, lambda: app.state.document is not None and app.pane("config") is not None)
-    pane = app.pane("config")
+    await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config") is not None)
+    pane = pane_of(app, "config")
     assert isinstance(pane, ConfigPane)
     await wait_for(pilot, lambda: bool(pane.form.shown) and pane.document is app.state.document)
     await pilot.press("2")
@@ -32,7 +31,7 @@ async def edited(pilot: Pilot[Any], app: LocaltuneApp) -> ConfigPane:
 
 async def asked(pilot: Pilot[Any], key: str = "q") -> None:
     await pilot.press(key)
-    await wait_for(pilot, lambda: isinstance(pilot.app.screen, UnsavedDialog))
+    await wait_for(pilot, lambda: asks(pilot.app, "save and leave"))
     await pilot.pause()
 
 
@@ -58,9 +57,9 @@ async def test_edits_are_given_up_only_by_their_own_key(home: Path, tmp_path: Pa
         await asked(pilot)
         await pilot.press("q", "ctrl+q", "ctrl+c")
         await pilot.pause()
-        assert isinstance(app.screen, UnsavedDialog)
+        assert asks(app, "save and leave")
         await pilot.press("escape")
-        await wait_for(pilot, lambda: not isinstance(app.screen, UnsavedDialog))
+        await wait_for(pilot, lambda: not asks(app, "save and leave"))
         assert app.is_running
         assert app.state.is_dirty
         await asked(pilot)

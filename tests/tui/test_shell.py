@@ -1,0 +1,48 @@
+"""The shell: what widgets see of the app, and how the app reaches its panes."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from textual.app import App
+
+from tests.tui.harness import ShellApp, wait_for
+from tui.app import LocaltuneApp
+from tui.panes import PANES, Panes
+from tui.panes.train import TrainPane
+from tui.shell import Shell, shell_of
+
+
+async def test_an_app_without_keys_is_no_shell() -> None:
+    bare: App[None] = App()
+    async with bare.run_test():
+        with pytest.raises(TypeError, match="App is no shell"):
+            shell_of(bare.screen)
+
+
+async def test_a_widget_sees_the_app() -> None:
+    app = ShellApp()
+    async with app.run_test():
+        assert shell_of(app.screen) is app
+    assert isinstance(LocaltuneApp(), Shell)
+
+
+def test_a_pane_that_is_not_there_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tui.panes.chat.pane", None)
+    assert Panes(lambda _: None).chat is None
+
+
+def test_a_pane_in_the_slot_of_another_one_is_none_of_its_kind() -> None:
+    train = TrainPane()
+    panes = Panes(lambda _: train)
+    assert (panes.train, panes.runs) == (train, None)
+
+
+async def test_every_pane_is_reached_by_its_class() -> None:
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        panes = app.desktop.panes
+        await wait_for(pilot, lambda: None not in (panes.data, panes.config, panes.train, panes.chat, panes.runs))
+        for spec in PANES:
+            assert type(panes.find(spec.id)) is spec.load()

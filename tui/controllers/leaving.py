@@ -1,0 +1,100 @@
+"""Leaving the app: questions about unsaved edits and a live run, and the line that is printed afterwards."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tui.bridge import Bridge
+from tui.controllers.desktop import Desktop
+from tui.draft_keeper import DraftKeeper
+from tui.state import AppState
+
+if TYPE_CHECKING:
+    from tui.screens.choice import ChoiceDialog
+
+
+class Leaving:
+    """Decides whether the app may end, and what becomes of edits and of a run."""
+
+    def __init__(self, desktop: Desktop, state: AppState, bridge: Bridge, drafts: DraftKeeper) -> None:
+        self._desktop, self._state, self._bridge, self._drafts = desktop, state, bridge, drafts
+        self._line: str | None = None
+        self._edits_question: ChoiceDialog | None = None
+        self._run_question: ChoiceDialog | None = None
+
+    def leave(self) -> None:
+        """Leave at once, whatever is on the screen, because that was asked from outside: a run is not affected, and
+        what is not saved is kept."""
+        self._drafts.look()
+        self._desktop.leave(self.line())
+
+    def leave_by_choice(self) -> None:
+        """Leave because the user wants to, who was asked about edits; nothing is kept, and a run is not affected."""
+        self._drafts.drop()
+        self._desktop.leave(self.line())
+
+    def line(self) -> str | None:
+        """The one line to print after the app: how to come back to a live run, or where an ended one's outputs are."""
+        if self._line is not None:
+            return self._line
+        view = self._state.view
+        if view is None or view.is_leftover:
+            return None
+        run, state = view.run, view.state.state
+        if view.is_live:
+            return f"Run {run.id} goes on ({state}). Come back with: localtune-tui watch {run.id}"
+        outputs = run.adapter_path if state == "finished" else run.path
+        return f"Run {run.id} is {state}: {outputs}"
+
+    @property
+    def awaits_stop(self) -> bool:
+        """Whether the app is left as soon as the run has been told to stop."""
+        return self._line is not None
+
+    def stay(self) -> None:
+        """Do not leave after all: the run could not be told to stop, or something else went wrong meanwhile."""
+        self._line = None
+
+    def ask(self) -> None:
+        """Leave; ask first what is to become of edits that are not saved, and else of a run that is on."""
+        from tui.screens.dialogs import quit_dialog, unsaved_dialog
+
+        view, top = self._state.live_run, self._desktop.top
+        if top is self._edits_question:
+            # Asked again, which is no answer: edits are not given up by a key that is held down.
+            return
+        if (form := self._desktop.panes.config) is not None:
+            form.commit_open()
+        # Asked again while the question is on the screen, the least drastic answer is meant.
+        if self._state.is_dirty and top is not self._run_question:
+            self._edits_question = unsaved_dialog(self._state.file_name, view)
+            self._desktop.open(self._edits_question, self._unsaved_answered)
+        elif view is None or top is self._run_question:
+            self.leave_by_choice()
+        else:
+            self._run_question = quit_dialog(view)
+            self._desktop.open(self._run_question, self._quit_answered)
+
+    def _unsaved_answered(self, answer: str | None) -> None:
+        from tui.screens.dialogs import DISCARD, SAVE
+
+        desktop = self._desktop
+        form = desktop.panes.config
+        if answer == DISCARD:
+            self.leave_by_choice()
+        elif answer == SAVE and form is not None:
+            # It may have to ask for a name, or whether to overwrite what somebody else has written.
+            desktop.uncover()
+            desktop.show_pane("config", zoom=desktop.main.zoomed)
+            # The pane gets the keys first; what it asks for gets them then.
+            desktop.call_later(form.save_then, self.leave_by_choice)
+
+    def _quit_answered(self, answer: str | None) -> None:
+        from tui.screens.dialogs import LEAVE, STOP
+
+        if answer == LEAVE:
+            self.leave_by_choice()
+        elif answer == STOP and (view := self._state.live_run) is not None:
+            run = view.run
+            self._line = f"Run {run.id} stops after a checkpoint. Continue it with: localtune-tui continue {run.id}"
+            self._bridge.control(run, "stop")
