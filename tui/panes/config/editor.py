@@ -1,0 +1,148 @@
+"""The configuration in the course of its edits, with its file and its history; without any widget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.config.document import ConfigDocument
+from core.config.recent import remember_config
+from core.errors import UserError
+from tui.panes.config.history import EditHistory, Step
+from tui.panes.config.model import ConfigModel
+from tui.panes.config.moving import free_name, path_shown, rebase
+
+_BLANK = """\
+# Options are explained in the form; what is left out has its default.
+[data]
+train = ""
+"""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Another configuration to go on with."""
+
+    document: ConfigDocument
+    label: str
+    """What brought it, for who undoes it."""
+    text: str = ""
+    """What is said when it is shown."""
+    suggested: Path | None = None
+    """The file that is proposed for a copy."""
+
+    @classmethod
+    def load(cls, path: Path, label: str = "", text: str = "") -> Opened:
+        """Read it from its file.
+
+        Raises:
+            UserError: If it is no configuration.
+        """
+        return cls(ConfigDocument.load(path), label or f"opening {path.name}", text)
+
+
+class ConfigEditor:
+    """A configuration in the course of its edits; a new one at first."""
+
+    def __init__(self) -> None:
+        self.model = ConfigModel(ConfigDocument())
+        self.unread_text = ""
+        """What was written in the user's editor and is no configuration yet; empty where nothing is."""
+        self._history = EditHistory(self.model)
+        self._suggested: Path | None = None
+
+    @property
+    def document(self) -> ConfigDocument:
+        """The configuration."""
+        return self.model.document
+
+    @property
+    def editor_text(self) -> str:
+        """The text that the user's editor begins with: what it left unread, the configuration, or an empty one."""
+        return self.unread_text or self.document.dumps() or _BLANK
+
+    @property
+    def suggested_name(self) -> str:
+        """The file that it could be saved to, as one would type it."""
+        if self._suggested is not None:
+            return path_shown(self._suggested)
+        if self.document.path is not None:
+            return path_shown(free_name(self.document.path))
+        files = self.model.train_paths()
+        return f"{files[0].stem if files else 'localtune'}.toml"
+
+    def take(self, opened: Opened) -> None:
+        """Go on with another configuration; what was not saved of the old one can be brought back."""
+        document = opened.document
+        self.record()
+        is_first = self.document.path is None and not self.document.dumps()
+        self.model = ConfigModel(document)
+        if is_first:
+            self._history.begin(self.model)
+        else:
+            self.record(opened.label)
+        self.unread_text, self._suggested = "", opened.suggested
+        if document.path is not None:
+            remember_config(document.path)
+
+    def copy(self, hint: str) -> Opened:
+        """A copy that has no file yet; ``hint`` is said with it."""
+        path = self.document.path
+        document = ConfigDocument(self.document.dumps())
+        rebase(document, self.model.base, Path.cwd())
+        name = path.name if path is not None else "what is here"
+        suggested = free_name(path) if path is not None else None
+        return Opened(document, f"a copy of {name}", f"✓ a copy of {name}; {hint}", suggested)
+
+    def save(self, path: Path | None = None, *, overwrite: bool = False) -> list[str]:
+        """Write the file, or another one and go on in that.
+
+        Args:
+            path: The other file.
+            overwrite: Also where something else has written the file.
+
+        Returns:
+            The options whose paths are written as seen from the other file.
+
+        Raises:
+            UserError: If it cannot be written; the configuration is as it was.
+        """
+        is_copy = self._suggested is not None
+        moved = rebase(self.document, self.model.base, path.parent, shorten=is_copy) if path is not None else []
+        try:
+            self.document.save(path, overwrite=overwrite)
+        except UserError:
+            self.revert()
+            raise
+        self._suggested = None
+        if self.document.path is not None:
+            remember_config(self.document.path)
+        self.record("paths, as seen from the new file")
+        return moved
+
+    def keep_unread(self, text: str) -> None:
+        """Keep a text that is no configuration yet for the next try; an empty one where there is none."""
+        self.unread_text = text
+
+    # Edits.
+
+    def record(self, label: str = "") -> None:
+        """Take down that something has been edited; the difference tells what where there is no label."""
+        self._history.record(self.model, label)
+
+    def revert(self) -> None:
+        """Give up what was begun since the last edit that was taken down."""
+        self._history.revert()
+
+    def undo(self) -> Step | None:
+        """Bring back what was before the last edit; None where there is none."""
+        return self._went(self._history.undo())
+
+    def redo(self) -> Step | None:
+        """Make the edit again that was undone last; None where there is none."""
+        return self._went(self._history.redo())
+
+    def _went(self, step: Step | None) -> Step | None:
+        if step is not None:
+            self.model, self.unread_text = self._history.present.model, ""
+        return step
