@@ -8,7 +8,9 @@ from pathlib import Path
 from core.config.document import ConfigDocument
 from core.config.recent import remember_config
 from core.errors import UserError
-from tui.panes.config.history import EditHistory, Step
+from core.presets.library import Preset
+from core.presets.switch import preset_in
+from tui.panes.config.history import EditHistory
 from tui.panes.config.model import ConfigModel
 from tui.panes.config.moving import free_name, path_shown, rebase
 
@@ -45,16 +47,25 @@ class ConfigEditor:
     """A configuration in the course of its edits; a new one at first."""
 
     def __init__(self) -> None:
-        self.model = ConfigModel(ConfigDocument())
         self.unread_text = ""
         """What was written in the user's editor and is no configuration yet; empty where nothing is."""
-        self._history = EditHistory(self.model)
+        self.history = EditHistory(ConfigModel(ConfigDocument()))
         self._suggested: Path | None = None
+
+    @property
+    def model(self) -> ConfigModel:
+        """The configuration and its checks."""
+        return self.history.present.model
 
     @property
     def document(self) -> ConfigDocument:
         """The configuration."""
         return self.model.document
+
+    @property
+    def preset(self) -> Preset | None:
+        """The preset that it names."""
+        return preset_in(self.document)
 
     @property
     def editor_text(self) -> str:
@@ -76,11 +87,10 @@ class ConfigEditor:
         document = opened.document
         self.record()
         is_first = self.document.path is None and not self.document.dumps()
-        self.model = ConfigModel(document)
         if is_first:
-            self._history.begin(self.model)
+            self.history.begin(ConfigModel(document))
         else:
-            self.record(opened.label)
+            self.history.record(ConfigModel(document), opened.label)
         self.unread_text, self._suggested = "", opened.suggested
         if document.path is not None:
             remember_config(document.path)
@@ -112,7 +122,7 @@ class ConfigEditor:
         try:
             self.document.save(path, overwrite=overwrite)
         except UserError:
-            self.revert()
+            self.history.revert()
             raise
         self._suggested = None
         if self.document.path is not None:
@@ -124,25 +134,6 @@ class ConfigEditor:
         """Keep a text that is no configuration yet for the next try; an empty one where there is none."""
         self.unread_text = text
 
-    # Edits.
-
     def record(self, label: str = "") -> None:
         """Take down that something has been edited; the difference tells what where there is no label."""
-        self._history.record(self.model, label)
-
-    def revert(self) -> None:
-        """Give up what was begun since the last edit that was taken down."""
-        self._history.revert()
-
-    def undo(self) -> Step | None:
-        """Bring back what was before the last edit; None where there is none."""
-        return self._went(self._history.undo())
-
-    def redo(self) -> Step | None:
-        """Make the edit again that was undone last; None where there is none."""
-        return self._went(self._history.redo())
-
-    def _went(self, step: Step | None) -> Step | None:
-        if step is not None:
-            self.model, self.unread_text = self._history.present.model, ""
-        return step
+        self.history.record(self.model, label)

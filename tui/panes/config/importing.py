@@ -1,12 +1,10 @@
-"""Configurations of other tools in the config pane: which file, and the report on what became of it."""
+"""Configurations of other tools in the config pane: the report on what became of one."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.config.document import ConfigDocument
-from tui.panes.config.editor import Opened
 from tui.screens.choice import Choice, ChoiceDialog
 
 if TYPE_CHECKING:
@@ -18,20 +16,15 @@ SUFFIXES = (".yml", ".yaml")
 _WIDTH = 64
 
 
-def carry_over(path: Path) -> Imported:
-    """Read it; it may take a while, so call it from a thread.
+def read_import(path: Path) -> Imported:
+    """Import a configuration; call it in a thread, as what it needs takes a while to be loaded.
 
     Raises:
-        UserError: If it is no configuration of a tool that is known.
+        UserError: If it is none of a tool that is known.
     """
     from core.importers.convert import import_config
 
     return import_config(path)
-
-
-def opened_import(path: Path, imported: Imported) -> Opened:
-    """A new configuration that is not saved yet."""
-    return Opened(ConfigDocument(imported.toml), f"importing {path.name}")
 
 
 def report_dialog(path: Path, imported: Imported) -> ChoiceDialog:

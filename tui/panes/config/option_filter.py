@@ -25,6 +25,16 @@ class OptionFilter:
         """Whether only what was found or changed is shown."""
         return bool(self.term) or self.shows_changed
 
+    def reason_for_none(self, back: str) -> str:
+        """Why no field is shown, in a sentence; empty where that needs no words.
+
+        Args:
+            back: The key that shows the options again.
+        """
+        if self.term:
+            return f"No option has “{self.term}” in its name or help."
+        return f"Nothing is changed. {back} shows the options again." if self.shows_changed else ""
+
     def apply(self) -> None:
         """Show the fields that the search, the changes or the expert switch leave."""
         self._form.filter(self._keeps)

@@ -10,36 +10,30 @@ from typing import TYPE_CHECKING, ClassVar
 from textual import events, on, work
 from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import BindingType
-from textual.containers import Container
 from textual.content import Content
-from textual.widgets import Static
 
-from core.config.compare import differences, holding_values
 from core.config.document import ConfigDocument
 from core.errors import UserError
-from core.presets.library import Preset
-from core.presets.switch import apply_switch, preset_in
-from core.text import one_line
+from core.presets.switch import apply_switch
 from tui.datasets.summary import counted
 from tui.editor import edit_text
 from tui.keys import bindings
 from tui.messages import ConfigEdited, ConfigLoaded, ConfigSaved, FormRequested
 from tui.panes.base import Pane
-from tui.panes.config.comparing import compare, compare_dialog
+from tui.panes.config.comparing import show_difference
 from tui.panes.config.editor import ConfigEditor, Opened
 from tui.panes.config.facts import FactsFinder, make_plan
 from tui.panes.config.files import FileQuestions
-from tui.panes.config.help import FORMS, PATH_OPTIONS, UNSET_TEXTS, difference_notes, explain, help_facts
+from tui.panes.config.form import ConfigForm
+from tui.panes.config.help import FORMS
 from tui.panes.config.history import Step
-from tui.panes.config.importing import SUFFIXES, carry_over, opened_import, report_dialog
-from tui.panes.config.model import DATA_PATHS, ConfigModel, Findings
-from tui.panes.config.option_filter import OptionFilter
+from tui.panes.config.importing import SUFFIXES, read_import, report_dialog
+from tui.panes.config.model import DATA_PATHS, ConfigModel
 from tui.panes.config.presets import suitable, tell_switch
 from tui.widgets.charts.plan_bar import PlanBar
 from tui.widgets.forms.ask_bar import AskBar
 from tui.widgets.forms.option_field import OptionField
 from tui.widgets.forms.option_form import OptionForm
-from tui.widgets.forms.option_help import OptionHelp
 
 if TYPE_CHECKING:
     from tui.widgets.charts.plan_bar import Planner
@@ -60,22 +54,6 @@ class ConfigPane(Pane):
         "last run of this file or model. ✗ keeps a run from starting, ! is worth a look and does not. A preset "
         "keeps model, data and what you wrote. Every edit can be undone; the file is written only when you save it."
     )
-    DEFAULT_CSS = """
-    ConfigPane {
-        & > #config-summary { height: auto; max-height: 2; }
-        & > #config-strangers { height: auto; max-height: 3; color: $limit; }
-        & > #config-body { height: 1fr; layout: vertical; }
-        & #config-manual { display: none; }
-        & > #config-help { height: auto; max-height: 2; color: $muted; }
-        &.-manual #config-manual { display: block; }
-        &.-beside > #config-body { layout: horizontal; }
-        &.-beside #config-form { width: 3fr; height: 100%; }
-        &.-beside #config-manual {
-            width: 2fr; height: 100%; max-height: 100%; border-top: none; border-left: solid $border; padding-left: 1;
-        }
-        &.-beside #config-manual:focus { border-left: solid $border-focus; }
-    }
-    """
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("config")]
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
@@ -84,25 +62,18 @@ class ConfigPane(Pane):
         self.known = FactsFinder()
         self.planner: Planner = self.known.plan
         """Makes the memory plan."""
-        self.form = OptionForm(id="config-form")
-        self.filter = OptionFilter(self.form)
+        self._view = ConfigForm(self.editor, self.known)
+        self.form, self.filter = self._view.options, self._view.filter
         self.ask_bar = AskBar(id="config-ask")
         self._questions = FileQuestions(self.editor, self.ask_bar)
         self._plan_bar = PlanBar(id="config-plan")
-        self._note, self._greeting = "", ""
-        self._note_field: OptionField | None = None
-        self._findings = Findings({}, {})
+        self._greeting = ""
         self._emptied: OptionField | None = None
         self._looked_at: tuple[str, str] | None = None
 
     def compose(self) -> ComposeResult:
-        """Summary, the form with the long help, what the option under the cursor means, the plan."""
-        yield Static(id="config-summary", markup=False)
-        yield Static(id="config-strangers", markup=False)
-        with Container(id="config-body"):
-            yield self.form
-            yield OptionHelp(id="config-manual")
-        yield Static(id="config-help", markup=False)
+        """The form, the memory plan and questions."""
+        yield self._view
         yield self._plan_bar
         yield self.ask_bar
 
@@ -116,7 +87,7 @@ class ConfigPane(Pane):
 
     def on_resize(self, event: events.Resize) -> None:
         """The long help beside the form, or below it."""
-        self.set_class(event.size.width >= BESIDE_WIDTH, "-beside")
+        self._view.set_class(event.size.width >= BESIDE_WIDTH, "-beside")
 
     def refresh_hints(self) -> None:
         """Write the keys that matter most into the lower border."""
@@ -150,17 +121,13 @@ class ConfigPane(Pane):
     @property
     def problems(self) -> dict[str, str]:
         """What is wrong with it, option to sentence."""
-        return dict(self._findings.problems)
-
-    @property
-    def preset(self) -> Preset | None:
-        """The preset that the configuration names."""
-        return preset_in(self.document)
+        return dict(self._view.findings.problems)
 
     @property
     def preset_name(self) -> str:
         """The preset in force; empty where there is none."""
-        return self.preset.name if self.preset is not None else ""
+        preset = self.editor.preset
+        return preset.name if preset is not None else ""
 
     def load(self, document: ConfigDocument) -> None:
         """Show another configuration, or the present one anew; what was not saved of the old one can be brought back.
@@ -177,7 +144,8 @@ class ConfigPane(Pane):
 
     def _take(self, opened: Opened) -> None:
         self.editor.take(opened)
-        self._note, self._greeting = "", opened.text
+        self._view.forget_note()
+        self._greeting = opened.text
         if self.is_mounted:
             self.call_later(self._build)
 
@@ -233,13 +201,7 @@ class ConfigPane(Pane):
             self.filter.apply()
 
     async def _build(self) -> None:
-        if not self.form.fields:
-            fields = []
-            for option in self.model.options:
-                field = OptionField(option, base=self.model.base, suffixes=PATH_OPTIONS.get(option.name))
-                field.unset_text = UNSET_TEXTS.get(option.name, "")
-                fields.append(field)
-            await self.form.build(fields)
+        await self._view.build()
         self.refresh_fields(rows=True)
         # After the check: an option with a problem is shown whether or not it is one of the basic ones.
         self.filter.apply()
@@ -253,25 +215,8 @@ class ConfigPane(Pane):
         """Bring every field, the title, the summary and the plan up to the document."""
         if not self.form.fields:
             return
-        self._findings = found = self.model.findings(self.known.facts_for(self.model))
-        preset, last = self.preset, self.known.last_run
-        values = holding_values(self.document)
-        others = differences(values, last.values) if last is not None else {}
-        for field in self.form.fields:
-            name = field.option.name
-            field.base = self.model.base
-            field.value = self.document.get(name)
-            field.problem = found.problems.get(name, "")
-            field.warning = found.warnings.get(name, "")
-            field.baseline = self.model.baseline(field.option, preset)
-            field.notes = difference_notes(field, preset, others)
-        known = {field.option.name for field in self.form.fields}
-        strangers = [sentence for name, sentence in found.problems.items() if name not in known]
-        line = self.query_one("#config-strangers", Static)
-        line.display = bool(strangers)
-        line.update(Content("\n").join(Content(one_line(f"✗ {sentence}")) for sentence in strangers[:3]))
+        self._view.show()
         self._refresh_title()
-        self._refresh_help()
         self.refresh_plan()
         if rows:
             self._count_rows(self.model.train_paths())
@@ -281,8 +226,8 @@ class ConfigPane(Pane):
         path = self.document.path
         name = path.name if path is not None else "not saved yet" if self.model.is_edited else "new"
         edited = "•edited" if self.model.is_edited and path is not None else ""
-        changed = self.model.changed_count(self.preset)
-        wrong, doubtful = len(self._findings.problems), len(self._findings.warnings)
+        changed = self.model.changed_count(self.editor.preset)
+        wrong, doubtful = len(self._view.findings.problems), len(self._view.findings.warnings)
         self.set_title(
             "2 Config",
             f"{name} {edited}".strip(),
@@ -291,57 +236,18 @@ class ConfigPane(Pane):
             counted(wrong, "problem") if wrong else "",
             counted(doubtful, "warning") if doubtful else "",
         )
-        self.query_one("#config-summary", Static).update(Content(self.model.summary(self.known.rows)))
-
-    def _refresh_help(self) -> None:
-        """Below the form: the last thing that happened, else the option under the cursor in full."""
-        line, field = self.query_one("#config-help", Static), self.form.current
-        if field is not None and self.has_class("-manual"):
-            run = self.known.last_run.run.id if self.known.last_run is not None else ""
-            keys = self.keys.hints(["config.help_down", "config.help_up", "config.help"])
-            self.query_one(OptionHelp).explain(field.option, help_facts(field, self.preset, run), keys)
-        if self._note:
-            style = "$limit" if self._note.startswith("✗") else "$foreground"
-            line.update(Content.styled(self._note, style))
-        elif field is None:
-            line.update(Content(one_line(self._nothing_shown())))
-        else:
-            line.update(Content(explain(field.option, self.keys["config.form"].display)))
 
     def say(self, text: str) -> None:
         """Say something below the form, until the cursor moves from where it is now."""
-        self._note, self._note_field = one_line(text), self.form.current
-        self._refresh_help()
-
-    @on(OptionForm.Moved)
-    def _moved(self, message: OptionForm.Moved) -> None:
-        message.stop()
-        if self.form.current is not self._note_field:
-            self._note = ""
-        self._refresh_help()
-
-    # The long help.
+        self._view.say(text)
 
     def action_toggle_help(self) -> None:
         """Show all there is to say about the option under the cursor, or put it away."""
-        if self.toggle_class("-manual").has_class("-manual"):
-            self._refresh_help()
-        elif self.query_one(OptionHelp).has_focus:
-            self.form.focus()
-        # The form has another height now, and the cursor is to stay in view.
-        self.form.cursor = self.form.cursor
+        self._view.toggle_manual()
 
     def action_scroll_help(self, lines: int) -> None:
         """Scroll the long help while the cursor stays where it is."""
-        if not self.has_class("-manual"):
-            self.action_toggle_help()
-        else:
-            self.query_one(OptionHelp).scroll_relative(y=lines, animate=False)
-
-    @on(OptionHelp.Left)
-    def _help_left(self, message: OptionHelp.Left) -> None:
-        message.stop()
-        self.form.focus()
+        self._view.scroll_manual(lines)
 
     # Moving and editing.
 
@@ -389,7 +295,7 @@ class ConfigPane(Pane):
 
     def action_reset(self) -> None:
         """The value of the preset in force again, or the default where it has that or there is no preset."""
-        field, preset = self.form.current, self.preset
+        field, preset = self.form.current, self.editor.preset
         if field is None or not self.form.has_focus:
             return
         name = field.option.name
@@ -433,7 +339,7 @@ class ConfigPane(Pane):
     def _abandoned(self, message: OptionField.Abandoned) -> None:
         message.stop()
         self._emptied = None
-        self.editor.revert()
+        self.editor.history.revert()
         self.form.focus()
         self.refresh_fields()
 
@@ -445,12 +351,13 @@ class ConfigPane(Pane):
         self.refresh_fields()
 
     def _edited(self, field: OptionField) -> None:
-        self._note = ""
+        self._view.forget_note()
         self.editor.record()
         if field.option.name in DATA_PATHS:
             self._count_rows(self.model.train_paths())
         self.look_around()
         self._refresh_title()
+        self._view.show_summary()
         self.post_message(ConfigEdited(self.document, field.option.name))
 
     def commit_open(self) -> None:
@@ -504,13 +411,6 @@ class ConfigPane(Pane):
             self.refresh_fields()
 
     # Finding options.
-
-    def _nothing_shown(self) -> str:
-        """Why there is no field, in a sentence; nothing where that needs no words."""
-        if self.filter.term:
-            return f"No option has “{self.filter.term}” in its name or help."
-        back = self.keys["config.back"].display
-        return f"Nothing is changed. {back} shows the options again." if self.filter.shows_changed else ""
 
     def action_toggle_expert(self) -> None:
         """All options, or only the ones most runs need."""
@@ -577,13 +477,13 @@ class ConfigPane(Pane):
     def action_undo(self) -> None:
         """Bring back what was before the last edit."""
         self._settle()
-        step = self.editor.undo()
+        step = self.editor.history.undo()
         self._show_step(step, step.tell_undone() if step is not None else "There is nothing to undo.")
 
     def action_redo(self) -> None:
         """Make the edit again that was undone last."""
         self._settle()
-        step = self.editor.redo()
+        step = self.editor.history.redo()
         self._show_step(step, step.tell_redone() if step is not None else "There is nothing to do again.")
 
     def _settle(self) -> None:
@@ -677,10 +577,7 @@ class ConfigPane(Pane):
         await self._converse(self._compare)
 
     async def _compare(self) -> None:
-        compared = self.model, self.known.last_run, self.preset
-        answer = await self.app.push_screen_wait(compare_dialog(*compared))
-        if (difference := await compare(answer, *compared, self._questions)) is not None:
-            self.app.push_screen(difference)
+        await show_difference(self.app, self.editor, self.known.last_run, self._questions)
 
     async def action_import_file(self) -> None:
         """Ask for a configuration of another tool; what has not been saved is not given up without asking."""
@@ -696,11 +593,11 @@ class ConfigPane(Pane):
     @work(exclusive=True, group="config-import")
     async def _carry_over(self, path: Path) -> None:
         try:
-            imported = await asyncio.to_thread(carry_over, path)
+            imported = await asyncio.to_thread(read_import, path)
         except UserError as error:
             self.say(f"✗ {error}")
             return
-        self._go_on(opened_import(path, imported))
+        self._go_on(Opened(ConfigDocument(imported.toml), f"importing {path.name}"))
         self.app.push_screen(report_dialog(path, imported))
 
     async def action_presets(self) -> None:
