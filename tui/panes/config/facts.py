@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING
 
 from core.config.facts import Facts, find_missing_trackers, read_shape
 from core.errors import UserError
-from core.text import one_line
 from tui.panes.config.model import ConfigModel
-from tui.widgets.charts.plan_bar import PlanView
 
 if TYPE_CHECKING:
     from core.config.document import ConfigDocument
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
     from core.models.architecture.architecture import Architecture
     from core.runs.latest import LikeRun
     from core.runs.pace import PaceBook
-    from tui.widgets.charts.plan_bar import Planner
+    from tui.widgets.charts.plan_bar import PlanView
 
 
 class FactsFinder:
@@ -80,14 +78,6 @@ class FactsFinder:
         from tui.panes.config.plan import plan_document
 
         return plan_document(document, self._paces, self._planned_rows)
-
-
-async def make_plan(planner: Planner, document: ConfigDocument) -> PlanView | None:
-    """Plan in a thread; why there is no plan is its advice."""
-    try:
-        return await asyncio.to_thread(planner, document)
-    except UserError as error:
-        return PlanView((), 0, advice=(one_line(str(error), 200),))
 
 
 # Imports that take their time are made in the threads too.

@@ -54,18 +54,21 @@ class ConfigForm(Vertical):
         self.findings = Findings({}, {})
         """What was wrong with the configuration when it was shown last."""
         self._editor, self._known = editor, known
+        self._summary = Static(id="config-summary", markup=False)
+        self._strangers = Static(id="config-strangers", markup=False)
         self._manual = OptionHelp(id="config-manual")
+        self._line = Static(id="config-help", markup=False)
         self._note = ""
         self._note_field: OptionField | None = None
 
     def compose(self) -> ComposeResult:
         """Summary, problems of no option, the options with the long help, what the one under the cursor means."""
-        yield Static(id="config-summary", markup=False)
-        yield Static(id="config-strangers", markup=False)
+        yield self._summary
+        yield self._strangers
         with Container(id="config-body"):
             yield self.options
             yield self._manual
-        yield Static(id="config-help", markup=False)
+        yield self._line
 
     async def build(self) -> None:
         """Make the fields, where that has not been done."""
@@ -94,15 +97,14 @@ class ConfigForm(Vertical):
             field.notes = difference_notes(field, preset, others)
         known = {field.option.name for field in self.options.fields}
         strangers = [sentence for name, sentence in found.problems.items() if name not in known]
-        line = self.query_one("#config-strangers", Static)
-        line.display = bool(strangers)
-        line.update(Content("\n").join(Content(one_line(f"✗ {sentence}")) for sentence in strangers[:3]))
+        self._strangers.display = bool(strangers)
+        self._strangers.update(Content("\n").join(Content(one_line(f"✗ {sentence}")) for sentence in strangers[:3]))
         self.show_summary()
         self._refresh_help()
 
     def show_summary(self) -> None:
         """Write the line at the top."""
-        self.query_one("#config-summary", Static).update(Content(self._editor.model.summary(self._known.rows)))
+        self._summary.update(Content(self._editor.model.summary(self._known.rows)))
 
     # The lines below the options.
 
@@ -117,7 +119,7 @@ class ConfigForm(Vertical):
 
     def _refresh_help(self) -> None:
         """The last thing that happened, else the option under the cursor in full."""
-        line, field, keys = self.query_one("#config-help", Static), self.options.current, shell_of(self).keys
+        field, keys = self.options.current, shell_of(self).keys
         if field is not None and self.has_class("-manual"):
             last = self._known.last_run
             facts = help_facts(field, self._editor.preset, last.run.id if last is not None else "")
@@ -125,11 +127,11 @@ class ConfigForm(Vertical):
             self._manual.explain(field.option, facts, hints)
         if self._note:
             style = "$limit" if self._note.startswith("✗") else "$foreground"
-            line.update(Content.styled(self._note, style))
+            self._line.update(Content.styled(self._note, style))
         elif field is None:
-            line.update(Content(one_line(self.filter.reason_for_none(keys["config.back"].display))))
+            self._line.update(Content(one_line(self.filter.reason_for_none(keys["config.back"].display))))
         else:
-            line.update(Content(explain(field.option, keys["config.form"].display)))
+            self._line.update(Content(explain(field.option, keys["config.form"].display)))
 
     @on(OptionForm.Moved)
     def _moved(self, message: OptionForm.Moved) -> None:

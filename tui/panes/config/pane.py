@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from textual import events, on, work
 from textual.app import ComposeResult, SuspendNotSupported
@@ -15,6 +15,7 @@ from textual.content import Content
 from core.config.document import ConfigDocument
 from core.errors import UserError
 from core.presets.switch import apply_switch
+from core.text import one_line
 from tui.datasets.summary import counted
 from tui.editor import edit_text
 from tui.keys import bindings
@@ -22,7 +23,7 @@ from tui.messages import ConfigEdited, ConfigLoaded, ConfigSaved, FormRequested
 from tui.panes.base import Pane
 from tui.panes.config.comparing import show_difference
 from tui.panes.config.editor import ConfigEditor, Opened
-from tui.panes.config.facts import FactsFinder, make_plan
+from tui.panes.config.facts import FactsFinder
 from tui.panes.config.files import FileQuestions
 from tui.panes.config.form import ConfigForm
 from tui.panes.config.help import FORMS
@@ -30,13 +31,10 @@ from tui.panes.config.history import Step
 from tui.panes.config.importing import SUFFIXES, read_import, report_dialog
 from tui.panes.config.model import DATA_PATHS, ConfigModel
 from tui.panes.config.presets import suitable, tell_switch
-from tui.widgets.charts.plan_bar import PlanBar
+from tui.widgets.charts.plan_bar import PlanBar, Planner, PlanView
 from tui.widgets.forms.ask_bar import AskBar
 from tui.widgets.forms.option_field import OptionField
 from tui.widgets.forms.option_form import OptionForm
-
-if TYPE_CHECKING:
-    from tui.widgets.charts.plan_bar import Planner
 
 #: Columns from which the long help is beside the form instead of below it.
 BESIDE_WIDTH = 110
@@ -402,7 +400,11 @@ class ConfigPane(Pane):
 
     @work(exclusive=True, group="config-plan")
     async def _plan(self, document: ConfigDocument) -> None:
-        self._plan_bar.show(await make_plan(self.planner, document))
+        try:
+            plan = await asyncio.to_thread(self.planner, document)
+        except UserError as error:
+            plan = PlanView((), 0, advice=(one_line(str(error), 200),))
+        self._plan_bar.show(plan)
 
     @work(exclusive=True, group="config-rows")
     async def _count_rows(self, paths: Sequence[Path]) -> None:

@@ -257,6 +257,31 @@ async def test_search_by_name_and_help(config_file: Path) -> None:
         assert pane.form.has_focus
 
 
+async def test_a_search_that_gives_way_to_another_question_stays(config_file: Path) -> None:
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        await ready(pilot, pane)
+        await pilot.press("slash", *"decay")
+        await pilot.pause()
+        await pilot.press("ctrl+s")
+        await wait_for(pilot, lambda: "save as" in screen_text(pilot.app))
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: pane.form.has_focus)
+        assert [field.option.name for field in pane.form.shown] == ["train.weight_decay"]
+
+
+@pytest.mark.parametrize("keys", [["slash", "a"], ["ctrl+s"], ["O"]])
+async def test_a_question_that_is_open_ends_with_the_pane(config_file: Path, keys: list[str]) -> None:
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        await ready(pilot, pane)
+        await pilot.press(*keys)
+        await wait_for(pilot, lambda: pane.ask_bar.is_asking)
+        await pane.remove()
+        await pilot.pause()
+    assert not pane.ask_bar.is_asking
+
+
 async def test_saving_keeps_comments(config_file: Path) -> None:
     pane = RecordingPane()
     async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
