@@ -82,21 +82,13 @@ class FileQuestions:
         return Opened.load(path) if path is not None else None
 
     async def may_leave(self, anyway: str) -> bool:
-        """Whether something else may take the place of what is here; asked about where that has not been saved.
-
-        Args:
-            anyway: What is done then.
-        """
+        """Whether to do something ``anyway``: what is here goes by it, which is asked about where it is not saved."""
         if not self._editor.model.is_edited:
             return True
         return await self._bar.prompt_key("What is here has not been saved.", {"y": anyway}) == "y"
 
     async def choose(self, label: str) -> Path | None:
-        """Choose one of the configurations that were open last, or name a file; None where the user gives up.
-
-        Args:
-            label: What for, where the file is named.
-        """
+        """Choose one of the configurations that were open last, or name a file; None where the user gives up."""
         from tui.screens.pick import Pick, PickScreen
 
         present = self._editor.document.path

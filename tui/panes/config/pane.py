@@ -89,15 +89,10 @@ class ConfigPane(Pane):
 
     def refresh_hints(self) -> None:
         """Write the keys that matter most into the lower border."""
-        hints = self.keys.hints
+        first, last = ["config.edit", "config.search"], ["config.presets", "config.undo", "config.save"]
         others = "basic options" if self.filter.shows_expert else "all options"
         expert = f"{self.keys['config.expert'].display} {others}"
-        parts = [
-            hints(["config.edit", "config.search"]),
-            expert,
-            hints(["config.presets", "config.undo", "config.save"]),
-        ]
-        self.border_subtitle = Content("  ".join(parts))
+        self.border_subtitle = Content(f"{self.keys.hints(first)}  {expert}  {self.keys.hints(last)}")
 
     # What is shown.
 
@@ -128,11 +123,7 @@ class ConfigPane(Pane):
         return preset.name if preset is not None else ""
 
     def load(self, document: ConfigDocument) -> None:
-        """Show another configuration, or the present one anew; what was not saved of the old one can be brought back.
-
-        Args:
-            document: The configuration.
-        """
+        """Show another configuration, or the present one anew; undo brings back what was not saved of the old one."""
         if document is self.document:
             # What its file was when it was read still counts.
             self.editor.record()
@@ -170,7 +161,7 @@ class ConfigPane(Pane):
         told = f"✓ edits of {when} that were not saved are back: {save} saves them, {undo} gives them up"
         self.edited(f"the edits of {when}", told)
         if unread:
-            self.editor.keep_unread(unread)
+            self.editor.unread_text = unread
             editor = self.keys["config.editor"].display
             self.say(f"✗ What was written in the editor at {when} is not valid TOML yet; {editor} opens it.")
 
@@ -186,7 +177,7 @@ class ConfigPane(Pane):
 
     def _show_document(self, text: str) -> None:
         """Show a document that may be another one in every part, tell the app, and say something."""
-        self.editor.keep_unread("")
+        self.editor.unread_text = ""
         self.reload_values()
         if text:
             self.say(text)
@@ -515,11 +506,7 @@ class ConfigPane(Pane):
         await self.ask_bar.converse(converse())
 
     async def save_then(self, then: Callable[[], None]) -> None:
-        """Save, and do something once it is saved; nothing where it cannot be, or the user gives up.
-
-        Args:
-            then: What is to be done.
-        """
+        """Save, and do something once it is saved; nothing where it cannot be, or the user gives up."""
 
         async def save() -> None:
             if await self._save():
@@ -635,7 +622,7 @@ class ConfigPane(Pane):
     def _take_edited(self, before: str, after: str | None) -> None:
         """Go on with what the editor left: nothing, a text that cannot be read, or a new configuration."""
         if after is None:
-            self.editor.keep_unread("")
+            self.editor.unread_text = ""
             self.say("The editor gave up; nothing has changed.")
             return
         if after == before and not self.unread_text:
@@ -644,7 +631,7 @@ class ConfigPane(Pane):
         try:
             self.document.rewrite(after)
         except UserError as error:
-            self.editor.keep_unread(after)
+            self.editor.unread_text = after
             self.say(f"✗ {error} {self.keys['config.editor'].display} opens it where you left it.")
             return
         save = self.keys["config.save"].display
