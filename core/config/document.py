@@ -101,6 +101,11 @@ class ConfigDocument:
         return tomlkit.dumps(self._toml)
 
     @property
+    def saved_text(self) -> str:
+        """The text of its file when it was read or saved here; empty where it has none."""
+        return self._file.text if self._file is not None else ""
+
+    @property
     def has_changed_on_disk(self) -> bool:
         """Whether another program has written the file since it was read or saved here."""
         return self.path is not None and self._file is not None and not self._file.is_still(self.path)

@@ -50,7 +50,10 @@ async def ready(pilot: Pilot[Any], app: LocaltuneApp) -> None:
     pane = pane_of(app, "config")
     await pilot.press("2")
     await wait_for(
-        pilot, lambda: pane.last_run is not None and pane.card is not None and "about 25 steps" in screen_text(app)
+        pilot,
+        lambda: (
+            pane.known.last_run is not None and pane.known.card is not None and "about 25 steps" in screen_text(app)
+        ),
     )
 
 

@@ -149,7 +149,7 @@ async def test_what_is_saved_is_no_draft_any_more(home: Path, tmp_path: Path) ->
         app.configuration.set_options({"train.epochs": 7.0})
         app.drafts.look()
         assert len(list_drafts("config")) == 1
-        pane_of(app, "config").action_save()
+        await pane_of(app, "config").action_save()
         await wait_for(pilot, lambda: not app.state.is_dirty)
         app.drafts.look()
         assert not list_drafts("config")

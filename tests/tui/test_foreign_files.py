@@ -35,7 +35,7 @@ async def main():
         await pilot.press("1", "m")
         await wait_for(pilot, lambda: "learned" in screen_text(app), 90)
         await wait_for(pilot, lambda: pane_of(app, "data").view.analysis is not None, 90)
-        await wait_for(pilot, lambda: pane_of(app, "config").facts.model is not None, 90)
+        await wait_for(pilot, lambda: pane_of(app, "config").known.facts.model is not None, 90)
         await pilot.press("T")
         await wait_for(pilot, lambda: isinstance(app.screen, TemplateScreen) and app.screen.previews, 90)
         await pilot.press("escape")

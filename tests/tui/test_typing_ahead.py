@@ -246,7 +246,7 @@ async def test_a_question_takes_no_key_that_was_typed_before_it_was_read(tmp_pat
         await wait_for(pilot, lambda: pane.ask_bar.is_asking)
         await pilot.pause()
         assert pane.ask_bar.is_asking
-        assert not pane.shows_expert
+        assert not pane.filter.shows_expert
         assert pane.document.dumps() == before
         assert "has not been saved" in screen_text(pilot.app)
         await pilot.press("escape")

@@ -1,8 +1,7 @@
-"""The configuration being edited: what it says, what is wrong with it, and whether its file is still as it was."""
+"""The configuration being edited: what it says, and what is wrong with it."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,23 +25,6 @@ DATA_PATHS = ("data.train", "data.eval")
 
 
 @dataclass(frozen=True)
-class Fingerprint:
-    """What tells whether a file is still the one that was read."""
-
-    modified_ns: int
-    digest: str
-
-    @classmethod
-    def of(cls, path: Path) -> Fingerprint | None:
-        """Of a file as it is now; None when it cannot be read."""
-        try:
-            modified = path.stat().st_mtime_ns
-            return cls(modified, hashlib.sha256(path.read_bytes()).hexdigest())
-        except OSError:
-            return None
-
-
-@dataclass(frozen=True)
 class Findings:
     """What is wrong with a configuration and what most likely was not meant: option to sentence, in order."""
 
@@ -51,7 +33,7 @@ class Findings:
 
 
 class ConfigModel:
-    """A document, the text its file had, and the checks that a form needs.
+    """A document and the checks that a form needs.
 
     Args:
         document: The document; its path, where it has one, is the file that ``save`` replaces.
@@ -60,11 +42,6 @@ class ConfigModel:
     def __init__(self, document: ConfigDocument) -> None:
         self.document = document
         self.options: tuple[Option, ...] = tuple(options())
-        self.saved_text = ""
-        self.disk: Fingerprint | None = None
-        self.note_saved()
-        if self.disk is None:
-            self.saved_text = ""
 
     @property
     def base(self) -> Path:
@@ -74,24 +51,7 @@ class ConfigModel:
     @property
     def is_edited(self) -> bool:
         """Whether it says anything that its file does not."""
-        return self.document.dumps() != self.saved_text
-
-    def note_saved(self) -> None:
-        """Remember the file as it is now."""
-        path = self.document.path
-        self.disk = Fingerprint.of(path) if path is not None else None
-        try:
-            self.saved_text = path.read_text(encoding="utf-8-sig") if path is not None else ""
-        except (OSError, UnicodeDecodeError):
-            self.saved_text = ""
-
-    @property
-    def has_changed_on_disk(self) -> bool:
-        """Whether somebody else has written the file since; a file that is gone can be written again."""
-        if self.document.path is None:
-            return False
-        now = Fingerprint.of(self.document.path)
-        return now is not None and (self.disk is None or now.digest != self.disk.digest)
+        return self.document.dumps() != self.document.saved_text
 
     def set_text(self, option: Option, text: str) -> None:
         """Set an option to what was typed; nothing typed means the default.

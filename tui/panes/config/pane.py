@@ -2,46 +2,49 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import ClassVar
 
-from textual import events, on
-from textual.app import ComposeResult
+from textual import events, on, work
+from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import BindingType
-from textual.containers import Container
 from textual.content import Content
-from textual.widgets import Static
 
-from core.config.compare import differences, holding_values
 from core.config.document import ConfigDocument
-from core.config.recent import remember_config
 from core.errors import UserError
+from core.presets.switch import apply_switch
 from core.text import one_line
 from tui.datasets.summary import counted
+from tui.editor import edit_text
 from tui.keys import bindings
-from tui.messages import ConfigEdited, FormRequested, StartRequested
-from tui.panes.config.find import ConfigFind
-from tui.panes.config.help import FORMS, PATH_OPTIONS, UNSET_TEXTS, difference_notes, explain, help_facts
-from tui.panes.config.importing import ConfigImport
-from tui.panes.config.model import DATA_PATHS, ConfigModel, Findings
-from tui.panes.config.undo import ConfigUndo
-from tui.panes.config.variants import ConfigVariants
-from tui.widgets.charts.plan_bar import PlanBar, PlanView
+from tui.messages import ConfigEdited, ConfigLoaded, ConfigSaved, FormRequested
+from tui.panes.base import Pane
+from tui.panes.config.comparing import show_difference
+from tui.panes.config.editor import ConfigEditor, Opened
+from tui.panes.config.facts import FactsFinder
+from tui.panes.config.files import FileQuestions
+from tui.panes.config.form import ConfigForm
+from tui.panes.config.help import FORMS
+from tui.panes.config.history import Step
+from tui.panes.config.importing import SUFFIXES, read_import, report_dialog
+from tui.panes.config.model import DATA_PATHS, ConfigModel
+from tui.panes.config.presets import suitable, tell_switch
+from tui.widgets.charts.plan_bar import PlanBar, Planner, PlanView
 from tui.widgets.forms.ask_bar import AskBar
 from tui.widgets.forms.option_field import OptionField
 from tui.widgets.forms.option_form import OptionForm
-from tui.widgets.forms.option_help import OptionHelp
 
 #: Columns from which the long help is beside the form instead of below it.
 BESIDE_WIDTH = 110
 
 
-class ConfigPane(ConfigFind, ConfigVariants, ConfigImport, ConfigUndo):
+class ConfigPane(Pane):
     """Edit the configuration; ``load`` shows another one.
 
-    Its subjects are in the classes it is made of: the file (:mod:`~tui.panes.config.files`), undo
-    (:mod:`~tui.panes.config.undo`), what is known beside it (:mod:`~tui.panes.config.facts`), finding options
-    (:mod:`~tui.panes.config.find`), presets (:mod:`~tui.panes.config.presets`), several configurations
-    (:mod:`~tui.panes.config.variants`) and importing (:mod:`~tui.panes.config.importing`); here is the form.
+    The configuration with its file and its edits is a :class:`~tui.panes.config.editor.ConfigEditor`, what is known
+    beside it a :class:`~tui.panes.config.facts.FactsFinder`; here is what is shown of them, and what the keys do.
     """
 
     HELP = (
@@ -49,127 +52,148 @@ class ConfigPane(ConfigFind, ConfigVariants, ConfigImport, ConfigUndo):
         "last run of this file or model. ✗ keeps a run from starting, ! is worth a look and does not. A preset "
         "keeps model, data and what you wrote. Every edit can be undone; the file is written only when you save it."
     )
-    DEFAULT_CSS = """
-    ConfigPane {
-        & > #config-summary { height: auto; max-height: 2; }
-        & > #config-strangers { height: auto; max-height: 3; color: $limit; }
-        & > #config-body { height: 1fr; layout: vertical; }
-        & #config-manual { display: none; }
-        & > #config-help { height: auto; max-height: 2; color: $muted; }
-        &.-manual #config-manual { display: block; }
-        &.-beside > #config-body { layout: horizontal; }
-        &.-beside #config-form { width: 3fr; height: 100%; }
-        &.-beside #config-manual {
-            width: 2fr; height: 100%; max-height: 100%; border-top: none; border-left: solid $border; padding-left: 1;
-        }
-        &.-beside #config-manual:focus { border-left: solid $border-focus; }
-    }
-    """
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("config")]
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
-        self.planner = self._make_plan
-        self._note, self._greeting = "", ""
-        self._note_field: OptionField | None = None
-        self._findings = Findings({}, {})
+        self.editor = ConfigEditor()
+        self.known = FactsFinder()
+        self.planner: Planner = self.known.plan
+        """Makes the memory plan."""
+        self._view = ConfigForm(self.editor, self.known)
+        self.form, self.filter = self._view.options, self._view.filter
+        self.ask_bar = AskBar(id="config-ask")
+        self._questions = FileQuestions(self.editor, self.ask_bar)
+        self._plan_bar = PlanBar(id="config-plan")
+        self._greeting = ""
         self._emptied: OptionField | None = None
+        self._looked_at: tuple[str, str] | None = None
 
     def compose(self) -> ComposeResult:
-        """Summary, the form with the long help, what the option under the cursor means, the plan."""
-        yield Static(id="config-summary", markup=False)
-        yield Static(id="config-strangers", markup=False)
-        with Container(id="config-body"):
-            yield OptionForm(id="config-form")
-            yield OptionHelp(id="config-manual")
-        yield Static(id="config-help", markup=False)
-        yield PlanBar(id="config-plan")
-        yield AskBar(id="config-ask")
+        """The form, the memory plan and questions."""
+        yield self._view
+        yield self._plan_bar
+        yield self.ask_bar
 
     async def on_mount(self) -> None:
         """Build the form of what is loaded."""
         self.prefer_focus(self.form)
         self.refresh_hints()
         await self._build()
-        self.look_for_card()
-        self.read_paces()
+        self._find_card()
+        self._read_paces()
 
     def on_resize(self, event: events.Resize) -> None:
         """The long help beside the form, or below it."""
-        self.set_class(event.size.width >= BESIDE_WIDTH, "-beside")
+        self._view.set_class(event.size.width >= BESIDE_WIDTH, "-beside")
 
     def refresh_hints(self) -> None:
         """Write the keys that matter most into the lower border."""
-        hints = self.keys.hints
-        expert = f"{self.keys['config.expert'].display} {'basic options' if self.shows_expert else 'all options'}"
-        parts = [
-            hints(["config.edit", "config.search"]),
-            expert,
-            hints(["config.presets", "config.undo", "config.save"]),
-        ]
-        self.border_subtitle = Content("  ".join(parts))
-
-    def _make_plan(self, document: ConfigDocument) -> PlanView | None:
-        from tui.panes.config.plan import plan_document
-
-        return plan_document(document, self.paces, self.planned_rows)
+        first, last = ["config.edit", "config.search"], ["config.presets", "config.undo", "config.save"]
+        others = "basic options" if self.filter.shows_expert else "all options"
+        expert = f"{self.keys['config.expert'].display} {others}"
+        self.border_subtitle = Content(f"{self.keys.hints(first)}  {expert}  {self.keys.hints(last)}")
 
     # What is shown.
 
     @property
+    def model(self) -> ConfigModel:
+        """The configuration and its checks."""
+        return self.editor.model
+
+    @property
+    def document(self) -> ConfigDocument:
+        """The configuration being edited."""
+        return self.editor.document
+
+    @property
+    def unread_text(self) -> str:
+        """What was written in the user's editor and is no configuration yet; empty where nothing is."""
+        return self.editor.unread_text
+
+    @property
     def problems(self) -> dict[str, str]:
         """What is wrong with it, option to sentence."""
-        return dict(self._findings.problems)
+        return dict(self._view.findings.problems)
 
     @property
     def preset_name(self) -> str:
         """The preset in force; empty where there is none."""
-        return self.preset.name if self.preset is not None else ""
+        preset = self.editor.preset
+        return preset.name if preset is not None else ""
 
-    def load(self, document: ConfigDocument, label: str = "", text: str = "") -> None:
-        """Show another configuration, or the present one anew; what was not saved of the old one can be brought back.
-
-        Args:
-            document: The configuration.
-            label: What brought it, for who undoes it.
-            text: What is said when it is shown.
-        """
+    def load(self, document: ConfigDocument) -> None:
+        """Show another configuration, or the present one anew; undo brings back what was not saved of the old one."""
         if document is self.document:
             # What its file was when it was read still counts.
-            self.history.record(self.model)
+            self.editor.record()
             self.reload_values()
-            return
-        self.history.record(self.model)
-        is_first = self.document.path is None and not self.document.dumps()
-        self.model = ConfigModel(document)
-        if is_first:
-            self.history.begin(self.model)
         else:
-            self.history.record(self.model, label or f"opening {document.path.name if document.path else 'another'}")
-        self._draft, self._note, self._greeting = "", "", text
-        if document.path is not None:
-            self._suggested = None
-            remember_config(document.path)
+            self._take(Opened(document, f"opening {document.path.name if document.path else 'another'}"))
+
+    def _take(self, opened: Opened) -> None:
+        self.editor.take(opened)
+        self._view.forget_note()
+        self._greeting = opened.text
         if self.is_mounted:
             self.call_later(self._build)
+
+    def _go_on(self, opened: Opened) -> None:
+        """Show another configuration, and tell the app."""
+        self._take(opened)
+        document = opened.document
+        self.post_message(ConfigLoaded(document) if document.path is not None else ConfigEdited(document, saved=""))
+
+    def take_up(self, text: str, unread: str, when: str) -> None:
+        """Go on with edits of an earlier time; undone, the configuration is as its file has it.
+
+        Args:
+            text: The whole configuration.
+            unread: What was written in the editor and is no configuration; empty where nothing was.
+            when: When that was.
+        """
+        try:
+            self.document.rewrite(text)
+        except UserError as error:
+            self.say(f"✗ {error}")
+            return
+        save, undo = self.keys["config.save"].display, self.keys["config.undo"].display
+        told = f"✓ edits of {when} that were not saved are back: {save} saves them, {undo} gives them up"
+        self.edited(f"the edits of {when}", told)
+        if unread:
+            self.editor.unread_text = unread
+            editor = self.keys["config.editor"].display
+            self.say(f"✗ What was written in the editor at {when} is not valid TOML yet; {editor} opens it.")
+
+    def edited(self, label: str = "", text: str = "") -> None:
+        """The document has been changed: take it down, show it, tell the app, and say something.
+
+        Args:
+            label: What was done, for who undoes it; empty where the difference tells.
+            text: What is said.
+        """
+        self.editor.record(label)
+        self._show_document(text)
+
+    def _show_document(self, text: str) -> None:
+        """Show a document that may be another one in every part, tell the app, and say something."""
+        self.editor.unread_text = ""
+        self.reload_values()
+        if text:
+            self.say(text)
+        self.post_message(ConfigEdited(self.document, saved=self.document.saved_text))
 
     def reload_values(self) -> None:
         """Show what the document says now, after something else has changed it."""
         if self.is_mounted:
             self.refresh_fields(rows=True)
-            self.apply_filter()
+            self.filter.apply()
 
     async def _build(self) -> None:
-        if not self.form.fields:
-            fields = []
-            for option in self.model.options:
-                field = OptionField(option, base=self.model.base, suffixes=PATH_OPTIONS.get(option.name))
-                field.unset_text = UNSET_TEXTS.get(option.name, "")
-                fields.append(field)
-            await self.form.build(fields)
+        await self._view.build()
         self.refresh_fields(rows=True)
         # After the check: an option with a problem is shown whether or not it is one of the basic ones.
-        self.apply_filter()
+        self.filter.apply()
         self.form.cursor = 0
         if self._greeting:
             self.say(self._greeting)
@@ -180,36 +204,19 @@ class ConfigPane(ConfigFind, ConfigVariants, ConfigImport, ConfigUndo):
         """Bring every field, the title, the summary and the plan up to the document."""
         if not self.form.fields:
             return
-        self._findings = found = self.model.findings(self.facts_now())
-        preset, last = self.preset, self.last_run
-        values = holding_values(self.document)
-        others = differences(values, last.values) if last is not None else {}
-        for field in self.form.fields:
-            name = field.option.name
-            field.base = self.model.base
-            field.value = self.document.get(name)
-            field.problem = found.problems.get(name, "")
-            field.warning = found.warnings.get(name, "")
-            field.baseline = self.model.baseline(field.option, preset)
-            field.notes = difference_notes(field, preset, others)
-        known = {field.option.name for field in self.form.fields}
-        strangers = [sentence for name, sentence in found.problems.items() if name not in known]
-        line = self.query_one("#config-strangers", Static)
-        line.display = bool(strangers)
-        line.update(Content("\n").join(Content(one_line(f"✗ {sentence}")) for sentence in strangers[:3]))
+        self._view.show()
         self._refresh_title()
-        self._refresh_help()
         self.refresh_plan()
         if rows:
-            self.count_rows(self.model.train_paths())
+            self._count_rows(self.model.train_paths())
             self.look_around()
 
     def _refresh_title(self) -> None:
         path = self.document.path
         name = path.name if path is not None else "not saved yet" if self.model.is_edited else "new"
         edited = "•edited" if self.model.is_edited and path is not None else ""
-        changed = self.model.changed_count(self.preset)
-        wrong, doubtful = len(self._findings.problems), len(self._findings.warnings)
+        changed = self.model.changed_count(self.editor.preset)
+        wrong, doubtful = len(self._view.findings.problems), len(self._view.findings.warnings)
         self.set_title(
             "2 Config",
             f"{name} {edited}".strip(),
@@ -218,57 +225,18 @@ class ConfigPane(ConfigFind, ConfigVariants, ConfigImport, ConfigUndo):
             counted(wrong, "problem") if wrong else "",
             counted(doubtful, "warning") if doubtful else "",
         )
-        self.query_one("#config-summary", Static).update(Content(self.model.summary(self.rows)))
-
-    def _refresh_help(self) -> None:
-        """Below the form: the last thing that happened, else the option under the cursor in full."""
-        line, field = self.query_one("#config-help", Static), self.form.current
-        if field is not None and self.has_class("-manual"):
-            run = self.last_run.run.id if self.last_run is not None else ""
-            keys = self.keys.hints(["config.help_down", "config.help_up", "config.help"])
-            self.query_one(OptionHelp).explain(field.option, help_facts(field, self.preset, run), keys)
-        if self._note:
-            style = "$limit" if self._note.startswith("✗") else "$foreground"
-            line.update(Content.styled(self._note, style))
-        elif field is None:
-            line.update(Content(one_line(self.nothing_shown())))
-        else:
-            line.update(Content(explain(field.option, self.keys["config.form"].display)))
 
     def say(self, text: str) -> None:
         """Say something below the form, until the cursor moves from where it is now."""
-        self._note, self._note_field = one_line(text), self.form.current
-        self._refresh_help()
-
-    @on(OptionForm.Moved)
-    def _moved(self, message: OptionForm.Moved) -> None:
-        message.stop()
-        if self.form.current is not self._note_field:
-            self._note = ""
-        self._refresh_help()
-
-    # The long help.
+        self._view.say(text)
 
     def action_toggle_help(self) -> None:
         """Show all there is to say about the option under the cursor, or put it away."""
-        if self.toggle_class("-manual").has_class("-manual"):
-            self._refresh_help()
-        elif self.query_one(OptionHelp).has_focus:
-            self.form.focus()
-        # The form has another height now, and the cursor is to stay in view.
-        self.form.cursor = self.form.cursor
+        self._view.toggle_manual()
 
     def action_scroll_help(self, lines: int) -> None:
         """Scroll the long help while the cursor stays where it is."""
-        if not self.has_class("-manual"):
-            self.action_toggle_help()
-        else:
-            self.query_one(OptionHelp).scroll_relative(y=lines, animate=False)
-
-    @on(OptionHelp.Left)
-    def _help_left(self, message: OptionHelp.Left) -> None:
-        message.stop()
-        self.form.focus()
+        self._view.scroll_manual(lines)
 
     # Moving and editing.
 
@@ -316,7 +284,7 @@ class ConfigPane(ConfigFind, ConfigVariants, ConfigImport, ConfigUndo):
 
     def action_reset(self) -> None:
         """The value of the preset in force again, or the default where it has that or there is no preset."""
-        field, preset = self.form.current, self.preset
+        field, preset = self.form.current, self.editor.preset
         if field is None or not self.form.has_focus:
             return
         name = field.option.name
@@ -360,7 +328,7 @@ class ConfigPane(ConfigFind, ConfigVariants, ConfigImport, ConfigUndo):
     def _abandoned(self, message: OptionField.Abandoned) -> None:
         message.stop()
         self._emptied = None
-        self.history.revert()
+        self.editor.history.revert()
         self.form.focus()
         self.refresh_fields()
 
@@ -372,12 +340,13 @@ class ConfigPane(ConfigFind, ConfigVariants, ConfigImport, ConfigUndo):
         self.refresh_fields()
 
     def _edited(self, field: OptionField) -> None:
-        self._note = ""
-        self.history.record(self.model)
+        self._view.forget_note()
+        self.editor.record()
         if field.option.name in DATA_PATHS:
-            self.count_rows(self.model.train_paths())
+            self._count_rows(self.model.train_paths())
         self.look_around()
         self._refresh_title()
+        self._view.show_summary()
         self.post_message(ConfigEdited(self.document, field.option.name))
 
     def commit_open(self) -> None:
@@ -385,7 +354,285 @@ class ConfigPane(ConfigFind, ConfigVariants, ConfigImport, ConfigUndo):
         for field in self.form.fields:
             field.commit(refocus=True)
 
-    def request_start(self) -> None:
-        """Ask for a run, or go to what keeps it from starting."""
-        if not self.focus_first_problem():
-            self.post_message(StartRequested())
+    # What is known beside it.
+
+    def look_around(self, *, anew: bool = False) -> None:
+        """Look at the model, the disk and the last run, where they may be others than before."""
+        base = self.model.effective("model.base")
+        wanted = (base if isinstance(base, str) else "", self.model.run_name)
+        if anew or wanted != self._looked_at:
+            self._looked_at = wanted
+            self._look(*wanted, self.model.base)
+
+    def run_ended(self) -> None:
+        """A run that has ended tells more than those before it."""
+        self.look_around(anew=True)
+        self._read_paces()
+
+    def refresh_plan(self) -> None:
+        """Plan the configuration as it is now."""
+        # A document of its own: this one may be edited while it is planned.
+        self._plan(ConfigDocument(self.document.dumps(), self.document.path))
+
+    @work(exclusive=True, group="config-card")
+    async def _find_card(self) -> None:
+        await self.known.find_card()
+        self.refresh_fields()
+
+    @work(exclusive=True, group="config-around")
+    async def _look(self, base: str, name: str, directory: Path) -> None:
+        await self.known.look_around(base, name, directory)
+        self.refresh_fields()
+
+    @work(exclusive=True, group="config-paces")
+    async def _read_paces(self) -> None:
+        await self.known.read_paces()
+        self.refresh_plan()
+
+    @work(exclusive=True, group="config-plan")
+    async def _plan(self, document: ConfigDocument) -> None:
+        try:
+            plan = await asyncio.to_thread(self.planner, document)
+        except UserError as error:
+            plan = PlanView((), 0, advice=(one_line(str(error), 200),))
+        self._plan_bar.show(plan)
+
+    @work(exclusive=True, group="config-rows")
+    async def _count_rows(self, paths: Sequence[Path]) -> None:
+        for path in paths:
+            await self.known.count_rows(path)
+            self.refresh_fields()
+
+    # Finding options.
+
+    def action_toggle_expert(self) -> None:
+        """All options, or only the ones most runs need."""
+        self.filter.toggle_expert()
+        self.refresh_hints()
+        shown, total = len(self.form.shown), len(self.form.fields)
+        is_all = self.filter.shows_expert
+        self.say(f"All {total} options are shown." if is_all else f"{shown} of {total} options are shown.")
+
+    def action_toggle_changed(self) -> None:
+        """Only the options that differ from the preset, the defaults or the last run, or all again."""
+        self.filter.toggle_changed()
+        if not self.filter.shows_changed:
+            self.say("")
+        elif count := len(self.form.shown):
+            last = " or the last run" if self.known.last_run is not None else ""
+            verb = "options differ" if count > 1 else "option differs"
+            self.say(f"{count} {verb} from {self.preset_name or 'the defaults'}{last}, or need a look.")
+
+    async def action_search(self) -> None:
+        """Ask for a text to look for in names and help."""
+        await self.ask_bar.converse(self._search())
+
+    async def _search(self) -> None:
+        hint = "a text in a name or its help; all options are searched"
+        answer = await self.ask_bar.prompt("find", self.filter.term, placeholder=hint, changed=self.filter.search)
+        if answer is None and not self.ask_bar.is_asking:
+            self.action_back()
+
+    def action_back(self) -> None:
+        """Show all rows again after a search."""
+        if self.filter.is_narrowed:
+            self.filter.widen()
+        self.say("")
+
+    def action_next_problem(self) -> None:
+        """Go to the next option with a problem, or with a warning where there is no problem."""
+        if name := self.filter.next_problem():
+            self.go_to_option(name)
+        else:
+            self.say(f"✗ {next(iter(self.problems.values()))}" if self.problems else "No problems.")
+
+    def go_to_option(self, name: str) -> None:
+        """Put the cursor on an option, and show it where it is hidden."""
+        self.filter.go_to(name)
+        self.refresh_hints()
+
+    def check(self) -> dict[str, str]:
+        """What keeps a run from starting, option to sentence; data files that are not there among it."""
+        self.refresh_fields()
+        return self.problems
+
+    def refuse_start(self) -> None:
+        """Go to what keeps a run from starting: the first of the problems, and how many there are."""
+        name, sentence = next(iter(self.problems.items()))
+        self.go_to_option(name)
+        self.form.focus()
+        count = len(self.problems)
+        more = f"1 of {count} problems ({self.keys['config.problem'].display} next): " if count > 1 else ""
+        self.say(f"✗ Not started. {more}{sentence}")
+
+    # Undo.
+
+    def action_undo(self) -> None:
+        """Bring back what was before the last edit."""
+        self._settle()
+        step = self.editor.history.undo()
+        self._show_step(step, step.tell_undone() if step is not None else "There is nothing to undo.")
+
+    def action_redo(self) -> None:
+        """Make the edit again that was undone last."""
+        self._settle()
+        step = self.editor.history.redo()
+        self._show_step(step, step.tell_redone() if step is not None else "There is nothing to do again.")
+
+    def _settle(self) -> None:
+        """Take down what has just been typed, so that it is an edit of its own."""
+        self.commit_open()
+        self.editor.record()
+
+    def _show_step(self, step: Step | None, sentence: str) -> None:
+        if step is not None:
+            self._show_document("")
+            if len(names := step.changed) == 1:
+                self.go_to_option(names[0])
+        self.say(sentence)
+
+    # Files. What asks goes on beside the pane, and comes back to it with an answer.
+
+    async def _converse(self, work: Callable[[], Awaitable[object]]) -> None:
+        """Take over what is being typed, and do what may ask; what goes wrong is said."""
+
+        async def converse() -> None:
+            self.commit_open()
+            try:
+                await work()
+            except UserError as error:
+                self.say(f"✗ {error}")
+
+        await self.ask_bar.converse(converse())
+
+    async def save_then(self, then: Callable[[], None]) -> None:
+        """Save, and do something once it is saved; nothing where it cannot be, or the user gives up."""
+
+        async def save() -> None:
+            if await self._save():
+                then()
+
+        await self._converse(save)
+
+    async def action_save(self) -> None:
+        """Write the file; ask where when there is none, and what to do when somebody else has changed it."""
+        await self._converse(self._save)
+
+    async def action_save_as(self) -> None:
+        """Ask for another file, and go on in that one."""
+        await self._converse(self._save_as)
+
+    async def _save(self) -> bool:
+        outcome = await self._questions.save()
+        if isinstance(outcome, Opened):
+            self._go_on(outcome)
+            return False
+        return self._saved(outcome)
+
+    async def _save_as(self) -> bool:
+        return self._saved(await self._questions.save_as())
+
+    def _saved(self, moved: list[str] | None) -> bool:
+        """Show that it is saved, if it is, and tell the app.
+
+        Args:
+            moved: The options whose paths have been written anew; None where it is not saved.
+        """
+        if moved is None:
+            return False
+        self.refresh_fields()
+        wrong = len(self.problems)
+        rest = f", with {counted(wrong, 'problem')} in it" if wrong else ""
+        paths = f"; {', '.join(moved)} written as seen from there" if moved else ""
+        self.say(f"✓ saved to {self.document.path}{paths}{rest}")
+        self.post_message(ConfigSaved(self.document))
+        return True
+
+    def action_duplicate(self) -> None:
+        """Go on in a copy that is not saved yet; the file stays as it is."""
+        self.commit_open()
+        self._go_on(self.editor.copy(f"{self.keys['config.save'].display} asks for its file"))
+
+    async def action_open(self) -> None:
+        """Open another configuration; what has not been saved is not given up without asking."""
+        await self._converse(self._open)
+
+    async def _open(self) -> None:
+        if (opened := await self._questions.open()) is not None:
+            self._go_on(opened)
+
+    async def action_compare(self) -> None:
+        """Choose what to compare with, and show the difference."""
+        await self._converse(self._compare)
+
+    async def _compare(self) -> None:
+        await show_difference(self.app, self.editor, self.known.last_run, self._questions)
+
+    async def action_import_file(self) -> None:
+        """Ask for a configuration of another tool; what has not been saved is not given up without asking."""
+        await self._converse(self._import)
+
+    async def _import(self) -> None:
+        if await self._questions.may_leave("import over it"):
+            path = await self.ask_bar.prompt_path("import", suffixes=SUFFIXES)
+            if path is not None:
+                self.say(f"Reading {path.name} …")
+                self._carry_over(path)
+
+    @work(exclusive=True, group="config-import")
+    async def _carry_over(self, path: Path) -> None:
+        try:
+            imported = await asyncio.to_thread(read_import, path)
+        except UserError as error:
+            self.say(f"✗ {error}")
+            return
+        self._go_on(Opened(ConfigDocument(imported.toml), f"importing {path.name}"))
+        self.app.push_screen(report_dialog(path, imported))
+
+    async def action_presets(self) -> None:
+        """Choose a preset; what it would change is shown first."""
+        await self._converse(self._choose_preset)
+
+    async def _choose_preset(self) -> None:
+        from tui.screens.presets import PresetScreen
+
+        # A document of its own, as a thread looks at it too.
+        document = ConfigDocument(self.document.dumps(), self.document.path)
+        switch = await self.app.push_screen_wait(PresetScreen(document, lambda: suitable(document)))
+        if switch is not None:
+            apply_switch(self.document, switch)
+            undo = self.keys["config.undo"].display
+            self.edited(f"preset {switch.preset.name}", f"✓ {tell_switch(switch)}; {undo} undoes it")
+
+    def action_open_editor(self) -> None:
+        """Edit the TOML in the user's editor; what does not parse is kept for the next try."""
+        self.commit_open()
+        path, before = self.document.path, self.editor.editor_text
+        try:
+            with self.app.suspend():
+                after = edit_text(before, path.name if path is not None else "localtune.toml")
+        except SuspendNotSupported:
+            self.say("✗ This terminal cannot be lent to an editor. Edit the file in another one.")
+            return
+        except UserError as error:
+            self.say(f"✗ {error}")
+            return
+        self._take_edited(before, after)
+
+    def _take_edited(self, before: str, after: str | None) -> None:
+        """Go on with what the editor left: nothing, a text that cannot be read, or a new configuration."""
+        if after is None:
+            self.editor.unread_text = ""
+            self.say("The editor gave up; nothing has changed.")
+            return
+        if after == before and not self.unread_text:
+            self.say("Nothing has changed.")
+            return
+        try:
+            self.document.rewrite(after)
+        except UserError as error:
+            self.editor.unread_text = after
+            self.say(f"✗ {error} {self.keys['config.editor'].display} opens it where you left it.")
+            return
+        save = self.keys["config.save"].display
+        self.edited("", "✓ edited" + (f"; {save} saves it" if self.model.is_edited else ""))

@@ -1,4 +1,4 @@
-"""Presets in the config pane: chosen, applied, and what differs from the one in force."""
+"""Presets in the config pane: the one that suits, and what applying one has done."""
 
 from __future__ import annotations
 
@@ -10,46 +10,18 @@ from core.config.facts import Facts, read_shape
 from core.errors import UserError
 from core.models.find import STARTER_NAME
 from core.presets.choose import choose_preset
-from core.presets.library import Preset
-from core.presets.switch import Switch, apply_switch, preset_in
-from tui.panes.config.facts import ConfigFacts
+from core.presets.switch import Switch
 
 if TYPE_CHECKING:
     from core.presets.choose import Choice
 
 
-class ConfigPresets(ConfigFacts):
-    """A pane with presets."""
-
-    @property
-    def preset(self) -> Preset | None:
-        """The preset that the configuration names."""
-        return preset_in(self.document)
-
-    def action_presets(self) -> None:
-        """Choose a preset; what it would change is shown first."""
-        from tui.screens.presets import PresetScreen
-
-        self.commit_open()
-        # A document of its own, as a thread looks at it too.
-        document = ConfigDocument(self.document.dumps(), self.document.path)
-        self.app.push_screen(PresetScreen(document, lambda: suitable(document)), self._preset_chosen)
-
-    def _preset_chosen(self, switch: Switch | None) -> None:
-        if switch is None:
-            return
-        name = switch.preset.name
-        try:
-            apply_switch(self.document, switch)
-        except UserError as error:
-            self.say(f"✗ {error}")
-            return
-        felt, kept = len(switch.felt), len(switch.kept)
-        changed = f"{felt} option{'' if felt == 1 else 's'} changed" if felt else "nothing has another value"
-        stays = f", {kept} kept as you wrote {'it' if kept == 1 else 'them'}" if kept else ""
-        self.edited(
-            f"preset {name}", f"✓ preset {name}: {changed}{stays}; {self.keys['config.undo'].display} undoes it"
-        )
+def tell_switch(switch: Switch) -> str:
+    """What a preset has done, in half a sentence."""
+    felt, kept = len(switch.felt), len(switch.kept)
+    changed = f"{felt} option{'' if felt == 1 else 's'} changed" if felt else "nothing has another value"
+    stays = f", {kept} kept as you wrote {'it' if kept == 1 else 'them'}" if kept else ""
+    return f"preset {switch.preset.name}: {changed}{stays}"
 
 
 def suitable(document: ConfigDocument) -> Choice:

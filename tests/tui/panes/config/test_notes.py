@@ -17,7 +17,6 @@ from core.runs.store import create_run
 from tests.tui.config_panes import flat, go_to, opened, type_value, write_config
 from tests.tui.harness import PaneApp, pane_of, screen_lines, screen_text, wait_for
 from tui.app import LocaltuneApp
-from tui.messages import StartRequested
 from tui.panes.config.pane import ConfigPane
 from tui.widgets.charts.plan_bar import PlanBar, PlanView
 from tui.widgets.forms.option_help import OptionHelp
@@ -33,15 +32,6 @@ LLAMA = {
 }
 
 
-class StartingPane(ConfigPane):
-    def __init__(self) -> None:
-        super().__init__()
-        self.starts = 0
-
-    def on_start_requested(self, message: StartRequested) -> None:
-        self.starts += 1
-
-
 async def show_help(pilot: Pilot[None], pane: ConfigPane, name: str) -> None:
     """The cursor on an option, and its long help there."""
     await go_to(pilot, pane, name)
@@ -52,7 +42,7 @@ async def show_help(pilot: Pilot[None], pane: ConfigPane, name: str) -> None:
 
 async def test_a_warning_stands_below_its_option_and_goes_when_it_is_mended(tmp_path: Path) -> None:
     path = write_config(tmp_path, '[data]\ntrain = "rows.jsonl"\n[train]\nlearning_rate = 1e-6\nmax_length = 16\n')
-    pane = StartingPane()
+    pane = ConfigPane()
     async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
         await opened(pilot, pane, path)
         field = await go_to(pilot, pane, "train.learning_rate")
@@ -65,8 +55,7 @@ async def test_a_warning_stands_below_its_option_and_goes_when_it_is_mended(tmp_
         await wait_for(
             pilot, lambda: pane.form.current is field or bool(pane.form.current and pane.form.current.warning)
         )
-        pane.request_start()
-        await wait_for(pilot, lambda: pane.starts == 1)
+        assert pane.check() == {}
         await type_value(pilot, pane, "train.learning_rate", "2e-4")
         assert field.warning == ""
 
@@ -102,7 +91,7 @@ async def test_what_differs_from_the_last_run_is_marked(tmp_path: Path, home: Pa
     pane = ConfigPane()
     async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
         await opened(pilot, pane, path)
-        await wait_for(pilot, lambda: pane.last_run is not None)
+        await wait_for(pilot, lambda: pane.known.last_run is not None)
         await pilot.press("c")
         assert [field.option.name for field in pane.form.shown] == [
             "method.dora",

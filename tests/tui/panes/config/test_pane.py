@@ -13,7 +13,7 @@ from textual.pilot import Pilot
 from core.config.document import ConfigDocument
 from core.config.schema import options
 from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, paste, screen_lines, screen_text, wait_for
-from tui.messages import ConfigEdited, ConfigLoaded, ConfigSaved, StartRequested
+from tui.messages import ConfigEdited, ConfigLoaded, ConfigSaved
 from tui.panes.config.pane import ConfigPane
 
 SIZES = [(60, 20), (80, 22), (92, 30), (200, 50)]
@@ -36,9 +36,6 @@ class RecordingPane(ConfigPane):
 
     def on_config_loaded(self, message: ConfigLoaded) -> None:
         self.told.append("loaded")
-
-    def on_start_requested(self, message: StartRequested) -> None:
-        self.told.append("start")
 
 
 class SuspendableApp(PaneApp):
@@ -202,21 +199,19 @@ async def test_missing_data_file_is_a_problem_before_the_start(config_file: Path
         await ready(pilot, pane, config_file)
         (config_file.parent / "rows.jsonl").unlink()
         await go_to(pilot, pane, "train.epochs")
-        pane.request_start()
+        assert list(pane.check()) == ["data.train"]
+        pane.refuse_start()
         await pilot.pause()
-        assert "start" not in pane.told
         assert "There is no file at" in screen_text(pilot.app)
         assert pane.form.current is not None
         assert pane.form.current.option.name == "data.train"
 
 
-async def test_start_is_asked_for_when_nothing_is_wrong(config_file: Path) -> None:
-    pane = RecordingPane()
+async def test_nothing_keeps_a_run_from_starting_when_nothing_is_wrong(config_file: Path) -> None:
+    pane = ConfigPane()
     async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
         await ready(pilot, pane, config_file)
-        pane.request_start()
-        await pilot.pause()
-        assert pane.told == ["start"]
+        assert pane.check() == {}
 
 
 async def test_a_problem_among_the_hidden_options_is_shown(config_file: Path) -> None:
@@ -224,7 +219,8 @@ async def test_a_problem_among_the_hidden_options_is_shown(config_file: Path) ->
     pane = ConfigPane()
     async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
         await ready(pilot, pane, config_file)
-        assert pane.focus_first_problem()
+        assert pane.check()
+        pane.refuse_start()
         await pilot.pause()
         assert pane.form.current is not None
         assert pane.form.current.option.name == "hardware.device"
@@ -259,6 +255,31 @@ async def test_search_by_name_and_help(config_file: Path) -> None:
         await pilot.press("escape")
         assert len(pane.form.shown) == basic
         assert pane.form.has_focus
+
+
+async def test_a_search_that_gives_way_to_another_question_stays(config_file: Path) -> None:
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        await ready(pilot, pane)
+        await pilot.press("slash", *"decay")
+        await pilot.pause()
+        await pilot.press("ctrl+s")
+        await wait_for(pilot, lambda: "save as" in screen_text(pilot.app))
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: pane.form.has_focus)
+        assert [field.option.name for field in pane.form.shown] == ["train.weight_decay"]
+
+
+@pytest.mark.parametrize("keys", [["slash", "a"], ["ctrl+s"], ["O"]])
+async def test_a_question_that_is_open_ends_with_the_pane(config_file: Path, keys: list[str]) -> None:
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        await ready(pilot, pane)
+        await pilot.press(*keys)
+        await wait_for(pilot, lambda: pane.ask_bar.is_asking)
+        await pane.remove()
+        await pilot.pause()
+    assert not pane.ask_bar.is_asking
 
 
 async def test_saving_keeps_comments(config_file: Path) -> None:

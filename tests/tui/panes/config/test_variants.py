@@ -10,7 +10,7 @@ from core.config.recent import recent_configs, remember_config
 from core.runs.store import create_run
 from tests.tui.config_panes import RecordingPane, flat, opened, type_value, write_config
 from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, paste, screen_lines, screen_text, wait_for
-from tui.panes.config.files import free_name
+from tui.panes.config.editor import free_name
 from tui.panes.config.pane import ConfigPane
 from tui.screens.difference import DifferenceScreen
 from tui.screens.pick import PickScreen
@@ -125,7 +125,7 @@ async def test_compare_with_the_last_run_and_another_file(tmp_path: Path, home: 
         await opened(pilot, pane, path)
         create_run(pane.document.validate(), "tickets")
         pane.look_around(anew=True)
-        await wait_for(pilot, lambda: pane.last_run is not None)
+        await wait_for(pilot, lambda: pane.known.last_run is not None)
         await type_value(pilot, pane, "method.rank", "4")
         await pilot.press("v", "l")
         await wait_for(pilot, lambda: isinstance(pilot.app.screen, DifferenceScreen))
