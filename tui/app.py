@@ -31,12 +31,12 @@ from tui.controllers.configuration import FormDesk
 from tui.data_paths import data_paths
 from tui.draft_keeper import LOOK_SECONDS, ConfigDraft
 from tui.driver import TerminalDriver
+from tui.glyphs import GLYPH_SETS
 from tui.keys import Key, KeyTable, bindings, load_keymap
 from tui.main_screen import TILED_SIZE, MainScreen
 from tui.mistakes import Mistakes
 from tui.panes import pane_spec
 from tui.settings import load_settings, resolve_glyphs, save_theme
-from tui.widgets.charts.plot_geometry import GLYPH_SETS
 
 if TYPE_CHECKING:
     from core.config.document import ConfigDocument

@@ -16,7 +16,9 @@ from textual.widget import Widget
 
 import tui.app
 from themes.loader import DEFAULT, load_builtin, variable_defaults
-from tui.keys import KeyTable
+from tui.glyphs import BRAILLE
+from tui.keys import Key, KeyTable
+from tui.state import AppState
 
 #: Text that takes over a careless terminal: an escape sequence, OSC 52, C1, NUL, DEL, bidi, an unbalanced markup tag.
 HOSTILE = "a\x1b[31mb\x1b]52;c;aGk=\x07c\x9b2Jd\x00e\x7ff\u202eg\u2066h[/]i[bold]j\u0085k"
@@ -28,7 +30,24 @@ class Frame(Container):
     """Stands for the slot of the main screen."""
 
 
-class PaneApp(App[None]):
+class ShellApp(App[None]):
+    """A shell with nothing in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys = KeyTable()
+        self.glyphs = BRAILLE
+        self.clock: Callable[[], float] = time.time
+        self.state = AppState()
+
+    def can_run(self, key: Key) -> bool:
+        return False
+
+    async def run_key(self, key: Key) -> None:
+        raise AssertionError("nothing offers keys here")
+
+
+class PaneApp(ShellApp):
     """Shows one pane, and keeps what it posts."""
 
     CSS_PATH: ClassVar[str] = str(Path(tui.app.__file__).parent / "app.tcss")
@@ -37,7 +56,6 @@ class PaneApp(App[None]):
     def __init__(self, pane: Widget) -> None:
         super().__init__()
         self.pane = pane
-        self.keys = KeyTable()
         self.copied: list[str] = []
         for theme in load_builtin():
             self.register_theme(theme)

@@ -23,13 +23,13 @@ from tests.tui.harness import FORBIDDEN, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui import bridge
 from tui.app import LocaltuneApp
+from tui.glyphs import ASCII, BLOCK, BRAILLE
 from tui.keys import KeyTable
 from tui.messages import RunAdvanced, RunAttached
 from tui.state import AppState, RunView
 from tui.widgets.charts.device_panel import device_lines
 from tui.widgets.charts.line_chart import ChartData, LineChart
 from tui.widgets.charts.meter import bar
-from tui.widgets.charts.plot_geometry import ASCII, BLOCK, BRAILLE
 from tui.widgets.lists import run_list
 from tui.widgets.run_lines import banner, numbers, phases, progress
 from tui.widgets.status_bar import fit, header_segments

@@ -20,6 +20,7 @@ from core.runs.store import Run
 from tests.tui.harness import FORBIDDEN, HOSTILE, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from themes.loader import variable_defaults
+from tui.glyphs import BRAILLE
 from tui.keys import KeyTable
 from tui.screens.dialogs import QuitDialog, error_dialog, kill_dialog, stop_dialog, unanswered_dialog
 from tui.screens.help import HelpScreen
@@ -27,7 +28,6 @@ from tui.state import AppState, RunRow, RunView
 from tui.widgets import run_lines
 from tui.widgets.charts.device_panel import DevicePanel
 from tui.widgets.charts.line_chart import ChartData, LineChart
-from tui.widgets.charts.plot_geometry import BRAILLE
 from tui.widgets.empty_state import EmptyState
 from tui.widgets.lists.log_view import LogView
 from tui.widgets.lists.run_list import RunList

@@ -18,13 +18,13 @@ from core.runs.store import Run
 from tests.tui.harness import screen_lines, screen_text, wait_for
 from tests.tui.scripted_run import GPU, ScriptedRun
 from themes.loader import variable_defaults
+from tui.glyphs import ASCII, BRAILLE
 from tui.keys import KeyTable
 from tui.settings import load_settings, resolve_glyphs, save_theme
 from tui.state import AppState, RunRow, RunView
 from tui.widgets import run_lines
 from tui.widgets.charts import meter
 from tui.widgets.charts.device_panel import device_lines
-from tui.widgets.charts.plot_geometry import ASCII, BRAILLE
 from tui.widgets.lists.log_view import LogView
 from tui.widgets.lists.run_list import RunList
 from tui.widgets.status_bar import Segment, fit, header_segments, short_device_name

@@ -1,9 +1,10 @@
-"""What the panes have in common: a title and key hints in the border, whatever text is in them."""
+"""The base of the panes: a title and key hints in the border, whatever text is in them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from functools import cached_property
+from typing import ClassVar
 
 from textual.containers import Vertical
 from textual.content import Content
@@ -11,6 +12,7 @@ from textual.widget import Widget
 
 from core.text import one_line
 from tui.keys import KeyTable, yields_to_text
+from tui.shell import Shell, shell_of
 from tui.widgets.forms.ask_bar import takes_text
 
 
@@ -21,10 +23,18 @@ class Pane(Vertical):
     Pane { height: 1fr; padding: 0 1; background: $background; }
     """
 
+    HELP: ClassVar[str] = ""
+    """A sentence or two for the help screen."""
+
+    @cached_property
+    def shell(self) -> Shell:
+        """The app."""
+        return shell_of(self)
+
     @property
     def keys(self) -> KeyTable:
         """The keys as the user has them."""
-        return cast(KeyTable, getattr(self.app, "keys", None) or KeyTable())
+        return self.shell.keys
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Where something is being written, the keys that begin it are text."""

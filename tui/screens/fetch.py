@@ -17,10 +17,11 @@ from core.hub.job import FetchCancelledError, FetchJob, FetchPlan, FetchProgress
 from core.hub_uri import HubEntry
 from core.text import one_line, sanitize
 from core.units import format_bytes
+from tui.glyphs import GlyphSet
 from tui.keys import display_key
 from tui.screens.overlay import Overlay
+from tui.shell import shell_of
 from tui.widgets.charts.meter import bar
-from tui.widgets.charts.plot_geometry import GLYPH_SETS, GlyphSet
 from tui.widgets.text_block import TextBlock
 
 #: Bytes from which the size is a question of its own.
@@ -82,8 +83,7 @@ class FetchDialog(Overlay[bool]):
 
     @property
     def _glyphs(self) -> GlyphSet:
-        found = getattr(self.app, "glyphs", None)
-        return found if isinstance(found, GlyphSet) else GLYPH_SETS["braille"]
+        return shell_of(self).glyphs
 
     def compose(self) -> ComposeResult:
         """A text, and the keys that answer it."""

@@ -11,10 +11,10 @@ from core.runs.sentences import ALL_DONE, phase_name
 from core.runs.series import Series
 from core.text import one_line
 from core.units import format_duration, format_fixed, format_number, format_rate
+from tui.glyphs import GlyphSet
 from tui.keys import KeyTable
 from tui.state import STATE_COLORS, STATE_GLYPHS, RunView
 from tui.widgets.charts.meter import bar
-from tui.widgets.charts.plot_geometry import GlyphSet
 
 #: Phases that a run goes through, so that those to come can be named.
 EXPECTED_PHASES = ("importing", "preparing_data", "loading_model", "rehearsing", "training")

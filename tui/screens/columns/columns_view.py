@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar
 
 from textual import events, on, work
 from textual.app import ComposeResult
@@ -33,6 +33,7 @@ from tui.screens.columns.column_plan import (
     visible_roles,
 )
 from tui.screens.overlay import Overlay
+from tui.shell import shell_of
 from tui.widgets.forms.ask_bar import AskBar, takes_text
 from tui.widgets.lists.choice_list import ChoiceList
 from tui.widgets.lists.conversation import Conversation
@@ -161,7 +162,7 @@ class ColumnsView(Overlay[None]):
     @property
     def keys(self) -> KeyTable:
         """The keys as the user has them."""
-        return cast(KeyTable, getattr(self.app, "keys", None) or KeyTable())
+        return shell_of(self).keys
 
     @property
     def options(self) -> ChoiceList:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar
 
 from textual import events, on, work
 from textual.app import ComposeResult
@@ -33,6 +33,7 @@ from tui.screens.template.template_entries import (
     preview_entry,
     row_for,
 )
+from tui.shell import shell_of
 from tui.widgets.forms.ask_bar import AskBar, takes_text
 from tui.widgets.lists.choice_list import ChoiceList
 from tui.widgets.lists.mask_view import MaskView, TokenCell, TokenPart
@@ -161,7 +162,7 @@ class TemplateView(Overlay[None]):
     @property
     def keys(self) -> KeyTable:
         """The keys as the user has them."""
-        return cast(KeyTable, getattr(self.app, "keys", None) or KeyTable())
+        return shell_of(self).keys
 
     @property
     def options(self) -> ChoiceList:

@@ -8,8 +8,8 @@ from textual.content import Content
 
 from core.hardware.snapshot import Device
 from core.text import one_line
+from tui.glyphs import BRAILLE, GlyphSet
 from tui.widgets.charts.meter import LIMIT, NEAR, OK, WORD_COLORS, bar, memory_word, temperature_limit, temperature_word
-from tui.widgets.charts.plot_geometry import BRAILLE, GlyphSet
 from tui.widgets.text_block import TextBlock
 
 #: Columns from which a device takes two lines with wide bars.

@@ -21,8 +21,9 @@ from textual.widget import Widget
 
 from core.runs.series import Series
 from core.text import one_line
+from tui.glyphs import BRAILLE, GlyphSet
 from tui.widgets.charts import plot_geometry as geometry
-from tui.widgets.charts.plot_geometry import BRAILLE, DotGrid, GlyphSet, Scale
+from tui.widgets.charts.plot_geometry import DotGrid, Scale
 
 #: A cell of a frame: a character and the name of the component that colors it.
 Cell = tuple[str, str]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from core.hardware.snapshot import Device
-from tui.widgets.charts.plot_geometry import GlyphSet
+from tui.glyphs import GlyphSet
 
 #: Degrees below the limit from which a device counts as near it.
 NEAR_DEGREES = 5.0

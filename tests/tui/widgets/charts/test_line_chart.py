@@ -12,8 +12,8 @@ from textual.geometry import Region
 from core.runs.series import Series
 from tests.tui.harness import screen_lines, wait_for
 from themes.loader import variable_defaults
+from tui.glyphs import ASCII, BLOCK, BRAILLE, GlyphSet
 from tui.widgets.charts.line_chart import ChartData, LineChart
-from tui.widgets.charts.plot_geometry import ASCII, BLOCK, BRAILLE, GlyphSet
 
 
 class ChartApp(App[None]):

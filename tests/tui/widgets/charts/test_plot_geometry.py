@@ -10,8 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from core.runs.series import Series
+from tui.glyphs import ASCII, BLOCK, BRAILLE, GlyphSet
 from tui.widgets.charts import plot_geometry as geometry
-from tui.widgets.charts.plot_geometry import ASCII, BLOCK, BRAILLE, DotGrid, GlyphSet, Scale
+from tui.widgets.charts.plot_geometry import DotGrid, Scale
 
 
 @pytest.mark.parametrize(
