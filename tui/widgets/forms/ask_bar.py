@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,6 +115,8 @@ class AskBar(Vertical):
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
         self.purpose = ""
+        self._answer: asyncio.Future[str | None] | None = None
+        self._watcher: Callable[[str], None] | None = None
         self._back_to: Widget | None = None
 
     def compose(self) -> ComposeResult:
@@ -124,30 +127,89 @@ class AskBar(Vertical):
     @property
     def is_asking(self) -> bool:
         """Whether a question is open."""
-        return bool(self.purpose)
+        return self._answer is not None or bool(self.purpose)
+
+    async def converse(self, work: Coroutine[object, object, None]) -> None:
+        """Run a coroutine that asks, beside what else goes on; it ends with this bar at the latest.
+
+        What it does up to its first question is done when this returns: awaited by the action of a key with priority,
+        the question is open before the next key is looked at.
+        """
+        self.run_worker(work)
+        await asyncio.sleep(0)
+
+    async def prompt(
+        self, label: str, value: str = "", *, placeholder: str = "", changed: Callable[[str], None] | None = None
+    ) -> str | None:
+        """Ask for a text and wait for it; what is typed takes the place of the value that it begins with.
+
+        Args:
+            label: Before the text.
+            value: The text that it begins with.
+            placeholder: Shown while there is no text.
+            changed: Called with the text whenever it changes.
+
+        Returns:
+            None where the user gives up, or another question takes the place of this one.
+        """
+        field = SafeInput(value, placeholder=placeholder)
+        field.selection = Selection(0, len(field.value))
+        return await self._answer_to(label, field, changed)
+
+    async def prompt_path(
+        self, label: str, value: str = "", *, base: Path | None = None, suffixes: Sequence[str] = ()
+    ) -> Path | None:
+        """Ask for a path, with completion, and wait for it.
+
+        Args:
+            label: Before the path.
+            value: The path that it begins with.
+            base: The directory of relative paths; the working directory by default.
+            suffixes: Endings of the files that are offered.
+
+        Returns:
+            None where the user gives up or names nothing, or another question takes the place of this one.
+        """
+        field = PathInput(value, base=base, suffixes=suffixes, placeholder="tab completes, esc cancels")
+        answer = await self._answer_to(label, field)
+        return field.resolved() if answer and answer.strip() else None
+
+    async def prompt_key(self, question: str, answers: Mapping[str, str]) -> str | None:
+        """Ask a question that one key answers, and wait for it.
+
+        Args:
+            question: In a sentence.
+            answers: The keys, and what each of them means.
+
+        Returns:
+            None where the user gives up, or another question takes the place of this one.
+        """
+        return await self._answer_to("", KeyQuestion(question, answers))
 
     def ask(self, purpose: str, label: str, value: str = "", placeholder: str = "") -> None:
         """Ask for a text; what is typed takes the place of the value that it begins with."""
         field = SafeInput(value, placeholder=placeholder)
         field.selection = Selection(0, len(field.value))
-        self._open(purpose, label, field)
+        self._open(label, field)
+        self.purpose = purpose
 
     def ask_path(
         self, purpose: str, label: str, value: str = "", *, base: Path | None = None, suffixes: Sequence[str] = ()
     ) -> None:
         """Ask for a path, with completion."""
-        self._open(
-            purpose, label, PathInput(value, base=base, suffixes=suffixes, placeholder="tab completes, esc cancels")
-        )
+        self._open(label, PathInput(value, base=base, suffixes=suffixes, placeholder="tab completes, esc cancels"))
+        self.purpose = purpose
 
     def ask_key(self, purpose: str, question: str, answers: Mapping[str, str]) -> None:
         """Ask a question that one key answers."""
-        self._open(purpose, "", KeyQuestion(question, answers))
+        self._open("", KeyQuestion(question, answers))
+        self.purpose = purpose
 
-    def close(self) -> None:
-        """Hide, and give the focus back."""
+    def close(self, answer: str | None = None) -> None:
+        """Hide, give the focus back, and give the answer to who waits for it."""
         back = self._back_to
         self.purpose = ""
+        self._settle(answer)
         self.remove_class("-asking")
         line = self.query_one(".ask-line")
         had_focus = any(child.has_focus for child in line.children)
@@ -156,12 +218,28 @@ class AskBar(Vertical):
             # At once: another question may follow, and must not lose the keys again to what had them before.
             self.screen.set_focus(back)
 
-    def _open(self, purpose: str, label: str, field: Widget) -> None:
+    def on_unmount(self) -> None:
+        """Nobody waits for an answer that will not come."""
+        self._settle(None)
+
+    async def _answer_to(self, label: str, field: Widget, changed: Callable[[str], None] | None = None) -> str | None:
+        self._open(label, field)
+        answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        self._answer, self._watcher = answer, changed
+        return await answer
+
+    def _settle(self, answer: str | None) -> None:
+        waiting, self._answer, self._watcher = self._answer, None, None
+        if waiting is not None and not waiting.done():
+            waiting.set_result(answer)
+
+    def _open(self, label: str, field: Widget) -> None:
+        self._settle(None)
         focused = self.screen.focused
         # One question may follow another before the focus is back: what had it first gets it in the end.
         if focused is not None and self not in focused.ancestors and focused.is_attached:
             self._back_to = focused
-        self.purpose = purpose
+        self.purpose = ""
         self._show_candidates([])
         line = self.query_one(".ask-line")
         line.remove_children()
@@ -188,7 +266,11 @@ class AskBar(Vertical):
     @on(SafeInput.Changed)
     def _changed(self, message: SafeInput.Changed) -> None:
         message.stop()
-        if self.is_asking and message.input.is_attached:
+        if not message.input.is_attached:
+            return
+        if self._watcher is not None:
+            self._watcher(message.value)
+        if self.purpose:
             self.post_message(self.Changed(self.purpose, message.value))
 
     @on(SafeInput.Submitted)
@@ -196,19 +278,22 @@ class AskBar(Vertical):
         message.stop()
         purpose, field = self.purpose, message.input
         path = field.resolved() if isinstance(field, PathInput) and field.value.strip() else None
-        self.close()
-        self.post_message(self.Submitted(purpose, message.value, path))
+        self.close(message.value)
+        if purpose:
+            self.post_message(self.Submitted(purpose, message.value, path))
 
     @on(KeyQuestion.Answered)
     def _answered(self, message: KeyQuestion.Answered) -> None:
         message.stop()
-        purpose = self.purpose
-        self.close()
-        self.post_message(self.Cancelled(purpose) if message.key == "escape" else self.Chosen(purpose, message.key))
+        purpose, is_given_up = self.purpose, message.key == "escape"
+        self.close(None if is_given_up else message.key)
+        if purpose:
+            self.post_message(self.Cancelled(purpose) if is_given_up else self.Chosen(purpose, message.key))
 
     @on(SafeInput.Cancelled)
     def _cancelled(self, message: SafeInput.Cancelled) -> None:
         message.stop()
         purpose = self.purpose
         self.close()
-        self.post_message(self.Cancelled(purpose))
+        if purpose:
+            self.post_message(self.Cancelled(purpose))

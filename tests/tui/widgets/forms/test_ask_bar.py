@@ -1,0 +1,93 @@
+"""Questions at the foot of a pane: awaited, answered, given up, and giving way to another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from textual.app import ComposeResult
+from textual.containers import Vertical
+
+from tests.tui.harness import PaneApp, wait_for
+from tests.tui.test_typing_ahead import type_at_once
+from tui.widgets.forms.ask_bar import AskBar
+from tui.widgets.forms.safe_input import SafeInput
+
+
+class Asking(Vertical):
+    """A bar, something that has the focus before, and what was answered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers: list[object] = []
+        self.typed: list[str] = []
+
+    def compose(self) -> ComposeResult:
+        yield SafeInput(id="before", classes="-first-focus")
+        yield AskBar()
+
+    @property
+    def bar(self) -> AskBar:
+        return self.query_one(AskBar)
+
+    async def text(self, value: str = "") -> None:
+        self.answers.append(await self.bar.prompt("find", value, changed=self.typed.append))
+
+    async def path(self) -> None:
+        self.answers.append(await self.bar.prompt_path("open"))
+
+    async def key(self) -> None:
+        self.answers.append(await self.bar.prompt_key("Really?", {"y": "yes"}))
+
+    async def path_then_key(self) -> None:
+        await self.path()
+        await self.key()
+
+
+async def test_a_text_is_awaited_and_the_focus_goes_back() -> None:
+    pane = Asking()
+    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
+        await pane.bar.converse(pane.text("old"))
+        assert pane.bar.is_asking, "the question is open at once"
+        type_at_once(pilot, "new")
+        await wait_for(pilot, lambda: pane.typed[-1:] == ["new"])
+        assert pane.answers == []
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: pane.answers == ["new"] and not pane.bar.is_asking)
+        assert pane.query_one("#before").has_focus
+
+
+async def test_what_is_given_up_is_none_and_so_is_no_path() -> None:
+    pane = Asking()
+    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
+        for work, key in ((pane.text, "escape"), (pane.path, "escape"), (pane.path, "enter")):
+            await pane.bar.converse(work())
+            await pilot.press(key)
+            await wait_for(pilot, lambda: bool(pane.answers))
+            assert pane.answers == [None]
+            pane.answers.clear()
+        await pane.bar.converse(pane.text())
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: pane.answers == [""])
+
+
+async def test_one_question_follows_another() -> None:
+    pane = Asking()
+    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
+        await pane.bar.converse(pane.path_then_key())
+        await pilot.press(*"a.toml", "enter")
+        await wait_for(pilot, lambda: pane.answers == [Path("a.toml").absolute()] and pane.bar.is_asking)
+        await pilot.pause()
+        await pilot.press("x", "y")
+        await wait_for(pilot, lambda: pane.answers[1:] == ["y"])
+        assert pane.query_one("#before").has_focus
+
+
+async def test_a_question_gives_way_to_the_next_and_ends_with_the_bar() -> None:
+    pane = Asking()
+    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
+        await pane.bar.converse(pane.text())
+        pane.run_worker(pane.path())
+        await wait_for(pilot, lambda: pane.answers == [None])
+        assert pane.bar.is_asking
+        await pane.bar.remove()
+        await wait_for(pilot, lambda: pane.answers == [None, None])
