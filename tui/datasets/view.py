@@ -21,8 +21,7 @@ from core.template.preview import PAIR
 from core.text import one_line
 from tui.datasets.marks import RowMarks
 from tui.datasets.plan import Reading
-from tui.widgets.lists.conversation import Turn
-from tui.widgets.lists.row_list import RowCells
+from tui.datasets.rows import RowCells, Turn
 
 #: Formats as people call them.
 FORMAT_NAMES = {

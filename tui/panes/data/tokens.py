@@ -19,12 +19,12 @@ from core.template.preview import PreviewRow, Refusal
 from core.template.preview import RowLength as Measured
 from core.template.sandboxed import RowMasks
 from tui.datasets.plan import TokenPlan, plan_data
+from tui.datasets.rows import RowCells
 from tui.datasets.summary import counted, spaced
 from tui.datasets.tasks import ReadAgain, read_again
 from tui.datasets.view import DatasetView, label_word
 from tui.panes.data.session import DatasetPane
 from tui.widgets.lists.mask_view import TokenCell, TokenPart
-from tui.widgets.lists.row_list import RowCells
 
 #: Rows whose lengths are kept; the oldest are forgotten.
 KEPT_LENGTHS = 20_000

@@ -16,8 +16,8 @@ from core.data.formats.shapes import FITS, Objective, find_parts
 from core.data.formats.turns import CONTENT_KEYS, ROLE_KEYS, parsed
 from core.errors import UserError
 from core.text import one_line
+from tui.datasets.rows import Turn
 from tui.datasets.view import DatasetView, turns_of
-from tui.widgets.lists.conversation import Turn
 
 #: Columns that are offered; a file with more of them has none that a person would look for in a list.
 COLUMN_LIMIT = 20_000

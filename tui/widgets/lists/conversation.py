@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 from rich.segment import Segment
@@ -14,21 +13,13 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from core.text import sanitize, steady
+from tui.datasets.rows import Turn
 from tui.widgets.strips import find_matches, fit, mark_matches, next_match, scroll_into_view
 
 #: Characters of one turn that are shown; more than anyone reads, and still quick to wrap.
 SHOWN_CHARACTERS = 100_000
 
 _GUTTER = 11
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What one speaker says; the text may be anything, it is sanitized before it is drawn."""
-
-    role: str
-    """``system``, ``user``, ``assistant``, or another label; ``problem`` is drawn as an error."""
-    text: str
 
 
 class Conversation(ScrollView, can_focus=True, inherit_bindings=False):

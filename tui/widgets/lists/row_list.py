@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from rich.segment import Segment
 from rich.style import Style
@@ -15,8 +15,8 @@ from textual.reactive import reactive
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from core.analysis.problems import Level
 from core.text import steady
+from tui.datasets.rows import RowCells
 from tui.widgets.strips import fit, mark_matches
 
 #: What stands before the number of a row that can be read and has a problem, and its style.
@@ -26,19 +26,6 @@ _COUNTS, _WORD = ("tok", "sup"), "label"
 _NARROW = 5
 #: Cells that a text needs to say anything; columns that would have fewer are left out, the last ones first.
 _LEAST = 12
-
-
-@dataclass(frozen=True)
-class RowCells:
-    """One row as the list shows it; texts are sanitized and hold no newline."""
-
-    cells: tuple[str, ...]
-    problem: str = ""
-    """Why the row cannot be read; shown in place of the cells."""
-    number: int = 0
-    """Its number, from 1, where it is not its place in the list."""
-    mark: Level | Literal[""] = ""
-    """The worst problem of a row that can be read."""
 
 
 RowSource = Callable[[int, int], Sequence[RowCells]]
