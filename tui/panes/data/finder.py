@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections.abc import Callable
+
+from core.errors import UserError
 from core.text import one_line
 from tui.datasets.summary import spaced
-from tui.datasets.tasks import Search, SearchEnded
+from tui.datasets.tasks import paced
+from tui.datasets.view import Match
 from tui.keys import KeyTable
 from tui.panes.data.session import DatasetSession, Move
 
@@ -20,35 +26,41 @@ class Finder:
         self._session = session
         self.term = ""
         """The text searched for last; it is marked."""
-        self._number = 0
 
-    def begin(self, index: int, step: int) -> Search:
-        """A search among the rows that are listed; it takes the place of the one before.
+    async def find(self, index: int, step: int, keys: KeyTable, say: Callable[[str], object]) -> Move:
+        """Look for the text among the rows that are listed.
 
         Args:
             index: The row to begin after, or before.
             step: 1 downwards, -1 upwards.
+            keys: The keys as the user has them.
+            say: Told in a thread how far it is.
         """
-        self._number += 1
-        among = self._session.filter.indices if self._session.filter is not None else None
-        return Search(self._number, self.term, index, step, among)
+        session, view = self._session, self._session.view
+        if view is None:
+            return Move()
+        among = session.filter.indices if session.filter is not None else None
+        total, given_up = spaced(len(session.listed)), threading.Event()
 
-    def is_current(self, ended: SearchEnded) -> bool:
-        """Whether a search that has ended is the last one, in the file that is shown."""
-        return ended.view is self._session.view and ended.search == self._number
+        def report(seen: int) -> None:
+            say(f"searching for {self.term}: {spaced(seen)} of {total} rows · esc stops")
 
-    def describe(self, seen: int) -> str:
-        """How far the search is."""
-        return f"searching for {self.term}: {spaced(seen)} of {spaced(len(self._session.listed))} rows · esc stops"
+        try:
+            search = asyncio.to_thread(view.search, self.term, index, step, given_up.is_set, paced(report), among)
+            match = await search
+        except UserError as error:
+            view.failure = error
+            match = None
+        finally:
+            given_up.set()
+        return self._found(match, step, keys) if view is session.view else Move()
 
-    def found(self, ended: SearchEnded, keys: KeyTable) -> Move:
-        """Where a search has ended."""
-        match = ended.match
+    def _found(self, match: Match | None, step: int, keys: KeyTable) -> Move:
+        session = self._session
         if match is None:
-            rows = "None of these rows" if self._session.filter is not None else "No row"
-            none = f"{rows} has “{one_line(self.term, 60)}” in it."
-            return Move(said="Search stopped." if ended.cancelled else none)
-        if self._session.place_of(match.index) is None:
+            rows = "None of these rows" if session.filter is not None else "No row"
+            return Move(said=f"{rows} has “{one_line(self.term, 60)}” in it.")
+        if session.place_of(match.index) is None:
             # The rows that are listed are others by now.
             return Move(said="")
         return Move(
@@ -56,6 +68,7 @@ class Finder:
             f"{self.term}: row {spaced(match.index + 1)}"
             + (", from the other end" if match.wrapped else "")
             + f" · {keys['data.next'].display} next  {keys['data.previous'].display} previous",
+            landing=step,
         )
 
     def row_number(self, text: str) -> Move:

@@ -10,9 +10,6 @@ from core.errors import UserError
 from core.hub.store import NotFetchedError
 from core.hub_uri import is_hub_entry
 from tui.data_paths import data_paths, entry_text, follow_links
-from tui.datasets.plan import Reading
-from tui.datasets.tasks import OpenFailed
-from tui.datasets.view import DatasetView
 from tui.keys import KeyTable
 from tui.panes.data.session import DatasetSession
 
@@ -33,16 +30,13 @@ class Opener:
         self._session = session
         self.opening: Path | None = None
         """The file that is being opened."""
-        self.asks = False
-        """Whether to ask for it if it is not on this machine but can be downloaded."""
         self.missing: Path | None = None
         """The file that was to be opened, and is not on this machine."""
         self._followed: Path | None = None
 
-    def begin(self, path: Path, *, ask: bool) -> Reading:
-        """Wait for a file; how it is to be read."""
-        self.opening, self.asks, self.missing = path, ask, None
-        return self._session.plan.reading.of(path)
+    def begin(self, path: Path) -> None:
+        """Wait for a file."""
+        self.opening, self.missing = path, None
 
     def follow(self, document: ConfigDocument) -> Path | None:
         """What a configuration trains on, if that is another file than before and not shown yet."""
@@ -53,20 +47,14 @@ class Opener:
         shown = self.opening or self._shown
         return path if shown is None or follow_links(shown) != str(path) else None
 
-    def awaits(self, path: Path) -> bool:
-        """Whether a file that has been opened, or could not be, is the one waited for; it no longer is then."""
-        if path != self.opening:
-            return False
+    def failed(self, path: Path, error: UserError, keys: KeyTable) -> UserError:
+        """Wait no longer; why the file is not open, and what to do."""
         self.opening = None
-        return True
-
-    def explain(self, failed: OpenFailed, keys: KeyTable) -> UserError:
-        """Why a file is not open, and what to do."""
-        if not isinstance(failed.error, NotFetchedError):
-            return failed.error
-        self.missing = failed.path
-        hint = f"{keys['data.reload'].display} asks whether to download it; outside the app, {failed.error.hint}"
-        return UserError(failed.error.message, hint)
+        if not isinstance(error, NotFetchedError):
+            return error
+        self.missing = path
+        hint = f"{keys['data.reload'].display} asks whether to download it; outside the app, {error.hint}"
+        return UserError(error.message, hint)
 
     @property
     def start(self) -> str:
@@ -83,5 +71,5 @@ class Opener:
 
     @property
     def _shown(self) -> Path | None:
-        view: DatasetView | None = self._session.view
+        view = self._session.view
         return view.path if view is not None else None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import asyncio
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -13,30 +12,18 @@ from textual.binding import BindingType
 from textual.containers import Container
 from textual.content import Content
 from textual.widgets import DirectoryTree, OptionList, Static
-from textual.worker import get_current_worker
 
+from core.analysis.job import AnalysisJob
+from core.analysis.result import Progress
 from core.config.document import ConfigDocument
 from core.errors import UserError
 from core.hub.store import NotFetchedError
 from core.text import one_line
 from tui.data_paths import entry_text
 from tui.datasets.marks import RowFilter
-from tui.datasets.plan import plan_data
+from tui.datasets.plan import Reading, plan_data
 from tui.datasets.summary import counted, describe_filter, spaced, summarize
-from tui.datasets.tasks import (
-    Opened,
-    OpenFailed,
-    Post,
-    ReadAgain,
-    ScanFailed,
-    Scanned,
-    SearchEnded,
-    SearchProgress,
-    open_dataset,
-    read_again,
-    scan_dataset,
-    search_dataset,
-)
+from tui.datasets.tasks import open_dataset, paced
 from tui.datasets.view import DatasetView
 from tui.keys import bindings
 from tui.messages import DatasetChosen, FormRequested
@@ -44,10 +31,9 @@ from tui.panes.base import Pane
 from tui.panes.data.filters import after_analysis, longest_row, next_kind, next_problem
 from tui.panes.data.finder import Finder
 from tui.panes.data.opener import Opener, sample_path
-from tui.panes.data.report import AnalysisEnded, AnalysisProgress, Report, analyze
+from tui.panes.data.report import Report
 from tui.panes.data.rows import DataRows
 from tui.panes.data.session import DatasetSession, Move
-from tui.panes.data.tokens import MaskerLoaded, load_masks
 from tui.widgets.forms.ask_bar import AskBar
 from tui.widgets.lists.conversation import Conversation
 from tui.widgets.lists.data_tree import DATA_SUFFIXES, DataTree
@@ -124,10 +110,6 @@ class DataPane(Pane):
         """The number of the row under the cursor, from 0."""
         return self.body.index
 
-    def _in_thread(self, group: str, task: Callable[[Post], object]) -> None:
-        """Leave a task to a thread; it takes the place of the last one of its group."""
-        self.run_worker(partial(task, self.post_message), thread=True, exclusive=True, group=group)
-
     # The configuration: which file is shown, how its rows are read, and what of them is learned.
 
     def follow(self, document: ConfigDocument) -> None:
@@ -144,7 +126,7 @@ class DataPane(Pane):
         if session.plan.tokens != before.tokens or (session.masks is None and not session.is_loading):
             session.masks = None
             self.body.count_again()
-            self._load_masks()
+            self._need_masks()
         elif session.plan.reading.overlong != before.reading.overlong:
             self.body.count_again()
             self.body.show_tokens()
@@ -155,34 +137,30 @@ class DataPane(Pane):
         """Recognize the rows anew where the configuration has them read in another way than they are."""
         view = self.view
         if view is not None and (reading := self.session.plan.reading.of(view.path)) != view.reading:
-            self._in_thread("data-reading", partial(read_again, view, reading))
+            self.run_worker(self._recognize(view, reading), exclusive=True, group="data-reading")
 
-    @on(ReadAgain)
-    def _read_again(self, message: ReadAgain) -> None:
-        view = message.view
-        if view is not self.view or message.recognized.reading != self.session.plan.reading.of(view.path):
+    async def _recognize(self, view: DatasetView, reading: Reading) -> None:
+        recognized = await asyncio.to_thread(view.recognize, reading)
+        if view is not self.view or reading != self.session.plan.reading.of(view.path):
             return
-        view.read_as(message.recognized)
+        view.read_as(recognized)
         self.body.count_again()
         self.body.show_row()
         self._refresh_title()
         self._look_at_all()
 
-    def _load_masks(self) -> None:
+    def _need_masks(self) -> None:
         """Read tokenizer and template, unless they are there already or there is nothing to count."""
         if self.session.masks is None and self.view is not None:
             self.session.is_loading = True
-            self._in_thread("data-masker", partial(load_masks, self.session.plan.tokens))
+            self._load_masks()
 
-    @on(MaskerLoaded)
-    def _masks_loaded(self, message: MaskerLoaded) -> None:
-        session = self.session
-        if message.plan != session.plan.tokens:
-            return
-        session.is_loading, session.masks, session.masker_error = False, message.masks, message.error
-        self.body.count_again()
-        self.body.show_tokens()
-        self._look_at_all()
+    @work(exclusive=True, group="data-masker")
+    async def _load_masks(self) -> None:
+        if await self.session.load_masks():
+            self.body.count_again()
+            self.body.show_tokens()
+            self._look_at_all()
 
     # Opening.
 
@@ -193,19 +171,23 @@ class DataPane(Pane):
             path: What is to be opened.
             ask: Whether to ask for what is not on this machine but can be downloaded.
         """
-        reading = self.opener.begin(path, ask=ask)
+        self.opener.begin(path)
         self._say(f"opening {path.name} …")
-        self._in_thread("data-open", partial(open_dataset, path, reading))
+        self._open(path, ask)
 
-    @on(Opened)
-    def _opened(self, message: Opened) -> None:
-        view = message.view
-        if not self.opener.awaits(view.path):
-            view.close()
+    @work(exclusive=True, group="data-open")
+    async def _open(self, path: Path, ask: bool) -> None:
+        try:
+            view = await open_dataset(path, self.session.plan.reading.of(path))
+        except UserError as error:
+            if ask and isinstance(error, NotFetchedError):
+                self._ask_to_fetch(path, error)
+            self._explain(self.opener.failed(path, error, self.keys))
             return
+        self.opener.opening = None
         self.session.open(view)
         self._say("")
-        self._load_masks()
+        self._need_masks()
         self.body.show_file()
         self._mark("")
         self._show_only(self.body)
@@ -214,15 +196,10 @@ class DataPane(Pane):
         self.body.show_row()
         # The configuration may have changed while the file was being opened.
         self._read_as_planned()
-        self._in_thread("data-scan", partial(scan_dataset, view))
+        self._scan(view)
 
-    @on(OpenFailed)
-    def _open_failed(self, message: OpenFailed) -> None:
-        if not self.opener.awaits(message.path):
-            return
-        if self.opener.asks and isinstance(message.error, NotFetchedError):
-            self._ask_to_fetch(message.path, message.error)
-        error = self.opener.explain(message, self.keys)
+    def _explain(self, error: UserError) -> None:
+        """Say why a file is not open."""
         if self.view is not None:
             self._say(f"✗ {error}")
         else:
@@ -237,22 +214,30 @@ class DataPane(Pane):
         if await self.app.push_screen_wait(FetchDialog(error.entry, error.message)):
             self.show(path)
 
-    @on(Scanned)
-    def _scanned(self, message: Scanned) -> None:
-        view = message.view
+    @work(exclusive=True, group="data-scan")
+    async def _scan(self, view: DatasetView) -> None:
+        """Find all rows; closing the file ends it."""
+        report = paced(lambda done, total: self.call_later(self._scanned, view, done / max(total, 1)))
+        try:
+            await asyncio.to_thread(view.file.index, report)
+        except UserError as error:
+            view.failure = error
+            self._refresh_status()
+            return
+        if view.is_guess and not view.is_closed:
+            # The first rows were so long that few of them were known: the analysis sees more, and so must the list.
+            await self._recognize(view, view.reading)
+        self._scanned(view, 1.0)
+
+    def _scanned(self, view: DatasetView, share: float) -> None:
         if view is not self.view:
             return
-        self.session.indexed = message.fraction
+        self.session.indexed = share
         if self.session.filter is None:
             self.body.rows.count = view.count
         self._refresh_title()
         if view.file.complete:
             self._look_at_all()
-
-    @on(ScanFailed)
-    def _scan_failed(self, message: ScanFailed) -> None:
-        message.view.failure = message.error
-        self._refresh_status()
 
     async def action_ask_path(self) -> None:
         """Ask for a path, and open it."""
@@ -300,37 +285,33 @@ class DataPane(Pane):
 
     def _look_at_all(self) -> None:
         """Begin the analysis of the file, if it could find anything else than is known."""
-        job, view = self.session.next_job(), self.view
-        if job is not None and view is not None:
-            self._in_thread("data-analysis", partial(analyze, view, job))
+        if (job := self.session.next_job()) is not None:
+            self._analyze(job)
         self._refresh_known()
+
+    @work(exclusive=True, group="data-analysis")
+    async def _analyze(self, job: AnalysisJob) -> None:
+        def report(progress: Progress) -> None:
+            self.call_later(self._analyzed, job, progress)
+
+        if not await self.session.analyze(job, report):
+            return
+        if (move := after_analysis(self.session)).relists:
+            self._list(move.filter)
+            self._say(move.said or "")
+        self._refresh_known()
+
+    def _analyzed(self, job: AnalysisJob, progress: Progress) -> None:
+        if job is self.session.job:
+            self.session.progress = progress
+            self._refresh_status()
+            self.report.show(self.session, self.keys, self.size)
 
     def _refresh_known(self) -> None:
         """Bring what hangs on all rows up to date."""
         self.body.rows.invalidate()
         self._refresh_status()
         self.report.show(self.session, self.keys, self.size)
-
-    @on(AnalysisProgress)
-    def _analysis_progressed(self, message: AnalysisProgress) -> None:
-        if message.job is self.session.job:
-            self.session.progress = message.progress
-            self._refresh_status()
-            self.report.show(self.session, self.keys, self.size)
-
-    @on(AnalysisEnded)
-    def _analysis_ended(self, message: AnalysisEnded) -> None:
-        if message.job is not self.session.job:
-            return
-        self.session.job, self.session.progress = None, None
-        if message.analysis is not None and message.marks is not None:
-            message.view.take(message.analysis, message.marks)
-            if (move := after_analysis(self.session)).relists:
-                self._list(move.filter)
-                self._say(move.said or "")
-        else:
-            message.view.analysis_error = message.error
-        self._refresh_known()
 
     def action_report(self) -> None:
         """Show problems and statistics of the whole file, or its rows again."""
@@ -463,6 +444,7 @@ class DataPane(Pane):
         """One step back: a search is stopped, the report or the row is left, a mark or a filter is taken away."""
         if self._is_searching:
             self.workers.cancel_group(self, "data-search")
+            self._say("Search stopped.")
         elif self.shows_report:
             self._show_rows()
         elif self.body.reader.has_focus:
@@ -496,14 +478,14 @@ class DataPane(Pane):
         if (text := await self.ask_bar.prompt("row", placeholder=numbers)) is not None:
             self._go(self.finder.row_number(text))
 
-    def _go(self, move: Move, landing: int = 0) -> None:
-        """Go where a key leads, out of the report too; ``landing`` as in :meth:`DataRows.go_to`."""
+    def _go(self, move: Move) -> None:
+        """Go where a key leads, out of the report too."""
         if move.relists or move.index is not None:
             self._show_rows()
         if move.relists:
             self._list(move.filter)
         if move.index is not None:
-            self.body.go_to(move.index, landing)
+            self.body.go_to(move.index, move.landing)
         if move.said is not None:
             self._say(move.said)
 
@@ -552,22 +534,20 @@ class DataPane(Pane):
 
     def _find(self, index: int, step: int) -> None:
         """Look for the text after a row, or before it."""
-        view = self.view
-        if view is None:
-            return
-        self._say(f"searching for {self.finder.term} … esc stops")
-        search = self.finder.begin(index, step)
-        self._in_thread("data-search", partial(search_dataset, view, search, _is_cancelled))
+        if self.view is not None:
+            self._say(f"searching for {self.finder.term} … esc stops")
+            self._search(index, step)
 
-    @on(SearchProgress)
-    def _search_progressed(self, message: SearchProgress) -> None:
-        if message.view is self.view and self._is_searching:
-            self._say(self.finder.describe(message.seen))
+    @work(exclusive=True, group="data-search")
+    async def _search(self, index: int, step: int) -> None:
+        def say(text: str) -> None:
+            self.call_later(self._say_searching, text)
 
-    @on(SearchEnded)
-    def _search_ended(self, message: SearchEnded) -> None:
-        if self.finder.is_current(message):
-            self._go(self.finder.found(message, self.keys), landing=message.step)
+        self._go(await self.finder.find(index, step, self.keys, say))
+
+    def _say_searching(self, text: str) -> None:
+        if self._is_searching:
+            self._say(text)
 
     # What the file is used for.
 
@@ -581,7 +561,3 @@ class DataPane(Pane):
     def action_form(self, form: Literal["template", "columns"]) -> None:
         """Ask the app for a screen with the templates or the columns."""
         self.post_message(FormRequested(form))
-
-
-def _is_cancelled() -> bool:
-    return get_current_worker().is_cancelled

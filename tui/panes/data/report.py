@@ -1,67 +1,21 @@
-"""The whole file in the data pane: problems and statistics, found in the background."""
+"""The whole file in the data pane: problems and statistics."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
 from textual.geometry import Size
-from textual.message import Message
 
-from core.analysis.job import AnalysisCancelledError, AnalysisJob
-from core.analysis.result import Analysis, Progress
+from core.analysis.result import Analysis
 from core.errors import UserError
 from core.text import one_line
-from tui.datasets.marks import RowMarks
 from tui.datasets.summary import counted, describe_dropped, spaced, summarize
-from tui.datasets.tasks import Post
-from tui.datasets.view import DatasetView
 from tui.keys import KeyTable
 from tui.panes.data.session import DatasetSession
 from tui.widgets.charts.histogram import draw_histogram
 from tui.widgets.lists.problem_list import ProblemList
 from tui.widgets.text_block import TextBlock
-
-
-@dataclass
-class AnalysisProgress(Message):
-    """An analysis has come further."""
-
-    job: AnalysisJob
-    progress: Progress
-
-    def can_replace(self, message: Message) -> bool:
-        """Only the newest one matters."""
-        return isinstance(message, AnalysisProgress)
-
-
-@dataclass
-class AnalysisEnded(Message):
-    """An analysis is done, with the marks that follow from it, or cannot be."""
-
-    job: AnalysisJob
-    view: DatasetView
-    analysis: Analysis | None
-    marks: RowMarks | None = None
-    error: UserError | None = None
-
-
-def analyze(view: DatasetView, job: AnalysisJob, post: Post) -> None:
-    """Look at every row: :class:`AnalysisProgress` as it goes on, :class:`AnalysisEnded` unless it is ended. Blocks."""
-
-    def report(progress: Progress) -> None:
-        post(AnalysisProgress(job, progress))
-
-    try:
-        analysis = job.run(report)
-    except AnalysisCancelledError:
-        return
-    except UserError as error:
-        post(AnalysisEnded(job, view, None, error=error))
-        return
-    post(AnalysisEnded(job, view, analysis, RowMarks.of(analysis)))
 
 
 class Report(Vertical):

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
-from textual import on
+from textual import on, work
 from textual.app import ComposeResult
 from textual.containers import Container, Vertical
 from textual.content import Content
 from textual.message import Message
-from textual.worker import get_current_worker
 
 from core.errors import UserError
+from core.template.sandboxed import RowMasks
 from tui.datasets.rows import RowCells
 from tui.datasets.summary import spaced
+from tui.datasets.view import DatasetView
 from tui.panes.data.session import DatasetSession
-from tui.panes.data.tokens import (
-    KnownLengths,
-    LengthsKnown,
-    RowLength,
-    RowMasked,
-    describe_tokens,
-    mask_row,
-    measure_rows,
-    token_parts,
-)
+from tui.panes.data.tokens import KnownLengths, RowLength, describe_tokens, mask_row, measure_rows, token_parts
 from tui.widgets.lists.conversation import Conversation
 from tui.widgets.lists.mask_view import MaskView
 from tui.widgets.lists.row_list import RowList
+
+#: Rows counted between two looks at which are wanted.
+_BATCH = 16
 
 
 class DataRows(Container):
@@ -65,6 +60,8 @@ class DataRows(Container):
         self.mask_view = MaskView(id="data-mask")
         self._session = session
         self._lengths = KnownLengths()
+        self._wanted: Sequence[int] = ()
+        self._is_counting = False
         self._landing: tuple[int, int] | None = None
 
     def compose(self) -> ComposeResult:
@@ -92,7 +89,7 @@ class DataRows(Container):
 
     def show_file(self) -> None:
         """Show the rows of another file, from the first."""
-        self._lengths.forget()
+        self._forget_lengths()
         self._landing = None
         self.rows.show(self.cells, self._session.columns, len(self._session.listed))
 
@@ -119,7 +116,7 @@ class DataRows(Container):
 
     def count_again(self) -> None:
         """Count the tokens of the rows anew."""
-        self._lengths.forget()
+        self._forget_lengths()
         if self._session.view is not None:
             self.rows.columns = self._session.columns
         self.rows.invalidate()
@@ -147,19 +144,29 @@ class DataRows(Container):
         ]
 
     def _want_lengths(self, indices: Sequence[int]) -> None:
-        view, masks = self._session.view, self._session.masks
-        missing = self._lengths.missing(indices)
-        if view is None or masks is None or not missing:
-            return
-        cuts = self._session.plan.reading.overlong == "truncate"
-        measure = partial(measure_rows, view, masks, missing, cuts, _is_cancelled, self.post_message)
-        self.run_worker(measure, thread=True, exclusive=True, group="data-lengths")
+        """Count rows, unless others are on the screen before it is their turn."""
+        self._wanted = indices
+        if not self._is_counting:
+            self._is_counting = True
+            self._count_rows()
 
-    @on(LengthsKnown)
-    def _lengths_known(self, message: LengthsKnown) -> None:
-        if message.view is self._session.view and message.masks is self._session.masks:
-            self._lengths.take(message.lengths)
-            self.rows.invalidate()
+    @work(group="data-lengths")
+    async def _count_rows(self) -> None:
+        session = self._session
+        try:
+            while batch := self._lengths.missing(self._wanted)[:_BATCH]:
+                view, masks, lengths = session.view, session.masks, self._lengths
+                if view is None or masks is None:
+                    return
+                cuts = session.plan.reading.overlong == "truncate"
+                lengths.take(await asyncio.to_thread(measure_rows, view, masks, batch, cuts=cuts))
+                self.rows.invalidate()
+        finally:
+            self._is_counting = False
+
+    def _forget_lengths(self) -> None:
+        # What is being counted goes to the old ones.
+        self._lengths, self._wanted = KnownLengths(), ()
 
     @on(RowList.Moved)
     def _moved(self) -> None:
@@ -208,17 +215,16 @@ class DataRows(Container):
         elif session.masks is None:
             self.mask_view.say("Reading the tokenizer …")
         else:
-            mask = partial(mask_row, view, session.masks, index, self.post_message)
-            self.run_worker(mask, thread=True, exclusive=True, group="data-mask")
+            self._mask_row(view, session.masks, index)
 
-    @on(RowMasked)
-    def _row_masked(self, message: RowMasked) -> None:
-        stale = message.view is not self._session.view or message.masks is not self._session.masks
-        if stale or message.index != self.index or not self.shows_tokens:
+    @work(exclusive=True, group="data-mask")
+    async def _mask_row(self, view: DatasetView, masks: RowMasks, index: int) -> None:
+        result, label = await asyncio.to_thread(mask_row, view, masks, index)
+        stale = view is not self._session.view or masks is not self._session.masks
+        if stale or index != self.index or not self.shows_tokens:
             return
-        result = message.result
         if isinstance(result, tuple):
-            self.mask_view.show(token_parts(result, message.label, self._session.plan))
+            self.mask_view.show(token_parts(result, label, self._session.plan))
             self._show_place(describe_tokens(result))
             self._land()
         else:
@@ -250,7 +256,3 @@ class DataRows(Container):
 
 def _with_length(row: RowCells, length: RowLength) -> RowCells:
     return replace(row, cells=(length.tokens, length.learned, *row.cells))
-
-
-def _is_cancelled() -> bool:
-    return get_current_worker().is_cancelled

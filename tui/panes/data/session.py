@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from core.analysis.job import AnalysisJob
-from core.analysis.result import AnalysisRequest, Progress
+from core.analysis.job import AnalysisCancelledError, AnalysisJob
+from core.analysis.result import Analysis, AnalysisRequest, Progress
 from core.config.document import ConfigDocument
 from core.errors import UserError
 from core.template.sandboxed import RowMasks
-from tui.datasets.marks import RowFilter
-from tui.datasets.plan import plan_data
+from tui.datasets.marks import RowFilter, RowMarks
+from tui.datasets.plan import TokenPlan, plan_data
 from tui.datasets.view import DatasetView
 
 
@@ -27,6 +28,8 @@ class Move:
     """Whether other rows are listed before."""
     filter: RowFilter | None = None
     """Which ones, then; None for all."""
+    landing: int = 0
+    """Whether the row is scrolled to the first text that is marked (1), or to the last (-1)."""
 
 
 class DatasetSession:
@@ -96,6 +99,18 @@ class DatasetSession:
             return ()
         return (*(("tok", "sup") if self.has_counts else ()), *self.view.columns)
 
+    async def load_masks(self) -> bool:
+        """Read tokenizer and template; whether they are, or why they cannot be, those of the present plan."""
+        plan, masks, error = self.plan.tokens, None, None
+        try:
+            masks = await asyncio.to_thread(_load_masks, plan)
+        except UserError as failed:
+            error = failed
+        if plan != self.plan.tokens:
+            return False
+        self.is_loading, self.masks, self.masker_error = False, masks, error
+        return True
+
     # Every row.
 
     def next_job(self) -> AnalysisJob | None:
@@ -124,6 +139,29 @@ class DatasetSession:
         self._request, self.job = request, AnalysisJob(request)
         return self.job
 
+    async def analyze(self, job: AnalysisJob, report: Callable[[Progress], None]) -> bool:
+        """Look at every row; whether there is a result, or a reason why there is none.
+
+        Args:
+            job: From :meth:`next_job`.
+            report: Told in a thread how far it is.
+        """
+        view, analysis, marks, error = self.view, None, RowMarks(), None
+        try:
+            analysis, marks = await asyncio.to_thread(_analyze, job, report)
+        except AnalysisCancelledError:
+            return False
+        except UserError as failed:
+            error = failed
+        if job is not self.job or view is None:
+            return False
+        self.job = self.progress = None
+        if analysis is not None:
+            view.take(analysis, marks)
+        else:
+            view.analysis_error = error
+        return True
+
     def forget_analysis(self) -> None:
         """What was found no longer holds; an analysis under way is ended."""
         self.end_analysis()
@@ -147,3 +185,14 @@ class DatasetSession:
         if (progress := self.progress) is not None and progress.stage == "reading" and progress.total:
             share = f" ({progress.done / progress.total:.0%} so far)"
         return f"Every row must be looked at first{share}."
+
+
+def _load_masks(plan: TokenPlan) -> RowMasks:
+    masks = RowMasks(plan.mask_settings())
+    masks.check()
+    return masks
+
+
+def _analyze(job: AnalysisJob, report: Callable[[Progress], None]) -> tuple[Analysis, RowMarks]:
+    analysis = job.run(report)
+    return analysis, RowMarks.of(analysis)

@@ -1,4 +1,4 @@
-"""Rows as tokens: made in threads, shown with what the model learns of them, and counted for the list."""
+"""Rows as tokens: made in a thread, shown with what the model learns of them, and counted for the list."""
 
 from __future__ import annotations
 
@@ -7,25 +7,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from textual.message import Message
-
 from core.analysis.problems import Level
 from core.data.conversation import RowError
 from core.errors import UserError
 from core.template.preview import PreviewRow, Refusal
 from core.template.preview import RowLength as Measured
 from core.template.sandboxed import RowMasks
-from tui.datasets.plan import DataPlan, TokenPlan
+from tui.datasets.plan import DataPlan
 from tui.datasets.summary import counted, spaced
-from tui.datasets.tasks import Post
-from tui.datasets.view import Cancelled, DatasetView, label_word
+from tui.datasets.view import DatasetView, label_word
 from tui.widgets.lists.mask_view import TokenCell, TokenPart
 
 #: Rows whose lengths are kept; the oldest are forgotten.
 KEPT_LENGTHS = 20_000
-#: Rows masked between two looks at whether they are still wanted.
-_BATCH = 16
 
+TokenRows: TypeAlias = tuple[PreviewRow, ...] | Refusal | RowError | UserError
 _Length: TypeAlias = Measured | Refusal | RowError | UserError
 
 _CUT_LABELS = {
@@ -45,82 +41,28 @@ class RowLength:
     """Whether it is used."""
 
 
-@dataclass
-class MaskerLoaded(Message):
-    """The tokenizer and template of a plan are there, or cannot be."""
-
-    plan: TokenPlan
-    masks: RowMasks | None
-    error: UserError | None = None
-
-
-@dataclass
-class RowMasked(Message):
-    """A row has become tokens, or cannot."""
-
-    view: DatasetView
-    masks: RowMasks
-    index: int
-    result: tuple[PreviewRow, ...] | Refusal | RowError | UserError
-    label: bool | None = None
-    """Whether its answer is called good; None for other rows."""
-
-
-@dataclass
-class LengthsKnown(Message):
-    """Rows of the list have been counted."""
-
-    view: DatasetView
-    masks: RowMasks
-    lengths: Mapping[int, RowLength]
-
-
 # In threads.
 
 
-def load_masks(plan: TokenPlan, post: Post) -> None:
-    """Read tokenizer and template: :class:`MaskerLoaded`."""
-    try:
-        masks = RowMasks(plan.mask_settings())
-        masks.check()
-    except UserError as error:
-        post(MaskerLoaded(plan, None, error))
-        return
-    post(MaskerLoaded(plan, masks))
-
-
-def mask_row(view: DatasetView, masks: RowMasks, index: int, post: Post) -> None:
-    """Make a row into tokens: :class:`RowMasked`."""
-    label = None
-    result: tuple[PreviewRow, ...] | Refusal | RowError | UserError
+def mask_row(view: DatasetView, masks: RowMasks, index: int) -> tuple[TokenRows, bool | None]:
+    """A row as tokens, or why it is none; and whether its answer is called good (None for other rows)."""
     try:
         example = view.example(index)
-        label = example.label
-        result = masks.row(example)
+        return masks.row(example), example.label
     except (RowError, UserError) as error:
-        result = error
-    post(RowMasked(view, masks, index, result, label))
+        return error, None
 
 
-def measure_rows(
-    view: DatasetView, masks: RowMasks, indices: Sequence[int], cuts: bool, cancelled: Cancelled, post: Post
-) -> None:
-    """Count rows, a few at a time: :class:`LengthsKnown`.
+def measure_rows(view: DatasetView, masks: RowMasks, indices: Sequence[int], *, cuts: bool) -> dict[int, RowLength]:
+    """The lengths of rows.
 
     Args:
         view: The dataset.
         masks: What makes rows into tokens.
         indices: The rows.
         cuts: Whether rows that are too long are cut; else they are not used.
-        cancelled: Asked between two messages.
-        post: Where the messages go.
     """
-    for begin in range(0, len(indices), _BATCH):
-        if cancelled():
-            return
-        batch = indices[begin : begin + _BATCH]
-        measured = _measured(view, masks, batch)
-        post(LengthsKnown(view, masks, {index: _length_of(measured[index], cuts) for index in batch}))
+    return {index: _length_of(length, cuts) for index, length in _measured(view, masks, indices).items()}
 
 
 def _measured(view: DatasetView, masks: RowMasks, indices: Sequence[int]) -> dict[int, _Length]:
@@ -172,10 +114,6 @@ class KnownLengths:
         self._known.update(lengths)
         while len(self._known) > KEPT_LENGTHS:
             self._known.popitem(last=False)
-
-    def forget(self) -> None:
-        """Know none any more."""
-        self._known.clear()
 
 
 def token_parts(rows: Sequence[PreviewRow], label: bool | None, plan: DataPlan) -> list[TokenPart]:
