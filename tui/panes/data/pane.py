@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -217,6 +218,7 @@ class DataPane(Pane):
     @work(exclusive=True, group="data-scan")
     async def _scan(self, view: DatasetView) -> None:
         """Find all rows; closing the file ends it."""
+        # From a thread, what is called later is posted, and is called between two messages.
         report = paced(lambda done, total: self.call_later(self._scanned, view, done / max(total, 1)))
         try:
             await asyncio.to_thread(view.file.index, report)
@@ -302,15 +304,19 @@ class DataPane(Pane):
         self._refresh_known()
 
     def _analyzed(self, job: AnalysisJob, progress: Progress) -> None:
+        """Take note of how far an analysis is."""
         if job is self.session.job:
             self.session.progress = progress
             self._refresh_status()
-            self.report.show(self.session, self.keys, self.size)
+            self._refresh_report()
 
     def _refresh_known(self) -> None:
         """Bring what hangs on all rows up to date."""
         self.body.rows.invalidate()
         self._refresh_status()
+        self._refresh_report()
+
+    def _refresh_report(self) -> None:
         self.report.show(self.session, self.keys, self.size)
 
     def action_report(self) -> None:
@@ -319,7 +325,7 @@ class DataPane(Pane):
             self._show_rows()
         elif self.view is not None:
             self._show_only(self.report)
-            self.report.show(self.session, self.keys, self.size)
+            self._refresh_report()
             # At once, where focus() would do it later: the next key may be there already.
             self.screen.set_focus(self.report.problems)
 
@@ -540,9 +546,7 @@ class DataPane(Pane):
 
     @work(exclusive=True, group="data-search")
     async def _search(self, index: int, step: int) -> None:
-        def say(text: str) -> None:
-            self.call_later(self._say_searching, text)
-
+        say = partial(self.call_later, self._say_searching)
         self._go(await self.finder.find(index, step, self.keys, say))
 
     def _say_searching(self, text: str) -> None:

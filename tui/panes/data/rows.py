@@ -58,6 +58,7 @@ class DataRows(Container):
         self.rows = RowList(id="data-rows")
         self.conversation = Conversation(id="data-conversation")
         self.mask_view = MaskView(id="data-mask")
+        self._box = Vertical(id="data-row")
         self._session = session
         self._lengths = KnownLengths()
         self._wanted: Sequence[int] = ()
@@ -67,7 +68,7 @@ class DataRows(Container):
     def compose(self) -> ComposeResult:
         """The list, and the row in one of its forms."""
         yield self.rows
-        with Vertical(id="data-row"):
+        with self._box:
             yield self.conversation
             yield self.mask_view
 
@@ -244,7 +245,7 @@ class DataRows(Container):
         line = view.line_of(index)
         place = f"row {spaced(index + 1)}" + (f" · line {spaced(line)}" if line and line != index + 1 else "")
         words = [place, *(["as tokens"] if self.shows_tokens else []), *([detail] if detail else [])]
-        self.query_one("#data-row").border_title = Content(f" {' · '.join(words)} ")
+        self._box.border_title = Content(f" {' · '.join(words)} ")
 
     def _land(self) -> None:
         """Scroll the row to its first match, or to its last, if a search has just ended on it."""
