@@ -7,7 +7,7 @@ of its own, so that the caller is not blocked.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from core.analysis.lengths import Lengths
@@ -70,6 +70,19 @@ class AnalysisRequest:
             self.allow_special,
             self.end_answers,
             self.max_length or None,
+        )
+
+    def with_masks(self, settings: MaskSettings | None) -> AnalysisRequest:
+        """The same, its rows made into tokens in another way; None for no tokens, and for nothing said about them."""
+        made = settings or MaskSettings("")
+        return replace(
+            self,
+            model=settings.model if settings is not None else None,
+            template=made.template,
+            supervise=made.supervise,
+            allow_special=made.allow_special,
+            end_answers=made.end_answers,
+            max_length=made.max_length or 0,
         )
 
     def to_dict(self) -> dict[str, Any]:

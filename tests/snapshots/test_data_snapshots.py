@@ -86,7 +86,7 @@ def showing(place: str, *keys: str, ready: Callable[[Any], object] = lambda _: T
 
 
 def _has_tokens(pane: Any) -> bool:
-    return bool(pane.mask_view.parts)
+    return bool(pane.body.mask_view.parts)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -106,7 +106,7 @@ def test_tokens_without_color(snap_compare: Compare, no_color: None, app: Localt
 
 def test_matches_in_tokens(snap_compare: Compare, app: LocaltuneApp) -> None:
     keys = ("m", "slash", *"area", "enter")
-    assert snap_compare(app, **showing("80x24", *keys, ready=lambda pane: pane.mask_view.match_place == (1, 1)))
+    assert snap_compare(app, **showing("80x24", *keys, ready=lambda pane: pane.body.mask_view.match_place == (1, 1)))
 
 
 @pytest.mark.parametrize("place", ["80x24", "200x50-zoomed"])
@@ -116,4 +116,4 @@ def test_report(snap_compare: Compare, app: LocaltuneApp, place: str) -> None:
 
 @pytest.mark.parametrize("place", ["80x24", "200x50-tiled"])
 def test_filter(snap_compare: Compare, app: LocaltuneApp, place: str) -> None:
-    assert snap_compare(app, **showing(place, "f", ready=lambda pane: pane.filter is not None))
+    assert snap_compare(app, **showing(place, "f", ready=lambda pane: pane.session.filter is not None))

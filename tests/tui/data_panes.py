@@ -73,7 +73,7 @@ def configuration(directory: Path, **values: Any) -> ConfigDocument:
 async def opened(pilot: Pilot[None], pane: DataPane, path: Path) -> None:
     """Open a file and wait until its rows are there."""
     pane.show(path)
-    await wait_for(pilot, lambda: pane.view is not None and pane.view.path == path and pane._opening is None)
+    await wait_for(pilot, lambda: pane.view is not None and pane.view.path == path and pane.opener.opening is None)
     await pilot.pause()
 
 

@@ -31,7 +31,8 @@ from tui.screens.template.template import TemplateScreen
 async def main():
     app = LocaltuneApp(Path(sys.argv[1]))
     async with app.run_test(size=(200, 50)) as pilot:
-        await wait_for(pilot, lambda: pane_of(app, "data") is not None and pane_of(app, "data").masks is not None, 90)
+        await wait_for(pilot, lambda: pane_of(app, "data") is not None, 90)
+        await wait_for(pilot, lambda: pane_of(app, "data").session.masks is not None, 90)
         await pilot.press("1", "m")
         await wait_for(pilot, lambda: "learned" in screen_text(app), 90)
         await wait_for(pilot, lambda: pane_of(app, "data").view.analysis is not None, 90)

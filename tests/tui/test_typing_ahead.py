@@ -56,11 +56,11 @@ async def test_what_is_typed_behind_a_key_that_asks_is_the_text(tmp_path: Path, 
     pane = DataPane()
     async with PaneApp(pane).run_test(size=(100, 24)) as pilot:
         await opened(pilot, pane, path)
-        pane.rows.focus()
+        pane.body.rows.focus()
         await pilot.pause()
         type_at_once(pilot, chunk)
         assert (await typed(pilot)).removeprefix(f"{tmp_path}/") == text
-        assert not pane.shows_tokens
+        assert not pane.body.shows_tokens
         assert not pane.shows_report
 
 
@@ -69,13 +69,13 @@ async def test_the_line_gives_the_keys_back_and_asks_again(tmp_path: Path) -> No
     pane = DataPane()
     async with PaneApp(pane).run_test(size=(100, 24)) as pilot:
         await opened(pilot, pane, path)
-        pane.rows.focus()
+        pane.body.rows.focus()
         await pilot.pause()
         for number in (3, 7):
             type_at_once(pilot, f":{number}")
             assert await typed(pilot) == str(number)
             await pilot.press("enter")
-            await wait_for(pilot, lambda: pane.rows.has_focus)
+            await wait_for(pilot, lambda: pane.body.rows.has_focus)
             await pilot.pause()
             assert pane.index == number - 1
         for term in ("quest", "no such text"):
@@ -83,7 +83,7 @@ async def test_the_line_gives_the_keys_back_and_asks_again(tmp_path: Path) -> No
             type_at_once(pilot, f"/{term}")
             assert await typed(pilot) == term
             await pilot.press("enter")
-            await wait_for(pilot, lambda: pane.rows.has_focus)
+            await wait_for(pilot, lambda: pane.body.rows.has_focus)
         await pilot.press("slash")
         assert await typed(pilot) == "no such text"
 

@@ -10,11 +10,13 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from core.analysis.result import AnalysisRequest
+from pydantic import ValidationError
+
+from core.analysis.result import AnalysisRequest, request_for
+from core.config.choices import Overlong
 from core.config.document import ConfigDocument
-from core.config.schema import find_option
+from core.config.schema import Config, options
 from core.data.registries.resolve import single_source
 from core.data.registries.source import DataSource
 from core.errors import UserError
@@ -22,7 +24,7 @@ from core.hub_uri import absolute
 from core.models.find import STARTER_NAME, find_model, missing_model
 from core.paths import user_path
 from core.template.builtin import template_source
-from core.template.settings import MaskSettings, supervised_turns
+from core.template.settings import MaskSettings
 from tui.data_paths import entry_text, follow_links
 
 
@@ -56,16 +58,13 @@ class Reading:
 class ReadPlan:
     """How the configuration has rows read and counted; paths are absolute."""
 
-    train: tuple[str, ...] = ()
-    eval: tuple[str, ...] = ()
-    format: str = "auto"
-    columns: tuple[tuple[str, str], ...] | None = None
-    overlong: Any = "drop"
-    objective: Any = "sft"
-    weights: tuple[float, ...] | None = None
-    eval_share: float = 0.0
-    seed: int = 0
-    """Which rows are held out or left out; 0 where none is."""
+    wanted: AnalysisRequest
+    """All that it names, without tokens; the seed only where rows are held out or left out."""
+
+    @property
+    def overlong(self) -> Overlong:
+        """What happens to rows that are too long."""
+        return self.wanted.overlong
 
     def of(self, path: Path) -> Reading:
         """How one file is read.
@@ -73,22 +72,31 @@ class ReadPlan:
         ``data.format`` and ``data.columns`` are for the files that the configuration names, and for any while it names
         none to train on; another file, opened to be looked at, is recognized by itself.
         """
-        if not self.train or _names(self.train, path) or _names(self.eval, path):
-            return Reading(self.format, self.columns)
+        wanted = self.wanted
+        if not wanted.train or _names(wanted.train, path) or _names(wanted.eval, path):
+            return Reading(wanted.format, None if wanted.columns is None else tuple(wanted.columns.items()))
         return Reading()
 
     def held_out(self, path: Path) -> tuple[str, ...]:
         """What is held out while a file is trained on."""
-        return self.eval if _names(self.train, path) else ()
+        return self.wanted.eval if _names(self.wanted.train, path) else ()
 
-    def sampling(self, path: Path) -> dict[str, Any]:
-        """What is held out of a file and left out of it, as :class:`AnalysisRequest` takes it.
+    def request(self, path: Path) -> AnalysisRequest:
+        """What an analysis of one file looks at, without tokens.
 
-        It is decided over all that is trained on, so for a file that is a part of it nothing can be said.
+        What is held out and left out is decided over all that is trained on, so for a file that is a part of it nothing
+        can be said.
         """
-        if len(self.train) != 1 or follow_links(path) != follow_links(self.train[0]):
-            return {}
-        return {"weights": self.weights, "eval_share": self.eval_share, "seed": self.seed}
+        reading, wanted = self.of(path), self.wanted
+        if len(wanted.train) != 1 or follow_links(path) != follow_links(wanted.train[0]):
+            wanted = replace(wanted, weights=None, eval_share=0.0, seed=0)
+        return replace(
+            wanted,
+            train=(entry_text(path),),
+            eval=self.held_out(path),
+            format=reading.format,
+            columns=reading.column_names,
+        )
 
 
 @dataclass(frozen=True)
@@ -98,14 +106,17 @@ class TokenPlan:
     base: str
     directory: Path
     """What relative paths in the configuration are relative to."""
+    settings: MaskSettings
+    """How rows become tokens, the model and the template that replaces its own left out."""
     template_name: str | None = None
     template_file: Path | None = None
     template_stamp: int = 0
     """When that file was last changed, in nanoseconds: a plan with an edited template is another one."""
-    supervise: Any = "assistant"
-    keep_special: bool = False
-    end_answers: bool = False
-    max_length: int = 2048
+
+    @property
+    def max_length(self) -> int:
+        """The greatest length of a row."""
+        return self.settings.max_length or 0
 
     def template(self) -> str | None:
         """The template that replaces the model's own.
@@ -121,14 +132,7 @@ class TokenPlan:
         Raises:
             UserError: If the model is not ready, or the template cannot be read.
         """
-        return MaskSettings(
-            str(find_base(self.base, self.directory)),
-            self.template(),
-            self.supervise,
-            self.keep_special,
-            self.end_answers,
-            self.max_length,
-        )
+        return replace(self.settings, model=str(find_base(self.base, self.directory)), template=self.template())
 
 
 @dataclass(frozen=True)
@@ -148,37 +152,58 @@ class DataPlan:
         Raises:
             UserError: If model or template have gone meanwhile.
         """
-        reading, tokens = self.reading.of(path), self.tokens
-        request = AnalysisRequest(
-            train=(entry_text(path),),
-            eval=self.reading.held_out(path),
-            format=reading.format,
-            columns=reading.column_names,
-            overlong=self.reading.overlong,
-            objective=self.reading.objective,
-            **self.reading.sampling(path),
-        )
-        if not with_tokens:
-            return request
-        return replace(
-            request,
-            model=str(find_base(tokens.base, tokens.directory)),
-            template=tokens.template(),
-            supervise=tokens.supervise,
-            allow_special=tokens.keep_special,
-            end_answers=tokens.end_answers,
-            max_length=tokens.max_length,
-        )
+        return self.reading.request(path).with_masks(self.tokens.mask_settings() if with_tokens else None)
 
 
 def plan_data(document: ConfigDocument) -> DataPlan:
     """The plan of a configuration, which may be invalid or empty."""
-    return DataPlan(plan_reading(document), plan_tokens(document))
+    directory = document.path.parent.absolute() if document.path is not None else Path.cwd()
+    config = _valid_part(document)
+    request = request_for(config, model="")
+    columns = document.get("data.columns")
+    reading = replace(
+        request.with_masks(None),
+        train=_entries(document, "data.train", directory),
+        eval=_entries(document, "data.eval", directory),
+        columns={str(key): str(name) for key, name in columns.items()} if isinstance(columns, Mapping) else None,
+        seed=request.seed if request.eval_share or request.weights else 0,
+    )
+    file = directory / user_path(config.template.file) if config.template.file else None
+    settings = request.mask_settings or MaskSettings("")
+    tokens = TokenPlan(config.model.base, directory, settings, config.template.name, file, _stamp(file))
+    return DataPlan(ReadPlan(reading), tokens)
 
 
-def _listed(value: Any) -> list[Any]:
-    """One value or several, as a list; what is neither in the file is no value."""
-    return value if isinstance(value, list) else [value]
+def plan_tokens(document: ConfigDocument) -> TokenPlan:
+    """The options behind the tokens of a row, of a configuration that may be invalid or empty."""
+    return plan_data(document).tokens
+
+
+def _valid_part(document: ConfigDocument) -> Config:
+    """A configuration with the default in place of each value that cannot be; the rows it names are left out.
+
+    So are the columns: what is wrong with those is said with the rows in view.
+    """
+    skipped = {"data.train", "data.eval", "data.columns"}
+    while True:
+        content: dict[str, dict[str, object]] = {"data": {"train": "none"}}
+        for option in options():
+            value = document.get(option.name)
+            if value is not None and option.name not in skipped:
+                content.setdefault(option.section, {})[option.key] = value
+        try:
+            return Config.model_validate(content)
+        except ValidationError as error:
+            wrong = {".".join(map(str, item["loc"][:2])) for item in error.errors()}
+            if wrong <= skipped:
+                raise
+            skipped |= wrong
+
+
+def _entries(document: ConfigDocument, name: str, directory: Path) -> tuple[str, ...]:
+    value = document.get(name)
+    items = value if isinstance(value, list) else [value]
+    return tuple(absolute(item, directory) for item in items if isinstance(item, str) and item)
 
 
 def _stamp(file: Path | None) -> int:
@@ -186,63 +211,6 @@ def _stamp(file: Path | None) -> int:
         return file.stat().st_mtime_ns if file is not None else 0
     except (OSError, ValueError):
         return 0
-
-
-def plan_reading(document: ConfigDocument) -> ReadPlan:
-    """What a configuration says about reading."""
-    directory = _directory(document)
-
-    def entries(name: str) -> tuple[str, ...]:
-        value = document.get(name)
-        items = value if isinstance(value, list) else [value]
-        return tuple(absolute(item, directory) for item in items if isinstance(item, str) and item)
-
-    columns, weights = document.get("data.columns"), document.get("data.weights")
-    numbers = weights if isinstance(weights, list) and all(isinstance(item, int | float) for item in weights) else None
-    eval_share = float(_value(document, "data.eval_share", (int, float)))
-    return ReadPlan(
-        train=entries("data.train"),
-        eval=entries("data.eval"),
-        format=_value(document, "data.format", str),
-        columns=tuple((str(key), str(item)) for key, item in columns.items()) if isinstance(columns, Mapping) else None,
-        overlong=_value(document, "data.overlong", str),
-        objective=_value(document, "train.objective", str),
-        weights=None if numbers is None else tuple(float(item) for item in numbers),
-        eval_share=eval_share,
-        seed=int(_value(document, "train.seed", int)) if eval_share or numbers else 0,
-    )
-
-
-def plan_tokens(document: ConfigDocument) -> TokenPlan:
-    """What a configuration says about tokens."""
-    directory = _directory(document)
-    file = _value(document, "template.file", str)
-    template_file = directory / user_path(file) if file else None
-    objective = _value(document, "train.objective", str)
-    return TokenPlan(
-        base=_value(document, "model.base", str),
-        directory=directory,
-        template_name=_value(document, "template.name", str),
-        template_file=template_file,
-        template_stamp=_stamp(template_file),
-        supervise=supervised_turns(objective, _value(document, "data.supervise", str)),
-        keep_special=_value(document, "data.special_tokens", str) == "keep",
-        end_answers="stop_untrained" in _listed(document.get("data.allow")),
-        max_length=_value(document, "train.max_length", int),
-    )
-
-
-def _directory(document: ConfigDocument) -> Path:
-    return document.path.parent.absolute() if document.path is not None else Path.cwd()
-
-
-def _value(document: ConfigDocument, name: str, wanted: type | tuple[type, ...]) -> Any:
-    option = find_option(name)
-    value = document.get(name)
-    fits = isinstance(value, wanted) and not isinstance(value, bool)
-    if fits and option is not None and option.choices and isinstance(value, str):
-        fits = value in option.choices
-    return value if fits else option.default if option is not None else None
 
 
 def _names(entries: Iterable[str], path: Path) -> bool:

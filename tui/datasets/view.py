@@ -9,7 +9,6 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from core.analysis.problems import Level
 from core.analysis.result import Analysis
@@ -336,7 +335,7 @@ def _describe_tokens(example: Example) -> str:
     return f"{len(example.ids or ())} tokens, {learned} of them learned"
 
 
-def _dump(data: Any) -> str:
+def _dump(data: object) -> str:
     return json.dumps(data, ensure_ascii=False)
 
 
@@ -356,9 +355,9 @@ def _mentions(row: Row, wanted: str) -> bool:
     return any(wanted in text.lower() for text in _texts(row.data))
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: object) -> Iterator[str]:
     """Every text in a row; an explicit stack, as rows may be nested deeper than Python's."""
-    stack = [value]
+    stack: list[object] = [value]
     while stack:
         item = stack.pop()
         if isinstance(item, str):

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from core.analysis.result import request_for
 from core.config.document import ConfigDocument
 from core.config.schema import options
 from core.errors import UserError
+from core.template.builtin import NAMED_TEMPLATES
 from tests.core.data.sample_files import json_lines, pairs, write, write_parquet
 from tui.data_paths import data_paths
 from tui.datasets.plan import Reading, plan_data
@@ -153,3 +155,33 @@ def test_paths_that_lead_nowhere_do_not_end_the_app(tmp_path: Path, name: str) -
     assert plan_data(configuration).reading.of(path) == Reading()
     with pytest.raises(UserError):
         DatasetView(path)
+
+
+def test_what_is_invalid_has_its_default_and_the_rest_holds(tmp_path: Path) -> None:
+    data = '[data]\nsupervise = "nobody"\noverlong = "refuse"\n'
+    text = f'{data}[train]\nmax_length = "long"\nobjective = 5\n[chat]\nx = 1\n'
+    plan = plan_data(ConfigDocument(text, tmp_path / "mine.toml"))
+    assert plan == plan_data(document(tmp_path, data__overlong="refuse"))
+    assert plan.reading.overlong == "refuse"
+    assert plan_data(ConfigDocument("data = 5\nmodel = [1]\n", tmp_path / "mine.toml")) == plan_data(document(tmp_path))
+
+
+def test_rows_become_tokens_as_a_run_would_make_them(tmp_path: Path, tiny_model_dir: Path) -> None:
+    options: dict[str, Any] = {
+        "model__base": str(tiny_model_dir),
+        "data__train": "a.jsonl",
+        "data__special_tokens": "keep",
+        "data__allow": "stop_untrained",
+        "template__name": "chatml",
+        "train__objective": "kto",
+        "train__max_length": 64,
+    }
+    configuration = document(tmp_path, **options)
+    template = NAMED_TEMPLATES["chatml"].source
+    request = request_for(configuration.validate(), model=str(tiny_model_dir), template=template)
+    plan = plan_data(configuration)
+    assert plan.tokens.mask_settings() == request.mask_settings
+    assert plan.tokens.settings.supervise == "last", "the answer that has the label"
+    shown = plan.request(tmp_path / "a.jsonl", with_tokens=True)
+    assert shown.mask_settings == request.mask_settings
+    assert (shown.train, shown.overlong, shown.objective) == (request.train, request.overlong, request.objective)

@@ -2,61 +2,60 @@
 
 from __future__ import annotations
 
+import asyncio
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from textual import events, on
+from textual import events, on, work
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import Container, Vertical
+from textual.containers import Container
 from textual.content import Content
-from textual.message import Message
-from textual.widgets import Static
+from textual.widgets import DirectoryTree, OptionList, Static
 
+from core.analysis.job import AnalysisJob
+from core.analysis.result import Progress
+from core.config.document import ConfigDocument
 from core.errors import UserError
+from core.hub.store import NotFetchedError
 from core.text import one_line
 from tui.data_paths import entry_text
+from tui.datasets.marks import RowFilter
+from tui.datasets.plan import Reading, plan_data
 from tui.datasets.summary import counted, describe_filter, spaced, summarize
+from tui.datasets.tasks import open_dataset, paced
+from tui.datasets.view import DatasetView
 from tui.keys import bindings
 from tui.messages import DatasetChosen, FormRequested
-from tui.panes.data.opener import DatasetOpening
+from tui.panes.base import Pane
+from tui.panes.data.filters import after_analysis, longest_row, next_kind, next_problem
+from tui.panes.data.finder import Finder
+from tui.panes.data.opener import Opener, sample_path
+from tui.panes.data.report import Report
+from tui.panes.data.rows import DataRows
+from tui.panes.data.session import DatasetSession, Move
 from tui.widgets.forms.ask_bar import AskBar
 from tui.widgets.lists.conversation import Conversation
+from tui.widgets.lists.data_tree import DATA_SUFFIXES, DataTree
 from tui.widgets.lists.mask_view import MaskView
 from tui.widgets.lists.problem_list import ProblemList
 from tui.widgets.lists.row_list import RowList
 from tui.widgets.start_here import StartHere
-from tui.widgets.text_block import TextBlock
 
 #: Columns from which the row is shown beside the list instead of below it.
 BESIDE_WIDTH = 120
 
 
-class DataPane(DatasetOpening):
+class DataPane(Pane):
     """Pick a file, page through its rows, find one, and use the file for training or evaluation.
 
-    Its subjects are in the classes it is made of: opening (:mod:`~tui.panes.data.opener`), finding
-    (:mod:`~tui.panes.data.finder`), filters (:mod:`~tui.panes.data.filters`), the whole file
-    (:mod:`~tui.panes.data.report`) and tokens (:mod:`~tui.panes.data.tokens`); here is what is where on the
-    screen, and which key does what.
+    It lets its parts work together: which key does what, what is left to threads, and what becomes of what they find.
     """
 
     DEFAULT_CSS = """
     DataPane {
         & > #data-status { height: auto; max-height: 2; color: $muted; }
-        & > #data-body { height: 1fr; layout: vertical; }
-        & #data-rows { height: 3fr; min-height: 4; }
-        & #data-row { height: 2fr; min-height: 3; border-top: solid $border; border-title-color: $muted; }
-        & > #data-report { height: 1fr; overflow-y: auto; }
-        & #data-problems { margin: 1 0; }
-        & #data-histogram { color: $primary; }
-        & #data-row:focus-within { border-top: solid $border-focus; border-title-color: $foreground; }
-        &.-tokens #data-rows { height: 2fr; }
-        &.-tokens #data-row { height: 3fr; }
-        &.-beside > #data-body { layout: horizontal; }
-        &.-beside #data-rows { width: 3fr; height: 100%; }
-        &.-beside #data-row { width: 2fr; height: 100%; border-left: solid $border; padding-left: 1; }
-        &.-beside #data-row:focus-within { border-left: solid $border-focus; }
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("data")]
@@ -68,133 +67,356 @@ class DataPane(DatasetOpening):
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
+        self.session = DatasetSession()
+        self.opener = Opener(self.session)
+        self.finder = Finder(self.session)
+        self.body = DataRows(self.session, id="data-body")
+        self.report = Report(id="data-report")
+        self.browser = Container(id="data-browser")
+        self.ask_bar = AskBar(id="data-ask")
+        self._empty = StartHere(id="data-empty")
+        self._line = Static(id="data-status", markup=False)
         self._status = ""
         self._status_row = 0
 
     def compose(self) -> ComposeResult:
-        """Status, list and row; the tree and the empty state take their place when needed."""
-        yield Static(id="data-status", markup=False)
-        yield StartHere(id="data-empty")
-        with Container(id="data-body"):
-            yield RowList(id="data-rows")
-            with Vertical(id="data-row"):
-                yield Conversation(id="data-conversation")
-                yield MaskView(id="data-mask")
-        with Vertical(id="data-report"):
-            yield TextBlock(id="data-numbers")
-            yield ProblemList(id="data-problems")
-            yield TextBlock(id="data-histogram")
-        yield Container(id="data-browser")
-        yield AskBar(id="data-ask")
+        """Status, list and row; the report, the tree and the empty state take their place when needed."""
+        yield self._line
+        yield self._empty
+        yield self.body
+        yield self.report
+        yield self.browser
+        yield self.ask_bar
 
     def on_mount(self) -> None:
         """Say what to do first."""
-        self.arrange_row()
-        self.show_empty()
+        self._show_empty()
 
     def on_unmount(self) -> None:
-        """Give the file back; that ends the scans too."""
-        self.end_analysis()
-        if self.view is not None:
-            self.view.close()
+        """Give the file back."""
+        self.session.close()
 
     def on_resize(self, event: events.Resize) -> None:
         """Put the row beside the list where there is room for it."""
-        self.set_class(event.size.width >= BESIDE_WIDTH, "-beside")
-        self.refresh_status()
+        self.body.set_class(event.size.width >= BESIDE_WIDTH, "-beside")
+        self._refresh_status()
+
+    @property
+    def view(self) -> DatasetView | None:
+        """The file that is shown."""
+        return self.session.view
+
+    @property
+    def index(self) -> int:
+        """The number of the row under the cursor, from 0."""
+        return self.body.index
+
+    # The configuration: which file is shown, how its rows are read, and what of them is learned.
+
+    def follow(self, document: ConfigDocument) -> None:
+        """Follow a configuration, and show what it trains on if that is another file than before."""
+        self.configure(document)
+        if (path := self.opener.follow(document)) is not None:
+            self.show(path)
+
+    def configure(self, document: ConfigDocument) -> None:
+        """Follow a configuration; what does not change the plan changes nothing that is shown."""
+        session = self.session
+        before, session.plan = session.plan, plan_data(document)
+        self._read_as_planned()
+        if session.plan.tokens != before.tokens or (session.masks is None and not session.is_loading):
+            session.masks = None
+            self.body.count_again()
+            self._need_masks()
+        elif session.plan.reading.overlong != before.reading.overlong:
+            self.body.count_again()
+            self.body.show_tokens()
+        if session.plan != before:
+            self._look_at_all()
+
+    def _read_as_planned(self) -> None:
+        """Recognize the rows anew where the configuration has them read in another way than they are."""
+        view = self.view
+        if view is not None and (reading := self.session.plan.reading.of(view.path)) != view.reading:
+            self.run_worker(self._recognize(view, reading), exclusive=True, group="data-reading")
+
+    async def _recognize(self, view: DatasetView, reading: Reading) -> None:
+        recognized = await asyncio.to_thread(view.recognize, reading)
+        if view is not self.view or reading != self.session.plan.reading.of(view.path):
+            return
+        view.read_as(recognized)
+        self.body.count_again()
+        self.body.show_row()
+        self._refresh_title()
+        self._look_at_all()
+
+    def _need_masks(self) -> None:
+        """Read tokenizer and template, unless they are there already or there is nothing to count."""
+        if self.session.masks is None and self.view is not None:
+            self.session.is_loading = True
+            self._load_masks()
+
+    @work(exclusive=True, group="data-masker")
+    async def _load_masks(self) -> None:
+        if await self.session.load_masks():
+            self.body.count_again()
+            self.body.show_tokens()
+            self._look_at_all()
+
+    # Opening.
+
+    def show(self, path: Path, *, ask: bool = False) -> None:
+        """Open a file and show its rows; what is wrong with it is said in the pane.
+
+        Args:
+            path: What is to be opened.
+            ask: Whether to ask for what is not on this machine but can be downloaded.
+        """
+        self.opener.begin(path)
+        self._say(f"opening {path.name} …")
+        self._open(path, ask)
+
+    @work(exclusive=True, group="data-open")
+    async def _open(self, path: Path, ask: bool) -> None:
+        try:
+            view = await open_dataset(path, self.session.plan.reading.of(path))
+        except UserError as error:
+            if ask and isinstance(error, NotFetchedError):
+                self._ask_to_fetch(path, error)
+            self._explain(self.opener.failed(path, error, self.keys))
+            return
+        self.opener.opening = None
+        self.session.open(view)
+        self._say("")
+        self._need_masks()
+        self.body.show_file()
+        self._mark("")
+        self._show_only(self.body)
+        self.prefer_focus(self.body.rows)
+        self._refresh_title()
+        self.body.show_row()
+        # The configuration may have changed while the file was being opened.
+        self._read_as_planned()
+        self._scan(view)
+
+    def _explain(self, error: UserError) -> None:
+        """Say why a file is not open."""
+        if self.view is not None:
+            self._say(f"✗ {error}")
+        else:
+            self._say("")
+            self._show_empty(error)
+
+    @work
+    async def _ask_to_fetch(self, path: Path, error: NotFetchedError) -> None:
+        """Let the user decide whether it is downloaded; if it is, open it."""
+        from tui.screens.fetch import FetchDialog
+
+        if await self.app.push_screen_wait(FetchDialog(error.entry, error.message)):
+            self.show(path)
+
+    @work(exclusive=True, group="data-scan")
+    async def _scan(self, view: DatasetView) -> None:
+        """Find all rows; closing the file ends it."""
+        # From a thread, what is called later is posted, and is called between two messages.
+        report = paced(lambda done, total: self.call_later(self._scanned, view, done / max(total, 1)))
+        try:
+            await asyncio.to_thread(view.file.index, report)
+        except UserError as error:
+            view.failure = error
+            self._refresh_status()
+            return
+        if view.is_guess and not view.is_closed:
+            # The first rows were so long that few of them were known: the analysis sees more, and so must the list.
+            await self._recognize(view, view.reading)
+        self._scanned(view, 1.0)
+
+    def _scanned(self, view: DatasetView, share: float) -> None:
+        if view is not self.view:
+            return
+        self.session.indexed = share
+        if self.session.filter is None:
+            self.body.rows.count = view.count
+        self._refresh_title()
+        if view.file.complete:
+            self._look_at_all()
+
+    async def action_ask_path(self) -> None:
+        """Ask for a path, and open it."""
+        await self.ask_bar.converse(self._ask_path())
+
+    async def _ask_path(self) -> None:
+        path = await self.ask_bar.prompt_path("open", self.opener.start, suffixes=DATA_SUFFIXES)
+        if path is not None:
+            self.show(path, ask=True)
+
+    def action_reload(self) -> None:
+        """Open the file again, or ask for the one that is not on this machine."""
+        if self.opener.missing is not None:
+            self.show(self.opener.missing, ask=True)
+        elif self.view is not None:
+            self.show(self.view.path)
+
+    def action_open_sample(self) -> None:
+        """Open the sample tickets."""
+        self.show(sample_path())
+
+    async def action_browse(self) -> None:
+        """Show the directories around the file, or the working directory."""
+        tree = DataTree(self.opener.directory)
+        await self.browser.remove_children()
+        await self.browser.mount(tree)
+        self._show_only(self.browser)
+        self._say("enter opens · backspace goes up · esc goes back")
+        tree.focus()
+
+    @on(DirectoryTree.FileSelected)
+    async def _picked(self, message: DirectoryTree.FileSelected) -> None:
+        message.stop()
+        await self._leave_tree()
+        self.show(message.path)
+
+    @on(DataTree.Left)
+    async def _leave_tree(self) -> None:
+        self._say("")
+        self._show_only(self.body if self.view is not None else self._empty)
+        (self.body.rows if self.view is not None else self._empty).focus()
+        await self.browser.remove_children()
+
+    # The whole file.
+
+    def _look_at_all(self) -> None:
+        """Begin the analysis of the file, if it could find anything else than is known."""
+        if (job := self.session.next_job()) is not None:
+            self._analyze(job)
+        self._refresh_known()
+
+    @work(exclusive=True, group="data-analysis")
+    async def _analyze(self, job: AnalysisJob) -> None:
+        def report(progress: Progress) -> None:
+            self.call_later(self._analyzed, job, progress)
+
+        if not await self.session.analyze(job, report):
+            return
+        if (move := after_analysis(self.session)).relists:
+            self._list(move.filter)
+            self._say(move.said or "")
+        self._refresh_known()
+
+    def _analyzed(self, job: AnalysisJob, progress: Progress) -> None:
+        """Take note of how far an analysis is."""
+        if job is self.session.job:
+            self.session.progress = progress
+            self._refresh_status()
+            self._refresh_report()
+
+    def _refresh_known(self) -> None:
+        """Bring what hangs on all rows up to date."""
+        self.body.rows.invalidate()
+        self._refresh_status()
+        self._refresh_report()
+
+    def _refresh_report(self) -> None:
+        self.report.show(self.session, self.keys, self.size)
+
+    def action_report(self) -> None:
+        """Show problems and statistics of the whole file, or its rows again."""
+        if self.shows_report:
+            self._show_rows()
+        elif self.view is not None:
+            self._show_only(self.report)
+            self._refresh_report()
+            # At once, where focus() would do it later: the next key may be there already.
+            self.screen.set_focus(self.report.problems)
+
+    @on(OptionList.OptionSelected, "#data-problems")
+    def _problem_chosen(self, message: OptionList.OptionSelected) -> None:
+        message.stop()
+        problems = self.report.problems.problems
+        if not self.shows_report or message.option_index >= len(problems):
+            return
+        problem = problems[message.option_index]
+        self._show_rows()
+        if problem.indices:
+            self._list(RowFilter.of(problem))
 
     # What is shown.
 
-    def show_only(self, shown: str) -> None:
-        """Show one of the body, the report, the tree and the empty state."""
-        for name in ("data-empty", "data-body", "data-report", "data-browser"):
-            self.query_one(f"#{name}").display = name == shown
+    @property
+    def shows_report(self) -> bool:
+        """Whether the whole file is shown instead of its rows."""
+        return bool(self.report.display)
+
+    def _show_only(self, shown: Container | Report | StartHere) -> None:
+        """Show one of the rows, the report, the tree and the empty state."""
+        for part in (self._empty, self.body, self.report, self.browser):
+            part.display = part is shown
         self._show_line()
 
     def _show_line(self) -> None:
         """The line above the rows; the report says by itself what it would."""
-        has_rows = self.view is not None and not self.shows_report
-        self.query_one("#data-status").display = has_rows or bool(self._status)
+        self._line.display = bool(self._status) or (self.view is not None and not self.shows_report)
 
-    def show_empty(self, error: UserError | None = None) -> None:
+    def _show_rows(self) -> None:
+        """Show the rows, if the report is shown in their place."""
+        if self.shows_report:
+            self._show_only(self.body)
+            # At once for the next key, and again after the ask bar, which is about to give the focus back.
+            self.screen.set_focus(self.body.rows)
+            self.body.rows.focus()
+
+    def _show_empty(self, error: UserError | None = None) -> None:
         """Say what to do first, and what went wrong before."""
-        empty = self.query_one("#data-empty", StartHere)
         keys = [(self.keys[name].display, self.keys[name].help) for name in ("data.open", "data.browse", "data.sample")]
-        empty.explain("No data yet." if error is None else "No data is open.", keys, error)
-        self.show_only("data-empty")
-        self.prefer_focus(empty)
+        self._empty.explain("No data yet." if error is None else "No data is open.", keys, error)
+        self._show_only(self._empty)
+        self.prefer_focus(self._empty)
         self.set_title("1 Data")
         self.set_hints(["data.open", "data.browse", "data.sample"])
 
-    def refresh_title(self) -> None:
+    def _refresh_title(self) -> None:
         """Bring title, key hints and summary up to date."""
-        view = self.view
+        view, listed = self.view, self.session.filter
         if view is None:
             return
-        known = counted(view.count, "row") if self.indexed >= 1 else f"{spaced(view.count)}+ rows"
-        if self.filter is None:
+        known = counted(view.count, "row") if self.session.indexed >= 1 else f"{spaced(view.count)}+ rows"
+        if listed is None:
             self.set_title("1 Data", view.path.name, view.format_name, known)
         else:
-            self.set_title("1 Data", view.path.name, self.filter.code, f"{spaced(self.filter.total)} of {known}")
+            self.set_title("1 Data", view.path.name, listed.code, f"{spaced(listed.total)} of {known}")
         self.set_hints(["data.tokens", "data.report", "data.filter", "data.search", "data.train"])
-        self.refresh_status()
+        self._refresh_status()
 
-    def refresh_status(self) -> None:
+    @on(DataRows.ProblemsSeen)
+    def _refresh_status(self) -> None:
         """Bring the summary up to date."""
-        view = self.view
+        session, view = self.session, self.view
         if view is None or self._status:
             return
-        line = self.query_one("#data-status", Static)
         width = self.scrollable_content_region.width or None
         if (problem := view.failure or view.unknown or view.analysis_error) is not None:
             reload = "" if problem is view.unknown else f" {self.keys['data.reload'].display} opens it again."
-            line.update(Content.styled(one_line(f"✗ {problem}{reload}"), "$limit"))
-        elif self.filter is not None:
-            line.update(describe_filter(self.filter, self.keys, width))
+            self._line.update(Content.styled(one_line(f"✗ {problem}{reload}"), "$limit"))
+        elif session.filter is not None:
+            self._line.update(describe_filter(session.filter, self.keys, width))
         else:
-            line.update(summarize(view, self.indexed, self.keys, self.analysis_progress, width))
+            self._line.update(summarize(view, session.indexed, self.keys, session.progress, width))
 
-    def set_status(self, text: str) -> None:
+    def _say(self, text: str) -> None:
         """Say something in place of the summary; empty shows the summary again."""
-        self._status, self._status_row = one_line(text), self.rows.cursor
-        line = self.query_one("#data-status", Static)
+        self._status, self._status_row = one_line(text), self.body.rows.cursor
         self._show_line()
-        if text:
-            line.update(Content.styled(self._status, "$limit" if text.startswith("✗") else "$foreground"))
-        else:
-            line.update("")
-            self.refresh_status()
+        self._line.update(Content.styled(self._status, "$limit" if text.startswith("✗") else "$foreground"))
+        if not text:
+            self._refresh_status()
 
     @on(RowList.Moved)
-    def _moved(self, message: RowList.Moved) -> None:
-        message.stop()
+    def _moved(self) -> None:
         # Where the cursor is, not where it was: several moves may have been told of at once.
-        if self._status and self.rows.cursor != self._status_row and not self.is_searching:
-            self.set_status("")
-        self.show_row()
-
-    def show_row(self) -> None:
-        """Show the row under the cursor."""
-        view, index = self.view, self.index
-        if view is None or index >= view.count:
-            return
-        self.conversation.show(view.turns(index))
-        self.show_place()
-        self.show_tokens()
-        if not self.shows_tokens:
-            self.show_landing()
-        if view.failure is not None:
-            self.refresh_status()
-
-    def show_place(self, detail: str = "") -> None:
-        """Write which row is shown, and what is known of it, over the row."""
-        view, index = self.view, self.index
-        if view is None or index >= view.count:
-            return
-        line = view.line_of(index)
-        place = f"row {spaced(index + 1)}" + (f" · line {spaced(line)}" if line and line != index + 1 else "")
-        words = [place, *(["as tokens"] if self.shows_tokens else []), *([detail] if detail else [])]
-        self.query_one("#data-row").border_title = Content(f" {' · '.join(words)} ")
+        if self._status and self.body.rows.cursor != self._status_row and not self._is_searching:
+            self._say("")
+        if self.view is not None and self.view.failure is not None:
+            self._refresh_status()
 
     # Moving.
 
@@ -212,59 +434,134 @@ class DataPane(DatasetOpening):
 
     @property
     def _mover(self) -> RowList | Conversation | MaskView | ProblemList:
-        parts = (self.conversation, self.mask_view, self.query_one(ProblemList))
-        return next((part for part in parts if part.has_focus), self.rows)
+        parts = (self.body.reader, self.report.problems)
+        return next((part for part in parts if part.has_focus), self.body.rows)
 
     def action_read_row(self) -> None:
         """Give the keys to the row under the cursor."""
         if self.view is not None:
-            (self.mask_view if self.shows_tokens else self.conversation).focus()
+            self.body.reader.focus()
 
-    @on(RowList.Opened)
-    def _row_opened(self, message: RowList.Opened) -> None:
-        message.stop()
-        self.action_read_row()
+    def action_toggle_tokens(self) -> None:
+        """The row as tokens, or as a conversation again."""
+        self.body.toggle_tokens()
 
     def action_back(self) -> None:
         """One step back: a search is stopped, the report or the row is left, a mark or a filter is taken away."""
-        if self.is_searching:
-            self.stop_search()
+        if self._is_searching:
+            self.workers.cancel_group(self, "data-search")
+            self._say("Search stopped.")
         elif self.shows_report:
-            self.action_report()
-        elif self.conversation.has_focus or self.mask_view.has_focus:
-            self.rows.focus()
-        elif self.term:
-            self.mark("")
-            self.set_status("")
-        elif self.filter is not None:
-            self.show_filtered(None)
+            self._show_rows()
+        elif self.body.reader.has_focus:
+            self.body.rows.focus()
+        elif self.finder.term:
+            self._mark("")
+            self._say("")
+        elif self.session.filter is not None:
+            self._list(None)
 
-    # The configuration: what the file is used for, and how its rows are read.
+    # Ways to rows.
+
+    def action_filter(self, step: int = 1) -> None:
+        """The rows of the next kind of problem, or of the one before; all rows between the last and the first."""
+        self._go(next_kind(self.session, step))
+
+    def action_next_problem(self, step: int = 1) -> None:
+        """Go to the next row with a problem, or to the one before; in a filter, to the next of its rows."""
+        self._go(next_problem(self.session, self.index, step))
+
+    def action_longest(self) -> None:
+        """Go to the row with the most tokens."""
+        self._go(longest_row(self.session))
+
+    async def action_ask_row(self) -> None:
+        """Ask for a row number, and go there."""
+        if self.view is not None:
+            await self.ask_bar.converse(self._ask_row(f"1 to {spaced(self.view.count)}"))
+
+    async def _ask_row(self, numbers: str) -> None:
+        if (text := await self.ask_bar.prompt("row", placeholder=numbers)) is not None:
+            self._go(self.finder.row_number(text))
+
+    def _go(self, move: Move) -> None:
+        """Go where a key leads, out of the report too."""
+        if move.relists or move.index is not None:
+            self._show_rows()
+        if move.relists:
+            self._list(move.filter)
+        if move.index is not None:
+            self.body.go_to(move.index, move.landing)
+        if move.said is not None:
+            self._say(move.said)
+
+    def _list(self, chosen: RowFilter | None) -> None:
+        """List only some rows, or all again; the cursor stays on its row, or goes to the next one that is listed."""
+        index = self.index
+        self.session.filter = chosen
+        self.body.show_listed(index)
+        self._say("")
+        self._refresh_title()
+
+    # A text.
+
+    @property
+    def _is_searching(self) -> bool:
+        return any(worker.group == "data-search" and worker.is_running for worker in self.workers)
+
+    async def action_search(self) -> None:
+        """Ask for a text, mark it, and go to the first row that has it, from the present one on."""
+        if self.view is not None:
+            await self.ask_bar.converse(self._ask_text())
+
+    async def _ask_text(self) -> None:
+        term = await self.ask_bar.prompt("find", self.finder.term, placeholder="a text in any column")
+        if term is None:
+            return
+        self._mark(term)
+        if term:
+            self._find(self.index - 1, 1)
+
+    async def action_search_again(self, step: int) -> None:
+        """The next place with the text, or the one before: in the row while it has the keys, else in the rows."""
+        reader = self.body.reader
+        if not self.finder.term:
+            await self.action_search()
+        elif reader.has_focus and reader.move_match(step):
+            place, count = reader.match_place
+            self._say(f"{self.finder.term}: {spaced(place)} of {spaced(count)} in row {spaced(self.index + 1)}")
+        else:
+            self._find(self.index, step)
+
+    def _mark(self, term: str) -> None:
+        """Mark a text wherever it is shown; nothing where empty."""
+        self.finder.term = term
+        self.body.highlight(term)
+
+    def _find(self, index: int, step: int) -> None:
+        """Look for the text after a row, or before it."""
+        if self.view is not None:
+            self._say(f"searching for {self.finder.term} … esc stops")
+            self._search(index, step)
+
+    @work(exclusive=True, group="data-search")
+    async def _search(self, index: int, step: int) -> None:
+        say = partial(self.call_later, self._say_searching)
+        self._go(await self.finder.find(index, step, self.keys, say))
+
+    def _say_searching(self, text: str) -> None:
+        if self._is_searching:
+            self._say(text)
+
+    # What the file is used for.
 
     def action_use(self, use: Literal["train", "eval"]) -> None:
         """Ask the app to put this file into the configuration."""
         if self.view is None:
-            self.set_status("Open a file first.")
+            self._say("Open a file first.")
             return
         self.post_message(DatasetChosen(Path(entry_text(self.view.path)), use))
 
     def action_form(self, form: Literal["template", "columns"]) -> None:
         """Ask the app for a screen with the templates or the columns."""
         self.post_message(FormRequested(form))
-
-    # What is asked for: a path, a text to find, a row number.
-
-    @on(AskBar.Submitted)
-    def _answered(self, message: AskBar.Submitted) -> None:
-        message.stop()
-        if message.purpose == "open" and message.path is not None:
-            self.show(message.path, ask=True)
-        elif message.purpose == "row":
-            self.go_to_number(message.value)
-        elif message.purpose == "search":
-            self.search_for(message.value)
-
-    @on(AskBar.Changed)
-    @on(AskBar.Cancelled)
-    def _asking(self, message: Message) -> None:
-        message.stop()

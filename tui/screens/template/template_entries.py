@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core.data.conversation import Example, RowError
@@ -77,7 +77,7 @@ def load_templates(plan: TokenPlan) -> TemplateSet:
         base = find_base(plan.base, plan.directory)
         stops = [text for template in NAMED_TEMPLATES.values() for text in template.stops]
         tokenizer = read_tokenizer(base, stops)
-        settings = MaskSettings(str(base), None, plan.supervise, plan.keep_special, plan.end_answers, plan.max_length)
+        settings = replace(plan.settings, model=str(base))
     except UserError as found:
         error = found
     entries = [_own(plan, tokenizer)]

@@ -28,12 +28,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def code_of(pane: DataPane) -> str:
     """What the rows that are listed have in common; empty for all rows."""
-    return pane.filter.code if pane.filter is not None else ""
+    return pane.session.filter.code if pane.session.filter is not None else ""
 
 
 def numbers(pane: DataPane, lines: list[str]) -> list[int]:
     """The numbers of the rows that the list shows."""
-    inner = [line.strip("│").lstrip(" ▸✗!").split(" ")[0] for line in lines[2 : 2 + pane.rows.size.height]]
+    inner = [line.strip("│").lstrip(" ▸✗!").split(" ")[0] for line in lines[2 : 2 + pane.body.rows.size.height]]
     return [int(text) for text in inner if text.isdecimal()]
 
 
@@ -52,18 +52,18 @@ async def test_a_problem_of_the_report_lists_its_rows_alone(tmp_path: Path, mode
         assert screen_lines(pilot.app)[0].startswith("╭─ 1 Data · rows.jsonl · overlong · 2 of 60 rows ─")
         assert numbers(pane, screen_lines(pilot.app)) == [10, 50]
         assert shows(pilot, "Raise train.max_length")
-        assert pane.rows.has_focus
+        assert pane.body.rows.has_focus
         assert pane.index == 9
         await pilot.press("j")
         assert pane.index == 49
         await pilot.pause()
-        assert "question 50" in pane.conversation.turns[0].text
+        assert "question 50" in pane.body.conversation.turns[0].text
         await pilot.press("g")
         assert pane.index == 9
         await pilot.press("escape")
         await pilot.pause()
         assert code_of(pane) == ""
-        assert pane.rows.count == 60
+        assert pane.body.rows.count == 60
         assert pane.index == 9, "the cursor stays on its row"
         assert shows(pilot, "55 used · 5 dropped")
 
@@ -125,12 +125,13 @@ async def test_the_row_as_tokens_inside_a_filter(tmp_path: Path, model: Path) ->
         await pilot.press("f", "f", "m", "j")
         assert code_of(pane) == "overlong"
         await wait_for(
-            pilot, lambda: "question 50" in "".join(cell.text for part in pane.mask_view.parts for cell in part.cells)
+            pilot,
+            lambda: "question 50" in "".join(cell.text for part in pane.body.mask_view.parts for cell in part.cells),
         )
-        assert pane.mask_view.parts[0].cut == 128
-        await wait_for(pilot, lambda: pane.cells(1, 1)[0].cells[0].isdecimal())
-        assert [cell.number for cell in pane.cells(0, 9)] == [10, 50]
-        assert {cell.mark for cell in pane.cells(0, 9)} == {"drop"}
+        assert pane.body.mask_view.parts[0].cut == 128
+        await wait_for(pilot, lambda: pane.body.cells(1, 1)[0].cells[0].isdecimal())
+        assert [cell.number for cell in pane.body.cells(0, 9)] == [10, 50]
+        assert {cell.mark for cell in pane.body.cells(0, 9)} == {"drop"}
 
 
 async def test_the_longest_row_is_gone_to_from_a_filter_without_it(tmp_path: Path, model: Path) -> None:
@@ -168,7 +169,7 @@ async def test_a_filter_goes_on_after_the_rows_are_looked_at_anew(tmp_path: Path
         pane.configure(document)
         await wait_for(pilot, lambda: code_of(pane) == "", PATIENCE)
         await wait_for(pilot, lambda: shows(pilot, "No row has the problem overlong any more"))
-        assert pane.rows.count == 60
+        assert pane.body.rows.count == 60
 
 
 async def test_leaving_a_filter_keeps_the_cursor_in_view(tmp_path: Path) -> None:
@@ -197,7 +198,7 @@ async def test_keys_that_lead_to_rows_leave_the_report(tmp_path: Path, model: Pa
             await pilot.press(*keys)
             await wait_for(pilot, lambda: not pane.shows_report)
             await wait_for(pilot, lambda: pane.index == index)  # noqa: B023
-            await wait_for(pilot, lambda: pane.rows.has_focus)
+            await wait_for(pilot, lambda: pane.body.rows.has_focus)
 
 
 async def test_clean_rows_have_nothing_to_filter_by(tmp_path: Path) -> None:
@@ -224,6 +225,6 @@ async def test_keys_that_follow_at_once_meet_the_list(tmp_path: Path) -> None:
         await wait_for(pilot, lambda: pane.ask_bar.is_asking)
         await pilot.press(*"question 7", "enter")
         await wait_for(pilot, lambda: pane.index == 6)
-        assert pane.rows.has_focus
+        assert pane.body.rows.has_focus
         await pilot.press("enter")
-        assert pane.conversation.has_focus
+        assert pane.body.conversation.has_focus

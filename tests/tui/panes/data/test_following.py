@@ -43,7 +43,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def requests(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[AnalysisRequest]]:
     """What real analyses were asked for."""
     CountingJob.requests = []
-    monkeypatch.setattr("tui.panes.data.report.AnalysisJob", CountingJob)
+    monkeypatch.setattr("tui.panes.data.session.AnalysisJob", CountingJob)
     return CountingJob.requests  # type: ignore[return-value]
 
 
@@ -63,22 +63,23 @@ async def test_format_and_columns_reach_rows_tokens_and_analysis(
         pane.configure(document)
         analysis = await analyzed(pilot, pane)
         assert (analysis.rows, analysis.used, analysis.sources[0].format) == (8, 8, "prompt_completion")
-        assert [(turn.role, turn.text) for turn in pane.conversation.turns] == [
+        assert [(turn.role, turn.text) for turn in pane.body.conversation.turns] == [
             ("user", "warum 0?"),
             ("assistant", "darum 0."),
         ]
         await pilot.press("m")
-        await wait_for(pilot, lambda: pane.mask_view.parts)
-        learned = "".join(cell.text for cell in pane.mask_view.parts[0].cells if cell.learned)
+        await wait_for(pilot, lambda: pane.body.mask_view.parts)
+        learned = "".join(cell.text for cell in pane.body.mask_view.parts[0].cells if cell.learned)
         assert learned == "darum 0.<|im_end|>"
         document.set("data.columns", {"text": "antwort"})
         pane.configure(document)
         await wait_for(pilot, lambda: pane.view is not None and pane.view.format_name == "plain text")
         analysis = await analyzed(pilot, pane)
         assert analysis.sources[0].format == "text"
-        assert pane.columns == ("tok", "sup", "text")
+        assert pane.session.columns == ("tok", "sup", "text")
         await wait_for(
-            pilot, lambda: next(cell.text for part in pane.mask_view.parts for cell in part.cells) != "<|im_start|>"
+            pilot,
+            lambda: next(cell.text for part in pane.body.mask_view.parts for cell in part.cells) != "<|im_start|>",
         )
         assert [request.columns for request in requests] == [
             {"user": "frage", "assistant": "antwort"},
@@ -161,7 +162,7 @@ class HeldJob(AnalysisJob):
 async def test_what_is_on_the_screen_has_marks_before_the_analysis_is_done(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tui.panes.data.report.AnalysisJob", HeldJob)
+    monkeypatch.setattr("tui.panes.data.session.AnalysisJob", HeldJob)
     path = messy(tmp_path / "rows.jsonl")
     pane = DataPane()
     async with PaneApp(pane).run_test(size=(120, 40)) as pilot:
@@ -182,7 +183,7 @@ async def test_what_is_on_the_screen_has_marks_before_the_analysis_is_done(
         await wait_for(pilot, lambda: shows(pilot, "Every row must be looked at first (43% so far)."))
         document.set("data.overlong", "truncate")
         pane.configure(document)
-        await wait_for(pilot, lambda: pane.cells(9, 1)[0].mark == "warn")
+        await wait_for(pilot, lambda: pane.body.cells(9, 1)[0].mark == "warn")
 
 
 async def test_problems_come_from_one_reading_by_the_analysis(tmp_path: Path, requests: list[AnalysisRequest]) -> None:
@@ -224,7 +225,7 @@ async def test_entries_of_registries_are_read_by_their_own_mapping(tmp_path: Pat
             await opened(pilot, pane, tmp_path / name)
             analysis = await analyzed(pilot, pane)
             assert (analysis.rows, analysis.used) == (rows, rows)
-            assert [turn.text for turn in pane.conversation.turns] == ["warum 0?", "darum 0."]
+            assert [turn.text for turn in pane.body.conversation.turns] == ["warum 0?", "darum 0."]
             assert shows(pilot, f"{rows} rows")
             await pilot.press("G")
             assert pane.index == rows - 1
@@ -237,10 +238,10 @@ async def test_a_failed_analysis_is_said_with_what_to_do(
     pane = DataPane()
     async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
         await opened(pilot, pane, path)
-        await wait_for(pilot, lambda: pane._job is not None and pane._job._helper is not None, PATIENCE)
-        assert pane._job is not None
-        assert pane._job._helper is not None
-        os.killpg(pane._job._helper.process.pid, signal.SIGKILL)
+        await wait_for(pilot, lambda: pane.session.job is not None and pane.session.job._helper is not None, PATIENCE)
+        assert pane.session.job is not None
+        assert pane.session.job._helper is not None
+        os.killpg(pane.session.job._helper.process.pid, signal.SIGKILL)
         await wait_for(pilot, lambda: shows(pilot, "✗ The analysis has no result"), PATIENCE)
         assert shows(pilot, "look at a part of the rows. f5 opens it again.")
         assert shows(pilot, "q 0?"), "the rows are still shown"
@@ -287,15 +288,15 @@ async def test_the_file_of_the_configuration_is_shown_once(tmp_path: Path) -> No
         pane.follow(ConfigDocument(document.dumps(), document.path))
         await pilot.pause()
         assert pane.view is view
-        assert pane._opening is None
+        assert pane.opener.opening is None
         await opened(pilot, pane, second)
         document.set("train.seed", 7)
         pane.follow(document)
         await pilot.pause()
-        assert pane._opening is None, "another file that is looked at stays"
+        assert pane.opener.opening is None, "another file that is looked at stays"
         document.set("data.train", "b.jsonl")
         pane.follow(document)
-        assert pane._opening is None, "it is there already"
+        assert pane.opener.opening is None, "it is there already"
         document.set("data.train", "a.jsonl")
         pane.follow(document)
         await wait_for(pilot, lambda: pane.view is not None and pane.view.path == first)

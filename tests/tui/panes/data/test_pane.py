@@ -91,8 +91,8 @@ async def test_rows_and_the_row_under_the_cursor(tmp_path: Path, size: tuple[int
         assert any("▸   1  question 1 " in line and "answer 1" in line for line in lines)
         await pilot.press("j", "down", "j")
         await pilot.pause()
-        assert pane.rows.cursor == 3
-        shown = {(turn.role, turn.text) for turn in pane.conversation.turns}
+        assert pane.body.rows.cursor == 3
+        shown = {(turn.role, turn.text) for turn in pane.body.conversation.turns}
         assert shown == {("user", "question 4"), ("assistant", "answer 4")}
         assert all(len(line) == size[0] for line in screen_lines(pilot.app))
 
@@ -104,12 +104,12 @@ async def test_movement_keys(tmp_path: Path) -> None:
         await opened(pilot, pane, path)
         for key, cursor in (("G", 999), ("k", 998), ("g", 0), ("end", 999), ("home", 0)):
             await pilot.press(key)
-            assert pane.rows.cursor == cursor, key
+            assert pane.body.rows.cursor == cursor, key
         await pilot.press("pagedown")
-        page = pane.rows.cursor
+        page = pane.body.rows.cursor
         assert 5 < page < 20
         await pilot.press("pagedown", "pageup")
-        assert pane.rows.cursor == page
+        assert pane.body.rows.cursor == page
         assert f"question {page + 1} " in screen_text(pilot.app)
 
 
@@ -121,14 +121,14 @@ async def test_the_row_takes_the_keys_and_gives_them_back(tmp_path: Path) -> Non
     async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
         await opened(pilot, pane, path)
         await pilot.press("enter")
-        assert pane.conversation.has_focus
+        assert pane.body.conversation.has_focus
         assert "line 50" not in screen_text(pilot.app)
         await pilot.press("G")
         await pilot.pause()
         assert "line 99" in screen_text(pilot.app)
-        assert pane.rows.cursor == 0
+        assert pane.body.rows.cursor == 0
         await pilot.press("escape")
-        assert pane.rows.has_focus
+        assert pane.body.rows.has_focus
 
 
 async def test_problems_are_counted_and_shown_with_their_reason(tmp_path: Path) -> None:
@@ -139,14 +139,14 @@ async def test_problems_are_counted_and_shown_with_their_reason(tmp_path: Path) 
         await checked(pilot, pane)
         assert "2 problems" in screen_text(pilot.app)
         await pilot.press("p")
-        assert pane.rows.cursor == 6
+        assert pane.body.rows.cursor == 6
         assert "✗ The row is not JSON" in screen_text(pilot.app)
         await pilot.pause()
-        assert [turn.role for turn in pane.conversation.turns] == ["problem", "file"]
+        assert [turn.role for turn in pane.body.conversation.turns] == ["problem", "file"]
         await pilot.press("p")
-        assert pane.rows.cursor == 30
+        assert pane.body.rows.cursor == 30
         await pilot.press("p")
-        assert pane.rows.cursor == 6
+        assert pane.body.rows.cursor == 6
 
 
 async def test_search_forward_back_and_around(tmp_path: Path) -> None:
@@ -155,16 +155,16 @@ async def test_search_forward_back_and_around(tmp_path: Path) -> None:
     async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
         await opened(pilot, pane, path)
         await pilot.press("slash", *"WER 33", "enter")
-        await wait_for(pilot, lambda: pane.rows.cursor == 32)
-        assert pane.rows.has_focus
+        await wait_for(pilot, lambda: pane.body.rows.cursor == 32)
+        assert pane.body.rows.has_focus
         await pilot.press("n")
-        await wait_for(pilot, lambda: pane.rows.cursor == 329)
+        await wait_for(pilot, lambda: pane.body.rows.cursor == 329)
         await pilot.press("N", "N")
-        await wait_for(pilot, lambda: pane.rows.cursor == 338)
+        await wait_for(pilot, lambda: pane.body.rows.cursor == 338)
         assert "from the other end" in screen_text(pilot.app)
         await pilot.press("slash", "ctrl+u", *"nowhere", "enter")
         await wait_for(pilot, lambda: "No row has “nowhere”" in screen_text(pilot.app))
-        assert pane.rows.cursor == 338
+        assert pane.body.rows.cursor == 338
 
 
 async def test_search_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,10 +187,10 @@ async def test_go_to_a_row_by_number(tmp_path: Path) -> None:
         await opened(pilot, pane, path)
         await pilot.press("colon", *"321", "enter")
         await pilot.pause()
-        assert pane.rows.cursor == 320
+        assert pane.body.rows.cursor == 320
         await pilot.press("ctrl+g", *"501", "enter")
         await pilot.pause()
-        assert pane.rows.cursor == 320
+        assert pane.body.rows.cursor == 320
         assert "rows go from 1 to 500" in screen_text(pilot.app)
 
 
@@ -230,7 +230,7 @@ async def test_browsing_opens_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
         await wait_for(pilot, lambda: pane.view is not None)
         assert pane.view is not None
         assert pane.view.path.name == "inner.jsonl"
-        assert pane.rows.has_focus
+        assert pane.body.rows.has_focus
 
 
 async def test_using_the_file_for_training_and_evaluation(tmp_path: Path) -> None:
@@ -282,7 +282,10 @@ async def test_rows_of_no_known_format_are_shown_as_they_are(tmp_path: Path) -> 
         text = screen_text(pilot.app)
         assert "unknown format" in text
         assert "Did you mean question?" in text
-        assert [(turn.role, turn.text) for turn in pane.conversation.turns] == [("qestion", "why?"), ("number", "5")]
+        assert [(turn.role, turn.text) for turn in pane.body.conversation.turns] == [
+            ("qestion", "why?"),
+            ("number", "5"),
+        ]
 
 
 async def test_a_file_that_changes_is_noticed_and_can_be_opened_again(tmp_path: Path) -> None:
@@ -330,13 +333,13 @@ async def test_resizing_live_keeps_the_cursor_in_view(tmp_path: Path) -> None:
     pane = DataPane()
     async with PaneApp(pane).run_test(size=(200, 50)) as pilot:
         await opened(pilot, pane, path)
-        assert pane.has_class("-beside")
+        assert pane.body.has_class("-beside")
         await pilot.press("G")
         for size in [(60, 20), (160, 45), (80, 24)]:
             await pilot.resize_terminal(*size)
             await pilot.pause()
             assert "▸ 200" in screen_text(pilot.app)
-        assert not pane.has_class("-beside")
+        assert not pane.body.has_class("-beside")
 
 
 async def test_a_million_rows_are_paged_to_their_end(tmp_path: Path) -> None:
@@ -349,7 +352,7 @@ async def test_a_million_rows_are_paged_to_their_end(tmp_path: Path) -> None:
     async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
         view = await opened(pilot, pane, path)
         assert "0000001 is the number" in screen_text(pilot.app)
-        await wait_for(pilot, lambda: view.file.complete and pane.rows.count == 1_000_000, seconds=30)
+        await wait_for(pilot, lambda: view.file.complete and pane.body.rows.count == 1_000_000, seconds=30)
         await pilot.press("G")
         await wait_for(pilot, lambda: "1000000 is the number" in screen_text(pilot.app))
         await pilot.press("colon", *"654321", "enter")

@@ -166,7 +166,7 @@ async def test_esc_changes_nothing(directory: Path) -> None:
         await wait_for(pilot, lambda: not isinstance(pilot.app.screen, TemplateScreen))
         assert value(pilot, "template.name") is None
         assert not pilot.app.state.is_dirty  # type: ignore[attr-defined]
-        assert pane_of(pilot.app, "data").rows.has_focus
+        assert pane_of(pilot.app, "data").body.rows.has_focus
 
 
 async def test_a_template_that_does_not_suit_the_model_is_marked(directory: Path) -> None:
@@ -341,12 +341,12 @@ async def test_an_edited_template_reaches_the_data_pane(directory: Path, monkeyp
         app = pilot.app
         assert isinstance(app, LocaltuneApp)
         await opened(pilot)
-        before = pane_of(app, "data").masks
+        before = pane_of(app, "data").session.masks
         await pilot.press("e")
         await wait_for(pilot, lambda: "is saved and is the chat template" in words(pilot))
         await pilot.press("escape")
-        await wait_for(pilot, lambda: pane_of(app, "data").masks not in (None, before))
-        assert "im_start|>X" in pane_of(app, "data").masks.settings.template
+        await wait_for(pilot, lambda: pane_of(app, "data").session.masks not in (None, before))
+        assert "im_start|>X" in pane_of(app, "data").session.masks.settings.template
 
 
 async def test_both_options_at_once_are_an_error_that_a_choice_mends(directory: Path) -> None:

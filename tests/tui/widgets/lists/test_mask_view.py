@@ -38,14 +38,14 @@ def configured(model: Path | str, **options: object) -> DataPane:
 
 
 def _says(pane: DataPane, sentence: str) -> bool:
-    return sentence in pane.mask_view.message
+    return sentence in pane.body.mask_view.message
 
 
 async def shown(pilot: object, pane: DataPane, path: Path) -> None:
     pane.configure(pane.on_mount_document)  # type: ignore[attr-defined]
     pane.show(path)
     await wait_for(pilot, lambda: pane.view is not None)  # type: ignore[arg-type]
-    await wait_for(pilot, lambda: pane.masks is not None or pane.masker_error is not None)  # type: ignore[arg-type]
+    await wait_for(pilot, lambda: pane.session.masks is not None or pane.session.masker_error is not None)  # type: ignore[arg-type]
 
 
 #: What terminals do not agree on the width of.
@@ -76,13 +76,13 @@ async def test_borders_stay_where_they_are_whatever_a_row_holds(
         for tokens in (False, True):
             if tokens:
                 await pilot.press("m")
-                await wait_for(pilot, lambda: pane.mask_view.parts)
+                await wait_for(pilot, lambda: pane.body.mask_view.parts)
             await pilot.press("g")
             for text in UNSTEADY:
                 await pilot.pause()
                 # As a conversation a row is read, and the signs of a script are kept.
                 if text == SIGNS and not tokens:
-                    pane.conversation.show(())
+                    pane.body.conversation.show(())
                     await pilot.pause()
                 drawn = lines()
                 assert {line[-1] for line in drawn} == {"│"}
@@ -99,12 +99,12 @@ async def test_a_row_as_tokens_with_exactly_the_answer_learned(
     async with PaneApp(pane).run_test(size=size) as pilot:
         await shown(pilot, pane, path)
         await pilot.press("m")
-        await wait_for(pilot, lambda: pane.mask_view.parts)
+        await wait_for(pilot, lambda: pane.body.mask_view.parts)
         await pilot.press("j")
         await wait_for(
-            pilot, lambda: "second" in "".join(cell.text for part in pane.mask_view.parts for cell in part.cells)
+            pilot, lambda: "second" in "".join(cell.text for part in pane.body.mask_view.parts for cell in part.cells)
         )
-        cells = pane.mask_view.parts[0].cells
+        cells = pane.body.mask_view.parts[0].cells
         assert "".join(cell.text for cell in cells if cell.learned) == "two\nlines<|im_end|>"
         assert {cell.text for cell in cells if cell.special} == {"<|im_start|>", "<|im_end|>"}
         assert "two⏎" in screen_text(pilot.app).replace(" ", "")
@@ -112,8 +112,8 @@ async def test_a_row_as_tokens_with_exactly_the_answer_learned(
         assert f"{len(cells)} tokens · {learned} learned" in screen_text(pilot.app)
         await pilot.press("m")
         await pilot.pause()
-        assert pane.conversation.display
-        assert not pane.mask_view.display
+        assert pane.body.conversation.display
+        assert not pane.body.mask_view.display
 
 
 @pytest.mark.parametrize("size", [(60, 20), (80, 24), (200, 50)])
@@ -127,7 +127,7 @@ async def test_both_answers_of_a_pair_and_a_label_are_named_in_words(
     async with PaneApp(pane).run_test(size=size) as pilot:
         await shown(pilot, pane, pairs)
         await pilot.press("m")
-        await wait_for(pilot, lambda: len(pane.mask_view.parts) == 2)
+        await wait_for(pilot, lambda: len(pane.body.mask_view.parts) == 2)
 
         def listed() -> tuple[list[str], list[str]]:
             """The words of the list's heading and of its first row."""
@@ -136,7 +136,7 @@ async def test_both_answers_of_a_pair_and_a_label_are_named_in_words(
             return lines[place].split()[1:], lines[place + 1].split()[1:]
 
         await wait_for(pilot, lambda: "–" not in listed()[1])
-        better, worse = pane.mask_view.parts
+        better, worse = pane.body.mask_view.parts
         counts = [(len(part.cells), sum(cell.learned for cell in part.cells)) for part in (better, worse)]
         text = screen_text(pilot.app)
         for name, (tokens, learned) in zip(("better", "worse"), counts, strict=True):
@@ -151,7 +151,7 @@ async def test_both_answers_of_a_pair_and_a_label_are_named_in_words(
         assert ("no," in first) == (size[0] > 60)
 
         pane.show(labels)
-        await wait_for(pilot, lambda: len(pane.mask_view.parts) == 1)
+        await wait_for(pilot, lambda: len(pane.body.mask_view.parts) == 1)
         await pilot.pause()
         assert "── bad answer · " in screen_text(pilot.app)
         head, first = listed()
@@ -167,7 +167,7 @@ async def test_what_is_learned_is_told_without_color(
     async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
         await shown(pilot, pane, write(tmp_path / "rows.jsonl", [("ask", "zyx")]))
         await pilot.press("m")
-        await wait_for(pilot, lambda: pane.mask_view.parts)
+        await wait_for(pilot, lambda: pane.body.mask_view.parts)
         await pilot.pause()
         segments = [segment for strip in pilot.app.screen._compositor.render_strips() for segment in strip]
         underlined = "".join(segment.text for segment in segments if segment.style and segment.style.underline)
@@ -178,7 +178,7 @@ def _strip_styles(pane: DataPane, lines: int) -> dict[str, Style]:
     """The style that each stretch of the token view has."""
     found: dict[str, Style] = {}
     for line in range(lines):
-        for segment in pane.mask_view.render_line(line):
+        for segment in pane.body.mask_view.render_line(line):
             if segment.text.strip() and segment.style is not None:
                 found[segment.text.strip()] = segment.style
     return found
@@ -195,9 +195,9 @@ async def test_every_kind_of_token_has_attributes_of_its_own(
     async with PaneApp(pane).run_test(size=(80, 30)) as pilot:
         await shown(pilot, pane, write(tmp_path / "rows.jsonl", [("ask me", "zyx and some more")]))
         await pilot.press("m")
-        await wait_for(pilot, lambda: pane.mask_view.parts)
+        await wait_for(pilot, lambda: pane.body.mask_view.parts)
         await pilot.press("slash", *"me", "enter")
-        await wait_for(pilot, lambda: pane.mask_view.match_place == (1, 2))
+        await wait_for(pilot, lambda: pane.body.mask_view.match_place == (1, 2))
         styles = _strip_styles(pane, 12)
 
         def attributes(text: str) -> tuple[bool, bool, bool]:
@@ -212,7 +212,7 @@ async def test_every_kind_of_token_has_attributes_of_its_own(
         assert any("✂ train.max_length = 30" in text for text in styles)
         kinds = [attributes(text) for text in ("ask", "<|im_start|>", "zyx and so", "<|im_end|>")]
         assert len(set(kinds)) == len(kinds)
-        legend = [segment for segment in pane.mask_view.render_line(0) if segment.text.strip()]
+        legend = [segment for segment in pane.body.mask_view.render_line(0) if segment.text.strip()]
         assert [segment.text for segment in legend][:4] == ["learned", "ignored", "special", "2 matches"]
 
 
@@ -222,9 +222,9 @@ async def test_in_256_colors_no_two_kinds_look_alike(tmp_path: Path, tiny_model_
         for theme in ("localtune-dark", "localtune-light"):
             pilot.app.theme = theme
             await shown(pilot, pane, write(tmp_path / "rows.jsonl", [("ask", "zyx")]))
-            if not pane.shows_tokens:
+            if not pane.body.shows_tokens:
                 await pilot.press("m")
-            await wait_for(pilot, lambda: pane.mask_view.parts)
+            await wait_for(pilot, lambda: pane.body.mask_view.parts)
             await pilot.pause()
             styles = _strip_styles(pane, 8)
             colors = []
@@ -243,34 +243,34 @@ async def test_matches_are_marked_across_tokens_and_gone_through(tmp_path: Path,
     async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
         await shown(pilot, pane, write(tmp_path / "rows.jsonl", rows))
         await pilot.press("m")
-        await wait_for(pilot, lambda: pane.mask_view.parts)
+        await wait_for(pilot, lambda: pane.body.mask_view.parts)
         await pilot.press("slash", *needle, "enter")
-        await wait_for(pilot, lambda: pane.index == 1 and pane.mask_view.match_place == (1, 2))
+        await wait_for(pilot, lambda: pane.index == 1 and pane.body.mask_view.match_place == (1, 2))
         assert "line 40" in screen_text(pilot.app), "it is scrolled to the match"
         assert "line 90" not in screen_text(pilot.app)
-        cells = pane.mask_view.parts[0].cells
+        cells = pane.body.mask_view.parts[0].cells
         assert all(needle not in cell.text for cell in cells), "the text is divided between tokens"
-        marked = _strip_styles(pane, pane.mask_view.size.height)
+        marked = _strip_styles(pane, pane.body.mask_view.size.height)
         assert "".join(text for text, style in marked.items() if needle in text and style.reverse) == needle
         # With the keys in the row, first through the row, then on to the next.
         await pilot.press("enter", "n")
         await pilot.pause()
-        assert pane.mask_view.match_place == (2, 2)
+        assert pane.body.mask_view.match_place == (2, 2)
         assert "line 90" in screen_text(pilot.app)
         assert "2 of 2 in row 2" in screen_text(pilot.app)
         await pilot.press("n")
-        await wait_for(pilot, lambda: pane.index == 3 and pane.mask_view.match_place == (1, 1))
+        await wait_for(pilot, lambda: pane.index == 3 and pane.body.mask_view.match_place == (1, 1))
         await pilot.press("N")
-        await wait_for(pilot, lambda: pane.index == 1 and pane.mask_view.match_place == (2, 2))
+        await wait_for(pilot, lambda: pane.index == 1 and pane.body.mask_view.match_place == (2, 2))
         await pilot.press("N")
         await pilot.pause()
-        assert pane.mask_view.match_place == (1, 2)
+        assert pane.body.mask_view.match_place == (1, 2)
         # With the keys in the list, straight to the next row.
         await pilot.press("escape", "n")
         await wait_for(pilot, lambda: pane.index == 3)
         await pilot.press("escape")
         await pilot.pause()
-        assert pane.mask_view.match_place == (0, 0)
+        assert pane.body.mask_view.match_place == (0, 0)
         assert "match" not in screen_text(pilot.app)
 
 
@@ -285,7 +285,7 @@ async def test_matches_in_the_conversation_are_gone_through(tmp_path: Path) -> N
         await pilot.press("enter", "n")
         await pilot.pause()
         assert "line 90 needle" in screen_text(pilot.app)
-        assert pane.conversation.match_place == (2, 2)
+        assert pane.body.conversation.match_place == (2, 2)
 
 
 @given(
@@ -313,7 +313,7 @@ async def test_the_greatest_length_is_marked(tmp_path: Path, tiny_model_dir: Pat
         await shown(pilot, pane, write(tmp_path / "rows.jsonl", [("ask", "a long answer")]))
         await pilot.press("m")
         await wait_for(pilot, lambda: "train.max_length = 8: longer rows are dropped" in screen_text(pilot.app))
-        assert pane.mask_view.parts[0].cut == 8
+        assert pane.body.mask_view.parts[0].cut == 8
 
 
 async def test_hostile_text_in_tokens_never_reaches_a_strip(tmp_path: Path, tiny_model_dir: Path) -> None:
@@ -321,7 +321,7 @@ async def test_hostile_text_in_tokens_never_reaches_a_strip(tmp_path: Path, tiny
     async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
         await shown(pilot, pane, write(tmp_path / "rows.jsonl", [(HOSTILE, HOSTILE)]))
         await pilot.press("m")
-        await wait_for(pilot, lambda: pane.mask_view.parts)
+        await wait_for(pilot, lambda: pane.body.mask_view.parts)
         await pilot.press("enter", "G")
         await pilot.pause()
         text = screen_text(pilot.app)
@@ -351,11 +351,11 @@ async def test_lengths_in_the_list_the_summary_and_the_statistics(tmp_path: Path
         await shown(pilot, pane, path)
         await wait_for(pilot, lambda: pane.view is not None and pane.view.analysis is not None, 60)
         await wait_for(pilot, lambda: "30 used · 1 dropped: 1 not_json · 1 problem" in screen_text(pilot.app))
-        await wait_for(pilot, lambda: pane.cells(0, 1)[0].cells[0].isdecimal())
+        await wait_for(pilot, lambda: pane.body.cells(0, 1)[0].cells[0].isdecimal())
         await pilot.press("l")
-        assert pane.rows.cursor == 12
+        assert pane.body.rows.cursor == 12
         await pilot.press("right_square_bracket")
-        assert pane.rows.cursor == 30
+        assert pane.body.rows.cursor == 30
         await pilot.press("g", "s")
         await pilot.pause()
         text = screen_text(pilot.app)
@@ -366,7 +366,7 @@ async def test_lengths_in_the_list_the_summary_and_the_statistics(tmp_path: Path
         await pilot.pause()
         assert not pane.shows_report
         assert pane.index == 30
-        assert pane.rows.count == 1, "only the rows with the problem are listed"
+        assert pane.body.rows.count == 1, "only the rows with the problem are listed"
 
 
 @pytest.mark.parametrize("width", [1, 2, 7, 40])

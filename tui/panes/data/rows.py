@@ -1,0 +1,259 @@
+"""The rows of the data pane: the list, and the row under its cursor as a conversation or as tokens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+from textual import on, work
+from textual.app import ComposeResult
+from textual.containers import Container, Vertical
+from textual.content import Content
+from textual.message import Message
+
+from core.errors import UserError
+from core.template.sandboxed import RowMasks
+from tui.datasets.rows import RowCells
+from tui.datasets.summary import spaced
+from tui.datasets.view import DatasetView
+from tui.panes.data.session import DatasetSession
+from tui.panes.data.tokens import KnownLengths, RowLength, describe_tokens, mask_row, measure_rows, token_parts
+from tui.widgets.lists.conversation import Conversation
+from tui.widgets.lists.mask_view import MaskView
+from tui.widgets.lists.row_list import RowList
+
+#: Rows counted between two looks at which are wanted.
+_BATCH = 16
+
+
+class DataRows(Container):
+    """The rows that are listed, the columns ``tok`` and ``sup`` filled as rows are seen, and one row to read.
+
+    Args:
+        session: What is shown.
+    """
+
+    DEFAULT_CSS = """
+    DataRows {
+        & #data-rows { height: 3fr; min-height: 4; }
+        & #data-row { height: 2fr; min-height: 3; border-top: solid $border; border-title-color: $muted; }
+        & #data-row:focus-within { border-top: solid $border-focus; border-title-color: $foreground; }
+        &.-tokens #data-rows { height: 2fr; }
+        &.-tokens #data-row { height: 3fr; }
+        &.-beside { layout: horizontal; }
+        &.-beside #data-rows { width: 3fr; height: 100%; }
+        &.-beside #data-row { width: 2fr; height: 100%; border-left: solid $border; padding-left: 1; }
+        &.-beside #data-row:focus-within { border-left: solid $border-focus; }
+    }
+    """
+
+    class ProblemsSeen(Message):
+        """Rows on the screen have problems that were not known of."""
+
+    def __init__(self, session: DatasetSession, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self.shows_tokens = False
+        """Whether the row is shown as tokens."""
+        self.rows = RowList(id="data-rows")
+        self.conversation = Conversation(id="data-conversation")
+        self.mask_view = MaskView(id="data-mask")
+        self._box = Vertical(id="data-row")
+        self._session = session
+        self._lengths = KnownLengths()
+        self._wanted: Sequence[int] = ()
+        self._is_counting = False
+        self._landing: tuple[int, int] | None = None
+
+    def compose(self) -> ComposeResult:
+        """The list, and the row in one of its forms."""
+        yield self.rows
+        with self._box:
+            yield self.conversation
+            yield self.mask_view
+
+    def on_mount(self) -> None:
+        """Show the form of the row that is wanted."""
+        self._show_form()
+
+    @property
+    def reader(self) -> Conversation | MaskView:
+        """The row in the form that is shown."""
+        return self.mask_view if self.shows_tokens else self.conversation
+
+    @property
+    def index(self) -> int:
+        """The number of the row under the cursor."""
+        return self._session.index_at(self.rows.cursor)
+
+    # The list.
+
+    def show_file(self) -> None:
+        """Show the rows of another file, from the first."""
+        self._forget_lengths()
+        self._landing = None
+        self.rows.show(self.cells, self._session.columns, len(self._session.listed))
+
+    def show_listed(self, index: int) -> None:
+        """Show other rows of the file; the cursor goes to a row, or to the next one that is listed."""
+        session = self._session
+        if session.filter is None:
+            self.rows.show_part(len(session.listed), index)
+        else:
+            highest = session.view.count if session.view is not None else 0
+            self.rows.show_part(len(session.listed), session.filter.nearest(index), highest)
+
+    def go_to(self, index: int, landing: int = 0) -> None:
+        """Put the cursor on a row that is listed.
+
+        Args:
+            index: The row.
+            landing: Scroll it to the first text that is marked (1), or to the last (-1).
+        """
+        self._landing = (index, landing) if landing else None
+        place = self._session.place_of(index)
+        if place is not None:
+            self.rows.cursor = place
+
+    def count_again(self) -> None:
+        """Count the tokens of the rows anew."""
+        self._forget_lengths()
+        if self._session.view is not None:
+            self.rows.columns = self._session.columns
+        self.rows.invalidate()
+
+    def cells(self, start: int, count: int) -> list[RowCells]:
+        """A window of the list with lengths where they are known; the others are asked for."""
+        view = self._session.view
+        if view is None:
+            return []
+        indices = self._session.listed[start : start + count]
+        seen = view.marks.count
+        for index in indices:
+            if (length := self._lengths.get(index)) is not None and length.level:
+                view.note(index, length.level)
+        rows = view.cells(indices)
+        if view.marks.count != seen:
+            self.post_message(self.ProblemsSeen())
+        if not self._session.has_counts:
+            return rows
+        if self._lengths.missing(indices):
+            self.call_later(self._want_lengths, indices)
+        return [
+            row if row.problem else _with_length(row, self._lengths.get(index) or RowLength())
+            for index, row in zip(indices, rows, strict=False)
+        ]
+
+    def _want_lengths(self, indices: Sequence[int]) -> None:
+        """Count rows, unless others are on the screen before it is their turn."""
+        self._wanted = indices
+        if not self._is_counting:
+            self._is_counting = True
+            self._count_rows()
+
+    @work(group="data-lengths")
+    async def _count_rows(self) -> None:
+        session = self._session
+        try:
+            while batch := self._lengths.missing(self._wanted)[:_BATCH]:
+                view, masks, lengths = session.view, session.masks, self._lengths
+                if view is None or masks is None:
+                    return
+                cuts = session.plan.reading.overlong == "truncate"
+                lengths.take(await asyncio.to_thread(measure_rows, view, masks, batch, cuts=cuts))
+                self.rows.invalidate()
+        finally:
+            self._is_counting = False
+
+    def _forget_lengths(self) -> None:
+        # What is being counted goes to the old ones.
+        self._lengths, self._wanted = KnownLengths(), ()
+
+    @on(RowList.Moved)
+    def _moved(self) -> None:
+        self.show_row()
+
+    @on(RowList.Opened)
+    def _row_opened(self) -> None:
+        self.reader.focus()
+
+    # The row under the cursor.
+
+    def show_row(self) -> None:
+        """Show the row under the cursor."""
+        view, index = self._session.view, self.index
+        if view is None or index >= view.count:
+            return
+        self.conversation.show(view.turns(index))
+        self._show_place()
+        self.show_tokens()
+        if not self.shows_tokens:
+            self._land()
+
+    def toggle_tokens(self) -> None:
+        """The row as tokens, or as a conversation again; the keys go along."""
+        had_focus = self.reader.has_focus
+        self.shows_tokens = not self.shows_tokens
+        self._show_form()
+        if had_focus:
+            self.reader.focus()
+        self._show_place()
+        self.show_tokens()
+
+    def highlight(self, term: str) -> None:
+        """Mark a text wherever it is shown; nothing where empty."""
+        self.rows.highlight(term)
+        self.conversation.highlight(term)
+        self.mask_view.highlight(term)
+
+    def show_tokens(self) -> None:
+        """Show the row under the cursor as tokens, where tokens are shown."""
+        session, view, index = self._session, self._session.view, self.index
+        if not self.shows_tokens or view is None or index >= view.count:
+            return
+        if (problem := session.masker_error or view.unknown) is not None:
+            self.mask_view.say(str(problem), problem=True)
+        elif session.masks is None:
+            self.mask_view.say("Reading the tokenizer …")
+        else:
+            self._mask_row(view, session.masks, index)
+
+    @work(exclusive=True, group="data-mask")
+    async def _mask_row(self, view: DatasetView, masks: RowMasks, index: int) -> None:
+        result, label = await asyncio.to_thread(mask_row, view, masks, index)
+        stale = view is not self._session.view or masks is not self._session.masks
+        if stale or index != self.index or not self.shows_tokens:
+            return
+        if isinstance(result, tuple):
+            self.mask_view.show(token_parts(result, label, self._session.plan))
+            self._show_place(describe_tokens(result))
+            self._land()
+        else:
+            self.mask_view.say(str(result) if isinstance(result, UserError) else result.message, problem=True)
+            self._show_place()
+
+    def _show_form(self) -> None:
+        self.set_class(self.shows_tokens, "-tokens")
+        self.conversation.display = not self.shows_tokens
+        self.mask_view.display = self.shows_tokens
+
+    def _show_place(self, detail: str = "") -> None:
+        """Write which row is shown, and what is known of it, over the row."""
+        view, index = self._session.view, self.index
+        if view is None or index >= view.count:
+            return
+        line = view.line_of(index)
+        place = f"row {spaced(index + 1)}" + (f" · line {spaced(line)}" if line and line != index + 1 else "")
+        words = [place, *(["as tokens"] if self.shows_tokens else []), *([detail] if detail else [])]
+        self._box.border_title = Content(f" {' · '.join(words)} ")
+
+    def _land(self) -> None:
+        """Scroll the row to its first match, or to its last, if a search has just ended on it."""
+        landing, self._landing = self._landing, None
+        if landing is not None and landing[0] == self.index:
+            # How far the row can be scrolled is known only after its layout.
+            self.call_after_refresh(self.reader.move_match, landing[1])
+
+
+def _with_length(row: RowCells, length: RowLength) -> RowCells:
+    return replace(row, cells=(length.tokens, length.learned, *row.cells))
