@@ -45,7 +45,7 @@ class FileQuestions:
         if not self._editor.document.has_changed_on_disk:
             return self._editor.save()
         question = f"{path.name} has been changed by something else since it was read."
-        answer = await self._bar.prompt_key(question, {"o": "overwrite it", "l": "load it, without my changes"})
+        answer = await self._bar.ask_key(question, {"o": "overwrite it", "l": "load it, without my changes"})
         if answer == "l":
             return Opened.load(path, f"loading {path.name} from the disk", f"✓ loaded {path.name} as it is now")
         return self._editor.save(overwrite=True) if answer == "o" else None
@@ -59,7 +59,7 @@ class FileQuestions:
         Raises:
             UserError: If it cannot be written.
         """
-        path = await self._bar.prompt_path("save as", self._editor.suggested_name, suffixes=_SUFFIXES)
+        path = await self._bar.ask_path("save as", self._editor.suggested_name, suffixes=_SUFFIXES)
         if path is None:
             return None
         target = path if path.suffix else path.with_suffix(".toml")
@@ -67,7 +67,7 @@ class FileQuestions:
             raise UserError(f"{target} is a directory.", "Give the file a name.")
         if not target.exists():
             return self._editor.save(target)
-        answer = await self._bar.prompt_key(f"{target.name} exists already.", {"y": "replace it"})
+        answer = await self._bar.ask_key(f"{target.name} exists already.", {"y": "replace it"})
         return self._editor.save(target, overwrite=True) if answer == "y" else None
 
     async def open(self) -> Opened | None:
@@ -85,7 +85,7 @@ class FileQuestions:
         """Whether to do something ``anyway``: what is here goes by it, which is asked about where it is not saved."""
         if not self._editor.model.is_edited:
             return True
-        return await self._bar.prompt_key("What is here has not been saved.", {"y": anyway}) == "y"
+        return await self._bar.ask_key("What is here has not been saved.", {"y": anyway}) == "y"
 
     async def choose(self, label: str) -> Path | None:
         """Choose one of the configurations that were open last, or name a file; None where the user gives up."""
@@ -99,7 +99,7 @@ class FileQuestions:
             picks = [*(Pick(str(path), _about(path), path.name) for path in known), Pick(_ANOTHER, "name it")]
             answer = await self._bar.app.push_screen_wait(PickScreen("Configurations", picks))
         if answer == _ANOTHER:
-            return await self._bar.prompt_path(label, suffixes=_SUFFIXES)
+            return await self._bar.ask_path(label, suffixes=_SUFFIXES)
         return Path(answer) if answer else None
 
 

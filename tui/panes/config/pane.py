@@ -429,7 +429,7 @@ class ConfigPane(Pane):
 
     async def _search(self) -> None:
         hint = "a text in a name or its help; all options are searched"
-        answer = await self.ask_bar.prompt("find", self.filter.term, placeholder=hint, changed=self.filter.search)
+        answer = await self.ask_bar.ask("find", self.filter.term, placeholder=hint, changed=self.filter.search)
         if answer is None and not self.ask_bar.is_asking:
             self.action_back()
 
@@ -574,7 +574,7 @@ class ConfigPane(Pane):
 
     async def _import(self) -> None:
         if await self._questions.may_leave("import over it"):
-            path = await self.ask_bar.prompt_path("import", suffixes=SUFFIXES)
+            path = await self.ask_bar.ask_path("import", suffixes=SUFFIXES)
             if path is not None:
                 self.say(f"Reading {path.name} …")
                 self._carry_over(path)

@@ -246,7 +246,7 @@ class DataPane(Pane):
         await self.ask_bar.converse(self._ask_path())
 
     async def _ask_path(self) -> None:
-        path = await self.ask_bar.prompt_path("open", self.opener.start, suffixes=DATA_SUFFIXES)
+        path = await self.ask_bar.ask_path("open", self.opener.start, suffixes=DATA_SUFFIXES)
         if path is not None:
             self.show(path, ask=True)
 
@@ -481,7 +481,7 @@ class DataPane(Pane):
             await self.ask_bar.converse(self._ask_row(f"1 to {spaced(self.view.count)}"))
 
     async def _ask_row(self, numbers: str) -> None:
-        if (text := await self.ask_bar.prompt("row", placeholder=numbers)) is not None:
+        if (text := await self.ask_bar.ask("row", placeholder=numbers)) is not None:
             self._go(self.finder.row_number(text))
 
     def _go(self, move: Move) -> None:
@@ -515,7 +515,7 @@ class DataPane(Pane):
             await self.ask_bar.converse(self._ask_text())
 
     async def _ask_text(self) -> None:
-        term = await self.ask_bar.prompt("find", self.finder.term, placeholder="a text in any column")
+        term = await self.ask_bar.ask("find", self.finder.term, placeholder="a text in any column")
         if term is None:
             return
         self._mark(term)

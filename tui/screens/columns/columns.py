@@ -344,7 +344,7 @@ class ColumnsScreen(Overlay[None]):
     async def _ask_what_to_train_on(self) -> None:
         question = f"The configuration trains on {one_line(self.form.train, 60)}, not on this file."
         answers = {"t": "train on this file", "k": "keep that"}
-        key = await self.query_one(AskBar).prompt_key(question, answers)
+        key = await self.query_one(AskBar).ask_key(question, answers)
         if key is not None:
             self._save({"data.train": self.view.path.absolute()} if key == "t" else {})
 

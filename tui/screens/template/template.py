@@ -404,7 +404,7 @@ class TemplateScreen(Overlay[None]):
     async def _edit_copy(self, entry: TemplateEntry) -> None:
         """Ask for a file, and write there what an editor left before, else edit a copy of a template."""
         bar, directory = self.ask_bar, self.plan.directory
-        given = await bar.prompt_path("save the copy as", entry.file_name, base=directory, suffixes=SUFFIXES)
+        given = await bar.ask_path("save the copy as", entry.file_name, base=directory, suffixes=SUFFIXES)
         if given is None:
             return
         path = given if given.suffix else given.with_suffix(".jinja")
@@ -413,7 +413,7 @@ class TemplateScreen(Overlay[None]):
             return
         if os.path.exists(path):
             as_it_is = {"u": "edit it as it is"} if self._draft is None else {}
-            key = await bar.prompt_key(f"{path.name} exists already.", {**as_it_is, "r": "replace it"})
+            key = await bar.ask_key(f"{path.name} exists already.", {**as_it_is, "r": "replace it"})
             if key == "u":
                 self._edit_file(path)
             if key != "r":

@@ -84,37 +84,8 @@ class AskBar(Vertical):
     }
     """
 
-    @dataclass
-    class Changed(Message):
-        """The text has changed while it is typed."""
-
-        purpose: str
-        value: str
-
-    @dataclass
-    class Submitted(Message):
-        """The text is complete; ``path`` is set where a path was asked for."""
-
-        purpose: str
-        value: str
-        path: Path | None = None
-
-    @dataclass
-    class Chosen(Message):
-        """A key question has been answered."""
-
-        purpose: str
-        key: str
-
-    @dataclass
-    class Cancelled(Message):
-        """The user gave up."""
-
-        purpose: str
-
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
-        self.purpose = ""
         self._answer: asyncio.Future[str | None] | None = None
         self._watcher: Callable[[str], None] | None = None
         self._back_to: Widget | None = None
@@ -127,7 +98,7 @@ class AskBar(Vertical):
     @property
     def is_asking(self) -> bool:
         """Whether a question is open."""
-        return self._answer is not None or bool(self.purpose)
+        return self._answer is not None
 
     async def converse(self, work: Coroutine[object, object, None]) -> None:
         """Run a coroutine that asks, beside what else goes on; it ends with this bar at the latest.
@@ -138,7 +109,7 @@ class AskBar(Vertical):
         self.run_worker(work)
         await asyncio.sleep(0)
 
-    async def prompt(
+    async def ask(
         self, label: str, value: str = "", *, placeholder: str = "", changed: Callable[[str], None] | None = None
     ) -> str | None:
         """Ask for a text and wait for it; what is typed takes the place of the value that it begins with.
@@ -156,7 +127,7 @@ class AskBar(Vertical):
         field.selection = Selection(0, len(field.value))
         return await self._answer_to(label, field, changed)
 
-    async def prompt_path(
+    async def ask_path(
         self, label: str, value: str = "", *, base: Path | None = None, suffixes: Sequence[str] = ()
     ) -> Path | None:
         """Ask for a path, with completion, and wait for it.
@@ -174,7 +145,7 @@ class AskBar(Vertical):
         answer = await self._answer_to(label, field)
         return field.resolved() if answer and answer.strip() else None
 
-    async def prompt_key(self, question: str, answers: Mapping[str, str]) -> str | None:
+    async def ask_key(self, question: str, answers: Mapping[str, str]) -> str | None:
         """Ask a question that one key answers, and wait for it.
 
         Args:
@@ -186,29 +157,9 @@ class AskBar(Vertical):
         """
         return await self._answer_to("", KeyQuestion(question, answers))
 
-    def ask(self, purpose: str, label: str, value: str = "", placeholder: str = "") -> None:
-        """Ask for a text; what is typed takes the place of the value that it begins with."""
-        field = SafeInput(value, placeholder=placeholder)
-        field.selection = Selection(0, len(field.value))
-        self._open(label, field)
-        self.purpose = purpose
-
-    def ask_path(
-        self, purpose: str, label: str, value: str = "", *, base: Path | None = None, suffixes: Sequence[str] = ()
-    ) -> None:
-        """Ask for a path, with completion."""
-        self._open(label, PathInput(value, base=base, suffixes=suffixes, placeholder="tab completes, esc cancels"))
-        self.purpose = purpose
-
-    def ask_key(self, purpose: str, question: str, answers: Mapping[str, str]) -> None:
-        """Ask a question that one key answers."""
-        self._open("", KeyQuestion(question, answers))
-        self.purpose = purpose
-
     def close(self, answer: str | None = None) -> None:
         """Hide, give the focus back, and give the answer to who waits for it."""
         back = self._back_to
-        self.purpose = ""
         self._settle(answer)
         self.remove_class("-asking")
         line = self.query_one(".ask-line")
@@ -239,7 +190,6 @@ class AskBar(Vertical):
         # One question may follow another before the focus is back: what had it first gets it in the end.
         if focused is not None and self not in focused.ancestors and focused.is_attached:
             self._back_to = focused
-        self.purpose = ""
         self._show_candidates([])
         line = self.query_one(".ask-line")
         line.remove_children()
@@ -266,34 +216,20 @@ class AskBar(Vertical):
     @on(SafeInput.Changed)
     def _changed(self, message: SafeInput.Changed) -> None:
         message.stop()
-        if not message.input.is_attached:
-            return
-        if self._watcher is not None:
+        if self._watcher is not None and message.input.is_attached:
             self._watcher(message.value)
-        if self.purpose:
-            self.post_message(self.Changed(self.purpose, message.value))
 
     @on(SafeInput.Submitted)
     def _submitted(self, message: SafeInput.Submitted) -> None:
         message.stop()
-        purpose, field = self.purpose, message.input
-        path = field.resolved() if isinstance(field, PathInput) and field.value.strip() else None
         self.close(message.value)
-        if purpose:
-            self.post_message(self.Submitted(purpose, message.value, path))
 
     @on(KeyQuestion.Answered)
     def _answered(self, message: KeyQuestion.Answered) -> None:
         message.stop()
-        purpose, is_given_up = self.purpose, message.key == "escape"
-        self.close(None if is_given_up else message.key)
-        if purpose:
-            self.post_message(self.Cancelled(purpose) if is_given_up else self.Chosen(purpose, message.key))
+        self.close(message.key if message.key != "escape" else None)
 
     @on(SafeInput.Cancelled)
     def _cancelled(self, message: SafeInput.Cancelled) -> None:
         message.stop()
-        purpose = self.purpose
         self.close()
-        if purpose:
-            self.post_message(self.Cancelled(purpose))

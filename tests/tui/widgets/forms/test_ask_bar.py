@@ -30,13 +30,13 @@ class Asking(Vertical):
         return self.query_one(AskBar)
 
     async def text(self, value: str = "") -> None:
-        self.answers.append(await self.bar.prompt("find", value, changed=self.typed.append))
+        self.answers.append(await self.bar.ask("find", value, changed=self.typed.append))
 
     async def path(self) -> None:
-        self.answers.append(await self.bar.prompt_path("open"))
+        self.answers.append(await self.bar.ask_path("open"))
 
     async def key(self) -> None:
-        self.answers.append(await self.bar.prompt_key("Really?", {"y": "yes"}))
+        self.answers.append(await self.bar.ask_key("Really?", {"y": "yes"}))
 
     async def path_then_key(self) -> None:
         await self.path()
