@@ -112,10 +112,3 @@ def table(*parts: Mapping[str, _R]) -> dict[str, _R]:
             raise ValueError(f"two rules for {', '.join(sorted(twice))}")
         found.update(part)
     return found
-
-
-def options_of(rule: Rule) -> tuple[str, ...]:
-    """The options that a rule may set."""
-    if isinstance(rule, Copy):
-        return (rule.option,)
-    return () if isinstance(rule, Missing) else rule.options

@@ -46,17 +46,6 @@ def try_lock(run: Run) -> int | None:
     return descriptor
 
 
-def is_locked(run: Run) -> bool:
-    """Whether a worker (or a launcher about to start one) holds the run's lock."""
-    if not (run.path / "worker.lock").exists():
-        return False
-    descriptor = try_lock(run)
-    if descriptor is None:
-        return True
-    os.close(descriptor)
-    return False
-
-
 def hold_worker_lock(run: Run) -> int:
     """Adopt the inherited lock, or take it if started by hand; called by the worker before anything else.
 

@@ -73,11 +73,6 @@ class PaceBook:
         return None
 
 
-def earlier_pace(config: Config) -> Pace | None:
-    """Pace of a comparable earlier run, from a new :class:`PaceBook`."""
-    return PaceBook().pace(config)
-
-
 def _readable(runs: Iterable[Run]) -> Iterator[tuple[Run, Config]]:
     for run in itertools.islice(runs, LOOKED_AT):
         with suppress(UserError):

@@ -77,11 +77,6 @@ class Series:
         """Newest step; None if empty."""
         return self._last_step
 
-    @property
-    def last_smoothed(self) -> float | None:
-        """Newest smoothed value; None if empty or at a gap."""
-        return self.smoothed[-1] if self.smoothed and math.isfinite(self.smoothed[-1]) else None
-
     def append(self, step: int, value: float) -> None:
         """Append a value. A step not beyond the last one replaces everything from it on, as in a resumed run."""
         if self._last_step is not None and step <= self._last_step:

@@ -17,7 +17,7 @@ from core.config.schema import find_option
 from core.errors import UserError
 from core.importers.convert import TOOLS, import_config
 from core.importers.rules import Choice, Copy, Missing, is_one_of
-from core.importers.tool import Tool, missing, options_of
+from core.importers.tool import Rule, Tool, missing
 from tests.core.data.sample_files import write
 from tests.core.importers.helpers import assert_all_accounted, carry, entries, entry, keys_of, loaded, setting
 
@@ -27,6 +27,13 @@ MINIMAL = {
     "llama-factory": "model_name_or_path: a/b\ncutoff_len: 64\n",
     "unsloth": "model: a/b\ntraining: {max_seq_length: 64}\n",
 }
+
+
+def options_of(rule: Rule) -> tuple[str, ...]:
+    """The options that a rule may set."""
+    if isinstance(rule, Copy):
+        return (rule.option,)
+    return () if isinstance(rule, Missing) else rule.options
 
 
 @pytest.mark.parametrize("tool", EVERY, ids=lambda tool: tool.kind)

@@ -12,7 +12,7 @@ from core.runs import pace as pace_module
 from core.runs.events import Event, HardwareEvent, StepEvent, encode_event
 from core.runs.forecast import estimate
 from core.runs.history import RunHistory, read_history
-from core.runs.pace import Pace, PaceBook, earlier_pace
+from core.runs.pace import Pace, PaceBook
 from core.runs.store import Run, create_run, list_runs
 
 
@@ -45,7 +45,7 @@ def test_the_newest_run_alike_gives_the_pace(private_home: Path) -> None:
     record(config_of(), [step(number, seconds=50.0) for number in range(1, 6)])
     energy = HardwareEvent(t=6.0, devices=[], energy_wh=2.0)
     newest = record(config_of(), [*(step(number) for number in range(1, 6)), energy])
-    pace = earlier_pace(config_of(train={"epochs": 7}))
+    pace = PaceBook().pace(config_of(train={"epochs": 7}))
     assert pace is not None
     assert pace.run == newest
     assert (pace.tokens_per_second, pace.seconds_per_step) == (50.0, 2.0)
@@ -65,7 +65,7 @@ def test_the_newest_run_alike_gives_the_pace(private_home: Path) -> None:
 )
 def test_runs_unlike_it_say_nothing(private_home: Path, other: Config) -> None:
     record(other, [step(number) for number in range(1, 6)])
-    assert earlier_pace(config_of()) is None
+    assert PaceBook().pace(config_of()) is None
 
 
 def test_a_run_of_too_few_steps_or_without_a_record_says_nothing(private_home: Path) -> None:
@@ -74,14 +74,14 @@ def test_a_run_of_too_few_steps_or_without_a_record_says_nothing(private_home: P
     create_run(config_of(), "silent")
     broken = create_run(config_of(), "broken")
     broken.config_path.write_text("not = [toml")
-    pace = earlier_pace(config_of())
+    pace = PaceBook().pace(config_of())
     assert pace is not None
     assert pace.run == older
     assert pace.watt_hours_per_token is None
 
 
 def test_without_runs_there_is_no_pace(private_home: Path) -> None:
-    assert earlier_pace(config_of()) is None
+    assert PaceBook().pace(config_of()) is None
 
 
 def test_a_book_looks_at_no_directory_again_and_reads_each_record_once(
