@@ -33,7 +33,7 @@ from core.worker.model.model import load_model, trainable_parameters
 from core.worker.optim.optim import make_optimizer
 from core.worker.process.malloc import keep_freed_memory
 from core.worker.setup.fast_paths import arrange_rows, fuse_layers, lays_out
-from core.worker.setup.self_check import try_model
+from core.worker.setup.self_check import check_model
 from core.worker.steps.window import WindowGradients, make_accelerator
 
 RANK, WARM, STEPS = 16, 3, 6
@@ -81,8 +81,8 @@ def report(case: Case, model: Path, options: dict[str, Any]) -> None:
     loss, accelerator = SupervisedLoss(loaded.model), make_accelerator(loaded)
     fused = fuse_layers(config, loaded)
     fused.keep_weights(loaded.dtype)
-    trial = try_model(loaded, loss, rows, accelerator.autocast, laid_out=lays_out(config, fused))
-    arrange_rows(config, loaded, loss, rows, fused, trial)
+    found = check_model(loaded, loss, rows, accelerator.autocast, laid_out=lays_out(config, fused))
+    arrange_rows(config, loaded, loss, rows, fused, found)
     keep_freed_memory()
     windows = WindowGradients(
         loaded, loss, rows, accelerator=accelerator, max_rows=None, notice=lambda *told: print(*told, file=sys.stderr)

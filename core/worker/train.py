@@ -32,7 +32,7 @@ from core.worker.evaluate.samples import SampleWriter, choose_questions
 from core.worker.loss.fused_loss import choose_for_run
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.objectives import make_objectives
-from core.worker.loss.reference import Measured
+from core.worker.loss.reference import PrecomputedReference
 from core.worker.model.activation_offload import available_offload
 from core.worker.model.adapters import adapted_layers, attach_adapters, parameter_groups
 from core.worker.model.full_weights import choose_weights, trained_tensors
@@ -42,19 +42,19 @@ from core.worker.model.model import (
     load_model,
     trainable_parameters,
 )
-from core.worker.oom.retry import MemoryShortageError, Persistence, TornUpdateError
+from core.worker.oom.retry import MemoryShortageError, Retry, TornUpdateError
 from core.worker.optim.optim import make_optimizer
 from core.worker.optim.schedule import lr_factor, warmup_steps
 from core.worker.optim.update import AdapterUpdate, Update, WeightUpdate
 from core.worker.process.control import Controls, StopRequested
 from core.worker.process.malloc import keep_freed_memory
 from core.worker.process.recorder import Recorder
-from core.worker.progress.best import Selection
-from core.worker.progress.finite import Health
+from core.worker.progress.best import BestStep
+from core.worker.progress.finite import FiniteCheck
 from core.worker.setup.fast_paths import arrange_rows, compile_layers, fuse_layers, lays_out
 from core.worker.setup.memory_decision import decide_memory, predict_memory
 from core.worker.setup.preparation import prepare
-from core.worker.setup.self_check import check_head, try_model
+from core.worker.setup.self_check import check_head, check_model
 from core.worker.steps.neftune import EmbeddingNoise
 from core.worker.steps.window import WindowGradients, first_budget, make_accelerator
 
@@ -90,12 +90,12 @@ class FinetuneRecipe:
         self.step = 0
         self.total_steps = 0
         self.paused_seconds = 0.0
-        self.selection = Selection(config.eval.patience, config.eval.min_delta)
+        self.selection = BestStep(config.eval.patience, config.eval.min_delta)
         self.last_eval: int | None = None
         self.first_step_rehearses = False
         """Whether it has a micro-batch as large as any, so that none is run before it."""
         self.liger: str | None = None
-        self.measured: Measured | None = None
+        self.measured: PrecomputedReference | None = None
         """What the reference says, where that is taken once."""
         self.keeper = Keeper(self)
 
@@ -155,7 +155,7 @@ class FinetuneRecipe:
         if config.method.name in WEIGHT_METHODS:
             choose_weights(self.loaded.model, config.method, seed=config.train.seed)
             budget = found.manifest.get("reference_budget") if found is not None else None
-            self.measured = Measured(int(budget or TOKEN_BUDGETS[self.loaded.device.type]), self.warn)
+            self.measured = PrecomputedReference(int(budget or TOKEN_BUDGETS[self.loaded.device.type]), self.warn)
         else:
             self._attach_adapters(fresh=found is None)
         self.fused = fuse_layers(config, self.loaded)
@@ -166,7 +166,7 @@ class FinetuneRecipe:
         self.loss = SupervisedLoss(self.loaded.model)
         self.accelerator = make_accelerator(self.loaded)
         wanted = lays_out(config, self.fused)
-        trial = try_model(self.loaded, self.loss, self.dataset.rows, self.accelerator.autocast, laid_out=wanted)
+        trial = check_model(self.loaded, self.loss, self.dataset.rows, self.accelerator.autocast, laid_out=wanted)
         check_head(trial, self.loaded.dtype, config.model.base)
         arrange_rows(config, self.loaded, self.loss, self.dataset.rows, self.fused, trial)
         report = self.recorder.reporter("loading_model", self.controls.check_stop)
@@ -221,7 +221,7 @@ class FinetuneRecipe:
             whole=self.update.in_backward,
             place=self.dataset.place,
             objective=self.objective,
-            relieve=self.fused.drop_weights,
+            free_caches=self.fused.drop_weights,
             offload=available_offload(self.config.memory.activation_offload, self.loaded.device),
         )
         self.windows.set_checkpointing(self.memory.checkpointing, offload=self.memory.offload)
@@ -230,14 +230,14 @@ class FinetuneRecipe:
         if self.config.train.compile:
             compile_layers(self.loaded, self.warn)
         self.attendant = Attendant(self)
-        self.health = Health(self.warn, self.dataset.places)
+        self.health = FiniteCheck(self.warn, self.dataset.places)
         self.recovery = Recovery(self)
         self.samples = SampleWriter(
             self.loaded,
             self.questions,
             autocast=self.accelerator.autocast,
             template=self.template,
-            complain=lambda message, hint: self.recorder.notice("warning", "no_samples", message, hint),
+            warn=lambda message, hint: self.recorder.notice("warning", "no_samples", message, hint),
         )
         self.evaluator = None
         if self.held_out is not None:
@@ -258,12 +258,12 @@ class FinetuneRecipe:
 
     def _make_update(self) -> Update:
         train = self.config.train
-        persistence = Persistence(lambda: f"step {self.step + 1}", self.warn)
+        retry = Retry(lambda: f"step {self.step + 1}", self.warn)
         if self.config.method.name not in WEIGHT_METHODS:
             parameters = trainable_parameters(self.loaded.model)
             groups = parameter_groups(self.loaded.model, self.config.method.loraplus_ratio)
             optimizer = make_optimizer(groups, train)
-            return AdapterUpdate(self.accelerator, optimizer, parameters, train.max_grad_norm, persistence)
+            return AdapterUpdate(self.accelerator, optimizer, parameters, train.max_grad_norm, retry)
         return WeightUpdate(
             trained_tensors(self.loaded.model),
             lambda parameters: make_optimizer(parameters, train, weight_decay=0.0),
@@ -271,7 +271,7 @@ class FinetuneRecipe:
             weight_decay=train.weight_decay,
             max_grad_norm=train.max_grad_norm,
             in_backward=updates_in_backward(self.config),
-            persistence=persistence,
+            retry=retry,
         )
 
     def warn(self, code: str, message: str, hint: str) -> None:
@@ -340,14 +340,14 @@ class FinetuneRecipe:
         self.update.begin(lr)
         window = self.order.window(self.step)
         result = self.windows.run(window, where=f"step {self.step + 1}")
-        norm = self.update.measure()
+        norm = self.update.clip()
         scaler = self.accelerator.scaler
         overflow = scaler is not None and scaler.get_scale() > 1.0
         if self.health.accepts(self.step + 1, result.loss, norm, window, overflow=overflow):
             self.selection.proved(self.step)
-            self.update.apply()
+            self.update.step()
         else:
-            self.update.skip()
+            self.update.drop()
         self.step += 1
         seconds = time.monotonic() - began
         self.recorder.event(

@@ -16,7 +16,7 @@ from core.worker.checkpoint import checkpoint as checkpoints
 from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.model.full_weights import trained_tensors
 from core.worker.model.safetensors_io import read_tensors
-from core.worker.oom.retry import TRIES, MemoryShortageError, Persistence, attempt
+from core.worker.oom.retry import TRIES, MemoryShortageError, Retry, attempt
 
 if TYPE_CHECKING:
     from core.worker.train import FinetuneRecipe
@@ -258,10 +258,10 @@ class Keeper:
         def nothing() -> None:
             """What was half written is gone already."""
 
-        saving = Persistence(lambda: "the end", recipe.warn)
+        saving = Retry(lambda: "the end", recipe.warn)
         newest = f"The newest checkpoint holds it; free memory and 'localtune-tui continue {self._run.id}'."
         try:
-            saving.insist(
+            saving.run(
                 lambda: checkpoints.write_directory(output, fill), nothing, f"in saving the {output.name}", newest
             )
         except OSError as error:

@@ -14,9 +14,10 @@ import torch
 
 from core.errors import UserError
 from core.models.fingerprint import BaseFingerprint
-from core.worker.checkpoint.checkpoint import Checkpoint, restore_rng, rng_state
+from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.model.model import load_model
-from core.worker.oom.retry import Persistence, TornUpdateError, release
+from core.worker.oom.retry import Retry, TornUpdateError, release
+from core.worker.process.rng import restore_rng, rng_state
 
 if TYPE_CHECKING:
     from core.worker.train import FinetuneRecipe
@@ -52,11 +53,11 @@ class Recovery:
         if recipe.windows.checkpointing:
             raise error
         torn = recipe.step + 1
-        recipe.update.skip()
+        recipe.update.drop()
         found = recipe.keeper.newest()
         where = recipe.config.model.base if found is None else found.path.name
         recipe.recorder.phase("loading_model", where)
-        Persistence(lambda: f"step {torn}", recipe.warn).insist(
+        Retry(lambda: f"step {torn}", recipe.warn).run(
             lambda: self._to_base() if found is None else recipe.keeper.put_back(found),
             lambda: None,
             "in going back",

@@ -20,8 +20,8 @@ from core.worker.generate.generate import generate_batch
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.objectives import Objective, SupervisedObjective
 from core.worker.model.model import LoadedModel, evaluation_mode
-from core.worker.oom.no_grad_batches import Portions
-from core.worker.oom.retry import MemoryShortageError, tell_nobody
+from core.worker.oom.no_grad_batches import NoGradBatches
+from core.worker.oom.retry import MemoryShortageError, ignore
 
 
 def parse_json(text: str) -> Any:
@@ -79,15 +79,15 @@ class Evaluator:
         template: str | None,
         check: Callable[[], None],
         samples: int = 3,
-        notice: Callable[[str, str, str], None] = tell_nobody,
+        notice: Callable[[str, str, str], None] = ignore,
         objective: Objective | None = None,
     ) -> None:
         self._loaded = loaded
         self._objective = SupervisedObjective(loss, dataset.rows) if objective is None else objective
         self._has_perplexity = isinstance(self._objective, SupervisedObjective)
         self._dataset = dataset
-        self._portions = Portions(
-            token_budget, self._tell_cut, self._refusal, sequences_per_row=self._objective.sequences_per_row
+        self._batches = NoGradBatches(
+            token_budget, self._warn_of_cut, self._refusal, sequences_per_row=self._objective.sequences_per_row
         )
         self._autocast = autocast
         self._template = template
@@ -143,9 +143,9 @@ class Evaluator:
     def _mean_loss(self, progress: Callable[[int, int], None]) -> float:
         rows = self._dataset.rows
         total, done = 0.0, 0
-        weight = self._objective.begin(range(len(rows)), self._portions.token_budget)
+        weight = self._objective.begin(range(len(rows)), self._batches.token_budget)
         self._check()
-        for batch, loss in self._portions.through(self._dataset.lengths, self._summed_loss):
+        for batch, loss in self._batches.run(self._dataset.lengths, self._summed_loss):
             total += loss
             done += len(batch)
             progress(done, len(rows))
@@ -159,7 +159,7 @@ class Evaluator:
         with self._autocast():
             return float(self._objective.loss(batch, input_ids, supervised))
 
-    def _tell_cut(self, rows: int, now: int) -> None:
+    def _warn_of_cut(self, rows: int, now: int) -> None:
         self._notice(
             "memory_evaluation",
             f"Memory ran out in measuring {rows} held-out rows at once: it is done with {now}.",

@@ -61,7 +61,7 @@ class SampleWriter:
         questions: What is asked.
         autocast: Makes the context of the forward passes.
         template: A chat template instead of the tokenizer's own.
-        complain: Told, once, why there are no answers: ``complain(message, hint)``.
+        warn: Told, once, why there are no answers: ``warn(message, hint)``.
     """
 
     def __init__(
@@ -71,13 +71,13 @@ class SampleWriter:
         *,
         autocast: Callable[[], contextlib.AbstractContextManager[Any]],
         template: str | None,
-        complain: Callable[[str, str], None],
+        warn: Callable[[str, str], None],
     ) -> None:
         self._loaded = loaded
         self._questions = questions
         self._autocast = autocast
         self._template = template
-        self._complain = complain
+        self._warn = warn
         self._failing = False
 
     @property
@@ -108,7 +108,7 @@ class SampleWriter:
         except UserError as error:
             # Samples are for the eye; a run does not end for want of them.
             if not self._failing:
-                self._complain(f"There are no samples: {error.message}", error.hint)
+                self._warn(f"There are no samples: {error.message}", error.hint)
             self._failing = True
             return []
         return samples_of(step, asked.conversations, texts)

@@ -18,7 +18,7 @@ from core.worker.data.batches import collate, split_window, supervised_count
 from core.worker.data.encode import TokenizedRow
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.preference import DpoLoss, dpo_losses, kto_losses, odds_ratio_losses
-from core.worker.loss.reference import AdapterOff, Autocast, Measured, Reference
+from core.worker.loss.reference import AdapterOffReference, Autocast, PrecomputedReference, Reference
 from core.worker.model.model import LoadedModel, evaluation_mode
 
 
@@ -330,7 +330,7 @@ def make_objectives(
     loaded: LoadedModel,
     autocast: Autocast,
     progress: Callable[[int, int], None],
-    measured: Measured | None = None,
+    measured: PrecomputedReference | None = None,
 ) -> tuple[Objective, Objective | None]:
     """The objective on the training rows, and the same on the held-out ones; where weights are trained themselves, what
     the reference says is measured here, before they change and before a checkpoint is put back.
@@ -348,10 +348,10 @@ def make_objectives(
     Raises:
         MemoryShortageError: If a single answer does not fit for the reference.
     """
-    reference: Reference = AdapterOff(loaded.model, loss) if measured is None else measured
+    reference: Reference = AdapterOffReference(loaded.model, loss) if measured is None else measured
     objective = make_objective(config, loss, rows, reference, loaded, autocast)
     other = None if held_out is None else make_objective(config, loss, held_out, reference, loaded, autocast)
     asked = objective.reference_sequences() + ([] if other is None else other.reference_sequences())
     if measured is not None and asked:
-        measured.measure(asked, loaded, loss, autocast, progress)
+        measured.precompute(asked, loaded, loss, autocast, progress)
     return objective, other

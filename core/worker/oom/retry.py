@@ -44,7 +44,7 @@ class Attempt(Generic[T]):
         return self.reason is not None
 
 
-def tell_nobody(*_: str) -> None:
+def ignore(*_: str) -> None:
     """For those who have nobody to tell of it."""
 
 
@@ -87,7 +87,7 @@ def release() -> None:
 
 
 @dataclass(frozen=True)
-class Persistence:
+class Retry:
     """Does again what has run out of memory and can be begun again.
 
     Args:
@@ -96,9 +96,9 @@ class Persistence:
     """
 
     where: Callable[[], str] = lambda: "a step"
-    notice: Callable[[str, str, str], None] = tell_nobody
+    notice: Callable[[str, str, str], None] = ignore
 
-    def insist(self, work: Callable[[], T], undo: Callable[[], None], what: str, hint: str) -> T:
+    def run(self, work: Callable[[], T], undo: Callable[[], None], what: str, hint: str) -> T:
         """Do something until it is done.
 
         Args:

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 
-class Selection:
+class BestStep:
     """What is learned from the losses of a run about its steps.
 
     A checkpoint is good when its very weights have given a finite loss and a finite gradient: the loss of its step was

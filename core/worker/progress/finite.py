@@ -22,7 +22,7 @@ class NotFiniteError(UserError):
         self.good = good
 
 
-class Health:
+class FiniteCheck:
     """Looks at the loss and the gradient of each step.
 
     Args:

@@ -16,7 +16,7 @@ from core.worker.fused.install import Fused, fuse
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.adapters import TRAINED
 from core.worker.model.model import LoadedModel, decoder_layers
-from core.worker.setup.self_check import Trial
+from core.worker.setup.self_check import SelfCheck
 
 
 def fuse_layers(config: Config, loaded: LoadedModel) -> Fused:
@@ -87,7 +87,7 @@ def arrange_rows(
     loss: SupervisedLoss,
     rows: Sequence[TokenizedRow],
     fused: Fused,
-    trial: Trial,
+    found: SelfCheck,
 ) -> None:
     """Decide whether rows lie one behind another, and whether what they begin with alike is computed once.
 
@@ -97,7 +97,7 @@ def arrange_rows(
         loss: Of the model; it is told.
         rows: Of the data.
         fused: What has been put into the model.
-        trial: Of the model.
+        found: Of the model.
 
     Raises:
         UserError: If ``train.packing`` is on and rows could not be kept apart.
@@ -105,8 +105,8 @@ def arrange_rows(
     wanted = _shares(config)
     if not config.train.packing and not wanted:
         return
-    reason = trial.mixed if fused.attention else _missing_attention(loaded)
-    wanted = wanted and not trial.draws
+    reason = found.mixed if fused.attention else _missing_attention(loaded)
+    wanted = wanted and not found.draws
     if reason is not None and config.train.packing:
         raise UserError(
             f"train.packing is on, and rows that lie one behind another would not be kept apart: {reason}.",

@@ -14,7 +14,6 @@ from accelerate import Accelerator
 
 from core.errors import UserError
 from core.memory.batching import TOKEN_BUDGETS, WHOLE, padded_length
-from core.worker.checkpoint.checkpoint import restore_rng, rng_state
 from core.worker.data.batches import collate, largest_micro_batch, split_window, supervised_count
 from core.worker.data.encode import TokenizedRow
 from core.worker.loss.loss import SupervisedLoss
@@ -22,6 +21,7 @@ from core.worker.loss.objectives import Objective, Rewards, SupervisedObjective
 from core.worker.model.activation_offload import ActivationOffload
 from core.worker.model.model import LoadedModel, set_gradient_checkpointing
 from core.worker.oom.retry import Attempt, MemoryShortageError, TornUpdateError, attempt, release
+from core.worker.process.rng import restore_rng, rng_state
 from core.worker.steps.neftune import EmbeddingNoise
 
 
@@ -56,7 +56,7 @@ class WindowGradients:
         whole: Whether a window must be one micro-batch.
         place: Says where a row comes from: ``rows.jsonl, line 7``.
         objective: What is learned; None for the supervised tokens.
-        relieve: Gives up memory that only saves time; says whether there was any.
+        free_caches: Gives up memory that only saves time; says whether there was any.
         offload: Moves to host memory what recomputing starts from, when asked to or when memory runs out; None where
             there is no way, or it is not to be.
     """
@@ -75,10 +75,10 @@ class WindowGradients:
         whole: bool = False,
         place: Callable[[int], str] = lambda row: f"row {row + 1}",
         objective: Objective | None = None,
-        relieve: Callable[[], bool] = lambda: False,
+        free_caches: Callable[[], bool] = lambda: False,
         offload: ActivationOffload | None = None,
     ) -> None:
-        self._relieve = relieve
+        self._free_caches = free_caches
         self._loaded = loaded
         self._loss = loss
         self._objective = SupervisedObjective(loss, rows) if objective is None else objective
@@ -225,7 +225,7 @@ class WindowGradients:
 
     def _cut(self, batches: list[list[int]], where: str) -> None:
         largest = max(batches, key=self._padded_tokens)
-        if self._relieve():
+        if self._free_caches():
             message = f"Memory ran out at {where}: 4-bit weights are dequantized each time they are used from now on."
             self._notice("memory_weights", message, "The numbers are the same; it takes a little more time.")
         elif not self._whole and max(len(batch) for batch in batches) > 1:

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from core.config.schema import MethodSection
 from core.data.conversation import Example, Message
-from core.worker.checkpoint.checkpoint import rng_state
 from core.worker.data.dataset import Dataset
 from core.worker.data.encode import Encoder
 from core.worker.evaluate import evaluate
@@ -26,6 +25,7 @@ from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import LoadedModel, load_model, trainable_parameters
 from core.worker.oom.retry import MemoryShortageError
 from core.worker.process.control import StopRequested
+from core.worker.process.rng import rng_state
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

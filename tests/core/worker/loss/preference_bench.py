@@ -13,7 +13,7 @@ from core.worker.data.batches import collate
 from core.worker.data.encode import TokenizedRow
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.objectives import Objective, make_objective
-from core.worker.loss.reference import AdapterOff
+from core.worker.loss.reference import AdapterOffReference
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import LoadedModel, load_model, trainable_parameters
 from core.worker.steps.window import WindowGradients, make_accelerator
@@ -62,7 +62,7 @@ class Bench:
             self.config,
             self.loss,
             self.rows,
-            AdapterOff(model, self.loss),
+            AdapterOffReference(model, self.loss),
             self.loaded,
             self.accelerator.autocast,
         )
@@ -80,7 +80,7 @@ class Bench:
     def learn(self, rows: list[TokenizedRow]) -> None:
         """Make some answers likelier than they were for the base."""
         batch = collate(rows, 0, self.loaded.device)
-        before = AdapterOff(self.loaded.model, self.loss)(rows, *batch).sum()
+        before = AdapterOffReference(self.loaded.model, self.loss)(rows, *batch).sum()
         optimizer = torch.optim.Adam(trainable_parameters(self.loaded.model), lr=0.01)
         for _ in range(60):
             likelihood = self.loss.log_probabilities(*batch).sum()

@@ -125,7 +125,7 @@ def test_weights_that_change_inside_backward_become_the_same(tiny_model_dir: Pat
         for _ in range(2):
             update.begin(1e-3)
             windows.run(WINDOW, where="a step")
-            update.apply()
+            update.step()
         assert len(elsewhere.shapes) == (2 * LAYERS if offload else 0)
         return [parameter.detach() for parameter in loaded.model.parameters()]
 

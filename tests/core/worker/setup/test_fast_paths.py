@@ -24,11 +24,11 @@ from core.worker.data.encode import TokenizedRow
 from core.worker.fused.install import Fused
 from core.worker.fused.lora import LoraLinear
 from core.worker.loss.loss import SupervisedLoss
-from core.worker.loss.reference import AdapterOff
+from core.worker.loss.reference import AdapterOffReference
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import LoadedModel, decoder_layers, load_model, trainable_parameters
 from core.worker.setup.fast_paths import arrange_rows, compile_layers, fuse_layers, lays_out
-from core.worker.setup.self_check import try_model
+from core.worker.setup.self_check import check_model
 from core.worker.steps.window import WindowGradients, make_accelerator
 
 SYSTEM = np.arange(30, 50)
@@ -51,8 +51,8 @@ def config(**sections: dict[str, Any]) -> Config:
 
 
 def settle(wanted: Config, loaded: LoadedModel, loss: SupervisedLoss, fused: Fused) -> None:
-    trial = try_model(loaded, loss, rows(), contextlib.nullcontext, laid_out=lays_out(wanted, fused))
-    arrange_rows(wanted, loaded, loss, rows(), fused, trial)
+    found = check_model(loaded, loss, rows(), contextlib.nullcontext, laid_out=lays_out(wanted, fused))
+    arrange_rows(wanted, loaded, loss, rows(), fused, found)
 
 
 class Setup:
@@ -107,7 +107,7 @@ def test_rows_share_nothing_where_the_model_has_dropout_of_its_own(kind: str) ->
     AutoModelForCausalLM.from_config(GPT2Config(**shape, **still))
     after = torch.get_rng_state()
     arrange(GPT2Config(**shape, **still | {kind: 0.1}))
-    assert torch.equal(torch.get_rng_state(), after), "the trial leaves no trace"
+    assert torch.equal(torch.get_rng_state(), after), "the check leaves no trace"
     torch.set_rng_state(before)
 
 
@@ -138,7 +138,7 @@ class Windows(Setup):
             accelerator=make_accelerator(self.loaded),
             max_rows=None,
             notice=lambda code, _message, _hint: self.notices.append(code),
-            relieve=self.fused.drop_weights,
+            free_caches=self.fused.drop_weights,
         )
 
     def run(self) -> tuple[float, torch.Tensor]:
@@ -197,7 +197,7 @@ def test_log_probabilities_are_the_same_to_the_last_bit_with_gradients_and_witho
     batch = collate(rows(), 0, setup.loaded.device)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = setup.loss.log_probabilities(*batch).detach()
-        before = AdapterOff(setup.loaded.model, setup.loss)(rows(), *batch)
+        before = AdapterOffReference(setup.loaded.model, setup.loss)(rows(), *batch)
     assert torch.equal(found, before)
 
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from core.config.schema import MethodSection
-from core.worker.checkpoint.checkpoint import restore_rng, rng_state
 from core.worker.data.dataset import Dataset
 from core.worker.evaluate.evaluate import Evaluator
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import LoadedModel, load_model, trainable_parameters
+from core.worker.process.rng import restore_rng, rng_state
 from core.worker.steps.neftune import EmbeddingNoise
 from core.worker.steps.window import WindowGradients, make_accelerator
 from tests.core.worker.steps.test_window import WINDOW, FailingLoss, make_rows

@@ -8,12 +8,12 @@ import torch
 
 from core.config.schema import MethodSection
 from core.errors import UserError
-from core.worker.checkpoint.checkpoint import rng_state
 from core.worker.data.encode import TokenizedRow
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import LoadedModel, load_model, trainable_parameters
 from core.worker.oom.retry import MemoryShortageError, TornUpdateError
+from core.worker.process.rng import rng_state
 from core.worker.steps.window import WindowGradients, make_accelerator
 
 WINDOW = [0, 1, 2, 3, 4, 5, 6, 7]
