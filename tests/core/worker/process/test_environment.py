@@ -18,7 +18,7 @@ def run_python(code: str, **variables: str) -> str:
 
 def test_the_private_variables_are_set_whatever_the_user_has() -> None:
     code = (
-        "import json, os; from core.worker import environment; environment.prepare(); "
+        "import json, os; from core.worker.process import environment; environment.prepare(); "
         "print(json.dumps(dict(os.environ)))"
     )
     found = json.loads(run_python(code, HF_HUB_OFFLINE="0", WANDB_MODE="online", TOKENIZERS_PARALLELISM="true"))
@@ -36,7 +36,7 @@ def test_no_native_code_is_fetched_for_bitsandbytes(tmp_path: Path) -> None:
         "    raise AttributeError(name)\n"
     )
     run_python(
-        "from core.worker import environment; environment.prepare(); import bitsandbytes, transformers",
+        "from core.worker.process import environment; environment.prepare(); import bitsandbytes, transformers",
         PYTHONPATH=str(tmp_path),
         OMP_NUM_THREADS="1",
     )
