@@ -1,4 +1,4 @@
-"""The reference of preference training: the log-probabilities that answers had before, from no second model."""
+"""Reference log-probabilities of preference training: those that answers had before it, from no second model."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class PrecomputedReference:
             rows = [wanted[place] for place in batch]
             # A context of its own for each: what autocast keeps would be held alive while memory is given back.
             with torch.no_grad(), evaluation_mode(loaded.model), autocast():
-                padded = collate(rows, loaded.tokenizer.pad_token_id or 0, loaded.device)
+                padded = collate(rows, loaded.pad_id, loaded.device)
                 found: list[float] = loss.log_probabilities(*padded).tolist()
             return found
 

@@ -1,4 +1,4 @@
-"""What the worker tells the world: events, state and heartbeat, hardware samples."""
+"""Recorder of a run: events, state and heartbeat, hardware samples."""
 
 from __future__ import annotations
 
@@ -133,6 +133,10 @@ class Recorder:
         """Tell the user something, in the run's record and in the log."""
         self.event(NoticeEvent(level=level, code=code, message=message, hint=hint))
         log(f"{level}: {message} {hint}".rstrip())
+
+    def warn(self, code: str, message: str, hint: str) -> None:
+        """Give notice of something that went wrong and does not end the run."""
+        self.notice("warning", code, message, hint)
 
     def memory(self, device: str, **values: Any) -> None:
         """Record the device's memory, and the peak of this process's resident memory."""

@@ -1,11 +1,9 @@
-"""The memory plan of a run that is about to train: whether activations are recomputed, and what is put beside what the
-rehearsal measures."""
+"""Memory decisions of a run that is about to train, and its memory events: the plan against what is measured."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,10 +18,10 @@ from core.memory.sizes import sequences_per_row
 from core.models.architecture.load import find_model, load_architecture
 from core.units import format_bytes
 from core.worker.data.batches import supervised_count
-
-if TYPE_CHECKING:
-    from core.worker.data.dataset import Dataset
-    from core.worker.steps.window import WindowGradients
+from core.worker.data.dataset import Dataset
+from core.worker.fused.install import Fused
+from core.worker.process.recorder import Recorder
+from core.worker.progress.state import TrainState
 
 
 @dataclass(frozen=True)
@@ -58,16 +56,74 @@ def decide_memory(config: Config, device: torch.device, dataset: Dataset, token_
     return MemoryDecision(recomputing, why, offload, why_offload, plan is not None and plan.dequantized)
 
 
+class MemoryMeter:
+    """Memory events: the peak of a run so far, and after the rehearsal the plan's prediction.
+
+    Args:
+        config: Of the run.
+        device: Where it runs.
+        dataset: What is trained on.
+        state: Of the training.
+        fused: Whose copies of weights count.
+        recorder: Where events go.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        device: torch.device,
+        *,
+        dataset: Dataset,
+        state: TrainState,
+        fused: Fused,
+        recorder: Recorder,
+    ) -> None:
+        self._config = config
+        self._device = device
+        self._dataset = dataset
+        self._state = state
+        self._fused = fused
+        self._recorder = recorder
+
+    def reset_peak(self) -> None:
+        """Measure the peak of a GPU from now on."""
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+
+    def record(self, *, rehearsed: bool = False) -> None:
+        """Record the peak.
+
+        Args:
+            rehearsed: Whether the rehearsal has just been done, so that the peak so far is its own.
+        """
+        device, predicted = self._device, None
+        if rehearsed:
+            kept = self._fused.keeps_weights
+            predicted = predict_memory(self._config, device.type, self._dataset, self._state, dequantized=kept)
+        if device.type != "cuda":
+            self._recorder.memory_of_process(predicted, rehearsed=rehearsed)
+            return
+        peak = torch.cuda.max_memory_allocated(device)
+        free, total = torch.cuda.mem_get_info(device)
+        self._recorder.memory(
+            str(device),
+            predicted_bytes=predicted,
+            rehearsed_bytes=peak if rehearsed else None,
+            peak_bytes=peak,
+            limit_bytes=min(total, free + torch.cuda.memory_reserved(device)),
+        )
+
+
 def predict_memory(
-    config: Config, device: str, dataset: Dataset, windows: WindowGradients, *, dequantized: bool = False
+    config: Config, device: str, dataset: Dataset, state: TrainState, *, dequantized: bool = False
 ) -> dict[str, int] | None:
-    """What the plan says of a run, its micro-batches and checkpointing as they are now.
+    """The plan of a run, its micro-batches and checkpointing as they are now.
 
     Args:
         config: Of the run.
         device: ``cpu`` or ``cuda``.
         dataset: What is trained on.
-        windows: Has decided how rows are cut.
+        state: The token budget, and whether activations are recomputed.
         dequantized: Whether 16-bit copies of 4-bit weights are kept.
 
     Returns:
@@ -78,9 +134,9 @@ def predict_memory(
         config,
         machine,
         dataset,
-        windows.token_budget,
-        checkpointing=windows.checkpointing,
-        offload=windows.offloading,
+        state.token_budget,
+        checkpointing=state.checkpointing,
+        offload=state.offloading,
         dequantized=dequantized,
     )
     return None if plan is None else plan.by_name()

@@ -1,4 +1,4 @@
-"""What of a run is known before its model is loaded: base, tokenizer, template and rows, and whether to go on."""
+"""Preparation of a run before its model is loaded: base, tokenizer, template and rows, and whether to go on."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FALLBACK_TEMPLATE = "alpaca"
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run is made of, its model's weights aside."""
+    """The inputs of a run, its model's weights aside."""
 
     base: Path
     """Directory of the base model."""

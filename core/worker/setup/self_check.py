@@ -1,4 +1,5 @@
-"""What is tried on a model before it is trained: whether our way through it gives what its own gives."""
+"""Self-check before training: our way through hidden states and head must give the model's own logits, and packed rows
+the hidden states that they have alone."""
 
 from __future__ import annotations
 
@@ -36,12 +37,12 @@ GROUPS = (([0, 1], PREFIX), ([2], 0))
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """What came of it."""
+    """The result."""
 
     logits_differ: float
     """The largest difference between our logits and the model's own."""
     mixed: str | None
-    """Why rows laid one behind another would not be what they are alone; None where they are, or were not tried."""
+    """Why packing would leak between rows; None if it does not, or was not tested."""
     draws: bool = False
     """Whether the model has random draws of its own in training; told where rows were laid out."""
 

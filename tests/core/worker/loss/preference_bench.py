@@ -15,8 +15,8 @@ from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.objectives import Objective, make_objective
 from core.worker.loss.reference import AdapterOffReference
 from core.worker.model.adapters import attach_adapters
-from core.worker.model.model import LoadedModel, load_model, trainable_parameters
-from core.worker.steps.window import WindowGradients, make_accelerator
+from core.worker.model.model import LoadedModel, load_model, make_accelerator, trainable_parameters
+from tests.core.worker.steps.stepper import Stepper
 
 
 def make_rows(objective: str, count: int = 8) -> list[TokenizedRow]:
@@ -67,12 +67,10 @@ class Bench:
             self.accelerator.autocast,
         )
         self.notices: list[str] = []
-        self.windows = WindowGradients(
+        self.windows = Stepper(
             self.loaded,
             self.loss,
             self.rows,
-            accelerator=self.accelerator,
-            max_rows=None,
             notice=lambda code, _message, _hint: self.notices.append(code),
             objective=self.objective,
         )

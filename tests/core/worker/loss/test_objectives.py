@@ -129,7 +129,7 @@ def test_loss_rewards_and_gradients_do_not_depend_on_the_cut(tiny_model_dir: Pat
     wanted = bench.gradient()
     for budget in (1, 150):
         bench.loaded.model.zero_grad()
-        bench.windows.token_budget = budget
+        bench.windows.state.token_budget = budget
         cut = bench.windows.run(WINDOW, where="step 1")
         assert cut.loss == pytest.approx(whole.loss, abs=1e-6)
         assert (cut.tokens, cut.supervised_tokens) == (whole.tokens, whole.supervised_tokens)
@@ -143,18 +143,20 @@ class FailsOnce(SupervisedLoss):
 
     calls = 0
 
-    def log_probabilities(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
+    def hidden(
+        self, input_ids: torch.Tensor, supervised: torch.Tensor, *, most_shared: int | None = None
+    ) -> torch.Tensor:
         self.calls += 1
         if self.calls == 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return super().log_probabilities(input_ids, supervised)
+        return super().hidden(input_ids, supervised, most_shared=most_shared)
 
 
 @pytest.mark.parametrize("train", OBJECTIVES[:1] + OBJECTIVES[3:])
 def test_a_window_that_ran_out_of_memory_is_the_same(tiny_model_dir: Path, train: dict[str, Any]) -> None:
     calm, failing = Bench(tiny_model_dir, **train), Bench(tiny_model_dir, **train)
     failing.objective._loss = FailsOnce(failing.loaded.model)  # type: ignore[attr-defined]
-    failing.windows.token_budget = 200
+    failing.windows.state.token_budget = 200
     wanted, result = calm.windows.run(WINDOW, where="step 1"), failing.windows.run(WINDOW, where="step 1")
     assert failing.notices == ["memory_cut"]
     assert result.loss == pytest.approx(wanted.loss, abs=1e-6)
