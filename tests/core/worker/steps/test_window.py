@@ -189,12 +189,12 @@ def test_a_window_that_shares_more_than_others_is_no_rehearsal(tiny_model_dir: P
     assert windows.micro_batches.has_largest(range(4, 8), 4)
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory(tiny_model_dir: Path) -> None:
+def test_other_errors_are_not_taken_for_a_lack_of_memory(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     setup = Setup(tiny_model_dir)
 
     def broken(*_: torch.Tensor, **_options: int | None) -> torch.Tensor:
         raise RuntimeError("shape mismatch")
 
-    setup.loss.hidden = broken  # type: ignore[method-assign]
+    monkeypatch.setattr(setup.loss, "hidden", broken)
     with pytest.raises(RuntimeError, match="shape mismatch"):
         setup.windows.run(WINDOW, where="step 1")
