@@ -30,7 +30,7 @@ from core.worker.setup.build import Parts, build
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run that was not stopped ended."""
+    """The end of a run that was not stopped."""
 
     step: int
     best_step: int | None

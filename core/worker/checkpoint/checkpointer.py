@@ -84,7 +84,7 @@ class Checkpointer:
 
     @property
     def output(self) -> Path:
-        """Where the result goes: the adapter, or the model where its own weights are trained."""
+        """Directory of the result: the adapter, or the model where its own weights are trained."""
         return self._run.model_path if self._config.method.name in WEIGHT_METHODS else self._run.adapter_path
 
     def check_room(self) -> None:

@@ -1,4 +1,4 @@
-"""Conversations as tokens, with the ones to be learned marked: :mod:`core.template` with transformers' tokenizer."""
+"""Encoding of examples as tokens and loss masks: :mod:`core.template` with transformers' tokenizer."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class TokenizedRow:
 
     @property
     def sequences(self) -> tuple[TokenizedRow, ...]:
-        """What goes through the model: this row, and of a pair the other one."""
+        """Sequences that go through the model: this row, and of a pair the other one."""
         return (self,) if self.rejected is None else (self, self.rejected)
 
     @property

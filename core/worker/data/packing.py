@@ -31,7 +31,7 @@ BoolRows = np.ndarray[Any, np.dtype[np.bool_]]
 
 @dataclass(frozen=True)
 class Packing:
-    """How the rows of a batch are packed in a run."""
+    """Packing of batches in a run."""
 
     share: bool = False
     """Whether what rows begin with alike is computed once."""

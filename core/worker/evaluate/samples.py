@@ -1,4 +1,4 @@
-"""What the model says to the same few questions at each evaluation, so that its learning can be seen."""
+"""Sample answers to the same few questions at each evaluation, so that the model's learning can be seen."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ANSWER_MARGIN_TOKENS = 16
 
 @dataclass(frozen=True)
 class Questions:
-    """What is asked at each evaluation."""
+    """The questions of each evaluation."""
 
     conversations: list[list[dict[str, Any]]]
     """Messages as chat templates expect them, the last one the user's."""

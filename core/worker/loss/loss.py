@@ -52,10 +52,10 @@ def chunked_token_losses(head: Any, hidden: torch.Tensor, targets: torch.Tensor,
     """The cross-entropy of each position, chunk by chunk as in :func:`chunked_cross_entropy`.
 
     Args:
-        head: As there.
-        hidden: As there.
-        targets: As there.
-        chunk: As there.
+        head: Maps hidden states to logits, ``(n, hidden) -> (n, vocabulary)``.
+        hidden: Hidden states of the supervised positions, ``(n, hidden)``.
+        targets: Their next tokens, ``(n,)``, int64.
+        chunk: Positions at a time.
 
     Returns:
         ``(n,)``, fp32.

@@ -25,7 +25,7 @@ from core.worker.model.model import LoadedModel, evaluation_mode
 
 @dataclass(frozen=True)
 class Rewards:
-    """How well a window's answers are told apart; None where that cannot be said."""
+    """Reward margin and accuracy of a window's answers; None where there is none."""
 
     margin: float | None = None
     """The mean reward of better answers less that of worse ones."""
@@ -50,10 +50,10 @@ class Objective(Protocol):
     """How many sequences a row is for the model."""
 
     def sequences(self, batch: Sequence[int]) -> list[TokenizedRow]:
-        """What goes through the model for some rows."""
+        """Sequences that go through the model for some rows."""
 
     def begin(self, window: Sequence[int], token_budget: int) -> float:
-        """Before the first micro-batch of a window.
+        """Begin a window, before its first micro-batch.
 
         Args:
             window: Its rows.
@@ -70,10 +70,10 @@ class Objective(Protocol):
         """The summed loss of a micro-batch from its forward pass."""
 
     def rewards(self) -> Rewards:
-        """Of the micro-batches since :meth:`begin`."""
+        """Rewards over the micro-batches since :meth:`begin`."""
 
     def reference_sequences(self) -> list[TokenizedRow]:
-        """All that the reference may be asked about."""
+        """All sequences that the reference may be asked about."""
 
 
 class SupervisedObjective:
@@ -95,7 +95,7 @@ class SupervisedObjective:
         return [self._rows[row] for row in batch]
 
     def begin(self, window: Sequence[int], token_budget: int) -> float:
-        """Its supervised tokens."""
+        """The number of supervised tokens."""
         del token_budget
         return sum(supervised_count(self._rows[row]) for row in window)
 
@@ -353,7 +353,7 @@ def make_objective(
     loaded: LoadedModel,
     autocast: Autocast,
 ) -> Objective:
-    """What ``train.objective`` asks for, on these rows."""
+    """The objective of ``train.objective`` on these rows."""
     train = config.train
     if train.objective == "dpo":
         return DpoObjective(loss, rows, reference, train.beta, train.dpo_loss)

@@ -1,4 +1,4 @@
-"""Rows gone through in batches without gradient, in smaller ones from then on where memory runs out."""
+"""Batches without gradient, smaller from then on where memory runs out."""
 
 from __future__ import annotations
 

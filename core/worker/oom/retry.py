@@ -1,4 +1,4 @@
-"""Running out of memory: recognized, what it held alive let go, and the work done again where that is right."""
+"""Out-of-memory errors: recognized, what they hold alive released, and the work retried where that is right."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class TornUpdateError(MemoryShortageError):
 
 @dataclass(frozen=True)
 class Attempt(Generic[T]):
-    """What an attempt gave: a result, or why memory did not suffice."""
+    """The outcome of an attempt: a result, or why memory did not suffice."""
 
     result: T | None
     reason: str | None
@@ -45,7 +45,7 @@ class Attempt(Generic[T]):
 
 
 def ignore(*_: str) -> None:
-    """For those who have nobody to tell of it."""
+    """Ignore a notice."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -88,7 +88,7 @@ def release() -> None:
 
 @dataclass(frozen=True)
 class Retry:
-    """Does again what has run out of memory and can be begun again.
+    """Retries work that has run out of memory and can be begun again.
 
     Args:
         where: Names the place for messages: ``step 12``.

@@ -1,4 +1,4 @@
-"""An optimizer's step that can be begun again: each part of it is done once, however often memory runs out.
+"""Retryable optimizer step: each part of it is done once, however often memory runs out.
 
 The step is done part by part. A part is a group of parameters for torch's fused AdamW, which makes all states first
 and then updates a group in one call that allocates nothing; and one parameter for all other optimizers, which go from
@@ -77,7 +77,7 @@ class RetryableStep:
 
 
 class _Kept:
-    """What a part of a step may change, as it was before."""
+    """Weights and states that a part of a step may change, as they were before."""
 
     def __init__(self, optimizer: Any, parameters: list[torch.nn.Parameter], *, counters_only: bool) -> None:
         self._states = optimizer.state

@@ -22,7 +22,7 @@ class LearningRate:
         self._warmup = warmup_steps(train.warmup, state.total_steps)
 
     def __call__(self) -> float:
-        """Of the step after those that are done."""
+        """The rate of the step after those that are done."""
         peak = float(self._state.overrides.get("train.learning_rate", self._train.learning_rate))
         return peak * lr_factor(self._train.scheduler, self._state.step, self._warmup, self._state.total_steps)
 

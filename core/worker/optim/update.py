@@ -1,4 +1,4 @@
-"""How the gradients of a window become new values of what is trained.
+"""Updates: clipped gradients of an optimizer step become new values of adapters or weights.
 
 :class:`AdapterUpdate` has one optimizer for all adapters, which are fp32. :class:`WeightUpdate` updates the model's own
 weights tensor by tensor, each with an optimizer of its own: after the window, or inside backward as soon as a tensor's
@@ -26,13 +26,13 @@ OptimizerMaker = Callable[[list[torch.nn.Parameter]], Any]
 
 
 class Update(Protocol):
-    """What the recipe asks of a way to update."""
+    """An update as the recipe uses it."""
 
     in_backward: bool
     """Whether weights change while gradients are made, so that a window must be one micro-batch."""
 
     def begin(self, learning_rate: float) -> None:
-        """Before a window's gradients are made."""
+        """Begin an optimizer step, before its gradients are made; sets the learning rate."""
 
     def clip(self) -> float:
         """Clip the gradients of a window to ``train.max_grad_norm``; returns their norm before."""
@@ -48,7 +48,7 @@ class Update(Protocol):
         """Whether weights of the window on hand have been changed already, so that it cannot be run again."""
 
     def rehearsal(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, gradients change nothing, but take the memory that they will take."""
+        """A context in which gradients change nothing, but take the memory that they will take."""
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizer states; plain values and tensors."""
@@ -99,7 +99,7 @@ class AdapterUpdate:
         return self._retry.run(self._clip_norm, lambda: None, "in clipping the gradients", HINT)
 
     def step(self) -> None:
-        """One step of the optimizer."""
+        """One step of the optimizer by the clipped gradients."""
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
@@ -115,16 +115,16 @@ class AdapterUpdate:
 
     @contextlib.contextmanager
     def rehearsal(self) -> Iterator[None]:
-        """Nothing is different: what makes gradients drops them."""
+        """A context like any other: whoever makes gradients drops them."""
         yield
 
     def state_dict(self) -> dict[str, Any]:
-        """Of the optimizer."""
+        """The optimizer's states."""
         state: dict[str, Any] = self._optimizer.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Into the optimizer."""
+        """Put the optimizer's states back."""
         self._optimizer.load_state_dict(state)
 
 
@@ -205,7 +205,7 @@ class WeightUpdate:
         self.drop()
 
     def drop(self) -> None:
-        """Drop what is there."""
+        """Drop the gradients that are there."""
         for stepper in self._steppers.values():
             stepper.parameter.grad = None
         self._done = 0
@@ -223,11 +223,11 @@ class WeightUpdate:
                 stepper.end_rehearsal()
 
     def state_dict(self) -> dict[str, Any]:
-        """Of every tensor's optimizer, by name."""
+        """States of every tensor's optimizer, by name."""
         return {name: stepper.optimizer.state_dict() for name, stepper in self._steppers.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Into every tensor's optimizer."""
+        """Put the states of every tensor's optimizer back."""
         for name, stepper in self._steppers.items():
             stepper.load(state[name])
 

@@ -1,4 +1,4 @@
-"""Whether the step under way takes much longer than steps do."""
+"""Watchdog of optimizer steps: notices one that takes much longer than steps do."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class Scaler(Protocol):
 
 @dataclass
 class TrainState:
-    """Where a run is. Its parts share one, read it and change it."""
+    """Progress of a run: its parts share one, read it and change it."""
 
     total_steps: int
     token_budget: int

@@ -26,7 +26,7 @@ from core.worker.progress.state import TrainState
 
 @dataclass(frozen=True)
 class MemoryDecision:
-    """What a run does about its memory from the beginning."""
+    """Memory decisions of a run at its beginning."""
 
     checkpointing: bool
     """Whether activations are recomputed in backward."""

@@ -113,7 +113,7 @@ def _has_conversations(config: Config) -> bool:
 
 
 def _generation_config(base: Path) -> Any:
-    """What the model would have as its ``generation_config``."""
+    """The ``generation_config`` that the model has, or would have."""
     try:
         return GenerationConfig.from_pretrained(base, local_files_only=True)
     except OSError:

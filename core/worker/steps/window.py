@@ -239,7 +239,7 @@ class MicroBatches:
 
     @property
     def _saved(self) -> str:
-        """What has been done to activations by then."""
+        """The state of activations, for messages."""
         return "recomputed from what is kept in the machine's memory" if self._state.offloading else "recomputed"
 
 
