@@ -66,7 +66,7 @@ def _work(run: Run, recorder: Recorder, controls: Controls, *, resume: bool) -> 
         import_libraries()
         from core.worker.train import train
 
-        outcome = train(run, run.config(), recorder, controls, resume=resume)
+        outcome = train(run.config(), recorder, controls, resume=resume)
         state, reason = "finished", outcome.reason
         final: FinishedEvent = FinishedEvent(
             reason=reason,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 from core.chat.request import ChatRequest
@@ -23,6 +24,7 @@ from core.worker.process.recorder import Recorder
 from core.worker.progress.state import TrainState
 
 
+@dataclass(frozen=True)
 class ControlPoint:
     """Carries out, in the training thread, the commands of the control socket.
 
@@ -37,34 +39,14 @@ class ControlPoint:
         controls: The commands that wait.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        loaded: LoadedModel,
-        *,
-        autocast: Callable[[], AbstractContextManager[Any]],
-        template: str | None,
-        state: TrainState,
-        checkpointer: Checkpointer,
-        recorder: Recorder,
-        controls: Controls,
-    ) -> None:
-        self._config = config
-        self._loaded = loaded
-        self._autocast = autocast
-        self._template = template
-        self._state = state
-        self._checkpointer = checkpointer
-        self._recorder = recorder
-        self._controls = controls
-        self._commands: dict[str, Callable[[Command], str]] = {
-            "pause": self._pause,
-            "resume": self._resume,
-            "checkpoint": self._checkpoint,
-            "stop": self._stop,
-            "generate": self._generate,
-            "set": self._set,
-        }
+    config: Config
+    loaded: LoadedModel
+    autocast: Callable[[], AbstractContextManager[Any]]
+    template: str | None
+    state: TrainState
+    checkpointer: Checkpointer
+    recorder: Recorder
+    controls: Controls
 
     def attend(self) -> None:
         """Carry out the commands that wait; while paused, wait for more. Called between two steps, and in the long
@@ -73,15 +55,15 @@ class ControlPoint:
         Raises:
             StopRequested: If a stop was asked for.
         """
-        for command in self._controls.waiting():
+        for command in self.controls.waiting():
             self._carry_out(command)
-        if self._state.paused:
+        if self.state.paused:
             self._wait()
-        self._controls.check_stop()
+        self.controls.check_stop()
 
     def _wait(self) -> None:
-        state, controls = self._state, self._controls
-        self._recorder.update(state="paused")
+        state, controls = self.state, self.controls
+        self.recorder.update(state="paused")
         began = time.monotonic()
         while state.paused and controls.stop_sender is None:
             command = controls.wait(1.0)
@@ -89,68 +71,76 @@ class ControlPoint:
                 self._carry_out(command)
         state.paused_seconds += time.monotonic() - began
         if controls.stop_sender is None:
-            self._recorder.update(state="training")
+            self.recorder.update(state="training")
 
     def _carry_out(self, command: Command) -> None:
         name = command.request.command
+        commands = {
+            "pause": self._pause,
+            "resume": self._resume,
+            "checkpoint": self._checkpoint,
+            "stop": self._stop,
+            "generate": self._generate,
+            "set": self._set,
+        }
         try:
-            result = self._commands[name](command)
+            result = commands[name](command)
         except UserError as error:
             command.refuse(error.message, error.hint)
             result = f"refused: {error.message}"
         if name != "stop":  # that one is told at the end, whoever asked for it
-            self._recorder.event(ControlEvent(command=name, sender="socket", result=result))
+            self.recorder.event(ControlEvent(command=name, sender="socket", result=result))
 
     def _pause(self, command: Command) -> str:
-        self._state.paused = True
-        command.answer(state="paused", step=self._state.step)
+        self.state.paused = True
+        command.answer(state="paused", step=self.state.step)
         return "ok"
 
     def _resume(self, command: Command) -> str:
-        self._state.paused = False
-        command.answer(state="training", step=self._state.step)
+        self.state.paused = False
+        command.answer(state="training", step=self.state.step)
         return "ok"
 
     def _checkpoint(self, command: Command) -> str:
-        state = self._state
+        state = self.state
         if state.step == 0:
             raise UserError("No step is done yet, so there is nothing to save.", "Try again after the first step.")
-        self._checkpointer.save()
+        self.checkpointer.save()
         if state.saved != state.step:
             raise UserError("The checkpoint was not written.", "The run's notices say why.")
         command.answer(step=state.step)
         return "ok"
 
     def _stop(self, command: Command) -> str:
-        command.answer(state="stopping", step=self._state.step)
+        command.answer(state="stopping", step=self.state.step)
         return "ok"
 
     def _generate(self, command: Command) -> str:
-        model = self._loaded.model
-        asked = read_generate_args(command.request.args, self._config)
+        model = self.loaded.model
+        asked = read_generate_args(command.request.args, self.config)
         # Where the weights themselves are trained there is no base to switch to, and the answer's name says so.
-        has_base = self._config.method.name not in WEIGHT_METHODS
-        answered_by = "base" if asked.source == "base" and has_base else f"step-{self._state.step}"
+        has_base = self.config.method.name not in WEIGHT_METHODS
+        answered_by = "base" if asked.source == "base" and has_base else f"step-{self.state.step}"
         try:
-            with self._autocast(), answering_as(model, asked.source):
+            with self.autocast(), answering_as(model, asked.source):
                 generation = generate(
                     model,
-                    self._loaded.tokenizer,
+                    self.loaded.tokenizer,
                     asked.messages,
                     asked.settings,
                     lambda piece: command.token(piece, answered_by),
-                    lambda: command.cancelled.is_set() or self._controls.stop_sender is not None,
-                    template=self._template,
+                    lambda: command.cancelled.is_set() or self.controls.stop_sender is not None,
+                    template=self.template,
                 )
         except MemoryShortageError as error:
-            self._recorder.warn("memory_chat", f"A chat question is refused. {error.message}", error.hint)
+            self.recorder.warn("memory_chat", f"A chat question is refused. {error.message}", error.hint)
             raise
         except UserError:
             raise
         except Exception as error:  # a chat is a guest here: whatever goes wrong with it, the training goes on
             log_exception()
             reason = f"An error that should not happen: {type(error).__name__}: {error}"
-            hint = f"The whole of it is in {self._recorder.run.log_path}; please report it."
+            hint = f"The whole of it is in {self.recorder.run.log_path}; please report it."
             raise UserError(reason, hint) from error
         command.answer(
             text=generation.text,
@@ -163,7 +153,7 @@ class ControlPoint:
         return f"{answered_by}: {generation.tokens} tokens, {generation.finish}"
 
     def _set(self, command: Command) -> str:
-        state, changes = self._state, read_changes(self._config, command.request.args)
+        state, changes = self.state, read_changes(self.config, command.request.args)
         state.overrides |= changes
         command.answer(step=state.step, **{name.replace(".", "_"): value for name, value in changes.items()})
         return record(changes)

@@ -18,7 +18,6 @@ import torch
 from core.config.schema import Config
 from core.runs.events import StepEvent
 from core.runs.sentences import ALL_DONE
-from core.runs.store import Run
 from core.worker.checkpoint.checkpointer import find_checkpoint
 from core.worker.data.batches import MicroBatch, collate, supervised_count
 from core.worker.loss.objectives import Rewards
@@ -51,13 +50,12 @@ class Gradients:
     rewards: Rewards
 
 
-def train(run: Run, config: Config, recorder: Recorder, controls: Controls, *, resume: bool) -> Outcome:
+def train(config: Config, recorder: Recorder, controls: Controls, *, resume: bool) -> Outcome:
     """Do a run.
 
     Args:
-        run: The run directory.
         config: The configuration, paths absolute.
-        recorder: Where events and state go.
+        recorder: Of the run; where events and state go.
         controls: Commands from outside.
         resume: Go on from the newest valid checkpoint.
 
@@ -65,8 +63,8 @@ def train(run: Run, config: Config, recorder: Recorder, controls: Controls, *, r
         StopRequested: If it was stopped; a checkpoint has then been written, if a step was done and time was given.
         UserError: If it cannot go on.
     """
-    found = find_checkpoint(run, config, recorder) if resume else None
-    parts = build(run, config, recorder, controls, found)
+    found = find_checkpoint(config, recorder) if resume else None
+    parts = build(config, recorder, controls, found)
     if found is not None:
         parts.checkpointer.resume(found)
     recipe = FinetuneRecipe(config, recorder, controls, parts)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from core.config.live import CHANGEABLE
@@ -15,7 +15,6 @@ from core.errors import UserError
 from core.models.fingerprint import BaseFingerprint
 from core.runs.changes import KEPT, record
 from core.runs.events import CheckpointEvent, ControlEvent
-from core.runs.store import Run
 from core.worker.checkpoint import checkpoint as checkpoints
 from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.model.full_weights import trained_tensors
@@ -42,11 +41,11 @@ class Fingerprints:
     base: BaseFingerprint
 
 
+@dataclass
 class Checkpointer:
     """Writes and restores the checkpoints of a run, and writes its result.
 
     Args:
-        run: The run directory.
         config: Of the run.
         loaded: The model that is trained.
         update: Has the optimizer's states.
@@ -54,38 +53,28 @@ class Checkpointer:
         checkpointing: Follows the state that is restored.
         fingerprints: Of data and base.
         template: A chat template instead of the tokenizer's own.
-        recorder: Where events and notices go.
+        recorder: Of the run; where events and notices go.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        config: Config,
-        loaded: LoadedModel,
-        *,
-        update: Update,
-        state: TrainState,
-        checkpointing: GradientCheckpointing,
-        fingerprints: Fingerprints,
-        template: str | None,
-        recorder: Recorder,
-    ) -> None:
-        self._run = run
-        self._config = config
-        self._loaded = loaded
-        self._update = update
-        self._state = state
-        self._checkpointing = checkpointing
-        self._fingerprints = fingerprints
-        self._template = template
-        self._recorder = recorder
-        self.postponed = False
-        """Whether one could not be written for want of memory, and is to be tried again."""
+    config: Config
+    loaded: LoadedModel
+    update: Update
+    state: TrainState
+    checkpointing: GradientCheckpointing
+    fingerprints: Fingerprints
+    template: str | None
+    recorder: Recorder
+    postponed: bool = field(default=False, init=False)
+    """Whether one could not be written for want of memory, and is to be tried again."""
 
     @property
     def output(self) -> Path:
         """Directory of the result: the adapter, or the model where its own weights are trained."""
-        return self._run.model_path if self._config.method.name in WEIGHT_METHODS else self._run.adapter_path
+        return (
+            self.recorder.run.model_path
+            if self.config.method.name in WEIGHT_METHODS
+            else self.recorder.run.adapter_path
+        )
 
     def check_room(self) -> None:
         """Refuse when a checkpoint would not fit on the disk.
@@ -93,8 +82,8 @@ class Checkpointer:
         Raises:
             UserError: If so.
         """
-        size = checkpoints.size_estimate(self._loaded.model, self._config.train.optimizer)
-        checkpoints.check_room(self._run.path, size)
+        size = checkpoints.size_estimate(self.loaded.model, self.config.train.optimizer)
+        checkpoints.check_room(self.recorder.run.path, size)
 
     # Writing.
 
@@ -104,24 +93,24 @@ class Checkpointer:
         A full disk does not end the run: it is paused, to be resumed when there is room. When memory runs out, it is
         tried again, at once and after the next step.
         """
-        state, step = self._state, self._state.step
+        state, step = self.state, self.state.step
         if state.saved == step or step == 0:
             return
         began = time.monotonic()
         try:
             self.check_room()
             # Whoever goes on from a checkpoint has the events of the steps before it.
-            self._recorder.sync()
+            self.recorder.sync()
             written = self._write()
         except MemoryShortageError as error:
             self.postponed = True
-            self._recorder.warn(
+            self.recorder.warn(
                 "checkpoint_postponed", error.message, "It is tried again after the next step, if there is one."
             )
             return
         except (OSError, UserError) as error:
             reason = error.message if isinstance(error, UserError) else str(error)
-            self._recorder.notice(
+            self.recorder.notice(
                 "error",
                 "checkpoint_failed",
                 f"The checkpoint of step {step} was not written: {reason}",
@@ -134,23 +123,23 @@ class Checkpointer:
         state.best.saved(step)
         self._rotate(written.path)
         size = sum(facts["bytes"] for facts in written.manifest["files"].values())
-        path = str(written.path.relative_to(self._run.path))
-        self._recorder.event(CheckpointEvent(step=step, path=path, bytes=size, seconds=time.monotonic() - began))
+        path = str(written.path.relative_to(self.recorder.run.path))
+        self.recorder.event(CheckpointEvent(step=step, path=path, bytes=size, seconds=time.monotonic() - began))
 
     def _write(self) -> Checkpoint:
-        step, facts = self._state.step, self._state.facts()
+        step, facts = self.state.step, self.state.facts()
         same = {
-            "config_sha256": config_hash(self._config),
-            "data_sha256": self._fingerprints.data,
-            "held_out_sha256": self._fingerprints.held_out,
-            "base_sha256": self._fingerprints.base.value,
+            "config_sha256": config_hash(self.config),
+            "data_sha256": self.fingerprints.data,
+            "held_out_sha256": self.fingerprints.held_out,
+            "base_sha256": self.fingerprints.base.value,
         }
 
         def write() -> Checkpoint:
             return checkpoints.save_checkpoint(
-                self._run.checkpoints_path,
-                model=self._loaded.model,
-                optimizer=self._update,
+                self.recorder.run.checkpoints_path,
+                model=self.loaded.model,
+                optimizer=self.update,
                 step=step,
                 facts=same | facts,
             )
@@ -169,11 +158,11 @@ class Checkpointer:
             self._rotate(path)
 
     def _path(self, step: int) -> Path:
-        return self._run.checkpoints_path / checkpoints.checkpoint_name(step)
+        return self.recorder.run.checkpoints_path / checkpoints.checkpoint_name(step)
 
     def _rotate(self, newest: Path) -> None:
-        keep, protected = self._config.checkpoint.keep, self._state.best.protected
-        checkpoints.rotate(self._run.checkpoints_path, keep, newest=newest, protected=protected)
+        keep, protected = self.config.checkpoint.keep, self.state.best.protected
+        checkpoints.rotate(self.recorder.run.checkpoints_path, keep, newest=newest, protected=protected)
 
     # Going on.
 
@@ -183,23 +172,23 @@ class Checkpointer:
         Raises:
             UserError: If data or base have changed since.
         """
-        manifest, now = found.manifest, self._fingerprints
+        manifest, now = found.manifest, self.fingerprints
         for what, is_as_before in (
             ("The training data", manifest["data_sha256"] == now.data),
             # Checkpoints of earlier versions say nothing of the rows that are measured.
             ("What is held out", manifest.get("held_out_sha256", now.held_out) == now.held_out),
-            (f"The base model {self._config.model.base}", now.base.matches(str(manifest["base_sha256"]))),
+            (f"The base model {self.config.model.base}", now.base.matches(str(manifest["base_sha256"]))),
         ):
             if not is_as_before:
                 raise UserError(f"{what} has changed since {found.path.name}.", "Put it back, or start a new run.")
         self.restore(found)
         kept = {name: value for name, value in manifest["overrides"].items() if name in CHANGEABLE}
-        self._state.overrides = kept
+        self.state.overrides = kept
         if kept:
             # What is told before it may have been changed after the checkpoint, and holds no more.
-            self._recorder.event(ControlEvent(command="set", sender=KEPT, result=record(kept)))
-        self._recorder.update(step=self._state.step)
-        self._recorder.notice("info", "resumed", f"Going on from {found.path.name}.")
+            self.recorder.event(ControlEvent(command="set", sender=KEPT, result=record(kept)))
+        self.recorder.update(step=self.state.step)
+        self.recorder.notice("info", "resumed", f"Going on from {found.path.name}.")
 
     def restore(self, found: Checkpoint) -> None:
         """Restore weights, optimizer, random state and training state from a checkpoint.
@@ -207,17 +196,17 @@ class Checkpointer:
         Raises:
             UserError: If it does not fit the model.
         """
-        checkpoints.restore(found, model=self._loaded.model, optimizer=self._update)
-        self._state.restore(found.manifest)
-        self._checkpointing.apply()
+        checkpoints.restore(found, model=self.loaded.model, optimizer=self.update)
+        self.state.restore(found.manifest)
+        self.checkpointing.apply()
         self.postponed = False
 
     # The result.
 
     def choose(self) -> Checkpoint | None:
         """The checkpoint that becomes the result; None for the weights as they are."""
-        best = self._state.best.best_step
-        if self._config.checkpoint.final == "last" or best == self._state.step:
+        best = self.state.best.best_step
+        if self.config.checkpoint.final == "last" or best == self.state.step:
             return None
         try:
             if best is None:
@@ -225,7 +214,7 @@ class Checkpointer:
             return checkpoints.verify_checkpoint(self._path(best))
         except UserError as error:
             message = f"The best step cannot be taken: {error.message}"
-            self._recorder.warn("best_missing", message, "The last one is.")
+            self.recorder.warn("best_missing", message, "The last one is.")
         return None
 
     def save_result(self, chosen: Checkpoint | None) -> None:
@@ -237,10 +226,10 @@ class Checkpointer:
         Raises:
             UserError: If it cannot be written.
         """
-        model, output = self._loaded.model, self.output
+        model, output = self.loaded.model, self.output
 
         def fill(directory: Path) -> None:
-            if output == self._run.model_path:
+            if output == self.recorder.run.model_path:
                 if chosen is not None:
                     read_tensors(chosen.weights_path, trained_tensors(model))
                 checkpoints.save_model(model, directory)
@@ -248,15 +237,15 @@ class Checkpointer:
                 shutil.copytree(chosen.adapter_path, directory, dirs_exist_ok=True)
             else:
                 checkpoints.save_adapter(model, directory)
-            self._loaded.tokenizer.save_pretrained(directory)
-            if self._template is not None:
-                (directory / "chat_template.jinja").write_text(self._template, encoding="utf-8")
+            self.loaded.tokenizer.save_pretrained(directory)
+            if self.template is not None:
+                (directory / "chat_template.jinja").write_text(self.template, encoding="utf-8")
 
         def nothing() -> None:
             """No undoing: what was half written is gone already."""
 
-        saving = Retry(lambda: "the end", self._recorder.warn)
-        newest = f"The newest checkpoint holds it; free memory and 'localtune-tui continue {self._run.id}'."
+        saving = Retry(lambda: "the end", self.recorder.warn)
+        newest = f"The newest checkpoint holds it; free memory and 'localtune-tui continue {self.recorder.run.id}'."
         try:
             saving.run(
                 lambda: checkpoints.write_directory(output, fill), nothing, f"in saving the {output.name}", newest
@@ -264,17 +253,17 @@ class Checkpointer:
         except OSError as error:
             raise UserError(
                 f"The {output.name} cannot be written to {output}: {error}.",
-                f"The newest checkpoint holds it; make room and 'localtune-tui continue {self._run.id}'.",
+                f"The newest checkpoint holds it; make room and 'localtune-tui continue {self.recorder.run.id}'.",
             ) from error
 
 
-def find_checkpoint(run: Run, config: Config, recorder: Recorder) -> Checkpoint:
+def find_checkpoint(config: Config, recorder: Recorder) -> Checkpoint:
     """The checkpoint that a run goes on from; asked before minutes are spent on the rows and the model.
 
     Raises:
         UserError: If there is none, or the configuration has changed since.
     """
-    found = newest_checkpoint(run, recorder)
+    run, found = recorder.run, newest_checkpoint(recorder)
     if found is None:
         raise UserError(f"Run {run.id} has no valid checkpoint to go on from.", "Start it again.")
     if found.manifest["config_sha256"] != config_hash(config):
@@ -282,9 +271,9 @@ def find_checkpoint(run: Run, config: Config, recorder: Recorder) -> Checkpoint:
     return found
 
 
-def newest_checkpoint(run: Run, recorder: Recorder) -> Checkpoint | None:
+def newest_checkpoint(recorder: Recorder) -> Checkpoint | None:
     """The newest whole checkpoint of a run, if there is one; of damaged ones notice is given."""
-    found, damaged = checkpoints.newest_valid(run.checkpoints_path)
+    found, damaged = checkpoints.newest_valid(recorder.run.checkpoints_path)
     for sentence in damaged:
         recorder.warn("checkpoint_damaged", sentence, "An older checkpoint is used.")
     return found

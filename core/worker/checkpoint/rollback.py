@@ -8,6 +8,7 @@ what a run gives that had activations recomputed from there on.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ import torch
 from core.config.schema import Config
 from core.errors import UserError
 from core.models.fingerprint import BaseFingerprint
-from core.runs.store import Run
 from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.checkpoint.checkpointer import Checkpointer, newest_checkpoint
 from core.worker.model.model import LoadedModel, load_model
@@ -28,13 +28,13 @@ from core.worker.progress.state import TrainState
 from core.worker.steps.gradient_checkpointing import GradientCheckpointing
 
 
+@dataclass
 class Rollback:
     """Rolls a run back, once: when it runs out of memory in this way again, activations are recomputed already.
 
     It is made when no step is done and no checkpoint restored, as it keeps the states of that moment.
 
     Args:
-        run: The run directory.
         config: Of the run.
         base: Directory of the base model.
         fingerprint: Of the base model.
@@ -43,37 +43,24 @@ class Rollback:
         state: Of the training.
         checkpointing: Recomputes activations from then on.
         checkpointer: Restores checkpoints.
-        recorder: Where events and notices go.
+        recorder: Of the run; where events and notices go.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        config: Config,
-        *,
-        base: Path,
-        fingerprint: BaseFingerprint,
-        loaded: LoadedModel,
-        update: Update,
-        state: TrainState,
-        checkpointing: GradientCheckpointing,
-        checkpointer: Checkpointer,
-        recorder: Recorder,
-    ) -> None:
-        self._run = run
-        self._config = config
-        self._base = base
-        self._fingerprint = fingerprint
-        self._loaded = loaded
-        self._update = update
-        self._state = state
-        self._checkpointing = checkpointing
-        self._checkpointer = checkpointer
-        self._recorder = recorder
+    config: Config
+    base: Path
+    fingerprint: BaseFingerprint
+    loaded: LoadedModel
+    update: Update
+    state: TrainState
+    checkpointing: GradientCheckpointing
+    checkpointer: Checkpointer
+    recorder: Recorder
+
+    def __post_init__(self) -> None:
         self._random = rng_state()
         # Without a tensor: no optimizer has states before the first step.
-        self._optimizers = update.state_dict() if update.in_backward else {}
-        self._beginning = state.facts()
+        self._optimizers = self.update.state_dict() if self.update.in_backward else {}
+        self._beginning = self.state.facts()
 
     def go_back(self, error: TornUpdateError) -> None:
         """Go on from the newest valid checkpoint, else from the base, with activations recomputed.
@@ -87,20 +74,20 @@ class Rollback:
             TornUpdateError: The same, if activations are recomputed already.
             UserError: If weights cannot be put back.
         """
-        state, recorder = self._state, self._recorder
+        state, recorder = self.state, self.recorder
         if state.checkpointing:
             raise error
         torn = state.step + 1
-        self._update.drop()
-        found = newest_checkpoint(self._run, recorder)
-        recorder.phase("loading_model", self._config.model.base if found is None else found.path.name)
+        self.update.drop()
+        found = newest_checkpoint(recorder)
+        recorder.phase("loading_model", self.config.model.base if found is None else found.path.name)
         Retry(lambda: f"step {torn}", recorder.warn).run(
-            lambda: self._to_base() if found is None else self._checkpointer.restore(found),
+            lambda: self._to_base() if found is None else self.checkpointer.restore(found),
             lambda: None,
             "in going back",
             error.hint,
         )
-        self._checkpointing.enable()
+        self.checkpointing.enable()
         state.evaluated = None
         recorder.end_step(state.step)
         recorder.warn("memory_replay", f"{error.message} {_sentence(found)}", "This takes about a quarter more time.")
@@ -109,8 +96,8 @@ class Rollback:
     def _to_base(self) -> None:
         """As if no step had been done."""
         self._read_base()
-        self._update.load_state_dict(self._optimizers)
-        self._state.restart(self._beginning)
+        self.update.load_state_dict(self._optimizers)
+        self.state.restart(self._beginning)
         restore_rng(self._random)
 
     def _read_base(self) -> None:
@@ -118,22 +105,22 @@ class Rollback:
 
         The parameters stay the same objects, as optimizers and hooks hold them.
         """
-        config = self._config
-        if BaseFingerprint(self._base).value != self._fingerprint.value:
+        config = self.config
+        if BaseFingerprint(self.base).value != self.fingerprint.value:
             raise UserError(
                 f"The base model {config.model.base} has changed since the run began.", "Start the run again."
             )
-        parameters: dict[str, Any] = dict(self._loaded.model.named_parameters())
+        parameters: dict[str, Any] = dict(self.loaded.model.named_parameters())
         for parameter in parameters.values():
             parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
         release()
         fresh = load_model(
-            self._base,
+            self.base,
             method=config.method.name,
             precision=config.train.precision,
             device=config.hardware.device,
             for_training=True,
-            tokenizer=self._loaded.tokenizer,
+            tokenizer=self.loaded.tokenizer,
         )
         for name, parameter in fresh.model.named_parameters():
             parameters[name].data = parameter.data

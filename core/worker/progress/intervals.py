@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from core.config.schema import Config
 from core.worker.progress.state import TrainState
@@ -12,6 +13,7 @@ DEFAULT_CHECKPOINTS = 10
 _ROUNDING = 1e-9
 
 
+@dataclass(frozen=True)
 class Intervals:
     """Says of the step just done whether an evaluation or a checkpoint is due.
 
@@ -21,26 +23,25 @@ class Intervals:
         steps_per_epoch: Optimizer steps in one pass over the rows.
     """
 
-    def __init__(self, config: Config, state: TrainState, steps_per_epoch: int) -> None:
-        self._config = config
-        self._state = state
-        self._steps_per_epoch = steps_per_epoch
+    config: Config
+    state: TrainState
+    steps_per_epoch: int
 
     @property
     def is_evaluation_due(self) -> bool:
         """Whether an evaluation is due; an interval that was set counts in steps."""
-        step, config = self._state.step, self._config.eval
-        every: int | None = self._state.overrides.get("eval.every_steps", config.every_steps)
+        step, config = self.state.step, self.config.eval
+        every: int | None = self.state.overrides.get("eval.every_steps", config.every_steps)
         if every is not None:
             return step % every == 0
         if config.every_epochs is None:
             return False
-        interval = config.every_epochs * self._steps_per_epoch
+        interval = config.every_epochs * self.steps_per_epoch
         # The share is exact where an epoch is, and would otherwise be just below it.
         return int(step / interval + _ROUNDING) > int((step - 1) / interval + _ROUNDING)
 
     @property
     def is_checkpoint_due(self) -> bool:
         """Whether a checkpoint is due."""
-        every = self._state.overrides.get("checkpoint.every_steps", self._config.checkpoint.every_steps)
-        return self._state.step % int(every or math.ceil(self._state.total_steps / DEFAULT_CHECKPOINTS)) == 0
+        every = self.state.overrides.get("checkpoint.every_steps", self.config.checkpoint.every_steps)
+        return self.state.step % int(every or math.ceil(self.state.total_steps / DEFAULT_CHECKPOINTS)) == 0

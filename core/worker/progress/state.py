@@ -4,23 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
+
+from torch.amp.grad_scaler import GradScaler
 
 from core.worker.progress.best import BestStep
 from core.worker.progress.finite import FiniteCheck
-
-
-class Scaler(Protocol):
-    """The gradient scaler of fp16, of torch."""
-
-    def get_scale(self) -> float:
-        """The factor of the loss in force."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain values."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put :meth:`state_dict` back."""
 
 
 @dataclass
@@ -32,7 +21,7 @@ class TrainState:
     """The most tokens of a micro-batch, padding included; smaller once memory has run out."""
     best: BestStep
     finite: FiniteCheck
-    scaler: Scaler | None = None
+    scaler: GradScaler | None = None
     reference_budget: int | None = None
     """The most tokens of a batch that the reference log-probabilities were computed with, where that is done once."""
     checkpointing: bool = False

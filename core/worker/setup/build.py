@@ -12,7 +12,6 @@ from core.config.schema import WEIGHT_METHODS, Config
 from core.memory.batching import TOKEN_BUDGETS
 from core.memory.sizes import FP32_STATES, updates_in_backward
 from core.models.fingerprint import BaseFingerprint
-from core.runs.store import Run
 from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.checkpoint.checkpointer import Checkpointer, Fingerprints
 from core.worker.checkpoint.rollback import Rollback
@@ -82,13 +81,12 @@ class Parts:
     control_point: ControlPoint
 
 
-def build(run: Run, config: Config, recorder: Recorder, controls: Controls, found: Checkpoint | None) -> Parts:
+def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpoint | None) -> Parts:
     """Read the rows, load the model and build what trains it.
 
     Args:
-        run: The run directory.
         config: The configuration, paths absolute.
-        recorder: Where events go.
+        recorder: Of the run; where events go.
         controls: Stops it.
         found: The checkpoint that the run goes on from; None at its beginning. It is not restored here.
 
@@ -98,7 +96,7 @@ def build(run: Run, config: Config, recorder: Recorder, controls: Controls, foun
     """
     # What the device cannot do is said before minutes are spent on the rows.
     choose_dtype(config.train.precision, choose_device(config.hardware.device), config.method.name)
-    prepared = prepare(config, recorder, controls.check_stop, run.created)
+    prepared = prepare(config, recorder, controls.check_stop, recorder.run.created)
     dataset, held_out = prepared.dataset, prepared.held_out
     questions = choose_questions(config, held_out)
     train, own_weights, in_backward = config.train, config.method.name in WEIGHT_METHODS, updates_in_backward(config)
@@ -152,12 +150,12 @@ def build(run: Run, config: Config, recorder: Recorder, controls: Controls, foun
     micro_batches = MicroBatches(
         loaded,
         loss,
-        dataset.rows,
-        objective=objective,
-        state=state,
-        checkpointing=checkpointing,
-        max_rows=train.micro_batch_size,
-        notice=recorder.warn,
+        dataset.lengths,
+        objective,
+        state,
+        checkpointing,
+        train.micro_batch_size,
+        recorder.warn,
         partial=lambda: update.partial,
         whole=in_backward,
         place=dataset.place,
@@ -167,44 +165,18 @@ def build(run: Run, config: Config, recorder: Recorder, controls: Controls, foun
         keep_freed_memory()
     if train.compile:
         compile_layers(loaded, recorder.warn)
-    checkpointer = Checkpointer(
-        run,
-        config,
-        loaded,
-        update=update,
-        state=state,
-        checkpointing=checkpointing,
-        fingerprints=Fingerprints(prepared.data_fingerprint, prepared.held_out_fingerprint, base_fingerprint),
-        template=prepared.template,
-        recorder=recorder,
-    )
-    control_point = ControlPoint(
-        config,
-        loaded,
-        autocast=accelerator.autocast,
-        template=prepared.template,
-        state=state,
-        checkpointer=checkpointer,
-        recorder=recorder,
-        controls=controls,
-    )
+    template, autocast = prepared.template, accelerator.autocast
+    fingerprints = Fingerprints(prepared.data_fingerprint, prepared.held_out_fingerprint, base_fingerprint)
+    checkpointer = Checkpointer(config, loaded, update, state, checkpointing, fingerprints, template, recorder)
+    control_point = ControlPoint(config, loaded, autocast, template, state, checkpointer, recorder, controls)
     rollback = Rollback(
-        run,
-        config,
-        base=prepared.base,
-        fingerprint=base_fingerprint,
-        loaded=loaded,
-        update=update,
-        state=state,
-        checkpointing=checkpointing,
-        checkpointer=checkpointer,
-        recorder=recorder,
+        config, prepared.base, base_fingerprint, loaded, update, state, checkpointing, checkpointer, recorder
     )
     samples = SampleWriter(
         loaded,
         questions,
-        autocast=accelerator.autocast,
-        template=prepared.template,
+        autocast=autocast,
+        template=template,
         warn=lambda message, hint: recorder.warn("no_samples", message, hint),
     )
     evaluator = None
@@ -214,9 +186,9 @@ def build(run: Run, config: Config, recorder: Recorder, controls: Controls, foun
             held_out,
             objective=held_out_objective,
             token_budget=min(token_budget, TOKEN_BUDGETS[device.type]),
-            autocast=accelerator.autocast,
+            autocast=autocast,
             max_new_tokens=config.chat.max_new_tokens if config.eval.exact_match else 0,
-            template=prepared.template,
+            template=template,
             check=control_point.attend,
             samples=0 if samples.is_needed else config.eval.samples,
             notice=recorder.warn,
@@ -238,7 +210,7 @@ def build(run: Run, config: Config, recorder: Recorder, controls: Controls, foun
         evaluator=evaluator,
         samples=samples,
         memory=memory,
-        meter=MemoryMeter(config, device, dataset=dataset, state=state, fused=fused, recorder=recorder),
+        meter=MemoryMeter(config, device, dataset, state, fused, recorder),
         checkpointer=checkpointer,
         rollback=rollback,
         control_point=control_point,

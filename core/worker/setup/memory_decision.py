@@ -56,6 +56,7 @@ def decide_memory(config: Config, device: torch.device, dataset: Dataset, token_
     return MemoryDecision(recomputing, why, offload, why_offload, plan is not None and plan.dequantized)
 
 
+@dataclass(frozen=True)
 class MemoryMeter:
     """Memory events: the peak of a run so far, and after the rehearsal the plan's prediction.
 
@@ -68,27 +69,17 @@ class MemoryMeter:
         recorder: Where events go.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        device: torch.device,
-        *,
-        dataset: Dataset,
-        state: TrainState,
-        fused: Fused,
-        recorder: Recorder,
-    ) -> None:
-        self._config = config
-        self._device = device
-        self._dataset = dataset
-        self._state = state
-        self._fused = fused
-        self._recorder = recorder
+    config: Config
+    device: torch.device
+    dataset: Dataset
+    state: TrainState
+    fused: Fused
+    recorder: Recorder
 
     def reset_peak(self) -> None:
         """Measure the peak of a GPU from now on."""
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
 
     def record(self, *, rehearsed: bool = False) -> None:
         """Record the peak.
@@ -96,16 +87,16 @@ class MemoryMeter:
         Args:
             rehearsed: Whether the rehearsal has just been done, so that the peak so far is its own.
         """
-        device, predicted = self._device, None
+        device, predicted = self.device, None
         if rehearsed:
-            kept = self._fused.keeps_weights
-            predicted = predict_memory(self._config, device.type, self._dataset, self._state, dequantized=kept)
+            kept = self.fused.keeps_weights
+            predicted = predict_memory(self.config, device.type, self.dataset, self.state, dequantized=kept)
         if device.type != "cuda":
-            self._recorder.memory_of_process(predicted, rehearsed=rehearsed)
+            self.recorder.memory_of_process(predicted, rehearsed=rehearsed)
             return
         peak = torch.cuda.max_memory_allocated(device)
         free, total = torch.cuda.mem_get_info(device)
-        self._recorder.memory(
+        self.recorder.memory(
             str(device),
             predicted_bytes=predicted,
             rehearsed_bytes=peak if rehearsed else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
 
@@ -11,7 +12,6 @@ import torch
 from core.errors import UserError
 from core.memory.batching import TOKEN_BUDGETS, WHOLE, padded_length
 from core.worker.data.batches import collate, largest_micro_batch, split_window
-from core.worker.data.encode import TokenizedRow
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.objectives import Objective
 from core.worker.model.model import LoadedModel
@@ -62,6 +62,7 @@ class Accumulate(Protocol):
         """
 
 
+@dataclass(frozen=True)
 class MicroBatches:
     """Gradient accumulation: an optimizer step's rows, its window, cut into micro-batches by a token budget.
 
@@ -72,7 +73,7 @@ class MicroBatches:
     Args:
         loaded: The model, adapters attached.
         loss: The loss, which packs batches.
-        rows: All training rows.
+        lengths: Tokens of each training row.
         objective: The training objective.
         state: The token budget in force.
         checkpointing: Turned on when a single row does not fit.
@@ -84,34 +85,18 @@ class MicroBatches:
         free_caches: Gives up memory that only saves time; returns whether there was any.
     """
 
-    def __init__(
-        self,
-        loaded: LoadedModel,
-        loss: SupervisedLoss,
-        rows: Sequence[TokenizedRow],
-        *,
-        objective: Objective,
-        state: TrainState,
-        checkpointing: GradientCheckpointing,
-        max_rows: int | None,
-        notice: Callable[[str, str, str], None],
-        partial: Callable[[], bool] = lambda: False,
-        whole: bool = False,
-        place: Callable[[int], str] = lambda row: f"row {row + 1}",
-        free_caches: Callable[[], bool] = lambda: False,
-    ) -> None:
-        self._loaded = loaded
-        self._loss = loss
-        self._lengths = [row.longest for row in rows]
-        self._objective = objective
-        self._state = state
-        self._checkpointing = checkpointing
-        self._max_rows = max_rows
-        self._notice = notice
-        self._partial = partial
-        self._whole = whole
-        self._place = place
-        self._free_caches = free_caches
+    loaded: LoadedModel
+    loss: SupervisedLoss
+    lengths: Sequence[int]
+    objective: Objective
+    state: TrainState
+    checkpointing: GradientCheckpointing
+    max_rows: int | None
+    notice: Callable[[str, str, str], None]
+    partial: Callable[[], bool] = lambda: False
+    whole: bool = False
+    place: Callable[[int], str] = lambda row: f"row {row + 1}"
+    free_caches: Callable[[], bool] = lambda: False
 
     def attempts(self, window: Sequence[int], *, where: str) -> Iterator[Attempt]:
         """Attempts at the gradients of a window, cut finer until one fits. For each, :attr:`Attempt.micro_batches` are
@@ -128,13 +113,13 @@ class MicroBatches:
         """
         before = rng_state()
         while True:
-            attempt = Attempt(self._split(window), self._partial)
+            attempt = Attempt(self._split(window), self.partial)
             yield attempt
             if not attempt.ran_out:
                 return
             release()
             self._drop_gradients()
-            if self._partial():
+            if self.partial():
                 raise TornUpdateError(
                     f"Memory ran out at {where}, when a part of the weights had been updated already.",
                     "Lower train.batch_size or train.max_length, and start again; checkpoints from before are whole.",
@@ -149,7 +134,7 @@ class MicroBatches:
             window: Row indices.
             batch_size: Rows in an optimizer step.
         """
-        largest = self._tokens_at_work(self._largest(batch_size), most_shared=self._loss.packing.common)
+        largest = self._tokens_at_work(self._largest(batch_size), most_shared=self.loss.packing.common)
         return any(self._tokens_at_work(batch, most_shared=None) >= largest for batch in self._split(window))
 
     def rehearse(self, batch_size: int, accumulate: Accumulate) -> tuple[int, int]:
@@ -167,72 +152,72 @@ class MicroBatches:
         """
         before = rng_state()
         while True:
-            batch, budget = self._largest(batch_size), self._state.token_budget
+            batch, budget = self._largest(batch_size), self.state.token_budget
             for attempt in self.attempts(batch, where="the rehearsal"):
                 with attempt:
-                    accumulate(attempt.micro_batches, most_shared=self._loss.packing.common)
+                    accumulate(attempt.micro_batches, most_shared=self.loss.packing.common)
             self._drop_gradients()
             restore_rng(before)
-            if self._state.token_budget == budget:
-                return len(batch), max(self._lengths[row] for row in batch)
+            if self.state.token_budget == budget:
+                return len(batch), max(self.lengths[row] for row in batch)
 
     def _largest(self, batch_size: int) -> list[int]:
-        shared = self._loss.packing.common
-        return largest_micro_batch(self._lengths, batch_size, self._row_budget, self._max_rows, shared=shared)
+        shared = self.loss.packing.common
+        return largest_micro_batch(self.lengths, batch_size, self._row_budget, self.max_rows, shared=shared)
 
     def _tokens_at_work(self, batch: list[int], *, most_shared: int | None) -> int:
-        padded = collate(self._objective.sequences(batch), self._loaded.pad_id, torch.device("cpu"))
-        return self._loss.tokens(*padded, most_shared=most_shared)
+        padded = collate(self.objective.sequences(batch), self.loaded.pad_id, torch.device("cpu"))
+        return self.loss.tokens(*padded, most_shared=most_shared)
 
     @property
     def _row_budget(self) -> int:
         """The token budget for rows as long as their longest sequence."""
-        return max(1, self._state.token_budget // self._objective.sequences_per_row)
+        return max(1, self.state.token_budget // self.objective.sequences_per_row)
 
     def _split(self, window: Sequence[int]) -> list[list[int]]:
-        return split_window(window, self._lengths, self._row_budget, self._max_rows)
+        return split_window(window, self.lengths, self._row_budget, self.max_rows)
 
     def _padded_tokens(self, batch: Sequence[int]) -> int:
-        sequences = len(batch) * self._objective.sequences_per_row
-        return sequences * padded_length(max(self._lengths[row] for row in batch))
+        sequences = len(batch) * self.objective.sequences_per_row
+        return sequences * padded_length(max(self.lengths[row] for row in batch))
 
     def _drop_gradients(self) -> None:
-        for parameter in self._loaded.model.parameters():
+        for parameter in self.loaded.model.parameters():
             parameter.grad = None
-        if self._loaded.device.type == "cuda":
+        if self.loaded.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _cut(self, batches: list[list[int]], where: str) -> None:
         largest = max(batches, key=self._padded_tokens)
-        if self._free_caches():
+        if self.free_caches():
             message = f"Memory ran out at {where}: 4-bit weights are dequantized each time they are used from now on."
-            self._notice("memory_weights", message, "The numbers are the same; it takes a little more time.")
-        elif not self._whole and max(len(batch) for batch in batches) > 1:
-            self._state.token_budget = max(1, min(self._state.token_budget, self._padded_tokens(largest)) // 2)
+            self.notice("memory_weights", message, "The numbers are the same; it takes a little more time.")
+        elif not self.whole and max(len(batch) for batch in batches) > 1:
+            self.state.token_budget = max(1, min(self.state.token_budget, self._padded_tokens(largest)) // 2)
             rows = max(map(len, self._split(largest)))
             message = f"Memory ran out at {where}: micro-batches of {len(largest)} rows are cut to {rows}."
-            self._notice("memory_cut", message, "The optimizer step keeps its rows; nothing is lost.")
-        elif not self._state.checkpointing:
-            self._checkpointing.enable()
-            what = "the whole step" if self._whole else "one row"
+            self.notice("memory_cut", message, "The optimizer step keeps its rows; nothing is lost.")
+        elif not self.state.checkpointing:
+            self.checkpointing.enable()
+            what = "the whole step" if self.whole else "one row"
             message = f"Memory ran out at {where} with {what}: activations are recomputed from now on."
-            self._notice("memory_checkpointing", message, "This takes about a quarter more time.")
-        elif self._checkpointing.can_offload and not self._state.offloading:
-            self._checkpointing.enable(offload=True)
+            self.notice("memory_checkpointing", message, "This takes about a quarter more time.")
+        elif self.checkpointing.offload is not None and not self.state.offloading:
+            self.checkpointing.enable(offload=True)
             message = f"Memory ran out at {where}: the inputs of layers are kept in the machine's memory from now on."
-            self._notice("memory_offload", message, "The result is the same; they go over the bus and back.")
-        elif self._whole and len(largest) > 1:
+            self.notice("memory_offload", message, "The result is the same; they go over the bus and back.")
+        elif self.whole and len(largest) > 1:
             raise UserError(
                 f"Memory ran out at {where} with the {len(largest)} rows of a step and activations {self._saved}; the "
                 "update inside backward needs them all in one pass.",
                 "Lower train.batch_size or train.max_length, or set memory.optimizer_in_backward = off.",
             )
         else:
-            length = self._lengths[largest[0]]
-            kept = not self._checkpointing.can_offload and self._loaded.device.type == "cuda"
+            length = self.lengths[largest[0]]
+            kept = self.checkpointing.offload is None and self.loaded.device.type == "cuda"
             first = "Set memory.activation_offload = auto, or" if kept else "Set"
             raise UserError(
-                f"Memory ran out at {where} with a single row of {length} tokens ({self._place(largest[0])}) and "
+                f"Memory ran out at {where} with a single row of {length} tokens ({self.place(largest[0])}) and "
                 f"activations {self._saved}.",
                 f"{first} train.max_length below {length}, lower method.rank, or choose a smaller base model.",
             )
@@ -240,7 +225,7 @@ class MicroBatches:
     @property
     def _saved(self) -> str:
         """The state of activations, for messages."""
-        return "recomputed from what is kept in the machine's memory" if self._state.offloading else "recomputed"
+        return "recomputed from what is kept in the machine's memory" if self.state.offloading else "recomputed"
 
 
 def first_budget(device: torch.device, *, whole: bool) -> int:

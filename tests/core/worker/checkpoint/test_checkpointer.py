@@ -28,17 +28,7 @@ def checkpointer_of(recorder: Recorder, config: Config) -> Checkpointer:
     loaded: Any = SimpleNamespace(model=nn.Linear(2, 2))
     update: Any = SimpleNamespace(state_dict=dict)
     nothing: Any = None
-    return Checkpointer(
-        recorder.run,
-        config,
-        loaded,
-        update=update,
-        state=state,
-        checkpointing=nothing,
-        fingerprints=fingerprints,
-        template=None,
-        recorder=recorder,
-    )
+    return Checkpointer(config, loaded, update, state, nothing, fingerprints, None, recorder)
 
 
 def test_events_up_to_a_checkpoint_are_durable_before_it_is(

@@ -71,6 +71,7 @@ class Setup:
             self.loss,  # type: ignore[arg-type]
             make_rows(),
             notice=lambda code, _message, _hint: self.notices.append(code),
+            partial=failing.get("partial", lambda: False),
         )
 
     def gradient(self) -> torch.Tensor:
@@ -136,8 +137,8 @@ def test_one_row_that_does_not_fit_brings_checkpointing_and_then_a_clear_end(tin
 )
 def test_a_window_that_has_changed_weights_is_not_run_again(tiny_model_dir: Path, error: Exception) -> None:
     """Inside backward the optimizer, too, may be what runs out of memory, after some tries of its own."""
-    setup = Setup(tiny_model_dir)
     updated: list[bool] = []
+    setup = Setup(tiny_model_dir, partial=lambda: bool(updated))
 
     def update_and_fail(_: torch.Tensor) -> None:
         updated.append(True)
@@ -145,7 +146,6 @@ def test_a_window_that_has_changed_weights_is_not_run_again(tiny_model_dir: Path
 
     hooked: Any = trainable_parameters(setup.loaded.model)[-1]
     hooked.register_post_accumulate_grad_hook(update_and_fail)
-    setup.windows.micro_batches._partial = lambda: bool(updated)
     with pytest.raises(TornUpdateError, match="Memory ran out at step 3, when a part of the weights"):
         setup.windows.run(WINDOW, where="step 3")
     assert updated == [True]
