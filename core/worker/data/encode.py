@@ -15,7 +15,6 @@ from tokenizers import Tokenizer
 from core.data.conversation import Example, RowError, portions
 from core.errors import UserError
 from core.sandbox.limits import TimeLimitError, cpu_limit, growth_limit
-from core.template.builtin import template_source
 from core.template.mask import MaskedRow, Masker
 from core.template.render import ChatTemplate
 from core.template.settings import Supervise
@@ -195,15 +194,6 @@ def _converted(tokenizer: Any) -> Tokenizer:
 
     converted: Tokenizer = convert_slow_tokenizer(tokenizer)
     return converted
-
-
-def read_template(path: str | None, name: str | None = None) -> str | None:
-    """The template of a file or of a name, or None for the model's own.
-
-    Raises:
-        UserError: If both are given, or it cannot be read.
-    """
-    return template_source(path, name)
 
 
 def stop_token_ids(generation_config: Any, tokenizer: Any, template: str | None = None) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -38,6 +39,7 @@ class Reference(Protocol):
         """
 
 
+@dataclass(frozen=True)
 class AdapterOffReference:
     """The model that is trained, its adapter switched off and without dropout.
 
@@ -46,17 +48,16 @@ class AdapterOffReference:
         loss: Of the same model.
     """
 
-    def __init__(self, model: Any, loss: SupervisedLoss) -> None:
-        self._model = model
-        self._loss = loss
+    model: Any
+    loss: SupervisedLoss
 
     def __call__(
         self, sequences: Sequence[TokenizedRow], input_ids: torch.Tensor, supervised: torch.Tensor
     ) -> torch.Tensor:
         """See :class:`Reference`; run anew for each batch, so that a resumed run has the same to the last bit."""
         del sequences
-        with torch.no_grad(), evaluation_mode(self._model), switched_off(self._model):
-            return self._loss.log_probabilities(input_ids, supervised)
+        with torch.no_grad(), evaluation_mode(self.model), switched_off(self.model):
+            return self.loss.log_probabilities(input_ids, supervised)
 
 
 class PrecomputedReference:
