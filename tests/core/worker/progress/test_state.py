@@ -29,6 +29,7 @@ def test_a_restored_state_goes_on_as_the_one_that_was_written() -> None:
     state.best.measured(7, 0.5)
     state.finite.accepts(7, math.nan, 1.0, [])
     manifest = json.loads(json.dumps({"step": state.step, **state.facts()}))
+    state.best.saved(7)
     other = make_state(64)
     other.overrides = {"eval.every_steps": 3}
     other.restore(manifest)
