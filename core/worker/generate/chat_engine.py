@@ -133,7 +133,7 @@ class ChatEngine:
         fingerprint = BaseFingerprint(base) if recorded else None
         template = args.get("template")
         named = template in NAMED_TEMPLATES
-        self._template = template_source(None, template) if named else template_source(template)
+        self._template = template_source(None if named else template, template if named else None)
         report("loading the model")
         loaded = load_model(
             base,

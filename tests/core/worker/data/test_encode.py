@@ -220,9 +220,9 @@ def test_a_model_without_a_template_is_refused(tokenizer: Any) -> None:
 
 
 def test_a_missing_template_file_is_named(tmp_path: Path) -> None:
-    assert template_source(None) is None
+    assert template_source(None, None) is None
     with pytest.raises(UserError, match=r"nowhere\.jinja"):
-        template_source(str(tmp_path / "nowhere.jinja"))
+        template_source(str(tmp_path / "nowhere.jinja"), None)
 
 
 def test_a_template_that_takes_for_ever_is_a_sentence(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
