@@ -37,7 +37,7 @@ LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 #: Makes a random model, in a process of its own so that this one stays small.
 MAKE_MODEL = """
 import json, sys
-from core.worker import environment
+from core.worker.process import environment
 environment.prepare()
 import torch
 from tokenizers import Tokenizer, models

@@ -29,12 +29,12 @@ from core.config.schema import Config
 from core.worker.data.encode import TokenizedRow
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.adapters import attach_adapters
-from core.worker.model.model import load_model, trainable_parameters
+from core.worker.model.model import LoadedModel, load_model, make_accelerator, trainable_parameters
 from core.worker.optim.optim import make_optimizer
 from core.worker.process.malloc import keep_freed_memory
-from core.worker.setup.fast_paths import arrange_rows, fuse_layers, lays_out
-from core.worker.setup.self_check import try_model
-from core.worker.steps.window import WindowGradients, make_accelerator
+from core.worker.setup.fast_paths import choose_packing, fuse_layers, wants_packing
+from core.worker.setup.self_check import check_model
+from tests.core.worker.steps.stepper import Stepper
 
 RANK, WARM, STEPS = 16, 3, 6
 PRODUCTS = {"aten::mm", "aten::addmm_", "aten::addmm", "aten::linear", "aten::matmul"}
@@ -73,20 +73,19 @@ def report(case: Case, model: Path, options: dict[str, Any]) -> None:
         {"data": {"train": "rows.jsonl"}, "train": {"batch_size": case.batch_size, **options}, "method": {"rank": RANK}}
     )
     loaded = load_model(model, method="qlora", precision="auto", device="cpu", for_training=True)
-    loaded.model = attach_adapters(loaded.model, config.method, seed=1, base=model)
+    adapted = attach_adapters(loaded.model, config.method, seed=1, base=model)
+    loaded = LoadedModel(adapted, loaded.tokenizer, loaded.device, loaded.dtype)
     rows = [
         TokenizedRow(np.array(row["input_ids"], np.int32), np.array([label != -100 for label in row["labels"]]))
         for row in case.train
     ]
-    loss, accelerator = SupervisedLoss(loaded.model), make_accelerator(loaded)
     fused = fuse_layers(config, loaded)
     fused.keep_weights(loaded.dtype)
-    trial = try_model(loaded, loss, rows, accelerator.autocast, laid_out=lays_out(config, fused))
-    arrange_rows(config, loaded, loss, rows, fused, trial)
+    plain, packed = SupervisedLoss(loaded.model), wants_packing(config, fused)
+    check = check_model(loaded, plain, rows, make_accelerator(loaded).autocast, laid_out=packed)
+    loss = SupervisedLoss(loaded.model, choose_packing(config, loaded, rows, fused, check))
     keep_freed_memory()
-    windows = WindowGradients(
-        loaded, loss, rows, accelerator=accelerator, max_rows=None, notice=lambda *told: print(*told, file=sys.stderr)
-    )
+    windows = Stepper(loaded, loss, rows, notice=lambda *told: print(*told, file=sys.stderr))
     optimizer = make_optimizer(trainable_parameters(loaded.model), config.train)
 
     def step(number: int) -> int:

@@ -42,7 +42,7 @@ ONCE = ("TRL, as it comes", "LLaMA-Factory")
 MEASURE = """
 import json, sys
 from pathlib import Path
-from core.worker import environment
+from core.worker.process import environment
 environment.prepare()
 import numpy as np, torch
 from core.worker.data.batches import collate, split_window
@@ -169,9 +169,10 @@ def ours(options: dict[str, Any]) -> Training:
 #: Program that runs our worker with the rows in the order of the file, as the peers have them.
 IN_ORDER = """
 import sys
-from core.worker import environment
+from core.worker.process import environment
 environment.prepare()
-from core.worker import batches, __main__
+from core.worker import __main__
+from core.worker.data import batches
 batches.DataOrder.window = lambda self, step: list(range(step * self.batch_size, (step + 1) * self.batch_size))
 sys.exit(__main__.main(sys.argv[1:]))
 """

@@ -64,10 +64,9 @@ def _work(run: Run, recorder: Recorder, controls: Controls, *, resume: bool) -> 
         from core.worker.libraries import import_libraries
 
         import_libraries()
-        from core.worker.train import FinetuneRecipe
+        from core.worker.train import train
 
-        recipe = FinetuneRecipe(run, run.config(), recorder, controls)
-        outcome = recipe.train(resume=resume)
+        outcome = train(run.config(), recorder, controls, resume=resume)
         state, reason = "finished", outcome.reason
         final: FinishedEvent = FinishedEvent(
             reason=reason,

@@ -1,4 +1,4 @@
-"""The import of the libraries that take longest, without what a run does not use of them."""
+"""Imports of the libraries that take longest, without the parts that a run does not use."""
 
 from __future__ import annotations
 

@@ -11,14 +11,12 @@ import hashlib
 import io
 import json
 import os
-import random
 import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
@@ -34,6 +32,7 @@ from core.units import format_bytes
 from core.worker.model.adapters import adapter_state, initial_parameters, load_state
 from core.worker.model.full_weights import trained_tensors
 from core.worker.model.safetensors_io import read_tensors, write_tensors
+from core.worker.process.rng import restore_rng, rng_state
 
 MANIFEST = "manifest.json"
 #: The largest manifest: it has some kilobytes.
@@ -388,34 +387,3 @@ def rotate(checkpoints: Path, keep: int, *, newest: Path, protected: Collection[
             os.replace(path, hidden)
         shutil.rmtree(hidden, ignore_errors=True)
     return gone
-
-
-def rng_state() -> dict[str, Any]:
-    """The state of every random generator that training draws from; tensors and plain values only."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    version, internal, gauss_next = random.getstate()
-    state: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "numpy": [
-            str(kind),
-            torch.from_numpy(np.asarray(keys).astype(np.int64)),
-            int(position),
-            int(has_gauss),
-            float(gauss),
-        ],
-        "python": [version, list(internal), gauss_next],
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def restore_rng(state: dict[str, Any]) -> None:
-    """Put :func:`rng_state` back."""
-    torch.set_rng_state(state["torch"])
-    kind, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
-    version, internal, gauss_next = state["python"]
-    random.setstate((version, tuple(internal), gauss_next))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])

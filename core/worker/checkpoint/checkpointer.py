@@ -1,4 +1,4 @@
-"""What a run writes down so that it can go on, and what comes out of it in the end."""
+"""Checkpoints of a run and its final adapter or model: written, found again, put back."""
 
 from __future__ import annotations
 
@@ -6,50 +6,75 @@ import hashlib
 import json
 import shutil
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from core.config.live import CHANGEABLE
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
-from core.runs.events import CheckpointEvent
+from core.models.fingerprint import BaseFingerprint
+from core.runs.changes import KEPT, record
+from core.runs.events import CheckpointEvent, ControlEvent
 from core.worker.checkpoint import checkpoint as checkpoints
 from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.model.full_weights import trained_tensors
+from core.worker.model.model import LoadedModel
 from core.worker.model.safetensors_io import read_tensors
-from core.worker.oom.retry import TRIES, MemoryShortageError, Persistence, attempt
-
-if TYPE_CHECKING:
-    from core.worker.train import FinetuneRecipe
+from core.worker.oom.retry import TRIES, MemoryShortageError, Retry, attempt
+from core.worker.optim.update import Update
+from core.worker.process.recorder import Recorder
+from core.worker.progress.state import TrainState
+from core.worker.steps.gradient_checkpointing import GradientCheckpointing
 
 #: Sections of the configuration that a resumed run must share with its beginning.
 FIXED_SECTIONS = ("model", "data", "template", "method", "train")
 
 
-class Keeper:
-    """Checkpoints of a recipe and its result: written, found again, put back.
+@dataclass(frozen=True)
+class Fingerprints:
+    """Hashes of what a run that goes on must find as it was."""
+
+    data: str
+    """SHA-256 over the rows trained on."""
+    held_out: str
+    """The same over the held-out rows; empty where there are none."""
+    base: BaseFingerprint
+
+
+@dataclass
+class Checkpointer:
+    """Writes and restores the checkpoints of a run, and writes its result.
 
     Args:
-        recipe: The recipe.
+        config: Of the run.
+        loaded: The model that is trained.
+        update: Has the optimizer's states.
+        state: What a checkpoint holds besides.
+        checkpointing: Follows the state that is restored.
+        fingerprints: Of data and base.
+        template: A chat template instead of the tokenizer's own.
+        recorder: Of the run; where events and notices go.
     """
 
-    def __init__(self, recipe: FinetuneRecipe) -> None:
-        self._recipe = recipe
-        self._run = recipe.run
-        self._config = recipe.config
-        self._recorder = recipe.recorder
-        self.last_step: int | None = None
-        """The step of the newest checkpoint that is whole."""
-        self.postponed = False
-        """Whether one could not be written for want of memory, and is to be tried again."""
+    config: Config
+    loaded: LoadedModel
+    update: Update
+    state: TrainState
+    checkpointing: GradientCheckpointing
+    fingerprints: Fingerprints
+    template: str | None
+    recorder: Recorder
+    postponed: bool = field(default=False, init=False)
+    """Whether one could not be written for want of memory, and is to be tried again."""
 
     @property
     def output(self) -> Path:
-        """Where the result goes: the adapter, or the model where its own weights are trained."""
-        return self._run.model_path if self._config.method.name in WEIGHT_METHODS else self._run.adapter_path
-
-    def path(self, step: int) -> Path:
-        """The checkpoint of a step."""
-        return self._run.checkpoints_path / checkpoints.checkpoint_name(step)
+        """Directory of the result: the adapter, or the model where its own weights are trained."""
+        return (
+            self.recorder.run.model_path
+            if self.config.method.name in WEIGHT_METHODS
+            else self.recorder.run.adapter_path
+        )
 
     def check_room(self) -> None:
         """Refuse when a checkpoint would not fit on the disk.
@@ -57,8 +82,8 @@ class Keeper:
         Raises:
             UserError: If so.
         """
-        size = checkpoints.size_estimate(self._recipe.loaded.model, self._config.train.optimizer)
-        checkpoints.check_room(self._run.path, size)
+        size = checkpoints.size_estimate(self.loaded.model, self.config.train.optimizer)
+        checkpoints.check_room(self.recorder.run.path, size)
 
     # Writing.
 
@@ -68,47 +93,55 @@ class Keeper:
         A full disk does not end the run: it is paused, to be resumed when there is room. When memory runs out, it is
         tried again, at once and after the next step.
         """
-        step = self._recipe.step
-        if self.last_step == step or step == 0:
+        state, step = self.state, self.state.step
+        if state.saved == step or step == 0:
             return
         began = time.monotonic()
         try:
             self.check_room()
             # Whoever goes on from a checkpoint has the events of the steps before it.
-            self._recorder.sync()
-            written = self._write(step)
+            self.recorder.sync()
+            written = self._write()
         except MemoryShortageError as error:
             self.postponed = True
-            self._recipe.warn(
+            self.recorder.warn(
                 "checkpoint_postponed", error.message, "It is tried again after the next step, if there is one."
             )
             return
         except (OSError, UserError) as error:
             reason = error.message if isinstance(error, UserError) else str(error)
-            self._recorder.notice(
+            self.recorder.notice(
                 "error",
                 "checkpoint_failed",
                 f"The checkpoint of step {step} was not written: {reason}",
                 "Make room, then resume; earlier checkpoints are untouched.",
             )
-            self._recipe.attendant.pause()
+            state.paused = True
             return
-        self.last_step = step
+        state.saved = step
         self.postponed = False
-        self._recipe.selection.saved(step)
+        state.best.saved(step)
         self._rotate(written.path)
         size = sum(facts["bytes"] for facts in written.manifest["files"].values())
-        path = str(written.path.relative_to(self._run.path))
-        self._recorder.event(CheckpointEvent(step=step, path=path, bytes=size, seconds=time.monotonic() - began))
+        path = str(written.path.relative_to(self.recorder.run.path))
+        self.recorder.event(CheckpointEvent(step=step, path=path, bytes=size, seconds=time.monotonic() - began))
 
-    def _write(self, step: int) -> Checkpoint:
+    def _write(self) -> Checkpoint:
+        step, facts = self.state.step, self.state.facts()
+        same = {
+            "config_sha256": config_hash(self.config),
+            "data_sha256": self.fingerprints.data,
+            "held_out_sha256": self.fingerprints.held_out,
+            "base_sha256": self.fingerprints.base.value,
+        }
+
         def write() -> Checkpoint:
             return checkpoints.save_checkpoint(
-                self._run.checkpoints_path,
-                model=self._recipe.loaded.model,
-                optimizer=self._recipe.update,
+                self.recorder.run.checkpoints_path,
+                model=self.loaded.model,
+                optimizer=self.update,
                 step=step,
-                facts=self._facts(),
+                facts=same | facts,
             )
 
         reason = ""
@@ -119,120 +152,73 @@ class Keeper:
             reason = tried.reason or ""
         raise MemoryShortageError(f"Memory ran out in saving the checkpoint of step {step}: {reason}", "")
 
-    def _facts(self) -> dict[str, Any]:
-        recipe, scaler = self._recipe, self._recipe.accelerator.scaler
-        return {
-            "config_sha256": config_hash(self._config),
-            "data_sha256": recipe.data_fingerprint,
-            "held_out_sha256": recipe.held_out_fingerprint,
-            "base_sha256": recipe.base_fingerprint.value,
-            "scaler": scaler.state_dict() if scaler is not None else None,
-            "total_steps": recipe.total_steps,
-            "token_budget": recipe.windows.token_budget,
-            "reference_budget": recipe.measured.token_budget if recipe.measured is not None else None,
-            "gradient_checkpointing": recipe.windows.checkpointing,
-            "activation_offload": recipe.windows.offloading,
-            "liger": recipe.liger,
-            "overrides": recipe.attendant.overrides,
-            "selection": recipe.selection.facts(),
-            "health": recipe.health.facts(),
-        }
-
     def drop_after(self, good: int | None) -> None:
-        """Take away the checkpoints after the last good one, so that whoever goes on begins there."""
-        if good is not None and (path := self.path(good)).is_dir():
+        """Delete the checkpoints after the last good one, so that whoever goes on begins there."""
+        if good is not None and (path := self._path(good)).is_dir():
             self._rotate(path)
 
+    def _path(self, step: int) -> Path:
+        return self.recorder.run.checkpoints_path / checkpoints.checkpoint_name(step)
+
     def _rotate(self, newest: Path) -> None:
-        keep, protected = self._config.checkpoint.keep, self._recipe.selection.protected
-        checkpoints.rotate(self._run.checkpoints_path, keep, newest=newest, protected=protected)
+        keep, protected = self.config.checkpoint.keep, self.state.best.protected
+        checkpoints.rotate(self.recorder.run.checkpoints_path, keep, newest=newest, protected=protected)
 
     # Going on.
 
-    def find(self) -> Checkpoint:
-        """The checkpoint to go on from; asked before minutes are spent on the rows and the model.
-
-        Raises:
-            UserError: If there is none, or the configuration has changed since.
-        """
-        found = self.newest()
-        if found is None:
-            raise UserError(f"Run {self._run.id} has no valid checkpoint to go on from.", "Start it again.")
-        if found.manifest["config_sha256"] != config_hash(self._config):
-            raise UserError(
-                f"{self._run.config_path} has changed since {found.path.name}.", "Put it back, or start a new run."
-            )
-        return found
-
-    def newest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole, if there is one; those that are damaged are told."""
-        found, damaged = checkpoints.newest_valid(self._run.checkpoints_path)
-        for sentence in damaged:
-            self._recorder.notice("warning", "checkpoint_damaged", sentence, "An older checkpoint is used.")
-        return found
-
-    def restore(self, found: Checkpoint) -> None:
-        """Put the recipe of a run that goes on where it was.
+    def resume(self, found: Checkpoint) -> None:
+        """Put a run that goes on where it was, with what was set while it was running.
 
         Raises:
             UserError: If data or base have changed since.
         """
-        recipe = self._recipe
-        # Checkpoints of earlier versions say nothing of the rows that are measured.
-        held_out = found.manifest.get("held_out_sha256", recipe.held_out_fingerprint)
+        manifest, now = found.manifest, self.fingerprints
         for what, is_as_before in (
-            ("The training data", found.manifest["data_sha256"] == recipe.data_fingerprint),
-            ("What is held out", held_out == recipe.held_out_fingerprint),
-            (
-                f"The base model {self._config.model.base}",
-                recipe.base_fingerprint.matches(str(found.manifest["base_sha256"])),
-            ),
+            ("The training data", manifest["data_sha256"] == now.data),
+            # Checkpoints of earlier versions say nothing of the rows that are measured.
+            ("What is held out", manifest.get("held_out_sha256", now.held_out) == now.held_out),
+            (f"The base model {self.config.model.base}", now.base.matches(str(manifest["base_sha256"]))),
         ):
             if not is_as_before:
                 raise UserError(f"{what} has changed since {found.path.name}.", "Put it back, or start a new run.")
-        self.put_back(found)
-        recipe.attendant.apply(found.manifest["overrides"])
-        self._recorder.update(step=recipe.step)
-        self._recorder.notice("info", "resumed", f"Going on from {found.path.name}.")
+        self.restore(found)
+        kept = {name: value for name, value in manifest["overrides"].items() if name in CHANGEABLE}
+        self.state.overrides = kept
+        if kept:
+            # What is told before it may have been changed after the checkpoint, and holds no more.
+            self.recorder.event(ControlEvent(command="set", sender=KEPT, result=record(kept)))
+        self.recorder.update(step=self.state.step)
+        self.recorder.notice("info", "resumed", f"Going on from {found.path.name}.")
 
-    def put_back(self, found: Checkpoint) -> None:
-        """Put back what a checkpoint has of the recipe: weights, optimizer, random state, step, and what follows.
+    def restore(self, found: Checkpoint) -> None:
+        """Restore weights, optimizer, random state and training state from a checkpoint.
 
         Raises:
             UserError: If it does not fit the model.
         """
-        recipe, manifest = self._recipe, found.manifest
-        checkpoints.restore(found, model=recipe.loaded.model, optimizer=recipe.update)
-        if recipe.accelerator.scaler is not None and manifest["scaler"] is not None:
-            recipe.accelerator.scaler.load_state_dict(manifest["scaler"])
-        recipe.step = self.last_step = found.step
+        checkpoints.restore(found, model=self.loaded.model, optimizer=self.update)
+        self.state.restore(found.manifest)
+        self.checkpointing.apply()
         self.postponed = False
-        recipe.windows.token_budget = int(manifest["token_budget"])
-        # Checkpoints of earlier versions do not say where activations were kept.
-        offload = bool(manifest.get("activation_offload", False))
-        recipe.windows.set_checkpointing(bool(manifest["gradient_checkpointing"]), offload=offload)
-        recipe.selection.restore(manifest["selection"], found.step)
-        recipe.health.restore(manifest["health"])
 
     # The result.
 
     def choose(self) -> Checkpoint | None:
         """The checkpoint that becomes the result; None for the weights as they are."""
-        best = self._recipe.selection.best_step
-        if self._config.checkpoint.final == "last" or best == self._recipe.step:
+        best = self.state.best.best_step
+        if self.config.checkpoint.final == "last" or best == self.state.step:
             return None
         try:
             if best is None:
                 raise UserError("No step was measured with a finite loss.")
-            return checkpoints.verify_checkpoint(self.path(best))
+            return checkpoints.verify_checkpoint(self._path(best))
         except UserError as error:
-            self._recorder.notice(
-                "warning", "best_missing", f"The best step cannot be taken: {error.message}", "The last one is."
-            )
+            message = f"The best step cannot be taken: {error.message}"
+            self.recorder.warn("best_missing", message, "The last one is.")
         return None
 
     def save_result(self, chosen: Checkpoint | None) -> None:
-        """Write the adapter or the model, tokenizer and template beside it.
+        """Write the adapter or the model, with its tokenizer and template.
 
         Args:
             chosen: The checkpoint that it is taken from; None for the weights as they are.
@@ -240,35 +226,57 @@ class Keeper:
         Raises:
             UserError: If it cannot be written.
         """
-        recipe, output = self._recipe, self.output
+        model, output = self.loaded.model, self.output
 
         def fill(directory: Path) -> None:
-            if output == self._run.model_path:
+            if output == self.recorder.run.model_path:
                 if chosen is not None:
-                    read_tensors(chosen.weights_path, trained_tensors(recipe.loaded.model))
-                checkpoints.save_model(recipe.loaded.model, directory)
+                    read_tensors(chosen.weights_path, trained_tensors(model))
+                checkpoints.save_model(model, directory)
             elif chosen is not None:
                 shutil.copytree(chosen.adapter_path, directory, dirs_exist_ok=True)
             else:
-                checkpoints.save_adapter(recipe.loaded.model, directory)
-            recipe.loaded.tokenizer.save_pretrained(directory)
-            if recipe.template is not None:
-                (directory / "chat_template.jinja").write_text(recipe.template, encoding="utf-8")
+                checkpoints.save_adapter(model, directory)
+            self.loaded.tokenizer.save_pretrained(directory)
+            if self.template is not None:
+                (directory / "chat_template.jinja").write_text(self.template, encoding="utf-8")
 
         def nothing() -> None:
-            """What was half written is gone already."""
+            """No undoing: what was half written is gone already."""
 
-        saving = Persistence(lambda: "the end", recipe.warn)
-        newest = f"The newest checkpoint holds it; free memory and 'localtune-tui continue {self._run.id}'."
+        saving = Retry(lambda: "the end", self.recorder.warn)
+        newest = f"The newest checkpoint holds it; free memory and 'localtune-tui continue {self.recorder.run.id}'."
         try:
-            saving.insist(
+            saving.run(
                 lambda: checkpoints.write_directory(output, fill), nothing, f"in saving the {output.name}", newest
             )
         except OSError as error:
             raise UserError(
                 f"The {output.name} cannot be written to {output}: {error}.",
-                f"The newest checkpoint holds it; make room and 'localtune-tui continue {self._run.id}'.",
+                f"The newest checkpoint holds it; make room and 'localtune-tui continue {self.recorder.run.id}'.",
             ) from error
+
+
+def find_checkpoint(config: Config, recorder: Recorder) -> Checkpoint:
+    """The checkpoint that a run goes on from; asked before minutes are spent on the rows and the model.
+
+    Raises:
+        UserError: If there is none, or the configuration has changed since.
+    """
+    run, found = recorder.run, newest_checkpoint(recorder)
+    if found is None:
+        raise UserError(f"Run {run.id} has no valid checkpoint to go on from.", "Start it again.")
+    if found.manifest["config_sha256"] != config_hash(config):
+        raise UserError(f"{run.config_path} has changed since {found.path.name}.", "Put it back, or start a new run.")
+    return found
+
+
+def newest_checkpoint(recorder: Recorder) -> Checkpoint | None:
+    """The newest whole checkpoint of a run, if there is one; of damaged ones notice is given."""
+    found, damaged = checkpoints.newest_valid(recorder.run.checkpoints_path)
+    for sentence in damaged:
+        recorder.warn("checkpoint_damaged", sentence, "An older checkpoint is used.")
+    return found
 
 
 def config_hash(config: Config) -> str:

@@ -1,4 +1,4 @@
-"""Going back to where the weights were whole, when memory ran out with some of a step's updates made.
+"""Rollback to where the weights were whole, when memory ran out with some of a step's updates made.
 
 Where weights are updated inside backward, such a step cannot be run again. The run goes back within its process to its
 newest checkpoint, or without one to the untouched base, and does the steps from there again with activations
@@ -8,74 +8,96 @@ what a run gives that had activations recomputed from there on.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from core.config.schema import Config
 from core.errors import UserError
 from core.models.fingerprint import BaseFingerprint
-from core.worker.checkpoint.checkpoint import Checkpoint, restore_rng, rng_state
-from core.worker.model.model import load_model
-from core.worker.oom.retry import Persistence, TornUpdateError, release
+from core.worker.checkpoint.checkpoint import Checkpoint
+from core.worker.checkpoint.checkpointer import Checkpointer, newest_checkpoint
+from core.worker.model.model import LoadedModel, load_model
+from core.worker.oom.retry import Retry, TornUpdateError, release
+from core.worker.optim.update import Update
+from core.worker.process.recorder import Recorder
+from core.worker.process.rng import restore_rng, rng_state
+from core.worker.progress.state import TrainState
+from core.worker.steps.gradient_checkpointing import GradientCheckpointing
 
-if TYPE_CHECKING:
-    from core.worker.train import FinetuneRecipe
 
+@dataclass
+class Rollback:
+    """Rolls a run back, once: when it runs out of memory in this way again, activations are recomputed already.
 
-class Recovery:
-    """Puts a recipe back, once: when it runs out of memory in this way again, activations are recomputed already.
+    It is made when no step is done and no checkpoint restored, as it keeps the states of that moment.
 
     Args:
-        recipe: The recipe, its optimization prepared and no step done, nor a checkpoint put back.
+        config: Of the run.
+        base: Directory of the base model.
+        fingerprint: Of the base model.
+        loaded: The model that is trained.
+        update: Has the optimizer's states.
+        state: Of the training.
+        checkpointing: Recomputes activations from then on.
+        checkpointer: Restores checkpoints.
+        recorder: Of the run; where events and notices go.
     """
 
-    def __init__(self, recipe: FinetuneRecipe) -> None:
-        self._recipe = recipe
+    config: Config
+    base: Path
+    fingerprint: BaseFingerprint
+    loaded: LoadedModel
+    update: Update
+    state: TrainState
+    checkpointing: GradientCheckpointing
+    checkpointer: Checkpointer
+    recorder: Recorder
+
+    def __post_init__(self) -> None:
         self._random = rng_state()
         # Without a tensor: no optimizer has states before the first step.
-        self._optimizers = recipe.update.state_dict() if recipe.update.in_backward else {}
-        self._selection, self._health = recipe.selection.facts(), recipe.health.facts()
+        self._optimizers = self.update.state_dict() if self.update.in_backward else {}
+        self._beginning = self.state.facts()
 
     def go_back(self, error: TornUpdateError) -> None:
         """Go on from the newest valid checkpoint, else from the base, with activations recomputed.
 
-        What was set while the run was on (``set``) stays in force.
+        Options that were set while the run was on (``set``) stay in force.
 
         Args:
-            error: What has happened.
+            error: The reason.
 
         Raises:
             TornUpdateError: The same, if activations are recomputed already.
             UserError: If weights cannot be put back.
         """
-        recipe = self._recipe
-        if recipe.windows.checkpointing:
+        state, recorder = self.state, self.recorder
+        if state.checkpointing:
             raise error
-        torn = recipe.step + 1
-        recipe.update.skip()
-        found = recipe.keeper.newest()
-        where = recipe.config.model.base if found is None else found.path.name
-        recipe.recorder.phase("loading_model", where)
-        Persistence(lambda: f"step {torn}", recipe.warn).insist(
-            lambda: self._to_base() if found is None else recipe.keeper.put_back(found),
+        torn = state.step + 1
+        self.update.drop()
+        found = newest_checkpoint(recorder)
+        recorder.phase("loading_model", self.config.model.base if found is None else found.path.name)
+        Retry(lambda: f"step {torn}", recorder.warn).run(
+            lambda: self._to_base() if found is None else self.checkpointer.restore(found),
             lambda: None,
             "in going back",
             error.hint,
         )
-        recipe.windows.set_checkpointing(True)
-        recipe.last_eval = None
-        recipe.recorder.end_step(recipe.step)
-        recipe.warn("memory_replay", f"{error.message} {_sentence(found)}", "This takes about a quarter more time.")
-        recipe.recorder.phase("training", done=recipe.step, total=recipe.total_steps)
+        self.checkpointing.enable()
+        state.evaluated = None
+        recorder.end_step(state.step)
+        recorder.warn("memory_replay", f"{error.message} {_sentence(found)}", "This takes about a quarter more time.")
+        recorder.phase("training", done=state.step, total=state.total_steps)
 
     def _to_base(self) -> None:
         """As if no step had been done."""
-        recipe = self._recipe
         self._read_base()
-        recipe.update.load_state_dict(self._optimizers)
-        recipe.step, recipe.keeper.last_step = 0, None
-        recipe.selection.restore(self._selection, None)
-        recipe.health.restore(self._health)
+        self.update.load_state_dict(self._optimizers)
+        self.state.restart(self._beginning)
         restore_rng(self._random)
 
     def _read_base(self) -> None:
@@ -83,22 +105,22 @@ class Recovery:
 
         The parameters stay the same objects, as optimizers and hooks hold them.
         """
-        recipe, config = self._recipe, self._recipe.config
-        if BaseFingerprint(recipe.base).value != recipe.base_fingerprint.value:
+        config = self.config
+        if BaseFingerprint(self.base).value != self.fingerprint.value:
             raise UserError(
                 f"The base model {config.model.base} has changed since the run began.", "Start the run again."
             )
-        parameters: dict[str, Any] = dict(recipe.loaded.model.named_parameters())
+        parameters: dict[str, Any] = dict(self.loaded.model.named_parameters())
         for parameter in parameters.values():
             parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
         release()
         fresh = load_model(
-            recipe.base,
+            self.base,
             method=config.method.name,
             precision=config.train.precision,
             device=config.hardware.device,
             for_training=True,
-            tokenizer=recipe.tokenizer,
+            tokenizer=self.loaded.tokenizer,
         )
         for name, parameter in fresh.model.named_parameters():
             parameters[name].data = parameter.data

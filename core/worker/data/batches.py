@@ -1,4 +1,4 @@
-"""Which rows make up which optimizer step, and how a step's rows are cut into what the device sees at once.
+"""Data order and micro-batches: the rows of each optimizer step (its window), and how they are cut and padded.
 
 The order depends on the seed and the step's number alone, so that a resumed run meets the rows that an uninterrupted
 one would have met.
@@ -60,6 +60,21 @@ class DataOrder:
             cached = (epoch, self.epoch(epoch))
             self.__dict__["_cached"] = cached
         return cached[1][place]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows that go through the model at once, padded."""
+
+    rows: Sequence[int]
+    """Indices of the rows."""
+    input_ids: torch.Tensor
+    """``(sequences, length)``, int64."""
+    supervised: torch.Tensor
+    """``(sequences, length)``, bool: the tokens that are learned."""
+    most_shared: int | None = None
+    """The most tokens of a common beginning that are computed once; None for no limit. See
+    :mod:`core.worker.data.packing`."""
 
 
 def split_window(

@@ -111,7 +111,7 @@ class Loader:
         self._preflight = preflight
 
     def training(self) -> tuple[Dataset, Dataset | None]:
-        """What is trained on, and what is measured on, if anything is.
+        """The training rows, and the held-out rows, if there are any.
 
         Raises:
             UserError: As :meth:`load`, or if what was read would waste the run and is not allowed.

@@ -1,4 +1,4 @@
-"""Conversations as tokens, with the ones to be learned marked: :mod:`core.template` with transformers' tokenizer."""
+"""Encoding of examples as tokens and loss masks: :mod:`core.template` with transformers' tokenizer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from core.config.choices import Supervise
 from core.data.conversation import Example, RowError, portions
 from core.errors import UserError
 from core.sandbox.limits import TimeLimitError, cpu_limit, growth_limit
-from core.template.builtin import template_source
 from core.template.mask import MaskedRow, Masker
 from core.template.render import ChatTemplate
 from core.template.stops import stop_token_ids as stops_of
@@ -54,7 +53,7 @@ class TokenizedRow:
 
     @property
     def sequences(self) -> tuple[TokenizedRow, ...]:
-        """What goes through the model: this row, and of a pair the other one."""
+        """Sequences that go through the model: this row, and of a pair the other one."""
         return (self,) if self.rejected is None else (self, self.rejected)
 
     @property
@@ -195,15 +194,6 @@ def _converted(tokenizer: Any) -> Tokenizer:
 
     converted: Tokenizer = convert_slow_tokenizer(tokenizer)
     return converted
-
-
-def read_template(path: str | None, name: str | None = None) -> str | None:
-    """The template of a file or of a name, or None for the model's own.
-
-    Raises:
-        UserError: If both are given, or it cannot be read.
-    """
-    return template_source(path, name)
 
 
 def stop_token_ids(generation_config: Any, tokenizer: Any, template: str | None = None) -> list[int]:

@@ -1,4 +1,5 @@
-"""Rows of a batch laid one behind another, so that nothing is computed twice and padding hardly at all.
+"""Sequence packing and shared prefixes: the rows of a batch as one sequence, so that nothing is computed twice and
+padding hardly at all.
 
 What is behind a row's last supervised token changes nothing and is left out. Where rows begin alike, as conversations
 with one system prompt or the two answers of a pair do, the common beginning lies there once, and each row continues it:
@@ -29,6 +30,22 @@ BoolRows = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 @dataclass(frozen=True)
+class Packing:
+    """Packing of batches in a run."""
+
+    share: bool = False
+    """Whether what rows begin with alike is computed once."""
+    pack: bool = False
+    """Whether rows lie one behind another without padding."""
+    common: int = 0
+    """Tokens that all rows of the data begin with alike, before any is learned from; 0 where none are shared."""
+
+
+#: Padded batches.
+UNPACKED = Packing()
+
+
+@dataclass(frozen=True)
 class LaidOut:
     """A batch as one sequence."""
 
@@ -37,8 +54,8 @@ class LaidOut:
     position_ids: torch.Tensor
     """``(1, tokens)``, int64: the place of each token in its row; of padding, that of the row's last token."""
     layout: Layout
-    before: torch.Tensor
-    """``(supervised,)``, int64: for each supervised token, row by row, where in the sequence the token before it is."""
+    predicting_positions: torch.Tensor
+    """``(supervised,)``, int64: the position in the sequence that predicts each supervised token, row by row."""
 
 
 def choose_layout(

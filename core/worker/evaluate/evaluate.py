@@ -1,4 +1,4 @@
-"""Measuring on held-out rows: the loss, and where asked, the model's own answers."""
+"""Evaluation on held-out rows: the loss, and where asked, exact matches of the model's own answers."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from typing import Any
 import torch
 
 from core.runs.events import EvalEvent, SampleEvent
-from core.worker.data.batches import collate, supervised_count
+from core.worker.data.batches import MicroBatch, collate, supervised_count
 from core.worker.data.dataset import Dataset
 from core.worker.evaluate.samples import ANSWER_MARGIN_TOKENS, samples_of
 from core.worker.generate.generate import generate_batch
-from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.objectives import Objective, SupervisedObjective
 from core.worker.model.model import LoadedModel, evaluation_mode
-from core.worker.oom.no_grad_batches import Portions
-from core.worker.oom.retry import MemoryShortageError, tell_nobody
+from core.worker.oom.no_grad_batches import NoGradBatches
+from core.worker.oom.retry import MemoryShortageError, ignore
 
 
 def parse_json(text: str) -> Any:
@@ -56,8 +55,8 @@ class Evaluator:
 
     Args:
         loaded: The model; it is put back into training mode after each measurement.
-        loss: Sums the loss of a batch.
         dataset: The held-out rows.
+        objective: The training objective on these rows.
         token_budget: The most tokens at once, padding included.
         autocast: Makes the context of the forward passes.
         max_new_tokens: The longest answer; 0 to measure the loss only.
@@ -70,24 +69,23 @@ class Evaluator:
     def __init__(
         self,
         loaded: LoadedModel,
-        loss: SupervisedLoss,
         dataset: Dataset,
         *,
+        objective: Objective,
         token_budget: int,
         autocast: Callable[[], contextlib.AbstractContextManager[Any]],
         max_new_tokens: int,
         template: str | None,
         check: Callable[[], None],
         samples: int = 3,
-        notice: Callable[[str, str, str], None] = tell_nobody,
-        objective: Objective | None = None,
+        notice: Callable[[str, str, str], None] = ignore,
     ) -> None:
         self._loaded = loaded
-        self._objective = SupervisedObjective(loss, dataset.rows) if objective is None else objective
+        self._objective = objective
         self._has_perplexity = isinstance(self._objective, SupervisedObjective)
         self._dataset = dataset
-        self._portions = Portions(
-            token_budget, self._tell_cut, self._refusal, sequences_per_row=self._objective.sequences_per_row
+        self._batches = NoGradBatches(
+            token_budget, self._warn_of_cut, self._refusal, sequences_per_row=self._objective.sequences_per_row
         )
         self._autocast = autocast
         self._template = template
@@ -100,6 +98,11 @@ class Evaluator:
         self._conversations = [[message.fields() for message in example.prompt] for example in self._asked]
         longest = max((supervised_count(row) for row in dataset.rows), default=0)
         self._max_new_tokens = min(max_new_tokens, longest + ANSWER_MARGIN_TOKENS)
+
+    @property
+    def rows(self) -> int:
+        """The number of held-out rows."""
+        return len(self._dataset.rows)
 
     def measure(self, step: int, progress: Callable[[str, int, int], None]) -> tuple[EvalEvent, list[SampleEvent]]:
         """Measure the model as it is after ``step`` optimizer steps.
@@ -143,9 +146,9 @@ class Evaluator:
     def _mean_loss(self, progress: Callable[[int, int], None]) -> float:
         rows = self._dataset.rows
         total, done = 0.0, 0
-        weight = self._objective.begin(range(len(rows)), self._portions.token_budget)
+        weight = self._objective.begin(range(len(rows)), self._batches.token_budget)
         self._check()
-        for batch, loss in self._portions.through(self._dataset.lengths, self._summed_loss):
+        for batch, loss in self._batches.run(self._dataset.lengths, self._summed_loss):
             total += loss
             done += len(batch)
             progress(done, len(rows))
@@ -153,13 +156,12 @@ class Evaluator:
                 self._check()
         return total / weight
 
-    def _summed_loss(self, batch: list[int]) -> float:
-        pad_id = self._loaded.tokenizer.pad_token_id or 0
-        input_ids, supervised = collate(self._objective.sequences(batch), pad_id, self._loaded.device)
+    def _summed_loss(self, rows: list[int]) -> float:
+        batch = MicroBatch(rows, *collate(self._objective.sequences(rows), self._loaded.pad_id, self._loaded.device))
         with self._autocast():
-            return float(self._objective.loss(batch, input_ids, supervised))
+            return float(self._objective.loss(batch, self._objective.forward(batch)))
 
-    def _tell_cut(self, rows: int, now: int) -> None:
+    def _warn_of_cut(self, rows: int, now: int) -> None:
         self._notice(
             "memory_evaluation",
             f"Memory ran out in measuring {rows} held-out rows at once: it is done with {now}.",

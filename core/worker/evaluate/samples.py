@@ -1,10 +1,10 @@
-"""What the model says to the same few questions at each evaluation, so that its learning can be seen."""
+"""Sample answers to the same few questions at each evaluation, so that the model's learning can be seen."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ ANSWER_MARGIN_TOKENS = 16
 
 @dataclass(frozen=True)
 class Questions:
-    """What is asked at each evaluation."""
+    """The questions of each evaluation."""
 
     conversations: list[list[dict[str, Any]]]
     """Messages as chat templates expect them, the last one the user's."""
@@ -53,6 +53,7 @@ def choose_questions(config: Config, held_out: Dataset | None) -> Questions:
     )
 
 
+@dataclass
 class SampleWriter:
     """Has a model answer the same questions, greedily.
 
@@ -61,29 +62,21 @@ class SampleWriter:
         questions: What is asked.
         autocast: Makes the context of the forward passes.
         template: A chat template instead of the tokenizer's own.
-        complain: Told, once, why there are no answers: ``complain(message, hint)``.
+        warn: Told, once, why there are no answers: ``warn(message, hint)``.
     """
 
-    def __init__(
-        self,
-        loaded: LoadedModel,
-        questions: Questions,
-        *,
-        autocast: Callable[[], contextlib.AbstractContextManager[Any]],
-        template: str | None,
-        complain: Callable[[str, str], None],
-    ) -> None:
-        self._loaded = loaded
-        self._questions = questions
-        self._autocast = autocast
-        self._template = template
-        self._complain = complain
-        self._failing = False
+    loaded: LoadedModel
+    questions: Questions
+    autocast: Callable[[], contextlib.AbstractContextManager[Any]]
+    template: str | None
+    warn: Callable[[str, str], None]
+    failing: bool = field(default=False, init=False)
+    """Whether there were no answers the last time."""
 
     @property
     def is_needed(self) -> bool:
         """Whether there is anything to answer."""
-        return bool(self._questions.conversations)
+        return bool(self.questions.conversations)
 
     def write(self, step: int, progress: Callable[[int, int], None]) -> list[SampleEvent]:
         """The answers of the model as it is after ``step`` optimizer steps; none where it cannot answer.
@@ -92,24 +85,24 @@ class SampleWriter:
             step: Optimizer steps done.
             progress: Told rows done, of how many, every few tokens; it may raise to give up.
         """
-        asked = self._questions
+        asked = self.questions
         if not asked.conversations:
             return []
         try:
-            with evaluation_mode(self._loaded.model), self._autocast():
+            with evaluation_mode(self.loaded.model), self.autocast():
                 texts = generate_batch(
-                    self._loaded.model,
-                    self._loaded.tokenizer,
+                    self.loaded.model,
+                    self.loaded.tokenizer,
                     asked.conversations,
                     asked.max_new_tokens,
                     progress,
-                    template=self._template,
+                    template=self.template,
                 )
         except UserError as error:
             # Samples are for the eye; a run does not end for want of them.
-            if not self._failing:
-                self._complain(f"There are no samples: {error.message}", error.hint)
-            self._failing = True
+            if not self.failing:
+                self.warn(f"There are no samples: {error.message}", error.hint)
+            self.failing = True
             return []
         return samples_of(step, asked.conversations, texts)
 

@@ -115,8 +115,7 @@ class ChatEngine:
         report("importing the libraries")
         from core.models.adapters import check_adapter
         from core.models.fingerprint import BaseFingerprint
-        from core.template.builtin import NAMED_TEMPLATES
-        from core.worker.data.encode import read_template
+        from core.template.builtin import NAMED_TEMPLATES, template_source
         from core.worker.model.full_weights import put_weights
         from core.worker.model.model import load_model
         from core.worker.model.starter import resolve_base
@@ -134,7 +133,7 @@ class ChatEngine:
         fingerprint = BaseFingerprint(base) if recorded else None
         template = args.get("template")
         named = template in NAMED_TEMPLATES
-        self._template = read_template(None, template) if named else read_template(template)
+        self._template = template_source(None if named else template, template if named else None)
         report("loading the model")
         loaded = load_model(
             base,

@@ -22,7 +22,7 @@ from core.errors import UserError
 from core.worker.data.encode import Encoder, stop_token_ids
 from core.worker.generate.decoding import BatchDecoder, KeyValues, Sampler, TextStream
 from core.worker.model.adapters import switched_off
-from core.worker.oom.retry import MemoryShortageError, attempt, is_out_of_memory, release, tell_nobody
+from core.worker.oom.retry import MemoryShortageError, attempt, ignore, is_out_of_memory, release
 
 __all__ = ["Generation", "GenerationSettings", "answering_as", "generate", "generate_batch"]
 
@@ -130,7 +130,7 @@ def generate_batch(
     progress: Callable[[int, int], None],
     *,
     template: str | None = None,
-    notice: Callable[[str], None] = tell_nobody,
+    notice: Callable[[str], None] = ignore,
 ) -> list[str]:
     """Answer many conversations, always with the likeliest token; the answers are in the order of the questions.
 

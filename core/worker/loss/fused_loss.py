@@ -1,4 +1,4 @@
-"""Which code sums the loss of the supervised positions: the engine's own, or Liger's fused kernel.
+"""Fused loss: Liger's kernel, or the engine's own code, sums the loss of the supervised positions.
 
 Liger's (arXiv 2410.10989) goes from hidden states to loss and gradient in one pass over chunks, as ours does, with the
 cross-entropy of a chunk as one Triton kernel. It is taken on a GPU, where the package is installed and gives the
@@ -116,7 +116,7 @@ def choose_loss(head: Head, device: torch.device, wanted: str, objective: Object
 
 
 def _obstacle(head: Head, device: torch.device, wanted: str, objective: Objective) -> str:
-    """What is in the way of Liger's function, whether it is installed or not."""
+    """The obstacle to Liger's function, whether it is installed or not; empty where there is none."""
     if wanted == "off":
         return "memory.liger is off."
     if device.type != "cuda":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch.autograd.function import once_differentiable
 
 from core.memory.batching import chunk_positions
-from core.worker.data.packing import LaidOut, choose_layout
+from core.worker.data.packing import UNPACKED, LaidOut, Packing, choose_layout
 from core.worker.fused.attention import LayoutError, masks_left_out
 from core.worker.fused.mode import comparable
 
@@ -52,10 +52,10 @@ def chunked_token_losses(head: Any, hidden: torch.Tensor, targets: torch.Tensor,
     """The cross-entropy of each position, chunk by chunk as in :func:`chunked_cross_entropy`.
 
     Args:
-        head: As there.
-        hidden: As there.
-        targets: As there.
-        chunk: As there.
+        head: Maps hidden states to logits, ``(n, hidden) -> (n, vocabulary)``.
+        hidden: Hidden states of the supervised positions, ``(n, hidden)``.
+        targets: Their next tokens, ``(n,)``, int64.
+        chunk: Positions at a time.
 
     Returns:
         ``(n,)``, fp32.
@@ -176,27 +176,19 @@ class SupervisedLoss:
 
     Args:
         model: A causal language model or a ``PeftModel`` around one.
-
-    Attributes:
-        head: Of the model.
+        packing: How batches are packed; see :mod:`core.worker.data.packing`.
         sum_losses: Sums the losses of a batch; ours, unless :mod:`core.worker.loss.fused_loss` has another.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.sum_losses: SummedLoss = chunked_cross_entropy
+    def __init__(self, model: Any, packing: Packing = UNPACKED, sum_losses: SummedLoss = chunked_cross_entropy) -> None:
+        self.packing = packing
+        self._sum_losses = sum_losses
         self._causal = model.get_base_model() if isinstance(model, PeftModel) else model
         self._decoder = self._causal.get_decoder()
         self.head = Head(self._causal)
-        self.share = False
-        """Whether what rows begin with alike is computed once; see :mod:`core.worker.data.packing`."""
-        self.pack = False
-        """Whether rows lie one behind another without padding."""
-        self.common = 0
-        """Tokens that all rows of the data begin with alike, before any is learned from."""
-        self._most_shared: int | None = None
 
     def __call__(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
-        """Summed loss of a padded batch.
+        """Forward and summed loss of a padded batch.
 
         Rows are padded on the right. Causal attention never looks to the right, so real tokens do not see padding and
         no mask is needed; what padding itself computes is not used.
@@ -208,9 +200,18 @@ class SupervisedLoss:
         Returns:
             A scalar in fp32: the sum over supervised tokens of their negative log-likelihood.
         """
-        hidden = self.hidden(input_ids, supervised)
+        return self.summed(self.hidden(input_ids, supervised), input_ids, supervised)
+
+    def summed(self, hidden: torch.Tensor, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
+        """Summed cross-entropy of a batch.
+
+        Args:
+            hidden: Its :meth:`hidden` states.
+            input_ids: As in a call.
+            supervised: As in a call.
+        """
         chunk = chunk_positions(self.head.vocabulary)
-        return self.sum_losses(self.head, hidden, _learned(input_ids, supervised), chunk)
+        return self._sum_losses(self.head, hidden, _learned(input_ids, supervised), chunk)
 
     def log_probabilities(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
         """The log-probability of what is supervised in each row, as the sum over its tokens.
@@ -226,6 +227,12 @@ class SupervisedLoss:
         """
         with comparable():
             hidden = self.hidden(input_ids, supervised)
+        return self.row_log_probabilities(hidden, input_ids, supervised)
+
+    def row_log_probabilities(
+        self, hidden: torch.Tensor, input_ids: torch.Tensor, supervised: torch.Tensor
+    ) -> torch.Tensor:
+        """Log-probabilities of rows, as :meth:`log_probabilities`, from their :meth:`hidden` states."""
         chunk = chunk_positions(self.head.vocabulary)
         losses = chunked_token_losses(self.head, hidden, _learned(input_ids, supervised), chunk)
         # Not index_add, whose order on a GPU, and so whose last bits, differ from run to run.
@@ -233,17 +240,20 @@ class SupervisedLoss:
         rows = losses.split(counts)  # type: ignore[no-untyped-call]
         return torch.stack([-row.sum() for row in rows])
 
-    def hidden(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
-        """The hidden states that predict the supervised tokens of a batch, row by row.
+    def hidden(
+        self, input_ids: torch.Tensor, supervised: torch.Tensor, *, most_shared: int | None = None
+    ) -> torch.Tensor:
+        """Forward pass to the hidden states that predict the supervised tokens of a batch, row by row.
 
         Args:
             input_ids: As in a call.
             supervised: As in a call.
+            most_shared: The most tokens of a common beginning that are computed once; None for no limit.
 
         Returns:
             ``(supervised, hidden)``.
         """
-        laid = self._lay_out(input_ids, supervised)
+        laid = self._lay_out(input_ids, supervised, most_shared)
         # Raised by the first layer that asks for more; the padded batch has it.
         with contextlib.suppress(LayoutError):
             if laid is not None:
@@ -252,25 +262,26 @@ class SupervisedLoss:
         predicting: torch.Tensor = states[:, :-1][supervised[:, 1:]]
         return predicting
 
-    def tokens(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> int:
-        """How many tokens of a batch go through the layers, padding included.
+    def tokens(self, input_ids: torch.Tensor, supervised: torch.Tensor, *, most_shared: int | None = None) -> int:
+        """Number of tokens of a batch that go through the layers, padding included.
 
         Args:
             input_ids: As in a call.
             supervised: As in a call.
+            most_shared: As in :meth:`hidden`.
         """
-        laid = self._lay_out(input_ids, supervised)
+        laid = self._lay_out(input_ids, supervised, most_shared)
         return (input_ids if laid is None else laid.input_ids).numel()
 
-    def _lay_out(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> LaidOut | None:
-        if not (self.share or self.pack):
+    def _lay_out(self, input_ids: torch.Tensor, supervised: torch.Tensor, most_shared: int | None) -> LaidOut | None:
+        share, pack = self.packing.share, self.packing.pack
+        if not (share or pack):
             return None
-        shared = self._most_shared if self.share else 0
         ids, learned = input_ids.to("cpu").numpy(), supervised.to("cpu").numpy()
-        return choose_layout(ids, learned, input_ids.device, most_shared=shared, pack=self.pack)
+        return choose_layout(ids, learned, input_ids.device, most_shared=most_shared if share else 0, pack=pack)
 
     def hidden_laid_out(self, laid: LaidOut) -> torch.Tensor:
-        """What :meth:`hidden` returns, of a batch that is laid out.
+        """Hidden states as :meth:`hidden` returns them, of a batch that is packed.
 
         Args:
             laid: The batch.
@@ -282,22 +293,8 @@ class SupervisedLoss:
             states = self._decoder(
                 input_ids=laid.input_ids, position_ids=laid.position_ids, use_cache=False, layout=laid.layout
             ).last_hidden_state
-        found: torch.Tensor = states[0].index_select(0, laid.before)
+        found: torch.Tensor = states[0].index_select(0, laid.predicting_positions)
         return found
-
-    @property
-    def shared_by_all(self) -> int:
-        """Tokens at the beginning that any rows of the data share, and that are computed once."""
-        return self.common if self.share else 0
-
-    @contextlib.contextmanager
-    def sharing_least(self) -> Iterator[None]:
-        """Inside, rows share no more than all rows of the data do: what takes the most memory."""
-        self._most_shared = self.shared_by_all
-        try:
-            yield
-        finally:
-            self._most_shared = None
 
     @torch.no_grad()
     def verify(self, input_ids: torch.Tensor) -> tuple[float, torch.Tensor]:

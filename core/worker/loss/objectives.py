@@ -1,4 +1,4 @@
-"""What a run learns: how the rows of a micro-batch become a summed loss, and what that is divided by.
+"""Training objectives: how the rows of a micro-batch become a summed loss, and what that is divided by.
 
 The weight of a window is known before its first micro-batch, and the loss of a micro-batch is a sum, so that the result
 does not depend on how a window is cut.
@@ -14,17 +14,18 @@ import numpy as np
 import torch
 
 from core.config.schema import Config
-from core.worker.data.batches import collate, split_window, supervised_count
+from core.worker.data.batches import MicroBatch, collate, split_window, supervised_count
 from core.worker.data.encode import TokenizedRow
+from core.worker.fused.mode import comparable
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.preference import DpoLoss, dpo_losses, kto_losses, odds_ratio_losses
-from core.worker.loss.reference import AdapterOff, Autocast, Measured, Reference
+from core.worker.loss.reference import AdapterOffReference, Autocast, PrecomputedReference, Reference
 from core.worker.model.model import LoadedModel, evaluation_mode
 
 
 @dataclass(frozen=True)
 class Rewards:
-    """How well a window's answers are told apart; None where that cannot be said."""
+    """Reward margin and accuracy of a window's answers; None where there is none."""
 
     margin: float | None = None
     """The mean reward of better answers less that of worse ones."""
@@ -32,17 +33,27 @@ class Rewards:
     """The share of pairs, or of answers with a label, that are on the right side."""
 
 
+@dataclass(frozen=True)
+class Outputs:
+    """The forward pass of a micro-batch."""
+
+    hidden: torch.Tensor
+    """Hidden states that predict the supervised tokens, ``(supervised, hidden)``."""
+    reference: torch.Tensor | float = 0.0
+    """Log-probabilities of its sequences by the reference, ``(sequences,)``; 0 where the objective has none."""
+
+
 class Objective(Protocol):
-    """What the loop and the evaluation ask of a way to learn."""
+    """An objective as the loop and the evaluation use it."""
 
     sequences_per_row: int
     """How many sequences a row is for the model."""
 
     def sequences(self, batch: Sequence[int]) -> list[TokenizedRow]:
-        """What goes through the model for some rows."""
+        """Sequences that go through the model for some rows."""
 
     def begin(self, window: Sequence[int], token_budget: int) -> float:
-        """Before the first micro-batch of a window.
+        """Begin a window, before its first micro-batch.
 
         Args:
             window: Its rows.
@@ -52,14 +63,17 @@ class Objective(Protocol):
             What the window's summed loss is divided by.
         """
 
-    def loss(self, batch: Sequence[int], input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
-        """The summed loss of a micro-batch: its rows, and its :meth:`sequences` padded."""
+    def forward(self, batch: MicroBatch) -> Outputs:
+        """The forward pass of a micro-batch, whose sequences are the :meth:`sequences` of its rows."""
+
+    def loss(self, batch: MicroBatch, outputs: Outputs) -> torch.Tensor:
+        """The summed loss of a micro-batch from its forward pass."""
 
     def rewards(self) -> Rewards:
-        """Of the micro-batches since :meth:`begin`."""
+        """Rewards over the micro-batches since :meth:`begin`."""
 
     def reference_sequences(self) -> list[TokenizedRow]:
-        """All that the reference may be asked about."""
+        """All sequences that the reference may be asked about."""
 
 
 class SupervisedObjective:
@@ -81,26 +95,29 @@ class SupervisedObjective:
         return [self._rows[row] for row in batch]
 
     def begin(self, window: Sequence[int], token_budget: int) -> float:
-        """Its supervised tokens."""
+        """The number of supervised tokens."""
         del token_budget
         return sum(supervised_count(self._rows[row]) for row in window)
 
-    def loss(self, batch: Sequence[int], input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
-        """See :class:`~core.worker.loss.loss.SupervisedLoss`."""
-        del batch
-        return self._loss(input_ids, supervised)
+    def forward(self, batch: MicroBatch) -> Outputs:
+        """Hidden states alone."""
+        return Outputs(self._loss.hidden(batch.input_ids, batch.supervised, most_shared=batch.most_shared))
+
+    def loss(self, batch: MicroBatch, outputs: Outputs) -> torch.Tensor:
+        """Summed over the supervised tokens."""
+        return self._loss.summed(outputs.hidden, batch.input_ids, batch.supervised)
 
     def rewards(self) -> Rewards:
-        """None."""
+        """No rewards."""
         return Rewards()
 
     def reference_sequences(self) -> list[TokenizedRow]:
-        """None."""
+        """No sequences: there is no reference."""
         return []
 
 
 class _Pairs:
-    """What objectives on preference pairs share: better answers first, then the worse ones in the same order."""
+    """Preference pairs in a batch: better answers first, then the worse ones in the same order."""
 
     sequences_per_row = 2
 
@@ -116,7 +133,7 @@ class _Pairs:
         return [better for better, _ in pairs] + [worse for _, worse in pairs]
 
     def begin(self, window: Sequence[int], token_budget: int) -> float:
-        """Its pairs."""
+        """The number of pairs."""
         del token_budget
         self._margins = []
         return len(window)
@@ -148,15 +165,17 @@ class DpoObjective(_Pairs):
         self._reference = reference
         self._kind: DpoLoss = kind
 
-    def loss(self, batch: Sequence[int], input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
+    def forward(self, batch: MicroBatch) -> Outputs:
+        """Hidden states, and the reference's log-probabilities."""
+        return _forward(self._loss, batch, self._reference, self.sequences(batch.rows))
+
+    def loss(self, batch: MicroBatch, outputs: Outputs) -> torch.Tensor:
         """Summed over the pairs."""
-        # The reference first, while no activations are held for backward.
-        before = self._reference(self.sequences(batch), input_ids, supervised)
-        ratios = self._loss.log_probabilities(input_ids, supervised) - before
+        ratios = _log_ratios(self._loss, batch, outputs)
         chosen, rejected = ratios.chunk(2)
         self._note(chosen, rejected)
         if self._kind == "ipo":
-            chosen, rejected = (ratios / supervised[:, 1:].sum(dim=1)).chunk(2)
+            chosen, rejected = (ratios / batch.supervised[:, 1:].sum(dim=1)).chunk(2)
         return dpo_losses(chosen, rejected, self._beta, self._kind).sum()
 
     def reference_sequences(self) -> list[TokenizedRow]:
@@ -175,22 +194,26 @@ class OrpoObjective(_Pairs):
     """
 
     def begin(self, window: Sequence[int], token_budget: int) -> float:
-        """Its pairs; their tokens are counted."""
+        """The number of pairs; the tokens of the better answers are counted."""
         pairs = super().begin(window, token_budget)
         tokens = sum(int(self._rows[row].supervised[1:].sum()) for row in window)
         self._pairs_per_token = pairs / tokens
         return pairs
 
-    def loss(self, batch: Sequence[int], input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
+    def forward(self, batch: MicroBatch) -> Outputs:
+        """Hidden states alone."""
+        return _forward(self._loss, batch)
+
+    def loss(self, batch: MicroBatch, outputs: Outputs) -> torch.Tensor:
         """Summed over the pairs; the first term so that the window's weight makes it a mean over tokens."""
-        sums = self._loss.log_probabilities(input_ids, supervised)
-        chosen, rejected = (sums / supervised[:, 1:].sum(dim=1)).chunk(2)
+        sums = self._loss.row_log_probabilities(outputs.hidden, batch.input_ids, batch.supervised)
+        chosen, rejected = (sums / batch.supervised[:, 1:].sum(dim=1)).chunk(2)
         self._note(chosen, rejected)
-        likelihood = -sums[: len(batch)].sum() * self._pairs_per_token
+        likelihood = -sums[: len(batch.rows)].sum() * self._pairs_per_token
         return likelihood + self._beta * odds_ratio_losses(chosen, rejected).sum()
 
     def reference_sequences(self) -> list[TokenizedRow]:
-        """None."""
+        """No sequences: there is no reference."""
         return []
 
 
@@ -245,7 +268,7 @@ class KtoObjective:
 
     @torch.no_grad()
     def begin(self, window: Sequence[int], token_budget: int) -> float:
-        """Its rows; the divergence is measured, without dropout."""
+        """The number of rows; the divergence is measured, without dropout."""
         self._ratios, self._good = [], []
         others = [self._other[row] for row in window]
         total = torch.zeros((), device=self._loaded.device)
@@ -253,17 +276,20 @@ class KtoObjective:
         with evaluation_mode(self._loaded.model), self._autocast():
             for batch in split_window(range(len(others)), list(map(len, others)), token_budget):
                 chosen = [others[place] for place in batch]
-                padded = collate(chosen, self._loaded.tokenizer.pad_token_id or 0, self._loaded.device)
+                padded = collate(chosen, self._loaded.pad_id, self._loaded.device)
                 now = self._loss.log_probabilities(*padded)
                 total += (now - self._reference(chosen, *padded)).sum()
         self._divergence = (total / len(others)).clamp(min=0)
         return len(window)
 
-    def loss(self, batch: Sequence[int], input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
+    def forward(self, batch: MicroBatch) -> Outputs:
+        """Hidden states, and the reference's log-probabilities."""
+        return _forward(self._loss, batch, self._reference, self.sequences(batch.rows))
+
+    def loss(self, batch: MicroBatch, outputs: Outputs) -> torch.Tensor:
         """Summed over the answers."""
-        before = self._reference(self.sequences(batch), input_ids, supervised)
-        ratios = self._loss.log_probabilities(input_ids, supervised) - before
-        good = torch.tensor([bool(self._rows[row].label) for row in batch], device=ratios.device)
+        ratios = _log_ratios(self._loss, batch, outputs)
+        good = torch.tensor([bool(self._rows[row].label) for row in batch.rows], device=ratios.device)
         self._ratios.append(ratios.detach())
         self._good.append(good)
         return kto_losses(ratios, good, self._divergence, self._beta, self._weights).sum()
@@ -280,6 +306,31 @@ class KtoObjective:
     def reference_sequences(self) -> list[TokenizedRow]:
         """The rows, and their prompts with other answers."""
         return [*self._rows, *self._other]
+
+
+def _forward(
+    loss: SupervisedLoss,
+    batch: MicroBatch,
+    reference: Reference | None = None,
+    sequences: Sequence[TokenizedRow] = (),
+) -> Outputs:
+    """The forward pass of an objective on log-probabilities, the same with gradients and without.
+
+    Args:
+        loss: Of the model.
+        batch: The micro-batch.
+        reference: The reference, where the objective has one; it is asked first, while no activations are held.
+        sequences: What it is asked about.
+    """
+    before = 0.0 if reference is None else reference(sequences, batch.input_ids, batch.supervised)
+    with comparable():
+        hidden = loss.hidden(batch.input_ids, batch.supervised, most_shared=batch.most_shared)
+    return Outputs(hidden, before)
+
+
+def _log_ratios(loss: SupervisedLoss, batch: MicroBatch, outputs: Outputs) -> torch.Tensor:
+    """Log-probabilities of the sequences of a batch, less those of the reference, ``(sequences,)``."""
+    return loss.row_log_probabilities(outputs.hidden, batch.input_ids, batch.supervised) - outputs.reference
 
 
 def _exchanged(row: TokenizedRow, other: TokenizedRow, max_length: int) -> TokenizedRow:
@@ -302,7 +353,7 @@ def make_objective(
     loaded: LoadedModel,
     autocast: Autocast,
 ) -> Objective:
-    """What ``train.objective`` asks for, on these rows."""
+    """The objective of ``train.objective`` on these rows."""
     train = config.train
     if train.objective == "dpo":
         return DpoObjective(loss, rows, reference, train.beta, train.dpo_loss)
@@ -330,7 +381,7 @@ def make_objectives(
     loaded: LoadedModel,
     autocast: Autocast,
     progress: Callable[[int, int], None],
-    measured: Measured | None = None,
+    measured: PrecomputedReference | None = None,
 ) -> tuple[Objective, Objective | None]:
     """The objective on the training rows, and the same on the held-out ones; where weights are trained themselves, what
     the reference says is measured here, before they change and before a checkpoint is put back.
@@ -348,10 +399,10 @@ def make_objectives(
     Raises:
         MemoryShortageError: If a single answer does not fit for the reference.
     """
-    reference: Reference = AdapterOff(loaded.model, loss) if measured is None else measured
+    reference: Reference = AdapterOffReference(loaded.model, loss) if measured is None else measured
     objective = make_objective(config, loss, rows, reference, loaded, autocast)
     other = None if held_out is None else make_objective(config, loss, held_out, reference, loaded, autocast)
     asked = objective.reference_sequences() + ([] if other is None else other.reference_sequences())
     if measured is not None and asked:
-        measured.measure(asked, loaded, loss, autocast, progress)
+        measured.precompute(asked, loaded, loss, autocast, progress)
     return objective, other

@@ -1,9 +1,10 @@
-"""The reference of preference training: the log-probabilities that answers had before, from no second model."""
+"""Reference log-probabilities of preference training: those that answers had before it, from no second model."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -13,8 +14,8 @@ from core.worker.data.encode import TokenizedRow
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.adapters import switched_off
 from core.worker.model.model import LoadedModel, evaluation_mode
-from core.worker.oom.no_grad_batches import Portions
-from core.worker.oom.retry import tell_nobody
+from core.worker.oom.no_grad_batches import NoGradBatches
+from core.worker.oom.retry import ignore
 
 #: Makes a context of the arithmetic of training.
 Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
@@ -38,7 +39,8 @@ class Reference(Protocol):
         """
 
 
-class AdapterOff:
+@dataclass(frozen=True)
+class AdapterOffReference:
     """The model that is trained, its adapter switched off and without dropout.
 
     Args:
@@ -46,20 +48,19 @@ class AdapterOff:
         loss: Of the same model.
     """
 
-    def __init__(self, model: Any, loss: SupervisedLoss) -> None:
-        self._model = model
-        self._loss = loss
+    model: Any
+    loss: SupervisedLoss
 
     def __call__(
         self, sequences: Sequence[TokenizedRow], input_ids: torch.Tensor, supervised: torch.Tensor
     ) -> torch.Tensor:
         """See :class:`Reference`; run anew for each batch, so that a resumed run has the same to the last bit."""
         del sequences
-        with torch.no_grad(), evaluation_mode(self._model), switched_off(self._model):
-            return self._loss.log_probabilities(input_ids, supervised)
+        with torch.no_grad(), evaluation_mode(self.model), switched_off(self.model):
+            return self.loss.log_probabilities(input_ids, supervised)
 
 
-class Measured:
+class PrecomputedReference:
     """Log-probabilities taken from the weights as they are now, before these change.
 
     When memory runs out, fewer are taken at once. ``token_budget`` then says how all of them were taken, so that a run
@@ -70,13 +71,13 @@ class Measured:
         notice: Told of what is cut: ``notice(code, message, hint)``.
     """
 
-    def __init__(self, token_budget: int, notice: Callable[[str, str, str], None] = tell_nobody) -> None:
+    def __init__(self, token_budget: int, notice: Callable[[str, str, str], None] = ignore) -> None:
         # By identity: rows that are repeated are the same object, and whoever asks holds it.
         self._known: dict[int, float] = {}
         self._notice = notice
         self.token_budget = token_budget
 
-    def measure(
+    def precompute(
         self,
         sequences: Sequence[TokenizedRow],
         loaded: LoadedModel,
@@ -103,7 +104,7 @@ class Measured:
             rows = [wanted[place] for place in batch]
             # A context of its own for each: what autocast keeps would be held alive while memory is given back.
             with torch.no_grad(), evaluation_mode(loaded.model), autocast():
-                padded = collate(rows, loaded.tokenizer.pad_token_id or 0, loaded.device)
+                padded = collate(rows, loaded.pad_id, loaded.device)
                 found: list[float] = loss.log_probabilities(*padded).tolist()
             return found
 
@@ -111,18 +112,18 @@ class Measured:
             message = f"Memory ran out with a single answer of {lengths[place]} tokens in measuring the reference"
             return message, f"Set train.max_length below {lengths[place]}, or choose a smaller base model."
 
-        portions = Portions(self.token_budget, self._tell_cut, refusal)
+        batches = NoGradBatches(self.token_budget, self._warn_of_cut, refusal)
         budgets: set[int] = set()
         while len(budgets) != 1:  # once, and once more where the budget was cut on the way
             budgets, done = set(), 0
-            for batch, found in portions.through(lengths, run):
+            for batch, found in batches.run(lengths, run):
                 self._known |= {id(wanted[place]): value for place, value in zip(batch, found, strict=True)}
-                budgets.add(portions.token_budget)
+                budgets.add(batches.token_budget)
                 done += len(batch)
                 progress(done, len(wanted))
-        self.token_budget = portions.token_budget
+        self.token_budget = batches.token_budget
 
-    def _tell_cut(self, rows: int, now: int) -> None:
+    def _warn_of_cut(self, rows: int, now: int) -> None:
         self._notice(
             "memory_reference",
             f"Memory ran out in measuring {rows} answers by the reference at once: it is done with {now}.",

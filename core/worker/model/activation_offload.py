@@ -1,4 +1,4 @@
-"""What recomputing starts from, kept in host memory between forward and backward.
+"""Activation offloading: inputs of checkpointed layers live in pinned host memory between forward and backward.
 
 With activations recomputed, each layer's input is what stays of the forward pass: layers x tokens x features numbers.
 Torch's non-reentrant checkpoint keeps it as a saved tensor, so that a pair of saved-tensor hooks around the call of a

@@ -16,6 +16,7 @@ from typing import Any
 
 import bitsandbytes as bnb
 import torch
+from accelerate import Accelerator
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -33,7 +34,7 @@ from core.worker.model.nf4 import quantize_quickly
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-@dataclass
+@dataclass(frozen=True)
 class LoadedModel:
     """A model on its device.
 
@@ -45,6 +46,11 @@ class LoadedModel:
     tokenizer: Any
     device: torch.device
     dtype: torch.dtype
+
+    @property
+    def pad_id(self) -> int:
+        """The token that rows are padded with."""
+        return self.tokenizer.pad_token_id or 0
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -184,6 +190,12 @@ def load_model(
     if adapter is not None:
         model = load_adapter(model, adapter, trainable=for_training)
     return LoadedModel(model, tokenizer, target, dtype)
+
+
+def make_accelerator(loaded: LoadedModel) -> Accelerator:
+    """Accelerate for one process: autocast in the model's dtype, and a gradient scaler where fp16 needs one."""
+    names: dict[Any, Any] = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "no"}
+    return Accelerator(cpu=loaded.device.type == "cpu", mixed_precision=names[loaded.dtype])
 
 
 def keep_gradients(model: Any) -> None:

@@ -1,4 +1,4 @@
-"""Rows gone through in batches without gradient, in smaller ones from then on where memory runs out."""
+"""Batches without gradient, smaller from then on where memory runs out."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from core.worker.oom.retry import MemoryShortageError, attempt
 T = TypeVar("T")
 
 
-class Portions:
+class NoGradBatches:
     """Cuts rows into batches by a token budget.
 
     Args:
         token_budget: The most tokens of a batch, padding included; halved for good when memory runs out.
-        told: Told of each time: ``told(rows, now)``, the rows that were too many at once, and how many are taken now.
+        on_cut: Called each time: ``on_cut(rows, now)``, rows that were too many at once, and how many are taken now.
         refusal: Says of a single row that does not fit what it is and what would help: ``refusal(row)`` gives message
             and hint; why it did not fit is added.
         sequences_per_row: How many sequences a row is for the model.
@@ -27,17 +27,17 @@ class Portions:
     def __init__(
         self,
         token_budget: int,
-        told: Callable[[int, int], None],
+        on_cut: Callable[[int, int], None],
         refusal: Callable[[int], tuple[str, str]],
         *,
         sequences_per_row: int = 1,
     ) -> None:
         self.token_budget = token_budget
-        self._told = told
+        self._on_cut = on_cut
         self._refusal = refusal
         self._sequences = sequences_per_row
 
-    def through(self, lengths: Sequence[int], work: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
+    def run(self, lengths: Sequence[int], work: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
         """Go through all rows.
 
         Args:
@@ -63,7 +63,7 @@ class Portions:
                 width = padded_length(max(lengths[row] for row in batch))
                 self.token_budget = max(1, len(batch) * width * self._sequences // 2)
                 waiting = self._split([row for rows in waiting for row in rows], lengths)
-                self._told(len(batch), len(waiting[0]))
+                self._on_cut(len(batch), len(waiting[0]))
             elif tried_alone:
                 message, hint = self._refusal(batch[0])
                 raise MemoryShortageError(f"{message}: {tried.reason}", hint)

@@ -1,4 +1,4 @@
-"""Running out of memory: recognized, what it held alive let go, and the work done again where that is right."""
+"""Out-of-memory errors: recognized, what they hold alive released, and the work retried where that is right."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class TornUpdateError(MemoryShortageError):
 
 @dataclass(frozen=True)
 class Attempt(Generic[T]):
-    """What an attempt gave: a result, or why memory did not suffice."""
+    """The outcome of an attempt: a result, or why memory did not suffice."""
 
     result: T | None
     reason: str | None
@@ -44,8 +44,8 @@ class Attempt(Generic[T]):
         return self.reason is not None
 
 
-def tell_nobody(*_: str) -> None:
-    """For those who have nobody to tell of it."""
+def ignore(*_: str) -> None:
+    """Ignore a notice."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -87,8 +87,8 @@ def release() -> None:
 
 
 @dataclass(frozen=True)
-class Persistence:
-    """Does again what has run out of memory and can be begun again.
+class Retry:
+    """Retries work that has run out of memory and can be begun again.
 
     Args:
         where: Names the place for messages: ``step 12``.
@@ -96,9 +96,9 @@ class Persistence:
     """
 
     where: Callable[[], str] = lambda: "a step"
-    notice: Callable[[str, str, str], None] = tell_nobody
+    notice: Callable[[str, str, str], None] = ignore
 
-    def insist(self, work: Callable[[], T], undo: Callable[[], None], what: str, hint: str) -> T:
+    def run(self, work: Callable[[], T], undo: Callable[[], None], what: str, hint: str) -> T:
         """Do something until it is done.
 
         Args:

@@ -1,4 +1,4 @@
-"""Optimizers by the names the configuration has for them."""
+"""Optimizers, made by the names that the configuration has for them."""
 
 from __future__ import annotations
 

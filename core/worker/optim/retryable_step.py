@@ -1,4 +1,4 @@
-"""An optimizer's step that can be begun again: each part of it is done once, however often memory runs out.
+"""Retryable optimizer step: each part of it is done once, however often memory runs out.
 
 The step is done part by part. A part is a group of parameters for torch's fused AdamW, which makes all states first
 and then updates a group in one call that allocates nothing; and one parameter for all other optimizers, which go from
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from core.worker.oom.retry import Persistence
+from core.worker.oom.retry import Retry
 
 WHAT = "in the optimizer's step"
 HINT = (
@@ -26,17 +26,17 @@ HINT = (
 )
 
 
-class RestartableStep:
+class RetryableStep:
     """Steps an optimizer in parts that can be done again.
 
     Args:
         optimizer: Any torch optimizer whose update of a parameter depends on that parameter, its gradient and state.
-        persistence: Does parts again.
+        retry: Does parts again.
     """
 
-    def __init__(self, optimizer: Any, persistence: Persistence) -> None:
+    def __init__(self, optimizer: Any, retry: Retry) -> None:
         self._optimizer = optimizer
-        self._persistence = persistence
+        self._retry = retry
         self._step = optimizer.step
         self._fused = isinstance(optimizer, torch.optim.AdamW)
 
@@ -57,7 +57,7 @@ class RestartableStep:
                 while kept:
                     kept.pop().put_back()
 
-            self._persistence.insist(work, undo, WHAT, HINT)
+            self._retry.run(work, undo, WHAT, HINT)
 
     def _parts(self) -> Iterator[tuple[dict[str, Any], list[torch.nn.Parameter]]]:
         for group in list(self._optimizer.param_groups):
@@ -77,7 +77,7 @@ class RestartableStep:
 
 
 class _Kept:
-    """What a part of a step may change, as it was before."""
+    """Weights and states that a part of a step may change, as they were before."""
 
     def __init__(self, optimizer: Any, parameters: list[torch.nn.Parameter], *, counters_only: bool) -> None:
         self._states = optimizer.state

@@ -1,8 +1,30 @@
-"""The learning rate as a pure function of the step, as the schedules of transformers define it."""
+"""Learning rate schedule: a pure function of the step, as the schedules of transformers define it."""
 
 from __future__ import annotations
 
 import math
+
+from core.config.schema import TrainSection
+from core.worker.progress.state import TrainState
+
+
+class LearningRate:
+    """The learning rate of the next step: the peak in force, times the schedule's share of it.
+
+    Args:
+        train: Peak, schedule and warm-up.
+        state: The step, and a peak that was set while running.
+    """
+
+    def __init__(self, train: TrainSection, state: TrainState) -> None:
+        self._train = train
+        self._state = state
+        self._warmup = warmup_steps(train.warmup, state.total_steps)
+
+    def __call__(self) -> float:
+        """The rate of the step after those that are done."""
+        peak = float(self._state.overrides.get("train.learning_rate", self._train.learning_rate))
+        return peak * lr_factor(self._train.scheduler, self._state.step, self._warmup, self._state.total_steps)
 
 
 def warmup_steps(warmup: float, total_steps: int) -> int:

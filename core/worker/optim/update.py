@@ -1,4 +1,4 @@
-"""How the gradients of a window become new values of what is trained.
+"""Updates: clipped gradients of an optimizer step become new values of adapters or weights.
 
 :class:`AdapterUpdate` has one optimizer for all adapters, which are fp32. :class:`WeightUpdate` updates the model's own
 weights tensor by tensor, each with an optimizer of its own: after the window, or inside backward as soon as a tensor's
@@ -16,9 +16,9 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 
-from core.worker.oom.retry import Persistence
+from core.worker.oom.retry import Retry
 from core.worker.optim.optim import set_learning_rate
-from core.worker.optim.retryable_step import HINT, WHAT, RestartableStep, keep_state
+from core.worker.optim.retryable_step import HINT, WHAT, RetryableStep, keep_state
 from core.worker.optim.rounding import add_slices
 
 #: Makes an optimizer, without weight decay, over the given parameters.
@@ -26,29 +26,29 @@ OptimizerMaker = Callable[[list[torch.nn.Parameter]], Any]
 
 
 class Update(Protocol):
-    """What the recipe asks of a way to update."""
+    """An update as the recipe uses it."""
 
     in_backward: bool
     """Whether weights change while gradients are made, so that a window must be one micro-batch."""
 
     def begin(self, learning_rate: float) -> None:
-        """Before a window's gradients are made."""
+        """Begin an optimizer step, before its gradients are made; sets the learning rate."""
 
-    def measure(self) -> float:
-        """After they are made: their norm, before clipping."""
+    def clip(self) -> float:
+        """Clip the gradients of a window to ``train.max_grad_norm``; returns their norm before."""
 
-    def apply(self) -> None:
-        """Update by the gradients, clipped, and drop them."""
+    def step(self) -> None:
+        """The optimizer's step by the clipped gradients, which are dropped."""
 
-    def skip(self) -> None:
-        """Drop the gradients. What was done inside backward stays."""
+    def drop(self) -> None:
+        """Drop the gradients without a step. What was done inside backward stays."""
 
     @property
     def partial(self) -> bool:
         """Whether weights of the window on hand have been changed already, so that it cannot be run again."""
 
     def rehearsal(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, gradients change nothing, but take the memory that they will take."""
+        """A context in which gradients change nothing, but take the memory that they will take."""
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizer states; plain values and tensors."""
@@ -67,7 +67,7 @@ class AdapterUpdate:
         optimizer: Over the parameters.
         parameters: What is trained.
         max_grad_norm: Gradients are clipped to this norm; 0 leaves them.
-        persistence: Does again what has run out of memory.
+        retry: Does again what has run out of memory.
     """
 
     in_backward = False
@@ -79,12 +79,12 @@ class AdapterUpdate:
         optimizer: Any,
         parameters: list[torch.nn.Parameter],
         max_grad_norm: float,
-        persistence: Persistence,
+        retry: Retry,
     ) -> None:
         self._accelerator = accelerator
-        self._persistence = persistence
+        self._retry = retry
         # On the optimizer itself, as the gradient scaler calls it there.
-        optimizer.step = RestartableStep(optimizer, persistence)
+        optimizer.step = RetryableStep(optimizer, retry)
         self._optimizer = accelerator.prepare_optimizer(optimizer)
         self._parameters = parameters
         self._limit = max_grad_norm or math.inf
@@ -93,38 +93,38 @@ class AdapterUpdate:
         """Set the learning rate, in each group by its own ratio."""
         set_learning_rate(self._optimizer, learning_rate)
 
-    def measure(self) -> float:
-        """Clip, and tell the norm from before."""
+    def clip(self) -> float:
+        """Clip all gradients by their common norm, which is returned."""
         self._accelerator.unscale_gradients()
-        return self._persistence.insist(self._clip, lambda: None, "in clipping the gradients", HINT)
+        return self._retry.run(self._clip_norm, lambda: None, "in clipping the gradients", HINT)
 
-    def apply(self) -> None:
-        """One step of the optimizer."""
+    def step(self) -> None:
+        """One step of the optimizer by the clipped gradients."""
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
-    def skip(self) -> None:
+    def drop(self) -> None:
         """No step; the scaler has seen an overflow when the gradients were clipped, and backs off."""
         if self._accelerator.scaler is not None:
             self._accelerator.scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
 
-    def _clip(self) -> float:
+    def _clip_norm(self) -> float:
         # It takes memory for the norms only, and scales in place afterwards: what fails has changed nothing.
         return float(torch.nn.utils.clip_grad_norm_(self._parameters, self._limit))
 
     @contextlib.contextmanager
     def rehearsal(self) -> Iterator[None]:
-        """Nothing is different: what makes gradients drops them."""
+        """A context like any other: whoever makes gradients drops them."""
         yield
 
     def state_dict(self) -> dict[str, Any]:
-        """Of the optimizer."""
+        """The optimizer's states."""
         state: dict[str, Any] = self._optimizer.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Into the optimizer."""
+        """Put the optimizer's states back."""
         self._optimizer.load_state_dict(state)
 
 
@@ -140,7 +140,7 @@ class WeightUpdate:
         max_grad_norm: Gradients are clipped to this norm; 0 leaves them. Inside backward the norm is known when all is
             done, and nothing is clipped.
         in_backward: When to update.
-        persistence: Does again what has run out of memory.
+        retry: Does again what has run out of memory.
     """
 
     def __init__(
@@ -152,18 +152,19 @@ class WeightUpdate:
         weight_decay: float,
         max_grad_norm: float,
         in_backward: bool,
-        persistence: Persistence | None = None,
+        retry: Retry | None = None,
     ) -> None:
-        persistence = persistence or Persistence()
-        self._persistence = persistence
+        retry = retry or Retry()
+        self._retry = retry
         self.in_backward = in_backward
         self._limit = max_grad_norm or math.inf
         self._learning_rate = 0.0
         self._square_sum = 0.0
+        self._scale = 1.0
         self._done = 0
         self._rehearsing = False
         self._steppers = {
-            name: _TensorStepper(parameter, make_optimizer, states_in_fp32, weight_decay, persistence)
+            name: _TensorStepper(parameter, make_optimizer, states_in_fp32, weight_decay, retry)
             for name, parameter in parameters.items()
         }
         if in_backward:
@@ -182,27 +183,29 @@ class WeightUpdate:
         self._square_sum = 0.0
         self._done = 0
 
-    def measure(self) -> float:
-        """The norm of what is there, or of what was."""
+    def clip(self) -> float:
+        """The norm of all gradients, those of an update inside backward included. They are scaled where the step reads
+        them, tensor by tensor in the optimizer's dtype, as a second set of them would not fit."""
         if not self.in_backward:
-            self._square_sum = self._persistence.insist(
+            self._square_sum = self._retry.run(
                 lambda: sum(_square(stepper.parameter.grad) for stepper in self._steppers.values()),
                 lambda: None,
                 "in taking the norm of the gradients",
                 HINT,
             )
-        return math.sqrt(self._square_sum)
+        norm = math.sqrt(self._square_sum)
+        self._scale = min(1.0, self._limit / (norm + 1e-6))
+        return norm
 
-    def apply(self) -> None:
-        """Inside backward all is done by now; else clip and step."""
-        scale = min(1.0, self._limit / (math.sqrt(self._square_sum) + 1e-6))
+    def step(self) -> None:
+        """A step of each tensor's optimizer; inside backward all are done by now."""
         for stepper in self._steppers.values():
             if stepper.parameter.grad is not None:
-                stepper.step(self._learning_rate, scale)
-        self.skip()
+                stepper.step(self._learning_rate, self._scale)
+        self.drop()
 
-    def skip(self) -> None:
-        """Drop what is there."""
+    def drop(self) -> None:
+        """Drop the gradients that are there."""
         for stepper in self._steppers.values():
             stepper.parameter.grad = None
         self._done = 0
@@ -220,11 +223,11 @@ class WeightUpdate:
                 stepper.end_rehearsal()
 
     def state_dict(self) -> dict[str, Any]:
-        """Of every tensor's optimizer, by name."""
+        """States of every tensor's optimizer, by name."""
         return {name: stepper.optimizer.state_dict() for name, stepper in self._steppers.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Into every tensor's optimizer."""
+        """Put the states of every tensor's optimizer back."""
         for name, stepper in self._steppers.items():
             stepper.load(state[name])
 
@@ -268,10 +271,10 @@ class _TensorStepper:
         make_optimizer: OptimizerMaker,
         fp32: bool,
         weight_decay: float,
-        persistence: Persistence,
+        retry: Retry,
     ) -> None:
         self.parameter = parameter
-        self._persistence = persistence
+        self._retry = retry
         self._dtype = torch.float32 if fp32 else parameter.dtype
         self._make = make_optimizer
         self._decay = weight_decay if parameter.dim() > 1 else 0.0
@@ -296,7 +299,7 @@ class _TensorStepper:
             for end in add_slices(self.parameter.data, update, keep=keep, begin=done):
                 done = end
 
-        self._persistence.insist(add, lambda: None, WHAT, HINT)
+        self._retry.run(add, lambda: None, WHAT, HINT)
 
     def _run_to_the_end(self, learning_rate: float, scale: float) -> torch.Tensor:
         kept: list[Callable[[], None]] = []
@@ -315,7 +318,7 @@ class _TensorStepper:
             while kept:
                 kept.pop()()
 
-        return self._persistence.insist(run, undo, WHAT, HINT)
+        return self._retry.run(run, undo, WHAT, HINT)
 
     def rehearse(self) -> None:
         """Take the memory of a step."""

@@ -1,4 +1,4 @@
-"""What must be in the environment before torch and its family are imported."""
+"""Environment variables that torch and its family need before they are imported."""
 
 from __future__ import annotations
 

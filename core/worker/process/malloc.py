@@ -1,4 +1,4 @@
-"""What malloc does with memory that is freed, in a process that trains on a CPU."""
+"""malloc settings of a process that trains on a CPU: freed memory is kept for the next step."""
 
 from __future__ import annotations
 

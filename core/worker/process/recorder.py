@@ -1,4 +1,4 @@
-"""What the worker tells the world: events, state and heartbeat, hardware samples."""
+"""Recorder of a run: events, state and heartbeat, hardware samples."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from core.runs.process import hostname, own_identity
 from core.runs.state import END_STATES, RunState
 from core.runs.store import Run
 from core.worker.process.log import log
-from core.worker.process.step_watchdog import StepPace
+from core.worker.process.step_watchdog import StepWatchdog
 
 #: Seconds between heartbeats (the contract allows five) and between hardware samples.
 HEARTBEAT_SECONDS = 2.0
@@ -57,7 +57,7 @@ class Recorder:
         self.run = run
         self._vanished = vanished
         self._directory = os.stat(run.path)
-        self._pace = StepPace()
+        self._watchdog = StepWatchdog()
         pid, identity = own_identity()
         counter, kills = own_counter()
         self._state = RunState(
@@ -92,7 +92,7 @@ class Recorder:
     def event(self, event: Event) -> None:
         """Append one event, secrets in its texts replaced."""
         if isinstance(event, StepEvent):
-            self._pace.done(event.seconds)
+            self._watchdog.done(event.seconds)
         data = encode_event(_redacted(event)).encode("utf-8", errors="replace")
         with self._lock:
             if self._torn:
@@ -106,7 +106,7 @@ class Recorder:
                 self._torn = False
                 self._failing.discard("events.jsonl")
             except OSError as error:
-                self._complain("events.jsonl", error)
+                self._warn_once("events.jsonl", error)
 
     def phase(self, name: str, detail: str = "", done: int | None = None, total: int | None = None) -> None:
         """Say which phase it is, or how far."""
@@ -133,6 +133,10 @@ class Recorder:
         """Tell the user something, in the run's record and in the log."""
         self.event(NoticeEvent(level=level, code=code, message=message, hint=hint))
         log(f"{level}: {message} {hint}".rstrip())
+
+    def warn(self, code: str, message: str, hint: str) -> None:
+        """Give notice of something that went wrong and does not end the run."""
+        self.notice("warning", code, message, hint)
 
     def memory(self, device: str, **values: Any) -> None:
         """Record the device's memory, and the peak of this process's resident memory."""
@@ -175,7 +179,7 @@ class Recorder:
                 self._state.write(self.run.state_path)
                 self._failing.discard("state.json")
             except OSError as error:
-                self._complain("state.json", error)
+                self._warn_once("state.json", error)
                 if self._has_vanished():
                     self._vanished()
 
@@ -183,11 +187,11 @@ class Recorder:
         """An optimizer step begins; the next heartbeat tells since when it runs."""
         with self._lock:
             self._step_began = time.monotonic()
-        self._pace.begin()
+        self._watchdog.begin()
 
     def end_step(self, step: int) -> None:
         """An optimizer step is done."""
-        self._pace.end()
+        self._watchdog.end()
         with self._lock:
             self._step_began = None
             self.update(step=step)
@@ -212,7 +216,7 @@ class Recorder:
             os.fsync(self._file)
             fsync_dir(self.run.path)
         except OSError as error:
-            self._complain("events.jsonl", error)
+            self._warn_once("events.jsonl", error)
 
     def _beat(self) -> None:
         while not self._closed.wait(HEARTBEAT_SECONDS):
@@ -220,7 +224,7 @@ class Recorder:
             if self._has_vanished():
                 # A directory that was made anew takes the state, and nobody looks for it there.
                 self._vanished()
-            if (slow := self._pace.look()) is not None:
+            if (slow := self._watchdog.look()) is not None:
                 self._tell_slow(*slow)
             devices = self._sampler.latest()
             if devices:
@@ -252,7 +256,7 @@ class Recorder:
         if size and os.pread(self._file, 1, size - 1) != b"\n":
             os.write(self._file, b"\n")
 
-    def _complain(self, name: str, error: OSError) -> None:
+    def _warn_once(self, name: str, error: OSError) -> None:
         if name not in self._failing:
             log(f"error: {name} cannot be written: {error}")
         self._failing.add(name)

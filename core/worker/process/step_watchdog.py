@@ -1,4 +1,4 @@
-"""Whether the step under way takes much longer than steps do."""
+"""Watchdog of optimizer steps: notices one that takes much longer than steps do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LONG_FACTOR, LONG_SECONDS = 10.0, 30.0
 MEDIAN_OF, MEDIAN_FROM = 64, 5
 
 
-class StepPace:
+class StepWatchdog:
     """Told by the training thread of its steps, and looked at by another.
 
     Args:

@@ -1,4 +1,4 @@
-"""Which step was the best so far, which checkpoint is known to be good, and whether going on is worth it."""
+"""Early stopping, the best checkpoint, and the newest one that is known to be good."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 
-class Selection:
-    """What is learned from the losses of a run about its steps.
+class BestStep:
+    """The best step by held-out loss, and the patience that is left.
 
     A checkpoint is good when its very weights have given a finite loss and a finite gradient: the loss of its step was
     computed before the update that it contains, and says nothing of that.

@@ -1,4 +1,4 @@
-"""Whether a step's loss and gradient are numbers that can be trained on, and which rows they came from."""
+"""Finite checks: a step whose loss or gradient is not finite is skipped, and its rows are named."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class NotFiniteError(UserError):
         self.good = good
 
 
-class Health:
+class FiniteCheck:
     """Looks at the loss and the gradient of each step.
 
     Args:

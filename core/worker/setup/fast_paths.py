@@ -1,4 +1,4 @@
-"""What a run computes faster than the model's own modules would, decided before its first step."""
+"""Fast paths of a run: fused layers, compiled layers and packed rows, decided before its first step."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from peft import PeftModel
 from core.config.schema import Config
 from core.errors import UserError
 from core.worker.data.encode import TokenizedRow
-from core.worker.data.packing import common_beginning
+from core.worker.data.packing import Packing, common_beginning
 from core.worker.fused.install import Fused, fuse
-from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.adapters import TRAINED
 from core.worker.model.model import LoadedModel, decoder_layers
-from core.worker.setup.self_check import Trial
+from core.worker.setup.self_check import SelfCheck
 
 
 def fuse_layers(config: Config, loaded: LoadedModel) -> Fused:
@@ -65,8 +64,8 @@ def _missing_compiler(device: torch.device) -> str | None:
     return None
 
 
-def lays_out(config: Config, fused: Fused) -> bool:
-    """Whether rows are to be laid one behind another, so far as configuration and attention go.
+def wants_packing(config: Config, fused: Fused) -> bool:
+    """Whether batches are to be packed, so far as configuration and attention go.
 
     Args:
         config: Of the run.
@@ -81,40 +80,32 @@ def _shares(config: Config) -> bool:
     return config.train.share_prefix and not drawn
 
 
-def arrange_rows(
-    config: Config,
-    loaded: LoadedModel,
-    loss: SupervisedLoss,
-    rows: Sequence[TokenizedRow],
-    fused: Fused,
-    trial: Trial,
-) -> None:
-    """Decide whether rows lie one behind another, and whether what they begin with alike is computed once.
+def choose_packing(
+    config: Config, loaded: LoadedModel, rows: Sequence[TokenizedRow], fused: Fused, check: SelfCheck
+) -> Packing:
+    """Sequence packing and shared prefixes of a run, where the model keeps rows apart.
 
     Args:
         config: Of the run.
         loaded: The model.
-        loss: Of the model; it is told.
         rows: Of the data.
-        fused: What has been put into the model.
-        trial: Of the model.
+        fused: The fused parts of the model.
+        check: The self-check of the model.
 
     Raises:
         UserError: If ``train.packing`` is on and rows could not be kept apart.
     """
-    wanted = _shares(config)
-    if not config.train.packing and not wanted:
-        return
-    reason = trial.mixed if fused.attention else _missing_attention(loaded)
-    wanted = wanted and not trial.draws
-    if reason is not None and config.train.packing:
+    pack, share = config.train.packing, _shares(config)
+    if not pack and not share:
+        return Packing()
+    reason = check.mixed if fused.attention else _missing_attention(loaded)
+    if reason is not None and pack:
         raise UserError(
             f"train.packing is on, and rows that lie one behind another would not be kept apart: {reason}.",
             "Set train.packing = false; rows of like length go together anyway, so that little is padded.",
         )
-    loss.share, loss.pack = reason is None and wanted, reason is None and config.train.packing
-    if loss.share:
-        loss.common = common_beginning(rows)
+    share = share and not check.draws and reason is None
+    return Packing(share, pack, common_beginning(rows) if share else 0)
 
 
 def _missing_attention(loaded: LoadedModel) -> str:

@@ -1,11 +1,9 @@
-"""The memory plan of a run that is about to train: whether activations are recomputed, and what is put beside what the
-rehearsal measures."""
+"""Memory decisions of a run that is about to train, and its memory events: the plan against what is measured."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,15 +18,15 @@ from core.memory.rows import rows_of_tokens
 from core.models.architecture.load import load_architecture, locate_model
 from core.units import format_bytes
 from core.worker.data.batches import supervised_count
-
-if TYPE_CHECKING:
-    from core.worker.data.dataset import Dataset
-    from core.worker.steps.window import WindowGradients
+from core.worker.data.dataset import Dataset
+from core.worker.fused.install import Fused
+from core.worker.process.recorder import Recorder
+from core.worker.progress.state import TrainState
 
 
 @dataclass(frozen=True)
 class MemoryDecision:
-    """What a run does about its memory from the beginning."""
+    """Memory decisions of a run at its beginning."""
 
     checkpointing: bool
     """Whether activations are recomputed in backward."""
@@ -58,16 +56,65 @@ def decide_memory(config: Config, device: torch.device, dataset: Dataset, token_
     return MemoryDecision(recomputing, why, offload, why_offload, plan is not None and plan.dequantized)
 
 
+@dataclass(frozen=True)
+class MemoryMeter:
+    """Memory events: the peak of a run so far, and after the rehearsal the plan's prediction.
+
+    Args:
+        config: Of the run.
+        device: Where it runs.
+        dataset: What is trained on.
+        state: Of the training.
+        fused: Whose copies of weights count.
+        recorder: Where events go.
+    """
+
+    config: Config
+    device: torch.device
+    dataset: Dataset
+    state: TrainState
+    fused: Fused
+    recorder: Recorder
+
+    def reset_peak(self) -> None:
+        """Measure the peak of a GPU from now on."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def record(self, *, rehearsed: bool = False) -> None:
+        """Record the peak.
+
+        Args:
+            rehearsed: Whether the rehearsal has just been done, so that the peak so far is its own.
+        """
+        device, predicted = self.device, None
+        if rehearsed:
+            kept = self.fused.keeps_weights
+            predicted = predict_memory(self.config, device.type, self.dataset, self.state, dequantized=kept)
+        if device.type != "cuda":
+            self.recorder.memory_of_process(predicted, rehearsed=rehearsed)
+            return
+        peak = torch.cuda.max_memory_allocated(device)
+        free, total = torch.cuda.mem_get_info(device)
+        self.recorder.memory(
+            str(device),
+            predicted_bytes=predicted,
+            rehearsed_bytes=peak if rehearsed else None,
+            peak_bytes=peak,
+            limit_bytes=min(total, free + torch.cuda.memory_reserved(device)),
+        )
+
+
 def predict_memory(
-    config: Config, device: str, dataset: Dataset, windows: WindowGradients, *, dequantized: bool = False
+    config: Config, device: str, dataset: Dataset, state: TrainState, *, dequantized: bool = False
 ) -> dict[str, int] | None:
-    """What the plan says of a run, its micro-batches and checkpointing as they are now.
+    """The plan of a run, its micro-batches and checkpointing as they are now.
 
     Args:
         config: Of the run.
         device: ``cpu`` or ``cuda``.
         dataset: What is trained on.
-        windows: Has decided how rows are cut.
+        state: The token budget, and whether activations are recomputed.
         dequantized: Whether 16-bit copies of 4-bit weights are kept.
 
     Returns:
@@ -78,9 +125,9 @@ def predict_memory(
         config,
         machine,
         dataset,
-        windows.token_budget,
-        checkpointing=windows.checkpointing,
-        offload=windows.offloading,
+        state.token_budget,
+        checkpointing=state.checkpointing,
+        offload=state.offloading,
         dequantized=dequantized,
     )
     return None if plan is None else plan.by_name()

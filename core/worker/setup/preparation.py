@@ -1,4 +1,4 @@
-"""What of a run is known before its model is loaded: base, tokenizer, template and rows, and whether to go on."""
+"""Preparation of a run before its model is loaded: base, tokenizer, template and rows, and whether to go on."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from core.config.schema import Config
 from core.data.formats.detect import SAMPLE
 from core.data.registries.resolve import resolve_sources
 from core.errors import UserError
+from core.template.builtin import template_source
 from core.template.settings import supervised_turns
 from core.text import one_line
 from core.worker.data.batches import fingerprint
 from core.worker.data.dataset import HELD_OUT, NOT_SAMPLED, Dataset, Loader
-from core.worker.data.encode import Encoder, read_template, stop_token_ids
+from core.worker.data.encode import Encoder, stop_token_ids
 from core.worker.model.model import load_tokenizer
 from core.worker.model.starter import resolve_base
 from core.worker.model.support import check_base
@@ -35,7 +36,7 @@ FALLBACK_TEMPLATE = "alpaca"
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run is made of, its model's weights aside."""
+    """The inputs of a run, its model's weights aside."""
 
     base: Path
     """Directory of the base model."""
@@ -74,10 +75,10 @@ def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None], 
         allowed,
         lambda code, message, hint: recorder.notice("warning", code, message, hint),
     )
-    template = read_template(config.template.file, config.template.name)
+    template = template_source(config.template.file, config.template.name)
     if template is None and not tokenizer.chat_template and _has_conversations(config):
         preflight.check_template(config.model.base)
-        template = read_template(None, FALLBACK_TEMPLATE)
+        template = template_source(None, FALLBACK_TEMPLATE)
     encoder = Encoder(
         tokenizer,
         stop_token_ids(_generation_config(base), tokenizer, template),
@@ -114,7 +115,7 @@ def _has_conversations(config: Config) -> bool:
 
 
 def _generation_config(base: Path) -> Any:
-    """What the model would have as its ``generation_config``."""
+    """The ``generation_config`` that the model has, or would have."""
     try:
         return GenerationConfig.from_pretrained(base, local_files_only=True)
     except OSError:

@@ -1,4 +1,5 @@
-"""What is tried on a model before it is trained: whether our way through it gives what its own gives."""
+"""Self-check before training: our way through hidden states and head must give the model's own logits, and packed rows
+the hidden states that they have alone."""
 
 from __future__ import annotations
 
@@ -12,7 +13,6 @@ import numpy as np
 import torch
 
 from core.errors import UserError
-from core.worker.checkpoint.checkpoint import restore_rng, rng_state
 from core.worker.data.batches import collate
 from core.worker.data.encode import TokenizedRow
 from core.worker.data.packing import LaidOut, lay_out
@@ -20,6 +20,7 @@ from core.worker.fused.attention import LayoutError
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.model import LoadedModel, decoder_layers, evaluation_mode
 from core.worker.oom.retry import MemoryShortageError, attempt, is_out_of_memory
+from core.worker.process.rng import restore_rng, rng_state
 
 #: The greatest difference between our logits and the model's own that rounding explains.
 LOGIT_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 1.0, torch.float16: 0.25}
@@ -35,25 +36,25 @@ GROUPS = (([0, 1], PREFIX), ([2], 0))
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What came of it."""
+class SelfCheck:
+    """The result."""
 
     logits_differ: float
     """The largest difference between our logits and the model's own."""
     mixed: str | None
-    """Why rows laid one behind another would not be what they are alone; None where they are, or were not tried."""
+    """Why packing would leak between rows; None if it does not, or was not tested."""
     draws: bool = False
     """Whether the model has random draws of its own in training; told where rows were laid out."""
 
 
-def try_model(
+def check_model(
     loaded: LoadedModel,
     loss: SupervisedLoss,
     rows: Sequence[TokenizedRow],
     autocast: Callable[[], AbstractContextManager[Any]],
     *,
     laid_out: bool,
-) -> Trial:
+) -> SelfCheck:
     """Run three short rows through the model in its own way and in ours, in evaluation mode: dropout would make the two
     differ. The random state is left as it is.
 
@@ -79,7 +80,7 @@ def try_model(
             f"Memory ran out with {LEAST} tokens, before training: {least.reason}",
             "Close what else holds its memory, or choose a smaller base model.",
         )
-    return Trial(least.result, f"memory ran out in trying it ({whole.reason})")
+    return SelfCheck(least.result, f"memory ran out in trying it ({whole.reason})")
 
 
 @torch.no_grad()
@@ -100,7 +101,7 @@ def _try_rows(
     autocast: Callable[[], AbstractContextManager[Any]],
     *,
     laid_out: bool,
-) -> Trial:
+) -> SelfCheck:
     ids, supervised = collate(rows, 0, torch.device("cpu"))
     laid = lay_out(ids.numpy(), supervised.numpy(), loaded.device, groups=list(GROUPS))
     ids, supervised = ids.to(loaded.device), supervised.to(loaded.device)
@@ -112,7 +113,7 @@ def _try_rows(
     if laid_out and mixed is None and _may_draw(loaded.model):
         with autocast():
             mixed, draws = _in_training(loaded, loss, laid)
-    return Trial(difference, mixed, draws)
+    return SelfCheck(difference, mixed, draws)
 
 
 def _mixed(loaded: LoadedModel, loss: SupervisedLoss, laid: LaidOut, wanted: torch.Tensor) -> str | None:
@@ -180,21 +181,21 @@ def _generators(state: dict[str, Any]) -> list[torch.Tensor]:
     return [state["torch"], *state.get("cuda", [])]
 
 
-def check_head(trial: Trial, dtype: torch.dtype, base: str) -> None:
+def check_head(found: SelfCheck, dtype: torch.dtype, base: str) -> None:
     """Refuse a model whose way from hidden states to logits is not known here.
 
     Args:
-        trial: Of the model.
+        found: Of the model.
         dtype: Of its arithmetic.
         base: Its name.
 
     Raises:
         UserError: If our logits are not the model's own.
     """
-    if not trial.logits_differ <= LOGIT_TOLERANCE[dtype]:
+    if not found.logits_differ <= LOGIT_TOLERANCE[dtype]:
         raise UserError(
             f"The output head of {base} works in a way that is not known here "
-            f"(logits differ by {trial.logits_differ:.3g}).",
+            f"(logits differ by {found.logits_differ:.3g}).",
             "Report the model's architecture; training it would go wrong silently.",
         )
 

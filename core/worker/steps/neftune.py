@@ -1,4 +1,4 @@
-"""Noise on the embeddings of the rows that are trained on (NEFTune, arXiv 2310.05914)."""
+"""NEFTune: noise on the embeddings of the rows that are trained on (arXiv 2310.05914)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class EmbeddingNoise:
 
     Args:
         model: The model, whose input embeddings it is put on.
-        alpha: How strong it is: 5 to 15 in the paper.
+        alpha: How strong it is: 5 to 15 in the paper; None for no noise, and no random draw.
     """
 
-    def __init__(self, model: Any, alpha: float) -> None:
+    def __init__(self, model: Any, alpha: float | None) -> None:
         self._embeddings = model.get_input_embeddings()
         self._alpha = alpha
         self._seed = 0
@@ -31,6 +31,8 @@ class EmbeddingNoise:
 
     def begin_window(self) -> None:
         """Draw a window's number from torch's generator, which checkpoints keep."""
+        if self._alpha is None:
+            return
         self._seed = int(torch.randint(1 << 62, ()))
         self._seen.clear()
 
@@ -42,7 +44,10 @@ class EmbeddingNoise:
             rows: What each row of the micro-batch is called; equal ones get noises of their own.
             lengths: Tokens of each, without padding.
         """
-        seeds = []
+        if self._alpha is None:
+            yield
+            return
+        alpha, seeds = self._alpha, list[int]()
         for row in rows:
             seeds.append(_mixed(self._seed, row, self._seen[row]))
             self._seen[row] += 1
@@ -50,7 +55,7 @@ class EmbeddingNoise:
         def add(_module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
             noisy = output.clone()
             for place, (seed, length) in enumerate(zip(seeds, lengths, strict=True)):
-                noisy[place, :length] += self._noise(seed, length, output).to(output.dtype)
+                noisy[place, :length] += _noise(seed, length, alpha, output).to(output.dtype)
             return noisy
 
         handle = self._embeddings.register_forward_hook(add)
@@ -59,11 +64,12 @@ class EmbeddingNoise:
         finally:
             handle.remove()
 
-    def _noise(self, seed: int, length: int, like: torch.Tensor) -> torch.Tensor:
-        generator = torch.Generator(like.device).manual_seed(seed)
-        hidden = like.shape[-1]
-        noise = torch.empty(length, hidden, dtype=torch.float32, device=like.device)
-        return noise.uniform_(-1.0, 1.0, generator=generator) * (self._alpha / math.sqrt(length * hidden))
+
+def _noise(seed: int, length: int, alpha: float, like: torch.Tensor) -> torch.Tensor:
+    generator = torch.Generator(like.device).manual_seed(seed)
+    hidden = like.shape[-1]
+    noise = torch.empty(length, hidden, dtype=torch.float32, device=like.device)
+    return noise.uniform_(-1.0, 1.0, generator=generator) * (alpha / math.sqrt(length * hidden))
 
 
 def _mixed(window: int, row: int, repeat: int) -> int:

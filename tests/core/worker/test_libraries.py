@@ -10,7 +10,7 @@ import pytest
 #: In a process of its own, as imports happen once.
 SCRIPT = """
 import gc, json, sys
-from core.worker import environment
+from core.worker.process import environment
 environment.prepare()
 from core.worker.libraries import compiling_on_first_call, import_libraries
 import_libraries()

@@ -391,18 +391,6 @@ def test_a_checkpoint_of_another_model_is_refused(tiny_model_dir: Path, saved: P
         checkpoints.restore(found, model=other.model, optimizer=other.optimizer)
 
 
-def test_the_random_state_of_all_generators_is_put_back() -> None:
-    def draw() -> tuple[Any, ...]:
-        return torch.rand(2).tolist(), np.random.standard_normal(), random.gauss(0, 1)
-
-    draw()
-    before = checkpoints.rng_state()
-    first = draw()
-    draw()
-    checkpoints.restore_rng(before)
-    assert draw() == first
-
-
 def test_protected_checkpoints_stay_beside_those_that_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4, 5):
         (tmp_path / f"step-{step:08d}").mkdir()

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from torch import nn
@@ -15,37 +14,21 @@ from core.config.schema import Config, DataSection
 from core.runs.events import CheckpointEvent, StepEvent, StoppedEvent
 from core.runs.store import create_run
 from core.runs.tail import EventTail
-from core.worker.checkpoint.checkpointer import Keeper
+from core.worker.checkpoint.checkpointer import Checkpointer
 from core.worker.process.recorder import Recorder
-from core.worker.train import FinetuneRecipe
 from tests.core.worker.process.test_recorder import step
+from tests.core.worker.steps.stepper import make_state
 
 
-def recipe_of(recorder: Recorder, config: Config) -> FinetuneRecipe:
-    """What the keeper asks of a recipe that has done three steps."""
-    nothing: Callable[..., Any] = lambda *_: None  # noqa: E731
-    model = nn.Linear(2, 2)
-    recipe = SimpleNamespace(
-        run=recorder.run,
-        config=config,
-        recorder=recorder,
-        step=3,
-        total_steps=9,
-        data_fingerprint="d",
-        held_out_fingerprint="",
-        base_fingerprint=SimpleNamespace(value="b"),
-        measured=None,
-        liger=False,
-        loaded=SimpleNamespace(model=model),
-        update=SimpleNamespace(state_dict=dict),
-        accelerator=SimpleNamespace(scaler=None),
-        windows=SimpleNamespace(token_budget=8, checkpointing=False, offloading=False),
-        attendant=SimpleNamespace(overrides={}, pause=nothing),
-        selection=SimpleNamespace(facts=dict, saved=nothing, protected=set()),
-        health=SimpleNamespace(facts=dict),
-        warn=nothing,
-    )
-    return cast(FinetuneRecipe, recipe)
+def checkpointer_of(recorder: Recorder, config: Config) -> Checkpointer:
+    """That of a run that has done three steps."""
+    state = make_state(8)
+    state.step, state.total_steps = 3, 9
+    fingerprints: Any = SimpleNamespace(data="d", held_out="", base=SimpleNamespace(value="b"))
+    loaded: Any = SimpleNamespace(model=nn.Linear(2, 2))
+    update: Any = SimpleNamespace(state_dict=dict)
+    nothing: Any = None
+    return Checkpointer(config, loaded, update, state, nothing, fingerprints, None, recorder)
 
 
 def test_events_up_to_a_checkpoint_are_durable_before_it_is(
@@ -72,7 +55,7 @@ def test_events_up_to_a_checkpoint_are_durable_before_it_is(
 
         monkeypatch.setattr(os, "fsync", note_sync)
         monkeypatch.setattr(os, "replace", note_rename)
-        Keeper(recipe_of(recorder, config)).save()
+        checkpointer_of(recorder, config).save()
         assert done == ["events to step 3", "step-00000003"]
         assert any(isinstance(event, CheckpointEvent) for event in EventTail(run.events_path).read_all())
     finally:

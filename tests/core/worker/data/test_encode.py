@@ -10,9 +10,10 @@ from transformers import AutoTokenizer
 import sample_data
 from core.data.conversation import Example, Message, RowError
 from core.errors import UserError
+from core.template.builtin import template_source
 from core.template.mask import MaskedRow, Masker
 from core.template.tokenizer import load_tokenizer
-from core.worker.data.encode import Encoder, TokenizedRow, read_template, stop_token_ids
+from core.worker.data.encode import Encoder, TokenizedRow, stop_token_ids
 from tests.tiny_model import CHATML
 
 LLAMA3 = (
@@ -150,7 +151,7 @@ def test_the_end_of_a_template_stops_where_the_model_names_another(tokenizer: An
 def test_a_named_template_brings_its_stop(tokenizer: Any) -> None:
     tokenizer.eos_token = "<|endoftext|>"
     tokenizer.chat_template = None
-    chatml = read_template(None, "chatml")
+    chatml = template_source(None, "chatml")
     assert stop_token_ids(None, tokenizer) == [tokenizer.eos_token_id]
     stops = stop_token_ids(None, tokenizer, chatml)
     assert stops == [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")]
@@ -188,7 +189,9 @@ def test_a_tokenizer_of_sentencepiece_alone_is_converted(tmp_path: Path) -> None
     with pytest.raises(UserError, match="only the training process reads"):
         load_tokenizer(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    (row,) = Encoder(tokenizer, [tokenizer.eos_token_id], read_template(None, "zephyr")).encode([talk("the", "order")])
+    (row,) = Encoder(tokenizer, [tokenizer.eos_token_id], template_source(None, "zephyr")).encode(
+        [talk("the", "order")]
+    )
     assert isinstance(row, TokenizedRow)
     assert tokenizer.decode(row.input_ids[row.supervised]).strip() == "order</s>"
 
@@ -217,9 +220,9 @@ def test_a_model_without_a_template_is_refused(tokenizer: Any) -> None:
 
 
 def test_a_missing_template_file_is_named(tmp_path: Path) -> None:
-    assert read_template(None) is None
+    assert template_source(None, None) is None
     with pytest.raises(UserError, match=r"nowhere\.jinja"):
-        read_template(str(tmp_path / "nowhere.jinja"))
+        template_source(str(tmp_path / "nowhere.jinja"), None)
 
 
 def test_a_template_that_takes_for_ever_is_a_sentence(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,14 +61,14 @@ def test_every_supervised_token_is_predicted_from_what_is_before_it_in_its_row(
         return
     sequence, places, seen = laid.input_ids[0].tolist(), laid.position_ids[0].tolist(), seen_by(laid)
     assert len(sequence) == len(places) == len(seen) == sum(group.tokens for group in laid.layout.groups)
-    before = iter(laid.before.tolist())
+    before = iter(laid.predicting_positions.tolist())
     for tokens, first in rows:
         for target in range(first, len(tokens)):
             place = next(before)
             assert [sequence[other] for other in seen[place]] == tokens[:target]
             assert [places[other] for other in seen[place]] == list(range(target))
     assert next(before, None) is None
-    assert len(set(laid.before.tolist())) == len(laid.before)
+    assert len(set(laid.predicting_positions.tolist())) == len(laid.predicting_positions)
     assert len(sequence) <= ids.size
 
 
@@ -152,4 +152,4 @@ def test_a_first_token_is_predicted_by_nothing() -> None:
     ids, supervised = padded([([1, 2, 3, 4], 0), ([5, 6], 0), ([7], 0)])
     laid = choose_layout(ids, supervised, CPU, pack=True)
     assert laid is not None
-    assert laid.input_ids[0, laid.before].tolist() == [1, 2, 3, 5]
+    assert laid.input_ids[0, laid.predicting_positions].tolist() == [1, 2, 3, 5]

@@ -15,17 +15,18 @@ from hypothesis import strategies as st
 
 from core.config.schema import MethodSection
 from core.data.conversation import Example, Message
-from core.worker.checkpoint.checkpoint import rng_state
 from core.worker.data.dataset import Dataset
 from core.worker.data.encode import Encoder
 from core.worker.evaluate import evaluate
 from core.worker.evaluate.evaluate import Evaluator, answers_match, parse_json
 from core.worker.evaluate.samples import ANSWER_MARGIN_TOKENS
 from core.worker.loss.loss import SupervisedLoss
+from core.worker.loss.objectives import SupervisedObjective
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import LoadedModel, load_model, trainable_parameters
 from core.worker.oom.retry import MemoryShortageError
 from core.worker.process.control import StopRequested
+from core.worker.process.rng import rng_state
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -92,8 +93,8 @@ class Bench:
     def evaluator(self, *, token_budget: int = 1000, max_new_tokens: int = 0, check: Any = lambda: None) -> Evaluator:
         return Evaluator(
             self.loaded,
-            SupervisedLoss(self.loaded.model),
             self.dataset,
+            objective=SupervisedObjective(SupervisedLoss(self.loaded.model), self.dataset.rows),
             token_budget=token_budget,
             autocast=contextlib.nullcontext,
             max_new_tokens=max_new_tokens,
@@ -193,12 +194,15 @@ class LimitedLoss:
         self.loss, self.rows, self.fail_at, self.calls = SupervisedLoss(model), rows, fail_at, 0
         self.sizes: list[int] = []
 
-    def __call__(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
+    def summed(self, *outputs: torch.Tensor) -> torch.Tensor:
+        return self.loss.summed(*outputs)
+
+    def hidden(self, input_ids: torch.Tensor, supervised: torch.Tensor, *, most_shared: int | None) -> torch.Tensor:
         self.calls += 1
         if len(input_ids) > self.rows or self.calls in self.fail_at:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         self.sizes.append(len(input_ids))
-        return self.loss(input_ids, supervised)
+        return self.loss.hidden(input_ids, supervised, most_shared=most_shared)
 
 
 def limited(bench: Bench, rows: int, fail_at: set[int]) -> tuple[Evaluator, LimitedLoss, list[str]]:
@@ -206,8 +210,8 @@ def limited(bench: Bench, rows: int, fail_at: set[int]) -> tuple[Evaluator, Limi
     loss = LimitedLoss(bench.loaded.model, rows, fail_at)
     evaluator = Evaluator(
         bench.loaded,
-        loss,  # type: ignore[arg-type]
         bench.dataset,
+        objective=SupervisedObjective(loss, bench.dataset.rows),  # type: ignore[arg-type]
         token_budget=1000,
         autocast=contextlib.nullcontext,
         max_new_tokens=4,

@@ -66,7 +66,7 @@ def test_answers_name_their_step_and_a_question_that_is_too_long_costs_no_run(wr
             Questions([[{"role": "user", "content": content}]], 3),
             autocast=contextlib.nullcontext,
             template=None,
-            complain=lambda *why: complaints.append(why),
+            warn=lambda *why: complaints.append(why),
         )
 
     writer_parts.model.train()

@@ -159,7 +159,8 @@ class RawEngine:
 
 NOISY = """
 import os
-from core.worker import chat_engine, environment
+from core.worker.generate import chat_engine
+from core.worker.process import environment
 def noise():
     print('a library prints')
     os.write(1, b'and so does C code\\n')

@@ -13,10 +13,10 @@ from core.worker.data.batches import collate
 from core.worker.data.encode import TokenizedRow
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.objectives import Objective, make_objective
-from core.worker.loss.reference import AdapterOff
+from core.worker.loss.reference import AdapterOffReference
 from core.worker.model.adapters import attach_adapters
-from core.worker.model.model import LoadedModel, load_model, trainable_parameters
-from core.worker.steps.window import WindowGradients, make_accelerator
+from core.worker.model.model import LoadedModel, load_model, make_accelerator, trainable_parameters
+from tests.core.worker.steps.stepper import Stepper
 
 
 def make_rows(objective: str, count: int = 8) -> list[TokenizedRow]:
@@ -62,17 +62,15 @@ class Bench:
             self.config,
             self.loss,
             self.rows,
-            AdapterOff(model, self.loss),
+            AdapterOffReference(model, self.loss),
             self.loaded,
             self.accelerator.autocast,
         )
         self.notices: list[str] = []
-        self.windows = WindowGradients(
+        self.windows = Stepper(
             self.loaded,
             self.loss,
             self.rows,
-            accelerator=self.accelerator,
-            max_rows=None,
             notice=lambda code, _message, _hint: self.notices.append(code),
             objective=self.objective,
         )
@@ -80,7 +78,7 @@ class Bench:
     def learn(self, rows: list[TokenizedRow]) -> None:
         """Make some answers likelier than they were for the base."""
         batch = collate(rows, 0, self.loaded.device)
-        before = AdapterOff(self.loaded.model, self.loss)(rows, *batch).sum()
+        before = AdapterOffReference(self.loaded.model, self.loss)(rows, *batch).sum()
         optimizer = torch.optim.Adam(trainable_parameters(self.loaded.model), lr=0.01)
         for _ in range(60):
             likelihood = self.loss.log_probabilities(*batch).sum()

@@ -14,7 +14,7 @@ from core.worker.data.batches import collate
 from core.worker.data.encode import TokenizedRow
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.objectives import make_objective
-from core.worker.loss.reference import AdapterOff, Measured
+from core.worker.loss.reference import AdapterOffReference, PrecomputedReference
 from core.worker.model.model import trainable_parameters
 from core.worker.oom.retry import MemoryShortageError
 from tests.core.worker.loss.preference_bench import Bench
@@ -129,7 +129,7 @@ def test_loss_rewards_and_gradients_do_not_depend_on_the_cut(tiny_model_dir: Pat
     wanted = bench.gradient()
     for budget in (1, 150):
         bench.loaded.model.zero_grad()
-        bench.windows.token_budget = budget
+        bench.windows.state.token_budget = budget
         cut = bench.windows.run(WINDOW, where="step 1")
         assert cut.loss == pytest.approx(whole.loss, abs=1e-6)
         assert (cut.tokens, cut.supervised_tokens) == (whole.tokens, whole.supervised_tokens)
@@ -143,18 +143,20 @@ class FailsOnce(SupervisedLoss):
 
     calls = 0
 
-    def log_probabilities(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
+    def hidden(
+        self, input_ids: torch.Tensor, supervised: torch.Tensor, *, most_shared: int | None = None
+    ) -> torch.Tensor:
         self.calls += 1
         if self.calls == 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return super().log_probabilities(input_ids, supervised)
+        return super().hidden(input_ids, supervised, most_shared=most_shared)
 
 
 @pytest.mark.parametrize("train", OBJECTIVES[:1] + OBJECTIVES[3:])
 def test_a_window_that_ran_out_of_memory_is_the_same(tiny_model_dir: Path, train: dict[str, Any]) -> None:
     calm, failing = Bench(tiny_model_dir, **train), Bench(tiny_model_dir, **train)
     failing.objective._loss = FailsOnce(failing.loaded.model)  # type: ignore[attr-defined]
-    failing.windows.token_budget = 200
+    failing.windows.state.token_budget = 200
     wanted, result = calm.windows.run(WINDOW, where="step 1"), failing.windows.run(WINDOW, where="step 1")
     assert failing.notices == ["memory_cut"]
     assert result.loss == pytest.approx(wanted.loss, abs=1e-6)
@@ -167,7 +169,7 @@ def test_the_reference_is_the_base_and_leaves_what_is_trained(tiny_model_dir: Pa
     model = bench.loaded.model
     ids, supervised = collate(bench.rows, 0, bench.loaded.device)
     before = [(name, parameter.requires_grad) for name, parameter in model.named_parameters()]
-    found = AdapterOff(model, bench.loss)(bench.rows, ids, supervised)
+    found = AdapterOffReference(model, bench.loss)(bench.rows, ids, supervised)
     assert model.training
     assert [(name, parameter.requires_grad) for name, parameter in model.named_parameters()] == before
     assert not found.requires_grad
@@ -180,10 +182,12 @@ def test_the_reference_is_the_base_and_leaves_what_is_trained(tiny_model_dir: Pa
 
 def test_measured_log_probabilities_stay_those_of_the_beginning(tiny_model_dir: Path) -> None:
     bench = Bench(tiny_model_dir, objective="kto")
-    measured, told = Measured(100), list[tuple[int, int]]()
+    measured, told = PrecomputedReference(100), list[tuple[int, int]]()
     objective = make_objective(bench.config, bench.loss, bench.rows, measured, bench.loaded, bench.accelerator.autocast)
     sequences = objective.reference_sequences()
-    measured.measure(sequences, bench.loaded, bench.loss, bench.accelerator.autocast, lambda *done: told.append(done))
+    measured.precompute(
+        sequences, bench.loaded, bench.loss, bench.accelerator.autocast, lambda *done: told.append(done)
+    )
     assert told[-1] == (len(sequences), len(sequences))
     ids, supervised = collate(sequences, 0, bench.loaded.device)
     with torch.no_grad():
@@ -216,15 +220,17 @@ def test_the_reference_is_measured_in_smaller_batches_when_memory_runs_out(
     loss = LimitedLoss(bench.loaded.model)
     loss.since = since
 
-    def measure(measured: Measured, loss: SupervisedLoss) -> torch.Tensor:
-        measured.measure(sequences, bench.loaded, loss, bench.accelerator.autocast, lambda *_: None)
+    def measure(measured: PrecomputedReference, loss: SupervisedLoss) -> torch.Tensor:
+        measured.precompute(sequences, bench.loaded, loss, bench.accelerator.autocast, lambda *_: None)
         return measured(sequences, *collate(sequences, 0, bench.loaded.device))
 
-    cut = Measured(budget, lambda code, message, _: told.append(f"{code}: {message}"))
+    cut = PrecomputedReference(budget, lambda code, message, _: told.append(f"{code}: {message}"))
     found = measure(cut, loss)
-    torch.testing.assert_close(found, measure(Measured(1000), bench.loss), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(found, measure(PrecomputedReference(1000), bench.loss), atol=1e-4, rtol=1e-5)
     assert told[0].startswith(f"memory_reference: Memory ran out in measuring {rows} answers by the reference at once")
-    assert torch.equal(measure(Measured(cut.token_budget), loss), found), "whoever takes them again has the same"
+    assert torch.equal(measure(PrecomputedReference(cut.token_budget), loss), found), (
+        "whoever takes them again has the same"
+    )
     assert bench.loaded.model.training
     loss.rows, loss.since = 0, 0
     with pytest.raises(MemoryShortageError, match=r"a single answer of \d+ tokens in measuring the reference"):

@@ -24,8 +24,8 @@ from core.worker.model.full_weights import choose_weights, trained_tensors
 from core.worker.model.model import LoadedModel, evaluation_mode, load_model
 from core.worker.optim.optim import make_optimizer
 from core.worker.optim.update import WeightUpdate
-from core.worker.steps.window import WindowGradients, make_accelerator
 from tests.core.worker.loss.preference_bench import Bench, make_rows
+from tests.core.worker.steps.stepper import Stepper
 
 WINDOW = list(range(8))
 #: Of the tiny model.
@@ -51,12 +51,10 @@ class Moving(Bench):
     def __init__(self, directory: Path, *, dropout: float = 0.0, loss: Any = None, **train: Any) -> None:
         super().__init__(directory, dropout=dropout, **train)
         self.elsewhere = Elsewhere()
-        self.windows = WindowGradients(
+        self.windows = Stepper(
             self.loaded,
             self.loss if loss is None else loss(self.loss),
             self.rows,
-            accelerator=self.accelerator,
-            max_rows=None,
             notice=lambda code, _message, _hint: self.notices.append(code),
             objective=self.objective if loss is None else None,
             offload=self.elsewhere.offload,
@@ -64,8 +62,8 @@ class Moving(Bench):
 
     def run(self, *, offload: bool, budget: int = 100) -> tuple[float, torch.Tensor]:
         self.loaded.model.zero_grad()
-        self.windows.token_budget = budget
-        self.windows.set_checkpointing(True, offload=offload)
+        self.windows.state.token_budget = budget
+        self.windows.checkpointing.enable(offload=offload)
         torch.manual_seed(5)
         return self.windows.run(WINDOW, where="step 1").loss, self.gradient()
 
@@ -87,7 +85,7 @@ def test_gradients_are_the_same_to_the_last_bit(tiny_model_dir: Path, objective:
     assert bench.elsewhere.shapes
     assert moved == loss
     assert torch.equal(gradient, wanted)
-    assert bench.windows.offloading
+    assert bench.windows.state.offloading
     count = len(bench.elsewhere.shapes)
     bench.run(offload=False)
     assert len(bench.elsewhere.shapes) == count, "turned off again, nothing goes"
@@ -110,22 +108,20 @@ def test_weights_that_change_inside_backward_become_the_same(tiny_model_dir: Pat
             in_backward=True,
         )
         elsewhere = Elsewhere()
-        windows = WindowGradients(
+        windows = Stepper(
             LoadedModel(loaded.model, loaded.tokenizer, loaded.device, loaded.dtype),
             SupervisedLoss(loaded.model),
             make_rows("sft"),
-            accelerator=make_accelerator(loaded),
-            max_rows=None,
             notice=lambda *_: None,
             partial=lambda: update.partial,
             whole=True,
             offload=elsewhere.offload,
         )
-        windows.set_checkpointing(True, offload=offload)
+        windows.checkpointing.enable(offload=offload)
         for _ in range(2):
             update.begin(1e-3)
             windows.run(WINDOW, where="a step")
-            update.apply()
+            update.step()
         assert len(elsewhere.shapes) == (2 * LAYERS if offload else 0)
         return [parameter.detach() for parameter in loaded.model.parameters()]
 
@@ -138,9 +134,12 @@ class Failing:
     def __init__(self, loss: SupervisedLoss, at: int) -> None:
         self.loss, self.at, self.calls = loss, at, 0
 
-    def __call__(self, *batch: torch.Tensor) -> torch.Tensor:
+    def summed(self, *outputs: torch.Tensor) -> torch.Tensor:
+        return self.loss.summed(*outputs)
+
+    def hidden(self, *batch: torch.Tensor, most_shared: int | None) -> torch.Tensor:
         self.calls += 1
-        found = self.loss(*batch)
+        found = self.loss.hidden(*batch, most_shared=most_shared)
         if self.at in (0, self.calls):
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return found
@@ -151,13 +150,13 @@ def test_a_window_that_ran_out_of_memory_is_run_again_with_its_activations_moved
     _, gradient = failing.run(offload=True)
     assert failing.notices == ["memory_cut"]
     calm = Moving(tiny_model_dir, dropout=0.2)
-    _, wanted = calm.run(offload=True, budget=failing.windows.token_budget)
+    _, wanted = calm.run(offload=True, budget=failing.windows.state.token_budget)
     assert torch.equal(gradient, wanted)
 
 
 def test_one_row_that_does_not_fit_is_recomputed_then_moved_and_then_named(tiny_model_dir: Path) -> None:
     bench = Moving(tiny_model_dir, loss=lambda loss: Failing(loss, at=0))
-    bench.windows.token_budget = 1
+    bench.windows.state.token_budget = 1
     with pytest.raises(UserError, match="recomputed from what is kept in the machine's memory") as caught:
         bench.windows.run(WINDOW[:1], where="step 1")
     assert bench.notices == ["memory_checkpointing", "memory_offload"]
@@ -167,7 +166,7 @@ def test_one_row_that_does_not_fit_is_recomputed_then_moved_and_then_named(tiny_
 
 def test_measuring_moves_nothing(tiny_model_dir: Path) -> None:
     bench = Moving(tiny_model_dir)
-    bench.windows.set_checkpointing(True, offload=True)
+    bench.windows.checkpointing.enable(offload=True)
     ids, learned = torch.ones(2, 9, dtype=torch.long), torch.ones(2, 9, dtype=torch.bool)
     with torch.no_grad():
         bench.loss(ids, learned)

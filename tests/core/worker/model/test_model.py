@@ -1,5 +1,6 @@
 import copy
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ LEARNED = torch.ones(2, 20, dtype=torch.bool)
 
 def load(directory: Path, method: str = "qlora", precision: str = "bf16") -> LoadedModel:
     loaded = load_model(directory, method=method, precision=precision, device="cpu", for_training=True)
-    loaded.model = attach_adapters(loaded.model, MethodSection(rank=4), seed=0)
+    loaded = replace(loaded, model=attach_adapters(loaded.model, MethodSection(rank=4), seed=0))
     for parameter in trainable_parameters(loaded.model):
         torch.nn.init.normal_(parameter, std=0.02)
     return loaded

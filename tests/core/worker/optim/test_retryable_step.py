@@ -11,10 +11,10 @@ import torch
 
 from core.config.derived import FP32_STATES
 from core.config.schema import Config
-from core.worker.oom.retry import MemoryShortageError, Persistence
+from core.worker.oom.retry import MemoryShortageError, Retry
 from core.worker.optim import update as update_module
 from core.worker.optim.optim import make_optimizer
-from core.worker.optim.retryable_step import RestartableStep
+from core.worker.optim.retryable_step import RetryableStep
 from core.worker.optim.rounding import add_slices
 from core.worker.optim.update import WeightUpdate
 
@@ -69,7 +69,7 @@ def test_a_parameter_whose_step_failed_after_it_was_changed_is_stepped_once(kind
     steady, tried = (make_optimizer(each, options(kind)) for each in (calm, failing))
     told: list[str] = []
     tried.step = Failing(tried.step, fail_at, after=True)
-    step = RestartableStep(tried, Persistence(notice=lambda code, _message, _hint: told.append(code)))
+    step = RetryableStep(tried, Retry(notice=lambda code, _message, _hint: told.append(code)))
     for number in range(3):
         give_gradients(calm, number)
         give_gradients(failing, number)
@@ -95,7 +95,7 @@ def test_of_fused_adamw_a_group_is_stepped_once(fail_at: set[int], monkeypatch: 
         give_gradients(calm, number)
         steady.step()
     monkeypatch.setattr(torch, "_fused_adamw_", Failing(torch._fused_adamw_, fail_at, after=False))
-    step = RestartableStep(tried, Persistence())
+    step = RetryableStep(tried, Retry())
     for number in range(3):
         give_gradients(failing, number)
         step()
@@ -108,7 +108,7 @@ def test_a_step_that_never_fits_is_a_sentence_and_leaves_the_part_as_it_was() ->
     optimizer = make_optimizer(trained, options("adamw_8bit"))
     before = [parameter.detach().clone() for parameter in trained]
     optimizer.step = Failing(optimizer.step, set(range(99)), after=True)
-    step = RestartableStep(optimizer, Persistence(where=lambda: "step 7"))
+    step = RetryableStep(optimizer, Retry(where=lambda: "step 7"))
     give_gradients(trained, 0)
     with pytest.raises(MemoryShortageError, match="at step 7 in the optimizer's step, 3 times in a row"):
         step()
@@ -126,7 +126,7 @@ def test_other_errors_are_passed_on() -> None:
     optimizer.step = broken
     give_gradients(trained, 0)
     with pytest.raises(RuntimeError, match="shape mismatch"):
-        RestartableStep(optimizer, Persistence())()
+        RetryableStep(optimizer, Retry())()
 
 
 def weight_update(net: torch.nn.Module, kind: str, *, in_backward: bool) -> WeightUpdate:
@@ -167,7 +167,7 @@ def test_a_weight_that_is_added_to_in_slices_goes_on_where_memory_ran_out(
             update.begin(1e-2)
             data = torch.randn(16, 128, generator=torch.Generator().manual_seed(number))
             (net(data) - 1).square().mean().backward()
-            update.measure()
-            update.apply()
+            update.clip()
+            update.step()
     assert failed == [3000, 6000]
     assert_equal(list(failing.parameters()), list(calm.parameters()))

@@ -53,8 +53,8 @@ class Setup:
     def step(self, seed: int, lr: float = 1e-2) -> float:
         self.update.begin(lr)
         self.backward(seed)
-        norm = self.update.measure()
-        self.update.apply()
+        norm = self.update.clip()
+        self.update.step()
         return norm
 
     def weights(self) -> list[torch.Tensor]:
@@ -180,8 +180,8 @@ def test_gradients_are_clipped_after_the_window() -> None:
     before = [parameter.detach().clone() for parameter in net.parameters()]
     update.begin(1.0)
     (net(torch.randn(16, 128)) - 1).square().sum().backward()
-    assert update.measure() > 0.5
-    update.apply()
+    assert update.clip() > 0.5
+    update.step()
     moved = [now - then for now, then in zip(net.parameters(), before, strict=True)]
     assert float(torch.cat([change.flatten() for change in moved]).norm()) == pytest.approx(0.5, rel=1e-4)
 
@@ -192,8 +192,8 @@ def test_a_gradient_that_is_not_finite_changes_nothing(in_backward: bool) -> Non
     before = setup.weights()
     setup.update.begin(1e-2)
     (setup.net(torch.ones(16, 128)).square().sum() * math.nan).backward()
-    assert not math.isfinite(setup.update.measure())
-    setup.update.skip()
+    assert not math.isfinite(setup.update.clip())
+    setup.update.drop()
     assert equal(before, setup.weights())
     assert all(parameter.grad is None for parameter in setup.net.parameters())
 
@@ -204,6 +204,6 @@ def test_it_is_known_when_a_window_cannot_be_run_again() -> None:
     moments = [setup.update.partial]
     setup.backward(0)
     moments.append(setup.update.partial)
-    setup.update.apply()
+    setup.update.step()
     moments.append(setup.update.partial)
     assert moments == [False, True, False]

@@ -23,25 +23,21 @@ import logging, sys, threading, types, warnings
 from core.worker import __main__ as worker
 TOKEN = "{TOKEN}"
 
-class Leak:
-    def __init__(self, run, config, recorder, controls):
-        self.recorder = recorder
-
-    def train(self, resume):
-        print("printed", TOKEN)
-        sys.stderr.write("in two pieces " + TOKEN[:9])
-        sys.stderr.write(TOKEN[9:] + "\\n")
-        warnings.warn(TOKEN)
-        logging.getLogger("library").error("logged %s", TOKEN)
-        self.recorder.notice("warning", "code", f"noticed {{TOKEN}}", f"hinted {{TOKEN}}")
-        self.recorder.phase("training", f"phase {{TOKEN}}")
-        thread = threading.Thread(target=lambda: 1 / len(TOKEN[99:]), name=TOKEN)
-        thread.start()
-        thread.join()
-        raise RuntimeError(f"401 for {{TOKEN}}")
+def leak(config, recorder, controls, *, resume):
+    print("printed", TOKEN)
+    sys.stderr.write("in two pieces " + TOKEN[:9])
+    sys.stderr.write(TOKEN[9:] + "\\n")
+    warnings.warn(TOKEN)
+    logging.getLogger("library").error("logged %s", TOKEN)
+    recorder.notice("warning", "code", f"noticed {{TOKEN}}", f"hinted {{TOKEN}}")
+    recorder.phase("training", f"phase {{TOKEN}}")
+    thread = threading.Thread(target=lambda: 1 / len(TOKEN[99:]), name=TOKEN)
+    thread.start()
+    thread.join()
+    raise RuntimeError(f"401 for {{TOKEN}}")
 
 recipe = types.ModuleType("core.worker.train")
-recipe.FinetuneRecipe = Leak
+recipe.train = leak
 sys.modules["core.worker.train"] = recipe
 sys.exit(worker.main(sys.argv[1:]))
 """

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from core.analysis.places import NAMED_LINES, Place, name_places
-from core.worker.progress.finite import NONFINITE_LIMIT, Health
+from core.worker.progress.finite import NONFINITE_LIMIT, FiniteCheck
 
 PLACES = [Place("a.jsonl", 4), Place("b.jsonl", 2), Place("a.jsonl", 3)]
 
@@ -15,10 +15,10 @@ PLACES = [Place("a.jsonl", 4), Place("b.jsonl", 2), Place("a.jsonl", 3)]
 class Told:
     def __init__(self) -> None:
         self.notices: list[tuple[str, str, str]] = []
-        self.health = Health(lambda *notice: self.notices.append(notice), PLACES)
+        self.finite = FiniteCheck(lambda *notice: self.notices.append(notice), PLACES)
 
     def accepts(self, loss: float, norm: float, *, overflow: bool = False) -> bool:
-        return self.health.accepts(9, loss, norm, [0, 2], overflow=overflow)
+        return self.finite.accepts(9, loss, norm, [0, 2], overflow=overflow)
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, math.nan), (1.0, math.inf), (math.inf, 1.0)])
@@ -29,7 +29,7 @@ def test_an_update_that_is_not_finite_is_refused_with_its_rows(loss: float, norm
     assert code == "nonfinite"
     assert "a.jsonl lines 3 and 4" in message
     assert str(NONFINITE_LIMIT) in hint
-    assert told.health.skipped == 1
+    assert told.finite.skipped == 1
 
 
 def test_only_failures_in_a_row_are_hopeless() -> None:
@@ -38,16 +38,16 @@ def test_only_failures_in_a_row_are_hopeless() -> None:
         told.accepts(math.nan, math.nan)
     assert told.accepts(1.0, 1.0)
     for _ in range(NONFINITE_LIMIT):
-        assert not told.health.is_hopeless
+        assert not told.finite.is_hopeless
         told.accepts(math.nan, math.nan)
-    assert told.health.is_hopeless
-    assert told.health.skipped == 2 * NONFINITE_LIMIT - 1
-    verdict = told.health.verdict(4)
+    assert told.finite.is_hopeless
+    assert told.finite.skipped == 2 * NONFINITE_LIMIT - 1
+    verdict = told.finite.verdict(4)
     assert "a.jsonl lines 3 and 4; the last good checkpoint is that of step 4." in verdict.message
-    assert "no checkpoint is known to be good" in told.health.verdict(None).message
+    assert "no checkpoint is known to be good" in told.finite.verdict(None).message
     again = Told()
-    again.health.restore(told.health.facts())
-    assert again.health.is_hopeless
+    again.finite.restore(told.finite.facts())
+    assert again.finite.is_hopeless
 
 
 def test_an_overflow_that_a_smaller_scale_mends_is_passed_over() -> None:

@@ -24,12 +24,12 @@ from core.worker.data.encode import TokenizedRow
 from core.worker.fused.install import Fused
 from core.worker.fused.lora import LoraLinear
 from core.worker.loss.loss import SupervisedLoss
-from core.worker.loss.reference import AdapterOff
+from core.worker.loss.reference import AdapterOffReference
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import LoadedModel, decoder_layers, load_model, trainable_parameters
-from core.worker.setup.fast_paths import arrange_rows, compile_layers, fuse_layers, lays_out
-from core.worker.setup.self_check import try_model
-from core.worker.steps.window import WindowGradients, make_accelerator
+from core.worker.setup.fast_paths import choose_packing, compile_layers, fuse_layers, wants_packing
+from core.worker.setup.self_check import check_model
+from tests.core.worker.steps.stepper import Stepper
 
 SYSTEM = np.arange(30, 50)
 
@@ -50,9 +50,10 @@ def config(**sections: dict[str, Any]) -> Config:
     return Config.model_validate({"data": {"train": "rows.jsonl"}, **sections})
 
 
-def settle(wanted: Config, loaded: LoadedModel, loss: SupervisedLoss, fused: Fused) -> None:
-    trial = try_model(loaded, loss, rows(), contextlib.nullcontext, laid_out=lays_out(wanted, fused))
-    arrange_rows(wanted, loaded, loss, rows(), fused, trial)
+def settle(wanted: Config, loaded: LoadedModel, fused: Fused) -> SupervisedLoss:
+    packed = wants_packing(wanted, fused)
+    found = check_model(loaded, SupervisedLoss(loaded.model), rows(), contextlib.nullcontext, laid_out=packed)
+    return SupervisedLoss(loaded.model, choose_packing(wanted, loaded, rows(), fused, found))
 
 
 class Setup:
@@ -62,9 +63,8 @@ class Setup:
         for parameter in trainable_parameters(model):
             torch.nn.init.normal_(parameter, std=0.05)
         self.loaded = LoadedModel(model, loaded.tokenizer, loaded.device, loaded.dtype)
-        self.loss = SupervisedLoss(model)
         self.fused = fuse_layers(wanted, self.loaded)
-        settle(wanted, self.loaded, self.loss, self.fused)
+        self.loss = settle(wanted, self.loaded, self.fused)
 
     def gradient(self, chosen: list[TokenizedRow]) -> torch.Tensor:
         """Of the summed loss of some rows as one batch."""
@@ -77,7 +77,10 @@ class Setup:
 def test_gradients_of_rows_together_are_those_of_each_row_alone(tiny_model_dir: Path, train: dict[str, Any]) -> None:
     plain = Setup(tiny_model_dir, config(train={"fused_layers": False, "share_prefix": False}))
     together = Setup(tiny_model_dir, config(train=train))
-    assert (together.loss.share, together.loss.pack) == (train.get("share_prefix", True), train.get("packing", False))
+    assert (together.loss.packing.share, together.loss.packing.pack) == (
+        train.get("share_prefix", True),
+        train.get("packing", False),
+    )
     wanted = torch.stack([plain.gradient([row]) for row in rows()]).sum(dim=0)
     torch.testing.assert_close(together.gradient(rows()), wanted, atol=1e-5, rtol=1e-3)
 
@@ -93,7 +96,7 @@ def test_one_row_sees_nothing_of_another_in_a_pack(tiny_model_dir: Path) -> None
 
 @pytest.mark.parametrize("method", [{"dropout": 0.1}, {"neftune_alpha": 5.0}])
 def test_rows_with_draws_of_their_own_share_nothing(tiny_model_dir: Path, method: dict[str, Any]) -> None:
-    assert not Setup(tiny_model_dir, config(method=method)).loss.share
+    assert not Setup(tiny_model_dir, config(method=method)).loss.packing.share
 
 
 @pytest.mark.parametrize("kind", ["resid_pdrop", "attn_pdrop"])
@@ -101,13 +104,13 @@ def test_rows_share_nothing_where_the_model_has_dropout_of_its_own(kind: str) ->
     shape = {"vocab_size": 260, "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}
     still = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
     before = torch.get_rng_state()
-    assert arrange(GPT2Config(**shape, **still)).share
-    assert not arrange(GPT2Config(**shape, **still | {kind: 0.1})).share
+    assert arrange(GPT2Config(**shape, **still)).packing.share
+    assert not arrange(GPT2Config(**shape, **still | {kind: 0.1})).packing.share
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(GPT2Config(**shape, **still))
     after = torch.get_rng_state()
     arrange(GPT2Config(**shape, **still | {kind: 0.1}))
-    assert torch.equal(torch.get_rng_state(), after), "the trial leaves no trace"
+    assert torch.equal(torch.get_rng_state(), after), "the check leaves no trace"
     torch.set_rng_state(before)
 
 
@@ -131,14 +134,12 @@ class Windows(Setup):
     def __init__(self, directory: Path, wanted: Config) -> None:
         super().__init__(directory, wanted)
         self.notices: list[str] = []
-        self.windows = WindowGradients(
+        self.windows = Stepper(
             self.loaded,
             self.loss,
             rows(),
-            accelerator=make_accelerator(self.loaded),
-            max_rows=None,
             notice=lambda code, _message, _hint: self.notices.append(code),
-            relieve=self.fused.drop_weights,
+            free_caches=self.fused.drop_weights,
         )
 
     def run(self) -> tuple[float, torch.Tensor]:
@@ -154,8 +155,8 @@ def test_a_step_with_shared_beginnings_does_not_depend_on_the_cut(
     tiny_model_dir: Path, train: dict[str, Any], budget: int
 ) -> None:
     whole, cut = (Windows(tiny_model_dir, config(train=train)) for _ in range(2))
-    assert whole.loss.share
-    cut.windows.token_budget = budget
+    assert whole.loss.packing.share
+    cut.windows.state.token_budget = budget
     loss, gradient = whole.run()
     other, found = cut.run()
     assert other == pytest.approx(loss, rel=1e-6)
@@ -166,7 +167,7 @@ def test_a_step_is_run_again_when_memory_runs_out_within_a_fused_backward(
     tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setup = Windows(tiny_model_dir, config())
-    setup.windows.token_budget = 200
+    setup.windows.state.token_budget = 200
     loss, gradient = setup.run()
     usual: Any = LoraLinear.backward
     calls = 0
@@ -197,7 +198,7 @@ def test_log_probabilities_are_the_same_to_the_last_bit_with_gradients_and_witho
     batch = collate(rows(), 0, setup.loaded.device)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = setup.loss.log_probabilities(*batch).detach()
-        before = AdapterOff(setup.loaded.model, setup.loss)(rows(), *batch)
+        before = AdapterOffReference(setup.loaded.model, setup.loss)(rows(), *batch)
     assert torch.equal(found, before)
 
 
@@ -206,9 +207,7 @@ def arrange(model_config: Any, **train: Any) -> SupervisedLoss:
     model = AutoModelForCausalLM.from_config(model_config)
     wanted = config(train=train)
     loaded = LoadedModel(model, None, torch.device("cpu"), torch.float32)
-    loss = SupervisedLoss(model)
-    settle(wanted, loaded, loss, fuse_layers(wanted, loaded))
-    return loss
+    return settle(wanted, loaded, fuse_layers(wanted, loaded))
 
 
 SMALL = {"vocab_size": 260, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0}
@@ -217,7 +216,7 @@ LLAMA = {"intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads
 
 def test_packing_is_refused_where_a_state_would_run_from_row_to_row() -> None:
     recurrent = Mamba2Config(**SMALL, num_heads=8, head_dim=8, state_size=8, n_groups=1, chunk_size=8)
-    assert not arrange(recurrent).share
+    assert not arrange(recurrent).packing.share
     with pytest.raises(UserError, match=r"train\.packing is on, and rows .* would not be kept apart"):
         arrange(recurrent, packing=True)
 
@@ -226,7 +225,7 @@ def test_packing_is_refused_where_rows_run_into_one_another_by_less_than_roundin
     """Convolutions of three tokens, whose weights are as small as new ones are."""
     kinds = ["conv", "full_attention"]
     convolved = Lfm2Config(**SMALL, **LLAMA, layer_types=kinds, block_ff_dim=48, block_multiple_of=8)
-    assert not arrange(convolved).share
+    assert not arrange(convolved).packing.share
     with pytest.raises(UserError, match="1 of its 2 layers have attention that can be told where rows end"):
         arrange(convolved, packing=True)
 
@@ -242,18 +241,16 @@ def test_packing_is_refused_where_the_attention_cannot_be_told() -> None:
 def test_rows_longer_than_a_window_go_padded() -> None:
     """A window shorter than the rows: refused by the layout, and right all the same."""
     loss = arrange(MistralConfig(**SMALL, **LLAMA, sliding_window=26), packing=True)
-    assert loss.pack
+    assert loss.packing.pack
     batch = collate(rows(), 0, torch.device("cpu"))
     with torch.no_grad():
-        found = loss(*batch)
-        loss.share = loss.pack = False
-        torch.testing.assert_close(found, loss(*batch))
+        torch.testing.assert_close(loss(*batch), SupervisedLoss(loss._causal)(*batch))
 
 
 def test_nothing_is_fused_that_is_not_wanted(tiny_model_dir: Path) -> None:
     setup = Setup(tiny_model_dir, config(train={"fused_layers": False}))
     assert setup.fused == Fused((), 0, False, False)
-    assert not setup.loss.share
+    assert not setup.loss.packing.share
 
 
 def told(into: list[str]) -> Any:
@@ -267,7 +264,7 @@ def test_compiled_layers_learn_the_same(tiny_model_dir: Path) -> None:
     # Traced and differentiated as for the real compiler, without the minute that this takes.
     compile_layers(compiled.loaded, told(notices), backend="aot_eager")
     assert notices == []
-    assert compiled.loss.share
+    assert compiled.loss.packing.share
     for chosen in (rows()[:2], rows()):
         wanted = torch.stack([plain.gradient([row]) for row in chosen]).sum(dim=0)
         torch.testing.assert_close(compiled.gradient(chosen), wanted, atol=1e-5, rtol=1e-3)

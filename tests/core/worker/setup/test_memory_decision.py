@@ -10,8 +10,8 @@ import gc
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import bitsandbytes as bnb
@@ -41,15 +41,18 @@ from core.worker.model.full_weights import choose_weights
 from core.worker.model.model import (
     LoadedModel,
     load_model,
+    make_accelerator,
     set_gradient_checkpointing,
     trainable_parameters,
 )
 from core.worker.optim.optim import make_optimizer
+from core.worker.progress.state import TrainState
 from core.worker.setup import memory_decision as prediction
 from core.worker.setup.fast_paths import fuse_layers
 from core.worker.setup.memory_decision import decide_checkpointing, decide_offload, predict_memory
-from core.worker.steps.window import WindowGradients, make_accelerator
+from core.worker.steps.window import first_budget
 from tests.core.models.architecture import published
+from tests.core.worker.steps.stepper import make_state
 
 SMALL = {
     "hidden_size": 256,
@@ -170,7 +173,7 @@ def prepare(config: Config) -> LoadedModel:
         for_training=True,
     )
     own = config.method.name in WEIGHT_METHODS
-    loaded.model = (choose_weights if own else attach_adapters)(loaded.model, config.method, seed=0)
+    loaded = replace(loaded, model=(choose_weights if own else attach_adapters)(loaded.model, config.method, seed=0))
     # The rotation is replaced for all models of a family in this process.
     file = sys.modules[type(loaded.model if own else loaded.model.get_base_model()).__module__]
     if hasattr(file, ROTATION):
@@ -421,27 +424,18 @@ def test_optimizer_states_are_what_is_kept(kind: str) -> None:
     assert sum(optimizer_bytes(kind, parameter.numel(), width) for parameter, width in pairs) == kept
 
 
-def windows_of(config: Config, tokens: int = 100) -> tuple[Dataset, WindowGradients]:
-    loaded = prepare(config)
+def state_of(tokens: int = 100) -> tuple[Dataset, TrainState]:
     ids, learned = np.full(tokens, 3, dtype=np.int32), np.ones(tokens, dtype=np.bool_)
     dataset = Dataset(rows=[TokenizedRow(ids, learned)] * 3)
-    windows = WindowGradients(
-        loaded,
-        SupervisedLoss(loaded.model),
-        dataset.rows,
-        accelerator=make_accelerator(loaded),
-        max_rows=None,
-        notice=lambda *_: None,
-    )
-    return dataset, windows
+    return dataset, make_state(first_budget(torch.device("cpu"), whole=False))
 
 
 def test_activations_are_recomputed_where_the_run_would_not_fit(
     model_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(model_of("llama"))
-    dataset, windows = windows_of(config)
-    parts = predict_memory(config, "cpu", dataset, windows)
+    dataset, state = state_of()
+    parts = predict_memory(config, "cpu", dataset, state)
     assert parts is not None
     needed = sum(size for name, size in parts.items() if name != "weights_file")
     cpu = torch.device("cpu")
@@ -455,7 +449,7 @@ def test_activations_are_recomputed_where_the_run_would_not_fit(
         chosen = config.model_copy(
             update={"memory": config.memory.model_copy(update={"gradient_checkpointing": choice})}
         )
-        decided, reason = decide_checkpointing(chosen, cpu, dataset, windows.token_budget)
+        decided, reason = decide_checkpointing(chosen, cpu, dataset, state.token_budget)
         assert decided is wanted
         assert reason.startswith("Activations are recomputed" if wanted else "Activations are kept")
         assert ("memory.gradient_checkpointing" in reason) is (choice != "auto")
@@ -482,40 +476,39 @@ def test_activations_are_moved_off_a_gpu_where_the_run_would_not_fit_recomputed(
 ) -> None:
     config = config_of(model_of("deep"), checkpointing=True)
     config = config.model_copy(update={"memory": config.memory.model_copy(update={"activation_offload": choice})})
-    dataset, windows = windows_of(config, tokens=1024)
+    dataset, state = state_of(tokens=1024)
     cuda = torch.device("cuda")
-    here = prediction._plan(config, Machine("cuda"), dataset, windows.token_budget, checkpointing=True, offload=False)
+    here = prediction._plan(config, Machine("cuda"), dataset, state.token_budget, checkpointing=True, offload=False)
     assert here is not None
     needed = here.needed_bytes
     monkeypatch.setattr(prediction, "_limit", lambda _device: needed - short)
     monkeypatch.setattr(cpu, "memory", lambda: (0, room))
-    decided, reason = decide_offload(config, cuda, dataset, windows.token_budget, recomputing=True)
+    decided, reason = decide_offload(config, cuda, dataset, state.token_budget, recomputing=True)
     assert decided is wanted
     assert reason.startswith(said)
     assert bool(reason) is bool(said)
-    assert decide_offload(config, cuda, dataset, windows.token_budget, recomputing=False) == (False, "")
+    assert decide_offload(config, cuda, dataset, state.token_budget, recomputing=False) == (False, "")
     # A run for a GPU that finds itself on a CPU goes on, and says so where it was asked to move something.
-    decided, reason = decide_offload(config, torch.device("cpu"), dataset, windows.token_budget, recomputing=True)
+    decided, reason = decide_offload(config, torch.device("cpu"), dataset, state.token_budget, recomputing=True)
     assert (decided, bool(reason)) == (False, choice == "on")
     by_need = config.model_copy(update={"memory": config.memory.model_copy(update={"gradient_checkpointing": "auto"})})
     monkeypatch.setattr(prediction, "_limit", lambda _device: 1 << 50)
-    assert decide_checkpointing(by_need, cuda, dataset, windows.token_budget)[0] is (choice == "on")
+    assert decide_checkpointing(by_need, cuda, dataset, state.token_budget)[0] is (choice == "on")
 
 
 def test_a_run_predicts_its_own_memory(model_of: Callable[[str], Path]) -> None:
     config = config_of(model_of("llama"))
-    dataset, windows = windows_of(config)
-    whole = predict_memory(config, "cpu", dataset, windows)
+    dataset, state = state_of()
+    whole = predict_memory(config, "cpu", dataset, state)
     assert whole is not None
     assert whole["runtime"] > 0
-    windows.set_checkpointing(True)
-    windows.token_budget = 104
-    cut = predict_memory(config, "cpu", dataset, windows)
+    state.checkpointing = True
+    state.token_budget = 104
+    cut = predict_memory(config, "cpu", dataset, state)
     assert cut is not None
     assert cut["activations"] < 0.5 * whole["activations"]
 
 
 def test_a_model_that_cannot_be_told_is_trained_without_a_prediction(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "jamba", "mamba_d_state": 16}))
-    windows: Any = SimpleNamespace(token_budget=100, checkpointing=False, offloading=False)
-    assert predict_memory(config_of(tmp_path), "cpu", Dataset(), windows) is None
+    assert predict_memory(config_of(tmp_path), "cpu", Dataset(), make_state()) is None

@@ -16,13 +16,13 @@ from core.worker.fused.install import fuse
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.model import LoadedModel
 from core.worker.oom.retry import MemoryShortageError
-from core.worker.setup.self_check import LEAST, Trial, check_head, try_model
+from core.worker.setup.self_check import LEAST, SelfCheck, check_head, check_model
 
 SMALL = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0, "bos_token_id": 1}
 SHAPE = {**SMALL, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "eos_token_id": 2}
 
 
-def attempt(config: Any, *, laid_out: bool = True, prepare: Any = lambda *_: None) -> Trial:
+def attempt(config: Any, *, laid_out: bool = True, prepare: Any = lambda *_: None) -> SelfCheck:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     model.train()
@@ -33,17 +33,17 @@ def attempt(config: Any, *, laid_out: bool = True, prepare: Any = lambda *_: Non
     rows = [TokenizedRow(ids, np.ones(len(ids), dtype=np.bool_))]
     loaded = LoadedModel(model, None, torch.device("cpu"), torch.float32)
     before = torch.get_rng_state()
-    trial = try_model(loaded, loss, rows, contextlib.nullcontext, laid_out=laid_out)
+    found = check_model(loaded, loss, rows, contextlib.nullcontext, laid_out=laid_out)
     assert torch.equal(torch.get_rng_state(), before)
     assert model.training
-    return trial
+    return found
 
 
 @pytest.mark.parametrize("config", [LlamaConfig(**SHAPE), GraniteConfig(**SHAPE, logits_scaling=4.0)])
 def test_a_model_that_is_understood_passes(config: Any) -> None:
-    trial = attempt(config)
-    assert trial.mixed is None
-    check_head(trial, torch.float32, "a-model")
+    found = attempt(config)
+    assert found.mixed is None
+    check_head(found, torch.float32, "a-model")
 
 
 def test_a_head_that_is_not_understood_is_refused() -> None:
@@ -56,7 +56,7 @@ def test_a_head_that_is_not_understood_is_refused() -> None:
 
 def test_logits_that_are_not_numbers_are_refused() -> None:
     with pytest.raises(UserError, match="The output head"):
-        check_head(Trial(float("nan"), None), torch.bfloat16, "a-model")
+        check_head(SelfCheck(float("nan"), None), torch.bfloat16, "a-model")
 
 
 def test_rows_that_see_one_another_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,17 +66,17 @@ def test_rows_that_see_one_another_are_noticed(monkeypatch: pytest.MonkeyPatch) 
         return out.transpose(1, 2)
 
     monkeypatch.setattr(attention, "_attend_groups", across)
-    trial = attempt(LlamaConfig(**SHAPE))
-    assert trial.mixed is not None
-    assert trial.mixed.startswith("its hidden states would differ by ")
+    found = attempt(LlamaConfig(**SHAPE))
+    assert found.mixed is not None
+    assert found.mixed.startswith("its hidden states would differ by ")
 
 
 def test_layers_that_do_not_know_of_rows_are_noticed() -> None:
     def prepare(model: Any, loss: SupervisedLoss) -> None:
         model.set_attn_implementation("sdpa")
 
-    trial = attempt(LlamaConfig(**SHAPE), prepare=prepare)
-    assert trial.mixed == "0 of its 2 layers have attention that can be told where rows end"
+    found = attempt(LlamaConfig(**SHAPE), prepare=prepare)
+    assert found.mixed == "0 of its 2 layers have attention that can be told where rows end"
 
 
 @pytest.mark.parametrize(("share", "draws"), [(0.0, False), (0.2, True)])
@@ -86,8 +86,8 @@ def test_dropout_of_the_model_itself_is_noticed(share: float, draws: bool) -> No
 
 
 def test_attention_with_dropout_is_told_apart_in_training() -> None:
-    trial = attempt(LlamaConfig(**SHAPE, attention_dropout=0.1))
-    assert trial.mixed == "its attention is not plainly causal or has dropout"
+    found = attempt(LlamaConfig(**SHAPE, attention_dropout=0.1))
+    assert found.mixed == "its attention is not plainly causal or has dropout"
 
 
 def short_of_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
@@ -104,9 +104,9 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
 
 def test_where_memory_is_short_the_head_alone_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     short_of_memory(monkeypatch, LEAST)
-    trial = attempt(LlamaConfig(**SHAPE))
-    check_head(trial, torch.float32, "a-model")
-    assert trial.mixed == "memory ran out in trying it (CUDA out of memory. Tried to allocate 2.00 GiB.)"
+    found = attempt(LlamaConfig(**SHAPE))
+    check_head(found, torch.float32, "a-model")
+    assert found.mixed == "memory ran out in trying it (CUDA out of memory. Tried to allocate 2.00 GiB.)"
 
 
 def test_a_model_that_has_no_memory_for_a_few_tokens_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

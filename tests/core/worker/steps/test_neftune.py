@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from core.config.schema import MethodSection
-from core.worker.checkpoint.checkpoint import restore_rng, rng_state
 from core.worker.data.dataset import Dataset
 from core.worker.evaluate.evaluate import Evaluator
 from core.worker.loss.loss import SupervisedLoss
+from core.worker.loss.objectives import SupervisedObjective
 from core.worker.model.adapters import attach_adapters
-from core.worker.model.model import LoadedModel, load_model, trainable_parameters
+from core.worker.model.model import LoadedModel, load_model, make_accelerator, trainable_parameters
+from core.worker.process.rng import restore_rng, rng_state
 from core.worker.steps.neftune import EmbeddingNoise
-from core.worker.steps.window import WindowGradients, make_accelerator
+from tests.core.worker.steps.stepper import Stepper
 from tests.core.worker.steps.test_window import WINDOW, FailingLoss, make_rows
 
 ALPHA = 40.0
@@ -33,12 +34,10 @@ class Noisy:
         self.noise = None if alpha is None else EmbeddingNoise(model, alpha)
         self.loss = SupervisedLoss(model)
         self.accelerator = make_accelerator(self.loaded)
-        self.windows = WindowGradients(
+        self.windows = Stepper(
             self.loaded,
             FailingLoss(self.loss, fail_at or set()),  # type: ignore[arg-type]
             make_rows(),
-            accelerator=self.accelerator,
-            max_rows=None,
             notice=lambda *_: None,
             noise=self.noise,
         )
@@ -89,8 +88,8 @@ def test_training_has_noise_and_what_measures_has_none(tiny_model_dir: Path) -> 
     for model in (plain, noisy):
         evaluator = Evaluator(
             model.loaded,
-            model.loss,
             Dataset(rows=make_rows(), examples=[], read=8),
+            objective=SupervisedObjective(model.loss, make_rows()),
             token_budget=512,
             autocast=model.accelerator.autocast,
             max_new_tokens=0,
@@ -117,7 +116,7 @@ def test_the_same_state_gives_the_same_noise_and_another_window_another(tiny_mod
 @pytest.mark.parametrize("budget", [1, 40, 100])
 def test_noise_does_not_depend_on_the_cut(tiny_model_dir: Path, budget: int) -> None:
     whole, cut = Noisy(tiny_model_dir), Noisy(tiny_model_dir)
-    cut.windows.token_budget = budget
+    cut.windows.state.token_budget = budget
     state = rng_state()
     loss, gradient = whole.run()
     restore_rng(state)

@@ -1,4 +1,3 @@
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +7,14 @@ import torch
 
 from core.config.schema import MethodSection
 from core.errors import UserError
-from core.worker.checkpoint.checkpoint import rng_state
 from core.worker.data.encode import TokenizedRow
+from core.worker.data.packing import Packing
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import LoadedModel, load_model, trainable_parameters
 from core.worker.oom.retry import MemoryShortageError, TornUpdateError
-from core.worker.steps.window import WindowGradients, make_accelerator
+from core.worker.process.rng import rng_state
+from tests.core.worker.steps.stepper import Stepper
 
 WINDOW = [0, 1, 2, 3, 4, 5, 6, 7]
 
@@ -40,21 +40,21 @@ class FailingLoss:
         self.sizes: list[int] = []
 
     @property
-    def shared_by_all(self) -> int:
-        return self.loss.shared_by_all
+    def packing(self) -> Packing:
+        return self.loss.packing
 
-    def sharing_least(self) -> AbstractContextManager[None]:
-        return self.loss.sharing_least()
+    def tokens(self, *batch: torch.Tensor, most_shared: int | None) -> int:
+        return self.loss.tokens(*batch, most_shared=most_shared)
 
-    def tokens(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> int:
-        return self.loss.tokens(input_ids, supervised)
+    def summed(self, *outputs: torch.Tensor) -> torch.Tensor:
+        return self.loss.summed(*outputs)
 
-    def __call__(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
+    def hidden(self, input_ids: torch.Tensor, supervised: torch.Tensor, *, most_shared: int | None) -> torch.Tensor:
         self.calls += 1
         if self.calls in self.fail_at or input_ids.numel() > self.max_tokens:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         self.sizes.append(input_ids.numel())
-        return self.loss(input_ids, supervised)
+        return self.loss.hidden(input_ids, supervised, most_shared=most_shared)
 
 
 class Setup:
@@ -66,13 +66,12 @@ class Setup:
         self.loaded = LoadedModel(model, loaded.tokenizer, loaded.device, loaded.dtype)
         self.loss = FailingLoss(SupervisedLoss(model), failing.get("fail_at", set()), failing.get("max_tokens", 10_000))
         self.notices: list[str] = []
-        self.windows = WindowGradients(
+        self.windows = Stepper(
             self.loaded,
             self.loss,  # type: ignore[arg-type]
             make_rows(),
-            accelerator=make_accelerator(self.loaded),
-            max_rows=None,
             notice=lambda code, _message, _hint: self.notices.append(code),
+            partial=failing.get("partial", lambda: False),
         )
 
     def gradient(self) -> torch.Tensor:
@@ -83,7 +82,7 @@ class Setup:
 @pytest.mark.parametrize("budget", [1, 40, 100, 200])
 def test_loss_and_gradients_do_not_depend_on_the_cut(tiny_model_dir: Path, budget: int) -> None:
     whole, cut = Setup(tiny_model_dir), Setup(tiny_model_dir)
-    cut.windows.token_budget = budget
+    cut.windows.state.token_budget = budget
     first, second = whole.windows.run(WINDOW, where="step 1"), cut.windows.run(WINDOW, where="step 1")
     assert whole.loss.calls == 1
     assert cut.loss.calls > 1
@@ -98,26 +97,26 @@ def test_a_window_that_ran_out_of_memory_is_run_again_in_smaller_pieces(
 ) -> None:
     calm, failing = Setup(tiny_model_dir), Setup(tiny_model_dir, fail_at=fail_at)
     for setup in (calm, failing):
-        setup.windows.token_budget = 200
+        setup.windows.state.token_budget = 200
     wanted = calm.windows.run(WINDOW, where="step 1")
     result = failing.windows.run(WINDOW, where="step 1")
     assert failing.notices == ["memory_cut"] * len(fail_at)
     assert result.loss == pytest.approx(wanted.loss, abs=1e-6)
     assert result.supervised_tokens == wanted.supervised_tokens
     torch.testing.assert_close(failing.gradient(), calm.gradient(), atol=1e-6, rtol=1e-4)
-    before = failing.windows.token_budget
+    before = failing.windows.state.token_budget
     failing.windows.run(WINDOW, where="step 2")
-    assert failing.windows.token_budget == before, "the smaller size is kept"
+    assert failing.windows.state.token_budget == before, "the smaller size is kept"
 
 
 def test_the_random_state_is_put_back_before_the_second_try(tiny_model_dir: Path) -> None:
     setup = Setup(tiny_model_dir, dropout=0.5, fail_at={2})
-    setup.windows.token_budget = 40
+    setup.windows.state.token_budget = 40
     torch.manual_seed(7)
     setup.windows.run(WINDOW, where="step 1")
-    state_after, budget = rng_state()["torch"], setup.windows.token_budget
+    state_after, budget = rng_state()["torch"], setup.windows.state.token_budget
     calm = Setup(tiny_model_dir, dropout=0.5)
-    calm.windows.token_budget = budget
+    calm.windows.state.token_budget = budget
     torch.manual_seed(7)
     calm.windows.run(WINDOW, where="step 1")
     assert torch.equal(rng_state()["torch"], state_after)
@@ -128,7 +127,7 @@ def test_one_row_that_does_not_fit_brings_checkpointing_and_then_a_clear_end(tin
     setup = Setup(tiny_model_dir, max_tokens=0)
     with pytest.raises(UserError, match=r"single row of \d+ tokens") as caught:
         setup.windows.run(WINDOW, where="step 3")
-    assert setup.windows.checkpointing
+    assert setup.windows.state.checkpointing
     assert setup.notices[-1] == "memory_checkpointing"
     assert "train.max_length" in caught.value.hint
 
@@ -138,8 +137,8 @@ def test_one_row_that_does_not_fit_brings_checkpointing_and_then_a_clear_end(tin
 )
 def test_a_window_that_has_changed_weights_is_not_run_again(tiny_model_dir: Path, error: Exception) -> None:
     """Inside backward the optimizer, too, may be what runs out of memory, after some tries of its own."""
-    setup = Setup(tiny_model_dir)
     updated: list[bool] = []
+    setup = Setup(tiny_model_dir, partial=lambda: bool(updated))
 
     def update_and_fail(_: torch.Tensor) -> None:
         updated.append(True)
@@ -147,7 +146,6 @@ def test_a_window_that_has_changed_weights_is_not_run_again(tiny_model_dir: Path
 
     hooked: Any = trainable_parameters(setup.loaded.model)[-1]
     hooked.register_post_accumulate_grad_hook(update_and_fail)
-    setup.windows._partial = lambda: bool(updated)
     with pytest.raises(TornUpdateError, match="Memory ran out at step 3, when a part of the weights"):
         setup.windows.run(WINDOW, where="step 3")
     assert updated == [True]
@@ -170,36 +168,33 @@ def test_a_window_with_the_longest_rows_is_a_rehearsal(tiny_model_dir: Path) -> 
     setup = Setup(tiny_model_dir)
     lengths = [len(row) for row in make_rows()]
     longest = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    assert setup.windows.has_largest(longest[:3], 3)
-    assert not setup.windows.has_largest(longest[-3:], 3)
-    assert not setup.windows.has_largest(longest[:2], 3)
+    assert setup.windows.micro_batches.has_largest(longest[:3], 3)
+    assert not setup.windows.micro_batches.has_largest(longest[-3:], 3)
+    assert not setup.windows.micro_batches.has_largest(longest[:2], 3)
 
 
 def test_a_window_that_shares_more_than_others_is_no_rehearsal(tiny_model_dir: Path) -> None:
     setup = Setup(tiny_model_dir)
-    setup.loss.loss.share = True
     alike = np.arange(5, 45, dtype=np.int32)
     learned = np.arange(40) >= 35
     rows = [TokenizedRow(np.concatenate([alike[:30], alike[:10] + end]), learned) for end in range(4)]
     rows += [TokenizedRow(row.input_ids + end, learned) for end, row in enumerate(rows, start=50)]
-    windows = WindowGradients(
+    windows = Stepper(
         setup.loaded,
-        setup.loss,  # type: ignore[arg-type]
+        SupervisedLoss(setup.loaded.model, Packing(share=True)),
         rows,
-        accelerator=make_accelerator(setup.loaded),
-        max_rows=None,
         notice=lambda *_: None,
     )
-    assert not windows.has_largest(range(4), 4), "these share 30 tokens"
-    assert windows.has_largest(range(4, 8), 4)
+    assert not windows.micro_batches.has_largest(range(4), 4), "these share 30 tokens"
+    assert windows.micro_batches.has_largest(range(4, 8), 4)
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory(tiny_model_dir: Path) -> None:
+def test_other_errors_are_not_taken_for_a_lack_of_memory(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     setup = Setup(tiny_model_dir)
 
-    def broken(*_: torch.Tensor) -> torch.Tensor:
+    def broken(*_: torch.Tensor, **_options: int | None) -> torch.Tensor:
         raise RuntimeError("shape mismatch")
 
-    setup.loss.loss = broken  # type: ignore[assignment]
+    monkeypatch.setattr(setup.loss, "hidden", broken)
     with pytest.raises(RuntimeError, match="shape mismatch"):
         setup.windows.run(WINDOW, where="step 1")

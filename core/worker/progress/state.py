@@ -1,0 +1,91 @@
+"""Training state: what training changes besides weights, optimizer and random generators, and a checkpoint holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch.amp.grad_scaler import GradScaler
+
+from core.worker.progress.best import BestStep
+from core.worker.progress.finite import FiniteCheck
+
+
+@dataclass
+class TrainState:
+    """Progress of a run: its parts share one, read it and change it."""
+
+    total_steps: int
+    token_budget: int
+    """The most tokens of a micro-batch, padding included; smaller once memory has run out."""
+    best: BestStep
+    finite: FiniteCheck
+    scaler: GradScaler | None = None
+    reference_budget: int | None = None
+    """The most tokens of a batch that the reference log-probabilities were computed with, where that is done once."""
+    checkpointing: bool = False
+    """Whether activations are recomputed in backward."""
+    offloading: bool = False
+    """Whether what recomputing starts from is kept in host memory meanwhile."""
+    liger: str | None = None
+    """The version of Liger's package, where its kernel sums the loss."""
+    step: int = 0
+    """Optimizer steps done."""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Options changed while running, ``section.key`` to value."""
+    saved: int | None = None
+    """The step of the newest whole checkpoint; as what follows, no checkpoint holds it."""
+    paused: bool = False
+    """Whether the run pauses at the next control point."""
+    paused_seconds: float = 0.0
+    """Seconds of pause since the last step."""
+    evaluated: int | None = None
+    """The step of the last evaluation in this process, whether or not it was carried through."""
+
+    @property
+    def may_overflow(self) -> bool:
+        """Whether a gradient that is not finite may come of the scale of fp16, which then shrinks."""
+        return self.scaler is not None and self.scaler.get_scale() > 1.0
+
+    def facts(self) -> dict[str, Any]:
+        """The state as JSON, under the keys of a checkpoint's manifest."""
+        return {
+            "scaler": self.scaler.state_dict() if self.scaler is not None else None,
+            "total_steps": self.total_steps,
+            "token_budget": self.token_budget,
+            "reference_budget": self.reference_budget,
+            "gradient_checkpointing": self.checkpointing,
+            "activation_offload": self.offloading,
+            "liger": self.liger,
+            "overrides": self.overrides,
+            "selection": self.best.facts(),
+            "health": self.finite.facts(),
+        }
+
+    def restore(self, manifest: Mapping[str, Any]) -> None:
+        """Go back to where a checkpoint was written. What was set while running (``overrides``) stays in force, and
+        what a run settles before its first step (``liger``, ``reference_budget``) is settled.
+
+        Args:
+            manifest: The checkpoint's: its ``step``, and :meth:`facts`.
+        """
+        if self.scaler is not None and manifest["scaler"] is not None:
+            self.scaler.load_state_dict(manifest["scaler"])
+        self.step = self.saved = int(manifest["step"])
+        self.token_budget = int(manifest["token_budget"])
+        self.checkpointing = bool(manifest["gradient_checkpointing"])
+        # Checkpoints of earlier versions do not say where activations were kept.
+        self.offloading = bool(manifest.get("activation_offload", False))
+        self.best.restore(manifest["selection"], self.step)
+        self.finite.restore(manifest["health"])
+
+    def restart(self, beginning: Mapping[str, Any]) -> None:
+        """Go back to before the first step, with what memory has asked for since still given up.
+
+        Args:
+            beginning: The :meth:`facts` of that moment.
+        """
+        self.step, self.saved = 0, None
+        self.best.restore(beginning["selection"], None)
+        self.finite.restore(beginning["health"])

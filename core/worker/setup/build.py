@@ -1,0 +1,286 @@
+"""The parts of a run, built in one place from its configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+
+from core.config.derived import FP32_STATES, updates_in_backward
+from core.config.schema import WEIGHT_METHODS, Config
+from core.memory.batching import TOKEN_BUDGETS
+from core.models.fingerprint import BaseFingerprint
+from core.worker.checkpoint.checkpoint import Checkpoint
+from core.worker.checkpoint.checkpointer import Checkpointer, Fingerprints
+from core.worker.checkpoint.rollback import Rollback
+from core.worker.control_point import ControlPoint
+from core.worker.data.batches import DataOrder
+from core.worker.data.dataset import Dataset
+from core.worker.evaluate.evaluate import Evaluator
+from core.worker.evaluate.samples import SampleWriter, choose_questions
+from core.worker.fused.install import Fused
+from core.worker.loss.fused_loss import LossChoice, choose_for_run
+from core.worker.loss.loss import SupervisedLoss
+from core.worker.loss.objectives import Objective, make_objectives
+from core.worker.loss.reference import PrecomputedReference
+from core.worker.model.activation_offload import available_offload
+from core.worker.model.adapters import adapted_layers, attach_adapters, parameter_groups
+from core.worker.model.full_weights import choose_weights, trained_tensors
+from core.worker.model.model import (
+    LoadedModel,
+    choose_device,
+    choose_dtype,
+    load_model,
+    make_accelerator,
+    trainable_parameters,
+)
+from core.worker.oom.retry import Retry
+from core.worker.optim.optim import make_optimizer
+from core.worker.optim.schedule import LearningRate
+from core.worker.optim.update import AdapterUpdate, Update, WeightUpdate
+from core.worker.process.control import Controls
+from core.worker.process.malloc import keep_freed_memory
+from core.worker.process.recorder import Recorder
+from core.worker.progress.best import BestStep
+from core.worker.progress.finite import FiniteCheck
+from core.worker.progress.intervals import Intervals
+from core.worker.progress.state import TrainState
+from core.worker.setup.fast_paths import choose_packing, compile_layers, fuse_layers, wants_packing
+from core.worker.setup.memory_decision import MemoryDecision, MemoryMeter, decide_memory
+from core.worker.setup.preparation import Prepared, prepare
+from core.worker.setup.self_check import check_head, check_model
+from core.worker.steps.gradient_checkpointing import GradientCheckpointing
+from core.worker.steps.neftune import EmbeddingNoise
+from core.worker.steps.window import MicroBatches, first_budget
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a run, each fully configured."""
+
+    loaded: LoadedModel
+    dataset: Dataset
+    state: TrainState
+    order: DataOrder
+    micro_batches: MicroBatches
+    noise: EmbeddingNoise
+    objective: Objective
+    accelerator: Accelerator
+    update: Update
+    learning_rate: LearningRate
+    intervals: Intervals
+    evaluator: Evaluator | None
+    """None where nothing is held out."""
+    samples: SampleWriter
+    memory: MemoryDecision
+    meter: MemoryMeter
+    checkpointer: Checkpointer
+    rollback: Rollback
+    control_point: ControlPoint
+
+
+def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpoint | None) -> Parts:
+    """Read the rows, load the model and build what trains it.
+
+    Args:
+        config: The configuration, paths absolute.
+        recorder: Of the run; where events go.
+        controls: Stops it.
+        found: The checkpoint that the run goes on from; None at its beginning. It is not restored here.
+
+    Raises:
+        StopRequested: If a stop was asked for.
+        UserError: If the run cannot be done.
+    """
+    # What the device cannot do is said before minutes are spent on the rows.
+    choose_dtype(config.train.precision, choose_device(config.hardware.device), config.method.name)
+    prepared = prepare(config, recorder, controls.check_stop, recorder.run.created)
+    dataset, held_out = prepared.dataset, prepared.held_out
+    questions = choose_questions(config, held_out)
+    train, own_weights, in_backward = config.train, config.method.name in WEIGHT_METHODS, updates_in_backward(config)
+
+    controls.check_stop()
+    recorder.phase("loading_model", config.model.base)
+    # Beside the loading, which reads the same files.
+    base_fingerprint = BaseFingerprint(prepared.base)
+    loaded = _load_model(config, prepared, recorder, controls, fresh=found is None)
+    device = loaded.device
+    fused = fuse_layers(config, loaded)
+    token_budget = first_budget(device, whole=in_backward)
+    memory = decide_memory(config, device, dataset, token_budget)
+    if memory.dequantized:
+        fused.keep_weights(loaded.dtype)
+    accelerator = make_accelerator(loaded)
+    loss, choice = _make_loss(config, loaded, dataset, fused, accelerator, found)
+    report = recorder.reporter("loading_model", controls.check_stop)
+    budget = found.manifest.get("reference_budget") if found is not None else None
+    reference = PrecomputedReference(int(budget or TOKEN_BUDGETS[device.type]), recorder.warn) if own_weights else None
+    objective, held_out_objective = make_objectives(
+        config,
+        loss,
+        dataset.rows,
+        held_out.rows if held_out is not None else None,
+        loaded,
+        accelerator.autocast,
+        lambda done, total: report("answers by the reference", done, total),
+        reference,
+    )
+    if choice.notice is not None:
+        recorder.notice(*choice.notice)
+
+    order = DataOrder(dataset.lengths, train.batch_size, train.seed)
+    state = TrainState(
+        total_steps=train.max_steps or math.ceil(train.epochs * order.steps_per_epoch),
+        token_budget=token_budget,
+        best=BestStep(config.eval.patience, config.eval.min_delta),
+        finite=FiniteCheck(recorder.warn, dataset.places),
+        scaler=accelerator.scaler,
+        reference_budget=reference.token_budget if reference is not None else None,
+        checkpointing=memory.checkpointing,
+        offloading=memory.offload,
+        liger=choice.liger,
+    )
+    retry = Retry(lambda: f"step {state.step + 1}", recorder.warn)
+    update = _make_update(config, loaded, accelerator, retry, in_backward=in_backward)
+    noise = EmbeddingNoise(loaded.model, config.method.neftune_alpha)
+    offload = available_offload(config.memory.activation_offload, device)
+    checkpointing = GradientCheckpointing(loaded.model, state, offload)
+    micro_batches = MicroBatches(
+        loaded,
+        loss,
+        dataset.lengths,
+        objective,
+        state,
+        checkpointing,
+        train.micro_batch_size,
+        recorder.warn,
+        partial=lambda: update.partial,
+        whole=in_backward,
+        place=dataset.place,
+        free_caches=fused.drop_weights,
+    )
+    if device.type == "cpu":
+        keep_freed_memory()
+    if train.compile:
+        compile_layers(loaded, recorder.warn)
+    template, autocast = prepared.template, accelerator.autocast
+    fingerprints = Fingerprints(prepared.data_fingerprint, prepared.held_out_fingerprint, base_fingerprint)
+    checkpointer = Checkpointer(config, loaded, update, state, checkpointing, fingerprints, template, recorder)
+    control_point = ControlPoint(config, loaded, autocast, template, state, checkpointer, recorder, controls)
+    rollback = Rollback(
+        config, prepared.base, base_fingerprint, loaded, update, state, checkpointing, checkpointer, recorder
+    )
+    samples = SampleWriter(
+        loaded,
+        questions,
+        autocast=autocast,
+        template=template,
+        warn=lambda message, hint: recorder.warn("no_samples", message, hint),
+    )
+    evaluator = None
+    if held_out is not None and held_out_objective is not None:
+        evaluator = Evaluator(
+            loaded,
+            held_out,
+            objective=held_out_objective,
+            token_budget=min(token_budget, TOKEN_BUDGETS[device.type]),
+            autocast=autocast,
+            max_new_tokens=config.chat.max_new_tokens if config.eval.exact_match else 0,
+            template=template,
+            check=control_point.attend,
+            samples=0 if samples.is_needed else config.eval.samples,
+            notice=recorder.warn,
+        )
+    recorder.update(total_steps=state.total_steps)
+    base_fingerprint.settle(controls.check_stop)
+    return Parts(
+        loaded=loaded,
+        dataset=dataset,
+        state=state,
+        order=order,
+        micro_batches=micro_batches,
+        noise=noise,
+        objective=objective,
+        accelerator=accelerator,
+        update=update,
+        learning_rate=LearningRate(train, state),
+        intervals=Intervals(config, state, order.steps_per_epoch),
+        evaluator=evaluator,
+        samples=samples,
+        memory=memory,
+        meter=MemoryMeter(config, device, dataset, state, fused, recorder),
+        checkpointer=checkpointer,
+        rollback=rollback,
+        control_point=control_point,
+    )
+
+
+def _load_model(
+    config: Config, prepared: Prepared, recorder: Recorder, controls: Controls, *, fresh: bool
+) -> LoadedModel:
+    """The base model with what is trained of it: adapters, or weights of its own."""
+    loaded = load_model(
+        prepared.base,
+        method=config.method.name,
+        precision=config.train.precision,
+        device=config.hardware.device,
+        for_training=True,
+        tokenizer=prepared.tokenizer,
+    )
+    if config.method.name in WEIGHT_METHODS:
+        choose_weights(loaded.model, config.method, seed=config.train.seed)
+        return loaded
+    report = recorder.reporter("loading_model", controls.check_stop)
+    model = attach_adapters(
+        loaded.model,
+        config.method,
+        seed=config.train.seed,
+        base=prepared.base,
+        fresh=fresh,
+        progress=lambda done, total: report("beginning of the adapters", done, total),
+    )
+    if config.method.target_modules != "all-linear":
+        found = adapted_layers(model)
+        names = ", ".join(f"{name} {count}" for name, count in found.items())
+        recorder.notice("info", "adapters", f"{sum(found.values())} layers have adapters: {names}.")
+    return dataclasses.replace(loaded, model=model)
+
+
+def _make_loss(
+    config: Config,
+    loaded: LoadedModel,
+    dataset: Dataset,
+    fused: Fused,
+    accelerator: Accelerator,
+    found: Checkpoint | None,
+) -> tuple[SupervisedLoss, LossChoice]:
+    """The loss, its packing and its way to sum, once the model has passed the self-check."""
+    plain = SupervisedLoss(loaded.model)
+    packed = wants_packing(config, fused)
+    check = check_model(loaded, plain, dataset.rows, accelerator.autocast, laid_out=packed)
+    check_head(check, loaded.dtype, config.model.base)
+    packing = choose_packing(config, loaded, dataset.rows, fused, check)
+    choice = choose_for_run(config, plain.head, loaded.device, None if found is None else found.manifest)
+    return SupervisedLoss(loaded.model, packing, choice.function), choice
+
+
+def _make_update(
+    config: Config, loaded: LoadedModel, accelerator: Accelerator, retry: Retry, *, in_backward: bool
+) -> Update:
+    """One optimizer over all adapters, or one for each tensor of the model's own weights."""
+    train = config.train
+    if config.method.name not in WEIGHT_METHODS:
+        parameters = trainable_parameters(loaded.model)
+        groups = parameter_groups(loaded.model, config.method.loraplus_ratio)
+        return AdapterUpdate(accelerator, make_optimizer(groups, train), parameters, train.max_grad_norm, retry)
+    return WeightUpdate(
+        trained_tensors(loaded.model),
+        lambda parameters: make_optimizer(parameters, train, weight_decay=0.0),
+        states_in_fp32=train.optimizer in FP32_STATES,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        in_backward=in_backward,
+        retry=retry,
+    )

@@ -1,0 +1,92 @@
+"""The step of the recipe with the parts that it needs, and no run around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+from core.worker.data.dataset import Dataset
+from core.worker.data.encode import TokenizedRow
+from core.worker.loss.loss import SupervisedLoss
+from core.worker.loss.objectives import Objective, SupervisedObjective
+from core.worker.model.activation_offload import ActivationOffload
+from core.worker.model.model import LoadedModel, make_accelerator
+from core.worker.progress.best import BestStep
+from core.worker.progress.finite import FiniteCheck
+from core.worker.progress.state import TrainState
+from core.worker.steps.gradient_checkpointing import GradientCheckpointing
+from core.worker.steps.neftune import EmbeddingNoise
+from core.worker.steps.window import MicroBatches, first_budget
+from core.worker.train import FinetuneRecipe, Gradients
+
+
+def make_state(token_budget: int = 100) -> TrainState:
+    """The state of a run that has done nothing."""
+    return TrainState(1, token_budget, BestStep(), FiniteCheck(lambda *_: None, []))
+
+
+class Stepper:
+    """Gradients of windows, as the recipe makes them.
+
+    Args:
+        loaded: The model.
+        loss: Of the model.
+        rows: The training rows.
+        objective: What is learned; the supervised tokens by default.
+        noise: On the embeddings; None for none.
+        offload: Moves what recomputing starts from; None where there is no way.
+        whole: Whether a window must be one micro-batch.
+        options: As for :class:`MicroBatches`.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        loss: SupervisedLoss,
+        rows: Sequence[TokenizedRow],
+        *,
+        objective: Objective | None = None,
+        noise: EmbeddingNoise | None = None,
+        offload: ActivationOffload | None = None,
+        whole: bool = False,
+        notice: Callable[[str, str, str], None] = lambda *_: None,
+        **options: Any,
+    ) -> None:
+        objective = objective or SupervisedObjective(loss, rows)
+        self.state = make_state(first_budget(loaded.device, whole=whole))
+        self.checkpointing = GradientCheckpointing(loaded.model, self.state, offload)
+        self.micro_batches = MicroBatches(
+            loaded,
+            loss,
+            [row.longest for row in rows],
+            objective,
+            self.state,
+            self.checkpointing,
+            max_rows=None,
+            notice=notice,
+            whole=whole,
+            **options,
+        )
+        parts: Any = SimpleNamespace(
+            loaded=loaded,
+            dataset=Dataset(rows=list(rows)),
+            state=self.state,
+            objective=objective,
+            noise=noise or EmbeddingNoise(loaded.model, None),
+            accelerator=make_accelerator(loaded),
+            update=SimpleNamespace(in_backward=whole),
+        )
+        nothing: Any = None
+        self.recipe = FinetuneRecipe(nothing, nothing, nothing, cast(Any, parts))
+
+    def run(self, window: Sequence[int], *, where: str) -> Gradients:
+        """The gradients of a window, cut finer until it fits."""
+        for attempt in self.micro_batches.attempts(window, where=where):
+            with attempt:
+                result = self.recipe.accumulate(attempt.micro_batches)
+        return result
+
+    def rehearse(self, batch_size: int) -> tuple[int, int]:
+        """Rows and length of the largest micro-batch that fits."""
+        return self.micro_batches.rehearse(batch_size, self.recipe.accumulate)
