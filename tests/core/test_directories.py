@@ -1,0 +1,55 @@
+"""Directories that are whole or not there, and room for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from core.directories import disk_error, require_space, whole_directory
+from core.errors import UserError
+
+
+def write(target: Path, name: str, text: str, error: Exception | None = None) -> None:
+    with whole_directory(target) as directory:
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_text(text)
+        if error is not None:
+            raise error
+
+
+def test_a_failed_write_leaves_nothing_and_the_former_content(tmp_path: Path) -> None:
+    target = tmp_path / "adapter"
+    write(target, "inner/a", "one")
+    with pytest.raises(OSError, match="No space left"):
+        write(target, "b", "half", OSError(28, "No space left on device"))
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    assert (target / "inner" / "a").read_text() == "one"
+
+
+@pytest.mark.parametrize("left", [".adapter.999.tmp", ".adapter.x.partial"])
+def test_what_killed_processes_left_is_removed_and_the_former_content_replaced(tmp_path: Path, left: str) -> None:
+    write(tmp_path / "adapter", "a", "one")
+    (tmp_path / left).mkdir()
+    (tmp_path / ".adapter.lock").touch()
+    write(tmp_path / "adapter", "b", "two")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".adapter.lock", "adapter"]
+    assert [path.name for path in (tmp_path / "adapter").iterdir()] == ["b"]
+
+
+def test_it_is_private(tmp_path: Path) -> None:
+    write(tmp_path / "model", "a", "one")
+    assert (tmp_path / "model").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "model" / "a").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_disk_without_room_is_said_with_what_needs_it(tmp_path: Path) -> None:
+    require_space(tmp_path, 1, "a checkpoint")
+    with pytest.raises(UserError, match=r"has .* free, and a checkpoint needs") as caught:
+        require_space(tmp_path, 10**15, "a checkpoint", "Lower checkpoint.keep.")
+    assert caught.value.hint == "Lower checkpoint.keep."
+
+
+def test_a_full_disk_is_said(tmp_path: Path) -> None:
+    assert "is full" in disk_error(tmp_path, OSError(28, "No space left on device")).message
+    assert "cannot be written: Read-only" in disk_error(tmp_path, OSError(30, "Read-only file system")).message
