@@ -125,7 +125,7 @@ def kind_of(code: str) -> Kind:
 
 
 @dataclass(frozen=True)
-class Place:
+class RowPlace:
     """Position of a row.
 
     Args:
@@ -161,7 +161,7 @@ class Problem:
 
     code: str
     count: int
-    places: tuple[Place, ...] = ()
+    places: tuple[RowPlace, ...] = ()
     indices: array[int] = field(default_factory=lambda: array("I"))
     detail: str = ""
 
@@ -195,7 +195,7 @@ class Problem:
         """The inverse of :meth:`to_dict`."""
         indices = array("I")
         indices.frombytes(base64.b64decode(data["indices"]))
-        places = tuple(Place(*place) for place in data["places"])
+        places = tuple(RowPlace(*place) for place in data["places"])
         return cls(data["code"], data["count"], places, indices, data["detail"])
 
 
@@ -216,7 +216,7 @@ class ProblemTally:
         if count < INDEXED:
             self._indices[code].append(number)
 
-    def problems(self, place: Callable[[int], Place]) -> list[Problem]:
+    def problems(self, place: Callable[[int], RowPlace]) -> list[Problem]:
         """The problems found; ``place`` returns the position of a row."""
         return [
             Problem(

@@ -16,7 +16,7 @@ from multiprocessing import get_context
 from core.analysis.division import HELD_OUT, NOT_SAMPLED, divide_rows
 from core.analysis.duplicates import Fingerprints, find_near, find_same, find_shared
 from core.analysis.lengths import measure_lengths
-from core.analysis.problems import Place, Problem, ProblemTally
+from core.analysis.problems import Problem, ProblemTally, RowPlace
 from core.analysis.result import Analysis, AnalysisRequest, Progress, SourceFormat
 from core.analysis.row_facts import Examiner, RowFacts
 from core.data.files.rows import Row, RowFile
@@ -235,11 +235,11 @@ class _Findings:
             if sentence := find_ambiguity(item.head(), item.detection, item.source.format):
                 yield Problem("format_ambiguous", item.rows, (), numbers, f"{name}: {sentence}")
 
-    def _place(self, number: int) -> Place:
+    def _place(self, number: int) -> RowPlace:
         item = next(item for item in reversed(self._train) if item.first <= number)
         row = item.file.row(number - item.first)
         several = len(self._train) > 1 or row.file
-        return Place(number, row.line, one_line(row.file or item.source.path.name) if several else "")
+        return RowPlace(number, row.line, one_line(row.file or item.source.path.name) if several else "")
 
 
 def _examine_all(opened: Sequence[OpenSource]) -> Iterator[tuple[OpenSource, RowFacts]]:

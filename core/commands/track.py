@@ -12,7 +12,7 @@ from core.errors import UserError
 
 if TYPE_CHECKING:
     from core.runs.store import Run
-    from core.tracking.position import Place
+    from core.tracking.position import TrackerFiles
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,26 +67,26 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_ERROR if any(result["state"] == "failed" for result in results) else 0
 
 
-def _places(target: Run, names: list[Tracker] | None, *, online: bool) -> list[Place]:
+def _places(target: Run, names: list[Tracker] | None, *, online: bool) -> list[TrackerFiles]:
     """The tracker destinations.
 
     Raises:
         UserError: If none is named, or one that has no server is asked for online.
     """
-    from core.tracking.position import Place
+    from core.tracking.position import TrackerFiles
     from core.tracking.start import places
 
     if online and (names or ["wandb"]) != ["wandb"]:
         raise UserError("Only wandb has a server to send to.", "Take --to wandb --online.")
     if online:
-        return [Place(target, "wandb", online=True)]
+        return [TrackerFiles(target, "wandb", online=True)]
     asked = list(places(target, target.config()))
     if names is None:
         if not asked:
             raise UserError(f"{target.id} has no trackers in its configuration.", "Name one: --to tensorboard")
         return asked
     known = {place.tool: place for place in asked}
-    return [known.get(name) or Place(target, name) for name in dict.fromkeys(names)]
+    return [known.get(name) or TrackerFiles(target, name) for name in dict.fromkeys(names)]
 
 
 def _wait(process: subprocess.Popen[bytes]) -> None:
@@ -100,7 +100,7 @@ def _wait(process: subprocess.Popen[bytes]) -> None:
         raise
 
 
-def _result(place: Place, rows_before: int, *, is_live: bool) -> dict[str, Any]:
+def _result(place: TrackerFiles, rows_before: int, *, is_live: bool) -> dict[str, Any]:
     position = place.position()
     return {
         "tracker": place.name,

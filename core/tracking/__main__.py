@@ -25,7 +25,7 @@ from core.text import one_line
 from core.tracking.destinations import DESTINATIONS, refuse_missing
 from core.tracking.figures import told_configuration
 from core.tracking.forward import Forwarder
-from core.tracking.position import Place, Position
+from core.tracking.position import Position, TrackerFiles
 from core.tracking.start import EXIT_BUSY, EXIT_FAILED, PATIENCE
 
 
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     os.umask(0o077)
     # The cores belong to the training.
     os.nice(10)
-    place = Place(Run(args.run.absolute()), args.tool, args.online)
+    place = TrackerFiles(Run(args.run.absolute()), args.tool, args.online)
     try:
         place.make()
         lock = _lock(place, args.patience)
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         os.close(lock)
 
 
-def _forward(place: Place, patience: float) -> int:
+def _forward(place: TrackerFiles, patience: float) -> int:
     def alive() -> None:
         # The watchdog is a thread that needs no interpreter, so it also ends a library that holds the GIL.
         faulthandler.dump_traceback_later(patience, exit=True, file=2)
@@ -88,7 +88,7 @@ def _forward(place: Place, patience: float) -> int:
     return EXIT_FAILED if reason else 0
 
 
-def _lock(place: Place, patience: float) -> int | None:
+def _lock(place: TrackerFiles, patience: float) -> int | None:
     """The lock of the tracker; waits for a holder that is about to end. None when it is not acquired."""
     descriptor = os.open(place.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
     deadline = time.monotonic() + patience

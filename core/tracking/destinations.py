@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from core.config.choices import Tracker
 from core.errors import UserError
-from core.tracking.position import Place
+from core.tracking.position import TrackerFiles
 
 #: The package of each tracker, which is an extra of this project too.
 _TITLES: Mapping[Tracker, str] = {"wandb": "Weights & Biases", "tensorboard": "TensorBoard", "trackio": "trackio"}
@@ -45,7 +45,7 @@ class Destination(ABC):
     #: Whether metrics are safe once flushed, and not only once the destination is closed.
     durable = False
 
-    def __init__(self, place: Place, project: str, name: str, told: dict[str, Any]) -> None:
+    def __init__(self, place: TrackerFiles, project: str, name: str, told: dict[str, Any]) -> None:
         self.place = place
         self.project = project
         self.name = name

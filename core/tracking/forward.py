@@ -11,7 +11,7 @@ from core.runs.process import own_identity
 from core.runs.tail import EventTail
 from core.tracking.destinations import Destination
 from core.tracking.figures import figures, step_of
-from core.tracking.position import Place, Position
+from core.tracking.position import Position, TrackerFiles
 
 #: Seconds between two polls of a run that has nothing new.
 LOOK_SECONDS = 1.0
@@ -29,7 +29,7 @@ class Forwarder:
         alive: Called after each answer of the tracker, and before the next call.
     """
 
-    def __init__(self, place: Place, destination: Destination, alive: Callable[[], None]) -> None:
+    def __init__(self, place: TrackerFiles, destination: Destination, alive: Callable[[], None]) -> None:
         self._place = place
         self._destination = destination
         self._alive = alive

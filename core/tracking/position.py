@@ -76,7 +76,7 @@ class Position:
 
 
 @dataclass(frozen=True)
-class Place:
+class TrackerFiles:
     """The files of one tracker of one run.
 
     Args:

@@ -13,7 +13,7 @@ from core.config.schema import Config
 from core.helper import start_detached
 from core.paths import FILE_MODE
 from core.runs.store import Run
-from core.tracking.position import Place
+from core.tracking.position import TrackerFiles
 
 #: Seconds that a tracker may take for one call before its process is ended.
 PATIENCE = 120.0
@@ -32,22 +32,22 @@ _PRIVATE = {
 _DIVERTING = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_BUCKET_ID", "TRACKIO_WEBHOOK_URL", "WANDB_RUN_ID")
 
 
-def places(run: Run, config: Config) -> Iterator[Place]:
+def places(run: Run, config: Config) -> Iterator[TrackerFiles]:
     """The trackers in a configuration, in the order of their names."""
     asked = config.tracking.asked
     for tool in TRACKERS:
         if tool in asked:
-            yield Place(run, tool, tool == "wandb" and config.tracking.wandb_mode == "online")
+            yield TrackerFiles(run, tool, tool == "wandb" and config.tracking.wandb_mode == "online")
 
 
-def tracker_command(place: Place, patience: float | None = None) -> list[str]:
+def tracker_command(place: TrackerFiles, patience: float | None = None) -> list[str]:
     """The command line of a tracker's process."""
     seconds = str(PATIENCE if patience is None else patience)
     words = [sys.executable, "-m", "core.tracking", str(place.run.path), place.tool, "--patience", seconds]
     return [*words, *(["--online"] if place.online else [])]
 
 
-def tracker_environment(base: Mapping[str, str], place: Place) -> dict[str, str]:
+def tracker_environment(base: Mapping[str, str], place: TrackerFiles) -> dict[str, str]:
     """The environment of a tracker's process.
 
     Args:
@@ -67,7 +67,7 @@ def tracker_environment(base: Mapping[str, str], place: Place) -> dict[str, str]
     return found
 
 
-def start_tracker(place: Place, base: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def start_tracker(place: TrackerFiles, base: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start the process of a tracker, detached, with its output in its log.
 
     Args:
@@ -88,7 +88,7 @@ def start_tracker(place: Place, base: Mapping[str, str]) -> subprocess.Popen[byt
         os.close(log)
 
 
-def record_failure(place: Place, reason: str) -> None:
+def record_failure(place: TrackerFiles, reason: str) -> None:
     """Record that a tracker could not be started.
 
     Raises:

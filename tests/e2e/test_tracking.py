@@ -12,7 +12,7 @@ import pytest
 from core.launch import launcher
 from core.runs.events import FinishedEvent, StepEvent
 from core.runs.store import Run
-from core.tracking.position import Place
+from core.tracking.position import TrackerFiles
 from tests.waiting import wait_for
 
 from .workers import PATIENCE, Workers, finish, only
@@ -35,7 +35,7 @@ def train(workers: Workers, name: str, directory: Path | None) -> Run:
     return run
 
 
-def has_failed(place: Place) -> bool:
+def has_failed(place: TrackerFiles) -> bool:
     """Whether a tracker is known to have failed."""
     return place.position().state == "failed"
 
@@ -54,7 +54,7 @@ def test_broken_trackers_change_nothing_of_a_run(workers: Workers, tmp_path: Pat
         ]
         assert len(told[0]) == 6
         assert told[0] == told[1]
-        places = {name: Place(tracked, name) for name in ("wandb", "tensorboard", "trackio")}
+        places = {name: TrackerFiles(tracked, name) for name in ("wandb", "tensorboard", "trackio")}
         for name in ("tensorboard", "trackio"):
             wait_for(functools.partial(has_failed, places[name]), PATIENCE, f"{name} to fail")
         # The run is over, and the one that hangs still does.
@@ -71,6 +71,6 @@ def test_a_run_is_tracked_while_it_trains(workers: Workers) -> None:
     pytest.importorskip("tensorboard", reason="not run: TensorBoard is not installed")
     run = workers.start("tracked", None, train=_SHORT, eval={"every_steps": 3}, tracking={"tools": "tensorboard"})
     finish(run)
-    place = Place(run, "tensorboard")
+    place = TrackerFiles(run, "tensorboard")
     wait_for(lambda: place.position().state in ("done", "failed"), PATIENCE, "the tracker to end")
     assert (place.position().state, place.position().step) == ("done", 6), place.log.read_text()

@@ -33,7 +33,7 @@ async def chatting(pilot: Pilot[Any]) -> ChatPane:
     await wait_for(pilot, lambda: app.state.view is not None and pane_of(app, "chat").target is not None)
     pane = pane_of(app, "chat")
     assert isinstance(pane, ChatPane)
-    pane._talker._factory = factory(FakeSession({"tuned": ["forty", "-two"], "base": ["I", " see"]}))
+    pane._holder._factory = factory(FakeSession({"tuned": ["forty", "-two"], "base": ["I", " see"]}))
     await pilot.press("4")
     return pane
 

@@ -14,7 +14,7 @@ from core.analysis.division import HELD_OUT as HELD_OUT
 from core.analysis.division import NOT_SAMPLED as NOT_SAMPLED
 from core.analysis.division import divide_rows
 from core.analysis.duplicates import Fingerprints
-from core.analysis.places import Place, name_places
+from core.analysis.file_lines import FileLine, name_places
 from core.analysis.preflight import Preflight
 from core.config.schema import Config
 from core.data.conversation import IGNORED_LABEL, Example, RowError
@@ -42,7 +42,7 @@ class Dataset:
 
     rows: list[TokenizedRow] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
-    places: list[Place] = field(default_factory=list)
+    places: list[FileLine] = field(default_factory=list)
     """Where each row comes from; empty where that is not known."""
     read: int = 0
     repeated: int = 0
@@ -203,7 +203,7 @@ class Loader:
                     dataset.rows.append(kept)
                     dataset.examples.append(example)
                     # Tables have rows and no lines.
-                    dataset.places.append(Place(row.file or source.path.name, row.line or row.index + 1))
+                    dataset.places.append(FileLine(row.file or source.path.name, row.line or row.index + 1))
             self._progress(dataset.read)
 
     def _encode(self, examples: list[Example]) -> list[TokenizedRow | RowError]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from core.analysis.places import Place, name_places
+from core.analysis.file_lines import FileLine, name_places
 from core.errors import UserError
 
 #: Updates in a row that are skipped for a loss or gradient that is not finite, before a run gives up.
@@ -30,7 +30,7 @@ class FiniteCheck:
         places: Where the training rows come from, by their index.
     """
 
-    def __init__(self, notice: Callable[[str, str, str], None], places: Sequence[Place]) -> None:
+    def __init__(self, notice: Callable[[str, str, str], None], places: Sequence[FileLine]) -> None:
         self._notice = notice
         self._places = places
         self.skipped = 0

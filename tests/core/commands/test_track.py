@@ -9,7 +9,7 @@ import pytest
 
 from core.runs.process import own_identity
 from core.runs.store import create_run
-from core.tracking.position import Place, Position
+from core.tracking.position import Position, TrackerFiles
 from tests.core.commands.conftest import CommandLine, wait_for
 from tests.core.tracking.conftest import FAKE, Desk, configured, steps
 
@@ -81,7 +81,7 @@ def test_a_live_run_is_followed_in_the_background(cli: CommandLine, desk: Desk) 
     result = cli("track", "latest", "--json")
     assert result.code == 0
     assert result.json["trackers"][0]["state"] == "following"
-    place = Place(desk.run, "trackio")
+    place = TrackerFiles(desk.run, "trackio")
     wait_for(lambda: sent(desk) == [1, 2, 3, 4], "four steps")
     assert place.position().is_working
     # Asked again, it is left to the one that is at work.

@@ -21,7 +21,7 @@ from core.runs.events import StepEvent, encode_event
 from core.runs.process import hostname, start_identity
 from core.runs.state import RunState
 from core.runs.store import Run, complete_checkpoints, create_run
-from core.tracking.position import Place
+from core.tracking.position import TrackerFiles
 from tests.core.runs.helpers import config_for, wait_for
 
 FAKE = Path(__file__).with_name("fake_worker.py")
@@ -401,7 +401,7 @@ def test_trackers_are_started_beside_the_worker_and_take_nothing_from_it(
     launcher.launch(run)
     try:
         launcher.wait_until(run, lambda state: state.state == "finished", 30)
-        hanging, broken = Place(run, "wandb"), Place(run, "tensorboard")
+        hanging, broken = TrackerFiles(run, "wandb"), TrackerFiles(run, "tensorboard")
         wait_for(lambda: hanging.position().state == "sending" and broken.position().state == "failed", 30)
         assert hanging.position().is_working
         environment = Path(f"/proc/{hanging.position().pid}/environ").read_bytes()
@@ -425,7 +425,7 @@ def test_a_tracker_that_cannot_be_started_is_written_down_and_the_run_goes_on(
     monkeypatch.setattr(launcher, "start_tracker", no_process)
     monkeypatch.setenv("FAKE_WORKER", "report")
     run = create_run(config_for(home).model_copy(update={"tracking": TrackingSection(tools="trackio")}), "tracked")
-    place = Place(run, "trackio")
+    place = TrackerFiles(run, "trackio")
     place.make()
     launcher.launch(run)
     launcher.wait_until(run, lambda state: state.state == "finished", 30)

@@ -29,7 +29,7 @@ from core.runs.events import (
 from core.runs.process import hostname, own_identity
 from core.runs.state import RunState
 from core.runs.store import Run, create_run
-from core.tracking.position import Place
+from core.tracking.position import TrackerFiles
 from core.tracking.start import tracker_command, tracker_environment
 
 #: A library that writes down what it is told, and does what FAKE says: hang, raise, exit or end with the interpreter.
@@ -141,14 +141,14 @@ class Desk:
         (self.directory / "lib").mkdir(exist_ok=True)
         (self.directory / "lib" / f"{tool}.py").write_text(textwrap.dedent(FAKE))
 
-    def environment(self, place: Place, **variables: str) -> dict[str, str]:
+    def environment(self, place: TrackerFiles, **variables: str) -> dict[str, str]:
         """As the launcher makes it, with the fake libraries on the path."""
         base = worker_environment()
         path = os.pathsep.join([str(self.directory / "lib"), base.get("PYTHONPATH", "")])
         base |= {"PYTHONPATH": path, "FAKE_CALLS": str(self.directory / "calls"), **variables}
         return tracker_environment(base, place)
 
-    def start(self, place: Place, *, patience: float = 60.0, **variables: str) -> subprocess.Popen[str]:
+    def start(self, place: TrackerFiles, *, patience: float = 60.0, **variables: str) -> subprocess.Popen[str]:
         """A tracker's process."""
         place.make()
         return subprocess.Popen(
@@ -160,7 +160,7 @@ class Desk:
             text=True,
         )
 
-    def track(self, place: Place, *, patience: float = 60.0, **variables: str) -> tuple[int, str]:
+    def track(self, place: TrackerFiles, *, patience: float = 60.0, **variables: str) -> tuple[int, str]:
         """Send the run, and wait; the exit code and what was printed."""
         process = self.start(place, patience=patience, **variables)
         out, _ = process.communicate(timeout=120)

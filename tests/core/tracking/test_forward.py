@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from core.tracking.position import Place, Position
+from core.tracking.position import Position, TrackerFiles
 from tests.core.tracking.conftest import Desk, steps
 from tests.waiting import wait_for
 
@@ -22,7 +22,7 @@ def test_a_finished_run_is_sent_whole_and_only_once(desk: Desk, tool: str) -> No
     desk.fake(tool)
     desk.write(steps(1, 10))
     desk.finish(10)
-    place = Place(desk.run, tool)  # type: ignore[arg-type]
+    place = TrackerFiles(desk.run, tool)  # type: ignore[arg-type]
     code, out = desk.track(place)
     assert code == 0, out
     assert sent_steps(desk) == list(range(1, 11))
@@ -56,7 +56,7 @@ def test_a_finished_run_is_sent_whole_and_only_once(desk: Desk, tool: str) -> No
 
 def test_a_live_run_is_followed_to_its_end(desk: Desk) -> None:
     desk.fake("wandb")
-    place = Place(desk.run, "wandb")
+    place = TrackerFiles(desk.run, "wandb")
     process = desk.start(place)
     desk.write(steps(1, 3))
     wait_for(lambda: len(sent_steps(desk)) == 3, 60, "three steps")
@@ -75,7 +75,7 @@ def test_what_a_tracker_missed_is_sent_afterwards(desk: Desk, tool: str, behavio
     desk.fake(tool)
     desk.write(steps(1, 4))
     desk.finish(4)
-    place = Place(desk.run, tool)  # type: ignore[arg-type]
+    place = TrackerFiles(desk.run, tool)  # type: ignore[arg-type]
     code, out = desk.track(place, patience=2.0, FAKE=behavior)
     assert code != 0
     found = place.position()
@@ -99,7 +99,7 @@ def test_a_library_that_is_missing_is_named(desk: Desk) -> None:
     (desk.directory / "lib" / "trackio.py").write_text("raise ImportError('numpy is broken')")
     desk.write(steps(1, 1))
     desk.finish(1)
-    place = Place(desk.run, "trackio")
+    place = TrackerFiles(desk.run, "trackio")
     code, _ = desk.track(place)
     assert code == 4
     assert place.position().reason == "ImportError: numpy is broken"
@@ -110,15 +110,15 @@ def test_a_key_is_used_online_only_and_written_nowhere(desk: Desk, monkeypatch: 
     desk.fake("wandb")
     desk.write(steps(1, 2))
     desk.finish(2)
-    online = Place(desk.run, "wandb", online=True)
+    online = TrackerFiles(desk.run, "wandb", online=True)
     code, _ = desk.track(online)
     assert code == 4
     assert "WANDB_API_KEY is not set" in online.position().reason
     assert not desk.calls("init")
 
     monkeypatch.setenv("WANDB_API_KEY", key)
-    assert "WANDB_API_KEY" not in desk.environment(Place(desk.run, "wandb"))
-    assert desk.environment(Place(desk.run, "wandb"))["WANDB_MODE"] == "offline"
+    assert "WANDB_API_KEY" not in desk.environment(TrackerFiles(desk.run, "wandb"))
+    assert desk.environment(TrackerFiles(desk.run, "wandb"))["WANDB_MODE"] == "offline"
     code, out = desk.track(online, FAKE="raise@log1")
     assert code == 4
     assert "the server said no to ***" in online.position().reason
@@ -136,7 +136,7 @@ def test_all_of_it_lies_in_the_run_directory_for_the_user_alone(desk: Desk) -> N
     desk.fake("wandb")
     desk.write(steps(1, 1))
     desk.finish(1)
-    place = Place(desk.run, "wandb")
+    place = TrackerFiles(desk.run, "wandb")
     assert desk.track(place)[0] == 0
     for path in [place.root, *place.root.rglob("*")]:
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
@@ -148,7 +148,7 @@ def test_all_of_it_lies_in_the_run_directory_for_the_user_alone(desk: Desk) -> N
 def test_only_one_process_sends_a_run_to_a_tracker(desk: Desk) -> None:
     desk.fake("wandb")
     desk.write(steps(1, 1))
-    place = Place(desk.run, "wandb")
+    place = TrackerFiles(desk.run, "wandb")
     first = desk.start(place)
     wait_for(lambda: len(sent_steps(desk)) == 1, 60, "the first step")
     code, out = desk.track(place, patience=0.1)
@@ -160,7 +160,7 @@ def test_only_one_process_sends_a_run_to_a_tracker(desk: Desk) -> None:
 
 
 def test_a_damaged_position_is_the_beginning(desk: Desk) -> None:
-    place = Place(desk.run, "wandb")
+    place = TrackerFiles(desk.run, "wandb")
     place.make()
     for text in ("", "[]", '{"offset": -1}', '{"offset": 1, "rows": "x"}', "{" * 100_000):
         place.position_path.write_text(text)
@@ -175,5 +175,5 @@ def test_what_another_version_has_written_hides_nothing_behind_it(desk: Desk) ->
             file.write('{"t": 1.0, "type": "unheard", "text": "' + "x" * (1 << 20) + '"}\n')
     desk.write(steps(2, 2))
     desk.finish(2)
-    assert desk.track(Place(desk.run, "wandb"))[0] == 0
+    assert desk.track(TrackerFiles(desk.run, "wandb"))[0] == 0
     assert sent_steps(desk) == [1, 2]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from core.config.choices import TRACKERS, Tracker
-from core.tracking.position import Place
+from core.tracking.position import TrackerFiles
 from tests.core.tracking.conftest import Desk, steps
 
 #: Loaded by the interpreter of the tracker: writes down every socket that is made.
@@ -43,7 +43,7 @@ def test_a_run_is_taken_twice_without_a_connection(desk: Desk, tmp_path: Path, t
     record.touch()
     desk.write(steps(1, 6))
     desk.finish(6)
-    place = Place(desk.run, tool)
+    place = TrackerFiles(desk.run, tool)
     code, out = desk.track(place, SOCKET_RECORD=str(record))
     assert code == 0, out
     desk.write(steps(7, 7))
@@ -58,7 +58,7 @@ def test_trackio_has_every_step_once(desk: Desk) -> None:
     installed("trackio")
     desk.write(steps(1, 4))
     desk.finish(4)
-    place = Place(desk.run, "trackio")
+    place = TrackerFiles(desk.run, "trackio")
     assert desk.track(place)[0] == 0
     desk.write(steps(5, 6))
     assert desk.track(place)[0] == 0

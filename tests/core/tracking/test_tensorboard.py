@@ -12,7 +12,7 @@ import pytest
 
 from core.runs.events import StepEvent
 from core.tracking.destinations import TensorBoard
-from core.tracking.position import Place, Position
+from core.tracking.position import Position, TrackerFiles
 from tests.core.tracking.conftest import Desk, steps
 
 pytestmark = pytest.mark.skipif(
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def scalars(place: Place) -> dict[str, list[tuple[int, float, float]]]:
+def scalars(place: TrackerFiles) -> dict[str, list[tuple[int, float, float]]]:
     """Tag to (step, time, value), in the order of the file."""
     accumulator: Any = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
     found = accumulator.EventAccumulator(str(place.data), size_guidance={"scalars": 0})
@@ -36,7 +36,7 @@ def test_its_own_reader_finds_every_figure_once(desk: Desk) -> None:
     nan = next(event for event in steps(11, 11) if isinstance(event, StepEvent))
     desk.write([StepEvent(**{**vars(nan), "loss": math.nan})])
     desk.finish(11)
-    place = Place(desk.run, "tensorboard")
+    place = TrackerFiles(desk.run, "tensorboard")
     code, out = desk.track(place)
     assert code == 0, out
     found = scalars(place)
@@ -56,7 +56,7 @@ def test_its_own_reader_finds_every_figure_once(desk: Desk) -> None:
 def test_what_a_killed_process_left_behind_its_position_is_cut_off(desk: Desk) -> None:
     desk.write(steps(1, 3))
     desk.set_state("finished")
-    place = Place(desk.run, "tensorboard")
+    place = TrackerFiles(desk.run, "tensorboard")
     assert desk.track(place)[0] == 0
     before = place.position_path.read_text()
     desk.write(steps(4, 6))
@@ -74,7 +74,7 @@ def test_what_a_killed_process_left_behind_its_position_is_cut_off(desk: Desk) -
 def test_a_file_that_was_removed_is_made_anew(desk: Desk) -> None:
     desk.write(steps(1, 3))
     desk.set_state("finished")
-    place = Place(desk.run, "tensorboard")
+    place = TrackerFiles(desk.run, "tensorboard")
     assert desk.track(place)[0] == 0
     TensorBoard(place, "", "", {}).path.unlink()
     assert desk.track(place)[0] == 0

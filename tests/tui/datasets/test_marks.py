@@ -7,13 +7,13 @@ from array import array
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.analysis.problems import Place, Problem
+from core.analysis.problems import Problem, RowPlace
 from core.analysis.result import Analysis
 from tui.datasets.marks import RowFilter, RowMarks, next_filter
 
 
 def problem(code: str, *rows: int) -> Problem:
-    places = tuple(Place(row, row + 1) for row in rows[:20])
+    places = tuple(RowPlace(row, row + 1) for row in rows[:20])
     return Problem(code, len(rows), places, array("I", rows))
 
 

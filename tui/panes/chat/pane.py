@@ -21,7 +21,7 @@ from core.text import one_line, sanitize
 from tui.keys import bindings, display_key
 from tui.messages import AnswerAwaited
 from tui.panes.base import Pane
-from tui.panes.chat.session_holder import Talker
+from tui.panes.chat.session_holder import SessionHolder
 from tui.panes.chat.turn import Answered, Failed, Loading, Speaking, TurnEnded, hold_turn
 from tui.widgets.chat_message import ExchangeView, ReplyMessage
 from tui.widgets.forms.prompt_input import PromptInput
@@ -73,7 +73,7 @@ class ChatPane(Pane):
         self._is_waiting = False
         self._taken_up = ""
         self._current: Exchange | None = None
-        self._talker = Talker(open_session)
+        self._holder = SessionHolder(open_session)
         self._flush: Timer | None = None
 
     def compose(self) -> ComposeResult:
@@ -91,7 +91,7 @@ class ChatPane(Pane):
 
     def on_unmount(self) -> None:
         """The model goes with the pane. One that is busy is not waited for: it ends as it loses this process."""
-        closing = threading.Thread(target=self._talker.release, daemon=True)
+        closing = threading.Thread(target=self._holder.release, daemon=True)
         closing.start()
         closing.join(_RELEASE_SECONDS)
 
@@ -115,7 +115,7 @@ class ChatPane(Pane):
         if not same_run:
             self._step = None
             self._begin_anew()
-        self._talker.set_target(run)
+        self._holder.set_target(run)
         if self.is_mounted:
             self._close_retired()
         if not self._has_adapter:
@@ -182,11 +182,11 @@ class ChatPane(Pane):
 
     @work(thread=True, group="chat-release")
     def _close_retired(self) -> None:
-        self._talker.close_retired()
+        self._holder.close_retired()
 
     @work(thread=True, group="chat-release")
     def _release(self) -> None:
-        self._talker.release()
+        self._holder.release()
 
     @property
     def _has_adapter(self) -> bool:
@@ -346,12 +346,12 @@ class ChatPane(Pane):
             self.post_message(AnswerAwaited(True))
         if self._flush is not None:
             self._flush.resume()
-        self._talk(exchange, self._talker.epoch)
+        self._talk(exchange, self._holder.epoch)
 
     def _say_waiting(self) -> None:
         """What the question waits for."""
         if not self.is_live:
-            waiting = "" if self._talker.is_loaded else "loading the model …"
+            waiting = "" if self._holder.is_loaded else "loading the model …"
         elif self._phase == "evaluating":
             waiting = "the model is being measured; the answer follows …"
         elif self._phase in ("training", ""):
@@ -362,7 +362,7 @@ class ChatPane(Pane):
 
     @work(thread=True, group="chat-talk")
     def _talk(self, exchange: Exchange, epoch: int) -> None:
-        hold_turn(self._talker, self.dialogue, exchange, epoch, self.post_message)
+        hold_turn(self._holder, self.dialogue, exchange, epoch, self.post_message)
 
     @on(Loading)
     def _loading(self, message: Loading) -> None:
@@ -439,7 +439,7 @@ class ChatPane(Pane):
     def _stop_answer(self) -> None:
         """End the answer under way; its stats may still come."""
         if self.is_answering:
-            self._talker.cancel()
+            self._holder.cancel()
             self._finish_turn()
 
     # Keys.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     SessionFactory: TypeAlias = Callable[[Target], ChatSession]
 
 
-class Talker:
+class SessionHolder:
     """One target, and the session on it once there is one. ``answer`` belongs in a thread, the rest is for any.
 
     Args:

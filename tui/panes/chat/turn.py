@@ -10,7 +10,7 @@ from textual.message import Message
 
 from core.chat.dialogue import Dialogue, Exchange, Reply
 from core.errors import UserError
-from tui.panes.chat.session_holder import Talker
+from tui.panes.chat.session_holder import SessionHolder
 
 if TYPE_CHECKING:
     from core.chat.session import Answer
@@ -61,16 +61,16 @@ class TurnEnded(Message):
     exchange: Exchange
 
 
-def hold_turn(talker: Talker, dialogue: Dialogue, exchange: Exchange, epoch: int, post: Post) -> None:
+def hold_turn(holder: SessionHolder, dialogue: Dialogue, exchange: Exchange, epoch: int, post: Post) -> None:
     """Ask for the replies of an exchange; on the first error the rest is left out. Blocks.
 
     Tokens go to each reply's ``pending``, from where the pane takes them at its own pace.
 
     Args:
-        talker: Who asks.
+        holder: Who asks.
         dialogue: The conversation, the exchange its last.
         exchange: The question.
-        epoch: The talker's epoch when it was asked.
+        epoch: The holder's epoch when it was asked.
         post: Where the messages go.
     """
     from core.chat.session import Answer
@@ -80,11 +80,11 @@ def hold_turn(talker: Talker, dialogue: Dialogue, exchange: Exchange, epoch: int
 
     reply = exchange.replies[0]
     try:
-        system, settings = talker.settings()
+        system, settings = holder.settings()
         for reply in exchange.replies:
             answer: Answer | None = None
             messages = dialogue.messages(reply.source, system)
-            for item in talker.answer(messages, reply.source, settings, epoch, report):
+            for item in holder.answer(messages, reply.source, settings, epoch, report):
                 if isinstance(item, Answer):
                     answer = item
                 else:

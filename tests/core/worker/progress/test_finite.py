@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from core.analysis.places import NAMED_LINES, Place, name_places
+from core.analysis.file_lines import NAMED_LINES, FileLine, name_places
 from core.worker.progress.finite import NONFINITE_LIMIT, FiniteCheck
 
-PLACES = [Place("a.jsonl", 4), Place("b.jsonl", 2), Place("a.jsonl", 3)]
+PLACES = [FileLine("a.jsonl", 4), FileLine("b.jsonl", 2), FileLine("a.jsonl", 3)]
 
 
 class Told:
@@ -71,7 +71,7 @@ def test_a_gradient_of_nothing_is_noticed_once(loss: float, words: str) -> None:
 def test_places_are_named_once_in_order_and_not_all_of_many() -> None:
     assert name_places([]) == "their places are not known"
     assert name_places([*PLACES, *PLACES]) == "a.jsonl lines 3 and 4; b.jsonl line 2"
-    assert name_places([Place("\x1b[31m.jsonl", 1)]).isprintable()
-    many = name_places([Place("a", line) for line in range(1, NAMED_LINES + 11)])
+    assert name_places([FileLine("\x1b[31m.jsonl", 1)]).isprintable()
+    many = name_places([FileLine("a", line) for line in range(1, NAMED_LINES + 11)])
     assert many.startswith("a lines 1, 2, ")
     assert many.endswith(f", {NAMED_LINES} and 10 more")

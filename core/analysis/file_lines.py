@@ -11,14 +11,14 @@ from core.text import one_line
 NAMED_LINES = 40
 
 
-class Place(NamedTuple):
+class FileLine(NamedTuple):
     """File and line of a row; in a file without lines, its row number."""
 
     file: str
     line: int
 
 
-def name_places(places: Iterable[Place]) -> str:
+def name_places(places: Iterable[FileLine]) -> str:
     """Positions in words, ``train.jsonl lines 3, 17 and 24; more.csv line 2``, safe to show; each once, in order."""
     by_file: dict[str, list[int]] = {}
     for place in sorted(set(places)):
