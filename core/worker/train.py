@@ -106,7 +106,7 @@ class FinetuneRecipe:
                 # The outputs have no name: they are gone before backward.
                 loss = objective.loss(batch, objective.forward(batch))
             total += loss.detach()
-            if parts.update.in_backward and not math.isfinite(float(loss)):
+            if parts.update.in_backward and not math.isfinite(float(loss.detach())):
                 break  # inside backward, some weights would be updated before the first gradient that is not finite
             parts.accelerator.backward(loss / weight)
         tokens = sum(data.rows[row].tokens for row in window)
