@@ -93,8 +93,10 @@ class Recorder:
         """Append one event, secrets in its texts replaced."""
         if isinstance(event, StepEvent):
             self._watchdog.done(event.seconds)
-        data = encode_event(_redacted(event)).encode("utf-8", errors="replace")
+        event = _redacted(event)
         with self._lock:
+            # Several threads report; the times in the file go up.
+            data = encode_event(dataclasses.replace(event, t=time.time())).encode("utf-8", errors="replace")
             if self._torn:
                 # The disk filled up within an earlier line; this one must not be glued to its half.
                 data = b"\n" + data
