@@ -147,10 +147,11 @@ def analysis(file: str, total: int, model: str | None) -> Values:
     """Our analysis of every row, with the tokens of a model or without."""
     from core.analysis.job import analyze
     from core.analysis.result import AnalysisRequest
+    from core.template.settings import MaskSettings
 
     clock = Clock()
     with clock.time("seconds"):
-        found = analyze(AnalysisRequest((file,), model=model, max_length=2048))
+        found = analyze(AnalysisRequest((file,), masks=MaskSettings(model, max_length=2048) if model else None))
     assert found.rows == total == found.used + sum(found.dropped.values())
     tokens = found.lengths.tokens if found.lengths is not None else 0
     return {**clock.seconds, "rows_per_s": total / clock.seconds["seconds"], "tokens": tokens}

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from core.analysis.lengths import Lengths
 from core.analysis.problems import Problem
-from core.config.choices import Objective, Overlong, Supervise, allowed_codes
-from core.template.settings import MaskSettings, supervised_turns
+from core.config.choices import Objective, Overlong
+from core.template.settings import MaskSettings, mask_settings
 
 if TYPE_CHECKING:
     from core.config.schema import Config
@@ -28,13 +28,7 @@ class AnalysisRequest:
         eval: Entries as in ``data.eval``, checked for rows that are also trained on.
         format: As ``data.format``.
         columns: As ``data.columns``.
-        model: Directory of the tokenizer; None to skip tokenization.
-        template: Text of a chat template instead of the model's own.
-        supervise: As ``data.supervise``.
-        allow_special: Use rows whose messages write special tokens.
-        end_answers: Append the end-of-text token to answers that the template does not end, as if ``data.allow`` holds
-            ``stop_untrained``.
-        max_length: As ``train.max_length``; 0 for no limit.
+        masks: Settings of tokenization and loss mask; None to skip tokenization.
         overlong: As ``data.overlong``.
         weights: As ``data.weights``, one for each entry of ``train``; None: all 1.
         eval_share: As ``data.eval_share``.
@@ -46,12 +40,7 @@ class AnalysisRequest:
     eval: tuple[str, ...] = ()
     format: str = "auto"
     columns: dict[str, str] | None = None
-    model: str | None = None
-    template: str | None = None
-    supervise: Supervise = "assistant"
-    allow_special: bool = False
-    end_answers: bool = False
-    max_length: int = 0
+    masks: MaskSettings | None = None
     overlong: Overlong = "drop"
     weights: tuple[float, ...] | None = None
     eval_share: float = 0.0
@@ -59,31 +48,13 @@ class AnalysisRequest:
     objective: Objective = "sft"
 
     @property
-    def mask_settings(self) -> MaskSettings | None:
-        """Settings of tokenization and loss mask; None without a tokenizer."""
-        if self.model is None:
-            return None
-        return MaskSettings(
-            self.model,
-            self.template,
-            supervised_turns(self.objective, self.supervise),
-            self.allow_special,
-            self.end_answers,
-            self.max_length or None,
-        )
+    def max_length(self) -> int:
+        """Greatest length of a row, in tokens; 0 without a tokenizer, and for no limit."""
+        return (self.masks.max_length or 0) if self.masks is not None else 0
 
-    def with_masks(self, settings: MaskSettings | None) -> AnalysisRequest:
-        """The same, its rows made into tokens in another way; None for no tokens, and for nothing said about them."""
-        made = settings or MaskSettings("")
-        return replace(
-            self,
-            model=settings.model if settings is not None else None,
-            template=made.template,
-            supervise=made.supervise,
-            allow_special=made.allow_special,
-            end_answers=made.end_answers,
-            max_length=made.max_length or 0,
-        )
+    def without_limit(self) -> AnalysisRequest:
+        """The same request, for rows of any length."""
+        return self if self.masks is None else replace(self, masks=replace(self.masks, max_length=None))
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary for JSON."""
@@ -93,7 +64,9 @@ class AnalysisRequest:
     def from_dict(cls, data: Mapping[str, Any]) -> AnalysisRequest:
         """The inverse of :meth:`to_dict`."""
         weights = None if data["weights"] is None else tuple(data["weights"])
-        return cls(**{**data, "train": tuple(data["train"]), "eval": tuple(data["eval"]), "weights": weights})
+        masks = None if data["masks"] is None else MaskSettings(**data["masks"])
+        tuples = {"train": tuple(data["train"]), "eval": tuple(data["eval"]), "weights": weights}
+        return cls(**{**data, **tuples, "masks": masks})
 
 
 @dataclass(frozen=True)
@@ -205,12 +178,7 @@ def request_for(config: Config, *, model: str | None, template: str | None = Non
         eval=entries(data.eval),
         format=data.format,
         columns=cast("dict[str, str] | None", data.columns),
-        model=model,
-        template=template,
-        supervise=data.supervise,
-        allow_special=data.special_tokens == "keep",
-        end_answers="stop_untrained" in allowed_codes(data.allow),
-        max_length=config.train.max_length,
+        masks=None if model is None else mask_settings(config, model, template),
         overlong=data.overlong,
         weights=tuple(data.weights) if data.weights is not None else None,
         eval_share=data.eval_share,

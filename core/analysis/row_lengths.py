@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING
 
 from core.analysis.result import AnalysisRequest, request_for
@@ -37,7 +36,7 @@ def sample_lengths(config: Config) -> list[int]:
     try:
         model = str(tokenizer_directory(config.model.base))
         template = template_source(config.template.file, config.template.name)
-        request = dataclasses.replace(request_for(config, model=model, template=template), max_length=0)
+        request = request_for(config, model=model, template=template).without_limit()
     except UserError:
         return []
     about = "chat template" if template is not None else f"tokenizer or chat template of {model}"
@@ -45,7 +44,7 @@ def sample_lengths(config: Config) -> list[int]:
 
 
 def _lengths(request: AnalysisRequest) -> list[int]:
-    settings = request.mask_settings
+    settings = request.masks
     if settings is None:
         return []
     try:

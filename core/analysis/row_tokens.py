@@ -72,9 +72,9 @@ def sample_row(request: AnalysisRequest, analysis: Analysis, number: int | None 
     Raises:
         UserError: If there is no such row, or the model's tokenizer cannot be read.
     """
-    if request.model is None:
+    if request.masks is None:
         raise UserError("There is no tokenizer.", "Name a model.")
-    sample = sandboxed(_sample, f"The tokenizer or chat template of {one_line(request.model)}")
+    sample = sandboxed(_sample, f"The tokenizer or chat template of {one_line(request.masks.model)}")
     if number is not None:
         if not 1 <= number <= analysis.rows:
             raise UserError(f"There is no row {number}.", f"The rows are counted from 1 to {analysis.rows}.")
@@ -86,10 +86,9 @@ def sample_row(request: AnalysisRequest, analysis: Analysis, number: int | None 
 
 
 def _sample(request: AnalysisRequest, index: int) -> TokenSample:
-    settings = request.mask_settings
-    if settings is None:
+    if request.masks is None:
         raise ValueError("The request names no model.")
-    masker = settings.masker()
+    masker = request.masks.masker()
     row, detection = _find(request, index)
     try:
         masked = masker.mask([detection.example(row)])[0]

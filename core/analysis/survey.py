@@ -76,7 +76,7 @@ def survey(request: AnalysisRequest, report: Report = lambda _: None) -> Analysi
         UserError: If a file cannot be read, its format is not known or the model has no tokenizer.
     """
     began = time.monotonic()
-    settings = request.mask_settings
+    settings = request.masks
     masker = settings.masker() if settings is not None else None
     opened: list[OpenSource] = []
     try:
@@ -222,7 +222,7 @@ class _Findings:
             turns=dict(sorted(whole.turns.items())),
             scripts=dict(sorted(whole.scripts.items(), key=lambda pair: -pair[1])),
             lengths=measure_lengths(whole.lengths, whole.measured, whole.tokens, whole.supervised),
-            stop_learned=whole.stop_learned if self._request.model is not None else None,
+            stop_learned=whole.stop_learned if self._request.masks is not None else None,
             eval_rows=self._eval_read,
             seconds=time.monotonic() - began,
         )

@@ -48,13 +48,13 @@ def run(args: argparse.Namespace) -> int:
     request = make_request(args)
     if args.template is not None and args.model is None and args.config is None:
         raise UserError("--template needs a tokenizer.", "Name a model's directory with --model.")
-    if args.row is not None and request.model is None:
+    if args.row is not None and request.masks is None:
         raise UserError("--row needs a tokenizer.", "Name a model's directory with --model.")
     analysis = analyze(request, _Progress() if sys.stderr.isatty() else None)
     if sys.stderr.isatty():
         sys.stderr.write(CLEAR_LINE)
     sample = None
-    if request.model is not None and (args.row is not None or not args.json):
+    if request.masks is not None and (args.row is not None or not args.json):
         sample = sample_row(request, analysis, args.row)
     if args.json:
         emit(as_json(analysis, sample))
@@ -95,7 +95,7 @@ def make_request(args: argparse.Namespace) -> AnalysisRequest:
     request = request_for(config, model=_model_directory(args, config), template=template)
     if args.config is None:
         # Without a configuration nobody has set a limit, so the default limit does not drop rows here.
-        request = dataclasses.replace(request, max_length=0)
+        request = request.without_limit()
     if args.file is None:
         return request
     # The weights are for the entries of the configuration.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from core.config.choices import Supervise
+from core.config.choices import Supervise, allowed_codes
+from core.config.schema import Config
 
 if TYPE_CHECKING:
     from core.template.mask import Masker
@@ -61,11 +62,21 @@ class MaskSettings:
         )
 
 
-def supervised_turns(objective: str, supervise: Supervise) -> Supervise:
-    """Supervised turns of a conversation: with labeled answers (``train.objective = "kto"``) the answer alone.
+def mask_settings(config: Config, model: str, template: str | None = None) -> MaskSettings:
+    """The settings that a configuration asks for; analyses, previews and training all take them from here.
 
     Args:
-        objective: As ``train.objective``.
-        supervise: As ``data.supervise``.
+        config: The configuration.
+        model: The directory of the tokenizer.
+        template: Text of a chat template instead of the model's own.
     """
-    return "last" if objective == "kto" else supervise
+    data = config.data
+    return MaskSettings(
+        model,
+        template,
+        # Where an answer has a label, that answer alone is learned.
+        "last" if config.train.objective == "kto" else data.supervise,
+        data.special_tokens == "keep",
+        "stop_untrained" in allowed_codes(data.allow),
+        config.train.max_length,
+    )

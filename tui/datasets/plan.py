@@ -24,7 +24,7 @@ from core.hub_uri import absolute
 from core.models.find import STARTER_NAME, find_model, missing_model
 from core.paths import user_path
 from core.template.builtin import template_source
-from core.template.settings import MaskSettings
+from core.template.settings import MaskSettings, mask_settings
 from tui.data_paths import entry_text, follow_links
 
 
@@ -152,25 +152,26 @@ class DataPlan:
         Raises:
             UserError: If model or template have gone meanwhile.
         """
-        return self.reading.request(path).with_masks(self.tokens.mask_settings() if with_tokens else None)
+        return replace(self.reading.request(path), masks=self.tokens.mask_settings() if with_tokens else None)
 
 
 def plan_data(document: ConfigDocument) -> DataPlan:
     """The plan of a configuration, which may be invalid or empty."""
     directory = document.path.parent.absolute() if document.path is not None else Path.cwd()
     config = _valid_part(document)
-    request = request_for(config, model="")
+    request = request_for(config, model=None)
     columns = document.get("data.columns")
     reading = replace(
-        request.with_masks(None),
+        request,
         train=_entries(document, "data.train", directory),
         eval=_entries(document, "data.eval", directory),
         columns={str(key): str(name) for key, name in columns.items()} if isinstance(columns, Mapping) else None,
         seed=request.seed if request.eval_share or request.weights else 0,
     )
     file = directory / user_path(config.template.file) if config.template.file else None
-    settings = request.mask_settings or MaskSettings("")
-    tokens = TokenPlan(config.model.base, directory, settings, config.template.name, file, _stamp(file))
+    tokens = TokenPlan(
+        config.model.base, directory, mask_settings(config, ""), config.template.name, file, _stamp(file)
+    )
     return DataPlan(ReadPlan(reading), tokens)
 
 

@@ -21,7 +21,7 @@ from core.data.conversation import IGNORED_LABEL, Example, RowError
 from core.data.files.rows import Row
 from core.data.formats.ambiguity import find_ambiguity
 from core.data.formats.detect import SAMPLE, Detection, refuse_untrainable
-from core.data.registries.resolve import resolve_sources, training_sources
+from core.data.registries.resolve import flat_sources, training_sources
 from core.data.registries.source import DataSource
 from core.errors import UserError
 from core.runs.events import DataEvent
@@ -165,8 +165,7 @@ class Loader:
                 refused, or nothing is left to use.
         """
         dataset = Dataset()
-        groups = resolve_sources(references, self._config.data.format, self._config.data.columns)
-        sources = [source for group in groups for source in group]
+        sources = flat_sources(references, self._config.data.format, self._config.data.columns)
         for source in sources:
             self._load_source(source, dataset, limit)
             if limit is not None and len(dataset.rows) >= limit:

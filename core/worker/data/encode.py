@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from core.config.choices import Supervise
 from core.data.conversation import Example, RowError, portions
 from core.errors import UserError
 from core.sandbox.limits import TimeLimitError, cpu_limit, growth_limit
 from core.template.mask import MaskedRow, Masker
 from core.template.render import ChatTemplate
+from core.template.settings import MaskSettings
 from core.template.stops import stop_token_ids as stops_of
 from core.template.tokenizer import SPECIAL_NAMES, ModelTokenizer
 from core.text import one_line
@@ -26,6 +26,7 @@ from core.text import one_line
 _SECONDS = 60
 #: Characters of these rows, beyond which fewer are made at once.
 _CHARACTERS = 4 << 20
+_PLAIN = MaskSettings("")
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,7 @@ class Encoder:
         tokenizer: The model's tokenizer, of transformers.
         stop_ids: The tokens that end an answer.
         template: A Jinja chat template instead of the tokenizer's own.
-        supervise: What is learned of a conversation.
-        allow_special: Use rows whose messages write special tokens.
-        end_answers: Put the end of text behind answers that the template does not end.
+        settings: What of a conversation is learned, and which rows are used.
         now: The moment of the date that a template writes; None for the present one.
     """
 
@@ -86,9 +85,7 @@ class Encoder:
         stop_ids: Sequence[int],
         template: str | None = None,
         *,
-        supervise: Supervise = "assistant",
-        allow_special: bool = False,
-        end_answers: bool = False,
+        settings: MaskSettings = _PLAIN,
         now: datetime | None = None,
     ) -> None:
         self.tokenizer = tokenizer
@@ -96,9 +93,9 @@ class Encoder:
         self._masker = Masker(
             ours,
             _chat_template(ours, template, now),
-            supervise,
-            allow_special=allow_special,
-            end_answers=end_answers,
+            settings.supervise,
+            allow_special=settings.allow_special,
+            end_answers=settings.end_answers,
         )
         self._stops = frozenset(self._masker.stop_ids)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,11 +13,10 @@ from transformers import AutoConfig, GenerationConfig
 from core.analysis.preflight import Preflight
 from core.config.choices import allowed_codes
 from core.config.schema import Config
-from core.data.formats.detect import SAMPLE
-from core.data.registries.resolve import resolve_sources
+from core.data.registries.resolve import flat_sources
 from core.errors import UserError
 from core.template.builtin import template_source
-from core.template.settings import supervised_turns
+from core.template.settings import mask_settings
 from core.text import one_line
 from core.worker.data.batches import fingerprint
 from core.worker.data.dataset import HELD_OUT, NOT_SAMPLED, Dataset, Loader
@@ -70,9 +68,8 @@ def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None], 
     check_base(base, config.method.name)
     recorder.phase("preparing_data")
     tokenizer = load_tokenizer(base)
-    allowed = allowed_codes(config.data.allow)
     preflight = Preflight(
-        allowed,
+        allowed_codes(config.data.allow),
         lambda code, message, hint: recorder.notice("warning", code, message, hint),
     )
     template = template_source(config.template.file, config.template.name)
@@ -83,9 +80,7 @@ def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None], 
         tokenizer,
         stop_token_ids(_generation_config(base), tokenizer, template),
         template,
-        supervise=supervised_turns(config.train.objective, config.data.supervise),
-        allow_special=config.data.special_tokens == "keep",
-        end_answers="stop_untrained" in allowed,
+        settings=mask_settings(config, str(base)),
         now=now,
     )
 
@@ -106,12 +101,12 @@ def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None], 
 def _has_conversations(config: Config) -> bool:
     """Whether any source has rows that a chat template renders."""
     data = config.data
-    groups = [*resolve_sources(data.train, data.format, data.columns)]
-    groups += resolve_sources(data.eval, data.format, data.columns)
-    return any(
-        source.detect(list(itertools.islice(source.rows(), SAMPLE))).format not in UNRENDERED
-        for source in itertools.chain.from_iterable(groups)
-    )
+    for references in (data.train, data.eval):
+        for source in flat_sources(references, data.format, data.columns):
+            with source.open() as file:
+                if source.recognize(file).format not in UNRENDERED:
+                    return True
+    return False
 
 
 def _generation_config(base: Path) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from core.analysis.result import AnalysisRequest
+from core.template.settings import MaskSettings
 from tests.core.data.sample_files import json_lines, pairs, write
 from tests.tiny_model import CHATML
 
@@ -46,7 +47,7 @@ def test_a_template_that_takes_for_ever_is_a_sentence(rows: Path, tiny_model_dir
         CHATML + "{% if messages[0].content == 'q5' %}{% set l = range(90000) | list %}"
         "{% for i in range(2000) %}{% set x = l | map('string') | sort %}{% endfor %}{% endif %}"
     )
-    answer = analyze(AnalysisRequest((str(rows),), model=str(tiny_model_dir), template=bomb))
+    answer = analyze(AnalysisRequest((str(rows),), masks=MaskSettings(str(tiny_model_dir), bomb)))
     assert answer["error"] == "The chat template or the tokenizer takes more than 1 s for a few rows."
     assert answer["hint"]
 
@@ -56,7 +57,7 @@ def test_rows_on_which_a_template_fills_the_memory_are_dropped(rows: Path, tiny_
         CHATML + "{% if messages[0].content == 'q5' %}"
         "{% set l = (['a' * 1048576] * 3000) | map('reverse') | list %}{{ l | length }}{% endif %}"
     )
-    answer = analyze(AnalysisRequest((str(rows),), model=str(tiny_model_dir), template=bomb))
+    answer = analyze(AnalysisRequest((str(rows),), masks=MaskSettings(str(tiny_model_dir), bomb)))
     if "error" in answer:
         # On a busy machine it takes its time before it takes the memory.
         assert "takes more than 1 s" in answer["error"]

@@ -11,6 +11,7 @@ import pytest
 from core.analysis.job import AnalysisCancelledError, AnalysisJob, analyze
 from core.analysis.result import Analysis, AnalysisRequest
 from core.errors import UserError
+from core.template.settings import MaskSettings
 
 
 def row(question: str, answer: str) -> dict[str, Any]:
@@ -87,7 +88,7 @@ def test_tokens_are_counted_as_training_counts_them(tmp_path: Path, tiny_model_d
     from transformers import AutoTokenizer
 
     data = write(tmp_path / "clean.jsonl", CLEAN)
-    analysis = analyze(AnalysisRequest((str(data),), model=str(tiny_model_dir)))
+    analysis = analyze(AnalysisRequest((str(data),), masks=MaskSettings(str(tiny_model_dir))))
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     lengths = sorted(
         len(
@@ -101,7 +102,7 @@ def test_tokens_are_counted_as_training_counts_them(tmp_path: Path, tiny_model_d
     assert analysis.lengths is not None
     assert (analysis.lengths.min, analysis.lengths.max) == (lengths[0], lengths[-1])
     assert 0 < analysis.lengths.supervised_share < 1
-    limited = analyze(AnalysisRequest((str(data),), model=str(tiny_model_dir), max_length=lengths[0]))
+    limited = analyze(AnalysisRequest((str(data),), masks=MaskSettings(str(tiny_model_dir), max_length=lengths[0])))
     assert limited.dropped["overlong"] == sum(length > lengths[0] for length in lengths)
 
 

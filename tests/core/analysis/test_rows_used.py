@@ -16,6 +16,7 @@ from core.analysis.result import Analysis, request_for
 from core.analysis.survey import survey
 from core.config.schema import Config
 from core.errors import UserError
+from core.template.settings import mask_settings
 from core.worker.data.dataset import Loader
 from core.worker.data.encode import Encoder
 from tests.core.data.sample_files import json_lines, write, write_parquet
@@ -46,12 +47,7 @@ def both(padded_model: Path) -> Both:
     tokenizer = AutoTokenizer.from_pretrained(padded_model)
 
     def look(config: Config, *, apart: bool = False) -> tuple[Analysis, dict[str, Any] | str]:
-        encoder = Encoder(
-            tokenizer,
-            [tokenizer.eos_token_id],
-            supervise=config.data.supervise,
-            allow_special=config.data.special_tokens == "keep",
-        )
+        encoder = Encoder(tokenizer, [tokenizer.eos_token_id], settings=mask_settings(config, str(padded_model)))
         analysis = (analyze if apart else survey)(request_for(config, model=str(padded_model)))
         try:
             dataset, _ = Loader(config, encoder, vocabulary=EMBEDDED).training()

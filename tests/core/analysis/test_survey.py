@@ -17,6 +17,7 @@ from core.analysis.result import Analysis, AnalysisRequest, Progress
 from core.analysis.survey import survey
 from core.data.conversation import Example, make_tokens
 from core.errors import UserError
+from core.template.settings import MaskSettings
 from tests.core.data.sample_files import json_lines, write, write_arrow, write_parquet, write_zstd
 
 WORDS = [f"word{number}" for number in range(500)]
@@ -213,14 +214,14 @@ def test_rows_beyond_the_limit_by_option(tmp_path: Path, tiny_model_dir: Path) -
     assert rows_of(cut, "truncated") == [1]
     # A cut answer is never ended.
     assert (cut.stop_learned, dropped.stop_learned) == (2, 2)
-    unlimited = look(path, model=str(tiny_model_dir))
+    unlimited = look(path, masks=MaskSettings(str(tiny_model_dir)))
     assert (unlimited.used, unlimited.stop_learned) == (4, 4)
     # Lengths are those before anything is cut or dropped.
     assert unlimited.lengths is not None
     assert dropped.lengths == refused.lengths == cut.lengths == unlimited.lengths
     longest = unlimited.lengths.max
-    assert look(path, model=str(tiny_model_dir), max_length=longest).used == 4
-    assert look(path, model=str(tiny_model_dir), max_length=longest - 1).used < 4
+    assert look(path, masks=MaskSettings(str(tiny_model_dir), max_length=longest)).used == 4
+    assert look(path, masks=MaskSettings(str(tiny_model_dir), max_length=longest - 1)).used < 4
 
 
 def test_an_answer_cut_before_its_last_token_only(tmp_path: Path, tiny_model_dir: Path) -> None:
@@ -310,7 +311,7 @@ def test_what_the_template_leaves_out_of_a_prompt_is_a_problem(tmp_path: Path, t
     )
     system = {"role": "system", "content": "Be brief."}
     rows = [row("a b"), {"messages": [system, *row("c d")["messages"]]}]
-    found = look(write(tmp_path / "a.jsonl", json_lines(rows)), model=str(tiny_model_dir), template=template)
+    found = look(write(tmp_path / "a.jsonl", json_lines(rows)), masks=MaskSettings(str(tiny_model_dir), template))
     problem = found.problem("prompt_drops")
     assert problem is not None
     assert (problem.count, list(problem.indices), found.used) == (1, [1], 2)

@@ -102,7 +102,7 @@ def test_the_analysis_and_the_rows_are_read_alike(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.csv", "frage,antwort\nwarum,darum\n")
     plan = plan_data(document(tmp_path, data__train="rows.csv", data__columns=COLUMNS))
     request = plan.request(path, with_tokens=False)
-    assert (request.format, request.columns, request.model) == ("auto", COLUMNS, None)
+    assert (request.format, request.columns, request.masks) == ("auto", COLUMNS, None)
     view = DatasetView(path, plan.reading.of(path))
     assert [cell.cells for cell in view.cells(range(1))] == [("warum", "darum")]
     view.close()
@@ -180,8 +180,8 @@ def test_rows_become_tokens_as_a_run_would_make_them(tmp_path: Path, tiny_model_
     template = NAMED_TEMPLATES["chatml"].source
     request = request_for(configuration.validate(), model=str(tiny_model_dir), template=template)
     plan = plan_data(configuration)
-    assert plan.tokens.mask_settings() == request.mask_settings
+    assert plan.tokens.mask_settings() == request.masks
     assert plan.tokens.settings.supervise == "last", "the answer that has the label"
     shown = plan.request(tmp_path / "a.jsonl", with_tokens=True)
-    assert shown.mask_settings == request.mask_settings
+    assert shown.masks == request.masks
     assert (shown.train, shown.overlong, shown.objective) == (request.train, request.overlong, request.objective)

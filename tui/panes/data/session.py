@@ -125,7 +125,7 @@ class DatasetSession:
         try:
             request = self.plan.request(view.path, with_tokens=self.masks is not None)
             before = self._request
-            if before is not None and before != self.plan.request(view.path, with_tokens=before.model is not None):
+            if before is not None and before != self.plan.request(view.path, with_tokens=before.masks is not None):
                 self.forget_analysis()
         except UserError as error:
             # The model has gone since it was read.

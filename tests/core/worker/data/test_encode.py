@@ -12,6 +12,7 @@ from core.data.conversation import Example, Message, RowError
 from core.errors import UserError
 from core.template.builtin import template_source
 from core.template.mask import MaskedRow, Masker
+from core.template.settings import MaskSettings
 from core.template.tokenizer import load_tokenizer
 from core.worker.data.encode import Encoder, TokenizedRow, stop_token_ids
 from tests.tiny_model import CHATML
@@ -115,7 +116,9 @@ def test_what_is_learned_may_be_chosen(tokenizer: Any) -> None:
     (refused,) = Encoder(tokenizer, [tokenizer.eos_token_id]).encode([example])
     assert isinstance(refused, RowError)
     assert refused.code == "special_in_content"
-    (row,) = Encoder(tokenizer, [tokenizer.eos_token_id], supervise="last", allow_special=True).encode([example])
+    (row,) = Encoder(
+        tokenizer, [tokenizer.eos_token_id], settings=MaskSettings("", supervise="last", allow_special=True)
+    ).encode([example])
     assert isinstance(row, TokenizedRow)
     assert tokenizer.decode(row.input_ids[row.supervised]) == "<|endoftext|><|im_end|>"
 

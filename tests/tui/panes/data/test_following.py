@@ -134,9 +134,11 @@ async def test_only_what_is_seen_starts_over(tmp_path: Path, model: Path, reques
             await analyzed(pilot, pane)
             assert pane.view is view, "the file stays open"
         last = requests[-1]
-        assert (last.max_length, last.overlong, last.supervise, last.allow_special) == (64, "truncate", "last", True)
+        assert (last.max_length, last.overlong) == (64, "truncate")
         assert (last.format, last.eval) == ("messages", (str(tmp_path / "eval.jsonl"),))
-        assert last.template is not None
+        assert last.masks is not None
+        assert (last.masks.supervise, last.masks.allow_special) == ("last", True)
+        assert last.masks.template is not None
         analysis = await analyzed(pilot, pane)
         assert analysis.problem("leaked") is not None
         assert analysis.dropped == {"not_json": 3, "nothing_supervised": 2}, "cut, the long rows have no answer left"
