@@ -58,7 +58,7 @@ class LeavingExecutor(ThreadPoolExecutor):
     """A thread pool that the end of the app does not wait for: a file may be long, and a template may never end."""
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
-        """Accept no more work; running threads are not waited for."""
+        """Cancel pending work and accept no more; running threads are not waited for."""
         super().shutdown(wait=False, cancel_futures=True)
 
 
@@ -155,7 +155,7 @@ class LocaltuneApp(App[str]):
         self.leaving.leave()
 
     def _handle_exception(self, error: Exception) -> None:
-        """End the app after an unhandled exception: unsaved edits are kept, the details go to a file, not the screen."""
+        """End the app by an unhandled exception: unsaved edits are kept, the details go to a file, not the screen."""
         # The first one is raised again where a test has driven the app.
         if self._exception is None:
             self._exception = error

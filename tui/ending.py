@@ -22,7 +22,7 @@ _MAIN_SCREEN = "\x1b[<u\x1b[?1049l\x1b[?25h\x1b[0m"
 
 @contextmanager
 def whole_terminal() -> Iterator[None]:
-    """Restore the terminal's present state, if an exception is raised; otherwise Textual has restored it."""
+    """Restore the terminal's attributes at the end; after an exception its modes too, which Textual does otherwise."""
     attributes = None
     with suppress(OSError, ValueError, termios.error):
         attributes = termios.tcgetattr(sys.stdin.fileno())
