@@ -21,7 +21,7 @@ from core.small_files import read_small
 from core.text import one_line
 from tui.settings import LIMIT
 
-#: Screens that lie over the panes; the keys of the app do not work there.
+#: Screens that cover the panes; the keys of the app do not work there.
 SCREENS = ("template", "columns")
 SCOPES = ("app", "data", "config", "train", "chat", "runs", *SCREENS)
 

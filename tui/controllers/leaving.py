@@ -23,9 +23,7 @@ class Leaving:
         self._run_question: ChoiceDialog | None = None
 
     def leave(self) -> None:
-        """Quit at once, whatever is on the screen, on a request from outside; a run is not affected, and drafts are
-        kept.
-        """
+        """Quit at once, whatever is on the screen, by a signal or the like; a run is not affected, drafts are kept."""
         self._drafts.look()
         self._desktop.leave(self.line())
 

@@ -181,7 +181,7 @@ class Runs:
         self._land()
 
     def _land(self) -> None:
-        """Where no run is live, focus the requested pane, unless the user has gone elsewhere since."""
+        """Focus the requested pane where no run is live, unless the user has gone elsewhere since."""
         if self._landing and self._desktop.main.current == "train":
             self._desktop.show_pane(self._landing)
         self._landing = ""

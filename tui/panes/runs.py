@@ -112,7 +112,7 @@ class RunsPane(Pane):
         return self.query_one(RunList).selected is not None
 
     def action_filter(self) -> None:
-        """Type a filter."""
+        """Show the input of the filter, and focus it."""
         line = self.query_one(FilterInput)
         line.add_class("-open")
         # At once: keys typed ahead are its text.

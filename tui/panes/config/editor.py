@@ -61,7 +61,7 @@ class ConfigEditor:
 
     @property
     def document(self) -> ConfigDocument:
-        """The configuration."""
+        """The document of the configuration."""
         return self.model.document
 
     @property
@@ -144,7 +144,7 @@ def rebase(document: ConfigDocument, old: Path, new: Path, *, shorten: bool = Fa
         document: The configuration.
         old: The directory that they are relative to now.
         new: The directory that they will be relative to.
-        shorten: Make absolute paths relative too, where they lie below the new directory.
+        shorten: Make absolute paths relative too, where they are below the new directory.
 
     Returns:
         The options that were changed.

@@ -19,7 +19,7 @@ _NARROW, _WIDE = 18, 44
 
 
 class TemplateList(ChoiceList):
-    """A line a template: whether it is in force, its name, whether it suits the row, and its look where there is room."""
+    """A line a template: whether it is in force, its name, whether it suits the row; its look where there is room."""
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
