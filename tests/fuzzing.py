@@ -108,7 +108,7 @@ def _number(data: bytearray, rng: random.Random) -> bytearray:
 
 
 def _value(data: bytearray, rng: random.Random) -> bytearray:
-    """A JSON document with another value somewhere; other files get a flipped bit."""
+    """A JSON document with another value somewhere; other files get flipped bits."""
     try:
         document = json.loads(data)
     except (ValueError, RecursionError):

@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments without the program's name; those of this process by default.
 
     Returns:
-        The exit code: 0 done, 1 an error that the user can mend, 2 wrong usage; a run that was followed to its end
+        The exit code: 0 done, 1 an error that the user can fix, 2 wrong usage; a run that was followed to its end
         gives 3 when it was stopped and 4 when it failed; 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)

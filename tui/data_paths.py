@@ -35,7 +35,7 @@ def follow_links(path: Path | str) -> str:
         return absolute(str(path), Path())
     try:
         return os.path.realpath(path)
-    except ValueError:  # a NUL, which TOML can spell: there is no such file, and whoever opens it says so
+    except ValueError:  # a NUL, which TOML can spell: there is no such file, and opening it reports that
         return str(path)
 
 

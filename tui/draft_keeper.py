@@ -64,7 +64,7 @@ class DraftKeeper:
     """Drafts of one app: written, and found again when an earlier app has left some.
 
     Args:
-        state: The configuration, and what its file has.
+        state: The configuration, and the content of its file.
         panes: Where unread text and the conversation are.
     """
 

@@ -280,7 +280,7 @@ class TerminalInput:
 
         Args:
             sequence: One character, or all of a sequence.
-            alone: Whether nothing follows, so that what could be the beginning of something is a key by itself.
+            alone: Whether nothing follows, so that a possible beginning of a sequence is a key by itself.
         """
         try:
             found = list(self._parser.feed(sequence))

@@ -59,7 +59,7 @@ class ReadPlan:
     """The plan for reading and counting rows; paths are absolute."""
 
     wanted: AnalysisRequest
-    """The analysis of all named files, without tokens; it has the seed only where rows are held out or left out."""
+    """The analysis request for all named files, without tokens; its seed is set only if rows are held or left out."""
 
     @property
     def overlong(self) -> Overlong:
@@ -84,8 +84,7 @@ class ReadPlan:
     def request(self, path: Path) -> AnalysisRequest:
         """The request for the analysis of one file, without tokens.
 
-        What is held out and left out is decided over all that is trained on, so for a file that is a part of it nothing
-        can be said.
+        Rows are held out and left out over all training files together, so for one of several files nothing is known.
         """
         reading, wanted = self.of(path), self.wanted
         if len(wanted.train) != 1 or follow_links(path) != follow_links(wanted.train[0]):

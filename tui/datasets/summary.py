@@ -30,7 +30,7 @@ def summarize(
         indexed: Share of the file that has been indexed.
         keys: The key table with the user's changes.
         progress_of: The progress of a running analysis.
-        width: Columns; what does not fit into two lines of them is left out, the least important first. None for all.
+        width: Columns; parts that do not fit into two lines are left out, the least important first. None for all.
     """
     count = view.marks.count
     if view.analysis is not None:

@@ -1,4 +1,4 @@
-"""The empty state of a pane: a sentence about its lack, and the keys that mend it."""
+"""The empty state of a pane: a sentence about what is missing, and the keys that help."""
 
 from __future__ import annotations
 

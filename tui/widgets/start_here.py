@@ -21,7 +21,7 @@ class StartHere(TextBlock, can_focus=True):
         """Show another text.
 
         Args:
-            message: The sentence about the pane's lack.
+            message: The sentence about what is missing.
             keys: Keys as displayed, each with its action.
             error: The last error, shown first.
         """

@@ -20,7 +20,7 @@ def sample_path() -> Path:
 
 
 class Opener:
-    """The file being opened, and the file wanted next.
+    """The state of opening: the file being opened, or the one that is missing.
 
     Args:
         session: The file that is shown.
@@ -35,7 +35,7 @@ class Opener:
         self._followed: Path | None = None
 
     def begin(self, path: Path) -> None:
-        """Note a file that is being opened."""
+        """Begin to wait for a file."""
         self.opening, self.missing = path, None
 
     def follow(self, document: ConfigDocument) -> Path | None:

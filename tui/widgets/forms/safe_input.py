@@ -13,7 +13,7 @@ from core.text import one_line
 
 
 class SafeInput(Input):
-    """A compact :class:`textual.widgets.Input` that sanitizes what is pasted or set, and reports ``esc``."""
+    """A compact :class:`textual.widgets.Input` that sanitizes pasted and set text, and posts ``esc``."""
 
     DEFAULT_CSS = """
     SafeInput {

@@ -279,7 +279,7 @@ def _mark(tokens: Sequence[_Piece], term: str, before: int) -> tuple[list[list[_
 
     Args:
         tokens: A piece each.
-        term: What is searched for, in lower case.
+        term: The search term, in lower case.
         before: The number of matches before them.
 
     Returns:
