@@ -1,4 +1,4 @@
-"""Files of a model that would leave a trace if anybody ran them."""
+"""Canary files in a model: each leaves a trace if it is ever executed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class _Canary:
-    """Makes a directory when it is unpickled."""
+    """An object that makes a directory when it is unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self._trace = trace
@@ -30,7 +30,7 @@ def plant_code(path: Path, trace: Path) -> Path:
 
 
 def plant_everything(model: Path, trace: Path) -> None:
-    """Put all that must never be run beside a model's own files."""
+    """Plant everything that must never be executed, next to a model's own files."""
     for name in ("pytorch_model.bin", "model.pt", "consolidated.00.pth", "model.ckpt", "adapter_model.bin"):
         plant_pickle(model / name, trace)
     for name in ("modeling_evil.py", "configuration_evil.py", "tokenization_evil.py", "__init__.py"):
@@ -40,7 +40,7 @@ def plant_everything(model: Path, trace: Path) -> None:
 
 
 def name_code(model: Path) -> None:
-    """Let the configurations ask for the code."""
+    """Make the configurations reference the code."""
     from tests.core.models.spoiling import edit_json
 
     classes = {"AutoConfig": "configuration_evil.Evil", "AutoModelForCausalLM": "modeling_evil.Evil"}

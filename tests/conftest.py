@@ -1,4 +1,4 @@
-"""What every test shares: a private home, and models small enough to be made on the spot."""
+"""Fixtures of all tests: a private home, and models small enough to be made on the spot."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, settings
 from tests.tiny_model import CHATML as CHATML
 from tests.tiny_model import write_tiny_model
 
-# The machine may be busy; how long an example takes says nothing about the code. The examples are the same ones each
+# The machine may be busy; the duration of an example says nothing about the code. The examples are the same ones each
 # time, so that a change answers for its own failures; 'pytest --hypothesis-profile=search' draws new ones.
 settings.register_profile("search", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("steady", settings.get_profile("search"), derandomize=True)
-# A look at each property, for 'make check'.
+# Few examples of each property, for 'make check'.
 settings.register_profile("quick", settings.get_profile("steady"), max_examples=15)
 settings.load_profile("steady")
 
@@ -47,7 +47,7 @@ SLOW = (
     "tests/test_fuzz.py",
     "tests/test_import_hygiene.py",
 )
-#: Modules of slow folders that are quick all the same.
+#: Modules of slow folders that are fast all the same.
 QUICK = (
     "tests/core/worker/data/test_batches.py",
     "tests/core/worker/optim/test_schedule.py",
@@ -61,7 +61,7 @@ QUICK = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the slow ones."""
+    """Mark the slow tests."""
     root = Path(__file__).resolve().parents[1]
     for item in items:
         name = item.path.relative_to(root).as_posix()
@@ -76,13 +76,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.fixture(autouse=True)
 def private_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home of its own for every test; the user's own is never touched."""
+    """A private home for every test; the user's own is never touched."""
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("LOCALTUNE_HOME", str(home / "localtune"))
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    # What a worker's own preparation, called in this process by some tests, would otherwise leave to the others.
+    # Set by a worker's preparation, which some tests call in this process; it would affect the other tests.
     monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
     return home / "localtune"
 

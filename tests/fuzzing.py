@@ -1,6 +1,6 @@
-"""Mutated files for every reader of what comes from outside, for the tests (seconds) and ``bench/fuzz.py`` (minutes).
+"""Mutated files for every reader of external files, for the tests (seconds) and ``bench/fuzz.py`` (minutes).
 
-Each reader is called as the app and the commands call it, so what is hostile meets the limits that a user has.
+Each reader is called as the app and the commands call it, so a hostile file meets the limits that a user has.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from core.template.settings import MaskSettings
 from tests.conftest import CHATML
 from tests.core.data.sample_files import json_lines, pairs, write, write_arrow, write_parquet, write_zstd
 
-#: Numbers at which fields of a format turn over.
+#: Integers at the overflow limits of file formats.
 _EDGES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 2**48, 2**63 - 1, 2**64 - 1)
-#: Texts that mean something to one format or another.
+#: Texts with a meaning in one format or another.
 _WORDS = (
     *(b"\x00", b"\xff\xfe", b"\xe9", b"\x1b]0;x\x07", b"\xed\xa0\x80", b"\r\n", b"../../x", b"&a [*a, *a]", b"<<: *a"),
     *(b"!!python/object/apply:os.system [x]", b"9" * 5000, b"1e999", b"NaN", b"null", b"[" * 3000, b"{" * 3000),
@@ -45,14 +45,14 @@ _WORDS = (
 
 @dataclass(frozen=True)
 class Reader:
-    """Something that reads a file from outside.
+    """A reader of an external file.
 
     Args:
-        name: What it reads.
-        seeds: Files that it takes.
+        name: The kind of file.
+        seeds: Valid files.
         read: Reads one; raises ``UserError`` or ``RowError`` for what it refuses.
-        suffix: What the name of its files ends with.
-        cost: How many times as long as for others one takes.
+        suffix: The suffix of its files.
+        cost: The duration of one call, relative to the other readers.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Reader:
 
 
 def mutate(seed: bytes, rng: random.Random) -> bytes:
-    """A file with one to four things done to it."""
+    """A file with one to four mutations."""
     data = bytearray(seed)
     for _ in range(rng.randint(1, 4)):
         data = rng.choice(_MUTATIONS)(data, rng)
@@ -108,7 +108,7 @@ def _number(data: bytearray, rng: random.Random) -> bytearray:
 
 
 def _value(data: bytearray, rng: random.Random) -> bytearray:
-    """Another value somewhere in a JSON document; other files are flipped."""
+    """A JSON document with another value somewhere; other files get flipped bits."""
     try:
         document = json.loads(data)
     except (ValueError, RecursionError):
@@ -135,12 +135,12 @@ _MUTATIONS = (_flip, _cut, _remove, _repeat, _insert, _number, _value)
 
 
 def readers(directory: Path, model: Path, gguf: Path | None = None) -> list[Reader]:
-    """All readers, with files to begin with.
+    """All readers, with seed files.
 
     Args:
         directory: Where files may be made.
         model: A small model's directory.
-        gguf: A GGUF file that is whole; without one headers of GGUF are left out.
+        gguf: A complete GGUF file; without one headers of GGUF are left out.
     """
     write(directory / "rows.jsonl", json_lines(pairs(3)))
     found = [
@@ -216,7 +216,7 @@ def _models(directory: Path, model: Path) -> Iterator[Reader]:
     shutil.copytree(model, place, dirs_exist_ok=True)
 
     def changed(name: str, use: Callable[[Path], object]) -> Callable[[Path], object]:
-        """Put a file into the model, use that, and put the file back."""
+        """Put a file into the model, use the model, and restore the file."""
 
         def read(path: Path) -> object:
             shutil.copyfile(path, place / name)
@@ -267,7 +267,7 @@ def _runs(directory: Path) -> Iterator[Reader]:
 
 
 def outcome(reader: Reader, data: bytes, path: Path) -> str:
-    """Read a file: ``read``, or the class of the sentence by which it is refused; anything else is raised."""
+    """The outcome of reading a file: ``read``, or the class of the error that refuses it; anything else is raised."""
     path.write_bytes(data)
     try:
         reader.read(path)

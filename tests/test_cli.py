@@ -1,4 +1,4 @@
-"""The command line as a whole: what it loads, how it refuses, what it exits with."""
+"""The command line as a whole: its imports, its refusals, its exit codes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _run(*words: str, home: Path | None = None) -> subprocess.CompletedProcess[s
 
 
 def _loaded(*words: str) -> set[str]:
-    """The packages that a command line has loaded when it is through."""
+    """The packages that a command line has imported at its end."""
     program = (
         "import sys\n"
         "from tui.__main__ import main\n"
@@ -227,7 +227,7 @@ def test_the_app_tokenizes_in_one_thread_unless_the_user_says_otherwise(
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
-    # Set first, so that it is put back afterwards whatever the app does to it.
+    # Set first, so that it is restored afterwards whatever the app does to it.
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", before or "")
     if before is None:
         monkeypatch.delenv("TOKENIZERS_PARALLELISM")

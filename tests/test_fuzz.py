@@ -1,4 +1,4 @@
-"""A few mutations of a file of each kind that comes from outside: read, or refused in a sentence, within bounds.
+"""Mutations of external files, a few of each kind: read, or refused in a sentence, within limits of time and memory.
 
 ``python bench/fuzz.py`` does the same for minutes.
 """
@@ -14,9 +14,9 @@ import pytest
 from tests.core.worker.model.gguf_files import write_gguf
 from tests.fuzzing import Reader, mutate, outcome, readers
 
-#: Mutations of each kind, divided by what one of them costs.
+#: Mutations of each kind, divided by the cost of one.
 COUNT = 60
-#: What this process may come to have more by all of them, in bytes.
+#: Limit of this process's memory growth by all of them, in bytes.
 MOST_GROWTH = 256 << 20
 
 

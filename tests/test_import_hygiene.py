@@ -1,4 +1,4 @@
-"""What a fresh interpreter has loaded: never the training stack, and only what is light before the first paint."""
+"""Import hygiene of a fresh interpreter: never the training stack, and only light modules before the first paint."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def modules_of(package: object) -> list[str]:
 
 
 def test_all_of_core_but_the_worker_is_light_and_knows_no_interface() -> None:
-    # Three parts are loaded by processes of their own alone: the worker, what speaks with a hub, and what unpacks
-    # tables, where pyarrow's computing brings numpy.
+    # Three parts are imported only by processes of their own: the worker, the hub client, and the unpacking of tables,
+    # where pyarrow's compute module imports numpy.
     apart = ("core.worker", "core.hub.client", "core.data.files.arrow_text")
     names = [name for name in modules_of(core) if not name.startswith(apart) and "__main__" not in name]
     loaded = loaded_by(f"import {', '.join(names)}")

@@ -1,4 +1,4 @@
-"""Waiting on conditions: tests never sleep and hope."""
+"""Waiting for conditions: tests never sleep and hope."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def wait_for(condition: Callable[[], T], timeout: float, describe: str, interval
     """Wait until a condition holds, and fail when it does not in time.
 
     Args:
-        condition: Asked again and again; it holds when it returns something true.
+        condition: Polled; it holds when it returns something true.
         timeout: Seconds.
-        describe: What is waited for, for the message of a failure.
-        interval: Seconds between two looks.
+        describe: The condition in words, for the message of a failure.
+        interval: Seconds between two polls.
 
     Returns:
-        What the condition returned.
+        The value of the condition.
     """
     deadline = time.monotonic() + timeout
     while not (value := condition()):

@@ -54,12 +54,12 @@ def _command_parser(name: str) -> ArgumentParser:
 
 
 def _open_app(args: argparse.Namespace) -> int:
-    """Open the app, and print the line that it leaves behind."""
+    """Open the app, and print its closing line after it has ended."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()) or os.environ.get("TERM") == "dumb":
         note(f"{PROGRAM}: the app needs a terminal; '{PROGRAM} --help' lists the commands that do not.")
         return EXIT_USAGE
-    # Before anything imports the library: it would tokenize a screenful of rows on every core, beside a run that needs
-    # them, and warn on the terminal, into the screen, once a process is started after that.
+    # Before anything imports the library: it would tokenize a screenful of rows on every core, competing with a run for
+    # them, and warn on the terminal, over the screen, once a process is started after that.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from tui.app import LocaltuneApp
     from tui.ending import end_process, whole_terminal
@@ -70,13 +70,13 @@ def _open_app(args: argparse.Namespace) -> int:
         with whole_terminal():
             line = app.run(mouse=not args.no_mouse)
     except KeyboardInterrupt:
-        # It came before the app took signals as a wish to leave.
+        # It came before the app handled signals as a request to quit.
         raise
     except BaseException as error:
-        # What is no Exception passes Textual by: a panic of a library in Rust, for one.
+        # Textual does not handle what is not an Exception: a panic of a Rust library, for one.
         app.end_by_mistake(error)
     words = app.last_words()
-    # The terminal may have gone, and then there is nobody to tell.
+    # The terminal may be gone, and then nobody can read the message.
     with suppress(OSError, OutputError):
         if words:
             note(f"{PROGRAM}: {words}")
@@ -87,7 +87,7 @@ def _open_app(args: argparse.Namespace) -> int:
 
 
 def _refuse_config(parser: ArgumentParser, name: str) -> None:
-    """End with a usage error for a first word that is neither a command nor a file."""
+    """Exit with a usage error for a first argument that is neither a command nor a file."""
     # Not the method of Path, which raises on names that no file can have.
     if os.path.isfile(name):
         return
@@ -97,18 +97,18 @@ def _refuse_config(parser: ArgumentParser, name: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Carry out a command line.
+    """Run a command line.
 
     Args:
         argv: The arguments without the program's name; those of this process by default.
 
     Returns:
-        The exit code: 0 done, 1 an error that the user can mend, 2 wrong usage; a run that was followed to its end
+        The exit code: 0 done, 1 an error that the user can fix, 2 wrong usage; a run that was followed to its end
         gives 3 when it was stopped and 4 when it failed; 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    # Loading a command and reading its words is guarded too: nothing that is typed may end in a traceback, and neither
-    # may Ctrl-C during the imports.
+    # Loading a command and parsing its arguments is guarded too: no input may end in a traceback, and neither may
+    # Ctrl-C during the imports.
     return invoke(lambda: _run_command(words) if words and words[0] in COMMANDS else _run_app(words))
 
 

@@ -1,4 +1,4 @@
-"""The app: it holds the state, answers the messages of the panes and decides how to leave."""
+"""The app: holds the state, handles the messages of the panes and decides how to quit."""
 
 from __future__ import annotations
 
@@ -43,27 +43,27 @@ from tui.settings import load_settings, resolve_glyphs, save_theme
 from tui.state import AppState
 from tui.widgets.lists.run_list import RunList
 
-#: Most threads at once: some follow a run or sample the devices for as long as the app is there.
+#: Thread limit: some threads follow a run or sample the devices for as long as the app runs.
 _THREADS = 32
 
 
 def _key_commands() -> type[Provider]:
-    """What the palette offers, imported when it is opened."""
+    """The provider of the command palette, imported when the palette is opened."""
     from tui.palette import KeyCommands
 
     return KeyCommands
 
 
 class LeavingExecutor(ThreadPoolExecutor):
-    """Threads that the end of the app does not wait for: a file may be long, and a template without end."""
+    """A thread pool that the end of the app does not wait for: a file may be long, and a template may never end."""
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
-        """Begin nothing more."""
+        """Cancel pending work and accept no more; running threads are not waited for."""
         super().shutdown(wait=False, cancel_futures=True)
 
 
 class LocaltuneApp(App[str]):
-    """localtune-tui.
+    """The Textual app of localtune-tui.
 
     Args:
         config_path: A configuration to open.
@@ -92,7 +92,7 @@ class LocaltuneApp(App[str]):
         self._load_themes()
         self.state = AppState()
         self.clock: Callable[[], float] = time.time
-        """The present, in Unix seconds."""
+        """Clock: the present, in Unix seconds."""
         self.bridge = Bridge(self)
         self.desktop = Desktop(self, self.state)
         self.drafts = DraftKeeper(self.state, self.desktop.panes)
@@ -103,11 +103,11 @@ class LocaltuneApp(App[str]):
 
     @property
     def main(self) -> MainScreen:
-        """The screen with the panes."""
+        """The main screen, which has the panes."""
         return self.desktop.main
 
     def _load_themes(self) -> None:
-        """Register our themes and the user's, and take the chosen one."""
+        """Register our themes and the user's, and activate the chosen one."""
         for theme in load_builtin():
             self.register_theme(theme)
         loaded = load_user(config_dir() / "themes")
@@ -122,32 +122,32 @@ class LocaltuneApp(App[str]):
             self.theme = DEFAULT
 
     def get_driver_class(self) -> type[Driver]:
-        """The terminal."""
+        """The driver class for the terminal."""
         return TerminalDriver
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
-        """The app's own colors, for themes that do not set them."""
+        """Default color variables, for themes that do not set them."""
         return variable_defaults(self.current_theme.dark)
 
     def get_default_screen(self) -> MainScreen:
-        """The panes."""
+        """The main screen with its panes."""
         return MainScreen()
 
     # Start and end.
 
     def on_mount(self) -> None:
-        """Take signals as a wish to leave, so that the terminal is given back as it was."""
+        """Handle signals as a request to quit, so that the terminal is restored."""
         loop = asyncio.get_running_loop()
         loop.set_default_executor(LeavingExecutor(max_workers=_THREADS, thread_name_prefix="app"))
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-            # Only the main thread can take signals; elsewhere (in tests) there are none to take.
+            # Only the main thread can handle signals; elsewhere (in tests) there are none to handle.
             with suppress(RuntimeError, ValueError):
                 loop.add_signal_handler(number, self.leaving.leave)
         self.theme_changed_signal.subscribe(self, self._theme_changed)
         self.set_interval(LOOK_SECONDS, self.drafts.look)
 
     async def on_unmount(self) -> None:
-        """End the threads."""
+        """Stop the threads."""
         self.bridge.close()
 
     @on(messages.TerminalGone)
@@ -155,37 +155,37 @@ class LocaltuneApp(App[str]):
         self.leaving.leave()
 
     def _handle_exception(self, error: Exception) -> None:
-        """End by a mistake: what is not saved is kept, the details go to a file, and no traceback to the terminal."""
+        """End the app by an unhandled exception: unsaved edits are kept, the details go to a file, not the screen."""
         # The first one is raised again where a test has driven the app.
         if self._exception is None:
             self._exception = error
             self._exception_event.set()
         if not self._exit:
-            # What is still under way while the app leaves may miss what has gone already; it leaves all the same.
+            # Pending work may miss widgets that are already gone while the app quits; it quits all the same.
             self._return_code = EXIT_ERROR
             self.end_by_mistake(error)
         self._close_messages_no_wait()
 
     def panic(self, *renderables: Any) -> None:
-        """What Textual calls for a mistake that it has words for itself."""
+        """Textual's hook for an error that it has a message for."""
         error = sys.exc_info()[1]
         self._handle_exception(error if isinstance(error, Exception) else RuntimeError(*map(str, renderables)))
 
     def end_by_mistake(self, error: BaseException) -> None:
-        """Report a mistake, and keep what is not saved."""
+        """Report an internal error, keep unsaved edits, and exit."""
         self.mistakes.record(error, self.size)
-        # The mistake may be in what is kept.
+        # The error may be in the drafts themselves.
         with suppress(Exception):
             self.drafts.look()
 
     def last_words(self) -> str:
-        """What is told of a mistake after the app; empty where there was none."""
+        """The error message printed after the app has ended; empty without an error."""
         view = self.state.live_run
         return self.mistakes.sentence(self.drafts.kept, view.run.id if view is not None else "")
 
     @on(messages.FirstPaint)
     async def _first_paint(self) -> None:
-        """What is slow to import, now that there is something to look at."""
+        """Slow imports, done once the first screen is painted."""
         self.desktop.show_header()
         self.bridge.sample_devices()
         landing = "config" if self._config_path is not None else ""
@@ -200,16 +200,16 @@ class LocaltuneApp(App[str]):
 
     @work(thread=True, group="sandbox")
     def _warm_sandbox(self) -> None:
-        """Have the process ready that the first row as tokens and the first preview of a template need."""
+        """Start the sandbox process that the first row shown as tokens and the first template preview need."""
         from core.template.sandboxed import warm
 
-        with suppress(UserError):  # Whoever needs it says why there is none.
+        with suppress(UserError):  # Whoever needs it reports why there is none.
             warm()
 
     def _theme_changed(self, _: object) -> None:
         self.desktop.show_header()
 
-    # What the panes ask for, and what the threads find.
+    # Requests of the panes, and results of the threads.
 
     @on(messages.PaneRequested)
     def _pane_requested(self, message: messages.PaneRequested) -> None:
@@ -318,7 +318,7 @@ class LocaltuneApp(App[str]):
     # Keys.
 
     async def action_quit(self) -> None:
-        """Leave, after the questions that there are."""
+        """Quit, after asking about unsaved edits and a live run."""
         self.leaving.ask()
 
     @on(messages.StartRequested)
@@ -331,7 +331,7 @@ class LocaltuneApp(App[str]):
         self.main.press_number(name)
 
     def action_tile(self) -> None:
-        """Put the panes side by side."""
+        """Tile the panes."""
         self.main.tile()
         if not self.main.can_tile:
             self.desktop.tell(
@@ -340,14 +340,14 @@ class LocaltuneApp(App[str]):
             )
 
     def action_help_quit(self) -> None:
-        """What ctrl+c says: it ends other programs, and here it must not end anything by accident."""
+        """Explain ctrl+c: it ends other programs, and here it must not end anything by accident."""
         live = self.state.live_run is not None
         text = f"{self.keys['app.quit'].display} leaves the app." + (" Training goes on without it." if live else "")
         if not any(note.message == text for note in self._notifications):
             self.desktop.tell(text)
 
     def action_save_picture(self) -> None:
-        """Write what is on the screen into the working directory, or home where that cannot be written."""
+        """Save a screenshot in the working directory, or in the home directory where that cannot be written."""
         name = f"localtune-{datetime.now().strftime('%Y%m%d-%H%M%S')}.svg"
         picture = self.export_screenshot(title="localtune-tui")
         for directory in (Path.cwd(), Path.home()):
@@ -362,7 +362,7 @@ class LocaltuneApp(App[str]):
         self.desktop.warn("The picture is not saved", f"{path.parent} cannot be written to: {reason}.")
 
     def action_help(self) -> None:
-        """Explain the pane that has the keys."""
+        """Show help for the focused pane."""
         from tui.screens.help import HelpScreen
 
         if self.desktop.is_covered:
@@ -372,14 +372,14 @@ class LocaltuneApp(App[str]):
         self.push_screen(HelpScreen(spec.title, pane.HELP if pane is not None else "", self.keys, spec.id))
 
     def can_run(self, key: Key) -> bool:
-        """Whether what a key does makes sense now; the palette leaves out what does not."""
+        """Whether a key's action makes sense now; the palette leaves out the others."""
         if key.scope == "app":
             return True
         pane = self.desktop.panes.find(key.scope)
         return pane is not None and pane.check_action(key.action.partition("(")[0], ()) is not False
 
     async def run_key(self, key: Key) -> None:
-        """Do what a key does, in the pane it belongs to."""
+        """Run a key's action, in the pane it belongs to."""
         if key.scope == "app":
             await self.run_action(key.action)
             return
@@ -388,7 +388,7 @@ class LocaltuneApp(App[str]):
             await pane.run_action(key.action)
 
     def search_themes(self) -> None:
-        """Choose a theme, seeing each one while it is highlighted."""
+        """Choose a theme, with a preview of the highlighted one."""
         from tui.screens.theme_picker import ThemePicker
 
         def chosen(name: str | None) -> None:

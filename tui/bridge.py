@@ -1,7 +1,6 @@
-"""Between core and the widgets: threads that read run directories, sample devices and talk to workers.
+"""The bridge between core and the widgets: threads that read run directories, sample devices and talk to workers.
 
-They only post messages, and touch no widget: what a thread finds out becomes a message to the app, at most twice a
-second.
+They only post messages, and touch no widget: a result becomes a message to the app, at most twice a second.
 """
 
 from __future__ import annotations
@@ -34,18 +33,18 @@ if TYPE_CHECKING:
     from core.runs.state import RunState
     from core.runs.store import Run
 
-#: Seconds between two looks at a live run, and at one that is over (it may be continued from elsewhere).
+#: Seconds between two polls of a live run, and of one that has ended (it may be continued by another process).
 LIVE_SECONDS, OVER_SECONDS = 0.5, 2.0
-#: Seconds between two looks at a run that has more to tell than one message takes.
+#: Seconds between two polls of a run with more events than one message takes.
 CATCH_UP_SECONDS = 0.1
-#: Seconds between two looks at the devices, and at the list of runs.
+#: Seconds between two samples of the devices, and between two scans of the list of runs.
 SAMPLE_SECONDS, LIST_SECONDS = 5.0, 2.0
-#: Seconds for a worker to say who it is, and for a killed one to be gone; memory of a device takes a while to free.
+#: Seconds for a worker to identify itself, and for a killed one to be gone; memory of a device takes a while to free.
 SIGNAL_SECONDS, KILL_SECONDS = 5.0, 20.0
 
 
 class Bridge:
-    """Starts the threads, and ends them with the app.
+    """Threads of the app, started on request and ended with the app.
 
     Args:
         app: Where messages go.
@@ -59,10 +58,10 @@ class Bridge:
         self._clients: set[ControlClient] = set()
         self._guard = threading.Lock()
         self.sampling = True
-        """Whether devices are looked at; a live worker reports them itself."""
+        """Whether devices are sampled; a live worker reports them itself."""
 
     def close(self) -> None:
-        """End all threads soon; nothing that is under way is waited for."""
+        """End all threads soon, without waiting for work in progress."""
         self._closing.set()
         self._following.set()
         self._listing.set()
@@ -75,7 +74,7 @@ class Bridge:
         self._app.run_worker(work, thread=True, group=group, description=group)
 
     def _try(self, title: str, work: Callable[[], None], group: str) -> None:
-        """Run something that the user asked for; what is wrong with it comes back as a message."""
+        """Run an action that the user asked for; a failure becomes a message."""
 
         def attempt() -> None:
             try:
@@ -100,14 +99,14 @@ class Bridge:
             try:
                 self._post(ConfigLoaded(ConfigDocument.load(path) if path is not None else ConfigDocument()))
             except UserError:
-                # The app is of use without that file; what is wrong with it is told all the same.
+                # The app is of use without that file; its errors are reported all the same.
                 self._post(ConfigLoaded(ConfigDocument()))
                 raise
 
         self._try("The configuration cannot be opened", work, "load")
 
     def open_run(self, name: str) -> None:
-        """Find a run by what the user calls it, and follow it."""
+        """Find a run by the user's name for it, and follow it."""
 
         def work() -> None:
             from core.runs.store import find_run
@@ -118,7 +117,7 @@ class Bridge:
         self._try("The run cannot be opened", work, "open")
 
     def find_run(self) -> None:
-        """Follow the newest run that is on, else the newest one there is; :class:`NoRunFound` where there is none."""
+        """Follow the newest live run, else the newest run; :class:`NoRunFound` where there is none."""
 
         def work() -> None:
             from core.runs.store import list_runs
@@ -133,7 +132,7 @@ class Bridge:
         self._run(work, "find")
 
     def follow(self, run: Run, *, found: bool = False) -> None:
-        """Read a run from its beginning and follow it from then on, instead of the one followed so far."""
+        """Read a run from its beginning and follow it from then on, instead of the run followed before."""
         self._following.set()
         self._following = stop = threading.Event()
         if self._closing.is_set():
@@ -141,7 +140,7 @@ class Bridge:
         self._run(partial(follow_run, run, self._post, stop, found=found), "follow")
 
     def sample_devices(self) -> None:
-        """Look at the devices every few seconds, while ``sampling`` says so."""
+        """Sample the devices every few seconds, while ``sampling`` is set."""
 
         def work() -> None:
             from core.hardware.sampler import snapshot
@@ -154,7 +153,7 @@ class Bridge:
         self._run(work, "sample")
 
     def list_runs(self, on: bool) -> None:
-        """List the runs every few seconds, or stop doing so."""
+        """List the runs every few seconds, or stop listing them."""
         self._listing.set()
         if not on or self._closing.is_set():
             return
@@ -194,7 +193,7 @@ class Bridge:
         self._try("The sample could not be started", work, "start")
 
     def continue_run(self, run: Run) -> None:
-        """Let an ended run go on."""
+        """Continue an ended run."""
 
         def work() -> None:
             from core.launch.launcher import continue_run
@@ -205,7 +204,7 @@ class Bridge:
         self._try("The run could not be continued", work, "start")
 
     def control(self, run: Run, command: str, **args: Any) -> None:
-        """Send a command to the worker of a run, with what goes with it."""
+        """Send a command and its arguments to the worker of a run."""
 
         def work() -> None:
             from core.runs.client import ControlClient
@@ -227,7 +226,7 @@ class Bridge:
         self._run(work, "control")
 
     def signal(self, run: Run) -> None:
-        """Tell a worker whose socket does not answer to stop after a checkpoint."""
+        """Signal a worker whose socket does not answer, to stop it after a checkpoint."""
 
         def work() -> None:
             from core.launch.launcher import terminate_when_begun
@@ -238,7 +237,7 @@ class Bridge:
         self._try("The run could not be told to stop", work, "control")
 
     def kill(self, run: Run) -> None:
-        """End the process of a run, whatever it does."""
+        """Kill the process of a run, whatever it is doing."""
 
         def work() -> None:
             from core.launch.force import kill
@@ -250,11 +249,11 @@ class Bridge:
 
 
 def follow_run(run: Run, post: Callable[[object], None], stop: threading.Event, *, found: bool = False) -> None:
-    """Read a run and post what it says, until ``stop`` is set.
+    """Read a run and post its events, until ``stop`` is set.
 
-    The first message is a :class:`RunAttached` with the whole history, which from then on belongs to the receiver;
-    after that come a :class:`RunAdvanced` whenever there is something new. However much that is, little of it is held
-    at a time: a message takes what one piece of the file has.
+    The first message is a :class:`RunAttached` with the whole history, which is owned by the receiver from then on;
+    after that comes a :class:`RunAdvanced` whenever there is something new. However long the history is, little of it
+    is held at a time: a message takes the events of one piece of the file.
 
     Args:
         run: The run.
@@ -280,7 +279,7 @@ def follow_run(run: Run, post: Callable[[object], None], stop: threading.Event, 
         reap()
         state = run.state()
         events, is_more = tail.poll(), tail.is_behind
-        # An end is not told before the events that lead to it.
+        # The end is not posted before the events that lead to it.
         state = shown if is_more and state.is_over else state
         wait = CATCH_UP_SECONDS if is_more else OVER_SECONDS if state.is_over else LIVE_SECONDS
         if events or _looks_different(shown, state):

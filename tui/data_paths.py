@@ -1,4 +1,4 @@
-"""Paths of data files, as a configuration writes them and as they are meant."""
+"""Paths of data files: as the configuration writes them, and resolved."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def data_paths(document: ConfigDocument, use: str) -> list[Path]:
-    """The files that ``data.train`` or ``data.eval`` names, absolute and with links followed.
+    """The files of ``data.train`` or ``data.eval``, absolute and with links resolved.
 
     Args:
         document: The configuration; relative paths are relative to its file, else to the working directory.
@@ -27,7 +27,7 @@ def data_paths(document: ConfigDocument, use: str) -> list[Path]:
 
 
 def follow_links(path: Path | str) -> str:
-    """A path with its links followed; what cannot be followed, as a link that leads back to itself, stays as it is.
+    """A path with its links resolved; a path that cannot be resolved, as a link to itself, stays as it is.
 
     An entry of a hub has none.
     """
@@ -35,22 +35,22 @@ def follow_links(path: Path | str) -> str:
         return absolute(str(path), Path())
     try:
         return os.path.realpath(path)
-    except ValueError:  # a NUL, which TOML can spell: there is no such file, and whoever opens it says so
+    except ValueError:  # a NUL, which TOML can spell: there is no such file, and opening it reports that
         return str(path)
 
 
 def entry_path(text: str, base: Path) -> Path:
-    """What is typed or written as data, as an absolute path; an entry of a hub stays one, whatever the base."""
+    """A data path as typed or written, made absolute; an entry of a hub stays one, whatever the base."""
     return Path(absolute(text, base))
 
 
 def entry_text(path: Path) -> str:
-    """The opposite: a path made absolute, or an entry of a hub with both of its slashes."""
+    """The inverse of :func:`entry_path`: a path made absolute, or an entry of a hub with both of its slashes."""
     return absolute(str(path), Path.cwd())
 
 
 def path_text(document: ConfigDocument, path: Path) -> str:
-    """A path as the configuration should write it: relative to its file where it lies beside or below it.
+    """A path as the configuration should write it: relative to its file where it is in or below the file's directory.
 
     Then both can be moved together.
     """

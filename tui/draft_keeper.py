@@ -1,7 +1,7 @@
-"""Keeps what is not saved: edits of the configuration and the conversation, so that they outlive the app.
+"""Drafts: unsaved edits of the configuration and the conversation, kept so that they outlive the app.
 
-They are written within a second of a change, and when the app ends in any way but the user's own; the next app on the
-same configuration or run takes them up.
+They are written within a second of a change, and when the app ends in any way but by the user's choice; the next app
+on the same configuration or run takes them up.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from tui.state import AppState
 
 
-#: Seconds between two looks at what has changed.
+#: Seconds between two looks for changes.
 LOOK_SECONDS = 1.0
 
 
 @dataclass
 class _Slot:
-    """One draft of this app: what is in its file, if there is one."""
+    """One draft of this app, and the content of its file, if there is one."""
 
     kind: str
     written: Draft | None = field(default=None)
 
     def keep(self, subject: str, data: Mapping[str, Any]) -> None:
-        """Write what is to be kept, where it is not what the file has."""
+        """Write the draft, where it differs from its file."""
         before = self.written
         if before is not None and (before.subject, before.data) == (subject, data):
             return
@@ -47,13 +47,13 @@ class _Slot:
             self.written = draft
 
     def drop(self) -> None:
-        """Nothing is to be kept any more."""
+        """Remove the draft: there is nothing to keep any more."""
         if self.written is not None:
             remove_draft(self.written.id)
             self.written = None
 
     def take_up(self, draft: Draft) -> None:
-        """Go on with what another app has left; it is this one's from now on, and of no third."""
+        """Take over a draft that another app has left; no third app can take it from now on."""
         self.drop()
         self.written = Draft(draft.kind, draft.subject, draft.data, id=draft.id)
         with suppress(OSError, UserError):
@@ -61,10 +61,10 @@ class _Slot:
 
 
 class DraftKeeper:
-    """Writes the drafts of one app, and finds what an earlier one has left.
+    """Drafts of one app: written, and found again when an earlier app has left some.
 
     Args:
-        state: The configuration, and what its file has.
+        state: The configuration, and the content of its file.
         panes: Where unread text and the conversation are.
     """
 
@@ -76,18 +76,18 @@ class DraftKeeper:
         self._dialogue: Dialogue | None = None
 
     def look(self) -> None:
-        """Write what has changed, and remove what is saved or given up."""
+        """Write changed drafts, and remove those that were saved or discarded."""
         self._look_at_config()
         self._look_at_chat()
 
     def drop(self) -> None:
-        """Keep nothing: the user has left of their own will, and was asked about edits."""
+        """Remove all drafts: the user has quit by choice, and was asked about edits."""
         self._config.drop()
         self._chat.drop()
 
     @property
     def kept(self) -> str:
-        """What is kept now, in words; empty where nothing is."""
+        """The drafts kept now, in words; empty where there are none."""
         parts = []
         if self._config.written is not None:
             parts.append("edits that were not saved")
@@ -115,7 +115,7 @@ class DraftKeeper:
             self._config.keep(config_subject(document.path), data)
 
     def find_config(self, document: ConfigDocument) -> ConfigDraft | None:
-        """Edits of this configuration that an earlier app has left; None where there are none.
+        """A draft of this configuration that an earlier app has left; None where there is none.
 
         Args:
             document: The configuration as its file has it.
@@ -129,13 +129,13 @@ class DraftKeeper:
             return None
         present = document.dumps()
         if text == present and not unread:
-            # Saved by other means meanwhile.
+            # Saved by other means since.
             remove_draft(draft.id)
             return None
         return ConfigDraft(draft, text, unread, saved != _digest(present))
 
     def take_up_config(self, document: ConfigDocument, found: ConfigDraft) -> None:
-        """The edits are in this app's hands from now on."""
+        """Take over the edits, so that they are this app's draft from now on."""
         self._document = document
         self._config.take_up(found.draft)
 
@@ -147,7 +147,7 @@ class DraftKeeper:
             return
         dialogue = pane.dialogue
         if dialogue is not self._dialogue:
-            # Begun anew, or with another model.
+            # A new conversation, or one with another model.
             self._chat.drop()
             self._dialogue = dialogue
         unsent = pane.unsent
@@ -157,7 +157,7 @@ class DraftKeeper:
             self._chat.keep(pane.subject, {"exchanges": dialogue.to_data(), "unsent": unsent})
 
     def restore_chat(self) -> str:
-        """Show the conversation that an earlier app has left of the model that is talked to now.
+        """Restore the conversation that an earlier app has left for the current model.
 
         Returns:
             When it was, for a notice; empty where there is none.
@@ -181,33 +181,33 @@ class DraftKeeper:
 
 @dataclass(frozen=True)
 class ConfigDraft:
-    """Edits that were left."""
+    """A draft of a configuration, left by an earlier app."""
 
     draft: Draft
     text: str
     """The whole configuration."""
     unread: str
-    """What was written in an editor and is no TOML; empty where nothing is."""
+    """Unparsed text of an editor, which is not TOML; empty where there is none."""
     is_stale: bool
-    """Whether the file is another one than that which was edited."""
+    """Whether the file has changed since it was edited."""
 
     @property
     def time(self) -> str:
-        """When it was, in words."""
+        """The time of the draft, in words."""
         return told_time(self.draft.time)
 
     def discard(self) -> None:
-        """Give the edits up."""
+        """Discard the edits."""
         remove_draft(self.draft.id)
 
 
 def config_subject(path: Path | None) -> str:
-    """What a configuration's draft belongs to: its file, or, with a slash at the end, where a new one was begun."""
+    """The subject of a configuration's draft: its file, or, with a slash at the end, the directory of a new one."""
     return str(path.absolute()) if path is not None else f"{Path.cwd()}/"
 
 
 def told_time(seconds: float) -> str:
-    """A moment as one says it: the time today, with the date on other days."""
+    """A moment in words: the time today, with the date on other days."""
     then, now = time.localtime(seconds), time.localtime()
     return time.strftime("%H:%M" if then[:3] == now[:3] else "%Y-%m-%d %H:%M", then)
 

@@ -1,4 +1,4 @@
-"""The terminal of the app: Textual's driver, with input and output that nothing at the other end can bring down."""
+"""Textual's driver for the terminal of the app, with input and output that nothing at the other end can bring down."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from textual.message import Message
 from tui.messages import TerminalGone
 from tui.terminal_input import TerminalInput, within_limits
 
-#: Seconds between two looks at input that has begun, and at whether the app ends.
+#: Seconds between two looks at pending input, and at whether the app ends.
 _TICK = 0.1
 _READ = 4096
-#: Events that the app may be behind; more are left in the terminal until it has caught up.
+#: Events that the app may lag by; more are left in the terminal until it has caught up.
 _AHEAD = 1024
 #: Seconds for the app to catch up; it may be busy, and a widget gone.
 _PATIENCE = 10.0
 
 
 class TerminalDriver(LinuxDriver):
-    """Reads keys by :class:`~tui.terminal_input.TerminalInput`, and knows sizes that can be drawn alone."""
+    """The terminal's driver: :class:`~tui.terminal_input.TerminalInput` parses keys, sizes are kept within limits."""
 
     def __init__(
         self, app: App[Any], *, debug: bool = False, mouse: bool = True, size: tuple[int, int] | None = None
@@ -42,20 +42,20 @@ class TerminalDriver(LinuxDriver):
         return within_limits(*super()._get_terminal_size())
 
     def stop_application_mode(self) -> None:
-        """Give the terminal back as it was."""
+        """Restore the terminal."""
         if self._mouse_pixels:
             self.write("\x1b[?1016l")
         super().stop_application_mode()
 
     def _run_input_thread(self) -> None:
-        """Read until the app ends; a mistake in here ends it like any other."""
+        """Read input until the app ends; an error in here ends the app like any other."""
         try:
             self.run_input_thread()
         except BaseException as error:
             self._app.call_later(self._app._handle_exception, error)
 
     def run_input_thread(self) -> None:
-        """Read what the terminal sends, and tell the app; where there is no terminal any more, tell that."""
+        """Read the terminal's input and post its events; post a message when the terminal is gone."""
         reader = TerminalInput()
         with selectors.SelectSelector() as selector:
             selector.register(self.fileno, selectors.EVENT_READ)
@@ -82,7 +82,7 @@ class TerminalDriver(LinuxDriver):
                 self._wait_for_app()
 
     def _wait_for_app(self) -> None:
-        """Wait, within limits, until the app and the widget that has the keys have got to what they were told."""
+        """Wait, within limits, until the app and the focused widget have handled their messages."""
         self._ahead = 0
         reached = threading.Event()
 
@@ -92,14 +92,14 @@ class TerminalDriver(LinuxDriver):
                 reached.set()
 
         if self._app.call_later(pass_on):
-            # The widget may go away before it gets there.
+            # The widget may be removed before it gets there.
             until = time.monotonic() + _PATIENCE
             while not reached.wait(_TICK) and not self.exit_event.is_set() and time.monotonic() < until:
                 pass
 
 
 class OutputStream:
-    """A stream to a terminal that may have gone: what it does not take is lost, and that is all.
+    """A stream to a terminal that may be gone: output that it does not accept is dropped silently.
 
     Args:
         stream: The stream.
@@ -109,16 +109,16 @@ class OutputStream:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write, as far as that can be done."""
+        """Write as far as possible."""
         with suppress(OSError, ValueError):
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Pass on what has been written, as far as that can be done."""
+        """Flush as far as possible."""
         with suppress(OSError, ValueError):
             self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:
-        """Everything else is as the stream has it."""
+        """Delegate everything else to the stream."""
         return getattr(self._stream, name)

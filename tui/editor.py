@@ -1,4 +1,4 @@
-"""Edit a text in the user's own editor."""
+"""The user's own editor, for editing a text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from core.text import one_line
 
 
 def find_editor() -> list[str]:
-    """The editor as a command line: ``$VISUAL``, ``$EDITOR``, else the first of nano, vim and vi that is there.
+    """The editor as a command line: ``$VISUAL``, ``$EDITOR``, else the first of nano, vim and vi that is installed.
 
     Raises:
         UserError: If there is none.
@@ -34,17 +34,17 @@ def find_editor() -> list[str]:
 
 
 def edit_text(text: str, name: str) -> str | None:
-    """Let the user edit a text; blocks, and the terminal must be free.
+    """Edit a text in the user's editor; blocks, and the terminal must be free.
 
     Args:
-        text: What the editor is opened with.
+        text: The text that the editor opens.
         name: File name of the private copy it edits, for its title and syntax.
 
     Returns:
         The text as it was saved; None when the editor reported failure, which is how editors say "discard".
 
     Raises:
-        UserError: If there is no editor, it cannot be started, or what it leaves behind cannot be read.
+        UserError: If there is no editor, it cannot be started, or the file that it leaves cannot be read.
     """
     command = find_editor()
     with tempfile.TemporaryDirectory(prefix="localtune-") as directory:

@@ -1,4 +1,4 @@
-"""The end of the app: the terminal as it was, and a process that waits for nobody."""
+"""The end of the app: the terminal restored, and a process that waits for no thread."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import NoReturn
 #: Seconds that threads get to end by themselves.
 _GRACE = 0.4
 
-#: What a terminal is told on the way out, in case the app could not: no mouse, no bracketed paste, no reports of focus,
-#: size and pixels, wrapped lines, keys as usual, the main screen, a cursor.
+#: Sequences sent to the terminal at the end, in case the app could not: no mouse, no bracketed paste, no reports of
+#: focus, size and pixels, wrapped lines, keys as usual, the main screen, a cursor.
 _PLAIN = "\x1b[?1000l\x1b[?1003l\x1b[?1015l\x1b[?1006l\x1b[?1016l\x1b[?2004l\x1b[?2048l\x1b[?1004l\x1b[?2026l\x1b[?7h"
 _MAIN_SCREEN = "\x1b[<u\x1b[?1049l\x1b[?25h\x1b[0m"
 
 
 @contextmanager
 def whole_terminal() -> Iterator[None]:
-    """Give the terminal back as it is now, whatever is raised meanwhile; Textual has done so where nothing is."""
+    """Restore the terminal's attributes at the end; after an exception its modes too, which Textual does otherwise."""
     attributes = None
     with suppress(OSError, ValueError, termios.error):
         attributes = termios.tcgetattr(sys.stdin.fileno())
@@ -30,7 +30,7 @@ def whole_terminal() -> Iterator[None]:
         yield
     except BaseException:
         with suppress(OSError, ValueError):
-            # Standard error is what Textual draws on.
+            # Textual draws on standard error.
             stream = sys.__stderr__
             if stream is not None and stream.isatty():
                 stream.write(_PLAIN + _MAIN_SCREEN)
@@ -43,10 +43,10 @@ def whole_terminal() -> Iterator[None]:
 
 
 def end_process(code: int) -> NoReturn:
-    """End the process; what threads are in the middle of gets a moment to come to its end, and is not waited for.
+    """End the process; threads get a moment to finish, and are not waited for.
 
-    Python itself waits for threads, and one may be in the middle of a file of a hundred gigabytes; and it takes the
-    program apart piece by piece, which is of no use to anybody. Files are written whole or not at all.
+    Python itself waits for threads, and one may be in the middle of a file of a hundred gigabytes; and it tears the
+    program down piece by piece, which is of no use. Files are written whole or not at all.
 
     Args:
         code: The exit code.

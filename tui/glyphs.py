@@ -1,4 +1,4 @@
-"""Glyphs that charts and bars are drawn with, for terminals with and without Unicode."""
+"""Glyphs of charts and bars, for terminals with and without Unicode."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class GlyphSet:
-    """Characters to draw with. A cell's character is looked up by the bits of its dots, row by row, left to right."""
+    """A set of glyphs. A cell's character is looked up by the bits of its dots, row by row, left to right."""
 
     name: str
     columns: int
-    """Dots side by side in a cell."""
+    """Dots across a cell."""
     rows: int
-    """Dots over one another in a cell."""
+    """Dots down a cell."""
     line: str
     """Characters of a line, one for each pattern of dots."""
     points: str

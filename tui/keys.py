@@ -21,17 +21,17 @@ from core.small_files import read_small
 from core.text import one_line
 from tui.settings import LIMIT
 
-#: Screens that lie over the panes; the keys of the app do not work there.
+#: Screens that cover the panes; the keys of the app do not work there.
 SCREENS = ("template", "columns")
 SCOPES = ("app", "data", "config", "train", "chat", "runs", *SCREENS)
 
 
 @dataclass(frozen=True)
 class Key:
-    """One thing a key does."""
+    """A key binding: one action and its keys."""
 
     id: str
-    """``scope.name``, as the keymap file writes it."""
+    """The id: ``scope.name``, as the keymap file writes it."""
     keys: str
     """Textual's key names, separated by commas; the first one is shown."""
     action: str
@@ -44,13 +44,13 @@ class Key:
     palette: bool = True
     """Whether the command palette offers it; movement keys are no commands."""
     show: str = ""
-    """How the key is written, where its name would not do."""
+    """The key as displayed, where its name would not do."""
     priority: bool = False
-    """Whether it is carried out before the next key is looked at, so that what is typed ahead is not lost."""
+    """Whether the action is run before the next key is handled, so that keys typed ahead are not lost."""
 
     @property
     def scope(self) -> str:
-        """``app``, or the pane or screen it belongs to."""
+        """The scope: ``app``, or the pane or screen it belongs to."""
         return self.id.partition(".")[0]
 
     @property
@@ -100,11 +100,11 @@ def _character(name: str) -> str | None:
 
 
 class KeysTableError(ValueError):
-    """The app's own table of keys is wrong."""
+    """An error in the app's own table of keys."""
 
 
 def read_table(text: str) -> tuple[Key, ...]:
-    """The keys that a table has, as ``keys.toml`` describes it.
+    """The key bindings of a table, as ``keys.toml`` describes it.
 
     Raises:
         KeysTableError: If a scope, a field or a key is unknown, a field has another type, or one is missing.
@@ -154,7 +154,7 @@ def _read_key(identity: str, entry: object) -> Key:
 
 
 def _joined(keys: object) -> str | None:
-    """Keys as Textual takes them, commas between them; None for what is neither a text nor a list of texts."""
+    """Keys as Textual takes them, separated by commas; None for anything but a text or a list of texts."""
     if isinstance(keys, list) and all(isinstance(key, str) for key in keys):
         return ",".join(keys)
     return keys if isinstance(keys, str) else None
@@ -164,22 +164,22 @@ KEYS = read_table(Path(__file__).with_name("keys.toml").read_text(encoding="utf-
 
 
 def is_text(keys: str) -> bool:
-    """Whether one of the keys, with commas between them, writes or ends a text where something is being written."""
+    """Whether one of the keys, separated by commas, writes or ends a text while a text is being entered."""
     return any(key == "enter" or not key.startswith(("ctrl+", "alt+")) for key in keys.split(","))
 
 
 def yields_to_text(action: str, table: KeyTable) -> bool:
-    """Whether an action must not be carried out by its key where something is being written.
+    """Whether a key must not run an action while a text is being entered.
 
     Args:
         action: Its name.
-        table: The keys as the user has them.
+        table: The keys with the user's changes.
     """
     return any(key.priority and key.action == action and is_text(key.keys) for key in table.keys)
 
 
 def bindings(scope: str) -> list[Binding]:
-    """The bindings of a scope, for ``BINDINGS``."""
+    """Bindings of a scope, for ``BINDINGS``."""
     return [
         Binding(
             key.keys,
@@ -196,7 +196,7 @@ def bindings(scope: str) -> list[Binding]:
 
 
 class KeyTable:
-    """The table with the user's changes in it.
+    """The key table with the user's changes.
 
     Args:
         overrides: Ids with the keys that replace theirs.
@@ -213,24 +213,24 @@ class KeyTable:
         return self._by_id[identity]
 
     def scope(self, scope: str) -> list[Key]:
-        """The keys of a scope, in the order of the table."""
+        """Keys of a scope, in the order of the table."""
         return [key for key in self.keys if key.scope == scope]
 
     def hints(self, identities: Iterable[str]) -> str:
-        """``p pause  c checkpoint`` for a border: key and description, in the given order."""
+        """Key hints for a border, in the given order: ``p pause  c checkpoint``."""
         return "  ".join(f"{self[name].display} {self[name].description}" for name in identities)
 
 
 @dataclass(frozen=True)
 class KeymapFile:
-    """What a keymap file says, and what is wrong with it."""
+    """The content of a keymap file, and its errors."""
 
     overrides: dict[str, str]
     problems: list[str]
 
 
 def load_keymap(path: Path) -> KeymapFile:
-    """Read the user's keymap; a missing file changes nothing, and what is wrong in it is left out and reported.
+    """Read the user's keymap; a missing file changes nothing, invalid lines are left out and reported.
 
     Args:
         path: ``keymap.toml``.

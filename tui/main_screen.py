@@ -54,7 +54,7 @@ class PaneSlot(Container):
         return self.pane
 
     def focus_pane(self) -> None:
-        """Give the keys to the pane, or to the first widget in it that takes them."""
+        """Focus the pane, or the first focusable widget in it."""
         pane = self.pane
         if pane is None:
             return
@@ -66,7 +66,7 @@ class PaneSlot(Container):
 
 
 class MainScreen(Screen[None]):
-    """Header, the panes, and the line of keys."""
+    """The main screen: header, panes, and key bar."""
 
     BINDINGS: ClassVar[list[BindingType]] = []
     AUTO_FOCUS = None
@@ -74,9 +74,9 @@ class MainScreen(Screen[None]):
     def __init__(self, pane: str = "train") -> None:
         super().__init__()
         self.current = pane
-        """The pane that has the keys."""
+        """The focused pane."""
         self.zoomed = False
-        """Whether the current pane has the whole of a terminal that could show four."""
+        """Whether the current pane fills a terminal that has room for four."""
         self._arranged = False
 
     def compose(self) -> ComposeResult:
@@ -88,7 +88,7 @@ class MainScreen(Screen[None]):
         yield TooSmall(SMALLEST)
 
     def on_mount(self) -> None:
-        """Arrange for the present size, and say when that has been painted."""
+        """Lay the panes out for the present size, and post a message once that has been painted."""
         self._arrange()
         self.slot(self.current).focus_pane()
         self.call_after_refresh(self._painted)
@@ -104,7 +104,7 @@ class MainScreen(Screen[None]):
             self.slot(self.current).focus_pane()
 
     def slot(self, name: str) -> PaneSlot:
-        """The place of a pane."""
+        """The slot of a pane."""
         return self.query_one(f"#slot-{name}", PaneSlot)
 
     @property
@@ -114,31 +114,31 @@ class MainScreen(Screen[None]):
 
     @property
     def is_tiled(self) -> bool:
-        """Whether four panes stand side by side now."""
+        """Whether four panes are tiled now."""
         return self.can_tile and not self.zoomed and self.current in TILED
 
     @property
     def is_too_small(self) -> bool:
-        """Whether only the notice is shown."""
+        """Whether only the notice about the size is shown."""
         return self.size.width < SMALLEST[0] or self.size.height < SMALLEST[1]
 
     def show_pane(self, name: str, *, zoom: bool = False) -> None:
-        """Give a pane the keys, and the screen where only one fits or ``zoom`` asks for it."""
+        """Focus a pane; it fills the screen where only one fits or ``zoom`` is set."""
         self.current, self.zoomed = name, zoom
         self._arrange()
         self.slot(name).focus_pane()
 
     def press_number(self, name: str) -> None:
-        """What a number key does: zoom that pane; pressed again, tile them again."""
+        """Number key: zoom that pane; pressed again, tile the panes again."""
         again = self.zoomed and self.current == name
         self.show_pane(name, zoom=self.can_tile and not again)
 
     def tile(self) -> None:
-        """Put the panes side by side again."""
+        """Tile the panes again."""
         self.show_pane(self.current if self.current in TILED else "train")
 
     def on_resize(self) -> None:
-        """Follow the terminal's size."""
+        """Adapt the layout to the terminal's size."""
         self._arrange()
 
     def _arrange(self) -> None:

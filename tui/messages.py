@@ -1,4 +1,4 @@
-"""Messages that cross widgets: what has happened or is wanted, posted up to the app."""
+"""Messages that cross widgets: events and requests, posted up to the app."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class DatasetChosen(Message):
-    """The user has picked a file of rows to train on, or to hold out of training."""
+    """Request: a file of rows, picked to train on or to hold out of training."""
 
     path: Path
     use: Literal["train", "eval"] = "train"
@@ -30,19 +30,19 @@ class DatasetChosen(Message):
 
 @dataclass
 class FormRequested(Message):
-    """A screen is wanted for options that are best chosen with the rows in view."""
+    """Request: a screen for options that are best chosen with the rows in view."""
 
     form: Literal["template", "columns"]
 
 
 @dataclass
 class OptionsChosen(Message):
-    """Options are to have other values in the configuration in the app; its file is written only when it is saved."""
+    """Request: other values for options of the configuration in the app; its file is written only by a save."""
 
     values: Mapping[str, Any]
     """``section.key`` to value; None for the default, a path as a :class:`~pathlib.Path`."""
     notice: str = ""
-    """What is said when it is done."""
+    """The notice shown after the change."""
 
 
 @dataclass
@@ -53,7 +53,7 @@ class ConfigEdited(Message):
     option: str = ""
     """The option changed, ``section.key``; empty where it may be any."""
     saved: str | None = None
-    """The text that its file has; None where that is as it was."""
+    """The text of its file; None where the file is unchanged."""
 
 
 @dataclass
@@ -65,45 +65,45 @@ class ConfigLoaded(Message):
 
 @dataclass
 class ConfigSaved(Message):
-    """The configuration in the app is now what its file says."""
+    """The configuration in the app is now the same as its file."""
 
     document: ConfigDocument
 
 
 @dataclass
 class StartRequested(Message):
-    """A run of the present configuration is wanted."""
+    """Request: start a run of the present configuration."""
 
 
 @dataclass
 class SampleRequested(Message):
-    """A run of the sample data on the starter model is wanted."""
+    """Request: start a run of the sample data on the starter model."""
 
 
 @dataclass
 class OpenRunRequested(Message):
-    """A run is to be shown, and followed if it is live."""
+    """Request: show a run, and follow it if it is live."""
 
     run: Run
 
 
 @dataclass
 class ContinueRequested(Message):
-    """An ended run is to go on from its last checkpoint; without one, the run that is shown."""
+    """Request: continue an ended run from its last checkpoint; the run that is shown, if none is given."""
 
     run: Run | None = None
 
 
 @dataclass
 class ControlRequested(Message):
-    """A command for the worker of the run that is shown: pause, resume, checkpoint or stop, which is asked about."""
+    """Request: send the worker of the shown run a command: pause, resume, checkpoint or stop (confirmed first)."""
 
     command: str
 
 
 @dataclass
 class SettingsRequested(Message):
-    """A run that is on is to have other settings."""
+    """Request: other settings for a live run."""
 
     run: Run
     settings: Mapping[str, Any]
@@ -112,14 +112,14 @@ class SettingsRequested(Message):
 
 @dataclass
 class ControlAnswered(Message):
-    """A worker has carried out a command, or what is done without its help (``signal``, ``kill``) is done."""
+    """A command has been carried out, by the worker or without its help (``signal``, ``kill``)."""
 
     run: Run
     command: str
     args: Mapping[str, Any] = field(default_factory=dict)
-    """What went with the command."""
+    """Arguments of the command."""
     answer: Mapping[str, Any] = field(default_factory=dict)
-    """What the worker said."""
+    """The worker's answer."""
 
 
 @dataclass
@@ -133,7 +133,7 @@ class ControlFailed(Message):
 
 @dataclass
 class PaneRequested(Message):
-    """Another pane is to be shown: data, config, train, chat or runs."""
+    """Request: show another pane: data, config, train, chat or runs."""
 
     pane: str
 
@@ -161,12 +161,12 @@ class RunAttached(Message):
     state: RunState
     history: RunHistory
     found: bool = False
-    """Whether the app came upon it by itself, rather than being asked for it."""
+    """Whether the app found it by itself, without a request of the user."""
 
 
 @dataclass
 class RunAdvanced(Message):
-    """What is new in the run that is followed since the last message; a run read anew is a :class:`RunAttached`."""
+    """New events of the followed run since the last message; a run read anew is a :class:`RunAttached`."""
 
     run: Run
     state: RunState
@@ -175,7 +175,7 @@ class RunAdvanced(Message):
 
 @dataclass
 class DevicesSampled(Message):
-    """The devices as this process sees them, while no worker reports them."""
+    """A sample of the devices as seen by this process, while no worker reports them."""
 
     devices: Sequence[Device]
 
@@ -186,7 +186,7 @@ class DevicesSampled(Message):
 
 @dataclass
 class RunsListed(Message):
-    """The runs on this machine, newest first."""
+    """The list of runs on this machine, newest first."""
 
     rows: Sequence[RunRow]
 
@@ -197,12 +197,12 @@ class RunsListed(Message):
 
 @dataclass
 class NoRunFound(Message):
-    """The app has looked for runs of its own accord, and there are none at all."""
+    """The app has looked for runs on its own, and found none."""
 
 
 @dataclass
 class AnswerAwaited(Message):
-    """A question to the model in training has been asked, or it is answered or given up."""
+    """A question to the model in training has been asked, answered or given up."""
 
     waiting: bool
 
@@ -217,17 +217,17 @@ class ActionFailed(Message):
 
 @dataclass
 class PasteRefused(Message):
-    """Something has been pasted that is longer than a paste may be; nothing of it was taken."""
+    """A paste over the size limit has been refused as a whole."""
 
     limit: int
-    """Most bytes."""
+    """The limit in bytes."""
 
 
 @dataclass
 class TerminalGone(Message):
-    """Nothing will come from the terminal any more."""
+    """The terminal is gone: no more input will come."""
 
 
 @dataclass
 class FirstPaint(Message):
-    """The first screen is on the terminal; what is slow to import may come now."""
+    """The first screen has been painted; slow imports may start now."""

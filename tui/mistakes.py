@@ -1,4 +1,4 @@
-"""The app's own mistakes: reported in a file, and told in a sentence instead of a screenful of traceback."""
+"""Internal errors: a report in a file, and one sentence instead of a screenful of traceback."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from core.text import one_line, sanitize
 
 
 class Mistakes:
-    """What the app has done wrong, as far as it ends it; the first mistake counts, others mostly follow from it."""
+    """Internal errors that end the app; the first one counts, others mostly follow from it."""
 
     def __init__(self) -> None:
         self.first: BaseException | None = None
         self.report: Path | None = None
-        """The file with the details; None where there is none, or it could not be written."""
+        """The report file; None without an error, or where the file could not be written."""
 
     def record(self, error: BaseException, size: tuple[int, int] = (0, 0)) -> None:
-        """Report a mistake, unless there was one before.
+        """Report an error, unless there was one before.
 
         Args:
-            error: The exception that nobody has handled.
+            error: The unhandled exception.
             size: Columns and rows of the terminal.
         """
         if self.first is not None:
             return
-        # A worker's failure says nothing but that there was an exception.
+        # A Textual worker's failure only says that there was an exception.
         self.first = error = error.error if isinstance(error, WorkerFailed) else error
-        # Whatever fails in here, the app has to end, and to say so.
+        # Whatever fails in here, the app has to end with a message.
         with suppress(Exception):
             facts = {
                 "localtune-tui": __version__,
@@ -48,11 +48,11 @@ class Mistakes:
             self.report = write_report(error, facts)
 
     def sentence(self, kept: str = "", run: str = "") -> str:
-        """What has happened, where the details are, and what is not lost; for a line on standard error.
+        """The error message for standard error: the failure, the file with the details, and what is not lost.
 
         Args:
-            kept: What was kept of the user's work: ``edits that were not saved``.
-            run: The id of the run that is on.
+            kept: The kept part of the user's work: ``edits that were not saved``.
+            run: The id of the live run.
         """
         if self.first is None:
             return ""
@@ -65,6 +65,6 @@ class Mistakes:
         return one_line("; ".join(parts) + ".")
 
     def print_traceback(self) -> None:
-        """Print the details on standard error too, for who is looking for the mistake (``LOCALTUNE_DEBUG``)."""
+        """Print the details on standard error too, for debugging (``LOCALTUNE_DEBUG``)."""
         if self.first is not None and os.environ.get("LOCALTUNE_DEBUG"):
             sys.stderr.write(sanitize(redact("".join(traceback.format_exception(self.first)))))

@@ -16,7 +16,7 @@ _TITLES = {spec.id: spec.title for spec in PANES}
 
 
 class KeyCommands(Provider):
-    """Offers what the keys do; an action of a pane first shows that pane."""
+    """The command provider of the palette; an action of a pane first shows that pane."""
 
     @property
     def _shell(self) -> Shell:
@@ -30,12 +30,12 @@ class KeyCommands(Provider):
                 yield f"{prefix}{sentence}", key.display, key
 
     async def discover(self) -> Hits:
-        """Everything, while nothing has been typed."""
+        """All commands, while nothing has been typed."""
         for text, shown, key in self._entries():
             yield DiscoveryHit(Content(text), partial(self._shell.run_key, key), text=text, help=f"key {shown}")
 
     async def search(self, query: str) -> Hits:
-        """What the typed words fit."""
+        """The commands that match the typed words."""
         matcher = self.matcher(query)
         for text, shown, key in self._entries():
             score = matcher.match(text)

@@ -1,4 +1,4 @@
-"""What a user has chosen about the app itself, in ``settings.toml`` beside the keymap."""
+"""Settings of the app itself, in ``settings.toml`` next to the keymap."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ import tomli
 from core.small_files import read_small
 from core.text import one_line
 
-#: Bytes of a file of the user's settings.
+#: Size limit in bytes of a file of the user's settings.
 LIMIT = 1 << 20
 GLYPH_SETS = ("auto", "braille", "block", "ascii")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The choices; each has a default that suits a terminal over SSH."""
+    """The user's settings; each has a default that suits a terminal over SSH."""
 
     theme: str = ""
     """A theme's name; empty for the default."""
     glyphs: str = "auto"
-    """What charts and bars are drawn with; ``auto`` is braille in a UTF-8 locale and ASCII otherwise."""
+    """Glyphs of charts and bars; ``auto`` is braille in a UTF-8 locale and ASCII otherwise."""
     animations: bool = False
     """Whether scrolling and toasts move smoothly, which costs bytes."""
 
 
 def load_settings(path: Path) -> tuple[Settings, list[str]]:
-    """Read the file; what is wrong in it is left at its default and reported, a missing file is all defaults."""
+    """Read the settings; invalid values keep their default and are reported, a missing file is all defaults."""
     try:
         data = tomli.loads(read_small(path, LIMIT).decode("utf-8"))
     except FileNotFoundError:
@@ -56,7 +56,7 @@ def _check(data: Mapping[str, object]) -> tuple[Settings, list[str]]:
 
 
 def save_theme(path: Path, name: str) -> None:
-    """Remember a theme, leaving the rest of the file and its comments alone.
+    """Save a theme, leaving the rest of the file and its comments alone.
 
     Raises:
         UserError: If the directory cannot be made.
@@ -78,7 +78,7 @@ def save_theme(path: Path, name: str) -> None:
 
 
 def resolve_glyphs(setting: str) -> str:
-    """``auto`` as the locale allows it: braille where text is UTF-8, else ASCII."""
+    """The glyphs of ``auto``, by the locale: braille where text is UTF-8, else ASCII."""
     if setting != "auto":
         return setting
     # Not getpreferredencoding: in Python's UTF-8 mode that says nothing about the terminal.

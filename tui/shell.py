@@ -1,4 +1,4 @@
-"""The shell: the app as panes, screens and widgets see it."""
+"""The shell: the interface of the app for panes, screens and widgets."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from tui.state import AppState
 
 @runtime_checkable
 class Shell(Protocol):
-    """Keys, glyphs, clock and state, to be read; to change something, a widget posts one of :mod:`tui.messages`."""
+    """The app as a protocol: keys, glyphs, clock and state, read-only; changes are posted as :mod:`tui.messages`."""
 
     @property
     def keys(self) -> KeyTable:
-        """The keys as the user has them."""
+        """The key table with the user's changes."""
 
     @property
     def glyphs(self) -> GlyphSet:
-        """The characters to draw with."""
+        """The glyphs to draw with."""
 
     @property
     def clock(self) -> Callable[[], float]:
-        """The present, in Unix seconds."""
+        """The clock: the present, in Unix seconds."""
 
     @property
     def state(self) -> AppState:
-        """The configuration, the run and the devices."""
+        """The state: the configuration, the run and the devices."""
 
     def can_run(self, key: Key) -> bool:
-        """Whether the action of a key makes sense now."""
+        """Whether a key's action makes sense now."""
 
     async def run_key(self, key: Key) -> None:
-        """Do what a key does, in the pane that it belongs to."""
+        """Run a key's action, in the pane that it belongs to."""
 
 
 def shell_of(node: DOMNode) -> Shell:
-    """The shell around a widget or a screen.
+    """The shell of a widget or a screen.
 
     Raises:
-        TypeError: If the app is none.
+        TypeError: If the app is not a shell.
     """
     app = node.app
     if not isinstance(app, Shell):

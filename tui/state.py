@@ -1,4 +1,4 @@
-"""What the app knows at one moment: the configuration being edited, the run being shown and the devices.
+"""The state of the app: the configuration being edited, the run being shown and the devices.
 
 Handlers on the app change it; workers only post messages, and widgets only read it.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from core.runs.state import RunState
     from core.runs.store import Run
 
-#: A state as a glyph, so that it does not hang on color alone.
+#: Glyphs of the states, so that a state does not depend on color alone.
 STATE_GLYPHS = {
     "queued": "◌",
     "starting": "◌",
@@ -32,7 +32,7 @@ STATE_GLYPHS = {
     "stalled": "!",
 }
 
-#: A state as a theme variable.
+#: Theme variables of the states.
 STATE_COLORS = {
     "training": "ok",
     "finished": "ok",
@@ -54,11 +54,11 @@ class RunView:
     model: str = ""
     """Base model and method, as the header shows them."""
     is_leftover: bool = False
-    """Whether the app found it over, and shows it only because there is nothing newer."""
+    """Whether the app found it already ended, and shows it only because there is nothing newer."""
 
     @property
     def activity(self) -> str:
-        """What it does, in a word: its state, or ``evaluating`` while no steps are done for that."""
+        """The activity in a word: the state, or ``evaluating`` while steps wait for an evaluation."""
         phase = self.history.phase
         return (
             "evaluating"
@@ -73,7 +73,7 @@ class RunView:
 
     @property
     def step(self) -> int:
-        """The last step done, as far as is known."""
+        """The last finished step, as far as is known."""
         return max(self.history.step, self.state.step)
 
     @property
@@ -90,14 +90,14 @@ class RunView:
 
 @dataclass
 class AppState:
-    """Everything that more than one widget shows."""
+    """The state that more than one widget shows."""
 
     document: ConfigDocument | None = None
     saved_text: str = ""
     view: RunView | None = None
     devices: Sequence[Device] = ()
     answer_awaited: bool = False
-    """Whether a question of ours holds the training up."""
+    """Whether a question from the chat holds up the training."""
     host: str = field(default_factory=hostname)
 
     @property
@@ -113,5 +113,5 @@ class AppState:
 
     @property
     def live_run(self) -> RunView | None:
-        """The run that is shown, if it is on."""
+        """The run that is shown, if it is live."""
         return self.view if self.view is not None and self.view.is_live else None

@@ -1,6 +1,6 @@
-"""What a terminal sends, as events: any bytes at all, with nothing raised and nothing growing without end.
+"""Terminal input, parsed to events: any bytes at all, without exceptions and with bounded memory.
 
-Textual's parser knows what keys and reports mean. It is given one whole key or report at a time: where a sequence ends
+Textual's parser knows the meaning of keys and reports. It gets one whole key or report at a time: the end of a sequence
 is found here, so that one that is broken, unknown or too long is dropped, rather than typed letter by letter.
 """
 
@@ -18,11 +18,11 @@ from textual.message import Message
 
 from tui.messages import PasteRefused
 
-#: Most columns and rows that are drawn: as many as a large screen has in small letters.
+#: Largest size in columns and rows that is drawn: as many as a large screen has in small letters.
 LARGEST_SIZE = (640, 240)
-#: Most bytes of a paste; a file is the way for more.
+#: Largest paste in bytes; more belongs into a file.
 LARGEST_PASTE = 4 << 20
-#: Seconds of silence after which a sequence that has begun is given up, and a paste is taken to be at its end.
+#: Seconds of silence after which an incomplete sequence is given up, and a paste is taken to be complete.
 SEQUENCE_SECONDS, PASTE_SECONDS = 1.0, 3.0
 # Textual knows none that is longer, and types those that are.
 _LONGEST = 32
@@ -42,15 +42,15 @@ def within_limits(width: int, height: int) -> tuple[int, int]:
 
 
 class TerminalInput:
-    """Turns bytes into events. What has been begun is kept until it is complete, or nothing more comes of it.
+    """A parser from bytes to events. An incomplete sequence is kept until it is complete or times out.
 
     Args:
-        clock: Seconds that only go up.
+        clock: A monotonic clock, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.reports_size = False
-        """Whether the terminal has been asked to tell its size in sequences; else they are not believed."""
+        """Whether the terminal was asked to report its size in sequences; unasked reports are ignored."""
         self._clock = clock
         self._heard = clock()
         self._parser = XTermParser()
@@ -63,7 +63,7 @@ class TerminalInput:
         self._out: list[Message] = []
 
     def feed(self, data: bytes) -> list[Message]:
-        """Take bytes; the events that are complete with them."""
+        """Parse bytes; returns the events that they complete."""
         self._heard = self._clock()
         position = 0
         while position < len(data):
@@ -75,7 +75,7 @@ class TerminalInput:
         return self._drain()
 
     def tick(self) -> list[Message]:
-        """Look at what has been begun and not gone on with, a few times a second; the events that this makes."""
+        """Time out incomplete sequences, called a few times a second; returns the events that this makes."""
         silence = self._clock() - self._heard
         if self._is_pasting:
             if silence >= PASTE_SECONDS:
@@ -91,7 +91,7 @@ class TerminalInput:
         out, self._out = self._out, []
         return out
 
-    # What the next byte means; each of these takes one.
+    # Meaning of the next byte by state; each of these takes one.
 
     def _text(self, byte: int) -> None:
         if byte == _ESC:
@@ -101,7 +101,7 @@ class TerminalInput:
                 self._parse(character)
 
     def _escaped(self, byte: int) -> None:
-        """The byte behind an escape, and those that go on with its character."""
+        """The byte after an escape, and those that continue its character."""
         is_cut = bool(self._decoder.getstate()[0])
         if byte == _ESC:
             self._give_up()
@@ -135,7 +135,7 @@ class TerminalInput:
             self._end_report()
 
     def _in_key(self, byte: int) -> None:
-        """Within SS3: a letter, perhaps behind a number."""
+        """Within SS3: a letter, perhaps after a number."""
         if not self._may_go_on(byte):
             return
         if len(self._held) < _LONGEST:
@@ -144,7 +144,7 @@ class TerminalInput:
             self._parse(self._end())
 
     def _in_old_mouse(self, byte: int) -> None:
-        """Within a report of the mouse as terminals without SGR send it: three bytes, whatever they are."""
+        """Within a mouse report of terminals without SGR: any three bytes."""
         if byte == _ESC:
             self._begin()
             return
@@ -155,7 +155,7 @@ class TerminalInput:
             self._old_mouse(code, column, row)
 
     def _in_string(self, byte: int) -> None:
-        """Within a text for a program, which nobody here has asked for: nothing of it is kept."""
+        """Within a string for a program, which the app has not asked for: dropped."""
         self._is_long = True
         if byte == _ESC:
             self._take = self._behind_string
@@ -172,7 +172,7 @@ class TerminalInput:
     # Sequences.
 
     def _begin(self) -> None:
-        """An escape has come: what may be missing of a character will not come any more."""
+        """Begin a sequence at an escape; an incomplete character is dropped, its rest will not come any more."""
         for character in self._decoder.decode(b"", final=True):
             self._parse(character)
         self._held[:] = b"\x1b"
@@ -184,7 +184,7 @@ class TerminalInput:
         self._take = take
 
     def _may_go_on(self, byte: int) -> bool:
-        """Whether a byte can be within a sequence; what cannot ends it, and is itself no key where it is a control."""
+        """Whether a byte can be part of a sequence; one that cannot ends it, and is no key if it is a control."""
         if byte == _ESC:
             self._give_up()
             self._begin()
@@ -198,7 +198,7 @@ class TerminalInput:
         return False
 
     def _end(self) -> str:
-        """Go back to text; the sequence that ends here."""
+        """Go back to text; returns the sequence that ends here."""
         sequence = self._held.decode("ascii", "replace")
         self._held.clear()
         self._is_long = False
@@ -206,7 +206,7 @@ class TerminalInput:
         return sequence
 
     def _give_up(self) -> None:
-        """Nothing more comes: a lone escape is a key and so is alt with a letter; the rest of a sequence is nothing."""
+        """Time out: a lone escape is a key and so is alt with a letter; the rest of a sequence is dropped."""
         missing = self._decoder.decode(b"", final=True)
         is_key = not self._is_long and len(self._held) in (1, 2)
         sequence = self._end()
@@ -230,7 +230,7 @@ class TerminalInput:
         if not self.reports_size or not rows or not columns:
             return
         columns, rows = within_limits(columns, rows)
-        # A mouse is told in pixels from now on, which are counted in cells by these numbers.
+        # The mouse is reported in pixels from now on; these numbers convert them to cells.
         width, height = max(columns, min(width, 10**6)), max(rows, min(height, 10**6))
         self._parse(f"\x1b[48;{rows};{columns};{height};{width}t")
 
@@ -240,7 +240,7 @@ class TerminalInput:
         moved, wheel = code & 32, code & 64
         released = code & 3 == 3 and not moved and not wheel
         if released:
-            # Which button it was, terminals of that kind do not say.
+            # Terminals of that kind do not report which button it was.
             code = (code & ~3) | self._button
         elif not moved and not wheel:
             self._button = code & 3
@@ -249,7 +249,7 @@ class TerminalInput:
     # Pastes.
 
     def _paste_on(self, data: bytes) -> int:
-        """Take what is pasted, in which nothing but its end has a meaning; how many of the bytes belong to it."""
+        """Take pasted bytes, in which only the end marker has a meaning; returns the number of bytes taken."""
         known = len(self._held)
         self._held += data
         end = self._held.find(_PASTE_END, max(0, known - len(_PASTE_END)))
@@ -260,7 +260,7 @@ class TerminalInput:
             return taken
         if len(self._held) > LARGEST_PASTE:
             self._is_long = True
-            # The end is still to be recognized.
+            # The end marker may still be incomplete.
             del self._held[: -len(_PASTE_END)]
         return len(data)
 
@@ -276,11 +276,11 @@ class TerminalInput:
     # Meanings.
 
     def _parse(self, sequence: str, *, alone: bool = False) -> None:
-        """Let Textual say what a key or report means; nothing where it does not know, or fails over it.
+        """Parse a key or report by Textual; no event where Textual does not know it, or fails on it.
 
         Args:
             sequence: One character, or all of a sequence.
-            alone: Whether nothing follows, so that what could be the beginning of something is a key by itself.
+            alone: Whether nothing follows, so that a possible beginning of a sequence is a key by itself.
         """
         try:
             found = list(self._parser.feed(sequence))
@@ -289,7 +289,7 @@ class TerminalInput:
                 found += self._parser.tick()
             is_lost = self._is_within
         except Exception:
-            # Whatever a foreign sequence trips over: it is one sequence, and the next one is none the worse for it.
+            # Whatever a foreign sequence makes Textual raise: it is one sequence, and the next one is not affected.
             found, is_lost = [], True
         if is_lost:
             self._renew()
@@ -307,5 +307,5 @@ class TerminalInput:
 
 
 def _is_sound(event: Message) -> bool:
-    """Whether a key is one that can be written down: half of a character cannot be."""
+    """Whether a key can be encoded: half of a surrogate pair cannot."""
     return not isinstance(event, events.Key) or not _SURROGATE.search(event.key + (event.character or ""))

@@ -1,4 +1,4 @@
-"""What pictures of the app have in common: everything that moves is held still."""
+"""Fixtures of the snapshots: everything that moves is held still."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tui.app import LocaltuneApp
 #: 24 November 2026, 14:36 UTC.
 MOMENT = 1795530960.0
 Compare = Callable[..., bool]
-#: Turns for which a picture must not change before it is taken.
+#: Number of turns without change before a snapshot is taken.
 STILL = 3
 
 
@@ -60,7 +60,7 @@ def app(private_home: Path) -> LocaltuneApp:
 
 
 def until(text: str, *keys: str) -> Callable[[Pilot[Any]], Awaitable[None]]:
-    """Wait until the app is all there, type, and wait until a text is on the screen; notices are put away."""
+    """Wait until the app is complete, type, and wait until a text is on the screen; notices are dismissed."""
 
     async def run(pilot: Pilot[Any]) -> None:
         shell: Any = pilot.app
@@ -76,7 +76,7 @@ def until(text: str, *keys: str) -> Callable[[Pilot[Any]], Awaitable[None]]:
 
 
 async def settle(pilot: Pilot[Any]) -> None:
-    """Wait until nothing is laid out, focused or painted any more: the picture stays the same from turn to turn."""
+    """Wait until layout, focus and painting are done: the picture stays the same from turn to turn."""
     seen: list[object] = []
 
     def is_still() -> bool:

@@ -1,4 +1,4 @@
-"""Pictures of the config pane: presets, differences, warnings, the long help, a comparison."""
+"""Snapshots of the config pane: presets, differences, warnings, the long help, a comparison."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GB = 1_000_000_000
 
 
 def plan(_: ConfigDocument) -> PlanView:
-    """A plan that nearly does not fit."""
+    """A memory plan that barely fits."""
     parts = (("weights", 5_700_000_000), ("adapters", 600_000_000), ("activations", 12 * GB), ("loss", GB))
     return PlanView(parts, 19_300_000_000, 22_900_000_000, True, ("train.micro_batch_size = 2 halves the activations",))
 
@@ -45,7 +45,7 @@ def config(tmp_path: Path, private_home: Path, app: LocaltuneApp, monkeypatch: p
 
 
 async def ready(pilot: Pilot[Any], app: LocaltuneApp) -> None:
-    """The pane alone on the screen, with all that it gathers."""
+    """The pane alone on the screen, with all of its facts."""
     await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config").form.fields)
     pane = pane_of(app, "config")
     await pilot.press("2")

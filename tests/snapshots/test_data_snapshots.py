@@ -1,4 +1,4 @@
-"""Pictures of the Data pane: real rows, a tokenizer of single bytes, the real analysis."""
+"""Snapshots of the Data pane: real rows, a tokenizer of single bytes, the real analysis."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.tui.harness import pane_of, screen_text, wait_for
 from tui.app import LocaltuneApp
 
 SPECIALS = ("<|im_start|>", "<|im_end|>")
-#: Keys that show the Data pane: alone where only one fits, else beside the others or zoomed.
+#: Keys that show the Data pane: alone where only one fits, else next to the others or zoomed.
 PLACES: dict[str, tuple[tuple[int, int], tuple[str, ...]]] = {
     "80x24": ((80, 24), ("1",)),
     "200x50-tiled": ((200, 50), ("1", "0")),
@@ -37,7 +37,7 @@ def save_byte_tokenizer(directory: Path) -> None:
 
 
 def row(question: str, answer: str) -> str:
-    """A row as a line."""
+    """A row of JSON Lines."""
     turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return json.dumps({"messages": turns})
 
@@ -66,7 +66,7 @@ def app(tmp_path: Path, private_home: Path) -> LocaltuneApp:
 
 
 def showing(place: str, *keys: str, ready: Callable[[Any], object] = lambda _: True) -> dict[str, Any]:
-    """Arguments of ``snap_compare``: the pane at a place, every row looked at, some keys, and what to wait for then."""
+    """Arguments of ``snap_compare``: the pane at a place, every row analyzed, some keys, and a condition."""
     size, before = PLACES[place]
 
     async def run(pilot: Pilot[Any]) -> None:
@@ -96,7 +96,7 @@ def test_rows_and_tokens(snap_compare: Compare, app: LocaltuneApp, place: str) -
 
 @pytest.fixture
 def no_color(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where the user wants no colors; the app looks once, when it is made."""
+    """An environment without colors; the app reads it once, when it is made."""
     monkeypatch.setenv("NO_COLOR", "1")
 
 

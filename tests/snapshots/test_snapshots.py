@@ -1,4 +1,4 @@
-"""A few pictures of the app at fixed sizes, with everything that moves held still."""
+"""Snapshots of the app at fixed sizes, with everything that moves held still."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ ZOOM = {"80x24": (), "200x50": ("3",)}
 
 
 def script_run(home: Path) -> ScriptedRun:
-    """The run of the pictures: 64 of 120 steps, on a clock of its own."""
+    """The run of the snapshots: 64 of 120 steps, on a clock of its own."""
     return ScriptedRun(home, start=MOMENT)
 
 
 @pytest.fixture(autouse=True)
 def _never_stalled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long a picture takes, a run's last sign of life is never old: a slow machine would show it stalled."""
+    """A heartbeat that never looks old: on a slow machine, a snapshot would show the run stalled."""
     monkeypatch.setattr("core.runs.state.STALE_SECONDS", math.inf)
 
 

@@ -1,4 +1,4 @@
-"""localtune-tui with a mistake in it, which ``0`` makes: ``python -m tests.tui.broken_app MISTAKE [ARGUMENTS]``."""
+"""The app with an internal error, raised by ``0``: ``python -m tests.tui.broken_app MISTAKE [ARGUMENTS]``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tui.widgets.status_bar import StatusBar
 
 
 class Panic(BaseException):
-    """What a library in another language raises."""
+    """An exception as a library in another language raises it."""
 
 
 def fail(*_: object, **__: object) -> None:

@@ -1,4 +1,4 @@
-"""What tests of the config pane have in common."""
+"""Helpers for tests of the config pane."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tui.widgets.forms.option_field import OptionField
 
 
 class RecordingPane(ConfigPane):
-    """Keeps what the app would be told of edits."""
+    """A pane that records its messages about edits to the app."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ def write_config(directory: Path, text: str = "") -> Path:
 
 
 async def opened(pilot: Pilot[None], pane: ConfigPane, path: Path | None = None) -> None:
-    """The pane with its form, and a configuration in it."""
+    """The pane with its form and a configuration."""
     await wait_for(pilot, lambda: len(pane.form.fields) == len(list(options())))
     if path is not None:
         pane.load(ConfigDocument.load(path))
@@ -43,7 +43,7 @@ async def opened(pilot: Pilot[None], pane: ConfigPane, path: Path | None = None)
 
 
 async def go_to(pilot: Pilot[None], pane: ConfigPane, name: str) -> OptionField:
-    """The cursor on an option."""
+    """Move the cursor to an option."""
     pane.go_to_option(name)
     field = pane.form.field(name)
     await wait_for(pilot, lambda: pane.form.current is field)
@@ -52,7 +52,7 @@ async def go_to(pilot: Pilot[None], pane: ConfigPane, name: str) -> OptionField:
 
 
 async def type_value(pilot: Pilot[None], pane: ConfigPane, name: str, text: str) -> None:
-    """An option given another value, as one types it."""
+    """Type a value of an option."""
     await go_to(pilot, pane, name)
     await pilot.press("enter", "ctrl+u", *text, "enter")
     await wait_for(pilot, lambda: pane.form.has_focus)
@@ -60,5 +60,5 @@ async def type_value(pilot: Pilot[None], pane: ConfigPane, name: str, text: str)
 
 
 def flat(text: str) -> str:
-    """A screen as one line of words, so that a sentence is found however it is wrapped."""
+    """The screen as one line of words, so that a sentence is found however it is wrapped."""
     return " ".join(text.replace("│", " ").split())

@@ -1,4 +1,4 @@
-"""Every test of the app has a home of its own, and devices that do not change."""
+"""Fixtures of the app's tests: a private home, and devices that do not change."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CPU = Device(
 
 @pytest.fixture
 def home(private_home: Path) -> Iterator[Path]:
-    """The home of localtune, there and empty; a run that a key has started in it is ended after the test."""
+    """The home of localtune, empty; a run that a key has started in it is ended after the test."""
     private_home.mkdir(parents=True, exist_ok=True)
     yield private_home
     for run in list_runs():
@@ -35,7 +35,7 @@ def home(private_home: Path) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def _plain_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU at rest, and nothing in the environment that changes how the app looks."""
+    """An idle CPU, and an environment without variables that change the app's look."""
     monkeypatch.setattr("core.hardware.sampler.snapshot", lambda **_: [CPU])
     for name in ("NO_COLOR", "TEXTUAL_THEME", "TEXTUAL_ANIMATIONS", "TEXTUAL_COLOR_SYSTEM"):
         monkeypatch.delenv(name, raising=False)

@@ -1,4 +1,4 @@
-"""The data pane with a configuration, real files, a real tokenizer and the real analysis, for several tests."""
+"""Helpers for tests of the data pane: a configuration, real files, a real tokenizer and the real analysis."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from tests.core.template.toy_tokenizers import make_backend, save
 from tests.tui.harness import screen_text, wait_for
 from tui.panes.data.pane import DataPane
 
-#: Processes are started, and the machine may be busy.
+#: Generous, as processes are started, and the machine may be busy.
 PATIENCE = 60.0
-#: A token that the template writes, for rows that try to.
+#: A special token of the template, for rows that contain its text.
 STOP = "<|im_end|>"
 
 
 def make_tokenizer(directory: Path) -> Path:
-    """A directory with a small tokenizer and ChatML, as a model's is."""
+    """A directory with a small tokenizer and ChatML, like a model's."""
     backend = make_backend("words", ("<|endoftext|>", "<|im_start|>", STOP))
     return save(directory, backend, template=CHATML, stops=(STOP,), eos_token=STOP)
 
 
 def row(question: str, answer: str) -> str:
-    """A row of chat messages as a line."""
+    """A row of chat messages as a line of JSON."""
     turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return json.dumps({"messages": turns})
 
@@ -53,7 +53,7 @@ def messy(path: Path) -> Path:
 
 
 class CountingJob(AnalysisJob):
-    """A real analysis; what was asked for is kept in ``requests``."""
+    """A real analysis that keeps its requests in ``requests``."""
 
     requests: list[AnalysisRequest]
 
@@ -71,14 +71,14 @@ def configuration(directory: Path, **values: Any) -> ConfigDocument:
 
 
 async def opened(pilot: Pilot[None], pane: DataPane, path: Path) -> None:
-    """Open a file and wait until its rows are there."""
+    """Open a file and wait for its rows."""
     pane.show(path)
     await wait_for(pilot, lambda: pane.view is not None and pane.view.path == path and pane.opener.opening is None)
     await pilot.pause()
 
 
 async def analyzed(pilot: Pilot[None], pane: DataPane) -> Analysis:
-    """Wait until every row has been looked at."""
+    """Wait until every row has been analyzed."""
     await wait_for(pilot, lambda: pane.view is not None and pane.view.analysis is not None, PATIENCE)
     await pilot.pause()
     assert pane.view is not None

@@ -1,4 +1,4 @@
-"""A chat session that says what a test wants, token by token."""
+"""A fake chat session with scripted answers, token by token."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from core.runs.store import Run
 
 
 class FakeSession:
-    """Answers each question with the words of its script; a gate, where there is one, lets out one token at a time.
+    """A session that answers each question by its script; a gate, if given, lets out one token at a time.
 
     Args:
         script: Words of the answers of each source.
-        step: Which step the tuned model claims to be; None for a trained adapter.
+        step: The step that the tuned model reports; None for a trained adapter.
     """
 
     has_tuned = True
@@ -71,7 +71,7 @@ class FakeSession:
 
 
 def factory(*sessions: FakeSession) -> Callable[[Run | Path | str], ChatSession]:
-    """Gives out these sessions, one after the other, and the last one again and again."""
+    """A factory that returns these sessions one after the other, and then the last one every time."""
     waiting = list(sessions)
 
     def open_session(_: Run | Path | str) -> ChatSession:

@@ -1,4 +1,4 @@
-"""One pane in a small app, with the themes, the keys and the frame of the real one."""
+"""A test harness: one pane in a small app, with the themes, the keys and the frame of the real one."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from tui.keys import Key, KeyTable
 from tui.screens.choice import ChoiceDialog
 from tui.state import AppState
 
-#: Text that takes over a careless terminal: an escape sequence, OSC 52, C1, NUL, DEL, bidi, an unbalanced markup tag.
+#: Text that takes over an unprotected terminal: an escape sequence, OSC 52, C1, NUL, DEL, bidi, an unbalanced markup
+#: tag.
 HOSTILE = "a\x1b[31mb\x1b]52;c;aGk=\x07c\x9b2Jd\x00e\x7ff\u202eg\u2066h[/]i[bold]j\u0085k"
-#: What of it must never reach a terminal.
+#: Characters of it that must never reach a terminal.
 FORBIDDEN = set("\x1b\x07\x9b\x00\x7f\u202e\u2066\x85")
 
 
 class Frame(Container):
-    """Stands for the slot of the main screen."""
+    """A stand-in for the slot of the main screen."""
 
 
 class ShellApp(App[None]):
-    """A shell with nothing in it."""
+    """A shell with an empty state."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +50,7 @@ class ShellApp(App[None]):
 
 
 class PaneApp(ShellApp):
-    """Shows one pane, and keeps what it posts."""
+    """An app that shows one pane, and records its messages."""
 
     CSS_PATH: ClassVar[str] = str(Path(tui.app.__file__).parent / "app.tcss")
     CSS = "Frame { height: 1fr; } Frame > * { border: round $border; }"
@@ -84,23 +85,23 @@ def pane_of(app: App[Any], name: str) -> Any:
 
 
 def asks(app: App[Any], label: str) -> bool:
-    """Whether a dialog is on the screen that has this choice."""
+    """Whether a dialog with this choice is on the screen."""
     return isinstance(app.screen, ChoiceDialog) and any(choice.label == label for choice in app.screen.choices)
 
 
 def screen_lines(app: App[Any]) -> list[str]:
-    """What the terminal shows, a line each."""
+    """The screen's text, a line each."""
     strips = app.screen._compositor.render_strips()
     return ["".join(segment.text for segment in strip) for strip in strips]
 
 
 def screen_text(app: App[Any]) -> str:
-    """What the terminal shows."""
+    """The screen's text."""
     return "\n".join(screen_lines(app))
 
 
 async def paste(pilot: Pilot[Any], text: str) -> None:
-    """Paste a text where the focus is, as a terminal with bracketed paste does."""
+    """Paste a text into the focused widget, as a terminal with bracketed paste does."""
     await pilot.pause()
     focused = pilot.app.focused
     assert focused is not None
@@ -109,7 +110,7 @@ async def paste(pilot: Pilot[Any], text: str) -> None:
 
 
 async def wait_for(pilot: Pilot[Any], condition: Callable[[], object], seconds: float = 10.0) -> None:
-    """Let the app run until something holds.
+    """Let the app run until a condition holds.
 
     Raises:
         AssertionError: If it does not hold in time; the screen is in the message.

@@ -1,4 +1,4 @@
-"""A run directory written by hand, event by event, for tests and measurements of the app: real files, no worker.
+"""A scripted run: a run directory written event by event, for tests and measurements of the app: real files, no worker.
 
 Also a program: ``python -m tests.tui.scripted_run HOME`` writes a run that trains for a while.
 """
@@ -46,7 +46,7 @@ GPU = Device(
 
 
 class ScriptedRun:
-    """Writes a run as its worker would; this process stands in for the worker.
+    """A writer of a run as its worker would write it; this process stands in for the worker.
 
     Args:
         home: The home of localtune.
@@ -64,7 +64,7 @@ class ScriptedRun:
         self.total = total
         self.now = start
         self.heartbeat: float | None = None
-        """The last sign of life that is written, in Unix seconds; None for the present."""
+        """The heartbeat to write, in Unix seconds; None for the present."""
         self._random = random.Random(7)
         pid, started = own_identity()
         self.state = RunState(
@@ -73,30 +73,30 @@ class ScriptedRun:
         self.write_state()
 
     def pass_time(self, seconds: float) -> float:
-        """Let the run's own clock go on; its present."""
+        """Advance the run's own clock; returns its present."""
         if self.now is None:
             return time.time()
         self.now += seconds
         return self.now
 
     def write_state(self, **changes: Any) -> None:
-        """Replace the state, with the heartbeat of now unless another one is set."""
+        """Write the state, with the present as heartbeat unless another one is set."""
         beat = time.time() if self.heartbeat is None else self.heartbeat
         self.state = replace(self.state, **{"updated": beat, **changes})
         self.state.write(self.run.state_path)
 
     def write(self, *new: events.Event) -> None:
-        """Append events."""
+        """Append events to the run's file."""
         with self.run.events_path.open("a", encoding="utf-8") as file:
             for event in new:
                 file.write(events.encode_event(event))
 
     def phase(self, name: str, seconds: float = 1.0, **fields: Any) -> None:
-        """Enter a phase."""
+        """Write the event of a phase."""
         self.write(events.PhaseEvent(t=self.pass_time(seconds), name=name, **fields))
 
     def begin(self) -> None:
-        """All phases up to the first step."""
+        """Write all phases up to the first step."""
         self.write_state(state="starting")
         for name, seconds in (("importing", 0.0), ("preparing_data", 3.1), ("loading_model", 2.2)):
             self.phase(name, seconds)
@@ -110,13 +110,13 @@ class ScriptedRun:
         self.write_state(state="training")
 
     def loss_at(self, step: int) -> float:
-        """A curve as training has it: steep, then flat, and noisy."""
+        """A loss curve as in training: steep, then flat, and noisy."""
         return (
             2.0 * math.exp(-step / (self.total / 8)) + 0.38 + self._random.gauss(0, 0.05) * math.exp(-step / self.total)
         )
 
     def steps(self, first: int, last: int, *, seconds: float = 1.1, **fields: Any) -> None:
-        """Optimizer steps, ``last`` included."""
+        """Write optimizer steps, ``last`` included."""
         for step in range(first, last + 1):
             values: dict[str, Any] = {
                 "loss": self.loss_at(step),
@@ -141,7 +141,7 @@ class ScriptedRun:
     def evaluate(
         self, step: int, loss: float, exact_match: float | None = None, valid_json: float | None = None
     ) -> None:
-        """A measurement."""
+        """Write the event of an evaluation."""
         self.write(
             events.EvalEvent(
                 t=self.pass_time(2.0),
@@ -156,14 +156,14 @@ class ScriptedRun:
         )
 
     def checkpoint(self, step: int) -> None:
-        """A checkpoint, told and (as an empty directory with a manifest) there."""
+        """Write a checkpoint: its event, and an empty directory with a manifest."""
         name = f"checkpoints/step-{step:08d}"
         (self.run.path / name).mkdir(parents=True, exist_ok=True)
         (self.run.path / name / "manifest.json").write_text("{}", encoding="utf-8")
         self.write(events.CheckpointEvent(t=self.pass_time(1.2), step=step, path=name, bytes=39_000_000, seconds=1.2))
 
     def hardware(self, *devices: Device, energy_wh: float | None = 1.9) -> None:
-        """A sample of the devices."""
+        """Write a sample of the devices."""
         shown = devices or (GPU,)
         self.write(
             events.HardwareEvent(
@@ -172,7 +172,7 @@ class ScriptedRun:
         )
 
     def train_to(self, step: int) -> None:
-        """Everything up to a step, with an evaluation, a checkpoint and a notice where one would expect them."""
+        """Write everything up to a step, with an evaluation, a checkpoint and a notice at plausible steps."""
         self.begin()
         for first in range(1, step + 1, 30):
             last = min(first + 29, step)
@@ -183,7 +183,7 @@ class ScriptedRun:
         self.hardware()
 
     def end(self, state: str, reason: str = "", hint: str = "") -> None:
-        """The end, as the worker writes it."""
+        """Write the end, as the worker does."""
         kind = {"finished": events.FinishedEvent, "stopped": events.StoppedEvent, "failed": events.FailedEvent}[state]
         self.write(kind(t=self.pass_time(0.5), reason=reason, step=self.state.step, adapter="adapter", hint=hint))
         self.write_state(state=state, reason=reason)

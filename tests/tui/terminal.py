@@ -1,4 +1,4 @@
-"""The app in a real pseudo-terminal: started, typed at, resized, hung up, and what it draws read as a screen."""
+"""The app in a real pseudo-terminal: started, typed at, resized, hung up, and its output read as a screen."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Terminal:
-    """A child in a pseudo-terminal of its own; bytes are kept as they came.
+    """A child process in a pseudo-terminal of its own; its output is kept as bytes.
 
     Args:
-        command: What is run.
+        command: The command line.
         size: Columns and rows.
         environment: Variables on top of a small fixed set.
     """
@@ -58,11 +58,11 @@ class Terminal:
     def app(
         cls, *arguments: str, size: tuple[int, int] = (80, 24), environment: Mapping[str, str] | None = None
     ) -> Terminal:
-        """localtune-tui itself."""
+        """A terminal with localtune-tui itself."""
         return cls([sys.executable, "-m", "tui", *arguments], size, environment)
 
     def pump(self, seconds: float = 0.05) -> bytes:
-        """Read what comes within so many seconds; empty when nothing does, or when the child has gone."""
+        """Read output for a number of seconds; empty when there is none, or when the child has ended."""
         ready, _, _ = select.select([self.descriptor], [], [], seconds)
         if not ready:
             return b""
@@ -75,7 +75,7 @@ class Terminal:
         return data
 
     def wait_for(self, condition: Callable[[], object], seconds: float = 20.0) -> None:
-        """Read until something holds.
+        """Read output until a condition holds.
 
         Raises:
             AssertionError: If it does not in time; the screen is in the message.
@@ -86,16 +86,16 @@ class Terminal:
             self.pump()
 
     def wait_for_text(self, text: str, seconds: float = 20.0) -> None:
-        """Read until a text is on the screen."""
+        """Read output until a text is on the screen."""
         self.wait_for(lambda: text in self.text, seconds)
 
     @property
     def text(self) -> str:
-        """The screen."""
+        """The screen's text."""
         return "\n".join(self._screen.display)
 
     def press(self, keys: str) -> None:
-        """Type."""
+        """Type keys."""
         os.write(self.descriptor, keys.encode())
 
     def signal(self, number: int) -> None:
@@ -108,7 +108,7 @@ class Terminal:
         self.descriptor = -1
 
     def has_ended(self) -> bool:
-        """Whether the child has gone; its exit status is then in ``status``."""
+        """Whether the child has ended; its exit status is then in ``status``."""
         if self.status is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -116,7 +116,7 @@ class Terminal:
         return self.status is not None
 
     def wait_for_end(self, seconds: float = 20.0) -> int:
-        """Read until the child has gone.
+        """Read output until the child has ended.
 
         Raises:
             AssertionError: If it does not go in time.
@@ -134,7 +134,7 @@ class Terminal:
         return self.status
 
     def close(self) -> None:
-        """End the child in any case."""
+        """Kill the child, if it is still running."""
         with contextlib.suppress(ProcessLookupError):
             if not self.has_ended():
                 self.signal(signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The whole app under Pilot: sizes, keys, attaching, control, and how it is left."""
+"""The whole app under Pilot: sizes, keys, attaching, control, and quitting."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tui.widgets.too_small import TooSmall
 
 
 async def ready(pilot: Pilot[Any]) -> LocaltuneApp:
-    """Wait until all panes are there and the configuration is loaded."""
+    """Wait until all panes are loaded, and the configuration too."""
     app = pilot.app
     assert isinstance(app, LocaltuneApp)
     await wait_for(pilot, lambda: app.state.document is not None)
@@ -33,21 +33,21 @@ async def ready(pilot: Pilot[Any]) -> LocaltuneApp:
 
 
 def shown(app: LocaltuneApp) -> set[str]:
-    """The panes on the screen."""
+    """The visible panes."""
     return {slot.spec.id for slot in app.main.query("PaneSlot").results() if slot.display}  # type: ignore[attr-defined]
 
 
 class Commands(list[str]):
-    """Commands in a list that grows."""
+    """A growing list of commands."""
 
     def __init__(self) -> None:
         super().__init__()
         self.with_args: list[tuple[str, dict[str, Any]]] = []
-        """The same with what went with them."""
+        """The commands with their arguments."""
 
 
 def record_commands(monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any] | None = None) -> Commands:
-    """What would be sent to a worker, which gives the same answer to everything."""
+    """Record the commands to a worker, which gives the same answer to all of them."""
     sent = Commands()
 
     def request(_: ControlClient, command: str, **args: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where the app begins, what takes the keys there, and what it refuses."""
+"""The start of the app: its first pane, its focus, and its refusals."""
 
 from __future__ import annotations
 

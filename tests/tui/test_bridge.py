@@ -1,4 +1,4 @@
-"""The threads between core and the app, with real files and no app."""
+"""The bridge between core and the app: its threads, with real files and no app."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tui.messages import DevicesSampled, RunAdvanced, RunAttached, RunsListed
 
 @pytest.fixture
 def posted(home: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """What a follower posts."""
+    """The messages of a follower."""
     monkeypatch.setattr(bridge, "LIVE_SECONDS", 0.02)
     monkeypatch.setattr(bridge, "OVER_SECONDS", 0.02)
     return []

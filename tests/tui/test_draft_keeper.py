@@ -1,4 +1,4 @@
-"""What is not saved comes back: edits, the conversation, what is half written, text that is no configuration yet."""
+"""Drafts come back: edits, the conversation, an unsent prompt, text that is no configuration yet."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tui.panes.config.pane import ConfigPane
 
 
 def leave_behind() -> None:
-    """Make all drafts those of a process that has gone."""
+    """Make all drafts those of a process that has ended."""
     for path in paths.drafts_dir().glob("*.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"started": "another boot"}))
 

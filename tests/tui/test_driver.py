@@ -1,4 +1,4 @@
-"""The app on a terminal that misbehaves: it goes on, or leaves in order, and is never ended by what comes in."""
+"""The driver on a terminal that misbehaves: the app goes on, or quits in order, and no input can crash it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def is_well(terminal: Terminal) -> bool:
 
 
 def send(terminal: Terminal, data: bytes) -> None:
-    """Send more than a terminal takes at once, reading what comes meanwhile."""
+    """Send more than a terminal takes at once, reading the output in between."""
 
     def write() -> None:
         for start in range(0, len(data), 1024):
@@ -51,7 +51,7 @@ def send(terminal: Terminal, data: bytes) -> None:
 
 
 def test_no_bytes_end_the_app_or_leave_it_deaf(environment: dict[str, str]) -> None:
-    # What a key means is no matter here, so that there are none.
+    # No bindings, as the meaning of a key does not matter here.
     quiet = bytes(byte for byte in range(256) if not 0x20 < byte < 0x7F and byte not in (0x0D, 0x11, 0x1A, 0x1B))
     noise = bytes(random.Random(1).choices(quiet, k=1 << 15))
     with Terminal.app(environment=environment) as terminal:
@@ -70,7 +70,7 @@ def test_no_bytes_end_the_app_or_leave_it_deaf(environment: dict[str, str]) -> N
 
 
 def blind(terminal: Terminal) -> None:
-    """Stop reading what is drawn as a screen: this one is not as large as what is drawn."""
+    """Stop parsing output as a screen: this one is not as large as the drawn one."""
     terminal._stream.feed = lambda _: None
 
 

@@ -1,4 +1,4 @@
-"""Foreign files in the app: it reads none of them itself, and what is hostile in them is a sentence in its pane."""
+"""Foreign files in the app: it reads none of them itself, and a hostile one is a sentence in its pane."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tui.screens.help import HelpScreen
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 120.0
 
-#: Opens a configuration in the real app, looks at a row as tokens, at the templates, at the model, and imports a file.
+#: A program that opens a configuration in the real app, a row as tokens, the templates, the model, and imports a file.
 SCRIPT = """
 import asyncio, sys
 from pathlib import Path
@@ -94,7 +94,7 @@ def test_no_foreign_template_tokenizer_or_yaml_is_read_in_the_process_of_the_app
 
 
 def laughs(levels: int = 12) -> str:
-    """Ten to the power of so many values, in a few hundred bytes."""
+    """A YAML file of a few hundred bytes that expands to ten to the power of a number of values."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, levels)]
     return "\n".join([*lines, f"datasets:\n  - path: rows.jsonl\n    type: alpaca\n    split: *a{levels - 1}\n"])

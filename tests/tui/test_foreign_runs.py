@@ -1,4 +1,4 @@
-"""Runs that no worker of ours has written, through what the app draws of them, and the app on the worst of them."""
+"""Foreign runs, not written by our worker: all that the app draws of them, and the app on the worst of them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ STEP = (
 
 
 def draw_all(view: RunView) -> list[str]:
-    """What the Train pane, the header and the list of runs say of a run."""
+    """The text of the Train pane, the header and the list of runs about a run."""
     found = [numbers(view, 120).plain, banner(view, KeyTable()).plain]
     for now in (0.0, 1e12):
         found += [progress(view, 100, BRAILLE, now).plain, phases(view, now, 100, BRAILLE).plain]
@@ -131,7 +131,7 @@ async def test_the_app_shows_the_worst_runs(home: Path, worst: str) -> None:
     script.hardware()
     with script.run.events_path.open("a") as file:
         file.write("\n".join(WORST[worst]) + "\n")
-    app = LocaltuneApp()  # it comes upon the newest run by itself
+    app = LocaltuneApp()  # it finds the newest run by itself
     async with app.run_test(size=(160, 46)) as pilot:
         await wait_for(pilot, lambda: "training" in screen_text(app))
         assert app.state.view is not None
@@ -210,7 +210,7 @@ def test_a_long_history_is_passed_on_piece_by_piece(home: Path, monkeypatch: pyt
     assert sum(len(message.events) for message in advanced) == 20_000 - 2 + 1
     assert len(advanced) > 3
     assert max(len(message.events) for message in advanced) < 6000
-    # Its end is not told before what led to it.
+    # Its end is not posted before the events that led to it.
     assert [message.state.is_over for message in advanced] == [*[False] * (len(advanced) - 1), True]
 
 

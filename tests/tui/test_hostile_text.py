@@ -1,4 +1,4 @@
-"""Text that would take over a terminal, through every widget of the shell: nothing of it may be in what is drawn."""
+"""Hostile text, which would take over a terminal, through every widget of the shell: none of it may be drawn."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ EVIL = HOSTILE + "[@click=app.quit]x[/] [/nope]"
 
 
 class Stage(App[None]):
-    """Shows one widget."""
+    """An app that shows one widget."""
 
     def __init__(self, widget: Widget) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The table of keys, and what a user's keymap file can do to it."""
+"""The table of keys, and its changes by a user's keymap file."""
 
 from __future__ import annotations
 

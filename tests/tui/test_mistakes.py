@@ -1,4 +1,4 @@
-"""The app ended by a mistake of its own: the terminal is whole, one sentence tells it, and no work is lost."""
+"""Internal errors that end the app: the terminal is restored, one sentence says so, and no work is lost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.tui.config_panes import write_config
 from tests.tui.terminal import Terminal
 
 TOKEN = "hf_" + "q7Rk2LmX9" * 4
-#: What is on when the app draws, and off when it does not.
+#: Terminal modes that are on while the app draws, and off otherwise.
 MODES = ("?1049", "?1000", "?1003", "?1006", "?1015", "?2004", "?1004")
 
 
@@ -40,12 +40,12 @@ def edit_epochs(terminal: Terminal, value: str) -> None:
     terminal.wait_for_text("enter accepts")
     terminal.wait_for_text("Passes over the trainin")
     terminal.press("\r")
-    # The line of keys is the form's again.
+    # The key bar shows the form's keys again.
     terminal.wait_for_text("q quit")
     terminal.press("\r")
     terminal.wait_for_text("enter accepts")
     terminal.press("\x15")
-    # A key that is bound comes to its action later than a letter behind it comes to the input.
+    # A bound key runs its action later than a letter after it reaches the input.
     terminal.wait_for(lambda: re.search(r"epochs +Passes", terminal.text))
     terminal.press(f"{value}\r")
     terminal.wait_for_text("q quit")
@@ -73,13 +73,13 @@ def answer(terminal: Terminal, key: str, question: str) -> None:
 
 
 def is_on(output: bytes, mode: str) -> bool:
-    """Whether the last word on a mode of the terminal has been to turn it on."""
+    """Whether the last sequence for a terminal mode turned it on."""
     found = re.findall(rb"\x1b\[" + re.escape(mode.encode()) + rb"([hl])", output)
     return bool(found) and found[-1] == b"h"
 
 
 def assert_whole(terminal: Terminal, before: list[object]) -> None:
-    """The terminal is as the app found it."""
+    """Assert that the terminal is as the app found it."""
     after = termios.tcgetattr(terminal.descriptor)
     assert after[:4] == before[:4]
     assert not [mode for mode in MODES if is_on(terminal.output, mode)]

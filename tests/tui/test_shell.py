@@ -1,4 +1,4 @@
-"""The shell: what widgets see of the app, and how the app reaches its panes."""
+"""The shell: the app's interface for widgets, and the app's access to its panes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Meters, lines, header, log and list, each by itself."""
+"""Widgets of the shell, each by itself: meters, lines, header, log and list."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tui.widgets.status_bar import Segment, fit, header_segments, short_device_n
 
 
 class Stage(App[None]):
-    """Shows one widget."""
+    """An app that shows one widget."""
 
     def __init__(self, widget: Widget) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Stage(App[None]):
 
 
 def view_of(script: ScriptedRun) -> RunView:
-    """A run as its files tell it."""
+    """A view of a run, read from its files."""
     return RunView(script.run, script.run.state(), read_history(script.run), "SmolLM2 · qlora r16")
 
 
@@ -206,7 +206,7 @@ async def test_the_log_follows_its_end_until_it_is_scrolled() -> None:
 
 
 def rows(count: int) -> list[RunRow]:
-    """Some runs."""
+    """Rows of the list of runs."""
     return [
         RunRow(Run(Path(f"/runs/20261124-{100000 + i}-run{i}")), "finished", "m", i, count, 0.5, 0.0, 60.0)
         for i in range(count)

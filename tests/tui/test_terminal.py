@@ -1,4 +1,4 @@
-"""The app in a real pseudo-terminal: it starts, and it gives the terminal back whatever ends it."""
+"""The app in a real pseudo-terminal: it starts, and it restores the terminal whatever ends it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ENTER_ALTERNATE, LEAVE_ALTERNATE = b"\x1b[?1049h", b"\x1b[?1049l"
 
 @pytest.fixture
 def environment(home: Path) -> dict[str, str]:
-    """What the app needs to know of the test's directories."""
+    """Environment variables for the test's directories."""
     return {"LOCALTUNE_HOME": str(home), "XDG_CONFIG_HOME": str(home.parent / "config")}
 
 
@@ -94,7 +94,7 @@ def test_killed_and_started_again_it_shows_the_whole_curve(
         terminal.wait_for_text("Attached to 20261124-143600-tickets")
         step = run.state().step
         terminal.wait_for(lambda: (shown := re.search(r"(\d+)/600", terminal.text)) and int(shown[1]) >= step)
-        # The curve begins at the left edge of the chart: the history is there, not only what came since.
+        # The curve begins at the left edge of the chart: the history is there, not only the new steps.
         plot = [line.partition("│")[2].partition("│")[2] for line in terminal.text.splitlines()]
         assert any(line[:3].strip() for line in plot)
 

@@ -1,4 +1,4 @@
-"""Bytes of a terminal as events: nothing that comes raises, is kept without end, or is typed though nobody typed it."""
+"""Terminal input parsed to events: no bytes raise, are kept without limit, or become keys that nobody has typed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tui.terminal_input import (
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """A clock that a test advances."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -32,14 +32,14 @@ class Clock:
 
 
 class Reader:
-    """Input with a clock of its own."""
+    """A parser of input with a clock of its own."""
 
     def __init__(self) -> None:
         self.clock = Clock()
         self.input = TerminalInput(self.clock)
 
     def read(self, *pieces: bytes) -> list[Message]:
-        """What comes of some pieces, and of the silence behind them."""
+        """The events of some pieces, and of the silence after them."""
         found = [event for piece in pieces for event in self.input.feed(piece)]
         for seconds in (0.2, SEQUENCE_SECONDS, PASTE_SECONDS):
             self.clock.now += seconds
@@ -146,7 +146,7 @@ def test_a_size_is_believed_only_where_it_was_asked_for_and_within_limits() -> N
     (resize,) = reader.read(b"\x1b[48;9999999;9999999;0;0t")
     assert isinstance(resize, events.Resize)
     assert (resize.size.width, resize.size.height) == LARGEST_SIZE
-    # The mouse is told in pixels from then on, of which there were none.
+    # The mouse is reported in pixels from then on, of which there were none.
     assert keys(reader.read(b"\x1b[<0;10;10M")) == ["MouseDown"]
     assert not reader.read(b"\x1b[48;0;80;0;0t")
 

@@ -1,4 +1,4 @@
-"""Keys that come in one chunk, as they do over a slow line: those behind a key that asks for a text are the text."""
+"""Keys typed ahead, which come in one chunk over a slow line: those after a key that asks for a text are the text."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from tui.widgets.forms.safe_input import SafeInput
 
 
 def type_at_once(pilot: Pilot[Any], text: str) -> None:
-    """Post every key before the first one is looked at; a line break is ``enter``."""
+    """Post every key before the first one is handled; a line break is ``enter``."""
     for character in text:
         key = {"\n": "enter", "\x13": "ctrl+s", "\t": "tab"}.get(character) or _character_to_key(character)
         pilot.app.post_message(Key(key, None if ord(character) < 32 else character))
 
 
 async def typed(pilot: Pilot[Any]) -> str:
-    """The text of the line that has the keys."""
+    """The text of the focused input."""
     await wait_for(pilot, lambda: isinstance(pilot.app.focused, SafeInput))
     await pilot.pause()
     line = pilot.app.focused
@@ -79,7 +79,7 @@ async def test_the_line_gives_the_keys_back_and_asks_again(tmp_path: Path) -> No
             await pilot.pause()
             assert pane.index == number - 1
         for term in ("quest", "no such text"):
-            # What was looked for before is offered again, and gives way to what is typed.
+            # The last search is offered again, and is replaced by typed text.
             type_at_once(pilot, f"/{term}")
             assert await typed(pilot) == term
             await pilot.press("enter")
@@ -105,7 +105,7 @@ async def test_a_value_typed_behind_enter_is_the_value(tmp_path: Path) -> None:
         field = await go_to(pilot, pane, "train.epochs")
         type_at_once(pilot, "\n5\n")
         await wait_for(pilot, lambda: field.value not in (None, 2.0) and pane.form.has_focus)
-        # The line begins with the present value, and what is typed goes behind it.
+        # The input begins with the present value, and typed text goes after it.
         assert field.value == 25.0
         assert pane.form.current is field
 

@@ -1,4 +1,4 @@
-"""The configuration in the app: loaded, edited, kept while it is unsaved, and given options chosen elsewhere."""
+"""The configuration in the app: loading, edits, drafts, and options chosen in other panes."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 
 class Configuration:
-    """Changes the configuration in the state, and lets the panes show it."""
+    """The controller of the configuration: it changes the configuration in the state, and updates the panes."""
 
     def __init__(self, desktop: Desktop, state: AppState, drafts: DraftKeeper, keys: KeyTable) -> None:
         self._desktop, self._state, self._drafts, self._keys = desktop, state, drafts, keys
 
     def loaded(self, document: ConfigDocument) -> None:
-        """Show a configuration that has been read or begun, and offer edits of it that an earlier app has left."""
+        """Show a configuration that has been read or begun, and offer a draft that an earlier app has left."""
         self._state.document, self._state.saved_text = document, document.dumps()
         if (form := self._desktop.panes.config) is not None:
             form.load(document)
@@ -38,7 +38,7 @@ class Configuration:
         self._desktop.show_header()
 
     def edited(self, message: ConfigEdited) -> None:
-        """Take over what has been edited in the form, or a configuration opened there."""
+        """Take over an edit of the form, or a configuration opened there."""
         self._state.document = message.document
         if message.saved is not None:
             self._state.saved_text = message.saved
@@ -49,24 +49,24 @@ class Configuration:
         self._desktop.show_header()
 
     def saved(self, document: ConfigDocument) -> None:
-        """What is in the app is what the file says."""
+        """Note that the configuration in the app is now the same as its file."""
         self._state.document, self._state.saved_text = document, document.dumps()
         self._desktop.show_header()
 
     def _show_data(self, document: ConfigDocument) -> None:
-        """Let the data pane show what the configuration trains on."""
+        """Show the training data of the configuration in the data pane."""
         if (pane := self._desktop.panes.data) is not None:
             pane.follow(document)
 
     def _configure_data(self, document: ConfigDocument) -> None:
-        """Let the data pane know the model, the template and how rows are read."""
+        """Pass model, template and reading of the rows to the data pane."""
         if (pane := self._desktop.panes.data) is not None:
             pane.configure(document)
 
     # Drafts.
 
     def _offer_draft(self, document: ConfigDocument) -> None:
-        """Bring back edits of this configuration that an earlier app has left, or ask where its file is another one."""
+        """Restore a draft of this configuration that an earlier app has left; ask first where its file has changed."""
         found = self._drafts.find_config(document)
         if found is None:
             return
@@ -86,14 +86,14 @@ class Configuration:
 
     def _take_up_draft(self, document: ConfigDocument, found: ConfigDraft) -> None:
         self._drafts.take_up_config(document, found)
-        # Behind the building of the form, which loading it has asked for.
+        # After the form has been built, which loading it has requested.
         if (form := self._desktop.panes.config) is not None:
             form.call_later(form.take_up, found.text, found.unread, found.time)
         save, undo = self._keys["config.save"].display, self._keys["config.undo"].display
         what = f"Edits of {found.time} that were not saved are back in the Config pane"
         self._desktop.tell(f"{what}: {save} saves them, {undo} undoes them.", "Kept for you", seconds=12)
 
-    # Options chosen elsewhere.
+    # Options chosen in other panes.
 
     def use_dataset(self, message: DatasetChosen) -> None:
         """Train on a file, or hold it out, unless it is used in the other way already."""
@@ -113,11 +113,11 @@ class Configuration:
         self.set_options({f"data.{message.use}": message.path}, f"{message.path.name} will be {verb}.")
 
     def set_options(self, values: Mapping[str, Any], notice: str = "") -> None:
-        """Give options other values, all of them or none, and show that everywhere.
+        """Set options, all of them or none, and update every pane.
 
         Args:
             values: As in :class:`~tui.messages.OptionsChosen`.
-            notice: What is said when it is done.
+            notice: The notice shown afterwards.
         """
         document = self._state.document
         if document is None:
@@ -188,13 +188,13 @@ class Configuration:
 
 
 def _objective(document: ConfigDocument) -> Objective:
-    """``train.objective``, or its default while that is nothing that can be."""
+    """``train.objective``, or its default while the value is invalid."""
     written = document.get("train.objective")
     return next((objective for objective in get_args(Objective) if objective == written), "sft")
 
 
 def _written(document: ConfigDocument, before: Any, value: Any) -> Any:
-    """A value as the configuration should write it; a path that is there already stays as it is spelled."""
+    """A value as the configuration should write it; a path that is already there keeps its spelling."""
     if not isinstance(value, Path):
         return value
     if isinstance(before, str):

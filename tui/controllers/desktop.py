@@ -1,4 +1,4 @@
-"""The screen with the panes, the header above them, and the dialogs and notices that lie over them."""
+"""The desktop: the screen with the panes, the header above them, and the dialogs and notices over them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KindT = TypeVar("KindT")
 
 
 class Desktop:
-    """All that the controllers show, and ask.
+    """The screens, dialogs and notices that the controllers show.
 
     Args:
         app: The application, for its stack of screens, its notices and its workers.
@@ -37,17 +37,17 @@ class Desktop:
 
     @property
     def main(self) -> MainScreen:
-        """The screen with the panes, whatever lies over it."""
+        """The screen with the panes, even while a dialog covers it."""
         return next(screen for screen in self._app.screen_stack if isinstance(screen, MainScreen))
 
     def _find_pane(self, name: str) -> Pane | None:
-        # The app may be beginning or ending.
+        # The app may be starting or ending.
         with suppress(NoMatches, StopIteration):
             return self.main.slot(name).pane
         return None
 
     def show_pane(self, name: str, *, zoom: bool = False) -> None:
-        """Give a pane the keys, and the whole screen where ``zoom`` asks for it."""
+        """Focus a pane, and let it fill the screen if ``zoom`` is set."""
         self.main.show_pane(name, zoom=zoom)
 
     def show_header(self) -> None:
@@ -60,29 +60,29 @@ class Desktop:
 
     @property
     def is_covered(self) -> bool:
-        """Whether something lies over the panes."""
+        """Whether a dialog or screen covers the panes."""
         return len(self._app.screen_stack) > 1
 
     @property
     def top(self) -> Screen[object]:
-        """The screen that has the keys."""
+        """The active screen."""
         return self._app.screen
 
     def find_screen(self, kind: type[KindT]) -> KindT | None:
-        """The screen of a kind that is open, whatever lies over it; None where there is none."""
+        """The open screen of a class, wherever it is in the stack; None where there is none."""
         return next((screen for screen in self._app.screen_stack if isinstance(screen, kind)), None)
 
     def open(self, screen: Screen[ResultT], answered: Callable[[ResultT | None], None] | None = None) -> None:
-        """Lay a screen over the panes; ``answered`` gets its result."""
+        """Push a screen over the panes; ``answered`` gets its result."""
         self._app.push_screen(screen, answered)
 
     def uncover(self) -> None:
-        """Take away all that lies over the panes."""
+        """Pop all screens over the panes."""
         while self.is_covered:
             self._app.pop_screen()
 
     def fail(self, title: str, error: UserError) -> None:
-        """A dialog for something that the user asked for and that did not work."""
+        """Show a dialog for a request of the user that failed."""
         from tui.screens.dialogs import error_dialog
 
         self.open(error_dialog(title, error))
@@ -90,27 +90,27 @@ class Desktop:
     # Notices.
 
     def tell(self, text: str, title: str = "", *, severity: SeverityLevel = "information", seconds: float = 4) -> None:
-        """A notice for some seconds; the text is shown as it is."""
+        """Show a notice for some seconds; its text is no markup."""
         self._app.notify(text, title=title, severity=severity, timeout=seconds, markup=False)
 
     def warn(self, title: str, text: str) -> None:
-        """A notice that needs no answer."""
+        """Show a warning as a notice."""
         self.tell(one_line(text, 400), one_line(title, 60), severity="warning", seconds=6)
 
-    # What is yet to come.
+    # Scheduling.
 
     def call_later(self, callback: Callable[..., object], *args: object) -> None:
-        """Call something when the messages that are there already have been handled."""
+        """Call a function after the messages that are already queued have been handled."""
         self._app.call_later(callback, *args)
 
     def run(self, work: Callable[[], Awaitable[None]], group: str) -> None:
-        """Do something that waits, beside the handling of messages."""
+        """Run a coroutine as a worker, concurrently with the handling of messages."""
         self._app.run_worker(work, group=group)
 
     def leave(self, line: str | None) -> None:
-        """End the app.
+        """Exit the app.
 
         Args:
-            line: What is printed after it.
+            line: The line printed after it.
         """
         self._app.exit(line)

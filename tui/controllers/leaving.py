@@ -1,4 +1,4 @@
-"""Leaving the app: questions about unsaved edits and a live run, and the line that is printed afterwards."""
+"""Quitting the app: questions about unsaved edits and a live run, and the closing line."""
 
 from __future__ import annotations
 
@@ -23,18 +23,17 @@ class Leaving:
         self._run_question: ChoiceDialog | None = None
 
     def leave(self) -> None:
-        """Leave at once, whatever is on the screen, because that was asked from outside: a run is not affected, and
-        what is not saved is kept."""
+        """Quit at once, whatever is on the screen, by a signal or the like; a run is not affected, drafts are kept."""
         self._drafts.look()
         self._desktop.leave(self.line())
 
     def leave_by_choice(self) -> None:
-        """Leave because the user wants to, who was asked about edits; nothing is kept, and a run is not affected."""
+        """Quit by the user's choice, who was asked about edits; no draft is kept, and a run is not affected."""
         self._drafts.drop()
         self._desktop.leave(self.line())
 
     def line(self) -> str | None:
-        """The one line to print after the app: how to come back to a live run, or where an ended one's outputs are."""
+        """The closing line: the way back to a live run, or the outputs of an ended one."""
         if self._line is not None:
             return self._line
         view = self._state.view
@@ -48,24 +47,24 @@ class Leaving:
 
     @property
     def awaits_stop(self) -> bool:
-        """Whether the app is left as soon as the run has been told to stop."""
+        """Whether the app quits as soon as the stop has been sent to the run."""
         return self._line is not None
 
     def stay(self) -> None:
-        """Do not leave after all: the run could not be told to stop, or something else went wrong meanwhile."""
+        """Cancel quitting: the stop could not be sent, or something else went wrong in between."""
         self._line = None
 
     def ask(self) -> None:
-        """Leave; ask first what is to become of edits that are not saved, and else of a run that is on."""
+        """Quit; ask first about unsaved edits, and otherwise about a live run."""
         from tui.screens.dialogs import quit_dialog, unsaved_dialog
 
         view, top = self._state.live_run, self._desktop.top
         if top is self._edits_question:
-            # Asked again, which is no answer: edits are not given up by a key that is held down.
+            # A repeated request is no answer: edits are not given up by a key that is held down.
             return
         if (form := self._desktop.panes.config) is not None:
             form.commit_open()
-        # Asked again while the question is on the screen, the least drastic answer is meant.
+        # A repeated request while the question is on the screen means the least drastic answer.
         if self._state.is_dirty and top is not self._run_question:
             self._edits_question = unsaved_dialog(self._state.file_name, view)
             self._desktop.open(self._edits_question, self._unsaved_answered)
@@ -83,10 +82,10 @@ class Leaving:
         if answer == DISCARD:
             self.leave_by_choice()
         elif answer == SAVE and form is not None:
-            # It may have to ask for a name, or whether to overwrite what somebody else has written.
+            # It may have to ask for a name, or whether to overwrite another program's changes.
             desktop.uncover()
             desktop.show_pane("config", zoom=desktop.main.zoomed)
-            # The pane gets the keys first; what it asks for gets them then.
+            # The pane is focused first; its question takes the focus then.
             desktop.call_later(form.save_then, self.leave_by_choice)
 
     def _quit_answered(self, answer: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Control of the run that is shown: pause, save, stop, change its settings, end its process."""
+"""Control of the run that is shown: pause, save, stop, settings, kill."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 class RunControl:
-    """Asks before a run is stopped, sends what is wanted, and tells what the worker answers."""
+    """The controller of a live run: it confirms a stop, sends commands, and shows the worker's answers."""
 
     def __init__(self, desktop: Desktop, state: AppState, bridge: Bridge, leaving: Leaving) -> None:
         self._desktop, self._state, self._bridge, self._leaving = desktop, state, bridge, leaving
 
     def request(self, command: str) -> None:
-        """Send a command to the worker; a stop is asked about first."""
+        """Send a command to the worker; a stop is confirmed first."""
         from tui.screens.dialogs import stop_dialog
 
         view = self._state.live_run
@@ -36,11 +36,11 @@ class RunControl:
             self._bridge.control(view.run, command)
 
     def change_settings(self, run: Run, settings: Mapping[str, Any]) -> None:
-        """Give a run other settings."""
+        """Change the settings of a run."""
         self._bridge.control(run, "set", **settings)
 
     def _stop_chosen(self, run: Run) -> Callable[[str | None], None]:
-        """What becomes of an answer to a question about a stop of this run; the one shown may be another by then."""
+        """Carry out the answer to the question about a stop of this run; the one shown may be another by then."""
         from tui.screens.dialogs import KILL, SIGNAL, STOP, STOP_NOW
 
         def chosen(answer: str | None) -> None:
@@ -70,14 +70,14 @@ class RunControl:
         self._desktop.open(kill_dialog(view), answered)
 
     def answered(self, message: ControlAnswered) -> None:
-        """Tell what has been done; after a stop that was asked for while leaving, leave."""
+        """Show the result of a command; after a stop that was requested while quitting, quit."""
         if message.command == "stop" and self._leaving.awaits_stop:
             self._leaving.leave_by_choice()
             return
         if message.command == "set":
             self._settings_changed(message)
             return
-        # The worker answers between two steps, when it has done what was asked; only a stop is yet to come.
+        # The worker answers between two steps, when the command is done; only a stop is still pending.
         done = {
             "pause": "Paused",
             "resume": "Resumed",
@@ -96,7 +96,7 @@ class RunControl:
         self._desktop.tell(f"Changed{after}: {changes.in_words(message.args)}")
 
     def failed(self, message: ControlFailed) -> None:
-        """Tell what the worker refuses; where it does not answer to a stop, ask how else to stop it."""
+        """Show the worker's refusal; where it does not answer to a stop, ask how else to stop it."""
         from tui.screens.dialogs import unanswered_dialog
 
         self._leaving.stay()
@@ -110,7 +110,7 @@ class RunControl:
 
     @property
     def _settings_dialog(self) -> RunSettings | None:
-        """The dialog that asks for settings, whatever lies over it; None where none is open."""
+        """The open dialog of the settings, whatever covers it; None where none is open."""
         from tui.screens.run_settings import RunSettings
 
         return self._desktop.find_screen(RunSettings)

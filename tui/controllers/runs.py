@@ -1,4 +1,4 @@
-"""Runs: started, continued, found and followed; what is shown of the one that is followed."""
+"""Runs: started, continued, found and followed, and the display of the followed one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHAT_TITLE_SECONDS = 5.0
 
 
 class Runs:
-    """Starts runs and follows one; nothing else changes the run in the state.
+    """The controller of runs: it starts runs and follows one; nothing else changes the run in the state.
 
     Args:
         clock: The present, in Unix seconds.
@@ -41,9 +41,9 @@ class Runs:
         """Show the run that the app is opened with.
 
         Args:
-            name: What the user calls it; the newest one where None.
+            name: The user's name for it; the newest one where None.
             sample: Whether to start the sample run instead.
-            landing: The pane to begin in where no run is on; the run's own where empty.
+            landing: The pane to begin in where no run is live; the run's own where empty.
         """
         if sample:
             self._bridge.start_sample()
@@ -53,7 +53,7 @@ class Runs:
             self._landing = landing
             self._bridge.find_run()
 
-    # What the panes ask for.
+    # Requests of the panes.
 
     def start(self) -> None:
         """Check the configuration and start a run of it."""
@@ -96,13 +96,13 @@ class Runs:
             self._start_with_free_memory(self._bridge.start_sample)
 
     def continue_run(self, asked: Run | None) -> None:
-        """Let an ended run go on; the one that is shown where None is named."""
+        """Continue an ended run; the one that is shown where None is given."""
         run = asked or (self._state.view.run if self._state.view is not None else None)
         if run is not None and not self._refuse_second_run():
             self._start_with_free_memory(lambda: self._bridge.continue_run(run))
 
     def _start_with_free_memory(self, start: Callable[[], None]) -> None:
-        """Start a worker once the chat engine has let go of the memory that the worker will need."""
+        """Start a worker once the chat engine has freed the memory that the worker will need."""
 
         async def work() -> None:
             if (pane := self._desktop.panes.chat) is not None:
@@ -112,7 +112,7 @@ class Runs:
         self._desktop.run(work, "start")
 
     def _refuse_second_run(self) -> bool:
-        """Say so when a run is on: two do not fit on one device."""
+        """Refuse a second live run, with a message: two do not fit on one device."""
         view = self._state.live_run
         if view is not None:
             self._desktop.warn(
@@ -132,7 +132,7 @@ class Runs:
         self._bridge.follow(run)
 
     def action_failed(self, title: str, error: UserError) -> None:
-        """Tell what was asked for and did not work; without a run that may have been to show one."""
+        """Show that a request of the user failed; without a run, the request may have been to show one."""
         if self._state.view is None:
             self.none_found()
         self._desktop.fail(title, error)
@@ -156,7 +156,7 @@ class Runs:
         self._show_run()
 
     def advanced(self, message: RunAdvanced) -> None:
-        """Show what is new in the run that is followed."""
+        """Show the new events of the followed run."""
         view = self._state.view
         if view is None or view.run != message.run:
             return
@@ -181,13 +181,13 @@ class Runs:
         self._land()
 
     def _land(self) -> None:
-        """Where no run is on, begin in the pane that was asked for, unless the user has gone somewhere meanwhile."""
+        """Focus the requested pane where no run is live, unless the user has gone elsewhere since."""
         if self._landing and self._desktop.main.current == "train":
             self._desktop.show_pane(self._landing)
         self._landing = ""
 
     def await_answer(self, waiting: bool) -> None:
-        """Show whether a question to the model holds the training up."""
+        """Show whether a question to the model holds up the training."""
         if waiting != self._state.answer_awaited:
             self._state.answer_awaited = waiting
             self._desktop.show_header()
@@ -195,7 +195,7 @@ class Runs:
                 pane.refresh_lines()
 
     def _announce_end(self, view: RunView) -> None:
-        """A run has ended while it was watched: say so where its pane is not on the screen."""
+        """Announce the end of a run that was watched, where its pane is not on the screen."""
         if not self._desktop.main.slot("train").display:
             self._desktop.tell(
                 one_line(f"{view.run.id} is {view.state.state}. {view.state.reason}", 300),
@@ -204,7 +204,7 @@ class Runs:
             )
 
     def _tell_chat(self, view: RunView) -> None:
-        """Tell the chat's title the step now and then: writing to a border repaints a whole pane."""
+        """Update the step in the chat's title now and then: writing to a border repaints a whole pane."""
         chat, now = self._desktop.panes.chat, self._clock()
         if chat is None:
             return
@@ -214,7 +214,7 @@ class Runs:
             chat.note_step(view.state.step)
 
     def offer_to_chat(self) -> None:
-        """Let the run that is shown be talked to, where there is one."""
+        """Offer the run that is shown to the chat, where there is one."""
         view = self._state.view
         if view is not None and (pane := self._desktop.panes.chat) is not None:
             pane.set_target(view.run, view.is_live)
@@ -232,7 +232,7 @@ class Runs:
         self._desktop.show_header()
 
     def show_devices(self, devices: Sequence[Device]) -> None:
-        """Show the devices as this process sees them."""
+        """Show the devices as sampled by this process."""
         self._state.devices = devices
         self._desktop.show_header()
 

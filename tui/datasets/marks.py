@@ -1,4 +1,4 @@
-"""Which rows of a dataset have a problem, and those that have one and the same."""
+"""Row marks: the rows of a dataset with a problem, and filters for the rows with one and the same."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class RowMarks:
         """The marks of every row; takes tenths of a second for a million problems, so it is done in a thread."""
         marks = cls()
         marks._levels = bytearray(analysis.rows)
-        # Those that are not used last, as they count more.
+        # Marks of dropped rows last, as they take precedence.
         for level in ("warn", "drop"):
             code = _CODES[level]
             for problem in analysis.problems:
@@ -42,11 +42,11 @@ class RowMarks:
 
     @property
     def count(self) -> int:
-        """How many rows have a problem."""
+        """The number of rows with a problem."""
         return len(self._levels) - self._levels.count(0)
 
     def note(self, index: int, level: Level) -> None:
-        """Remember the problem of a row that has been seen."""
+        """Mark a row that has been seen to have a problem."""
         if level not in _CODES:
             return
         if index >= len(self._levels):
@@ -58,7 +58,7 @@ class RowMarks:
         return _LEVELS.get(self._levels[index]) if index < len(self._levels) else None
 
     def after(self, index: int) -> int | None:
-        """The nearest row with a problem after one, from the top again behind the last; None without any."""
+        """The nearest row with a problem after one, wrapping from the last row to the first; None without any."""
         for begin, end in ((index + 1, len(self._levels)), (0, index + 1)):
             found = [place for code in _LEVELS if (place := self._levels.find(code, begin, end)) >= 0]
             if found:
@@ -66,7 +66,7 @@ class RowMarks:
         return None
 
     def before(self, index: int) -> int | None:
-        """The nearest row with a problem before one, from the end again above the first; None without any."""
+        """The nearest row with a problem before one, wrapping from the first row to the last; None without any."""
         for begin, end in ((0, index), (index, len(self._levels))):
             found = max(self._levels.rfind(code, begin, end) for code in _LEVELS)
             if found >= 0:
@@ -76,14 +76,14 @@ class RowMarks:
 
 @dataclass(frozen=True)
 class RowFilter:
-    """The rows that have one problem.
+    """A filter: the rows that have one problem.
 
     Args:
-        code: What the problem is called.
-        title: The same in a few words.
-        hint: What to do about it.
+        code: The code of the problem.
+        title: The problem in a few words.
+        hint: A remedy.
         indices: The rows, ascending; a problem knows the first million of them.
-        total: How many there are.
+        total: The number of all of them.
     """
 
     code: str
@@ -94,21 +94,21 @@ class RowFilter:
 
     @classmethod
     def of(cls, problem: Problem) -> RowFilter:
-        """The rows of a problem."""
+        """The filter of a problem."""
         return cls(problem.code, problem.kind.title, problem.hint, problem.indices, problem.count)
 
     def place(self, index: int) -> int | None:
-        """Where a row stands among these; None where it does not."""
+        """The place of a row among the filtered ones; None where it is not one of them."""
         place = bisect_left(self.indices, index)
         return place if place < len(self.indices) and self.indices[place] == index else None
 
     def nearest(self, index: int) -> int:
-        """Where the first of these from a row on stands; the last one where there is none further down."""
+        """The place of the first filtered row from a row on; the last place where there is none further down."""
         return min(bisect_left(self.indices, index), len(self.indices) - 1)
 
 
 def next_filter(problems: Sequence[Problem], code: str | None, step: int) -> RowFilter | None:
-    """The filter after (or before) the one with a code, all rows between the last and the first; None for all rows."""
+    """The filter after (or before) the one with a code; None stands for all rows, between the last and the first."""
     usable = [problem for problem in problems if problem.indices]
     codes: list[str | None] = [None, *(problem.code for problem in usable)]
     place = codes.index(code) if code in codes else 0

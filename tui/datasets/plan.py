@@ -1,7 +1,7 @@
-"""What of the configuration decides how rows are read, become tokens and are counted.
+"""Data plans: the part of the configuration that decides how rows are read, tokenized and counted.
 
 :func:`plan_data` makes one plan of a configuration. The rows shown, their tokens and the analysis of the whole file all
-follow it, so that what is seen is what a run would learn.
+follow it, so that the screen shows what a run would learn.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tui.data_paths import entry_text, follow_links
 
 @dataclass(frozen=True)
 class Reading:
-    """How the rows of one file are read; an entry of a registry says its own and does not heed it.
+    """The reading of the rows of one file; an entry of a registry declares its own and ignores it.
 
     Args:
         format: As ``data.format``.
@@ -56,18 +56,18 @@ class Reading:
 
 @dataclass(frozen=True)
 class ReadPlan:
-    """How the configuration has rows read and counted; paths are absolute."""
+    """The plan for reading and counting rows; paths are absolute."""
 
     wanted: AnalysisRequest
-    """All that it names, without tokens; the seed only where rows are held out or left out."""
+    """The analysis request for all named files, without tokens; its seed is set only if rows are held or left out."""
 
     @property
     def overlong(self) -> Overlong:
-        """What happens to rows that are too long."""
+        """The treatment of rows that are too long."""
         return self.wanted.overlong
 
     def of(self, path: Path) -> Reading:
-        """How one file is read.
+        """The reading of one file.
 
         ``data.format`` and ``data.columns`` are for the files that the configuration names, and for any while it names
         none to train on; another file, opened to be looked at, is recognized by itself.
@@ -78,14 +78,13 @@ class ReadPlan:
         return Reading()
 
     def held_out(self, path: Path) -> tuple[str, ...]:
-        """What is held out while a file is trained on."""
+        """The held-out files while a file is trained on."""
         return self.wanted.eval if _names(self.wanted.train, path) else ()
 
     def request(self, path: Path) -> AnalysisRequest:
-        """What an analysis of one file looks at, without tokens.
+        """The request for the analysis of one file, without tokens.
 
-        What is held out and left out is decided over all that is trained on, so for a file that is a part of it nothing
-        can be said.
+        Rows are held out and left out over all training files together, so for one of several files nothing is known.
         """
         reading, wanted = self.of(path), self.wanted
         if len(wanted.train) != 1 or follow_links(path) != follow_links(wanted.train[0]):
@@ -101,21 +100,21 @@ class ReadPlan:
 
 @dataclass(frozen=True)
 class TokenPlan:
-    """The options behind the tokens of a row; what is invalid in the file has its default here."""
+    """The options for tokenizing a row; invalid values of the file are replaced by their defaults."""
 
     base: str
     directory: Path
-    """What relative paths in the configuration are relative to."""
+    """The directory that relative paths in the configuration are relative to."""
     settings: MaskSettings
-    """How rows become tokens, the model and the template that replaces its own left out."""
+    """Mask settings, without the model and the template that replaces its own."""
     template_name: str | None = None
     template_file: Path | None = None
     template_stamp: int = 0
-    """When that file was last changed, in nanoseconds: a plan with an edited template is another one."""
+    """Modification time of that template's file, in nanoseconds: a plan with an edited template is another plan."""
 
     @property
     def max_length(self) -> int:
-        """The greatest length of a row."""
+        """The greatest length of a row, in tokens."""
         return self.settings.max_length or 0
 
     def template(self) -> str | None:
@@ -127,7 +126,7 @@ class TokenPlan:
         return template_source(str(self.template_file) if self.template_file else None, self.template_name)
 
     def mask_settings(self) -> MaskSettings:
-        """How rows become tokens.
+        """Mask settings: how rows become tokens.
 
         Raises:
             UserError: If the model is not ready, or the template cannot be read.
@@ -137,20 +136,20 @@ class TokenPlan:
 
 @dataclass(frozen=True)
 class DataPlan:
-    """How rows are read and become tokens. Two plans are equal when nothing that is shown of a file could differ."""
+    """The plan for reading and tokenizing rows; equal plans show the same of a file."""
 
     reading: ReadPlan
     tokens: TokenPlan
 
     def request(self, path: Path, *, with_tokens: bool) -> AnalysisRequest:
-        """What an analysis of one file looks at, and how; equal requests have equal answers.
+        """The request for the analysis of one file; equal requests have equal answers.
 
         Args:
             path: The file.
             with_tokens: Whether the model is ready; its tokens are counted then.
 
         Raises:
-            UserError: If model or template have gone meanwhile.
+            UserError: If model or template are no longer there.
         """
         return replace(self.reading.request(path), masks=self.tokens.mask_settings() if with_tokens else None)
 
@@ -176,14 +175,14 @@ def plan_data(document: ConfigDocument) -> DataPlan:
 
 
 def plan_tokens(document: ConfigDocument) -> TokenPlan:
-    """The options behind the tokens of a row, of a configuration that may be invalid or empty."""
+    """Options for tokenizing a row, of a configuration that may be invalid or empty."""
     return plan_data(document).tokens
 
 
 def _valid_part(document: ConfigDocument) -> Config:
-    """A configuration with the default in place of each value that cannot be; the rows it names are left out.
+    """A configuration with the default in place of each invalid value; the rows it names are left out.
 
-    So are the columns: what is wrong with those is said with the rows in view.
+    So are the columns: their errors are shown with the rows in view.
     """
     skipped = {"data.train", "data.eval", "data.columns"}
     while True:

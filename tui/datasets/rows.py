@@ -1,4 +1,4 @@
-"""Rows as text: the cells of one in the list, and the turns of one as a conversation."""
+"""Rows as text: cells for the list, turns for the conversation."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from core.analysis.problems import Level
 
 @dataclass(frozen=True)
 class RowCells:
-    """One row as the list shows it; texts are sanitized and hold no newline."""
+    """Cells of a row in the list; texts are sanitized and hold no newline."""
 
     cells: tuple[str, ...]
     problem: str = ""
-    """Why the row cannot be read; shown in place of the cells."""
+    """The reason why the row cannot be read; shown in place of the cells."""
     number: int = 0
-    """Its number, from 1, where it is not its place in the list."""
+    """The row number, from 1, where it differs from the place in the list."""
     mark: Level | Literal[""] = ""
     """The worst problem of a row that can be read."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one speaker says; the text may be anything, it is sanitized before it is drawn."""
+    """A turn of one speaker; the text may be anything, it is sanitized before it is drawn."""
 
     role: str
     """``system``, ``user``, ``assistant``, or another label; ``problem`` is drawn as an error."""

@@ -1,4 +1,4 @@
-"""A dataset in one line: how far it has been read, what becomes of its rows, and what it was taken for."""
+"""A summary of a dataset in one line: reading progress, use of its rows, and detected format."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tui.datasets.marks import OF_THE_WHOLE, RowFilter
 from tui.datasets.view import DatasetView
 from tui.keys import KeyTable
 
-#: Reasons that are named one by one where there is room for them.
+#: Number of reasons that are named one by one where there is room for them.
 _REASONS = 4
-#: Lines that a summary takes at most.
+#: Maximum number of lines of a summary.
 LINES = 2
 
 _Parts = list[tuple[str, str]]
@@ -23,14 +23,14 @@ _Parts = list[tuple[str, str]]
 def summarize(
     view: DatasetView, indexed: float, keys: KeyTable, progress_of: Progress | None = None, width: int | None = None
 ) -> Content:
-    """What becomes of the rows once that is known; until then problems seen, progress and the reason of the format.
+    """The use of the rows once that is known; until then problems seen, progress and the reason of the format.
 
     Args:
         view: The dataset.
         indexed: Share of the file that has been indexed.
-        keys: The keys as the user has them.
-        progress_of: How far the analysis is, while it is under way.
-        width: Columns; what does not fit into two lines of them is left out, the least important first. None for all.
+        keys: The key table with the user's changes.
+        progress_of: The progress of a running analysis.
+        width: Columns; parts that do not fit into two lines are left out, the least important first. None for all.
     """
     count = view.marks.count
     if view.analysis is not None:
@@ -48,14 +48,14 @@ def summarize(
 
 
 def describe_filter(chosen: RowFilter, keys: KeyTable, width: int | None = None) -> Content:
-    """What the rows that are listed have in common, the keys that list others, and what to do about it."""
+    """A filter in words: the common problem of its rows, the keys that list others, and a remedy."""
     first = f"the first {spaced(len(chosen.indices))} are listed" if len(chosen.indices) < chosen.total else ""
     ways = f"{keys['data.filter'].display} next filter  {keys['data.back'].display} all rows"
     return _fitted([(chosen.title, "$near"), (ways, ""), (chosen.hint, ""), (first, "")], width, keys)
 
 
 def describe_dropped(dropped: Mapping[str, int], most: int | None = None) -> str:
-    """``12 dropped: 10 overlong, 2 not_json``; with ``most``, so many reasons and how many there are more."""
+    """Dropped rows by reason, ``most`` of them and a count of the rest: ``12 dropped: 10 overlong, 2 not_json``."""
     reasons = sorted(dropped.items(), key=lambda item: (-item[1], item[0]))
     named = [f"{spaced(count)} {one_line(reason, 40)}" for reason, count in reasons[:most]]
     if most is not None and (others := len(reasons) - len(named)):
@@ -68,9 +68,9 @@ def summarize_analysis(analysis: Analysis, count: int, keys: KeyTable, width: in
     """``400 used · 12 dropped: 10 overlong, 2 not_json · 12 problems · longest 212 · p95 131 · sup 33 %``.
 
     Args:
-        analysis: What was found.
+        analysis: The result of the analysis.
         count: Rows with a problem.
-        keys: The keys as the user has them.
+        keys: The key table with the user's changes.
         width: As in :func:`summarize`. Reasons of dropped rows give way first: the report has them all.
     """
     for most in range(_REASONS, -1, -1):
@@ -81,7 +81,7 @@ def summarize_analysis(analysis: Analysis, count: int, keys: KeyTable, width: in
 
 
 def _analyzed(analysis: Analysis, count: int, keys: KeyTable, most: int) -> _Parts:
-    """The parts, the most important first."""
+    """Parts of the summary, the most important first."""
     dropped = describe_dropped(analysis.dropped, most)
     parts = [(f"{spaced(analysis.used)} used", ""), (dropped, "$near" if analysis.dropped else "")]
     whole = [problem.kind.title for problem in analysis.problems if problem.code in OF_THE_WHOLE]
@@ -99,7 +99,7 @@ def _analyzed(analysis: Analysis, count: int, keys: KeyTable, most: int) -> _Par
 
 
 def _fitted(parts: _Parts, width: int | None, keys: KeyTable) -> Content:
-    """As many of the parts as there is room for, and how many there are more; the report has the rest."""
+    """As many of the parts as fit, and the count of the rest; the report has all of them."""
     parts = [part for part in parts if part[0]]
     for kept in range(len(parts), 0, -1):
         more = f"… {len(parts) - kept} more ({keys['data.report'].display})"
@@ -115,7 +115,7 @@ def _line(parts: _Parts) -> Content:
 
 
 def spaced(number: int) -> str:
-    """A count with its thousands apart: ``1 000 000``."""
+    """A count with its thousands separated: ``1 000 000``."""
     return f"{number:,}".replace(",", " ")
 
 

@@ -1,4 +1,4 @@
-"""What is done to datasets in threads, and how it is waited for."""
+"""Tasks on datasets in threads, with their progress."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from core.text import one_line
 from tui.datasets.plan import Reading
 from tui.datasets.view import DatasetView
 
-#: Seconds between two reports of a scan: often enough to look alive, seldom enough to cost nothing.
+#: Seconds between two progress reports of a scan: often enough to look alive, seldom enough to cost nothing.
 REPORT_SECONDS = 0.25
 
 _P = ParamSpec("_P")
 
 
 def paced(report: Callable[_P, object]) -> Callable[_P, None]:
-    """A report that gets through only so often."""
+    """A progress callback with a limited rate."""
     last = time.monotonic()
 
     def call(*args: _P.args, **kwargs: _P.kwargs) -> None:
@@ -33,7 +33,7 @@ def paced(report: Callable[_P, object]) -> Callable[_P, None]:
 
 
 async def open_dataset(path: Path, reading: Reading) -> DatasetView:
-    """Open a file in a thread; who is cancelled meanwhile leaves no open file behind.
+    """Open a file in a thread; on cancellation, it is closed once it is open.
 
     Raises:
         UserError: If it cannot be opened.

@@ -22,7 +22,7 @@ from tui.datasets.marks import RowMarks
 from tui.datasets.plan import Reading
 from tui.datasets.rows import RowCells, Turn
 
-#: Formats as people call them.
+#: Display names of the formats.
 FORMAT_NAMES = {
     "messages": "chat messages",
     "sharegpt": "ShareGPT conversations",
@@ -44,9 +44,9 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
     "kto": ("label", "user", "assistant"),
 }
 
-#: Rows that are read between two looks at whether to go on.
+#: Rows read between two checks for cancellation.
 BATCH = 256
-# Long scans leave the interpreter to the screen between two batches, or keys would wait for them.
+# Long scans yield the interpreter to the screen between two batches, or keys would wait for them.
 _BREATH_SECONDS = 0.002
 _CELL_LIMIT = 400
 
@@ -56,29 +56,29 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Recognized:
-    """How rows are read, or why that is not known; they are then shown as they are."""
+    """The result of format detection, or the reason of its failure; rows are then shown raw."""
 
     reading: Reading
     rows: int
-    """How many rows tell it."""
+    """The number of rows that the detection is based on."""
     detection: Detection | None
     unknown: UserError | None = None
 
 
 @dataclass(frozen=True)
 class Match:
-    """Where a search ended: the row, and whether the end of the file lay between."""
+    """The result of a search: the row, and whether the search wrapped at the end of the file."""
 
     index: int
     wrapped: bool
 
 
 class DatasetView:
-    """An open file. Every method may be called from any thread; ``close`` ends what runs in others.
+    """An open file. Every method may be called from any thread; ``close`` ends the work of the others.
 
     Args:
         path: A file, a directory or an entry of a registry (see :mod:`core.data.registries.resolve`).
-        reading: How its rows are read.
+        reading: The reading of its rows.
 
     Raises:
         UserError: If it cannot be opened.
@@ -86,17 +86,17 @@ class DatasetView:
 
     def __init__(self, path: Path, reading: Reading = Reading()) -> None:  # noqa: B008 - it cannot be changed
         self.path = path
-        # Whatever is wrong with the reading, the file itself can be opened and its rows shown.
+        # Even if the reading is wrong, the file itself can be opened and its rows shown.
         self._source = Reading().source(path)
         self.file = self._source.open_shared()
         self.failure: UserError | None = None
-        """Why rows can no longer be read: the file has changed, or its disk is gone."""
+        """The reason why rows can no longer be read: the file has changed, or its disk is gone."""
         self.marks = RowMarks()
-        """Rows with a problem: all of them once there is an ``analysis``, before that the ones seen."""
+        """Marks of rows with a problem: all of them once there is an ``analysis``, before that the ones seen."""
         self.analysis: Analysis | None = None
-        """What every row was found to be, once that is known."""
+        """The analysis of every row, once there is one."""
         self.analysis_error: UserError | None = None
-        """Why that cannot be known."""
+        """The reason why the analysis failed."""
         self.is_closed = False
         try:
             self._recognized = self.recognize(reading)
@@ -106,28 +106,28 @@ class DatasetView:
 
     @property
     def is_entry(self) -> bool:
-        """Whether it is an entry of a registry, which says itself how its rows are read."""
+        """Whether it is an entry of a registry, which declares itself how its rows are read."""
         return self._source.path != self.path
 
     @property
     def count(self) -> int:
-        """Rows found so far, as many of them as are used at most."""
+        """The number of rows found so far, at most the number that is used."""
         known, limit = self.file.count_known, self._source.limit
         return known if limit is None else min(known, limit)
 
     @property
     def reading(self) -> Reading:
-        """How the configuration has its rows read."""
+        """The reading of the rows by the configuration."""
         return self._recognized.reading
 
     @property
     def detection(self) -> Detection | None:
-        """How its rows are read; None where that is not known."""
+        """The detected format; None where it is unknown."""
         return self._recognized.detection
 
     @property
     def unknown(self) -> UserError | None:
-        """Why that is not known."""
+        """The reason why the format is unknown."""
         return self._recognized.unknown
 
     @property
@@ -139,19 +139,19 @@ class DatasetView:
 
     @property
     def format_name(self) -> str:
-        """The format as people call it."""
+        """The display name of the format."""
         return FORMAT_NAMES[self.detection.format] if self.detection is not None else "unknown format"
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         self.is_closed = True
         self.file.close()
 
     def recognize(self, reading: Reading) -> Recognized:
-        """How rows are read in some way, from the first of them; blocks.
+        """Detect the format from the first rows; blocks.
 
         Args:
-            reading: The way. An entry of a registry says its own.
+            reading: The wanted reading. An entry of a registry declares its own.
         """
         rows: list[Row] = []
         try:
@@ -163,29 +163,29 @@ class DatasetView:
 
     @property
     def is_guess(self) -> bool:
-        """Whether there are rows now that would have had a say in how they are read."""
+        """Whether more rows are there by now, which could change the detection."""
         return self._recognized.rows < min(SAMPLE, self.file.count_known)
 
     def read_as(self, recognized: Recognized) -> None:
-        """Read the rows in another way from now on; what was found of them no longer counts."""
+        """Change the reading of the rows; the analysis so far no longer counts."""
         self._recognized = recognized
         self.forget()
 
     def take(self, analysis: Analysis, marks: RowMarks) -> None:
-        """Know what an analysis has found, and the marks that follow from it."""
+        """Take the result of an analysis, and the marks that follow from it."""
         self.analysis, self.analysis_error, self.marks = analysis, None, marks
 
     def forget(self) -> None:
-        """Know nothing of the whole file any more."""
+        """Drop the analysis of the whole file."""
         self.analysis, self.analysis_error, self.marks = None, None, RowMarks()
 
     def note(self, index: int, level: Level) -> None:
-        """Remember the problem of a row that has been seen; an analysis knows better."""
+        """Mark a row that has been seen to have a problem; an analysis takes precedence."""
         if self.analysis is None:
             self.marks.note(index, level)
 
     def cells(self, indices: Sequence[int]) -> list[RowCells]:
-        """Rows of the list; those that can no longer be read say why, and ``failure`` is set."""
+        """Cells of rows for the list; rows that can no longer be read show the reason, and ``failure`` is set."""
         try:
             rows = self._rows(indices)
         except UserError as error:
@@ -194,7 +194,7 @@ class DatasetView:
         return [self._row_cells(row) for row in rows]
 
     def turns(self, index: int) -> list[Turn]:
-        """One row as a conversation; a row with a problem says it first and shows what is there."""
+        """The turns of a row; a row with a problem shows it first, then its content."""
         try:
             row = self.file.row(index)
         except UserError as error:
@@ -209,7 +209,7 @@ class DatasetView:
         return list(turns_of(example))
 
     def example(self, index: int) -> Example:
-        """One row as training reads it.
+        """The example of a row, as training reads it.
 
         Raises:
             RowError: If it cannot be used.
@@ -221,7 +221,7 @@ class DatasetView:
         return example
 
     def line_of(self, index: int) -> int:
-        """The line of the file that a row begins on; 0 when it cannot be told any more."""
+        """The line of the file that a row begins on; 0 when it is no longer known."""
         try:
             return self.file.row(index).line
         except UserError as error:
@@ -237,15 +237,15 @@ class DatasetView:
         progress: Progress,
         among: Sequence[int] | None = None,
     ) -> Match | None:
-        """The next row with a text in it, whatever its case, from the other end again at the end; blocks.
+        """The next row with a text in it, ignoring case, wrapping at the end; blocks.
 
         Args:
-            term: What to look for.
+            term: The text to look for.
             start: The row to begin after (or before).
             step: 1 downwards, -1 upwards.
             cancelled: Asked between two batches.
-            progress: Told how many rows have been looked at.
-            among: The rows to look at, ascending; None for all.
+            progress: Called with the number of rows searched.
+            among: The rows to search, ascending; None for all.
 
         Raises:
             UserError: If the file cannot be read any more.
@@ -299,7 +299,7 @@ class DatasetView:
 
 
 def turns_of(example: Example) -> Iterator[Turn]:
-    """Who says what in an example, tools, thoughts and second answers included."""
+    """The turns of an example, with tools, reasoning and rejected answers."""
     if example.ids is not None:
         yield Turn("tokens", _describe_tokens(example))
     if example.segments:
@@ -317,7 +317,7 @@ def turns_of(example: Example) -> Iterator[Turn]:
 
 
 def label_word(label: bool) -> str:
-    """What an answer is called that has a label."""
+    """The word for the label of an answer."""
     return "good" if label else "bad"
 
 
@@ -340,7 +340,7 @@ def _dump(data: object) -> str:
 
 
 def _as_it_is(row: Row) -> list[Turn]:
-    """The columns of a row, or the text of one that is no row."""
+    """The columns of a row, or the text of a row that has none."""
     if row.data is None:
         return [Turn("file", row.raw)]
     return [

@@ -50,15 +50,15 @@ def _runs() -> type[RunsPane]:
 
 @dataclass(frozen=True)
 class PaneSpec(Generic[PaneT_co]):
-    """A pane before it is there: its place in the table, and how to come by its class."""
+    """A pane before it is loaded: its place in the table, and a loader of its class."""
 
     id: str
     number: int
     title: str
     load: Callable[[], type[PaneT_co]]
-    """Imports the class."""
+    """A function that imports the class."""
     at_once: bool = False
-    """Whether it is light enough to be there at the first paint."""
+    """Whether it is light enough to be loaded for the first paint."""
 
 
 DATA = PaneSpec("data", 1, "Data", _data)
@@ -69,20 +69,20 @@ RUNS = PaneSpec("runs", 5, "Runs", _runs)
 
 PANES: tuple[PaneSpec[Pane], ...] = (DATA, CONFIG, TRAIN, CHAT, RUNS)
 
-#: The panes that stand side by side on a large terminal, in the order of the grid; Runs takes the whole of it.
+#: Panes that are tiled on a large terminal, in the order of the grid; Runs takes the whole of it.
 TILED = ("data", "train", "config", "chat")
 
 
 def pane_spec(name: str) -> PaneSpec[Pane]:
-    """The pane of that id."""
+    """The pane of an id."""
     return next(spec for spec in PANES if spec.id == name)
 
 
 class Panes:
-    """The panes that there are by now, each by its class; None for one that has not been loaded.
+    """The panes loaded so far, each by its class; None for one that has not been loaded.
 
     Args:
-        find: Gives what is in the slot of an id.
+        find: Returns the content of the slot of an id.
     """
 
     def __init__(self, find: Callable[[str], Pane | None]) -> None:
@@ -90,30 +90,30 @@ class Panes:
 
     def _get(self, spec: PaneSpec[PaneT]) -> PaneT | None:
         pane = self.find(spec.id)
-        # Only where there is one may its class be asked for, which imports it.
+        # Its class is asked for only where there is one, as that imports it.
         return pane if pane is not None and isinstance(pane, spec.load()) else None
 
     @property
     def data(self) -> DataPane | None:
-        """The rows that are trained on."""
+        """The Data pane."""
         return self._get(DATA)
 
     @property
     def config(self) -> ConfigPane | None:
-        """The configuration."""
+        """The Config pane."""
         return self._get(CONFIG)
 
     @property
     def train(self) -> TrainPane | None:
-        """The run that is shown."""
+        """The Train pane."""
         return self._get(TRAIN)
 
     @property
     def chat(self) -> ChatPane | None:
-        """The conversation."""
+        """The Chat pane."""
         return self._get(CHAT)
 
     @property
     def runs(self) -> RunsPane | None:
-        """The list of runs."""
+        """The Runs pane."""
         return self._get(RUNS)

@@ -1,4 +1,4 @@
-"""The base of the panes: a title and key hints in the border, whatever text is in them."""
+"""The base class of the panes: a title and key hints in the border, whatever text is in them."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ class Pane(Vertical):
 
     @cached_property
     def shell(self) -> Shell:
-        """The app."""
+        """The app, as its shell."""
         return shell_of(self)
 
     @property
     def keys(self) -> KeyTable:
-        """The keys as the user has them."""
+        """The key table with the user's changes."""
         return self.shell.keys
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Where something is being written, the keys that begin it are text."""
+        """While a text is being entered, keys that write text run no action."""
         if yields_to_text(action, self.keys) and takes_text(self.screen.focused):
             return False
         return super().check_action(action, parameters)
 
     def set_title(self, *parts: str) -> None:
-        """Write the title: its parts with dots between them, external text made harmless, empty parts left out."""
+        """Set the title: its parts with dots between them, external text sanitized, empty parts left out."""
         title = " · ".join(one_line(part, 120) for part in parts if part)
         # Writing to the border repaints the whole pane.
         if title != self._shown_title:
@@ -53,11 +53,11 @@ class Pane(Vertical):
             self.border_title = Content(title)
 
     def set_hints(self, identities: Sequence[str]) -> None:
-        """Write the most needed keys in the lower border."""
+        """Show the most needed keys in the lower border."""
         self.border_subtitle = Content(self.keys.hints(identities))
 
     def prefer_focus(self, widget: Widget) -> None:
-        """Make a widget the one that gets the keys when the pane does; it gets them now if the pane has them."""
+        """Choose the widget that is focused with the pane; it is focused now if the pane has the focus."""
         had_focus = self.has_focus_within
         for other in self.query(".-first-focus"):
             other.remove_class("-first-focus")

@@ -20,11 +20,11 @@ from tui.widgets.lists.run_list import RunList
 
 
 class FilterInput(SafeInput):
-    """The line in which the filter is typed; it stays as long as there is one, and arrows lead back to the list."""
+    """The input of the filter; it stays as long as there is a filter, and the arrow keys lead back to the list."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("down,up", "submit", show=False)]
 
-    #: What the line of keys shows while this has the focus.
+    #: Key hints while this has the focus.
     footer_keys: ClassVar[tuple[tuple[str, str], ...]] = (("esc", "clears the filter"), ("enter", "keeps it"))
 
 
@@ -50,7 +50,7 @@ class RunsPane(Pane):
         yield FilterInput(placeholder="filter by id, model or state · enter keep · esc clear")
 
     def on_mount(self) -> None:
-        """Begin without a list."""
+        """Start without a list."""
         self.set_title("5 Runs")
         self.query_one(RunList).display = False
         self.set_hints(["runs.open", "runs.continue", "runs.filter"])
@@ -106,16 +106,16 @@ class RunsPane(Pane):
         self.query_one(RunList).focus()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Moving and opening need a list."""
+        """Moving and opening are disabled without a list."""
         if action == "filter":
             return super().check_action(action, parameters)
         return self.query_one(RunList).selected is not None
 
     def action_filter(self) -> None:
-        """Type a filter."""
+        """Show the input of the filter, and focus it."""
         line = self.query_one(FilterInput)
         line.add_class("-open")
-        # At once: what is typed ahead is its text.
+        # At once: keys typed ahead are its text.
         self.screen.set_focus(line)
 
     def action_open(self) -> None:

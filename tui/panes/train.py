@@ -23,7 +23,7 @@ from tui.widgets.text_block import TextBlock
 if TYPE_CHECKING:
     from tui.state import RunView
 
-#: Seconds after which the devices of a live run count as not reported any more.
+#: Seconds after which devices of a live run count as not reported any more.
 STALE_SECONDS = 15.0
 
 
@@ -61,13 +61,13 @@ class TrainPane(Pane, can_focus=True):
         yield LogView()
 
     def on_mount(self) -> None:
-        """Begin empty; the seconds of a phase tick while there is one."""
+        """Start empty, with a timer for the seconds of a phase."""
         self.show(None)
         self.query_one("#empty", EmptyState).say("Looking for runs …")
         self.set_interval(1.0, self._tick)
 
     def show(self, view: RunView | None) -> None:
-        """Show a run, or that there is none."""
+        """Show a run, or the empty state."""
         fresh = view is not self._view
         self._view = view
         self.set_class(view is None, "-empty")
@@ -127,12 +127,12 @@ class TrainPane(Pane, can_focus=True):
             self._update_lines(view)
 
     def on_resize(self) -> None:
-        """Lay the lines out for the new size."""
+        """Lay out the lines for the new size."""
         self.set_class(self.size.height >= 26, "-roomy")
         self.refresh_lines()
 
     def refresh_lines(self) -> None:
-        """Bring what is said of the run up to date, the chart left alone."""
+        """Update the lines about the run, without the chart."""
         if self._view is not None:
             self._update_lines(self._view)
 
@@ -150,7 +150,7 @@ class TrainPane(Pane, can_focus=True):
                 entries.append((keys["train.continue"].display, "continue"))
         if view is not None and len(view.history.loss):
             entries.append((keys["train.log_axis"].display, "log axis"))
-        # Writing to the border repaints the whole pane, and so it is done only where the keys are others.
+        # Writing to the border repaints the whole pane, and so it is done only where the keys have changed.
         if entries != self._hints:
             self._hints = entries
             self.refresh_bindings()
@@ -159,7 +159,7 @@ class TrainPane(Pane, can_focus=True):
             )
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Only what makes sense for the run that is shown."""
+        """Whether an action makes sense for the run that is shown."""
         view = self._view
         if action in ("toggle_pause", "checkpoint", "stop", "change_settings"):
             return view is not None and view.is_live
@@ -172,20 +172,20 @@ class TrainPane(Pane, can_focus=True):
         return super().check_action(action, parameters)
 
     def action_toggle_pause(self) -> None:
-        """Pause, or go on."""
+        """Pause or resume the run."""
         paused = self._view is not None and self._view.state.state == "paused"
         self.post_message(ControlRequested("resume" if paused else "pause"))
 
     def action_checkpoint(self) -> None:
-        """Save now."""
+        """Save a checkpoint now."""
         self.post_message(ControlRequested("checkpoint"))
 
     def action_stop(self) -> None:
-        """Stop, in one way or another; the app asks first."""
+        """Stop the run in one way or another; the app asks first."""
         self.post_message(ControlRequested("stop"))
 
     def action_change_settings(self) -> None:
-        """Ask for other settings of the run that is on."""
+        """Ask for other settings of the live run."""
         view = self.shell.state.live_run
         if view is None:
             return
@@ -200,22 +200,23 @@ class TrainPane(Pane, can_focus=True):
         def send(settings: dict[str, Any]) -> None:
             self.post_message(SettingsRequested(view.run, settings))
 
-        # Not by a message: the keys typed behind the one that asks are text, and come before it.
+        # Called directly, not by a message: keys typed after the one that opens the dialog are its text, and come
+        # before it.
         self.app.push_screen(RunSettings(view, config, send))
 
     def action_continue_run(self) -> None:
-        """Go on from the last checkpoint."""
+        """Continue the run from its last checkpoint."""
         self.post_message(ContinueRequested(self._view.run if self._view is not None else None))
 
     def action_sample(self) -> None:
-        """Train the sample."""
+        """Train on the sample data."""
         self.post_message(SampleRequested())
 
     def action_toggle_log_axis(self) -> None:
-        """The other axis."""
+        """Switch the loss axis between linear and logarithmic."""
         chart = self.query_one(LineChart)
         chart.log_axis = not chart.log_axis
 
     def action_follow_log(self) -> None:
-        """Back to the end of the log."""
+        """Scroll to the end of the log, and follow it."""
         self.query_one(LogView).follow()

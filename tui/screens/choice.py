@@ -1,4 +1,4 @@
-"""A question over the app, answered with one key."""
+"""A modal question over the app, answered with one key."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tui.widgets.text_block import TextBlock
 
 @dataclass(frozen=True)
 class Choice:
-    """One answer: the key, what the dialog then returns, and what that means."""
+    """One answer: its key, the dialog's result, and its meaning in words."""
 
     key: str
     value: str
@@ -27,14 +27,14 @@ class Choice:
 
 
 class ChoiceDialog(Overlay[str]):
-    """Asks; returns the value of the choice, or an empty text for ``esc``.
+    """A modal question; returns the value of the choice, or an empty text for ``esc``.
 
     Args:
-        title: What this is about.
-        text: The question, or what has happened; external text is made safe.
-        choices: The answers; the first one is also what ``enter`` means.
+        title: The subject.
+        text: The question, or the event; external text is sanitized.
+        choices: The answers; ``enter`` gives the first one.
         alarm: Whether something has gone wrong.
-        is_harmless: Whether what was typed before the question was on the screen may answer it; else it is no answer.
+        is_harmless: Whether keys typed before the question was on the screen may answer it; else they are dropped.
     """
 
     DEFAULT_CSS = """
@@ -72,14 +72,14 @@ class ChoiceDialog(Overlay[str]):
             for choice in self.choices:
                 label = Content.assemble((display_key(choice.key).ljust(width), "$primary bold"), f"  {choice.label}")
                 if choice.detail:
-                    # Details stand below each other.
+                    # Details are listed below each other.
                     gap = " " * (column - len(choice.label) + 2)
                     label = Content.assemble(label, (f"{gap}{choice.detail}", "$muted"))
                 lines.append(label)
             yield TextBlock(Content("\n").join(lines), id="choices")
 
     def on_mount(self) -> None:
-        """From when it has been painted, it can be answered."""
+        """Accept answers from the first paint on."""
         self.call_after_refresh(self._painted)
 
     def _painted(self) -> None:

@@ -1,4 +1,4 @@
-"""The questions that the app asks, each with its words."""
+"""The app's dialogs, each with its text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ YES = "yes"
 
 
 def quit_dialog(view: RunView) -> ChoiceDialog:
-    """The question about the run that is on, when the app is left."""
+    """The question about a live run, when the user quits."""
     return ChoiceDialog(
         "Leave",
         _run_sentence(view),
@@ -30,11 +30,11 @@ def quit_dialog(view: RunView) -> ChoiceDialog:
 
 
 def unsaved_dialog(name: str, view: RunView | None) -> ChoiceDialog:
-    """The question about edits that no file has, when the app is left.
+    """The question about unsaved edits, when the user quits.
 
     Args:
         name: The file of the configuration; empty where it has none yet.
-        view: The run that is on, which is not affected; None for none.
+        view: The live run, which is not affected; None for none.
     """
     shown = one_line(name, 60)
     text = Content.assemble((shown or "The configuration", "bold"), " has edits that are not saved.")
@@ -52,11 +52,11 @@ def unsaved_dialog(name: str, view: RunView | None) -> ChoiceDialog:
 
 
 def stale_draft_dialog(name: str, when: str) -> ChoiceDialog:
-    """Whether edits that an earlier app has left are still wanted, now that their file is another one.
+    """The question about edits that an earlier app has left, when their file has changed since.
 
     Args:
         name: The configuration's file name.
-        when: When they were made.
+        when: The time of the edits, in words.
     """
     text = Content.assemble(
         (one_line(name, 60), "bold"),
@@ -74,7 +74,7 @@ def stale_draft_dialog(name: str, when: str) -> ChoiceDialog:
 
 
 def _run_sentence(view: RunView) -> Content:
-    # No step: the run goes on while the question stands.
+    # No step: the run goes on while the question is on the screen.
     return Content.assemble(
         (one_line(view.run.id, 60), "bold"),
         f" is {view.state.state}.\n"
@@ -83,7 +83,7 @@ def _run_sentence(view: RunView) -> Content:
 
 
 def stop_dialog(view: RunView) -> ChoiceDialog:
-    """How the run is to stop, if it is; what each way would lose is said."""
+    """The question about a stop of the run: the ways to stop, and the loss of each."""
     name, told = view.state.state, f" is {view.state.state}."
     if name == "stalled":
         told = f": {view.state.reason}.\nIt may not hear what it is told; killing its process ends it all the same."
@@ -106,7 +106,7 @@ def stop_dialog(view: RunView) -> ChoiceDialog:
 
 
 def kill_dialog(view: RunView) -> ChoiceDialog:
-    """Whether the process of a run is really to be killed."""
+    """The question before the process of a run is killed."""
     saved = view.saved_step
     later = (
         f"It can be continued from the checkpoint of step {saved}."
@@ -126,7 +126,7 @@ def kill_dialog(view: RunView) -> ChoiceDialog:
 
 
 def unanswered_dialog(error: UserError) -> ChoiceDialog:
-    """What to do about a run that was told to stop and does not answer."""
+    """The question about a run that does not answer to a stop."""
     return ChoiceDialog(
         "Stop failed",
         _error_text(error),
@@ -140,7 +140,7 @@ def unanswered_dialog(error: UserError) -> ChoiceDialog:
 
 
 def _unsaved(view: RunView) -> str:
-    """What a stop without a checkpoint would lose, as of now."""
+    """The loss of a stop without a checkpoint, as of now."""
     step, saved = view.step, view.saved_step
     if not step:
         return "No step is done yet."
@@ -153,7 +153,7 @@ def _unsaved(view: RunView) -> str:
 
 
 def error_dialog(title: str, error: UserError) -> ChoiceDialog:
-    """What went wrong with something the user asked for, and what to do."""
+    """The error of a request of the user, and its remedy."""
     return ChoiceDialog(title, _error_text(error), [Choice("enter", "", "close")], alarm=True)
 
 

@@ -1,4 +1,4 @@
-"""Two configurations compared: what is gone and what is new, each with a sign and a color of its own."""
+"""The screen of two configurations compared: removed and added lines, each with a sign and a color of its own."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _LINE_LENGTH = 1_000
 
 
 class DifferenceScreen(Overlay[None]):
-    """Shows the lines; it scrolls, and ``n`` goes from place to place.
+    """The screen of a comparison; it scrolls, and ``n`` goes from difference to difference.
 
     Args:
-        before: What the lines with ``-`` are from.
-        after: What the lines with ``+`` are from.
+        before: The source of the lines with ``-``.
+        after: The source of the lines with ``+``.
         lines: The comparison.
     """
 
@@ -53,7 +53,7 @@ class DifferenceScreen(Overlay[None]):
         self._before, self._after, self._lines = one_line(before, 60), one_line(after, 60), tuple(lines)
 
     def compose(self) -> ComposeResult:
-        """What is compared, and the lines."""
+        """The titles of the two versions, and the lines."""
         with VerticalScroll() as box:
             box.border_title = Content("Compare")
             box.border_subtitle = Content("n next place  j k scroll  esc close")
@@ -78,7 +78,7 @@ class DifferenceScreen(Overlay[None]):
         ways[where](animate=False)
 
     def action_place(self, step: int) -> None:
-        """To the next place with a difference, or the one before."""
+        """Go to the next difference, or to the one before."""
         box = self.query_one(VerticalScroll)
         tops = [block.virtual_region.y for block in self.query(".-place")]
         here = round(box.scroll_y)
@@ -88,7 +88,7 @@ class DifferenceScreen(Overlay[None]):
 
 
 def _places(lines: Sequence[DiffLine]) -> list[list[DiffLine]]:
-    """The lines, cut before each head."""
+    """The lines, split before each heading."""
     found: list[list[DiffLine]] = []
     for line in lines:
         if line.kind == "head" or not found:

@@ -1,4 +1,4 @@
-"""A download from a hub over the app: nothing is asked of the network before the user says so."""
+"""A dialog for a download from a hub: the network is not used before the user agrees."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tui.shell import shell_of
 from tui.widgets.charts.meter import bar
 from tui.widgets.text_block import TextBlock
 
-#: Bytes from which the size is a question of its own.
+#: Bytes from which the size needs a question of its own.
 LARGE = 100_000_000
 
 _BAR_CELLS = 40
@@ -32,35 +32,35 @@ _BAR_CELLS = 40
 
 @dataclass
 class Progressed(Message):
-    """The download has come further."""
+    """The download has made progress."""
 
     progress: FetchProgress
 
     def can_replace(self, message: Message) -> bool:
-        """Only the newest one matters."""
+        """Newer progress replaces older."""
         return isinstance(message, Progressed)
 
 
 @dataclass
 class Proposed(Message):
-    """The hub has said how much there is."""
+    """The hub has reported the size."""
 
     plan: FetchPlan
 
 
 @dataclass
 class Ended(Message):
-    """The download is over; without an error, all of it is here."""
+    """The download has ended; without an error, it is complete."""
 
     error: UserError | None = None
 
 
 class FetchDialog(Overlay[bool]):
-    """Asks whether to connect, shows how far the download is, and returns whether all of it is here.
+    """The dialog of a download: confirmation, progress; returns whether the download is complete.
 
     Args:
-        entry: What is to be fetched.
-        why: Why it is wanted, as a sentence.
+        entry: The entry to download.
+        why: The reason for the download, as a sentence.
     """
 
     DEFAULT_CSS = """
@@ -93,7 +93,7 @@ class FetchDialog(Overlay[bool]):
             yield TextBlock(id="fetch-keys")
 
     def on_mount(self) -> None:
-        """Ask before anything is connected."""
+        """Ask before any connection is made."""
         host = hub_host()
         text = Content.assemble(
             f"{one_line(self._why, 400)}\n\n",
@@ -104,7 +104,7 @@ class FetchDialog(Overlay[bool]):
         self._show(text, [("y", "connect", "connect and ask how large it is"), ("escape", "leave", "leave it")])
 
     def on_unmount(self) -> None:
-        """End a download under way; what has come is kept."""
+        """Cancel a running download; its part so far is kept."""
         self._answered.set()
         self._job.close()
 
@@ -119,7 +119,7 @@ class FetchDialog(Overlay[bool]):
         self.query_one("#fetch-keys", TextBlock).show(Content("\n").join(lines))
 
     def on_key(self, event: events.Key) -> None:
-        """The keys that are offered; enter, which may still be down from the prompt before, agrees to nothing."""
+        """Handle the offered keys; enter, which may still be down from the prompt before, agrees to nothing."""
         answer = self._answers.get(event.key)
         if answer is None:
             return
@@ -167,7 +167,7 @@ class FetchDialog(Overlay[bool]):
     def _progressed(self, message: Progressed) -> None:
         progress = message.progress
         if "y" in self._answers:
-            return  # a question stands
+            return  # a question is open
         stage = one_line(progress.stage, 64)
         if progress.done is None or not progress.total:
             self._show(Content(f"{stage} …"), [("escape", "leave", "cancel")])

@@ -1,4 +1,4 @@
-"""Help for the pane that has the keys: what it shows, its keys, and those of the whole app. It scrolls."""
+"""Help for the focused pane: its content, its keys, and those of the whole app. It scrolls."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ NOTES = (
 
 
 class HelpScreen(Overlay[None]):
-    """Built from the keys table, with the user's own keys in it.
+    """The help screen, built from the keys table with the user's changes.
 
     Args:
         title: The pane's name.
-        about: What the pane shows.
-        keys: The keys as they are now.
+        about: The content of the pane.
+        keys: The key table with the user's changes.
         scope: The pane's scope.
     """
 
@@ -81,7 +81,7 @@ def help_content(title: str, about: str, keys: KeyTable, scope: str) -> Content:
 
 
 def key_lines(keys: list[Key]) -> list[Content]:
-    """A line a key: how it is written, and what it does."""
+    """The help of the keys, a line each."""
     shown = [(" ".join(display_key(part.strip()) for part in key.keys.split(",")), key) for key in keys]
     width = max(len(text) for text, _ in shown)
     return [

@@ -1,4 +1,4 @@
-"""What all screens that lie over the panes have in common."""
+"""The base of the screens that cover the panes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from textual.screen import ModalScreen, ScreenResultType
 
 
 class Overlay(ModalScreen[ScreenResultType]):
-    """A screen that is left once: a key typed behind the one that leaves it may still reach it, and is no answer."""
+    """A screen that is dismissed once: a key typed after the dismissing one may still reach it, and is no answer."""
 
     _is_left = False
 
     def dismiss(self, result: ScreenResultType | None = None) -> AwaitComplete:
-        """Go away with a result, unless it has gone already; a second time would answer twice and take away what is
-        below it."""
+        """Dismiss the screen with a result, at most once: a second call would answer twice and pop the screen below."""
         if self._is_left:
             return AwaitComplete()
         self._is_left = True

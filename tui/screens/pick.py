@@ -1,4 +1,4 @@
-"""One of many, found by typing a part of its name."""
+"""A list to pick one entry from, with a search."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tui.widgets.forms.safe_input import SafeInput
 from tui.widgets.lists.choice_list import ChoiceList
 from tui.widgets.strips import fit
 
-#: Entries that are listed at once; more are found by typing.
+#: Maximum number of listed entries; more are found by typing.
 LISTED = 200
 _NAME_WIDTH = 28
 
@@ -32,18 +32,18 @@ class Pick:
     value: str
     about: str = ""
     name: str = ""
-    """How it is called in the list; by its value where empty."""
+    """The name in the list; the value where empty."""
 
 
 class PickScreen(Overlay[str | None]):
-    """Returns the value of the entry that was picked, an empty text for none of them, nothing for ``esc``.
+    """A screen to pick an entry; returns its value, an empty text for none of them, nothing for ``esc``.
 
     Args:
-        title: What is chosen.
+        title: The subject of the choice.
         picks: The entries.
-        present: The one that is chosen now.
-        none: What choosing none of them means; empty where one must be chosen.
-        is_free: Whether what is typed can be chosen too.
+        present: The present choice.
+        none: The meaning of no choice; empty where one must be chosen.
+        is_free: Whether the typed text can be chosen too.
     """
 
     DEFAULT_CSS = """
@@ -87,13 +87,13 @@ class PickScreen(Overlay[str | None]):
             yield ChoiceList()
 
     def on_mount(self) -> None:
-        """Begin at what is chosen now."""
+        """Start at the present choice."""
         self._list("")
         if self._present in self._shown:
             self._options.highlighted = self._shown.index(self._present)
 
     def on_key(self, event: events.Key) -> None:
-        """What was typed before the line had the keys, or beside it, is its text all the same."""
+        """Keys typed before the input had the focus, or outside it, are its text all the same."""
         line = self.query_one(SafeInput)
         if event.is_printable and event.character is not None:
             event.stop()
@@ -133,7 +133,7 @@ class PickScreen(Overlay[str | None]):
 
     @on(OptionList.OptionHighlighted)
     def _highlighted(self, message: OptionList.OptionHighlighted) -> None:
-        """The pointer, which tells the cursor without color."""
+        """Move the pointer, which marks the cursor without color."""
         message.stop()
         before, self._pointed_at = self._pointed_at, self._options.highlighted
         for place in (before, self._pointed_at):
@@ -167,7 +167,7 @@ class PickScreen(Overlay[str | None]):
             self.dismiss(self._shown[place])
 
     def action_move(self, rows: int) -> None:
-        """Move the cursor; the typing goes on."""
+        """Move the cursor; the focus stays in the input."""
         if self._shown:
             self._options.highlighted = max(0, min((self._options.highlighted or 0) + rows, len(self._shown) - 1))
 

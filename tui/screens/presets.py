@@ -1,4 +1,4 @@
-"""The presets to choose from: what each is for, what it would change, and what stays as the user wrote it."""
+"""The screen of the presets: the purpose of each, its changes, and the user's own values that stay."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tui.widgets.lists.choice_list import ChoiceList
 from tui.widgets.strips import fit
 from tui.widgets.text_block import TextBlock
 
-#: Columns from which the changes are beside the list instead of below it.
+#: Minimum columns for the changes to the right of the list instead of below it.
 BESIDE_WIDTH = 120
 _NAME_WIDTH = 24
 _COUNT_WIDTH = 11
@@ -44,7 +44,7 @@ class _AutoChosen(Message):
 
 
 class PresetScreen(Overlay[Switch | None]):
-    """Returns what is to be done, or nothing for ``esc``.
+    """The screen of the presets; returns the chosen action, or nothing for ``esc``.
 
     Args:
         document: The configuration; it is only read.
@@ -93,7 +93,7 @@ class PresetScreen(Overlay[Switch | None]):
         self._names: list[str] = []
 
     def compose(self) -> ComposeResult:
-        """The list, and what the one under the cursor does."""
+        """The list, and the changes of the preset under the cursor."""
         with Container() as box:
             box.border_title = "Presets"
             yield ChoiceList()
@@ -101,7 +101,7 @@ class PresetScreen(Overlay[Switch | None]):
                 yield TextBlock(Content(" "))
 
     def on_mount(self) -> None:
-        """Begin at the preset in force, or at the one that suits."""
+        """Start at the preset in force, or at the suggested one."""
         self._names = [_AUTO]
         group = None
         for preset in presets().values():
@@ -124,7 +124,7 @@ class PresetScreen(Overlay[Switch | None]):
         return self.query_one(VerticalScroll)
 
     def on_resize(self, event: events.Resize) -> None:
-        """The changes beside the list, or below it."""
+        """Place the changes to the right of the list, or below it."""
         self.set_class(event.size.width >= BESIDE_WIDTH, "-beside")
         self.call_after_refresh(self._fill)
 
@@ -142,10 +142,10 @@ class PresetScreen(Overlay[Switch | None]):
         self._auto, self._reason = message.choice, message.reason
         self._fill()
 
-    # What is shown.
+    # Display.
 
     def switch_of(self, name: str) -> Switch | None:
-        """What taking a preset would do; None where it is not known (yet) which one ``auto`` is."""
+        """The changes by a preset; None where it is not known (yet) which one ``auto`` is."""
         if name != _AUTO:
             return plan_switch(self._document, presets()[name], keep_own=self._keeps_own)
         if self._auto is None:
@@ -155,7 +155,7 @@ class PresetScreen(Overlay[Switch | None]):
         )
 
     def _fill(self) -> None:
-        """Write every line of the list, and the changes."""
+        """Update every line of the list, and the changes."""
         width = max(self._list.size.width, 20)
         for place, name in enumerate(self._names):
             self._list.replace_option_prompt_at_index(place, self._line(place, name, width))
@@ -204,7 +204,7 @@ class PresetScreen(Overlay[Switch | None]):
                 self._list.replace_option_prompt_at_index(place, self._line(place, self._names[place], width))
         self._show_changes()
 
-    # What is done.
+    # Actions.
 
     @on(OptionList.OptionSelected)
     def _selected(self, message: OptionList.OptionSelected) -> None:
@@ -217,12 +217,12 @@ class PresetScreen(Overlay[Switch | None]):
             self.dismiss(switch)
 
     def action_toggle_own(self) -> None:
-        """Keep what the user wrote, or replace it too."""
+        """Switch between keeping and replacing the user's own values."""
         self._keeps_own = not self._keeps_own
         self._fill()
 
     def action_move(self, rows: int) -> None:
-        """A preset on, or a line of the changes."""
+        """Move to the next preset, or scroll the changes by a line."""
         if self._scroll.has_focus:
             self._scroll.scroll_relative(y=rows, animate=False)
         elif rows > 0:
@@ -239,12 +239,12 @@ def _counted(switch: Switch | None) -> str:
 
 
 def describe_switch(switch: Switch | None, title: str, reason: str) -> Content:
-    """What taking a preset does: each option with its value before and after, then what stays.
+    """The changes by a preset: each option with its value before and after, then the options that stay.
 
     Args:
         switch: The changes; None where they are not known.
-        title: What it is called.
-        reason: Why the preset was chosen; empty where it was not chosen.
+        title: Its name.
+        reason: The reason for the choice of ``auto``; empty otherwise.
     """
     lines = [Content.styled(title, "bold")]
     if reason:

@@ -1,4 +1,4 @@
-"""Settings of a run that is on: the learning rate, and how often it evaluates and saves."""
+"""Settings of a live run: the learning rate, and the intervals of evaluations and checkpoints."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _KEYS = (("tab", "next"), ("enter", "change"), ("esc", "leave as it is"))
 
 
 class RunSettings(Overlay[None]):
-    """A line for each setting, checked while it is typed; it stays open until the worker has taken the changes.
+    """The dialog of the settings, checked while typed; it stays open until the worker has applied the changes.
 
     Args:
         view: The run.
         config: The configuration that it was started with.
-        send: Sends changes to its worker; what becomes of them is told by :meth:`accept` or :meth:`refuse`.
+        send: Sends changes to its worker; the answer is passed to :meth:`accept` or :meth:`refuse`.
     """
 
     DEFAULT_CSS = """
@@ -61,7 +61,7 @@ class RunSettings(Overlay[None]):
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss(None)", "leave", show=False),
-        # At once: what is typed behind them is the text of the next line.
+        # At once: keys typed after them are the text of the next line.
         Binding("tab,down", "app.focus_next", show=False, priority=True),
         Binding("shift+tab,up", "app.focus_previous", show=False, priority=True),
     ]
@@ -76,14 +76,14 @@ class RunSettings(Overlay[None]):
             section, _, key = name.partition(".")
             self._present[name] = view.history.settings.get(name, getattr(getattr(config, section), key))
             line = SafeInput(format_value(self._present[name]), id=f"line-{key}-{section}")
-            # What is typed takes the place of the value.
+            # Typed text replaces the value.
             line.selection = Selection(0, len(line.value))
             self._lines[name] = line
         self._last_line = self._lines[CHANGEABLE[0]]
         self._is_waiting = False
 
     def compose(self) -> ComposeResult:
-        """What holds, a line for each setting with what is wrong with it below, and the keys."""
+        """The present values, an input for each setting with its error below, and the keys."""
         with VerticalScroll(can_focus=False) as box:
             box.border_title = Content("Settings of the run")
             yield TextBlock(self._about(), id="about")
@@ -118,7 +118,7 @@ class RunSettings(Overlay[None]):
     # Typing.
 
     def on_key(self, event: events.Key) -> None:
-        """What was typed before the first line had the keys is its text all the same."""
+        """Keys typed before the first input had the focus are its text all the same."""
         if isinstance(self.focused, SafeInput) or self._is_waiting:
             return
         line = self._lines[CHANGEABLE[0]]
@@ -140,10 +140,10 @@ class RunSettings(Overlay[None]):
         self._check(name)
 
     def _check(self, name: str) -> dict[str, Any] | None:
-        """Say below a line what is wrong with it; its change where it has one, None where it is wrong."""
+        """Show the error of an input below it; returns its change where it has one, None where it is wrong."""
         line, remark = self._lines[name], ""
         change: dict[str, Any] | None = {}
-        # What nobody has touched is as it was, whatever it is.
+        # An untouched input stays as it was, whatever its value.
         if line.value.strip() != format_value(self._present[name]):
             try:
                 change = read_changes(self._config, {name: line.value})
@@ -155,10 +155,10 @@ class RunSettings(Overlay[None]):
         return change
 
     def _warning(self, name: str, change: Mapping[str, Any]) -> str:
-        """What the rules of a configuration say about a value."""
+        """The warning of the configuration's rules about a value."""
         values = {**self._present, **change}
         if values["eval.every_steps"] is not None:
-            # A number of steps that was set takes the place of that of epochs.
+            # A number of steps that was set replaces that of epochs.
             values["eval.every_epochs"] = None
         data = self._view.history.data
         try:
@@ -177,10 +177,10 @@ class RunSettings(Overlay[None]):
         message.stop()
         self.dismiss(None)
 
-    # Changing.
+    # Changes.
 
     def _submit(self) -> None:
-        """Send what is changed; the keys go to what is wrong."""
+        """Send the changes; an input with an error is focused."""
         if self._is_waiting:
             return
         asked: dict[str, Any] = {}
@@ -198,7 +198,7 @@ class RunSettings(Overlay[None]):
         self._send(asked)
 
     def _let_type(self, on: bool) -> None:
-        """Take keys, or none while the answer is awaited."""
+        """Enable the inputs, or disable them while the answer is awaited."""
         if not on and isinstance(self.focused, SafeInput):
             self._last_line = self.focused
         self._is_waiting = not on
@@ -208,7 +208,7 @@ class RunSettings(Overlay[None]):
             self._last_line.focus()
 
     def accept(self, changes: Mapping[str, Any]) -> None:
-        """The worker has taken changes; there is nothing more to ask."""
+        """Close the dialog: the worker has applied the changes."""
         self._present |= changes
         if self.is_current:
             self.dismiss(None)
@@ -217,7 +217,7 @@ class RunSettings(Overlay[None]):
             self._show_answer("Changed.", "$ok")
 
     def refuse(self, error: UserError) -> None:
-        """The worker has refused, or does not answer; what was typed stays."""
+        """Show an error: the worker has refused, or does not answer; the typed text stays."""
         self._let_type(True)
         self._show_answer(f"✗ {error}", "$limit")
 

@@ -1,4 +1,4 @@
-"""The list of themes: the one under the cursor is on the screen at once, ``esc`` brings the old one back."""
+"""The theme picker: the theme under the cursor is previewed at once, ``esc`` restores the old one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tui.screens.overlay import Overlay
 
 
 class ThemePicker(Overlay[str]):
-    """Returns the chosen theme's name, or nothing.
+    """A list of themes; returns the chosen theme's name, or nothing.
 
     Args:
         names: The themes.
@@ -47,7 +47,7 @@ class ThemePicker(Overlay[str]):
         yield themes
 
     def on_mount(self) -> None:
-        """Begin at the theme in use."""
+        """Start at the theme in use."""
         themes = self.query_one(OptionList)
         themes.highlighted = self._names.index(self._before) if self._before in self._names else 0
 
@@ -61,7 +61,7 @@ class ThemePicker(Overlay[str]):
         self.dismiss(event.option_id or "")
 
     def action_move(self, by: int) -> None:
-        """One theme up or down."""
+        """Move the cursor to the next theme, or the one before."""
         themes = self.query_one(OptionList)
         if by > 0:
             themes.action_cursor_down()
@@ -69,6 +69,6 @@ class ThemePicker(Overlay[str]):
             themes.action_cursor_up()
 
     def action_back(self) -> None:
-        """The old theme again."""
+        """Restore the old theme and close."""
         self.app.theme = self._before
         self.dismiss("")

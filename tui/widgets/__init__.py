@@ -1,1 +1,1 @@
-"""What the panes are made of."""
+"""Widgets of the panes."""

@@ -1,4 +1,4 @@
-"""What is said in the chat: who speaks in a gutter, the text beside it, and how fast it came below it."""
+"""Messages of the chat: the speaker in a gutter, the text next to it, and the speed of an answer below it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from core.text import one_line, sanitize
 
 
 class ChatMessage(Horizontal):
-    """One speaker and one text; plain text only, whatever it looks like."""
+    """A message of one speaker; plain text only, whatever it looks like."""
 
     DEFAULT_CSS = """
     ChatMessage {
@@ -37,24 +37,24 @@ class ChatMessage(Horizontal):
         yield self._text
 
     def show(self, speaker: str, text: Content) -> None:
-        """Say something else."""
+        """Show another text."""
         self._speaker.update(Content(one_line(speaker, 9)))
         self._text.update(text)
 
 
 class ReplyMessage(ChatMessage):
-    """An answer while it comes and afterwards."""
+    """A reply, during its generation and afterwards."""
 
     def __init__(self, reply: Reply) -> None:
         super().__init__(reply.source, reply.label)
         self.reply = reply
 
     def on_mount(self) -> None:
-        """Show what is there."""
+        """Show the reply so far."""
         self.refresh_reply()
 
     def refresh_reply(self) -> None:
-        """Show the reply as it is now."""
+        """Update the text from the reply."""
         reply = self.reply
         lines = []
         if reply.text or reply.state in ("streaming", "done"):
@@ -74,7 +74,7 @@ class ReplyMessage(ChatMessage):
 
 
 class ExchangeView(Vertical):
-    """A question with its answers: one below the other, or side by side where ``-wide`` says there is room."""
+    """A question with its answers: one below the other, or side by side with the class ``-wide``."""
 
     DEFAULT_CSS = """
     ExchangeView {

@@ -1,4 +1,4 @@
-"""What stands in a pane that has nothing to show: what is missing, and the keys that mend it."""
+"""The empty state of a pane: a sentence about what is missing, and the keys that help."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tui.widgets.text_block import TextBlock
 
 
 class EmptyState(TextBlock):
-    """A sentence, and below it keys with what they do.
+    """An empty state: a sentence, and below it keys with their actions.
 
     Args:
-        message: What is missing.
-        keys: Pairs of a key as it is written and what it does.
+        message: The sentence.
+        keys: Pairs of a key as displayed and its action.
     """
 
     DEFAULT_CSS = "EmptyState { height: 1fr; padding: 1 2; }"
@@ -23,7 +23,7 @@ class EmptyState(TextBlock):
         super().__init__(empty_content(message, keys), id=id)
 
     def say(self, message: str, keys: Sequence[tuple[str, str]] = ()) -> None:
-        """Say something else."""
+        """Show another sentence and other keys."""
         self.show(empty_content(message, keys))
 
 

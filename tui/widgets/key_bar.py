@@ -1,4 +1,4 @@
-"""The last line: where the number keys lead, and the keys that matter most where the focus is."""
+"""The key bar, the last line: the panes by their number keys, and the most important keys of the focused widget."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tui.shell import shell_of
 
 
 class KeyBar(Widget):
-    """One line, built from the keys table; what does not fit is left out, the app's own keys last."""
+    """A bar of one line, built from the keys table; hints that do not fit are left out, the app's own keys last."""
 
     DEFAULT_CSS = """
     KeyBar { dock: bottom; height: 1; width: 100%; background: $panel; color: $muted; }
@@ -33,24 +33,24 @@ class KeyBar(Widget):
         self._offers_tiles = False
 
     def show(self, current: str, *, offers_tiles: bool) -> None:
-        """Show where the keys go now.
+        """Show the present panes and keys.
 
         Args:
-            current: The pane that has them.
-            offers_tiles: Whether the panes could stand side by side and do not.
+            current: The focused pane.
+            offers_tiles: Whether the panes could be tiled and are not.
         """
         self._current, self._offers_tiles = current, offers_tiles
         self.refresh()
 
     def on_mount(self) -> None:
-        """Follow the focus: in a text input other keys work."""
+        """Follow the focus: other keys work in a text input."""
         self.watch(self.screen, "focused", self._focus_moved, init=False)
 
     def _focus_moved(self) -> None:
         self.refresh()
 
     def render(self) -> Content:
-        """The panes by number, then the keys of the app; what works in a text input while one has the keys."""
+        """The panes by number, then the keys of the app; the keys of a text input while one has the focus."""
         keys, focused = shell_of(self).keys, self.screen.focused
         key_style = Style.from_styles(self.get_component_styles("key-bar--key"))
         if isinstance(focused, (Input, TextArea)):
@@ -76,7 +76,7 @@ class KeyBar(Widget):
         return Content(" ") + Content("  ").join(parts)
 
     def _writing_keys(self, focused: Widget, palette: Key, style: Style) -> Content:
-        """Numbers and letters are text there, so they are not offered."""
+        """Hints of the keys that work in a text input: numbers and letters are text there."""
         offered = getattr(focused, "footer_keys", (("esc", "leaves"), ("enter", "accepts")))
         parts = [Content.assemble((key, style), " ", what) for key, what in offered]
         parts.append(self._entry(palette, style))

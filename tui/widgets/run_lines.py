@@ -1,4 +1,4 @@
-"""A run in lines of text: its numbers, its progress, how it starts, how it stands and how it ended."""
+"""A run in lines of text: its numbers, progress, phases, state and end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tui.keys import KeyTable
 from tui.state import STATE_COLORS, STATE_GLYPHS, RunView
 from tui.widgets.charts.meter import bar
 
-#: Phases that a run goes through, so that those to come can be named.
+#: Phases of a run, so that those to come can be named.
 EXPECTED_PHASES = ("importing", "preparing_data", "loading_model", "rehearsing", "training")
 
 
@@ -26,7 +26,7 @@ def state_style(state: str) -> str:
 
 
 def trend(series: Series) -> str:
-    """Which way the smoothed curve has gone over its last tenth: ``↓``, ``↑``, ``→``; empty when it is too short."""
+    """The direction of the smoothed curve over its last tenth: ``↓``, ``↑``, ``→``; empty when it is too short."""
     if len(series) < 3:
         return ""
     back = max(len(series) // 10, 2)
@@ -40,7 +40,7 @@ def trend(series: Series) -> str:
 
 
 def numbers(view: RunView, width: int) -> Content:
-    """``loss 0.412 ↓   eval 0.455 @30   grad 0.61   lr 8.1e-4   318 tok/s   1.9 Wh``; what does not fit is left out."""
+    """Numbers: ``loss 0.412 ↓   eval 0.455 @30   grad 0.61   lr 8.1e-4   318 tok/s   1.9 Wh``; cut to the width."""
     history, step = view.history, view.history.last_step
     if step is None:
         return Content("")
@@ -81,14 +81,14 @@ def numbers(view: RunView, width: int) -> Content:
 
 
 def progress(view: RunView, width: int, glyphs: GlyphSet, now: float, *, answer_awaited: bool = False) -> Content:
-    """``● training 34/120 ▕████▁▁▁▁▏  28 %  ETA 1m 12s``, with the phase while it is not a step that is being done.
+    """Progress: ``● training 34/120 ▕████▁▁▁▁▏  28 %  ETA 1m 12s``, or the phase before the steps.
 
     Args:
         view: The run.
         width: Columns.
-        glyphs: What the bar is drawn with.
+        glyphs: The glyphs of the bar.
         now: Unix seconds.
-        answer_awaited: Whether a question from the chat holds the training up.
+        answer_awaited: Whether a question from the chat holds up the training.
     """
     state, history = view.state, view.history
     total = state.total_steps
@@ -125,7 +125,7 @@ def progress(view: RunView, width: int, glyphs: GlyphSet, now: float, *, answer_
 
 
 def phases(view: RunView, now: float, width: int, glyphs: GlyphSet) -> Content:
-    """What a run goes through before its first step: ``✓ importing  3.1 s``, ``▸ rehearsing``, what is to come."""
+    """Phases of a run before its first step: ``✓ importing  3.1 s``, ``▸ rehearsing``, and those to come."""
     history = view.history
     names = [*history.phases, *(name for name in EXPECTED_PHASES if name not in history.phases)]
     label_width = max(len(phase_name(name)) for name in names) + 2
@@ -155,7 +155,7 @@ def phases(view: RunView, now: float, width: int, glyphs: GlyphSet) -> Content:
 
 
 def banner(view: RunView, keys: KeyTable) -> Content:
-    """What a user should know of a run that is not simply training, and the key for what comes next; else nothing."""
+    """A banner for the state of a run that is not simply training, with the key of the next action; else nothing."""
     state, end = view.state, view.history.end
     name = state.state
     if name in ("queued", "starting", "training"):
@@ -164,13 +164,13 @@ def banner(view: RunView, keys: KeyTable) -> Content:
     reason = one_line(state.reason or (end.reason if end is not None else ""), 400)
     hint = one_line(end.hint, 300) if end is not None and end.hint and state.is_over else ""
     if reason.startswith(f"{name} "):
-        # It tells the step by itself: "stopped on request after step 40".
+        # The banner has the step already: "stopped on request after step 40".
         sentences = [f" {reason.removeprefix(name).strip().rstrip('.')}."]
         glyph = Content.styled(f"{STATE_GLYPHS.get(name, '?')} {name}", f"{state_style(name)} bold".strip())
         sentences += [f" {hint.rstrip('.')}."] if hint else []
         lines = [glyph + Content("".join(sentences))]
     else:
-        # A finished run goes without saying, unless it ended early or its adapter is not that of the last step.
+        # A finished run needs no banner, unless it ended early or its adapter is not that of the last step.
         told = (reason, hint) if name != "finished" else (reason if reason != ALL_DONE else "",)
         sentences = [text.rstrip(".") + "." for text in told if text]
         lines = [glyph + Content(f": {' '.join(sentences)}" if sentences else "")]

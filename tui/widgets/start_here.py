@@ -1,4 +1,4 @@
-"""The empty state of a pane that can mend it itself: it takes the keys, and says what went wrong before."""
+"""An empty state with the focus, for a pane that can act on it itself; it also shows the last error."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class StartHere(TextBlock, can_focus=True):
     DEFAULT_CSS = "StartHere { height: 1fr; padding: 1 2; }"
 
     def explain(self, message: str, keys: Sequence[tuple[str, str]], error: UserError | None = None) -> None:
-        """Show other words.
+        """Show another text.
 
         Args:
-            message: What is missing.
-            keys: Keys as they are written, each with what it does.
-            error: What went wrong before, said first.
+            message: The sentence about what is missing.
+            keys: Keys as displayed, each with its action.
+            error: The last error, shown first.
         """
         content = empty_content(message, keys)
         if error is not None:
@@ -32,7 +32,7 @@ class StartHere(TextBlock, can_focus=True):
 
 
 def error_content(error: UserError) -> Content:
-    """An error as its sentence and, below it, what to do."""
+    """An error as its sentence and, below it, its remedy."""
     sentence = Content.styled(f"✗ {one_line(error.message)}", "$limit bold")
     if not error.hint:
         return sentence

@@ -1,4 +1,4 @@
-"""The first line: what is being worked on and how it is going, shortened by priority where the terminal is narrow."""
+"""The status bar, the first line: run, configuration and devices, shortened by priority where it is narrow."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tui.widgets.run_lines import state_style
 
 @dataclass(frozen=True)
 class Segment:
-    """One thing the line says. Where room is short, high priorities go first: to the short form, then altogether."""
+    """A segment of the bar. Where room is short, high priorities are shortened first, then left out."""
 
     content: Content
     priority: int
-    """0 stays longest."""
+    """Priority; 0 is kept longest."""
     short: Content | None = None
     right: bool = False
-    """Whether it stands at the right end."""
+    """Whether it is right-aligned."""
 
 
 _RUN_STAMP = re.compile(r"^\d{8}-\d{6}-")
@@ -35,7 +35,7 @@ _PROGRAM = Segment(Content.styled("localtune-tui", "$primary bold"), 5)
 
 
 def fit(segments: Sequence[Segment], width: int, gap: int = 2) -> Content:
-    """The line in so many columns: what matters least is shortened first, then left out."""
+    """Fit the segments into a number of columns: the least important are shortened first, then left out."""
     kept = list(segments)
     for shorten in (True, False):
         for victim in sorted(segments, key=lambda segment: -segment.priority):
@@ -60,7 +60,7 @@ def _length(segments: Sequence[Segment], gap: int) -> int:
 
 
 def header_segments(state: AppState, *, loss: bool) -> list[Segment]:
-    """What the header says of the app's state; ``loss`` where no pane shows it."""
+    """Segments of the header for the app's state; ``loss`` where no pane shows it."""
     segments = [_PROGRAM]
     if state.file_name:
         edited = Content.styled(" •edited", "$near") if state.is_dirty else Content("")
@@ -75,8 +75,8 @@ def header_segments(state: AppState, *, loss: bool) -> list[Segment]:
 
 
 def _run_segments(view: RunView, *, loss: bool, answer_awaited: bool) -> list[Segment]:
-    """The run: which one, of which model, and how it stands."""
-    # The run's own name stands beside its state: the open configuration may be another run's.
+    """Segments of the run: its name, model, and state."""
+    # The run's own name is next to its state: the open configuration may be another run's.
     identity = one_line(view.run.id, 60)
     brief_name = Content(_RUN_STAMP.sub("", identity))
     segments = [Segment(Content.assemble(("run ", "$muted"), identity), 8, brief_name)]
@@ -105,7 +105,7 @@ def _run_segments(view: RunView, *, loss: bool, answer_awaited: bool) -> list[Se
 
 
 def _device_segments(devices: Sequence[Device]) -> list[Segment]:
-    """The first device: a GPU where there is one."""
+    """Segments of the first device: a GPU where there is one."""
     device = next((item for item in devices if item.kind != "cpu"), devices[0] if devices else None)
     if device is None:
         return []
@@ -127,13 +127,13 @@ def _device_segments(devices: Sequence[Device]) -> list[Segment]:
 
 
 def _steady(device: Device) -> float:
-    """Its load; a CPU's in steps of 5 %, so that an idle screen is not written again for nothing."""
+    """The load of a device; a CPU's in steps of 5 %, so that an idle screen is not repainted for nothing."""
     load = device.utilization or 0.0
     return round(load / 5) * 5 if device.kind == "cpu" else load
 
 
 def short_device_name(name: str) -> str:
-    """A card's name without its maker: ``RTX 4090``."""
+    """A card's name without its vendor: ``RTX 4090``."""
     text = one_line(name, 60)
     for maker in ("NVIDIA ", "GeForce ", "AMD ", "Radeon ", "Tesla "):
         text = text.replace(maker, "")
@@ -141,7 +141,7 @@ def short_device_name(name: str) -> str:
 
 
 class StatusBar(Widget):
-    """The line itself; repainted only when it says something else."""
+    """The bar; repainted only when its text changes."""
 
     DEFAULT_CSS = """
     StatusBar { dock: top; height: 1; width: 100%; padding: 0 1; background: $panel; color: $foreground; }
@@ -153,7 +153,7 @@ class StatusBar(Widget):
         self._line = _PROGRAM.content
 
     def show(self, state: AppState, *, loss: bool) -> None:
-        """Say how things stand."""
+        """Show the app's state."""
         self._segments = header_segments(state, loss=loss)
         self._fit()
 
@@ -168,5 +168,4 @@ class StatusBar(Widget):
             self.refresh()
 
     def render(self) -> Content:
-        """The line."""
         return self._line

@@ -1,4 +1,4 @@
-"""Small parts that lists drawn line by line are made of."""
+"""Helpers for strips of lists drawn line by line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from textual.scroll_view import ScrollView
 
 
 def fit(text: str, width: int) -> str:
-    """A text in exactly so many cells, a cut marked with ``…``."""
+    """Fit a text into a number of cells exactly, a cut marked with ``…``."""
     if width <= 0:
         return ""
     if cell_len(text) <= width:
@@ -18,7 +18,7 @@ def fit(text: str, width: int) -> str:
 
 
 def find_matches(text: str, term: str) -> list[tuple[int, int]]:
-    """Where a lower-case term begins and ends in a text, whatever the text's case; occurrences do not overlap."""
+    """Spans of a lower-case term in a text, ignoring the text's case; occurrences do not overlap."""
     low = text.lower()
     # A few characters change their length in lower case; such a text is shown unmarked rather than marked wrongly.
     if not term or len(low) != len(text):
@@ -32,9 +32,9 @@ def find_matches(text: str, term: str) -> list[tuple[int, int]]:
 
 
 def next_match(place: int, step: int, count: int) -> int | None:
-    """The match after (or before) the one at a place, from 0; None behind the last and before the first.
+    """The match after (or before) the one at a place, from 0; None after the last and before the first.
 
-    From -1, where none is gone to yet, it is the first, or the last.
+    From -1, with no current match, it is the first, or the last.
     """
     if place < 0 and step < 0:
         place = count
@@ -43,12 +43,12 @@ def next_match(place: int, step: int, count: int) -> int | None:
 
 
 def scroll_into_view(view: ScrollView, line: int, height: int) -> None:
-    """Scroll a view drawn line by line, so far that a line is in the middle, if it is not in view already.
+    """Scroll a view drawn line by line, if a line is out of view, so that the line is in the middle.
 
     Args:
         view: The view.
         line: The line, from 0.
-        height: How many lines can be seen.
+        height: The number of lines in view.
     """
     top = round(view.scroll_y)
     if not top <= line < top + height:

@@ -7,7 +7,7 @@ from textual.widget import Widget
 
 
 class TextBlock(Widget):
-    """Shows a :class:`Content`; never markup. It is hidden while there is nothing to show."""
+    """A block that shows a :class:`Content`, never markup; hidden while it is empty."""
 
     DEFAULT_CSS = "TextBlock { width: 100%; height: auto; }"
 
@@ -18,11 +18,11 @@ class TextBlock(Widget):
 
     @property
     def content(self) -> Content:
-        """What is shown."""
+        """The content shown."""
         return self._content
 
     def show(self, content: Content) -> None:
-        """Show something else; the layout is done again only if the number of lines may differ."""
+        """Show another content; the layout is done again only if the number of lines may differ."""
         if content.is_same(self._content):
             return
         before, self._content = self._content, content
@@ -31,5 +31,4 @@ class TextBlock(Widget):
         self.refresh(layout=wraps or before.plain.count("\n") != content.plain.count("\n") or not before.plain)
 
     def render(self) -> Content:
-        """The text."""
         return self._content

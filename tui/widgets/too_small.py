@@ -1,4 +1,4 @@
-"""The notice that stands where the terminal is too small for anything else."""
+"""The notice of a terminal that is too small for anything else."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from textual.widget import Widget
 
 
 class TooSmall(Widget):
-    """Covers the screen and says what would be enough.
+    """A notice that covers the screen and names a sufficient size.
 
     Args:
-        smallest: Columns and rows that are enough.
+        smallest: The minimum columns and rows.
     """
 
     DEFAULT_CSS = """
@@ -25,7 +25,7 @@ class TooSmall(Widget):
         self._smallest = smallest
 
     def render(self) -> Content:
-        """What is there and what is needed; the run does not mind."""
+        """The present and the minimum size; the run is not affected."""
         width, height = self.app.size
         return Content(
             f"{width}×{height} is too small.\nMake the terminal at least {self._smallest[0]}×{self._smallest[1]}.\n"
@@ -33,5 +33,5 @@ class TooSmall(Widget):
         )
 
     def on_resize(self) -> None:
-        """Say the new size."""
+        """Show the new size."""
         self.refresh()

@@ -1,4 +1,4 @@
-"""Leaving with edits that are not saved: asked, saved, given up or stayed with."""
+"""Quitting with unsaved edits: asked about, saved, discarded, or canceled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tui.panes.config.pane import ConfigPane
 
 
 async def edited(pilot: Pilot[Any], app: LocaltuneApp) -> ConfigPane:
-    """The config pane with an edit that no file has."""
+    """The config pane with an unsaved edit."""
     await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config") is not None)
     pane = pane_of(app, "config")
     assert isinstance(pane, ConfigPane)

@@ -1,4 +1,4 @@
-"""A run that is on, stopped in each of the ways there are, and given other settings."""
+"""Control of a live run: stopped in each of the ways, and given other settings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tui.widgets.forms.safe_input import SafeInput
 
 
 def words(app: LocaltuneApp) -> str:
-    """The dialog, or all of the screen where there is none, as one line without borders."""
+    """The text of the dialog, or of the screen where there is none, as one line without borders."""
     lines = screen_lines(app)
     if len(app.screen_stack) > 1:
         region = app.screen.query_one(VerticalScroll).region
@@ -39,7 +39,7 @@ def words(app: LocaltuneApp) -> str:
 
 
 async def attached(pilot: Pilot[Any]) -> LocaltuneApp:
-    """The app, beside a run that is on."""
+    """The app with a live run."""
     app = pilot.app
     assert isinstance(app, LocaltuneApp)
     await wait_for(pilot, lambda: app.state.live_run is not None and app.state.document is not None)
@@ -53,7 +53,7 @@ async def asked_to_stop(pilot: Pilot[Any]) -> None:
 
 
 async def settings(pilot: Pilot[Any]) -> RunSettings:
-    """The dialog for the settings, with the first line ready."""
+    """The dialog of the settings, with the first input ready."""
     await pilot.press("e")
     await wait_for(pilot, lambda: isinstance(pilot.app.screen, RunSettings))
     await wait_for(pilot, lambda: isinstance(pilot.app.focused, SafeInput))
@@ -64,13 +64,13 @@ async def settings(pilot: Pilot[Any]) -> RunSettings:
 
 
 def values(screen: RunSettings) -> list[str]:
-    """What stands in the lines."""
+    """The values of the inputs."""
     return [line.value for line in screen.query(SafeInput)]
 
 
 @pytest.fixture
 def process() -> Iterator[subprocess.Popen[bytes]]:
-    """A process that can be signaled in the place of a worker."""
+    """A process that can be signaled in place of a worker."""
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     yield child
     child.kill()
@@ -78,7 +78,7 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def stand_in(script: ScriptedRun, process: subprocess.Popen[bytes]) -> None:
-    """Let a process be the worker of a run."""
+    """Make a process the worker of a run."""
     script.write_state(pid=process.pid, pid_started=start_identity(process.pid))
 
 
@@ -273,7 +273,7 @@ async def test_settings_show_what_holds_and_the_log_tells_changes_in_words(home:
         line = "changed on request: learning rate 5e-5, evaluation every 50 steps, ten checkpoints in a run"
         assert line in screen_text(app)
         assert values(await settings(pilot)) == ["5e-5", "50", ""]
-    # Whoever goes on from a checkpoint goes on with what that knows.
+    # A worker that continues from a checkpoint uses the checkpoint's settings.
     script.phase("importing")
     assert read_history(script.run).settings == {}
 

@@ -1,4 +1,4 @@
-"""Marks of rows, the way from one to the next, and filters."""
+"""Row marks, jumps from one to the next, and filters."""
 
 from __future__ import annotations
 

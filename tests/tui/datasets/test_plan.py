@@ -1,4 +1,4 @@
-"""What of a configuration decides what is seen of a file: that, all of that, and nothing else."""
+"""Data plans: the options that decide what is shown of a file, all of them, and no others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tui.datasets.plan import Reading, plan_data
 from tui.datasets.view import DatasetView
 
 COLUMNS = {"user": "frage", "assistant": "antwort"}
-#: Every option that changes what is seen, with another value than its default.
+#: Every option that changes the display, with another value than its default.
 SEEN: dict[str, Any] = {
     "model.base": "another-model",
     "data.train": "other.jsonl",
@@ -38,7 +38,7 @@ SEEN: dict[str, Any] = {
     "train.max_length": 99,
     "train.objective": "dpo",
 }
-#: What the others may be.
+#: Other values of the remaining options.
 _SAMPLES: dict[str, Any] = {"text": "x", "paths": "x", "integer": 7, "number": 0.25, "boolean": True, "numbers": [0.5]}
 
 

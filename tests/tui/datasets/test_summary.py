@@ -1,4 +1,4 @@
-"""The line over the rows, as far as there is room for it."""
+"""The summary above the rows, fitted to the width."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _REASONS = [code for code, kind in KINDS.items() if kind.level == "drop"]
 
 
 def analysis(reasons: int, *, rows: int = 1_000_000) -> Analysis:
-    """So many reasons for dropped rows, the first the most frequent."""
+    """An analysis with a number of reasons for dropped rows, the first the most frequent."""
     dropped = {code: 1_000 - place for place, code in enumerate(_REASONS[:reasons])}
     return Analysis(
         sources=(),

@@ -1,4 +1,4 @@
-"""What is waited for while a thread does it: nothing is left behind by who does not wait for the end."""
+"""Tasks in threads: a canceled wait leaves nothing open."""
 
 from __future__ import annotations
 

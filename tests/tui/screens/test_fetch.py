@@ -1,4 +1,4 @@
-"""Entries of a hub in the data pane: asked for, downloaded from a real server, cancelled, and used without it."""
+"""Hub entries in the data pane: confirmed, downloaded from a real server, canceled, and used without a network."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
 
 class RecordingPane(DataPane):
-    """Keeps what the app would be told."""
+    """A pane that records its messages to the app."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class RecordingPane(DataPane):
 
 
 async def ask(pilot: Pilot[None], entry: str = ENTRY) -> None:
-    """Type an entry behind the prompt of the pane."""
+    """Type an entry at the prompt of the pane."""
     await pilot.press("o")
     await paste(pilot, entry)
     await pilot.press("enter")
@@ -59,7 +59,7 @@ async def test_nothing_is_asked_of_the_hub_before_the_user_agrees(hub: FakeHub, 
         words = " ".join(screen_text(app).replace("│", " ").split())
         assert f"{ENTRY} is not on this machine." in words
         assert hub.endpoint.removeprefix("http://") in words
-        # The key that sent the prompt off agrees to nothing.
+        # The key that submits the prompt agrees to nothing.
         await pilot.press("enter")
         await pilot.press("escape")
         await wait_for(pilot, lambda: not isinstance(app.screen, FetchDialog))
@@ -84,7 +84,7 @@ async def test_it_is_downloaded_opened_and_used(hub: FakeHub) -> None:
         await wait_for(pilot, lambda: pane.chosen)
         document = ConfigDocument("", Path("/somewhere/run.toml"))
         assert path_text(document, pane.chosen[0].path) == ENTRY
-        # Opened again, it is not asked for.
+        # Opened again, it needs no confirmation.
         asked = len(hub.asked)
         await pilot.press("o")
         await wait_for(pilot, lambda: ENTRY in screen_text(app))

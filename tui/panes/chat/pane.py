@@ -1,4 +1,4 @@
-"""The chat pane: talk to the model in training, to the tuned model afterwards, and to the base beside it."""
+"""The Chat pane: a conversation with the model in training, the tuned model afterwards, and the base model."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ if TYPE_CHECKING:
     from core.chat.request import Source
     from tui.panes.chat.session_holder import SessionFactory, Target
 
-#: Columns from which two answers stand side by side.
+#: Minimum columns for two answers side by side.
 WIDE = 90
-# Ten times a second is as live as reading goes, and leaves the link and the keys alone.
+# Ten updates a second are as live as reading goes, and leave the link and the keys alone.
 _FLUSH_SECONDS = 0.1
-#: Seconds that a model has to end with the pane.
+#: Seconds for a model to end with the pane.
 _RELEASE_SECONDS = 0.2
 
 
 class Transcript(VerticalScroll, can_focus=True, inherit_bindings=False):
-    """The exchanges; keys are bound by the pane it is in."""
+    """The exchanges; keys are bound by the pane."""
 
     DEFAULT_CSS = "Transcript { height: 1fr; background: transparent; scrollbar-size-vertical: 1; }"
 
 
 class ChatPane(Pane):
-    """Ask, read, compare.
+    """The pane of the conversation: ask, read, compare.
 
     Args:
-        open_session: Makes a session on a target; the real one where None.
+        open_session: Opens a session on a target; the real one where None.
     """
 
     DEFAULT_CSS = """
@@ -64,10 +64,10 @@ class ChatPane(Pane):
         super().__init__(id=id)
         self.dialogue = Dialogue()
         self.sources: tuple[Source, ...] = ("tuned",)
-        """Who answers the next question."""
+        """The sources that answer the next question."""
         self.target: Target | None = None
         self.is_live = False
-        """Whether the target is a run that is on."""
+        """Whether the target is a live run."""
         self._step: int | None = None
         self._phase = ""
         self._is_waiting = False
@@ -77,35 +77,35 @@ class ChatPane(Pane):
         self._flush: Timer | None = None
 
     def compose(self) -> ComposeResult:
-        """The empty state or the transcript, a line for what goes on, the prompt."""
+        """The empty state or the transcript, a status line, and the prompt."""
         yield StartHere(id="chat-empty")
         yield Transcript(id="chat-transcript")
         yield Static(id="chat-status", markup=False)
         yield PromptInput(id="chat-prompt")
 
     def on_mount(self) -> None:
-        """Say what can be talked to."""
+        """Show what can be talked to."""
         self._flush = self.set_interval(_FLUSH_SECONDS, self._flush_pending, pause=True)
         self._show_target()
         self._show_taken_up()
 
     def on_unmount(self) -> None:
-        """The model goes with the pane. One that is busy is not waited for: it ends as it loses this process."""
+        """Close the session. A busy model is not waited for: it ends as it loses this process."""
         closing = threading.Thread(target=self._holder.release, daemon=True)
         closing.start()
         closing.join(_RELEASE_SECONDS)
 
     def on_resize(self, event: events.Resize) -> None:
-        """Put two answers side by side where there is room for them."""
+        """Lay two answers out side by side where there is room for them."""
         for view in self.query(ExchangeView):
             view.set_class(event.size.width >= WIDE, "-wide")
 
-    # What is talked to.
+    # The target.
 
     def set_target(self, run: Target | None, live: bool = False) -> None:
-        """Talk to something else: a run, live or ended, or a model's name or directory.
+        """Set the target: a run, live or ended, or a model's name or directory.
 
-        The session on what was there before is closed, which frees its memory; the first question opens a new one.
+        The session on the previous target is closed, which frees its memory; the first question opens a new one.
         """
         if run == self.target and live == self.is_live:
             return
@@ -127,22 +127,22 @@ class ChatPane(Pane):
 
     @property
     def subject(self) -> str:
-        """What the conversation belongs to: the directory of the run, or the model; empty where there is neither."""
+        """The subject of the conversation: the directory of the run, or the model; empty where there is neither."""
         if self.target is None or isinstance(self.target, (str, Path)):
             return str(self.target or "")
         return str(self.target.path.absolute())
 
     @property
     def unsent(self) -> str:
-        """What is written in the prompt."""
+        """The text in the prompt."""
         return self.prompt.text if self.is_mounted else self._taken_up
 
     def take_up(self, dialogue: Dialogue, unsent: str) -> None:
-        """Go on with a conversation of an earlier time.
+        """Resume a conversation of an earlier app.
 
         Args:
-            dialogue: What was said.
-            unsent: What was written in the prompt; it is not put over what is written there now.
+            dialogue: The conversation.
+            unsent: The text of the prompt; it does not replace a text that is there now.
         """
         self._stop_answer()
         self._begin_anew()
@@ -163,20 +163,20 @@ class ChatPane(Pane):
         self._refresh()
 
     def note_step(self, step: int) -> None:
-        """Tell which step the live run is at, for the title."""
+        """Note the step of the live run, for the title."""
         if step != self._step and self.is_live:
             self._step = step
             self._refresh_title()
 
     def note_phase(self, name: str) -> None:
-        """Tell which phase the live run is in, for a question that waits; empty where none is known."""
+        """Note the phase of the live run, for a question that waits; empty where none is known."""
         if name != self._phase:
             self._phase = name
             if self._is_waiting and self.is_live:
                 self._say_waiting()
 
     async def release(self) -> None:
-        """Close the session and wait for it, so that its memory is free; for the app to call before it starts a run."""
+        """Close the session and wait until its memory is free; the app calls it before it starts a run."""
         self._stop_answer()
         await self._release().wait()
 
@@ -194,17 +194,17 @@ class ChatPane(Pane):
 
     @property
     def prompt(self) -> PromptInput:
-        """Where questions are written."""
+        """The prompt."""
         return self.query_one("#chat-prompt", PromptInput)
 
     @property
     def transcript(self) -> Transcript:
-        """What has been said."""
+        """The transcript."""
         return self.query_one("#chat-transcript", Transcript)
 
     @property
     def _reader(self) -> Widget:
-        """What has the keys while nothing is being written."""
+        """The widget that is focused while nothing is being written."""
         return self.transcript if self.transcript.display else self.query_one("#chat-empty")
 
     def _begin_anew(self) -> None:
@@ -244,7 +244,7 @@ class ChatPane(Pane):
         ]
 
     def _refresh(self) -> None:
-        """Title, hints, and which of the parts are shown."""
+        """Update title and hints, and show or hide the parts."""
         has_target = self.target is not None
         blank = not self.dialogue.exchanges
         empty = self.query_one("#chat-empty", StartHere)
@@ -253,7 +253,7 @@ class ChatPane(Pane):
         empty.display = blank
         self.transcript.display = not blank
         self.prompt.display = has_target
-        # The prompt takes every letter, so it gets the keys only when it is asked for.
+        # The prompt takes every letter, so it is focused only on request.
         for widget in (empty, self.transcript):
             widget.set_class(widget is reader, "-first-focus")
         if had_keys or (self.prompt.has_focus and not has_target):
@@ -262,11 +262,11 @@ class ChatPane(Pane):
         self._refresh_title()
 
     def on_descendant_focus(self) -> None:
-        """Keys that are letters only work outside the prompt, so the hints follow the focus."""
+        """Update the hints: single-letter keys only work outside the prompt."""
         self._refresh_hints()
 
     def on_descendant_blur(self) -> None:
-        """The same, when the focus goes to another pane."""
+        """Update the hints when the focus goes to another pane."""
         self._refresh_hints()
 
     def _refresh_hints(self) -> None:
@@ -290,7 +290,7 @@ class ChatPane(Pane):
         self.border_subtitle = Content("  ".join(words))
 
     def _key_while_writing(self, identity: str) -> str:
-        """A key of an action that is no letter; its first key where all are."""
+        """The key of an action that is no letter; its first key where all are."""
         keys = self.keys[identity].keys.split(",")
         pressable = (key for key in keys if key.startswith("ctrl+") or (key[0] == "f" and key[1:].isdecimal()))
         return display_key(next(pressable, keys[0]))
@@ -318,7 +318,7 @@ class ChatPane(Pane):
 
     @property
     def is_answering(self) -> bool:
-        """Whether an answer is under way."""
+        """Whether an answer is being generated."""
         return self._current is not None
 
     @on(PromptInput.Submitted)
@@ -349,7 +349,7 @@ class ChatPane(Pane):
         self._talk(exchange, self._holder.epoch)
 
     def _say_waiting(self) -> None:
-        """What the question waits for."""
+        """Show the reason why the question waits."""
         if not self.is_live:
             waiting = "" if self._holder.is_loaded else "loading the model …"
         elif self._phase == "evaluating":
@@ -367,7 +367,7 @@ class ChatPane(Pane):
     @on(Loading)
     def _loading(self, message: Loading) -> None:
         if self.is_live:
-            # Reaching the worker takes no time; what takes time is its coming to the question.
+            # Connecting to the worker takes no time; the time until it gets to the question does.
             return
         if self.is_answering:
             share = f" {message.done / message.total:.0%}" if message.done is not None and message.total else ""
@@ -437,7 +437,7 @@ class ChatPane(Pane):
                 widget.refresh_reply()
 
     def _stop_answer(self) -> None:
-        """End the answer under way; its stats may still come."""
+        """Cancel the answer in progress; its stats may still come."""
         if self.is_answering:
             self._holder.cancel()
             self._finish_turn()
@@ -445,13 +445,13 @@ class ChatPane(Pane):
     # Keys.
 
     def action_write(self) -> None:
-        """Give the keys to the prompt."""
+        """Focus the prompt."""
         if self.target is not None:
-            # At once, other than with focus(): what is typed ahead belongs into the prompt.
+            # At once, unlike focus(): keys typed ahead belong into the prompt.
             self.screen.set_focus(self.prompt)
 
     def action_cancel(self) -> None:
-        """Stop the answer; without one, leave the prompt."""
+        """Cancel the answer; without one, leave the prompt."""
         if self.is_answering:
             self._stop_answer()
         elif self.prompt.has_focus:
@@ -459,11 +459,11 @@ class ChatPane(Pane):
         self._say("")
 
     def action_toggle_source(self) -> None:
-        """Ask the base instead of the tuned model, or back."""
+        """Switch between the base and the tuned model."""
         self._set_sources(("tuned",) if self.sources == ("base",) else ("base",))
 
     def action_toggle_both(self) -> None:
-        """Ask both, or the tuned one alone."""
+        """Switch between both models and the tuned one alone."""
         self._set_sources(("tuned",) if len(self.sources) > 1 else ("tuned", "base"))
 
     def _set_sources(self, sources: tuple[Source, ...]) -> None:
@@ -510,7 +510,7 @@ class ChatPane(Pane):
         self.transcript.scroll_relative(y=direction * max(1, self.transcript.size.height - 1), animate=False)
 
     def action_move_end(self, direction: int) -> None:
-        """To the beginning or the end."""
+        """Scroll to the beginning or the end."""
         if direction < 0:
             self.transcript.scroll_home(animate=False)
         else:

@@ -1,4 +1,4 @@
-"""The thread side of the chat: opens a session when the first question comes, and lets go of it when told to."""
+"""The holder of the chat's session: opened in a thread with the first question, closed on request."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class SessionHolder:
-    """One target, and the session on it once there is one. ``answer`` belongs in a thread, the rest is for any.
+    """One target, and the session on it once it is open. ``answer`` belongs in a thread, the rest is for any.
 
     Args:
-        open_session: Makes a session; the real one where None.
+        open_session: Opens a session; the real one where None.
     """
 
     def __init__(self, open_session: SessionFactory | None = None) -> None:
@@ -33,7 +33,7 @@ class SessionHolder:
         self._target: Target | None = None
         self._talking = threading.Lock()
         self._guard = threading.Lock()
-        self._epoch = 0  # rises with every cancel and every change of target: what began before it must end
+        self._epoch = 0  # rises with every cancel and every change of target: answers begun before it must end
 
     @property
     def is_loaded(self) -> bool:
@@ -41,7 +41,7 @@ class SessionHolder:
         return self._session is not None
 
     def set_target(self, target: Target | None) -> None:
-        """Talk to something else from now on; the session on what was there before waits for :meth:`close_retired`."""
+        """Set the target; the session on the previous one waits for :meth:`close_retired`."""
         with self._guard:
             self._target = target
             self._epoch += 1
@@ -50,7 +50,7 @@ class SessionHolder:
                 self._session = None
 
     def close_retired(self) -> None:
-        """Close sessions on earlier targets, so that their memory is free; blocks until it is."""
+        """Close sessions on earlier targets; blocks until their memory is free."""
         while True:
             with self._guard:
                 if not self._retired:
@@ -59,7 +59,7 @@ class SessionHolder:
             session.close()
 
     def cancel(self) -> None:
-        """End the answer that is under way."""
+        """Cancel the answer in progress."""
         with self._guard:
             self._epoch += 1
             session = self._session
@@ -77,11 +77,11 @@ class SessionHolder:
 
     @property
     def epoch(self) -> int:
-        """Take it when a question is asked, and give it to :meth:`answer`."""
+        """The epoch: read when a question is asked, and passed to :meth:`answer`."""
         return self._epoch
 
     def settings(self) -> tuple[str, GenerationSettings]:
-        """System prompt and settings as the run was configured; the defaults where that cannot be read."""
+        """Settings of the run's configuration, with its system prompt; the defaults where it cannot be read."""
         from core.chat.request import GenerationSettings
         from core.runs.store import Run
 
@@ -90,7 +90,7 @@ class SessionHolder:
                 chat = self._target.config().chat
                 return chat.system, GenerationSettings(chat.max_new_tokens, chat.temperature, chat.top_p)
             except UserError:
-                # The run talks all the same; what its configuration says about chat is a convenience.
+                # The run answers all the same; its configuration's chat settings are a convenience.
                 return "", GenerationSettings()
         return "", GenerationSettings()
 
@@ -102,14 +102,14 @@ class SessionHolder:
         epoch: int,
         progress: Progress,
     ) -> Iterator[Token | Answer]:
-        """What the model says, piece by piece; after a cancel only the end of it, if it had begun. Blocks.
+        """The model's answer, piece by piece; after a cancel only its end, if it had begun. Blocks.
 
         Args:
             messages: The conversation.
-            source: Who is to answer.
-            settings: How.
+            source: The model that is to answer.
+            settings: Settings of the generation.
             epoch: :attr:`epoch` when the question was asked.
-            progress: Told what goes on while the model is loaded or reached.
+            progress: Called with the state of loading or connecting to the model.
 
         Raises:
             UserError: If the model cannot be loaded or reached, or refuses.
@@ -128,7 +128,7 @@ class SessionHolder:
                 raise
 
     def _open(self, epoch: int) -> ChatSession | None:
-        """The session, opened if need be; None when the question has been cancelled."""
+        """The session, opened if need be; None when the question has been canceled."""
         self.close_retired()
         with self._guard:
             target, session = self._target, self._session

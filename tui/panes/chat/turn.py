@@ -1,4 +1,4 @@
-"""One turn of the chat, in a thread: every source asked after the other; what happens becomes messages."""
+"""One turn of the chat, in a thread: every source is asked after the other, events become messages."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ Post: TypeAlias = Callable[[Message], object]
 
 @dataclass
 class Loading(Message):
-    """What goes on before the first token."""
+    """The state of loading, before the first token."""
 
     detail: str
     done: int | None
     total: int | None
 
     def can_replace(self, message: Message) -> bool:
-        """Only the newest one matters."""
+        """Newer states replace older ones."""
         return isinstance(message, Loading)
 
 
 @dataclass
 class Speaking(Message):
-    """The model has been loaded or reached, and begins to answer."""
+    """The model has been loaded or connected to, and begins to answer."""
 
     reply: Reply
 
 
 @dataclass
 class Answered(Message):
-    """An answer has ended; None where it was cancelled before it began."""
+    """An answer has ended; None where it was canceled before it began."""
 
     reply: Reply
     answer: Answer | None
@@ -48,7 +48,7 @@ class Answered(Message):
 
 @dataclass
 class Failed(Message):
-    """An answer cannot be given."""
+    """An answer has failed."""
 
     reply: Reply
     error: UserError
@@ -56,22 +56,22 @@ class Failed(Message):
 
 @dataclass
 class TurnEnded(Message):
-    """Nobody will say anything more to this question."""
+    """The turn has ended: no more answers will come."""
 
     exchange: Exchange
 
 
 def hold_turn(holder: SessionHolder, dialogue: Dialogue, exchange: Exchange, epoch: int, post: Post) -> None:
-    """Ask for the replies of an exchange; on the first error the rest is left out. Blocks.
+    """Generate the replies of an exchange; on the first error the rest is left out. Blocks.
 
     Tokens go to each reply's ``pending``, from where the pane takes them at its own pace.
 
     Args:
-        holder: Who asks.
+        holder: The holder of the session.
         dialogue: The conversation, the exchange its last.
-        exchange: The question.
+        exchange: The question and its replies.
         epoch: The holder's epoch when it was asked.
-        post: Where the messages go.
+        post: Takes the messages.
     """
     from core.chat.session import Answer
 

@@ -1,4 +1,4 @@
-"""The configuration compared with its file, the last run, its preset or another one."""
+"""Comparison of the configuration with its file, the last run, its preset or another configuration."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 async def show_difference(
     app: App[object], editor: ConfigEditor, last: LikeRun | None, questions: FileQuestions
 ) -> None:
-    """Choose what to compare with, and show the difference.
+    """Choose another version, and show the difference.
 
     Args:
-        app: Where it is shown.
+        app: The app that shows it.
         editor: The configuration.
-        last: The last run that is like one of it.
+        last: The last run of a similar configuration.
         questions: Asks for another configuration.
 
     Raises:
-        UserError: If that cannot be read.
+        UserError: If the other version cannot be read.
     """
     from tui.screens.difference import DifferenceScreen
 
@@ -49,7 +49,7 @@ async def show_difference(
     elif answer == "run" and last is not None:
         before, lines = f"run {last.run.id}", diff_values(dict(last.values), mine)
     elif answer == "preset" and preset is not None:
-        # What a preset says nothing about is no difference.
+        # Options that a preset does not set are no difference.
         before, lines = f"preset {preset.name}", diff_values(mine | dict(preset.values), mine)
     elif answer == "other" and (other := await questions.choose("compare with")) is not None:
         before, lines = other.name, diff_values(holding_values(ConfigDocument.load(other)), mine)

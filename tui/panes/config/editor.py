@@ -1,4 +1,4 @@
-"""The configuration in the course of its edits, with its file and its history; without any widget."""
+"""The editor of a configuration, with its file and its history; without any widget."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ train = ""
 
 @dataclass(frozen=True)
 class Opened:
-    """Another configuration to go on with."""
+    """Another configuration to be opened."""
 
     document: ConfigDocument
     label: str
-    """What brought it, for who undoes it."""
+    """A label for undo: the action that brought it."""
     text: str = ""
-    """What is said when it is shown."""
+    """The message shown with it."""
     suggested: Path | None = None
-    """The file that is proposed for a copy."""
+    """The file that is suggested for a copy."""
 
     @classmethod
     def load(cls, path: Path, label: str = "", text: str = "") -> Opened:
@@ -46,11 +46,11 @@ class Opened:
 
 
 class ConfigEditor:
-    """A configuration in the course of its edits; a new one at first."""
+    """A configuration during its edits; a new one at first."""
 
     def __init__(self) -> None:
         self.unread_text = ""
-        """What was written in the user's editor and is no configuration yet; empty where nothing is."""
+        """Text of the user's editor that is no configuration yet; empty where there is none."""
         self.history = EditHistory(ConfigModel(ConfigDocument()))
         self._suggested: Path | None = None
 
@@ -61,22 +61,22 @@ class ConfigEditor:
 
     @property
     def document(self) -> ConfigDocument:
-        """The configuration."""
+        """The document of the configuration."""
         return self.model.document
 
     @property
     def preset(self) -> Preset | None:
-        """The preset that it names."""
+        """The preset that the configuration names."""
         return preset_in(self.document)
 
     @property
     def editor_text(self) -> str:
-        """The text that the user's editor begins with: what it left unread, the configuration, or an empty one."""
+        """The initial text of the user's editor: its unread text, the configuration, or an empty one."""
         return self.unread_text or self.document.dumps() or _BLANK
 
     @property
     def suggested_name(self) -> str:
-        """The file that it could be saved to, as one would type it."""
+        """A suggested file name to save to, as typed."""
         if self._suggested is not None:
             return path_shown(self._suggested)
         if self.document.path is not None:
@@ -85,7 +85,7 @@ class ConfigEditor:
         return f"{files[0].stem if files else 'localtune'}.toml"
 
     def take(self, opened: Opened) -> None:
-        """Go on with another configuration; what was not saved of the old one can be brought back."""
+        """Open another configuration; unsaved edits of the old one can be brought back by undo."""
         document = opened.document
         self.record()
         is_first = self.document.path is None and not self.document.dumps()
@@ -98,7 +98,7 @@ class ConfigEditor:
             remember_config(document.path)
 
     def copy(self, hint: str) -> Opened:
-        """A copy that has no file yet; ``hint`` is said with it."""
+        """A copy that has no file yet; ``hint`` is shown with it."""
         path = self.document.path
         document = ConfigDocument(self.document.dumps())
         rebase(document, self.model.base, Path.cwd())
@@ -107,17 +107,17 @@ class ConfigEditor:
         return Opened(document, f"a copy of {name}", f"✓ a copy of {name}; {hint}", suggested)
 
     def save(self, path: Path | None = None, *, overwrite: bool = False) -> list[str]:
-        """Write the file, or another one and go on in that.
+        """Write the file, or write another one and go on in that.
 
         Args:
-            path: The other file.
-            overwrite: Also where something else has written the file.
+            path: The other file, if any.
+            overwrite: Whether to overwrite another program's changes of the file.
 
         Returns:
-            The options whose paths are written as seen from the other file.
+            The options whose paths were rewritten relative to the other file.
 
         Raises:
-            UserError: If it cannot be written; the configuration is as it was.
+            UserError: If it cannot be written; the configuration is unchanged then.
         """
         is_copy = self._suggested is not None
         moved = rebase(self.document, self.model.base, path.parent, shorten=is_copy) if path is not None else []
@@ -133,18 +133,18 @@ class ConfigEditor:
         return moved
 
     def record(self, label: str = "") -> None:
-        """Take down that something has been edited; the difference tells what where there is no label."""
+        """Record an edit in the history; without a label, the difference describes it."""
         self.history.record(self.model, label)
 
 
 def rebase(document: ConfigDocument, old: Path, new: Path, *, shorten: bool = False) -> list[str]:
-    """Write relative paths so that they mean the same files from another directory.
+    """Rewrite relative paths so that they mean the same files from another directory.
 
     Args:
         document: The configuration.
-        old: What they are relative to now.
-        new: What they will be relative to.
-        shorten: Make absolute paths relative too, where they lie below the new directory.
+        old: The directory that they are relative to now.
+        new: The directory that they will be relative to.
+        shorten: Make absolute paths relative too, where they are below the new directory.
 
     Returns:
         The options that were changed.
@@ -173,7 +173,7 @@ def rebase(document: ConfigDocument, old: Path, new: Path, *, shorten: bool = Fa
 
 
 def free_name(path: Path) -> Path:
-    """``tickets-2.toml`` of ``tickets.toml``, or the first number that no file has."""
+    """An unused file name: ``tickets-2.toml`` for ``tickets.toml``, or the next free number."""
     stem, number = path.stem, 2
     head, _, tail = stem.rpartition("-")
     if head and tail.isdecimal() and len(tail) < 4:
@@ -184,6 +184,6 @@ def free_name(path: Path) -> Path:
 
 
 def path_shown(path: Path) -> str:
-    """A path as one would type it: from the working directory, where it lies below it."""
+    """A path for display: from the working directory, if it is below it."""
     whole = path.absolute()
     return str(whole.relative_to(Path.cwd())) if whole.is_relative_to(Path.cwd()) else str(whole)

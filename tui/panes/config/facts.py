@@ -1,4 +1,4 @@
-"""Facts beside the configuration: model, card, disk, rows, the last run and the memory plan."""
+"""Facts about the surroundings of a configuration: model, card, disk, rows, the last run and the memory plan."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 
 class FactsFinder:
-    """Gathers what rules and comparisons need, and keeps it; whatever takes its time is done in a thread."""
+    """A cache of the facts that rules and comparisons need; slow lookups are done in a thread."""
 
     def __init__(self) -> None:
         self.facts = Facts(missing_trackers=find_missing_trackers())
         self.card: Card | None = None
         self.last_run: LikeRun | None = None
         self.rows: dict[Path, int] = {}
-        """Rows of data files, as far as they have been counted."""
+        """Row counts of data files, as far as they are known."""
         self._paces: PaceBook | None = None
         self._planned_rows: int | None = None
 
     def facts_for(self, model: ConfigModel) -> Facts:
-        """What is known for a configuration; the rows only while they are what a run will see of them."""
+        """The facts for a configuration; the row count only while it is the one that a run will use."""
         document, files = model.document, model.train_paths()
         plain = not document.get("data.weights") and not document.get("data.eval_share")
         known = bool(files) and plain and all(path in self.rows for path in files)
@@ -45,44 +45,44 @@ class FactsFinder:
         return replace(self.facts, rows=self._planned_rows)
 
     async def find_card(self) -> None:
-        """Ask the driver."""
+        """Look the card up, by asking the driver."""
         self.card = card = await asyncio.to_thread(_find_card)
         if card is not None:
             self.facts = replace(self.facts, device="cuda", bf16=card.has_bf16, device_bytes=card.memory_total)
 
     async def look_around(self, base: str, name: str, directory: Path) -> None:
-        """Look at the model, the disk and the last run.
+        """Look up the model, the disk and the last run.
 
         Args:
             base: ``model.base`` of the configuration.
             name: The name of its runs.
-            directory: What relative paths in it are relative to.
+            directory: The directory that relative paths in it are relative to.
         """
         shape, free, self.last_run = await asyncio.to_thread(_look, base, name, directory)
         self.facts = replace(self.facts, model=shape, free_bytes=free, disk_need=partial(disk_need, shape))
 
     async def read_paces(self) -> None:
-        """Read which runs there are, for how long this one takes; a plan asks for none of their directories again."""
+        """Read the paces of earlier runs, for the time estimate; plans then read none of their directories again."""
         self._paces = await asyncio.to_thread(_read_paces)
 
     async def count_rows(self, path: Path) -> None:
         """Count the rows of a data file."""
-        # The data pane says what is wrong with the file; here its rows only stay unknown.
+        # The data pane shows errors of the file; here its rows only stay unknown.
         with suppress(UserError):
             self.rows[path] = await asyncio.to_thread(_count_rows, path)
 
     def plan(self, document: ConfigDocument) -> PlanView | None:
-        """Plan a configuration, with the rows of the one that :meth:`facts_for` was asked about; call it in a thread.
+        """The memory plan of a configuration, with the rows last asked for by :meth:`facts_for`; call it in a thread.
 
         Raises:
-            UserError: If the memory of its model cannot be told.
+            UserError: If the memory of its model cannot be estimated.
         """
         from tui.panes.config.plan import plan_document
 
         return plan_document(document, self._paces, self._planned_rows)
 
 
-# Imports that take their time are made in the threads too.
+# Slow imports are made in the threads too.
 
 
 def _find_card() -> Card | None:
@@ -103,7 +103,7 @@ def _look(base: str, name: str, directory: Path) -> tuple[Architecture | None, i
     from core.runs.latest import newest_like
 
     free, last = None, None
-    # What cannot be told is not known; no rule that needs it speaks.
+    # A lookup that fails leaves the fact unknown; rules that need it stay silent.
     with suppress(OSError, ValueError, UserError):
         free = shutil.disk_usage(paths.existing_parent(paths.runs_dir())).free
     with suppress(OSError, ValueError, UserError):

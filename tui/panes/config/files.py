@@ -1,4 +1,4 @@
-"""Questions about files of configurations: where to save, what to open, and what becomes of unsaved edits."""
+"""Questions about files of configurations: the file to save to, the one to open, and unsaved edits."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from tui.panes.config.editor import ConfigEditor, Opened
 from tui.widgets.forms.ask_bar import AskBar
 
 _SUFFIXES = (".toml",)
-#: What stands for a file that is not in the list.
+#: The choice for a file that is not in the list.
 _ANOTHER = "another file…"
 
 
 class FileQuestions:
-    """Asks what saving and opening need to know.
+    """The questions of saving and opening.
 
     Args:
         editor: The configuration.
-        bar: Where is asked.
+        bar: The ask bar.
     """
 
     def __init__(self, editor: ConfigEditor, bar: AskBar) -> None:
@@ -30,11 +30,11 @@ class FileQuestions:
         self._bar = bar
 
     async def save(self) -> list[str] | Opened | None:
-        """Write the file; ask where when there is none, and what to do when somebody else has changed it.
+        """Save the file; ask for a path when there is none, and for a decision when another program has changed it.
 
         Returns:
-            The options whose paths are written as seen from another file; the file as it is now where that is wanted
-            instead; None where the user gives up.
+            The options whose paths were rewritten relative to another file; the file's present content where the user
+            chooses that; None where the user gives up.
 
         Raises:
             UserError: If it cannot be written, or read.
@@ -51,10 +51,10 @@ class FileQuestions:
         return self._editor.save(overwrite=True) if answer == "o" else None
 
     async def save_as(self) -> list[str] | None:
-        """Ask for another file, and go on in that one.
+        """Save as another file, asked for, and go on in that one.
 
         Returns:
-            The options whose paths are written as seen from there; None where the user gives up.
+            The options whose paths were rewritten relative to it; None where the user gives up.
 
         Raises:
             UserError: If it cannot be written.
@@ -71,7 +71,7 @@ class FileQuestions:
         return self._editor.save(target, overwrite=True) if answer == "y" else None
 
     async def open(self) -> Opened | None:
-        """Ask for another configuration, the last ones first; None where the user gives up.
+        """Open another configuration, asked for, the last ones first; None where the user gives up.
 
         Raises:
             UserError: If it cannot be read.
@@ -82,13 +82,13 @@ class FileQuestions:
         return Opened.load(path) if path is not None else None
 
     async def may_leave(self, anyway: str) -> bool:
-        """Whether to do something ``anyway``: what is here goes by it, which is asked about where it is not saved."""
+        """Whether the present configuration may be dropped; unsaved edits are asked about (``anyway`` means yes)."""
         if not self._editor.model.is_edited:
             return True
         return await self._bar.ask_key("What is here has not been saved.", {"y": anyway}) == "y"
 
     async def choose(self, label: str) -> Path | None:
-        """Choose one of the configurations that were open last, or name a file; None where the user gives up."""
+        """Choose one of the last opened configurations, or name a file; None where the user gives up."""
         from tui.screens.pick import Pick, PickScreen
 
         present = self._editor.document.path
@@ -104,7 +104,7 @@ class FileQuestions:
 
 
 def _about(path: Path) -> str:
-    """Where a configuration is, and the model in it."""
+    """The place of a configuration, and its model."""
     try:
         model = ConfigDocument.load(path).get("model.base")
     except UserError:

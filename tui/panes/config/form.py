@@ -22,11 +22,11 @@ from tui.widgets.forms.option_help import OptionHelp
 
 
 class ConfigForm(Vertical):
-    """Shows the configuration of an editor; with the class ``-beside`` the long help is beside the options.
+    """The form of an editor's configuration; with the class ``-beside`` the long help is shown to the right.
 
     Args:
         editor: The configuration.
-        known: The facts that it is checked with.
+        known: The facts for its checks.
     """
 
     DEFAULT_CSS = """
@@ -52,7 +52,7 @@ class ConfigForm(Vertical):
         self.options = OptionForm(id="config-form")
         self.filter = OptionFilter(self.options)
         self.findings = Findings({}, {})
-        """What was wrong with the configuration when it was shown last."""
+        """The problems and warnings that are shown."""
         self._editor, self._known = editor, known
         self._summary = Static(id="config-summary", markup=False)
         self._strangers = Static(id="config-strangers", markup=False)
@@ -62,7 +62,7 @@ class ConfigForm(Vertical):
         self._note_field: OptionField | None = None
 
     def compose(self) -> ComposeResult:
-        """Summary, problems of no option, the options with the long help, what the one under the cursor means."""
+        """Summary, problems of no option, the options with the long help, and the help line of the current option."""
         yield self._summary
         yield self._strangers
         with Container(id="config-body"):
@@ -71,7 +71,7 @@ class ConfigForm(Vertical):
         yield self._line
 
     async def build(self) -> None:
-        """Make the fields, where that has not been done."""
+        """Create the fields, if that has not been done."""
         if self.options.fields:
             return
         model, fields = self._editor.model, []
@@ -82,7 +82,7 @@ class ConfigForm(Vertical):
         await self.options.build(fields)
 
     def show(self) -> None:
-        """Bring every field and what is said of them up to the document."""
+        """Update every field and its notes from the document."""
         model, last, preset = self._editor.model, self._known.last_run, self._editor.preset
         document = model.document
         self.findings = found = model.findings(self._known.facts_for(model))
@@ -103,22 +103,22 @@ class ConfigForm(Vertical):
         self._refresh_help()
 
     def show_summary(self) -> None:
-        """Write the line at the top."""
+        """Update the summary at the top."""
         self._summary.update(Content(self._editor.model.summary(self._known.rows)))
 
-    # The lines below the options.
+    # The help line below the options.
 
     def say(self, text: str) -> None:
-        """Say something below the options, until the cursor moves from where it is now."""
+        """Show a message below the options, until the cursor moves."""
         self._note, self._note_field = one_line(text), self.options.current
         self._refresh_help()
 
     def forget_note(self) -> None:
-        """What was said holds no more; it goes when the line is written anew."""
+        """Drop the message: it no longer holds, and goes with the next update of the line."""
         self._note = ""
 
     def _refresh_help(self) -> None:
-        """The last thing that happened, else the option under the cursor in full."""
+        """Update the help line: the last message, else the current option in full."""
         field, keys = self.options.current, shell_of(self).keys
         if field is not None and self.has_class("-manual"):
             last = self._known.last_run
@@ -143,16 +143,16 @@ class ConfigForm(Vertical):
     # The long help.
 
     def toggle_manual(self) -> None:
-        """Show all there is to say about the option under the cursor, or put it away."""
+        """Show or hide the long help of the option under the cursor."""
         if self.toggle_class("-manual").has_class("-manual"):
             self._refresh_help()
         elif self._manual.has_focus:
             self.options.focus()
-        # The form has another height now, and the cursor is to stay in view.
+        # The form's height has changed, and the cursor is to stay in view.
         self.options.cursor = self.options.cursor
 
     def scroll_manual(self, lines: int) -> None:
-        """Scroll the long help while the cursor stays where it is; shown first where it is not."""
+        """Scroll the long help while the cursor stays; a hidden one is shown first."""
         if not self.has_class("-manual"):
             self.toggle_manual()
         else:

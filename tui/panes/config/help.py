@@ -1,4 +1,4 @@
-"""What the form says about options beyond their declaration."""
+"""Help texts of the form, beyond the declaration of an option."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from tui.panes.config.model import DATA_PATHS
 from tui.widgets.forms.option_field import OptionField, format_value
 from tui.widgets.lists.data_tree import DATA_SUFFIXES
 
-#: Options whose values are completed from the file system, with the endings that are offered.
+#: Options with a path that is completed from the file system, with the suffixes that are offered.
 PATH_OPTIONS: dict[str, Sequence[str]] = {
     **dict.fromkeys(DATA_PATHS, DATA_SUFFIXES),
     "model.base": (".gguf",),
     "template.file": (".jinja", ".j2", ".txt"),
 }
-#: Options that are also chosen in a screen that shows the rows, with its name.
+#: Options that can also be chosen in a screen with the rows in view, with the screen's name.
 FORMS: dict[str, Literal["template", "columns"]] = {
     "template.name": "template",
     "template.file": "template",
     "data.format": "columns",
     "data.columns": "columns",
 }
-#: What an absent value means, where a dash would not tell.
+#: The meaning of an absent value, where a dash would not say it.
 UNSET_TEXTS = {
     "data.train": "needed",
     "data.eval": "none",
@@ -43,13 +43,13 @@ UNSET_TEXTS = {
 }
 
 
-#: Characters of another value beside an option.
+#: Maximum characters of another value next to an option.
 _SHORT = 18
 _LONG = 200
 
 
 def difference_notes(field: OptionField, preset: Preset | None, others: Mapping[str, Any]) -> tuple[str, ...]:
-    """How the value of a field differs from the preset in force and from the last run, a note each.
+    """Notes on the difference of a field's value from the preset in force and from the last run.
 
     Args:
         field: The field, its value and baseline up to date.
@@ -65,7 +65,7 @@ def difference_notes(field: OptionField, preset: Preset | None, others: Mapping[
 
 
 def help_facts(field: OptionField, preset: Preset | None, run: str) -> list[tuple[str, str]]:
-    """What the long help says of a field beside its manual, each with what it is called.
+    """Facts for the long help of a field, each with its name.
 
     Args:
         field: The field.
@@ -90,7 +90,7 @@ def _full(name: str, value: Any) -> str:
 
 
 def _short(name: str, value: Any) -> str:
-    """A value in a few characters; of a path its last part."""
+    """A value in a few characters; the last part of a path."""
     if name in PATH_OPTIONS:
         texts = value if isinstance(value, list) else [value]
         value = [Path(text).name if isinstance(text, str) else text for text in texts]
@@ -98,7 +98,7 @@ def _short(name: str, value: Any) -> str:
 
 
 def explain(option: Option, form_key: str = "") -> str:
-    """An option in full: name, help, what it accepts and what holds without it.
+    """The full help line of an option: name, help, accepted values and default.
 
     Args:
         option: The declaration.

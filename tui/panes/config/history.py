@@ -1,4 +1,4 @@
-"""The edits of a configuration, so that they can be undone and redone to the byte."""
+"""The edit history of a configuration: undo and redo, exact to the byte."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from core.text import one_line
 from tui.panes.config.model import ConfigModel
 from tui.widgets.forms.option_field import format_value
 
-#: Edits that are remembered.
+#: Maximum number of edits kept.
 LIMIT = 500
 _VALUE_LENGTH = 40
 
 
 @dataclass(frozen=True)
 class Moment:
-    """A configuration with a text that it had."""
+    """A snapshot of a configuration with its text."""
 
     model: ConfigModel
     text: str
@@ -26,7 +26,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Step:
-    """One edit: what was before and after it, and what it was; empty where that is told from the difference."""
+    """One edit: the snapshots before and after it, and its label; empty where the difference describes it."""
 
     before: Moment
     after: Moment
@@ -34,16 +34,16 @@ class Step:
 
     @property
     def changed(self) -> list[str]:
-        """The options that have another value, ``section.key``."""
+        """The options whose values differ, ``section.key``."""
         old, new = _values(self.before), _values(self.after)
         return [option.name for option in options() if old.get(option.name) != new.get(option.name)]
 
     def tell_undone(self) -> str:
-        """What has been undone, in a sentence."""
+        """A message about the edit after its undo."""
         return self._tell(self.after, self.before, "Undone")
 
     def tell_redone(self) -> str:
-        """What has been done again, in a sentence."""
+        """A message about the edit after its redo."""
         return self._tell(self.before, self.after, "Done again")
 
     def _tell(self, left: Moment, present: Moment, verb: str) -> str:
@@ -57,7 +57,7 @@ class Step:
 
 
 class EditHistory:
-    """What was before each edit; :meth:`record` is called after one.
+    """The history of edits; :meth:`record` is called after each.
 
     Args:
         model: The configuration as it is.
@@ -69,17 +69,17 @@ class EditHistory:
         self._undone: list[Step] = []
 
     def begin(self, model: ConfigModel) -> None:
-        """Begin anew: nothing before this can be undone."""
+        """Clear the history: nothing before this can be undone."""
         self.present = Moment(model, model.document.dumps())
         self._done.clear()
         self._undone.clear()
 
     def record(self, model: ConfigModel, label: str = "") -> bool:
-        """Take down that something has been edited; nothing happens where nothing has.
+        """Record an edit; nothing happens where nothing has changed.
 
         Args:
-            model: The configuration as it is now; another one than before where another has been opened.
-            label: What was done, in a few words.
+            model: The present configuration; another object than before where another one has been opened.
+            label: The edit in a few words.
         """
         now = Moment(model, model.document.dumps())
         if now == self.present:
@@ -91,7 +91,7 @@ class EditHistory:
         return True
 
     def undo(self) -> Step | None:
-        """Bring back what was before the last edit; None where there is none."""
+        """Undo the last edit; None where there is none."""
         if not self._done:
             return None
         step = self._done.pop()
@@ -100,7 +100,7 @@ class EditHistory:
         return step
 
     def redo(self) -> Step | None:
-        """Make the edit again that was undone last; None where there is none."""
+        """Redo the edit undone last; None where there is none."""
         if not self._undone:
             return None
         step = self._undone.pop()
@@ -109,7 +109,7 @@ class EditHistory:
         return step
 
     def revert(self) -> None:
-        """Give the present configuration the text that it had after the last edit: what was begun since is gone."""
+        """Reset the configuration to the text after the last edit: later changes are dropped."""
         self._bring_back(self.present)
 
     def _bring_back(self, moment: Moment) -> None:

@@ -1,4 +1,4 @@
-"""Configurations of other tools in the config pane: the report on what became of one."""
+"""Import of other tools' configurations into the config pane, with its report."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from tui.screens.choice import Choice, ChoiceDialog
 if TYPE_CHECKING:
     from core.importers.convert import Imported
 
-#: Endings of configurations of Axolotl, LLaMA-Factory and Unsloth.
+#: Suffixes of configurations of Axolotl, LLaMA-Factory and Unsloth.
 SUFFIXES = (".yml", ".yaml")
 #: Columns of the report, inside of its dialog.
 _WIDTH = 64
 
 
 def read_import(path: Path) -> Imported:
-    """Import a configuration; call it in a thread, as what it needs takes a while to be loaded.
+    """Import a configuration; call it in a thread, as its imports are slow.
 
     Raises:
-        UserError: If it is none of a tool that is known.
+        UserError: If it belongs to no known tool.
     """
     from core.importers.convert import import_config
 
@@ -28,7 +28,7 @@ def read_import(path: Path) -> Imported:
 
 
 def report_dialog(path: Path, imported: Imported) -> ChoiceDialog:
-    """Shows what was taken over, and what was not."""
+    """The dialog with the report: options imported, and options that were not."""
     from core.importers.report import render
 
     text = "\n".join(render(imported, _WIDTH))

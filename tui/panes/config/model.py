@@ -1,4 +1,4 @@
-"""The configuration being edited: what it says, and what is wrong with it."""
+"""The model of the configuration being edited: its values and their checks."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ DATA_PATHS = ("data.train", "data.eval")
 
 @dataclass(frozen=True)
 class Findings:
-    """What is wrong with a configuration and what most likely was not meant: option to sentence, in order."""
+    """Findings on a configuration: problems, and warnings of likely mistakes; option to sentence, in order."""
 
     problems: Mapping[str, str]
     warnings: Mapping[str, str]
 
 
 class ConfigModel:
-    """A document and the checks that a form needs.
+    """A document and the checks of the form.
 
     Args:
         document: The document; its path, where it has one, is the file that ``save`` replaces.
@@ -45,18 +45,18 @@ class ConfigModel:
 
     @property
     def base(self) -> Path:
-        """What relative paths in it are relative to."""
+        """The base directory of relative paths in it."""
         return self.document.path.parent if self.document.path is not None else Path.cwd()
 
     @property
     def is_edited(self) -> bool:
-        """Whether it says anything that its file does not."""
+        """Whether it differs from its file."""
         return self.document.dumps() != self.document.saved_text
 
     def set_text(self, option: Option, text: str) -> None:
-        """Set an option to what was typed; nothing typed means the default.
+        """Set an option to the typed text; empty text means the default.
 
-        What is no value of the option's type is kept as it is, and is a problem from then on.
+        A text that is no value of the option's type is kept as it is, and is a problem from then on.
 
         Raises:
             UserError: If the option's section is not one in this file.
@@ -71,17 +71,17 @@ class ConfigModel:
         self.document.set(option.name, value, text)
 
     def baseline(self, option: Option, preset: Preset | None) -> Any:
-        """What an option is compared with: the value of the preset in force, else its default."""
+        """The baseline of an option: the value of the preset in force, else its default."""
         return option.default if preset is None else preset.values.get(option.name, option.default)
 
     def changed_count(self, preset: Preset | None = None) -> int:
-        """Options whose value differs from that of the preset in force, or from their default."""
+        """The number of options whose value differs from the preset in force, or from their default."""
         optional = [option for option in self.options if not option.required]
         return sum(self.effective(option.name) != self.baseline(option, preset) for option in optional)
 
     @property
     def run_name(self) -> str:
-        """What a run of it is called: after its file, else after its data."""
+        """The name of a run of it: after its file, else after its data."""
         if self.document.path is not None:
             return self.document.path.stem
         train = self.document.get("data.train")
@@ -89,7 +89,7 @@ class ConfigModel:
         return short_name(first) if isinstance(first, str) else ""
 
     def findings(self, facts: Facts | None = None) -> Findings:
-        """Problems and warnings, as far as they can be told with what is known."""
+        """Problems and warnings, as far as the known facts allow."""
         problems = self.problems()
         warnings: dict[str, str] = {}
         for remark in reversed(self.document.remarks(facts)):
@@ -103,7 +103,7 @@ class ConfigModel:
         return dict(sorted(found.items(), key=lambda item: order.get(item[0], -1)))
 
     def problems(self) -> dict[str, str]:
-        """Every problem, ``section.key`` (or ``section``) to one sentence; a data file that is not there is one."""
+        """Problems, ``section.key`` (or ``section``) to one sentence; a missing data file is one."""
         found = self.document.problems()
         for name in DATA_PATHS:
             if name not in found and (sentence := self._missing_file(self.document.get(name))):
@@ -121,11 +121,11 @@ class ConfigModel:
         return ""
 
     def resolve(self, text: str) -> Path:
-        """A path in it, made absolute."""
+        """A path of the configuration, made absolute."""
         return entry_path(text, self.base)
 
     def effective(self, name: str) -> Any:
-        """The value that holds: the file's, else the default."""
+        """The effective value: the file's, else the default."""
         value = self.document.get(name)
         if value is not None:
             return value
@@ -160,13 +160,13 @@ class ConfigModel:
         return one_line(" · ".join(part for part in parts if part))
 
     def _steps(self, rows: int, batch: Any) -> str:
-        """How many steps the run will do, as the worker counts them; empty where an option it hangs on is wrong."""
+        """The number of steps of a run, as the worker counts them; empty where an option for it is wrong."""
         epochs, steps = self.effective("train.epochs"), self.effective("train.max_steps")
         if steps is None:
             if not _is_number(batch) or batch < 1 or not _is_number(epochs) or epochs <= 0:
                 return ""
             steps = math.ceil(epochs * math.ceil(rows / batch))
-            # Rows that turn out to be of no use are not trained on.
+            # Rows that will be dropped are not trained on.
             return f"about {counted(steps, 'step')}"
         return counted(steps, "step") if _is_number(steps) and steps >= 1 else ""
 
@@ -176,7 +176,7 @@ def _is_number(value: Any) -> bool:
 
 
 def is_there(path: Path) -> bool:
-    """Whether a file or directory exists, or that of which an entry is named behind ``#``, or has been fetched."""
+    """Whether a file or directory exists (a path may name an entry after ``#``), or a hub entry is downloaded."""
     if is_hub_entry(path):
         return is_fetched(path)
     return path.exists() or ("#" in path.name and Path(str(path).rpartition("#")[0]).exists())

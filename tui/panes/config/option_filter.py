@@ -1,4 +1,4 @@
-"""Which options the form shows: those found by a search, the changed ones, the basic ones or all."""
+"""The option filter of the form: search results, changed options, basic ones or all."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from tui.widgets.forms.option_form import OptionForm
 
 
 class OptionFilter:
-    """Hides fields of a form, and finds those that are hidden.
+    """Hides fields of a form, and finds hidden ones.
 
     Args:
         form: The form.
@@ -18,15 +18,15 @@ class OptionFilter:
         self.shows_expert = False
         self.shows_changed = False
         self.term = ""
-        """The text that is looked for; empty for none."""
+        """The search text; empty for none."""
 
     @property
     def is_narrowed(self) -> bool:
-        """Whether only what was found or changed is shown."""
+        """Whether only search results or changed options are shown."""
         return bool(self.term) or self.shows_changed
 
     def reason_for_none(self, back: str) -> str:
-        """Why no field is shown, in a sentence; empty where that needs no words.
+        """The reason why no field is shown, in a sentence; empty where none is needed.
 
         Args:
             back: The key that shows the options again.
@@ -36,7 +36,7 @@ class OptionFilter:
         return f"Nothing is changed. {back} shows the options again." if self.shows_changed else ""
 
     def apply(self) -> None:
-        """Show the fields that the search, the changes or the expert switch leave."""
+        """Show the fields that pass the search, the changes or the expert switch."""
         self._form.filter(self._keeps)
 
     def _keeps(self, field: OptionField) -> bool:
@@ -54,17 +54,17 @@ class OptionFilter:
         self.apply()
 
     def widen(self) -> None:
-        """Show again what a search, or looking at the changes, has hidden."""
+        """Clear the search, or the restriction to changed options."""
         self.term, self.shows_changed = "", False
         self.apply()
 
     def toggle_expert(self) -> None:
-        """All options, or only the ones most runs need."""
+        """Switch between all options and the ones that most runs need."""
         self.shows_expert = not self.shows_expert
         self.widen()
 
     def toggle_changed(self) -> None:
-        """Only the options that differ or need a look, or the others again."""
+        """Switch between the options that differ or need a look and the others."""
         self.shows_changed, self.term = not self.shows_changed, ""
         self.apply()
 
@@ -76,7 +76,7 @@ class OptionFilter:
         if not field.display:
             self.widen()
         if not field.display:
-            # It is none of the basic ones, and nothing is to be said about it.
+            # It is none of the basic ones, and has no finding.
             self.shows_expert = True
             self.apply()
         self._form.go_to(field)

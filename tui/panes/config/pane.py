@@ -1,4 +1,4 @@
-"""The config pane: every option as a form, checked as it is typed, saved without losing a comment."""
+"""The Config pane: every option as a form, checked as it is typed, saved without losing a comment."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ from tui.widgets.forms.ask_bar import AskBar
 from tui.widgets.forms.option_field import OptionField
 from tui.widgets.forms.option_form import OptionForm
 
-#: Columns from which the long help is beside the form instead of below it.
+#: Minimum columns for the long help to the right of the form instead of below it.
 BESIDE_WIDTH = 110
 
 
 class ConfigPane(Pane):
-    """Edit the configuration; ``load`` shows another one.
+    """The pane of the configuration; ``load`` shows another one.
 
-    The configuration with its file and its edits is a :class:`~tui.panes.config.editor.ConfigEditor`, what is known
-    beside it a :class:`~tui.panes.config.facts.FactsFinder`; here is what is shown of them, and what the keys do.
+    The configuration with its file and its edits is a :class:`~tui.panes.config.editor.ConfigEditor`, the facts about
+    it come from a :class:`~tui.panes.config.facts.FactsFinder`; the pane has their display and the keys' actions.
     """
 
     HELP = (
@@ -59,7 +59,7 @@ class ConfigPane(Pane):
         self.editor = ConfigEditor()
         self.known = FactsFinder()
         self.planner: Planner = self.known.plan
-        """Makes the memory plan."""
+        """The planner of the memory plan."""
         self._view = ConfigForm(self.editor, self.known)
         self.form, self.filter = self._view.options, self._view.filter
         self.ask_bar = AskBar(id="config-ask")
@@ -70,13 +70,13 @@ class ConfigPane(Pane):
         self._looked_at: tuple[str, str] | None = None
 
     def compose(self) -> ComposeResult:
-        """The form, the memory plan and questions."""
+        """The form, the memory plan and the ask bar."""
         yield self._view
         yield self._plan_bar
         yield self.ask_bar
 
     async def on_mount(self) -> None:
-        """Build the form of what is loaded."""
+        """Build the form of the loaded configuration."""
         self.prefer_focus(self.form)
         self.refresh_hints()
         await self._build()
@@ -84,17 +84,17 @@ class ConfigPane(Pane):
         self._read_paces()
 
     def on_resize(self, event: events.Resize) -> None:
-        """The long help beside the form, or below it."""
+        """Place the long help to the right of the form, or below it."""
         self._view.set_class(event.size.width >= BESIDE_WIDTH, "-beside")
 
     def refresh_hints(self) -> None:
-        """Write the keys that matter most into the lower border."""
+        """Show the most important keys in the lower border."""
         first, last = ["config.edit", "config.search"], ["config.presets", "config.undo", "config.save"]
         others = "basic options" if self.filter.shows_expert else "all options"
         expert = f"{self.keys['config.expert'].display} {others}"
         self.border_subtitle = Content(f"{self.keys.hints(first)}  {expert}  {self.keys.hints(last)}")
 
-    # What is shown.
+    # Display.
 
     @property
     def model(self) -> ConfigModel:
@@ -108,12 +108,12 @@ class ConfigPane(Pane):
 
     @property
     def unread_text(self) -> str:
-        """What was written in the user's editor and is no configuration yet; empty where nothing is."""
+        """Text of the user's editor that is no configuration yet; empty where there is none."""
         return self.editor.unread_text
 
     @property
     def problems(self) -> dict[str, str]:
-        """What is wrong with it, option to sentence."""
+        """The problems, option to sentence."""
         return dict(self._view.findings.problems)
 
     @property
@@ -123,9 +123,9 @@ class ConfigPane(Pane):
         return preset.name if preset is not None else ""
 
     def load(self, document: ConfigDocument) -> None:
-        """Show another configuration, or the present one anew; undo brings back what was not saved of the old one."""
+        """Show another configuration, or the present one anew; undo brings back unsaved edits of the old one."""
         if document is self.document:
-            # What its file was when it was read still counts.
+            # The file's content at reading time still counts.
             self.editor.record()
             self.reload_values()
         else:
@@ -139,18 +139,18 @@ class ConfigPane(Pane):
             self.call_later(self._build)
 
     def _go_on(self, opened: Opened) -> None:
-        """Show another configuration, and tell the app."""
+        """Show another configuration, and post it to the app."""
         self._take(opened)
         document = opened.document
         self.post_message(ConfigLoaded(document) if document.path is not None else ConfigEdited(document, saved=""))
 
     def take_up(self, text: str, unread: str, when: str) -> None:
-        """Go on with edits of an earlier time; undone, the configuration is as its file has it.
+        """Resume a draft of an earlier app; its undo gives the configuration as in its file.
 
         Args:
             text: The whole configuration.
-            unread: What was written in the editor and is no configuration; empty where nothing was.
-            when: When that was.
+            unread: Text of the user's editor that is no configuration; empty where there was none.
+            when: The time of the draft, in words.
         """
         try:
             self.document.rewrite(text)
@@ -166,17 +166,17 @@ class ConfigPane(Pane):
             self.say(f"✗ What was written in the editor at {when} is not valid TOML yet; {editor} opens it.")
 
     def edited(self, label: str = "", text: str = "") -> None:
-        """The document has been changed: take it down, show it, tell the app, and say something.
+        """Record and show an edit of the document, post it to the app, and show a message.
 
         Args:
-            label: What was done, for who undoes it; empty where the difference tells.
-            text: What is said.
+            label: A label for undo; empty where the difference describes the edit.
+            text: The message.
         """
         self.editor.record(label)
         self._show_document(text)
 
     def _show_document(self, text: str) -> None:
-        """Show a document that may be another one in every part, tell the app, and say something."""
+        """Show a document that may differ in every part, post it to the app, and show a message."""
         self.editor.unread_text = ""
         self.reload_values()
         if text:
@@ -184,7 +184,7 @@ class ConfigPane(Pane):
         self.post_message(ConfigEdited(self.document, saved=self.document.saved_text))
 
     def reload_values(self) -> None:
-        """Show what the document says now, after something else has changed it."""
+        """Update the values from the document, after something else has changed it."""
         if self.is_mounted:
             self.refresh_fields(rows=True)
             self.filter.apply()
@@ -201,7 +201,7 @@ class ConfigPane(Pane):
             self.say(f"✗ {next(iter(self.problems.values()))}")
 
     def refresh_fields(self, *, rows: bool = False) -> None:
-        """Bring every field, the title, the summary and the plan up to the document."""
+        """Update every field, the title, the summary and the plan from the document."""
         if not self.form.fields:
             return
         self._view.show()
@@ -227,11 +227,11 @@ class ConfigPane(Pane):
         )
 
     def say(self, text: str) -> None:
-        """Say something below the form, until the cursor moves from where it is now."""
+        """Show a message below the form, until the cursor moves."""
         self._view.say(text)
 
     def action_toggle_help(self) -> None:
-        """Show all there is to say about the option under the cursor, or put it away."""
+        """Show or hide the long help of the option under the cursor."""
         self._view.toggle_manual()
 
     def action_scroll_help(self, lines: int) -> None:
@@ -246,16 +246,16 @@ class ConfigPane(Pane):
         self.form.move(rows)
 
     def action_move_page(self, direction: int) -> None:
-        """A page up or down."""
+        """Move the cursor by a page."""
         self.commit_open()
         self.form.move_page(direction)
 
     def action_move_end(self, direction: int) -> None:
-        """To the first or the last option."""
+        """Move the cursor to the first or the last option."""
         self.form.move(direction * 10_000)
 
     def action_edit(self) -> None:
-        """Open the input of the option under the cursor, or take the next of its choices."""
+        """Open the input of the option under the cursor, or take its next choice."""
         field = self.form.current
         if field is None or not self.form.has_focus:
             return
@@ -265,7 +265,7 @@ class ConfigPane(Pane):
             field.edit()
 
     def action_cycle(self, step: int) -> None:
-        """The next choice of the option under the cursor."""
+        """Take the next choice of the option under the cursor."""
         field = self.form.current
         choice = field.next_choice(step) if field is not None else None
         if field is not None and choice is not None and self.form.has_focus:
@@ -273,7 +273,7 @@ class ConfigPane(Pane):
             self._edited(field)
 
     def action_form(self) -> None:
-        """Open the screen in which the option under the cursor is chosen with the rows in view."""
+        """Open the screen for the option under the cursor, with the rows in view."""
         field = self.form.current
         if field is None or not self.form.has_focus:
             return
@@ -283,7 +283,7 @@ class ConfigPane(Pane):
             self.say(f"Such a screen is there for {', '.join(FORMS)}.")
 
     def action_reset(self) -> None:
-        """The value of the preset in force again, or the default where it has that or there is no preset."""
+        """Reset an option to the preset in force, or to the default where it has that or there is no preset."""
         field, preset = self.form.current, self.editor.preset
         if field is None or not self.form.has_focus:
             return
@@ -354,10 +354,10 @@ class ConfigPane(Pane):
         for field in self.form.fields:
             field.commit(refocus=True)
 
-    # What is known beside it.
+    # Facts.
 
     def look_around(self, *, anew: bool = False) -> None:
-        """Look at the model, the disk and the last run, where they may be others than before."""
+        """Look up the model, the disk and the last run, where they may have changed."""
         base = self.model.effective("model.base")
         wanted = (base if isinstance(base, str) else "", self.model.run_name)
         if anew or wanted != self._looked_at:
@@ -365,13 +365,13 @@ class ConfigPane(Pane):
             self._look(*wanted, self.model.base)
 
     def run_ended(self) -> None:
-        """A run that has ended tells more than those before it."""
+        """Look up the last run and the paces of runs anew, after a run has ended."""
         self.look_around(anew=True)
         self._read_paces()
 
     def refresh_plan(self) -> None:
         """Plan the configuration as it is now."""
-        # A document of its own: this one may be edited while it is planned.
+        # A copy of the document: this one may be edited while it is planned.
         self._plan(ConfigDocument(self.document.dumps(), self.document.path))
 
     @work(exclusive=True, group="config-card")
@@ -406,7 +406,7 @@ class ConfigPane(Pane):
     # Finding options.
 
     def action_toggle_expert(self) -> None:
-        """All options, or only the ones most runs need."""
+        """Switch between all options and the ones that most runs need."""
         self.filter.toggle_expert()
         self.refresh_hints()
         shown, total = len(self.form.shown), len(self.form.fields)
@@ -414,7 +414,7 @@ class ConfigPane(Pane):
         self.say(f"All {total} options are shown." if is_all else f"{shown} of {total} options are shown.")
 
     def action_toggle_changed(self) -> None:
-        """Only the options that differ from the preset, the defaults or the last run, or all again."""
+        """Show only the options that differ from the preset, the defaults or the last run, or all again."""
         self.filter.toggle_changed()
         if not self.filter.shows_changed:
             self.say("")
@@ -424,7 +424,7 @@ class ConfigPane(Pane):
             self.say(f"{count} {verb} from {self.preset_name or 'the defaults'}{last}, or need a look.")
 
     async def action_search(self) -> None:
-        """Ask for a text to look for in names and help."""
+        """Ask for a text to search for in names and help."""
         await self.ask_bar.converse(self._search())
 
     async def _search(self) -> None:
@@ -452,12 +452,12 @@ class ConfigPane(Pane):
         self.refresh_hints()
 
     def check(self) -> dict[str, str]:
-        """What keeps a run from starting, option to sentence; data files that are not there among it."""
+        """The problems that prevent a run, option to sentence; missing data files are among them."""
         self.refresh_fields()
         return self.problems
 
     def refuse_start(self) -> None:
-        """Go to what keeps a run from starting: the first of the problems, and how many there are."""
+        """Go to the first problem that prevents a run, and show the number of problems."""
         name, sentence = next(iter(self.problems.items()))
         self.go_to_option(name)
         self.form.focus()
@@ -468,19 +468,19 @@ class ConfigPane(Pane):
     # Undo.
 
     def action_undo(self) -> None:
-        """Bring back what was before the last edit."""
+        """Undo the last edit."""
         self._settle()
         step = self.editor.history.undo()
         self._show_step(step, step.tell_undone() if step is not None else "There is nothing to undo.")
 
     def action_redo(self) -> None:
-        """Make the edit again that was undone last."""
+        """Redo the edit undone last."""
         self._settle()
         step = self.editor.history.redo()
         self._show_step(step, step.tell_redone() if step is not None else "There is nothing to do again.")
 
     def _settle(self) -> None:
-        """Take down what has just been typed, so that it is an edit of its own."""
+        """Record the typed text, so that it is an edit of its own."""
         self.commit_open()
         self.editor.record()
 
@@ -491,10 +491,10 @@ class ConfigPane(Pane):
                 self.go_to_option(names[0])
         self.say(sentence)
 
-    # Files. What asks goes on beside the pane, and comes back to it with an answer.
+    # Files. Questions run concurrently with the pane, and end with an answer to it.
 
     async def _converse(self, work: Callable[[], Awaitable[object]]) -> None:
-        """Take over what is being typed, and do what may ask; what goes wrong is said."""
+        """Commit an open input, and run an action that may ask questions; errors are shown."""
 
         async def converse() -> None:
             self.commit_open()
@@ -506,7 +506,7 @@ class ConfigPane(Pane):
         await self.ask_bar.converse(converse())
 
     async def save_then(self, then: Callable[[], None]) -> None:
-        """Save, and do something once it is saved; nothing where it cannot be, or the user gives up."""
+        """Save, then run an action; not if saving fails, or the user gives up."""
 
         async def save() -> None:
             if await self._save():
@@ -515,11 +515,11 @@ class ConfigPane(Pane):
         await self._converse(save)
 
     async def action_save(self) -> None:
-        """Write the file; ask where when there is none, and what to do when somebody else has changed it."""
+        """Save the file; ask for a path when there is none, and for a decision when another program has changed it."""
         await self._converse(self._save)
 
     async def action_save_as(self) -> None:
-        """Ask for another file, and go on in that one."""
+        """Save as another file, asked for, and go on in that one."""
         await self._converse(self._save_as)
 
     async def _save(self) -> bool:
@@ -533,10 +533,10 @@ class ConfigPane(Pane):
         return self._saved(await self._questions.save_as())
 
     def _saved(self, moved: list[str] | None) -> bool:
-        """Show that it is saved, if it is, and tell the app.
+        """Show the result of saving, and post it to the app.
 
         Args:
-            moved: The options whose paths have been written anew; None where it is not saved.
+            moved: The options whose paths have been rewritten; None where it is not saved.
         """
         if moved is None:
             return False
@@ -549,12 +549,12 @@ class ConfigPane(Pane):
         return True
 
     def action_duplicate(self) -> None:
-        """Go on in a copy that is not saved yet; the file stays as it is."""
+        """Go on in an unsaved copy; the file stays as it is."""
         self.commit_open()
         self._go_on(self.editor.copy(f"{self.keys['config.save'].display} asks for its file"))
 
     async def action_open(self) -> None:
-        """Open another configuration; what has not been saved is not given up without asking."""
+        """Open another configuration; unsaved edits are not dropped without asking."""
         await self._converse(self._open)
 
     async def _open(self) -> None:
@@ -562,14 +562,14 @@ class ConfigPane(Pane):
             self._go_on(opened)
 
     async def action_compare(self) -> None:
-        """Choose what to compare with, and show the difference."""
+        """Choose another version to compare with, and show the difference."""
         await self._converse(self._compare)
 
     async def _compare(self) -> None:
         await show_difference(self.app, self.editor, self.known.last_run, self._questions)
 
     async def action_import_file(self) -> None:
-        """Ask for a configuration of another tool; what has not been saved is not given up without asking."""
+        """Import a configuration of another tool; unsaved edits are not dropped without asking."""
         await self._converse(self._import)
 
     async def _import(self) -> None:
@@ -590,13 +590,13 @@ class ConfigPane(Pane):
         self.app.push_screen(report_dialog(path, imported))
 
     async def action_presets(self) -> None:
-        """Choose a preset; what it would change is shown first."""
+        """Choose a preset, with a preview of its changes."""
         await self._converse(self._choose_preset)
 
     async def _choose_preset(self) -> None:
         from tui.screens.presets import PresetScreen
 
-        # A document of its own, as a thread looks at it too.
+        # A copy of the document, as a thread looks at it too.
         document = ConfigDocument(self.document.dumps(), self.document.path)
         switch = await self.app.push_screen_wait(PresetScreen(document, lambda: suitable(document)))
         if switch is not None:
@@ -605,7 +605,7 @@ class ConfigPane(Pane):
             self.edited(f"preset {switch.preset.name}", f"✓ {tell_switch(switch)}; {undo} undoes it")
 
     def action_open_editor(self) -> None:
-        """Edit the TOML in the user's editor; what does not parse is kept for the next try."""
+        """Edit the TOML in the user's editor; text that does not parse is kept for the next try."""
         self.commit_open()
         path, before = self.document.path, self.editor.editor_text
         try:
@@ -620,7 +620,7 @@ class ConfigPane(Pane):
         self._take_edited(before, after)
 
     def _take_edited(self, before: str, after: str | None) -> None:
-        """Go on with what the editor left: nothing, a text that cannot be read, or a new configuration."""
+        """Go on with the editor's result: nothing, a text that cannot be read, or a new configuration."""
         if after is None:
             self.editor.unread_text = ""
             self.say("The editor gave up; nothing has changed.")

@@ -1,4 +1,4 @@
-"""The memory plan of the configuration being edited, as the bar below the form shows it."""
+"""The memory plan of the configuration being edited, for the bar below the form."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def plan_document(document: ConfigDocument, paces: PaceBook | None = None, count
 
     Args:
         document: The configuration.
-        paces: Earlier runs, for how long it takes; None says nothing of that.
-        count: How many rows there are, where that is known.
+        paces: Earlier runs, for the time estimate; None for no estimate.
+        count: The number of rows, where it is known.
 
     Returns:
-        None while it has problems, which the form shows, or its model is not on this machine or says no shape.
+        None while it has problems, which the form shows, or its model is not on this machine or declares no shape.
 
     Raises:
-        UserError: If the memory of its model cannot be told.
+        UserError: If the memory of its model cannot be estimated.
     """
     try:
         config = document.validate()
@@ -37,7 +37,7 @@ def plan_document(document: ConfigDocument, paces: PaceBook | None = None, count
     try:
         machine = this_machine(config)
     except UserError:
-        # It asks for a GPU that is not here: what it takes can be told, what is free cannot.
+        # It needs a GPU that is not here: its memory can be estimated, free memory cannot be measured.
         machine = Machine("cuda")
     found = forecast(config, machine, None, PaceBook(()) if paces is None else paces, count)
     return PlanView(
@@ -51,7 +51,7 @@ def plan_document(document: ConfigDocument, paces: PaceBook | None = None, count
 
 
 def _time(guess: Estimate | None) -> str:
-    """``about 14m 02s · 41 Wh · at the pace of 20261124-143601-tickets``; empty where nothing tells."""
+    """Time estimate: ``about 14m 02s · 41 Wh · at the pace of 20261124-143601-tickets``; empty without one."""
     if guess is None:
         return ""
     hours = guess.watt_hours

@@ -1,4 +1,4 @@
-"""Presets in the config pane: the one that suits, and what applying one has done."""
+"""Presets in the config pane: the suggested one, and the changes by the one applied."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def tell_switch(switch: Switch) -> str:
-    """What a preset has done, in half a sentence."""
+    """The changes that a preset has made, in half a sentence."""
     felt, kept = len(switch.felt), len(switch.kept)
     changed = f"{felt} option{'' if felt == 1 else 's'} changed" if felt else "nothing has another value"
     stays = f", {kept} kept as you wrote {'it' if kept == 1 else 'them'}" if kept else ""
@@ -25,7 +25,7 @@ def tell_switch(switch: Switch) -> str:
 
 
 def suitable(document: ConfigDocument) -> Choice:
-    """The preset that suits model, card and data; driver, model and the first rows are asked, which takes a while.
+    """The preset that suits model, card and data; slow, as it reads the driver, the model and the first rows.
 
     Raises:
         UserError: If the model is too large for the card.

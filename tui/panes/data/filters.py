@@ -1,4 +1,4 @@
-"""Ways to the rows that matter: those with one problem alone, the next of them, the longest."""
+"""Filters and jumps to the rows that matter: those with one problem alone, the next of them, the longest."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tui.panes.data.session import DatasetSession, Move
 
 
 def next_kind(session: DatasetSession, step: int) -> Move:
-    """The rows of the next kind of problem, or of the one before; all rows between the last and the first."""
+    """The filter for the next kind of problem, or for the one before; all rows between the last and the first."""
     if session.view is None:
         return Move()
     if session.view.analysis is None:
@@ -20,7 +20,7 @@ def next_kind(session: DatasetSession, step: int) -> Move:
 
 
 def next_problem(session: DatasetSession, index: int, step: int) -> Move:
-    """The next row with a problem, or the one before; in a filter, the next of its rows."""
+    """The next row with a problem, or the one before; with a filter, the next of its rows."""
     view = session.view
     if view is None:
         return Move()
@@ -50,7 +50,7 @@ def longest_row(session: DatasetSession) -> Move:
 
 
 def after_analysis(session: DatasetSession) -> Move:
-    """The same filter with what is known now; where its problem is gone, all rows."""
+    """The filter updated by an analysis; all rows where its problem is gone."""
     analysis = session.view.analysis if session.view is not None else None
     if session.filter is None or analysis is None:
         return Move()

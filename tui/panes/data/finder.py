@@ -1,4 +1,4 @@
-"""Finding rows: by a text in any column, or by their number."""
+"""Search for rows: by a text in any column, or by their number."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tui.panes.data.session import DatasetSession, Move
 
 
 class Finder:
-    """The text that is looked for, and what is said of the search.
+    """The text searched for, and messages about the search.
 
     Args:
         session: The rows.
@@ -25,16 +25,16 @@ class Finder:
     def __init__(self, session: DatasetSession) -> None:
         self._session = session
         self.term = ""
-        """The text searched for last; it is marked."""
+        """The text searched for last; it is highlighted."""
 
     async def find(self, index: int, step: int, keys: KeyTable, say: Callable[[str], object]) -> Move:
-        """Look for the text among the rows that are listed.
+        """Search for the text among the listed rows.
 
         Args:
             index: The row to begin after, or before.
             step: 1 downwards, -1 upwards.
-            keys: The keys as the user has them.
-            say: Told in a thread how far it is.
+            keys: The key table with the user's changes.
+            say: Called in a thread with a message about the progress.
         """
         session, view = self._session, self._session.view
         if view is None:
@@ -61,7 +61,7 @@ class Finder:
             rows = "None of these rows" if session.filter is not None else "No row"
             return Move(said=f"{rows} has “{one_line(self.term, 60)}” in it.")
         if session.place_of(match.index) is None:
-            # The rows that are listed are others by now.
+            # The listed rows have changed by now.
             return Move(said="")
         return Move(
             match.index,
@@ -72,7 +72,7 @@ class Finder:
         )
 
     def row_number(self, text: str) -> Move:
-        """A row by its number as it is typed, from 1; in a filter, the nearest one that is listed."""
+        """A row by its number as typed, from 1; with a filter, the nearest one that is listed."""
         digits = text.replace(" ", "").replace(",", "").replace("_", "")
         if not digits or self._session.view is None:
             return Move()

@@ -1,4 +1,4 @@
-"""Opening files: by path, from the configuration, again; what was open stays open until another is."""
+"""Opening of files: by path, from the configuration, or again; the open file stays until another is open."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tui.panes.data.session import DatasetSession
 
 
 def sample_path() -> Path:
-    """The sample tickets."""
+    """The path of the sample tickets."""
     return Path(str(files("sample_data").joinpath("tickets_train.jsonl")))
 
 
 class Opener:
-    """Which file is being opened, and which is to be.
+    """The state of opening: the file being opened, or the one that is missing.
 
     Args:
         session: The file that is shown.
@@ -29,17 +29,17 @@ class Opener:
     def __init__(self, session: DatasetSession) -> None:
         self._session = session
         self.opening: Path | None = None
-        """The file that is being opened."""
+        """The file being opened."""
         self.missing: Path | None = None
-        """The file that was to be opened, and is not on this machine."""
+        """The file that was wanted, and is not on this machine."""
         self._followed: Path | None = None
 
     def begin(self, path: Path) -> None:
-        """Wait for a file."""
+        """Begin to wait for a file."""
         self.opening, self.missing = path, None
 
     def follow(self, document: ConfigDocument) -> Path | None:
-        """What a configuration trains on, if that is another file than before and not shown yet."""
+        """The training file of a configuration, if it is another file than before and not shown yet."""
         path = next(iter(data_paths(document, "train")), None)
         before, self._followed = self._followed, path
         if path is None or path == before:
@@ -48,7 +48,7 @@ class Opener:
         return path if shown is None or follow_links(shown) != str(path) else None
 
     def failed(self, path: Path, error: UserError, keys: KeyTable) -> UserError:
-        """Wait no longer; why the file is not open, and what to do."""
+        """Note the failure of the opening; returns its reason, and a remedy."""
         self.opening = None
         if not isinstance(error, NotFetchedError):
             return error
@@ -58,14 +58,14 @@ class Opener:
 
     @property
     def start(self) -> str:
-        """What a path that is typed begins with."""
+        """The initial text for a typed path."""
         if (path := self._shown) is None:
             return ""
         return entry_text(path) if is_hub_entry(path) else f"{path.parent}/"
 
     @property
     def directory(self) -> Path:
-        """Where to look for files: around the one that is shown, else in the working directory."""
+        """The directory to browse for files: the one of the shown file, else the working directory."""
         path = self._shown
         return Path.cwd() if path is None or is_hub_entry(path) else path.parent
 

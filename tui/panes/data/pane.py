@@ -1,4 +1,4 @@
-"""The data pane: any dataset file, its rows as a list and one of them as a conversation or as tokens."""
+"""The Data pane: any dataset file, its rows as a list and one of them as a conversation or as tokens."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ from tui.widgets.lists.problem_list import ProblemList
 from tui.widgets.lists.row_list import RowList
 from tui.widgets.start_here import StartHere
 
-#: Columns from which the row is shown beside the list instead of below it.
+#: Minimum columns for the row to the right of the list instead of below it.
 BESIDE_WIDTH = 120
 
 
 class DataPane(Pane):
-    """Pick a file, page through its rows, find one, and use the file for training or evaluation.
+    """The pane of a dataset: pick a file, page through its rows, find one, and use the file for training or evaluation.
 
-    It lets its parts work together: which key does what, what is left to threads, and what becomes of what they find.
+    It coordinates its parts: the actions of the keys, the work in threads, and the use of the results.
     """
 
     DEFAULT_CSS = """
@@ -80,7 +80,7 @@ class DataPane(Pane):
         self._status_row = 0
 
     def compose(self) -> ComposeResult:
-        """Status, list and row; the report, the tree and the empty state take their place when needed."""
+        """Status, list and row; the report, the tree and the empty state replace them when needed."""
         yield self._line
         yield self._empty
         yield self.body
@@ -89,15 +89,15 @@ class DataPane(Pane):
         yield self.ask_bar
 
     def on_mount(self) -> None:
-        """Say what to do first."""
+        """Show the empty state, with the first steps."""
         self._show_empty()
 
     def on_unmount(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         self.session.close()
 
     def on_resize(self, event: events.Resize) -> None:
-        """Put the row beside the list where there is room for it."""
+        """Place the row to the right of the list where there is room for it."""
         self.body.set_class(event.size.width >= BESIDE_WIDTH, "-beside")
         self._refresh_status()
 
@@ -111,16 +111,16 @@ class DataPane(Pane):
         """The number of the row under the cursor, from 0."""
         return self.body.index
 
-    # The configuration: which file is shown, how its rows are read, and what of them is learned.
+    # The configuration: the file that is shown, the reading of its rows, and the tokens that are learned.
 
     def follow(self, document: ConfigDocument) -> None:
-        """Follow a configuration, and show what it trains on if that is another file than before."""
+        """Follow a configuration, and show its training file if that is another file than before."""
         self.configure(document)
         if (path := self.opener.follow(document)) is not None:
             self.show(path)
 
     def configure(self, document: ConfigDocument) -> None:
-        """Follow a configuration; what does not change the plan changes nothing that is shown."""
+        """Follow a configuration; where its plan is the same, the display stays unchanged."""
         session = self.session
         before, session.plan = session.plan, plan_data(document)
         self._read_as_planned()
@@ -135,7 +135,7 @@ class DataPane(Pane):
             self._look_at_all()
 
     def _read_as_planned(self) -> None:
-        """Recognize the rows anew where the configuration has them read in another way than they are."""
+        """Detect the format anew where the configuration reads the rows in another way."""
         view = self.view
         if view is not None and (reading := self.session.plan.reading.of(view.path)) != view.reading:
             self.run_worker(self._recognize(view, reading), exclusive=True, group="data-reading")
@@ -151,7 +151,7 @@ class DataPane(Pane):
         self._look_at_all()
 
     def _need_masks(self) -> None:
-        """Read tokenizer and template, unless they are there already or there is nothing to count."""
+        """Load tokenizer and template, unless they are loaded or there is nothing to count."""
         if self.session.masks is None and self.view is not None:
             self.session.is_loading = True
             self._load_masks()
@@ -166,11 +166,11 @@ class DataPane(Pane):
     # Opening.
 
     def show(self, path: Path, *, ask: bool = False) -> None:
-        """Open a file and show its rows; what is wrong with it is said in the pane.
+        """Open a file and show its rows; errors are shown in the pane.
 
         Args:
-            path: What is to be opened.
-            ask: Whether to ask for what is not on this machine but can be downloaded.
+            path: The file, directory or entry.
+            ask: Whether to offer a download for an entry that is not on this machine.
         """
         self.opener.begin(path)
         self._say(f"opening {path.name} …")
@@ -200,7 +200,7 @@ class DataPane(Pane):
         self._scan(view)
 
     def _explain(self, error: UserError) -> None:
-        """Say why a file is not open."""
+        """Show why a file is not open."""
         if self.view is not None:
             self._say(f"✗ {error}")
         else:
@@ -209,7 +209,7 @@ class DataPane(Pane):
 
     @work
     async def _ask_to_fetch(self, path: Path, error: NotFetchedError) -> None:
-        """Let the user decide whether it is downloaded; if it is, open it."""
+        """Ask the user whether to download an entry; if so, open it afterwards."""
         from tui.screens.fetch import FetchDialog
 
         if await self.app.push_screen_wait(FetchDialog(error.entry, error.message)):
@@ -217,8 +217,8 @@ class DataPane(Pane):
 
     @work(exclusive=True, group="data-scan")
     async def _scan(self, view: DatasetView) -> None:
-        """Find all rows; closing the file ends it."""
-        # From a thread, what is called later is posted, and is called between two messages.
+        """Index all rows; closing the file ends it."""
+        # From a thread, a later call is posted, and runs between two messages.
         report = paced(lambda done, total: self.call_later(self._scanned, view, done / max(total, 1)))
         try:
             await asyncio.to_thread(view.file.index, report)
@@ -286,7 +286,7 @@ class DataPane(Pane):
     # The whole file.
 
     def _look_at_all(self) -> None:
-        """Begin the analysis of the file, if it could find anything else than is known."""
+        """Start the analysis of the file, if its result could differ from the present one."""
         if (job := self.session.next_job()) is not None:
             self._analyze(job)
         self._refresh_known()
@@ -304,14 +304,14 @@ class DataPane(Pane):
         self._refresh_known()
 
     def _analyzed(self, job: AnalysisJob, progress: Progress) -> None:
-        """Take note of how far an analysis is."""
+        """Take a progress report or the result of an analysis."""
         if job is self.session.job:
             self.session.progress = progress
             self._refresh_status()
             self._refresh_report()
 
     def _refresh_known(self) -> None:
-        """Bring what hangs on all rows up to date."""
+        """Update the parts that depend on all rows."""
         self.body.rows.invalidate()
         self._refresh_status()
         self._refresh_report()
@@ -340,11 +340,11 @@ class DataPane(Pane):
         if problem.indices:
             self._list(RowFilter.of(problem))
 
-    # What is shown.
+    # Display.
 
     @property
     def shows_report(self) -> bool:
-        """Whether the whole file is shown instead of its rows."""
+        """Whether the report is shown instead of the rows."""
         return bool(self.report.display)
 
     def _show_only(self, shown: Container | Report | StartHere) -> None:
@@ -354,7 +354,7 @@ class DataPane(Pane):
         self._show_line()
 
     def _show_line(self) -> None:
-        """The line above the rows; the report says by itself what it would."""
+        """Show or hide the line above the rows; the report needs none, as it has the summary's numbers."""
         self._line.display = bool(self._status) or (self.view is not None and not self.shows_report)
 
     def _show_rows(self) -> None:
@@ -366,7 +366,7 @@ class DataPane(Pane):
             self.body.rows.focus()
 
     def _show_empty(self, error: UserError | None = None) -> None:
-        """Say what to do first, and what went wrong before."""
+        """Show the empty state: the first steps, and the last error."""
         keys = [(self.keys[name].display, self.keys[name].help) for name in ("data.open", "data.browse", "data.sample")]
         self._empty.explain("No data yet." if error is None else "No data is open.", keys, error)
         self._show_only(self._empty)
@@ -375,7 +375,7 @@ class DataPane(Pane):
         self.set_hints(["data.open", "data.browse", "data.sample"])
 
     def _refresh_title(self) -> None:
-        """Bring title, key hints and summary up to date."""
+        """Update title, key hints and summary."""
         view, listed = self.view, self.session.filter
         if view is None:
             return
@@ -389,7 +389,7 @@ class DataPane(Pane):
 
     @on(DataRows.ProblemsSeen)
     def _refresh_status(self) -> None:
-        """Bring the summary up to date."""
+        """Update the summary."""
         session, view = self.session, self.view
         if view is None or self._status:
             return
@@ -403,7 +403,7 @@ class DataPane(Pane):
             self._line.update(summarize(view, session.indexed, self.keys, session.progress, width))
 
     def _say(self, text: str) -> None:
-        """Say something in place of the summary; empty shows the summary again."""
+        """Show a message in place of the summary; an empty text shows the summary again."""
         self._status, self._status_row = one_line(text), self.body.rows.cursor
         self._show_line()
         self._line.update(Content.styled(self._status, "$limit" if text.startswith("✗") else "$foreground"))
@@ -412,7 +412,7 @@ class DataPane(Pane):
 
     @on(RowList.Moved)
     def _moved(self) -> None:
-        # Where the cursor is, not where it was: several moves may have been told of at once.
+        # The cursor's present place, not the message's: several moves may have been posted at once.
         if self._status and self.body.rows.cursor != self._status_row and not self._is_searching:
             self._say("")
         if self.view is not None and self.view.failure is not None:
@@ -421,15 +421,15 @@ class DataPane(Pane):
     # Moving.
 
     def action_move(self, rows: int) -> None:
-        """Move the cursor, or scroll the row where it has the keys."""
+        """Move the cursor, or scroll the row where it has the focus."""
         self._mover.move(rows)
 
     def action_move_page(self, direction: int) -> None:
-        """A page up or down."""
+        """Move the cursor by a page."""
         self._mover.move_page(direction)
 
     def action_move_end(self, direction: int) -> None:
-        """To the first or the last row."""
+        """Move the cursor to the first or the last row."""
         self._mover.move(direction * 10**12)
 
     @property
@@ -438,16 +438,16 @@ class DataPane(Pane):
         return next((part for part in parts if part.has_focus), self.body.rows)
 
     def action_read_row(self) -> None:
-        """Give the keys to the row under the cursor."""
+        """Focus the row under the cursor."""
         if self.view is not None:
             self.body.reader.focus()
 
     def action_toggle_tokens(self) -> None:
-        """The row as tokens, or as a conversation again."""
+        """Switch the row between tokens and conversation."""
         self.body.toggle_tokens()
 
     def action_back(self) -> None:
-        """One step back: a search is stopped, the report or the row is left, a mark or a filter is taken away."""
+        """Go one step back: stop a search, leave the report or the row, clear the highlight or the filter."""
         if self._is_searching:
             self.workers.cancel_group(self, "data-search")
             self._say("Search stopped.")
@@ -461,14 +461,14 @@ class DataPane(Pane):
         elif self.session.filter is not None:
             self._list(None)
 
-    # Ways to rows.
+    # Jumps and filters.
 
     def action_filter(self, step: int = 1) -> None:
-        """The rows of the next kind of problem, or of the one before; all rows between the last and the first."""
+        """Filter for the next kind of problem, or for the one before; all rows between the last and the first."""
         self._go(next_kind(self.session, step))
 
     def action_next_problem(self, step: int = 1) -> None:
-        """Go to the next row with a problem, or to the one before; in a filter, to the next of its rows."""
+        """Go to the next row with a problem, or to the one before; with a filter, to the next of its rows."""
         self._go(next_problem(self.session, self.index, step))
 
     def action_longest(self) -> None:
@@ -485,7 +485,7 @@ class DataPane(Pane):
             self._go(self.finder.row_number(text))
 
     def _go(self, move: Move) -> None:
-        """Go where a key leads, out of the report too."""
+        """Carry out a move, out of the report too."""
         if move.relists or move.index is not None:
             self._show_rows()
         if move.relists:
@@ -496,21 +496,21 @@ class DataPane(Pane):
             self._say(move.said)
 
     def _list(self, chosen: RowFilter | None) -> None:
-        """List only some rows, or all again; the cursor stays on its row, or goes to the next one that is listed."""
+        """List only the rows of a filter, or all again; the cursor stays on its row, or goes to the next listed one."""
         index = self.index
         self.session.filter = chosen
         self.body.show_listed(index)
         self._say("")
         self._refresh_title()
 
-    # A text.
+    # Search.
 
     @property
     def _is_searching(self) -> bool:
         return any(worker.group == "data-search" and worker.is_running for worker in self.workers)
 
     async def action_search(self) -> None:
-        """Ask for a text, mark it, and go to the first row that has it, from the present one on."""
+        """Ask for a text, highlight it, and go to the first row that has it, from the present one on."""
         if self.view is not None:
             await self.ask_bar.converse(self._ask_text())
 
@@ -523,7 +523,7 @@ class DataPane(Pane):
             self._find(self.index - 1, 1)
 
     async def action_search_again(self, step: int) -> None:
-        """The next place with the text, or the one before: in the row while it has the keys, else in the rows."""
+        """Go to the next match, or to the one before: within the row while it has the focus, else among the rows."""
         reader = self.body.reader
         if not self.finder.term:
             await self.action_search()
@@ -534,12 +534,12 @@ class DataPane(Pane):
             self._find(self.index, step)
 
     def _mark(self, term: str) -> None:
-        """Mark a text wherever it is shown; nothing where empty."""
+        """Highlight a text wherever it is shown; no highlight for an empty one."""
         self.finder.term = term
         self.body.highlight(term)
 
     def _find(self, index: int, step: int) -> None:
-        """Look for the text after a row, or before it."""
+        """Search for the text after a row, or before it."""
         if self.view is not None:
             self._say(f"searching for {self.finder.term} … esc stops")
             self._search(index, step)
@@ -553,15 +553,15 @@ class DataPane(Pane):
         if self._is_searching:
             self._say(text)
 
-    # What the file is used for.
+    # Use of the file.
 
     def action_use(self, use: Literal["train", "eval"]) -> None:
-        """Ask the app to put this file into the configuration."""
+        """Request the use of this file in the configuration."""
         if self.view is None:
             self._say("Open a file first.")
             return
         self.post_message(DatasetChosen(Path(entry_text(self.view.path)), use))
 
     def action_form(self, form: Literal["template", "columns"]) -> None:
-        """Ask the app for a screen with the templates or the columns."""
+        """Request the screen of the templates or the columns."""
         self.post_message(FormRequested(form))

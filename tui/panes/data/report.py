@@ -1,4 +1,4 @@
-"""The whole file in the data pane: problems and statistics."""
+"""The report of the data pane: problems and statistics of the whole file."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ class Report(Vertical):
         self._histogram = TextBlock(id="data-histogram")
 
     def compose(self) -> ComposeResult:
-        """The numbers, the problems and how long rows are."""
+        """The numbers, the problems and the histogram of lengths."""
         yield self._numbers
         yield self.problems
         yield self._histogram
 
     def show(self, session: DatasetSession, keys: KeyTable, size: Size) -> None:
-        """Show what is known of all rows, or how far it is.
+        """Show the analysis of all rows, or its progress.
 
         Args:
             session: The file.
-            keys: The keys as the user has them.
-            size: The room there is.
+            keys: The key table with the user's changes.
+            size: The available size.
         """
         view = session.view
         if view is None or not self.display:
@@ -69,7 +69,7 @@ class Report(Vertical):
 
 
 def _numbers(analysis: Analysis, uncounted: UserError | None) -> Content:
-    """Rows used and dropped by reason, and the percentiles, or why there are none."""
+    """Rows used and dropped by reason, and the percentiles, or the reason why there are none."""
     dropped = describe_dropped(analysis.dropped)
     lines = [f"{counted(analysis.rows, 'row')} read · {spaced(analysis.used)} used · {dropped}"]
     if (lengths := analysis.lengths) is not None:

@@ -23,15 +23,15 @@ from tui.widgets.lists.conversation import Conversation
 from tui.widgets.lists.mask_view import MaskView
 from tui.widgets.lists.row_list import RowList
 
-#: Rows counted between two looks at which are wanted.
+#: Rows counted between two checks for newly wanted ones.
 _BATCH = 16
 
 
 class DataRows(Container):
-    """The rows that are listed, the columns ``tok`` and ``sup`` filled as rows are seen, and one row to read.
+    """The listed rows, with the columns ``tok`` and ``sup`` filled as rows are seen, and one row to read.
 
     Args:
-        session: What is shown.
+        session: The session of the data pane.
     """
 
     DEFAULT_CSS = """
@@ -49,7 +49,7 @@ class DataRows(Container):
     """
 
     class ProblemsSeen(Message):
-        """Rows on the screen have problems that were not known of."""
+        """New problems have been found in rows on the screen."""
 
     def __init__(self, session: DatasetSession, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
@@ -66,19 +66,19 @@ class DataRows(Container):
         self._landing: tuple[int, int] | None = None
 
     def compose(self) -> ComposeResult:
-        """The list, and the row in one of its forms."""
+        """The list, and the row in one of its two forms."""
         yield self.rows
         with self._box:
             yield self.conversation
             yield self.mask_view
 
     def on_mount(self) -> None:
-        """Show the form of the row that is wanted."""
+        """Show the chosen form of the row."""
         self._show_form()
 
     @property
     def reader(self) -> Conversation | MaskView:
-        """The row in the form that is shown."""
+        """The widget that shows the row."""
         return self.mask_view if self.shows_tokens else self.conversation
 
     @property
@@ -95,7 +95,7 @@ class DataRows(Container):
         self.rows.show(self.cells, self._session.columns, len(self._session.listed))
 
     def show_listed(self, index: int) -> None:
-        """Show other rows of the file; the cursor goes to a row, or to the next one that is listed."""
+        """Show other rows of the file; the cursor goes to a row, or to the next listed one."""
         session = self._session
         if session.filter is None:
             self.rows.show_part(len(session.listed), index)
@@ -104,11 +104,11 @@ class DataRows(Container):
             self.rows.show_part(len(session.listed), session.filter.nearest(index), highest)
 
     def go_to(self, index: int, landing: int = 0) -> None:
-        """Put the cursor on a row that is listed.
+        """Put the cursor on a listed row.
 
         Args:
             index: The row.
-            landing: Scroll it to the first text that is marked (1), or to the last (-1).
+            landing: Scroll it to its first match (1), or to its last (-1).
         """
         self._landing = (index, landing) if landing else None
         place = self._session.place_of(index)
@@ -123,7 +123,7 @@ class DataRows(Container):
         self.rows.invalidate()
 
     def cells(self, start: int, count: int) -> list[RowCells]:
-        """A window of the list with lengths where they are known; the others are asked for."""
+        """A window of the list, with lengths where they are known; the others are requested."""
         view = self._session.view
         if view is None:
             return []
@@ -145,7 +145,7 @@ class DataRows(Container):
         ]
 
     def _want_lengths(self, indices: Sequence[int]) -> None:
-        """Count rows, unless others are on the screen before it is their turn."""
+        """Count the tokens of rows, unless others are on the screen before it is their turn."""
         self._wanted = indices
         if not self._is_counting:
             self._is_counting = True
@@ -166,7 +166,7 @@ class DataRows(Container):
             self._is_counting = False
 
     def _forget_lengths(self) -> None:
-        # What is being counted goes to the old ones.
+        # Counts in progress go to the old ones.
         self._lengths, self._wanted = KnownLengths(), ()
 
     @on(RowList.Moved)
@@ -191,7 +191,7 @@ class DataRows(Container):
             self._land()
 
     def toggle_tokens(self) -> None:
-        """The row as tokens, or as a conversation again; the keys go along."""
+        """Switch the row between tokens and conversation; the focus goes along."""
         had_focus = self.reader.has_focus
         self.shows_tokens = not self.shows_tokens
         self._show_form()
@@ -201,13 +201,13 @@ class DataRows(Container):
         self.show_tokens()
 
     def highlight(self, term: str) -> None:
-        """Mark a text wherever it is shown; nothing where empty."""
+        """Highlight a text wherever it is shown; no highlight for an empty one."""
         self.rows.highlight(term)
         self.conversation.highlight(term)
         self.mask_view.highlight(term)
 
     def show_tokens(self) -> None:
-        """Show the row under the cursor as tokens, where tokens are shown."""
+        """Show the row under the cursor as tokens, if tokens are chosen."""
         session, view, index = self._session, self._session.view, self.index
         if not self.shows_tokens or view is None or index >= view.count:
             return
@@ -238,7 +238,7 @@ class DataRows(Container):
         self.mask_view.display = self.shows_tokens
 
     def _show_place(self, detail: str = "") -> None:
-        """Write which row is shown, and what is known of it, over the row."""
+        """Show number and facts of the row above it."""
         view, index = self._session.view, self.index
         if view is None or index >= view.count:
             return
@@ -251,7 +251,7 @@ class DataRows(Container):
         """Scroll the row to its first match, or to its last, if a search has just ended on it."""
         landing, self._landing = self._landing, None
         if landing is not None and landing[0] == self.index:
-            # How far the row can be scrolled is known only after its layout.
+            # The scroll range is known only after the layout.
             self.call_after_refresh(self.reader.move_match, landing[1])
 
 

@@ -1,4 +1,4 @@
-"""The session of the data pane: the file that is shown, how it is read, and what is known of its rows; no widget."""
+"""The session of the data pane: the open file, its reading, and the facts about its rows; no widget."""
 
 from __future__ import annotations
 
@@ -18,51 +18,51 @@ from tui.datasets.view import DatasetView
 
 @dataclass(frozen=True)
 class Move:
-    """Where a key leads."""
+    """A move: the result of a key that goes to a row."""
 
     index: int | None = None
-    """A row, which is listed; None for where the cursor is."""
+    """A row, which is listed; None to stay at the cursor."""
     said: str | None = None
-    """A sentence in place of the summary; empty for the summary again, None for what is there."""
+    """A message in place of the summary; empty for the summary again, None for no change."""
     relists: bool = False
-    """Whether other rows are listed before."""
+    """Whether the list is filtered anew first."""
     filter: RowFilter | None = None
-    """Which ones, then; None for all."""
+    """The new filter, then; None for all rows."""
     landing: int = 0
-    """Whether the row is scrolled to the first text that is marked (1), or to the last (-1)."""
+    """Whether the row is scrolled to its first match (1), or to its last (-1)."""
 
 
 class DatasetSession:
-    """A file of rows, numbered from 0; the list has all of them, or those that a filter leaves."""
+    """A file of rows, numbered from 0; the list has all of them, or those of a filter."""
 
     def __init__(self) -> None:
         self.plan = plan_data(ConfigDocument())
-        """How the configuration has rows read, and made into tokens."""
+        """The data plan of the configuration: how rows are read and tokenized."""
         self.view: DatasetView | None = None
         """The file."""
         self.indexed = 1.0
         """Share of the file that has been indexed."""
         self.filter: RowFilter | None = None
-        """Which of its rows are listed; None for all."""
+        """The filter of the list; None for all rows."""
         self.masks: RowMasks | None = None
-        """Tokenizer and template, once they have been read."""
+        """Tokenizer and template, once they have been loaded."""
         self.masker_error: UserError | None = None
-        """Why they cannot be."""
+        """The reason why they cannot be loaded."""
         self.is_loading = False
-        """Whether they are being read."""
+        """Whether they are being loaded."""
         self.job: AnalysisJob | None = None
-        """The analysis under way."""
+        """The running analysis."""
         self.progress: Progress | None = None
-        """How far it is."""
+        """The progress of the analysis."""
         self._request: AnalysisRequest | None = None
 
     def open(self, view: DatasetView) -> None:
-        """Show another file, all of its rows."""
+        """Show another file, with all of its rows."""
         self.close()
         self.view, self.filter, self.indexed = view, None, 1.0
 
     def close(self) -> None:
-        """Give the file back; that ends the scans too."""
+        """Close the file; that ends its scans too."""
         self.end_analysis()
         if self.view is not None:
             self.view.close()
@@ -71,7 +71,7 @@ class DatasetSession:
 
     @property
     def listed(self) -> Sequence[int]:
-        """The rows of the list."""
+        """The rows in the list."""
         if self.filter is not None:
             return self.filter.indices
         return range(self.view.count if self.view is not None else 0)
@@ -83,24 +83,24 @@ class DatasetSession:
         return self.filter.indices[place] if place < len(self.filter.indices) else 0
 
     def place_of(self, index: int) -> int | None:
-        """The place of a row in the list; None if a filter leaves it out."""
+        """The place of a row in the list; None if the filter leaves it out."""
         return index if self.filter is None else self.filter.place(index)
 
     @property
     def has_counts(self) -> bool:
-        """Whether the list has columns for tokens; they stay while another tokenizer is read."""
+        """Whether the list has columns for tokens; they stay while another tokenizer is loaded."""
         known = self.view is not None and self.view.detection is not None
         return known and (self.masks is not None or (self.is_loading and self.masker_error is None))
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Headings of the list; lengths only where a tokenizer is there to tell them."""
+        """Headings of the list; lengths only where there is a tokenizer to count them."""
         if self.view is None:
             return ()
         return (*(("tok", "sup") if self.has_counts else ()), *self.view.columns)
 
     async def load_masks(self) -> bool:
-        """Read tokenizer and template; whether they are, or why they cannot be, those of the present plan."""
+        """Load tokenizer and template; returns whether the result, or the failure, belongs to the present plan."""
         plan, masks, error = self.plan.tokens, None, None
         try:
             masks = await asyncio.to_thread(_load_masks, plan)
@@ -114,10 +114,10 @@ class DatasetSession:
     # Every row.
 
     def next_job(self) -> AnalysisJob | None:
-        """The analysis that is to be begun; None if it has been done, is under way, or cannot begin yet.
+        """The analysis to start; None if it has been done, is running, or cannot start yet.
 
-        It waits until all rows have been found, so that the file is not read through twice, until it is known how they
-        are read, and until there is a tokenizer or none can be had. What was found and no longer holds is forgotten.
+        It waits until all rows have been found, so that the file is not read through twice, until the format is known,
+        and until there is a tokenizer or none can be had. An outdated result is dropped.
         """
         view = self.view
         if view is None:
@@ -128,7 +128,7 @@ class DatasetSession:
             if before is not None and before != self.plan.request(view.path, with_tokens=before.masks is not None):
                 self.forget_analysis()
         except UserError as error:
-            # The model has gone since it was read.
+            # The model has been removed since it was loaded.
             self.forget_analysis()
             view.analysis_error = error
             return None
@@ -140,11 +140,11 @@ class DatasetSession:
         return self.job
 
     async def analyze(self, job: AnalysisJob, report: Callable[[Progress], None]) -> bool:
-        """Look at every row; whether there is a result, or a reason why there is none.
+        """Analyze every row; returns whether there is a result, or a reason why there is none.
 
         Args:
             job: From :meth:`next_job`.
-            report: Told in a thread how far it is.
+            report: Called in a thread with the progress.
         """
         view, analysis, marks, error = self.view, None, RowMarks(), None
         try:
@@ -163,13 +163,13 @@ class DatasetSession:
         return True
 
     def forget_analysis(self) -> None:
-        """What was found no longer holds; an analysis under way is ended."""
+        """Drop an outdated analysis; a running one is ended."""
         self.end_analysis()
         if self.view is not None:
             self.view.forget()
 
     def end_analysis(self) -> None:
-        """End the analysis under way, if there is one."""
+        """End the running analysis, if there is one."""
         self.progress = self._request = None
         if self.job is not None:
             self.job.close()
@@ -177,7 +177,7 @@ class DatasetSession:
 
     @property
     def not_known(self) -> str:
-        """Why what hangs on every row is not known."""
+        """The reason why facts that depend on every row are unknown."""
         error = self.view.analysis_error or self.view.unknown if self.view is not None else None
         if error is not None:
             return f"✗ {error}"

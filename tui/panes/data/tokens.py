@@ -1,4 +1,4 @@
-"""Rows as tokens: made in a thread, shown with what the model learns of them, and counted for the list."""
+"""Rows as tokens: made in a thread, shown with the supervised ones, and counted for the list."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tui.datasets.summary import counted, spaced
 from tui.datasets.view import DatasetView, label_word
 from tui.widgets.lists.mask_view import TokenCell, TokenPart
 
-#: Rows whose lengths are kept; the oldest are forgotten.
+#: Rows whose lengths are kept; the oldest are dropped.
 KEPT_LENGTHS = 20_000
 
 TokenRows: TypeAlias = tuple[PreviewRow, ...] | Refusal | RowError | UserError
@@ -33,19 +33,19 @@ _CUT_LABELS = {
 
 @dataclass(frozen=True)
 class RowLength:
-    """What the list says of a row as tokens."""
+    """The columns of a row's length in the list."""
 
     tokens: str = "–"
     learned: str = "–"
     level: Level | Literal[""] = ""
-    """Whether it is used."""
+    """The level of its problem: whether it is used."""
 
 
 # In threads.
 
 
 def mask_row(view: DatasetView, masks: RowMasks, index: int) -> tuple[TokenRows, bool | None]:
-    """A row as tokens, or why it is none; and whether its answer is called good (None for other rows)."""
+    """A row as tokens, or the reason that it has none; and whether its answer is called good (None for other rows)."""
     try:
         example = view.example(index)
         return masks.row(example), example.label
@@ -58,15 +58,15 @@ def measure_rows(view: DatasetView, masks: RowMasks, indices: Sequence[int], *, 
 
     Args:
         view: The dataset.
-        masks: What makes rows into tokens.
+        masks: Tokenizer and template.
         indices: The rows.
-        cuts: Whether rows that are too long are cut; else they are not used.
+        cuts: Whether rows that are too long are truncated; else they are dropped.
     """
     return {index: _length_of(length, cuts) for index, length in _measured(view, masks, indices).items()}
 
 
 def _measured(view: DatasetView, masks: RowMasks, indices: Sequence[int]) -> dict[int, _Length]:
-    """The lengths of rows; for each that has none, the reason."""
+    """The lengths of rows; the reason for each that has none."""
     found: dict[int, _Length] = {}
     examples = []
     for index in indices:
@@ -92,11 +92,11 @@ def _length_of(result: _Length, cuts: bool) -> RowLength:
     return RowLength(str(result.tokens), str(result.learned), level)
 
 
-# What is shown.
+# Display.
 
 
 class KnownLengths:
-    """The lengths of rows that have been counted, the newest of them."""
+    """A cache of the lengths of rows, with the newest of them."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[int, RowLength] = OrderedDict()
@@ -106,18 +106,18 @@ class KnownLengths:
         return self._known.get(index)
 
     def missing(self, indices: Iterable[int]) -> list[int]:
-        """Those of some rows that have not been counted."""
+        """The rows of a selection that have not been counted."""
         return [index for index in indices if index not in self._known]
 
     def take(self, lengths: Mapping[int, RowLength]) -> None:
-        """Know more of them."""
+        """Add lengths."""
         self._known.update(lengths)
         while len(self._known) > KEPT_LENGTHS:
             self._known.popitem(last=False)
 
 
 def token_parts(rows: Sequence[PreviewRow], label: bool | None, plan: DataPlan) -> list[TokenPart]:
-    """A row as it is drawn: all that the model sees of it, with where the greatest length ends it."""
+    """The parts of a row for display: all that the model sees of it, with the cut at the greatest length."""
     cut_label = _CUT_LABELS[plan.reading.overlong].format(limit=spaced(plan.tokens.max_length))
     return [
         TokenPart(
@@ -131,7 +131,7 @@ def token_parts(rows: Sequence[PreviewRow], label: bool | None, plan: DataPlan) 
 
 
 def describe_tokens(rows: Sequence[PreviewRow]) -> str:
-    """How many tokens a row has, and how many of them are learned."""
+    """The number of tokens of a row, and of the supervised ones."""
     tokens, learned = sum(row.length for row in rows), sum(row.learned for row in rows)
     pair = f"pair of {' and '.join(spaced(row.length) for row in rows)} tokens"
     counts = pair if rows[0].answer else counted(tokens, "token")
@@ -139,6 +139,6 @@ def describe_tokens(rows: Sequence[PreviewRow]) -> str:
 
 
 def _heading(row: PreviewRow, label: bool | None) -> str:
-    """What stands over a part: the answers of a pair, and those with a label, are named."""
+    """The heading of a part: the answers of a pair, and those with a label, are named."""
     name = row.answer if label is None else label_word(label)
     return f"{name} answer · {counted(row.length, 'token')} · {spaced(row.learned)} learned" if name else ""

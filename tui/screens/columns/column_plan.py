@@ -1,4 +1,4 @@
-"""Columns named by hand, without any widget: what a file offers, what can be chosen, and what its rows then are."""
+"""The column mapping, without any widget: the columns of a file, the choices, and the resulting rows."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from core.text import one_line
 from tui.datasets.rows import Turn
 from tui.datasets.view import DatasetView, turns_of
 
-#: Columns that are offered; a file with more of them has none that a person would look for in a list.
+#: Maximum number of columns offered; a file with more has none that a person would look for in a list.
 COLUMN_LIMIT = 20_000
-#: Rows that the preview shows.
+#: Number of rows in the preview.
 SHOWN_ROWS = 3
-#: Characters of the rows that are kept; a few rows of a file with enormous ones tell as much.
+#: Characters of the rows that are kept; a few rows of a file with enormous ones are as good.
 _SAMPLE_CHARACTERS = 16 << 20
 _EXAMPLE_CHARACTERS = 120
 
-#: The parts, in groups: the title, and the parts with what their column holds.
+#: The parts in groups: the title, and the parts with the content of their column.
 GROUPS: tuple[tuple[str, tuple[tuple[ColumnRole, str], ...]], ...] = (
     (
         "Question and answer",
@@ -70,7 +70,7 @@ SPEAKER_ROLES: tuple[ColumnRole, ...] = ("user_role", "assistant_role", "system_
 
 @dataclass(frozen=True)
 class Candidate:
-    """Something that can be chosen for a part; texts may be anything: sanitize them."""
+    """A candidate for a part; texts may be anything: sanitize them."""
 
     value: str
     example: str = ""
@@ -81,18 +81,18 @@ class ColumnSample:
     """The first rows of a file, and the columns found in them."""
 
     source: str
-    """What the file is called in messages."""
+    """The name of the file in messages."""
     rows: tuple[Row, ...]
     columns: tuple[Candidate, ...]
     left_out: int = 0
-    """Columns that are not offered: too many, or with a name that no configuration can hold."""
+    """The number of columns left out: too many, or with a name that no configuration can hold."""
     detection: Detection | None = None
-    """How rows are read where nothing is said of it."""
+    """The detected format and columns, without the configuration's."""
     unknown: UserError | None = None
-    """Why that is not known."""
+    """The reason why the detection failed."""
 
     def parts(self, wanted: str) -> dict[ColumnRole, str]:
-        """The columns that a format reads, or the detected one for ``auto``; none where it is unknown."""
+        """The columns that a format reads, or the detected ones for ``auto``; none where the format is unknown."""
         known = next((name for name in FORMATS if name == wanted), None)
         if wanted == "auto" and self.detection is not None:
             known = self.detection.format
@@ -137,7 +137,7 @@ def read_sample(view: DatasetView) -> ColumnSample:
 
 
 def _collect(data: Mapping[str, Any], examples: dict[str, str], left_out: set[str]) -> int:
-    """Note the columns of a row, each with the first value that is not empty; returns its size in characters."""
+    """Note the columns of a row, each with the first value that is not empty; returns the row's size in characters."""
     size = 0
     for name, value in data.items():
         text = _text(value)
@@ -159,11 +159,11 @@ def _is_writable(name: str) -> bool:
         return False
 
 
-# Choosing.
+# Candidates.
 
 
 def visible_roles(columns: Mapping[ColumnRole, str]) -> Iterator[tuple[str, list[tuple[ColumnRole, str]]]]:
-    """The groups with the parts that make sense; keys and speakers only once there are messages."""
+    """The groups with the applicable parts; keys and speakers only once there are messages."""
     has_messages = bool({"messages", "chosen"} & set(columns))
     for title, parts in GROUPS:
         shown = [
@@ -175,7 +175,7 @@ def visible_roles(columns: Mapping[ColumnRole, str]) -> Iterator[tuple[str, list
 
 
 def candidates(role: ColumnRole, columns: Mapping[ColumnRole, str], sample: ColumnSample) -> Sequence[Candidate]:
-    """What can be chosen for a part: columns, keys of messages, or names of speakers, as they are in the first rows."""
+    """The candidates for a part: columns, keys of messages, or names of speakers, as found in the first rows."""
     if role not in (*KEY_ROLES, *SPEAKER_ROLES):
         return sample.columns
     turns = list(_turns(columns, sample))
@@ -207,7 +207,7 @@ def _turns(columns: Mapping[ColumnRole, str], sample: ColumnSample) -> Iterator[
 
 
 def format_candidates(sample: ColumnSample) -> list[Candidate]:
-    """The formats that the configuration may name, with what their rows hold."""
+    """The formats that the configuration may name, with the content of their rows."""
     option = find_option("data.format")
     found = sample.detection
     reason = f"{found.format}: {found.reason}" if found is not None else "no known format is recognized"
@@ -215,27 +215,27 @@ def format_candidates(sample: ColumnSample) -> list[Candidate]:
     return [Candidate(name, known.get(name, "")) for name in (option.choices if option is not None else ("auto",))]
 
 
-# Choosing.
+# Choice.
 
-#: What a row of the form chooses: a column for a part, or the format of all rows.
+#: The subject of a line of the form: a column for a part, or the format of all rows.
 Choosable = ColumnRole | Literal["format"]
 FORMAT: Literal["format"] = "format"
 
 
 @dataclass
 class ColumnChoice:
-    """Format and columns as they are chosen so far."""
+    """The chosen format and columns."""
 
     wanted: str = "auto"
     """The format."""
     columns: dict[ColumnRole, str] = field(default_factory=dict)
-    """The columns by part, named by hand or recognized."""
+    """The columns by part, named by hand or detected."""
     by_hand: bool = False
     """Whether the columns are named by hand."""
 
     @property
     def named(self) -> dict[ColumnRole, str] | None:
-        """The columns as the configuration is to have them; None where it names none."""
+        """The columns for the configuration; None where it names none."""
         return dict(self.columns) if self.by_hand and self.columns else None
 
     @property
@@ -244,19 +244,19 @@ class ColumnChoice:
         return self.named is None and self.wanted == "auto"
 
     def value(self, part: Choosable) -> str:
-        """What is chosen for a part; empty where nothing is."""
+        """The choice for a part; empty where there is none."""
         return self.wanted if part == FORMAT else self.columns.get(part, "")
 
     def recognize(self, sample: ColumnSample) -> None:
-        """Without columns by hand: those that the format reads."""
+        """Take the columns that the format reads, unless they are named by hand."""
         if not self.by_hand:
             self.columns = sample.parts(self.wanted)
 
     def take(self, part: Choosable, value: str, sample: ColumnSample) -> bool:
-        """Choose something for a part, nothing for an empty text.
+        """Choose a value for a part; an empty text clears it.
 
         Returns:
-            Whether that may be another thing than before.
+            Whether the choice may have changed.
         """
         if part == FORMAT:
             self.wanted = value or "auto"
@@ -275,31 +275,31 @@ class ColumnChoice:
         self.recognize(sample)
 
     def candidates(self, part: Choosable, sample: ColumnSample) -> Sequence[Candidate]:
-        """What can be chosen for a part."""
+        """The candidates for a part."""
         return format_candidates(sample) if part == FORMAT else candidates(part, self.columns, sample)
 
 
-# Seeing.
+# Preview.
 
 
 @dataclass(frozen=True)
 class ColumnPreview:
-    """The first rows as they are read with a format and columns."""
+    """The first rows, read with a format and columns."""
 
     turns: tuple[Turn, ...] = ()
     problem: UserError | None = None
-    """Why no row can be read so."""
+    """The reason why no row can be read so."""
     detection: Detection | None = None
     used: int = 0
     total: int = 0
     warning: str = ""
-    """What else is to be known: a row that cannot be used, or a format that is not trained on."""
+    """A warning about the rows: one that cannot be used, or a format that is not trained on."""
 
 
 def preview_columns(
     sample: ColumnSample, wanted: str, columns: Mapping[ColumnRole, str] | None, objective: Objective = "sft"
 ) -> ColumnPreview:
-    """Read the first rows with a format and, where they are named, columns; never raises for what is in them."""
+    """Read the first rows with a format and, where they are named, columns; never raises for their content."""
     total = len(sample.rows)
     try:
         named = ColumnMap(dict(columns)) if columns is not None else None

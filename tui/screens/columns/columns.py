@@ -1,4 +1,4 @@
-"""Columns named by hand: chosen for each part, with the first rows as they are then read."""
+"""The screen of the column mapping: a column for each part, with the first rows as they are then read."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tui.widgets.forms.ask_bar import AskBar, takes_text
 from tui.widgets.lists.conversation import Conversation
 from tui.widgets.text_block import TextBlock
 
-#: Columns from which the parts stand beside the rows instead of above them.
+#: Minimum columns of the screen for the parts to the left of the rows instead of above them.
 WIDE = 120
 
 HELP = (
@@ -52,12 +52,12 @@ HELP = (
 
 @dataclass(frozen=True)
 class ColumnForm:
-    """What the screen begins with, from the configuration.
+    """The configuration's options that the screen begins with.
 
     Args:
         wanted: ``data.format``.
         columns: ``data.columns``; None where it is not set.
-        train: What the configuration trains on instead, where it does not name the file that is shown.
+        train: The training data of the configuration, where it does not name the file that is shown.
         objective: ``train.objective``.
     """
 
@@ -85,11 +85,11 @@ class ColumnsPreviewed(Message):
 
 
 class ColumnsScreen(Overlay[None]):
-    """Shows the parts and the rows, and chooses; posts :class:`~tui.messages.OptionsChosen` to the app.
+    """The screen of the column mapping; posts :class:`~tui.messages.OptionsChosen` to the app.
 
     Args:
         view: The dataset.
-        form: What the configuration says.
+        form: The options of the configuration.
     """
 
     DEFAULT_CSS = """
@@ -124,15 +124,15 @@ class ColumnsScreen(Overlay[None]):
             {role: given[role] for role in ROLES if isinstance(given.get(role), str)},
             form.columns is not None,
         )
-        """What is chosen so far."""
+        """The choice so far."""
         self.sample: ColumnSample | None = None
-        """What the file offers, once it has been read."""
+        """The columns of the file, once its first rows have been read."""
         self.preview: ColumnPreview | None = None
-        """The first rows as they are read so; None while that is found out."""
+        """The preview of the rows; None while it is being read."""
         self._is_saving = False
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Where something is being written, the keys that begin it are text."""
+        """While a text is being entered, keys that write text run no action."""
         if yields_to_text(action, self.keys) and takes_text(self.focused):
             return False
         return super().check_action(action, parameters)
@@ -157,32 +157,33 @@ class ColumnsScreen(Overlay[None]):
         self._read()
 
     def on_resize(self, event: events.Resize) -> None:
-        """Put the parts beside the rows where there is room for it."""
+        """Place the parts to the left of the rows where there is room for it."""
         self.set_class(event.size.width >= WIDE, "-wide")
 
-    # Parts.
+    # Parts of the screen.
 
     @property
     def keys(self) -> KeyTable:
-        """The keys as the user has them."""
+        """The key table with the user's changes."""
         return shell_of(self).keys
 
     @property
     def parts(self) -> PartList:
-        """The format and the parts."""
+        """The list of the format and the parts."""
         return self.query_one("#columns-list", PartList)
 
     @property
     def conversation(self) -> Conversation:
-        """The rows as they are read."""
+        """The preview as a conversation."""
         return self.query_one("#columns-rows", Conversation)
 
     def say(self, text: str) -> None:
-        """Say something below, until the next key; empty says nothing."""
+        """Show a message below, until the next key; an empty text clears it."""
         style = "$limit" if text.startswith("✗") else "$foreground"
         self.query_one("#columns-note", TextBlock).show(Content.styled(one_line(text, 400), style))
 
-    # Reading. Workers are described, or Textual would do it with the repr of what they get, which is whole rows.
+    # Reading. Workers get a description, or Textual would make one from the repr of their arguments, which is whole
+    # rows.
 
     @work(thread=True, exclusive=True, group="columns-read", description="columns-read")
     def _read(self) -> None:
@@ -207,7 +208,7 @@ class ColumnsScreen(Overlay[None]):
         self.show_again(FORMAT if not choice.by_hand else next(iter(choice.columns), FORMAT))
 
     def show_again(self, at: Choosable | None = None) -> None:
-        """Show the form anew, and read the rows again."""
+        """Update the list, and read the preview again."""
         self.preview = None
         self._show_form(at or self.parts.current)
         self._refresh_title()
@@ -231,7 +232,7 @@ class ColumnsScreen(Overlay[None]):
         if self._is_saving:
             await self.action_save()
 
-    # What is shown.
+    # Display.
 
     def _refresh_title(self) -> None:
         choice, box = self.choice, self.query_one("#columns-box")
@@ -251,27 +252,27 @@ class ColumnsScreen(Overlay[None]):
     # Moving.
 
     def action_move(self, rows: int) -> None:
-        """Move the cursor, or scroll the rows where they have the keys."""
+        """Move the cursor, or scroll the rows where they have the focus."""
         if self.conversation.has_focus:
             self.conversation.move(rows)
         else:
             self.parts.move(rows)
 
     def action_move_page(self, direction: int) -> None:
-        """A page up or down."""
+        """Move the cursor by a page, or scroll."""
         if self.conversation.has_focus:
             self.conversation.move_page(direction)
         else:
             self.parts.move(direction * max(1, self.parts.size.height - 2))
 
     def action_move_end(self, direction: int) -> None:
-        """To the first or the last part or line."""
+        """Go to the first or the last part or line."""
         self.action_move(direction * 10**6)
 
-    # Choosing.
+    # Choice.
 
     def action_choose(self) -> None:
-        """Choose from a list, found by typing."""
+        """Choose from a list, with a search."""
         part, choice = self.parts.current, self.choice
         if self.sample is None or part is None:
             return
@@ -289,7 +290,7 @@ class ColumnsScreen(Overlay[None]):
         self.action_choose()
 
     def _take(self, part: Choosable, value: str | None) -> None:
-        """Give a part another column, or none for an empty text; nothing changes for None."""
+        """Set the column of a part, or none for an empty text; None changes nothing."""
         if value is None or self.sample is None:
             return
         self.say("")
@@ -298,7 +299,7 @@ class ColumnsScreen(Overlay[None]):
             self.show_again()
 
     def action_step(self, step: int) -> None:
-        """The next column for the part under the cursor, none after the last."""
+        """Take the next column for the part under the cursor, none after the last."""
         part = self.parts.current
         if part is None or self.sample is None:
             return
@@ -311,7 +312,7 @@ class ColumnsScreen(Overlay[None]):
             self._take(part, values[(here + step) % len(values)])
 
     def action_leave_out(self) -> None:
-        """No column for the part under the cursor; the format is detected."""
+        """Clear the column of the part under the cursor, or detect the format."""
         if (part := self.parts.current) is not None:
             self._take(part, "")
 
@@ -327,10 +328,10 @@ class ColumnsScreen(Overlay[None]):
     # Saving.
 
     async def action_save(self) -> None:
-        """Put format and columns into the configuration, if rows can be read so."""
+        """Put format and columns into the configuration, if rows can be read with them."""
         if self.sample is None:
             return
-        # What is saved has been seen: the rows are read first.
+        # The saved choice has been previewed: the rows are read first.
         self._is_saving = self.preview is None
         if self.preview is None:
             return
@@ -360,7 +361,7 @@ class ColumnsScreen(Overlay[None]):
         self.dismiss(None)
 
     def action_help(self) -> None:
-        """Explain the keys."""
+        """Show help on the keys."""
         self.app.push_screen(HelpScreen("Columns", HELP, self.keys, "columns"))
 
     def action_back(self) -> None:

@@ -1,4 +1,4 @@
-"""The parts of a row with their columns, as a list to choose from."""
+"""The list of the parts of a row with their columns."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class PartList(ChoiceList):
     def show(
         self, sample: ColumnSample, choice: ColumnChoice, preview: ColumnPreview | None, at: Choosable | None
     ) -> None:
-        """Show what is chosen, with the cursor on a part.
+        """Show a choice, with the cursor on a part.
 
         Args:
-            sample: What the file offers.
-            choice: What is chosen.
-            preview: The first rows as they are read so; None while that is found out.
+            sample: The first rows and columns of the file.
+            choice: The chosen format and columns.
+            preview: The first rows as they are then read; None while they are being read.
             at: The part; the format where None, or where there is no such part.
         """
         parts: list[Choosable | None] = [FORMAT]
@@ -69,7 +69,7 @@ class PartList(ChoiceList):
             self.highlighted = place
 
     def move(self, rows: int) -> None:
-        """Move the cursor by so many parts."""
+        """Move the cursor by a number of parts."""
         places = [place for place, part in enumerate(self._parts) if part is not None]
         if places:
             here = places.index(self.highlighted) if self.highlighted in places else 0
@@ -108,7 +108,7 @@ def _line(name: str, value: str, about: str, at_cursor: bool, is_chosen: bool) -
 
 
 def summary(preview: ColumnPreview, is_named: bool) -> Content:
-    """How many of the rows can be used so, or why none can be read."""
+    """The number of rows that can be used, or the reason why none can be read."""
     if preview.problem is not None:
         text = Content.styled(one_line(f"✗ {preview.problem.message}", 400), "$limit bold")
         hint = one_line(preview.problem.hint if is_named else _HINT, 200)

@@ -1,4 +1,4 @@
-"""The chat template of the configuration: chosen from a list with a row in view, or edited in a file of the user."""
+"""The screen of the chat template: chosen from a list with a row in view, or edited in a file of the user."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ from tui.widgets.lists.mask_view import MaskView
 from tui.widgets.lists.source_view import SourceView
 from tui.widgets.text_block import TextBlock
 
-#: Columns from which row and source stand side by side, and the list says what each template looks like.
+#: Minimum columns for row and source side by side, with a description of each template in the list.
 WIDE = 120
 SUFFIXES = (".jinja", ".j2", ".txt")
 
@@ -70,7 +70,7 @@ class TemplatesLoaded(Message):
 
 @dataclass
 class RowRead(Message):
-    """A row to show the templates with has been read."""
+    """A row to preview the templates with has been read."""
 
     wanted: int
     row: ShownRow
@@ -78,7 +78,7 @@ class RowRead(Message):
 
 @dataclass
 class TemplatePreviewed(Message):
-    """A row has been shown through a template."""
+    """A row has been rendered by a template."""
 
     entry: TemplateEntry
     row: ShownRow
@@ -86,10 +86,10 @@ class TemplatePreviewed(Message):
 
 
 class TemplateScreen(Overlay[None]):
-    """Shows and chooses; posts :class:`~tui.messages.OptionsChosen` to the app.
+    """The screen of the chat templates; posts :class:`~tui.messages.OptionsChosen` to the app.
 
     Args:
-        plan: What the configuration says about templates and tokens.
+        plan: The configuration's options for templates and tokens.
         view: The dataset whose rows are shown; None where none is open.
         index: The row to begin with.
     """
@@ -127,18 +127,18 @@ class TemplateScreen(Overlay[None]):
         super().__init__()
         self.plan = plan
         self.templates: TemplateSet | None = None
-        """What can be chosen, once it has been read."""
+        """The templates to choose from, once they have been read."""
         self.row: ShownRow | None = None
         """The conversation that is shown."""
         self._view, self._index = view, index
         self.previews: dict[str, Preview] = {}
-        """The row through each of them, by id, as far as that is known."""
+        """Previews of the row by template id, as far as they are known."""
         self._said_of: TemplateEntry | None = None
         self._draft: str | None = None
-        """What an editor left that could not be written."""
+        """Text of an editor that could not be written to its file."""
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Where something is being written, the keys that begin it are text."""
+        """While a text is being entered, keys that write text run no action."""
         if yields_to_text(action, self.keys) and takes_text(self.focused):
             return False
         return super().check_action(action, parameters)
@@ -158,7 +158,7 @@ class TemplateScreen(Overlay[None]):
             yield AskBar(id="template-ask")
 
     def on_mount(self) -> None:
-        """Read what there is to choose from."""
+        """Read the templates."""
         box = self.query_one("#template-box")
         box.border_title = "Chat template"
         hints = self.keys.hints([f"template.{name}" for name in ("use", "edit", "row", "part", "help", "back")])
@@ -168,33 +168,33 @@ class TemplateScreen(Overlay[None]):
         self._read_row(self._index)
 
     def on_resize(self, event: events.Resize) -> None:
-        """Put row and source side by side where there is room for it."""
+        """Place row and source side by side where there is room for it."""
         was_wide = self.has_class("-wide")
         self.set_class(event.size.width >= WIDE, "-wide")
         self.choices.is_wide = self.has_class("-wide")
         if was_wide != self.has_class("-wide"):
             self._show_list()
 
-    # Parts.
+    # Parts of the screen.
 
     @property
     def keys(self) -> KeyTable:
-        """The keys as the user has them."""
+        """The key table with the user's changes."""
         return shell_of(self).keys
 
     @property
     def choices(self) -> TemplateList:
-        """The templates."""
+        """The list of the templates."""
         return self.query_one("#template-list", TemplateList)
 
     @property
     def ask_bar(self) -> AskBar:
-        """Where paths are typed."""
+        """The ask bar for paths."""
         return self.query_one("#template-ask", AskBar)
 
     @property
     def mask_view(self) -> MaskView:
-        """The row through the template under the cursor."""
+        """The row, rendered by the template under the cursor."""
         return self.query_one("#template-mask", MaskView)
 
     @property
@@ -208,12 +208,13 @@ class TemplateScreen(Overlay[None]):
         return self.choices.current
 
     def say(self, text: str) -> None:
-        """Say something below, until the cursor moves; empty says nothing."""
+        """Show a message below, until the cursor moves; an empty text clears it."""
         style = "$limit" if text.startswith("✗") else "$foreground"
         self._said_of = self.current
         self.query_one("#template-note", TextBlock).show(Content.styled(one_line(text), style))
 
-    # Reading. Workers are described, or Textual would do it with the repr of what they get, which is whole rows.
+    # Reading. Workers get a description, or Textual would make one from the repr of their arguments, which is whole
+    # rows.
 
     @work(thread=True, exclusive=True, group="template-load", description="template-load")
     def _load(self, plan: TokenPlan) -> None:
@@ -241,7 +242,7 @@ class TemplateScreen(Overlay[None]):
         self._refresh()
 
     def _refresh(self) -> None:
-        """Show every template anew, the one under the cursor first."""
+        """Render the previews anew, the one under the cursor first."""
         self.previews.clear()
         self._show_current()
         if self.templates is not None and self.row is not None:
@@ -266,7 +267,7 @@ class TemplateScreen(Overlay[None]):
         if message.entry == self.current:
             self._show_current()
 
-    # What is shown.
+    # Display.
 
     def _show_list(self, at: str | None = None) -> None:
         """Fill the list; the cursor goes to an entry, or stays."""
@@ -288,7 +289,7 @@ class TemplateScreen(Overlay[None]):
         self._show_current()
 
     def _show_current(self) -> None:
-        """Row and source of the template under the cursor."""
+        """Show row and source of the template under the cursor."""
         entry = self.current
         if entry is None:
             return
@@ -317,7 +318,7 @@ class TemplateScreen(Overlay[None]):
     # Keys.
 
     def action_move(self, rows: int) -> None:
-        """Move the cursor, or scroll the part that has the keys."""
+        """Move the cursor, or scroll the focused part."""
         part = self._scrolled
         if part is not None:
             part.move(rows)
@@ -325,7 +326,7 @@ class TemplateScreen(Overlay[None]):
             self.choices.move(rows)
 
     def action_move_page(self, direction: int) -> None:
-        """A page up or down."""
+        """Move the cursor by a page, or scroll."""
         part = self._scrolled
         if part is not None:
             part.move_page(direction)
@@ -333,7 +334,7 @@ class TemplateScreen(Overlay[None]):
             self.action_move(direction * max(1, self.choices.size.height // 2))
 
     def action_move_end(self, direction: int) -> None:
-        """To the first or the last template or line."""
+        """Go to the first or the last template or line."""
         self.action_move(direction * 10**6)
 
     @property
@@ -341,7 +342,7 @@ class TemplateScreen(Overlay[None]):
         return next((part for part in (self.mask_view, self.source_view) if part.has_focus), None)
 
     def action_step_row(self, step: int) -> None:
-        """Show the templates with the next row, or the one before."""
+        """Preview the templates with the next row, or the one before."""
         if self._view is None:
             self.say("No data is open.")
             return
@@ -350,7 +351,7 @@ class TemplateScreen(Overlay[None]):
             self._index = index
             self._read_row(index)
 
-    # Choosing.
+    # Choice.
 
     @on(OptionList.OptionSelected)
     def _selected(self, message: OptionList.OptionSelected) -> None:
@@ -378,7 +379,7 @@ class TemplateScreen(Overlay[None]):
         self.app.post_message(OptionsChosen(entry.values, notice if is_told else ""))
 
     def action_help(self) -> None:
-        """Explain the keys."""
+        """Show help on the keys."""
         self.app.push_screen(HelpScreen("Chat template", HELP, self.keys, "template"))
 
     def action_back(self) -> None:
@@ -388,7 +389,7 @@ class TemplateScreen(Overlay[None]):
     # Editing.
 
     async def action_edit(self) -> None:
-        """Edit the file of a template in place, any other in a copy; ask where that is to be."""
+        """Edit the file of a template in place, any other in a copy; ask for the path of that."""
         entry = self.current
         if entry is None:
             return
@@ -402,7 +403,7 @@ class TemplateScreen(Overlay[None]):
             await self.ask_bar.converse(self._edit_copy(entry))
 
     async def _edit_copy(self, entry: TemplateEntry) -> None:
-        """Ask for a file, and write there what an editor left before, else edit a copy of a template."""
+        """Ask for a file, and write the editor's unsaved text there, else edit a copy of a template."""
         bar, directory = self.ask_bar, self.plan.directory
         given = await bar.ask_path("save the copy as", entry.file_name, base=directory, suffixes=SUFFIXES)
         if given is None:
@@ -425,7 +426,7 @@ class TemplateScreen(Overlay[None]):
             self._edit(current.source, path)
 
     def _edit_file(self, path: Path) -> None:
-        """Edit a file as it is now, which somebody else may have changed."""
+        """Edit a file in its present state, which another program may have changed."""
         found = file_entry(path)
         if found.source is None:
             self.say(f"✗ {found.problem}")
@@ -433,7 +434,7 @@ class TemplateScreen(Overlay[None]):
             self._edit(found.source, path)
 
     def _edit(self, source: str, path: Path) -> None:
-        """Lend the terminal to the editor; what it leaves goes into the file, and is used if it can be."""
+        """Suspend the app for the editor; its result goes into the file, and is used if it is valid."""
         try:
             with self.app.suspend():
                 after = edit_text(source.encode("utf-8", "replace").decode(), path.name)
@@ -473,7 +474,7 @@ class TemplateScreen(Overlay[None]):
 
     @work(exclusive=True, group="template-use", description="template-take")
     async def _take(self, text: str, path: Path) -> None:
-        """Show a file as the template, and put it in force unless it is no Jinja."""
+        """Show a file as the template, and put it in force unless it is not valid Jinja."""
         error = await _refused(text)
         templates = self.templates
         if templates is None:
@@ -497,7 +498,7 @@ class TemplateScreen(Overlay[None]):
 
 
 async def _refused(source: str) -> UserError | None:
-    """Why a template cannot be used; None where it can."""
+    """The reason why a template cannot be used; None where it can."""
     try:
         await asyncio.to_thread(check_template, source)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""The chat templates that can be chosen for a configuration, and rows shown through them, without any widget."""
+"""The chat templates to choose from, and rows rendered by them, without any widget."""
 
 from __future__ import annotations
 
@@ -21,43 +21,43 @@ OWN, FILE = "own", "file"
 
 @dataclass(frozen=True)
 class TemplateEntry:
-    """One template that can be chosen."""
+    """A template to choose."""
 
     id: str
-    """``own``, ``file``, or the name of a named template."""
+    """The id: ``own``, ``file``, or the name of a named template."""
     title: str
     about: str
-    """Where it is from, or what it looks like, in a few words."""
+    """A description in a few words: its origin, or its look."""
     source: str | None
-    """The Jinja template; None where there is none to be had."""
+    """The Jinja template; None where there is none."""
     problem: str = ""
-    """Why there is none."""
+    """The reason why there is none."""
     path: Path | None = None
     """The file it is in, of ``file``."""
 
     @property
     def values(self) -> Mapping[str, str | Path | None]:
-        """What the configuration says when it is in force."""
+        """The options of the configuration when it is in force."""
         named = self.id if self.id not in (OWN, FILE) else None
         return {"template.name": named, "template.file": self.path if self.id == FILE else None}
 
     @property
     def file_name(self) -> str:
-        """What a copy of it is called unless the user says otherwise."""
+        """The suggested file name of a copy."""
         return f"{'template' if self.id == OWN else self.id}.jinja"
 
 
 @dataclass(frozen=True)
 class TemplateSet:
-    """Every template that can be chosen, and the model they are for."""
+    """The templates to choose from, and their model."""
 
     entries: tuple[TemplateEntry, ...]
     in_force: str | None
     """The entry that the configuration means; None where it names two at once."""
     settings: MaskSettings | None
-    """How rows become tokens; None where the model's tokenizer is not at hand."""
+    """Mask settings; None where the model's tokenizer is not available."""
     error: UserError | None = None
-    """Why it is not."""
+    """The reason why it is not."""
 
     def entry(self, id: str) -> TemplateEntry | None:  # noqa: A002
         """The entry of an id."""
@@ -65,7 +65,7 @@ class TemplateSet:
 
 
 def load_templates(plan: TokenPlan) -> TemplateSet:
-    """Every template that a configuration can choose; reads files, so call it from a thread.
+    """Load every template that a configuration can choose; reads files, so call it from a thread.
 
     Args:
         plan: The options of the configuration.
@@ -126,13 +126,13 @@ def _named(template: NamedTemplate, tokenizer: TokenizerFacts | None) -> Templat
 
 @dataclass(frozen=True)
 class ShownRow:
-    """The conversation that templates are shown with."""
+    """The conversation that templates are previewed with."""
 
     example: Example
     index: int | None = None
-    """Its row; None for a conversation made up."""
+    """The number of its row; None for a made-up conversation."""
     reason: str = ""
-    """Why it is made up."""
+    """The reason why it is made up."""
 
 
 def row_for(view: DatasetView | None, index: int) -> ShownRow:
@@ -150,7 +150,7 @@ def row_for(view: DatasetView | None, index: int) -> ShownRow:
 
 
 def preview_entry(entry: TemplateEntry, row: ShownRow, settings: MaskSettings | None) -> Preview:
-    """A row through one of the templates; ``settings`` as in :class:`TemplateSet`."""
+    """The preview of a row by a template; ``settings`` as in :class:`TemplateSet`."""
     if entry.source is None:
         return Preview(problem=entry.problem)
     try:

@@ -1,4 +1,4 @@
-"""The chat templates as a list to choose from, and what is said of the one under the cursor."""
+"""The list of the chat templates, and the description of the one under the cursor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NARROW, _WIDE = 18, 44
 
 
 class TemplateList(ChoiceList):
-    """A line a template: whether it is in force, its name, whether it suits the row; in a wide one, what it is like."""
+    """A line a template: whether it is in force, its name, whether it suits the row; its look where there is room."""
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
@@ -38,8 +38,8 @@ class TemplateList(ChoiceList):
         """Show the templates; the cursor goes to an entry, or stays.
 
         Args:
-            templates: What can be chosen.
-            previews: A row through each of them, by id, as far as that is known.
+            templates: The templates to choose from.
+            previews: Previews of the row by id, as far as they are known.
             at: The id of the entry.
         """
         self._templates, self._previews = templates, previews
@@ -51,18 +51,18 @@ class TemplateList(ChoiceList):
         self.highlighted = place
 
     def show_anew(self, *entries: TemplateEntry | None) -> None:
-        """Bring the lines of some entries up to date."""
+        """Update the lines of some entries."""
         for place, entry in enumerate(self._templates.entries if self._templates is not None else ()):
             if entry in entries:
                 self.replace_option_prompt_at_index(place, self._prompt(entry))
 
     def mark_cursor(self) -> None:
-        """Put the pointer before the entry under the cursor, which is then told without color too."""
+        """Put the pointer before the entry under the cursor, which marks it without color too."""
         before, self._pointed_at = self._pointed_at, self.current
         self.show_anew(before, self._pointed_at)
 
     def move(self, rows: int) -> None:
-        """Move the cursor by so many templates."""
+        """Move the cursor by a number of templates."""
         if self._templates is not None:
             self.highlighted = max(0, min((self.highlighted or 0) + rows, len(self._templates.entries) - 1))
 
@@ -83,7 +83,7 @@ class TemplateList(ChoiceList):
 
 
 def head(templates: TemplateSet, current: TemplateEntry | None) -> Content:
-    """Which template is in force, and where from; what the one under the cursor is."""
+    """The heading: the template in force and its origin, and a description of the one under the cursor."""
     entry = templates.entry(templates.in_force) if templates.in_force is not None else None
     if entry is None:
         text = Content.styled("✗ template.name and template.file are both set; choose one template.", "$limit")
@@ -99,11 +99,11 @@ def head(templates: TemplateSet, current: TemplateEntry | None) -> Content:
 
 
 def token_parts(preview: Preview, limit: int) -> list[TokenPart]:
-    """A row as it is drawn token by token.
+    """The parts of a row for display, token by token.
 
     Args:
-        preview: The row through a template.
-        limit: ``train.max_length``, where rows are cut.
+        preview: The row, rendered by a template.
+        limit: ``train.max_length``, the truncation length in tokens.
     """
     label = f"train.max_length = {spaced(limit)}"
     return [
@@ -118,7 +118,7 @@ def token_parts(preview: Preview, limit: int) -> list[TokenPart]:
 
 
 def problem(preview: Preview) -> Content:
-    """Why a row cannot be seen through a template; empty where it can."""
+    """The reason why a row has no preview by a template; empty where it has one."""
     if not preview.problem:
         return Content("")
     known = preview.line is not None and f"line {preview.line}" not in preview.problem

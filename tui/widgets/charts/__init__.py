@@ -1,1 +1,1 @@
-"""Charts and meters."""
+"""Charts, histograms, bars and meters, drawn with glyphs."""

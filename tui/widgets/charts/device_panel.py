@@ -1,4 +1,4 @@
-"""The devices of a run as meters: temperature, memory, power, load. What a device does not report is a dash."""
+"""The panel of a run's devices as meters: temperature, memory, power, load. A value not reported is a dash."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from tui.glyphs import BRAILLE, GlyphSet
 from tui.widgets.charts.meter import LIMIT, NEAR, OK, WORD_COLORS, bar, memory_word, temperature_limit, temperature_word
 from tui.widgets.text_block import TextBlock
 
-#: Columns from which a device takes two lines with wide bars.
+#: Minimum columns for two lines a device, with wide bars.
 WIDE = 96
-#: Devices shown at most; more of them are counted.
+#: Maximum number of devices shown; further ones are counted.
 MOST = 4
 
 
 class DevicePanel(TextBlock):
-    """One line a device, two where the pane is wide.
+    """A panel of devices, one line each, two where the pane is wide.
 
     Args:
-        glyphs: What bars are drawn with.
+        glyphs: The glyphs of the bars.
     """
 
     def __init__(self, glyphs: GlyphSet = BRAILLE, *, id: str | None = None) -> None:  # noqa: A002
@@ -32,12 +32,12 @@ class DevicePanel(TextBlock):
         self._stale = ""
 
     def show_devices(self, devices: Sequence[Device], stale: str = "") -> None:
-        """Show a sample; ``stale`` says how old it is, where it is old."""
+        """Show a sample; ``stale`` is its age in words, where it is old."""
         self._devices, self._stale = devices, stale
         self._compose_lines()
 
     def on_resize(self) -> None:
-        """Lay the meters out for the new width."""
+        """Lay out the meters for the new width."""
         self._compose_lines()
 
     def _compose_lines(self) -> None:
@@ -55,7 +55,7 @@ class DevicePanel(TextBlock):
 
 
 def device_lines(device: Device, width: int, glyphs: GlyphSet, *, several: bool = False) -> list[Content]:
-    """A device in so many columns: one line when narrow, two when wide."""
+    """The lines of a device in a number of columns: one when narrow, two when wide."""
     wide = width >= WIDE
     name = ("CPU" if device.kind == "cpu" else f"GPU {device.index}") if wide or several or device.kind == "cpu" else ""
     memory_name = "RAM" if device.kind == "cpu" else "VRAM"
@@ -90,7 +90,7 @@ def _temperature(device: Device, width: int, glyphs: GlyphSet, wide: bool) -> Co
     if value is None:
         return Content.assemble(("–", ""), (" °C", "$muted")) if not wide else Content.styled("temperature –", "$muted")
     limit = temperature_limit(device)
-    # 30 °C is a cool idle; the part of the scale that matters lies between it and the limit.
+    # 30 °C is a cool idle; the part of the scale that matters is between it and the limit.
     meter = _bar((value - 30) / max(limit - 30, 1), width, glyphs, word)
     ending = f" {word}, limit {limit:.0f}" if wide else f" {word}"
     return Content.assemble(f"{value:3.0f} °C ", meter, (ending.ljust(21) if wide else ending, f"${WORD_COLORS[word]}"))

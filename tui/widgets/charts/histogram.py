@@ -1,4 +1,4 @@
-"""How many rows have which length, as columns of eighth blocks."""
+"""A histogram of row lengths, drawn as columns of eighth blocks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _EIGHTHS = " ▁▂▃▄▅▆▇█"
 
 
 def draw_histogram(buckets: Sequence[Bucket], width: int, height: int) -> list[str]:
-    """Lines of a histogram, an axis with the lengths below it.
+    """Lines of a histogram, with an axis of the lengths below it.
 
     Args:
         buckets: The bars.
@@ -29,7 +29,7 @@ def draw_histogram(buckets: Sequence[Bucket], width: int, height: int) -> list[s
         cells = []
         for bucket in shown:
             filled = bucket.count * height * 8 / top if top else 0.0
-            # A bar of few rows is still seen.
+            # A bar of few rows stays visible.
             eighths = max(1 if bucket.count and level == 1 else 0, min(8, round(filled - (level - 1) * 8)))
             cells.append(_EIGHTHS[eighths] * (bar - 1 if bar > 1 else 1) + (" " if bar > 1 else ""))
         lines.append(f"{margin.rjust(len(label))}┤{''.join(cells)}".rstrip())
@@ -40,7 +40,7 @@ def draw_histogram(buckets: Sequence[Bucket], width: int, height: int) -> list[s
 
 
 def _ticks(buckets: Sequence[Bucket], bar: int) -> str:
-    """The lower end of every so many bars, under the bar."""
+    """Axis labels: the lower end of every few bars, under the bar."""
     line = ""
     for place, bucket in enumerate(buckets):
         text = str(bucket.low)

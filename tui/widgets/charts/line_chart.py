@@ -1,6 +1,6 @@
-"""The loss chart: raw dots, a smoothed line, evaluations and events over steps, on the line API.
+"""The loss chart: raw dots, a smoothed line, evaluations and events over steps, on the Line API.
 
-A frame that differs little from the one before refreshes only the cells that changed: that is what keeps the chart
+A frame that differs little from the one before refreshes only the cells that changed: that keeps the chart
 cheap over SSH.
 """
 
@@ -25,25 +25,25 @@ from tui.glyphs import BRAILLE, GlyphSet
 from tui.widgets.charts import plot_geometry as geometry
 from tui.widgets.charts.plot_geometry import DotGrid, Scale
 
-#: A cell of a frame: a character and the name of the component that colors it.
+#: A cell of a frame: a character and the component class that colors it.
 Cell = tuple[str, str]
 _BLANK: Cell = (" ", "")
 
 
 @dataclass(frozen=True)
 class ChartData:
-    """What the chart shows; steps rise, and values that are not finite leave gaps."""
+    """The data of the chart; steps rise, and values that are not finite leave gaps."""
 
     loss: Series = field(default_factory=Series)
     evals: Series = field(default_factory=Series)
     marks: Sequence[tuple[float, str]] = ()
-    """Events: a step and a few words each."""
+    """Events: a step and a label each."""
     total_steps: int = 0
 
 
 @dataclass
 class _Frame:
-    """A picture in cells, by rows."""
+    """A frame of cells, by rows."""
 
     width: int
     height: int
@@ -60,12 +60,12 @@ class _Frame:
                     self.cells[y][x + offset] = (character, style)
 
     def is_free(self, x: int, y: int, width: int) -> bool:
-        """Whether nothing is drawn there."""
+        """Whether a cell is empty."""
         return x >= 0 and x + width <= self.width and all(cell[0] in " \u2800" for cell in self.cells[y][x : x + width])
 
 
 class LineChart(Widget):
-    """Loss over steps."""
+    """A line chart of the loss over steps."""
 
     DEFAULT_CSS = """
     LineChart { width: 100%; height: 1fr; min-height: 4; }
@@ -96,7 +96,7 @@ class LineChart(Widget):
         self._styles: dict[str, Style] = {}
 
     def show(self, data: ChartData) -> None:
-        """Show new data, and repaint only what looks different."""
+        """Show new data, and refresh only the cells that changed."""
         self.data = data
         before = self._frame
         if before is None or (before.width, before.height) != (self.size.width, self.size.height):
@@ -119,12 +119,12 @@ class LineChart(Widget):
         self.refresh()
 
     def notify_style_update(self) -> None:
-        """Forget colors of the old theme."""
+        """Drop the colors of the old theme."""
         super().notify_style_update()
         self._styles.clear()
 
     def render_line(self, y: int) -> Strip:
-        """One row of the frame."""
+        """The strip of one row of the frame."""
         width, height = self.size
         if self._frame is None or (self._frame.width, self._frame.height) != (width, height):
             self._frame = self._draw(width, height)
@@ -146,7 +146,7 @@ class LineChart(Widget):
         return self._styles[name]
 
     def _draw(self, width: int, height: int) -> _Frame:
-        """The whole picture: axes, dots, line, marks, legend."""
+        """A new frame: axes, dots, line, marks, legend."""
         frame = _Frame(width, height)
         if width < 12 or height < 4:
             return frame
@@ -168,7 +168,7 @@ class LineChart(Widget):
         return frame
 
     def _bounds(self) -> list[float]:
-        """The extremes of everything that is shown; on a log axis of what is positive."""
+        """The extremes of all shown values; on a log axis, of the positive ones."""
         found: list[float] = []
         for series in (self.data.loss, self.data.evals):
             if self.log_axis and (least := series.least_positive()) is not None:
@@ -184,14 +184,14 @@ class LineChart(Widget):
 
 
 def _changed(old: Sequence[Cell], new: Sequence[Cell]) -> tuple[int, int]:
-    """The first and last column in which two different rows differ."""
+    """The first and last column at which two rows differ."""
     columns = [x for x, (before, after) in enumerate(zip(old, new, strict=True)) if before != after]
     return columns[0], columns[-1]
 
 
 @dataclass
 class _Plot:
-    """Draws the parts of a chart into a frame; the plot's own area begins at column ``left``."""
+    """A plot of the parts of a chart into a frame; the plot's own area begins at column ``left``."""
 
     frame: _Frame
     glyphs: GlyphSet
@@ -202,7 +202,7 @@ class _Plot:
 
     @property
     def width(self) -> int:
-        """Cells across the plot's own area."""
+        """The width of the plot's own area in cells."""
         return self.frame.width - self.left
 
     def column(self, step: float) -> int | None:
@@ -214,7 +214,7 @@ class _Plot:
         return None if dot is None else self.left + dot // self.glyphs.columns
 
     def row(self, value: float) -> int | None:
-        """The cell row of a value; None where it has no place."""
+        """The cell row of a value; None where it is not on the axis."""
         dot = self.scale.dot(value, self.rows * self.glyphs.rows)
         return None if dot is None else self.rows - 1 - dot // self.glyphs.rows
 
@@ -269,7 +269,7 @@ class _Plot:
                 self.frame.put(x, y, self.glyphs.eval_mark, "eval")
 
     def legend(self, *, log: bool, evals: bool) -> None:
-        """What the marks mean, at the top right."""
+        """The legend of the marks, at the top right."""
         ascii_only = self.glyphs.name == "ascii"
         parts = [("raw ", "label"), ("." if ascii_only else "·", "raw"), ("  smooth ", "label")]
         parts.append(("*" if ascii_only else "━", "smooth"))
@@ -283,7 +283,7 @@ class _Plot:
             x += len(text)
 
     def marks(self, marks: Sequence[tuple[float, str]]) -> None:
-        """A mark for each event below the legend, with its words where there is room."""
+        """A mark for each event below the legend, with its label where there is room."""
         y = 1 if self.rows >= 6 else 0
         for step, label in marks:
             x = self.column(step)

@@ -1,4 +1,4 @@
-"""Bars and the words beside them: a threshold is a word first and a color second."""
+"""Meters: bars with words, where a threshold is a word first and a color second."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from tui.glyphs import GlyphSet
 
 #: Degrees below the limit from which a device counts as near it.
 NEAR_DEGREES = 5.0
-#: What is taken for the limit where a device does not tell a believable one, in °C.
+#: The limit assumed where a device reports no believable one, in °C.
 FALLBACK_LIMIT_C = {"cpu": 95.0}
 GPU_LIMIT_C = 83.0
 #: Shares of memory in use that are near the limit, and at it.
@@ -19,14 +19,14 @@ WORD_COLORS = {OK: "ok", NEAR: "near", LIMIT: "limit"}
 
 
 def bar(fraction: float, width: int, glyphs: GlyphSet) -> tuple[str, str]:
-    """The filled and the empty part of a bar of so many cells; a fraction outside 0 to 1 is cut."""
-    # NaN is no part of it.
+    """The filled and the empty part of a bar in cells; a fraction outside 0 to 1 is clamped."""
+    # NaN is drawn as empty.
     full = round(min(fraction, 1.0) * width) if fraction > 0 else 0
     return glyphs.bar_full * full, glyphs.bar_empty * (width - full)
 
 
 def temperature_limit(device: Device) -> float:
-    """The temperature at which a device holds back, °C: its own where that can be true, else a usual one."""
+    """The throttling temperature of a device, °C: its own where that is believable, else a usual one."""
     limit = device.temperature_limit_c
     # Sensors without a limit are known to report 0, 127 or 255.
     if limit is not None and 50 <= limit <= 115:

@@ -1,4 +1,4 @@
-"""What a run will take of the card's memory, as a bar of its parts against what is free."""
+"""The bar of the memory plan: the parts of a run's memory against the free memory of the card."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlanView:
-    """A memory plan as it is shown.
+    """A memory plan for display.
 
     Args:
         parts: Name and bytes of each part, in the order of the bar.
         total: Bytes in all.
         limit: Bytes that are free; None where that is not known.
         fits: Whether it fits; None where that is not known.
-        advice: What would make it fit, or is worth knowing; the first is the best.
-        time: How long it takes and what it draws, by which run; empty where nothing tells.
+        advice: Changes that would make it fit, or notes; the best first.
+        time: Estimated time and energy, with the run they are based on; empty where unknown.
     """
 
     parts: Sequence[tuple[str, int]]
@@ -39,17 +39,17 @@ class PlanView:
     time: str = ""
 
 
-#: Makes a plan of a configuration, in a thread; None where there is none for it.
+#: A planner of a configuration, called in a thread; None where there is no plan for it.
 Planner = Callable[["ConfigDocument"], PlanView | None]
 
-#: What the parts are drawn with, by turns, so that neighbors differ without color.
+#: Fills of the parts, by turns, so that neighbors differ without color.
 _FILLS = "█▓▒░"
 _COLORS = ("$primary", "$accent", "$chart-eval", "$secondary", "$chart-raw", "$chart-event")
 _ADVICE_LINES = 2
 
 
 class PlanBar(Widget):
-    """The bar, what is in it, and whether it fits; not there while there is no plan."""
+    """The bar, its legend, and the verdict; hidden while there is no plan."""
 
     DEFAULT_CSS = "PlanBar { height: auto; display: none; border-top: solid $border; }"
 
@@ -58,7 +58,7 @@ class PlanBar(Widget):
         self.plan: PlanView | None = None
 
     def show(self, plan: PlanView | None) -> None:
-        """Show another plan, or none."""
+        """Show a plan, or none."""
         if plan != self.plan:
             self.plan = plan
             self.display = plan is not None
@@ -70,7 +70,7 @@ class PlanBar(Widget):
 
 
 def draw_plan(plan: PlanView, width: int) -> Content:
-    """A plan as lines of at most so many columns."""
+    """The lines of a plan, of at most ``width`` columns."""
     verdict, time = _verdict(plan, width), one_line(plan.time)
     lines = [_bar(plan, width), _legend(plan, width)]
     if verdict.cell_length + cell_len(time) + 3 <= width:
@@ -84,7 +84,7 @@ def draw_plan(plan: PlanView, width: int) -> Content:
 
 
 def _bar(plan: PlanView, width: int) -> Content:
-    """The parts to scale; the whole width is what is free, or the plan where that is larger or nothing is known."""
+    """The parts to scale; the whole width is the free memory, or the plan where that is larger or nothing is known."""
     scale = max(plan.total, plan.limit or 0, 1)
     room = max(width - 2, 1)
     parts: list[tuple[str, str]] = [("▕", "$muted")]
@@ -99,14 +99,14 @@ def _bar(plan: PlanView, width: int) -> Content:
         taken = max(end, taken)
     cells += [("·", "$meter-track")] * (room - len(cells))
     if limit_at is not None and limit_at < room:
-        # What is behind it does not fit.
+        # The part after it does not fit.
         cells[limit_at] = ("┃", "$limit bold")
     parts += cells
     return Content.assemble(*parts, ("▏", "$muted"))
 
 
 def _legend(plan: PlanView, width: int) -> Content:
-    """The parts by name with their sizes, as many as there is room for."""
+    """The parts by name with their sizes, as many as fit."""
     pieces: list[tuple[str, str]] = []
     used = 0
     for number, (name, size) in enumerate(plan.parts):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from core.runs.series import Bucket
 from tui.glyphs import GlyphSet
 
-#: Where an axis ends at the latest, on either side of 0, and the least positive value on a logarithmic one.
+#: Maximum of an axis on either side of 0, and the least positive value on a logarithmic one.
 GREATEST, LEAST = 1e300, 1e-300
 
 
@@ -21,7 +21,7 @@ GREATEST, LEAST = 1e300, 1e-300
 class Scale:
     """An axis from ``low`` to ``high``, linear or logarithmic; ``low < high``, and both positive on a log axis.
 
-    What lies beyond an end is at that end.
+    A value beyond an end is placed at that end.
     """
 
     low: float
@@ -29,18 +29,18 @@ class Scale:
     log: bool = False
 
     def fraction(self, value: float) -> float | None:
-        """Where a value lies, 0 at the low end and 1 at the high one; None where it has no place on the axis."""
+        """The position of a value, 0 at the low end and 1 at the high one; None where it is not on the axis."""
         if not math.isfinite(value) or (self.log and value <= 0):
             return None
         if self.log:
             low, high, value = math.log(self.low), math.log(self.high), math.log(value)
         else:
             low, high = self.low, self.high
-        # The ends of steps that no float tells apart are one.
+        # Ends that are equal as floats are one.
         return min(max((min(value, high) - low) / (high - low), 0.0), 1.0) if high - low > 0 else 0.0
 
     def dot(self, value: float, dots: int) -> int | None:
-        """The nearest of so many dots, counted from the low end, ends included; None where it has no place."""
+        """The nearest of ``dots`` dots, counted from the low end, ends included; None where it is not on the axis."""
         fraction = self.fraction(value)
         return None if fraction is None else round(fraction * (dots - 1))
 
@@ -49,7 +49,7 @@ def value_scale(values: Iterable[float], log: bool = False) -> Scale:
     """An axis that holds all finite values (on a log axis: all positive ones) with a little air.
 
     Args:
-        values: What is shown; values that are not finite do not count.
+        values: The shown values; values that are not finite do not count.
         log: Whether a logarithmic axis is wanted; it becomes linear when no value is positive.
     """
     finite = [min(max(value, -GREATEST), GREATEST) for value in values if math.isfinite(value)]
@@ -82,9 +82,9 @@ def nice_ceiling(value: float) -> float:
 
 
 def step_window(first: float, last: float, total: int) -> Scale:
-    """The steps an axis shows: up to the total, but never so far ahead that what has happened is a sliver.
+    """The range of steps on the axis: up to the total, but never so far ahead that the steps done are a sliver.
 
-    The end moves in a few jumps only, so that the picture is mostly drawn on rather than redrawn.
+    The end moves in a few jumps only, so that the picture is mostly extended rather than redrawn.
     """
     start = min(first, 1.0) if first > 0 else first
     seen = max(last - start, 1.0)
@@ -95,7 +95,7 @@ def step_window(first: float, last: float, total: int) -> Scale:
 
 
 def nice_ticks(low: float, high: float, most: int) -> list[float]:
-    """At most so many round values (1, 2 or 5 times a power of ten apart) in a range."""
+    """Round values (1, 2 or 5 times a power of ten apart) in a range, at most a number of them."""
     raw = (high - low) / max(most, 1)
     if most < 1 or not sys.float_info.min <= raw < math.inf:
         return []
@@ -110,7 +110,7 @@ def nice_ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def log_ticks(low: float, high: float, most: int) -> list[float]:
-    """At most so many values for a log axis: powers of ten, with 2 and 5 between them where the range is short."""
+    """Ticks of a log axis, at most ``most`` of them: powers of ten, with 2 and 5 between them in a short range."""
     if most < 1 or not 0 < low < high:
         return []
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
@@ -126,12 +126,12 @@ def log_ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def ticks(scale: Scale, most: int) -> list[float]:
-    """Round values along a scale, at most so many."""
+    """Ticks along a scale: round values, at most a number of them."""
     return log_ticks(scale.low, scale.high, most) if scale.log else nice_ticks(scale.low, scale.high, most)
 
 
 def tick_labels(values: Sequence[float]) -> list[str]:
-    """The values with as many digits as tell them apart, all alike: ``0.0 0.5 1.0``; large ones as ``2k``."""
+    """Labels of ticks, with as many digits as distinguish them, all alike: ``0.0 0.5 1.0``; large ones as ``2k``."""
     if not values:
         return []
     if any(value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e6) for value in values):
@@ -159,12 +159,12 @@ def _thousands(value: int) -> str:
 
 @dataclass
 class DotGrid:
-    """Dots in cells; ``bits[row][column]`` is the pattern of a cell.
+    """A grid of dots in cells; ``bits[row][column]`` is the pattern of a cell.
 
     Args:
         width: Cells across.
         height: Cells down.
-        glyphs: What dots are drawn with.
+        glyphs: The glyphs of the dots.
     """
 
     width: int
@@ -177,16 +177,16 @@ class DotGrid:
 
     @property
     def columns(self) -> int:
-        """Dots across."""
+        """Number of dots across."""
         return self.width * self.glyphs.columns
 
     @property
     def rows(self) -> int:
-        """Dots down."""
+        """Number of dots down."""
         return self.height * self.glyphs.rows
 
     def set(self, x: int, y: int) -> None:
-        """Set a dot; ``y`` counts from the bottom, and what lies outside is left out."""
+        """Set a dot; ``y`` counts from the bottom, and dots outside are ignored."""
         if 0 <= x < self.columns and 0 <= y < self.rows:
             column, across = divmod(x, self.glyphs.columns)
             row, down = divmod(self.rows - 1 - y, self.glyphs.rows)
@@ -206,7 +206,7 @@ class DotGrid:
         previous = y0
         for x in range(x0, x1 + 1):
             y = round(y0 + (y1 - y0) * (x - x0) / run)
-            # The steep part belongs to the new column, from beside the old height on.
+            # The steep part belongs to the new column, from next to the old height on.
             start = y if abs(y - previous) <= 1 else previous + (1 if y > previous else -1)
             self.span(x, start, y)
             previous = y

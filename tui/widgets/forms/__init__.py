@@ -1,1 +1,1 @@
-"""Inputs and forms."""
+"""Inputs, the ask bar, and the form of the options."""

@@ -1,4 +1,4 @@
-"""One line at the foot of a pane that asks for something: a text, a path, or one of a few keys."""
+"""The ask bar: one line at the foot of a pane that asks for a text, a path, or one of a few keys."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tui.widgets.forms.safe_input import SafeInput
 
 
 class KeyQuestion(Static, can_focus=True):
-    """A question that is answered by one key."""
+    """A question that one key answers."""
 
     DEFAULT_CSS = """
     KeyQuestion { width: 1fr; height: auto; background: $surface; &:focus { background: $panel; } }
@@ -31,7 +31,7 @@ class KeyQuestion(Static, can_focus=True):
 
     @dataclass
     class Answered(Message):
-        """One of the offered keys, or ``escape``."""
+        """The answer: one of the offered keys, or ``escape``."""
 
         key: str
 
@@ -44,16 +44,16 @@ class KeyQuestion(Static, can_focus=True):
         super().__init__(Content.assemble(*parts, ("esc", "bold $accent"), " cancel"))
 
     def on_mount(self) -> None:
-        """From when it has been painted, it can be answered."""
+        """Accept answers from the first paint on."""
         self.call_after_refresh(self._painted)
 
     def _painted(self) -> None:
         self._is_read = True
 
     def on_key(self, event: events.Key) -> None:
-        """Take the offered keys and ``esc``; tab and the app's own keys stay theirs.
+        """Handle the offered keys and ``esc``; tab and the app's own keys keep their actions.
 
-        What was typed before the question could be read is neither an answer to it nor a command.
+        Keys typed before the question could be read are neither an answer to it nor a command.
         """
         if not self._is_read:
             event.stop()
@@ -66,12 +66,12 @@ class KeyQuestion(Static, can_focus=True):
 
 
 def takes_text(widget: Widget | None) -> bool:
-    """Whether the keys pressed now are text, or answer a question: no key of a pane may take them away."""
+    """Whether keys pressed now are text, or answer a question: no binding of a pane may take them away."""
     return isinstance(widget, (Input, TextArea, KeyQuestion))
 
 
 class AskBar(Vertical):
-    """Hidden until something is asked; gives the focus back where it was when answered or cancelled."""
+    """A bar that is hidden until a question is asked; the focus returns to its place after the answer or ``esc``."""
 
     DEFAULT_CSS = """
     AskBar {
@@ -91,7 +91,7 @@ class AskBar(Vertical):
         self._back_to: Widget | None = None
 
     def compose(self) -> ComposeResult:
-        """The candidates of a path above the line itself."""
+        """The candidates of a path above the input."""
         yield Static(classes="ask-candidates")
         yield Horizontal(classes="ask-line")
 
@@ -101,9 +101,9 @@ class AskBar(Vertical):
         return self._answer is not None
 
     async def converse(self, work: Coroutine[object, object, None]) -> None:
-        """Run a coroutine that asks, beside what else goes on; it ends with this bar at the latest.
+        """Run a coroutine that asks questions, concurrently with other work; it ends with this bar at the latest.
 
-        What it does up to its first question is done when this returns: awaited by the action of a key with priority,
+        Its work up to the first question is done when this returns: awaited by the action of a key with priority,
         the question is open before the next key is looked at.
         """
         self.run_worker(work)
@@ -112,7 +112,7 @@ class AskBar(Vertical):
     async def ask(
         self, label: str, value: str = "", *, placeholder: str = "", changed: Callable[[str], None] | None = None
     ) -> str | None:
-        """Ask for a text and wait for it; what is typed takes the place of the value that it begins with.
+        """Ask for a text and wait for it; typed text replaces the initial value.
 
         Args:
             label: Before the text.
@@ -136,7 +136,7 @@ class AskBar(Vertical):
             label: Before the path.
             value: The path that it begins with.
             base: The directory of relative paths; the working directory by default.
-            suffixes: Endings of the files that are offered.
+            suffixes: Suffixes of the files that are offered.
 
         Returns:
             None where the user gives up or names nothing, or another question takes the place of this one.
@@ -149,8 +149,8 @@ class AskBar(Vertical):
         """Ask a question that one key answers, and wait for it.
 
         Args:
-            question: In a sentence.
-            answers: The keys, and what each of them means.
+            question: The question, as a sentence.
+            answers: The keys, and the meaning of each.
 
         Returns:
             None where the user gives up, or another question takes the place of this one.
@@ -158,7 +158,7 @@ class AskBar(Vertical):
         return await self._answer_to("", KeyQuestion(question, answers))
 
     def close(self, answer: str | None = None) -> None:
-        """Hide, give the focus back, and give the answer to who waits for it."""
+        """Hide the bar, give the focus back, and resolve the pending answer."""
         back = self._back_to
         self._settle(answer)
         self.remove_class("-asking")
@@ -166,11 +166,11 @@ class AskBar(Vertical):
         had_focus = any(child.has_focus for child in line.children)
         line.remove_children()
         if had_focus and back is not None and back.is_attached and back.display:
-            # At once: another question may follow, and must not lose the keys again to what had them before.
+            # At once: another question may follow, and must not lose the focus again to the previous widget.
             self.screen.set_focus(back)
 
     def on_unmount(self) -> None:
-        """Nobody waits for an answer that will not come."""
+        """Resolve the pending answer, which will not come any more."""
         self._settle(None)
 
     async def _answer_to(self, label: str, field: Widget, changed: Callable[[str], None] | None = None) -> str | None:
@@ -187,7 +187,7 @@ class AskBar(Vertical):
     def _open(self, label: str, field: Widget) -> None:
         self._settle(None)
         focused = self.screen.focused
-        # One question may follow another before the focus is back: what had it first gets it in the end.
+        # A question may follow another before the focus is back: the first widget that had it gets it in the end.
         if focused is not None and self not in focused.ancestors and focused.is_attached:
             self._back_to = focused
         self._show_candidates([])
@@ -195,7 +195,7 @@ class AskBar(Vertical):
         line.remove_children()
         line.mount(*([Static(label, classes="ask-label", markup=False)] if label else []), field)
         self.add_class("-asking")
-        # At once: what is typed ahead is its text. What waits in its queue is looked at once it is mounted.
+        # At once: keys typed ahead are its text. Its queue is processed once it is mounted.
         self.screen.set_focus(field)
 
     def _show_candidates(self, names: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""One option of the configuration on one line: mark, key, value and help, and below it what is wrong with the value."""
+"""The field of one option on one line: mark, key, value and help, with errors of the value below."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _KEY_WIDTH = 23
 
 
 def format_value(value: Any) -> str:
-    """A value as it is typed into the form."""
+    """A value as typed into the form."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -46,17 +46,17 @@ def format_value(value: Any) -> str:
 
 
 def _toml_string(text: str) -> str:
-    """A text as TOML writes it: as JSON does, but for the one control character that only JSON leaves as it is."""
+    """A TOML string: as in JSON, except for the one control character that JSON leaves unescaped."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 class OptionField(Widget):
-    """Shows an option; edits it in place with an input when asked to.
+    """A field of the form; it is edited in place with an input on request.
 
     Args:
         option: The declaration.
-        base: What a relative path is relative to.
-        suffixes: Endings of the files that completion offers, where the value is a path; None where it is none.
+        base: The directory that a relative path is relative to.
+        suffixes: Suffixes of the files that completion offers, where the value is a path; None for other values.
     """
 
     DEFAULT_CSS = """
@@ -70,19 +70,19 @@ class OptionField(Widget):
     """
 
     value: reactive[Any] = reactive(None)
-    """What the file says; None where it says nothing and the default holds."""
+    """The value in the file; None where it is absent and the default holds."""
     problem = reactive("", layout=True)
-    """One sentence, or nothing."""
+    """The error of the value in one sentence, or nothing."""
     warning = reactive("", layout=True)
-    """What most likely was not meant, in a sentence or two; nothing where all is well."""
+    """A warning of a likely mistake, in a sentence or two; empty where all is well."""
     notes: reactive[tuple[str, ...]] = reactive((), layout=True)
-    """How the value differs from others: ``• was 32 in preset``, ``≠ last run 1e-4``."""
+    """Differences of the value from others: ``• was 32 in preset``, ``≠ last run 1e-4``."""
     baseline: reactive[Any] = reactive(None)
-    """The value that would hold if nobody had changed it: that of a preset, else the default."""
+    """The unedited value: that of the preset, else the default."""
     is_cursor = reactive(False, toggle_class="-cursor")
     """Whether the cursor of the form is on it."""
     lights_up = reactive(False)
-    """Whether the form has the keys; without them the cursor is only hinted at."""
+    """Whether the form has the focus; without it the cursor is only hinted at."""
 
     @dataclass
     class Typed(Message):
@@ -93,21 +93,21 @@ class OptionField(Widget):
 
     @dataclass
     class Committed(Message):
-        """The input has been left with its text."""
+        """The input has been left, and its text is kept."""
 
         field: OptionField
         refocus: bool
 
     @dataclass
     class Abandoned(Message):
-        """The input has been left with ``esc``; the value is to be what it was."""
+        """The input has been left with ``esc``; the old value is to be restored."""
 
         field: OptionField
         before: Any
 
     @dataclass
     class Clicked(Message):
-        """The mouse has been on it."""
+        """The field has been clicked."""
 
         field: OptionField
 
@@ -128,19 +128,19 @@ class OptionField(Widget):
 
     @property
     def is_changed(self) -> bool:
-        """Whether the value differs from the baseline; what must be given anyway differs from nothing."""
+        """Whether the value differs from the baseline; a required value has none."""
         value = self.option.default if self.value is None else self.value
         return not self.option.required and value != self.baseline
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The values that can be stepped through; none where the value is typed."""
+        """The values to step through; none where the value is typed."""
         if self.option.type == "boolean":
             return ("false", "true")
         return self.option.choices if self.option.type == "choice" else ()
 
     def next_choice(self, step: int) -> str | None:
-        """The choice so many steps on, from the other end again; None where the value is typed."""
+        """The choice a number of steps on, wrapping at the end; None where the value is typed."""
         if not self.choices:
             return None
         present = format_value(self.option.default if self.value is None else self.value)
@@ -163,7 +163,7 @@ class OptionField(Widget):
             max(self.size.width - _MARK_WIDTH - self._key_width, 8) if self._is_long else self._value_width
         )
         self.mount(entry)
-        # At once: what is typed ahead is its text.
+        # At once: keys typed ahead are its text.
         self.screen.set_focus(entry)
 
     def close(self) -> None:
@@ -172,12 +172,12 @@ class OptionField(Widget):
         self.refresh(layout=True)
 
     def commit(self, *, refocus: bool) -> None:
-        """Close the input and say so, if it is open."""
+        """Close the input, if it is open, and post its text."""
         if self.is_editing:
             self.close()
             self.post_message(self.Committed(self, refocus))
 
-    # Drawing.
+    # Rendering.
 
     @property
     def _is_long(self) -> bool:
@@ -201,11 +201,11 @@ class OptionField(Widget):
         return max(min(rest, 24 if width < 110 else 36), 1)
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:  # noqa: ARG002 - Textual calls it
-        """One line, and as many as notes, problem and warning take."""
+        """The height: one line, and the lines of notes, problem and warning."""
         return 1 + len(self._lines_below(width))
 
     def _lines_below(self, width: int) -> list[tuple[str, str]]:
-        """Lines with their style; notes are among them only where there is no room for them beside the value."""
+        """Lines below the value, with their style; notes are among them only if they do not fit next to the value."""
         beside = self._room_beside(width)
         notes = "  ".join(self.notes)
         texts = [
@@ -217,11 +217,11 @@ class OptionField(Widget):
         return [(line.plain, style) for text, style in texts if text for line in Content(one_line(text)).wrap(room)]
 
     def _room_beside(self, width: int) -> int:
-        """Columns for help or notes behind the value."""
+        """Columns for help or notes after the value."""
         return width - _MARK_WIDTH - self._key_width_in(width) - self._value_width_in(width) - 1
 
     def render(self) -> Content:
-        """The line, and below it the problem."""
+        """The line of the value, and the problem below it."""
         width = self.size.width
         mark, mark_style = (
             ("✗", "$limit bold")
@@ -265,25 +265,25 @@ class OptionField(Widget):
         elif self.option.unit and value is not None and len(text) + len(self.option.unit) + 1 <= width:
             text += f" {self.option.unit}"
         elif len(text) > width and self.suffixes is not None:
-            # The end of a path tells more than its beginning.
+            # The end of a path says more than its beginning.
             text = "…" + text[-(width - 1) :]
         return fit(text, width)
 
     def watch_value(self) -> None:
-        """The mark and the text follow."""
+        """Update the mark and the text."""
         self.refresh()
 
     # Events.
 
     def on_click(self, event: events.Click) -> None:
-        """Tell the form."""
+        """Post the click to the form."""
         event.stop()
         self.post_message(self.Clicked(self))
 
     @on(SafeInput.Changed)
     def _typed(self, message: SafeInput.Changed) -> None:
         message.stop()
-        # The input also announces the text it was opened with.
+        # The input also posts its initial text.
         if message.input.is_attached and self.is_editing and message.value != self._text:
             self._text = message.value
             self.post_message(self.Typed(self, message.value))
@@ -300,5 +300,5 @@ class OptionField(Widget):
         self.post_message(self.Abandoned(self, self._before))
 
     def on_descendant_blur(self) -> None:
-        """Leaving the input by the mouse or by tab keeps its text."""
+        """Keep the text of an input that is left by the mouse or by tab."""
         self.commit(refocus=False)

@@ -1,4 +1,4 @@
-"""The options of a configuration as a form that is walked through with a cursor."""
+"""The form of a configuration's options, with a cursor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tui.widgets.forms.option_field import OptionField
 
 
 class SectionTitle(Static):
-    """The name of a section."""
+    """The title of a section."""
 
     DEFAULT_CSS = "SectionTitle { height: 1; width: 1fr; color: $primary; text-style: bold; }"
 
@@ -25,14 +25,14 @@ class SectionTitle(Static):
 
 
 class OptionForm(VerticalScroll, can_focus=True, inherit_bindings=False):
-    """Fields under the titles of their sections; keys are bound by the pane it is in."""
+    """Fields under the titles of their sections; keys are bound by the pane."""
 
     DEFAULT_CSS = """
     OptionForm { height: 1fr; background: transparent; scrollbar-size-vertical: 1; scrollbar-gutter: stable; }
     """
 
     cursor = reactive(0, always_update=True)
-    """Which of the visible fields the cursor is on."""
+    """The place of the cursor among the visible fields."""
 
     @dataclass
     class Moved(Message):
@@ -59,7 +59,7 @@ class OptionForm(VerticalScroll, can_focus=True, inherit_bindings=False):
         await self.mount_all(widgets)
 
     def filter(self, keep: Callable[[OptionField], bool]) -> None:
-        """Show only some of the fields; the cursor stays on its field where that is still there."""
+        """Show only some of the fields; the cursor stays on its field where that is still visible."""
         present = self.current
         for field in self.fields:
             field.display = keep(field)
@@ -76,11 +76,11 @@ class OptionForm(VerticalScroll, can_focus=True, inherit_bindings=False):
 
     @property
     def shown(self) -> Sequence[OptionField]:
-        """The fields that are shown."""
+        """The visible fields."""
         return self._visible
 
     def field(self, name: str) -> OptionField | None:
-        """The field of ``section.key``, shown or not."""
+        """The field of ``section.key``, visible or not."""
         return next((field for field in self.fields if field.option.name == name), None)
 
     def go_to(self, field: OptionField) -> None:
@@ -89,7 +89,7 @@ class OptionForm(VerticalScroll, can_focus=True, inherit_bindings=False):
             self.cursor = self._visible.index(field)
 
     def move(self, rows: int) -> None:
-        """Move the cursor by so many fields."""
+        """Move the cursor by a number of fields."""
         self.cursor += rows
 
     def move_page(self, direction: int) -> None:
@@ -97,11 +97,11 @@ class OptionForm(VerticalScroll, can_focus=True, inherit_bindings=False):
         self.move(direction * max(1, self.size.height - 2))
 
     def validate_cursor(self, cursor: int) -> int:
-        """Stay within the visible fields."""
+        """Clamp the cursor to the visible fields."""
         return max(0, min(cursor, len(self._visible) - 1))
 
     def watch_cursor(self) -> None:
-        """Light up the field, keep it in view and tell the pane."""
+        """Highlight the field, keep it in view and post the move to the pane."""
         current = self.current
         for field in self.fields:
             field.is_cursor = field is current
@@ -117,12 +117,12 @@ class OptionForm(VerticalScroll, can_focus=True, inherit_bindings=False):
             self.call_after_refresh(current.scroll_visible, animate=False)
 
     def on_focus(self) -> None:
-        """The cursor lights up."""
+        """Highlight the cursor."""
         for field in self.fields:
             field.lights_up = True
 
     def on_blur(self) -> None:
-        """The cursor is only hinted at, unless a field is being edited."""
+        """Dim the cursor, unless a field is being edited."""
         for field in self.fields:
             field.lights_up = field.is_editing
 

@@ -1,4 +1,4 @@
-"""All there is to say about an option, in a panel that scrolls."""
+"""The long help of an option, in a panel that scrolls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class OptionHelp(VerticalScroll, can_focus=True, inherit_bindings=False):
-    """Shows the manual of one option; it scrolls from outside, or with the cursor keys while it has the focus."""
+    """A panel with the manual of one option; it scrolls by calls, or with the cursor keys while it has the focus."""
 
     DEFAULT_CSS = """
     OptionHelp {
@@ -40,14 +40,13 @@ class OptionHelp(VerticalScroll, can_focus=True, inherit_bindings=False):
     ]
 
     class Left(Message):
-        """The keys are wanted elsewhere again."""
+        """The panel has been left."""
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
         self._text = TextBlock(Content(" "))
 
     def compose(self) -> ComposeResult:
-        """The text."""
         yield self._text
 
     def explain(self, option: Option, facts: Sequence[tuple[str, str]], hint: str = "") -> None:
@@ -55,7 +54,7 @@ class OptionHelp(VerticalScroll, can_focus=True, inherit_bindings=False):
 
         Args:
             option: The declaration with its manual.
-            facts: More about it, each with what it is called.
+            facts: Further facts, each with its name.
             hint: The keys that scroll and close.
         """
         title = Content(option.name)
@@ -66,16 +65,16 @@ class OptionHelp(VerticalScroll, can_focus=True, inherit_bindings=False):
             self.scroll_home(animate=False)
 
     def action_leave(self) -> None:
-        """Give the keys back."""
+        """Give the focus back."""
         self.post_message(self.Left())
 
 
 def help_text(option: Option, facts: Sequence[tuple[str, str]]) -> Content:
-    """What an option does, then what it accepts and costs, and where it is from.
+    """The manual of an option: its effect, accepted values and costs, and its source.
 
     Args:
         option: The declaration with its manual.
-        facts: More about it, each with what it is called.
+        facts: Further facts, each with its name.
     """
     manual = option.manual
     named = [*facts, ("memory", manual.memory), ("time", manual.time), ("source", manual.source)]

@@ -17,17 +17,17 @@ from core.text import sanitize
 from tui.data_paths import entry_path
 from tui.widgets.forms.safe_input import SafeInput
 
-#: Entries of a directory that are looked at; a directory of a million files must not freeze the screen.
+#: Maximum number of directory entries read; a directory of a million files must not freeze the screen.
 ENTRY_LIMIT = 5_000
 
 
 def complete_path(text: str, base: Path, suffixes: Sequence[str] = ()) -> list[str]:
-    """What a half-typed path could become, directories with a slash at their end, in the spelling of the user.
+    """Completions of a typed path, directories with a slash at their end, in the spelling of the user.
 
     Args:
-        text: What has been typed; ``~`` is understood.
-        base: What relative paths are relative to.
-        suffixes: Endings of the files that are offered; all where empty. Directories always are.
+        text: The typed text; ``~`` is expanded.
+        base: The directory that relative paths are relative to.
+        suffixes: Suffixes of the files that are offered; all where empty. Directories always are.
 
     Returns:
         Whole values for the input, directories first, hidden entries only when a dot was typed. Empty for a directory
@@ -54,7 +54,7 @@ def complete_path(text: str, base: Path, suffixes: Sequence[str] = ()) -> list[s
 
 
 class PathSuggester(Suggester):
-    """Shows the first completion dim behind the cursor."""
+    """A suggester of the first completion, shown dim after the cursor."""
 
     def __init__(self, base: Path, suffixes: Sequence[str]) -> None:
         super().__init__(use_cache=False, case_sensitive=True)
@@ -71,8 +71,8 @@ class PathInput(SafeInput):
 
     Args:
         value: The first value.
-        base: What relative paths are relative to; the working directory by default.
-        suffixes: Endings of the files that are offered.
+        base: The directory that relative paths are relative to; the working directory by default.
+        suffixes: Suffixes of the files that are offered.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("tab", "complete", "complete", show=False)]
@@ -81,7 +81,7 @@ class PathInput(SafeInput):
 
     @dataclass
     class Candidates(Message):
-        """What the typed path could become; posted when ``tab`` leaves more than one answer."""
+        """Completions of the typed path; posted when ``tab`` leaves more than one."""
 
         names: list[str]
 
@@ -101,7 +101,7 @@ class PathInput(SafeInput):
         self.suggester = PathSuggester(self.base, suffixes)
 
     def action_complete(self) -> None:
-        """Complete as far as all candidates agree, and report them when that is not one."""
+        """Complete the common part of all candidates, and post them when there are several."""
         candidates = complete_path(self.value, self.base, self.suffixes)
         if not candidates:
             self.post_message(self.Candidates([]))
@@ -115,12 +115,12 @@ class PathInput(SafeInput):
         self.post_message(self.Candidates([] if len(candidates) == 1 else [_name(path) for path in candidates]))
 
     def resolved(self) -> Path:
-        """The path meant: ``~`` expanded, made absolute from the base; an entry of a hub stays one."""
+        """The resolved path: ``~`` expanded, made absolute from the base; an entry of a hub stays one."""
         return entry_path(self.value.strip(), self.base)
 
 
 def _common_prefix(texts: Sequence[str]) -> str:
-    """What all texts begin with, character by character."""
+    """The common prefix of all texts, character by character."""
     first, last = min(texts), max(texts)
     length = next((index for index, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
     return first[:length]

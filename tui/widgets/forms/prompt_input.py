@@ -1,4 +1,4 @@
-"""Where a prompt is written: enter sends it, pasted lines stay lines, up and down recall earlier ones."""
+"""The input of a prompt: enter sends it, pasted lines stay lines, up and down recall earlier ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from textual.widgets import TextArea
 
 from core.text import sanitize
 
-#: Prompts that are remembered.
+#: Maximum number of prompts in the history.
 HISTORY_LIMIT = 200
 
 
@@ -34,7 +34,7 @@ class PromptInput(TextArea):
     }
     """
 
-    # The parent takes ctrl+y for redo; here it copies the answer, and ctrl+z undoes as before.
+    # The parent binds ctrl+y to redo; here it copies the answer, and ctrl+z undoes as before.
     BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+y", "copy_answer", "copy", show=False)]
 
     @dataclass
@@ -44,20 +44,20 @@ class PromptInput(TextArea):
         text: str
 
     class CopyWanted(Message):
-        """The last answer is to be copied."""
+        """Request: copy the last answer."""
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
         super().__init__("", id=id, classes=classes, soft_wrap=True, tab_behavior="focus", show_line_numbers=False)
         self.cursor_blink = False
         self.highlight_cursor_line = False
         self.footer_keys: tuple[tuple[str, str], ...] = (("esc", "leaves the prompt"), ("enter", "sends"))
-        """What the line of keys shows while this has the focus."""
+        """Key hints for the key bar while this has the focus."""
         self._history: list[str] = []
         self._position = 0
         self._unsent = ""
 
     def remember(self, text: str) -> None:
-        """Add to what up recalls."""
+        """Add a prompt to the history."""
         if not self._history or self._history[-1] != text:
             self._history = [*self._history, text][-HISTORY_LIMIT:]
         self._position = len(self._history)
@@ -92,5 +92,5 @@ class PromptInput(TextArea):
         self.insert(sanitize(event.text).rstrip("\n"))
 
     def action_copy_answer(self) -> None:
-        """Ask the pane to copy."""
+        """Request a copy of the last answer from the pane."""
         self.post_message(self.CopyWanted())

@@ -1,4 +1,4 @@
-"""A one-line input that holds no character a terminal would act on."""
+"""A one-line input that holds no control character."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from core.text import one_line
 
 
 class SafeInput(Input):
-    """A compact :class:`textual.widgets.Input` that sanitizes what is pasted or set, and reports ``esc``."""
+    """A compact :class:`textual.widgets.Input` that sanitizes pasted and set text, and posts ``esc``."""
 
     DEFAULT_CSS = """
     SafeInput {
@@ -27,11 +27,11 @@ class SafeInput(Input):
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "cancel", "cancel", show=False)]
 
-    #: What the line of keys shows while this has the focus.
+    #: Key hints for the key bar while this has the focus.
     footer_keys: ClassVar[tuple[tuple[str, str], ...]] = (("esc", "cancels"), ("enter", "accepts"))
 
     class Cancelled(Message):
-        """The user gave up typing."""
+        """The input has been left with ``esc``."""
 
         def __init__(self, control: SafeInput) -> None:
             super().__init__()
@@ -39,7 +39,7 @@ class SafeInput(Input):
 
         @property
         def control(self) -> SafeInput:
-            """The input left."""
+            """The input that was left."""
             return self._control
 
     def __init__(
@@ -56,7 +56,7 @@ class SafeInput(Input):
         self.cursor_blink = False
 
     def validate_value(self, value: str) -> str:
-        """Nothing but harmless characters on one line, wherever they come from."""
+        """Sanitize the value to one line of harmless characters, wherever it comes from."""
         return one_line(value)
 
     def _on_paste(self, event: events.Paste) -> None:
@@ -67,5 +67,5 @@ class SafeInput(Input):
         event.prevent_default()
 
     def action_cancel(self) -> None:
-        """Report ``esc``."""
+        """Post :class:`Cancelled` on ``esc``."""
         self.post_message(self.Cancelled(self))

@@ -7,7 +7,7 @@ from textual.widgets import OptionList
 
 
 class ChoiceList(OptionList):
-    """An :class:`OptionList` without a frame of its own, in which looking at an entry is not yet choosing it."""
+    """An :class:`OptionList` without a frame of its own, in which highlighting an entry does not choose it."""
 
     DEFAULT_CSS = """
     ChoiceList {
@@ -29,6 +29,6 @@ class ChoiceList(OptionList):
     async def _on_click(self, event: events.Click) -> None:
         place = event.style.meta.get("option")
         if place is not None and place != self.highlighted and not self.options[place].disabled:
-            # Otherwise the list would choose what is clicked at once.
+            # The parent would choose a clicked entry at once.
             event.prevent_default()
             self.highlighted = place

@@ -1,4 +1,4 @@
-"""A conversation to read: who speaks in a gutter, what is said wrapped beside it, drawn line by line."""
+"""A conversation to read: speakers in a gutter, wrapped text next to it, drawn line by line."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from core.text import sanitize, steady
 from tui.datasets.rows import Turn
 from tui.widgets.strips import find_matches, fit, mark_matches, next_match, scroll_into_view
 
-#: Characters of one turn that are shown; more than anyone reads, and still quick to wrap.
+#: Maximum characters shown of one turn; more than anyone reads, and still quick to wrap.
 SHOWN_CHARACTERS = 100_000
 
 _GUTTER = 11
 
 
 class Conversation(ScrollView, can_focus=True, inherit_bindings=False):
-    """Turns one below the other; keys are bound by the pane it is in."""
+    """Turns one below the other; keys are bound by the pane."""
 
     DEFAULT_CSS = """
     Conversation {
@@ -60,7 +60,7 @@ class Conversation(ScrollView, can_focus=True, inherit_bindings=False):
 
     @property
     def turns(self) -> tuple[Turn, ...]:
-        """What is shown."""
+        """The turns shown."""
         return self._turns
 
     def show(self, turns: Sequence[Turn]) -> None:
@@ -72,21 +72,21 @@ class Conversation(ScrollView, can_focus=True, inherit_bindings=False):
         self.refresh()
 
     def highlight(self, term: str) -> None:
-        """Mark a text wherever it occurs, whatever its case; nothing where empty."""
+        """Highlight a text wherever it occurs, ignoring case; no highlight for an empty one."""
         self.term = steady(term, whole=True).lower()
         self._find_matches()
         self.refresh()
 
     @property
     def match_place(self) -> tuple[int, int]:
-        """Which line with the text is gone to, from 1 (0: none yet), and how many there are."""
+        """The place of the current match, from 1 (0: none yet), and the number of matches."""
         return self._match + 1, len(self._matches)
 
     def move_match(self, step: int) -> bool:
-        """Scroll to the next line with the text, or to the one before; the first, or the last, after ``show``.
+        """Scroll to the next match, or to the one before; to the first, or the last, after ``show``.
 
         Returns:
-            Whether there was one; at the end of them none is left, and the next step begins anew.
+            Whether there was one; after the last there is none, and the next step wraps around.
         """
         moved = next_match(self._match, step, len(self._matches))
         self._match = -1 if moved is None else moved
@@ -104,7 +104,7 @@ class Conversation(ScrollView, can_focus=True, inherit_bindings=False):
         self._wrap()
 
     def move(self, rows: int) -> None:
-        """Scroll by so many lines."""
+        """Scroll by a number of lines."""
         self.scroll_to(y=self.scroll_y + rows, animate=False, immediate=True)
 
     def move_page(self, direction: int) -> None:
@@ -129,7 +129,7 @@ class Conversation(ScrollView, can_focus=True, inherit_bindings=False):
         self._find_matches()
 
     def render_line(self, y: int) -> Strip:
-        """One wrapped line, with the speaker before the first of a turn."""
+        """The strip of one wrapped line, with the speaker before the first of a turn."""
         width = self.scrollable_content_region.width
         index = round(self.scroll_y) + y
         if index >= len(self._lines) or width < 1:

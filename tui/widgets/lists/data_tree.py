@@ -1,4 +1,4 @@
-"""The directories and data files below a directory, to pick a file from."""
+"""The tree of directories and data files to pick a file from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from textual.widgets import DirectoryTree
 
 from core.text import one_line
 
-#: Endings of the files that can be opened as data.
+#: Suffixes of the files that can be opened as data.
 DATA_SUFFIXES = (
     *(".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".feather", ".gz", ".zst"),
     *(".yml", ".yaml"),
@@ -48,14 +48,14 @@ class DataTree(DirectoryTree):
     ]
 
     class Left(Message):
-        """The user does not want to pick a file after all."""
+        """The tree has been left without picking a file."""
 
     def process_label(self, label: object) -> Text:
-        """File names come from outside: shown on one line, and harmless."""
+        """Sanitize a file name, which comes from outside, to one line."""
         return Text(one_line(str(label)))
 
     def filter_paths(self, paths: Iterable[Path]) -> Iterable[Path]:
-        """Directories and data files."""
+        """Directories and data files that are not hidden."""
         for path in paths:
             if not path.name.startswith(".") and (path.suffix.lower() in DATA_SUFFIXES or _is_dir(path)):
                 yield path
@@ -78,12 +78,12 @@ class DataTree(DirectoryTree):
             self.action_up()
 
     def action_up(self) -> None:
-        """Show the directory above."""
+        """Show the parent directory."""
         parent = Path(os.path.abspath(self.path)).parent
         self.path = parent
 
     def action_leave(self) -> None:
-        """Report ``esc``."""
+        """Post :class:`Left` on ``esc``."""
         self.post_message(self.Left())
 
 

@@ -16,12 +16,12 @@ from textual.strip import Strip
 if TYPE_CHECKING:
     from core.runs.history import LogLine
 
-#: Newest lines kept.
+#: Maximum number of lines kept, the newest ones.
 LINES = 2000
 
 
 class LogView(ScrollView, can_focus=True):
-    """A line an event: time of day, a sign for warnings and errors, a sentence. Longer lines are cut at the edge."""
+    """A log with a line an event: time of day, a sign for warnings and errors, a sentence. Longer lines are cut."""
 
     DEFAULT_CSS = """
     LogView { height: 1fr; overflow-x: hidden; scrollbar-size-vertical: 1; background: $background; }
@@ -31,36 +31,36 @@ class LogView(ScrollView, can_focus=True):
     LogView > .log-view--error { color: $limit; }
     """
     COMPONENT_CLASSES: ClassVar[set[str]] = {"log-view--time", "log-view--warning", "log-view--error"}
-    #: Signs that stand before a line, so that its level does not hang on color.
+    #: Signs before a line, so that its level does not depend on color.
     SIGNS: ClassVar[dict[str, str]] = {"warning": "! ", "error": "✗ "}
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
         self._lines: deque[LogLine] = deque(maxlen=LINES)
         self.following = True
-        """Whether the end stays in view."""
+        """Whether the view follows the end."""
 
     def clear(self) -> None:
-        """Forget all lines and follow the end again."""
+        """Remove all lines and follow the end again."""
         self._lines.clear()
         self.following = True
         self._resized()
 
     def append(self, lines: Iterable[LogLine]) -> None:
-        """Add lines at the end."""
+        """Append lines."""
         fresh = list(lines)
         if fresh:
             self._lines.extend(fresh)
             self._resized()
 
     def follow(self) -> None:
-        """Go to the end and stay there."""
+        """Scroll to the end and follow it."""
         self.following = True
         self.scroll_end(animate=False, force=True)
 
     @property
     def line_count(self) -> int:
-        """Lines kept."""
+        """Number of lines."""
         return len(self._lines)
 
     def _resized(self) -> None:
@@ -75,7 +75,7 @@ class LogView(ScrollView, can_focus=True):
             self.scroll_end(animate=False, immediate=True, force=True)
 
     def watch_scroll_y(self, old: float, new: float) -> None:
-        """Scrolling away from the end stops following it; coming back starts it again."""
+        """Stop following when scrolled away from the end; start again when scrolled back."""
         super().watch_scroll_y(old, new)
         # At the end after a move up: the end itself has come closer, by a larger size or a shorter log.
         if new >= self.max_scroll_y:
@@ -84,7 +84,7 @@ class LogView(ScrollView, can_focus=True):
             self.following = False
 
     def render_line(self, y: int) -> Strip:
-        """One line of the log."""
+        """The strip of one line of the log."""
         index = y + self.scroll_offset.y
         width = self.scrollable_content_region.width
         if index >= len(self._lines):

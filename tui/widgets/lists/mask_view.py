@@ -1,7 +1,7 @@
-"""One row as its tokens: what is learned lit and underlined, the rest dim, special tokens reversed.
+"""One row as its tokens: supervised ones bright and underlined, the rest dim, special tokens reversed.
 
-All of it can be told without color: bold and underlined is learned, plain is not; special tokens and matches of a
-search are reversed; where the greatest length cuts the row, a line with words in it says so.
+None of it depends on color: bold and underlined is supervised, plain is not; special tokens and matches of a
+search are reversed; where the greatest length cuts the row, there is a line with a label.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from textual.strip import Strip
 from core.text import sanitize, steady
 from tui.widgets.strips import find_matches, fit, next_match, scroll_into_view
 
-#: Tokens of one row that are shown; more than anyone reads, and still quick to wrap.
+#: Maximum number of tokens shown of one row; more than anyone reads, and still quick to wrap.
 SHOWN_TOKENS = 10_000
-#: Characters of one token that are shown.
+#: Maximum characters shown of one token.
 _TOKEN_CHARACTERS = 200
 _LEGEND = (("learned", "learned"), ("ignored", "ignored"), ("special", "ignored-special"))
 _BREAK_LEGEND = "⏎ line break"
 _PROMPT_LEGEND = ("generation prompt", "prompt")
 _SHORT_PROMPT_LEGEND = ("prompt", "prompt")
-#: Cells that the legend takes with all of the first.
+#: Width of the full legend in cells.
 _LEGEND_WIDTH = sum(len(word) + 2 for word, _ in (*_LEGEND, _PROMPT_LEGEND))
 
 
@@ -42,7 +42,7 @@ class TokenCell:
     learned: bool
     special: bool = False
     prompt: bool = False
-    """Whether it is of the generation prompt, where that is told apart."""
+    """Whether it belongs to the generation prompt, where that is known."""
 
     @property
     def style(self) -> str:
@@ -53,16 +53,18 @@ class TokenCell:
 
 @dataclass(frozen=True)
 class TokenPart:
-    """Tokens that the model sees at once; a row has several where its template shows later turns differently, and where
-    it compares two answers."""
+    """Tokens of one sequence for the model.
+
+    A row has several parts where its template renders later turns differently, and where it compares two answers.
+    """
 
     cells: Sequence[TokenCell]
     cut: int | None = None
-    """Where the greatest length ends it."""
+    """The place where the greatest length cuts it."""
     cut_label: str = ""
-    """What happens there, in words."""
+    """The label of the cut."""
     label: str = ""
-    """What stands over it; empty for nothing over the first part, and for the later ones how they come to be."""
+    """The heading; empty for none over the first part, and for a default over the later ones."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,11 @@ class _Piece:
     text: str
     style: str
     match: int = 0
-    """Which match of the search it belongs to, from 1; 0 for none."""
+    """The number of its match of the search, from 1; 0 for none."""
 
 
 class MaskView(ScrollView, can_focus=True, inherit_bindings=False):
-    """Tokens wrapped by cell width; keys are bound by the pane it is in."""
+    """A view of tokens wrapped by cell width; keys are bound by the pane."""
 
     DEFAULT_CSS = """
     MaskView {
@@ -115,9 +117,9 @@ class MaskView(ScrollView, can_focus=True, inherit_bindings=False):
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
         self.parts: tuple[TokenPart, ...] = ()
-        """What is shown."""
+        """The parts shown."""
         self.message = ""
-        """What is said instead, where there are no tokens."""
+        """A message shown where there are no tokens."""
         self._is_problem = False
         self._has_prompt = False
         self._lines: list[list[_Piece]] = []
@@ -133,12 +135,12 @@ class MaskView(ScrollView, can_focus=True, inherit_bindings=False):
         self._renew()
 
     def say(self, message: str, *, problem: bool = False) -> None:
-        """Show a sentence instead of tokens."""
+        """Show a message instead of tokens."""
         self.parts, self.message, self._is_problem = (), sanitize(message), problem
         self._renew()
 
     def highlight(self, term: str) -> None:
-        """Mark a text wherever it occurs, across tokens and whatever its case; nothing where empty."""
+        """Highlight a text wherever it occurs, across tokens and ignoring case; no highlight for an empty one."""
         self.term = steady(term).lower()
         self._wrapped_for = 0
         self._wrap()
@@ -146,14 +148,14 @@ class MaskView(ScrollView, can_focus=True, inherit_bindings=False):
 
     @property
     def match_place(self) -> tuple[int, int]:
-        """Which match is gone to, from 1 (0: none yet), and how many there are."""
+        """The place of the current match, from 1 (0: none yet), and the number of matches."""
         return self._match + 1, len(self._match_lines)
 
     def move_match(self, step: int) -> bool:
-        """Scroll to the next match, or to the one before; the first, or the last, after ``show``.
+        """Scroll to the next match, or to the one before; to the first, or the last, after ``show``.
 
         Returns:
-            Whether there was one; at the end of them none is left, and the next step begins anew.
+            Whether there was one; after the last there is none, and the next step wraps around.
         """
         moved = next_match(self._match, step, len(self._match_lines))
         self._match = -1 if moved is None else moved
@@ -167,7 +169,7 @@ class MaskView(ScrollView, can_focus=True, inherit_bindings=False):
         self._wrap()
 
     def move(self, rows: int) -> None:
-        """Scroll by so many lines."""
+        """Scroll by a number of lines."""
         self.scroll_to(y=self.scroll_y + rows, animate=False, immediate=True)
 
     def move_page(self, direction: int) -> None:
@@ -202,7 +204,7 @@ class MaskView(ScrollView, can_focus=True, inherit_bindings=False):
         self.virtual_size = Size(width, len(self._lines) + 1)
 
     def _find_lines(self) -> None:
-        """The line that each match begins on."""
+        """Find the line that each match begins on."""
         for number, line in enumerate(self._lines):
             for piece in line:
                 if piece.match > len(self._match_lines):
@@ -232,12 +234,12 @@ class MaskView(ScrollView, can_focus=True, inherit_bindings=False):
         style = self._style(piece.style)
         if piece.match:
             name = "match-here" if piece.match == self._match + 1 else "match"
-            # On top of its own style: a match that is learned is still seen to be.
+            # On top of its own style: a supervised match stays visible as such.
             style += self.get_component_rich_style(f"mask-view--{name}", partial=True)
         return style
 
     def render_line(self, y: int) -> Strip:
-        """The legend, which stays, or one wrapped line of tokens."""
+        """The strip of the legend, which stays in place, or of one wrapped line of tokens."""
         width = self.scrollable_content_region.width
         if width < 1:
             return Strip.blank(0)
@@ -273,15 +275,15 @@ def _piece(cell: TokenCell) -> _Piece:
 
 
 def _mark(tokens: Sequence[_Piece], term: str, before: int) -> tuple[list[list[_Piece]], int]:
-    """Tokens divided where matches begin and end, which may be in the middle of one.
+    """Split tokens where matches begin and end, which may be in the middle of one.
 
     Args:
         tokens: A piece each.
-        term: What is searched for, in lower case.
-        before: Matches that have been numbered already.
+        term: The search term, in lower case.
+        before: The number of matches before them.
 
     Returns:
-        The pieces of each token, and the matches numbered in all.
+        The pieces of each token, and the number of all matches.
     """
     matches = find_matches("".join(token.text for token in tokens), term)
     if not matches:
@@ -311,10 +313,10 @@ def _mark(tokens: Sequence[_Piece], term: str, before: int) -> tuple[list[list[_
 
 
 def wrap_pieces(pieces: Iterable[_Piece], width: int, *, words: bool = False) -> Iterator[list[_Piece]]:
-    """Lines of pieces; a line break is shown as ``⏎`` and ends its line. Blank where there is nothing to show.
+    """Wrap pieces to lines; a line break is shown as ``⏎`` and ends its line. Blank for no pieces.
 
     Args:
-        pieces: What to wrap; a token that does not fit goes to the next line, one longer than a line is divided.
+        pieces: The pieces; a token that does not fit goes to the next line, one longer than a line is divided.
         width: Cells of a line.
         words: Divide at spaces, for sentences.
     """
@@ -345,7 +347,7 @@ def wrap_pieces(pieces: Iterable[_Piece], width: int, *, words: bool = False) ->
 
 
 def _append(line: list[_Piece], piece: _Piece) -> None:
-    """Add a piece, to the last one where they look alike: less goes over the wire."""
+    """Append a piece, merged with the last one if they look alike: fewer bytes go to the terminal."""
     last = line[-1] if line else None
     alike = last is not None and (last.style, last.match) == (piece.style, piece.match)
     if last is not None and alike and not piece.style.endswith("-special"):
@@ -362,7 +364,7 @@ def _words(text: str) -> Iterator[str]:
 
 
 def _head(text: str, width: int) -> str:
-    """As much of a text as fits, at least one character."""
+    """The prefix of a text that fits, at least one character."""
     used = 0
     for place, character in enumerate(text):
         used += cell_len(character)

@@ -1,4 +1,4 @@
-"""The kinds of problems of a dataset: how many rows have each, and what to do."""
+"""A list of the kinds of problems of a dataset: the number of rows with each, and a remedy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WORDS = {"drop": "not used", "warn": "look", "note": "note"}
 
 
 class ProblemList(OptionList):
-    """One problem an entry; ``enter`` on it selects the rows that have it."""
+    """A list with an entry for each problem; ``enter`` selects the rows that have it."""
 
     DEFAULT_CSS = """
     ProblemList {
@@ -34,7 +34,7 @@ class ProblemList(OptionList):
         self.problems: tuple[Problem, ...] = ()
 
     def show(self, problems: Sequence[Problem]) -> None:
-        """Show other problems."""
+        """Show the problems of another dataset or analysis."""
         self.problems = tuple(problems)
         self.clear_options()
         self.add_options([Option(_entry(problem)) for problem in problems])
@@ -42,7 +42,7 @@ class ProblemList(OptionList):
             self.highlighted = 0
 
     def move(self, rows: int) -> None:
-        """Move the cursor by so many entries."""
+        """Move the cursor by a number of entries."""
         if self.problems:
             self.highlighted = max(0, min((self.highlighted or 0) + rows, len(self.problems) - 1))
 

@@ -1,4 +1,4 @@
-"""A list of rows of any length, drawn line by line: only what is on the screen is ever read."""
+"""A virtual list of rows, drawn line by line: only rows on the screen are read."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from core.text import steady
 from tui.datasets.rows import RowCells
 from tui.widgets.strips import fit, mark_matches
 
-#: What stands before the number of a row that can be read and has a problem, and its style.
+#: Marks before the number of a row that can be read and has a problem, with their style.
 _MARKS = {"drop": ("✗", "problem"), "warn": ("!", "warning")}
-#: Columns that hold numbers, on the right of their cells, and one that holds a short word; all narrow, and the first.
+#: Columns that hold numbers, right-aligned, and one that holds a short word; all narrow, and the first.
 _COUNTS, _WORD = ("tok", "sup"), "label"
 _NARROW = 5
-#: Cells that a text needs to say anything; columns that would have fewer are left out, the last ones first.
+#: Minimum cells for a text to be readable; columns that would have fewer are left out, the last ones first.
 _LEAST = 12
 
 
@@ -33,7 +33,7 @@ RowSource = Callable[[int, int], Sequence[RowCells]]
 
 
 class RowList(ScrollView, can_focus=True, inherit_bindings=False):
-    """A virtual list with a cursor and a fixed header; keys are bound by the pane it is in."""
+    """A virtual list with a cursor and a fixed header; keys are bound by the pane."""
 
     DEFAULT_CSS = """
     RowList {
@@ -63,7 +63,7 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
     cursor = reactive(0, always_update=True)
     """The place of the cursor in the list, counted from 0."""
     count = reactive(0)
-    """How many rows the list has, so far."""
+    """Number of rows in the list so far."""
 
     @dataclass
     class Moved(Message):
@@ -89,7 +89,7 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
         """Show other rows, the cursor on the first.
 
         Args:
-            source: Where the cells come from; None shows nothing.
+            source: The source of the cells; None shows nothing.
             columns: Headings of the cells, without the row number.
             count: Rows known so far; set ``count`` as more become known.
         """
@@ -100,8 +100,8 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
         """Show other rows of the same source.
 
         Args:
-            count: How many.
-            cursor: Where the cursor goes.
+            count: Their number.
+            cursor: The new place of the cursor.
             highest: The highest number among all rows; 0 where the list has all of them.
         """
         self._window = (0, ())
@@ -110,11 +110,11 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
         self.virtual_size = Size(self.size.width, count + 1)
         self.scroll_to(y=0, animate=False, immediate=True)
         self.cursor = cursor
-        # How far it can be scrolled is known only after the new layout.
+        # The scroll range is known only after the new layout.
         self.call_after_refresh(self._scroll_to_cursor)
 
     def highlight(self, term: str) -> None:
-        """Mark a text wherever it is on the screen, whatever its case; nothing where empty."""
+        """Highlight a text wherever it is on the screen, ignoring case; no highlight for an empty one."""
         self.term = steady(term).lower()
         self.refresh()
 
@@ -124,7 +124,7 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
         self.refresh()
 
     def move(self, rows: int) -> None:
-        """Move the cursor by so many rows."""
+        """Move the cursor by a number of rows."""
         self.cursor += rows
 
     def move_page(self, direction: int) -> None:
@@ -132,18 +132,18 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
         self.cursor += direction * max(1, self.size.height - 2)
 
     def validate_cursor(self, cursor: int) -> int:
-        """Stay within the rows."""
+        """Clamp the cursor to the rows."""
         return max(0, min(cursor, self.count - 1))
 
     def watch_cursor(self, cursor: int) -> None:
-        """Keep the cursor in view and tell the pane."""
+        """Keep the cursor in view and post the move to the pane."""
         self._scroll_to_cursor()
         self.refresh()
         if self.count:
             self.post_message(self.Moved(cursor))
 
     def watch_count(self, before: int, count: int) -> None:
-        """Grow or shrink the scrollable area; rows that were short before are read again."""
+        """Adapt the scrollable area; rows that were missing before are read again."""
         self.virtual_size = Size(self.size.width, count + 1)
         if before - self._window[0] < self.size.height:
             self.invalidate()
@@ -153,7 +153,7 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
     def on_resize(self) -> None:
         """Keep the cursor in view in the new size."""
         self.virtual_size = Size(self.size.width, self.count + 1)
-        # How far it can be scrolled is known only after the new layout.
+        # The scroll range is known only after the new layout.
         self.call_after_refresh(self._scroll_to_cursor)
 
     def _scroll_to_cursor(self) -> None:
@@ -179,7 +179,7 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
         return rows[index - start] if 0 <= index - start < len(rows) else None
 
     def render_line(self, y: int) -> Strip:
-        """The header, or one row."""
+        """The strip of the header, or of one row."""
         width = self.scrollable_content_region.width
         if width < 1:
             return Strip.blank(0)

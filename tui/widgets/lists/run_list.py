@@ -1,4 +1,4 @@
-"""A list of runs on the line API: a row each, columns left out from the least needed one where there is no room."""
+"""The list of runs on the Line API: a row each, the least needed columns left out where there is no room."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Column:
     cell: Callable[[RunRow, float], str]
     right: bool = False
     priority: int = 0
-    """Columns with high numbers are left out first."""
+    """Priority: columns with high numbers are left out first."""
 
 
 def _state(row: RunRow, _now: float) -> str:
@@ -56,7 +56,7 @@ def _loss(row: RunRow, _now: float) -> str:
 
 
 def _when(row: RunRow, now: float) -> str:
-    """``today 14:36``, else the date."""
+    """The start time: ``today 14:36``, else the date."""
     is_today = format_moment(row.started, "%x") == format_moment(now, "%x")
     return format_moment(row.started, "today %H:%M" if is_today else "%d %b %H:%M")
 
@@ -77,7 +77,7 @@ _COLUMNS = (
 
 
 class RunList(ScrollView, can_focus=True):
-    """Rows with a cursor.
+    """A list of runs with a cursor.
 
     Args:
         clock: The present, in Unix seconds.
@@ -101,7 +101,7 @@ class RunList(ScrollView, can_focus=True):
 
     @dataclass
     class Chosen(Message):
-        """A row was clicked."""
+        """A run has been clicked."""
 
         row: RunRow
 
@@ -113,12 +113,12 @@ class RunList(ScrollView, can_focus=True):
 
     @property
     def row_count(self) -> int:
-        """Rows in the list."""
+        """Number of rows in the list."""
         return len(self._rows)
 
     @property
     def page_rows(self) -> int:
-        """Rows in view."""
+        """Number of rows in view."""
         return self.size.height - _HEADER_ROWS
 
     @property
@@ -142,7 +142,7 @@ class RunList(ScrollView, can_focus=True):
                 self._refresh_row(index)
 
     def move(self, by: int) -> None:
-        """Move the cursor, as far as there are rows."""
+        """Move the cursor within the rows."""
         if not self._rows:
             return
         before = self._cursor
@@ -164,7 +164,7 @@ class RunList(ScrollView, can_focus=True):
             self.refresh(Region(0, y, self.size.width, 1))
 
     def on_click(self, event: events.Click) -> None:
-        """A click moves the cursor, a double click opens."""
+        """Move the cursor by a click, open by a double click."""
         index = event.y - _HEADER_ROWS + self.scroll_offset.y
         if event.y >= _HEADER_ROWS and 0 <= index < len(self._rows):
             self.move(index - self._cursor)
@@ -177,7 +177,7 @@ class RunList(ScrollView, can_focus=True):
         self._keep_in_view()
 
     def _columns(self) -> list[tuple[_Column, int]]:
-        """The columns that fit, with their widths; what is left over goes to the run's id."""
+        """The columns that fit, with their widths; remaining room goes to the run's id."""
         columns = list(_COLUMNS)
         room = self.scrollable_content_region.width - 1
         while len(columns) > 1 and sum(column.width + 2 for column in columns) > room:
@@ -189,7 +189,7 @@ class RunList(ScrollView, can_focus=True):
         return [(column, column.width + (min(spare, 12) if column.title == "run" else 0)) for column in columns]
 
     def render_line(self, y: int) -> Strip:
-        """The header, or a row."""
+        """The strip of the header, or of a row."""
         width = self.scrollable_content_region.width
         if y < _HEADER_ROWS:
             style = self.get_component_rich_style("run-list--header")

@@ -1,4 +1,4 @@
-"""The source of a chat template to read: numbered lines, wrapped, colored, one of them marked."""
+"""The source of a chat template: numbered lines, wrapped, colored, one of them marked."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from textual.highlight import HighlightTheme, TokenType, highlight
 from core.text import sanitize
 from tui.widgets.text_block import TextBlock
 
-#: Characters of a source that are shown; the longest chat templates have a third of it.
+#: Maximum characters shown of a source; the longest chat templates have a third of it.
 SHOWN_CHARACTERS = 60_000
 
 
 class JinjaTheme(HighlightTheme):
-    """Jinja in the app's own colors: what is written as it stands in bold, so that it is told without color too."""
+    """A Jinja theme in the app's own colors; literal text is bold, so that it does not depend on color."""
 
     # By the names of Pygments' token types, which are such tuples.
     STYLES: ClassVar[dict[TokenType, str]] = {  # type: ignore[misc]
@@ -35,7 +35,7 @@ class JinjaTheme(HighlightTheme):
 
 
 class SourceView(VerticalScroll, can_focus=True, inherit_bindings=False):
-    """Shows a source; keys are bound by the screen it is in."""
+    """A view of a source; keys are bound by the screen."""
 
     DEFAULT_CSS = """
     SourceView { height: 1fr; background: transparent; scrollbar-size-vertical: 1; scrollbar-gutter: stable; }
@@ -44,9 +44,9 @@ class SourceView(VerticalScroll, can_focus=True, inherit_bindings=False):
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
         self.source = ""
-        """What is shown."""
+        """The source shown."""
         self.marked: int | None = None
-        """The line, from 1, that something is wrong with."""
+        """The number of the line with an error, from 1."""
         self._wrapped_for = 0
         self._begins: list[int] = []
 
@@ -55,11 +55,11 @@ class SourceView(VerticalScroll, can_focus=True, inherit_bindings=False):
 
     @property
     def line_count(self) -> int:
-        """Lines of the source."""
+        """Number of lines of the source."""
         return len(self.source.rstrip("\n").split("\n")) if self.source else 0
 
     def show(self, source: str, marked: int | None = None) -> None:
-        """Show a source from its beginning, or from a little before the line that is marked."""
+        """Show a source from its beginning, or from a little before the marked line."""
         if (source, marked) == (self.source, self.marked):
             return
         self.source, self.marked = source, marked
@@ -72,7 +72,7 @@ class SourceView(VerticalScroll, can_focus=True, inherit_bindings=False):
         self._wrap()
 
     def move(self, rows: int) -> None:
-        """Scroll by so many lines."""
+        """Scroll by a number of lines."""
         self.scroll_to(y=self.scroll_y + rows, animate=False, immediate=True)
 
     def move_page(self, direction: int) -> None:

@@ -1,4 +1,4 @@
-"""The mechanics of the chat pane with a fake session: streaming, stopping, comparing, errors, hostile text."""
+"""The chat pane with a fake session: streaming, stopping, comparing, errors, hostile text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Undo and redo of a configuration's edits, to the byte."""
+"""Undo and redo of a configuration's edits, exact to the byte."""
 
 from __future__ import annotations
 

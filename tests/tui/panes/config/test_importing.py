@@ -1,4 +1,4 @@
-"""Importing another tool's configuration in the config pane."""
+"""Import of another tool's configuration in the config pane."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tui.screens.choice import ChoiceDialog
 
 
 class RecordingPane(ConfigPane):
-    """Keeps what the app would be told."""
+    """A pane that records its messages to the app."""
 
     def __init__(self) -> None:
         super().__init__()

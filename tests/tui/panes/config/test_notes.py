@@ -1,4 +1,4 @@
-"""What the config pane says beside the values: warnings, the last run, the long help, the plan, why not to start."""
+"""Notes of the config pane next to the values: warnings, last run, long help, plan, reasons against a start."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LLAMA = {
 
 
 async def show_help(pilot: Pilot[None], pane: ConfigPane, name: str) -> None:
-    """The cursor on an option, and its long help there."""
+    """Move the cursor to an option, and show its long help."""
     await go_to(pilot, pane, name)
     await wait_for(pilot, lambda: str(pane.query_one(OptionHelp).border_title) == name)
     key = name.partition(".")[2]
@@ -198,7 +198,7 @@ async def test_small_numbers_are_shown_as_people_write_them_and_stay_as_they_wer
         field = await go_to(pilot, pane, "train.learning_rate")
         assert "1e-4" in flat(screen_text(pilot.app))
         assert "0.0001" not in screen_text(pilot.app)
-        # Looked at and left alone.
+        # Visited and left unchanged.
         await pilot.press("enter", "enter")
         await wait_for(pilot, lambda: pane.form.has_focus)
         assert pane.document.dumps() == text

@@ -20,7 +20,7 @@ SIZES = [(60, 20), (80, 22), (92, 30), (200, 50)]
 
 
 class RecordingPane(ConfigPane):
-    """Keeps what the app would be told."""
+    """A pane that records its messages to the app."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class RecordingPane(ConfigPane):
 
 
 class SuspendableApp(PaneApp):
-    """Lends a terminal that it does not have."""
+    """An app that suspends without a terminal."""
 
     @contextmanager
     def suspend(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Presets in the config pane: the list, its preview, what is applied and what is marked."""
+"""Presets in the config pane: the list, its preview, applied values and marks."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def test_enter_applies_and_the_differences_are_marked(tmp_path: Path) -> N
         await type_value(pilot, pane, "method.rank", "8")
         assert any("• rank" in line and "• was 32 in preset" in line for line in screen_lines(pilot.app))
         assert "2 changed" in screen_lines(pilot.app)[0]
-        # The preset's value again, and only then the default.
+        # The preset's value first, and only then the default.
         await pilot.press("d")
         assert pane.document.get("method.rank") == 32
         await pilot.press("d")

@@ -1,4 +1,4 @@
-"""Undo and redo in the config pane, whatever has changed the configuration."""
+"""Undo and redo in the config pane, whatever the source of the change."""
 
 from __future__ import annotations
 

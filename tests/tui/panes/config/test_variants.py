@@ -1,4 +1,4 @@
-"""Several configurations in the config pane: saved elsewhere, copied, opened again, compared."""
+"""Several configurations in the config pane: saved as, copied, reopened, compared."""
 
 from __future__ import annotations
 

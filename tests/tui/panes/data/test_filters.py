@@ -1,4 +1,4 @@
-"""Only the rows with one problem: listed under their own numbers, with every move inside them; real analyses."""
+"""Filters for the rows with one problem: listed under their own numbers, with every move inside them; real analyses."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def code_of(pane: DataPane) -> str:
-    """What the rows that are listed have in common; empty for all rows."""
+    """The problem code of the filter; empty for all rows."""
     return pane.session.filter.code if pane.session.filter is not None else ""
 
 
 def numbers(pane: DataPane, lines: list[str]) -> list[int]:
-    """The numbers of the rows that the list shows."""
+    """The numbers of the listed rows."""
     inner = [line.strip("│").lstrip(" ▸✗!").split(" ")[0] for line in lines[2 : 2 + pane.body.rows.size.height]]
     return [int(text) for text in inner if text.isdecimal()]
 

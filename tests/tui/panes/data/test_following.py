@@ -1,4 +1,4 @@
-"""The data pane follows the configuration: what changes what is seen is seen at once, what does not changes nothing."""
+"""The data pane follows the configuration: relevant changes are shown at once, others change nothing."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def requests(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[AnalysisRequest]]:
-    """What real analyses were asked for."""
+    """The requests of real analyses."""
     CountingJob.requests = []
     monkeypatch.setattr("tui.panes.data.session.AnalysisJob", CountingJob)
     return CountingJob.requests  # type: ignore[return-value]
@@ -145,7 +145,7 @@ async def test_only_what_is_seen_starts_over(tmp_path: Path, model: Path, reques
 
 
 class HeldJob(AnalysisJob):
-    """An analysis that does not come to an end before it is closed."""
+    """An analysis that does not end before it is closed."""
 
     def __init__(self, request: AnalysisRequest) -> None:
         super().__init__(request)
@@ -189,7 +189,7 @@ async def test_what_is_on_the_screen_has_marks_before_the_analysis_is_done(
 
 
 async def test_problems_come_from_one_reading_by_the_analysis(tmp_path: Path, requests: list[AnalysisRequest]) -> None:
-    """Rows beyond the screen are read by nobody but the analysis, and their marks are those it found."""
+    """Rows beyond the screen are read by the analysis alone, and their marks are those it found."""
     path = messy(tmp_path / "rows.jsonl")
     pane = DataPane()
     read: set[int] = set()
@@ -221,7 +221,7 @@ async def test_entries_of_registries_are_read_by_their_own_mapping(tmp_path: Pat
     )
     pane = DataPane()
     async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        # A format that the entries do not have; it is for files.
+        # A format that the entries do not have; it applies to files.
         pane.configure(configuration(tmp_path, data__format="text"))
         for name, rows in (("dataset_info.json#mine", 5), ("axolotl.yml", 8)):
             await opened(pilot, pane, tmp_path / name)
@@ -286,7 +286,7 @@ async def test_the_file_of_the_configuration_is_shown_once(tmp_path: Path) -> No
         pane.follow(document)
         await wait_for(pilot, lambda: pane.view is not None)
         view = pane.view
-        # As after the editor, when any option may be another.
+        # As after the editor, when any option may have changed.
         pane.follow(ConfigDocument(document.dumps(), document.path))
         await pilot.pause()
         assert pane.view is view

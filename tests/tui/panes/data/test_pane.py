@@ -18,7 +18,7 @@ SIZES = [(60, 20), (80, 22), (92, 30), (200, 50)]
 
 
 class RecordingPane(DataPane):
-    """Keeps what the app would be told."""
+    """A pane that records its messages to the app."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ async def opened(pilot: Pilot[None], pane: DataPane, path: Path) -> DatasetView:
 
 
 async def checked(pilot: Pilot[None], pane: DataPane) -> None:
-    """Wait until every row has been looked at, by the real process."""
+    """Wait until every row has been analyzed, by the real process."""
     await wait_for(pilot, lambda: pane.view is not None and pane.view.analysis is not None, 60)
     await pilot.pause()
 

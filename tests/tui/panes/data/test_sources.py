@@ -1,4 +1,4 @@
-"""The data pane's view of everything that can be opened, and the form's way of writing columns and weights."""
+"""Sources in the data pane: everything that can be opened, and the form's syntax of columns and weights."""
 
 from __future__ import annotations
 

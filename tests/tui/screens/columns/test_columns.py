@@ -1,4 +1,4 @@
-"""The screen for columns in the real app: chosen, seen, saved, cleared; hostile names, thousands of columns."""
+"""The screen of the column mapping in the real app: choices, preview, saving, clearing; hostile names, many columns."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def go_to(pilot: Pilot[Any], screen: ColumnsScreen, part: str) -> None:
 
 
 def words(pilot: Pilot[Any]) -> str:
-    """What the terminal shows as one text, whatever lines it is on."""
+    """The screen as one text, across line breaks."""
     return " ".join(screen_text(pilot.app).replace("│", " ").split())
 
 

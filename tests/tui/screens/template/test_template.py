@@ -1,4 +1,4 @@
-"""The screen with the chat templates in the real app: seen, chosen, edited, and what is wrong with them."""
+"""The screen of the chat templates in the real app: previews, choices, edits, and errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROWS = [("what is it", "a reply"), ("and this", "another\nreply"), ("tell me", "
 
 
 class SuspendableApp(LocaltuneApp):
-    """Lends a terminal that it does not have."""
+    """An app that suspends without a terminal."""
 
     CSS_PATH = str(Path(tui.app.__file__).parent / "app.tcss")
 
@@ -50,7 +50,7 @@ def make_app(directory: Path) -> LocaltuneApp:
 
 
 async def opened(pilot: Pilot[Any]) -> TemplateScreen:
-    """Open the screen from the data pane, and wait until every template has been seen."""
+    """Open the screen from the data pane, and wait for the preview of every template."""
     app = pilot.app
     assert isinstance(app, LocaltuneApp)
     await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "data") is not None)
@@ -65,7 +65,7 @@ async def opened(pilot: Pilot[Any]) -> TemplateScreen:
 
 
 def words(pilot: Pilot[Any]) -> str:
-    """What the terminal shows as one text, whatever lines it is on."""
+    """The screen as one text, across line breaks."""
     return " ".join(screen_text(pilot.app).replace("│", " ").split())
 
 
@@ -85,7 +85,7 @@ async def seen(pilot: Pilot[Any], screen: TemplateScreen) -> None:
 
 
 def lit(screen: TemplateScreen) -> str:
-    """What is learned, as it is shown."""
+    """The supervised text, as displayed."""
     return "".join(cell.text for part in screen.mask_view.parts for cell in part.cells if cell.learned)
 
 

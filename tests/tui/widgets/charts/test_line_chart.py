@@ -1,4 +1,4 @@
-"""The chart as drawn: axes, line, gaps, marks, and how little of it is painted again."""
+"""The line chart as drawn: axes, line, gaps, marks, and few cells repainted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tui.widgets.charts.line_chart import ChartData, LineChart
 
 
 class ChartApp(App[None]):
-    """Nothing but a chart."""
+    """An app with nothing but a chart."""
 
     def __init__(self, chart: LineChart) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class ChartApp(App[None]):
 
 
 def series(values: Sequence[float]) -> Series:
-    """Values from step 1 on."""
+    """Data of a chart: values from step 1 on."""
     found = Series(0.6)
     for step, value in enumerate(values, 1):
         found.append(step, value)
@@ -39,7 +39,7 @@ def series(values: Sequence[float]) -> Series:
 
 
 def falling(count: int) -> Series:
-    """A loss."""
+    """A falling loss."""
     return series([2.0 * math.exp(-step / 30) + 0.4 for step in range(count)])
 
 

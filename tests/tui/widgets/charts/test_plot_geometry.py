@@ -1,4 +1,4 @@
-"""Scales, ticks and dots, without any widget."""
+"""Plot geometry without any widget: scales, ticks and dots."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_nice_ticks(low: float, high: float, most: int, expected: list[float]) -
 def test_nice_ticks_lie_inside_and_are_not_too_many(low: float, span: float, most: int) -> None:
     ticks = geometry.nice_ticks(low, low + span, most)
     assert len(ticks) <= most
-    # Of a range that is tiny beside its place, the ticks are as exact as floats are there.
+    # For a range that is tiny compared to its place, the ticks are as exact as floats are there.
     slack = span * 1e-6 + 4 * math.ulp(low)
     assert all(low - slack <= tick <= low + span + slack for tick in ticks)
 

@@ -1,4 +1,4 @@
-"""Questions at the foot of a pane: awaited, answered, given up, and giving way to another."""
+"""Questions of the ask bar: awaited, answered, given up, and replaced by another."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tui.widgets.forms.safe_input import SafeInput
 
 
 class Asking(Vertical):
-    """A bar, something that has the focus before, and what was answered."""
+    """A container with a bar, an input that has the focus before, and the answers."""
 
     def __init__(self) -> None:
         super().__init__()

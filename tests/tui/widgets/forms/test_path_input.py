@@ -1,4 +1,4 @@
-"""Completion of paths from a real directory."""
+"""Path completion from a real directory."""
 
 from __future__ import annotations
 

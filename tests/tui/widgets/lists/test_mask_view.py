@@ -1,4 +1,4 @@
-"""Rows as tokens in the data pane, with a real tokenizer: what is learned, what cannot be, lengths, statistics."""
+"""Rows as tokens in the data pane, with a real tokenizer: supervised ones, dropped rows, lengths, statistics."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def shown(pilot: object, pane: DataPane, path: Path) -> None:
     await wait_for(pilot, lambda: pane.session.masks is not None or pane.session.masker_error is not None)  # type: ignore[arg-type]
 
 
-#: What terminals do not agree on the width of.
+#: Characters whose width terminals do not agree on.
 SIGNS = "की sign"
 UNSTEADY = [
     "👨\u200d👩\u200d👧 family",
@@ -175,7 +175,7 @@ async def test_what_is_learned_is_told_without_color(
 
 
 def _strip_styles(pane: DataPane, lines: int) -> dict[str, Style]:
-    """The style that each stretch of the token view has."""
+    """The style of each stretch of the token view."""
     found: dict[str, Style] = {}
     for line in range(lines):
         for segment in pane.body.mask_view.render_line(line):
@@ -188,7 +188,7 @@ def _strip_styles(pane: DataPane, lines: int) -> dict[str, Style]:
 async def test_every_kind_of_token_has_attributes_of_its_own(
     tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, no_color: str
 ) -> None:
-    """Bold, underline and reverse alone tell them apart, as on a terminal that has no colors; a rule marks the cut."""
+    """Bold, underline and reverse alone distinguish them, as on a terminal without colors; a rule marks the cut."""
     if no_color:
         monkeypatch.setenv("NO_COLOR", no_color)
     pane = configured(tiny_model_dir, train__max_length=30)
@@ -252,7 +252,7 @@ async def test_matches_are_marked_across_tokens_and_gone_through(tmp_path: Path,
         assert all(needle not in cell.text for cell in cells), "the text is divided between tokens"
         marked = _strip_styles(pane, pane.body.mask_view.size.height)
         assert "".join(text for text, style in marked.items() if needle in text and style.reverse) == needle
-        # With the keys in the row, first through the row, then on to the next.
+        # With the focus in the row, first through the row, then on to the next.
         await pilot.press("enter", "n")
         await pilot.pause()
         assert pane.body.mask_view.match_place == (2, 2)
@@ -265,7 +265,7 @@ async def test_matches_are_marked_across_tokens_and_gone_through(tmp_path: Path,
         await pilot.press("N")
         await pilot.pause()
         assert pane.body.mask_view.match_place == (1, 2)
-        # With the keys in the list, straight to the next row.
+        # With the focus in the list, straight to the next row.
         await pilot.press("escape", "n")
         await wait_for(pilot, lambda: pane.index == 3)
         await pilot.press("escape")
