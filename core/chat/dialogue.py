@@ -14,7 +14,7 @@ ReplyState = Literal["waiting", "streaming", "done", "stopped", "failed"]
 
 @dataclass(eq=False)
 class Reply:
-    """What one model answers to one question."""
+    """Answer of one model to one question."""
 
     source: Source
     text: str = ""
@@ -57,7 +57,7 @@ class Exchange:
     replies: list[Reply]
 
     def answer_of(self, source: Source) -> str:
-        """What this source said, else what the other one did; empty when nobody said anything."""
+        """The answer of this source, else the other one's; empty if there is none."""
         ordered = sorted(self.replies, key=lambda reply: reply.source != source)
         return next((reply.text for reply in ordered if reply.text and reply.state != "failed"), "")
 
@@ -75,7 +75,7 @@ class Dialogue:
         return exchange
 
     def messages(self, source: Source, system: str = "") -> list[dict[str, str]]:
-        """What a source is given to answer the last question: earlier questions nobody answered are left out."""
+        """Messages for a source to answer the last question; earlier questions without an answer are left out."""
         messages = [{"role": "system", "content": system}] if system.strip() else []
         for exchange in self.exchanges[:-1]:
             if answer := exchange.answer_of(source):

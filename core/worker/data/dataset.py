@@ -61,7 +61,7 @@ class Dataset:
         return [row.longest for row in self.rows]
 
     def place(self, position: int) -> str:
-        """Where one of ``rows`` comes from: ``rows.jsonl line 7``."""
+        """File and line of one of ``rows``: ``rows.jsonl line 7``."""
         return name_places(self.places[position : position + 1]) if self.places else f"row {position + 1}"
 
     def event(self) -> DataEvent:

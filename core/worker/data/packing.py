@@ -91,13 +91,13 @@ def _lengths(supervised: BoolRows) -> list[int]:
 
 
 def _free(supervised: np.ndarray[Any, np.dtype[np.bool_]]) -> int:
-    """How many tokens at a row's beginning may be shared: the token before the first supervised one stays in the row,
-    as its hidden state predicts for this row alone."""
+    """Number of tokens at a row's beginning that may be shared: the token before the first supervised one stays in the
+    row, as its hidden state predicts for this row alone."""
     return max(0, int(supervised.argmax()) - 1)
 
 
 def common_beginning(rows: Iterable[TokenizedRow]) -> int:
-    """How many tokens all rows begin with alike, before any of them is learned from.
+    """Length in tokens of the common prefix of all rows, before any of them is learned from.
 
     Args:
         rows: Of the data, something learned in each of them; both answers of a pair count.
@@ -128,7 +128,7 @@ def _best_grouping(input_ids: IntRows, lengths: Sequence[int], free: Sequence[in
 
 
 def _common(input_ids: IntRows, members: Sequence[int], free: Sequence[int]) -> int:
-    """How many tokens rows have in common before any of them is learned from; 0 for a single one."""
+    """Length in tokens of the common prefix of rows, before any of them is learned from; 0 for a single one."""
     limit = min(free[row] for row in members)
     if len(members) < 2 or limit <= 0:
         return 0

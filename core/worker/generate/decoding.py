@@ -194,7 +194,7 @@ class TextStream:
 
     @property
     def text(self) -> str:
-        """What has been given out so far."""
+        """The text given out so far."""
         return "".join(self._pieces)
 
     def push(self, token: int) -> str:

@@ -134,7 +134,7 @@ def _obstacle(head: Head, device: torch.device, wanted: str, objective: Objectiv
 
 
 def compare(function: SummedLoss, head: Head) -> float:
-    """How far a way to sum losses is from ours on a few positions: the larger relative difference of loss and gradient.
+    """Error of another way to sum losses, on a few positions: the larger relative difference of loss and gradient.
 
     The head's own rows are the hidden states, which needs no random numbers. It runs the kernels for the first time, so
     that one that cannot be compiled here is known before the training.

@@ -100,7 +100,7 @@ def attach_adapters(
 
 
 def _targets(model: Any, targets: str | list[str]) -> str | list[str]:
-    """What PEFT is given: patterns as the full names of the linear layers that they match, the head left out."""
+    """Target modules for PEFT: patterns as the full names of the linear layers that they match, the head left out."""
     if not has_patterns(targets):
         return targets
     head = model.get_output_embeddings()

@@ -73,5 +73,5 @@ def put_weights(model: Any, path: Path, method: str) -> None:
 
 
 def trained_tensors(model: Any) -> dict[str, torch.nn.Parameter]:
-    """What the optimizer updates, by name; tied weights once."""
+    """Weights that the optimizer updates, by name; tied weights once."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -35,7 +35,7 @@ def pissa_factors(weight: torch.Tensor, rank: int, scale: float) -> Factors:
 
 
 def loftq_factors(full: torch.Tensor, quantized: torch.Tensor, rank: int, scale: float) -> Factors:
-    """What makes up best for the rounding of a matrix (LoftQ, arXiv 2310.08659, one step with the rounding kept).
+    """Low-rank factors that best make up for a matrix's rounding (LoftQ, arXiv 2310.08659; one step, rounding kept).
 
     Args:
         full: The matrix before it was quantized, ``(outputs, inputs)``, fp32.

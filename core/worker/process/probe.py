@@ -62,7 +62,7 @@ def _torch() -> dict[str, Any]:
 
 
 def _cuda_error() -> str | None:
-    """Why a torch with CUDA cannot use a card; None where it can, or was built without."""
+    """Reason for which a torch with CUDA cannot use a card; None where it can, or was built without."""
     import torch
 
     if torch.version.cuda is None and torch.version.hip is None:

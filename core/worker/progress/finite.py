@@ -76,7 +76,7 @@ class FiniteCheck:
         return False
 
     def verdict(self, good: int | None) -> NotFiniteError:
-        """Why a hopeless run ends, and what to do.
+        """The error that ends a hopeless run.
 
         Args:
             good: The step of its newest good checkpoint.

@@ -117,7 +117,7 @@ def _try_rows(
 
 
 def _mixed(loaded: LoadedModel, loss: SupervisedLoss, laid: LaidOut, wanted: torch.Tensor) -> str | None:
-    """Why rows laid out would not be what they are alone; None where they are.
+    """Reason why packing would leak between rows; None if it does not.
 
     Args:
         loaded: The model.
@@ -155,8 +155,8 @@ def _may_draw(model: Any) -> bool:
 
 
 def _in_training(loaded: LoadedModel, loss: SupervisedLoss, laid: LaidOut) -> tuple[str | None, bool]:
-    """Why rows cannot be laid out in training, if they cannot; and whether the model draws random numbers there, as one
-    with dropout of its own does."""
+    """Reason why rows cannot be packed in training, None if they can; and whether the model draws random numbers there,
+    as one with dropout of its own does."""
     before = rng_state()
     was_training = loaded.model.training
     loaded.model.train()
