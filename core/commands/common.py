@@ -181,6 +181,18 @@ def exit_code(state: str) -> int:
     return EXIT_CODES.get(state, EXIT_LOST)
 
 
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Declare the configuration file and ``--set``."""
+    parser.add_argument("config", metavar="CONFIG", help="configuration file (TOML)")
+    parser.add_argument(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        action="append",
+        default=[],
+        help="override an option of the file; may be repeated",
+    )
+
+
 def add_json_flag(parser: argparse.ArgumentParser, what: str = "print the result as one JSON object") -> None:
     """Add ``--json`` to a command."""
     parser.add_argument("--json", action="store_true", help=what)

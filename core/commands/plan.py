@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.commands.common import add_json_flag, emit, note, say
+from core.commands.common import add_config, add_json_flag, emit, note, say
 from core.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,14 +27,7 @@ QUICK_DATA_BYTES = 64 << 20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("config", metavar="CONFIG", help="configuration file (TOML)")
-    parser.add_argument(
-        "--set",
-        metavar="SECTION.KEY=VALUE",
-        action="append",
-        default=[],
-        help="override an option of the file; may be repeated",
-    )
+    add_config(parser)
     parser.add_argument("--gpu-memory", metavar="SIZE", help="plan for a GPU with so much free memory: 24GB, 22.5GiB")
     parser.add_argument(
         "--lengths",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from core.commands.common import PROGRAM, add_json_flag, emit, note, say
+from core.commands.common import PROGRAM, add_config, add_json_flag, emit, note, say
 
 if TYPE_CHECKING:
     from core.commands.follow import Interrupts
@@ -21,14 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     from core.config.choices import RefusalCode
 
-    parser.add_argument("config", metavar="CONFIG", help="configuration file (TOML)")
-    parser.add_argument(
-        "--set",
-        metavar="SECTION.KEY=VALUE",
-        action="append",
-        default=[],
-        help="override an option of the file; may be repeated",
-    )
+    add_config(parser)
     parser.add_argument(
         "--allow",
         metavar="CODE",
