@@ -9,12 +9,12 @@ from rich.segment import Segment
 from rich.style import Style
 from textual.content import Content
 from textual.geometry import Size
-from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from core.text import sanitize, steady
 from tui.datasets.rows import Turn
-from tui.widgets.strips import find_matches, fit, mark_matches, next_match, scroll_into_view
+from tui.widgets.lists.search_view import SearchView
+from tui.widgets.strips import find_matches, fit, mark_matches
 
 #: Maximum characters shown of one turn; more than anyone reads, and still quick to wrap.
 SHOWN_CHARACTERS = 100_000
@@ -22,7 +22,7 @@ SHOWN_CHARACTERS = 100_000
 _GUTTER = 11
 
 
-class Conversation(ScrollView, can_focus=True, inherit_bindings=False):
+class Conversation(SearchView, can_focus=True, inherit_bindings=False):
     """Turns one below the other; keys are bound by the pane."""
 
     DEFAULT_CSS = """
@@ -54,9 +54,6 @@ class Conversation(ScrollView, can_focus=True, inherit_bindings=False):
         self._turns: tuple[Turn, ...] = ()
         self._lines: list[tuple[str, str]] = []  # (role where a turn begins or "problem", text)
         self._wrapped_for = 0
-        self.term = ""
-        self._matches: list[int] = []  # lines
-        self._match = -1
 
     @property
     def turns(self) -> tuple[Turn, ...]:
@@ -77,39 +74,13 @@ class Conversation(ScrollView, can_focus=True, inherit_bindings=False):
         self._find_matches()
         self.refresh()
 
-    @property
-    def match_place(self) -> tuple[int, int]:
-        """The place of the current match, from 1 (0: none yet), and the number of matches."""
-        return self._match + 1, len(self._matches)
-
-    def move_match(self, step: int) -> bool:
-        """Scroll to the next match, or to the one before; to the first, or the last, after ``show``.
-
-        Returns:
-            Whether there was one; after the last there is none, and the next step wraps around.
-        """
-        moved = next_match(self._match, step, len(self._matches))
-        self._match = -1 if moved is None else moved
-        if moved is None:
-            return False
-        scroll_into_view(self, self._matches[moved], self.size.height)
-        return True
-
     def _find_matches(self) -> None:
-        self._matches = [number for number, (_, text) in enumerate(self._lines) if find_matches(text, self.term)]
+        self._match_lines = [number for number, (_, text) in enumerate(self._lines) if find_matches(text, self.term)]
         self._match = -1
 
     def on_resize(self) -> None:
         """Wrap for the new width."""
         self._wrap()
-
-    def move(self, rows: int) -> None:
-        """Scroll by a number of lines."""
-        self.scroll_to(y=self.scroll_y + rows, animate=False, immediate=True)
-
-    def move_page(self, direction: int) -> None:
-        """Scroll by a screenful."""
-        self.move(direction * max(1, self.size.height - 1))
 
     def _wrap(self) -> None:
         width = self.scrollable_content_region.width

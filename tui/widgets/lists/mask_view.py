@@ -16,11 +16,11 @@ from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
 from textual.geometry import Size
-from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from core.text import sanitize, steady
-from tui.widgets.strips import find_matches, fit, next_match, scroll_into_view
+from tui.widgets.lists.search_view import SearchView
+from tui.widgets.strips import find_matches, fit
 
 #: Maximum number of tokens shown of one row; more than anyone reads, and still quick to wrap.
 SHOWN_TOKENS = 10_000
@@ -75,8 +75,10 @@ class _Piece:
     """The number of its match of the search, from 1; 0 for none."""
 
 
-class MaskView(ScrollView, can_focus=True, inherit_bindings=False):
+class MaskView(SearchView, can_focus=True, inherit_bindings=False):
     """A view of tokens wrapped by cell width; keys are bound by the pane."""
+
+    COVERED = 1
 
     DEFAULT_CSS = """
     MaskView {
@@ -124,9 +126,6 @@ class MaskView(ScrollView, can_focus=True, inherit_bindings=False):
         self._has_prompt = False
         self._lines: list[list[_Piece]] = []
         self._wrapped_for = 0
-        self.term = ""
-        self._match_lines: list[int] = []
-        self._match = -1
 
     def show(self, parts: Sequence[TokenPart]) -> None:
         """Show tokens from their beginning."""
@@ -146,35 +145,9 @@ class MaskView(ScrollView, can_focus=True, inherit_bindings=False):
         self._wrap()
         self.refresh()
 
-    @property
-    def match_place(self) -> tuple[int, int]:
-        """The place of the current match, from 1 (0: none yet), and the number of matches."""
-        return self._match + 1, len(self._match_lines)
-
-    def move_match(self, step: int) -> bool:
-        """Scroll to the next match, or to the one before; to the first, or the last, after ``show``.
-
-        Returns:
-            Whether there was one; after the last there is none, and the next step wraps around.
-        """
-        moved = next_match(self._match, step, len(self._match_lines))
-        self._match = -1 if moved is None else moved
-        if moved is not None:
-            scroll_into_view(self, self._match_lines[moved], self.size.height - 1)
-        self.refresh()
-        return moved is not None
-
     def on_resize(self) -> None:
         """Wrap for the new width."""
         self._wrap()
-
-    def move(self, rows: int) -> None:
-        """Scroll by a number of lines."""
-        self.scroll_to(y=self.scroll_y + rows, animate=False, immediate=True)
-
-    def move_page(self, direction: int) -> None:
-        """Scroll by a screenful."""
-        self.move(direction * max(1, self.size.height - 2))
 
     def _renew(self) -> None:
         self._wrapped_for = 0
