@@ -19,6 +19,7 @@ from textual.app import App, InvalidThemeError
 from textual.binding import BindingType
 from textual.command import Provider
 from textual.driver import Driver
+from textual.message import Message
 
 from core.commands.common import EXIT_ERROR
 from core.errors import UserError
@@ -144,7 +145,16 @@ class LocaltuneApp(App[str]):
             with suppress(RuntimeError, ValueError):
                 loop.add_signal_handler(number, self.leaving.leave)
         self.theme_changed_signal.subscribe(self, self._theme_changed)
-        self.set_interval(LOOK_SECONDS, self.drafts.look)
+        self.set_interval(LOOK_SECONDS, self._keep_drafts)
+
+    def _keep_drafts(self) -> None:
+        if self.is_running:  # while the app shuts down, the panes are removed piece by piece
+            self.drafts.look()
+
+    async def _on_message(self, message: Message) -> None:
+        # Results of threads that come while the app shuts down have no widgets left to go to.
+        if self.is_running or type(message).__module__ != messages.__name__:
+            await super()._on_message(message)
 
     async def on_unmount(self) -> None:
         """Stop the threads."""

@@ -16,7 +16,7 @@ from core.runs.store import Run
 from tests.tui.harness import asks, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
-from tui.messages import ActionFailed, DatasetChosen, RunAdvanced, RunAttached, StartRequested
+from tui.messages import ActionFailed, DatasetChosen, DevicesSampled, RunAdvanced, RunAttached, StartRequested
 from tui.panes import TILED
 from tui.screens.choice import ChoiceDialog
 from tui.screens.help import HelpScreen
@@ -455,3 +455,20 @@ async def test_a_configuration_that_cannot_be_read_is_a_dialog(tmp_path: Path) -
 def test_errors_without_a_hint_are_shown_too() -> None:
     message = ActionFailed("Title", UserError("What is wrong."))
     assert (message.title, message.error.hint) == ("Title", "")
+
+
+async def test_results_of_threads_are_dropped_while_the_app_shuts_down(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await ready(pilot)
+        shown: list[object] = []
+        monkeypatch.setattr(app.runs, "show_devices", shown.append)
+        app._running = False
+        app.post_message(DevicesSampled([]))
+        await pilot.pause()
+        assert shown == []
+        app._running = True
+        app.post_message(DevicesSampled([]))
+        await wait_for(pilot, lambda: shown == [[]])
