@@ -203,13 +203,13 @@ def test_a_damaged_shard_or_packed_file_is_a_sentence(tmp_path: Path) -> None:
 def test_rows_beyond_the_limit_by_option(tmp_path: Path, tiny_model_dir: Path) -> None:
     rows = [row("short"), row("a", "z" * 300), row("z" * 300, "a"), row("b", "z" * 20)]
     path = write(tmp_path / "a.jsonl", json_lines(rows))
-    model = {"model": str(tiny_model_dir), "max_length": 120}
-    dropped = look(path, **model)
+    masks = MaskSettings(str(tiny_model_dir), max_length=120)
+    dropped = look(path, masks=masks)
     assert (dropped.used, dropped.dropped) == (2, {"overlong": 2})
     assert rows_of(dropped, "overlong") == [1, 2]
-    refused = look(path, **model, overlong="refuse")
+    refused = look(path, masks=masks, overlong="refuse")
     assert refused.dropped == dropped.dropped
-    cut = look(path, **model, overlong="truncate")
+    cut = look(path, masks=masks, overlong="truncate")
     assert (cut.used, cut.dropped) == (3, {"nothing_supervised": 1})
     assert rows_of(cut, "truncated") == [1]
     # A cut answer is never ended.
@@ -226,9 +226,9 @@ def test_rows_beyond_the_limit_by_option(tmp_path: Path, tiny_model_dir: Path) -
 
 def test_an_answer_cut_before_its_last_token_only(tmp_path: Path, tiny_model_dir: Path) -> None:
     path = write(tmp_path / "a.jsonl", json_lines([{"input_ids": [5] * 9 + [2], "labels": [-100] * 9 + [2]}]))
-    model = {"model": str(tiny_model_dir), "overlong": "truncate"}
-    assert look(path, **model, max_length=10).stop_learned == 1
-    assert look(path, **model, max_length=9).dropped == {"nothing_supervised": 1}
+    whole, cut = (MaskSettings(str(tiny_model_dir), max_length=length) for length in (10, 9))
+    assert look(path, masks=whole, overlong="truncate").stop_learned == 1
+    assert look(path, masks=cut, overlong="truncate").dropped == {"nothing_supervised": 1}
 
 
 # Comparing.
