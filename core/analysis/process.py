@@ -10,10 +10,10 @@ import json
 import os
 import sys
 import time
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from typing import Any
 
+from core.analysis.forked import ForkedProcessError
 from core.analysis.result import AnalysisRequest, Progress
 from core.analysis.row_facts import BATCH_SECONDS
 from core.errors import UserError
@@ -40,7 +40,7 @@ def main() -> int:
         answer: dict[str, Any] = {"analysis": survey(request, reporter).to_dict()}
     except UserError as error:
         answer = {"error": error.message, "hint": error.hint}
-    except (BrokenProcessPool, MemoryError):
+    except (ForkedProcessError, MemoryError):
         answer = {"error": "The analysis ran out of memory.", "hint": "Close something, or look at a part of the rows."}
     except TimeLimitError:
         text = f"The chat template or the tokenizer takes more than {BATCH_SECONDS} s for a few rows."

@@ -7,14 +7,12 @@ import os
 import threading
 import time
 from array import array
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 
 from core.analysis.division import HELD_OUT, NOT_SAMPLED, divide_rows
 from core.analysis.duplicates import Fingerprints, find_near, find_same, find_shared
+from core.analysis.forked import forked_map
 from core.analysis.lengths import measure_lengths
 from core.analysis.problems import Problem, ProblemTally, RowPlace
 from core.analysis.result import Analysis, AnalysisRequest, Progress, SourceFormat
@@ -257,15 +255,9 @@ def _examine_all(opened: Sequence[OpenSource]) -> Iterator[tuple[OpenSource, Row
     lifeline = os.pipe()
     try:
         # Forked, so that the files, their indexes and the tokenizer are shared and not sent.
-        with ProcessPoolExecutor(processes, get_context("fork"), _hold_on, lifeline) as pool:
-            waiting: deque[tuple[OpenSource, Future[RowFacts]]] = deque()
-            for portion in portions:
-                waiting.append((opened[portion[0]], pool.submit(_examine, *portion)))
-                if len(waiting) > 2 * processes:
-                    item, future = waiting.popleft()
-                    yield item, future.result()
-            for item, future in waiting:
-                yield item, future.result()
+        found = forked_map(lambda portion: _examine(*portion), portions, processes, lambda: _hold_on(*lifeline))
+        for portion, facts in zip(portions, found, strict=True):
+            yield opened[portion[0]], facts
     finally:
         for end in lifeline:
             os.close(end)
