@@ -34,10 +34,12 @@ class Helper:
     :func:`tie_to_parent`.
 
     Args:
-        module: The module to run: ``core.data.files.unpack``.
-        arguments: Its command-line arguments.
-        pass_fds: Descriptors that it inherits as well.
-        environment: Its environment; by default that of this process.
+        module: The module that it runs: ``core.data.files.unpack``; or the beginning of another command line.
+        arguments: The rest of its command line.
+        pass_fds: Descriptors that it has as well.
+        environment: Its variables; by default those of this process.
+        cwd: Its working directory; by default that of this process.
+        log: Descriptor that its standard error goes to; by default nowhere.
 
     Raises:
         UserError: If the system cannot start another process.
@@ -45,21 +47,27 @@ class Helper:
 
     def __init__(
         self,
-        module: str,
+        module: str | Sequence[str],
         *arguments: str,
         pass_fds: Sequence[int] = (),
         environment: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        log: int | None = None,
     ) -> None:
+        if log is None and not os.environ.get("LOCALTUNE_DEBUG"):
+            log = subprocess.DEVNULL
+        command = (sys.executable, "-m", module) if isinstance(module, str) else module
         try:
             reading, self._lifeline = os.pipe()
         except OSError as error:
             raise _no_room(error) from error
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
+                [*command, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=None if os.environ.get("LOCALTUNE_DEBUG") else subprocess.DEVNULL,
+                stderr=log,
+                cwd=cwd,
                 bufsize=0,
                 pass_fds=(*pass_fds, reading),
                 start_new_session=True,
@@ -98,9 +106,13 @@ class Helper:
 
     def answers(self) -> Iterator[Any]:
         """The JSON values of its standard output, one per line; a line cut short by its end is left out."""
+        return map(json.loads, self.lines())
+
+    def lines(self) -> Iterator[bytes]:
+        """The lines that it writes to its standard output; one that it was killed in is left out."""
         for line in io.BufferedReader(cast("io.RawIOBase", self.stdout)):
             if line.endswith(b"\n"):
-                yield json.loads(line)
+                yield line
 
     def end(self) -> int:
         """End it and the processes that it has started, if it still runs; safe from any thread, and to call again.
@@ -158,7 +170,7 @@ def start_detached(
 
 
 def _no_room(error: OSError) -> UserError:
-    return UserError(f"No helper process can be started: {error.strerror}.", "Close something, then do it again.")
+    return UserError(f"A helper process cannot be started: {error.strerror}.", "Close something, then do it again.")
 
 
 def describe_end(status: int) -> str:

@@ -7,17 +7,17 @@ import itertools
 import os
 import queue
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from core import paths
 from core.chat.request import ChatRequest
 from core.errors import UserError
+from core.helper import Helper
 from core.launch.launcher import worker_environment
 from core.runs.protocol import ProtocolError, Request, decode_message, encode_request
 from core.text import one_line
@@ -65,12 +65,12 @@ class ChatEngine:
     """
 
     def __init__(self, command: list[str] | None = None) -> None:
-        self._command = command or [sys.executable, "-u", "-m", "core.worker.generate.chat_engine"]
+        self._command: str | list[str] = command or "core.worker.generate.chat_engine"
         self._ids = map(str, itertools.count(1))
         self._guard = threading.Lock()
         self._pending: dict[str, queue.Queue[dict[str, Any] | None]] = {}
         self._generating: str | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._helper: Helper | None = None
         self._closed = False
         self.log_path: Path | None = None
         """The log of the engine's own output, once it has been started."""
@@ -78,7 +78,7 @@ class ChatEngine:
     @property
     def pid(self) -> int | None:
         """The process id of the engine, once it has been started."""
-        return self._process.pid if self._process else None
+        return self._helper.process.pid if self._helper else None
 
     def start(self) -> None:
         """Start the process; does nothing if it is running already.
@@ -89,26 +89,17 @@ class ChatEngine:
         with self._guard:
             if self._closed:
                 raise UserError("The chat has been closed.")
-            if self._process is not None:
+            if self._helper is not None:
                 return
             home = paths.make_private_dir(paths.home())
             self.log_path = _new_log(paths.make_private_dir(home / "logs"))
             try:
                 with self.log_path.open("wb") as log:
-                    self._process = subprocess.Popen(
-                        self._command,
-                        stdin=subprocess.PIPE,
-                        stdout=subprocess.PIPE,
-                        stderr=log,
-                        # Python imports from its working directory, and nobody puts a foreign 'core' into our home.
-                        cwd=home,
-                        env=worker_environment(),
-                        # Ctrl+C and a hang-up of the terminal are handled by the app; the engine ends with its input.
-                        start_new_session=True,
-                    )
+                    # Python imports from its working directory, and nobody puts a foreign 'core' into our home.
+                    self._helper = Helper(self._command, environment=worker_environment(), cwd=home, log=log.fileno())
             except OSError as error:
                 raise UserError(f"The chat engine cannot be started: {error}.", "Make room, or try again.") from error
-        threading.Thread(target=self._read, args=(self._process.stdout,), name="chat-engine", daemon=True).start()
+        threading.Thread(target=self._read, args=(self._helper,), name="chat-engine", daemon=True).start()
 
     def load(self, spec: ModelSpec, progress: Progress) -> dict[str, Any]:
         """Load a model in place of the previous one.
@@ -179,17 +170,14 @@ class ChatEngine:
         """End the process; waiting calls end with an error. The engine takes no more commands."""
         with self._guard:
             self._closed = True
-            process = self._process
-        if process is None:
+            helper = self._helper
+        if helper is None:
             return
-        if process.stdin is not None:
-            with contextlib.suppress(OSError):  # it may have ended already
-                process.stdin.close()
-        try:
-            process.wait(CLOSE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        with contextlib.suppress(OSError):  # it may have ended already
+            helper.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            helper.process.wait(CLOSE_SECONDS)
+        helper.end()
         self._release()
 
     def __enter__(self) -> ChatEngine:
@@ -242,28 +230,25 @@ class ChatEngine:
             return message
 
     def _write(self, request: Request) -> None:
-        process = self._process
-        if process is None or process.stdin is None:
+        if self._helper is None:
             raise UserError("The chat engine has not been started.")
         try:
             with self._guard:
-                process.stdin.write(encode_request(request))
-                process.stdin.flush()
+                self._helper.send(encode_request(request))
         except (OSError, ValueError) as error:  # a closed pipe raises one or the other
             raise self._death() from error
 
-    def _read(self, lines: IO[bytes]) -> None:
+    def _read(self, helper: Helper) -> None:
         """The reader thread: pass each line to the request that it answers."""
-        with lines:
-            for line in lines:
-                try:
-                    message = decode_message(line)
-                except ProtocolError:
-                    continue  # only the engine writes here; a killed one leaves half a line
-                with self._guard:
-                    waiting = self._pending.get(str(message.get("id")))
-                if waiting is not None:
-                    waiting.put(message)
+        for line in helper.lines():
+            try:
+                message = decode_message(line)
+            except ProtocolError:
+                continue  # only the engine writes here
+            with self._guard:
+                waiting = self._pending.get(str(message.get("id")))
+            if waiting is not None:
+                waiting.put(message)
         self._release()
 
     def _release(self) -> None:
@@ -274,16 +259,16 @@ class ChatEngine:
             messages.put(None)
 
     def _is_over(self) -> bool:
-        return self._process is None or self._process.poll() is not None
+        return self._helper is None or self._helper.process.poll() is not None
 
     def _death(self) -> UserError:
         """The error for an engine that has ended."""
         if self._closed:
             return UserError("The chat has been closed.")
         code = None
-        if self._process is not None:
+        if self._helper is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):  # its output closes a moment before it ends
-                code = self._process.wait(CLOSE_SECONDS)
+                code = self._helper.process.wait(CLOSE_SECONDS)
         reason = f"was killed by signal {-code}" if code is not None and code < 0 else "ended unexpectedly"
         last = _last_line(self.log_path)
         hint = "The machine may be out of memory." if code == -9 else "Open the model again."

@@ -31,6 +31,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from core.chat.request import ChatRequest
 from core.errors import UserError
+from core.helper import tie_to_parent
 from core.runs.protocol import LINE_LIMIT, ProtocolError, Request, decode_request, encode_message
 from core.worker.process import environment
 
@@ -220,6 +221,7 @@ def _allow_fast_kernels(model: Any) -> None:
 
 def main() -> None:
     """Keep the protocol's descriptors to ourselves, and serve."""
+    tie_to_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Libraries print and prompt: what they print goes to the log, what they ask gets no answer.
     requests = os.fdopen(os.dup(0), "rb")

@@ -182,7 +182,7 @@ def test_no_room_for_a_process_is_a_sentence(pool: SandboxPool, monkeypatch: pyt
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
-    with pytest.raises(UserError, match="No helper process can be started"):
+    with pytest.raises(UserError, match="A helper process cannot be started"):
         call(pool, readers.process)
 
 
@@ -218,7 +218,7 @@ def test_no_descriptor_for_a_process_is_a_sentence(pool: SandboxPool, monkeypatc
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(os, "pipe", refuse)
-    with pytest.raises(UserError, match="No helper process can be started: Too many open files"):
+    with pytest.raises(UserError, match="A helper process cannot be started: Too many open files"):
         call(pool, readers.process)
 
 

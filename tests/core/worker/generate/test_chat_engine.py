@@ -200,10 +200,9 @@ def test_it_ends_with_its_input_in_the_middle_of_an_answer(tiny_model_dir: Path)
     engine.load(spec(tiny_model_dir, None), quiet)
     answers = engine.generate(LONG)
     next(answers)
-    process = engine._process
-    assert process is not None
-    assert process.stdin is not None
-    process.stdin.close()
+    assert engine._helper is not None
+    process = engine._helper.process
+    engine._helper.stdin.close()
     wait_for(lambda: process.poll() == 0, 10, "the engine to end")
     engine.close()
 
