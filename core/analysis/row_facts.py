@@ -18,7 +18,8 @@ from core.data.formats.detect import Detection
 from core.data.formats.shapes import find_parts
 from core.sandbox.limits import cpu_limit
 from core.secrets import find_email, find_secret
-from core.template.mask import MaskedRow, Masker
+from core.template.mask import Masker
+from core.template.rows import MaskedRow
 from core.text import one_line
 
 #: Rows rendered and tokenized in one call, and the characters that limit such a portion.
@@ -239,7 +240,7 @@ class Examiner:
         stops = self._masker.stop_ids if self._masker is not None else ()
         for part in row.rows:
             last = part.supervised.rfind(1, 1, limit)
-            if last >= 0 and part.ids[last] in stops:
+            if last >= 0 and part.input_ids[last] in stops:
                 return True
         return False
 

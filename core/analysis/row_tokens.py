@@ -17,7 +17,8 @@ from core.sandbox.pool import sandboxed
 from core.text import one_line
 
 if TYPE_CHECKING:
-    from core.template.mask import MaskedRow, Masker
+    from core.template.mask import Masker
+    from core.template.rows import MaskedRow
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,10 @@ def _sample(request: AnalysisRequest, index: int) -> TokenSample:
 
 
 def _tokens(masker: Masker, row: MaskedRow) -> tuple[Token, ...]:
-    texts = masker.tokenizer.token_texts(row.ids)
+    texts = masker.tokenizer.token_texts(row.input_ids)
     return tuple(
-        Token(number, text, bool(learned)) for number, text, learned in zip(row.ids, texts, row.supervised, strict=True)
+        Token(number, text, bool(learned))
+        for number, text, learned in zip(row.input_ids, texts, row.supervised, strict=True)
     )
 
 

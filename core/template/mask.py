@@ -6,7 +6,7 @@ import functools
 import re
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from core.config.choices import Supervise
@@ -18,59 +18,13 @@ from core.template.prompt_check import PromptCheck
 from core.template.reasoning import place_reasoning
 from core.template.render import ChatTemplate
 from core.template.render_cache import Shapes
-from core.template.row_tokenizer import RowTokenizer, TokenRow, any_of, stop_text
+from core.template.row_tokenizer import RowTokenizer, any_of, stop_text
+from core.template.rows import MaskedRow
 from core.template.stops import stop_token_ids
 from core.template.tokenizer import ModelTokenizer
 
 #: Reasons to refuse a row that are defects of the chat template, not of the row.
 TEMPLATE_CODES = frozenset({"template_error", "template_rewrites", "template_drops", "no_reasoning", "no_stop_token"})
-
-
-@dataclass(frozen=True)
-class MaskedRow:
-    """One row as a training sequence."""
-
-    ids: array[int]
-    """Token ids, 32-bit."""
-    supervised: bytearray
-    """1 for each token that is trained on, else 0; 0 for the first token, which is not predicted."""
-    cut: int | None = None
-    """Position at which the row is truncated, if it exceeds the greatest length."""
-    further: tuple[MaskedRow, ...] = ()
-    """Sequences for turns that the template renders differently once later turns follow; each turn is trained on in one
-    sequence.
-    """
-    left_out: str = ""
-    """Part of the prompt that the template does not render, in a sentence; empty if it renders all."""
-    rejected: MaskedRow | None = None
-    """The same prompt with the worse answer of a preference pair; this row has the better one."""
-    label: bool | None = None
-    """Whether the answer is labeled good; None for other rows."""
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def sequences(self) -> tuple[MaskedRow, ...]:
-        """Sequences for the model: this row, and of a preference pair the other one; a pair has no further
-        sequences.
-        """
-        return (self,) if self.rejected is None else (self, self.rejected)
-
-    @property
-    def longest(self) -> int:
-        """Tokens of its longest sequence, which the length limit applies to."""
-        return max(len(part) for sequence in self.sequences for part in sequence.rows)
-
-    @property
-    def rows(self) -> tuple[MaskedRow, ...]:
-        """This row and the further ones."""
-        return (replace(self, further=()), *self.further) if self.further else (self,)
-
-    @property
-    def supervised_count(self) -> int:
-        """Number of tokens in the loss, without further sequences."""
-        return self.supervised.count(1)
 
 
 class Masker:
@@ -276,8 +230,8 @@ class Masker:
 
     # Tokenization
 
-    def _finish(self, example: Example, found: Sequence[list[TokenRow] | RowError]) -> MaskedRow | RowError:
-        rows: list[TokenRow] = []
+    def _finish(self, example: Example, found: Sequence[list[MaskedRow] | RowError]) -> MaskedRow | RowError:
+        rows: list[MaskedRow] = []
         try:
             if example.ids is not None:
                 rows.append(_given_tokens(example, self.tokenizer))
@@ -296,9 +250,9 @@ class Masker:
         masked = [self._masked(row) for row in rows if row.supervised.find(1, 1) >= 0]
         if not masked:
             return RowError("nothing_supervised", "No token of the row is learned.")
-        return replace(masked[0], further=tuple(masked[1:])) if len(masked) > 1 else masked[0]
+        return masked[0].with_further(masked[1:]) if len(masked) > 1 else masked[0]
 
-    def _segments(self, example: Example) -> TokenRow:
+    def _segments(self, example: Example) -> MaskedRow:
         """Segments tokenized one by one and concatenated, as inference tokenizes the prompt by itself."""
         ids, supervised = array("i"), bytearray()
         for segment, tokens in zip(
@@ -306,24 +260,24 @@ class Masker:
         ):
             ids.extend(tokens)
             supervised += (b"\x01" if segment.train else b"\x00") * len(tokens)
-        return TokenRow(ids, supervised)
+        return MaskedRow(ids, supervised)
 
-    def _masked(self, row: TokenRow) -> MaskedRow:
+    def _masked(self, row: MaskedRow) -> MaskedRow:
         limit = self.max_length
         row.supervised[0] = 0  # nothing precedes it, so it is not predicted
-        return MaskedRow(row.ids, row.supervised, limit if limit is not None and len(row.ids) > limit else None)
+        return replace(row, cut=limit) if limit is not None and len(row) > limit else row
 
-    def _plain(self, row: TokenRow, learns_end: bool) -> TokenRow:
+    def _plain(self, row: MaskedRow, learns_end: bool) -> MaskedRow:
         """Plain text between the tokens that begin and end a text."""
         prefix, eos = self.tokenizer.text_prefix, self.tokenizer.eos_id
-        ids, supervised = row.ids, row.supervised
+        ids, supervised = row.input_ids, row.supervised
         if prefix and list(ids[: len(prefix)]) != prefix:
             ids = array("i", prefix) + ids
             supervised = bytearray(len(prefix)) + supervised
         if eos is not None and (not ids or ids[-1] not in self.stop_ids):
             ids = ids + array("i", [eos])
             supervised = supervised + (b"\x01" if learns_end else b"\x00")
-        return TokenRow(ids, supervised)
+        return MaskedRow(ids, supervised)
 
 
 def _paired(better: MaskedRow | RowError, worse: MaskedRow | RowError) -> MaskedRow | RowError:
@@ -365,7 +319,7 @@ def _encodable(rows: list[RowText]) -> list[RowText]:
     return rows
 
 
-def _given_tokens(example: Example, tokenizer: ModelTokenizer) -> TokenRow:
+def _given_tokens(example: Example, tokenizer: ModelTokenizer) -> MaskedRow:
     """A pre-tokenized row; its labels are the loss mask."""
     ids = example.ids if example.ids is not None else array("i")
     if ids and not 0 <= min(ids) <= max(ids) < tokenizer.vocabulary_size:
@@ -373,8 +327,8 @@ def _given_tokens(example: Example, tokenizer: ModelTokenizer) -> TokenRow:
             "bad_tokens", f"The row has the token {max(ids)}; the model knows those below {tokenizer.vocabulary_size}."
         )
     if example.labels is None:
-        return TokenRow(array("i", ids), bytearray(b"\x01" * len(ids)))
-    return TokenRow(array("i", ids), bytearray(label != IGNORED_LABEL for label in example.labels))
+        return MaskedRow(array("i", ids), bytearray(b"\x01" * len(ids)))
+    return MaskedRow(array("i", ids), bytearray(label != IGNORED_LABEL for label in example.labels))
 
 
 def _strings(value: Any) -> Iterable[str]:

@@ -10,9 +10,10 @@ from typing import Any
 from core.config.choices import Supervise
 from core.data.conversation import Example, RowError
 from core.errors import UserError
-from core.template.mask import MaskedRow, Masker
+from core.template.mask import Masker
 from core.template.preview import MOST_SHOWN, PAIR, Preview, PreviewRow, PreviewToken
 from core.template.render import ChatTemplate, template_line
+from core.template.rows import MaskedRow
 from core.template.tokenizer import ModelTokenizer
 
 #: A piece of text, for previews without a tokenizer.
@@ -92,7 +93,7 @@ def generation_prompt(
 
 
 def _row(row: MaskedRow, tokenizer: ModelTokenizer, prompt: str, answer: str) -> PreviewRow:
-    ids, supervised = row.ids[:MOST_SHOWN], row.supervised[:MOST_SHOWN]
+    ids, supervised = row.input_ids[:MOST_SHOWN], row.supervised[:MOST_SHOWN]
     texts = tokenizer.token_texts(ids)
     prompts = _prompt_places(texts, supervised, prompt)
     shown = [

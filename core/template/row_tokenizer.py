@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from core.data.conversation import RowError
 from core.template.answer_turns import RowText
+from core.template.rows import MaskedRow
 from core.template.tokenizer import ModelTokenizer
 from core.template.word_cache import WordTokenizer
 
@@ -19,14 +19,6 @@ _CACHE_LENGTH = 2048
 
 #: A segment of text with the offsets at which answers begin in it, or one special token.
 _Piece = tuple["str | int", "tuple[int, ...]"]
-
-
-@dataclass(frozen=True)
-class TokenRow:
-    """Tokens of a row and their loss mask: one byte each, 1 or 0."""
-
-    ids: array[int]
-    supervised: bytearray
 
 
 class RowTokenizer:
@@ -55,7 +47,7 @@ class RowTokenizer:
         self._count_stops = not all(text in self._cuts for text in texts)
         self._cache: dict[str, array[int]] = {}
 
-    def tokenize(self, rows: Sequence[RowText]) -> list[list[TokenRow] | RowError]:
+    def tokenize(self, rows: Sequence[RowText]) -> list[list[MaskedRow] | RowError]:
         """Tokens of each row; a row that cannot be exact as one sequence becomes several, the one of the last answer
         first.
 
@@ -64,7 +56,7 @@ class RowTokenizer:
         """
         laid_out = [self._lay_out(row) for row in rows]
         self._prepare(laid_out)
-        found: list[list[TokenRow] | RowError] = []
+        found: list[list[MaskedRow] | RowError] = []
         for row, pieces in zip(rows, laid_out, strict=True):
             try:
                 found.append([self._whole(row)] if row.last is not None else self._assemble(row, pieces))
@@ -116,7 +108,7 @@ class RowTokenizer:
         texts = list(wanted)
         self._cache.update(zip(texts, self._words.encode(texts), strict=True))
 
-    def _assemble(self, row: RowText, pieces: Sequence[_Piece]) -> list[TokenRow]:
+    def _assemble(self, row: RowText, pieces: Sequence[_Piece]) -> list[MaskedRow]:
         ids = array("i")
         starts: list[int] = []
         for piece, offsets in pieces:
@@ -142,7 +134,7 @@ class RowTokenizer:
             ids.extend(tokens)
         return [self._mark(row, ids, starts)]
 
-    def _split(self, row: RowText, broken: int) -> list[TokenRow]:
+    def _split(self, row: RowText, broken: int) -> list[MaskedRow]:
         """Two sequences, because the tokens at the start of an answer depend on whether it is generated or part of the
         prompt.
         """
@@ -160,7 +152,7 @@ class RowTokenizer:
         self._prepare([pieces])
         return [*self._assemble(following, pieces), own]
 
-    def _whole(self, row: RowText) -> TokenRow:
+    def _whole(self, row: RowText) -> MaskedRow:
         """A row supervised as a whole: a marked answer begins at a token boundary, as when it is generated."""
         spans = [*row.spans, *([] if row.last is None or row.last in row.spans else [row.last])]
         ids, position, starts = array("i"), 0, []
@@ -176,18 +168,18 @@ class RowTokenizer:
         supervised = bytearray(b"\x01" * len(ids))
         for start, stop in zip(starts[: len(row.spans)], stops, strict=False):
             supervised[start : stop + 1] = bytes(stop + 1 - start)
-        return TokenRow(ids, supervised)
+        return MaskedRow(ids, supervised)
 
     def _starts(self, row: RowText) -> list[int]:
         """Token positions of the starts of answers, in a row in which each is known to be at a token boundary."""
         return [len(self.encode(row.text[:start])) for start, _ in row.spans]
 
-    def _mark(self, row: RowText, ids: array[int], starts: Sequence[int]) -> TokenRow:
+    def _mark(self, row: RowText, ids: array[int], starts: Sequence[int]) -> MaskedRow:
         supervised = bytearray(b"\x01" * len(ids) if row.inverted else len(ids))
         for (_, end), start in zip(row.spans, starts, strict=True):
             stop = self._stop_after(row.text[:end] if self._count_stops else "", ids, start)
             supervised[start : stop + 1] = b"\x01" * (stop + 1 - start)
-        return TokenRow(ids, supervised)
+        return MaskedRow(ids, supervised)
 
     def _stop_after(self, text: str, ids: array[int], start: int) -> int:
         """Position of the token that ends an answer; ``text`` is the row's text up to its end."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -224,12 +223,12 @@ class Loader:
 
     def _fit(self, row: TokenizedRow | RowError) -> TokenizedRow | RowError:
         limit = self._config.train.max_length
-        if isinstance(row, RowError) or (longest := max(part.longest for part in row.rows)) <= limit:
+        if isinstance(row, RowError) or (longest := row.longest) <= limit:
             return row
         if self._config.data.overlong == "truncate":
             cut = [_cut(part, limit) for part in row.rows]
             if useful := [part for part in cut if all(map(supervised_count, part.sequences))]:
-                return dataclasses.replace(useful[0], further=tuple(useful[1:]))
+                return useful[0].with_further(useful[1:])
             return RowError(NOTHING_SUPERVISED, f"Cut at {limit} tokens, nothing of the row is learned.")
         return RowError("overlong", f"The row has {longest} tokens, more than train.max_length = {limit}.")
 
@@ -292,7 +291,7 @@ def _refuse_nothing(dataset: Dataset, names: list[str]) -> None:
 
 
 def _cut(row: TokenizedRow, limit: int) -> TokenizedRow:
-    rejected = None if row.rejected is None else _cut(row.rejected, limit)
+    rejected = next((_cut(other, limit) for other in row.sequences[1:]), None)
     return TokenizedRow(row.input_ids[:limit], row.supervised[:limit], rejected=rejected, label=row.label)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -15,8 +14,9 @@ from tokenizers import Tokenizer
 from core.data.conversation import Example, RowError, portions
 from core.errors import UserError
 from core.sandbox.limits import TimeLimitError, cpu_limit, growth_limit
-from core.template.mask import MaskedRow, Masker
+from core.template.mask import Masker
 from core.template.render import ChatTemplate
+from core.template.rows import MaskedRow, TokenRow
 from core.template.settings import MaskSettings
 from core.template.stops import stop_token_ids as stops_of
 from core.template.tokenizer import SPECIAL_NAMES, ModelTokenizer
@@ -29,43 +29,8 @@ _CHARACTERS = 4 << 20
 _PLAIN = MaskSettings("")
 
 
-@dataclass(frozen=True)
-class TokenizedRow:
-    """One row, ready for batching."""
-
-    input_ids: np.ndarray[Any, np.dtype[np.int32]]
-    """``(length,)``, int32."""
-    supervised: np.ndarray[Any, np.dtype[np.bool_]]
-    """``(length,)``, bool: the tokens that are learned; never the first, which nothing predicts."""
-    further: tuple[TokenizedRow, ...] = ()
-    """Rows of the same example, for turns that this one does not show as inference does."""
-    rejected: TokenizedRow | None = None
-    """Of a preference pair, the same prompt with the worse answer; this row has the better one."""
-    label: bool | None = None
-    """Whether the answer was called good; None for other rows."""
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-    @property
-    def rows(self) -> tuple[TokenizedRow, ...]:
-        """This row and the further ones."""
-        return (TokenizedRow(self.input_ids, self.supervised), *self.further) if self.further else (self,)
-
-    @property
-    def sequences(self) -> tuple[TokenizedRow, ...]:
-        """Sequences that go through the model: this row, and of a pair the other one."""
-        return (self,) if self.rejected is None else (self, self.rejected)
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest of its sequences."""
-        return max(map(len, self.sequences))
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all its sequences."""
-        return sum(map(len, self.sequences))
+class TokenizedRow(TokenRow["np.ndarray[Any, np.dtype[np.int32]]", "np.ndarray[Any, np.dtype[np.bool_]]"]):
+    """One row, ready for batching: ``input_ids`` and ``supervised`` are ``(length,)``, int32 and bool."""
 
 
 class Encoder:
@@ -140,7 +105,7 @@ class Encoder:
 
 def _tokenized(row: MaskedRow) -> TokenizedRow:
     return TokenizedRow(
-        np.frombuffer(row.ids, dtype=np.int32),
+        np.frombuffer(row.input_ids, dtype=np.int32),
         np.frombuffer(row.supervised, dtype=np.bool_),
         tuple(_tokenized(further) for further in row.further),
         None if row.rejected is None else _tokenized(row.rejected),

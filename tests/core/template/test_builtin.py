@@ -11,8 +11,9 @@ from core.config.schema import TemplateSection
 from core.data.conversation import Example, Message, RowError
 from core.errors import UserError
 from core.template.builtin import NAMED_TEMPLATES, NamedTemplate, stop_texts, template_source
-from core.template.mask import MaskedRow, Masker
+from core.template.mask import Masker
 from core.template.render import ChatTemplate
+from core.template.rows import MaskedRow
 from core.template.tokenizer import ModelTokenizer
 from tests.core.template.toy_tokenizers import id_of, make_backend
 
@@ -51,10 +52,10 @@ def test_a_conversation_is_one_row_and_each_answer_is_learned_with_its_end(named
     assert isinstance(row, MaskedRow), row.message
     assert not row.further
     tokenizer = base_tokenizer(named)
-    learned = [token for token, wanted in zip(row.ids, row.supervised, strict=True) if wanted]
+    learned = [token for token, wanted in zip(row.input_ids, row.supervised, strict=True) if wanted]
     stop = named.stops[0] if named.stops else "</s>"
     assert tokenizer.decode(learned).replace(" ", "") == f"Hi.{stop}Bye.{stop}"
-    assert "Be brief." in tokenizer.decode(list(row.ids))
+    assert "Be brief." in tokenizer.decode(list(row.input_ids))
 
 
 @pytest.mark.parametrize("named", [named for named in ALL if named.stops], ids=lambda named: named.name)
@@ -77,7 +78,7 @@ def test_tools_are_shown_or_refused(named: NamedTemplate) -> None:
     row = mask(named, Example(messages=(*turns, Message("assistant", "2")), tools=tools))
     if named.name in ("chatml", "qwen"):
         assert isinstance(row, MaskedRow), row.message
-        assert "Adds up." in base_tokenizer(named).decode(list(row.ids))
+        assert "Adds up." in base_tokenizer(named).decode(list(row.input_ids))
     else:
         assert isinstance(row, RowError)
         assert "no form for tools" in row.message

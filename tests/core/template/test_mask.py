@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from core.data.conversation import Example, Message, RowError
 from core.errors import UserError
-from core.template.mask import MaskedRow, Masker
+from core.template.mask import Masker
 from core.template.render import ChatTemplate
+from core.template.rows import MaskedRow
 from core.template.tokenizer import ModelTokenizer
 from tests.core.template.families import (
     DEEPSEEK,
@@ -75,7 +76,7 @@ def refusal(family: Family, example: Example, **options: Any) -> RowError:
 def spans(row: MaskedRow) -> list[tuple[list[int], list[int]]]:
     """Each learned stretch of a row, and the tokens before it."""
     found: list[tuple[list[int], list[int]]] = []
-    ids, start = list(row.ids), None
+    ids, start = list(row.input_ids), None
     for place, learned in enumerate([*row.supervised, 0]):
         if learned and start is None:
             start = place
@@ -132,7 +133,7 @@ def test_learned_is_what_must_follow_each_prompt_of_inference(family: Family, ex
 def test_a_row_is_the_conversation_as_transformers_tokenizes_it(family: Family, example: Example) -> None:
     row = mask(family, example)
     whole = reference(family).apply_chat_template([turn.fields() for turn in example.messages], return_dict=True)
-    ids = list(row.ids)
+    ids = list(row.input_ids)
     assert (ids[:-1] if family is GLM else ids) == list(whole["input_ids"])
 
 
@@ -246,7 +247,7 @@ def test_only_the_last_turn_or_the_whole_text_may_be_learned() -> None:
     assert [decode(answer) for _, answer in spans(last)] == ["d<|im_end|>"]
     everything = mask(SMOLLM2, example, supervise="all")
     assert everything.supervised == bytearray(b"\x00" + b"\x01" * (len(everything) - 1))
-    assert list(everything.ids) == list(mask(SMOLLM2, example).ids)
+    assert list(everything.input_ids) == list(mask(SMOLLM2, example).input_ids)
 
 
 def test_messages_say_for_themselves_whether_they_are_learned() -> None:
@@ -258,7 +259,7 @@ def test_messages_say_for_themselves_whether_they_are_learned() -> None:
     found = spans(mask(SMOLLM2, both, supervise="last"))
     assert [decode(answer) for _, answer in found] == ["b<|im_end|>", "d<|im_end|>"]
     spared = mask(SMOLLM2, first_only, supervise="all")
-    unlearned = [token for token, learned in zip(spared.ids, spared.supervised, strict=True) if not learned]
+    unlearned = [token for token, learned in zip(spared.input_ids, spared.supervised, strict=True) if not learned]
     assert decode(unlearned) == "<|im_start|>d<|im_end|>"
     none = Example(messages=tuple(dataclasses.replace(turn, train=False) for turn in turns))
     assert refusal(SMOLLM2, none).code == "nothing_supervised"
@@ -302,7 +303,7 @@ def test_a_template_that_writes_the_time_writes_the_same_in_all_rows_and_renderi
     assert isinstance(rows[2], MaskedRow)
     assert len(rows[0].rows) == 1
     start = rows[2].supervised.index(1)
-    assert rows[0].ids[:start] == rows[2].ids[:start]
+    assert rows[0].input_ids[:start] == rows[2].input_ids[:start]
 
 
 class TestSpecialTokensInMessages:
@@ -344,10 +345,10 @@ class TestSpecialTokensInMessages:
 class TestOtherRows:
     def test_plain_text_is_learned_whole_and_ended_once(self) -> None:
         row = mask(SMOLLM2, Example(text="just text"))
-        assert SMOLLM2.tokenizer().decode(list(row.ids)) == "just text<|im_end|>"
+        assert SMOLLM2.tokenizer().decode(list(row.input_ids)) == "just text<|im_end|>"
         assert list(row.supervised) == [0] + [1] * (len(row) - 1)
         written = mask(SMOLLM2, Example(text="<|im_start|>user\nhi<|im_end|>"))
-        assert SMOLLM2.tokenizer().decode(list(written.ids)) == "<|im_start|>user\nhi<|im_end|>"
+        assert SMOLLM2.tokenizer().decode(list(written.input_ids)) == "<|im_start|>user\nhi<|im_end|>"
 
     def test_plain_text_begins_as_the_tokenizer_begins_it(self) -> None:
         from tokenizers import Tokenizer, processors
@@ -360,13 +361,13 @@ class TestOtherRows:
         tokenizer = ModelTokenizer(backend, special_tokens={"eos_token": "<|eot_id|>"}, stop_ids=[])
         (row,) = Masker(tokenizer).mask([Example(text="text")])
         assert isinstance(row, MaskedRow)
-        assert tokenizer.decode(list(row.ids)) == "<|begin_of_text|>text<|eot_id|>"
+        assert tokenizer.decode(list(row.input_ids)) == "<|begin_of_text|>text<|eot_id|>"
         assert row.supervised[0] == 0
         assert all(row.supervised[1:])
 
     def test_tokens_are_taken_as_they_are(self) -> None:
         row = mask(SMOLLM2, Example(ids=array("i", [5, 6, 7]), labels=array("i", [-100, 6, -100])))
-        assert (list(row.ids), list(row.supervised)) == ([5, 6, 7], [0, 1, 0])
+        assert (list(row.input_ids), list(row.supervised)) == ([5, 6, 7], [0, 1, 0])
         assert refusal(SMOLLM2, Example(ids=array("i", [5, 10**6]))).code == "bad_tokens"
         assert (
             refusal(SMOLLM2, Example(ids=array("i", [5, 6]), labels=array("i", [5, -100]))).code == "nothing_supervised"

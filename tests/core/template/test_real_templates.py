@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from core.data.conversation import Example, Message
-from core.template.mask import MaskedRow, Masker
+from core.template.mask import Masker
+from core.template.rows import MaskedRow
 from core.template.tokenizer import ModelTokenizer
 from tests.core.template.toy_tokenizers import id_of, make_backend
 
@@ -76,7 +77,9 @@ def test_learned_is_what_trl_marks_without_what_follows_the_stop(name: str) -> N
     assert len(row.rows) == (1 if name in ONE_ROW else 3)
     learned = {}
     for part in row.rows:
-        text = tokenizer.decode([token for token, wanted in zip(part.ids, part.supervised, strict=True) if wanted])
+        text = tokenizer.decode(
+            [token for token, wanted in zip(part.input_ids, part.supervised, strict=True) if wanted]
+        )
         learned[len(part)] = text
     ours = "".join(text for _, text in sorted(learned.items()))
     stop = tokenizer.token_text(tokenizer.stop_ids[0])
@@ -111,7 +114,7 @@ def test_every_template_is_read_exactly_or_refused_with_a_reason(path: Path) -> 
             )
             assert row.message.endswith(".")
             continue
-        ids = list(row.ids)
+        ids = list(row.input_ids)
         start, stop = row.supervised.index(1), row.supervised.rindex(1)
         said = tokenizer.decode(ids[start : stop + 1])
         assert "two" in said

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from core.data.conversation import Example, Message
-from core.template.mask import MaskedRow, Masker
+from core.template.mask import Masker
 from core.template.reasoning import prompt_block
+from core.template.rows import MaskedRow
 from tests.core.template.families import DEEPSEEK_R1, NO_THINKING, QWEN25, SMOLLM2, Family
 from tests.core.template.oracle import prompt_ids
 from tests.core.template.reasoning_families import (
@@ -230,5 +231,5 @@ def test_the_whole_text_is_learned_with_the_last_answer_as_it_is_generated() -> 
     row = mask(SMOLLM2, example, supervise="all")
     assert isinstance(row, MaskedRow)
     before = prompt_ids(SMOLLM2, [message.fields() for message in example.messages[:3]])
-    assert list(row.ids)[: len(before)] == before
-    assert list(row.supervised) == [False] + [True] * (len(row.ids) - 1), "nothing predicts a first token"
+    assert list(row.input_ids)[: len(before)] == before
+    assert list(row.supervised) == [False] + [True] * (len(row.input_ids) - 1), "nothing predicts a first token"

@@ -48,7 +48,7 @@ def test_each_answer_follows_the_tokens_of_its_prompt(kind: str, rstrip: bool, b
         assert not isinstance(found, RowError), found
         learned = 0
         for part in found:
-            ids, supervised = list(part.ids), list(part.supervised)
+            ids, supervised = list(part.input_ids), list(part.supervised)
             for start in range(len(ids)):
                 if not supervised[start] or (start and supervised[start - 1]):
                     continue
@@ -61,7 +61,7 @@ def test_each_answer_follows_the_tokens_of_its_prompt(kind: str, rstrip: bool, b
         whole = tokenizer.encode([row.text])[0]
         prompts = [tokenizer.encode([row.text[:start]])[0] for start, _ in row.spans]
         if all(whole[: len(prompt)] == prompt for prompt in prompts):
-            assert [list(part.ids) for part in found] == [whole]
+            assert [list(part.input_ids) for part in found] == [whole]
 
 
 def test_an_answer_whose_stop_is_no_token_is_refused() -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from core.data.conversation import Example, RowError, Segment, make_segments
-from core.template.mask import MaskedRow, Masker
+from core.template.mask import Masker
+from core.template.rows import MaskedRow
 from core.template.tokenizer import load_tokenizer
 
 _PARTS = st.lists(st.tuples(st.text(alphabet="the ticket<|im_end|>\n", max_size=12), st.booleans()), max_size=5)
@@ -44,7 +45,7 @@ def test_each_segment_is_tokenized_by_itself(tiny_model_dir: Path, parts: list[t
         return
     assert isinstance(row, MaskedRow)
     wanted[0] = (wanted[0][0], False)
-    assert list(zip(row.ids, map(bool, row.supervised), strict=True)) == wanted
+    assert list(zip(row.input_ids, map(bool, row.supervised), strict=True)) == wanted
 
 
 def test_the_worker_makes_the_same_of_it(tiny_model_dir: Path) -> None:
@@ -56,5 +57,5 @@ def test_the_worker_makes_the_same_of_it(tiny_model_dir: Path) -> None:
     (encoded,) = Encoder(tokenizer, [tokenizer.eos_token_id]).encode([example])
     assert isinstance(encoded, TokenizedRow)
     row = masked(tiny_model_dir, example)
-    assert encoded.input_ids.tolist() == list(row.ids)
+    assert encoded.input_ids.tolist() == list(row.input_ids)
     assert encoded.supervised.tolist() == [bool(learned) for learned in row.supervised]

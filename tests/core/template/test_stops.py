@@ -7,8 +7,9 @@ import dataclasses
 import pytest
 
 from core.data.conversation import Message, RowError
-from core.template.mask import MaskedRow, Masker
+from core.template.mask import Masker
 from core.template.render import ChatTemplate
+from core.template.rows import MaskedRow
 from core.template.stops import stop_token_ids
 from core.template.tokenizer import ModelTokenizer
 from tests.core.template.families import DEEPSEEK, GEMMA3, GLM, GPT_OSS, LLAMA3, PHI3, QWEN25, SMOLLM2, Family
@@ -152,7 +153,9 @@ def test_answers_that_nothing_ends_may_be_ended_with_the_end_of_text() -> None:
     (row,) = masker.mask([talk("a", "b", "c", "d")])
     assert isinstance(row, MaskedRow)
     shown = [
-        "".join(tokenizer.token_texts([i for i, learned in zip(part.ids, part.supervised, strict=True) if learned]))
+        "".join(
+            tokenizer.token_texts([i for i, learned in zip(part.input_ids, part.supervised, strict=True) if learned])
+        )
         for part in row.rows
     ]
     end = tokenizer.token_text(tokenizer.eos_id or 0)

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.data.conversation import Example, Message
-from core.template.mask import MaskedRow, Masker
+from core.template.mask import Masker
 from core.template.render import ChatTemplate
+from core.template.rows import MaskedRow
 from core.template.trace import InspectedError, TracedTemplate, placeholder
 from tests.core.template.families import FAMILIES, GEMMA3, LLAMA3, MARKED, QWEN3, SMOLLM2, Family
 

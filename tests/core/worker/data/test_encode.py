@@ -11,7 +11,8 @@ import sample_data
 from core.data.conversation import Example, Message, RowError
 from core.errors import UserError
 from core.template.builtin import template_source
-from core.template.mask import MaskedRow, Masker
+from core.template.mask import Masker
+from core.template.rows import MaskedRow
 from core.template.settings import MaskSettings
 from core.template.tokenizer import load_tokenizer
 from core.worker.data.encode import Encoder, TokenizedRow, stop_token_ids
@@ -173,7 +174,7 @@ def test_tokens_are_those_that_transformers_gives_the_rendered_conversation(star
     for turns, row, light in zip(conversations, rows, masker.mask(examples), strict=True):
         assert isinstance(row, TokenizedRow)
         assert isinstance(light, MaskedRow)
-        assert row.input_ids.tolist() == starter.apply_chat_template(turns)["input_ids"] == list(light.ids)
+        assert row.input_ids.tolist() == starter.apply_chat_template(turns)["input_ids"] == list(light.input_ids)
         assert row.supervised.tolist() == [bool(learned) for learned in light.supervised]
         prompt = starter.apply_chat_template(turns[:1], add_generation_prompt=True)["input_ids"]
         assert row.supervised.argmax() == len(prompt)
