@@ -133,7 +133,7 @@ async def test_the_app_shows_the_worst_runs(home: Path, worst: str) -> None:
         file.write("\n".join(WORST[worst]) + "\n")
     app = LocaltuneApp()  # it finds the newest run by itself
     async with app.run_test(size=(160, 46)) as pilot:
-        await wait_for(pilot, lambda: "training" in screen_text(app))
+        await wait_for(pilot, lambda: app.state.view is not None and "training" in screen_text(app))
         assert app.state.view is not None
         view = app.state.view
         with script.run.events_path.open("a") as file:
