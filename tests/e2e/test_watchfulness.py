@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,14 @@ def test_a_step_that_hangs_is_told_while_the_heart_beats(workers: Workers) -> No
     assert RunState.read(run.state_path) == dataclasses.replace(run.state(), step_started=None)
 
 
+def _is_removed(group: Path) -> bool:
+    try:
+        group.rmdir()
+    except OSError:
+        return False
+    return True
+
+
 @pytest.fixture
 def memory_group() -> Iterator[Path]:
     """A control group with too little memory for torch."""
@@ -249,7 +258,8 @@ def memory_group() -> Iterator[Path]:
             yield group
             return
         finally:
-            group.rmdir()
+            # The kernel takes its time to let go of a process that it has killed.
+            wait_for(partial(_is_removed, group), PATIENCE, "the group to be empty")
     pytest.skip("not run: a control group can be made by root only, and not everywhere")
 
 
