@@ -1,4 +1,4 @@
-"""Whether the installed transformers can load a base as a causal language model, asked before anything is loaded."""
+"""Support by the installed transformers: a base must load as a causal language model, asked before it is loaded."""
 
 from __future__ import annotations
 

@@ -181,18 +181,8 @@ def build(config: Config, recorder: Recorder, controls: Controls, found: Checkpo
     )
     evaluator = None
     if held_out is not None and held_out_objective is not None:
-        evaluator = Evaluator(
-            loaded,
-            held_out,
-            objective=held_out_objective,
-            token_budget=min(token_budget, TOKEN_BUDGETS[device.type]),
-            autocast=autocast,
-            max_new_tokens=config.chat.max_new_tokens if config.eval.exact_match else 0,
-            template=template,
-            check=control_point.attend,
-            samples=0 if samples.is_needed else config.eval.samples,
-            notice=recorder.warn,
-        )
+        shown = 0 if samples.is_needed else config.eval.samples
+        evaluator = _make_evaluator(config, control_point, held_out, held_out_objective, token_budget, shown)
     recorder.update(total_steps=state.total_steps)
     base_fingerprint.settle(controls.check_stop)
     return Parts(
@@ -264,6 +254,30 @@ def _make_loss(
     packing = choose_packing(config, loaded, dataset.rows, fused, check)
     choice = choose_for_run(config, plain.head, loaded.device, None if found is None else found.manifest)
     return SupervisedLoss(loaded.model, packing, choice.function), choice
+
+
+def _make_evaluator(
+    config: Config,
+    control_point: ControlPoint,
+    held_out: Dataset,
+    objective: Objective,
+    token_budget: int,
+    samples: int,
+) -> Evaluator:
+    """The evaluation on held-out rows, which attends to commands between its passes."""
+    loaded = control_point.loaded
+    return Evaluator(
+        loaded,
+        held_out,
+        objective=objective,
+        token_budget=min(token_budget, TOKEN_BUDGETS[loaded.device.type]),
+        autocast=control_point.autocast,
+        max_new_tokens=config.chat.max_new_tokens if config.eval.exact_match else 0,
+        template=control_point.template,
+        check=control_point.attend,
+        samples=samples,
+        notice=control_point.recorder.warn,
+    )
 
 
 def _make_update(
