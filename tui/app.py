@@ -28,11 +28,13 @@ from core.text import one_line
 from themes.loader import DEFAULT, load_builtin, load_user, variable_defaults
 from tui import messages
 from tui.bridge import Bridge
+from tui.controllers.beginnings import Beginnings
 from tui.controllers.configuration import Configuration
 from tui.controllers.desktop import Desktop
 from tui.controllers.leaving import Leaving
 from tui.controllers.run_control import RunControl
 from tui.controllers.runs import Runs
+from tui.controllers.start_cards import StartCards
 from tui.draft_keeper import LOOK_SECONDS, DraftKeeper
 from tui.driver import TerminalDriver
 from tui.glyphs import GLYPH_SETS
@@ -42,6 +44,7 @@ from tui.mistakes import Mistakes
 from tui.panes import pane_spec
 from tui.settings import load_settings, resolve_glyphs, save_theme
 from tui.state import AppState
+from tui.widgets.forms.ask_bar import takes_text
 from tui.widgets.lists.run_list import RunList
 
 #: Thread limit: some threads follow a run or sample the devices for as long as the app runs.
@@ -98,9 +101,13 @@ class LocaltuneApp(App[str]):
         self.desktop = Desktop(self, self.state)
         self.drafts = DraftKeeper(self.state, self.desktop.panes)
         self.leaving = Leaving(self.desktop, self.state, self.bridge, self.drafts)
-        self.runs = Runs(self.desktop, self.state, self.bridge, self.drafts, lambda: self.clock())
+        self.beginnings = Beginnings(self.desktop, self.keys, lambda: self.cards.follow())
+        self.cards = StartCards(self.desktop, self.state, self.keys, self.beginnings)
+        self.runs = Runs(
+            self.desktop, self.state, self.bridge, self.drafts, self.cards, self.keys, lambda: self.clock()
+        )
         self.run_control = RunControl(self.desktop, self.state, self.bridge, self.leaving)
-        self.configuration = Configuration(self.desktop, self.state, self.drafts, self.keys)
+        self.configuration = Configuration(self.desktop, self.state, self.drafts, self.keys, self.beginnings)
 
     @property
     def main(self) -> MainScreen:
@@ -204,6 +211,7 @@ class LocaltuneApp(App[str]):
         self._warm_sandbox()
         self.runs.offer_to_chat()
         self.bridge.load_config(self._config_path)
+        self.bridge.look_around()
         if self._complaints:
             text = "\n".join(self._complaints)
             self.desktop.tell(text, "Left out of your settings", severity="warning", seconds=12)
@@ -248,6 +256,7 @@ class LocaltuneApp(App[str]):
     @on(messages.ConfigEdited)
     def _config_edited(self, message: messages.ConfigEdited) -> None:
         self.configuration.edited(message)
+        self.cards.follow()
 
     @on(messages.ConfigSaved)
     def _config_saved(self, message: messages.ConfigSaved) -> None:
@@ -256,6 +265,17 @@ class LocaltuneApp(App[str]):
     @on(messages.DatasetChosen)
     def _dataset_chosen(self, message: messages.DatasetChosen) -> None:
         self.configuration.use_dataset(message)
+
+    @on(messages.DataRequested)
+    def _data_requested(self, message: messages.DataRequested) -> None:
+        self.configuration.open_data(message.path)
+
+    @on(messages.SurroundingsSeen)
+    def _surroundings_seen(self, message: messages.SurroundingsSeen) -> None:
+        panes = self.desktop.panes
+        for pane in (panes.train, panes.data):
+            if pane is not None:
+                pane.look_around(message.here)
 
     @on(messages.OptionsChosen)
     def _options_chosen(self, message: messages.OptionsChosen) -> None:
@@ -380,6 +400,16 @@ class LocaltuneApp(App[str]):
         spec = pane_spec(self.main.current)
         pane = self.desktop.panes.find(spec.id)
         self.push_screen(HelpScreen(spec.title, pane.HELP if pane is not None else "", self.keys, spec.id))
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """A run is offered neither over another screen nor while a text is being entered.
+
+        The key comes before all others, so that what is typed ahead is for the card; the same key held down opens it
+        once.
+        """
+        if action == "start":
+            return not self.desktop.is_covered and not takes_text(self.focused)
+        return super().check_action(action, parameters)
 
     def can_run(self, key: Key) -> bool:
         """Whether a key's action makes sense now; the palette leaves out the others."""

@@ -22,7 +22,7 @@ from core.text import one_line
 from tui.settings import LIMIT
 
 #: Screens that cover the panes; the keys of the app do not work there.
-SCREENS = ("template", "columns")
+SCREENS = ("template", "columns", "start")
 SCOPES = ("app", "data", "config", "train", "chat", "runs", *SCREENS)
 
 

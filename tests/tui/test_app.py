@@ -20,6 +20,7 @@ from tui.messages import ActionFailed, DatasetChosen, DevicesSampled, RunAdvance
 from tui.panes import TILED
 from tui.screens.choice import ChoiceDialog
 from tui.screens.help import HelpScreen
+from tui.screens.start.card import StartCard
 from tui.widgets.charts.line_chart import LineChart
 from tui.widgets.too_small import TooSmall
 
@@ -329,6 +330,9 @@ async def test_starting_validates_and_launches(tmp_path: Path, home: Path, monke
         app.post_message(DatasetChosen(data))
         await wait_for(pilot, lambda: app.state.is_dirty)
         app.post_message(StartRequested())
+        await wait_for(pilot, lambda: isinstance(app.screen, StartCard))
+        assert not started, "nothing trains on one letter"
+        await pilot.press("enter")
         await wait_for(pilot, lambda: app.state.view is not None)
         assert started == [f"rows {data}"]
         assert app.main.current == "train"
