@@ -308,7 +308,8 @@ async def test_starting_without_data_says_what_is_missing() -> None:
     async with app.run_test(size=(80, 24), notifications=True) as pilot:
         await ready(pilot)
         await pilot.press("r")
-        await wait_for(pilot, lambda: "data.train is missing." in screen_text(app))
+        told = "o opens a file, t uses it for training, r starts."
+        await wait_for(pilot, lambda: any(told in note.message for note in app._notifications))
         assert app.main.current == "data"
 
 

@@ -126,7 +126,7 @@ class TrainPane(Pane, can_focus=True):
         if self._view is not None or not self.has_focus:
             return
         if not await self._empty.take_files_key(event, self.keys):
-            await self._empty.take_key(event)
+            await self._empty.take_key(event, "train")
 
     @on(FirstSteps.Chosen)
     def _file_chosen(self, message: FirstSteps.Chosen) -> None:

@@ -100,14 +100,18 @@ class FirstSteps(TextBlock):
                 return True
         return False
 
-    async def take_key(self, event: events.Key) -> None:
-        """Handle a key that leads to one of the ways."""
-        shell = shell_of(self)
+    async def take_key(self, event: events.Key, scope: str) -> None:
+        """Handle a key that leads to one of the ways; the pane's own keys and those of the app work by themselves.
+
+        Args:
+            event: The key.
+            scope: The scope of the pane's own keys.
+        """
         for way in self._ways:
-            if event.key in [key.strip() for key in way.key.keys.split(",")]:
+            if way.key.scope not in (scope, "app") and event.key in [key.strip() for key in way.key.keys.split(",")]:
                 event.stop()
                 event.prevent_default()
-                await shell.run_key(way.key)
+                await shell_of(self).run_key(way.key)
                 return
 
     def _refresh(self) -> None:
@@ -130,6 +134,7 @@ def ways_to_begin(keys: KeyTable, here: Here, now: float, *, sample: str, sample
     """
     ways = [
         Way(keys["data.open"], "my own file (CSV, JSONL, Parquet …)"),
+        Way(keys["data.browse"], "look for it in the directories"),
         Way(keys[sample], sample_text),
         Way(keys["config.import"], "a configuration of Axolotl, LLaMA-Factory or Unsloth"),
     ]
@@ -144,7 +149,7 @@ def _tell_runs(here: Here, now: float) -> str:
     subject = name[16:] if name[:8].isdecimal() and name[8:9] == "-" and name[15:16] == "-" else name
     ago = format_duration(now - here.last_ended) if 0 < here.last_ended <= now else ""
     when = f" {ago} ago" if ago else ""
-    return f"my {here.runs} run{'' if here.runs == 1 else 's'} · last: {subject}, {here.last_state}{when}"
+    return f"my {here.runs} run{'' if here.runs == 1 else 's'} · last: {subject}, {one_line(here.last_state, 20)}{when}"
 
 
 def steps_content(headline: str, ways: Sequence[Way], files: Sequence[FoundFile], cursor: int) -> Content:

@@ -408,7 +408,7 @@ class DataPane(Pane):
     async def on_key(self, event: events.Key) -> None:
         """While nothing is open, keys of other panes that lead on work here too."""
         if self._empty.display and self._empty.has_focus:
-            await self._empty.take_key(event)
+            await self._empty.take_key(event, "data")
 
     @on(FirstSteps.Chosen)
     def _file_chosen(self, message: FirstSteps.Chosen) -> None:

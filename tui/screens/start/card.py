@@ -78,14 +78,16 @@ class StartCard(Overlay[Answer]):
         self._waits_to_start = False
         self._is_read = False
         self._is_text = False
+        self._box, self._block = Vertical(), TextBlock()
         self._job: AnalysisJob | None = None
         self._seen: SeenRows | None = None
         self._hints: list[str] = []
 
     def compose(self) -> ComposeResult:
         """One block of lines, with what is known."""
-        with Vertical():
-            yield TextBlock(self._content(min(_WIDTH, round(0.98 * self.app.size.width)) - _FRAME))
+        self._block.show(self._content(min(_WIDTH, round(0.98 * self.app.size.width)) - _FRAME))
+        with self._box:
+            yield self._block
 
     def on_mount(self) -> None:
         """Show what is known, and begin to find out the rest."""
@@ -211,11 +213,12 @@ class StartCard(Overlay[Answer]):
     # Display.
 
     def _show(self) -> None:
-        if not self.is_mounted:
+        # What is found out later than the answer has nobody to read it.
+        if not self.is_mounted or self._is_left:
             return
-        shell, box = shell_of(self), self.query_one(Vertical)
+        shell, box = shell_of(self), self._box
         if (width := box.content_size.width) > 0:
-            self.query_one(TextBlock).show(self._content(width))
+            self._block.show(self._content(width))
         if box.border_title != self.start.title:
             box.border_title = Content(one_line(self.start.title, 60))
         if (hints := list(hint_keys(self.start, self.found.rows))) != self._hints:

@@ -327,13 +327,15 @@ def _memory(plan: StartPlan | None) -> Content:
 def _from(goes_on: Continuation) -> str:
     total = f" of {spaced(goes_on.total)}" if goes_on.total else ""
     saved = f", saved {format_moment(goes_on.saved, '%Y-%m-%d %H:%M')}" if goes_on.saved is not None else ""
-    again = goes_on.done - goes_on.step
-    repeated = f" · {counted(again, 'step')} after it {'is' if again == 1 else 'are'} done again" if again > 0 else ""
-    return f"step {spaced(goes_on.step)}{total}{saved}{repeated}"
+    return f"step {spaced(goes_on.step)}{total}{saved}"
 
 
 def _left(goes_on: Continuation) -> str:
-    return counted(goes_on.left, "step") if goes_on.left is not None else "not known"
+    if goes_on.left is None:
+        return "not known"
+    again = goes_on.done - goes_on.step
+    repeated = f" · {spaced(again)} of them done before and not saved" if again > 0 else ""
+    return f"{counted(goes_on.left, 'step')}{repeated}"
 
 
 def _rest(goes_on: Continuation, plan: StartPlan | None, now: float) -> Content:
