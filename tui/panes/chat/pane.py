@@ -85,7 +85,7 @@ class ChatPane(Pane):
 
     def on_mount(self) -> None:
         """Show what can be talked to."""
-        self._flush = self.set_interval(_FLUSH_SECONDS, self._flush_pending, pause=True)
+        self._flush = self.set_interval(_FLUSH_SECONDS * self.shell.pace, self._flush_pending, pause=True)
         self._show_target()
         self._show_taken_up()
 
