@@ -75,7 +75,7 @@ class TrainPane(Pane, can_focus=True):
         self.show(None)
         self._is_looking = True
         self._empty.explain("Looking for runs …")
-        self.set_interval(1.0, self._tick)
+        self.set_interval(self.shell.pace, self._tick)
 
     def show(self, view: RunView | None) -> None:
         """Show a run, or the empty state."""

@@ -13,7 +13,7 @@ from textual.message import Message
 
 from core.errors import UserError
 from core.text import one_line
-from core.units import format_bytes, format_duration
+from core.units import format_bytes, format_count, format_duration
 from tui.datasets.here import FoundFile, Here
 from tui.keys import Key, KeyTable
 from tui.shell import shell_of
@@ -171,7 +171,7 @@ def _file_lines(files: Sequence[FoundFile], cursor: int, indent: int) -> list[Co
     lines = []
     for place, (file, name) in enumerate(zip(files, names, strict=True)):
         pointer = "▸ " if place == cursor else "  "
-        rows = "" if file.rows is None else _count_text(file.rows)
+        rows = "" if file.rows is None else f"{format_count(file.rows)} row{'' if file.rows == 1 else 's'}"
         size = rows or format_bytes(file.bytes)
         hint = "   enter opens it" if place == cursor else ""
         pad = " " * (width - cell_len(name))
@@ -181,8 +181,3 @@ def _file_lines(files: Sequence[FoundFile], cursor: int, indent: int) -> list[Co
             )
         )
     return lines
-
-
-def _count_text(rows: int) -> str:
-    number = f"{rows:,}".replace(",", "\N{NO-BREAK SPACE}")
-    return f"{number} row{'' if rows == 1 else 's'}"

@@ -176,7 +176,7 @@ async def test_rows_that_are_dropped_are_one_key_away(config: Path, started: Sta
     async with app.run_test(size=(100, 30)) as pilot:
         await ready(pilot, app)
         await pilot.press("r")
-        await wait_for(pilot, lambda: "1 dropped: 1 not_json · p shows them" in screen_text(app), 60)
+        await wait_for(pilot, lambda: "1 dropped: 1 no JSON · p shows them" in screen_text(app), 60)
         await pilot.press("p")
         await wait_for(pilot, lambda: app.main.current == "data" and not has_card(app))
         await wait_for(pilot, lambda: pane_of(app, "data").index == 40)

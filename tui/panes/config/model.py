@@ -17,8 +17,9 @@ from core.hub.store import is_fetched
 from core.hub_uri import is_hub_entry, short_name
 from core.presets.library import Preset
 from core.text import one_line
+from core.units import format_count
 from tui.data_paths import entry_path, entry_text
-from tui.datasets.summary import counted, spaced
+from tui.datasets.summary import counted
 from tui.widgets.forms.option_field import format_value
 
 #: Options whose values are paths of data files.
@@ -156,7 +157,7 @@ class ConfigModel:
         if all(path in rows for path in files):
             count = sum(rows[path] for path in files)
             kept_out = self.held_out(count)
-            held_out = f" + {spaced(kept_out)} held out" if kept_out else ""
+            held_out = f" + {format_count(kept_out)} held out" if kept_out else ""
             used = count - kept_out
             parts += [f"{counted(used, 'row')}{held_out}", f"batch {format_value(batch)}", self._steps(used, batch)]
         else:

@@ -15,9 +15,9 @@ from core.config.schema import Config
 from core.hub_uri import is_hub_entry
 from core.runs.forecast import step_count
 from core.text import one_line
-from core.units import exact_number, format_bytes, format_duration, format_moment
+from core.units import exact_number, format_bytes, format_count, format_duration, format_moment
 from tui.datasets.marks import OF_THE_WHOLE
-from tui.datasets.summary import counted, describe_dropped, spaced
+from tui.datasets.summary import counted, describe_dropped
 from tui.keys import KeyTable
 from tui.widgets.strips import fit
 
@@ -250,7 +250,9 @@ def _data(start: Start, rows: StartRows, names_only: bool) -> str:
     if rows.used is None:
         return f"{shown} · …"
     about = "" if rows.is_exact else "~"
-    held_out = f" + {spaced(rows.held_out)} held out" if rows.held_out else " · none held out, so nothing is measured"
+    held_out = (
+        f" + {format_count(rows.held_out)} held out" if rows.held_out else " · none held out, so nothing is measured"
+    )
     return f"{shown} · {about}{counted(rows.used, 'row')}{held_out}"
 
 
@@ -325,16 +327,16 @@ def _memory(plan: StartPlan | None) -> Content:
 
 
 def _from(goes_on: Continuation) -> str:
-    total = f" of {spaced(goes_on.total)}" if goes_on.total else ""
+    total = f" of {format_count(goes_on.total)}" if goes_on.total else ""
     saved = f", saved {format_moment(goes_on.saved, '%Y-%m-%d %H:%M')}" if goes_on.saved is not None else ""
-    return f"step {spaced(goes_on.step)}{total}{saved}"
+    return f"step {format_count(goes_on.step)}{total}{saved}"
 
 
 def _left(goes_on: Continuation) -> str:
     if goes_on.left is None:
         return "not known"
     again = goes_on.done - goes_on.step
-    repeated = f" · {spaced(again)} of them done before and not saved" if again > 0 else ""
+    repeated = f" · {format_count(again)} of them done before and not saved" if again > 0 else ""
     return f"{counted(goes_on.left, 'step')}{repeated}"
 
 

@@ -72,7 +72,7 @@ def test_everything_known() -> None:
     )
     shown = lines(start(), Found(StartRows.analyzed(analysis), plan))
     assert shown["data"] == "faq.csv · 180 rows + 20 held out"
-    assert shown["dropped"] == "! 3 dropped: 2 not_json, 1 overlong · p shows them"
+    assert shown["dropped"] == "! 3 dropped: 2 no JSON, 1 too long · p shows them"
     assert shown["model"] == "smol · 135 million parameters"
     assert shown["steps"] == "23 steps · 1 pass over the rows"
     assert shown["time"] == "~1m 10s · 0.4 Wh · at the pace of 20261124-143600-faq"
