@@ -70,9 +70,9 @@ def test_everything_known() -> None:
     plan = StartPlan(
         135_000_000, 1_200_000_000, 23_000_000_000, True, seconds=71.0, watt_hours=0.42, pace_of="20261124-143600-faq"
     )
-    shown = lines(start(), Found(StartRows.analyzed(analysis), plan))
+    shown = lines(start(), Found(StartRows.analyzed(analysis), plan), 100)
     assert shown["data"] == "faq.csv · 180 rows + 20 held out"
-    assert shown["dropped"] == "! 3 dropped: 2 no JSON, 1 too long · p shows them"
+    assert shown["dropped"] == "! 3 dropped: 2 no JSON, 1 longer than train.max_length · p shows them"
     assert shown["model"] == "smol · 135 million parameters"
     assert shown["steps"] == "23 steps · 1 pass over the rows"
     assert shown["time"] == "~1m 10s · 0.4 Wh · at the pace of 20261124-143600-faq"
