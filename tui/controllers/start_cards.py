@@ -56,6 +56,8 @@ class StartCards:
             elif answer == "options":
                 self._show_options()
 
+        # The card has their news, and its keys are where they are shown.
+        self._desktop.clear_notices()
         self._desktop.open(card, answered)
 
     def of_document(self, document: ConfigDocument, config: Config) -> Start:
