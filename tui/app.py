@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
-from textual import on, work
+from textual import events, on, work
 from textual.app import App, InvalidThemeError
 from textual.binding import BindingType
 from textual.command import Provider
@@ -40,8 +40,11 @@ from tui.keys import Key, KeyTable, bindings, load_keymap
 from tui.main_screen import TILED_SIZE, MainScreen
 from tui.mistakes import Mistakes
 from tui.panes import pane_spec
+from tui.screens.overlay import Overlay
 from tui.settings import load_settings, resolve_glyphs, save_theme
 from tui.state import AppState
+from tui.typed_ahead import Place, TypedAhead
+from tui.widgets.forms.ask_bar import KeyQuestion, takes_text
 from tui.widgets.lists.run_list import RunList
 
 #: Thread limit: some threads follow a run or sample the devices for as long as the app runs.
@@ -88,6 +91,7 @@ class LocaltuneApp(App[str]):
         self._complaints += [f"keymap.toml: {problem}" for problem in keymap.problems]
         self.keys = KeyTable(keymap.overrides)
         self.set_keymap(keymap.overrides)
+        self._typed_ahead = TypedAhead(self.keys, self._tell_text_lost)
         if not self._settings.animations:
             self.animation_level = "none"
         self._load_themes()
@@ -150,6 +154,46 @@ class LocaltuneApp(App[str]):
     def _keep_drafts(self) -> None:
         if self.is_running:  # while the app shuts down, the panes are removed piece by piece
             self.drafts.look()
+
+    async def on_event(self, event: events.Event) -> None:
+        """Handle an event; text that comes where none is entered does nothing."""
+        if isinstance(event, events.Key) and not event.is_forwarded:
+            if not self._typed_ahead.admits(event, self._place):
+                return
+        elif isinstance(event, events.Paste) and not event.is_forwarded and not self._place.takes_text:
+            self._tell_text_lost()
+            return
+        await super().on_event(event)
+
+    @property
+    def _place(self) -> Place:
+        """The meaning of keys where the focus is."""
+        screen = self.screen
+        focused = screen.focused
+        if isinstance(focused, KeyQuestion):
+            return Place(own=focused.answers)
+        if takes_text(focused):
+            return Place(takes_text=True)
+        if isinstance(screen, Overlay):
+            return Place(screen.TAKES_TEXT, screen.SCOPE, screen.known_keys)
+        return Place(scope=self.main.current, own=screen.active_bindings)
+
+    def _tell_text_lost(self) -> None:
+        key = self.keys["app.ask"].display
+        text = f"Typed text went nowhere: {key} writes to the model."
+        if not any(note.message == text for note in self._notifications):
+            self.desktop.tell(text)
+
+    @on(messages.KeysAhead)
+    def _keys_ahead(self, message: messages.KeysAhead) -> None:
+        self._typed_ahead.expect(message.keys, goes_on=message.goes_on)
+
+    @on(messages.KeysHandled)
+    def _keys_handled(self, message: messages.KeysHandled) -> None:
+        start = self.screen.focused or self.screen
+        again = messages.KeysHandled(message.reached, message.rounds - 1)
+        if message.rounds == 0 or not start.post_message(again):
+            message.reached()
 
     async def _on_message(self, message: Message) -> None:
         # Results of threads that come while the app shuts down have no widgets left to go to.
@@ -336,9 +380,21 @@ class LocaltuneApp(App[str]):
         """Start a run of the configuration."""
         self.runs.start()
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Keys with priority run no action while a text is being entered, or a screen covers the panes."""
+        if action in ("show_pane", "ask_model") and (self.desktop.is_covered or takes_text(self.screen.focused)):
+            return False
+        return super().check_action(action, parameters)
+
     def action_show_pane(self, name: str) -> None:
         """Show a pane."""
         self.main.press_number(name)
+
+    def action_ask_model(self) -> None:
+        """Write to the model, wherever the focus is."""
+        self.main.show_pane("chat", zoom=self.main.zoomed)
+        if (pane := self.desktop.panes.chat) is not None:
+            pane.action_write()
 
     def action_tile(self) -> None:
         """Tile the panes."""

@@ -66,6 +66,7 @@ class PickScreen(Overlay[str | None]):
         Binding("tab", "move(1)", show=False),
     ]
     AUTO_FOCUS = "SafeInput"
+    TAKES_TEXT = True
 
     def __init__(
         self, title: str, picks: Sequence[Pick], present: str | None = None, *, none: str = "", is_free: bool = False
