@@ -328,6 +328,7 @@ class LocaltuneApp(App[str]):
     @on(messages.RunStarted)
     def _run_started(self, message: messages.RunStarted) -> None:
         self.runs.started(message.run)
+        self.leaving.run_started(message.run)
 
     @on(messages.RunAttached)
     def _run_attached(self, message: messages.RunAttached) -> None:
