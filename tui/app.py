@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from textual import events, on, work
+from textual._callback import invoke
+from textual.actions import parse
 from textual.app import App, InvalidThemeError
 from textual.binding import BindingType
-from textual.command import Provider
 from textual.driver import Driver
 from textual.message import Message
 
@@ -51,13 +52,6 @@ from tui.widgets.lists.run_list import RunList
 _THREADS = 32
 
 
-def _key_commands() -> type[Provider]:
-    """The provider of the command palette, imported when the palette is opened."""
-    from tui.palette import KeyCommands
-
-    return KeyCommands
-
-
 class LeavingExecutor(ThreadPoolExecutor):
     """A thread pool that the end of the app does not wait for: a file may be long, and a template may never end."""
 
@@ -78,7 +72,7 @@ class LocaltuneApp(App[str]):
     TITLE = "localtune-tui"
     CSS_PATH = "app.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("app")]
-    COMMANDS: ClassVar[set[Callable[[], type[Provider]]]] = {_key_commands}  # type: ignore[assignment]
+    ENABLE_COMMAND_PALETTE = False  # Its own is an overlay like the others.
 
     def __init__(self, config_path: Path | None = None, run: str | None = None, demo: bool = False) -> None:
         self.mistakes = Mistakes()
@@ -448,11 +442,31 @@ class LocaltuneApp(App[str]):
     async def run_key(self, key: Key) -> None:
         """Run a key's action, in the pane it belongs to."""
         if key.scope == "app":
-            await self.run_action(key.action)
+            # Not by its binding, which is for keys: it yields to a text that is being entered.
+            _, name, parameters = parse(key.action)
+            await invoke(getattr(self, f"action_{name}"), *parameters)
             return
         self.main.show_pane(key.scope, zoom=self.main.zoomed)
         if (pane := self.desktop.panes.find(key.scope)) is not None:
             await pane.run_action(key.action)
+
+    def action_command_palette(self) -> None:
+        """Find a command by its words, and run it."""
+        from tui.palette import find_commands, list_commands, picks_of
+        from tui.screens.pick import Pick, PickScreen
+
+        if self.desktop.is_covered:
+            return
+        commands = list_commands(self.keys, self.main.current, self.can_run)
+
+        def chosen(identity: str | None) -> None:
+            if identity:
+                self.call_later(self.run_key, self.keys[identity])
+
+        def find(typed: str) -> list[Pick]:
+            return picks_of(find_commands(commands, typed))
+
+        self.push_screen(PickScreen("Commands", picks_of(commands), find=find), chosen)
 
     def search_themes(self) -> None:
         """Choose a theme, with a preview of the highlighted one."""

@@ -40,7 +40,7 @@ class Pane(Vertical):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """While a text is being entered, keys that write text run no action."""
-        if yields_to_text(action, self.keys) and takes_text(self.screen.focused):
+        if self.screen.is_current and yields_to_text(action, self.keys) and takes_text(self.screen.focused):
             return False
         return super().check_action(action, parameters)
 
