@@ -241,10 +241,12 @@ async def test_ten_thousand_runs_are_no_burden() -> None:
 
 def test_settings_with_mistakes_keep_their_defaults(tmp_path: Path) -> None:
     path = tmp_path / "settings.toml"
-    path.write_text('theme = 3\nglyphs = "ascii"\nanimations = "yes"\nfont = "x"\n', encoding="utf-8")
+    path.write_text('theme = 3\nglyphs = "ascii"\nanimations = "yes"\nfont = "x"\nrefresh = 2\n', encoding="utf-8")
     settings, problems = load_settings(path)
-    assert (settings.theme, settings.glyphs, settings.animations) == ("", "ascii", False)
-    assert len(problems) == 3
+    assert (settings.theme, settings.glyphs, settings.animations, settings.pace) == ("", "ascii", False, 1.0)
+    assert len(problems) == 4
+    path.write_text('refresh = "half"\n', encoding="utf-8")
+    assert load_settings(path)[0].pace == 2.0
     assert load_settings(tmp_path / "none.toml")[1] == []
 
 
