@@ -238,6 +238,12 @@ class KeyTable:
         """Keys of a scope, in the order of the table."""
         return [key for key in self.keys if key.scope == scope]
 
+    def displayed(self, scope: str, shown: str) -> Key | None:
+        """The key of a pane, or of the app, that is displayed so; None for none."""
+        keys = [*self.scope(scope), *self.scope("app")]
+        ways = ((key, {key.display, *(display_key(part) for part in key.keys.split(","))}) for key in keys)
+        return next((key for key, displays in ways if shown in displays), None)
+
     def hints(self, identities: Iterable[str]) -> str:
         """Key hints for a border, in the given order: ``p pause  c checkpoint``."""
         return "  ".join(f"{self[name].display} {self[name].description}" for name in identities)
