@@ -42,6 +42,15 @@ def test_no_key_means_two_things_in_one_place() -> None:
             seen[key.scope, part] = key.id
 
 
+def test_a_letter_that_edits_in_one_pane_changes_nothing_by_itself_in_another() -> None:
+    actions = {key.id: key.action for key in KEYS if "e" in key.keys.split(",")}
+    assert set(actions.values()) <= {"open_editor", "change_settings", "edit"}
+
+
+def test_the_letter_that_asks_the_model_has_no_other_meaning() -> None:
+    assert {key.id for key in KEYS if "i" in key.keys.split(",")} == {"app.ask", "chat.write"}
+
+
 def test_the_table_is_read_in_its_order() -> None:
     text = """
     [train]
@@ -67,6 +76,7 @@ def test_the_table_is_read_in_its_order() -> None:
         ('[train]\npause = { keys = "p", action = "a" }', "train.pause has no description"),
         ('[train]\npause = { keys = "p", action = "a", description = "d", footer = 1 }', "train.pause.footer"),
         ('[train]\npause = { keys = "p", action = "a", description = "d", foot = true }', "train.pause.foot"),
+        ('[train]\npause = { keys = "p", action = "a", description = "d", also = "hold" }', "train.pause.also"),
     ],
 )
 def test_a_wrong_table_is_refused(text: str, named: str) -> None:
