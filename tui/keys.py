@@ -51,8 +51,6 @@ class Key:
     """Whether the action is run before the next key is handled, so that keys typed ahead are not lost."""
     then: str = ""
     """The keys that follow, where it asks for something to be typed: ``text``, or ``number``."""
-    also: tuple[str, ...] = ()
-    """Other words that the palette finds it by."""
 
     @property
     def scope(self) -> str:
@@ -142,12 +140,9 @@ def _read_key(identity: str, entry: object) -> Key:
         raise KeysTableError(f"{identity}.keys must be a key or a list of keys")
     texts: dict[str, str] = {}
     flags: dict[str, bool] = {}
-    also: list[str] = []
     for name, value in given.items():
         if name in ("action", "description", "help", "show", "then") and isinstance(value, str):
             texts[name] = value
-        elif name == "also" and isinstance(value, list) and all(isinstance(word, str) for word in value):
-            also = value
         elif name in ("footer", "palette", "priority") and isinstance(value, bool):
             flags[name] = value
         else:
@@ -165,7 +160,6 @@ def _read_key(identity: str, entry: object) -> Key:
         texts.get("show", ""),
         flags.get("priority", False),
         texts.get("then", ""),
-        tuple(also),
     )
 
 

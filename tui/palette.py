@@ -5,11 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+import tomli
 
 from tui.keys import Key, KeyTable
 from tui.panes import PANES
 from tui.screens.pick import Pick
 
+#: Other words of the commands, by id.
+WORDS: dict[str, tuple[str, ...]] = {
+    f"{scope}.{name}": tuple(words)
+    for scope, section in tomli.loads(Path(__file__).with_name("palette.toml").read_text(encoding="utf-8")).items()
+    for name, words in section.items()
+}
 _TITLES = {spec.id: spec.title for spec in PANES}
 _WORD = re.compile(r"[^\W_]+")
 #: Ranks of a match: in the name of the command, in its other words, in its sentence, and within a word of any of them.
@@ -27,7 +36,8 @@ class Command:
     @classmethod
     def of(cls, key: Key) -> Command:
         """The command of a key."""
-        texts = ((_NAME, key.description), (_ALSO, " ".join(key.also)), (_SENTENCE, f"{key.help} {_title(key)}"))
+        also = " ".join(WORDS.get(key.id, ()))
+        texts = ((_NAME, key.description), (_ALSO, also), (_SENTENCE, f"{key.help} {_title(key)}"))
         return cls(key, tuple((rank, word) for rank, text in texts for word in _WORD.findall(text.lower())))
 
     @property

@@ -76,7 +76,6 @@ def test_the_table_is_read_in_its_order() -> None:
         ('[train]\npause = { keys = "p", action = "a" }', "train.pause has no description"),
         ('[train]\npause = { keys = "p", action = "a", description = "d", footer = 1 }', "train.pause.footer"),
         ('[train]\npause = { keys = "p", action = "a", description = "d", foot = true }', "train.pause.foot"),
-        ('[train]\npause = { keys = "p", action = "a", description = "d", also = "hold" }', "train.pause.also"),
     ],
 )
 def test_a_wrong_table_is_refused(text: str, named: str) -> None:

@@ -12,7 +12,7 @@ from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_app import ready
 from tui.app import LocaltuneApp
 from tui.keys import KEYS, Key, KeyTable
-from tui.palette import find_commands, list_commands
+from tui.palette import WORDS, find_commands, list_commands
 from tui.screens.pick import PickScreen
 from tui.screens.theme_picker import ThemePicker
 from tui.widgets.forms.prompt_input import PromptInput
@@ -29,12 +29,14 @@ def found(typed: str, pane: str = "train") -> list[str]:
 def test_every_command_is_found_by_its_name_and_by_its_other_words(key: Key) -> None:
     assert key.id in found(key.description)
     # In its own pane it is among the first.
-    for words in (key.description, *key.also):
+    for words in (key.description, *WORDS[key.id]):
         assert key.id in found(words, key.scope)[:8], words
 
 
 def test_every_command_has_other_words() -> None:
-    assert [key.id for key in OFFERED if not key.also] == []
+    # Written once for each of them, and for nothing else.
+    assert {key.id for key in OFFERED} == set(WORDS)
+    assert all(WORDS.values())
 
 
 @pytest.mark.parametrize(
