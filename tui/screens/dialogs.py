@@ -29,6 +29,18 @@ def quit_dialog(view: RunView) -> ChoiceDialog:
     )
 
 
+def starting_dialog() -> ChoiceDialog:
+    """The question about a run that is being started, when the user wants to quit and does not want to wait for it."""
+    return ChoiceDialog(
+        "Leave",
+        "A run is still being started. The app leaves by itself as soon as its worker is there.",
+        [
+            Choice("escape", "", "wait for it"),
+            Choice("l", LEAVE, "leave now", "'localtune-tui runs' says what became of it"),
+        ],
+    )
+
+
 def unsaved_dialog(name: str, view: RunView | None) -> ChoiceDialog:
     """The question about unsaved edits, when the user quits.
 
@@ -97,12 +109,23 @@ def stop_dialog(view: RunView) -> ChoiceDialog:
     else:
         choices = [
             Choice("y", STOP, "stop after a checkpoint", "it can be continued exactly"),
-            Choice("w", STOP_NOW, "stop now, without one", "what is not saved is lost"),
+            Choice("w", STOP_NOW, "stop now, without one", "asks once more"),
             *kill,
             Choice("n", "", "keep training"),
         ]
     text = Content.assemble((one_line(view.run.id, 60), "bold"), f"{told}\n", _unsaved(view))
     return ChoiceDialog("Stop the run", text, choices)
+
+
+def stop_now_dialog(view: RunView) -> ChoiceDialog:
+    """The question before a run is stopped without a checkpoint, with steps that would be lost."""
+    text = Content.assemble((one_line(view.run.id, 60), "bold"), " saves nothing when it stops.\n", _unsaved(view))
+    return ChoiceDialog(
+        "Stop without a checkpoint",
+        text,
+        [Choice("n", "", "keep training"), Choice("y", YES, "stop it", "these steps are lost")],
+        alarm=True,
+    )
 
 
 def kill_dialog(view: RunView) -> ChoiceDialog:

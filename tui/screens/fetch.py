@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from textual import events, on, work
@@ -117,6 +117,11 @@ class FetchDialog(Overlay[bool]):
             Content.assemble((display_key(key).ljust(width), "$primary bold"), f"  {label}") for key, _, label in keys
         ]
         self.query_one("#fetch-keys", TextBlock).show(Content("\n").join(lines))
+
+    @property
+    def known_keys(self) -> Container[str]:
+        """The keys that answer it."""
+        return self._answers
 
     def on_key(self, event: events.Key) -> None:
         """Handle the offered keys; enter, which may still be down from the prompt before, agrees to nothing."""

@@ -28,7 +28,7 @@ from tui.panes.config.files import FileQuestions
 from tui.panes.config.form import ConfigForm
 from tui.panes.config.help import FORMS
 from tui.panes.config.history import Step
-from tui.panes.config.importing import SUFFIXES, read_import, report_dialog
+from tui.panes.config.importing import SUFFIXES, read_import, report_screen
 from tui.panes.config.model import DATA_PATHS, ConfigModel
 from tui.panes.config.presets import suitable, tell_switch
 from tui.widgets.charts.plan_bar import PlanBar, Planner, PlanView
@@ -587,7 +587,7 @@ class ConfigPane(Pane):
             self.say(f"✗ {error}")
             return
         self._go_on(Opened(ConfigDocument(imported.toml), f"importing {path.name}"))
-        self.app.push_screen(report_dialog(path, imported))
+        self.app.push_screen(report_screen(path, imported))
 
     async def action_presets(self) -> None:
         """Choose a preset, with a preview of its changes."""

@@ -102,6 +102,12 @@ class DataPane(Pane):
         self.body.set_class(event.size.width >= BESIDE_WIDTH, "-beside")
         self._refresh_status()
 
+    def on_key(self) -> None:
+        """Take a message away: it has been read when the next key is pressed. One about work that is on stays."""
+        is_busy = self._is_searching or self.opener.opening is not None or bool(self.browser.display)
+        if self._status and not is_busy and not self.ask_bar.is_asking:
+            self._say("")
+
     @property
     def view(self) -> DatasetView | None:
         """The file that is shown."""
@@ -119,6 +125,8 @@ class DataPane(Pane):
         self.configure(document)
         if (path := self.opener.follow(document)) is not None:
             self.show(path)
+        elif self.view is not None and self.opener.forget_failure(document):
+            self._say("")
 
     def configure(self, document: ConfigDocument) -> None:
         """Follow a configuration; where its plan is the same, the display stays unchanged."""
