@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from core.config.facts import Facts, find_missing_trackers, read_shape
 from core.errors import UserError
 from core.memory.disk import disk_need
+from core.runs.model_catalog import ModelCatalog
+from tui.panes.config.base_model import BaseFinding, NamedBase, check_base, find_missing
 from tui.panes.config.model import ConfigModel
 
 if TYPE_CHECKING:
@@ -31,6 +33,9 @@ class FactsFinder:
         self.facts = Facts(missing_trackers=find_missing_trackers())
         self.card: Card | None = None
         self.last_run: LikeRun | None = None
+        self.models = ModelCatalog()
+        """The base models on this machine."""
+        self._base: BaseFinding | None = None
         self.rows: dict[Path, int] = {}
         """Row counts of data files, as far as they are known."""
         self._paces: PaceBook | None = None
@@ -49,6 +54,27 @@ class FactsFinder:
         self.card = card = await asyncio.to_thread(_find_card)
         if card is not None:
             self.facts = replace(self.facts, device="cuda", bf16=card.has_bf16, device_bytes=card.memory_total)
+
+    async def check_base(self, base: NamedBase, key: str) -> None:
+        """Look the base model up, and check its description.
+
+        Args:
+            base: The model.
+            key: The key that opens the list of models, for the message.
+        """
+        self._base = await asyncio.to_thread(check_base, base, key)
+
+    def miss_base(self, base: NamedBase, key: str) -> None:
+        """Look at once whether the base model is on this machine; the rest of what is known about it is kept."""
+        missing = find_missing(base, key)
+        if missing is not None:
+            self._base = missing
+        elif self._base is not None and self._base.base == base and self._base.is_missing:
+            self._base = None
+
+    def base_problem(self, base: NamedBase) -> str:
+        """What is wrong with a base model; empty where nothing is, or nothing is known yet."""
+        return self._base.sentence if self._base is not None and self._base.base == base else ""
 
     async def look_around(self, base: str, name: str, directory: Path) -> None:
         """Look up the model, the disk and the last run.
