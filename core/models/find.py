@@ -126,19 +126,18 @@ def missing_model(name: str, relative_to: Path | None = None) -> UserError:
     near = close_name(name)
     guess = f"Did you mean {one_line(near, 100)}? " if near is not None else ""
     if (entry := model_entry(name)) is not None:
-        return UserError(
-            f"The model {shown} is not on this machine: there is no directory {one_line(str(path), 200)}, and no copy "
-            f"in {paths.models_dir()} or in the local Hugging Face cache.",
-            f"{guess}'localtune-tui fetch {entry}' downloads it.",
+        where = f"copy in {paths.models_dir()} or in the local Hugging Face cache"
+        hint = f"{guess}'localtune-tui fetch {entry}' downloads it."
+    else:
+        # The directory that a plain name would be in is one that nobody meant.
+        where = (
+            f"file or directory {one_line(str(path), 200)}"
+            if os.sep in name
+            else f"prepared model of that name in {paths.models_dir()}, and no such file or directory"
         )
-    where = f"there is no prepared model of that name in {paths.models_dir()}, and no file or directory"
-    if os.sep in name:
-        where = "there is no file or directory"
-    return UserError(
-        f"The model {shown} was not found: {where} {one_line(str(path), 200)}.",
-        f"{guess}Set model.base to a directory, a GGUF file or {STARTER_NAME}; 'localtune-tui fetch hf://OWNER/NAME' "
-        "downloads a model from a hub.",
-    )
+        hint = guess or f"Set model.base to a directory, a GGUF file or {STARTER_NAME}; "
+        hint += "'localtune-tui fetch hf://OWNER/NAME' downloads a model from a hub."
+    return UserError(f"The model {shown} is not on this machine: there is no {where}.", hint)
 
 
 def close_name(name: str) -> str | None:

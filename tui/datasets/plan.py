@@ -237,6 +237,6 @@ def find_base(base: str, directory: Path) -> Path:
     hint = (
         "Press 3, then d: the sample run prepares it; or run 'localtune-tui demo'."
         if base == STARTER_NAME
-        else missing.hint
+        else f"Press 2, then M, to choose one or to download it. {missing.hint}"
     )
     raise UserError(f"There are no tokens to show. {missing.message}", hint)
