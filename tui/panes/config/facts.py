@@ -6,14 +6,13 @@ import asyncio
 import shutil
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.config.facts import Facts, find_missing_trackers, read_shape
 from core.errors import UserError
 from core.memory.disk import disk_need
-from core.runs.model_catalog import ModelCatalog
 from tui.panes.config.base_model import BaseFinding, NamedBase, check_base, find_missing
 from tui.panes.config.model import ConfigModel
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from core.hardware.card import Card
     from core.models.architecture.architecture import Architecture
     from core.runs.latest import LikeRun
+    from core.runs.model_catalog import ModelCatalog
     from core.runs.pace import PaceBook
     from tui.widgets.charts.plan_bar import PlanView
 
@@ -33,13 +33,18 @@ class FactsFinder:
         self.facts = Facts(missing_trackers=find_missing_trackers())
         self.card: Card | None = None
         self.last_run: LikeRun | None = None
-        self.models = ModelCatalog()
-        """The base models on this machine."""
         self._base: BaseFinding | None = None
         self.rows: dict[Path, int] = {}
         """Row counts of data files, as far as they are known."""
         self._paces: PaceBook | None = None
         self._planned_rows: int | None = None
+
+    @cached_property
+    def models(self) -> ModelCatalog:
+        """The base models on this machine."""
+        from core.runs.model_catalog import ModelCatalog
+
+        return ModelCatalog()
 
     def facts_for(self, model: ConfigModel) -> Facts:
         """The facts for a configuration; the row count only while it is the one that a run will use."""
