@@ -302,10 +302,11 @@ def _ollama_name(manifest: Path) -> str:
 
 
 def typed_model(text: str, relative_to: Path) -> FoundModel | None:
-    """The model that a typed path names: a directory or a GGUF file; None for other texts."""
+    """The model that a typed path names: a directory with a ``config.json`` or a GGUF file; None for other texts."""
     whole = Path(os.path.normpath(relative_to.absolute() / user_path(text)))
     try:
-        if not text.strip() or not (os.path.isdir(whole) or (os.path.isfile(whole) and whole.suffix == ".gguf")):
+        is_model = os.path.isfile(whole / "config.json") or (os.path.isfile(whole) and whole.suffix == ".gguf")
+        if not text.strip() or not is_model:
             return None
     except ValueError:
         return None

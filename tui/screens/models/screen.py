@@ -244,9 +244,11 @@ class ModelScreen(Overlay[str | Path | None]):
         entries = [_Entry("model", row.model.base) for row in rows[:LISTED]]
         if len(rows) > LISTED:
             entries.append(_note(f"… {len(rows) - LISTED} more; type a part of the name"))
-        hub, known = fetchable(term), {row.model.base for row in rows}
+        known = {row.model.base for row in rows}
+        # What the configuration names is offered without being typed, once it is certain that it is not here.
+        hub = fetchable(term or ("" if self._is_searching else self._present))
         if hub is not None and hub.repository not in known and str(hub) not in known:
-            entries.append(_Entry("fetch", str(hub)))
+            entries.insert(0 if not term else len(entries), _Entry("fetch", str(hub)))
         if term and term not in known and self._typed_row is None:
             entries.append(_Entry("typed", term, self._as_typed(term)))
         if not term:
@@ -258,7 +260,7 @@ class ModelScreen(Overlay[str | Path | None]):
     def _as_typed(self, term: str) -> Content:
         near = most_like(term, [row.model.name for row in self._rows.values()])
         guess = f"; did you mean {one_line(near, 60)}?" if near is not None else ""
-        return Content.assemble("  ", (one_line(term, 60), ""), (f"  as typed; it is not here{guess}", "$muted"))
+        return Content.assemble("  ", (one_line(term, 60), ""), (f"  as typed; no such model is here{guess}", "$muted"))
 
     def _start(self, before: _Entry | None) -> int | None:
         """The place of the cursor in a new list: where it was, else the present choice, else the first."""

@@ -198,7 +198,7 @@ async def test_a_text_that_names_nothing_can_be_taken_and_says_what_was_meant(wo
     async with app.run_test(size=(120, 30)) as pilot:
         await read_all(pilot)
         await pilot.press(*"smolxyz")
-        await wait_for(pilot, lambda: f"it is not here; did you mean {STARTER_NAME}?" in screen_text(app))
+        await wait_for(pilot, lambda: f"no such model is here; did you mean {STARTER_NAME}?" in screen_text(app))
         await pilot.press("enter")
         await wait_for(pilot, lambda: app.answers)
     assert app.answers == ["smolxyz"]
@@ -300,6 +300,22 @@ async def test_a_download_that_is_given_up_leads_back_and_goes_on_later(
         await pilot.press("y")
         await wait_for(pilot, lambda: app.answers, PATIENCE)
     assert app.answers == ["hf://org/tiny@v1"]
+
+
+async def test_what_the_configuration_names_is_offered_first(work: Path, hub: FakeHub, tiny_model_dir: Path) -> None:
+    hub.models["org/tiny"] = Repository(files_of(tiny_model_dir))
+    copy_model(tiny_model_dir, paths.models_dir() / "mine")
+    app = Chooser(ConfigDocument('model.base = "org/tiny"\n'))
+    async with app.run_test(size=(100, 30)) as pilot:
+        await read_all(pilot)
+        await wait_for(pilot, lambda: "fetch from the hub" in line_of(pilot, "▸"))
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: "hf://org/tiny is not on this machine." in screen_text(app))
+        await pilot.press("y")
+        await wait_for(pilot, lambda: "download it" in screen_text(app), PATIENCE)
+        await pilot.press("y")
+        await wait_for(pilot, lambda: app.answers, PATIENCE)
+    assert app.answers == ["org/tiny"]
 
 
 async def test_an_incomplete_copy_is_fetched_whole(work: Path, hub: FakeHub, tiny_model_dir: Path) -> None:
