@@ -34,7 +34,7 @@ READ_ARCHITECTURES = frozenset(
 )
 #: Tensor types that cannot be dequantized.
 UNREAD_TYPES = frozenset({"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64", "Q1_0"})
-_TEMPLATE_LIMIT = 1 << 20
+_MOST_POSITIONS = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -131,10 +131,15 @@ def _described(config: dict[str, Any], directory: Path) -> dict[str, Any]:
         "family": one_line(str(config.get("model_type", "")), 40),
         "quantization": saved_quantization(config),
         "architecture": architecture,
-        "positions": architecture.positions if architecture is not None else None,
+        "positions": _plausible(architecture.positions) if architecture is not None else None,
         "parameters": architecture.parameters if architecture is not None else None,
         "has_template": _has_template(directory),
     }
+
+
+def _plausible(positions: object) -> int | None:
+    """A number of positions, if it is one."""
+    return positions if type(positions) is int and 0 < positions < _MOST_POSITIONS else None
 
 
 def _architecture_of(directory: Path) -> Architecture | None:
@@ -208,7 +213,7 @@ def _of_header(header: GgufHeader, path: Path) -> ModelFacts:
         bytes=path.stat().st_size,
         has_template=isinstance(template, str) and bool(template.strip()),
         family=one_line(name, 40) if isinstance(name, str) else "",
-        positions=positions if type(positions) is int else None,
+        positions=_plausible(positions),
         architecture=architecture,
     )
 

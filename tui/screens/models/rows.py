@@ -11,7 +11,7 @@ from core.models.inspection import ModelFacts
 from core.models.places import FoundModel, fetchable
 from core.paths import shown_path
 from core.text import one_line
-from core.units import format_bytes, format_count
+from core.units import format_bytes, format_count, short_count
 from tui.widgets.strips import fit
 
 #: Widths of the columns behind the name.
@@ -97,7 +97,7 @@ def model_line(row: ModelRow, width: int, *, is_present: bool) -> Content:
     told, style = verdict(row)
     # All columns but the name.
     columns: list[tuple[str, int, str]] = [
-        (format_count(facts.parameters) if facts is not None else "", _PARAMETERS, ""),
+        (short_count(facts.parameters) if facts is not None else "", _PARAMETERS, ""),
         *([(one_line(facts.dtype) if facts is not None else "", _DTYPE, "$muted")] if width >= _WIDE else []),
         *([(row.model.place, _WIDE_PLACE if width >= _WIDE else _PLACE, "$muted")] if width >= _NARROW else []),
         *([(chat, _CHAT, "")] if width >= _NARROW else []),
@@ -152,10 +152,10 @@ def model_details(row: ModelRow, width: int) -> Content:
         return Content.assemble((_end(where, width), ""), "\n", ("reading …", "$muted"))
     parts = [
         facts.family,
-        format_count(facts.parameters) if facts.parameters is not None else "",
+        short_count(facts.parameters) if facts.parameters is not None else "",
         facts.dtype,
         f"{format_bytes(facts.bytes)} on disk" if facts.bytes is not None else "",
-        f"{facts.positions} tokens" if facts.positions is not None else "",
+        f"{format_count(facts.positions)} tokens" if facts.positions is not None else "",
         ("chat template" if facts.has_template else "no chat template") if facts.family else "",
     ]
     return Content.assemble(
