@@ -61,6 +61,7 @@ class FetchDialog(Overlay[bool]):
     Args:
         entry: The entry to download.
         why: The reason for the download, as a sentence.
+        asks_size: Whether the size is always asked about before anything is downloaded, however small it is.
     """
 
     DEFAULT_CSS = """
@@ -73,8 +74,9 @@ class FetchDialog(Overlay[bool]):
     FetchDialog #fetch-keys { margin-top: 1; }
     """
 
-    def __init__(self, entry: HubEntry, why: str) -> None:
+    def __init__(self, entry: HubEntry, why: str, *, asks_size: bool = False) -> None:
         super().__init__()
+        self._least_asked = 0 if asks_size else LARGE
         self._job = FetchJob(entry)
         self._entry = entry
         self._why = why
@@ -145,7 +147,7 @@ class FetchDialog(Overlay[bool]):
             self.post_message(Progressed(progress))
 
         def confirm(plan: FetchPlan) -> bool:
-            if plan.remaining < LARGE:
+            if plan.remaining < self._least_asked:
                 return True
             self.post_message(Proposed(plan))
             self._answered.wait()
