@@ -17,7 +17,7 @@ import torch
 
 from core.config.schema import Config
 from core.runs.events import StepEvent
-from core.runs.sentences import ALL_DONE
+from core.runs.sentences import ALL_DONE, BEST_CHOSEN
 from core.worker.checkpoint.checkpointer import find_checkpoint
 from core.worker.data.batches import MicroBatch, collate, supervised_count
 from core.worker.loss.objectives import Rewards
@@ -292,5 +292,5 @@ class FinetuneRecipe:
         if best.is_exhausted and state.step < state.total_steps:
             reason = f"no lower held-out loss in {best.waited} evaluations"
         if chosen is not None:
-            reason += f"; the {output.name} is that of step {chosen.step}, the best one"
+            reason += f"; the {output.name} is that of step {chosen.step}, {BEST_CHOSEN}"
         return Outcome(state.step, best.best_step, output.name, reason)

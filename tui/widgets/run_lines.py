@@ -26,17 +26,19 @@ def state_style(state: str) -> str:
 
 
 def trend(series: Series) -> str:
-    """The direction of the smoothed curve over its last tenth: ``↓``, ``↑``, ``→``; empty when it is too short."""
+    """The direction of a curve: its last tenth against the tenth before, ``↓``, ``↑``, ``→``; empty when it is too
+    short.
+    """
     if len(series) < 3:
         return ""
-    back = max(len(series) // 10, 2)
-    recent = [value for value in series.smoothed[-back:] if math.isfinite(value)]
-    if len(recent) < 2:
+    back = max(len(series) // 10, 1)
+    recent = series.mean(series.steps[-back])
+    before = series.mean(series.steps[max(-2 * back, -len(series))], series.steps[-back] - 1)
+    if recent is None or before is None:
         return ""
-    change = recent[-1] - recent[0]
-    if abs(change) < 0.002 * max(abs(recent[0]), 1e-9):
+    if abs(recent - before) < 0.002 * max(abs(before), 1e-9):
         return "→"
-    return "↓" if change < 0 else "↑"
+    return "↓" if recent < before else "↑"
 
 
 def numbers(view: RunView, width: int) -> Content:
