@@ -18,6 +18,7 @@ from core.runs.smoothing import GREATEST, Point, greatest_half_window, smooth
 #: Most points kept; at this number, pairs of neighbors are merged.
 MOST_POINTS = 1 << 16
 
+
 class Bucket(NamedTuple):
     """Points that fall into one pixel column."""
 

@@ -154,7 +154,7 @@ def test_numbers_and_progress_fit(home: Path, width: int) -> None:
 def test_trend() -> None:
     from core.runs.series import Series
 
-    down, flat = Series(0.0), Series(0.0)
+    down, flat = Series(), Series()
     for step in range(50):
         down.append(step, 5.0 - step / 20)
         flat.append(step, 1.0)

@@ -97,7 +97,11 @@ class TrainPane(Pane, can_focus=True):
         chart.display = charted
         if charted:
             marks = [(mark.step, mark.text) for mark in history.marks]
-            chart.show(ChartData(history.loss, history.eval_loss, marks, view.state.total_steps))
+            if not view.is_live and view.state.state != "finished":
+                marks.append((view.step, view.state.state))
+            chart.show(
+                ChartData(history.loss, history.eval_loss, marks, view.state.total_steps, is_over=not view.is_live)
+            )
         self._update_lines(view)
         log = self.query_one(LogView)
         log.append(history.log_since(self._log_count))

@@ -181,9 +181,7 @@ class Evaluator:
             self._notice("memory_answers", f"{without}: {error.message}", hint)
             return []
 
-    def _answers(
-        self, conversations: list[list[dict[str, Any]]], progress: Callable[[int, int], None]
-    ) -> list[str]:
+    def _answers(self, conversations: list[list[dict[str, Any]]], progress: Callable[[int, int], None]) -> list[str]:
         if not conversations:
             return []
 

@@ -30,7 +30,7 @@ class Questions:
     """Messages as chat templates expect them, the last one the user's."""
     max_new_tokens: int
     """The longest answer."""
-    expected: Expected = Expected()
+    expected: Expected = field(default_factory=Expected)
     """The answers to them, where they are known; empty where none is."""
 
 

@@ -136,7 +136,9 @@ def test_samples_are_answered_without_a_measurement(bench: Bench, monkeypatch: p
     evaluator = bench.evaluator(max_new_tokens=500, samples=2)
     assert evaluator.has_samples
     samples = evaluator.answer_samples(0, lambda *_: None)
-    assert [(sample.source, sample.exact_match, sample.valid_json) for sample in samples] == [("base", False, False)] * 2
+    assert [(sample.source, sample.exact_match, sample.valid_json) for sample in samples] == [
+        ("base", False, False)
+    ] * 2
     ((conversations, training),) = asked
     assert [messages[0]["content"] for messages in conversations] == ["ticket ", "ticket word "]
     assert not training
