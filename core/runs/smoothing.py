@@ -16,7 +16,7 @@ from typing import NamedTuple
 #: Steps below which a curve is shown as it is.
 FEWEST = 30
 #: Half a window, as a part of the distance from the first point, and its greatest part of the whole run.
-GROWTH, SHARE = 0.3, 1 / 14
+GROWTH, SHARE = 0.4, 1 / 11
 #: Steps by which the greatest window grows: the picture of a run that goes on is extended and seldom redrawn.
 _LADDER = 1.25
 #: Values are clamped to this, positive or negative, so that no sum is infinite.
@@ -50,24 +50,29 @@ def smooth(points: Sequence[Point], first: float, last: float) -> list[float]:
     steps = [point.step for point in points]
     weights = [point.weight for point in points]
     values = [min(max(point.value, -GREATEST), GREATEST) for point in points]
-    weighted = list(map(mul, weights, values))
     found = []
     for step in steps:
         half = min((step - first) * GROWTH, widest)
         begin, end = bisect_left(steps, step - half), bisect_right(steps, step + half)
-        if end - begin < 3:
-            found.append(sum(weighted[begin:end]) / sum(weights[begin:end]))
-            continue
-        found.append(_fit(steps[begin:end], weights[begin:end], weighted[begin:end], step))
+        # The window reaches to the next points, whose weight would be nothing.
+        half += max(steps[min(end, len(steps) - 1)] - step - half, step - half - steps[max(begin - 1, 0)], 1.0)
+        offsets = [other - step for other in steps[begin:end]]
+        # The Epanechnikov kernel: the nearer a point, the more it counts.
+        kernel = [
+            weight * (1.0 - (offset / half) ** 2) for weight, offset in zip(weights[begin:end], offsets, strict=True)
+        ]
+        found.append(_fit(offsets, values[begin:end], kernel))
     return found
 
 
-def _fit(steps: Sequence[float], weights: Sequence[float], weighted: Sequence[float], at: float) -> float:
-    """The value at a step of the line with the least squares."""
+def _fit(offsets: Sequence[float], values: Sequence[float], weights: Sequence[float]) -> float:
+    """The value at the offset 0 of the line with the least squares."""
     total = sum(weights)
-    center = sum(map(mul, weights, steps)) / total
-    offsets = [step - center for step in steps]
+    weighted = list(map(mul, weights, values))
     mean = sum(weighted) / total
-    spread = sum(map(mul, weights, map(mul, offsets, offsets)))
-    slope = sum(map(mul, offsets, weighted)) / spread if spread > 0 else 0.0
-    return mean + slope * (at - center)
+    if len(offsets) < 3:
+        return mean
+    center = sum(map(mul, weights, offsets)) / total
+    centered = [offset - center for offset in offsets]
+    spread = sum(map(mul, weights, map(mul, centered, centered)))
+    return mean - center * sum(map(mul, centered, weighted)) / spread if spread > 0 else mean

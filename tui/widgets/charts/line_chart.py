@@ -42,6 +42,12 @@ class ChartData:
     is_over: bool = False
     """Whether the run has ended, so that its axis does not grow any more."""
 
+    @property
+    def version(self) -> tuple[object, ...]:
+        """Changes whenever the picture may: series only grow, or are replaced from a step on."""
+        series = [(id(each), len(each), each.last_step, repr(each.last)) for each in (self.loss, self.evals)]
+        return (*series, tuple(self.marks), self.total_steps, self.is_over)
+
 
 @dataclass
 class _Frame:
@@ -95,12 +101,16 @@ class LineChart(Widget):
         self.glyphs = glyphs
         self.data = ChartData()
         self._frame: _Frame | None = None
+        self._version: tuple[object, ...] = ()
         self._styles: dict[str, Style] = {}
 
     def show(self, data: ChartData) -> None:
         """Show new data, and refresh only the cells that changed."""
         self.data = data
-        before = self._frame
+        before, version = self._frame, data.version
+        if before is not None and version == self._version:
+            return
+        self._version = version
         if before is None or (before.width, before.height) != (self.size.width, self.size.height):
             self._frame = None
             self.refresh()
