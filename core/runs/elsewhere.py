@@ -9,44 +9,34 @@ from core.errors import UserError
 from core.models.adapters import CONFIG
 from core.models.description import read_description
 
-#: Answer length in the example, in tokens.
-_LENGTH = 256
-
 
 def python_code(result: Path, *, is_model: bool) -> str:
-    """Python code that loads a result with PEFT and Transformers, and asks it a question.
+    """Python code that loads a result with PEFT and Transformers.
 
     Args:
         result: Directory of the adapter or the model.
         is_model: Whether it is a whole model.
     """
-    tokenizer = result if is_model or os.path.isfile(result / "tokenizer_config.json") else None
     if is_model:
-        imports = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
-        loading = [f'model = AutoModelForCausalLM.from_pretrained({_quoted(result)}, dtype="auto")']
-    else:
-        base = _base_of(result)
-        tokenizer = tokenizer or Path(base)
-        imports = [
-            "from peft import PeftModel",
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        ]
-        loading = [
-            f'base = AutoModelForCausalLM.from_pretrained({_quoted(base)}, dtype="auto")',
-            f"model = PeftModel.from_pretrained(base, {_quoted(result)})",
-        ]
+        return "\n".join(
+            [
+                "from transformers import AutoModelForCausalLM, AutoTokenizer",
+                f"model = {_quoted(result)}",
+                "tokenizer = AutoTokenizer.from_pretrained(model)",
+                "model = AutoModelForCausalLM.from_pretrained(model)",
+            ]
+        )
+    # Adapters of checkpoints have no tokenizer beside them; it is that of the base.
+    has_tokenizer = os.path.isfile(result / "tokenizer_config.json")
     return "\n".join(
         [
-            *imports,
-            "",
-            *loading,
-            f"tokenizer = AutoTokenizer.from_pretrained({_quoted(tokenizer or result)})",
-            'messages = [{"role": "user", "content": "…"}]',
-            "inputs = tokenizer.apply_chat_template(",
-            '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
-            ")",
-            f"output = model.generate(**inputs, max_new_tokens={_LENGTH})",
-            'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
+            "from peft import PeftModel",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            f"base = {_quoted(_base_of(result))}",
+            f"adapter = {_quoted(result)}",
+            f"tokenizer = AutoTokenizer.from_pretrained({'adapter' if has_tokenizer else 'base'})",
+            "model = AutoModelForCausalLM.from_pretrained(base)",
+            "model = PeftModel.from_pretrained(model, adapter)",
         ]
     )
 
@@ -55,7 +45,7 @@ def _base_of(adapter: Path) -> str:
     """The base model that an adapter was trained on, as its configuration names it."""
     try:
         name = (read_description(adapter / CONFIG) or {}).get("base_model_name_or_path")
-    except UserError:
+    except (UserError, ValueError):  # a path may have a zero byte
         name = None
     return name if isinstance(name, str) and name else "the base model"
 

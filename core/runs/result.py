@@ -1,4 +1,4 @@
-"""The outcome of an ended run: what was gained, what it took, and what is kept."""
+"""The result of an ended run: what was gained, what it took, and what is kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from core.runs.sentences import ALL_DONE, BEST_CHOSEN
 from core.runs.series import Series
 from core.runs.state import RunState
 from core.runs.store import Run
-from core.units import format_number
+from core.units import format_fixed, format_number
 
 #: Most steps at the end of a run whose mean is its last training loss, and the part of the run that they are at most.
 LAST_STEPS, LAST_SHARE = 50, 10
@@ -38,10 +38,14 @@ class Measure:
     note: str = ""
     """The same in another unit."""
 
+    def words(self, value: float | None) -> str:
+        """A value of it as it is shown; ``–`` where there is none."""
+        return format_fixed(value, 2) if self.unit == "share" else format_number(value)
+
 
 @dataclass(frozen=True)
-class Outcome:
-    """The outcome of a run that has ended in one way or another."""
+class RunResult:
+    """The result of a run that has ended in one way or another."""
 
     state: str
     """Its end state, or ``lost``."""
@@ -58,10 +62,10 @@ class Outcome:
     """When ``before`` was measured: ``before``, or ``step 10``."""
     after: str
     """When ``after`` was measured: ``after``, or ``step 30``."""
-    result: Path | None
-    """Directory of the adapter, or of the model where its own weights were trained; of the newest checkpoint where the
-    run did not finish."""
-    result_bytes: int | None
+    path: Path | None
+    """Directory of the adapter, or of the model where its own weights were trained; of the newest checkpoint's where
+    the run did not finish. None where it is not there."""
+    bytes: int | None
     is_model: bool
     saved_step: int | None
     """Step of the newest checkpoint."""
@@ -72,13 +76,14 @@ class Outcome:
         return max(self.step - (self.saved_step or 0), 0) if self.state != "finished" else 0
 
 
-def outcome_of(run: Run, state: RunState, history: RunHistory) -> Outcome:
-    """The outcome of an ended run. Reads the sizes of the files of its result, and nothing else."""
+def result_of(run: Run, state: RunState, history: RunHistory) -> RunResult:
+    """The result of an ended run. Reads the sizes of the files of its result, and nothing else."""
     end, step = history.end, max(history.step, state.step)
     reason = state.reason or (end.reason if end is not None else "")
     before, after = _compared(history.evals, end)
-    result = result_path(run, end)
-    return Outcome(
+    path = result_path(run, end)
+    size = None if path is None else _size(path)
+    return RunResult(
         state=state.state,
         step=step,
         total_steps=state.total_steps,
@@ -89,8 +94,8 @@ def outcome_of(run: Run, state: RunState, history: RunHistory) -> Outcome:
         measures=_measures(history, before, after),
         before="before" if before is None or before.step == 0 else f"step {before.step}",
         after="after" if after is None or (after.step == step and state.state == "finished") else f"step {after.step}",
-        result=result,
-        result_bytes=None if result is None else _size(result),
+        path=path if size is not None else None,
+        bytes=size,
         is_model=end is not None and end.adapter == "model",
         saved_step=history.checkpoints[-1].step if history.checkpoints else None,
     )
@@ -153,7 +158,7 @@ def _training_loss(loss: Series) -> tuple[Measure, ...]:
 
 
 def _size(directory: Path) -> int | None:
-    """Bytes of the files in a directory; None where it cannot be read."""
+    """Bytes of the files in a directory; None where there is none, or it cannot be read."""
     try:
         with os.scandir(directory) as entries:
             files = [entry for entry, _ in zip(entries, range(MOST_FILES), strict=False)]
