@@ -119,11 +119,16 @@ def exact_number(value: float) -> str:
     return f"{mantissa}e{int(power)}"
 
 
+def format_count(count: float) -> str:
+    """A count with its thousands separated: ``1,000,000``; a space would let a line break inside of the number."""
+    return f"{count:,.0f}"
+
+
 def format_rate(tokens_per_second: float | None) -> str:
     """A speed in tokens per second: ``318 tok/s``; ``–`` where unknown."""
     if tokens_per_second is None or not math.isfinite(rate := to_float(tokens_per_second)):
         return "–"
-    count = f"{rate:,.0f}".replace(",", " ") if abs(rate) < 1e9 else format_number(rate)
+    count = format_count(rate) if abs(rate) < 1e9 else format_number(rate)
     return f"{count} tok/s"
 
 

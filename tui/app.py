@@ -84,6 +84,7 @@ class LocaltuneApp(App[str]):
         self._settings, self._complaints = load_settings(config_dir() / "settings.toml")
         self._complaints = [f"settings.toml: {problem}" for problem in self._complaints]
         self.glyphs = GLYPH_SETS[resolve_glyphs(self._settings.glyphs)]
+        self.pace = self._settings.pace
         keymap = load_keymap(config_dir() / "keymap.toml")
         self._complaints += [f"keymap.toml: {problem}" for problem in keymap.problems]
         self.keys = KeyTable(keymap.overrides)
@@ -94,7 +95,7 @@ class LocaltuneApp(App[str]):
         self.state = AppState()
         self.clock: Callable[[], float] = time.time
         """Clock: the present, in Unix seconds."""
-        self.bridge = Bridge(self)
+        self.bridge = Bridge(self, self.pace)
         self.desktop = Desktop(self, self.state)
         self.drafts = DraftKeeper(self.state, self.desktop.panes)
         self.leaving = Leaving(self.desktop, self.state, self.bridge, self.drafts)
@@ -116,6 +117,8 @@ class LocaltuneApp(App[str]):
             self.register_theme(theme)
         self._complaints += [f"theme {failure}" for failure in loaded.failures]
         wanted = os.environ.get("TEXTUAL_THEME") or self._settings.theme or DEFAULT
+        # Textual has taken the variable for its own default, before the theme was there to be applied.
+        self.set_reactive(App.theme, "textual-dark")
         try:
             self.theme = wanted
         except InvalidThemeError:
@@ -405,7 +408,9 @@ class LocaltuneApp(App[str]):
             if name:
                 self._remember_theme(name)
 
-        self.push_screen(ThemePicker(sorted(self.available_themes), self.theme), chosen)
+        # The app's own first: the others do not know its colors.
+        names = sorted(self.available_themes, key=lambda name: (not name.startswith("localtune-"), name))
+        self.push_screen(ThemePicker(names, self.theme), chosen)
 
     def _remember_theme(self, name: str) -> None:
         try:

@@ -6,7 +6,7 @@ import os
 import selectors
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, TextIO, cast
 
@@ -14,7 +14,9 @@ from textual.app import App
 from textual.drivers.linux_driver import LinuxDriver
 from textual.message import Message
 
+from tui.ascii_output import ascii_table
 from tui.messages import TerminalGone
+from tui.shell import Shell
 from tui.terminal_input import TerminalInput, within_limits
 
 #: Seconds between two looks at pending input, and at whether the app ends.
@@ -35,7 +37,8 @@ class TerminalDriver(LinuxDriver):
         super().__init__(app, debug=debug, mouse=mouse, size=size)
         self._size = size or self._get_terminal_size()
         # Textual writes to it as to any stream.
-        self._file = cast(Any, OutputStream(cast(TextIO, self._file)))
+        is_plain = isinstance(app, Shell) and app.glyphs.name == "ascii"
+        self._file = cast(Any, OutputStream(cast(TextIO, self._file), ascii_table() if is_plain else None))
         self._ahead = 0
 
     def _get_terminal_size(self) -> tuple[int, int]:
@@ -103,15 +106,16 @@ class OutputStream:
 
     Args:
         stream: The stream.
+        table: Replacements of characters, for :meth:`str.translate`; None to write all as they are.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO, table: Mapping[int, str] | None = None) -> None:
+        self._stream, self._table = stream, table
 
     def write(self, text: str) -> int:
         """Write as far as possible."""
         with suppress(OSError, ValueError):
-            self._stream.write(text)
+            self._stream.write(text if self._table is None or text.isascii() else text.translate(self._table))
         return len(text)
 
     def flush(self) -> None:

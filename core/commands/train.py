@@ -88,7 +88,7 @@ def check_model(config: Config) -> None:
             raise missing_model(base)
     template = config.template.file
     if template is not None and not os.path.isfile(template):
-        raise UserError(f"There is no template file {template}.", "Mend template.file, or leave it out.")
+        raise UserError(f"There is no template file {template}.", "Fix template.file, or leave it out.")
     if config.eval.prompts is not None:
         from core.chat.prompts import read_prompts
 

@@ -20,7 +20,7 @@ def render(imported: Imported, width: int) -> list[str]:
     idle = len(imported.carried) - len(copied)
     said = f"carried: {', '.join(copied) or 'nothing'}"
     if idle:
-        said += f"; and {idle} that {'asks' if idle == 1 else 'ask'} for nothing else than what is done here"
+        said += f"; {idle} more {'matches' if idle == 1 else 'match'} what happens anyway"
     lines += textwrap.wrap(said, max(min(width, 120), 40), subsequent_indent="  ", break_on_hyphens=False)
     for name, entries in (("changed", imported.changed), ("unsupported", imported.unsupported)):
         if entries:

@@ -84,7 +84,7 @@ def test_a_number_reads_as_what_it_was(value: float, digits: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rate", "text"), [(None, "–"), (math.nan, "–"), (317.8, "318 tok/s"), (12_345.6, "12 346 tok/s")]
+    ("rate", "text"), [(None, "–"), (math.nan, "–"), (317.8, "318 tok/s"), (12_345.6, "12,346 tok/s")]
 )
 def test_rates(rate: float | None, text: str) -> None:
     assert format_rate(rate) == text

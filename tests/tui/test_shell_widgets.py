@@ -86,7 +86,7 @@ def test_a_device_fits_and_missing_values_are_dashes(width: int) -> None:
 
 def test_a_wide_device_has_everything_with_units() -> None:
     text = "\n".join(line.plain for line in device_lines(GPU, 110, BRAILLE))
-    for part in ("71 °C", "ok, limit 83", "18.2/24.0 GB", "312 W / 450 W", "98 %", "54 %", "2 520 MHz", "nothing"):
+    for part in ("71 °C", "ok, limit 83", "18.2/24.0 GB", "312 W / 450 W", "98 %", "54 %", "2,520 MHz", "nothing"):
         assert part in text
 
 
@@ -218,10 +218,12 @@ async def test_ten_thousand_runs_are_no_burden() -> None:
 
 def test_settings_with_mistakes_keep_their_defaults(tmp_path: Path) -> None:
     path = tmp_path / "settings.toml"
-    path.write_text('theme = 3\nglyphs = "ascii"\nanimations = "yes"\nfont = "x"\n', encoding="utf-8")
+    path.write_text('theme = 3\nglyphs = "ascii"\nanimations = "yes"\nfont = "x"\nrefresh = 2\n', encoding="utf-8")
     settings, problems = load_settings(path)
-    assert (settings.theme, settings.glyphs, settings.animations) == ("", "ascii", False)
-    assert len(problems) == 3
+    assert (settings.theme, settings.glyphs, settings.animations, settings.pace) == ("", "ascii", False, 1.0)
+    assert len(problems) == 4
+    path.write_text('refresh = "half"\n', encoding="utf-8")
+    assert load_settings(path)[0].pace == 2.0
     assert load_settings(tmp_path / "none.toml")[1] == []
 
 
@@ -255,4 +257,4 @@ def test_a_cpu_is_not_blamed_for_having_no_fan() -> None:
         index=0, kind="cpu", name="CPU", utilization=70.0, clock=2600.0, memory_used=10**9, memory_total=10**10
     )
     second = device_lines(cpu, 106, BRAILLE)[1].plain
-    assert second.split() == ["util", "70", "%", "2", "600", "MHz"]
+    assert second.split() == ["util", "70", "%", "2,600", "MHz"]

@@ -82,7 +82,7 @@ class TrainPane(Pane, can_focus=True):
         """Start empty, with a timer for the seconds of a phase."""
         self.show(None)
         self.query_one("#empty", EmptyState).say("Looking for runs …")
-        self.set_interval(1.0, self._tick)
+        self.set_interval(self.shell.pace, self._tick)
 
     def show(self, view: RunView | None) -> None:
         """Show a run, or the empty state."""

@@ -15,6 +15,7 @@ from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from core.text import one_line
+from core.units import format_count
 from tui.screens.overlay import Overlay
 from tui.widgets.forms.safe_input import SafeInput
 from tui.widgets.lists.choice_list import ChoiceList
@@ -120,7 +121,7 @@ class PickScreen(Overlay[str | None]):
         self._shown = [value for value, _, _ in entries]
         self._pointed_at = None
         self._prompts = [_prompt(name, about, value == self._present) for value, name, about in entries]
-        rest = f"{len(found) - LISTED:,}".replace(",", " ")
+        rest = format_count(len(found) - LISTED)
         self._options.clear_options()
         self._options.add_options([Option(Content.assemble("  ", prompt)) for prompt in self._prompts])
         if len(found) > LISTED:

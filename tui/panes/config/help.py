@@ -91,7 +91,7 @@ def _full(name: str, value: Any) -> str:
 
 def _short(name: str, value: Any) -> str:
     """A value in a few characters; the last part of a path."""
-    if name in PATH_OPTIONS:
+    if name in PATH_OPTIONS and value is not None:
         texts = value if isinstance(value, list) else [value]
         value = [Path(text).name if isinstance(text, str) else text for text in texts]
     return one_line(format_value(value), _SHORT) or UNSET_TEXTS.get(name, "none")

@@ -76,7 +76,7 @@ async def test_format_and_columns_reach_rows_tokens_and_analysis(
         await wait_for(pilot, lambda: pane.view is not None and pane.view.format_name == "plain text")
         analysis = await analyzed(pilot, pane)
         assert analysis.sources[0].format == "text"
-        assert pane.session.columns == ("tok", "sup", "text")
+        assert pane.session.columns == ("tok", "learned", "text")
         await wait_for(
             pilot,
             lambda: next(cell.text for part in pane.body.mask_view.parts for cell in part.cells) != "<|im_start|>",

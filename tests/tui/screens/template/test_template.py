@@ -253,7 +253,7 @@ async def test_a_broken_template_says_its_line_and_nothing_is_lost(
         text = words(pilot)
         number = NAMED_TEMPLATES["chatml"].source.count("\n") + 1
         assert f"not valid in line {number}" in text
-        assert "not used until it is mended" in text
+        assert "not used until it is fixed" in text
         assert f"✗{number} " in text, "the line is marked and in view"
         assert value(pilot, "template.file") is None
         assert "{% if %}" in (directory / "chatml.jinja").read_text()
@@ -497,7 +497,7 @@ async def test_a_template_that_is_no_jinja_is_not_chosen(directory: Path) -> Non
     async with make_app(directory).run_test(size=(80, 24)) as pilot:
         screen = await opened(pilot)
         await pilot.press("enter")
-        await wait_for(pilot, lambda: "Mend it" in words(pilot))
+        await wait_for(pilot, lambda: "Fix it" in words(pilot))
         assert pilot.app.screen is screen
 
 
