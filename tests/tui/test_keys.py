@@ -103,12 +103,12 @@ def test_a_key_that_no_terminal_sends_is_told(name: str, known: bool) -> None:
 
 def test_a_keymap_rebinds(tmp_path: Path) -> None:
     path = tmp_path / "keymap.toml"
-    path.write_text('[train]\npause = "space"\nstop = ["x", "f9"]\n', encoding="utf-8")
+    path.write_text('[train]\npause = "space"\nstop = ["z", "f9"]\n', encoding="utf-8")
     found = load_keymap(path)
     assert found.problems == []
     table = KeyTable(found.overrides)
     assert table["train.pause"].keys == "space"
-    assert table["train.stop"].keys == "x,f9"
+    assert table["train.stop"].keys == "z,f9"
     assert table.hints(["train.pause", "train.checkpoint"]) == "space pause  c checkpoint"
 
 

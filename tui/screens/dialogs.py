@@ -13,6 +13,7 @@ LEAVE, STOP = "leave", "stop"
 SAVE, DISCARD = "save", "discard"
 RESTORE = "restore"
 STOP_NOW, SIGNAL, KILL = "stop now", "signal", "kill"
+COPY_CODE, COPY_PATH = "copy code", "copy path"
 YES = "yes"
 
 
@@ -173,6 +174,28 @@ def _unsaved(view: RunView) -> str:
         return f"Step {saved} is saved, and is the last one done so far."
     count = step - saved
     return f"Not saved so far: {count} {'step' if count == 1 else 'steps'} after the checkpoint of step {saved}."
+
+
+def elsewhere_dialog(run: str, code: str, *, is_model: bool) -> ChoiceDialog:
+    """The ways to use a run's result outside the app.
+
+    Args:
+        run: The run's id.
+        code: Python code that loads it.
+        is_model: Whether it is a whole model, and no adapter.
+    """
+    text = Content.assemble(
+        ("From a shell:\n", "$muted"),
+        f"localtune-tui chat {one_line(run, 100)}",
+        ("\n\nIn Python, with Transformers:\n" if is_model else "\n\nIn Python, with PEFT:\n", "$muted"),
+        sanitize(code),
+    )
+    choices = [
+        Choice("c", COPY_CODE, "copy the Python code"),
+        Choice("p", COPY_PATH, f"copy the path of the {'model' if is_model else 'adapter'}"),
+        Choice("escape", "", "back"),
+    ]
+    return ChoiceDialog("Use it elsewhere", text, choices, is_harmless=True)
 
 
 def error_dialog(title: str, error: UserError) -> ChoiceDialog:
