@@ -99,29 +99,6 @@ def test_the_share_of_json_is_shown_beside_exact_match_where_there_is_room(home:
     assert "JSON" not in run_lines.numbers(view, 100).plain
 
 
-@pytest.mark.parametrize("state", ["finished", "stopped", "failed"])
-def test_an_end_is_told_with_its_reason_and_the_next_key(home: Path, state: str) -> None:
-    script = ScriptedRun(home)
-    script.train_to(30)
-    script.end(state, "why it ended", "what to do")
-    text = run_lines.banner(view_of(script), KeyTable()).plain
-    assert f"{state} at step 30" in text
-    assert "4 talk to it" in text
-    assert "why it ended." in text
-    if state != "finished":
-        assert "why it ended. what to do." in text
-        assert "C continue from the last checkpoint" in text
-
-
-def test_without_a_checkpoint_there_is_nothing_to_continue(home: Path) -> None:
-    script = ScriptedRun(home)
-    script.begin()
-    script.end("failed", "no")
-    text = run_lines.banner(view_of(script), KeyTable()).plain
-    assert "C continue" not in text
-    assert "r start again" in text
-
-
 def test_a_nan_loss_is_shown_as_such(home: Path) -> None:
     script = ScriptedRun(home)
     script.begin()
@@ -154,7 +131,7 @@ def test_numbers_and_progress_fit(home: Path, width: int) -> None:
 def test_trend() -> None:
     from core.runs.series import Series
 
-    down, flat = Series(0.0), Series(0.0)
+    down, flat = Series(), Series()
     for step in range(50):
         down.append(step, 5.0 - step / 20)
         flat.append(step, 1.0)
@@ -270,8 +247,9 @@ def test_a_run_that_is_queued_has_no_numbers_yet(home: Path) -> None:
     view = view_of(script)
     assert run_lines.numbers(view, 80).plain == ""
     assert "the worker is starting" in run_lines.phases(view, 0.0, 80, BRAILLE).plain
-    lost = RunView(view.run, RunState(state="lost"), view.history)
-    assert run_lines.banner(lost, KeyTable()).plain.startswith("? lost")
+    for state, text in (("paused", "‖ paused"), ("stalled", "! no sign of life"), ("training", "")):
+        shown = RunView(view.run, RunState(state=state), view.history)
+        assert run_lines.banner(shown, KeyTable()).plain.partition("\n")[0] == text
 
 
 def test_a_cpu_is_not_blamed_for_having_no_fan() -> None:

@@ -47,7 +47,7 @@ class Runs:
         self._cards, self._keys = cards, keys
         self._landing = ""
         self._chat_told = 0.0
-        self._is_starting = False
+        self._has_started = False
 
     def begin(self, name: str | None = None, *, sample: bool = False, landing: str = "") -> None:
         """Show the run that the app is opened with.
@@ -58,6 +58,7 @@ class Runs:
             landing: The pane to begin in where no run is live; the run's own where empty.
         """
         if sample:
+            self._state.is_starting, self._has_started = True, False
             self._bridge.start_sample()
         elif name is not None:
             self._bridge.open_run(name)
@@ -146,28 +147,30 @@ class Runs:
     def _start_with_free_memory(self, start: Callable[[], None]) -> None:
         """Start a worker once the chat engine has freed the memory that the worker will need."""
 
-        self._is_starting = True
-
         async def work() -> None:
             if (pane := self._desktop.panes.chat) is not None:
                 await pane.release()
             start()
 
+        self._state.is_starting, self._has_started = True, False
         self._desktop.run(work, "start")
 
     def _refuse_second_run(self) -> bool:
         """Refuse a second live run, with a message: two do not fit on one device."""
         view = self._state.live_run
+        if self._state.is_starting:
+            # A key that is pressed again means the same start.
+            self._desktop.warn("A run is starting", "It is shown as soon as its worker is there.")
+            return True
         if view is not None:
             self._desktop.warn(
                 "A run is on", f"{view.run.id} is {view.state.state}. Stop it before another one starts."
             )
-        elif self._is_starting:
-            self._desktop.warn("A run is starting", "Stop it before another one starts.")
-        return view is not None or self._is_starting
+        return view is not None
 
     def started(self, run: Run) -> None:
         """Show a run whose worker has been started."""
+        self._has_started = True
         self.open(run)
         if (form := self._desktop.panes.config) is not None:
             form.look_around(anew=True)
@@ -179,7 +182,7 @@ class Runs:
 
     def action_failed(self, title: str, error: UserError) -> None:
         """Show that a request of the user failed; without a run, the request may have been to show one."""
-        self._is_starting = False
+        self._state.is_starting = False
         if self._state.view is None:
             self.none_found()
         self._desktop.fail(title, error)
@@ -190,11 +193,12 @@ class Runs:
         """Show a run that has been read from its beginning."""
         from core.runs.catalog import read_model
 
-        self._is_starting = False
         before = self._state.view
         leftover = message.found and message.state.is_over
         view = RunView(message.run, message.state, message.history, read_model(message.run), leftover)
         self._state.view = view
+        # One that was opened meanwhile is not the one that is being started.
+        self._state.is_starting = self._state.is_starting and not self._has_started
         if leftover:
             self._land()
         elif message.found:

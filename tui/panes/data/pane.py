@@ -106,6 +106,17 @@ class DataPane(Pane):
         self.body.set_class(event.size.width >= BESIDE_WIDTH, "-beside")
         self._refresh_status()
 
+    async def on_key(self, event: events.Key) -> None:
+        """Take a message away: it has been read when the next key is pressed. One about work that is on stays.
+
+        While nothing is open, keys of other panes that lead on work here too.
+        """
+        is_busy = self._is_searching or self.opener.opening is not None or bool(self.browser.display)
+        if self._status and not is_busy and not self.ask_bar.is_asking:
+            self._say("")
+        if self._empty.display and self._empty.has_focus:
+            await self._empty.take_key(event, "data")
+
     @property
     def view(self) -> DatasetView | None:
         """The file that is shown."""
@@ -138,6 +149,8 @@ class DataPane(Pane):
         self.configure(document)
         if (path := self.opener.follow(document)) is not None:
             self.show(path)
+        elif self.view is not None and self.opener.forget_failure(document):
+            self._say("")
 
     def configure(self, document: ConfigDocument) -> None:
         """Follow a configuration; where its plan is the same, the display stays unchanged."""
@@ -405,11 +418,6 @@ class DataPane(Pane):
         here, now = self._empty.here, self.shell.clock()
         ways = ways_to_begin(self.keys, here, now, sample="data.sample", sample_text="the support tickets as a sample")
         self._empty.explain(f"{missing} What should the model learn from?", ways, error)
-
-    async def on_key(self, event: events.Key) -> None:
-        """While nothing is open, keys of other panes that lead on work here too."""
-        if self._empty.display and self._empty.has_focus:
-            await self._empty.take_key(event, "data")
 
     @on(FirstSteps.Chosen)
     def _file_chosen(self, message: FirstSteps.Chosen) -> None:

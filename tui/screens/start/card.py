@@ -59,6 +59,7 @@ class StartCard(Overlay[Answer]):
         border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted;
     }
     """
+    SCOPE = "start"
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("start")]
 
     def __init__(

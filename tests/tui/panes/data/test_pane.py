@@ -241,7 +241,7 @@ async def test_using_the_file_for_training_and_evaluation(tmp_path: Path) -> Non
         await pilot.press("t")
         assert not pane.chosen
         await opened(pilot, pane, path)
-        await pilot.press("t", "e")
+        await pilot.press("t", "E")
         await pilot.pause()
         assert [(message.path, message.use) for message in pane.chosen] == [(path, "train"), (path, "eval")]
 
