@@ -59,7 +59,8 @@ class ConfigDocument:
         except tomlkit.exceptions.TOMLKitError as error:
             what = one_line(str(error).split(" at line")[0], 200).rstrip(".")
             if isinstance(error, tomlkit.exceptions.ParseError) and error.col:
-                line, place = error.line, f"line {error.line}, column {error.col}: "
+                line: int | None = error.line
+                place = f"line {error.line}, column {error.col}: "
             else:
                 # tomlkit does not say where a repeated key is.
                 line = repeated_line(text)
