@@ -103,6 +103,4 @@ class KeyBar(Widget):
 
     def _entry(self, key: Key, style: Style, text_style: Style | None = None) -> Content:
         click = Style.from_meta({"@click": key.action})
-        return Content.assemble(
-            (key.display, style + click), (" ", click), (key.description, (text_style or Style()) + click)
-        )
+        return Content.assemble((key.display, style + click), " ", (key.description, (text_style or Style()) + click))
