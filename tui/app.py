@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import os
 import signal
 import sys
@@ -33,6 +34,7 @@ from tui.controllers.desktop import Desktop
 from tui.controllers.leaving import Leaving
 from tui.controllers.run_control import RunControl
 from tui.controllers.runs import Runs
+from tui.data_paths import entry_path
 from tui.draft_keeper import LOOK_SECONDS, DraftKeeper
 from tui.driver import TerminalDriver
 from tui.glyphs import GLYPH_SETS
@@ -70,6 +72,7 @@ class LocaltuneApp(App[str]):
         config_path: A configuration to open.
         run: A run to open: an id, a part of one, a path or ``latest``.
         demo: Whether to start the sample run at once.
+        data: A data file or a directory of them to open.
     """
 
     TITLE = "localtune-tui"
@@ -77,9 +80,16 @@ class LocaltuneApp(App[str]):
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("app")]
     COMMANDS: ClassVar[set[Callable[[], type[Provider]]]] = {_key_commands}  # type: ignore[assignment]
 
-    def __init__(self, config_path: Path | None = None, run: str | None = None, demo: bool = False) -> None:
+    def __init__(
+        self,
+        config_path: Path | None = None,
+        run: str | None = None,
+        demo: bool = False,
+        data: Path | None = None,
+    ) -> None:
         self.mistakes = Mistakes()
         super().__init__()
+        self._data_path = data
         self._config_path, self._run_name, self._demo = config_path, run, demo
         self._settings, self._complaints = load_settings(config_dir() / "settings.toml")
         self._complaints = [f"settings.toml: {problem}" for problem in self._complaints]
@@ -119,7 +129,9 @@ class LocaltuneApp(App[str]):
         try:
             self.theme = wanted
         except InvalidThemeError:
-            self._complaints.append(f"there is no theme {one_line(wanted, 40)}")
+            near = difflib.get_close_matches(wanted, self.available_themes, n=1)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            self._complaints.append(f"there is no theme {one_line(wanted, 40)}{meant}")
             self.theme = DEFAULT
 
     def get_driver_class(self) -> type[Driver]:
@@ -198,12 +210,14 @@ class LocaltuneApp(App[str]):
         """Slow imports, done once the first screen is painted."""
         self.desktop.show_header()
         self.bridge.sample_devices()
-        landing = "config" if self._config_path is not None else ""
+        landing = "config" if self._config_path is not None else "data" if self._data_path is not None else ""
         self.runs.begin(self._run_name, sample=self._demo, landing=landing)
         await self.main.load_panes()
         self._warm_sandbox()
         self.runs.offer_to_chat()
         self.bridge.load_config(self._config_path)
+        if self._data_path is not None and (pane := self.desktop.panes.data) is not None:
+            pane.show(entry_path(str(self._data_path), Path.cwd()), ask=True)
         if self._complaints:
             text = "\n".join(self._complaints)
             self.desktop.tell(text, "Left out of your settings", severity="warning", seconds=12)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from core.errors import UserError
 from core.hub_uri import short_name
+from core.runs.state import in_words
 from core.text import one_line
 from tui.bridge import Bridge
 from tui.controllers.desktop import Desktop
@@ -198,7 +199,7 @@ class Runs:
         """Announce the end of a run that was watched, where its pane is not on the screen."""
         if not self._desktop.main.slot("train").display:
             self._desktop.tell(
-                one_line(f"{view.run.id} is {view.state.state}. {view.state.reason}", 300),
+                one_line(f"{view.run.id} {in_words(view.state.state)}. {view.state.reason}", 300),
                 severity="information" if view.state.state in ("finished", "stopped") else "error",
                 seconds=10,
             )
