@@ -323,6 +323,26 @@ class LocaltuneApp(App[str]):
     def _runs_listed(self, message: messages.RunsListed) -> None:
         self.runs.listed(message)
 
+    @on(messages.RunsInView)
+    def _runs_in_view(self, message: messages.RunsInView) -> None:
+        self.bridge.look_at(message)
+
+    @on(messages.RunFiguresRead)
+    def _run_figures_read(self, message: messages.RunFiguresRead) -> None:
+        self.runs.show_figures(message)
+
+    @on(messages.RunDetailRead)
+    def _run_detail_read(self, message: messages.RunDetailRead) -> None:
+        self.runs.show_detail(message)
+
+    @on(messages.DeleteRequested)
+    def _delete_requested(self, message: messages.DeleteRequested) -> None:
+        self.runs.delete(message.run, message.size)
+
+    @on(messages.RunDeleted)
+    def _run_deleted(self, message: messages.RunDeleted) -> None:
+        self.runs.deleted(message.run)
+
     @on(messages.ControlRequested)
     def _control_requested(self, message: messages.ControlRequested) -> None:
         self.run_control.request(message.command)

@@ -83,6 +83,9 @@ def completion_script(shell: str) -> str:
     functions = files("core.commands").joinpath("shells", f"functions.{shell}").read_text(encoding="utf-8")
     lists = "\n".join(_assignment(shell, f"_localtune_tui_{name}", words) for name, words in _word_lists().items())
     script: str = shtab.complete(parser, shell, preamble=f"{lists}\n\n{functions}")
+    if shell == "zsh":
+        # shtab writes an argument that may be repeated so that zsh completes it once.
+        script = script.replace('"(*)::', '"*:').replace('"(*):', '"*:')
     return f"{script.rstrip()}\n{_AFTER[shell]}"
 
 

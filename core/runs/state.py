@@ -32,7 +32,7 @@ FILE_LIMIT = 1 << 20
 _PIDS, _COUNTS = range(1 << 31), range(1 << 63)
 
 #: States as the end of a sentence about a run, where "is" and the state would not do.
-_PHRASES = {"finished": "has finished", "stopped": "was stopped", "failed": "has failed", "lost": "is lost"}
+_PHRASES = {"failed": "has failed", "stopped": "was stopped"}
 
 EXIT_CODES = {"finished": 0, "stopped": 3, "failed": 4}
 

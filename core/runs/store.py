@@ -34,6 +34,7 @@ from core.text import one_line
 
 #: Time format of the beginning of a run id.
 _STAMP = "%Y%m%d-%H%M%S"
+_STAMPED = re.compile(r"(\d{4})(\d\d)(\d\d)-(\d\d)(\d\d)(\d\d)", re.ASCII)
 #: Seconds by which the last heartbeat may be later than the recorded end.
 _END_SECONDS = 1.0
 
@@ -53,7 +54,10 @@ class Run:
     def created(self) -> datetime | None:
         """Local time that its id begins with; None for a directory that was renamed."""
         try:
-            moment = datetime.strptime(self.id[: len("YYYYMMDD-HHMMSS")], _STAMP)
+            found = _STAMPED.match(self.id)
+            if found is None:
+                return None
+            moment = datetime(*map(int, found.groups()))
             moment.timestamp()  # fails for the first and last days of the calendar
         except (ValueError, OverflowError, OSError):
             return None

@@ -12,7 +12,7 @@ from core.text import one_line
 from tui.bridge import Bridge
 from tui.controllers.desktop import Desktop
 from tui.draft_keeper import DraftKeeper
-from tui.messages import RunAdvanced, RunAttached, RunsListed
+from tui.messages import RunAdvanced, RunAttached, RunDetailRead, RunFiguresRead, RunsListed
 from tui.state import AppState, RunView
 
 if TYPE_CHECKING:
@@ -120,6 +120,37 @@ class Runs:
                 "A run is on", f"{view.run.id} is {view.state.state}. Stop it before another one starts."
             )
         return view is not None
+
+    def delete(self, run: Run, size: int | None) -> None:
+        """Delete a run, once the user has confirmed it; a live one is refused.
+
+        Args:
+            run: The run.
+            size: Its bytes on the disk; None if unknown.
+        """
+        from tui.screens.dialogs import YES, delete_dialog
+
+        state = run.state()
+        if not state.is_over:
+            self._desktop.warn("Not deleted", f"{run.id} {in_words(state.state)}. Stop it before you delete it.")
+            return
+
+        def answered(answer: str | None) -> None:
+            if answer == YES:
+                self._bridge.delete(run)
+
+        self._desktop.open(delete_dialog(run, state, size), answered)
+
+    def deleted(self, run: Run) -> None:
+        """Take a deleted run from the screen."""
+        self._desktop.tell(f"Deleted {run.id}.")
+        if (pane := self._desktop.panes.runs) is not None:
+            pane.forget(run)
+        if self._state.view is not None and self._state.view.run == run:
+            self._bridge.stop_following()
+            self._state.view = None
+            self._show_run()
+            self._bridge.find_run()
 
     def started(self, run: Run) -> None:
         """Show a run whose worker has been started."""
@@ -236,6 +267,16 @@ class Runs:
         """Show the devices as sampled by this process."""
         self._state.devices = devices
         self._desktop.show_header()
+
+    def show_figures(self, message: RunFiguresRead) -> None:
+        """Show figures in the list of runs."""
+        if (pane := self._desktop.panes.runs) is not None:
+            pane.show_figures(message.figures)
+
+    def show_detail(self, message: RunDetailRead) -> None:
+        """Show the account of the run under the cursor of the list."""
+        if (pane := self._desktop.panes.runs) is not None:
+            pane.show_detail(message.detail)
 
     def listed(self, message: RunsListed) -> None:
         """Show the runs on this machine."""
