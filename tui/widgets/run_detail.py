@@ -51,9 +51,10 @@ def account_rows(
     text_width = width - CURVE_WIDTH - 3 if curve else width
     # The list above has the rest.
     facts = "   ".join(f"{name} {value}" for name, value in _facts(row, detail, None) if name not in ("lr", "batch"))
-    progress = one_line(_progress(row, figures), max(text_width - len(row.run.id) - 2, 1))
+    head, progress = _head(row, text_width), _progress(row, figures)
+    is_short = head.cell_length + 2 + len(progress) <= text_width
     lines = [
-        Content.assemble(_head(row, text_width), "  ", progress),
+        *([Content.assemble(head, "  ", progress)] if is_short else [head, *_wrapped(progress, text_width)]),
         *_wrapped(detail.reason, text_width, "$muted")[:2],
         *_wrapped(facts, text_width)[:2],
     ]
