@@ -56,10 +56,11 @@ class Bridge:
 
     Args:
         app: Where messages go.
+        pace: Factor of the seconds between two messages of one kind.
     """
 
-    def __init__(self, app: App[str]) -> None:
-        self._app = app
+    def __init__(self, app: App[str], pace: float = 1.0) -> None:
+        self._app, self._pace = app, pace
         self._closing = threading.Event()
         self._following = threading.Event()
         self._listing = threading.Event()
@@ -152,7 +153,7 @@ class Bridge:
         self._following = stop = threading.Event()
         if self._closing.is_set():
             stop.set()
-        self._run(partial(follow_run, run, self._post, stop, found=found), "follow")
+        self._run(partial(follow_run, run, self._post, stop, found=found, pace=self._pace), "follow")
 
     def sample_devices(self) -> None:
         """Sample the devices every few seconds, while ``sampling`` is set."""
@@ -163,7 +164,7 @@ class Bridge:
             while not self._closing.is_set():
                 if self.sampling:
                     self._post(DevicesSampled(snapshot()))
-                self._closing.wait(SAMPLE_SECONDS)
+                self._closing.wait(SAMPLE_SECONDS * self._pace)
 
         self._run(work, "sample")
 
@@ -181,7 +182,7 @@ class Bridge:
             catalog = RunCatalog()
             while not stop.is_set():
                 self._post(RunsListed(catalog.rows(FACTS_SECONDS)))
-                stop.wait(LIST_SECONDS if catalog.is_whole else CATCH_UP_SECONDS)
+                stop.wait(LIST_SECONDS * self._pace if catalog.is_whole else CATCH_UP_SECONDS)
 
         self._run(work, "list")
         self._run(partial(self._read_figures, stop), "figures")
@@ -213,7 +214,7 @@ class Bridge:
                 if shown.get(run.id) != (figures := reader.read(run)):
                     shown[run.id] = figures
                     self._post(RunFiguresRead({run.id: figures}))
-            self._wanted.wait(LIST_SECONDS)
+            self._wanted.wait(LIST_SECONDS * self._pace)
 
     def delete(self, run: Run) -> None:
         """Delete an ended run."""
@@ -305,7 +306,9 @@ class Bridge:
         self._try("The process could not be killed", work, "control")
 
 
-def follow_run(run: Run, post: Callable[[object], None], stop: threading.Event, *, found: bool = False) -> None:
+def follow_run(
+    run: Run, post: Callable[[object], None], stop: threading.Event, *, found: bool = False, pace: float = 1.0
+) -> None:
     """Read a run and post its events, until ``stop`` is set.
 
     The first message is a :class:`RunAttached` with the whole history, which is owned by the receiver from then on;
@@ -317,6 +320,7 @@ def follow_run(run: Run, post: Callable[[object], None], stop: threading.Event, 
         post: Takes the messages, in any thread.
         stop: Ends it.
         found: Whether the app came upon the run by itself.
+        pace: Factor of the seconds between two polls.
     """
     from core.launch.launcher import reap
     from core.runs.history import RunHistory
@@ -332,7 +336,7 @@ def follow_run(run: Run, post: Callable[[object], None], stop: threading.Event, 
     history.skipped = tail.skipped
     post(RunAttached(run, shown, history, found))
     wait = OVER_SECONDS if shown.is_over else LIVE_SECONDS
-    while not stop.wait(wait):
+    while not stop.wait(wait * pace):
         reap()
         state = run.state()
         events, is_more = tail.poll(), tail.is_behind

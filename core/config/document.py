@@ -62,13 +62,15 @@ class ConfigDocument:
         except tomlkit.exceptions.TOMLKitError as error:
             what = one_line(str(error).split(" at line")[0], 200).rstrip(".")
             if isinstance(error, tomlkit.exceptions.ParseError) and error.col:
+                line: int | None = error.line
                 place = f"line {error.line}, column {error.col}: "
             else:
                 # tomlkit does not say where a repeated key is.
                 line = repeated_line(text)
                 place = f"line {line}: " if line else ""
-            fault = place.partition(",")[0].rstrip(": ") or "it"
-            raise UserError(f"{self._where} is not valid TOML: {place}{what}.", f"Fix {fault}.") from error
+            raise UserError(
+                f"{self._where} is not valid TOML: {place}{what}.", f"Fix line {line}." if line else "Fix it."
+            ) from error
 
     @classmethod
     def load(cls, path: Path) -> ConfigDocument:

@@ -275,6 +275,11 @@ def _guess(name: str, runs: Sequence[Run]) -> str:
     return f"Did you mean {found}?" if found is not None else "'localtune-tui runs' lists them."
 
 
+def has_weights(run: Run) -> bool:
+    """Whether a run has saved something that can be talked to: a final adapter or model, or a checkpoint."""
+    return run.adapter_path.is_dir() or run.model_path.is_dir() or bool(complete_checkpoints(run))
+
+
 def complete_checkpoints(run: Run) -> list[Path]:
     """Checkpoint directories with a manifest, oldest first; the worker verifies its hashes."""
     try:
