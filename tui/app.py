@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import os
 import signal
 import sys
@@ -34,6 +35,7 @@ from tui.controllers.desktop import Desktop
 from tui.controllers.leaving import Leaving
 from tui.controllers.run_control import RunControl
 from tui.controllers.runs import Runs
+from tui.data_paths import entry_path
 from tui.draft_keeper import LOOK_SECONDS, DraftKeeper
 from tui.driver import TerminalDriver
 from tui.glyphs import GLYPH_SETS
@@ -67,6 +69,7 @@ class LocaltuneApp(App[str]):
         config_path: A configuration to open.
         run: A run to open: an id, a part of one, a path or ``latest``.
         demo: Whether to start the sample run at once.
+        data: A data file or a directory of them to open.
     """
 
     TITLE = "localtune-tui"
@@ -74,9 +77,16 @@ class LocaltuneApp(App[str]):
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("app")]
     ENABLE_COMMAND_PALETTE = False  # Its own is an overlay like the others.
 
-    def __init__(self, config_path: Path | None = None, run: str | None = None, demo: bool = False) -> None:
+    def __init__(
+        self,
+        config_path: Path | None = None,
+        run: str | None = None,
+        demo: bool = False,
+        data: Path | None = None,
+    ) -> None:
         self.mistakes = Mistakes()
         super().__init__()
+        self._data_path = data
         self._config_path, self._run_name, self._demo = config_path, run, demo
         self._settings, self._complaints = load_settings(config_dir() / "settings.toml")
         self._complaints = [f"settings.toml: {problem}" for problem in self._complaints]
@@ -120,7 +130,9 @@ class LocaltuneApp(App[str]):
         try:
             self.theme = wanted
         except InvalidThemeError:
-            self._complaints.append(f"there is no theme {one_line(wanted, 40)}")
+            near = difflib.get_close_matches(wanted, self.available_themes, n=1)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            self._complaints.append(f"there is no theme {one_line(wanted, 40)}{meant}")
             self.theme = DEFAULT
 
     def get_driver_class(self) -> type[Driver]:
@@ -239,12 +251,14 @@ class LocaltuneApp(App[str]):
         """Slow imports, done once the first screen is painted."""
         self.desktop.show_header()
         self.bridge.sample_devices()
-        landing = "config" if self._config_path is not None else ""
+        landing = "config" if self._config_path is not None else "data" if self._data_path is not None else ""
         self.runs.begin(self._run_name, sample=self._demo, landing=landing)
         await self.main.load_panes()
         self._warm_sandbox()
         self.runs.offer_to_chat()
         self.bridge.load_config(self._config_path)
+        if self._data_path is not None and (pane := self.desktop.panes.data) is not None:
+            pane.show(entry_path(str(self._data_path), Path.cwd()), ask=True)
         if self._complaints:
             text = "\n".join(self._complaints)
             self.desktop.tell(text, "Left out of your settings", severity="warning", seconds=12)
@@ -350,6 +364,26 @@ class LocaltuneApp(App[str]):
     @on(messages.RunsListed)
     def _runs_listed(self, message: messages.RunsListed) -> None:
         self.runs.listed(message)
+
+    @on(messages.RunsInView)
+    def _runs_in_view(self, message: messages.RunsInView) -> None:
+        self.bridge.look_at(message)
+
+    @on(messages.RunFiguresRead)
+    def _run_figures_read(self, message: messages.RunFiguresRead) -> None:
+        self.runs.show_figures(message)
+
+    @on(messages.RunDetailRead)
+    def _run_detail_read(self, message: messages.RunDetailRead) -> None:
+        self.runs.show_detail(message)
+
+    @on(messages.DeleteRequested)
+    def _delete_requested(self, message: messages.DeleteRequested) -> None:
+        self.runs.delete(message.run, message.size)
+
+    @on(messages.RunDeleted)
+    def _run_deleted(self, message: messages.RunDeleted) -> None:
+        self.runs.deleted(message.run)
 
     @on(messages.ControlRequested)
     def _control_requested(self, message: messages.ControlRequested) -> None:

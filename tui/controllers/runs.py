@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from core.errors import UserError
 from core.hub_uri import short_name
+from core.runs.state import in_words
 from core.text import one_line
 from tui.bridge import Bridge
 from tui.controllers.desktop import Desktop
 from tui.draft_keeper import DraftKeeper
-from tui.messages import RunAdvanced, RunAttached, RunsListed
+from tui.messages import RunAdvanced, RunAttached, RunDetailRead, RunFiguresRead, RunsListed
 from tui.state import AppState, RunView
 
 if TYPE_CHECKING:
@@ -127,6 +128,37 @@ class Runs:
             )
         return view is not None
 
+    def delete(self, run: Run, size: int | None) -> None:
+        """Delete a run, once the user has confirmed it; a live one is refused.
+
+        Args:
+            run: The run.
+            size: Its bytes on the disk; None if unknown.
+        """
+        from tui.screens.dialogs import YES, delete_dialog
+
+        state = run.state()
+        if not state.is_over:
+            self._desktop.warn("Not deleted", f"{run.id} {in_words(state.state)}. Stop it before you delete it.")
+            return
+
+        def answered(answer: str | None) -> None:
+            if answer == YES:
+                self._bridge.delete(run)
+
+        self._desktop.open(delete_dialog(run, state, size), answered)
+
+    def deleted(self, run: Run) -> None:
+        """Take a deleted run from the screen."""
+        self._desktop.tell(f"Deleted {run.id}.")
+        if (pane := self._desktop.panes.runs) is not None:
+            pane.forget(run)
+        if self._state.view is not None and self._state.view.run == run:
+            self._bridge.stop_following()
+            self._state.view = None
+            self._show_run()
+            self._bridge.find_run()
+
     def started(self, run: Run) -> None:
         """Show a run whose worker has been started."""
         self._has_started = True
@@ -209,7 +241,7 @@ class Runs:
         """Announce the end of a run that was watched, where its pane is not on the screen."""
         if not self._desktop.main.slot("train").display:
             self._desktop.tell(
-                one_line(f"{view.run.id} is {view.state.state}. {view.state.reason}", 300),
+                one_line(f"{view.run.id} {in_words(view.state.state)}. {view.state.reason}", 300),
                 severity="information" if view.state.state in ("finished", "stopped") else "error",
                 seconds=10,
             )
@@ -246,6 +278,16 @@ class Runs:
         """Show the devices as sampled by this process."""
         self._state.devices = devices
         self._desktop.show_header()
+
+    def show_figures(self, message: RunFiguresRead) -> None:
+        """Show figures in the list of runs."""
+        if (pane := self._desktop.panes.runs) is not None:
+            pane.show_figures(message.figures)
+
+    def show_detail(self, message: RunDetailRead) -> None:
+        """Show the account of the run under the cursor of the list."""
+        if (pane := self._desktop.panes.runs) is not None:
+            pane.show_detail(message.detail)
 
     def listed(self, message: RunsListed) -> None:
         """Show the runs on this machine."""

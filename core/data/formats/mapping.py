@@ -50,8 +50,10 @@ class ColumnMap:
         named = set(self.columns)
         hint = 'Write, for example, data.columns = {user = "question", assistant = "answer"}.'
         if unknown := sorted(named - set(ROLES)):
+            meant = nearest_column(unknown[0], ROLES)
             raise UserError(
-                f"data.columns has no part {one_line(unknown[0], 40)}.", f"The parts are {', '.join(ROLES)}."
+                f"data.columns has no part {one_line(unknown[0], 40)}.",
+                f"Did you mean {meant}?" if meant else f"The parts are {', '.join(ROLES)}.",
             )
         if ("chosen" in named) != ("rejected" in named):
             raise UserError("data.columns names only one of chosen and rejected.", "Name both, or neither.")
@@ -146,6 +148,13 @@ class ColumnMap:
         return kept
 
 
+def nearest_column(column: str, present: Iterable[str]) -> str | None:
+    """The column that a mistyped one most likely meant, whatever the case of its letters."""
+    by_fold = {name[:40].casefold(): name for name in present}
+    near = difflib.get_close_matches(column[:40].casefold(), by_fold, n=1, cutoff=0.6)
+    return by_fold[near[0]] if near else None
+
+
 def missing_columns(columns: ColumnMap, rows: Iterable[Mapping[str, Any]], source: str) -> UserError | None:
     """The error if not one row has the mapped columns; None if one has them."""
     first: tuple[str, list[str]] | None = None
@@ -158,9 +167,9 @@ def missing_columns(columns: ColumnMap, rows: Iterable[Mapping[str, Any]], sourc
     if first is None:
         return None
     column, present = first
-    near = difflib.get_close_matches(column[:40], present, n=1, cutoff=0.6)
+    near = nearest_column(column, present)
     shown = ", ".join(one_line(name, 40) for name in present[:12]) + (", …" if len(present) > 12 else "")
     return UserError(
         f"{source} has no column '{one_line(column, 40)}', which data.columns names; it has {shown or 'none'}.",
-        f"Did you mean {one_line(near[0], 40)}?" if near else "Fix data.columns.",
+        f"Did you mean {one_line(near, 40)}?" if near else "Name one of these in data.columns.",
     )
