@@ -14,12 +14,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
-from textual import on, work
+from rich.console import RenderableType
+from textual import events, on, work
+from textual._compositor import CompositorUpdate
 from textual.app import App, InvalidThemeError
 from textual.binding import BindingType
 from textual.command import Provider
 from textual.driver import Driver
 from textual.message import Message
+from textual.screen import Screen
 
 from core.commands.common import EXIT_ERROR
 from core.errors import UserError
@@ -42,6 +45,7 @@ from tui.mistakes import Mistakes
 from tui.panes import pane_spec
 from tui.settings import load_settings, resolve_glyphs, save_theme
 from tui.state import AppState
+from tui.terminal_image import Painted
 from tui.widgets.lists.run_list import RunList
 
 #: Thread limit: some threads follow a run or sample the devices for as long as the app runs.
@@ -146,6 +150,27 @@ class LocaltuneApp(App[str]):
                 loop.add_signal_handler(number, self.leaving.leave)
         self.theme_changed_signal.subscribe(self, self._theme_changed)
         self.set_interval(LOOK_SECONDS, self._keep_drafts)
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Paint everything anew: a terminal of another size shows something of its own."""
+        if isinstance(self._driver, TerminalDriver):
+            self._driver.image.forget()
+        if event.size == self.size:
+            # It has had another size, and has this one again; nobody else will see that.
+            self.screen.refresh()
+
+    def _display(self, screen: Screen[object], renderable: RenderableType | None) -> None:
+        """Write an update of the screen: the cells that differ from what the terminal shows, and nothing if none do."""
+        driver = self._driver
+        is_written = self._running and not self._closed and not self._batch_count and not self.is_headless
+        if is_written and isinstance(driver, TerminalDriver) and isinstance(renderable, CompositorUpdate):
+            output = driver.image.bring(renderable, self.console._color_system, screen.outer_size)
+            if output is not None:
+                renderable = Painted(output)
+                position = self.screen.outer_size.clamp_offset(self.cursor_position)
+                if not output and position == self._previous_cursor_position:
+                    renderable = None
+        super()._display(screen, renderable)
 
     def _keep_drafts(self) -> None:
         if self.is_running:  # while the app shuts down, the panes are removed piece by piece

@@ -15,6 +15,7 @@ from textual.drivers.linux_driver import LinuxDriver
 from textual.message import Message
 
 from tui.messages import TerminalGone
+from tui.terminal_image import TerminalImage
 from tui.terminal_input import TerminalInput, within_limits
 
 #: Seconds between two looks at pending input, and at whether the app ends.
@@ -37,9 +38,16 @@ class TerminalDriver(LinuxDriver):
         # Textual writes to it as to any stream.
         self._file = cast(Any, OutputStream(cast(TextIO, self._file)))
         self._ahead = 0
+        self.image = TerminalImage()
+        """What the terminal shows."""
 
     def _get_terminal_size(self) -> tuple[int, int]:
         return within_limits(*super()._get_terminal_size())
+
+    def start_application_mode(self) -> None:
+        """Take over the terminal, on which another program may have been until now."""
+        self.image.forget()
+        super().start_application_mode()
 
     def stop_application_mode(self) -> None:
         """Restore the terminal."""
