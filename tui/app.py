@@ -30,6 +30,7 @@ from core.paths import config_dir
 from core.text import one_line
 from themes.loader import DEFAULT, load_builtin, load_user, variable_defaults
 from tui import messages
+from tui.arrangement import PAIRED_SIZE, TILED_SIZE
 from tui.bridge import Bridge
 from tui.controllers.configuration import Configuration
 from tui.controllers.desktop import Desktop
@@ -40,10 +41,10 @@ from tui.draft_keeper import LOOK_SECONDS, DraftKeeper
 from tui.driver import TerminalDriver
 from tui.glyphs import GLYPH_SETS
 from tui.keys import Key, KeyTable, bindings, load_keymap
-from tui.main_screen import TILED_SIZE, MainScreen
+from tui.main_screen import MainScreen
 from tui.mistakes import Mistakes
 from tui.panes import pane_spec
-from tui.settings import load_settings, resolve_glyphs, save_theme
+from tui.settings import load_settings, resolve_glyphs, save_setting
 from tui.state import AppState
 from tui.terminal_image import Painted
 from tui.widgets.lists.run_list import RunList
@@ -136,7 +137,7 @@ class LocaltuneApp(App[str]):
 
     def get_default_screen(self) -> MainScreen:
         """The main screen with its panes."""
-        return MainScreen()
+        return MainScreen(way=self._settings.way)
 
     # Start and end.
 
@@ -366,13 +367,24 @@ class LocaltuneApp(App[str]):
         self.main.press_number(name)
 
     def action_tile(self) -> None:
-        """Tile the panes."""
+        """Show as many panes as there is room for."""
         self.main.tile()
-        if not self.main.can_tile:
+        if self.main.room == 1:
             self.desktop.tell(
-                f"Panes stand side by side from {TILED_SIZE[0]}×{TILED_SIZE[1]} on; "
-                f"this terminal is {self.main.size.width}×{self.main.size.height}."
+                f"Two panes are shown from {PAIRED_SIZE[0]}×{PAIRED_SIZE[1]} on, four from "
+                f"{TILED_SIZE[0]}×{TILED_SIZE[1]}; this terminal is {self.main.size.width}×{self.main.size.height}."
             )
+
+    def action_turn(self) -> None:
+        """Put the two panes in sight over each other instead of beside, or back."""
+        way = self.main.turn()
+        if way is None:
+            self.desktop.tell("Where two panes are in sight, this puts them over each other or beside each other.")
+            return
+        try:
+            save_setting(config_dir() / "settings.toml", "panes", way)
+        except (OSError, UserError) as error:
+            self.desktop.warn("The layout is not remembered", str(error))
 
     def action_help_quit(self) -> None:
         """Explain ctrl+c: it ends other programs, and here it must not end anything by accident."""
@@ -434,6 +446,6 @@ class LocaltuneApp(App[str]):
 
     def _remember_theme(self, name: str) -> None:
         try:
-            save_theme(config_dir() / "settings.toml", name)
+            save_setting(config_dir() / "settings.toml", "theme", name)
         except (OSError, UserError) as error:
             self.desktop.warn("The theme is not remembered", str(error))
