@@ -109,6 +109,9 @@ def session(tree: Path, size: tuple[int, int], *, growing: bool = False, busy: b
             with Terminal.app(str(config), size=size, environment=environment) as terminal:
                 terminal.wait_for(lambda: "rows.toml" in terminal.text, 60)
                 opened = Session(terminal)
+                # All panes are loaded once the rows are counted.
+                terminal.press("1")
+                terminal.wait_for(lambda: "used · 0 dropped" in terminal.text, 60)
                 if growing:
                     terminal.press("3")
                     terminal.wait_for(lambda: "/2000" in terminal.text, 60)

@@ -13,6 +13,7 @@ from textual.containers import Container
 from textual.css.query import NoMatches
 from textual.geometry import NULL_OFFSET, NULL_SPACING, Size
 from textual.layout import ArrangeResult, Layout, WidgetPlacement
+from textual.reactive import Reactive
 from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Static
@@ -47,9 +48,19 @@ class PaneSlot(Container):
         """Import the pane and put it in the frame's place."""
         if self.pane is None:
             self.pane = self.spec.load()()
+            was_current = any(child.has_class("-current") for child in self.children)
             await self.query_children(".pane-frame").remove()
             await self.mount(self.pane)
+            self.mark(is_current=was_current)
         return self.pane
+
+    def mark(self, *, is_current: bool) -> None:
+        """Draw the border as that of the focused pane, or as another one's."""
+        for child in self.children:
+            if child.has_class("-current") is not is_current:
+                # No style of what is in the pane depends on it, and restyling all of that takes longer than anything.
+                child.set_class(is_current, "-current", update=False)
+                self.app.stylesheet.update_nodes([child])
 
     def focus_pane(self) -> None:
         """Focus the pane, or the first focusable widget in it."""
@@ -96,11 +107,15 @@ class Workspace(Container):
 
     def place(self, shown: tuple[str, ...], way: Direction) -> None:
         """Place the panes in sight; ``way`` tells how two of them share the workspace."""
-        if (shown, way) != (self._panes.shown, self._panes.way):
-            self._panes.shown, self._panes.way = shown, way
-            # A child's new layout is what makes its parent arrange the children anew.
-            for slot in self.children:
-                slot.refresh(layout=True)
+        if (shown, way) == (self._panes.shown, self._panes.way):
+            return
+        self._panes.shown, self._panes.way = shown, way
+        for slot in self.query_children(PaneSlot):
+            # Setting the display would ask for a layout and a paint for each slot, one after the other.
+            slot.styles.set_rule("display", "block" if slot.spec.id in shown else "none")
+            slot._nodes.updated()
+        self._clear_arrangement_cache()
+        self.refresh(layout=True)
 
 
 class MainScreen(Screen[None]):
@@ -113,6 +128,8 @@ class MainScreen(Screen[None]):
 
     BINDINGS: ClassVar[list[BindingType]] = []
     AUTO_FOCUS = None
+    # The widgets that get and lose the focus repaint themselves; the screen would repaint everything else too.
+    focused: Reactive[Widget | None] = Reactive(None, repaint=False)
 
     def __init__(self, pane: str = "train", way: Direction | None = None) -> None:
         super().__init__()
@@ -228,15 +245,14 @@ class MainScreen(Screen[None]):
     def _arrange(self) -> None:
         with contextlib.suppress(NoMatches):  # A resize may come before the widgets are there.
             workspace = self.query_one(Workspace)
-            self._shown = self._choose()
+            before, self._shown = self._shown, self._choose()
+            workspace.place(self._shown, self._direction)
             for slot in self.query(PaneSlot):
                 name = slot.spec.id
                 shown = name in self._shown
-                if slot.display != shown or not self._arranged:
-                    slot.display = shown
+                if (name in before) != shown or not self._arranged:
                     self.post_message(PaneShown(name, shown))
-                slot.set_class(name == self.current, "-current")
-            workspace.place(self._shown, self._direction)
+                slot.mark(is_current=name == self.current)
             self.query_one(TooSmall).display = self.is_too_small
             self._arranged = True
             self._show_keys()
