@@ -17,6 +17,8 @@ from core.text import one_line
 LIMIT = 1 << 20
 GLYPH_SETS = ("auto", "braille", "block", "ascii")
 PANES = ("auto", "beside", "over")
+#: Refresh rates, and how much longer than usual the app waits between two updates of the screen.
+REFRESH_RATES = {"full": 1.0, "half": 2.0}
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,18 @@ class Settings:
     """Whether scrolling and toasts move smoothly, which costs bytes."""
     panes: str = "auto"
     """How two panes share the screen: ``beside`` or ``over`` each other; ``auto`` goes by the terminal's shape."""
+    refresh: str = "full"
+    """Refresh rate of meters, chart, log, lists and answers: ``half`` updates them half as often."""
 
     @property
     def way(self) -> Literal["beside", "over"] | None:
         """How two panes share the screen; None by the terminal's shape."""
         return "beside" if self.panes == "beside" else "over" if self.panes == "over" else None
+
+    @property
+    def pace(self) -> float:
+        """Factor of the seconds between two updates of the screen."""
+        return REFRESH_RATES[self.refresh]
 
 
 def load_settings(path: Path) -> tuple[Settings, list[str]]:
@@ -65,7 +74,11 @@ def _check(data: Mapping[str, object]) -> tuple[Settings, list[str]]:
     if not isinstance(panes, str) or panes not in PANES:
         problems.append(f"panes must be one of {', '.join(PANES)}")
         panes = "auto"
-    return Settings(theme, glyphs, animations, panes), problems
+    refresh = data.get("refresh", "full")
+    if not isinstance(refresh, str) or refresh not in REFRESH_RATES:
+        problems.append(f"refresh must be one of {', '.join(REFRESH_RATES)}")
+        refresh = "full"
+    return Settings(theme, glyphs, animations, panes, refresh), problems
 
 
 def save_setting(path: Path, name: str, value: str) -> None:

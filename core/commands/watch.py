@@ -80,18 +80,16 @@ class Log:
 
     def event(self, event: Event, log: list[LogLine], followed: Followed) -> None:
         """Print the event in words."""
-        from core.commands.progress import log_words, step_words
+        from core.commands.progress import log_words, sample_words, step_words
         from core.runs.events import SampleEvent, StepEvent
         from core.runs.sentences import clock
-        from core.text import one_line
 
         for line in log:
             say(f"{line.clock} {log_words(line)}")
         if isinstance(event, StepEvent):
             say(f"{clock(event.t)} {step_words(event, followed.state.total_steps)}")
         elif isinstance(event, SampleEvent):
-            question, answer = one_line(event.prompt.strip(), 80), one_line(event.text.strip(), 200)
-            say(f'{clock(event.t)} {one_line(event.source, 40)} to "{question}": {answer}')
+            say(f"{clock(event.t)} {sample_words(event)}")
 
     def tick(self, followed: Followed) -> None:
         """Print a state that no event reports."""

@@ -47,13 +47,31 @@ class RunControl:
             if answer == STOP:
                 self._bridge.control(run, "stop")
             elif answer == STOP_NOW:
-                self._bridge.control(run, "stop", now=True)
+                self._ask_to_stop_now(run)
             elif answer == SIGNAL:
                 self._bridge.signal(run)
             elif answer == KILL:
                 self._ask_to_kill(run)
 
         return chosen
+
+    def _ask_to_stop_now(self, run: Run) -> None:
+        """Stop a run without a checkpoint; ask once more where steps would be lost."""
+        from tui.screens.dialogs import YES, stop_now_dialog
+
+        view = self._state.live_run
+        if view is None or view.run != run:
+            self._desktop.warn("Nothing is stopped", f"{run.id} has ended by itself.")
+            return
+
+        def answered(answer: str | None) -> None:
+            if answer == YES:
+                self._bridge.control(run, "stop", now=True)
+
+        if view.step > (view.saved_step or 0):
+            self._desktop.open(stop_now_dialog(view), answered)
+        else:
+            answered(YES)
 
     def _ask_to_kill(self, run: Run) -> None:
         from tui.screens.dialogs import YES, kill_dialog
