@@ -15,13 +15,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
+from rich.console import RenderableType
 from textual import events, on, work
 from textual._callback import invoke
+from textual._compositor import CompositorUpdate
 from textual.actions import parse
 from textual.app import App, InvalidThemeError
 from textual.binding import BindingType
 from textual.driver import Driver
 from textual.message import Message
+from textual.screen import Screen
 
 from core.commands.common import EXIT_ERROR
 from core.errors import UserError
@@ -29,6 +32,7 @@ from core.paths import config_dir
 from core.text import one_line
 from themes.loader import DEFAULT, load_builtin, load_user, variable_defaults
 from tui import messages
+from tui.arrangement import PAIRED_SIZE, TILED_SIZE
 from tui.bridge import Bridge
 from tui.controllers.configuration import Configuration
 from tui.controllers.desktop import Desktop
@@ -40,12 +44,13 @@ from tui.draft_keeper import LOOK_SECONDS, DraftKeeper
 from tui.driver import TerminalDriver
 from tui.glyphs import GLYPH_SETS
 from tui.keys import Key, KeyTable, bindings, load_keymap
-from tui.main_screen import TILED_SIZE, MainScreen
+from tui.main_screen import MainScreen
 from tui.mistakes import Mistakes
 from tui.panes import pane_spec
 from tui.screens.overlay import Overlay
-from tui.settings import load_settings, resolve_glyphs, save_theme
+from tui.settings import load_settings, resolve_glyphs, save_setting
 from tui.state import AppState
+from tui.terminal_image import Painted
 from tui.typed_ahead import Place, TypedAhead
 from tui.widgets.forms.ask_bar import KeyQuestion, takes_text
 from tui.widgets.lists.run_list import RunList
@@ -145,7 +150,7 @@ class LocaltuneApp(App[str]):
 
     def get_default_screen(self) -> MainScreen:
         """The main screen with its panes."""
-        return MainScreen()
+        return MainScreen(way=self._settings.way)
 
     # Start and end.
 
@@ -159,6 +164,27 @@ class LocaltuneApp(App[str]):
                 loop.add_signal_handler(number, self.leaving.leave)
         self.theme_changed_signal.subscribe(self, self._theme_changed)
         self.set_interval(LOOK_SECONDS, self._keep_drafts)
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Paint everything anew: a terminal of another size shows something of its own."""
+        if isinstance(self._driver, TerminalDriver):
+            self._driver.image.forget()
+        if event.size == self.size:
+            # It has had another size, and has this one again; nobody else will see that.
+            self.screen.refresh()
+
+    def _display(self, screen: Screen[object], renderable: RenderableType | None) -> None:
+        """Write an update of the screen: the cells that differ from what the terminal shows, and nothing if none do."""
+        driver = self._driver
+        is_written = self._running and not self._closed and not self._batch_count and not self.is_headless
+        if is_written and isinstance(driver, TerminalDriver) and isinstance(renderable, CompositorUpdate):
+            output = driver.image.bring(renderable, self.console._color_system, screen.outer_size)
+            if output is not None:
+                renderable = Painted(output)
+                position = self.screen.outer_size.clamp_offset(self.cursor_position)
+                if not output and position == self._previous_cursor_position:
+                    renderable = None
+        super()._display(screen, renderable)
 
     def _keep_drafts(self) -> None:
         if self.is_running:  # while the app shuts down, the panes are removed piece by piece
@@ -429,13 +455,24 @@ class LocaltuneApp(App[str]):
             pane.action_write()
 
     def action_tile(self) -> None:
-        """Tile the panes."""
+        """Show as many panes as there is room for."""
         self.main.tile()
-        if not self.main.can_tile:
+        if self.main.room == 1:
             self.desktop.tell(
-                f"Panes stand side by side from {TILED_SIZE[0]}×{TILED_SIZE[1]} on; "
-                f"this terminal is {self.main.size.width}×{self.main.size.height}."
+                f"Two panes are shown from {PAIRED_SIZE[0]}×{PAIRED_SIZE[1]} on, four from "
+                f"{TILED_SIZE[0]}×{TILED_SIZE[1]}; this terminal is {self.main.size.width}×{self.main.size.height}."
             )
+
+    def action_turn(self) -> None:
+        """Put the two panes in sight over each other instead of beside, or back."""
+        way = self.main.turn()
+        if way is None:
+            self.desktop.tell("Where two panes are in sight, this puts them over each other or beside each other.")
+            return
+        try:
+            save_setting(config_dir() / "settings.toml", "panes", way)
+        except (OSError, UserError) as error:
+            self.desktop.warn("The layout is not remembered", str(error))
 
     def action_help_quit(self) -> None:
         """Explain ctrl+c: it ends other programs, and here it must not end anything by accident."""
@@ -519,6 +556,6 @@ class LocaltuneApp(App[str]):
 
     def _remember_theme(self, name: str) -> None:
         try:
-            save_theme(config_dir() / "settings.toml", name)
+            save_setting(config_dir() / "settings.toml", "theme", name)
         except (OSError, UserError) as error:
             self.desktop.warn("The theme is not remembered", str(error))

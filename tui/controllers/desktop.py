@@ -54,6 +54,7 @@ class Desktop:
         """Bring the header up to date."""
         with suppress(NoMatches):  # The first messages may come before the header does.
             main = self.main
+            main.follow_run(live=self._state.live_run is not None)
             main.query_one(StatusBar).show(self._state, loss=not main.slot("train").display)
 
     # Dialogs.

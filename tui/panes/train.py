@@ -12,7 +12,6 @@ from textual.content import Content
 
 from core.errors import UserError
 from core.runs.answers import questions_of
-from core.runs.result import RunResult, result_of
 from core.text import one_line
 from tui.keys import bindings
 from tui.messages import ActionFailed, ContinueRequested, ControlRequested, SampleRequested, SettingsRequested
@@ -26,6 +25,7 @@ from tui.widgets.lists.log_view import LogView
 from tui.widgets.text_block import TextBlock
 
 if TYPE_CHECKING:
+    from core.runs.result import RunResult
     from tui.state import RunView
 
 #: Rows from which the end of a run has lines between its parts.
@@ -113,6 +113,9 @@ class TrainPane(Pane, can_focus=True):
         if view.is_live:
             self._result = None
         elif self._result is None or history.end is not self._end:
+            # Imported here: it brings the checks of a configuration along, which take as long as the first paint.
+            from core.runs.result import result_of
+
             self._result, self._end = result_of(view.run, view.state, history), history.end
         marks = [(mark.step, mark.text) for mark in history.marks]
         if not view.is_live and view.state.state != "finished":

@@ -12,7 +12,7 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Container
 from textual.content import Content
-from textual.widgets import DirectoryTree, OptionList, Static
+from textual.widgets import DirectoryTree, OptionList
 
 from core.analysis.job import AnalysisJob
 from core.analysis.result import Progress
@@ -43,6 +43,7 @@ from tui.widgets.lists.mask_view import MaskView
 from tui.widgets.lists.problem_list import ProblemList
 from tui.widgets.lists.row_list import RowList
 from tui.widgets.start_here import StartHere
+from tui.widgets.text_block import TextLine
 
 #: Minimum columns for the row to the right of the list instead of below it.
 BESIDE_WIDTH = 120
@@ -76,7 +77,7 @@ class DataPane(Pane):
         self.browser = Container(id="data-browser")
         self.ask_bar = AskBar(id="data-ask")
         self._empty = StartHere(id="data-empty")
-        self._line = Static(id="data-status", markup=False)
+        self._line = TextLine(id="data-status")
         self._status = ""
         self._status_row = 0
 
