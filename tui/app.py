@@ -34,11 +34,13 @@ from themes.loader import DEFAULT, load_builtin, load_user, variable_defaults
 from tui import messages
 from tui.arrangement import PAIRED_SIZE, TILED_SIZE
 from tui.bridge import Bridge
+from tui.controllers.beginnings import Beginnings
 from tui.controllers.configuration import Configuration
 from tui.controllers.desktop import Desktop
 from tui.controllers.leaving import Leaving
 from tui.controllers.run_control import RunControl
 from tui.controllers.runs import Runs
+from tui.controllers.start_cards import StartCards
 from tui.data_paths import entry_path
 from tui.draft_keeper import LOOK_SECONDS, DraftKeeper
 from tui.driver import TerminalDriver
@@ -112,9 +114,13 @@ class LocaltuneApp(App[str]):
         self.desktop = Desktop(self, self.state)
         self.drafts = DraftKeeper(self.state, self.desktop.panes)
         self.leaving = Leaving(self.desktop, self.state, self.bridge, self.drafts)
-        self.runs = Runs(self.desktop, self.state, self.bridge, self.drafts, lambda: self.clock())
+        self.beginnings = Beginnings(self.desktop, self.keys, lambda: self.cards.follow())
+        self.cards = StartCards(self.desktop, self.state, self.keys, self.beginnings)
+        self.runs = Runs(
+            self.desktop, self.state, self.bridge, self.drafts, self.cards, self.keys, lambda: self.clock()
+        )
         self.run_control = RunControl(self.desktop, self.state, self.bridge, self.leaving)
-        self.configuration = Configuration(self.desktop, self.state, self.drafts, self.keys)
+        self.configuration = Configuration(self.desktop, self.state, self.drafts, self.keys, self.beginnings)
 
     @property
     def main(self) -> MainScreen:
@@ -285,6 +291,7 @@ class LocaltuneApp(App[str]):
         self.bridge.load_config(self._config_path)
         if self._data_path is not None and (pane := self.desktop.panes.data) is not None:
             pane.show(entry_path(str(self._data_path), Path.cwd()), ask=True)
+        self.bridge.look_around()
         if self._complaints:
             text = "\n".join(self._complaints)
             self.desktop.tell(text, "Left out of your settings", severity="warning", seconds=12)
@@ -329,6 +336,7 @@ class LocaltuneApp(App[str]):
     @on(messages.ConfigEdited)
     def _config_edited(self, message: messages.ConfigEdited) -> None:
         self.configuration.edited(message)
+        self.cards.follow()
 
     @on(messages.ConfigSaved)
     def _config_saved(self, message: messages.ConfigSaved) -> None:
@@ -337,6 +345,17 @@ class LocaltuneApp(App[str]):
     @on(messages.DatasetChosen)
     def _dataset_chosen(self, message: messages.DatasetChosen) -> None:
         self.configuration.use_dataset(message)
+
+    @on(messages.DataRequested)
+    def _data_requested(self, message: messages.DataRequested) -> None:
+        self.configuration.open_data(message.path)
+
+    @on(messages.SurroundingsSeen)
+    def _surroundings_seen(self, message: messages.SurroundingsSeen) -> None:
+        panes = self.desktop.panes
+        for pane in (panes.train, panes.data):
+            if pane is not None:
+                pane.look_around(message.here)
 
     @on(messages.OptionsChosen)
     def _options_chosen(self, message: messages.OptionsChosen) -> None:
@@ -439,8 +458,13 @@ class LocaltuneApp(App[str]):
         self.runs.start()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Keys with priority run no action while a text is being entered, or a screen covers the panes."""
-        if action in ("show_pane", "ask_model") and (self.desktop.is_covered or takes_text(self.screen.focused)):
+        """Keys with priority run no action while a text is being entered, or a screen covers the panes.
+
+        So the key of a run, held down, opens one card.
+        """
+        if action in ("show_pane", "ask_model", "start") and (
+            self.desktop.is_covered or takes_text(self.screen.focused)
+        ):
             return False
         return super().check_action(action, parameters)
 

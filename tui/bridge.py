@@ -30,6 +30,7 @@ from tui.messages import (
     RunsInView,
     RunsListed,
     RunStarted,
+    SurroundingsSeen,
 )
 
 if TYPE_CHECKING:
@@ -101,6 +102,16 @@ class Bridge:
 
         if not self._closing.is_set() and isinstance(message, Message):
             self._app.post_message(message)
+
+    def look_around(self) -> None:
+        """Look for what a new user can begin with."""
+
+        def work() -> None:
+            from tui.datasets.here import look_around
+
+            self._post(SurroundingsSeen(look_around(Path.cwd())))
+
+        self._run(work, "here")
 
     def load_config(self, path: Path | None) -> None:
         """Read a configuration, or begin a new one."""

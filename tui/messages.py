@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from core.runs.history import RunHistory
     from core.runs.state import RunState
     from core.runs.store import Run
+    from tui.datasets.here import Here
 
 
 @dataclass
@@ -28,6 +29,20 @@ class DatasetChosen(Message):
 
     path: Path
     use: Literal["train", "eval"] = "train"
+
+
+@dataclass
+class DataRequested(Message):
+    """Request: show the rows of a file in the Data pane."""
+
+    path: Path
+
+
+@dataclass
+class SurroundingsSeen(Message):
+    """What there is to begin with: data files in the working directory, and earlier runs."""
+
+    here: Here
 
 
 @dataclass

@@ -98,6 +98,10 @@ class Desktop:
         """Show a warning as a notice."""
         self.tell(one_line(text, 400), one_line(title, 60), severity="warning", seconds=6)
 
+    def clear_notices(self) -> None:
+        """Take all notices away."""
+        self._app.clear_notifications()
+
     # Scheduling.
 
     def call_later(self, callback: Callable[..., object], *args: object) -> None:
