@@ -58,7 +58,7 @@ class ColumnMap:
         named = set(self.columns)
         hint = 'Write, for example, data.columns = {user = "question", assistant = "answer"}.'
         if unknown := sorted(named - set(ROLES)):
-            meant = nearest_column(unknown[0], ROLES)
+            meant = nearest_column(unknown[0], tuple(ROLES))
             raise UserError(
                 f"data.columns has no part {one_line(unknown[0], 40)}.",
                 f"Did you mean {meant}?" if meant else f"The parts are {', '.join(ROLES)}.",
