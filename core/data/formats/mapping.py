@@ -180,8 +180,8 @@ def missing_columns(columns: ColumnMap, rows: Iterable[Mapping[str, Any]], sourc
 
 @functools.lru_cache(maxsize=256)
 def nearest_column(name: str, columns: tuple[str, ...]) -> str | None:
-    """The column with the most similar name, in capitals or not; None if none is similar. Cached, as row after row lacks
-    the same one."""
+    """The column with the most similar name, in capitals or not; None if none is similar. Cached, as rows lack the same
+    one."""
     by_fold = {column[:40].casefold(): column for column in columns}
     near = difflib.get_close_matches(name[:40].casefold(), by_fold, n=1, cutoff=0.6)
     return by_fold[near[0]] if near else None
