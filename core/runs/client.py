@@ -27,6 +27,10 @@ EXCHANGE_LIMIT = 64 << 20
 _CHUNK_BYTES = 64 << 10
 
 
+class WithdrawnError(UserError):
+    """A request was taken back before the worker got to it."""
+
+
 class ControlClient:
     """Client of one run. Every command has a connection of its own, so that a late answer is never taken for another's.
 
@@ -187,7 +191,8 @@ class ControlClient:
         if message["ok"] is True:
             return {key: value for key, value in message.items() if key not in ("id", "ok")}
         sentence, hint = message.get("error"), message.get("hint")
-        raise UserError(
+        kind = WithdrawnError if message.get("withdrawn") is True else UserError
+        raise kind(
             one_line(sentence) if isinstance(sentence, str) and sentence else f"Run {self.run.id} refused.",
             one_line(hint) if isinstance(hint, str) else "",
         )
@@ -216,12 +221,15 @@ class ControlClient:
     def _broken(self, command: str, error: OSError | None) -> UserError:
         if self._closed:
             return self._was_closed()
+        state = self.run.state()
         if isinstance(error, TimeoutError):
+            is_heard = command in state.pending and not state.is_over
             return UserError(
                 f"Run {self.run.id} did not answer {command} within {self.timeout:g} s.",
-                "It takes commands between steps: wait for the step to end, or look into its log.",
+                "It was heard, and is done when the present step ends."
+                if is_heard
+                else "It takes commands between steps: wait for the step to end, or look into its log.",
             )
-        state = self.run.state()
         ending = f"; it is {state.state} now" if state.is_over else ""
         return UserError(
             f"Run {self.run.id} ended the connection before it answered {command}{ending}.",

@@ -212,10 +212,10 @@ def test_waiting_ends_with_a_command_a_signal_or_the_time(place: Place) -> None:
 def test_at_the_end_everyone_is_told(place: Place) -> None:
     asking, stopping, late = Peer(place.path), Peer(place.path), Peer(place.path)
     asking.send("generate")
-    wait_for(lambda: not place.controls._queue.empty(), 20, "the first command")
+    wait_for(lambda: place.controls.waiting_count, 20, "the first command")
     stopping.send("stop")
     wait_for(lambda: place.controls.stop_sender, 20, "the stop")
-    wait_for(lambda: place.controls._queue.qsize() == 2, 20, "the second command")
+    wait_for(lambda: place.controls.waiting_count == 2, 20, "the second command")
     place.controls.close()
     assert asking.read()["error"] == "The run has ended."
     assert stopping.read() == {"id": "1", "ok": True, "state": "over"}
