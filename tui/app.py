@@ -95,11 +95,13 @@ class LocaltuneApp(App[str]):
         self.clock: Callable[[], float] = time.time
         """Clock: the present, in Unix seconds."""
         self.bridge = Bridge(self)
-        self.desktop = Desktop(self, self.state)
+        self.desktop = Desktop(self, self.state, lambda: self.clock())
         self.drafts = DraftKeeper(self.state, self.desktop.panes)
         self.leaving = Leaving(self.desktop, self.state, self.bridge, self.drafts)
         self.runs = Runs(self.desktop, self.state, self.bridge, self.drafts, lambda: self.clock())
-        self.run_control = RunControl(self.desktop, self.state, self.bridge, self.leaving)
+        self.run_control = RunControl(
+            self.desktop, self.state, self.bridge, self.leaving, self.runs.show_lines, lambda: self.clock()
+        )
         self.configuration = Configuration(self.desktop, self.state, self.drafts, self.keys)
 
     @property
@@ -146,6 +148,7 @@ class LocaltuneApp(App[str]):
                 loop.add_signal_handler(number, self.leaving.leave)
         self.theme_changed_signal.subscribe(self, self._theme_changed)
         self.set_interval(LOOK_SECONDS, self._keep_drafts)
+        self.set_interval(1.0, self.runs.count_down)
 
     def _keep_drafts(self) -> None:
         if self.is_running:  # while the app shuts down, the panes are removed piece by piece
@@ -292,6 +295,7 @@ class LocaltuneApp(App[str]):
     @on(messages.RunAdvanced)
     def _run_advanced(self, message: messages.RunAdvanced) -> None:
         self.runs.advanced(message)
+        self.run_control.advanced()
 
     @on(messages.NoRunFound)
     def _no_run_found(self) -> None:

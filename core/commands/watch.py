@@ -73,10 +73,15 @@ class JsonLines:
 
 
 class Log:
-    """A view that prints a line per event with its time; a :class:`~core.commands.follow.View`."""
+    """A view that prints a line per event with its time, and on a terminal what the run is doing below; a
+    :class:`~core.commands.follow.View`."""
 
     def __init__(self) -> None:
+        from core.commands.progress import LiveLine
+
+        self._line = LiveLine()
         self._state = ""
+        self._pending: tuple[str, ...] = ()
 
     def event(self, event: Event, log: list[LogLine], followed: Followed) -> None:
         """Print the event in words."""
@@ -86,25 +91,40 @@ class Log:
         from core.text import one_line
 
         for line in log:
-            say(f"{line.clock} {log_words(line)}")
+            self._say(f"{line.clock} {log_words(line)}")
         if isinstance(event, StepEvent):
-            say(f"{clock(event.t)} {step_words(event, followed.state.total_steps)}")
+            self._say(f"{clock(event.t)} {step_words(event, followed.state.total_steps)}")
         elif isinstance(event, SampleEvent):
             question, answer = one_line(event.prompt.strip(), 80), one_line(event.text.strip(), 200)
-            say(f'{clock(event.t)} {one_line(event.source, 40)} to "{question}": {answer}')
+            self._say(f'{clock(event.t)} {one_line(event.source, 40)} to "{question}": {answer}')
 
     def tick(self, followed: Followed) -> None:
-        """Print a state that no event reports."""
+        """Print what no event reports: a state, and requests that wait for the end of a step."""
+        from core.commands.progress import present
+        from core.runs.activity import pending_words
         from core.runs.sentences import clock
 
-        state = followed.state
+        state, now = followed.state, time.time()
         if state.state != self._state and state.state in ("paused", "stalled", "lost"):
-            say(f"{clock(time.time())} {describe_state(state)}")
-        self._state = state.state
+            self._say(f"{clock(now)} {describe_state(state)}")
+        pending = () if state.is_over else state.pending
+        if set(pending) - set(self._pending):
+            self._say(f"{clock(now)} {pending_words(pending, state, followed.history.timings, now)}")
+        self._state, self._pending = state.state, pending
+        if state.is_over:
+            self._line.clear()
+        else:
+            self._line.draw(present(followed))
+
+    def _say(self, text: str) -> None:
+        self._line.clear()
+        say(text)
 
     def message(self, text: str) -> None:
         """Print a message of the command itself."""
+        self._line.clear()
         note(text)
 
     def close(self) -> None:
-        """Nothing to clean up."""
+        """Clear the line of progress."""
+        self._line.clear()

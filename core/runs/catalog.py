@@ -11,6 +11,7 @@ from typing import Any
 
 from core.runs.events import StepEvent
 from core.runs.history import last_step
+from core.runs.state import StepProgress
 from core.runs.store import Run, list_runs
 from core.text import one_line
 
@@ -31,6 +32,8 @@ class RunRow:
         reason: Reason for its state; may be empty.
         base: ``model.base`` of the run; None if the configuration cannot be read.
         updated: Time of the last state update, in Unix seconds; 0 if unknown.
+        pending: Requests that wait for the end of its step.
+        progress: Progress within its present step or evaluation; None between them.
     """
 
     run: Run
@@ -44,6 +47,8 @@ class RunRow:
     reason: str = ""
     base: str | None = None
     updated: float = 0.0
+    pending: tuple[str, ...] = ()
+    progress: StepProgress | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,8 @@ class RunCatalog:
             reason=state.reason,
             base=known.base,
             updated=state.updated,
+            pending=state.pending if not state.is_over else (),
+            progress=state.progress if not state.is_over else None,
         )
 
 

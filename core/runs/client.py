@@ -31,6 +31,10 @@ class WithdrawnError(UserError):
     """A request was taken back before the worker got to it."""
 
 
+class PendingError(UserError):
+    """A request was not answered in time, but was heard, and waits for the end of a step."""
+
+
 class ControlClient:
     """Client of one run. Every command has a connection of its own, so that a late answer is never taken for another's.
 
@@ -223,12 +227,11 @@ class ControlClient:
             return self._was_closed()
         state = self.run.state()
         if isinstance(error, TimeoutError):
-            is_heard = command in state.pending and not state.is_over
+            sentence = f"Run {self.run.id} did not answer {command} within {self.timeout:g} s."
+            if command in state.pending and not state.is_over:
+                return PendingError(sentence, "It was heard, and is done when the present step ends.")
             return UserError(
-                f"Run {self.run.id} did not answer {command} within {self.timeout:g} s.",
-                "It was heard, and is done when the present step ends."
-                if is_heard
-                else "It takes commands between steps: wait for the step to end, or look into its log.",
+                sentence, "It takes commands between steps: wait for the step to end, or look into its log."
             )
         ending = f"; it is {state.state} now" if state.is_over else ""
         return UserError(

@@ -7,18 +7,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from core.runs.timings import EVALUATING, PARTS, Timings, Visit
+from core.runs.timings import PARTS, Timings, Visit
 
 #: Steps, and the share of a run's, after which its pace is known.
 KNOWN_STEPS, KNOWN_SHARE = 5, 0.1
 #: Checkpoints in a run where checkpoint.every_steps says nothing.
 DEFAULT_CHECKPOINTS = 10
+#: Seconds of a checkpoint before one was measured: adapters of a small model.
+CHECKPOINT_SECONDS = 0.3
 #: Saving the result takes about this share of a checkpoint, which has the optimizer's states as well.
-RESULT_SHARE = 0.5
-#: Passes of a training token are three times those of a token that is only measured. One that is generated comes
-#: alone in its row, with the rows of a batch, and takes about as long as one that is trained.
-FORWARD_SHARE, GENERATED_SHARE = 1 / 3, 1.0
+RESULT_SHARE = 0.25
+#: A token that is only measured takes one of the three passes of one that is trained on.
+FORWARD_SHARE = 1 / 3
+#: Answers are decoded so many rows at a time, and a decoding step, which reads all weights, takes as long as measuring
+#: so many tokens. The longest answer, which the others wait for, is longer than the mean one by a factor and a margin.
+BATCH_ROWS, DECODED_TOKENS, LONGER, MARGIN_TOKENS = 32, 64, 1.25, 16
 _ROUNDING = 1e-9
+_MOST = 1e15
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class Schedule:
     """Whether they are answered as well (``eval.exact_match``)."""
     samples: int = 0
     """Sample answers at each evaluation besides."""
+    prompts: bool = False
+    """Whether these are to prompts of their own (``eval.prompts``), of whose answers nothing is known."""
     eval_steps: int | None = None
     eval_epochs: float | None = None
     checkpoint_steps: int | None = None
@@ -50,6 +57,7 @@ class Schedule:
         return cls(
             measures=measures,
             answers=answers,
+            prompts=prompts,
             samples=max(samples, 1) if prompts else samples if measures and not answers else 0,
             eval_steps=_count(values.get("eval.every_steps")),
             eval_epochs=_number(values.get("eval.every_epochs")),
@@ -78,7 +86,7 @@ class Schedule:
             return step // self.eval_steps
         if self.eval_epochs is None or not steps_per_epoch:
             return 0
-        return int(step / (self.eval_epochs * steps_per_epoch) + _ROUNDING)
+        return int(min(step / (self.eval_epochs * steps_per_epoch), _MOST) + _ROUNDING)
 
     def checkpoints_by(self, step: int, total: int) -> int:
         """How many checkpoints are due by a step, that step included."""
@@ -123,7 +131,8 @@ def estimate(timings: Timings, schedule: Schedule, total_steps: int, now: float)
     elapsed = max(now - anchor, 0.0)
     left = max(total_steps - step, 0)
     each = _evaluation_seconds(timings, schedule)
-    checkpoint = timings.checkpoint_seconds or 0.0
+    measured = timings.checkpoint_seconds
+    checkpoint = CHECKPOINT_SECONDS if measured is None else measured
     visit = timings.evaluation
     evaluations = _evaluations_left(timings, schedule, total_steps)
     checkpoints = _checkpoints_left(timings, schedule, total_steps)
@@ -187,22 +196,32 @@ def _checkpoints_left(timings: Timings, schedule: Schedule, total: int) -> int:
 
 def _evaluation_seconds(timings: Timings, schedule: Schedule) -> float:
     """Seconds of one evaluation: as measured, else from its rows and the pace of training."""
-    measured = timings.evaluation_seconds
+    measured, data = timings.evaluation_seconds, timings.data
+    answer = data.supervised_tokens / data.used if data is not None and data.used > 0 else 0.0
+    decoding = answer * LONGER + MARGIN_TOKENS
     if measured is not None:
-        return measured
-    rate, data = timings.seconds_per_token or 0.0, timings.data
-    if data is None or not data.used:
+        if not timings.is_only_base_measured or schedule.prompts or answer <= 0:
+            return measured
+        # The untouched model answers to the limit, which is a margin above the longest answer; a tuned one stops.
+        parts = timings.part_seconds
+        return measured - (parts.get("answers", 0.0) + parts.get("samples", 0.0)) * MARGIN_TOKENS / decoding
+    if data is None:
         return 0.0
-    rows, answer = data.held_out_rows or 0, data.supervised_tokens / data.used
-    loss = (data.held_out_tokens or 0) * rate * FORWARD_SHARE
-    answered = (rows if schedule.answers else 0) + schedule.samples
-    return loss + answered * answer * rate * GENERATED_SHARE
+    rows, tokens = data.held_out_rows or 0, data.held_out_tokens or 0
+    rate = (timings.seconds_per_token or 0.0) * FORWARD_SHARE
+    loss = timings.evaluation.part_seconds("loss") if timings.evaluation is not None else None
+    if loss is None:
+        loss = tokens * rate
+    elif tokens > 0:
+        rate = min(rate, loss / tokens)
+    passes = math.ceil((rows if schedule.answers else 0) / BATCH_ROWS) + math.ceil(schedule.samples / BATCH_ROWS)
+    return loss + passes * decoding * DECODED_TOKENS * rate
 
 
 def _rest_of(visit: Visit, timings: Timings, each: float, now: float) -> float:
-    """Seconds left of an evaluation: of the part under way by how much of it is done, of the others as the last time."""
+    """Seconds left of an evaluation: as the last one took, else by how much is done of the part under way."""
     elapsed = max(now - visit.began - visit.paused, 0.0)
-    before = timings.part_seconds
+    before = {} if timings.is_only_base_measured else timings.part_seconds
     in_part = max(now - (visit.part_began or visit.began), 0.0)
     if visit.part and before.get(visit.part):
         later = sum(before.get(part, 0.0) for part in PARTS[PARTS.index(visit.part) + 1 :])
@@ -213,11 +232,6 @@ def _rest_of(visit: Visit, timings: Timings, each: float, now: float) -> float:
         at = max(visit.at - (visit.part_began or visit.began), 0.0)
         return max(at * visit.total / visit.done - in_part, 0.0)
     return max(each - elapsed, 0.0)
-
-
-def is_measuring(timings: Timings) -> bool:
-    """Whether an evaluation is under way."""
-    return timings.phase == EVALUATING and timings.evaluation is not None
 
 
 def _count(value: object) -> int | None:

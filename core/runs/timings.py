@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from core.runs.events import (
@@ -21,14 +21,17 @@ from core.runs.events import (
     StepEvent,
 )
 
-#: Newest steps whose pace counts, and the newest evaluations and checkpoints.
-RECENT_STEPS, RECENT = 24, 4
+#: Newest steps whose pace counts: so many at least, and those of so many seconds, but no more than are kept.
+RECENT_STEPS, RECENT_SECONDS, MOST_STEPS = 16, 60.0, 1024
+#: Newest evaluations and checkpoints that count.
+RECENT = 4
 #: A step that takes so many times the median is an accident, and counts as if it had taken that.
 OUTLIER = 3.0
 #: Relative spread of the tokens of steps from which on their pace is one per token.
 VARIED = 0.08
-#: Longest plausible duration of one thing, in seconds.
+#: Longest plausible duration of one thing, in seconds, and plausible numbers of steps in an epoch.
 _LONGEST = 3e7
+_FEWEST_STEPS, _MOST_STEPS = 1e-6, 1e12
 #: Phase in which the model is measured, and the parts that its progress names.
 EVALUATING, PARTS = "evaluating", ("loss", "answers", "samples")
 #: Events that may come at any time, and say nothing of what is being done.
@@ -77,6 +80,12 @@ class Visit:
             self.part, self.part_began = event.detail, began
         self.done, self.total, self.at = event.done, event.total, event.t
 
+    def part_seconds(self, part: str) -> float | None:
+        """Seconds of a part that is over; None of others."""
+        if part == self.part and self.done == self.total > 0:
+            return _sound(self.at - (self.part_began or self.began))
+        return self.seconds.get(part)
+
     def close(self, moment: float) -> float:
         """End it; returns its seconds, pauses left out."""
         if self.part:
@@ -107,18 +116,19 @@ class Timings:
         """When that which is being done has begun: a step, an evaluation, saving."""
         self.paused_since: float | None = None
         """When the pause has begun that is on; None where there is none."""
-        self._steps: deque[StepTiming] = deque(maxlen=RECENT_STEPS)
+        self._steps: deque[StepTiming] = deque(maxlen=MOST_STEPS)
         self._evaluations: deque[tuple[float, dict[str, float]]] = deque(maxlen=RECENT)
         self._checkpoints: deque[float] = deque(maxlen=RECENT)
-        self._last_step_at: float | None = None
+        self._measured_step: int | None = None
+        self._warm_up: StepTiming | None = None
         self._is_first = True
-        self._last_t: float | None = None
+        self._last_step_at: float | None = None
 
     # What is known.
 
     @property
     def evaluation_seconds(self) -> float | None:
-        """Seconds of an evaluation: of the newest, as a model that learns answers ever shorter; None before the first."""
+        """Seconds of the newest evaluation, as a model that learns answers ever shorter; None before the first."""
         return self._evaluations[-1][0] if self._evaluations else None
 
     @property
@@ -127,9 +137,14 @@ class Timings:
         return self._evaluations[-1][1] if self._evaluations else {}
 
     @property
+    def is_only_base_measured(self) -> bool:
+        """Whether the newest evaluation was of the untouched model."""
+        return bool(self._evaluations) and self._measured_step == 0
+
+    @property
     def checkpoint_seconds(self) -> float | None:
-        """Median seconds of a checkpoint; None before the first."""
-        return statistics.median(self._checkpoints) if self._checkpoints else None
+        """Seconds of a checkpoint: the shorter of the newest two, as a disk may be busy once; None before the first."""
+        return min(list(self._checkpoints)[-2:], default=None)
 
     @property
     def seconds_per_step(self) -> float | None:
@@ -137,31 +152,46 @@ class Timings:
 
         Where the tokens of steps vary, a pace per token is applied to the mean step of the data.
         """
-        steps = list(self._steps)
+        steps = self._recent()
         if not steps:
             return None
         between = [step.between for step in steps if step.between is not None]
-        return self._mean_seconds(steps) + (statistics.median(between) if between else 0.0)
+        return self._mean_seconds(steps) + (_median(between) if between else 0.0)
 
     @property
     def seconds_per_token(self) -> float | None:
         """Seconds of training a token, padding left out; None before the first step."""
-        tokens = sum(step.tokens for step in self._steps)
-        return sum(step.seconds for step in self._steps) / tokens if tokens else None
+        steps = self._recent()
+        tokens = sum(step.tokens for step in steps)
+        return sum(step.seconds for step in steps) / tokens if tokens > 0 else None
 
     @property
     def slowest_step_seconds(self) -> float | None:
         """Seconds of the slowest of the recent steps; None before the first."""
-        return max((step.seconds for step in self._steps), default=None)
+        return max((step.seconds for step in self._recent()), default=None)
+
+    def _recent(self) -> list[StepTiming]:
+        """The steps whose pace counts; the first of a start, which warms up, only while there is no other."""
+        if not self._steps:
+            return [self._warm_up] if self._warm_up is not None else []
+        recent: list[StepTiming] = []
+        seconds = 0.0
+        for step in reversed(self._steps):
+            if len(recent) >= RECENT_STEPS and seconds > RECENT_SECONDS:
+                break
+            recent.append(step)
+            seconds += step.seconds
+        return recent
 
     def _mean_seconds(self, steps: list[StepTiming]) -> float:
         tokens = [step.tokens for step in steps]
-        mean = statistics.fmean(tokens)
-        is_varied = len(steps) > 1 and mean > 0 and statistics.pstdev(tokens) > VARIED * mean
+        mean = sum(tokens) / len(tokens)
+        spread = math.sqrt(sum((count - mean) ** 2 for count in tokens) / len(tokens))
+        is_varied = mean > 0 and spread > VARIED * mean
         if not is_varied or min(tokens) < 1:
             return _steady([step.seconds for step in steps])
         rates = [step.seconds / step.tokens for step in steps]
-        most = OUTLIER * statistics.median(rates)
+        most = OUTLIER * _median(rates)
         pace = sum(min(rate, most) * step.tokens for rate, step in zip(rates, steps, strict=True)) / sum(tokens)
         return pace * self._tokens_per_step(mean)
 
@@ -193,10 +223,10 @@ class Timings:
             self.phase, self.anchor, self.paused_since = "", None, None
         if not isinstance(event, (*_BESIDE, StepEvent)):
             self._last_step_at = None
-        self._last_t = event.t
 
     def _apply_phase(self, event: PhaseEvent) -> None:
-        if (event.name, event.name == EVALUATING or event.detail) == (self.phase, self.phase == EVALUATING or self.detail):
+        is_evaluating = event.name == EVALUATING
+        if event.name == self.phase and (is_evaluating or event.detail == self.detail):
             if self.evaluation is not None:
                 self.evaluation.progress(event)
             return
@@ -204,7 +234,9 @@ class Timings:
         if event.name == "importing":
             self._is_first, self.paused_since = True, None
         self.phase, self.detail, self.anchor = event.name, event.detail, event.t
-        if event.name == EVALUATING:
+        if event.name == "training" and event.done is not None:
+            self.step = event.done  # one that goes on may begin before the last step that was reported
+        if is_evaluating:
             self.evaluation = Visit(self.step, event.t)
             self.evaluation.progress(event)
 
@@ -217,21 +249,20 @@ class Timings:
         # One that was cut short says nothing of the next one.
         if visit.measured or (visit.part == "samples" and visit.done == visit.total):
             self._evaluations.append((seconds, visit.seconds))
+            self._measured_step = visit.step
 
     def _apply_step(self, event: StepEvent) -> None:
         seconds = _sound(event.seconds)
         between = event.t - self._last_step_at - seconds if self._last_step_at is not None else None
         between = min(max(between, 0.0), seconds) if between is not None else None
-        if self._is_first and self.steps_done:
-            pass  # the first step of a start warms up, and others have told the pace
+        timing = StepTiming(event.tokens, seconds, between)
+        if self._is_first:
+            self._warm_up, self._is_first = timing, False
         else:
-            if self.steps_done == 2 and self.steps_done == len(self._steps):
-                self._steps.popleft()  # likewise the very first one, once there are others
-            self._steps.append(StepTiming(event.tokens, seconds, between))
-        self._is_first = False
+            self._steps.append(timing)
         self.steps_done += 1
         self.step = event.step
-        if event.epoch > 0:
+        if event.epoch > 0 and _FEWEST_STEPS < event.step / event.epoch < _MOST_STEPS:
             self.steps_per_epoch = event.step / event.epoch
         if self.evaluated_step is not None and self.evaluated_step >= event.step:
             self.evaluated_step = None  # the step is done again
@@ -242,6 +273,7 @@ class Timings:
     def _apply_eval(self, event: EvalEvent) -> None:
         if self.evaluation is None:  # older runs, and those of other writers, tell of no phase
             self._evaluations.append((_sound(event.seconds), {}))
+            self._measured_step = event.step
             self.evaluated_step, self.anchor = event.step, event.t
         else:
             self.evaluation.measured = True
@@ -271,8 +303,15 @@ class Timings:
 
 def _steady(seconds: list[float]) -> float:
     """Mean of durations, accidents cut off."""
-    most = OUTLIER * statistics.median(seconds)
-    return statistics.fmean(min(value, most) for value in seconds)
+    most = OUTLIER * _median(seconds)
+    return sum(min(value, most) for value in seconds) / len(seconds)
+
+
+def _median(values: Iterable[float]) -> float:
+    # Not that of the standard library, whose imports the first screen would wait for.
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
 def _sound(seconds: float) -> float:
