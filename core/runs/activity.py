@@ -35,8 +35,18 @@ def doing(pending: Sequence[str]) -> str:
     return next((word for name, word in _DOING.items() if name in pending), "")
 
 
-def pending_words(pending: Sequence[str], state: RunState, timings: Timings, now: float) -> str:
-    """The requests that wait: ``pausing after this step (≤ 20 s)``, ``stopping …``; empty where there are none."""
+def pending_words(
+    pending: Sequence[str], state: RunState, timings: Timings, now: float, *, is_short: bool = False
+) -> str:
+    """The requests that wait: ``pausing after this step (≤ 20 s)``, ``stopping …``; empty where there are none.
+
+    Args:
+        pending: The requests.
+        state: Of the run.
+        timings: Of the run.
+        now: Unix seconds.
+        is_short: Whether to leave out what goes without saying: ``pausing (≤ 20 s)``.
+    """
     word = doing(pending)
     if not word:
         return ""
@@ -44,7 +54,8 @@ def pending_words(pending: Sequence[str], state: RunState, timings: Timings, now
     if not is_in_step or word == _DOING["skip_evaluation"]:
         return f"{word} …"
     left = step_seconds_left(state, timings, now)
-    return f"{word} after this step" + (f" (≤ {_whole(left)})" if left is not None else "")
+    bound = f" (≤ {_whole(left)})" if left is not None else " …" if is_short else ""
+    return f"{word}{bound}" if is_short else f"{word} after this step{bound}"
 
 
 def step_seconds_left(state: RunState, timings: Timings, now: float) -> float | None:

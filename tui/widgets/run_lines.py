@@ -84,9 +84,10 @@ def numbers(view: RunView, width: int) -> Content:
     return Content(gap).join(kept)
 
 
-def state_head(view: RunView, now: float) -> Content:
-    """The state, ``● training``, or the requests that wait: ``◌ pausing after this step (≤ 20 s)``."""
-    words = pending_words(view.pending, view.state, view.history.timings, now)
+def state_head(view: RunView, now: float, *, is_short: bool = False) -> Content:
+    """The state, ``● training``, or the requests that wait: ``◌ pausing after this step (≤ 20 s)``; without the step
+    where it ``is_short``."""
+    words = pending_words(view.pending, view.state, view.history.timings, now, is_short=is_short)
     if words:
         return Content.styled(f"{PENDING_GLYPH} {words}", "$near")
     name = view.state.state

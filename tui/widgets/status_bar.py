@@ -14,7 +14,7 @@ from core.hardware.snapshot import Device
 from core.runs.activity import doing, eta_words
 from core.text import one_line
 from core.units import format_number
-from tui.state import PENDING_GLYPH, STATE_GLYPHS, AppState, RunView
+from tui.state import STATE_GLYPHS, AppState, RunView
 from tui.widgets.charts.meter import WORD_COLORS, memory_word, temperature_word
 from tui.widgets.run_lines import state_head, state_style
 
@@ -97,8 +97,7 @@ def _run_segments(view: RunView, now: float, *, loss: bool, answer_awaited: bool
     brief = Content.styled(glyph, style) + Content(count) if total and is_stepping else None
     pending = view.pending
     if pending:
-        full = state_head(view, now)
-        brief = Content.styled(f"{PENDING_GLYPH} {doing(pending)}", "$near")
+        full, brief = state_head(view, now), state_head(view, now, is_short=True)
     segments.append(Segment(full, 0, brief))
     is_going_on = name == "training" and activity != "answering" and doing(pending) not in ("stopping", "pausing")
     eta = view.eta(now) if is_going_on and total else None

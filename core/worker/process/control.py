@@ -156,7 +156,7 @@ class Controls:
         if asked is not None and asked not in PENDING:
             hint = f"These can be: {', '.join(PENDING)}."
             return [partial(command.refuse, f"{one_line(str(asked), 80)} cannot be taken back.", hint)]
-        names = PENDING if asked is None else (asked,)
+        names: tuple[str, ...] = PENDING if asked is None else (asked,)
         if "stop" in names and self._stops and (self._stopping or set(self._stops) != {"socket"}):
             if asked == "stop":
                 if self._stopping:
