@@ -141,7 +141,7 @@ def present(followed: Followed) -> str:
         return f"{front}{state.state}"
     words = _phase_words(phase, history.phase_elapsed(now))
     left = visit_seconds_left(history.timings, followed.schedule, now)
-    if left is not None:
+    if left is not None and left >= 1:
         words += f", {format_duration(left)} left"
     return f"{front}{words}{eta if last is not None else ''}"
 

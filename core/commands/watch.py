@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 class JsonLines:
-    """A view that prints each event as JSON; a :class:`~core.commands.follow.View`."""
+    """A view that prints each event as JSON, and the state where no event tells it; a
+    :class:`~core.commands.follow.View`."""
+
+    def __init__(self) -> None:
+        self._told: tuple[object, ...] = ((), None)
 
     def event(self, event: Event, log: list[LogLine], followed: Followed) -> None:  # noqa: ARG002
         """Print the event."""
@@ -60,8 +65,23 @@ class JsonLines:
 
         put(escape_json(encode_event(event)))
 
-    def tick(self, followed: Followed) -> None:  # noqa: ARG002
-        """Flush the output."""
+    def tick(self, followed: Followed) -> None:
+        """Print requests that wait, and how far a long step or an evaluation is, where that has changed."""
+        import dataclasses
+
+        from core.runs.activity import long_progress
+
+        state = followed.state
+        if not state.is_over:
+            now = time.time()
+            progress = long_progress(state, followed.history.timings, now)
+            # That a step is over is an event; the next one may be short.
+            told = (state.pending, progress or self._told[1])
+            if told != self._told:
+                self._told = told
+                within = dataclasses.asdict(progress) if progress is not None else None
+                fields = {"state": state.state, "step": state.step, "pending": state.pending, "progress": within}
+                put(escape_json(json.dumps({"t": now, "type": "state", **fields}) + "\n"))
         flush()
 
     def message(self, text: str) -> None:

@@ -89,6 +89,14 @@ def step_progress(state: RunState, timings: Timings, now: float) -> StepProgress
     return progress if seconds >= LONG_STEP_SECONDS else None
 
 
+def long_progress(state: RunState, timings: Timings, now: float) -> StepProgress | None:
+    """Progress within an evaluation, a checkpoint, or a step that takes long."""
+    progress = state.progress
+    if progress is not None and progress.what != "micro_batches":
+        return progress
+    return step_progress(state, timings, now)
+
+
 def eta_words(eta: Eta | None, *, split: bool = False) -> str:
     """Time left, ``4m 10s``, with ``~`` while it is a guess: ``~4m 10s``, or ``~`` alone while it is unknown.
 

@@ -146,7 +146,7 @@ def _tail(view: RunView, now: float, *, answer_awaited: bool) -> list[str]:
         done = f" {phase.done}/{phase.total}" if phase.done is not None and phase.total else ""
         found = [f"   {phase_name(phase.name)}{done} {format_duration(history.phase_elapsed(now))}"]
         left = visit_seconds_left(history.timings, view.schedule or Schedule(), now)
-        if left is not None:
+        if left is not None and left >= 1:
             found.append(f", {eta_words(Eta(0.0, left, 0.0))} left")
         return found + _eta_texts(view, now)
     if state.state == "training" and answer_awaited:
