@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from tui.screens.run_settings import RunSettings
     from tui.state import RunView
 
-#: Commands that take each other back.
-_OPPOSITES = ("pause", "resume")
-
 
 class RunControl:
     """The controller of a live run: it confirms a stop, sends commands, and shows the worker's answers."""
@@ -50,13 +47,9 @@ class RunControl:
             self._desktop.open(stop_dialog(view), self._stop_chosen(view.run))
         elif command not in view.pending:
             self._ask(view.run, command)
-        elif command in _OPPOSITES:
-            # The opposite is right whether the worker has got to it by then or not.
+        elif command == "resume":
             view.requests.take_back(command)
-            if command == "pause":
-                self._ask(view.run, "resume", shown=False)
-            else:
-                self._ask(view.run, "pause")
+            self._ask(view.run, "pause")
         else:
             self._take_back(view.run, command)
 
@@ -132,6 +125,8 @@ class RunControl:
             self._settings_changed(message)
             return
         was_asked = self._settle(message.run, message.command, message.args)
+        if message.command == "withdraw" and not message.answer.get("withdrawn"):
+            self._came_too_late(message.run, message.args)
         # The worker answers when the command is done. A stop is told by the state of the run, and a request that was
         # taken back has no result.
         done = {
@@ -154,10 +149,13 @@ class RunControl:
         was_asked = requests.answered(command, now)
         if command == "withdraw":
             requests.taken_back(str(args.get("what")), now)
-        elif command == "resume" and not was_asked:
-            requests.taken_back("pause", now)
         self._show()
         return was_asked
+
+    def _came_too_late(self, run: Run, args: Mapping[str, Any]) -> None:
+        """The worker had nothing to take back any more: a pause that is on is ended, other requests are done."""
+        if args.get("what") == "pause":
+            self._ask(run, "resume", shown=False)
 
     def _settings_changed(self, message: ControlAnswered) -> None:
         if (dialog := self._settings_dialog) is not None:
@@ -181,6 +179,10 @@ class RunControl:
             view.requests.taken_back(str(message.args.get("what")), self._clock())
             self._show()
         if isinstance(error, WithdrawnError):
+            return
+        if message.command == "withdraw" and message.args.get("what") == "pause":
+            # A worker of an earlier version has no such command, but goes on after the pause.
+            self._came_too_late(message.run, message.args)
             return
         view = self._state.live_run
         if message.command == "set" and (dialog := self._settings_dialog) is not None:

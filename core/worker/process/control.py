@@ -105,8 +105,11 @@ class Controls:
     def pending(self) -> tuple[str, ...]:
         """The requests that wait for the training thread or are being carried out, of :data:`PENDING`."""
         with self._guard:
-            commands = [*self._waiting, *([self._at_work] if self._at_work is not None else [])]
-            names = {command.request.command for command in commands}
+            names: set[str] = set()
+            for command in (*([self._at_work] if self._at_work is not None else []), *self._waiting):
+                names.add(command.request.command)
+                if command.request.command == "resume":
+                    names.discard("pause")  # it comes to nothing
         return tuple(name for name in PENDING if name in names or (name == "stop" and self._stops))
 
     @property
@@ -124,7 +127,6 @@ class Controls:
             elif name == "withdraw":
                 answers += self._withdraw(command)
             else:
-                answers += self._take_back(command, ("pause",)) if name == "resume" else []
                 if name == "stop":
                     self._stops.setdefault("socket", False)
                     self._stops["socket"] |= command.request.args.get("now") is True

@@ -37,9 +37,9 @@ class SlowWorker:
 
     def _request(self, command: str, **args: Any) -> dict[str, Any]:
         self.heard.append((command, args))
-        if command in ("withdraw", "resume"):
-            self.taken.add(args.get("what", "pause"))
-            return {"withdrawn": [args.get("what", "pause")]}
+        if command == "withdraw":
+            self.taken |= {args["what"]} if not self.step_over.is_set() else set()
+            return {"withdrawn": [args["what"]] if not self.step_over.is_set() else []}
         while not self.step_over.wait(0.01):
             if command in self.taken:
                 raise WithdrawnError("It was taken back.")
@@ -70,7 +70,7 @@ def told(app: LocaltuneApp) -> list[str]:
 @pytest.mark.parametrize(
     ("key", "brief", "back"),
     [
-        ("p", "◌ pausing", ("resume", {})),
+        ("p", "◌ pausing", ("withdraw", {"what": "pause"})),
         ("c", "◌ saving", ("withdraw", {"what": "checkpoint"})),
     ],
 )
@@ -105,6 +105,19 @@ async def test_the_result_is_told_and_not_the_wish(home: Path, worker: SlowWorke
         await wait_for(pilot, lambda: "Paused" in told(app) and "‖ paused at step 11" in screen_text(app))
         assert "◌" not in screen_text(app)
         assert told(app).count("Paused") == 1
+
+
+async def test_a_pause_that_is_taken_back_too_late_is_ended(home: Path, worker: SlowWorker) -> None:
+    in_step(home)
+    async with LocaltuneApp().run_test(size=(80, 24), notifications=True) as pilot:
+        app = await attached(pilot)
+        await pilot.press("p")
+        await wait_for(pilot, lambda: len(worker.heard) == 1)
+        worker.step_over.set()
+        await pilot.press("p")
+        await wait_for(pilot, lambda: [command for command, _ in worker.heard] == ["pause", "withdraw", "resume"])
+        await wait_for(pilot, lambda: app.state.view is not None and app.state.view.pending == ())
+        assert "Resumed" not in told(app)
 
 
 async def test_a_stop_can_be_taken_back_until_it_is_carried_out(home: Path, worker: SlowWorker) -> None:

@@ -374,3 +374,63 @@ def test_what_a_killed_worker_left_in_a_directory_of_its_own_goes_with_the_next(
     assert not left.parent.exists()
     assert server.path.exists()
     server.close()
+
+
+def pending(place: Place, *names: str) -> None:
+    wait_for(lambda: place.controls.pending == names, 20, f"{names or 'nothing'} to be pending")
+
+
+def test_what_waits_is_known_at_once_and_until_it_is_done(place: Place) -> None:
+    peer = Peer(place.path)
+    for number, name in enumerate(("checkpoint", "pause", "generate", "pause")):
+        peer.send(name, str(number))
+    wait_for(lambda: place.controls.waiting_count == 4, 20, "the commands")
+    assert place.controls.pending == ("pause", "checkpoint")
+    assert place.next().request.command == "checkpoint"
+    assert place.controls.pending == ("pause", "checkpoint"), "it is being carried out"
+    place.controls.done()
+    assert place.controls.pending == ("pause",)
+    peer.send("resume", "resume")
+    pending(place)
+    assert [command.request.command for command in place.controls.waiting()] == ["pause", "generate", "pause", "resume"]
+
+
+def test_what_waits_can_be_taken_back_by_anyone(place: Place) -> None:
+    asking, taking = Peer(place.path), Peer(place.path)
+    asking.send("pause", "a")
+    asking.send("checkpoint", "b")
+    pending(place, "pause", "checkpoint")
+    taking.send("withdraw", "w", what="pause")
+    assert taking.read() == {"id": "w", "ok": True, "withdrawn": ["pause"]}
+    refused = {"ok": False, "error": "It was taken back.", "hint": "", "withdrawn": True}
+    assert asking.read() == {"id": "a", **refused}
+    taking.send("withdraw", "w")
+    assert taking.read() == {"id": "w", "ok": True, "withdrawn": ["checkpoint"]}
+    assert asking.read() == {"id": "b", **refused}
+    taking.send("withdraw", "w")
+    assert taking.read() == {"id": "w", "ok": True, "withdrawn": []}
+    # Those that took something back are still to be recorded, and are answered already.
+    assert [(command.taken_back, command.answered) for command in place.controls.waiting()] == [
+        (("pause",), True),
+        (("checkpoint",), True),
+    ]
+
+
+def test_a_stop_can_be_taken_back_unless_it_is_a_signal_or_under_way(place: Place) -> None:
+    peer = Peer(place.path)
+    peer.send("stop", "s", now=True)
+    pending(place, "stop")
+    peer.send("withdraw", "w", what="stop")
+    answers = {answer["id"]: answer for answer in (peer.read(), peer.read())}
+    assert (answers["w"]["withdrawn"], answers["s"]["withdrawn"]) == (["stop"], True)
+    place.controls.check_stop()
+    place.controls.request_stop("SIGTERM")
+    peer.send("withdraw", "w", what="stop")
+    assert "asked for by SIGTERM" in peer.read()["error"]
+    peer.send("withdraw", "w")
+    assert peer.read()["withdrawn"] == []
+    with pytest.raises(StopRequested) as caught:
+        place.controls.check_stop()
+    assert not caught.value.now, "that was asked for by the one that was taken back"
+    peer.send("withdraw", "w", what="stop")
+    assert peer.read()["error"] == "The run is stopping already."
