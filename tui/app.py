@@ -14,10 +14,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
-from textual import on, work
+from textual import events, on, work
+from textual._callback import invoke
+from textual.actions import parse
 from textual.app import App, InvalidThemeError
 from textual.binding import BindingType
-from textual.command import Provider
 from textual.driver import Driver
 from textual.message import Message
 
@@ -40,19 +41,15 @@ from tui.keys import Key, KeyTable, bindings, load_keymap
 from tui.main_screen import TILED_SIZE, MainScreen
 from tui.mistakes import Mistakes
 from tui.panes import pane_spec
+from tui.screens.overlay import Overlay
 from tui.settings import load_settings, resolve_glyphs, save_theme
 from tui.state import AppState
+from tui.typed_ahead import Place, TypedAhead
+from tui.widgets.forms.ask_bar import KeyQuestion, takes_text
 from tui.widgets.lists.run_list import RunList
 
 #: Thread limit: some threads follow a run or sample the devices for as long as the app runs.
 _THREADS = 32
-
-
-def _key_commands() -> type[Provider]:
-    """The provider of the command palette, imported when the palette is opened."""
-    from tui.palette import KeyCommands
-
-    return KeyCommands
 
 
 class LeavingExecutor(ThreadPoolExecutor):
@@ -75,7 +72,7 @@ class LocaltuneApp(App[str]):
     TITLE = "localtune-tui"
     CSS_PATH = "app.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("app")]
-    COMMANDS: ClassVar[set[Callable[[], type[Provider]]]] = {_key_commands}  # type: ignore[assignment]
+    ENABLE_COMMAND_PALETTE = False  # Its own is an overlay like the others.
 
     def __init__(self, config_path: Path | None = None, run: str | None = None, demo: bool = False) -> None:
         self.mistakes = Mistakes()
@@ -84,17 +81,19 @@ class LocaltuneApp(App[str]):
         self._settings, self._complaints = load_settings(config_dir() / "settings.toml")
         self._complaints = [f"settings.toml: {problem}" for problem in self._complaints]
         self.glyphs = GLYPH_SETS[resolve_glyphs(self._settings.glyphs)]
+        self.pace = self._settings.pace
         keymap = load_keymap(config_dir() / "keymap.toml")
         self._complaints += [f"keymap.toml: {problem}" for problem in keymap.problems]
         self.keys = KeyTable(keymap.overrides)
         self.set_keymap(keymap.overrides)
+        self._typed_ahead = TypedAhead(self.keys, self._tell_text_lost)
         if not self._settings.animations:
             self.animation_level = "none"
         self._load_themes()
         self.state = AppState()
         self.clock: Callable[[], float] = time.time
         """Clock: the present, in Unix seconds."""
-        self.bridge = Bridge(self)
+        self.bridge = Bridge(self, self.pace)
         self.desktop = Desktop(self, self.state, lambda: self.clock())
         self.drafts = DraftKeeper(self.state, self.desktop.panes)
         self.leaving = Leaving(self.desktop, self.state, self.bridge, self.drafts)
@@ -118,6 +117,8 @@ class LocaltuneApp(App[str]):
             self.register_theme(theme)
         self._complaints += [f"theme {failure}" for failure in loaded.failures]
         wanted = os.environ.get("TEXTUAL_THEME") or self._settings.theme or DEFAULT
+        # Textual has taken the variable for its own default, before the theme was there to be applied.
+        self.set_reactive(App.theme, "textual-dark")
         try:
             self.theme = wanted
         except InvalidThemeError:
@@ -148,11 +149,51 @@ class LocaltuneApp(App[str]):
                 loop.add_signal_handler(number, self.leaving.leave)
         self.theme_changed_signal.subscribe(self, self._theme_changed)
         self.set_interval(LOOK_SECONDS, self._keep_drafts)
-        self.set_interval(1.0, self.runs.count_down)
+        self.set_interval(self.pace, self.runs.count_down)
 
     def _keep_drafts(self) -> None:
         if self.is_running:  # while the app shuts down, the panes are removed piece by piece
             self.drafts.look()
+
+    async def on_event(self, event: events.Event) -> None:
+        """Handle an event; text that comes where none is entered does nothing."""
+        if isinstance(event, events.Key) and not event.is_forwarded:
+            if not self._typed_ahead.admits(event, self._place):
+                return
+        elif isinstance(event, events.Paste) and not event.is_forwarded and not self._place.takes_text:
+            self._tell_text_lost()
+            return
+        await super().on_event(event)
+
+    @property
+    def _place(self) -> Place:
+        """The meaning of keys where the focus is."""
+        screen = self.screen
+        focused = screen.focused
+        if isinstance(focused, KeyQuestion):
+            return Place(own=focused.answers)
+        if takes_text(focused):
+            return Place(takes_text=True)
+        if isinstance(screen, Overlay):
+            return Place(screen.TAKES_TEXT, screen.SCOPE, screen.known_keys)
+        return Place(scope=self.main.current, own=screen.active_bindings)
+
+    def _tell_text_lost(self) -> None:
+        key = self.keys["app.ask"].display
+        text = f"Typed text went nowhere: {key} writes to the model."
+        if not any(note.message == text for note in self._notifications):
+            self.desktop.tell(text)
+
+    @on(messages.KeysAhead)
+    def _keys_ahead(self, message: messages.KeysAhead) -> None:
+        self._typed_ahead.expect(message.keys, goes_on=message.goes_on)
+
+    @on(messages.KeysHandled)
+    def _keys_handled(self, message: messages.KeysHandled) -> None:
+        start = self.screen.focused or self.screen
+        again = messages.KeysHandled(message.reached, message.rounds - 1)
+        if message.rounds == 0 or not start.post_message(again):
+            message.reached()
 
     async def _on_message(self, message: Message) -> None:
         # Results of threads that come while the app shuts down have no widgets left to go to.
@@ -287,6 +328,7 @@ class LocaltuneApp(App[str]):
     @on(messages.RunStarted)
     def _run_started(self, message: messages.RunStarted) -> None:
         self.runs.started(message.run)
+        self.leaving.run_started(message.run)
 
     @on(messages.RunAttached)
     def _run_attached(self, message: messages.RunAttached) -> None:
@@ -340,9 +382,21 @@ class LocaltuneApp(App[str]):
         """Start a run of the configuration."""
         self.runs.start()
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Keys with priority run no action while a text is being entered, or a screen covers the panes."""
+        if action in ("show_pane", "ask_model") and (self.desktop.is_covered or takes_text(self.screen.focused)):
+            return False
+        return super().check_action(action, parameters)
+
     def action_show_pane(self, name: str) -> None:
         """Show a pane."""
         self.main.press_number(name)
+
+    def action_ask_model(self) -> None:
+        """Write to the model, wherever the focus is."""
+        self.main.show_pane("chat", zoom=self.main.zoomed)
+        if (pane := self.desktop.panes.chat) is not None:
+            pane.action_write()
 
     def action_tile(self) -> None:
         """Tile the panes."""
@@ -395,11 +449,31 @@ class LocaltuneApp(App[str]):
     async def run_key(self, key: Key) -> None:
         """Run a key's action, in the pane it belongs to."""
         if key.scope == "app":
-            await self.run_action(key.action)
+            # Not by its binding, which is for keys: it yields to a text that is being entered.
+            _, name, parameters = parse(key.action)
+            await invoke(getattr(self, f"action_{name}"), *parameters)
             return
         self.main.show_pane(key.scope, zoom=self.main.zoomed)
         if (pane := self.desktop.panes.find(key.scope)) is not None:
             await pane.run_action(key.action)
+
+    def action_command_palette(self) -> None:
+        """Find a command by its words, and run it."""
+        from tui.palette import find_commands, list_commands, picks_of
+        from tui.screens.pick import Pick, PickScreen
+
+        if self.desktop.is_covered:
+            return
+        commands = list_commands(self.keys, self.main.current, self.can_run)
+
+        def chosen(identity: str | None) -> None:
+            if identity:
+                self.call_later(self.run_key, self.keys[identity])
+
+        def find(typed: str) -> list[Pick]:
+            return picks_of(find_commands(commands, typed))
+
+        self.push_screen(PickScreen("Commands", picks_of(commands), find=find), chosen)
 
     def search_themes(self) -> None:
         """Choose a theme, with a preview of the highlighted one."""
@@ -409,7 +483,9 @@ class LocaltuneApp(App[str]):
             if name:
                 self._remember_theme(name)
 
-        self.push_screen(ThemePicker(sorted(self.available_themes), self.theme), chosen)
+        # The app's own first: the others do not know its colors.
+        names = sorted(self.available_themes, key=lambda name: (not name.startswith("localtune-"), name))
+        self.push_screen(ThemePicker(names, self.theme), chosen)
 
     def _remember_theme(self, name: str) -> None:
         try:

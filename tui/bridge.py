@@ -48,10 +48,11 @@ class Bridge:
 
     Args:
         app: Where messages go.
+        pace: Factor of the seconds between two messages of one kind.
     """
 
-    def __init__(self, app: App[str]) -> None:
-        self._app = app
+    def __init__(self, app: App[str], pace: float = 1.0) -> None:
+        self._app, self._pace = app, pace
         self._closing = threading.Event()
         self._following = threading.Event()
         self._listing = threading.Event()
@@ -137,7 +138,7 @@ class Bridge:
         self._following = stop = threading.Event()
         if self._closing.is_set():
             stop.set()
-        self._run(partial(follow_run, run, self._post, stop, found=found), "follow")
+        self._run(partial(follow_run, run, self._post, stop, found=found, pace=self._pace), "follow")
 
     def sample_devices(self) -> None:
         """Sample the devices every few seconds, while ``sampling`` is set."""
@@ -148,7 +149,7 @@ class Bridge:
             while not self._closing.is_set():
                 if self.sampling:
                     self._post(DevicesSampled(snapshot()))
-                self._closing.wait(SAMPLE_SECONDS)
+                self._closing.wait(SAMPLE_SECONDS * self._pace)
 
         self._run(work, "sample")
 
@@ -165,7 +166,7 @@ class Bridge:
             catalog = RunCatalog()
             while not stop.is_set():
                 self._post(RunsListed(catalog.rows()))
-                stop.wait(LIST_SECONDS)
+                stop.wait(LIST_SECONDS * self._pace)
 
         self._run(work, "list")
 
@@ -248,7 +249,9 @@ class Bridge:
         self._try("The process could not be killed", work, "control")
 
 
-def follow_run(run: Run, post: Callable[[object], None], stop: threading.Event, *, found: bool = False) -> None:
+def follow_run(
+    run: Run, post: Callable[[object], None], stop: threading.Event, *, found: bool = False, pace: float = 1.0
+) -> None:
     """Read a run and post its events, until ``stop`` is set.
 
     The first message is a :class:`RunAttached` with the whole history, which is owned by the receiver from then on;
@@ -260,6 +263,7 @@ def follow_run(run: Run, post: Callable[[object], None], stop: threading.Event, 
         post: Takes the messages, in any thread.
         stop: Ends it.
         found: Whether the app came upon the run by itself.
+        pace: Factor of the seconds between two polls.
     """
     from core.launch.launcher import reap
     from core.runs.history import RunHistory
@@ -275,7 +279,7 @@ def follow_run(run: Run, post: Callable[[object], None], stop: threading.Event, 
     history.skipped = tail.skipped
     post(RunAttached(run, shown, history, found))
     wait = OVER_SECONDS if shown.is_over else LIVE_SECONDS
-    while not stop.wait(wait):
+    while not stop.wait(wait * pace):
         reap()
         state = run.state()
         events, is_more = tail.poll(), tail.is_behind

@@ -62,7 +62,8 @@ class PaneSlot(Container):
         preferred = next((widget for widget in candidates if widget.has_class("-first-focus")), None)
         target = preferred or next((widget for widget in candidates if widget.focusable), None)
         if target is not None:
-            target.focus()
+            # At once: the next key may be there already.
+            self.screen.set_focus(target)
 
 
 class MainScreen(Screen[None]):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from textual.events import Key
 from textual.message import Message
 
 if TYPE_CHECKING:
@@ -224,6 +225,25 @@ class PasteRefused(Message):
 
     limit: int
     """The limit in bytes."""
+
+
+@dataclass
+class KeysAhead(Message):
+    """The terminal has delivered keys faster than anyone presses them; they follow."""
+
+    keys: Sequence[Key]
+    goes_on: bool
+    """Whether they continue the keys before."""
+
+
+@dataclass
+class KeysHandled(Message):
+    """The keys posted before it are handled, and what they asked for, once it has bubbled up from the focus."""
+
+    reached: Callable[[], object]
+    """Called then; in the app's thread."""
+    rounds: int = 2
+    """How often it starts from the focus: once for the key, and once for the messages that the key has caused."""
 
 
 @dataclass

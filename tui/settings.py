@@ -15,6 +15,8 @@ from core.text import one_line
 #: Size limit in bytes of a file of the user's settings.
 LIMIT = 1 << 20
 GLYPH_SETS = ("auto", "braille", "block", "ascii")
+#: Refresh rates, and how much longer than usual the app waits between two updates of the screen.
+REFRESH_RATES = {"full": 1.0, "half": 2.0}
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,13 @@ class Settings:
     """Glyphs of charts and bars; ``auto`` is braille in a UTF-8 locale and ASCII otherwise."""
     animations: bool = False
     """Whether scrolling and toasts move smoothly, which costs bytes."""
+    refresh: str = "full"
+    """Refresh rate of meters, chart, log, lists and answers: ``half`` updates them half as often."""
+
+    @property
+    def pace(self) -> float:
+        """Factor of the seconds between two updates of the screen."""
+        return REFRESH_RATES[self.refresh]
 
 
 def load_settings(path: Path) -> tuple[Settings, list[str]]:
@@ -52,7 +61,11 @@ def _check(data: Mapping[str, object]) -> tuple[Settings, list[str]]:
     if not isinstance(animations, bool):
         problems.append("animations must be true or false")
         animations = False
-    return Settings(theme, glyphs, animations), problems
+    refresh = data.get("refresh", "full")
+    if not isinstance(refresh, str) or refresh not in REFRESH_RATES:
+        problems.append(f"refresh must be one of {', '.join(REFRESH_RATES)}")
+        refresh = "full"
+    return Settings(theme, glyphs, animations, refresh), problems
 
 
 def save_theme(path: Path, name: str) -> None:

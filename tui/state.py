@@ -125,6 +125,8 @@ class AppState:
     devices: Sequence[Device] = ()
     answer_awaited: bool = False
     """Whether a question from the chat holds up the training."""
+    is_starting: bool = False
+    """Whether a run has been asked for that is not shown yet."""
     host: str = field(default_factory=hostname)
 
     @property

@@ -11,8 +11,9 @@ from core.commands.common import CLEAR_LINE
 from core.commands.follow import Followed
 from core.runs import sentences
 from core.runs.activity import eta_words, pending_words, progress_words, step_progress
+from core.runs.answers import verdict
 from core.runs.eta import visit_seconds_left
-from core.runs.events import Event, StepEvent
+from core.runs.events import Event, SampleEvent, StepEvent
 from core.runs.history import LogLine, Phase
 from core.text import one_line
 from core.units import format_duration, format_fixed, format_number, format_rate
@@ -31,6 +32,16 @@ def step_words(event: StepEvent, total_steps: int) -> str:
         f"step {step}  loss {format_number(event.loss)}  lr {format_number(event.lr)}  "
         f"grad {format_number(event.grad_norm)}  {margin}{accuracy}{format_rate(event.tokens_per_second)}"
     )
+
+
+def sample_words(event: SampleEvent) -> str:
+    """An answer in words: ``step-30 to "Router 12 is dead": {"area": "network"} (right)``."""
+    question, answer = one_line(event.prompt.strip(), 80), one_line(event.text.strip(), 200)
+    found = verdict(event)
+    mark = " (right)" if found == "right" else ""
+    if found == "wrong" and event.expected is not None:
+        mark = f" (wanted: {one_line(event.expected.strip(), 100)})"
+    return f'{one_line(event.source, 40)} to "{question}": {answer}{mark}'
 
 
 def log_words(line: LogLine) -> str:

@@ -105,18 +105,16 @@ class Log:
 
     def event(self, event: Event, log: list[LogLine], followed: Followed) -> None:
         """Print the event in words."""
-        from core.commands.progress import log_words, step_words
+        from core.commands.progress import log_words, sample_words, step_words
         from core.runs.events import SampleEvent, StepEvent
         from core.runs.sentences import clock
-        from core.text import one_line
 
         for line in log:
             self._say(f"{line.clock} {log_words(line)}")
         if isinstance(event, StepEvent):
             self._say(f"{clock(event.t)} {step_words(event, followed.state.total_steps)}")
         elif isinstance(event, SampleEvent):
-            question, answer = one_line(event.prompt.strip(), 80), one_line(event.text.strip(), 200)
-            self._say(f'{clock(event.t)} {one_line(event.source, 40)} to "{question}": {answer}')
+            self._say(f"{clock(event.t)} {sample_words(event)}")
 
     def tick(self, followed: Followed) -> None:
         """Print what no event reports: a state, and requests that wait for the end of a step."""

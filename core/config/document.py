@@ -55,17 +55,18 @@ class ConfigDocument:
         try:
             return tomlkit.parse(text)
         except RecursionError as error:
-            raise UserError(f"{self._where} is nested too deep for a configuration.", "Mend it.") from error
+            raise UserError(f"{self._where} is nested too deep for a configuration.", "Fix it.") from error
         except tomlkit.exceptions.TOMLKitError as error:
             what = one_line(str(error).split(" at line")[0], 200).rstrip(".")
             if isinstance(error, tomlkit.exceptions.ParseError) and error.col:
+                line: int | None = error.line
                 place = f"line {error.line}, column {error.col}: "
             else:
                 # tomlkit does not say where a repeated key is.
                 line = repeated_line(text)
                 place = f"line {line}: " if line else ""
             raise UserError(
-                f"{self._where} is not valid TOML: {place}{what}.", "Mend that line." if place else "Mend it."
+                f"{self._where} is not valid TOML: {place}{what}.", f"Fix line {line}." if line else "Fix it."
             ) from error
 
     @classmethod

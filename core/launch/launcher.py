@@ -338,7 +338,7 @@ def _write_state(run: Run, state: RunState) -> None:
         state.write(run.state_path)
     except OSError as error:
         raise UserError(
-            f"{run.state_path} cannot be written: {error.strerror}.", "Make room or mend its permissions."
+            f"{run.state_path} cannot be written: {error.strerror}.", "Make room or fix its permissions."
         ) from error
 
 

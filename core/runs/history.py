@@ -139,8 +139,7 @@ class RunHistory:
         self.memory: dict[str, MemoryEvent] = {}
         """Newest figures of each device's memory, merged from all reports."""
         self.last_step: StepEvent | None = None
-        # A lighter average than elsewhere: in a short run a heavy one lags visibly behind the falling loss.
-        self.loss = Series(0.8)
+        self.loss = Series()
         self.grad_norm = Series()
         self.learning_rate = Series()
         self.throughput = Series()
@@ -174,6 +173,11 @@ class RunHistory:
         self.timings = Timings()
         """Timings of its steps, evaluations and checkpoints."""
         self._is_first_of_start = True
+        self._first_samples = 0
+        self._sampled_in_start = False
+        self._energy_before = 0.0
+        self._is_paused = False
+        self._idle_seconds = 0.0
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
             PhaseEvent: self._apply_phase,
             DataEvent: self._apply_data,
@@ -217,6 +221,13 @@ class RunHistory:
         return self._totals.paused[-1] if self._totals.paused else 0.0
 
     @property
+    def worked_seconds(self) -> float:
+        """Seconds of work over all starts, from the first import to the end: without pauses, and without the time
+        between a stop and its continuation.
+        """
+        return max(sum(self.phase_seconds.values()) - self._idle_seconds, self.step_seconds)
+
+    @property
     def tokens_per_second(self) -> float | None:
         """Tokens without padding over the seconds of all steps; None before the first."""
         return self.tokens / self.step_seconds if self.step_seconds > 0 else None
@@ -241,6 +252,7 @@ class RunHistory:
             passed = _sound(event.t - self.updated)
             self.phase.seconds += passed
             self.phase_seconds[self.phase.name] = self.phase_seconds.get(self.phase.name, 0.0) + passed
+            self._idle_seconds += passed if self._is_paused else 0.0
         if starting:
             self._begin_start(event.t)
         if not math.isnan(event.t):
@@ -258,6 +270,9 @@ class RunHistory:
         self.starts += 1
         self.phases, self.phase, self.end, self.settings = {}, None, None, {}
         self._is_first_of_start = True
+        self._sampled_in_start = False
+        # A worker counts its own energy.
+        self._energy_before, self._is_paused = self.energy_wh or 0.0, False
         if self.starts > 1:
             self._write(moment, "info", f"continued after step {self.step}" if self.step else "started again")
 
@@ -317,6 +332,7 @@ class RunHistory:
             series.truncate(step)
         for items in (self.evals, self.checkpoints, self.marks):
             _truncate(items, step)
+        self._rewind_samples(step)
 
     def _apply_eval(self, event: EvalEvent) -> None:
         _truncate(self.evals, event.step)
@@ -327,16 +343,30 @@ class RunHistory:
         self._write(event.t, "info", sentences.evaluation(event))
 
     def _apply_sample(self, event: SampleEvent) -> None:
+        # The answers of a step come together; after another start, they replace those given before.
+        if self.samples and (not self._sampled_in_start or self.samples[-1].step > event.step):
+            self._rewind_samples(event.step)
+        self._sampled_in_start = True
+        if not self.samples or self.samples[0].step == event.step:
+            self._first_samples += 1
         self.samples.append(event)
-        self._sample_characters += len(event.prompt) + len(event.text)
+        self._sample_characters += _characters(event)
+        # The first answers stay: all others are compared with them.
         while len(self.samples) > SAMPLES or self._sample_characters > SAMPLE_CHARACTERS:
-            oldest = self.samples.popleft()
-            self._sample_characters -= len(oldest.prompt) + len(oldest.text)
+            place = self._first_samples if len(self.samples) > self._first_samples else 0
+            self._first_samples -= 0 if place else 1
+            self._sample_characters -= _characters(self.samples[place])
+            del self.samples[place]
+
+    def _rewind_samples(self, step: int) -> None:
+        while self.samples and self.samples[-1].step >= step:
+            self._sample_characters -= _characters(self.samples.pop())
+        self._first_samples = min(self._first_samples, len(self.samples))
 
     def _apply_hardware(self, event: HardwareEvent) -> None:
         self.devices = Device.all_from(event.devices)
         if event.energy_wh is not None and math.isfinite(event.energy_wh):
-            self.energy_wh = event.energy_wh
+            self.energy_wh = self._energy_before + event.energy_wh
 
     def _apply_checkpoint(self, event: CheckpointEvent) -> None:
         _truncate(self.checkpoints, event.step)
@@ -345,6 +375,8 @@ class RunHistory:
 
     def _apply_governor(self, event: GovernorEvent) -> None:
         self.governor = event
+        if event.action in ("pause", "resume"):
+            self._is_paused = event.action == "pause"
         line = sentences.governor(event)
         _append(self.marks, Mark(self.step, "governor", line))
         self._write(event.t, "warning" if event.action != "resume" else "info", line)
@@ -359,6 +391,8 @@ class RunHistory:
     def _apply_control(self, event: ControlEvent) -> None:
         if event.command == "set" and not event.result.startswith("refused"):
             self.settings |= {name: value for name, value in changes.recall(event.result).items() if name in CHANGEABLE}
+        if event.command in ("pause", "resume") and not event.result.startswith("refused"):
+            self._is_paused = event.command == "pause"
         self._write(event.t, "info", sentences.control(event))
 
     def _apply_end(self, event: FinishedEvent) -> None:
@@ -369,6 +403,10 @@ class RunHistory:
     def _write(self, moment: float, level: str, text: str) -> None:
         self.log.append(LogLine(moment, level, text[:LINE_CHARACTERS]))
         self.log_count += 1
+
+
+def _characters(event: SampleEvent) -> int:
+    return len(event.prompt) + len(event.text) + len(event.expected or "")
 
 
 def _sound(seconds: float) -> float:

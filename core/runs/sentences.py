@@ -31,6 +31,8 @@ PHASES = {
 }
 #: End reason of a run that reached its last step, and whose adapter is that of its last step.
 ALL_DONE = "all steps done"
+#: End of the reason of a run whose adapter is that of its best step.
+BEST_CHOSEN = "the best one"
 #: Phases that report their own result.
 _SILENT = frozenset({"evaluating", "saving"})
 _REASONS = {
@@ -84,14 +86,14 @@ def phase(event: PhaseEvent) -> str:
 
 
 def data(event: DataEvent) -> str:
-    """Sentence of a data event, ``410 of 412 rows used (dropped: 2 too long), longest 212 tokens, 33 % supervised``."""
+    """Sentence of a data event, ``410 of 412 rows used (dropped: 2 too long), longest 212 tokens, 33 % learned``."""
     line = f"{event.used} of {event.rows} {'row' if event.rows == 1 else 'rows'} used"
     dropped = [f"{count} {_REASONS.get(why) or safe(why.replace('_', ' '))}" for why, count in event.dropped.items()]
     if dropped:
         line += f" (dropped: {', '.join(dropped)})"
     line += f", longest {event.longest} tokens"
     supervised = event.supervised_tokens
-    return line + (f", {supervised / event.tokens:.0%} supervised" if 0 <= supervised <= event.tokens > 0 else "")
+    return line + (f", {supervised / event.tokens:.0%} learned" if 0 <= supervised <= event.tokens > 0 else "")
 
 
 def evaluation(event: EvalEvent) -> str:

@@ -255,6 +255,11 @@ def find_run(name: str) -> Run:
     return matches[0]
 
 
+def has_weights(run: Run) -> bool:
+    """Whether a run has saved something that can be talked to: a final adapter or model, or a checkpoint."""
+    return run.adapter_path.is_dir() or run.model_path.is_dir() or bool(complete_checkpoints(run))
+
+
 def complete_checkpoints(run: Run) -> list[Path]:
     """Checkpoint directories with a manifest, oldest first; the worker verifies its hashes."""
     try:

@@ -17,7 +17,7 @@ import torch
 
 from core.config.schema import Config
 from core.runs.events import StepEvent
-from core.runs.sentences import ALL_DONE
+from core.runs.sentences import ALL_DONE, BEST_CHOSEN
 from core.worker.checkpoint.checkpointer import find_checkpoint
 from core.worker.control_point import EvaluationSkipped
 from core.worker.data.batches import MicroBatch, collate, supervised_count
@@ -163,7 +163,11 @@ class FinetuneRecipe:
         self.recorder.update(state="training", step=state.step)
         if state.step == 0 and self.config.eval.baseline:
             self._evaluate()
-        elif state.step and state.step < state.total_steps:
+        elif state.step == 0:
+            self._answer_samples()
+            if rehearses:
+                parts.meter.reset_peak()  # the first step's peak is its own
+        elif state.step < state.total_steps:
             # What a stop cut short is measured before the run goes on, as if it had not been stopped.
             self._evaluate_if_due()
         self.recorder.phase("training", done=state.step, total=state.total_steps)
@@ -262,6 +266,22 @@ class FinetuneRecipe:
         for sample in parts.samples.write(step, functools.partial(report, "samples")):
             recorder.event(sample)
 
+    def _answer_samples(self) -> None:
+        """Sample answers of the untouched model where it is not measured: what later answers are compared with."""
+        parts, recorder = self.parts, self.recorder
+        evaluator = parts.evaluator if parts.evaluator is not None and parts.evaluator.has_samples else None
+        if evaluator is None and not parts.samples.is_needed:
+            return
+        step, report = parts.state.step, recorder.reporter("evaluating", parts.control_point.attend)
+        recorder.phase("evaluating", "samples")
+        with contextlib.suppress(StopRequested):
+            if evaluator is not None:
+                samples = evaluator.answer_samples(step, report)
+            else:
+                samples = parts.samples.write(step, functools.partial(report, "samples"))
+            for sample in samples:
+                recorder.event(sample)
+
     def stop(self, *, save: bool) -> None:
         """End a run before its last step.
 
@@ -290,5 +310,5 @@ class FinetuneRecipe:
         if best.is_exhausted and state.step < state.total_steps:
             reason = f"no lower held-out loss in {best.waited} evaluations"
         if chosen is not None:
-            reason += f"; the {output.name} is that of step {chosen.step}, the best one"
+            reason += f"; the {output.name} is that of step {chosen.step}, {BEST_CHOSEN}"
         return Outcome(state.step, best.best_step, output.name, reason)

@@ -101,7 +101,8 @@ def test_data_evaluations_samples_and_memory_are_told(reference: Run) -> None:
         assert event.exact_match is not None
         assert event.valid_json is not None
     samples = only(SampleEvent, reference)
-    assert [sample.source for sample in samples[:3]] == ["step-10"] * 3
+    assert [sample.source for sample in samples[:6]] == ["base"] * 3 + ["step-10"] * 3
+    assert all(sample.expected and sample.valid_json is not None for sample in samples)
     assert all(sample.prompt.startswith("ticket ") for sample in samples)
     memory = only(MemoryEvent, reference)
     assert memory[-1].peak_bytes > 50_000_000  # type: ignore[operator]

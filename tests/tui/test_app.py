@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from textual.app import App
 from textual.message import Message
 from textual.pilot import Pilot
 from textual.widgets import Input
@@ -417,19 +418,29 @@ async def test_a_broken_setting_is_one_notice(private_home: Path) -> None:
         await wait_for(pilot, lambda: isinstance(app.screen, HelpScreen))
 
 
+async def test_a_theme_of_the_environment_is_applied(private_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEXTUAL_THEME", "localtune-high-contrast")
+    monkeypatch.setattr(App.theme, "_default", "localtune-high-contrast")  # as Textual has read it when imported
+    app = LocaltuneApp()
+    async with app.run_test():
+        assert app.theme == "localtune-high-contrast"
+        assert app.get_css_variables()["border-focus"] == "#ffff5f"
+        assert app.main.styles.background.hex == "#000000"
+
+
 async def test_a_theme_is_previewed_and_taken_back(private_home: Path) -> None:
     app = LocaltuneApp()
     async with app.run_test(size=(120, 34)) as pilot:
         await ready(pilot)
         await pilot.press("f2")
         await wait_for(pilot, lambda: len(app.screen_stack) == 2)
-        await pilot.press("down")
+        await pilot.press("down", "down")
         await wait_for(pilot, lambda: app.theme == "localtune-light")
         await pilot.press("escape")
         await wait_for(pilot, lambda: app.theme == "localtune-dark")
         await pilot.press("f2")
         await wait_for(pilot, lambda: len(app.screen_stack) == 2)
-        await pilot.press("down", "enter")
+        await pilot.press("down", "down", "enter")
         settings = private_home.parent / "config" / "localtune" / "settings.toml"
         await wait_for(pilot, settings.exists)
         assert 'theme = "localtune-light"' in settings.read_text(encoding="utf-8")

@@ -92,7 +92,7 @@ class RunControl:
             if answer == STOP:
                 self._ask(run, "stop")
             elif answer == STOP_NOW:
-                self._ask(run, "stop", now=True)
+                self._ask_to_stop_now(run)
             elif answer == TAKE_BACK:
                 self._take_back(run, "stop")
             elif answer == SIGNAL:
@@ -101,6 +101,24 @@ class RunControl:
                 self._ask_to_kill(run)
 
         return chosen
+
+    def _ask_to_stop_now(self, run: Run) -> None:
+        """Stop a run without a checkpoint; ask once more where steps would be lost."""
+        from tui.screens.dialogs import YES, stop_now_dialog
+
+        view = self._state.live_run
+        if view is None or view.run != run:
+            self._desktop.warn("Nothing is stopped", f"{run.id} has ended by itself.")
+            return
+
+        def answered(answer: str | None) -> None:
+            if answer == YES:
+                self._ask(run, "stop", now=True)
+
+        if view.step > (view.saved_step or 0):
+            self._desktop.open(stop_now_dialog(view), answered)
+        else:
+            answered(YES)
 
     def _ask_to_kill(self, run: Run) -> None:
         from tui.screens.dialogs import YES, kill_dialog

@@ -36,6 +36,7 @@ class Runs:
         self._desktop, self._state, self._bridge, self._drafts, self._clock = desktop, state, bridge, drafts, clock
         self._landing = ""
         self._chat_told = 0.0
+        self._has_started = False
 
     def begin(self, name: str | None = None, *, sample: bool = False, landing: str = "") -> None:
         """Show the run that the app is opened with.
@@ -46,6 +47,7 @@ class Runs:
             landing: The pane to begin in where no run is live; the run's own where empty.
         """
         if sample:
+            self._state.is_starting, self._has_started = True, False
             self._bridge.start_sample()
         elif name is not None:
             self._bridge.open_run(name)
@@ -109,11 +111,16 @@ class Runs:
                 await pane.release()
             start()
 
+        self._state.is_starting, self._has_started = True, False
         self._desktop.run(work, "start")
 
     def _refuse_second_run(self) -> bool:
         """Refuse a second live run, with a message: two do not fit on one device."""
         view = self._state.live_run
+        if self._state.is_starting:
+            # A key that is pressed again means the same start.
+            self._desktop.warn("A run is starting", "It is shown as soon as its worker is there.")
+            return True
         if view is not None:
             self._desktop.warn(
                 "A run is on", f"{view.run.id} is {view.state.state}. Stop it before another one starts."
@@ -122,6 +129,7 @@ class Runs:
 
     def started(self, run: Run) -> None:
         """Show a run whose worker has been started."""
+        self._has_started = True
         self.open(run)
         if (form := self._desktop.panes.config) is not None:
             form.look_around(anew=True)
@@ -133,6 +141,7 @@ class Runs:
 
     def action_failed(self, title: str, error: UserError) -> None:
         """Show that a request of the user failed; without a run, the request may have been to show one."""
+        self._state.is_starting = False
         if self._state.view is None:
             self.none_found()
         self._desktop.fail(title, error)
@@ -149,6 +158,8 @@ class Runs:
         schedule = Schedule.of(message.run.values())
         view = RunView(message.run, message.state, message.history, read_model(message.run), leftover, schedule)
         self._state.view = view
+        # One that was opened meanwhile is not the one that is being started.
+        self._state.is_starting = self._state.is_starting and not self._has_started
         if leftover:
             self._land()
         elif message.found:

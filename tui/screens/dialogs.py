@@ -13,6 +13,7 @@ LEAVE, STOP = "leave", "stop"
 SAVE, DISCARD = "save", "discard"
 RESTORE = "restore"
 STOP_NOW, SIGNAL, KILL, TAKE_BACK = "stop now", "signal", "kill", "take back"
+COPY_CODE, COPY_PATH = "copy code", "copy path"
 YES = "yes"
 
 
@@ -25,6 +26,18 @@ def quit_dialog(view: RunView) -> ChoiceDialog:
             Choice("l", LEAVE, "leave it running"),
             Choice("s", STOP, "stop it after a checkpoint", "it can be continued"),
             Choice("escape", "", "stay"),
+        ],
+    )
+
+
+def starting_dialog() -> ChoiceDialog:
+    """The question about a run that is being started, when the user wants to quit and does not want to wait for it."""
+    return ChoiceDialog(
+        "Leave",
+        "A run is still being started. The app leaves by itself as soon as its worker is there.",
+        [
+            Choice("escape", "", "wait for it"),
+            Choice("l", LEAVE, "leave now", "'localtune-tui runs' says what became of it"),
         ],
     )
 
@@ -101,12 +114,23 @@ def stop_dialog(view: RunView) -> ChoiceDialog:
     else:
         choices = [
             Choice("y", STOP, "stop after a checkpoint", "it can be continued exactly"),
-            Choice("w", STOP_NOW, "stop now, without one", "what is not saved is lost"),
+            Choice("w", STOP_NOW, "stop now, without one", "asks once more"),
             *kill,
             Choice("n", "", "keep training"),
         ]
     text = Content.assemble((one_line(view.run.id, 60), "bold"), f"{told}\n", _unsaved(view))
     return ChoiceDialog("Stop the run", text, choices)
+
+
+def stop_now_dialog(view: RunView) -> ChoiceDialog:
+    """The question before a run is stopped without a checkpoint, with steps that would be lost."""
+    text = Content.assemble((one_line(view.run.id, 60), "bold"), " saves nothing when it stops.\n", _unsaved(view))
+    return ChoiceDialog(
+        "Stop without a checkpoint",
+        text,
+        [Choice("n", "", "keep training"), Choice("y", YES, "stop it", "these steps are lost")],
+        alarm=True,
+    )
 
 
 def kill_dialog(view: RunView) -> ChoiceDialog:
@@ -154,6 +178,28 @@ def _unsaved(view: RunView) -> str:
         return f"Step {saved} is saved, and is the last one done so far."
     count = step - saved
     return f"Not saved so far: {count} {'step' if count == 1 else 'steps'} after the checkpoint of step {saved}."
+
+
+def elsewhere_dialog(run: str, code: str, *, is_model: bool) -> ChoiceDialog:
+    """The ways to use a run's result outside the app.
+
+    Args:
+        run: The run's id.
+        code: Python code that loads it.
+        is_model: Whether it is a whole model, and no adapter.
+    """
+    text = Content.assemble(
+        ("From a shell:\n", "$muted"),
+        f"localtune-tui chat {one_line(run, 100)}",
+        ("\n\nIn Python, with Transformers:\n" if is_model else "\n\nIn Python, with PEFT:\n", "$muted"),
+        sanitize(code),
+    )
+    choices = [
+        Choice("c", COPY_CODE, "copy the Python code"),
+        Choice("p", COPY_PATH, f"copy the path of the {'model' if is_model else 'adapter'}"),
+        Choice("escape", "", "back"),
+    ]
+    return ChoiceDialog("Use it elsewhere", text, choices, is_harmless=True)
 
 
 def error_dialog(title: str, error: UserError) -> ChoiceDialog:

@@ -1,4 +1,4 @@
-"""A run in lines of text: its numbers, progress, phases, state and end."""
+"""A run in lines of text: its numbers, progress, phases and state."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from textual.content import Content
 
 from core.runs.activity import doing, eta_words, pending_words, progress_words, step_progress
 from core.runs.eta import Eta, Schedule, visit_seconds_left
-from core.runs.sentences import ALL_DONE, phase_name
+from core.runs.sentences import phase_name
 from core.runs.series import Series
 from core.text import one_line
 from core.units import format_duration, format_fixed, format_number, format_rate
@@ -30,17 +30,19 @@ def state_style(state: str) -> str:
 
 
 def trend(series: Series) -> str:
-    """The direction of the smoothed curve over its last tenth: ``↓``, ``↑``, ``→``; empty when it is too short."""
+    """The direction of a curve: its last fifth against the fifth before, ``↓``, ``↑``, ``→``; empty when it is too
+    short.
+    """
     if len(series) < 3:
         return ""
-    back = max(len(series) // 10, 2)
-    recent = [value for value in series.smoothed[-back:] if math.isfinite(value)]
-    if len(recent) < 2:
+    back = max(len(series) // 5, 1)
+    recent = series.mean(series.steps[-back])
+    before = series.mean(series.steps[max(-2 * back, -len(series))], series.steps[-back] - 1)
+    if recent is None or before is None:
         return ""
-    change = recent[-1] - recent[0]
-    if abs(change) < 0.002 * max(abs(recent[0]), 1e-9):
+    if abs(recent - before) < 0.002 * max(abs(before), 1e-9):
         return "→"
-    return "↓" if change < 0 else "↑"
+    return "↓" if recent < before else "↑"
 
 
 def numbers(view: RunView, width: int) -> Content:
@@ -199,59 +201,35 @@ def phases(view: RunView, now: float, width: int, glyphs: GlyphSet) -> Content:
 
 
 def banner(view: RunView, keys: KeyTable) -> Content:
-    """A banner for the state of a run that is not simply training, with the key of the next action; else nothing."""
-    state, end = view.state, view.history.end
-    name = state.state
-    if name in ("queued", "starting", "training"):
+    """A banner for a live run that is not simply training, with the keys of what to do; else nothing."""
+    name = view.state.state
+    headline = _headline(view)
+    if not headline:
         return Content("")
-    glyph = Content.styled(f"{STATE_GLYPHS.get(name, '?')} {_headline(view)}", f"{state_style(name)} bold".strip())
-    reason = one_line(state.reason or (end.reason if end is not None else ""), 400)
-    hint = one_line(end.hint, 300) if end is not None and end.hint and state.is_over else ""
-    if reason.startswith(f"{name} "):
-        # The banner has the step already: "stopped on request after step 40".
-        sentences = [f" {reason.removeprefix(name).strip().rstrip('.')}."]
-        glyph = Content.styled(f"{STATE_GLYPHS.get(name, '?')} {name}", f"{state_style(name)} bold".strip())
-        sentences += [f" {hint.rstrip('.')}."] if hint else []
-        lines = [glyph + Content("".join(sentences))]
-    else:
-        # A finished run needs no banner, unless it ended early or its adapter is not that of the last step.
-        told = (reason, hint) if name != "finished" else (reason if reason != ALL_DONE else "",)
-        sentences = [text.rstrip(".") + "." for text in told if text]
-        lines = [glyph + Content(f": {' '.join(sentences)}" if sentences else "")]
+    reason = one_line(view.state.reason, 400)
+    line = Content.assemble(
+        (f"{STATE_GLYPHS.get(name, '?')} {headline}", f"{state_style(name)} bold".strip()),
+        f": {reason.rstrip('.')}." if reason else "",
+    )
     following = _next_keys(view, keys)
-    if following:
-        lines.append(
-            Content("   ").join(Content.assemble((key, "$primary bold"), f" {what}") for key, what in following)
-        )
-    return Content("\n").join(lines)
+    if not following:
+        return line
+    hints = [Content.assemble((key, "$primary bold"), f" {what}") for key, what in following]
+    return Content("\n").join([line, Content("   ").join(hints)])
 
 
 def _headline(view: RunView) -> str:
-    state, step, phase = view.state, view.step, view.history.phase
-    where = f" at step {step}" if step else ""
-    texts = {
-        "paused": f"paused{where}",
-        "stopping": "stopping after a checkpoint" if phase is not None and phase.name == "saving" else "stopping",
-        "finished": f"finished{where}",
-        "stopped": f"stopped{where}",
-        "failed": f"failed{where}",
-        "lost": f"lost{where}",
-        "stalled": "no sign of life",
-    }
-    return texts.get(state.state, state.state)
+    step, phase = view.step, view.history.phase
+    if view.state.state == "paused":
+        return f"paused at step {step}" if step else "paused"
+    if view.state.state == "stopping":
+        return "stopping after a checkpoint" if phase is not None and phase.name == "saving" else "stopping"
+    return "no sign of life" if view.state.state == "stalled" else ""
 
 
 def _next_keys(view: RunView, keys: KeyTable) -> Sequence[tuple[str, str]]:
-    name = view.state.state
-    chat = (keys["app.chat"].display, "talk to it")
-    go_on = (keys["train.continue"].display, "continue from the last checkpoint")
-    again = (keys["app.start"].display, "start again")
-    if name == "paused":
+    if view.state.state == "paused":
         return [(keys["train.pause"].display, "resume"), (keys["train.stop"].display, "stop")]
-    if name == "stalled":
+    if view.state.state == "stalled":
         return [(keys["train.stop"].display, "stop it or kill its process")]
-    if name == "finished":
-        return [chat, (keys["app.start"].display, "start another run")]
-    if name in ("stopped", "failed", "lost"):
-        return [go_on, chat, again] if view.history.checkpoints else [again]
     return []

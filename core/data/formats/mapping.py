@@ -162,5 +162,5 @@ def missing_columns(columns: ColumnMap, rows: Iterable[Mapping[str, Any]], sourc
     shown = ", ".join(one_line(name, 40) for name in present[:12]) + (", …" if len(present) > 12 else "")
     return UserError(
         f"{source} has no column '{one_line(column, 40)}', which data.columns names; it has {shown or 'none'}.",
-        f"Did you mean {one_line(near[0], 40)}?" if near else "Mend data.columns.",
+        f"Did you mean {one_line(near[0], 40)}?" if near else "Fix data.columns.",
     )

@@ -291,7 +291,7 @@ def _refuse_nothing(dataset: Dataset, names: list[str]) -> None:
     by_template = set(dataset.dropped) & TEMPLATE_CODES
     raise UserError(
         f"No row of {', '.join(map(one_line, names))} can be used ({reasons or 'no rows'}). {first}".rstrip(),
-        "Mend the chat template, or name another one in template.file."
+        "Fix the chat template, or name another one in template.file."
         if by_template
         else "Look at the rows, train.max_length and data.format.",
     )

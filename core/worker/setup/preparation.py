@@ -145,6 +145,6 @@ def _tell_dropped(dataset: Dataset, recorder: Recorder) -> None:
     for code, count in dataset.dropped.most_common():
         if code in (HELD_OUT, NOT_SAMPLED):
             continue
-        hint = "Raise train.max_length or set data.overlong." if code == "overlong" else "Mend or remove these rows."
+        hint = "Raise train.max_length or set data.overlong." if code == "overlong" else "Fix or remove these rows."
         unused = "1 row is not used." if count == 1 else f"{count} rows are not used."
         recorder.notice("warning", f"dropped_{code}", f"{unused} {dataset.first_dropped[code]}", hint)

@@ -103,7 +103,9 @@ def test_elsewhere_paths_are_still_right(cli: CommandLine, work: Path) -> None:
     [
         ([], "There is no data to train on"),
         (["--data", "none.jsonl"], "none.jsonl"),
-        (["--data", "rows.jsonl", "--model", "none"], "The model none was not found"),
+        (["--data", "rows.jsonl", "--model", "none"], "The model none is not on this machine"),
+        (["--data", "rows.jsonl", "--model", "org/none"], "'localtune-tui fetch hf://org/none' downloads it."),
+        (["--data", "rows.jsonl", "--model", "smolxyz"], "Did you mean smollm2-135m-instruct?"),
         (["--data", "rows.jsonl", "--out", "none/a.toml"], "cannot be written"),
     ],
 )

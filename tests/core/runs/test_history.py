@@ -91,7 +91,7 @@ def test_the_log_says_what_a_person_would() -> None:
         events.FailedEvent(reason="no space", step=31, hint="Make room."),
     )
     assert lines(history) == [
-        "410 of 412 rows used (dropped: 2 too long), longest 212 tokens, 33% supervised",
+        "410 of 412 rows used (dropped: 2 too long), longest 212 tokens, 33% learned",
         "checkpoint step-30 (1.2 s, 39 MB)",
         "eval loss 0.455, exact match 0.83 (60 rows)",
         "governor: pause, temperature 86.0 (limit 83.0)",
@@ -252,3 +252,57 @@ def test_a_time_that_is_none_is_shown_as_dashes() -> None:
     assert clock(math.nan) == clock(1e30) == "--:--:--"
     assert len(clock(0.0)) == 8
     assert fold(dataclasses.replace(step(1), t=math.nan), step(2)).updated == 102.0
+
+
+def sample(step: int, prompt: str = "q", text: str = "a") -> events.SampleEvent:
+    source = f"step-{step}" if step else "base"
+    return events.SampleEvent(t=100.0 + step, step=step, prompt=prompt, text=text, source=source)
+
+
+def test_the_first_answers_stay_however_many_follow() -> None:
+    history = fold(sample(0, "one"), sample(0, "two"), *(sample(number) for number in range(1, 700)))
+    assert [item.prompt for item in history.samples][:3] == ["one", "two", "q"]
+    assert len(history.samples) == 500
+    assert history.samples[-1].step == 699
+    long = fold(*(sample(number // 2, text="x" * 40_000) for number in range(400)))
+    assert [item.step for item in long.samples][:3] == [0, 0, long.samples[2].step]
+    assert sum(len(item.text) for item in long.samples) <= 1 << 22
+
+
+def test_answers_of_replayed_steps_are_replaced() -> None:
+    history = fold(phase("importing", 1), phase("training", 2), sample(0), step(1), step(2), sample(2), step(3))
+    for event in (phase("importing", 9), phase("training", 10), step(2, t=11.0)):
+        history.apply(event)
+    assert [item.step for item in history.samples] == [0]
+    history.apply(sample(2, text="again"))
+    for event in (phase("importing", 20), sample(2, text="once more"), sample(2, "another")):
+        history.apply(event)
+    assert [(item.step, item.prompt, item.text) for item in history.samples] == [
+        (0, "q", "a"),
+        (2, "q", "once more"),
+        (2, "another", "a"),
+    ]
+
+
+def test_work_is_counted_without_pauses_and_without_the_time_between_two_starts() -> None:
+    def control(command: str, t: float, result: str = "ok") -> Event:
+        return events.ControlEvent(t=t, command=command, sender="socket", result=result)
+
+    history = fold(
+        phase("importing", 0),
+        phase("training", 5),
+        step(1, t=10),
+        control("pause", 12),
+        events.HardwareEvent(t=500, devices=[], energy_wh=2.0),
+        events.StoppedEvent(t=1000, reason="", step=1),
+        phase("importing", 5000),
+        phase("training", 5004),
+        events.HardwareEvent(t=5005, devices=[], energy_wh=0.5),
+        step(2, t=5010),
+        control("pause", 5010, "refused: no"),
+        events.GovernorEvent(t=5012, action="pause", cause="temperature"),
+        events.GovernorEvent(t=5112, action="resume", cause="temperature"),
+        events.FinishedEvent(t=5113, reason="", step=2),
+    )
+    assert history.worked_seconds == 12 + 12 + 1
+    assert history.energy_wh == 2.5

@@ -85,7 +85,8 @@ class ConfigForm(Vertical):
         """Update every field and its notes from the document."""
         model, last, preset = self._editor.model, self._known.last_run, self._editor.preset
         document = model.document
-        self.findings = found = model.findings(self._known.facts_for(model))
+        problem = self._known.base_problem(model.named_base)
+        self.findings = found = model.findings(self._known.facts_for(model), problem)
         others = differences(holding_values(document), last.values) if last is not None else {}
         for field in self.options.fields:
             name = field.option.name
@@ -131,7 +132,7 @@ class ConfigForm(Vertical):
         elif field is None:
             self._line.update(Content(one_line(self.filter.reason_for_none(keys["config.back"].display))))
         else:
-            self._line.update(Content(explain(field.option, keys["config.form"].display)))
+            self._line.update(Content(explain(field.option, keys["config.form"].display, keys["config.edit"].display)))
 
     @on(OptionForm.Moved)
     def _moved(self, message: OptionForm.Moved) -> None:

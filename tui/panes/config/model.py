@@ -18,8 +18,11 @@ from core.presets.library import Preset
 from core.text import one_line
 from tui.data_paths import entry_path, entry_text
 from tui.datasets.summary import counted
+from tui.panes.config.base_model import NamedBase
 from tui.widgets.forms.option_field import format_value
 
+#: The option with the base model.
+BASE = "model.base"
 #: Options whose values are paths of data files.
 DATA_PATHS = ("data.train", "data.eval")
 
@@ -88,9 +91,16 @@ class ConfigModel:
         first = train[0] if isinstance(train, list) and train else train
         return short_name(first) if isinstance(first, str) else ""
 
-    def findings(self, facts: Facts | None = None) -> Findings:
-        """Problems and warnings, as far as the known facts allow."""
+    def findings(self, facts: Facts | None = None, base_problem: str = "") -> Findings:
+        """Problems and warnings, as far as the known facts allow.
+
+        Args:
+            facts: The known facts.
+            base_problem: What is wrong with the base model; empty where nothing is known to be.
+        """
         problems = self.problems()
+        if base_problem:
+            problems.setdefault(BASE, base_problem)
         warnings: dict[str, str] = {}
         for remark in reversed(self.document.remarks(facts)):
             found = problems if remark.level == "error" else warnings
@@ -123,6 +133,12 @@ class ConfigModel:
     def resolve(self, text: str) -> Path:
         """A path of the configuration, made absolute."""
         return entry_path(text, self.base)
+
+    @property
+    def named_base(self) -> NamedBase:
+        """The base model, as the configuration names it."""
+        base, method = self.effective(BASE), self.effective("method.name")
+        return NamedBase(base if isinstance(base, str) else "", self.base, str(method))
 
     def effective(self, name: str) -> Any:
         """The effective value: the file's, else the default."""

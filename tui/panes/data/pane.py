@@ -20,10 +20,11 @@ from core.config.document import ConfigDocument
 from core.errors import UserError
 from core.hub.store import NotFetchedError
 from core.text import one_line
+from core.units import format_count
 from tui.data_paths import entry_text
 from tui.datasets.marks import RowFilter
 from tui.datasets.plan import Reading, plan_data
-from tui.datasets.summary import counted, describe_filter, spaced, summarize
+from tui.datasets.summary import counted, describe_filter, summarize
 from tui.datasets.tasks import open_dataset, paced
 from tui.datasets.view import DatasetView
 from tui.keys import bindings
@@ -60,9 +61,9 @@ class DataPane(Pane):
     """
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("data")]
     HELP = (
-        "Rows as a run would read them. ✗ is not used, ! is used and should be looked at; tok and sup count the tokens "
-        "of a row and those that are learned, of a pair those of its longer answer. As tokens, what is learned is bold "
-        "and underlined, special tokens are reversed, and ✂ marks where the greatest length ends the row."
+        "Rows as a run would read them. ✗ is not used, ! is used and should be looked at; tok and learned count the "
+        "tokens of a row and those that are learned, of a pair those of its longer answer. As tokens, what is learned "
+        "is bold and underlined, special tokens are reversed, and ✂ marks where the greatest length ends the row."
     )
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
@@ -101,6 +102,12 @@ class DataPane(Pane):
         self.body.set_class(event.size.width >= BESIDE_WIDTH, "-beside")
         self._refresh_status()
 
+    def on_key(self) -> None:
+        """Take a message away: it has been read when the next key is pressed. One about work that is on stays."""
+        is_busy = self._is_searching or self.opener.opening is not None or bool(self.browser.display)
+        if self._status and not is_busy and not self.ask_bar.is_asking:
+            self._say("")
+
     @property
     def view(self) -> DatasetView | None:
         """The file that is shown."""
@@ -118,6 +125,8 @@ class DataPane(Pane):
         self.configure(document)
         if (path := self.opener.follow(document)) is not None:
             self.show(path)
+        elif self.view is not None and self.opener.forget_failure(document):
+            self._say("")
 
     def configure(self, document: ConfigDocument) -> None:
         """Follow a configuration; where its plan is the same, the display stays unchanged."""
@@ -379,11 +388,11 @@ class DataPane(Pane):
         view, listed = self.view, self.session.filter
         if view is None:
             return
-        known = counted(view.count, "row") if self.session.indexed >= 1 else f"{spaced(view.count)}+ rows"
+        known = counted(view.count, "row") if self.session.indexed >= 1 else f"{format_count(view.count)}+ rows"
         if listed is None:
             self.set_title("1 Data", view.path.name, view.format_name, known)
         else:
-            self.set_title("1 Data", view.path.name, listed.code, f"{spaced(listed.total)} of {known}")
+            self.set_title("1 Data", view.path.name, listed.title, f"{format_count(listed.total)} of {known}")
         self.set_hints(["data.tokens", "data.report", "data.filter", "data.search", "data.train"])
         self._refresh_status()
 
@@ -478,7 +487,7 @@ class DataPane(Pane):
     async def action_ask_row(self) -> None:
         """Ask for a row number, and go there."""
         if self.view is not None:
-            await self.ask_bar.converse(self._ask_row(f"1 to {spaced(self.view.count)}"))
+            await self.ask_bar.converse(self._ask_row(f"1 to {format_count(self.view.count)}"))
 
     async def _ask_row(self, numbers: str) -> None:
         if (text := await self.ask_bar.ask("row", placeholder=numbers)) is not None:
@@ -528,8 +537,8 @@ class DataPane(Pane):
         if not self.finder.term:
             await self.action_search()
         elif reader.has_focus and reader.move_match(step):
-            place, count = reader.match_place
-            self._say(f"{self.finder.term}: {spaced(place)} of {spaced(count)} in row {spaced(self.index + 1)}")
+            place, count = map(format_count, reader.match_place)
+            self._say(f"{self.finder.term}: {place} of {count} in row {format_count(self.index + 1)}")
         else:
             self._find(self.index, step)
 

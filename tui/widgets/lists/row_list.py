@@ -21,9 +21,10 @@ from tui.widgets.strips import fit, mark_matches
 
 #: Marks before the number of a row that can be read and has a problem, with their style.
 _MARKS = {"drop": ("✗", "problem"), "warn": ("!", "warning")}
-#: Columns that hold numbers, right-aligned, and one that holds a short word; all narrow, and the first.
-_COUNTS, _WORD = ("tok", "sup"), "label"
-_NARROW = 5
+#: Columns that hold numbers, right-aligned.
+_COUNTS = ("tok", "learned")
+#: Cells of narrow columns: those with numbers, and one that holds a short word; they are the first.
+_NARROW = {"tok": 5, "learned": 7, "label": 5}
 #: Minimum cells for a text to be readable; columns that would have fewer are left out, the last ones first.
 _LEAST = 12
 
@@ -203,7 +204,7 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
     def _widths(self, width: int, cells: int) -> list[int]:
         """Cell widths: the number as wide as the last one, the last of two columns two fifths of the rest."""
         number = max(3, len(str(self._highest or self.count)))
-        narrow = [_NARROW] * sum(map(_is_narrow, self.columns)) if cells == len(self.columns) + 1 else []
+        narrow = [_NARROW[name] for name in self.columns if name in _NARROW] if cells == len(self.columns) + 1 else []
         rest = width - number - 2 - sum(size + 2 for size in narrow)
         texts = cells - 1 - len(narrow)
         while texts > 1 and rest - 2 * texts < texts * _LEAST:
@@ -224,7 +225,7 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
         segments.append(Segment(number, style + muted))
         for place, (text, size) in enumerate(zip(cells[1:], widths[1:], strict=False)):
             segments.append(Segment("  ", style))
-            if len(cells) == len(self.columns) + 1 and _is_narrow(self.columns[place]):
+            if len(cells) == len(self.columns) + 1 and self.columns[place] in _NARROW:
                 aligned = text.rjust(size) if self.columns[place] in _COUNTS else text
                 segments.append(Segment(fit(aligned, size), style + muted))
                 continue
@@ -242,7 +243,3 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
             self.cursor = index
             if event.chain == 2:
                 self.post_message(self.Opened(index))
-
-
-def _is_narrow(column: str) -> bool:
-    return column in _COUNTS or column == _WORD

@@ -83,7 +83,7 @@ def test_it_begins_with_this_process_and_ends_with_the_end(run: Run) -> None:
 def test_events_are_whole_lines_and_nan_stays_nan(run: Run, recorder: Recorder) -> None:
     recorder.event(step(1, math.nan))
     recorder.phase("training", "a\nb", done=1, total=2)
-    recorder.notice("warning", "odd", "Half a character: \ud800.", "Mend it.")
+    recorder.notice("warning", "odd", "Half a character: \ud800.", "Fix it.")
     first, second, third = EventTail(run.events_path).read_all()
     assert isinstance(first, StepEvent)
     assert math.isnan(first.loss)

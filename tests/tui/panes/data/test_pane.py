@@ -175,7 +175,7 @@ async def test_search_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyP
         await opened(pilot, pane, path)
         await wait_for(pilot, lambda: pane.view is not None and pane.view.file.complete)
         await pilot.press("slash", *"nowhere", "enter")
-        await wait_for(pilot, lambda: "of 100 000 rows · esc stops" in screen_text(pilot.app))
+        await wait_for(pilot, lambda: "of 100,000 rows · esc stops" in screen_text(pilot.app))
         await pilot.press("escape")
         await wait_for(pilot, lambda: "Search stopped." in screen_text(pilot.app))
 
@@ -240,7 +240,7 @@ async def test_using_the_file_for_training_and_evaluation(tmp_path: Path) -> Non
         await pilot.press("t")
         assert not pane.chosen
         await opened(pilot, pane, path)
-        await pilot.press("t", "e")
+        await pilot.press("t", "E")
         await pilot.pause()
         assert [(message.path, message.use) for message in pane.chosen] == [(path, "train"), (path, "eval")]
 
