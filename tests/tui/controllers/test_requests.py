@@ -176,12 +176,12 @@ async def test_the_evaluation_before_the_first_step_is_skipped_by_a_key(home: Pa
     worker.step_over.set()
     async with LocaltuneApp().run_test(size=(120, 34)) as pilot:
         app = await attached(pilot)
-        await wait_for(pilot, lambda: "k skip the evaluation" in screen_text(app))
-        await pilot.press("k")
+        await wait_for(pilot, lambda: "b skip the evaluation" in screen_text(app))
+        await pilot.press("b")
         await wait_for(pilot, lambda: worker.heard == [("skip_evaluation", {})])
         script.phase("training", done=0)
-        await wait_for(pilot, lambda: "k skip" not in screen_text(app))
-        await pilot.press("k")
+        await wait_for(pilot, lambda: "b skip" not in screen_text(app))
+        await pilot.press("b")
         await pilot.pause()
         assert len(worker.heard) == 1
 
