@@ -111,7 +111,7 @@ class LocaltuneApp(App[str]):
         self.clock: Callable[[], float] = time.time
         """Clock: the present, in Unix seconds."""
         self.bridge = Bridge(self, self.pace)
-        self.desktop = Desktop(self, self.state)
+        self.desktop = Desktop(self, self.state, lambda: self.clock())
         self.drafts = DraftKeeper(self.state, self.desktop.panes)
         self.leaving = Leaving(self.desktop, self.state, self.bridge, self.drafts)
         self.beginnings = Beginnings(self.desktop, self.keys, lambda: self.cards.follow())
@@ -119,7 +119,9 @@ class LocaltuneApp(App[str]):
         self.runs = Runs(
             self.desktop, self.state, self.bridge, self.drafts, self.cards, self.keys, lambda: self.clock()
         )
-        self.run_control = RunControl(self.desktop, self.state, self.bridge, self.leaving)
+        self.run_control = RunControl(
+            self.desktop, self.state, self.bridge, self.leaving, self.runs.show_lines, lambda: self.clock()
+        )
         self.configuration = Configuration(self.desktop, self.state, self.drafts, self.keys, self.beginnings)
 
     @property
@@ -170,6 +172,7 @@ class LocaltuneApp(App[str]):
                 loop.add_signal_handler(number, self.leaving.leave)
         self.theme_changed_signal.subscribe(self, self._theme_changed)
         self.set_interval(LOOK_SECONDS, self._keep_drafts)
+        self.set_interval(self.pace, self.runs.count_down)
 
     def on_resize(self, event: events.Resize) -> None:
         """Paint everything anew: a terminal of another size shows something of its own."""
@@ -393,6 +396,7 @@ class LocaltuneApp(App[str]):
     @on(messages.RunAdvanced)
     def _run_advanced(self, message: messages.RunAdvanced) -> None:
         self.runs.advanced(message)
+        self.run_control.advanced()
 
     @on(messages.NoRunFound)
     def _no_run_found(self) -> None:

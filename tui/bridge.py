@@ -286,7 +286,7 @@ class Bridge:
                     answer = client.request(command, **args)
                     self._post(ControlAnswered(run, command, args, answer))
             except UserError as error:
-                self._post(ControlFailed(run, command, error))
+                self._post(ControlFailed(run, command, error, args))
             finally:
                 with self._guard:
                     self._clients.discard(client)
@@ -361,9 +361,8 @@ def follow_run(
 
 def _looks_different(before: RunState, after: RunState) -> bool:
     """Whether anything but the heartbeat has changed."""
-    return (before.state, before.reason, before.step, before.total_steps) != (
-        after.state,
-        after.reason,
-        after.step,
-        after.total_steps,
-    )
+
+    def shown(state: RunState) -> tuple[object, ...]:
+        return state.state, state.reason, state.step, state.total_steps, state.pending, state.progress
+
+    return shown(before) != shown(after)

@@ -113,7 +113,8 @@ class ContinueRequested(Message):
 
 @dataclass
 class ControlRequested(Message):
-    """Request: send the worker of the shown run a command: pause, resume, checkpoint or stop (confirmed first)."""
+    """Request: send the worker of the shown run a command, or take it back where it waits already: pause, resume,
+    checkpoint, skip_evaluation or stop (confirmed first)."""
 
     command: str
 
@@ -146,6 +147,8 @@ class ControlFailed(Message):
     run: Run
     command: str
     error: UserError
+    args: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the command."""
 
 
 @dataclass

@@ -224,10 +224,12 @@ class Runs:
     def attached(self, message: RunAttached) -> None:
         """Show a run that has been read from its beginning."""
         from core.runs.catalog import read_model
+        from core.runs.eta import Schedule
 
         before = self._state.view
         leftover = message.found and message.state.is_over
-        view = RunView(message.run, message.state, message.history, read_model(message.run), leftover)
+        schedule = Schedule.of(message.run.values())
+        view = RunView(message.run, message.state, message.history, read_model(message.run), leftover, schedule)
         self._state.view = view
         # One that was opened meanwhile is not the one that is being started.
         self._state.is_starting = self._state.is_starting and not self._has_started
@@ -274,9 +276,18 @@ class Runs:
         """Show whether a question to the model holds up the training."""
         if waiting != self._state.answer_awaited:
             self._state.answer_awaited = waiting
+            self.show_lines()
+
+    def count_down(self) -> None:
+        """Let the time left in the header go down between two reports of the run."""
+        if self._state.live_run is not None:
             self._desktop.show_header()
-            if (pane := self._desktop.panes.train) is not None:
-                pane.refresh_lines()
+
+    def show_lines(self) -> None:
+        """Bring what is said of the run up to date, in the header and in its pane, without its chart."""
+        self._desktop.show_header()
+        if (pane := self._desktop.panes.train) is not None:
+            pane.refresh_lines()
 
     def _announce_end(self, view: RunView) -> None:
         """Announce the end of a run that was watched, where its pane is not on the screen."""

@@ -245,15 +245,24 @@ class TrainPane(Pane, can_focus=True):
         """Update the lines about the run, without the chart."""
         if self._view is not None:
             self._update_lines(self._view)
+            self._subtitle()
 
     def _subtitle(self) -> None:
         keys, view = self.keys, self._view
         if view is None:
             entries = []
         elif view.is_live:
+            pending = view.pending
             pause = "resume" if view.state.state == "paused" else "pause"
-            entries = [(keys["train.pause"].display, pause)]
-            entries += [(keys[f"train.{name}"].display, name) for name in ("checkpoint", "stop", "settings")]
+            names = [("pause", pause), ("checkpoint", "checkpoint"), ("stop", "stop")]
+            # The same key takes a request back that waits for the end of the step.
+            entries = [
+                (keys[f"train.{name}"].display, f"take back the {word}" if name in pending else word)
+                for name, word in names
+            ]
+            if view.is_measuring_base:
+                entries.insert(0, (keys["train.skip"].display, "skip the evaluation"))
+            entries.append((keys["train.settings"].display, "settings"))
         else:
             entries = []
         if self._shows_answers and self.query_one(AnswersView).count > 1:
@@ -277,6 +286,8 @@ class TrainPane(Pane, can_focus=True):
         view = self._view
         if action in ("toggle_pause", "checkpoint", "stop", "change_settings"):
             return view is not None and view.is_live
+        if action == "skip":
+            return view is not None and view.is_measuring_base
         if action == "continue_run":
             return view is not None and not view.is_live
         if action == "sample":
@@ -293,9 +304,13 @@ class TrainPane(Pane, can_focus=True):
         return super().check_action(action, parameters)
 
     def action_toggle_pause(self) -> None:
-        """Pause or resume the run."""
+        """Pause or resume the run; a pause that waits for the end of the step is taken back."""
         paused = self._view is not None and self._view.state.state == "paused"
         self.post_message(ControlRequested("resume" if paused else "pause"))
+
+    def action_skip(self) -> None:
+        """Skip the evaluation before the first step."""
+        self.post_message(ControlRequested("skip_evaluation"))
 
     def action_checkpoint(self) -> None:
         """Save a checkpoint now."""
