@@ -14,7 +14,7 @@ from typing import Any
 from core.errors import UserError
 from core.runs import protocol
 from core.runs.after_end import way_on
-from core.runs.state import RunState
+from core.runs.state import RunState, in_words
 from core.runs.store import Run
 from core.text import one_line
 
@@ -209,7 +209,7 @@ class ControlClient:
         state = self.run.state()
         if state.is_over:
             return UserError(
-                f"Run {self.run.id} is {state.state}; only a live run takes commands.",
+                f"Run {self.run.id} {in_words(state.state)}; only a live run takes commands.",
                 way_on(self.run)
                 if state.state != "finished"
                 else f"'localtune-tui chat {self.run.id}' talks to its result.",
@@ -233,7 +233,7 @@ class ControlClient:
             return UserError(
                 sentence, "It takes commands between steps: wait for the step to end, or look into its log."
             )
-        ending = f"; it is {state.state} now" if state.is_over else ""
+        ending = f"; it {in_words(state.state)}" if state.is_over else ""
         return UserError(
             f"Run {self.run.id} ended the connection before it answered {command}{ending}.",
             f"Its log is {self.run.log_path}.",

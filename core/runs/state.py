@@ -32,7 +32,15 @@ FILE_LIMIT = 1 << 20
 #: Valid process ids of the kernel, and valid step numbers.
 _PIDS, _COUNTS = range(1 << 31), range(1 << 63)
 
+#: States as the end of a sentence about a run, where "is" and the state would not do.
+_PHRASES = {"failed": "has failed", "stopped": "was stopped"}
+
 EXIT_CODES = {"finished": 0, "stopped": 3, "failed": 4}
+
+
+def in_words(state: str) -> str:
+    """A state as the end of a sentence about a run: ``is training``, ``has failed``."""
+    return _PHRASES.get(state, f"is {state}")
 
 
 @dataclass(frozen=True)

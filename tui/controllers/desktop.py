@@ -55,6 +55,7 @@ class Desktop:
         """Bring the header up to date."""
         with suppress(NoMatches):  # The first messages may come before the header does.
             main = self.main
+            main.follow_run(live=self._state.live_run is not None)
             main.query_one(StatusBar).show(self._state, self._clock(), loss=not main.slot("train").display)
 
     # Dialogs.
@@ -97,6 +98,10 @@ class Desktop:
     def warn(self, title: str, text: str) -> None:
         """Show a warning as a notice."""
         self.tell(one_line(text, 400), one_line(title, 60), severity="warning", seconds=6)
+
+    def clear_notices(self) -> None:
+        """Take all notices away."""
+        self._app.clear_notifications()
 
     # Scheduling.
 
