@@ -102,7 +102,8 @@ class FinetuneRecipe:
         total = torch.zeros((), dtype=torch.float32, device=device)
         parts.noise.begin_window()
         for done, rows in enumerate(micro_batches):
-            self.recorder.progress("micro_batches", done, len(micro_batches))
+            if len(micro_batches) > 1:
+                self.recorder.progress("micro_batches", done, len(micro_batches))
             batch = MicroBatch(rows, *collate(objective.sequences(rows), parts.loaded.pad_id, device), most_shared)
             with parts.noise.on(rows, [data.rows[row].longest for row in rows]), parts.accelerator.autocast():
                 # The outputs have no name: they are gone before backward.
@@ -211,6 +212,7 @@ class FinetuneRecipe:
         else:
             with parts.update.rehearsal():
                 rows, length = parts.micro_batches.rehearse(batch_size, self.accumulate)
+            self.recorder.end_progress()
             self.recorder.phase("rehearsing", f"{rows} rows of {length} tokens", done=1, total=1)
             parts.meter.record(rehearsed=True)
         parts.checkpointer.check_room()
