@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 
 from core.importers.convert import Imported
@@ -48,5 +47,16 @@ def _render_entries(entries: list[Entry], width: int) -> list[str]:
 
 
 def _short(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return one_line(text, _LONGEST_VALUE)
+    return one_line(_in_words(value), _LONGEST_VALUE)
+
+
+def _in_words(value: object) -> str:
+    """A value as one would say it: ``q_proj and v_proj`` for a list, ``path rows.jsonl, type alpaca`` for a table."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_in_words(item)}" for key, item in value.items()) or "nothing"
+    if isinstance(value, (list, tuple)):
+        items = [_in_words(item) for item in value]
+        return f"{', '.join(items[:-1])} and {items[-1]}" if len(items) > 1 else "".join(items) or "nothing"
+    if value is None:
+        return "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)

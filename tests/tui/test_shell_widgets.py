@@ -21,7 +21,7 @@ from tests.tui.scripted_run import GPU, ScriptedRun
 from themes.loader import variable_defaults
 from tui.glyphs import ASCII, BRAILLE
 from tui.keys import KeyTable
-from tui.settings import load_settings, resolve_glyphs, save_theme
+from tui.settings import load_settings, resolve_glyphs, save_setting
 from tui.state import AppState, RunView
 from tui.widgets import run_lines
 from tui.widgets.charts import meter
@@ -155,7 +155,7 @@ def test_the_header_keeps_state_and_heat_at_every_size(home: Path, width: int) -
     script = ScriptedRun(home)
     script.train_to(64)
     state = AppState(view=view_of(script), host="ws1")
-    line = fit(header_segments(state, loss=width < 160), width)
+    line = fit(header_segments(state, 1e9, loss=width < 160), width)
     assert line.cell_length <= width
     for part in ("64/120", "ETA", "71 °C ok", "18.2/24 GB", "ws1"):
         assert part in line.plain
@@ -229,9 +229,9 @@ def test_settings_with_mistakes_keep_their_defaults(tmp_path: Path) -> None:
 
 def test_a_theme_is_remembered_beside_comments(tmp_path: Path) -> None:
     path = tmp_path / "new" / "settings.toml"
-    save_theme(path, "one")
+    save_setting(path, "theme", "one")
     path.write_text("# mine\n" + path.read_text(encoding="utf-8"), encoding="utf-8")
-    save_theme(path, "two")
+    save_setting(path, "theme", "two")
     assert path.read_text(encoding="utf-8") == '# mine\ntheme = "two"\n'
 
 

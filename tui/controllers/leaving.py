@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from core.runs.state import in_words
 from tui.bridge import Bridge
 from tui.controllers.desktop import Desktop
 from tui.draft_keeper import DraftKeeper
 from tui.state import AppState
 
 if TYPE_CHECKING:
+    from core.runs.store import Run
     from tui.screens.choice import ChoiceDialog
 
 
@@ -19,6 +21,7 @@ class Leaving:
     def __init__(self, desktop: Desktop, state: AppState, bridge: Bridge, drafts: DraftKeeper) -> None:
         self._desktop, self._state, self._bridge, self._drafts = desktop, state, bridge, drafts
         self._line: str | None = None
+        self._awaits_start = False
         self._edits_question: ChoiceDialog | None = None
         self._run_question: ChoiceDialog | None = None
 
@@ -28,7 +31,15 @@ class Leaving:
         self._desktop.leave(self.line())
 
     def leave_by_choice(self) -> None:
-        """Quit by the user's choice, who was asked about edits; no draft is kept, and a run is not affected."""
+        """Quit by the user's choice, who was asked about edits; no draft is kept, and a run is not affected.
+
+        A run that is just being started is waited for.
+        """
+        if self._state.is_starting and not self._awaits_start:
+            self._awaits_start = True
+            text = "A run is being started. The app leaves as soon as its worker is there."
+            self._desktop.tell(text, seconds=8)
+            return
         self._drafts.drop()
         self._desktop.leave(self.line())
 
@@ -43,7 +54,13 @@ class Leaving:
         if view.is_live:
             return f"Run {run.id} goes on ({state}). Come back with: localtune-tui watch {run.id}"
         outputs = run.adapter_path if state == "finished" else run.path
-        return f"Run {run.id} is {state}: {outputs}"
+        return f"Run {run.id} {in_words(state)}: {outputs}"
+
+    def run_started(self, run: Run) -> None:
+        """Quit, where only this run was waited for."""
+        if self._awaits_start:
+            self._line = f"Run {run.id} has started. Come back with: localtune-tui watch {run.id}"
+            self.leave_by_choice()
 
     @property
     def awaits_stop(self) -> bool:
@@ -52,15 +69,18 @@ class Leaving:
 
     def stay(self) -> None:
         """Cancel quitting: the stop could not be sent, or something else went wrong in between."""
-        self._line = None
+        self._line, self._awaits_start = None, False
 
     def ask(self) -> None:
         """Quit; ask first about unsaved edits, and otherwise about a live run."""
-        from tui.screens.dialogs import quit_dialog, unsaved_dialog
+        from tui.screens.dialogs import quit_dialog, starting_dialog, unsaved_dialog
 
         view, top = self._state.live_run, self._desktop.top
         if top is self._edits_question:
             # A repeated request is no answer: edits are not given up by a key that is held down.
+            return
+        if self._awaits_start:
+            self._desktop.open(starting_dialog(), self._starting_answered)
             return
         if (form := self._desktop.panes.config) is not None:
             form.commit_open()
@@ -73,6 +93,12 @@ class Leaving:
         else:
             self._run_question = quit_dialog(view)
             self._desktop.open(self._run_question, self._quit_answered)
+
+    def _starting_answered(self, answer: str | None) -> None:
+        from tui.screens.dialogs import LEAVE
+
+        if answer == LEAVE:
+            self.leave_by_choice()
 
     def _unsaved_answered(self, answer: str | None) -> None:
         from tui.screens.dialogs import DISCARD, SAVE

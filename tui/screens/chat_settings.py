@@ -52,6 +52,7 @@ class ChatSettings(Overlay[tuple[str, GenerationSettings]]):
         Binding("shift+tab,up", "app.focus_previous", show=False, priority=True),
     ]
     AUTO_FOCUS = "SafeInput"
+    TAKES_TEXT = True
 
     def __init__(self, system: str, settings: GenerationSettings) -> None:
         super().__init__()

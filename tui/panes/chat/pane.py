@@ -287,26 +287,31 @@ class ChatPane(Pane):
 
     def _refresh_hints(self) -> None:
         prompt = self.prompt
+        cancel = self.keys["chat.cancel"].display
+        leave = "stops the answer" if self.is_answering else "leaves the prompt"
         if prompt.has_focus:
-            prompt.placeholder = f"ask {self._mode}  ·  enter sends  ·  esc leaves the prompt"
+            prompt.placeholder = f"ask {self._mode}  ·  enter sends  ·  {cancel} {leave}"
         else:
             prompt.placeholder = f"{self.keys['chat.write'].display} writes a question to {self._mode}"
         if not self._can_ask:
             self.set_hints(["app.start", "app.runs"])
             return
         toggles = ["chat.source", "chat.both"] if self._has_adapter else []
-        cancel = self.keys["chat.cancel"].display
-        leave = "stops the answer" if self.is_answering else "leaves the prompt"
         keys = [(self._key_while_writing(name), self.keys[name].description) for name in toggles]
-        prompt.footer_keys = (
+        offered = (
             (cancel, leave),
             ("enter", "sends"),
             ("^n", "breaks the line"),
             *keys,
             ("↑", "earlier questions"),
         )
+        if offered != prompt.footer_keys:
+            prompt.footer_keys = offered
+            # For the key bar, which shows them.
+            self.refresh_bindings()
         if not prompt.has_focus:
-            self.set_hints(["chat.write", *toggles, "chat.settings"])
+            stop = [(cancel, "stop")] if self.is_answering else []
+            self.set_hints(["chat.write", *toggles, "chat.settings"], stop)
             return
         words = [
             "enter send",

@@ -113,6 +113,7 @@ class ColumnsScreen(Overlay[None]):
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("columns")]
+    SCOPE = "columns"
     AUTO_FOCUS = "#columns-list"
 
     def __init__(self, view: DatasetView, form: ColumnForm) -> None:

@@ -122,6 +122,7 @@ class TemplateScreen(Overlay[None]):
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("template")]
+    SCOPE = "template"
     AUTO_FOCUS = "#template-list"
 
     def __init__(self, plan: TokenPlan, view: DatasetView | None, index: int) -> None:

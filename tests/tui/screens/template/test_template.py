@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from textual.command import CommandPalette
 from textual.pilot import Pilot
 
 import tui.app
@@ -19,6 +18,7 @@ from tests.conftest import CHATML
 from tests.tui.harness import FORBIDDEN, HOSTILE, pane_of, paste, screen_lines, screen_text, wait_for
 from tui.app import LocaltuneApp
 from tui.screens.help import HelpScreen
+from tui.screens.pick import PickScreen
 from tui.screens.template.template import TemplateScreen
 
 SIZES = [(60, 20), (80, 24), (200, 50)]
@@ -505,7 +505,7 @@ async def test_the_palette_opens_it(directory: Path) -> None:
     async with make_app(directory).run_test(size=(80, 24)) as pilot:
         await opened(pilot)
         await pilot.press("escape", "ctrl+p")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, CommandPalette))
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
         await pilot.press(*"edit the chat template")
         await wait_for(pilot, lambda: is_shown(pilot, "choose or edit the chat template"))
         await pilot.press("enter")
