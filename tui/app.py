@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import os
 import signal
 import sys
@@ -33,11 +34,14 @@ from themes.loader import DEFAULT, load_builtin, load_user, variable_defaults
 from tui import messages
 from tui.arrangement import PAIRED_SIZE, TILED_SIZE
 from tui.bridge import Bridge
+from tui.controllers.beginnings import Beginnings
 from tui.controllers.configuration import Configuration
 from tui.controllers.desktop import Desktop
 from tui.controllers.leaving import Leaving
 from tui.controllers.run_control import RunControl
 from tui.controllers.runs import Runs
+from tui.controllers.start_cards import StartCards
+from tui.data_paths import entry_path
 from tui.draft_keeper import LOOK_SECONDS, DraftKeeper
 from tui.driver import TerminalDriver
 from tui.glyphs import GLYPH_SETS
@@ -72,6 +76,7 @@ class LocaltuneApp(App[str]):
         config_path: A configuration to open.
         run: A run to open: an id, a part of one, a path or ``latest``.
         demo: Whether to start the sample run at once.
+        data: A data file or a directory of them to open.
     """
 
     TITLE = "localtune-tui"
@@ -79,9 +84,16 @@ class LocaltuneApp(App[str]):
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("app")]
     ENABLE_COMMAND_PALETTE = False  # Its own is an overlay like the others.
 
-    def __init__(self, config_path: Path | None = None, run: str | None = None, demo: bool = False) -> None:
+    def __init__(
+        self,
+        config_path: Path | None = None,
+        run: str | None = None,
+        demo: bool = False,
+        data: Path | None = None,
+    ) -> None:
         self.mistakes = Mistakes()
         super().__init__()
+        self._data_path = data
         self._config_path, self._run_name, self._demo = config_path, run, demo
         self._settings, self._complaints = load_settings(config_dir() / "settings.toml")
         self._complaints = [f"settings.toml: {problem}" for problem in self._complaints]
@@ -99,12 +111,18 @@ class LocaltuneApp(App[str]):
         self.clock: Callable[[], float] = time.time
         """Clock: the present, in Unix seconds."""
         self.bridge = Bridge(self, self.pace)
-        self.desktop = Desktop(self, self.state)
+        self.desktop = Desktop(self, self.state, lambda: self.clock())
         self.drafts = DraftKeeper(self.state, self.desktop.panes)
         self.leaving = Leaving(self.desktop, self.state, self.bridge, self.drafts)
-        self.runs = Runs(self.desktop, self.state, self.bridge, self.drafts, lambda: self.clock())
-        self.run_control = RunControl(self.desktop, self.state, self.bridge, self.leaving)
-        self.configuration = Configuration(self.desktop, self.state, self.drafts, self.keys)
+        self.beginnings = Beginnings(self.desktop, self.keys, lambda: self.cards.follow())
+        self.cards = StartCards(self.desktop, self.state, self.keys, self.beginnings)
+        self.runs = Runs(
+            self.desktop, self.state, self.bridge, self.drafts, self.cards, self.keys, lambda: self.clock()
+        )
+        self.run_control = RunControl(
+            self.desktop, self.state, self.bridge, self.leaving, self.runs.show_lines, lambda: self.clock()
+        )
+        self.configuration = Configuration(self.desktop, self.state, self.drafts, self.keys, self.beginnings)
 
     @property
     def main(self) -> MainScreen:
@@ -125,7 +143,9 @@ class LocaltuneApp(App[str]):
         try:
             self.theme = wanted
         except InvalidThemeError:
-            self._complaints.append(f"there is no theme {one_line(wanted, 40)}")
+            near = difflib.get_close_matches(wanted, self.available_themes, n=1)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            self._complaints.append(f"there is no theme {one_line(wanted, 40)}{meant}")
             self.theme = DEFAULT
 
     def get_driver_class(self) -> type[Driver]:
@@ -152,6 +172,7 @@ class LocaltuneApp(App[str]):
                 loop.add_signal_handler(number, self.leaving.leave)
         self.theme_changed_signal.subscribe(self, self._theme_changed)
         self.set_interval(LOOK_SECONDS, self._keep_drafts)
+        self.set_interval(self.pace, self.runs.count_down)
 
     def on_resize(self, event: events.Resize) -> None:
         """Paint everything anew: a terminal of another size shows something of its own."""
@@ -263,12 +284,15 @@ class LocaltuneApp(App[str]):
         """Slow imports, done once the first screen is painted."""
         self.desktop.show_header()
         self.bridge.sample_devices()
-        landing = "config" if self._config_path is not None else ""
+        landing = "config" if self._config_path is not None else "data" if self._data_path is not None else ""
         self.runs.begin(self._run_name, sample=self._demo, landing=landing)
         await self.main.load_panes()
         self._warm_sandbox()
         self.runs.offer_to_chat()
         self.bridge.load_config(self._config_path)
+        if self._data_path is not None and (pane := self.desktop.panes.data) is not None:
+            pane.show(entry_path(str(self._data_path), Path.cwd()), ask=True)
+        self.bridge.look_around()
         if self._complaints:
             text = "\n".join(self._complaints)
             self.desktop.tell(text, "Left out of your settings", severity="warning", seconds=12)
@@ -313,6 +337,7 @@ class LocaltuneApp(App[str]):
     @on(messages.ConfigEdited)
     def _config_edited(self, message: messages.ConfigEdited) -> None:
         self.configuration.edited(message)
+        self.cards.follow()
 
     @on(messages.ConfigSaved)
     def _config_saved(self, message: messages.ConfigSaved) -> None:
@@ -321,6 +346,17 @@ class LocaltuneApp(App[str]):
     @on(messages.DatasetChosen)
     def _dataset_chosen(self, message: messages.DatasetChosen) -> None:
         self.configuration.use_dataset(message)
+
+    @on(messages.DataRequested)
+    def _data_requested(self, message: messages.DataRequested) -> None:
+        self.configuration.open_data(message.path)
+
+    @on(messages.SurroundingsSeen)
+    def _surroundings_seen(self, message: messages.SurroundingsSeen) -> None:
+        panes = self.desktop.panes
+        for pane in (panes.train, panes.data):
+            if pane is not None:
+                pane.look_around(message.here)
 
     @on(messages.OptionsChosen)
     def _options_chosen(self, message: messages.OptionsChosen) -> None:
@@ -358,6 +394,7 @@ class LocaltuneApp(App[str]):
     @on(messages.RunAdvanced)
     def _run_advanced(self, message: messages.RunAdvanced) -> None:
         self.runs.advanced(message)
+        self.run_control.advanced()
 
     @on(messages.NoRunFound)
     def _no_run_found(self) -> None:
@@ -374,6 +411,26 @@ class LocaltuneApp(App[str]):
     @on(messages.RunsListed)
     def _runs_listed(self, message: messages.RunsListed) -> None:
         self.runs.listed(message)
+
+    @on(messages.RunsInView)
+    def _runs_in_view(self, message: messages.RunsInView) -> None:
+        self.bridge.look_at(message)
+
+    @on(messages.RunFiguresRead)
+    def _run_figures_read(self, message: messages.RunFiguresRead) -> None:
+        self.runs.show_figures(message)
+
+    @on(messages.RunDetailRead)
+    def _run_detail_read(self, message: messages.RunDetailRead) -> None:
+        self.runs.show_detail(message)
+
+    @on(messages.DeleteRequested)
+    def _delete_requested(self, message: messages.DeleteRequested) -> None:
+        self.runs.delete(message.run, message.size)
+
+    @on(messages.RunDeleted)
+    def _run_deleted(self, message: messages.RunDeleted) -> None:
+        self.runs.deleted(message.run)
 
     @on(messages.ControlRequested)
     def _control_requested(self, message: messages.ControlRequested) -> None:
@@ -403,8 +460,13 @@ class LocaltuneApp(App[str]):
         self.runs.start()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Keys with priority run no action while a text is being entered, or a screen covers the panes."""
-        if action in ("show_pane", "ask_model") and (self.desktop.is_covered or takes_text(self.screen.focused)):
+        """Keys with priority run no action while a text is being entered, or a screen covers the panes.
+
+        So the key of a run, held down, opens one card.
+        """
+        if action in ("show_pane", "ask_model", "start") and (
+            self.desktop.is_covered or takes_text(self.screen.focused)
+        ):
             return False
         return super().check_action(action, parameters)
 

@@ -31,6 +31,7 @@ from tui.messages import (
 from tui.panes import TILED
 from tui.screens.choice import ChoiceDialog
 from tui.screens.help import HelpScreen
+from tui.screens.start.card import StartCard
 from tui.widgets.charts.line_chart import LineChart
 from tui.widgets.too_small import TooSmall
 
@@ -398,7 +399,8 @@ async def test_starting_without_data_says_what_is_missing() -> None:
     async with app.run_test(size=(80, 24), notifications=True) as pilot:
         await ready(pilot)
         await pilot.press("r")
-        await wait_for(pilot, lambda: "data.train is missing." in screen_text(app))
+        told = "o opens a file, t uses it for training, r starts."
+        await wait_for(pilot, lambda: any(told in note.message for note in app._notifications))
         assert app.main.current == "data"
 
 
@@ -420,6 +422,9 @@ async def test_starting_validates_and_launches(tmp_path: Path, home: Path, monke
         app.post_message(DatasetChosen(data))
         await wait_for(pilot, lambda: app.state.is_dirty)
         app.post_message(StartRequested())
+        await wait_for(pilot, lambda: isinstance(app.screen, StartCard))
+        assert not started, "nothing trains on one letter"
+        await pilot.press("enter")
         await wait_for(pilot, lambda: app.state.view is not None)
         assert started == [f"rows {data}"]
         assert app.main.current == "train"
