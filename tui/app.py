@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from rich.console import RenderableType
 from textual import events, on, work
@@ -184,15 +184,13 @@ class LocaltuneApp(App[str]):
 
     def _display(self, screen: Screen[object], renderable: RenderableType | None) -> None:
         """Write an update of the screen: the cells that differ from what the terminal shows, and nothing if none do."""
-        driver = self._driver
+        driver, update = self._driver, cast(object, renderable)
         is_written = self._running and not self._closed and not self._batch_count and not self.is_headless
-        if is_written and isinstance(driver, TerminalDriver) and isinstance(renderable, CompositorUpdate):
-            output = driver.image.bring(renderable, self.console._color_system, screen.outer_size)
+        if is_written and isinstance(driver, TerminalDriver) and isinstance(update, CompositorUpdate):
+            output = driver.image.bring(update, self.console._color_system, screen.outer_size)
             if output is not None:
-                renderable = Painted(output)
-                position = self.screen.outer_size.clamp_offset(self.cursor_position)
-                if not output and position == self._previous_cursor_position:
-                    renderable = None
+                is_still = self.screen.outer_size.clamp_offset(self.cursor_position) == self._previous_cursor_position
+                renderable = None if is_still and not output else Painted(output)
         super()._display(screen, renderable)
 
     def _keep_drafts(self) -> None:
