@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import os
 import signal
 import sys
@@ -10,17 +11,19 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
+from rich.console import RenderableType
 from textual import events, on, work
 from textual._callback import invoke
+from textual._compositor import CompositorUpdate
 from textual.actions import parse
 from textual.app import App, InvalidThemeError
 from textual.binding import BindingType
 from textual.driver import Driver
 from textual.message import Message
+from textual.screen import Screen
 
 from core.commands.common import EXIT_ERROR
 from core.errors import UserError
@@ -28,6 +31,7 @@ from core.paths import config_dir
 from core.text import one_line
 from themes.loader import DEFAULT, load_builtin, load_user, variable_defaults
 from tui import messages
+from tui.arrangement import PAIRED_SIZE, TILED_SIZE
 from tui.bridge import Bridge
 from tui.controllers.beginnings import Beginnings
 from tui.controllers.configuration import Configuration
@@ -36,16 +40,19 @@ from tui.controllers.leaving import Leaving
 from tui.controllers.run_control import RunControl
 from tui.controllers.runs import Runs
 from tui.controllers.start_cards import StartCards
+from tui.data_paths import entry_path
 from tui.draft_keeper import LOOK_SECONDS, DraftKeeper
 from tui.driver import TerminalDriver
 from tui.glyphs import GLYPH_SETS
 from tui.keys import Key, KeyTable, bindings, load_keymap
-from tui.main_screen import TILED_SIZE, MainScreen
+from tui.main_screen import MainScreen
 from tui.mistakes import Mistakes
 from tui.panes import pane_spec
+from tui.saving import save_text
 from tui.screens.overlay import Overlay
-from tui.settings import load_settings, resolve_glyphs, save_theme
+from tui.settings import load_settings, resolve_glyphs, save_setting
 from tui.state import AppState
+from tui.terminal_image import Painted
 from tui.typed_ahead import Place, TypedAhead
 from tui.widgets.forms.ask_bar import KeyQuestion, takes_text
 from tui.widgets.lists.run_list import RunList
@@ -69,6 +76,7 @@ class LocaltuneApp(App[str]):
         config_path: A configuration to open.
         run: A run to open: an id, a part of one, a path or ``latest``.
         demo: Whether to start the sample run at once.
+        data: A data file or a directory of them to open.
     """
 
     TITLE = "localtune-tui"
@@ -76,9 +84,16 @@ class LocaltuneApp(App[str]):
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("app")]
     ENABLE_COMMAND_PALETTE = False  # Its own is an overlay like the others.
 
-    def __init__(self, config_path: Path | None = None, run: str | None = None, demo: bool = False) -> None:
+    def __init__(
+        self,
+        config_path: Path | None = None,
+        run: str | None = None,
+        demo: bool = False,
+        data: Path | None = None,
+    ) -> None:
         self.mistakes = Mistakes()
         super().__init__()
+        self._data_path = data
         self._config_path, self._run_name, self._demo = config_path, run, demo
         self._settings, self._complaints = load_settings(config_dir() / "settings.toml")
         self._complaints = [f"settings.toml: {problem}" for problem in self._complaints]
@@ -96,7 +111,7 @@ class LocaltuneApp(App[str]):
         self.clock: Callable[[], float] = time.time
         """Clock: the present, in Unix seconds."""
         self.bridge = Bridge(self, self.pace)
-        self.desktop = Desktop(self, self.state)
+        self.desktop = Desktop(self, self.state, lambda: self.clock())
         self.drafts = DraftKeeper(self.state, self.desktop.panes)
         self.leaving = Leaving(self.desktop, self.state, self.bridge, self.drafts)
         self.beginnings = Beginnings(self.desktop, self.keys, lambda: self.cards.follow())
@@ -104,7 +119,9 @@ class LocaltuneApp(App[str]):
         self.runs = Runs(
             self.desktop, self.state, self.bridge, self.drafts, self.cards, self.keys, lambda: self.clock()
         )
-        self.run_control = RunControl(self.desktop, self.state, self.bridge, self.leaving)
+        self.run_control = RunControl(
+            self.desktop, self.state, self.bridge, self.leaving, self.runs.show_lines, lambda: self.clock()
+        )
         self.configuration = Configuration(self.desktop, self.state, self.drafts, self.keys, self.beginnings)
 
     @property
@@ -126,7 +143,9 @@ class LocaltuneApp(App[str]):
         try:
             self.theme = wanted
         except InvalidThemeError:
-            self._complaints.append(f"there is no theme {one_line(wanted, 40)}")
+            near = difflib.get_close_matches(wanted, self.available_themes, n=1)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            self._complaints.append(f"there is no theme {one_line(wanted, 40)}{meant}")
             self.theme = DEFAULT
 
     def get_driver_class(self) -> type[Driver]:
@@ -139,7 +158,7 @@ class LocaltuneApp(App[str]):
 
     def get_default_screen(self) -> MainScreen:
         """The main screen with its panes."""
-        return MainScreen()
+        return MainScreen(way=self._settings.way)
 
     # Start and end.
 
@@ -153,6 +172,26 @@ class LocaltuneApp(App[str]):
                 loop.add_signal_handler(number, self.leaving.leave)
         self.theme_changed_signal.subscribe(self, self._theme_changed)
         self.set_interval(LOOK_SECONDS, self._keep_drafts)
+        self.set_interval(self.pace, self.runs.count_down)
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Paint everything anew: a terminal of another size shows something of its own."""
+        if isinstance(self._driver, TerminalDriver):
+            self._driver.image.forget()
+        if event.size == self.size:
+            # It has had another size, and has this one again; nobody else will see that.
+            self.screen.refresh()
+
+    def _display(self, screen: Screen[object], renderable: RenderableType | None) -> None:
+        """Write an update of the screen: the cells that differ from what the terminal shows, and nothing if none do."""
+        driver, update = self._driver, cast(object, renderable)
+        is_written = self._running and not self._closed and not self._batch_count and not self.is_headless
+        if is_written and isinstance(driver, TerminalDriver) and isinstance(update, CompositorUpdate):
+            output = driver.image.bring(update, self.console._color_system, screen.outer_size)
+            if output is not None:
+                is_still = self.screen.outer_size.clamp_offset(self.cursor_position) == self._previous_cursor_position
+                renderable = None if is_still and not output else Painted(output)
+        super()._display(screen, renderable)
 
     def _keep_drafts(self) -> None:
         if self.is_running:  # while the app shuts down, the panes are removed piece by piece
@@ -245,12 +284,14 @@ class LocaltuneApp(App[str]):
         """Slow imports, done once the first screen is painted."""
         self.desktop.show_header()
         self.bridge.sample_devices()
-        landing = "config" if self._config_path is not None else ""
+        landing = "config" if self._config_path is not None else "data" if self._data_path is not None else ""
         self.runs.begin(self._run_name, sample=self._demo, landing=landing)
         await self.main.load_panes()
         self._warm_sandbox()
         self.runs.offer_to_chat()
         self.bridge.load_config(self._config_path)
+        if self._data_path is not None and (pane := self.desktop.panes.data) is not None:
+            pane.show(entry_path(str(self._data_path), Path.cwd()), ask=True)
         self.bridge.look_around()
         if self._complaints:
             text = "\n".join(self._complaints)
@@ -353,6 +394,7 @@ class LocaltuneApp(App[str]):
     @on(messages.RunAdvanced)
     def _run_advanced(self, message: messages.RunAdvanced) -> None:
         self.runs.advanced(message)
+        self.run_control.advanced()
 
     @on(messages.NoRunFound)
     def _no_run_found(self) -> None:
@@ -369,6 +411,26 @@ class LocaltuneApp(App[str]):
     @on(messages.RunsListed)
     def _runs_listed(self, message: messages.RunsListed) -> None:
         self.runs.listed(message)
+
+    @on(messages.RunsInView)
+    def _runs_in_view(self, message: messages.RunsInView) -> None:
+        self.bridge.look_at(message)
+
+    @on(messages.RunFiguresRead)
+    def _run_figures_read(self, message: messages.RunFiguresRead) -> None:
+        self.runs.show_figures(message)
+
+    @on(messages.RunDetailRead)
+    def _run_detail_read(self, message: messages.RunDetailRead) -> None:
+        self.runs.show_detail(message)
+
+    @on(messages.DeleteRequested)
+    def _delete_requested(self, message: messages.DeleteRequested) -> None:
+        self.runs.delete(message.run, message.size)
+
+    @on(messages.RunDeleted)
+    def _run_deleted(self, message: messages.RunDeleted) -> None:
+        self.runs.deleted(message.run)
 
     @on(messages.ControlRequested)
     def _control_requested(self, message: messages.ControlRequested) -> None:
@@ -419,13 +481,24 @@ class LocaltuneApp(App[str]):
             pane.action_write()
 
     def action_tile(self) -> None:
-        """Tile the panes."""
+        """Show as many panes as there is room for."""
         self.main.tile()
-        if not self.main.can_tile:
+        if self.main.room == 1:
             self.desktop.tell(
-                f"Panes stand side by side from {TILED_SIZE[0]}×{TILED_SIZE[1]} on; "
-                f"this terminal is {self.main.size.width}×{self.main.size.height}."
+                f"Two panes are shown from {PAIRED_SIZE[0]}×{PAIRED_SIZE[1]} on, four from "
+                f"{TILED_SIZE[0]}×{TILED_SIZE[1]}; this terminal is {self.main.size.width}×{self.main.size.height}."
             )
+
+    def action_turn(self) -> None:
+        """Put the two panes in sight over each other instead of beside, or back."""
+        way = self.main.turn()
+        if way is None:
+            self.desktop.tell("Where two panes are in sight, this puts them over each other or beside each other.")
+            return
+        try:
+            save_setting(config_dir() / "settings.toml", "panes", way)
+        except (OSError, UserError) as error:
+            self.desktop.warn("The layout is not remembered", str(error))
 
     def action_help_quit(self) -> None:
         """Explain ctrl+c: it ends other programs, and here it must not end anything by accident."""
@@ -436,18 +509,12 @@ class LocaltuneApp(App[str]):
 
     def action_save_picture(self) -> None:
         """Save a screenshot in the working directory, or in the home directory where that cannot be written."""
-        name = f"localtune-{datetime.now().strftime('%Y%m%d-%H%M%S')}.svg"
-        picture = self.export_screenshot(title="localtune-tui")
-        for directory in (Path.cwd(), Path.home()):
-            path = directory / name
-            try:
-                path.write_text(picture, encoding="utf-8")
-            except OSError as error:
-                reason = error.strerror or str(error)
-                continue
-            self.desktop.tell(f"The picture is in {one_line(str(path), 200)}", seconds=8)
+        try:
+            path = save_text("localtune", ".svg", self.export_screenshot(title="localtune-tui"))
+        except UserError as error:
+            self.desktop.warn("The picture is not saved", error.message)
             return
-        self.desktop.warn("The picture is not saved", f"{path.parent} cannot be written to: {reason}.")
+        self.desktop.tell(f"The picture is in {one_line(str(path), 200)}", seconds=8)
 
     def action_help(self) -> None:
         """Show help for the focused pane."""
@@ -509,6 +576,6 @@ class LocaltuneApp(App[str]):
 
     def _remember_theme(self, name: str) -> None:
         try:
-            save_theme(config_dir() / "settings.toml", name)
+            save_setting(config_dir() / "settings.toml", "theme", name)
         except (OSError, UserError) as error:
             self.desktop.warn("The theme is not remembered", str(error))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from core.errors import UserError
     from core.hardware.snapshot import Device
     from core.runs.catalog import RunRow
+    from core.runs.detail import RunDetail, RunFigures
     from core.runs.events import Event
     from core.runs.history import RunHistory
     from core.runs.state import RunState
@@ -112,7 +113,8 @@ class ContinueRequested(Message):
 
 @dataclass
 class ControlRequested(Message):
-    """Request: send the worker of the shown run a command: pause, resume, checkpoint or stop (confirmed first)."""
+    """Request: send the worker of the shown run a command, or take it back where it waits already: pause, resume,
+    checkpoint, skip_evaluation or stop (confirmed first)."""
 
     command: str
 
@@ -145,6 +147,8 @@ class ControlFailed(Message):
     run: Run
     command: str
     error: UserError
+    args: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the command."""
 
 
 @dataclass
@@ -209,6 +213,46 @@ class RunsListed(Message):
     def can_replace(self, message: Message) -> bool:
         """Only the newest list matters."""
         return isinstance(message, RunsListed)
+
+
+@dataclass
+class RunsInView(Message):
+    """Request: figures of the runs in view, and an account of the one under the cursor."""
+
+    runs: Sequence[Run]
+    chosen: Run | None = None
+    before: Run | None = None
+    """The run that the chosen one is compared with."""
+
+
+@dataclass
+class RunFiguresRead(Message):
+    """Figures of runs in view, by run id."""
+
+    figures: Mapping[str, RunFigures]
+
+
+@dataclass
+class RunDetailRead(Message):
+    """An account of the run under the cursor."""
+
+    detail: RunDetail
+
+
+@dataclass
+class DeleteRequested(Message):
+    """Request: delete a run, once that is confirmed."""
+
+    run: Run
+    size: int | None = None
+    """Its bytes on the disk, as far as known."""
+
+
+@dataclass
+class RunDeleted(Message):
+    """A run has been deleted."""
+
+    run: Run
 
 
 @dataclass

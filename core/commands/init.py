@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
+    parser.add_argument("files", metavar="FILE", nargs="*", help="training rows, as with --data")
     parser.add_argument("--model", metavar="MODEL", help="base model: a directory, a GGUF file or a prepared model")
     parser.add_argument("--data", metavar="FILE", action="append", help="training rows; may be repeated")
     parser.add_argument("--eval", metavar="FILE", action="append", help="rows to measure on; may be repeated")
@@ -38,8 +39,9 @@ def run(args: argparse.Namespace) -> int:
 
     if args.list:
         return _list(as_json=args.json)
+    args.data = [*args.files, *(args.data or [])]
     if not args.data:
-        raise UserError("There is no data to train on.", "Name a file with --data.")
+        raise UserError("There is no data to train on.", f"Name a file: {PROGRAM} init FILE.")
     out = None if args.out == "-" else Path(os.path.expanduser(args.out or f"{_stem(args.data[0])}.toml"))
     if out is not None and not args.force and os.path.lexists(out):
         raise UserError(f"{out} exists already.", "Choose another name with --out, or replace it with --force.")

@@ -21,7 +21,7 @@ from core.helper import describe_end, finding_core, start_detached
 from core.redact import is_secret_name
 from core.runs.lock import LOCK_VARIABLE, try_lock
 from core.runs.process import hostname, is_same_process
-from core.runs.state import RunState
+from core.runs.state import RunState, in_words
 from core.runs.store import Run, complete_checkpoints, create_run
 from core.small_files import open_regular
 from core.text import one_line
@@ -153,7 +153,7 @@ def wait_until(run: Run, predicate: Callable[[RunState], bool], timeout: float, 
             return state
         if state.is_over:
             reason = failure_reason(run).rstrip(".")
-            raise UserError(f"Run {run.id} is {state.state}: {reason}.", f"The whole log is {run.log_path}.")
+            raise UserError(f"Run {run.id} {in_words(state.state)}: {reason}.", f"The whole log is {run.log_path}.")
         if time.monotonic() >= deadline:
             raise UserError(f"Run {run.id} is still {state.state} after {timeout:g} s.", f"Its log is {run.log_path}.")
         time.sleep(interval)

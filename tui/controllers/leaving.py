@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from core.runs.state import in_words
 from tui.bridge import Bridge
 from tui.controllers.desktop import Desktop
 from tui.draft_keeper import DraftKeeper
@@ -53,7 +54,7 @@ class Leaving:
         if view.is_live:
             return f"Run {run.id} goes on ({state}). Come back with: localtune-tui watch {run.id}"
         outputs = run.adapter_path if state == "finished" else run.path
-        return f"Run {run.id} is {state}: {outputs}"
+        return f"Run {run.id} {in_words(state)}: {outputs}"
 
     def run_started(self, run: Run) -> None:
         """Quit, where only this run was waited for."""

@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from core.errors import UserError
+from core.runs.state import in_words
 from core.text import one_line
 from tui.bridge import Bridge
 from tui.controllers.desktop import Desktop
 from tui.controllers.start_cards import StartCards
 from tui.draft_keeper import DraftKeeper
 from tui.keys import KeyTable
-from tui.messages import RunAdvanced, RunAttached, RunsListed
+from tui.messages import RunAdvanced, RunAttached, RunDetailRead, RunFiguresRead, RunsListed
 from tui.state import AppState, RunView
 
 if TYPE_CHECKING:
@@ -168,6 +169,37 @@ class Runs:
             )
         return view is not None
 
+    def delete(self, run: Run, size: int | None) -> None:
+        """Delete a run, once the user has confirmed it; a live one is refused.
+
+        Args:
+            run: The run.
+            size: Its bytes on the disk; None if unknown.
+        """
+        from tui.screens.dialogs import YES, delete_dialog
+
+        state = run.state()
+        if not state.is_over:
+            self._desktop.warn("Not deleted", f"{run.id} {in_words(state.state)}. Stop it before you delete it.")
+            return
+
+        def answered(answer: str | None) -> None:
+            if answer == YES:
+                self._bridge.delete(run)
+
+        self._desktop.open(delete_dialog(run, state, size), answered)
+
+    def deleted(self, run: Run) -> None:
+        """Take a deleted run from the screen."""
+        self._desktop.tell(f"Deleted {run.id}.")
+        if (pane := self._desktop.panes.runs) is not None:
+            pane.forget(run)
+        if self._state.view is not None and self._state.view.run == run:
+            self._bridge.stop_following()
+            self._state.view = None
+            self._show_run()
+            self._bridge.find_run()
+
     def started(self, run: Run) -> None:
         """Show a run whose worker has been started."""
         self._has_started = True
@@ -192,10 +224,12 @@ class Runs:
     def attached(self, message: RunAttached) -> None:
         """Show a run that has been read from its beginning."""
         from core.runs.catalog import read_model
+        from core.runs.eta import Schedule
 
         before = self._state.view
         leftover = message.found and message.state.is_over
-        view = RunView(message.run, message.state, message.history, read_model(message.run), leftover)
+        schedule = Schedule.of(message.run.values())
+        view = RunView(message.run, message.state, message.history, read_model(message.run), leftover, schedule)
         self._state.view = view
         # One that was opened meanwhile is not the one that is being started.
         self._state.is_starting = self._state.is_starting and not self._has_started
@@ -242,15 +276,24 @@ class Runs:
         """Show whether a question to the model holds up the training."""
         if waiting != self._state.answer_awaited:
             self._state.answer_awaited = waiting
+            self.show_lines()
+
+    def count_down(self) -> None:
+        """Let the time left in the header go down between two reports of the run."""
+        if self._state.live_run is not None:
             self._desktop.show_header()
-            if (pane := self._desktop.panes.train) is not None:
-                pane.refresh_lines()
+
+    def show_lines(self) -> None:
+        """Bring what is said of the run up to date, in the header and in its pane, without its chart."""
+        self._desktop.show_header()
+        if (pane := self._desktop.panes.train) is not None:
+            pane.refresh_lines()
 
     def _announce_end(self, view: RunView) -> None:
         """Announce the end of a run that was watched, where its pane is not on the screen."""
         if not self._desktop.main.slot("train").display:
             self._desktop.tell(
-                one_line(f"{view.run.id} is {view.state.state}. {view.state.reason}", 300),
+                one_line(f"{view.run.id} {in_words(view.state.state)}. {view.state.reason}", 300),
                 severity="information" if view.state.state in ("finished", "stopped") else "error",
                 seconds=10,
             )
@@ -287,6 +330,16 @@ class Runs:
         """Show the devices as sampled by this process."""
         self._state.devices = devices
         self._desktop.show_header()
+
+    def show_figures(self, message: RunFiguresRead) -> None:
+        """Show figures in the list of runs."""
+        if (pane := self._desktop.panes.runs) is not None:
+            pane.show_figures(message.figures)
+
+    def show_detail(self, message: RunDetailRead) -> None:
+        """Show the account of the run under the cursor of the list."""
+        if (pane := self._desktop.panes.runs) is not None:
+            pane.show_detail(message.detail)
 
     def listed(self, message: RunsListed) -> None:
         """Show the runs on this machine."""

@@ -13,7 +13,6 @@ from textual.content import Content
 
 from core.errors import UserError
 from core.runs.answers import questions_of
-from core.runs.result import RunResult, result_of
 from core.text import one_line
 from tui.datasets.here import Here
 from tui.keys import bindings
@@ -35,6 +34,7 @@ from tui.widgets.lists.log_view import LogView
 from tui.widgets.text_block import TextBlock
 
 if TYPE_CHECKING:
+    from core.runs.result import RunResult
     from tui.state import RunView
 
 #: Rows from which the end of a run has lines between its parts.
@@ -156,6 +156,9 @@ class TrainPane(Pane, can_focus=True):
         if view.is_live:
             self._result = None
         elif self._result is None or history.end is not self._end:
+            # Imported here: it brings the checks of a configuration along, which take as long as the first paint.
+            from core.runs.result import result_of
+
             self._result, self._end = result_of(view.run, view.state, history), history.end
         marks = [(mark.step, mark.text) for mark in history.marks]
         if not view.is_live and view.state.state != "finished":
@@ -242,15 +245,24 @@ class TrainPane(Pane, can_focus=True):
         """Update the lines about the run, without the chart."""
         if self._view is not None:
             self._update_lines(self._view)
+            self._subtitle()
 
     def _subtitle(self) -> None:
         keys, view = self.keys, self._view
         if view is None:
             entries = []
         elif view.is_live:
+            pending = view.pending
             pause = "resume" if view.state.state == "paused" else "pause"
-            entries = [(keys["train.pause"].display, pause)]
-            entries += [(keys[f"train.{name}"].display, name) for name in ("checkpoint", "stop", "settings")]
+            names = [("pause", pause), ("checkpoint", "checkpoint"), ("stop", "stop")]
+            # The same key takes a request back that waits for the end of the step.
+            entries = [
+                (keys[f"train.{name}"].display, f"take back the {word}" if name in pending else word)
+                for name, word in names
+            ]
+            if view.is_measuring_base:
+                entries.insert(0, (keys["train.skip"].display, "skip the evaluation"))
+            entries.append((keys["train.settings"].display, "settings"))
         else:
             entries = []
         if self._shows_answers and self.query_one(AnswersView).count > 1:
@@ -274,12 +286,14 @@ class TrainPane(Pane, can_focus=True):
         view = self._view
         if action in ("toggle_pause", "checkpoint", "stop", "change_settings"):
             return view is not None and view.is_live
+        if action == "skip":
+            return view is not None and view.is_measuring_base
         if action == "continue_run":
             return view is not None and not view.is_live
         if action == "sample":
             # Only where its line is: over a run of the user's, its letter would be an accident.
             return view is None
-        if action in ("toggle_log_axis", "follow_log"):
+        if action in ("toggle_log_axis", "follow_log", "unfold_log"):
             return view is not None
         if action == "toggle_answers":
             return self._has_samples
@@ -290,9 +304,13 @@ class TrainPane(Pane, can_focus=True):
         return super().check_action(action, parameters)
 
     def action_toggle_pause(self) -> None:
-        """Pause or resume the run."""
+        """Pause or resume the run; a pause that waits for the end of the step is taken back."""
         paused = self._view is not None and self._view.state.state == "paused"
         self.post_message(ControlRequested("resume" if paused else "pause"))
+
+    def action_skip(self) -> None:
+        """Skip the evaluation before the first step."""
+        self.post_message(ControlRequested("skip_evaluation"))
 
     def action_checkpoint(self) -> None:
         """Save a checkpoint now."""
@@ -386,6 +404,10 @@ class TrainPane(Pane, can_focus=True):
                 self._copy(path, "The path")
 
         self.app.push_screen(elsewhere_dialog(view.run.id, code, is_model=result.is_model), answered)
+
+    def action_unfold_log(self) -> None:
+        """Show long lines of the log in full, or cut them again."""
+        self.query_one(LogView).toggle_unfolded()
 
     def action_follow_log(self) -> None:
         """Scroll to the end of the log, and follow it."""

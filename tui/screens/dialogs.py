@@ -5,14 +5,17 @@ from __future__ import annotations
 from textual.content import Content
 
 from core.errors import UserError
+from core.runs.state import RunState, in_words
+from core.runs.store import Run, complete_checkpoints
 from core.text import one_line, sanitize
+from core.units import format_bytes
 from tui.screens.choice import Choice, ChoiceDialog
 from tui.state import RunView
 
 LEAVE, STOP = "leave", "stop"
 SAVE, DISCARD = "save", "discard"
 RESTORE = "restore"
-STOP_NOW, SIGNAL, KILL = "stop now", "signal", "kill"
+STOP_NOW, SIGNAL, KILL, TAKE_BACK = "stop now", "signal", "kill", "take back"
 COPY_CODE, COPY_PATH = "copy code", "copy path"
 YES = "yes"
 
@@ -105,6 +108,10 @@ def stop_dialog(view: RunView) -> ChoiceDialog:
         # There is nothing left to ask of it, and enter means to wait.
         told = " is stopping, and ends by itself."
         choices = [Choice("n", "", "let it end"), *kill]
+    elif "stop" in view.pending:
+        told = " is about to stop: it has been told, and does so after this step."
+        back = Choice("t", TAKE_BACK, "take it back", "it goes on training")
+        choices = [Choice("n", "", "let it stop"), back, *kill]
     elif name in ("queued", "starting"):
         choices = [Choice("y", STOP, "stop it"), *kill, Choice("n", "", "let it start")]
     else:
@@ -147,6 +154,30 @@ def kill_dialog(view: RunView) -> ChoiceDialog:
     return ChoiceDialog(
         "Kill the process", text, [Choice("n", "", "leave it alone"), Choice("y", YES, "kill it")], alarm=True
     )
+
+
+def delete_dialog(run: Run, state: RunState, size: int | None) -> ChoiceDialog:
+    """The question before a run is deleted.
+
+    Args:
+        run: The run.
+        state: Its state.
+        size: Its bytes on the disk; None if unknown.
+    """
+    held = (
+        ("the checkpoints", bool(complete_checkpoints(run))),
+        ("the adapter", run.adapter_path.is_dir()),
+        ("the model", run.model_path.is_dir()),
+    )
+    what = ["the record", *(name for name, is_there in held if is_there)]
+    listed = f"{', '.join(what[:-1])} and {what[-1]}" if len(what) > 1 else what[0]
+    steps = f" at step {state.step} of {state.total_steps}" if state.total_steps else ""
+    text = Content.assemble(
+        (one_line(run.id, 60), "bold"),
+        f" {in_words(state.state)}{steps}.\n",
+        f"{f'Its {format_bytes(size)}' if size is not None else 'All of it'} will be gone for good: {listed}.",
+    )
+    return ChoiceDialog("Delete the run", text, [Choice("n", "", "keep it"), Choice("y", YES, "delete it")], alarm=True)
 
 
 def unanswered_dialog(error: UserError) -> ChoiceDialog:

@@ -201,4 +201,7 @@ def _unknown_columns(data: Mapping[str, Any], source: str) -> UnknownColumnsErro
         name, known = guess
         return UnknownColumnsError(message, f"Did you mean {known}? Rename the column {one_line(name, 40)}.")
     every = "; ".join(f"{name} ({description})" for name, description in FORMATS.items())
-    return UnknownColumnsError(message, f"Name the columns in data.columns. The formats read as they are: {every}.")
+    parts = "user", "assistant"
+    shown_parts = ", ".join(f'{part} = "{one_line(name, 40)}"' for part, name in zip(parts, columns, strict=False))
+    example = f": data.columns = {{{shown_parts}}}, with the right ones" if len(columns) > 1 else " in data.columns"
+    return UnknownColumnsError(message, f"Name the columns{example}. The formats read as they are: {every}.")

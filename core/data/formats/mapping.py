@@ -58,8 +58,10 @@ class ColumnMap:
         named = set(self.columns)
         hint = 'Write, for example, data.columns = {user = "question", assistant = "answer"}.'
         if unknown := sorted(named - set(ROLES)):
+            meant = nearest_column(unknown[0], tuple(ROLES))
             raise UserError(
-                f"data.columns has no part {one_line(unknown[0], 40)}.", f"The parts are {', '.join(ROLES)}."
+                f"data.columns has no part {one_line(unknown[0], 40)}.",
+                f"Did you mean {meant}?" if meant else f"The parts are {', '.join(ROLES)}.",
             )
         if ("chosen" in named) != ("rejected" in named):
             raise UserError("data.columns names only one of chosen and rejected.", "Name both, or neither.")
@@ -172,12 +174,14 @@ def missing_columns(columns: ColumnMap, rows: Iterable[Mapping[str, Any]], sourc
     shown = ", ".join(one_line(name, 40) for name in present[:12]) + (", …" if len(present) > 12 else "")
     return UnknownColumnsError(
         f"{source} has no column '{one_line(column, 40)}', which data.columns names; it has {shown or 'none'}.",
-        f"Did you mean {one_line(near, 40)}?" if near else "Fix data.columns.",
+        f"Did you mean {one_line(near, 40)}?" if near else "Name one of these in data.columns.",
     )
 
 
 @functools.lru_cache(maxsize=256)
 def nearest_column(name: str, columns: tuple[str, ...]) -> str | None:
-    """The column with the most similar name; None if none is similar. Cached, as row after row lacks the same one."""
-    found = difflib.get_close_matches(name[:40], columns, n=1, cutoff=0.6)
-    return found[0] if found else None
+    """The column with the most similar name, in capitals or not; None if none is similar. Cached, as rows lack the same
+    one."""
+    by_fold = {column[:40].casefold(): column for column in columns}
+    near = difflib.get_close_matches(name[:40].casefold(), by_fold, n=1, cutoff=0.6)
+    return by_fold[near[0]] if near else None

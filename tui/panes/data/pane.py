@@ -12,7 +12,7 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Container
 from textual.content import Content
-from textual.widgets import DirectoryTree, OptionList, Static
+from textual.widgets import DirectoryTree, OptionList
 
 from core.analysis.job import AnalysisJob
 from core.analysis.result import Progress
@@ -46,6 +46,7 @@ from tui.widgets.lists.data_tree import DATA_SUFFIXES, DataTree
 from tui.widgets.lists.mask_view import MaskView
 from tui.widgets.lists.problem_list import ProblemList
 from tui.widgets.lists.row_list import RowList
+from tui.widgets.text_block import TextLine
 
 #: Minimum columns for the row to the right of the list instead of below it.
 BESIDE_WIDTH = 120
@@ -79,7 +80,7 @@ class DataPane(Pane):
         self.browser = Container(id="data-browser")
         self.ask_bar = AskBar(id="data-ask")
         self._empty = FirstSteps(id="data-empty", can_focus=True)
-        self._line = Static(id="data-status", markup=False)
+        self._line = TextLine(id="data-status")
         self._empty_error: UserError | None = None
         self._status = ""
         self._status_row = 0
