@@ -49,6 +49,8 @@ def test_every_command_has_other_words() -> None:
         ("compare", "config.compare"),
         ("diff", "config.compare"),
         ("download", "data.open"),
+        ("ollama", "config.model"),
+        ("base model", "config.model"),
         ("delete", "chat.clear"),
         ("reset", "config.default"),
         ("undo", "config.undo"),
