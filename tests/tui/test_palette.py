@@ -49,7 +49,7 @@ def test_every_command_has_other_words() -> None:
         ("compare", "config.compare"),
         ("diff", "config.compare"),
         ("download", "data.open"),
-        ("delete", "chat.clear"),
+        ("delete", "runs.delete"),
         ("reset", "config.default"),
         ("undo", "config.undo"),
         ("stop", "train.stop"),
