@@ -11,17 +11,19 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
+from rich.console import RenderableType
 from textual import events, on, work
 from textual._callback import invoke
+from textual._compositor import CompositorUpdate
 from textual.actions import parse
 from textual.app import App, InvalidThemeError
 from textual.binding import BindingType
 from textual.driver import Driver
 from textual.message import Message
+from textual.screen import Screen
 
 from core.commands.common import EXIT_ERROR
 from core.errors import UserError
@@ -29,23 +31,28 @@ from core.paths import config_dir
 from core.text import one_line
 from themes.loader import DEFAULT, load_builtin, load_user, variable_defaults
 from tui import messages
+from tui.arrangement import PAIRED_SIZE, TILED_SIZE
 from tui.bridge import Bridge
+from tui.controllers.beginnings import Beginnings
 from tui.controllers.configuration import Configuration
 from tui.controllers.desktop import Desktop
 from tui.controllers.leaving import Leaving
 from tui.controllers.run_control import RunControl
 from tui.controllers.runs import Runs
+from tui.controllers.start_cards import StartCards
 from tui.data_paths import entry_path
 from tui.draft_keeper import LOOK_SECONDS, DraftKeeper
 from tui.driver import TerminalDriver
 from tui.glyphs import GLYPH_SETS
 from tui.keys import Key, KeyTable, bindings, load_keymap
-from tui.main_screen import TILED_SIZE, MainScreen
+from tui.main_screen import MainScreen
 from tui.mistakes import Mistakes
 from tui.panes import pane_spec
+from tui.saving import save_text
 from tui.screens.overlay import Overlay
-from tui.settings import load_settings, resolve_glyphs, save_theme
+from tui.settings import load_settings, resolve_glyphs, save_setting
 from tui.state import AppState
+from tui.terminal_image import Painted
 from tui.typed_ahead import Place, TypedAhead
 from tui.widgets.forms.ask_bar import KeyQuestion, takes_text
 from tui.widgets.lists.run_list import RunList
@@ -104,12 +111,18 @@ class LocaltuneApp(App[str]):
         self.clock: Callable[[], float] = time.time
         """Clock: the present, in Unix seconds."""
         self.bridge = Bridge(self, self.pace)
-        self.desktop = Desktop(self, self.state)
+        self.desktop = Desktop(self, self.state, lambda: self.clock())
         self.drafts = DraftKeeper(self.state, self.desktop.panes)
         self.leaving = Leaving(self.desktop, self.state, self.bridge, self.drafts)
-        self.runs = Runs(self.desktop, self.state, self.bridge, self.drafts, lambda: self.clock())
-        self.run_control = RunControl(self.desktop, self.state, self.bridge, self.leaving)
-        self.configuration = Configuration(self.desktop, self.state, self.drafts, self.keys)
+        self.beginnings = Beginnings(self.desktop, self.keys, lambda: self.cards.follow())
+        self.cards = StartCards(self.desktop, self.state, self.keys, self.beginnings)
+        self.runs = Runs(
+            self.desktop, self.state, self.bridge, self.drafts, self.cards, self.keys, lambda: self.clock()
+        )
+        self.run_control = RunControl(
+            self.desktop, self.state, self.bridge, self.leaving, self.runs.show_lines, lambda: self.clock()
+        )
+        self.configuration = Configuration(self.desktop, self.state, self.drafts, self.keys, self.beginnings)
 
     @property
     def main(self) -> MainScreen:
@@ -145,7 +158,7 @@ class LocaltuneApp(App[str]):
 
     def get_default_screen(self) -> MainScreen:
         """The main screen with its panes."""
-        return MainScreen()
+        return MainScreen(way=self._settings.way)
 
     # Start and end.
 
@@ -159,6 +172,26 @@ class LocaltuneApp(App[str]):
                 loop.add_signal_handler(number, self.leaving.leave)
         self.theme_changed_signal.subscribe(self, self._theme_changed)
         self.set_interval(LOOK_SECONDS, self._keep_drafts)
+        self.set_interval(self.pace, self.runs.count_down)
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Paint everything anew: a terminal of another size shows something of its own."""
+        if isinstance(self._driver, TerminalDriver):
+            self._driver.image.forget()
+        if event.size == self.size:
+            # It has had another size, and has this one again; nobody else will see that.
+            self.screen.refresh()
+
+    def _display(self, screen: Screen[object], renderable: RenderableType | None) -> None:
+        """Write an update of the screen: the cells that differ from what the terminal shows, and nothing if none do."""
+        driver, update = self._driver, cast(object, renderable)
+        is_written = self._running and not self._closed and not self._batch_count and not self.is_headless
+        if is_written and isinstance(driver, TerminalDriver) and isinstance(update, CompositorUpdate):
+            output = driver.image.bring(update, self.console._color_system, screen.outer_size)
+            if output is not None:
+                is_still = self.screen.outer_size.clamp_offset(self.cursor_position) == self._previous_cursor_position
+                renderable = None if is_still and not output else Painted(output)
+        super()._display(screen, renderable)
 
     def _keep_drafts(self) -> None:
         if self.is_running:  # while the app shuts down, the panes are removed piece by piece
@@ -259,6 +292,7 @@ class LocaltuneApp(App[str]):
         self.bridge.load_config(self._config_path)
         if self._data_path is not None and (pane := self.desktop.panes.data) is not None:
             pane.show(entry_path(str(self._data_path), Path.cwd()), ask=True)
+        self.bridge.look_around()
         if self._complaints:
             text = "\n".join(self._complaints)
             self.desktop.tell(text, "Left out of your settings", severity="warning", seconds=12)
@@ -303,6 +337,7 @@ class LocaltuneApp(App[str]):
     @on(messages.ConfigEdited)
     def _config_edited(self, message: messages.ConfigEdited) -> None:
         self.configuration.edited(message)
+        self.cards.follow()
 
     @on(messages.ConfigSaved)
     def _config_saved(self, message: messages.ConfigSaved) -> None:
@@ -311,6 +346,17 @@ class LocaltuneApp(App[str]):
     @on(messages.DatasetChosen)
     def _dataset_chosen(self, message: messages.DatasetChosen) -> None:
         self.configuration.use_dataset(message)
+
+    @on(messages.DataRequested)
+    def _data_requested(self, message: messages.DataRequested) -> None:
+        self.configuration.open_data(message.path)
+
+    @on(messages.SurroundingsSeen)
+    def _surroundings_seen(self, message: messages.SurroundingsSeen) -> None:
+        panes = self.desktop.panes
+        for pane in (panes.train, panes.data):
+            if pane is not None:
+                pane.look_around(message.here)
 
     @on(messages.OptionsChosen)
     def _options_chosen(self, message: messages.OptionsChosen) -> None:
@@ -348,6 +394,7 @@ class LocaltuneApp(App[str]):
     @on(messages.RunAdvanced)
     def _run_advanced(self, message: messages.RunAdvanced) -> None:
         self.runs.advanced(message)
+        self.run_control.advanced()
 
     @on(messages.NoRunFound)
     def _no_run_found(self) -> None:
@@ -413,8 +460,13 @@ class LocaltuneApp(App[str]):
         self.runs.start()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Keys with priority run no action while a text is being entered, or a screen covers the panes."""
-        if action in ("show_pane", "ask_model") and (self.desktop.is_covered or takes_text(self.screen.focused)):
+        """Keys with priority run no action while a text is being entered, or a screen covers the panes.
+
+        So the key of a run, held down, opens one card.
+        """
+        if action in ("show_pane", "ask_model", "start") and (
+            self.desktop.is_covered or takes_text(self.screen.focused)
+        ):
             return False
         return super().check_action(action, parameters)
 
@@ -429,13 +481,24 @@ class LocaltuneApp(App[str]):
             pane.action_write()
 
     def action_tile(self) -> None:
-        """Tile the panes."""
+        """Show as many panes as there is room for."""
         self.main.tile()
-        if not self.main.can_tile:
+        if self.main.room == 1:
             self.desktop.tell(
-                f"Panes stand side by side from {TILED_SIZE[0]}×{TILED_SIZE[1]} on; "
-                f"this terminal is {self.main.size.width}×{self.main.size.height}."
+                f"Two panes are shown from {PAIRED_SIZE[0]}×{PAIRED_SIZE[1]} on, four from "
+                f"{TILED_SIZE[0]}×{TILED_SIZE[1]}; this terminal is {self.main.size.width}×{self.main.size.height}."
             )
+
+    def action_turn(self) -> None:
+        """Put the two panes in sight over each other instead of beside, or back."""
+        way = self.main.turn()
+        if way is None:
+            self.desktop.tell("Where two panes are in sight, this puts them over each other or beside each other.")
+            return
+        try:
+            save_setting(config_dir() / "settings.toml", "panes", way)
+        except (OSError, UserError) as error:
+            self.desktop.warn("The layout is not remembered", str(error))
 
     def action_help_quit(self) -> None:
         """Explain ctrl+c: it ends other programs, and here it must not end anything by accident."""
@@ -446,18 +509,12 @@ class LocaltuneApp(App[str]):
 
     def action_save_picture(self) -> None:
         """Save a screenshot in the working directory, or in the home directory where that cannot be written."""
-        name = f"localtune-{datetime.now().strftime('%Y%m%d-%H%M%S')}.svg"
-        picture = self.export_screenshot(title="localtune-tui")
-        for directory in (Path.cwd(), Path.home()):
-            path = directory / name
-            try:
-                path.write_text(picture, encoding="utf-8")
-            except OSError as error:
-                reason = error.strerror or str(error)
-                continue
-            self.desktop.tell(f"The picture is in {one_line(str(path), 200)}", seconds=8)
+        try:
+            path = save_text("localtune", ".svg", self.export_screenshot(title="localtune-tui"))
+        except UserError as error:
+            self.desktop.warn("The picture is not saved", error.message)
             return
-        self.desktop.warn("The picture is not saved", f"{path.parent} cannot be written to: {reason}.")
+        self.desktop.tell(f"The picture is in {one_line(str(path), 200)}", seconds=8)
 
     def action_help(self) -> None:
         """Show help for the focused pane."""
@@ -519,6 +576,6 @@ class LocaltuneApp(App[str]):
 
     def _remember_theme(self, name: str) -> None:
         try:
-            save_theme(config_dir() / "settings.toml", name)
+            save_setting(config_dir() / "settings.toml", "theme", name)
         except (OSError, UserError) as error:
             self.desktop.warn("The theme is not remembered", str(error))

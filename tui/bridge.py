@@ -30,6 +30,7 @@ from tui.messages import (
     RunsInView,
     RunsListed,
     RunStarted,
+    SurroundingsSeen,
 )
 
 if TYPE_CHECKING:
@@ -101,6 +102,16 @@ class Bridge:
 
         if not self._closing.is_set() and isinstance(message, Message):
             self._app.post_message(message)
+
+    def look_around(self) -> None:
+        """Look for what a new user can begin with."""
+
+        def work() -> None:
+            from tui.datasets.here import look_around
+
+            self._post(SurroundingsSeen(look_around(Path.cwd())))
+
+        self._run(work, "here")
 
     def load_config(self, path: Path | None) -> None:
         """Read a configuration, or begin a new one."""
@@ -275,7 +286,7 @@ class Bridge:
                     answer = client.request(command, **args)
                     self._post(ControlAnswered(run, command, args, answer))
             except UserError as error:
-                self._post(ControlFailed(run, command, error))
+                self._post(ControlFailed(run, command, error, args))
             finally:
                 with self._guard:
                     self._clients.discard(client)
@@ -350,9 +361,8 @@ def follow_run(
 
 def _looks_different(before: RunState, after: RunState) -> bool:
     """Whether anything but the heartbeat has changed."""
-    return (before.state, before.reason, before.step, before.total_steps) != (
-        after.state,
-        after.reason,
-        after.step,
-        after.total_steps,
-    )
+
+    def shown(state: RunState) -> tuple[object, ...]:
+        return state.state, state.reason, state.step, state.total_steps, state.pending, state.progress
+
+    return shown(before) != shown(after)

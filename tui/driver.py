@@ -19,6 +19,7 @@ from textual.message import Message
 from tui.ascii_output import ascii_table
 from tui.messages import KeysAhead, KeysHandled, TerminalGone
 from tui.shell import Shell
+from tui.terminal_image import TerminalImage
 from tui.terminal_input import TerminalInput, within_limits
 
 #: Seconds between two looks at pending input, and at whether the app ends.
@@ -46,10 +47,17 @@ class TerminalDriver(LinuxDriver):
         is_plain = isinstance(app, Shell) and app.glyphs.name == "ascii"
         self._file = cast(Any, OutputStream(cast(TextIO, self._file), ascii_table() if is_plain else None))
         self._ahead = 0
+        self.image = TerminalImage()
+        """What the terminal shows."""
         self._key_time = 0.0
 
     def _get_terminal_size(self) -> tuple[int, int]:
         return within_limits(*super()._get_terminal_size())
+
+    def start_application_mode(self) -> None:
+        """Take over the terminal, on which another program may have been until now."""
+        self.image.forget()
+        super().start_application_mode()  # type: ignore[no-untyped-call]
 
     def stop_application_mode(self) -> None:
         """Restore the terminal."""

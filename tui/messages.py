@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from core.runs.history import RunHistory
     from core.runs.state import RunState
     from core.runs.store import Run
+    from tui.datasets.here import Here
 
 
 @dataclass
@@ -28,6 +29,20 @@ class DatasetChosen(Message):
 
     path: Path
     use: Literal["train", "eval"] = "train"
+
+
+@dataclass
+class DataRequested(Message):
+    """Request: show the rows of a file in the Data pane."""
+
+    path: Path
+
+
+@dataclass
+class SurroundingsSeen(Message):
+    """What there is to begin with: data files in the working directory, and earlier runs."""
+
+    here: Here
 
 
 @dataclass
@@ -98,7 +113,8 @@ class ContinueRequested(Message):
 
 @dataclass
 class ControlRequested(Message):
-    """Request: send the worker of the shown run a command: pause, resume, checkpoint or stop (confirmed first)."""
+    """Request: send the worker of the shown run a command, or take it back where it waits already: pause, resume,
+    checkpoint, skip_evaluation or stop (confirmed first)."""
 
     command: str
 
@@ -131,6 +147,8 @@ class ControlFailed(Message):
     run: Run
     command: str
     error: UserError
+    args: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the command."""
 
 
 @dataclass

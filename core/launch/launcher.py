@@ -83,22 +83,7 @@ def continue_run(run: Run) -> None:
     lock = _lock_or_refuse(run)
     try:
         state = run.state()
-        if state.state == "finished":
-            raise UserError(
-                f"Run {run.id} is finished; there is nothing to continue.",
-                "To train longer, raise train.epochs in its configuration and start anew.",
-            )
-        if not state.is_over:
-            where = f" on {state.host}" if state.host and state.host != hostname() else ""
-            raise UserError(
-                f"Run {run.id} is {state.state}{where}; only an ended run can be continued.",
-                f"Stop it first with 'localtune-tui stop {run.id}'.",
-            )
-        if not complete_checkpoints(run):
-            raise UserError(
-                f"Run {run.id} has no complete checkpoint to go on from.",
-                f"Start it afresh with 'localtune-tui train {run.config_path}'.",
-            )
+        refuse_continuation(run, state)
         queued = dataclasses.replace(
             state,
             state="queued",
@@ -115,6 +100,34 @@ def continue_run(run: Run) -> None:
         _spawn(run, resume=True, lock=lock)
     finally:
         os.close(lock)
+
+
+def refuse_continuation(run: Run, state: RunState) -> None:
+    """Refuse to continue a run that has nothing to go on from.
+
+    Args:
+        run: The run.
+        state: Its inferred state.
+
+    Raises:
+        UserError: If the run is live or finished, or has no checkpoint.
+    """
+    if state.state == "finished":
+        raise UserError(
+            f"Run {run.id} is finished; there is nothing to continue.",
+            "To train longer, raise train.epochs in its configuration and start anew.",
+        )
+    if not state.is_over:
+        where = f" on {state.host}" if state.host and state.host != hostname() else ""
+        raise UserError(
+            f"Run {run.id} is {state.state}{where}; only an ended run can be continued.",
+            f"Stop it first with 'localtune-tui stop {run.id}'.",
+        )
+    if not complete_checkpoints(run):
+        raise UserError(
+            f"Run {run.id} has no complete checkpoint to go on from.",
+            f"Start it afresh with 'localtune-tui train {run.config_path}'.",
+        )
 
 
 def wait_until(run: Run, predicate: Callable[[RunState], bool], timeout: float, *, interval: float = 0.05) -> RunState:

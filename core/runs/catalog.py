@@ -13,6 +13,7 @@ from typing import Any
 from core.config.schema import WEIGHT_METHODS
 from core.runs.events import StepEvent
 from core.runs.history import last_step
+from core.runs.state import StepProgress
 from core.runs.store import Run, list_runs
 from core.text import one_line
 
@@ -39,6 +40,8 @@ class RunRow:
         learning_rate: ``train.learning_rate``; None if the configuration cannot be read, as the next two.
         rank: ``method.rank``; None for a run that trains no adapter.
         batch_size: ``train.batch_size``.
+        pending: Requests that wait for the end of its step.
+        progress: Progress within its present step or evaluation; None between them.
     """
 
     run: Run
@@ -55,6 +58,8 @@ class RunRow:
     learning_rate: float | None = None
     rank: int | None = None
     batch_size: int | None = None
+    pending: tuple[str, ...] = ()
+    progress: StepProgress | None = None
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,8 @@ class RunCatalog:
             learning_rate=known.learning_rate,
             rank=known.rank,
             batch_size=known.batch_size,
+            pending=state.pending if not state.is_over else (),
+            progress=state.progress if not state.is_over else None,
         )
 
 

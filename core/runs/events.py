@@ -58,7 +58,10 @@ class PhaseEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class DataEvent(Event):
-    """Outcome of data preparation: ``rows == used + sum(dropped.values())``; lengths in tokens."""
+    """Outcome of data preparation: ``rows == used + sum(dropped.values())``; lengths in tokens.
+
+    ``held_out_rows`` and ``held_out_tokens`` are those of the rows measured at each evaluation, 0 where there are none.
+    """
 
     type: ClassVar[str] = "data"
     rows: int
@@ -67,6 +70,8 @@ class DataEvent(Event):
     tokens: int
     supervised_tokens: int
     longest: int
+    held_out_rows: int | None = None
+    held_out_tokens: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

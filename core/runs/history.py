@@ -34,6 +34,7 @@ from core.runs.events import (
 from core.runs.series import Series
 from core.runs.store import Run
 from core.runs.tail import EventTail, last_events
+from core.runs.timings import Timings
 
 T = TypeVar("T")
 
@@ -49,8 +50,6 @@ KEPT = 500
 NAMES = 32
 #: Newest steps that can be rolled back one by one.
 REWOUND_STEPS = 1 << 15
-#: Steps whose pace the remaining time is estimated from.
-RECENT_STEPS = 50
 _LONGEST_SECONDS = 3e9
 _TAIL_LIMIT = 16 << 20
 #: Phases that recur within one start.
@@ -67,6 +66,8 @@ class Phase:
     total: int | None = None
     seconds: float = 0.0
     """Seconds spent in it so far, up to the last event."""
+    seconds_before: float = 0.0
+    """Those before it was entered the last time."""
 
 
 @dataclass(frozen=True)
@@ -169,13 +170,14 @@ class RunHistory:
         """Time of the last event that has one, in Unix seconds."""
         self._totals = _Totals()
         self._sample_characters = 0
+        self.timings = Timings()
+        """Timings of its steps, evaluations and checkpoints."""
+        self._is_first_of_start = True
         self._first_samples = 0
         self._sampled_in_start = False
         self._energy_before = 0.0
         self._is_paused = False
         self._idle_seconds = 0.0
-        self._overhead_seconds = 0.0
-        self._first_step_of_start: int | None = None
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
             PhaseEvent: self._apply_phase,
             DataEvent: self._apply_data,
@@ -230,29 +232,11 @@ class RunHistory:
         """Tokens without padding over the seconds of all steps; None before the first."""
         return self.tokens / self.step_seconds if self.step_seconds > 0 else None
 
-    def eta_seconds(self, total_steps: int) -> float | None:
-        """Seconds until the last step at the recent pace, including the usual share for evaluation and checkpoints.
-
-        Returns:
-            None while unknown, 0 at the end.
-        """
-        if self.end is not None:
-            return 0.0 if not isinstance(self.end, (StoppedEvent, FailedEvent)) else None
-        if self.last_step is None or total_steps < 1:
-            return None
-        remaining = max(total_steps - self.last_step.step, 0)
-        seconds = self._totals.seconds
-        recent = min(RECENT_STEPS, len(seconds))
-        spent = seconds[-1] - (seconds[-recent - 1] if len(seconds) > recent else 0.0)
-        first = self._first_step_of_start
-        done = self.last_step.step - first + 1 if first is not None else len(seconds)
-        return remaining * (spent / recent + self._overhead_seconds / max(done, 1))
-
     def phase_elapsed(self, now: float) -> float:
-        """Seconds in the present phase, at the Unix time ``now``; 0 if there is none."""
+        """Seconds since the present phase was entered, at the Unix time ``now``; 0 if there is none."""
         if self.phase is None or self.updated is None:
             return 0.0
-        return self.phase.seconds + max(now - self.updated, 0.0)
+        return self.phase.seconds - self.phase.seconds_before + max(now - self.updated, 0.0)
 
     def log_since(self, count: int) -> list[LogLine]:
         """Lines written after the first ``count`` ever (see ``log_count``), as far as they are kept."""
@@ -261,6 +245,7 @@ class RunHistory:
 
     def apply(self, event: Event) -> None:
         """Apply one event."""
+        self.timings.apply(event)
         starting = isinstance(event, PhaseEvent) and self._is_new_start(event)
         if self.phase is not None and self.updated is not None and not starting:
             # The time between a killed worker and its successor belongs to no phase.
@@ -284,7 +269,7 @@ class RunHistory:
     def _begin_start(self, moment: float) -> None:
         self.starts += 1
         self.phases, self.phase, self.end, self.settings = {}, None, None, {}
-        self._overhead_seconds, self._first_step_of_start = 0.0, None
+        self._is_first_of_start = True
         self._sampled_in_start = False
         # A worker counts its own energy.
         self._energy_before, self._is_paused = self.energy_wh or 0.0, False
@@ -299,6 +284,7 @@ class RunHistory:
             if known is None and (line := sentences.phase(event)):
                 self._write(event.t, "info", line)
             self.phase = self.phases.setdefault(event.name, Phase(event.name))
+            self.phase.seconds_before = self.phase.seconds
             self.phase_seconds.setdefault(event.name, 0.0)
         self.phase.detail, self.phase.done, self.phase.total = sentences.safe(event.detail), event.done, event.total
 
@@ -320,8 +306,8 @@ class RunHistory:
             self._rewind(event.step)
         was_finite = self.last_step is None or math.isfinite(self.last_step.loss)
         self.last_step = event
-        if self._first_step_of_start is None:
-            self._first_step_of_start = event.step
+        if self._is_first_of_start:
+            self._is_first_of_start = False
             if self.starts > 1:
                 _append(self.marks, Mark(event.step, "resumed", "continued here"))
         self.loss.append(event.step, event.loss)
@@ -354,7 +340,6 @@ class RunHistory:
         self.eval_loss.append(event.step, event.loss)
         if event.exact_match is not None:
             self.exact_match.append(event.step, event.exact_match)
-        self._overhead_seconds += _sound(event.seconds)
         self._write(event.t, "info", sentences.evaluation(event))
 
     def _apply_sample(self, event: SampleEvent) -> None:
@@ -386,7 +371,6 @@ class RunHistory:
     def _apply_checkpoint(self, event: CheckpointEvent) -> None:
         _truncate(self.checkpoints, event.step)
         _append(self.checkpoints, event)
-        self._overhead_seconds += _sound(event.seconds)
         self._write(event.t, "info", sentences.checkpoint(event))
 
     def _apply_governor(self, event: GovernorEvent) -> None:

@@ -49,9 +49,10 @@ _DONE = {
     "stop": "stopped",
     "set": "changed",
     "generate": "answered a question",
+    "skip_evaluation": "evaluation before the first step skipped",
 }
 #: Commands as nouns, if their names are not.
-_ASKED = {"set": "change", "generate": "question"}
+_ASKED = {"set": "change", "generate": "question", "skip_evaluation": "skipping the evaluation"}
 #: The worker's report of a generated answer: its source, tokens, and end.
 _GENERATED = re.compile(r"([\w.-]+): (\d+) tokens, (\w+)")
 _FINISHES = {"stop": "", "length": ", cut at the longest answer allowed", "cancelled": ", broken off by the asker"}
@@ -141,6 +142,9 @@ def control(event: ControlEvent) -> str:
         source, count, finish = found.groups()
         line = f"answered a question as {source}: {count} {'token' if count == '1' else 'tokens'}"
         return safe(line + _FINISHES.get(finish, f", {finish}"))
+    if event.command == "withdraw":
+        names = [_ASKED.get(name, name) for name in result.split(", ")]
+        return safe(f"taken back {who}: {', '.join(names)}")
     if result.startswith("refused"):
         return safe(f"{_ASKED.get(event.command, event.command)} {who} {result}")
     if event.command == "set" and (values := changes.recall(result)):

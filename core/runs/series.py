@@ -17,6 +17,8 @@ from core.runs.smoothing import GREATEST, Point, greatest_half_window, smooth
 
 #: Most points kept; at this number, pairs of neighbors are merged.
 MOST_POINTS = 1 << 16
+#: Most columns that a curve is smoothed in.
+SMOOTH_COLUMNS = 180
 
 
 class Bucket(NamedTuple):
@@ -176,19 +178,27 @@ class Series:
         return bool(self.steps) and greatest_half_window(self._last - self.steps[0] + 1) > 0
 
     def smooth_bucket(self, width: int, first: int | None = None, last: int | None = None) -> list[Bucket]:
-        """The smoothed curve in pixel columns, as :meth:`bucket`; of a short curve, the curve itself."""
-        buckets = self.bucket(width, first, last)
+        """The smoothed curve in pixel columns, as :meth:`bucket`; of a short curve, the curve itself.
+
+        In a wide chart, not every column has a bucket: between two, a smooth curve is a straight line.
+        """
         if not self.is_smoothed:
-            return buckets
-        points = []
-        for _, begin, end in self._split(width, first, last):
+            return self.bucket(width, first, last)
+        columns = min(width, SMOOTH_COLUMNS)
+        scale = (width - 1) / (columns - 1) if columns > 1 else 1.0
+        places: list[tuple[int, bool]] = []
+        points: list[Point] = []
+        joined = False
+        for x, begin, end in self._split(columns, first, last):
             if count := sum(self._counts[begin:end]):
                 middle = (self.steps[begin] + self.steps[end - 1]) / 2
                 points.append(Point(middle, sum(self._sums[begin:end]) / count, count))
+                places.append((round(x * scale), joined and math.isfinite(self.values[begin])))
+            joined = bool(count) and math.isfinite(self.values[end - 1])
         smoothed = smooth(points, self.steps[0], self._last)
         return [
-            Bucket(bucket.x, value, value, value, value, bucket.joined)
-            for bucket, value in zip(buckets, smoothed, strict=True)
+            Bucket(x, value, value, value, value, is_joined)
+            for (x, is_joined), value in zip(places, smoothed, strict=True)
         ]
 
     @property

@@ -69,10 +69,11 @@ def _fit(offsets: Sequence[float], values: Sequence[float], weights: Sequence[fl
     """The value at the offset 0 of the line with the least squares."""
     total = sum(weights)
     weighted = list(map(mul, weights, values))
-    mean = sum(weighted) / total
+    mean: float = sum(weighted) / total
     if len(offsets) < 3:
         return mean
-    center = sum(map(mul, weights, offsets)) / total
+    center: float = sum(map(mul, weights, offsets)) / total
     centered = [offset - center for offset in offsets]
-    spread = sum(map(mul, weights, map(mul, centered, centered)))
-    return mean - center * sum(map(mul, centered, weighted)) / spread if spread > 0 else mean
+    spread: float = sum(map(mul, weights, map(mul, centered, centered)))
+    slope: float = sum(map(mul, centered, weighted)) / spread if spread > 0 else 0.0
+    return mean - slope * center

@@ -47,9 +47,7 @@ def test_no_runs(snap_compare: Compare, app: LocaltuneApp) -> None:
     assert snap_compare(app, run_before=until("No runs yet.", "5"))
 
 
-def test_runs(
-    snap_compare: Compare, app: LocaltuneApp, private_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs(snap_compare: Compare, app: LocaltuneApp, private_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The real sizes have the number of the process in them.
     monkeypatch.setattr("core.runs.detail.directory_size", lambda _: 78_000_000)
     for number, state in enumerate(("finished", "stopped", "failed")):

@@ -57,7 +57,7 @@ def draw_all(view: RunView) -> list[str]:
         found += [line.plain for width in (3, 80) for line in question_lines(question, width, 10)]
     for devices in (view.history.devices, [Device(index=0, kind="cpu", name="c")]):
         view.history.devices = devices
-        found.append(fit(header_segments(AppState(view=view), loss=True), 160).plain)
+        found.append(fit(header_segments(AppState(view=view), 1e9, loss=True), 160).plain)
         found += [line.plain for width in (60, 120) for item in devices for line in device_lines(item, width, BRAILLE)]
     for glyphs in (BRAILLE, BLOCK, ASCII):
         chart = LineChart(glyphs)

@@ -30,7 +30,7 @@ async def click(pilot: Pilot[Any], text: str) -> None:
     """Click a text on the screen."""
     lines = screen_lines(pilot.app)
     y = max(number for number, line in enumerate(lines) if text in line)
-    await pilot.click(offset=(lines[y].index(text) + 1, y))
+    await pilot.click(offset=(lines[y].index(text), y))
 
 
 async def test_keys_in_borders_and_in_the_last_line_can_be_clicked(

@@ -117,7 +117,7 @@ def _runs(view: RunView) -> Widget:
 
 def _status(view: RunView) -> Widget:
     status = StatusBar()
-    status.show(AppState(view=view, host=EVIL), loss=True)
+    status.show(AppState(view=view, host=EVIL), 1e9, loss=True)
     return status
 
 

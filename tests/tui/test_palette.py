@@ -49,6 +49,8 @@ def test_every_command_has_other_words() -> None:
         ("compare", "config.compare"),
         ("diff", "config.compare"),
         ("download", "data.open"),
+        ("ollama", "config.model"),
+        ("base model", "config.model"),
         ("delete", "runs.delete"),
         ("reset", "config.default"),
         ("undo", "config.undo"),
@@ -112,4 +114,4 @@ async def test_what_is_chosen_from_the_prompt_is_carried_out(home: Path) -> None
             await pilot.press("ctrl+p")
             await wait_for(pilot, lambda: isinstance(app.screen, PickScreen))
             await pilot.press(*typed, "enter")
-            await wait_for(pilot, lambda pane=pane: app.main.current == pane and len(app.screen_stack) == 1)
+            await wait_for(pilot, lambda: len(app.screen_stack) == 1 and app.main.current == pane)  # noqa: B023 - within this turn

@@ -21,7 +21,7 @@ from tests.tui.scripted_run import GPU, ScriptedRun
 from themes.loader import variable_defaults
 from tui.glyphs import ASCII, BRAILLE
 from tui.keys import KeyTable
-from tui.settings import load_settings, resolve_glyphs, save_theme
+from tui.settings import load_settings, resolve_glyphs, save_setting
 from tui.state import AppState, RunView
 from tui.widgets import run_lines
 from tui.widgets.charts import meter
@@ -155,7 +155,7 @@ def test_the_header_keeps_state_and_heat_at_every_size(home: Path, width: int) -
     script = ScriptedRun(home)
     script.train_to(64)
     state = AppState(view=view_of(script), host="ws1")
-    line = fit(header_segments(state, loss=width < 160), width)
+    line = fit(header_segments(state, 1e9, loss=width < 160), width)
     assert line.cell_length <= width
     for part in ("64/120", "ETA", "71 °C ok", "18.2/24 GB", "ws1"):
         assert part in line.plain
@@ -180,6 +180,24 @@ async def test_the_log_follows_its_end_until_it_is_scrolled() -> None:
         log.follow()
         await wait_for(pilot, lambda: "✗ line 50" in screen_text(app))
         assert screen_lines(app)[-1].rstrip().rstrip("▁▂▃▄▅▆▇█ ").endswith("…")
+
+
+async def test_long_lines_of_the_log_are_unfolded() -> None:
+    log = LogView()
+    app = Stage(log)
+    async with app.run_test(size=(40, 8)) as pilot:
+        log.append([LogLine(0.0, "info", "short"), LogLine(0.0, "error", f"long {'word ' * 20}end")])
+        await wait_for(pilot, lambda: "✗ long" in screen_text(app))
+        assert "end" not in screen_text(app)
+        log.toggle_unfolded()
+        await wait_for(pilot, lambda: "end" in screen_text(app))
+        assert sum("word" in line for line in screen_lines(app)) > 2
+        await pilot.resize_terminal(60, 8)
+        await wait_for(pilot, lambda: 1 < sum("word" in line for line in screen_lines(app)) < 4)
+        log.append([LogLine(0.0, "info", "newer")])
+        await wait_for(pilot, lambda: "newer" in screen_text(app))
+        log.toggle_unfolded()
+        await wait_for(pilot, lambda: "…" in screen_text(app))
 
 
 def rows(count: int) -> list[RunRow]:
@@ -229,9 +247,9 @@ def test_settings_with_mistakes_keep_their_defaults(tmp_path: Path) -> None:
 
 def test_a_theme_is_remembered_beside_comments(tmp_path: Path) -> None:
     path = tmp_path / "new" / "settings.toml"
-    save_theme(path, "one")
+    save_setting(path, "theme", "one")
     path.write_text("# mine\n" + path.read_text(encoding="utf-8"), encoding="utf-8")
-    save_theme(path, "two")
+    save_setting(path, "theme", "two")
     assert path.read_text(encoding="utf-8") == '# mine\ntheme = "two"\n'
 
 

@@ -6,16 +6,18 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from core.errors import UserError
-from core.hub_uri import short_name
 from core.runs.state import in_words
 from core.text import one_line
 from tui.bridge import Bridge
 from tui.controllers.desktop import Desktop
+from tui.controllers.start_cards import StartCards
 from tui.draft_keeper import DraftKeeper
+from tui.keys import KeyTable
 from tui.messages import RunAdvanced, RunAttached, RunDetailRead, RunFiguresRead, RunsListed
 from tui.state import AppState, RunView
 
 if TYPE_CHECKING:
+    from core.config.schema import Config
     from core.hardware.snapshot import Device
     from core.runs.store import Run
 
@@ -28,13 +30,22 @@ class Runs:
     """The controller of runs: it starts runs and follows one; nothing else changes the run in the state.
 
     Args:
+        cards: Shows a run before it starts.
         clock: The present, in Unix seconds.
     """
 
     def __init__(
-        self, desktop: Desktop, state: AppState, bridge: Bridge, drafts: DraftKeeper, clock: Callable[[], float]
+        self,
+        desktop: Desktop,
+        state: AppState,
+        bridge: Bridge,
+        drafts: DraftKeeper,
+        cards: StartCards,
+        keys: KeyTable,
+        clock: Callable[[], float],
     ) -> None:
         self._desktop, self._state, self._bridge, self._drafts, self._clock = desktop, state, bridge, drafts, clock
+        self._cards, self._keys = cards, keys
         self._landing = ""
         self._chat_told = 0.0
         self._has_started = False
@@ -59,20 +70,19 @@ class Runs:
     # Requests of the panes.
 
     def start(self) -> None:
-        """Check the configuration and start a run of it."""
+        """Check the configuration, and offer a run of it."""
         document = self._state.document
         if document is None or self._refuse_second_run():
             return
         form = self._desktop.panes.config
         problems = form.check() if form is not None else document.problems()
         if problems:
-            name, sentence = next(iter(problems.items()))
+            name = next(iter(problems))
             if form is not None and (name != "data.train" or document.get(name) is not None):
                 self._desktop.show_pane("config")
                 form.refuse_start()
                 return
-            more = f" ({len(problems) - 1} more.)" if len(problems) > 1 else ""
-            self._desktop.warn("The configuration is not ready", f"{sentence}{more}")
+            self._explain_missing_data()
             self._desktop.show_pane("data")
             return
         try:
@@ -80,28 +90,59 @@ class Runs:
         except UserError as error:
             self._desktop.fail("The configuration is not ready", error)
             return
-        train = config.data.train
-        name = (
-            document.path.stem
-            if document.path is not None
-            else short_name(train if isinstance(train, str) else train[0])
-        )
-        if self._state.is_dirty and document.path is not None:
-            text = f"The run uses the values as edited; {document.path.name} does not have them until they are saved."
-            self._desktop.tell(one_line(text, 300), "Not saved", seconds=8)
-        self._desktop.show_pane("train")
-        self._start_with_free_memory(lambda: self._bridge.start(config, name))
+        start = self._cards.of_document(document, config)
+        self._cards.open(start, lambda shown: self._start(shown, start.name))
 
-    def start_sample(self) -> None:
-        """Start a run of the sample data."""
+    def _explain_missing_data(self) -> None:
+        """Say how a run comes to its data."""
+        pane = self._desktop.panes.data
+        use, start = self._keys["data.train"].display, self._keys["app.start"].display
+        if pane is not None and pane.view is not None:
+            text = f"{use} uses {one_line(pane.view.path.name, 60)} for training, and {start} starts then."
+        else:
+            text = f"{self._keys['data.open'].display} opens a file, {use} uses it for training, {start} starts."
+        self._desktop.warn("There is nothing to learn from yet", text)
+
+    def _start(self, config: Config, name: str) -> None:
+        """Start a run of a checked configuration."""
         if not self._refuse_second_run():
             self._desktop.show_pane("train")
-            self._start_with_free_memory(self._bridge.start_sample)
+            self._start_with_free_memory(lambda: self._bridge.start(config, name))
+
+    def start_sample(self) -> None:
+        """Offer a run of the sample data."""
+        if self._refuse_second_run():
+            return
+        from core.config.document import ConfigDocument
+        from sample_data import path
+        from tui.screens.start.summary import Start
+
+        try:
+            config = ConfigDocument.load(path("tickets.toml")).validate()
+        except UserError as error:
+            self._desktop.fail("The sample could not be started", error)
+            return
+        start = Start(config, "tickets", preset="none: made for this sample", title="Start the sample run")
+        self._cards.open(start, lambda shown: self._start(shown, start.name))
 
     def continue_run(self, asked: Run | None) -> None:
-        """Continue an ended run; the one that is shown where None is given."""
+        """Offer to continue an ended run; the one that is shown where None is given."""
         run = asked or (self._state.view.run if self._state.view is not None else None)
-        if run is not None and not self._refuse_second_run():
+        if run is None or self._refuse_second_run():
+            return
+        from tui.screens.start.finding import check_continuable, find_continuation
+        from tui.screens.start.summary import Start
+
+        try:
+            checkpoint, config = check_continuable(run), run.config()
+        except UserError as error:
+            self._desktop.fail("The run could not be continued", error)
+            return
+        start = Start(config, run.id, continuation=find_continuation(run, checkpoint), title="Continue a run")
+        self._cards.open(start, lambda _: self._continue(run), run=run)
+
+    def _continue(self, run: Run) -> None:
+        if not self._refuse_second_run():
             self._start_with_free_memory(lambda: self._bridge.continue_run(run))
 
     def _start_with_free_memory(self, start: Callable[[], None]) -> None:
@@ -183,10 +224,12 @@ class Runs:
     def attached(self, message: RunAttached) -> None:
         """Show a run that has been read from its beginning."""
         from core.runs.catalog import read_model
+        from core.runs.eta import Schedule
 
         before = self._state.view
         leftover = message.found and message.state.is_over
-        view = RunView(message.run, message.state, message.history, read_model(message.run), leftover)
+        schedule = Schedule.of(message.run.values())
+        view = RunView(message.run, message.state, message.history, read_model(message.run), leftover, schedule)
         self._state.view = view
         # One that was opened meanwhile is not the one that is being started.
         self._state.is_starting = self._state.is_starting and not self._has_started
@@ -233,9 +276,18 @@ class Runs:
         """Show whether a question to the model holds up the training."""
         if waiting != self._state.answer_awaited:
             self._state.answer_awaited = waiting
+            self.show_lines()
+
+    def count_down(self) -> None:
+        """Let the time left in the header go down between two reports of the run."""
+        if self._state.live_run is not None:
             self._desktop.show_header()
-            if (pane := self._desktop.panes.train) is not None:
-                pane.refresh_lines()
+
+    def show_lines(self) -> None:
+        """Bring what is said of the run up to date, in the header and in its pane, without its chart."""
+        self._desktop.show_header()
+        if (pane := self._desktop.panes.train) is not None:
+            pane.refresh_lines()
 
     def _announce_end(self, view: RunView) -> None:
         """Announce the end of a run that was watched, where its pane is not on the screen."""

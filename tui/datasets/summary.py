@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from textual.content import Content
 
+from core.analysis.division import HELD_OUT
 from core.analysis.problems import KINDS
 from core.analysis.result import Analysis, Progress
 from core.text import one_line
@@ -37,16 +38,24 @@ def summarize(
     count = view.marks.count
     if view.analysis is not None:
         return summarize_analysis(view.analysis, count, keys, width)
-    if indexed < 1:
-        progress = f"indexing {indexed:.0%}"
-    elif progress_of is not None:
-        share = f" {progress_of.done / progress_of.total:.0%}" if progress_of.total else ""
-        progress = f"{progress_of.stage}{share}"
-    else:
-        progress = "looking at every row"
+    progress = describe_progress(indexed, progress_of)
     found = f"{counted(count, 'problem')} seen ({keys['data.problem'].display} shows them)" if count else ""
     reason = view.detection.reason if view.detection is not None else ""
     return _fitted([(found, "$near"), (progress, ""), (reason, "")], width, keys)
+
+
+def describe_progress(indexed: float, progress: Progress | None) -> str:
+    """The progress of an analysis in a few words.
+
+    Args:
+        indexed: Share of the file that has been indexed.
+        progress: The progress of the running analysis; None before its first report.
+    """
+    if indexed < 1:
+        return f"indexing {indexed:.0%}"
+    if progress is None:
+        return "looking at every row"
+    return f"{progress.stage} {progress.done / progress.total:.0%}" if progress.total else progress.stage
 
 
 def describe_filter(chosen: RowFilter, keys: KeyTable, width: int | None = None) -> Content:
@@ -84,8 +93,13 @@ def summarize_analysis(analysis: Analysis, count: int, keys: KeyTable, width: in
 
 def _analyzed(analysis: Analysis, count: int, keys: KeyTable, most: int) -> _Parts:
     """Parts of the summary, the most important first."""
-    dropped = describe_dropped(analysis.dropped, most)
-    parts = [(f"{format_count(analysis.used)} used", ""), (dropped, "$near" if analysis.dropped else "")]
+    reasons = {reason: count for reason, count in analysis.dropped.items() if reason != HELD_OUT}
+    held_out = analysis.dropped.get(HELD_OUT, 0)
+    parts = [
+        (f"{format_count(analysis.used)} used", ""),
+        (f"{format_count(held_out)} held out" if held_out else "", ""),
+        (describe_dropped(reasons, most), "$near" if reasons else ""),
+    ]
     whole = [problem.kind.title for problem in analysis.problems if problem.code in OF_THE_WHOLE]
     parts += [(title, "$near") for title in whole]
     if count:

@@ -54,6 +54,10 @@ class Pane(Vertical):
             return False
         return super().check_action(action, parameters)
 
+    def watch_has_focus(self, _has_focus: bool) -> None:
+        """Restyle the pane alone: no style of what is in it depends on whether the pane itself has the focus."""
+        self.app.stylesheet.update_nodes([self])
+
     def set_title(self, *parts: str) -> None:
         """Set the title: its parts with dots between them, external text sanitized, empty parts left out."""
         title = " · ".join(one_line(part, 120) for part in parts if part)

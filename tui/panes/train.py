@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal
@@ -12,20 +13,28 @@ from textual.content import Content
 
 from core.errors import UserError
 from core.runs.answers import questions_of
-from core.runs.result import RunResult, result_of
 from core.text import one_line
+from tui.datasets.here import Here
 from tui.keys import bindings
-from tui.messages import ActionFailed, ContinueRequested, ControlRequested, SampleRequested, SettingsRequested
+from tui.messages import (
+    ActionFailed,
+    ContinueRequested,
+    ControlRequested,
+    DataRequested,
+    SampleRequested,
+    SettingsRequested,
+)
 from tui.panes.base import Pane
 from tui.widgets import run_end, run_lines
 from tui.widgets.charts.device_panel import DevicePanel
 from tui.widgets.charts.line_chart import ChartData, LineChart
-from tui.widgets.empty_state import EmptyState
+from tui.widgets.first_steps import FirstSteps, Way, ways_to_begin
 from tui.widgets.lists.answers_view import AnswersView
 from tui.widgets.lists.log_view import LogView
 from tui.widgets.text_block import TextBlock
 
 if TYPE_CHECKING:
+    from core.runs.result import RunResult
     from tui.state import RunView
 
 #: Rows from which the end of a run has lines between its parts.
@@ -58,6 +67,7 @@ class TrainPane(Pane, can_focus=True):
     def __init__(self) -> None:
         super().__init__()
         self._view: RunView | None = None
+        self._is_looking = True
         self._log_count = 0
         self._hints: list[tuple[str, str]] | None = None
         self._result: RunResult | None = None
@@ -67,7 +77,7 @@ class TrainPane(Pane, can_focus=True):
 
     def compose(self) -> ComposeResult:
         glyphs = self.shell.glyphs
-        yield EmptyState("", id="empty")
+        yield FirstSteps(id="empty")
         yield TextBlock(id="banner")
         yield TextBlock(id="numbers")
         with Horizontal(id="stage"):
@@ -81,20 +91,18 @@ class TrainPane(Pane, can_focus=True):
     def on_mount(self) -> None:
         """Start empty, with a timer for the seconds of a phase."""
         self.show(None)
-        self.query_one("#empty", EmptyState).say("Looking for runs …")
+        self._is_looking = True
+        self._empty.explain("Looking for runs …")
         self.set_interval(self.shell.pace, self._tick)
 
     def show(self, view: RunView | None) -> None:
         """Show a run, or the empty state."""
         fresh = view is not self._view
-        self._view = view
+        self._view, self._is_looking = view, False
         self.set_class(view is None, "-empty")
-        empty = self.query_one("#empty", EmptyState)
         if view is None:
-            keys = self.keys
-            start = (keys["app.start"].display, "start with the configuration")
-            empty.say("No run yet.", [start, (keys["train.sample"].display, "try the sample first (3 min)")])
-        empty.display = view is None
+            self.explain_empty()
+        self._empty.display = view is None
         self.query_one(LogView).display = view is not None
         if view is None:
             for kind in (Horizontal, DevicePanel):
@@ -108,11 +116,49 @@ class TrainPane(Pane, can_focus=True):
             self._update(view)
         self._subtitle()
 
+    @property
+    def _empty(self) -> FirstSteps:
+        return self.query_one("#empty", FirstSteps)
+
+    def explain_empty(self) -> None:
+        """Show how to come to a run: start the configuration where it has data, else the ways to begin."""
+        if self._view is not None or self._is_looking:
+            return
+        keys, here, document = self.keys, self._empty.here, self.shell.state.document
+        sample = "the sample tickets: a run of 3 minutes"
+        ways = ways_to_begin(keys, here, self.shell.clock(), sample="train.sample", sample_text=sample)
+        if document is not None and document.get("data.train"):
+            # No files to choose: the data has been chosen.
+            ways = [Way(keys["app.start"], "start with the configuration"), *ways[1:]]
+            self._empty.explain("No run yet.", ways, has_files=False)
+        else:
+            self._empty.explain("No run yet. What should the model learn from?", ways)
+
+    def look_around(self, here: Here) -> None:
+        """Show what there is to begin with, while there is no run."""
+        self._empty.look_around(here)
+        self.explain_empty()
+
+    async def on_key(self, event: events.Key) -> None:
+        """While there is no run, keys of other panes that lead to one work here too."""
+        if self._view is not None or not self.has_focus:
+            return
+        if not await self._empty.take_files_key(event, self.keys):
+            await self._empty.take_key(event, "train")
+
+    @on(FirstSteps.Chosen)
+    def _file_chosen(self, message: FirstSteps.Chosen) -> None:
+        message.stop()
+        self.post_message(DataRequested(message.path))
+
     def _update(self, view: RunView) -> None:
         history = view.history
         if view.is_live:
             self._result = None
         elif self._result is None or history.end is not self._end:
+            # Imported here: it brings the checks of a configuration along, which take as long as the first paint.
+            from core.runs.result import result_of
+
             self._result, self._end = result_of(view.run, view.state, history), history.end
         marks = [(mark.step, mark.text) for mark in history.marks]
         if not view.is_live and view.state.state != "finished":
@@ -199,15 +245,24 @@ class TrainPane(Pane, can_focus=True):
         """Update the lines about the run, without the chart."""
         if self._view is not None:
             self._update_lines(self._view)
+            self._subtitle()
 
     def _subtitle(self) -> None:
         keys, view = self.keys, self._view
         if view is None:
             entries = []
         elif view.is_live:
+            pending = view.pending
             pause = "resume" if view.state.state == "paused" else "pause"
-            entries = [(keys["train.pause"].display, pause)]
-            entries += [(keys[f"train.{name}"].display, name) for name in ("checkpoint", "stop", "settings")]
+            names = [("pause", pause), ("checkpoint", "checkpoint"), ("stop", "stop")]
+            # The same key takes a request back that waits for the end of the step.
+            entries = [
+                (keys[f"train.{name}"].display, f"take back the {word}" if name in pending else word)
+                for name, word in names
+            ]
+            if view.is_measuring_base:
+                entries.insert(0, (keys["train.skip"].display, "skip the evaluation"))
+            entries.append((keys["train.settings"].display, "settings"))
         else:
             entries = []
         if self._shows_answers and self.query_one(AnswersView).count > 1:
@@ -231,11 +286,14 @@ class TrainPane(Pane, can_focus=True):
         view = self._view
         if action in ("toggle_pause", "checkpoint", "stop", "change_settings"):
             return view is not None and view.is_live
+        if action == "skip":
+            return view is not None and view.is_measuring_base
         if action == "continue_run":
             return view is not None and not view.is_live
         if action == "sample":
-            return view is None or not view.is_live
-        if action in ("toggle_log_axis", "follow_log"):
+            # Only where its line is: over a run of the user's, its letter would be an accident.
+            return view is None
+        if action in ("toggle_log_axis", "follow_log", "unfold_log"):
             return view is not None
         if action == "toggle_answers":
             return self._has_samples
@@ -246,9 +304,13 @@ class TrainPane(Pane, can_focus=True):
         return super().check_action(action, parameters)
 
     def action_toggle_pause(self) -> None:
-        """Pause or resume the run."""
+        """Pause or resume the run; a pause that waits for the end of the step is taken back."""
         paused = self._view is not None and self._view.state.state == "paused"
         self.post_message(ControlRequested("resume" if paused else "pause"))
+
+    def action_skip(self) -> None:
+        """Skip the evaluation before the first step."""
+        self.post_message(ControlRequested("skip_evaluation"))
 
     def action_checkpoint(self) -> None:
         """Save a checkpoint now."""
@@ -342,6 +404,10 @@ class TrainPane(Pane, can_focus=True):
                 self._copy(path, "The path")
 
         self.app.push_screen(elsewhere_dialog(view.run.id, code, is_model=result.is_model), answered)
+
+    def action_unfold_log(self) -> None:
+        """Show long lines of the log in full, or cut them again."""
+        self.query_one(LogView).toggle_unfolded()
 
     def action_follow_log(self) -> None:
         """Scroll to the end of the log, and follow it."""

@@ -15,7 +15,7 @@ from tui.state import RunView
 LEAVE, STOP = "leave", "stop"
 SAVE, DISCARD = "save", "discard"
 RESTORE = "restore"
-STOP_NOW, SIGNAL, KILL = "stop now", "signal", "kill"
+STOP_NOW, SIGNAL, KILL, TAKE_BACK = "stop now", "signal", "kill", "take back"
 COPY_CODE, COPY_PATH = "copy code", "copy path"
 YES = "yes"
 
@@ -108,6 +108,10 @@ def stop_dialog(view: RunView) -> ChoiceDialog:
         # There is nothing left to ask of it, and enter means to wait.
         told = " is stopping, and ends by itself."
         choices = [Choice("n", "", "let it end"), *kill]
+    elif "stop" in view.pending:
+        told = " is about to stop: it has been told, and does so after this step."
+        back = Choice("t", TAKE_BACK, "take it back", "it goes on training")
+        choices = [Choice("n", "", "let it stop"), back, *kill]
     elif name in ("queued", "starting"):
         choices = [Choice("y", STOP, "stop it"), *kill, Choice("n", "", "let it start")]
     else:

@@ -61,6 +61,7 @@ class PickScreen(Overlay[str | None]):
             border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted; background: $surface;
         }
         & SafeInput { background: $panel; margin-bottom: 1; }
+        &.-keys { align: center top; & > Vertical { margin-top: 2; max-height: 80%; } }
         & ChoiceList { height: auto; max-height: 24; }
     }
     """
@@ -89,6 +90,8 @@ class PickScreen(Overlay[str | None]):
         self._title, self._picks, self._present = one_line(title, 60), tuple(picks), present
         self._none, self._is_free = none, is_free
         self._find = find or self._with_name
+        # A list with keys stays where it is while it gets shorter.
+        self.set_class(any(pick.hint for pick in self._picks), "-keys")
         self._names = [one_line(pick.name or pick.value).lower() for pick in self._picks]
         self._shown: list[str] = []
         self._listed_for = ""

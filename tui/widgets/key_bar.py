@@ -33,17 +33,21 @@ class KeyBar(Widget):
         super().__init__(id=id)
         self._current = ""
         self._offers_tiles = False
+        self._turn = ""
         self._written: tuple[tuple[str, str], ...] = ()
 
-    def show(self, current: str, *, offers_tiles: bool) -> None:
+    def show(self, current: str, *, offers_tiles: bool, turn: str = "") -> None:
         """Show the present panes and keys.
 
         Args:
             current: The focused pane.
-            offers_tiles: Whether the panes could be tiled and are not.
+            offers_tiles: Whether there is room for more panes than are in sight.
+            turn: How the two panes in sight could share the screen as well; empty where there are not two.
         """
-        self._current, self._offers_tiles = current, offers_tiles
-        self.refresh()
+        shown = (current, offers_tiles, turn)
+        if shown != (self._current, self._offers_tiles, self._turn):
+            self._current, self._offers_tiles, self._turn = shown
+            self.refresh()
 
     def on_mount(self) -> None:
         """Follow the focus, as other keys work in a text input, and the input, whose keys may change."""
@@ -85,6 +89,8 @@ class KeyBar(Widget):
                 parts.append(self._entry(key, style, style if active else None))
             elif name == "tile" and self._offers_tiles:
                 parts.append(self._entry(key, key_style))
+            elif name == "turn" and self._turn:
+                parts.append(self._entry(key, key_style, text=self._turn))
         width = self.size.width - 1
         used = sum(cell_len(part.plain) + 2 for part in parts)
         for key in keys.scope("app"):
@@ -101,8 +107,7 @@ class KeyBar(Widget):
         parts.append(self._entry(palette, style))
         return Content(" ") + Content("  ").join(parts)
 
-    def _entry(self, key: Key, style: Style, text_style: Style | None = None) -> Content:
+    def _entry(self, key: Key, style: Style, text_style: Style | None = None, text: str = "") -> Content:
         click = Style.from_meta({"@click": key.action})
-        return Content.assemble(
-            (key.display, style + click), (" ", click), (key.description, (text_style or Style()) + click)
-        )
+        what = text or key.description
+        return Content.assemble((key.display, style + click), (" ", click), (what, (text_style or Style()) + click))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from textual.content import Content
 
-from core.runs.result import Measure, RunResult
 from core.text import one_line
 from core.units import format_bytes, format_duration, format_fixed
 from tui.glyphs import GlyphSet
 from tui.keys import KeyTable
 from tui.state import STATE_COLORS, STATE_GLYPHS
 from tui.widgets.charts.sparkline import sparkline
+
+if TYPE_CHECKING:
+    from core.runs.result import Measure, RunResult
 
 #: Cells of the first column of the table, and of a figure.
 _NAME, _FIGURE = 20, 9

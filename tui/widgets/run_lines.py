@@ -7,15 +7,19 @@ from collections.abc import Sequence
 
 from textual.content import Content
 
+from core.runs.activity import doing, eta_words, pending_words, progress_words, step_progress
+from core.runs.eta import Eta, Schedule, visit_seconds_left
 from core.runs.sentences import phase_name
 from core.runs.series import Series
 from core.text import one_line
 from core.units import format_duration, format_fixed, format_number, format_rate
 from tui.glyphs import GlyphSet
 from tui.keys import KeyTable
-from tui.state import STATE_COLORS, STATE_GLYPHS, RunView
+from tui.state import PENDING_GLYPH, STATE_COLORS, STATE_GLYPHS, RunView
 from tui.widgets.charts.meter import bar
 
+#: Fewest columns of the bar of progress, which texts beside it leave.
+SHORTEST_BAR = 8
 #: Phases of a run, so that those to come can be named.
 EXPECTED_PHASES = ("importing", "preparing_data", "loading_model", "rehearsing", "training")
 
@@ -50,13 +54,13 @@ def numbers(view: RunView, width: int) -> Content:
     fields = [
         Content.assemble(
             ("loss ", "$muted"),
-            (format_number(step.loss).rjust(6), "$limit bold" if broken else "bold"),
+            (format_number(step.loss).rjust(7), "$limit bold" if broken else "bold"),
             f" {trend(history.loss)}".ljust(2),
         )
     ]
     if history.evals:
         last = history.evals[-1]
-        text = f"{format_number(last.loss)} @{last.step}"
+        text = f"{format_number(last.loss).rjust(7)} @{last.step}"
         fields.append(Content.assemble(("eval ", "$muted"), text))
         if last.exact_match is not None and width >= 96:
             fields.append(Content.assemble(("exact ", "$muted"), format_fixed(last.exact_match, 2)))
@@ -66,9 +70,9 @@ def numbers(view: RunView, width: int) -> Content:
         fields.append(Content.assemble(("margin ", "$muted"), format_number(step.reward_margin).rjust(6)))
     if step.reward_accuracy is not None:
         fields.append(Content.assemble(("acc ", "$muted"), format_fixed(step.reward_accuracy, 2)))
-    fields.append(Content.assemble(("grad ", "$muted"), format_number(step.grad_norm).rjust(6)))
+    fields.append(Content.assemble(("grad ", "$muted"), format_number(step.grad_norm).rjust(7)))
     fields.append(Content.assemble(("lr ", "$muted"), format_number(step.lr).rjust(7)))
-    fields.append(Content(format_rate(history.tokens_per_second).rjust(9)))
+    fields.append(Content(format_rate(history.tokens_per_second).rjust(11)))
     if history.energy_wh is not None:
         fields.append(Content(f"{format_fixed(history.energy_wh, 1)} Wh"))
     gap = "   " if width >= 90 else "  "
@@ -80,6 +84,16 @@ def numbers(view: RunView, width: int) -> Content:
             break
         kept.append(item)
     return Content(gap).join(kept)
+
+
+def state_head(view: RunView, now: float, *, is_short: bool = False) -> Content:
+    """The state, ``● training``, or the requests that wait: ``◌ pausing after this step (≤ 20 s)``; without the step
+    where it ``is_short``."""
+    words = pending_words(view.pending, view.state, view.history.timings, now, is_short=is_short)
+    if words:
+        return Content.styled(f"{PENDING_GLYPH} {words}", "$near")
+    name = view.state.state
+    return Content.styled(f"{STATE_GLYPHS.get(name, '?')} {name}", state_style(name))
 
 
 def progress(view: RunView, width: int, glyphs: GlyphSet, now: float, *, answer_awaited: bool = False) -> Content:
@@ -95,27 +109,21 @@ def progress(view: RunView, width: int, glyphs: GlyphSet, now: float, *, answer_
     state, history = view.state, view.history
     total = state.total_steps
     step = max(history.step, state.step)
-    head = Content.assemble((f"{STATE_GLYPHS.get(state.state, '?')} {state.state}", state_style(state.state)))
+    head = state_head(view, now)
     count = f" {step}/{total}" if total else f" step {step}" if step else ""
-    tail = ""
-    if total:
-        tail += f" {step / total:4.0%}".replace("%", " %")
-    phase = history.phase
-    if view.is_live and phase is not None and phase.name not in ("training", "importing"):
-        done = f" {phase.done}/{phase.total}" if phase.done is not None and phase.total else ""
-        tail += f"   {phase_name(phase.name)}{done} {format_duration(history.phase_elapsed(now))}"
-    elif state.state == "training" and answer_awaited:
-        tail += "   training waits for an answer"
-    elif state.state == "training":
-        eta = history.eta_seconds(total)
-        tail += f"   ETA {format_duration(eta)}" if eta is not None else ""
-    elif step and history.step_seconds:
-        tail += f"   {format_duration(history.step_seconds)} of steps"
+    if view.pending:
+        count = f" {count}"
+    share = (step + _share_of_step(view)) / total if total else 0.0
     head = head + Content(count)
+    tail = f" {min(share, 1.0):4.0%}".replace("%", " %") if total else ""
+    # What is told last is left out first: the bar keeps some columns.
+    for text in _tail(view, now, answer_awaited=answer_awaited):
+        if head.cell_length + len(tail) + len(text) + (SHORTEST_BAR + 4 if total else 0) <= width:
+            tail += text
     room = width - head.cell_length - len(tail) - 4
     if not total or room < 6:
         return head + Content(tail)
-    full, empty = bar(step / total, min(room, 60), glyphs)
+    full, empty = bar(min(share, 1.0), min(room, 60), glyphs)
     return Content.assemble(
         head,
         "  ",
@@ -124,6 +132,42 @@ def progress(view: RunView, width: int, glyphs: GlyphSet, now: float, *, answer_
         " ",
         tail,
     )
+
+
+def _share_of_step(view: RunView) -> float:
+    progress = view.state.progress
+    is_in_step = progress is not None and progress.what == "micro_batches" and progress.total > 1
+    return progress.done / progress.total if progress is not None and is_in_step and view.is_live else 0.0
+
+
+def _tail(view: RunView, now: float, *, answer_awaited: bool) -> list[str]:
+    """The texts after the bar, the most important first; each replaces none of the others."""
+    state, history, phase = view.state, view.history, view.history.phase
+    step = max(history.step, state.step)
+    if view.is_live and phase is not None and phase.name not in ("training", "importing"):
+        done = f" {phase.done}/{phase.total}" if phase.done is not None and phase.total else ""
+        found = [f"   {phase_name(phase.name)}{done} {format_duration(history.phase_elapsed(now))}"]
+        left = visit_seconds_left(history.timings, view.schedule or Schedule(), now)
+        if left is not None and left >= 1:
+            found.append(f", {eta_words(Eta(0.0, left, 0.0))} left")
+        return found + _eta_texts(view, now)
+    if state.state == "training" and answer_awaited:
+        return ["   training waits for an answer"]
+    if state.state == "training":
+        within = progress_words(step_progress(state, history.timings, now))
+        return ([f"   {within}"] if within else []) + _eta_texts(view, now)
+    if step and history.step_seconds:
+        return [f"   {format_duration(history.step_seconds)} of steps"]
+    return []
+
+
+def _eta_texts(view: RunView, now: float) -> list[str]:
+    """The time left, and what it is spent on, in as far as it is known."""
+    if doing(view.pending) in ("stopping", "pausing") or view.state.state != "training" or not view.state.total_steps:
+        return []
+    eta = view.eta(now)
+    whole, parts = eta_words(eta), eta_words(eta, split=True)
+    return [f"   ETA {whole}", parts.removeprefix(whole)]
 
 
 def phases(view: RunView, now: float, width: int, glyphs: GlyphSet) -> Content:

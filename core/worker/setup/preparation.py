@@ -92,7 +92,7 @@ def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None], 
     loader = Loader(config, encoder, vocabulary=vocabulary, progress=progress, preflight=preflight)
     dataset, held_out = loader.training()
     _check_tokens(dataset, base, vocabulary)
-    recorder.event(dataset.event())
+    recorder.event(dataset.event(held_out))
     _tell_dropped(dataset, recorder)
     measured = fingerprint(held_out.rows) if held_out is not None else ""
     return Prepared(base, tokenizer, template, dataset, held_out, fingerprint(dataset.rows), measured)

@@ -12,7 +12,11 @@ from core.runs.elsewhere import python_code
 
 
 def strings(code: str) -> set[str]:
-    return {node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)}
+    return {
+        node.value
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
 
 
 def test_an_adapter_is_loaded_on_the_base_that_it_names(tmp_path: Path) -> None:

@@ -26,7 +26,11 @@ def evaluation(number: int, loss: float, exact: float | None = None, json: float
 
 
 def result(history: RunHistory, directory: Path, state: str = "finished", **fields: Any) -> RunResult:
-    values = {"step": history.step, "total_steps": 30, "reason": ALL_DONE if state == "finished" else ""} | fields
+    values: dict[str, Any] = {
+        "step": history.step,
+        "total_steps": 30,
+        "reason": ALL_DONE if state == "finished" else "",
+    } | fields
     return result_of(Run(directory), RunState(state=state, **values), history)
 
 

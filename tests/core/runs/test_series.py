@@ -39,7 +39,9 @@ def noisy(count: int, seed: int, noise: float = 0.1) -> Series:
 
 def smoothed(series: Series) -> list[float]:
     """The smoothed curve at every step of a series whose steps are 1, 2, 3 and so on."""
-    return [bucket.last for bucket in series.smooth_bucket(len(series), 1, len(series))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(series_module, "SMOOTH_COLUMNS", len(series))
+        return [bucket.last for bucket in series.smooth_bucket(len(series), 1, len(series))]
 
 
 def error(values: list[float], wanted: list[float]) -> float:
@@ -86,6 +88,16 @@ def test_the_picture_of_what_is_done_stays_as_the_run_goes_on() -> None:
         changed += error(now[:450], before[:450]) > 1e-12
         before = now[: len(before)] + now[len(before) :]
     assert changed <= 1
+
+
+def test_a_wide_chart_of_a_long_run_has_a_bucket_in_every_few_columns() -> None:
+    series = noisy(2000, 5)
+    buckets = series.smooth_bucket(380, 1, 2000)
+    assert len(buckets) == series_module.SMOOTH_COLUMNS
+    assert (buckets[0].x, buckets[-1].x) == (0, 379)
+    assert all(bucket.joined for bucket in buckets[1:])
+    truth = curve(2000)
+    assert all(abs(bucket.last - truth[round(bucket.x * 1999 / 379)]) < 0.1 for bucket in buckets[5:])
 
 
 def test_a_million_steps_are_smoothed_in_a_moment() -> None:

@@ -104,7 +104,7 @@ async def test_a_run_is_stopped_with_a_checkpoint_or_without(
         await wait_for(pilot, lambda: not isinstance(app.screen, ChoiceDialog))
         await wait_for(pilot, lambda: commands.with_args == sent)
         if key == "w":
-            await wait_for(pilot, lambda: "Stopping without a checkpoint" in words(app))
+            await wait_for(pilot, lambda: "◌ stopping" in words(app))
 
 
 @pytest.mark.parametrize(("steps", "asked"), [(64, True), (60, False)])

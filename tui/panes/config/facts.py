@@ -49,9 +49,9 @@ class FactsFinder:
     def facts_for(self, model: ConfigModel) -> Facts:
         """The facts for a configuration; the row count only while it is the one that a run will use."""
         document, files = model.document, model.train_paths()
-        plain = not document.get("data.weights") and not document.get("data.eval_share")
-        known = bool(files) and plain and all(path in self.rows for path in files)
-        self._planned_rows = sum(self.rows[path] for path in files) if known else None
+        known = bool(files) and not document.get("data.weights") and all(path in self.rows for path in files)
+        total = sum(self.rows[path] for path in files) if known else None
+        self._planned_rows = None if total is None else total - model.held_out(total)
         return replace(self.facts, rows=self._planned_rows)
 
     async def find_card(self) -> None:
@@ -144,11 +144,6 @@ def _look(base: str, name: str, directory: Path) -> tuple[Architecture | None, i
 
 
 def _count_rows(path: Path) -> int:
-    from core.data.registries.resolve import resolve_source
+    from core.analysis.row_counts import count_rows
 
-    count = 0
-    for source in resolve_source(str(path)):
-        with source.open_shared() as file:
-            file.index()
-            count += file.count_known
-    return count
+    return count_rows([str(path)]).rows

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.analysis.split import held_out_count
 from core.config.document import ConfigDocument, parse_value
 from core.config.facts import Facts
 from core.config.schema import Option, options
@@ -16,6 +17,7 @@ from core.hub.store import is_fetched
 from core.hub_uri import is_hub_entry, short_name
 from core.presets.library import Preset
 from core.text import one_line
+from core.units import format_count
 from tui.data_paths import entry_path, entry_text
 from tui.datasets.summary import counted
 from tui.panes.config.base_model import NamedBase
@@ -170,10 +172,18 @@ class ConfigModel:
         parts.append(files[0].name if len(files) == 1 else f"{len(files)} files")
         if all(path in rows for path in files):
             count = sum(rows[path] for path in files)
-            parts += [counted(count, "row"), f"batch {format_value(batch)}", self._steps(count, batch)]
+            kept_out = self.held_out(count)
+            held_out = f" + {format_count(kept_out)} held out" if kept_out else ""
+            used = count - kept_out
+            parts += [f"{counted(used, 'row')}{held_out}", f"batch {format_value(batch)}", self._steps(used, batch)]
         else:
             parts.append(f"batch {format_value(batch)}")
         return one_line(" · ".join(part for part in parts if part))
+
+    def held_out(self, rows: int) -> int:
+        """The number of rows that ``data.eval_share`` holds out of so many."""
+        share = self.effective("data.eval_share")
+        return held_out_count(rows, share) if _is_number(share) and 0 < share < 1 else 0
 
     def _steps(self, rows: int, batch: Any) -> str:
         """The number of steps of a run, as the worker counts them; empty where an option for it is wrong."""

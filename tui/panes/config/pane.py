@@ -474,6 +474,12 @@ class ConfigPane(Pane):
         more = f"1 of {count} problems ({self.keys['config.problem'].display} next): " if count > 1 else ""
         self.say(f"✗ Not started. {more}{sentence}")
 
+    def show_warning(self) -> None:
+        """Go to the first option with a warning, if there is one."""
+        if warnings := self._view.findings.warnings:
+            self.go_to_option(next(iter(warnings)))
+        self.form.focus()
+
     # Undo.
 
     def action_undo(self) -> None:

@@ -7,6 +7,7 @@ from textual.containers import Vertical
 from textual.content import Content
 from textual.geometry import Size
 
+from core.analysis.division import HELD_OUT
 from core.analysis.result import Analysis
 from core.errors import UserError
 from core.text import one_line
@@ -71,8 +72,9 @@ class Report(Vertical):
 
 def _numbers(analysis: Analysis, uncounted: UserError | None) -> Content:
     """Rows used and dropped by reason, and the percentiles, or the reason why there are none."""
-    dropped = describe_dropped(analysis.dropped)
-    lines = [f"{counted(analysis.rows, 'row')} read · {format_count(analysis.used)} used · {dropped}"]
+    dropped = describe_dropped({reason: count for reason, count in analysis.dropped.items() if reason != HELD_OUT})
+    held_out = f" · {format_count(kept_out)} held out" if (kept_out := analysis.dropped.get(HELD_OUT, 0)) else ""
+    lines = [f"{counted(analysis.rows, 'row')} read · {format_count(analysis.used)} used{held_out} · {dropped}"]
     if (lengths := analysis.lengths) is not None:
         low, middle, high, most = map(format_count, (lengths.min, lengths.p50, lengths.p95, lengths.max))
         lines.append(

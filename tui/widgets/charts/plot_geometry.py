@@ -260,8 +260,18 @@ class DotGrid:
 
     def span(self, x: int, low: int, high: int) -> None:
         """Set all dots of a column from ``low`` to ``high``."""
-        for y in range(min(low, high), max(low, high) + 1):
-            self.set(x, y)
+        if not 0 <= x < self.columns:
+            return
+        low, high = max(min(low, high), 0), min(max(low, high), self.rows - 1)
+        column, across = divmod(x, self.glyphs.columns)
+        dots, wide = self.glyphs.rows, self.glyphs.columns
+        top, bottom = self.rows - 1 - high, self.rows - 1 - low
+        # Cell by cell, not dot by dot: a band of noise has many dots.
+        for row in range(top // dots, bottom // dots + 1):
+            pattern = 0
+            for down in range(max(top - row * dots, 0), min(bottom - row * dots, dots - 1) + 1):
+                pattern |= 1 << (down * wide + across)
+            self.bits[row][column] |= pattern
 
     def line(self, x0: int, y0: int, x1: int, y1: int) -> None:
         """Set the dots of a straight line from left to right (``x0 <= x1``), without holes."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 from rich.segment import Segment
 from rich.style import Style
 from textual import events
-from textual.geometry import Size
+from textual.geometry import Region, Size
 from textual.message import Message
 from textual.reactive import reactive
 from textual.scroll_view import ScrollView
@@ -61,7 +61,7 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
         "row-list--match",
     }
 
-    cursor = reactive(0, always_update=True)
+    cursor = reactive(0, always_update=True, repaint=False)
     """The place of the cursor in the list, counted from 0."""
     count = reactive(0)
     """Number of rows in the list so far."""
@@ -111,6 +111,7 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
         self.virtual_size = Size(self.size.width, count + 1)
         self.scroll_to(y=0, animate=False, immediate=True)
         self.cursor = cursor
+        self.refresh()
         # The scroll range is known only after the new layout.
         self.call_after_refresh(self._scroll_to_cursor)
 
@@ -136,10 +137,13 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
         """Clamp the cursor to the rows."""
         return max(0, min(cursor, self.count - 1))
 
-    def watch_cursor(self, cursor: int) -> None:
-        """Keep the cursor in view and post the move to the pane."""
+    def watch_cursor(self, before: int, cursor: int) -> None:
+        """Keep the cursor in view and post the move to the pane; only the two rows are repainted."""
         self._scroll_to_cursor()
-        self.refresh()
+        for row in {before, cursor}:
+            y = row - round(self.scroll_y) + 1
+            if 1 <= y < self.size.height:
+                self.refresh(Region(0, y, self.size.width, 1))
         if self.count:
             self.post_message(self.Moved(cursor))
 

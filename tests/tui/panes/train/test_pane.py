@@ -34,9 +34,9 @@ def write_samples(script: ScriptedRun, step: int, *, marked: bool = True) -> Non
         )
 
 
-def script_run(home: Path, *, marked: bool = True) -> ScriptedRun:
+def script_run(home: Path, *, marked: bool = True, start: float | None = None) -> ScriptedRun:
     """A run of 60 steps with two questions, asked three times."""
-    script = ScriptedRun(home, total=60)
+    script = ScriptedRun(home, total=60, start=start)
     script.begin()
     script.evaluate(0, 4.11, 0.0, 0.0)
     write_samples(script, 0, marked=marked)
