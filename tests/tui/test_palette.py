@@ -51,7 +51,7 @@ def test_every_command_has_other_words() -> None:
         ("download", "data.open"),
         ("ollama", "config.model"),
         ("base model", "config.model"),
-        ("delete", "chat.clear"),
+        ("delete", "runs.delete"),
         ("reset", "config.default"),
         ("undo", "config.undo"),
         ("stop", "train.stop"),
