@@ -102,8 +102,12 @@ async def test_the_app_opens_with_data(home: Path, tmp_path: Path) -> None:
     rows = tmp_path / "faq.csv"
     rows.write_text("question,answer\nWhy is it so?,Because.\n", encoding="utf-8")
     app = LocaltuneApp(data=rows)
-    async with app.run_test(size=(80, 24)) as pilot:
+    async with app.run_test(size=(130, 34)) as pilot:
         await wait_for(pilot, lambda: "Why is it so?" in screen_text(app))
         assert app.main.current == "data"
         assert app.state.document is not None
         assert app.state.document.path is None
+        config = tmp_path / "my.toml"
+        config.touch()
+        await pilot.press("o", "ctrl+u", *str(config), "enter")
+        await wait_for(pilot, lambda: "my.toml is a configuration, not data." in screen_text(app))
