@@ -111,13 +111,13 @@ class StartCard(Overlay[Answer]):
 
     def on_key(self, event: events.Key) -> None:
         """Enter may follow the key that opened the card, before that can be seen, but starts nothing behind a word."""
+        opener = [key.strip() for key in shell_of(self).keys["app.start"].keys.split(",")]
         if self._is_read:
-            is_known = event.key in self.active_bindings
-            if (event.is_printable or event.key == "enter") and not self._typed.is_answer(is_known, event.time):
+            counts = (event.is_printable and event.key not in opener) or event.key == "enter"
+            if counts and not self._typed.is_answer(event.key in self.active_bindings, event.time):
                 event.stop()
                 event.prevent_default()
             return
-        opener = [key.strip() for key in shell_of(self).keys["app.start"].keys.split(",")]
         if event.is_printable and event.key not in opener:
             self._is_text = True
         if self._is_text and event.key != "escape":
