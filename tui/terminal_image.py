@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import ne
 
 from rich.cells import cell_len, get_character_cell_size
 from rich.color import ColorSystem
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.segment import Segment
 from rich.style import Style
 from textual._compositor import ChopsUpdate, CompositorUpdate, LayoutUpdate
@@ -22,6 +23,12 @@ _SCROLLS = (1, -1, 2, -2, 3, -3)
 _MANY, _WORTH = 300, 120
 #: Styles that are kept with their codes; more only come up where a theme is changed.
 _PENS = 4096
+#: Attributes of a style, in the order of their codes, and those that are not seen on a space.
+_ATTRIBUTES = (
+    *("bold", "dim", "italic", "underline", "blink", "blink2", "reverse", "conceal", "strike"),
+    *("underline2", "frame", "encircle", "overline"),
+)
+_UNSEEN = {"bold", "dim", "italic", "conceal"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,9 +95,7 @@ class Pens:
         if style is None:
             return self._intern("", "", "", "", shows_on_blank=False)
         system = self._system
-        names = ("bold", "dim", "italic", "underline", "blink", "blink2", "reverse", "conceal", "strike")
-        names += ("underline2", "frame", "encircle", "overline")
-        on = [bool(getattr(style, name)) for name in names]
+        on = [bool(getattr(style, name)) for name in _ATTRIBUTES]
         attributes = ";".join(code for code, is_on in zip(SGR_STYLES, on, strict=True) if is_on)
         foreground = background = ""
         if system is not None:
@@ -99,8 +104,7 @@ class Pens:
             if style.bgcolor is not None:
                 background = ";".join(style.bgcolor.downgrade(system).get_ansi_codes(foreground=False))
         link = f"id={style.link_id};{style.link}" if style.link else ""
-        # Bold, dim, italic and conceal are not seen on a space.
-        shows = any(is_on for name, is_on in zip(names, on, strict=True) if name not in _UNSEEN) or bool(link)
+        shows = any(is_on for name, is_on in zip(_ATTRIBUTES, on, strict=True) if name not in _UNSEEN) or bool(link)
         return self._intern(attributes, foreground, background, link, shows_on_blank=shows)
 
     def _intern(self, attributes: str, foreground: str, background: str, link: str, *, shows_on_blank: bool) -> Pen:
@@ -112,9 +116,6 @@ class Pens:
                 blank = self._intern("", "", background, "", shows_on_blank=False)
             pen = self._by_codes[codes] = Pen(attributes, foreground, background, link, blank)
         return pen
-
-
-_UNSEEN = {"bold", "dim", "italic", "conceal"}
 
 
 @lru_cache(maxsize=8192)
@@ -150,6 +151,10 @@ class Painted(CompositorUpdate):
     def render_segments(self, console: Console) -> str:  # noqa: ARG002 - Textual calls it
         """The output."""
         return self._output
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The output, as what rich writes without a look at it."""
+        yield Segment(self._output, None, ())
 
 
 class TerminalImage:
@@ -277,11 +282,7 @@ def _best_part(rows: list[Row], changed: dict[int, Row], cost: dict[int, int], s
 
 def _differences(before: Row, after: Row) -> int:
     """The number of cells that differ."""
-    return 0 if before == after else sum(map(_differ, before, after))
-
-
-def _differ(before: Cell | None, after: Cell | None) -> bool:
-    return before != after
+    return 0 if before == after else sum(map(ne, before, after))
 
 
 def _pieces(update: LayoutUpdate | ChopsUpdate) -> Iterator[tuple[int, int, Sequence[Segment]]]:
@@ -294,11 +295,11 @@ def _pieces(update: LayoutUpdate | ChopsUpdate) -> Iterator[tuple[int, int, Sequ
                 x += strip.cell_length
         return
     for y, begin, stop in update.spans:
-        for end, (x, strip) in zip(update.chop_ends[y], update.chops[y].items(), strict=False):
-            if strip is None or x > stop or end <= begin:
+        for end, (x, chop) in zip(update.chop_ends[y], update.chops[y].items(), strict=False):
+            if chop is None or x > stop or end <= begin:
                 continue
             # A piece that begins before the span is written from its beginning, as the compositor does.
-            piece = strip if begin <= x < stop and end <= stop else strip.crop(0, min(end, stop) - x)
+            piece = chop if begin <= x < stop and end <= stop else chop.crop(0, min(end, stop) - x)
             yield y, x, piece._segments
 
 
@@ -335,8 +336,8 @@ def _write_row(y: int, before: Row, after: Row, pen: Pen | None, output: list[st
 def _parts(before: Row, after: Row) -> Iterator[tuple[int, int]]:
     """The parts of a row to write: first cell, and the one after the last. Wide characters are written whole."""
     begin = end = -1
-    for x, (old, new) in enumerate(zip(before, after, strict=True)):
-        if old == new or new is None:
+    for x in [x for x, differs in enumerate(map(ne, before, after)) if differs]:
+        if after[x] is None:
             continue
         # What begins before this cell: the wide character that it is the end of, now or until now.
         start = x
