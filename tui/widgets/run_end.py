@@ -48,7 +48,7 @@ def end_hints(result: RunResult, keys: KeyTable, *, has_answers: bool) -> list[H
     if result.state != "finished" and result.saved_step is not None:
         shown.append(("train.continue", "continue from there"))
     if result.path is not None:
-        shown.append(("app.chat", "ask it"))
+        shown.append(("app.ask", "ask it"))
     if has_answers:
         shown.append(("train.answers", "answers"))
     shown.append(("app.start", "again with changes"))
