@@ -16,8 +16,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from core.runs.store import Run
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.terminal import ROOT, Terminal
+from tests.waiting import wait_for
 
 #: Sizes that are measured, columns and rows.
 SIZES = ((80, 24), (120, 34), (200, 50))
@@ -95,7 +97,9 @@ def session(tree: Path, size: tuple[int, int], *, growing: bool = False, busy: b
         config = make_home(home)
         if growing:
             command = [sys.executable, "-m", "tests.tui.scripted_run", name, "--before", "60", "--total", "2000"]
-            others.append(subprocess.Popen(command, cwd=ROOT))
+            others.append(subprocess.Popen([*command, "--id", "20261201-000000-growing"], cwd=ROOT))
+            run = Run(home / "runs" / "20261201-000000-growing")
+            wait_for(lambda: run.state().state == "training" and run.state().step >= 60, 60, "the run to train")
         if busy:
             spin = "import os\nos.nice(10)\nparent = os.getppid()\nwhile os.getppid() == parent: sum(range(10**5))"
             others.append(subprocess.Popen([sys.executable, "-c", spin]))
