@@ -109,8 +109,8 @@ def test_the_time_is_a_guess_without_an_earlier_run() -> None:
 
 def test_rows_worth_a_look_lead_to_them() -> None:
     problems = (
-        Problem("duplicate", 4, (), array("I", (1, 2, 3, 4))),
-        Problem("format_ambiguous", 9, (), array("I"), "unclear"),
+        Problem("duplicate", 4, (), array("q", range(4))),
+        Problem("format_ambiguous", 9, (), array("q"), "unclear"),
     )
     found = StartRows.analyzed(Analysis((), 9, 9, {}, problems))
     shown = lines(start(), Found(found))
