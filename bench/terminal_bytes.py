@@ -42,7 +42,7 @@ def _moves(app: Session, name: str) -> dict[str, int]:
     costs = [app.cost(down) for _ in range(7)][1:]
     found = {"median": round(statistics.median(costs)), "max": max(costs)}
     if name in ("data", "runs"):
-        for _ in range(70):
+        for _ in range(52):
             app.terminal.press(down)
         app.settle()
         found["scrolling"] = round(statistics.median(app.cost(down) for _ in range(5)))

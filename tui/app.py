@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -49,6 +48,7 @@ from tui.keys import Key, KeyTable, bindings, load_keymap
 from tui.main_screen import MainScreen
 from tui.mistakes import Mistakes
 from tui.panes import pane_spec
+from tui.saving import save_text
 from tui.screens.overlay import Overlay
 from tui.settings import load_settings, resolve_glyphs, save_setting
 from tui.state import AppState
@@ -509,18 +509,12 @@ class LocaltuneApp(App[str]):
 
     def action_save_picture(self) -> None:
         """Save a screenshot in the working directory, or in the home directory where that cannot be written."""
-        name = f"localtune-{datetime.now().strftime('%Y%m%d-%H%M%S')}.svg"
-        picture = self.export_screenshot(title="localtune-tui")
-        for directory in (Path.cwd(), Path.home()):
-            path = directory / name
-            try:
-                path.write_text(picture, encoding="utf-8")
-            except OSError as error:
-                reason = error.strerror or str(error)
-                continue
-            self.desktop.tell(f"The picture is in {one_line(str(path), 200)}", seconds=8)
+        try:
+            path = save_text("localtune", ".svg", self.export_screenshot(title="localtune-tui"))
+        except UserError as error:
+            self.desktop.warn("The picture is not saved", error.message)
             return
-        self.desktop.warn("The picture is not saved", f"{path.parent} cannot be written to: {reason}.")
+        self.desktop.tell(f"The picture is in {one_line(str(path), 200)}", seconds=8)
 
     def action_help(self) -> None:
         """Show help for the focused pane."""

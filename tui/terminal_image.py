@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import ne
 
 from rich.cells import cell_len, get_character_cell_size
 from rich.color import ColorSystem
@@ -281,11 +282,7 @@ def _best_part(rows: list[Row], changed: dict[int, Row], cost: dict[int, int], s
 
 def _differences(before: Row, after: Row) -> int:
     """The number of cells that differ."""
-    return 0 if before == after else sum(map(_differ, before, after))
-
-
-def _differ(before: Cell | None, after: Cell | None) -> bool:
-    return before != after
+    return 0 if before == after else sum(map(ne, before, after))
 
 
 def _pieces(update: LayoutUpdate | ChopsUpdate) -> Iterator[tuple[int, int, Sequence[Segment]]]:
@@ -339,8 +336,8 @@ def _write_row(y: int, before: Row, after: Row, pen: Pen | None, output: list[st
 def _parts(before: Row, after: Row) -> Iterator[tuple[int, int]]:
     """The parts of a row to write: first cell, and the one after the last. Wide characters are written whole."""
     begin = end = -1
-    for x, (old, new) in enumerate(zip(before, after, strict=True)):
-        if old == new or new is None:
+    for x in [x for x, differs in enumerate(map(ne, before, after)) if differs]:
+        if after[x] is None:
             continue
         # What begins before this cell: the wide character that it is the end of, now or until now.
         start = x

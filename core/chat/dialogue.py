@@ -101,6 +101,19 @@ class Dialogue:
             for exchange in self.exchanges
         ]
 
+    def to_markdown(self, title: str) -> str:
+        """The conversation as Markdown: each question and answer under its speaker, as the model wrote it."""
+        parts = [f"# {title}"]
+        for exchange in self.exchanges:
+            parts += ["## you", exchange.question]
+            for reply in exchange.replies:
+                notes = " · ".join(
+                    note for note in (reply.stats, "stopped" if reply.state == "stopped" else "") if note
+                )
+                parts += [f"## {reply.label}", reply.text.rstrip() or reply.error or "–"]
+                parts += [f"*{notes}*"] if notes else []
+        return "\n\n".join(parts) + "\n"
+
     @classmethod
     def from_data(cls, data: object) -> Dialogue:
         """The exchanges that :meth:`to_data` has written; what is none of that is left out."""

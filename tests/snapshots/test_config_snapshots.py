@@ -49,6 +49,9 @@ async def ready(pilot: Pilot[Any], app: LocaltuneApp) -> None:
     await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config").form.fields)
     pane = pane_of(app, "config")
     await pilot.press("2")
+    if pilot.app.size.width >= 160:
+        # Once more, and it is alone.
+        await pilot.press("2")
     await wait_for(
         pilot,
         lambda: (

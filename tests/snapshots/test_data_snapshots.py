@@ -22,7 +22,7 @@ SPECIALS = ("<|im_start|>", "<|im_end|>")
 PLACES: dict[str, tuple[tuple[int, int], tuple[str, ...]]] = {
     "80x24": ((80, 24), ("1",)),
     "200x50-tiled": ((200, 50), ("1", "0")),
-    "200x50-zoomed": ((200, 50), ("1",)),
+    "200x50-zoomed": ((200, 50), ("1", "1")),
 }
 
 

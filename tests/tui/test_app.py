@@ -243,7 +243,7 @@ async def test_a_run_is_followed_step_by_step(home: Path) -> None:
         text = screen_text(app)
         assert "CUDA out of memory at step 41." in text
         assert "Make train.max_length smaller." in text
-        assert "C continue from the last checkpoint" in text
+        assert "C continue from there" in text
     assert order[0] is RunAttached
     assert set(order[1:]) == {RunAdvanced}
 
@@ -256,7 +256,7 @@ async def test_a_worker_that_dies_reads_lost(home: Path) -> None:
         await pilot.press("3")  # alone on the screen, so that nothing is left out for lack of width
         await wait_for(pilot, lambda: app.state.view is not None)
         script.write_state(pid_started="another boot/1")
-        await wait_for(pilot, lambda: "lost at step 30" in screen_text(app))
+        await wait_for(pilot, lambda: "lost after step 30" in screen_text(app))
         assert "is gone and wrote no end" in screen_text(app)
 
 

@@ -182,6 +182,24 @@ async def test_the_log_follows_its_end_until_it_is_scrolled() -> None:
         assert screen_lines(app)[-1].rstrip().rstrip("▁▂▃▄▅▆▇█ ").endswith("…")
 
 
+async def test_long_lines_of_the_log_are_unfolded() -> None:
+    log = LogView()
+    app = Stage(log)
+    async with app.run_test(size=(40, 8)) as pilot:
+        log.append([LogLine(0.0, "info", "short"), LogLine(0.0, "error", f"long {'word ' * 20}end")])
+        await wait_for(pilot, lambda: "✗ long" in screen_text(app))
+        assert "end" not in screen_text(app)
+        log.toggle_unfolded()
+        await wait_for(pilot, lambda: "end" in screen_text(app))
+        assert sum("word" in line for line in screen_lines(app)) > 2
+        await pilot.resize_terminal(60, 8)
+        await wait_for(pilot, lambda: 1 < sum("word" in line for line in screen_lines(app)) < 4)
+        log.append([LogLine(0.0, "info", "newer")])
+        await wait_for(pilot, lambda: "newer" in screen_text(app))
+        log.toggle_unfolded()
+        await wait_for(pilot, lambda: "…" in screen_text(app))
+
+
 def rows(count: int) -> list[RunRow]:
     """Rows of the list of runs."""
     return [

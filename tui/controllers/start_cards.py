@@ -42,6 +42,10 @@ class StartCards:
         """
         from tui.screens.start.card import StartCard
 
+        if self._desktop.find_screen(StartCard) is not None:
+            # A request that was made twice, before its card could be seen.
+            return
+
         def plan(shown: Start, analysis: Analysis | None, used: int | None) -> StartPlan:
             return _plan(shown.config, analysis, used, run)
 

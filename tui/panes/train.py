@@ -293,7 +293,7 @@ class TrainPane(Pane, can_focus=True):
         if action == "sample":
             # Only where its line is: over a run of the user's, its letter would be an accident.
             return view is None
-        if action in ("toggle_log_axis", "follow_log"):
+        if action in ("toggle_log_axis", "follow_log", "unfold_log"):
             return view is not None
         if action == "toggle_answers":
             return self._has_samples
@@ -404,6 +404,10 @@ class TrainPane(Pane, can_focus=True):
                 self._copy(path, "The path")
 
         self.app.push_screen(elsewhere_dialog(view.run.id, code, is_model=result.is_model), answered)
+
+    def action_unfold_log(self) -> None:
+        """Show long lines of the log in full, or cut them again."""
+        self.query_one(LogView).toggle_unfolded()
 
     def action_follow_log(self) -> None:
         """Scroll to the end of the log, and follow it."""

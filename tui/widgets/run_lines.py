@@ -54,13 +54,13 @@ def numbers(view: RunView, width: int) -> Content:
     fields = [
         Content.assemble(
             ("loss ", "$muted"),
-            (format_number(step.loss).rjust(6), "$limit bold" if broken else "bold"),
+            (format_number(step.loss).rjust(7), "$limit bold" if broken else "bold"),
             f" {trend(history.loss)}".ljust(2),
         )
     ]
     if history.evals:
         last = history.evals[-1]
-        text = f"{format_number(last.loss)} @{last.step}"
+        text = f"{format_number(last.loss).rjust(7)} @{last.step}"
         fields.append(Content.assemble(("eval ", "$muted"), text))
         if last.exact_match is not None and width >= 96:
             fields.append(Content.assemble(("exact ", "$muted"), format_fixed(last.exact_match, 2)))
@@ -70,9 +70,9 @@ def numbers(view: RunView, width: int) -> Content:
         fields.append(Content.assemble(("margin ", "$muted"), format_number(step.reward_margin).rjust(6)))
     if step.reward_accuracy is not None:
         fields.append(Content.assemble(("acc ", "$muted"), format_fixed(step.reward_accuracy, 2)))
-    fields.append(Content.assemble(("grad ", "$muted"), format_number(step.grad_norm).rjust(6)))
+    fields.append(Content.assemble(("grad ", "$muted"), format_number(step.grad_norm).rjust(7)))
     fields.append(Content.assemble(("lr ", "$muted"), format_number(step.lr).rjust(7)))
-    fields.append(Content(format_rate(history.tokens_per_second).rjust(9)))
+    fields.append(Content(format_rate(history.tokens_per_second).rjust(11)))
     if history.energy_wh is not None:
         fields.append(Content(f"{format_fixed(history.energy_wh, 1)} Wh"))
     gap = "   " if width >= 90 else "  "

@@ -16,6 +16,7 @@ from tui.app import LocaltuneApp
 from tui.bridge import Bridge
 from tui.messages import ActionFailed, RunStarted
 from tui.panes.config.pane import ConfigPane
+from tui.screens.start.card import StartCard
 
 
 async def edited(pilot: Pilot[Any], app: LocaltuneApp) -> ConfigPane:
@@ -167,10 +168,19 @@ class SlowStart:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.started = 0
-        monkeypatch.setattr(Bridge, "start_sample", lambda _: self._start())
+        monkeypatch.setattr(Bridge, "start", lambda *_: self._start())
 
     def _start(self) -> None:
         self.started += 1
+
+
+async def ask_to_start(pilot: Pilot[Any], app: LocaltuneApp, times: int = 1) -> None:
+    """Ask for the sample run, and start it from its card."""
+    for _ in range(times):
+        app.runs.start_sample()
+    await wait_for(pilot, lambda: isinstance(app.screen, StartCard))
+    await pilot.press("enter")
+    await wait_for(pilot, lambda: not isinstance(app.screen, StartCard))
 
 
 async def test_a_start_is_asked_for_once_and_waited_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,10 +188,10 @@ async def test_a_start_is_asked_for_once_and_waited_for(home: Path, monkeypatch:
     app = LocaltuneApp()
     async with app.run_test(size=(80, 24), notifications=True) as pilot:
         await wait_for(pilot, lambda: app.state.document is not None)
-        for _ in range(3):
-            app.runs.start_sample()
+        await ask_to_start(pilot, app, times=3)
         await wait_for(pilot, lambda: start.started == 1)
         assert app.state.is_starting
+        app.runs.start_sample()
         await pilot.press("q")
         await wait_for(pilot, lambda: "as soon as its worker is there" in screen_text(app))
         assert app.is_running
@@ -202,7 +212,7 @@ async def test_a_start_that_fails_ends_the_waiting(home: Path, monkeypatch: pyte
     app = LocaltuneApp()
     async with app.run_test(size=(80, 24), notifications=True) as pilot:
         await wait_for(pilot, lambda: app.state.document is not None)
-        app.runs.start_sample()
+        await ask_to_start(pilot, app)
         await pilot.press("q")
         app.post_message(ActionFailed("The sample could not be started", UserError("There is no room.")))
         await wait_for(pilot, lambda: "There is no room." in screen_text(app))
@@ -216,7 +226,7 @@ async def test_a_start_that_takes_long_can_be_left(home: Path, monkeypatch: pyte
     app = LocaltuneApp()
     async with app.run_test(size=(80, 24)) as pilot:
         await wait_for(pilot, lambda: app.state.document is not None)
-        app.runs.start_sample()
+        await ask_to_start(pilot, app)
         await pilot.press("q", "q")
         await wait_for(pilot, lambda: asks(app, "leave now"))
         await pilot.pause()
@@ -229,12 +239,12 @@ async def test_a_run_that_is_there_can_be_followed_by_another(home: Path, monkey
     app = LocaltuneApp()
     async with app.run_test(size=(80, 24)) as pilot:
         await wait_for(pilot, lambda: app.state.document is not None)
-        app.runs.start_sample()
+        await ask_to_start(pilot, app)
         await wait_for(pilot, lambda: start.started == 1)
         script = ScriptedRun(home)
         script.train_to(3)
         script.end("finished")
         app.post_message(RunStarted(script.run))
         await wait_for(pilot, lambda: app.state.view is not None and not app.state.is_starting)
-        app.runs.start_sample()
+        await ask_to_start(pilot, app)
         await wait_for(pilot, lambda: start.started == 2)

@@ -17,6 +17,7 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from core.chat.dialogue import Dialogue, Exchange, Reply, format_stats, speaker_name
+from core.errors import UserError
 from core.runs.store import has_weights
 from core.text import one_line, sanitize
 from tui.keys import bindings, display_key
@@ -24,6 +25,7 @@ from tui.messages import AnswerAwaited
 from tui.panes.base import Pane
 from tui.panes.chat.session_holder import SessionHolder
 from tui.panes.chat.turn import Answered, Failed, Loading, Speaking, TurnEnded, hold_turn
+from tui.saving import save_text
 from tui.widgets.chat_message import ExchangeView, ReplyMessage
 from tui.widgets.forms.prompt_input import PromptInput
 from tui.widgets.start_here import StartHere
@@ -557,6 +559,18 @@ class ChatPane(Pane):
         self.app.copy_to_clipboard(text)
         tmux = "; tmux passes it on with set-clipboard on" if os.environ.get("TMUX") else ""
         self._say(f"✓ answer of {reply.label} ({len(text)} characters) sent to your terminal's clipboard{tmux}")
+
+    def action_save(self) -> None:
+        """Save the conversation as a Markdown file."""
+        if not self.dialogue.exchanges:
+            self._say("There is no conversation to save yet.", "$near")
+            return
+        try:
+            path = save_text("localtune-chat", ".md", self.dialogue.to_markdown(one_line(Path(self.subject).name, 200)))
+        except UserError as error:
+            self._say(f"✗ {error.message}", "$limit")
+            return
+        self._say(f"✓ saved in {path}")
 
     def action_move(self, rows: int) -> None:
         """Scroll by lines."""

@@ -36,7 +36,7 @@ class ConfigForm(Vertical):
         & > #config-strangers { height: auto; max-height: 3; color: $limit; }
         & > #config-body { height: 1fr; layout: vertical; }
         & #config-manual { display: none; }
-        & > #config-help { height: auto; max-height: 2; color: $muted; }
+        & > #config-help { height: 2; color: $muted; }
         &.-manual #config-manual { display: block; }
         &.-beside > #config-body { layout: horizontal; }
         &.-beside #config-form { width: 3fr; height: 100%; }
@@ -128,11 +128,13 @@ class ConfigForm(Vertical):
             self._manual.explain(field.option, facts, hints)
         if self._note:
             style = "$limit" if self._note.startswith("✗") else "$foreground"
-            self._line.update(Content.styled(self._note, style))
+            self._line.update(Content.styled(self._note, style), layout=False)
         elif field is None:
-            self._line.update(Content(one_line(self.filter.reason_for_none(keys["config.back"].display))))
+            self._line.update(Content(one_line(self.filter.reason_for_none(keys["config.back"].display))), layout=False)
         else:
-            self._line.update(Content(explain(field.option, keys["config.form"].display, keys["config.edit"].display)))
+            self._line.update(
+                Content(explain(field.option, keys["config.form"].display, keys["config.edit"].display)), layout=False
+            )
 
     @on(OptionForm.Moved)
     def _moved(self, message: OptionForm.Moved) -> None:

@@ -61,7 +61,7 @@ def device_lines(device: Device, width: int, glyphs: GlyphSet, *, several: bool 
     name = ("CPU" if device.kind == "cpu" else f"GPU {device.index}") if wide or several or device.kind == "cpu" else ""
     memory_name = "RAM" if device.kind == "cpu" else "VRAM"
     bar_width = max(min((width - 62) // 2, 24), 8) if wide else (8 if width >= 66 else 5)
-    parts = [_temperature(device, bar_width, glyphs, wide), _memory(device, memory_name, bar_width, glyphs)]
+    parts = [_temperature(device, bar_width, glyphs, wide), _memory(device, memory_name, bar_width, glyphs, wide)]
     if not wide:
         rest = [text for text in (_power(device, short=True), _percent(device.utilization)) if text != "–"]
         line = Content("   ").join([*([Content.styled(name, "bold")] if name else []), *parts, *map(Content, rest)])
@@ -97,11 +97,12 @@ def _temperature(device: Device, width: int, glyphs: GlyphSet, wide: bool) -> Co
     return Content.assemble(f"{value:3.0f} °C ", meter, (ending.ljust(21) if wide else ending, f"${WORD_COLORS[word]}"))
 
 
-def _memory(device: Device, name: str, width: int, glyphs: GlyphSet) -> Content:
+def _memory(device: Device, name: str, width: int, glyphs: GlyphSet, wide: bool) -> Content:
     if device.memory_used is None or not device.memory_total:
         return Content.assemble((f"{name} ", "$muted"), "–")
     share, word = device.memory_used / device.memory_total, memory_word(device)
     text = f" {device.memory_used / 1e9:4.1f}/{device.memory_total / 1e9:.1f} GB"
+    text += f" {share:4.0%}" if wide else ""
     ending = "" if word == OK else f" {word}"
     return Content.assemble(
         (f"{name} ", "$muted"), _bar(share, width, glyphs, word), text, (ending, f"${WORD_COLORS[word]}")

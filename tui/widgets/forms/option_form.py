@@ -31,7 +31,7 @@ class OptionForm(VerticalScroll, can_focus=True, inherit_bindings=False):
     OptionForm { height: 1fr; background: transparent; scrollbar-size-vertical: 1; scrollbar-gutter: stable; }
     """
 
-    cursor = reactive(0, always_update=True)
+    cursor = reactive(0, always_update=True, repaint=False)
     """The place of the cursor among the visible fields."""
 
     @dataclass

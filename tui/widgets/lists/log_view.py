@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from rich.cells import set_cell_size
 from rich.segment import Segment
 from rich.style import Style
+from textual.content import Content
 from textual.geometry import Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
@@ -18,10 +19,13 @@ if TYPE_CHECKING:
 
 #: Maximum number of lines kept, the newest ones.
 LINES = 2000
+#: Columns of the time of day and the space after it.
+_TIME_WIDTH = 9
 
 
 class LogView(ScrollView, can_focus=True):
-    """A log with a line an event: time of day, a sign for warnings and errors, a sentence. Longer lines are cut."""
+    """A log with a line an event: time of day, a sign for warnings and errors, a sentence. Longer lines are cut, or
+    wrapped while it is unfolded."""
 
     DEFAULT_CSS = """
     LogView { height: 1fr; overflow-x: hidden; scrollbar-size-vertical: 1; background: $background; }
@@ -39,6 +43,29 @@ class LogView(ScrollView, can_focus=True):
         self._lines: deque[LogLine] = deque(maxlen=LINES)
         self.following = True
         """Whether the view follows the end."""
+        self._unfolded = False
+        self._pieces: list[tuple[LogLine, str, bool]] = []
+
+    def toggle_unfolded(self) -> None:
+        """Wrap long lines, or cut them again."""
+        self._unfolded = not self._unfolded
+        self._resized()
+
+    @property
+    def _room(self) -> int:
+        """Columns for a sentence."""
+        return max((self.scrollable_content_region.width or self.size.width) - _TIME_WIDTH, 1)
+
+    def _text(self, line: LogLine) -> str:
+        return self.SIGNS.get(line.level, "") + line.text
+
+    def _wrap(self) -> None:
+        """Wrap the lines of an unfolded log: the line, a piece of its text, and whether that is its first."""
+        self._pieces = [
+            (line, piece.plain, number == 0)
+            for line in (self._lines if self._unfolded else ())
+            for number, piece in enumerate(Content(self._text(line)).wrap(self._room))
+        ]
 
     def clear(self) -> None:
         """Remove all lines and follow the end again."""
@@ -64,13 +91,16 @@ class LogView(ScrollView, can_focus=True):
         return len(self._lines)
 
     def _resized(self) -> None:
-        self.virtual_size = Size(self.size.width, len(self._lines))
+        self._wrap()
+        self.virtual_size = Size(self.size.width, len(self._pieces) if self._unfolded else len(self._lines))
         self.refresh()
         if self.following:
             self.scroll_end(animate=False, immediate=True, force=True)
 
     def on_resize(self) -> None:
         """Keep the end in view."""
+        if self._unfolded:
+            self._resized()
         if self.following:
             self.scroll_end(animate=False, immediate=True, force=True)
 
@@ -87,17 +117,19 @@ class LogView(ScrollView, can_focus=True):
         """The strip of one line of the log."""
         index = y + self.scroll_offset.y
         width = self.scrollable_content_region.width
-        if index >= len(self._lines):
+        if index >= (len(self._pieces) if self._unfolded else len(self._lines)):
             return Strip.blank(width, self.rich_style)
-        line = self._lines[index]
+        line, text, is_first = (
+            self._pieces[index] if self._unfolded else (self._lines[index], self._text(self._lines[index]), True)
+        )
         style = self.rich_style
         if line.level in self.SIGNS:
             style = self.get_component_rich_style(f"log-view--{line.level}")
         time_style: Style = self.get_component_rich_style("log-view--time")
-        text = self.SIGNS.get(line.level, "") + line.text
-        strip = Strip([Segment(line.clock, time_style), Segment(" ", self.rich_style), Segment(text, style)])
+        clock = line.clock if is_first else " " * len(line.clock)
+        strip = Strip([Segment(clock, time_style), Segment(" ", self.rich_style), Segment(text, style)])
         if strip.cell_length > width:
-            room = max(width - len(line.clock) - 2, 0)
+            room = max(width - len(clock) - 2, 0)
             cut = Segment(set_cell_size(text, room) + "…", style)
-            strip = Strip([Segment(line.clock, time_style), Segment(" ", self.rich_style), cut])
+            strip = Strip([Segment(clock, time_style), Segment(" ", self.rich_style), cut])
         return strip.adjust_cell_length(width, self.rich_style)

@@ -306,6 +306,24 @@ async def test_lines_are_broken_and_pages_turned_in_the_prompt(tmp_path: Path) -
         assert session.asked[-1][1][-1]["content"] == "a\nb"
 
 
+async def test_the_conversation_is_saved_as_markdown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    pane = ChatPane(factory(fake()))
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        pane.set_target(make_run(tmp_path))
+        await pilot.press("ctrl+s")
+        await wait_for(pilot, lambda: "no conversation to save" in screen_text(pilot.app))
+        await ask(pilot, pane, "hello")
+        await finished(pilot, pane)
+        await pilot.press("ctrl+s")
+        await wait_for(pilot, lambda: "✓ saved in" in screen_text(pilot.app))
+    (saved,) = (tmp_path / "here").iterdir()
+    assert saved.stat().st_mode & 0o777 == 0o600
+    text = saved.read_text(encoding="utf-8")
+    assert text.startswith("# 20261124-143600-tickets\n\n## you\n\nhello\n\n## tuned\n\nshort and tuned\n")
+
+
 async def test_a_run_that_saved_nothing_is_not_offered(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     run.adapter_path.rmdir()
