@@ -257,8 +257,7 @@ class TrainPane(Pane, can_focus=True):
             names = [("pause", pause), ("checkpoint", "checkpoint"), ("stop", "stop")]
             # The same key takes a request back that waits for the end of the step.
             entries = [
-                (keys[f"train.{name}"].display, f"take back the {word}" if name in pending else word)
-                for name, word in names
+                (keys[f"train.{name}"].display, "take back" if name in pending else word) for name, word in names
             ]
             if view.is_measuring_base:
                 entries.insert(0, (keys["train.skip"].display, "skip the evaluation"))
