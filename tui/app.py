@@ -31,6 +31,7 @@ from tui.bridge import Bridge
 from tui.controllers.configuration import Configuration
 from tui.controllers.desktop import Desktop
 from tui.controllers.leaving import Leaving
+from tui.controllers.returning import Returning
 from tui.controllers.run_control import RunControl
 from tui.controllers.runs import Runs
 from tui.draft_keeper import LOOK_SECONDS, DraftKeeper
@@ -96,11 +97,15 @@ class LocaltuneApp(App[str]):
         """Clock: the present, in Unix seconds."""
         self.bridge = Bridge(self)
         self.desktop = Desktop(self, self.state)
-        self.drafts = DraftKeeper(self.state, self.desktop.panes)
-        self.leaving = Leaving(self.desktop, self.state, self.bridge, self.drafts)
+        remembers = self._settings.remember
+        self.drafts = DraftKeeper(self.state, self.desktop.panes, keeps_chat=remembers)
+        self.configuration = Configuration(self.desktop, self.state, self.drafts, self.keys)
+        self.returning = Returning(
+            self.desktop, self.state, self.drafts, self.configuration, lambda: self.clock(), remembers=remembers
+        )
+        self.leaving = Leaving(self.desktop, self.state, self.bridge, self.drafts, self.returning)
         self.runs = Runs(self.desktop, self.state, self.bridge, self.drafts, lambda: self.clock())
         self.run_control = RunControl(self.desktop, self.state, self.bridge, self.leaving)
-        self.configuration = Configuration(self.desktop, self.state, self.drafts, self.keys)
 
     @property
     def main(self) -> MainScreen:
@@ -132,7 +137,14 @@ class LocaltuneApp(App[str]):
 
     def get_default_screen(self) -> MainScreen:
         """The main screen with its panes."""
-        return MainScreen()
+        if self._is_told:
+            return MainScreen()
+        return MainScreen(self.returning.pane or "train", zoomed=self.returning.is_zoomed)
+
+    @property
+    def _is_told(self) -> bool:
+        """Whether the command line says what to begin with."""
+        return self._config_path is not None or self._run_name is not None or self._demo
 
     # Start and end.
 
@@ -150,6 +162,7 @@ class LocaltuneApp(App[str]):
     def _keep_drafts(self) -> None:
         if self.is_running:  # while the app shuts down, the panes are removed piece by piece
             self.drafts.look()
+            self.returning.look()
 
     async def _on_message(self, message: Message) -> None:
         # Results of threads that come while the app shuts down have no widgets left to go to.
@@ -187,6 +200,7 @@ class LocaltuneApp(App[str]):
         # The error may be in the drafts themselves.
         with suppress(Exception):
             self.drafts.look()
+        self.returning.forget_if_suspect()
 
     def last_words(self) -> str:
         """The error message printed after the app has ended; empty without an error."""
@@ -199,14 +213,28 @@ class LocaltuneApp(App[str]):
         self.desktop.show_header()
         self.bridge.sample_devices()
         landing = "config" if self._config_path is not None else ""
-        self.runs.begin(self._run_name, sample=self._demo, landing=landing)
+        last = self.returning.last
+        self.runs.begin(self._run_name, sample=self._demo, landing=landing, session=last if not self._is_told else None)
         await self.main.load_panes()
         self._warm_sandbox()
         self.runs.offer_to_chat()
-        self.bridge.load_config(self._config_path)
+        self._open_config()
         if self._complaints:
             text = "\n".join(self._complaints)
             self.desktop.tell(text, "Left out of your settings", severity="warning", seconds=12)
+
+    def _open_config(self) -> None:
+        """Open the configuration that the app begins with."""
+        if self._config_path is not None:
+            self.bridge.load_config(self._config_path)
+            self.returning.begin_with_file(self._config_path)
+        elif self._run_name is not None:
+            self.returning.begin_with_run(self._run_name)
+        elif self._demo or not self._settings.remember:
+            self.bridge.load_config(None)
+            self.returning.begin_anew()
+        else:
+            self.returning.begin()
 
     @work(thread=True, group="sandbox")
     def _warm_sandbox(self) -> None:
@@ -268,6 +296,10 @@ class LocaltuneApp(App[str]):
     @on(messages.SampleRequested)
     def _sample_requested(self) -> None:
         self.runs.start_sample()
+
+    @on(messages.EditRunRequested)
+    def _edit_run_requested(self, message: messages.EditRunRequested) -> None:
+        self.configuration.edit_run(message.run)
 
     @on(messages.ContinueRequested)
     def _continue_requested(self, message: messages.ContinueRequested) -> None:
@@ -333,8 +365,12 @@ class LocaltuneApp(App[str]):
 
     @on(messages.StartRequested)
     def action_start(self) -> None:
-        """Start a run of the configuration."""
-        self.runs.start()
+        """Start a run of the configuration; where an ended run has the focus, start that one again."""
+        view = self.state.view
+        if self.main.current == "train" and view is not None and not view.is_live:
+            self.runs.again(view.run)
+        else:
+            self.runs.start()
 
     def action_show_pane(self, name: str) -> None:
         """Show a pane."""

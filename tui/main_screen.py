@@ -71,11 +71,11 @@ class MainScreen(Screen[None]):
     BINDINGS: ClassVar[list[BindingType]] = []
     AUTO_FOCUS = None
 
-    def __init__(self, pane: str = "train") -> None:
+    def __init__(self, pane: str = "train", *, zoomed: bool = False) -> None:
         super().__init__()
         self.current = pane
         """The focused pane."""
-        self.zoomed = False
+        self.zoomed = zoomed
         """Whether the current pane fills a terminal that has room for four."""
         self._arranged = False
 
@@ -100,8 +100,8 @@ class MainScreen(Screen[None]):
         """Import and mount the panes that were only frames so far, the visible ones first."""
         for slot in sorted(self.query(PaneSlot), key=lambda slot: not slot.display):
             await slot.load()
-        if self.focused is None:
-            self.slot(self.current).focus_pane()
+            if self.focused is None and slot.spec.id == self.current:
+                slot.focus_pane()
 
     def slot(self, name: str) -> PaneSlot:
         """The slot of a pane."""

@@ -27,6 +27,8 @@ class Settings:
     """Glyphs of charts and bars; ``auto`` is braille in a UTF-8 locale and ASCII otherwise."""
     animations: bool = False
     """Whether scrolling and toasts move smoothly, which costs bytes."""
+    remember: bool = True
+    """Whether the app begins with what was open last, and keeps the conversation."""
 
 
 def load_settings(path: Path) -> tuple[Settings, list[str]]:
@@ -52,7 +54,11 @@ def _check(data: Mapping[str, object]) -> tuple[Settings, list[str]]:
     if not isinstance(animations, bool):
         problems.append("animations must be true or false")
         animations = False
-    return Settings(theme, glyphs, animations), problems
+    remember = data.get("remember", True)
+    if not isinstance(remember, bool):
+        problems.append("remember must be true or false")
+        remember = True
+    return Settings(theme, glyphs, animations, remember), problems
 
 
 def save_theme(path: Path, name: str) -> None:

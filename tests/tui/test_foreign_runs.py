@@ -47,7 +47,7 @@ def draw_all(view: RunView) -> list[str]:
         found += [progress(view, 100, BRAILLE, now).plain, phases(view, now, 100, BRAILLE).plain]
     for devices in (view.history.devices, [Device(index=0, kind="cpu", name="c")]):
         view.history.devices = devices
-        found.append(fit(header_segments(AppState(view=view), loss=True), 160).plain)
+        found.append(fit(header_segments(AppState(view=view), loss=True, now=0.0), 160).plain)
         found += [line.plain for width in (60, 120) for item in devices for line in device_lines(item, width, BRAILLE)]
     for glyphs in (BRAILLE, BLOCK, ASCII):
         chart = LineChart(glyphs)

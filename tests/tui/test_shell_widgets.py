@@ -178,7 +178,7 @@ def test_the_header_keeps_state_and_heat_at_every_size(home: Path, width: int) -
     script = ScriptedRun(home)
     script.train_to(64)
     state = AppState(view=view_of(script), host="ws1")
-    line = fit(header_segments(state, loss=width < 160), width)
+    line = fit(header_segments(state, loss=width < 160, now=0.0), width)
     assert line.cell_length <= width
     for part in ("64/120", "ETA", "71 °C ok", "18.2/24 GB", "ws1"):
         assert part in line.plain

@@ -20,6 +20,8 @@ from tui.state import AppState
 
 if TYPE_CHECKING:
     from core.config.document import ConfigDocument
+    from core.runs.store import Run
+    from tui.panes.config.editor import Opened
 
 
 class Configuration:
@@ -30,18 +32,51 @@ class Configuration:
 
     def loaded(self, document: ConfigDocument) -> None:
         """Show a configuration that has been read or begun, and offer a draft that an earlier app has left."""
-        self._state.document, self._state.saved_text = document, document.dumps()
+        self._state.document, self._state.saved_text, self._state.origin = document, document.dumps(), None
         if (form := self._desktop.panes.config) is not None:
             form.load(document)
             self._offer_draft(document)
         self._show_data(document)
         self._desktop.show_header()
 
+    def reopened(self, opened: Opened) -> None:
+        """Show the configuration that the app begins with, found without a request of the user."""
+        document, state = opened.document, self._state
+        if document.path is not None or not document.dumps():
+            self.loaded(document)
+            return
+        state.document, state.origin = document, opened.origin
+        state.saved_text = document.dumps() if opened.is_begun else ""
+        if opened.draft:
+            self._drafts.adopt(document, opened.draft)
+        if (form := self._desktop.panes.config) is not None:
+            form.open(opened)
+        self._show_data(document)
+        self._desktop.show_header()
+
+    def edit_run(self, run: Run) -> None:
+        """Open the configuration of a run as a new one; nothing of the present one is lost."""
+        from tui.panes.config.kept import open_run
+
+        form = self._desktop.panes.config
+        if form is None:
+            return
+        try:
+            opened = open_run(run)
+        except UserError as error:
+            self._desktop.fail("The configuration cannot be opened", error)
+            return
+        self._desktop.show_pane("config", zoom=self._desktop.main.zoomed)
+        # The pane is focused first; its question takes the focus then.
+        self._desktop.call_later(form.open_over, opened)
+
     def edited(self, message: ConfigEdited) -> None:
         """Take over an edit of the form, or a configuration opened there."""
         self._state.document = message.document
         if message.saved is not None:
-            self._state.saved_text = message.saved
+            self._state.saved_text, self._state.origin = message.saved, message.origin
+        if message.draft:
+            self._drafts.adopt(message.document, message.draft)
         if message.option in ("", "data.train"):
             self._show_data(message.document)
         else:
@@ -50,7 +85,7 @@ class Configuration:
 
     def saved(self, document: ConfigDocument) -> None:
         """Note that the configuration in the app is now the same as its file."""
-        self._state.document, self._state.saved_text = document, document.dumps()
+        self._state.document, self._state.saved_text, self._state.origin = document, document.dumps(), None
         self._desktop.show_header()
 
     def _show_data(self, document: ConfigDocument) -> None:

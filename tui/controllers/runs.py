@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from core.errors import UserError
-from core.hub_uri import short_name
+from core.runs.names import brief_id, slug_of
 from core.text import one_line
 from tui.bridge import Bridge
 from tui.controllers.desktop import Desktop
@@ -15,8 +15,10 @@ from tui.messages import RunAdvanced, RunAttached, RunsListed
 from tui.state import AppState, RunView
 
 if TYPE_CHECKING:
+    from core.config.document import ConfigDocument
     from core.hardware.snapshot import Device
     from core.runs.store import Run
+    from tui.session import Session
 
 
 #: Seconds between two updates of the step in the chat's title.
@@ -37,13 +39,16 @@ class Runs:
         self._landing = ""
         self._chat_told = 0.0
 
-    def begin(self, name: str | None = None, *, sample: bool = False, landing: str = "") -> None:
+    def begin(
+        self, name: str | None = None, *, sample: bool = False, landing: str = "", session: Session | None = None
+    ) -> None:
         """Show the run that the app is opened with.
 
         Args:
-            name: The user's name for it; the newest one where None.
+            name: The user's name for it; a live one, the last one shown or the newest one where None.
             sample: Whether to start the sample run instead.
             landing: The pane to begin in where no run is live; the run's own where empty.
+            session: The last session.
         """
         if sample:
             self._bridge.start_sample()
@@ -51,7 +56,7 @@ class Runs:
             self._bridge.open_run(name)
         else:
             self._landing = landing
-            self._bridge.find_run()
+            self._bridge.find_run(session)
 
     # Requests of the panes.
 
@@ -77,17 +82,54 @@ class Runs:
         except UserError as error:
             self._desktop.fail("The configuration is not ready", error)
             return
-        train = config.data.train
-        name = (
-            document.path.stem
-            if document.path is not None
-            else short_name(train if isinstance(train, str) else train[0])
-        )
+        name = self._state.config_name if document.path is None else document.path.stem
         if self._state.is_dirty and document.path is not None:
             text = f"The run uses the values as edited; {document.path.name} does not have them until they are saved."
             self._desktop.tell(one_line(text, 300), "Not saved", seconds=8)
         self._desktop.show_pane("train")
         self._start_with_free_memory(lambda: self._bridge.start(config, name))
+
+    def again(self, run: Run) -> None:
+        """Start an ended run again; ask which way where its configuration is open with other values by now."""
+        document, name = self._state.document, self._state.config_name
+        if document is None or not self._state.is_of_config or not name or not self._differs(run, document):
+            self.start_again(run)
+            return
+        from tui.screens.dialogs import AGAIN, AS_EDITED, again_dialog
+
+        def answered(answer: str | None) -> None:
+            if answer == AGAIN:
+                self.start_again(run)
+            elif answer == AS_EDITED:
+                self.start()
+
+        self._desktop.open(again_dialog(run.id, name), answered)
+
+    def start_again(self, run: Run) -> None:
+        """Start a new run of a run's own configuration, its ``run.toml``."""
+        if self._refuse_second_run():
+            return
+        from core.config.document import ConfigDocument
+        from tui.panes.config.model import ConfigModel
+
+        title = f"{brief_id(run.id)} cannot be started again"
+        try:
+            document = ConfigDocument.load(run.config_path)
+            if sentence := next(iter(ConfigModel(document).problems().values()), ""):
+                raise UserError(sentence, "Edit its configuration, and start that.")
+            config = document.validate()
+        except UserError as error:
+            self._desktop.fail(title, error)
+            return
+        self._desktop.show_pane("train")
+        self._desktop.tell(f"Started again, as {brief_id(run.id)} was.")
+        self._start_with_free_memory(lambda: self._bridge.start(config, slug_of(run.id)))
+
+    def _differs(self, run: Run, document: ConfigDocument) -> bool:
+        """Whether a configuration has other values than a run was started with."""
+        from core.config.compare import differences, holding_values
+
+        return bool(differences(holding_values(document), run.values()))
 
     def start_sample(self) -> None:
         """Start a run of the sample data."""
@@ -217,6 +259,9 @@ class Runs:
         """Offer the run that is shown to the chat, where there is one."""
         view = self._state.view
         if view is not None and (pane := self._desktop.panes.chat) is not None:
+            if pane.target not in (None, view.run):
+                # Another conversation begins, and this one stays.
+                self._drafts.look()
             pane.set_target(view.run, view.is_live)
             if when := self._drafts.restore_chat():
                 clear = pane.keys["chat.clear"].display

@@ -12,7 +12,7 @@ from textual.widgets import Input
 
 from core.runs.catalog import RunRow
 from tui.keys import bindings
-from tui.messages import ContinueRequested, OpenRunRequested
+from tui.messages import ContinueRequested, EditRunRequested, OpenRunRequested
 from tui.panes.base import Pane
 from tui.widgets.empty_state import EmptyState
 from tui.widgets.forms.safe_input import SafeInput
@@ -37,7 +37,8 @@ class RunsPane(Pane):
     """
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("runs")]
     HELP = (
-        "All runs, newest first. Opening a live one follows it; an ended one can be continued from its last checkpoint."
+        "All runs, newest first. Opening a live one follows it; an ended one can be continued from its last "
+        "checkpoint, or its configuration be edited and started as a new run."
     )
 
     def __init__(self) -> None:
@@ -53,7 +54,7 @@ class RunsPane(Pane):
         """Start without a list."""
         self.set_title("5 Runs")
         self.query_one(RunList).display = False
-        self.set_hints(["runs.open", "runs.continue", "runs.filter"])
+        self.set_hints(["runs.open", "runs.edit", "runs.continue", "runs.filter"])
 
     def show(self, rows: Sequence[RunRow]) -> None:
         """Show the list, keeping the cursor on its run."""
@@ -127,6 +128,11 @@ class RunsPane(Pane):
         """Continue the run under the cursor."""
         if (row := self.query_one(RunList).selected) is not None:
             self.post_message(ContinueRequested(row.run))
+
+    def action_edit_config(self) -> None:
+        """Open the configuration of the run under the cursor as a new one."""
+        if (row := self.query_one(RunList).selected) is not None:
+            self.post_message(EditRunRequested(row.run))
 
     def action_move(self, by: int) -> None:
         """Move the cursor."""

@@ -11,7 +11,14 @@ from textual.content import Content
 from core.errors import UserError
 from core.text import one_line
 from tui.keys import bindings
-from tui.messages import ActionFailed, ContinueRequested, ControlRequested, SampleRequested, SettingsRequested
+from tui.messages import (
+    ActionFailed,
+    ContinueRequested,
+    ControlRequested,
+    EditRunRequested,
+    SampleRequested,
+    SettingsRequested,
+)
 from tui.panes.base import Pane
 from tui.widgets import run_lines
 from tui.widgets.charts.device_panel import DevicePanel
@@ -161,8 +168,10 @@ class TrainPane(Pane, can_focus=True):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Whether an action makes sense for the run that is shown."""
         view = self._view
-        if action in ("toggle_pause", "checkpoint", "stop", "change_settings"):
+        if action in ("toggle_pause", "checkpoint", "stop"):
             return view is not None and view.is_live
+        if action == "change_settings":
+            return view is not None
         if action == "continue_run":
             return view is not None and not view.is_live
         if action == "sample":
@@ -185,9 +194,11 @@ class TrainPane(Pane, can_focus=True):
         self.post_message(ControlRequested("stop"))
 
     def action_change_settings(self) -> None:
-        """Ask for other settings of the live run."""
+        """Ask for other settings of a live run; of an ended one, open the configuration."""
         view = self.shell.state.live_run
         if view is None:
+            if self._view is not None:
+                self.post_message(EditRunRequested(self._view.run))
             return
         from tui.screens.run_settings import RunSettings
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from textual.content import Content
 
 from core.errors import UserError
+from core.runs.names import brief_id
 from core.text import one_line, sanitize
 from tui.screens.choice import Choice, ChoiceDialog
 from tui.state import RunView
@@ -14,6 +15,7 @@ SAVE, DISCARD = "save", "discard"
 RESTORE = "restore"
 STOP_NOW, SIGNAL, KILL = "stop now", "signal", "kill"
 YES = "yes"
+AGAIN, AS_EDITED = "again", "as edited"
 
 
 def quit_dialog(view: RunView) -> ChoiceDialog:
@@ -79,6 +81,26 @@ def _run_sentence(view: RunView) -> Content:
         (one_line(view.run.id, 60), "bold"),
         f" is {view.state.state}.\n"
         "It does not need the app: it goes on when you leave, and 'localtune-tui' shows it again.",
+    )
+
+
+def again_dialog(identity: str, name: str) -> ChoiceDialog:
+    """The question which values a run is started again with.
+
+    Args:
+        identity: The id of the ended run.
+        name: Its configuration, which has other values by now.
+    """
+    shown, brief = one_line(name, 60), brief_id(identity)
+    text = Content.assemble((shown, "bold"), f" has other values by now than {brief} was started with.")
+    return ChoiceDialog(
+        "Start again",
+        text,
+        [
+            Choice("r", AGAIN, f"as {brief} was"),
+            Choice("e", AS_EDITED, f"with {shown} as it is now"),
+            Choice("escape", "", "start nothing"),
+        ],
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -35,6 +35,16 @@ class Pick:
     """The name in the list; the value where empty."""
 
 
+@dataclass(frozen=True)
+class Discard:
+    """Entries that can be discarded in the list, by the same key twice."""
+
+    values: frozenset[str]
+    """Their values."""
+    discard: Callable[[str], object]
+    """Discards the entry with a value."""
+
+
 class PickScreen(Overlay[str | None]):
     """A screen to pick an entry; returns its value, an empty text for none of them, nothing for ``esc``.
 
@@ -44,6 +54,7 @@ class PickScreen(Overlay[str | None]):
         present: The present choice.
         none: The meaning of no choice; empty where one must be chosen.
         is_free: Whether the typed text can be chosen too.
+        discard: Entries that can be discarded; None for none.
     """
 
     DEFAULT_CSS = """
@@ -64,15 +75,25 @@ class PickScreen(Overlay[str | None]):
         Binding("pagedown", "move(8)", show=False),
         Binding("pageup", "move(-8)", show=False),
         Binding("tab", "move(1)", show=False),
+        Binding("delete,ctrl+d", "discard", show=False, priority=True),
     ]
     AUTO_FOCUS = "SafeInput"
 
     def __init__(
-        self, title: str, picks: Sequence[Pick], present: str | None = None, *, none: str = "", is_free: bool = False
+        self,
+        title: str,
+        picks: Sequence[Pick],
+        present: str | None = None,
+        *,
+        none: str = "",
+        is_free: bool = False,
+        discard: Discard | None = None,
     ) -> None:
         super().__init__()
         self._title, self._picks, self._present = one_line(title, 60), tuple(picks), present
         self._none, self._is_free = none, is_free
+        self._discard = discard
+        self._doomed: str | None = None
         self._names = [one_line(pick.name or pick.value).lower() for pick in self._picks]
         self._shown: list[str] = []
         self._listed_for = ""
@@ -82,7 +103,8 @@ class PickScreen(Overlay[str | None]):
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = Content(self._title)
-            box.border_subtitle = Content("type to find  ↑ ↓ move  enter choose  esc back")
+            discard = "  del discard" if self._discard is not None else ""
+            box.border_subtitle = Content(f"type to find  ↑ ↓ move  enter choose{discard}  esc back")
             yield SafeInput(placeholder="a part of the name")
             yield ChoiceList()
 
@@ -118,7 +140,7 @@ class PickScreen(Overlay[str | None]):
         if self._is_free and term and all(pick.value != typed.strip() for pick in found):
             entries.append((typed.strip(), typed.strip(), "as typed"))
         self._shown = [value for value, _, _ in entries]
-        self._pointed_at = None
+        self._pointed_at = self._doomed = None
         self._prompts = [_prompt(name, about, value == self._present) for value, name, about in entries]
         rest = f"{len(found) - LISTED:,}".replace(",", " ")
         self._options.clear_options()
@@ -135,7 +157,7 @@ class PickScreen(Overlay[str | None]):
     def _highlighted(self, message: OptionList.OptionHighlighted) -> None:
         """Move the pointer, which marks the cursor without color."""
         message.stop()
-        before, self._pointed_at = self._pointed_at, self._options.highlighted
+        before, self._pointed_at, self._doomed = self._pointed_at, self._options.highlighted, None
         for place in (before, self._pointed_at):
             if place is not None and place < len(self._prompts):
                 mark = "▸ " if place == self._pointed_at else "  "
@@ -165,6 +187,34 @@ class PickScreen(Overlay[str | None]):
     def _take(self, place: int | None) -> None:
         if place is not None and place < len(self._shown):
             self.dismiss(self._shown[place])
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Discarding is for the entries that can be; elsewhere its keys edit the text."""
+        if action == "discard":
+            return self._discard is not None and self._chosen in self._discard.values
+        return super().check_action(action, parameters)
+
+    @property
+    def _chosen(self) -> str:
+        place = self._options.highlighted
+        return self._shown[place] if place is not None and place < len(self._shown) else ""
+
+    def action_discard(self) -> None:
+        """Discard the entry under the cursor; the first press asks for a second one."""
+        chosen, place = self._chosen, self._options.highlighted
+        if self._discard is None or place is None:
+            return
+        if self._doomed != chosen:
+            self._doomed = chosen
+            question = Content.assemble(("▸ ", "$primary bold"), ("del again discards it for good", "$near"))
+            self._options.replace_option_prompt_at_index(place, question)
+            return
+        self._discard.discard(chosen)
+        kept = [(pick, name) for pick, name in zip(self._picks, self._names, strict=True) if pick.value != chosen]
+        self._picks, self._names = tuple(pick for pick, _ in kept), [name for _, name in kept]
+        self._list(self._listed_for)
+        if self._shown:
+            self._options.highlighted = min(place, len(self._shown) - 1)
 
     def action_move(self, rows: int) -> None:
         """Move the cursor; the focus stays in the input."""

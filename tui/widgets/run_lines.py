@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from textual.content import Content
 
+from core.runs.names import brief_id
 from core.runs.sentences import ALL_DONE, phase_name
 from core.runs.series import Series
 from core.text import one_line
@@ -201,13 +202,14 @@ def _next_keys(view: RunView, keys: KeyTable) -> Sequence[tuple[str, str]]:
     name = view.state.state
     chat = (keys["app.chat"].display, "talk to it")
     go_on = (keys["train.continue"].display, "continue from the last checkpoint")
-    again = (keys["app.start"].display, "start again")
+    again = (keys["app.start"].display, f"start {brief_id(view.run.id)} again")
+    edit = (keys["train.settings"].display, "edit its configuration")
     if name == "paused":
         return [(keys["train.pause"].display, "resume"), (keys["train.stop"].display, "stop")]
     if name == "stalled":
         return [(keys["train.stop"].display, "stop it or kill its process")]
     if name == "finished":
-        return [chat, (keys["app.start"].display, "start another run")]
+        return [chat, again, edit]
     if name in ("stopped", "failed", "lost"):
-        return [go_on, chat, again] if view.history.checkpoints else [again]
+        return [go_on, chat, again, edit] if view.history.checkpoints else [again, edit]
     return []

@@ -20,7 +20,7 @@ from core.config.document import ConfigDocument
 from core.errors import UserError
 from core.hub.store import NotFetchedError
 from core.text import one_line
-from tui.data_paths import entry_text
+from tui.data_paths import entry_path, entry_text
 from tui.datasets.marks import RowFilter
 from tui.datasets.plan import Reading, plan_data
 from tui.datasets.summary import counted, describe_filter, spaced, summarize
@@ -33,8 +33,10 @@ from tui.panes.data.filters import after_analysis, longest_row, next_kind, next_
 from tui.panes.data.finder import Finder
 from tui.panes.data.opener import Opener, sample_path
 from tui.panes.data.report import Report
+from tui.panes.data.returning import Return
 from tui.panes.data.rows import DataRows
 from tui.panes.data.session import DatasetSession, Move
+from tui.session import DataPlace
 from tui.widgets.forms.ask_bar import AskBar
 from tui.widgets.lists.conversation import Conversation
 from tui.widgets.lists.data_tree import DATA_SUFFIXES, DataTree
@@ -78,6 +80,7 @@ class DataPane(Pane):
         self._line = Static(id="data-status", markup=False)
         self._status = ""
         self._status_row = 0
+        self._return = Return()
 
     def compose(self) -> ComposeResult:
         """Status, list and row; the report, the tree and the empty state replace them when needed."""
@@ -110,6 +113,35 @@ class DataPane(Pane):
     def index(self) -> int:
         """The number of the row under the cursor, from 0."""
         return self.body.index
+
+    # Where the user was.
+
+    @property
+    def place(self) -> DataPlace | None:
+        """The place in the file; of a file that could not be opened again, the place in it before."""
+        view, listed = self.view, self.session.filter
+        if view is None or self._return.place is not None:
+            return self._return.place
+        code = listed.code if listed is not None else ""
+        return DataPlace(entry_text(view.path), self.index, code, self.body.shows_tokens)
+
+    def return_to(self, place: DataPlace) -> None:
+        """Show a file as it was left: its row, the filter, and the form of the row; each as soon as it can be."""
+        path = entry_path(place.path, Path.cwd())
+        if self.opener.is_at(path):
+            self._return.begin(place)
+            self._go_back()
+        else:
+            self.show(path)
+            self._return.begin(place)
+
+    def _go_back(self) -> None:
+        """Take the next step back to where the user was."""
+        if (place := self._return.place) is None or self.opener.opening is not None or self.view is None:
+            return
+        if place.tokens != self.body.shows_tokens:
+            self.body.toggle_tokens()
+        self._go(self._return.step(self.session))
 
     # The configuration: the file that is shown, the reading of its rows, and the tokens that are learned.
 
@@ -172,6 +204,7 @@ class DataPane(Pane):
             path: The file, directory or entry.
             ask: Whether to offer a download for an entry that is not on this machine.
         """
+        self._return.drop()
         self.opener.begin(path)
         self._say(f"opening {path.name} …")
         self._open(path, ask)
@@ -197,6 +230,7 @@ class DataPane(Pane):
         self.body.show_row()
         # The configuration may have changed while the file was being opened.
         self._read_as_planned()
+        self._go_back()
         self._scan(view)
 
     def _explain(self, error: UserError) -> None:
@@ -238,6 +272,7 @@ class DataPane(Pane):
         if self.session.filter is None:
             self.body.rows.count = view.count
         self._refresh_title()
+        self._go_back()
         if view.file.complete:
             self._look_at_all()
 
@@ -301,6 +336,7 @@ class DataPane(Pane):
         if (move := after_analysis(self.session)).relists:
             self._list(move.filter)
             self._say(move.said or "")
+        self._go_back()
         self._refresh_known()
 
     def _analyzed(self, job: AnalysisJob, progress: Progress) -> None:
@@ -412,6 +448,7 @@ class DataPane(Pane):
 
     @on(RowList.Moved)
     def _moved(self) -> None:
+        self._return.moved_to(self.index)
         # The cursor's present place, not the message's: several moves may have been posted at once.
         if self._status and self.body.rows.cursor != self._status_row and not self._is_searching:
             self._say("")
