@@ -92,7 +92,7 @@ class LocaltuneApp(App[str]):
         if not self._settings.animations:
             self.animation_level = "none"
         self._load_themes()
-        self.state = AppState()
+        self.state = AppState(is_opening=True)
         self.clock: Callable[[], float] = time.time
         """Clock: the present, in Unix seconds."""
         self.bridge = Bridge(self)
@@ -226,13 +226,12 @@ class LocaltuneApp(App[str]):
     def _open_config(self) -> None:
         """Open the configuration that the app begins with."""
         if self._config_path is not None:
-            self.bridge.load_config(self._config_path)
             self.returning.begin_with_file(self._config_path)
+            self.bridge.load_config(self._config_path)
         elif self._run_name is not None:
             self.returning.begin_with_run(self._run_name)
         elif self._demo or not self._settings.remember:
             self.bridge.load_config(None)
-            self.returning.begin_anew()
         else:
             self.returning.begin()
 
@@ -272,6 +271,7 @@ class LocaltuneApp(App[str]):
     @on(messages.ConfigLoaded)
     def _config_loaded(self, message: messages.ConfigLoaded) -> None:
         self.configuration.loaded(message.document)
+        self.returning.loaded()
 
     @on(messages.ConfigEdited)
     def _config_edited(self, message: messages.ConfigEdited) -> None:

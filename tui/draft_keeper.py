@@ -19,7 +19,6 @@ from core.hub_uri import short_name
 
 if TYPE_CHECKING:
     from core.config.document import ConfigDocument
-    from core.runs.again import Origin
     from tui.panes import Panes
     from tui.state import AppState
 
@@ -94,8 +93,6 @@ class DraftKeeper:
         self._config = _Slot("config")
         self._chat = _Slot("chat")
         self._document: ConfigDocument | None = None
-        self._saved_text = ""
-        self._origin: Origin | None = None
         self._dialogue: Dialogue | None = None
         self._is_closed = False
 
@@ -154,28 +151,25 @@ class DraftKeeper:
             return
         if document is not self._document:
             self._turn_to(document)
-        self._saved_text, self._origin = state.saved_text, state.origin
         pane = self._panes.config
-        text, unread = document.dumps(), pane.unread_text if pane is not None else ""
+        text, unread = document.dumps(), ""
+        if pane is not None and pane.document is document:
+            unread = pane.unread_text
+        elif self._config.written is not None:
+            # Another one is being opened, and the pane has that already.
+            unread = str(self._config.written.data.get("unread", ""))
         # A save is heard of a message later than it is done.
         is_saved = text == state.saved_text or (document.path is not None and text == document.saved_text)
         if is_saved and not unread:
             self._config.drop()
         else:
-            self._keep_config(document, unread)
-
-    def _keep_config(self, document: ConfigDocument, unread: str) -> None:
-        run = str(self._origin.run.path) if self._origin is not None else ""
-        data = {"text": document.dumps(), "unread": unread, "saved": _digest(self._saved_text), "run": run}
-        self._config.keep(config_subject(document.path), data)
+            run = str(state.origin.run.path) if state.origin is not None else ""
+            data = {"text": text, "unread": unread, "saved": _digest(state.saved_text), "run": run}
+            self._config.keep(config_subject(document.path), data)
 
     def _turn_to(self, document: ConfigDocument) -> None:
         """Turn to another configuration; one that was never saved stays, edits of a file were asked about."""
-        before, written = self._document, self._config.written
-        if before is not None and before.path is None:
-            if before.dumps() not in ("", self._saved_text):
-                unread = written.data.get("unread", "") if written is not None else ""
-                self._keep_config(before, unread)
+        if self._document is not None and self._document.path is None:
             self._config.release()
         self._config.drop()
         self._document = document

@@ -69,7 +69,8 @@ class MainScreen(Screen[None]):
     """The main screen: header, panes, and key bar."""
 
     BINDINGS: ClassVar[list[BindingType]] = []
-    AUTO_FOCUS = None
+    # Not the first widget that could have it: the pane to begin in is focused, once it is there.
+    AUTO_FOCUS = ""
 
     def __init__(self, pane: str = "train", *, zoomed: bool = False) -> None:
         super().__init__()

@@ -97,6 +97,8 @@ class AppState:
     saved_text: str = ""
     origin: Origin | None = None
     """The run that the configuration was begun with; None for none."""
+    is_opening: bool = False
+    """Whether the configuration that the app begins with is still being looked for."""
     view: RunView | None = None
     devices: Sequence[Device] = ()
     answer_awaited: bool = False

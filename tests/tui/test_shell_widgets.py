@@ -119,7 +119,7 @@ def test_without_a_checkpoint_there_is_nothing_to_continue(home: Path) -> None:
     script.end("failed", "no")
     text = run_lines.banner(view_of(script), KeyTable()).plain
     assert "C continue" not in text
-    assert "r start again" in text
+    assert "r start 143600-tickets again" in text
 
 
 def test_a_nan_loss_is_shown_as_such(home: Path) -> None:

@@ -20,6 +20,7 @@ from tui.state import AppState
 
 if TYPE_CHECKING:
     from core.config.document import ConfigDocument
+    from core.runs.again import Origin
     from core.runs.store import Run
     from tui.panes.config.editor import Opened
 
@@ -32,7 +33,8 @@ class Configuration:
 
     def loaded(self, document: ConfigDocument) -> None:
         """Show a configuration that has been read or begun, and offer a draft that an earlier app has left."""
-        self._state.document, self._state.saved_text, self._state.origin = document, document.dumps(), None
+        self._hold(document, document.dumps())
+        self._state.is_opening = False
         if (form := self._desktop.panes.config) is not None:
             form.load(document)
             self._offer_draft(document)
@@ -41,14 +43,12 @@ class Configuration:
 
     def reopened(self, opened: Opened) -> None:
         """Show the configuration that the app begins with, found without a request of the user."""
-        document, state = opened.document, self._state
+        document = opened.document
         if document.path is not None or not document.dumps():
             self.loaded(document)
             return
-        state.document, state.origin = document, opened.origin
-        state.saved_text = document.dumps() if opened.is_begun else ""
-        if opened.draft:
-            self._drafts.adopt(document, opened.draft)
+        self._hold(document, document.dumps() if opened.is_begun else "", opened.origin, draft=opened.draft)
+        self._state.is_opening = False
         if (form := self._desktop.panes.config) is not None:
             form.open(opened)
         self._show_data(document)
@@ -72,11 +72,10 @@ class Configuration:
 
     def edited(self, message: ConfigEdited) -> None:
         """Take over an edit of the form, or a configuration opened there."""
-        self._state.document = message.document
         if message.saved is not None:
-            self._state.saved_text, self._state.origin = message.saved, message.origin
-        if message.draft:
-            self._drafts.adopt(message.document, message.draft)
+            self._hold(message.document, message.saved, message.origin, draft=message.draft)
+        else:
+            self._hold(message.document, self._state.saved_text, self._state.origin)
         if message.option in ("", "data.train"):
             self._show_data(message.document)
         else:
@@ -85,8 +84,29 @@ class Configuration:
 
     def saved(self, document: ConfigDocument) -> None:
         """Note that the configuration in the app is now the same as its file."""
-        self._state.document, self._state.saved_text, self._state.origin = document, document.dumps(), None
+        self._hold(document, document.dumps())
         self._desktop.show_header()
+
+    def _hold(
+        self, document: ConfigDocument, saved_text: str, origin: Origin | None = None, *, draft: str = ""
+    ) -> None:
+        """Change the state; where another configuration is opened, the drafts follow at once.
+
+        Args:
+            document: The configuration.
+            saved_text: The text that needs no saving.
+            origin: The run that it was begun with.
+            draft: The id of the draft that it is from.
+        """
+        state = self._state
+        is_other = document is not state.document
+        if is_other:
+            self._drafts.look()
+        state.document, state.saved_text, state.origin = document, saved_text, origin
+        if draft:
+            self._drafts.adopt(document, draft)
+        elif is_other:
+            self._drafts.look()
 
     def _show_data(self, document: ConfigDocument) -> None:
         """Show the training data of the configuration in the data pane."""

@@ -47,6 +47,7 @@ class Returning:
         if not remembers:
             forget_session()
         self._written = self.last
+        self._awaited: Reopened | None = None
         self._is_complete = False
         self._started = clock()
 
@@ -75,16 +76,18 @@ class Returning:
 
         self._show(lambda: reopen_run(name))
 
-    def begin_anew(self) -> None:
-        """Begin without what was open last."""
-        self._is_complete = True
-
     def begin_with_file(self, path: Path) -> None:
         """Begin with a configuration that the user has named; the cursors are where they were if it was open last."""
         from tui.reopening import place_of
 
         if self.last is not None and self.last.config == str(path.absolute()):
-            self._show_place(place_of(self.last))
+            self._awaited = place_of(self.last)
+
+    def loaded(self) -> None:
+        """Show the place in the configuration that the user has named, which has been read by now."""
+        awaited, self._awaited = self._awaited, None
+        if awaited is not None:
+            self._show_place(awaited)
         self._is_complete = True
 
     def _show(self, find: Callable[[], Reopened]) -> None:

@@ -71,8 +71,8 @@ def header_segments(state: AppState, *, loss: bool, now: float) -> list[Segment]
     if state.file_name:
         edited = Content.styled(" •edited", "$near") if state.is_dirty else Content("")
         segments.append(Segment(Content(one_line(state.file_name, 40)) + edited, 9))
-    elif name := state.config_name:
-        unsaved = Content.styled(" •not saved", "$near" if state.is_dirty else "$muted")
+    elif (state.is_dirty or not state.is_of_config) and (name := state.config_name):
+        unsaved = Content.styled(" •not saved", "$near") if state.is_dirty else Content("")
         segments.append(Segment(Content(one_line(name, 40)) + unsaved, 9))
     view = state.view
     if view is not None and not view.is_live and not state.is_of_config:
@@ -88,9 +88,9 @@ def header_segments(state: AppState, *, loss: bool, now: float) -> list[Segment]
 def _other_run(view: RunView, now: float) -> list[Segment]:
     """The segment of an ended run of another configuration: its state is not that of the one that is open."""
     ended = f"{view.state.state} {format_ago(now - view.state.updated)}"
-    name = brief_id(view.run.id)
-    brief = Content.styled(f"last run {ended}", "$muted")
-    return [Segment(Content.styled(f"last run: {name} {ended}", "$muted"), 2, brief)]
+    which = "last run" if view.is_leftover else "other run"
+    brief = Content.styled(f"{which} {ended}", "$muted")
+    return [Segment(Content.styled(f"{which}: {brief_id(view.run.id)} {ended}", "$muted"), 2, brief)]
 
 
 def _run_segments(view: RunView, *, loss: bool, answer_awaited: bool) -> list[Segment]:

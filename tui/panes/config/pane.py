@@ -67,7 +67,6 @@ class ConfigPane(Pane):
         self._questions = FileQuestions(self.editor, self.ask_bar)
         self._plan_bar = PlanBar(id="config-plan")
         self._greeting = ""
-        self._returns_to = ""
         self._emptied: OptionField | None = None
         self._looked_at: tuple[str, str] | None = None
 
@@ -152,14 +151,11 @@ class ConfigPane(Pane):
         return field.option.name if (field := self.form.current) is not None else ""
 
     def return_to(self, option: str) -> None:
-        """Put the cursor on an option as soon as there are options."""
-        self._returns_to = option
-        if self.form.fields:
-            self._return()
+        """Put the cursor on an option, once the form of the configuration has been built."""
+        self.call_later(self._return_to, option)
 
-    def _return(self) -> None:
-        name, self._returns_to = self._returns_to, ""
-        if name and any(field.option.name == name for field in self.form.fields):
+    def _return_to(self, name: str) -> None:
+        if any(field.option.name == name for field in self.form.fields):
             self.go_to_option(name)
 
     def _take(self, opened: Opened) -> None:
@@ -235,7 +231,6 @@ class ConfigPane(Pane):
         # After the check: an option with a problem is shown whether or not it is one of the basic ones.
         self.filter.apply()
         self.form.cursor = 0
-        self._return()
         if self._greeting:
             self.say(self._greeting)
         elif self.problems and self.document.path is not None:

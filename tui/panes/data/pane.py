@@ -80,6 +80,7 @@ class DataPane(Pane):
         self._line = Static(id="data-status", markup=False)
         self._status = ""
         self._status_row = 0
+        self._has_failed = False
         self._return = Return()
 
     def compose(self) -> ComposeResult:
@@ -150,6 +151,8 @@ class DataPane(Pane):
         self.configure(document)
         if (path := self.opener.follow(document)) is not None:
             self.show(path)
+        elif self._empty.display and self.opener.opening is None and not self._has_failed:
+            self._show_empty()
 
     def configure(self, document: ConfigDocument) -> None:
         """Follow a configuration; where its plan is the same, the display stays unchanged."""
@@ -403,8 +406,13 @@ class DataPane(Pane):
 
     def _show_empty(self, error: UserError | None = None) -> None:
         """Show the empty state: the first steps, and the last error."""
-        keys = [(self.keys[name].display, self.keys[name].help) for name in ("data.open", "data.browse", "data.sample")]
-        self._empty.explain("No data yet." if error is None else "No data is open.", keys, error)
+        self._has_failed = error is not None
+        steps = ("data.open", "data.browse", "data.sample")
+        keys = [(self.keys[name].display, self.keys[name].help) for name in steps]
+        if self.shell.state.is_opening and error is None:
+            self._empty.explain("Looking for what was open …", [])
+        else:
+            self._empty.explain("No data yet." if error is None else "No data is open.", keys, error)
         self._show_only(self._empty)
         self.prefer_focus(self._empty)
         self.set_title("1 Data")
