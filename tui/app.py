@@ -98,7 +98,7 @@ class LocaltuneApp(App[str]):
         self.bridge = Bridge(self)
         self.desktop = Desktop(self, self.state)
         remembers = self._settings.remember
-        self.drafts = DraftKeeper(self.state, self.desktop.panes, keeps_chat=remembers)
+        self.drafts = DraftKeeper(self.state, self.desktop.panes, remembers=remembers)
         self.configuration = Configuration(self.desktop, self.state, self.drafts, self.keys)
         self.returning = Returning(
             self.desktop, self.state, self.drafts, self.configuration, lambda: self.clock(), remembers=remembers

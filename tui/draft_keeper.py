@@ -85,11 +85,11 @@ class DraftKeeper:
     Args:
         state: The configuration, and the content of its file.
         panes: Where unread text and the conversation are.
-        keeps_chat: Whether the conversation stays when the app is left by choice.
+        remembers: Whether the app begins with what was open last; else no conversation stays when it is left by choice.
     """
 
-    def __init__(self, state: AppState, panes: Panes, *, keeps_chat: bool = True) -> None:
-        self._state, self._panes, self._keeps_chat = state, panes, keeps_chat
+    def __init__(self, state: AppState, panes: Panes, *, remembers: bool = True) -> None:
+        self._state, self._panes, self._remembers = state, panes, remembers
         self._config = _Slot("config")
         self._chat = _Slot("chat")
         self._document: ConfigDocument | None = None
@@ -112,7 +112,7 @@ class DraftKeeper:
         self._is_closed = True
         if discards:
             self._config.drop()
-        if not self._keeps_chat:
+        if not self._remembers:
             self._chat.drop()
         self._config.release()
         self._chat.release()
@@ -193,7 +193,8 @@ class DraftKeeper:
             document: The configuration as its file has it.
         """
         draft = find_draft("config", config_subject(document.path))
-        if draft is None:
+        if draft is None or (draft.is_of_new_config and draft.is_released and self._remembers):
+            # One that was left by choice is opened from the session, or from the list.
             return None
         text, unread, saved = (draft.data.get(name) for name in ("text", "unread", "saved"))
         if not isinstance(text, str) or not isinstance(unread, str):

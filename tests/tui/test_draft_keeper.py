@@ -131,8 +131,9 @@ async def test_each_run_has_its_own_conversation(home: Path) -> None:
         assert pane.target == second.run
         pane.take_up(dialogue(), "half")
         for script, count in ((first, 0), (second, 1)):
-            app.runs.open(script.run)
-            await wait_for(pilot, lambda script=script: pane.target == script.run)
+            run = script.run
+            app.runs.open(run)
+            await wait_for(pilot, lambda run=run: pane.target == run)  # type: ignore[misc]
             await pilot.pause()
             assert len(pane.dialogue.exchanges) == count
 

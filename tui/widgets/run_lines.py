@@ -201,9 +201,9 @@ def _headline(view: RunView) -> str:
 def _next_keys(view: RunView, keys: KeyTable) -> Sequence[tuple[str, str]]:
     name = view.state.state
     chat = (keys["app.chat"].display, "talk to it")
-    go_on = (keys["train.continue"].display, "continue from the last checkpoint")
+    go_on = (keys["train.continue"].display, "continue")
     again = (keys["app.start"].display, f"start {brief_id(view.run.id)} again")
-    edit = (keys["train.settings"].display, "edit its configuration")
+    edit = (keys["train.settings"].display, "edit it first")
     if name == "paused":
         return [(keys["train.pause"].display, "resume"), (keys["train.stop"].display, "stop")]
     if name == "stalled":

@@ -22,6 +22,7 @@ from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.screens.pick import PickScreen
 from tui.session import DataPlace, Session, read_session, session_path, write_session
+from tui.widgets.status_bar import StatusBar
 
 
 @asynccontextmanager
@@ -422,7 +423,7 @@ async def test_the_header_does_not_lend_another_run_s_state_to_the_configuration
     async with opened(app) as pilot:
         await wait_for(pilot, lambda: app.state.view is not None)
         await wait_for(pilot, lambda: f"last run: {run.id[9:]} failed just now" in screen_text(app).splitlines()[0])
-        line = app.main.query_one("#status").render()
+        line = app.main.query_one(StatusBar).render()
         span = next(span for span in line.spans if "last run" in line.plain[span.start : span.end])
         assert span.style == "$muted"
         app.configuration.edit_run(run)
