@@ -73,7 +73,7 @@ def disk_error(directory: Path, error: OSError) -> UserError:
         return UserError(f"The disk that holds {directory} is full.", _MAKE_ROOM)
     return UserError(
         f"{directory} cannot be written: {error.strerror or error}.",
-        "Mend its permissions, or set LOCALTUNE_HOME to a directory that you can write to.",
+        "Fix its permissions, or set LOCALTUNE_HOME to a directory that you can write to.",
     )
 
 

@@ -116,6 +116,6 @@ def make_private_dir(path: Path) -> Path:
     if not writable:
         raise UserError(
             f"{path} is not a directory that can be written to.",
-            "Set LOCALTUNE_HOME to a directory that you can write to, or mend its permissions.",
+            "Set LOCALTUNE_HOME to a directory that you can write to, or fix its permissions.",
         )
     return path

@@ -130,11 +130,28 @@ def exact_number(value: float) -> str:
     return f"{mantissa}e{int(power)}"
 
 
+def format_count(count: float) -> str:
+    """A count with its thousands separated: ``1,000,000``; a space would let a line break inside of the number."""
+    return f"{count:,.0f}"
+
+
+def short_count(count: int | None) -> str:
+    """A large number, such as that of a model's parameters, in three digits at most: ``135 M``, ``7.6 B``."""
+    if count is None:
+        return "–"
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        # Compared after rounding, so that 999.9 M becomes 1.0 B and not 1000 M.
+        if count >= size * 0.9995:
+            value = to_float(count) / size
+            return f"{value:.1f} {unit}" if value < 9.95 else f"{min(value, 1e6):.0f} {unit}"
+    return str(count)
+
+
 def format_rate(tokens_per_second: float | None) -> str:
     """A speed in tokens per second: ``318 tok/s``; ``–`` where unknown."""
     if tokens_per_second is None or not math.isfinite(rate := to_float(tokens_per_second)):
         return "–"
-    count = f"{rate:,.0f}".replace(",", " ") if abs(rate) < 1e9 else format_number(rate)
+    count = format_count(rate) if abs(rate) < 1e9 else format_number(rate)
     return f"{count} tok/s"
 
 

@@ -120,6 +120,8 @@ def test_the_app_needs_a_terminal() -> None:
     ("words", "said"),
     [
         (["wach"], "Did you mean 'localtune-tui watch'?"),
+        (["trian", "x.toml", "--json"], "Did you mean 'localtune-tui train'?"),
+        (["--no-mouse", "train", "x.toml"], "A command comes first: 'localtune-tui train …'."),
         (["none.toml"], "neither a command nor a configuration file"),
         (["train"], "CONFIG"),
         (["watch", "--jsn", "x"], "--jsn"),
@@ -183,8 +185,10 @@ def test_the_app_opens_what_was_asked_for(tmp_path: Path, monkeypatch: pytest.Mo
     mice: list[bool] = []
 
     class Recorded:
-        def __init__(self, config_path: Path | None = None, run: str | None = None, demo: bool = False) -> None:
-            opened.append((config_path, run, demo))
+        def __init__(
+            self, config_path: Path | None, run: str | None = None, demo: bool = False, data: Path | None = None
+        ) -> None:
+            opened.append((config_path, run, demo, data))
 
         def run(self, *, mouse: bool) -> None:
             mice.append(mouse)
@@ -202,8 +206,52 @@ def test_the_app_opens_what_was_asked_for(tmp_path: Path, monkeypatch: pytest.Mo
     config.write_text("")
     assert [main(words) for words in ([], [str(config)], ["--run", "latest"], ["--demo"])] == [0, 0, 0, 0]
     assert mice == [True] * 4
-    assert (main(["--no-mouse"]), mice.pop(), opened.pop()) == (0, False, (None, None, False))
-    assert opened == [(None, None, False), (config, None, False), (None, "latest", False), (None, None, True)]
+    assert (main(["--no-mouse"]), mice.pop(), opened.pop()) == (0, False, (None, None, False, None))
+    assert opened == [
+        (None, None, False, None),
+        (config, None, False, None),
+        (None, "latest", False, None),
+        (None, None, True, None),
+    ]
+    opened.clear()
+    rows, run = tmp_path / "faq.csv", tmp_path / "runs" / "20260101-101010-faq"
+    rows.write_text("question,answer\na,b\n")
+    run.mkdir(parents=True)
+    (run / "run.toml").write_text("")
+    monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path))
+    assert [main([word]) for word in (str(rows), str(tmp_path), str(run), run.name)] == [0, 0, 0, 0]
+    assert opened == [
+        (None, None, False, rows),
+        (None, None, False, tmp_path),
+        (None, str(run), False, None),
+        (None, run.name, False, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("model.gguf", b"GGUF", "is a model (GGUF), not a configuration. 'localtune-tui chat"),
+        ("axolotl.yml", b"base_model: x\n", "'localtune-tui import"),
+        ("notes.md", b"# Notes\n", "is neither a configuration nor data"),
+    ],
+)
+def test_a_file_that_the_app_cannot_open_is_refused_in_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes, said: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert main([str(tmp_path / name)]) == 1
+    told = capsys.readouterr()
+    assert (told.out, told.err.count("\n")) == ("", 1)
+    assert said in told.err
+
+
+def test_a_dumb_terminal_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "dumb")
+    assert main([]) == 2
+    assert "TERM=dumb" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("before", "during"), [(None, "false"), ("true", "true")])

@@ -73,7 +73,8 @@ def test_all_of_the_interface_is_light() -> None:
     "name", ["pydantic", "tomlkit", "pynvml", "psutil", "tui.panes.data.pane", "tui.panes.config.pane"]
 )
 def test_nothing_slow_is_imported_before_the_first_paint(name: str) -> None:
-    assert name not in loaded_by("from tui.app import LocaltuneApp; LocaltuneApp()")
+    panes = "from tui.panes import PANES; [pane.load()() for pane in PANES if pane.at_once]"
+    assert name not in loaded_by(f"from tui.app import LocaltuneApp; LocaltuneApp(); {panes}")
     assert name not in loaded_by("import tui.__main__")
 
 

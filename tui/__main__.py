@@ -11,52 +11,38 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from core import __version__
-from core.commands import COMMANDS, load_command
-from core.commands.common import EXIT_ERROR, EXIT_USAGE, OutputError, invoke, note, say
+from core.commands import COMMANDS
+from core.commands.command_line import app_parser, command_parser
+from core.commands.common import EXIT_ERROR, EXIT_USAGE, PROGRAM, OutputError, invoke, note, say
 from core.commands.parser import ArgumentParser
+from core.errors import UserError
+from core.path_kind import path_kind, refuse_kind
+from core.paths import runs_dir
 from core.text import one_line
 
-PROGRAM = "localtune-tui"
+
+@dataclass(frozen=True)
+class Opening:
+    """What the app is opened with: a configuration, data, a run, or nothing."""
+
+    config: Path | None = None
+    data: Path | None = None
+    run: str | None = None
 
 
-def _app_parser() -> ArgumentParser:
-    width = max(map(len, COMMANDS))
-    listing = "\n".join(f"  {name:<{width}}  {description}" for name, (_, description) in COMMANDS.items())
-    parser = ArgumentParser(
-        prog=PROGRAM,
-        usage=f"{PROGRAM} [CONFIG] [--run RUN | --demo]\n       {PROGRAM} COMMAND …",
-        description="Fine-tune language models on one GPU, from a terminal. Without a command the app opens.",
-        epilog=f"commands:\n{listing}\n\n'{PROGRAM} COMMAND --help' explains one. All take --json.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("config", metavar="CONFIG", nargs="?", help="configuration file (TOML) to open the app with")
-    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--run", metavar="RUN", help="run to open the app with: its id, a part of it, or 'latest'")
-    parser.add_argument(
-        "--no-mouse", action="store_true", help="leave the mouse to the terminal, for selecting and copying text"
-    )
-    which.add_argument("--demo", action="store_true", help="open the app with the sample run started")
-    return parser
-
-
-def _command_parser(name: str) -> ArgumentParser:
-    module = load_command(name)
-    parser = ArgumentParser(
-        prog=f"{PROGRAM} {name}", description=f"{COMMANDS[name][1][0].upper()}{COMMANDS[name][1][1:]}."
-    )
-    module.add_arguments(parser)
-    parser.set_defaults(command=name, run_command=module.run)
-    return parser
-
-
-def _open_app(args: argparse.Namespace) -> int:
+def _open_app(args: argparse.Namespace, opened: Opening) -> int:
     """Open the app, and print its closing line after it has ended."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()) or os.environ.get("TERM") == "dumb":
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
         note(f"{PROGRAM}: the app needs a terminal; '{PROGRAM} --help' lists the commands that do not.")
+        return EXIT_USAGE
+    if os.environ.get("TERM") == "dumb":
+        note(
+            f"{PROGRAM}: the app needs a terminal that can place text, and TERM=dumb says that this one cannot; set "
+            f"TERM as it is (xterm-256color, for one), or use the commands that '{PROGRAM} --help' lists."
+        )
         return EXIT_USAGE
     # Before anything imports the library: it would tokenize a screenful of rows on every core, competing with a run for
     # them, and warn on the terminal, over the screen, once a process is started after that.
@@ -64,7 +50,7 @@ def _open_app(args: argparse.Namespace) -> int:
     from tui.app import LocaltuneApp
     from tui.ending import end_process, whole_terminal
 
-    app = LocaltuneApp(Path(args.config) if args.config else None, run=args.run, demo=args.demo)
+    app = LocaltuneApp(opened.config, run=args.run or opened.run, demo=args.demo, data=opened.data)
     line = None
     try:
         with whole_terminal():
@@ -86,14 +72,16 @@ def _open_app(args: argparse.Namespace) -> int:
     return end_process(EXIT_ERROR if words else 0)
 
 
-def _refuse_config(parser: ArgumentParser, name: str) -> None:
-    """Exit with a usage error for a first argument that is neither a command nor a file."""
-    # Not the method of Path, which raises on names that no file can have.
-    if os.path.isfile(name):
-        return
+def _refuse_word(parser: ArgumentParser, name: str) -> None:
+    """Exit with a usage error for a first argument that is neither a command nor a path nor a run."""
     meant = difflib.get_close_matches(name, COMMANDS, n=1)
     hint = f" Did you mean '{PROGRAM} {meant[0]}'?" if meant else f" '{PROGRAM} --help' lists the commands."
-    parser.error(f"'{one_line(name, 200)}' is neither a command nor a configuration file.{hint}")
+    parser.error(f"'{one_line(name, 200)}' is neither a command nor a configuration file, data or a run.{hint}")
+
+
+def _is_run_id(name: str) -> bool:
+    # Not the method of Path, which raises on names that no file can have.
+    return os.path.basename(name) == name and os.path.isfile(runs_dir() / name / "run.toml")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -113,15 +101,45 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_app(words: list[str]) -> int:
-    parser = _app_parser()
-    args = parser.parse_args(words)
-    if args.config is not None:
-        _refuse_config(parser, args.config)
-    return _open_app(args)
+    parser = app_parser()
+    first = words[0] if words and not words[0].startswith("-") else None
+    if first is not None and path_kind(Path(first)) == "missing" and not _is_run_id(first):
+        # Before the others are looked at: of a mistyped command they are its arguments, and not what is wrong.
+        _refuse_word(parser, first)
+    args, further = parser.parse_known_args(words)
+    if further:
+        late = args.config if args.config in COMMANDS else None
+        hint = f" A command comes first: '{PROGRAM} {late} …'." if late else ""
+        parser.error(f"unrecognized arguments: {' '.join(further)}.{hint}")
+    return _open_app(args, opening(parser, args.config))
+
+
+def opening(parser: ArgumentParser, name: str | None) -> Opening:
+    """The kind of thing that the app is opened with.
+
+    Raises:
+        UserError: If it is of a kind that the app cannot open.
+    """
+    if name is None:
+        return Opening()
+    path = Path(name)
+    kind = path_kind(path)
+    if kind == "missing":
+        if not _is_run_id(name):
+            _refuse_word(parser, name)
+        return Opening(run=name)
+    if kind in ("data", "directory"):
+        return Opening(data=path)
+    if kind == "run":
+        return Opening(run=os.fspath(path.absolute()))
+    refuse_kind(path, "config")
+    if kind == "other":
+        raise UserError(f"{one_line(name, 200)} is neither a configuration nor data.", "Name a TOML file, or rows.")
+    return Opening(config=path)
 
 
 def _run_command(words: list[str]) -> int:
-    args = _command_parser(words[0]).parse_args(words[1:])
+    args = command_parser(words[0]).parse_args(words[1:])
     code: int = args.run_command(args)
     return code
 

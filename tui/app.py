@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import os
 import signal
 import sys
@@ -12,14 +13,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
-from textual import on, work
+from rich.console import RenderableType
+from textual import events, on, work
+from textual._callback import invoke
+from textual._compositor import CompositorUpdate
+from textual.actions import parse
 from textual.app import App, InvalidThemeError
 from textual.binding import BindingType
-from textual.command import Provider
 from textual.driver import Driver
 from textual.message import Message
+from textual.screen import Screen
 
 from core.commands.common import EXIT_ERROR
 from core.errors import UserError
@@ -27,33 +32,34 @@ from core.paths import config_dir
 from core.text import one_line
 from themes.loader import DEFAULT, load_builtin, load_user, variable_defaults
 from tui import messages
+from tui.arrangement import PAIRED_SIZE, TILED_SIZE
 from tui.bridge import Bridge
+from tui.controllers.beginnings import Beginnings
 from tui.controllers.configuration import Configuration
 from tui.controllers.desktop import Desktop
 from tui.controllers.leaving import Leaving
 from tui.controllers.returning import Returning
 from tui.controllers.run_control import RunControl
 from tui.controllers.runs import Runs
+from tui.controllers.start_cards import StartCards
+from tui.data_paths import entry_path
 from tui.draft_keeper import LOOK_SECONDS, DraftKeeper
 from tui.driver import TerminalDriver
 from tui.glyphs import GLYPH_SETS
 from tui.keys import Key, KeyTable, bindings, load_keymap
-from tui.main_screen import TILED_SIZE, MainScreen
+from tui.main_screen import MainScreen
 from tui.mistakes import Mistakes
 from tui.panes import pane_spec
-from tui.settings import load_settings, resolve_glyphs, save_theme
+from tui.screens.overlay import Overlay
+from tui.settings import load_settings, resolve_glyphs, save_setting
 from tui.state import AppState
+from tui.terminal_image import Painted
+from tui.typed_ahead import Place, TypedAhead
+from tui.widgets.forms.ask_bar import KeyQuestion, takes_text
 from tui.widgets.lists.run_list import RunList
 
 #: Thread limit: some threads follow a run or sample the devices for as long as the app runs.
 _THREADS = 32
-
-
-def _key_commands() -> type[Provider]:
-    """The provider of the command palette, imported when the palette is opened."""
-    from tui.palette import KeyCommands
-
-    return KeyCommands
 
 
 class LeavingExecutor(ThreadPoolExecutor):
@@ -71,41 +77,57 @@ class LocaltuneApp(App[str]):
         config_path: A configuration to open.
         run: A run to open: an id, a part of one, a path or ``latest``.
         demo: Whether to start the sample run at once.
+        data: A data file or a directory of them to open.
     """
 
     TITLE = "localtune-tui"
     CSS_PATH = "app.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("app")]
-    COMMANDS: ClassVar[set[Callable[[], type[Provider]]]] = {_key_commands}  # type: ignore[assignment]
+    ENABLE_COMMAND_PALETTE = False  # Its own is an overlay like the others.
 
-    def __init__(self, config_path: Path | None = None, run: str | None = None, demo: bool = False) -> None:
+    def __init__(
+        self,
+        config_path: Path | None = None,
+        run: str | None = None,
+        demo: bool = False,
+        data: Path | None = None,
+    ) -> None:
         self.mistakes = Mistakes()
         super().__init__()
+        self._data_path = data
         self._config_path, self._run_name, self._demo = config_path, run, demo
         self._settings, self._complaints = load_settings(config_dir() / "settings.toml")
         self._complaints = [f"settings.toml: {problem}" for problem in self._complaints]
         self.glyphs = GLYPH_SETS[resolve_glyphs(self._settings.glyphs)]
+        self.pace = self._settings.pace
         keymap = load_keymap(config_dir() / "keymap.toml")
         self._complaints += [f"keymap.toml: {problem}" for problem in keymap.problems]
         self.keys = KeyTable(keymap.overrides)
         self.set_keymap(keymap.overrides)
+        self._typed_ahead = TypedAhead(self.keys, self._tell_text_lost)
         if not self._settings.animations:
             self.animation_level = "none"
         self._load_themes()
         self.state = AppState(is_opening=True)
         self.clock: Callable[[], float] = time.time
         """Clock: the present, in Unix seconds."""
-        self.bridge = Bridge(self)
-        self.desktop = Desktop(self, self.state)
+        self.bridge = Bridge(self, self.pace)
+        self.desktop = Desktop(self, self.state, lambda: self.clock())
         remembers = self._settings.remember
         self.drafts = DraftKeeper(self.state, self.desktop.panes, remembers=remembers)
-        self.configuration = Configuration(self.desktop, self.state, self.drafts, self.keys)
+        self.beginnings = Beginnings(self.desktop, self.keys, lambda: self.cards.follow())
+        self.configuration = Configuration(self.desktop, self.state, self.drafts, self.keys, self.beginnings)
         self.returning = Returning(
             self.desktop, self.state, self.drafts, self.configuration, lambda: self.clock(), remembers=remembers
         )
         self.leaving = Leaving(self.desktop, self.state, self.bridge, self.drafts, self.returning)
-        self.runs = Runs(self.desktop, self.state, self.bridge, self.drafts, lambda: self.clock())
-        self.run_control = RunControl(self.desktop, self.state, self.bridge, self.leaving)
+        self.cards = StartCards(self.desktop, self.state, self.keys, self.beginnings)
+        self.runs = Runs(
+            self.desktop, self.state, self.bridge, self.drafts, self.cards, self.keys, lambda: self.clock()
+        )
+        self.run_control = RunControl(
+            self.desktop, self.state, self.bridge, self.leaving, self.runs.show_lines, lambda: self.clock()
+        )
 
     @property
     def main(self) -> MainScreen:
@@ -121,10 +143,14 @@ class LocaltuneApp(App[str]):
             self.register_theme(theme)
         self._complaints += [f"theme {failure}" for failure in loaded.failures]
         wanted = os.environ.get("TEXTUAL_THEME") or self._settings.theme or DEFAULT
+        # Textual has taken the variable for its own default, before the theme was there to be applied.
+        self.set_reactive(App.theme, "textual-dark")
         try:
             self.theme = wanted
         except InvalidThemeError:
-            self._complaints.append(f"there is no theme {one_line(wanted, 40)}")
+            near = difflib.get_close_matches(wanted, self.available_themes, n=1)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            self._complaints.append(f"there is no theme {one_line(wanted, 40)}{meant}")
             self.theme = DEFAULT
 
     def get_driver_class(self) -> type[Driver]:
@@ -138,13 +164,14 @@ class LocaltuneApp(App[str]):
     def get_default_screen(self) -> MainScreen:
         """The main screen with its panes."""
         if self._is_told:
-            return MainScreen()
-        return MainScreen(self.returning.pane or "train", zoomed=self.returning.is_zoomed)
+            return MainScreen(way=self._settings.way)
+        return MainScreen(self.returning.pane or "train", self._settings.way, zoomed=self.returning.is_zoomed)
 
     @property
     def _is_told(self) -> bool:
         """Whether the command line says what to begin with."""
-        return self._config_path is not None or self._run_name is not None or self._demo
+        named = (self._config_path, self._run_name, self._data_path)
+        return self._demo or any(name is not None for name in named)
 
     # Start and end.
 
@@ -158,11 +185,71 @@ class LocaltuneApp(App[str]):
                 loop.add_signal_handler(number, self.leaving.leave)
         self.theme_changed_signal.subscribe(self, self._theme_changed)
         self.set_interval(LOOK_SECONDS, self._keep_drafts)
+        self.set_interval(self.pace, self.runs.count_down)
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Paint everything anew: a terminal of another size shows something of its own."""
+        if isinstance(self._driver, TerminalDriver):
+            self._driver.image.forget()
+        if event.size == self.size:
+            # It has had another size, and has this one again; nobody else will see that.
+            self.screen.refresh()
+
+    def _display(self, screen: Screen[object], renderable: RenderableType | None) -> None:
+        """Write an update of the screen: the cells that differ from what the terminal shows, and nothing if none do."""
+        driver, update = self._driver, cast(object, renderable)
+        is_written = self._running and not self._closed and not self._batch_count and not self.is_headless
+        if is_written and isinstance(driver, TerminalDriver) and isinstance(update, CompositorUpdate):
+            output = driver.image.bring(update, self.console._color_system, screen.outer_size)
+            if output is not None:
+                is_still = self.screen.outer_size.clamp_offset(self.cursor_position) == self._previous_cursor_position
+                renderable = None if is_still and not output else Painted(output)
+        super()._display(screen, renderable)
 
     def _keep_drafts(self) -> None:
         if self.is_running:  # while the app shuts down, the panes are removed piece by piece
             self.drafts.look()
             self.returning.look()
+
+    async def on_event(self, event: events.Event) -> None:
+        """Handle an event; text that comes where none is entered does nothing."""
+        if isinstance(event, events.Key) and not event.is_forwarded:
+            if not self._typed_ahead.admits(event, self._place):
+                return
+        elif isinstance(event, events.Paste) and not event.is_forwarded and not self._place.takes_text:
+            self._tell_text_lost()
+            return
+        await super().on_event(event)
+
+    @property
+    def _place(self) -> Place:
+        """The meaning of keys where the focus is."""
+        screen = self.screen
+        focused = screen.focused
+        if isinstance(focused, KeyQuestion):
+            return Place(own=focused.answers)
+        if takes_text(focused):
+            return Place(takes_text=True)
+        if isinstance(screen, Overlay):
+            return Place(screen.TAKES_TEXT, screen.SCOPE, screen.known_keys)
+        return Place(scope=self.main.current, own=screen.active_bindings)
+
+    def _tell_text_lost(self) -> None:
+        key = self.keys["app.ask"].display
+        text = f"Typed text went nowhere: {key} writes to the model."
+        if not any(note.message == text for note in self._notifications):
+            self.desktop.tell(text)
+
+    @on(messages.KeysAhead)
+    def _keys_ahead(self, message: messages.KeysAhead) -> None:
+        self._typed_ahead.expect(message.keys, goes_on=message.goes_on)
+
+    @on(messages.KeysHandled)
+    def _keys_handled(self, message: messages.KeysHandled) -> None:
+        start = self.screen.focused or self.screen
+        again = messages.KeysHandled(message.reached, message.rounds - 1)
+        if message.rounds == 0 or not start.post_message(again):
+            message.reached()
 
     async def _on_message(self, message: Message) -> None:
         # Results of threads that come while the app shuts down have no widgets left to go to.
@@ -212,13 +299,16 @@ class LocaltuneApp(App[str]):
         """Slow imports, done once the first screen is painted."""
         self.desktop.show_header()
         self.bridge.sample_devices()
-        landing = "config" if self._config_path is not None else ""
+        landing = "config" if self._config_path is not None else "data" if self._data_path is not None else ""
         last = self.returning.last
         self.runs.begin(self._run_name, sample=self._demo, landing=landing, session=last if not self._is_told else None)
         await self.main.load_panes()
         self._warm_sandbox()
         self.runs.offer_to_chat()
         self._open_config()
+        if self._data_path is not None and (pane := self.desktop.panes.data) is not None:
+            pane.show(entry_path(str(self._data_path), Path.cwd()), ask=True)
+        self.bridge.look_around()
         if self._complaints:
             text = "\n".join(self._complaints)
             self.desktop.tell(text, "Left out of your settings", severity="warning", seconds=12)
@@ -276,6 +366,7 @@ class LocaltuneApp(App[str]):
     @on(messages.ConfigEdited)
     def _config_edited(self, message: messages.ConfigEdited) -> None:
         self.configuration.edited(message)
+        self.cards.follow()
 
     @on(messages.ConfigSaved)
     def _config_saved(self, message: messages.ConfigSaved) -> None:
@@ -284,6 +375,17 @@ class LocaltuneApp(App[str]):
     @on(messages.DatasetChosen)
     def _dataset_chosen(self, message: messages.DatasetChosen) -> None:
         self.configuration.use_dataset(message)
+
+    @on(messages.DataRequested)
+    def _data_requested(self, message: messages.DataRequested) -> None:
+        self.configuration.open_data(message.path)
+
+    @on(messages.SurroundingsSeen)
+    def _surroundings_seen(self, message: messages.SurroundingsSeen) -> None:
+        panes = self.desktop.panes
+        for pane in (panes.train, panes.data):
+            if pane is not None:
+                pane.look_around(message.here)
 
     @on(messages.OptionsChosen)
     def _options_chosen(self, message: messages.OptionsChosen) -> None:
@@ -316,6 +418,7 @@ class LocaltuneApp(App[str]):
     @on(messages.RunStarted)
     def _run_started(self, message: messages.RunStarted) -> None:
         self.runs.started(message.run)
+        self.leaving.run_started(message.run)
 
     @on(messages.RunAttached)
     def _run_attached(self, message: messages.RunAttached) -> None:
@@ -324,6 +427,7 @@ class LocaltuneApp(App[str]):
     @on(messages.RunAdvanced)
     def _run_advanced(self, message: messages.RunAdvanced) -> None:
         self.runs.advanced(message)
+        self.run_control.advanced()
 
     @on(messages.NoRunFound)
     def _no_run_found(self) -> None:
@@ -340,6 +444,26 @@ class LocaltuneApp(App[str]):
     @on(messages.RunsListed)
     def _runs_listed(self, message: messages.RunsListed) -> None:
         self.runs.listed(message)
+
+    @on(messages.RunsInView)
+    def _runs_in_view(self, message: messages.RunsInView) -> None:
+        self.bridge.look_at(message)
+
+    @on(messages.RunFiguresRead)
+    def _run_figures_read(self, message: messages.RunFiguresRead) -> None:
+        self.runs.show_figures(message)
+
+    @on(messages.RunDetailRead)
+    def _run_detail_read(self, message: messages.RunDetailRead) -> None:
+        self.runs.show_detail(message)
+
+    @on(messages.DeleteRequested)
+    def _delete_requested(self, message: messages.DeleteRequested) -> None:
+        self.runs.delete(message.run, message.size)
+
+    @on(messages.RunDeleted)
+    def _run_deleted(self, message: messages.RunDeleted) -> None:
+        self.runs.deleted(message.run)
 
     @on(messages.ControlRequested)
     def _control_requested(self, message: messages.ControlRequested) -> None:
@@ -368,22 +492,50 @@ class LocaltuneApp(App[str]):
         """Start a run of the configuration; where an ended run has the focus, start that one again."""
         view = self.state.view
         if self.main.current == "train" and view is not None and not view.is_live:
-            self.runs.again(view.run)
+            self.runs.start_again(view.run)
         else:
             self.runs.start()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Keys with priority run no action while a text is being entered, or a screen covers the panes.
+
+        So the key of a run, held down, opens one card.
+        """
+        if action in ("show_pane", "ask_model", "start") and (
+            self.desktop.is_covered or takes_text(self.screen.focused)
+        ):
+            return False
+        return super().check_action(action, parameters)
 
     def action_show_pane(self, name: str) -> None:
         """Show a pane."""
         self.main.press_number(name)
 
+    def action_ask_model(self) -> None:
+        """Write to the model, wherever the focus is."""
+        self.main.show_pane("chat", zoom=self.main.zoomed)
+        if (pane := self.desktop.panes.chat) is not None:
+            pane.action_write()
+
     def action_tile(self) -> None:
-        """Tile the panes."""
+        """Show as many panes as there is room for."""
         self.main.tile()
-        if not self.main.can_tile:
+        if self.main.room == 1:
             self.desktop.tell(
-                f"Panes stand side by side from {TILED_SIZE[0]}×{TILED_SIZE[1]} on; "
-                f"this terminal is {self.main.size.width}×{self.main.size.height}."
+                f"Two panes are shown from {PAIRED_SIZE[0]}×{PAIRED_SIZE[1]} on, four from "
+                f"{TILED_SIZE[0]}×{TILED_SIZE[1]}; this terminal is {self.main.size.width}×{self.main.size.height}."
             )
+
+    def action_turn(self) -> None:
+        """Put the two panes in sight over each other instead of beside, or back."""
+        way = self.main.turn()
+        if way is None:
+            self.desktop.tell("Where two panes are in sight, this puts them over each other or beside each other.")
+            return
+        try:
+            save_setting(config_dir() / "settings.toml", "panes", way)
+        except (OSError, UserError) as error:
+            self.desktop.warn("The layout is not remembered", str(error))
 
     def action_help_quit(self) -> None:
         """Explain ctrl+c: it ends other programs, and here it must not end anything by accident."""
@@ -427,11 +579,31 @@ class LocaltuneApp(App[str]):
     async def run_key(self, key: Key) -> None:
         """Run a key's action, in the pane it belongs to."""
         if key.scope == "app":
-            await self.run_action(key.action)
+            # Not by its binding, which is for keys: it yields to a text that is being entered.
+            _, name, parameters = parse(key.action)
+            await invoke(getattr(self, f"action_{name}"), *parameters)
             return
         self.main.show_pane(key.scope, zoom=self.main.zoomed)
         if (pane := self.desktop.panes.find(key.scope)) is not None:
             await pane.run_action(key.action)
+
+    def action_command_palette(self) -> None:
+        """Find a command by its words, and run it."""
+        from tui.palette import find_commands, list_commands, picks_of
+        from tui.screens.pick import Pick, PickScreen
+
+        if self.desktop.is_covered:
+            return
+        commands = list_commands(self.keys, self.main.current, self.can_run)
+
+        def chosen(identity: str | None) -> None:
+            if identity:
+                self.call_later(self.run_key, self.keys[identity])
+
+        def find(typed: str) -> list[Pick]:
+            return picks_of(find_commands(commands, typed))
+
+        self.push_screen(PickScreen("Commands", picks_of(commands), find=find), chosen)
 
     def search_themes(self) -> None:
         """Choose a theme, with a preview of the highlighted one."""
@@ -441,10 +613,12 @@ class LocaltuneApp(App[str]):
             if name:
                 self._remember_theme(name)
 
-        self.push_screen(ThemePicker(sorted(self.available_themes), self.theme), chosen)
+        # The app's own first: the others do not know its colors.
+        names = sorted(self.available_themes, key=lambda name: (not name.startswith("localtune-"), name))
+        self.push_screen(ThemePicker(names, self.theme), chosen)
 
     def _remember_theme(self, name: str) -> None:
         try:
-            save_theme(config_dir() / "settings.toml", name)
+            save_setting(config_dir() / "settings.toml", "theme", name)
         except (OSError, UserError) as error:
             self.desktop.warn("The theme is not remembered", str(error))

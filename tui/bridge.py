@@ -6,6 +6,7 @@ They only post messages, and touch no widget: a result becomes a message to the 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,13 +24,19 @@ from tui.messages import (
     NoRunFound,
     RunAdvanced,
     RunAttached,
+    RunDeleted,
+    RunDetailRead,
+    RunFiguresRead,
+    RunsInView,
     RunsListed,
     RunStarted,
+    SurroundingsSeen,
 )
 
 if TYPE_CHECKING:
     from core.config.schema import Config
     from core.runs.client import ControlClient
+    from core.runs.detail import RunFigures
     from core.runs.state import RunState
     from core.runs.store import Run
     from tui.session import Session
@@ -40,6 +47,8 @@ LIVE_SECONDS, OVER_SECONDS = 0.5, 2.0
 CATCH_UP_SECONDS = 0.1
 #: Seconds between two samples of the devices, and between two scans of the list of runs.
 SAMPLE_SECONDS, LIST_SECONDS = 5.0, 2.0
+#: Seconds within which a list reads what is not known yet of its runs.
+FACTS_SECONDS = 0.1
 #: Seconds for a worker to identify itself, and for a killed one to be gone; memory of a device takes a while to free.
 SIGNAL_SECONDS, KILL_SECONDS = 5.0, 20.0
 
@@ -49,13 +58,16 @@ class Bridge:
 
     Args:
         app: Where messages go.
+        pace: Factor of the seconds between two messages of one kind.
     """
 
-    def __init__(self, app: App[str]) -> None:
-        self._app = app
+    def __init__(self, app: App[str], pace: float = 1.0) -> None:
+        self._app, self._pace = app, pace
         self._closing = threading.Event()
         self._following = threading.Event()
         self._listing = threading.Event()
+        self._wanted = threading.Event()
+        self._view = RunsInView(())
         self._clients: set[ControlClient] = set()
         self._guard = threading.Lock()
         self.sampling = True
@@ -66,6 +78,7 @@ class Bridge:
         self._closing.set()
         self._following.set()
         self._listing.set()
+        self._wanted.set()
         with self._guard:
             clients = list(self._clients)
         for client in clients:
@@ -90,6 +103,16 @@ class Bridge:
 
         if not self._closing.is_set() and isinstance(message, Message):
             self._app.post_message(message)
+
+    def look_around(self) -> None:
+        """Look for what a new user can begin with."""
+
+        def work() -> None:
+            from tui.datasets.here import look_around
+
+            self._post(SurroundingsSeen(look_around(Path.cwd())))
+
+        self._run(work, "here")
 
     def load_config(self, path: Path | None) -> None:
         """Read a configuration, or begin a new one."""
@@ -117,6 +140,10 @@ class Bridge:
 
         self._try("The run cannot be opened", work, "open")
 
+    def stop_following(self) -> None:
+        """Follow no run any more."""
+        self._following.set()
+
     def find_run(self, session: Session | None = None) -> None:
         """Follow the newest live run, else the one of the last session, else the newest run.
 
@@ -140,7 +167,7 @@ class Bridge:
         self._following = stop = threading.Event()
         if self._closing.is_set():
             stop.set()
-        self._run(partial(follow_run, run, self._post, stop, found=found), "follow")
+        self._run(partial(follow_run, run, self._post, stop, found=found, pace=self._pace), "follow")
 
     def sample_devices(self) -> None:
         """Sample the devices every few seconds, while ``sampling`` is set."""
@@ -151,13 +178,14 @@ class Bridge:
             while not self._closing.is_set():
                 if self.sampling:
                     self._post(DevicesSampled(snapshot()))
-                self._closing.wait(SAMPLE_SECONDS)
+                self._closing.wait(SAMPLE_SECONDS * self._pace)
 
         self._run(work, "sample")
 
     def list_runs(self, on: bool) -> None:
         """List the runs every few seconds, or stop listing them."""
         self._listing.set()
+        self._wanted.set()
         if not on or self._closing.is_set():
             return
         self._listing = stop = threading.Event()
@@ -167,10 +195,51 @@ class Bridge:
 
             catalog = RunCatalog()
             while not stop.is_set():
-                self._post(RunsListed(catalog.rows()))
-                stop.wait(LIST_SECONDS)
+                self._post(RunsListed(catalog.rows(FACTS_SECONDS)))
+                stop.wait(LIST_SECONDS * self._pace if catalog.is_whole else CATCH_UP_SECONDS)
 
         self._run(work, "list")
+        self._run(partial(self._read_figures, stop), "figures")
+
+    def look_at(self, view: RunsInView) -> None:
+        """Read the figures of these runs from now on, while the runs are listed."""
+        self._view = view
+        self._wanted.set()
+
+    def _read_figures(self, stop: threading.Event) -> None:
+        """Read what the list needs of each run in view, the run under the cursor first, and again when it changes."""
+        from core.runs.detail import FigureReader, read_detail, rest_after
+
+        reader = FigureReader()
+        shown: dict[str, RunFigures] = {}
+        accounted: tuple[object, ...] = ()
+        rest = 0.0
+        while not stop.is_set():
+            self._wanted.clear()
+            view = self._view
+            if (run := view.chosen) is not None:
+                wish, now = (run, view.before, reader.stamp(run)), time.monotonic()
+                if wish[:2] != accounted[:2] or (wish != accounted and now >= rest):
+                    self._post(RunDetailRead(read_detail(run, view.before)))
+                    accounted, rest = wish, rest_after(now)
+            for run in view.runs:
+                if stop.is_set() or self._wanted.is_set():
+                    break
+                if shown.get(run.id) != (figures := reader.read(run)):
+                    shown[run.id] = figures
+                    self._post(RunFiguresRead({run.id: figures}))
+            self._wanted.wait(LIST_SECONDS * self._pace)
+
+    def delete(self, run: Run) -> None:
+        """Delete an ended run."""
+
+        def work() -> None:
+            from core.runs.removal import remove_run
+
+            remove_run(run)
+            self._post(RunDeleted(run))
+
+        self._try("The run could not be deleted", work, "delete")
 
     def start(self, config: Config, name: str) -> None:
         """Start a run of a checked configuration."""
@@ -220,7 +289,7 @@ class Bridge:
                     answer = client.request(command, **args)
                     self._post(ControlAnswered(run, command, args, answer))
             except UserError as error:
-                self._post(ControlFailed(run, command, error))
+                self._post(ControlFailed(run, command, error, args))
             finally:
                 with self._guard:
                     self._clients.discard(client)
@@ -251,7 +320,9 @@ class Bridge:
         self._try("The process could not be killed", work, "control")
 
 
-def follow_run(run: Run, post: Callable[[object], None], stop: threading.Event, *, found: bool = False) -> None:
+def follow_run(
+    run: Run, post: Callable[[object], None], stop: threading.Event, *, found: bool = False, pace: float = 1.0
+) -> None:
     """Read a run and post its events, until ``stop`` is set.
 
     The first message is a :class:`RunAttached` with the whole history, which is owned by the receiver from then on;
@@ -263,6 +334,7 @@ def follow_run(run: Run, post: Callable[[object], None], stop: threading.Event, 
         post: Takes the messages, in any thread.
         stop: Ends it.
         found: Whether the app came upon the run by itself.
+        pace: Factor of the seconds between two polls.
     """
     from core.launch.launcher import reap
     from core.runs.history import RunHistory
@@ -278,7 +350,7 @@ def follow_run(run: Run, post: Callable[[object], None], stop: threading.Event, 
     history.skipped = tail.skipped
     post(RunAttached(run, shown, history, found))
     wait = OVER_SECONDS if shown.is_over else LIVE_SECONDS
-    while not stop.wait(wait):
+    while not stop.wait(wait * pace):
         reap()
         state = run.state()
         events, is_more = tail.poll(), tail.is_behind
@@ -292,9 +364,8 @@ def follow_run(run: Run, post: Callable[[object], None], stop: threading.Event, 
 
 def _looks_different(before: RunState, after: RunState) -> bool:
     """Whether anything but the heartbeat has changed."""
-    return (before.state, before.reason, before.step, before.total_steps) != (
-        after.state,
-        after.reason,
-        after.step,
-        after.total_steps,
-    )
+
+    def shown(state: RunState) -> tuple[object, ...]:
+        return state.state, state.reason, state.step, state.total_steps, state.pending, state.progress
+
+    return shown(before) != shown(after)

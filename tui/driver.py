@@ -6,15 +6,20 @@ import os
 import selectors
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import groupby
 from typing import Any, TextIO, cast
 
 from textual.app import App
 from textual.drivers.linux_driver import LinuxDriver
+from textual.events import Key
 from textual.message import Message
 
-from tui.messages import TerminalGone
+from tui.ascii_output import ascii_table
+from tui.messages import KeysAhead, KeysHandled, TerminalGone
+from tui.shell import Shell
+from tui.terminal_image import TerminalImage
 from tui.terminal_input import TerminalInput, within_limits
 
 #: Seconds between two looks at pending input, and at whether the app ends.
@@ -24,6 +29,10 @@ _READ = 4096
 _AHEAD = 1024
 #: Seconds for the app to catch up; it may be busy, and a widget gone.
 _PATIENCE = 10.0
+#: Seconds between two keys within which nobody presses both.
+_BURST = 0.01
+#: Keys of a burst up to which each is handled before the next is told, and seconds for all of that; more are text.
+_PACED, _PACE_PATIENCE = 64, 1.0
 
 
 class TerminalDriver(LinuxDriver):
@@ -35,11 +44,20 @@ class TerminalDriver(LinuxDriver):
         super().__init__(app, debug=debug, mouse=mouse, size=size)
         self._size = size or self._get_terminal_size()
         # Textual writes to it as to any stream.
-        self._file = cast(Any, OutputStream(cast(TextIO, self._file)))
+        is_plain = isinstance(app, Shell) and app.glyphs.name == "ascii"
+        self._file = cast(Any, OutputStream(cast(TextIO, self._file), ascii_table() if is_plain else None))
         self._ahead = 0
+        self.image = TerminalImage()
+        """What the terminal shows."""
+        self._key_time = 0.0
 
     def _get_terminal_size(self) -> tuple[int, int]:
         return within_limits(*super()._get_terminal_size())
+
+    def start_application_mode(self) -> None:
+        """Take over the terminal, on which another program may have been until now."""
+        self.image.forget()
+        super().start_application_mode()  # type: ignore[no-untyped-call]
 
     def stop_application_mode(self) -> None:
         """Restore the terminal."""
@@ -71,8 +89,36 @@ class TerminalDriver(LinuxDriver):
                     if not data:
                         self.send_message(TerminalGone())
                         return
-                    self._tell(reader.feed(data))
+                    self._tell_read(reader.feed(data))
                 self._tell(reader.tick())
+
+    def _tell_read(self, found: Iterable[Message]) -> None:
+        """Post what one read has brought."""
+        for is_key, messages in groupby(found, key=lambda message: isinstance(message, Key)):
+            if is_key:
+                self._tell_keys([message for message in messages if isinstance(message, Key)])
+            else:
+                self._tell(messages)
+
+    def _tell_keys(self, keys: Sequence[Key]) -> None:
+        """Post keys: several at once are announced first, and each finds what the one before has led to."""
+        now = time.monotonic()
+        goes_on, self._key_time = now - self._key_time < _BURST, now
+        if len(keys) > 1 or goes_on:
+            self._tell([KeysAhead(keys, goes_on)])
+        for key in keys:
+            if self.exit_event.is_set():
+                # The terminal is lent to another program: what was typed for this one is not meant for later.
+                return
+            self._tell([key])
+            if 1 < len(keys) <= _PACED:
+                self._wait_until_handled(now + _PACE_PATIENCE)
+
+    def _wait_until_handled(self, until: float) -> None:
+        reached = threading.Event()
+        self._tell([KeysHandled(reached.set)])
+        while not reached.wait(_TICK) and not self.exit_event.is_set() and time.monotonic() < until:
+            pass
 
     def _tell(self, messages: Iterable[Message]) -> None:
         for message in messages:
@@ -103,15 +149,16 @@ class OutputStream:
 
     Args:
         stream: The stream.
+        table: Replacements of characters, for :meth:`str.translate`; None to write all as they are.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO, table: Mapping[int, str] | None = None) -> None:
+        self._stream, self._table = stream, table
 
     def write(self, text: str) -> int:
         """Write as far as possible."""
         with suppress(OSError, ValueError):
-            self._stream.write(text)
+            self._stream.write(text if self._table is None or text.isascii() else text.translate(self._table))
         return len(text)
 
     def flush(self) -> None:

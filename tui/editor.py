@@ -24,7 +24,7 @@ def find_editor() -> list[str]:
             try:
                 words = shlex.split(command)
             except ValueError as error:
-                raise UserError(f"${name} cannot be read as a command: {one_line(command, 80)}.", "Mend it.") from error
+                raise UserError(f"${name} cannot be read as a command: {one_line(command, 80)}.", "Fix it.") from error
             if words:
                 return words
     found = next((path for path in map(shutil.which, ("nano", "vim", "vi")) if path), None)

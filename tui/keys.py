@@ -21,8 +21,10 @@ from core.small_files import read_small
 from core.text import one_line
 from tui.settings import LIMIT
 
+#: The key of the chat pane that does what ``app.ask`` does everywhere; they share keys.
+_ASKS = "chat.write"
 #: Screens that cover the panes; the keys of the app do not work there.
-SCREENS = ("template", "columns")
+SCREENS = ("template", "columns", "start")
 SCOPES = ("app", "data", "config", "train", "chat", "runs", *SCREENS)
 
 
@@ -47,11 +49,18 @@ class Key:
     """The key as displayed, where its name would not do."""
     priority: bool = False
     """Whether the action is run before the next key is handled, so that keys typed ahead are not lost."""
+    then: str = ""
+    """The keys that follow, where it asks for something to be typed: ``text``, or ``number``."""
 
     @property
     def scope(self) -> str:
         """The scope: ``app``, or the pane or screen it belongs to."""
         return self.id.partition(".")[0]
+
+    @property
+    def pane(self) -> str:
+        """The pane that it shows and does nothing else with; empty where it does something else."""
+        return self.action.removeprefix("app.show_pane('").removesuffix("')") if "show_pane" in self.action else ""
 
     @property
     def display(self) -> str:
@@ -132,7 +141,7 @@ def _read_key(identity: str, entry: object) -> Key:
     texts: dict[str, str] = {}
     flags: dict[str, bool] = {}
     for name, value in given.items():
-        if name in ("action", "description", "help", "show") and isinstance(value, str):
+        if name in ("action", "description", "help", "show", "then") and isinstance(value, str):
             texts[name] = value
         elif name in ("footer", "palette", "priority") and isinstance(value, bool):
             flags[name] = value
@@ -150,6 +159,7 @@ def _read_key(identity: str, entry: object) -> Key:
         flags.get("palette", True),
         texts.get("show", ""),
         flags.get("priority", False),
+        texts.get("then", ""),
     )
 
 
@@ -208,6 +218,12 @@ class KeyTable:
             replace(key, keys=self.overrides[key.id], show="") if key.id in self.overrides else key for key in KEYS
         )
         self._by_id = {key.id: key for key in self.keys}
+        self._by_key = {(key.scope, part): key for key in reversed(self.keys) for part in _parts(key.keys)}
+
+    def find(self, scope: str, key: str) -> Key | None:
+        """The meaning of a key in a pane, where those of the app have one too, or in a screen; None for none."""
+        own = self._by_key.get((scope, key))
+        return own if own is not None or not scope or scope in SCREENS else self._by_key.get(("app", key))
 
     def __getitem__(self, identity: str) -> Key:
         return self._by_id[identity]
@@ -215,6 +231,12 @@ class KeyTable:
     def scope(self, scope: str) -> list[Key]:
         """Keys of a scope, in the order of the table."""
         return [key for key in self.keys if key.scope == scope]
+
+    def displayed(self, scope: str, shown: str) -> Key | None:
+        """The key of a pane, or of the app, that is displayed so; None for none."""
+        keys = [*self.scope(scope), *self.scope("app")]
+        ways = ((key, {key.display, *(display_key(part) for part in key.keys.split(","))}) for key in keys)
+        return next((key for key, displays in ways if shown in displays), None)
 
     def hints(self, identities: Iterable[str]) -> str:
         """Key hints for a border, in the given order: ``p pause  c checkpoint``."""
@@ -254,11 +276,21 @@ def load_keymap(path: Path) -> KeymapFile:
             problems.append(f"{identity}: {one_line(wrong[0], 40)} is no key")
         else:
             overrides[identity] = ",".join(_parts(keys))
+    if "app.ask" not in overrides:
+        overrides |= _yield_ask(overrides)
     for first, second, key in conflicts(overrides):
         problems.append(f"{display_key(key)} is both {first} and {second}")
         overrides.pop(first, None)
         overrides.pop(second, None)
     return KeymapFile(overrides, problems)
+
+
+def _yield_ask(overrides: Mapping[str, str]) -> dict[str, str]:
+    """The keys left for ``app.ask``, which holds in every pane, where a keymap uses some of them; empty where not."""
+    used = {part for identity, keys in overrides.items() if identity != _ASKS for part in _parts(keys)}
+    present = _parts(next(key.keys for key in KEYS if key.id == "app.ask"))
+    left = [key for key in present if key not in used]
+    return {"app.ask": ",".join(left)} if left and left != present else {}
 
 
 def _parts(keys: str) -> list[str]:
@@ -289,6 +321,8 @@ def conflicts(overrides: Mapping[str, str]) -> list[tuple[str, str, str]]:
     for entry in table.keys:
         for key in _parts(entry.keys):
             for other in owners.setdefault(key, []):
+                if {entry.id, other.id} == {_ASKS, "app.ask"}:
+                    continue
                 scopes = {entry.scope, other.scope}
                 shared = len(scopes) == 1 or ("app" in scopes and scopes.isdisjoint(SCREENS))
                 if shared and (entry.id in overrides or other.id in overrides):

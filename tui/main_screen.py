@@ -1,4 +1,4 @@
-"""The screen with the five panes: tiled where there is room, one at a time where there is not."""
+"""The screen with the five panes: four, two or one of them in sight, as the terminal has room."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Container
 from textual.css.query import NoMatches
+from textual.geometry import NULL_OFFSET, NULL_SPACING, Size
+from textual.layout import ArrangeResult, Layout, WidgetPlacement
+from textual.reactive import Reactive
 from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Static
 
+from tui.arrangement import SMALLEST, Direction, companions, direction, places, room
 from tui.messages import FirstPaint, PaneShown
 from tui.panes import TILED, PaneSpec, pane_spec
 from tui.panes.base import Pane
 from tui.widgets.key_bar import KeyBar
 from tui.widgets.status_bar import StatusBar
 from tui.widgets.too_small import TooSmall
-
-#: Columns and rows from which the panes stand side by side.
-TILED_SIZE = (160, 45)
-#: Columns and rows below which there is no use in drawing anything.
-SMALLEST = (60, 20)
 
 
 class PaneSlot(Container):
@@ -49,9 +48,19 @@ class PaneSlot(Container):
         """Import the pane and put it in the frame's place."""
         if self.pane is None:
             self.pane = self.spec.load()()
+            was_current = any(child.has_class("-current") for child in self.children)
             await self.query_children(".pane-frame").remove()
             await self.mount(self.pane)
+            self.mark(is_current=was_current)
         return self.pane
+
+    def mark(self, *, is_current: bool) -> None:
+        """Draw the border as that of the focused pane, or as another one's."""
+        for child in self.children:
+            if child.has_class("-current") is not is_current:
+                # No style of what is in the pane depends on it, and restyling all of that takes longer than anything.
+                child.set_class(is_current, "-current", update=False)
+                self.app.stylesheet.update_nodes([child])
 
     def focus_pane(self) -> None:
         """Focus the pane, or the first focusable widget in it."""
@@ -62,27 +71,84 @@ class PaneSlot(Container):
         preferred = next((widget for widget in candidates if widget.has_class("-first-focus")), None)
         target = preferred or next((widget for widget in candidates if widget.focusable), None)
         if target is not None:
-            target.focus()
+            # At once: the next key may be there already.
+            self.screen.set_focus(target)
+
+
+class PaneLayout(Layout):
+    """The layout of the slots: each where the arrangement of the panes has it."""
+
+    name = "panes"
+
+    def __init__(self) -> None:
+        self.shown: tuple[str, ...] = ()
+        self.way: Direction = "beside"
+
+    def arrange(self, parent: Widget, children: list[Widget], size: Size, greedy: bool = True) -> ArrangeResult:  # noqa: ARG002 - Textual calls it
+        """Place the slots that are in sight."""
+        found = places(self.shown, size, self.way)
+        return [
+            WidgetPlacement(region, NULL_OFFSET, NULL_SPACING, slot)
+            for slot in children
+            if isinstance(slot, PaneSlot) and (region := found.get(slot.spec.id)) is not None
+        ]
+
+
+class Workspace(Container):
+    """The part of the screen with the panes."""
+
+    def __init__(self) -> None:
+        super().__init__(id="workspace")
+        self._panes = PaneLayout()
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of the panes."""
+        return self._panes
+
+    def place(self, shown: tuple[str, ...], way: Direction) -> None:
+        """Place the panes in sight; ``way`` tells how two of them share the workspace."""
+        if (shown, way) == (self._panes.shown, self._panes.way):
+            return
+        self._panes.shown, self._panes.way = shown, way
+        for slot in self.query_children(PaneSlot):
+            # Setting the display would ask for a layout and a paint for each slot, one after the other.
+            slot.styles.set_rule("display", "block" if slot.spec.id in shown else "none")
+            slot._nodes.updated()
+        self._clear_arrangement_cache()
+        self.refresh(layout=True)
 
 
 class MainScreen(Screen[None]):
-    """The main screen: header, panes, and key bar."""
+    """The main screen: header, panes, and key bar.
+
+    Args:
+        pane: The pane that is focused at first.
+        way: How two panes share the screen; None by the shape of the terminal.
+        zoomed: Whether the pane fills a terminal that has room for more.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = []
     # Not the first widget that could have it: the pane to begin in is focused, once it is there.
     AUTO_FOCUS = ""
+    # The widgets that get and lose the focus repaint themselves; the screen would repaint everything else too.
+    focused: Reactive[Widget | None] = Reactive(None, repaint=False)
 
-    def __init__(self, pane: str = "train", *, zoomed: bool = False) -> None:
+    def __init__(self, pane: str = "train", way: Direction | None = None, *, zoomed: bool = False) -> None:
         super().__init__()
         self.current = pane
         """The focused pane."""
         self.zoomed = zoomed
-        """Whether the current pane fills a terminal that has room for four."""
+        """Whether the current pane fills a terminal that has room for more."""
+        self._way = way
+        self._live = False
+        self._shown: tuple[str, ...] = ()
+        self._room = 0
         self._arranged = False
 
     def compose(self) -> ComposeResult:
         yield StatusBar(id="status")
-        with Container(id="workspace"):
+        with Workspace():
             for name in (*TILED, "runs"):
                 yield PaneSlot(pane_spec(name))
         yield KeyBar(id="keys")
@@ -109,14 +175,14 @@ class MainScreen(Screen[None]):
         return self.query_one(f"#slot-{name}", PaneSlot)
 
     @property
-    def can_tile(self) -> bool:
-        """Whether the terminal is large enough for four panes."""
-        return self.size.width >= TILED_SIZE[0] and self.size.height >= TILED_SIZE[1]
+    def room(self) -> int:
+        """The number of panes that the terminal has room for: one, two or four."""
+        return room(*self.size)
 
     @property
     def is_tiled(self) -> bool:
-        """Whether four panes are tiled now."""
-        return self.can_tile and not self.zoomed and self.current in TILED
+        """Whether more than one pane is in sight."""
+        return len(self._shown) > 1
 
     @property
     def is_too_small(self) -> bool:
@@ -130,36 +196,75 @@ class MainScreen(Screen[None]):
         self.slot(name).focus_pane()
 
     def press_number(self, name: str) -> None:
-        """Number key: zoom that pane; pressed again, tile the panes again."""
-        again = self.zoomed and self.current == name
-        self.show_pane(name, zoom=self.can_tile and not again)
+        """Number key: focus that pane; pressed again, let it fill the screen, and once more, show the others too."""
+        again = self.current == name
+        if again and not self.zoomed and self.room > 1 and not self.is_tiled:
+            # It is alone without a zoom, so that there is nothing to enlarge.
+            self.show_pane("train")
+        else:
+            self.show_pane(name, zoom=self.room > 1 and self.zoomed is not again)
 
     def tile(self) -> None:
-        """Tile the panes again."""
+        """Show as many panes as there is room for."""
         self.show_pane(self.current if self.current in TILED else "train")
+
+    @property
+    def way(self) -> Direction | None:
+        """How the two panes in sight share the screen; None where there are not two."""
+        return self._direction if len(self._shown) == 2 else None
+
+    def turn(self) -> Direction | None:
+        """Put the two panes in sight over each other instead of beside, or back; None where there are not two."""
+        if (way := self.way) is None:
+            return None
+        self._way = "over" if way == "beside" else "beside"
+        self._arrange()
+        return self._way
+
+    def follow_run(self, *, live: bool) -> None:
+        """Keep the run in sight while it is live, where there is room for another pane."""
+        # The end of a run moves nothing: whoever looks at it goes on looking at the same panes.
+        is_new, self._live = live and not self._live, live
+        if is_new and self._arranged and "train" not in self._shown:
+            self._arrange()
 
     def on_resize(self) -> None:
         """Adapt the layout to the terminal's size."""
         self._arrange()
 
+    @property
+    def _direction(self) -> Direction:
+        return self._way or direction(self._shown, *self.size)
+
+    def _choose(self) -> tuple[str, ...]:
+        """The panes to show: those in sight while the current one is among them, unless the room is another."""
+        places = 1 if self.zoomed else self.room
+        fits = places == self._room and self.current in self._shown
+        self._room = places
+        if fits and (not self._live or places == 1 or "train" in self._shown):
+            return self._shown
+        return companions(self.current, places, live=self._live)
+
     def _arrange(self) -> None:
         with contextlib.suppress(NoMatches):  # A resize may come before the widgets are there.
-            workspace = self.query_one("#workspace")
-            tiled = self.is_tiled
-            workspace.set_class(tiled, "-tiled")
+            workspace = self.query_one(Workspace)
+            before, self._shown = self._shown, self._choose()
+            workspace.place(self._shown, self._direction)
             for slot in self.query(PaneSlot):
                 name = slot.spec.id
-                shown = name in TILED if tiled else name == self.current
-                if slot.display != shown or not self._arranged:
-                    slot.display = shown
+                shown = name in self._shown
+                if (name in before) != shown or not self._arranged:
                     self.post_message(PaneShown(name, shown))
-                slot.set_class(name == self.current, "-current")
+                slot.mark(is_current=name == self.current)
             self.query_one(TooSmall).display = self.is_too_small
             self._arranged = True
             self._show_keys()
 
     def _show_keys(self) -> None:
-        self.query_one(KeyBar).show(self.current, offers_tiles=self.can_tile and not self.is_tiled)
+        other: Direction | None = None
+        if (way := self.way) is not None:
+            other = "over" if way == "beside" else "beside"
+        self.query_one(KeyBar).show(self.current, offers_tiles=self.zoomed and self.room > 1, turn=other or "")
 
     @on(events.DescendantFocus)
     def _focus_moved(self, event: events.DescendantFocus) -> None:

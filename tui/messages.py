@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from textual.events import Key
 from textual.message import Message
 
 if TYPE_CHECKING:
@@ -15,10 +16,12 @@ if TYPE_CHECKING:
     from core.hardware.snapshot import Device
     from core.runs.again import Origin
     from core.runs.catalog import RunRow
+    from core.runs.detail import RunDetail, RunFigures
     from core.runs.events import Event
     from core.runs.history import RunHistory
     from core.runs.state import RunState
     from core.runs.store import Run
+    from tui.datasets.here import Here
 
 
 @dataclass
@@ -27,6 +30,20 @@ class DatasetChosen(Message):
 
     path: Path
     use: Literal["train", "eval"] = "train"
+
+
+@dataclass
+class DataRequested(Message):
+    """Request: show the rows of a file in the Data pane."""
+
+    path: Path
+
+
+@dataclass
+class SurroundingsSeen(Message):
+    """What there is to begin with: data files in the working directory, and earlier runs."""
+
+    here: Here
 
 
 @dataclass
@@ -108,7 +125,8 @@ class ContinueRequested(Message):
 
 @dataclass
 class ControlRequested(Message):
-    """Request: send the worker of the shown run a command: pause, resume, checkpoint or stop (confirmed first)."""
+    """Request: send the worker of the shown run a command, or take it back where it waits already: pause, resume,
+    checkpoint, skip_evaluation or stop (confirmed first)."""
 
     command: str
 
@@ -141,6 +159,8 @@ class ControlFailed(Message):
     run: Run
     command: str
     error: UserError
+    args: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the command."""
 
 
 @dataclass
@@ -208,6 +228,46 @@ class RunsListed(Message):
 
 
 @dataclass
+class RunsInView(Message):
+    """Request: figures of the runs in view, and an account of the one under the cursor."""
+
+    runs: Sequence[Run]
+    chosen: Run | None = None
+    before: Run | None = None
+    """The run that the chosen one is compared with."""
+
+
+@dataclass
+class RunFiguresRead(Message):
+    """Figures of runs in view, by run id."""
+
+    figures: Mapping[str, RunFigures]
+
+
+@dataclass
+class RunDetailRead(Message):
+    """An account of the run under the cursor."""
+
+    detail: RunDetail
+
+
+@dataclass
+class DeleteRequested(Message):
+    """Request: delete a run, once that is confirmed."""
+
+    run: Run
+    size: int | None = None
+    """Its bytes on the disk, as far as known."""
+
+
+@dataclass
+class RunDeleted(Message):
+    """A run has been deleted."""
+
+    run: Run
+
+
+@dataclass
 class NoRunFound(Message):
     """The app has looked for runs on its own, and found none."""
 
@@ -233,6 +293,25 @@ class PasteRefused(Message):
 
     limit: int
     """The limit in bytes."""
+
+
+@dataclass
+class KeysAhead(Message):
+    """The terminal has delivered keys faster than anyone presses them; they follow."""
+
+    keys: Sequence[Key]
+    goes_on: bool
+    """Whether they continue the keys before."""
+
+
+@dataclass
+class KeysHandled(Message):
+    """The keys posted before it are handled, and what they asked for, once it has bubbled up from the focus."""
+
+    reached: Callable[[], object]
+    """Called then; in the app's thread."""
+    rounds: int = 2
+    """How often it starts from the focus: once for the key, and once for the messages that the key has caused."""
 
 
 @dataclass

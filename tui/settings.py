@@ -6,6 +6,7 @@ import locale
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tomli
 
@@ -15,6 +16,9 @@ from core.text import one_line
 #: Size limit in bytes of a file of the user's settings.
 LIMIT = 1 << 20
 GLYPH_SETS = ("auto", "braille", "block", "ascii")
+PANES = ("auto", "beside", "over")
+#: Refresh rates, and how much longer than usual the app waits between two updates of the screen.
+REFRESH_RATES = {"full": 1.0, "half": 2.0}
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,22 @@ class Settings:
     """Glyphs of charts and bars; ``auto`` is braille in a UTF-8 locale and ASCII otherwise."""
     animations: bool = False
     """Whether scrolling and toasts move smoothly, which costs bytes."""
+    panes: str = "auto"
+    """How two panes share the screen: ``beside`` or ``over`` each other; ``auto`` goes by the terminal's shape."""
+    refresh: str = "full"
+    """Refresh rate of meters, chart, log, lists and answers: ``half`` updates them half as often."""
     remember: bool = True
     """Whether the app begins with what was open last, and keeps the conversation."""
+
+    @property
+    def way(self) -> Literal["beside", "over"] | None:
+        """How two panes share the screen; None by the terminal's shape."""
+        return "beside" if self.panes == "beside" else "over" if self.panes == "over" else None
+
+    @property
+    def pace(self) -> float:
+        """Factor of the seconds between two updates of the screen."""
+        return REFRESH_RATES[self.refresh]
 
 
 def load_settings(path: Path) -> tuple[Settings, list[str]]:
@@ -45,6 +63,7 @@ def load_settings(path: Path) -> tuple[Settings, list[str]]:
 def _check(data: Mapping[str, object]) -> tuple[Settings, list[str]]:
     problems = [f"there is no setting {one_line(key, 40)}" for key in data if key not in Settings.__dataclass_fields__]
     theme, glyphs, animations = data.get("theme", ""), data.get("glyphs", "auto"), data.get("animations", False)
+    panes = data.get("panes", "auto")
     if not isinstance(theme, str):
         problems.append("theme must be a name")
         theme = ""
@@ -54,15 +73,22 @@ def _check(data: Mapping[str, object]) -> tuple[Settings, list[str]]:
     if not isinstance(animations, bool):
         problems.append("animations must be true or false")
         animations = False
+    if not isinstance(panes, str) or panes not in PANES:
+        problems.append(f"panes must be one of {', '.join(PANES)}")
+        panes = "auto"
+    refresh = data.get("refresh", "full")
+    if not isinstance(refresh, str) or refresh not in REFRESH_RATES:
+        problems.append(f"refresh must be one of {', '.join(REFRESH_RATES)}")
+        refresh = "full"
     remember = data.get("remember", True)
     if not isinstance(remember, bool):
         problems.append("remember must be true or false")
         remember = True
-    return Settings(theme, glyphs, animations, remember), problems
+    return Settings(theme, glyphs, animations, panes, refresh, remember), problems
 
 
-def save_theme(path: Path, name: str) -> None:
-    """Save a theme, leaving the rest of the file and its comments alone.
+def save_setting(path: Path, name: str, value: str) -> None:
+    """Save a setting, leaving the rest of the file and its comments alone.
 
     Raises:
         UserError: If the directory cannot be made.
@@ -79,7 +105,7 @@ def save_theme(path: Path, name: str) -> None:
     except (OSError, ValueError, RecursionError):
         # A file that cannot be read as TOML was reported at start; the choice replaces it.
         document = tomlkit.document()
-    document["theme"] = name
+    document[name] = value
     write_atomic(path, tomlkit.dumps(document))
 
 

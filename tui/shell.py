@@ -25,6 +25,10 @@ class Shell(Protocol):
         """The glyphs to draw with."""
 
     @property
+    def pace(self) -> float:
+        """Factor of the seconds between two updates of the screen: 1, or 2 where the user wants half as many."""
+
+    @property
     def clock(self) -> Callable[[], float]:
         """The clock: the present, in Unix seconds."""
 

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from core.runs.process import hostname
+from tui.requests import Requests
 
 if TYPE_CHECKING:
     from core.config.document import ConfigDocument
     from core.hardware.snapshot import Device
     from core.runs.again import Origin
+    from core.runs.eta import Eta, Schedule
     from core.runs.history import RunHistory
     from core.runs.state import RunState
     from core.runs.store import Run
@@ -32,6 +34,9 @@ STATE_GLYPHS = {
     "lost": "?",
     "stalled": "!",
 }
+
+#: Glyph of a request that waits for the end of a step.
+PENDING_GLYPH = "◌"
 
 #: Theme variables of the states.
 STATE_COLORS = {
@@ -56,6 +61,10 @@ class RunView:
     """Base model and method, as the header shows them."""
     is_leftover: bool = False
     """Whether the app found it already ended, and shows it only because there is nothing newer."""
+    schedule: Schedule | None = None
+    """Its evaluations and checkpoints, by its configuration."""
+    requests: Requests = field(default_factory=Requests)
+    """Requests of the user that wait for its worker."""
 
     @property
     def activity(self) -> str:
@@ -66,6 +75,24 @@ class RunView:
             if self.state.state == "training" and phase and phase.name == "evaluating"
             else self.state.state
         )
+
+    @property
+    def pending(self) -> tuple[str, ...]:
+        """The requests that wait for its worker, by the newest word of the user or of the worker."""
+        return self.requests.pending(self.state)
+
+    @property
+    def is_measuring_base(self) -> bool:
+        """Whether the evaluation before the first step is under way."""
+        return self.is_live and self.step == 0 and self.history.timings.evaluation is not None
+
+    def eta(self, now: float) -> Eta | None:
+        """The time left at a Unix time; None while it is unknown."""
+        from core.runs.eta import Schedule, estimate
+
+        history = self.history
+        schedule = (self.schedule or Schedule()).changed(history.settings)
+        return estimate(history.timings, schedule, self.state.total_steps, now)
 
     @property
     def is_live(self) -> bool:
@@ -103,6 +130,8 @@ class AppState:
     devices: Sequence[Device] = ()
     answer_awaited: bool = False
     """Whether a question from the chat holds up the training."""
+    is_starting: bool = False
+    """Whether a run has been asked for that is not shown yet."""
     host: str = field(default_factory=hostname)
 
     @property

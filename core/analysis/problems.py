@@ -40,7 +40,7 @@ def _drop(title: str, hint: str) -> Kind:
 #: Every problem by its code. The codes of level ``drop`` are those of :class:`~core.data.conversation.RowError`, and
 #: ``not_trained_on`` for all rows of a format with which a run is refused.
 KINDS: dict[str, Kind] = {
-    "not_json": _drop("no JSON", "Mend these lines: each must be one whole JSON object."),
+    "not_json": _drop("no JSON", "Fix these lines: each must be one whole JSON object."),
     "not_an_object": _drop("JSON, but no object", "Make each row an object with named columns."),
     "not_utf8": _drop("not UTF-8", "Save the file as UTF-8."),
     "bad_csv": _drop("not as wide as the header", "Quote fields that hold the delimiter or a line break."),
@@ -63,7 +63,7 @@ KINDS: dict[str, Kind] = {
     "special_in_content": _drop(
         "a special token written out in a message", "Remove it from the text, or write it in another way."
     ),
-    "template_error": _drop("refused by the chat template", "Mend the row, or name another template in template.name."),
+    "template_error": _drop("refused by the chat template", "Fix the row, or name another template in template.name."),
     "template_rewrites": _drop(
         "not shown by the template as at inference",
         "Name another template, or tell this one to think (docs/templates.md).",

@@ -26,13 +26,18 @@ def held_out_rows(keys: Sequence[bytes], share: float, seed: int) -> set[int]:
         groups.setdefault(key, []).append(position)
     if share <= 0 or len(groups) < 2:
         return set()
-    wanted = max(round(share * len(keys)), 1)
+    wanted = held_out_count(len(keys), share)
     ordered = sorted(groups, key=lambda key: _rank(key, seed))
     chosen: set[int] = set()
     for key in ordered:
         if len(chosen) + len(groups[key]) <= wanted:
             chosen.update(groups[key])
     return chosen or set(groups[min(ordered, key=lambda key: len(groups[key]))])
+
+
+def held_out_count(rows: int, share: float) -> int:
+    """Number of rows that a share holds out of so many, if no two are alike."""
+    return max(round(share * rows), 1) if share > 0 and rows > 1 else 0
 
 
 def repeats(keys: Sequence[bytes], weight: float, seed: int) -> list[int]:

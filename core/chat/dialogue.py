@@ -153,5 +153,5 @@ def format_stats(tokens: int, first_token_seconds: float, tokens_per_second: flo
     if tokens > 1 and tokens_per_second > 0:
         parts.append(format_rate(tokens_per_second))
     if finish == "length":
-        parts.append("cut at the longest answer allowed")
+        parts.append("cut at chat.max_new_tokens")
     return " · ".join(parts)

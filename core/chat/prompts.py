@@ -35,7 +35,7 @@ def read_prompts(path: Path, system: str = "") -> list[list[dict[str, str]]]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8.", "Save it as UTF-8.") from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.", "Mend eval.prompts, or leave it out.") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}.", "Fix eval.prompts, or leave it out.") from error
     # Not splitlines, which also splits at characters that are allowed in a JSON string.
     numbered = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not numbered:

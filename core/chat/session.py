@@ -21,6 +21,7 @@ from core.models.find import find_model
 from core.paths import user_path
 from core.runs.after_end import start_again
 from core.runs.client import ControlClient
+from core.runs.state import in_words
 from core.runs.store import Run, complete_checkpoints, find_run
 from core.small_files import open_regular, read_small
 from core.text import one_line, sanitize
@@ -310,7 +311,7 @@ def _step_name(checkpoint: Path) -> str:
 
 def _nothing_to_talk_to(run: Run, wanted: str) -> UserError:
     return UserError(
-        f"Run {run.id} is {run.state().state} and has neither {wanted} nor a whole checkpoint.",
+        f"Run {run.id} {in_words(run.state().state)} and has neither {wanted} nor a whole checkpoint.",
         f"To have one, {start_again(run)}.",
     )
 

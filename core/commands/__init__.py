@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "set": ("set_", "change the learning rate or an interval of a run while it is on"),
     "stop": ("stop", "stop a run after a checkpoint, at once, or by force"),
     "continue": ("continue_", "go on with an ended run from its last checkpoint"),
+    "rm": ("rm", "delete runs, after saying what goes and how large it is"),
     "track": ("track", "send a run's figures to a tracker: what it missed, or all of it"),
     "data": ("data", "what a dataset is, what is wrong with it, and what would be learned of it"),
     "import": ("import_", "turn a configuration of Axolotl, LLaMA-Factory or Unsloth into one of ours"),
@@ -28,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("plan", "how much memory a run would take, and whether it fits"),
     "chat": ("chat", "talk to a run's model, or to any model"),
     "schema": ("schema", "the configuration as JSON Schema for editors, or as the reference page"),
+    "completion": ("completion", "print a script that lets bash, zsh or fish complete the command line"),
     "doctor": ("doctor", "what this machine can do, and what would go wrong on it"),
 }
 

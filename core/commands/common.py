@@ -214,13 +214,14 @@ def find_live_run(name: str, purpose: str) -> Run:
         UserError: If there is no such run, or it has ended.
     """
     from core.runs.after_end import way_on
+    from core.runs.state import in_words
     from core.runs.store import find_run
 
     run = find_run(name)
     state = run.state()
     if state.is_over:
         raise UserError(
-            f"{run.id} is {state.state}; there is nothing to {purpose}.",
+            f"{run.id} {in_words(state.state)}; there is nothing to {purpose}.",
             way_on(run) if state.state != "finished" else "",
         )
     return run

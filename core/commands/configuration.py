@@ -15,7 +15,8 @@ from core.config.facts import Facts, find_missing_trackers, read_shape
 from core.config.schema import Config
 from core.hardware.card import find_card
 from core.memory.disk import disk_need
-from core.presets.choose import Choice, choose_preset
+from core.presets.begin import suitable_preset
+from core.presets.choose import Choice
 from core.presets.library import apply_preset, find_preset
 
 #: The name for an automatically chosen preset.
@@ -67,18 +68,11 @@ def choose(name: str, config: Config, aim: Aim = "balanced") -> Choice:
     Raises:
         UserError: If there is none with that name.
     """
-    from core.analysis.row_lengths import sample_lengths
-
     if name != AUTO:
         preset = find_preset(name)
         return Choice(preset, None, f"{preset.name}: {preset.about}")
     card = find_card() if config.hardware.device != "cpu" else None
-    return choose_preset(
-        Facts(model=read_shape(config.model.base), device_bytes=card.memory_total if card is not None else None),
-        aim,
-        lengths=sample_lengths(config),
-        card_name=f"the {card.name}" if card is not None else "the card",
-    )
+    return suitable_preset(config.model.base, card, config, aim=aim)
 
 
 def gather_facts(config: Config) -> Facts:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.commands.common import CLEAR_LINE, add_json_flag, emit, note, say
-from core.commands.parser import whole_number
+from core.commands.parser import column_parts, whole_number
 from core.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", metavar="MODEL", help="a model on this machine, or the directory of a tokenizer: counts tokens"
     )
     parser.add_argument("--template", metavar="FILE", help="a Jinja chat template instead of the model's own")
+    parser.add_argument(
+        "--columns",
+        metavar="PART=COLUMN,…",
+        type=column_parts,
+        help="which column is what, as in data.columns: user=question,assistant=answer",
+    )
     parser.add_argument("--row", metavar="N", type=whole_number, help="show the tokens of this row, counted from 1")
     add_json_flag(parser)
 
@@ -77,6 +83,7 @@ def make_request(args: argparse.Namespace) -> AnalysisRequest:
     from core.analysis.result import request_for
     from core.config.document import load_config
     from core.config.schema import Config
+    from core.data.formats.mapping import ColumnMap
     from core.template.builtin import template_source
 
     if args.file is not None and not args.file.strip():
@@ -93,6 +100,9 @@ def make_request(args: argparse.Namespace) -> AnalysisRequest:
     if template is None:
         template = template_source(config.template.file, config.template.name)
     request = request_for(config, model=_model_directory(args, config), template=template)
+    if args.columns is not None:
+        # Checked here, where a mistake is not yet one of the configuration.
+        request = dataclasses.replace(request, columns=dict(ColumnMap(args.columns).columns))
     if args.config is None:
         # Without a configuration nobody has set a limit, so the default limit does not drop rows here.
         request = request.without_limit()

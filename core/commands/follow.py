@@ -15,6 +15,7 @@ from core.commands.common import EXIT_INTERRUPTED, PROGRAM, note
 from core.errors import UserError
 from core.launch import launcher
 from core.runs.client import ControlClient
+from core.runs.eta import Eta, Schedule, estimate
 from core.runs.events import Event, MemoryEvent
 from core.runs.history import LogLine, RunHistory
 from core.runs.state import RunState
@@ -53,6 +54,16 @@ class Followed:
     history: RunHistory = field(default_factory=RunHistory)
     peak_rss_bytes: int | None = None
     """Most memory that the worker process has held at once."""
+    schedule: Schedule = field(init=False)
+    """Its evaluations and checkpoints, by its configuration."""
+
+    def __post_init__(self) -> None:
+        self.schedule = Schedule.of(self.run.values())
+
+    def eta(self, now: float) -> Eta | None:
+        """The time left at a Unix time; None while it is unknown."""
+        schedule = self.schedule.changed(self.history.settings)
+        return estimate(self.history.timings, schedule, self.state.total_steps, now)
 
     def apply(self, event: Event) -> list[LogLine]:
         """Apply one event, and return the log lines that it adds."""

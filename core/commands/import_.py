@@ -103,5 +103,5 @@ def _exists(out: Path) -> UserError:
 def unknown_key(path: Path, title: str, unknown: Unknown) -> UserError:
     """The error for a key that the tool does not have; the others have been converted."""
     place = f"{path}, line {unknown.line}" if unknown.line else str(path)
-    guess = f"Did you mean {unknown.guess}?" if unknown.guess else "Remove it, or mend it."
+    guess = f"Did you mean {unknown.guess}?" if unknown.guess else "Remove it, or fix it."
     return UserError(f"{place}: {title} has no key {unknown.key}; it was left out.", guess)

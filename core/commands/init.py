@@ -11,11 +11,13 @@ from core.commands.common import PROGRAM, add_json_flag, emit, note, put, say
 from core.config.choices import AIMS
 
 if TYPE_CHECKING:
+    from core.presets.begin import HeldOut
     from core.presets.choose import Choice
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
+    parser.add_argument("files", metavar="FILE", nargs="*", help="training rows, as with --data")
     parser.add_argument("--model", metavar="MODEL", help="base model: a directory, a GGUF file or a prepared model")
     parser.add_argument("--data", metavar="FILE", action="append", help="training rows; may be repeated")
     parser.add_argument("--eval", metavar="FILE", action="append", help="rows to measure on; may be repeated")
@@ -33,11 +35,13 @@ def run(args: argparse.Namespace) -> int:
     from core.commands.train import check_data, check_model
     from core.config.document import ConfigDocument
     from core.errors import UserError
+    from core.presets.begin import held_out_of
 
     if args.list:
         return _list(as_json=args.json)
+    args.data = [*args.files, *(args.data or [])]
     if not args.data:
-        raise UserError("There is no data to train on.", "Name a file with --data.")
+        raise UserError("There is no data to train on.", f"Name a file: {PROGRAM} init FILE.")
     out = None if args.out == "-" else Path(os.path.expanduser(args.out or f"{_stem(args.data[0])}.toml"))
     if out is not None and not args.force and os.path.lexists(out):
         raise UserError(f"{out} exists already.", "Choose another name with --out, or replace it with --force.")
@@ -49,10 +53,11 @@ def run(args: argparse.Namespace) -> int:
     check_model(config)
     check_data(config)
     choice = choose(args.preset, config, args.aim)
-    values = {**choice.preset.values, **asked}
+    held_out = held_out_of(config)
+    values = {**choice.preset.values, **({"data.eval_share": held_out.share} if held_out is not None else {}), **asked}
     if choice.max_length is not None:
         values["train.max_length"] = choice.max_length
-    text = _draft(values, choice)
+    text = _draft(values, choice, held_out)
     document = ConfigDocument(text, out or base / "draft.toml")
     config = document.validate()
     for remark in document.remarks(gather_facts(config)):
@@ -68,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
         emit({"file": file, "preset": choice.preset.name, "why": choice.why, "toml": text})
     else:
         say(f"Written to {out} with the preset {choice.why}")
+        if held_out is not None:
+            note(f"{held_out} (data.eval_share), to measure on; --eval names other rows.")
         note(f"Look at it and start it: {PROGRAM} {out}   (or {PROGRAM} train {out})")
     return 0
 
@@ -105,7 +112,7 @@ def _toml(values: dict[str, Any]) -> str:
     return draft_config(values)
 
 
-def _draft(values: dict[str, Any], choice: Choice) -> str:
+def _draft(values: dict[str, Any], choice: Choice, held_out: HeldOut | None) -> str:
     from core.presets.draft import draft_config
     from core.presets.switch import note_line
 
@@ -114,7 +121,10 @@ def _draft(values: dict[str, Any], choice: Choice) -> str:
         f"Made by '{PROGRAM} init' with the preset {choice.why}",
         "What is not written here has its default; docs/reference/configuration.md explains every option.",
     ]
-    return draft_config(values, head=head, notes=choice.preset.notes)
+    notes = dict(choice.preset.notes)
+    if held_out is not None:
+        notes["data.eval_share"] = f"{held_out}; 0 to learn all of them and measure nothing."
+    return draft_config(values, head=head, notes=notes)
 
 
 def _write(path: Path, text: str, *, force: bool) -> None:

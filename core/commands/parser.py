@@ -17,6 +17,13 @@ _SHOWN = 400
 _LONGEST = 1_000_000
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """A formatter that wraps a paragraph, and leaves a text of several lines as it is."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """A parser whose help and errors pass through :func:`core.text.sanitize`; an error is one line.
 
@@ -59,6 +66,20 @@ def whole_number(text: str) -> int:
         argparse.ArgumentTypeError: If the text is not one.
     """
     return int(_number(text, int, lambda value: 1 <= value <= 10**18, "a whole number from 1 to 10^18"))
+
+
+def column_parts(text: str) -> dict[str, str]:
+    """Parts of a row and their columns, ``user=question,assistant=answer``; the type of an argument.
+
+    Raises:
+        argparse.ArgumentTypeError: If the text is not of this form.
+    """
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(part.strip() and column.strip() for part, _, column in pairs):
+        raise argparse.ArgumentTypeError(
+            f"must be of the form user=question,assistant=answer, not '{one_line(text, 40)}'"
+        )
+    return {part.strip(): column.strip() for part, _, column in pairs}
 
 
 def _number(text: str, kind: Callable[[str], float], is_meant: Callable[[float], bool], wanted: str) -> float:

@@ -10,7 +10,10 @@ import time
 from core.commands.common import CLEAR_LINE
 from core.commands.follow import Followed
 from core.runs import sentences
-from core.runs.events import Event, StepEvent
+from core.runs.activity import eta_words, pending_words, progress_words, step_progress
+from core.runs.answers import verdict
+from core.runs.eta import visit_seconds_left
+from core.runs.events import Event, SampleEvent, StepEvent
 from core.runs.history import LogLine, Phase
 from core.text import one_line
 from core.units import format_duration, format_fixed, format_number, format_rate
@@ -31,19 +34,70 @@ def step_words(event: StepEvent, total_steps: int) -> str:
     )
 
 
+def sample_words(event: SampleEvent) -> str:
+    """An answer in words: ``step-30 to "Router 12 is dead": {"area": "network"} (right)``."""
+    question, answer = one_line(event.prompt.strip(), 80), one_line(event.text.strip(), 200)
+    found = verdict(event)
+    mark = " (right)" if found == "right" else ""
+    if found == "wrong" and event.expected is not None:
+        mark = f" (wanted: {one_line(event.expected.strip(), 100)})"
+    return f'{one_line(event.source, 40)} to "{question}": {answer}{mark}'
+
+
 def log_words(line: LogLine) -> str:
     """A log line, with its level in front unless it is information."""
     return line.text if line.level == "info" else f"{line.level}: {line.text}"
+
+
+class LiveLine:
+    """A line on standard error that is drawn over itself; nothing where that is no terminal."""
+
+    def __init__(self) -> None:
+        self.is_live = sys.stderr.isatty()
+        # Another thread may print a message while the line is drawn.
+        self._lock = threading.Lock()
+        self._line = ""
+
+    def draw(self, text: str) -> None:
+        """Draw the line, cut to the terminal's width."""
+        if not self.is_live or text == self._line:
+            return
+        try:
+            # A terminal without a size reports 0.
+            width = os.get_terminal_size(sys.stderr.fileno()).columns or _DEFAULT_COLUMNS
+        except OSError:
+            width = _DEFAULT_COLUMNS
+        with self._lock:
+            # The last column is left free: filling it makes some terminals wrap.
+            self._write(CLEAR_LINE + text[: max(width - 1, 1)])
+            self._line = text
+
+    def message(self, text: str) -> None:
+        """Print a line above it."""
+        with self._lock:
+            self._write((CLEAR_LINE if self._line else "") + one_line(text) + "\n")
+            self._line = ""
+
+    def clear(self) -> None:
+        """Clear the line."""
+        with self._lock:
+            if self._line:
+                self._write(CLEAR_LINE)
+            self._line = ""
+
+    @staticmethod
+    def _write(text: str) -> None:
+        sys.stdout.flush()
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 class Progress:
     """The progress display of a followed run; a :class:`~core.commands.follow.View`."""
 
     def __init__(self) -> None:
-        self._live = sys.stderr.isatty()
-        # Another thread may print a message while the line is drawn.
-        self._lock = threading.Lock()
-        self._line = ""
+        self._line = LiveLine()
+        self._told = ""
         self._printed = time.monotonic()
         self._stalled = False
 
@@ -60,61 +114,47 @@ class Progress:
             self.message(f"warning: {state.reason}" if self._stalled else "it shows signs of life again")
         if state.is_over:
             return
-        if self._live:
-            self._draw(_present(followed))
+        if self._line.is_live:
+            self._line.draw(present(followed))
         elif time.monotonic() - self._printed >= PLAIN_SECONDS:
-            text = _present(followed)
+            text = present(followed)
             self._printed = time.monotonic()
-            if text != self._line:
+            if text != self._told:
                 self.message(text)
-                self._line = text
+                self._told = text
 
     def message(self, text: str) -> None:
         """Print a line above the live one."""
-        with self._lock:
-            self._write((CLEAR_LINE if self._live and self._line else "") + one_line(text) + "\n")
-            self._line = ""
-            self._printed = time.monotonic()
+        self._line.message(text)
+        self._told = ""
+        self._printed = time.monotonic()
 
     def close(self) -> None:
         """Clear the live line."""
-        with self._lock:
-            if self._live and self._line:
-                self._write(CLEAR_LINE)
-            self._line = ""
-
-    def _draw(self, text: str) -> None:
-        if text == self._line:
-            return
-        try:
-            # A terminal without a size reports 0.
-            width = os.get_terminal_size(sys.stderr.fileno()).columns or _DEFAULT_COLUMNS
-        except OSError:
-            width = _DEFAULT_COLUMNS
-        with self._lock:
-            # The last column is left free: filling it makes some terminals wrap.
-            self._write(CLEAR_LINE + text[: max(width - 1, 1)])
-            self._line = text
-
-    @staticmethod
-    def _write(text: str) -> None:
-        sys.stdout.flush()
-        sys.stderr.write(text)
-        sys.stderr.flush()
+        self._line.clear()
 
 
-def _present(followed: Followed) -> str:
+def present(followed: Followed) -> str:
     """The current activity of the run, on one line."""
     state, history = followed.state, followed.history
     last, phase = history.last_step, history.phase
+    now = time.time()
+    # What is asked of the run comes first: the line is cut where the terminal ends.
+    waits = pending_words(state.pending, state, history.timings, now)
+    front = f"{waits}  " if waits else ""
     if state.state == "paused":
-        return f"paused at step {state.step} of {state.total_steps}"
+        return f"{front}paused at step {state.step} of {state.total_steps}"
+    eta = "" if waits else f"  ETA {eta_words(followed.eta(now), split=True)}"
     if last is not None and (phase is None or phase.name == "training"):
-        left = history.eta_seconds(state.total_steps)
-        return f"{step_words(last, state.total_steps)}  ETA {format_duration(left)}"
+        within = progress_words(step_progress(state, history.timings, now))
+        return f"{front}{step_words(last, state.total_steps)}{f'  {within}' if within else ''}{eta}"
     if phase is None:
-        return state.state
-    return _phase_words(phase, history.phase_elapsed(time.time()))
+        return f"{front}{state.state}"
+    words = _phase_words(phase, history.phase_elapsed(now))
+    left = visit_seconds_left(history.timings, followed.schedule, now)
+    if left is not None and left >= 1:
+        words += f", {format_duration(left)} left"
+    return f"{front}{words}{eta if last is not None else ''}"
 
 
 def _phase_words(phase: Phase, elapsed: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,8 @@ def describe_row(row: RunRow) -> dict[str, Any]:
 
     Returns:
         ``id``, ``state``, ``reason``, ``step``, ``total_steps``, ``loss`` (of the last step), ``model``, ``started``
-        and ``updated`` (Unix seconds), ``path``; None where something is unknown.
+        and ``updated`` (Unix seconds), ``path``, ``pending`` (requests that wait for the end of the step) and
+        ``progress`` (``what``, ``done`` and ``total`` within a step or an evaluation); None where something is unknown.
     """
     return {
         "id": row.run.id,
@@ -55,7 +57,18 @@ def describe_row(row: RunRow) -> dict[str, Any]:
         "started": row.started or None,
         "updated": row.updated or None,
         "path": str(row.run.path),
+        "pending": list(row.pending),
+        "progress": dataclasses.asdict(row.progress) if row.progress is not None else None,
     }
+
+
+def state_words(row: RunRow) -> str:
+    """The state, and what the run is about to do or how far its step is: ``training (pausing)``, ``training (3/8)``."""
+    from core.runs.activity import doing, progress_words
+
+    within = progress_words(row.progress) if row.progress is not None and row.progress.total > 1 else ""
+    told = doing(row.pending) or within
+    return f"{row.state} ({told})" if told and row.state not in ("stalled", "stopping") else row.state
 
 
 def _print_table(rows: Sequence[RunRow]) -> None:
@@ -67,7 +80,7 @@ def _print_table(rows: Sequence[RunRow]) -> None:
         started = format_moment(row.started, "%Y-%m-%d %H:%M") if row.started else "–"
         step = f"{row.step}/{row.total_steps}" if row.total_steps else "–"
         model = one_line((row.base or "–").rpartition("/")[2], 40)
-        table.append((one_line(row.run.id, 60), row.state, step, format_number(row.loss), started, model))
+        table.append((one_line(row.run.id, 60), state_words(row), step, format_number(row.loss), started, model))
     widths = [max(len(line[column]) for line in table) for column in range(len(_HEADINGS))]
     numbers = {_HEADINGS.index("STEP"), _HEADINGS.index("LOSS")}
     for line in table:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from core.commands.common import PROGRAM, describe_state, emit, exit_code, say
@@ -11,10 +10,11 @@ from core.commands.follow import Followed
 from core.errors import UserError
 from core.launch.launcher import failure_reason
 from core.runs.after_end import way_on
+from core.runs.result import RunResult, result_of, result_path
 from core.runs.store import Run, complete_checkpoints
 from core.text import one_line
 from core.tracking.start import places
-from core.units import format_bytes, format_number, format_rate
+from core.units import format_bytes, format_duration, format_fixed, format_number, format_rate
 
 
 def summarize(followed: Followed) -> dict[str, Any]:
@@ -46,13 +46,8 @@ def summarize(followed: Followed) -> dict[str, Any]:
 
 def adapter_of(followed: Followed) -> str | None:
     """The path of an ended run's adapter; None where it has none."""
-    end = followed.history.end
-    if end is None or not end.adapter:
-        return None
-    parts = Path(end.adapter).parts
-    # It is in the run directory, whatever a record says.
-    is_inside = ".." not in parts and not Path(end.adapter).is_absolute() and "\0" not in end.adapter
-    return os.fspath(followed.run.path / end.adapter) if is_inside else None
+    path = result_path(followed.run, followed.history.end)
+    return None if path is None else os.fspath(path)
 
 
 def report(followed: Followed, *, as_json: bool) -> int:
@@ -73,6 +68,7 @@ def summary_lines(followed: Followed, summary: dict[str, Any]) -> list[str]:
         f"run       {run.id}",
         f"state     {describe_state(followed.state)}",
         f"loss      {format_number(summary['loss'])}",
+        *_gain_lines(result_of(run, followed.state, followed.history)),
         f"speed     {format_rate(summary['tokens_per_second'])}",
         f"memory    {format_bytes(summary['peak_rss_bytes'])} at most",
     ]
@@ -86,6 +82,17 @@ def summary_lines(followed: Followed, summary: dict[str, Any]) -> list[str]:
     else:
         lines.append(f"next      {PROGRAM} chat {run.id}")
     return lines + _tracker_lines(run)
+
+
+def _gain_lines(result: RunResult) -> list[str]:
+    """Each figure that was measured before and after, and what it took."""
+    lines = [
+        f"gained    {measure.name} {measure.words(measure.before)} → {measure.words(measure.after)}"
+        for measure in result.measures
+        if measure.before is not None and measure.name != "training loss"
+    ]
+    energy = f", {format_fixed(result.energy_wh, 1)} Wh" if result.energy_wh is not None else ""
+    return [*lines, *([f"took      {format_duration(result.seconds)}{energy}"] if result.step else [])]
 
 
 def _tracker_lines(run: Run) -> list[str]:

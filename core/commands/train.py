@@ -75,20 +75,12 @@ def check_model(config: Config) -> None:
         UserError: In these cases.
     """
     from core.errors import UserError
-    from core.models.architectures import check_quantization
-    from core.models.find import STARTER_NAME, find_model, missing_model, model_path
-    from core.models.sandboxed import check_model_config
+    from core.models.sandboxed import check_base
 
-    base = config.model.base
-    if not os.path.isfile(model_path(base)):
-        found = find_model(base)
-        if found is not None:
-            check_quantization(check_model_config(found), found, config.method.name)
-        elif base != STARTER_NAME:
-            raise missing_model(base)
+    check_base(config.model.base, config.method.name)
     template = config.template.file
     if template is not None and not os.path.isfile(template):
-        raise UserError(f"There is no template file {template}.", "Mend template.file, or leave it out.")
+        raise UserError(f"There is no template file {template}.", "Fix template.file, or leave it out.")
     if config.eval.prompts is not None:
         from core.chat.prompts import read_prompts
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 class JsonLines:
-    """A view that prints each event as JSON; a :class:`~core.commands.follow.View`."""
+    """A view that prints each event as JSON, and the state where no event tells it; a
+    :class:`~core.commands.follow.View`."""
+
+    def __init__(self) -> None:
+        self._told: tuple[object, ...] = ((), None)
 
     def event(self, event: Event, log: list[LogLine], followed: Followed) -> None:  # noqa: ARG002
         """Print the event."""
@@ -60,8 +65,23 @@ class JsonLines:
 
         put(escape_json(encode_event(event)))
 
-    def tick(self, followed: Followed) -> None:  # noqa: ARG002
-        """Flush the output."""
+    def tick(self, followed: Followed) -> None:
+        """Print requests that wait, and how far a long step or an evaluation is, where that has changed."""
+        import dataclasses
+
+        from core.runs.activity import long_progress
+
+        state = followed.state
+        if not state.is_over:
+            now = time.time()
+            progress = long_progress(state, followed.history.timings, now)
+            # That a step is over is an event; the next one may be short.
+            told = (state.pending, progress or self._told[1])
+            if told != self._told:
+                self._told = told
+                within = dataclasses.asdict(progress) if progress is not None else None
+                fields = {"state": state.state, "step": state.step, "pending": state.pending, "progress": within}
+                put(escape_json(json.dumps({"t": now, "type": "state", **fields}) + "\n"))
         flush()
 
     def message(self, text: str) -> None:
@@ -73,38 +93,56 @@ class JsonLines:
 
 
 class Log:
-    """A view that prints a line per event with its time; a :class:`~core.commands.follow.View`."""
+    """A view that prints a line per event with its time, and on a terminal what the run is doing below; a
+    :class:`~core.commands.follow.View`."""
 
     def __init__(self) -> None:
+        from core.commands.progress import LiveLine
+
+        self._line = LiveLine()
         self._state = ""
+        self._pending: tuple[str, ...] = ()
 
     def event(self, event: Event, log: list[LogLine], followed: Followed) -> None:
         """Print the event in words."""
-        from core.commands.progress import log_words, step_words
+        from core.commands.progress import log_words, sample_words, step_words
         from core.runs.events import SampleEvent, StepEvent
         from core.runs.sentences import clock
-        from core.text import one_line
 
         for line in log:
-            say(f"{line.clock} {log_words(line)}")
+            self._say(f"{line.clock} {log_words(line)}")
         if isinstance(event, StepEvent):
-            say(f"{clock(event.t)} {step_words(event, followed.state.total_steps)}")
+            self._say(f"{clock(event.t)} {step_words(event, followed.state.total_steps)}")
         elif isinstance(event, SampleEvent):
-            question, answer = one_line(event.prompt.strip(), 80), one_line(event.text.strip(), 200)
-            say(f'{clock(event.t)} {one_line(event.source, 40)} to "{question}": {answer}')
+            self._say(f"{clock(event.t)} {sample_words(event)}")
 
     def tick(self, followed: Followed) -> None:
-        """Print a state that no event reports."""
+        """Print what no event reports: a state, and requests that wait for the end of a step."""
+        from core.commands.progress import present
+        from core.runs.activity import pending_words
         from core.runs.sentences import clock
 
-        state = followed.state
+        state, now = followed.state, time.time()
         if state.state != self._state and state.state in ("paused", "stalled", "lost"):
-            say(f"{clock(time.time())} {describe_state(state)}")
-        self._state = state.state
+            self._say(f"{clock(now)} {describe_state(state)}")
+        pending = () if state.is_over else state.pending
+        if set(pending) - set(self._pending):
+            self._say(f"{clock(now)} {pending_words(pending, state, followed.history.timings, now)}")
+        self._state, self._pending = state.state, pending
+        if state.is_over:
+            self._line.clear()
+        else:
+            self._line.draw(present(followed))
+
+    def _say(self, text: str) -> None:
+        self._line.clear()
+        say(text)
 
     def message(self, text: str) -> None:
         """Print a message of the command itself."""
+        self._line.clear()
         note(text)
 
     def close(self) -> None:
-        """Nothing to clean up."""
+        """Clear the line of progress."""
+        self._line.clear()

@@ -24,6 +24,7 @@ from core.config.values import describe_type, parse_value
 from core.errors import UserError
 from core.hub.store import pinned
 from core.hub_uri import absolute
+from core.path_kind import refuse_kind
 from core.redact import secret_variable
 from core.secrets import find_secret
 from core.text import is_unicode, one_line
@@ -52,20 +53,23 @@ class ConfigDocument:
         self._toml = self._parse(text)
 
     def _parse(self, text: str) -> tomlkit.TOMLDocument:
+        if text.lstrip()[:1] == "{":
+            raise UserError(f"{self._where} holds JSON, not TOML.", "Name a configuration in TOML.")
         try:
             return tomlkit.parse(text)
         except RecursionError as error:
-            raise UserError(f"{self._where} is nested too deep for a configuration.", "Mend it.") from error
+            raise UserError(f"{self._where} is nested too deep for a configuration.", "Fix it.") from error
         except tomlkit.exceptions.TOMLKitError as error:
             what = one_line(str(error).split(" at line")[0], 200).rstrip(".")
             if isinstance(error, tomlkit.exceptions.ParseError) and error.col:
+                line: int | None = error.line
                 place = f"line {error.line}, column {error.col}: "
             else:
                 # tomlkit does not say where a repeated key is.
                 line = repeated_line(text)
                 place = f"line {line}: " if line else ""
             raise UserError(
-                f"{self._where} is not valid TOML: {place}{what}.", "Mend that line." if place else "Mend it."
+                f"{self._where} is not valid TOML: {place}{what}.", f"Fix line {line}." if line else "Fix it."
             ) from error
 
     @classmethod
@@ -73,8 +77,9 @@ class ConfigDocument:
         """Read a file.
 
         Raises:
-            UserError: If it is missing, not a file, not UTF-8 or not TOML.
+            UserError: If it is missing, not a file, of another kind (as data), not UTF-8 or not TOML.
         """
+        refuse_kind(path, "config")
         try:
             file = FileText.read(path)
         except FileNotFoundError as error:

@@ -470,7 +470,7 @@ def _patterns_can_be_read(config: Config, _: Facts) -> Findings:
         if (problem := expression_problem(entry)) is not None:
             yield (
                 f"method.target_modules has {one_line(entry, 60)}, which cannot be used: {problem}.",
-                "Mend it, or write a name with * instead.",
+                "Fix it, or write a name with * instead.",
             )
 
 
@@ -560,7 +560,7 @@ def _epochs_or_steps(config: Config, _: Facts) -> Findings:
     """Only one of train.epochs and train.max_steps is set."""
     if config.train.max_steps is not None and "epochs" in config.train.model_fields_set:
         yield (
-            f"train.epochs is not looked at, as train.max_steps = {config.train.max_steps} decides alone.",
+            f"train.epochs is ignored, as train.max_steps = {config.train.max_steps} decides alone.",
             "Remove one of the two.",
         )
 

@@ -64,7 +64,11 @@ class DataSection(Section):
         None, "Rows kept out of training, to measure on: a file, a directory, an entry, or a list.", basic=True
     )
     eval_share: float = _option(
-        0.0, "Share of the training rows to hold out and measure on; rows that are alike stay together.", ge=0, le=0.5
+        0.0,
+        "Share of the training rows to hold out and measure on; rows that are alike stay together.",
+        ge=0,
+        le=0.5,
+        basic=True,
     )
     format: Literal[
         "auto",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 
 from core.importers.convert import Imported
@@ -20,7 +19,7 @@ def render(imported: Imported, width: int) -> list[str]:
     idle = len(imported.carried) - len(copied)
     said = f"carried: {', '.join(copied) or 'nothing'}"
     if idle:
-        said += f"; and {idle} that {'asks' if idle == 1 else 'ask'} for nothing else than what is done here"
+        said += f"; {idle} more {'matches' if idle == 1 else 'match'} what happens anyway"
     lines += textwrap.wrap(said, max(min(width, 120), 40), subsequent_indent="  ", break_on_hyphens=False)
     for name, entries in (("changed", imported.changed), ("unsupported", imported.unsupported)):
         if entries:
@@ -48,5 +47,16 @@ def _render_entries(entries: list[Entry], width: int) -> list[str]:
 
 
 def _short(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return one_line(text, _LONGEST_VALUE)
+    return one_line(_in_words(value), _LONGEST_VALUE)
+
+
+def _in_words(value: object) -> str:
+    """A value as one would say it: ``q_proj and v_proj`` for a list, ``path rows.jsonl, type alpaca`` for a table."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_in_words(item)}" for key, item in value.items()) or "nothing"
+    if isinstance(value, (list, tuple)):
+        items = [_in_words(item) for item in value]
+        return f"{', '.join(items[:-1])} and {items[-1]}" if len(items) > 1 else "".join(items) or "nothing"
+    if value is None:
+        return "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -107,7 +107,7 @@ class Translation:
         """Whether the file gives the key a value."""
         return key in self.values
 
-    def refuse(self, key: str, what: str, hint: str = "Mend it.") -> NoReturn:
+    def refuse(self, key: str, what: str, hint: str = "Fix it.") -> NoReturn:
         """End the import with an error about a key.
 
         Raises:

@@ -72,9 +72,9 @@ def _record_kill(run: Run, recorded: RunState) -> None:
                 lines = lines if file.read(1) == b"\n" else "\n" + lines
             file.write(lines.encode("utf-8"))
     except OSError as error:
-        raise UserError(f"{run.events_path} cannot be written: {error.strerror}.", "Mend its permissions.") from error
+        raise UserError(f"{run.events_path} cannot be written: {error.strerror}.", "Fix its permissions.") from error
     over = dataclasses.replace(recorded, state="stopped", reason=reason, socket=None, step_started=None)
     try:
         dataclasses.replace(over, updated=time.time()).write(run.state_path)
     except OSError as error:
-        raise UserError(f"{run.state_path} cannot be written: {error.strerror}.", "Mend its permissions.") from error
+        raise UserError(f"{run.state_path} cannot be written: {error.strerror}.", "Fix its permissions.") from error

@@ -21,7 +21,7 @@ from core.helper import describe_end, finding_core, start_detached
 from core.redact import is_secret_name
 from core.runs.lock import LOCK_VARIABLE, try_lock
 from core.runs.process import hostname, is_same_process
-from core.runs.state import RunState
+from core.runs.state import RunState, in_words
 from core.runs.store import Run, complete_checkpoints, create_run
 from core.small_files import open_regular
 from core.text import one_line
@@ -83,22 +83,7 @@ def continue_run(run: Run) -> None:
     lock = _lock_or_refuse(run)
     try:
         state = run.state()
-        if state.state == "finished":
-            raise UserError(
-                f"Run {run.id} is finished; there is nothing to continue.",
-                "To train longer, raise train.epochs in its configuration and start anew.",
-            )
-        if not state.is_over:
-            where = f" on {state.host}" if state.host and state.host != hostname() else ""
-            raise UserError(
-                f"Run {run.id} is {state.state}{where}; only an ended run can be continued.",
-                f"Stop it first with 'localtune-tui stop {run.id}'.",
-            )
-        if not complete_checkpoints(run):
-            raise UserError(
-                f"Run {run.id} has no complete checkpoint to go on from.",
-                f"Start it afresh with 'localtune-tui train {run.config_path}'.",
-            )
+        refuse_continuation(run, state)
         queued = dataclasses.replace(
             state,
             state="queued",
@@ -115,6 +100,34 @@ def continue_run(run: Run) -> None:
         _spawn(run, resume=True, lock=lock)
     finally:
         os.close(lock)
+
+
+def refuse_continuation(run: Run, state: RunState) -> None:
+    """Refuse to continue a run that has nothing to go on from.
+
+    Args:
+        run: The run.
+        state: Its inferred state.
+
+    Raises:
+        UserError: If the run is live or finished, or has no checkpoint.
+    """
+    if state.state == "finished":
+        raise UserError(
+            f"Run {run.id} is finished; there is nothing to continue.",
+            "To train longer, raise train.epochs in its configuration and start anew.",
+        )
+    if not state.is_over:
+        where = f" on {state.host}" if state.host and state.host != hostname() else ""
+        raise UserError(
+            f"Run {run.id} is {state.state}{where}; only an ended run can be continued.",
+            f"Stop it first with 'localtune-tui stop {run.id}'.",
+        )
+    if not complete_checkpoints(run):
+        raise UserError(
+            f"Run {run.id} has no complete checkpoint to go on from.",
+            f"Start it afresh with 'localtune-tui train {run.config_path}'.",
+        )
 
 
 def wait_until(run: Run, predicate: Callable[[RunState], bool], timeout: float, *, interval: float = 0.05) -> RunState:
@@ -140,7 +153,7 @@ def wait_until(run: Run, predicate: Callable[[RunState], bool], timeout: float, 
             return state
         if state.is_over:
             reason = failure_reason(run).rstrip(".")
-            raise UserError(f"Run {run.id} is {state.state}: {reason}.", f"The whole log is {run.log_path}.")
+            raise UserError(f"Run {run.id} {in_words(state.state)}: {reason}.", f"The whole log is {run.log_path}.")
         if time.monotonic() >= deadline:
             raise UserError(f"Run {run.id} is still {state.state} after {timeout:g} s.", f"Its log is {run.log_path}.")
         time.sleep(interval)
@@ -338,7 +351,7 @@ def _write_state(run: Run, state: RunState) -> None:
         state.write(run.state_path)
     except OSError as error:
         raise UserError(
-            f"{run.state_path} cannot be written: {error.strerror}.", "Make room or mend its permissions."
+            f"{run.state_path} cannot be written: {error.strerror}.", "Make room or fix its permissions."
         ) from error
 
 

@@ -8,6 +8,7 @@ from core.memory.plan import Part
 from core.memory.sizes import quantized_bytes
 from core.memory.steps import FP32, Adapters, Arithmetic
 from core.models.architecture.architecture import Architecture
+from core.units import format_count
 
 #: Notes on the optimizers' states.
 STATES = {
@@ -86,7 +87,7 @@ def own_weight_parts(optimizer: str, trainable: int, states: int, width: int, *,
     """
     size = 0 if in_backward else width * trainable
     return [
-        Part("gradients", size, f"of {_count(trainable)} weights in {8 * width} bit"),
+        Part("gradients", size, f"of {format_count(trainable)} weights in {8 * width} bit"),
         Part("optimizer", states, f"{optimizer}: {STATES[optimizer]}"),
     ]
 
@@ -102,12 +103,8 @@ def adapter_parts(optimizer: str, trainable: int, learned: int, states: int, *, 
         paired: Whether each has a frozen reference adapter.
     """
     return [
-        Part("adapters", FP32 * trainable, f"{_count(trainable)} trained parameters in fp32"),
+        Part("adapters", FP32 * trainable, f"{format_count(trainable)} trained parameters in fp32"),
         Part("initial", FP32 * trainable if paired else 0, "what the adapters began with, frozen, in fp32"),
         Part("gradients", FP32 * learned, "their gradients in fp32"),
         Part("optimizer", states, f"{optimizer}: {STATES[optimizer]}"),
     ]
-
-
-def _count(number: int) -> str:
-    return f"{number:,}".replace(",", " ")

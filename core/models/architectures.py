@@ -121,7 +121,11 @@ def check_quantization(config: Mapping[str, Any], directory: Path, method: str) 
     Raises:
         UserError: If the method cannot use them.
     """
-    saved = saved_quantization(config)
+    refuse_quantization(saved_quantization(config), directory, method)
+
+
+def refuse_quantization(saved: str | None, directory: Path, method: str) -> None:
+    """As :func:`check_quantization`, with the result of :func:`saved_quantization`."""
     if saved is None or (saved == "bitsandbytes NF4" and method == "qlora"):
         return
     if saved == "bitsandbytes NF4":

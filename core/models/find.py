@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import glob
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,12 @@ from core.text import one_line
 
 #: Model that needs no hub; it is prepared on first use.
 STARTER_NAME = "smollm2-135m-instruct"
+#: Prefix of the directories of models in the Hugging Face cache.
+CACHED_PREFIX = "models--"
+#: Most directories listed to find a name like a mistyped one.
+_MOST_NAMES = 2000
+#: Similarity from which a name is suggested, and the one for hub ids, of which there are many alike.
+_CLOSE, _CLOSE_IDS = 0.6, 0.85
 
 
 def find_model(name: str, relative_to: Path | None = None) -> Path | None:
@@ -98,6 +105,17 @@ def _is_hash(revision: str) -> bool:
     return re.fullmatch(r"[0-9a-f]{7,40}", revision) is not None
 
 
+def is_model_here(name: str, relative_to: Path | None = None) -> bool:
+    """Whether a run finds a base model: a directory, a GGUF file, a prepared or fetched model, or the starter model,
+    which is prepared by the run. The content is not checked.
+    """
+    return (
+        name == STARTER_NAME
+        or os.path.isfile(model_path(name, relative_to))
+        or find_model(name, relative_to) is not None
+    )
+
+
 def missing_model(name: str, relative_to: Path | None = None) -> UserError:
     """The error for a name that :func:`find_model` does not find, with a hint."""
     shown, path = one_line(name, 200), model_path(name, relative_to)
@@ -105,17 +123,85 @@ def missing_model(name: str, relative_to: Path | None = None) -> UserError:
         return UserError(f"The model {shown} is not converted yet.", "The first run with it converts it.")
     if name == STARTER_NAME:
         return UserError(f"The starter model {shown} is not prepared yet.", "'localtune-tui demo' prepares it.")
+    near = close_name(name)
+    guess = f"Did you mean {one_line(near, 100)}? " if near is not None else ""
     if (entry := model_entry(name)) is not None:
-        return UserError(
-            f"The model {shown} is not on this machine: there is no directory {one_line(str(path), 200)}, and no copy "
-            f"in {paths.models_dir()} or in the local Hugging Face cache.",
-            f"'localtune-tui fetch {entry}' downloads it.",
+        where = f"copy in {paths.models_dir()} or in the local Hugging Face cache"
+        hint = f"{guess}'localtune-tui fetch {entry}' downloads it."
+    else:
+        # The directory that a plain name would be in is one that nobody meant.
+        where = (
+            f"file or directory {one_line(str(path), 200)}"
+            if os.sep in name
+            else f"prepared model of that name in {paths.models_dir()}, and no such file or directory"
         )
-    return UserError(
-        f"The model {shown} was not found: there is no file or directory {one_line(str(path), 200)} and no prepared "
-        f"model {paths.models_dir() / one_line(name, 200)}.",
-        f"Set model.base to a directory, a GGUF file or {STARTER_NAME}; 'localtune-tui fetch' downloads from a hub.",
-    )
+        hint = guess or f"Set model.base to a directory, a GGUF file or {STARTER_NAME}; "
+        hint += "'localtune-tui fetch hf://OWNER/NAME' downloads a model from a hub."
+    return UserError(f"The model {shown} is not on this machine: there is no {where}.", hint)
+
+
+def close_name(name: str) -> str | None:
+    """The model on this machine whose name a mistyped one most likely meant."""
+    known = [STARTER_NAME, *(base for base, _ in prepared_models()), *cached_models()]
+    return most_like(name, known)
+
+
+def most_like(name: str, known: Iterable[str]) -> str | None:
+    """The one of some models that a mistyped name most likely meant; an id of a hub means an id with the same numbers,
+    as those of other sizes and versions are other models.
+    """
+    is_id = is_hub_id(name)
+    written, best, found = name.lower() if is_id else name.lower().rpartition("/")[2], 0.0, None
+    for other in known:
+        if is_id and (not is_hub_id(other) or _numbers(name) != _numbers(other)):
+            continue
+        for candidate in {other.lower()} if is_id else {other.lower(), other.lower().rpartition("/")[2]}:
+            likeness = difflib.SequenceMatcher(None, written, candidate).ratio()
+            begun = max(4, -(-len(written) // 2))
+            # A name that was begun right is as likely as one with a few wrong letters.
+            if not is_id and len(written) >= begun and candidate.startswith(written[:begun]):
+                likeness = max(likeness, _CLOSE)
+            if likeness > best and likeness >= (_CLOSE_IDS if is_id else _CLOSE):
+                best, found = likeness, other
+    return found
+
+
+def _numbers(name: str) -> list[str]:
+    return re.findall(r"\d+", name)
+
+
+def prepared_models() -> Iterator[tuple[str, Path]]:
+    """Prepared and fetched models: the name for ``model.base``, and the directory."""
+    for directory in _directories(paths.models_dir()):
+        record = read_record(directory) or {}
+        repository = record.get("repository")
+        if not isinstance(repository, str) or not is_hub_id(repository):
+            yield directory.name, directory
+        elif directory.name == HubEntry("model", repository).directory_name:
+            yield repository, directory
+        else:
+            revision = next(iter(revisions_of(record)), None) or str(record.get("commit", ""))
+            yield str(HubEntry("model", repository, revision)), directory
+
+
+def cached_models() -> Iterator[str]:
+    """Hub ids of the models in the local Hugging Face cache, whole or not."""
+    for directory in _directories(hub_cache_dir(), CACHED_PREFIX):
+        name = directory.name.removeprefix(CACHED_PREFIX).replace("--", "/", 1)
+        if is_hub_id(name):
+            yield name
+
+
+def _directories(place: Path, prefix: str = "") -> list[Path]:
+    """The directories in a directory in order, without hidden ones; none if it cannot be read."""
+    found = []
+    with contextlib.suppress(OSError), os.scandir(place) as entries:
+        for number, entry in enumerate(entries):
+            if number >= _MOST_NAMES:
+                break
+            if entry.name.startswith(prefix) and not entry.name.startswith(".") and entry.is_dir():
+                found.append(Path(entry.path))
+    return sorted(found)
 
 
 def find_converted(gguf: Path) -> Path | None:
@@ -158,7 +244,7 @@ def find_in_hub_cache(entry: HubEntry) -> Path | None:
     """The snapshot of a hub model in the local Hugging Face cache: of the revision that the entry names, else of its
     default branch. Never uses the network.
     """
-    directory = hub_cache_dir() / f"models--{entry.directory_name}"
+    directory = hub_cache_dir() / f"{CACHED_PREFIX}{entry.directory_name}"
     commits = [entry.revision] if _is_hash(entry.revision) else []
     with contextlib.suppress(OSError, UnicodeDecodeError):
         reference = directory / "refs" / (entry.revision or DEFAULT_REVISION)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
+from core.errors import UserError
+from core.models.architectures import check_quantization
+from core.models.find import STARTER_NAME, find_model, missing_model, model_path
+from core.models.inspection import ModelFacts
 from core.sandbox.pool import sandboxed
 from core.text import one_line
 
@@ -27,6 +32,45 @@ def check_model_config(directory: Path) -> dict[str, Any]:
     return sandboxed(_check_config, f"The model in {one_line(str(directory))}")(directory)
 
 
+def check_base(name: str, method: str, relative_to: Path | None = None) -> None:
+    """Refuse a base model that is missing or, by its description or its header, cannot be trained; blocks.
+
+    A model that is only not prepared yet is prepared by the worker, which also checks tokenizer and weights.
+
+    Args:
+        name: As ``model.base``.
+        method: As ``method.name``.
+        relative_to: The directory that a relative path starts from; the working directory by default.
+
+    Raises:
+        UserError: In these cases.
+    """
+    path = model_path(name, relative_to)
+    if os.path.isfile(path):
+        check_gguf(path)
+    elif (found := find_model(name, relative_to)) is not None:
+        check_quantization(check_model_config(found), found, method)
+    elif name != STARTER_NAME:
+        raise missing_model(name, relative_to)
+
+
+def check_gguf(path: Path) -> None:
+    """Check a GGUF file by its header; see :func:`core.models.gguf.check_gguf`; blocks.
+
+    Raises:
+        UserError: As :func:`check_model_directory`.
+    """
+    sandboxed(_check_gguf, f"The model in {one_line(str(path))}")(path)
+
+
+def inspect_model(path: Path) -> ModelFacts:
+    """Inspect a model; see :func:`core.models.inspection.inspect_model`; blocks. One that cannot be read has a flaw."""
+    try:
+        return sandboxed(_inspect, f"The model in {one_line(str(path))}")(path)
+    except UserError as error:
+        return ModelFacts().flawed(error)
+
+
 def _check_directory(directory: Path) -> None:
     from core.models.check import check_model_directory as check
 
@@ -37,3 +81,15 @@ def _check_config(directory: Path) -> dict[str, Any]:
     from core.models.check import check_model_config as check
 
     return check(directory)
+
+
+def _check_gguf(path: Path) -> None:
+    from core.models.gguf import check_gguf as check
+
+    check(path)
+
+
+def _inspect(path: Path) -> ModelFacts:
+    from core.models.inspection import inspect_model as inspect
+
+    return inspect(path)

@@ -36,7 +36,7 @@ def draft_config(
     lines = [line for paragraph in head for line in _comment(paragraph)]
     section = ""
     for option in options():
-        is_example = option.name == "data.eval" and option.name not in values
+        is_example = option.name == "data.eval" and not values.keys() & {"data.eval", "data.eval_share"}
         if option.name not in values and not is_example:
             continue
         if option.section != section:

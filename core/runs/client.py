@@ -14,7 +14,7 @@ from typing import Any
 from core.errors import UserError
 from core.runs import protocol
 from core.runs.after_end import way_on
-from core.runs.state import RunState
+from core.runs.state import RunState, in_words
 from core.runs.store import Run
 from core.text import one_line
 
@@ -25,6 +25,14 @@ ANSWER_SECONDS = 60.0
 #: Most bytes of the answers to one command; the longest answer of a model has far fewer.
 EXCHANGE_LIMIT = 64 << 20
 _CHUNK_BYTES = 64 << 10
+
+
+class WithdrawnError(UserError):
+    """A request was taken back before the worker got to it."""
+
+
+class PendingError(UserError):
+    """A request was not answered in time, but was heard, and waits for the end of a step."""
 
 
 class ControlClient:
@@ -187,7 +195,8 @@ class ControlClient:
         if message["ok"] is True:
             return {key: value for key, value in message.items() if key not in ("id", "ok")}
         sentence, hint = message.get("error"), message.get("hint")
-        raise UserError(
+        kind = WithdrawnError if message.get("withdrawn") is True else UserError
+        raise kind(
             one_line(sentence) if isinstance(sentence, str) and sentence else f"Run {self.run.id} refused.",
             one_line(hint) if isinstance(hint, str) else "",
         )
@@ -200,7 +209,7 @@ class ControlClient:
         state = self.run.state()
         if state.is_over:
             return UserError(
-                f"Run {self.run.id} is {state.state}; only a live run takes commands.",
+                f"Run {self.run.id} {in_words(state.state)}; only a live run takes commands.",
                 way_on(self.run)
                 if state.state != "finished"
                 else f"'localtune-tui chat {self.run.id}' talks to its result.",
@@ -216,13 +225,15 @@ class ControlClient:
     def _broken(self, command: str, error: OSError | None) -> UserError:
         if self._closed:
             return self._was_closed()
-        if isinstance(error, TimeoutError):
-            return UserError(
-                f"Run {self.run.id} did not answer {command} within {self.timeout:g} s.",
-                "It takes commands between steps: wait for the step to end, or look into its log.",
-            )
         state = self.run.state()
-        ending = f"; it is {state.state} now" if state.is_over else ""
+        if isinstance(error, TimeoutError):
+            sentence = f"Run {self.run.id} did not answer {command} within {self.timeout:g} s."
+            if command in state.pending and not state.is_over:
+                return PendingError(sentence, "It was heard, and is done when the present step ends.")
+            return UserError(
+                sentence, "It takes commands between steps: wait for the step to end, or look into its log."
+            )
+        ending = f"; it {in_words(state.state)}" if state.is_over else ""
         return UserError(
             f"Run {self.run.id} ended the connection before it answered {command}{ending}.",
             f"Its log is {self.run.log_path}.",

@@ -58,7 +58,10 @@ class PhaseEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class DataEvent(Event):
-    """Outcome of data preparation: ``rows == used + sum(dropped.values())``; lengths in tokens."""
+    """Outcome of data preparation: ``rows == used + sum(dropped.values())``; lengths in tokens.
+
+    ``held_out_rows`` and ``held_out_tokens`` are those of the rows measured at each evaluation, 0 where there are none.
+    """
 
     type: ClassVar[str] = "data"
     rows: int
@@ -67,6 +70,8 @@ class DataEvent(Event):
     tokens: int
     supervised_tokens: int
     longest: int
+    held_out_rows: int | None = None
+    held_out_tokens: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,13 +129,20 @@ class EvalEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleEvent(Event):
-    """A generated answer of the model; ``source`` is ``base`` or ``step-N``."""
+    """A generated answer of the model; ``source`` is ``base`` or ``step-N``.
+
+    Of a held-out question, ``expected`` is its answer in the dataset, ``exact_match`` whether it was given (as
+    :class:`EvalEvent` counts it), and ``valid_json`` whether the answer is JSON where those of the dataset are.
+    """
 
     type: ClassVar[str] = "sample"
     step: int
     prompt: str
     text: str
     source: str
+    expected: str | None = None
+    exact_match: bool | None = None
+    valid_json: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,6 +338,7 @@ _READERS: dict[str, tuple[frozenset[type], Callable[[JSONValue], JSONValue]]] = 
     "int": (frozenset({int}), _to_integer),
     "float": (frozenset({int, float, str}), _to_float),
     "str": (frozenset({str}), _same),
+    "bool": (frozenset({bool}), _same),
     "dict[str, int]": (frozenset({dict}), _to_counts),
     "list[dict[str, Any]]": (frozenset({list}), _to_objects),
 }
@@ -349,7 +362,7 @@ def _describe_field(item: dataclasses.Field[Any]) -> _Field:
     accepted, read = _READERS[annotation.removesuffix(" | None")]
     if item.name == "t":
         read = _to_time
-    elif read is _same:
+    elif accepted == frozenset({str}):
         read = functools.partial(_cut, item.name)
     has_default = item.default is not dataclasses.MISSING or item.default_factory is not dataclasses.MISSING
     # The time has a default when events are created, but is required when they are read.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core import paths
-from core.config.schema import Config
+from core.analysis.split import held_out_count
+from core.config.derived import sequences_per_row
+from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
 from core.memory.advice import Advice, advise
 from core.memory.plan import Machine, Plan
@@ -18,6 +21,9 @@ from core.models.architecture.architecture import Architecture
 from core.models.architecture.load import locate_model
 from core.models.architecture.sandboxed import load_architecture
 from core.runs.pace import Pace, PaceBook
+
+#: Floating-point operations a second that training reaches on a card and on a core, for a guess without a measurement.
+_CARD_RATE, _CORE_RATE = 3e13, 5e10
 
 
 @dataclass(frozen=True)
@@ -93,12 +99,10 @@ def estimate(config: Config, rows: Rows | None, pace: Pace, count: int | None = 
     """
     train = config.train
     kept = rows.limited(train.max_length, config.data.overlong) if rows is not None else None
-    count = count if kept is None else kept.count
-    if count:
-        steps = train.max_steps or math.ceil(train.epochs * math.ceil(count / train.batch_size))
-    elif train.max_steps is not None:
-        steps = train.max_steps
-    else:
+    if kept is not None:
+        # Lengths are of all rows, those held out among them.
+        count = kept.count - held_out_count(kept.count, config.data.eval_share)
+    if (steps := step_count(config, count)) is None:
         return None
     if kept is None or kept.tokens is None:
         seconds = steps * pace.seconds_per_step * train.batch_size / pace.rows_per_step
@@ -107,6 +111,34 @@ def estimate(config: Config, rows: Rows | None, pace: Pace, count: int | None = 
     tokens = steps * min(train.batch_size, kept.count) * kept.tokens / kept.count
     energy = pace.watt_hours_per_token
     return Estimate(tokens / pace.tokens_per_second, steps, None if energy is None else energy * tokens, pace.run)
+
+
+def step_count(config: Config, rows: int | None) -> int | None:
+    """Number of optimizer steps of a run; None if it depends on the rows and their number is unknown.
+
+    Args:
+        config: Configuration of the run.
+        rows: Number of rows trained on; None if unknown.
+    """
+    train = config.train
+    if train.max_steps is not None:
+        return train.max_steps
+    return math.ceil(train.epochs * math.ceil(rows / train.batch_size)) if rows else None
+
+
+def rough_seconds(config: Config, plan: Plan, steps: int, row_tokens: float) -> float:
+    """Rough duration of the steps on a machine without an earlier run: the right order of magnitude, no more.
+
+    Args:
+        config: Configuration of the run.
+        plan: Its memory plan.
+        steps: Number of optimizer steps.
+        row_tokens: Mean tokens of a row.
+    """
+    passes = 2 + (1 if plan.checkpointing else 0) + (1 if config.method.name in WEIGHT_METHODS else 0)
+    operations = 2.0 * passes * plan.parameters * steps * config.train.batch_size * row_tokens
+    rate = _CARD_RATE if plan.device == "cuda" else _CORE_RATE * len(os.sched_getaffinity(0))
+    return operations * sequences_per_row(config.train.objective) / rate
 
 
 def this_machine(config: Config, gpu_memory: int | None = None) -> Machine:

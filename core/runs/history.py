@@ -34,6 +34,7 @@ from core.runs.events import (
 from core.runs.series import Series
 from core.runs.store import Run
 from core.runs.tail import EventTail, last_events
+from core.runs.timings import Timings
 
 T = TypeVar("T")
 
@@ -49,8 +50,6 @@ KEPT = 500
 NAMES = 32
 #: Newest steps that can be rolled back one by one.
 REWOUND_STEPS = 1 << 15
-#: Steps whose pace the remaining time is estimated from.
-RECENT_STEPS = 50
 _LONGEST_SECONDS = 3e9
 _TAIL_LIMIT = 16 << 20
 #: Phases that recur within one start.
@@ -67,6 +66,8 @@ class Phase:
     total: int | None = None
     seconds: float = 0.0
     """Seconds spent in it so far, up to the last event."""
+    seconds_before: float = 0.0
+    """Those before it was entered the last time."""
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,7 @@ class RunHistory:
         self.memory: dict[str, MemoryEvent] = {}
         """Newest figures of each device's memory, merged from all reports."""
         self.last_step: StepEvent | None = None
-        # A lighter average than elsewhere: in a short run a heavy one lags visibly behind the falling loss.
-        self.loss = Series(0.8)
+        self.loss = Series()
         self.grad_norm = Series()
         self.learning_rate = Series()
         self.throughput = Series()
@@ -170,8 +170,14 @@ class RunHistory:
         """Time of the last event that has one, in Unix seconds."""
         self._totals = _Totals()
         self._sample_characters = 0
-        self._overhead_seconds = 0.0
-        self._first_step_of_start: int | None = None
+        self.timings = Timings()
+        """Timings of its steps, evaluations and checkpoints."""
+        self._is_first_of_start = True
+        self._first_samples = 0
+        self._sampled_in_start = False
+        self._energy_before = 0.0
+        self._is_paused = False
+        self._idle_seconds = 0.0
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
             PhaseEvent: self._apply_phase,
             DataEvent: self._apply_data,
@@ -215,33 +221,22 @@ class RunHistory:
         return self._totals.paused[-1] if self._totals.paused else 0.0
 
     @property
+    def worked_seconds(self) -> float:
+        """Seconds of work over all starts, from the first import to the end: without pauses, and without the time
+        between a stop and its continuation.
+        """
+        return max(sum(self.phase_seconds.values()) - self._idle_seconds, self.step_seconds)
+
+    @property
     def tokens_per_second(self) -> float | None:
         """Tokens without padding over the seconds of all steps; None before the first."""
         return self.tokens / self.step_seconds if self.step_seconds > 0 else None
 
-    def eta_seconds(self, total_steps: int) -> float | None:
-        """Seconds until the last step at the recent pace, including the usual share for evaluation and checkpoints.
-
-        Returns:
-            None while unknown, 0 at the end.
-        """
-        if self.end is not None:
-            return 0.0 if not isinstance(self.end, (StoppedEvent, FailedEvent)) else None
-        if self.last_step is None or total_steps < 1:
-            return None
-        remaining = max(total_steps - self.last_step.step, 0)
-        seconds = self._totals.seconds
-        recent = min(RECENT_STEPS, len(seconds))
-        spent = seconds[-1] - (seconds[-recent - 1] if len(seconds) > recent else 0.0)
-        first = self._first_step_of_start
-        done = self.last_step.step - first + 1 if first is not None else len(seconds)
-        return remaining * (spent / recent + self._overhead_seconds / max(done, 1))
-
     def phase_elapsed(self, now: float) -> float:
-        """Seconds in the present phase, at the Unix time ``now``; 0 if there is none."""
+        """Seconds since the present phase was entered, at the Unix time ``now``; 0 if there is none."""
         if self.phase is None or self.updated is None:
             return 0.0
-        return self.phase.seconds + max(now - self.updated, 0.0)
+        return self.phase.seconds - self.phase.seconds_before + max(now - self.updated, 0.0)
 
     def log_since(self, count: int) -> list[LogLine]:
         """Lines written after the first ``count`` ever (see ``log_count``), as far as they are kept."""
@@ -250,12 +245,14 @@ class RunHistory:
 
     def apply(self, event: Event) -> None:
         """Apply one event."""
+        self.timings.apply(event)
         starting = isinstance(event, PhaseEvent) and self._is_new_start(event)
         if self.phase is not None and self.updated is not None and not starting:
             # The time between a killed worker and its successor belongs to no phase.
             passed = _sound(event.t - self.updated)
             self.phase.seconds += passed
             self.phase_seconds[self.phase.name] = self.phase_seconds.get(self.phase.name, 0.0) + passed
+            self._idle_seconds += passed if self._is_paused else 0.0
         if starting:
             self._begin_start(event.t)
         if not math.isnan(event.t):
@@ -272,7 +269,10 @@ class RunHistory:
     def _begin_start(self, moment: float) -> None:
         self.starts += 1
         self.phases, self.phase, self.end, self.settings = {}, None, None, {}
-        self._overhead_seconds, self._first_step_of_start = 0.0, None
+        self._is_first_of_start = True
+        self._sampled_in_start = False
+        # A worker counts its own energy.
+        self._energy_before, self._is_paused = self.energy_wh or 0.0, False
         if self.starts > 1:
             self._write(moment, "info", f"continued after step {self.step}" if self.step else "started again")
 
@@ -284,6 +284,7 @@ class RunHistory:
             if known is None and (line := sentences.phase(event)):
                 self._write(event.t, "info", line)
             self.phase = self.phases.setdefault(event.name, Phase(event.name))
+            self.phase.seconds_before = self.phase.seconds
             self.phase_seconds.setdefault(event.name, 0.0)
         self.phase.detail, self.phase.done, self.phase.total = sentences.safe(event.detail), event.done, event.total
 
@@ -305,8 +306,8 @@ class RunHistory:
             self._rewind(event.step)
         was_finite = self.last_step is None or math.isfinite(self.last_step.loss)
         self.last_step = event
-        if self._first_step_of_start is None:
-            self._first_step_of_start = event.step
+        if self._is_first_of_start:
+            self._is_first_of_start = False
             if self.starts > 1:
                 _append(self.marks, Mark(event.step, "resumed", "continued here"))
         self.loss.append(event.step, event.loss)
@@ -331,6 +332,7 @@ class RunHistory:
             series.truncate(step)
         for items in (self.evals, self.checkpoints, self.marks):
             _truncate(items, step)
+        self._rewind_samples(step)
 
     def _apply_eval(self, event: EvalEvent) -> None:
         _truncate(self.evals, event.step)
@@ -338,29 +340,43 @@ class RunHistory:
         self.eval_loss.append(event.step, event.loss)
         if event.exact_match is not None:
             self.exact_match.append(event.step, event.exact_match)
-        self._overhead_seconds += _sound(event.seconds)
         self._write(event.t, "info", sentences.evaluation(event))
 
     def _apply_sample(self, event: SampleEvent) -> None:
+        # The answers of a step come together; after another start, they replace those given before.
+        if self.samples and (not self._sampled_in_start or self.samples[-1].step > event.step):
+            self._rewind_samples(event.step)
+        self._sampled_in_start = True
+        if not self.samples or self.samples[0].step == event.step:
+            self._first_samples += 1
         self.samples.append(event)
-        self._sample_characters += len(event.prompt) + len(event.text)
+        self._sample_characters += _characters(event)
+        # The first answers stay: all others are compared with them.
         while len(self.samples) > SAMPLES or self._sample_characters > SAMPLE_CHARACTERS:
-            oldest = self.samples.popleft()
-            self._sample_characters -= len(oldest.prompt) + len(oldest.text)
+            place = self._first_samples if len(self.samples) > self._first_samples else 0
+            self._first_samples -= 0 if place else 1
+            self._sample_characters -= _characters(self.samples[place])
+            del self.samples[place]
+
+    def _rewind_samples(self, step: int) -> None:
+        while self.samples and self.samples[-1].step >= step:
+            self._sample_characters -= _characters(self.samples.pop())
+        self._first_samples = min(self._first_samples, len(self.samples))
 
     def _apply_hardware(self, event: HardwareEvent) -> None:
         self.devices = Device.all_from(event.devices)
         if event.energy_wh is not None and math.isfinite(event.energy_wh):
-            self.energy_wh = event.energy_wh
+            self.energy_wh = self._energy_before + event.energy_wh
 
     def _apply_checkpoint(self, event: CheckpointEvent) -> None:
         _truncate(self.checkpoints, event.step)
         _append(self.checkpoints, event)
-        self._overhead_seconds += _sound(event.seconds)
         self._write(event.t, "info", sentences.checkpoint(event))
 
     def _apply_governor(self, event: GovernorEvent) -> None:
         self.governor = event
+        if event.action in ("pause", "resume"):
+            self._is_paused = event.action == "pause"
         line = sentences.governor(event)
         _append(self.marks, Mark(self.step, "governor", line))
         self._write(event.t, "warning" if event.action != "resume" else "info", line)
@@ -375,6 +391,8 @@ class RunHistory:
     def _apply_control(self, event: ControlEvent) -> None:
         if event.command == "set" and not event.result.startswith("refused"):
             self.settings |= {name: value for name, value in changes.recall(event.result).items() if name in CHANGEABLE}
+        if event.command in ("pause", "resume") and not event.result.startswith("refused"):
+            self._is_paused = event.command == "pause"
         self._write(event.t, "info", sentences.control(event))
 
     def _apply_end(self, event: FinishedEvent) -> None:
@@ -385,6 +403,10 @@ class RunHistory:
     def _write(self, moment: float, level: str, text: str) -> None:
         self.log.append(LogLine(moment, level, text[:LINE_CHARACTERS]))
         self.log_count += 1
+
+
+def _characters(event: SampleEvent) -> int:
+    return len(event.prompt) + len(event.text) + len(event.expected or "")
 
 
 def _sound(seconds: float) -> float:

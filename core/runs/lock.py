@@ -33,7 +33,7 @@ def try_lock(run: Run) -> int | None:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, paths.FILE_MODE)
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.", "Make room or mend its permissions.") from error
+        raise UserError(f"{path} cannot be written: {error.strerror}.", "Make room or fix its permissions.") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

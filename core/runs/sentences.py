@@ -31,6 +31,8 @@ PHASES = {
 }
 #: End reason of a run that reached its last step, and whose adapter is that of its last step.
 ALL_DONE = "all steps done"
+#: End of the reason of a run whose adapter is that of its best step.
+BEST_CHOSEN = "the best one"
 #: Phases that report their own result.
 _SILENT = frozenset({"evaluating", "saving"})
 _REASONS = {
@@ -47,9 +49,10 @@ _DONE = {
     "stop": "stopped",
     "set": "changed",
     "generate": "answered a question",
+    "skip_evaluation": "evaluation before the first step skipped",
 }
 #: Commands as nouns, if their names are not.
-_ASKED = {"set": "change", "generate": "question"}
+_ASKED = {"set": "change", "generate": "question", "skip_evaluation": "skipping the evaluation"}
 #: The worker's report of a generated answer: its source, tokens, and end.
 _GENERATED = re.compile(r"([\w.-]+): (\d+) tokens, (\w+)")
 _FINISHES = {"stop": "", "length": ", cut at the longest answer allowed", "cancelled": ", broken off by the asker"}
@@ -83,14 +86,14 @@ def phase(event: PhaseEvent) -> str:
 
 
 def data(event: DataEvent) -> str:
-    """Sentence of a data event, ``410 of 412 rows used (dropped: 2 too long), longest 212 tokens, 33 % supervised``."""
+    """Sentence of a data event, ``410 of 412 rows used (dropped: 2 too long), longest 212 tokens, 33 % learned``."""
     line = f"{event.used} of {event.rows} {'row' if event.rows == 1 else 'rows'} used"
     dropped = [f"{count} {_REASONS.get(why) or safe(why.replace('_', ' '))}" for why, count in event.dropped.items()]
     if dropped:
         line += f" (dropped: {', '.join(dropped)})"
     line += f", longest {event.longest} tokens"
     supervised = event.supervised_tokens
-    return line + (f", {supervised / event.tokens:.0%} supervised" if 0 <= supervised <= event.tokens > 0 else "")
+    return line + (f", {supervised / event.tokens:.0%} learned" if 0 <= supervised <= event.tokens > 0 else "")
 
 
 def evaluation(event: EvalEvent) -> str:
@@ -139,6 +142,9 @@ def control(event: ControlEvent) -> str:
         source, count, finish = found.groups()
         line = f"answered a question as {source}: {count} {'token' if count == '1' else 'tokens'}"
         return safe(line + _FINISHES.get(finish, f", {finish}"))
+    if event.command == "withdraw":
+        names = [_ASKED.get(name, name) for name in result.split(", ")]
+        return safe(f"taken back {who}: {', '.join(names)}")
     if result.startswith("refused"):
         return safe(f"{_ASKED.get(event.command, event.command)} {who} {result}")
     if event.command == "set" and (values := changes.recall(result)):

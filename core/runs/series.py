@@ -1,9 +1,9 @@
-"""Chart series: a curve over steps, smoothed as it grows, and reduced to pixel columns for drawing.
+"""Chart series: a curve over steps, reduced to pixel columns for drawing, as it is or smoothed.
 
 Values that are not finite are gaps: they interrupt the curve, are listed, and never touch bounds or smoothing.
 
 A curve never has more points than a screen can resolve. If it would, neighbors are merged into one point, which keeps
-their extremes.
+their extremes and their sum.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ import math
 from bisect import bisect_left, bisect_right
 from typing import NamedTuple
 
-#: Weight of an early point: this, over the sum of this and the number of points before it, until that is less than its
-#: final weight.
-YOUNG_WEIGHT = 4.0
+from core.runs.smoothing import GREATEST, Point, greatest_half_window, smooth
+
 #: Most points kept; at this number, pairs of neighbors are merged.
 MOST_POINTS = 1 << 16
-#: Smoothing clamps values to this, positive or negative, so that no sum of two is infinite.
-GREATEST = 1e300
+#: Most columns that a curve is smoothed in.
+SMOOTH_COLUMNS = 180
 
 
 class Bucket(NamedTuple):
@@ -37,28 +36,20 @@ class Bucket(NamedTuple):
 
 
 class Series:
-    """Values by step, steps ascending.
+    """Values by step, steps ascending."""
 
-    Args:
-        smoothing: Weight of the past in the moving average, 0 (none) to just below 1.
-    """
-
-    def __init__(self, smoothing: float = 0.9) -> None:
-        self.smoothing = _sound(smoothing)
+    def __init__(self) -> None:
         self.steps: list[int] = []
         """Step of each point; of a merged point, the first step."""
         self.values: list[float] = []
         """Values as appended, NaN and infinities included; of a merged point, the newest finite one."""
-        self.smoothed: list[float] = []
-        """Exponential moving average; NaN where the value is a gap."""
         self.gaps: list[int] = []
         """The newest steps whose value is not finite."""
         # The same values with each gap as the neutral element of min and max, so that both run at C speed.
-        self._raw = _Extremes()
-        self._smooth = _Extremes()
-        self._average = 0.0
-        self._averages: list[float] = []
-        self._finite = 0
+        self._extremes = _Extremes()
+        # Sum and number of the finite values of each point.
+        self._sums: list[float] = []
+        self._counts: list[int] = []
         self._last_step: int | None = None
         #: Values per merged point, and the number already in the newest point.
         self._stride = 1
@@ -82,32 +73,25 @@ class Series:
         if self._last_step is not None and step <= self._last_step:
             self.truncate(step)
         self._last_step = step
-        average = math.nan
-        if math.isfinite(value):
-            # The window grows with the points: with a fixed one a short run's curve lags far above its falling loss.
-            weight = max(1.0 - self.smoothing, YOUNG_WEIGHT / (self._finite + YOUNG_WEIGHT))
-            bounded = value if -GREATEST < value < GREATEST else math.copysign(GREATEST, value)
-            self._average += weight * (bounded - self._average)
-            self._finite += 1
-            average = self._average
-        else:
+        finite = math.isfinite(value)
+        part = min(max(value, -GREATEST), GREATEST) if finite else 0.0
+        if not finite:
             self.gaps.append(step)
             if len(self.gaps) > 2 * MOST_POINTS:
                 del self.gaps[:-MOST_POINTS]
         if self._filled < self._stride and self.steps:
             self._filled += 1
-            if math.isfinite(value) or not math.isfinite(self.values[-1]):
-                self.values[-1], self.smoothed[-1] = value, average
-            self._averages[-1] = self._average
-            self._raw.widen(value)
-            self._smooth.widen(average)
+            if finite or not math.isfinite(self.values[-1]):
+                self.values[-1] = value
+            self._sums[-1] += part
+            self._counts[-1] += finite
+            self._extremes.widen(value)
             return
         self.steps.append(step)
         self.values.append(value)
-        self.smoothed.append(average)
-        self._averages.append(self._average)
-        self._raw.append(value)
-        self._smooth.append(average)
+        self._sums.append(part)
+        self._counts.append(int(finite))
+        self._extremes.append(value)
         self._filled = 1
         if len(self.steps) >= MOST_POINTS:
             self._halve()
@@ -115,15 +99,15 @@ class Series:
     def _halve(self) -> None:
         """Merge pairs of neighbors."""
         is_even = len(self.steps) % 2 == 0
-        for values in (self.values, self.smoothed):
-            values[:] = [
-                second if math.isfinite(second) else first
-                for first, second in zip(values[::2], values[1::2] + values[-1:], strict=False)
-            ]
+        values = self.values
+        self.values = [
+            second if math.isfinite(second) else first
+            for first, second in zip(values[::2], values[1::2] + values[-1:], strict=False)
+        ]
         self.steps = self.steps[::2]
-        self._averages = _seconds(self._averages)
-        self._raw.halve()
-        self._smooth.halve()
+        self._sums = list(map(sum, itertools.zip_longest(self._sums[::2], self._sums[1::2], fillvalue=0.0)))
+        self._counts = list(map(sum, itertools.zip_longest(self._counts[::2], self._counts[1::2], fillvalue=0)))
+        self._extremes.halve()
         self._filled += self._stride if is_even else 0
         self._stride *= 2
 
@@ -132,25 +116,13 @@ class Series:
         if self._last_step is None or self._last_step < step:
             return
         keep = bisect_left(self.steps, step)
-        del self.steps[keep:], self.values[keep:], self.smoothed[keep:], self._averages[keep:]
+        del self.steps[keep:], self.values[keep:], self._sums[keep:], self._counts[keep:]
         del self.gaps[bisect_left(self.gaps, step) :]
-        self._raw.truncate(keep)
-        self._smooth.truncate(keep)
-        self._average = self._averages[-1] if keep else 0.0
+        self._extremes.truncate(keep)
         # Some steps of a merged point may have been dropped; their values are unknown.
-        is_exact = self._stride == 1
-        self._finite = keep - len(self.gaps) if is_exact else keep * self._stride
-        self._last_step = (self.steps[-1] if is_exact else step - 1) if keep else None
+        self._last_step = (self.steps[-1] if self._stride == 1 else step - 1) if keep else None
         self._stride = self._stride if keep else 1
         self._filled = self._stride
-
-    def smooth(self, smoothing: float) -> None:
-        """Smooth everything again, with another weight."""
-        fresh = Series(smoothing)
-        for step, value in zip(self.steps, self.values, strict=True):
-            fresh.append(step, value)
-        self.smoothing, self.smoothed, self._smooth = fresh.smoothing, fresh.smoothed, fresh._smooth
-        self._averages, self._average = fresh._averages, fresh._average
 
     def at(self, step: int) -> float | None:
         """Value of the newest point not beyond ``step``; None if there is none."""
@@ -160,40 +132,34 @@ class Series:
     def least_positive(self) -> float | None:
         """Least finite value above 0, for a logarithmic axis; None if there is none."""
         return min(
-            filter(lambda value: 0 < value < math.inf, itertools.chain(self._raw.lows, self.values)), default=None
+            filter(lambda value: 0 < value < math.inf, itertools.chain(self._extremes.lows, self.values)), default=None
         )
 
-    def bounds(
-        self, first: int | None = None, last: int | None = None, *, smooth: bool = False
-    ) -> tuple[float, float] | None:
+    def bounds(self, first: int | None = None, last: int | None = None) -> tuple[float, float] | None:
         """Least and greatest finite value between two steps (inclusive); None if there is none."""
-        extremes = self._smooth if smooth else self._raw
-        low, high = extremes.of(*self._slice(first, last))
+        low, high = self._extremes.of(*self._slice(first, last))
         return (low, high) if low <= high else None
 
-    def bucket(
-        self, width: int, first: int | None = None, last: int | None = None, *, smooth: bool = False
-    ) -> list[Bucket]:
+    def mean(self, first: int | None = None, last: int | None = None) -> float | None:
+        """Mean of the finite values between two steps (inclusive); None if there is none."""
+        start, stop = self._slice(first, last)
+        count = sum(self._counts[start:stop])
+        return sum(self._sums[start:stop]) / count if count else None
+
+    def bucket(self, width: int, first: int | None = None, last: int | None = None) -> list[Bucket]:
         """Reduce the curve between two steps to pixel columns; every extreme survives.
 
         Args:
             width: Columns; the step ``first`` falls into column 0, ``last`` into column ``width - 1``.
             first: Step at the left edge; the first one by default. It need not have a value.
             last: Step at the right edge; the last one by default.
-            smooth: Use the moving average instead of the values.
 
         Returns:
             The columns with a finite value, from left to right.
         """
-        start, stop = self._slice(first, last)
-        if start >= stop or width < 1:
-            return []
-        left = self.steps[0] if first is None else first
-        span = (self.steps[-1] if last is None else last) - left
-        extremes = self._smooth if smooth else self._raw
-        values, found, joined = (self.smoothed if smooth else self.values), [], False
-        for x, begin, end in self._columns(start, stop, left, span, width):
-            low, high = extremes.of(begin, end)
+        values, found, joined = self.values, [], False
+        for x, begin, end in self._split(width, first, last):
+            low, high = self._extremes.of(begin, end)
             if low > high:
                 joined = False
                 continue
@@ -205,6 +171,47 @@ class Series:
             found.append(Bucket(x, low, high, values[head], values[tail], joined))
             joined = tail == end - 1
         return found
+
+    @property
+    def is_smoothed(self) -> bool:
+        """Whether the curve is long enough to be smoothed."""
+        return bool(self.steps) and greatest_half_window(self._last - self.steps[0] + 1) > 0
+
+    def smooth_bucket(self, width: int, first: int | None = None, last: int | None = None) -> list[Bucket]:
+        """The smoothed curve in pixel columns, as :meth:`bucket`; of a short curve, the curve itself.
+
+        In a wide chart, not every column has a bucket: between two, a smooth curve is a straight line.
+        """
+        if not self.is_smoothed:
+            return self.bucket(width, first, last)
+        columns = min(width, SMOOTH_COLUMNS)
+        scale = (width - 1) / (columns - 1) if columns > 1 else 1.0
+        places: list[tuple[int, bool]] = []
+        points: list[Point] = []
+        joined = False
+        for x, begin, end in self._split(columns, first, last):
+            if count := sum(self._counts[begin:end]):
+                middle = (self.steps[begin] + self.steps[end - 1]) / 2
+                points.append(Point(middle, sum(self._sums[begin:end]) / count, count))
+                places.append((round(x * scale), joined and math.isfinite(self.values[begin])))
+            joined = bool(count) and math.isfinite(self.values[end - 1])
+        smoothed = smooth(points, self.steps[0], self._last)
+        return [
+            Bucket(x, value, value, value, value, is_joined)
+            for (x, is_joined), value in zip(places, smoothed, strict=True)
+        ]
+
+    @property
+    def _last(self) -> int:
+        return self._last_step if self._last_step is not None else 0
+
+    def _split(self, width: int, first: int | None, last: int | None) -> list[tuple[int, int, int]]:
+        """(column, begin, end) of every column with a point between two steps."""
+        start, stop = self._slice(first, last)
+        if start >= stop or width < 1:
+            return []
+        left = self.steps[0] if first is None else first
+        return self._columns(start, stop, left, (self.steps[-1] if last is None else last) - left, width)
 
     def _columns(self, start: int, stop: int, left: int, span: int, width: int) -> list[tuple[int, int, int]]:
         """(column, begin, end) of every column with a point."""
@@ -234,11 +241,6 @@ class Series:
     def _slice(self, first: int | None, last: int | None) -> tuple[int, int]:
         start = 0 if first is None else bisect_left(self.steps, first)
         return start, len(self.steps) if last is None else bisect_right(self.steps, last)
-
-
-def _sound(smoothing: float) -> float:
-    """A valid weight, which leaves some to the present: at 1 the average would never move."""
-    return min(max(smoothing, 0.0), 0.9999)
 
 
 def _seconds(values: list[float]) -> list[float]:

@@ -12,6 +12,7 @@ from typing import Any
 from core.atomic import NO_ROOM, overwrite, write_atomic
 from core.runs.events import TIME_LIMIT
 from core.runs.process import hostname, is_same_process
+from core.runs.protocol import PENDING
 from core.small_files import read_small
 from core.text import one_line
 from core.units import format_duration
@@ -31,7 +32,26 @@ FILE_LIMIT = 1 << 20
 #: Valid process ids of the kernel, and valid step numbers.
 _PIDS, _COUNTS = range(1 << 31), range(1 << 63)
 
+#: States as the end of a sentence about a run, where "is" and the state would not do.
+_PHRASES = {"failed": "has failed", "stopped": "was stopped"}
+
 EXIT_CODES = {"finished": 0, "stopped": 3, "failed": 4}
+
+
+def in_words(state: str) -> str:
+    """A state as the end of a sentence about a run: ``is training``, ``has failed``."""
+    return _PHRASES.get(state, f"is {state}")
+
+
+@dataclass(frozen=True)
+class StepProgress:
+    """Progress within a step or an evaluation: 3 of 8 micro-batches."""
+
+    what: str
+    """``micro_batches``, ``evaluation``, ``answers``, ``samples`` or ``checkpoint``."""
+    done: int = 0
+    total: int = 0
+    """Of how many; 0 where they are not counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +75,10 @@ class RunState:
     """OOM kills counted when the worker started."""
     beat: float | None = None
     """Heartbeat by :func:`time.monotonic`, which cannot be set; valid while the process that wrote it lives."""
+    pending: tuple[str, ...] = ()
+    """Requests that were heard and wait for the end of the step: pause, checkpoint, skip_evaluation, stop."""
+    progress: StepProgress | None = None
+    """How far the present step or evaluation is; None between them."""
 
     @property
     def is_over(self) -> bool:
@@ -89,10 +113,27 @@ class RunState:
         if data is None:
             return None
         values = {item.name: data[item.name] for item in dataclasses.fields(cls) if item.name in data}
+        pending, progress = _pending(values.pop("pending", None)), _progress(values.pop("progress", None))
         if "state" not in values or not all(_is_sound(name, value) for name, value in values.items()):
             return None
         values.update({name: one_line(values[name]) for name in ("reason", "host") if name in values})
-        return cls(**values)
+        return cls(**values, pending=pending, progress=progress)
+
+
+def _pending(value: Any) -> tuple[str, ...]:
+    """The pending requests in a file; those that this version does not know are left out."""
+    return tuple(name for name in PENDING if name in value) if isinstance(value, list) else ()
+
+
+def _progress(value: Any) -> StepProgress | None:
+    """The progress in a file; None where there is none or it makes no sense."""
+    if not isinstance(value, dict):
+        return None
+    what, done, total = value.get("what"), value.get("done"), value.get("total")
+    if not isinstance(what, str) or type(done) is not int or type(total) is not int:
+        return None
+    is_sound = done in _COUNTS and total in _COUNTS and (done <= total or not total)
+    return StepProgress(one_line(what, 40), done, total) if is_sound else None
 
 
 def _load(path: Path) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ import tomli
 from core import paths
 from core.atomic import write_atomic
 from core.config.document import ConfigDocument, dump_config
+from core.config.explain import nearest
 from core.config.files import FileText
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
@@ -32,6 +34,7 @@ from core.text import one_line
 
 #: Time format of the beginning of a run id.
 _STAMP = "%Y%m%d-%H%M%S"
+_STAMPED = re.compile(r"(\d{4})(\d\d)(\d\d)-(\d\d)(\d\d)(\d\d)", re.ASCII)
 #: Seconds by which the last heartbeat may be later than the recorded end.
 _END_SECONDS = 1.0
 
@@ -51,11 +54,19 @@ class Run:
     def created(self) -> datetime | None:
         """Local time that its id begins with; None for a directory that was renamed."""
         try:
-            moment = datetime.strptime(self.id[: len("YYYYMMDD-HHMMSS")], _STAMP)
+            found = _STAMPED.match(self.id)
+            if found is None:
+                return None
+            moment = datetime(*map(int, found.groups()))
             moment.timestamp()  # fails for the first and last days of the calendar
         except (ValueError, OverflowError, OSError):
             return None
         return moment
+
+    @property
+    def slug(self) -> str:
+        """Words at the end of its id; the whole id of a directory that was renamed."""
+        return self.id if self.created is None else self.id[len("YYYYMMDD-HHMMSS-") :]
 
     @property
     def config_path(self) -> Path:
@@ -246,13 +257,27 @@ def find_run(name: str) -> Run:
         return runs[0]
     matches = [run for run in runs if run.id == name] or [run for run in runs if name in run.id]
     if not matches:
-        raise UserError(f"There is no run called {one_line(name, 200)}.", "'localtune-tui runs' lists them.")
+        raise UserError(f"There is no run called {one_line(name, 200)}.", _guess(name, runs))
     if len(matches) > 1:
         raise UserError(
             f"{one_line(name, 200)} could mean {len(matches)} runs: {', '.join(run.id for run in matches[:4])}.",
             "Give more of the id.",
         )
     return matches[0]
+
+
+def _guess(name: str, runs: Sequence[Run]) -> str:
+    """The run that a mistyped name most likely meant, as a hint: by its whole id, or by the words at its end."""
+    found = nearest(name, [run.id for run in runs])
+    if found is None:
+        by_slug = {run.slug: run.id for run in reversed(runs)}
+        found = by_slug.get(nearest(name, by_slug) or "")
+    return f"Did you mean {found}?" if found is not None else "'localtune-tui runs' lists them."
+
+
+def has_weights(run: Run) -> bool:
+    """Whether a run has saved something that can be talked to: a final adapter or model, or a checkpoint."""
+    return run.adapter_path.is_dir() or run.model_path.is_dir() or bool(complete_checkpoints(run))
 
 
 def complete_checkpoints(run: Run) -> list[Path]:

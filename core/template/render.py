@@ -181,7 +181,7 @@ class ChatTemplate:
         Raises:
             UserError: If it is not; the message names the line.
         """
-        hint = "Mend it, or name another one in template.file."
+        hint = "Fix it, or name another one in template.file."
         if len(self.source) > TEMPLATE_LIMIT:
             raise UserError(f"The chat template is larger than {TEMPLATE_LIMIT >> 10} KiB.", hint)
         try:

@@ -15,6 +15,7 @@ from core.template.preview import MOST_SHOWN, PAIR, Preview, PreviewRow, Preview
 from core.template.render import ChatTemplate, template_line
 from core.template.rows import MaskedRow
 from core.template.tokenizer import ModelTokenizer
+from core.units import format_count
 
 #: A piece of text, for previews without a tokenizer.
 _PIECE = re.compile(r"\S{1,40}[^\S\n]*\n?|\s")
@@ -108,7 +109,7 @@ def _preview_row(
 ) -> PreviewRow:
     """A display row with the first tokens; the number of the rest is appended."""
     further = length - len(shown)
-    end = (PreviewToken(f"\n… and {further:,} more tokens".replace(",", " ")),) if further > 0 else ()
+    end = (PreviewToken(f"\n… and {format_count(further)} more tokens"),) if further > 0 else ()
     return PreviewRow((*shown, *end), length, learned, cut, answer)
 
 

@@ -262,7 +262,7 @@ def _read_backend(place: Path) -> Tokenizer:
     try:
         found = path.is_file()
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.", "Mend its permissions, or copy it.") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}.", "Fix its permissions, or copy it.") from error
     if not found:
         if any((place / name).is_file() for name in _OTHER_FORMS):
             raise UserError(

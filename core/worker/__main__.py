@@ -43,7 +43,11 @@ def main(argv: list[str] | None = None) -> int:
     install_signals(controls)
     try:
         recorder = Recorder(
-            run, resume=args.resume, vanished=lambda: controls.request_stop("the removal of its directory", now=True)
+            run,
+            resume=args.resume,
+            vanished=lambda: controls.request_stop("the removal of its directory", now=True),
+            pending=lambda: controls.pending,
+            changes=controls.changes,
         )
     except OSError as error:
         log(f"error: {run.events_path} cannot be written: {error.strerror or error}.")

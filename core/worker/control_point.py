@@ -24,6 +24,10 @@ from core.worker.process.recorder import Recorder
 from core.worker.progress.state import TrainState
 
 
+class EvaluationSkipped(Exception):  # noqa: N818 - it is a request, not an error
+    """Raised between two passes of an evaluation that is to be left out."""
+
+
 @dataclass(frozen=True)
 class ControlPoint:
     """Carries out, in the training thread, the commands of the control socket.
@@ -54,51 +58,79 @@ class ControlPoint:
 
         Raises:
             StopRequested: If a stop was asked for.
+            EvaluationSkipped: If the evaluation that is under way is to be left out.
         """
+        told: set[str] = set()
         for command in self.controls.waiting():
-            self._carry_out(command)
+            # A key that is pressed twice asks for one thing, and makes one entry in the log.
+            self._carry_out(command, is_repeated=command.request.command in told)
+            told.add(command.request.command)
+        self.controls.check_stop()
         if self.state.paused:
             self._wait()
-        self.controls.check_stop()
+        if self.state.skipping:
+            raise EvaluationSkipped
 
     def _wait(self) -> None:
+        """Wait through a pause, carrying out what is asked meanwhile.
+
+        Raises:
+            StopRequested: If a stop is asked for; the run is still paused then.
+        """
         state, controls = self.state, self.controls
         self.recorder.update(state="paused")
         began = time.monotonic()
-        while state.paused and controls.stop_sender is None:
-            command = controls.wait(1.0)
-            if command is not None:
-                self._carry_out(command)
-        state.paused_seconds += time.monotonic() - began
-        if controls.stop_sender is None:
-            self.recorder.update(state="training")
+        try:
+            while state.paused:
+                command = controls.wait(1.0)
+                if command is not None:
+                    self._carry_out(command)
+                controls.check_stop()
+        finally:
+            state.paused_seconds += time.monotonic() - began
+        self.recorder.update(state="training")
 
-    def _carry_out(self, command: Command) -> None:
+    def _carry_out(self, command: Command, *, is_repeated: bool = False) -> None:
         name = command.request.command
-        commands = {
+        commands: dict[str, Callable[[Command], str | None]] = {
             "pause": self._pause,
             "resume": self._resume,
             "checkpoint": self._checkpoint,
             "stop": self._stop,
             "generate": self._generate,
             "set": self._set,
+            "withdraw": lambda _: None,
+            "skip_evaluation": self._skip_evaluation,
         }
         try:
             result = commands[name](command)
         except UserError as error:
             command.refuse(error.message, error.hint)
             result = f"refused: {error.message}"
-        if name != "stop":  # that one is told at the end, whoever asked for it
+        if command.taken_back:
+            taken_back = ", ".join(command.taken_back)
+            self.recorder.event(ControlEvent(command="withdraw", sender="socket", result=taken_back))
+        if result is not None and not (is_repeated and name in ("pause", "checkpoint")):
             self.recorder.event(ControlEvent(command=name, sender="socket", result=result))
+        self.controls.done()
 
-    def _pause(self, command: Command) -> str:
-        self.state.paused = True
+    def _pause(self, command: Command) -> str | None:
+        was_paused, self.state.paused = self.state.paused, True
         command.answer(state="paused", step=self.state.step)
-        return "ok"
+        return None if was_paused else "ok"
 
-    def _resume(self, command: Command) -> str:
-        self.state.paused = False
+    def _resume(self, command: Command) -> str | None:
+        was_paused, self.state.paused = self.state.paused, False
         command.answer(state="training", step=self.state.step)
+        return "ok" if was_paused else None
+
+    def _skip_evaluation(self, command: Command) -> str:
+        if not self.state.measures_baseline:
+            raise UserError(
+                "There is no evaluation to skip.", "The one before the first step can be skipped, while it is on."
+            )
+        self.state.skipping = True
+        command.answer(step=self.state.step)
         return "ok"
 
     def _checkpoint(self, command: Command) -> str:
@@ -111,9 +143,9 @@ class ControlPoint:
         command.answer(step=state.step)
         return "ok"
 
-    def _stop(self, command: Command) -> str:
+    def _stop(self, command: Command) -> None:
+        # It is recorded at the end, whoever asked for it.
         command.answer(state="stopping", step=self.state.step)
-        return "ok"
 
     def _generate(self, command: Command) -> str:
         model = self.loaded.model

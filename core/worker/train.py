@@ -17,8 +17,9 @@ import torch
 
 from core.config.schema import Config
 from core.runs.events import StepEvent
-from core.runs.sentences import ALL_DONE
+from core.runs.sentences import ALL_DONE, BEST_CHOSEN
 from core.worker.checkpoint.checkpointer import find_checkpoint
+from core.worker.control_point import EvaluationSkipped
 from core.worker.data.batches import MicroBatch, collate, supervised_count
 from core.worker.loss.objectives import Rewards
 from core.worker.oom.retry import MemoryShortageError, TornUpdateError
@@ -100,7 +101,9 @@ class FinetuneRecipe:
         weight = objective.begin(window, parts.state.token_budget)
         total = torch.zeros((), dtype=torch.float32, device=device)
         parts.noise.begin_window()
-        for rows in micro_batches:
+        for done, rows in enumerate(micro_batches):
+            if len(micro_batches) > 1:
+                self.recorder.progress("micro_batches", done, len(micro_batches))
             batch = MicroBatch(rows, *collate(objective.sequences(rows), parts.loaded.pad_id, device), most_shared)
             with parts.noise.on(rows, [data.rows[row].longest for row in rows]), parts.accelerator.autocast():
                 # The outputs have no name: they are gone before backward.
@@ -161,7 +164,11 @@ class FinetuneRecipe:
         self.recorder.update(state="training", step=state.step)
         if state.step == 0 and self.config.eval.baseline:
             self._evaluate()
-        elif state.step and state.step < state.total_steps:
+        elif state.step == 0:
+            self._answer_samples()
+            if rehearses:
+                parts.meter.reset_peak()  # the first step's peak is its own
+        elif state.step < state.total_steps:
             # What a stop cut short is measured before the run goes on, as if it had not been stopped.
             self._evaluate_if_due()
         self.recorder.phase("training", done=state.step, total=state.total_steps)
@@ -205,6 +212,7 @@ class FinetuneRecipe:
         else:
             with parts.update.rehearsal():
                 rows, length = parts.micro_batches.rehearse(batch_size, self.accumulate)
+            self.recorder.end_progress()
             self.recorder.phase("rehearsing", f"{rows} rows of {length} tokens", done=1, total=1)
             parts.meter.record(rehearsed=True)
         parts.checkpointer.check_room()
@@ -218,31 +226,63 @@ class FinetuneRecipe:
 
     def _evaluate(self) -> None:
         """Measure, keep the best, and write samples; what a stop cuts short, the control point that follows acts on."""
+        parts, state, step = self.parts, self.parts.state, self.parts.state.step
+        if state.evaluated == step or (parts.evaluator is None and not parts.samples.is_needed):
+            return
+        state.measures_baseline = step == 0
+        try:
+            with contextlib.suppress(StopRequested):
+                self._measure()
+        except EvaluationSkipped:
+            state.evaluated, state.skipping = step, False
+        finally:
+            state.measures_baseline = False
+            self.recorder.end_progress()
+        parts.meter.record()
+
+    def _measure(self) -> None:
         parts, state, recorder = self.parts, self.parts.state, self.recorder
         evaluator, step = parts.evaluator, state.step
-        if state.evaluated == step or (evaluator is None and not parts.samples.is_needed):
-            return
-        report = recorder.reporter("evaluating", parts.control_point.attend)
+        tell = recorder.reporter("evaluating", parts.control_point.attend)
+
+        def report(what: str, done: int, total: int) -> None:
+            recorder.progress("evaluation" if what == "loss" else what, done, total)
+            tell(what, done, total)
+
         recorder.phase("evaluating", total=evaluator.rows if evaluator is not None else None)
+        if evaluator is not None:
+            paused = state.paused_seconds
+            try:
+                event, samples = evaluator.measure(step, report)
+            except MemoryShortageError as error:
+                state.evaluated = step
+                message = f"The evaluation after step {step} is left out. {error.message}"
+                recorder.warn("evaluation_skipped", message, error.hint)
+                return
+            event = dataclasses.replace(event, seconds=event.seconds - (state.paused_seconds - paused))
+            for told in (event, *samples):
+                recorder.event(told)
+            if state.best.measured(step, event.loss):
+                parts.checkpointer.save()
+        state.evaluated = step
+        for sample in parts.samples.write(step, functools.partial(report, "samples")):
+            recorder.event(sample)
+
+    def _answer_samples(self) -> None:
+        """Sample answers of the untouched model where it is not measured: what later answers are compared with."""
+        parts, recorder = self.parts, self.recorder
+        evaluator = parts.evaluator if parts.evaluator is not None and parts.evaluator.has_samples else None
+        if evaluator is None and not parts.samples.is_needed:
+            return
+        step, report = parts.state.step, recorder.reporter("evaluating", parts.control_point.attend)
+        recorder.phase("evaluating", "samples")
         with contextlib.suppress(StopRequested):
             if evaluator is not None:
-                paused = state.paused_seconds
-                try:
-                    event, samples = evaluator.measure(step, report)
-                except MemoryShortageError as error:
-                    state.evaluated = step
-                    message = f"The evaluation after step {step} is left out. {error.message}"
-                    recorder.warn("evaluation_skipped", message, error.hint)
-                    return
-                event = dataclasses.replace(event, seconds=event.seconds - (state.paused_seconds - paused))
-                for told in (event, *samples):
-                    recorder.event(told)
-                if state.best.measured(step, event.loss):
-                    parts.checkpointer.save()
-            state.evaluated = step
-            for sample in parts.samples.write(step, functools.partial(report, "samples")):
+                samples = evaluator.answer_samples(step, report)
+            else:
+                samples = parts.samples.write(step, functools.partial(report, "samples"))
+            for sample in samples:
                 recorder.event(sample)
-        parts.meter.record()
 
     def stop(self, *, save: bool) -> None:
         """End a run before its last step.
@@ -272,5 +312,5 @@ class FinetuneRecipe:
         if best.is_exhausted and state.step < state.total_steps:
             reason = f"no lower held-out loss in {best.waited} evaluations"
         if chosen is not None:
-            reason += f"; the {output.name} is that of step {chosen.step}, the best one"
+            reason += f"; the {output.name} is that of step {chosen.step}, {BEST_CHOSEN}"
         return Outcome(state.step, best.best_step, output.name, reason)

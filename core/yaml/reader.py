@@ -48,7 +48,7 @@ def read_document(path: Path, clean: Callable[[str], str] = str) -> YamlFile:
         mark = error.problem_mark or error.context_mark
         reader.refuse(mark.line if mark else None, f"is not YAML: {error.problem or error.context or 'broken'}")
     except yaml.YAMLError as error:
-        raise UserError(f"{shown} is not YAML: {one_line(str(error), 120)}.", "Mend it.") from error
+        raise UserError(f"{shown} is not YAML: {one_line(str(error), 120)}.", "Fix it.") from error
     except RecursionError as error:
         raise UserError(f"{shown} is nested too deep for a configuration.", "Check the path.") from error
     return YamlFile(path, values, reader.lines)
@@ -111,7 +111,7 @@ class _Reader:
             raise UserError(f"{self._shown} is empty.", "Name a YAML file with a configuration.")
         return values
 
-    def refuse(self, line: int | None, what: str, hint: str = "Mend it.") -> NoReturn:
+    def refuse(self, line: int | None, what: str, hint: str = "Fix it.") -> NoReturn:
         """Raise the error for a line, counted from 0."""
         place = "" if line is None else f", line {line + 1},"
         raise UserError(f"{self._shown}{place} {one_line(self._clean(what), 160)}.", hint)

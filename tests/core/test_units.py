@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core import units
-from core.units import exact_number, format_bytes, format_duration, format_number, format_rate, parse_bytes
+from core.units import (
+    exact_number,
+    format_bytes,
+    format_duration,
+    format_number,
+    format_rate,
+    parse_bytes,
+    short_count,
+)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +36,25 @@ from core.units import exact_number, format_bytes, format_duration, format_numbe
 )
 def test_bytes(count: int | None, text: str) -> None:
     assert format_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (None, "–"),
+        (0, "0"),
+        (999, "999"),
+        (94_016, "94 k"),
+        (999_600, "1.0 M"),
+        (134_515_008, "135 M"),
+        (999_950_000, "1.0 B"),
+        (7_615_616_512, "7.6 B"),
+        (70_553_706_496, "71 B"),
+        (10**400, "1000000 B"),
+    ],
+)
+def test_counts(count: int | None, text: str) -> None:
+    assert short_count(count) == text
 
 
 @pytest.mark.parametrize(
@@ -84,7 +111,7 @@ def test_a_number_reads_as_what_it_was(value: float, digits: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rate", "text"), [(None, "–"), (math.nan, "–"), (317.8, "318 tok/s"), (12_345.6, "12 346 tok/s")]
+    ("rate", "text"), [(None, "–"), (math.nan, "–"), (317.8, "318 tok/s"), (12_345.6, "12,346 tok/s")]
 )
 def test_rates(rate: float | None, text: str) -> None:
     assert format_rate(rate) == text

@@ -6,12 +6,13 @@ import json
 import math
 import signal
 import socket
+import threading
 from typing import Any
 
 import pytest
 
 from core.errors import UserError
-from core.runs.client import ControlClient
+from core.runs.client import ControlClient, WithdrawnError
 from core.runs.events import CheckpointEvent, ControlEvent, EvalEvent, PhaseEvent
 from core.runs.history import read_history
 from core.runs.protocol import LINE_LIMIT
@@ -217,3 +218,97 @@ def test_a_question_is_answered_while_the_model_is_being_measured(workers: Worke
     signal_worker(run, signal.SIGTERM)
     assert exit_code(run) == 3
     assert not only(EvalEvent, run)
+
+
+class Asked:
+    """A request in a thread of its own, as it is answered only when the step is over."""
+
+    def __init__(self, run: Run, command: str) -> None:
+        self.answer: dict[str, Any] | UserError | None = None
+        self._run, self._command = run, command
+        self._thread = threading.Thread(target=self._ask)
+        self._thread.start()
+
+    def _ask(self) -> None:
+        try:
+            self.answer = ControlClient(self._run).request(self._command)
+        except UserError as error:
+            self.answer = error
+
+    def result(self) -> dict[str, Any] | UserError | None:
+        self._thread.join(PATIENCE)
+        return self.answer
+
+
+def wait_until_within_step(run: Run, step: int) -> None:
+    """Wait for some micro-batches of a step to be done, by its state."""
+
+    def is_within() -> bool:
+        progress = run.state().progress
+        return run.state().step == step - 1 and progress is not None and progress.what == "micro_batches"
+
+    wait_for(is_within, PATIENCE, f"the middle of step {step}")
+
+
+def wait_until_pending(run: Run, *names: str) -> None:
+    wait_for(lambda: run.state().pending == names, PATIENCE, f"{names or 'nothing'} to be pending")
+
+
+def test_what_is_asked_in_the_middle_of_a_step_is_told_at_once_and_can_be_taken_back(workers: Workers) -> None:
+    workers.train_data = write_rows(workers.directory / "large.jsonl", 400, seed=5)
+    rows = {"max_steps": 3, "batch_size": 400, "micro_batch_size": 1}
+    run = workers.start("heard", train=rows, eval={"every_steps": None, "exact_match": False})
+    client = ControlClient(run)
+    wait_until_within_step(run, 1)
+    for command in ("pause", "checkpoint", "stop"):
+        asked = Asked(run, command)
+        wait_until_pending(run, command)
+        assert client.request("withdraw", what=command) == {"withdrawn": [command]}
+        wait_until_pending(run)
+        assert isinstance(asked.result(), WithdrawnError)
+    assert client.request("withdraw", what="pause") == {"withdrawn": []}
+    with pytest.raises(UserError, match="generate cannot be taken back"):
+        client.request("withdraw", what="generate")
+    assert (run.state().step, run.state().state) == (0, "training"), "the step was over before all of it was asked"
+
+    wait_until_within_step(run, 2)
+    asks = [Asked(run, "pause"), Asked(run, "pause"), Asked(run, "checkpoint"), Asked(run, "checkpoint")]
+    wait_until_pending(run, "pause", "checkpoint")
+    assert run.state().step == 1
+    assert [ask.result() for ask in asks] == [{"state": "paused", "step": 2}] * 2 + [{"step": 2}] * 2
+    assert wait_until_state(run, "paused").pending == ()
+    client.request("resume")
+    wait_until_within_step(run, 3)
+    signal_worker(run, signal.SIGTERM)
+    wait_until_pending(run, "stop")
+    with pytest.raises(UserError, match="asked for by SIGTERM, and cannot be taken back"):
+        client.request("withdraw", what="stop")
+    assert exit_code(run) == 3
+
+    told = [(event.command, event.result) for event in only(ControlEvent, run)]
+    assert told == [
+        *[("withdraw", name) for name in ("pause", "checkpoint", "stop")],
+        ("pause", "ok"),
+        ("checkpoint", "ok"),
+        ("resume", "ok"),
+        ("stop", "ok"),
+    ]
+    assert run.state().pending == ()
+    assert run.state().progress is None
+
+
+def test_the_evaluation_before_the_first_step_can_be_skipped(workers: Workers, reference: Run) -> None:
+    measured = {"baseline": True, "exact_match": True, "max_rows": 400}
+    workers.eval_data = write_rows(workers.directory / "many.jsonl", 400, seed=3)
+    run = workers.start("skipped", eval={**measured, "every_steps": None}, chat={"max_new_tokens": 64})
+    wait_for(lambda: any(event.name == "evaluating" for event in only(PhaseEvent, run)), PATIENCE, "the measurement")
+    with ControlClient(run) as client:
+        assert client.request("skip_evaluation") == {"step": 0}
+        wait_until_step(run, 2)
+        with pytest.raises(UserError, match="no evaluation to skip"):
+            client.request("skip_evaluation")
+        client.request("stop")
+    assert exit_code(run) == 3
+    assert not only(EvalEvent, run)
+    assert "evaluation before the first step skipped on request" in [line.text for line in read_history(run).log]
+    assert [event.loss for event in steps(run)] == [event.loss for event in steps(reference)][: len(steps(run))]

@@ -115,6 +115,9 @@ def test_it_is_measured_by_epochs_and_the_held_out_questions_are_answered(worker
     ]
     asked = [json.loads(line)["messages"][0]["content"] for line in workers.eval_data.read_text().splitlines()]
     assert [event.prompt for event in samples] == asked[:2] * 5
+    wanted = [json.loads(line)["messages"][-1]["content"] for line in workers.eval_data.read_text().splitlines()]
+    assert [event.expected for event in samples] == wanted[:2] * 5
+    assert all(event.exact_match in (True, False) for event in samples)
     assert len({event.text for event in samples}) > 2, "the model has learned nothing that can be seen"
 
 
@@ -130,7 +133,7 @@ def test_prompts_of_a_file_are_answered_where_nothing_is_held_out(workers: Worke
     finish(run)
     assert not only(EvalEvent, run)
     assert [(event.step, event.prompt) for event in only(SampleEvent, run)] == [
-        (step, prompt) for step in (3, 6) for prompt in ("ticket login", "ticket printer refund")
+        (step, prompt) for step in (0, 3, 6) for prompt in ("ticket login", "ticket printer refund")
     ]
     assert ending(run).best is None
     assert f'prompts = "{prompts}"' in dump_config(run.config())
@@ -148,7 +151,8 @@ def test_commands_are_carried_out_while_samples_are_written_and_a_stop_ends_them
     )
 
     def writes() -> bool:
-        return any(event.name == "evaluating" and event.detail == "samples" for event in only(PhaseEvent, run))
+        told = [event for event in only(PhaseEvent, run) if event.name == "evaluating" and event.detail == "samples"]
+        return bool(told) and bool(only(EvalEvent, run)) and told[-1].t > only(EvalEvent, run)[0].t
 
     wait_for(writes, PATIENCE, "the samples")
     client = ControlClient(run)
@@ -160,7 +164,7 @@ def test_commands_are_carried_out_while_samples_are_written_and_a_stop_ends_them
     assert exit_code(run) == 3
     assert [event.step for event in steps(run)] == [1, 2, 3], "it went on after the stop"
     assert [event.step for event in only(EvalEvent, run)] == [3]
-    assert not only(SampleEvent, run)
+    assert {event.source for event in only(SampleEvent, run)} == {"base"}
     told = [(event.command, event.sender) for event in only(ControlEvent, run)]
     assert told == [(name, "socket") for name in ("pause", "set", "checkpoint", "resume", "stop")]
     assert math.isfinite(only(EvalEvent, run)[0].loss)

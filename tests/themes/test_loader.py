@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import operator
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -22,8 +25,13 @@ CUBE = {(r, g, b) for r in _LEVELS for g in _LEVELS for b in _LEVELS} | {
 TEXT = ("foreground", "muted", "ok", "near", "limit", "chart-smooth", "chart-eval", "chart-event", "role-user")
 
 
-def test_there_is_a_dark_and_a_light_one() -> None:
-    assert {(theme.name, theme.dark) for theme in THEMES} >= {("localtune-dark", True), ("localtune-light", False)}
+def test_the_themes_that_ship() -> None:
+    assert {(theme.name, theme.dark) for theme in THEMES} >= {
+        ("localtune-dark", True),
+        ("localtune-light", False),
+        ("localtune-high-contrast", True),
+        ("localtune-color-blind", True),
+    }
     assert loader.DEFAULT in {theme.name for theme in THEMES}
 
 
@@ -46,6 +54,61 @@ def test_text_can_be_read(theme: Theme) -> None:
         assert ratio >= 4.5, f"{theme.name}: {name} has {ratio:.1f}"
     for name in ("chart-raw", "chart-axis", "ignored"):
         assert _contrast(background, values[name]) >= 3.0, f"{theme.name}: {name}"
+
+
+def test_high_contrast_is_high() -> None:
+    """WCAG's level AAA: 7 to 1 for all text, on the background and under the cursor; 3 to 1 for frames."""
+    theme = next(theme for theme in THEMES if theme.name == "localtune-high-contrast")
+    values = {"foreground": theme.foreground, **theme.variables}
+    for ground in (theme.background or "", theme.surface or "", theme.variables["selected-background"]):
+        for value in (values[name] for name in (*TEXT, "supervised", "role-base")):
+            assert _contrast(Color.parse(ground), value) >= 7.0, (value, ground)
+    assert _contrast(Color.parse(theme.background or ""), theme.variables["border"]) >= 3.0
+
+
+#: Pairs that a color tells apart.
+APART = (
+    ("ok", "near"),
+    ("ok", "limit"),
+    ("near", "limit"),
+    ("role-tuned", "role-base"),
+    ("role-user", "role-base"),
+    ("supervised", "ignored"),
+    ("chart-smooth", "chart-eval"),
+    ("chart-smooth", "chart-event"),
+    ("border", "border-focus"),
+)
+#: Linear RGB as people without red or green cones see it (Machado, Oliveira, Fernandes 2009, severity 1).
+BLINDNESS = {
+    "protanopia": ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
+    "deuteranopia": ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881)),
+}
+
+
+@pytest.mark.parametrize("kind", BLINDNESS)
+@pytest.mark.parametrize("pair", APART, ids="-".join)
+def test_red_green_blind_eyes_tell_apart_what_colors_mean(kind: str, pair: tuple[str, str]) -> None:
+    """At least 20 in CIELAB (CIE 1976), where 2.3 is just noticeable."""
+    theme = next(theme for theme in THEMES if theme.name == "localtune-color-blind")
+    first, second = (_lab(theme.variables[name], BLINDNESS[kind]) for name in pair)
+    assert math.dist(first, second) >= 20, math.dist(first, second)
+
+
+def _linear(color: Color) -> list[float]:
+    parts = [part / 255 for part in color.rgb]
+    return [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+
+
+def _lab(value: str, eyes: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """CIELAB (D65) of a color as it is seen."""
+    linear = _linear(Color.parse(value))
+    seen = [min(max(sum(map(operator.mul, row, linear)), 0.0), 1.0) for row in eyes]
+    to_xyz = ((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9505))
+    x, y, z = (
+        sum(map(operator.mul, row, seen)) / white for row, white in zip(to_xyz, (0.9505, 1.0, 1.089), strict=True)
+    )
+    x, y, z = (part ** (1 / 3) if part > 0.008856 else 7.787 * part + 16 / 116 for part in (x, y, z))
+    return 116 * y - 16, 500 * (x - y), 200 * (y - z)
 
 
 def _contrast(background: Color, value: str | None) -> float:

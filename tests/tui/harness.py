@@ -39,6 +39,7 @@ class ShellApp(App[None]):
         super().__init__()
         self.keys = KeyTable()
         self.glyphs = BRAILLE
+        self.pace = 1.0
         self.clock: Callable[[], float] = time.time
         self.state = AppState()
 

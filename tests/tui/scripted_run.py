@@ -184,6 +184,9 @@ class ScriptedRun:
 
     def end(self, state: str, reason: str = "", hint: str = "") -> None:
         """Write the end, as the worker does."""
+        adapter = self.run.path / "adapter" / "adapter_model.safetensors"
+        adapter.parent.mkdir(exist_ok=True)
+        adapter.write_bytes(bytes(1900))
         kind = {"finished": events.FinishedEvent, "stopped": events.StoppedEvent, "failed": events.FailedEvent}[state]
         self.write(kind(t=self.pass_time(0.5), reason=reason, step=self.state.step, adapter="adapter", hint=hint))
         self.write_state(state=state, reason=reason)

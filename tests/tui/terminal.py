@@ -37,6 +37,7 @@ class Terminal:
         self.status: int | None = None
         self._screen = pyte.Screen(*size)
         self._stream = pyte.ByteStream(self._screen)
+        self._read_as_screen = 0
         variables = {
             "PATH": os.environ.get("PATH", ""),
             "HOME": os.environ.get("HOME", "/"),
@@ -71,7 +72,6 @@ class Terminal:
         except OSError:
             return b""
         self.output += data
-        self._stream.feed(data)
         return data
 
     def wait_for(self, condition: Callable[[], object], seconds: float = 20.0) -> None:
@@ -92,6 +92,9 @@ class Terminal:
     @property
     def text(self) -> str:
         """The screen's text."""
+        # Only when it is asked for: reading the output as a screen takes longer than writing it.
+        unread, self._read_as_screen = self.output[self._read_as_screen :], len(self.output)
+        self._stream.feed(unread)
         return "\n".join(self._screen.display)
 
     def press(self, keys: str) -> None:

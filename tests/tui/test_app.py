@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
+from textual.app import App
 from textual.message import Message
 from textual.pilot import Pilot
 from textual.widgets import Input
@@ -16,10 +18,20 @@ from core.runs.store import Run
 from tests.tui.harness import asks, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
-from tui.messages import ActionFailed, DatasetChosen, DevicesSampled, RunAdvanced, RunAttached, StartRequested
+from tui.main_screen import PaneSlot
+from tui.messages import (
+    ActionFailed,
+    DatasetChosen,
+    DevicesSampled,
+    PaneShown,
+    RunAdvanced,
+    RunAttached,
+    StartRequested,
+)
 from tui.panes import TILED
 from tui.screens.choice import ChoiceDialog
 from tui.screens.help import HelpScreen
+from tui.screens.start.card import StartCard
 from tui.widgets.charts.line_chart import LineChart
 from tui.widgets.too_small import TooSmall
 
@@ -59,7 +71,7 @@ def record_commands(monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any] | No
     return sent
 
 
-@pytest.mark.parametrize("size", [(80, 24), (120, 34), (60, 20)])
+@pytest.mark.parametrize("size", [(80, 24), (119, 50), (200, 29), (60, 20)])
 async def test_a_small_terminal_shows_one_pane_and_numbers_switch(size: tuple[int, int]) -> None:
     async with LocaltuneApp().run_test(size=size) as pilot:
         app = await ready(pilot)
@@ -69,23 +81,100 @@ async def test_a_small_terminal_shows_one_pane_and_numbers_switch(size: tuple[in
             assert shown(app) == {name}
             assert app.focused is not None
             assert app.main.slot(name).has_focus_within
+        await pilot.press("3", "backslash")
+        assert shown(app) == {"train"}
 
 
 @pytest.mark.parametrize("size", [(160, 45), (200, 50)])
-async def test_a_large_terminal_tiles_four_panes_and_a_number_zooms(size: tuple[int, int]) -> None:
+async def test_a_large_terminal_tiles_four_panes_and_a_number_again_zooms(size: tuple[int, int]) -> None:
     async with LocaltuneApp().run_test(size=size) as pilot:
         app = await ready(pilot)
         assert shown(app) == set(TILED)
         await pilot.press("2")
+        assert (shown(app), app.main.current) == (set(TILED), "config")
+        await pilot.press("2")
         assert shown(app) == {"config"}
+        assert "0 tiles" in screen_text(app).splitlines()[-1]
+        await pilot.press("1")
+        assert shown(app) == {"data"}
         await pilot.press("0")
-        assert shown(app) == set(TILED)
-        await pilot.press("3", "3")
+        assert (shown(app), app.main.current) == (set(TILED), "data")
+        await pilot.press("3", "3", "3")
         assert shown(app) == set(TILED)
         await pilot.press("5")
         assert shown(app) == {"runs"}
         await pilot.press("0")
         assert (shown(app), app.main.current) == (set(TILED), "train")
+
+
+@pytest.mark.parametrize("size", [(120, 30), (120, 34), (159, 50), (200, 44)])
+async def test_two_panes_share_a_terminal_of_middle_size(size: tuple[int, int]) -> None:
+    async with LocaltuneApp().run_test(size=size) as pilot:
+        app = await ready(pilot)
+        assert shown(app) == {"train", "chat"}
+        for key, name, both in (
+            ("4", "chat", {"train", "chat"}),
+            ("2", "config", {"data", "config"}),
+            ("1", "data", {"data", "config"}),
+            ("1", "data", {"data"}),
+            ("3", "train", {"train"}),
+            ("3", "train", {"train", "chat"}),
+            ("5", "runs", {"runs"}),
+        ):
+            await pilot.press(key)
+            assert (app.main.current, shown(app)) == (name, both)
+            assert app.main.slot(name).has_focus_within
+        panes = [slot.region for slot in app.main.query(PaneSlot)]
+        assert all(not one.overlaps(other) for one, other in itertools.pairwise(panes))
+
+
+async def test_two_panes_are_put_over_each_other_by_a_key_that_is_remembered(home: Path) -> None:
+    async with LocaltuneApp().run_test(size=(120, 34)) as pilot:
+        app = await ready(pilot)
+        train, chat = app.main.slot("train"), app.main.slot("chat")
+        assert train.region.y == chat.region.y
+        assert "\\ over" in screen_text(app).splitlines()[-1]
+        await pilot.press("backslash")
+        await wait_for(pilot, lambda: train.region.x == chat.region.x)
+        assert train.region.bottom == chat.region.y
+        assert "\\ beside" in screen_text(app).splitlines()[-1]
+    async with LocaltuneApp().run_test(size=(120, 34)) as pilot:
+        app = await ready(pilot)
+        await wait_for(pilot, lambda: app.main.slot("train").region.x == app.main.slot("chat").region.x)
+
+
+async def test_a_live_run_stays_in_sight(home: Path) -> None:
+    script = ScriptedRun(home)
+    script.train_to(30)
+    async with LocaltuneApp().run_test(size=(120, 34)) as pilot:
+        app = await ready(pilot)
+        await wait_for(pilot, lambda: app.state.live_run is not None)
+        for key, name in (("1", "data"), ("2", "config"), ("4", "chat"), ("5", "runs")):
+            await pilot.press(key)
+            assert (app.main.current, shown(app)) == (name, {"train", name})
+        await pilot.press("1")
+        script.end("finished")
+        await wait_for(pilot, lambda: app.state.live_run is None)
+        assert shown(app) == {"train", "data"}, "the end moves nothing"
+        await pilot.press("2")
+        assert shown(app) == {"data", "config"}
+        await pilot.resize_terminal(200, 50)
+        await wait_for(pilot, lambda: shown(app) == set(TILED))
+
+
+async def test_panes_out_of_sight_are_told(home: Path) -> None:
+    told: dict[str, bool] = {}
+
+    def record(message: Message) -> None:
+        if isinstance(message, PaneShown):
+            told[message.pane] = message.shown
+
+    async with LocaltuneApp().run_test(size=(120, 34), message_hook=record) as pilot:
+        app = await ready(pilot)
+        for width, height in ((80, 24), (200, 50), (130, 60), (61, 21), (160, 45), (40, 10), (120, 30)):
+            await pilot.resize_terminal(width, height)
+            await pilot.press("1")
+            await wait_for(pilot, lambda: {name for name, is_shown in told.items() if is_shown} == shown(app))
 
 
 async def test_the_layout_follows_the_terminal_live() -> None:
@@ -121,6 +210,7 @@ async def test_the_app_attaches_to_the_live_run_and_says_so_once(home: Path) -> 
     script.train_to(64)
     async with LocaltuneApp().run_test(size=(120, 34), notifications=True) as pilot:
         app = await ready(pilot)
+        await pilot.press("3")  # alone on the screen, so that nothing is left out for lack of width
         await wait_for(pilot, lambda: app.state.view is not None)
         assert app.state.view is not None
         assert app.state.view.run.id == script.run.id
@@ -142,6 +232,7 @@ async def test_a_run_is_followed_step_by_step(home: Path) -> None:
 
     async with LocaltuneApp().run_test(size=(120, 34), message_hook=record) as pilot:
         app = await ready(pilot)
+        await pilot.press("3")  # alone on the screen, so that nothing is left out for lack of width
         await wait_for(pilot, lambda: app.state.view is not None)
         script.steps(31, 40)
         await wait_for(pilot, lambda: "40/120" in screen_text(app))
@@ -162,6 +253,7 @@ async def test_a_worker_that_dies_reads_lost(home: Path) -> None:
     script.train_to(30)
     async with LocaltuneApp().run_test(size=(120, 34)) as pilot:
         app = await ready(pilot)
+        await pilot.press("3")  # alone on the screen, so that nothing is left out for lack of width
         await wait_for(pilot, lambda: app.state.view is not None)
         script.write_state(pid_started="another boot/1")
         await wait_for(pilot, lambda: "lost at step 30" in screen_text(app))
@@ -307,7 +399,8 @@ async def test_starting_without_data_says_what_is_missing() -> None:
     async with app.run_test(size=(80, 24), notifications=True) as pilot:
         await ready(pilot)
         await pilot.press("r")
-        await wait_for(pilot, lambda: "data.train is missing." in screen_text(app))
+        told = "o opens a file, t uses it for training, r starts."
+        await wait_for(pilot, lambda: any(told in note.message for note in app._notifications))
         assert app.main.current == "data"
 
 
@@ -329,6 +422,9 @@ async def test_starting_validates_and_launches(tmp_path: Path, home: Path, monke
         app.post_message(DatasetChosen(data))
         await wait_for(pilot, lambda: app.state.is_dirty)
         app.post_message(StartRequested())
+        await wait_for(pilot, lambda: isinstance(app.screen, StartCard))
+        assert not started, "nothing trains on one letter"
+        await pilot.press("enter")
         await wait_for(pilot, lambda: app.state.view is not None)
         assert started == [f"rows {data}"]
         assert app.main.current == "train"
@@ -417,19 +513,29 @@ async def test_a_broken_setting_is_one_notice(private_home: Path) -> None:
         await wait_for(pilot, lambda: isinstance(app.screen, HelpScreen))
 
 
+async def test_a_theme_of_the_environment_is_applied(private_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEXTUAL_THEME", "localtune-high-contrast")
+    monkeypatch.setattr(App.theme, "_default", "localtune-high-contrast")  # as Textual has read it when imported
+    app = LocaltuneApp()
+    async with app.run_test():
+        assert app.theme == "localtune-high-contrast"
+        assert app.get_css_variables()["border-focus"] == "#ffff5f"
+        assert app.main.styles.background.hex == "#000000"
+
+
 async def test_a_theme_is_previewed_and_taken_back(private_home: Path) -> None:
     app = LocaltuneApp()
     async with app.run_test(size=(120, 34)) as pilot:
         await ready(pilot)
         await pilot.press("f2")
         await wait_for(pilot, lambda: len(app.screen_stack) == 2)
-        await pilot.press("down")
+        await pilot.press("down", "down")
         await wait_for(pilot, lambda: app.theme == "localtune-light")
         await pilot.press("escape")
         await wait_for(pilot, lambda: app.theme == "localtune-dark")
         await pilot.press("f2")
         await wait_for(pilot, lambda: len(app.screen_stack) == 2)
-        await pilot.press("down", "enter")
+        await pilot.press("down", "down", "enter")
         settings = private_home.parent / "config" / "localtune" / "settings.toml"
         await wait_for(pilot, settings.exists)
         assert 'theme = "localtune-light"' in settings.read_text(encoding="utf-8")

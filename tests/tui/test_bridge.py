@@ -103,3 +103,24 @@ def test_model_names_are_short_and_safe(home: Path) -> None:
     assert "\x1b" not in read_model(script.run)
     script.run.config_path.write_text("[model", encoding="utf-8")
     assert read_model(script.run) == ""
+
+
+class OneWait(threading.Event):
+    """An event that notes how long it is waited for, and is set then."""
+
+    seconds = 0.0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.seconds = timeout or 0.0
+        self.set()
+        return True
+
+
+def test_half_the_refresh_rate_looks_half_as_often(home: Path) -> None:
+    script = ScriptedRun(home)
+    script.train_to(3)
+    usual, slow = OneWait(), OneWait()
+    bridge.follow_run(script.run, lambda _: None, usual)
+    bridge.follow_run(script.run, lambda _: None, slow, pace=2.0)
+    assert usual.seconds == bridge.LIVE_SECONDS
+    assert slow.seconds == 2 * usual.seconds

@@ -15,7 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.hardware.snapshot import Device
+from core.runs.answers import questions_of
 from core.runs.catalog import RunCatalog
+from core.runs.detail import read_detail, read_figures
+from core.runs.result import result_of
 from core.runs.state import RunState
 from core.runs.store import Run
 from tests.core.runs.event_strategies import HOSTILE_LINES
@@ -27,10 +30,12 @@ from tui.glyphs import ASCII, BLOCK, BRAILLE
 from tui.keys import KeyTable
 from tui.messages import RunAdvanced, RunAttached
 from tui.state import AppState, RunView
+from tui.widgets.answer_lines import question_lines
 from tui.widgets.charts.device_panel import device_lines
 from tui.widgets.charts.line_chart import ChartData, LineChart
 from tui.widgets.charts.meter import bar
 from tui.widgets.lists import run_list
+from tui.widgets.run_end import end_hints, end_lines
 from tui.widgets.run_lines import banner, numbers, phases, progress
 from tui.widgets.status_bar import fit, header_segments
 
@@ -45,9 +50,14 @@ def draw_all(view: RunView) -> list[str]:
     found = [numbers(view, 120).plain, banner(view, KeyTable()).plain]
     for now in (0.0, 1e12):
         found += [progress(view, 100, BRAILLE, now).plain, phases(view, now, 100, BRAILLE).plain]
+    result = result_of(view.run, view.state, view.history)
+    hints = end_hints(result, KeyTable(), has_answers=True)
+    found += [end_lines(result, hints, width, glyphs).plain for width in (58, 120) for glyphs in (BRAILLE, ASCII)]
+    for question in questions_of(view.history.samples):
+        found += [line.plain for width in (3, 80) for line in question_lines(question, width, 10)]
     for devices in (view.history.devices, [Device(index=0, kind="cpu", name="c")]):
         view.history.devices = devices
-        found.append(fit(header_segments(AppState(view=view), loss=True, now=0.0), 160).plain)
+        found.append(fit(header_segments(AppState(view=view), 1e9, loss=True), 160).plain)
         found += [line.plain for width in (60, 120) for item in devices for line in device_lines(item, width, BRAILLE)]
     for glyphs in (BRAILLE, BLOCK, ASCII):
         chart = LineChart(glyphs)
@@ -93,7 +103,7 @@ def test_a_chart_holds_whatever_floats_there_are(values: list[float], first: int
     for is_log in (False, True):
         chart.set_reactive(LineChart.log_axis, is_log)
         chart._draw(80, 12)
-    assert all(math.isnan(value) or abs(value) <= 1e300 for value in chart.data.loss.smoothed)
+    assert all(math.isfinite(bucket.last) for bucket in chart.data.loss.smooth_bucket(80))
 
 
 @pytest.mark.parametrize(("share", "filled"), [(math.nan, 0), (math.inf, 9), (-math.inf, 0), (1e308, 9), (0.5, 4)])
@@ -170,8 +180,10 @@ def test_the_list_of_runs_has_odd_ones_too(home: Path, kind: str) -> None:
         _odd(kind)(path)
         descriptors = len(os.listdir("/proc/self/fd"))
         for row in RunCatalog().rows():
+            figures = read_figures(row.run)
+            assert read_detail(row.run, row.run).changes == ()
             for column in run_list._COLUMNS:
-                assert len(column.cell(row, 0.0)) < 100
+                assert len(column.cell(row, figures, 0.0)) < 100
         assert len(os.listdir("/proc/self/fd")) == descriptors
         path.rmdir() if kind == "directory" else path.unlink()
         path.write_bytes(content)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +16,11 @@ from textual.widget import Widget
 from core.errors import UserError
 from core.hardware.snapshot import Device
 from core.runs import events
+from core.runs.answers import questions_of
 from core.runs.catalog import RunRow
+from core.runs.elsewhere import python_code
 from core.runs.history import RunHistory
+from core.runs.result import result_of
 from core.runs.state import RunState
 from core.runs.store import Run
 from tests.tui.harness import FORBIDDEN, HOSTILE, screen_text, wait_for
@@ -23,15 +28,17 @@ from tests.tui.scripted_run import ScriptedRun
 from themes.loader import variable_defaults
 from tui.glyphs import BRAILLE
 from tui.keys import KeyTable
-from tui.screens.dialogs import error_dialog, kill_dialog, quit_dialog, stop_dialog, unanswered_dialog
+from tui.screens.dialogs import elsewhere_dialog, error_dialog, kill_dialog, quit_dialog, stop_dialog, unanswered_dialog
 from tui.screens.help import HelpScreen
 from tui.state import AppState, RunView
 from tui.widgets import run_lines
+from tui.widgets.answer_lines import question_lines
 from tui.widgets.charts.device_panel import DevicePanel
 from tui.widgets.charts.line_chart import ChartData, LineChart
 from tui.widgets.empty_state import EmptyState
 from tui.widgets.lists.log_view import LogView
 from tui.widgets.lists.run_list import RunList
+from tui.widgets.run_end import end_lines
 from tui.widgets.status_bar import StatusBar
 from tui.widgets.text_block import TextBlock
 
@@ -78,6 +85,7 @@ def _events() -> Iterator[events.Event]:
             seconds=1.0,
             tokens_per_second=10.0,
         )
+    yield events.SampleEvent(t=4.0, step=3, prompt=EVIL, text=EVIL, source=EVIL, expected=EVIL, exact_match=False)
     yield events.GovernorEvent(t=5.0, action=EVIL, cause=EVIL)
     yield events.PhaseEvent(t=6.0, name="rehearsing", detail=EVIL)
     yield events.FailedEvent(t=9.0, reason=EVIL, step=3, hint=EVIL)
@@ -109,8 +117,17 @@ def _runs(view: RunView) -> Widget:
 
 def _status(view: RunView) -> Widget:
     status = StatusBar()
-    status.show(AppState(view=view, host=EVIL), loss=True)
+    status.show(AppState(view=view, host=EVIL), 1e9, loss=True)
     return status
+
+
+def _stalled(view: RunView) -> RunView:
+    return replace(view, state=replace(view.state, state="stalled"))
+
+
+def _answers(view: RunView) -> Content:
+    questions = questions_of(view.history.samples)
+    return Content("\n").join(line for question in questions for line in question_lines(question, 100, 20))
 
 
 def _lines(make: Callable[[RunView], Content]) -> Callable[[RunView], Widget]:
@@ -123,7 +140,9 @@ WIDGETS: dict[str, Callable[[RunView], Widget]] = {
     "log": _log,
     "runs": _runs,
     "status": _status,
-    "banner": _lines(lambda view: run_lines.banner(view, KeyTable())),
+    "end": _lines(lambda view: end_lines(result_of(view.run, view.state, view.history), [("r", "run")], 100, BRAILLE)),
+    "answers": _lines(_answers),
+    "banner": _lines(lambda view: run_lines.banner(_stalled(view), KeyTable())),
     "phases": _lines(lambda view: run_lines.phases(view, 9.0, 100, BRAILLE)),
     "progress": _lines(lambda view: run_lines.progress(view, 100, BRAILLE, 9.0)),
     "numbers": _lines(lambda view: run_lines.numbers(view, 100)),
@@ -146,13 +165,14 @@ async def test_a_widget_draws_nothing_hostile(name: str, view: RunView) -> None:
         assert _clickable(app) == []
 
 
-@pytest.mark.parametrize("kind", ["quit", "stop", "kill", "unanswered", "error", "help"])
+@pytest.mark.parametrize("kind", ["quit", "stop", "kill", "unanswered", "elsewhere", "error", "help"])
 async def test_a_dialog_draws_nothing_hostile(kind: str, view: RunView) -> None:
     screens: dict[str, Callable[[], Screen[Any]]] = {
         "quit": lambda: quit_dialog(view),
         "stop": lambda: stop_dialog(view),
         "kill": lambda: kill_dialog(view),
         "unanswered": lambda: unanswered_dialog(UserError(EVIL, EVIL)),
+        "elsewhere": lambda: elsewhere_dialog(EVIL, python_code(Path(EVIL), is_model=False), is_model=False),
         "error": lambda: error_dialog(EVIL, UserError(EVIL, EVIL)),
         "help": lambda: HelpScreen(EVIL[-6:], "About", KeyTable(), "train"),
     }
@@ -175,7 +195,7 @@ async def test_the_whole_app_shows_a_hostile_run(home: Any) -> None:
     script.write_state(state="failed", reason=EVIL)
     app = LocaltuneApp(run="latest")
     async with app.run_test(size=(200, 50), notifications=True) as pilot:
-        await wait_for(pilot, lambda: "failed at step" in screen_text(app))
+        await wait_for(pilot, lambda: "failed after step" in screen_text(app))
         assert not FORBIDDEN & set(screen_text(app))
         app.notify(EVIL, markup=False)
         app.desktop.warn("title", EVIL)

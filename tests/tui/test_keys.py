@@ -42,6 +42,15 @@ def test_no_key_means_two_things_in_one_place() -> None:
             seen[key.scope, part] = key.id
 
 
+def test_a_letter_that_edits_in_one_pane_changes_nothing_by_itself_in_another() -> None:
+    actions = {key.id: key.action for key in KEYS if "e" in key.keys.split(",")}
+    assert set(actions.values()) <= {"open_editor", "change_settings", "edit"}
+
+
+def test_the_letter_that_asks_the_model_has_no_other_meaning() -> None:
+    assert {key.id for key in KEYS if "i" in key.keys.split(",")} == {"app.ask", "chat.write"}
+
+
 def test_the_table_is_read_in_its_order() -> None:
     text = """
     [train]
@@ -94,12 +103,12 @@ def test_a_key_that_no_terminal_sends_is_told(name: str, known: bool) -> None:
 
 def test_a_keymap_rebinds(tmp_path: Path) -> None:
     path = tmp_path / "keymap.toml"
-    path.write_text('[train]\npause = "space"\nstop = ["x", "f9"]\n', encoding="utf-8")
+    path.write_text('[train]\npause = "space"\nstop = ["z", "f9"]\n', encoding="utf-8")
     found = load_keymap(path)
     assert found.problems == []
     table = KeyTable(found.overrides)
     assert table["train.pause"].keys == "space"
-    assert table["train.stop"].keys == "x,f9"
+    assert table["train.stop"].keys == "z,f9"
     assert table.hints(["train.pause", "train.checkpoint"]) == "space pause  c checkpoint"
 
 

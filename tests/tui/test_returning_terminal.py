@@ -40,9 +40,9 @@ def test_killed_it_comes_back_to_row_edits_and_pane(home: Path, tmp_path: Path) 
         terminal.press(f"{tmp_path}/rows.jsonl")
         terminal.wait_for_text("rows.jsonl")
         terminal.press("\r")
-        terminal.wait_for_text("3 rows")
+        terminal.wait_for_text("· 3 rows")
         terminal.press("t")
-        terminal.wait_for_text("will be trained on")
+        terminal.wait_for_text("rows •not saved")
         terminal.press("G")
         terminal.wait_for(lambda: row() == 2)
         terminal.signal(signal.SIGKILL)
@@ -67,9 +67,6 @@ def test_two_apps_at_once_leave_one_whole_session(home: Path, tmp_path: Path) ->
             terminal.press(key)
         wait_for(lambda: (home / "session.json").exists(), 20, "a session")
         for terminal in (first, second):
-            terminal.wait_for(
-                lambda terminal=terminal: "2 Config · new" in terminal.text or "5 Runs ·" in terminal.text
-            )
             terminal.press("q")
             assert terminal.wait_for_end() == 0
     assert json.loads((home / "session.json").read_text())["pane"] == "runs"

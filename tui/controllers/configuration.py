@@ -11,6 +11,7 @@ from core.config.choices import Objective
 from core.errors import UserError
 from core.hub_uri import is_hub_entry
 from core.text import one_line
+from tui.controllers.beginnings import Beginnings
 from tui.controllers.desktop import Desktop
 from tui.data_paths import data_paths, path_text
 from tui.draft_keeper import ConfigDraft, DraftKeeper
@@ -28,13 +29,17 @@ if TYPE_CHECKING:
 class Configuration:
     """The controller of the configuration: it changes the configuration in the state, and updates the panes."""
 
-    def __init__(self, desktop: Desktop, state: AppState, drafts: DraftKeeper, keys: KeyTable) -> None:
+    def __init__(
+        self, desktop: Desktop, state: AppState, drafts: DraftKeeper, keys: KeyTable, beginnings: Beginnings
+    ) -> None:
         self._desktop, self._state, self._drafts, self._keys = desktop, state, drafts, keys
+        self._beginnings = beginnings
 
     def loaded(self, document: ConfigDocument) -> None:
         """Show a configuration that has been read or begun, and offer a draft that an earlier app has left."""
         self._hold(document, document.dumps())
         self._state.is_opening = False
+        self._beginnings.begin(document if document.path is None and not document.dumps() else None)
         if (form := self._desktop.panes.config) is not None:
             form.load(document)
             self._offer_draft(document)
@@ -80,6 +85,7 @@ class Configuration:
             self._show_data(message.document)
         else:
             self._configure_data(message.document)
+        self._beginnings.follow(message.document)
         self._desktop.show_header()
 
     def saved(self, document: ConfigDocument) -> None:
@@ -107,9 +113,12 @@ class Configuration:
             self._drafts.adopt(document, draft)
         elif is_other:
             self._drafts.look()
+        if is_other and document.path is None and not document.dumps():
+            self._beginnings.begin(document)
 
     def _show_data(self, document: ConfigDocument) -> None:
-        """Show the training data of the configuration in the data pane."""
+        """Show the training data of the configuration in the data pane, and whether a run can start of it."""
+        self._explain_start()
         if (pane := self._desktop.panes.data) is not None:
             pane.follow(document)
 
@@ -117,6 +126,10 @@ class Configuration:
         """Pass model, template and reading of the rows to the data pane."""
         if (pane := self._desktop.panes.data) is not None:
             pane.configure(document)
+
+    def _explain_start(self) -> None:
+        if (pane := self._desktop.panes.train) is not None:
+            pane.explain_empty()
 
     # Drafts.
 
@@ -141,6 +154,8 @@ class Configuration:
 
     def _take_up_draft(self, document: ConfigDocument, found: ConfigDraft) -> None:
         self._drafts.take_up_config(document, found)
+        # It has a beginning, whatever became of it.
+        self._beginnings.begin(None)
         # After the form has been built, which loading it has requested.
         if (form := self._desktop.panes.config) is not None:
             form.call_later(form.take_up, found.text, found.unread, found.time)
@@ -149,6 +164,12 @@ class Configuration:
         self._desktop.tell(f"{what}: {save} saves them, {undo} undoes them.", "Kept for you", seconds=12)
 
     # Options chosen in other panes.
+
+    def open_data(self, path: Path) -> None:
+        """Show the rows of a file."""
+        self._desktop.show_pane("data")
+        if (pane := self._desktop.panes.data) is not None:
+            pane.show(path)
 
     def use_dataset(self, message: DatasetChosen) -> None:
         """Train on a file, or hold it out, unless it is used in the other way already."""
@@ -164,8 +185,15 @@ class Configuration:
                 text = f"{name} is held out of training; it cannot be trained on too. Choose another file."
             self._desktop.warn("Not both", text)
             return
-        verb = "trained on" if message.use == "train" else "held out of training"
-        self.set_options({f"data.{message.use}": message.path}, f"{message.path.name} will be {verb}.")
+        name = one_line(message.path.name, 60)
+        if message.use == "train":
+            start = self._keys["app.start"].display
+            self.set_options({"data.train": message.path}, f"{name} is used for training; {start} starts.")
+        else:
+            values = {"data.eval": message.path}
+            # Only one of both can say what is held out.
+            share = {"data.eval_share": None} if document.get("data.eval_share") is not None else {}
+            self.set_options({**values, **share}, f"{name} is held out of training.")
 
     def set_options(self, values: Mapping[str, Any], notice: str = "") -> None:
         """Set options, all of them or none, and update every pane.
@@ -189,10 +217,12 @@ class Configuration:
             self._desktop.fail("The configuration is not changed", error)
             return
         self._configure_data(document)
+        self._explain_start()
         if (pane := self._desktop.panes.config) is not None:
             pane.load(document)
         if notice:
             self._desktop.tell(one_line(notice, 200))
+        self._beginnings.follow(document)
         self._desktop.show_header()
 
     def open_form(self, form: Literal["template", "columns"]) -> None:

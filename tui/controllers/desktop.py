@@ -29,10 +29,11 @@ class Desktop:
     Args:
         app: The application, for its stack of screens, its notices and its workers.
         state: The app's state, for the header.
+        clock: The present, in Unix seconds.
     """
 
-    def __init__(self, app: App[str], state: AppState) -> None:
-        self._app, self._state = app, state
+    def __init__(self, app: App[str], state: AppState, clock: Callable[[], float]) -> None:
+        self._app, self._state, self._clock = app, state, clock
         self.panes = Panes(self._find_pane)
 
     @property
@@ -54,7 +55,8 @@ class Desktop:
         """Bring the header up to date."""
         with suppress(NoMatches):  # The first messages may come before the header does.
             main = self.main
-            main.query_one(StatusBar).show(self._state, loss=not main.slot("train").display)
+            main.follow_run(live=self._state.live_run is not None)
+            main.query_one(StatusBar).show(self._state, self._clock(), loss=not main.slot("train").display)
 
     # Dialogs.
 
@@ -96,6 +98,10 @@ class Desktop:
     def warn(self, title: str, text: str) -> None:
         """Show a warning as a notice."""
         self.tell(one_line(text, 400), one_line(title, 60), severity="warning", seconds=6)
+
+    def clear_notices(self) -> None:
+        """Take all notices away."""
+        self._app.clear_notifications()
 
     # Scheduling.
 

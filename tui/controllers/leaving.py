@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from core.runs.state import in_words
 from tui.bridge import Bridge
 from tui.controllers.desktop import Desktop
 from tui.controllers.returning import Returning
@@ -11,6 +12,7 @@ from tui.draft_keeper import DraftKeeper
 from tui.state import AppState
 
 if TYPE_CHECKING:
+    from core.runs.store import Run
     from tui.screens.choice import ChoiceDialog
 
 
@@ -23,6 +25,8 @@ class Leaving:
         self._desktop, self._state, self._bridge, self._drafts = desktop, state, bridge, drafts
         self._returning = returning
         self._line: str | None = None
+        self._awaits_start = False
+        self._discards = False
         self._edits_question: ChoiceDialog | None = None
         self._run_question: ChoiceDialog | None = None
 
@@ -35,13 +39,21 @@ class Leaving:
     def leave_by_choice(self, *, discards: bool = False) -> None:
         """Quit by the user's choice; a run is not affected, and a configuration that was never saved is kept.
 
+        A run that is just being started is waited for.
+
         Args:
             discards: Whether the user gives up the edits of the configuration's file.
         """
+        self._discards = self._discards or discards
+        if self._state.is_starting and not self._awaits_start:
+            self._awaits_start = True
+            text = "A run is being started. The app leaves as soon as its worker is there."
+            self._desktop.tell(text, seconds=8)
+            return
         self._drafts.look()
         kept = self._drafts.new_config
         self._returning.leave()
-        self._drafts.close(discards=discards)
+        self._drafts.close(discards=self._discards)
         lines = [self.line() or ""]
         if kept:
             lines.append(f"The configuration ({kept}) is kept, without a file. Come back to it with: localtune-tui")
@@ -58,7 +70,13 @@ class Leaving:
         if view.is_live:
             return f"Run {run.id} goes on ({state}). Come back with: localtune-tui watch {run.id}"
         outputs = run.adapter_path if state == "finished" else run.path
-        return f"Run {run.id} is {state}: {outputs}"
+        return f"Run {run.id} {in_words(state)}: {outputs}"
+
+    def run_started(self, run: Run) -> None:
+        """Quit, where only this run was waited for."""
+        if self._awaits_start:
+            self._line = f"Run {run.id} has started. Come back with: localtune-tui watch {run.id}"
+            self.leave_by_choice()
 
     @property
     def awaits_stop(self) -> bool:
@@ -67,15 +85,18 @@ class Leaving:
 
     def stay(self) -> None:
         """Cancel quitting: the stop could not be sent, or something else went wrong in between."""
-        self._line = None
+        self._line, self._awaits_start, self._discards = None, False, False
 
     def ask(self) -> None:
         """Quit; ask first about unsaved edits, and otherwise about a live run."""
-        from tui.screens.dialogs import quit_dialog, unsaved_dialog
+        from tui.screens.dialogs import quit_dialog, starting_dialog, unsaved_dialog
 
         view, top = self._state.live_run, self._desktop.top
         if top is self._edits_question:
             # A repeated request is no answer: edits are not given up by a key that is held down.
+            return
+        if self._awaits_start:
+            self._desktop.open(starting_dialog(), self._starting_answered)
             return
         if (form := self._desktop.panes.config) is not None:
             form.commit_open()
@@ -90,6 +111,12 @@ class Leaving:
         else:
             self._run_question = quit_dialog(view)
             self._desktop.open(self._run_question, self._quit_answered)
+
+    def _starting_answered(self, answer: str | None) -> None:
+        from tui.screens.dialogs import LEAVE
+
+        if answer == LEAVE:
+            self.leave_by_choice()
 
     def _unsaved_answered(self, answer: str | None) -> None:
         from tui.screens.dialogs import DISCARD, SAVE

@@ -15,16 +15,29 @@ from tui.state import AppState
 if TYPE_CHECKING:
     from core.runs.store import Run
     from tui.screens.run_settings import RunSettings
+    from tui.state import RunView
 
 
 class RunControl:
     """The controller of a live run: it confirms a stop, sends commands, and shows the worker's answers."""
 
-    def __init__(self, desktop: Desktop, state: AppState, bridge: Bridge, leaving: Leaving) -> None:
+    def __init__(
+        self,
+        desktop: Desktop,
+        state: AppState,
+        bridge: Bridge,
+        leaving: Leaving,
+        show: Callable[[], None],
+        clock: Callable[[], float],
+    ) -> None:
         self._desktop, self._state, self._bridge, self._leaving = desktop, state, bridge, leaving
+        self._show, self._clock = show, clock
 
     def request(self, command: str) -> None:
-        """Send a command to the worker; a stop is confirmed first."""
+        """Send a command to the worker, or take it back where it waits already; a stop is confirmed first.
+
+        The request is shown at once: the worker hears of it in a moment, and carries it out after its step.
+        """
         from tui.screens.dialogs import stop_dialog
 
         view = self._state.live_run
@@ -32,8 +45,40 @@ class RunControl:
             self._desktop.warn("No run is on", "There is nothing to control.")
         elif command == "stop":
             self._desktop.open(stop_dialog(view), self._stop_chosen(view.run))
+        elif command not in view.pending:
+            self._ask(view.run, command)
+        elif command == "resume":
+            view.requests.take_back(command)
+            self._ask(view.run, "pause")
         else:
-            self._bridge.control(view.run, command)
+            self._take_back(view.run, command)
+
+    def _ask(self, run: Run, command: str, *, shown: bool = True, **args: Any) -> None:
+        if shown and (view := self._view(run)) is not None:
+            view.requests.ask(command)
+        self._show()
+        self._bridge.control(run, command, **args)
+
+    def _take_back(self, run: Run, command: str) -> None:
+        if (view := self._view(run)) is not None:
+            view.requests.take_back(command)
+        self._show()
+        self._bridge.control(run, "withdraw", what=command)
+
+    def _view(self, run: Run) -> RunView | None:
+        """The run, if it is the one that is shown."""
+        view = self._state.view
+        return view if view is not None and view.run == run else None
+
+    def advanced(self) -> None:
+        """The state of the run has been read again: a stop that was asked for while quitting may have been heard."""
+        view = self._state.view
+        if (
+            self._leaving.awaits_stop
+            and view is not None
+            and ("stop" in view.state.pending or view.state.state == "stopping" or not view.is_live)
+        ):
+            self._leaving.leave_by_choice()
 
     def change_settings(self, run: Run, settings: Mapping[str, Any]) -> None:
         """Change the settings of a run."""
@@ -41,19 +86,39 @@ class RunControl:
 
     def _stop_chosen(self, run: Run) -> Callable[[str | None], None]:
         """Carry out the answer to the question about a stop of this run; the one shown may be another by then."""
-        from tui.screens.dialogs import KILL, SIGNAL, STOP, STOP_NOW
+        from tui.screens.dialogs import KILL, SIGNAL, STOP, STOP_NOW, TAKE_BACK
 
         def chosen(answer: str | None) -> None:
             if answer == STOP:
-                self._bridge.control(run, "stop")
+                self._ask(run, "stop")
             elif answer == STOP_NOW:
-                self._bridge.control(run, "stop", now=True)
+                self._ask_to_stop_now(run)
+            elif answer == TAKE_BACK:
+                self._take_back(run, "stop")
             elif answer == SIGNAL:
                 self._bridge.signal(run)
             elif answer == KILL:
                 self._ask_to_kill(run)
 
         return chosen
+
+    def _ask_to_stop_now(self, run: Run) -> None:
+        """Stop a run without a checkpoint; ask once more where steps would be lost."""
+        from tui.screens.dialogs import YES, stop_now_dialog
+
+        view = self._state.live_run
+        if view is None or view.run != run:
+            self._desktop.warn("Nothing is stopped", f"{run.id} has ended by itself.")
+            return
+
+        def answered(answer: str | None) -> None:
+            if answer == YES:
+                self._ask(run, "stop", now=True)
+
+        if view.step > (view.saved_step or 0):
+            self._desktop.open(stop_now_dialog(view), answered)
+        else:
+            answered(YES)
 
     def _ask_to_kill(self, run: Run) -> None:
         from tui.screens.dialogs import YES, kill_dialog
@@ -77,16 +142,38 @@ class RunControl:
         if message.command == "set":
             self._settings_changed(message)
             return
-        # The worker answers between two steps, when the command is done; only a stop is still pending.
+        was_asked = self._settle(message.run, message.command, message.args)
+        if message.command == "withdraw" and not message.answer.get("withdrawn"):
+            self._came_too_late(message.run, message.args)
+        # The worker answers when the command is done. A stop is told by the state of the run, and a request that was
+        # taken back has no result.
         done = {
             "pause": "Paused",
             "resume": "Resumed",
             "checkpoint": "Checkpoint saved",
-            "stop": "Stopping without a checkpoint" if message.args.get("now") else "Stopping after a checkpoint",
+            "skip_evaluation": "The evaluation is skipped",
             "signal": "The signal is sent; the run stops after a checkpoint",
             "kill": "Killed",
         }
-        self._desktop.tell(done.get(message.command, message.command), seconds=3)
+        if (was_asked or message.command in ("signal", "kill")) and (text := done.get(message.command)):
+            self._desktop.tell(text, seconds=3)
+
+    def _settle(self, run: Run, command: str, args: Mapping[str, Any]) -> bool:
+        """A command has been answered; whether it was one that the user waits for, and did not take back."""
+        view = self._view(run)
+        if view is None:
+            return True
+        now, requests = self._clock(), view.requests
+        was_asked = requests.answered(command, now)
+        if command == "withdraw":
+            requests.taken_back(str(args.get("what")), now)
+        self._show()
+        return was_asked
+
+    def _came_too_late(self, run: Run, args: Mapping[str, Any]) -> None:
+        """The worker had nothing to take back any more: a pause that is on is ended, other requests are done."""
+        if args.get("what") == "pause":
+            self._ask(run, "resume", shown=False)
 
     def _settings_changed(self, message: ControlAnswered) -> None:
         if (dialog := self._settings_dialog) is not None:
@@ -97,9 +184,24 @@ class RunControl:
 
     def failed(self, message: ControlFailed) -> None:
         """Show the worker's refusal; where it does not answer to a stop, ask how else to stop it."""
+        from core.runs.client import PendingError, WithdrawnError
         from tui.screens.dialogs import unanswered_dialog
 
+        error, view = message.error, self._view(message.run)
+        if isinstance(error, PendingError):
+            self._settle(message.run, message.command, message.args)
+            return
         self._leaving.stay()
+        if view is not None:
+            view.requests.refused(message.command)
+            view.requests.taken_back(str(message.args.get("what")), self._clock())
+            self._show()
+        if isinstance(error, WithdrawnError):
+            return
+        if message.command == "withdraw" and message.args.get("what") == "pause":
+            # A worker of an earlier version has no such command, but goes on after the pause.
+            self._came_too_late(message.run, message.args)
+            return
         view = self._state.live_run
         if message.command == "set" and (dialog := self._settings_dialog) is not None:
             dialog.refuse(message.error)

@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING
 
 from core.errors import UserError
 from core.runs.names import brief_id, slug_of
+from core.runs.state import in_words
 from core.text import one_line
 from tui.bridge import Bridge
 from tui.controllers.desktop import Desktop
+from tui.controllers.start_cards import StartCards
 from tui.draft_keeper import DraftKeeper
-from tui.messages import RunAdvanced, RunAttached, RunsListed
+from tui.keys import KeyTable
+from tui.messages import RunAdvanced, RunAttached, RunDetailRead, RunFiguresRead, RunsListed
 from tui.state import AppState, RunView
 
 if TYPE_CHECKING:
-    from core.config.document import ConfigDocument
+    from core.config.schema import Config
     from core.hardware.snapshot import Device
     from core.runs.store import Run
     from tui.session import Session
@@ -29,15 +32,25 @@ class Runs:
     """The controller of runs: it starts runs and follows one; nothing else changes the run in the state.
 
     Args:
+        cards: Shows a run before it starts.
         clock: The present, in Unix seconds.
     """
 
     def __init__(
-        self, desktop: Desktop, state: AppState, bridge: Bridge, drafts: DraftKeeper, clock: Callable[[], float]
+        self,
+        desktop: Desktop,
+        state: AppState,
+        bridge: Bridge,
+        drafts: DraftKeeper,
+        cards: StartCards,
+        keys: KeyTable,
+        clock: Callable[[], float],
     ) -> None:
         self._desktop, self._state, self._bridge, self._drafts, self._clock = desktop, state, bridge, drafts, clock
+        self._cards, self._keys = cards, keys
         self._landing = ""
         self._chat_told = 0.0
+        self._has_started = False
 
     def begin(
         self, name: str | None = None, *, sample: bool = False, landing: str = "", session: Session | None = None
@@ -51,6 +64,7 @@ class Runs:
             session: The last session.
         """
         if sample:
+            self._state.is_starting, self._has_started = True, False
             self._bridge.start_sample()
         elif name is not None:
             self._bridge.open_run(name)
@@ -61,20 +75,19 @@ class Runs:
     # Requests of the panes.
 
     def start(self) -> None:
-        """Check the configuration and start a run of it."""
+        """Check the configuration, and offer a run of it."""
         document = self._state.document
         if document is None or self._refuse_second_run():
             return
         form = self._desktop.panes.config
         problems = form.check() if form is not None else document.problems()
         if problems:
-            name, sentence = next(iter(problems.items()))
+            name = next(iter(problems))
             if form is not None and (name != "data.train" or document.get(name) is not None):
                 self._desktop.show_pane("config")
                 form.refuse_start()
                 return
-            more = f" ({len(problems) - 1} more.)" if len(problems) > 1 else ""
-            self._desktop.warn("The configuration is not ready", f"{sentence}{more}")
+            self._explain_missing_data()
             self._desktop.show_pane("data")
             return
         try:
@@ -82,65 +95,94 @@ class Runs:
         except UserError as error:
             self._desktop.fail("The configuration is not ready", error)
             return
-        name = self._state.config_name if document.path is None else document.path.stem
-        if self._state.is_dirty and document.path is not None:
-            text = f"The run uses the values as edited; {document.path.name} does not have them until they are saved."
-            self._desktop.tell(one_line(text, 300), "Not saved", seconds=8)
-        self._desktop.show_pane("train")
-        self._start_with_free_memory(lambda: self._bridge.start(config, name))
-
-    def again(self, run: Run) -> None:
-        """Start an ended run again; ask which way where its configuration is open with other values by now."""
-        document, name = self._state.document, self._state.config_name
-        if document is None or not self._state.is_of_config or not name or not self._differs(run, document):
-            self.start_again(run)
-            return
-        from tui.screens.dialogs import AGAIN, AS_EDITED, again_dialog
-
-        def answered(answer: str | None) -> None:
-            if answer == AGAIN:
-                self.start_again(run)
-            elif answer == AS_EDITED:
-                self.start()
-
-        self._desktop.open(again_dialog(run.id, name), answered)
+        start = self._cards.of_document(document, config)
+        self._cards.open(start, lambda shown: self._start(shown, start.name))
 
     def start_again(self, run: Run) -> None:
-        """Start a new run of a run's own configuration, its ``run.toml``."""
+        """Offer a new run of an ended run's own configuration, its ``run.toml``."""
         if self._refuse_second_run():
             return
         from core.config.document import ConfigDocument
         from tui.panes.config.model import ConfigModel
+        from tui.screens.start.summary import Start
 
-        title = f"{brief_id(run.id)} cannot be started again"
+        name = brief_id(run.id)
         try:
             document = ConfigDocument.load(run.config_path)
             if sentence := next(iter(ConfigModel(document).problems().values()), ""):
                 raise UserError(sentence, "Edit its configuration, and start that.")
             config = document.validate()
         except UserError as error:
-            self._desktop.fail(title, error)
+            self._desktop.fail(f"{name} cannot be started again", error)
             return
-        self._desktop.show_pane("train")
-        self._desktop.tell(f"Started again, as {brief_id(run.id)} was.")
-        self._start_with_free_memory(lambda: self._bridge.start(config, slug_of(run.id)))
+        notes = (self._tell_edits(run),) if self._has_edits(run) else ()
+        start = Start(config, slug_of(run.id), preset=f"as {name} had it", notes=notes, title=f"Start {name} again")
+        self._cards.open(start, lambda shown: self._start(shown, start.name))
 
-    def _differs(self, run: Run, document: ConfigDocument) -> bool:
-        """Whether a configuration has other values than a run was started with."""
+    def _has_edits(self, run: Run) -> bool:
+        """Whether the configuration in the app is the run's, and has other values by now."""
         from core.config.compare import differences, holding_values
 
-        return bool(differences(holding_values(document), run.values()))
+        document, state = self._state.document, self._state
+        if document is None or state.view is None or state.view.run != run:
+            return False
+        return bool(state.config_name and state.is_of_config and differences(holding_values(document), run.values()))
 
-    def start_sample(self) -> None:
-        """Start a run of the sample data."""
+    def _tell_edits(self, run: Run) -> str:
+        config, start = self._keys["app.config"].display, self._keys["app.start"].display
+        name = one_line(self._state.config_name, 60)
+        return f"{name} has other values by now than {brief_id(run.id)}: {config}, then {start} starts those."
+
+    def _explain_missing_data(self) -> None:
+        """Say how a run comes to its data."""
+        pane = self._desktop.panes.data
+        use, start = self._keys["data.train"].display, self._keys["app.start"].display
+        if pane is not None and pane.view is not None:
+            text = f"{use} uses {one_line(pane.view.path.name, 60)} for training, and {start} starts then."
+        else:
+            text = f"{self._keys['data.open'].display} opens a file, {use} uses it for training, {start} starts."
+        self._desktop.warn("There is nothing to learn from yet", text)
+
+    def _start(self, config: Config, name: str) -> None:
+        """Start a run of a checked configuration."""
         if not self._refuse_second_run():
             self._desktop.show_pane("train")
-            self._start_with_free_memory(self._bridge.start_sample)
+            self._start_with_free_memory(lambda: self._bridge.start(config, name))
+
+    def start_sample(self) -> None:
+        """Offer a run of the sample data."""
+        if self._refuse_second_run():
+            return
+        from core.config.document import ConfigDocument
+        from sample_data import path
+        from tui.screens.start.summary import Start
+
+        try:
+            config = ConfigDocument.load(path("tickets.toml")).validate()
+        except UserError as error:
+            self._desktop.fail("The sample could not be started", error)
+            return
+        start = Start(config, "tickets", preset="none: made for this sample", title="Start the sample run")
+        self._cards.open(start, lambda shown: self._start(shown, start.name))
 
     def continue_run(self, asked: Run | None) -> None:
-        """Continue an ended run; the one that is shown where None is given."""
+        """Offer to continue an ended run; the one that is shown where None is given."""
         run = asked or (self._state.view.run if self._state.view is not None else None)
-        if run is not None and not self._refuse_second_run():
+        if run is None or self._refuse_second_run():
+            return
+        from tui.screens.start.finding import check_continuable, find_continuation
+        from tui.screens.start.summary import Start
+
+        try:
+            checkpoint, config = check_continuable(run), run.config()
+        except UserError as error:
+            self._desktop.fail("The run could not be continued", error)
+            return
+        start = Start(config, run.id, continuation=find_continuation(run, checkpoint), title="Continue a run")
+        self._cards.open(start, lambda _: self._continue(run), run=run)
+
+    def _continue(self, run: Run) -> None:
+        if not self._refuse_second_run():
             self._start_with_free_memory(lambda: self._bridge.continue_run(run))
 
     def _start_with_free_memory(self, start: Callable[[], None]) -> None:
@@ -151,19 +193,56 @@ class Runs:
                 await pane.release()
             start()
 
+        self._state.is_starting, self._has_started = True, False
         self._desktop.run(work, "start")
 
     def _refuse_second_run(self) -> bool:
         """Refuse a second live run, with a message: two do not fit on one device."""
         view = self._state.live_run
+        if self._state.is_starting:
+            # A key that is pressed again means the same start.
+            self._desktop.warn("A run is starting", "It is shown as soon as its worker is there.")
+            return True
         if view is not None:
             self._desktop.warn(
                 "A run is on", f"{view.run.id} is {view.state.state}. Stop it before another one starts."
             )
         return view is not None
 
+    def delete(self, run: Run, size: int | None) -> None:
+        """Delete a run, once the user has confirmed it; a live one is refused.
+
+        Args:
+            run: The run.
+            size: Its bytes on the disk; None if unknown.
+        """
+        from tui.screens.dialogs import YES, delete_dialog
+
+        state = run.state()
+        if not state.is_over:
+            self._desktop.warn("Not deleted", f"{run.id} {in_words(state.state)}. Stop it before you delete it.")
+            return
+
+        def answered(answer: str | None) -> None:
+            if answer == YES:
+                self._bridge.delete(run)
+
+        self._desktop.open(delete_dialog(run, state, size), answered)
+
+    def deleted(self, run: Run) -> None:
+        """Take a deleted run from the screen."""
+        self._desktop.tell(f"Deleted {run.id}.")
+        if (pane := self._desktop.panes.runs) is not None:
+            pane.forget(run)
+        if self._state.view is not None and self._state.view.run == run:
+            self._bridge.stop_following()
+            self._state.view = None
+            self._show_run()
+            self._bridge.find_run()
+
     def started(self, run: Run) -> None:
         """Show a run whose worker has been started."""
+        self._has_started = True
         self.open(run)
         if (form := self._desktop.panes.config) is not None:
             form.look_around(anew=True)
@@ -175,6 +254,7 @@ class Runs:
 
     def action_failed(self, title: str, error: UserError) -> None:
         """Show that a request of the user failed; without a run, the request may have been to show one."""
+        self._state.is_starting = False
         if self._state.view is None:
             self.none_found()
         self._desktop.fail(title, error)
@@ -184,11 +264,15 @@ class Runs:
     def attached(self, message: RunAttached) -> None:
         """Show a run that has been read from its beginning."""
         from core.runs.catalog import read_model
+        from core.runs.eta import Schedule
 
         before = self._state.view
         leftover = message.found and message.state.is_over
-        view = RunView(message.run, message.state, message.history, read_model(message.run), leftover)
+        schedule = Schedule.of(message.run.values())
+        view = RunView(message.run, message.state, message.history, read_model(message.run), leftover, schedule)
         self._state.view = view
+        # One that was opened meanwhile is not the one that is being started.
+        self._state.is_starting = self._state.is_starting and not self._has_started
         if leftover:
             self._land()
         elif message.found:
@@ -232,15 +316,24 @@ class Runs:
         """Show whether a question to the model holds up the training."""
         if waiting != self._state.answer_awaited:
             self._state.answer_awaited = waiting
+            self.show_lines()
+
+    def count_down(self) -> None:
+        """Let the time left in the header go down between two reports of the run."""
+        if self._state.live_run is not None:
             self._desktop.show_header()
-            if (pane := self._desktop.panes.train) is not None:
-                pane.refresh_lines()
+
+    def show_lines(self) -> None:
+        """Bring what is said of the run up to date, in the header and in its pane, without its chart."""
+        self._desktop.show_header()
+        if (pane := self._desktop.panes.train) is not None:
+            pane.refresh_lines()
 
     def _announce_end(self, view: RunView) -> None:
         """Announce the end of a run that was watched, where its pane is not on the screen."""
         if not self._desktop.main.slot("train").display:
             self._desktop.tell(
-                one_line(f"{view.run.id} is {view.state.state}. {view.state.reason}", 300),
+                one_line(f"{view.run.id} {in_words(view.state.state)}. {view.state.reason}", 300),
                 severity="information" if view.state.state in ("finished", "stopped") else "error",
                 seconds=10,
             )
@@ -280,6 +373,16 @@ class Runs:
         """Show the devices as sampled by this process."""
         self._state.devices = devices
         self._desktop.show_header()
+
+    def show_figures(self, message: RunFiguresRead) -> None:
+        """Show figures in the list of runs."""
+        if (pane := self._desktop.panes.runs) is not None:
+            pane.show_figures(message.figures)
+
+    def show_detail(self, message: RunDetailRead) -> None:
+        """Show the account of the run under the cursor of the list."""
+        if (pane := self._desktop.panes.runs) is not None:
+            pane.show_detail(message.detail)
 
     def listed(self, message: RunsListed) -> None:
         """Show the runs on this machine."""

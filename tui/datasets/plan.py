@@ -21,7 +21,7 @@ from core.data.registries.resolve import single_source
 from core.data.registries.source import DataSource
 from core.errors import UserError
 from core.hub_uri import absolute
-from core.models.find import STARTER_NAME, find_model, missing_model
+from core.models.find import STARTER_NAME, find_model, is_model_here, missing_model
 from core.paths import user_path
 from core.template.builtin import template_source
 from core.template.settings import MaskSettings, mask_settings
@@ -234,9 +234,9 @@ def find_base(base: str, directory: Path) -> Path:
     if (found := find_model(base, directory)) is not None:
         return found
     missing = missing_model(base, directory)
-    hint = (
-        "Press 3, then d: the sample run prepares it; or run 'localtune-tui demo'."
-        if base == STARTER_NAME
-        else missing.hint
-    )
+    hint = missing.hint
+    if base == STARTER_NAME:
+        hint = "Press 3, then d: the sample run prepares it; or run 'localtune-tui demo'."
+    elif not is_model_here(base, directory):
+        hint = f"Press 2, then M, to choose one or to download it. {hint}"
     raise UserError(f"There are no tokens to show. {missing.message}", hint)

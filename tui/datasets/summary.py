@@ -6,8 +6,11 @@ from collections.abc import Mapping
 
 from textual.content import Content
 
+from core.analysis.division import HELD_OUT
+from core.analysis.problems import KINDS
 from core.analysis.result import Analysis, Progress
 from core.text import one_line
+from core.units import format_count
 from tui.datasets.marks import OF_THE_WHOLE, RowFilter
 from tui.datasets.view import DatasetView
 from tui.keys import KeyTable
@@ -35,37 +38,45 @@ def summarize(
     count = view.marks.count
     if view.analysis is not None:
         return summarize_analysis(view.analysis, count, keys, width)
-    if indexed < 1:
-        progress = f"indexing {indexed:.0%}"
-    elif progress_of is not None:
-        share = f" {progress_of.done / progress_of.total:.0%}" if progress_of.total else ""
-        progress = f"{progress_of.stage}{share}"
-    else:
-        progress = "looking at every row"
+    progress = describe_progress(indexed, progress_of)
     found = f"{counted(count, 'problem')} seen ({keys['data.problem'].display} shows them)" if count else ""
     reason = view.detection.reason if view.detection is not None else ""
     return _fitted([(found, "$near"), (progress, ""), (reason, "")], width, keys)
 
 
+def describe_progress(indexed: float, progress: Progress | None) -> str:
+    """The progress of an analysis in a few words.
+
+    Args:
+        indexed: Share of the file that has been indexed.
+        progress: The progress of the running analysis; None before its first report.
+    """
+    if indexed < 1:
+        return f"indexing {indexed:.0%}"
+    if progress is None:
+        return "looking at every row"
+    return f"{progress.stage} {progress.done / progress.total:.0%}" if progress.total else progress.stage
+
+
 def describe_filter(chosen: RowFilter, keys: KeyTable, width: int | None = None) -> Content:
     """A filter in words: the common problem of its rows, the keys that list others, and a remedy."""
-    first = f"the first {spaced(len(chosen.indices))} are listed" if len(chosen.indices) < chosen.total else ""
+    first = f"the first {format_count(len(chosen.indices))} are listed" if len(chosen.indices) < chosen.total else ""
     ways = f"{keys['data.filter'].display} next filter  {keys['data.back'].display} all rows"
     return _fitted([(chosen.title, "$near"), (ways, ""), (chosen.hint, ""), (first, "")], width, keys)
 
 
 def describe_dropped(dropped: Mapping[str, int], most: int | None = None) -> str:
-    """Dropped rows by reason, ``most`` of them and a count of the rest: ``12 dropped: 10 overlong, 2 not_json``."""
+    """Dropped rows by reason, ``most`` of them and a count of the rest: ``12 dropped: 2 no JSON``."""
     reasons = sorted(dropped.items(), key=lambda item: (-item[1], item[0]))
-    named = [f"{spaced(count)} {one_line(reason, 40)}" for reason, count in reasons[:most]]
+    named = [f"{format_count(count)} {_told(reason)}" for reason, count in reasons[:most]]
     if most is not None and (others := len(reasons) - len(named)):
         named.append(f"… {others} more" if named else f"… {counted(others, 'reason')}")
-    total = f"{spaced(sum(dropped.values()))} dropped"
+    total = f"{format_count(sum(dropped.values()))} dropped"
     return f"{total}: {', '.join(named)}" if named else total
 
 
 def summarize_analysis(analysis: Analysis, count: int, keys: KeyTable, width: int | None = None) -> Content:
-    """``400 used · 12 dropped: 10 overlong, 2 not_json · 12 problems · longest 212 · p95 131 · sup 33 %``.
+    """``400 used · 2 dropped: 2 no JSON · 12 problems · longest 212 · p95 131 · learned 33 %``.
 
     Args:
         analysis: The result of the analysis.
@@ -82,8 +93,13 @@ def summarize_analysis(analysis: Analysis, count: int, keys: KeyTable, width: in
 
 def _analyzed(analysis: Analysis, count: int, keys: KeyTable, most: int) -> _Parts:
     """Parts of the summary, the most important first."""
-    dropped = describe_dropped(analysis.dropped, most)
-    parts = [(f"{spaced(analysis.used)} used", ""), (dropped, "$near" if analysis.dropped else "")]
+    reasons = {reason: count for reason, count in analysis.dropped.items() if reason != HELD_OUT}
+    held_out = analysis.dropped.get(HELD_OUT, 0)
+    parts = [
+        (f"{format_count(analysis.used)} used", ""),
+        (f"{format_count(held_out)} held out" if held_out else "", ""),
+        (describe_dropped(reasons, most), "$near" if reasons else ""),
+    ]
     whole = [problem.kind.title for problem in analysis.problems if problem.code in OF_THE_WHOLE]
     parts += [(title, "$near") for title in whole]
     if count:
@@ -91,11 +107,17 @@ def _analyzed(analysis: Analysis, count: int, keys: KeyTable, most: int) -> _Par
     elif not whole:
         parts.append(("no problems", ""))
     if (lengths := analysis.lengths) is not None:
-        parts += [(f"longest {spaced(lengths.max)}", ""), (f"p95 {spaced(lengths.p95)}", "")]
-        parts.append((f"sup {lengths.supervised_share * 100:.0f} %", ""))
+        parts += [(f"longest {format_count(lengths.max)}", ""), (f"p95 {format_count(lengths.p95)}", "")]
+        parts.append((f"learned {lengths.supervised_share * 100:.0f} %", ""))
     elif analysis.stop_learned is None:
         parts.append((f"tokens not counted ({keys['data.tokens'].display} says why)", ""))
     return parts
+
+
+def _told(reason: str) -> str:
+    """A reason for dropping a row in words; its code where it is one of a newer version."""
+    kind = KINDS.get(reason)
+    return one_line(kind.title if kind is not None else reason, 60)
 
 
 def _fitted(parts: _Parts, width: int | None, keys: KeyTable) -> Content:
@@ -114,11 +136,6 @@ def _line(parts: _Parts) -> Content:
     return Content(" · ").join(Content.styled(one_line(text), style) for text, style in parts if text)
 
 
-def spaced(number: int) -> str:
-    """A count with its thousands separated: ``1 000 000``."""
-    return f"{number:,}".replace(",", " ")
-
-
 def counted(number: int, noun: str) -> str:
     """A count with its noun: ``1 row``, ``400 rows``."""
-    return f"{spaced(number)} {noun}{'' if number == 1 else 's'}"
+    return f"{format_count(number)} {noun}{'' if number == 1 else 's'}"

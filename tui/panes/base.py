@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import ClassVar
 
+from textual import events
+from textual.binding import Binding
 from textual.containers import Vertical
 from textual.content import Content
+from textual.geometry import Region
 from textual.widget import Widget
 
 from core.text import one_line
 from tui.keys import KeyTable, yields_to_text
 from tui.shell import Shell, shell_of
-from tui.widgets.forms.ask_bar import takes_text
+from tui.widgets.forms.ask_bar import KeyQuestion, takes_text
 
 
 class Pane(Vertical):
@@ -28,6 +32,12 @@ class Pane(Vertical):
 
     _shown_title = ""
 
+    @property
+    def scope(self) -> str:
+        """Its scope in the table of keys."""
+        ids = (binding.id for binding in self.BINDINGS if isinstance(binding, Binding))
+        return next((name.partition(".")[0] for name in ids if name), "")
+
     @cached_property
     def shell(self) -> Shell:
         """The app, as its shell."""
@@ -40,9 +50,13 @@ class Pane(Vertical):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """While a text is being entered, keys that write text run no action."""
-        if yields_to_text(action, self.keys) and takes_text(self.screen.focused):
+        if self.screen.is_current and yields_to_text(action, self.keys) and takes_text(self.screen.focused):
             return False
         return super().check_action(action, parameters)
+
+    def watch_has_focus(self, _has_focus: bool) -> None:
+        """Restyle the pane alone: no style of what is in it depends on whether the pane itself has the focus."""
+        self.app.stylesheet.update_nodes([self])
 
     def set_title(self, *parts: str) -> None:
         """Set the title: its parts with dots between them, external text sanitized, empty parts left out."""
@@ -52,9 +66,32 @@ class Pane(Vertical):
             self._shown_title = title
             self.border_title = Content(title)
 
-    def set_hints(self, identities: Sequence[str]) -> None:
-        """Show the most needed keys in the lower border."""
-        self.border_subtitle = Content(self.keys.hints(identities))
+    def set_hints(self, identities: Sequence[str], more: Sequence[tuple[str, str]] = ()) -> None:
+        """Show the most needed keys in the lower border.
+
+        Args:
+            identities: Their ids.
+            more: Keys as displayed, each with its action in other words than the table's.
+        """
+        self.border_subtitle = Content(
+            "  ".join([self.keys.hints(identities), *(f"{key} {text}" for key, text in more)])
+        )
+
+    async def on_click(self, event: events.Click) -> None:
+        """Press the key in the lower border that is clicked."""
+        # In the screen: a click on a widget in the pane comes here as well, with its place in that widget.
+        column, row = event.screen_x - self.region.x, event.screen_y - self.region.y
+        if row != self.outer_size.height - 1 or isinstance(self.screen.focused, KeyQuestion):
+            return
+        line = self.render_lines(Region(0, row, self.outer_size.width, 1))[0].text
+        if (key := self.keys.displayed(self.scope, hint_at(line, column))) is None:
+            return
+        event.stop()
+        if key.scope != "app" and not yields_to_text(key.action, self.keys):
+            # In place: what is being written keeps the focus.
+            await self.run_action(key.action)
+        else:
+            await self.shell.run_key(key)
 
     def prefer_focus(self, widget: Widget) -> None:
         """Choose the widget that is focused with the pane; it is focused now if the pane has the focus."""
@@ -64,3 +101,11 @@ class Pane(Vertical):
         widget.add_class("-first-focus")
         if had_focus:
             widget.focus()
+
+
+def hint_at(line: str, column: int) -> str:
+    """The key, as displayed, of the hint at a column of a lower border; empty between two hints."""
+    for hint in re.finditer(r"[^\s─╰╯]+(?: [^\s─╰╯]+)*", line):
+        if hint.start() <= column < hint.end():
+            return hint.group().partition(" ")[0]
+    return ""

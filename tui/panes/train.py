@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import BindingType
+from textual.containers import Horizontal
 from textual.content import Content
 
 from core.errors import UserError
+from core.runs.answers import questions_of
+from core.runs.names import brief_id
 from core.text import one_line
+from tui.datasets.here import Here
 from tui.keys import bindings
 from tui.messages import (
     ActionFailed,
     ContinueRequested,
     ControlRequested,
+    DataRequested,
     EditRunRequested,
     SampleRequested,
     SettingsRequested,
 )
 from tui.panes.base import Pane
-from tui.widgets import run_lines
+from tui.widgets import run_end, run_lines
 from tui.widgets.charts.device_panel import DevicePanel
 from tui.widgets.charts.line_chart import ChartData, LineChart
-from tui.widgets.empty_state import EmptyState
+from tui.widgets.first_steps import FirstSteps, Way, ways_to_begin
+from tui.widgets.lists.answers_view import AnswersView
 from tui.widgets.lists.log_view import LogView
 from tui.widgets.text_block import TextBlock
 
 if TYPE_CHECKING:
+    from core.runs.result import RunResult
     from tui.state import RunView
 
+#: Rows from which the end of a run has lines between its parts.
+ROOMY = 36
+#: Columns from which the answers stand beside the curve, and are shown without being asked for.
+BESIDE = 150
 #: Seconds after which devices of a live run count as not reported any more.
 STALE_SECONDS = 15.0
 
@@ -41,27 +54,37 @@ class TrainPane(Pane, can_focus=True):
     TrainPane #phases { padding: 1 0; height: 1fr; }
     TrainPane #banner { margin-bottom: 1; }
     TrainPane LogView { height: 1fr; min-height: 2; max-height: 40%; }
-    TrainPane LineChart { height: 3fr; }
+    TrainPane #stage { height: 3fr; }
+    TrainPane LineChart { height: 1fr; width: 1fr; }
+    TrainPane.-beside AnswersView { margin-left: 2; }
     TrainPane DevicePanel { margin-top: 0; }
     TrainPane.-roomy DevicePanel { margin: 1 0; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("train")]
     HELP = (
-        "What the run is doing. Dots are the loss of each step, the line is smoothed, ◆ is the loss on held-out rows."
+        "What the run is doing. The dim line is the loss of each step, the bright one is smoothed, ◆ is the loss on "
+        "held-out rows."
     )
 
     def __init__(self) -> None:
         super().__init__()
         self._view: RunView | None = None
+        self._is_looking = True
         self._log_count = 0
         self._hints: list[tuple[str, str]] | None = None
+        self._result: RunResult | None = None
+        self._end: object = None
+        self._answers_wanted: bool | None = None
+        self._sampled: object = None
 
     def compose(self) -> ComposeResult:
         glyphs = self.shell.glyphs
-        yield EmptyState("", id="empty")
+        yield FirstSteps(id="empty")
         yield TextBlock(id="banner")
         yield TextBlock(id="numbers")
-        yield LineChart(glyphs)
+        with Horizontal(id="stage"):
+            yield LineChart(glyphs)
+            yield AnswersView()
         yield TextBlock(id="phases")
         yield TextBlock(id="progress")
         yield DevicePanel(glyphs)
@@ -70,56 +93,139 @@ class TrainPane(Pane, can_focus=True):
     def on_mount(self) -> None:
         """Start empty, with a timer for the seconds of a phase."""
         self.show(None)
-        self.query_one("#empty", EmptyState).say("Looking for runs …")
-        self.set_interval(1.0, self._tick)
+        self._is_looking = True
+        self._empty.explain("Looking for runs …")
+        self.set_interval(self.shell.pace, self._tick)
 
     def show(self, view: RunView | None) -> None:
         """Show a run, or the empty state."""
         fresh = view is not self._view
-        self._view = view
+        self._view, self._is_looking = view, False
         self.set_class(view is None, "-empty")
-        empty = self.query_one("#empty", EmptyState)
         if view is None:
-            keys = self.keys
-            start = (keys["app.start"].display, "start with the configuration")
-            empty.say("No run yet.", [start, (keys["train.sample"].display, "try the sample first (3 min)")])
-        empty.display = view is None
+            self.explain_empty()
+        self._empty.display = view is None
         self.query_one(LogView).display = view is not None
         if view is None:
-            for kind in (LineChart, DevicePanel):
+            for kind in (Horizontal, DevicePanel):
                 self.query_one(kind).display = False
             self.set_title("3 Train")
         else:
             if fresh:
                 self._log_count = 0
+                self._result = self._answers_wanted = None
                 self.query_one(LogView).clear()
-                self.set_title("3 Train", one_line(view.run.id, 60))
             self._update(view)
         self._subtitle()
 
+    @property
+    def _empty(self) -> FirstSteps:
+        return self.query_one("#empty", FirstSteps)
+
+    def explain_empty(self) -> None:
+        """Show how to come to a run: start the configuration where it has data, else the ways to begin."""
+        if self._view is not None or self._is_looking:
+            return
+        keys, here, document = self.keys, self._empty.here, self.shell.state.document
+        sample = "the sample tickets: a run of 3 minutes"
+        ways = ways_to_begin(keys, here, self.shell.clock(), sample="train.sample", sample_text=sample)
+        if document is not None and document.get("data.train"):
+            # No files to choose: the data has been chosen.
+            ways = [Way(keys["app.start"], "start with the configuration"), *ways[1:]]
+            self._empty.explain("No run yet.", ways, has_files=False)
+        else:
+            self._empty.explain("No run yet. What should the model learn from?", ways)
+
+    def look_around(self, here: Here) -> None:
+        """Show what there is to begin with, while there is no run."""
+        self._empty.look_around(here)
+        self.explain_empty()
+
+    async def on_key(self, event: events.Key) -> None:
+        """While there is no run, keys of other panes that lead to one work here too."""
+        if self._view is not None or not self.has_focus:
+            return
+        if not await self._empty.take_files_key(event, self.keys):
+            await self._empty.take_key(event, "train")
+
+    @on(FirstSteps.Chosen)
+    def _file_chosen(self, message: FirstSteps.Chosen) -> None:
+        message.stop()
+        self.post_message(DataRequested(message.path))
+
     def _update(self, view: RunView) -> None:
         history = view.history
-        charted = len(history.loss) > 0
-        chart = self.query_one(LineChart)
-        chart.display = charted
-        if charted:
-            marks = [(mark.step, mark.text) for mark in history.marks]
-            chart.show(ChartData(history.loss, history.eval_loss, marks, view.state.total_steps))
+        if view.is_live:
+            self._result = None
+        elif self._result is None or history.end is not self._end:
+            # Imported here: it brings the checks of a configuration along, which take as long as the first paint.
+            from core.runs.result import result_of
+
+            self._result, self._end = result_of(view.run, view.state, history), history.end
+        marks = [(mark.step, mark.text) for mark in history.marks]
+        if not view.is_live and view.state.state != "finished":
+            marks.append((view.step, view.state.state))
+        total = view.state.total_steps
+        self.query_one(LineChart).show(
+            ChartData(history.loss, history.eval_loss, marks, total, is_over=not view.is_live)
+        )
+        self._set_stage()
         self._update_lines(view)
         log = self.query_one(LogView)
         log.append(history.log_since(self._log_count))
         self._log_count = history.log_count
 
+    @property
+    def _has_samples(self) -> bool:
+        return self._view is not None and bool(self._view.history.samples)
+
+    @property
+    def _shows_answers(self) -> bool:
+        wanted = self.has_class("-beside") if self._answers_wanted is None else self._answers_wanted
+        return wanted and self._has_samples
+
+    def _set_stage(self) -> None:
+        """Show the curve, the answers, or both where there is room."""
+        view = self._view
+        if view is None:
+            return
+        charted, answers = len(view.history.loss) > 0, self.query_one(AnswersView)
+        chart = self.query_one(LineChart)
+        answers.display = self._shows_answers
+        chart.display = charted and (not answers.display or self.has_class("-beside"))
+        self.query_one("#stage").display = chart.display or answers.display
+        samples = view.history.samples
+        version = (samples[-1], len(samples)) if samples else None
+        if answers.display and version != self._sampled:
+            self._sampled = version
+            answers.show(questions_of(samples))
+        place = f"answers {answers.place + 1}/{answers.count}" if answers.display and answers.count else ""
+        self.set_title("3 Train", one_line(view.run.id, 60), place)
+        self._subtitle()
+
     def _update_lines(self, view: RunView) -> None:
         width, now, glyphs = self.content_size.width, self.shell.clock(), self.shell.glyphs
-        charted = len(view.history.loss) > 0
-        self.query_one("#banner", TextBlock).show(run_lines.banner(view, self.keys))
-        self.query_one("#numbers", TextBlock).show(run_lines.numbers(view, width))
+        charted, result = len(view.history.loss) > 0, self._result
+        hints: list[run_end.Hint] = []
+        if result is not None:
+            name = brief_id(view.run.id)
+            hints = run_end.end_hints(result, self.keys, has_answers=self._has_samples, name=name)
+        self.query_one("#banner", TextBlock).show(
+            run_lines.banner(view, self.keys)
+            if result is None
+            else run_end.end_lines(result, hints, width, glyphs, roomy=self.size.height >= ROOMY)
+        )
+        self.query_one("#numbers", TextBlock).show(
+            # The end has what matters of them.
+            run_lines.numbers(view, width) if result is None or self.has_class("-roomy") else Content("")
+        )
         self.query_one("#phases", TextBlock).show(
             Content("") if charted else run_lines.phases(view, now, width, glyphs)
         )
         self.query_one("#progress", TextBlock).show(
             run_lines.progress(view, width, glyphs, now, answer_awaited=self.shell.state.answer_awaited)
+            if result is None
+            else Content("")
         )
         panel = self.query_one(DevicePanel)
         panel.display = view.is_live and bool(view.history.devices)
@@ -136,26 +242,41 @@ class TrainPane(Pane, can_focus=True):
     def on_resize(self) -> None:
         """Lay out the lines for the new size."""
         self.set_class(self.size.height >= 26, "-roomy")
+        self.set_class(self.content_size.width >= BESIDE, "-beside")
+        self._set_stage()
         self.refresh_lines()
 
     def refresh_lines(self) -> None:
         """Update the lines about the run, without the chart."""
         if self._view is not None:
             self._update_lines(self._view)
+            self._subtitle()
 
     def _subtitle(self) -> None:
         keys, view = self.keys, self._view
         if view is None:
             entries = []
         elif view.is_live:
+            pending = view.pending
             pause = "resume" if view.state.state == "paused" else "pause"
-            entries = [(keys["train.pause"].display, pause)]
-            entries += [(keys[f"train.{name}"].display, name) for name in ("checkpoint", "stop", "settings")]
+            names = [("pause", pause), ("checkpoint", "checkpoint"), ("stop", "stop")]
+            # The same key takes a request back that waits for the end of the step.
+            entries = [
+                (keys[f"train.{name}"].display, f"take back the {word}" if name in pending else word)
+                for name, word in names
+            ]
+            if view.is_measuring_base:
+                entries.insert(0, (keys["train.skip"].display, "skip the evaluation"))
+            entries.append((keys["train.settings"].display, "settings"))
         else:
             entries = []
-            if view.state.state != "finished" and view.history.checkpoints:
-                entries.append((keys["train.continue"].display, "continue"))
-        if view is not None and len(view.history.loss):
+        if self._shows_answers and self.query_one(AnswersView).count > 1:
+            entries.append((keys["train.question"].display, "next question"))
+        if self._shows_answers and not self.has_class("-beside"):
+            entries.append((keys["train.curve"].display, "loss curve"))
+        elif view is not None and len(view.history.loss):
+            if self._has_samples and not self._shows_answers and view.is_live:
+                entries.append((keys["train.answers"].display, "answers"))
             entries.append((keys["train.log_axis"].display, "log axis"))
         # Writing to the border repaints the whole pane, and so it is done only where the keys have changed.
         if entries != self._hints:
@@ -172,18 +293,31 @@ class TrainPane(Pane, can_focus=True):
             return view is not None and view.is_live
         if action == "change_settings":
             return view is not None
+        if action == "skip":
+            return view is not None and view.is_measuring_base
         if action == "continue_run":
             return view is not None and not view.is_live
         if action == "sample":
-            return view is None or not view.is_live
+            # Only where its line is: over a run of the user's, its letter would be an accident.
+            return view is None
         if action in ("toggle_log_axis", "follow_log"):
             return view is not None
+        if action == "toggle_answers":
+            return self._has_samples
+        if action in ("show_curve", "turn_question", "scroll_answers", "page_answers"):
+            return self._shows_answers
+        if action in ("copy_path", "use_elsewhere"):
+            return self._result is not None and self._result.path is not None
         return super().check_action(action, parameters)
 
     def action_toggle_pause(self) -> None:
-        """Pause or resume the run."""
+        """Pause or resume the run; a pause that waits for the end of the step is taken back."""
         paused = self._view is not None and self._view.state.state == "paused"
         self.post_message(ControlRequested("resume" if paused else "pause"))
+
+    def action_skip(self) -> None:
+        """Skip the evaluation before the first step."""
+        self.post_message(ControlRequested("skip_evaluation"))
 
     def action_checkpoint(self) -> None:
         """Save a checkpoint now."""
@@ -227,6 +361,58 @@ class TrainPane(Pane, can_focus=True):
         """Switch the loss axis between linear and logarithmic."""
         chart = self.query_one(LineChart)
         chart.log_axis = not chart.log_axis
+
+    def action_toggle_answers(self) -> None:
+        """Show the answers over time, or the curve again."""
+        self._answers_wanted = not self._shows_answers
+        self._set_stage()
+
+    def action_show_curve(self) -> None:
+        """Show the curve instead of the answers."""
+        self._answers_wanted = False
+        self._set_stage()
+
+    def action_turn_question(self, step: int) -> None:
+        """Show the answers to another question."""
+        self.query_one(AnswersView).turn(step)
+        self._set_stage()
+
+    def action_scroll_answers(self, rows: int) -> None:
+        """Scroll the answers by lines."""
+        self.query_one(AnswersView).scroll_relative(y=rows, animate=False)
+
+    def action_page_answers(self, direction: int) -> None:
+        """Scroll the answers by pages."""
+        answers = self.query_one(AnswersView)
+        answers.scroll_relative(y=direction * max(answers.size.height - 1, 1), animate=False)
+
+    def action_copy_path(self) -> None:
+        """Copy the path of the adapter or the model."""
+        if self._result is not None and self._result.path is not None:
+            self._copy(os.fspath(self._result.path), "The path")
+
+    def _copy(self, text: str, what: str) -> None:
+        self.app.copy_to_clipboard(text)
+        tmux = "; tmux passes it on with set-clipboard on" if os.environ.get("TMUX") else ""
+        self.notify(f"{what} was sent to your terminal's clipboard{tmux}.", markup=False)
+
+    def action_use_elsewhere(self) -> None:
+        """Show how to use the result outside the app."""
+        view, result = self._view, self._result
+        if view is None or result is None or result.path is None:
+            return
+        from core.runs.elsewhere import python_code
+        from tui.screens.dialogs import COPY_CODE, COPY_PATH, elsewhere_dialog
+
+        path, code = os.fspath(result.path), python_code(result.path, is_model=result.is_model)
+
+        def answered(answer: str | None) -> None:
+            if answer == COPY_CODE:
+                self._copy(code, "The Python code")
+            elif answer == COPY_PATH:
+                self._copy(path, "The path")
+
+        self.app.push_screen(elsewhere_dialog(view.run.id, code, is_model=result.is_model), answered)
 
     def action_follow_log(self) -> None:
         """Scroll to the end of the log, and follow it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from textual import events
@@ -13,6 +13,7 @@ from textual.content import Content
 from core.text import one_line, sanitize
 from tui.keys import display_key
 from tui.screens.overlay import Overlay
+from tui.widgets.forms.answer_keys import AnswerKeys, waiting_text
 from tui.widgets.text_block import TextBlock
 
 
@@ -61,6 +62,7 @@ class ChoiceDialog(Overlay[str]):
         self._text = text if isinstance(text, Content) else Content(sanitize(text))
         self.choices = tuple(choices)
         self._is_read = is_harmless
+        self._keys = AnswerKeys()
 
     def compose(self) -> ComposeResult:
         with VerticalScroll() as box:
@@ -85,8 +87,13 @@ class ChoiceDialog(Overlay[str]):
     def _painted(self) -> None:
         self._is_read = True
 
+    @property
+    def known_keys(self) -> Container[str]:
+        """The keys of the choices."""
+        return {choice.key for choice in self.choices}
+
     def on_key(self, event: events.Key) -> None:
-        """The key of a choice, ``enter`` for the first, ``esc`` for none."""
+        """The key of a choice, ``enter`` for the first, ``esc`` for none; any other letter is explained."""
         if not self._is_read:
             event.stop()
             event.prevent_default()
@@ -94,7 +101,13 @@ class ChoiceDialog(Overlay[str]):
         chosen = next((choice for choice in self.choices if event.key == choice.key), None)
         if chosen is None and event.key == "enter":
             chosen = self.choices[0]
-        if chosen is not None or event.key == "escape":
-            event.stop()
-            event.prevent_default()
+        if chosen is None and event.key != "escape" and not event.is_printable:
+            # It scrolls, or has its meaning in the whole app.
+            return
+        event.stop()
+        event.prevent_default()
+        if event.key == "escape" or self._keys.is_answer(chosen is not None, event.time):
             self.dismiss(chosen.value if chosen is not None else "")
+        else:
+            hint = waiting_text([choice.key for choice in self.choices])
+            self.query_one(VerticalScroll).border_subtitle = hint

@@ -5,17 +5,19 @@ from __future__ import annotations
 from textual.content import Content
 
 from core.errors import UserError
-from core.runs.names import brief_id
+from core.runs.state import RunState, in_words
+from core.runs.store import Run, complete_checkpoints
 from core.text import one_line, sanitize
+from core.units import format_bytes
 from tui.screens.choice import Choice, ChoiceDialog
 from tui.state import RunView
 
 LEAVE, STOP = "leave", "stop"
 SAVE, DISCARD = "save", "discard"
 RESTORE = "restore"
-STOP_NOW, SIGNAL, KILL = "stop now", "signal", "kill"
+STOP_NOW, SIGNAL, KILL, TAKE_BACK = "stop now", "signal", "kill", "take back"
+COPY_CODE, COPY_PATH = "copy code", "copy path"
 YES = "yes"
-AGAIN, AS_EDITED = "again", "as edited"
 
 
 def quit_dialog(view: RunView) -> ChoiceDialog:
@@ -27,6 +29,18 @@ def quit_dialog(view: RunView) -> ChoiceDialog:
             Choice("l", LEAVE, "leave it running"),
             Choice("s", STOP, "stop it after a checkpoint", "it can be continued"),
             Choice("escape", "", "stay"),
+        ],
+    )
+
+
+def starting_dialog() -> ChoiceDialog:
+    """The question about a run that is being started, when the user wants to quit and does not want to wait for it."""
+    return ChoiceDialog(
+        "Leave",
+        "A run is still being started. The app leaves by itself as soon as its worker is there.",
+        [
+            Choice("escape", "", "wait for it"),
+            Choice("l", LEAVE, "leave now", "'localtune-tui runs' says what became of it"),
         ],
     )
 
@@ -84,26 +98,6 @@ def _run_sentence(view: RunView) -> Content:
     )
 
 
-def again_dialog(identity: str, name: str) -> ChoiceDialog:
-    """The question which values a run is started again with.
-
-    Args:
-        identity: The id of the ended run.
-        name: Its configuration, which has other values by now.
-    """
-    shown, brief = one_line(name, 60), brief_id(identity)
-    text = Content.assemble((shown, "bold"), f" has other values by now than {brief} was started with.")
-    return ChoiceDialog(
-        "Start again",
-        text,
-        [
-            Choice("r", AGAIN, f"as {brief} was"),
-            Choice("e", AS_EDITED, f"with {shown} as it is now"),
-            Choice("escape", "", "start nothing"),
-        ],
-    )
-
-
 def stop_dialog(view: RunView) -> ChoiceDialog:
     """The question about a stop of the run: the ways to stop, and the loss of each."""
     name, told = view.state.state, f" is {view.state.state}."
@@ -114,17 +108,32 @@ def stop_dialog(view: RunView) -> ChoiceDialog:
         # There is nothing left to ask of it, and enter means to wait.
         told = " is stopping, and ends by itself."
         choices = [Choice("n", "", "let it end"), *kill]
+    elif "stop" in view.pending:
+        told = " is about to stop: it has been told, and does so after this step."
+        back = Choice("t", TAKE_BACK, "take it back", "it goes on training")
+        choices = [Choice("n", "", "let it stop"), back, *kill]
     elif name in ("queued", "starting"):
         choices = [Choice("y", STOP, "stop it"), *kill, Choice("n", "", "let it start")]
     else:
         choices = [
             Choice("y", STOP, "stop after a checkpoint", "it can be continued exactly"),
-            Choice("w", STOP_NOW, "stop now, without one", "what is not saved is lost"),
+            Choice("w", STOP_NOW, "stop now, without one", "asks once more"),
             *kill,
             Choice("n", "", "keep training"),
         ]
     text = Content.assemble((one_line(view.run.id, 60), "bold"), f"{told}\n", _unsaved(view))
     return ChoiceDialog("Stop the run", text, choices)
+
+
+def stop_now_dialog(view: RunView) -> ChoiceDialog:
+    """The question before a run is stopped without a checkpoint, with steps that would be lost."""
+    text = Content.assemble((one_line(view.run.id, 60), "bold"), " saves nothing when it stops.\n", _unsaved(view))
+    return ChoiceDialog(
+        "Stop without a checkpoint",
+        text,
+        [Choice("n", "", "keep training"), Choice("y", YES, "stop it", "these steps are lost")],
+        alarm=True,
+    )
 
 
 def kill_dialog(view: RunView) -> ChoiceDialog:
@@ -145,6 +154,30 @@ def kill_dialog(view: RunView) -> ChoiceDialog:
     return ChoiceDialog(
         "Kill the process", text, [Choice("n", "", "leave it alone"), Choice("y", YES, "kill it")], alarm=True
     )
+
+
+def delete_dialog(run: Run, state: RunState, size: int | None) -> ChoiceDialog:
+    """The question before a run is deleted.
+
+    Args:
+        run: The run.
+        state: Its state.
+        size: Its bytes on the disk; None if unknown.
+    """
+    held = (
+        ("the checkpoints", bool(complete_checkpoints(run))),
+        ("the adapter", run.adapter_path.is_dir()),
+        ("the model", run.model_path.is_dir()),
+    )
+    what = ["the record", *(name for name, is_there in held if is_there)]
+    listed = f"{', '.join(what[:-1])} and {what[-1]}" if len(what) > 1 else what[0]
+    steps = f" at step {state.step} of {state.total_steps}" if state.total_steps else ""
+    text = Content.assemble(
+        (one_line(run.id, 60), "bold"),
+        f" {in_words(state.state)}{steps}.\n",
+        f"{f'Its {format_bytes(size)}' if size is not None else 'All of it'} will be gone for good: {listed}.",
+    )
+    return ChoiceDialog("Delete the run", text, [Choice("n", "", "keep it"), Choice("y", YES, "delete it")], alarm=True)
 
 
 def unanswered_dialog(error: UserError) -> ChoiceDialog:
@@ -172,6 +205,28 @@ def _unsaved(view: RunView) -> str:
         return f"Step {saved} is saved, and is the last one done so far."
     count = step - saved
     return f"Not saved so far: {count} {'step' if count == 1 else 'steps'} after the checkpoint of step {saved}."
+
+
+def elsewhere_dialog(run: str, code: str, *, is_model: bool) -> ChoiceDialog:
+    """The ways to use a run's result outside the app.
+
+    Args:
+        run: The run's id.
+        code: Python code that loads it.
+        is_model: Whether it is a whole model, and no adapter.
+    """
+    text = Content.assemble(
+        ("From a shell:\n", "$muted"),
+        f"localtune-tui chat {one_line(run, 100)}",
+        ("\n\nIn Python, with Transformers:\n" if is_model else "\n\nIn Python, with PEFT:\n", "$muted"),
+        sanitize(code),
+    )
+    choices = [
+        Choice("c", COPY_CODE, "copy the Python code"),
+        Choice("p", COPY_PATH, f"copy the path of the {'model' if is_model else 'adapter'}"),
+        Choice("escape", "", "back"),
+    ]
+    return ChoiceDialog("Use it elsewhere", text, choices, is_harmless=True)
 
 
 def error_dialog(title: str, error: UserError) -> ChoiceDialog:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from textual import events, on, work
@@ -61,6 +61,7 @@ class FetchDialog(Overlay[bool]):
     Args:
         entry: The entry to download.
         why: The reason for the download, as a sentence.
+        asks_size: Whether the size is always asked about before anything is downloaded, however small it is.
     """
 
     DEFAULT_CSS = """
@@ -73,8 +74,9 @@ class FetchDialog(Overlay[bool]):
     FetchDialog #fetch-keys { margin-top: 1; }
     """
 
-    def __init__(self, entry: HubEntry, why: str) -> None:
+    def __init__(self, entry: HubEntry, why: str, *, asks_size: bool = False) -> None:
         super().__init__()
+        self._least_asked = 0 if asks_size else LARGE
         self._job = FetchJob(entry)
         self._entry = entry
         self._why = why
@@ -118,6 +120,11 @@ class FetchDialog(Overlay[bool]):
         ]
         self.query_one("#fetch-keys", TextBlock).show(Content("\n").join(lines))
 
+    @property
+    def known_keys(self) -> Container[str]:
+        """The keys that answer it."""
+        return self._answers
+
     def on_key(self, event: events.Key) -> None:
         """Handle the offered keys; enter, which may still be down from the prompt before, agrees to nothing."""
         answer = self._answers.get(event.key)
@@ -140,7 +147,7 @@ class FetchDialog(Overlay[bool]):
             self.post_message(Progressed(progress))
 
         def confirm(plan: FetchPlan) -> bool:
-            if plan.remaining < LARGE:
+            if plan.remaining < self._least_asked:
                 return True
             self.post_message(Proposed(plan))
             self._answered.wait()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from rich.cells import cell_len
 from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -15,6 +16,7 @@ from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from core.text import one_line
+from core.units import format_count
 from tui.screens.overlay import Overlay
 from tui.widgets.forms.safe_input import SafeInput
 from tui.widgets.lists.choice_list import ChoiceList
@@ -23,6 +25,8 @@ from tui.widgets.strips import fit
 #: Maximum number of listed entries; more are found by typing.
 LISTED = 200
 _NAME_WIDTH = 28
+#: Columns of the box with its border, in a terminal that has them.
+_WIDTH = 84
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Pick:
     about: str = ""
     name: str = ""
     """The name in the list; the value where empty."""
+    hint: str = ""
+    """A few characters at the right end of its line, as a key."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ class PickScreen(Overlay[str | None]):
         none: The meaning of no choice; empty where one must be chosen.
         is_free: Whether the typed text can be chosen too.
         discard: Entries that can be discarded; None for none.
+        find: Finds the entries for a typed text; by default those with the text in their name.
     """
 
     DEFAULT_CSS = """
@@ -65,6 +72,7 @@ class PickScreen(Overlay[str | None]):
             border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted; background: $surface;
         }
         & SafeInput { background: $panel; margin-bottom: 1; }
+        &.-keys { align: center top; & > Vertical { margin-top: 2; max-height: 80%; } }
         & ChoiceList { height: auto; max-height: 24; }
     }
     """
@@ -78,6 +86,7 @@ class PickScreen(Overlay[str | None]):
         Binding("delete,ctrl+d", "discard", show=False, priority=True),
     ]
     AUTO_FOCUS = "SafeInput"
+    TAKES_TEXT = True
 
     def __init__(
         self,
@@ -88,12 +97,16 @@ class PickScreen(Overlay[str | None]):
         none: str = "",
         is_free: bool = False,
         discard: Discard | None = None,
+        find: Callable[[str], Sequence[Pick]] | None = None,
     ) -> None:
         super().__init__()
         self._title, self._picks, self._present = one_line(title, 60), tuple(picks), present
         self._none, self._is_free = none, is_free
         self._discard = discard
         self._doomed: str | None = None
+        self._find = find or self._with_name
+        # A list with keys stays where it is while it gets shorter.
+        self.set_class(any(pick.hint for pick in self._picks), "-keys")
         self._names = [one_line(pick.name or pick.value).lower() for pick in self._picks]
         self._shown: list[str] = []
         self._listed_for = ""
@@ -130,19 +143,33 @@ class PickScreen(Overlay[str | None]):
     def _options(self) -> ChoiceList:
         return self.query_one(ChoiceList)
 
+    @property
+    def _room(self) -> int:
+        """Columns of a line, behind the pointer."""
+        return min(_WIDTH, self.app.size.width * 96 // 100) - 8
+
+    def on_resize(self) -> None:
+        """Put what is at the right end there."""
+        if any(pick.hint for pick in self._picks):
+            self._list(self.query_one(SafeInput).value)
+
+    def _with_name(self, typed: str) -> list[Pick]:
+        term = typed.strip().lower()
+        return [pick for pick, name in zip(self._picks, self._names, strict=True) if term in name]
+
     def _list(self, typed: str) -> None:
         self._listed_for = typed
         term = typed.strip().lower()
-        found = [pick for pick, name in zip(self._picks, self._names, strict=True) if term in name]
-        entries = [(pick.value, one_line(pick.name or pick.value, 200), pick.about) for pick in found[:LISTED]]
+        found = self._find(typed)
+        entries = list(found[:LISTED])
         if self._none and not term:
-            entries.insert(0, ("", "–", self._none))
+            entries.insert(0, Pick("", self._none, "–"))
         if self._is_free and term and all(pick.value != typed.strip() for pick in found):
-            entries.append((typed.strip(), typed.strip(), "as typed"))
-        self._shown = [value for value, _, _ in entries]
+            entries.append(Pick(typed.strip(), "as typed"))
+        self._shown = [pick.value for pick in entries]
         self._pointed_at = self._doomed = None
-        self._prompts = [_prompt(name, about, value == self._present) for value, name, about in entries]
-        rest = f"{len(found) - LISTED:,}".replace(",", " ")
+        self._prompts = [_prompt(pick, pick.value == self._present, self._room) for pick in entries]
+        rest = format_count(len(found) - LISTED)
         self._options.clear_options()
         self._options.add_options([Option(Content.assemble("  ", prompt)) for prompt in self._prompts])
         if len(found) > LISTED:
@@ -222,9 +249,12 @@ class PickScreen(Overlay[str | None]):
             self._options.highlighted = max(0, min((self._options.highlighted or 0) + rows, len(self._shown) - 1))
 
 
-def _prompt(name: str, about: str, is_present: bool) -> Content:
+def _prompt(pick: Pick, is_present: bool, room: int) -> Content:
+    name = one_line(pick.name or pick.value, 200)
+    if pick.hint:
+        return Content.assemble(fit(name, room - cell_len(pick.hint) - 1), " ", (pick.hint, "$foreground bold"))
     return Content.assemble(
         ("● " if is_present else "  ", "$primary bold"),
         (fit(name, _NAME_WIDTH), ""),
-        ("  " + one_line(about, 200), "$muted"),
+        ("  " + one_line(pick.about, 200), "$muted"),
     )

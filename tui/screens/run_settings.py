@@ -66,6 +66,7 @@ class RunSettings(Overlay[None]):
         Binding("shift+tab,up", "app.focus_previous", show=False, priority=True),
     ]
     AUTO_FOCUS = "SafeInput"
+    TAKES_TEXT = True
 
     def __init__(self, view: RunView, config: Config, send: Callable[[dict[str, Any]], None]) -> None:
         super().__init__()

@@ -82,6 +82,7 @@ class ExchangeView(Vertical):
         margin-bottom: 1;
         & > .chat-replies { height: auto; layout: vertical; }
         &.-wide > .chat-replies { layout: horizontal; }
+        &.-wide ReplyMessage.-second { border-left: solid $border; padding-left: 1; margin-left: 1; }
     }
     """
 
@@ -93,8 +94,10 @@ class ExchangeView(Vertical):
         """The question, then the answers."""
         yield ChatMessage("user", "you", self.exchange.question)
         with Container(classes="chat-replies"):
-            for reply in self.exchange.replies:
-                yield ReplyMessage(reply)
+            for index, reply in enumerate(self.exchange.replies):
+                message = ReplyMessage(reply)
+                message.set_class(index > 0, "-second")
+                yield message
 
     def message(self, reply: Reply) -> ReplyMessage | None:
         """The widget of a reply."""

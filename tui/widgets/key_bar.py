@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.cells import cell_len
 from textual.content import Content
 from textual.style import Style
@@ -31,30 +33,52 @@ class KeyBar(Widget):
         super().__init__(id=id)
         self._current = ""
         self._offers_tiles = False
+        self._turn = ""
+        self._written: tuple[tuple[str, str], ...] = ()
 
-    def show(self, current: str, *, offers_tiles: bool) -> None:
+    def show(self, current: str, *, offers_tiles: bool, turn: str = "") -> None:
         """Show the present panes and keys.
 
         Args:
             current: The focused pane.
-            offers_tiles: Whether the panes could be tiled and are not.
+            offers_tiles: Whether there is room for more panes than are in sight.
+            turn: How the two panes in sight could share the screen as well; empty where there are not two.
         """
-        self._current, self._offers_tiles = current, offers_tiles
-        self.refresh()
+        shown = (current, offers_tiles, turn)
+        if shown != (self._current, self._offers_tiles, self._turn):
+            self._current, self._offers_tiles, self._turn = shown
+            self.refresh()
 
     def on_mount(self) -> None:
-        """Follow the focus: other keys work in a text input."""
+        """Follow the focus, as other keys work in a text input, and the input, whose keys may change."""
         self.watch(self.screen, "focused", self._focus_moved, init=False)
+        self.screen.bindings_updated_signal.subscribe(self, self._keys_changed)
 
     def _focus_moved(self) -> None:
         self.refresh()
+
+    def _keys_changed(self, _: object) -> None:
+        offered = self._offered(self.screen.focused)
+        if offered != self._written:
+            self.refresh()
+
+    @staticmethod
+    def _offered(focused: Widget | None) -> tuple[tuple[str, str], ...]:
+        """The keys that work in a text input; empty while none has the focus."""
+        if not isinstance(focused, (Input, TextArea)):
+            return ()
+        offered: tuple[tuple[str, str], ...] = getattr(
+            focused, "footer_keys", (("esc", "leaves"), ("enter", "accepts"))
+        )
+        return offered
 
     def render(self) -> Content:
         """The panes by number, then the keys of the app; the keys of a text input while one has the focus."""
         keys, focused = shell_of(self).keys, self.screen.focused
         key_style = Style.from_styles(self.get_component_styles("key-bar--key"))
-        if isinstance(focused, (Input, TextArea)):
-            return self._writing_keys(focused, keys["app.palette"], key_style)
+        self._written = self._offered(focused)
+        if self._written:
+            return self._writing_keys(self._written, keys["app.palette"], key_style)
         current_style = Style.from_styles(self.get_component_styles("key-bar--current"))
         parts: list[Content] = []
         for key in keys.scope("app"):
@@ -65,6 +89,8 @@ class KeyBar(Widget):
                 parts.append(self._entry(key, style, style if active else None))
             elif name == "tile" and self._offers_tiles:
                 parts.append(self._entry(key, key_style))
+            elif name == "turn" and self._turn:
+                parts.append(self._entry(key, key_style, text=self._turn))
         width = self.size.width - 1
         used = sum(cell_len(part.plain) + 2 for part in parts)
         for key in keys.scope("app"):
@@ -75,13 +101,13 @@ class KeyBar(Widget):
                     parts.append(entry)
         return Content(" ") + Content("  ").join(parts)
 
-    def _writing_keys(self, focused: Widget, palette: Key, style: Style) -> Content:
+    def _writing_keys(self, offered: Sequence[tuple[str, str]], palette: Key, style: Style) -> Content:
         """Hints of the keys that work in a text input: numbers and letters are text there."""
-        offered = getattr(focused, "footer_keys", (("esc", "leaves"), ("enter", "accepts")))
         parts = [Content.assemble((key, style), " ", what) for key, what in offered]
         parts.append(self._entry(palette, style))
         return Content(" ") + Content("  ").join(parts)
 
-    def _entry(self, key: Key, style: Style, text_style: Style | None = None) -> Content:
+    def _entry(self, key: Key, style: Style, text_style: Style | None = None, text: str = "") -> Content:
         click = Style.from_meta({"@click": key.action})
-        return Content.assemble((key.display, style + click), " ", (key.description, (text_style or Style()) + click))
+        what = text or key.description
+        return Content.assemble((key.display, style + click), (" ", click), (what, (text_style or Style()) + click))

@@ -1,4 +1,4 @@
-"""A run in lines of text: its numbers, progress, phases, state and end."""
+"""A run in lines of text: its numbers, progress, phases and state."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from collections.abc import Sequence
 
 from textual.content import Content
 
-from core.runs.names import brief_id
-from core.runs.sentences import ALL_DONE, phase_name
+from core.runs.activity import doing, eta_words, pending_words, progress_words, step_progress
+from core.runs.eta import Eta, Schedule, visit_seconds_left
+from core.runs.sentences import phase_name
 from core.runs.series import Series
 from core.text import one_line
 from core.units import format_duration, format_fixed, format_number, format_rate
 from tui.glyphs import GlyphSet
 from tui.keys import KeyTable
-from tui.state import STATE_COLORS, STATE_GLYPHS, RunView
+from tui.state import PENDING_GLYPH, STATE_COLORS, STATE_GLYPHS, RunView
 from tui.widgets.charts.meter import bar
 
+#: Fewest columns of the bar of progress, which texts beside it leave.
+SHORTEST_BAR = 8
 #: Phases of a run, so that those to come can be named.
 EXPECTED_PHASES = ("importing", "preparing_data", "loading_model", "rehearsing", "training")
 
@@ -27,17 +30,19 @@ def state_style(state: str) -> str:
 
 
 def trend(series: Series) -> str:
-    """The direction of the smoothed curve over its last tenth: ``↓``, ``↑``, ``→``; empty when it is too short."""
+    """The direction of a curve: its last fifth against the fifth before, ``↓``, ``↑``, ``→``; empty when it is too
+    short.
+    """
     if len(series) < 3:
         return ""
-    back = max(len(series) // 10, 2)
-    recent = [value for value in series.smoothed[-back:] if math.isfinite(value)]
-    if len(recent) < 2:
+    back = max(len(series) // 5, 1)
+    recent = series.mean(series.steps[-back])
+    before = series.mean(series.steps[max(-2 * back, -len(series))], series.steps[-back] - 1)
+    if recent is None or before is None:
         return ""
-    change = recent[-1] - recent[0]
-    if abs(change) < 0.002 * max(abs(recent[0]), 1e-9):
+    if abs(recent - before) < 0.002 * max(abs(before), 1e-9):
         return "→"
-    return "↓" if change < 0 else "↑"
+    return "↓" if recent < before else "↑"
 
 
 def numbers(view: RunView, width: int) -> Content:
@@ -81,6 +86,16 @@ def numbers(view: RunView, width: int) -> Content:
     return Content(gap).join(kept)
 
 
+def state_head(view: RunView, now: float, *, is_short: bool = False) -> Content:
+    """The state, ``● training``, or the requests that wait: ``◌ pausing after this step (≤ 20 s)``; without the step
+    where it ``is_short``."""
+    words = pending_words(view.pending, view.state, view.history.timings, now, is_short=is_short)
+    if words:
+        return Content.styled(f"{PENDING_GLYPH} {words}", "$near")
+    name = view.state.state
+    return Content.styled(f"{STATE_GLYPHS.get(name, '?')} {name}", state_style(name))
+
+
 def progress(view: RunView, width: int, glyphs: GlyphSet, now: float, *, answer_awaited: bool = False) -> Content:
     """Progress: ``● training 34/120 ▕████▁▁▁▁▏  28 %  ETA 1m 12s``, or the phase before the steps.
 
@@ -94,27 +109,21 @@ def progress(view: RunView, width: int, glyphs: GlyphSet, now: float, *, answer_
     state, history = view.state, view.history
     total = state.total_steps
     step = max(history.step, state.step)
-    head = Content.assemble((f"{STATE_GLYPHS.get(state.state, '?')} {state.state}", state_style(state.state)))
+    head = state_head(view, now)
     count = f" {step}/{total}" if total else f" step {step}" if step else ""
-    tail = ""
-    if total:
-        tail += f" {step / total:4.0%}".replace("%", " %")
-    phase = history.phase
-    if view.is_live and phase is not None and phase.name not in ("training", "importing"):
-        done = f" {phase.done}/{phase.total}" if phase.done is not None and phase.total else ""
-        tail += f"   {phase_name(phase.name)}{done} {format_duration(history.phase_elapsed(now))}"
-    elif state.state == "training" and answer_awaited:
-        tail += "   training waits for an answer"
-    elif state.state == "training":
-        eta = history.eta_seconds(total)
-        tail += f"   ETA {format_duration(eta)}" if eta is not None else ""
-    elif step and history.step_seconds:
-        tail += f"   {format_duration(history.step_seconds)} of steps"
+    if view.pending:
+        count = f" {count}"
+    share = (step + _share_of_step(view)) / total if total else 0.0
     head = head + Content(count)
+    tail = f" {min(share, 1.0):4.0%}".replace("%", " %") if total else ""
+    # What is told last is left out first: the bar keeps some columns.
+    for text in _tail(view, now, answer_awaited=answer_awaited):
+        if head.cell_length + len(tail) + len(text) + (SHORTEST_BAR + 4 if total else 0) <= width:
+            tail += text
     room = width - head.cell_length - len(tail) - 4
     if not total or room < 6:
         return head + Content(tail)
-    full, empty = bar(step / total, min(room, 60), glyphs)
+    full, empty = bar(min(share, 1.0), min(room, 60), glyphs)
     return Content.assemble(
         head,
         "  ",
@@ -123,6 +132,42 @@ def progress(view: RunView, width: int, glyphs: GlyphSet, now: float, *, answer_
         " ",
         tail,
     )
+
+
+def _share_of_step(view: RunView) -> float:
+    progress = view.state.progress
+    is_in_step = progress is not None and progress.what == "micro_batches" and progress.total > 1
+    return progress.done / progress.total if progress is not None and is_in_step and view.is_live else 0.0
+
+
+def _tail(view: RunView, now: float, *, answer_awaited: bool) -> list[str]:
+    """The texts after the bar, the most important first; each replaces none of the others."""
+    state, history, phase = view.state, view.history, view.history.phase
+    step = max(history.step, state.step)
+    if view.is_live and phase is not None and phase.name not in ("training", "importing"):
+        done = f" {phase.done}/{phase.total}" if phase.done is not None and phase.total else ""
+        found = [f"   {phase_name(phase.name)}{done} {format_duration(history.phase_elapsed(now))}"]
+        left = visit_seconds_left(history.timings, view.schedule or Schedule(), now)
+        if left is not None and left >= 1:
+            found.append(f", {eta_words(Eta(0.0, left, 0.0))} left")
+        return found + _eta_texts(view, now)
+    if state.state == "training" and answer_awaited:
+        return ["   training waits for an answer"]
+    if state.state == "training":
+        within = progress_words(step_progress(state, history.timings, now))
+        return ([f"   {within}"] if within else []) + _eta_texts(view, now)
+    if step and history.step_seconds:
+        return [f"   {format_duration(history.step_seconds)} of steps"]
+    return []
+
+
+def _eta_texts(view: RunView, now: float) -> list[str]:
+    """The time left, and what it is spent on, in as far as it is known."""
+    if doing(view.pending) in ("stopping", "pausing") or view.state.state != "training" or not view.state.total_steps:
+        return []
+    eta = view.eta(now)
+    whole, parts = eta_words(eta), eta_words(eta, split=True)
+    return [f"   ETA {whole}", parts.removeprefix(whole)]
 
 
 def phases(view: RunView, now: float, width: int, glyphs: GlyphSet) -> Content:
@@ -156,60 +201,35 @@ def phases(view: RunView, now: float, width: int, glyphs: GlyphSet) -> Content:
 
 
 def banner(view: RunView, keys: KeyTable) -> Content:
-    """A banner for the state of a run that is not simply training, with the key of the next action; else nothing."""
-    state, end = view.state, view.history.end
-    name = state.state
-    if name in ("queued", "starting", "training"):
+    """A banner for a live run that is not simply training, with the keys of what to do; else nothing."""
+    name = view.state.state
+    headline = _headline(view)
+    if not headline:
         return Content("")
-    glyph = Content.styled(f"{STATE_GLYPHS.get(name, '?')} {_headline(view)}", f"{state_style(name)} bold".strip())
-    reason = one_line(state.reason or (end.reason if end is not None else ""), 400)
-    hint = one_line(end.hint, 300) if end is not None and end.hint and state.is_over else ""
-    if reason.startswith(f"{name} "):
-        # The banner has the step already: "stopped on request after step 40".
-        sentences = [f" {reason.removeprefix(name).strip().rstrip('.')}."]
-        glyph = Content.styled(f"{STATE_GLYPHS.get(name, '?')} {name}", f"{state_style(name)} bold".strip())
-        sentences += [f" {hint.rstrip('.')}."] if hint else []
-        lines = [glyph + Content("".join(sentences))]
-    else:
-        # A finished run needs no banner, unless it ended early or its adapter is not that of the last step.
-        told = (reason, hint) if name != "finished" else (reason if reason != ALL_DONE else "",)
-        sentences = [text.rstrip(".") + "." for text in told if text]
-        lines = [glyph + Content(f": {' '.join(sentences)}" if sentences else "")]
+    reason = one_line(view.state.reason, 400)
+    line = Content.assemble(
+        (f"{STATE_GLYPHS.get(name, '?')} {headline}", f"{state_style(name)} bold".strip()),
+        f": {reason.rstrip('.')}." if reason else "",
+    )
     following = _next_keys(view, keys)
-    if following:
-        lines.append(
-            Content("   ").join(Content.assemble((key, "$primary bold"), f" {what}") for key, what in following)
-        )
-    return Content("\n").join(lines)
+    if not following:
+        return line
+    hints = [Content.assemble((key, "$primary bold"), f" {what}") for key, what in following]
+    return Content("\n").join([line, Content("   ").join(hints)])
 
 
 def _headline(view: RunView) -> str:
-    state, step, phase = view.state, view.step, view.history.phase
-    where = f" at step {step}" if step else ""
-    texts = {
-        "paused": f"paused{where}",
-        "stopping": "stopping after a checkpoint" if phase is not None and phase.name == "saving" else "stopping",
-        "finished": f"finished{where}",
-        "stopped": f"stopped{where}",
-        "failed": f"failed{where}",
-        "lost": f"lost{where}",
-        "stalled": "no sign of life",
-    }
-    return texts.get(state.state, state.state)
+    step, phase = view.step, view.history.phase
+    if view.state.state == "paused":
+        return f"paused at step {step}" if step else "paused"
+    if view.state.state == "stopping":
+        return "stopping after a checkpoint" if phase is not None and phase.name == "saving" else "stopping"
+    return "no sign of life" if view.state.state == "stalled" else ""
 
 
 def _next_keys(view: RunView, keys: KeyTable) -> Sequence[tuple[str, str]]:
-    name = view.state.state
-    chat = (keys["app.chat"].display, "talk to it")
-    go_on = (keys["train.continue"].display, "continue")
-    again = (keys["app.start"].display, f"start {brief_id(view.run.id)} again")
-    edit = (keys["train.settings"].display, "edit it first")
-    if name == "paused":
+    if view.state.state == "paused":
         return [(keys["train.pause"].display, "resume"), (keys["train.stop"].display, "stop")]
-    if name == "stalled":
+    if view.state.state == "stalled":
         return [(keys["train.stop"].display, "stop it or kill its process")]
-    if name == "finished":
-        return [chat, again, edit]
-    if name in ("stopped", "failed", "lost"):
-        return [go_on, chat, again, edit] if view.history.checkpoints else [again, edit]
     return []

@@ -10,13 +10,13 @@ from textual.content import Content
 from textual.widget import Widget
 
 from core.hardware.snapshot import Device
+from core.runs.activity import doing, eta_words
 from core.runs.names import brief_id, slug_of
 from core.text import one_line
-from core.units import format_ago, format_duration, format_number
-from tui.shell import shell_of
+from core.units import format_ago, format_number
 from tui.state import STATE_GLYPHS, AppState, RunView
 from tui.widgets.charts.meter import WORD_COLORS, memory_word, temperature_word
-from tui.widgets.run_lines import state_style
+from tui.widgets.run_lines import state_head, state_style
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,8 @@ def _length(segments: Sequence[Segment], gap: int) -> int:
     return sum(item.content.cell_length for item in segments) + gap * max(len(segments) - 1, 0)
 
 
-def header_segments(state: AppState, *, loss: bool, now: float) -> list[Segment]:
-    """Segments of the header.
-
-    Args:
-        state: The app's state.
-        loss: Whether to tell the loss, as no pane shows it.
-        now: Unix seconds.
-    """
+def header_segments(state: AppState, now: float, *, loss: bool) -> list[Segment]:
+    """Segments of the header for the app's state at a Unix time; ``loss`` where no pane shows it."""
     segments = [_PROGRAM]
     if state.file_name:
         edited = Content.styled(" •edited", "$near") if state.is_dirty else Content("")
@@ -78,7 +72,7 @@ def header_segments(state: AppState, *, loss: bool, now: float) -> list[Segment]
     if view is not None and not view.is_live and not state.is_of_config:
         segments += _other_run(view, now)
     elif view is not None:
-        segments += _run_segments(view, loss=loss, answer_awaited=state.answer_awaited)
+        segments += _run_segments(view, now, loss=loss, answer_awaited=state.answer_awaited)
     devices = view.history.devices if view is not None and view.is_live and view.history.devices else state.devices
     segments += _device_segments(devices)
     segments.append(Segment(Content.styled(one_line(state.host, 30), "$muted"), 6, right=True))
@@ -93,8 +87,8 @@ def _other_run(view: RunView, now: float) -> list[Segment]:
     return [Segment(Content.styled(f"{which}: {brief_id(view.run.id)} {ended}", "$muted"), 2, brief)]
 
 
-def _run_segments(view: RunView, *, loss: bool, answer_awaited: bool) -> list[Segment]:
-    """Segments of the run: its name, model, and state."""
+def _run_segments(view: RunView, now: float, *, loss: bool, answer_awaited: bool) -> list[Segment]:
+    """Segments of the run: its name, model, and state with the time left."""
     # The run's own name is next to its state: a live run may be another configuration's.
     identity = one_line(view.run.id, 60)
     brief_name = Content(slug_of(identity))
@@ -113,10 +107,14 @@ def _run_segments(view: RunView, *, loss: bool, answer_awaited: bool) -> list[Se
     is_stepping = activity == "training"
     full = Content.styled(f"{glyph} {activity}", style) + Content(count)
     brief = Content.styled(glyph, style) + Content(count) if total and is_stepping else None
+    pending = view.pending
+    if pending:
+        full, brief = state_head(view, now), state_head(view, now, is_short=True)
     segments.append(Segment(full, 0, brief))
-    eta = view.history.eta_seconds(total) if is_stepping else None
-    if eta is not None:
-        segments.append(Segment(Content.assemble(("ETA ", "$muted"), format_duration(eta)), 1))
+    is_going_on = name == "training" and activity != "answering" and doing(pending) not in ("stopping", "pausing")
+    eta = view.eta(now) if is_going_on and total else None
+    if is_going_on and total and (eta is not None or is_stepping):
+        segments.append(Segment(Content.assemble(("ETA ", "$muted"), eta_words(eta)), 1))
     if loss and view.history.last_step is not None:
         value = format_number(view.history.last_step.loss)
         segments.append(Segment(Content.assemble(("loss ", "$muted"), value), 2))
@@ -171,9 +169,9 @@ class StatusBar(Widget):
         self._segments: Sequence[Segment] = [_PROGRAM]
         self._line = _PROGRAM.content
 
-    def show(self, state: AppState, *, loss: bool) -> None:
-        """Show the app's state."""
-        self._segments = header_segments(state, loss=loss, now=shell_of(self).clock())
+    def show(self, state: AppState, now: float, *, loss: bool) -> None:
+        """Show the app's state at a Unix time."""
+        self._segments = header_segments(state, now, loss=loss)
         self._fit()
 
     def on_resize(self) -> None:

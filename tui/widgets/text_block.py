@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from textual.content import Content
+from textual.visual import VisualType
 from textual.widget import Widget
+from textual.widgets import Static
 
 
 class TextBlock(Widget):
@@ -32,3 +34,21 @@ class TextBlock(Widget):
 
     def render(self) -> Content:
         return self._content
+
+
+class TextLine(Static):
+    """A few lines of a pane that are often told the same again: the layout is done anew only where it may differ."""
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id, markup=False)
+        self._said = Content("")
+
+    def update(self, content: VisualType = "", *, layout: bool = True) -> None:
+        """Show another content."""
+        said = content if isinstance(content, Content) else Content(str(content))
+        if said.is_same(self._said):
+            return
+        before, self._said = self._said, said
+        fits = max(before.cell_length, said.cell_length) <= self.content_size.width
+        one_line = bool(before) and bool(said) and "\n" not in before.plain + said.plain
+        super().update(said, layout=layout and not (fits and one_line))

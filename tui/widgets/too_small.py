@@ -5,6 +5,8 @@ from __future__ import annotations
 from textual.content import Content
 from textual.widget import Widget
 
+from tui.shell import shell_of
+
 
 class TooSmall(Widget):
     """A notice that covers the screen and names a sufficient size.
@@ -29,7 +31,8 @@ class TooSmall(Widget):
         width, height = self.app.size
         return Content(
             f"{width}×{height} is too small.\nMake the terminal at least {self._smallest[0]}×{self._smallest[1]}.\n"
-            "A run that is on goes on."
+            "A run that is on goes on.\n"
+            f"{shell_of(self).keys['app.quit'].display} leaves."
         )
 
     def on_resize(self) -> None:

@@ -184,7 +184,7 @@ def cannot_open(error: OSError | ValueError, shown: str) -> UserError:
     if code == errno.ELOOP:
         return UserError(f"{shown} is a symbolic link that leads back to itself.", "Name the file itself.")
     if code in (errno.EACCES, errno.EPERM):
-        return UserError(f"{shown} may not be read by you.", "Mend its permissions, or copy it.")
+        return UserError(f"{shown} may not be read by you.", "Fix its permissions, or copy it.")
     reason = os.strerror(code or errno.EIO)
     return UserError(f"{shown} cannot be read: {reason}.", "Check the path and the disk it is on.")
 

@@ -187,7 +187,7 @@ def column_lines(file: BinaryIO) -> Iterator[tuple[bytes, float]]:
     try:
         columns = json.loads(file.read().decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise UnpackError(f"is not JSON: {_first_line(error)}", "Mend it, or write it as JSON Lines.") from error
+        raise UnpackError(f"is not JSON: {_first_line(error)}", "Fix it, or write it as JSON Lines.") from error
     if not isinstance(columns, dict) or not all(isinstance(value, list) for value in columns.values()):
         raise UnpackError("is one JSON object, and not all of its values are arrays", "Write one object a line.")
     lengths = {len(value) for value in columns.values()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 from core.config.choices import COMPARED, FORMATS, LEARNED, Format, Objective
 from core.data.conversation import Example, RowError
 from core.data.files.rows import Row
-from core.data.formats.mapping import ColumnMap, missing_columns
-from core.data.formats.shapes import FITS, READERS, format_of
+from core.data.formats.mapping import ColumnMap, UnknownColumnsError, missing_columns
+from core.data.formats.shapes import FITS, READERS, format_of, misspelled_column
 from core.errors import UserError
 from core.text import one_line
 
@@ -30,11 +29,6 @@ __all__ = [
 #: Rows inspected to recognize a format.
 SAMPLE = 200
 
-_KNOWN_COLUMNS = (
-    *("messages", "conversations", "instruction", "input", "context", "output", "response"),
-    *("prompt", "completion", "question", "answer", "text", "system", "history"),
-    *("chosen", "rejected", "label", "input_ids"),
-)
 #: Formats that may be requested for a column mapping of another format, as they are read alike.
 _ALIKE: dict[str, tuple[str, ...]] = {
     "messages": ("messages", "sharegpt"),
@@ -106,7 +100,7 @@ def choose(
         raise UserError(f"There is no format {one_line(wanted, 60)}.", f"The formats are {', '.join(FORMATS)}.")
     if not any(FITS[chosen](data) for data in readable):
         error = _unknown_columns(readable[0], source)
-        raise UserError(f"{error.message[:-1]}, and {chosen} needs {FORMATS[chosen]}.", error.hint)
+        raise UnknownColumnsError(f"{error.message[:-1]}, and {chosen} needs {FORMATS[chosen]}.", error.hint)
     return Detection(chosen, f"The configuration says {chosen}: {FORMATS[chosen]}.")
 
 
@@ -199,20 +193,15 @@ def _share(count: int, total: int) -> str:
     return f"Each of the first {total} rows has" if count == total else f"{count} of the first {total} rows have"
 
 
-def _unknown_columns(data: Mapping[str, Any], source: str) -> UserError:
+def _unknown_columns(data: Mapping[str, Any], source: str) -> UnknownColumnsError:
     columns = [str(key) for key in data]
     shown = ", ".join(one_line(name, 40) for name in columns[:12]) + (", …" if len(columns) > 12 else "")
     message = f"{source} has rows of no known format: their columns are {shown or 'none'}."
-    for name in columns:
-        known = _nearest_column(name)
-        if known is not None and known not in columns:
-            return UserError(message, f"Did you mean {known}? Rename the column {one_line(name, 40)}.")
+    if (guess := misspelled_column(columns)) is not None:
+        name, known = guess
+        return UnknownColumnsError(message, f"Did you mean {known}? Rename the column {one_line(name, 40)}.")
     every = "; ".join(f"{name} ({description})" for name, description in FORMATS.items())
-    return UserError(message, f"Name the columns in data.columns. The formats read as they are: {every}.")
-
-
-def _nearest_column(name: str) -> str | None:
-    if name in _KNOWN_COLUMNS:
-        return None
-    found = difflib.get_close_matches(name.strip().lower()[:40], _KNOWN_COLUMNS, n=1, cutoff=0.75)
-    return found[0] if found else None
+    parts = "user", "assistant"
+    shown_parts = ", ".join(f'{part} = "{one_line(name, 40)}"' for part, name in zip(parts, columns, strict=False))
+    example = f": data.columns = {{{shown_parts}}}, with the right ones" if len(columns) > 1 else " in data.columns"
+    return UnknownColumnsError(message, f"Name the columns{example}. The formats read as they are: {every}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -26,6 +27,13 @@ _SPEAKERS: dict[ColumnRole, str] = {
 _OPTIONAL: frozenset[ColumnRole] = frozenset({"context", "system", "history", "tools", "labels"})
 #: Column names in the format that reads the mapped row.
 _CANONICAL: dict[ColumnRole, str] = {"user": "prompt", "assistant": "completion"}
+
+#: Columns among which a similar name is looked for.
+_LOOKED_AT = 64
+
+
+class UnknownColumnsError(UserError):
+    """The columns of the rows are none that are read; naming them in ``data.columns`` helps."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +58,10 @@ class ColumnMap:
         named = set(self.columns)
         hint = 'Write, for example, data.columns = {user = "question", assistant = "answer"}.'
         if unknown := sorted(named - set(ROLES)):
+            meant = nearest_column(unknown[0], tuple(ROLES))
             raise UserError(
-                f"data.columns has no part {one_line(unknown[0], 40)}.", f"The parts are {', '.join(ROLES)}."
+                f"data.columns has no part {one_line(unknown[0], 40)}.",
+                f"Did you mean {meant}?" if meant else f"The parts are {', '.join(ROLES)}.",
             )
         if ("chosen" in named) != ("rejected" in named):
             raise UserError("data.columns names only one of chosen and rejected.", "Name both, or neither.")
@@ -105,8 +115,10 @@ class ColumnMap:
             RowError: ``wrong_keys`` if a column is missing.
         """
         if absent := self.missing(data):
+            near = nearest_column(absent[0], tuple(itertools.islice(map(str, data), _LOOKED_AT)))
+            guess = f" Did you mean {one_line(near, 40)}?" if near else ""
             raise RowError(
-                "wrong_keys", f"The row has no column '{one_line(absent[0], 40)}', which data.columns names."
+                "wrong_keys", f"The row has no column '{one_line(absent[0], 40)}', which data.columns names.{guess}"
             )
         row: dict[str, Any] = dict(self.constants)
         for role, column in self.columns.items():
@@ -158,9 +170,18 @@ def missing_columns(columns: ColumnMap, rows: Iterable[Mapping[str, Any]], sourc
     if first is None:
         return None
     column, present = first
-    near = difflib.get_close_matches(column[:40], present, n=1, cutoff=0.6)
+    near = nearest_column(column, tuple(present[:_LOOKED_AT]))
     shown = ", ".join(one_line(name, 40) for name in present[:12]) + (", …" if len(present) > 12 else "")
-    return UserError(
+    return UnknownColumnsError(
         f"{source} has no column '{one_line(column, 40)}', which data.columns names; it has {shown or 'none'}.",
-        f"Did you mean {one_line(near[0], 40)}?" if near else "Mend data.columns.",
+        f"Did you mean {one_line(near, 40)}?" if near else "Name one of these in data.columns.",
     )
+
+
+@functools.lru_cache(maxsize=256)
+def nearest_column(name: str, columns: tuple[str, ...]) -> str | None:
+    """The column with the most similar name, in capitals or not; None if none is similar. Cached, as rows lack the same
+    one."""
+    by_fold = {column[:40].casefold(): column for column in columns}
+    near = difflib.get_close_matches(name[:40].casefold(), by_fold, n=1, cutoff=0.6)
+    return by_fold[near[0]] if near else None

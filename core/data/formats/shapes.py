@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import difflib
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from core.config.choices import FORMATS, Format
@@ -44,6 +46,11 @@ _PAIRS = (
 _CONTEXT_KEYS = ("input", "context")
 _OUTPUT_KEYS = ("output", "response")
 _LABEL_KEYS = ("label", "kto_tag")
+_KNOWN_COLUMNS = (
+    *("messages", "conversations", "instruction", "input", "context", "output", "response"),
+    *("prompt", "completion", "question", "answer", "text", "system", "history"),
+    *("chosen", "rejected", "label", "input_ids"),
+)
 _ASKED_KEYS = ("prompt", "question", "query", "instruction", "input")
 
 
@@ -141,7 +148,26 @@ FITS: dict[Format, Callable[[Mapping[str, Any]], bool]] = {
 
 def _wrong_keys(data: Mapping[str, Any], wanted: Format) -> RowError:
     shown = ", ".join(one_line(str(key), 40) for key in list(data)[:8]) or "none"
-    return RowError("wrong_keys", f"The row needs {FORMATS[wanted]}; its columns are {shown}.")
+    guess = misspelled_column([str(key) for key in list(data)[:8]])
+    meant = f" Did you mean {guess[1]} by {one_line(guess[0], 40)}?" if guess is not None else ""
+    return RowError("wrong_keys", f"The row needs {FORMATS[wanted]}; its columns are {shown}.{meant}")
+
+
+def misspelled_column(columns: Sequence[str]) -> tuple[str, str] | None:
+    """A column whose name is almost that of a known one that is missing, and that name; None if there is none."""
+    for name in columns:
+        known = _nearest_column(name)
+        if known is not None and known not in columns:
+            return name, known
+    return None
+
+
+@functools.lru_cache(maxsize=1024)
+def _nearest_column(name: str) -> str | None:
+    if name in _KNOWN_COLUMNS:
+        return None
+    found = difflib.get_close_matches(name.strip().lower()[:40], _KNOWN_COLUMNS, n=1, cutoff=0.75)
+    return found[0] if found else None
 
 
 def _turns_of(data: Mapping[str, Any], wanted: Format) -> list[Message]:

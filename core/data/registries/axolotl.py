@@ -128,7 +128,7 @@ def _listed(entry: Mapping[str, Any], where: str) -> list[str]:
     listed = entry.get("data_files")
     names = [listed] if isinstance(listed, str) else listed or []
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise UserError(f"{where}: data_files is no path and no list of paths.", "Mend it.")
+        raise UserError(f"{where}: data_files is no path and no list of paths.", "Fix it.")
     return names
 
 

@@ -191,7 +191,7 @@ def _properties(entry: Mapping[str, Any], where: str) -> dict[str, str]:
 def _roles(entry: Mapping[str, Any], where: str) -> dict[str, str]:
     roles = entry.get("roles") or {}
     if not isinstance(roles, dict) or not set(roles) <= set(_TARGETS):
-        raise UserError(f"{where}: roles may name {', '.join(_TARGETS)}.", "Mend it.")
+        raise UserError(f"{where}: roles may name {', '.join(_TARGETS)}.", "Fix it.")
     named = {}
     for target, sources in roles.items():
         for source in sources if isinstance(sources, list) else [sources]:
@@ -237,7 +237,7 @@ def _name(entry: Mapping[str, Any], key: str, default: str, where: str) -> str:
     if value is None or value == "":
         return default
     if not isinstance(value, str):
-        raise UserError(f"{where}: {key} is no name.", "Mend it.")
+        raise UserError(f"{where}: {key} is no name.", "Fix it.")
     return value
 
 
@@ -246,7 +246,7 @@ def _flag(entry: Mapping[str, Any], key: str, where: str) -> bool:
     if value is None:
         return False
     if not isinstance(value, bool):
-        raise UserError(f"{where}: {key} is not true or false.", "Mend it.")
+        raise UserError(f"{where}: {key} is not true or false.", "Fix it.")
     return value
 
 

@@ -128,7 +128,7 @@ def read_table(kind: Mapping[str, Any], where: str, refuse_unknown: Refuse) -> C
     refuse_unknown(f"{where}: type", kind)
     wrong = next((key for key, value in kind.items() if value is not None and not isinstance(value, str)), None)
     if wrong is not None:
-        raise UserError(f"{where}: type.{wrong} is no text.", "Mend it.")
+        raise UserError(f"{where}: type.{wrong} is no text.", "Fix it.")
     if kind.get("field"):
         return ColumnMap({"text": kind["field"]})
     fields = {name: kind.get(f"field_{name}") or name for name in ("instruction", "input", "output", "system")}

@@ -85,7 +85,7 @@ def read_llama_factory(path: Path, name: str) -> DataSource:
     refuse_unknown_keys(where, entry, _KEYS, _MEANT)
     samples = entry.get("num_samples")
     if samples is not None and (not isinstance(samples, int) or isinstance(samples, bool) or samples < 1):
-        raise UserError(f"{where}: num_samples must be a whole number from 1 up.", "Mend it.")
+        raise UserError(f"{where}: num_samples must be a whole number from 1 up.", "Fix it.")
     name = f"{path}#{name}"
     if entry.get("hf_hub_url"):
         return hub_source(_hub_entry(entry, where), DataSource(name, path, "auto", _column_map(entry, where), samples))
@@ -158,7 +158,7 @@ def _checked(parts: dict[ColumnRole, str], where: str) -> ColumnMap:
     try:
         return ColumnMap(parts)
     except UserError as error:
-        raise UserError(f"{where}: {error.message.replace('data.columns', 'columns')}", "Mend its columns.") from error
+        raise UserError(f"{where}: {error.message.replace('data.columns', 'columns')}", "Fix its columns.") from error
 
 
 def _texts(entry: Mapping[str, Any], key: str, known: set[str], default: dict[str, str], where: str) -> dict[str, str]:

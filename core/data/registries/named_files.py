@@ -29,7 +29,7 @@ def note_outside(registry: Path, named: Path, where: str) -> str:
     try:
         target = os.path.realpath(named)
     except ValueError as error:  # a NUL, or invalid Unicode
-        raise UserError(f"{where} names {one_line(str(named), 200)}, which no file is called.", "Mend it.") from error
+        raise UserError(f"{where} names {one_line(str(named), 200)}, which no file is called.", "Fix it.") from error
     if (download := _download_of(registry)) is not None:
         if _is_below(target, download):
             return ""

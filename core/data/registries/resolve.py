@@ -14,6 +14,7 @@ from core.data.registries.llama_factory import read_llama_factory
 from core.data.registries.source import YAML_SUFFIXES, DataSource, hub_source, load_registry
 from core.errors import UserError
 from core.hub_uri import is_hub_entry, parse_dataset
+from core.path_kind import refuse_kind
 from core.text import one_line
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def resolve_source(
     if path.name == "dataset_info.json" and os.path.isfile(path):
         names = ", ".join(list(_names(path))[:12])
         raise UserError(f"{one_line(reference)} is a registry of datasets: {names}.", "Name one, behind a #.")
+    refuse_kind(path, "data")
     return [DataSource(reference, path, wanted, ColumnMap(columns) if columns is not None else None)]
 
 

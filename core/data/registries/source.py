@@ -108,7 +108,7 @@ def _load_json(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"{shown} cannot be read: {error.strerror}.", "Check the path.") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{shown} is not JSON: {one_line(str(error), 200)}.", "Mend it.") from error
+        raise UserError(f"{shown} is not JSON: {one_line(str(error), 200)}.", "Fix it.") from error
 
 
 def refuse_unknown_keys(where: str, given: Iterable[Any], known: Collection[str], meant: Mapping[str, str]) -> None:

@@ -170,7 +170,7 @@ NOT_OFFERED: dict[str, Missing] = missing(
         "Nothing is sent to a hub.": "hub_model_id hub_strategy hub_revision push_dataset_to_hub",
         "Tokens of hubs are read from the environment, never from a file.": "hf_use_auth_token hub_token",
         "Only text is read.": "image_size image_resize_algorithm role_boundaries",
-        "It is not looked at here either.": "strict debug",
+        "It is ignored here too.": "strict debug",
     },
     off={
         "model_type": ("AutoModelForCausalLM", ""),

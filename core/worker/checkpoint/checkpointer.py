@@ -99,6 +99,7 @@ class Checkpointer:
         if state.saved == step or step == 0:
             return
         began = time.monotonic()
+        self.recorder.progress("checkpoint")
         try:
             self.check_room()
             # Whoever goes on from a checkpoint has the events of the steps before it.
@@ -120,6 +121,8 @@ class Checkpointer:
             )
             state.paused = True
             return
+        finally:
+            self.recorder.end_progress()
         state.saved = step
         self.postponed = False
         state.best.saved(step)

@@ -63,8 +63,13 @@ class Dataset:
         """File and line of one of ``rows``: ``rows.jsonl line 7``."""
         return name_places(self.places[position : position + 1]) if self.places else f"row {position + 1}"
 
-    def event(self) -> DataEvent:
-        """The ``data`` event about these rows; tokens are those of an epoch, repeated rows included."""
+    def event(self, held_out: Dataset | None = None) -> DataEvent:
+        """The ``data`` event about these rows; tokens are those of an epoch, repeated rows included.
+
+        Args:
+            held_out: The rows measured at each evaluation; None where there are none.
+        """
+        measured = held_out.rows if held_out is not None else []
         return DataEvent(
             rows=self.read,
             used=len(self.rows) - self.repeated - self.further,
@@ -72,6 +77,8 @@ class Dataset:
             tokens=sum(row.tokens for row in self.rows),
             supervised_tokens=sum(supervised_count(row) for row in self.rows),
             longest=max(self.lengths, default=0),
+            held_out_rows=len(measured),
+            held_out_tokens=sum(row.tokens for row in measured),
         )
 
     def unfold(self) -> None:
@@ -284,7 +291,7 @@ def _refuse_nothing(dataset: Dataset, names: list[str]) -> None:
     by_template = set(dataset.dropped) & TEMPLATE_CODES
     raise UserError(
         f"No row of {', '.join(map(one_line, names))} can be used ({reasons or 'no rows'}). {first}".rstrip(),
-        "Mend the chat template, or name another one in template.file."
+        "Fix the chat template, or name another one in template.file."
         if by_template
         else "Look at the rows, train.max_length and data.format.",
     )

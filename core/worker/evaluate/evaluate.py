@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import math
 import time
 from collections.abc import Callable
@@ -15,39 +14,13 @@ import torch
 from core.runs.events import EvalEvent, SampleEvent
 from core.worker.data.batches import MicroBatch, collate, supervised_count
 from core.worker.data.dataset import Dataset
+from core.worker.evaluate.answers import Expected
 from core.worker.evaluate.samples import ANSWER_MARGIN_TOKENS, samples_of
 from core.worker.generate.generate import generate_batch
 from core.worker.loss.objectives import Objective, SupervisedObjective
 from core.worker.model.model import LoadedModel, evaluation_mode
 from core.worker.oom.no_grad_batches import NoGradBatches
 from core.worker.oom.retry import MemoryShortageError, ignore
-
-
-def parse_json(text: str) -> Any:
-    """The JSON value that a text is, or None when it is none (a literal null counts as none)."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
-def answers_match(expected: str, answer: str) -> bool:
-    """Whether an answer is the expected one: as JSON values where both are JSON, as stripped text otherwise."""
-    wanted = parse_json(expected)
-    if wanted is not None:
-        return same_json(wanted, parse_json(answer))
-    return expected.strip() == answer.strip()
-
-
-def same_json(first: Any, second: Any) -> bool:
-    """Whether two JSON values are equal; other than for Python's ``==``, a boolean is no number."""
-    if isinstance(first, bool) or isinstance(second, bool):
-        return first is second
-    if isinstance(first, dict) and isinstance(second, dict):
-        return first.keys() == second.keys() and all(same_json(first[key], second[key]) for key in first)
-    if isinstance(first, list) and isinstance(second, list):
-        return len(first) == len(second) and all(map(same_json, first, second))
-    return bool(first == second)
 
 
 class Evaluator:
@@ -96,6 +69,7 @@ class Evaluator:
         examples = {id(item): item for item in dataset.examples if item.messages and item.label is not False}
         self._asked = list(examples.values()) if max_new_tokens else []
         self._conversations = [[message.fields() for message in example.prompt] for example in self._asked]
+        self._expected = Expected.of([example.answer for example in self._asked])
         longest = max((supervised_count(row) for row in dataset.rows), default=0)
         self._max_new_tokens = min(max_new_tokens, longest + ANSWER_MARGIN_TOKENS)
 
@@ -121,13 +95,16 @@ class Evaluator:
         with evaluation_mode(self._loaded.model):
             loss = self._mean_loss(functools.partial(progress, "loss"))
             rewards = self._objective.rewards()
-            answers = self._answers_that_fit(step, functools.partial(progress, "answers"))
+            answers = self._answers_that_fit(
+                self._conversations,
+                f"The answers after step {step} are left out, the loss is measured",
+                functools.partial(progress, "answers"),
+            )
         exact = valid = None
         if answers:
-            expected = [example.answer for example in self._asked]
-            exact = sum(map(answers_match, expected, answers)) / len(answers)
-            if all(parse_json(text) is not None for text in expected):
-                valid = sum(parse_json(text) is not None for text in answers) / len(answers)
+            exact = sum(map(bool, self._expected.matches(answers))) / len(answers)
+            if self._expected.are_json:
+                valid = sum(map(bool, self._expected.valid_json(answers))) / len(answers)
         event = EvalEvent(
             step=step,
             loss=loss,
@@ -139,8 +116,26 @@ class Evaluator:
             reward_margin=rewards.margin,
             reward_accuracy=rewards.accuracy,
         )
-        shown = len(answers[: self._samples])
-        return event, samples_of(step, self._conversations[:shown], answers[:shown])
+        return event, self._samples_of(step, answers[: self._samples])
+
+    @property
+    def has_samples(self) -> bool:
+        """Whether some of the held-out questions are answered as samples."""
+        return bool(self._conversations[: self._samples])
+
+    def answer_samples(self, step: int, progress: Callable[[str, int, int], None]) -> list[SampleEvent]:
+        """Answer the questions of the samples alone, without a measurement."""
+        with evaluation_mode(self._loaded.model):
+            answers = self._answers_that_fit(
+                self._conversations[: self._samples],
+                f"The samples after step {step} are left out",
+                functools.partial(progress, "samples"),
+            )
+        return self._samples_of(step, answers)
+
+    def _samples_of(self, step: int, answers: list[str]) -> list[SampleEvent]:
+        shown = len(answers)
+        return samples_of(step, self._conversations[:shown], answers, self._expected.first(shown))
 
     @torch.no_grad()
     def _mean_loss(self, progress: Callable[[int, int], None]) -> float:
@@ -175,16 +170,19 @@ class Evaluator:
             "Take long rows out of what is held out, or lower train.max_length.",
         )
 
-    def _answers_that_fit(self, step: int, progress: Callable[[int, int], None]) -> list[str]:
+    def _answers_that_fit(
+        self, conversations: list[list[dict[str, Any]]], without: str, progress: Callable[[int, int], None]
+    ) -> list[str]:
+        """The answers; none where they do not fit in memory, and a notice that begins with ``without``."""
         try:
-            return self._answers(progress)
+            return self._answers(conversations, progress)
         except MemoryShortageError as error:
-            reason = f"The answers after step {step} are left out, the loss is measured: {error.message}"
-            self._notice("memory_answers", reason, "Lower chat.max_new_tokens, or turn eval.exact_match off.")
+            hint = "Lower chat.max_new_tokens, or turn eval.exact_match off."
+            self._notice("memory_answers", f"{without}: {error.message}", hint)
             return []
 
-    def _answers(self, progress: Callable[[int, int], None]) -> list[str]:
-        if not self._asked:
+    def _answers(self, conversations: list[list[dict[str, Any]]], progress: Callable[[int, int], None]) -> list[str]:
+        if not conversations:
             return []
 
         def report(done: int, total: int) -> None:
@@ -195,7 +193,7 @@ class Evaluator:
             return generate_batch(
                 self._loaded.model,
                 self._loaded.tokenizer,
-                self._conversations,
+                conversations,
                 self._max_new_tokens,
                 report,
                 template=self._template,

@@ -14,6 +14,7 @@ from core.errors import UserError
 from core.runs.events import SampleEvent
 from core.worker.data.batches import supervised_count
 from core.worker.data.dataset import Dataset
+from core.worker.evaluate.answers import Expected
 from core.worker.generate.generate import generate_batch
 from core.worker.model.model import LoadedModel, evaluation_mode
 
@@ -29,6 +30,8 @@ class Questions:
     """Messages as chat templates expect them, the last one the user's."""
     max_new_tokens: int
     """The longest answer."""
+    expected: Expected = field(default_factory=Expected)
+    """The answers to them, where they are known; empty where none is."""
 
 
 def choose_questions(config: Config, held_out: Dataset | None) -> Questions:
@@ -45,11 +48,15 @@ def choose_questions(config: Config, held_out: Dataset | None) -> Questions:
     if held_out is None or config.eval.exact_match:
         return Questions([], longest)
     chosen = {id(example): (example, row) for row, example in zip(held_out.rows, held_out.examples, strict=True)}
-    asked = [(example, row) for example, row in chosen.values() if example.messages][: config.eval.samples]
-    expected = max((supervised_count(row) for _, row in asked), default=0)
+    every = [(example, row) for example, row in chosen.values() if example.messages]
+    asked = every[: config.eval.samples]
+    most = max((supervised_count(row) for _, row in asked), default=0)
+    # What is called a bad answer is not expected.
+    expected = Expected.of([example.answer if example.label is not False else None for example, _ in every])
     return Questions(
         [[message.fields() for message in example.prompt] for example, _ in asked],
-        min(longest, expected + ANSWER_MARGIN_TOKENS),
+        min(longest, most + ANSWER_MARGIN_TOKENS),
+        expected.first(len(asked)),
     )
 
 
@@ -104,13 +111,25 @@ class SampleWriter:
                 self.warn(f"There are no samples: {error.message}", error.hint)
             self.failing = True
             return []
-        return samples_of(step, asked.conversations, texts)
+        return samples_of(step, asked.conversations, texts, asked.expected)
 
 
-def samples_of(step: int, conversations: Sequence[Sequence[dict[str, Any]]], texts: Sequence[str]) -> list[SampleEvent]:
-    """Answers as events, each with the question that it is to."""
-    source = f"step-{step}" if step else "base"
+def samples_of(
+    step: int, conversations: Sequence[Sequence[dict[str, Any]]], texts: Sequence[str], expected: Expected
+) -> list[SampleEvent]:
+    """Answers as events, each with the question that it is to, the expected answer and what became of it."""
+    wanted = expected if expected.answers else Expected((None,) * len(texts))
     return [
-        SampleEvent(step=step, prompt=str(messages[-1]["content"]) if messages else "", text=text, source=source)
-        for messages, text in zip(conversations, texts, strict=True)
+        SampleEvent(
+            step=step,
+            prompt=str(messages[-1]["content"]) if messages else "",
+            text=text,
+            source=f"step-{step}" if step else "base",
+            expected=answer,
+            exact_match=match,
+            valid_json=is_json,
+        )
+        for messages, text, answer, match, is_json in zip(
+            conversations, texts, wanted.answers, wanted.matches(texts), wanted.valid_json(texts), strict=True
+        )
     ]

@@ -11,8 +11,10 @@ import stat
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,6 +23,7 @@ from core.errors import UserError
 from core.runs.protocol import (
     COMMANDS,
     LINE_LIMIT,
+    PENDING,
     ProtocolError,
     Request,
     decode_request,
@@ -48,7 +51,7 @@ class StopRequested(Exception):  # noqa: N818 - it is a request, not an error
         self.now = now
 
 
-@dataclass
+@dataclass(eq=False)
 class Command:
     """A request that waits for the training thread."""
 
@@ -58,16 +61,18 @@ class Command:
     cancelled: threading.Event = field(default_factory=threading.Event)
     """Set when the asker has closed the connection."""
     answered: bool = False
+    taken_back: tuple[str, ...] = ()
+    """Pending requests that this one took back when it arrived."""
 
     def answer(self, **fields: Any) -> None:
         """Answer with success."""
         self.answered = True
         self.send({"id": self.request.id, "ok": True, **fields})
 
-    def refuse(self, error: str, hint: str = "") -> None:
+    def refuse(self, error: str, hint: str = "", **fields: Any) -> None:
         """Answer with a sentence that says why not."""
         self.answered = True
-        self.send({"id": self.request.id, "ok": False, "error": error, "hint": hint})
+        self.send({"id": self.request.id, "ok": False, "error": error, "hint": hint, **fields})
 
     def token(self, text: str, source: str) -> None:
         """Send a piece of an answer that is being generated, and which weights say it."""
@@ -77,33 +82,97 @@ class Command:
 class Controls:
     """The queue between those who ask and the training thread.
 
-    Only the training thread carries out commands, so that none of them meets half a step.
+    Only the training thread carries out commands, so that none of them meets half a step. What waits for that is told
+    at once, by :attr:`pending`, and can be taken back until it is carried out.
     """
 
     def __init__(self) -> None:
-        self._queue: queue.Queue[Command] = queue.Queue()
-        self._stop_sender: str | None = None
-        self._stop_now = False
+        self._guard = threading.Condition()
+        self._waiting: deque[Command] = deque()
+        self._at_work: Command | None = None
+        self._stops: dict[str, bool] = {}
+        self._stopping = False
         self._closed = False
+        self.changes: queue.SimpleQueue[None] = queue.SimpleQueue()
+        """Gets an item whenever a request has arrived or was taken back."""
 
     @property
     def stop_sender(self) -> str | None:
-        """Who asked for the stop, or None."""
-        return self._stop_sender
+        """Who asked for the stop, or None; the first one, if several did."""
+        return next(iter(list(self._stops)), None)
+
+    @property
+    def pending(self) -> tuple[str, ...]:
+        """The requests that wait for the training thread or are being carried out, of :data:`PENDING`."""
+        with self._guard:
+            names: set[str] = set()
+            for command in (*([self._at_work] if self._at_work is not None else []), *self._waiting):
+                names.add(command.request.command)
+                if command.request.command == "resume":
+                    names.discard("pause")  # it comes to nothing
+        return tuple(name for name in PENDING if name in names or (name == "stop" and self._stops))
+
+    @property
+    def waiting_count(self) -> int:
+        """How many commands wait."""
+        return len(self._waiting)
 
     def put(self, command: Command) -> None:
         """Queue a command from another thread; a stop is seen at once, wherever the run is."""
-        if self._closed:
-            command.refuse("The run has ended.")
-            return
-        if command.request.command == "stop":
-            self.request_stop("socket", now=command.request.args.get("now") is True)
-        if self._queue.qsize() < WAITING_LIMIT:
-            self._queue.put(command)
-        elif command.request.command == "stop":
-            command.answer()
-        else:
-            command.refuse("Too many commands are waiting.", "Try again when the training has got to them.")
+        name = command.request.command
+        answers: list[Callable[[], None]] = []
+        with self._guard:
+            if self._closed:
+                answers.append(partial(command.refuse, "The run has ended."))
+            elif name == "withdraw":
+                answers += self._withdraw(command)
+            else:
+                if name == "stop":
+                    self._stops.setdefault("socket", False)
+                    self._stops["socket"] |= command.request.args.get("now") is True
+                if len(self._waiting) < WAITING_LIMIT:
+                    self._append(command)
+                elif name == "stop":
+                    answers.append(command.answer)
+                else:
+                    hint = "Try again when the training has got to them."
+                    answers.append(partial(command.refuse, "Too many commands are waiting.", hint))
+        self.changes.put(None)
+        for answer in answers:  # a peer may be slow to read, and the training thread does not wait for it
+            answer()
+
+    def _append(self, command: Command) -> None:
+        self._waiting.append(command)
+        self._guard.notify()
+
+    def _take_back(self, command: Command, names: Sequence[str]) -> list[Callable[[], None]]:
+        """Take waiting requests back; returns the answers to those who asked for them."""
+        taken = [other for other in self._waiting if other.request.command in names and not other.answered]
+        self._waiting = deque(other for other in self._waiting if other not in taken)
+        command.taken_back = tuple(name for name in names if name in {other.request.command for other in taken})
+        return [partial(other.refuse, "It was taken back.", withdrawn=True) for other in taken]
+
+    def _withdraw(self, command: Command) -> list[Callable[[], None]]:
+        """Carry out a ``withdraw``, which waits for nothing; it is queued only to be recorded."""
+        asked = command.request.args.get("what")
+        if asked is not None and asked not in PENDING:
+            hint = f"These can be: {', '.join(PENDING)}."
+            return [partial(command.refuse, f"{one_line(str(asked), 80)} cannot be taken back.", hint)]
+        names: tuple[str, ...] = PENDING if asked is None else (asked,)
+        if "stop" in names and self._stops and (self._stopping or set(self._stops) != {"socket"}):
+            if asked == "stop":
+                if self._stopping:
+                    return [partial(command.refuse, "The run is stopping already.", "It can be continued.")]
+                sender = next(name for name in self._stops if name != "socket")
+                return [partial(command.refuse, f"The stop was asked for by {sender}, and cannot be taken back.")]
+            names = tuple(name for name in names if name != "stop")
+        answers = self._take_back(command, names)
+        if "stop" in names and self._stops.pop("socket", None) is not None and "stop" not in command.taken_back:
+            command.taken_back += ("stop",)
+        answers.append(partial(command.answer, withdrawn=list(command.taken_back)))
+        if command.taken_back and len(self._waiting) < WAITING_LIMIT:
+            self._append(command)
+        return answers
 
     def request_stop(self, sender: str, *, now: bool = False) -> None:
         """Ask for a stop; safe in a signal handler.
@@ -112,50 +181,61 @@ class Controls:
             sender: Who asks; the first one is told.
             now: Without a checkpoint, even where one with a checkpoint has been asked for before.
         """
-        self._stop_now = self._stop_now or now
-        self._stop_sender = self._stop_sender or sender
+        # No lock, which the interrupted code may hold; each of these is one step for the interpreter.
+        self._stops.setdefault(sender, now)
+        if now:
+            self._stops[sender] = now
+        self.changes.put(None)
 
     def check_stop(self) -> None:
-        """Raise if a stop was asked for: called in the phases that have nothing to save.
+        """Raise if a stop was asked for: called in the phases that have nothing to save. From then on it is under way,
+        and cannot be taken back.
 
         Raises:
             StopRequested: If so.
         """
-        if self._stop_sender is not None:
-            raise StopRequested(self._stop_sender, now=self._stop_now)
+        with self._guard:
+            sender = self.stop_sender
+            if sender is None:
+                return
+            self._stopping = True
+            now = any(list(self._stops.values()))
+        raise StopRequested(sender, now=now)
 
     def waiting(self) -> Iterator[Command]:
         """The commands that wait now, in order."""
-        while True:
-            try:
-                yield self._queue.get_nowait()
-            except queue.Empty:
-                return
-
-    def take(self, name: str) -> list[Command]:
-        """The waiting commands of one name, in order; the others go on waiting."""
-        taken: list[Command] = []
-        for command in list(self.waiting()):
-            if command.request.command == name:
-                taken.append(command)
-            else:
-                self._queue.put(command)
-        return taken
+        while (command := self._next()) is not None:
+            yield command
 
     def wait(self, seconds: float) -> Command | None:
         """The next command, or None after ``seconds`` without one (or at once when a signal has asked for a stop)."""
         deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
-            with contextlib.suppress(queue.Empty):
-                return self._queue.get(timeout=min(left, 0.2))
-            if self._stop_sender is not None:
+        while (command := self._next()) is None:
+            left = deadline - time.monotonic()
+            if left <= 0 or self._stops:
                 return None
-        return None
+            with self._guard:
+                if not self._waiting:
+                    self._guard.wait(min(left, 0.2))
+        return command
+
+    def _next(self) -> Command | None:
+        with self._guard:
+            self._at_work = self._waiting.popleft() if self._waiting else None
+            return self._at_work
+
+    def done(self) -> None:
+        """The command taken last has been carried out."""
+        with self._guard:
+            self._at_work = None
 
     def close(self) -> None:
         """Refuse what still waits and all that comes."""
-        self._closed = True
+        with self._guard:
+            self._closed = True
         for command in self.waiting():
+            if command.answered:
+                continue
             if command.request.command == "stop":
                 command.answer(state="over")
             else:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import queue
 import resource
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +31,15 @@ from core.runs.events import (
 )
 from core.runs.oom import own_counter
 from core.runs.process import hostname, own_identity
-from core.runs.state import END_STATES, RunState
+from core.runs.state import END_STATES, RunState, StepProgress
 from core.runs.store import Run
 from core.worker.process.log import log
 from core.worker.process.step_watchdog import StepWatchdog
 
 #: Seconds between heartbeats (the contract allows five) and between hardware samples.
 HEARTBEAT_SECONDS = 2.0
+#: Seconds between two looks at how far a step or an evaluation is, which are written where that has changed.
+PROGRESS_SECONDS = 1.0
 #: Seconds between two reports of how far a phase is.
 REPORT_SECONDS = 0.5
 
@@ -51,11 +55,24 @@ class Recorder:
         run: The run directory.
         resume: Whether ``events.jsonl`` is continued.
         vanished: Called when the run directory is not there any more, so that nobody will see what is written.
+        pending: The requests that wait for the training thread; in the state, until that is to stop.
+        changes: Gets an item whenever they have changed, which is then written at once.
     """
 
-    def __init__(self, run: Run, *, resume: bool = False, vanished: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        run: Run,
+        *,
+        resume: bool = False,
+        vanished: Callable[[], None] = lambda: None,
+        pending: Callable[[], tuple[str, ...]] = tuple,
+        changes: queue.SimpleQueue[None] | None = None,
+    ) -> None:
         self.run = run
         self._vanished = vanished
+        self._read_pending = pending
+        self._changes: queue.SimpleQueue[None] = changes if changes is not None else queue.SimpleQueue()
+        self._progress: StepProgress | None = None
         self._directory = os.stat(run.path)
         self._watchdog = StepWatchdog()
         pid, identity = own_identity()
@@ -131,6 +148,21 @@ class Recorder:
 
         return report
 
+    def progress(self, what: str, done: int = 0, total: int = 0) -> None:
+        """Say how far a step or an evaluation is. It costs next to nothing: another thread writes it to the state, once
+        a second at most.
+
+        Args:
+            what: ``micro_batches``, ``evaluation``, ``answers``, ``samples`` or ``checkpoint``.
+            done: How many are done.
+            total: Of how many; 0 where they are not counted.
+        """
+        self._progress = StepProgress(what, done, total)
+
+    def end_progress(self) -> None:
+        """What :meth:`progress` told of is over."""
+        self._progress = None
+
     def notice(self, level: str, code: str, message: str, hint: str = "") -> None:
         """Tell the user something, in the run's record and in the log."""
         self.event(NoticeEvent(level=level, code=code, message=message, hint=hint))
@@ -176,7 +208,15 @@ class Recorder:
             now, beat, began = time.time(), time.monotonic(), self._step_began
             # Told of the present, so that it is right for a reader even when the clock has been set meanwhile.
             started = now - (beat - began) if began is not None else None
-            self._state = dataclasses.replace(self._state, **changes, updated=now, beat=beat, step_started=started)
+            self._state = dataclasses.replace(
+                self._state,
+                **changes,
+                updated=now,
+                beat=beat,
+                step_started=started,
+                pending=self._pending(changes.get("state", self._state.state)),
+                progress=self._progress,
+            )
             try:
                 self._state.write(self.run.state_path)
                 self._failing.discard("state.json")
@@ -185,8 +225,12 @@ class Recorder:
                 if self._has_vanished():
                     self._vanished()
 
+    def _pending(self, state: str) -> tuple[str, ...]:
+        return () if state == "stopping" or state in END_STATES else self._read_pending()
+
     def begin_step(self) -> None:
         """An optimizer step begins; the next heartbeat tells since when it runs."""
+        self.end_progress()
         with self._lock:
             self._step_began = time.monotonic()
         self._watchdog.begin()
@@ -194,6 +238,7 @@ class Recorder:
     def end_step(self, step: int) -> None:
         """An optimizer step is done."""
         self._watchdog.end()
+        self.end_progress()
         with self._lock:
             self._step_began = None
             self.update(step=step)
@@ -203,6 +248,8 @@ class Recorder:
         if state not in END_STATES:
             raise ValueError(f"{state} is not an end state")
         self._closed.set()
+        self._changes.put(None)
+        self.end_progress()
         self._heart.join(timeout=2 * HEARTBEAT_SECONDS)
         self._sampler.close()
         self.event(final)
@@ -221,7 +268,12 @@ class Recorder:
             self._warn_once("events.jsonl", error)
 
     def _beat(self) -> None:
-        while not self._closed.wait(HEARTBEAT_SECONDS):
+        due = time.monotonic() + HEARTBEAT_SECONDS
+        while self._wait_for_change(due - time.monotonic()):
+            if time.monotonic() < due:
+                self._tell_change()
+                continue
+            due = time.monotonic() + HEARTBEAT_SECONDS
             self.update()
             if self._has_vanished():
                 # A directory that was made anew takes the state, and nobody looks for it there.
@@ -233,6 +285,20 @@ class Recorder:
                 self.event(
                     HardwareEvent(devices=[device.to_dict() for device in devices], energy_wh=self._sampler.energy_wh)
                 )
+
+    def _wait_for_change(self, seconds: float) -> bool:
+        """Wait for a change of what is pending, for so long at most; whether the run goes on."""
+        with suppress(queue.Empty):
+            self._changes.get(timeout=max(min(seconds, PROGRESS_SECONDS), 0.0))
+            while True:  # one answer for all that have come
+                self._changes.get_nowait()
+        return not self._closed.is_set()
+
+    def _tell_change(self) -> None:
+        """Write the state if it does not tell what is pending, or how far the step is."""
+        state = self._state
+        if self._pending(state.state) != state.pending or self._progress != state.progress:
+            self.update()
 
     def _tell_slow(self, seconds: float, median: float) -> None:
         self.notice(

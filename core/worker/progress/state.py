@@ -42,6 +42,10 @@ class TrainState:
     """Seconds of pause since the last step."""
     evaluated: int | None = None
     """The step of the last evaluation in this process, whether or not it was carried through."""
+    measures_baseline: bool = False
+    """Whether the evaluation before the first step is under way."""
+    skipping: bool = False
+    """Whether the evaluation that is under way is to be left out."""
 
     @property
     def may_overflow(self) -> bool:

@@ -92,7 +92,7 @@ def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None], 
     loader = Loader(config, encoder, vocabulary=vocabulary, progress=progress, preflight=preflight)
     dataset, held_out = loader.training()
     _check_tokens(dataset, base, vocabulary)
-    recorder.event(dataset.event())
+    recorder.event(dataset.event(held_out))
     _tell_dropped(dataset, recorder)
     measured = fingerprint(held_out.rows) if held_out is not None else ""
     return Prepared(base, tokenizer, template, dataset, held_out, fingerprint(dataset.rows), measured)
@@ -145,6 +145,6 @@ def _tell_dropped(dataset: Dataset, recorder: Recorder) -> None:
     for code, count in dataset.dropped.most_common():
         if code in (HELD_OUT, NOT_SAMPLED):
             continue
-        hint = "Raise train.max_length or set data.overlong." if code == "overlong" else "Mend or remove these rows."
+        hint = "Raise train.max_length or set data.overlong." if code == "overlong" else "Fix or remove these rows."
         unused = "1 row is not used." if count == 1 else f"{count} rows are not used."
         recorder.notice("warning", f"dropped_{code}", f"{unused} {dataset.first_dropped[code]}", hint)

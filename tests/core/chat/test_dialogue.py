@@ -65,4 +65,4 @@ def test_speakers_and_stats() -> None:
     assert speaker_name("adapter") == "tuned"
     assert format_stats(1, 0.5, 0.0) == "1 token · first 0.50 s"
     assert format_stats(0, 0.0, 0.0) == "0 tokens"
-    assert format_stats(256, 0.5, 20.0, "length").endswith("20 tok/s · cut at the longest answer allowed")
+    assert format_stats(256, 0.5, 20.0, "length").endswith("20 tok/s · cut at chat.max_new_tokens")

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.commands import COMMANDS
+from core.commands.command_line import command_parser
 from core.errors import UserError
 from core.runs.state import RunState
 from tests.core.commands.conftest import ROOT, Result
@@ -143,7 +144,7 @@ def check(words: list[str], result: Result) -> None:
 
 def arguments(name: str) -> list[argparse.Action]:
     """The arguments of a command that take a value."""
-    return [action for action in program._command_parser(name)._actions if action.nargs != 0]
+    return [action for action in command_parser(name)._actions if action.nargs != 0]
 
 
 def line_with(name: str, argument: argparse.Action, value: str) -> list[str]:

@@ -103,7 +103,9 @@ def test_elsewhere_paths_are_still_right(cli: CommandLine, work: Path) -> None:
     [
         ([], "There is no data to train on"),
         (["--data", "none.jsonl"], "none.jsonl"),
-        (["--data", "rows.jsonl", "--model", "none"], "The model none was not found"),
+        (["--data", "rows.jsonl", "--model", "none"], "The model none is not on this machine"),
+        (["--data", "rows.jsonl", "--model", "org/none"], "'localtune-tui fetch hf://org/none' downloads it."),
+        (["--data", "rows.jsonl", "--model", "smolxyz"], "Did you mean smollm2-135m-instruct?"),
         (["--data", "rows.jsonl", "--out", "none/a.toml"], "cannot be written"),
     ],
 )
@@ -137,3 +139,18 @@ def test_train_fills_what_the_file_leaves_out(cli: CommandLine, work: Path) -> N
     assert "It sets method.name, method.rank" in result.err
     assert cli("train", "my.toml", "--preset", "none").code == 1
     assert "batch_size = 5\n" in (work / "my.toml").read_text()
+
+
+def test_rows_are_held_out_where_there_are_enough(cli: CommandLine, work: Path) -> None:
+    result = cli("init", "--data", "rows.jsonl", "--out", "a.toml")
+    assert result.code == 0, result.err
+    assert "40 of 400 rows held out (data.eval_share)" in result.err
+    text = (work / "a.toml").read_text()
+    assert "eval_share = 0.1" in text
+    assert "# eval =" not in text, "only one of both can say what is held out"
+    assert ConfigDocument.load(work / "a.toml").validate().data.eval_share == 0.1
+    result = cli("init", "--data", "rows.jsonl", "--eval", "held-out.jsonl", "--out", "b.toml")
+    assert "eval_share" not in (work / "b.toml").read_text()
+    (work / "few.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    assert cli("init", "--data", "few.jsonl").code == 0
+    assert "eval_share" not in (work / "few.toml").read_text()

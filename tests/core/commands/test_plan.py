@@ -148,6 +148,8 @@ def test_an_earlier_run_tells_how_long_it_takes(cli: CommandLine, base: Path) ->
         (("--gpu-memory", "lots"), "--gpu-memory lots is no size"),
         (("--gpu-memory", "0"), "is no size"),
         (("--set", "model.base=not/here"), "is not on this machine"),
+        (("--set", "model.base=not/here"), "'localtune-tui fetch hf://not/here' downloads it."),
+        (("--set", "model.base=smolxyz"), "Did you mean smollm2-135m-instruct?"),
         (("--set", "method.target_modules=query"), "matches no layer"),
         (("--set", "method.rnak=4"), "Did you mean method.rank?"),
         (("--lengths", "always"), "no tokenizer.json"),

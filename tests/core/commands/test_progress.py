@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from core.commands.progress import step_words
-from core.runs.events import EvalEvent, StepEvent
+from core.commands.progress import sample_words, step_words
+from core.runs.events import EvalEvent, SampleEvent, StepEvent
 from core.runs.sentences import evaluation
 
 STEP: dict[str, Any] = {"step": 3, "epoch": 0.1, "loss": 0.5, "lr": 1e-4, "grad_norm": 0.6, "tokens": 300}
@@ -28,3 +28,13 @@ def test_so_they_are_of_an_evaluation() -> None:
         step=1, loss=0.5, perplexity=None, seconds=1.0, rows=8, reward_margin=0.25, reward_accuracy=0.875
     )
     assert evaluation(compared) == "eval loss 0.500, reward accuracy 0.88, margin 0.250 (8 rows)"
+
+
+def test_an_answer_is_told_with_what_became_of_it() -> None:
+    def words(**marks: Any) -> str:
+        return sample_words(SampleEvent(step=3, prompt="Is it?\nReally?", text=" yes ", source="step-3", **marks))
+
+    assert words() == 'step-3 to "Is it?⏎Really?": yes'
+    assert words(expected="yes", exact_match=True) == 'step-3 to "Is it?⏎Really?": yes (right)'
+    assert words(expected="no", exact_match=False) == 'step-3 to "Is it?⏎Really?": yes (wanted: no)'
+    assert words(expected="word " * 40, exact_match=False) == 'step-3 to "Is it?⏎Really?": yes'

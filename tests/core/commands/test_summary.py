@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from core.commands.follow import Followed
-from core.commands.summary import adapter_of
-from core.runs.events import FinishedEvent
+from core.commands.summary import adapter_of, summarize, summary_lines
+from core.runs.events import EvalEvent, FinishedEvent, HardwareEvent, PhaseEvent, StepEvent
 from core.runs.state import RunState
 from core.runs.store import Run
 
@@ -22,3 +22,27 @@ def test_an_adapter_is_in_its_run(tmp_path: Path, adapter: str | None, told: str
     followed = Followed(Run(tmp_path), RunState(state="finished"))
     followed.apply(FinishedEvent(reason="", step=1, adapter=adapter))
     assert adapter_of(followed) == (told and str(tmp_path / told))
+
+
+def test_the_end_says_what_was_gained_and_what_it_took(tmp_path: Path) -> None:
+    followed = Followed(Run(tmp_path), RunState(state="finished", step=2, total_steps=2))
+    for event in (
+        PhaseEvent(t=0.0, name="training"),
+        _evaluation(0, 4.0, 0.0),
+        _evaluation(2, 0.1, 0.35),
+        HardwareEvent(t=61.0, devices=[], energy_wh=1.3),
+        FinishedEvent(t=90.0, reason="all steps done", step=2),
+    ):
+        followed.apply(event)
+    followed.history.last_step = StepEvent(
+        step=2, epoch=1.0, loss=0.1, lr=0.1, grad_norm=1.0, tokens=1, supervised_tokens=1, seconds=1.0,
+        tokens_per_second=1.0,
+    )  # fmt: skip
+    lines = summary_lines(followed, summarize(followed))
+    assert "gained    exact match 0.00 → 0.35" in lines
+    assert "gained    eval loss 4.00 → 0.100" in lines
+    assert "took      1m 30s, 1.3 Wh" in lines
+
+
+def _evaluation(step: int, loss: float, exact: float) -> EvalEvent:
+    return EvalEvent(t=float(step), step=step, loss=loss, perplexity=1.0, seconds=1.0, exact_match=exact)

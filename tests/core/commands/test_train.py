@@ -262,3 +262,30 @@ def test_what_the_model_cannot_do_is_refused_before_anything_starts(cli: Command
     assert f"{path}, line 4: train.max_length is 2048, and the model has learned 128 positions" in result.err
     assert result.err.count("\n") == 1
     assert list_runs() == []
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        ("org/none", "'localtune-tui fetch hf://org/none' downloads it."),
+        ("smolxyz", "Did you mean smollm2-135m-instruct?"),
+        ("./none.gguf", "there is no file or directory"),
+    ],
+)
+def test_a_model_that_is_not_here_is_refused_before_anything_starts(cli: CommandLine, base: str, said: str) -> None:
+    path = cli.config()
+    result = cli("train", str(path), "--set", f"model.base={base}")
+    assert (result.code, result.out) == (1, "")
+    assert f"The model {base} is not on this machine" in result.err
+    assert said in result.err
+    assert "localtune-tui fetch hf://" in result.err
+    assert result.err.count("\n") == 1
+    assert list_runs() == []
+
+
+def test_a_gguf_file_that_is_cut_is_refused_before_anything_starts(cli: CommandLine) -> None:
+    (cli.home / "cut.gguf").write_bytes(b"GGUF\x03\0\0\0")
+    result = cli("train", str(cli.config()), "--set", f"model.base={cli.home / 'cut.gguf'}")
+    assert result.code == 1
+    assert "is damaged or cut short" in result.err
+    assert list_runs() == []

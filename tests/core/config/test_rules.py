@@ -148,7 +148,7 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
     ({"train__optimizer": "lion_8bit", "train__learning_rate": 1e-7}, Facts(), "warning", "is little for lion_8bit"),
     ({"train__learning_rate": 1e-5}, Facts(), "warning", "too low for adapters"),
     ({"train__learning_rate": 1e-2}, Facts(), "warning", "adapters diverge"),
-    ({"train__epochs": 2.0, "train__max_steps": 10}, Facts(), "warning", "train.epochs is not looked at"),
+    ({"train__epochs": 2.0, "train__max_steps": 10}, Facts(), "warning", "train.epochs is ignored"),
     ({"train__warmup": 0.6}, Facts(), "warning", "train.warmup is 60% of the run"),
     ({"train__warmup": 10.0, "train__max_steps": 10}, Facts(), "warning", "never gets to its peak"),
     ({"train__warmup": 10.0}, Facts(rows=80), "warning", "the run has 10"),

@@ -11,7 +11,15 @@ import pytest
 
 from core import paths
 from core.hub_uri import is_hub_id, parse_entry
-from core.models.find import STARTER_NAME, find_in_hub_cache, find_model, gguf_identity, missing_model
+from core.models.find import (
+    STARTER_NAME,
+    close_name,
+    find_in_hub_cache,
+    find_model,
+    gguf_identity,
+    is_model_here,
+    missing_model,
+)
 
 
 def test_hub_ids_are_told_from_paths() -> None:
@@ -113,3 +121,43 @@ def test_a_revision_is_found_in_the_hub_cache_and_no_other(tmp_path: Path, monke
     for revision in ("v2", "gone", "bad", "c" * 40, "../main", "main/config.json"):
         assert find_model(f"hf://org/model@{revision}") is None
     assert "fetch hf://org/model@v2'" in missing_model("hf://org/model@v2").hint
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("smolxyz", STARTER_NAME),
+        ("smollm2-135m", STARTER_NAME),
+        ("smollm2-135-instruct", STARTER_NAME),
+        ("my-modle", "my-model"),
+        ("MY-MODEL", "my-model"),
+        ("./my-modle", "my-model"),
+        ("Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-7B-Instruct"),
+        ("Qwen/Qwen2.5-7B-Instrct", "Qwen/Qwen2.5-7B-Instruct"),
+        # Another size is another model.
+        ("Qwen/Qwen2.5-1B-Instruct", None),
+        ("mistralai/Mistral-7B-v0.3", None),
+        ("llama", None),
+        ("x", None),
+    ],
+)
+def test_a_mistyped_name_is_recognized(name: str, meant: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HOME", raising=False)
+    monkeypatch.setenv("HF_HUB_CACHE", str(paths.home() / "hub"))
+    prepared("my-model")
+    (paths.home() / "hub" / "models--Qwen--Qwen2.5-7B-Instruct").mkdir(parents=True)
+    assert close_name(name) == meant
+    hint = missing_model(name).hint
+    assert (f"Did you mean {meant}?" in hint) == (meant is not None)
+    assert "localtune-tui fetch hf://" in hint
+
+
+def test_a_model_is_here_if_a_run_can_take_it(tmp_path: Path) -> None:
+    assert is_model_here(STARTER_NAME)
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    (tmp_path / "own").mkdir()
+    prepared("mine")
+    for name in ("a.gguf", "own", "mine", str(tmp_path / "own")):
+        assert is_model_here(name, tmp_path)
+    for name in ("b.gguf", "other", "org/model", "hf://org/model", "", "a\x00b"):
+        assert is_model_here(name, tmp_path) == (name == "")

@@ -16,6 +16,7 @@ _BY_ANNOTATION: dict[str, st.SearchStrategy[Any]] = {
     "float": st.floats(),
     "t": st.floats(-TIME_LIMIT, TIME_LIMIT),
     "str": _TEXT,
+    "bool": st.booleans(),
     "dict[str, int]": st.dictionaries(_TEXT, st.integers(0, 2**40), max_size=3),
     "list[dict[str, Any]]": st.lists(
         st.dictionaries(
@@ -82,6 +83,7 @@ _USUAL = {
     "int": ["1", "2", "3", "7"],
     "float": ["0.5", "1.0", "2.5"],
     "str": ['"cpu"', '"training"', '"importing"', '"x"'],
+    "bool": ["true", "false"],
     "dict[str, int]": ['{"a": 1}'],
     "list[dict[str, Any]]": ['[{"index": 0, "kind": "cpu", "name": "c", "memory_used": 5, "memory_total": 9}]'],
 }

@@ -64,7 +64,7 @@ def show_all(run: Run) -> str:
             view.close()
             for line in summary_lines(followed, summarize(followed)):
                 say(line)
-            progress.Progress().message(progress._present(followed))
+            progress.Progress().message(progress.present(followed))
         runs._print_table([RunCatalog().row(run)])
         emit([runs.describe_row(RunCatalog().row(run))])
     return out.getvalue()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from core.hardware.snapshot import Device
 from core.runs import events
+from core.runs.eta import Schedule, estimate
 from core.runs.events import Event, StepEvent, encode_event
 from core.runs.history import RunHistory, last_step, read_history
 from core.runs.sentences import clock
@@ -66,7 +67,8 @@ def test_phases_add_up_their_seconds() -> None:
     assert history.phases["training"].seconds == pytest.approx(7)
     assert history.phase_seconds["evaluating"] == pytest.approx(1)
     assert history.phase is history.phases["training"]
-    assert history.phase_elapsed(now=26) == pytest.approx(9)
+    # Not with the seconds of the time before: "evaluating 3m 08s" would be said of one that began just now.
+    assert history.phase_elapsed(now=26) == pytest.approx(5)
     assert lines(history) == ["importing", "loading the model: SmolLM2", "training"]
 
 
@@ -89,7 +91,7 @@ def test_the_log_says_what_a_person_would() -> None:
         events.FailedEvent(reason="no space", step=31, hint="Make room."),
     )
     assert lines(history) == [
-        "410 of 412 rows used (dropped: 2 too long), longest 212 tokens, 33% supervised",
+        "410 of 412 rows used (dropped: 2 too long), longest 212 tokens, 33% learned",
         "checkpoint step-30 (1.2 s, 39 MB)",
         "eval loss 0.455, exact match 0.83 (60 rows)",
         "governor: pause, temperature 86.0 (limit 83.0)",
@@ -163,26 +165,10 @@ def test_a_resumed_run_replaces_the_steps_it_does_again() -> None:
 def test_an_end_is_undone_by_going_on() -> None:
     history = fold(phase("importing", 1), step(1), events.StoppedEvent(t=103, reason="stopped by SIGTERM", step=1))
     assert [type(history.end), history.phase] == [events.StoppedEvent, None]
-    assert history.eta_seconds(10) is None
     history.apply(phase("importing", 200))
     assert history.end is None
     assert history.starts == 2
     assert list(history.phases) == ["importing"]
-
-
-def test_the_rest_is_estimated_by_the_recent_pace_and_what_interrupts_it() -> None:
-    assert RunHistory().eta_seconds(100) is None
-    slow_then_fast = [step(number, seconds=100) for number in range(1, 11)] + [
-        step(number, seconds=2) for number in range(11, 61)
-    ]
-    history = fold(*slow_then_fast)
-    assert history.eta_seconds(70) == pytest.approx(20)
-    history.apply(events.EvalEvent(step=60, loss=1, perplexity=2, seconds=60))
-    assert history.eta_seconds(70) == pytest.approx(20 + 10)
-    assert history.eta_seconds(60) == 0
-    assert history.eta_seconds(0) is None
-    history.apply(events.FinishedEvent(reason="", step=60))
-    assert history.eta_seconds(70) == 0
 
 
 def test_memory_gathers_by_device() -> None:
@@ -229,7 +215,8 @@ def test_new_lines_can_be_asked_for() -> None:
 @given(st.lists(EVENTS, max_size=30))
 def test_no_event_breaks_the_view_and_every_line_is_safe(items: list[Event]) -> None:
     history = fold(*items)
-    history.eta_seconds(100)
+    eta = estimate(history.timings, Schedule(measures=True, eval_steps=3, eval_epochs=0.1), 100, 1e9)
+    assert eta is None or math.isfinite(eta.seconds)
     history.phase_elapsed(1e9)
     for line in history.log:
         assert isinstance(line.clock, str)
@@ -265,3 +252,57 @@ def test_a_time_that_is_none_is_shown_as_dashes() -> None:
     assert clock(math.nan) == clock(1e30) == "--:--:--"
     assert len(clock(0.0)) == 8
     assert fold(dataclasses.replace(step(1), t=math.nan), step(2)).updated == 102.0
+
+
+def sample(step: int, prompt: str = "q", text: str = "a") -> events.SampleEvent:
+    source = f"step-{step}" if step else "base"
+    return events.SampleEvent(t=100.0 + step, step=step, prompt=prompt, text=text, source=source)
+
+
+def test_the_first_answers_stay_however_many_follow() -> None:
+    history = fold(sample(0, "one"), sample(0, "two"), *(sample(number) for number in range(1, 700)))
+    assert [item.prompt for item in history.samples][:3] == ["one", "two", "q"]
+    assert len(history.samples) == 500
+    assert history.samples[-1].step == 699
+    long = fold(*(sample(number // 2, text="x" * 40_000) for number in range(400)))
+    assert [item.step for item in long.samples][:3] == [0, 0, long.samples[2].step]
+    assert sum(len(item.text) for item in long.samples) <= 1 << 22
+
+
+def test_answers_of_replayed_steps_are_replaced() -> None:
+    history = fold(phase("importing", 1), phase("training", 2), sample(0), step(1), step(2), sample(2), step(3))
+    for event in (phase("importing", 9), phase("training", 10), step(2, t=11.0)):
+        history.apply(event)
+    assert [item.step for item in history.samples] == [0]
+    history.apply(sample(2, text="again"))
+    for event in (phase("importing", 20), sample(2, text="once more"), sample(2, "another")):
+        history.apply(event)
+    assert [(item.step, item.prompt, item.text) for item in history.samples] == [
+        (0, "q", "a"),
+        (2, "q", "once more"),
+        (2, "another", "a"),
+    ]
+
+
+def test_work_is_counted_without_pauses_and_without_the_time_between_two_starts() -> None:
+    def control(command: str, t: float, result: str = "ok") -> Event:
+        return events.ControlEvent(t=t, command=command, sender="socket", result=result)
+
+    history = fold(
+        phase("importing", 0),
+        phase("training", 5),
+        step(1, t=10),
+        control("pause", 12),
+        events.HardwareEvent(t=500, devices=[], energy_wh=2.0),
+        events.StoppedEvent(t=1000, reason="", step=1),
+        phase("importing", 5000),
+        phase("training", 5004),
+        events.HardwareEvent(t=5005, devices=[], energy_wh=0.5),
+        step(2, t=5010),
+        control("pause", 5010, "refused: no"),
+        events.GovernorEvent(t=5012, action="pause", cause="temperature"),
+        events.GovernorEvent(t=5112, action="resume", cause="temperature"),
+        events.FinishedEvent(t=5113, reason="", step=2),
+    )
+    assert history.worked_seconds == 12 + 12 + 1
+    assert history.energy_wh == 2.5

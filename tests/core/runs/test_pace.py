@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from core.config.schema import Config
+from core.memory.plan import Machine
+from core.memory.planner import make_plan
+from core.memory.rows import rows_of_tokens
+from core.models.architecture.families import read_architecture
 from core.runs import pace as pace_module
 from core.runs.events import Event, HardwareEvent, StepEvent, encode_event
-from core.runs.forecast import estimate
+from core.runs.forecast import estimate, rough_seconds, step_count
 from core.runs.history import RunHistory, read_history
 from core.runs.pace import Pace, PaceBook
 from core.runs.store import Run, create_run, list_runs
+from tests.core.models.architecture import published
 
 
 def config_of(base: str = "some-model", **sections: Any) -> Config:
@@ -131,3 +137,32 @@ def test_rows_that_are_only_counted_last_as_long_as_those_of_the_earlier_run(
 
 def test_without_rows_epochs_tell_no_time() -> None:
     assert estimate(config_of(), None, Pace("earlier", 50.0, 2.0, None)) is None
+
+
+def test_steps_are_known_without_rows_only_where_they_are_named() -> None:
+    assert step_count(config_of(), None) is None
+    assert step_count(config_of(train={"max_steps": 7}), None) == 7
+    assert step_count(config_of(train={"epochs": 1.5, "batch_size": 4}), 10) == 5
+
+
+def test_rows_that_are_held_out_take_no_time() -> None:
+    pace = Pace("earlier", 100.0, 2.0, None)
+    rows = rows_of_tokens([10] * 100, 500)
+    whole, rest = (
+        estimate(config_of(data={"train": "x", "eval_share": share}, train={"batch_size": 1}), rows, pace)
+        for share in (0.0, 0.2)
+    )
+    assert whole is not None
+    assert rest is not None
+    assert (whole.steps, rest.steps) == (100, 80)
+    assert rest.seconds == pytest.approx(0.8 * whole.seconds)
+
+
+def test_a_guess_has_the_right_order_of_magnitude() -> None:
+    # Measured: an 8B model with 2,240 tokens a second on a card, one of 135 million with 320 on two cores.
+    for shape, kind, measured in ((published.LLAMA_3_8B, "cuda", 2240), (published.SMOLLM2_135M, "cpu", 160)):
+        config = config_of(train={"batch_size": 4})
+        plan = make_plan(read_architecture(shape, "m"), config, Machine(kind))  # type: ignore[arg-type]
+        cores = 1 if kind == "cuda" else len(os.sched_getaffinity(0))
+        guess = 10 * 4 * 100 / rough_seconds(config, plan, 10, 100.0)
+        assert measured / 4 < guess / cores < measured * 4

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import random
+import time
 
 import pytest
 from hypothesis import given
@@ -15,46 +17,110 @@ VALUES = st.one_of(
 POINTS = st.lists(st.tuples(st.integers(1, 4), VALUES), max_size=120)
 
 
-def build(points: list[tuple[int, float]], smoothing: float = 0.9) -> Series:
+def build(points: list[tuple[int, float]]) -> Series:
     """A series from (distance to the step before, value)."""
-    series, step = Series(smoothing), 0
+    series, step = Series(), 0
     for distance, value in points:
         step += distance
         series.append(step, value)
     return series
 
 
-def same(a: list[float], b: list[float]) -> bool:
-    return len(a) == len(b) and all(
-        x == y or (math.isnan(x) and math.isnan(y)) or math.isclose(x, y, rel_tol=1e-6, abs_tol=1e-6)
-        for x, y in zip(a, b, strict=True)
-    )
+def curve(count: int) -> list[float]:
+    """A loss without noise, at steps from 1 on: steep, then flat."""
+    return [2.0 * math.exp(-step / (count / 8)) + 0.4 for step in range(count)]
 
 
-def test_the_window_of_the_average_grows_with_the_points() -> None:
-    series = build([(1, 5.0), (1, 5.0), (1, 5.0)])
-    assert series.smoothed == pytest.approx([5.0, 5.0, 5.0])
-    series = build([(1, 1.0), (1, 3.0)], smoothing=0.5)
-    # The second point weighs 4/5 as long as that is more than its share of 1/2.
-    assert series.smoothed[1] == pytest.approx(1.0 + 0.8 * 2.0)
-    assert build([(1, 1.0), (1, 3.0)], smoothing=0.0).smoothed == [1.0, 3.0]
+def noisy(count: int, seed: int, noise: float = 0.1) -> Series:
+    """The same with noise on it."""
+    source = random.Random(seed)
+    return build([(1, value + source.gauss(0, noise)) for value in curve(count)])
 
 
-def test_a_short_run_is_smoothed_close_to_its_points() -> None:
-    series = build([(1, 2.0 * math.exp(-step / 3) + 0.4) for step in range(12)])
-    assert abs(series.smoothed[-1] - (series.last or 0.0)) < 0.2
-    long = build([(1, float(step % 2)) for step in range(400)])
-    assert abs(long.smoothed[-1] - 0.5) < 0.1, "where there are many points, noise is averaged out"
+def smoothed(series: Series) -> list[float]:
+    """The smoothed curve at every step of a series whose steps are 1, 2, 3 and so on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(series_module, "SMOOTH_COLUMNS", len(series))
+        return [bucket.last for bucket in series.smooth_bucket(len(series), 1, len(series))]
+
+
+def error(values: list[float], wanted: list[float]) -> float:
+    """Root of the mean square of the difference."""
+    return math.sqrt(sum((a - b) ** 2 for a, b in zip(values, wanted, strict=True)) / len(wanted))
+
+
+@pytest.mark.parametrize(("count", "part"), [(30, 0.8), (60, 0.6), (120, 0.5), (1000, 0.25)])
+def test_a_smoothed_curve_is_nearer_to_the_truth_than_its_points_and_does_not_lag(count: int, part: float) -> None:
+    truth, errors, lags, ends = curve(count), [], [], []
+    for seed in range(10):
+        series = noisy(count, seed)
+        found = smoothed(series)
+        errors.append(error(found, truth) / error(series.values, truth))
+        lags.append(sum(found) - sum(truth))
+        ends.append(found[-1] - truth[-1])
+    assert max(errors) < 1.0
+    assert sum(errors) / 10 < part
+    # Where it lags, it lies above a falling curve, at the end as well.
+    assert abs(sum(lags) / 10 / count) < 0.01
+    assert abs(sum(ends) / 10) < 0.05
+
+
+def test_without_noise_a_straight_line_stays_what_it_is() -> None:
+    series = build([(1, 5.0 - step / 50) for step in range(200)])
+    assert smoothed(series) == pytest.approx(series.values)
+
+
+@pytest.mark.parametrize("count", [1, 2, 29])
+def test_a_short_run_is_not_smoothed(count: int) -> None:
+    series = noisy(count, 1)
+    assert not series.is_smoothed
+    assert series.smooth_bucket(50, 1, 40) == series.bucket(50, 1, 40)
+    assert noisy(30, 1).is_smoothed
+
+
+def test_the_picture_of_what_is_done_stays_as_the_run_goes_on() -> None:
+    series = noisy(600, 3)
+    before = smoothed(series)
+    changed = 0
+    for step in range(601, 621):
+        series.append(step, 0.4)
+        now = smoothed(series)
+        changed += error(now[:450], before[:450]) > 1e-12
+        before = now[: len(before)] + now[len(before) :]
+    assert changed <= 1
+
+
+def test_a_wide_chart_of_a_long_run_has_a_bucket_in_every_few_columns() -> None:
+    series = noisy(2000, 5)
+    buckets = series.smooth_bucket(380, 1, 2000)
+    assert len(buckets) == series_module.SMOOTH_COLUMNS
+    assert (buckets[0].x, buckets[-1].x) == (0, 379)
+    assert all(bucket.joined for bucket in buckets[1:])
+    truth = curve(2000)
+    assert all(abs(bucket.last - truth[round(bucket.x * 1999 / 379)]) < 0.1 for bucket in buckets[5:])
+
+
+def test_a_million_steps_are_smoothed_in_a_moment() -> None:
+    series = Series()
+    for step in range(300_000):
+        series.append(step, 1.0 + step % 2)
+    began = time.process_time()
+    buckets = series.smooth_bucket(400, 0, 1_000_000)
+    assert time.process_time() - began < 1.0
+    assert len(series) <= series_module.MOST_POINTS
+    assert {round(bucket.last, 2) for bucket in buckets} == {1.5}
+
+
+def test_the_mean_of_some_steps() -> None:
+    series = build([(1, 1.0), (1, math.nan), (1, 3.0), (1, 8.0)])
+    assert (series.mean(), series.mean(1, 3), series.mean(2, 2), Series().mean()) == (4.0, 2.0, None, None)
 
 
 def test_gaps_interrupt_without_touching_bounds_or_average() -> None:
     series = build([(1, 1.0), (1, math.nan), (1, math.inf), (1, 3.0)])
     assert series.gaps == [2, 3]
     assert series.bounds() == (1.0, 3.0)
-    assert math.isnan(series.smoothed[1])
-    assert series.smoothed[3] == build([(1, 1.0), (1, 3.0)]).smoothed[1]
     assert [bucket.joined for bucket in series.bucket(4)] == [False, False]
-    assert math.isnan(build([(1, 1.0), (1, math.nan)]).smoothed[-1])
     assert math.isnan(build([(1, 1.0), (1, math.nan)]).last or 0.0)
 
 
@@ -99,12 +165,12 @@ def test_columns_lie_where_their_steps_are() -> None:
     assert [bucket.x for bucket in series.bucket(5, 50, 50)] == [0]
 
 
-@given(POINTS, st.integers(1, 40), st.booleans())
-def test_no_extreme_is_lost_and_none_is_invented(points: list[tuple[int, float]], width: int, smooth: bool) -> None:
+@given(POINTS, st.integers(1, 40))
+def test_no_extreme_is_lost_and_none_is_invented(points: list[tuple[int, float]], width: int) -> None:
     series = build(points)
-    buckets = series.bucket(width, smooth=smooth)
-    finite = [value for value in (series.smoothed if smooth else series.values) if math.isfinite(value)]
-    assert series.bounds(smooth=smooth) == ((min(finite), max(finite)) if finite else None)
+    buckets = series.bucket(width)
+    finite = [value for value in series.values if math.isfinite(value)]
+    assert series.bounds() == ((min(finite), max(finite)) if finite else None)
     assert bool(buckets) == bool(finite)
     if finite:
         assert min(bucket.low for bucket in buckets) == min(finite)
@@ -141,13 +207,19 @@ def test_buckets_of_a_range_hold_the_points_of_the_range(
     assert series.bounds(first, last) == ((min(values), max(values)) if values else None)
 
 
-@given(POINTS, st.integers(0, 300), st.floats(0, 0.99))
-def test_truncating_is_as_if_the_rest_had_never_come(
-    points: list[tuple[int, float]], step: int, smoothing: float
-) -> None:
-    series = build(points, smoothing)
+@given(POINTS, st.integers(1, 60))
+def test_the_smoothed_curve_is_broken_where_the_curve_is(points: list[tuple[int, float]], width: int) -> None:
+    series = build(points)
+    smooth, plain = series.smooth_bucket(width), series.bucket(width)
+    assert [(bucket.x, bucket.joined) for bucket in smooth] == [(bucket.x, bucket.joined) for bucket in plain]
+    assert all(math.isfinite(value) for bucket in smooth for value in bucket[1:5])
+
+
+@given(POINTS, st.integers(0, 300))
+def test_truncating_is_as_if_the_rest_had_never_come(points: list[tuple[int, float]], step: int) -> None:
+    series = build(points)
     series.truncate(step)
-    fresh = Series(smoothing)
+    fresh = Series()
     total = 0
     for distance, value in points:
         total += distance
@@ -158,33 +230,25 @@ def test_truncating_is_as_if_the_rest_had_never_come(
     assert series.steps == fresh.steps
     assert series.gaps == fresh.gaps
     assert series.bounds() == fresh.bounds()
-    assert same(series.smoothed[:-1], fresh.smoothed[:-1])
+    assert series.mean() == fresh.mean()
 
 
-def test_smoothing_anew_keeps_the_points() -> None:
-    series = build([(1, 1.0), (1, 3.0), (1, math.nan), (1, 4.0)])
-    series.smooth(0.0)
-    assert same(series.smoothed, [1.0, 3.0, math.nan, 4.0])
-    assert series.gaps == [3]
-    assert len(series) == 4
-
-
-@given(POINTS, st.integers(3, 9), st.integers(2, 60), st.booleans())
-def test_many_points_become_few_and_lose_no_extreme(
-    points: list[tuple[int, float]], most: int, width: int, smooth: bool
-) -> None:
+@given(POINTS, st.integers(3, 9), st.integers(2, 60))
+def test_many_points_become_few_and_lose_no_extreme(points: list[tuple[int, float]], most: int, width: int) -> None:
     whole = build(points)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(series_module, "MOST_POINTS", most)
         series = build(points)
     assert len(series) <= most
-    assert series.bounds(smooth=smooth) == whole.bounds(smooth=smooth)
+    assert series.bounds() == whole.bounds()
     assert series.last_step == whole.last_step
+    assert (series.mean() is None) == (whole.mean() is None)
+    assert series.mean() is None or series.mean() == pytest.approx(whole.mean(), rel=1e-6, abs=1.0)
     assert series.steps == sorted(set(series.steps))
     assert set(series.steps) <= set(whole.steps)
-    buckets = series.bucket(width, smooth=smooth)
+    buckets = series.bucket(width)
     if buckets:
-        assert (min(b.low for b in buckets), max(b.high for b in buckets)) == whole.bounds(smooth=smooth)
+        assert (min(b.low for b in buckets), max(b.high for b in buckets)) == whole.bounds()
         assert all(b.low <= b.first <= b.high and b.low <= b.last <= b.high for b in buckets)
 
 
@@ -202,7 +266,7 @@ def test_what_is_dropped_of_few_points_stays_dropped(
             assert (series.last_step is None) == (len(series) == 0)
             series.append(max(step, 1) + 1, 1.0)
             assert series.last_step == max(step, 1) + 1
-            assert len(series.values) == len(series.smoothed) == len(series.steps)
+            assert len(series.values) == len(series.steps)
             assert (series.bounds() is None) or series.bounds()[0] <= 1.0 <= series.bounds()[1]  # type: ignore[index]
 
 
@@ -212,6 +276,6 @@ def test_the_least_positive_value_is_known() -> None:
 
 
 def test_the_greatest_floats_are_smoothed() -> None:
-    series = build([(1, 1.7e308), (1, -1.7e308), (1, 1.7e308), (1, 1.0)])
-    assert all(map(math.isfinite, series.smoothed))
+    series = build([(1, 1.7e308), (1, -1.7e308), (1, 1.7e308), (1, 1.0)] * 20)
+    assert all(map(math.isfinite, smoothed(series)))
     assert series.bounds() == (-1.7e308, 1.7e308)

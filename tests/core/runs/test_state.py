@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from core.atomic import write_atomic
 from core.runs import state as state_module
 from core.runs.process import hostname, is_same_process, own_identity, start_identity
-from core.runs.state import ACTIVE_STATES, END_STATES, RunState, infer_state
+from core.runs.state import ACTIVE_STATES, END_STATES, RunState, StepProgress, infer_state
 from core.text import one_line
 from tests.core.runs.event_strategies import JSON
 
@@ -232,3 +232,24 @@ def test_what_does_not_fit_leaves_the_old_state(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OSError, match="No space left"):
         live(step=6).write(tmp_path / "link")
     assert RunState.read(path) == read
+
+
+@pytest.mark.parametrize(
+    ("told", "pending", "progress"),
+    [
+        ({}, (), None),
+        ({"pending": ["stop", "pause", "dance", 3]}, ("pause", "stop"), None),
+        ({"pending": "pause", "progress": 3}, (), None),
+        ({"progress": {"what": "x\x1b", "done": 1, "total": 8}}, (), StepProgress("x�", 1, 8)),
+        ({"progress": {"what": "answers", "done": 9, "total": 8}}, (), None),
+        ({"progress": {"what": "answers", "done": 9}}, (), None),
+        ({"progress": {"what": "checkpoint", "done": 0, "total": 0}}, (), StepProgress("checkpoint")),
+    ],
+)
+def test_what_a_step_is_at_is_read_or_left_out(
+    tmp_path: Path, told: dict[str, object], pending: tuple[str, ...], progress: StepProgress | None
+) -> None:
+    (tmp_path / "state.json").write_text(json.dumps({"state": "training", **told}))
+    state = RunState.read(tmp_path / "state.json")
+    assert state is not None
+    assert (state.pending, state.progress) == (pending, progress)

@@ -9,10 +9,13 @@ import pytest
 from textual.pilot import Pilot
 
 from core.drafts import list_drafts
+from core.errors import UserError
 from tests.tui.config_panes import go_to, write_config
 from tests.tui.harness import asks, pane_of, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
+from tui.bridge import Bridge
+from tui.messages import ActionFailed, RunStarted
 from tui.panes.config.pane import ConfigPane
 
 
@@ -161,3 +164,81 @@ async def test_beside_a_live_run_it_is_said_that_it_goes_on(home: Path, tmp_path
     assert app.return_value is not None
     assert f"localtune-tui watch {script.run.id}" in app.return_value
     assert script.run.state().state == "training"
+
+
+class SlowStart:
+    """A start of a run that takes until it is said to be over."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.started = 0
+        monkeypatch.setattr(Bridge, "start_sample", lambda _: self._start())
+
+    def _start(self) -> None:
+        self.started += 1
+
+
+async def test_a_start_is_asked_for_once_and_waited_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = SlowStart(monkeypatch)
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await wait_for(pilot, lambda: app.state.document is not None)
+        for _ in range(3):
+            app.runs.start_sample()
+        await wait_for(pilot, lambda: start.started == 1)
+        assert app.state.is_starting
+        await pilot.press("q")
+        await wait_for(pilot, lambda: "as soon as its worker is there" in screen_text(app))
+        assert app.is_running
+        await pilot.press("q")
+        await wait_for(pilot, lambda: asks(app, "leave now"))
+        await pilot.pause()
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: not asks(app, "leave now"))
+        assert app.is_running
+        app.post_message(RunStarted(ScriptedRun(home).run))
+        await wait_for(pilot, lambda: not app.is_running)
+    assert "has started" in (app.return_value or "")
+    assert start.started == 1
+
+
+async def test_a_start_that_fails_ends_the_waiting(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    SlowStart(monkeypatch)
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await wait_for(pilot, lambda: app.state.document is not None)
+        app.runs.start_sample()
+        await pilot.press("q")
+        app.post_message(ActionFailed("The sample could not be started", UserError("There is no room.")))
+        await wait_for(pilot, lambda: "There is no room." in screen_text(app))
+        assert not app.state.is_starting
+        await pilot.press("escape", "q")
+        await wait_for(pilot, lambda: not app.is_running)
+
+
+async def test_a_start_that_takes_long_can_be_left(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    SlowStart(monkeypatch)
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_for(pilot, lambda: app.state.document is not None)
+        app.runs.start_sample()
+        await pilot.press("q", "q")
+        await wait_for(pilot, lambda: asks(app, "leave now"))
+        await pilot.pause()
+        await pilot.press("l")
+        await wait_for(pilot, lambda: not app.is_running)
+
+
+async def test_a_run_that_is_there_can_be_followed_by_another(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = SlowStart(monkeypatch)
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_for(pilot, lambda: app.state.document is not None)
+        app.runs.start_sample()
+        await wait_for(pilot, lambda: start.started == 1)
+        script = ScriptedRun(home)
+        script.train_to(3)
+        script.end("finished")
+        app.post_message(RunStarted(script.run))
+        await wait_for(pilot, lambda: app.state.view is not None and not app.state.is_starting)
+        app.runs.start_sample()
+        await wait_for(pilot, lambda: start.started == 2)

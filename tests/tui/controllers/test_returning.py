@@ -21,6 +21,7 @@ from tests.tui.harness import asks, pane_of, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.screens.pick import PickScreen
+from tui.screens.start.card import StartCard
 from tui.session import DataPlace, Session, read_session, session_path, write_session
 from tui.widgets.status_bar import StatusBar
 
@@ -292,34 +293,35 @@ async def test_r_starts_the_shown_run_again_and_not_the_configuration(
     async with opened(app) as pilot:
         await wait_for(pilot, lambda: app.state.view is not None)
         await pilot.press("3")
-        assert f"r start {run.id[9:]} again" in screen_text(app)
+        await wait_for(pilot, lambda: f"r start {run.id[9:]} again" in screen_text(app))
         await pilot.press("r")
+        await wait_for(pilot, lambda: isinstance(app.screen, StartCard))
+        assert f"Start {run.id[9:]} again" in screen_text(app)
+        assert f"as {run.id[9:]} had it" in screen_text(app)
+        assert "other values" not in screen_text(app)
+        await pilot.press("enter")
         await wait_for(pilot, lambda: started)
         assert started == [(5e-4, "faq")]
-        assert f"Started again, as {run.id[9:]} was." in notes(app)
-        await pilot.press("2", "r")
-        await wait_for(pilot, lambda: len(started) == 2)
-        assert started[1] == (2e-4, "tickets")
 
 
-@pytest.mark.parametrize(("key", "rate"), [("r", 2e-4), ("e", 1e-3), ("escape", None)])
-async def test_with_other_values_by_now_it_is_asked_which_are_meant(
-    here: Path, started: list[tuple[float, str]], key: str, rate: float | None
+async def test_the_card_says_where_the_configuration_has_other_values_by_now(
+    here: Path, started: list[tuple[float, str]]
 ) -> None:
-    made_run(rows_file(here))
+    run = made_run(rows_file(here))
     app = LocaltuneApp()
     async with opened(app) as pilot:
         await wait_for(pilot, lambda: app.state.view is not None)
         app.configuration.set_options({"train.learning_rate": 1e-3})
         await pilot.press("3", "r")
-        await wait_for(pilot, lambda: asks(app, "start nothing"))
-        await pilot.pause()
-        await pilot.press(key)
-        await wait_for(pilot, lambda: not asks(app, "start nothing"))
-        await pilot.pause()
-        if rate is not None:
-            await wait_for(pilot, lambda: started)
-        assert started == ([(rate, "faq")] if rate is not None else [])
+        await wait_for(pilot, lambda: isinstance(app.screen, StartCard))
+        await wait_for(
+            pilot, lambda: f"faq has other values by now than {run.id[9:]}: 2, then r starts those." in screen_text(app)
+        )
+        await pilot.press("escape", "2", "r")
+        await wait_for(pilot, lambda: isinstance(app.screen, StartCard))
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: started)
+        assert started == [(1e-3, "faq")]
 
 
 async def test_a_run_whose_data_is_gone_is_not_started_again(here: Path, started: list[tuple[float, str]]) -> None:

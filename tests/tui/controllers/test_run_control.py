@@ -19,7 +19,7 @@ from core.runs import events
 from core.runs.client import ControlClient
 from core.runs.history import read_history
 from core.runs.process import start_identity
-from tests.tui.harness import screen_lines, screen_text, wait_for
+from tests.tui.harness import asks, screen_lines, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_app import record_commands
 from tests.tui.test_typing_ahead import type_at_once
@@ -95,10 +95,49 @@ async def test_a_run_is_stopped_with_a_checkpoint_or_without(
         await asked_to_stop(pilot)
         assert "Not saved so far: 4 steps after the checkpoint of step 60." in words(app)
         await pilot.press(key)
+        if key == "w":
+            # Letters that lose steps are not enough: it is asked once more, and enter means to go on.
+            await wait_for(pilot, lambda: asks(app, "keep training") and "these steps are lost" in words(app))
+            await pilot.pause()
+            assert commands == []
+            await pilot.press("y")
         await wait_for(pilot, lambda: not isinstance(app.screen, ChoiceDialog))
         await wait_for(pilot, lambda: commands.with_args == sent)
         if key == "w":
-            await wait_for(pilot, lambda: "Stopping without a checkpoint" in words(app))
+            await wait_for(pilot, lambda: "◌ stopping" in words(app))
+
+
+@pytest.mark.parametrize(("steps", "asked"), [(64, True), (60, False)])
+async def test_a_stop_that_loses_steps_asks_once_more(
+    home: Path, monkeypatch: pytest.MonkeyPatch, steps: int, asked: bool
+) -> None:
+    ScriptedRun(home).train_to(steps)
+    commands = record_commands(monkeypatch)
+    async with LocaltuneApp().run_test(size=(80, 24)) as pilot:
+        app = await attached(pilot)
+        await asked_to_stop(pilot)
+        await pilot.press("w")
+        if asked:
+            await wait_for(pilot, lambda: "these steps are lost" in words(app))
+            await pilot.pause()
+            await pilot.press("enter")
+            await wait_for(pilot, lambda: not isinstance(app.screen, ChoiceDialog))
+            assert commands == []
+        else:
+            await wait_for(pilot, lambda: commands.with_args == [("stop", {"now": True})])
+
+
+async def test_a_dialog_says_what_it_waits_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ScriptedRun(home).train_to(64)
+    commands = record_commands(monkeypatch)
+    async with LocaltuneApp().run_test(size=(80, 24)) as pilot:
+        app = await attached(pilot)
+        await asked_to_stop(pilot)
+        await pilot.press(*"really")
+        await pilot.pause()
+        assert isinstance(app.screen, ChoiceDialog)
+        assert "press y, w, k, n or esc" in screen_text(app)
+        assert commands == []
 
 
 @pytest.mark.parametrize(

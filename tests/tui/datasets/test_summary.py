@@ -44,21 +44,21 @@ def test_it_is_never_longer_than_its_lines_and_says_what_is_left_out(width: int,
     line = summarize_analysis(found, 12_345, KeyTable(), width)
     assert len(line.wrap(width)) <= LINES
     text = line.plain
-    assert text.startswith(f"{found.used:,} used".replace(",", " "))
-    assert "12 345 problems" in text
-    named = [code for code in found.dropped if code in text]
+    assert text.startswith(f"{found.used:,} used")
+    assert "12,345 problems" in text
+    named = [code for place, code in enumerate(found.dropped) if f"{1000 - place:,} {KINDS[code].title}" in text]
     assert named == list(found.dropped)[: len(named)]
     if width == 196 and reasons:
-        assert len(named) == min(reasons, 4)
+        assert len(named) >= min(reasons, 3)
     left = reasons - len(named)
     assert (f"… {left} " in text) == bool(left)
 
 
 def test_without_a_width_nothing_is_left_out() -> None:
     dropped = analysis(9).dropped
-    assert all(code in describe_dropped(dropped) for code in dropped)
+    assert all(KINDS[code].title in describe_dropped(dropped) for code in dropped)
     assert "…" not in describe_dropped(dropped)
-    assert describe_dropped(dropped, 0) == f"{sum(dropped.values()):,} dropped: … 9 reasons".replace(",", " ")
+    assert describe_dropped(dropped, 0) == f"{sum(dropped.values()):,} dropped: … 9 reasons"
 
 
 def test_a_filter_keeps_the_ways_out_of_it_in_view() -> None:
@@ -92,5 +92,5 @@ async def test_the_report_has_all_of_it(tmp_path: Path) -> None:
         assert "8 problems (p" in text
         await pilot.press("s")
         await pilot.pause()
-        report = " ".join(screen_text(pilot.app).split())
-        assert all(code in report for code in found.dropped)
+        report = " ".join(screen_text(pilot.app).replace("│", " ").split())
+        assert all(KINDS[code].title in report for code in found.dropped)

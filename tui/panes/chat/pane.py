@@ -17,6 +17,7 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from core.chat.dialogue import Dialogue, Exchange, Reply, format_stats, speaker_name
+from core.runs.store import has_weights
 from core.text import one_line, sanitize
 from tui.keys import bindings, display_key
 from tui.messages import AnswerAwaited
@@ -28,7 +29,7 @@ from tui.widgets.forms.prompt_input import PromptInput
 from tui.widgets.start_here import StartHere
 
 if TYPE_CHECKING:
-    from core.chat.request import Source
+    from core.chat.request import GenerationSettings, Source
     from tui.panes.chat.session_holder import SessionFactory, Target
 
 #: Minimum columns for two answers side by side.
@@ -72,6 +73,8 @@ class ChatPane(Pane):
         self._phase = ""
         self._is_waiting = False
         self._taken_up = ""
+        self._former: Dialogue | None = None
+        self._has_weights = True
         self._current: Exchange | None = None
         self._holder = SessionHolder(open_session)
         self._flush: Timer | None = None
@@ -85,7 +88,7 @@ class ChatPane(Pane):
 
     def on_mount(self) -> None:
         """Show what can be talked to."""
-        self._flush = self.set_interval(_FLUSH_SECONDS, self._flush_pending, pause=True)
+        self._flush = self.set_interval(_FLUSH_SECONDS * self.shell.pace, self._flush_pending, pause=True)
         self._show_target()
         self._show_taken_up()
 
@@ -112,8 +115,10 @@ class ChatPane(Pane):
         same_run = run == self.target
         self._stop_answer()
         self.target, self.is_live = run, live
+        self._has_weights = live or run is None or isinstance(run, (str, Path)) or has_weights(run)
         if not same_run:
             self._step = None
+            self._former = None
             self._begin_anew()
         self._holder.set_target(run)
         if self.is_mounted:
@@ -193,6 +198,11 @@ class ChatPane(Pane):
         return not isinstance(self.target, (str, Path)) and (self.target is None or self.target.trains_adapter)
 
     @property
+    def _can_ask(self) -> bool:
+        """Whether there is a model to ask; a run that ended before it saved anything has none."""
+        return self.target is not None and self._has_weights
+
+    @property
     def prompt(self) -> PromptInput:
         """The prompt."""
         return self.query_one("#chat-prompt", PromptInput)
@@ -225,6 +235,12 @@ class ChatPane(Pane):
                     (self.keys["app.runs"].display, "Open a run that has ended, and talk to what it made"),
                 ],
             )
+        elif not self._has_weights:
+            again = (self.keys["app.start"].display, "Start a run; its model answers here while it trains")
+            empty.explain(
+                "This run ended before it saved anything, so there is no model to ask.",
+                [again, (self.keys["app.runs"].display, "Open another run, and talk to what it made")],
+            )
         else:
             empty.explain(self._invitation(), self._invitation_keys())
         self._refresh()
@@ -245,18 +261,18 @@ class ChatPane(Pane):
 
     def _refresh(self) -> None:
         """Update title and hints, and show or hide the parts."""
-        has_target = self.target is not None
+        can_ask = self._can_ask
         blank = not self.dialogue.exchanges
         empty = self.query_one("#chat-empty", StartHere)
         reader = empty if blank else self.transcript
         had_keys = self.has_focus_within and not self.prompt.has_focus
         empty.display = blank
         self.transcript.display = not blank
-        self.prompt.display = has_target
+        self.prompt.display = can_ask
         # The prompt takes every letter, so it is focused only on request.
         for widget in (empty, self.transcript):
             widget.set_class(widget is reader, "-first-focus")
-        if had_keys or (self.prompt.has_focus and not has_target):
+        if had_keys or (self.prompt.has_focus and not can_ask):
             reader.focus()
         self._refresh_hints()
         self._refresh_title()
@@ -271,22 +287,38 @@ class ChatPane(Pane):
 
     def _refresh_hints(self) -> None:
         prompt = self.prompt
+        cancel = self.keys["chat.cancel"].display
+        leave = "stops the answer" if self.is_answering else "leaves the prompt"
         if prompt.has_focus:
-            prompt.placeholder = f"ask {self._mode}  ·  enter sends  ·  esc leaves the prompt"
+            prompt.placeholder = f"ask {self._mode}  ·  enter sends  ·  {cancel} {leave}"
         else:
             prompt.placeholder = f"{self.keys['chat.write'].display} writes a question to {self._mode}"
-        if self.target is None:
+        if not self._can_ask:
             self.set_hints(["app.start", "app.runs"])
             return
         toggles = ["chat.source", "chat.both"] if self._has_adapter else []
-        cancel = self.keys["chat.cancel"].display
-        leave = "stops the answer" if self.is_answering else "leaves the prompt"
         keys = [(self._key_while_writing(name), self.keys[name].description) for name in toggles]
-        prompt.footer_keys = ((cancel, leave), ("enter", "sends"), *keys, ("↑", "earlier questions"))
+        offered = (
+            (cancel, leave),
+            ("enter", "sends"),
+            ("^n", "breaks the line"),
+            *keys,
+            ("↑", "earlier questions"),
+        )
+        if offered != prompt.footer_keys:
+            prompt.footer_keys = offered
+            # For the key bar, which shows them.
+            self.refresh_bindings()
         if not prompt.has_focus:
-            self.set_hints(["chat.write", *toggles])
+            stop = [(cancel, "stop")] if self.is_answering else []
+            self.set_hints(["chat.write", *toggles, "chat.settings"], stop)
             return
-        words = ["enter send", *(f"{key} {what}" for key, what in keys), f"{cancel} {leave.partition(' ')[0][:-1]}"]
+        words = [
+            "enter send",
+            "^n line break",
+            *(f"{key} {what}" for key, what in keys),
+            f"{cancel} {leave.partition(' ')[0][:-1]}",
+        ]
         self.border_subtitle = Content("  ".join(words))
 
     def _key_while_writing(self, identity: str) -> str:
@@ -324,7 +356,7 @@ class ChatPane(Pane):
     @on(PromptInput.Submitted)
     def _submitted(self, message: PromptInput.Submitted) -> None:
         message.stop()
-        if self.target is None:
+        if not self._can_ask:
             return
         if self.is_answering:
             self._say(f"The model is still answering; {self.keys['chat.cancel'].display} stops it.", "$near")
@@ -446,7 +478,7 @@ class ChatPane(Pane):
 
     def action_write(self) -> None:
         """Focus the prompt."""
-        if self.target is not None:
+        if self._can_ask:
             # At once, unlike focus(): keys typed ahead belong into the prompt.
             self.screen.set_focus(self.prompt)
 
@@ -483,11 +515,36 @@ class ChatPane(Pane):
         self._refresh()
 
     def action_clear(self) -> None:
-        """Begin a new conversation with the same model."""
+        """Begin a new conversation with the same model; in an empty one, bring the former one back."""
         self._stop_answer()
-        self._begin_anew()
-        self._say("")
+        former, key = self._former, self.keys["chat.clear"].display
+        if self.dialogue.exchanges:
+            self._former = self.dialogue
+            self._begin_anew()
+            self._say(f"A new conversation; {key} again brings the former one back.")
+        elif former is not None:
+            self._former = None
+            self.take_up(former, "")
+            self._say("The former conversation is back.")
         self._refresh()
+
+    def action_change_settings(self) -> None:
+        """Ask for other settings of the answers."""
+        from tui.screens.chat_settings import ChatSettings
+
+        def changed(chosen: tuple[str, GenerationSettings] | None) -> None:
+            if chosen is not None:
+                self._holder.chosen = chosen
+                self._say("The next answers follow the new settings; the run's configuration stays as it is.")
+
+        if self._can_ask:
+            # Called directly, not by a message: keys typed after the one that opens the dialog are its text.
+            self.app.push_screen(ChatSettings(*self._holder.settings()), changed)
+
+    @on(PromptInput.PageWanted)
+    def _page_wanted(self, message: PromptInput.PageWanted) -> None:
+        message.stop()
+        self.action_move_page(message.direction)
 
     @on(PromptInput.CopyWanted)
     def action_copy(self) -> None:

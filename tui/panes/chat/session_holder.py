@@ -33,6 +33,8 @@ class SessionHolder:
         self._target: Target | None = None
         self._talking = threading.Lock()
         self._guard = threading.Lock()
+        self.chosen: tuple[str, GenerationSettings] | None = None
+        """System prompt and settings chosen in the pane, in place of the configuration's; None for those."""
         self._epoch = 0  # rises with every cancel and every change of target: answers begun before it must end
 
     @property
@@ -43,6 +45,8 @@ class SessionHolder:
     def set_target(self, target: Target | None) -> None:
         """Set the target; the session on the previous one waits for :meth:`close_retired`."""
         with self._guard:
+            if target != self._target:
+                self.chosen = None
             self._target = target
             self._epoch += 1
             if self._session is not None:
@@ -81,7 +85,10 @@ class SessionHolder:
         return self._epoch
 
     def settings(self) -> tuple[str, GenerationSettings]:
-        """Settings of the run's configuration, with its system prompt; the defaults where it cannot be read."""
+        """Chosen settings, else those of the run's configuration, with a system prompt; the defaults where it cannot be
+        read."""
+        if self.chosen is not None:
+            return self.chosen
         from core.chat.request import GenerationSettings
         from core.runs.store import Run
 

@@ -6,13 +6,14 @@ import asyncio
 import shutil
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.config.facts import Facts, find_missing_trackers, read_shape
 from core.errors import UserError
 from core.memory.disk import disk_need
+from tui.panes.config.base_model import BaseFinding, NamedBase, check_base, find_missing
 from tui.panes.config.model import ConfigModel
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from core.hardware.card import Card
     from core.models.architecture.architecture import Architecture
     from core.runs.latest import LikeRun
+    from core.runs.model_catalog import ModelCatalog
     from core.runs.pace import PaceBook
     from tui.widgets.charts.plan_bar import PlanView
 
@@ -31,17 +33,25 @@ class FactsFinder:
         self.facts = Facts(missing_trackers=find_missing_trackers())
         self.card: Card | None = None
         self.last_run: LikeRun | None = None
+        self._base: BaseFinding | None = None
         self.rows: dict[Path, int] = {}
         """Row counts of data files, as far as they are known."""
         self._paces: PaceBook | None = None
         self._planned_rows: int | None = None
 
+    @cached_property
+    def models(self) -> ModelCatalog:
+        """The base models on this machine."""
+        from core.runs.model_catalog import ModelCatalog
+
+        return ModelCatalog()
+
     def facts_for(self, model: ConfigModel) -> Facts:
         """The facts for a configuration; the row count only while it is the one that a run will use."""
         document, files = model.document, model.train_paths()
-        plain = not document.get("data.weights") and not document.get("data.eval_share")
-        known = bool(files) and plain and all(path in self.rows for path in files)
-        self._planned_rows = sum(self.rows[path] for path in files) if known else None
+        known = bool(files) and not document.get("data.weights") and all(path in self.rows for path in files)
+        total = sum(self.rows[path] for path in files) if known else None
+        self._planned_rows = None if total is None else total - model.held_out(total)
         return replace(self.facts, rows=self._planned_rows)
 
     async def find_card(self) -> None:
@@ -49,6 +59,27 @@ class FactsFinder:
         self.card = card = await asyncio.to_thread(_find_card)
         if card is not None:
             self.facts = replace(self.facts, device="cuda", bf16=card.has_bf16, device_bytes=card.memory_total)
+
+    async def check_base(self, base: NamedBase, key: str) -> None:
+        """Look the base model up, and check its description.
+
+        Args:
+            base: The model.
+            key: The key that opens the list of models, for the message.
+        """
+        self._base = await asyncio.to_thread(check_base, base, key)
+
+    def miss_base(self, base: NamedBase, key: str) -> None:
+        """Look at once whether the base model is on this machine; the rest of what is known about it is kept."""
+        missing = find_missing(base, key)
+        if missing is not None:
+            self._base = missing
+        elif self._base is not None and self._base.base == base and self._base.is_missing:
+            self._base = None
+
+    def base_problem(self, base: NamedBase) -> str:
+        """What is wrong with a base model; empty where nothing is, or nothing is known yet."""
+        return self._base.sentence if self._base is not None and self._base.base == base else ""
 
     async def look_around(self, base: str, name: str, directory: Path) -> None:
         """Look up the model, the disk and the last run.
@@ -113,11 +144,6 @@ def _look(base: str, name: str, directory: Path) -> tuple[Architecture | None, i
 
 
 def _count_rows(path: Path) -> int:
-    from core.data.registries.resolve import resolve_source
+    from core.analysis.row_counts import count_rows
 
-    count = 0
-    for source in resolve_source(str(path)):
-        with source.open_shared() as file:
-            file.index()
-            count += file.count_known
-    return count
+    return count_rows([str(path)]).rows

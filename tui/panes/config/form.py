@@ -6,7 +6,6 @@ from textual import on
 from textual.app import ComposeResult
 from textual.containers import Container, Vertical
 from textual.content import Content
-from textual.widgets import Static
 
 from core.config.compare import differences, holding_values
 from core.text import one_line
@@ -19,6 +18,7 @@ from tui.shell import shell_of
 from tui.widgets.forms.option_field import OptionField
 from tui.widgets.forms.option_form import OptionForm
 from tui.widgets.forms.option_help import OptionHelp
+from tui.widgets.text_block import TextLine
 
 
 class ConfigForm(Vertical):
@@ -54,10 +54,10 @@ class ConfigForm(Vertical):
         self.findings = Findings({}, {})
         """The problems and warnings that are shown."""
         self._editor, self._known = editor, known
-        self._summary = Static(id="config-summary", markup=False)
-        self._strangers = Static(id="config-strangers", markup=False)
+        self._summary = TextLine(id="config-summary")
+        self._strangers = TextLine(id="config-strangers")
         self._manual = OptionHelp(id="config-manual")
-        self._line = Static(id="config-help", markup=False)
+        self._line = TextLine(id="config-help")
         self._note = ""
         self._note_field: OptionField | None = None
 
@@ -85,7 +85,8 @@ class ConfigForm(Vertical):
         """Update every field and its notes from the document."""
         model, last, preset = self._editor.model, self._known.last_run, self._editor.preset
         document = model.document
-        self.findings = found = model.findings(self._known.facts_for(model))
+        problem = self._known.base_problem(model.named_base)
+        self.findings = found = model.findings(self._known.facts_for(model), problem)
         others = differences(holding_values(document), last.values) if last is not None else {}
         for field in self.options.fields:
             name = field.option.name
@@ -131,7 +132,7 @@ class ConfigForm(Vertical):
         elif field is None:
             self._line.update(Content(one_line(self.filter.reason_for_none(keys["config.back"].display))))
         else:
-            self._line.update(Content(explain(field.option, keys["config.form"].display)))
+            self._line.update(Content(explain(field.option, keys["config.form"].display, keys["config.edit"].display)))
 
     @on(OptionForm.Moved)
     def _moved(self, message: OptionForm.Moved) -> None:

@@ -11,7 +11,7 @@ from core.config.rules import RULES
 from core.config.schema import Option
 from core.presets.library import Preset
 from core.text import one_line
-from tui.panes.config.model import DATA_PATHS
+from tui.panes.config.model import BASE, DATA_PATHS
 from tui.widgets.forms.option_field import OptionField, format_value
 from tui.widgets.lists.data_tree import DATA_SUFFIXES
 
@@ -91,21 +91,24 @@ def _full(name: str, value: Any) -> str:
 
 def _short(name: str, value: Any) -> str:
     """A value in a few characters; the last part of a path."""
-    if name in PATH_OPTIONS:
+    if name in PATH_OPTIONS and value is not None:
         texts = value if isinstance(value, list) else [value]
         value = [Path(text).name if isinstance(text, str) else text for text in texts]
     return one_line(format_value(value), _SHORT) or UNSET_TEXTS.get(name, "none")
 
 
-def explain(option: Option, form_key: str = "") -> str:
+def explain(option: Option, form_key: str = "", edit_key: str = "") -> str:
     """The full help line of an option: name, help, accepted values and default.
 
     Args:
         option: The declaration.
         form_key: The key that opens the screen of an option that has one.
+        edit_key: The key that lists the base models.
     """
     default = format_value(option.default) or UNSET_TEXTS.get(option.name, "none")
     accepts = describe_type(option) + (f" ({option.unit})" if option.unit else "")
     about = "needed" if option.required else f"default {default}"
     form = f" ({form_key} shows it with the rows)" if form_key and option.name in FORMS else ""
+    if edit_key and option.name == BASE:
+        form = f" ({edit_key} lists those on this machine)"
     return one_line(f"{option.name}{form}: {option.help} {accepts[0].upper()}{accepts[1:]}; {about}.")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tui.screens.choice import Choice, ChoiceDialog
+from core.text import one_line
+from tui.screens.report import ReportScreen
 
 if TYPE_CHECKING:
     from core.importers.convert import Imported
 
 #: Suffixes of configurations of Axolotl, LLaMA-Factory and Unsloth.
 SUFFIXES = (".yml", ".yaml")
-#: Columns of the report, inside of its dialog.
-_WIDTH = 64
 
 
 def read_import(path: Path) -> Imported:
@@ -27,12 +27,16 @@ def read_import(path: Path) -> Imported:
     return import_config(path)
 
 
-def report_dialog(path: Path, imported: Imported) -> ChoiceDialog:
-    """The dialog with the report: options imported, and options that were not."""
+def report_screen(path: Path, imported: Imported) -> ReportScreen:
+    """The screen with the report: options imported, and options that were not."""
     from core.importers.report import render
 
-    text = "\n".join(render(imported, _WIDTH))
-    for unknown in imported.unknown:
-        guess = f" Did you mean {unknown.guess}?" if unknown.guess else ""
-        text += f"\n\nLine {unknown.line}: {imported.title} has no key {unknown.key}.{guess}"
-    return ChoiceDialog(f"Imported from {path.name}", text, [Choice("enter", "", "close")])
+    def lines(width: int) -> list[str]:
+        found = render(imported, width)
+        for unknown in imported.unknown:
+            guess = f" Did you mean {unknown.guess}?" if unknown.guess else ""
+            sentence = f"Line {unknown.line}: {imported.title} has no key {unknown.key}.{guess}"
+            found += ["", *textwrap.wrap(one_line(sentence, 300), width)]
+        return found
+
+    return ReportScreen(f"Imported from {path.name}", lines)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.analysis.split import held_out_count
 from core.config.document import ConfigDocument, parse_value
 from core.config.facts import Facts
 from core.config.schema import Option, options
@@ -17,10 +18,14 @@ from core.hub_uri import is_hub_entry
 from core.presets.library import Preset
 from core.runs.again import Origin, run_name
 from core.text import one_line
+from core.units import format_count
 from tui.data_paths import entry_path, entry_text
 from tui.datasets.summary import counted
+from tui.panes.config.base_model import NamedBase
 from tui.widgets.forms.option_field import format_value
 
+#: The option with the base model.
+BASE = "model.base"
 #: Options whose values are paths of data files.
 DATA_PATHS = ("data.train", "data.eval")
 
@@ -94,9 +99,16 @@ class ConfigModel:
         """The name of a run of it: after its file, the run it was begun with, else after its data."""
         return run_name(self.document, self.origin)
 
-    def findings(self, facts: Facts | None = None) -> Findings:
-        """Problems and warnings, as far as the known facts allow."""
+    def findings(self, facts: Facts | None = None, base_problem: str = "") -> Findings:
+        """Problems and warnings, as far as the known facts allow.
+
+        Args:
+            facts: The known facts.
+            base_problem: What is wrong with the base model; empty where nothing is known to be.
+        """
         problems = self.problems()
+        if base_problem:
+            problems.setdefault(BASE, base_problem)
         warnings: dict[str, str] = {}
         for remark in reversed(self.document.remarks(facts)):
             found = problems if remark.level == "error" else warnings
@@ -130,6 +142,12 @@ class ConfigModel:
         """A path of the configuration, made absolute."""
         return entry_path(text, self.base)
 
+    @property
+    def named_base(self) -> NamedBase:
+        """The base model, as the configuration names it."""
+        base, method = self.effective(BASE), self.effective("method.name")
+        return NamedBase(base if isinstance(base, str) else "", self.base, str(method))
+
     def effective(self, name: str) -> Any:
         """The effective value: the file's, else the default."""
         value = self.document.get(name)
@@ -160,10 +178,18 @@ class ConfigModel:
         parts.append(files[0].name if len(files) == 1 else f"{len(files)} files")
         if all(path in rows for path in files):
             count = sum(rows[path] for path in files)
-            parts += [counted(count, "row"), f"batch {format_value(batch)}", self._steps(count, batch)]
+            kept_out = self.held_out(count)
+            held_out = f" + {format_count(kept_out)} held out" if kept_out else ""
+            used = count - kept_out
+            parts += [f"{counted(used, 'row')}{held_out}", f"batch {format_value(batch)}", self._steps(used, batch)]
         else:
             parts.append(f"batch {format_value(batch)}")
         return one_line(" · ".join(part for part in parts if part))
+
+    def held_out(self, rows: int) -> int:
+        """The number of rows that ``data.eval_share`` holds out of so many."""
+        share = self.effective("data.eval_share")
+        return held_out_count(rows, share) if _is_number(share) and 0 < share < 1 else 0
 
     def _steps(self, rows: int, batch: Any) -> str:
         """The number of steps of a run, as the worker counts them; empty where an option for it is wrong."""

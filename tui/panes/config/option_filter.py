@@ -49,9 +49,13 @@ class OptionFilter:
         return self.shows_expert or option.basic or is_needed
 
     def search(self, text: str) -> None:
-        """Show the options with a text in their names or help."""
+        """Show the options with a text in their names or help; the cursor goes to the first one with it in its name."""
         self.term = text.strip()
         self.apply()
+        term = self.term.lower()
+        named = next((field for field in self._form.shown if term and term in field.option.key.lower()), None)
+        if named is not None:
+            self._form.go_to(named)
 
     def widen(self) -> None:
         """Clear the search, or the restriction to changed options."""

@@ -17,11 +17,13 @@ from core.errors import UserError
 from core.presets.switch import apply_switch
 from core.runs.names import brief_id
 from core.text import one_line
+from tui.data_paths import path_text
 from tui.datasets.summary import counted
 from tui.editor import edit_text
 from tui.keys import bindings
 from tui.messages import ConfigEdited, ConfigLoaded, ConfigSaved, FormRequested
 from tui.panes.base import Pane
+from tui.panes.config.base_model import NamedBase
 from tui.panes.config.comparing import show_difference
 from tui.panes.config.editor import ConfigEditor, Opened
 from tui.panes.config.facts import FactsFinder
@@ -29,8 +31,8 @@ from tui.panes.config.files import FileQuestions
 from tui.panes.config.form import ConfigForm
 from tui.panes.config.help import FORMS
 from tui.panes.config.history import Step
-from tui.panes.config.importing import SUFFIXES, read_import, report_dialog
-from tui.panes.config.model import DATA_PATHS, ConfigModel
+from tui.panes.config.importing import SUFFIXES, read_import, report_screen
+from tui.panes.config.model import BASE, DATA_PATHS, ConfigModel
 from tui.panes.config.presets import suitable, tell_switch
 from tui.widgets.charts.plan_bar import PlanBar, Planner, PlanView
 from tui.widgets.forms.ask_bar import AskBar
@@ -68,7 +70,7 @@ class ConfigPane(Pane):
         self._plan_bar = PlanBar(id="config-plan")
         self._greeting = ""
         self._emptied: OptionField | None = None
-        self._looked_at: tuple[str, str] | None = None
+        self._looked_at: tuple[NamedBase, str] | None = None
 
     def compose(self) -> ComposeResult:
         """The form, the memory plan and the ask bar."""
@@ -293,12 +295,14 @@ class ConfigPane(Pane):
         """Move the cursor to the first or the last option."""
         self.form.move(direction * 10_000)
 
-    def action_edit(self) -> None:
-        """Open the input of the option under the cursor, or take its next choice."""
+    async def action_edit(self) -> None:
+        """Open the input of the option under the cursor, take its next choice, or list the base models."""
         field = self.form.current
         if field is None or not self.form.has_focus:
             return
-        if field.choices:
+        if field.option.name == BASE:
+            await self.action_choose_model()
+        elif field.choices:
             self.action_cycle(1)
         else:
             field.edit()
@@ -338,9 +342,9 @@ class ConfigPane(Pane):
         self._edited(field)
 
     @on(OptionForm.Activated)
-    def _activated(self, message: OptionForm.Activated) -> None:
+    async def _activated(self, message: OptionForm.Activated) -> None:
         message.stop()
-        self.action_edit()
+        await self.action_edit()
 
     @on(OptionField.Typed)
     def _typed(self, message: OptionField.Typed) -> None:
@@ -397,11 +401,10 @@ class ConfigPane(Pane):
 
     def look_around(self, *, anew: bool = False) -> None:
         """Look up the model, the disk and the last run, where they may have changed."""
-        base = self.model.effective("model.base")
-        wanted = (base if isinstance(base, str) else "", self.model.run_name)
+        wanted = (self.model.named_base, self.model.run_name)
         if anew or wanted != self._looked_at:
             self._looked_at = wanted
-            self._look(*wanted, self.model.base)
+            self._look(*wanted)
 
     def run_ended(self) -> None:
         """Look up the last run and the paces of runs anew, after a run has ended."""
@@ -419,8 +422,10 @@ class ConfigPane(Pane):
         self.refresh_fields()
 
     @work(exclusive=True, group="config-around")
-    async def _look(self, base: str, name: str, directory: Path) -> None:
-        await self.known.look_around(base, name, directory)
+    async def _look(self, base: NamedBase, name: str) -> None:
+        await self.known.check_base(base, self.keys["config.edit"].display)
+        self.refresh_fields()
+        await self.known.look_around(base.name, name, base.directory)
         self.refresh_fields()
 
     @work(exclusive=True, group="config-paces")
@@ -491,8 +496,12 @@ class ConfigPane(Pane):
         self.refresh_hints()
 
     def check(self) -> dict[str, str]:
-        """The problems that prevent a run, option to sentence; missing data files are among them."""
+        """The problems that prevent a run, option to sentence; missing files and models are among them."""
+        self.known.miss_base(self.model.named_base, self.keys["config.edit"].display)
         self.refresh_fields()
+        if self.known.base_problem(self.model.named_base):
+            # It may have been mended since.
+            self.look_around(anew=True)
         return self.problems
 
     def refuse_start(self) -> None:
@@ -503,6 +512,12 @@ class ConfigPane(Pane):
         count = len(self.problems)
         more = f"1 of {count} problems ({self.keys['config.problem'].display} next): " if count > 1 else ""
         self.say(f"✗ Not started. {more}{sentence}")
+
+    def show_warning(self) -> None:
+        """Go to the first option with a warning, if there is one."""
+        if warnings := self._view.findings.warnings:
+            self.go_to_option(next(iter(warnings)))
+        self.form.focus()
 
     # Undo.
 
@@ -626,7 +641,25 @@ class ConfigPane(Pane):
             self.say(f"✗ {error}")
             return
         self._go_on(Opened(ConfigDocument(imported.toml), f"importing {path.name}"))
-        self.app.push_screen(report_dialog(path, imported))
+        self.app.push_screen(report_screen(path, imported))
+
+    async def action_choose_model(self) -> None:
+        """Choose the base model among those on this machine, or download one."""
+        await self._converse(self._choose_model)
+
+    async def _choose_model(self) -> None:
+        from tui.screens.models.screen import ModelScreen
+
+        # A copy of the document, as a thread looks at it too.
+        document = ConfigDocument(self.document.dumps(), self.document.path)
+        value = await self.app.push_screen_wait(ModelScreen(self.known.models, document))
+        if value is not None:
+            text = value if isinstance(value, str) else path_text(self.document, value)
+            if text != self.model.effective(BASE):
+                self.document.set(BASE, text)
+                self.edited(f"the base model {one_line(text, 60)}", f"✓ {BASE} is {one_line(text, 200)}")
+            # A download has brought what was missing.
+            self.look_around(anew=True)
 
     async def action_presets(self) -> None:
         """Choose a preset, with a preview of its changes."""

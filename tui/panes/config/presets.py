@@ -6,10 +6,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from core.config.document import ConfigDocument
-from core.config.facts import Facts, read_shape
 from core.errors import UserError
 from core.models.find import STARTER_NAME
-from core.presets.choose import choose_preset
 from core.presets.switch import Switch
 
 if TYPE_CHECKING:
@@ -30,21 +28,19 @@ def suitable(document: ConfigDocument) -> Choice:
     Raises:
         UserError: If the model is too large for the card.
     """
-    from core.analysis.row_lengths import sample_lengths
     from core.hardware.card import find_card
+    from core.presets.begin import suitable_preset
 
     card = find_card() if document.get("hardware.device") != "cpu" else None
     base = document.get("model.base")
     directory = document.path.parent if document.path is not None else None
-    lengths: list[int] = []
-    # Without data, or with data that cannot be read, model and card decide.
-    with suppress(UserError, OSError):
-        lengths = sample_lengths(document.validate())
-    return choose_preset(
-        Facts(
-            model=read_shape(base if isinstance(base, str) else STARTER_NAME, directory),
-            device_bytes=card.memory_total if card is not None else None,
-        ),
-        lengths=lengths,
-        card_name=f"the {card.name}" if card is not None else "the card",
-    )
+    rows = None
+    # Without data model and card decide.
+    with suppress(UserError):
+        rows = document.validate()
+    name = base if isinstance(base, str) else STARTER_NAME
+    try:
+        return suitable_preset(name, card, rows, directory=directory)
+    except (UserError, OSError):
+        # So they do with data that cannot be read; a model that is too large is refused again.
+        return suitable_preset(name, card, None, directory=directory)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from core.units import format_count
 from tui.datasets.marks import RowFilter, next_filter
-from tui.datasets.summary import spaced
 from tui.panes.data.session import DatasetSession, Move
 
 
@@ -43,10 +43,10 @@ def longest_row(session: DatasetSession) -> Move:
     if lengths is None:
         why = f": {session.masker_error.message}" if session.masker_error is not None else "."
         return Move(said=f"The lengths of rows are not known{why}")
-    said = f"The longest row: {spaced(lengths.max)} tokens."
+    said = f"The longest row: {format_count(lengths.max)} tokens."
     if session.filter is None or session.place_of(lengths.longest) is not None:
         return Move(lengths.longest, said)
-    return Move(lengths.longest, f"{said} It has no {session.filter.code}; all rows are shown again.", relists=True)
+    return Move(lengths.longest, f"{said} It is not “{session.filter.title}”; all rows are shown again.", relists=True)
 
 
 def after_analysis(session: DatasetSession) -> Move:
@@ -58,4 +58,4 @@ def after_analysis(session: DatasetSession) -> Move:
     problem = analysis.problem(code)
     if problem is not None and problem.indices:
         return Move(said="", relists=True, filter=RowFilter.of(problem))
-    return Move(said=f"No row has the problem {code} any more; all are shown.", relists=True)
+    return Move(said=f"No row is “{session.filter.title}” any more; all are shown.", relists=True)

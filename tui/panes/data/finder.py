@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from core.errors import UserError
 from core.text import one_line
-from tui.datasets.summary import spaced
+from core.units import format_count
 from tui.datasets.tasks import paced
 from tui.datasets.view import Match
 from tui.keys import KeyTable
@@ -40,10 +40,10 @@ class Finder:
         if view is None:
             return Move()
         among = session.filter.indices if session.filter is not None else None
-        total, given_up = spaced(len(session.listed)), threading.Event()
+        total, given_up = format_count(len(session.listed)), threading.Event()
 
         def report(seen: int) -> None:
-            say(f"searching for {self.term}: {spaced(seen)} of {total} rows · esc stops")
+            say(f"searching for {self.term}: {format_count(seen)} of {total} rows · esc stops")
 
         try:
             search = asyncio.to_thread(view.search, self.term, index, step, given_up.is_set, paced(report), among)
@@ -65,7 +65,7 @@ class Finder:
             return Move(said="")
         return Move(
             match.index,
-            f"{self.term}: row {spaced(match.index + 1)}"
+            f"{self.term}: row {format_count(match.index + 1)}"
             + (", from the other end" if match.wrapped else "")
             + f" · {keys['data.next'].display} next  {keys['data.previous'].display} previous",
             landing=step,
@@ -79,10 +79,10 @@ class Finder:
         last = self._session.view.count
         # More digits than any count has are no number, and slow to read.
         if not digits.isdecimal() or len(digits) > 20 or not 1 <= int(digits) <= last:
-            return Move(said=f"✗ There is no row {one_line(text, 40)}; rows go from 1 to {spaced(last)}.")
+            return Move(said=f"✗ There is no row {one_line(text, 40)}; rows go from 1 to {format_count(last)}.")
         index, listed = int(digits) - 1, self._session.filter
         if listed is None or listed.place(index) is not None:
             return Move(index)
         near = listed.indices[listed.nearest(index)]
-        none = f"Row {spaced(index + 1)} has no {listed.code}"
-        return Move(near, f"{none}; the nearest that has is row {spaced(near + 1)}.")
+        none = f"Row {format_count(index + 1)} is not “{listed.title}”"
+        return Move(near, f"{none}; the nearest that is, is row {format_count(near + 1)}.")

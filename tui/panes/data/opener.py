@@ -32,11 +32,13 @@ class Opener:
         """The file being opened."""
         self.missing: Path | None = None
         """The file that was wanted, and is not on this machine."""
+        self.failure: Path | None = None
+        """The file that could not be opened, while that is shown."""
         self._followed: Path | None = None
 
     def begin(self, path: Path) -> None:
         """Begin to wait for a file."""
-        self.opening, self.missing = path, None
+        self.opening, self.missing, self.failure = path, None, None
 
     def follow(self, document: ConfigDocument) -> Path | None:
         """The training file of a configuration, if it is another file than before and not shown yet."""
@@ -51,9 +53,16 @@ class Opener:
         shown = self.opening or self._shown
         return shown is not None and follow_links(shown) == follow_links(path)
 
+    def forget_failure(self, document: ConfigDocument) -> bool:
+        """Forget a file that could not be opened and is not wanted any more; returns whether there was one."""
+        if self.failure is None or self.failure in data_paths(document, "train"):
+            return False
+        self.failure = None
+        return True
+
     def failed(self, path: Path, error: UserError, keys: KeyTable) -> UserError:
         """Note the failure of the opening; returns its reason, and a remedy."""
-        self.opening = None
+        self.opening, self.failure = None, path
         if not isinstance(error, NotFetchedError):
             return error
         self.missing = path

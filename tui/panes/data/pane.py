@@ -12,18 +12,21 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Container
 from textual.content import Content
-from textual.widgets import DirectoryTree, OptionList, Static
+from textual.widgets import DirectoryTree, OptionList
 
 from core.analysis.job import AnalysisJob
 from core.analysis.result import Progress
 from core.config.document import ConfigDocument
+from core.data.formats.mapping import UnknownColumnsError
 from core.errors import UserError
 from core.hub.store import NotFetchedError
 from core.text import one_line
-from tui.data_paths import entry_path, entry_text
+from core.units import format_count
+from tui.data_paths import entry_path, entry_text, follow_links
+from tui.datasets.here import Here
 from tui.datasets.marks import RowFilter
 from tui.datasets.plan import Reading, plan_data
-from tui.datasets.summary import counted, describe_filter, spaced, summarize
+from tui.datasets.summary import counted, describe_filter, describe_progress, summarize
 from tui.datasets.tasks import open_dataset, paced
 from tui.datasets.view import DatasetView
 from tui.keys import bindings
@@ -36,14 +39,16 @@ from tui.panes.data.report import Report
 from tui.panes.data.returning import Return
 from tui.panes.data.rows import DataRows
 from tui.panes.data.session import DatasetSession, Move
+from tui.screens.start.summary import SeenRows
 from tui.session import DataPlace
+from tui.widgets.first_steps import FirstSteps, ways_to_begin
 from tui.widgets.forms.ask_bar import AskBar
 from tui.widgets.lists.conversation import Conversation
 from tui.widgets.lists.data_tree import DATA_SUFFIXES, DataTree
 from tui.widgets.lists.mask_view import MaskView
 from tui.widgets.lists.problem_list import ProblemList
 from tui.widgets.lists.row_list import RowList
-from tui.widgets.start_here import StartHere
+from tui.widgets.text_block import TextLine
 
 #: Minimum columns for the row to the right of the list instead of below it.
 BESIDE_WIDTH = 120
@@ -62,9 +67,9 @@ class DataPane(Pane):
     """
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("data")]
     HELP = (
-        "Rows as a run would read them. ✗ is not used, ! is used and should be looked at; tok and sup count the tokens "
-        "of a row and those that are learned, of a pair those of its longer answer. As tokens, what is learned is bold "
-        "and underlined, special tokens are reversed, and ✂ marks where the greatest length ends the row."
+        "Rows as a run would read them. ✗ is not used, ! is used and should be looked at; tok and learned count the "
+        "tokens of a row and those that are learned, of a pair those of its longer answer. As tokens, what is learned "
+        "is bold and underlined, special tokens are reversed, and ✂ marks where the greatest length ends the row."
     )
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
@@ -76,11 +81,11 @@ class DataPane(Pane):
         self.report = Report(id="data-report")
         self.browser = Container(id="data-browser")
         self.ask_bar = AskBar(id="data-ask")
-        self._empty = StartHere(id="data-empty")
-        self._line = Static(id="data-status", markup=False)
+        self._empty = FirstSteps(id="data-empty", can_focus=True)
+        self._line = TextLine(id="data-status")
+        self._empty_error: UserError | None = None
         self._status = ""
         self._status_row = 0
-        self._has_failed = False
         self._return = Return()
 
     def compose(self) -> ComposeResult:
@@ -104,6 +109,17 @@ class DataPane(Pane):
         """Place the row to the right of the list where there is room for it."""
         self.body.set_class(event.size.width >= BESIDE_WIDTH, "-beside")
         self._refresh_status()
+
+    async def on_key(self, event: events.Key) -> None:
+        """Take a message away: it has been read when the next key is pressed. One about work that is on stays.
+
+        While nothing is open, keys of other panes that lead on work here too.
+        """
+        is_busy = self._is_searching or self.opener.opening is not None or bool(self.browser.display)
+        if self._status and not is_busy and not self.ask_bar.is_asking:
+            self._say("")
+        if self._empty.display and self._empty.has_focus:
+            await self._empty.take_key(event, "data")
 
     @property
     def view(self) -> DatasetView | None:
@@ -144,6 +160,21 @@ class DataPane(Pane):
             self.body.toggle_tokens()
         self._go(self._return.step(self.session))
 
+    def seen(self, path: Path) -> SeenRows | None:
+        """The rows of a file as far as they are known here; None where another file is shown."""
+        session, view, opening = self.session, self.view, self.opener.opening
+        wanted = follow_links(path)
+        if opening is not None and follow_links(opening) == wanted:
+            return SeenRows(None, None, "opening the file …")
+        if view is None or follow_links(view.path) != wanted:
+            return None
+        count = view.count if session.indexed >= 1 else None
+        if (problem := view.failure or view.unknown or view.analysis_error) is not None:
+            return SeenRows(count, None, f"✗ {problem}", is_over=True)
+        if view.analysis is not None:
+            return SeenRows(count, view.analysis, is_over=True)
+        return SeenRows(count, None, describe_progress(session.indexed, session.progress))
+
     # The configuration: the file that is shown, the reading of its rows, and the tokens that are learned.
 
     def follow(self, document: ConfigDocument) -> None:
@@ -151,7 +182,9 @@ class DataPane(Pane):
         self.configure(document)
         if (path := self.opener.follow(document)) is not None:
             self.show(path)
-        elif self._empty.display and self.opener.opening is None and not self._has_failed:
+        elif self.view is not None and self.opener.forget_failure(document):
+            self._say("")
+        elif self._empty.display and self.opener.opening is None and self._empty_error is None:
             self._show_empty()
 
     def configure(self, document: ConfigDocument) -> None:
@@ -386,7 +419,7 @@ class DataPane(Pane):
         """Whether the report is shown instead of the rows."""
         return bool(self.report.display)
 
-    def _show_only(self, shown: Container | Report | StartHere) -> None:
+    def _show_only(self, shown: Container | Report | FirstSteps) -> None:
         """Show one of the rows, the report, the tree and the empty state."""
         for part in (self._empty, self.body, self.report, self.browser):
             part.display = part is shown
@@ -404,31 +437,47 @@ class DataPane(Pane):
             self.screen.set_focus(self.body.rows)
             self.body.rows.focus()
 
+    def look_around(self, here: Here) -> None:
+        """Show what there is to begin with, while no file is open."""
+        self._empty.look_around(here)
+        if self._empty.display and self.view is None:
+            self._explain_empty(self._empty_error)
+
     def _show_empty(self, error: UserError | None = None) -> None:
-        """Show the empty state: the first steps, and the last error."""
-        self._has_failed = error is not None
-        steps = ("data.open", "data.browse", "data.sample")
-        keys = [(self.keys[name].display, self.keys[name].help) for name in steps]
-        if self.shell.state.is_opening and error is None:
-            self._empty.explain("Looking for what was open …", [])
-        else:
-            self._empty.explain("No data yet." if error is None else "No data is open.", keys, error)
+        """Show the empty state: the ways to begin, and the last error."""
+        self._explain_empty(error)
         self._show_only(self._empty)
         self.prefer_focus(self._empty)
         self.set_title("1 Data")
-        self.set_hints(["data.open", "data.browse", "data.sample"])
+        self.set_hints(["data.open", "data.browse", "data.sample", "config.import"])
+
+    def _explain_empty(self, error: UserError | None) -> None:
+        self._empty_error = error
+        if self.shell.state.is_opening and error is None:
+            self._empty.explain("Looking for what was open …", [])
+            return
+        missing = "No data yet." if error is None else "No data is open."
+        here, now = self._empty.here, self.shell.clock()
+        ways = ways_to_begin(self.keys, here, now, sample="data.sample", sample_text="the support tickets as a sample")
+        self._empty.explain(f"{missing} What should the model learn from?", ways, error)
+
+    @on(FirstSteps.Chosen)
+    def _file_chosen(self, message: FirstSteps.Chosen) -> None:
+        message.stop()
+        self.show(message.path)
 
     def _refresh_title(self) -> None:
         """Update title, key hints and summary."""
         view, listed = self.view, self.session.filter
         if view is None:
             return
-        known = counted(view.count, "row") if self.session.indexed >= 1 else f"{spaced(view.count)}+ rows"
+        known = counted(view.count, "row") if self.session.indexed >= 1 else f"{format_count(view.count)}+ rows"
         if listed is None:
             self.set_title("1 Data", view.path.name, view.format_name, known)
         else:
-            self.set_title("1 Data", view.path.name, listed.code, f"{spaced(listed.total)} of {known}")
-        self.set_hints(["data.tokens", "data.report", "data.filter", "data.search", "data.train"])
+            self.set_title("1 Data", view.path.name, listed.title, f"{format_count(listed.total)} of {known}")
+        columns = ["data.columns"] if isinstance(view.unknown, UnknownColumnsError) else []
+        self.set_hints([*columns, "data.tokens", "data.report", "data.filter", "data.search", "data.train"])
         self._refresh_status()
 
     @on(DataRows.ProblemsSeen)
@@ -439,12 +488,22 @@ class DataPane(Pane):
             return
         width = self.scrollable_content_region.width or None
         if (problem := view.failure or view.unknown or view.analysis_error) is not None:
-            reload = "" if problem is view.unknown else f" {self.keys['data.reload'].display} opens it again."
-            self._line.update(Content.styled(one_line(f"✗ {problem}{reload}"), "$limit"))
+            self._line.update(Content.styled(one_line(f"✗ {self._explain_problem(problem)}"), "$limit"))
         elif session.filter is not None:
             self._line.update(describe_filter(session.filter, self.keys, width))
         else:
             self._line.update(summarize(view, session.indexed, self.keys, session.progress, width))
+
+    def _explain_problem(self, problem: UserError) -> str:
+        """A problem of the file, and the key that helps."""
+        columns = self.keys["data.columns"].display
+        if isinstance(problem, UnknownColumnsError):
+            # Its hint, where it is more than a guess, is about the file of the configuration.
+            guess = f" {problem.hint}" if problem.hint.startswith("Did you mean") else ""
+            return f"{problem.message}{guess} {columns} says which column is the question."
+        if self.view is not None and problem is self.view.unknown:
+            return str(problem)
+        return f"{problem} {self.keys['data.reload'].display} opens it again."
 
     def _say(self, text: str) -> None:
         """Show a message in place of the summary; an empty text shows the summary again."""
@@ -467,7 +526,10 @@ class DataPane(Pane):
 
     def action_move(self, rows: int) -> None:
         """Move the cursor, or scroll the row where it has the focus."""
-        self._mover.move(rows)
+        if self._empty.display:
+            self._empty.move(rows)
+        else:
+            self._mover.move(rows)
 
     def action_move_page(self, direction: int) -> None:
         """Move the cursor by a page."""
@@ -483,8 +545,10 @@ class DataPane(Pane):
         return next((part for part in parts if part.has_focus), self.body.rows)
 
     def action_read_row(self) -> None:
-        """Focus the row under the cursor."""
-        if self.view is not None:
+        """Focus the row under the cursor; while nothing is open, open the file under the cursor."""
+        if self._empty.display:
+            self._empty.choose()
+        elif self.view is not None:
             self.body.reader.focus()
 
     def action_toggle_tokens(self) -> None:
@@ -523,7 +587,7 @@ class DataPane(Pane):
     async def action_ask_row(self) -> None:
         """Ask for a row number, and go there."""
         if self.view is not None:
-            await self.ask_bar.converse(self._ask_row(f"1 to {spaced(self.view.count)}"))
+            await self.ask_bar.converse(self._ask_row(f"1 to {format_count(self.view.count)}"))
 
     async def _ask_row(self, numbers: str) -> None:
         if (text := await self.ask_bar.ask("row", placeholder=numbers)) is not None:
@@ -573,8 +637,8 @@ class DataPane(Pane):
         if not self.finder.term:
             await self.action_search()
         elif reader.has_focus and reader.move_match(step):
-            place, count = reader.match_place
-            self._say(f"{self.finder.term}: {spaced(place)} of {spaced(count)} in row {spaced(self.index + 1)}")
+            place, count = map(format_count, reader.match_place)
+            self._say(f"{self.finder.term}: {place} of {count} in row {format_count(self.index + 1)}")
         else:
             self._find(self.index, step)
 

@@ -7,10 +7,12 @@ from textual.containers import Vertical
 from textual.content import Content
 from textual.geometry import Size
 
+from core.analysis.division import HELD_OUT
 from core.analysis.result import Analysis
 from core.errors import UserError
 from core.text import one_line
-from tui.datasets.summary import counted, describe_dropped, spaced, summarize
+from core.units import format_count
+from tui.datasets.summary import counted, describe_dropped, summarize
 from tui.keys import KeyTable
 from tui.panes.data.session import DatasetSession
 from tui.widgets.charts.histogram import draw_histogram
@@ -70,19 +72,20 @@ class Report(Vertical):
 
 def _numbers(analysis: Analysis, uncounted: UserError | None) -> Content:
     """Rows used and dropped by reason, and the percentiles, or the reason why there are none."""
-    dropped = describe_dropped(analysis.dropped)
-    lines = [f"{counted(analysis.rows, 'row')} read · {spaced(analysis.used)} used · {dropped}"]
+    dropped = describe_dropped({reason: count for reason, count in analysis.dropped.items() if reason != HELD_OUT})
+    held_out = f" · {format_count(kept_out)} held out" if (kept_out := analysis.dropped.get(HELD_OUT, 0)) else ""
+    lines = [f"{counted(analysis.rows, 'row')} read · {format_count(analysis.used)} used{held_out} · {dropped}"]
     if (lengths := analysis.lengths) is not None:
+        low, middle, high, most = map(format_count, (lengths.min, lengths.p50, lengths.p95, lengths.max))
         lines.append(
-            f"tokens: shortest {spaced(lengths.min)} · half up to {spaced(lengths.p50)} · p95 {spaced(lengths.p95)} · "
-            f"longest {spaced(lengths.max)} (row {spaced(lengths.longest + 1)}) "
-            f"· learned {lengths.supervised_share:.0%}"
+            f"tokens: shortest {low} · half up to {middle} · p95 {high} · longest {most} "
+            f"(row {format_count(lengths.longest + 1)}) · learned {lengths.supervised_share:.0%}"
         )
     elif uncounted is not None:
         lines.append(one_line(f"tokens are not counted: {uncounted}", 400))
     if analysis.scripts:
         parts = sorted(analysis.scripts.items(), key=lambda item: -item[1])[:4]
-        lines.append("scripts: " + ", ".join(f"{one_line(name, 20)} {spaced(count)}" for name, count in parts))
+        lines.append("scripts: " + ", ".join(f"{one_line(name, 20)} {format_count(count)}" for name, count in parts))
     if not analysis.problems:
         lines.append("No problems.")
     return Content("\n".join(lines))

@@ -14,8 +14,8 @@ from textual.message import Message
 
 from core.errors import UserError
 from core.template.sandboxed import RowMasks
+from core.units import format_count
 from tui.datasets.rows import RowCells
-from tui.datasets.summary import spaced
 from tui.datasets.view import DatasetView
 from tui.panes.data.session import DatasetSession
 from tui.panes.data.tokens import KnownLengths, RowLength, describe_tokens, mask_row, measure_rows, token_parts
@@ -28,7 +28,7 @@ _BATCH = 16
 
 
 class DataRows(Container):
-    """The listed rows, with the columns ``tok`` and ``sup`` filled as rows are seen, and one row to read.
+    """The listed rows, with the columns ``tok`` and ``learned`` filled as rows are seen, and one row to read.
 
     Args:
         session: The session of the data pane.
@@ -243,7 +243,9 @@ class DataRows(Container):
         if view is None or index >= view.count:
             return
         line = view.line_of(index)
-        place = f"row {spaced(index + 1)}" + (f" · line {spaced(line)}" if line and line != index + 1 else "")
+        place = f"row {format_count(index + 1)}" + (
+            f" · line {format_count(line)}" if line and line != index + 1 else ""
+        )
         words = [place, *(["as tokens"] if self.shows_tokens else []), *([detail] if detail else [])]
         self._box.border_title = Content(f" {' · '.join(words)} ")
 

@@ -97,7 +97,7 @@ class DatasetSession:
         """Headings of the list; lengths only where there is a tokenizer to count them."""
         if self.view is None:
             return ()
-        return (*(("tok", "sup") if self.has_counts else ()), *self.view.columns)
+        return (*(("tok", "learned") if self.has_counts else ()), *self.view.columns)
 
     async def load_masks(self) -> bool:
         """Load tokenizer and template; returns whether the result, or the failure, belongs to the present plan."""

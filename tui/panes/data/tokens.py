@@ -13,8 +13,9 @@ from core.errors import UserError
 from core.template.preview import PreviewRow, Refusal
 from core.template.preview import RowLength as Measured
 from core.template.sandboxed import RowMasks
+from core.units import format_count
 from tui.datasets.plan import DataPlan
-from tui.datasets.summary import counted, spaced
+from tui.datasets.summary import counted
 from tui.datasets.view import DatasetView, label_word
 from tui.widgets.lists.mask_view import TokenCell, TokenPart
 
@@ -118,7 +119,7 @@ class KnownLengths:
 
 def token_parts(rows: Sequence[PreviewRow], label: bool | None, plan: DataPlan) -> list[TokenPart]:
     """The parts of a row for display: all that the model sees of it, with the cut at the greatest length."""
-    cut_label = _CUT_LABELS[plan.reading.overlong].format(limit=spaced(plan.tokens.max_length))
+    cut_label = _CUT_LABELS[plan.reading.overlong].format(limit=format_count(plan.tokens.max_length))
     return [
         TokenPart(
             [TokenCell(token.text, token.learned, token.special) for token in row.tokens],
@@ -133,12 +134,12 @@ def token_parts(rows: Sequence[PreviewRow], label: bool | None, plan: DataPlan) 
 def describe_tokens(rows: Sequence[PreviewRow]) -> str:
     """The number of tokens of a row, and of the supervised ones."""
     tokens, learned = sum(row.length for row in rows), sum(row.learned for row in rows)
-    pair = f"pair of {' and '.join(spaced(row.length) for row in rows)} tokens"
+    pair = f"pair of {' and '.join(format_count(row.length) for row in rows)} tokens"
     counts = pair if rows[0].answer else counted(tokens, "token")
-    return f"{counts} · {spaced(learned)} learned · {learned / max(tokens, 1):.0%}"
+    return f"{counts} · {format_count(learned)} learned · {learned / max(tokens, 1):.0%}"
 
 
 def _heading(row: PreviewRow, label: bool | None) -> str:
     """The heading of a part: the answers of a pair, and those with a label, are named."""
     name = row.answer if label is None else label_word(label)
-    return f"{name} answer · {counted(row.length, 'token')} · {spaced(row.learned)} learned" if name else ""
+    return f"{name} answer · {counted(row.length, 'token')} · {format_count(row.learned)} learned" if name else ""

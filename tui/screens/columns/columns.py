@@ -44,7 +44,7 @@ from tui.widgets.text_block import TextBlock
 WIDE = 120
 
 HELP = (
-    "Say which column plays which part, where the format is not recognized or is recognized wrongly. What is dim was "
+    "Choose the column of each part, where the format is not recognized or is recognized wrongly. What is dim was "
     "recognized and is not written into the configuration; with the first change all of it is by hand. A format can be "
     "chosen without naming columns. The rows are shown as they are then read. Nothing is changed before you save."
 )
@@ -113,6 +113,7 @@ class ColumnsScreen(Overlay[None]):
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("columns")]
+    SCOPE = "columns"
     AUTO_FOCUS = "#columns-list"
 
     def __init__(self, view: DatasetView, form: ColumnForm) -> None:

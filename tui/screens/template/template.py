@@ -23,8 +23,9 @@ from core.template.preview import Preview
 from core.template.sandboxed import check_template
 from core.template.settings import MaskSettings
 from core.text import one_line
+from core.units import format_count
 from tui.datasets.plan import TokenPlan
-from tui.datasets.summary import counted, spaced
+from tui.datasets.summary import counted
 from tui.datasets.view import DatasetView
 from tui.editor import edit_text
 from tui.keys import KeyTable, bindings, yields_to_text
@@ -121,6 +122,7 @@ class TemplateScreen(Overlay[None]):
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("template")]
+    SCOPE = "template"
     AUTO_FOCUS = "#template-list"
 
     def __init__(self, plan: TokenPlan, view: DatasetView | None, index: int) -> None:
@@ -305,10 +307,12 @@ class TemplateScreen(Overlay[None]):
         cells = token_parts(preview, self.plan.max_length)
         self.mask_view.show(cells) if cells else self.mask_view.say("")
         known = self.templates is not None and self.templates.settings is not None
-        counts = [counted(preview.tokens, "token"), f"{spaced(preview.learned)} learned"] if known and cells else []
+        counts = (
+            [counted(preview.tokens, "token"), f"{format_count(preview.learned)} learned"] if known and cells else []
+        )
         if not preview.problem and not preview.generation_prompt:
             counts.append("no generation prompt")
-        where = f"row {spaced(row.index + 1)}" if row.index is not None else f"an example, as {row.reason}"
+        where = f"row {format_count(row.index + 1)}" if row.index is not None else f"an example, as {row.reason}"
         self._title("#template-row", where, *counts)
 
     def _title(self, part: str, *words: str) -> None:

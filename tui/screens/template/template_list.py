@@ -9,7 +9,7 @@ from textual.widgets.option_list import Option
 
 from core.template.preview import Preview
 from core.text import one_line
-from tui.datasets.summary import spaced
+from core.units import format_count
 from tui.screens.template.template_entries import FILE, OWN, TemplateEntry, TemplateSet
 from tui.widgets.lists.choice_list import ChoiceList
 from tui.widgets.lists.mask_view import TokenCell, TokenPart
@@ -105,7 +105,7 @@ def token_parts(preview: Preview, limit: int) -> list[TokenPart]:
         preview: The row, rendered by a template.
         limit: ``train.max_length``, the truncation length in tokens.
     """
-    label = f"train.max_length = {spaced(limit)}"
+    label = f"train.max_length = {format_count(limit)}"
     return [
         TokenPart(
             [TokenCell(token.text, token.learned, token.special, token.prompt) for token in part.tokens],

@@ -8,6 +8,7 @@ from textual.content import Content
 
 from core.hardware.snapshot import Device
 from core.text import one_line
+from core.units import format_count
 from tui.glyphs import BRAILLE, GlyphSet
 from tui.widgets.charts.meter import LIMIT, NEAR, OK, WORD_COLORS, bar, memory_word, temperature_limit, temperature_word
 from tui.widgets.text_block import TextBlock
@@ -70,7 +71,7 @@ def device_lines(device: Device, width: int, glyphs: GlyphSet, *, several: bool 
         ("", _power(device)),
         ("util ", _percent(device.utilization).rjust(5)),
         ("fan ", _percent(device.fan).rjust(5)),
-        ("", "–" if device.clock is None else f"{device.clock:,.0f} MHz".replace(",", " ")),
+        ("", "–" if device.clock is None else f"{format_count(device.clock)} MHz"),
     ]
     second = [
         Content.assemble((label, "$muted"), value)

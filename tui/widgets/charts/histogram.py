@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from core.analysis.lengths import Bucket
+from core.units import format_count
 
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
 
@@ -20,7 +21,7 @@ def draw_histogram(buckets: Sequence[Bucket], width: int, height: int) -> list[s
     if not buckets or height < 1:
         return []
     top = max(bucket.count for bucket in buckets)
-    label = f"{top:,}".replace(",", " ")
+    label = format_count(top)
     bar = max(1, min(4, (width - len(label) - 1) // len(buckets)))
     shown = list(buckets)[: max(1, (width - len(label) - 1) // bar)]
     lines = []

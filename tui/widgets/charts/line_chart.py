@@ -1,4 +1,4 @@
-"""The loss chart: raw dots, a smoothed line, evaluations and events over steps, on the Line API.
+"""The loss chart: the loss of each step, a smoothed line, evaluations and events over steps, on the Line API.
 
 A frame that differs little from the one before refreshes only the cells that changed: that keeps the chart
 cheap over SSH.
@@ -39,6 +39,14 @@ class ChartData:
     marks: Sequence[tuple[float, str]] = ()
     """Events: a step and a label each."""
     total_steps: int = 0
+    is_over: bool = False
+    """Whether the run has ended, so that its axis does not grow any more."""
+
+    @property
+    def version(self) -> tuple[object, ...]:
+        """Changes whenever the picture may: series only grow, or are replaced from a step on."""
+        series = [(id(each), len(each), each.last_step, repr(each.last)) for each in (self.loss, self.evals)]
+        return (*series, tuple(self.marks), self.total_steps, self.is_over)
 
 
 @dataclass
@@ -93,12 +101,16 @@ class LineChart(Widget):
         self.glyphs = glyphs
         self.data = ChartData()
         self._frame: _Frame | None = None
+        self._version: tuple[object, ...] = ()
         self._styles: dict[str, Style] = {}
 
     def show(self, data: ChartData) -> None:
         """Show new data, and refresh only the cells that changed."""
         self.data = data
-        before = self._frame
+        before, version = self._frame, data.version
+        if before is not None and version == self._version:
+            return
+        self._version = version
         if before is None or (before.width, before.height) != (self.size.width, self.size.height):
             self._frame = None
             self.refresh()
@@ -150,20 +162,18 @@ class LineChart(Widget):
         frame = _Frame(width, height)
         if width < 12 or height < 4:
             return frame
-        data = self.data
-        scale = geometry.value_scale(self._bounds(), self.log_axis)
-        plot_rows = height - 2
-        y_ticks = geometry.ticks(scale, max(min(plot_rows // 2, 6), 2))
-        labels = geometry.tick_labels(y_ticks)
+        data, plot_rows = self.data, height - 2
+        axis = geometry.value_axis(self._bounds(), plot_rows, self.glyphs.rows, self.log_axis)
+        labels = geometry.tick_labels([value for _, value in axis.ticks])
         left = max([cell_len(label) for label in labels], default=1) + 1
-        plot = _Plot(frame, self.glyphs, left + 1, plot_rows, scale, self._window())
-        plot.axes(list(zip(y_ticks, labels, strict=True)))
+        plot = _Plot(frame, self.glyphs, left + 1, plot_rows, axis.scale, self._window())
+        plot.axes([(row, label) for (row, _), label in zip(axis.ticks, labels, strict=True)])
         if not self._bounds():
             return frame
         plot.series(data)
         plot.evaluations(data)
         if plot_rows >= 6 and width >= 50:
-            plot.legend(log=scale.log, evals=len(data.evals) > 0)
+            plot.legend(log=axis.scale.log, smoothed=data.loss.is_smoothed, evals=len(data.evals) > 0)
         plot.marks(data.marks)
         return frame
 
@@ -180,7 +190,7 @@ class LineChart(Widget):
         shown = [series for series in (self.data.loss, self.data.evals) if len(series)]
         first = min((series.steps[0] for series in shown), default=1)
         last = max((series.steps[-1] for series in shown), default=1)
-        return geometry.step_window(first, last, self.data.total_steps)
+        return geometry.step_window(first, last, self.data.total_steps, is_over=self.data.is_over)
 
 
 def _changed(old: Sequence[Cell], new: Sequence[Cell]) -> tuple[int, int]:
@@ -218,47 +228,49 @@ class _Plot:
         dot = self.scale.dot(value, self.rows * self.glyphs.rows)
         return None if dot is None else self.rows - 1 - dot // self.glyphs.rows
 
-    def axes(self, y_ticks: Sequence[tuple[float, str]]) -> None:
-        """Both axes with ticks and labels."""
+    def axes(self, y_ticks: Sequence[tuple[int, str]]) -> None:
+        """Both axes with ticks and labels; rows of ticks are counted from the bottom."""
         glyphs, frame, axis = self.glyphs, self.frame, self.left - 1
         for y in range(self.rows):
             frame.put(axis, y, glyphs.vertical, "axis")
-        for value, label in y_ticks:
-            y_row = self.row(value)
-            if y_row is not None:
-                frame.put(axis - len(label), y_row, label, "label")
-                frame.put(axis, y_row, glyphs.tick_left, "axis")
+        for row, label in y_ticks:
+            frame.put(axis - len(label), self.rows - 1 - row, label, "label")
+            frame.put(axis, self.rows - 1 - row, glyphs.tick_left, "axis")
         frame.put(axis, self.rows, glyphs.corner + glyphs.horizontal * self.width, "axis")
         self._step_labels()
 
     def _step_labels(self) -> None:
-        word, end = "step", self.frame.width
-        self.frame.put(end - len(word), self.rows + 1, word, "label")
+        """Round steps, and the last one of the axis at its end."""
+        window, end = self.window, self.frame.width
+        last = f"step {window.high:.0f}"
+        self.frame.put(end - 1, self.rows, self.glyphs.tick_down, "axis")
+        self.frame.put(end - len(last), self.rows + 1, last, "label")
         values = [
             value
-            for value in geometry.nice_ticks(self.window.low, self.window.high, max(self.width // 10, 2))
+            for value in geometry.nice_ticks(window.low, window.high, max(self.width // 10, 2))
             if value == int(value)
         ]
         for value, label in zip(values, geometry.tick_labels(values), strict=True):
             x = self.column(value)
             if x is None:
                 continue
-            self.frame.put(x, self.rows, self.glyphs.tick_down, "axis")
-            start = min(max(x - len(label) // 2, 0), end - len(label))
-            if start + len(label) < end - len(word):
+            start = max(x - len(label) // 2, 0)
+            if start + len(label) < end - len(last) - 1:
+                self.frame.put(x, self.rows, self.glyphs.tick_down, "axis")
                 self.frame.put(start, self.rows + 1, label, "label")
 
     def series(self, data: ChartData) -> None:
-        """Raw dots, and the smoothed line over them: a cell shows one of the two."""
-        dots, line = (DotGrid(self.width, self.rows, self.glyphs) for _ in range(2))
+        """The loss of each step as a dim line, and the smoothed line over it: a cell shows one of the two."""
+        raw, line = (DotGrid(self.width, self.rows, self.glyphs) for _ in range(2))
         first, last = int(self.window.low), int(self.window.high)
-        geometry.draw_points(dots, data.loss.bucket(dots.columns, first, last), self.scale)
-        geometry.draw_line(line, data.loss.bucket(line.columns, first, last, smooth=True), self.scale)
+        if data.loss.is_smoothed:
+            geometry.draw_line(raw, data.loss.bucket(raw.columns, first, last), self.scale)
+        geometry.draw_line(line, data.loss.smooth_bucket(line.columns, first, last), self.scale)
         for y in range(self.rows):
             for x in range(self.width):
                 if pattern := line.bits[y][x]:
                     self.frame.cells[y][self.left + x] = (self.glyphs.line[pattern], "smooth")
-                elif pattern := dots.bits[y][x]:
+                elif pattern := raw.bits[y][x]:
                     self.frame.cells[y][self.left + x] = (self.glyphs.points[pattern], "raw")
 
     def evaluations(self, data: ChartData) -> None:
@@ -268,11 +280,18 @@ class _Plot:
             if x is not None and y is not None:
                 self.frame.put(x, y, self.glyphs.eval_mark, "eval")
 
-    def legend(self, *, log: bool, evals: bool) -> None:
+    def legend(self, *, log: bool, smoothed: bool, evals: bool) -> None:
         """The legend of the marks, at the top right."""
         ascii_only = self.glyphs.name == "ascii"
-        parts = [("raw ", "label"), ("." if ascii_only else "·", "raw"), ("  smooth ", "label")]
-        parts.append(("*" if ascii_only else "━", "smooth"))
+        line = "*" if ascii_only else "━"
+        parts = [("loss ", "label"), (line, "smooth")]
+        if smoothed:
+            parts = [
+                ("each step ", "label"),
+                ("." if ascii_only else "─", "raw"),
+                ("  smoothed ", "label"),
+                (line, "smooth"),
+            ]
         if evals:
             parts += [("  eval ", "label"), (self.glyphs.eval_mark, "eval")]
         if log:

@@ -23,7 +23,7 @@ class PlanView:
     """A memory plan for display.
 
     Args:
-        parts: Name and bytes of each part, in the order of the bar.
+        parts: Name and bytes of each part.
         total: Bytes in all.
         limit: Bytes that are free; None where that is not known.
         fits: Whether it fits; None where that is not known.
@@ -46,6 +46,10 @@ Planner = Callable[["ConfigDocument"], PlanView | None]
 _FILLS = "█▓▒░"
 _COLORS = ("$primary", "$accent", "$chart-eval", "$secondary", "$chart-raw", "$chart-event")
 _ADVICE_LINES = 2
+#: Columns for the sum of the parts that are not named.
+_REST_WIDTH = 10
+#: Parts whose name in the plan is longer than they are known by.
+_NAMES = {"linear_weights": "weights"}
 
 
 class PlanBar(Widget):
@@ -83,6 +87,12 @@ def draw_plan(plan: PlanView, width: int) -> Content:
     return Content("\n").join(lines)
 
 
+def _ordered(plan: PlanView) -> list[tuple[str, int]]:
+    """The parts, the largest first."""
+    parts = [(_NAMES.get(name, name.replace("_", " ")), size) for name, size in plan.parts]
+    return sorted(parts, key=lambda part: -part[1])
+
+
 def _bar(plan: PlanView, width: int) -> Content:
     """The parts to scale; the whole width is the free memory, or the plan where that is larger or nothing is known."""
     scale = max(plan.total, plan.limit or 0, 1)
@@ -92,7 +102,7 @@ def _bar(plan: PlanView, width: int) -> Content:
     taken = 0
     limit_at = round(room * plan.limit / scale) if plan.limit is not None and plan.limit < plan.total else None
     cells: list[tuple[str, str]] = []
-    for number, (_, size) in enumerate(plan.parts):
+    for number, (_, size) in enumerate(_ordered(plan)):
         done += size
         end = min(round(room * done / scale), room)
         cells += [(_FILLS[number % len(_FILLS)], _COLORS[number % len(_COLORS)])] * max(end - taken, 0)
@@ -106,14 +116,16 @@ def _bar(plan: PlanView, width: int) -> Content:
 
 
 def _legend(plan: PlanView, width: int) -> Content:
-    """The parts by name with their sizes, as many as fit."""
+    """The parts by name with their sizes, as many as fit; the small ones give way, with what they sum up to."""
     pieces: list[tuple[str, str]] = []
-    used = 0
-    for number, (name, size) in enumerate(plan.parts):
+    used, parts = 0, _ordered(plan)
+    for number, (name, size) in enumerate(parts):
         text = f"{one_line(name, 20)} {format_bytes(size)}"
         extra = cell_len(text) + 4
-        if used + extra > width:
-            pieces.append(("…", "$muted"))
+        # Room for the sum of the rest, where there is one.
+        if used + extra + (_REST_WIDTH if number < len(parts) - 1 else 0) > width:
+            rest = sum(size for _, size in parts[number:])
+            pieces.append((fit(f"+ {format_bytes(rest)}", max(width - used, 0)).rstrip(), "$muted"))
             break
         fill = _FILLS[number % len(_FILLS)]
         pieces += [(fill, _COLORS[number % len(_COLORS)]), (f" {text}  ", "$muted")]

@@ -15,6 +15,8 @@ from tui.glyphs import GlyphSet
 
 #: Maximum of an axis on either side of 0, and the least positive value on a logarithmic one.
 GREATEST, LEAST = 1e300, 1e-300
+#: The axis of steps reaches to the total from this part of the run on, and in a run of few steps always.
+FORESIGHT, FEWEST_STEPS = 8, 60.0
 
 
 @dataclass(frozen=True)
@@ -45,31 +47,113 @@ class Scale:
         return None if fraction is None else round(fraction * (dots - 1))
 
 
-def value_scale(values: Iterable[float], log: bool = False) -> Scale:
-    """An axis that holds all finite values (on a log axis: all positive ones) with a little air.
+@dataclass(frozen=True)
+class ValueAxis:
+    """A vertical axis whose labels stand at evenly spaced rows and have round values."""
+
+    scale: Scale
+    ticks: tuple[tuple[int, float], ...]
+    """Ticks: the row, counted from the bottom, and the value."""
+
+
+def value_axis(values: Iterable[float], rows: int, dots: int, log: bool = False) -> ValueAxis:
+    """An axis that holds all finite values (on a log axis: all positive ones), and wastes few rows.
+
+    The distance of two labels is a round value and a whole number of rows; everything else follows from that. On a log
+    axis a decade is a whole number of rows, with labels at 1, 2 and 5 where there is room for them.
 
     Args:
         values: The shown values; values that are not finite do not count.
+        rows: Rows of the plot.
+        dots: Dots down a row.
         log: Whether a logarithmic axis is wanted; it becomes linear when no value is positive.
     """
     finite = [min(max(value, -GREATEST), GREATEST) for value in values if math.isfinite(value)]
     positive = [max(value, LEAST) for value in finite if value > 0]
-    if log and positive:
-        low, high = min(positive), max(positive)
-        factor = min(max(math.exp((math.log(high) - math.log(low)) * 0.04), 1.02), 1e6)
-        return Scale(low / factor, high * factor, log=True)
-    if not finite:
-        return Scale(0.0, 1.0)
-    low, high = min(finite), max(finite)
-    # Never so little that it makes no difference to the values.
-    air = (
-        max((high - low) * 0.02, max(abs(low), abs(high)) * 1e-9, LEAST) if low < high else max(abs(high) * 0.05, 1e-9)
+    log = log and bool(positive)
+    if log:
+        low, high = math.log10(min(positive)), math.log10(max(positive))
+        low, high = (low, high) if high - low > 1e-3 else (low - 0.05, high + 0.05)
+    else:
+        low, high = min(finite, default=0.0), max(finite, default=1.0)
+        # Values that are equal, or as good as equal at their size, still need an axis.
+        least = max(abs(low), abs(high)) * 1e-6 or 1e-9
+        low, high = (
+            (low, high) if high - low > least else (max(low - least, 0.0) if low >= 0 else low - least, high + least)
+        )
+    grids = [
+        _grid(low, high, distance, apart, rows, dots)
+        for apart in _label_distances(rows)
+        for distance in (_LOG_DISTANCES if log else _round_values((high - low) / rows))
+    ]
+    best = max((grid for grid in grids if grid is not None), key=lambda grid: grid.score, default=None)
+    if best is None:
+        return ValueAxis(Scale(10.0**low if log else low, 10.0**high if log else high, log), ())
+    ticks = [(row, row + best.first) for row in range(rows) if (row + best.first) % best.apart == 0]
+    return ValueAxis(
+        Scale(_power(best.low), _power(best.high), log=True) if log else Scale(best.low, best.high),
+        tuple((row, _tick(place // best.apart, best.distance, log)) for row, place in ticks),
     )
-    # Bounds on a coarse grid: a value a little beyond the others then leaves the rest of the picture where it is.
-    grid = nice_ceiling((high - low + 2 * air) / 25)
-    bottom, top = math.floor((low - air) / grid) * grid, math.ceil((high + air) / grid) * grid
-    # A loss of 0 is the floor; an axis that reaches below it only looks wrong.
-    return Scale(max(bottom, 0.0) if low >= 0 else bottom, top)
+
+
+#: Distances of two labels on a log axis, in decades: a third stands for 1, 2, 5.
+_LOG_DISTANCES = (1 / 3, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """A way to lay an axis over rows."""
+
+    distance: float
+    """Between two labels; in decades on a log axis, as ``low`` and ``high``."""
+    apart: int
+    """Rows between two labels."""
+    first: int
+    """The bottom row, counted in rows from 0."""
+    low: float
+    """Lowest dot, and ``high`` the highest."""
+    high: float
+    score: float
+
+
+def _grid(low: float, high: float, distance: float, apart: int, rows: int, dots: int) -> _Grid | None:
+    """The axis with labels so many rows and so much apart; None where it does not hold the values."""
+    row = distance / apart
+    dot = row / dots
+    # A label's value lies in the middle of its row.
+    middle = dots // 2
+    first = math.floor((low + middle * dot) / row + 1e-9)
+    bottom = first * row - middle * dot
+    top = bottom + (rows * dots - 1) * dot
+    if high > top + dot / 2 or not bottom < top < math.inf:
+        return None
+    used = (high - low) / (top - bottom)
+    labels = len(range(-first % apart, rows, apart))
+    return _Grid(distance, apart, first, bottom, top, used + 0.05 * min(labels, 5))
+
+
+def _label_distances(rows: int) -> Iterable[int]:
+    """Rows between two labels, so that there are some, and not too many."""
+    return range(max(-(-rows // 8), 1 if rows < 5 else 2), max((rows - 1) // 2, 2) + 1)
+
+
+def _round_values(least: float) -> list[float]:
+    """Round distances from a value on."""
+    power = 10.0 ** math.floor(math.log10(least))
+    return [factor * power for factor in (1, 2, 2.5, 5, 10, 20, 25, 50, 100, 200)]
+
+
+def _tick(count: int, distance: float, log: bool) -> float:
+    """The value of a label."""
+    if not log:
+        return float(f"{count * distance:.12g}")
+    if distance < 1:
+        return (1, 2, 5)[count % 3] * _power(count // 3)
+    return _power(count * distance)
+
+
+def _power(exponent: float) -> float:
+    return float(10.0 ** min(max(exponent, -307.0), 307.0))
 
 
 def nice_ceiling(value: float) -> float:
@@ -81,16 +165,19 @@ def nice_ceiling(value: float) -> float:
     return 10 * power
 
 
-def step_window(first: float, last: float, total: int) -> Scale:
-    """The range of steps on the axis: up to the total, but never so far ahead that the steps done are a sliver.
+def step_window(first: float, last: float, total: int, *, is_over: bool = False) -> Scale:
+    """The range of steps on the axis: to the total, but early in a long run not so far ahead that the steps done are a
+    sliver.
 
     The end moves in a few jumps only, so that the picture is mostly extended rather than redrawn.
     """
     start = min(first, 1.0) if first > 0 else first
     seen = max(last - start, 1.0)
-    end = start + max(nice_ceiling(seen * 1.25), 10.0)
-    if total > start:
-        end = min(end, float(total)) if last <= total else end
+    end = start + max(nice_ceiling(seen * 2.5), FEWEST_STEPS)
+    if total > start and last <= total and (is_over or total <= FEWEST_STEPS or seen >= (total - start) / FORESIGHT):
+        end = float(total)
+    elif total > start and last <= total:
+        end = min(end, float(total))
     return Scale(start, max(end, last, start + 1.0))
 
 
@@ -107,27 +194,6 @@ def nice_ticks(low: float, high: float, most: int) -> list[float]:
         if count <= most:
             return [(first + index) * step for index in range(count)]
     return []
-
-
-def log_ticks(low: float, high: float, most: int) -> list[float]:
-    """Ticks of a log axis, at most ``most`` of them: powers of ten, with 2 and 5 between them in a short range."""
-    if most < 1 or not 0 < low < high:
-        return []
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    for factors in ((1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
-        ticks = [factor * 10.0**power for power in range(first, last + 1) for factor in factors]
-        inside = [tick for tick in ticks if low <= tick <= high]
-        if 1 < len(inside) <= most:
-            return inside
-    powers = [10.0**power for power in range(first, last + 1) if low <= 10.0**power <= high]
-    if len(powers) >= 2:
-        return powers[:: math.ceil(len(powers) / most)]
-    return nice_ticks(low, high, most)
-
-
-def ticks(scale: Scale, most: int) -> list[float]:
-    """Ticks along a scale: round values, at most a number of them."""
-    return log_ticks(scale.low, scale.high, most) if scale.log else nice_ticks(scale.low, scale.high, most)
 
 
 def tick_labels(values: Sequence[float]) -> list[str]:
@@ -194,8 +260,18 @@ class DotGrid:
 
     def span(self, x: int, low: int, high: int) -> None:
         """Set all dots of a column from ``low`` to ``high``."""
-        for y in range(min(low, high), max(low, high) + 1):
-            self.set(x, y)
+        if not 0 <= x < self.columns:
+            return
+        low, high = max(min(low, high), 0), min(max(low, high), self.rows - 1)
+        column, across = divmod(x, self.glyphs.columns)
+        dots, wide = self.glyphs.rows, self.glyphs.columns
+        top, bottom = self.rows - 1 - high, self.rows - 1 - low
+        # Cell by cell, not dot by dot: a band of noise has many dots.
+        for row in range(top // dots, bottom // dots + 1):
+            pattern = 0
+            for down in range(max(top - row * dots, 0), min(bottom - row * dots, dots - 1) + 1):
+                pattern |= 1 << (down * wide + across)
+            self.bits[row][column] |= pattern
 
     def line(self, x0: int, y0: int, x1: int, y1: int) -> None:
         """Set the dots of a straight line from left to right (``x0 <= x1``), without holes."""
@@ -225,12 +301,3 @@ def draw_line(grid: DotGrid, buckets: Sequence[Bucket], scale: Scale) -> None:
             grid.line(*previous, item.x, first)
         grid.span(item.x, low, high)
         previous = (item.x, last)
-
-
-def draw_points(grid: DotGrid, buckets: Sequence[Bucket], scale: Scale) -> None:
-    """Draw the extremes of each bucket as loose dots."""
-    for item in buckets:
-        for value in (item.low, item.high):
-            y = scale.dot(value, grid.rows)
-            if y is not None:
-                grid.set(item.x, y)

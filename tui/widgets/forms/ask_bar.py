@@ -18,6 +18,7 @@ from textual.widgets import Input, Static, TextArea
 from textual.widgets.input import Selection
 
 from core.text import one_line
+from tui.widgets.forms.answer_keys import LEAVING_KEYS, AnswerKeys, waiting_text
 from tui.widgets.forms.path_input import PathInput
 from tui.widgets.forms.safe_input import SafeInput
 
@@ -37,11 +38,18 @@ class KeyQuestion(Static, can_focus=True):
 
     def __init__(self, question: str, answers: Mapping[str, str]) -> None:
         self.answers = dict(answers)
+        self._question = one_line(question)
+        self._keys = AnswerKeys()
         self._is_read = False
-        parts: list[tuple[str, str] | str] = [(one_line(question), "bold $near"), "  "]
+        super().__init__(self._content())
+
+    def _content(self, hint: Content | None = None) -> Content:
+        parts: list[tuple[str, str] | str | Content] = [(self._question, "bold $near"), "  "]
+        if hint is not None:
+            parts += [hint, ": "]
         for key, meaning in self.answers.items():
             parts += [(key, "bold $accent"), f" {meaning}  "]
-        super().__init__(Content.assemble(*parts, ("esc", "bold $accent"), " cancel"))
+        return Content.assemble(*parts, ("esc", "bold $accent"), " cancel")
 
     def on_mount(self) -> None:
         """Accept answers from the first paint on."""
@@ -51,18 +59,21 @@ class KeyQuestion(Static, can_focus=True):
         self._is_read = True
 
     def on_key(self, event: events.Key) -> None:
-        """Handle the offered keys and ``esc``; tab and the app's own keys keep their actions.
+        """Handle the offered keys and ``esc``; the app is left and interrupted as ever, and other keys do nothing.
 
         Keys typed before the question could be read are neither an answer to it nor a command.
         """
+        if event.key in LEAVING_KEYS:
+            return
+        event.stop()
+        event.prevent_default()
         if not self._is_read:
-            event.stop()
-            event.prevent_default()
             return
         key = event.character if event.character in self.answers else event.key
-        if key in self.answers or key == "escape":
-            event.stop()
+        if key == "escape" or self._keys.is_answer(key in self.answers, event.time):
             self.post_message(self.Answered(key))
+        else:
+            self.update(self._content(waiting_text(list(self.answers))))
 
 
 def takes_text(widget: Widget | None) -> bool:

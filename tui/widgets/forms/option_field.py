@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from core.config.schema import Option
 
 _MARK_WIDTH = 3
+#: Columns below which the help beside a value would be no more than a few words, and is left out.
+_LEAST_HELP = 20
 _KEY_WIDTH = 23
 
 
@@ -242,7 +244,7 @@ class OptionField(Widget):
             (fit(self.option.key, self._key_width), "bold" if self.is_cursor and self.lights_up else ""),
             (self._value_text(), self._value_style),
             (" " + fit(notes if has_notes else self.option.help, rest), "$accent" if has_notes else "$muted")
-            if rest > 8 or has_notes
+            if rest >= _LEAST_HELP or has_notes
             else ("", ""),
         ]
         lines = [Content.assemble(*parts)]

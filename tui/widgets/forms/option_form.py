@@ -44,6 +44,7 @@ class OptionForm(VerticalScroll, can_focus=True, inherit_bindings=False):
         super().__init__(id=id)
         self.fields: list[OptionField] = []
         self._visible: list[OptionField] = []
+        self._highlighted: OptionField | None = None
 
     async def build(self, fields: Sequence[OptionField]) -> None:
         """Mount the fields, in this order, with their section titles."""
@@ -100,12 +101,18 @@ class OptionForm(VerticalScroll, can_focus=True, inherit_bindings=False):
         """Clamp the cursor to the visible fields."""
         return max(0, min(cursor, len(self._visible) - 1))
 
+    def watch_has_focus(self, _has_focus: bool) -> None:
+        """Restyle the form alone: no style of a field depends on it, and there are many fields."""
+        self.app.stylesheet.update_nodes([self])
+
     def watch_cursor(self) -> None:
         """Highlight the field, keep it in view and post the move to the pane."""
         current = self.current
-        for field in self.fields:
-            field.is_cursor = field is current
-            field.lights_up = self.has_focus_within
+        if self._highlighted is not None and self._highlighted is not current:
+            self._highlighted.is_cursor = self._highlighted.lights_up = False
+        self._highlighted = current
+        if current is not None:
+            current.is_cursor, current.lights_up = True, self.has_focus_within
         if current is not None:
             first = self.cursor == 0
             self.call_after_refresh(self.scroll_home if first else current.scroll_visible, animate=False)
@@ -118,13 +125,13 @@ class OptionForm(VerticalScroll, can_focus=True, inherit_bindings=False):
 
     def on_focus(self) -> None:
         """Highlight the cursor."""
-        for field in self.fields:
-            field.lights_up = True
+        if (current := self.current) is not None:
+            current.lights_up = True
 
     def on_blur(self) -> None:
         """Dim the cursor, unless a field is being edited."""
-        for field in self.fields:
-            field.lights_up = field.is_editing
+        if (current := self.current) is not None:
+            current.lights_up = current.is_editing
 
     @on(OptionField.Clicked)
     def _clicked(self, message: OptionField.Clicked) -> None:

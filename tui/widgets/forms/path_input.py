@@ -106,7 +106,7 @@ class PathInput(SafeInput):
         if not candidates:
             self.post_message(self.Candidates([]))
             return
-        common = _common_prefix(candidates)
+        common = common_prefix(candidates)
         if len(common) > len(self.value):
             self.value = common
             self.cursor_position = len(common)
@@ -119,7 +119,7 @@ class PathInput(SafeInput):
         return entry_path(self.value.strip(), self.base)
 
 
-def _common_prefix(texts: Sequence[str]) -> str:
+def common_prefix(texts: Sequence[str]) -> str:
     """The common prefix of all texts, character by character."""
     first, last = min(texts), max(texts)
     length = next((index for index, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))

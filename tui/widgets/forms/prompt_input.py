@@ -1,4 +1,4 @@
-"""The input of a prompt: enter sends it, pasted lines stay lines, up and down recall earlier ones."""
+"""The input of a prompt: enter sends it, ``ctrl+n`` breaks the line, up and down recall earlier prompts."""
 
 from __future__ import annotations
 
@@ -34,8 +34,14 @@ class PromptInput(TextArea):
     }
     """
 
-    # The parent binds ctrl+y to redo; here it copies the answer, and ctrl+z undoes as before.
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+y", "copy_answer", "copy", show=False)]
+    # The parent binds ctrl+y to redo; here it copies the answer, and ctrl+z undoes as before. Its page keys would move
+    # in the few lines of the prompt. Not every terminal tells alt+enter or ctrl+j from enter, and so there is ctrl+n.
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("ctrl+y", "copy_answer", "copy", show=False),
+        Binding("ctrl+n,ctrl+j,alt+enter,shift+enter", "break_line", "line break", show=False),
+        Binding("pageup", "page(-1)", "page up", show=False),
+        Binding("pagedown", "page(1)", "page down", show=False),
+    ]
 
     @dataclass
     class Submitted(Message):
@@ -45,6 +51,12 @@ class PromptInput(TextArea):
 
     class CopyWanted(Message):
         """Request: copy the last answer."""
+
+    @dataclass
+    class PageWanted(Message):
+        """Request: scroll the conversation by a page, up (-1) or down (1)."""
+
+        direction: int
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
         super().__init__("", id=id, classes=classes, soft_wrap=True, tab_behavior="focus", show_line_numbers=False)
@@ -90,6 +102,14 @@ class PromptInput(TextArea):
         event.stop()
         event.prevent_default()
         self.insert(sanitize(event.text).rstrip("\n"))
+
+    def action_break_line(self) -> None:
+        """Insert a line break."""
+        self.insert("\n")
+
+    def action_page(self, direction: int) -> None:
+        """Request a page of the conversation from the pane."""
+        self.post_message(self.PageWanted(direction))
 
     def action_copy_answer(self) -> None:
         """Request a copy of the last answer from the pane."""

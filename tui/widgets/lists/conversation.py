@@ -12,6 +12,7 @@ from textual.geometry import Size
 from textual.strip import Strip
 
 from core.text import sanitize, steady
+from core.units import format_count
 from tui.datasets.rows import Turn
 from tui.widgets.lists.search_view import SearchView
 from tui.widgets.strips import find_matches, fit, mark_matches
@@ -92,7 +93,7 @@ class Conversation(SearchView, can_focus=True, inherit_bindings=False):
             kept = steady(sanitize(turn.text[:SHOWN_CHARACTERS]), whole=True).expandtabs(4)
             lines = [line.plain.rstrip("\n") for line in Content(kept).wrap(max(width - _GUTTER, 8))] or [""]
             if len(turn.text) > SHOWN_CHARACTERS:
-                lines.append(f"… {len(turn.text) - SHOWN_CHARACTERS:,} more characters".replace(",", " "))
+                lines.append(f"… {format_count(len(turn.text) - SHOWN_CHARACTERS)} more characters")
             marker = "problem" if turn.role == "problem" else ""
             self._lines.append((turn.role, lines[0]))
             self._lines.extend((marker, line) for line in lines[1:])

@@ -19,6 +19,7 @@ from textual.geometry import Size
 from textual.strip import Strip
 
 from core.text import sanitize, steady
+from core.units import format_count
 from tui.widgets.lists.search_view import SearchView
 from tui.widgets.strips import find_matches, fit
 
@@ -197,7 +198,7 @@ class MaskView(SearchView, can_focus=True, inherit_bindings=False):
             yield [_Piece(_rule(f" ✂ {part.cut_label} ", width), "cut")]
             yield from wrap_pieces(itertools.chain.from_iterable(tokens[cut:]), width)
         if len(part.cells) > SHOWN_TOKENS:
-            rest = f"{len(part.cells) - SHOWN_TOKENS:,}".replace(",", " ")
+            rest = format_count(len(part.cells) - SHOWN_TOKENS)
             yield [_Piece(_rule(f" … {rest} more tokens ", width), "note")]
 
     def _style(self, name: str) -> Style:

@@ -10,6 +10,7 @@ from textual.widgets.option_list import Option
 
 from core.analysis.problems import Problem
 from core.text import one_line
+from core.units import format_count
 
 _MARKS = {"drop": ("✗", "$limit"), "warn": ("!", "$near"), "note": ("·", "$muted")}
 _WORDS = {"drop": "not used", "warn": "look", "note": "note"}
@@ -53,7 +54,7 @@ class ProblemList(OptionList):
 
 def _entry(problem: Problem) -> Content:
     mark, color = _MARKS[problem.kind.level]
-    count = f"{problem.count:,}".replace(",", " ")
+    count = format_count(problem.count)
     noun = "row" if problem.count == 1 else "rows"
     return Content.assemble(
         (f"{mark} {count} {noun}", f"{color} bold"),

@@ -9,7 +9,7 @@ from typing import ClassVar
 from rich.segment import Segment
 from rich.style import Style
 from textual import events
-from textual.geometry import Size
+from textual.geometry import Region, Size
 from textual.message import Message
 from textual.reactive import reactive
 from textual.scroll_view import ScrollView
@@ -21,9 +21,10 @@ from tui.widgets.strips import fit, mark_matches
 
 #: Marks before the number of a row that can be read and has a problem, with their style.
 _MARKS = {"drop": ("✗", "problem"), "warn": ("!", "warning")}
-#: Columns that hold numbers, right-aligned, and one that holds a short word; all narrow, and the first.
-_COUNTS, _WORD = ("tok", "sup"), "label"
-_NARROW = 5
+#: Columns that hold numbers, right-aligned.
+_COUNTS = ("tok", "learned")
+#: Cells of narrow columns: those with numbers, and one that holds a short word; they are the first.
+_NARROW = {"tok": 5, "learned": 7, "label": 5}
 #: Minimum cells for a text to be readable; columns that would have fewer are left out, the last ones first.
 _LEAST = 12
 
@@ -60,7 +61,7 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
         "row-list--match",
     }
 
-    cursor = reactive(0, always_update=True)
+    cursor = reactive(0, always_update=True, repaint=False)
     """The place of the cursor in the list, counted from 0."""
     count = reactive(0)
     """Number of rows in the list so far."""
@@ -110,6 +111,7 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
         self.virtual_size = Size(self.size.width, count + 1)
         self.scroll_to(y=0, animate=False, immediate=True)
         self.cursor = cursor
+        self.refresh()
         # The scroll range is known only after the new layout.
         self.call_after_refresh(self._scroll_to_cursor)
 
@@ -135,10 +137,13 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
         """Clamp the cursor to the rows."""
         return max(0, min(cursor, self.count - 1))
 
-    def watch_cursor(self, cursor: int) -> None:
-        """Keep the cursor in view and post the move to the pane."""
+    def watch_cursor(self, before: int, cursor: int) -> None:
+        """Keep the cursor in view and post the move to the pane; only the two rows are repainted."""
         self._scroll_to_cursor()
-        self.refresh()
+        for row in {before, cursor}:
+            y = row - round(self.scroll_y) + 1
+            if 1 <= y < self.size.height:
+                self.refresh(Region(0, y, self.size.width, 1))
         if self.count:
             self.post_message(self.Moved(cursor))
 
@@ -203,7 +208,7 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
     def _widths(self, width: int, cells: int) -> list[int]:
         """Cell widths: the number as wide as the last one, the last of two columns two fifths of the rest."""
         number = max(3, len(str(self._highest or self.count)))
-        narrow = [_NARROW] * sum(map(_is_narrow, self.columns)) if cells == len(self.columns) + 1 else []
+        narrow = [_NARROW[name] for name in self.columns if name in _NARROW] if cells == len(self.columns) + 1 else []
         rest = width - number - 2 - sum(size + 2 for size in narrow)
         texts = cells - 1 - len(narrow)
         while texts > 1 and rest - 2 * texts < texts * _LEAST:
@@ -224,7 +229,7 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
         segments.append(Segment(number, style + muted))
         for place, (text, size) in enumerate(zip(cells[1:], widths[1:], strict=False)):
             segments.append(Segment("  ", style))
-            if len(cells) == len(self.columns) + 1 and _is_narrow(self.columns[place]):
+            if len(cells) == len(self.columns) + 1 and self.columns[place] in _NARROW:
                 aligned = text.rjust(size) if self.columns[place] in _COUNTS else text
                 segments.append(Segment(fit(aligned, size), style + muted))
                 continue
@@ -242,7 +247,3 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
             self.cursor = index
             if event.chain == 2:
                 self.post_message(self.Opened(index))
-
-
-def _is_narrow(column: str) -> bool:
-    return column in _COUNTS or column == _WORD

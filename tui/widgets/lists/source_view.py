@@ -11,6 +11,7 @@ from textual.content import Content
 from textual.highlight import HighlightTheme, TokenType, highlight
 
 from core.text import sanitize
+from core.units import format_count
 from tui.widgets.text_block import TextBlock
 
 #: Maximum characters shown of a source; the longest chat templates have a third of it.
@@ -109,6 +110,6 @@ def _colored(source: str) -> list[Content]:
     text = sanitize(source[:SHOWN_CHARACTERS]).expandtabs(4).rstrip("\n")
     lines = list(highlight(text, language="jinja", theme=JinjaTheme).split("\n", allow_blank=True))
     if len(source) > SHOWN_CHARACTERS:
-        rest = f"{len(source) - SHOWN_CHARACTERS:,}".replace(",", " ")
+        rest = format_count(len(source) - SHOWN_CHARACTERS)
         lines.append(Content.styled(f"… {rest} more characters", "$muted"))
     return lines

@@ -372,7 +372,7 @@ def test_types_that_are_refused_say_why_and_what_else(tmp_path: Path, kind: str)
         ({"type": 3}, "is no name", "alpaca"),
         ({"type": "alpaca", "feild": "x"}, "the unknown key feild", "Did you mean field?"),
         ({"type": {"formt": "x"}}, "the unknown key formt", "Did you mean format?"),
-        ({"type": {"format": 3}}, "type.format is no text", "Mend"),
+        ({"type": {"format": 3}}, "type.format is no text", "Fix"),
         ({"type": "chat_template", "train_on_eos": "none"}, "train_on_eos: none", "always learned"),
         ({"type": "chat_template", "train_on_eot": "all"}, "train_on_eot: all", "always learned"),
         ({"type": "chat_template", "roles_to_train": ["user"]}, "roles_to_train", "data.supervise"),

@@ -10,15 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from core.config.schema import MethodSection
 from core.data.conversation import Example, Message
 from core.worker.data.dataset import Dataset
 from core.worker.data.encode import Encoder
 from core.worker.evaluate import evaluate
-from core.worker.evaluate.evaluate import Evaluator, answers_match, parse_json
+from core.worker.evaluate.evaluate import Evaluator
 from core.worker.evaluate.samples import ANSWER_MARGIN_TOKENS
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.objectives import SupervisedObjective
@@ -28,49 +26,7 @@ from core.worker.oom.retry import MemoryShortageError
 from core.worker.process.control import StopRequested
 from core.worker.process.rng import rng_state
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=8,
-)
 ANSWERS = ('{"area": "login", "ref": 1}', '{"area": "printer", "ref": 2}', '{"area": "network", "ref": 300}')
-
-
-@given(value=JSON)
-def test_json_matches_itself_however_it_is_written(value: Any) -> None:
-    import json
-
-    assert answers_match(json.dumps(value), json.dumps(value, indent=2))
-    if value is not None:
-        assert not answers_match(json.dumps(value), json.dumps([value]))
-
-
-@pytest.mark.parametrize(
-    ("expected", "answer", "match"),
-    [
-        ('{"a": 1, "b": 2}', '{"b":2,"a":1}', True),
-        ('{"a": 1}', '{"a": 1, "b": 2}', False),
-        ('{"a": 1}', '{"a": 1.0}', True),
-        ('{"a": 1}', '{"a": true}', False),
-        ("true", "1", False),
-        ("[0]", "[false]", False),
-        ('{"a": "x"}', '{"a": "X"}', False),
-        ('{"a": 1}', 'The answer is {"a": 1}', False),
-        ('{"a": 1}', "", False),
-        ("yes", " yes\n", True),
-        ("yes", "Yes", False),
-        ("null", "null", True),
-        ("null", "", False),
-    ],
-)
-def test_what_counts_as_the_same_answer(expected: str, answer: str, match: bool) -> None:
-    assert answers_match(expected, answer) is match
-
-
-def test_what_is_no_json_is_none() -> None:
-    assert parse_json("{") is None
-    assert parse_json("[" * 100_000) is None
-    assert parse_json("0") == 0
 
 
 class Bench:
@@ -90,7 +46,9 @@ class Bench:
         rows = [row for row in encoder.encode(examples) if not isinstance(row, Exception)]
         self.dataset = Dataset(rows=rows, examples=examples, read=len(rows))
 
-    def evaluator(self, *, token_budget: int = 1000, max_new_tokens: int = 0, check: Any = lambda: None) -> Evaluator:
+    def evaluator(
+        self, *, token_budget: int = 1000, max_new_tokens: int = 0, check: Any = lambda: None, samples: int = 3
+    ) -> Evaluator:
         return Evaluator(
             self.loaded,
             self.dataset,
@@ -100,6 +58,7 @@ class Bench:
             max_new_tokens=max_new_tokens,
             template=None,
             check=check,
+            samples=samples,
         )
 
 
@@ -155,12 +114,36 @@ def test_answers_are_counted_and_shown(bench: Bench, monkeypatch: pytest.MonkeyP
     assert [sample.text for sample in samples] == [ANSWERS[0], "{}", "no idea"]
     assert {sample.source for sample in samples} == {"step-7"}
     assert samples[2].prompt == "ticket word word "
+    assert [sample.expected for sample in samples] == list(ANSWERS)
+    assert [sample.exact_match for sample in samples] == [True, False, False]
+    assert [sample.valid_json for sample in samples] == [True, True, False]
     ((conversations, limit, training),) = asked
     assert conversations[1] == [{"role": "user", "content": "ticket word "}]
     assert not training
     longest = max(int(row.supervised.sum()) for row in bench.dataset.rows)
     assert limit == longest + ANSWER_MARGIN_TOKENS
     assert bench.evaluator(max_new_tokens=500).measure(0, lambda *_: None)[1][0].source == "base"
+
+
+def test_samples_are_answered_without_a_measurement(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def answer(model: Any, tokenizer: Any, conversations: Any, *_: Any, **__: Any) -> list[str]:
+        asked.append((conversations, model.training))
+        return ["no"] * len(conversations)
+
+    monkeypatch.setattr(evaluate, "generate_batch", answer)
+    evaluator = bench.evaluator(max_new_tokens=500, samples=2)
+    assert evaluator.has_samples
+    samples = evaluator.answer_samples(0, lambda *_: None)
+    assert [(sample.source, sample.exact_match, sample.valid_json) for sample in samples] == [
+        ("base", False, False)
+    ] * 2
+    ((conversations, training),) = asked
+    assert [messages[0]["content"] for messages in conversations] == ["ticket ", "ticket word "]
+    assert not training
+    assert bench.loaded.model.training
+    assert not bench.evaluator(samples=2).has_samples, "nothing is answered where only the loss is measured"
 
 
 def test_real_answers_are_given_within_their_limit(bench: Bench) -> None:

@@ -14,6 +14,7 @@ from core.errors import UserError
 from core.worker.data.dataset import Dataset
 from core.worker.data.encode import Encoder
 from core.worker.evaluate import samples
+from core.worker.evaluate.answers import Expected
 from core.worker.evaluate.samples import Questions, SampleWriter, choose_questions
 from core.worker.model.model import load_model
 
@@ -43,6 +44,7 @@ def test_the_first_held_out_questions_are_asked_with_room_for_their_answers(held
     asked = choose_questions(config(samples=2), held_out)
     assert asked.conversations == [[{"role": "user", "content": f"question {number}"}] for number in (0, 1)]
     assert samples.ANSWER_MARGIN_TOKENS < asked.max_new_tokens < 30
+    assert asked.expected == Expected(("yes", "yesyes"))
     assert choose_questions(config(samples=0), held_out).conversations == []
     assert choose_questions(config(), None).conversations == []
     assert choose_questions(config(exact_match=True), held_out).conversations == [], "they are answered anyway"
@@ -55,6 +57,16 @@ def test_prompts_of_a_file_go_first(held_out: Dataset, tmp_path: Path) -> None:
     assert asked == Questions([[{"role": "user", "content": "mine"}]], 30)
     with pytest.raises(UserError, match="cannot be read"):
         choose_questions(config(prompts=str(tmp_path / "none")), held_out)
+
+
+def test_answers_are_marked_where_the_dataset_has_them() -> None:
+    conversations = [[{"role": "user", "content": question}] for question in ("a", "b")]
+    expected = Expected.of(['{"x": 1}', "[2]"])
+    events = samples.samples_of(3, conversations, ['{"x":1}', "two"], expected)
+    assert [(event.expected, event.exact_match, event.valid_json) for event in events] == [
+        ('{"x": 1}', True, True),
+        ("[2]", False, False),
+    ]
 
 
 def test_answers_name_their_step_and_a_question_that_is_too_long_costs_no_run(writer_parts: Any) -> None:
@@ -77,6 +89,8 @@ def test_answers_name_their_step_and_a_question_that_is_too_long_costs_no_run(wr
         (4, "step-4", "hello"),
     ]
     assert events[0].text == events[1].text
+    marks = (events[0].expected, events[0].exact_match, events[0].valid_json)
+    assert marks == (None, None, None), "nobody knows the answer"
     assert writer_parts.model.training
     long = writer("word " * 3000)
     assert long.write(1, lambda *_: None) == long.write(2, lambda *_: None) == []

@@ -126,7 +126,7 @@ def test_four_bit_weights_and_a_template_of_ones_own(tiny_model_dir: Path, tmp_p
         engine.load(ModelSpec(str(tiny_model_dir), device="cpu", template=str(template)), quiet)
         with pytest.raises(UserError, match="the template was used"):
             list(engine.generate(ChatRequest(ASK)))
-        with pytest.raises(UserError, match="was not found"):
+        with pytest.raises(UserError, match="is not on this machine"):
             engine.load(ModelSpec("no-such-model"), quiet)
         with pytest.raises(UserError, match="No model is loaded"):
             list(engine.generate(ChatRequest(ASK)))

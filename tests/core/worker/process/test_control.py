@@ -212,10 +212,10 @@ def test_waiting_ends_with_a_command_a_signal_or_the_time(place: Place) -> None:
 def test_at_the_end_everyone_is_told(place: Place) -> None:
     asking, stopping, late = Peer(place.path), Peer(place.path), Peer(place.path)
     asking.send("generate")
-    wait_for(lambda: not place.controls._queue.empty(), 20, "the first command")
+    wait_for(lambda: place.controls.waiting_count, 20, "the first command")
     stopping.send("stop")
     wait_for(lambda: place.controls.stop_sender, 20, "the stop")
-    wait_for(lambda: place.controls._queue.qsize() == 2, 20, "the second command")
+    wait_for(lambda: place.controls.waiting_count == 2, 20, "the second command")
     place.controls.close()
     assert asking.read()["error"] == "The run has ended."
     assert stopping.read() == {"id": "1", "ok": True, "state": "over"}
@@ -374,3 +374,63 @@ def test_what_a_killed_worker_left_in_a_directory_of_its_own_goes_with_the_next(
     assert not left.parent.exists()
     assert server.path.exists()
     server.close()
+
+
+def pending(place: Place, *names: str) -> None:
+    wait_for(lambda: place.controls.pending == names, 20, f"{names or 'nothing'} to be pending")
+
+
+def test_what_waits_is_known_at_once_and_until_it_is_done(place: Place) -> None:
+    peer = Peer(place.path)
+    for number, name in enumerate(("checkpoint", "pause", "generate", "pause")):
+        peer.send(name, str(number))
+    wait_for(lambda: place.controls.waiting_count == 4, 20, "the commands")
+    pending(place, "pause", "checkpoint")
+    assert place.next().request.command == "checkpoint"
+    pending(place, "pause", "checkpoint")  # one of them is being carried out
+    place.controls.done()
+    pending(place, "pause")
+    peer.send("resume", "resume")
+    pending(place)
+    assert [command.request.command for command in place.controls.waiting()] == ["pause", "generate", "pause", "resume"]
+
+
+def test_what_waits_can_be_taken_back_by_anyone(place: Place) -> None:
+    asking, taking = Peer(place.path), Peer(place.path)
+    asking.send("pause", "a")
+    asking.send("checkpoint", "b")
+    pending(place, "pause", "checkpoint")
+    taking.send("withdraw", "w", what="pause")
+    assert taking.read() == {"id": "w", "ok": True, "withdrawn": ["pause"]}
+    refused = {"ok": False, "error": "It was taken back.", "hint": "", "withdrawn": True}
+    assert asking.read() == {"id": "a", **refused}
+    taking.send("withdraw", "w")
+    assert taking.read() == {"id": "w", "ok": True, "withdrawn": ["checkpoint"]}
+    assert asking.read() == {"id": "b", **refused}
+    taking.send("withdraw", "w")
+    assert taking.read() == {"id": "w", "ok": True, "withdrawn": []}
+    # Those that took something back are still to be recorded, and are answered already.
+    assert [(command.taken_back, command.answered) for command in place.controls.waiting()] == [
+        (("pause",), True),
+        (("checkpoint",), True),
+    ]
+
+
+def test_a_stop_can_be_taken_back_unless_it_is_a_signal_or_under_way(place: Place) -> None:
+    peer = Peer(place.path)
+    peer.send("stop", "s", now=True)
+    pending(place, "stop")
+    peer.send("withdraw", "w", what="stop")
+    answers = {answer["id"]: answer for answer in (peer.read(), peer.read())}
+    assert (answers["w"]["withdrawn"], answers["s"]["withdrawn"]) == (["stop"], True)
+    place.controls.check_stop()
+    place.controls.request_stop("SIGTERM")
+    peer.send("withdraw", "w", what="stop")
+    assert "asked for by SIGTERM" in peer.read()["error"]
+    peer.send("withdraw", "w")
+    assert peer.read()["withdrawn"] == []
+    with pytest.raises(StopRequested) as caught:
+        place.controls.check_stop()
+    assert not caught.value.now, "that was asked for by the one that was taken back"
+    peer.send("withdraw", "w", what="stop")
+    assert peer.read()["error"] == "The run is stopping already."

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import queue
 import shutil
 import stat
 import subprocess
@@ -28,7 +29,7 @@ from core.runs.events import (
     StepEvent,
     StoppedEvent,
 )
-from core.runs.state import RunState
+from core.runs.state import RunState, StepProgress
 from core.runs.store import Run, create_run
 from core.runs.tail import EventTail
 from core.worker.process import recorder as recorder_module
@@ -83,7 +84,7 @@ def test_it_begins_with_this_process_and_ends_with_the_end(run: Run) -> None:
 def test_events_are_whole_lines_and_nan_stays_nan(run: Run, recorder: Recorder) -> None:
     recorder.event(step(1, math.nan))
     recorder.phase("training", "a\nb", done=1, total=2)
-    recorder.notice("warning", "odd", "Half a character: \ud800.", "Mend it.")
+    recorder.notice("warning", "odd", "Half a character: \ud800.", "Fix it.")
     first, second, third = EventTail(run.events_path).read_all()
     assert isinstance(first, StepEvent)
     assert math.isnan(first.loss)
@@ -284,3 +285,26 @@ def test_events_go_into_no_other_file(run: Run, tmp_path: Path, kind: str) -> No
     assert f"error: {run.events_path} cannot be written: " in process.stderr
     assert "Traceback" not in process.stderr
     assert other.read_text() == "export A=1\n"
+
+
+def test_what_waits_is_written_at_once_and_how_far_a_step_is_within_a_second(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "HEARTBEAT_SECONDS", 600.0)
+    waiting: list[str] = []
+    changes: queue.SimpleQueue[None] = queue.SimpleQueue()
+    recorder = Recorder(run, pending=lambda: tuple(waiting), changes=changes)
+    recorder.update(state="training")
+    waiting.append("pause")
+    changes.put(None)
+    wait_for(lambda: recorded(run).pending == ("pause",), 20, "the request to be told")
+    recorder.begin_step()
+    for done in range(8):
+        recorder.progress("micro_batches", done, 8)
+    wait_for(lambda: recorded(run).progress == StepProgress("micro_batches", 7, 8), 20, "the progress to be told")
+    recorder.end_step(1)
+    assert recorded(run).progress is None
+    recorder.update(state="stopping")
+    assert recorded(run).pending == (), "it is being carried out"
+    recorder.close("stopped", "", StoppedEvent(reason="", step=1))
+    assert recorded(run).pending == ()

@@ -21,7 +21,7 @@ SIZES = [(60, 20), (80, 22), (92, 30), (200, 50)]
 
 def make_run(tmp_path: Path, name: str = "20261124-143600-tickets") -> Run:
     run = Run(tmp_path / name)
-    run.path.mkdir(parents=True)
+    run.adapter_path.mkdir(parents=True)
     run.config_path.write_text(
         '[data]\ntrain = "rows.jsonl"\n[chat]\nsystem = "Be brief."\nmax_new_tokens = 77\ntemperature = 0.5\n'
     )
@@ -269,6 +269,78 @@ async def test_clearing_begins_a_new_conversation(tmp_path: Path) -> None:
         assert [message["content"] for message in session.asked[1][1]] == ["Be brief.", "again"]
         assert session.prepared == 2
         assert not session.closed
+
+
+async def test_a_cleared_conversation_comes_back(tmp_path: Path) -> None:
+    pane = ChatPane(factory(fake()))
+    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
+        pane.set_target(make_run(tmp_path))
+        await pilot.press("ctrl+l")
+        await ask(pilot, pane, "hello")
+        await finished(pilot, pane)
+        await pilot.press("ctrl+l")
+        await pilot.pause()
+        assert "^l again brings the former one back" in screen_text(pilot.app)
+        await pilot.press("ctrl+l")
+        await wait_for(pilot, lambda: "you       hello" in screen_text(pilot.app))
+        await ask(pilot, pane, "and then?")
+        await finished(pilot, pane)
+        assert [exchange.question for exchange in pane.dialogue.exchanges] == ["hello", "and then?"]
+
+
+async def test_lines_are_broken_and_pages_turned_in_the_prompt(tmp_path: Path) -> None:
+    session = fake()
+    pane = ChatPane(factory(session))
+    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
+        pane.set_target(make_run(tmp_path))
+        for number in range(8):
+            await ask(pilot, pane, f"question {number}")
+            await finished(pilot, pane)
+        await wait_for(pilot, lambda: pane.transcript.scroll_y > 10)
+        bottom = pane.transcript.scroll_y
+        await pilot.press("a", "ctrl+n", "b", "pageup")
+        await wait_for(pilot, lambda: pane.transcript.scroll_y < bottom - 5)
+        assert pane.prompt.text == "a\nb"
+        await pilot.press("pagedown", "enter")
+        await finished(pilot, pane)
+        assert session.asked[-1][1][-1]["content"] == "a\nb"
+
+
+async def test_a_run_that_saved_nothing_is_not_offered(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    run.adapter_path.rmdir()
+    pane = ChatPane(factory(fake()))
+    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
+        pane.set_target(run)
+        await pilot.pause()
+        text = screen_text(pilot.app)
+        assert "ended before it saved anything" in text
+        assert "Ask the tuned" not in text
+        await pilot.press("i", "x")
+        assert not pane.prompt.display
+        pane.set_target(run, live=True)
+        await wait_for(pilot, lambda: pane.prompt.display)
+
+
+async def test_settings_are_chosen_in_the_pane(tmp_path: Path) -> None:
+    session = fake()
+    pane = ChatPane(factory(session))
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        pane.set_target(make_run(tmp_path))
+        await pilot.pause()
+        pane.query_one("#chat-empty").focus()
+        await pilot.press("e", *"Rhyme", "tab", *"warm", "enter")
+        await wait_for(pilot, lambda: "must be a number" in screen_text(pilot.app))
+        await pilot.press(*["backspace"] * 4, *"0.7", "tab", "tab", *"9", "enter")
+        await wait_for(pilot, lambda: len(pilot.app.screen_stack) == 1)
+        await ask(pilot, pane, "hello")
+        await finished(pilot, pane)
+        assert session.asked[0][1][0] == {"role": "system", "content": "Rhyme"}
+        assert session.asked[0][2] == GenerationSettings(max_new_tokens=9, temperature=0.7)
+        pane.set_target(make_run(tmp_path, "20261124-143700-other"))
+        await ask(pilot, pane, "hello")
+        await finished(pilot, pane)
+        assert session.asked[1][1][0]["content"] == "Be brief."
 
 
 async def test_up_recalls_earlier_prompts(tmp_path: Path) -> None:

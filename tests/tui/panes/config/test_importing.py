@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from textual.containers import VerticalScroll
 from textual.pilot import Pilot
 
 from core.config.schema import options
@@ -12,7 +13,8 @@ from tests.tui.config_panes import opened, write_config
 from tests.tui.harness import FORBIDDEN, PaneApp, paste, screen_text, wait_for
 from tui.messages import ConfigEdited
 from tui.panes.config.pane import ConfigPane
-from tui.screens.choice import ChoiceDialog
+from tui.screens.report import ReportScreen
+from tui.widgets.text_block import TextBlock
 
 
 class RecordingPane(ConfigPane):
@@ -49,21 +51,47 @@ async def test_a_file_becomes_a_new_configuration_with_its_report(theirs: Path) 
     pane = RecordingPane()
     async with PaneApp(pane).run_test(size=(100, 40)) as pilot:
         await ask(pilot, pane, theirs)
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, ChoiceDialog))
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, ReportScreen))
         text = screen_text(pilot.app)
         assert "Imported from qlora.yml" in text
         assert "deepspeed" in text
-        await pilot.press("end")
+        await pilot.press("G")
         await wait_for(pilot, lambda: "Did you mean lora_r?" in screen_text(pilot.app))
         assert not FORBIDDEN & set(screen_text(pilot.app).replace("\n", ""))
         await pilot.press("enter")
-        await wait_for(pilot, lambda: not isinstance(pilot.app.screen, ChoiceDialog))
+        await wait_for(pilot, lambda: not isinstance(pilot.app.screen, ReportScreen))
         assert pane.document.get("method.rank") == 24
         assert pane.document.get("data.train") == str(theirs.parent / "rows.jsonl")
         assert pane.document.path is None
         assert pane.model.is_edited
         assert pane.told == 1
         await wait_for(pilot, lambda: "not saved yet" in screen_text(pilot.app))
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 34), (200, 50)])
+async def test_the_report_uses_the_width_names_its_keys_and_moves_by_them(theirs: Path, size: tuple[int, int]) -> None:
+    with theirs.open("a") as file:
+        file.write("lora_target_modules: [q_proj, v_proj]\n")
+        file.writelines(f"odd_key_{number}: {{a: [1, true], b: }}\n" for number in range(40))
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=size) as pilot:
+        await ask(pilot, pane, theirs)
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, ReportScreen))
+        await pilot.pause()
+        box = pilot.app.screen.query_one(VerticalScroll)
+        assert box.outer_size.width >= min(size[0] * 98 // 100, 124) - 1
+        assert "j k scroll  pgup pgdn page  g G ends  esc close" in screen_text(pilot.app)
+        report = " ".join(pilot.app.screen.query_one(TextBlock).content.plain.split())
+        assert "odd_key_0: a 1 and true, b none" in report
+        assert "[" not in report
+        assert max(len(line) for line in screen_text(pilot.app).splitlines()) == size[0]
+        for key, place in (("j", 1), ("k", 0), ("pagedown", box.size.height), ("pageup", 0), ("G", box.max_scroll_y)):
+            await pilot.press(key)
+            await wait_for(pilot, lambda: box.scroll_y == place)  # noqa: B023 - within this turn of the loop
+        await pilot.press("g")
+        await wait_for(pilot, lambda: box.scroll_y == 0)
+        await pilot.resize_terminal(90, 30)
+        await wait_for(pilot, lambda: box.outer_size.width <= 90)
 
 
 async def test_what_is_not_saved_is_not_given_up_without_asking(theirs: Path, tmp_path: Path) -> None:
@@ -79,7 +107,7 @@ async def test_what_is_not_saved_is_not_given_up_without_asking(theirs: Path, tm
         await pilot.press("I", "y")
         await paste(pilot, str(theirs))
         await pilot.press("enter")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, ChoiceDialog))
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, ReportScreen))
         assert pane.document.get("train.epochs") is None
 
 

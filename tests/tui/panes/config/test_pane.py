@@ -109,7 +109,8 @@ async def test_every_option_can_be_reached_and_opened(config_file: Path) -> None
         for number, option in enumerate(options()):
             assert pane.form.current is not None
             assert pane.form.current.option.name == option.name
-            if number % 4 == 0 and not pane.form.current.choices:
+            # The base model has a list of its own.
+            if number % 4 == 0 and not pane.form.current.choices and option.name != "model.base":
                 await pilot.press("enter")
                 assert pane.form.current.is_editing
                 await pilot.press("escape")

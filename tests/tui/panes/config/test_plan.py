@@ -123,3 +123,20 @@ async def test_the_pane_shows_the_time_reads_the_runs_once_and_again_when_one_en
         await wait_for(pilot, lambda: f"about 16m 40s · 50 Wh · at the pace of {second}" in screen_text(pilot.app))
         assert len(listed) == 2
         assert {line[-1] for line in screen_lines(pilot.app)[1:-1]} == {"│"}
+
+
+def test_the_legend_names_the_largest_parts_and_sums_up_the_rest() -> None:
+    parts = [
+        ("linear_weights", 3_400_000_000),
+        ("norms", 141_000),
+        ("activations", 1_800_000_000),
+        ("context", 5_000_000),
+    ]
+    view = PlanView(parts, sum(size for _, size in parts), 22_900_000_000, True)
+    legend = draw_plan(view, 60).plain.split("\n")[1]
+    assert legend.split() == ["█", "weights", "3.4", "GB", "▓", "activations", "1.8", "GB", "+", "5.1", "MB"]
+    everything = draw_plan(view, 120).plain.split("\n")[1]
+    assert "context 5.0 MB" in everything
+    assert "norms 141 kB" in everything
+    for width in range(12, 130):
+        assert all(line.cell_length <= width for line in draw_plan(view, width).split("\n"))

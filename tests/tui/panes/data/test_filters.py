@@ -46,10 +46,14 @@ async def test_a_problem_of_the_report_lists_its_rows_alone(tmp_path: Path, mode
         analysis = await analyzed(pilot, pane)
         assert analysis.dropped == {"not_json": 3, "overlong": 2}
         await pilot.press("s")
-        await wait_for(pilot, lambda: shows(pilot, "60 rows read · 55 used · 5 dropped: 3 not_json, 2 overlong"))
+        await wait_for(
+            pilot, lambda: shows(pilot, "60 rows read · 55 used · 5 dropped: 3 no JSON, 2 longer than train.max_length")
+        )
         await pilot.press("j", "enter")
         await pilot.pause()
-        assert screen_lines(pilot.app)[0].startswith("╭─ 1 Data · rows.jsonl · overlong · 2 of 60 rows ─")
+        assert screen_lines(pilot.app)[0].startswith(
+            "╭─ 1 Data · rows.jsonl · longer than train.max_length · 2 of 60 rows ─"
+        )
         assert numbers(pane, screen_lines(pilot.app)) == [10, 50]
         assert shows(pilot, "Raise train.max_length")
         assert pane.body.rows.has_focus
@@ -106,7 +110,7 @@ async def test_moves_search_and_row_numbers_stay_inside_the_filter(tmp_path: Pat
         await pilot.press("colon", *"25", "enter")
         await wait_for(pilot, lambda: pane.index == 24)
         await pilot.press("colon", *"26", "enter")
-        await wait_for(pilot, lambda: shows(pilot, "Row 26 has no not_json; the nearest that has is row 45."))
+        await wait_for(pilot, lambda: shows(pilot, "Row 26 is not “no JSON”; the nearest that is, is row 45."))
         assert pane.index == 44
         await pilot.press("escape")
         assert code_of(pane) == "not_json", "the mark of the search goes first"
@@ -145,7 +149,7 @@ async def test_the_longest_row_is_gone_to_from_a_filter_without_it(tmp_path: Pat
         assert code_of(pane) == ""
         assert pane.index == 49
         await pilot.pause()
-        assert shows(pilot, "It has no not_json; all rows are shown again.")
+        assert shows(pilot, "It is not “no JSON”; all rows are shown again.")
         await pilot.press("g", "f", "f", "l")
         assert code_of(pane) == "overlong", "the longest row is"
         assert pane.index == 49
@@ -168,7 +172,7 @@ async def test_a_filter_goes_on_after_the_rows_are_looked_at_anew(tmp_path: Path
         document.set("train.max_length", 4096)
         pane.configure(document)
         await wait_for(pilot, lambda: code_of(pane) == "", PATIENCE)
-        await wait_for(pilot, lambda: shows(pilot, "No row has the problem overlong any more"))
+        await wait_for(pilot, lambda: shows(pilot, "No row is “longer than train.max_length” any more"))
         assert pane.body.rows.count == 60
 
 

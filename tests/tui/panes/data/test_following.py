@@ -76,7 +76,7 @@ async def test_format_and_columns_reach_rows_tokens_and_analysis(
         await wait_for(pilot, lambda: pane.view is not None and pane.view.format_name == "plain text")
         analysis = await analyzed(pilot, pane)
         assert analysis.sources[0].format == "text"
-        assert pane.session.columns == ("tok", "sup", "text")
+        assert pane.session.columns == ("tok", "learned", "text")
         await wait_for(
             pilot,
             lambda: next(cell.text for part in pane.body.mask_view.parts for cell in part.cells) != "<|im_start|>",
@@ -302,3 +302,37 @@ async def test_the_file_of_the_configuration_is_shown_once(tmp_path: Path) -> No
         document.set("data.train", "a.jsonl")
         pane.follow(document)
         await wait_for(pilot, lambda: pane.view is not None and pane.view.path == first)
+
+
+async def test_a_file_that_is_missing_is_not_told_once_the_configuration_has_another(tmp_path: Path) -> None:
+    first = messy(tmp_path / "a.jsonl")
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
+        document = configuration(tmp_path, data__train="a.jsonl")
+        pane.follow(document)
+        await wait_for(pilot, lambda: pane.view is not None and pane.view.path == first)
+        document.set("data.train", "nope.jsonl")
+        pane.follow(document)
+        await wait_for(pilot, lambda: shows(pilot, "There is no file at"))
+        document.set("train.seed", 7)
+        pane.follow(document)
+        await pilot.pause()
+        assert shows(pilot, "There is no file at")
+        # As after an undo.
+        document.set("data.train", "a.jsonl")
+        pane.follow(document)
+        await wait_for(pilot, lambda: not shows(pilot, "There is no file at"))
+        assert pane.view is not None
+        assert pane.view.path == first
+
+
+async def test_a_message_goes_with_the_next_key(tmp_path: Path) -> None:
+    path = messy(tmp_path / "a.jsonl")
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
+        await opened(pilot, pane, path)
+        await pilot.press("slash", *"no such text", "enter")
+        await wait_for(pilot, lambda: bool(pane._status) and not pane._is_searching)
+        await pilot.press("m")
+        await wait_for(pilot, lambda: not pane._status)
+        assert pane.body.shows_tokens

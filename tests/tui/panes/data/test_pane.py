@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from textual.pilot import Pilot
 
+from core.config.document import ConfigDocument
 from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, paste, screen_lines, screen_text, wait_for
 from tui.datasets.view import DatasetView
 from tui.messages import DatasetChosen
@@ -175,7 +176,7 @@ async def test_search_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyP
         await opened(pilot, pane, path)
         await wait_for(pilot, lambda: pane.view is not None and pane.view.file.complete)
         await pilot.press("slash", *"nowhere", "enter")
-        await wait_for(pilot, lambda: "of 100 000 rows · esc stops" in screen_text(pilot.app))
+        await wait_for(pilot, lambda: "of 100,000 rows · esc stops" in screen_text(pilot.app))
         await pilot.press("escape")
         await wait_for(pilot, lambda: "Search stopped." in screen_text(pilot.app))
 
@@ -240,7 +241,7 @@ async def test_using_the_file_for_training_and_evaluation(tmp_path: Path) -> Non
         await pilot.press("t")
         assert not pane.chosen
         await opened(pilot, pane, path)
-        await pilot.press("t", "e")
+        await pilot.press("t", "E")
         await pilot.pause()
         assert [(message.path, message.use) for message in pane.chosen] == [(path, "train"), (path, "eval")]
 
@@ -368,3 +369,17 @@ async def test_row_list_draws_nothing_without_rows() -> None:
         rows.show(None, ("text",))
         await pilot.pause()
         assert rows.count == 0
+
+
+async def test_unknown_columns_name_the_key_that_helps(tmp_path: Path) -> None:
+    path = tmp_path / "odd.csv"
+    path.write_text("Frage;Antwort;Kunde\n" + "Wie?;So.;7\n" * 3)
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
+        await opened(pilot, pane, path)
+        text = " ".join(screen_text(pilot.app).replace("│", " ").split())
+        assert "their columns are Frage, Antwort, Kunde. C says which column is the question." in text
+        assert "C columns" in screen_lines(pilot.app)[-1]
+        columns = 'columns = {user = "Frage", assistant = "Antwrt"}'
+        pane.configure(ConfigDocument(f'[data]\ntrain = "{path}"\n{columns}\n'))
+        await wait_for(pilot, lambda: "Did you mean Antwort?" in screen_text(pilot.app))

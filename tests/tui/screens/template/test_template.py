@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from textual.command import CommandPalette
 from textual.pilot import Pilot
 
 import tui.app
@@ -19,6 +18,7 @@ from tests.conftest import CHATML
 from tests.tui.harness import FORBIDDEN, HOSTILE, pane_of, paste, screen_lines, screen_text, wait_for
 from tui.app import LocaltuneApp
 from tui.screens.help import HelpScreen
+from tui.screens.pick import PickScreen
 from tui.screens.template.template import TemplateScreen
 
 SIZES = [(60, 20), (80, 24), (200, 50)]
@@ -253,7 +253,7 @@ async def test_a_broken_template_says_its_line_and_nothing_is_lost(
         text = words(pilot)
         number = NAMED_TEMPLATES["chatml"].source.count("\n") + 1
         assert f"not valid in line {number}" in text
-        assert "not used until it is mended" in text
+        assert "not used until it is fixed" in text
         assert f"✗{number} " in text, "the line is marked and in view"
         assert value(pilot, "template.file") is None
         assert "{% if %}" in (directory / "chatml.jinja").read_text()
@@ -497,7 +497,7 @@ async def test_a_template_that_is_no_jinja_is_not_chosen(directory: Path) -> Non
     async with make_app(directory).run_test(size=(80, 24)) as pilot:
         screen = await opened(pilot)
         await pilot.press("enter")
-        await wait_for(pilot, lambda: "Mend it" in words(pilot))
+        await wait_for(pilot, lambda: "Fix it" in words(pilot))
         assert pilot.app.screen is screen
 
 
@@ -505,7 +505,7 @@ async def test_the_palette_opens_it(directory: Path) -> None:
     async with make_app(directory).run_test(size=(80, 24)) as pilot:
         await opened(pilot)
         await pilot.press("escape", "ctrl+p")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, CommandPalette))
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
         await pilot.press(*"edit the chat template")
         await wait_for(pilot, lambda: is_shown(pilot, "choose or edit the chat template"))
         await pilot.press("enter")

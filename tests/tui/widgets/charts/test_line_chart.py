@@ -32,7 +32,7 @@ class ChartApp(App[None]):
 
 def series(values: Sequence[float]) -> Series:
     """Data of a chart: values from step 1 on."""
-    found = Series(0.6)
+    found = Series()
     for step, value in enumerate(values, 1):
         found.append(step, value)
     return found
@@ -57,7 +57,7 @@ async def test_axes_carry_round_values_and_the_curve_falls() -> None:
     lines = await draw(ChartData(falling(60), total_steps=60))
     assert any(line.startswith((" 2.0┤", "2.0┤")) for line in lines)
     assert lines[-2].count("┬") >= 3
-    assert lines[-1].rstrip().endswith("step")
+    assert lines[-1].endswith("step 60")
     plot = [line[4:] for line in lines[:-2]]
     first = next(y for y, line in enumerate(plot) if line[1:6].strip("⠀ "))
     last = next(y for y, line in enumerate(plot) if y > 0 and line[-4:].strip("⠀ "))
@@ -97,7 +97,26 @@ async def test_evaluations_and_events_are_marked_with_words() -> None:
     lines = await draw(ChartData(falling(60), evals, [(20, "batch 8→4 (memory)")], 60), size=(80, 16))
     assert sum(line.count("◆") for line in lines[1:]) == 1
     assert "▼ batch 8→4 (memory)" in lines[1]
-    assert "raw ·  smooth ━  eval ◆" in lines[0]
+    assert "each step ─  smoothed ━  eval ◆" in lines[0]
+
+
+async def test_a_short_run_is_one_line_of_its_own_values() -> None:
+    lines = await draw(ChartData(falling(20), total_steps=25, marks=[(20, "stopped")], is_over=True), size=(80, 14))
+    assert "loss ━" in lines[0]
+    assert "smoothed" not in lines[0]
+    assert "▼ stopped" in lines[1]
+    assert lines[-1].endswith("step 25")
+
+
+async def test_raw_values_are_a_line_of_their_own_below_the_smoothed_one() -> None:
+    chart = LineChart()
+    chart.data = ChartData(series([1.0 + step % 2 for step in range(100)]), total_steps=100)
+    frame = chart._draw(80, 20)
+    styles = [[cell[1] for cell in row] for row in frame.cells]
+    assert sum(row.count("raw") for row in styles) > 300
+    smooth = [y for y, row in enumerate(styles[1:]) for style in row[20:] if style == "smooth"]
+    assert len(smooth) > 50
+    assert 5 <= min(smooth) <= max(smooth) <= 12, "in the middle of what goes up and down"
 
 
 async def test_the_log_axis_is_named_and_has_powers() -> None:

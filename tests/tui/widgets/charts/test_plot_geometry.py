@@ -47,18 +47,6 @@ def test_nice_ticks_hold_any_range(low: float, high: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "most", "expected"),
-    [(0.1, 100, 6, [0.1, 1, 10, 100]), (0.4, 2.5, 5, [0.5, 0.7, 1, 2]), (1e-8, 1e8, 4, [1e-8, 1e-3, 1e2, 1e7])],
-)
-def test_log_ticks(low: float, high: float, most: int, expected: list[float]) -> None:
-    ticks = geometry.log_ticks(low, high, most)
-    assert len(ticks) <= most
-    assert all(low * 0.999 <= tick <= high * 1.001 for tick in ticks)
-    if most != 5:
-        assert ticks == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
     ("values", "expected"),
     [
         ([0.5, 1.0, 1.5], ["0.5", "1.0", "1.5"]),
@@ -73,33 +61,88 @@ def test_tick_labels(values: list[float], expected: list[str]) -> None:
     assert geometry.tick_labels(values) == expected
 
 
-def test_a_value_scale_ignores_what_is_not_finite_and_keeps_the_floor() -> None:
-    scale = geometry.value_scale([math.nan, 0.0, math.inf, 2.0])
-    assert (scale.low, scale.log) == (0.0, False)
-    assert 2.0 < scale.high <= 2.2
+VALUES = st.lists(st.floats() | st.floats(1e-3, 1e3), min_size=1, max_size=4)
 
 
-def test_a_log_scale_needs_something_positive() -> None:
-    assert geometry.value_scale([-1.0, 0.0], log=True).log is False
-    scale = geometry.value_scale([0.0, 0.01, 10.0], log=True)
+@given(VALUES, st.integers(2, 40), st.sampled_from([1, 2, 4]), st.booleans())
+@example([1.7e308, -1.7e308], 10, 4, False)
+@example([5e-324, 1.7e308], 10, 4, True)
+@example([1e6, 1e6 + 1e-6], 10, 4, False)
+def test_an_axis_has_evenly_spaced_labels_and_holds_every_value(
+    values: list[float], rows: int, dots: int, log: bool
+) -> None:
+    axis = geometry.value_axis(values, rows, dots, log)
+    scale = axis.scale
+    assert scale.low < scale.high
+    places = [row for row, _ in axis.ticks]
+    assert all(0 <= row < rows for row in places)
+    assert len({b - a for a, b in pairwise(places)}) <= 1
+    for value in values:
+        if math.isfinite(value) and 1e-290 < abs(value) < 1e290 and (value > 0 or not scale.log):
+            position = (value - scale.low) / (scale.high - scale.low) if not scale.log else 0.5
+            assert -0.02 - 1 / (rows * dots) <= position <= 1.02 + 1 / (rows * dots)
+
+
+@pytest.mark.parametrize(
+    ("values", "rows", "log", "labels"),
+    [
+        ([0.38, 2.4], 10, False, ["0.5", "1.0", "1.5", "2.0", "2.5"]),
+        ([0.05, 4.1], 12, False, ["0", "2", "4"]),
+        ([2.4, 2.5], 8, False, ["2.40", "2.45", "2.50"]),
+        ([0.01, 90.0], 14, True, ["0.01", "0.1", "1", "10", "100"]),
+        ([0.03, 4.3], 30, True, ["0.05", "0.1", "0.2", "0.5", "1", "2", "5"]),
+        ([0.4, 2.5], 10, True, ["0.5", "1.0", "2.0"]),
+        ([100, 42_000], 10, False, ["0", "10k", "20k", "30k", "40k"]),
+    ],
+)
+def test_labels_of_an_axis_are_round(values: list[float], rows: int, log: bool, labels: list[str]) -> None:
+    axis = geometry.value_axis(values, rows, 4, log)
+    assert geometry.tick_labels([value for _, value in axis.ticks]) == labels
+    # Each stands at the row that a dot of its value is in.
+    for row, value in axis.ticks:
+        dot = axis.scale.dot(value, rows * 4)
+        assert dot is not None
+        assert abs(dot - (row * 4 + 2)) <= 2
+
+
+def test_an_axis_ignores_what_is_not_finite_and_keeps_to_the_floor() -> None:
+    axis = geometry.value_axis([math.nan, 0.0, math.inf, 2.0], 10, 4)
+    assert axis.scale.log is False
+    assert -0.2 < axis.scale.low <= 0.0
+    assert 2.0 <= axis.scale.high <= 2.5
+    assert axis.ticks[0] == (0, 0.0)
+
+
+def test_a_log_axis_needs_something_positive() -> None:
+    assert geometry.value_axis([-1.0, 0.0], 10, 4, log=True).scale.log is False
+    scale = geometry.value_axis([0.0, 0.01, 10.0], 10, 4, log=True).scale
     assert scale.log
     assert scale.fraction(0.0) is None
-    assert scale.fraction(math.sqrt(0.01 * 10.0)) == pytest.approx(0.5)
+    assert scale.low <= 0.01 < 10.0 <= scale.high * 1.2
 
 
-def test_a_new_extreme_mostly_leaves_the_scale_alone() -> None:
-    scales = {geometry.value_scale([2.4, 0.9 - step * 0.001]) for step in range(400)}
+def test_a_new_extreme_mostly_leaves_the_axis_alone() -> None:
+    scales = {geometry.value_axis([2.4, 0.9 - step * 0.001], 12, 4).scale for step in range(400)}
     assert len(scales) < 12
 
 
 def test_equal_values_still_make_an_axis() -> None:
-    scale = geometry.value_scale([1.0, 1.0])
-    assert scale.low < 1.0 < scale.high
+    for value in (1.0, 0.0, -3.0, 1e-300, 1e300):
+        scale = geometry.value_axis([value, value], 10, 4).scale
+        assert scale.low <= value <= scale.high
 
 
-@pytest.mark.parametrize(("last", "total", "high"), [(1, 120, 11), (34, 120, 51), (100, 120, 120), (120, 120, 120)])
+@pytest.mark.parametrize(
+    ("last", "total", "high"),
+    [(1, 120, 61), (34, 120, 120), (120, 120, 120), (1, 50, 50), (300, 5000, 801), (700, 5000, 5000)],
+)
 def test_the_step_window_grows_towards_the_total(last: int, total: int, high: float) -> None:
     assert geometry.step_window(1, last, total).high == high
+
+
+def test_the_step_window_of_an_ended_run_ends_at_its_total() -> None:
+    assert geometry.step_window(1, 15, 5000, is_over=True).high == 5000
+    assert geometry.step_window(1, 30, 25, is_over=True).high >= 30
 
 
 def test_the_step_window_moves_in_few_jumps() -> None:
@@ -167,11 +210,11 @@ def test_a_line_has_no_holes(y0: int, y1: int, run: int) -> None:
 
 
 def test_a_nan_leaves_a_gap_in_the_line() -> None:
-    series = Series(0.0)
+    series = Series()
     for step, value in enumerate([1.0, 1.0, math.nan, 1.0, 1.0]):
         series.append(step, value)
     grid = DotGrid(10, 2, BRAILLE)
-    geometry.draw_line(grid, series.bucket(20, 0, 4, smooth=True), Scale(0.0, 2.0))
+    geometry.draw_line(grid, series.smooth_bucket(20, 0, 4), Scale(0.0, 2.0))
     filled = [bool(column) for column in _columns(grid)]
     assert all(filled[:5])
     assert not any(filled[6:14])

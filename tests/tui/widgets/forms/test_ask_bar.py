@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from textual.app import ComposeResult
 from textual.containers import Vertical
 
-from tests.tui.harness import PaneApp, wait_for
+from tests.tui.harness import PaneApp, screen_text, wait_for
 from tests.tui.test_typing_ahead import type_at_once
-from tui.widgets.forms.ask_bar import AskBar
+from tui.widgets.forms import answer_keys
+from tui.widgets.forms.ask_bar import AskBar, KeyQuestion
 from tui.widgets.forms.safe_input import SafeInput
 
 
@@ -77,9 +79,28 @@ async def test_one_question_follows_another() -> None:
         await pilot.press(*"a.toml", "enter")
         await wait_for(pilot, lambda: pane.answers == [Path("a.toml").absolute()] and pane.bar.is_asking)
         await pilot.pause()
-        await pilot.press("x", "y")
+        await pilot.press("y")
         await wait_for(pilot, lambda: pane.answers[1:] == ["y"])
         assert pane.query_one("#before").has_focus
+
+
+async def test_a_word_typed_at_a_question_is_no_answer_whatever_its_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    pane = Asking()
+    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
+        await pane.bar.converse(pane.path_then_key())
+        await pilot.press(*"a.toml", "enter")
+        await wait_for(pilot, lambda: isinstance(pilot.app.focused, KeyQuestion))
+        await pilot.pause()
+        assert "press" not in screen_text(pilot.app)
+        await pilot.press(*"alpaca.yml", "tab", "space")
+        await pilot.pause()
+        assert pane.bar.is_asking
+        assert isinstance(pilot.app.focused, KeyQuestion)
+        assert len(pane.answers) == 1
+        assert "press y or esc" in screen_text(pilot.app)
+        monkeypatch.setattr(answer_keys, "QUIET_SECONDS", 0.0)
+        await pilot.press("y")
+        await wait_for(pilot, lambda: pane.answers[1:] == ["y"])
 
 
 async def test_a_question_gives_way_to_the_next_and_ends_with_the_bar() -> None:

@@ -144,7 +144,7 @@ async def test_both_answers_of_a_pair_and_a_label_are_named_in_words(
         assert "".join(cell.text for cell in worse.cells if cell.learned) == "no, and not ever<|im_end|>"
         assert f"pair of {counts[0][0]} and {counts[1][0]} tokens" in text
         head, first = listed()
-        assert head[:5] == ["#", "tok", "sup", "user", "better"]
+        assert head[:5] == ["#", "tok", "learned", "user", "better"]
         assert (head[5] == "worse") == (size[0] > 60)
         assert first[1:4] == ["1", str(counts[1][0]), str(counts[1][1])], "those of the longer answer"
         assert "yes" in first
@@ -350,7 +350,7 @@ async def test_lengths_in_the_list_the_summary_and_the_statistics(tmp_path: Path
     async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
         await shown(pilot, pane, path)
         await wait_for(pilot, lambda: pane.view is not None and pane.view.analysis is not None, 60)
-        await wait_for(pilot, lambda: "30 used · 1 dropped: 1 not_json · 1 problem" in screen_text(pilot.app))
+        await wait_for(pilot, lambda: "30 used · 1 dropped: 1 no JSON · 1 problem" in screen_text(pilot.app))
         await wait_for(pilot, lambda: pane.body.cells(0, 1)[0].cells[0].isdecimal())
         await pilot.press("l")
         assert pane.body.rows.cursor == 12
@@ -359,7 +359,7 @@ async def test_lengths_in_the_list_the_summary_and_the_statistics(tmp_path: Path
         await pilot.press("g", "s")
         await pilot.pause()
         text = screen_text(pilot.app)
-        assert "31 rows read · 30 used · 1 dropped: 1 not_json" in text
+        assert "31 rows read · 30 used · 1 dropped: 1 no JSON" in text
         assert "1 row  no JSON" in text
         assert "tokens: shortest" in text
         await pilot.press("enter")
@@ -379,7 +379,7 @@ def test_no_line_is_wider_than_the_view(width: int) -> None:
 
 def test_a_histogram_shows_every_bar_that_has_rows() -> None:
     lines = draw_histogram([Bucket(0, 10, 1000), Bucket(10, 20, 0), Bucket(20, 30, 1)], 40, 4)
-    assert lines[0].startswith("1 000┤███")
+    assert lines[0].startswith("1,000┤███")
     assert "▁" in lines[3]
     assert all(len(line) <= 40 for line in lines[:5])
     assert draw_histogram([], 40, 4) == []

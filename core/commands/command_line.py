@@ -1,0 +1,92 @@
+"""The parsers of the command line: of the app, of each command, and of all of them together."""
+
+from __future__ import annotations
+
+import argparse
+
+from core import __version__
+from core.commands import COMMANDS, load_command
+from core.commands.common import PROGRAM
+from core.commands.examples import EXAMPLES
+from core.commands.parser import ArgumentParser, HelpFormatter
+
+#: Columns of a terminal that is not wide.
+_COLUMNS = 80
+
+
+def app_parser() -> ArgumentParser:
+    """The parser of the app's own arguments; its help lists the commands."""
+    width = max(map(len, COMMANDS))
+    listing = "\n".join(f"  {name:<{width}}  {description}" for name, (_, description) in COMMANDS.items())
+    parser = ArgumentParser(
+        prog=PROGRAM,
+        usage=f"{PROGRAM} [CONFIG | DATA] [--run RUN | --demo]\n       {PROGRAM} COMMAND …",
+        description="Fine-tune language models on one GPU, from a terminal. Without a command the app opens.",
+        epilog=f"commands:\n{listing}\n\n{_examples('')}\n\n'{PROGRAM} COMMAND --help' explains one. All take --json.",
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument(
+        "config",
+        metavar="CONFIG",
+        nargs="?",
+        help="configuration file (TOML) to open the app with; or a data file, or the directory of a run",
+    )
+    add_app_options(parser)
+    return parser
+
+
+def add_app_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the app."""
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--run", metavar="RUN", help="run to open the app with: its id, a part of it, or 'latest'")
+    parser.add_argument(
+        "--no-mouse", action="store_true", help="leave the mouse to the terminal, for selecting and copying text"
+    )
+    which.add_argument("--demo", action="store_true", help="open the app with the sample run started")
+
+
+def command_parser(name: str) -> ArgumentParser:
+    """The parser of one command; ``run_command`` of what it parses carries the command out."""
+    module = load_command(name)
+    parser = ArgumentParser(
+        prog=f"{PROGRAM} {name}",
+        description=_sentence(COMMANDS[name][1]),
+        epilog=_examples(name),
+        formatter_class=HelpFormatter,
+    )
+    module.add_arguments(parser)
+    parser.set_defaults(command=name, run_command=module.run)
+    return parser
+
+
+def whole_parser() -> ArgumentParser:
+    """A parser of every command line at once; it loads all commands, which a single command line need not."""
+    parser = ArgumentParser(prog=PROGRAM)
+    add_app_options(parser)
+    commands = parser.add_subparsers(metavar="COMMAND")
+    for name, (_, description) in COMMANDS.items():
+        command = commands.add_parser(name, help=description, description=_sentence(description))
+        load_command(name).add_arguments(command)
+    return parser
+
+
+def example_lines(name: str) -> list[str]:
+    """The examples of a command as they are typed; of the app for an empty name."""
+    return [f"{PROGRAM} {line}".rstrip() for line, _ in EXAMPLES[name]]
+
+
+def _examples(name: str) -> str:
+    """The examples of a command, their meanings as comments: in a column, or above where a terminal is too narrow."""
+    meanings = [f"  # {meaning}" if meaning else "" for _, meaning in EXAMPLES[name]]
+    pairs = list(zip([f"  {line}" for line in example_lines(name)], meanings, strict=True))
+    width = max((len(line) for line, meaning in pairs if meaning), default=0)
+    if all(width + len(meaning) < _COLUMNS for meaning in meanings):
+        lines = [f"{line:<{width}}{meaning}".rstrip() for line, meaning in pairs]
+    else:
+        lines = [text for line, meaning in pairs for text in (meaning, line) if text]
+    return "\n".join(["examples:", *lines])
+
+
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}."

@@ -1,0 +1,90 @@
+"""Examples: command lines for the end of each ``--help``, by command; the app's own under an empty name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+#: By command: command lines without the program's name, each with its meaning; empty where the line says it.
+EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
+    "": (
+        ("", "open what was open last, or the newest run"),
+        ("faq.csv", "open the app with this data"),
+        ("tickets.toml", "open the app with this configuration"),
+        ("init faq.csv", "make a configuration of this data"),
+        ("train faq.toml --detach", "train without the app"),
+    ),
+    "demo": (
+        ("demo", ""),
+        ("demo --set train.max_steps=10 --json", "a shorter one, for a script"),
+    ),
+    "init": (
+        ("init faq.csv", "writes faq.toml"),
+        ("init faq.csv --model ~/models/Qwen2.5-7B-Instruct", "choose the base model too"),
+        ("init faq.csv --aim quick-look --out -", "print it"),
+        ("init --list", "the presets"),
+    ),
+    "train": (
+        ("train faq.toml", ""),
+        ("train faq.toml --set train.epochs=2 --set method.rank=32", "with other values for this run"),
+        ("train faq.toml --preset auto --detach", "fill in the rest, and return at once"),
+    ),
+    "runs": (("runs", ""), ("runs --json", "for a script")),
+    "watch": (("watch latest", ""), ("watch faq --json", "a line of JSON for each event")),
+    "pause": (("pause latest", ""), ("pause 20261126-203633-faq --timeout 600", "wait longer for a slow step")),
+    "resume": (("resume latest", ""),),
+    "checkpoint": (("checkpoint latest", ""), ("checkpoint latest --json", "prints the directory for a script")),
+    "set": (
+        ("set latest train.learning_rate=1e-4", ""),
+        ("set latest eval.every_steps=20 checkpoint.every_steps=100", "several at once"),
+    ),
+    "stop": (
+        ("stop latest", "after a checkpoint"),
+        ("stop latest --now", "without one"),
+        ("stop latest --force", "kill a process that hangs"),
+    ),
+    "continue": (("continue latest", ""), ("continue faq --detach", "any part of an id will do")),
+    "rm": (
+        ("rm 20261126-203633-faq", "shows its size, and asks"),
+        ("rm --failed", "all that have failed"),
+        ("rm faq-2 faq-3 --yes", "without a question"),
+    ),
+    "track": (
+        ("track latest --to tensorboard", ""),
+        ("track latest --to wandb --online", "send a whole run to the server"),
+    ),
+    "data": (
+        ("data faq.csv", ""),
+        ("data faq.csv --model smollm2-135m-instruct --row 12", "row 12 as tokens, the learned ones marked"),
+        ("data odd.csv --columns user=Frage,assistant=Antwort", "say which column is which"),
+        ("data --config faq.toml", "the data of a configuration"),
+    ),
+    "import": (
+        ("import axolotl.yml --out mine.toml", ""),
+        ("import sft.yaml --from llama-factory", "print it, with the report"),
+    ),
+    "fetch": (
+        ("fetch hf://Qwen/Qwen2.5-0.5B-Instruct", "a model"),
+        ("fetch hf://datasets/tatsu-lab/alpaca#train", "a split of a dataset"),
+    ),
+    "plan": (
+        ("plan faq.toml", ""),
+        ("plan faq.toml --gpu-memory 24GB", "on another card"),
+        ("plan faq.toml --set train.max_length=4096 --json", ""),
+    ),
+    "chat": (
+        ("chat latest", ""),
+        ("chat latest --prompt 'Which port does it use?'", "one answer"),
+        ("chat latest --base --prompt -", "the base model; reads the question"),
+        ("chat smollm2-135m-instruct", "a model without a run"),
+    ),
+    "schema": (
+        ("schema --out localtune.schema.json", "for an editor"),
+        ("schema --markdown", "the reference page"),
+    ),
+    "doctor": (("doctor", ""), ("doctor --quick --json", "without importing torch")),
+    "completion": (
+        ("completion bash", ""),
+        ("completion zsh", ""),
+        ("completion fish", ""),
+    ),
+}

@@ -1,0 +1,101 @@
+"""``rm RUN…``: delete runs, after their sizes have been shown and the user has agreed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from core.commands.common import (
+    EXIT_ERROR,
+    PROGRAM,
+    add_json_flag,
+    describe_state,
+    emit,
+    note,
+    report_error,
+    say,
+)
+from core.errors import UserError
+
+if TYPE_CHECKING:
+    from core.runs.store import Run
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="*", help="a run: its id, a part of it, its directory, or 'latest'; or several"
+    )
+    parser.add_argument("--failed", action="store_true", help="all runs that have failed, too")
+    parser.add_argument("--yes", action="store_true", help="do not ask; needed where there is no terminal")
+    add_json_flag(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show what will go, ask, and delete; the exit code is 1 where something is left, or the answer is no."""
+    from core.runs.removal import directory_size, refuse_removal, remove_run
+    from core.units import format_bytes
+
+    chosen = _choose(args.runs, failed=args.failed)
+    for target in chosen:
+        refuse_removal(target)
+    sizes = {target.id: directory_size(target.path) for target in chosen}
+    total = sum(sizes.values())
+    width = max((len(target.id) for target in chosen), default=0)
+    for target in chosen:
+        note(f"{target.id:<{width}}  {format_bytes(sizes[target.id]):>8}  {describe_state(target.state())}")
+    what = f"{len(chosen)} runs" if len(chosen) != 1 else chosen[0].id
+    if chosen and not args.yes and not _agrees(f"Delete {what}, {format_bytes(total)}?"):
+        note("Nothing is deleted.")
+        return EXIT_ERROR
+    removed, left = [], []
+    for target in chosen:
+        try:
+            remove_run(target)
+            removed.append(target)
+        except UserError as error:
+            left.append({"run": target.id, "reason": str(error)})
+            report_error(error)
+    freed = sum(sizes[target.id] for target in removed)
+    if args.json:
+        result: dict[str, Any] = {
+            "removed": [{"run": target.id, "bytes": sizes[target.id]} for target in removed],
+            "bytes": freed,
+            "left": left,
+        }
+        emit(result)
+    elif removed:
+        say(f"Deleted {len(removed)} run{'' if len(removed) == 1 else 's'}, {format_bytes(freed)}.")
+    elif not chosen:
+        say("No run has failed; nothing is deleted.")
+    return EXIT_ERROR if left else 0
+
+
+def _choose(names: list[str], *, failed: bool) -> list[Run]:
+    """The runs that are named, each once, and those that have failed where asked for.
+
+    Raises:
+        UserError: If none is named, or a name is that of no run.
+    """
+    from core.runs.store import find_run, list_runs
+
+    if not names and not failed:
+        raise UserError("No run is named.", f"'{PROGRAM} runs' lists them; --failed means all that have failed.")
+    found = [find_run(name) for name in names]
+    if failed:
+        found += [known for known in list_runs() if known.state().state == "failed"]
+    return list({target.path.resolve(): target for target in found}.values())
+
+
+def _agrees(question: str) -> bool:
+    """Whether the user says yes.
+
+    Raises:
+        UserError: If there is no terminal to ask at.
+    """
+    if not sys.stdin.isatty():
+        raise UserError(f"{question[:-1]} needs your word.", "Add --yes to delete without a question.")
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

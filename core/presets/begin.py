@@ -1,0 +1,123 @@
+"""The beginning of a new configuration: the preset that suits it, and the rows that are held out of training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.analysis.row_counts import count_rows
+from core.analysis.row_lengths import sample_lengths
+from core.analysis.split import held_out_count
+from core.config.choices import Aim
+from core.config.facts import Facts, read_shape
+from core.config.schema import Config
+from core.errors import UserError
+from core.presets.choose import Choice, choose_preset
+
+if TYPE_CHECKING:
+    from core.hardware.card import Card
+
+#: Fewest rows of which some are held out: fewer are better all learned, and too few held out measure nothing.
+FEWEST_ROWS = 50
+#: Share held out, and the most rows: more take time at every evaluation and tell little more.
+SHARE, MOST_HELD_OUT = 0.1, 200
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Rows to hold out of training.
+
+    Args:
+        share: ``data.eval_share``.
+        rows: The rows that are held out.
+        total: The rows there are.
+    """
+
+    share: float
+    rows: int
+    total: int
+
+    def __str__(self) -> str:
+        return f"{self.rows} of {self.total} rows held out"
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Values for a new configuration.
+
+    Args:
+        choice: The preset that suits model, card and data.
+        held_out: The rows to hold out; None where the configuration says that itself, or there are too few.
+    """
+
+    choice: Choice
+    held_out: HeldOut | None = None
+
+
+def begin(config: Config, card: Card | None, aim: Aim = "balanced") -> Beginning:
+    """The beginning of a configuration that has a model and data; slow, as it reads the model and the rows.
+
+    Args:
+        config: A checked configuration, its data readable.
+        card: The card to train on; None for the CPU.
+        aim: The aim of the preset.
+
+    Raises:
+        UserError: If the model is too large for the card, or tokenizer or template exceed the limits of the sandbox.
+    """
+    return Beginning(suitable_preset(config.model.base, card, config, aim=aim), held_out_of(config))
+
+
+def suitable_preset(
+    base: str, card: Card | None, rows: Config | None, *, directory: Path | None = None, aim: Aim = "balanced"
+) -> Choice:
+    """The preset that suits the model, the card and the first rows of the data.
+
+    Args:
+        base: As ``model.base``.
+        card: The card to train on; None for the CPU.
+        rows: A checked configuration whose rows are looked at; None where there are none.
+        directory: The directory that a relative ``base`` starts from; the working directory by default.
+        aim: The aim.
+
+    Raises:
+        UserError: As :func:`begin`.
+    """
+    return choose_preset(
+        Facts(
+            model=read_shape(base, directory),
+            device_bytes=card.memory_total if card is not None else None,
+        ),
+        aim,
+        lengths=sample_lengths(rows) if rows is not None else [],
+        card_name=f"the {card.name}" if card is not None else "the card",
+    )
+
+
+def held_out_of(config: Config) -> HeldOut | None:
+    """The rows to hold out of a configuration's data; None where it says that itself, or there are too few."""
+    data = config.data
+    if data.eval is not None or "eval_share" in data.model_fields_set:
+        return None
+    entries: Sequence[str] = [data.train] if isinstance(data.train, str) else data.train
+    # Rows that cannot be counted are reported where they are read.
+    with suppress(UserError, OSError):
+        count = count_rows(entries)
+        return hold_out(count.rows) if count.differ else None
+    return None
+
+
+def hold_out(rows: int) -> HeldOut | None:
+    """The rows to hold out of so many: a tenth, at most 200; none of fewer than 50."""
+    if rows < FEWEST_ROWS:
+        return None
+    share = SHARE
+    if share * rows > MOST_HELD_OUT:
+        # Rounded down, so that it is not one row more.
+        unit = 10.0 ** (2 - math.floor(math.log10(MOST_HELD_OUT / rows)))
+        share = float(f"{math.floor(MOST_HELD_OUT / rows * unit) / unit:.3g}")
+    return HeldOut(share, held_out_count(rows, share), rows)

@@ -1,0 +1,282 @@
+"""Places of base models: each kind of them, what is left out, and what must not be followed or waited for."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from core import paths
+from core.hub_uri import HubEntry
+from core.models import places
+from core.models.find import STARTER_NAME, find_model
+from core.models.places import FoundModel, UnreadPlace, fetchable, find_models, typed_model
+
+DIGEST = "ab" * 32
+
+
+@pytest.fixture(autouse=True)
+def _no_other_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "no-ollama"))
+
+
+def model_in(directory: Path, *, weights: bool = True) -> Path:
+    """A directory with the files of a model, as far as their names go."""
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text("{}")
+    (directory / "tokenizer.json").write_text("{}")
+    if weights:
+        (directory / "model.safetensors").write_bytes(b"")
+    return directory
+
+
+def cached(repository: str, revisions: dict[str, str]) -> Path:
+    """A model in the Hugging Face cache, a snapshot for each commit; the refs name commits."""
+    place = Path.home() / ".cache/huggingface/hub" / f"models--{repository.replace('/', '--')}"
+    (place / "refs").mkdir(parents=True)
+    for ref, commit in revisions.items():
+        (place / "refs" / ref).write_text(commit)
+        if not (place / "snapshots" / commit).exists():
+            model_in(place / "snapshots" / commit)
+    return place
+
+
+def found(*directories: Path) -> dict[str, FoundModel]:
+    """The models found, by their value of ``model.base``."""
+    return {item.base: item for item in find_models(directories) if isinstance(item, FoundModel)}
+
+
+def unread(*directories: Path) -> list[str]:
+    return [item.sentence for item in find_models(directories) if isinstance(item, UnreadPlace)]
+
+
+def test_an_empty_machine_offers_the_starter_model() -> None:
+    (only,) = find_models([])
+    assert isinstance(only, FoundModel)
+    assert (only.base, only.source) == (STARTER_NAME, "starter")
+    model_in(paths.models_dir() / STARTER_NAME)
+    (only,) = find_models([])
+    assert isinstance(only, FoundModel)
+    assert (only.base, only.source, only.place) == (STARTER_NAME, "prepared", "prepared")
+
+
+def test_what_was_fetched_has_the_name_that_a_configuration_gives_it() -> None:
+    models = paths.models_dir()
+    for name, record in (
+        ("org--tiny", {"repository": "org/tiny", "commit": "a" * 40, "revisions": ["main"]}),
+        ("org--tiny@bbbbbbbbbbbb", {"repository": "org/tiny", "commit": "b" * 40, "revisions": ["v1"]}),
+        ("org--tiny@cccccccccccc", {"repository": "org/tiny", "commit": "c" * 40}),
+        ("mine", {}),
+    ):
+        directory = model_in(models / name)
+        (directory / "localtune.json").write_text(json.dumps({**record, "files": {"config.json": 2}}))
+    (models / ".org--other.fetched").mkdir()
+    names = found()
+    for base in ("org/tiny", "hf://org/tiny@v1", f"hf://org/tiny@{'c' * 40}", "mine"):
+        assert find_model(base) == names[base].path
+    assert set(names) == {STARTER_NAME, "org/tiny", "hf://org/tiny@v1", f"hf://org/tiny@{'c' * 40}", "mine"}
+
+
+def test_the_hugging_face_cache_is_listed_by_what_finds_it_again() -> None:
+    cached("org/main", {"main": "a" * 40, "v1": "b" * 40})
+    cached("org/tagged", {"v2": "c" * 40})
+    place = cached("org/bare", {})
+    model_in(place / "snapshots" / ("d" * 40))
+    # Only a tokenizer was needed of this one, and nothing at all of that one.
+    tokenizer = cached("org/tokenizer", {"main": "e" * 40}) / "snapshots" / ("e" * 40)
+    (tokenizer / "config.json").unlink()
+    cached("org/nothing", {})
+    (Path.home() / ".cache/huggingface/hub/datasets--org--set").mkdir()
+    model_in(paths.models_dir() / "org--fetched")
+    (paths.models_dir() / "org--fetched" / "localtune.json").write_text(
+        json.dumps({"repository": "org/fetched", "commit": "f" * 40, "files": {"config.json": 2}})
+    )
+    cached("org/fetched", {"main": "f" * 40})
+    listed = found()
+    assert set(listed) == {
+        *(STARTER_NAME, "org/fetched", "org/main", "hf://org/tagged@v2", f"hf://org/bare@{'d' * 40}"),
+    }
+    assert listed["org/fetched"].source == "prepared"
+    for base, model in listed.items():
+        if model.source != "starter":
+            assert find_model(base) == model.path
+
+
+def test_gguf_files_in_the_cache_are_listed_by_their_path() -> None:
+    snapshot = cached("org/some-GGUF", {"main": "a" * 40}) / "snapshots" / ("a" * 40)
+    for file in list(snapshot.iterdir()):
+        file.unlink()
+    (snapshot / "some.Q4_K_M.gguf").write_bytes(b"GGUF")
+    (snapshot / "Q8").mkdir()
+    (snapshot / "Q8" / "some.Q8_0.gguf").write_bytes(b"GGUF")
+    names = {model.name: model for model in found().values()}
+    assert names["some.Q4_K_M.gguf"].base == str(snapshot / "some.Q4_K_M.gguf")
+    assert not names["some.Q8_0.gguf"].has_name
+
+
+def test_directories_are_searched_two_levels_deep_and_each_model_is_listed_once(tmp_path: Path) -> None:
+    own = model_in(tmp_path / "own")
+    nested = model_in(tmp_path / "org" / "nested")
+    begun = model_in(tmp_path / "begun", weights=False)
+    deep = model_in(tmp_path / "a" / "b" / "c")
+    for hidden in (".cache", "node_modules"):
+        model_in(tmp_path / hidden / "model")
+    for name in ("a.gguf", "b-00001-of-00003.gguf", "b-00002-of-00003.gguf", "b-00003-of-00003.gguf", ".c.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    (tmp_path / "d.gguf").mkdir()
+    (tmp_path / "page").mkdir()
+    (tmp_path / "page" / "config.json").write_text("{}")
+    os.symlink(tmp_path, tmp_path / "around")
+    os.symlink(own, tmp_path / "link")
+    listed = found(tmp_path, tmp_path, own, tmp_path / "none")
+    real = {os.path.realpath(model.path) for model in listed.values() if model.source == "directory"}
+    assert real == {
+        str(own),
+        str(nested),
+        str(begun),
+        *(str(tmp_path / name) for name in ("a.gguf", "b-00001-of-00003.gguf")),
+    }
+    assert str(deep) not in real
+    assert all(os.path.isabs(base) for base, model in listed.items() if model.source == "directory")
+
+
+def test_a_directory_that_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    real = os.scandir
+
+    def scandir(place: Path) -> object:
+        if Path(place) == closed:
+            raise PermissionError(13, "Permission denied")
+        return real(place)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert unread(closed) == [f"{closed} cannot be searched: Permission denied."]
+    # Below a directory it is passed over.
+    assert unread(tmp_path) == []
+
+
+def test_a_search_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(30):
+        model_in(tmp_path / f"model-{number:02}")
+    assert len(found(tmp_path)) == 31
+    monkeypatch.setattr(places, "MOST_MODELS", 5)
+    assert len(found(tmp_path)) == 5
+    monkeypatch.setattr(places, "MOST_MODELS", 1000)
+    monkeypatch.setattr(places, "MOST_ENTRIES", 40)
+    assert len(found(tmp_path)) < 10
+    monkeypatch.setattr(places, "MOST_ENTRIES", 100_000)
+    monkeypatch.setattr(places, "MOST_OF_ONE", 10)
+    assert len(found(tmp_path)) == 11
+    monkeypatch.setattr(places, "MOST_SECONDS", -1.0)
+    assert found(tmp_path) == {}
+    monkeypatch.setattr(places, "MOST_SECONDS", 10.0)
+    seen: list[object] = []
+    for item in find_models([tmp_path], lambda: len(seen) >= 3):
+        seen.append(item)
+    assert len(seen) == 3
+
+
+# Ollama.
+
+
+@pytest.fixture
+def ollama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    store = tmp_path / "ollama"
+    (store / "blobs").mkdir(parents=True)
+    (store / "blobs" / f"sha256-{DIGEST}").write_bytes(b"GGUF")
+    monkeypatch.setenv("OLLAMA_MODELS", str(store))
+    yield store
+    os.chmod(store / "blobs", 0o700)
+
+
+def manifest(store: Path, name: str, content: object = None) -> Path:
+    path = store / "manifests" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    layers = [
+        {"mediaType": "application/vnd.ollama.image.template", "digest": "sha256:" + "0" * 64},
+        {"mediaType": "application/vnd.ollama.image.model", "digest": f"sha256:{DIGEST}", "size": 4},
+    ]
+    path.write_text(json.dumps({"schemaVersion": 2, "layers": layers} if content is None else content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("registry.ollama.ai/library/llama3.2/1b", "llama3.2:1b"),
+        ("registry.ollama.ai/me/mine/latest", "me/mine:latest"),
+        ("hf.co/org/some-GGUF/Q4_K_M", "hf.co/org/some-GGUF:Q4_K_M"),
+    ],
+)
+def test_models_of_ollama_are_gguf_files_with_its_names(ollama: Path, path: str, name: str) -> None:
+    manifest(ollama, path)
+    model = found()[str(ollama / "blobs" / f"sha256-{DIGEST}")]
+    assert (model.name, model.place, model.source) == (name, "Ollama", "ollama")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [],
+        {"layers": None},
+        {"layers": [None]},
+        {"layers": [{"mediaType": "application/vnd.ollama.image.model"}]},
+        {"layers": [{"mediaType": "application/vnd.ollama.image.model", "digest": 5}]},
+        {"layers": [{"mediaType": "application/vnd.ollama.image.model", "digest": "sha256:../../../etc/passwd"}]},
+        {"layers": [{"mediaType": "application/vnd.ollama.image.model", "digest": "sha256:" + "c" * 64}]},
+        {"layers": [{"mediaType": "application/vnd.ollama.image.license", "digest": f"sha256:{DIGEST}"}]},
+    ],
+)
+def test_manifests_that_name_no_model_are_passed_over(ollama: Path, content: object) -> None:
+    manifest(ollama, "registry.ollama.ai/library/odd/latest", content)
+    (ollama / "manifests" / "not-json").write_bytes(b"\xff{")
+    (ollama / "manifests" / "large").write_bytes(b" " * (2 << 20))
+    os.mkfifo(ollama / "manifests" / "pipe")
+    assert set(found()) == {STARTER_NAME}
+    manifest(ollama, "registry.ollama.ai/library/good/latest")
+    assert len(found()) == 2
+
+
+def test_a_store_of_ollama_that_may_not_be_read_is_told(ollama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest(ollama, "registry.ollama.ai/library/good/latest")
+    monkeypatch.setattr(os, "access", lambda _path, _mode: False)
+    assert unread() == [f"1 model of Ollama in {ollama} cannot be read by this user."]
+    assert set(found()) == {STARTER_NAME}
+    real = os.stat
+
+    def stat(path: Path | str, *, follow_symlinks: bool = True) -> os.stat_result:
+        if path == ollama / "blobs":
+            raise PermissionError(13, "Permission denied")
+        return real(path, follow_symlinks=follow_symlinks)
+
+    monkeypatch.setattr(os, "stat", stat)
+    assert unread() == [f"Ollama's store in {ollama} cannot be read: Permission denied."]
+
+
+# What is typed.
+
+
+def test_a_typed_path_is_a_model_if_it_is_there(tmp_path: Path) -> None:
+    model = model_in(tmp_path / "org" / "model")
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    (tmp_path / "rows.txt").write_text("x")
+    typed = typed_model("org/model", tmp_path)
+    assert typed is not None
+    assert (typed.base, typed.name) == (str(model), "model")
+    assert typed_model("./org/../a.gguf", tmp_path) == typed_model(str(tmp_path / "a.gguf"), Path("/"))
+    for text in ("", " ", "none", "rows.txt", "a\x00b", "~nobody-by-this-name/x"):
+        assert typed_model(text, tmp_path) is None
+
+
+def test_what_can_be_fetched_looks_like_a_model_of_a_hub() -> None:
+    assert fetchable(" Qwen/Qwen2.5-0.5B-Instruct ") == HubEntry("model", "Qwen/Qwen2.5-0.5B-Instruct")
+    assert fetchable("https://huggingface.co/org/model") == HubEntry("model", "org/model")
+    assert fetchable("hf://org/model@v1") == HubEntry("model", "org/model", "v1")
+    for text in ("", "model", "a/b/c", "/models/x", "../x", "hf://datasets/org/set", "hf://org/model/file", "org/"):
+        assert fetchable(text) is None

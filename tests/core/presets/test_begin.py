@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.analysis.split import held_out_count
+from core.config.document import ConfigDocument
+from core.config.schema import Config
+from core.presets import begin
+from core.presets.begin import FEWEST_ROWS, MOST_HELD_OUT, held_out_of, hold_out
+from core.presets.begin import begin as begin_with
+
+
+def config(directory: Path, rows: list[dict[str, Any]], data: str = "") -> Config:
+    """A configuration with these rows."""
+    (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ConfigDocument(f'[data]\ntrain = "rows.jsonl"\n{data}', directory / "c.toml").validate()
+
+
+def texts(count: int) -> list[dict[str, Any]]:
+    return [{"text": f"row {number}"} for number in range(count)]
+
+
+def test_a_tenth_is_held_out_where_there_are_rows_enough() -> None:
+    assert hold_out(FEWEST_ROWS - 1) is None
+    found = hold_out(200)
+    assert found is not None
+    assert (found.share, found.rows) == (0.1, 20)
+    assert str(found) == "20 of 200 rows held out"
+
+
+@given(st.integers(FEWEST_ROWS, 10**9))
+def test_never_more_rows_than_are_worth_measuring(rows: int) -> None:
+    found = hold_out(rows)
+    assert found is not None
+    assert 0 < found.share <= 0.1
+    assert len(f"{found.share:.12f}".strip("0.").rstrip("0")) <= 3, "it is read by people"
+    assert found.rows == held_out_count(rows, found.share) <= MOST_HELD_OUT
+    assert found.rows >= min(0.1 * rows - 1, 0.97 * MOST_HELD_OUT)
+
+
+def test_what_the_configuration_says_itself_stays(tmp_path: Path) -> None:
+    rows = texts(100)
+    assert held_out_of(config(tmp_path, rows)) == hold_out(100)
+    assert held_out_of(config(tmp_path, rows, 'eval = "rows.jsonl"')) is None
+    assert held_out_of(config(tmp_path, rows, "eval_share = 0.0")) is None
+
+
+def test_rows_that_are_all_the_same_or_cannot_be_read_are_not_divided(tmp_path: Path) -> None:
+    assert held_out_of(config(tmp_path, [{"text": "again"}] * 100)) is None
+    found = config(tmp_path, texts(100))
+    (tmp_path / "rows.jsonl").unlink()
+    assert held_out_of(found) is None
+
+
+def test_the_beginning_of_a_new_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[Config] = []
+
+    def lengths(rows: Config) -> list[int]:
+        looked_at.append(rows)
+        return [40]
+
+    monkeypatch.setattr(begin, "sample_lengths", lengths)
+    found = config(tmp_path, texts(60))
+    beginning = begin_with(found, None)
+    assert beginning.choice.preset.name == "cpu-small"
+    assert "no row looked at is longer than 512 tokens" in beginning.choice.why
+    assert beginning.held_out == hold_out(60)
+    assert looked_at == [found]

@@ -1,0 +1,298 @@
+"""The time left, of scripted runs and of recorded ones."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli
+
+from core.runs import events
+from core.runs.activity import eta_words, pending_words, progress_words, step_progress
+from core.runs.eta import Eta, Schedule, estimate, visit_seconds_left
+from core.runs.events import Event, FinishedEvent, PhaseEvent, StepEvent, StoppedEvent, decode_event
+from core.runs.state import RunState, StepProgress
+from core.runs.timings import RECENT_STEPS, Timings
+
+from .record import RECORDED
+
+#: The time left is right when it is off by at most this share of what is really left, or of the whole run: in the
+#: last minute a second more or less is nobody's trouble.
+SHARE_OF_LEFT, SHARE_OF_WHOLE = 0.15, 0.05
+#: Runs recorded on a machine with two cores, at a steady pace. ``disturbed`` is one beside which others took the cores
+#: for a third of its time.
+STEADY = (
+    "adapters",
+    "answers-at-the-ends",
+    "continued",
+    "evaluations-and-samples",
+    "fast-steps",
+    "full",
+    "large-batches",
+    "varied-lengths",
+)
+
+
+def step(number: int, at: float, seconds: float = 1.0, tokens: int = 100, per_epoch: float = 10.0) -> StepEvent:
+    return StepEvent(
+        t=at,
+        step=number,
+        epoch=number / per_epoch,
+        loss=1.0,
+        lr=1e-3,
+        grad_norm=1.0,
+        tokens=tokens,
+        supervised_tokens=tokens // 4,
+        seconds=seconds,
+        tokens_per_second=tokens / seconds,
+    )
+
+
+def fold(*items: Event) -> Timings:
+    timings = Timings()
+    for item in items:
+        timings.apply(item)
+    return timings
+
+
+def steady(count: int, seconds: float = 2.0, begin: float = 0.0) -> list[Event]:
+    return [step(number, begin + number * seconds, seconds) for number in range(1, count + 1)]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What was said of the time left, and how much it was."""
+
+    step: int
+    eta: Eta | None
+    left: float
+    whole: float
+
+    @property
+    def is_right(self) -> bool:
+        if self.eta is None:
+            return False
+        return abs(self.eta.seconds - self.left) <= max(SHARE_OF_LEFT * self.left, SHARE_OF_WHOLE * self.whole)
+
+
+def moments(name: str) -> Iterator[Moment]:
+    """What is said of a recorded run at each of its events and each second, from a tenth of its steps on.
+
+    The time between a stop and the first step after it belongs to nobody: nobody knows when a run is continued.
+    """
+    directory = RECORDED / name
+    values = flat(tomli.loads((directory / "run.toml").read_text(encoding="utf-8")))
+    told = [decode_event(line) for line in gzip.decompress((directory / "events.jsonl.gz").read_bytes()).splitlines()]
+    items = [event for event in told if event is not None]
+    total = max(event.step for event in items if isinstance(event, StepEvent))
+    gaps = list(away(items))
+    begin = next(event.t for event in items if is_at_work(event))
+    end = items[-1].t
+    whole = end - begin - sum(until - since for since, until in gaps)
+    timings = Timings()
+    for event, following in itertools.pairwise(items):
+        timings.apply(event)
+        now = event.t
+        while now <= following.t and timings.step >= total / 10:
+            if not any(since <= now < until for since, until in gaps):
+                left = end - now - sum(until - since for since, until in gaps if since >= now)
+                yield Moment(timings.step, estimate(timings, Schedule.of(values), total, now), left, whole)
+            now += 1.0
+    assert isinstance(items[-1], FinishedEvent)
+
+
+def is_at_work(event: Event) -> bool:
+    return isinstance(event, PhaseEvent) and event.name in ("training", "evaluating")
+
+
+def away(items: list[Event]) -> Iterator[tuple[float, float]]:
+    """From each stop to the first step or evaluation after it."""
+    for index, event in enumerate(items):
+        if isinstance(event, StoppedEvent):
+            yield event.t, next(later.t for later in items[index:] if is_at_work(later))
+
+
+def flat(tables: dict[str, Any]) -> dict[str, Any]:
+    return {f"{section}.{key}": value for section, table in tables.items() for key, value in table.items()}
+
+
+@pytest.mark.parametrize("name", STEADY)
+def test_from_a_tenth_of_a_recorded_run_on_the_time_left_is_right(name: str) -> None:
+    told = list(moments(name))
+    wrong = [moment for moment in told if not moment.is_right]
+    assert len(told) > 50
+    assert not wrong, [(moment.step, moment.eta, round(moment.left, 1)) for moment in wrong[:5]]
+
+
+def test_the_time_left_follows_the_pace_and_is_right_again_when_others_have_gone() -> None:
+    """Two other programs took the cores, and the disk, from step 12 to 26; nobody can foresee that, or its end."""
+    told = list(moments("disturbed"))
+    before, amid = ([m for m in told if m.eta is not None and m.step == at][-1].eta for at in (11, 15))
+    assert before is not None
+    assert amid is not None
+    assert amid.seconds > before.seconds, "it goes up where the run has become slower, although steps were done"
+    recovered = [moment for moment in told if moment.step >= 26 + RECENT_STEPS]
+    assert len(recovered) > 10
+    assert all(moment.is_right for moment in recovered)
+
+
+def test_all_recorded_runs_are_looked_at() -> None:
+    assert {path.name for path in RECORDED.iterdir()} == {*STEADY, "disturbed"}
+
+
+def test_the_end_is_in_the_time_left_and_evaluations_at_their_own_time() -> None:
+    schedule = Schedule(measures=True, eval_steps=10, checkpoint_steps=10)
+    timings = fold(
+        *steady(10),
+        PhaseEvent(t=20.0, name="evaluating"),
+        events.EvalEvent(t=50.0, step=10, loss=1.0, perplexity=2.0, seconds=30.0),
+        PhaseEvent(t=50.0, name="training", done=10),
+        events.CheckpointEvent(t=54.0, step=10, path="", bytes=1, seconds=4.0),
+    )
+    eta = estimate(timings, schedule, 30, 54.0)
+    assert eta is not None
+    assert eta.steps == pytest.approx(20 * 2.0)
+    assert eta.evaluation == pytest.approx(2 * 30.0), "the one after step 20, and the last one"
+    assert eta.saving == pytest.approx(2 * 4.0 + 1.0), "two checkpoints, and the result"
+    assert not eta.is_rough
+    without = estimate(timings, schedule.changed({"eval.every_steps": None}), 30, 54.0)
+    assert without is not None
+    assert without.evaluation == pytest.approx(30.0)
+
+
+def test_it_counts_down_within_a_step_but_not_below_what_comes_after() -> None:
+    timings = fold(*steady(20))
+    left = [estimate(timings, Schedule(), 30, 40.0 + passed) for passed in (0.0, 1.0, 2.0, 60.0)]
+    assert [round(eta.steps, 3) for eta in left if eta is not None] == [20.0, 19.0, 18.0, 18.0]
+
+
+def test_a_pause_stops_the_clock_and_does_not_count_as_an_evaluation() -> None:
+    timings = fold(
+        *steady(10),
+        PhaseEvent(t=20.0, name="evaluating"),
+        events.ControlEvent(t=22.0, command="pause", sender="socket", result="ok"),
+    )
+    schedule = Schedule(measures=True)
+    first, later = (estimate(timings, schedule, 20, now) for now in (22.0, 500.0))
+    assert first == later
+    for event in (
+        events.ControlEvent(t=1022.0, command="resume", sender="socket", result="ok"),
+        events.EvalEvent(t=1028.0, step=10, loss=1.0, perplexity=2.0, seconds=8.0),
+        PhaseEvent(t=1028.0, name="training", done=10),
+    ):
+        timings.apply(event)
+    assert timings.evaluation_seconds == pytest.approx(8.0)
+
+
+def test_a_pace_is_per_token_where_steps_vary() -> None:
+    data = events.DataEvent(t=0.0, rows=40, used=40, dropped={}, tokens=1000, supervised_tokens=250, longest=200)
+    # Ten milliseconds a token; the data has 100 tokens a step in the mean, and the steps so far had fewer.
+    sizes = [(40, 0.4), (80, 0.8), (60, 0.6), (20, 0.2), (80, 0.8), (40, 0.4)]
+    timings = fold(data, *[step(index + 1, index + 1.0, s, tokens) for index, (tokens, s) in enumerate(sizes)])
+    assert timings.seconds_per_token == pytest.approx(0.01)
+    eta = estimate(timings, Schedule(), 16, 6.0)
+    assert eta is not None
+    assert eta.steps == pytest.approx(10 * 1.0, rel=0.5)
+    assert eta.steps > 10 * 0.9
+
+
+def test_one_accident_does_not_make_the_pace() -> None:
+    items = steady(20)
+    items[12] = step(13, 26.0, 300.0)
+    assert fold(*items).seconds_per_step == pytest.approx(2.0, rel=0.2)
+
+
+def test_before_anything_is_known_it_is_a_guess() -> None:
+    assert estimate(Timings(), Schedule(), 100, 0.0) is None
+    few, many = (estimate(fold(*steady(count)), Schedule(), 100, count * 2.0) for count in (2, 6))
+    assert few is not None
+    assert many is not None
+    assert (few.is_rough, many.is_rough) == (True, False)
+    assert (eta_words(None), eta_words(few)[0], eta_words(many)[0]) == ("~", "~", "3")
+    unmeasured = estimate(fold(*steady(6)), Schedule(measures=True), 100, 12.0)
+    assert unmeasured is not None
+    assert unmeasured.is_rough, "its evaluation at the end was never measured"
+
+
+def test_an_evaluation_says_how_long_it_still_takes() -> None:
+    timings = fold(PhaseEvent(t=0.0, name="evaluating", total=80))
+    assert visit_seconds_left(timings, Schedule(measures=True), 1.0) is None
+    timings.apply(PhaseEvent(t=20.0, name="evaluating", detail="loss", done=20, total=80))
+    assert visit_seconds_left(timings, Schedule(measures=True), 20.0) == pytest.approx(60.0)
+    assert visit_seconds_left(timings, Schedule(measures=True), 30.0) == pytest.approx(50.0)
+    timings.apply(events.ControlEvent(t=31.0, command="skip_evaluation", sender="socket", result="ok"))
+    timings.apply(PhaseEvent(t=31.0, name="training", done=0))
+    assert timings.evaluation_seconds is None, "one that was skipped says nothing of the next"
+
+
+def test_a_run_that_goes_on_from_an_earlier_step_counts_from_there() -> None:
+    timings = fold(*steady(16), events.StoppedEvent(t=40.0, reason="", step=16), PhaseEvent(t=90.0, name="importing"))
+    timings.apply(PhaseEvent(t=100.0, name="training", done=12, total=20))
+    eta = estimate(timings, Schedule(), 20, 100.0)
+    assert eta is not None
+    assert eta.steps == pytest.approx(8 * 2.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ({}, Schedule()),
+        ({"data.eval": "e.jsonl"}, Schedule(measures=True, samples=3)),
+        ({"data.eval_share": 0.1, "eval.samples": 0}, Schedule(measures=True)),
+        ({"data.eval": "e.jsonl", "eval.exact_match": True}, Schedule(measures=True, answers=True)),
+        ({"eval.prompts": "p.txt"}, Schedule(samples=3, prompts=True)),
+        ({"eval.every_steps": True, "eval.every_epochs": "x", "checkpoint.every_steps": -1}, Schedule()),
+    ],
+)
+def test_a_schedule_is_read_from_whatever_a_file_holds(values: dict[str, Any], found: Schedule) -> None:
+    assert Schedule.of(values) == found
+
+
+def test_evaluations_by_epochs_are_due_where_the_worker_has_them() -> None:
+    schedule = Schedule(measures=True, eval_epochs=0.25)
+    assert [schedule.evaluations_by(number, 10.0) for number in range(11)] == [0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 4]
+
+
+def test_what_waits_is_said_with_a_bound() -> None:
+    timings = fold(PhaseEvent(t=0.0, name="training", done=0), *steady(10, seconds=20.0))
+    state = RunState(state="training", step=10, step_started=200.0)
+    assert pending_words((), state, timings, 205.0) == ""
+    assert pending_words(("pause",), state, timings, 205.0) == "pausing after this step (≤ 15 s)"
+    assert pending_words(("checkpoint",), state, timings, 205.0) == "saving after this step (≤ 15 s)"
+    assert pending_words(("pause", "stop"), state, timings, 230.0) == "stopping after this step"
+    assert pending_words(("pause",), RunState(state="starting"), timings, 205.0) == "pausing …"
+    timings.apply(PhaseEvent(t=200.0, name="evaluating", total=8))
+    assert pending_words(("skip_evaluation",), state, timings, 205.0) == "skipping the evaluation …"
+    assert pending_words(("stop",), state, timings, 205.0) == "stopping …"
+
+
+def test_progress_within_a_step_is_told_where_there_is_time_to_read_it() -> None:
+    progress = StepProgress("micro_batches", 3, 8)
+    state = RunState(state="training", step_started=100.0, progress=progress)
+    fast, slow = fold(*steady(10, seconds=0.5)), fold(*steady(10, seconds=20.0))
+    assert step_progress(state, fast, 100.2) is None
+    assert step_progress(state, fast, 110.0) == progress, "this one takes long"
+    assert step_progress(state, slow, 100.2) == progress
+    assert progress_words(progress) == "micro-batch 3/8"
+    assert progress_words(StepProgress("evaluation", 18, 80)) == "evaluating 18/80"
+    assert progress_words(StepProgress("checkpoint")) == "saving a checkpoint"
+
+
+def test_the_split_of_the_time_left_is_told_where_it_is_more_than_steps() -> None:
+    assert eta_words(Eta(125.0, 120.0, 0.2), split=True) == "4m 05s (steps 2m 05s, evaluation 2m 00s)"
+    assert eta_words(Eta(125.0, 0.0, 0.2), split=True) == "2m 05s"
+    assert eta_words(Eta(125.0, 120.0, 0.2)) == "4m 05s"
+    assert eta_words(Eta(0.2, 0.0, 0.0)) == "1.0s"
+
+
+def test_no_path_of_a_machine_is_recorded() -> None:
+    for path in Path(RECORDED).rglob("*"):
+        if path.is_file():
+            data = path.read_bytes()
+            text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+            assert "/work/" not in text

@@ -1,0 +1,122 @@
+"""What a run has brought, what it took, and what is kept."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.runs import events
+from core.runs.events import EvalEvent, Event, FinishedEvent, StoppedEvent
+from core.runs.history import RunHistory
+from core.runs.result import Measure, RunResult, result_of
+from core.runs.sentences import ALL_DONE
+from core.runs.state import RunState
+from core.runs.store import Run
+from tests.core.runs.test_history import fold, phase, step
+
+
+def evaluation(number: int, loss: float, exact: float | None = None, json: float | None = None) -> EvalEvent:
+    return EvalEvent(
+        t=201.5 + number, step=number, loss=loss, perplexity=math.exp(loss), seconds=1.0, exact_match=exact,
+        valid_json=json, rows=20,
+    )  # fmt: skip
+
+
+def result(history: RunHistory, directory: Path, state: str = "finished", **fields: Any) -> RunResult:
+    values: dict[str, Any] = {
+        "step": history.step,
+        "total_steps": 30,
+        "reason": ALL_DONE if state == "finished" else "",
+    } | fields
+    return result_of(Run(directory), RunState(state=state, **values), history)
+
+
+def names(found: RunResult) -> list[str]:
+    return [measure.name for measure in found.measures]
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> list[Event]:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(bytes(1000))
+    (tmp_path / "adapter" / "tokenizer.json").write_bytes(bytes(234))
+    return [
+        phase("importing", 50),
+        phase("training", 60),
+        evaluation(0, 4.0, 0.0, 0.0),
+        *(step(number, t=201.0 + number) for number in range(1, 16)),
+        evaluation(15, 0.5, 0.2, 1.0),
+        *(step(number, t=201.0 + number) for number in range(16, 31)),
+        evaluation(30, 0.1, 0.35, 1.0),
+        FinishedEvent(t=240.0, reason=ALL_DONE, step=30, best=30, adapter="adapter"),
+    ]
+
+
+def test_a_finished_run_is_compared_with_the_untouched_model(finished: list[Event], tmp_path: Path) -> None:
+    found = result(fold(*finished), tmp_path)
+    assert names(found) == ["exact match", "valid JSON", "eval loss"]
+    exact, _, loss = found.measures
+    assert (exact.before, exact.after, exact.course) == (0.0, 0.35, (0.0, 0.2, 0.35))
+    assert (loss.before, loss.after) == (4.0, 0.1)
+    assert loss.note == "perplexity 54.6 → 1.11"
+    assert (found.before, found.after) == ("before", "after")
+    assert (found.seconds, found.reason, found.lost_steps) == (190.0, "", 0)
+    assert (found.path, found.bytes, found.is_model) == (tmp_path / "adapter", 1234, False)
+
+
+def test_the_adapter_of_the_best_step_is_compared_as_it_is(finished: list[Event], tmp_path: Path) -> None:
+    best = FinishedEvent(
+        t=240.0, reason="all steps done; the adapter is that of step 15, the best one", step=30, best=15
+    )
+    found = result(fold(*finished[:-1], best), tmp_path, reason=best.reason)
+    assert found.measures[0].after == 0.2
+    assert found.after == "step 15"
+    assert found.reason.endswith("the best one")
+    assert found.path is None
+
+
+def test_without_an_evaluation_the_training_loss_is_compared(tmp_path: Path) -> None:
+    history = fold(*(step(number, loss=5.0 if number == 1 else 1.0) for number in range(1, 31)))
+    assert result(history, tmp_path).measures == (Measure("training loss", 5.0, 1.0),)
+    assert result(RunHistory(), tmp_path).measures == ()
+    assert result(fold(step(1, loss=math.nan)), tmp_path).measures == ()
+    diverged = fold(step(1), step(2, loss=math.nan))
+    assert result(diverged, tmp_path).measures in ((), (Measure("training loss", 1.0, 1.0),))
+
+
+def test_a_single_evaluation_has_nothing_before_it(tmp_path: Path) -> None:
+    found = result(fold(step(1), evaluation(1, 0.5, 0.1)), tmp_path, "stopped")
+    assert [(measure.name, measure.before) for measure in found.measures] == [
+        ("exact match", None),
+        ("eval loss", None),
+    ]
+    assert found.after == "step 1"
+
+
+def test_rewards_are_compared_where_there_is_no_perplexity(tmp_path: Path) -> None:
+    def preference(number: int, accuracy: float, margin: float) -> EvalEvent:
+        return EvalEvent(
+            t=200.0, step=number, loss=0.7, perplexity=None, seconds=1.0, reward_accuracy=accuracy, reward_margin=margin
+        )
+
+    found = result(fold(preference(0, 0.5, 0.0), step(1), preference(1, 0.9, 1.5)), tmp_path)
+    assert names(found) == ["reward accuracy", "reward margin", "eval loss"]
+    assert found.measures[-1].note == ""
+
+
+def test_what_a_stopped_run_keeps_and_loses(tmp_path: Path) -> None:
+    saved = events.CheckpointEvent(t=150.0, step=10, path="checkpoints/step-00000010", bytes=9, seconds=1.0)
+    steps = [step(number) for number in range(1, 16)]
+    stopped = fold(*steps[:10], saved, *steps[10:], StoppedEvent(reason="stopped on request after step 15", step=15))
+    found = result(stopped, tmp_path, "stopped", reason="stopped on request after step 15")
+    assert (found.saved_step, found.lost_steps, found.step, found.total_steps) == (10, 5, 15, 30)
+    assert (found.path, found.bytes) == (None, None)
+
+
+@pytest.mark.parametrize("adapter", ["../other", "/etc", "a\0b", "missing"])
+def test_a_result_that_is_not_in_the_run_is_none(tmp_path: Path, adapter: str) -> None:
+    history = fold(FinishedEvent(reason="", step=1, adapter=adapter))
+    assert result(history, tmp_path).path is None

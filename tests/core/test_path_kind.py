@@ -1,0 +1,85 @@
+"""Kinds of paths, and the sentence for one of another kind than the one that was wanted."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from core.errors import UserError
+from core.path_kind import path_kind, refuse_kind
+
+FILES = {
+    "faq.csv": (b"question,answer\n", "data"),
+    "rows.jsonl": (b'{"text": "a"}\n', "data"),
+    "rows": (b'{"text": "a"}\n', "data"),
+    "list": (b'[{"text": "a"}]', "data"),
+    "table": (b"PAR1....", "data"),
+    "novel.txt": (b"[model]\nhe said", "data"),
+    "rows.jsonl.gz": (b"\x1f\x8b", "data"),
+    "my.toml": (b"", "config"),
+    "mine": (b"# mine\n\n[train]\nepochs = 2\n", "config"),
+    "dotted": (b"model.base = 'x'\n", "config"),
+    "axolotl.yml": (b"base_model: x\n", "yaml"),
+    "model.gguf": (b"", "gguf"),
+    "blob": (b"GGUF\x03\x00", "gguf"),
+    "notes.md": (b"# Notes\n", "other"),
+    "empty": (b"", "other"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "kind"), [(name, *rest) for name, rest in FILES.items()])
+def test_files_are_told_by_name_or_content(tmp_path: Path, name: str, content: bytes, kind: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert path_kind(tmp_path / name) == kind
+
+
+def test_directories(tmp_path: Path) -> None:
+    for name in ("run", "model", "rows"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "run" / "run.toml").write_text("")
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "rows" / "config.json").write_text('{"splits": []}')
+    assert [path_kind(tmp_path / name) for name in ("run", "model", "rows")] == ["run", "model", "directory"]
+
+
+def test_nothing_blocks_and_nothing_raises(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    assert path_kind(tmp_path / "pipe.csv") == "other"
+    for name in ("none", "a\0b", "x" * 5000):
+        assert path_kind(tmp_path / name) == "missing"
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "said"),
+    [
+        (
+            "faq.csv",
+            "config",
+            "is a data file, not a configuration. 'localtune-tui {path}' opens it, 'localtune-tui init",
+        ),
+        ("my.toml", "data", "is a configuration, not data. 'localtune-tui {path}' opens it, 'localtune-tui train"),
+        ("axolotl.yml", "config", "is YAML, not a configuration. 'localtune-tui import {path}'"),
+        ("model.gguf", "data", "is a model (GGUF), not data. 'localtune-tui chat {path}'"),
+    ],
+)
+def test_the_sentence_names_the_command(
+    tmp_path: Path, name: str, wanted: Literal["data", "config"], said: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(FILES[name][0])
+    with pytest.raises(UserError) as raised:
+        refuse_kind(path, wanted)
+    assert said.format(path=path) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [("faq.csv", "data"), ("my.toml", "config"), ("axolotl.yml", "data"), ("notes.md", "config"), ("none", "data")],
+)
+def test_what_may_be_meant_passes(tmp_path: Path, name: str, wanted: Literal["data", "config"]) -> None:
+    if name in FILES:
+        (tmp_path / name).write_bytes(FILES[name][0])
+    refuse_kind(tmp_path / name, wanted)

@@ -1,0 +1,111 @@
+"""A new configuration gets what `init` would write, once it has data: as one edit, and never over the user's values."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+
+from core.presets import begin
+from tests.tui.config_panes import type_value
+from tests.tui.harness import pane_of, screen_text, wait_for
+from tui.app import LocaltuneApp
+from tui.messages import DatasetChosen
+
+
+@pytest.fixture(autouse=True)
+def _quick_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(begin, "sample_lengths", lambda _: [40])
+
+
+def write_rows(path: Path, count: int) -> Path:
+    path.write_text("".join(json.dumps({"text": f"row {number}"}) + "\n" for number in range(count)))
+    return path
+
+
+async def ready(pilot: Pilot[Any], app: LocaltuneApp) -> None:
+    await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config").form.fields)
+
+
+async def settled(pilot: Pilot[Any], app: LocaltuneApp) -> None:
+    await wait_for(pilot, lambda: not app.beginnings.is_pending, 30)
+    await pilot.pause()
+
+
+def value(app: LocaltuneApp, name: str) -> Any:
+    assert app.state.document is not None
+    return app.state.document.get(name)
+
+
+async def test_t_brings_a_preset_and_held_out_rows_as_one_edit(tmp_path: Path, home: Path) -> None:
+    app = LocaltuneApp()
+    async with app.run_test(size=(120, 34), notifications=True) as pilot:
+        await ready(pilot, app)
+        app.post_message(DatasetChosen(write_rows(tmp_path / "faq.jsonl", 200)))
+        await wait_for(pilot, lambda: value(app, "train.learning_rate") == 5e-4, 30)
+        assert any("is used for training; r starts." in note.message for note in app._notifications)
+        assert value(app, "data.eval_share") == 0.1
+        await pilot.press("2")
+        told = "✓ preset cpu-small · 4 values · 20 of 200 rows held out · P shows why · u undoes"
+        await wait_for(pilot, lambda: told in " ".join(screen_text(app).replace("│", " ").split()))
+        await pilot.press("u")
+        assert value(app, "train.learning_rate") is None
+        assert value(app, "data.eval_share") is None
+        assert value(app, "data.train") is not None
+        # Taken back once, it does not come again.
+        app.post_message(DatasetChosen(write_rows(tmp_path / "other.jsonl", 300)))
+        await wait_for(pilot, lambda: str(value(app, "data.train")).endswith("other.jsonl"))
+        await settled(pilot, app)
+        assert value(app, "train.learning_rate") is None
+
+
+async def test_values_of_the_user_stay(tmp_path: Path, home: Path) -> None:
+    app = LocaltuneApp()
+    async with app.run_test(size=(120, 34)) as pilot:
+        await ready(pilot, app)
+        app.main.show_pane("config")
+        pane = pane_of(app, "config")
+        await type_value(pilot, pane, "train.learning_rate", "7e-5")
+        await type_value(pilot, pane, "data.eval_share", "0.3")
+        app.post_message(DatasetChosen(write_rows(tmp_path / "faq.jsonl", 200)))
+        await wait_for(pilot, lambda: value(app, "train.batch_size") == 4, 30)
+        assert (value(app, "train.learning_rate"), value(app, "data.eval_share")) == (7e-5, 0.3)
+
+
+async def test_other_data_is_chosen_for_anew(tmp_path: Path, home: Path) -> None:
+    app = LocaltuneApp()
+    async with app.run_test(size=(120, 34)) as pilot:
+        await ready(pilot, app)
+        app.post_message(DatasetChosen(write_rows(tmp_path / "large.jsonl", 4000)))
+        await wait_for(pilot, lambda: value(app, "data.eval_share") == 0.05, 30)
+        app.post_message(DatasetChosen(write_rows(tmp_path / "few.jsonl", 12)))
+        await wait_for(pilot, lambda: value(app, "data.eval_share") is None, 30)
+        assert value(app, "train.batch_size") == 4
+
+
+async def test_a_held_out_file_takes_the_place_of_the_share(tmp_path: Path, home: Path) -> None:
+    app = LocaltuneApp()
+    async with app.run_test(size=(120, 34)) as pilot:
+        await ready(pilot, app)
+        app.post_message(DatasetChosen(write_rows(tmp_path / "faq.jsonl", 200)))
+        await wait_for(pilot, lambda: value(app, "data.eval_share") == 0.1, 30)
+        app.post_message(DatasetChosen(write_rows(tmp_path / "eval.jsonl", 9), "eval"))
+        await wait_for(pilot, lambda: value(app, "data.eval") is not None)
+        assert value(app, "data.eval_share") is None
+        assert not pane_of(app, "config").check()
+
+
+async def test_a_configuration_with_a_file_stays_as_it_is(tmp_path: Path, home: Path) -> None:
+    path = tmp_path / "mine.toml"
+    write_rows(tmp_path / "rows.jsonl", 200)
+    path.write_text('[data]\ntrain = "rows.jsonl"\n')
+    app = LocaltuneApp(path)
+    async with app.run_test(size=(120, 34)) as pilot:
+        await ready(pilot, app)
+        app.post_message(DatasetChosen(write_rows(tmp_path / "other.jsonl", 200)))
+        await wait_for(pilot, lambda: value(app, "data.train") == "other.jsonl")
+        await settled(pilot, app)
+        assert value(app, "train.learning_rate") is None

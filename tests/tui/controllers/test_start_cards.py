@@ -1,0 +1,297 @@
+"""Nothing trains on one letter: the card before a run, a sample and a continued run, and keys typed ahead of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+
+from core.config.schema import Config
+from core.runs.store import Run
+from tests.tui.harness import pane_of, screen_text, wait_for
+from tests.tui.scripted_run import ScriptedRun
+from tests.tui.test_typing_ahead import type_at_once
+from tui.app import LocaltuneApp
+from tui.messages import DatasetChosen
+from tui.screens.presets import PresetScreen
+from tui.screens.start.card import StartCard
+
+
+class Started(list[Config]):
+    """The configurations of the runs that were started."""
+
+
+@pytest.fixture
+def started(home: Path, monkeypatch: pytest.MonkeyPatch) -> Started:
+    """Starts of runs, recorded; each is a live run of a scripted worker."""
+    found = Started()
+
+    def start_run(config: Config, name: str) -> Run:
+        found.append(config)
+        script = ScriptedRun(home, f"20261124-143600-{name}-{len(found)}")
+        script.write_state(state="starting")
+        return script.run
+
+    monkeypatch.setattr("core.launch.launcher.start_run", start_run)
+    return found
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A configuration of forty rows."""
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": f"row {n}"}) + "\n" for n in range(40)))
+    path = tmp_path / "mine.toml"
+    path.write_text('[data]\ntrain = "rows.jsonl"\n[train]\nlearning_rate = 3e-4\n')
+    return path
+
+
+async def ready(pilot: Pilot[Any], app: LocaltuneApp) -> None:
+    await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config").form.fields)
+    await wait_for(pilot, lambda: pane_of(app, "train") is not None)
+    await pilot.pause()
+
+
+def has_card(app: LocaltuneApp) -> bool:
+    return isinstance(app.screen, StartCard)
+
+
+@pytest.mark.parametrize("size", [(60, 20), (80, 24), (200, 50)])
+async def test_r_shows_what_a_run_would_do_and_enter_starts_it(
+    config: Path, started: Started, size: tuple[int, int]
+) -> None:
+    app = LocaltuneApp(config)
+    async with app.run_test(size=size) as pilot:
+        await ready(pilot, app)
+        await pilot.press("r")
+        assert has_card(app)
+        await wait_for(pilot, lambda: "rows.jsonl · 40 rows" in screen_text(app), 60)
+        text = screen_text(app)
+        assert "learning rate 3e-4" in text
+        assert "5 steps" in text
+        assert "none, the defaults hold" in text
+        assert "enter start" in text
+        before = [line for line in text.splitlines() if "memory" in line]
+        await wait_for(pilot, lambda: "not known: the model" in screen_text(app), 60)
+        after = [line for line in screen_text(app).splitlines() if "memory" in line]
+        assert [line.index("memory") for line in before] == [line.index("memory") for line in after]
+        assert not started
+        await pilot.press("escape")
+        await pilot.pause()
+        assert not has_card(app)
+        await pilot.press("r", "enter")
+        await wait_for(pilot, lambda: app.state.view is not None)
+        assert [run.train.learning_rate for run in started] == [3e-4]
+        assert app.main.current == "train"
+
+
+@pytest.mark.parametrize("keys", ["rr", "rrrrrr"])
+async def test_a_letter_held_down_starts_nothing(config: Path, started: Started, keys: str) -> None:
+    app = LocaltuneApp(config)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot, app)
+        type_at_once(pilot, keys)
+        await wait_for(pilot, lambda: has_card(app))
+        await pilot.pause()
+        assert not started
+        assert len(app.screen_stack) == 2
+        type_at_once(pilot, "\n\n\n")
+        await wait_for(pilot, lambda: app.state.view is not None)
+        type_at_once(pilot, "r\n")
+        await pilot.pause()
+        assert not has_card(app)
+        assert len(started) == 1
+
+
+async def test_enter_typed_behind_the_letter_starts(config: Path, started: Started) -> None:
+    app = LocaltuneApp(config)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot, app)
+        type_at_once(pilot, "r\nr\nr\n")
+        await wait_for(pilot, lambda: app.state.view is not None)
+        await pilot.pause()
+        assert len(started) == 1, "a second run before the first is shown would be one too many"
+
+
+async def test_words_typed_into_the_wrong_window_start_nothing(config: Path, started: Started) -> None:
+    app = LocaltuneApp(config)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot, app)
+        type_at_once(pilot, "run.sh now\n")
+        await wait_for(pilot, lambda: has_card(app))
+        await pilot.pause()
+        assert not started
+        # Once it can be read, its keys are its own again.
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: len(started) == 1)
+
+
+async def test_a_start_that_fails_can_be_tried_again(config: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from core.errors import UserError
+
+    tried: list[str] = []
+
+    def start_run(config: Config, name: str) -> Run:
+        tried.append(name)
+        raise UserError("The home is full.", "Make room.")
+
+    monkeypatch.setattr("core.launch.launcher.start_run", start_run)
+    app = LocaltuneApp(config)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot, app)
+        for count in (1, 2):
+            await pilot.press("r", "enter")
+            await wait_for(pilot, lambda: "The home is full." in screen_text(app))
+            assert tried == ["mine"] * count
+            await pilot.press("escape")
+            await pilot.pause()
+
+
+async def test_a_preset_is_chosen_over_the_card_and_shown_on_it(config: Path, started: Started) -> None:
+    app = LocaltuneApp(config)
+    async with app.run_test(size=(120, 34)) as pilot:
+        await ready(pilot, app)
+        await pilot.press("r")
+        assert has_card(app)
+        await pilot.press("P")
+        await wait_for(pilot, lambda: isinstance(app.screen, PresetScreen))
+        await pilot.press("j")
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: has_card(app) and "batch 4" in screen_text(app))
+        assert "learning rate 3e-4" in screen_text(app), "the user's own value stays"
+        assert "cpu-small" in screen_text(app)
+        await wait_for(pilot, lambda: "40 rows" in screen_text(app), 60)
+        assert "mine.toml does not have them" in screen_text(app)
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: len(started) == 1)
+        assert started[0].train.batch_size == 4
+
+
+async def test_rows_that_are_dropped_are_one_key_away(config: Path, started: Started) -> None:
+    with (config.parent / "rows.jsonl").open("a") as file:
+        file.write("no JSON\n")
+    app = LocaltuneApp(config)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot, app)
+        await pilot.press("r")
+        await wait_for(pilot, lambda: "1 dropped: 1 no JSON · p shows them" in screen_text(app), 60)
+        await pilot.press("p")
+        await wait_for(pilot, lambda: app.main.current == "data" and not has_card(app))
+        await wait_for(pilot, lambda: pane_of(app, "data").index == 40)
+        await pilot.press("r")
+        await pilot.press("c")
+        await wait_for(pilot, lambda: app.main.current == "config")
+        assert not started
+
+
+async def test_the_sample_goes_through_a_card_and_only_from_the_empty_pane(home: Path, started: Started) -> None:
+    app = LocaltuneApp()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot, app)
+        await wait_for(pilot, lambda: "the sample tickets" in screen_text(app))
+        await pilot.press("d")
+        await wait_for(pilot, lambda: has_card(app))
+        await wait_for(pilot, lambda: "400 rows + 80 held out" in screen_text(app), 60)
+        assert "P preset" not in screen_text(app)
+        await pilot.press("P", "escape")
+        await pilot.pause()
+        assert not started
+        await pilot.press("d")
+        await wait_for(pilot, lambda: has_card(app))
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: len(started) == 1)
+        assert started[0].data.train.endswith("tickets_train.jsonl")  # type: ignore[union-attr]
+
+
+async def test_d_does_nothing_over_a_finished_run(home: Path, started: Started) -> None:
+    script = ScriptedRun(home)
+    script.train_to(30)
+    script.end("finished")
+    app = LocaltuneApp()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot, app)
+        await wait_for(pilot, lambda: app.state.view is not None)
+        await pilot.press("d", "enter")
+        await pilot.pause()
+        assert not has_card(app)
+        assert not app.can_run(app.keys["train.sample"])
+        assert not started
+
+
+@pytest.mark.parametrize("pane", ["3", "5"])
+async def test_continuing_says_from_where_how_many_and_until_when(
+    home: Path, monkeypatch: pytest.MonkeyPatch, pane: str
+) -> None:
+    script = ScriptedRun(home)
+    script.train_to(33)
+    script.end("stopped", "asked to stop")
+    continued: list[Run] = []
+    monkeypatch.setattr("core.launch.launcher.continue_run", continued.append)
+    app = LocaltuneApp()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot, app)
+        await wait_for(pilot, lambda: app.state.view is not None)
+        await pilot.press(pane)
+        await wait_for(pilot, lambda: script.run.id in screen_text(app))
+        await pilot.press("C")
+        await wait_for(pilot, lambda: has_card(app))
+        text = screen_text(app)
+        assert "step 30 of 120, saved " in text
+        assert "90 steps · 3 of them done before and not saved" in text
+        await wait_for(pilot, lambda: "until about" in screen_text(app), 30)
+        assert not continued
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: continued == [script.run])
+
+
+async def test_a_run_without_a_checkpoint_says_so_instead(home: Path) -> None:
+    script = ScriptedRun(home)
+    script.begin()
+    script.steps(1, 3)
+    script.end("failed", "the loss is NaN")
+    app = LocaltuneApp()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot, app)
+        await wait_for(pilot, lambda: app.state.view is not None)
+        await pilot.press("C")
+        await wait_for(pilot, lambda: "no complete checkpoint" in screen_text(app))
+        assert not has_card(app)
+
+
+async def test_a_start_waits_for_the_preset_that_is_being_chosen(
+    tmp_path: Path, home: Path, started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import threading
+
+    from core.presets import begin
+
+    may_go_on = threading.Event()
+
+    def lengths(_: Config) -> list[int]:
+        may_go_on.wait(60)
+        return [40]
+
+    monkeypatch.setattr(begin, "sample_lengths", lengths)
+    rows = tmp_path / "faq.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"row {n}"}) + "\n" for n in range(200)))
+    app = LocaltuneApp()
+    try:
+        async with app.run_test(size=(100, 30)) as pilot:
+            await ready(pilot, app)
+            app.post_message(DatasetChosen(rows))
+            await wait_for(pilot, lambda: app.beginnings.is_pending)
+            await pilot.press("r")
+            assert "choosing one for model, card and rows" in screen_text(app)
+            await pilot.press("enter")
+            await wait_for(pilot, lambda: "starts as soon as the preset is chosen" in screen_text(app))
+            await pilot.press("escape")
+            await pilot.pause()
+            assert has_card(app), "taken back, and still there"
+            await pilot.press("enter")
+            may_go_on.set()
+            await wait_for(pilot, lambda: len(started) == 1)
+            assert (started[0].train.learning_rate, started[0].data.eval_share) == (5e-4, 0.1)
+    finally:
+        may_go_on.set()

@@ -1,0 +1,242 @@
+"""The base model in the config pane: chosen from the list, and a problem where it is not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.events import Key
+from textual.pilot import Pilot
+
+from core import paths
+from core.config.document import ConfigDocument
+from core.models.find import STARTER_NAME
+from core.runs.store import list_runs
+from tests.core.models.spoiling import copy_model, edit_json
+from tests.tui.config_panes import RecordingPane, flat, go_to, opened, write_config
+from tests.tui.harness import PaneApp, pane_of, screen_text, wait_for
+from tests.tui.test_app import ready
+from tui.app import LocaltuneApp
+from tui.panes.config.base_model import NamedBase, check_base, find_missing
+from tui.panes.config.pane import ConfigPane
+from tui.screens.models.screen import ModelScreen
+from tui.widgets.forms.safe_input import SafeInput
+
+PATIENCE = 60
+
+
+def configuration(directory: Path, base: str, more: str = "") -> Path:
+    return write_config(directory, f'[model]\nbase = "{base}"\n[data]\ntrain = "rows.jsonl"\n{more}')
+
+
+async def list_opened(pilot: Pilot[Any]) -> None:
+    await wait_for(pilot, lambda: isinstance(pilot.app.screen, ModelScreen))
+    await wait_for(pilot, lambda: "on this machine" in screen_text(pilot.app), PATIENCE)
+
+
+@pytest.mark.parametrize(
+    ("base", "says"),
+    [
+        (
+            "smolxyz",
+            f"There is no model smolxyz here (did you mean {STARTER_NAME}?); enter picks one.",
+        ),
+        (
+            "Qwen/Qwen2.5-0.5B-Instruct",
+            "There is no model Qwen/Qwen2.5-0.5B-Instruct here; enter picks one or fetches it, as "
+            "'localtune-tui fetch hf://Qwen/Qwen2.5-0.5B-Instruct' does.",
+        ),
+        ("../models/none", "There is no model ../models/none here; enter picks one."),
+    ],
+)
+async def test_a_model_that_is_not_here_is_a_problem_with_a_way_out(tmp_path: Path, base: str, says: str) -> None:
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(120, 34)) as pilot:
+        await opened(pilot, pane, configuration(tmp_path, base))
+        await wait_for(pilot, lambda: "model.base" in pane.problems, PATIENCE)
+        assert pane.problems["model.base"] == says
+        await wait_for(pilot, lambda: "1 problem" in screen_text(pilot.app))
+        assert says in flat(screen_text(pilot.app))
+
+
+async def test_it_is_counted_beside_other_problems(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text('model.base = "org/none"\n')
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        await opened(pilot, pane, path)
+        await wait_for(pilot, lambda: list(pane.problems) == ["model.base", "data.train"], PATIENCE)
+        await wait_for(pilot, lambda: "2 problems" in screen_text(pilot.app))
+
+
+async def test_a_model_that_a_run_would_refuse_is_a_problem_too(tmp_path: Path, tiny_model_dir: Path) -> None:
+    model = copy_model(tiny_model_dir, tmp_path / "model")
+    edit_json(model / "config.json", model_type="bert", architectures=["BertModel"])
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        await opened(pilot, pane, configuration(tmp_path, "model"))
+        await wait_for(pilot, lambda: "is an encoder (BertModel)" in pane.problems.get("model.base", ""), PATIENCE)
+        # It is looked at again once the user wants to start, as it may have been mended.
+        edit_json(model / "config.json", model_type="llama", architectures=["LlamaForCausalLM"])
+        assert pane.check()
+        await wait_for(pilot, lambda: not pane.problems, PATIENCE)
+
+
+async def test_a_model_that_has_come_or_gone_is_seen_at_the_start(tmp_path: Path, tiny_model_dir: Path) -> None:
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        await opened(pilot, pane, configuration(tmp_path, "model"))
+        await wait_for(pilot, lambda: "model.base" in pane.problems, PATIENCE)
+        copied = copy_model(tiny_model_dir, tmp_path / "model")
+        assert pane.check() == {}
+        copied.rename(tmp_path / "elsewhere")
+        assert "model.base" in pane.check()
+
+
+def test_the_check_agrees_with_the_lookup_by_names(tmp_path: Path, tiny_model_dir: Path) -> None:
+    copy_model(tiny_model_dir, tmp_path / "model")
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    here, missing = ("model", STARTER_NAME, "a.gguf"), ("none", "a\0b")
+    for name in (*here, *missing):
+        base, is_missing = NamedBase(name, tmp_path, "qlora"), name in missing
+        assert (find_missing(base, "enter") is not None) == is_missing
+        assert check_base(base, "enter").is_missing == is_missing
+    assert "damaged or cut short" in check_base(NamedBase("a.gguf", tmp_path, "qlora"), "enter").sentence
+    packed = copy_model(tiny_model_dir, tmp_path / "packed")
+    nf4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    edit_json(packed / "config.json", quantization_config=nf4)
+    assert check_base(NamedBase("packed", tmp_path, "qlora"), "enter").sentence == ""
+    assert "method.name is lora" in check_base(NamedBase("packed", tmp_path, "lora"), "enter").sentence
+
+
+@pytest.mark.parametrize("key", ["enter", "M"])
+async def test_the_model_is_chosen_from_the_list_and_undo_brings_back_the_other(
+    tmp_path: Path, tiny_model_dir: Path, key: str
+) -> None:
+    copy_model(tiny_model_dir, paths.models_dir() / "mine")
+    path = write_config(tmp_path)
+    pane = RecordingPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        await opened(pilot, pane, path)
+        before = pane.document.dumps()
+        await go_to(pilot, pane, "model.base")
+        await pilot.press(key)
+        await list_opened(pilot)
+        await pilot.press("m", "i", "n", "e", "enter")
+        await wait_for(pilot, lambda: pane.document.get("model.base") == "mine")
+        assert "# mine" in pane.document.dumps()
+        await wait_for(pilot, lambda: pane.told and pane.form.has_focus)
+        assert "✓ model.base is mine" in screen_text(pilot.app)
+        await pilot.press("u")
+        assert pane.document.dumps() == before
+
+
+async def test_a_directory_is_written_as_seen_from_the_file(tmp_path: Path, tiny_model_dir: Path) -> None:
+    copy_model(tiny_model_dir, tmp_path / "models" / "own")
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        await opened(pilot, pane, write_config(tmp_path))
+        await go_to(pilot, pane, "model.base")
+        await pilot.press("enter")
+        await list_opened(pilot)
+        await pilot.press("o", "w", "n", "enter")
+        await wait_for(pilot, lambda: pane.document.get("model.base") == "models/own")
+        assert pane.check() == {}
+
+
+async def test_the_present_choice_changes_nothing(tmp_path: Path) -> None:
+    pane = RecordingPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        await opened(pilot, pane, write_config(tmp_path))
+        await go_to(pilot, pane, "model.base")
+        for last in ("enter", "escape"):
+            await pilot.press("enter")
+            await list_opened(pilot)
+            await pilot.press(last)
+            await wait_for(pilot, lambda: not isinstance(pilot.app.screen, ModelScreen))
+        await pilot.pause()
+        assert not pane.model.is_edited
+        assert pane.told == []
+
+
+async def test_what_is_typed_behind_enter_is_searched_for(tmp_path: Path) -> None:
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        await opened(pilot, pane, write_config(tmp_path))
+        await go_to(pilot, pane, "model.base")
+        before = pane.document.dumps()
+        pilot.app.post_message(Key("enter", None))
+        for character in "dux":
+            pilot.app.post_message(Key(character, character))
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, ModelScreen))
+        await wait_for(pilot, lambda: pilot.app.screen.query_one(SafeInput).value == "dux")
+        assert pane.document.dumps() == before
+        assert not pane.filter.shows_expert
+
+
+async def test_the_list_is_told_of_in_the_help_line(tmp_path: Path) -> None:
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
+        await opened(pilot, pane, write_config(tmp_path))
+        await go_to(pilot, pane, "model.base")
+        await wait_for(pilot, lambda: "model.base (enter lists those on this machine)" in screen_text(pilot.app))
+
+
+# The whole app.
+
+
+async def test_from_an_empty_home_to_a_chosen_model(
+    home: Path, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    copy_model(tiny_model_dir, tmp_path / "own")
+    path = configuration(tmp_path, "org/none")
+    async with LocaltuneApp(path).run_test(size=(100, 30)) as pilot:
+        app = await ready(pilot)
+        pane = pane_of(app, "config")
+        await wait_for(pilot, lambda: "model.base" in pane.problems, PATIENCE)
+        # A start leads to the problem, and no run is made of it.
+        await pilot.press("1")
+        await pilot.press("r")
+        await wait_for(pilot, lambda: app.main.current == "config" and pane.form.has_focus)
+        assert pane.form.current.option.name == "model.base"
+        await wait_for(pilot, lambda: "✗ Not started." in screen_text(app))
+        assert list_runs() == []
+        await pilot.press("enter")
+        await list_opened(pilot)
+        await wait_for(pilot, lambda: "reading …" not in screen_text(app), PATIENCE)
+        await pilot.press("o", "w", "n", "enter")
+        await wait_for(pilot, lambda: pane.document.get("model.base") == "own")
+        await wait_for(pilot, lambda: not pane.problems, PATIENCE)
+        assert pane.check() == {}
+        assert list_runs() == []
+
+
+async def test_the_palette_opens_the_list_from_any_pane(home: Path) -> None:
+    async with LocaltuneApp().run_test(size=(100, 30)) as pilot:
+        app = await ready(pilot)
+        await pilot.press("5")
+        await app.run_key(app.keys["config.model"])
+        await list_opened(pilot)
+
+
+async def test_tokens_that_cannot_be_shown_say_where_to_choose_a_model(tmp_path: Path) -> None:
+    from core.errors import UserError
+    from tui.datasets.plan import find_base
+
+    with pytest.raises(UserError) as caught:
+        find_base("org/none", tmp_path)
+    assert "Press 2, then M, to choose one or to download it." in caught.value.hint
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UserError) as caught:
+        find_base("a.gguf", tmp_path)
+    assert caught.value.hint == "The first run with it converts it."
+
+
+def test_a_configuration_without_a_base_names_the_default(tmp_path: Path) -> None:
+    pane = ConfigPane()
+    assert pane.model.named_base == NamedBase(STARTER_NAME, Path.cwd(), "qlora")
+    pane.editor.document.set("model.base", 5)
+    assert pane.model.named_base.name == ""
+    assert ConfigDocument().get("model.base") is None

@@ -1,0 +1,209 @@
+"""The Train pane: its end, the answers over time, and the keys of both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+
+from core.runs import events
+from tests.tui.harness import pane_of, screen_lines, screen_text, wait_for
+from tests.tui.scripted_run import ScriptedRun
+from tui.app import LocaltuneApp
+
+QUESTIONS = (("Router 12 is dead", '{"ref": 12}'), ("Invoice 7 was paid twice", '{"ref": 7}'))
+ANSWERS = {0: "Have you tried turning it off and on again?", 30: '{"ref": 1}', 60: None}
+
+
+def write_samples(script: ScriptedRun, step: int, *, marked: bool = True) -> None:
+    """Answers to both questions; the last ones are right."""
+    for prompt, wanted in QUESTIONS:
+        text = ANSWERS[step] or wanted
+        marks: dict[str, Any] = {"expected": wanted, "exact_match": text == wanted, "valid_json": step > 0}
+        script.write(
+            events.SampleEvent(
+                t=script.pass_time(0.1),
+                step=step,
+                prompt=prompt,
+                text=text,
+                source=f"step-{step}" if step else "base",
+                **(marks if marked else {}),
+            )
+        )
+
+
+def script_run(home: Path, *, marked: bool = True, start: float | None = None) -> ScriptedRun:
+    """A run of 60 steps with two questions, asked three times."""
+    script = ScriptedRun(home, total=60, start=start)
+    script.begin()
+    script.evaluate(0, 4.11, 0.0, 0.0)
+    write_samples(script, 0, marked=marked)
+    for first, last, loss, exact in ((1, 30, 0.8, 0.1), (31, 60, 0.1, 0.35)):
+        script.steps(first, last)
+        script.checkpoint(last)
+        script.evaluate(last, loss, exact, 1.0)
+        write_samples(script, last, marked=marked)
+    return script
+
+
+async def shown(pilot: Pilot[Any], *texts: str) -> None:
+    """Wait until texts are on the screen."""
+    await wait_for(pilot, lambda: all(text in screen_text(pilot.app) for text in texts))
+
+
+def open_app() -> LocaltuneApp:
+    return LocaltuneApp(run="latest")
+
+
+def border(app: LocaltuneApp) -> str:
+    """The lower border of the pane."""
+    return screen_lines(app)[-2]
+
+
+async def test_the_answers_are_behind_a_key_and_the_curve_behind_three(home: Path) -> None:
+    script_run(home).end("finished")
+    app = open_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shown(pilot, "✓ finished", "step 60")
+        for back in ("a", "escape", "g"):
+            await pilot.press("a")
+            await shown(pilot, "answers 1/2", "ask      Router 12 is dead", 'step 60  ✓ {"ref": 12}')
+            assert "┤" not in screen_text(app)
+            assert "g loss curve" in border(app)
+            await pilot.press(back)
+            await wait_for(pilot, lambda: "┤" in screen_text(app) and "ask      " not in screen_text(app))
+        assert "answers 1/2" not in screen_text(app)
+
+
+async def test_each_question_is_asked_in_turn(home: Path) -> None:
+    script_run(home).end("finished")
+    app = open_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shown(pilot, "✓ finished")
+        await pilot.press("n")
+        assert pane_of(app, "train")._shows_answers is False, (
+            "there is no question to turn to before the answers are shown"
+        )
+        await pilot.press("a", "n")
+        await shown(pilot, "answers 2/2", "Invoice 7", "step 0   ✗ no JSON  Have you", 'step 30  ✗ {"ref": 1}')
+        await pilot.press("right")
+        await shown(pilot, "answers 1/2", "Router 12")
+        await pilot.press("N")
+        await shown(pilot, "answers 2/2")
+        await pilot.press("left", "j", "k", "pagedown", "pageup")
+        await shown(pilot, "answers 1/2")
+
+
+async def test_answers_come_while_the_run_trains(home: Path) -> None:
+    script = ScriptedRun(home, total=60)
+    script.begin()
+    app = open_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shown(pilot, "training")
+        await pilot.press("a")
+        assert "answers" not in border(app)
+        write_samples(script, 0)
+        script.steps(1, 30)
+        await wait_for(pilot, lambda: "a answers" in border(app))
+        await pilot.press("a")
+        await shown(pilot, "step 0  ✗ no JSON")
+        assert "step 30" not in screen_text(app)
+        write_samples(script, 30)
+        await shown(pilot, "step 30  ✗")
+
+
+async def test_a_run_of_an_earlier_version_has_answers_without_marks(home: Path) -> None:
+    script_run(home, marked=False).end("finished")
+    app = open_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shown(pilot, "✓ finished")
+        await pilot.press("a")
+        await shown(pilot, "step 0   Have you tried", 'step 60  {"ref": 12}')
+        assert "wanted" not in screen_text(app)
+
+
+async def test_on_a_wide_screen_the_answers_stand_beside_the_curve(home: Path) -> None:
+    script_run(home).end("finished")
+    app = open_app()
+    async with app.run_test(size=(200, 50)) as pilot:
+        await shown(pilot, "✓ finished")
+        assert "ask      Router" not in screen_text(app), "a tile has no room for both"
+        await pilot.press("3")
+        await shown(pilot, "┤", "ask      Router 12")
+        await pilot.press("g")
+        await wait_for(pilot, lambda: "ask      Router" not in screen_text(app))
+        await pilot.press("a")
+        await shown(pilot, "┤", "ask      Router 12")
+        await pilot.resize_terminal(100, 30)
+        await wait_for(pilot, lambda: "┤" not in screen_text(app))
+        assert "ask      Router 12" in screen_text(app)
+
+
+async def test_a_finish_leads_with_what_was_gained(home: Path) -> None:
+    script = script_run(home)
+    script.hardware(energy_wh=9.1)
+    script.end("finished")
+    app = open_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shown(pilot, "✓ finished · 60 steps in", "9.1 Wh", "exact match", "0.35", "x use it elsewhere")
+        lines = screen_lines(app)
+        assert lines[2].startswith("│ ✓ finished")
+        assert "ETA" not in screen_text(app)
+
+
+async def test_the_path_of_the_adapter_is_copied(home: Path) -> None:
+    script = script_run(home)
+    script.end("finished")
+    app = open_app()
+    async with app.run_test(size=(100, 30), notifications=True) as pilot:
+        await shown(pilot, "copy path of adapter (1.9 kB)")
+        await pilot.press("ctrl+y")
+        await wait_for(pilot, lambda: app.clipboard == str(script.run.adapter_path))
+        await shown(pilot, "was sent to your terminal's")
+
+
+async def test_the_ways_to_use_it_elsewhere_are_shown_and_copied(home: Path) -> None:
+    script = script_run(home)
+    script.end("finished")
+    app = open_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shown(pilot, "x use it elsewhere")
+        await pilot.press("x")
+        await shown(pilot, f"localtune-tui chat {script.run.id}", "PeftModel.from_pretrained", "copy the Python code")
+        await pilot.press("c")
+        await wait_for(pilot, lambda: "PeftModel.from_pretrained(model, adapter)" in app.clipboard)
+        await pilot.press("x")
+        await shown(pilot, "copy the path")
+        await pilot.press("p")
+        await wait_for(pilot, lambda: app.clipboard == str(script.run.adapter_path))
+
+
+@pytest.mark.parametrize("state", ["stopped", "failed"])
+async def test_an_end_that_was_not_the_last_step_is_honest(home: Path, state: str) -> None:
+    script = ScriptedRun(home, total=60)
+    script.begin()
+    script.steps(1, 15)
+    script.checkpoint(15)
+    script.steps(16, 20)
+    script.end(state, "The disk is full." if state == "failed" else "stopped on request after step 20", "Make room.")
+    app = open_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shown(pilot, "after step 20 of 60", "Kept is the checkpoint of step 15; the 5 steps after it are lost.")
+        await shown(pilot, "C continue from there", f"▼ {state}", "step 60")
+        assert ("The disk is full. Make room." in screen_text(app)) == (state == "failed")
+
+
+async def test_a_run_without_a_result_offers_none(home: Path) -> None:
+    script = ScriptedRun(home)
+    script.begin()
+    script.write(events.FailedEvent(t=script.pass_time(1.0), reason="There is no model.", step=0))
+    script.write_state(state="failed", reason="There is no model.")
+    app = open_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shown(pilot, "✗ failed", "There is no model.", "No step was done.", "r again with changes")
+        await pilot.press("x", "a", "ctrl+y")
+        assert app.screen is app.main
+        for text in ("copy path", "continue from there", "ask it"):
+            assert text not in screen_text(app)

@@ -1,0 +1,143 @@
+"""The start card's lines, without a screen."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from core.analysis.problems import Problem
+from core.analysis.result import Analysis
+from core.config.schema import Config
+from tests.tui.harness import FORBIDDEN, HOSTILE
+from tui.keys import KeyTable
+from tui.screens.start.summary import (
+    WARNING_LINES,
+    Continuation,
+    Found,
+    Start,
+    StartPlan,
+    StartRows,
+    card_lines,
+    hint_keys,
+)
+
+NOW = 1_764_000_000.0
+KEYS = KeyTable()
+
+
+def config(**sections: Any) -> Config:
+    given: dict[str, Any] = {"data": {"train": "/data/faq.csv", "eval_share": 0.1}, "model": {"base": "/m/smol"}}
+    return Config.model_validate({**given, **sections})
+
+
+def start(**changes: Any) -> Start:
+    return replace(Start(config(), "faq", preset="cpu-small", has_form=True), **changes)
+
+
+def lines(run: Start, found: Found | None = None, width: int = 76) -> dict[str, str]:
+    """The lines by their label; warnings together under an empty one."""
+    shown: dict[str, str] = {}
+    for line in card_lines(run, found or Found(), KEYS, width, NOW):
+        label, text = line.plain[:9].strip(), line.plain[9:]
+        if line.plain.startswith("!"):
+            shown[""] = f"{shown.get('', '')}{line.plain}\n"
+        else:
+            shown[label] = text
+    return shown
+
+
+def test_it_says_what_is_known_at_once() -> None:
+    shown = lines(start())
+    assert shown["data"] == "faq.csv · …"
+    assert shown["dropped"] == "looking at every row …"
+    assert shown["model"] == "smol"
+    assert shown["method"] == "qlora rank 16 · learning rate 2e-4 · batch 8"
+    assert shown["preset"] == "cpu-small"
+    assert (shown["steps"], shown["time"], shown["memory"]) == ("…", "…", "…")
+
+
+def test_a_count_gives_rows_and_steps_before_every_row_has_been_looked_at() -> None:
+    shown = lines(start(), Found(StartRows.counted(200, config(), "reading 35%")))
+    assert shown["data"] == "faq.csv · ~180 rows + 20 held out"
+    assert shown["dropped"] == "reading 35%"
+    assert shown["steps"] == "~23 steps · 1 pass over the rows"
+
+
+def test_everything_known() -> None:
+    analysis = Analysis((), 203, 180, {"held_out": 20, "not_json": 2, "overlong": 1}, ())
+    plan = StartPlan(
+        135_000_000, 1_200_000_000, 23_000_000_000, True, seconds=71.0, watt_hours=0.42, pace_of="20261124-143600-faq"
+    )
+    shown = lines(start(), Found(StartRows.analyzed(analysis), plan), 100)
+    assert shown["data"] == "faq.csv · 180 rows + 20 held out"
+    assert shown["dropped"] == "! 3 dropped: 2 no JSON, 1 longer than train.max_length · p shows them"
+    assert shown["model"] == "smol · 135 million parameters"
+    assert shown["steps"] == "23 steps · 1 pass over the rows"
+    assert shown["time"] == "~1m 10s · 0.4 Wh · at the pace of 20261124-143600-faq"
+    assert shown["memory"] == "1.2 GB of 23.0 GB free  ✓ fits"
+    assert "" not in shown or "!" not in shown[""]
+
+
+def test_nothing_moves_as_facts_come_in() -> None:
+    warned = Found(StartRows(doubts=("one", "two")), StartPlan(fits=False, advice="less"), ("three", "four"))
+    counts = {len(card_lines(start(), found, KEYS, 76, NOW)) for found in (Found(), warned)}
+    assert len(counts) == 1
+    shown = lines(start(), warned)[""].splitlines()
+    assert shown == ["! less", "! one", "! 3 warnings more"]
+    assert len(shown) == WARNING_LINES
+    assert lines(start(), warned)["memory"].endswith("✗ does not fit")
+
+
+def test_without_held_out_rows_it_says_so() -> None:
+    run = start(config=config(data={"train": ["/data/a.csv", "/data/b.csv"]}))
+    shown = lines(run, Found(StartRows.counted(30, run.config)))
+    assert shown["data"] == "a.csv and 1 more · ~30 rows · none held out, so nothing is measured"
+    assert "p shows" not in shown["dropped"], "the Data pane shows one file"
+
+
+def test_the_time_is_a_guess_without_an_earlier_run() -> None:
+    rows = StartRows(180, 20, is_exact=True)
+    shown = lines(start(), Found(rows, StartPlan(seconds=3000.0)))
+    assert shown["time"] == "~50m 00s · a guess: no run like it here yet"
+    shown = lines(start(), Found(rows, StartPlan(problem="not known: the model is not on this machine")))
+    assert shown["time"] == "not known before the first steps"
+    assert shown["memory"] == "not known: the model is not on this machine"
+
+
+def test_rows_worth_a_look_lead_to_them() -> None:
+    problems = (Problem("duplicate", 4, (), (1, 2, 3, 4)), Problem("format_ambiguous", 9, (), (), "unclear"))
+    found = StartRows.analyzed(Analysis((), 9, 9, {}, problems))
+    shown = lines(start(), Found(found))
+    assert shown["dropped"] == "none · 4 rows are worth a look · p shows them"
+    assert "start.rows" in hint_keys(start(), found)
+    assert "start.rows" not in hint_keys(start(has_form=False), found)
+    assert len(found.doubts) == 1
+
+
+def test_a_run_that_goes_on_says_from_where_and_until_when() -> None:
+    rest = Continuation("20261124-143600-faq", "stopped", 40, NOW - 60, 120, 43)
+    run = start(continuation=rest, preset="", has_form=False)
+    shown = lines(run, Found(plan=StartPlan(needed=10**9, fits=None, seconds_per_step=3.0)))
+    assert shown["run"] == "20261124-143600-faq · stopped"
+    assert shown["from"].startswith("step 40 of 120, saved ")
+    assert shown["left"] == "80 steps · 3 of them done before and not saved"
+    assert shown["time"].startswith("~4m 00s · until about ")
+    assert list(hint_keys(run, StartRows())) == ["start.start", "start.back"]
+    unknown = replace(rest, total=0, saved=None, done=40)
+    shown = lines(replace(run, continuation=unknown), Found(plan=StartPlan(seconds_per_step=3.0)))
+    assert (shown["from"], shown["left"]) == ("step 40", "not known")
+    assert shown["time"] == "not known before the next steps"
+
+
+@pytest.mark.parametrize("width", [20, 54, 88])
+def test_hostile_names_stay_in_their_line(width: int) -> None:
+    name = HOSTILE.replace("\x00", "").replace("/", "")
+    sections = {"data": {"train": f"/data/{name}" * 5}, "model": {"base": f"/m/{name}" * 9}}
+    run = start(config=config(**sections), preset=HOSTILE, notes=(HOSTILE,))
+    found = Found(StartRows(progress=HOSTILE), StartPlan(problem=HOSTILE, pace_of=HOSTILE, seconds=1.0), (HOSTILE,))
+    for line in card_lines(run, found, KEYS, width, NOW):
+        assert not FORBIDDEN & set(line.plain)
+        assert "\n" not in line.plain
+        assert line.cell_length <= max(width, 29)

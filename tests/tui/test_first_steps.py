@@ -1,0 +1,104 @@
+"""The first screen: what a model can learn from, with the files of the directory to choose from."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.tui.harness import FORBIDDEN, HOSTILE, pane_of, screen_text, wait_for
+from tests.tui.scripted_run import ScriptedRun
+from tui.app import LocaltuneApp
+from tui.datasets.here import FoundFile, Here
+from tui.keys import KeyTable
+from tui.widgets.first_steps import steps_content, ways_to_begin
+from tui.widgets.forms.path_input import PathInput
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with two data files."""
+    for age, name in enumerate(("faq.csv", "notes.csv")):
+        path = tmp_path / name
+        path.write_text("question,answer\n" + "a,b\n" * (3 + age))
+        os.utime(path, (1_700_000_000 - age, 1_700_000_000 - age))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("size", [(60, 20), (80, 24), (200, 50)])
+async def test_the_first_screen_asks_for_data_and_lists_what_is_here(
+    directory: Path, home: Path, size: tuple[int, int]
+) -> None:
+    app = LocaltuneApp()
+    async with app.run_test(size=size) as pilot:
+        await wait_for(pilot, lambda: "faq.csv     3 rows" in screen_text(app))
+        text = screen_text(app)
+        assert "No run yet. What should the model learn from?" in text
+        for line in ("o   my own file", "▸ faq.csv", "notes.csv   4 rows", "d   the sample tickets", "I   a config"):
+            assert line in text
+        await pilot.press("j", "enter")
+        await wait_for(pilot, lambda: app.main.current == "data" and pane_of(app, "data").view is not None)
+        assert pane_of(app, "data").view.path == directory / "notes.csv"
+
+
+async def test_the_data_pane_lists_them_too(directory: Path, home: Path) -> None:
+    app = LocaltuneApp()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await wait_for(pilot, lambda: "faq.csv" in screen_text(app))
+        await pilot.press("1")
+        await wait_for(pilot, lambda: "No data yet. What should the model learn from?" in screen_text(app))
+        await pilot.press("j", "k", "j", "k", "enter")
+        await wait_for(pilot, lambda: pane_of(app, "data").view is not None)
+        assert pane_of(app, "data").view.path == directory / "faq.csv"
+
+
+async def test_the_keys_lead_on_from_the_train_pane(directory: Path, home: Path) -> None:
+    app = LocaltuneApp()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await wait_for(pilot, lambda: "faq.csv" in screen_text(app))
+        await pilot.press("o")
+        await wait_for(pilot, lambda: app.main.current == "data" and isinstance(app.focused, PathInput))
+        await pilot.press("escape", "3", "I")
+        await wait_for(pilot, lambda: app.main.current == "config" and isinstance(app.focused, PathInput))
+
+
+async def test_with_data_the_empty_pane_offers_the_start(directory: Path, home: Path) -> None:
+    (directory / "c.toml").write_text('[data]\ntrain = "faq.csv"\n')
+    app = LocaltuneApp(directory / "c.toml")
+    async with app.run_test(size=(100, 30)) as pilot:
+        await wait_for(pilot, lambda: app.state.document is not None)
+        await pilot.press("3")
+        await wait_for(pilot, lambda: "r   start with the configuration" in screen_text(app))
+        assert "▸ faq.csv" not in screen_text(app)
+
+
+async def test_r_names_the_file_that_is_open(directory: Path, home: Path) -> None:
+    app = LocaltuneApp()
+    async with app.run_test(size=(100, 30), notifications=True) as pilot:
+        await wait_for(pilot, lambda: "faq.csv" in screen_text(app))
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: pane_of(app, "data").view is not None)
+        await pilot.press("r")
+        told = "t uses faq.csv for training, and r starts then."
+        await wait_for(pilot, lambda: any(told in note.message for note in app._notifications))
+
+
+async def test_earlier_runs_are_named(directory: Path, home: Path) -> None:
+    script = ScriptedRun(home)
+    script.train_to(30)
+    script.end("finished")
+    app = LocaltuneApp()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await wait_for(pilot, lambda: app.state.view is not None and pane_of(app, "data") is not None)
+        await pilot.press("1")
+        await wait_for(pilot, lambda: "5   my 1 run · last: tickets, finished" in screen_text(app))
+
+
+def test_hostile_names_stay_in_their_line() -> None:
+    files = (FoundFile(Path("/data") / HOSTILE.replace("\x00", "").replace("/", ""), 10**9, None),)
+    ways = ways_to_begin(KeyTable(), Here(files, 12, HOSTILE, HOSTILE), 0.0, sample="data.sample", sample_text="x")
+    content = steps_content("No data yet.", ways, files, 0)
+    assert not FORBIDDEN & set(content.plain)
+    assert len(content.plain.splitlines()) == 2 + len(ways) + len(files)

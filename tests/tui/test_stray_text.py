@@ -1,0 +1,110 @@
+"""Text that is typed into the app by mistake, in a real terminal: nothing opens, nothing starts, nothing ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.tui.data_panes import row, write_lines
+from tests.tui.harness import wait_for
+from tests.tui.scripted_run import ScriptedRun
+from tests.tui.terminal import Terminal
+from tests.tui.test_app import ready, record_commands
+from tui.app import LocaltuneApp
+from tui.widgets.forms.prompt_input import PromptInput
+
+MISTYPED = "clear; localtune-tui trian\r"
+LOST = "Typed text went nowhere"
+TITLES = {"1": "1 Data", "2": "2 Config", "3": "3 Train", "4": "4 Chat", "5": "5 Runs"}
+
+
+@pytest.fixture
+def workplace(home: Path, tmp_path: Path) -> Path:
+    """A directory with data and a configuration, a run that is on, and an editor that leaves a trace."""
+    write_lines(tmp_path / "rows.jsonl", [row(f"question {number}", "yes") for number in range(9)])
+    (tmp_path / "mine.toml").write_text('[model]\nbase = "nowhere"\n[data]\ntrain = "rows.jsonl"\n')
+    editor = tmp_path / "editor"
+    editor.write_text(f'#!/bin/sh\ntouch "{tmp_path}/edited"\n')
+    editor.chmod(0o755)
+    ScriptedRun(home).train_to(30)
+    return tmp_path
+
+
+@pytest.fixture
+def terminal(home: Path, workplace: Path) -> Iterator[Terminal]:
+    environment = {
+        "LOCALTUNE_HOME": str(home),
+        "XDG_CONFIG_HOME": str(home.parent / "config"),
+        "EDITOR": str(workplace / "editor"),
+    }
+    with Terminal.app(str(workplace / "mine.toml"), environment=environment, size=(100, 30)) as terminal:
+        terminal.wait_for_text("3 Train · 2026")
+        terminal.press("1")
+        terminal.wait_for_text("1 Data · rows.jsonl")
+        yield terminal
+
+
+@pytest.mark.parametrize("number", TITLES)
+def test_a_command_line_typed_into_a_pane_does_nothing(
+    terminal: Terminal, home: Path, workplace: Path, number: str
+) -> None:
+    terminal.press(number)
+    terminal.wait_for_text(f"─ {TITLES[number]}")
+    terminal.press(MISTYPED)
+    terminal.wait_for_text(LOST)
+    assert f"─ {TITLES[number]}" in terminal.text
+    assert not terminal.has_ended()
+    assert not (workplace / "edited").exists()
+    assert len(list((home / "runs").iterdir())) == 1
+    # The next key is one again, and no question is open that would take it.
+    terminal.press("?")
+    terminal.wait_for_text(f"Help · {TITLES[number].partition(' ')[2]}")
+
+
+def test_a_paste_where_nothing_is_entered_does_nothing(terminal: Terminal, workplace: Path) -> None:
+    terminal.press("2")
+    terminal.wait_for_text("─ 2 Config")
+    terminal.press(f"\x1b[200~{MISTYPED}\x1b[201~")
+    terminal.wait_for_text(LOST)
+    assert not (workplace / "edited").exists()
+
+
+def test_keys_typed_ahead_go_to_the_pane_that_the_number_has_shown(terminal: Terminal) -> None:
+    terminal.press("3")
+    terminal.wait_for_text("─ 3 Train")
+    terminal.press("1jj/question 7\r")
+    terminal.wait_for_text("question 7: row 8")
+    terminal.press("3")
+    terminal.wait_for_text("─ 3 Train")
+    terminal.press("1:2\r")
+    terminal.wait_for_text("─ row 2 ")
+    terminal.press("5iwhat is it?")
+    terminal.wait_for_text("─ 4 Chat")
+    terminal.wait_for_text("what is it?")
+
+
+@pytest.mark.parametrize("size", [(80, 24), (200, 50)])
+async def test_the_model_is_asked_from_every_pane(
+    home: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    ScriptedRun(home).train_to(30)
+    record_commands(monkeypatch)
+    app = LocaltuneApp()
+    async with app.run_test(size=size) as pilot:
+        await ready(pilot)
+        await wait_for(pilot, lambda: app.state.view is not None)
+        for number in TITLES:
+            await pilot.press(number, "i", "1", "i")
+            await wait_for(pilot, lambda: isinstance(app.focused, PromptInput))
+            assert isinstance(app.focused, PromptInput)
+            assert app.focused.text == "1i"
+            assert app.main.slot("chat").display
+            app.focused.clear()
+            await pilot.press("escape")
+            await wait_for(pilot, lambda: not isinstance(app.focused, PromptInput))
+        # A dialog over the panes keeps its keys.
+        await pilot.press("question_mark", "i", "1")
+        await pilot.pause()
+        assert len(app.screen_stack) == 2

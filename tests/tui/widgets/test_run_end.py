@@ -1,0 +1,117 @@
+"""The end of a run in lines."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from core.runs.result import Measure, RunResult
+from tui.glyphs import ASCII, BRAILLE
+from tui.keys import KeyTable
+from tui.widgets.run_end import end_hints, end_lines, flow
+
+FINISHED = RunResult(
+    state="finished",
+    step=30,
+    total_steps=30,
+    seconds=212.0,
+    energy_wh=9.1,
+    reason="",
+    hint="Talk to it: localtune-tui chat x",
+    measures=(
+        Measure("exact match", 0.0, 0.35, "share", (0.0, 0.1, 0.2, 0.35)),
+        Measure("valid JSON", 0.0, 1.0, "share", (0.0, 1.0)),
+        Measure("eval loss", 4.11, 0.1, "loss", (4.11, 0.5, 0.1), "perplexity 60.9 → 1.11"),
+    ),
+    before="before",
+    after="after",
+    path=Path("/runs/x/adapter"),
+    bytes=19_000_000,
+    is_model=False,
+    saved_step=30,
+)
+STOPPED = replace(
+    FINISHED, state="stopped", step=15, reason="stopped on request after step 15", saved_step=10, after="step 10"
+)
+
+
+def lines(result: RunResult, width: int = 78, *, answers: bool = True) -> list[str]:
+    hints = end_hints(result, KeyTable(), has_answers=answers, name="203633-faq")
+    return [line.rstrip() for line in end_lines(result, hints, width, BRAILLE).plain.split("\n")]
+
+
+def test_a_finish_says_what_was_gained_and_what_to_do_next() -> None:
+    shown = lines(FINISHED)
+    assert shown[0] == "✓ finished · 30 steps in 3m 32s · 9.1 Wh"
+    assert shown[1].split() == ["before", "after"]
+    assert shown[2].split() == ["exact", "match", "0.00", "→", "0.35", "▁▃▅█"]
+    assert shown[3].split() == ["valid", "JSON", "0.00", "→", "1.00"], "two values need no curve"
+    assert shown[4].split()[:6] == ["eval", "loss", "4.11", "→", "0.100", "█▁▁"]
+    assert shown[4].endswith("perplexity 60.9 → 1.11")
+    assert shown[5:] == [
+        "4 ask it   a answers   r start 203633-faq again   e again with changes",
+        "^y copy path of adapter (19 MB)   x use it elsewhere",
+    ]
+    assert {line.index("→") for line in shown[2:4]} == {shown[4].index("→")}
+
+
+@pytest.mark.parametrize("width", [40, 58, 78, 198])
+def test_it_fits(width: int) -> None:
+    for result in (FINISHED, STOPPED, replace(FINISHED, reason="no lower held-out loss in 4 evaluations " * 4)):
+        # The first line is wrapped by its widget where it has to be.
+        assert max(map(len, lines(result, width)[1:])) <= max(width, 42)
+
+
+def test_a_stopped_run_says_what_is_kept_and_how_to_go_on() -> None:
+    shown = lines(STOPPED)
+    assert shown[0] == "■ stopped on request after step 15 of 30 · 3m 32s of work · 9.1 Wh"
+    assert "  Kept is the checkpoint of step 10; the 5 steps after it are lost." in shown
+    assert shown[-2].startswith("C continue from there   4 ask it   a answers")
+    assert "step 10" in shown[1]
+
+
+def test_a_failed_run_says_why_and_what_to_do() -> None:
+    failed = replace(
+        FINISHED, state="failed", step=15, reason="The disk is full.", hint="Make room", measures=(), path=None,
+        bytes=None, saved_step=None, energy_wh=None,
+    )  # fmt: skip
+    assert lines(failed, answers=False) == [
+        "✗ failed after step 15 of 30 · 3m 32s of work",
+        "  The disk is full. Make room.",
+        "  Nothing is kept: there was no checkpoint yet.",
+        "r start 203633-faq again   e again with changes",
+    ]
+    early = replace(failed, step=0)
+    assert lines(early, answers=False)[0] == "✗ failed"
+    lost = replace(failed, state="lost", reason="", saved_step=14)
+    assert lines(lost)[0].startswith("? lost after step 15 of 30")
+    assert "  Kept is the checkpoint of step 14; the step after it is lost." in lines(lost)
+
+
+def test_a_run_that_ended_early_says_why() -> None:
+    early = replace(FINISHED, step=22, total_steps=40, reason="no lower held-out loss in 4 evaluations")
+    assert lines(early)[:2] == [
+        "✓ finished after step 22 of 40 · 3m 32s of work · 9.1 Wh",
+        "  no lower held-out loss in 4 evaluations.",
+    ]
+
+
+def test_one_evaluation_of_a_run_that_did_not_finish_is_no_table() -> None:
+    once = (Measure("eval loss", None, 0.5),)
+    assert "eval loss" not in "\n".join(lines(replace(STOPPED, measures=once)))
+    assert "eval loss" in "\n".join(lines(replace(FINISHED, measures=once)))
+
+
+def test_ascii_stays_ascii_but_for_the_words() -> None:
+    text = end_lines(FINISHED, [], 100, ASCII).plain
+    assert not set("▁▂▃▄▅▆▇█") & set(text)
+
+
+def test_hints_are_never_cut_in_two() -> None:
+    assert [line.plain for line in flow([("a", "one"), ("b", "two"), ("c", "three")], 13)] == [
+        "a one   b two",
+        "c three",
+    ]
+    assert flow([], 10) == []

@@ -1,0 +1,140 @@
+"""Start cards: opened before a run starts, kept up to date, and their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.errors import UserError
+from tui.controllers.beginnings import Beginnings
+from tui.controllers.desktop import Desktop
+from tui.keys import KeyTable
+from tui.state import AppState
+
+if TYPE_CHECKING:
+    from core.analysis.result import Analysis
+    from core.config.document import ConfigDocument
+    from core.config.schema import Config
+    from core.runs.store import Run
+    from tui.screens.start.summary import SeenRows, Start, StartPlan
+
+
+class StartCards:
+    """The controller of start cards.
+
+    Args:
+        beginnings: Tells whether a preset is still being chosen for the configuration in the app.
+    """
+
+    def __init__(self, desktop: Desktop, state: AppState, keys: KeyTable, beginnings: Beginnings) -> None:
+        self._desktop, self._state, self._keys, self._beginnings = desktop, state, keys, beginnings
+
+    def open(self, start: Start, go: Callable[[Config], None], *, run: Run | None = None) -> None:
+        """Open the card of a run; at once, so that keys typed ahead are for it.
+
+        Args:
+            start: The run.
+            go: Starts it, with the configuration as the card shows it.
+            run: The run that is continued; None for a new one.
+        """
+        from tui.screens.start.card import StartCard
+
+        def plan(shown: Start, analysis: Analysis | None, used: int | None) -> StartPlan:
+            return _plan(shown.config, analysis, used, run)
+
+        is_settled = not start.has_form or not self._beginnings.is_pending
+        card = StartCard(start, self._seen, plan, is_settled=is_settled, choose_preset=self._choose_preset)
+
+        def answered(answer: str | None) -> None:
+            if answer == "start":
+                go(card.start.config)
+            elif answer == "rows":
+                self._show_rows()
+            elif answer == "options":
+                self._show_options()
+
+        # The card has their news, and its keys are where they are shown.
+        self._desktop.clear_notices()
+        self._desktop.open(card, answered)
+
+    def of_document(self, document: ConfigDocument, config: Config) -> Start:
+        """The run of the configuration in the app.
+
+        Args:
+            document: The configuration.
+            config: The same, checked.
+        """
+        from core.runs.again import run_name
+        from tui.screens.start.summary import Start
+
+        path = document.path
+        notes: list[str] = []
+        if self._state.is_dirty and path is not None:
+            notes.append(f"The values are as edited; {path.name} does not have them until they are saved.")
+        return Start(
+            config,
+            path.stem if path is not None else run_name(document, self._state.origin),
+            preset=self._preset(document),
+            notes=tuple(notes),
+            has_form=True,
+        )
+
+    def follow(self) -> None:
+        """Show the configuration in the app as it is now on the open card, if that is about it."""
+        if not self._desktop.is_covered:
+            return
+        from tui.screens.start.card import StartCard
+
+        card, document = self._desktop.find_screen(StartCard), self._state.document
+        if card is None or document is None or not card.start.has_form:
+            return
+        # While a value is wrong, the card keeps the one before.
+        with suppress(UserError):
+            card.show(self.of_document(document, document.validate()), is_settled=not self._beginnings.is_pending)
+
+    def _preset(self, document: ConfigDocument) -> str:
+        """The preset of a configuration in words."""
+        from core.presets.switch import preset_in
+
+        shows = self._keys["start.presets"].display
+        if self._beginnings.is_pending:
+            return "choosing one for model, card and rows …"
+        if (preset := preset_in(document)) is None:
+            return f"none, the defaults hold · {shows} chooses one"
+        if preset.name == self._beginnings.preset:
+            return f"{preset.name} · chosen for model, card and rows · {shows} shows why"
+        return f"{preset.name} · {preset.about}"
+
+    def _seen(self, start: Start) -> SeenRows | None:
+        """The rows of a run as the Data pane shows them."""
+        pane = self._desktop.panes.data
+        if pane is None or not start.has_form or len(start.train) != 1:
+            return None
+        return pane.seen(Path(start.train[0]))
+
+    def _choose_preset(self) -> None:
+        if (form := self._desktop.panes.config) is not None:
+            self._desktop.run(form.action_presets, "start-preset")
+
+    def _show_rows(self) -> None:
+        self._desktop.show_pane("data")
+        if (pane := self._desktop.panes.data) is not None:
+            pane.action_next_problem(1)
+
+    def _show_options(self) -> None:
+        self._desktop.show_pane("config")
+        if (form := self._desktop.panes.config) is not None:
+            form.show_warning()
+
+
+def _plan(config: Config, analysis: Analysis | None, used: int | None, run: Run | None) -> StartPlan:
+    """What a run will take; blocks."""
+    from dataclasses import replace
+
+    from core.runs.pace import PaceBook
+    from tui.screens.start.finding import find_pace, find_plan
+
+    plan = find_plan(config, analysis, used, PaceBook())
+    return plan if run is None else replace(plan, seconds_per_step=find_pace(run))

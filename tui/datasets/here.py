@@ -1,0 +1,106 @@
+"""What a first screen can offer: the data files of a directory with their rows, and the runs there have been."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.errors import UserError
+
+#: Suffixes of files that are likely to be data; a text file is more often something else.
+_LIKELY = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".json")
+#: Files offered, the newest first, and entries of the directory looked at for them.
+MOST_FILES = 6
+_MOST_ENTRIES = 2000
+#: Files up to this size are read for the number of their rows.
+_COUNTED_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """A data file.
+
+    Args:
+        path: The file.
+        bytes: Its size.
+        rows: Its rows; None where it is too large to be counted on the side.
+    """
+
+    path: Path
+    bytes: int
+    rows: int | None
+
+
+@dataclass(frozen=True)
+class Here:
+    """What there is to begin with.
+
+    Args:
+        files: Data files, the newest first.
+        runs: The number of runs.
+        last_run: The id of the newest run; empty where there is none.
+        last_state: Its state.
+        last_ended: The time of its last sign of life, in Unix seconds; 0 where unknown.
+    """
+
+    files: tuple[FoundFile, ...] = ()
+    runs: int = 0
+    last_run: str = ""
+    last_state: str = ""
+    last_ended: float = 0.0
+
+
+def look_around(directory: Path) -> Here:
+    """Look for data files in a directory, and for runs; blocks."""
+    # Imported here, as the first screen shows the result and cannot wait for it.
+    from core.runs.store import list_runs
+
+    runs = list_runs()
+    if not runs:
+        return Here(find_files(directory))
+    state = runs[0].state()
+    return Here(find_files(directory), len(runs), runs[0].id, state.state, state.updated)
+
+
+def find_files(directory: Path) -> tuple[FoundFile, ...]:
+    """The data files of a directory, the newest first; those whose format is not known are left out."""
+    candidates: list[tuple[float, int, Path]] = []
+    with suppress(OSError), os.scandir(directory) as entries:
+        for number, entry in enumerate(entries):
+            if number >= _MOST_ENTRIES:
+                break
+            if entry.name.startswith(".") or not entry.name.lower().endswith(_LIKELY):
+                continue
+            with suppress(OSError):
+                status = entry.stat()
+                if entry.is_file() and status.st_size:
+                    candidates.append((status.st_mtime, status.st_size, Path(entry.path)))
+    found: list[FoundFile] = []
+    for _, size, path in sorted(candidates, key=lambda item: (-item[0], item[2])):
+        if len(found) >= MOST_FILES:
+            break
+        # A file that cannot be read, or holds something else, is no data to offer.
+        with suppress(UserError, OSError, ValueError, RecursionError, MemoryError):
+            found.append(FoundFile(path, size, _count(path, size)))
+    return tuple(found)
+
+
+def _count(path: Path, size: int) -> int | None:
+    """The number of rows of a file; None where it is large.
+
+    Raises:
+        UserError: If its format is not known.
+    """
+    from core.data.files.reader import open_rows
+    from core.data.formats.detect import SAMPLE, detect
+
+    with open_rows(path) as file:
+        if path.suffix.lower() == ".json":
+            # Most such files are settings; a table or lines of objects are data whatever their columns.
+            detect(file.rows(0, SAMPLE), path.name)
+        if size > _COUNTED_BYTES:
+            return None
+        file.index()
+        return file.count_known

@@ -1,0 +1,1 @@
+"""The screen in which the base model is chosen."""

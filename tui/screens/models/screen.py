@@ -1,0 +1,449 @@
+"""The screen of the base models: those on this machine, as they are found, and a hub's after a question."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from textual import events, on, work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.content import Content
+from textual.message import Message
+from textual.widgets import OptionList
+from textual.widgets.option_list import Option
+from textual.worker import get_current_worker
+
+from core.config.document import ConfigDocument
+from core.config.schema import Config, ModelSection
+from core.config.valid_part import valid_part
+from core.errors import UserError
+from core.hub.job import hub_host
+from core.memory.fit import Fit, fit
+from core.memory.plan import Machine
+from core.models.architectures import refuse_quantization
+from core.models.find import find_model, most_like
+from core.models.inspection import ModelFacts
+from core.models.places import FoundModel, UnreadPlace, fetchable, typed_model
+from core.runs.forecast import this_machine
+from core.runs.model_catalog import ModelCatalog
+from core.text import one_line
+from tui.screens.fetch import FetchDialog
+from tui.screens.models.rows import ModelRow, hub_line, model_details, model_line
+from tui.screens.overlay import Overlay
+from tui.widgets.forms.path_input import common_prefix, complete_path
+from tui.widgets.forms.safe_input import SafeInput
+from tui.widgets.lists.choice_list import ChoiceList
+from tui.widgets.text_block import TextBlock
+
+#: Maximum number of listed models; more are found by typing.
+LISTED = 200
+#: Seconds for which found models are gathered before they are listed.
+_GATHERED = 0.05
+
+
+@dataclass
+class _Found(Message):
+    """Models and places have been found."""
+
+    items: Sequence[FoundModel | UnreadPlace]
+
+
+@dataclass
+class _Read(Message):
+    """A model has been read."""
+
+    model: FoundModel
+    facts: ModelFacts
+    fit: Fit
+
+
+class _Searched(Message):
+    """All places have been searched."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """An entry of the list: a model, a download, a text taken as it is, or a note that cannot be chosen."""
+
+    kind: Literal["model", "fetch", "typed", "note"]
+    key: str
+    prompt: Content | None = None
+
+
+class ModelScreen(Overlay[str | Path | None]):
+    """The screen to choose the base model; returns a value of ``model.base``, a path as one; nothing for ``esc``.
+
+    Args:
+        catalog: The models on this machine.
+        document: The configuration, for the memory plan and the present choice; a thread reads it, so give a copy.
+    """
+
+    DEFAULT_CSS = """
+    ModelScreen {
+        align: center middle; background: $background 60%;
+        & > Vertical {
+            width: 124; max-width: 98%; height: 28; max-height: 94%; padding: 0 1;
+            border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted; background: $surface;
+        }
+        & SafeInput { background: $panel; margin-bottom: 1; }
+        & ChoiceList { height: 1fr; }
+        & #model-details { height: 5; border-top: solid $border; }
+    }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "dismiss(None)", "back", show=False),
+        Binding("down,ctrl+n", "move(1)", show=False),
+        Binding("up", "move(-1)", show=False),
+        Binding("pagedown", "move(8)", show=False),
+        Binding("pageup", "move(-8)", show=False),
+        Binding("tab", "complete", show=False, priority=True),
+    ]
+    AUTO_FOCUS = "SafeInput"
+
+    def __init__(self, catalog: ModelCatalog, document: ConfigDocument) -> None:
+        super().__init__()
+        self._catalog, self._document = catalog, document
+        self._directory = (document.path.parent if document.path is not None else Path.cwd()).absolute()
+        written = document.get("model.base")
+        self._present = written if isinstance(written, str) else ModelSection().base
+        self._rows: dict[str, ModelRow] = {}
+        """The models found, by their value of ``model.base``."""
+        self._typed_row: ModelRow | None = None
+        """The model that the typed path names."""
+        self._notes: list[UnreadPlace] = []
+        self._entries: list[_Entry] = []
+        self._pointed_at: int | None = None
+        self._has_moved = False
+        self._is_searching = True
+
+    def compose(self) -> ComposeResult:
+        """The text to find, the models, and the details of the one under the cursor."""
+        with Vertical() as box:
+            box.border_subtitle = Content("type to find  tab complete  enter choose  esc back")
+            yield SafeInput(placeholder="a part of a name, a path, or owner/name of a model of a hub")
+            yield ChoiceList()
+            yield TextBlock(Content(" "), id="model-details")
+
+    def on_mount(self) -> None:
+        """Begin to search."""
+        self._show_title()
+        self._list()
+        self._search()
+
+    def on_resize(self) -> None:
+        """Fit the lines to the width."""
+        self.call_after_refresh(self._list)
+
+    def _show_title(self) -> None:
+        count = len(self._rows)
+        looking = "looking …" if self._is_searching else f"{count} on this machine"
+        self.query_one(Vertical).border_title = Content(f"Base model · {looking}")
+
+    # Finding and reading, in threads.
+
+    @work(thread=True, exclusive=True, group="models-search")
+    def _search(self) -> None:
+        worker = get_current_worker()
+        found: list[FoundModel] = []
+        batch: list[FoundModel | UnreadPlace] = []
+        begun = time.monotonic()
+        try:
+            for item in self._catalog.find(self._directory, lambda: worker.is_cancelled):
+                batch.append(item)
+                if isinstance(item, FoundModel):
+                    found.append(item)
+                if time.monotonic() - begun >= _GATHERED:
+                    self.post_message(_Found(batch))
+                    batch, begun = [], time.monotonic()
+        except UserError as error:
+            batch.append(UnreadPlace(Path(), str(error)))
+        self.post_message(_Found(batch))
+        self.post_message(_Searched())
+        config = valid_part(self._document)
+        machine = _machine(config)
+        # The present one first: the cursor is on it.
+        for model in sorted(found, key=lambda model: model.base != self._present):
+            if worker.is_cancelled:
+                return
+            self.post_message(self._read(model, config, machine))
+
+    @work(thread=True, exclusive=True, group="models-typed")
+    def _read_typed(self, model: FoundModel) -> None:
+        config = valid_part(self._document)
+        self.post_message(self._read(model, config, _machine(config)))
+
+    def _read(self, model: FoundModel, config: Config, machine: Machine) -> _Read:
+        facts = self._catalog.read(model)
+        try:
+            refuse_quantization(facts.quantization, model.path, config.method.name)
+        except UserError as error:
+            facts = facts.flawed(error)
+        return _Read(model, facts, fit(facts.architecture, config, machine))
+
+    @on(_Found)
+    def _found(self, message: _Found) -> None:
+        for item in message.items:
+            if isinstance(item, UnreadPlace):
+                self._notes.append(item)
+            else:
+                self._rows.setdefault(item.base, ModelRow(item))
+        self._list(keep=True)
+
+    @on(_Searched)
+    def _searched(self) -> None:
+        self._is_searching = False
+        self._show_title()
+        self._list(keep=True)
+
+    @on(_Read)
+    def _has_read(self, message: _Read) -> None:
+        typed = self._typed_row
+        row = self._rows.get(message.model.base)
+        if row is None and typed is not None and typed.model == message.model:
+            row = typed
+        if row is None:
+            return
+        row.facts, row.fit = message.facts, message.fit
+        for place, entry in enumerate(self._entries):
+            if entry.kind == "model" and entry.key == message.model.base:
+                self._draw(place)
+        self._show_details()
+
+    # The list.
+
+    @property
+    def _options(self) -> ChoiceList:
+        return self.query_one(ChoiceList)
+
+    @property
+    def _term(self) -> str:
+        return self.query_one(SafeInput).value.strip()
+
+    def _list(self, *, keep: bool = False) -> None:
+        """List what the typed text is in; the cursor stays on its entry if ``keep`` is set."""
+        before = self._current
+        self._entries = self._entries_for(self._term)
+        self._pointed_at = None
+        self._options.clear_options()
+        self._options.add_options([Option(" ", disabled=entry.kind == "note") for entry in self._entries])
+        for place in range(len(self._entries)):
+            self._draw(place)
+        self._options.highlighted = self._start(before if keep and self._has_moved else None)
+        self._show_details()
+
+    def _entries_for(self, term: str) -> list[_Entry]:
+        rows = [row for row in self._rows.values() if row.has(term.lower())]
+        if self._typed_row is not None and self._typed_row.model.base not in self._rows:
+            rows.insert(0, self._typed_row)
+        entries = [_Entry("model", row.model.base) for row in rows[:LISTED]]
+        if len(rows) > LISTED:
+            entries.append(_note(f"… {len(rows) - LISTED} more; type a part of the name"))
+        known = {row.model.base for row in rows}
+        # What the configuration names is offered without being typed, once it is certain that it is not here.
+        hub = fetchable(term or ("" if self._is_searching else self._present))
+        if hub is not None and hub.repository not in known and str(hub) not in known:
+            entries.insert(0 if not term else len(entries), _Entry("fetch", str(hub)))
+        if term and term not in known and self._typed_row is None:
+            entries.append(_Entry("typed", term, self._as_typed(term)))
+        if not term:
+            entries += [_note(one_line(note.sentence, 200)) for note in self._notes]
+            if not self._is_searching:
+                entries.append(_note("fetch from the hub: type owner/name"))
+        return entries
+
+    def _as_typed(self, term: str) -> Content:
+        near = most_like(term, [row.model.name for row in self._rows.values()])
+        guess = f"; did you mean {one_line(near, 60)}?" if near is not None else ""
+        return Content.assemble("  ", (one_line(term, 60), ""), (f"  as typed; no such model is here{guess}", "$muted"))
+
+    def _start(self, before: _Entry | None) -> int | None:
+        """The place of the cursor in a new list: where it was, else the present choice, else the first."""
+        choosable = [place for place, entry in enumerate(self._entries) if entry.kind != "note"]
+        if before is not None:
+            again = [place for place in choosable if self._entries[place].key == before.key]
+            if again:
+                return again[0]
+        if not self._term:
+            present = [place for place in choosable if self._is_present(self._entries[place].key)]
+            if present:
+                return present[0]
+        return choosable[0] if choosable else None
+
+    def _is_present(self, key: str) -> bool:
+        return key == self._present or (
+            os.path.isabs(key) and key == os.path.normpath(self._directory / os.path.expanduser(self._present))
+        )
+
+    def _row_of(self, key: str) -> ModelRow | None:
+        if (row := self._rows.get(key)) is not None:
+            return row
+        typed = self._typed_row
+        return typed if typed is not None and typed.model.base == key else None
+
+    def _draw(self, place: int) -> None:
+        entry = self._entries[place]
+        row = self._row_of(entry.key) if entry.kind == "model" else None
+        width = max(self._options.scrollable_content_region.width - 2, 40)
+        if row is not None:
+            line = model_line(row, width, is_present=self._is_present(entry.key))
+        elif entry.kind == "fetch":
+            line = hub_line(entry.key.removeprefix("hf://"), width)
+        else:
+            line = entry.prompt or Content(" ")
+        mark = "▸ " if place == self._pointed_at else "  "
+        self._options.replace_option_prompt_at_index(place, Content.assemble((mark, "$primary bold"), line))
+
+    @property
+    def _current(self) -> _Entry | None:
+        place = self._options.highlighted
+        return self._entries[place] if place is not None and place < len(self._entries) else None
+
+    @on(OptionList.OptionHighlighted)
+    def _highlighted(self, message: OptionList.OptionHighlighted) -> None:
+        """Move the pointer, which marks the cursor without color."""
+        message.stop()
+        before, self._pointed_at = self._pointed_at, self._options.highlighted
+        for place in (before, self._pointed_at):
+            if place is not None and place < len(self._entries):
+                self._draw(place)
+        self._show_details()
+
+    def _show_details(self) -> None:
+        entry, text = self._current, Content(" ")
+        if entry is not None and entry.kind == "model" and (row := self._row_of(entry.key)) is not None:
+            text = model_details(row, max(self._options.size.width, 40))
+        elif entry is not None and entry.kind == "fetch":
+            text = Content.assemble(
+                f"It is not on this machine. {hub_host()} is asked how large it is; then you decide.",
+                "\n",
+                ("Configuration, tokenizer and safetensors come, as with ", "$muted"),
+                (f"'localtune-tui fetch {one_line(entry.key, 200)}'.", "$muted"),
+            )
+        elif entry is not None and entry.kind == "typed":
+            text = Content.styled(
+                "No model of this name or path is here. The configuration can name it all the same; a run cannot start "
+                "before it is here.",
+                "$muted",
+            )
+        self.query_one("#model-details", TextBlock).show(text)
+
+    # Keys.
+
+    def on_key(self, event: events.Key) -> None:
+        """Keys typed before the input had the focus, or outside it, are its text all the same."""
+        line = self.query_one(SafeInput)
+        if event.is_printable and event.character is not None:
+            event.stop()
+            line.insert_text_at_cursor(event.character)
+        elif event.key == "enter":
+            event.stop()
+            self._take()
+
+    @on(SafeInput.Changed)
+    def _typed(self, message: SafeInput.Changed) -> None:
+        message.stop()
+        self._has_moved = False
+        found = typed_model(self._term, self._directory) if _is_path(self._term) else None
+        if found is None:
+            self._typed_row = None
+        elif self._typed_row is None or self._typed_row.model != found:
+            self._typed_row = ModelRow(found)
+            if found.base not in self._rows:
+                self._read_typed(found)
+        self._list()
+
+    @on(SafeInput.Submitted)
+    def _submitted(self, message: SafeInput.Submitted) -> None:
+        message.stop()
+        self._take()
+
+    @on(OptionList.OptionSelected)
+    def _selected(self, message: OptionList.OptionSelected) -> None:
+        message.stop()
+        self._take()
+
+    @on(SafeInput.Cancelled)
+    def _cancelled(self, message: SafeInput.Cancelled) -> None:
+        message.stop()
+        self.dismiss(None)
+
+    def action_move(self, rows: int) -> None:
+        """Move the cursor; the focus stays in the input."""
+        choosable = [place for place, entry in enumerate(self._entries) if entry.kind != "note"]
+        if choosable:
+            self._has_moved = True
+            here = self._options.highlighted
+            index = choosable.index(here) if here in choosable else 0
+            self._options.highlighted = choosable[max(0, min(index + rows, len(choosable) - 1))]
+
+    def action_complete(self) -> None:
+        """Complete the typed text as far as is certain: a name of the list, or a path."""
+        line = self.query_one(SafeInput)
+        typed = line.value
+        names = {name for row in self._rows.values() for name in (row.model.name, row.model.base)}
+        candidates = sorted(name for name in names if name.lower().startswith(typed.lower()) and typed)
+        if not candidates and _is_path(typed):
+            candidates = complete_path(typed, self._directory, (".gguf",))
+        if candidates and len(common := common_prefix(candidates)) >= len(typed):
+            line.value = common
+            line.cursor_position = len(common)
+
+    # Choosing.
+
+    def _take(self) -> None:
+        """Take the entry under the cursor: a model, or a text as it is; or offer to download."""
+        entry = self._current
+        if entry is None or entry.kind == "note":
+            return
+        if entry.kind == "fetch":
+            self._fetch(entry.key)
+        elif entry.kind == "typed":
+            self.dismiss(entry.key)
+        elif (row := self._row_of(entry.key)) is not None:
+            if row.is_fetched_anew:
+                self._fetch(row.model.base)
+            else:
+                self.dismiss(self._value(row.model))
+
+    def _value(self, model: FoundModel) -> str | Path:
+        """The value for ``model.base``: its name, unless that means another model here."""
+        if not model.has_name:
+            return Path(model.base)
+        if model.source == "starter" or find_model(model.base, self._directory) == model.path:
+            return model.base
+        return model.path
+
+    def _fetch(self, text: str) -> None:
+        hub = fetchable(text)
+        if hub is None:
+            return
+        base = hub.repository if not hub.revision else str(hub)
+
+        def ended(is_here: bool | None) -> None:
+            if is_here:
+                self.dismiss(base)
+
+        why = f"{hub} is not whole on this machine." if base in self._rows else f"{hub} is not on this machine."
+        self.app.push_screen(FetchDialog(hub, why, asks_size=True), ended)
+
+
+def _note(text: str) -> _Entry:
+    return _Entry("note", text, Content.styled(f"  {text}", "not bold $muted"))
+
+
+def _is_path(text: str) -> bool:
+    return os.sep in text or text.startswith(("~", "."))
+
+
+def _machine(config: Config) -> Machine:
+    try:
+        return this_machine(config)
+    except UserError:
+        # It needs a GPU that is not here: its memory can be estimated, free memory cannot be measured.
+        return Machine("cuda")

@@ -1,0 +1,262 @@
+"""The start card: a run as it would start now; enter starts it, and nothing else does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+from textual import events, work
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Vertical
+from textual.content import Content
+
+from core.analysis.job import AnalysisCancelledError, AnalysisJob
+from core.analysis.result import Analysis, Progress
+from core.errors import UserError
+from core.text import one_line
+from tui.keys import bindings
+from tui.screens.overlay import Overlay
+from tui.screens.start.finding import analysis_job, find_warnings
+from tui.screens.start.summary import Found, SeenRows, Start, StartPlan, StartRows, card_lines, hint_keys
+from tui.shell import shell_of
+from tui.widgets.text_block import TextBlock
+
+#: The answers of a card; None where the user goes back.
+Answer = Literal["start", "rows", "options"]
+#: Columns of the card, and those that its frame takes.
+_WIDTH, _FRAME = 92, 6
+#: Seconds between two looks at an analysis that another part of the app does.
+LOOK_SECONDS = 0.25
+
+
+#: Looks for the rows of a run where the app has them already; None where it does not, and the card analyzes them.
+Look = Callable[[Start], SeenRows | None]
+
+
+#: Finds out what a run will take, in a thread.
+Planner = Callable[[Start, Analysis | None, int | None], StartPlan]
+
+
+class StartCard(Overlay[Answer]):
+    """A run before it starts: it opens with what is known, and the rest is filled in without moving a line.
+
+    Args:
+        start: The run.
+        look: Looks for its rows in the app.
+        planner: Finds out what it will take.
+        is_settled: Whether the configuration is complete; else a start waits for :meth:`settle`.
+        choose_preset: Opens the presets, which change the configuration below the card.
+    """
+
+    DEFAULT_CSS = """
+    StartCard { align: center middle; background: $background 60%; }
+    StartCard > Vertical {
+        width: 92; max-width: 98%; height: auto; padding: 1 2 0 2; background: $surface;
+        border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted;
+    }
+    """
+    SCOPE = "start"
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("start")]
+
+    def __init__(
+        self,
+        start: Start,
+        look: Look,
+        planner: Planner,
+        *,
+        is_settled: bool = True,
+        choose_preset: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.start = start
+        self.found = Found()
+        self._look, self._planner = look, planner
+        self._is_settled, self._choose_preset = is_settled, choose_preset
+        self._waits_to_start = False
+        self._is_read = False
+        self._is_text = False
+        self._box, self._block = Vertical(), TextBlock()
+        self._job: AnalysisJob | None = None
+        self._seen: SeenRows | None = None
+        self._hints: list[str] = []
+
+    def compose(self) -> ComposeResult:
+        """One block of lines, with what is known."""
+        self._block.show(self._content(min(_WIDTH, round(0.98 * self.app.size.width)) - _FRAME))
+        with self._box:
+            yield self._block
+
+    def on_mount(self) -> None:
+        """Show what is known, and begin to find out the rest."""
+        self.set_interval(LOOK_SECONDS, self._look_again)
+        self._find()
+        self.call_after_refresh(self._painted)
+
+    def on_unmount(self) -> None:
+        """End the analysis."""
+        self._end_job()
+
+    def on_resize(self) -> None:
+        """Cut the lines to the present width."""
+        self.call_after_refresh(self._show)
+
+    def _painted(self) -> None:
+        self._is_read = True
+
+    def on_key(self, event: events.Key) -> None:
+        """Keys that come before the card can be seen: enter may follow the key that opened it, but ends no text."""
+        if self._is_read:
+            return
+        opener = [key.strip() for key in shell_of(self).keys["app.start"].keys.split(",")]
+        if event.is_printable and event.key not in opener:
+            self._is_text = True
+        if self._is_text and event.key != "escape":
+            event.stop()
+            event.prevent_default()
+
+    def show(self, start: Start, *, is_settled: bool = True) -> None:
+        """Show the run as it would start now, after its configuration has changed."""
+        changed = start.config != self.start.config
+        self.start, self._is_settled = start, is_settled
+        if changed and self.is_mounted:
+            self._find()
+        self._show()
+        if is_settled and self._waits_to_start:
+            self.dismiss("start")
+
+    # Facts.
+
+    def _find(self) -> None:
+        """Find out everything anew; what was known stays on the screen until something newer is there."""
+        self._end_job()
+        goes_on = self.start.continuation is not None
+        self._seen = seen = None if goes_on else self._look(self.start)
+        self.found = replace(self.found, rows=self._known_rows(seen), plan=None)
+        if seen is None and not goes_on:
+            self._analyze()
+        self._work_out(seen.analysis if seen is not None else None)
+        self._show()
+
+    def _known_rows(self, seen: SeenRows | None) -> StartRows:
+        if seen is None:
+            return StartRows()
+        if seen.analysis is not None:
+            return StartRows.analyzed(seen.analysis)
+        return StartRows.counted(seen.count, self.start.config, seen.progress)
+
+    def _look_again(self) -> None:
+        """Look for the rows in the app, until nothing more will come."""
+        before = self._seen
+        if before is None or before.is_over or (seen := self._look(self.start)) is None or seen == before:
+            return
+        self._seen = seen
+        self.found = replace(self.found, rows=self._known_rows(seen))
+        if seen.analysis is not None or seen.count != before.count:
+            self._work_out(seen.analysis)
+        self._show()
+
+    @work(exclusive=True, group="start-rows")
+    async def _analyze(self) -> None:
+        """Analyze the rows, where no other part of the app does."""
+        start = self.start
+        self._job = job = await asyncio.to_thread(analysis_job, start.config)
+
+        def report(progress: Progress) -> None:
+            self.call_later(self._progressed, job, progress)
+
+        try:
+            analysis = await asyncio.to_thread(job.run, report)
+        except AnalysisCancelledError:
+            return
+        except UserError as error:
+            if job is self._job:
+                self.found = replace(self.found, rows=StartRows(progress=f"✗ {error}"))
+                self._show()
+            return
+        if job is self._job:
+            self.found = replace(self.found, rows=StartRows.analyzed(analysis))
+            self._work_out(analysis)
+            self._show()
+
+    def _progressed(self, job: AnalysisJob, progress: Progress) -> None:
+        if job is self._job and not self.found.rows.is_exact:
+            share = f" {progress.done / progress.total:.0%}" if progress.total else ""
+            known = self.found.rows
+            if progress.stage == "reading" and progress.total:
+                known = StartRows.counted(progress.total, self.start.config)
+            self.found = replace(self.found, rows=replace(known, progress=f"{progress.stage}{share} …"))
+            self._show()
+
+    def _end_job(self) -> None:
+        if self._job is not None:
+            self._job.close()
+            self._job = None
+
+    @work(exclusive=True, group="start-plan")
+    async def _work_out(self, analysis: Analysis | None) -> None:
+        """Work out memory, time and warnings."""
+        config, used = self.start.config, self.found.rows.used
+        plan = await asyncio.to_thread(self._planner, self.start, analysis, used)
+        if config == self.start.config:
+            self.found = replace(self.found, plan=plan)
+            self._show()
+        # Memory and time are of more use, and the warnings may wait for a driver.
+        with suppress(UserError):
+            warnings = await asyncio.to_thread(find_warnings, config, used)
+            if config == self.start.config:
+                self.found = replace(self.found, warnings=warnings)
+                self._show()
+
+    # Display.
+
+    def _show(self) -> None:
+        # What is found out later than the answer has nobody to read it.
+        if not self.is_mounted or self._is_left:
+            return
+        shell, box = shell_of(self), self._box
+        if (width := box.content_size.width) > 0:
+            self._block.show(self._content(width))
+        if box.border_title != self.start.title:
+            box.border_title = Content(one_line(self.start.title, 60))
+        if (hints := list(hint_keys(self.start, self.found.rows))) != self._hints:
+            self._hints = hints
+            box.border_subtitle = Content(shell.keys.hints(hints))
+
+    def _content(self, width: int) -> Content:
+        shell = shell_of(self)
+        lines = card_lines(self.start, self.found, shell.keys, width, shell.clock())
+        if self._waits_to_start:
+            lines[-1] = Content.styled("◌ starts as soon as the preset is chosen; esc takes it back", "$near")
+        return Content("\n").join(lines)
+
+    # Actions.
+
+    def action_begin(self) -> None:
+        """Start the run, once its configuration is complete."""
+        if self._is_settled:
+            self.dismiss("start")
+        else:
+            self._waits_to_start = True
+            self._show()
+
+    def action_back(self) -> None:
+        """Take the start back, or leave the card."""
+        if self._waits_to_start:
+            self._waits_to_start = False
+            self._show()
+        else:
+            self.dismiss(None)
+
+    def action_presets(self) -> None:
+        """Choose another preset."""
+        if self.start.has_form and self._choose_preset is not None:
+            self._choose_preset()
+
+    def action_go(self, where: Answer) -> None:
+        """Leave the card for the rows or the options."""
+        if f"start.{where}" in self._hints:
+            self.dismiss(where)

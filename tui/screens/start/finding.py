@@ -1,0 +1,129 @@
+"""What is found out about a run before it starts, slowly: memory, time, warnings, and where a continued run goes on."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.config.schema import Config
+from core.errors import UserError
+from core.runs.store import Run, complete_checkpoints
+from tui.screens.start.summary import Continuation, StartPlan
+
+if TYPE_CHECKING:
+    from core.analysis.job import AnalysisJob
+    from core.analysis.result import Analysis
+    from core.memory.rows import Rows
+    from core.runs.pace import PaceBook
+
+
+def find_plan(config: Config, analysis: Analysis | None, used: int | None, paces: PaceBook) -> StartPlan:
+    """The memory plan and the estimates; asks the driver and reads headers, so call it from a thread.
+
+    Args:
+        config: The checked configuration.
+        analysis: The analysis of all rows; None where there is none (yet).
+        used: The number of rows trained on; None where unknown.
+        paces: Earlier runs.
+    """
+    from core.memory.plan import Machine
+    from core.memory.rows import rows_of_lengths
+    from core.models.find import STARTER_NAME, find_model
+    from core.runs.forecast import forecast, rough_seconds, step_count, this_machine
+
+    if find_model(config.model.base) is None:
+        first = "not known: the model is made ready first" if config.model.base == STARTER_NAME else ""
+        return StartPlan(problem=first or "not known: the model is not on this machine")
+    rows: Rows | None = None
+    if analysis is not None and analysis.lengths is not None:
+        rows = rows_of_lengths(analysis.lengths)
+    try:
+        machine = this_machine(config)
+    except UserError:
+        # It needs a GPU that is not here: its memory can be estimated, free memory cannot be measured.
+        machine = Machine("cuda")
+    try:
+        found = forecast(config, machine, rows, paces, used)
+    except UserError as error:
+        return StartPlan(problem=error.message)
+    plan, guess, steps = found.plan, found.estimate, step_count(config, used)
+    seconds = guess.seconds if guess is not None else None
+    if seconds is None and steps is not None and rows is not None and rows.tokens:
+        seconds = rough_seconds(config, plan, steps, rows.tokens / max(rows.count, 1))
+    advice = ""
+    if plan.fits is False:
+        first_advice = f" {found.advice[0].text}" if found.advice else ""
+        advice = f"The memory does not suffice.{first_advice}"
+    elif plan.disk_fits is False:
+        advice = "The disk has not enough room for the checkpoints."
+    return StartPlan(
+        parameters=plan.parameters,
+        needed=plan.needed_bytes,
+        free=plan.limit_bytes,
+        fits=plan.fits,
+        advice=advice,
+        steps=steps,
+        seconds=seconds,
+        watt_hours=guess.watt_hours if guess is not None else None,
+        pace_of=guess.run if guess is not None else "",
+    )
+
+
+def find_warnings(config: Config, used: int | None) -> tuple[str, ...]:
+    """Warnings of the rules between options; asks for the card and the disk, so call it from a thread."""
+    from core.commands.configuration import gather_facts
+    from core.config.rules import check_rules
+
+    facts = replace(gather_facts(config), rows=used)
+    return tuple(remark.sentence for remark in check_rules(config, facts) if remark.level == "warning")
+
+
+def analysis_job(config: Config) -> AnalysisJob:
+    """The analysis of every row of a configuration, with tokens where its model is on this machine."""
+    from core.analysis.job import AnalysisJob
+    from core.analysis.result import request_for
+    from core.analysis.row_tokens import tokenizer_directory
+    from core.template.builtin import template_source
+
+    model = template = None
+    # Without tokenizer or template rows are looked at as they are; the run reports what is wrong with those.
+    with suppress(UserError):
+        template = template_source(config.template.file, config.template.name)
+        model = str(tokenizer_directory(config.model.base))
+    return AnalysisJob(request_for(config, model=model, template=template))
+
+
+def check_continuable(run: Run) -> Path:
+    """The checkpoint that a run goes on from.
+
+    Raises:
+        UserError: If it cannot be continued.
+    """
+    from core.launch.launcher import refuse_continuation
+
+    refuse_continuation(run, run.state())
+    return complete_checkpoints(run)[-1]
+
+
+def find_continuation(run: Run, checkpoint: Path) -> Continuation:
+    """The rest of a run."""
+    state = run.state()
+    step = int(checkpoint.name.rpartition("-")[2])
+    saved = None
+    with suppress(OSError):
+        saved = (checkpoint / "manifest.json").stat().st_mtime
+    return Continuation(run.id, state.state, step, saved, state.total_steps, max(state.step, step))
+
+
+def find_pace(run: Run) -> float | None:
+    """The seconds that a step of a run took at last; None where unknown. Reads its events: call it from a thread."""
+    from core.runs.history import read_history
+    from core.runs.pace import LONGEST_RECORD
+
+    with suppress(OSError):
+        if run.events_path.stat().st_size <= LONGEST_RECORD:
+            history = read_history(run)
+            return history.step_seconds / history.step_count if history.step_count else None
+    return None

@@ -1,0 +1,363 @@
+"""The summary of a run before it starts, as lines of text; without any widget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from textual.content import Content
+
+from core.analysis.division import HELD_OUT
+from core.analysis.result import Analysis
+from core.analysis.split import held_out_count
+from core.config.schema import Config
+from core.hub_uri import is_hub_entry
+from core.runs.forecast import step_count
+from core.text import one_line
+from core.units import exact_number, format_bytes, format_count, format_duration, format_moment
+from tui.datasets.marks import OF_THE_WHOLE
+from tui.datasets.summary import counted, describe_dropped
+from tui.keys import KeyTable
+from tui.widgets.strips import fit
+
+#: Columns of the labels.
+LABEL_WIDTH = 9
+#: Lines kept free for warnings, so that none of the others moves when one is found.
+WARNING_LINES = 3
+
+
+@dataclass(frozen=True)
+class StartRows:
+    """The rows of a run, as far as they are known.
+
+    Args:
+        used: Rows trained on.
+        held_out: Rows measured on.
+        dropped: Rows that are not used, by reason.
+        look: Rows that are used and are worth a look.
+        doubts: Problems of the data as a whole, as sentences.
+        is_exact: Whether every row has been looked at.
+        progress: The progress of that, or the reason why it is not possible.
+    """
+
+    used: int | None = None
+    held_out: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    look: int = 0
+    doubts: tuple[str, ...] = ()
+    is_exact: bool = False
+    progress: str = ""
+
+    @classmethod
+    def counted(cls, count: int | None, config: Config, progress: str = "") -> StartRows:
+        """The rows by their number alone, none of them looked at."""
+        if count is None:
+            return cls(progress=progress)
+        kept_out = held_out_count(count, config.data.eval_share)
+        return cls(count - kept_out, kept_out, progress=progress)
+
+    @classmethod
+    def analyzed(cls, analysis: Analysis) -> StartRows:
+        """The rows as an analysis of all of them has found them."""
+        dropped = {reason: count for reason, count in analysis.dropped.items() if reason != HELD_OUT}
+        return cls(
+            analysis.used,
+            analysis.dropped.get(HELD_OUT, 0) + analysis.eval_rows,
+            dropped,
+            sum(
+                problem.count
+                for problem in analysis.problems
+                if problem.kind.level == "warn" and problem.code not in OF_THE_WHOLE
+            ),
+            tuple(problem.kind.title for problem in analysis.problems if problem.code in OF_THE_WHOLE),
+            is_exact=True,
+        )
+
+
+@dataclass(frozen=True)
+class SeenRows:
+    """The rows of a run as another part of the app knows them.
+
+    Args:
+        count: The number of rows; None while they are counted.
+        analysis: The analysis of all of them; None while it goes on, or where it has failed.
+        progress: Its progress, or the reason why there is none.
+        is_over: Whether nothing more will come.
+    """
+
+    count: int | None
+    analysis: Analysis | None
+    progress: str = ""
+    is_over: bool = False
+
+
+@dataclass(frozen=True)
+class StartPlan:
+    """What a run will take.
+
+    Args:
+        parameters: Parameters of the base model; None where unknown.
+        needed: Bytes of memory.
+        free: Bytes that are free; None where unknown.
+        fits: Whether they suffice; None where unknown.
+        advice: The best change that would make it fit; empty where it fits.
+        steps: Optimizer steps; None where unknown.
+        seconds: Duration of the steps; None where it cannot even be guessed.
+        watt_hours: Energy of the steps; None where no earlier run measured it.
+        pace_of: The earlier run with the pace of the estimate; empty for a guess.
+        problem: The reason why nothing is known.
+        seconds_per_step: The pace of a run that is continued; None where unknown.
+    """
+
+    parameters: int | None = None
+    needed: int = 0
+    free: int | None = None
+    fits: bool | None = None
+    advice: str = ""
+    steps: int | None = None
+    seconds: float | None = None
+    watt_hours: float | None = None
+    pace_of: str = ""
+    problem: str = ""
+    seconds_per_step: float | None = None
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """The rest of a run that is continued.
+
+    Args:
+        run: The run's id.
+        state: Its state, ``stopped`` or another end.
+        step: The step of the checkpoint that it goes on from.
+        saved: Time of that checkpoint, in Unix seconds; None where unknown.
+        total: Steps of the whole run; 0 where unknown.
+        done: The last step that was done; those after the checkpoint are done again.
+    """
+
+    run: str
+    state: str
+    step: int
+    saved: float | None
+    total: int
+    done: int
+
+    @property
+    def left(self) -> int | None:
+        """The number of steps left; None where unknown."""
+        return max(self.total - self.step, 0) if self.total else None
+
+
+@dataclass(frozen=True)
+class Start:
+    """A run that is about to start.
+
+    Args:
+        config: The checked configuration.
+        name: Its subject, which ends the run's id.
+        preset: The preset of the configuration, and how it came to that; empty for no such line.
+        notes: Remarks that do not depend on what is found out in the background.
+        continuation: The run that goes on; None for a new one.
+        has_form: Whether the configuration is the one in the Config pane, so that it can be changed there.
+        title: The title of the card.
+    """
+
+    config: Config
+    name: str
+    preset: str = ""
+    notes: tuple[str, ...] = ()
+    continuation: Continuation | None = None
+    has_form: bool = False
+    title: str = "Start a run"
+
+    @property
+    def train(self) -> list[str]:
+        """The entries of ``data.train``."""
+        train = self.config.data.train
+        return [train] if isinstance(train, str) else list(train)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The facts found out so far.
+
+    Args:
+        rows: The rows.
+        plan: What the run will take; None while that is being worked out.
+        warnings: Warnings of the rules between options.
+    """
+
+    rows: StartRows = field(default_factory=StartRows)
+    plan: StartPlan | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def card_lines(start: Start, found: Found, keys: KeyTable, width: int, now: float) -> list[Content]:
+    """The lines of a card, always as many: a label and one line of text each, then the warnings.
+
+    Args:
+        start: The run.
+        found: The facts so far.
+        keys: The key table with the user's changes.
+        width: Columns.
+        now: The present, in Unix seconds.
+    """
+    room = max(width - LABEL_WIDTH, 20)
+    plan = found.plan
+    lines: list[tuple[str, Content]] = []
+    goes_on = start.continuation
+    if goes_on is not None:
+        lines.append(("run", Content(f"{one_line(goes_on.run, 60)} · {goes_on.state}")))
+    lines.append(("data", Content(_data(start, found.rows, goes_on is not None))))
+    if goes_on is None:
+        lines.append(("dropped", _dropped(start, found.rows, keys, room)))
+    lines.append(("model", Content(_model(start.config, plan))))
+    lines.append(("method", Content(_method(start.config))))
+    if start.preset:
+        lines.append(("preset", Content(one_line(start.preset))))
+    if goes_on is not None:
+        lines += [("from", Content(_from(goes_on))), ("left", Content(_left(goes_on)))]
+        lines.append(("time", _rest(goes_on, plan, now)))
+    else:
+        lines.append(("steps", Content(_steps(start.config, found))))
+        lines.append(("time", _time(plan, found.rows)))
+    lines.append(("memory", _memory(plan)))
+    shown = [
+        Content.assemble((fit(label, LABEL_WIDTH), "$muted"), text.truncate(room, ellipsis=True))
+        for label, text in lines
+    ]
+    return [*shown, Content(""), *_warning_lines(start, found, width)]
+
+
+def _warning_lines(start: Start, found: Found, width: int) -> list[Content]:
+    """The warnings, one line each; the last line counts those without room."""
+    texts = [*found.rows.doubts, *start.notes, *found.warnings]
+    if found.plan is not None and found.plan.advice:
+        texts.insert(0, found.plan.advice)
+    lines = [Content.styled(f"! {one_line(text)}", "$near").truncate(width, ellipsis=True) for text in texts]
+    if len(lines) > WARNING_LINES:
+        more = len(lines) - WARNING_LINES + 1
+        lines = [*lines[: WARNING_LINES - 1], Content.styled(f"! {counted(more, 'warning')} more", "$near")]
+    return [*lines, *[Content("")] * (WARNING_LINES - len(lines))]
+
+
+def _data(start: Start, rows: StartRows, names_only: bool) -> str:
+    names = [one_line(str(entry) if is_hub_entry(entry) else Path(entry).name, 40) for entry in start.train]
+    shown = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+    if names_only:
+        return shown
+    if rows.used is None:
+        return f"{shown} · …"
+    about = "" if rows.is_exact else "~"
+    held_out = (
+        f" + {format_count(rows.held_out)} held out" if rows.held_out else " · none held out, so nothing is measured"
+    )
+    return f"{shown} · {about}{counted(rows.used, 'row')}{held_out}"
+
+
+def _dropped(start: Start, rows: StartRows, keys: KeyTable, room: int) -> Content:
+    if not rows.is_exact:
+        return Content.styled(one_line(rows.progress) or "looking at every row …", "$muted")
+    shows = f" · {keys['start.rows'].display} shows them" if start.has_form and len(start.train) == 1 else ""
+    if rows.dropped:
+        for most in (4, 2, 1, 0):
+            text = f"{describe_dropped(rows.dropped, most)}{shows}"
+            if len(text) + 2 <= room:
+                break
+        return Content.styled(f"! {text}", "$near")
+    if rows.look:
+        verb = "is" if rows.look == 1 else "are"
+        return Content(f"none · {counted(rows.look, 'row')} {verb} worth a look{shows}")
+    return Content("none")
+
+
+def _model(config: Config, plan: StartPlan | None) -> str:
+    base = one_line(Path(config.model.base).name or config.model.base, 60)
+    if plan is None or plan.parameters is None:
+        return base
+    count = plan.parameters
+    size = f"{count / 1e9:.3g} billion" if count >= 1e9 else f"{count / 1e6:.0f} million"
+    return f"{base} · {size} parameters"
+
+
+def _method(config: Config) -> str:
+    method, train = config.method, config.train
+    rank = f" rank {method.rank}" if method.name in ("qlora", "lora") else ""
+    objective = "" if train.objective == "sft" else f" · {train.objective}"
+    rate = exact_number(train.learning_rate)
+    return f"{method.name}{rank}{objective} · learning rate {rate} · batch {train.batch_size}"
+
+
+def _steps(config: Config, found: Found) -> str:
+    rows, train = found.rows, config.train
+    steps = step_count(config, rows.used)
+    if steps is None:
+        return "…"
+    about = "" if rows.is_exact or train.max_steps is not None else "~"
+    passes = f"{exact_number(train.epochs)} {'pass' if train.epochs == 1 else 'passes'} over the rows"
+    return f"{about}{counted(steps, 'step')} · {'train.max_steps' if train.max_steps is not None else passes}"
+
+
+def _time(plan: StartPlan | None, rows: StartRows) -> Content:
+    if plan is None:
+        return Content.styled("…", "$muted")
+    if plan.seconds is None:
+        waits = not plan.problem and not rows.is_exact
+        return Content.styled("…" if waits else "not known before the first steps", "$muted")
+    energy = "" if plan.watt_hours is None else f" · {plan.watt_hours:.{1 if plan.watt_hours < 9.95 else 0}f} Wh"
+    source = f"at the pace of {one_line(plan.pace_of, 60)}" if plan.pace_of else "a guess: no run like it here yet"
+    return Content.assemble(f"~{format_duration(_rounded(plan.seconds))}{energy}", (f" · {source}", "$muted"))
+
+
+def _rounded(seconds: float) -> float:
+    """An estimate with two digits, as more would promise too much."""
+    unit = 10 if seconds >= 60 else 1
+    return max(round(seconds / unit) * unit, 1)
+
+
+def _memory(plan: StartPlan | None) -> Content:
+    if plan is None:
+        return Content.styled("…", "$muted")
+    if plan.problem:
+        return Content.styled(one_line(plan.problem), "$near")
+    free = f" of {format_bytes(plan.free)} free" if plan.free is not None else ""
+    word, style = {True: ("  ✓ fits", "$ok"), False: ("  ✗ does not fit", "$limit bold"), None: ("", "")}[plan.fits]
+    return Content.assemble(f"{format_bytes(plan.needed)}{free}", (word, style))
+
+
+def _from(goes_on: Continuation) -> str:
+    total = f" of {format_count(goes_on.total)}" if goes_on.total else ""
+    saved = f", saved {format_moment(goes_on.saved, '%Y-%m-%d %H:%M')}" if goes_on.saved is not None else ""
+    return f"step {format_count(goes_on.step)}{total}{saved}"
+
+
+def _left(goes_on: Continuation) -> str:
+    if goes_on.left is None:
+        return "not known"
+    again = goes_on.done - goes_on.step
+    repeated = f" · {format_count(again)} of them done before and not saved" if again > 0 else ""
+    return f"{counted(goes_on.left, 'step')}{repeated}"
+
+
+def _rest(goes_on: Continuation, plan: StartPlan | None, now: float) -> Content:
+    if plan is None:
+        return Content.styled("…", "$muted")
+    if plan.seconds_per_step is None or goes_on.left is None:
+        return Content.styled("not known before the next steps", "$muted")
+    seconds = plan.seconds_per_step * goes_on.left
+    pattern = "%H:%M" if seconds < 20 * 3600 else "%Y-%m-%d %H:%M"
+    until = format_moment(now + seconds, pattern)
+    return Content.assemble(
+        f"~{format_duration(_rounded(seconds))} · until about {until}", (" · at its pace", "$muted")
+    )
+
+
+def hint_keys(start: Start, rows: StartRows) -> Sequence[str]:
+    """The ids of the keys that make sense on a card, the most important first."""
+    found = ["start.start"]
+    if start.has_form:
+        found += ["start.presets", "start.options"]
+        if len(start.train) == 1 and (rows.dropped or rows.look):
+            found.append("start.rows")
+    return [*found, "start.back"]

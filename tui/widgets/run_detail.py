@@ -1,0 +1,138 @@
+"""The account of a run beside or below the list of runs: its curve, its end, and the differences to the run before."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from textual.content import Content
+
+from core.text import one_line
+from core.units import exact_number, format_bytes, format_duration, format_number
+from tui.glyphs import GlyphSet
+from tui.state import STATE_GLYPHS
+from tui.widgets.charts.plot_geometry import DotGrid, draw_line, value_axis
+
+if TYPE_CHECKING:
+    from core.runs.catalog import RunRow
+    from core.runs.detail import Change, RunDetail, RunFigures
+    from core.runs.series import Series
+
+#: Cells of the curve beside the text, and rows of the one among its lines.
+CURVE_WIDTH, CURVE_ROWS = 28, 5
+
+
+def account_column(
+    row: RunRow, detail: RunDetail, figures: RunFigures | None, width: int, height: int, glyphs: GlyphSet
+) -> Content:
+    """The account as a column: its lines are wrapped, and those that have no room are left out."""
+    lines = [
+        _head(row, width),
+        *_wrapped(_progress(row, figures), width),
+        *_wrapped(detail.reason, width, "$muted")[:3],
+    ]
+    if curve := curve_lines(detail.loss, width, CURVE_ROWS, glyphs):
+        lines += [Content(""), *curve, Content.styled(_curve_words(detail.loss), "$muted")]
+    lines.append(Content(""))
+    lines += [_pair(name, value, width) for name, value in _facts(row, detail, figures)]
+    if detail.before is not None:
+        lines += [Content(""), Content.styled(one_line(f"≠ {detail.before.id}", width), "$muted")]
+        changes = [_pair(_short(change), f"{change.before} → {change.after}", width) for change in detail.changes]
+        room = max(height - len(lines), 1)
+        lines += changes if len(changes) <= room else [*changes[: room - 1], _more(len(changes) - room + 1)]
+        lines += [] if changes else [Content.styled("the same options", "$muted")]
+    return Content("\n").join(lines[:height])
+
+
+def account_rows(
+    row: RunRow, detail: RunDetail, figures: RunFigures | None, width: int, height: int, glyphs: GlyphSet
+) -> Content:
+    """The account in a few rows, its curve at their end."""
+    curve = curve_lines(detail.loss, CURVE_WIDTH, height - 1, glyphs)
+    text_width = width - CURVE_WIDTH - 3 if curve else width
+    # The list above has the rest.
+    facts = "   ".join(f"{name} {value}" for name, value in _facts(row, detail, None) if name not in ("lr", "batch"))
+    head, progress = _head(row, text_width), _progress(row, figures)
+    is_short = head.cell_length + 2 + len(progress) <= text_width
+    lines = [
+        *([Content.assemble(head, "  ", progress)] if is_short else [head, *_wrapped(progress, text_width)]),
+        *_wrapped(detail.reason, text_width, "$muted")[:2],
+        *_wrapped(facts, text_width)[:2],
+    ]
+    lines = [line for line in lines if line.plain.strip()]
+    if detail.before is not None:
+        changes = ", ".join(f"{_short(change)} {change.before} → {change.after}" for change in detail.changes)
+        lines += _wrapped(f"≠ {detail.before.id}: {changes or 'the same options'}", text_width)
+    lines = lines[:height] + [Content("")] * (height - len(lines))
+    if not curve:
+        return Content("\n").join(lines)
+    beside = [*curve, Content.styled(_curve_words(detail.loss), "$muted")]
+    return Content("\n").join(
+        Content.assemble(line.truncate(text_width, ellipsis=True, pad=True), "   ", end)
+        for line, end in zip(lines, beside, strict=True)
+    )
+
+
+def curve_lines(loss: Series, width: int, rows: int, glyphs: GlyphSet) -> list[Content]:
+    """The loss as lines of glyphs; none where there are less than two values."""
+    bounds = loss.bounds()
+    if len(loss) < 2 or bounds is None or width < 4 or rows < 1:
+        return []
+    grid = DotGrid(width, rows, glyphs)
+    draw_line(grid, loss.bucket(grid.columns), value_axis(bounds, rows, glyphs.rows).scale)
+    return [Content.styled("".join(glyphs.line[bits] for bits in line), "$primary") for line in grid.bits]
+
+
+def _curve_words(loss: Series) -> str:
+    return f"loss {format_number(loss.values[0])} → {format_number(loss.last)}"
+
+
+def _head(row: RunRow, width: int) -> Content:
+    return Content.styled(one_line(row.run.id, width), "bold")
+
+
+def _progress(row: RunRow, figures: RunFigures | None) -> str:
+    """State, steps and working time in a line."""
+    parts = [f"{STATE_GLYPHS.get(row.state, '?')} {row.state}"]
+    if row.total_steps:
+        parts.append(f"step {row.step} of {row.total_steps}")
+    if figures is not None and figures.working_seconds:
+        parts.append(f"{format_duration(figures.working_seconds)} of work")
+    return " · ".join(parts)
+
+
+def _facts(row: RunRow, detail: RunDetail, figures: RunFigures | None) -> list[tuple[str, str]]:
+    """Names and values, those that are known."""
+
+    def change(values: tuple[float, ...]) -> str:
+        return " → ".join(format_number(value) for value in dict.fromkeys(values))
+
+    facts = [
+        ("eval loss", change(detail.evals)),
+        ("exact", change(detail.exact_matches)),
+        ("model", row.model),
+        ("data", detail.data),
+        ("lr", exact_number(row.learning_rate) if row.learning_rate is not None else ""),
+        ("batch", str(row.batch_size or "")),
+        ("size", format_bytes(figures.size) if figures is not None else ""),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _short(change: Change) -> str:
+    """The name of an option without its section, where that says enough."""
+    section, _, key = change.name.partition(".")
+    return change.name if section in ("data", "eval") else key
+
+
+def _pair(name: str, value: str, width: int) -> Content:
+    label = f"{one_line(name, 16):<12} "
+    return Content.assemble((label, "$muted"), one_line(value, max(width - len(label), 1)))
+
+
+def _more(count: int) -> Content:
+    return Content.styled(f"and {count} more", "$muted")
+
+
+def _wrapped(text: str, width: int, style: str = "") -> list[Content]:
+    lines = Content.styled(one_line(text), style).wrap(max(width, 1)) if text else []
+    return [line.rstrip() for line in lines]

@@ -1,0 +1,151 @@
+"""The end of a run in lines: what was gained, what is kept, and the keys of what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from textual.content import Content
+
+from core.text import one_line
+from core.units import format_bytes, format_duration, format_fixed
+from tui.glyphs import GlyphSet
+from tui.keys import KeyTable
+from tui.state import STATE_COLORS, STATE_GLYPHS
+from tui.widgets.charts.sparkline import sparkline
+
+if TYPE_CHECKING:
+    from core.runs.result import Measure, RunResult
+
+#: Cells of the first column of the table, and of a figure.
+_NAME, _FIGURE = 20, 9
+#: Most cells of a sparkline, and least evaluations for one: two are the figures themselves.
+_COURSE, _FEWEST = 16, 3
+
+Hint = tuple[str, str]
+
+
+def end_lines(
+    result: RunResult, hints: Sequence[Hint], width: int, glyphs: GlyphSet, *, roomy: bool = False
+) -> Content:
+    """The end of a run.
+
+    Args:
+        result: The result.
+        hints: Keys as displayed, each with its action.
+        width: Cells of a line.
+        glyphs: The glyphs of sparklines.
+        roomy: Whether there are lines to spare.
+    """
+    parts = [_head(result, width), _table(result, width, glyphs), _kept(result, width), flow(hints, width)]
+    between = Content("\n\n" if roomy else "\n")
+    return between.join(Content("\n").join(part) for part in parts if part)
+
+
+def end_hints(result: RunResult, keys: KeyTable, *, has_answers: bool, name: str = "") -> list[Hint]:
+    """What to do after the end, with the keys for it; ``name`` is the run's."""
+    shown = []
+    if result.state != "finished" and result.saved_step is not None:
+        shown.append(("train.continue", "continue from there"))
+    if result.path is not None:
+        shown.append(("app.chat", "ask it"))
+    if has_answers:
+        shown.append(("train.answers", "answers"))
+    shown.append(("app.start", f"start {name} again" if name else "start it again"))
+    shown.append(("train.settings", "again with changes"))
+    if result.path is not None:
+        shown += [("train.copy", f"copy path of {result_name(result)}"), ("train.elsewhere", "use it elsewhere")]
+    return [(keys[identity].display, text) for identity, text in shown]
+
+
+def result_name(result: RunResult) -> str:
+    """The result and its size: ``adapter (19 MB)``."""
+    size = f" ({format_bytes(result.bytes).replace('.0 ', ' ')})" if result.bytes is not None else ""
+    return ("model" if result.is_model else "adapter") + size
+
+
+def flow(hints: Sequence[Hint], width: int) -> list[Content]:
+    """Key hints in as many lines as they need; none is cut in two."""
+    lines: list[list[Content]] = []
+    used = 0
+    for key, text in hints:
+        item = Content.assemble((key, "$primary bold"), f" {text}")
+        used += item.cell_length + 3
+        if not lines or used > width + 3:
+            lines.append([])
+            used = item.cell_length + 3
+        lines[-1].append(item)
+    return [Content("   ").join(line) for line in lines]
+
+
+def _head(result: RunResult, width: int) -> list[Content]:
+    """The state, the steps, the time and the energy; below it the reason of an end that was not planned."""
+    style = f"${STATE_COLORS[result.state]} bold" if result.state in STATE_COLORS else "bold"
+    event, took = _event(result), format_duration(result.seconds)
+    is_whole = result.step and result.step == result.total_steps
+    facts = [f"{result.step} {'step' if result.step == 1 else 'steps'} in {took}" if is_whole else f"{took} of work"]
+    if result.energy_wh is not None:
+        facts.append(f"{format_fixed(result.energy_wh, 1)} Wh")
+    of_total = f" of {result.total_steps}" if result.step and result.total_steps and not is_whole else ""
+    glyph = STATE_GLYPHS.get(result.state, "?")
+    head = Content.assemble((f"{glyph} {event}{of_total}", style), *(f" · {text}" for text in facts if result.step))
+    reason = one_line(result.reason, 400)
+    hint = one_line(result.hint, 300) if result.state == "failed" else ""
+    # The first line has it already: "stopped on request after step 40".
+    told = [text.rstrip(".") + "." for text in ("" if reason == event else reason, hint) if text]
+    return [head, *(_indented(" ".join(told), width) if told else [])]
+
+
+def _indented(text: str, width: int) -> list[Content]:
+    return [Content("  ") + line for line in Content(text).wrap(max(width - 2, 10))]
+
+
+def _event(result: RunResult) -> str:
+    """What happened: ``finished``, ``stopped on request after step 15``, ``failed after step 64``."""
+    reason = one_line(result.reason, 80)
+    if reason.startswith(f"{result.state} ") and reason.endswith(f"after step {result.step}"):
+        return reason
+    is_whole = result.state == "finished" and result.step == result.total_steps
+    return result.state if is_whole or not result.step else f"{result.state} after step {result.step}"
+
+
+def _table(result: RunResult, width: int, glyphs: GlyphSet) -> list[Content]:
+    # Without a figure from before, the log has what was measured of a run that did not finish.
+    if not any(result.state == "finished" or measure.before is not None for measure in result.measures):
+        return []
+    room = width - _NAME - 2 * _FIGURE - 6
+    head = f"{'':{_NAME}}{result.before:>{_FIGURE}}    {result.after:>{_FIGURE}}"
+    return [Content.styled(head, "$muted"), *(_row(measure, room, glyphs) for measure in result.measures)]
+
+
+def _row(measure: Measure, room: int, glyphs: GlyphSet) -> Content:
+    before, after = measure.words(measure.before), measure.words(measure.after)
+    row = Content.assemble(
+        f"  {measure.name:<{_NAME - 2}}{before:>{_FIGURE}}",
+        ("  → " if measure.before is not None else "    ", "$muted"),
+        (f"{after:>{_FIGURE}}", "bold"),
+    )
+    if len(measure.course) >= _FEWEST and room >= len(measure.course[:_COURSE]):
+        bars = sparkline(measure.course, _COURSE, glyphs)
+        row = Content.assemble(row, "   ", (bars, "$chart-smooth"))
+        room -= len(bars) + 3
+    if measure.note and room >= len(measure.note):
+        row = Content.assemble(row, "   ", (measure.note, "$muted"))
+    return row
+
+
+def _kept(result: RunResult, width: int) -> list[Content]:
+    """What an unfinished run leaves."""
+    if result.state == "finished":
+        return []
+    if result.saved_step is None:
+        text = "Nothing is kept: there was no checkpoint yet." if result.step else "No step was done."
+    else:
+        text = f"Kept is the checkpoint of step {result.saved_step}"
+        lost = result.lost_steps
+        text += (
+            f"; the {'step' if lost == 1 else f'{lost} steps'} after it {'is' if lost == 1 else 'are'} lost."
+            if lost
+            else "."
+        )
+    return _indented(text, width)
