@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
+from core.drafts import list_drafts
 from core.errors import UserError
 from tests.tui.config_panes import go_to, write_config
 from tests.tui.harness import asks, pane_of, screen_text, wait_for
@@ -87,33 +88,36 @@ async def test_what_is_being_typed_counts(home: Path, tmp_path: Path) -> None:
     assert "epochs = 9" in path.read_text()
 
 
-async def test_a_configuration_without_a_file_asks_for_its_name_and_can_be_stayed_with(
+async def test_a_configuration_without_a_file_is_kept_without_a_question(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    write_config(tmp_path)
     app = LocaltuneApp()
     async with app.run_test(size=(80, 24)) as pilot:
-        pane = await edited(pilot, app)
-        for name in ("", "new.toml"):
-            await asked(pilot)
-            await pilot.press("s")
-            await wait_for(pilot, lambda: pane.ask_bar.is_asking)
-            await pilot.press("ctrl+u", *name, "enter" if name else "escape")
-            await pilot.pause()
-            if not name:
-                await wait_for(pilot, lambda: not pane.ask_bar.is_asking)
-                assert app.is_running
+        await edited(pilot, app)
+        app.configuration.set_options({"data.train": tmp_path / "rows.jsonl"})
+        await pilot.press("q")
         await wait_for(pilot, lambda: not app.is_running)
-    assert "epochs = 7" in (tmp_path / "new.toml").read_text()
-
-
-async def test_a_later_save_does_not_leave_after_a_leave_was_given_up(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+    assert app.return_value == "The configuration (rows) is kept, without a file. Come back to it with: localtune-tui"
     app = LocaltuneApp()
     async with app.run_test(size=(80, 24)) as pilot:
+        await wait_for(pilot, lambda: app.state.document is not None)
+        assert app.state.document is not None
+        assert app.state.document.get("train.epochs") == 7.0
+        assert app.state.document.path is None
+        await pilot.press("q")
+        await wait_for(pilot, lambda: not app.is_running)
+    assert app.return_value is not None
+    assert len(list_drafts("config")) == 1
+
+
+async def test_a_later_save_does_not_leave_after_a_leave_was_given_up(home: Path, tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    app = LocaltuneApp(config_path=path)
+    async with app.run_test(size=(80, 24)) as pilot:
         pane = await edited(pilot, app)
+        path.write_text("# theirs\n" + path.read_text())
         await asked(pilot)
         await pilot.press("s")
         await wait_for(pilot, lambda: pane.ask_bar.is_asking)
@@ -121,8 +125,8 @@ async def test_a_later_save_does_not_leave_after_a_leave_was_given_up(
         await wait_for(pilot, lambda: pane.form.has_focus)
         await pilot.press("ctrl+s")
         await wait_for(pilot, lambda: pane.ask_bar.is_asking)
-        await pilot.press("ctrl+u", *"new.toml", "enter")
-        await wait_for(pilot, lambda: (tmp_path / "new.toml").exists() and not app.state.is_dirty)
+        await pilot.press("o")
+        await wait_for(pilot, lambda: "epochs = 7" in path.read_text() and not app.state.is_dirty)
         await pilot.pause()
         assert app.is_running
 

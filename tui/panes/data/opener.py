@@ -48,8 +48,12 @@ class Opener:
         before, self._followed = self._followed, path
         if path is None or path == before:
             return None
+        return path if not self.is_at(path) else None
+
+    def is_at(self, path: Path) -> bool:
+        """Whether a file is being opened, or else shown."""
         shown = self.opening or self._shown
-        return path if shown is None or follow_links(shown) != str(path) else None
+        return shown is not None and follow_links(shown) == follow_links(path)
 
     def forget_failure(self, document: ConfigDocument) -> bool:
         """Forget a file that could not be opened and is not wanted any more; returns whether there was one."""
