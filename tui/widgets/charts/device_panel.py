@@ -66,12 +66,12 @@ def device_lines(device: Device, width: int, glyphs: GlyphSet, *, several: bool 
     parts = [_temperature(device, bar_width, glyphs, wide), _memory(device, memory_name, bar_width, glyphs, wide)]
     if not wide:
         rest = [text for text in (_power(device, short=True), _percent(device.utilization)) if text != "–"]
-        pieces = [*([Content.styled(name, "bold")] if name else []), *parts]
+        shown = [*([Content.styled(name, "bold")] if name else []), *parts]
         # Power and utilization as far as there is room: a line that wraps would move all below it.
         for piece in map(Content, rest):
-            if sum(part.cell_length + 3 for part in pieces) + piece.cell_length <= width:
-                pieces.append(piece)
-        return [Content("   ").join(pieces)]
+            if sum(part.cell_length + 3 for part in shown) + piece.cell_length <= width:
+                shown.append(piece)
+        return [Content("   ").join(shown)]
     title = Content.styled(name.ljust(6), "bold")
     pieces = [
         ("", _power(device)),
