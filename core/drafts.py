@@ -1,7 +1,7 @@
 """Drafts: unsaved work in the app, kept so that it survives the end of the app.
 
 A draft is a small JSON file in :func:`core.paths.drafts_dir`. It records the process that writes it: while that process
-lives, the draft belongs to it; afterwards any other may take it over.
+lives, the draft belongs to it; afterwards, or once it has been released, any other may take it over.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Draft:
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     """The name of its file."""
     pid: int | None = None
-    """The process that wrote it last."""
+    """The process that wrote it last; None for a released draft, left by choice."""
     started: str | None = None
     """The start identity of that process, as from :func:`core.runs.process.start_identity`."""
 
@@ -52,15 +52,40 @@ class Draft:
         """Whether the process that wrote it has ended, so that it can be taken over."""
         return not is_same_process(self.pid, self.started)
 
+    @property
+    def is_released(self) -> bool:
+        """Whether it was left by choice, not by an app that was killed or crashed."""
+        return self.pid is None
 
-def write_draft(draft: Draft) -> None:
+    @property
+    def is_of_new_config(self) -> bool:
+        """Whether it is a configuration that was never saved."""
+        return self.kind == "config" and self.subject.endswith("/")
+
+    @property
+    def when(self) -> str:
+        """The time of the last write in words: the time today, with the date on other days."""
+        then, now = time.localtime(self.time), time.localtime()
+        return time.strftime("%H:%M" if then[:3] == now[:3] else "%Y-%m-%d %H:%M", then)
+
+
+def config_subject(path: Path | None) -> str:
+    """The subject of a configuration's draft: its file, or, with a slash at the end, the directory of a new one."""
+    return str(path.absolute()) if path is not None else f"{Path.cwd()}/"
+
+
+def write_draft(draft: Draft, *, release: bool = False) -> None:
     """Write a draft as this process's, over an earlier version; readable by the user alone.
+
+    Args:
+        draft: The draft.
+        release: Whether it no longer belongs to this process, so that any may take it over at once.
 
     Raises:
         UserError: If the directory cannot be made.
         OSError: If it cannot be written, or is too large; an earlier version is untouched.
     """
-    pid, started = _identity()
+    pid, started = _identity() if not release else (None, None)
     content = {
         "kind": draft.kind,
         "subject": draft.subject,

@@ -80,6 +80,17 @@ def format_duration(seconds: float | None) -> str:
     return f"{days}d {hours:02d}h"
 
 
+def format_ago(seconds: float) -> str:
+    """A time in the past by its distance in seconds, in one unit: ``12 min ago``; ``just now`` within a minute."""
+    if not seconds >= 60:
+        return "just now"
+    if not seconds < _ENDLESS:
+        return "long ago"
+    size, unit = next(pair for pair in ((86_400, "day"), (3600, "h"), (60, "min")) if seconds >= pair[0])
+    count = int(seconds // size)
+    return f"{count} {unit}{'s' if unit == 'day' and count > 1 else ''} ago"
+
+
 def format_number(value: float | None, digits: int = 3) -> str:
     """A measured number with a fixed count of significant digits (``0.412``, ``8.1e-4``); ``–`` where unknown."""
     if value is None:

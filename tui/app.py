@@ -37,6 +37,7 @@ from tui.controllers.beginnings import Beginnings
 from tui.controllers.configuration import Configuration
 from tui.controllers.desktop import Desktop
 from tui.controllers.leaving import Leaving
+from tui.controllers.returning import Returning
 from tui.controllers.run_control import RunControl
 from tui.controllers.runs import Runs
 from tui.controllers.start_cards import StartCards
@@ -107,14 +108,19 @@ class LocaltuneApp(App[str]):
         if not self._settings.animations:
             self.animation_level = "none"
         self._load_themes()
-        self.state = AppState()
+        self.state = AppState(is_opening=True)
         self.clock: Callable[[], float] = time.time
         """Clock: the present, in Unix seconds."""
         self.bridge = Bridge(self, self.pace)
         self.desktop = Desktop(self, self.state, lambda: self.clock())
-        self.drafts = DraftKeeper(self.state, self.desktop.panes)
-        self.leaving = Leaving(self.desktop, self.state, self.bridge, self.drafts)
+        remembers = self._settings.remember
+        self.drafts = DraftKeeper(self.state, self.desktop.panes, remembers=remembers)
         self.beginnings = Beginnings(self.desktop, self.keys, lambda: self.cards.follow())
+        self.configuration = Configuration(self.desktop, self.state, self.drafts, self.keys, self.beginnings)
+        self.returning = Returning(
+            self.desktop, self.state, self.drafts, self.configuration, lambda: self.clock(), remembers=remembers
+        )
+        self.leaving = Leaving(self.desktop, self.state, self.bridge, self.drafts, self.returning)
         self.cards = StartCards(self.desktop, self.state, self.keys, self.beginnings)
         self.runs = Runs(
             self.desktop, self.state, self.bridge, self.drafts, self.cards, self.keys, lambda: self.clock()
@@ -122,7 +128,6 @@ class LocaltuneApp(App[str]):
         self.run_control = RunControl(
             self.desktop, self.state, self.bridge, self.leaving, self.runs.show_lines, lambda: self.clock()
         )
-        self.configuration = Configuration(self.desktop, self.state, self.drafts, self.keys, self.beginnings)
 
     @property
     def main(self) -> MainScreen:
@@ -158,7 +163,15 @@ class LocaltuneApp(App[str]):
 
     def get_default_screen(self) -> MainScreen:
         """The main screen with its panes."""
-        return MainScreen(way=self._settings.way)
+        if self._is_told:
+            return MainScreen(way=self._settings.way)
+        return MainScreen(self.returning.pane or "train", self._settings.way, zoomed=self.returning.is_zoomed)
+
+    @property
+    def _is_told(self) -> bool:
+        """Whether the command line says what to begin with."""
+        named = (self._config_path, self._run_name, self._data_path)
+        return self._demo or any(name is not None for name in named)
 
     # Start and end.
 
@@ -196,6 +209,7 @@ class LocaltuneApp(App[str]):
     def _keep_drafts(self) -> None:
         if self.is_running:  # while the app shuts down, the panes are removed piece by piece
             self.drafts.look()
+            self.returning.look()
 
     async def on_event(self, event: events.Event) -> None:
         """Handle an event; text that comes where none is entered does nothing."""
@@ -273,6 +287,7 @@ class LocaltuneApp(App[str]):
         # The error may be in the drafts themselves.
         with suppress(Exception):
             self.drafts.look()
+        self.returning.forget_if_suspect()
 
     def last_words(self) -> str:
         """The error message printed after the app has ended; empty without an error."""
@@ -285,17 +300,30 @@ class LocaltuneApp(App[str]):
         self.desktop.show_header()
         self.bridge.sample_devices()
         landing = "config" if self._config_path is not None else "data" if self._data_path is not None else ""
-        self.runs.begin(self._run_name, sample=self._demo, landing=landing)
+        last = self.returning.last
+        self.runs.begin(self._run_name, sample=self._demo, landing=landing, session=last if not self._is_told else None)
         await self.main.load_panes()
         self._warm_sandbox()
         self.runs.offer_to_chat()
-        self.bridge.load_config(self._config_path)
+        self._open_config()
         if self._data_path is not None and (pane := self.desktop.panes.data) is not None:
             pane.show(entry_path(str(self._data_path), Path.cwd()), ask=True)
         self.bridge.look_around()
         if self._complaints:
             text = "\n".join(self._complaints)
             self.desktop.tell(text, "Left out of your settings", severity="warning", seconds=12)
+
+    def _open_config(self) -> None:
+        """Open the configuration that the app begins with."""
+        if self._config_path is not None:
+            self.returning.begin_with_file(self._config_path)
+            self.bridge.load_config(self._config_path)
+        elif self._run_name is not None:
+            self.returning.begin_with_run(self._run_name)
+        elif self._demo or not self._settings.remember:
+            self.bridge.load_config(None)
+        else:
+            self.returning.begin()
 
     @work(thread=True, group="sandbox")
     def _warm_sandbox(self) -> None:
@@ -333,6 +361,7 @@ class LocaltuneApp(App[str]):
     @on(messages.ConfigLoaded)
     def _config_loaded(self, message: messages.ConfigLoaded) -> None:
         self.configuration.loaded(message.document)
+        self.returning.loaded()
 
     @on(messages.ConfigEdited)
     def _config_edited(self, message: messages.ConfigEdited) -> None:
@@ -369,6 +398,10 @@ class LocaltuneApp(App[str]):
     @on(messages.SampleRequested)
     def _sample_requested(self) -> None:
         self.runs.start_sample()
+
+    @on(messages.EditRunRequested)
+    def _edit_run_requested(self, message: messages.EditRunRequested) -> None:
+        self.configuration.edit_run(message.run)
 
     @on(messages.ContinueRequested)
     def _continue_requested(self, message: messages.ContinueRequested) -> None:
@@ -456,8 +489,12 @@ class LocaltuneApp(App[str]):
 
     @on(messages.StartRequested)
     def action_start(self) -> None:
-        """Start a run of the configuration."""
-        self.runs.start()
+        """Start a run of the configuration; where an ended run has the focus, start that one again."""
+        view = self.state.view
+        if self.main.current == "train" and view is not None and not view.is_live:
+            self.runs.start_again(view.run)
+        else:
+            self.runs.start()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Keys with priority run no action while a text is being entered, or a screen covers the panes.

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from core.runs.detail import RunFigures
     from core.runs.state import RunState
     from core.runs.store import Run
+    from tui.session import Session
 
 #: Seconds between two polls of a live run, and of one that has ended (it may be continued by another process).
 LIVE_SECONDS, OVER_SECONDS = 0.5, 2.0
@@ -143,18 +144,20 @@ class Bridge:
         """Follow no run any more."""
         self._following.set()
 
-    def find_run(self) -> None:
-        """Follow the newest live run, else the newest run; :class:`NoRunFound` where there is none."""
+    def find_run(self, session: Session | None = None) -> None:
+        """Follow the newest live run, else the one of the last session, else the newest run.
+
+        :class:`NoRunFound` where there is none.
+        """
 
         def work() -> None:
-            from core.runs.store import list_runs
+            from tui.reopening import find_shown
 
-            runs = list_runs()
-            newest = next((run for run in runs if not run.state().is_over), runs[0] if runs else None)
-            if newest is None:
+            run = find_shown(session)
+            if run is None:
                 self._post(NoRunFound())
             else:
-                self._app.call_from_thread(partial(self.follow, newest, found=True))
+                self._app.call_from_thread(partial(self.follow, run, found=True))
 
         self._run(work, "find")
 

@@ -1,22 +1,21 @@
 """Drafts: unsaved edits of the configuration and the conversation, kept so that they outlive the app.
 
-They are written within a second of a change, and when the app ends in any way but by the user's choice; the next app
-on the same configuration or run takes them up.
+They are written within a second of a change. A configuration that was never saved and a conversation stay when the app
+is left; edits of a file are asked about then, and stay only where the app ends in another way.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.chat.dialogue import Dialogue
-from core.drafts import Draft, find_draft, remove_draft, write_draft
+from core.drafts import Draft, config_subject, find_draft, list_drafts, remove_draft, write_draft
 from core.errors import UserError
+from core.hub_uri import short_name
 
 if TYPE_CHECKING:
     from core.config.document import ConfigDocument
@@ -40,6 +39,8 @@ class _Slot:
         before = self.written
         if before is not None and (before.subject, before.data) == (subject, data):
             return
+        # One that was released and is now gone on with, as after an undo, is not kept twice.
+        before = before or next((one for one in self._left(subject) if one.data == data), None)
         draft = Draft(self.kind, subject, data) if before is None else Draft(self.kind, subject, data, id=before.id)
         # Work goes on where it cannot be kept: a disk may be full, and the next look tries again.
         with suppress(OSError, UserError):
@@ -52,12 +53,30 @@ class _Slot:
             remove_draft(self.written.id)
             self.written = None
 
-    def take_up(self, draft: Draft) -> None:
-        """Take over a draft that another app has left; no third app can take it from now on."""
+    def release(self) -> None:
+        """Leave the draft to whoever goes on with it: this app does no more."""
+        if self.written is not None:
+            for twin in self._left(self.written.subject):
+                if twin.data == self.written.data:
+                    remove_draft(twin.id)
+            with suppress(OSError, UserError):
+                write_draft(self.written, release=True)
+            self.written = None
+
+    def take_up(self, draft: Draft, subject: str = "") -> None:
+        """Take over a draft that another app has left; no third app can take it from now on.
+
+        Args:
+            draft: The draft.
+            subject: Another subject for it.
+        """
         self.drop()
-        self.written = Draft(draft.kind, draft.subject, draft.data, id=draft.id)
+        self.written = Draft(draft.kind, subject or draft.subject, draft.data, draft.time, draft.id)
         with suppress(OSError, UserError):
             write_draft(self.written)
+
+    def _left(self, subject: str) -> list[Draft]:
+        return [one for one in list_drafts(self.kind) if one.subject == subject and one.is_left]
 
 
 class DraftKeeper:
@@ -66,24 +85,37 @@ class DraftKeeper:
     Args:
         state: The configuration, and the content of its file.
         panes: Where unread text and the conversation are.
+        remembers: Whether the app begins with what was open last; else no conversation stays when it is left by choice.
     """
 
-    def __init__(self, state: AppState, panes: Panes) -> None:
-        self._state, self._panes = state, panes
+    def __init__(self, state: AppState, panes: Panes, *, remembers: bool = True) -> None:
+        self._state, self._panes, self._remembers = state, panes, remembers
         self._config = _Slot("config")
         self._chat = _Slot("chat")
         self._document: ConfigDocument | None = None
         self._dialogue: Dialogue | None = None
+        self._is_closed = False
 
     def look(self) -> None:
         """Write changed drafts, and remove those that were saved or discarded."""
-        self._look_at_config()
-        self._look_at_chat()
+        if not self._is_closed:
+            self._look_at_config()
+            self._look_at_chat()
 
-    def drop(self) -> None:
-        """Remove all drafts: the user has quit by choice, and was asked about edits."""
-        self._config.drop()
-        self._chat.drop()
+    def close(self, *, discards: bool = False) -> None:
+        """Leave the drafts to the next app: the user quits by choice.
+
+        Args:
+            discards: Whether the user gives up the edits of the configuration.
+        """
+        self.look()
+        self._is_closed = True
+        if discards:
+            self._config.drop()
+        if not self._remembers:
+            self._chat.drop()
+        self._config.release()
+        self._chat.release()
 
     @property
     def kept(self) -> str:
@@ -97,22 +129,62 @@ class DraftKeeper:
 
     # The configuration.
 
+    @property
+    def new_config(self) -> str:
+        """The data of the configuration that has no file and is kept, in words; empty where none is."""
+        draft = self._config.written
+        if draft is None or not draft.is_of_new_config or self._document is None:
+            return ""
+        train = self._document.get("data.train")
+        first = train[0] if isinstance(train, list) and train else train
+        return short_name(first) if isinstance(first, str) and first else "no data yet"
+
+    @property
+    def config_id(self) -> str:
+        """The id of the draft of the configuration; empty where there is none."""
+        return self._config.written.id if self._config.written is not None else ""
+
     def _look_at_config(self) -> None:
         state = self._state
         document = state.document
         if document is None:
             return
         if document is not self._document:
-            # Another one was opened over it, which asks first.
-            self._config.drop()
-            self._document = document
+            self._turn_to(document)
         pane = self._panes.config
-        text, unread = document.dumps(), pane.unread_text if pane is not None else ""
-        if text == state.saved_text and not unread:
+        text, unread = document.dumps(), ""
+        if pane is not None and pane.document is document:
+            unread = pane.unread_text
+        elif self._config.written is not None:
+            # Another one is being opened, and the pane has that already.
+            unread = str(self._config.written.data.get("unread", ""))
+        # A save is heard of a message later than it is done.
+        is_saved = text == state.saved_text or (document.path is not None and text == document.saved_text)
+        if is_saved and not unread:
             self._config.drop()
         else:
-            data = {"text": text, "unread": unread, "saved": _digest(state.saved_text)}
+            run = str(state.origin.run.path) if state.origin is not None else ""
+            data = {"text": text, "unread": unread, "saved": _digest(state.saved_text), "run": run}
             self._config.keep(config_subject(document.path), data)
+
+    def _turn_to(self, document: ConfigDocument) -> None:
+        """Turn to another configuration; one that was never saved stays, edits of a file were asked about."""
+        if self._document is not None and self._document.path is None:
+            self._config.release()
+        self._config.drop()
+        self._document = document
+
+    def adopt(self, document: ConfigDocument, identity: str) -> None:
+        """Go on with a draft that has been opened, as this app's own.
+
+        Args:
+            document: The configuration that was opened from it.
+            identity: Its id.
+        """
+        self._turn_to(document)
+        draft = next((one for one in list_drafts("config") if one.id == identity and one.is_left), None)
+        if draft is not None:
+            self._config.take_up(draft, config_subject(document.path))
 
     def find_config(self, document: ConfigDocument) -> ConfigDraft | None:
         """A draft of this configuration that an earlier app has left; None where there is none.
@@ -121,7 +193,8 @@ class DraftKeeper:
             document: The configuration as its file has it.
         """
         draft = find_draft("config", config_subject(document.path))
-        if draft is None:
+        if draft is None or (draft.is_of_new_config and draft.is_released and self._remembers):
+            # One that was left by choice is opened from the session, or from the list.
             return None
         text, unread, saved = (draft.data.get(name) for name in ("text", "unread", "saved"))
         if not isinstance(text, str) or not isinstance(unread, str):
@@ -145,9 +218,11 @@ class DraftKeeper:
         pane = self._panes.chat
         if pane is None:
             return
-        dialogue = pane.dialogue
+        dialogue, written = pane.dialogue, self._chat.written
         if dialogue is not self._dialogue:
-            # A new conversation, or one with another model.
+            if written is not None and written.subject != pane.subject:
+                # With another model; this one goes on when that model is back.
+                self._chat.release()
             self._chat.drop()
             self._dialogue = dialogue
         unsent = pane.unsent
@@ -160,7 +235,7 @@ class DraftKeeper:
         """Restore the conversation that an earlier app has left for the current model.
 
         Returns:
-            When it was, for a notice; empty where there is none.
+            When it was, for a notice; empty where there is none, or where the app was left by choice.
         """
         pane = self._panes.chat
         if pane is None or not pane.subject or pane.dialogue.exchanges:
@@ -176,7 +251,7 @@ class DraftKeeper:
         pane.take_up(dialogue, unsent)
         self._dialogue = dialogue
         self._chat.take_up(draft)
-        return told_time(draft.time)
+        return draft.when if not draft.is_released else ""
 
 
 @dataclass(frozen=True)
@@ -194,22 +269,11 @@ class ConfigDraft:
     @property
     def time(self) -> str:
         """The time of the draft, in words."""
-        return told_time(self.draft.time)
+        return self.draft.when
 
     def discard(self) -> None:
         """Discard the edits."""
         remove_draft(self.draft.id)
-
-
-def config_subject(path: Path | None) -> str:
-    """The subject of a configuration's draft: its file, or, with a slash at the end, the directory of a new one."""
-    return str(path.absolute()) if path is not None else f"{Path.cwd()}/"
-
-
-def told_time(seconds: float) -> str:
-    """A moment in words: the time today, with the date on other days."""
-    then, now = time.localtime(seconds), time.localtime()
-    return time.strftime("%H:%M" if then[:3] == now[:3] else "%Y-%m-%d %H:%M", then)
 
 
 def _digest(text: str) -> str:

@@ -125,18 +125,20 @@ class MainScreen(Screen[None]):
     Args:
         pane: The pane that is focused at first.
         way: How two panes share the screen; None by the shape of the terminal.
+        zoomed: Whether the pane fills a terminal that has room for more.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = []
-    AUTO_FOCUS = None
+    # Not the first widget that could have it: the pane to begin in is focused, once it is there.
+    AUTO_FOCUS = ""
     # The widgets that get and lose the focus repaint themselves; the screen would repaint everything else too.
     focused: Reactive[Widget | None] = Reactive(None, repaint=False)
 
-    def __init__(self, pane: str = "train", way: Direction | None = None) -> None:
+    def __init__(self, pane: str = "train", way: Direction | None = None, *, zoomed: bool = False) -> None:
         super().__init__()
         self.current = pane
         """The focused pane."""
-        self.zoomed = False
+        self.zoomed = zoomed
         """Whether the current pane fills a terminal that has room for more."""
         self._way = way
         self._live = False
@@ -165,8 +167,8 @@ class MainScreen(Screen[None]):
         """Import and mount the panes that were only frames so far, the visible ones first."""
         for slot in sorted(self.query(PaneSlot), key=lambda slot: not slot.display):
             await slot.load()
-        if self.focused is None:
-            self.slot(self.current).focus_pane()
+            if self.focused is None and slot.spec.id == self.current:
+                slot.focus_pane()
 
     def slot(self, name: str) -> PaneSlot:
         """The slot of a pane."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from core.config.document import ConfigDocument
     from core.errors import UserError
     from core.hardware.snapshot import Device
+    from core.runs.again import Origin
     from core.runs.catalog import RunRow
     from core.runs.detail import RunDetail, RunFigures
     from core.runs.events import Event
@@ -70,7 +71,11 @@ class ConfigEdited(Message):
     option: str = ""
     """The option changed, ``section.key``; empty where it may be any."""
     saved: str | None = None
-    """The text of its file; None where the file is unchanged."""
+    """The text of its file, or else the text that needs no saving; None where that is unchanged."""
+    origin: Origin | None = None
+    """The run that it was begun with; counts where ``saved`` is given."""
+    draft: str = ""
+    """The id of the draft that it has just been opened from."""
 
 
 @dataclass
@@ -100,6 +105,13 @@ class SampleRequested(Message):
 @dataclass
 class OpenRunRequested(Message):
     """Request: show a run, and follow it if it is live."""
+
+    run: Run
+
+
+@dataclass
+class EditRunRequested(Message):
+    """Request: open the configuration of a run as a new one."""
 
     run: Run
 

@@ -35,6 +35,8 @@ class Settings:
     """How two panes share the screen: ``beside`` or ``over`` each other; ``auto`` goes by the terminal's shape."""
     refresh: str = "full"
     """Refresh rate of meters, chart, log, lists and answers: ``half`` updates them half as often."""
+    remember: bool = True
+    """Whether the app begins with what was open last, and keeps the conversation."""
 
     @property
     def way(self) -> Literal["beside", "over"] | None:
@@ -78,7 +80,11 @@ def _check(data: Mapping[str, object]) -> tuple[Settings, list[str]]:
     if not isinstance(refresh, str) or refresh not in REFRESH_RATES:
         problems.append(f"refresh must be one of {', '.join(REFRESH_RATES)}")
         refresh = "full"
-    return Settings(theme, glyphs, animations, panes, refresh), problems
+    remember = data.get("remember", True)
+    if not isinstance(remember, bool):
+        problems.append("remember must be true or false")
+        remember = True
+    return Settings(theme, glyphs, animations, panes, refresh, remember), problems
 
 
 def save_setting(path: Path, name: str, value: str) -> None:

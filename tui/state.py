@@ -15,6 +15,7 @@ from tui.requests import Requests
 if TYPE_CHECKING:
     from core.config.document import ConfigDocument
     from core.hardware.snapshot import Device
+    from core.runs.again import Origin
     from core.runs.eta import Eta, Schedule
     from core.runs.history import RunHistory
     from core.runs.state import RunState
@@ -121,6 +122,10 @@ class AppState:
 
     document: ConfigDocument | None = None
     saved_text: str = ""
+    origin: Origin | None = None
+    """The run that the configuration was begun with; None for none."""
+    is_opening: bool = False
+    """Whether the configuration that the app begins with is still being looked for."""
     view: RunView | None = None
     devices: Sequence[Device] = ()
     answer_awaited: bool = False
@@ -139,6 +144,24 @@ class AppState:
         """The configuration's file name; empty while it has none."""
         path = self.document.path if self.document is not None else None
         return path.name if path is not None else ""
+
+    @property
+    def config_name(self) -> str:
+        """The configuration in a word or two: its file, or the name of its runs; empty for an empty one."""
+        if self.document is None or self.file_name:
+            return self.file_name
+        from core.runs.again import run_name
+
+        return run_name(self.document, self.origin)
+
+    @property
+    def is_of_config(self) -> bool:
+        """Whether the run that is shown is one of the configuration, as far as its name tells."""
+        if self.view is None or self.document is None:
+            return True
+        from core.runs.again import belongs
+
+        return belongs(self.view.run, self.document, self.origin)
 
     @property
     def live_run(self) -> RunView | None:

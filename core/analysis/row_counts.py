@@ -30,7 +30,8 @@ def count_rows(entries: Iterable[str]) -> RowCount:
     Raises:
         UserError: If one cannot be read.
     """
-    count, seen = 0, set()
+    count = 0
+    seen: set[str] = set()
     for entry in entries:
         for source in resolve_source(entry):
             with source.open_shared() as file:

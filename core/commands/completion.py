@@ -80,7 +80,7 @@ def completion_script(shell: str) -> str:
             function = f"_localtune_tui_{name}"
             # How shtab is told: by an attribute that argparse does not have.
             vars(action)["complete"] = {"bash": function, "zsh": function, "fish": f"({function})"}
-    functions = files("core.commands").joinpath("shells", f"functions.{shell}").read_text(encoding="utf-8")
+    functions = files("core.commands").joinpath("shells").joinpath(f"functions.{shell}").read_text(encoding="utf-8")
     lists = "\n".join(_assignment(shell, f"_localtune_tui_{name}", words) for name, words in _word_lists().items())
     script: str = shtab.complete(parser, shell, preamble=f"{lists}\n\n{functions}")
     if shell == "zsh":

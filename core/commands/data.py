@@ -102,7 +102,8 @@ def make_request(args: argparse.Namespace) -> AnalysisRequest:
     request = request_for(config, model=_model_directory(args, config), template=template)
     if args.columns is not None:
         # Checked here, where a mistake is not yet one of the configuration.
-        request = dataclasses.replace(request, columns=dict(ColumnMap(args.columns).columns))
+        mapped = ColumnMap(args.columns)
+        request = dataclasses.replace(request, columns={str(part): name for part, name in mapped.columns.items()})
     if args.config is None:
         # Without a configuration nobody has set a limit, so the default limit does not drop rows here.
         request = request.without_limit()

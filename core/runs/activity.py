@@ -107,13 +107,14 @@ def eta_words(eta: Eta | None, *, split: bool = False) -> str:
     """
     if eta is None:
         return "~"
-    words = ("~" if eta.is_rough else "") + format_duration(_steady(eta.seconds))
+    words = ("~" if eta.is_rough else "") + _left(eta.seconds)
     parts = {"steps": eta.steps, "evaluation": eta.evaluation, "saving": eta.saving}
-    told = [f"{name} {format_duration(_steady(seconds))}" for name, seconds in parts.items() if seconds >= 1]
+    told = [f"{name} {_left(seconds)}" for name, seconds in parts.items() if seconds >= 1]
     is_worth_it = split and len(told) > 1 and eta.seconds - eta.steps >= 0.05 * eta.seconds
     return f"{words} ({', '.join(told)})" if is_worth_it else words
 
 
-def _steady(seconds: float) -> float:
-    """Whole seconds, so that the width of a number that counts down does not change with each."""
-    return float(math.ceil(seconds - 0.5)) if seconds >= 1 else 1.0 if seconds > 0 else 0.0
+def _left(seconds: float) -> str:
+    """Time left in whole seconds, so that its width does not change with each that goes by."""
+    whole = math.ceil(seconds - 0.5) if seconds >= 1 else math.ceil(seconds)
+    return f"{whole}s" if whole < 60 else format_duration(whole)

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from core.runs.names import slug_of
 from core.runs.store import Run, list_runs, make_slug
 
 #: Most runs examined, newest first.
 LOOKED_AT = 100
-_STAMP = re.compile(r"\d{8}-\d{6}-")
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,9 @@ def newest_like(name: str, model: str) -> LikeRun | None:
         name: Name of a run of the configuration, as for :func:`~core.runs.store.create_run`.
         model: ``model.base`` as a run resolves it.
     """
-    slug = re.compile(rf"{re.escape(make_slug(name))}(-\d+)?")
     alike: LikeRun | None = None
     for run in itertools.islice(list_runs(), LOOKED_AT):
-        stamp = _STAMP.match(run.id)
-        is_named_so = stamp is not None and slug.fullmatch(run.id[stamp.end() :]) is not None
+        is_named_so = is_named(run.id, name)
         if not is_named_so and alike is not None:
             continue
         values = run.values()
@@ -45,3 +43,9 @@ def newest_like(name: str, model: str) -> LikeRun | None:
         if values.get("model.base") == model:
             alike = LikeRun(run, values)
     return alike
+
+
+def is_named(identity: str, name: str) -> bool:
+    """Whether a run's id is one that :func:`~core.runs.store.create_run` makes of a name."""
+    slug = slug_of(identity)
+    return slug != identity and re.fullmatch(rf"{re.escape(make_slug(name))}(-\d+)?", slug) is not None

@@ -57,7 +57,8 @@ class Run:
             found = _STAMPED.match(self.id)
             if found is None:
                 return None
-            moment = datetime(*map(int, found.groups()))
+            year, month, day, hour, minute, second = map(int, found.groups())
+            moment = datetime(year, month, day, hour, minute, second)
             moment.timestamp()  # fails for the first and last days of the calendar
         except (ValueError, OverflowError, OSError):
             return None

@@ -270,19 +270,33 @@ class FinetuneRecipe:
 
     def _answer_samples(self) -> None:
         """Sample answers of the untouched model where it is not measured: what later answers are compared with."""
-        parts, recorder = self.parts, self.recorder
+        parts, state, recorder = self.parts, self.parts.state, self.recorder
         evaluator = parts.evaluator if parts.evaluator is not None and parts.evaluator.has_samples else None
         if evaluator is None and not parts.samples.is_needed:
             return
-        step, report = parts.state.step, recorder.reporter("evaluating", parts.control_point.attend)
-        recorder.phase("evaluating", "samples")
-        with contextlib.suppress(StopRequested):
-            if evaluator is not None:
-                samples = evaluator.answer_samples(step, report)
-            else:
-                samples = parts.samples.write(step, functools.partial(report, "samples"))
-            for sample in samples:
-                recorder.event(sample)
+        # Where rows are measured later, this tells nothing of how long that takes, and so has a name of its own.
+        what = "samples" if parts.evaluator is None else "first answers"
+        tell = recorder.reporter("evaluating", parts.control_point.attend)
+
+        def report(_: str, done: int, total: int) -> None:
+            recorder.progress("samples", done, total)
+            tell(what, done, total)
+
+        recorder.phase("evaluating", what)
+        state.measures_baseline = True
+        try:
+            with contextlib.suppress(StopRequested):
+                if evaluator is not None:
+                    samples = evaluator.answer_samples(state.step, report)
+                else:
+                    samples = parts.samples.write(state.step, functools.partial(report, what))
+                for sample in samples:
+                    recorder.event(sample)
+        except EvaluationSkipped:
+            state.skipping = False
+        finally:
+            state.measures_baseline = False
+            recorder.end_progress()
 
     def stop(self, *, save: bool) -> None:
         """End a run before its last step.

@@ -47,13 +47,15 @@ def test_no_runs(snap_compare: Compare, app: LocaltuneApp) -> None:
     assert snap_compare(app, run_before=until("No runs yet.", "5"))
 
 
-def test_runs(snap_compare: Compare, app: LocaltuneApp, private_home: Path) -> None:
+def test_runs(snap_compare: Compare, app: LocaltuneApp, private_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The real sizes have the number of the process in them.
+    monkeypatch.setattr("core.runs.detail.directory_size", lambda _: 78_000_000)
     for number, state in enumerate(("finished", "stopped", "failed")):
         script = ScriptedRun(private_home, f"2026112{number}-090000-tickets-{state}", start=MOMENT)
         script.train_to(40 * (number + 1))
         script.end(state, "as asked")
         script.write_state(updated=MOMENT - 86400.0 * (3 - number))
-    assert snap_compare(app, terminal_size=(120, 34), run_before=until("✗ failed", "5"))
+    assert snap_compare(app, terminal_size=(120, 34), run_before=until("55s", "5"))
 
 
 def test_starting(snap_compare: Compare, app: LocaltuneApp, private_home: Path) -> None:

@@ -44,7 +44,7 @@ def panic(_: LocaltuneApp) -> None:
 
 def fail_twice(app: LocaltuneApp) -> None:
     app.drafts.look = fail  # type: ignore[method-assign]
-    app.drafts.drop = fail  # type: ignore[method-assign]
+    app.drafts.close = fail  # type: ignore[method-assign]
     fail()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from textual.pilot import Pilot
 
@@ -42,7 +43,7 @@ async def opened(pilot: Pilot[None], pane: ConfigPane, path: Path | None = None)
         await wait_for(pilot, lambda: path.name in screen_text(pilot.app))
 
 
-async def go_to(pilot: Pilot[None], pane: ConfigPane, name: str) -> OptionField:
+async def go_to(pilot: Pilot[Any], pane: ConfigPane, name: str) -> OptionField:
     """Move the cursor to an option."""
     pane.go_to_option(name)
     field = pane.form.field(name)
@@ -51,7 +52,7 @@ async def go_to(pilot: Pilot[None], pane: ConfigPane, name: str) -> OptionField:
     return field
 
 
-async def type_value(pilot: Pilot[None], pane: ConfigPane, name: str, text: str) -> None:
+async def type_value(pilot: Pilot[Any], pane: ConfigPane, name: str, text: str) -> None:
     """Type a value of an option."""
     await go_to(pilot, pane, name)
     await pilot.press("enter", "ctrl+u", *text, "enter")

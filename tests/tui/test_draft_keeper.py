@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.tui.test_app import ready
 from tui.app import LocaltuneApp
 from tui.panes.chat.pane import ChatPane
 from tui.panes.config.pane import ConfigPane
+from tui.session import forget_session
 
 
 def leave_behind() -> None:
@@ -76,7 +78,8 @@ async def test_a_conversation_of_another_run_stays_away(home: Path) -> None:
         pane.take_up(dialogue(), "")
         app.leaving.leave()
     leave_behind()
-    ScriptedRun(home, "20261124-110000-second").end("finished")
+    later = time.strftime("%Y%m%d-%H%M%S", time.localtime(time.time() + 60))
+    ScriptedRun(home, f"{later}-second").end("finished")
     app = LocaltuneApp()
     async with app.run_test(size=(100, 30)) as pilot:
         pane = await chatting(pilot)
@@ -85,7 +88,27 @@ async def test_a_conversation_of_another_run_stays_away(home: Path) -> None:
     assert len(list_drafts("chat")) == 1
 
 
-async def test_leaving_by_choice_keeps_nothing(home: Path) -> None:
+async def test_leaving_by_choice_keeps_the_conversation_and_says_nothing(home: Path) -> None:
+    ScriptedRun(home).end("finished")
+    app = LocaltuneApp()
+    async with app.run_test(size=(100, 30)) as pilot:
+        pane = await chatting(pilot)
+        pane.take_up(dialogue(), "half")
+        await pilot.press("5", "q")
+        await wait_for(pilot, lambda: not app.is_running)
+    assert [draft.is_released for draft in list_drafts("chat")] == [True]
+    app = LocaltuneApp()
+    async with app.run_test(size=(100, 30)) as pilot:
+        pane = await chatting(pilot)
+        await wait_for(pilot, lambda: pane.dialogue.exchanges)
+        assert pane.prompt.text == "half"
+        assert not [note for note in app._notifications if "is back" in note.message]
+
+
+async def test_the_conversation_is_not_kept_where_nothing_is_to_be_remembered(home: Path) -> None:
+    directory = paths.config_dir()
+    directory.mkdir(parents=True)
+    (directory / "settings.toml").write_text("remember = false\n")
     ScriptedRun(home).end("finished")
     app = LocaltuneApp()
     async with app.run_test(size=(100, 30)) as pilot:
@@ -98,7 +121,53 @@ async def test_leaving_by_choice_keeps_nothing(home: Path) -> None:
     assert not list_drafts("chat")
 
 
-async def test_a_configuration_without_a_file_comes_back_where_it_was_begun(
+async def test_each_run_has_its_own_conversation(home: Path) -> None:
+    first, second = ScriptedRun(home, "20261124-100000-first"), ScriptedRun(home, "20261124-110000-second")
+    first.end("finished")
+    second.end("finished")
+    app = LocaltuneApp()
+    async with app.run_test(size=(100, 30)) as pilot:
+        pane = await chatting(pilot)
+        assert pane.target == second.run
+        pane.take_up(dialogue(), "half")
+        for script, count in ((first, 0), (second, 1)):
+            run = script.run
+            app.runs.open(run)
+            await wait_for(pilot, lambda run=run: pane.target == run)  # type: ignore[misc]
+            await pilot.pause()
+            assert len(pane.dialogue.exchanges) == count
+
+
+@pytest.mark.parametrize("leaves_by", ["signal", "choice"])
+async def test_a_configuration_without_a_file_comes_back_with_its_paths(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leaves_by: str
+) -> None:
+    for name in ("here", "elsewhere"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "here" / "rows.jsonl").write_text('{"text": "one"}\n')
+    monkeypatch.chdir(tmp_path / "here")
+    app = LocaltuneApp()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot)
+        app.configuration.set_options({"train.epochs": 7.0, "data.train": "rows.jsonl"})
+        if leaves_by == "signal":
+            app.leaving.leave()
+        else:
+            app.leaving.leave_by_choice()
+    leave_behind()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    app = LocaltuneApp()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot)
+        document = app.state.document
+        assert document is not None
+        assert (document.path, document.get("train.epochs")) == (None, 7.0)
+        assert document.get("data.train") == str(tmp_path / "here" / "rows.jsonl")
+        await wait_for(pilot, lambda: pane_of(app, "config").form.fields)
+        await wait_for(pilot, lambda: pane_of(app, "data").view is not None)
+
+
+async def test_what_was_not_saved_comes_back_in_its_directory_without_a_session(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("here", "elsewhere"):
@@ -111,6 +180,7 @@ async def test_a_configuration_without_a_file_comes_back_where_it_was_begun(
         app.leaving.leave()
     leave_behind()
     for name, expected in (("elsewhere", None), ("here", 7.0)):
+        forget_session()
         monkeypatch.chdir(tmp_path / name)
         app = LocaltuneApp()
         async with app.run_test(size=(100, 30)) as pilot:

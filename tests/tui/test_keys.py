@@ -44,7 +44,7 @@ def test_no_key_means_two_things_in_one_place() -> None:
 
 def test_a_letter_that_edits_in_one_pane_changes_nothing_by_itself_in_another() -> None:
     actions = {key.id: key.action for key in KEYS if "e" in key.keys.split(",")}
-    assert set(actions.values()) <= {"open_editor", "change_settings", "edit"}
+    assert set(actions.values()) <= {"open_editor", "change_settings", "edit", "edit_config"}
 
 
 def test_the_letter_that_asks_the_model_has_no_other_meaning() -> None:

@@ -104,7 +104,7 @@ def test_a_nan_loss_is_shown_as_such(home: Path) -> None:
     script.begin()
     script.steps(1, 3)
     script.steps(4, 4, loss=math.nan)
-    assert run_lines.numbers(view_of(script), 100).plain.startswith("loss    NaN")
+    assert run_lines.numbers(view_of(script), 100).plain.startswith("loss     NaN")
 
 
 def test_rewards_are_shown_where_there_are_any(home: Path) -> None:

@@ -85,6 +85,16 @@ def test_keys_typed_ahead_go_to_the_pane_that_the_number_has_shown(terminal: Ter
     terminal.wait_for_text("what is it?")
 
 
+def test_the_end_of_a_text_that_comes_a_little_later_goes_with_it(terminal: Terminal) -> None:
+    terminal.press("1")
+    terminal.wait_for_text("─ 1 Data")
+    terminal.press("make all")
+    terminal.press("\r")
+    terminal.press("q")
+    terminal.wait_for_text(LOST)
+    assert not terminal.has_ended()
+
+
 @pytest.mark.parametrize("size", [(80, 24), (200, 50)])
 async def test_the_model_is_asked_from_every_pane(
     home: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]

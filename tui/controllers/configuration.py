@@ -21,6 +21,9 @@ from tui.state import AppState
 
 if TYPE_CHECKING:
     from core.config.document import ConfigDocument
+    from core.runs.again import Origin
+    from core.runs.store import Run
+    from tui.panes.config.editor import Opened
 
 
 class Configuration:
@@ -34,7 +37,8 @@ class Configuration:
 
     def loaded(self, document: ConfigDocument) -> None:
         """Show a configuration that has been read or begun, and offer a draft that an earlier app has left."""
-        self._state.document, self._state.saved_text = document, document.dumps()
+        self._hold(document, document.dumps())
+        self._state.is_opening = False
         self._beginnings.begin(document if document.path is None and not document.dumps() else None)
         if (form := self._desktop.panes.config) is not None:
             form.load(document)
@@ -42,11 +46,41 @@ class Configuration:
         self._show_data(document)
         self._desktop.show_header()
 
+    def reopened(self, opened: Opened) -> None:
+        """Show the configuration that the app begins with, found without a request of the user."""
+        document = opened.document
+        if document.path is not None or not document.dumps():
+            self.loaded(document)
+            return
+        self._hold(document, document.dumps() if opened.is_begun else "", opened.origin, draft=opened.draft)
+        self._state.is_opening = False
+        if (form := self._desktop.panes.config) is not None:
+            form.open(opened)
+        self._show_data(document)
+        self._desktop.show_header()
+
+    def edit_run(self, run: Run) -> None:
+        """Open the configuration of a run as a new one; nothing of the present one is lost."""
+        from tui.panes.config.kept import open_run
+
+        form = self._desktop.panes.config
+        if form is None:
+            return
+        try:
+            opened = open_run(run)
+        except UserError as error:
+            self._desktop.fail("The configuration cannot be opened", error)
+            return
+        self._desktop.show_pane("config", zoom=self._desktop.main.zoomed)
+        # The pane is focused first; its question takes the focus then.
+        self._desktop.call_later(form.open_over, opened)
+
     def edited(self, message: ConfigEdited) -> None:
         """Take over an edit of the form, or a configuration opened there."""
-        self._state.document = message.document
         if message.saved is not None:
-            self._state.saved_text = message.saved
+            self._hold(message.document, message.saved, message.origin, draft=message.draft)
+        else:
+            self._hold(message.document, self._state.saved_text, self._state.origin)
         if message.option in ("", "data.train"):
             self._show_data(message.document)
         else:
@@ -56,8 +90,31 @@ class Configuration:
 
     def saved(self, document: ConfigDocument) -> None:
         """Note that the configuration in the app is now the same as its file."""
-        self._state.document, self._state.saved_text = document, document.dumps()
+        self._hold(document, document.dumps())
         self._desktop.show_header()
+
+    def _hold(
+        self, document: ConfigDocument, saved_text: str, origin: Origin | None = None, *, draft: str = ""
+    ) -> None:
+        """Change the state; where another configuration is opened, the drafts follow at once.
+
+        Args:
+            document: The configuration.
+            saved_text: The text that needs no saving.
+            origin: The run that it was begun with.
+            draft: The id of the draft that it is from.
+        """
+        state = self._state
+        is_other = document is not state.document
+        if is_other:
+            self._drafts.look()
+        state.document, state.saved_text, state.origin = document, saved_text, origin
+        if draft:
+            self._drafts.adopt(document, draft)
+        elif is_other:
+            self._drafts.look()
+        if is_other and document.path is None and not document.dumps():
+            self._beginnings.begin(document)
 
     def _show_data(self, document: ConfigDocument) -> None:
         """Show the training data of the configuration in the data pane, and whether a run can start of it."""

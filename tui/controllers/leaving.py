@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from core.runs.state import in_words
 from tui.bridge import Bridge
 from tui.controllers.desktop import Desktop
+from tui.controllers.returning import Returning
 from tui.draft_keeper import DraftKeeper
 from tui.state import AppState
 
@@ -18,33 +19,48 @@ if TYPE_CHECKING:
 class Leaving:
     """Decides whether the app may end, and what becomes of edits and of a run."""
 
-    def __init__(self, desktop: Desktop, state: AppState, bridge: Bridge, drafts: DraftKeeper) -> None:
+    def __init__(
+        self, desktop: Desktop, state: AppState, bridge: Bridge, drafts: DraftKeeper, returning: Returning
+    ) -> None:
         self._desktop, self._state, self._bridge, self._drafts = desktop, state, bridge, drafts
+        self._returning = returning
         self._line: str | None = None
         self._awaits_start = False
+        self._discards = False
         self._edits_question: ChoiceDialog | None = None
         self._run_question: ChoiceDialog | None = None
 
     def leave(self) -> None:
         """Quit at once, whatever is on the screen, by a signal or the like; a run is not affected, drafts are kept."""
         self._drafts.look()
+        self._returning.leave()
         self._desktop.leave(self.line())
 
-    def leave_by_choice(self) -> None:
-        """Quit by the user's choice, who was asked about edits; no draft is kept, and a run is not affected.
+    def leave_by_choice(self, *, discards: bool = False) -> None:
+        """Quit by the user's choice; a run is not affected, and a configuration that was never saved is kept.
 
         A run that is just being started is waited for.
+
+        Args:
+            discards: Whether the user gives up the edits of the configuration's file.
         """
+        self._discards = self._discards or discards
         if self._state.is_starting and not self._awaits_start:
             self._awaits_start = True
             text = "A run is being started. The app leaves as soon as its worker is there."
             self._desktop.tell(text, seconds=8)
             return
-        self._drafts.drop()
-        self._desktop.leave(self.line())
+        self._drafts.look()
+        kept = self._drafts.new_config
+        self._returning.leave()
+        self._drafts.close(discards=self._discards)
+        lines = [self.line() or ""]
+        if kept:
+            lines.append(f"The configuration ({kept}) is kept, without a file. Come back to it with: localtune-tui")
+        self._desktop.leave("\n".join(line for line in lines if line) or None)
 
     def line(self) -> str | None:
-        """The closing line: the way back to a live run, or the outputs of an ended one."""
+        """The closing line about the run: the way back to a live one, or the outputs of an ended one."""
         if self._line is not None:
             return self._line
         view = self._state.view
@@ -69,7 +85,7 @@ class Leaving:
 
     def stay(self) -> None:
         """Cancel quitting: the stop could not be sent, or something else went wrong in between."""
-        self._line, self._awaits_start = None, False
+        self._line, self._awaits_start, self._discards = None, False, False
 
     def ask(self) -> None:
         """Quit; ask first about unsaved edits, and otherwise about a live run."""
@@ -84,8 +100,10 @@ class Leaving:
             return
         if (form := self._desktop.panes.config) is not None:
             form.commit_open()
+        # A configuration that was never saved is kept without a question.
+        has_edits = self._state.is_dirty and bool(self._state.file_name)
         # A repeated request while the question is on the screen means the least drastic answer.
-        if self._state.is_dirty and top is not self._run_question:
+        if has_edits and top is not self._run_question:
             self._edits_question = unsaved_dialog(self._state.file_name, view)
             self._desktop.open(self._edits_question, self._unsaved_answered)
         elif view is None or top is self._run_question:
@@ -106,7 +124,7 @@ class Leaving:
         desktop = self._desktop
         form = desktop.panes.config
         if answer == DISCARD:
-            self.leave_by_choice()
+            self.leave_by_choice(discards=True)
         elif answer == SAVE and form is not None:
             # It may have to ask for a name, or whether to overwrite another program's changes.
             desktop.uncover()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from core.errors import UserError
+from core.runs.names import brief_id, slug_of
 from core.runs.state import in_words
 from core.text import one_line
 from tui.bridge import Bridge
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from core.config.schema import Config
     from core.hardware.snapshot import Device
     from core.runs.store import Run
+    from tui.session import Session
 
 
 #: Seconds between two updates of the step in the chat's title.
@@ -50,13 +52,16 @@ class Runs:
         self._chat_told = 0.0
         self._has_started = False
 
-    def begin(self, name: str | None = None, *, sample: bool = False, landing: str = "") -> None:
+    def begin(
+        self, name: str | None = None, *, sample: bool = False, landing: str = "", session: Session | None = None
+    ) -> None:
         """Show the run that the app is opened with.
 
         Args:
-            name: The user's name for it; the newest one where None.
+            name: The user's name for it; a live one, the last one shown or the newest one where None.
             sample: Whether to start the sample run instead.
             landing: The pane to begin in where no run is live; the run's own where empty.
+            session: The last session.
         """
         if sample:
             self._state.is_starting, self._has_started = True, False
@@ -65,7 +70,7 @@ class Runs:
             self._bridge.open_run(name)
         else:
             self._landing = landing
-            self._bridge.find_run()
+            self._bridge.find_run(session)
 
     # Requests of the panes.
 
@@ -92,6 +97,41 @@ class Runs:
             return
         start = self._cards.of_document(document, config)
         self._cards.open(start, lambda shown: self._start(shown, start.name))
+
+    def start_again(self, run: Run) -> None:
+        """Offer a new run of an ended run's own configuration, its ``run.toml``."""
+        if self._refuse_second_run():
+            return
+        from core.config.document import ConfigDocument
+        from tui.panes.config.model import ConfigModel
+        from tui.screens.start.summary import Start
+
+        name = brief_id(run.id)
+        try:
+            document = ConfigDocument.load(run.config_path)
+            if sentence := next(iter(ConfigModel(document).problems().values()), ""):
+                raise UserError(sentence, "Edit its configuration, and start that.")
+            config = document.validate()
+        except UserError as error:
+            self._desktop.fail(f"{name} cannot be started again", error)
+            return
+        notes = (self._tell_edits(run),) if self._has_edits(run) else ()
+        start = Start(config, slug_of(run.id), preset=f"as {name} had it", notes=notes, title=f"Start {name} again")
+        self._cards.open(start, lambda shown: self._start(shown, start.name))
+
+    def _has_edits(self, run: Run) -> bool:
+        """Whether the configuration in the app is the run's, and has other values by now."""
+        from core.config.compare import differences, holding_values
+
+        document, state = self._state.document, self._state
+        if document is None or state.view is None or state.view.run != run:
+            return False
+        return bool(state.config_name and state.is_of_config and differences(holding_values(document), run.values()))
+
+    def _tell_edits(self, run: Run) -> str:
+        config, start = self._keys["app.config"].display, self._keys["app.start"].display
+        name = one_line(self._state.config_name, 60)
+        return f"{name} has other values by now than {brief_id(run.id)}: {config}, then {start} starts those."
 
     def _explain_missing_data(self) -> None:
         """Say how a run comes to its data."""
@@ -312,6 +352,9 @@ class Runs:
         """Offer the run that is shown to the chat, where there is one."""
         view = self._state.view
         if view is not None and (pane := self._desktop.panes.chat) is not None:
+            if pane.target not in (None, view.run):
+                # Another conversation begins, and this one stays.
+                self._drafts.look()
             pane.set_target(view.run, view.is_live)
             if when := self._drafts.restore_chat():
                 clear = pane.keys["chat.clear"].display

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.errors import UserError
-from core.hub_uri import short_name
 from tui.controllers.beginnings import Beginnings
 from tui.controllers.desktop import Desktop
 from tui.keys import KeyTable
@@ -42,6 +41,10 @@ class StartCards:
         """
         from tui.screens.start.card import StartCard
 
+        if self._desktop.find_screen(StartCard) is not None:
+            # A request that was made twice, before its card could be seen.
+            return
+
         def plan(shown: Start, analysis: Analysis | None, used: int | None) -> StartPlan:
             return _plan(shown.config, analysis, used, run)
 
@@ -67,16 +70,16 @@ class StartCards:
             document: The configuration.
             config: The same, checked.
         """
+        from core.runs.again import run_name
         from tui.screens.start.summary import Start
 
-        train = config.data.train
         path = document.path
         notes: list[str] = []
         if self._state.is_dirty and path is not None:
             notes.append(f"The values are as edited; {path.name} does not have them until they are saved.")
         return Start(
             config,
-            path.stem if path is not None else short_name(train if isinstance(train, str) else train[0]),
+            path.stem if path is not None else run_name(document, self._state.origin),
             preset=self._preset(document),
             notes=tuple(notes),
             has_form=True,

@@ -14,7 +14,7 @@ from textual.widgets import Input, Static
 
 from core.runs.catalog import RunRow
 from tui.keys import bindings
-from tui.messages import ContinueRequested, DeleteRequested, OpenRunRequested, RunsInView
+from tui.messages import ContinueRequested, DeleteRequested, EditRunRequested, OpenRunRequested, RunsInView
 from tui.panes.base import Pane
 from tui.widgets.empty_state import EmptyState
 from tui.widgets.forms.safe_input import SafeInput
@@ -54,7 +54,8 @@ class RunsPane(Pane):
     """
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("runs")]
     HELP = (
-        "All runs, newest first. Opening a live one follows it; an ended one can be continued from its last checkpoint."
+        "All runs, newest first. Opening a live one follows it; an ended one can be continued from its last "
+        "checkpoint, or its configuration be edited and started as a new run."
     )
 
     def __init__(self) -> None:
@@ -75,7 +76,7 @@ class RunsPane(Pane):
         """Start without a list."""
         self.set_title("5 Runs")
         self.query_one("#runs").display = False
-        self.set_hints(["runs.open", "runs.continue", "runs.delete", "runs.filter"])
+        self.set_hints(["runs.open", "runs.edit", "runs.continue", "runs.delete", "runs.filter"])
 
     def on_resize(self, event: events.Resize) -> None:
         """Put the account of a run where there is room for it."""
@@ -210,6 +211,11 @@ class RunsPane(Pane):
         """Continue the run under the cursor."""
         if (row := self.query_one(RunList).selected) is not None:
             self.post_message(ContinueRequested(row.run))
+
+    def action_edit_config(self) -> None:
+        """Open the configuration of the run under the cursor as a new one."""
+        if (row := self.query_one(RunList).selected) is not None:
+            self.post_message(EditRunRequested(row.run))
 
     def action_delete(self) -> None:
         """Delete the run under the cursor, once that is confirmed."""

@@ -13,6 +13,7 @@ from textual.content import Content
 
 from core.errors import UserError
 from core.runs.answers import questions_of
+from core.runs.names import brief_id
 from core.text import one_line
 from tui.datasets.here import Here
 from tui.keys import bindings
@@ -21,6 +22,7 @@ from tui.messages import (
     ContinueRequested,
     ControlRequested,
     DataRequested,
+    EditRunRequested,
     SampleRequested,
     SettingsRequested,
 )
@@ -204,7 +206,10 @@ class TrainPane(Pane, can_focus=True):
     def _update_lines(self, view: RunView) -> None:
         width, now, glyphs = self.content_size.width, self.shell.clock(), self.shell.glyphs
         charted, result = len(view.history.loss) > 0, self._result
-        hints = [] if result is None else run_end.end_hints(result, self.keys, has_answers=self._has_samples)
+        hints: list[run_end.Hint] = []
+        if result is not None:
+            name = brief_id(view.run.id)
+            hints = run_end.end_hints(result, self.keys, has_answers=self._has_samples, name=name)
         self.query_one("#banner", TextBlock).show(
             run_lines.banner(view, self.keys)
             if result is None
@@ -257,8 +262,7 @@ class TrainPane(Pane, can_focus=True):
             names = [("pause", pause), ("checkpoint", "checkpoint"), ("stop", "stop")]
             # The same key takes a request back that waits for the end of the step.
             entries = [
-                (keys[f"train.{name}"].display, f"take back the {word}" if name in pending else word)
-                for name, word in names
+                (keys[f"train.{name}"].display, "take back" if name in pending else word) for name, word in names
             ]
             if view.is_measuring_base:
                 entries.insert(0, (keys["train.skip"].display, "skip the evaluation"))
@@ -284,8 +288,10 @@ class TrainPane(Pane, can_focus=True):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Whether an action makes sense for the run that is shown."""
         view = self._view
-        if action in ("toggle_pause", "checkpoint", "stop", "change_settings"):
+        if action in ("toggle_pause", "checkpoint", "stop"):
             return view is not None and view.is_live
+        if action == "change_settings":
+            return view is not None
         if action == "skip":
             return view is not None and view.is_measuring_base
         if action == "continue_run":
@@ -321,9 +327,11 @@ class TrainPane(Pane, can_focus=True):
         self.post_message(ControlRequested("stop"))
 
     def action_change_settings(self) -> None:
-        """Ask for other settings of the live run."""
+        """Ask for other settings of a live run; of an ended one, open the configuration."""
         view = self.shell.state.live_run
         if view is None:
+            if self._view is not None:
+                self.post_message(EditRunRequested(self._view.run))
             return
         from tui.screens.run_settings import RunSettings
 

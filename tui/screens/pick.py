@@ -41,6 +41,16 @@ class Pick:
     """A few characters at the right end of its line, as a key."""
 
 
+@dataclass(frozen=True)
+class Discard:
+    """Entries that can be discarded in the list, by the same key twice."""
+
+    values: frozenset[str]
+    """Their values."""
+    discard: Callable[[str], object]
+    """Discards the entry with a value."""
+
+
 class PickScreen(Overlay[str | None]):
     """A screen to pick an entry; returns its value, an empty text for none of them, nothing for ``esc``.
 
@@ -50,6 +60,7 @@ class PickScreen(Overlay[str | None]):
         present: The present choice.
         none: The meaning of no choice; empty where one must be chosen.
         is_free: Whether the typed text can be chosen too.
+        discard: Entries that can be discarded; None for none.
         find: Finds the entries for a typed text; by default those with the text in their name.
     """
 
@@ -72,6 +83,7 @@ class PickScreen(Overlay[str | None]):
         Binding("pagedown", "move(8)", show=False),
         Binding("pageup", "move(-8)", show=False),
         Binding("tab", "move(1)", show=False),
+        Binding("delete,ctrl+d", "discard", show=False, priority=True),
     ]
     AUTO_FOCUS = "SafeInput"
     TAKES_TEXT = True
@@ -84,11 +96,14 @@ class PickScreen(Overlay[str | None]):
         *,
         none: str = "",
         is_free: bool = False,
+        discard: Discard | None = None,
         find: Callable[[str], Sequence[Pick]] | None = None,
     ) -> None:
         super().__init__()
         self._title, self._picks, self._present = one_line(title, 60), tuple(picks), present
         self._none, self._is_free = none, is_free
+        self._discard = discard
+        self._doomed: str | None = None
         self._find = find or self._with_name
         # A list with keys stays where it is while it gets shorter.
         self.set_class(any(pick.hint for pick in self._picks), "-keys")
@@ -101,7 +116,8 @@ class PickScreen(Overlay[str | None]):
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = Content(self._title)
-            box.border_subtitle = Content("type to find  ↑ ↓ move  enter choose  esc back")
+            discard = "  del discard" if self._discard is not None else ""
+            box.border_subtitle = Content(f"type to find  ↑ ↓ move  enter choose{discard}  esc back")
             yield SafeInput(placeholder="a part of the name")
             yield ChoiceList()
 
@@ -151,7 +167,7 @@ class PickScreen(Overlay[str | None]):
         if self._is_free and term and all(pick.value != typed.strip() for pick in found):
             entries.append(Pick(typed.strip(), "as typed"))
         self._shown = [pick.value for pick in entries]
-        self._pointed_at = None
+        self._pointed_at = self._doomed = None
         self._prompts = [_prompt(pick, pick.value == self._present, self._room) for pick in entries]
         rest = format_count(len(found) - LISTED)
         self._options.clear_options()
@@ -168,7 +184,7 @@ class PickScreen(Overlay[str | None]):
     def _highlighted(self, message: OptionList.OptionHighlighted) -> None:
         """Move the pointer, which marks the cursor without color."""
         message.stop()
-        before, self._pointed_at = self._pointed_at, self._options.highlighted
+        before, self._pointed_at, self._doomed = self._pointed_at, self._options.highlighted, None
         for place in (before, self._pointed_at):
             if place is not None and place < len(self._prompts):
                 mark = "▸ " if place == self._pointed_at else "  "
@@ -198,6 +214,34 @@ class PickScreen(Overlay[str | None]):
     def _take(self, place: int | None) -> None:
         if place is not None and place < len(self._shown):
             self.dismiss(self._shown[place])
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Discarding is for the entries that can be; elsewhere its keys edit the text."""
+        if action == "discard":
+            return self._discard is not None and self._chosen in self._discard.values
+        return super().check_action(action, parameters)
+
+    @property
+    def _chosen(self) -> str:
+        place = self._options.highlighted
+        return self._shown[place] if place is not None and place < len(self._shown) else ""
+
+    def action_discard(self) -> None:
+        """Discard the entry under the cursor; the first press asks for a second one."""
+        chosen, place = self._chosen, self._options.highlighted
+        if self._discard is None or place is None:
+            return
+        if self._doomed != chosen:
+            self._doomed = chosen
+            question = Content.assemble(("▸ ", "$primary bold"), ("del again discards it for good", "$near"))
+            self._options.replace_option_prompt_at_index(place, question)
+            return
+        self._discard.discard(chosen)
+        kept = [(pick, name) for pick, name in zip(self._picks, self._names, strict=True) if pick.value != chosen]
+        self._picks, self._names = tuple(pick for pick, _ in kept), [name for _, name in kept]
+        self._list(self._listed_for)
+        if self._shown:
+            self._options.highlighted = min(place, len(self._shown) - 1)
 
     def action_move(self, rows: int) -> None:
         """Move the cursor; the focus stays in the input."""

@@ -10,7 +10,7 @@ from core.text import one_line
 from core.units import exact_number, format_bytes, format_duration, format_number
 from tui.glyphs import GlyphSet
 from tui.state import STATE_GLYPHS
-from tui.widgets.charts.plot_geometry import DotGrid, draw_line, value_axis
+from tui.widgets.charts.plot_geometry import DotGrid, Scale, draw_line
 
 if TYPE_CHECKING:
     from core.runs.catalog import RunRow
@@ -78,7 +78,8 @@ def curve_lines(loss: Series, width: int, rows: int, glyphs: GlyphSet) -> list[C
     if len(loss) < 2 or bounds is None or width < 4 or rows < 1:
         return []
     grid = DotGrid(width, rows, glyphs)
-    draw_line(grid, loss.bucket(grid.columns), value_axis(bounds, rows, glyphs.rows).scale)
+    low, high = bounds
+    draw_line(grid, loss.bucket(grid.columns), Scale(low, high if high > low else low + 1.0))
     return [Content.styled("".join(glyphs.line[bits] for bits in line), "$primary") for line in grid.bits]
 
 

@@ -42,19 +42,20 @@ def end_lines(
     return between.join(Content("\n").join(part) for part in parts if part)
 
 
-def end_hints(result: RunResult, keys: KeyTable, *, has_answers: bool) -> list[Hint]:
-    """What to do after the end, with the keys for it."""
+def end_hints(result: RunResult, keys: KeyTable, *, has_answers: bool, name: str = "") -> list[Hint]:
+    """What to do after the end, with the keys for it; ``name`` is the run's."""
     shown = []
     if result.state != "finished" and result.saved_step is not None:
         shown.append(("train.continue", "continue from there"))
     if result.path is not None:
-        shown.append(("app.chat", "ask it"))
+        shown.append(("app.ask", "ask it"))
     if has_answers:
         shown.append(("train.answers", "answers"))
-    shown.append(("app.start", "again with changes"))
+    shown.append(("app.start", f"start {name} again" if name else "start it again"))
+    shown.append(("train.settings", "again with changes"))
     if result.path is not None:
         shown += [("train.copy", f"copy path of {result_name(result)}"), ("train.elsewhere", "use it elsewhere")]
-    return [(keys[name].display, text) for name, text in shown]
+    return [(keys[identity].display, text) for identity, text in shown]
 
 
 def result_name(result: RunResult) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,8 +11,9 @@ from textual.widget import Widget
 
 from core.hardware.snapshot import Device
 from core.runs.activity import doing, eta_words
+from core.runs.names import brief_id, slug_of
 from core.text import one_line
-from core.units import format_number
+from core.units import format_ago, format_number
 from tui.state import STATE_GLYPHS, AppState, RunView
 from tui.widgets.charts.meter import WORD_COLORS, memory_word, temperature_word
 from tui.widgets.run_lines import state_head, state_style
@@ -31,7 +31,6 @@ class Segment:
     """Whether it is right-aligned."""
 
 
-_RUN_STAMP = re.compile(r"^\d{8}-\d{6}-")
 _PROGRAM = Segment(Content.styled("localtune-tui", "$primary bold"), 5)
 
 
@@ -66,8 +65,13 @@ def header_segments(state: AppState, now: float, *, loss: bool) -> list[Segment]
     if state.file_name:
         edited = Content.styled(" •edited", "$near") if state.is_dirty else Content("")
         segments.append(Segment(Content(one_line(state.file_name, 40)) + edited, 9))
+    elif (state.is_dirty or not state.is_of_config) and (name := state.config_name):
+        unsaved = Content.styled(" •not saved", "$near") if state.is_dirty else Content("")
+        segments.append(Segment(Content(one_line(name, 40)) + unsaved, 9))
     view = state.view
-    if view is not None:
+    if view is not None and not view.is_live and not state.is_of_config:
+        segments += _other_run(view, now)
+    elif view is not None:
         segments += _run_segments(view, now, loss=loss, answer_awaited=state.answer_awaited)
     devices = view.history.devices if view is not None and view.is_live and view.history.devices else state.devices
     segments += _device_segments(devices)
@@ -75,11 +79,19 @@ def header_segments(state: AppState, now: float, *, loss: bool) -> list[Segment]
     return segments
 
 
+def _other_run(view: RunView, now: float) -> list[Segment]:
+    """The segment of an ended run of another configuration: its state is not that of the one that is open."""
+    ended = f"{view.state.state} {format_ago(now - view.state.updated)}"
+    which = "last run" if view.is_leftover else "other run"
+    brief = Content.styled(f"{which} {ended}", "$muted")
+    return [Segment(Content.styled(f"{which}: {brief_id(view.run.id)} {ended}", "$muted"), 2, brief)]
+
+
 def _run_segments(view: RunView, now: float, *, loss: bool, answer_awaited: bool) -> list[Segment]:
     """Segments of the run: its name, model, and state with the time left."""
-    # The run's own name is next to its state: the open configuration may be another run's.
+    # The run's own name is next to its state: a live run may be another configuration's.
     identity = one_line(view.run.id, 60)
-    brief_name = Content(_RUN_STAMP.sub("", identity))
+    brief_name = Content(slug_of(identity))
     segments = [Segment(Content.assemble(("run ", "$muted"), identity), 8, brief_name)]
     if view.model:
         segments.append(Segment(Content.styled(view.model, "$muted"), 10))

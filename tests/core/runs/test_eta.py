@@ -287,7 +287,7 @@ def test_the_split_of_the_time_left_is_told_where_it_is_more_than_steps() -> Non
     assert eta_words(Eta(125.0, 120.0, 0.2), split=True) == "4m 05s (steps 2m 05s, evaluation 2m 00s)"
     assert eta_words(Eta(125.0, 0.0, 0.2), split=True) == "2m 05s"
     assert eta_words(Eta(125.0, 120.0, 0.2)) == "4m 05s"
-    assert eta_words(Eta(0.2, 0.0, 0.0)) == "1.0s"
+    assert eta_words(Eta(0.2, 0.0, 0.0)) == "1s"
 
 
 def test_no_path_of_a_machine_is_recorded() -> None:

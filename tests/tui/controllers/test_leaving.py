@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
+from core.drafts import list_drafts
 from core.errors import UserError
 from tests.tui.config_panes import go_to, write_config
 from tests.tui.harness import asks, pane_of, screen_text, wait_for
@@ -16,6 +17,7 @@ from tui.app import LocaltuneApp
 from tui.bridge import Bridge
 from tui.messages import ActionFailed, RunStarted
 from tui.panes.config.pane import ConfigPane
+from tui.screens.start.card import StartCard
 
 
 async def edited(pilot: Pilot[Any], app: LocaltuneApp) -> ConfigPane:
@@ -86,33 +88,36 @@ async def test_what_is_being_typed_counts(home: Path, tmp_path: Path) -> None:
     assert "epochs = 9" in path.read_text()
 
 
-async def test_a_configuration_without_a_file_asks_for_its_name_and_can_be_stayed_with(
+async def test_a_configuration_without_a_file_is_kept_without_a_question(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    write_config(tmp_path)
     app = LocaltuneApp()
     async with app.run_test(size=(80, 24)) as pilot:
-        pane = await edited(pilot, app)
-        for name in ("", "new.toml"):
-            await asked(pilot)
-            await pilot.press("s")
-            await wait_for(pilot, lambda: pane.ask_bar.is_asking)
-            await pilot.press("ctrl+u", *name, "enter" if name else "escape")
-            await pilot.pause()
-            if not name:
-                await wait_for(pilot, lambda: not pane.ask_bar.is_asking)
-                assert app.is_running
+        await edited(pilot, app)
+        app.configuration.set_options({"data.train": tmp_path / "rows.jsonl"})
+        await pilot.press("q")
         await wait_for(pilot, lambda: not app.is_running)
-    assert "epochs = 7" in (tmp_path / "new.toml").read_text()
-
-
-async def test_a_later_save_does_not_leave_after_a_leave_was_given_up(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+    assert app.return_value == "The configuration (rows) is kept, without a file. Come back to it with: localtune-tui"
     app = LocaltuneApp()
     async with app.run_test(size=(80, 24)) as pilot:
+        await wait_for(pilot, lambda: app.state.document is not None)
+        assert app.state.document is not None
+        assert app.state.document.get("train.epochs") == 7.0
+        assert app.state.document.path is None
+        await pilot.press("q")
+        await wait_for(pilot, lambda: not app.is_running)
+    assert app.return_value is not None
+    assert len(list_drafts("config")) == 1
+
+
+async def test_a_later_save_does_not_leave_after_a_leave_was_given_up(home: Path, tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    app = LocaltuneApp(config_path=path)
+    async with app.run_test(size=(80, 24)) as pilot:
         pane = await edited(pilot, app)
+        path.write_text("# theirs\n" + path.read_text())
         await asked(pilot)
         await pilot.press("s")
         await wait_for(pilot, lambda: pane.ask_bar.is_asking)
@@ -120,8 +125,8 @@ async def test_a_later_save_does_not_leave_after_a_leave_was_given_up(
         await wait_for(pilot, lambda: pane.form.has_focus)
         await pilot.press("ctrl+s")
         await wait_for(pilot, lambda: pane.ask_bar.is_asking)
-        await pilot.press("ctrl+u", *"new.toml", "enter")
-        await wait_for(pilot, lambda: (tmp_path / "new.toml").exists() and not app.state.is_dirty)
+        await pilot.press("o")
+        await wait_for(pilot, lambda: "epochs = 7" in path.read_text() and not app.state.is_dirty)
         await pilot.pause()
         assert app.is_running
 
@@ -167,10 +172,19 @@ class SlowStart:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.started = 0
-        monkeypatch.setattr(Bridge, "start_sample", lambda _: self._start())
+        monkeypatch.setattr(Bridge, "start", lambda *_: self._start())
 
     def _start(self) -> None:
         self.started += 1
+
+
+async def ask_to_start(pilot: Pilot[Any], app: LocaltuneApp, times: int = 1) -> None:
+    """Ask for the sample run, and start it from its card."""
+    for _ in range(times):
+        app.runs.start_sample()
+    await wait_for(pilot, lambda: isinstance(app.screen, StartCard))
+    await pilot.press("enter")
+    await wait_for(pilot, lambda: not isinstance(app.screen, StartCard))
 
 
 async def test_a_start_is_asked_for_once_and_waited_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,10 +192,10 @@ async def test_a_start_is_asked_for_once_and_waited_for(home: Path, monkeypatch:
     app = LocaltuneApp()
     async with app.run_test(size=(80, 24), notifications=True) as pilot:
         await wait_for(pilot, lambda: app.state.document is not None)
-        for _ in range(3):
-            app.runs.start_sample()
+        await ask_to_start(pilot, app, times=3)
         await wait_for(pilot, lambda: start.started == 1)
         assert app.state.is_starting
+        app.runs.start_sample()
         await pilot.press("q")
         await wait_for(pilot, lambda: "as soon as its worker is there" in screen_text(app))
         assert app.is_running
@@ -202,7 +216,7 @@ async def test_a_start_that_fails_ends_the_waiting(home: Path, monkeypatch: pyte
     app = LocaltuneApp()
     async with app.run_test(size=(80, 24), notifications=True) as pilot:
         await wait_for(pilot, lambda: app.state.document is not None)
-        app.runs.start_sample()
+        await ask_to_start(pilot, app)
         await pilot.press("q")
         app.post_message(ActionFailed("The sample could not be started", UserError("There is no room.")))
         await wait_for(pilot, lambda: "There is no room." in screen_text(app))
@@ -216,7 +230,7 @@ async def test_a_start_that_takes_long_can_be_left(home: Path, monkeypatch: pyte
     app = LocaltuneApp()
     async with app.run_test(size=(80, 24)) as pilot:
         await wait_for(pilot, lambda: app.state.document is not None)
-        app.runs.start_sample()
+        await ask_to_start(pilot, app)
         await pilot.press("q", "q")
         await wait_for(pilot, lambda: asks(app, "leave now"))
         await pilot.pause()
@@ -229,12 +243,12 @@ async def test_a_run_that_is_there_can_be_followed_by_another(home: Path, monkey
     app = LocaltuneApp()
     async with app.run_test(size=(80, 24)) as pilot:
         await wait_for(pilot, lambda: app.state.document is not None)
-        app.runs.start_sample()
+        await ask_to_start(pilot, app)
         await wait_for(pilot, lambda: start.started == 1)
         script = ScriptedRun(home)
         script.train_to(3)
         script.end("finished")
         app.post_message(RunStarted(script.run))
         await wait_for(pilot, lambda: app.state.view is not None and not app.state.is_starting)
-        app.runs.start_sample()
+        await ask_to_start(pilot, app)
         await wait_for(pilot, lambda: start.started == 2)

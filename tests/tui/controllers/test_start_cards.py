@@ -105,6 +105,24 @@ async def test_a_letter_held_down_starts_nothing(config: Path, started: Started,
         assert len(started) == 1
 
 
+async def test_a_word_typed_at_the_card_starts_nothing(
+    config: Path, started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = LocaltuneApp(config)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(pilot, app)
+        await pilot.press("r")
+        await wait_for(pilot, lambda: has_card(app))
+        await pilot.pause()
+        await pilot.press(*"make", "enter")
+        await pilot.pause()
+        assert has_card(app)
+        assert not started
+        monkeypatch.setattr("tui.widgets.forms.answer_keys.QUIET_SECONDS", 0.0)
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: len(started) == 1)
+
+
 async def test_enter_typed_behind_the_letter_starts(config: Path, started: Started) -> None:
     app = LocaltuneApp(config)
     async with app.run_test(size=(100, 30)) as pilot:

@@ -71,7 +71,7 @@ async def test_a_run_is_deleted_after_a_yes_only(home: Path) -> None:
         await pilot.press("D")
         await wait_for(pilot, lambda: asks(app, "delete it"))
         assert "20261124-090000-second has failed at step 10 of 120." in screen_text(app)
-        assert " kB will be gone for good: the record." in screen_text(app)
+        assert " kB will be gone for good: the record and the adapter." in screen_text(app)
         # The first answer, which enter gives, keeps it.
         await pilot.press("enter")
         await wait_for(pilot, lambda: not asks(app, "delete it"))
@@ -94,7 +94,7 @@ async def test_a_live_run_is_not_deleted(home: Path) -> None:
         await pilot.press("5")
         await wait_for(pilot, lambda: "▸ ● training" in screen_text(app))
         await pilot.press("D")
-        await wait_for(pilot, lambda: "Stop it before you delete it." in screen_text(app))
+        await wait_for(pilot, lambda: "Not deleted" in screen_text(app))
         assert not asks(app, "delete it")
 
 
@@ -102,8 +102,12 @@ async def test_the_app_opens_with_data(home: Path, tmp_path: Path) -> None:
     rows = tmp_path / "faq.csv"
     rows.write_text("question,answer\nWhy is it so?,Because.\n", encoding="utf-8")
     app = LocaltuneApp(data=rows)
-    async with app.run_test(size=(80, 24)) as pilot:
+    async with app.run_test(size=(130, 34)) as pilot:
         await wait_for(pilot, lambda: "Why is it so?" in screen_text(app))
         assert app.main.current == "data"
         assert app.state.document is not None
         assert app.state.document.path is None
+        config = tmp_path / "my.toml"
+        config.touch()
+        await pilot.press("o", "ctrl+u", *str(config), "enter")
+        await wait_for(pilot, lambda: "my.toml is a configuration, not data." in screen_text(app))

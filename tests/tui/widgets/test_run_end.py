@@ -38,7 +38,7 @@ STOPPED = replace(
 
 
 def lines(result: RunResult, width: int = 78, *, answers: bool = True) -> list[str]:
-    hints = end_hints(result, KeyTable(), has_answers=answers)
+    hints = end_hints(result, KeyTable(), has_answers=answers, name="203633-faq")
     return [line.rstrip() for line in end_lines(result, hints, width, BRAILLE).plain.split("\n")]
 
 
@@ -51,8 +51,8 @@ def test_a_finish_says_what_was_gained_and_what_to_do_next() -> None:
     assert shown[4].split()[:6] == ["eval", "loss", "4.11", "→", "0.100", "█▁▁"]
     assert shown[4].endswith("perplexity 60.9 → 1.11")
     assert shown[5:] == [
-        "4 ask it   a answers   r again with changes   ^y copy path of adapter (19 MB)",
-        "x use it elsewhere",
+        "i ask it   a answers   r start 203633-faq again   e again with changes",
+        "^y copy path of adapter (19 MB)   x use it elsewhere",
     ]
     assert {line.index("→") for line in shown[2:4]} == {shown[4].index("→")}
 
@@ -68,7 +68,7 @@ def test_a_stopped_run_says_what_is_kept_and_how_to_go_on() -> None:
     shown = lines(STOPPED)
     assert shown[0] == "■ stopped on request after step 15 of 30 · 3m 32s of work · 9.1 Wh"
     assert "  Kept is the checkpoint of step 10; the 5 steps after it are lost." in shown
-    assert shown[-2].startswith("C continue from there   4 ask it   a answers")
+    assert shown[-2].startswith("C continue from there   i ask it   a answers")
     assert "step 10" in shown[1]
 
 
@@ -81,7 +81,7 @@ def test_a_failed_run_says_why_and_what_to_do() -> None:
         "✗ failed after step 15 of 30 · 3m 32s of work",
         "  The disk is full. Make room.",
         "  Nothing is kept: there was no checkpoint yet.",
-        "r again with changes",
+        "r start 203633-faq again   e again with changes",
     ]
     early = replace(failed, step=0)
     assert lines(early, answers=False)[0] == "✗ failed"

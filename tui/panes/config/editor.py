@@ -12,6 +12,7 @@ from core.errors import UserError
 from core.hub_uri import is_hub_entry
 from core.presets.library import Preset
 from core.presets.switch import preset_in
+from core.runs.again import Origin
 from tui.data_paths import entry_path
 from tui.panes.config.history import EditHistory
 from tui.panes.config.model import DATA_PATHS, ConfigModel, is_there
@@ -34,6 +35,14 @@ class Opened:
     """The message shown with it."""
     suggested: Path | None = None
     """The file that is suggested for a copy."""
+    origin: Origin | None = None
+    """The run that it was begun with; None for none."""
+    is_begun: bool = False
+    """Whether it is as that run has it, so that there is nothing to save yet."""
+    draft: str = ""
+    """The id of the draft that it is from; empty for none."""
+    unread: str = ""
+    """Text of the user's editor that is no configuration yet; empty for none."""
 
     @classmethod
     def load(cls, path: Path, label: str = "", text: str = "") -> Opened:
@@ -89,11 +98,12 @@ class ConfigEditor:
         document = opened.document
         self.record()
         is_first = self.document.path is None and not self.document.dumps()
+        model = ConfigModel(document, opened.origin, begun=document.dumps() if opened.is_begun else "")
         if is_first:
-            self.history.begin(ConfigModel(document))
+            self.history.begin(model)
         else:
-            self.history.record(ConfigModel(document), opened.label)
-        self.unread_text, self._suggested = "", opened.suggested
+            self.history.record(model, opened.label)
+        self.unread_text, self._suggested = opened.unread, opened.suggested
         if document.path is not None:
             remember_config(document.path)
 
@@ -104,7 +114,8 @@ class ConfigEditor:
         rebase(document, self.model.base, Path.cwd())
         name = path.name if path is not None else "what is here"
         suggested = free_name(path) if path is not None else None
-        return Opened(document, f"a copy of {name}", f"✓ a copy of {name}; {hint}", suggested)
+        label = f"a copy of {name}"
+        return Opened(document, label, f"✓ {label}; {hint}", suggested, origin=self.model.origin)
 
     def save(self, path: Path | None = None, *, overwrite: bool = False) -> list[str]:
         """Write the file, or write another one and go on in that.

@@ -6,15 +6,20 @@ from pathlib import Path
 
 from core.config.document import ConfigDocument
 from core.config.recent import recent_configs
+from core.drafts import remove_draft
 from core.errors import UserError
-from core.paths import shown_path
+from core.paths import shown_path, user_path
 from core.text import one_line
 from tui.panes.config.editor import ConfigEditor, Opened
+from tui.panes.config.kept import describe, kept_drafts, open_draft
+from tui.screens.pick import Discard, Pick, PickScreen
 from tui.widgets.forms.ask_bar import AskBar
 
 _SUFFIXES = (".toml",)
 #: The choice for a file that is not in the list.
 _ANOTHER = "another file…"
+#: The choice for an empty configuration.
+_NEW = "a new one"
 
 
 class FileQuestions:
@@ -71,29 +76,50 @@ class FileQuestions:
         return self._editor.save(target, overwrite=True) if answer == "y" else None
 
     async def open(self) -> Opened | None:
-        """Open another configuration, asked for, the last ones first; None where the user gives up.
+        """Open another configuration, asked for: a saved one, one that was never saved, or a new one.
+
+        None where the user gives up.
 
         Raises:
             UserError: If it cannot be read.
         """
         if not await self.may_leave("open another all the same"):
             return None
-        path = await self.choose("open")
+        known, drafts = self._known(), {draft.id: draft for draft in kept_drafts()}
+        is_empty = not self._editor.document.dumps()
+        answer: str | None = _ANOTHER
+        if known or drafts or not is_empty:
+            picks = [Pick(identity, *reversed(describe(draft))) for identity, draft in drafts.items()]
+            picks += [Pick(str(path), _about(path), path.name) for path in known]
+            picks += [Pick(_ANOTHER, "name it"), *([] if is_empty else [Pick(_NEW, "with every default")])]
+            discard = Discard(frozenset(drafts), remove_draft) if drafts else None
+            screen = PickScreen("Configurations", picks, is_free=True, discard=discard)
+            answer = await self._bar.app.push_screen_wait(screen)
+        if answer in drafts:
+            return open_draft(drafts[answer])
+        if answer == _NEW:
+            return Opened(ConfigDocument(), "a new configuration", "✓ a new configuration")
+        if answer == _ANOTHER:
+            path = await self._bar.ask_path("open", suffixes=_SUFFIXES)
+        else:
+            path = user_path(answer) if answer else None
         return Opened.load(path) if path is not None else None
 
     async def may_leave(self, anyway: str) -> bool:
-        """Whether the present configuration may be dropped; unsaved edits are asked about (``anyway`` means yes)."""
-        if not self._editor.model.is_edited:
+        """Whether the present configuration may be left; unsaved edits of a file are asked about.
+
+        One that was never saved stays as a draft.
+
+        Args:
+            anyway: The answer that gives the edits up.
+        """
+        if not self._editor.model.is_edited or self._editor.document.path is None:
             return True
         return await self._bar.ask_key("What is here has not been saved.", {"y": anyway}) == "y"
 
     async def choose(self, label: str) -> Path | None:
         """Choose one of the last opened configurations, or name a file; None where the user gives up."""
-        from tui.screens.pick import Pick, PickScreen
-
-        present = self._editor.document.path
-        here = present.absolute() if present is not None else None
-        known = [path for path in recent_configs() if path != here]
+        known = self._known()
         answer: str | None = _ANOTHER
         if known:
             picks = [*(Pick(str(path), _about(path), path.name) for path in known), Pick(_ANOTHER, "name it")]
@@ -101,6 +127,12 @@ class FileQuestions:
         if answer == _ANOTHER:
             return await self._bar.ask_path(label, suffixes=_SUFFIXES)
         return Path(answer) if answer else None
+
+    def _known(self) -> list[Path]:
+        """The last opened files, without the present one."""
+        present = self._editor.document.path
+        here = present.absolute() if present is not None else None
+        return [path for path in recent_configs() if path != here]
 
 
 def _about(path: Path) -> str:

@@ -14,8 +14,9 @@ from core.config.facts import Facts
 from core.config.schema import Option, options
 from core.errors import UserError
 from core.hub.store import is_fetched
-from core.hub_uri import is_hub_entry, short_name
+from core.hub_uri import is_hub_entry
 from core.presets.library import Preset
+from core.runs.again import Origin, run_name
 from core.text import one_line
 from core.units import format_count
 from tui.data_paths import entry_path, entry_text
@@ -42,10 +43,14 @@ class ConfigModel:
 
     Args:
         document: The document; its path, where it has one, is the file that ``save`` replaces.
+        origin: The run that it was begun with; None for none.
+        begun: The text that it was begun with, where that needs no saving.
     """
 
-    def __init__(self, document: ConfigDocument) -> None:
+    def __init__(self, document: ConfigDocument, origin: Origin | None = None, *, begun: str = "") -> None:
         self.document = document
+        self.origin = origin
+        self._begun = begun
         self.options: tuple[Option, ...] = tuple(options())
 
     @property
@@ -54,9 +59,14 @@ class ConfigModel:
         return self.document.path.parent if self.document.path is not None else Path.cwd()
 
     @property
+    def saved_text(self) -> str:
+        """The text that needs no saving: of its file, or of the run that it was begun with."""
+        return self.document.saved_text if self.document.path is not None else self._begun
+
+    @property
     def is_edited(self) -> bool:
-        """Whether it differs from its file."""
-        return self.document.dumps() != self.document.saved_text
+        """Whether it differs from its file, or from what it was begun with."""
+        return self.document.dumps() != self.saved_text
 
     def set_text(self, option: Option, text: str) -> None:
         """Set an option to the typed text; empty text means the default.
@@ -86,12 +96,8 @@ class ConfigModel:
 
     @property
     def run_name(self) -> str:
-        """The name of a run of it: after its file, else after its data."""
-        if self.document.path is not None:
-            return self.document.path.stem
-        train = self.document.get("data.train")
-        first = train[0] if isinstance(train, list) and train else train
-        return short_name(first) if isinstance(first, str) else ""
+        """The name of a run of it: after its file, the run it was begun with, else after its data."""
+        return run_name(self.document, self.origin)
 
     def findings(self, facts: Facts | None = None, base_problem: str = "") -> Findings:
         """Problems and warnings, as far as the known facts allow.

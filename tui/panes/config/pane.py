@@ -15,6 +15,7 @@ from textual.content import Content
 from core.config.document import ConfigDocument
 from core.errors import UserError
 from core.presets.switch import apply_switch
+from core.runs.names import brief_id
 from core.text import one_line
 from tui.data_paths import path_text
 from tui.datasets.summary import counted
@@ -131,12 +132,40 @@ class ConfigPane(Pane):
             self.editor.record()
             self.reload_values()
         else:
-            self._take(Opened(document, f"opening {document.path.name if document.path else 'another'}"))
+            self.open(Opened(document, f"opening {document.path.name if document.path else 'another'}"))
+
+    def open(self, opened: Opened) -> None:
+        """Show another configuration, which the app knows already."""
+        self._take(opened)
+
+    async def open_over(self, opened: Opened) -> None:
+        """Go on with another configuration; unsaved edits of a file are not dropped without asking."""
+
+        async def work() -> None:
+            if await self._questions.may_leave("open the other all the same"):
+                self._go_on(opened)
+
+        await self._converse(work)
+
+    @property
+    def option(self) -> str:
+        """The option under the cursor; empty where there is none."""
+        return field.option.name if (field := self.form.current) is not None else ""
+
+    def return_to(self, option: str) -> None:
+        """Put the cursor on an option, once the form of the configuration has been built."""
+        self.call_later(self._return_to, option)
+
+    def _return_to(self, name: str) -> None:
+        if any(field.option.name == name for field in self.form.fields):
+            self.go_to_option(name)
 
     def _take(self, opened: Opened) -> None:
         self.editor.take(opened)
         self._view.forget_note()
         self._greeting = opened.text
+        if opened.unread:
+            self._greeting = f"✗ The text of the editor is not valid TOML yet; {self._editor_key} opens it."
         if self.is_mounted:
             self.call_later(self._build)
 
@@ -144,7 +173,11 @@ class ConfigPane(Pane):
         """Show another configuration, and post it to the app."""
         self._take(opened)
         document = opened.document
-        self.post_message(ConfigLoaded(document) if document.path is not None else ConfigEdited(document, saved=""))
+        if document.path is not None:
+            self.post_message(ConfigLoaded(document))
+        else:
+            model = self.model
+            self.post_message(ConfigEdited(document, saved=model.saved_text, origin=model.origin, draft=opened.draft))
 
     def take_up(self, text: str, unread: str, when: str) -> None:
         """Resume a draft of an earlier app; its undo gives the configuration as in its file.
@@ -164,8 +197,11 @@ class ConfigPane(Pane):
         self.edited(f"the edits of {when}", told)
         if unread:
             self.editor.unread_text = unread
-            editor = self.keys["config.editor"].display
-            self.say(f"✗ What was written in the editor at {when} is not valid TOML yet; {editor} opens it.")
+            self.say(f"✗ What was written in the editor at {when} is not valid TOML yet; {self._editor_key} opens it.")
+
+    @property
+    def _editor_key(self) -> str:
+        return self.keys["config.editor"].display
 
     def edited(self, label: str = "", text: str = "") -> None:
         """Record and show an edit of the document, post it to the app, and show a message.
@@ -183,7 +219,7 @@ class ConfigPane(Pane):
         self.reload_values()
         if text:
             self.say(text)
-        self.post_message(ConfigEdited(self.document, saved=self.document.saved_text))
+        self.post_message(ConfigEdited(self.document, saved=self.model.saved_text, origin=self.model.origin))
 
     def reload_values(self) -> None:
         """Update the values from the document, after something else has changed it."""
@@ -215,8 +251,11 @@ class ConfigPane(Pane):
 
     def _refresh_title(self) -> None:
         path = self.document.path
-        name = path.name if path is not None else "not saved yet" if self.model.is_edited else "new"
-        edited = "•edited" if self.model.is_edited and path is not None else ""
+        name, origin = path.name if path is not None else "", self.model.origin
+        if path is None and origin is not None and origin.covers(self.document):
+            name = f"from {brief_id(origin.run.id)}"
+        edited = "•edited" if self.model.is_edited and name else ""
+        name = name or ("not saved yet" if self.model.is_edited else "new")
         changed = self.model.changed_count(self.editor.preset)
         wrong, doubtful = len(self._view.findings.problems), len(self._view.findings.warnings)
         self.set_title(

@@ -9,6 +9,8 @@ from core.config.document import ConfigDocument
 from core.errors import UserError
 from core.hub.store import NotFetchedError
 from core.hub_uri import is_hub_entry
+from core.path_kind import path_kind
+from core.text import one_line
 from tui.data_paths import data_paths, entry_text, follow_links
 from tui.keys import KeyTable
 from tui.panes.data.session import DatasetSession
@@ -46,8 +48,12 @@ class Opener:
         before, self._followed = self._followed, path
         if path is None or path == before:
             return None
+        return path if not self.is_at(path) else None
+
+    def is_at(self, path: Path) -> bool:
+        """Whether a file is being opened, or else shown."""
         shown = self.opening or self._shown
-        return path if shown is None or follow_links(shown) != str(path) else None
+        return shown is not None and follow_links(shown) == follow_links(path)
 
     def forget_failure(self, document: ConfigDocument) -> bool:
         """Forget a file that could not be opened and is not wanted any more; returns whether there was one."""
@@ -60,6 +66,11 @@ class Opener:
         """Note the failure of the opening; returns its reason, and a remedy."""
         self.opening, self.failure = None, path
         if not isinstance(error, NotFetchedError):
+            if path_kind(path) == "config":
+                # In few words, as the line has room for few.
+                name = one_line(path.name, 40)
+                hint = f"{keys['config.open'].display} in the Config pane opens it."
+                return UserError(f"{name} is a configuration, not data.", hint)
             return error
         self.missing = path
         hint = f"{keys['data.reload'].display} asks whether to download it; outside the app, {error.hint}"

@@ -22,7 +22,7 @@ from core.errors import UserError
 from core.hub.store import NotFetchedError
 from core.text import one_line
 from core.units import format_count
-from tui.data_paths import entry_text, follow_links
+from tui.data_paths import entry_path, entry_text, follow_links
 from tui.datasets.here import Here
 from tui.datasets.marks import RowFilter
 from tui.datasets.plan import Reading, plan_data
@@ -36,9 +36,11 @@ from tui.panes.data.filters import after_analysis, longest_row, next_kind, next_
 from tui.panes.data.finder import Finder
 from tui.panes.data.opener import Opener, sample_path
 from tui.panes.data.report import Report
+from tui.panes.data.returning import Return
 from tui.panes.data.rows import DataRows
 from tui.panes.data.session import DatasetSession, Move
 from tui.screens.start.summary import SeenRows
+from tui.session import DataPlace
 from tui.widgets.first_steps import FirstSteps, ways_to_begin
 from tui.widgets.forms.ask_bar import AskBar
 from tui.widgets.lists.conversation import Conversation
@@ -84,6 +86,7 @@ class DataPane(Pane):
         self._empty_error: UserError | None = None
         self._status = ""
         self._status_row = 0
+        self._return = Return()
 
     def compose(self) -> ComposeResult:
         """Status, list and row; the report, the tree and the empty state replace them when needed."""
@@ -128,6 +131,35 @@ class DataPane(Pane):
         """The number of the row under the cursor, from 0."""
         return self.body.index
 
+    # Where the user was.
+
+    @property
+    def place(self) -> DataPlace | None:
+        """The place in the file; of a file that could not be opened again, the place in it before."""
+        view, listed = self.view, self.session.filter
+        if view is None or self._return.place is not None:
+            return self._return.place
+        code = listed.code if listed is not None else ""
+        return DataPlace(entry_text(view.path), self.index, code, self.body.shows_tokens)
+
+    def return_to(self, place: DataPlace) -> None:
+        """Show a file as it was left: its row, the filter, and the form of the row; each as soon as it can be."""
+        path = entry_path(place.path, Path.cwd())
+        if self.opener.is_at(path):
+            self._return.begin(place)
+            self._go_back()
+        else:
+            self.show(path)
+            self._return.begin(place)
+
+    def _go_back(self) -> None:
+        """Take the next step back to where the user was."""
+        if (place := self._return.place) is None or self.opener.opening is not None or self.view is None:
+            return
+        if place.tokens != self.body.shows_tokens:
+            self.body.toggle_tokens()
+        self._go(self._return.step(self.session))
+
     def seen(self, path: Path) -> SeenRows | None:
         """The rows of a file as far as they are known here; None where another file is shown."""
         session, view, opening = self.session, self.view, self.opener.opening
@@ -152,6 +184,8 @@ class DataPane(Pane):
             self.show(path)
         elif self.view is not None and self.opener.forget_failure(document):
             self._say("")
+        elif self._empty.display and self.opener.opening is None and self._empty_error is None:
+            self._show_empty()
 
     def configure(self, document: ConfigDocument) -> None:
         """Follow a configuration; where its plan is the same, the display stays unchanged."""
@@ -206,6 +240,7 @@ class DataPane(Pane):
             path: The file, directory or entry.
             ask: Whether to offer a download for an entry that is not on this machine.
         """
+        self._return.drop()
         self.opener.begin(path)
         self._say(f"opening {path.name} …")
         self._open(path, ask)
@@ -231,6 +266,7 @@ class DataPane(Pane):
         self.body.show_row()
         # The configuration may have changed while the file was being opened.
         self._read_as_planned()
+        self._go_back()
         self._scan(view)
 
     def _explain(self, error: UserError) -> None:
@@ -272,6 +308,7 @@ class DataPane(Pane):
         if self.session.filter is None:
             self.body.rows.count = view.count
         self._refresh_title()
+        self._go_back()
         if view.file.complete:
             self._look_at_all()
 
@@ -335,6 +372,7 @@ class DataPane(Pane):
         if (move := after_analysis(self.session)).relists:
             self._list(move.filter)
             self._say(move.said or "")
+        self._go_back()
         self._refresh_known()
 
     def _analyzed(self, job: AnalysisJob, progress: Progress) -> None:
@@ -415,6 +453,9 @@ class DataPane(Pane):
 
     def _explain_empty(self, error: UserError | None) -> None:
         self._empty_error = error
+        if self.shell.state.is_opening and error is None:
+            self._empty.explain("Looking for what was open …", [])
+            return
         missing = "No data yet." if error is None else "No data is open."
         here, now = self._empty.here, self.shell.clock()
         ways = ways_to_begin(self.keys, here, now, sample="data.sample", sample_text="the support tickets as a sample")
@@ -474,6 +515,7 @@ class DataPane(Pane):
 
     @on(RowList.Moved)
     def _moved(self) -> None:
+        self._return.moved_to(self.index)
         # The cursor's present place, not the message's: several moves may have been posted at once.
         if self._status and self.body.rows.cursor != self._status_row and not self._is_searching:
             self._say("")

@@ -105,6 +105,7 @@ class ModelScreen(Overlay[str | Path | None]):
         Binding("tab", "complete", show=False, priority=True),
     ]
     AUTO_FOCUS = "SafeInput"
+    TAKES_TEXT = True
 
     def __init__(self, catalog: ModelCatalog, document: ConfigDocument) -> None:
         super().__init__()

@@ -23,6 +23,7 @@ from tui.screens.overlay import Overlay
 from tui.screens.start.finding import analysis_job, find_warnings
 from tui.screens.start.summary import Found, SeenRows, Start, StartPlan, StartRows, card_lines, hint_keys
 from tui.shell import shell_of
+from tui.widgets.forms.answer_keys import AnswerKeys
 from tui.widgets.text_block import TextBlock
 
 #: The answers of a card; None where the user goes back.
@@ -79,6 +80,7 @@ class StartCard(Overlay[Answer]):
         self._waits_to_start = False
         self._is_read = False
         self._is_text = False
+        self._typed = AnswerKeys()
         self._box, self._block = Vertical(), TextBlock()
         self._job: AnalysisJob | None = None
         self._seen: SeenRows | None = None
@@ -108,10 +110,14 @@ class StartCard(Overlay[Answer]):
         self._is_read = True
 
     def on_key(self, event: events.Key) -> None:
-        """Keys that come before the card can be seen: enter may follow the key that opened it, but ends no text."""
-        if self._is_read:
-            return
+        """Enter may follow the key that opened the card, before that can be seen, but starts nothing behind a word."""
         opener = [key.strip() for key in shell_of(self).keys["app.start"].keys.split(",")]
+        if self._is_read:
+            counts = (event.is_printable and event.key not in opener) or event.key == "enter"
+            if counts and not self._typed.is_answer(event.key in self.active_bindings, event.time):
+                event.stop()
+                event.prevent_default()
+            return
         if event.is_printable and event.key not in opener:
             self._is_text = True
         if self._is_text and event.key != "escape":

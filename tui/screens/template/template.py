@@ -491,7 +491,7 @@ class TemplateScreen(Overlay[None]):
             is_used = self._is_in_force(path)
             self.templates = replace(templates, entries=entries)
             self.show_again(FILE)
-            rest = "" if is_used else ", and not used until it is mended"
+            rest = "" if is_used else ", and not used until it is fixed"
             again = self.keys["template.edit"].display
             self.say(f"✗ {error.message} It is saved in {shown}{rest}; {again} opens it again.")
             return

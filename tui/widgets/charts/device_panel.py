@@ -51,6 +51,8 @@ class DevicePanel(TextBlock):
             lines.append(Content.styled(f"{len(self._devices) - MOST} more devices", "$muted"))
         if lines and self._stale:
             lines = [line.stylize("$muted") for line in lines]
+            fits = lines[-1].cell_length + 3 + len(self._stale) <= width
+            lines += [] if fits else [Content("")]
             lines[-1] = Content.assemble(lines[-1], (f"   {self._stale}", "$near"))
         self.show(Content("\n").join(lines))
 
@@ -64,8 +66,12 @@ def device_lines(device: Device, width: int, glyphs: GlyphSet, *, several: bool 
     parts = [_temperature(device, bar_width, glyphs, wide), _memory(device, memory_name, bar_width, glyphs, wide)]
     if not wide:
         rest = [text for text in (_power(device, short=True), _percent(device.utilization)) if text != "–"]
-        line = Content("   ").join([*([Content.styled(name, "bold")] if name else []), *parts, *map(Content, rest)])
-        return [line]
+        pieces = [*([Content.styled(name, "bold")] if name else []), *parts]
+        # Power and utilization as far as there is room: a line that wraps would move all below it.
+        for piece in map(Content, rest):
+            if sum(part.cell_length + 3 for part in pieces) + piece.cell_length <= width:
+                pieces.append(piece)
+        return [Content("   ").join(pieces)]
     title = Content.styled(name.ljust(6), "bold")
     pieces = [
         ("", _power(device)),

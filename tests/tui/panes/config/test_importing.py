@@ -9,6 +9,7 @@ from textual.containers import VerticalScroll
 from textual.pilot import Pilot
 
 from core.config.schema import options
+from tests.tui.config_panes import opened, write_config
 from tests.tui.harness import FORBIDDEN, PaneApp, paste, screen_text, wait_for
 from tui.messages import ConfigEdited
 from tui.panes.config.pane import ConfigPane
@@ -93,10 +94,10 @@ async def test_the_report_uses_the_width_names_its_keys_and_moves_by_them(theirs
         await wait_for(pilot, lambda: box.outer_size.width <= 90)
 
 
-async def test_what_is_not_saved_is_not_given_up_without_asking(theirs: Path) -> None:
+async def test_what_is_not_saved_is_not_given_up_without_asking(theirs: Path, tmp_path: Path) -> None:
     pane = ConfigPane()
     async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: len(pane.form.fields) == len(list(options())))
+        await opened(pilot, pane, write_config(tmp_path))
         pane.document.set("train.epochs", 7.0)
         pane.reload_values()
         await pilot.press("I")

@@ -11,7 +11,7 @@ from tests.tui.config_panes import RecordingPane, go_to, opened, type_value, wri
 from tests.tui.harness import PaneApp, pane_of, paste, screen_lines, screen_text, wait_for
 from tui.app import LocaltuneApp
 from tui.panes.config.pane import ConfigPane
-from tui.screens.choice import ChoiceDialog
+from tui.screens.report import ReportScreen
 
 
 async def said(pilot: Pilot[None], text: str) -> None:
@@ -74,7 +74,7 @@ async def test_an_import_is_undone_and_the_file_is_the_old_one_again(tmp_path: P
         await pilot.press("I", "y")
         await paste(pilot, str(theirs))
         await pilot.press("enter")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, ChoiceDialog))
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, ReportScreen))
         await pilot.press("enter")
         await wait_for(pilot, lambda: pane.document.get("method.rank") == 24)
         imported = pane.document.dumps()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import replace
 from typing import Any
 
@@ -107,7 +108,10 @@ def test_the_time_is_a_guess_without_an_earlier_run() -> None:
 
 
 def test_rows_worth_a_look_lead_to_them() -> None:
-    problems = (Problem("duplicate", 4, (), (1, 2, 3, 4)), Problem("format_ambiguous", 9, (), (), "unclear"))
+    problems = (
+        Problem("duplicate", 4, (), array("q", range(4))),
+        Problem("format_ambiguous", 9, (), array("q"), "unclear"),
+    )
     found = StartRows.analyzed(Analysis((), 9, 9, {}, problems))
     shown = lines(start(), Found(found))
     assert shown["dropped"] == "none · 4 rows are worth a look · p shows them"

@@ -1,0 +1,156 @@
+"""Coming back: where the user is gets noted while the app runs, and is shown again at the next start."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.text import one_line
+from tui.controllers.configuration import Configuration
+from tui.controllers.desktop import Desktop
+from tui.draft_keeper import DraftKeeper
+from tui.panes import PANES
+from tui.session import Session, forget_session, read_session, write_session
+from tui.state import AppState
+
+if TYPE_CHECKING:
+    from tui.reopening import Reopened
+
+#: Seconds from the start in which an internal error is taken to come from what was shown again.
+SUSPECT_SECONDS = 10.0
+
+
+class Returning:
+    """The controller of the session.
+
+    Args:
+        clock: The present, in Unix seconds.
+        remembers: Whether the session is noted and shown again; else an earlier one is forgotten.
+    """
+
+    def __init__(
+        self,
+        desktop: Desktop,
+        state: AppState,
+        drafts: DraftKeeper,
+        configuration: Configuration,
+        clock: Callable[[], float],
+        *,
+        remembers: bool,
+    ) -> None:
+        self._desktop, self._state, self._drafts, self._configuration = desktop, state, drafts, configuration
+        self._clock, self._remembers = clock, remembers
+        self.last = read_session() if remembers else None
+        """The last session; None where none is known."""
+        if not remembers:
+            forget_session()
+        self._written = self.last
+        self._awaited: Reopened | None = None
+        self._is_complete = False
+        self._started = clock()
+
+    @property
+    def pane(self) -> str:
+        """The pane to begin in, from the last session; empty where none is known."""
+        known = {spec.id for spec in PANES}
+        return self.last.pane if self.last is not None and self.last.pane in known else ""
+
+    @property
+    def is_zoomed(self) -> bool:
+        """Whether that pane filled a terminal that has room for four."""
+        return self.last is not None and self.last.zoomed
+
+    # The beginning.
+
+    def begin(self) -> None:
+        """Show again what was open, or else the newest run's configuration."""
+        from tui.reopening import reopen
+
+        self._show(lambda: reopen(self.last))
+
+    def begin_with_run(self, name: str) -> None:
+        """Begin with the configuration of the run that the user has named."""
+        from tui.reopening import reopen_run
+
+        self._show(lambda: reopen_run(name))
+
+    def begin_with_file(self, path: Path) -> None:
+        """Begin with a configuration that the user has named; the cursors are where they were if it was open last."""
+        from tui.reopening import place_of
+
+        if self.last is not None and self.last.config == str(path.absolute()):
+            self._awaited = place_of(self.last)
+
+    def loaded(self) -> None:
+        """Show the place in the configuration that the user has named, which has been read by now."""
+        awaited, self._awaited = self._awaited, None
+        if awaited is not None:
+            self._show_place(awaited)
+        self._is_complete = True
+
+    def _show(self, find: Callable[[], Reopened]) -> None:
+        async def work() -> None:
+            found = await asyncio.to_thread(find)
+            self._configuration.reopened(found.opened)
+            self._show_place(found)
+            self._tell(found)
+            self._is_complete = True
+
+        self._desktop.run(work, "return")
+
+    def _show_place(self, found: Reopened) -> None:
+        panes = self._desktop.panes
+        if found.option and panes.config is not None:
+            panes.config.return_to(found.option)
+        if found.place is not None and panes.data is not None:
+            panes.data.return_to(found.place)
+
+    def _tell(self, found: Reopened) -> None:
+        if found.missing:
+            self._desktop.warn("Not as you left it", found.missing)
+        if (ended := found.ended) is not None:
+            is_well = ended.state.state in ("finished", "stopped")
+            text = one_line(ended.tell(self._clock()), 400)
+            self._desktop.tell(text, severity="information" if is_well else "error", seconds=15)
+
+    # The rest of the time.
+
+    def look(self) -> None:
+        """Note where the user is, if that has changed."""
+        if self._is_complete and self._remembers and self._state.document is not None:
+            session = self._present()
+            if session != self._written:
+                self._written = session
+                write_session(session)
+
+    def leave(self) -> None:
+        """Note where the user is, and when; before everything is shown again, the last session stands."""
+        self._written = None
+        self.look()
+        self._is_complete = False
+
+    def forget_if_suspect(self) -> None:
+        """Forget the session where an internal error comes so early that showing it again may be the cause."""
+        if self._remembers and self._clock() - self._started < SUSPECT_SECONDS:
+            self._is_complete = False
+            forget_session()
+
+    def _present(self) -> Session:
+        state, panes, main = self._state, self._desktop.panes, self._desktop.main
+        view = state.view
+        path = state.document.path if state.document is not None else None
+        place = panes.data.place if panes.data is not None else None
+        return Session(
+            config=str(path.absolute()) if path is not None else "",
+            draft=self._drafts.config_id if path is None else "",
+            origin=str(state.origin.run.path) if state.origin is not None else "",
+            option=panes.config.option if panes.config is not None else "",
+            data=place,
+            pane=main.current,
+            zoomed=main.zoomed,
+            run=str(view.run.path) if view is not None else "",
+            live=view is not None and view.is_live,
+            time=self._clock(),
+        )
