@@ -54,7 +54,9 @@ def run(args: argparse.Namespace) -> int:
     check_data(config)
     choice = choose(args.preset, config, args.aim)
     held_out = held_out_of(config)
-    values = {**choice.preset.values, **({"data.eval_share": held_out.share} if held_out is not None else {}), **asked}
+    values = {**choice.preset.values, **(held_out.values if held_out is not None else {}), **asked}
+    if values.get("eval.every_steps") is not None:
+        values.pop("eval.every_epochs", None)
     if choice.max_length is not None:
         values["train.max_length"] = choice.max_length
     text = _draft(values, choice, held_out)
@@ -124,6 +126,7 @@ def _draft(values: dict[str, Any], choice: Choice, held_out: HeldOut | None) -> 
     notes = dict(choice.preset.notes)
     if held_out is not None:
         notes["data.eval_share"] = f"{held_out}; 0 to learn all of them and measure nothing."
+        notes["eval.every_epochs"] = "Four evaluations in a pass over the rows."
     return draft_config(values, head=head, notes=notes)
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 FEWEST_ROWS = 50
 #: Share held out, and the most rows: more take time at every evaluation and tell little more.
 SHARE, MOST_HELD_OUT = 0.1, 200
+#: Evaluations of them, in epochs: four in a pass, so that a run shows what it gains while it trains.
+EVALUATION_EPOCHS = 0.25
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ class HeldOut:
     share: float
     rows: int
     total: int
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The options that hold the rows out and evaluate on them, ``section.key`` to value."""
+        return {"data.eval_share": self.share, "eval.every_epochs": EVALUATION_EPOCHS}
 
     def __str__(self) -> str:
         return f"{self.rows} of {self.total} rows held out"

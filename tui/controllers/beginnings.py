@@ -15,7 +15,7 @@ from tui.keys import KeyTable
 
 if TYPE_CHECKING:
     from core.config.document import ConfigDocument
-    from core.presets.begin import Beginning
+    from core.presets.begin import Beginning, HeldOut
 
 #: The options that a beginning is chosen for.
 _CHOSEN_FOR = ("data.train", "model.base", "hardware.device")
@@ -49,7 +49,7 @@ class Beginnings:
         self._desktop, self._keys, self._settled = desktop, keys, settled
         self._document: ConfigDocument | None = None
         self._subject: _Subject | None = None
-        self._share: float | None = None
+        self._given: dict[str, float] = {}
         self.preset = ""
         """The name of the preset that has been chosen; empty where none has been."""
         self.is_pending = False
@@ -58,7 +58,7 @@ class Beginnings:
     def begin(self, document: ConfigDocument | None) -> None:
         """Follow a configuration from its beginning; none where it has a file, a draft or another tool's values."""
         self._document, self._subject, self.is_pending = document, None, False
-        self.preset, self._share = "", None
+        self.preset, self._given = "", {}
 
     def follow(self, document: ConfigDocument) -> None:
         """Choose for a configuration that has been edited, where its data or its model are others than before."""
@@ -88,9 +88,10 @@ class Beginnings:
 
     def _drop_share(self, document: ConfigDocument) -> None:
         """Drop the share that was chosen here once other rows are held out: only one of both can be."""
-        share = self._share
+        share = self._given.get("data.eval_share")
         if share is not None and document.get("data.eval") and document.get("data.eval_share") == share:
-            self._share = None
+            # How often is measured holds for the file as well.
+            del self._given["data.eval_share"]
             document.set("data.eval_share", None)
             self._tell(document, "no share held out", "✓ data.eval is held out, and no share of the rows any more.")
 
@@ -99,8 +100,9 @@ class Beginnings:
 
         # A copy, as a thread reads it; what was chosen before is chosen anew.
         copy = ConfigDocument(document.dumps(), document.path)
-        if self._share is not None and copy.get("data.eval_share") == self._share:
-            copy.set("data.eval_share", None)
+        for name, value in self._given.items():
+            if copy.get(name) == value:
+                copy.set(name, None)
         found, complaint = None, ""
         try:
             found = await asyncio.to_thread(_find, copy)
@@ -123,12 +125,7 @@ class Beginnings:
         switch = plan_switch(document, found.choice.preset, max_length=found.choice.max_length)
         apply_switch(document, switch)
         self.preset = switch.preset.name
-        share = found.held_out.share if found.held_out is not None else None
-        written = document.get("data.eval_share")
-        if written is None or written == self._share:
-            if written != share:
-                document.set("data.eval_share", share)
-            self._share = share
+        self._hold_out(document, found.held_out)
         if document.dumps() == before:
             return False
         count = len(switch.felt)
@@ -141,6 +138,20 @@ class Beginnings:
             pane = self._keys["app.config"].display
             self._desktop.tell(f"{said}. In Config ({pane}) {why} shows why, {undo} undoes.", seconds=8)
         return True
+
+    def _hold_out(self, document: ConfigDocument, held_out: HeldOut | None) -> None:
+        """Write the options that hold rows out, in place of those written here before; the user's stay."""
+        values = held_out.values if held_out is not None else {}
+        if document.get("eval.every_steps") is not None:
+            values.pop("eval.every_epochs", None)
+        for name in {*values, *self._given}:
+            written, value = document.get(name), values.get(name)
+            if written is None or written == self._given.get(name):
+                if written != value:
+                    document.set(name, value)
+            else:
+                values.pop(name, None)
+        self._given = values
 
     def _tell(self, document: ConfigDocument, label: str, text: str) -> None:
         """Record the edit in the form, which tells the app about it."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import ClassVar
 
-from textual import events
+from textual import events, on
 from textual.binding import Binding
 from textual.containers import Vertical
 from textual.content import Content
@@ -18,6 +18,9 @@ from core.text import one_line
 from tui.keys import KeyTable, yields_to_text
 from tui.shell import Shell, shell_of
 from tui.widgets.forms.ask_bar import KeyQuestion, takes_text
+
+#: Columns of a border beside the hints in it, and what a pane without a size is taken for.
+_BORDER_WIDTH, _WIDEST = 6, 1000
 
 
 class Pane(Vertical):
@@ -31,6 +34,8 @@ class Pane(Vertical):
     """A sentence or two for the help screen."""
 
     _shown_title = ""
+    _hints: tuple[tuple[str, str], ...] = ()
+    _shown_hints: Content | None = None
 
     @property
     def scope(self) -> str:
@@ -67,15 +72,39 @@ class Pane(Vertical):
             self.border_title = Content(title)
 
     def set_hints(self, identities: Sequence[str], more: Sequence[tuple[str, str]] = ()) -> None:
-        """Show the most needed keys in the lower border.
+        """Show the most needed keys in the lower border, the first ones where not all fit; the help has all of them.
 
         Args:
             identities: Their ids.
             more: Keys as displayed, each with its action in other words than the table's.
         """
-        self.border_subtitle = Content(
-            "  ".join([self.keys.hints(identities), *(f"{key} {text}" for key, text in more)])
-        )
+        named = [(self.keys[name].display, self.keys[name].description) for name in identities]
+        self.show_hints([*named, *more])
+
+    def show_hints(self, hints: Sequence[tuple[str, str]]) -> None:
+        """Show keys in the lower border, each as displayed and with its action."""
+        self._hints = tuple(hints)
+        self._fit_hints()
+
+    def _fit_hints(self) -> None:
+        room = max(self.outer_size.width - _BORDER_WIDTH, 0) or _WIDEST
+        shown: list[Content] = []
+        for key, text in self._hints:
+            hint = Content.assemble((key, "$foreground bold"), f" {text}")
+            room -= hint.cell_length + (2 if shown else 0)
+            if room < 0:
+                break
+            shown.append(hint)
+        line = Content("  ").join(shown)
+        # Writing to the border repaints the whole pane.
+        if line != self._shown_hints:
+            self._shown_hints = line
+            self.border_subtitle = line
+
+    @on(events.Resize)
+    def _refit_hints(self) -> None:
+        """Fit the hints into the new width."""
+        self._fit_hints()
 
     async def on_click(self, event: events.Click) -> None:
         """Press the key in the lower border that is clicked."""

@@ -71,7 +71,6 @@ class TrainPane(Pane, can_focus=True):
         self._view: RunView | None = None
         self._is_looking = True
         self._log_count = 0
-        self._hints: list[tuple[str, str]] | None = None
         self._result: RunResult | None = None
         self._end: object = None
         self._answers_wanted: bool | None = None
@@ -277,13 +276,9 @@ class TrainPane(Pane, can_focus=True):
             if self._has_samples and not self._shows_answers and view.is_live:
                 entries.append((keys["train.answers"].display, "answers"))
             entries.append((keys["train.log_axis"].display, "log axis"))
-        # Writing to the border repaints the whole pane, and so it is done only where the keys have changed.
-        if entries != self._hints:
-            self._hints = entries
+        if tuple(entries) != self._hints:
             self.refresh_bindings()
-            self.border_subtitle = Content("  ").join(
-                Content.assemble((key, "$foreground bold"), f" {text}") for key, text in entries
-            )
+        self.show_hints(entries)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Whether an action makes sense for the run that is shown."""

@@ -48,12 +48,14 @@ async def test_t_brings_a_preset_and_held_out_rows_as_one_edit(tmp_path: Path, h
         await wait_for(pilot, lambda: value(app, "train.learning_rate") == 5e-4, 30)
         assert any("is used for training; r starts." in note.message for note in app._notifications)
         assert value(app, "data.eval_share") == 0.1
+        assert value(app, "eval.every_epochs") == 0.25
         await pilot.press("2")
         told = "✓ preset cpu-small · 4 values · 20 of 200 rows held out · P shows why · u undoes"
         await wait_for(pilot, lambda: told in " ".join(screen_text(app).replace("│", " ").split()))
         await pilot.press("u")
         assert value(app, "train.learning_rate") is None
         assert value(app, "data.eval_share") is None
+        assert value(app, "eval.every_epochs") is None
         assert value(app, "data.train") is not None
         # Taken back once, it does not come again.
         app.post_message(DatasetChosen(write_rows(tmp_path / "other.jsonl", 300)))

@@ -315,13 +315,8 @@ class ChatPane(Pane):
             stop = [(cancel, "stop")] if self.is_answering else []
             self.set_hints(["chat.write", *toggles, "chat.settings"], stop)
             return
-        words = [
-            "enter send",
-            "^n line break",
-            *(f"{key} {what}" for key, what in keys),
-            f"{cancel} {leave.partition(' ')[0][:-1]}",
-        ]
-        self.border_subtitle = Content("  ".join(words))
+        ending = (cancel, leave.partition(" ")[0][:-1])
+        self.show_hints([("enter", "send"), ending, ("^n", "line break"), *keys])
 
     def _key_while_writing(self, identity: str) -> str:
         """The key of an action that is no letter; its first key where all are."""

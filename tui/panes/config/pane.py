@@ -10,7 +10,6 @@ from typing import ClassVar
 from textual import events, on, work
 from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import BindingType
-from textual.content import Content
 
 from core.config.document import ConfigDocument
 from core.errors import UserError
@@ -92,10 +91,10 @@ class ConfigPane(Pane):
 
     def refresh_hints(self) -> None:
         """Show the most important keys in the lower border."""
-        first, last = ["config.edit", "config.search"], ["config.presets", "config.undo", "config.save"]
         others = "basic options" if self.filter.shows_expert else "all options"
-        expert = f"{self.keys['config.expert'].display} {others}"
-        self.border_subtitle = Content(f"{self.keys.hints(first)}  {expert}  {self.keys.hints(last)}")
+        names = ("edit", "search", "expert", "presets", "undo", "save")
+        keys = [self.keys[f"config.{name}"] for name in names]
+        self.show_hints([(key.display, others if key.id == "config.expert" else key.description) for key in keys])
 
     # Display.
 

@@ -477,7 +477,7 @@ class DataPane(Pane):
         else:
             self.set_title("1 Data", view.path.name, listed.title, f"{format_count(listed.total)} of {known}")
         columns = ["data.columns"] if isinstance(view.unknown, UnknownColumnsError) else []
-        self.set_hints([*columns, "data.tokens", "data.report", "data.filter", "data.search", "data.train"])
+        self.set_hints([*columns, "data.train", "data.tokens", "data.report", "data.filter", "data.search"])
         self._refresh_status()
 
     @on(DataRows.ProblemsSeen)

@@ -202,7 +202,7 @@ async def test_a_run_without_a_result_offers_none(home: Path) -> None:
     script.write_state(state="failed", reason="There is no model.")
     app = open_app()
     async with app.run_test(size=(80, 24)) as pilot:
-        await shown(pilot, "✗ failed", "There is no model.", "No step was done.", "r again with changes")
+        await shown(pilot, "✗ failed", "There is no model.", "No step was done.", "e again with changes")
         await pilot.press("x", "a", "ctrl+y")
         assert app.screen is app.main
         for text in ("copy path", "continue from there", "ask it"):
