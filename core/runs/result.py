@@ -87,7 +87,7 @@ def result_of(run: Run, state: RunState, history: RunHistory) -> RunResult:
         state=state.state,
         step=step,
         total_steps=state.total_steps,
-        seconds=history.worked_seconds,
+        seconds=history.working_seconds,
         energy_wh=history.energy_wh,
         reason="" if reason == ALL_DONE else reason,
         hint=end.hint if end is not None else "",

@@ -304,5 +304,5 @@ def test_work_is_counted_without_pauses_and_without_the_time_between_two_starts(
         events.GovernorEvent(t=5112, action="resume", cause="temperature"),
         events.FinishedEvent(t=5113, reason="", step=2),
     )
-    assert history.worked_seconds == 12 + 12 + 1
+    assert history.working_seconds == 12 + 12 + 1
     assert history.energy_wh == 2.5
