@@ -32,6 +32,7 @@ from core.runs.events import (
     StoppedEvent,
 )
 from core.runs.series import Series
+from core.runs.state import RunState
 from core.runs.store import Run
 from core.runs.tail import EventTail, last_events
 from core.runs.timings import Timings
@@ -52,7 +53,7 @@ NAMES = 32
 #: Newest steps that can be rolled back one by one.
 REWOUND_STEPS = 1 << 15
 _LONGEST_SECONDS = 3e9
-_TAIL_LIMIT = 16 << 20
+_TAIL_LIMIT, _EVAL_LIMIT = 16 << 20, 4 << 20
 #: Phases that recur within one start.
 _RECURRING = frozenset({"training", "evaluating", "saving"})
 
@@ -224,6 +225,11 @@ class RunHistory:
     def working_seconds(self) -> float:
         """Seconds of work over all starts; see :mod:`core.runs.working_time`."""
         return self._working_time.seconds
+
+    def end_reason(self, state: RunState) -> str:
+        """Why the run has ended, by its state or else by its last event; empty where all steps were done."""
+        reason = state.reason or (self.end.reason if self.end is not None else "")
+        return "" if reason == sentences.ALL_DONE else reason
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -429,6 +435,17 @@ def read_history(run: Run) -> RunHistory:
             history.apply(event)
     history.skipped = tail.skipped
     return history
+
+
+def last_evaluation(run: Run) -> EvalEvent | None:
+    """The last evaluation that a run has reported, searched from the end of its file; None if there is none.
+
+    At most the last 4 MB are searched.
+    """
+    for event in last_events(run.events_path, EvalEvent.type, _EVAL_LIMIT):
+        if isinstance(event, EvalEvent):
+            return event
+    return None
 
 
 def last_step(run: Run) -> StepEvent | None:

@@ -12,6 +12,7 @@ from textual.content import Content
 from textual.message import Message
 
 from core.errors import UserError
+from core.runs.names import slug_of
 from core.text import one_line
 from core.units import format_bytes, format_count, format_duration
 from tui.datasets.here import FoundFile, Here
@@ -144,9 +145,8 @@ def ways_to_begin(keys: KeyTable, here: Here, now: float, *, sample: str, sample
 
 
 def _tell_runs(here: Here, now: float) -> str:
-    name = one_line(here.last_run, 60)
     # Its time is told in words.
-    subject = name[16:] if name[:8].isdecimal() and name[8:9] == "-" and name[15:16] == "-" else name
+    subject = one_line(slug_of(here.last_run), 60)
     ago = format_duration(now - here.last_ended) if 0 < here.last_ended <= now else ""
     when = f" {ago} ago" if ago else ""
     return f"my {here.runs} run{'' if here.runs == 1 else 's'} · last: {subject}, {one_line(here.last_state, 20)}{when}"
