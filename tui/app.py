@@ -380,6 +380,11 @@ class LocaltuneApp(App[str]):
     def _data_requested(self, message: messages.DataRequested) -> None:
         self.configuration.open_data(message.path)
 
+    @on(messages.LengthsMeasured)
+    def _lengths_measured(self, message: messages.LengthsMeasured) -> None:
+        if (form := self.desktop.panes.config) is not None:
+            form.take_lengths(message.path, message.lengths)
+
     @on(messages.SurroundingsSeen)
     def _surroundings_seen(self, message: messages.SurroundingsSeen) -> None:
         panes = self.desktop.panes

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core import paths
+from core.analysis.lengths import Lengths
 from core.analysis.split import held_out_count
 from core.config.derived import sequences_per_row
 from core.config.schema import WEIGHT_METHODS, Config
@@ -16,7 +17,7 @@ from core.errors import UserError
 from core.memory.advice import Advice, advise
 from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
-from core.memory.rows import Rows
+from core.memory.rows import Rows, rows_of_lengths
 from core.models.architecture.architecture import Architecture
 from core.models.architecture.load import locate_model
 from core.models.architecture.sandboxed import load_architecture
@@ -52,6 +53,8 @@ class Forecast:
     plan: Plan
     advice: tuple[Advice, ...]
     estimate: Estimate | None
+    rows: Rows | None = None
+    """Lengths of the rows that it was made for; None for rows of ``train.max_length``."""
 
 
 def forecast(
@@ -83,7 +86,32 @@ def forecast(
         plan,
         advise(architecture, config, machine, rows, plan),
         None if pace is None else estimate(config, rows, pace, count),
+        rows,
     )
+
+
+def forecast_here(config: Config, lengths: Lengths | None, count: int | None, paces: PaceBook) -> Forecast:
+    """Forecast a configuration's run on this machine; asks the driver and reads headers, so call it from a thread.
+
+    Args:
+        config: Configuration of the run.
+        lengths: Lengths of its rows, as an analysis has measured them; None if unknown.
+        count: Number of rows trained on; None if unknown.
+        paces: Earlier runs.
+
+    Raises:
+        UserError: As :func:`forecast`.
+    """
+    rows = rows_of_lengths(lengths) if lengths is not None else None
+    return forecast(config, machine_for(config), rows, paces, count)
+
+
+def machine_for(config: Config) -> Machine:
+    """This machine, or one with a GPU of unknown memory for a configuration that needs a GPU and finds none."""
+    try:
+        return this_machine(config)
+    except UserError:
+        return Machine("cuda")
 
 
 def estimate(config: Config, rows: Rows | None, pace: Pace, count: int | None = None) -> Estimate | None:
