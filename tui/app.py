@@ -197,6 +197,8 @@ class LocaltuneApp(App[str]):
 
     def _display(self, screen: Screen[object], renderable: RenderableType | None) -> None:
         """Write an update of the screen: the cells that differ from what the terminal shows, and nothing if none do."""
+        # Textual has no other place between an update and its bytes. What it would not write must not be taken for
+        # written: these are its conditions, and it writes the cursor's place with every update.
         driver, update = self._driver, cast(object, renderable)
         is_written = self._running and not self._closed and not self._batch_count and not self.is_headless
         if is_written and isinstance(driver, TerminalDriver) and isinstance(update, CompositorUpdate):
