@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from pathlib import Path
 from core import paths
 from core.analysis.lengths import Lengths
 from core.analysis.split import held_out_count
-from core.config.derived import sequences_per_row
+from core.config.derived import sequences_per_row, step_count
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
 from core.memory.advice import Advice, advise
@@ -139,19 +138,6 @@ def estimate(config: Config, rows: Rows | None, pace: Pace, count: int | None = 
     tokens = steps * min(train.batch_size, kept.count) * kept.tokens / kept.count
     energy = pace.watt_hours_per_token
     return Estimate(tokens / pace.tokens_per_second, steps, None if energy is None else energy * tokens, pace.run)
-
-
-def step_count(config: Config, rows: int | None) -> int | None:
-    """Number of optimizer steps of a run; None if it depends on the rows and their number is unknown.
-
-    Args:
-        config: Configuration of the run.
-        rows: Number of rows trained on; None if unknown.
-    """
-    train = config.train
-    if train.max_steps is not None:
-        return train.max_steps
-    return math.ceil(train.epochs * math.ceil(rows / train.batch_size)) if rows else None
 
 
 def rough_seconds(config: Config, plan: Plan, steps: int, row_tokens: float) -> float:

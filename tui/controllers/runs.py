@@ -264,7 +264,7 @@ class Runs:
     def attached(self, message: RunAttached) -> None:
         """Show a run that has been read from its beginning."""
         from core.runs.catalog import read_model
-        from core.runs.eta import Schedule
+        from core.runs.schedule import Schedule
 
         before = self._state.view
         leftover = message.found and message.state.is_over

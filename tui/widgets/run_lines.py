@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from textual.content import Content
 
 from core.runs.activity import doing, eta_words, pending_words, progress_words, step_progress
-from core.runs.eta import Eta, Schedule, visit_seconds_left
+from core.runs.eta import Eta, visit_seconds_left
+from core.runs.schedule import Schedule
 from core.runs.sentences import phase_name
 from core.runs.series import Series
 from core.text import one_line

@@ -14,8 +14,9 @@ import tomli
 
 from core.runs import events
 from core.runs.activity import eta_words, pending_words, progress_words, step_progress
-from core.runs.eta import Eta, Schedule, estimate, visit_seconds_left
+from core.runs.eta import Eta, estimate, visit_seconds_left
 from core.runs.events import Event, FinishedEvent, PhaseEvent, StepEvent, StoppedEvent, decode_event
+from core.runs.schedule import Schedule
 from core.runs.state import RunState, StepProgress
 from core.runs.timings import RECENT_STEPS, Timings
 

@@ -27,8 +27,9 @@ def find_plan(config: Config, analysis: Analysis | None, used: int | None, paces
         used: The number of rows trained on; None where unknown.
         paces: Earlier runs.
     """
+    from core.config.derived import step_count
     from core.models.find import STARTER_NAME, find_model
-    from core.runs.forecast import forecast_here, rough_seconds, step_count
+    from core.runs.forecast import forecast_here, rough_seconds
 
     if find_model(config.model.base) is None:
         first = "not known: the model is made ready first" if config.model.base == STARTER_NAME else ""
