@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from core.runs.schedule import Schedule
-from core.runs.timings import PARTS, Timings, Visit
+from core.runs.timings import PARTS, EvaluationTiming, Timings
 
 #: Steps, and the share of a run's, after which its pace is known.
 KNOWN_STEPS, KNOWN_SHARE = 5, 0.1
@@ -61,15 +61,15 @@ def estimate(timings: Timings, schedule: Schedule, total_steps: int, now: float)
     each = _evaluation_seconds(timings, schedule)
     measured = timings.checkpoint_seconds
     checkpoint = CHECKPOINT_SECONDS if measured is None else measured
-    visit = timings.evaluation
+    current = timings.evaluation
     evaluations = _evaluations_left(timings, schedule, total_steps)
     checkpoints = _checkpoints_left(timings, schedule, total_steps)
     steps, evaluation = left * pace, evaluations * each
     saving = checkpoints * checkpoint + RESULT_SHARE * checkpoint
-    is_evaluation_next = visit is None and _is_evaluation_due(timings, schedule, total_steps)
+    is_evaluation_next = current is None and _is_evaluation_due(timings, schedule, total_steps)
     # What is under way has its elapsed time taken off, and is never less than done.
-    if visit is not None:
-        evaluation += _rest_of(visit, timings, each, now)
+    if current is not None:
+        evaluation += _rest_of(current, timings, each, now)
     elif timings.phase == "saving" or (not left and not is_evaluation_next):
         saving -= min(elapsed, saving if not evaluations else checkpoint)
     elif is_evaluation_next:
@@ -81,14 +81,14 @@ def estimate(timings: Timings, schedule: Schedule, total_steps: int, now: float)
     return Eta(steps, evaluation, saving, not known or is_unmeasured)
 
 
-def visit_seconds_left(timings: Timings, schedule: Schedule, now: float) -> float | None:
+def evaluation_seconds_left(timings: Timings, schedule: Schedule, now: float) -> float | None:
     """Seconds left of the evaluation under way; None where there is none, or it is too early to say."""
-    visit = timings.evaluation
-    if visit is None:
+    current = timings.evaluation
+    if current is None:
         return None
-    if timings.evaluation_seconds is None and not (visit.done and visit.total):
+    if timings.evaluation_seconds is None and not (current.done and current.total):
         return None
-    return _rest_of(visit, timings, _evaluation_seconds(timings, schedule), now)
+    return _rest_of(current, timings, _evaluation_seconds(timings, schedule), now)
 
 
 def _is_evaluation_due(timings: Timings, schedule: Schedule, total: int) -> bool:
@@ -146,17 +146,17 @@ def _evaluation_seconds(timings: Timings, schedule: Schedule) -> float:
     return loss + passes * decoding * DECODED_TOKENS * rate
 
 
-def _rest_of(visit: Visit, timings: Timings, each: float, now: float) -> float:
+def _rest_of(current: EvaluationTiming, timings: Timings, each: float, now: float) -> float:
     """Seconds left of an evaluation: as the last one took, else by how much is done of the part under way."""
-    elapsed = max(now - visit.began - visit.paused, 0.0)
+    elapsed = max(now - current.began - current.paused, 0.0)
     before = {} if timings.is_only_base_measured else timings.part_seconds
-    in_part = max(now - (visit.part_began or visit.began), 0.0)
-    if visit.part and before.get(visit.part):
-        later = sum(before.get(part, 0.0) for part in PARTS[PARTS.index(visit.part) + 1 :])
-        return later + max(before[visit.part] - in_part, 0.0)
+    in_part = max(now - (current.part_began or current.began), 0.0)
+    if current.part and before.get(current.part):
+        later = sum(before.get(part, 0.0) for part in PARTS[PARTS.index(current.part) + 1 :])
+        return later + max(before[current.part] - in_part, 0.0)
     if timings.evaluation_seconds is not None:
         return max(each - elapsed, 0.0)
-    if visit.done and visit.total:
-        at = max(visit.at - (visit.part_began or visit.began), 0.0)
-        return max(at * visit.total / visit.done - in_part, 0.0)
+    if current.done and current.total:
+        at = max(current.at - (current.part_began or current.began), 0.0)
+        return max(at * current.total / current.done - in_part, 0.0)
     return max(each - elapsed, 0.0)
