@@ -164,6 +164,9 @@ class ModelScreen(Overlay[str | Path | None]):
                     batch, begun = [], time.monotonic()
         except UserError as error:
             batch.append(UnreadPlace(Path(), str(error)))
+        except OSError as error:
+            # As where the working directory has been removed.
+            batch.append(UnreadPlace(Path(), f"The models on this machine cannot be listed: {error.strerror}."))
         self.post_message(_Found(batch))
         self.post_message(_Searched())
         config = valid_part(self._document)
