@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from core.analysis.lengths import measure_lengths
+from core.analysis.result import Analysis
 from core.config.document import ConfigDocument
 from core.errors import UserError
 from core.runs import pace
@@ -17,6 +19,7 @@ from tests.tui.config_panes import opened, type_value
 from tests.tui.harness import PaneApp, screen_lines, screen_text, wait_for
 from tui.panes.config.pane import ConfigPane
 from tui.panes.config.plan import plan_document
+from tui.screens.start.finding import find_plan
 from tui.widgets.charts.plan_bar import PlanBar, PlanView, draw_plan
 
 LLAMA = """{
@@ -43,7 +46,22 @@ def test_the_parts_make_up_the_total(tmp_path: Path) -> None:
     assert sum(size for _, size in view.parts) == view.total
     assert view.total > 5 << 30
     assert view.limit is not None
-    assert view.fits == (view.total <= view.limit) or view.fits
+    assert view.needed <= view.total
+    assert view.fits == (view.needed <= view.limit)
+
+
+def test_the_bar_and_the_start_card_say_the_same_of_rows_of_known_lengths(tmp_path: Path, private_home: Path) -> None:
+    made = document(tmp_path, str(model(tmp_path)), 'hardware.device = "cpu"\ntrain.max_length = 2048\n')
+    measured = measure_lengths([100] * 60, range(60), 6000, 3000)
+    analysis = Analysis((), 60, 60, {}, (), lengths=measured)
+    unknown, known = plan_document(made), plan_document(made, None, 60, measured)
+    assert unknown is not None
+    assert known is not None
+    assert "for rows of 2,048 tokens" in draw_plan(unknown, 100).plain
+    assert "for rows" not in draw_plan(known, 100).plain
+    assert known.needed < unknown.needed
+    assert find_plan(made.validate(), analysis, 60, PaceBook(())).needed == known.needed
+    assert find_plan(made.validate(), None, 60, PaceBook(())).needed == unknown.needed
 
 
 def test_a_gpu_that_is_not_here_is_planned_without_a_limit(tmp_path: Path) -> None:
