@@ -378,6 +378,11 @@ class LocaltuneApp(App[str]):
     def _dataset_chosen(self, message: messages.DatasetChosen) -> None:
         self.configuration.use_dataset(message)
 
+    @on(messages.RowsMeasured)
+    def _rows_measured(self, message: messages.RowsMeasured) -> None:
+        if (pane := self.desktop.panes.config) is not None:
+            pane.measured(message.path, message.lengths)
+
     @on(messages.DataRequested)
     def _data_requested(self, message: messages.DataRequested) -> None:
         self.configuration.open_data(message.path)

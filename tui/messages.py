@@ -11,6 +11,7 @@ from textual.events import Key
 from textual.message import Message
 
 if TYPE_CHECKING:
+    from core.analysis.lengths import Lengths
     from core.config.document import ConfigDocument
     from core.errors import UserError
     from core.hardware.snapshot import Device
@@ -30,6 +31,14 @@ class DatasetChosen(Message):
 
     path: Path
     use: Literal["train", "eval"] = "train"
+
+
+@dataclass
+class RowsMeasured(Message):
+    """Every row of a file has been looked at, with the tokens of the configuration in the app."""
+
+    path: Path
+    lengths: Lengths
 
 
 @dataclass

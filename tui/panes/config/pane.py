@@ -11,6 +11,7 @@ from textual import events, on, work
 from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import BindingType
 
+from core.analysis.lengths import Lengths
 from core.config.document import ConfigDocument
 from core.errors import UserError
 from core.presets.switch import apply_switch
@@ -94,7 +95,11 @@ class ConfigPane(Pane):
         others = "basic options" if self.filter.shows_expert else "all options"
         names = ("edit", "search", "expert", "presets", "undo", "save")
         keys = [self.keys[f"config.{name}"] for name in names]
-        self.show_hints([(key.display, others if key.id == "config.expert" else key.description) for key in keys])
+        hints = [(key.display, others if key.id == "config.expert" else key.description) for key in keys]
+        if self.filter.is_narrowed:
+            # Otherwise nothing tells that there are more.
+            hints.insert(0, (self.keys["config.back"].display, "show the rest"))
+        self.show_hints(hints)
 
     # Display.
 
@@ -410,6 +415,11 @@ class ConfigPane(Pane):
         self.look_around(anew=True)
         self._read_paces()
 
+    def measured(self, path: Path, lengths: Lengths) -> None:
+        """Plan with the lengths of the rows of a file, if that is the one that is trained on."""
+        self.known.measured(path, self.model.named_base, lengths)
+        self.refresh_fields()
+
     def refresh_plan(self) -> None:
         """Plan the configuration as it is now."""
         # A copy of the document: this one may be edited while it is planned.
@@ -459,6 +469,7 @@ class ConfigPane(Pane):
     def action_toggle_changed(self) -> None:
         """Show only the options that differ from the preset, the defaults or the last run, or all again."""
         self.filter.toggle_changed()
+        self.refresh_hints()
         if not self.filter.shows_changed:
             self.say("")
         elif count := len(self.form.shown):
@@ -475,11 +486,13 @@ class ConfigPane(Pane):
         answer = await self.ask_bar.ask("find", self.filter.term, placeholder=hint, changed=self.filter.search)
         if answer is None and not self.ask_bar.is_asking:
             self.action_back()
+        self.refresh_hints()
 
     def action_back(self) -> None:
         """Show all rows again after a search."""
         if self.filter.is_narrowed:
             self.filter.widen()
+            self.refresh_hints()
         self.say("")
 
     def action_next_problem(self) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from core.analysis.lengths import Lengths
 from core.config.document import ConfigDocument
 from core.errors import UserError
 from core.memory.plan import Machine
+from core.memory.rows import rows_of_lengths
 from core.models.find import find_model
 from core.runs.forecast import Estimate, forecast, this_machine
 from core.runs.pace import PaceBook
@@ -13,13 +15,19 @@ from core.units import format_duration
 from tui.widgets.charts.plan_bar import PlanView
 
 
-def plan_document(document: ConfigDocument, paces: PaceBook | None = None, count: int | None = None) -> PlanView | None:
+def plan_document(
+    document: ConfigDocument,
+    paces: PaceBook | None = None,
+    count: int | None = None,
+    lengths: Lengths | None = None,
+) -> PlanView | None:
     """Plan a configuration; asks the driver and reads headers, so call it from a thread.
 
     Args:
         document: The configuration.
         paces: Earlier runs, for the time estimate; None for no estimate.
         count: The number of rows, where it is known.
+        lengths: The lengths of the rows, where they are known; else each is taken to be as long as it may be.
 
     Returns:
         None while it has problems, which the form shows, or its model is not on this machine or declares no shape.
@@ -39,7 +47,8 @@ def plan_document(document: ConfigDocument, paces: PaceBook | None = None, count
     except UserError:
         # It needs a GPU that is not here: its memory can be estimated, free memory cannot be measured.
         machine = Machine("cuda")
-    found = forecast(config, machine, None, PaceBook(()) if paces is None else paces, count)
+    rows = rows_of_lengths(lengths) if lengths is not None else None
+    found = forecast(config, machine, rows, PaceBook(()) if paces is None else paces, count)
     return PlanView(
         [(part.name, part.bytes) for part in found.plan.parts if part.bytes],
         found.plan.total_bytes,
@@ -47,6 +56,7 @@ def plan_document(document: ConfigDocument, paces: PaceBook | None = None, count
         found.plan.fits,
         [advice.text for advice in found.advice],
         _time(found.estimate),
+        found.plan.needed_bytes,
     )
 
 

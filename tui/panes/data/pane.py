@@ -30,7 +30,7 @@ from tui.datasets.summary import counted, describe_filter, describe_progress, su
 from tui.datasets.tasks import open_dataset, paced
 from tui.datasets.view import DatasetView
 from tui.keys import bindings
-from tui.messages import DatasetChosen, FormRequested
+from tui.messages import DatasetChosen, FormRequested, RowsMeasured
 from tui.panes.base import Pane
 from tui.panes.data.filters import after_analysis, longest_row, next_kind, next_problem
 from tui.panes.data.finder import Finder
@@ -370,6 +370,8 @@ class DataPane(Pane):
 
         if not await self.session.analyze(job, report):
             return
+        if (view := self.view) is not None and view.analysis is not None and view.analysis.lengths is not None:
+            self.post_message(RowsMeasured(view.path, view.analysis.lengths))
         if (move := after_analysis(self.session)).relists:
             self._list(move.filter)
             self._say(move.said or "")

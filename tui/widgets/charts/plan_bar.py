@@ -37,6 +37,8 @@ class PlanView:
     fits: bool | None = None
     advice: Sequence[str] = ()
     time: str = ""
+    needed: int = 0
+    """Bytes that must be free: without those of files that are mapped; 0 where that is all."""
 
 
 #: A planner of a configuration, called in a thread; None where there is no plan for it.
@@ -137,5 +139,5 @@ def _verdict(plan: PlanView, width: int) -> Content:
     free = f" of {format_bytes(plan.limit)} free" if plan.limit is not None else ""
     word, style = {True: ("✓ fits", "$ok"), False: ("✗ does not fit", "$limit bold"), None: ("", "")}[plan.fits]
     return Content.assemble(
-        (fit(f"{format_bytes(plan.total)}{free}", width - 16).rstrip(), "bold"), "  ", (word, style)
+        (fit(f"{format_bytes(plan.needed or plan.total)}{free}", width - 16).rstrip(), "bold"), "  ", (word, style)
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from core.analysis.lengths import measure_lengths
 from core.config.document import ConfigDocument
 from core.errors import UserError
 from core.runs import pace
@@ -15,6 +16,8 @@ from core.runs.store import Run, list_runs
 from tests.core.runs.test_pace import record, step
 from tests.tui.config_panes import opened, type_value
 from tests.tui.harness import PaneApp, screen_lines, screen_text, wait_for
+from tui.panes.config.facts import FactsFinder
+from tui.panes.config.model import ConfigModel
 from tui.panes.config.pane import ConfigPane
 from tui.panes.config.plan import plan_document
 from tui.widgets.charts.plan_bar import PlanBar, PlanView, draw_plan
@@ -58,6 +61,30 @@ def test_what_cannot_be_planned_yet_has_no_plan(tmp_path: Path) -> None:
     (tmp_path / "tokenizer").mkdir()
     assert plan_document(document(tmp_path, str(tmp_path / "tokenizer"))) is None
     assert plan_document(document(tmp_path, str(model(tmp_path)), "train.epochs = -1\n")) is None
+
+
+def test_rows_of_known_lengths_take_less_than_the_longest_that_may_be(tmp_path: Path) -> None:
+    made = document(tmp_path, str(model(tmp_path)), 'hardware.device = "cpu"\ntrain.max_length = 2048\n')
+    guessed = plan_document(made, None, 200)
+    lengths = measure_lengths([60] * 200, list(range(200)), 12_000, 4_000)
+    planned = plan_document(made, None, 200, lengths)
+    assert guessed is not None
+    assert planned is not None
+    assert planned.total < guessed.total
+    assert 0 < planned.needed <= planned.total
+
+
+def test_lengths_count_for_their_file_and_model_alone(tmp_path: Path) -> None:
+    made = document(tmp_path, "one")
+    known, edited = FactsFinder(), ConfigModel(made)
+    lengths = measure_lengths([60] * 2, [0, 1], 120, 40)
+    assert lengths is not None
+    known.measured(tmp_path / "rows.jsonl", edited.named_base, lengths)
+    known.facts_for(edited)
+    assert known._planned_lengths is lengths
+    made.set("model.base", "another")
+    known.facts_for(edited)
+    assert known._planned_lengths is None
 
 
 def test_a_model_of_an_unknown_shape_is_said(tmp_path: Path) -> None:
