@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from core.config.document import ConfigDocument
 from core.errors import UserError
-from core.memory.plan import Machine
+from core.memory.plan import RECLAIMABLE, Machine
 from core.models.find import find_model
 from core.runs.forecast import Estimate, forecast, this_machine
 from core.runs.pace import PaceBook
 from core.text import one_line
-from core.units import format_duration
+from core.units import format_count, format_duration
+from tui.datasets.summary import counted
 from tui.widgets.charts.plan_bar import PlanView
 
 
@@ -40,13 +41,15 @@ def plan_document(document: ConfigDocument, paces: PaceBook | None = None, count
         # It needs a GPU that is not here: its memory can be estimated, free memory cannot be measured.
         machine = Machine("cuda")
     found = forecast(config, machine, None, PaceBook(()) if paces is None else paces, count)
+    batch = found.plan.micro_batch
     return PlanView(
-        [(part.name, part.bytes) for part in found.plan.parts if part.bytes],
-        found.plan.total_bytes,
+        [(part.name, part.bytes) for part in found.plan.parts if part.bytes and part.name not in RECLAIMABLE],
+        found.plan.needed_bytes,
         found.plan.limit_bytes,
         found.plan.fits,
         [advice.text for advice in found.advice],
         _time(found.estimate),
+        f"{counted(batch.rows, 'row')} of {format_count(batch.length)} tokens at once",
     )
 
 
